@@ -1,0 +1,31 @@
+"""Where a server listens: the parsed form of a `proxy` URL. Pure values; nothing is resolved or connected."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class Endpoint:
+    """A base URL taken apart.
+
+    `scheme` is "http" or "https", `host` without brackets, `path` without its trailing slash ("" for none),
+    `query` without "?" (the target's own query, put before the request's).
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+    query: str = ""
+
+    @property
+    def authority(self) -> str:
+        """host[:port] as a Host header wants it: brackets around IPv6, the default port left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = 443 if self.scheme == "https" else 80
+        return host if self.port == default else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}"

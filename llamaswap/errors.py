@@ -1,0 +1,242 @@
+"""Every failure we raise on purpose.
+
+Classes carry fields, not formatted text for one audience: `web/errors.py` turns them into statuses and
+bodies, the log turns them into lines. Nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import field, frozen
+
+
+class LlamaswapError(Exception):
+    """Base of everything below; `str()` is a sentence an operator can act on."""
+
+
+# -- configuration -----------------------------------------------------------------------------------------
+
+
+@frozen
+class Problem:
+    """One thing wrong (or odd) in a configuration.
+
+    `path` is dotted (`models.owl.ttl`), `file` and `line` (1-based) are None where unknown, `hint` says the
+    way out and may be empty.
+    """
+
+    message: str
+    path: str = ""
+    file: str | None = None
+    line: int | None = None
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        lead = f"{place}: " if place else ""
+        where = f"{self.path}: " if self.path and self.path not in self.message else ""
+        tail = f" ({self.hint})" if self.hint else ""
+        return f"{lead}{where}{self.message}{tail}"
+
+
+class ConfigError(LlamaswapError):
+    """The configuration cannot be used as a whole. Mend the named place; a running service keeps its old one."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+# -- asking for a model ------------------------------------------------------------------------------------
+
+
+class RequestError(LlamaswapError):
+    """A request for a model ended before any byte of an answer."""
+
+
+@frozen
+class NoModelNamed(RequestError):
+    """The request names no model. Put `model` into the body, form or query."""
+
+    def __str__(self) -> str:
+        return "no model id could be identified"
+
+
+@frozen
+class UnknownModel(RequestError):
+    """No local model, alias or peer has this name. See /v1/models for those that exist."""
+
+    model: str
+
+    def __str__(self) -> str:
+        return "no router for requested model"
+
+
+@frozen
+class TooManyRequests(RequestError):
+    """The model's explicit `concurrencyLimit` is used up. Raise it, or retry after `retry_after` seconds."""
+
+    model: str
+    limit: int
+    retry_after: int = 1
+
+    def __str__(self) -> str:
+        return "Too many requests"
+
+
+@frozen
+class QueueFull(RequestError):
+    """More requests wait for this model than its queue holds. Retry after `retry_after` seconds."""
+
+    model: str
+    bound: int
+    retry_after: int = 1
+
+    def __str__(self) -> str:
+        return f"Too many requests: {self.bound} already wait for {self.model}"
+
+
+@frozen
+class NoTarget(RequestError):
+    """A selector has no target it could choose now."""
+
+    selector: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@frozen
+class ModelUnloaded(RequestError):
+    """The model was unloaded while the request waited for it. Ask again to load it."""
+
+    model: str
+
+    def __str__(self) -> str:
+        return "unspecific error: model unloaded"
+
+
+@frozen
+class ShuttingDown(RequestError):
+    """The service is ending; nothing new is started."""
+
+    what: str = "llamaswap"
+
+    def __str__(self) -> str:
+        return f"unspecific error: {self.what} is shutting down"
+
+
+@frozen
+class StartFailed(RequestError):
+    """The model's server did not become ready. `log_tail` holds its last lines: the reason is usually there.
+
+    `cause` is the field's wording ("upstream command exited prematurely", "health check timed out after
+    2m0s"), `exit_status` the child's (negative: signal), None where it did not exit.
+    """
+
+    model: str
+    cause: str
+    exit_status: int | None = None
+    log_tail: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"unspecific error: {self.cause}"
+
+
+@frozen
+class NotReady(RequestError):
+    """The model would have to be loaded and this request may not do that (ignored path or websocket)."""
+
+    model: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@frozen
+class ServerVanished(RequestError):
+    """The model's server went away between the grant and the first byte."""
+
+    model: str
+
+    def __str__(self) -> str:
+        return f"[{self.model}] process is not ready"
+
+
+# -- talking to a server -----------------------------------------------------------------------------------
+
+
+@frozen
+class UpstreamUnreachable(RequestError):
+    """No connection, or it died before the first byte of an answer. `sent` False: nothing was sent, retry freely."""
+
+    where: str
+    cause: str
+    sent: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.cause}"
+
+
+@frozen
+class UpstreamTruncated(LlamaswapError):
+    """The server's answer ended before its end: what the client has is incomplete and must be seen as such."""
+
+    where: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: answer cut short: {self.cause}"
+
+
+@frozen
+class BadUpstream(RequestError):
+    """The server answered with something that is not HTTP, or upgraded to a protocol nobody asked for."""
+
+    where: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.cause}"
+
+
+# -- talking to a client -----------------------------------------------------------------------------------
+
+
+@frozen
+class ClientGone(LlamaswapError):
+    """The client left; there is nobody to tell."""
+
+    def __str__(self) -> str:
+        return "client disconnected"
+
+
+@frozen
+class Cancelled(LlamaswapError):
+    """An operator cancelled the request through the API; its client is still there."""
+
+    def __str__(self) -> str:
+        return "request cancelled"
+
+
+@frozen
+class BadRequest(RequestError):
+    """The request cannot be understood or rewritten. `message` names what and where."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@frozen
+class BodyTooLarge(RequestError):
+    """The body is larger than we are willing to hold. `bound` is in bytes."""
+
+    bound: int
+
+    def __str__(self) -> str:
+        return f"request body is larger than {self.bound} bytes"

@@ -1,0 +1,154 @@
+"""One request and its answer, as the relay sees them: a head, a body that may still be coming, and a sink.
+
+Both doors build these: the front door from the listening socket's bytes, the Klein door from a twisted.web
+request. Nothing here knows which one it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer, ITransport
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@frozen
+class RequestHead:
+    """A request's first lines. `target` is the raw request target (path?query), never decoded.
+
+    `headers` keep order, case and repetition as received.
+    """
+
+    method: bytes
+    target: bytes
+    headers: Headers
+    version: tuple[int, int] = (1, 1)
+
+    @property
+    def path(self) -> bytes:
+        """The raw path, without the query."""
+        return self.target.partition(b"?")[0]
+
+    @property
+    def query(self) -> bytes:
+        """The raw query, without the question mark; empty when absent."""
+        return self.target.partition(b"?")[2]
+
+    def first(self, name: bytes) -> bytes | None:
+        """The first value of a header (`name` in lower case), or None."""
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value
+        return None
+
+
+class BodyConsumer(Protocol):
+    """Takes a request body's bytes as they come."""
+
+    def body_data(self, data: bytes) -> None:
+        """Some bytes (never empty, never framing)."""
+
+    def body_ended(self) -> None:
+        """The body is complete."""
+
+    def body_lost(self) -> None:
+        """The client left before the end."""
+
+
+class BodySource(Protocol):
+    """A request body: still arriving, held in memory or spooled; readable again while `replayable`."""
+
+    @property
+    def length(self) -> int | None:
+        """Total bytes (0: no body); None when unknown until its end (chunked, still arriving)."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether `start` may be called once more from the first byte."""
+
+    def hold(self, limit: int) -> Deferred[bytes]:
+        """The whole body in memory; BodyTooLarge beyond `limit` bytes, ClientGone when it never came."""
+
+    def start(self, consumer: BodyConsumer) -> IPushProducer:
+        """Feed the consumer from the first byte; the producer pauses and resumes the source (back-pressure)."""
+
+    def close(self) -> None:
+        """Forget everything held or spooled, stop a running `start`. Idempotent."""
+
+
+class ResponseSink(Protocol):
+    """Where the answer goes. One of the two: `head` .. `write`* .. `finish`, or `upgrade`; `abort` at any time."""
+
+    @property
+    def started(self) -> bool:
+        """Whether a head has gone out: from then on errors can only abort."""
+
+    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool) -> None:
+        """Send the head.
+
+        With `raw` the writes carry the body's framing themselves, as the headers announce it
+        (Content-Length, chunked, or until close); without it the sink frames what it is given.
+        """
+
+    def write(self, data: bytes) -> None:
+        """Some body bytes, sent at once."""
+
+    def finish(self) -> None:
+        """The answer is complete."""
+
+    def abort(self) -> None:
+        """Cut the connection so that the client sees a truncation. Idempotent."""
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        """Pause and resume this producer as the client's socket fills and drains."""
+
+    def unregister_producer(self) -> None:
+        """The producer is done; resume nothing any more."""
+
+    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+        """Send a 101 head verbatim and hand over the client's transport for a byte tunnel."""
+
+
+@define(eq=False)
+class Exchange:
+    """A request under way. `peer` is the client's socket address, `arrived` the clock's seconds at its head."""
+
+    head: RequestHead
+    body: BodySource
+    sink: ResponseSink
+    peer: str
+    arrived: float
+    secure: bool = False
+    _gone: bool = field(default=False, init=False)
+    _watchers: list[Callable[[], None]] = field(factory=list, init=False)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._gone
+
+    def on_gone(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back once when the client leaves (at once if it has); returns the canceller (idempotent)."""
+        if self._gone:
+            callback()
+            return lambda: None
+        self._watchers.append(callback)
+
+        def cancel() -> None:
+            if callback in self._watchers:
+                self._watchers.remove(callback)
+
+        return cancel
+
+    def client_left(self) -> None:
+        """The door says: the client's connection is lost. Only the first call counts."""
+        if self._gone:
+            return
+        self._gone = True
+        watchers, self._watchers = self._watchers, []
+        for callback in watchers:
+            callback()

@@ -1,0 +1,112 @@
+"""What the scheduler may ask for, as values. It decides and returns these; the router performs them.
+
+The scheduler itself calls nothing, reads no clock and starts no timer: times come in as arguments (`now`,
+seconds on any monotonic scale), deadlines go out as `ArmIdle` and `ArmPatience`.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from llamaswap.errors import LlamaswapError
+
+
+@frozen
+class Ticket:
+    """One request's place in the scheduler's books, from `requested` to `served` or `cancelled`.
+
+    `number` is unique and rises in arrival order; `since` is the arrival time in seconds.
+    """
+
+    number: int
+    model: str
+    since: float
+    priority: int = 0
+
+
+@frozen
+class Admit:
+    """The request will be served or told otherwise later: its caller may begin to wait (and show a loading state)."""
+
+    ticket: Ticket
+
+
+@frozen
+class Refuse:
+    """The request ends here with `error`; its ticket is gone."""
+
+    ticket: Ticket
+    error: LlamaswapError
+
+
+@frozen
+class Grant:
+    """The model is ready and counts this request as in flight until `served` is told."""
+
+    ticket: Ticket
+
+
+@frozen
+class Place:
+    """The request now stands at `position` (1-based) in the queue."""
+
+    ticket: Ticket
+    position: int
+
+
+@frozen
+class Swap:
+    """Stop `evict` (all in parallel), then make `model` ready, then tell `swap_finished(generation, error)`."""
+
+    generation: int
+    model: str
+    evict: tuple[str, ...]
+    reason: str
+
+
+@frozen
+class AbandonSwap:
+    """Nobody waits for this swap any more and something else wants its room: abort it."""
+
+    generation: int
+    model: str
+
+
+@frozen
+class Stop:
+    """Stop these models (all in parallel); each one's `exited` comes back when it is gone. `why`: unload, idle."""
+
+    models: tuple[str, ...]
+    why: str
+
+
+@frozen
+class ArmIdle:
+    """Tell `idle_expired(model)` after `seconds`, unless disarmed or armed anew before."""
+
+    model: str
+    seconds: float
+
+
+@frozen
+class DisarmIdle:
+    """Forget the idle timer of this model."""
+
+    model: str
+
+
+@frozen
+class ArmPatience:
+    """Call `patience_expired()` after `seconds` (replaces an earlier one): somebody has waited long enough by then."""
+
+    seconds: float
+
+
+@frozen
+class DisarmPatience:
+    """Nobody waits behind a ready model any more."""
+
+
+Effect = (
+    Admit | Refuse | Grant | Place | Swap | AbandonSwap | Stop | ArmIdle | DisarmIdle | ArmPatience | DisarmPatience
+)
