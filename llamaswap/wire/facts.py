@@ -1,0 +1,71 @@
+"""What is known about one request under way, and who may watch it.
+
+The pipeline writes these facts, the observers (in-flight list, activity, captures) read them. It must not
+know who the observers are: a watcher is anything with `open`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from attrs import define, field
+
+# complete: the whole answer went out · refused: the proxy answered with an error of its own · truncated: the
+# server's answer broke off after its head · gone: the client left · cancelled: an operator ended it.
+Ending = Literal["complete", "refused", "truncated", "gone", "cancelled"]
+
+
+@define(eq=False)
+class RequestFacts:
+    """One request, from the moment its model is known to the end of its answer.
+
+    `id` is a decimal, rising with every request. `path` is the path as received (the remainder for /upstream),
+    `stored_path` the one after a leading /v or /audioapi is taken off. `model` is the resolved id, `requested` the
+    name asked for after profile and selector. `headers` are the client's, as received. `started` is in
+    the clock's seconds, `timestamp` in seconds since the epoch. `tracked` says whether it belongs into the in-flight
+    list, `metered` whether into activity and captures. `cancel` ends the request; idempotent.
+
+    `body` (the bytes after the filters, None where they were not held in memory) and `metadata` grow while the
+    request moves on: read them when the request is over.
+    """
+
+    id: str
+    method: str
+    path: str
+    stored_path: str
+    model: str
+    requested: str
+    headers: Sequence[tuple[bytes, bytes]]
+    remote_ip: str
+    started: float
+    timestamp: float
+    streaming: bool
+    tracked: bool
+    metered: bool
+    cancel: Callable[[], None] = field(repr=False)
+    metadata: dict[str, str] = field(factory=dict)
+    body: bytes | None = field(default=None, repr=False)
+
+
+class Scope(Protocol):
+    """Watches one request. Every call must be cheap: they stand between the server's bytes and the client."""
+
+    def metadata_changed(self) -> None:
+        """`facts.metadata` has a new entry."""
+
+    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """The answer's head as the client sees it; at most once."""
+
+    def data(self, data: bytes) -> None:
+        """Some bytes of the answer's body, without framing. They may still be content-encoded."""
+
+    def closed(self, ending: Ending, error: Exception | None) -> None:
+        """The request is over; exactly once, also when no head was ever sent."""
+
+
+class ScopeFactory(Protocol):
+    """Opens a scope for each request that it wants to see."""
+
+    def open(self, facts: RequestFacts) -> Scope | None:
+        """A scope for this request, or None where it is none of this factory's business."""
