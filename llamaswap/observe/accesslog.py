@@ -1,0 +1,87 @@
+"""The access log: one line a request on the proxy log, after the response ended.
+
+Knows the line's shape and whose address counts as the client's; must not know where lines go.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from llamaswap.observe.lines import LogLines
+
+# Polled by health checks and dashboards: a line each would bury everything else.
+SILENT = ("/wol-health", "/api/performance", "/metrics")
+
+
+def go_duration(seconds: float) -> str:
+    """Seconds as `1.23ms`, `4.5s`, `1m2s`, `1h0m0s`: the form readers of this log know; exact to a microsecond."""
+    micros = round(seconds * 1_000_000)
+    sign = "-" if micros < 0 else ""
+    micros = abs(micros)
+    if micros == 0:
+        return "0s"
+    if micros < 1_000:
+        return f"{sign}{micros}µs"
+    if micros < 1_000_000:
+        return f"{sign}{_decimal(micros, 1_000)}ms"
+    minutes, rest = divmod(micros, 60_000_000)
+    hours, minutes = divmod(minutes, 60)
+    lead = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{sign}{lead}{_decimal(rest, 1_000_000)}s"
+
+
+def _decimal(value: int, unit: int) -> str:
+    whole, fraction = divmod(value, unit)
+    digits = str(fraction).rjust(len(str(unit)) - 1, "0").rstrip("0")
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
+def client_ip(forwarded_for: bytes | None, real_ip: bytes | None, peer: str) -> str:
+    """The first X-Forwarded-For item, else X-Real-IP, else the socket's host."""
+    if forwarded_for:
+        first = forwarded_for.split(b",", 1)[0].strip()
+        if first:
+            return first.decode("latin-1")
+    if real_ip and real_ip.strip():
+        return real_ip.strip().decode("latin-1")
+    return peer
+
+
+def _printable(raw: bytes) -> str:
+    """Header text that cannot forge a second line or colour the terminal."""
+    text = raw.decode("utf-8", "replace")
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+@frozen
+class Served:
+    """What the line tells. `path` as received without the query, `sent` the body's bytes, `seconds` the whole time."""
+
+    ip: str
+    method: bytes
+    path: bytes
+    protocol: str
+    status: int
+    sent: int
+    user_agent: bytes
+    seconds: float
+
+
+@frozen
+class AccessLog:
+    """Writes a `Served` as an info line, unless its path is a poller's."""
+
+    lines: LogLines
+
+    def served(self, request: Served) -> None:
+        """The response to this request ended."""
+        path = _printable(request.path)
+        if path.startswith(SILENT) or not self.lines.wants("info"):
+            return
+        self.lines.line(
+            "info",
+            f'Request {_printable(request.ip.encode())} "{_printable(request.method)} {path} {request.protocol}" '
+            f'{request.status} {request.sent} "{_printable(request.user_agent)}" {go_duration(request.seconds)}',
+        )

@@ -1,0 +1,53 @@
+"""The access log."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.accesslog import AccessLog, Served, client_ip, go_duration
+from llamaswap.observe.lines import LogLines
+
+
+class TestGoDuration(SynchronousTestCase):
+    def test_the_unit_follows_the_size(self):
+        cases = {
+            0: "0s",
+            0.000001: "1µs",
+            0.00123: "1.23ms",
+            0.5: "500ms",
+            1: "1s",
+            1.05: "1.05s",
+            60: "1m0s",
+            62.5: "1m2.5s",
+            3600: "1h0m0s",
+            -0.002: "-2ms",
+        }
+        self.assertEqual({seconds: go_duration(seconds) for seconds in cases}, cases)
+
+
+class TestClientAddress(SynchronousTestCase):
+    def test_forwarded_first_then_real_ip_then_the_socket(self):
+        self.assertEqual(client_ip(b" 1.2.3.4 , 5.6.7.8", b"9.9.9.9", "127.0.0.1"), "1.2.3.4")
+        self.assertEqual(client_ip(b"", b" 9.9.9.9 ", "127.0.0.1"), "9.9.9.9")
+        self.assertEqual(client_ip(None, None, "127.0.0.1"), "127.0.0.1")
+
+
+class TestAccessLog(SynchronousTestCase):
+    def line(self, path=b"/v1/models", agent=b"curl/8", level="info"):
+        out = []
+        access = AccessLog(LogLines(out.append, wall=lambda: 0.0, level=level))
+        access.served(Served("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
+        return b"".join(out).decode()
+
+    def test_the_line(self):
+        self.assertEqual(self.line(), '[INFO] Request 10.0.0.1 "GET /v1/models HTTP/1.1" 200 12 "curl/8" 1.23ms\n')
+
+    def test_pollers_leave_no_line(self):
+        for path in (b"/wol-health", b"/api/performance", b"/metrics"):
+            self.assertEqual(self.line(path=path), "")
+
+    def test_no_line_when_info_is_filtered(self):
+        self.assertEqual(self.line(level="warn"), "")
+
+    def test_a_header_cannot_forge_a_line(self):
+        line = self.line(agent=b"x\n[INFO] forged\x1b[0m")
+        self.assertIn('"x\\n[INFO] forged\\x1b[0m"', line)
+        self.assertEqual(line.count("\n"), 1)

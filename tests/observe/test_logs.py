@@ -1,0 +1,138 @@
+"""Monitors, their readers and the book that wires them."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.logs import HISTORY, LogBook, Monitor, Ring
+
+
+class TestRing(SynchronousTestCase):
+    def test_keeps_exactly_the_last_capacity_bytes(self):
+        """http T160"""
+        ring = Ring()
+        data = bytes(i % 251 for i in range(150_000))
+        for start in range(0, len(data), 777):
+            ring.add(data[start : start + 777])
+        self.assertEqual(ring.content(), data[-HISTORY:])
+
+    def test_one_write_larger_than_the_ring_leaves_its_end(self):
+        ring = Ring(10)
+        ring.add(b"abc")
+        ring.add(b"0123456789xyz")
+        self.assertEqual(ring.content(), b"3456789xyz")
+
+    def test_cleared_ring_is_empty(self):
+        ring = Ring(10)
+        ring.add(b"abc")
+        ring.clear()
+        self.assertEqual(ring.content(), b"")
+
+    def test_memory_stays_bounded(self):
+        ring = Ring(100)
+        for _ in range(10_000):
+            ring.add(b"x")
+        self.assertLessEqual(len(ring._buffer), 150)
+
+
+class TestMonitor(SynchronousTestCase):
+    def test_readers_get_later_writes_only(self):
+        monitor = Monitor("m")
+        monitor.write(b"before")
+        got = []
+        reader = monitor.subscribe(got.append)
+        monitor.write(b"one")
+        reader.close()
+        reader.close()
+        monitor.write(b"two")
+        self.assertEqual((got, monitor.readers), ([b"one"], 0))
+        self.assertEqual(monitor.history(), b"beforeonetwo")
+
+    def test_empty_writes_are_not_news(self):
+        monitor = Monitor("m")
+        got = []
+        monitor.subscribe(got.append)
+        monitor.write(b"")
+        self.assertEqual(got, [])
+
+    def test_a_paused_reader_gets_what_waited_and_is_told_what_is_missing(self):
+        monitor = Monitor("m")
+        got = []
+        reader = monitor.subscribe(got.append, bound=10)
+        reader.pauseProducing()
+        for chunk in (b"12345", b"67890", b"lost", b"x"):
+            monitor.write(chunk)
+        self.assertEqual(got, [])
+        reader.resumeProducing()
+        monitor.write(b"after")
+        self.assertEqual(got, [b"1234567890" + "\n\u2014 5 bytes dropped \u2014\n".encode(), b"after"])
+        self.assertEqual(reader.dropped, 5)
+
+    def test_a_closed_paused_reader_gets_nothing_more(self):
+        monitor = Monitor("m")
+        got = []
+        reader = monitor.subscribe(got.append)
+        reader.pauseProducing()
+        monitor.write(b"x")
+        reader.stopProducing()
+        reader.resumeProducing()
+        self.assertEqual(got, [])
+
+    def test_a_failing_reader_is_dropped_and_the_others_go_on(self):
+        monitor = Monitor("m")
+        got = []
+
+        def bad(data):
+            raise RuntimeError("reader broke")
+
+        monitor.subscribe(bad)
+        monitor.subscribe(got.append)
+        monitor.write(b"x")
+        self.assertEqual((got, monitor.readers), ([b"x"], 1))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_readers_may_leave_while_being_told(self):
+        monitor = Monitor("m")
+        got = []
+        readers = []
+        readers.append(monitor.subscribe(lambda data: [reader.close() for reader in readers]))
+        readers.append(monitor.subscribe(got.append))
+        monitor.write(b"x")
+        self.assertEqual((got, monitor.readers), ([], 0))
+
+
+class TestLogBook(SynchronousTestCase):
+    def book(self, to_stdout):
+        out = []
+        book = LogBook(to_stdout=to_stdout, stdout=out.append)
+        book.proxy.write(b"P")
+        book.model("m").write(b"U")
+        return book, b"".join(out)
+
+    def test_proxy_is_what_stdout_and_the_combined_history_get_by_default(self):
+        book, out = self.book("proxy")
+        self.assertEqual((book.combined.history(), out), (b"P", b"P"))
+
+    def test_upstream_choice_keeps_proxy_lines_out_of_the_combined_log_only(self):
+        """http T161"""
+        book, out = self.book("upstream")
+        self.assertEqual((book.combined.history(), out, book.proxy.history()), (b"U", b"U", b"P"))
+
+    def test_both_and_none(self):
+        book, out = self.book("both")
+        self.assertEqual((book.combined.history(), out), (b"PU", b"PU"))
+        book, out = self.book("none")
+        self.assertEqual((book.combined.history(), out), (b"", b""))
+        self.assertEqual((book.proxy.history(), book.upstream.history()), (b"P", b"U"))
+
+    def test_model_logs_are_made_on_demand_and_stay(self):
+        book = LogBook()
+        book.writer("a/b")(b"x")
+        self.assertEqual(book.model("a/b").history(), b"x")
+        self.assertEqual(book.known(), ["a/b"])
+
+    def test_a_reload_forgets_logs_of_removed_models_nobody_reads(self):
+        book = LogBook()
+        for name in ("kept", "gone", "read"):
+            book.model(name)
+        book.model("read").subscribe(lambda data: None)
+        book.retain(["kept"])
+        self.assertEqual(book.known(), ["kept", "read"])
