@@ -1,0 +1,28 @@
+"""The built-in demo: tiny model servers that need nothing but Python, and the configuration that swaps them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def real_inference_present() -> bool:
+    """Whether the packages of the extra `llamaswap[llamacpp]` are installed."""
+    return all(find_spec(name) is not None for name in ("xllamacpp", "gguf", "numpy"))
+
+
+def demo_config(python: str = sys.executable, *, real: bool | None = None, models: str | None = None) -> str:
+    """The demo's configuration text.
+
+    Its servers run on the interpreter `python` (a path). With `real` (None: when installed) two llama.cpp models
+    are added that are generated on first use into the folder `models` (None: the system's temporary one).
+    """
+    text = (HERE / "demo.yaml").read_text(encoding="utf-8")
+    if real if real is not None else real_inference_present():
+        text += (HERE / "llamacpp.yaml").read_text(encoding="utf-8")
+    folder = models if models is not None else str(Path(tempfile.gettempdir()) / "llamaswap-demo")
+    return text.replace("PYTHON", python).replace("FOLDER", str(HERE)).replace("MODELS", folder)
