@@ -1,0 +1,161 @@
+"""Everything that must hold, in one command: `python -m tests [STEP ...]`.
+
+Steps: lint, types, unit, live, packaging, ui. Without arguments all of them run. The last line reads
+`N passed, N failed, N skipped`; a step that is no test suite (lint, types, packaging checks) counts as one.
+The exit status is 0 when nothing failed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HERE = ROOT / "tests"
+
+
+class Tally:
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def check(self, name, ok, detail=""):
+        print(f"{'ok  ' if ok else 'FAIL'} {name}{': ' + detail if detail else ''}", flush=True)
+        if ok:
+            self.passed += 1
+        else:
+            self.failed += 1
+
+    def skip(self, name, why):
+        print(f"skip {name}: {why}", flush=True)
+        self.skipped += 1
+
+
+def run(words, **more):
+    print("$ " + " ".join(str(word) for word in words), flush=True)
+    return subprocess.run([str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, **more)
+
+
+def module_present(name):
+    return subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, cwd=ROOT).returncode == 0
+
+
+def lint(tally):
+    if not module_present("ruff"):
+        tally.skip("lint", "ruff is not installed (extra: dev)")
+        return
+    tally.check("ruff check", run([sys.executable, "-m", "ruff", "check", "."]).returncode == 0)
+    tally.check("ruff format", run([sys.executable, "-m", "ruff", "format", "--check", "."]).returncode == 0)
+
+
+def types(tally):
+    if not module_present("mypy"):
+        tally.skip("types", "mypy is not installed (extra: dev)")
+        return
+    tally.check("mypy --strict", run([sys.executable, "-m", "mypy", "llamaswap"]).returncode == 0)
+
+
+def trial(tally, name, targets, jobs=0):
+    """Run trial, count what it says in its closing line."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [sys.executable, "-m", "twisted.trial", f"--temp-directory={scratch}/trial"]
+        words += [f"-j{jobs}"] if jobs else []
+        words += ["--reporter=bwverbose" if not jobs else "--reporter=text", *targets]
+        done = run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    text = done.stdout
+    closing = re.findall(r"^(PASSED|FAILED)(?: \((.*)\))?$", text, re.MULTILINE)
+    counts = dict(re.findall(r"(\w+)=(\d+)", closing[-1][1])) if closing else {}
+    good = int(counts.get("successes", 0)) + int(counts.get("expectedFailures", 0))
+    bad = int(counts.get("failures", 0)) + int(counts.get("errors", 0)) + int(counts.get("unexpectedSuccesses", 0))
+    tally.passed += good
+    tally.skipped += int(counts.get("skips", 0))
+    if done.returncode != 0 or not closing:
+        bad = max(bad, 1)
+        print(text[-20000:])
+    else:
+        print("\n".join(line for line in text.splitlines() if "SKIPPED" in line or line.startswith("  "))[:3000])
+    tally.failed += bad
+    print(f"{name}: {good} passed, {bad} failed", flush=True)
+
+
+def unit(tally):
+    apart = {"live", "ui", "soak"}
+    targets = sorted(
+        f"tests.{path.name.removesuffix('.py')}"
+        for path in HERE.iterdir()
+        if (path.name.startswith("test_") and path.suffix == ".py")
+        or (path.is_dir() and (path / "__init__.py").exists() and path.name not in apart)
+    )
+    trial(tally, "unit", targets, jobs=2)
+
+
+def live(tally):
+    trial(tally, "live", ["tests.live"])
+
+
+def packaging(tally):
+    """The wheel and an editable install each make `twist llamaswap --help` work; the wheel is complete."""
+    if not module_present("build"):
+        tally.skip("packaging", "build is not installed (extra: dev)")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        made = run([sys.executable, "-m", "build", "--outdir", scratch, "."], capture_output=True, text=True)
+        wheels, sdists = list(Path(scratch).glob("*.whl")), list(Path(scratch).glob("*.tar.gz"))
+        tally.check("sdist and wheel are built", bool(wheels and sdists), "" if wheels else made.stderr[-2000:])
+        if not wheels:
+            return
+        import zipfile
+
+        names = zipfile.ZipFile(wheels[0]).namelist()
+        tally.check("the wheel owns no twisted/__init__.py", "twisted/__init__.py" not in names)
+        for wanted in ("twisted/plugins/llamaswap_plugin.py", "llamaswap/py.typed", "llamaswap/demo/demo.yaml"):
+            tally.check(f"the wheel holds {wanted}", wanted in names)
+        tally.check("the wheel holds no tests", not any(name.startswith("tests") for name in names))
+        for kind, what in (("wheel", [wheels[0]]), ("editable", ["-e", ROOT])):
+            home = Path(scratch) / kind
+            venv.create(home, with_pip=True)
+            run([home / "bin" / "pip", "install", "-q", *what], stderr=subprocess.DEVNULL)
+            for words in (["twist", "llamaswap", "--help"], ["llamaswap", "-version"]):
+                done = subprocess.run(
+                    [home / "bin" / words[0], *words[1:]], cwd=scratch, capture_output=True, text=True, timeout=120
+                )
+                ok = done.returncode == 0 and ("--config" in done.stdout or "version" in done.stdout)
+                tally.check(f"{kind} install: {' '.join(words)}", ok, "" if ok else (done.stdout + done.stderr)[-800:])
+
+
+def ui(tally):
+    if not (HERE / "ui" / "__main__.py").exists():
+        return
+    done = run([sys.executable, "-m", "tests.ui"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout[-6000:])
+    counts = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", done.stdout, re.MULTILINE)
+    good, bad, left = (int(number or 0) for number in counts[-1]) if counts else (0, 1, 0)
+    if done.returncode != 0:
+        bad = max(bad, 1)
+    tally.passed, tally.failed, tally.skipped = tally.passed + good, tally.failed + bad, tally.skipped + left
+
+
+STEPS = {"lint": lint, "types": types, "unit": unit, "live": live, "packaging": packaging, "ui": ui}
+
+
+def main(names):
+    unknown = [name for name in names if name not in STEPS]
+    if unknown:
+        print(f"no such step: {', '.join(unknown)}; there are: {', '.join(STEPS)}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    tally = Tally()
+    for name in names or STEPS:
+        began = time.monotonic()
+        print(f"== {name}", flush=True)
+        STEPS[name](tally)
+        print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{tally.passed} passed, {tally.failed} failed, {tally.skipped} skipped")
+    return 1 if tally.failed or not tally.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
