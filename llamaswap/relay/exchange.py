@@ -73,8 +73,13 @@ class BodySource(Protocol):
     def hold(self, limit: int) -> Deferred[bytes]:
         """The whole body in memory; BodyTooLarge beyond `limit` bytes, ClientGone when it never came."""
 
-    def start(self, consumer: BodyConsumer) -> IPushProducer:
-        """Feed the consumer from the first byte; the producer pauses and resumes the source (back-pressure)."""
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Feed the consumer from the first byte; the producer pauses and resumes the source (back-pressure).
+
+        With `keep` every byte stays readable again (large ones spooled); without it what passed may be
+        forgotten, and `replayable` says whether it was. Stopping the producer ends this feeding only: the
+        rest of the body waits for the next `start`.
+        """
 
     def close(self) -> None:
         """Forget everything held or spooled, stop a running `start`. Idempotent."""
@@ -87,8 +92,11 @@ class ResponseSink(Protocol):
     def started(self) -> bool:
         """Whether a head has gone out: from then on errors can only abort."""
 
-    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool) -> None:
-        """Send the head.
+    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
+        """Send a 1xx head (never 100 or 101) before the real one."""
+
+    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+        """Send the head, and `data` as the first body bytes in the same write.
 
         With `raw` the writes carry the body's framing themselves, as the headers announce it
         (Content-Length, chunked, or until close); without it the sink frames what it is given.
@@ -110,7 +118,11 @@ class ResponseSink(Protocol):
         """The producer is done; resume nothing any more."""
 
     def upgrade(self, status_line_and_head: bytes) -> ITransport:
-        """Send a 101 head verbatim and hand over the client's transport for a byte tunnel."""
+        """Send a 101 head verbatim and hand over the client's transport for a byte tunnel.
+
+        What comes back has a settable `protocol` attribute, as Twisted's transports have: it receives the
+        client's bytes, those already read included, and the loss of the connection.
+        """
 
 
 @define(eq=False)
