@@ -1,0 +1,137 @@
+"""Real llama.cpp servers, swapped under one endpoint, seen through the official clients.
+
+The models are generated on the spot and give a known reply each, so a test can tell which of them answered and
+that no byte was lost.
+"""
+
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live.product import Product
+
+MISSING = [name for name in ("xllamacpp", "gguf", "openai", "anthropic") if importlib.util.find_spec(name) is None]
+DEMO = Path(__file__).parent.parent.parent / "llamaswap" / "demo"
+REPLY = {"alpha": "Alpha here: every byte of this came through.", "beta": "Beta answers now, Alpha made room."}
+
+
+def config(folder):
+    server = f'"{sys.executable}" "{DEMO}/llama_server.py" --port ${{PORT}} -t 1 -a ${{MODEL_ID}}'
+    lines = ["healthCheckTimeout: 60", "startPort: 15800", "models:"]
+    for model, reply in REPLY.items():
+        lines += [f"  {model}:", "    cmd: |", f'      {server} -m "{folder}/{model}.gguf" --slot-save-path "{folder}"']
+        lines += [f"""      --make 'chat --name {model} --reply "{reply}"'"""]
+    lines += ["  embed:", "    cmd: |", f"""      {server} -m "{folder}/embed.gguf" --embedding --make embed"""]
+    lines += ["  rank:", "    cmd: |", f"""      {server} -m "{folder}/rank.gguf" --rerank --make rerank"""]
+    return "\n".join(lines)
+
+
+class RealServerTests(SynchronousTestCase):
+    if MISSING:
+        skip = f"not installed: {', '.join(MISSING)} (extra: live)"
+
+    timeout = 240
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="llamaswap-models-")
+        cls.product = Product(config(cls.folder.name)).__enter__()
+        import anthropic
+        import openai
+
+        cls.openai = openai.OpenAI(base_url=cls.product.url + "/v1", api_key="none", max_retries=0, timeout=60)
+        cls.anthropic = anthropic.Anthropic(base_url=cls.product.url, api_key="none", max_retries=0, timeout=60)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.openai.close()
+        cls.anthropic.close()
+        cls.product.__exit__()
+        cls.folder.cleanup()
+
+    def chat(self, model, **more):
+        messages = [{"role": "user", "content": "who is there?"}]
+        return self.openai.chat.completions.create(model=model, messages=messages, **more)
+
+    def newest_activity(self):
+        return self.product.json("/api/metrics/activity?limit=1")["data"][0]
+
+    def test_two_models_swap_back_and_forth(self):
+        for model in ("alpha", "beta", "alpha"):
+            answer = self.chat(model)
+            self.assertEqual(answer.choices[0].message.content, REPLY[model])
+            self.assertEqual(self.product.running(), {model: "ready"})
+
+    def test_streamed_chat_is_complete(self):
+        for model in ("beta", "alpha"):
+            stream = self.chat(model, stream=True, stream_options={"include_usage": True})
+            chunks = list(stream)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            self.assertEqual(text, REPLY[model])
+            self.assertGreater(chunks[-1].usage.completion_tokens, 0)
+
+    def test_tokens_are_counted_as_the_server_counts_them(self):
+        usage = self.chat("alpha").usage
+        row = self.newest_activity()
+        self.assertEqual((row["model"], row["resp_status_code"]), ("alpha", 200))
+        self.assertEqual(row["tokens"]["output_tokens"], usage.completion_tokens)
+        self.assertEqual(row["tokens"]["input_tokens"] + max(0, row["tokens"]["cache_tokens"]), usage.prompt_tokens)
+        self.assertGreater(row["tokens"]["tokens_per_second"], 0)
+
+    def test_completions(self):
+        answer = self.openai.completions.create(model="alpha", prompt="say", max_tokens=64)
+        self.assertIn("Alpha here", answer.choices[0].text)
+        parts = self.openai.completions.create(model="alpha", prompt="say", max_tokens=64, stream=True)
+        self.assertEqual("".join(part.choices[0].text for part in parts), answer.choices[0].text)
+
+    def test_responses(self):
+        answer = self.openai.responses.create(model="beta", input="who?")
+        self.assertEqual(answer.output_text, REPLY["beta"])
+        kinds = [event.type for event in self.openai.responses.create(model="beta", input="who?", stream=True)]
+        self.assertEqual(kinds[-1], "response.completed")
+
+    def test_embeddings(self):
+        answer = self.openai.embeddings.create(model="embed", input=["a cat sat", "a dog sat"], encoding_format="float")
+        self.assertEqual(len(answer.data), 2)
+        self.assertEqual(len(answer.data[0].embedding), 128)
+
+    def test_rerank(self):
+        documents = ["city city", "relevant relevant", "relevant cat"]
+        for path in ("/v1/rerank", "/rerank"):
+            answer = self.product.json(path, {"model": "rank", "query": "what?", "documents": documents})
+            best = max(answer["results"], key=lambda row: row["relevance_score"])
+            self.assertEqual(best["index"], 1)
+
+    def test_messages(self):
+        asked = {"model": "alpha", "max_tokens": 64, "messages": [{"role": "user", "content": "who?"}]}
+        answer = self.anthropic.messages.create(**asked)
+        self.assertEqual(answer.content[0].text, REPLY["alpha"])
+        with self.anthropic.messages.stream(**asked) as stream:
+            self.assertEqual("".join(stream.text_stream), REPLY["alpha"])
+            final = stream.get_final_message()
+        self.assertEqual(final.usage.output_tokens, answer.usage.output_tokens)
+        row = self.newest_activity()
+        self.assertEqual(row["tokens"]["output_tokens"], final.usage.output_tokens)
+        counted = self.anthropic.messages.count_tokens(model="alpha", messages=asked["messages"])
+        self.assertGreater(counted.input_tokens, 0)
+
+    def test_infill(self):
+        body = {"model": "beta", "input_prefix": "def f(", "input_suffix": ")", "n_predict": 16}
+        answer = self.product.json("/infill", body)
+        self.assertIn("Beta", answer["content"] if isinstance(answer, dict) else answer[-1]["content"])
+
+    def test_native_completion_and_passthrough(self):
+        answer = self.product.json("/completion", {"model": "beta", "prompt": "x", "n_predict": 32})
+        self.assertIn("Beta", answer["content"])
+        tokens = self.product.json("/upstream/beta/tokenize", {"content": "some words"})
+        self.assertTrue(tokens["tokens"])
+        self.assertEqual(self.product.json("/upstream/beta/health"), {"status": "ok"})
+
+    def test_the_models_own_error_passes_unchanged(self):
+        status, _, data = self.product.ask("/v1/chat/completions", {"model": "alpha", "messages": "nonsense"})
+        self.assertGreaterEqual(status, 400)
+        self.assertNotIn("llama-swap", json.dumps(json.loads(data)))
