@@ -1,0 +1,139 @@
+"""What a field of a record is called in YAML and what may stand there.
+
+Records in `schema` carry one `Key` per YAML key; `decode` reads documents by them and `jsonschema` describes
+them to editors, so neither can drift from the records. Knows nothing of YAML itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import Attribute, Factory, fields, frozen
+
+
+@frozen
+class Text:
+    """A string; any scalar is taken as it was written. `secret`: its value never appears in a message."""
+
+    secret: bool = False
+
+
+@frozen
+class Integer:
+    """A whole number; a float is cut towards zero."""
+
+
+@frozen
+class Seconds:
+    """A whole number of seconds, held as float."""
+
+
+@frozen
+class Boolean:
+    """true/false, or one of the old words yes/no/on/off/y/n. `optional`: null means None."""
+
+    optional: bool = False
+
+
+@frozen
+class Duration:
+    """Text such as 1m30s; held as float seconds."""
+
+
+@frozen
+class Texts:
+    """A list of strings; null entries drop out, or are refused where `strict` says a dropped one would do harm."""
+
+    secret: bool = False
+    strict: bool = False
+
+
+@frozen
+class TextMap:
+    """A mapping to strings; null is the empty string."""
+
+
+@frozen
+class TextPairs:
+    """A mapping to strings whose order counts: a tuple of pairs."""
+
+
+@frozen
+class IntegerMap:
+    """A mapping to whole numbers; null is 0."""
+
+
+@frozen
+class Free:
+    """A mapping to anything JSON can say."""
+
+
+@frozen
+class FreeMaps:
+    """A mapping to mappings to anything JSON can say."""
+
+
+@frozen
+class Macros:
+    """A mapping of macro names to scalars whose order counts."""
+
+
+@frozen
+class Section:
+    """A nested record; null (and absence) leave the field's default. `synonyms`: whether old key names count here."""
+
+    record: type[Any]
+    synonyms: bool = True
+
+
+@frozen
+class SectionMap:
+    """A mapping of free names to records; `named` puts the name into the record's field `id`."""
+
+    record: type[Any]
+    named: bool = False
+    one: str = "NAME"
+
+
+Kind = (
+    Text
+    | Integer
+    | Seconds
+    | Boolean
+    | Duration
+    | Texts
+    | TextMap
+    | TextPairs
+    | IntegerMap
+    | Free
+    | FreeMaps
+    | Macros
+    | Section
+    | SectionMap
+)
+
+
+@frozen
+class Key:
+    """One YAML key: its name, what it holds, one sentence for the operator, and bounds as JSON schema words them."""
+
+    name: str
+    kind: Kind
+    doc: str
+    synonyms: tuple[str, ...] = ()
+    bounds: Mapping[str, Any] = Factory(dict)
+
+
+def key(name: str, kind: Kind, doc: str, *, synonyms: tuple[str, ...] = (), **bounds: Any) -> dict[str, Key]:
+    """The `metadata=` of an attrs field that is read from the YAML key `name`; `bounds` go into the JSON schema."""
+    return {"key": Key(name, kind, doc, synonyms, bounds)}
+
+
+def keys_of(record: type[Any]) -> dict[str, tuple[Attribute[Any], Key]]:
+    """The YAML keys of a record in the order of its fields, each with its attribute."""
+    return {
+        attribute.metadata["key"].name: (attribute, attribute.metadata["key"])
+        for attribute in fields(record)
+        if "key" in attribute.metadata
+    }

@@ -1,0 +1,57 @@
+"""Which name means which model: IDs, aliases, peers' models. Built once per configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from llamaswap.config.schema import Model, Peer
+
+
+@frozen
+class Names:
+    """The indexes behind Config's lookups."""
+
+    models: frozenset[str]
+    aliases: Mapping[str, str]
+    qualified: Mapping[str, tuple[str, str]]
+    bare: Mapping[str, tuple[str, str] | None]
+    selectors: frozenset[str]
+
+    @classmethod
+    def of(cls, models: Mapping[str, Model], peers: Mapping[str, Peer], selectors: Sequence[str]) -> Names:
+        aliases: dict[str, str] = {}
+        for model in models.values():
+            for alias in model.aliases:
+                aliases.setdefault(alias, model.id)
+        qualified: dict[str, tuple[str, str]] = {}
+        bare: dict[str, tuple[str, str] | None] = {}
+        for peer_id in sorted(peers):
+            for name in dict.fromkeys(peers[peer_id].models):
+                qualified.setdefault(f"{peer_id}/{name}", (peer_id, name))
+                bare[name] = None if name in bare else (peer_id, name)  # None: offered by several, so by nobody
+        return cls(frozenset(models), aliases, qualified, bare, frozenset(selectors))
+
+    def real(self, name: str) -> str | None:
+        return name if name in self.models else self.aliases.get(name)
+
+    def peer(self, name: str) -> tuple[str, str] | None:
+        return self.qualified.get(name) or self.bare.get(name)
+
+    def base(self, name: str) -> str | None:
+        return self.real(name) or (name if self.peer(name) else None)
+
+    def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
+        found: tuple[str, int] | None = None
+        kept: list[str] = []
+        for used, segment in enumerate(segments, start=1):
+            if not segment:
+                continue
+            kept.append(segment)
+            name = "/".join(kept)
+            if self.base(name) is not None:
+                found = (name, used)
+        return found
