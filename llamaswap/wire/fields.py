@@ -24,6 +24,8 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
+# Naming these in Connection would break the message itself; they cross whatever it says.
+ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", b"connection"))
 # Said by the client about its own way to us; a peer is another operator's machine.
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
@@ -140,7 +142,7 @@ def readable_encodings(value: bytes) -> bytes:
 
 def _crossing(headers: Sequence[Header], *, key_header: bytes | None, metered: bool) -> Headers:
     """What leaves the hop, without any framing."""
-    named = set(tokens(headers, b"connection"))
+    named = set(tokens(headers, b"connection")) - ESSENTIAL
     kept: Headers = []
     for name, value in headers:
         lower = name.lower()
@@ -182,13 +184,11 @@ def to_client(headers: Sequence[Header], *, chunked: bool = False, upgrade: bool
     With `chunked` the body's own chunk framing crosses too, so its announcement and the trailers' stay. With
     `upgrade` (a 101) the new protocol is named. An event stream is told to reverse proxies as not to be buffered.
     """
-    named = set(tokens(headers, b"connection"))
+    named = set(tokens(headers, b"connection")) - ESSENTIAL
     kept: Headers = []
     for name, value in headers:
         lower = name.lower()
-        if lower in named and lower not in (b"upgrade", b"connection"):
-            continue
-        if lower in HOP_BY_HOP and not (chunked and lower == b"trailer"):
+        if lower in named or (lower in HOP_BY_HOP and not (chunked and lower == b"trailer")):
             continue
         if lower == b"x-accel-buffering" and is_event_stream(headers):
             continue

@@ -1,0 +1,570 @@
+"""Request bodies: which model they name, and how to change one member without touching the rest.
+
+JSON is walked, never parsed into values: a document is cut into its top-level members, a member into its own when
+a path leads there, and what nobody addressed keeps its bytes. The walk is lenient on purpose (a server will judge
+the document; we only route it) and does not recurse, however deep the nesting.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from urllib.parse import quote_plus, unquote_plus
+
+from attrs import define, field, frozen
+
+from llamaswap.wire.openai import encode
+
+PAD_BOUND = 10_000  # an array index in a filter path may grow an array at most to this; it is a typo beyond
+
+
+class EditError(Exception):
+    """A path leads through something that is neither an object nor an array, or uses wildcards to delete."""
+
+
+# -- walking JSON ------------------------------------------------------------------------------------------
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+# One member up to its value, for the keys that need no unescaping: nearly all.
+_KEY = re.compile(rb'[ \t\r\n]*"([^"\\]*)"[ \t\r\n]*:[ \t\r\n]*')
+_SCALAR = re.compile(rb"[^ \t\r\n,\]}\"\[{]+")
+# The rest of a string with many escapes. Unrolled: a run of plain bytes is one step, an escape another.
+_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Up to the next run of brackets, over all short plain strings on the way, or to the quote of a string that is neither.
+_STRUCTURE = re.compile(rb'[^"\[\]{}]*(?:"[^"\\]{0,200}"[^"\[\]{}]*)*([\[{]+|[\]}]+|")', re.DOTALL)
+_ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory speed (images); then text: the regex
+
+
+def _string_end(data: bytes, start: int) -> int:
+    """The index after the string that opens at `start`, or -1 where it never closes."""
+    position = start
+    for _ in range(_ESCAPED_QUOTES):
+        position = data.find(b'"', position + 1)
+        if position < 0:
+            return -1
+        slashes = position
+        while data[slashes - 1] == 0x5C:
+            slashes -= 1
+        if (position - slashes) % 2 == 0:
+            return position + 1
+    found = _STRING.match(data, position + 1)
+    return found.end() if found else -1
+
+
+def _value_end(data: bytes, start: int) -> int:
+    """The index after the value that begins at `start`, or -1 where it is cut off or no value at all."""
+    opening = data[start : start + 1]
+    if opening == b'"':
+        return _string_end(data, start)
+    if opening not in (b"{", b"["):
+        scalar = _SCALAR.match(data, start)
+        return scalar.end() if scalar else -1
+    depth, position, next_run = 0, start, _STRUCTURE.match
+    while True:
+        found = next_run(data, position)
+        if found is None:
+            return -1
+        begin, position = found.span(1)
+        byte = data[begin]
+        if byte == 0x22:
+            position = _string_end(data, begin)
+            if position < 0:
+                return -1
+        elif byte in (0x7B, 0x5B):
+            depth += position - begin
+        elif depth <= position - begin:
+            return begin + depth
+        else:
+            depth -= position - begin
+
+
+def _text(raw: bytes) -> str | None:
+    """A JSON string (quotes included) as text without lone surrogates; None where its escapes are broken."""
+    decoded = raw.decode("utf-8", "replace")
+    if "\\" not in decoded:
+        return decoded[1:-1]
+    try:
+        value = json.loads(decoded, strict=False)
+    except ValueError:
+        return None
+    return str(value).encode("utf-8", "replace").decode()
+
+
+@define
+class Member:
+    """One member: `lead` runs from after the comma to the value, `tail` from the value to the next comma."""
+
+    key: str
+    lead: bytes
+    value: bytes
+    tail: bytes = b""
+
+
+@define
+class Container:
+    """An object or array cut at its commas. `whole` is False where it is cut off: then `rest` holds what is left."""
+
+    is_object: bool
+    members: list[Member]
+    rest: bytes
+    whole: bool
+    lead: bytes = b""
+
+    def render(self) -> bytes:
+        """The text again: what was not changed has its old bytes."""
+        opening = b"{" if self.is_object else b"["
+        inner = b",".join([member.lead + member.value + member.tail for member in self.members])
+        return self.lead + opening + inner + self.rest
+
+
+def split(data: bytes) -> Container | None:
+    """Cut an object or array at its top level; None where `data` begins with neither."""
+    start = _SPACE.match(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0).end()  # type: ignore[union-attr] # matches empty
+    opening = data[start : start + 1]
+    if opening not in (b"{", b"["):
+        return None
+    is_object = opening == b"{"
+    closing = 0x7D if is_object else 0x5D
+    members: list[Member] = []
+    cut = Container(is_object, members, b"", False, data[:start])
+    begin, end = start + 1, len(data)
+    first = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
+    if data[first : first + 1] == (b"}" if is_object else b"]"):
+        cut.rest, cut.whole = data[begin:], True
+        return cut
+    while True:
+        key, position = "", begin
+        if is_object:
+            plain = _KEY.match(data, begin)
+            if plain is not None:
+                key, position = plain.group(1).decode("utf-8", "replace"), plain.end()
+            else:
+                escaped = _escaped_key(data, begin)
+                if escaped is None:
+                    break
+                key, position = escaped
+        else:
+            position = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
+        stop = _value_end(data, position)
+        if stop < 0:
+            break
+        after = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
+        members.append(Member(key, data[begin:position], data[position:stop], data[stop:after]))
+        begin = after
+        if after < end and data[after] == 0x2C:
+            begin = after + 1
+            continue
+        cut.whole = after < end and data[after] == closing
+        cut.rest = data[after:]
+        return cut
+    # What follows the last understood comma is kept with it, as it came.
+    cut.rest = (b"," if members else b"") + data[begin:]
+    return cut
+
+
+def _escaped_key(data: bytes, begin: int) -> tuple[str, int] | None:
+    """A member's key with escapes in it, and where its value begins."""
+    start = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
+    if data[start : start + 1] != b'"':
+        return None
+    stop = _string_end(data, start)
+    if stop < 0:
+        return None
+    colon = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
+    if data[colon : colon + 1] != b":":
+        return None
+    value = _SPACE.match(data, colon + 1).end()  # type: ignore[union-attr] # matches empty
+    return _text(data[start:stop]) or "", value
+
+
+# -- a JSON body -------------------------------------------------------------------------------------------
+
+
+@define
+class JsonBody:
+    """A JSON request body, cut once and edited in place."""
+
+    _source: bytes
+    _top: Container
+    _changed: bool = False
+
+    @classmethod
+    def parse(cls, data: bytes) -> JsonBody | None:
+        """The body, or None where it is no JSON object (an array names no model)."""
+        top = split(data)
+        return cls(data, top) if top is not None and top.is_object else None
+
+    def raw(self, key: str) -> bytes | None:
+        """The text of a top-level member's value; the first of several counts."""
+        for member in self._top.members:
+            if member.key == key:
+                return member.value
+        return None
+
+    def scalar(self, key: str) -> str:
+        """A top-level member as text: numbers and booleans as written; absent, null, objects and arrays are empty."""
+        raw = self.raw(key)
+        if raw is None or raw == b"null" or raw[:1] in (b"{", b"["):
+            return ""
+        if raw[:1] == b'"':
+            return _text(raw) or ""
+        return raw.decode("utf-8", "replace")
+
+    def flag(self, key: str) -> bool:
+        """A top-level member as a boolean: true, a number other than zero, or the string "true"."""
+        text = self.scalar(key)
+        if text.lower() == "true":
+            return True
+        if (self.raw(key) or b"")[:1] == b'"':
+            return False
+        try:
+            return float(text) != 0
+        except ValueError:
+            return False
+
+    @property
+    def model(self) -> str:
+        """The model it names; empty for none."""
+        return self.scalar("model")
+
+    @property
+    def streaming(self) -> bool:
+        """Whether it asks for a stream."""
+        return self.flag("stream")
+
+    def set(self, path: str, value: object) -> None:
+        """Give the member at `path` this value; EditError where the path leads through a scalar."""
+        top = _set(self._top, parse_path(path), encode(value))
+        self._changed = self._changed or top
+
+    def set_model(self, name: str) -> None:
+        """Name another model, in every `model` member (a server may read the last where we read the first)."""
+        self._changed = _set(self._top, (Step("model"),), encode(name)) or self._changed
+
+    def delete(self, path: str) -> None:
+        """Take out the member at `path`, as often as it stands there; absent is fine. EditError for wildcards."""
+        steps = parse_path(path)
+        if any(step.glob is not None for step in steps):
+            raise EditError(f"wildcards cannot be deleted: {path}")
+        self._changed = _delete(self._top, steps) or self._changed
+
+    def render(self) -> bytes:
+        """The body's bytes: the very same object as long as nothing changed."""
+        if self._changed:
+            self._source, self._changed = self._top.render(), False
+        return self._source
+
+
+# -- paths -------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Step:
+    """One component of a path. `index` is set where it may address an array, `glob` where it matches several keys."""
+
+    key: str
+    index: int | None = None
+    glob: re.Pattern[str] | None = field(default=None, eq=False)
+
+    def matches(self, key: str) -> bool:
+        """Whether an object's member is addressed."""
+        return self.glob.fullmatch(key) is not None if self.glob is not None else key == self.key
+
+
+def parse_path(path: str) -> tuple[Step, ...]:
+    """`a.b.0` taken apart. A backslash escapes the next character, a leading colon makes a number an object's key."""
+    steps: list[Step] = []
+    key: list[str] = []
+    pattern: list[str] = []
+    wild = forced = escaped = False
+
+    def finish() -> None:
+        text = "".join(key)
+        index = None if forced or not (text.isascii() and (text.isdigit() or text == "-1")) else int(text)
+        glob = re.compile("".join(pattern), re.DOTALL) if wild else None
+        steps.append(Step(text, index, glob))
+
+    for character in path:
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = True
+            continue
+        elif character == ".":
+            finish()
+            key, pattern, wild, forced = [], [], False, False
+            continue
+        elif character == ":" and not key and not forced:
+            forced = True
+            continue
+        elif character in "*?":
+            wild = True
+            key.append(character)
+            pattern.append(".*" if character == "*" else ".")
+            continue
+        key.append(character)
+        pattern.append(re.escape(character))
+    finish()
+    return tuple(steps)
+
+
+def _targets(container: Container, step: Step) -> list[Member]:
+    """The members a step addresses."""
+    if container.is_object:
+        return [member for member in container.members if step.matches(member.key)]
+    if step.index is None or not 0 <= step.index < len(container.members):
+        return []
+    return [container.members[step.index]]
+
+
+def _set(container: Container, steps: Sequence[Step], value: bytes) -> bool:
+    step, rest = steps[0], steps[1:]
+    targets = _targets(container, step)
+    changed = False
+    for member in targets:
+        inner = split(member.value) if rest else None
+        if not rest:
+            new = value
+        elif inner is not None:
+            if not _set(inner, rest, value):
+                continue
+            new = inner.render()
+        elif member.value == b"null":
+            new = _nested(rest, value)
+        else:
+            raise EditError(f"{step.key} is neither an object nor an array")
+        changed = changed or new != member.value
+        member.value = new
+    if not targets and step.glob is None:
+        _append(container, step, _nested(rest, value))
+        changed = True
+    return changed
+
+
+def _nested(steps: Sequence[Step], value: bytes) -> bytes:
+    """The value inside the containers that the steps name."""
+    for step in reversed(steps):
+        if step.index is None:
+            value = b"{" + encode(step.key) + b":" + value + b"}"
+        else:
+            value = b"[" + b"null," * _bounded(max(step.index, 0)) + value + b"]"
+    return value
+
+
+def _append(container: Container, step: Step, value: bytes) -> None:
+    if not container.whole:
+        raise EditError("the document is cut off")
+    if container.is_object:
+        container.members.append(Member(step.key, encode(step.key) + b":", value))
+        return
+    if step.index is None:
+        raise EditError(f"{step.key} is no index of an array")
+    if step.index >= 0:
+        missing = _bounded(step.index) - len(container.members)
+        container.members.extend(Member("", b"", b"null") for _ in range(missing))
+    container.members.append(Member("", b"", value))
+
+
+def _bounded(index: int) -> int:
+    if index > PAD_BOUND:
+        raise EditError(f"array index {index} is larger than {PAD_BOUND}")
+    return index
+
+
+def _delete(container: Container, steps: Sequence[Step]) -> bool:
+    step, rest = steps[0], steps[1:]
+    targets = _targets(container, step)
+    if not rest:
+        for member in targets:
+            container.members.remove(member)
+        return bool(targets)
+    changed = False
+    for member in targets:
+        inner = split(member.value)
+        if inner is not None and _delete(inner, rest):
+            member.value = inner.render()
+            changed = True
+    return changed
+
+
+# -- forms and queries -------------------------------------------------------------------------------------
+
+
+@frozen
+class FormField:
+    """A field's decoded value and where its encoded form stands in the text."""
+
+    value: str
+    start: int
+    end: int
+
+
+def form_fields(text: bytes, name: str) -> list[FormField]:
+    """The fields of that name in an urlencoded text (a body or a query), in order."""
+    found: list[FormField] = []
+    start = 0
+    for pair in text.split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if _unquoted(key) == name:
+            begin = start + len(pair) - len(value)
+            found.append(FormField(_unquoted(value), begin, start + len(pair)))
+        start += len(pair) + 1
+    return found
+
+
+def form_value(text: bytes, name: str) -> str:
+    """The first field of that name; empty where there is none."""
+    found = form_fields(text, name)
+    return found[0].value if found else ""
+
+
+def with_form_value(text: bytes, name: str, value: str) -> bytes:
+    """Every field of that name given another value; the other bytes stay."""
+    encoded = quote_plus(value.encode("utf-8", "replace")).encode("ascii")
+    for place in reversed(form_fields(text, name)):
+        equals = b"" if text[place.start - 1 : place.start] == b"=" else b"="
+        text = text[: place.start] + equals + encoded + text[place.end :]
+    return text
+
+
+def _unquoted(text: bytes) -> str:
+    return unquote_plus(text.decode("latin-1"), encoding="utf-8", errors="replace")
+
+
+# -- multipart ---------------------------------------------------------------------------------------------
+
+_BOUNDARY = re.compile(rb';[ \t]*boundary[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^;, \t]+))', re.IGNORECASE)
+_NAME = re.compile(rb';[ \t]*name[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^; \t]+))', re.IGNORECASE)
+_FILENAME = re.compile(rb";[ \t]*filename\*?[ \t]*=", re.IGNORECASE)
+_DISPOSITION = re.compile(rb"^content-disposition[ \t]*:[ \t]*form-data([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+PART_HEAD_BOUND = 16_384  # bytes of one part's headers
+VALUE_BOUND = 65_536  # bytes of a model's name; more is no name
+
+
+def boundary(content_type: bytes) -> bytes | None:
+    """The boundary of a multipart content type, or None where it is missing or too long to be one."""
+    found = _BOUNDARY.search(content_type)
+    if found is None:
+        return None
+    value = _unescaped(found)
+    return value if 0 < len(value) <= 200 else None
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    quoted = found.group(1)
+    return re.sub(rb"\\(.)", rb"\1", quoted) if quoted is not None else found.group(2)
+
+
+@frozen
+class Place:
+    """Where a form field's value stands in the body."""
+
+    name: str
+    value: str
+    start: int
+    end: int
+
+
+@define
+class MultipartScan:
+    """Reads a multipart body as it comes, for the value fields of some names; it stores no file.
+
+    `feed` the bytes in order. `places` grows as fields are complete; `ended` says that the closing boundary was
+    seen, `broken` that this is no multipart body. The bytes of files are looked at once, for the boundary, and
+    forgotten.
+    """
+
+    _delimiter: bytes
+    _names: frozenset[str]
+    places: list[Place] = field(factory=list)
+    ended: bool = False
+    broken: bool = False
+    _held: bytes = b""
+    _offset: int = 0  # of _held in the body
+    _part: str | None = None  # the wanted field whose value is being read
+    _in_part: bool = False
+    _begun: bool = False
+
+    @classmethod
+    def of(cls, content_type: bytes, names: frozenset[str] = frozenset(("model", "stream"))) -> MultipartScan:
+        """A scan for a body of this content type; broken from the start where it names no boundary."""
+        mark = boundary(content_type)
+        scan = cls(b"\r\n--" + (mark or b""), names)
+        scan.broken = mark is None
+        # The first delimiter may stand at the very start: pretend the line end before it was there.
+        scan._held, scan._offset = b"\r\n", -2
+        return scan
+
+    def value(self, name: str) -> str | None:
+        """The first complete value of a field, or None where none was seen yet."""
+        for place in self.places:
+            if place.name == name:
+                return place.value
+        return None
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next bytes."""
+        if self.ended or self.broken:
+            return
+        self._held += data
+        while not (self.ended or self.broken) and (
+            self._read_data() if self._in_part or not self._begun else self._read_head()
+        ):
+            pass
+
+    def _drop(self, count: int) -> None:
+        self._held = self._held[count:]
+        self._offset += count
+
+    def _read_data(self) -> bool:
+        """Read up to the next delimiter; False where more bytes are needed."""
+        found = self._held.find(self._delimiter)
+        if found < 0:
+            keep = len(self._delimiter) - 1
+            if self._part is None:
+                self._drop(max(0, len(self._held) - keep))
+            elif len(self._held) > VALUE_BOUND:
+                self._part = None
+            return False
+        if self._part is not None:
+            raw = self._held[:found]
+            self.places.append(Place(self._part, raw.decode("utf-8", "replace"), self._offset, self._offset + len(raw)))
+        self._drop(found + len(self._delimiter))
+        self._part, self._in_part, self._begun = None, False, True
+        return True
+
+    def _read_head(self) -> bool:
+        """Read what follows a delimiter: the end, or a part's headers; False where more bytes are needed."""
+        held = self._held
+        if held.startswith(b"--"):
+            self.ended = True
+            return False
+        line = held.find(b"\r\n")
+        if line < 0:
+            self.broken = len(held) > PART_HEAD_BOUND
+            return False
+        if held[:line].strip(b" \t"):
+            self.broken = True
+            return False
+        stop = held.find(b"\r\n\r\n", line)
+        if stop < 0:
+            self.broken = len(held) > PART_HEAD_BOUND
+            return False
+        disposition = _DISPOSITION.search(held, 0, stop)
+        self._part = None
+        if disposition is not None and not _FILENAME.search(disposition.group(1)):
+            named = _NAME.search(disposition.group(1))
+            name = _unescaped(named).decode("utf-8", "replace") if named else ""
+            self._part = name if name in self._names else None
+        self._drop(stop + 4)
+        self._in_part = True
+        return True
+
+
+def with_places(data: bytes, places: Sequence[Place], name: str, value: str) -> bytes:
+    """Every found field of that name given another value; boundary, headers and files keep their bytes."""
+    encoded = value.encode("utf-8", "replace")
+    for place in reversed([place for place in places if place.name == name]):
+        data = data[: place.start] + encoded + data[place.end :]
+    return data
