@@ -1,0 +1,264 @@
+"""What a server said about its tokens: read from a document, or from a stream while it passes.
+
+A stream is never held: of each chunk only the lines that can carry numbers are kept, and of those only the
+first and the last few. Must not know who stores the numbers. The parsing functions may cost milliseconds
+and belong off the reactor's thread; `StreamScanner.feed` is what a chunk pays on its way, about a microsecond.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any
+
+from attrs import define, field, frozen
+
+LINE_BOUND = 256 * 1024  # bytes of one event held whole: a Responses API summary repeats the whole answer
+LINE_TAIL = 64 * 1024  # of a longer one, what is kept: usage stands at its end
+FIRST_LINES = 16  # Anthropic names its input in the first event ...
+LAST_LINES = 64  # ... and everyone the totals in the last; servers that repeat usage in each event fill this
+
+
+@frozen
+class Usage:
+    """Token counts and speeds of one request; -1 means unknown. `server_ms` is the server's own time, 0 if untold."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_tokens: int = 0
+    draft_tokens: int = 0
+    draft_acc_tokens: int = 0
+    prompt_per_second: float = 0.0
+    tokens_per_second: float = 0.0
+    server_ms: int = 0
+
+
+# What a request gets whose answer says nothing about tokens.
+NOTHING = Usage()
+
+
+def _number(value: Any) -> float | None:
+    """A finite JSON number, else None (booleans are not numbers)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+        return value
+    return None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _first_whole(source: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = _whole(source.get(name))
+        if value is not None:
+            return value
+    return None
+
+
+@define
+class _Ledger:
+    """Adds up what documents and events say, in the order they say it."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = -1
+    timings: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
+    found: bool = False
+
+    def usage(self, value: Any) -> None:
+        if not isinstance(value, dict):
+            return
+        self.found = True
+        self.input = _later(self.input, _first_whole(value, "prompt_tokens", "input_tokens"))
+        self.output = _later(self.output, _first_whole(value, "completion_tokens", "output_tokens"))
+        cached = _whole(value.get("cache_read_input_tokens"))
+        for details in ("input_tokens_details", "prompt_tokens_details"):
+            inner = value.get(details)
+            if cached is None and isinstance(inner, dict):
+                cached = _whole(inner.get("cached_tokens"))
+        if cached is not None and cached >= 0:
+            self.cached = cached
+
+    def event(self, value: Any) -> None:
+        """Everything one document or event may carry; `response` and `message` wrap usage in some APIs."""
+        if not isinstance(value, dict):
+            return
+        self.usage(value.get("usage"))
+        for wrapper in ("response", "message"):
+            inner = value.get(wrapper)
+            if isinstance(inner, dict):
+                self.usage(inner.get("usage"))
+        self.measured(value.get("timings"), value.get("metrics"))
+
+    def measured(self, timings: Any, metrics: Any) -> None:
+        if isinstance(timings, dict):
+            self.timings, self.found = timings, True
+        if isinstance(metrics, dict):
+            self.metrics, self.found = metrics, True
+
+    def result(self) -> Usage | None:
+        if not self.found:
+            return None
+        draft = accepted = -1
+        prompt_speed = speed = -1.0
+        server_ms = 0
+        read, written, cached = self.input, self.output, self.cached
+        if self.metrics is not None:
+            draft, accepted, prompt_speed, speed = _vllm(self.metrics, read, cached)
+        if self.timings is not None:
+            timings = self.timings
+            read = _whole(timings.get("prompt_n")) or 0
+            written = _whole(timings.get("predicted_n")) or 0
+            prompt_speed = float(_number(timings.get("prompt_per_second")) or 0)
+            speed = float(_number(timings.get("predicted_per_second")) or 0)
+            cached_now = _whole(timings.get("cache_n"))
+            cached = cached if cached_now is None else cached_now
+            draft, accepted = _pair(timings, "draft_n", "draft_n_accepted", draft, accepted)
+            spent = (_number(timings.get("prompt_ms")) or 0) + (_number(timings.get("predicted_ms")) or 0)
+            server_ms = max(0, int(spent))
+        return Usage(read, written, cached, draft, accepted, prompt_speed, speed, server_ms)
+
+
+def _later(known: int, said: int | None) -> int:
+    return said if said is not None and said > 0 else known
+
+
+def _pair(source: Mapping[str, Any], first: str, second: str, *otherwise: int) -> tuple[int, int]:
+    """Two counts that only mean something together."""
+    a, b = _whole(source.get(first)), _whole(source.get(second))
+    return (otherwise[0], otherwise[1]) if a is None or b is None else (a, b)
+
+
+def _vllm(metrics: Mapping[str, Any], read: int, cached: int) -> tuple[int, int, float, float]:
+    """vLLM measures times; its own tokens_per_second includes the prefill and is left alone."""
+    prompt_speed = speed = -1.0
+    first = _number(metrics.get("time_to_first_token_ms"))
+    if first is not None and first > 0:
+        prompt_speed = (read - max(cached, 0)) / (first / 1000)
+    gap = _number(metrics.get("mean_itl_ms"))
+    if gap is not None and gap > 0:
+        speed = 1000 / gap
+    speculative = metrics.get("speculative_decoding")
+    draft, accepted = -1, -1
+    if isinstance(speculative, dict):
+        draft, accepted = _pair(speculative, "num_draft_tokens", "num_accepted_draft_tokens", -1, -1)
+    return draft, accepted, prompt_speed, speed
+
+
+def from_document(data: bytes, path: str = "") -> Usage | None:
+    """Usage of a whole JSON answer, None when it says nothing or is no JSON. `/infill` answers are arrays."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(document, list):
+        document = {"timings": _last_timings(document)} if path.startswith("/infill") else None
+    if not isinstance(document, dict):
+        return None
+    ledger = _Ledger()
+    # Only the top level counts here: `message` and `response` are wrappers of streams.
+    ledger.usage(document.get("usage"))
+    ledger.measured(document.get("timings"), document.get("metrics"))
+    return ledger.result()
+
+
+def _last_timings(elements: list[Any]) -> Any:
+    last = elements[-1] if elements else None
+    return last.get("timings") if isinstance(last, dict) else None
+
+
+def from_fragment(data: bytes) -> Usage | None:
+    """Usage out of a document (or event) of which only pieces were kept: the last object of each known name."""
+    ledger = _Ledger()
+    ledger.usage(_object_named(data, b'"usage"'))
+    ledger.measured(_object_named(data, b'"timings"'), _object_named(data, b'"metrics"'))
+    return ledger.result()
+
+
+def _object_named(data: bytes, quoted: bytes) -> Any:
+    """The last object that is the value of this name. Inside a JSON text the quotes would be escaped."""
+    at = len(data)
+    while (at := data.rfind(quoted, 0, at)) >= 0:
+        rest = data[at + len(quoted) : at + LINE_TAIL].lstrip()
+        if data[at - 1 : at] == b"\\" or not rest.startswith(b":"):
+            continue
+        try:
+            value, _ = json.JSONDecoder().raw_decode(rest[1:].lstrip().decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def from_lines(lines: Iterable[bytes]) -> Usage | None:
+    """Usage out of the lines of an event stream (any lines; only `data:` ones count), None when none says any."""
+    ledger = _Ledger()
+    for line in lines:
+        if not line.startswith(b"data:"):
+            continue
+        payload = line[5:].strip()
+        if not payload or payload == b"[DONE]":
+            continue
+        if len(payload) >= LINE_BOUND:
+            ledger.usage(_object_named(payload, b'"usage"'))
+            ledger.measured(_object_named(payload, b'"timings"'), _object_named(payload, b'"metrics"'))
+            continue
+        try:
+            ledger.event(json.loads(payload))
+        except (ValueError, RecursionError):
+            continue
+    return ledger.result()
+
+
+@define(eq=False)
+class StreamScanner:
+    """Keeps the few lines of an event stream that can carry numbers. Bounded, whatever passes."""
+
+    _carry: bytearray = field(factory=bytearray, init=False)
+    _first: list[bytes] = field(factory=list, init=False)
+    _last: deque[bytes] = field(factory=lambda: deque(maxlen=LAST_LINES), init=False)
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the stream, cut anywhere."""
+        if self._carry or not data.endswith(b"\n"):
+            data = self._joined(data)
+        # The common case is here: one whole event that carries nothing costs three searches.
+        if b'"usage"' in data or b'"timings"' in data or b'"metrics"' in data:
+            for line in data.split(b"\n"):
+                if b'"usage"' in line or b'"timings"' in line or b'"metrics"' in line:
+                    self._keep(line)
+
+    def lines(self) -> list[bytes]:
+        """The lines kept, in their order; a last one without its line end counts too."""
+        if self._carry:
+            rest, self._carry = bytes(self._carry), bytearray()
+            self._keep(rest)
+        return [*self._first, *self._last]
+
+    def _joined(self, data: bytes) -> bytes:
+        """The complete lines of what was carried plus `data`; what follows the last line end is carried on."""
+        carry = self._carry
+        end = data.rfind(b"\n") + 1
+        if not end:
+            carry += data
+            if len(carry) > LINE_BOUND + LINE_TAIL:
+                # Keep the first bytes so that the line still shows what it is, and its end, padded to stay "long".
+                del carry[5 : -LINE_BOUND - 5]
+            return b""
+        whole = bytes(carry) + data[:end]
+        self._carry = bytearray(data[end:])
+        return whole
+
+    def _keep(self, line: bytes) -> None:
+        if not line.startswith(b"data:"):
+            return
+        if len(self._first) < FIRST_LINES:
+            self._first.append(line)
+        else:
+            self._last.append(line)
