@@ -1,0 +1,78 @@
+"""Changes made to a request on its way: the configured filters, and naming another model.
+
+They work on the bodies of `body.py` in place. Which filters apply to which request is the pipeline's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from llamaswap.errors import LlamaswapError
+from llamaswap.wire.body import EditError, JsonBody
+
+
+@frozen
+class FilterError(LlamaswapError):
+    """A configured filter cannot be applied to this request. `message` names the parameter; see `filters:`."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class FilterRules(Protocol):
+    """The filters of a model or a peer, sanitised."""
+
+    @property
+    def strip_params(self) -> tuple[str, ...]: ...
+    @property
+    def set_params(self) -> Mapping[str, Any]: ...
+    @property
+    def set_params_by_id(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+
+def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name: str = "") -> None:
+    """Rename, strip, set, set by name, in this order; FilterError where a path cannot be followed.
+
+    `requested` is the name that the request asked for, after profile and selector. `model` is only ever changed
+    by `use_model_name`.
+    """
+    if use_model_name:
+        try:
+            body.set_model(use_model_name)
+        except EditError as error:
+            raise FilterError(f"error rewriting model name in JSON: {error}")
+    for parameter in rules.strip_params:
+        if parameter == "model":
+            continue
+        try:
+            body.delete(parameter)
+        except EditError as error:
+            raise FilterError(f"error stripping parameter {parameter} from request: {error}")
+    _set_all(body, rules.set_params)
+    _set_all(body, rules.set_params_by_id.get(requested) or {})
+
+
+def _set_all(body: JsonBody, parameters: Mapping[str, Any]) -> None:
+    for parameter in sorted(parameters):
+        if parameter == "model":
+            continue
+        try:
+            body.set(parameter, _plain(parameters[parameter]))
+        except EditError as error:
+            raise FilterError(f"error setting parameter {parameter} in request: {error}")
+
+
+def _plain(value: Any) -> Any:
+    """The value with whole floats as integers: YAML's 2.0 is meant as 2 by every server that takes an integer."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
