@@ -1,0 +1,293 @@
+"""Where an HTTP/1 message's head and body end, to the byte. Pure: bytes in, positions and records out.
+
+httptools (llhttp) judges every head, with its strictness. It says *what* it met but not *where*, and the relay
+passes bodies on as they came, so chunk framing is walked here: sizes are read, payload is only pointed at.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httptools
+from attrs import frozen
+
+from .exchange import Headers, RequestHead
+
+HEAD_LIMIT = 64 * 1024  # room for long cookies and traces; beyond it somebody is not speaking HTTP to us
+HEADER_COUNT = 500
+SIZE_LINE_LIMIT = 4096  # a chunk size with its extensions
+TRAILER_LIMIT = 16 * 1024
+
+_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n\x00]*)?\r\n")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
+
+CHUNKED = (b"Transfer-Encoding", b"chunked")
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Malformed(Exception):
+    """The bytes are not HTTP as we accept it; the text says what was met."""
+
+
+class TooLarge(Malformed):
+    """A head with more bytes or fields than we take."""
+
+
+@frozen
+class ResponseHead:
+    """A server's first lines. `length` is the body's size, None when `chunked` or ended by the connection's close."""
+
+    status: int
+    reason: bytes
+    headers: Headers
+    version: tuple[int, int]
+    length: int | None
+    chunked: bool
+    keep_alive: bool
+    server: bytes = b""
+    keep_alive_hint: bytes = b""
+
+    @property
+    def until_close(self) -> bool:
+        """Whether only the end of the connection ends the body."""
+        return self.length is None and not self.chunked
+
+
+@frozen
+class Framing:
+    """How a request's body is delimited: `length` bytes, or chunked when it is None."""
+
+    length: int | None
+    keep_alive: bool
+    expects: bool
+    upgrade: bool
+
+
+class _Collector:
+    """What llhttp tells about one head."""
+
+    __slots__ = ("complete", "headers", "line")
+
+    def __init__(self) -> None:
+        self.headers: Headers = []
+        self.line = b""
+        self.complete = False
+
+    def on_url(self, piece: bytes) -> None:
+        self.line += piece
+
+    def on_status(self, piece: bytes) -> None:
+        self.line += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if value[-1:] in (b" ", b"\t"):
+            value = value.rstrip(b" \t")
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def find_head_end(data: bytes, limit: int = HEAD_LIMIT) -> int:
+    """The position just behind a head's blank line, or -1 while it is incomplete; TooLarge, Malformed."""
+    end = data.find(b"\r\n\r\n")
+    if end >= 0:
+        if end > limit:
+            raise TooLarge(f"head larger than {limit} bytes")
+        return end + 4
+    if len(data) > limit:
+        raise TooLarge(f"head larger than {limit} bytes")
+    if _BARE_LF.search(data):
+        raise Malformed("line ended by LF alone")
+    return -1
+
+
+def _judge(parser: Any, collector: _Collector, head: bytes) -> None:
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # it stops behind an upgrade's head, which is all it was given
+    except httptools.HttpParserError as error:
+        # A 101 without the headers that belong to it also stops the parser behind its head.
+        if not (collector.complete and "Upgrade" in str(error)):
+            raise Malformed(str(error))
+    if not collector.complete:
+        raise Malformed("incomplete head")
+    if len(collector.headers) > HEADER_COUNT:
+        raise TooLarge(f"more than {HEADER_COUNT} header fields")
+
+
+def _version(parser: Any) -> tuple[int, int]:
+    text = parser.get_http_version()
+    if text == "1.1":
+        return (1, 1)
+    if text == "1.0":
+        return (1, 0)
+    raise Malformed(f"HTTP/{text} is not spoken here")
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """The lower-case items of a comma list."""
+    return [item.strip(b" \t") for item in value.lower().split(b",")]
+
+
+def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
+    """Read a request's head, given whole with its blank line."""
+    collector = _Collector()
+    parser = httptools.HttpRequestParser(collector)
+    _judge(parser, collector, head)
+    version = _version(parser)
+    keep_alive = version == (1, 1)
+    length: int | None = 0
+    expects = upgrade = False
+    hosts = 0
+    for name, value in collector.headers:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            length = int(value)
+        elif size == 17 and name.lower() == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise Malformed("a transfer coding other than chunked")
+            if version == (1, 0):
+                raise Malformed("HTTP/1.0 knows no transfer coding")
+            length = None
+        elif size == 10 and name.lower() == b"connection":
+            asked = tokens(value)
+            if b"close" in asked:
+                keep_alive = False
+            elif b"keep-alive" in asked:
+                keep_alive = True
+        elif size == 6 and name.lower() == b"expect":
+            expects = value.lower() == b"100-continue" and version == (1, 1)
+        elif size == 7 and name.lower() == b"upgrade":
+            upgrade = True
+        elif size == 4 and name.lower() == b"host":
+            hosts += 1
+    if hosts > 1:
+        raise Malformed("more than one Host")
+    method = parser.get_method()
+    if method == b"CONNECT":
+        raise Malformed("CONNECT is not served")
+    request = RequestHead(method, collector.line, collector.headers, version)
+    return request, Framing(length, keep_alive, expects, upgrade)
+
+
+def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
+    """Read a response's head, given whole; `bodyless` says that it answers a HEAD."""
+    collector = _Collector()
+    parser = httptools.HttpResponseParser(collector)
+    # Some servers send a length beside the chunks; the chunks count (RFC 9112, 6.3).
+    parser.set_dangerous_leniencies(lenient_chunked_length=True)
+    _judge(parser, collector, head)
+    version = _version(parser)
+    status = parser.get_status_code()
+    keep_alive = version == (1, 1)
+    length: int | None = None
+    coded = chunked = False
+    server = hint = b""
+    for name, value in collector.headers:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            length = int(value)
+        elif size == 17 and name.lower() == b"transfer-encoding":
+            coded = True
+            chunked = tokens(value)[-1] == b"chunked"
+        elif size == 10:
+            lowered = name.lower()
+            if lowered == b"connection":
+                asked = tokens(value)
+                if b"close" in asked:
+                    keep_alive = False
+                elif b"keep-alive" in asked:
+                    keep_alive = True
+            elif lowered == b"keep-alive":
+                hint = value
+        elif size == 6 and name.lower() == b"server":
+            server = value
+    headers = collector.headers
+    if coded and length is not None:
+        headers = [item for item in headers if item[0].lower() != b"content-length"]
+        length = None
+    if bodyless or status in (204, 304) or 100 <= status < 200:
+        length, chunked = 0, False
+    return ResponseHead(status, collector.line, headers, version, length, chunked, keep_alive, server, hint)
+
+
+def write_head(first_line: bytes, headers: Headers) -> bytes:
+    """A head's bytes with its blank line. Names and values come from a judged head or from our own code."""
+    lines = [first_line]
+    for name, value in headers:
+        lines.append(name + b": " + value)
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+class ChunkWalker:
+    """Walks a chunked body through any slicing of its bytes, and finds its exact end."""
+
+    __slots__ = ("_held", "_left", "_state", "_trailer", "done", "payload")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.payload = 0  # payload bytes seen
+        self._left = 0  # of the present chunk
+        self._held = b""  # an incomplete line
+        self._trailer = 0  # bytes of trailer lines
+        self._state = 0  # 0 size line, 1 payload, 2 its CRLF, 3 trailer lines
+
+    def feed(self, data: bytes, pieces: list[bytes] | None) -> int:
+        """Walk on; returns how many bytes of `data` belong to the body. Payload goes to `pieces` when given."""
+        at, size = 0, len(data)
+        while at < size and not self.done:
+            if self._state == 1:
+                take = size - at
+                if take > self._left:
+                    take = self._left
+                if pieces is not None:
+                    pieces.append(data[at : at + take])
+                at += take
+                self._left -= take
+                if not self._left:
+                    self._state = 2
+                continue
+            if self._state == 2 and not self._held and data.startswith(b"\r\n", at):
+                at += 2
+                self._state = 0
+                continue
+            end = data.find(b"\n", at) + 1
+            if not end:
+                self._held += data[at:]
+                if len(self._held) > SIZE_LINE_LIMIT:
+                    raise Malformed("chunk line too long")
+                return size
+            line = self._held + data[at:end] if self._held else data[at:end]
+            self._held = b""
+            at = end
+            self._line(line)
+        return at
+
+    def _line(self, line: bytes) -> None:
+        if self._state == 0:
+            match = _SIZE.fullmatch(line)
+            if match is None or len(line) > SIZE_LINE_LIMIT:
+                raise Malformed("invalid chunk size")
+            self._left = int(match.group(1), 16)
+            self.payload += self._left
+            self._state = 1 if self._left else 3
+        elif self._state == 2:
+            if line != b"\r\n":
+                raise Malformed("chunk without its end")
+            self._state = 0
+        elif line == b"\r\n":
+            self.done = True
+        else:
+            self._trailer += len(line)
+            if self._trailer > TRAILER_LIMIT or _TRAILER.fullmatch(line) is None:
+                raise Malformed("invalid trailer")
+
+
+def as_chunk(data: bytes) -> bytes:
+    """`data` (not empty) as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
