@@ -1,0 +1,37 @@
+"""Headers as they may be shown: one value each, canonical names, secrets replaced.
+
+The only place that decides what of a header leaves this process through a list, a capture or an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+SECRET = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key"})
+REDACTED = "[REDACTED]"
+
+
+def canonical(name: bytes) -> str:
+    """`content-TYPE` as `Content-Type`."""
+    return "-".join(part.capitalize() for part in name.decode("latin-1").split("-"))
+
+
+def shown(headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[bytes] = frozenset()) -> dict[str, str]:
+    """First value per header; values of secret headers are replaced; `without` names (lower case) to leave out."""
+    result: dict[str, str] = {}
+    for raw, value in headers:
+        lower = raw.lower()
+        if lower in without:
+            continue
+        name = canonical(raw)
+        if name not in result:
+            result[name] = REDACTED if lower in SECRET else value.decode("utf-8", "replace")
+    return result
+
+
+def first(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """The first value of a header (`name` in lower case), b"" without one."""
+    for raw, value in headers:
+        if raw.lower() == name:
+            return value
+    return b""

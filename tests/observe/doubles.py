@@ -1,0 +1,46 @@
+"""Stand-ins shared by the tests of this room."""
+
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from llamaswap.wire.facts import RequestFacts
+
+
+def at_once(work):
+    """A Run without a thread."""
+    return maybeDeferred(work)
+
+
+class Later:
+    """A Run whose work is done when the test says so."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def __call__(self, work):
+        done = Deferred()
+        self.waiting.append((work, done))
+        return done
+
+    def step(self):
+        work, done = self.waiting.pop(0)
+        maybeDeferred(work).chainDeferred(done)
+
+
+def facts(number=1, **changes):
+    values = {
+        "id": str(number),
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "stored_path": "/v1/chat/completions",
+        "model": "owl",
+        "requested": "owl",
+        "headers": [(b"content-type", b"application/json"), (b"authorization", b"Bearer k-1")],
+        "remote_ip": "10.0.0.1",
+        "started": 0.0,
+        "timestamp": 1_770_000_000.25,
+        "streaming": False,
+        "tracked": True,
+        "metered": True,
+        "cancel": lambda: None,
+    }
+    return RequestFacts(**{**values, **changes})

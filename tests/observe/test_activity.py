@@ -1,0 +1,355 @@
+"""From a finished request to a row, a page and a capture."""
+
+import gzip
+import json
+import os
+import zlib
+from datetime import datetime, timezone
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.errors import TooManyRequests
+from llamaswap.observe import activity as module
+from llamaswap.observe.activity import GATHER, Activity
+from llamaswap.observe.captures import Captures
+from llamaswap.observe.query import Filter, parse_query
+from llamaswap.observe.store import Store
+from tests.observe.doubles import Later, at_once, facts
+
+JSON = [(b"Content-Type", b"application/json")]
+SSE = [(b"Content-Type", b"text/event-stream")]
+
+
+class Bench:
+    """An activity with everything around it."""
+
+    def __init__(self, keep=1000, buffer=5, run=at_once, sessions=("X-Session-ID",), store=None):
+        self.clock = Clock()
+        self.captures = Captures(buffer)
+        self.rows = []
+        self.activity = Activity(
+            store=store or Store(keep=keep),
+            captures=self.captures,
+            run=run,
+            clock=self.clock,
+            wall=lambda: 1_770_000_100.75,
+            stored=self.rows.append,
+            sessions=sessions,
+            local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
+        )
+
+    def serve(self, body=b"{}", status=200, headers=JSON, ending="complete", error=None, seconds=0.05, **known):
+        request = facts(**known)
+        scope = self.activity.open(request)
+        self.clock.advance(seconds)
+        if status:
+            scope.head(status, headers)
+        for start in range(0, len(body), 1000):
+            scope.data(body[start : start + 1000])
+        scope.closed(ending, error)
+        return request
+
+    def row(self, *args, **known):
+        self.serve(*args, **known)
+        self.clock.advance(GATHER)
+        return self.rows[-1]
+
+
+def result(deferred):
+    out = []
+    deferred.addCallback(out.append)
+    return out[0]
+
+
+def tokens(row):
+    usage = row.usage
+    return (usage.input_tokens, usage.output_tokens, usage.cache_tokens)
+
+
+USAGE = json.dumps({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}).encode()
+
+
+class TestRecording(SynchronousTestCase):
+    def test_a_document_s_tokens_are_stored_with_the_request(self):
+        row = Bench().row(USAGE, metadata={"selector": "pick"}, stored_path="/chat/completions")
+        self.assertEqual(tokens(row), (3, 4, -1))
+        self.assertEqual((row.id, row.model, row.req_path, row.resp_status_code), (1, "owl", "/chat/completions", 200))
+        self.assertEqual((row.created, row.duration_ms), (1_770_000_100, 50))
+        self.assertEqual((row.metadata, row.client, row.error_msg), ({"selector": "pick"}, "10.0.0.1", ""))
+
+    def test_the_server_s_longer_time_is_the_duration(self):
+        """http T123"""
+        timings = {"prompt_n": 31, "predicted_n": 64, "prompt_ms": 99.9, "predicted_ms": 1515.2}
+        self.assertEqual(Bench().row(json.dumps({"timings": timings}).encode()).duration_ms, 1615)
+
+    def test_a_stream_is_scanned_as_it_passes(self):
+        stream = b'data: {"x":1}\n\n' * 300 + b'data: {"usage":{"prompt_tokens":5}}\n\ndata: [DONE]\n\n'
+        for buffer in (0, 5):
+            self.assertEqual(tokens(Bench(buffer=buffer).row(stream, headers=SSE)), (5, 0, -1))
+
+    def test_answers_without_numbers_are_zero_rows(self):
+        """http T132"""
+        for body in (b'{"ok":true}', b"text", b""):
+            self.assertEqual(tokens(Bench().row(body)), (0, 0, 0))
+
+    def test_encoded_answers_are_read_as_plain_ones(self):
+        """http T133"""
+        raw = zlib.compressobj(wbits=-15)
+        for encoding, body in (
+            (b"gzip", gzip.compress(USAGE)),
+            (b"deflate", raw.compress(USAGE) + raw.flush()),
+            (b"deflate", zlib.compress(USAGE)),
+        ):
+            bench = Bench()
+            self.assertEqual(tokens(bench.row(body, headers=[*JSON, (b"content-encoding", encoding)])), (3, 4, -1))
+            self.assertEqual(bench.captures.get(1).resp_body, USAGE)
+
+    def test_an_encoded_stream_is_read_too(self):
+        body = gzip.compress(b'data: {"usage":{"prompt_tokens":5}}\n\n')
+        for buffer in (0, 5):
+            row = Bench(buffer=buffer).row(body, headers=[*SSE, (b"content-encoding", b"gzip")])
+            self.assertEqual(tokens(row), (5, 0, -1))
+
+    def test_a_broken_encoding_is_said_and_not_captured(self):
+        bench = Bench()
+        row = bench.row(b"not gzip", headers=[*JSON, (b"content-encoding", b"gzip")])
+        self.assertTrue(row.error_msg.startswith("response decompression failed: "), row.error_msg)
+        self.assertFalse(bench.captures.has(1))
+
+    def test_error_messages_come_from_the_body(self):
+        """http T135"""
+        cases = {
+            '{"error":{"message":" boom "}}': "boom",
+            '{"error":"bad"}': "bad",
+            '{"message":"m"}': "m",
+            '{"detail":"d"}': "d",
+            '{"error":{"code":1}}': "500 Internal Server Error",
+            "[]": "500 Internal Server Error",
+            "": "500 Internal Server Error",
+            json.dumps({"error": "x" * 600}): "x" * 500 + "...",
+        }
+        self.assertEqual({body: Bench().row(body.encode(), 500).error_msg for body in cases}, cases)
+
+    def test_unnamed_codes_and_undecodable_errors(self):
+        self.assertEqual(Bench().row(b"", 599).error_msg, "HTTP 599")
+        row = Bench().row(b"zz", 500, [(b"content-encoding", b"gzip")])
+        self.assertTrue(row.error_msg.startswith("response decode failed: "), row.error_msg)
+
+    def test_only_200_is_success(self):
+        """http T136"""
+        row = Bench().row(USAGE, 201)
+        self.assertEqual((tokens(row), row.error_msg), ((0, 0, 0), "201 Created"))
+
+    def test_unmetered_requests_leave_no_row(self):
+        """http T137"""
+        self.assertIsNone(Bench().activity.open(facts(metered=False)))
+
+    def test_the_first_head_wins(self):
+        bench = Bench()
+        scope = bench.activity.open(facts())
+        scope.head(200, SSE)
+        scope.head(500, JSON)
+        scope.data(b"data: x\n\n")
+        scope.closed("refused", None)
+        bench.clock.advance(GATHER)
+        self.assertEqual(bench.rows[0].resp_status_code, 200)
+
+    def test_requests_that_ended_before_a_head(self):
+        bench = Bench()
+        gone = bench.row(b"", status=0, ending="gone")
+        self.assertEqual((gone.resp_status_code, gone.error_msg), (499, "client disconnected"))
+        cancelled = bench.row(b"", status=0, ending="cancelled")
+        self.assertEqual((cancelled.resp_status_code, cancelled.error_msg), (200, "request cancelled"))
+        refused = bench.row(b"", status=0, ending="refused", error=TooManyRequests("owl", 1))
+        self.assertEqual((refused.resp_status_code, refused.error_msg), (500, "Too many requests"))
+        self.assertFalse(bench.captures.has(1))
+
+    def test_a_cut_stream_keeps_what_it_told(self):
+        stream = b'data: {"message":{"usage":{"input_tokens":40}}}\n\n'
+        bench = Bench()
+        row = bench.row(stream, headers=SSE, ending="gone")
+        self.assertEqual((tokens(row), row.error_msg), ((40, 0, -1), "client disconnected"))
+        self.assertEqual(bench.captures.get(1).resp_body, stream)
+
+    def test_a_huge_document_is_read_at_its_ends(self):
+        body = b'{"object":"list","usage":{"prompt_tokens":9},"data":[' + b"0.5," * 400_000 + b"0]}"
+        self.assertEqual(tokens(Bench(buffer=0).row(body)), (9, 0, -1))
+
+    def test_the_session_is_the_first_configured_header_with_a_value(self):
+        headers = [(b"x-session-id", b" "), (b"X-Litellm-Session-Id", b"s-7")]
+        bench = Bench(sessions=("X-Session-ID", "X-Litellm-Session-Id"))
+        scope = bench.activity.open(facts(headers=headers))
+        scope.closed("complete", None)
+        bench.clock.advance(GATHER)
+        self.assertEqual(bench.rows[0].session, "s-7")
+
+    def test_rows_of_one_moment_are_one_batch(self):
+        run = Later()
+        bench = Bench(run=run)
+        for _ in range(5):
+            bench.serve(seconds=0)
+        self.assertEqual(run.waiting, [])
+        bench.clock.advance(GATHER)
+        self.assertEqual(len(run.waiting), 1)
+        bench.serve(seconds=0)
+        bench.clock.advance(1)
+        self.assertEqual(len(run.waiting), 1)
+        run.step()
+        run.step()
+        self.assertEqual([row.id for row in bench.rows], [1, 2, 3, 4, 5, 6])
+        self.assertEqual((bench.clock.getDelayedCalls(), bench.activity._allowance.used), ([], 0))
+
+    def test_a_slow_store_drops_rows_at_a_bound(self):
+        self.patch(module, "BACKLOG", 3)
+        bench = Bench(run=Later())
+        for _ in range(5):
+            bench.serve(seconds=0)
+        self.assertEqual((len(bench.activity._backlog), bench.activity.dropped), (3, 2))
+
+    def test_a_failing_store_loses_rows_but_nothing_else(self):
+        class Broken(Store):
+            def insert(self, rows):
+                raise OSError("disk full")
+
+        bench = Bench(store=Broken())
+        bench.serve()
+        bench.clock.advance(GATHER)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        self.assertEqual((bench.rows, bench.activity._allowance.used), ([], 0))
+        bench.serve()
+        bench.clock.advance(GATHER)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+    def test_closing_stores_what_is_left(self):
+        bench = Bench()
+        bench.serve()
+        self.successResultOf(Deferred.fromCoroutine(bench.activity.close()))
+        self.assertEqual((len(bench.rows), bench.clock.getDelayedCalls()), (1, []))
+        bench.serve()
+        self.assertEqual(bench.clock.getDelayedCalls(), [])
+
+
+class TestCapturing(SynchronousTestCase):
+    def test_all_four_parts_of_a_chat_without_its_secrets(self):
+        """http T148"""
+        bench = Bench()
+        headers = [(b"authorization", b"Bearer k-1"), (b"X-API-Key", b"k-1"), (b"a", b"1"), (b"A", b"2")]
+        answer = [*JSON, (b"Content-Encoding", b"gzip"), (b"Set-Cookie", b"c")]
+        request = facts(headers=headers, body=b'{"model":"owl"}')
+        scope = bench.activity.open(request)
+        scope.head(200, answer)
+        scope.data(gzip.compress(USAGE))
+        scope.closed("complete", None)
+        bench.clock.advance(GATHER)
+        capture = bench.captures.get(1)
+        self.assertEqual((capture.req_body, capture.resp_body), (b'{"model":"owl"}', USAGE))
+        self.assertEqual(capture.req_headers, {"Authorization": "[REDACTED]", "X-Api-Key": "[REDACTED]", "A": "1"})
+        self.assertEqual(capture.resp_headers, {"Content-Type": "application/json", "Set-Cookie": "[REDACTED]"})
+
+    def test_speech_keeps_no_answer_and_a_failure_keeps_its_question(self):
+        """http T149"""
+        bench = Bench()
+        bench.row(b"RIFF", headers=[(b"content-type", b"audio/wav")], path="/v1/audio/speech")
+        speech = bench.captures.get(1)
+        self.assertEqual((speech.resp_body, speech.resp_headers), (None, {"Content-Type": "audio/wav"}))
+        bench.row(b'{"error":"x"}', 500)
+        failed = bench.captures.get(2)
+        self.assertEqual(failed.resp_body, None)
+        self.assertIsNotNone(failed.req_headers)
+
+    def test_an_empty_success_is_not_captured(self):
+        bench = Bench()
+        bench.row(b"")
+        self.assertFalse(bench.captures.has(1))
+
+    def test_the_oldest_capture_goes_and_its_row_says_so(self):
+        """http T151"""
+        bench = Bench(buffer=1)
+        for _ in range(3):
+            bench.row(os.urandom(400 * 1024), headers=[(b"content-type", b"text/plain")])
+        page = bench.activity.page_document(result(bench.activity.page(parse_query({}))))
+        self.assertEqual([(row["id"], row["has_capture"]) for row in page["data"]], [(3, True), (2, True), (1, False)])
+
+    def test_captures_in_the_making_share_a_bound(self):
+        bench = Bench(buffer=1)
+        scopes = [bench.activity.open(facts(number)) for number in range(5)]
+        for scope in scopes:
+            scope.head(200, JSON)
+            scope.data(b"x" * (1024 * 1024))
+        self.assertEqual(bench.activity._allowance.used, 4 * 1024 * 1024)
+        for scope in scopes:
+            scope.closed("complete", None)
+        bench.clock.advance(GATHER)
+        self.assertEqual(bench.activity._allowance.used, 0)
+        self.assertEqual([bench.captures.has(number) for number in (1, 2, 3, 4, 5)], [True] * 4 + [False])
+
+    def test_nothing_is_held_when_captures_are_off(self):
+        bench = Bench(buffer=0)
+        scope = bench.activity.open(facts())
+        scope.head(200, SSE)
+        scope.data(b"data: x\n\n" * 100_000)
+        self.assertIsNone(scope._reel)
+        scope.closed("complete", None)
+        bench.clock.advance(GATHER)
+        self.assertFalse(bench.captures.has(1))
+
+
+class TestAsking(SynchronousTestCase):
+    def test_the_row_s_document(self):
+        bench = Bench()
+        bench.row(USAGE, remote_ip="")
+        document = bench.activity.document(bench.rows[0])
+        self.assertEqual(document["timestamp"], "2026-02-02T02:41:40Z")
+        self.assertEqual(
+            sorted(document),
+            sorted(
+                [
+                    "id",
+                    "timestamp",
+                    "model",
+                    "req_path",
+                    "resp_content_type",
+                    "resp_status_code",
+                    "tokens",
+                    "duration_ms",
+                    "has_capture",
+                ]
+            ),
+        )
+
+    def test_older_dashboards_get_flat_objects_of_good_requests(self):
+        """http T152"""
+        bench = Bench()
+        for status in (200, 500, 200):
+            bench.row(USAGE, status)
+        flat = result(bench.activity.legacy())
+        self.assertEqual([item["id"] for item in flat], [1, 3])
+        self.assertEqual(
+            flat[0],
+            {
+                "id": 1,
+                "timestamp": "2026-02-02T02:41:40Z",
+                "model": "owl",
+                "cache_tokens": -1,
+                "input_tokens": 3,
+                "output_tokens": 4,
+                "prompt_per_second": -1,
+                "tokens_per_second": -1,
+                "duration_ms": 50,
+            },
+        )
+
+    def test_a_row_just_stored_is_at_hand_for_its_event(self):
+        bench = Bench()
+        bench.row(USAGE)
+        self.assertEqual(bench.activity.recent(1), bench.rows[0])
+        self.assertIsNone(bench.activity.recent(2))
+
+    def test_stats_and_export_walk_the_same_table(self):
+        bench = Bench()
+        for _ in range(3):
+            bench.row(USAGE)
+        self.assertEqual(result(bench.activity.stats())["total_input_tokens"], 9)
+        self.assertEqual([row.id for row in result(bench.activity.after(Filter(), 1, 10))], [2, 3])

@@ -1,0 +1,240 @@
+"""The activity table and the questions it answers."""
+
+import sqlite3
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.query import BadQuery, Filter, Query, parse_filter, parse_query, timestamp
+from llamaswap.observe.record import Row
+from llamaswap.observe.stats import histogram
+from llamaswap.observe.store import Store
+from llamaswap.wire.usage import Usage
+
+
+def row(model="m", **changes):
+    values = {
+        "created": 1000,
+        "model": model,
+        "req_path": "/v1/chat/completions",
+        "resp_content_type": "application/json",
+        "resp_status_code": 200,
+        "usage": Usage(1, 2, 3, -1, -1, 10.0, 5.0),
+        "duration_ms": 7,
+    }
+    return Row(**{**values, **changes})
+
+
+def filled(*rows, **options):
+    store = Store(**options)
+    store.insert(rows)
+    return store
+
+
+def ids(store, **args):
+    return [found.id for found in store.page(parse_query(args)).rows]
+
+
+class TestPages(SynchronousTestCase):
+    def test_an_empty_store(self):
+        """http T139"""
+        page = Store().page(Query())
+        self.assertEqual((page.rows, page.page, page.limit, page.total, page.total_pages), ((), 1, 25, 0, 0))
+
+    def test_the_last_page_and_the_one_behind_it(self):
+        """http T140"""
+        store = filled(*[row()] * 27)
+        page = store.page(parse_query({"limit": ["10"], "page": ["3"]}))
+        self.assertEqual((len(page.rows), page.total_pages), (7, 3))
+        page = store.page(parse_query({"limit": ["10"], "page": ["4"]}))
+        self.assertEqual((page.rows, page.total), ((), 27))
+        self.assertEqual(store.page(parse_query({"page": [str(2**63 - 1)]})).rows, ())
+
+    def test_filters(self):
+        """http T141"""
+        store = filled(row("m1"), row("m2"), row("m1"), row("m3"))
+        self.assertEqual(ids(store, model=["m1", "m3"]), [4, 3, 1])
+        self.assertEqual(ids(store, min_id=["2"], max_id=["3"]), [3, 2])
+        self.assertEqual(ids(store, model=["m1"], min_id=["2"]), [3])
+        self.assertEqual(ids(store, model=[" "]), [4, 3, 2, 1])
+
+    def test_times_are_inclusive(self):
+        store = filled(row(created=100), row(created=200), row(created=300))
+        args = {"start": ["1970-01-01T00:01:40Z"], "end": ["1970-01-01T01:03:20+01:00"]}
+        self.assertEqual(ids(store, **args), [2, 1])
+
+    def test_our_own_filters(self):
+        store = filled(
+            row(resp_status_code=404, error_msg="100% lost", session="s", client="10.0.0.1"),
+            row(resp_status_code=502, error_msg="x", duration_ms=900),
+            row(req_path="/v1/embeddings", metadata={"selector": "pick_me"}),
+        )
+        for args, expected in (
+            ({"status": ["4xx,502"]}, [2, 1]),
+            ({"status": ["404"]}, [1]),
+            ({"path": ["embed"]}, [3]),
+            ({"session": ["s"]}, [1]),
+            ({"client": ["10.0.0.1"]}, [1]),
+            ({"has_error": ["true"]}, [2, 1]),
+            ({"has_error": ["0"]}, [3]),
+            ({"min_ms": ["900"]}, [2]),
+            ({"after_id": ["2"]}, [3]),
+            ({"q": ["0% l"]}, [1]),
+            ({"q": ["pick_me"]}, [3]),
+            ({"q": ["pickXme"]}, []),
+        ):
+            self.assertEqual(ids(store, **args), expected, args)
+
+    def test_sorting_breaks_ties_by_id_in_the_same_direction(self):
+        store = filled(row(duration_ms=5), row(duration_ms=1), row(duration_ms=5))
+        self.assertEqual(ids(store, sort=["duration"]), [3, 1, 2])
+        self.assertEqual(ids(store, sort=["duration"], order=["ASC"]), [2, 1, 3])
+
+    def test_rows_come_back_as_they_went_in(self):
+        given = row(metadata={"a": "é"}, error_msg="e", session="s", client="c")
+        store = filled(given)
+        (found,) = store.page(Query()).rows
+        self.assertEqual(
+            (found.metadata, found.usage, found.session, found.client), ({"a": "é"}, given.usage, "s", "c")
+        )
+
+
+class TestQueries(SynchronousTestCase):
+    def refusal(self, **args):
+        return str(self.assertRaises(BadQuery, parse_query, args))
+
+    def test_messages(self):
+        """http T143"""
+        self.assertEqual(self.refusal(limit=["0"]), "limit must be between 1 and 999")
+        self.assertEqual(self.refusal(limit=["1000"]), "limit must be between 1 and 999")
+        self.assertEqual(self.refusal(limit=["x"]), "invalid limit")
+        self.assertEqual(self.refusal(page=["0"]), "page must be >= 1")
+        self.assertEqual(self.refusal(page=["x"]), "page must be >= 1")
+        self.assertEqual(self.refusal(max_id=["0"]), "max_id must be >= 1")
+        self.assertEqual(self.refusal(min_id=["x"]), "min_id must be >= 1")
+        self.assertEqual(self.refusal(min_id=["9"], max_id=["2"]), "min_id must be <= max_id")
+        self.assertEqual(self.refusal(sort=["ids"]), "invalid sort column")
+        self.assertEqual(self.refusal(order=["up"]), "order must be asc or desc")
+        self.assertEqual(self.refusal(status=["ok"]), "status must be a code or a class like 5xx")
+        self.assertEqual(self.refusal(has_error=["maybe"]), "has_error must be true or false")
+
+    def test_times(self):
+        """http T144"""
+        self.assertEqual(self.refusal(end=["2026-01-01"]), "invalid 'end' timestamp, use RFC3339 format")
+        self.assertEqual(self.refusal(start=["2026-13-01T00:00:00Z"]), "invalid 'start' timestamp, use RFC3339 format")
+        later, earlier = "2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z"
+        self.assertEqual(self.refusal(start=[later], end=[earlier]), "start must be before end")
+        self.assertEqual(parse_filter({"start": [later], "end": [later]}).start, int(timestamp(later)))
+
+    def test_the_first_fault_in_the_known_order_is_told(self):
+        self.assertEqual(self.refusal(order=["up"], limit=["x"], page=["0"], sort=["z"]), "invalid limit")
+
+    def test_blank_is_absent(self):
+        self.assertEqual(parse_query({"limit": [""], "page": [" "], "sort": [""], "start": [""]}), Query())
+
+    def test_fractions_of_a_second(self):
+        self.assertEqual(timestamp("1970-01-01T00:00:01.123456789Z"), 1.123456789)
+
+
+class TestKeeping(SynchronousTestCase):
+    def test_in_memory_only_the_newest_stay(self):
+        """http T145"""
+        store = Store(keep=3)
+        for _ in range(5):
+            store.insert([row(client="c")])
+        self.assertEqual(ids(store), [5, 4, 3])
+        self.assertEqual(store._open().execute("SELECT COUNT(*) FROM request_origin").fetchone(), (3,))
+
+    def test_a_bound_that_is_none_means_the_default(self):
+        self.assertEqual((Store(keep=0)._keep, Store(keep=-1)._keep), (1000, 1000))
+
+    def test_a_file_keeps_all_and_survives(self):
+        """http T145"""
+        path = self.mktemp()
+        store = Store(path, keep=3)
+        store.insert([row()] * 5)
+        store.close()
+        store.close()
+        again = Store(path)
+        again.insert([row()])
+        self.assertEqual(ids(again), [6, 5, 4, 3, 2, 1])
+        self.assertEqual(again._open().execute("PRAGMA journal_mode").fetchone(), ("wal",))
+        versions = again._open().execute("SELECT version_id, is_applied FROM goose_db_version ORDER BY id").fetchall()
+        self.assertEqual(versions, [(0, 1), (1, 1)])
+        again.close()
+
+    def test_a_file_another_program_made_is_used_as_it_is(self):
+        path = self.mktemp()
+        other = sqlite3.connect(path)
+        other.executescript(
+            "CREATE TABLE goose_db_version (id INTEGER PRIMARY KEY AUTOINCREMENT, version_id INTEGER NOT NULL, "
+            "is_applied INTEGER NOT NULL, tstamp TIMESTAMP DEFAULT (datetime('now')));"
+            "INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, 1), (1, 1);"
+            "CREATE TABLE activity (id INTEGER PRIMARY KEY AUTOINCREMENT, ts_created INTEGER NOT NULL, "
+            "model_id TEXT NOT NULL, req_path TEXT NOT NULL, resp_content_type TEXT NOT NULL, "
+            "resp_status_code INTEGER NOT NULL DEFAULT 0, cache_tokens INTEGER NOT NULL DEFAULT 0, "
+            "draft_tokens INTEGER NOT NULL DEFAULT 0, draft_acc_tokens INTEGER NOT NULL DEFAULT 0, "
+            "input_tokens INTEGER NOT NULL DEFAULT 0, output_tokens INTEGER NOT NULL DEFAULT 0, "
+            "prompt_per_second REAL NOT NULL DEFAULT 0, tokens_per_second REAL NOT NULL DEFAULT 0, "
+            "duration_ms INTEGER NOT NULL DEFAULT 0, error_msg TEXT NOT NULL, metadata_json TEXT NOT NULL);"
+            "INSERT INTO activity (ts_created, model_id, req_path, resp_content_type, error_msg, metadata_json) "
+            "VALUES (5, 'theirs', '/', '', '', 'not json');"
+        )
+        other.commit()
+        other.close()
+        store = Store(path)
+        store.insert([row("ours")])
+        self.assertEqual([(found.id, found.model) for found in store.page(Query()).rows], [(2, "ours"), (1, "theirs")])
+        self.assertEqual(store._open().execute("SELECT COUNT(*) FROM goose_db_version").fetchone(), (2,))
+        store.close()
+
+    def test_an_unusable_file_fails_each_time_and_leaks_nothing(self):
+        store = Store(self.mktemp() + "/missing/db")
+        for _ in range(2):
+            self.assertRaises(sqlite3.OperationalError, store.insert, [row()])
+
+    def test_a_failed_batch_leaves_nothing_behind(self):
+        store = filled(row())
+        self.assertRaises(sqlite3.Error, store.insert, [row(), row(model=None)])
+        self.assertEqual(ids(store), [1])
+
+    def test_ids_are_not_used_twice(self):
+        store = filled(row(), row())
+        store._open().execute("DELETE FROM activity")
+        self.assertEqual(store.insert([row()])[0].id, 3)
+
+
+class TestStats(SynchronousTestCase):
+    def test_unknown_cache_counts_do_not_count(self):
+        """http T147"""
+        store = filled(row(usage=Usage(5, 6, 2)), row(usage=Usage(1, 1, -1)))
+        stats = store.stats(Filter())
+        self.assertEqual((stats["total_cache_tokens"], stats["total_requests"]), (2, 2))
+        self.assertEqual((stats["total_input_tokens"], stats["total_output_tokens"]), (6, 7))
+        self.assertEqual((stats["prompt_histogram"], stats["gen_histogram"]), (None, None))
+        self.assertNotIn("series", stats)
+
+    def test_stats_of_one_model_and_of_nothing(self):
+        store = filled(row("a"), row("b"))
+        self.assertEqual(store.stats(parse_filter({"model": ["a"]}))["total_requests"], 1)
+        self.assertEqual(store.stats(Filter(models=("c",)))["total_input_tokens"], 0)
+
+    def test_a_series_sums_by_time(self):
+        store = filled(row(created=59), row(created=60, error_msg="x"), row(created=119))
+        series = store.stats(Filter(), bucket=60)["series"]
+        self.assertEqual(
+            [(part["start"], part["requests"], part["errors"]) for part in series], [(0, 1, 0), (60, 2, 1)]
+        )
+
+    def test_equal_speeds_are_one_bin(self):
+        self.assertEqual(
+            histogram([4.0, 4.0, -1, 0]),
+            {"bins": [2], "min": 4.0, "max": 4.0, "binSize": 0.0, "p50": 4.0, "p95": 4.0, "p99": 4.0},
+        )
+
+    def test_bins_have_equal_width_and_the_last_is_closed(self):
+        shape = histogram([float(n) for n in range(1, 101)])
+        self.assertEqual((len(shape["bins"]), sum(shape["bins"]), shape["min"], shape["max"]), (8, 100, 1.0, 100.0))
+        self.assertAlmostEqual(shape["p50"], 50.5)
+        self.assertAlmostEqual(shape["p95"], 95.05)
+        self.assertEqual(len(histogram([1.0, 2.0])["bins"]), 5)
+        self.assertEqual(len(histogram([float(n) for n in range(1, 2**20)][: 2**17])["bins"]), 18)
