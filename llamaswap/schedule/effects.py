@@ -56,12 +56,16 @@ class Place:
 
 @frozen
 class Swap:
-    """Stop `evict` (all in parallel), then make `model` ready, then tell `swap_finished(generation, error)`."""
+    """Stop `evict` (all in parallel), then make `model` ready, then tell `swap_finished(generation, error)`.
+
+    `waited` is how long the oldest of those waiting for it has stood in the queue, in seconds.
+    """
 
     generation: int
     model: str
     evict: tuple[str, ...]
     reason: str
+    waited: float = 0.0
 
 
 @frozen
@@ -74,7 +78,10 @@ class AbandonSwap:
 
 @frozen
 class Stop:
-    """Stop these models (all in parallel); each one's `exited` comes back when it is gone. `why`: unload, idle."""
+    """Stop these models (all in parallel); `gone` comes back for each one of which no process is left.
+
+    `why` is unload, idle, failed (a start), crash (clear up after it), reload or shutdown.
+    """
 
     models: tuple[str, ...]
     why: str

@@ -1,0 +1,747 @@
+"""The router: performs what the scheduler decides with one supervisor per model, and hands out leases.
+
+All effects go through one outbox: whoever adds to it while it is being worked off returns at once, so that a client
+called back in the middle of a decision can ask for the next thing without meeting half-changed state. The router
+knows nothing of HTTP; supervisors come from a factory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Protocol
+
+from attrs import define, field, frozen
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.bus import Bus, Preloaded, ProfileChanged, StateChanged, SwapBegan, SwapEnded
+from llamaswap.config import Config
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema import Model
+from llamaswap.errors import (
+    LlamaswapError,
+    NoTarget,
+    RequestError,
+    ServerVanished,
+    ShuttingDown,
+    StartFailed,
+    UnknownModel,
+)
+from llamaswap.schedule.effects import (
+    AbandonSwap,
+    Admit,
+    ArmIdle,
+    ArmPatience,
+    DisarmIdle,
+    DisarmPatience,
+    Effect,
+    Grant,
+    Place,
+    Refuse,
+    Stop,
+    Swap,
+    Ticket,
+)
+from llamaswap.schedule.rules import rules_of
+from llamaswap.schedule.scheduler import Forecast, Phase, Scheduler
+from llamaswap.schedule.selectors import Choice, Chooser
+
+DOWN = ("stopped", "shutdown")
+KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill and the reaping after the grace
+
+
+# -- what the router needs ---------------------------------------------------------------------------------
+
+
+class Status(Protocol):
+    """What is known about one model's server now."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def port(self) -> int | None: ...
+    @property
+    def started_at(self) -> float | None: ...
+    @property
+    def ready_at(self) -> float | None: ...
+    @property
+    def last_error(self) -> str | None: ...
+    @property
+    def load_seconds(self) -> Sequence[float]: ...
+    @property
+    def cmd(self) -> Sequence[str]: ...
+    @property
+    def endpoint(self) -> Endpoint | None: ...
+
+
+class Supervised(Protocol):
+    """One model's server. `state` is advisory; decisions are made from what the listener is told."""
+
+    @property
+    def state(self) -> str: ...
+
+    def ensure_ready(self) -> Deferred[Endpoint]:
+        """Fires when the server is ready; fails with a RequestError. Waits out a stop that is under way."""
+
+    def stop(self, grace: float | None = None) -> Deferred[None]:
+        """Never fails; fires when no process is left (or what is left was declared lost)."""
+
+    def retune(self, model: Model) -> None:
+        """The next start uses this definition."""
+
+    def status(self) -> Status: ...
+
+    def close(self) -> object:
+        """Never start again."""
+
+
+class Listener(Protocol):
+    """Whom a supervisor tells. It may do so in the middle of its own business: nothing is asked of it before later."""
+
+    def state_changed(self, model: str, old: str, new: str) -> None: ...
+
+    def exited(self, model: str, exit_status: int | None, expected: bool) -> None: ...
+
+
+SupervisorFactory = Callable[[Model, Listener], Supervised]
+
+
+class Plan(Protocol):
+    """What a new configuration means for the models: names of those to start anew and those to adjust in place."""
+
+    @property
+    def added(self) -> Collection[str]: ...
+    @property
+    def removed(self) -> Collection[str]: ...
+    @property
+    def restarted(self) -> Collection[str]: ...
+    @property
+    def retuned(self) -> Collection[str]: ...
+
+
+# -- what the router gives ---------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class _Incarnation:
+    """One process of a model, from ready until it is gone."""
+
+    endpoint: Endpoint
+    generation: int
+    lost: bool = False
+
+
+@define(eq=False)
+class Lease:
+    """The right to use a model's server now. Whoever holds one keeps the model loaded: release it in a `finally`."""
+
+    model: str
+    endpoint: Endpoint
+    generation: int
+    priority: int
+    _incarnation: _Incarnation = field(repr=False)
+    _ended: Callable[[], None] | None = field(repr=False)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server it was granted on has exited."""
+        return self._incarnation.lost
+
+    def release(self) -> None:
+        """The request has ended. Idempotent."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+
+
+@define(eq=False)
+class Acquisition:
+    """A request's way to a lease. `refusal` and `ready` are settled when it is handed out.
+
+    `ready` says that the model was ready and free to use: `granted` has fired already.
+    """
+
+    model: str
+    _leave: Callable[[], None] = field(repr=False)
+    on_place: Callable[[int], None] | None = field(default=None, repr=False)
+    refusal: RequestError | None = field(default=None, init=False)
+    ready: bool = field(default=False, init=False)
+    _outcome: Lease | Failure | None = field(default=None, init=False)
+    _granted: Deferred[Lease] | None = field(default=None, init=False)
+    _cancelled: bool = field(default=False, init=False)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the request is served or waits; if not, `refusal` says why."""
+        return self.refusal is None
+
+    @property
+    def granted(self) -> Deferred[Lease]:
+        """Fires with the lease or fails with a RequestError; always the same Deferred, cancelling it is `cancel`."""
+        if self._granted is None:
+            self._granted = Deferred(lambda _: self.cancel())
+            self._tell()
+        return self._granted
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: leave the queue, or give the lease back. Idempotent, in every phase."""
+        if self._cancelled:
+            return
+        self._cancelled = True
+        if isinstance(self._outcome, Lease):
+            self._outcome.release()
+        elif self._outcome is None:
+            self._outcome = Failure(CancelledError())
+            self._leave()
+            self._tell()
+
+    def settle(self, outcome: Lease | RequestError) -> None:
+        """The router's answer; one, ever."""
+        if self._outcome is not None:
+            if isinstance(outcome, Lease):
+                outcome.release()
+            return
+        self._outcome = outcome if isinstance(outcome, Lease) else Failure(outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._granted is not None and self._outcome is not None and not self._granted.called:
+            if isinstance(self._outcome, Failure):
+                self._granted.errback(self._outcome)
+            else:
+                self._granted.callback(self._outcome)
+
+
+@frozen
+class Waiting:
+    """One request that waits. `position` is its 1-based place in the queue, 0 when its model is being loaded."""
+
+    number: int
+    model: str
+    position: int
+    age: float
+    priority: int
+
+
+@frozen
+class Vitals:
+    """Signs of life: ages in seconds (`oldest_waiter` None when nobody waits), and how much is going on."""
+
+    oldest_waiter: float | None
+    last_decision: float
+    waiting: int
+    serving: int
+    loading: int
+
+
+@define(eq=False)
+class _Flight:
+    """A swap being performed."""
+
+    swap: Swap
+    abandoned: bool = False
+    starting: bool = False
+    was_ready: bool = False
+    vanished: bool = False
+
+
+# -- the router --------------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Router:
+    """See the module. `config` is the one in force, `profile` the active profile."""
+
+    config: Config
+    _make_supervisor: SupervisorFactory
+    _clock: IReactorTime
+    _bus: Bus
+    profile: str | None = field(default=None, init=False)
+    pinned: frozenset[str] = field(default=frozenset(), init=False)
+    _scheduler: Scheduler = field(init=False)
+    _supervisors: dict[str, Supervised] = field(factory=dict, init=False)
+    _models: dict[str, Model] = field(factory=dict, init=False)
+    _chooser: Chooser = field(factory=Chooser, init=False)
+    _acquisitions: dict[int, Acquisition] = field(factory=dict, init=False)
+    _incarnations: dict[str, _Incarnation] = field(factory=dict, init=False)
+    _flights: dict[int, _Flight] = field(factory=dict, init=False)
+    _until_gone: dict[str, list[Deferred[None]]] = field(factory=dict, init=False)
+    _idle_at: dict[str, float] = field(factory=dict, init=False)
+    _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
+    _patience: IDelayedCall | None = field(default=None, init=False)
+    _outbox: deque[Effect] = field(factory=deque, init=False)
+    _performing: bool = field(default=False, init=False)
+    _last_number: int = field(default=0, init=False)
+    _decided_at: float = field(default=0.0, init=False)
+    _leases: int = field(default=0, init=False)
+    _shutdown_grace: float | None = field(default=None, init=False)
+    _log: Logger = field(factory=lambda: Logger("llamaswap.router"), init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._scheduler = Scheduler(rules_of(self.config))
+        self._decided_at = self._clock.seconds()
+        for model in self.config.models.values():
+            self._supervise(model)
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def request(self, model: str, *, on_place: Callable[[int], None] | None = None) -> Acquisition:
+        """Ask to use a local model (its real id). `on_place` hears the 1-based queue positions, the latest counts."""
+        now = self._decided_at = self._clock.seconds()
+        self._last_number += 1
+        priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
+        ticket = Ticket(self._last_number, model, now, priority)
+        acquisition = Acquisition(model, lambda: self._left(ticket), on_place)
+        self._acquisitions[ticket.number] = acquisition
+        effects = self._scheduler.requested(ticket, now)
+        first = effects[0]
+        if isinstance(first, Refuse):
+            acquisition.refusal = _told(first.error)
+        else:
+            acquisition.ready = not isinstance(first, Admit)
+        self._perform(effects)
+        return acquisition
+
+    def load(self, model: str) -> Deferred[None]:
+        """Load a model (id or alias) as a request would; fires when it is ready, fails with a RequestError."""
+        granted = self.request(self.config.real(model) or model).granted
+        return granted.addCallback(lambda lease: lease.release())
+
+    def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
+        """Stop these models (ids or aliases; None: all), whatever they do; fires when none of them has a process."""
+        if models is None:
+            names = list(self._supervisors)
+        else:
+            names = [self.config.real(name) or name for name in models]
+        now = self._decided_at = self._clock.seconds()
+        effects = self._scheduler.unload_asked(names, now)
+        gone = self._all_gone(names)
+        self._perform(effects)
+        return gone
+
+    def choose(self, selector_id: str) -> Choice:
+        """Choose a selector's target for one request; raises NoTarget."""
+        selector = self.config.selectors.get(selector_id)
+        if selector is None:
+            raise NoTarget(selector_id, f"no selector {selector_id}")
+        return self._chooser.choose(selector, self._look)
+
+    # -- operators -----------------------------------------------------------------------------------------
+
+    def select_profile(self, name: str | None) -> None:
+        """Make a profile the active one (None or "": none); raises KeyError when there is none of that name."""
+        wanted = name or None
+        if wanted is not None and wanted not in self.config.profiles:
+            raise KeyError(wanted)
+        if wanted != self.profile:
+            self.profile = wanted
+            self._log.info("profile {profile} is active", profile=wanted or "(none)")
+            self._bus.publish(ProfileChanged(wanted))
+
+    def pin(self, model: str) -> None:
+        """Keep a model once it is loaded: from now on only `unload` stops it. Raises UnknownModel."""
+        name = self.config.real(model)
+        if name is None:
+            raise UnknownModel(model)
+        self._repin(self.pinned | {name})
+
+    def unpin(self, model: str) -> None:
+        """Take a pin back."""
+        self._repin(self.pinned - {self.config.real(model) or model})
+
+    def _repin(self, pinned: frozenset[str]) -> None:
+        self.pinned = pinned
+        now = self._decided_at = self._clock.seconds()
+        self._perform(self._scheduler.retuned(rules_of(self.config, pinned), (), now))
+
+    def preload(self, models: Iterable[str] | None = None) -> Deferred[None]:
+        """Load what the configuration says (or `models`): together what may be up together, the rest in order."""
+        wanted = self.config.hooks.on_startup.preload if models is None else models
+        names = list(dict.fromkeys(name for name in map(self.config.real, wanted) if name is not None))
+        return Deferred.fromCoroutine(self._preload(names))
+
+    async def _preload(self, names: list[str]) -> None:
+        while names:
+            together: list[str] = []
+            evict = self._scheduler.rules.evict
+            while names and not evict(names[0], sorted(together)):
+                together.append(names.pop(0))
+            await gatherResults([self._preload_one(name) for name in together])
+
+    def _preload_one(self, name: str) -> Deferred[None]:
+        def loaded(_: None) -> None:
+            self._bus.publish(Preloaded(name, True))
+
+        def failed(failure: Failure) -> None:
+            failure.trap(RequestError, CancelledError)
+            self._log.warn("preload of {model} failed: {error}", model=name, error=failure.getErrorMessage())
+            self._bus.publish(Preloaded(name, False))
+
+        return self.load(name).addCallbacks(loaded, failed)
+
+    # -- what is going on ----------------------------------------------------------------------------------
+
+    def running(self) -> list[Status]:
+        """The servers that are not down, by ascending model id."""
+        found = [self._supervisors[name] for name in sorted(self._supervisors)]
+        return [supervisor.status() for supervisor in found if supervisor.state not in DOWN]
+
+    def state(self, model: str) -> str:
+        """The outward word for a model's state."""
+        supervisor = self._supervisors.get(model)
+        return "stopped" if supervisor is None else supervisor.state
+
+    def status(self, model: str) -> Status:
+        """Everything known about a model's server; raises UnknownModel."""
+        supervisor = self._supervisors.get(model)
+        if supervisor is None:
+            raise UnknownModel(model)
+        return supervisor.status()
+
+    def plan(self, model: str) -> Forecast:
+        """What a request for this model (id or alias) would do now; nothing is done."""
+        return self._scheduler.forecast(self.config.real(model) or model)
+
+    def queue(self) -> list[Waiting]:
+        """Who waits: first those whose model is being loaded, then the queue in its order."""
+        now = self._clock.seconds()
+        joined = [(ticket, 0) for ticket in self._scheduler.joined()]
+        queued = [(ticket, position) for position, ticket in enumerate(self._scheduler.queued(), 1)]
+        return [
+            Waiting(ticket.number, ticket.model, position, now - ticket.since, ticket.priority)
+            for ticket, position in (*joined, *queued)
+        ]
+
+    def vitals(self) -> Vitals:
+        """Signs of life, for health checks."""
+        now = self._clock.seconds()
+        waiting = [*self._scheduler.joined(), *self._scheduler.queued()]
+        oldest = max((now - ticket.since for ticket in waiting), default=None)
+        return Vitals(oldest, now - self._decided_at, len(waiting), self._leases, self._scheduler.swaps)
+
+    # -- a new configuration, the end ----------------------------------------------------------------------
+
+    def apply(self, config: Config, plan: Plan) -> None:
+        """Put a new configuration in force: what did not change is not touched, what must restart drains first."""
+        old, self.config = self.config, config
+        now = self._decided_at = self._clock.seconds()
+        self.pinned &= config.models.keys()
+        stale = {name for name in (*plan.restarted, *plan.added) if name in self._supervisors}
+        for name, model in config.models.items():
+            if name not in self._supervisors:
+                self._supervise(model)
+            elif name in stale or model != self._models[name]:
+                self._models[name] = model
+                self._supervisors[name].retune(model)
+        self._perform(self._scheduler.retuned(rules_of(config, self.pinned), sorted(stale), now))
+        for name in [name for name in self._supervisors if name not in config.models]:
+            self._dismiss(name)
+        self.select_profile(None)
+        before = {old.real(name) for name in old.hooks.on_startup.preload}
+        fresh = {*plan.added, *plan.restarted}
+        names = [config.real(name) for name in config.hooks.on_startup.preload]
+        wanted = [name for name in names if name is not None and (name in fresh or name not in before)]
+        if wanted:
+            self.preload(wanted).addErrback(lambda failure: self._log.failure("preload", failure))
+
+    def shutdown(self, deadline: float) -> Deferred[None]:
+        """Refuse everybody who waits, stop all servers at once; fires when none is left, or after `deadline` seconds.
+
+        May be called again with a shorter deadline.
+        """
+        now = self._decided_at = self._clock.seconds()
+        self._shutdown_grace = max(deadline - KILL_MARGIN, deadline / 2)
+        effects = self._scheduler.closing(ShuttingDown())
+        gone = self._all_gone(self._supervisors)
+        self._perform(effects)
+        done: Deferred[None] = Deferred()
+
+        def finish(_: object) -> None:
+            if not done.called:
+                if overdue.active():
+                    overdue.cancel()
+                self._end()
+                done.callback(None)
+
+        def too_late() -> None:
+            left = sorted(name for name in self._supervisors if self._scheduler.phase(name) is not Phase.COLD)
+            self._log.error("after {deadline}s these are not gone: {left}", deadline=deadline, left=", ".join(left))
+            finish(None)
+
+        overdue = self._clock.callLater(max(0.0, now + deadline - self._clock.seconds()), too_late)
+        gone.addCallback(finish)
+        return done
+
+    def _end(self) -> None:
+        for supervisor in self._supervisors.values():
+            supervisor.close()
+        self._idle_at.clear()
+        timers = [*self._idle_calls.values(), *([self._patience] if self._patience else [])]
+        self._idle_calls.clear()
+        self._patience = None
+        for timer in timers:
+            if timer.active():
+                timer.cancel()
+
+    # -- what supervisors tell -----------------------------------------------------------------------------
+
+    def state_changed(self, model: str, old: str, new: str) -> None:
+        """A server moved. Only news, but for one thing: ready and gone again before those who waited were told."""
+        for flight in self._flights.values():
+            if flight.starting and flight.swap.model == model:
+                flight.was_ready = flight.was_ready or new == "ready"
+                flight.vanished = flight.was_ready and new != "ready"
+        self._bus.publish(StateChanged(model, old, new))
+
+    def exited(self, model: str, exit_status: int | None, expected: bool) -> None:
+        """A server's process ended. The supervisor is in the middle of it, so its effects wait for the next turn."""
+        incarnation = self._incarnations.get(model)
+        if incarnation is not None:
+            incarnation.lost = True
+        if not expected:
+            now = self._decided_at = self._clock.seconds()
+            effects = self._scheduler.exited(model, now)
+            if effects:
+                self._log.warn("{model} ended on its own (status {status})", model=model, status=exit_status)
+                self._outbox.extend(effects)
+                self._clock.callLater(0, self._perform, ())
+
+    # -- performing ----------------------------------------------------------------------------------------
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        self._outbox.extend(effects)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._outbox:
+                effect = self._outbox.popleft()
+                try:
+                    _PERFORMERS[type(effect)](self, effect)
+                except Exception:  # the edge of a floor: one waiter's fault must not keep the others from hearing
+                    self._log.failure("while performing {effect}", effect=effect)
+        finally:
+            self._performing = False
+
+    def _admit(self, effect: Admit) -> None:
+        """Its requester knows already."""
+
+    def _refuse(self, effect: Refuse) -> None:
+        acquisition = self._acquisitions.pop(effect.ticket.number, None)
+        if acquisition is not None:
+            acquisition.settle(_told(effect.error))
+
+    def _grant(self, effect: Grant) -> None:
+        ticket = effect.ticket
+        acquisition = self._acquisitions.pop(ticket.number, None)
+        incarnation = self._incarnations[ticket.model]
+        self._leases += 1
+        lease = Lease(
+            ticket.model,
+            incarnation.endpoint,
+            incarnation.generation,
+            ticket.priority,
+            incarnation,
+            lambda: self._released(ticket),
+        )
+        if acquisition is None:
+            lease.release()
+        else:
+            acquisition.settle(lease)
+
+    def _place(self, effect: Place) -> None:
+        acquisition = self._acquisitions.get(effect.ticket.number)
+        if acquisition is not None and acquisition.on_place is not None:
+            acquisition.on_place(effect.position)
+
+    def _begin_swap(self, effect: Swap) -> None:
+        flight = self._flights[effect.generation] = _Flight(effect)
+        swapping = Deferred.fromCoroutine(self._swap(flight))
+        swapping.addErrback(lambda failure: self._log.failure("swap to {model}", failure, model=effect.model))
+
+    def _abandon_swap(self, effect: AbandonSwap) -> None:
+        flight = self._flights.get(effect.generation)
+        if flight is not None:
+            flight.abandoned = True
+
+    def _stop(self, effect: Stop) -> None:
+        for model in effect.models:
+            self._stop_one(model, 0.0 if effect.why == "crash" else None)
+
+    def _arm_idle(self, effect: ArmIdle) -> None:
+        """One timer per model runs on however often it is armed anew; it looks at the time when it goes off."""
+        at = self._idle_at[effect.model] = self._clock.seconds() + effect.seconds
+        call = self._idle_calls.get(effect.model)
+        if call is not None and call.getTime() > at:
+            call.cancel()
+            call = None
+        if call is None:
+            self._idle_calls[effect.model] = self._clock.callLater(effect.seconds, self._idle_due, effect.model)
+
+    def _disarm_idle(self, effect: DisarmIdle) -> None:
+        self._idle_at.pop(effect.model, None)
+
+    def _idle_due(self, model: str) -> None:
+        del self._idle_calls[model]
+        at = self._idle_at.get(model)
+        now = self._clock.seconds()
+        if at is None:
+            return
+        if at > now:
+            self._idle_calls[model] = self._clock.callLater(at - now, self._idle_due, model)
+            return
+        del self._idle_at[model]
+        self._decided_at = now
+        self._perform(self._scheduler.idle_expired(model, now))
+
+    def _arm_patience(self, effect: ArmPatience) -> None:
+        self._disarm_patience()
+        self._patience = self._clock.callLater(effect.seconds, self._patience_due)
+
+    def _disarm_patience(self, effect: DisarmPatience | None = None) -> None:
+        if self._patience is not None and self._patience.active():
+            self._patience.cancel()
+        self._patience = None
+
+    def _patience_due(self) -> None:
+        self._patience = None
+        now = self._decided_at = self._clock.seconds()
+        self._perform(self._scheduler.patience_expired(now))
+
+    # -- swaps and stops -----------------------------------------------------------------------------------
+
+    async def _swap(self, flight: _Flight) -> None:
+        swap = flight.swap
+        began = self._clock.seconds()
+        self._log.info(
+            "loading {model}: {reason}; evicts {evicts}",
+            model=swap.model,
+            reason=swap.reason,
+            evicts=", ".join(swap.evict) or "nobody",
+        )
+        self._bus.publish(SwapBegan(swap.generation, swap.model, swap.evict, swap.reason, began))
+        error: LlamaswapError | None = None
+        stopped = began
+        try:
+            if swap.evict:
+                await gatherResults([self._stop_one(victim) for victim in swap.evict])
+                stopped = self._clock.seconds()
+            if not flight.abandoned:
+                flight.starting = True
+                error = await self._start(flight)
+        finally:
+            del self._flights[swap.generation]
+            ended = self._decided_at = self._clock.seconds()
+            told = "abandoned" if flight.abandoned else None if error is None else str(error)
+            phases = {"queued": swap.waited, "stop": stopped - began, "start": ended - stopped}
+            if told is None:
+                self._log.info("ready {model} in {secs:.2f}s", model=swap.model, secs=ended - began)
+            else:
+                self._log.warn("{model} was not loaded: {error}", model=swap.model, error=told)
+            self._bus.publish(SwapEnded(swap.generation, swap.model, told, ended, phases))
+            self._perform(self._scheduler.swap_finished(swap.generation, error, ended))
+
+    async def _start(self, flight: _Flight) -> LlamaswapError | None:
+        """Have the swap's model started; returns what went wrong."""
+        model = flight.swap.model
+        try:
+            endpoint = await self._supervisors[model].ensure_ready()
+        except LlamaswapError as error:
+            return error
+        except Exception as error:  # the edge of a floor: whoever waits must be told, whatever it was
+            self._log.failure("{model} could not be started", model=model)
+            return StartFailed(model, str(error))
+        if flight.vanished:
+            return ServerVanished(model)
+        if not flight.abandoned:
+            self._incarnations[model] = _Incarnation(endpoint, flight.swap.generation)
+        return None
+
+    def _stop_one(self, model: str, grace: float | None = None) -> Deferred[None]:
+        """Stop one server; the scheduler hears when it is gone. Never fails."""
+        supervisor = self._supervisors.get(model)
+        if supervisor is None:
+            return succeed(None)
+        if grace is None:
+            grace = self._models[model].unload_timeout
+        if self._shutdown_grace is not None:
+            grace = min(grace, self._shutdown_grace)
+        stopping: Deferred[Any] = maybeDeferred(supervisor.stop, grace)
+        stopping.addErrback(lambda failure: self._log.failure("stopping {model}", failure, model=model))
+        return stopping.addCallback(lambda _: self._stopped(model))
+
+    def _stopped(self, model: str) -> None:
+        incarnation = self._incarnations.pop(model, None)
+        if incarnation is not None:
+            incarnation.lost = True
+        now = self._decided_at = self._clock.seconds()
+        effects = self._scheduler.gone(model, now)
+        for waiter in self._until_gone.pop(model, ()):
+            waiter.callback(None)
+        self._perform(effects)
+        if model not in self.config.models:
+            self._dismiss(model)
+
+    def _all_gone(self, models: Iterable[str]) -> Deferred[None]:
+        """Fires when each of these that has a process has none any more."""
+        waits = []
+        for model in dict.fromkeys(models):
+            if self._scheduler.phase(model) is not Phase.COLD:
+                waiter: Deferred[None] = Deferred()
+                self._until_gone.setdefault(model, []).append(waiter)
+                waits.append(waiter)
+        return gatherResults(waits).addCallback(lambda _: None)
+
+    # -- books ---------------------------------------------------------------------------------------------
+
+    def _supervise(self, model: Model) -> None:
+        self._models[model.id] = model
+        self._supervisors[model.id] = self._make_supervisor(model, self)
+
+    def _dismiss(self, model: str) -> None:
+        """A model that left the configuration has no process any more: forget it."""
+        if self._scheduler.phase(model) is Phase.COLD and model in self._supervisors:
+            self._supervisors.pop(model).close()
+            del self._models[model]
+
+    def _look(self, target: str) -> str | None:
+        name = self.config.real(target)
+        return None if name is None else self.state(name)
+
+    def _left(self, ticket: Ticket) -> None:
+        """A requester went before it was answered."""
+        self._acquisitions.pop(ticket.number, None)
+        now = self._decided_at = self._clock.seconds()
+        self._perform(self._scheduler.cancelled(ticket, now))
+
+    def _released(self, ticket: Ticket) -> None:
+        self._leases -= 1
+        now = self._decided_at = self._clock.seconds()
+        self._perform(self._scheduler.served(ticket, now))
+
+
+def _told(error: LlamaswapError) -> RequestError:
+    """What a requester is told; the scheduler only ever refuses with RequestErrors."""
+    return error if isinstance(error, RequestError) else StartFailed("", str(error))
+
+
+_PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {
+    Admit: Router._admit,
+    Refuse: Router._refuse,
+    Grant: Router._grant,
+    Place: Router._place,
+    Swap: Router._begin_swap,
+    AbandonSwap: Router._abandon_swap,
+    Stop: Router._stop,
+    ArmIdle: Router._arm_idle,
+    DisarmIdle: Router._disarm_idle,
+    ArmPatience: Router._arm_patience,
+    DisarmPatience: Router._disarm_patience,
+}

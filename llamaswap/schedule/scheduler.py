@@ -1,0 +1,750 @@
+"""The scheduler: who is served, who waits, what is loaded and what has to go for it.
+
+Every input changes the state fully and then returns effects; nothing is called, no clock is read (`now` is seconds on
+any monotonic scale). The picture of what is up is the scheduler's own and is fed by inputs alone.
+
+Rules, in the order in which they matter:
+
+- A model that is ready is given its requests at once; evictions are a matter of loading, never of being served.
+- A model has one process, ever: requests for one that is being loaded join that load.
+- A swap starts when nothing it would evict is busy and no other swap touches what it touches; what waits does not
+  block what stands behind it.
+- Waiting is bounded. Who has waited longer than the patience (priority shortens it) has a claim: what it would evict
+  is given no new requests, and nobody who came later may take the room. Claims are served in the order they arose.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Iterable, Mapping
+from enum import Enum
+
+from attrs import Factory, define, field, frozen
+
+from llamaswap.errors import (
+    LlamaswapError,
+    ModelUnloaded,
+    NotReady,
+    QueueFull,
+    StartFailed,
+    TooManyRequests,
+    UnknownModel,
+)
+from llamaswap.schedule.effects import (
+    AbandonSwap,
+    Admit,
+    ArmIdle,
+    ArmPatience,
+    DisarmIdle,
+    DisarmPatience,
+    Effect,
+    Grant,
+    Place,
+    Refuse,
+    Stop,
+    Swap,
+    Ticket,
+)
+from llamaswap.schedule.eviction import Eviction
+
+PRIORITY_SCALE = 10.0
+"""A priority of this much halves the patience: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
+
+BACKOFF_LONGEST = 30.0
+"""However often a model failed to start, after so many seconds a request may try again."""
+
+
+# -- what the scheduler is told about the configuration ----------------------------------------------------
+
+
+@frozen
+class ModelRules:
+    """One model: `limit` is the explicit bound on requests held for it (0: none), `ttl` idle seconds (0: never)."""
+
+    limit: int = 0
+    ttl: float = 0.0
+
+
+@frozen
+class Rules:
+    """Everything configured that a decision depends on.
+
+    `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
+    wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them.
+    """
+
+    models: Mapping[str, ModelRules]
+    evict: Eviction
+    patience: float = 10.0
+    max_queue: int = 1000
+    pinned: frozenset[str] = frozenset()
+
+    def patience_of(self, ticket: Ticket) -> float:
+        return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
+
+
+# -- the picture -------------------------------------------------------------------------------------------
+
+
+class Phase(Enum):
+    """How the scheduler sees a model's server."""
+
+    COLD = "cold"
+    LOADING = "loading"
+    READY = "ready"
+    GOING = "going"
+
+
+@define(eq=False)
+class _Server:
+    """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
+
+    `stale` says that the process runs an outdated definition: it finishes what it has and goes.
+    """
+
+    model: str
+    phase: Phase = Phase.COLD
+    generation: int = 0
+    serving: set[int] = Factory(set)
+    idle_since: float | None = None
+    armed: bool = False
+    stale: bool = False
+
+
+class _Where(Enum):
+    QUEUED = "queued"
+    JOINED = "joined"
+    SERVING = "serving"
+
+
+@define(eq=False)
+class _Entry:
+    """A ticket and where it stands. `swap` is the generation it joined, `deadline` the end of its patience."""
+
+    ticket: Ticket
+    where: _Where
+    deadline: float = 0.0
+    position: int = 0
+    swap: int = 0
+    claims: bool = False
+
+
+@define(eq=False)
+class _ActiveSwap:
+    generation: int
+    model: str
+    evict: frozenset[str]
+    waiters: dict[int, _Entry]
+    restore: tuple[str, ...]
+
+
+@frozen
+class _Claim:
+    model: str
+    evict: frozenset[str]
+
+
+@frozen
+class _Failure:
+    count: int
+    until: float
+    error: LlamaswapError
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------
+
+
+@frozen
+class _Go:
+    """Ready: grant."""
+
+
+@frozen
+class _Join:
+    """Being loaded: wait with the others."""
+
+    generation: int
+
+
+@frozen
+class _Start:
+    """Load it now; `abandon` are swaps nobody waits for that stand in its way."""
+
+    evict: tuple[str, ...]
+    abandon: tuple[int, ...]
+
+
+@frozen
+class _Wait:
+    """Not now. `evict` is what would have to go, `behind` what is waited for (models)."""
+
+    evict: tuple[str, ...]
+    behind: tuple[str, ...]
+
+
+@frozen
+class _Never:
+    """Not while things are as they are, however long one waits."""
+
+    error: LlamaswapError
+
+
+_Verdict = _Go | _Join | _Start | _Wait | _Never
+_GO = _Go()
+
+
+@frozen
+class Forecast:
+    """What a request for a model would meet now: `action` is serve, join, load, queue or refuse.
+
+    `evicts` would go, `waits_for` is what stands in the way, `reason` the rule behind it in words.
+    """
+
+    model: str
+    action: str
+    evicts: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    reason: str = ""
+
+
+# -- the scheduler -----------------------------------------------------------------------------------------
+
+
+def _queue_key(entry: _Entry) -> tuple[int, int]:
+    return -entry.ticket.priority, entry.ticket.number
+
+
+def _claim_key(entry: _Entry) -> tuple[float, int]:
+    return entry.deadline, entry.ticket.number
+
+
+@define(eq=False)
+class Scheduler:
+    """See the module. Inputs are named after what has happened or is wished; each returns the effects to perform."""
+
+    rules: Rules
+    _servers: dict[str, _Server] = field(factory=dict, init=False)
+    _swaps: dict[int, _ActiveSwap] = field(factory=dict, init=False)
+    _tickets: dict[int, _Entry] = field(factory=dict, init=False)
+    _held: dict[str, int] = field(factory=dict, init=False)
+    _waiting: dict[str, int] = field(factory=dict, init=False)
+    _claimants: list[_Entry] = field(factory=list, init=False)
+    _queue: list[_Entry] = field(factory=list, init=False)
+    _claims: list[_Claim] = field(factory=list, init=False)
+    _claimed: frozenset[str] = field(default=frozenset(), init=False)
+    _patience_at: float | None = field(default=None, init=False)
+    _failures: dict[str, _Failure] = field(factory=dict, init=False)
+    _restore: dict[str, None] = field(factory=dict, init=False)
+    _generation: int = field(default=0, init=False)
+    _closed: LlamaswapError | None = field(default=None, init=False)
+    _effects: list[Effect] = field(factory=list, init=False)
+
+    # -- inputs: requests ----------------------------------------------------------------------------------
+
+    def requested(self, ticket: Ticket, now: float) -> list[Effect]:
+        """A request wants a model."""
+        if (error := self._refusal(ticket, now)) is not None:
+            return [Refuse(ticket, error)]
+        server = self._server(ticket.model)
+        if server.phase is Phase.READY and not server.stale and ticket.model not in self._claimed:
+            entry = self._tickets[ticket.number] = _Entry(ticket, _Where.SERVING)
+            self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
+            self._grant(entry, server)
+            return self._answer()
+        waiting = self._waiting.get(ticket.model, 0)
+        if not self.rules.models[ticket.model].limit and waiting >= self.rules.max_queue:
+            return [Refuse(ticket, QueueFull(ticket.model, self.rules.max_queue))]
+        verdict = self._verdict(ticket.model, self._claims)
+        if isinstance(verdict, _Never):
+            return [Refuse(ticket, verdict.error)]
+        entry = self._tickets[ticket.number] = _Entry(ticket, _Where.QUEUED)
+        entry.deadline = ticket.since + self.rules.patience_of(ticket)
+        self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
+        self._waiting[ticket.model] = waiting + 1
+        self._effects.append(Admit(ticket))
+        if isinstance(verdict, _Wait):
+            self._enqueue(entry)
+            if entry.deadline <= now:
+                self._settle(now)
+            else:
+                self._place()
+                self._arm_patience(entry.deadline, now)
+        elif isinstance(verdict, _Join):
+            self._join(entry, self._swaps[verdict.generation])
+        elif isinstance(verdict, _Start):
+            self._start(ticket.model, verdict, [entry], now)
+        return self._answer()
+
+    def cancelled(self, ticket: Ticket, now: float) -> list[Effect]:
+        """A request is no longer interested, wherever it stands. Unknown tickets are none of our business."""
+        entry = self._tickets.get(ticket.number)
+        if entry is None:
+            return []
+        if entry.where is _Where.SERVING:
+            return self.served(ticket, now)
+        self._forget(entry)
+        if entry.where is _Where.QUEUED:
+            self._dequeue(entry)
+            if entry.claims:
+                self._settle(now)
+            else:
+                self._place()
+        else:
+            swap = self._swaps[entry.swap]
+            del swap.waiters[ticket.number]
+            if not swap.waiters and self._anyone_queued():
+                self._settle(now)
+        return self._answer()
+
+    def served(self, ticket: Ticket, now: float) -> list[Effect]:
+        """A granted request has ended, one way or another."""
+        entry = self._tickets.get(ticket.number)
+        if entry is None or entry.where is not _Where.SERVING:
+            return []
+        self._forget(entry)
+        server = self._servers.get(ticket.model)
+        if server is not None and ticket.number in server.serving:
+            server.serving.remove(ticket.number)
+            if not server.serving:
+                if server.stale:
+                    self._stop([server], "reload")
+                else:
+                    self._rest(server, now)
+                if self._anyone_queued():
+                    self._settle(now)
+        return self._answer()
+
+    # -- inputs: servers -----------------------------------------------------------------------------------
+
+    def swap_finished(self, generation: int, error: LlamaswapError | None, now: float) -> list[Effect]:
+        """The swap's model is ready, or will not be. Results of swaps we gave up are dropped."""
+        swap = self._swaps.pop(generation, None)
+        if swap is None:
+            return []
+        server = self._servers[swap.model]
+        entries = list(swap.waiters.values())
+        if error is None:
+            self._failures.pop(swap.model, None)
+            server.phase = Phase.READY
+            for entry in entries:
+                self._waiting[swap.model] -= 1
+                self._grant(entry, server)
+            if not entries:
+                self._rest(server, now)
+        else:
+            self._note_failure(swap.model, error, now)
+            for entry in entries:
+                self._refuse(entry, error)
+            self._stop([server], "failed")
+            self._restore.update(dict.fromkeys(swap.restore))
+        self._settle(now)
+        return self._answer()
+
+    def exited(self, model: str, now: float) -> list[Effect]:
+        """A server that was ready ended without being asked; what it was serving is lost, leftovers are cleared up."""
+        server = self._servers.get(model)
+        if server is None or server.phase is not Phase.READY:
+            return []
+        self._stop([server], "crash")
+        self._settle(now)
+        return self._answer()
+
+    def gone(self, model: str, now: float) -> list[Effect]:
+        """No process of a model that was stopping is left."""
+        server = self._servers.get(model)
+        if server is None or server.phase is not Phase.GOING:
+            return []
+        server.phase = Phase.COLD
+        server.stale = False
+        if model not in self.rules.models:
+            del self._servers[model]
+        self._settle(now)
+        return self._answer()
+
+    # -- inputs: time --------------------------------------------------------------------------------------
+
+    def idle_expired(self, model: str, now: float) -> list[Effect]:
+        """The model's idle timer went off."""
+        server = self._servers.get(model)
+        if server is None or not server.armed or server.idle_since is None:
+            return []
+        server.armed = False
+        self._stop([server], "idle")
+        self._settle(now)
+        return self._answer()
+
+    def patience_expired(self, now: float) -> list[Effect]:
+        """Somebody in the queue has waited long enough."""
+        self._patience_at = None
+        self._settle(now)
+        return self._answer()
+
+    # -- inputs: operators ---------------------------------------------------------------------------------
+
+    def unload_asked(self, models: Iterable[str], now: float) -> list[Effect]:
+        """Stop these at once, in-flight requests or not; who waits for them is refused."""
+        stopping = []
+        for model in dict.fromkeys(models):
+            self._failures.pop(model, None)
+            self._restore.pop(model, None)
+            self._refuse_queued(model, ModelUnloaded(model))
+            server = self._servers.get(model)
+            if server is None or server.phase is Phase.COLD:
+                continue
+            if server.phase is Phase.LOADING:
+                for entry in self._abandon(self._swaps[server.generation]):
+                    self._refuse(entry, ModelUnloaded(model))
+            stopping.append(server)
+        self._stop(stopping, "unload")
+        self._settle(now)
+        return self._answer()
+
+    def retuned(self, rules: Rules, stale: Collection[str], now: float) -> list[Effect]:
+        """Other rules are in force. `stale` models must be started anew; those not in the rules any more must go.
+
+        Both finish what they serve first; requests waiting for a stale one wait for its next process.
+        """
+        self.rules = rules
+        for model in [*stale, *(name for name in self._servers if name not in rules.models)]:
+            self._failures.pop(model, None)
+            self._restore.pop(model, None)
+            if model not in rules.models:
+                self._refuse_queued(model, UnknownModel(model))
+            server = self._servers.get(model)
+            if server is not None:
+                self._outdate(server)
+        for server in list(self._servers.values()):
+            if server.phase is Phase.READY and server.idle_since is not None:
+                self._rest(server, now, server.idle_since)
+        self._settle(now)
+        return self._answer()
+
+    def closing(self, error: LlamaswapError) -> list[Effect]:
+        """The end: everybody who waits is refused with `error`, everything that is up is stopped."""
+        self._closed = error
+        self._restore.clear()
+        for entry in [*self._claimants, *self._queue]:
+            self._dequeue(entry)
+            self._refuse(entry, error)
+        for swap in list(self._swaps.values()):
+            for entry in self._abandon(swap):
+                self._refuse(entry, error)
+        self._stop([server for server in self._servers.values() if server.phase is not Phase.COLD], "shutdown")
+        self._settle(0.0)
+        return self._answer()
+
+    # -- reads, for display only ---------------------------------------------------------------------------
+
+    def forecast(self, model: str) -> Forecast:
+        """What a request for `model` would meet now."""
+        if model not in self.rules.models:
+            return Forecast(model, "refuse", reason=str(UnknownModel(model)))
+        verdict = self._verdict(model, self._claims)
+        reason = self.rules.evict.explain(model, self._running(model))
+        if isinstance(verdict, _Go):
+            return Forecast(model, "serve", reason="ready")
+        if isinstance(verdict, _Join):
+            return Forecast(model, "join", reason="already being loaded")
+        if isinstance(verdict, _Start):
+            return Forecast(model, "load", evicts=verdict.evict, reason=reason)
+        if isinstance(verdict, _Wait):
+            return Forecast(model, "queue", verdict.evict, verdict.behind, reason)
+        return Forecast(model, "refuse", reason=str(verdict.error))
+
+    def queued(self) -> list[Ticket]:
+        """Who stands in the queue, in the order of positions."""
+        return [entry.ticket for entry in (*self._claimants, *self._queue)]
+
+    def joined(self) -> list[Ticket]:
+        """Who waits for a load that is under way."""
+        return [entry.ticket for swap in self._swaps.values() for entry in swap.waiters.values()]
+
+    def phase(self, model: str) -> Phase:
+        """How the scheduler sees this model."""
+        server = self._servers.get(model)
+        return Phase.COLD if server is None else server.phase
+
+    def held(self, model: str) -> int:
+        """How many requests exist for this model: waiting, in flight, or losing their server just now."""
+        return self._held.get(model, 0)
+
+    def serving(self, model: str) -> int:
+        """How many requests are in flight on the model's present process."""
+        server = self._servers.get(model)
+        return 0 if server is None else len(server.serving)
+
+    @property
+    def swaps(self) -> int:
+        """How many loads are under way."""
+        return len(self._swaps)
+
+    # -- deciding ------------------------------------------------------------------------------------------
+
+    def _refusal(self, ticket: Ticket, now: float) -> LlamaswapError | None:
+        """What can be said without looking at the queue."""
+        if self._closed is not None:
+            return self._closed
+        rules = self.rules.models.get(ticket.model)
+        if rules is None:
+            return UnknownModel(ticket.model)
+        if rules.limit and self._held.get(ticket.model, 0) >= rules.limit:
+            return TooManyRequests(ticket.model, rules.limit)
+        failure = self._failures.get(ticket.model)
+        if failure is not None and now < failure.until and ticket.model not in self._loading():
+            return failure.error
+        return None
+
+    def _verdict(self, model: str, claims: list[_Claim]) -> _Verdict:
+        """What is to be done for a request for `model` that has to respect `claims`."""
+        server = self._server(model)
+        others = [claim for claim in claims if claim.model != model]
+        holders = tuple(claim.model for claim in others if model in claim.evict)
+        if server.phase is Phase.READY:
+            if server.stale:
+                return _Wait((), (model,))
+            return _Wait((), holders) if holders else _GO
+        if server.phase is Phase.LOADING:
+            return _Wait((), holders) if holders else _Join(server.generation)
+        evict = self.rules.evict(model, self._running(model))
+        kept = [victim for victim in evict if victim in self.rules.pinned and not self._leaving(victim)]
+        if kept:
+            return _Never(NotReady(model, f"{model} cannot be loaded: {', '.join(kept)} is kept loaded"))
+        gone = frozenset(evict)
+        behind = [*holders]
+        behind += [claim.model for claim in others if claim.model in gone or not gone.isdisjoint(claim.evict)]
+        behind += [victim for victim in evict if self._servers[victim].serving]
+        abandon = []
+        for swap in self._swaps.values():
+            if swap.model in gone or model in swap.evict or not gone.isdisjoint(swap.evict):
+                if swap.waiters or swap.model in self.rules.pinned:
+                    behind.append(swap.model)
+                else:
+                    abandon.append(swap.generation)
+        if behind:
+            return _Wait(evict, tuple(dict.fromkeys(behind)))
+        return _Start(evict, tuple(abandon))
+
+    def _settle(self, now: float) -> None:
+        """Go through the queue once and do for each what can be done now; those who wait too long make claims."""
+        if self._anyone_queued():
+            self._age(now)
+            self._claims = []
+            verdicts: dict[str, _Verdict] = {}
+            for entry in [*self._claimants, *self._queue]:
+                if entry.where is not _Where.QUEUED or entry.ticket.number not in self._tickets:
+                    continue
+                model = entry.ticket.model
+                verdict = verdicts.get(model)
+                if verdict is None:
+                    verdict = verdicts[model] = self._verdict(model, self._claims)
+                if isinstance(verdict, _Wait):
+                    if entry.claims and all(claim.model != model for claim in self._claims):
+                        self._claims.append(_Claim(model, frozenset(verdict.evict)))
+                        verdicts.clear()
+                    continue
+                self._dequeue(entry)
+                if isinstance(verdict, _Go):
+                    self._waiting[model] -= 1
+                    self._grant(entry, self._servers[model])
+                elif isinstance(verdict, _Join):
+                    self._join(entry, self._swaps[verdict.generation])
+                elif isinstance(verdict, _Start):
+                    self._start(model, verdict, [entry], now)
+                    verdicts.clear()
+                else:
+                    self._refuse(entry, verdict.error)
+            self._place()
+        elif self._claims:
+            self._claims = []
+        self._claimed = frozenset().union(*(claim.evict for claim in self._claims))
+        if not self._queue:
+            if self._patience_at is not None:
+                self._patience_at = None
+                self._effects.append(DisarmPatience())
+        elif self._patience_at is None:
+            self._arm_patience(min(entry.deadline for entry in self._queue), now)
+        if self._restore and not self._anyone_queued() and not self._swaps:
+            self._bring_back(now)
+
+    def _age(self, now: float) -> None:
+        """Those whose patience has ended stand before all others, in the order in which it ended."""
+        impatient = [entry for entry in self._queue if entry.deadline <= now]
+        for entry in impatient:
+            self._queue.remove(entry)
+            entry.claims = True
+            insort(self._claimants, entry, key=_claim_key)
+
+    def _bring_back(self, now: float) -> None:
+        """Load again what was evicted for a model that then failed to start: nobody waits, so it yields to anybody."""
+        for model in list(self._restore):
+            verdict = self._verdict(model, [])
+            if isinstance(verdict, _Start) and not verdict.evict:
+                del self._restore[model]
+                self._start(model, verdict, [], now)
+            elif not isinstance(verdict, _Start) or not all(map(self._leaving, verdict.evict)):
+                del self._restore[model]
+
+    # -- acting on the picture -----------------------------------------------------------------------------
+
+    def _start(self, model: str, verdict: _Start, entries: list[_Entry], now: float) -> None:
+        for generation in verdict.abandon:
+            self._abandon(self._swaps[generation])
+        restore = tuple(victim for victim in verdict.evict if self._servers[victim].phase is Phase.READY)
+        reason = self.rules.evict.explain(model, self._running(model)) if entries else "back after a failed start"
+        for victim in verdict.evict:
+            self._leave(self._servers[victim])
+        self._generation += 1
+        server = self._server(model)
+        server.phase = Phase.LOADING
+        server.generation = self._generation
+        server.stale = False
+        self._restore.pop(model, None)
+        swap = self._swaps[self._generation] = _ActiveSwap(
+            self._generation, model, frozenset(verdict.evict), {}, restore
+        )
+        waited = max((now - entry.ticket.since for entry in entries), default=0.0)
+        self._effects.append(Swap(self._generation, model, verdict.evict, reason, waited))
+        for entry in entries:
+            self._join(entry, swap)
+
+    def _join(self, entry: _Entry, swap: _ActiveSwap) -> None:
+        entry.where = _Where.JOINED
+        entry.swap = swap.generation
+        entry.claims = False
+        swap.waiters[entry.ticket.number] = entry
+
+    def _abandon(self, swap: _ActiveSwap) -> list[_Entry]:
+        """Give a swap up; returns those who waited for it. Its victims go on going."""
+        del self._swaps[swap.generation]
+        self._effects.append(AbandonSwap(swap.generation, swap.model))
+        self._leave(self._servers[swap.model])
+        self._effects.append(Stop((swap.model,), "abandoned"))
+        return list(swap.waiters.values())
+
+    def _outdate(self, server: _Server) -> None:
+        if server.phase is Phase.LOADING:
+            entries = self._abandon(self._swaps[server.generation])
+            for entry in entries:
+                if server.model in self.rules.models:
+                    entry.where = _Where.QUEUED
+                    self._enqueue(entry)
+                else:
+                    self._refuse(entry, UnknownModel(server.model))
+        elif server.phase is Phase.READY and server.serving:
+            server.stale = True
+        elif server.phase is Phase.READY:
+            self._stop([server], "reload")
+        elif server.phase is Phase.COLD and server.model not in self.rules.models:
+            del self._servers[server.model]
+
+    def _stop(self, servers: list[_Server], why: str) -> None:
+        for server in servers:
+            self._leave(server)
+        if servers:
+            self._effects.append(Stop(tuple(server.model for server in servers), why))
+
+    def _leave(self, server: _Server) -> None:
+        """From now on this server is not given anything; what it still serves no longer keeps it."""
+        if server.armed:
+            server.armed = False
+            self._effects.append(DisarmIdle(server.model))
+        server.phase = Phase.GOING
+        server.idle_since = None
+        server.stale = False
+        server.serving.clear()
+
+    def _rest(self, server: _Server, now: float, since: float | None = None) -> None:
+        """Nobody uses a ready server: its time runs."""
+        server.idle_since = now if since is None else since
+        rules = self.rules.models.get(server.model)
+        if rules is not None and rules.ttl > 0 and server.model not in self.rules.pinned:
+            server.armed = True
+            self._effects.append(ArmIdle(server.model, max(0.0, server.idle_since + rules.ttl - now)))
+        elif server.armed:
+            server.armed = False
+            self._effects.append(DisarmIdle(server.model))
+
+    def _grant(self, entry: _Entry, server: _Server) -> None:
+        entry.where = _Where.SERVING
+        server.serving.add(entry.ticket.number)
+        server.idle_since = None
+        if server.armed:
+            server.armed = False
+            self._effects.append(DisarmIdle(server.model))
+        self._effects.append(Grant(entry.ticket))
+
+    def _refuse(self, entry: _Entry, error: LlamaswapError) -> None:
+        self._forget(entry)
+        self._effects.append(Refuse(entry.ticket, error))
+
+    def _refuse_queued(self, model: str, error: LlamaswapError) -> None:
+        for entry in [*self._claimants, *self._queue]:
+            if entry.ticket.model == model:
+                self._dequeue(entry)
+                self._refuse(entry, error)
+
+    def _note_failure(self, model: str, error: LlamaswapError, now: float) -> None:
+        """One failure proves nothing; from the second in a row on, tries are spaced out."""
+        if not isinstance(error, StartFailed):
+            return
+        earlier = self._failures.get(model)
+        count = earlier.count + 1 if earlier else 1
+        pause = min(BACKOFF_LONGEST, 2.0 ** min(count - 2, 10)) if count > 1 else 0.0
+        self._failures[model] = _Failure(count, now + pause, error)
+
+    # -- books ---------------------------------------------------------------------------------------------
+
+    def _server(self, model: str) -> _Server:
+        server = self._servers.get(model)
+        if server is None:
+            server = self._servers[model] = _Server(model)
+        return server
+
+    def _running(self, target: str) -> tuple[str, ...]:
+        """All that takes up room besides the target: up, on its way up, or on its way down."""
+        return tuple(
+            sorted(
+                model for model, server in self._servers.items() if server.phase is not Phase.COLD and model != target
+            )
+        )
+
+    def _leaving(self, model: str) -> bool:
+        return self._servers[model].phase is Phase.GOING
+
+    def _loading(self) -> Collection[str]:
+        return {swap.model for swap in self._swaps.values()}
+
+    def _anyone_queued(self) -> bool:
+        return bool(self._queue or self._claimants)
+
+    def _enqueue(self, entry: _Entry) -> None:
+        entry.position = 0
+        insort(self._queue, entry, key=_queue_key)
+
+    def _dequeue(self, entry: _Entry) -> None:
+        (self._claimants if entry.claims else self._queue).remove(entry)
+
+    def _forget(self, entry: _Entry) -> None:
+        model = entry.ticket.model
+        del self._tickets[entry.ticket.number]
+        if entry.where is not _Where.SERVING:
+            self._waiting[model] -= 1
+        self._held[model] -= 1
+        if not self._held[model]:
+            del self._held[model]
+            self._waiting.pop(model, None)
+
+    def _place(self) -> None:
+        for position, entry in enumerate((*self._claimants, *self._queue), 1):
+            if entry.position != position:
+                entry.position = position
+                self._effects.append(Place(entry.ticket, position))
+
+    def _arm_patience(self, deadline: float, now: float) -> None:
+        if self._patience_at is None or deadline < self._patience_at:
+            self._patience_at = deadline
+            self._effects.append(ArmPatience(max(0.0, deadline - now)))
+
+    def _answer(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
