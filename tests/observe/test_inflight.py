@@ -1,0 +1,250 @@
+"""The list of requests under way."""
+
+from datetime import datetime, timezone
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.inflight import COALESCE, Inflight
+from tests.observe.doubles import facts
+
+SSE = [(b"content-type", b"text/event-stream"), (b"set-cookie", b"secret")]
+
+
+class TestInflight(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.finished = []
+        self.inflight = Inflight(
+            clock=self.clock,
+            sessions=("X-Session-ID",),
+            finished=self.finished.append,
+            local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
+        )
+        self.heard = []
+
+    def listen(self):
+        return self.inflight.subscribe(self.heard.append)
+
+    def test_a_request_s_life_is_told_in_order(self):
+        """http T155"""
+        self.listen()
+        scope = self.inflight.open(facts(7))
+        scope.head(200, SSE)
+        scope.data(b"data: x\n\n")
+        self.clock.advance(COALESCE)
+        scope.closed("complete", None)
+        told = [(event["operation"], event.get("id")) for event in self.heard]
+        self.assertEqual(told, [("upsert", None)] * 3 + [("remove", "7")])
+        first, headed, counted = (event["request"] for event in self.heard[:3])
+        self.assertEqual(first["resp_headers"], {})
+        self.assertEqual(headed["resp_headers"], {"Content-Type": "text/event-stream", "Set-Cookie": "[REDACTED]"})
+        self.assertEqual(counted["resp_bytes"], 9)
+
+    def test_an_entry(self):
+        self.clock.advance(2)
+        headers = [(b"HOST", b"h"), (b"authorization", b"Bearer k"), (b"x-session-id", b"s-1")]
+        request = facts(1, headers=headers, started=0.5, metadata={"selector": "pick"})
+        self.inflight.open(request)
+        self.assertEqual(
+            self.inflight.snapshot(),
+            {
+                "operation": "snapshot",
+                "requests": [
+                    {
+                        "id": "1",
+                        "timestamp": "2026-02-02T02:40:00.25Z",
+                        "model": "owl",
+                        "req_path": "/v1/chat/completions",
+                        "method": "POST",
+                        "req_headers": {"Authorization": "[REDACTED]", "X-Session-Id": "s-1"},
+                        "remote_ip": "10.0.0.1",
+                        "resp_headers": {},
+                        "resp_bytes": 0,
+                        "elapsed_ms": 1500,
+                        "phase": "queued",
+                        "metadata": {"selector": "pick"},
+                        "session": "s-1",
+                    }
+                ],
+            },
+        )
+
+    def test_an_empty_list_has_no_requests_key(self):
+        self.assertEqual(self.inflight.snapshot(), {"operation": "snapshot"})
+
+    def test_the_snapshot_is_sorted_by_arrival_then_id(self):
+        for number, timestamp in ((10, 5.0), (9, 5.0), (11, 1.0)):
+            self.inflight.open(facts(number, timestamp=timestamp))
+        self.assertEqual([entry["id"] for entry in self.inflight.snapshot()["requests"]], ["11", "9", "10"])
+
+    def test_untracked_requests_are_not_listed(self):
+        self.assertIsNone(self.inflight.open(facts(tracked=False)))
+        self.assertEqual(self.inflight.count, 0)
+
+    def test_byte_counts_are_coalesced_with_a_trailing_update(self):
+        self.listen()
+        scope = self.inflight.open(facts())
+        for _ in range(100):
+            scope.data(b"x")
+            self.clock.advance(0.01)
+        scope.data(b"last")
+        self.clock.advance(1)
+        counts = [event["request"]["resp_bytes"] for event in self.heard]
+        self.assertLessEqual(len(counts), 6)
+        self.assertEqual(counts[-1], 104)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_nobody_listening_costs_no_timer(self):
+        scope = self.inflight.open(facts())
+        scope.data(b"x")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        leave = self.listen()
+        scope.data(b"x")
+        leave()
+        leave()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_progress_shows_phase_place_first_byte_and_speed(self):
+        self.listen()
+        scope = self.inflight.open(facts())
+        self.inflight.phase("1", "queued", 3)
+        self.inflight.phase("1", "queued", 3)
+        self.inflight.phase("1", "loading")
+        self.inflight.phase("unknown", "loading")
+        self.clock.advance(0.5)
+        self.inflight.phase("1", "prefill")
+        scope.head(200, SSE)
+        scope.data(b"data: a\n\ndata: b\n\n")
+        self.clock.advance(2)
+        entry = self.inflight.snapshot()["requests"][0]
+        self.assertEqual([entry[key] for key in ("phase", "ttft_ms", "tokens_out", "tps")], ["streaming", 500, 2, 1.0])
+        self.assertEqual([event["request"].get("queue_pos") for event in self.heard[:3]], [None, 3, None])
+
+    def test_cancelling_asks_the_request_and_may_be_repeated(self):
+        """http T156"""
+        asked = []
+        scope = self.inflight.open(facts(5, cancel=lambda: asked.append(5)))
+        self.assertEqual([self.inflight.cancel("5"), self.inflight.cancel("5")], [True, True])
+        scope.closed("cancelled", None)
+        self.assertEqual((asked, self.inflight.cancel("5"), self.inflight.cancel("6")), ([5, 5], False, False))
+
+    def test_a_cancel_may_end_the_request_at_once(self):
+        scopes = []
+        scopes.append(self.inflight.open(facts(5, cancel=lambda: scopes[0].closed("cancelled", None))))
+        self.assertTrue(self.inflight.cancel("5"))
+        self.assertEqual(self.inflight.count, 0)
+
+    def test_the_meters_hear_of_the_end_once(self):
+        scope = self.inflight.open(facts())
+        self.clock.advance(1)
+        scope.head(200, SSE)
+        scope.data(b"abc")
+        self.clock.advance(1)
+        scope.closed("complete", None)
+        scope.closed("gone", None)
+        scope.data(b"late")
+        (finished,) = self.finished
+        self.assertEqual((finished.status, finished.sent, finished.duration, finished.first_byte), (200, 3, 2.0, 1.0))
+
+    def test_failing_listeners_and_meters_harm_nobody(self):
+        def bad(_):
+            raise RuntimeError("listener broke")
+
+        self.inflight._finished = bad
+        self.inflight.subscribe(bad)
+        self.listen()
+        self.inflight.open(facts()).closed("complete", None)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
+        self.assertEqual((len(self.heard), self.inflight.count), (2, 0))
+
+
+class Balance(RuleBasedStateMachine):
+    """The list always equals the test's own, however requests come, go, repeat and are watched."""
+
+    scopes = Bundle("scopes")
+
+    def __init__(self):
+        super().__init__()
+        self.clock = Clock()
+        self.finished = []
+        self.inflight = Inflight(clock=self.clock, finished=self.finished.append)
+        self.open = {}
+        self.made = 0
+        self.seen = None
+        self.leave = None
+
+    @rule(target=scopes, model=st.sampled_from(["a", "b"]))
+    def arrives(self, model):
+        self.made += 1
+        number = self.made
+        scope = self.inflight.open(facts(number, model=model, started=self.clock.seconds()))
+        self.open[str(number)] = model
+        return str(number), scope
+
+    @rule(pair=scopes, status=st.sampled_from([200, 500]))
+    def answers(self, pair, status):
+        pair[1].head(status, SSE)
+
+    @rule(pair=scopes, data=st.binary(min_size=1, max_size=9))
+    def streams(self, pair, data):
+        pair[1].data(data)
+
+    @rule(pair=scopes, phase=st.sampled_from(["queued", "loading", "prefill"]), place=st.integers(0, 3))
+    def moves(self, pair, phase, place):
+        self.inflight.phase(pair[0], phase, place)
+
+    @rule(pair=scopes, ending=st.sampled_from(["complete", "refused", "truncated", "gone", "cancelled"]))
+    def ends(self, pair, ending):
+        pair[1].closed(ending, None)
+        self.open.pop(pair[0], None)
+
+    @rule(pair=consumes(scopes))
+    def ends_for_good(self, pair):
+        self.ends(pair, "complete")
+
+    @rule(seconds=st.floats(0, 1))
+    def time_passes(self, seconds):
+        self.clock.advance(seconds)
+
+    @rule()
+    def a_watcher_comes_or_goes(self):
+        if self.leave:
+            self.leave()
+            self.leave = self.seen = None
+            return
+        self.seen = {entry["id"] for entry in self.inflight.snapshot().get("requests", [])}
+
+        def hear(event):
+            if event["operation"] == "remove":
+                self.seen.remove(event["id"])
+            else:
+                self.seen.add(event["request"]["id"])
+
+        self.leave = self.inflight.subscribe(hear)
+
+    @invariant()
+    def counts_balance(self):
+        assert self.inflight.count == len(self.open) == self.inflight.opened - self.inflight.closed
+        assert sum(self.inflight.by_model().values()) == len(self.open)
+        assert len(self.finished) == self.made - len(self.open)
+        if self.seen is not None:
+            assert self.seen == set(self.open)
+        assert set(self.inflight._progressed) <= set(self.open)
+
+
+class TestBalance(SynchronousTestCase):
+    def test_counts_balance_after_every_step(self):
+        run_state_machine_as_test(
+            Balance, settings=settings(max_examples=60, stateful_step_count=40, deadline=None, database=None)
+        )
