@@ -1,0 +1,100 @@
+"""Which status and which body each failure becomes: the one table, for both doors.
+
+The bodies themselves are made by `wire/openai.py`; this room only chooses status, code and extra headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+from llamaswap import errors
+from llamaswap.observe.query import BadQuery
+from llamaswap.wire import openai
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@frozen
+class HttpError(errors.LlamaswapError):
+    """An answer of the admin surface that is not a success. `message` tells the client what to change."""
+
+    status: int
+    message: str
+    code: str | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+CHALLENGE = (b"WWW-Authenticate", b'Basic realm="llama-swap"')
+
+
+def unauthorized() -> HttpError:
+    """No key, or a wrong one. The challenge makes a browser ask for it (any user name, the key as password)."""
+    return HttpError(401, "unauthorized: invalid or missing API key", headers=(CHALLENGE,))
+
+
+# The most derived class wins; what is in nobody's line is our own fault: 500.
+STATUSES: Mapping[type[BaseException], int] = {
+    errors.NoModelNamed: 404,
+    errors.UnknownModel: 404,
+    errors.TooManyRequests: 429,
+    errors.QueueFull: 429,
+    errors.NoTarget: 503,
+    errors.ModelUnloaded: 500,
+    errors.ShuttingDown: 500,
+    errors.StartFailed: 500,
+    errors.NotReady: 409,
+    errors.ServerVanished: 503,
+    errors.UpstreamUnreachable: 502,
+    errors.UpstreamTruncated: 502,
+    errors.BadUpstream: 502,
+    errors.Cancelled: 502,
+    errors.ClientGone: 499,
+    errors.BadRequest: 400,
+    errors.BodyTooLarge: 413,
+    errors.ConfigError: 400,
+    BadQuery: 400,
+}
+
+CODES: Mapping[type[BaseException], str] = {
+    errors.TooManyRequests: "concurrency_limit",
+    errors.QueueFull: "queue_full",
+}
+
+
+def status_of(error: BaseException) -> int:
+    """The status an error is answered (or, for a client that left, logged) with."""
+    if isinstance(error, HttpError):
+        return error.status
+    for kind in type(error).__mro__:
+        if kind in STATUSES:
+            return STATUSES[kind]
+    return 500
+
+
+def message_of(error: BaseException) -> str:
+    """What the client is told. A fault of our own is not described to strangers: its traceback is in the log."""
+    if isinstance(error, errors.LlamaswapError):
+        return str(error)
+    return "internal error"
+
+
+def render(error: BaseException, accept: str, path: str = "") -> tuple[int, Headers, bytes]:
+    """An error as (status, headers, body), negotiated by the `Accept` value, in the dialect of `path`.
+
+    A concurrency refusal is JSON whatever the client accepts: load balancers and SDKs read its code.
+    """
+    status = status_of(error)
+    code = error.code if isinstance(error, HttpError) else CODES.get(type(error))
+    headers: Headers = []
+    if isinstance(error, HttpError):
+        headers.extend(error.headers)
+    if isinstance(error, (errors.TooManyRequests, errors.QueueFull)):
+        headers.append((b"Retry-After", b"%d" % error.retry_after))
+        accept = "application/json"
+    content_type, body = openai.envelope(status, message_of(error), accept, code=code, path=path)
+    return status, [(b"Content-Type", content_type), *headers], body

@@ -1,0 +1,135 @@
+"""Who may come in: API keys, the CORS preflight, and the refusal of other sites' pages.
+
+Works on a header reader (`first(lower_case_name) -> value or None`), so that both doors share it. It must not know
+twisted.web or a request's body.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import re
+from collections.abc import Callable, Iterable
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+from llamaswap.web.errors import Headers, HttpError, unauthorized
+
+First = Callable[[bytes], "bytes | None"]
+
+
+@frozen
+class Pass:
+    """A request that may come in. `header` (lower case) carried our key and must not reach a server; None: no keys."""
+
+    header: bytes | None = None
+
+
+@frozen
+class Gate:
+    """Compare a request's key with the configured ones. `keys` is asked per request: a reload may change them."""
+
+    keys: Callable[[], Iterable[bytes]]
+
+    def admit(self, first: First) -> Pass:
+        """A Pass, or HttpError(401)."""
+        keys = tuple(self.keys())
+        if not keys:
+            return Pass()
+        header, candidate = presented(first)
+        # Every key is compared, whatever the earlier ones said: the time taken tells nothing about which matched.
+        if sum([hmac.compare_digest(candidate, key) for key in keys]) and candidate:
+            return Pass(header)
+        raise unauthorized()
+
+
+def presented(first: First) -> tuple[bytes, bytes]:
+    """The header that carries the request's one key candidate, and the candidate (empty: none).
+
+    Basic's password, else Bearer's token, else x-api-key; the first that is not empty counts, right or wrong.
+    """
+    scheme, _, rest = (first(b"authorization") or b"").partition(b" ")
+    if scheme.lower() == b"basic":
+        password = _password(rest)
+        if password:
+            return b"authorization", password
+    elif scheme.lower() == b"bearer" and rest:
+        return b"authorization", rest
+    return b"x-api-key", first(b"x-api-key") or b""
+
+
+def _password(encoded: bytes) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""
+
+
+# -- CORS --------------------------------------------------------------------------------------------------
+
+DEFAULT_REQUEST_HEADERS = b"Content-Type, Authorization, Accept, X-Requested-With"
+TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]+\Z")
+
+
+def preflight(first: First) -> Headers:
+    """The headers of the 204 that every OPTIONS gets, without a key and without touching a model."""
+    asked = first(b"access-control-request-headers")
+    return [
+        (b"Access-Control-Allow-Origin", b"*"),
+        (b"Access-Control-Allow-Methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
+        (b"Access-Control-Allow-Headers", sanitised(asked) if asked else DEFAULT_REQUEST_HEADERS),
+        (b"Access-Control-Max-Age", b"86400"),
+    ]
+
+
+def sanitised(asked: bytes) -> bytes:
+    """A list of header names with everything that is not a token left out; order and case stay."""
+    items = (item.strip(b" \t\r\n") for item in asked.split(b","))
+    return b", ".join(item for item in items if TOKEN.match(item))
+
+
+# -- other sites' pages ------------------------------------------------------------------------------------
+
+CHANGES = frozenset((b"POST", b"PUT", b"DELETE", b"PATCH"))
+# They stop models although they are (also) GET: an <img> on any page could ask for them.
+CHANGING_GETS = frozenset((b"/unload", b"/models/unload"))
+
+
+def changes_state(method: bytes, path: bytes) -> bool:
+    """Whether the admin request does something a page of another site must not trigger."""
+    return (method in CHANGES and path.startswith(b"/api/")) or path in CHANGING_GETS
+
+
+def refuse_cross_site(method: bytes, path: bytes, first: First) -> None:
+    """Raise HttpError(403) for a state-changing request that a browser sends for another site's page.
+
+    Browsers that remember Basic credentials would add them to such a request. Tools send neither header and pass.
+    `Sec-Fetch-Site: same-origin` cannot be forged by a page, so it is believed where a reverse proxy rewrote Host.
+    """
+    if not changes_state(method, path):
+        return
+    site = (first(b"sec-fetch-site") or b"").lower()
+    if site == b"same-origin":
+        return
+    if site == b"cross-site":
+        raise HttpError(403, "cross-site request refused: this page is not served by llamaswap")
+    origin = first(b"origin")
+    if origin is None:
+        return
+    host = (first(b"host") or b"").lower()
+    if _authority(origin) != host:
+        told = origin.decode("latin-1")
+        raise HttpError(
+            403,
+            f"cross-site request refused: the page's origin {told} is not this server's {host.decode('latin-1')}; "
+            "a reverse proxy must pass the Host header on",
+        )
+
+
+def _authority(origin: bytes) -> bytes:
+    try:
+        return urlsplit(origin.decode("ascii")).netloc.lower().encode()
+    except (UnicodeDecodeError, ValueError):
+        return b""

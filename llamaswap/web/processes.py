@@ -1,0 +1,96 @@
+"""Which servers run, and how to start, stop and judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define
+
+from llamaswap.config import Config
+from llamaswap.web.calls import Answer, Call, json_answer, text_answer
+from llamaswap.web.errors import HttpError
+from llamaswap.web.needs import Fleet
+from llamaswap.web.routes import Table
+from llamaswap.web.waiting import shielded
+
+# A request may wait as long as a load takes; one that waits longer than this behind nothing that moves is a fault
+# of the scheduler's, not of a slow model. Twice the longest common healthCheckTimeout.
+STALLED_AFTER = 600.0
+
+
+@define(eq=False)
+class Processes:
+    """/running, /unload, /health and their kin."""
+
+    fleet: Fleet
+    config: Callable[[], Config]
+
+    def running(self, call: Call) -> Answer:
+        """The servers that are not stopped, by model id."""
+        models = self.config().models
+        rows: list[dict[str, Any]] = []
+        for status in self.fleet.running():
+            model = models.get(status.model)
+            rows.append(
+                {
+                    "model": status.model,
+                    "state": status.state,
+                    "cmd": model.cmd if model else "",
+                    "proxy": model.proxy if model else "",
+                    "ttl": model.ttl if model else 0,
+                    "name": (model.name if model else "") or "",
+                    "description": (model.description if model else "") or "",
+                }
+            )
+        return json_answer({"running": sorted(rows, key=lambda row: str(row["model"]))})
+
+    async def unload_all(self, call: Call) -> Answer:
+        """Stop every server; answers when all are gone."""
+        await shielded(self.fleet.unload(), "unloading all models")
+        return text_answer("OK")
+
+    async def unload_all_json(self, call: Call) -> Answer:
+        """The same, told in JSON."""
+        await shielded(self.fleet.unload(), "unloading all models")
+        return json_answer({"msg": "ok"})
+
+    async def unload_one(self, call: Call) -> Answer:
+        """Stop one model's server (id or alias); also when it was not running."""
+        real = self.config().real(call.variables["model"])
+        if real is None:
+            raise HttpError(404, "model not found")
+        await shielded(self.fleet.unload([real]), f"unloading {real}")
+        return text_answer("OK")
+
+    def health(self, call: Call) -> Answer:
+        """This process serves; says nothing about models and never touches one."""
+        return text_answer("OK")
+
+    def ready(self, call: Call) -> Answer:
+        """Whether requests move: 503 when somebody has waited long and the scheduler decided nothing meanwhile."""
+        vitals = self.fleet.vitals()
+        waiting, decided = vitals.oldest_waiter, vitals.last_decision
+        stalled = waiting is not None and waiting > STALLED_AFTER and (decided is None or decided > STALLED_AFTER)
+        report = {
+            "ready": not stalled,
+            "oldest_waiter_seconds": waiting,
+            "last_decision_seconds": decided,
+            "running": len(self.fleet.running()),
+            "waiting": len(self.fleet.queue()),
+        }
+        return json_answer(report, 503 if stalled else 200)
+
+
+_table = Table(Processes, "processes")
+_PLAIN = "text/plain"
+ROUTES = (
+    _table.get("/running", Processes.running, "The servers that are not stopped", schema="Running"),
+    _table.get("/unload", Processes.unload_all, "Stop every server", content=_PLAIN),
+    _table.each(("GET", "POST"), "/models/unload", Processes.unload_all, "The same as /unload", content=_PLAIN),
+    _table.post("/api/models/unload", Processes.unload_all_json, "Stop every server", schema="Message"),
+    _table.post("/api/models/unload/<rest:model>", Processes.unload_one, "Stop one model's server", content=_PLAIN),
+    _table.get("/health", Processes.health, "Whether this process serves", open=True, content=_PLAIN),
+    _table.get("/wol-health", Processes.health, "The same, never in the access log", open=True, content=_PLAIN),
+    _table.get("/readyz", Processes.ready, "Whether requests move", open=True, schema="Readiness"),
+)

@@ -1,0 +1,57 @@
+"""Profiles: which there are, which is active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import define
+
+from llamaswap.config import Config
+from llamaswap.web.calls import Answer, Call, first_json, json_answer
+from llamaswap.web.errors import HttpError
+from llamaswap.web.needs import Fleet
+from llamaswap.web.routes import Table
+
+
+@define(eq=False)
+class Profiles:
+    """/api/profiles."""
+
+    fleet: Fleet
+    config: Callable[[], Config]
+
+    def index(self, call: Call) -> Answer:
+        """All profiles by id, with the names they pin; an empty target means: disabled."""
+        profiles = [
+            {"id": name, "description": profile.description or "", "pins": dict(sorted(profile.pins.items()))}
+            for name, profile in sorted(self.config().profiles.items())
+        ]
+        return json_answer({"active": self.fleet.profile, "profiles": profiles})
+
+    def select(self, call: Call) -> Answer:
+        """Make one the active profile; null or an empty name makes it none."""
+        try:
+            asked = first_json(call.body)
+        except ValueError:
+            raise HttpError(400, "invalid profile request")
+        if asked is None:
+            raise HttpError(400, "profile name is required")
+        if not isinstance(asked, dict):
+            raise HttpError(400, "invalid profile request")
+        if "name" not in asked:
+            raise HttpError(400, "profile name is required")
+        name = asked["name"]
+        if name is not None and not isinstance(name, str):
+            raise HttpError(400, "profile name must be a string or null")
+        if name and name not in self.config().profiles:
+            raise HttpError(404, f'profile "{name}" not found')
+        # Told to the router even when it is active already: it knows that nothing changed and stays silent.
+        self.fleet.select_profile(name or None)
+        return json_answer({"active": self.fleet.profile})
+
+
+_table = Table(Profiles, "profiles")
+ROUTES = (
+    _table.get("/api/profiles", Profiles.index, "All profiles", schema="Profiles"),
+    _table.put("/api/profiles/active", Profiles.select, "Choose the active profile", schema="Active", body="Choice"),
+)

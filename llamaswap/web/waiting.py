@@ -1,0 +1,34 @@
+"""Waiting for something that goes on when the waiting client leaves."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+log = Logger()
+T = TypeVar("T")
+
+
+def shielded(work: Deferred[T], what: str) -> Deferred[T]:
+    """A Deferred that fires as `work` does, but whose cancellation leaves `work` alone.
+
+    Klein cancels a handler when its client leaves; a model that is being stopped must still be stopped. If
+    nobody waits any more, a failure is logged as `what`'s.
+    """
+    waiting: Deferred[T] = Deferred()
+
+    def succeeded(result: T) -> None:
+        if not waiting.called:
+            waiting.callback(result)
+
+    def failed(failure: Failure) -> None:
+        if waiting.called:
+            log.failure("{what} failed after its client left", failure=failure, what=what)
+        else:
+            waiting.errback(failure)
+
+    work.addCallbacks(succeeded, failed)
+    return waiting

@@ -1,0 +1,246 @@
+"""A fleet without servers, an admin surface around it, and a client that speaks to it over memory."""
+
+import json
+from pathlib import Path
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+
+from llamaswap.config import Capabilities, Config, Filters, Model, Peer, Profile, Secret, Selector
+from llamaswap.observe.logs import LogBook
+from llamaswap.web import app
+from llamaswap.web.doors import Doors
+from llamaswap.web.gate import Gate
+from llamaswap.web.listing import Listing
+from llamaswap.web.logs import Logs
+from llamaswap.web.processes import Processes
+from llamaswap.web.profiles import Profiles
+from llamaswap.web.streams import Streams
+from llamaswap.web.ui import Ui
+from llamaswap.wire import openai
+
+
+def example_config(**more):
+    """The configuration most tests speak about."""
+    models = {
+        "alpha": Model(
+            "alpha",
+            cmd="serve --port 5800",
+            proxy="http://localhost:5800",
+            name="Alpha",
+            description=" first ",
+            aliases=("al",),
+            metadata={"tier": "gold", "architecture": "x"},
+            capabilities=Capabilities(inputs=("text", "image"), outputs=("text",), tools=True, context=8192),
+        ),
+        "beta": Model(
+            "beta",
+            aliases=("beta:hot",),
+            filters=Filters(set_params_by_id={"beta:hot": {"temperature": 1.5}}),
+        ),
+        "org": Model("org"),
+        "org/gamma": Model("org/gamma", unlisted=True),
+        "whisper": Model("whisper"),
+    }
+    given = {
+        "models": models,
+        "peers": {
+            "lab": Peer("lab", proxy="http://10.0.0.5:7000/base", models=("delta", "org2/eps")),
+            "den": Peer("den", proxy="http://10.0.0.6:7000", models=("delta", "zeta")),
+        },
+        "selectors": {"pick": Selector("pick", strategy="pin", targets=("beta:hot", "lab/delta"))},
+        "profiles": {"work": Profile(pins={"chat": "alpha", "org": "", "pool/x": "org/gamma"})},
+    }
+    return Config(**{**given, **more})
+
+
+def with_keys(*keys):
+    return example_config(api_keys=tuple(Secret(key) for key in keys))
+
+
+@define
+class Status:
+    model: str
+    state: str = "ready"
+    pid: int | None = 4711
+    port: int | None = 5800
+    started_at: float | None = 1.0
+    ready_at: float | None = 3.0
+    last_error: object = None
+    load_seconds: tuple = (2.0,)
+    cmd: tuple = ("serve", "--api-key", "sesame")
+    endpoint: object = None
+
+
+@define
+class Vitals:
+    oldest_waiter: float | None = None
+    last_decision: float | None = None
+
+
+@define(eq=False)
+class FakeFleet:
+    """Answers from a dictionary of states; remembers what it was asked to do."""
+
+    config: Config = field(factory=example_config)
+    states: dict = field(factory=dict)
+    profile: str | None = None
+    unloaded: list = field(factory=list)
+    loaded: list = field(factory=list)
+    work: Deferred | None = None
+    told: Vitals = field(factory=Vitals)
+    waiting: list = field(factory=list)
+
+    def state(self, model):
+        return self.states.get(model, "stopped")
+
+    def status(self, model):
+        return Status(model, self.state(model))
+
+    def running(self):
+        return [Status(name, state) for name, state in sorted(self.states.items()) if state != "stopped"]
+
+    def select_profile(self, name):
+        self.profile = name
+
+    def unload(self, models=None):
+        self.unloaded.append(models)
+        return self.work or succeed(None)
+
+    def load(self, model):
+        self.loaded.append(model)
+        return self.work or succeed(None)
+
+    def vitals(self):
+        return self.told
+
+    def queue(self):
+        return self.waiting
+
+
+class Echo(Resource):
+    """Stands where inference is; says that it was reached."""
+
+    isLeaf = True
+
+    def __init__(self, name):
+        super().__init__()
+        self._name = name
+
+    def render(self, request):
+        return b"%s %s %s" % (self._name, request.method, request.uri)
+
+
+@define(eq=False)
+class World:
+    """Everything the surface is built from, and the surface."""
+
+    fleet: FakeFleet = field(factory=FakeFleet)
+    clock: Clock = field(factory=Clock)
+    book: LogBook = field(factory=LogBook)
+    streams: Streams = field(factory=Streams)
+    ui: Path = Path("/nonexistent")
+    access: object = None
+
+    def config(self):
+        return self.fleet.config
+
+    def groups(self):
+        config, fleet = self.config, self.fleet
+        return [
+            Doors(Echo(b"model"), Echo(b"upstream"), Echo(b"comfyui")),
+            Listing(fleet, config, lambda: 1700000000.5),
+            Processes(fleet, config),
+            Profiles(fleet, config),
+            Logs(self.book, config, self.streams),
+            Ui(self.ui, fleet, config),
+        ]
+
+    def site(self):
+        keys = Gate(lambda: [key.value.encode() for key in self.fleet.config.api_keys])
+        admin = app.Admin(self.groups(), keys)
+        site = app.make_site(admin, clock=self.clock, access=self.access)
+        site.startFactory = site.stopFactory = lambda: None
+        return site
+
+    def open(self, path, method="GET", headers=(), body=b"", host="here:8080"):
+        """A client that has sent one request."""
+        return Client(self.site(), path, method, headers, body, host)
+
+    def ask(self, path, method="GET", headers=(), body=b"", host="here:8080"):
+        """The whole answer to one request that is answered at once."""
+        client = self.open(path, method, headers, body, host)
+        answer = client.answer()
+        client.leave()
+        return answer
+
+
+class Client:
+    """One connection with one request."""
+
+    def __init__(self, site, path, method="GET", headers=(), body=b"", host="here:8080"):
+        self.transport = StringTransport()
+        self.transport.abortConnection = self.transport.loseConnection
+        self.channel = site.buildProtocol(None)
+        self.channel.makeConnection(self.transport)
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
+        if body:
+            lines.append(f"Content-Length: {len(body)}")
+        self.channel.dataReceived("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    @property
+    def received(self):
+        return self.transport.value()
+
+    def leave(self):
+        self.channel.connectionLost(Failure(ConnectionLost()))
+
+    def answer(self):
+        return Answered(self.received)
+
+
+class Answered:
+    """A received answer taken apart; chunked bodies are joined."""
+
+    def __init__(self, raw):
+        head, _, rest = raw.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        self.status = int(lines[0].split()[1]) if lines[0] else 0
+        self.headers = {}
+        for line in lines[1:]:
+            name, _, value = line.partition(": ")
+            self.headers[name.lower()] = value
+        self.ended = True
+        self.body = rest
+        if self.headers.get("transfer-encoding") == "chunked":
+            self.body, self.ended = dechunked(rest)
+
+    @property
+    def text(self):
+        return self.body.decode()
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+def dechunked(raw):
+    parts = []
+    while raw:
+        size, _, raw = raw.partition(b"\r\n")
+        length = int(size, 16)
+        if length == 0:
+            return b"".join(parts), True
+        parts.append(raw[:length])
+        raw = raw[length + 2 :]
+    return b"".join(parts), False
+
+
+def envelope(status, message):
+    """The error a client finds."""
+    return openai.document(status, message)

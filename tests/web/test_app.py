@@ -1,0 +1,154 @@
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+
+from llamaswap.observe.accesslog import AccessLog
+from tests.web.doubles import FakeFleet, World, envelope, with_keys
+
+
+class RoutingTests(TestCase):
+    def test_health_is_a_plain_ok(self):
+        """http T001"""
+        answer = World().ask("/health")
+        self.assertEqual((answer.status, answer.body), (200, b"OK"))
+        self.assertEqual(answer.headers["content-type"], "text/plain; charset=utf-8")
+        self.assertNotIn("server", answer.headers)
+        self.assertIn("date", answer.headers)
+
+    def test_every_get_answers_head_without_a_body(self):
+        answer = World().ask("/health", "HEAD")
+        self.assertEqual((answer.status, answer.body), (200, b""))
+        self.assertEqual(answer.headers["content-length"], "2")
+
+    def test_a_wrong_method_names_the_right_ones_even_without_a_key(self):
+        """http T003, http T015"""
+        world = World(FakeFleet(with_keys("k")))
+        answer = world.ask("/health", "POST")
+        self.assertEqual((answer.status, answer.body), (405, b"Method Not Allowed\n"))
+        self.assertEqual(answer.headers["allow"], "GET, HEAD")
+        answer = world.ask("/v1/audio/voices", "DELETE")
+        self.assertEqual((answer.status, answer.headers["allow"]), (405, "GET, HEAD, POST"))
+        self.assertEqual(world.ask("/v1/chat/completions").headers["allow"], "POST")
+
+    def test_an_unknown_path_is_a_plain_404_whatever_the_client_accepts(self):
+        """http T004, http T033"""
+        world = World(FakeFleet(with_keys("k")))
+        for method in ("GET", "POST"):
+            answer = world.ask("/nope", method, [("Accept", "application/json")])
+            self.assertEqual((answer.status, answer.body), (404, b"404 page not found\n"))
+            self.assertEqual(answer.headers["x-content-type-options"], "nosniff")
+
+    def test_paths_without_a_route_stay_unrouted(self):
+        for path in ("/v1/models/alpha", "/tokenize", "/slots", "/api/models", "/v1", "/api"):
+            self.assertEqual(World().ask(path).status, 404, path)
+
+    def test_the_root_leads_to_the_ui(self):
+        """http T005, http T007"""
+        self.assertEqual(World().ask("/").headers["location"], "/ui")
+        self.assertEqual(World().ask("/").status, 302)
+        self.assertEqual(World().ask("/upstream").headers["location"], "/ui/models")
+        self.assertEqual(World().ask("/ui?x=1").headers["location"], "/ui/?x=1")
+
+    def test_other_methods_on_a_bare_upstream_go_to_the_passthrough(self):
+        """http T008"""
+        answer = World().ask("/upstream", "POST")
+        self.assertEqual((answer.status, answer.headers["location"], answer.body), (307, "/upstream/", b""))
+        self.assertEqual(World().ask("/upstream/", "POST").body, b"upstream POST /upstream/")
+
+    def test_model_routes_and_passthrough_get_the_raw_target(self):
+        world = World()
+        self.assertEqual(world.ask("/v1/chat/completions", "POST").body, b"model POST /v1/chat/completions")
+        self.assertEqual(world.ask("/upstream/a%2Fb//x?q=%2F").body, b"upstream GET /upstream/a%2Fb//x?q=%2F")
+        self.assertEqual(world.ask("/comfyui/a%2Fb", "PUT").body, b"comfyui PUT /comfyui/a%2Fb")
+
+    def test_comfyui_is_led_to_its_folder(self):
+        """http T120"""
+        answer = World().ask("/comfyui?t=1")
+        self.assertEqual((answer.status, answer.headers["location"]), (301, "/comfyui/?t=1"))
+        self.assertEqual(World().ask("/comfyui", "POST").status, 308)
+
+    def test_a_host_header_that_is_no_name_breaks_nothing(self):
+        self.assertIn(World().ask("/health", host="a..b").status, (200, 400))
+
+
+class CorsTests(TestCase):
+    def test_a_preflight_is_answered_on_any_path_without_a_key(self):
+        """http T009, http T013"""
+        world = World(FakeFleet(with_keys("k")))
+        for path in ("/does/not/exist", "/upstream/alpha/x"):
+            answer = world.ask(path, "OPTIONS", [("Access-Control-Request-Headers", "X-A, bad header, X-B")])
+            self.assertEqual((answer.status, answer.body), (204, b""))
+            self.assertEqual(answer.headers["access-control-allow-headers"], "X-A, X-B")
+            self.assertEqual(answer.headers["access-control-allow-origin"], "*")
+            self.assertEqual(answer.headers["access-control-max-age"], "86400")
+
+    def test_other_answers_get_no_cors_headers(self):
+        """http T017"""
+        answer = World().ask("/running", headers=[("Origin", "http://a.b")])
+        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+
+
+class GateTests(TestCase):
+    def test_open_routes_need_no_key_and_others_do(self):
+        """http T028, http T029, http T032"""
+        world = World(FakeFleet(with_keys("k-1", "k-2")))
+        for path in ("/health", "/wol-health", "/", "/ui", "/upstream", "/readyz"):
+            self.assertNotEqual(world.ask(path).status, 401, path)
+        for path in ("/running", "/running?api_key=k-1", "/ui/", "/logs", "/comfyui", "/api/profiles"):
+            self.assertEqual(world.ask(path).status, 401, path)
+        answer = world.ask("/running", headers=[("Accept", "text/plain")])
+        self.assertEqual(answer.body, b"llama-swap: unauthorized: invalid or missing API key")
+        self.assertEqual(answer.headers["www-authenticate"], 'Basic realm="llama-swap"')
+        self.assertEqual(world.ask("/running", headers=[("Authorization", "Bearer k-2")]).status, 200)
+
+    def test_another_sites_page_cannot_stop_models(self):
+        world = World()
+        refused = [
+            ("/unload", "GET", [("Sec-Fetch-Site", "cross-site")]),
+            ("/api/models/unload", "POST", [("Origin", "http://evil.example")]),
+            ("/api/profiles/active", "PUT", [("Origin", "null")]),
+        ]
+        for path, method, headers in refused:
+            self.assertEqual(world.ask(path, method, headers).status, 403, path)
+        self.assertEqual(world.fleet.unloaded, [])
+        self.assertEqual(world.ask("/api/models/unload", "POST", [("Origin", "http://here:8080")]).status, 200)
+
+
+class FailureTests(TestCase):
+    def test_a_fault_of_our_own_is_logged_and_not_described_to_the_client(self):
+        world = World()
+        world.fleet.told = None
+        answer = world.ask("/readyz")
+        self.assertEqual(answer.status, 500)
+        self.assertEqual(answer.json, envelope(500, "internal error"))
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+
+    def test_a_client_that_leaves_does_not_stop_an_unload(self):
+        world = World()
+        cancelled = []
+        world.fleet.work = Deferred(cancelled.append)
+        client = world.open("/unload")
+        self.assertEqual(client.received, b"")
+        client.leave()
+        self.assertEqual(cancelled, [])
+        world.fleet.work.callback(None)
+
+
+class AccessLogTests(TestCase):
+    def test_a_line_is_written_for_served_requests_and_for_clients_that_left(self):
+        lines = []
+
+        class Lines:
+            def wants(self, level):
+                return True
+
+            def line(self, level, text):
+                lines.append(text)
+
+        world = World(access=AccessLog(Lines()))
+        world.ask("/running?x=1", headers=[("X-Forwarded-For", "9.9.9.9, 1.1.1.1"), ("User-Agent", "probe")])
+        self.assertEqual(lines, ['Request 9.9.9.9 "GET /running HTTP/1.1" 200 15 "probe" 0s'])
+        world.fleet.work = Deferred()
+        client = world.open("/unload")
+        world.clock.advance(1.5)
+        client.leave()
+        self.assertIn('"GET /unload HTTP/1.1"', lines[1])

@@ -1,0 +1,56 @@
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap import errors
+from llamaswap.web.errors import HttpError, render, unauthorized
+
+
+class RenderTests(SynchronousTestCase):
+    def test_statuses_and_codes_follow_the_failure(self):
+        cases = [
+            (errors.NoModelNamed(), 404, "not_found"),
+            (errors.UnknownModel("x"), 404, "not_found"),
+            (errors.NoTarget("s", "no"), 503, "service_unavailable"),
+            (errors.ModelUnloaded("x"), 500, "internal_error"),
+            (errors.ShuttingDown(), 500, "internal_error"),
+            (errors.NotReady("x", "r"), 409, "conflict"),
+            (errors.ServerVanished("x"), 503, "service_unavailable"),
+            (errors.BadUpstream("x", "y"), 502, "bad_gateway"),
+            (errors.BadRequest("x"), 400, "bad_request"),
+            (errors.BodyTooLarge(5), 413, "invalid_request"),
+        ]
+        for error, status, code in cases:
+            told, _, body = render(error, "")
+            self.assertEqual((told, json.loads(body)["error"]["code"]), (status, code), error)
+
+    def test_a_failed_start_keeps_its_cause(self):
+        """http T091"""
+        error = errors.StartFailed("m", "upstream command exited prematurely", 1, "boom")
+        status, _, body = render(error, "*/*")
+        self.assertEqual(status, 500)
+        told = json.loads(body)["error"]
+        self.assertIn("unspecific error: upstream command exited prematurely", told["message"])
+        self.assertEqual((told["type"], told["code"]), ("server_error", "internal_error"))
+
+    def test_the_concurrency_refusal_is_json_for_everyone_and_says_when_to_retry(self):
+        """http T100"""
+        status, headers, body = render(errors.TooManyRequests("m", 1), "text/plain")
+        self.assertEqual((status, json.loads(body)["error"]["code"]), (429, "concurrency_limit"))
+        self.assertIn((b"Retry-After", b"1"), headers)
+        self.assertIn((b"Content-Type", b"application/json"), headers)
+
+    def test_the_client_chooses_the_form(self):
+        """http T039"""
+        _, headers, body = render(errors.UnknownModel("<x>"), "text/html,*/*")
+        self.assertEqual(body, b"<html><body><h1>llama-swap</h1><p>no router for requested model</p></body></html>")
+        self.assertIn((b"Content-Type", b"text/html"), headers)
+
+    def test_our_own_faults_keep_their_secrets(self):
+        status, _, body = render(KeyError("sesame"), "")
+        self.assertEqual(status, 500)
+        self.assertNotIn(b"sesame", body)
+
+    def test_extra_headers_and_codes_travel_along(self):
+        self.assertIn((b"WWW-Authenticate", b'Basic realm="llama-swap"'), render(unauthorized(), "")[1])
+        self.assertEqual(json.loads(render(HttpError(412, "m", "stale"), "")[2])["error"]["code"], "stale")

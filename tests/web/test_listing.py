@@ -1,0 +1,107 @@
+from attrs import evolve
+from twisted.trial.unittest import TestCase
+
+from llamaswap.config import Selector
+from tests.web.doubles import FakeFleet, World, example_config
+
+
+def listed(world, path="/v1/models"):
+    return {record["id"]: record for record in world.ask(path).json["data"]}
+
+
+class ListingTests(TestCase):
+    def test_local_models_peers_and_selectors_are_listed_in_byte_order(self):
+        """http T077"""
+        answer = World().ask("/v1/models")
+        names = [record["id"] for record in answer.json["data"]]
+        expected = ["alpha", "beta", "den/delta", "den/zeta", "lab/delta", "lab/org2/eps", "org", "pick", "whisper"]
+        self.assertEqual(names, expected)
+        self.assertEqual(answer.headers["content-type"], "application/json")
+        self.assertTrue(answer.body.endswith(b"\n"))
+
+    def test_a_record_tells_its_capabilities_and_hides_contradicting_metadata(self):
+        """http T078"""
+        record = listed(World())["alpha"]
+        self.assertEqual(
+            record,
+            {
+                "id": "alpha",
+                "object": "model",
+                "created": 1700000000,
+                "owned_by": "llama-swap",
+                "name": "Alpha",
+                "description": "first",
+                "architecture": {
+                    "input_modalities": ["text", "image"],
+                    "output_modalities": ["text"],
+                    "modality": "text+image->text",
+                },
+                "capabilities": {"vision": True, "function_calling": True},
+                "supported_parameters": ["tools", "tool_choice"],
+                "context_length": 8192,
+                "meta": {"llamaswap": {"tier": "gold", "type": "model", "aliases": ["al"]}, "n_ctx": 8192},
+                "status": {"value": "unloaded"},
+            },
+        )
+
+    def test_names_made_by_filters_count_as_aliases(self):
+        """http T079"""
+        record = listed(World())["beta"]
+        self.assertEqual(record["meta"], {"llamaswap": {"type": "model", "aliases": ["beta:hot"]}})
+        self.assertNotIn("name", record)
+        self.assertNotIn("description", record)
+
+    def test_a_peers_model_carries_both_names(self):
+        """http T080"""
+        record = listed(World())["lab/delta"]
+        self.assertEqual(record["name"], "lab: delta")
+        self.assertEqual(record["meta"], {"llamaswap": {"type": "peer", "peerID": "lab"}})
+        self.assertEqual(record["status"], {"value": "unloaded"})
+
+    def test_a_selector_tells_strategy_and_targets(self):
+        """http T081"""
+        record = listed(World())["pick"]
+        self.assertEqual(
+            record["meta"],
+            {"llamaswap": {"type": "selector", "strategy": "pin", "targets": ["beta:hot", "lab/delta"]}},
+        )
+
+    def test_a_selectors_state_follows_the_targets_it_considers(self):
+        config = example_config(
+            selectors={
+                "pin": Selector("pin", strategy="pin", targets=("alpha", "beta")),
+                "warm": Selector("warm", strategy="warm", targets=("alpha", "beta")),
+                "spill": Selector("spill", strategy="spillover", targets=("alpha",)),
+            }
+        )
+        records = listed(World(FakeFleet(config, {"beta": "starting", "alpha": "stopping"})))
+        states = {name: records[name]["status"]["value"] for name in ("pin", "warm", "spill")}
+        self.assertEqual(states, {"pin": "unloaded", "warm": "loaded", "spill": "unloaded"})
+        self.assertEqual(records["spill"]["meta"]["llamaswap"]["spillover"], 1)
+
+    def test_aliases_are_records_of_their_own_when_wanted(self):
+        """http T082, http T083"""
+        world = World(FakeFleet(example_config(include_aliases_in_list=True), {"alpha": "starting"}))
+        records = listed(world)
+        self.assertEqual(records["al"]["meta"]["llamaswap"], {"tier": "gold", "type": "alias", "modelID": "alpha"})
+        self.assertEqual(records["al"]["status"], {"value": "loaded"})
+        self.assertEqual(records["alpha"]["status"], {"value": "loaded"})
+        self.assertEqual(listed(world, "/models"), records)
+
+    def test_only_an_origin_is_echoed(self):
+        """http T084"""
+        answer = World().ask("/v1/models", headers=[("Origin", "http://ui.local")])
+        self.assertEqual(answer.headers["access-control-allow-origin"], "http://ui.local")
+        self.assertNotIn("access-control-allow-origin", World().ask("/v1/models").headers)
+
+    def test_the_active_profile_adds_the_names_it_invents(self):
+        """http T085"""
+        records = listed(World(FakeFleet(profile="work")))
+        self.assertEqual(records["chat"]["meta"], {"llamaswap": {"type": "profile"}})
+        self.assertIn("pool/x", records)
+        self.assertEqual(records["org"]["meta"]["llamaswap"]["type"], "model")
+
+    def test_metadata_of_a_model_without_capabilities_passes(self):
+        plain = evolve(example_config().models["org"], metadata={"context_length": 5})
+        records = listed(World(FakeFleet(example_config(models={"org": plain}))))
+        self.assertEqual(records["org"]["meta"]["llamaswap"], {"context_length": 5, "type": "model"})

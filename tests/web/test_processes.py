@@ -1,0 +1,73 @@
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+
+from tests.web.doubles import FakeFleet, Vitals, World, envelope
+
+
+class RunningTests(TestCase):
+    def test_servers_that_are_not_stopped_are_told(self):
+        """http T087"""
+        self.assertEqual(World().ask("/running").body, b'{"running":[]}\n')
+        running = World(FakeFleet(states={"alpha": "starting", "org": "stopped"})).ask("/running").json["running"]
+        self.assertEqual(
+            running,
+            [
+                {
+                    "model": "alpha",
+                    "state": "starting",
+                    "cmd": "serve --port 5800",
+                    "proxy": "http://localhost:5800",
+                    "ttl": 0,
+                    "name": "Alpha",
+                    "description": " first ",
+                }
+            ],
+        )
+
+
+class UnloadTests(TestCase):
+    def test_all_are_stopped_by_each_spelling(self):
+        """http T016, http T088, http T169"""
+        world = World()
+        self.assertEqual(world.ask("/unload").body, b"OK")
+        self.assertEqual(world.ask("/unload", "POST").status, 405)
+        self.assertEqual(world.ask("/models/unload").body, b"OK")
+        self.assertEqual(world.ask("/models/unload", "POST").body, b"OK")
+        self.assertEqual(world.ask("/api/models/unload", "POST").json, {"msg": "ok"})
+        self.assertEqual(world.fleet.unloaded, [None] * 4)
+
+    def test_one_is_stopped_by_id_or_alias_raw_or_encoded(self):
+        """http T088"""
+        world = World()
+        for name in ("al", "org/gamma", "org%2Fgamma"):
+            answer = world.ask(f"/api/models/unload/{name}", "POST")
+            self.assertEqual((answer.status, answer.body), (200, b"OK"))
+        self.assertEqual(world.fleet.unloaded, [["alpha"], ["org/gamma"], ["org/gamma"]])
+
+    def test_peers_selectors_and_strangers_cannot_be_unloaded(self):
+        """http T089"""
+        world = World(FakeFleet(profile="work"))
+        for name in ("ghost", "zeta", "pick", "chat", ""):
+            answer = world.ask(f"/api/models/unload/{name}", "POST")
+            self.assertEqual((answer.status, answer.json), (404, envelope(404, "model not found")), name)
+
+    def test_the_answer_waits_for_the_servers_to_be_gone(self):
+        world = World()
+        world.fleet.work = Deferred()
+        client = world.open("/unload")
+        self.assertEqual(client.received, b"")
+        world.fleet.work.callback(None)
+        self.assertEqual(client.answer().body, b"OK")
+
+
+class ReadinessTests(TestCase):
+    def test_a_scheduler_that_stands_still_while_somebody_waits_is_not_ready(self):
+        """llama-swap issue 946: health said OK while requests hung for ever."""
+        world = World()
+        self.assertEqual(world.ask("/readyz").status, 200)
+        world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=2.0)
+        self.assertEqual(world.ask("/readyz").status, 200)
+        world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=700.0)
+        answer = world.ask("/readyz")
+        self.assertEqual((answer.status, answer.json["ready"]), (503, False))
+        self.assertEqual(world.ask("/health").status, 200)

@@ -1,0 +1,45 @@
+from twisted.trial.unittest import TestCase
+
+from tests.web.doubles import FakeFleet, World, envelope, example_config
+
+
+class ProfileTests(TestCase):
+    def choose(self, body, world=None):
+        return (world or World()).ask("/api/profiles/active", "PUT", body=body)
+
+    def test_profiles_are_told_with_their_pins(self):
+        expected = {
+            "active": None,
+            "profiles": [
+                {"id": "work", "description": "", "pins": {"chat": "alpha", "org": "", "pool/x": "org/gamma"}}
+            ],
+        }
+        self.assertEqual(World().ask("/api/profiles").json, expected)
+        nothing = World(FakeFleet(example_config(profiles={})))
+        self.assertEqual(nothing.ask("/api/profiles").body, b'{"active":null,"profiles":[]}\n')
+
+    def test_one_is_chosen_and_left(self):
+        """http T066, http T073"""
+        world = World()
+        self.assertEqual(self.choose(b'{"name":"work","x":1} trailing', world).body, b'{"active":"work"}\n')
+        self.assertEqual(world.fleet.profile, "work")
+        for body in (b'{"name":null}', b'{"name":""}'):
+            self.assertEqual(self.choose(body, world).json, {"active": None})
+        self.assertIsNone(world.fleet.profile)
+
+    def test_what_is_wrong_is_said(self):
+        """http T072"""
+        world = World(FakeFleet(profile="work"))
+        cases = [
+            (b'{"name":"nope"}', 404, 'profile "nope" not found'),
+            (b'{"name":5}', 400, "profile name must be a string or null"),
+            (b"{}", 400, "profile name is required"),
+            (b"null", 400, "profile name is required"),
+            (b"[]", 400, "invalid profile request"),
+            (b"{", 400, "invalid profile request"),
+            (b"", 400, "invalid profile request"),
+        ]
+        for body, status, message in cases:
+            answer = self.choose(body, world)
+            self.assertEqual((answer.status, answer.json), (status, envelope(status, message)), body)
+        self.assertEqual(world.fleet.profile, "work")
