@@ -1,0 +1,410 @@
+"""One server's life as a machine: which states there are, what may happen in each, and who is answered when.
+
+Inputs are past facts and wishes and return None. What a state owns (a probe, a ladder) is its data, so that no
+timer outlives its state. Everything the machine does, it does through `Hands`; it starts no process and reads no
+clock itself. `describe` writes the drawing in docs/lifecycle.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from attrs import Factory, define, frozen
+from automat import TypeMachineBuilder
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import LlamaswapError, ModelUnloaded, ShuttingDown
+
+ABORT_GRACE = 5.0  # seconds a server may take to stop that was never ready: nothing of worth is lost
+CRASH_GRACE = 0.0  # what a crashed leader left is not asked
+
+STOPPED, STARTING, READY, STOPPING, SHUTDOWN = "stopped", "starting", "ready", "stopping", "shutdown"
+
+
+class Inputs(Protocol):
+    """What may happen to a server."""
+
+    def want_ready(self, waiter: Deferred[Endpoint]) -> None:
+        """Somebody needs it. `waiter` gets the endpoint, or why not."""
+
+    def want_stopped(self, waiter: Deferred[None], grace: float) -> None:
+        """Somebody wants it gone; `waiter` fires when nothing is left of it."""
+
+    def probe_passed(self) -> None:
+        """It answers as a ready server does."""
+
+    def start_failed(self, error: Callable[[], LlamaswapError]) -> None:
+        """It could not be started, or not in time. `error` is asked when its last words are in."""
+
+    def port_lost(self) -> None:
+        """It went at once because somebody else had its port; another one is worth a try."""
+
+    def exited(self, error: Callable[[], LlamaswapError]) -> None:
+        """The process ended; `error` says how, to those who wait for it to be ready."""
+
+    def drained(self) -> None:
+        """Nothing of it is left, or what is left was declared lost."""
+
+    def closing(self, waiter: Deferred[None], grace: float) -> None:
+        """It shall stop and never start again."""
+
+
+# -- what the states own -----------------------------------------------------------------------------------
+
+
+@frozen
+class Attempt:
+    """A start under way; `abandon` ends its probing and its deadline, not its process."""
+
+    abandon: Callable[[], None]
+
+
+@frozen
+class Serving:
+    """A server that is ready."""
+
+    endpoint: Endpoint
+
+
+@frozen
+class Descent:
+    """A way down under way. `hasten(grace)` for the less patient, `leader_gone()` when the process ended."""
+
+    go: Callable[[float], None]
+    hasten: Callable[[float], None]
+    leader_gone: Callable[[], None]
+
+
+class Hands(Protocol):
+    """What the machine needs done. Nothing here may call an input before the next turn of the reactor."""
+
+    @property
+    def waiters(self) -> Waiters: ...
+
+    def begin(self) -> Attempt: ...
+
+    def serve(self) -> Serving: ...
+
+    def descend(self) -> Descent:
+        """The way down that is under way, or else a fresh one for the child there is."""
+
+    def show(self, word: str) -> None:
+        """The state as the outside sees it is now `word`."""
+
+
+@define(eq=False)
+class Waiters:
+    """Who waits for what. They are told on a later turn, never inside an input: they may well call one."""
+
+    clock: IReactorTime
+    model: str
+    _for_ready: list[Deferred[Endpoint]] = Factory(list)
+    _for_stop: list[Deferred[None]] = Factory(list)
+    _doomed: list[tuple[Deferred[Endpoint], Callable[[], LlamaswapError]]] = Factory(list)
+    _tellings: list[Callable[[], None]] = Factory(list)
+
+    def add_ready(self, waiter: Deferred[Endpoint]) -> None:
+        self._for_ready.append(waiter)
+
+    def add_stop(self, waiter: Deferred[None]) -> None:
+        self._for_stop.append(waiter)
+
+    def ready(self, endpoint: Endpoint) -> None:
+        """All who wait for it get it."""
+        waiting, self._for_ready = self._for_ready, []
+        for waiter in waiting:
+            self._later(_calling(waiter, endpoint))
+
+    def doom(self, error: Callable[[], LlamaswapError]) -> None:
+        """Those who wait now will be told `error`, but not before the process is gone and its room is free."""
+        self._doomed += [(waiter, error) for waiter in self._for_ready]
+        self._for_ready = []
+
+    def abort(self) -> None:
+        """Those who wait now will hear that it was stopped meanwhile."""
+        self.doom(lambda: ModelUnloaded(self.model))
+
+    def gone(self) -> None:
+        """It is down: tell those who wanted that, and those whose start failed."""
+        doomed, self._doomed = self._doomed, []
+        for waiter, error in doomed:
+            self._later(_failing(waiter, error()))
+        stopped, self._for_stop = self._for_stop, []
+        for done in stopped:
+            self._later(_calling(done, None))
+
+    def refuse(self, waiter: Deferred[Endpoint]) -> None:
+        """Nothing is started any more."""
+        self._later(_failing(waiter, ShuttingDown(self.model)))
+
+    def shut_down(self) -> None:
+        """Those who wait to be served now will hear that nothing is started any more."""
+        self.doom(lambda: ShuttingDown(self.model))
+
+    def _later(self, telling: Callable[[], None]) -> None:
+        if not self._tellings:
+            self.clock.callLater(0, self._tell)
+        self._tellings.append(telling)
+
+    def _tell(self) -> None:
+        tellings, self._tellings = self._tellings, []
+        for telling in tellings:
+            telling()
+
+
+def _calling(waiter: Deferred[Any], value: object) -> Callable[[], None]:
+    """A waiter may have been cancelled by its owner, who then was told already."""
+
+    def tell() -> None:
+        if not waiter.called:
+            waiter.callback(value)
+
+    return tell
+
+
+def _failing(waiter: Deferred[Any], error: Exception) -> Callable[[], None]:
+    def tell() -> None:
+        if not waiter.called:
+            waiter.errback(error)
+
+    return tell
+
+
+# -- the machine -------------------------------------------------------------------------------------------
+
+
+def _begin(inputs: Inputs, hands: Hands, *args: Any, **kwargs: Any) -> Attempt:
+    return hands.begin()
+
+
+def _serve(inputs: Inputs, hands: Hands, *args: Any, **kwargs: Any) -> Serving:
+    return hands.serve()
+
+
+def _descend(inputs: Inputs, hands: Hands, *args: Any, **kwargs: Any) -> Descent:
+    return hands.descend()
+
+
+builder = TypeMachineBuilder(Inputs, Hands)  # type: ignore[type-abstract]  # a Protocol is what Automat wants here
+
+Stopped = builder.state("Stopped")
+Starting = builder.state("Starting", _begin)
+Ready = builder.state("Ready", _serve)
+Stopping = builder.state("Stopping", _descend)
+Restarting = builder.state("Restarting", _descend)
+Closing = builder.state("Closing", _descend)
+Closed = builder.state("Closed")
+
+
+# It is down.
+
+
+@Stopped.upon(Inputs.want_ready).to(Starting)
+def _start(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
+    hands.waiters.add_ready(waiter)
+    hands.show(STARTING)
+
+
+@Stopped.upon(Inputs.want_stopped).loop()
+@Closed.upon(Inputs.want_stopped).loop()
+def _already_down(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.waiters.add_stop(waiter)
+    hands.waiters.gone()
+
+
+@Stopped.upon(Inputs.closing).to(Closed)
+def _close_at_once(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.show(SHUTDOWN)
+    hands.waiters.add_stop(waiter)
+    hands.waiters.gone()
+
+
+# It starts.
+
+
+@Starting.upon(Inputs.want_ready, nodata=True).loop()
+@Stopping.upon(Inputs.want_ready, nodata=True).to(Restarting)
+@Restarting.upon(Inputs.want_ready, nodata=True).loop()
+def _wait_for_it(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
+    hands.waiters.add_ready(waiter)
+
+
+@Starting.upon(Inputs.probe_passed).to(Ready)
+def _became_ready(inputs: Inputs, hands: Hands, attempt: Attempt) -> None:
+    attempt.abandon()
+    hands.show(READY)
+    hands.waiters.ready(hands.serve().endpoint)
+
+
+@Starting.upon(Inputs.want_stopped).to(Stopping)
+def _abort(inputs: Inputs, hands: Hands, attempt: Attempt, waiter: Deferred[None], grace: float) -> None:
+    attempt.abandon()
+    hands.waiters.abort()
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(min(grace, ABORT_GRACE))
+
+
+@Starting.upon(Inputs.start_failed).to(Stopping)
+def _give_up(inputs: Inputs, hands: Hands, attempt: Attempt, error: Callable[[], LlamaswapError]) -> None:
+    attempt.abandon()
+    hands.waiters.doom(error)
+    hands.descend().go(ABORT_GRACE)
+
+
+@Starting.upon(Inputs.exited).to(Stopping)
+def _exited_early(inputs: Inputs, hands: Hands, attempt: Attempt, error: Callable[[], LlamaswapError]) -> None:
+    attempt.abandon()
+    hands.waiters.doom(error)
+    hands.descend().go(CRASH_GRACE)
+
+
+@Starting.upon(Inputs.port_lost).to(Restarting)
+def _try_another_port(inputs: Inputs, hands: Hands, attempt: Attempt) -> None:
+    attempt.abandon()
+    hands.descend().go(CRASH_GRACE)
+
+
+@Starting.upon(Inputs.closing).to(Closing)
+def _close_start(inputs: Inputs, hands: Hands, attempt: Attempt, waiter: Deferred[None], grace: float) -> None:
+    attempt.abandon()
+    hands.show(SHUTDOWN)
+    hands.waiters.shut_down()
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(min(grace, ABORT_GRACE))
+
+
+# It serves.
+
+
+@Ready.upon(Inputs.want_ready).loop()
+def _is_ready(inputs: Inputs, hands: Hands, serving: Serving, waiter: Deferred[Endpoint]) -> None:
+    hands.waiters.add_ready(waiter)
+    hands.waiters.ready(serving.endpoint)
+
+
+@Ready.upon(Inputs.want_stopped, nodata=True).to(Stopping)
+def _stop(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.show(STOPPING)
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(grace)
+
+
+@Ready.upon(Inputs.exited, nodata=True).to(Stopping)
+def _crashed(inputs: Inputs, hands: Hands, error: Callable[[], LlamaswapError]) -> None:
+    hands.show(STOPPING)
+    hands.descend().go(CRASH_GRACE)
+
+
+@Ready.upon(Inputs.closing, nodata=True).to(Closing)
+def _close(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.show(SHUTDOWN)
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(grace)
+
+
+# It stops.
+
+
+@Stopping.upon(Inputs.want_stopped).loop()
+@Closing.upon(Inputs.want_stopped).loop()
+@Closing.upon(Inputs.closing).loop()
+def _stop_too(inputs: Inputs, hands: Hands, descent: Descent, waiter: Deferred[None], grace: float) -> None:
+    hands.waiters.add_stop(waiter)
+    descent.hasten(grace)
+
+
+@Restarting.upon(Inputs.want_stopped).to(Stopping)
+def _stop_after_all(inputs: Inputs, hands: Hands, descent: Descent, waiter: Deferred[None], grace: float) -> None:
+    hands.waiters.abort()
+    hands.waiters.add_stop(waiter)
+    descent.hasten(grace)
+
+
+@Stopping.upon(Inputs.closing).to(Closing)
+@Restarting.upon(Inputs.closing).to(Closing)
+def _close_after_stop(inputs: Inputs, hands: Hands, descent: Descent, waiter: Deferred[None], grace: float) -> None:
+    hands.show(SHUTDOWN)
+    hands.waiters.shut_down()
+    hands.waiters.add_stop(waiter)
+    descent.hasten(grace)
+
+
+@Stopping.upon(Inputs.exited).loop()
+@Restarting.upon(Inputs.exited).loop()
+@Closing.upon(Inputs.exited).loop()
+def _leader_gone(inputs: Inputs, hands: Hands, descent: Descent, error: Callable[[], LlamaswapError]) -> None:
+    descent.leader_gone()
+
+
+@Stopping.upon(Inputs.drained).to(Stopped)
+def _down(inputs: Inputs, hands: Hands, descent: Descent) -> None:
+    hands.show(STOPPED)
+    hands.waiters.gone()
+
+
+@Restarting.upon(Inputs.drained, nodata=True).to(Starting)
+def _start_again(inputs: Inputs, hands: Hands) -> None:
+    hands.show(STOPPED)
+    hands.show(STARTING)
+    hands.waiters.gone()
+
+
+@Closing.upon(Inputs.drained).to(Closed)
+def _closed(inputs: Inputs, hands: Hands, descent: Descent) -> None:
+    hands.waiters.gone()
+
+
+# It is closed, or closing.
+
+
+@Closing.upon(Inputs.want_ready, nodata=True).loop()
+@Closed.upon(Inputs.want_ready).loop()
+def _refuse(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
+    hands.waiters.refuse(waiter)
+
+
+@Closed.upon(Inputs.closing).loop()
+def _closed_already(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.waiters.add_stop(waiter)
+    hands.waiters.gone()
+
+
+# News that comes too late: what it tells of is over. Its sender could not know.
+
+_with_data: tuple[Any, ...] = (Ready, Stopping, Restarting, Closing)
+for _late in (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost):
+    for _state in _with_data:
+        _state.upon(_late, nodata=True).loop().returns(None)
+for _late in (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.exited, Inputs.drained):
+    for _rest in (Stopped, Closed):
+        _rest.upon(_late).loop().returns(None)
+for _up in (Starting, Ready):
+    _up.upon(Inputs.drained, nodata=True).loop().returns(None)
+
+machine = builder.build()
+
+
+# -- the drawing -------------------------------------------------------------------------------------------
+
+_LATE = "returns(None)"
+
+
+def describe() -> str:
+    """The machine drawn with Graphviz in reStructuredText, and as a table; without late news, which changes nothing."""
+    moves = sorted(
+        (old.name, name, new.name)
+        for old, name, new, outputs in machine.__automat_automaton__.allTransitions()
+        if outputs[-1].name != _LATE
+    )
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for old, name, new in moves:
+        arrows.setdefault((old, new), []).append(name)
+    lines = [".. graphviz::", "", "   digraph lifecycle {"]
+    lines += [f'      {old} -> {new} [label="{", ".join(names)}"];' for (old, new), names in arrows.items()]
+    lines += ["   }", "", ".. list-table::", "   :header-rows: 1", ""]
+    for row in (("in state", "upon", "goes to"), *moves):
+        lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,236 @@
+"""What must be known of our children where we no longer are: to the keeper while we run, on disk for the next start.
+
+A record names a process by pid *and* start time, and its descendants by mark, within one run of the kernel: so a
+sweep never touches a stranger who got the number later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import Factory, asdict, define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorProcess, IReactorTime
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.supervise import procfs
+from llamaswap.supervise.spawn import Birth, Kernel, process_id
+
+SWEEP_GRACE = 2.0  # seconds an orphan has between TERM and KILL; nobody is served by it
+SWEEP_PAUSE = 0.02
+GIVE_UP = 5.0  # seconds after KILL
+REVIVALS = 5  # how often a killed keeper is replaced; who kills it more often means it
+
+_log = Logger()
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+_KEEPER = f"import sys; sys.path.insert(0, {_ROOT!r}); from llamaswap.supervise.keeper import main; main()"
+
+
+class _Line(ProcessProtocol):
+    """The pipe to the keeper."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self.pid = 0
+
+    def connectionMade(self) -> None:
+        self.pid = process_id(self.transport)
+
+    def say(self, line: str) -> None:
+        """One line to the keeper."""
+        if self.transport is not None:
+            self.transport.writeToChild(0, line.encode() + b"\n")
+
+    def hang_up(self) -> None:
+        """Nothing more will be said."""
+        if self.transport is not None:
+            self.transport.closeStdin()
+
+    def processEnded(self, reason: Failure) -> None:
+        self._keeper.ended(self)
+
+
+@define(eq=False)
+class Keeper:
+    """Our side of `keeper.py`: started with the first child, told of each, replaced when somebody kills it."""
+
+    processes: IReactorProcess
+    environ: Mapping[str, str]
+    _line: _Line | None = None
+    _births: dict[int, Birth] = Factory(dict)
+    _revivals: int = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The keeper's process, while there is one."""
+        return None if self._line is None else self._line.pid
+
+    def started(self, birth: Birth) -> None:
+        """Watch over this child."""
+        self._births[birth.pid] = birth
+        if self._line is None:
+            self._start()
+        else:
+            self._tell(birth)
+
+    def gone(self, birth: Birth) -> None:
+        """It needs no watching any more."""
+        if self._births.pop(birth.pid, None) is not None and self._line is not None:
+            self._line.say(f"- {birth.pid}")
+
+    def close(self) -> None:
+        """The end of the line; a keeper with nobody to watch over ends at once."""
+        line, self._line = self._line, None
+        self._revivals = REVIVALS
+        if line is not None:
+            line.hang_up()
+
+    def ended(self, line: _Line) -> None:
+        """It should not end before us."""
+        if self._line is not line:
+            return
+        self._line = None
+        _log.warn("the keeper of our children ended")
+        if self._births and self._revivals < REVIVALS:
+            self._revivals += 1
+            self._start()
+
+    def _start(self) -> None:
+        line = _Line(self)
+        python = sys.executable or "python3"
+        try:
+            self.processes.spawnProcess(
+                line, python, [python, "-I", "-S", "-c", _KEEPER], env=dict(self.environ), childFDs={0: "w"}
+            )
+        except OSError as error:
+            _log.warn("no keeper could be started: {error}", error=str(error))
+            return
+        self._line = line
+        for birth in self._births.values():
+            self._tell(birth)
+
+    def _tell(self, birth: Birth) -> None:
+        if self._line is not None:
+            self._line.say(f"+ {birth.pid} {birth.start} {birth.mark}")
+
+
+@define(eq=False)
+class Record:
+    """The children there are, in a file that is whole at every moment. `path` None keeps no record.
+
+    A failing disk costs the next start its sweep, never a model its start.
+    """
+
+    path: Path | None
+    kernel: Kernel = field(default=procfs)
+    boot: str = Factory(procfs.boot)
+    _births: dict[int, Birth] = Factory(dict)
+    _complained: bool = False
+
+    def started(self, birth: Birth) -> None:
+        """Note it down."""
+        self._births[birth.pid] = birth
+        self._write()
+
+    def gone(self, birth: Birth) -> None:
+        """Strike it out."""
+        if self._births.pop(birth.pid, None) is not None:
+            self._write()
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        me = self.kernel.stat(os.getpid())
+        document = {
+            "boot": self.boot,
+            "pid": os.getpid(),
+            "start": me.start if me else 0,
+            "children": [asdict(birth) for birth in self._births.values()],
+        }
+        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh.write_text(json.dumps(document), encoding="utf-8")
+            fresh.replace(self.path)
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                _log.warn(
+                    "children are not recorded in {path}: {error}; after a crash the next start will not find them",
+                    path=str(self.path),
+                    error=str(error),
+                )
+
+
+@frozen
+class Swept:
+    """An orphan that was ended, and whether it is gone."""
+
+    birth: Birth
+    gone: bool
+
+
+def read(path: Path, boot: str, kernel: Kernel) -> list[Birth]:
+    """The children an earlier run left, as far as the file can be believed.
+
+    None, where it is of another run of the kernel, or its writer still lives: then they are no orphans.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        births = [
+            Birth(int(one["pid"]), int(one["start"]), str(one["mark"]), str(one["model"]), one["port"])
+            for one in document["children"]
+        ]
+        writer, start = int(document["pid"]), int(document["start"])
+        same_boot = bool(boot) and document["boot"] == boot
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    living = kernel.stat(writer)
+    if not same_boot or (living is not None and living.start == start and not living.dead):
+        return []
+    return births
+
+
+def left_of(birth: Birth, kernel: Kernel) -> list[procfs.Stat]:
+    """Living processes that surely are this child's: the leader with the known start time, with its session and
+    group; and whoever carries the mark. Without the leader, number alone proves nothing."""
+    found = kernel.members(birth.pid, birth.start, birth.mark)
+    leader = kernel.stat(birth.pid)
+    if leader is not None and leader.start == birth.start:
+        return found
+    return [one for one in found if kernel.mark_of(one.pid) == birth.mark]
+
+
+def sweep(
+    path: Path, clock: IReactorTime, *, boot: str | None = None, kernel: Kernel = procfs
+) -> Deferred[list[Swept]]:
+    """End what an earlier run of ours left behind: TERM, a grace, KILL. Fires with what was found; never fails."""
+    births = read(path, procfs.boot() if boot is None else boot, kernel)
+    return Deferred.fromCoroutine(_sweep([one for one in births if one.start], clock, kernel))
+
+
+async def _sweep(births: list[Birth], clock: IReactorTime, kernel: Kernel) -> list[Swept]:
+    found = [birth for birth in births if left_of(birth, kernel)]
+    for birth in found:
+        for one in left_of(birth, kernel):
+            kernel.signal_one(one.pid, signal.SIGTERM)
+    began = clock.seconds()
+    while any(left_of(birth, kernel) for birth in found):
+        waited = clock.seconds() - began
+        if waited >= SWEEP_GRACE + GIVE_UP:
+            break
+        if waited >= SWEEP_GRACE:
+            for birth in found:
+                for one in left_of(birth, kernel):
+                    kernel.signal_one(one.pid, signal.SIGKILL)
+        await deferLater(clock, SWEEP_PAUSE)
+    return [Swept(birth, not left_of(birth, kernel)) for birth in found]

@@ -1,0 +1,248 @@
+"""What the kernel can tell about processes and ports, where there is a /proc; elsewhere every answer is "unknown".
+
+Standard library only and cheap to import: the keeper uses it in an interpreter without site-packages. Knows
+nothing of models or supervisors.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+MARK = "LLAMASWAP_CHILD"  # the environment variable by which a descendant is known even after it left its session
+
+_LISTENING = "0A"
+
+
+class Stat:
+    """One process as /proc/<pid>/stat has it; `start` is in clock ticks since boot."""
+
+    __slots__ = ("group", "name", "parent", "pid", "session", "start", "state")
+
+    def __init__(self, pid: int, name: str, state: str, parent: int, group: int, session: int, start: int) -> None:
+        self.pid = pid
+        self.name = name
+        self.state = state
+        self.parent = parent
+        self.group = group
+        self.session = session
+        self.start = start
+
+    @property
+    def dead(self) -> bool:
+        """A zombie holds no memory, no file and no port; only its parent has not looked yet."""
+        return self.state in "ZX"
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc, which never blocks; os.open spares the layers of open()."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        while piece := os.read(descriptor, 65536):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(descriptor)
+
+
+def stat(pid: int) -> Stat | None:
+    """The process, or None where it is gone or there is no /proc."""
+    try:
+        text = _read(f"/proc/{pid}/stat").decode("ascii", "replace")
+    except OSError:
+        return None
+    head, _, rest = text.rpartition(")")  # the name may contain brackets and blanks
+    fields = rest.split()
+    if len(fields) < 20:
+        return None
+    name = head.partition("(")[2]
+    return Stat(pid, name, fields[0], int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+
+
+def everyone() -> Iterator[Stat]:
+    """Every process that can be seen."""
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for name in names:
+        if name.isdigit():
+            found = stat(int(name))
+            if found is not None:
+                yield found
+
+
+def available() -> bool:
+    """Whether this machine answers questions at all."""
+    return stat(os.getpid()) is not None
+
+
+def mark_of(pid: int) -> str | None:
+    """The mark a process carries in the environment it was started with; None for none or unknown."""
+    try:
+        environ = _read(f"/proc/{pid}/environ")
+    except OSError:
+        return None
+    lead = MARK.encode() + b"="
+    for pair in environ.split(b"\0"):
+        if pair.startswith(lead):
+            return os.fsdecode(pair[len(lead) :])
+    return None
+
+
+def members(leader: int, start: int, mark: str) -> list[Stat]:
+    """Living processes of the leader's session or group, and marked ones that left both. The leader may be gone.
+
+    A pid is not handed out again while a group of that number has members. So when the number belongs to a
+    process with another start time, the old group is empty and only the mark counts.
+    """
+    seen = [one for one in everyone() if one.start >= start]
+    reused = any(one.pid == leader and one.start != start for one in seen)
+    ours = []
+    for one in seen:
+        related = not reused and leader in (one.group, one.session)
+        if one.dead:
+            if related and one.pid != leader and one.parent == os.getpid():
+                _reap(one.pid)
+            continue
+        if related or (one.pid != os.getpid() and mark_of(one.pid) == mark):
+            ours.append(one)
+    return ours
+
+
+def _reap(pid: int) -> None:
+    """Orphans come to us where we are a container's first process; nobody else will fetch them."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except OSError:
+        pass  # somebody was faster
+
+
+def boot() -> str:
+    """Names this run of the kernel: start times mean nothing across two of them."""
+    try:
+        return _read("/proc/sys/kernel/random/boot_id").decode().strip()
+    except OSError:
+        return ""
+
+
+def listening(port: int) -> set[int]:
+    """Inodes of the TCP sockets that listen on the port, on whatever address."""
+    wanted = f":{port:04X}"
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = _read(table).decode("ascii", "replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if wanted in line:
+                fields = line.split()
+                if fields[1].endswith(wanted) and fields[3] == _LISTENING:
+                    inodes.add(int(fields[9]))
+    return inodes
+
+
+def ports_of(pids: set[int]) -> set[int]:
+    """The TCP ports these processes listen on."""
+    inodes: set[int] = set()
+    for pid in pids:
+        inodes |= sockets(pid) or set()
+    ports = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = _read(table).decode("ascii", "replace").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTENING and int(fields[9]) in inodes:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def sockets(pid: int) -> set[int] | None:
+    """Inodes of the sockets a process holds; None where we may not look."""
+    inodes = set()
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return None
+    for name in names:
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(int(target[8:-1]))
+    return inodes
+
+
+def holder(port: int) -> Stat | None:
+    """A process that listens on the port, if we may know it."""
+    wanted = listening(port)
+    if not wanted:
+        return None
+    for one in everyone():
+        if wanted & (sockets(one.pid) or set()):
+            return one
+    return None
+
+
+def taken(host: str, port: int) -> bool:
+    """Whether a server started now could not have the port for itself.
+
+    Two questions, since neither is enough. Something that answers is there, however it bound: a left-over that
+    used SO_REUSEPORT would share the port silently. And what is bound but does not answer fails a bind; but so do
+    the remains of closed connections (TIME_WAIT) for a minute after every stop, which most servers ignore, so
+    only a bind that also fails with both reuse options counts.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as caller:
+            caller.setblocking(False)  # on loopback the answer is there at once or nobody is
+            if caller.connect_ex((host, port)) == 0:
+                return True
+    except OSError:
+        pass  # no such family here: the bind says more
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as binder:
+            binder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT"):
+                binder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            binder.bind((host, port))
+    except OSError:
+        return True
+    return False
+
+
+def free_port(host: str) -> int:
+    """A port nobody has now. The kernel takes it from the ephemeral range, away from configured ones."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as binder:
+        binder.bind((host, 0))
+        return int(binder.getsockname()[1])
+
+
+def signal_group(group: int, number: int) -> bool:
+    """Signal a process group; False when it is empty. A member we may not signal counts as there."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def signal_one(pid: int, number: int) -> bool:
+    """Signal one process; False when it is gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,307 @@
+"""Children: how they begin, what they say, how they are signalled, how their end is noticed.
+
+Every child starts as a session leader of ours (`sessionleader.py`) that becomes the command; one leader is kept
+waiting ahead of need. A `Child` knows one process and its descendants, and nothing of models or readiness.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import define, field, frozen
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorProcess, IReactorTime
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.supervise import procfs, sessionleader
+from llamaswap.supervise.procfs import MARK
+
+LINGER = 0.25  # seconds an output pipe may outlive the last process of a stop; somebody we cannot see holds it
+SPARE_DELAY = 1.0  # seconds before the next spare leader is started: not while the model of this one begins to load
+WINDOW = 0.05  # seconds over which output is measured
+WINDOW_BYTES = 512 * 1024  # of output per window; beyond it the child waits, so that a flood leaves time for requests
+
+_log = Logger()
+
+_NOTHING: Callable[[bytes], None] = lambda data: None
+
+
+class Kernel(Protocol):
+    """What we ask of the operating system about processes and ports; `procfs` is the real one."""
+
+    def stat(self, pid: int) -> procfs.Stat | None: ...
+    def members(self, leader: int, start: int, mark: str) -> list[procfs.Stat]: ...
+    def signal_group(self, group: int, number: int) -> bool: ...
+    def signal_one(self, pid: int, number: int) -> bool: ...
+    def taken(self, host: str, port: int) -> bool: ...
+    def free_port(self, host: str) -> int: ...
+    def listening(self, port: int) -> set[int]: ...
+    def sockets(self, pid: int) -> set[int] | None: ...
+    def holder(self, port: int) -> procfs.Stat | None: ...
+    def ports_of(self, pids: set[int]) -> set[int]: ...
+    def mark_of(self, pid: int) -> str | None: ...
+
+
+@frozen
+class Birth:
+    """What must outlive us to find a child again: `start` is in ticks since boot, 0 where unknown."""
+
+    pid: int
+    start: int
+    mark: str
+    model: str
+    port: int | None
+
+
+class Watcher(Protocol):
+    """Told of every child, so that somebody can end it when we no longer can."""
+
+    def started(self, birth: Birth) -> None: ...
+    def gone(self, birth: Birth) -> None: ...
+
+
+class Child(ProcessProtocol):
+    """One process of ours, from the moment its leader waits for an instruction."""
+
+    def __init__(self, clock: IReactorTime, kernel: Kernel, mark: str) -> None:
+        self.mark = mark
+        self.status: int | None = None
+        self.pid = 0
+        self.start = 0
+        self.birth: Birth | None = None
+        self.closed = False
+        self._clock = clock
+        self._kernel = kernel
+        self._output: Callable[[bytes], None] = _NOTHING
+        self._on_exit: Callable[[int], None] | None = None
+        self._on_closed: Callable[[], None] | None = None
+        self._window_end = 0.0
+        self._window_bytes = 0
+        self._resume: IDelayedCall | None = None
+        self._cut: IDelayedCall | None = None
+        self._pipes: Any = None  # the transport; pausing its reading is not in IProcessTransport
+
+    # -- told by the reactor --
+
+    def connectionMade(self) -> None:
+        self._pipes = self.transport
+        self.pid = process_id(self.transport)
+        known = self._kernel.stat(self.pid)
+        self.start = known.start if known else 0
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        self._output(data)
+        now = self._clock.seconds()
+        if now >= self._window_end:
+            self._window_end, self._window_bytes = now + WINDOW, 0
+        self._window_bytes += len(data)
+        if self._window_bytes > WINDOW_BYTES and self._resume is None and self.status is None:
+            self._pipes.pauseProducing()
+            self._resume = self._clock.callLater(max(0.0, self._window_end - now), self._listen_again)
+
+    def processExited(self, reason: Failure) -> None:
+        self.status = exit_status(reason)
+        self._listen_again()
+        if self._on_exit is not None:
+            self._on_exit(self.status)
+
+    def processEnded(self, reason: Failure) -> None:
+        self.closed = True
+        for call in (self._cut, self._resume):
+            if call is not None and call.active():
+                call.cancel()
+        self._cut = self._resume = None
+        if self._on_closed is not None:
+            self._on_closed()
+
+    # -- asked by its owner --
+
+    def attend(
+        self,
+        output: Callable[[bytes], None],
+        on_exit: Callable[[int], None] | None = None,
+        on_closed: Callable[[], None] | None = None,
+    ) -> None:
+        """Who hears its output, its exit (negative: the signal) and the end of its pipes."""
+        self._output, self._on_exit, self._on_closed = output, on_exit, on_closed
+
+    def abandon(self) -> None:
+        """Hear nothing more of it."""
+        self.attend(_NOTHING)
+
+    def signal(self, number: int) -> None:
+        """Signal the whole group; a leader too young to lead one gets it alone."""
+        if self.status is None and not self._kernel.signal_group(self.pid, number):
+            self._kernel.signal_one(self.pid, number)
+
+    def remaining(self) -> list[procfs.Stat]:
+        """Its living processes: the group's, the session's, and those that carry its mark."""
+        return self._kernel.members(self.pid, self.start, self.mark)
+
+    def emptied(self) -> bool:
+        """Whether the leader and everything it left are gone."""
+        if self.status is None:
+            return False
+        if self.start:
+            return not self.remaining()
+        return not self._kernel.signal_group(self.pid, 0)
+
+    def signal_remaining(self, number: int) -> None:
+        """Signal what the leader left behind."""
+        if self.start:
+            for one in self.remaining():
+                self._kernel.signal_one(one.pid, number)
+        else:
+            self._kernel.signal_group(self.pid, number)
+
+    def release_pipes(self) -> None:
+        """Stop waiting for the end of its output soon: whoever still holds the pipe is out of our sight."""
+        if not self.closed and self._cut is None:
+            self._cut = self._clock.callLater(LINGER, self._cut_pipes)
+
+    def instruct(self, instruction: bytes) -> None:
+        """What its leader shall become."""
+        self._pipes.write(instruction)
+        self._pipes.closeStdin()
+
+    def dismiss(self) -> None:
+        """A spare that is not needed: the end of its stdin is its end."""
+        self._pipes.closeStdin()
+
+    def _cut_pipes(self) -> None:
+        self._pipes.loseConnection()
+
+    def _listen_again(self) -> None:
+        call, self._resume = self._resume, None
+        if call is not None:
+            if call.active():
+                call.cancel()
+            self._pipes.resumeProducing()
+
+
+def process_id(transport: IProcessTransport | None) -> int:
+    """The pid behind a transport; 0 where the process is gone already."""
+    return int(getattr(transport, "pid", None) or 0)
+
+
+def exit_status(reason: Failure) -> int:
+    """The exit code, or the signal as a negative number."""
+    value = reason.value
+    if isinstance(value, ProcessTerminated):
+        if value.signal is not None:
+            return -int(value.signal)
+        return int(value.exitCode or 0)
+    return 0 if isinstance(value, ProcessDone) else 1
+
+
+def say_status(status: int) -> str:
+    """An exit status in words: "exit status 7", "signal SIGKILL"."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"
+
+
+@define
+class Launcher:
+    """Starts children for all models. `environ` is the proxy's own environment.
+
+    `token` is unlike that of any other run of the proxy: children are marked with it.
+    """
+
+    processes: IReactorProcess
+    clock: IReactorTime
+    environ: Mapping[str, str]
+    token: str
+    kernel: Kernel = field(default=procfs)
+    watchers: Sequence[Watcher] = ()
+    _spare: Child | None = None
+    _warming: IDelayedCall | None = None
+    _born: int = 0
+    _closed: bool = False
+
+    def find(self, name: str) -> str | None:
+        """The file a command's first word means: looked up in the proxy's PATH, whatever the model's env says."""
+        return shutil.which(name, path=self.environ.get("PATH", os.defpath))
+
+    def launch(
+        self, executable: str, argv: Sequence[str], env: Iterable[str], *, model: str = "", port: int | None = None
+    ) -> Child:
+        """Become `argv` in a new session, with `env` (K=V, later ones win) over the proxy's environment.
+
+        `model` names a child that must not outlive us: the watchers are told. OSError where no process can be made.
+        """
+        spare, self._spare = self._spare, None
+        child = spare if spare is not None and spare.status is None else self._lead()
+        pairs = [f"{key}={value}" for key, value in self.environ.items()]
+        pairs += [entry for entry in env if "=" in entry]
+        pairs.append(f"{MARK}={child.mark}")
+        instruction = sessionleader.instruct(
+            os.fsencode(executable), [os.fsencode(word) for word in argv], [os.fsencode(pair) for pair in pairs]
+        )
+        child.instruct(instruction)
+        if model:
+            child.birth = Birth(child.pid, child.start, child.mark, model, port)
+            for watcher in self.watchers:
+                watcher.started(child.birth)
+        self.warm(SPARE_DELAY)
+        return child
+
+    def gone(self, child: Child) -> None:
+        """Nothing is left of the child; who watches over it may forget it."""
+        if child.birth is not None:
+            birth, child.birth = child.birth, None
+            for watcher in self.watchers:
+                watcher.gone(birth)
+
+    def warm(self, delay: float = 0.0) -> None:
+        """Have a leader waiting, after `delay` seconds."""
+        if self._spare is None and self._warming is None and not self._closed:
+            self._warming = self.clock.callLater(delay, self._warm)
+
+    def close(self) -> None:
+        """No spare is kept any more. Running children are their supervisors' affair."""
+        self._closed = True
+        if self._warming is not None:
+            self._warming.cancel()
+            self._warming = None
+        if self._spare is not None:
+            self._spare.dismiss()
+            self._spare = None
+
+    def _warm(self) -> None:
+        self._warming = None
+        try:
+            self._spare = self._lead()
+        except OSError as error:
+            _log.warn("no process can be started ahead: {error}", error=str(error))
+            return
+        spare = self._spare
+        spare.attend(_NOTHING, lambda status: self._spare_died(spare))
+
+    def _spare_died(self, spare: Child) -> None:
+        if self._spare is spare:
+            self._spare = None
+
+    def _lead(self) -> Child:
+        """A leader that waits for its instruction. Its stdout carries both streams; 2 is for its own first words."""
+        self._born += 1
+        child = Child(self.clock, self.kernel, f"{self.token}.{self._born}")
+        python = sys.executable or "python3"
+        self.processes.spawnProcess(
+            child,
+            python,
+            [python, "-I", "-S", sessionleader.__file__, str(os.getpid())],
+            env=dict(self.environ),
+            childFDs={0: "w", 1: "r", 2: "r"},
+        )
+        return child

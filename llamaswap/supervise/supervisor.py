@@ -1,0 +1,426 @@
+"""One model's server, looked after: asked for when needed, watched while it runs, brought down without remains.
+
+The surface the router uses. Decisions about *whether* a server should run are made above; here is only how. One
+process per model, ever: the machine in `lifecycle.py` sees to that, this module is its hands.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from attrs import Factory, define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from llamaswap.config.commands import EmptyCommand, render_stop, split
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema import Model
+from llamaswap.errors import StartFailed
+from llamaswap.supervise import lifecycle
+from llamaswap.supervise.ladder import Ladder
+from llamaswap.supervise.lifecycle import Attempt, Descent, Serving, Waiters
+from llamaswap.supervise.readiness import Ask, Readiness, Verdict, Whose, is_local
+from llamaswap.supervise.sessionleader import CANNOT_RUN
+from llamaswap.supervise.spawn import Child, Launcher, say_status
+
+TAIL_LINES = 20  # of output that go with an error; enough for a traceback's end and what led to it
+TAIL_BYTES = 8192
+LOADS_KEPT = 20  # load times remembered per model
+EARLY = 10.0  # seconds in which an exit may be due to a port that somebody took since we looked
+CLOSE_GRACE = 1.0  # seconds for a server whose supervisor is closed without an orderly stop before
+
+
+class Listener(Protocol):
+    """Told what happened; must not call back into the supervisor's machine for answers."""
+
+    def state_changed(self, model: str, old: str, new: str) -> None: ...
+
+    def exited(self, model: str, exit_status: int, expected: bool) -> None: ...
+
+
+@frozen
+class Status:
+    """How a model's server is. Times are on the clock's scale; `load_seconds` are the last loads, oldest first."""
+
+    model: str
+    state: str
+    pid: int | None
+    port: int | None
+    started_at: float | None
+    ready_at: float | None
+    last_error: str
+    load_seconds: tuple[float, ...]
+    cmd: tuple[str, ...]
+    endpoint: Endpoint | None
+
+
+@frozen
+class _Plan:
+    """A command that could be started now."""
+
+    model: Model
+    endpoint: Endpoint
+    executable: str
+    argv: tuple[str, ...]
+
+
+class _CannotStart(Exception):
+    """Why a start is not even tried; `str()` is the cause."""
+
+
+@define(eq=False)
+class Supervisor:
+    """Looks after one model's server.
+
+    `ask` puts the readiness question, `log` takes the server's output and must not block, `listener` hears news.
+    """
+
+    model: Model
+    clock: IReactorTime = field(kw_only=True)
+    launcher: Launcher = field(kw_only=True)
+    ask: Ask = field(kw_only=True)
+    log: Callable[[bytes], None] = field(kw_only=True)
+    listener: Listener = field(kw_only=True)
+    waiters: Waiters = field(init=False)
+    _machine: lifecycle.Inputs = field(init=False)
+    _word: str = lifecycle.STOPPED
+    _running: Model = field(init=False)
+    _endpoint: Endpoint | None = None
+    _argv: tuple[str, ...] = ()
+    _child: Child | None = None
+    _readiness: Readiness | None = None
+    _ladder: Ladder | None = None
+    _other_port: int | None = None
+    _moving: bool = False  # the start to come goes to another port
+    _moved: bool = False  # the start under way did
+    _tail: bytes = b""
+    _started_at: float | None = None
+    _ready_at: float | None = None
+    _last_error: str = ""
+    _loads: tuple[float, ...] = ()
+    _down: Descent | None = None
+    _lost: list[int] = Factory(list)
+
+    def __attrs_post_init__(self) -> None:
+        self.waiters = Waiters(self.clock, self.model.id)
+        self._running = self.model
+        self._machine = lifecycle.machine(self)
+
+    # -- the router's side --
+
+    @property
+    def state(self) -> str:
+        """The outward word for how things are; good for showing, not for deciding."""
+        return self._word
+
+    def ensure_ready(self) -> Deferred[Endpoint]:
+        """The endpoint, once the server is ready; it is started if need be. Cancelling ends the wait, not the start.
+
+        Fails with StartFailed, ModelUnloaded (stopped meanwhile) or ShuttingDown, and then the process is gone.
+        """
+        waiter: Deferred[Endpoint] = Deferred()
+        self._machine.want_ready(waiter)
+        return waiter
+
+    def stop(self, grace: float | None = None) -> Deferred[None]:
+        """Fires when nothing of the server is left, or what is left was given up as lost; never fails.
+
+        `grace` in seconds between the polite request and SIGKILL; the model's `unload_timeout` by default.
+        """
+        waiter: Deferred[None] = Deferred()
+        self._machine.want_stopped(waiter, self.model.unload_timeout if grace is None else grace)
+        return waiter
+
+    def close(self, grace: float = CLOSE_GRACE) -> Deferred[None]:
+        """Stop, and start nothing any more."""
+        waiter: Deferred[None] = Deferred()
+        self._machine.closing(waiter, grace)
+        return waiter
+
+    def retune(self, model: Model) -> None:
+        """The next start uses this definition; a running server is left as it is."""
+        self.model = model
+
+    def preflight(self) -> StartFailed | None:
+        """Why a start would fail at once, asked before anything is stopped for it. The port is not looked at."""
+        try:
+            self._plan(self.model)
+        except _CannotStart as reason:
+            return StartFailed(self.model.id, str(reason))
+        return None
+
+    def status(self) -> Status:
+        """Everything an operator may want to know."""
+        endpoint = self._endpoint or self.model.endpoint
+        return Status(
+            model=self.model.id,
+            state=self._word,
+            pid=self._child.pid if self._child is not None and self._child.status is None else None,
+            port=endpoint.port if endpoint is not None else None,
+            started_at=self._started_at,
+            ready_at=self._ready_at,
+            last_error=self._last_error,
+            load_seconds=self._loads,
+            cmd=self._argv,
+            endpoint=endpoint,
+        )
+
+    # -- the machine's side --
+
+    def begin(self) -> Attempt:
+        """Start a child and its probing. A start that cannot be is told on the next turn, like any other news."""
+        self._ladder = self._down = self._child = self._readiness = None
+        if not self._moving:
+            self._other_port = None
+        self._moved, self._moving = self._moving, False
+        self._tail = b""
+        self._ready_at = None
+        self._started_at = self.clock.seconds()
+        try:
+            plan = self._take_port(self._plan(self.model))
+            self._launch(plan)
+        except _CannotStart as reason:
+            return self._fail_later(StartFailed(self.model.id, str(reason)))
+        return Attempt(self._abandon)
+
+    def serve(self) -> Serving:
+        assert self._endpoint is not None
+        return Serving(self._endpoint)
+
+    def descend(self) -> Descent:
+        if self._down is None:
+            child = self._child
+            self._ladder = ladder = Ladder(
+                self.clock,
+                self.launcher,
+                child,
+                self._stop_words(),
+                self._running.env,
+                self.log,
+                lambda lost: self._came_down(child, lost),
+                self.model.id,
+            )
+            self._down = Descent(ladder.go, ladder.hasten, ladder.leader_gone)
+        return self._down
+
+    def show(self, word: str) -> None:
+        """Tell a change, not a repetition. A load is over when it is ready."""
+        old, self._word = self._word, word
+        if word == lifecycle.READY and self._started_at is not None:
+            self._ready_at = self.clock.seconds()
+            self._loads = (*self._loads, self._ready_at - self._started_at)[-LOADS_KEPT:]
+            self._last_error = ""
+        if old != word:
+            self.listener.state_changed(self.model.id, old, word)
+
+    # -- starting --
+
+    def _plan(self, model: Model) -> _Plan:
+        if not model.proxy.strip():
+            raise _CannotStart("upstream proxy missing")
+        if model.endpoint is None:
+            raise _CannotStart(f"upstream proxy {model.proxy!r} is not an http or https URL")
+        try:
+            argv = split(model.cmd)
+        except EmptyCommand as error:
+            raise _CannotStart(str(error))
+        except ValueError as error:
+            raise _CannotStart(f"failed to start command {model.cmd.strip()!r}: {error}")
+        executable = self.launcher.find(argv[0])
+        if executable is None:
+            where = "no such executable file" if "/" in argv[0] else "executable file not found in PATH"
+            raise _CannotStart(f"failed to start command '{' '.join(argv)}': {argv[0]}: {where}")
+        return _Plan(model, model.endpoint, executable, tuple(argv))
+
+    def _take_port(self, plan: _Plan) -> _Plan:
+        """See that the server can have its port. Where the port is ours to choose, choose one that is free."""
+        model, endpoint = plan.model, plan.endpoint
+        if not is_local(endpoint.host):
+            return plan
+        host = _numeric(endpoint.host)
+        movable = model.port is not None and model.port == endpoint.port
+        if self._other_port is None:
+            if not self.launcher.kernel.taken(host, endpoint.port):
+                return plan
+            if not movable:
+                raise _CannotStart(f"port {endpoint.port} is already in use{self._by_whom(endpoint.port)}")
+            self._other_port = self.launcher.kernel.free_port(host)
+        return self._plan(model.with_port(self._other_port))
+
+    def _by_whom(self, port: int) -> str:
+        holder = self.launcher.kernel.holder(port)
+        return f" by pid {holder.pid} ({holder.name})" if holder is not None else ""
+
+    def _launch(self, plan: _Plan) -> None:
+        self._running, self._endpoint, self._argv = plan.model, plan.endpoint, plan.argv
+        try:
+            child = self.launcher.launch(
+                plan.executable, plan.argv, plan.model.env, model=plan.model.id, port=plan.endpoint.port
+            )
+        except OSError as error:
+            raise _CannotStart(f"failed to start command '{' '.join(plan.argv)}': {error.strerror or error}")
+        self._child = child
+        child.attend(self._heard, lambda status: self._child_exited(child, status), lambda: self._output_ended(child))
+        path: str | None = plan.model.check_endpoint.strip()
+        if path == "none":
+            path = None
+            if not is_local(plan.endpoint.host):
+                self.clock.callLater(0, self._passed, child)
+                return
+        self._readiness = Readiness(
+            clock=self.clock,
+            ask=self.ask,
+            endpoint=plan.endpoint,
+            path=path,
+            deadline=plan.model.health_check_timeout,
+            whose=lambda: self._whose(child, plan.endpoint),
+            passed=lambda: self._passed(child),
+            failed=self._timed_out,
+            explain=lambda: self._explain(child, plan.endpoint),
+            name=plan.model.id,
+        )
+        self._readiness.start()
+
+    def _fail_later(self, error: StartFailed) -> Attempt:
+        self._last_error = error.cause
+        call = self.clock.callLater(0, self._machine_failed, error)
+
+        def abandon() -> None:
+            if call.active():
+                call.cancel()
+
+        return Attempt(abandon)
+
+    def _machine_failed(self, error: StartFailed) -> None:
+        self._machine.start_failed(lambda: error)
+
+    def _abandon(self) -> None:
+        readiness, self._readiness = self._readiness, None
+        if readiness is not None:
+            readiness.cancel()
+
+    def _passed(self, child: Child) -> None:
+        if child is self._child:
+            self._machine.probe_passed()
+
+    def _timed_out(self, cause: str) -> None:
+        self._last_error = cause
+        model = self.model.id
+        self._machine.start_failed(lambda: StartFailed(model, cause, None, self._log_tail()))
+
+    def _whose(self, child: Child, endpoint: Endpoint) -> Verdict:
+        """Whether the listener is our child's. Not being able to know is no objection: containers hide theirs."""
+        kernel = self.launcher.kernel
+        if not is_local(endpoint.host) or not child.start:
+            return Verdict(Whose.UNKNOWN)
+        listeners = kernel.listening(endpoint.port)
+        if not listeners:
+            return Verdict(Whose.UNKNOWN)
+        for one in child.remaining():
+            held = kernel.sockets(one.pid)
+            if held is None:
+                return Verdict(Whose.UNKNOWN)
+            if held & listeners:
+                return Verdict(Whose.OURS)
+        holder = kernel.holder(endpoint.port)
+        if holder is None:
+            return Verdict(Whose.UNKNOWN)
+        who = f"pid {holder.pid} ({holder.name})"
+        older = holder.start < child.start
+        return Verdict(Whose.FOREIGN if older or kernel.mark_of(holder.pid) else Whose.NEWCOMER, who)
+
+    def _explain(self, child: Child, endpoint: Endpoint) -> str:
+        """What a server that runs but was never reached does instead."""
+        if not is_local(endpoint.host) or not child.start:
+            return ""
+        kernel = self.launcher.kernel
+        ports = kernel.ports_of({one.pid for one in child.remaining()})
+        if not ports or endpoint.port in ports:
+            return ""
+        listed = ", ".join(str(port) for port in sorted(ports))
+        return f"the server listens on port {listed} instead (is ${{PORT}} in cmd and proxy?)"
+
+    # -- what the child does --
+
+    def _heard(self, data: bytes) -> None:
+        self._tail = (self._tail + data)[-TAIL_BYTES:]
+        if self._readiness is not None:
+            self._readiness.hint()
+        self.log(data)
+
+    def _child_exited(self, child: Child, status: int) -> None:
+        if child is not self._child:
+            return
+        starting = self._down is None and self._ready_at is None
+        expected = self._down is not None
+        if starting and self._port_was_taken(status):
+            self._moving = True
+            self._machine.port_lost()
+        else:
+            if not expected:
+                self._last_error = f"upstream command exited {'prematurely' if starting else 'unexpectedly'}"
+                self._last_error += f" ({say_status(status)})"
+            self._machine.exited(lambda: self._premature(status))
+        self.listener.exited(self.model.id, status, expected)
+
+    def _port_was_taken(self, status: int) -> bool:
+        """Whether somebody was faster, between our look and the server's bind. Worth one more try, elsewhere."""
+        endpoint, began = self._endpoint, self._started_at
+        if self._moved or status == 0 or endpoint is None or began is None:
+            return False
+        if self._running.port != endpoint.port or self.clock.seconds() - began > EARLY:
+            return False
+        if not is_local(endpoint.host) or not self.launcher.kernel.taken(_numeric(endpoint.host), endpoint.port):
+            return False
+        self._other_port = self.launcher.kernel.free_port(_numeric(endpoint.host))
+        return True
+
+    def _premature(self, status: int) -> StartFailed:
+        """The error for an exit before readiness, made when all of the output is here."""
+        tail = self._log_tail()
+        last = tail.rpartition("\n")[2]
+        if status == 127 and last.startswith(CANNOT_RUN):
+            cause = f"failed to start command '{' '.join(self._argv)}': {last.removeprefix(CANNOT_RUN)}"
+        else:
+            cause = f"upstream command exited prematurely ({say_status(status)})"
+        self._last_error = cause
+        return StartFailed(self.model.id, cause, status, tail)
+
+    def _log_tail(self) -> str:
+        lines = self._tail.decode("utf-8", "replace").rstrip().splitlines()
+        return "\n".join(lines[-TAIL_LINES:])
+
+    def _output_ended(self, child: Child) -> None:
+        if child is self._child and self._ladder is not None:
+            self._ladder.output_ended()
+
+    # -- going down --
+
+    def _stop_words(self) -> Sequence[str] | None:
+        """The stop command as words; None where there is none or it cannot be split, and TERM has to do."""
+        if not self._running.cmd_stop.strip() or self._child is None:
+            return None
+        try:
+            return render_stop(self._running.cmd_stop, self._child.pid) or None
+        except ValueError as error:
+            self.log(f"llamaswap: the stop command cannot be split ({error}); TERM instead\n".encode())
+            return None
+
+    def _came_down(self, child: Child | None, lost: bool) -> None:
+        if lost and child is not None:
+            self._lost.append(child.pid)
+            self._last_error = f"pid {child.pid} lives on after {signal.SIGKILL.name} and was given up as lost"
+        self._endpoint = self._started_at = self._ready_at = None
+        self._machine.drained()
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Leaders that not even SIGKILL ended; they may hold memory until the machine is restarted."""
+        return tuple(self._lost)
+
+
+def _numeric(host: str) -> str:
+    """A name for this machine as an address that can be bound."""
+    return {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
