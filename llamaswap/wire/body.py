@@ -91,31 +91,59 @@ def _text(raw: bytes) -> str | None:
     return str(value).encode("utf-8", "replace").decode()
 
 
-@define
+@define(eq=False)
 class Member:
-    """One member: `lead` runs from after the comma to the value, `tail` from the value to the next comma."""
+    """One member: where it lies in its container's source (lead, value, tail), or the value it was given instead."""
 
     key: str
-    lead: bytes
-    value: bytes
-    tail: bytes = b""
+    begin: int  # after the comma before it
+    start: int  # of its value
+    stop: int
+    end: int  # before the comma after it
+    new: bytes | None = None
+    lead: bytes | None = None  # a member that we added: its key and colon; it lies nowhere in the source
+
+
+def _added(key: str, lead: bytes, value: bytes) -> Member:
+    return Member(key, 0, 0, 0, 0, value, lead)
 
 
 @define
 class Container:
-    """An object or array cut at its commas. `whole` is False where it is cut off: then `rest` holds what is left."""
+    """An object or array cut at its commas: positions in `source`, nothing copied (an image may be 100 MB).
 
+    `rest` is where the last understood member ends. `whole` is False where the text is cut off there.
+    """
+
+    source: bytes
     is_object: bool
-    members: list[Member]
-    rest: bytes
-    whole: bool
-    lead: bytes = b""
+    opened: int  # after the bracket
+    members: list[Member] = field(factory=list)
+    rest: int = 0
+    whole: bool = False
+    dangling: bool = False  # cut off after a comma
+
+    def value(self, member: Member) -> bytes:
+        """A member's value as text."""
+        return self.source[member.start : member.stop] if member.new is None else member.new
 
     def render(self) -> bytes:
         """The text again: what was not changed has its old bytes."""
-        opening = b"{" if self.is_object else b"["
-        inner = b",".join([member.lead + member.value + member.tail for member in self.members])
-        return self.lead + opening + inner + self.rest
+        source = self.source
+        pieces = [source[: self.opened]]
+        for number, member in enumerate(self.members):
+            if number:
+                pieces.append(b",")
+            if member.lead is not None:
+                pieces += (member.lead, member.new or b"")
+            elif member.new is None:
+                pieces.append(source[member.begin : member.end])
+            else:
+                pieces += (source[member.begin : member.start], member.new, source[member.stop : member.end])
+        if self.dangling and self.members:
+            pieces.append(b",")
+        pieces.append(source[self.rest :])
+        return b"".join(pieces)
 
 
 def split(data: bytes) -> Container | None:
@@ -126,12 +154,12 @@ def split(data: bytes) -> Container | None:
         return None
     is_object = opening == b"{"
     closing = 0x7D if is_object else 0x5D
-    members: list[Member] = []
-    cut = Container(is_object, members, b"", False, data[:start])
     begin, end = start + 1, len(data)
+    cut = Container(data, is_object, begin)
+    members = cut.members
     first = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
-    if data[first : first + 1] == (b"}" if is_object else b"]"):
-        cut.rest, cut.whole = data[begin:], True
+    if first < end and data[first] == closing:
+        cut.rest, cut.whole = begin, True
         return cut
     while True:
         key, position = "", begin
@@ -150,16 +178,15 @@ def split(data: bytes) -> Container | None:
         if stop < 0:
             break
         after = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
-        members.append(Member(key, data[begin:position], data[position:stop], data[stop:after]))
+        members.append(Member(key, begin, position, stop, after))
         begin = after
         if after < end and data[after] == 0x2C:
             begin = after + 1
             continue
         cut.whole = after < end and data[after] == closing
-        cut.rest = data[after:]
+        cut.rest = after
         return cut
-    # What follows the last understood comma is kept with it, as it came.
-    cut.rest = (b"," if members else b"") + data[begin:]
+    cut.rest, cut.dangling = begin, bool(members)
     return cut
 
 
@@ -199,7 +226,7 @@ class JsonBody:
         """The text of a top-level member's value; the first of several counts."""
         for member in self._top.members:
             if member.key == key:
-                return member.value
+                return self._top.value(member)
         return None
 
     def scalar(self, key: str) -> str:
@@ -323,19 +350,21 @@ def _set(container: Container, steps: Sequence[Step], value: bytes) -> bool:
     targets = _targets(container, step)
     changed = False
     for member in targets:
-        inner = split(member.value) if rest else None
+        old = container.value(member)
+        inner = split(old) if rest else None
         if not rest:
             new = value
         elif inner is not None:
             if not _set(inner, rest, value):
                 continue
             new = inner.render()
-        elif member.value == b"null":
+        elif old == b"null":
             new = _nested(rest, value)
         else:
             raise EditError(f"{step.key} is neither an object nor an array")
-        changed = changed or new != member.value
-        member.value = new
+        if new != old:
+            member.new = new
+            changed = True
     if not targets and step.glob is None:
         _append(container, step, _nested(rest, value))
         changed = True
@@ -356,14 +385,14 @@ def _append(container: Container, step: Step, value: bytes) -> None:
     if not container.whole:
         raise EditError("the document is cut off")
     if container.is_object:
-        container.members.append(Member(step.key, encode(step.key) + b":", value))
+        container.members.append(_added(step.key, encode(step.key) + b":", value))
         return
     if step.index is None:
         raise EditError(f"{step.key} is no index of an array")
     if step.index >= 0:
         missing = _bounded(step.index) - len(container.members)
-        container.members.extend(Member("", b"", b"null") for _ in range(missing))
-    container.members.append(Member("", b"", value))
+        container.members.extend(_added("", b"", b"null") for _ in range(missing))
+    container.members.append(_added("", b"", value))
 
 
 def _bounded(index: int) -> int:
@@ -381,9 +410,9 @@ def _delete(container: Container, steps: Sequence[Step]) -> bool:
         return bool(targets)
     changed = False
     for member in targets:
-        inner = split(member.value)
+        inner = split(container.value(member))
         if inner is not None and _delete(inner, rest):
-            member.value = inner.render()
+            member.new = inner.render()
             changed = True
     return changed
 

@@ -29,6 +29,13 @@ ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", 
 # Said by the client about its own way to us; a peer is another operator's machine.
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+# The head of an event stream of our own.
+EVENT_STREAM = (
+    (b"Content-Type", b"text/event-stream"),
+    (b"Cache-Control", b"no-cache"),
+    (b"Connection", b"keep-alive"),
+    (b"X-Accel-Buffering", b"no"),
+)
 READABLE_CODINGS = frozenset((b"gzip", b"deflate"))  # what usage parsing can decode
 
 
