@@ -135,12 +135,13 @@ class KleinSink:
         self._framer = ResponseFramer(self._head, 101, [], raw=True)
         channel.persistent = 0
         channel.setTimeout(None)
-        # A channel behind the front door sits on a stand-in transport, which must know that requests have ended.
+        kept, channel._dataBuffer = b"".join(channel._dataBuffer), []
         lend = getattr(wire, "lend", None)
         if lend is not None:
-            lend()
+            # Behind the front door the channel does not own the connection: the door passes its bytes on.
+            lent: ITransport = lend(kept, status_line_and_head)
+            return lent
         wire.unregisterProducer()
-        kept, channel._dataBuffer = b"".join(channel._dataBuffer), []
         pipe = ClientPipe(wire, kept)
         forget = channel.connectionLost
 

@@ -170,6 +170,14 @@ class ClientPipe:
         else:
             self._protocol.dataReceived(data)
 
+    def half_lost(self) -> None:
+        """The client sends no more, but may still listen."""
+        half: Any = self._protocol
+        if half is not None and IHalfCloseableProtocol.providedBy(half):
+            half.readConnectionLost()
+        else:
+            self._wire.loseConnection()
+
     def lost(self, reason: Failure) -> None:
         """The door's connection is lost."""
         if self._protocol is None:

@@ -1,0 +1,300 @@
+"""A request body that is still arriving at the front door.
+
+It is kept in memory, and from a threshold on in an unlinked file, until somebody reads it for the last time; then
+it streams through. Nobody reading means that the client is made to wait, not that memory fills.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import IO, Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from zope.interface import implementer
+
+from ..errors import BodyTooLarge, ClientGone
+from .bodies import PIECE, TURN
+from .exchange import BodyConsumer, BodySource
+
+SPOOL_THRESHOLD = 8 * 1024 * 1024
+AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits
+SMALL = 1024 * 1024  # up to here a body stays readable again even when asked to forget
+DISCARD = 1024 * 1024  # of a body nobody wants; beyond it the connection is closed instead
+
+
+class ArrivingBody:
+    """Fed by the door through `arrived`, `finished` and `lost`; `changed` is called when `wants` may differ.
+
+    `length` is None for a chunked body, until its end. `continue_` is called when the first byte is asked for.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        length: int | None,
+        *,
+        changed: Callable[[], None],
+        continue_: Callable[[], None],
+        threshold: int = SPOOL_THRESHOLD,
+        folder: str | None = None,
+    ) -> None:
+        self.complete = length == 0
+        self.asked = False
+        self._clock = clock
+        self._length = length
+        self._changed = changed
+        self._continue = continue_
+        self._threshold = threshold
+        self._folder = folder
+        self._arrived = 0
+        self._chunks: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        self._lost = False
+        self._closed = False
+        self._forgetting = False
+        self._discarded = 0
+        self._feed: _Feed | None = None
+        self._holder: Deferred[bytes] | None = None
+        self._hold_limit = 0
+
+    # -- what readers call
+
+    @property
+    def length(self) -> int | None:
+        """Total bytes; None for a chunked body still arriving."""
+        return self._arrived if self.complete else self._length
+
+    @property
+    def replayable(self) -> bool:
+        """Whether it can be started from its first byte."""
+        return not self._forgetting and not self._closed
+
+    def hold(self, limit: int) -> Deferred[bytes]:
+        """The whole body in memory."""
+        if not self.replayable:
+            raise RuntimeError("the body was let go")
+        if (self._length or 0) > limit or self._arrived > limit:
+            return fail(BodyTooLarge(limit))
+        if self.complete:
+            return succeed(self._whole())
+        if self._lost:
+            return fail(ClientGone())
+        if self._holder is not None:
+            raise RuntimeError("the body is being held already")
+        self._hold_limit = limit
+        holder = self._holder = Deferred(self._unhold)
+        self._ask()
+        return holder
+
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Feed from the first byte; see BodySource."""
+        if not self.replayable:
+            raise RuntimeError("the body was let go")
+        if self._feed is not None:
+            self._feed.stopProducing()
+        # What is here whole costs nothing to keep, and a small body is worth a second try.
+        self._forgetting = not (keep or self.complete or (self._length is not None and self._length <= SMALL))
+        feed = self._feed = _Feed(self, consumer)
+        self._ask()
+        feed.pump()
+        return feed
+
+    def close(self) -> None:
+        """Forget everything; what still arrives is discarded."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._feed is not None:
+            self._feed.stopProducing()
+        self._chunks = []
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        self._changed()
+
+    # -- what the door calls
+
+    @property
+    def wants(self) -> bool:
+        """Whether the door should go on reading."""
+        if self._closed:
+            return self._discarded < DISCARD
+        if self._holder is not None:
+            return True
+        if self._feed is not None:
+            return not self._feed.paused
+        return self._arrived < AHEAD
+
+    def arrived(self, data: bytes) -> None:
+        """Payload bytes from the client."""
+        self._arrived += len(data)
+        if self._closed:
+            self._discarded += len(data)
+            return
+        feed = self._feed
+        if self._forgetting and feed is not None and feed.direct:
+            feed.consumer.body_data(data)
+            return
+        self._keep(data)
+        if self._holder is not None and self._arrived > self._hold_limit:
+            holder, self._holder = self._holder, None
+            holder.errback(BodyTooLarge(self._hold_limit))
+        elif feed is not None:
+            feed.pump()
+
+    def finished(self) -> None:
+        """That was all."""
+        self.complete = True
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            holder.callback(self._whole())
+        elif self._feed is not None:
+            self._feed.pump()
+
+    def lost(self) -> None:
+        """The client left. An incomplete body will never be complete."""
+        self._lost = True
+        if self.complete:
+            return
+        holder, self._holder = self._holder, None
+        feed, self._feed = self._feed, None
+        if holder is not None:
+            holder.errback(ClientGone())
+        if feed is not None:
+            feed.stopped = True
+            feed.consumer.body_lost()
+
+    # -- inside
+
+    def _ask(self) -> None:
+        if not self.asked:
+            self.asked = True
+            if not self._arrived and not self.complete:
+                self._continue()
+        self._changed()
+
+    def _unhold(self, _: object) -> None:
+        self._holder = None
+        self._changed()
+
+    def _keep(self, data: bytes) -> None:
+        if self._file is None:
+            if self._arrived <= self._threshold or self._holder is not None or self._forgetting:
+                self._chunks.append(data)
+                return
+            # Writing goes to the page cache: no slower than the memory it saves. The file has no name.
+            self._file = tempfile.TemporaryFile(prefix="llamaswap-body-", dir=self._folder)  # noqa: SIM115
+            for chunk in self._chunks:
+                self._file.write(chunk)
+            feed = self._feed
+            if feed is not None:
+                feed.at = sum(len(chunk) for chunk in self._chunks[: feed.at])
+            self._chunks = []
+        self._file.seek(0, 2)
+        self._file.write(data)
+
+    def _whole(self) -> bytes:
+        if self._file is not None:
+            self._file.seek(0)
+            return self._file.read()
+        if len(self._chunks) != 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0]
+
+    def _next(self, feed: _Feed) -> bytes:
+        """The feed's next piece; empty when it has had all that is here."""
+        if self._file is not None:
+            self._file.seek(feed.at)
+            data = self._file.read(PIECE)
+            feed.at += len(data)
+            return data
+        while feed.at < len(self._chunks):
+            data = self._chunks[feed.at]
+            if self._forgetting:
+                self._chunks[feed.at] = b""
+            feed.at += 1
+            if data:
+                return data
+        if self._forgetting:
+            self._chunks.clear()
+            feed.at = 0
+        return b""
+
+    def _fed(self, feed: _Feed) -> None:
+        if self._feed is feed:
+            self._feed = None
+
+
+@implementer(IPushProducer)
+class _Feed:
+    """One reading of the body. `at` counts chunks in memory, or bytes once there is a file."""
+
+    def __init__(self, body: ArrivingBody, consumer: BodyConsumer) -> None:
+        self.consumer = consumer
+        self.at = 0
+        self.paused = False
+        self.stopped = False
+        self.direct = False  # caught up: what arrives may be handed on without being kept
+        self._body = body
+        self._pumping = False
+        self._later: IDelayedCall | None = None
+
+    def pump(self) -> None:
+        """Feed what is here, as far as the consumer takes it, up to a turn's worth."""
+        if self._pumping or self._later is not None:
+            return
+        body = self._body
+        budget = TURN
+        self._pumping = True
+        self.direct = False
+        while not self.paused and not self.stopped:
+            if budget <= 0:
+                self._later = body._clock.callLater(0, self._again)
+                break
+            data = body._next(self)
+            if not data:
+                if body.complete:
+                    self.stopped = True
+                    body._fed(self)
+                    self.consumer.body_ended()
+                else:
+                    self.direct = True
+                break
+            budget -= len(data)
+            self.consumer.body_data(data)
+        self._pumping = False
+
+    def _again(self) -> None:
+        self._later = None
+        self.pump()
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        self.direct = False
+        self._body._changed()
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        if self.stopped:
+            return
+        # On a later turn: a transport resumes us from within its own write.
+        if self._later is None:
+            self._later = self._body._clock.callLater(0, self._again)
+        self._body._changed()
+
+    def stopProducing(self) -> None:
+        self.stopped = True
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+        body = self._body
+        body._fed(self)
+        if body._forgetting:
+            body.close()  # what passed is gone: the rest is of no use to anybody
+        else:
+            body._changed()
+
+
+_check: type[BodySource] = ArrivingBody

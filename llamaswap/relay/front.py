@@ -1,0 +1,728 @@
+"""The front door: the listening protocol.
+
+It reads heads. A request for a model becomes an exchange and goes straight to the handler; any other goes, byte
+for byte, to a twisted.web channel on the same connection. The choice is made for each request anew. What an
+exchange or a resource means is not known here; the few answers given here are those to bytes that are no request.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    ISSLTransport,
+    ITransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, Request
+from zope.interface import directlyProvides, implementer, providedBy
+
+from .arriving import SPOOL_THRESHOLD, ArrivingBody
+from .exchange import Exchange, Headers, RequestHead, ResponseSink
+from .framing import (
+    HEAD_LIMIT,
+    HEADER_COUNT,
+    LAST_CHUNK,
+    ChunkWalker,
+    Framing,
+    Malformed,
+    TooLarge,
+    as_chunk,
+    find_head_end,
+    parse_request,
+    write_head,
+)
+from .response import ResponseFramer, status_line
+from .sending import write_through
+from .tunnel import ClientPipe
+
+HEAD_SECONDS = 60.0
+IDLE_SECONDS = 75.0  # longer than the 60 s for which common proxies keep their side
+SWEEP_SECONDS = 5.0
+PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind an open one
+WATCH_SECONDS = 0.1  # how soon a leaving client is noticed while nothing is read from it
+LINGER_SECONDS = 2.0  # for the client to read our answer before its unread upload resets the connection
+ESTABLISHED = 1  # the kernel's word in TCP_INFO
+
+log = Logger()
+
+
+class _Turn:
+    """One request of a connection, from its head to the end of both its body and its answer."""
+
+    def __init__(self, door: FrontDoor, framing: Framing) -> None:
+        self.door = door
+        self.keep_alive = framing.keep_alive
+        self.body_done = framing.length == 0
+        self.answered = False
+        self._left = framing.length or 0
+        self._walker = ChunkWalker() if framing.length is None else None
+
+    def feed(self, data: bytes) -> int:
+        """Take this turn's part of `data`; returns its size."""
+        walker = self._walker
+        if walker is None:
+            if len(data) > self._left:
+                data = data[: self._left]
+            used = len(data)
+            self._left -= used
+            self.body_done = not self._left
+            self.passed(data, [data])
+            return used
+        pieces: list[bytes] = []
+        used = walker.feed(data, pieces)
+        self.body_done = walker.done
+        self.passed(data if used == len(data) else data[:used], pieces)
+        return used
+
+    @property
+    def rest(self) -> int | None:
+        """Body bytes still to come; None when unknown."""
+        return self._left if self._walker is None else None
+
+    @property
+    def wants(self) -> bool:
+        """Whether to go on reading the body."""
+        raise NotImplementedError
+
+    def passed(self, raw: bytes, pieces: list[bytes]) -> None:
+        """Body bytes came."""
+        raise NotImplementedError
+
+    def lost(self, reason: Failure) -> None:
+        """The connection is gone."""
+        raise NotImplementedError
+
+    def spoilt(self) -> bool:
+        """The body's framing is broken; returns whether an answer may still be given."""
+        raise NotImplementedError
+
+
+class _ModelTurn(_Turn):
+    """A request that became an exchange."""
+
+    def __init__(self, door: FrontDoor, head: RequestHead, framing: Framing) -> None:
+        super().__init__(door, framing)
+        factory = door.owner
+        self.waits_for_continue = framing.expects and not self.body_done
+        self.body = ArrivingBody(
+            factory.clock,
+            framing.length,
+            changed=door.reading_changed,
+            continue_=self._continue,
+            threshold=factory.spool_threshold,
+            folder=factory.spool_folder,
+        )
+        self.sink = FrontSink(door, self, head)
+        self.exchange = Exchange(head, self.body, self.sink, door.peer, factory.clock.seconds(), door.secure)
+
+    @property
+    def wants(self) -> bool:
+        return self.body.wants
+
+    def passed(self, raw: bytes, pieces: list[bytes]) -> None:
+        self.waits_for_continue = False
+        for piece in pieces:
+            if piece:
+                self.body.arrived(piece)
+        if self.body_done:
+            self.body.finished()
+
+    def _continue(self) -> None:
+        if self.waits_for_continue and not self.sink.started:
+            self.waits_for_continue = False
+            self.door.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def lost(self, reason: Failure) -> None:
+        self.exchange.client_left()
+        self.body.lost()
+        self.body.close()
+
+    def spoilt(self) -> bool:
+        started = self.sink.started
+        self.sink.dead = True
+        self.exchange.client_left()
+        self.body.lost()
+        return not started
+
+
+class FrontSink:
+    """The answer's way out of the front door."""
+
+    def __init__(self, door: FrontDoor, turn: _ModelTurn, head: RequestHead) -> None:
+        self._door = door
+        self._turn = turn
+        self._head = head
+        self._framer: ResponseFramer | None = None
+        self._producing = False
+        self.dead = False
+
+    @property
+    def started(self) -> bool:
+        """Whether a head has gone out."""
+        return self._framer is not None
+
+    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
+        """A 1xx head."""
+        if not self.dead and self._framer is None:
+            self._door.send(ResponseFramer.interim(status, reason, headers))
+
+    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+        """The head, with the first body bytes in the same write."""
+        turn = self._turn
+        framer = self._framer = ResponseFramer(self._head, status, headers, raw=raw)
+        # A client told to wait with its body may never send it: where the next request begins is then unknown.
+        if turn.waits_for_continue or not framer.delimited or self._door.owner.draining:
+            turn.keep_alive = False
+        if not self.dead:
+            self._door.send(framer.head(reason, keep_alive=turn.keep_alive, data=data))
+
+    def write(self, data: bytes) -> None:
+        """Some body bytes."""
+        framer = self._framer
+        assert framer is not None  # the head comes first
+        if framer.body and not self.dead:
+            self._door.send(as_chunk(data) if framer.chunking else data)
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        if self.dead:
+            return
+        self.dead = True
+        framer = self._framer
+        if framer is not None and framer.chunking:
+            self._door.send(LAST_CHUNK)
+        self.unregister_producer()
+        self._door.answered(self._turn)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if not self.dead:
+            self.dead = True
+            self.unregister_producer()
+            self._door.cut()
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        """Back-pressure for the answer."""
+        if not self._producing and not self.dead:
+            self._producing = True
+            self._door.wire.registerProducer(producer, True)
+
+    def unregister_producer(self) -> None:
+        """No more of it."""
+        if self._producing:
+            self._producing = False
+            self._door.wire.unregisterProducer()
+
+    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+        """Hand the connection over for a tunnel."""
+        self._framer = ResponseFramer(self._head, 101, [], raw=True)
+        self.dead = True
+        self.unregister_producer()
+        pipe = ClientPipe(self._door.wire)
+        self._door.send(status_line_and_head)
+        self._door.lend(pipe)
+        return pipe
+
+
+_check: type[ResponseSink] = FrontSink
+
+
+# -- requests for the site ---------------------------------------------------------------------------------
+
+
+class _SiteChannel(HTTPChannel):
+    """A twisted.web channel that reads its requests one by one from the front door.
+
+    Heads were judged and bounded before they come here; waiting for the next one is the door's business too.
+    """
+
+    totalHeadersSize = HEAD_LIMIT * 2
+    maxHeaders = HEADER_COUNT
+    MAX_LENGTH = HEAD_LIMIT * 2
+    timeOut = None
+
+    def __init__(self, site: Any, turn_over: Callable[[], None]) -> None:
+        super().__init__()
+        self.factory = self.site = site
+        self.requestFactory = site.requestFactory
+        self._turn_over = turn_over
+
+    def requestDone(self, request: Request) -> None:
+        super().requestDone(request)
+        self._turn_over()
+
+
+@implementer(ITransport, IPushProducer)
+class _SiteTransport:
+    """The connection as the site's channel sees it: its own, though others answer on it in between."""
+
+    def __init__(self, door: FrontDoor) -> None:
+        self._door = door
+        self.paused = False
+        self.producer: Any = None
+        if door.secure:
+            directlyProvides(self, providedBy(self), ISSLTransport)
+
+    def write(self, data: bytes) -> None:
+        self._door.send(data)
+
+    def writeSequence(self, data: Any) -> None:
+        self._door.send(b"".join(data))
+
+    def loseConnection(self) -> None:
+        self._door.lose()
+
+    def abortConnection(self) -> None:
+        self._door.cut()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """The channel registers itself for good; the wire hears of it during the site's turns only."""
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+        self._door.wire.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        self._door.reading_changed()
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        self._door.reading_changed()
+
+    def stopProducing(self) -> None:
+        self._door.lose()
+
+    def lend(self, early: bytes, head: bytes) -> ClientPipe:
+        """The channel's request becomes a tunnel: after `head`, the connection is lent to it."""
+        wire = self._door.wire
+        wire.unregisterProducer()
+        pipe = ClientPipe(wire, early)
+        pipe.write(head)
+        self._door.lend(pipe)
+        return pipe
+
+    def __getattr__(self, name: str) -> Any:
+        # getPeer, getHost, disconnecting, getPeerCertificate ...
+        return getattr(self._door.wire, name)
+
+
+class _SiteTurn(_Turn):
+    """A request for the twisted.web site."""
+
+    def __init__(self, door: FrontDoor, framing: Framing, channel: _SiteChannel, transport: _SiteTransport) -> None:
+        super().__init__(door, framing)
+        self._channel = channel
+        self._transport = transport
+
+    @property
+    def wants(self) -> bool:
+        return not self._transport.paused
+
+    def passed(self, raw: bytes, pieces: list[bytes]) -> None:
+        self._channel.dataReceived(raw)
+
+    def lost(self, reason: Failure) -> None:
+        """The channel is told by the door."""
+
+    def spoilt(self) -> bool:
+        return True
+
+
+# -- the connection ----------------------------------------------------------------------------------------
+
+
+@implementer(IHalfCloseableProtocol)
+class FrontDoor(Protocol):
+    """One client connection."""
+
+    owner: FrontDoorFactory
+
+    def __init__(self, factory: FrontDoorFactory) -> None:
+        self.owner = factory
+        self.peer = ""
+        self.secure = False
+        self.since = 0.0  # of the present wait for a head
+        self.wire: Any = None
+        self.send: Callable[[bytes], None] = self._drop
+        self._buffer = b""
+        self._turn: _Turn | None = None
+        self._advancing = False
+        self._closed = False  # nothing read from now on means anything
+        self._paused = False
+        self._channel: _SiteChannel | None = None
+        self._site_transport: _SiteTransport | None = None
+        self._pipe: ClientPipe | None = None
+        self._watch: IDelayedCall | None = None
+        self._linger: IDelayedCall | None = None
+
+    # -- what Twisted calls
+
+    def connectionMade(self) -> None:
+        self.wire = self.transport
+        self.send = write_through(self.wire)
+        self.peer = getattr(self.wire.getPeer(), "host", "")
+        self.secure = bool(ISSLTransport.providedBy(self.wire))
+        if hasattr(self.wire, "setTcpNoDelay"):
+            self.wire.setTcpNoDelay(True)
+        if hasattr(self.wire, "setTcpKeepAlive"):
+            self.wire.setTcpKeepAlive(True)  # a long answer may be silent; a vanished host must be noticed
+        self.since = self.owner.clock.seconds()
+        self.owner.joined(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._advance(self._buffer + data if self._buffer else data)
+
+    def readConnectionLost(self) -> None:
+        if self._pipe is not None:
+            self._pipe.half_lost()
+            return
+        # A client that closes its side before the answer counts as gone, as with every common server.
+        self._leave(connectionDone)
+        self.lose()
+
+    def writeConnectionLost(self) -> None:
+        """Our own half-close went out."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.owner.left(self)
+        self._closed = True
+        self.send = self._drop
+        for call in (self._watch, self._linger):
+            if call is not None and call.active():
+                call.cancel()
+        self._watch = self._linger = None
+        self._leave(reason)
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.lost(reason)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.connectionLost(reason)
+
+    # -- reading requests
+
+    def _advance(self, data: bytes) -> None:
+        """Go through `data` as far as it may be understood now; the rest is kept."""
+        self._buffer = b""
+        self._advancing = True
+        try:
+            while True:
+                if self._pipe is not None:
+                    if data:
+                        self._pipe.received(data)
+                    return
+                if self._closed:
+                    return
+                turn = self._turn
+                if turn is None:
+                    if not data:
+                        break
+                    rest = self._read_head(data)
+                    if rest is None:
+                        self._buffer = data if not self._closed else b""
+                        break
+                    data = rest
+                elif not turn.body_done:
+                    if not data:
+                        break
+                    used = turn.feed(data)
+                    data = data[used:] if used < len(data) else b""
+                elif turn.answered:
+                    self._turn = None
+                    if not turn.keep_alive or self.owner.draining:
+                        self.lose()
+                        return
+                else:
+                    self._buffer = data
+                    break
+        except Malformed as error:
+            self._refuse(error)
+        finally:
+            self._advancing = False
+        self.reading_changed()
+
+    def _read_head(self, data: bytes) -> bytes | None:
+        """Begin the turn of the request `data` starts with; returns what lies behind it, None: incomplete."""
+        if data[:1] in (b"\r", b"\n"):
+            data = data.lstrip(b"\r\n")  # an empty line before a request is to be overlooked (RFC 9112, 2.2)
+            if not data:
+                return b""
+        end = find_head_end(data)
+        if end < 0:
+            return None
+        raw = data[:end]
+        head, framing = parse_request(raw)
+        rest = data[end:]
+        if not self.owner.routes(head):
+            self._begin_site(raw, framing)
+            return rest
+        turn = _ModelTurn(self, head, framing)
+        self._turn = turn
+        if rest and not turn.body_done:
+            # What came with the head belongs to the body before anybody asks: most bodies are then whole.
+            used = turn.feed(rest)
+            rest = rest[used:] if used < len(rest) else b""
+        self._handle(turn)
+        return rest
+
+    def _handle(self, turn: _ModelTurn) -> None:
+        try:
+            handling = self.owner.handler(turn.exchange)
+        except Exception:  # the edge of a floor: one request's fault must not reach the others
+            self._failed(Failure(), turn)
+            return
+        handling.addCallbacks(self._handled, self._failed, callbackArgs=(turn,), errbackArgs=(turn,))
+
+    def _handled(self, _: object, turn: _ModelTurn) -> None:
+        if not turn.sink.dead:
+            log.error("a request for {target} was left without the end of its answer", target=turn.exchange.head.target)
+            turn.sink.abort()
+
+    def _failed(self, failure: Failure, turn: _ModelTurn) -> None:
+        if not turn.exchange.gone:
+            log.failure("handling {target} failed", failure, target=turn.exchange.head.target)
+        turn.sink.abort()
+
+    def answered(self, turn: _Turn) -> None:
+        """A turn's answer is complete."""
+        turn.answered = True
+        self.since = self.owner.clock.seconds()
+        if isinstance(turn, _ModelTurn):
+            turn.body.close()
+            if not turn.body_done and (turn.waits_for_continue or turn.rest is None or turn.rest > PIPELINE_LIMIT):
+                self._hang_up()
+                return
+        if not self._advancing:
+            self._advance(self._buffer)
+
+    # -- the site's turns
+
+    def _begin_site(self, raw: bytes, framing: Framing) -> None:
+        channel, transport = self._channel, self._site_transport
+        if channel is None or transport is None:
+            transport = self._site_transport = _SiteTransport(self)
+            channel = self._channel = _SiteChannel(self.owner.site, self._site_answered)
+            channel.makeConnection(transport)
+        turn = _SiteTurn(self, framing, channel, transport)
+        self._turn = turn
+        if transport.producer is not None:
+            self.wire.registerProducer(transport.producer, True)
+            channel.resumeProducing()  # it may have been left paused at the end of its last turn
+        channel.dataReceived(raw)
+
+    def _site_answered(self) -> None:
+        turn = self._turn
+        if isinstance(turn, _SiteTurn) and self._pipe is None:
+            self.wire.unregisterProducer()
+            self.answered(turn)
+
+    # -- reading or not
+
+    def reading_changed(self) -> None:
+        """Pause or resume reading as the present turn can take more or not."""
+        if self._closed or self._advancing or self._pipe is not None:
+            return
+        turn = self._turn
+        if turn is None:
+            wanted = True
+        elif not turn.body_done:
+            wanted = turn.wants
+        else:
+            wanted = len(self._buffer) < PIPELINE_LIMIT
+        if wanted and self._paused:
+            self._paused = False
+            self.wire.resumeProducing()
+        elif not wanted and not self._paused:
+            self._paused = True
+            self.wire.pauseProducing()
+            if self._watch is None:
+                self._watch = self.owner.clock.callLater(WATCH_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """While nothing is read the reactor does not see a client leave: ask the kernel."""
+        self._watch = None
+        if not self._paused or self._closed:
+            return
+        if self._departed():
+            self._leave(connectionDone)
+            self.cut()
+        else:
+            self._watch = self.owner.clock.callLater(WATCH_SECONDS, self._look)
+
+    def _departed(self) -> bool:
+        wire = getattr(self.wire, "transport", self.wire)  # below TLS
+        handle = wire.getHandle() if hasattr(wire, "getHandle") else None
+        if not isinstance(handle, socket.socket) or not hasattr(socket, "TCP_INFO"):
+            return False
+        try:
+            return handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != ESTABLISHED
+        except OSError:
+            return False
+
+    # -- ends
+
+    def lend(self, pipe: ClientPipe) -> None:
+        """From now on the client's bytes belong to a tunnel."""
+        self._pipe = pipe
+        if self._paused:
+            self._paused = False
+            self.wire.resumeProducing()
+        early, self._buffer = self._buffer, b""
+        if early:
+            pipe.received(early)
+
+    def idle_since(self) -> tuple[float, bool] | None:
+        """Since when it waits for a head, and whether part of one (or the very first) is awaited; None: busy."""
+        if self._pipe is not None or self._closed:
+            return None
+        if self._turn is not None:
+            # An answered request may still owe the rest of its body.
+            return (self.since, True) if self._turn.answered else None
+        return self.since, bool(self._buffer)
+
+    def lose(self) -> None:
+        """Close, after what was written has gone out."""
+        self._closed = True
+        self._buffer = b""
+        self.wire.loseConnection()
+
+    def cut(self) -> None:
+        """Close at once."""
+        self._closed = True
+        self._buffer = b""
+        self.wire.abortConnection()
+
+    def _hang_up(self) -> None:
+        """Close while the client may still be sending: unread bytes would reset away the answer."""
+        self._closed = True
+        self._buffer = b""
+        if self.secure or not hasattr(self.wire, "loseWriteConnection"):
+            self.wire.loseConnection()
+            return
+        if self._paused:
+            self._paused = False
+            self.wire.resumeProducing()
+        self.wire.loseWriteConnection()
+        self._linger = self.owner.clock.callLater(LINGER_SECONDS, self.cut)
+
+    def _refuse(self, error: Malformed) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None and not turn.spoilt():
+            self.cut()
+            return
+        status, reason = (
+            (431, b"Request Header Fields Too Large") if isinstance(error, TooLarge) else (400, b"Bad Request")
+        )
+        body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
+        headers = [
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            (b"Content-Length", b"%d" % len(body)),
+            (b"Connection", b"close"),
+        ]
+        self.send(write_head(status_line(status, reason), headers) + body)
+        self._hang_up()
+
+    def _leave(self, reason: Failure) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.lost(reason)
+
+    def _drop(self, data: bytes) -> None:
+        """Not connected."""
+
+
+class FrontDoorFactory(Factory):
+    """Listens for everybody.
+
+    `routes(head)` says whether a request goes to `handler(exchange)`; every other one goes to `site` (a
+    twisted.web site). The handler's Deferred fires when the answer is complete or will never be. `clock` provides
+    IReactorTime; times are in seconds, `spool_threshold` in bytes, `spool_folder` None for the system's own.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        routes: Callable[[RequestHead], bool],
+        handler: Callable[[Exchange], Deferred[Any]],
+        site: Any,
+        clock: Any,
+        *,
+        head_timeout: float = HEAD_SECONDS,
+        idle_timeout: float = IDLE_SECONDS,
+        spool_threshold: int = SPOOL_THRESHOLD,
+        spool_folder: str | None = None,
+    ) -> None:
+        self.routes = routes
+        self.handler = handler
+        self.site = site
+        self.clock = clock
+        self.head_timeout = head_timeout
+        self.idle_timeout = idle_timeout
+        self.spool_threshold = spool_threshold
+        self.spool_folder = spool_folder
+        self.draining = False
+        self._doors: set[FrontDoor] = set()
+        self._sweep: IDelayedCall | None = None
+
+    def buildProtocol(self, addr: object) -> FrontDoor:
+        return FrontDoor(self)
+
+    def startFactory(self) -> None:
+        self.site.doStart()
+
+    def stopFactory(self) -> None:
+        self.site.doStop()
+
+    @property
+    def connections(self) -> int:
+        """Open client connections."""
+        return len(self._doors)
+
+    def drain(self) -> None:
+        """Close what is idle, and everything else after its present answer."""
+        self.draining = True
+        for door in list(self._doors):
+            if door.idle_since() is not None:
+                door.lose()
+
+    def cut(self) -> None:
+        """Close everything at once."""
+        self.draining = True
+        for door in list(self._doors):
+            door.cut()
+
+    def joined(self, door: FrontDoor) -> None:
+        """A client connected."""
+        self._doors.add(door)
+        if self._sweep is None:
+            self._sweep = self.clock.callLater(SWEEP_SECONDS, self._sweep_doors)
+
+    def left(self, door: FrontDoor) -> None:
+        """A client's connection is lost."""
+        self._doors.discard(door)
+        if not self._doors and self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    def _sweep_doors(self) -> None:
+        # One walk every few seconds instead of a timer to move with every request.
+        now = self.clock.seconds()
+        self._sweep = self.clock.callLater(SWEEP_SECONDS, self._sweep_doors)
+        for door in list(self._doors):
+            waiting = door.idle_since()
+            if waiting is not None:
+                since, begun = waiting
+                if now - since >= (self.head_timeout if begun else self.idle_timeout):
+                    door.lose()
