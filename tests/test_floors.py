@@ -24,6 +24,7 @@ FLOOR = {
     "sources": 2,
     "web": 3,
     "service": 4,
+    "listening": 4,
     "tap": 4,
     "cli": 4,
     "demo": 4,

@@ -1,0 +1,104 @@
+"""`twist llamaswap`: the options, and the service made from them.
+
+The only module beside `cli` that names the global reactor. What can be wrong with the options or the configuration
+is said on stderr before anything listens or starts, with exit status 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from twisted.application.service import IService
+from twisted.python.usage import Options as UsageOptions
+
+from llamaswap.errors import ConfigError
+
+DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
+PORT, TLS_PORT = ":8080", ":8443"
+
+
+class Options(UsageOptions):
+    """The command line of `twist llamaswap`."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "One endpoint in front of every local inference server. Without --config and --config-dir the file "
+        "config.yaml of the current folder is used; where there is none, a built-in demo with two tiny models runs."
+    )
+    optParameters = [
+        ["config", None, None, "One YAML configuration file."],
+        ["config-dir", None, None, "A folder whose *.yml and *.yaml files are merged, in addition to --config."],
+        ["listen", None, None, "host:port, :port or a Twisted endpoint string; default :8080, with TLS :8443."],
+        ["tls-cert-file", None, None, "TLS certificate (PEM), together with --tls-key-file."],
+        ["tls-key-file", None, None, "TLS private key (PEM), together with --tls-cert-file."],
+    ]
+    optFlags = [
+        ["watch-config", None, "Reload when a configuration source changes."],
+        ["allow-config-edit", None, "Let the API and the web page change the --config file."],
+    ]
+
+    def opt_version(self) -> NoReturn:
+        """Print the version and exit."""
+        from llamaswap.version import describe
+
+        sys.stdout.write(describe() + "\n")
+        raise SystemExit(0)
+
+
+def give_up(message: str) -> NoReturn:
+    """Say what is wrong and exit with status 1."""
+    sys.stderr.write(message.rstrip("\n") + "\n")
+    raise SystemExit(1)
+
+
+def chosen_sources(options: Options) -> tuple[str | None, str | None, bool]:
+    """(config path, config folder, whether this is the demo) that the options mean."""
+    config, folder = options["config"], options["config-dir"]
+    if not config and not folder:
+        if not Path(DEFAULT_CONFIG).exists():
+            return None, None, True
+        config = DEFAULT_CONFIG
+    return config or None, folder or None, False
+
+
+def makeService(options: Options) -> IService:
+    """The whole service, its configuration loaded and checked."""
+    if bool(options["tls-cert-file"]) != bool(options["tls-key-file"]):
+        give_up("--tls-cert-file and --tls-key-file belong together: give both or neither")
+    from twisted.internet import reactor
+
+    from llamaswap.service import Listen, Settings, build
+
+    config, folder, demo = chosen_sources(options)
+    listen = options["listen"] or (TLS_PORT if options["tls-cert-file"] else PORT)
+    settings = Settings(
+        config=config,
+        config_dir=folder,
+        demo=demo,
+        watch=bool(options["watch-config"]),
+        allow_config_edit=bool(options["allow-config-edit"]),
+        listen=Listen(listen, options["tls-cert-file"], options["tls-key-file"]),
+    )
+    try:
+        service = build(reactor, settings, dict(os.environ))
+    except ConfigError as error:
+        where = " and ".join(str(place) for place in (config, folder) if place)
+        give_up(f"configuration not usable ({where}):\n{error}")
+    except (OSError, ValueError) as error:
+        give_up(f"cannot start: {error}")
+    quieten(options, service.log_observer)
+    return service
+
+
+def quieten(options: Options, observer: Any) -> None:
+    """Let `twist` write our own lines rather than its format, unless --log-format or --log-file was asked for.
+
+    `logToStdout` promises what standard output gets: the combined log and nothing else.
+    """
+    parent = getattr(options, "parent", None)
+    if parent is None or any(word.startswith(("--log-format", "--log-file")) for word in sys.argv):
+        return
+    parent["fileLogObserverFactory"] = lambda _: observer

@@ -1,0 +1,207 @@
+"""The service as an operator meets it: started, signalled, killed, misconfigured. Real processes throughout."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live.product import ROOT, Product, alive, wait_for
+
+ENGINE = f"{sys.executable} -I -S {Path(__file__).with_name('engine.py')} --port ${{PORT}}"
+
+
+def config(**models):
+    """A configuration of stand-in engines; each value is the engine's extra flags, or a mapping of model keys."""
+    body = {}
+    for name, more in models.items():
+        keys = dict(more) if isinstance(more, dict) else {"flags": more}
+        body[name] = {"cmd": f"{ENGINE} --name {name} {keys.pop('flags', '')}".strip(), **keys}
+    with socket.socket() as probe:  # a range of its own for each service: the live tests may run beside others
+        probe.bind(("127.0.0.1", 0))
+        start = probe.getsockname()[1]
+    return json.dumps({"healthCheckTimeout": 15, "unloadTimeout": 3, "startPort": start, "models": body})
+
+
+def chat(model, **more):
+    return {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+def pids(product, *models):
+    return [int(product.ask(f"/upstream/{model}/pid")[2].strip()) for model in models]
+
+
+class SwapTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_a_request_for_another_model_swaps(self):
+        with Product(config(one="", two="")) as product:
+            for model in ("one", "two", "one"):
+                answer = product.json("/v1/chat/completions", chat(model))
+                self.assertEqual(answer["model"], model)
+                self.assertEqual(product.running(), {model: "ready"})
+
+    def test_a_burst_for_a_cold_model_starts_one_server(self):
+        """reliability R6"""
+        text = json.loads(config(one="--ready-after 0.3 --say STARTED")) | {"logToStdout": "both"}
+        with Product(json.dumps(text)) as product:
+            results = []
+            burst = [
+                threading.Thread(target=lambda: results.append(product.ask("/v1/chat/completions", chat("one"))[0]))
+                for _ in range(100)
+            ]
+            for thread in burst:
+                thread.start()
+            for thread in burst:
+                thread.join(30)
+            self.assertEqual(results, [200] * 100)
+            self.assertEqual(product.output.count("STARTED"), 1)
+
+    def test_a_running_stream_is_not_cut_by_a_request_for_another_model(self):
+        """reliability R5"""
+        with Product(config(one="--tokens 20 --interval 0.05", two="")) as product:
+            streamed = []
+            ask = lambda: streamed.append(product.ask("/v1/chat/completions", chat("one", stream=True))[2])
+            reader = threading.Thread(target=ask)
+            product.json("/v1/chat/completions", chat("one"))
+            reader.start()
+            time.sleep(0.2)
+            product.json("/v1/chat/completions", chat("two"))
+            reader.join(20)
+            self.assertEqual(streamed[0].count(b"tok"), 20)
+            self.assertIn(b"[DONE]", streamed[0])
+
+    def test_a_bad_command_is_answered_at_once_and_harms_nobody(self):
+        with Product(config(good="", bad={"cmd": "/no/such/program --port ${PORT}"})) as product:
+            product.json("/v1/chat/completions", chat("good"))
+            status, _, data = product.ask("/v1/chat/completions", chat("bad"))
+            self.assertEqual(status, 500)
+            self.assertIn("/no/such/program", json.loads(data)["error"]["message"])
+            self.assertEqual(product.json("/v1/chat/completions", chat("good"))["model"], "good")
+
+
+class EndTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_sigterm_drains_and_leaves_no_child(self):
+        with Product(config(one="--tokens 20 --interval 0.05", two="--ignore-term")) as product:
+            (child,) = pids(product, "one")
+            streamed = []
+            ask = lambda: streamed.append(product.ask("/v1/chat/completions", chat("one", stream=True))[2])
+            reader = threading.Thread(target=ask)
+            reader.start()
+            time.sleep(0.3)
+            product.process.send_signal(signal.SIGTERM)
+            reader.join(20)
+            self.assertIn(b"[DONE]", streamed[0])
+            product.process.wait(20)
+            self.assertFalse(alive(child))
+
+    def test_a_server_that_ignores_sigterm_is_gone_too(self):
+        with Product(config(one="--ignore-term --grandchild-ignores")) as product:
+            (child,) = pids(product, "one")
+            group = os.getpgid(child)
+            product.process.send_signal(signal.SIGTERM)
+            product.process.wait(20)
+            self.assertRaises(ProcessLookupError, os.killpg, group, 0)
+
+    def test_kill_9_of_the_proxy_leaves_no_child(self):
+        """reliability R16"""
+        with Product(config(one="--grandchild-ignores", two="--ignore-term")) as product:
+            (child,) = pids(product, "one")
+            group = os.getpgid(child)
+            product.process.kill()
+            product.process.wait(10)
+
+            def gone():
+                try:
+                    os.killpg(group, 0)
+                except ProcessLookupError:
+                    return True
+                return False
+
+            wait_for(gone, 10, "the end of the whole group")
+
+    def test_a_taken_port_exits_1_and_starts_nothing(self):
+        """core V109"""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            text = json.loads(config(one=""))
+            text["hooks"] = {"on_startup": {"preload": ["one"]}}
+            product = Product(json.dumps(text), "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+            done = subprocess.run(product.words, env=product.env, cwd=product.cwd, capture_output=True, timeout=30)
+            product._home.cleanup()
+            self.assertEqual(done.returncode, 1)
+            self.assertNotIn(b"loading", done.stdout)
+
+
+class ConfigurationTests(SynchronousTestCase):
+    timeout = 60
+
+    def exits(self, words, code, *parts):
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        for part in parts:
+            self.assertIn(part, done.stdout + done.stderr)
+
+    def test_a_broken_configuration_exits_1_and_names_the_place(self):
+        path = Path(self.mktemp())
+        path.write_text("models:\n  owl:\n    ttl: -5\n")
+        self.exits(["-m", "twisted", "llamaswap", "--config", str(path)], 1, "owl", "ttl", str(path))
+
+    def test_one_tls_file_exits_1_and_names_both_flags(self):
+        """core V107"""
+        words = ["-m", "twisted", "llamaswap", "--tls-cert-file", "x"]
+        self.exits(words, 1, "--tls-cert-file", "--tls-key-file")
+
+    def test_the_go_command_line_without_any_source_exits_1(self):
+        """config T141"""
+        words = ["-c", f"import os; os.chdir({self.mktemp_folder()!r}); from llamaswap.cli import main; main([])"]
+        self.exits(words, 1, "-config", "-config-dir")
+
+    def mktemp_folder(self):
+        path = self.mktemp()
+        os.makedirs(path)
+        return os.path.abspath(path)
+
+    def test_a_broken_reload_keeps_everything_and_a_good_one_restarts_only_what_changed(self):
+        """core V103"""
+        with Product(config(one="", two={"flags": "", "ttl": 0}), "--watch-config") as product:
+            (one,) = pids(product, "one")
+            product.config.write_text("models: [")
+            wait_for(lambda: product.json("/api/config/status")["error"], 10, "the reported error")
+            self.assertEqual(pids(product, "one"), [one])
+            good = config(one="", three="")
+            text = json.loads(good)
+            text["startPort"] = 21000
+            product.config.write_text(json.dumps(text))
+            product.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: "three" in str(product.json("/v1/models")), 10, "the new model")
+            self.assertFalse(product.json("/api/config/status")["error"])
+            self.assertEqual(pids(product, "one"), [one])
+
+    def test_the_go_command_line_runs_the_same_service(self):
+        program = ("-c", "from llamaswap.cli import main; main()")
+        with Product(config(one=""), "-listen", "127.0.0.1:0", "-watch-config", program=program) as product:
+            self.assertEqual(product.json("/v1/chat/completions", chat("one"))["model"], "one")
+
+
+class DemoTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_without_any_configuration_the_demo_swaps_two_models(self):
+        with Product() as product:
+            for model in ("parrot", "poet"):
+                answer = product.json("/v1/chat/completions", chat(model))
+                self.assertEqual(answer["model"], model)
+                self.assertEqual(product.running(), {model: "ready"})
+            self.assertIn("curl", product.output)
+            self.assertEqual(product.ask("/ui/")[0], 200)

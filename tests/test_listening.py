@@ -1,0 +1,60 @@
+"""Words of the command line to places to listen."""
+
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.testing import MemoryReactor
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.listening import Listen, resolved
+
+
+class ListenTests(SynchronousTestCase):
+    def test_host_and_port_in_each_spelling(self):
+        for text, address in (
+            ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+            (":9", ("", 9)),
+            ("[::1]:80", ("::1", 80)),
+            ("localhost:1", ("localhost", 1)),
+            ("unix:/tmp/x", None),
+            ("tcp:80:interface=127.0.0.1", None),
+        ):
+            self.assertEqual(Listen(text).address, address)
+
+    def test_endpoints_of_each_kind(self):
+        for text, kind in (
+            ("127.0.0.1:80", TCP4ServerEndpoint),
+            ("[::1]:80", TCP6ServerEndpoint),
+            ("unix:/run/x.sock", UNIXServerEndpoint),
+            ("tcp:80", TCP4ServerEndpoint),
+        ):
+            self.assertIsInstance(Listen(text).endpoint(MemoryReactor()), kind)
+
+    def test_nonsense_is_said_in_words(self):
+        for text in ("8080", "host", "127.0.0.1:99999", "nonsense:1:2"):
+            error = self.assertRaises(ValueError, Listen(text).endpoint, MemoryReactor())
+            self.assertIn(text, str(error))
+
+    def test_only_an_address_of_this_machine_counts_as_loopback(self):
+        for text, expected in (
+            ("127.0.0.1:80", True),
+            ("127.9.9.9:80", True),
+            ("[::1]:80", True),
+            ("localhost:80", True),
+            ("unix:/run/x", True),
+            ("tcp:80:interface=127.0.0.1", True),
+            (":80", False),
+            ("0.0.0.0:80", False),
+            ("[::]:80", False),
+            ("tcp:80", False),
+            ("no such host:80", False),
+        ):
+            self.assertEqual(Listen(text).loopback_only, expected, text)
+
+    def test_localhost_is_bound_on_ipv4(self):
+        self.assertEqual(resolved("localhost"), "127.0.0.1")
+
+    def test_a_missing_certificate_is_named(self):
+        path = self.mktemp()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("no certificate")
+        error = self.assertRaises(ValueError, Listen(":1", path, path).endpoint, MemoryReactor())
+        self.assertIn(path, str(error))
