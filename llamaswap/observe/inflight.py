@@ -31,7 +31,10 @@ log = Logger()
 
 @frozen
 class Finished:
-    """What a request was when it ended; times in seconds, `first_byte` None when no byte ever came."""
+    """What a request was when it ended; times in seconds since its arrival.
+
+    `first_byte` is None when no byte ever came, `waited` (for its turn and its model) when it was never granted.
+    """
 
     facts: RequestFacts
     ending: Ending
@@ -40,6 +43,7 @@ class Finished:
     sent: int
     duration: float
     first_byte: float | None
+    waited: float | None
 
 
 @define(eq=False)
@@ -54,6 +58,7 @@ class Entry:
     phase: Phase = field(default="queued", init=False)
     queue_position: int = field(default=0, init=False)
     first_byte: float | None = field(default=None, init=False)
+    granted: float | None = field(default=None, init=False)
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
     _events: bool = field(default=False, init=False)
     _open: bool = field(default=True, init=False)
@@ -96,6 +101,8 @@ class Entry:
         if self._open and (phase, queue_position) != (self.phase, self.queue_position):
             self.phase = phase
             self.queue_position = queue_position
+            if phase == "prefill" and self.granted is None:
+                self.granted = self._registry.now()
             self._registry.changed(self)
 
     def document(self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime]) -> dict[str, Any]:
@@ -134,7 +141,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class Inflight:
-    """The registry, and a scope factory. `ended_listener` hears of each request's end (the meters do)."""
+    """The registry, and a scope factory. `finished` hears of each request's end (the meters do)."""
 
     def __init__(
         self,
@@ -205,10 +212,10 @@ class Inflight:
         self._progressed.pop(facts.id, None)
         now = self._clock.seconds()
         first_byte = None if entry.first_byte is None else entry.first_byte - facts.started
+        waited = None if entry.granted is None else max(0.0, entry.granted - facts.started)
+        duration = max(0.0, now - facts.started)
         try:
-            self._finished(
-                Finished(facts, ending, error, entry.status, entry.sent, max(0.0, now - facts.started), first_byte)
-            )
+            self._finished(Finished(facts, ending, error, entry.status, entry.sent, duration, first_byte, waited))
         except Exception:  # a meter's fault must not keep a request from ending
             log.failure("a finished request could not be metered")
         if self._listeners:

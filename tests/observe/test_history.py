@@ -1,0 +1,98 @@
+"""Residency and swaps."""
+
+from datetime import datetime, timezone
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.bus import Bus, StateChanged, SwapBegan, SwapEnded
+from llamaswap.observe.history import History
+
+
+class TestHistory(SynchronousTestCase):
+    def setUp(self):
+        self.now = 0.0
+        self.bus = Bus(on_error=self.fail)
+        self.make()
+
+    def make(self, **options):
+        self.history = History(
+            wall=lambda: self.now,
+            log_tail=lambda model: b"x" * 9000 + b"last line",
+            local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
+            **options,
+        )
+        self.history.listen(self.bus)
+
+    def tell(self, at, event):
+        self.now = at
+        self.bus.publish(event)
+
+    def swap(self):
+        self.tell(1, StateChanged("hen", "stopped", "ready"))
+        self.tell(10, SwapBegan(7, "owl", ("hen",), "request", 0.0))
+        self.tell(10, StateChanged("hen", "ready", "stopping"))
+        self.tell(11, StateChanged("hen", "stopping", "stopped"))
+        self.tell(11, StateChanged("owl", "stopped", "starting"))
+        self.tell(13, StateChanged("owl", "starting", "ready"))
+
+    def told(self, **span):
+        return [
+            (part["model"], part["state"], part["t0"][17:], (part["t1"] or "")[17:], part["reason"], part["swap_id"])
+            for part in self.history.residency(**span)
+        ]
+
+    def test_a_swap_as_intervals(self):
+        self.swap()
+        self.assertEqual(
+            self.told(),
+            [
+                ("hen", "ready", "01Z", "10Z", "", None),
+                ("hen", "stopping", "10Z", "11Z", "evicted for owl", 7),
+                ("owl", "starting", "11Z", "13Z", "request", 7),
+                ("owl", "ready", "13Z", "", "request", 7),
+            ],
+        )
+
+    def test_a_span_cuts_what_does_not_touch_it(self):
+        self.swap()
+        self.assertEqual([part[:2] for part in self.told(since=12.0)], [("owl", "starting"), ("owl", "ready")])
+        self.assertEqual([part[:2] for part in self.told(until=5.0)], [("hen", "ready")])
+
+    def test_a_good_swap_s_record(self):
+        self.swap()
+        self.tell(13, SwapEnded(7, "owl", None, 0.0, {"queued": 2.0, "stop": 1.0, "start": 2.0}))
+        (swap,) = self.history.swaps()
+        self.assertEqual((swap["id"], swap["model"], swap["evicted"], swap["error"]), (7, "owl", ["hen"], None))
+        self.assertEqual(
+            [(phase["name"], phase["start"][17:], phase["end"][17:]) for phase in swap["phases"]],
+            [("queued", "08Z", "10Z"), ("stop", "10Z", "11Z"), ("start", "11Z", "13Z")],
+        )
+        self.assertEqual(self.history.swap(7), {**swap, "log_tail": ""})
+        self.assertIsNone(self.history.swap(8))
+
+    def test_a_failed_swap_keeps_the_end_of_the_log(self):
+        self.swap()
+        self.tell(13, SwapEnded(7, "owl", "exited", 0.0, {}))
+        swap = self.history.swap(7)
+        self.assertEqual((swap["error"], len(swap["log_tail"])), ("exited", 4096))
+        self.assertTrue(swap["log_tail"].endswith("last line"))
+
+    def test_later_states_are_not_put_down_to_an_ended_swap(self):
+        self.swap()
+        self.tell(13, SwapEnded(7, "owl", None, 0.0))
+        self.tell(20, StateChanged("owl", "ready", "stopping"))
+        self.assertEqual(self.told()[-1][4:], ("", None))
+
+    def test_a_clock_set_back_makes_no_negative_interval(self):
+        self.tell(10, StateChanged("hen", "stopped", "ready"))
+        self.tell(5, StateChanged("hen", "ready", "stopped"))
+        self.assertEqual(self.told()[0][2:4], ("10Z", "10Z"))
+
+    def test_both_memories_are_bounded(self):
+        self.make(intervals=3, swaps=2)
+        for number in range(10):
+            self.tell(number, SwapBegan(number, "owl", (), "r", 0.0))
+            self.tell(number, StateChanged("owl", "stopped", "ready"))
+            self.tell(number, StateChanged("owl", "ready", "stopped"))
+        self.assertEqual((len(self.history.residency()), len(self.history.swaps())), (3, 2))
+        self.assertEqual([swap["id"] for swap in self.history.swaps(1)], [9])
