@@ -525,6 +525,12 @@ class MultipartScan:
         scan._held, scan._offset = b"\r\n", -2
         return scan
 
+    def restarted(self) -> MultipartScan:
+        """A fresh scan of the same body."""
+        scan = MultipartScan(self._delimiter, self._names)
+        scan._held, scan._offset = b"\r\n", -2
+        return scan
+
     def value(self, name: str) -> str | None:
         """The first complete value of a field, or None where none was seen yet."""
         for place in self.places:

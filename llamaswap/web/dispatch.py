@@ -1,0 +1,604 @@
+"""From a resolved name to the end of the answer: wait for the model or ask the peer, carry, and tell how it ended.
+
+Both the model routes and the passthrough come here. It must not know how a model's name was found, nor which
+status an error has: `render` turns errors into answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http.client import responses
+from typing import Any, Protocol
+
+from attrs import define, evolve, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IPushProducer, ITransport
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.config import Config, Model, Peer
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import (
+    Cancelled,
+    ClientGone,
+    LlamaswapError,
+    NotReady,
+    ServerVanished,
+    ShuttingDown,
+    UnknownModel,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
+from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.relay.framing import as_chunk
+from llamaswap.relay.loading import REMARKS, LoadingStream
+from llamaswap.relay.upstream import Upstream
+from llamaswap.wire import fields
+from llamaswap.wire.facts import Ending, RequestFacts, Scope, ScopeFactory
+from llamaswap.wire.sse import DONE, Tail, error_event, event
+
+log = Logger()
+
+# A server's closed socket is heard of before its exit: so long a broken connection may wait for its explanation.
+EXIT_NEWS = 0.1
+
+Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
+
+
+# -- what is asked of the rooms below ----------------------------------------------------------------------
+
+
+class Lease(Protocol):
+    """The right to use a model's server until `release`."""
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def lost(self) -> bool: ...
+    def release(self) -> None: ...
+
+
+class Acquisition(Protocol):
+    """A request for a model under way."""
+
+    @property
+    def refusal(self) -> Exception | None: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def granted(self) -> Deferred[Any]: ...
+    def cancel(self) -> None: ...
+
+
+class Choice(Protocol):
+    """What a selector chose; `release` when the request is over."""
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def release(self) -> Callable[[], None]: ...
+
+
+class Router(Protocol):
+    """The router, as far as requests use it."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def profile(self) -> str | None: ...
+    def choose(self, selector_id: str) -> Any: ...
+    def request(self, model: str, *, on_place: Callable[[int], None] | None = None) -> Any: ...
+    def state(self, model: str) -> str: ...
+    def status(self, model: str) -> Any: ...
+
+
+class Carrier(Protocol):
+    """The relay."""
+
+    def carry(
+        self,
+        exchange: Exchange,
+        upstream: Upstream,
+        *,
+        head: RequestHead,
+        body: BodySource,
+        observer: Any = None,
+        answered: bool = False,
+        cross_back: Callable[[int, Headers], Headers] = ...,
+    ) -> Deferred[Any]: ...
+
+
+# -- one request -------------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Job:
+    """One request whose model is known. `head` and `body` are what will be sent; `path` is for errors' dialect.
+
+    `model` is the local model, else `peer` the peer; neither: nobody has it. `loading` allows the loading stream,
+    `idle_reason` says why this request must not load the model (None: it may), `bypass` that it is served beside the
+    scheduler. `tracked` and `metered` tell who watches. `prepare` does what is left before sending (filters); its
+    failure is recorded like any other.
+    """
+
+    exchange: Exchange
+    path: str
+    head: RequestHead
+    body: BodySource
+    config: Config
+    requested: str
+    model: Model | None = None
+    peer: Peer | None = None
+    stored_path: str = ""
+    streaming: bool = False
+    tracked: bool = True
+    metered: bool = True
+    loading: bool = False
+    bypass: bool = False
+    idle_reason: str | None = None
+    key_header: bytes | None = None
+    metadata: Mapping[str, str] = field(factory=dict)
+    prepare: Callable[[Job], Awaitable[None]] | None = None
+    facts: RequestFacts | None = None
+    cancelled: bool = False
+    phase: str = "new"  # then: waiting, asking
+    stop: Callable[[], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The resolved model; what was asked for where nothing has it."""
+        return self.model.id if self.model is not None else self.requested
+
+    def cancel(self) -> None:
+        """An operator ends the request. Idempotent."""
+        if not self.cancelled:
+            self.cancelled = True
+            if self.stop is not None:
+                self.stop()
+
+
+@define(eq=False)
+class Watch:
+    """Tells every scope what passes to the client, and remembers what an error must know of it."""
+
+    scopes: Sequence[Scope]
+    status: int = 0
+    events: bool = False
+    tail: Tail = field(factory=Tail)
+
+    def head(self, status: int, headers: Headers) -> None:
+        """The first head counts: behind a loading stream the server's own is never seen by the client."""
+        if self.status:
+            return
+        self.status = status
+        self.events = fields.is_event_stream(headers)
+        for scope in self.scopes:
+            scope.head(status, headers)
+
+    def data(self, data: bytes) -> None:
+        """Some body bytes."""
+        if self.events:
+            self.tail.feed(data)
+        for scope in self.scopes:
+            scope.data(data)
+
+    def ended(self) -> None:
+        """The end is told by whoever carries."""
+
+
+@define(eq=False)
+class FramedSink:
+    """A sink that knows whether chunk framing passes through it untouched, and its last bytes: an error event must
+    not be put inside a chunk."""
+
+    inner: ResponseSink
+    raw: bool = False
+    chunked: bool = False
+    last: bytes = b""
+
+    @property
+    def started(self) -> bool:
+        """Whether a head has gone out."""
+        return self.inner.started
+
+    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
+        """Passed on."""
+        self.inner.interim(status, reason, headers)
+
+    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+        """Passed on, and noted."""
+        self.raw, self.chunked, self.last = raw, fields.is_chunked(headers), data
+        self.inner.head(status, reason, headers, raw=raw, data=data)
+
+    def write(self, data: bytes) -> None:
+        """Passed on, and noted."""
+        self.last = data
+        self.inner.write(data)
+
+    def finish(self) -> None:
+        """Passed on."""
+        self.inner.finish()
+
+    def abort(self) -> None:
+        """Passed on."""
+        self.inner.abort()
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        """Passed on."""
+        self.inner.register_producer(producer)
+
+    def unregister_producer(self) -> None:
+        """Passed on."""
+        self.inner.unregister_producer()
+
+    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+        """Passed on."""
+        return self.inner.upgrade(status_line_and_head)
+
+    def last_word(self, words: bytes) -> None:
+        """Write some more body bytes if the framing lets any in at this point."""
+        if not self.raw:
+            self.inner.write(words)
+        elif self.chunked and self.last.endswith(b"\r\n"):  # events end in line feeds: this is a chunk's end
+            self.inner.write(as_chunk(words))
+
+
+_check: type[ResponseSink] = FramedSink
+
+
+@define(eq=False)
+class _Place:
+    """The newest queue position, kept until somebody shows it."""
+
+    latest: int | None = None
+    listener: Callable[[int], None] | None = None
+
+    def told(self, position: int) -> None:
+        self.latest = position
+        if self.listener is not None:
+            self.listener(position)
+
+    def pass_to(self, listener: Callable[[int], None]) -> None:
+        self.listener = listener
+        if self.latest is not None:
+            listener(self.latest)
+
+
+# -- the dispatcher ----------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Dispatcher:
+    """Serves jobs. `clock` provides IReactorTime, `wall` seconds since the epoch, `uniform(a, b)` and `shuffled(list)`
+    the loading stream's chances, `render` the bodies of errors."""
+
+    router: Router
+    relay: Carrier
+    render: Render
+    scopes: Sequence[ScopeFactory]
+    clock: Any
+    wall: Callable[[], float]
+    uniform: Callable[[float, float], float]
+    shuffled: Callable[[Sequence[str]], Sequence[str]]
+    active: int = 0
+    _closing: bool = False
+    _number: int = 0
+
+    def close(self) -> None:
+        """Refuse requests to peers from now on; the router refuses those to local models."""
+        self._closing = True
+
+    async def run(self, job: Job) -> None:
+        """Serve one request to its end. Never raises but for a cancelled coroutine."""
+        if not isinstance(job.exchange.sink, FramedSink):
+            job.exchange.sink = FramedSink(job.exchange.sink)
+        scopes = self._open(job) if job.tracked or job.metered else []
+        watch = Watch(scopes)
+        ending: Ending = "complete"
+        error: Exception | None = None
+        self.active += 1
+        try:
+            if job.prepare is not None:
+                await job.prepare(job)
+            if job.cancelled:
+                raise Cancelled()
+            if job.model is not None:
+                await self._local(job, job.model, watch)
+            elif job.peer is not None:
+                await self._remote(job, job.peer, watch)
+            else:
+                raise _unknown(job)
+        except CancelledError:
+            if not job.cancelled:
+                ending, error = "gone", ClientGone()
+                raise
+            ending, error = "cancelled", Cancelled()
+            self._cancelled(job, watch)
+        except Cancelled as reason:
+            ending, error = "cancelled", reason
+            self._cancelled(job, watch)
+        except ClientGone as reason:
+            ending, error = "gone", reason
+        except UpstreamTruncated as reason:
+            ending, error = "truncated", reason
+            log.info("{model}: {reason}", model=job.name, reason=reason)
+            self._broken(job, watch, str(reason))
+        except Exception as reason:
+            ending, error = "refused", reason
+            if not isinstance(reason, LlamaswapError):
+                log.failure("request to {model} failed", model=job.name)
+            self.answer(job.exchange, reason, job.path, watch)
+        finally:
+            self.active -= 1
+            for scope in scopes:
+                scope.closed(ending, error)
+
+    def answer(self, exchange: Exchange, error: BaseException, path: str, watch: Watch | None = None) -> None:
+        """Tell the client of an error in the form it accepts; behind a loading stream as its last events."""
+        if exchange.gone:
+            return
+        accept = b", ".join(value for name, value in exchange.head.headers if name.lower() == b"accept")
+        sink = exchange.sink
+        if sink.started:
+            if watch is None or not watch.events:
+                sink.abort()
+                return
+            status, _, body = self.render(error, "application/json", path)
+            words = event(body) + DONE
+            watch.data(words)
+            sink.write(words)
+            sink.finish()
+            return
+        status, headers, body = self.render(error, accept.decode("latin-1"), path)
+        self._send(exchange, status, headers, body, watch)
+
+    def _send(self, exchange: Exchange, status: int, headers: Headers, body: bytes, watch: Watch | None) -> None:
+        headers = [*headers, (b"Content-Length", b"%d" % len(body))]
+        if watch is not None:
+            watch.head(status, headers)
+            if body:
+                watch.data(body)
+        exchange.sink.head(status, responses.get(status, "").encode(), headers, raw=True, data=body)
+        exchange.sink.finish()
+
+    def _open(self, job: Job) -> list[Scope]:
+        self._number += 1
+        head = job.exchange.head
+        job.facts = facts = RequestFacts(
+            id=str(self._number),
+            method=head.method.decode("latin-1"),
+            path=job.path,
+            stored_path=job.stored_path or job.path,
+            model=job.name,
+            requested=job.requested,
+            headers=head.headers,
+            remote_ip=fields.client_address(head.headers, job.exchange.peer),
+            started=job.exchange.arrived,
+            timestamp=self.wall() - (self.clock.seconds() - job.exchange.arrived),
+            streaming=job.streaming,
+            tracked=job.tracked,
+            metered=job.metered,
+            cancel=job.cancel,
+            metadata=dict(job.metadata),
+        )
+        return [scope for factory in self.scopes if (scope := factory.open(facts)) is not None]
+
+    # -- a local model
+
+    async def _local(self, job: Job, model: Model, watch: Watch) -> None:
+        if job.idle_reason is not None and self.router.state(model.id) != "ready":
+            raise NotReady(model.id, job.idle_reason)
+        if job.bypass:
+            # It counts nowhere and keeps nobody waiting: the model's stop cuts it.
+            endpoint = self.router.status(model.id).endpoint
+            if endpoint is None:
+                raise ServerVanished(model.id)
+            await self._carry(job, self._to_model(job, model, endpoint), watch, answered=False)
+            return
+        loading: LoadingStream | None = None
+        retried = False
+        while True:
+            place = _Place()
+            acquisition = self.router.request(model.id, on_place=place.told)
+            if acquisition.refusal is not None:
+                raise acquisition.refusal
+            if loading is None and job.loading and not acquisition.ready:
+                loading = self._show_loading(job, model, watch)
+                place.pass_to(loading.place)
+            try:
+                lease: Lease = await self._granted(job, acquisition)
+            finally:
+                if loading is not None:
+                    job.exchange.sink.unregister_producer()
+                    if job.exchange.gone:
+                        loading.stop()
+                    else:
+                        loading.finish()
+            try:
+                self._note(job, watch, "fifo_priority", str(lease.priority))
+                upstream = self._to_model(job, model, lease.endpoint)
+                await self._carry(job, upstream, watch, answered=loading is not None)
+                return
+            except UpstreamUnreachable as error:
+                if retried or not await self._died(job, lease) or not self._may_repeat(job):
+                    raise
+                retried = True
+                log.info("{model}: {error}; asking a fresh server once", model=model.id, error=error)
+            finally:
+                lease.release()
+
+    def _may_repeat(self, job: Job) -> bool:
+        return not job.exchange.gone and not job.cancelled and (job.body.length == 0 or job.body.replayable)
+
+    async def _died(self, job: Job, lease: Lease) -> bool:
+        """Whether the server that broke the connection is gone, or will be known to be in a moment."""
+        if lease.lost:
+            return True
+        news: Deferred[None] = Deferred()
+        timer = self.clock.callLater(EXIT_NEWS, news.callback, None)
+        unwatch = job.exchange.on_gone(news.cancel)
+        try:
+            await news
+        except CancelledError:
+            if not job.exchange.gone:
+                raise
+        finally:
+            unwatch()
+            if timer.active():
+                timer.cancel()
+        if job.exchange.gone:
+            raise ClientGone()
+        return lease.lost
+
+    def _granted(self, job: Job, acquisition: Acquisition) -> Deferred[Any]:
+        """The lease; ClientGone or Cancelled the moment the client or an operator ends the wait."""
+        job.phase = "waiting"
+        over = False
+
+        def give_up(_: Deferred[Any]) -> None:
+            nonlocal over
+            over = True
+            unwatch()
+            acquisition.cancel()
+
+        waiting: Deferred[Any] = Deferred(give_up)
+
+        def end(error: Exception) -> None:
+            if not over:
+                give_up(waiting)
+                waiting.errback(error)
+
+        def granted(lease: Lease) -> None:
+            nonlocal over
+            if over:
+                lease.release()
+                return
+            over = True
+            unwatch()
+            waiting.callback(lease)
+
+        def refused(failure: Failure) -> None:
+            nonlocal over
+            if over:
+                return
+            over = True
+            unwatch()
+            waiting.errback(failure)
+
+        # on_gone calls back at once where the client has left already
+        unwatch: Callable[[], None] = lambda: None
+        unwatch = job.exchange.on_gone(lambda: end(ClientGone()))
+        job.stop = lambda: end(Cancelled())
+        acquisition.granted.addCallbacks(granted, refused)
+        return waiting
+
+    def _show_loading(self, job: Job, model: Model, watch: Watch) -> LoadingStream:
+        sink = job.exchange.sink
+        headers = list(fields.EVENT_STREAM)
+
+        def write(data: bytes) -> None:
+            watch.data(data)
+            sink.write(data)
+
+        loading = LoadingStream(self.clock, model.id, write, self.uniform, self.shuffled(REMARKS))
+        watch.head(200, headers)
+        sink.head(200, b"OK", headers, raw=False)
+        sink.register_producer(loading)
+        loading.start()
+        return loading
+
+    def _note(self, job: Job, watch: Watch, key: str, value: str) -> None:
+        if job.facts is not None and job.facts.metadata.get(key) != value:
+            job.facts.metadata[key] = value
+            for scope in watch.scopes:
+                scope.metadata_changed()
+
+    def _to_model(self, job: Job, model: Model, endpoint: Endpoint) -> tuple[Upstream, RequestHead]:
+        headers = fields.to_local(
+            job.head.headers,
+            peer=job.exchange.peer,
+            key_header=job.key_header,
+            metered=job.metered,
+        )
+        upstream = Upstream(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
+        return upstream, evolve(job.head, target=joined(endpoint, job.head.target), headers=headers)
+
+    # -- a peer
+
+    async def _remote(self, job: Job, peer: Peer, watch: Watch) -> None:
+        if self._closing:
+            raise ShuttingDown("peer proxy")
+        endpoint = peer.endpoint
+        if endpoint is None:
+            raise _unknown(job)
+        headers = fields.to_peer(
+            job.head.headers,
+            authority=endpoint.authority.encode("latin-1"),
+            api_key=peer.api_key.value.encode() if peer.api_key is not None and peer.api_key.value else None,
+            key_header=job.key_header,
+            metered=job.metered,
+        )
+        upstream = Upstream(endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True)
+        head = evolve(job.head, target=joined(endpoint, job.head.target), headers=headers)
+        await self._carry(job, (upstream, head), watch, answered=False)
+
+    # -- both
+
+    async def _carry(self, job: Job, way: tuple[Upstream, RequestHead], watch: Watch, *, answered: bool) -> None:
+        upstream, head = way
+        job.phase = "asking"
+        carrying = self.relay.carry(
+            job.exchange,
+            upstream,
+            head=head,
+            body=job.body,
+            observer=None if job.bypass else watch,
+            answered=answered,
+            cross_back=_cross_back,
+        )
+        job.stop = carrying.cancel
+        try:
+            await carrying
+        finally:
+            job.stop = None
+
+    def _cancelled(self, job: Job, watch: Watch) -> None:
+        """An operator ended it and the client is still there."""
+        exchange = job.exchange
+        if exchange.gone:
+            return
+        if exchange.sink.started:
+            self._broken(job, watch, str(Cancelled()))
+        elif job.phase == "asking":
+            self.answer(exchange, Cancelled(), job.path, watch)
+        else:
+            self._send(exchange, 200, [], b"", watch)
+
+    def _broken(self, job: Job, watch: Watch, message: str) -> None:
+        """What the client has is incomplete: say so where the stream has room for it, then cut."""
+        sink = job.exchange.sink
+        if job.exchange.gone:
+            return
+        if watch.events and isinstance(sink, FramedSink):
+            sink.last_word(error_event(job.path, 502, message, clean=watch.tail.clean))
+        sink.abort()
+
+
+def joined(endpoint: Endpoint, target: bytes) -> bytes:
+    """The request's raw target behind the endpoint's own path and query."""
+    path, mark, query = target.partition(b"?")
+    if not path.startswith(b"/"):
+        path = b"/" + path
+    own = endpoint.query.encode("latin-1", "replace")
+    merged = own + b"&" + query if own and query else own or query
+    return endpoint.path.encode("latin-1", "replace") + path + (b"?" + merged if merged or mark else b"")
+
+
+def _cross_back(status: int, headers: Headers) -> Headers:
+    return fields.to_client(headers)
+
+
+def _unknown(job: Job) -> Exception:
+    return UnknownModel(job.requested)

@@ -1,0 +1,313 @@
+"""The model routes: from a request's head to a job with a known model.
+
+Gate, profile, selector, name, filters, in this order; then the dispatcher takes over. Both doors hand their
+exchanges to the same `Inference`, so nothing here knows how a request came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define, evolve
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+
+from llamaswap.config import Config
+from llamaswap.errors import BadRequest, ClientGone, LlamaswapError, NoModelNamed
+from llamaswap.relay.bodies import BytesBody
+from llamaswap.relay.exchange import BodySource, Exchange, RequestHead
+from llamaswap.web.dispatch import Choice, Dispatcher, Job, Router
+from llamaswap.web.uploads import SplicedBody, read
+from llamaswap.wire import fields, filters
+from llamaswap.wire.body import JsonBody, MultipartScan, form_value, with_form_value
+
+log = Logger()
+
+JSON_BOUND = 1 << 30  # bytes of a JSON body held in memory; images in base64 are large, this is beyond any of them
+FORM_BOUND = 10 << 20  # bytes of an urlencoded body
+
+JSON_ROUTES = frozenset(
+    (
+        b"/v1/chat/completions",
+        b"/v1/responses",
+        b"/v1/completions",
+        b"/v1/messages",
+        b"/v1/messages/count_tokens",
+        b"/v1/embeddings",
+        b"/reranking",
+        b"/rerank",
+        b"/v1/rerank",
+        b"/v1/reranking",
+        b"/infill",
+        b"/completion",
+        b"/v1/audio/speech",
+        b"/v1/audio/voices",
+        b"/v1/images/generations",
+        b"/sdapi/v1/txt2img",
+        b"/sdapi/v1/img2img",
+        b"/audioapi/v1/tasks/run",
+        b"/v/chat/completions",
+        b"/v/responses",
+        b"/v/completions",
+        b"/v/messages",
+        b"/v/messages/count_tokens",
+        b"/v/embeddings",
+        b"/v/rerank",
+        b"/v/reranking",
+    )
+)
+FORM_ROUTES = frozenset((b"/v1/audio/transcriptions", b"/v1/images/edits"))
+QUERY_ROUTES = frozenset((b"/v1/audio/voices", b"/sdapi/v1/loras", b"/props"))
+POST_ROUTES = JSON_ROUTES | FORM_ROUTES
+ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
+
+LOADING_PATH = b"/v1/chat/completions"
+
+# The lower-case name of the header that carried an accepted key, None where no keys are asked for; raises otherwise.
+Gate = Callable[[RequestHead], "bytes | None"]
+
+
+def is_model_path(method: bytes, path: bytes) -> bool:
+    """Whether the pipeline serves this method on this raw path."""
+    if method == b"POST":
+        return path in POST_ROUTES
+    return method in (b"GET", b"HEAD") and path in QUERY_ROUTES
+
+
+def stripped(target: bytes) -> bytes:
+    """The target as it is forwarded: without a leading /v or /audioapi."""
+    for prefix in (b"/v/", b"/audioapi/"):
+        if target.startswith(prefix):
+            return target[len(prefix) - 1 :]
+    return target
+
+
+# -- what names the model ----------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Naming:
+    """The model a request names, and how to make it name another: in its query, JSON, form or multipart body.
+
+    After `rename` the edits stand in `json`, `query` or `form`; a multipart body gets them when it is sent.
+    """
+
+    name: str
+    streaming: bool
+    query: bytes = b""
+    json: JsonBody | None = None
+    form: bytes | None = None
+    scan: MultipartScan | None = None
+    new_name: str | None = None
+
+    def rename(self, name: str) -> None:
+        """Name another model wherever the request names one."""
+        self.name = name
+        self.query = with_form_value(self.query, "model", name)
+        if self.json is not None:
+            self.json.set_model(name)
+        elif self.form is not None:
+            self.form = with_form_value(self.form, "model", name)
+        elif self.scan is not None:
+            self.new_name = name
+
+
+async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) -> Naming:
+    """Read as much of the request as it takes to know its model.
+
+    With `wants_json` a body that opens like a JSON object is one, whatever its content type says: clients that
+    forget the header are common.
+    """
+    query = head.query
+    if head.method in (b"GET", b"HEAD"):
+        return Naming(form_value(query, "model"), form_value(query, "stream") == "true", query)
+    content_type = fields.first(head.headers, b"content-type") or b""
+    kind = content_type.lower()
+    if b"multipart/form-data" in kind:
+        return await _multipart(query, content_type, body)
+    text = await _held(body)
+    json = None
+    if b"application/json" in kind:
+        json = JsonBody.parse(text)
+        return Naming(json.model if json else "", json.streaming if json else False, query, json=json)
+    name = streaming = ""
+    if len(text) <= FORM_BOUND and not (wants_json and text.lstrip()[:1] == b"{"):
+        name = form_value(text, "model") or form_value(query, "model")
+        streaming = form_value(text, "stream") or form_value(query, "stream")
+    elif wants_json:
+        json = JsonBody.parse(text)
+        if json is not None and json.model:
+            return Naming(json.model, json.streaming, query, json=json)
+        name, streaming = form_value(query, "model"), form_value(query, "stream")
+    return Naming(name, streaming == "true", query, form=text)
+
+
+async def _held(body: BodySource) -> bytes:
+    if body.length == 0:
+        return b""
+    return await body.hold(JSON_BOUND)
+
+
+async def _multipart(query: bytes, content_type: bytes, body: BodySource) -> Naming:
+    scan = MultipartScan.of(content_type)
+    name = form_value(query, "model")
+    if not name and not scan.broken:
+        await read(body, scan, "model")
+        name = scan.value("model") or ""
+    streaming = (scan.value("stream") or form_value(query, "stream")) == "true"
+    return Naming(name, streaming, query, scan=scan)
+
+
+# -- the pipeline ------------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Inference:
+    """Serves the model routes. `gate` says which header carried the key, or raises what `render` turns into a 401."""
+
+    router: Router
+    dispatcher: Dispatcher
+    gate: Gate
+
+    def is_model_route(self, head: RequestHead) -> bool:
+        """Whether `serve` is the one to answer this request."""
+        return is_model_path(head.method, head.path)
+
+    def serve(self, exchange: Exchange) -> Deferred[None]:
+        """Answer one request. The Deferred fires when its answer is complete or cut; it never fails."""
+        return guarded(self.dispatcher, exchange, self._serve(exchange))
+
+    async def _serve(self, exchange: Exchange) -> None:
+        head = exchange.head
+        key_header = self.gate(head)
+        config = self.router.config
+        naming = await naming_of(head, exchange.body, wants_json=head.path in JSON_ROUTES)
+        if not naming.name:
+            raise NoModelNamed()
+        profile = self.router.profile
+        if profile is not None and profile in config.profiles:
+            pin = config.profiles[profile].pins.get(naming.name)
+            if pin is not None:
+                naming.rename(pin)
+            if not naming.name:
+                raise NoModelNamed()
+        metadata: dict[str, str] = {}
+        choice: Choice | None = None
+        if naming.name in config.selectors:
+            selector = naming.name
+            choice = self.router.choose(selector)
+            metadata["selector"] = selector
+            naming.rename(choice.target)
+        try:
+            job = self._job(exchange, config, naming, key_header, metadata)
+            if job.bypass and choice is not None:
+                choice.release()
+            await self.dispatcher.run(job)
+        finally:
+            if choice is not None:
+                choice.release()
+
+    def _job(
+        self,
+        exchange: Exchange,
+        config: Config,
+        naming: Naming,
+        key_header: bytes | None,
+        metadata: dict[str, str],
+    ) -> Job:
+        head = exchange.head
+        real = config.real(naming.name)
+        model = config.models[real] if real is not None else None
+        found = config.peer(naming.name) if model is None else None
+        peer = config.peers[found[0]] if found is not None else None
+        target = stripped(head.target)
+        path = target.partition(b"?")[0]
+        bypass = model is not None and model.compat.ignore_websockets and fields.is_websocket(head.headers)
+        requested = naming.name
+
+        async def prepare(job: Job) -> None:
+            if model is not None:
+                _filter(naming, model.filters, requested, model.use_model_name)
+                if model.use_model_name and naming.scan is not None:
+                    naming.rename(model.use_model_name)
+            elif peer is not None and found is not None:
+                _filter(naming, peer.filters, requested, "")
+                if requested != found[1]:
+                    naming.rename(found[1])
+            job.body = await body_of(naming, exchange.body)
+            if job.facts is not None and isinstance(job.body, BytesBody):
+                job.facts.body = job.body.data
+            path, mark, _ = target.partition(b"?")
+            job.head = evolve(head, target=path + (b"?" if mark else b"") + naming.query)
+
+        return Job(
+            exchange=exchange,
+            path=head.path.decode("latin-1"),
+            head=head,
+            body=exchange.body,
+            config=config,
+            requested=requested,
+            model=model,
+            peer=peer,
+            stored_path=path.decode("latin-1"),
+            streaming=naming.streaming,
+            tracked=not bypass,
+            metered=head.method == b"POST" and not bypass,
+            loading=model is not None
+            and model.send_loading_state
+            and naming.streaming
+            and path.startswith(LOADING_PATH),
+            bypass=bypass,
+            idle_reason=ignored_websocket(model.id) if bypass and model is not None else None,
+            key_header=key_header,
+            metadata=metadata,
+            prepare=prepare,
+        )
+
+
+def ignored_websocket(model: str) -> str:
+    """Why a websocket that counts for nothing is refused while its model is not ready."""
+    return f"model {model} is not loaded; ignored websocket requests cannot start it"
+
+
+def _filter(naming: Naming, rules: filters.FilterRules, requested: str, use_model_name: str) -> None:
+    if naming.json is not None:
+        filters.apply(naming.json, rules, requested=requested, use_model_name=use_model_name)
+
+
+async def body_of(naming: Naming, source: BodySource) -> BodySource:
+    """The body to send. What was not changed is sent from where it already lies."""
+    if naming.json is not None:
+        return BytesBody(naming.json.render())
+    if naming.form is not None:
+        return BytesBody(naming.form)
+    if naming.scan is None or naming.new_name is None:
+        return source
+    scan = naming.scan
+    if not scan.ended:
+        # Every model field is replaced: one may stand behind the files.
+        scan = naming.scan = scan.restarted()
+        await read(source, scan, None)
+    if scan.broken:
+        raise BadRequest("could not parse multipart form")
+    places = [place for place in scan.places if place.name == "model"]
+    return SplicedBody(source, places, naming.new_name.encode("utf-8", "replace"))
+
+
+def guarded(dispatcher: Dispatcher, exchange: Exchange, serving: Any) -> Deferred[None]:
+    """Run a coroutine that serves an exchange; what it raises becomes the exchange's answer."""
+
+    async def serve() -> None:
+        try:
+            await serving
+        except (ClientGone, CancelledError):
+            # The client is gone, or the door gave the request up: nobody is there to be told.
+            if not exchange.gone:
+                exchange.sink.abort()
+        except Exception as error:
+            if not isinstance(error, LlamaswapError):
+                log.failure("request failed: {target}", target=exchange.head.target)
+            dispatcher.answer(exchange, error, exchange.head.path.decode("latin-1"))
+
+    return Deferred.fromCoroutine(serve())

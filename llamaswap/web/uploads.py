@@ -1,0 +1,154 @@
+"""Multipart bodies: read only as far as the model's name, and given another one in place while they stream.
+
+Files never enter memory: the door's body source keeps what passed (large ones spooled), and is asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+
+from llamaswap.errors import ClientGone
+from llamaswap.relay.exchange import BodyConsumer, BodySource
+from llamaswap.wire.body import MultipartScan, Place, with_places
+
+
+@define(eq=False)
+class _Reader:
+    """Feeds a scan until it knows enough."""
+
+    scan: MultipartScan
+    wanted: str | None  # stop at the first value of this field; None: read to the end
+    done: Deferred[None]
+    producer: IPushProducer | None = None
+    over: bool = False
+
+    def body_data(self, data: bytes) -> None:
+        if self.over:
+            return
+        self.scan.feed(data)
+        found = self.wanted is not None and self.scan.value(self.wanted) is not None
+        if found or self.scan.broken:
+            self.settle(None)
+
+    def body_ended(self) -> None:
+        self.settle(None)
+
+    def body_lost(self) -> None:
+        self.settle(ClientGone())
+
+    def settle(self, error: Exception | None) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self.producer is not None:
+            self.producer.stopProducing()
+        if error is None:
+            self.done.callback(None)
+        else:
+            self.done.errback(error)
+
+
+def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[None]:
+    """Scan the body from its first byte up to the first value of the field `wanted` (None: up to its end).
+
+    The body stays readable from its start. ClientGone where the client left before.
+    """
+
+    def give_up(_: Deferred[None]) -> None:
+        reader.over = True
+        if reader.producer is not None:
+            reader.producer.stopProducing()
+
+    reader = _Reader(scan, wanted, Deferred(give_up))
+    producer = body.start(reader, keep=True)
+    if reader.over:
+        producer.stopProducing()
+    else:
+        reader.producer = producer
+    return reader.done
+
+
+@define(eq=False)
+class SplicedBody:
+    """A body with some field values replaced while it streams; its other bytes stay where they were.
+
+    `places` are in ascending order.
+    """
+
+    source: BodySource
+    places: Sequence[Place]
+    value: bytes
+
+    @property
+    def length(self) -> int | None:
+        """The exact length after the replacement."""
+        length = self.source.length
+        if length is None:
+            return None
+        return length + sum(len(self.value) - (place.end - place.start) for place in self.places)
+
+    @property
+    def replayable(self) -> bool:
+        """As the body underneath."""
+        return self.source.replayable
+
+    def hold(self, limit: int) -> Deferred[bytes]:
+        """The whole body after the replacement."""
+        held: Deferred[bytes] = self.source.hold(limit)
+        return held.addCallback(lambda data: self._spliced(data))
+
+    def _spliced(self, data: bytes) -> bytes:
+        return with_places(data, self.places, "model", self.value.decode("utf-8", "replace"))
+
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Feed the consumer the replaced bytes."""
+        return self.source.start(_Splicer(consumer, list(self.places), self.value), keep=keep)
+
+    def close(self) -> None:
+        """Close the body underneath."""
+        self.source.close()
+
+
+_check: type[BodySource] = SplicedBody
+
+
+@define(eq=False)
+class _Splicer:
+    """Passes bytes on, but for the replaced places."""
+
+    consumer: BodyConsumer
+    places: list[Place]
+    value: bytes
+    offset: int = 0
+    out: list[bytes] = field(factory=list)
+
+    def body_data(self, data: bytes) -> None:
+        position, end = self.offset, self.offset + len(data)
+        view: Any = data
+        while self.places and self.places[0].start < end:
+            place = self.places[0]
+            if position <= place.start:
+                self.out += (view[position - self.offset : place.start - self.offset], self.value)
+                position = place.start
+            if place.end > end:
+                position = end  # the rest of the old value comes with the next bytes
+                break
+            position = place.end
+            self.places.pop(0)
+        if position < end:
+            self.out.append(view[position - self.offset :])
+        self.offset = end
+        joined, self.out = b"".join(self.out), []
+        if joined:
+            self.consumer.body_data(joined)
+
+    def body_ended(self) -> None:
+        self.consumer.body_ended()
+
+    def body_lost(self) -> None:
+        self.consumer.body_lost()
