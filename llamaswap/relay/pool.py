@@ -33,6 +33,8 @@ EVENT_DRIVEN = {
     b"vllm": 4.0,  # uvicorn inside
     b"granian": 4.0,
 }
+# As a word anywhere: "Python/3.12 aiohttp/3.11", "hypercorn-h11", "uvicorn".
+_NAME = re.compile(rb"\b(?:%b)\b" % b"|".join(EVENT_DRIVEN))
 _HINT = re.compile(rb"(?:^|[\s,;])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 
 
@@ -124,9 +126,11 @@ class Pool:
 
     def _policy(self, upstream: Upstream, head: ResponseHead) -> tuple[int, float]:
         bound, seconds = UNKNOWN_IDLE, UNKNOWN_SECONDS
-        known = EVENT_DRIVEN.get(head.server.lower().partition(b"/")[0].partition(b" ")[0])
-        if known is None and head.server and b"aiohttp" in head.server.lower():
-            known = EVENT_DRIVEN[b"aiohttp"]  # "Python/3.12 aiohttp/3.11"
+        known: float | None = None
+        if head.server:
+            named = _NAME.search(head.server.lower())
+            if named is not None:
+                known = EVENT_DRIVEN[named.group()]
         if known is not None:
             bound, seconds = EVENT_DRIVEN_IDLE, known
         elif upstream.peer:

@@ -475,10 +475,10 @@ def _raise(error: Exception) -> UpstreamConnection:
 
 
 def _unreachable(upstream: Upstream, reason: Failure, limit: float) -> Exception:
-    if reason.check(CancelledError, UserError):
-        return CancelledError()
-    if reason.check(ConnectTimeout):
+    if reason.check(ConnectTimeout):  # a subclass of UserError, which is what a cancelled attempt ends with
         cause = f"no connection within {limit:g} s"
+    elif reason.check(CancelledError, UserError):
+        return CancelledError()
     elif reason.check(ConnectionRefusedError):
         cause = "connection refused"
     else:

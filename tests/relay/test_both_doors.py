@@ -1,0 +1,362 @@
+"""What a client and a server see of the relay, whichever door the request came through."""
+
+from twisted.internet.defer import CancelledError
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.errors import BadUpstream, ClientGone, UpstreamTruncated, UpstreamUnreachable
+from llamaswap.relay.relay import Outcome
+from llamaswap.relay.upstream import NoLimits
+
+from .doubles import GET, KEPT, OK, POST, STREAM, World
+
+
+class _Behaviour:
+    door = ""
+
+    def world(self, **options):
+        return World(self.door, **options)
+
+    def talk(self, request=POST, **options):
+        world = self.world(**options)
+        client = world.client()
+        client.give(request)
+        return world, client, world.server()
+
+    def test_request_reaches_the_server_with_its_target_raw(self):
+        _, _, server = self.talk()
+        head, _, body = server.took().partition(b"\r\n\r\n")
+        self.assertEqual(head.split(b"\r\n")[0], b"POST /v1/chat/completions?a=%2F HTTP/1.1")
+        self.assertEqual(body, b"hello")
+        self.assertIn(b"Content-Length: 5", head)
+
+    def test_answer_reaches_the_client_verbatim(self):
+        """http T097"""
+        world, client, server = self.talk()
+        server.give(b"HTTP/1.1 422 Odd\r\nX-Req: 7\r\nContent-Length: 3\r\n\r\n{x}")
+        answer = client.took()
+        self.assertTrue(answer.startswith(b"HTTP/1.1 422 Odd\r\nX-Req: 7\r\nContent-Length: 3\r\n"))
+        self.assertTrue(answer.endswith(b"\r\n\r\n{x}"))
+        self.assertEqual(world.outcomes, [Outcome(422, 3)])
+
+    def test_chunked_request_is_chunked_to_the_server(self):
+        _, _, server = self.talk(
+            b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3;e=1\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
+        )
+        sent = server.took()
+        body = sent.partition(b"\r\n\r\n")[2]
+        self.assertIn(body, (b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", b"abcde"))
+
+    def test_request_without_a_body_has_no_length(self):
+        _, _, server = self.talk(GET)
+        self.assertEqual(server.took(), b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    def test_chunks_pass_untouched_as_they_come(self):
+        """http T096"""
+        world, client, server = self.talk()
+        server.give(STREAM)
+        head = client.took()
+        self.assertIn(b"\r\nX-Accel-Buffering: no\r\n", head)
+        self.assertIn(b"\r\nContent-Type: text/event-stream\r\n", head)
+        self.assertTrue(head.endswith(b"\r\n\r\n"))
+        server.give(b"6;odd=1\r\ndata: ")
+        self.assertEqual(client.took(), b"6;odd=1\r\ndata: ")
+        server.give(b"\r\n")
+        self.assertEqual(client.took(), b"\r\n")
+        server.give(b"0\r\nX-Sum: 1\r\n\r\n")
+        self.assertEqual(client.took(), b"0\r\nX-Sum: 1\r\n\r\n")
+        self.assertEqual(world.outcomes, [Outcome(200, 6)])
+        self.assertEqual((world.notes.body, world.notes.over), (b"data: ", 1))
+
+    def test_bytes_behind_the_end_of_an_answer_reach_nobody(self):
+        world, client, server = self.talk()
+        server.give(STREAM + b"2\r\nhi\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")
+        self.assertTrue(client.took().endswith(b"2\r\nhi\r\n0\r\n\r\n"))
+        self.assertTrue(server.closing)
+        self.assertEqual(world.pool.idle, 0)
+
+    def test_until_close_answer_is_chunked_for_the_client(self):
+        world, client, server = self.talk()
+        server.give(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        server.give(b"de")
+        server.lose()
+        answer = client.took()
+        self.assertIn(b"\r\nTransfer-Encoding: chunked\r\n", answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"))
+        self.assertFalse(client.closing)
+        self.assertEqual(world.outcomes, [Outcome(200, 5)])
+
+    def test_http_1_0_client_gets_plain_bytes_and_a_close(self):
+        world, client, server = self.talk(b"GET /v1/x HTTP/1.0\r\nHost: x\r\n\r\n")
+        server.give(STREAM + b"3\r\nabc\r\n")
+        server.give(b"0\r\n\r\n")
+        answer = client.took()
+        self.assertNotIn(b"Transfer-Encoding", answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\nabc"))
+        self.assertTrue(client.closing)
+        self.assertEqual(world.outcomes, [Outcome(200, 3)])
+
+    def test_head_answer_has_a_length_and_no_body(self):
+        world, client, server = self.talk(b"HEAD /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.give(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        answer = client.took()
+        self.assertIn(b"Content-Length: 9", answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\n"))
+        self.assertEqual(world.outcomes, [Outcome(200, 0)])
+
+    def test_no_content_answer_needs_no_length(self):
+        world, client, server = self.talk()
+        server.give(b"HTTP/1.1 204 No Content\r\n\r\n")
+        self.assertNotIn(b"Transfer-Encoding", client.took())
+        self.assertEqual(world.outcomes, [Outcome(204, 0)])
+
+    def test_interim_heads_pass_and_continue_does_not(self):
+        _, client, server = self.talk()
+        server.give(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+        self.assertEqual(client.took(), b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+        server.give(OK)
+        self.assertTrue(client.took().endswith(b"ok"))
+
+    def test_two_requests_share_a_client_connection(self):
+        world, client, server = self.talk()
+        server.give(KEPT)
+        client.took()
+        client.give(GET)
+        self.assertEqual(world.dials, 1)
+        self.assertIn(b"GET /v1/models", server.took())
+        server.give(KEPT)
+        self.assertTrue(client.took().endswith(b"ok"))
+
+    def test_pipelined_requests_are_answered_in_order(self):
+        world, client, server = self.talk(POST + GET)
+        self.assertEqual(len(world.exchanges), 1)
+        server.give(KEPT)
+        self.assertEqual(len(world.exchanges), 2)
+        server.give(KEPT)
+        self.assertEqual(client.took().count(b"HTTP/1.1 200 OK"), 2)
+
+    def test_full_client_pauses_the_server(self):
+        _, client, server = self.talk()
+        server.give(STREAM + b"1\r\na\r\n")
+        client.fill()
+        self.assertTrue(server.paused)
+        client.drain()
+        self.assertFalse(server.paused)
+
+    def test_connection_paused_at_its_end_hears_the_next_answer(self):
+        world, client, server = self.talk()
+        server.give(b"HTTP/1.1 200 OK\r\nServer: uvicorn\r\nContent-Length: 4\r\n\r\nab")
+        client.fill()
+        server.give(b"cd")
+        self.assertEqual(world.pool.idle, 1)
+        self.assertFalse(server.paused)
+
+    def test_client_leaving_during_dialling_stops_it(self):
+        world = self.world()
+        client = world.client()
+        client.give(POST)
+        client.lose()
+        self.assertEqual(world.clock.connectors[0].stoppedConnecting or world.clock.connectors[0]._disconnected, True)
+        self.assertEqual(world.told(), [repr(ClientGone())])
+
+    def test_client_leaving_before_the_answer_closes_the_server(self):
+        world, client, server = self.talk()
+        client.lose()
+        self.assertTrue(server.aborted)
+        self.assertEqual(world.told(), [repr(ClientGone())])
+
+    def test_client_leaving_mid_stream_closes_the_server(self):
+        world, client, server = self.talk()
+        server.give(STREAM + b"1\r\na\r\n")
+        client.lose(clean=False)
+        self.assertTrue(server.aborted)
+        self.assertEqual(world.told(), [repr(ClientGone())])
+
+    def test_cancelling_closes_the_server(self):
+        world, _, server = self.talk()
+        world.results[0].cancel()
+        self.assertTrue(server.aborted)
+        self.assertIsInstance(world.errors[0], CancelledError)
+
+    def test_truncated_answer_says_nothing_to_the_sink(self):
+        world, client, server = self.talk()
+        server.give(STREAM + b"4\r\nab")
+        client.took()
+        world.handler = None
+        server.lose()
+        self.assertIsInstance(world.errors[0], UpstreamTruncated)
+        self.assertEqual(client.took(), b"")
+        self.assertTrue(client.aborted)
+
+    def test_length_that_is_not_reached_is_a_truncation(self):
+        world, _, server = self.talk()
+        server.give(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+        server.lose()
+        self.assertIsInstance(world.errors[0], UpstreamTruncated)
+
+    def test_broken_chunk_is_a_truncation(self):
+        world, _, server = self.talk()
+        server.give(STREAM)
+        server.give(b"xyz\r\n")
+        self.assertIsInstance(world.errors[0], UpstreamTruncated)
+        self.assertTrue(server.aborted)
+
+    def test_reset_until_close_answer_is_a_truncation(self):
+        world, _, server = self.talk()
+        server.give(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        server.lose(clean=False)
+        self.assertIsInstance(world.errors[0], UpstreamTruncated)
+
+    def test_silent_server_is_unreachable(self):
+        world, client, server = self.talk()
+        server.lose()
+        self.assertEqual(world.told(), [repr(UpstreamUnreachable("owl", "connection closed", sent=True))])
+        self.assertEqual(client.took(), b"")
+
+    def test_answer_that_is_not_http_is_bad(self):
+        world, client, server = self.talk()
+        server.give(b"SSH-2.0-x\r\n")
+        self.assertIsInstance(world.errors[0], BadUpstream)
+        self.assertEqual(client.took(), b"")
+
+    def test_endless_head_is_bad(self):
+        world, _, server = self.talk()
+        server.give(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20000)
+        self.assertIsInstance(world.errors[0], BadUpstream)
+
+    def test_no_answer_in_time_is_unreachable(self):
+        world, _, server = self.talk(timeouts=NoLimits(response_header=60.0))
+        world.clock.advance(59)
+        self.assertEqual(world.errors, [])
+        world.clock.advance(1)
+        self.assertEqual(world.told(), [repr(UpstreamUnreachable("owl", "no answer within 60 s", sent=True))])
+        self.assertTrue(server.aborted)
+
+    def test_answer_in_time_stops_the_clock(self):
+        world, _, server = self.talk(timeouts=NoLimits(response_header=60.0))
+        server.give(STREAM)
+        world.clock.advance(3600)
+        self.assertEqual(world.errors, [])
+
+    def test_idle_connection_that_died_is_replaced_once(self):
+        world, client, first = self.talk()
+        first.give(KEPT)
+        client.took()
+        client.give(POST)
+        self.assertTrue(first.took().endswith(b"hello"))
+        first.lose()
+        second = world.server()
+        self.assertTrue(second.took().endswith(b"\r\n\r\nhello"))
+        second.lose()
+        self.assertEqual([type(error) for error in world.errors], [UpstreamUnreachable])
+
+    def test_headers_back_cross_by_the_given_rule(self):
+        _, client, server = self.talk(cross_back=lambda status, headers: [(b"X-Only", b"%d" % status)])
+        server.give(OK)
+        head = client.took()
+        self.assertIn(b"\r\nX-Only: 200\r\n", head)
+
+    def test_upgrade_becomes_a_tunnel(self):
+        """http T104"""
+        world, client, server = self.talk(
+            b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        self.assertIn(b"Upgrade: websocket", server.took())
+        switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        server.give(switch + b"\x81\x00")
+        self.assertEqual(client.took(), switch + b"\x81\x00")
+        client.give(b"\x82\x01")
+        self.assertEqual(server.took(), b"\x82\x01")
+        self.give_back(server, b"\x83")
+        self.assertEqual(client.took(), b"\x83")
+        server.fill()
+        self.assertTrue(client.paused)
+        server.drain()
+        self.assertFalse(client.paused)
+        client.lose()
+        self.assertTrue(server.closing)
+        self.assertEqual(world.outcomes, [Outcome(101, 3, "tunnel")])
+
+    def give_back(self, server, data):
+        server.protocol.dataReceived(data)
+
+    def test_server_ending_a_tunnel_closes_the_client(self):
+        world, client, server = self.talk(
+            b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        server.give(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        server.protocol.dataReceived(b"bye")
+        server.protocol.connectionLost()
+        self.assertTrue(client.took().endswith(b"bye"))
+        self.assertTrue(client.closing)
+        self.assertEqual(world.outcomes, [Outcome(101, 3, "tunnel")])
+
+    def test_upgrade_to_another_protocol_is_bad(self):
+        world, _, server = self.talk(
+            b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        server.give(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        self.assertIsInstance(world.errors[0], BadUpstream)
+        self.assertTrue(server.aborted)
+
+    def test_unasked_upgrade_is_bad(self):
+        world, _, server = self.talk()
+        server.give(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        self.assertIsInstance(world.errors[0], BadUpstream)
+
+    def test_refused_upgrade_is_a_plain_answer(self):
+        _, client, server = self.talk(
+            b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
+        server.give(OK)
+        self.assertTrue(client.took().endswith(b"ok"))
+
+    def test_own_answer_without_framing_is_framed(self):
+        world = self.world()
+
+        def answer(exchange):
+            from twisted.internet.defer import succeed
+
+            exchange.sink.head(200, b"", [(b"Content-Type", b"text/plain")], raw=False, data=b"one")
+            exchange.sink.write(b"three")
+            exchange.sink.finish()
+            return succeed(None)
+
+        world.handler = answer
+        client = world.client()
+        client.give(POST)
+        sent = client.took()
+        self.assertTrue(sent.startswith(b"HTTP/1.1 200 OK\r\n"))
+        self.assertIn(b"\r\nDate: ", sent)
+        self.assertTrue(sent.endswith(b"\r\n\r\n3\r\none\r\n5\r\nthree\r\n0\r\n\r\n"))
+
+    def test_answered_exchange_gets_the_body_without_its_framing(self):
+        """http T107"""
+        world = self.world(answered=True)
+
+        def load(exchange):
+            exchange.sink.head(200, b"", [(b"Content-Type", b"text/event-stream")], raw=False, data=b"wait")
+            return world.carry(exchange)
+
+        world.handler = load
+        client = world.client()
+        client.give(POST)
+        server = world.server()
+        client.took()
+        server.give(STREAM + b"3;x\r\nabc\r\n")
+        self.assertEqual(client.took(), b"3\r\nabc\r\n")
+        server.give(b"0\r\n\r\n")
+        self.assertEqual(client.took(), b"0\r\n\r\n")
+        self.assertEqual(world.notes.over, 1)
+
+
+class FrontDoorBehaviour(_Behaviour, SynchronousTestCase):
+    """Through the listening protocol."""
+
+    door = "front"
+
+
+class KleinDoorBehaviour(_Behaviour, SynchronousTestCase):
+    """Through a twisted.web request."""
+
+    door = "klein"
