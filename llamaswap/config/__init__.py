@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from llamaswap.config.build import Facts, Loaded, load
+from llamaswap.config.diff import Plan, diff
+from llamaswap.config.documents import Source
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import (
     Capabilities,
@@ -20,6 +23,7 @@ from llamaswap.config.schema import (
     Selector,
     Store,
     Timeouts,
+    json_schema,
 )
 
 __all__ = [
@@ -27,17 +31,24 @@ __all__ = [
     "Compat",
     "Config",
     "Endpoint",
+    "Facts",
     "Fifo",
     "Filters",
     "Group",
+    "Loaded",
     "Matrix",
     "Model",
     "Peer",
     "Performance",
+    "Plan",
     "Profile",
     "Routing",
     "Secret",
     "Selector",
+    "Source",
     "Store",
     "Timeouts",
+    "diff",
+    "json_schema",
+    "load",
 ]

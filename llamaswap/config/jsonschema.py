@@ -94,7 +94,9 @@ def _value(kind: keys.Kind, bounds: dict[str, Any], definitions: dict[str, Any])
         words = bounds.pop("items_enum", None)
         item = {"type": ["string", "number"]} if words is None else {"anyOf": [{"enum": list(words)}, ONE_MACRO]}
         listed = {"type": ["array", "null"], "items": item}
-        return {"anyOf": [listed, {"const": "auto"}]} if bounds.pop("auto", False) else listed
+        return {"anyOf": [listed, {"const": "auto"}]} if kind.auto else listed
+    if isinstance(kind, keys.Patterns):
+        return {"type": ["array", "null"], "items": {"type": "string"}}
     if isinstance(kind, keys.TextMap | keys.TextPairs):
         return {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "null"]}}
     if isinstance(kind, keys.IntegerMap):

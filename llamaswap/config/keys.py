@@ -43,10 +43,20 @@ class Duration:
 
 @frozen
 class Texts:
-    """A list of strings; null entries drop out, or are refused where `strict` says a dropped one would do harm."""
+    """A list of strings; null entries drop out.
+
+    `strict`: a null entry is refused, since dropping it would do harm. `auto`: the word auto may stand instead and
+    is read as None.
+    """
 
     secret: bool = False
     strict: bool = False
+    auto: bool = False
+
+
+@frozen
+class Patterns:
+    """A list of RE2 expressions; an empty one leaves the field's default."""
 
 
 @frozen
@@ -94,6 +104,7 @@ class SectionMap:
     record: type[Any]
     named: bool = False
     one: str = "NAME"
+    hint: str = ""
 
 
 Kind = (
@@ -103,6 +114,7 @@ Kind = (
     | Boolean
     | Duration
     | Texts
+    | Patterns
     | TextMap
     | TextPairs
     | IntegerMap

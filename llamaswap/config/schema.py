@@ -20,6 +20,7 @@ from llamaswap.config.keys import (
     Integer,
     IntegerMap,
     Macros,
+    Patterns,
     Seconds,
     Section,
     SectionMap,
@@ -414,7 +415,7 @@ class Peer:
         default=None, metadata=key("apiKey", Text(secret=True), "Key sent to the peer as Bearer token and x-api-key.")
     )
     models: tuple[str, ...] = field(
-        default=(), metadata=key("models", Texts(), "Models the peer offers, or auto to ask it.", auto=True)
+        default=(), metadata=key("models", Texts(auto=True), "Models the peer offers, or auto to ask it.")
     )
     filters: Filters = field(
         default=Filters(),
@@ -492,7 +493,7 @@ class Upstream:
         default=tuple(PathPattern.compile(text) for text in DEFAULT_IGNORE_PATHS),
         metadata=key(
             "ignorePaths",
-            Texts(),
+            Patterns(),
             "Regular expressions (RE2) of paths that never load a model; requests for them get 409 instead.",
             default=DEFAULT_IGNORE_PATHS,
         ),
@@ -573,7 +574,15 @@ class Config:
     )
     profiles: Mapping[str, Profile] = field(
         factory=dict,
-        metadata=key("profiles", SectionMap(Profile, one="PROFILE"), "Switchable sets of names for models."),
+        metadata=key(
+            "profiles",
+            SectionMap(
+                Profile,
+                one="PROFILE",
+                hint="write `NAME: {description: ..., pins: {requested-name: model}}`",
+            ),
+            "Switchable sets of names for models.",
+        ),
     )
     selectors: Mapping[str, Selector] = field(
         factory=dict,

@@ -1,0 +1,210 @@
+"""Models: macros put in, ports handed out, values resolved. What stood before PORT is kept, to hand out another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from attrs import evolve, frozen
+
+from llamaswap.config import commands, macros, urls
+from llamaswap.config.decode import Decoder, zeros
+from llamaswap.config.macros import Budget, Expander
+from llamaswap.config.nodes import Node, Scalar, Table, is_null, kind_of
+from llamaswap.config.report import Report
+from llamaswap.config.schema import (
+    DEFAULT_PROXY,
+    MODALITIES,
+    USE_GLOBAL_TTL,
+    WINDOWS_CMD_STOP,
+    Capabilities,
+    Compat,
+    Filters,
+    Model,
+)
+
+COMFYUI = "comfyui_auto"
+COMFYUI_CONCURRENCY = 50  # its page asks for dozens of files at a time
+
+
+@frozen
+class Inherited:
+    """The global values that models take over."""
+
+    global_ttl: int
+    unload_timeout: float
+    send_loading_state: bool
+    health_check_timeout: float
+
+
+@frozen
+class Draft:
+    """A model whose macros are in and whose ${PORT} is not. `tree` is None for a null entry."""
+
+    id: str
+    tree: Table | None
+    macros: Mapping[str, Scalar]
+    known: frozenset[str]
+    wants_port: bool
+
+    def placed(self, port: int | None, budget: Budget, report: Report) -> Draft:
+        """With PORT put in."""
+        if self.tree is None or port is None:
+            return self
+        expander = Expander({"PORT": macros.number(port)}, budget)
+        return evolve(self, tree=_expanded(self.id, self.tree, expander, report))
+
+
+def draft(
+    model_id: str,
+    node: Node,
+    global_macros: macros.Macros,
+    own: macros.Macros,
+    budget: Budget,
+    report: Report,
+    windows: bool,
+) -> Draft | None:
+    """Everything but PORT; None where the entry is no mapping."""
+    path = f"models.{model_id}"
+    if is_null(node):
+        return Draft(model_id, None, own, frozenset(), False)
+    if not isinstance(node, Table):
+        report.error(f"{path} must be a mapping with a `cmd`, not {kind_of(node)}", path, node)
+        return None
+    entries = {name: child for name, child in node.entries.items() if name != "macros"}
+    for name in ("cmd", "cmdStop"):
+        command = entries.get(name)
+        if isinstance(command, Scalar) and command.kind == "str":
+            stripped = commands.strip_comments(command.text)
+            entries[name] = evolve(command, value=stripped, text=stripped)
+    if entries.get("proxy") is None or is_null(entries["proxy"]):
+        entries["proxy"] = evolve(macros.text(DEFAULT_PROXY), place=node.place)
+    if windows and (entries.get("cmdStop") is None or is_null(entries["cmdStop"])):
+        entries["cmdStop"] = evolve(macros.text(WINDOWS_CMD_STOP), place=node.place)
+    effective = macros.effective(model_id, global_macros, own)
+    tree = _expanded(model_id, evolve(node, entries=entries), Expander(effective, budget), report)
+    in_cmd, in_proxy = macros.uses(tree.get("cmd"), "PORT"), macros.uses(tree.get("proxy"), "PORT")
+    if in_proxy and not in_cmd:
+        report.error(
+            f"model {model_id}: proxy uses ${{PORT}} but cmd does not",
+            f"{path}.proxy",
+            tree.get("proxy"),
+            "put ${PORT} into cmd, or set proxy to the address the server listens on",
+        )
+    return Draft(model_id, tree, own, frozenset(effective), in_cmd)
+
+
+def _expanded(model_id: str, tree: Table, expander: Expander, report: Report) -> Table:
+    """Values, and the keys of filters.setParamsByID."""
+    expanded = expander.node(tree)
+    assert isinstance(expanded, Table)
+    filters = expanded.get("filters")
+    by_id = filters.get("setParamsByID") if isinstance(filters, Table) else None
+    if not (isinstance(filters, Table) and isinstance(by_id, Table)):
+        return expanded
+
+    def clash(first: str, second: str, both: str) -> None:
+        path = f"models.{model_id}.filters.setParamsByID"
+        report.error(
+            f"model {model_id}: setParamsByID keys {first!r} and {second!r} have the same value {both!r}", path, by_id
+        )
+
+    keyed = expander.keys(by_id, clash)
+    filters = evolve(filters, entries={**filters.entries, "setParamsByID": keyed})
+    return evolve(expanded, entries={**expanded.entries, "filters": filters})
+
+
+def check_leftovers(drafted: Draft, report: Report) -> None:
+    """No placeholder may be left; ${PID} alone waits in cmdStop."""
+    if drafted.tree is None:
+        return
+    path = f"models.{drafted.id}"
+    for name, child in drafted.tree.entries.items():
+        macros.check_leftovers(child, f"{path}.{name}", report, drafted.known, pid=name == "cmdStop")
+    filters = drafted.tree.get("filters")
+    by_id = filters.get("setParamsByID") if isinstance(filters, Table) else None
+    if isinstance(by_id, Table):
+        for key in by_id.entries:
+            for name in macros.LEFTOVER.findall(key)[:1]:
+                message, where = macros.leftover(name, f"{path}.filters.setParamsByID", drafted.known)
+                report.error(f"{message} (in the setParamsByID key {key!r})", where, by_id.where(key))
+
+
+def model(drafted: Draft, placed: Draft, port: int | None, inherited: Inherited, report: Report) -> Model:
+    """The record of a placed draft, its values resolved; its setParamsByID aliases are added by `build`."""
+    path = f"models.{placed.id}"
+    tree = placed.tree
+    values: dict[str, Any] = zeros(Model) if tree is None else Decoder(report).given(Model, tree, path)
+    at = tree
+    given_ttl = values.get("ttl", USE_GLOBAL_TTL)
+    if given_ttl < USE_GLOBAL_TTL:
+        report.error(f"model {placed.id}: ttl {given_ttl} is less than -1", f"{path}.ttl", at, "0 never unloads")
+    values["ttl"] = inherited.global_ttl if given_ttl == USE_GLOBAL_TTL else given_ttl
+    grace = values.get("unload_timeout", 0.0)
+    if grace < 0:
+        report.error(f"model {placed.id}: unloadTimeout {grace:.0f} is negative", f"{path}.unloadTimeout", at)
+    values["unload_timeout"] = grace or inherited.unload_timeout
+    values.setdefault("send_loading_state", inherited.send_loading_state)
+    values["health_check_timeout"] = inherited.health_check_timeout
+    values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
+    if placed.id == COMFYUI:
+        values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
+        values["compat"] = Compat(ignore_websockets=True)
+    _check_capabilities(placed.id, values.get("capabilities", Capabilities()), at, report)
+    values["filters"] = ready(values.get("filters", Filters()))
+    values["macros"] = {name: macros.value_of(macro) for name, macro in placed.macros.items()}
+    values["endpoint"] = _endpoint(placed.id, values.get("proxy", ""), tree, report)
+    rebuild = None if port is None else partial(_rebuild, drafted, inherited)
+    return Model(id=placed.id, port=port, rebuild=rebuild, **values)
+
+
+def _rebuild(drafted: Draft, inherited: Inherited, port: int) -> Model:
+    report = Report()
+    placed = drafted.placed(port, Budget(), report)
+    made = model(drafted, placed, port, inherited, report)
+    report.settle()
+    others = (key for key in made.filters.set_params_by_id if key != made.id and key not in made.aliases)
+    return evolve(made, aliases=(*made.aliases, *others))
+
+
+def _check_capabilities(model_id: str, given: Capabilities, at: Node | None, report: Report) -> None:
+    path = f"models.{model_id}.capabilities"
+    for name, words in (("in", given.inputs), ("out", given.outputs)):
+        for word in words:
+            if word not in MODALITIES:
+                report.error(
+                    f"model {model_id}: capabilities.{name} has {word!r}, which is none of {', '.join(MODALITIES)}",
+                    f"{path}.{name}",
+                    at,
+                )
+    if given.context < 0:
+        report.error(f"model {model_id}: capabilities.context is negative", f"{path}.context", at)
+
+
+def ready(filters: Filters) -> Filters:
+    """The sanitised views: `model` is never touched, keys ascend."""
+    names = {name.strip() for name in filters.strip_params_text.split(",")} - {"", "model"}
+    return evolve(
+        filters,
+        strip_params=tuple(sorted(names)),
+        set_params=_without_model(filters.set_params),
+        set_params_by_id={name: _without_model(params) for name, params in filters.set_params_by_id.items()},
+    )
+
+
+def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in sorted(params) if name != "model"}
+
+
+def _endpoint(model_id: str, proxy: str, tree: Table | None, report: Report) -> Any:
+    path = f"models.{model_id}.proxy"
+    at = (tree.get("proxy") or tree) if tree is not None else None
+    try:
+        endpoint = urls.parse(proxy)
+    except urls.UrlError as error:
+        report.error(f"model {model_id}: proxy {proxy!r} is no valid URL: {error}", path, at)
+        return None
+    if endpoint is None and proxy:
+        report.warn(f"{path}: {proxy!r} is no http:// or https:// address, so {model_id} cannot start", path, at)
+    return endpoint

@@ -1,0 +1,56 @@
+"""What a new configuration asks of a running service: which models come, go, restart, or merely learn new rules."""
+
+from __future__ import annotations
+
+from attrs import fields, frozen
+
+from llamaswap.config import commands
+from llamaswap.config.schema import Config, Model
+
+NOT_SETTINGS = frozenset({"models", "macros", "groups", "matrix", "_names"})
+"""Fields of Config that say nothing of their own: models are listed one by one, the others are mirrored elsewhere."""
+
+
+@frozen
+class Plan:
+    """Model IDs in ascending order, and the names of Config's changed fields.
+
+    `restarted` models need a new process; `retuned` ones keep theirs and take their new record into use.
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    retuned: tuple[str, ...] = ()
+    settings: frozenset[str] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        return self == Plan()
+
+
+def diff(old: Config, new: Config) -> Plan:
+    """What changes between two configurations; nothing for equal ones."""
+    both = sorted(old.models.keys() & new.models.keys())
+    changed = [name for name in both if old.models[name] != new.models[name]]
+    restarted = tuple(name for name in changed if _process(old.models[name]) != _process(new.models[name]))
+    return Plan(
+        added=tuple(sorted(new.models.keys() - old.models.keys())),
+        removed=tuple(sorted(old.models.keys() - new.models.keys())),
+        restarted=restarted,
+        retuned=tuple(name for name in changed if name not in restarted),
+        settings=frozenset(
+            attribute.name
+            for attribute in fields(Config)
+            if attribute.name not in NOT_SETTINGS and getattr(old, attribute.name) != getattr(new, attribute.name)
+        ),
+    )
+
+
+def _process(model: Model) -> tuple[object, ...]:
+    """What a running process was made of: a command that only reads differently is the same."""
+    try:
+        argv = tuple(commands.split(model.cmd))
+    except commands.EmptyCommand:
+        argv = ()
+    return argv, model.env, model.proxy, model.port

@@ -1,0 +1,55 @@
+"""${env.NAME}: text of the environment put into a file before YAML reads it. The environment is a parameter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+
+from llamaswap.config.nodes import Place
+from llamaswap.config.report import Report, fail
+
+PLACEHOLDER = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
+MOST_TEXT = 32 * 1024 * 1024  # characters; a file that grows beyond is a mistake, and would be held several times
+
+
+def names_in(text: str) -> frozenset[str]:
+    return frozenset(PLACEHOLDER.findall(text))
+
+
+def substitute(text: str, file: str, environ: Mapping[str, str], required: Callable[[str], Collection[str]]) -> str:
+    """Replace every placeholder twice over (a value may hold one itself).
+
+    `required(text)` names the placeholders that count: those outside YAML comments. Others stay as they are.
+    Raises ConfigError for a name that is not set or whose value would break the line.
+    """
+    for _ in range(2):
+        if "${env." not in text:
+            break
+        text = _once(text, file, environ, frozenset(required(text)))
+    return text
+
+
+def _once(text: str, file: str, environ: Mapping[str, str], names: frozenset[str]) -> str:
+    report = Report()
+    values: dict[str, str] = {}
+    for name in sorted(names):
+        value = environ.get(name)
+        at = Place(file, _line_of(text, name))
+        if value is None:
+            report.error(f"environment variable {name} is not set", at=at, hint=f"export {name}, or remove it here")
+        elif any(char in value for char in "\n\r\0"):
+            report.error(
+                f"the value of environment variable {name} contains newlines or null bytes, which would break the file",
+                at=at,
+            )
+        else:
+            values[name] = value.replace("\\", "\\\\").replace('"', '\\"')
+    report.settle()
+    grown = sum(len(values.get(name, "")) for name in PLACEHOLDER.findall(text))
+    if grown > MOST_TEXT:
+        raise fail(f"environment variables make the file longer than {MOST_TEXT} characters", at=Place(file))
+    return PLACEHOLDER.sub(lambda match: values.get(match.group(1), match.group(0)), text)
+
+
+def _line_of(text: str, name: str) -> int:
+    return text.count("\n", 0, max(text.find("${env." + name + "}"), 0)) + 1

@@ -1,0 +1,84 @@
+"""Several files as one document: what may be spread over files, what must stand in one, what conflicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llamaswap.config.nodes import Items, Node, Place, Scalar, Table, is_null, kind_of
+from llamaswap.config.report import fail
+
+# Each child of these belongs to one file: two models of one name are a mistake, even when they are equal.
+IDENTITY = frozenset(
+    {
+        ("models",),
+        ("groups",),
+        ("profiles",),
+        ("selectors",),
+        ("peers",),
+        ("matrix",),
+        ("routing", "router", "settings", "groups"),
+        ("routing", "router", "settings", "matrix"),
+    }
+)
+
+
+def merge(tables: Sequence[Table]) -> Table:
+    """One document of several, earlier ones first. Raises ConfigError naming the key and the later file."""
+    if not tables:
+        return Table({})
+    merged = tables[0]
+    for table in tables[1:]:
+        merged = _tables(merged, table, (), table.place.file or "")
+    return merged
+
+
+def _tables(old: Table, new: Table, path: tuple[str, ...], file: str) -> Table:
+    entries = dict(old.entries)
+    places = dict(old.places)
+    for name, value in new.entries.items():
+        places.setdefault(name, new.where(name))
+        below = (*path, name)
+        entries[name] = _both(entries[name], value, below, file, new) if name in entries else value
+    return _table(entries, places, old, new)
+
+
+def _table(entries: dict[str, Node], places: dict[str, Place], old: Table, new: Table) -> Table:
+    return Table(entries, places, old.place, old.size + new.size, old.anchored or new.anchored)
+
+
+def _both(old: Node, new: Node, path: tuple[str, ...], file: str, parent: Table) -> Node:
+    dotted = ".".join(path)
+    at = parent.where(path[-1])
+    if path in IDENTITY:
+        if not (isinstance(old, Table) and isinstance(new, Table)):
+            raise fail(f"{dotted}: expected a mapping in every file that has this key, also in {file}", dotted, at)
+        for name in new.entries:
+            if name in old.entries:
+                first = old.where(name)
+                raise fail(
+                    f"{dotted}: {name!r} in {file} is already defined in {first.file}",
+                    f"{dotted}.{name}",
+                    new.where(name),
+                    "keep it in one file",
+                )
+        return _table({**old.entries, **new.entries}, {**old.places, **new.places}, old, new)
+    if is_null(old):
+        return new
+    if is_null(new):
+        return old
+    if isinstance(old, Table) and isinstance(new, Table):
+        return _tables(old, new, path, file)
+    if isinstance(old, Items) and isinstance(new, Items):
+        return Items(old.items + new.items, old.place, old.size + new.size, old.anchored or new.anchored)
+    if isinstance(old, Scalar) and isinstance(new, Scalar):
+        if (old.kind, old.text) != (new.kind, new.text):
+            raise fail(
+                f"{dotted} in {file} has a different value than in {old.place.file}",
+                dotted,
+                at,
+                "set it in one file, or equally in both",
+            )
+        return old
+    raise fail(
+        f"{dotted}: incompatible kinds, {kind_of(old)} in {old.place.file} and {kind_of(new)} in {file}", dotted, at
+    )

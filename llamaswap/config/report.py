@@ -1,0 +1,65 @@
+"""Collecting what is wrong, so that one load tells everything a stage found and not only the first of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from difflib import get_close_matches
+
+from attrs import Factory, define
+
+from llamaswap.config.nodes import NOWHERE, Node, Place
+from llamaswap.errors import ConfigError, Problem
+
+MOST_TOLD = 50  # beyond that nobody reads on; a count says the rest
+
+
+@define
+class Report:
+    """Errors and warnings of one load."""
+
+    errors: list[Problem] = Factory(list)
+    warnings: list[Problem] = Factory(list)
+
+    def error(self, message: str, path: str = "", at: Node | Place | None = None, hint: str = "") -> None:
+        self.errors.append(_problem(message, path, at, hint))
+
+    def warn(self, message: str, path: str = "", at: Node | Place | None = None, hint: str = "") -> None:
+        self.warnings.append(_problem(message, path, at, hint))
+
+    def settle(self) -> None:
+        """Raise ConfigError if anything is wrong so far: later stages build on what earlier ones checked."""
+        if not self.errors:
+            return
+        told = self.errors[:MOST_TOLD]
+        if len(self.errors) > MOST_TOLD:
+            told.append(Problem(f"and {len(self.errors) - MOST_TOLD} more problems"))
+        raise ConfigError(told)
+
+    def told_warnings(self) -> tuple[Problem, ...]:
+        if len(self.warnings) <= MOST_TOLD:
+            return tuple(self.warnings)
+        rest = Problem(f"and {len(self.warnings) - MOST_TOLD} more warnings")
+        return (*self.warnings[:MOST_TOLD], rest)
+
+
+def _problem(message: str, path: str, at: Node | Place | None, hint: str) -> Problem:
+    place = NOWHERE if at is None else at if isinstance(at, Place) else at.place
+    return Problem(message, path, place.file, place.line, hint)
+
+
+def fail(message: str, path: str = "", at: Node | Place | None = None, hint: str = "") -> ConfigError:
+    """A ConfigError of one problem, to raise where nothing more can be found out."""
+    return ConfigError([_problem(message, path, at, hint)])
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known word a mistyped one most likely means."""
+    folded = {word.lower().replace("_", "").replace("-", ""): word for word in known}
+    close = get_close_matches(name[:80].lower().replace("_", "").replace("-", ""), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A hint with the nearest known word, "" where none is near."""
+    close = nearest(name, known)
+    return f"did you mean `{close}`?" if close is not None else ""

@@ -1,0 +1,120 @@
+"""What an unquoted YAML scalar means: the dialect of llama-swap's files, which is not PyYAML's.
+
+Words such as yes and on are text, 010 is octal, 1e3 and 08 are floats, 12:30 is text, dates become RFC 3339.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime, timedelta, timezone
+
+NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+SPECIAL_FLOATS = {
+    **{sign + word: value for sign, value in (("", math.inf), ("+", math.inf), ("-", -math.inf))
+       for word in (".inf", ".Inf", ".INF")},
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
+}  # fmt: skip
+INT_LEAST, INT_MOST = -(2**63), 2**64 - 1
+
+_INTEGER = re.compile(r"([-+]?)(?:(0[xX])([0-9a-fA-F]+)|(0[bB])([01]+)|(0[oO]?)([0-7]+)|(0|[1-9][0-9]*))")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_DATE = re.compile(
+    r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})"
+    r"(?:([Tt ])([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})(\.[0-9]+)?(Z|[-+][0-9]{2}:[0-9]{2})?)?"
+)
+
+Value = str | int | float | bool | None
+
+
+def resolve(text: str) -> tuple[str, Value]:
+    """(kind, value) of a plain scalar; kinds are those of `nodes.Scalar`."""
+    if text in NULLS:
+        return "null", None
+    if text in BOOLEANS:
+        return "bool", BOOLEANS[text]
+    if text in SPECIAL_FLOATS:
+        return "float", SPECIAL_FLOATS[text]
+    if text[0] not in "+-.0123456789":
+        return "str", text
+    date = _timestamp(text)
+    if date is not None:
+        return "timestamp", date
+    return _number(text.replace("_", "")) or ("str", text)
+
+
+def _number(text: str) -> tuple[str, Value] | None:
+    match = _INTEGER.fullmatch(text)
+    # Python refuses to read thousands of decimal digits; nothing that long is in range anyway.
+    if match is not None and len(text) < 100:
+        sign, _, hexadecimal, _, binary, _, octal, decimal = match.groups()
+        if hexadecimal:
+            value = int(hexadecimal, 16)
+        elif binary:
+            value = int(binary, 2)
+        elif octal:
+            value = int(octal, 8)
+        else:
+            value = int(decimal)
+        value = -value if sign == "-" else value
+        if INT_LEAST <= value <= INT_MOST:
+            return "int", value
+    if _FLOAT.fullmatch(text):
+        number = float(text)
+        if math.isfinite(number):
+            return "float", number
+    return None
+
+
+def _timestamp(text: str) -> str | None:
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return None
+    year, month, day, separator, hour, minute, second, fraction, zone = match.groups()
+    if separator is not None and (separator == " ") == (zone is not None):
+        return None  # a zone goes with T, and only with it
+    try:
+        moment = datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0))
+        offset = _offset(zone)
+    except ValueError:
+        return None
+    zone_text = "Z" if offset is None else moment.replace(tzinfo=offset).isoformat()[-6:]
+    digits = (fraction or "")[:10].rstrip("0").rstrip(".")
+    return f"{moment.isoformat(timespec='seconds')}{digits}{zone_text}"
+
+
+def _offset(zone: str | None) -> timezone | None:
+    if zone is None or zone == "Z":
+        return None
+    delta = timedelta(hours=int(zone[1:3]), minutes=int(zone[4:6]))
+    return timezone(-delta if zone[0] == "-" else delta)
+
+
+def text_of(value: str | int | float | bool) -> str:
+    """A macro's value inside a longer text: shortest round-trip digits, exponent form from a million up."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")
+    sign = "-" if math.copysign(1.0, value) < 0 else ""
+    mantissa, _, exponent_text = f"{abs(value)!r}".partition("e")
+    whole, _, decimals = mantissa.partition(".")
+    point = len(whole) + int(exponent_text or 0)
+    all_digits = whole + decimals
+    digits = all_digits.lstrip("0")
+    point -= len(all_digits) - len(digits)
+    digits = digits.rstrip("0")
+    if not digits:
+        return sign + "0"
+    exponent = point - 1
+    if exponent < -4 or exponent >= 6:
+        tail = f".{digits[1:]}" if len(digits) > 1 else ""
+        return f"{sign}{digits[0]}{tail}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"
+    if point <= 0:
+        return f"{sign}0.{'0' * -point}{digits}"
+    if len(digits) <= point:
+        return sign + digits + "0" * (point - len(digits))
+    return f"{sign}{digits[:point]}.{digits[point:]}"
