@@ -1,0 +1,326 @@
+"""GPU sources and the choice between them."""
+
+import io
+import json
+import os
+import plistlib
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+from twisted.python.filepath import FilePath
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.amd import Amdgpu, Lact, RocmSmi, lact_reading, parse_rocm
+from llamaswap.observe.apple import AppleGpu
+from llamaswap.observe.commands import run
+from llamaswap.observe.gpus import RETRY, Gpus, Reading
+from llamaswap.observe.nvidia import NvidiaSmi, Nvml, parse_line
+
+MIB = 1024 * 1024
+
+
+class Fake:
+    """A source that does what the test says."""
+
+    def __init__(self, name, *answers):
+        self.name = name
+        self.answers = list(answers)
+        self.closed = 0
+
+    def read(self):
+        answer = self.answers.pop(0) if self.answers else OSError("no more")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self):
+        self.closed += 1
+
+
+ONE = [Reading(0, "gpu")]
+
+
+class TestChoice(SynchronousTestCase):
+    def test_the_first_that_works_is_kept(self):
+        broken, good = Fake("a", OSError("no")), Fake("b", ONE, ONE)
+        gpus = Gpus([broken, good], lambda: 0.0)
+        self.assertEqual([gpus.read(), gpus.read()], [ONE, ONE])
+        self.assertEqual((broken.closed, good.closed), (1, 0))
+
+    def test_a_source_that_dies_is_replaced(self):
+        first, second = Fake("a", ONE, OSError("died"), OSError("still")), Fake("b", ONE)
+        gpus = Gpus([first, second], lambda: 0.0)
+        gpus.read()
+        self.assertEqual(gpus.read(), ONE)
+
+    def test_a_machine_without_gpus_is_asked_seldom(self):
+        now = [0.0]
+        source = Fake("a", [], [], ONE)
+        gpus = Gpus([source], lambda: now[0])
+        self.assertEqual([gpus.read(), gpus.read()], [(), ()])
+        self.assertEqual(len(source.answers), 2)
+        now[0] = RETRY
+        gpus.read()
+        self.assertEqual(len(source.answers), 1)
+
+    def test_resting_closes_what_is_open(self):
+        source = Fake("a", ONE)
+        gpus = Gpus([source], lambda: 0.0)
+        gpus.rest()
+        gpus.read()
+        gpus.rest()
+        self.assertEqual(source.closed, 1)
+
+
+class NvmlError(Exception):
+    pass
+
+
+class FakeNvml:
+    """As much of the binding as is used; device 1 supports little."""
+
+    NVMLError = NvmlError
+    NVML_TEMPERATURE_GPU = 0
+    NVML_FI_DEV_MEMORY_TEMP = 82
+    NVML_SUCCESS = 0
+
+    def __init__(self):
+        self.open = 0
+
+    def nvmlInit(self):
+        self.open += 1
+
+    def nvmlShutdown(self):
+        self.open -= 1
+
+    def nvmlSystemGetDriverVersion(self):
+        return "570.1"
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetName(self, device):
+        return b"NVIDIA H200" if device == 0 else "small"
+
+    def nvmlDeviceGetUUID(self, device):
+        return f"GPU-{device}"
+
+    def nvmlDeviceGetMemoryInfo(self, device):
+        return SimpleNamespace(total=1000 * MIB, used=250 * MIB)
+
+    def _supported(self, device, value):
+        if device:
+            raise NvmlError("not supported")
+        return value
+
+    def nvmlDeviceGetUtilizationRates(self, device):
+        return self._supported(device, SimpleNamespace(gpu=42))
+
+    def nvmlDeviceGetTemperature(self, device, sensor):
+        return self._supported(device, 55)
+
+    def nvmlDeviceGetFieldValues(self, device, fields):
+        return [SimpleNamespace(nvmlReturn=device, value=SimpleNamespace(uiVal=61))]
+
+    def nvmlDeviceGetFanSpeed(self, device):
+        raise NvmlError("no fan")
+
+    def nvmlDeviceGetPowerUsage(self, device):
+        return self._supported(device, 123456)
+
+    def nvmlDeviceGetCudaComputeCapability(self, device):
+        return self._supported(device, (9, 0))
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, device):
+        return self._supported(device, 700000)
+
+    def nvmlDeviceGetPciInfo(self, device):
+        return SimpleNamespace(busId=f"00000000:{device}B:00.0")
+
+
+class TestNvidia(SynchronousTestCase):
+    def test_nvml_tells_what_each_board_supports(self):
+        nvml = FakeNvml()
+        source = Nvml(lambda: nvml)
+        full, little = source.read()
+        self.assertEqual(full, Reading(0, "NVIDIA H200", "GPU-0", 55, 61, 42, 250, 1000, 0, 123.456))
+        self.assertEqual(little, Reading(1, "small", "GPU-1", mem_used_mb=250, mem_total_mb=1000))
+        self.assertEqual(full.mem_util_pct, 25.0)
+        source.read()
+        self.assertEqual(nvml.open, 1)
+        source.close()
+        source.close()
+        self.assertEqual(nvml.open, 0)
+
+    def test_a_missing_binding_is_a_source_that_does_not_work(self):
+        def missing():
+            raise ImportError("pynvml")
+
+        self.assertRaises(ImportError, Nvml(missing).read)
+
+    def test_lines_of_nvidia_smi(self):
+        line = "0, NVIDIA H200, GPU-a, 34, 7, 512, 143771, [N/A], 76.5"
+        self.assertEqual(parse_line(line), Reading(0, "NVIDIA H200", "GPU-a", 34, 0, 7, 512, 143771, 0, 76.5))
+        for line in ("", "0, too, few", "x, a, b, 1, 2, 3, 4, 5, 6"):
+            self.assertIsNone(parse_line(line))
+
+    def test_the_loop_is_started_read_and_ended(self):
+        started = []
+
+        class Process:
+            def __init__(self, lines):
+                self.stdout = io.StringIO(lines)
+                self.code = None
+
+            def poll(self):
+                return self.code
+
+            def kill(self):
+                self.code = -9
+
+            def wait(self, timeout):
+                return self.code
+
+        def start(argv):
+            started.append(argv)
+            return Process("1, b, u1, 1, 2, 3, 4, 5, 6\n0, a, u0, 1, 2, 3, 4, 5, 6\n")
+
+        source = NvidiaSmi(2.5, find=lambda name: "/bin/" + name, start=start)
+        source.read()
+        for thread in [thread for thread in threading.enumerate() if thread.name == "nvidia-smi"]:
+            thread.join(5)
+        self.assertEqual([reading.name for reading in source.read()], ["a", "b"])
+        self.assertEqual((started[0][0], started[0][-2:]), ("/bin/nvidia-smi", ["--loop", "2"]))
+        source._process.code = 1
+        self.assertRaises(OSError, source.read)
+        source.read()
+        self.assertEqual(len(started), 2)
+        source.close()
+        source.close()
+
+    def test_without_the_program_it_does_not_work(self):
+        self.assertRaises(OSError, NvidiaSmi(5, find=lambda name: None).read)
+
+
+ROCM = """WARNING: AMD GPU device(s) is/are in a low-power state
+device,GPU use (%),Device Name,GUID,Temperature (Sensor edge) (C),Temperature (Sensor memory) (C),\
+VRAM Total Memory (B),VRAM Total Used Memory (B),\
+Fan speed (%),Average Graphics Package Power (W),Card Series,GFX Version
+card1,12,0x744c,31,41.0,50.0,25753026560,1048576000,15.5,33.0,Radeon RX 7900,gfx1100
+card2,12,too,few
+system,1,2,3,4,5,6,7,8,9,10,11
+"""
+
+
+class TestAmd(SynchronousTestCase):
+    def test_rocm_columns_are_found_by_name(self):
+        """core V111"""
+        (reading,) = parse_rocm(ROCM)
+        self.assertEqual(reading, Reading(1, "Radeon RX 7900 card1 (gfx1100)", "31", 41, 50, 12, 1000, 24560, 15.5, 33))
+        self.assertEqual(parse_rocm("no table"), [])
+
+    def test_rocm_smi_is_run_when_it_is_there(self):
+        ran = []
+
+        def command(argv, seconds):
+            ran.append(argv)
+            return ROCM
+
+        self.assertEqual(len(RocmSmi(lambda name: "/opt/" + name, command).read()), 1)
+        self.assertEqual(ran[0][0], "/opt/rocm-smi")
+        self.assertRaises(OSError, RocmSmi(lambda name: None, command).read)
+
+    def test_the_driver_s_files(self):
+        root = FilePath(self.mktemp())
+        device = root.child("card1").child("device")
+        monitor = device.child("hwmon").child("hwmon3")
+        monitor.makedirs()
+        root.child("card1-DP-1").makedirs()
+        root.child("card0").child("device").makedirs()
+        for where, name, text in (
+            (device, "mem_info_vram_total", "1048576000"),
+            (device, "mem_info_vram_used", "104857600"),
+            (device, "gpu_busy_percent", "33\n"),
+            (monitor, "temp1_label", "edge"),
+            (monitor, "temp1_input", "45000"),
+            (monitor, "temp3_label", "mem"),
+            (monitor, "temp3_input", "60000"),
+            (monitor, "power1_average", "25000000"),
+            (monitor, "pwm1", "51"),
+        ):
+            where.child(name).setContent(text.encode())
+        (reading,) = Amdgpu(Path(root.path)).read()
+        self.assertEqual(reading, Reading(1, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
+
+    def test_lact_stats(self):
+        stats = {
+            "fan": {"pwm_current": 51},
+            "vram": {"total": 1000 * MIB, "used": 10 * MIB},
+            "power": {"average": None, "current": 30.5},
+            "temps": {"junction": {"current": 48}, "VRAM": {"current": 52}},
+            "busy_percent": 9,
+        }
+        self.assertEqual(
+            lact_reading(2, {"id": "pci-1", "name": "R"}, stats),
+            Reading(2, "R", "pci-1", 48, 52, 9, 10, 1000, 20.0, 30.5),
+        )
+        self.assertIsNone(lact_reading(0, {"id": "x"}, {"vram": {}}))
+
+    def test_the_lact_daemon_is_asked_over_its_socket(self):
+        folder = tempfile.mkdtemp()
+        path = os.path.join(folder, "s")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(1)
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rwb") as stream:
+                for answer in ([{"id": "a", "name": "A"}], {"vram": {"total": MIB}}):
+                    stream.readline()
+                    stream.write(json.dumps({"status": "ok", "data": answer}).encode() + b"\n")
+                    stream.flush()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            (reading,) = Lact([path]).read()
+        finally:
+            thread.join(5)
+            listener.close()
+            os.unlink(path)
+            os.rmdir(folder)
+        self.assertEqual((reading.name, reading.mem_total_mb), ("A", 1))
+        self.assertRaises(OSError, Lact(["/nonexistent"]).read)
+
+    def test_lact_s_usual_places(self):
+        source = Lact.usual({"LACT_DAEMON_SOCKET_PATH": "/x"}, 7)
+        self.assertEqual(source._paths, ("/x", "/run/lactd.sock", "/run/user/7/lactd.sock"))
+
+
+class TestApple(SynchronousTestCase):
+    def test_the_registry_tells_use_and_memory(self):
+        devices = [
+            {
+                "model": b"Apple M3\0",
+                "PerformanceStatistics": {"Device Utilization %": 12, "In use system memory": 5 * MIB},
+            }
+        ]
+        found = plistlib.dumps(devices).decode()
+        source = AppleGpu(lambda name: "/usr/sbin/" + name, lambda argv, seconds: found, lambda: 100 * MIB)
+        self.assertEqual(source.read(), [Reading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)])
+        self.assertEqual(AppleGpu(lambda name: "x", lambda argv, seconds: "").read(), [])
+        self.assertRaises(OSError, AppleGpu(lambda name: None).read)
+
+
+class TestCommands(SynchronousTestCase):
+    def test_every_failure_is_an_os_error(self):
+        self.assertEqual(run(["echo", "x"], 5).strip(), "x")
+        self.assertRaises(OSError, run, ["false"], 5)
+        self.assertRaises(OSError, run, ["/nonexistent"], 5)
