@@ -236,7 +236,7 @@ def resource(serve: Callable[[Exchange], Deferred[None]], clock: Any) -> IResour
 
     from llamaswap.relay.klein_door import exchange_from_request
 
-    class Seam(ReverseProxyResource):  # type: ignore[misc] # untyped
+    class Seam(ReverseProxyResource):
         """A request of the map becomes an exchange; host and port are the lease's business."""
 
         isLeaf = True

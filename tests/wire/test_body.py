@@ -1,0 +1,302 @@
+"""Bodies name their model, and change in one place only."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.wire.body import (
+    EditError,
+    JsonBody,
+    MultipartScan,
+    boundary,
+    form_fields,
+    form_value,
+    parse_path,
+    with_form_value,
+    with_places,
+)
+
+
+def model_of(text: bytes) -> str:
+    body = JsonBody.parse(text)
+    return body.model if body is not None else ""
+
+
+def edited(text: bytes, *edits) -> bytes:
+    body = JsonBody.parse(text)
+    for edit in edits:
+        if len(edit) == 1:
+            body.delete(*edit)
+        else:
+            body.set(*edit)
+    return body.render()
+
+
+class FindingTheModel(SynchronousTestCase):
+    def test_a_string_names_the_model(self):
+        self.assertEqual(model_of(b' {"x": [1, {"model": "no"}], "model" : "alpha"}'), "alpha")
+
+    def test_a_scalar_names_the_model_as_it_is_written(self):
+        """http T047"""
+        self.assertEqual(model_of(b'{"model":42}'), "42")
+        self.assertEqual(model_of(b'{"model":true}'), "true")
+
+    def test_null_an_object_and_an_array_name_no_model(self):
+        for text in (b'{"model":null}', b'{"model":{"a":1}}', b'{"model":["alpha"]}', b'{"model":""}', b"{}"):
+            self.assertEqual(model_of(text), "", text)
+
+    def test_the_first_of_two_members_counts(self):
+        """http T048"""
+        self.assertEqual(model_of(b'{"model":"alpha","model":"org"}'), "alpha")
+
+    def test_what_is_no_object_names_no_model(self):
+        """http T037"""
+        for text in (b"not-json", b'[{"model":"alpha"}]', b"", b'"model"', b'{"model"', b'{"model":', b'{"model":"alp'):
+            self.assertEqual(model_of(text), "", text)
+
+    def test_a_truncated_document_still_names_an_intact_model(self):
+        self.assertEqual(model_of(b'{"model":"alpha","messages":[{"ro'), "alpha")
+        self.assertEqual(model_of(b'{"messages":[],"model":"alpha"'), "alpha")
+
+    def test_trailing_garbage_and_a_byte_order_mark_do_not_hide_the_model(self):
+        self.assertEqual(model_of(b'{"model":"alpha"} trailing {'), "alpha")
+        self.assertEqual(model_of(b'\xef\xbb\xbf{"model":"alpha"}'), "alpha")
+
+    def test_escapes_in_key_and_value_are_understood(self):
+        self.assertEqual(model_of(rb'{"mod\u0065l":"org\/g\u00e4mma"}'), "org/gämma")
+
+    def test_a_lone_surrogate_becomes_something_that_can_be_encoded(self):
+        model_of(rb'{"model":"a\ud800"}').encode()
+
+    def test_a_broken_escape_names_no_model(self):
+        self.assertEqual(model_of(rb'{"model":"\q"}'), "")
+
+    def test_deep_nesting_is_walked_without_recursion(self):
+        deep = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b',"model":"alpha"}'
+        self.assertEqual(model_of(deep), "alpha")
+
+    def test_quotes_and_brackets_inside_strings_are_text(self):
+        self.assertEqual(model_of(rb'{"x":["\"]}{", "\\"],"y":"a\\\\\"}","model":"alpha"}'), "alpha")
+
+    def test_the_stream_flag_is_read_leniently(self):
+        for text, flag in (
+            (b"true", True),
+            (b'"true"', True),
+            (b"1", True),
+            (b"0.5", True),
+            (b"0", False),
+            (b"false", False),
+            (b'"no"', False),
+            (b"null", False),
+            (b"[]", False),
+        ):
+            self.assertIs(JsonBody.parse(b'{"stream":' + text + b"}").streaming, flag, text)
+
+    def test_a_hundred_kilobytes_are_read_in_time_that_does_not_explode(self):
+        """Linear in the number of brackets and strings; a second would be a quadratic walk."""
+        text = b'{"model":"a","x":[' + b'"\\\\\\"",{},' * 30_000 + b"1"
+        began = time.perf_counter()
+        self.assertEqual(model_of(text), "a")
+        self.assertLess(time.perf_counter() - began, 1.0)
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.dictionaries(
+            st.text(max_size=6) | st.just("model"),
+            st.recursive(
+                st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+                lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+                max_leaves=8,
+            ),
+            max_size=5,
+        ),
+        st.sampled_from((None, 1)),
+        st.booleans(),
+    )
+    def test_any_document_is_cut_as_a_parser_would(self, value, indent, ascii_only):
+        text = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            return
+        body = JsonBody.parse(text)
+        expected = value.get("model")
+        if isinstance(expected, str) and ascii_only:
+            expected = expected.encode("utf-8", "replace").decode()
+        if isinstance(expected, str):
+            self.assertEqual(body.model, expected)
+        self.assertIs(body.render(), text)
+        body.set("model", "new")
+        body.delete("absent key")
+        self.assertEqual(json.loads(body.render()), {**value, "model": "new"})
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.binary(max_size=60), st.integers(0, 60))
+    def test_garbage_is_survived(self, noise, cut):
+        text = (b'{"model":"a","x":[{"y":"\\"z"}],' + noise + b"}")[:cut]
+        body = JsonBody.parse(text)
+        if body is not None:
+            self.assertIn(body.model, ("a", ""))
+            self.assertEqual(body._top.render(), text)
+
+
+class EditingJson(SynchronousTestCase):
+    def test_stripped_members_take_their_comma_with_them(self):
+        text = b'{"model":"m", "temperature":0.1, "x":"1", "stream":true}'
+        self.assertEqual(edited(text, ("temperature",), ("stream",)), b'{"model":"m", "x":"1"}')
+
+    def test_an_unchanged_body_is_the_very_same_bytes(self):
+        """http T060"""
+        text = b'{ "model" :"alpha",\n\t"n": 12345678901234567890 , "f":1.0e0 }'
+        self.assertIs(edited(text, ("absent",), ("a.b",)), text)
+
+    def test_only_the_addressed_value_changes(self):
+        text = b'{ "n" : 12345678901234567890 ,"t":\t1 , "z":[ 1,2 ] }'
+        self.assertEqual(edited(text, ("t", 2)), b'{ "n" : 12345678901234567890 ,"t":\t2 , "z":[ 1,2 ] }')
+
+    def test_a_new_key_is_appended(self):
+        self.assertEqual(edited(b'{"a":1}', ("b", "x")), b'{"a":1,"b":"x"}')
+        self.assertEqual(edited(b"{}", ("b", None)), b'{"b":null}')
+
+    def test_a_key_set_twice_stands_there_once(self):
+        self.assertEqual(edited(b"{}", ("b", 1), ("b", 2)), b'{"b":2}')
+        self.assertEqual(edited(b"{}", ("b", 1), ("b",)), b"{}")
+
+    def test_a_dotted_path_makes_the_members_on_its_way(self):
+        """http T059"""
+        self.assertEqual(
+            edited(b'{"model":"m"}', ("chat_template_kwargs.enable_thinking", False)),
+            b'{"model":"m","chat_template_kwargs":{"enable_thinking":false}}',
+        )
+        self.assertEqual(edited(b'{"a":{"b":1}}', ("a.c.d", 2)), b'{"a":{"b":1,"c":{"d":2}}}')
+        self.assertEqual(edited(b'{"a":null}', ("a.b", 2)), b'{"a":{"b":2}}')
+
+    def test_numbers_index_arrays_and_name_members_of_objects(self):
+        self.assertEqual(edited(b'{"a":[1,2]}', ("a.1", 3)), b'{"a":[1,3]}')
+        self.assertEqual(edited(b'{"a":[1,2]}', ("a.0",)), b'{"a":[2]}')
+        self.assertEqual(edited(b'{"a":[1]}', ("a.2", 3)), b'{"a":[1,null,3]}')
+        self.assertEqual(edited(b'{"a":[1]}', ("a.-1", 3)), b'{"a":[1,3]}')
+        self.assertEqual(edited(b'{"a":{"1":0}}', ("a.1", 3)), b'{"a":{"1":3}}')
+        self.assertEqual(edited(b"{}", ("a.1", 3)), b'{"a":[null,3]}')
+
+    def test_a_colon_makes_a_number_a_key_and_a_backslash_a_dot_a_letter(self):
+        self.assertEqual(edited(b"{}", ("a.:1", 3)), b'{"a":{"1":3}}')
+        self.assertEqual(edited(b'{"a.b":1}', (r"a\.b", 2)), b'{"a.b":2}')
+        self.assertEqual(edited(b'{"a.b":1,"a":{"b":1}}', (r"a\.b",)), b'{"a":{"b":1}}')
+
+    def test_wildcards_set_what_matches_and_delete_nothing(self):
+        self.assertEqual(edited(b'{"ab":1,"ac":2,"b":3}', ("a?", 0)), b'{"ab":0,"ac":0,"b":3}')
+        self.assertRaises(EditError, JsonBody.parse(b"{}").delete, "a*")
+
+    def test_a_path_through_a_scalar_is_an_error(self):
+        self.assertRaises(EditError, JsonBody.parse(b'{"a":5}').set, "a.b", 1)
+        self.assertEqual(edited(b'{"a":5}', ("a.b",)), b'{"a":5}')
+
+    def test_an_index_that_would_fill_the_memory_is_an_error(self):
+        self.assertRaises(EditError, JsonBody.parse(b"{}").set, "a.999999999", 1)
+
+    def test_every_duplicate_is_changed_so_that_no_server_reads_the_old_one(self):
+        self.assertEqual(edited(b'{"t":1,"t":2,"x":3}', ("t",)), b'{"x":3}')
+        body = JsonBody.parse(b'{"model":"a","model":"b"}')
+        body.set_model("c")
+        self.assertEqual(body.render(), b'{"model":"c","model":"c"}')
+
+    def test_a_cut_off_document_takes_changes_but_no_additions(self):
+        body = JsonBody.parse(b'{"model":"a", "x":[1,')
+        body.set_model("b")
+        self.assertEqual(body.render(), b'{"model":"b", "x":[1,')
+        self.assertRaises(EditError, body.set, "y", 1)
+
+    def test_a_path_is_taken_apart_at_its_dots(self):
+        steps = parse_path(r"a.:0.1.b\.c")
+        self.assertEqual([step.key for step in steps], ["a", "0", "1", "b.c"])
+        self.assertEqual([step.index for step in steps], [None, None, 1, None])
+
+
+class Forms(SynchronousTestCase):
+    def test_fields_are_decoded(self):
+        self.assertEqual(form_value(b"a=1&model=org%2Fa+b&model=c", "model"), "org/a b")
+        self.assertEqual(form_value(b"", "model"), "")
+        self.assertEqual(form_value(b"mod%65l=x", "model"), "x")
+
+    def test_every_field_of_the_name_is_replaced_and_the_rest_keeps_its_bytes(self):
+        self.assertEqual(
+            with_form_value(b"b=%7e&model=x&a=+&model=", "model", "o/p q"), b"b=%7e&model=o%2Fp+q&a=+&model=o%2Fp+q"
+        )
+        self.assertEqual(with_form_value(b"model&a", "model", "x"), b"model=x&a")
+        self.assertEqual(with_form_value(b"a=1", "model", "x"), b"a=1")
+
+    def test_positions_are_those_of_the_encoded_value(self):
+        (field,) = form_fields(b"a=1&model=x%20y", "model")
+        self.assertEqual((field.value, field.start, field.end), ("x y", 10, 15))
+
+
+MULTIPART = (
+    b'--XX\r\nContent-Disposition: form-data; name="language"\r\n\r\nen\r\n'
+    b'--XX\r\ncontent-disposition: form-data; name="model"\r\nX-Y: z\r\n\r\nwhisper\r\n'
+    b'--XX\r\nContent-Disposition: form-data; name="file"; filename="model"\r\n'
+    b"Content-Type: audio/wav\r\n\r\n\r\n--X\r\n--X-not\r\n\x00\xff\r\n"
+    b"--XX\r\nContent-Disposition: form-data; name=model\r\n\r\n\r\n"
+    b"--XX--\r\nepilogue"
+)
+
+
+class Multipart(SynchronousTestCase):
+    def scanned(self, data: bytes, size: int = 0, kind: bytes = b"multipart/form-data; boundary=XX") -> MultipartScan:
+        scan = MultipartScan.of(kind)
+        for start in range(0, len(data), size or len(data) or 1):
+            scan.feed(data[start : start + (size or len(data))])
+        return scan
+
+    def test_the_model_is_found_however_the_bytes_arrive(self):
+        for size in (0, 1, 2, 3, 7, 64):
+            scan = self.scanned(MULTIPART, size)
+            self.assertEqual([place.value for place in scan.places], ["whisper", ""], size)
+            self.assertTrue(scan.ended)
+            for place in scan.places:
+                self.assertEqual(MULTIPART[place.start : place.end].decode(), place.value)
+
+    def test_the_model_is_known_before_the_file_arrives(self):
+        scan = MultipartScan.of(b'multipart/form-data; charset=x; boundary="XX"')
+        scan.feed(MULTIPART[: MULTIPART.index(b'name="file"')])
+        self.assertEqual(scan.value("model"), "whisper")
+
+    def test_a_files_bytes_are_not_kept(self):
+        scan = self.scanned(MULTIPART[: MULTIPART.index(b"audio/wav") + 13])
+        for _ in range(100):
+            scan.feed(b"x" * 10_000)
+        self.assertLess(len(scan._held), 200)
+
+    def test_replacing_keeps_boundary_headers_and_files(self):
+        scan = self.scanned(MULTIPART)
+        changed = with_places(MULTIPART, scan.places, "model", "whisper-v3")
+        self.assertEqual(
+            changed,
+            MULTIPART.replace(b"\r\n\r\nwhisper\r\n", b"\r\n\r\nwhisper-v3\r\n").replace(
+                b"name=model\r\n\r\n\r\n", b"name=model\r\n\r\nwhisper-v3\r\n"
+            ),
+        )
+
+    def test_no_boundary_and_no_multipart_are_broken(self):
+        """http T051"""
+        self.assertTrue(self.scanned(MULTIPART, kind=b"multipart/form-data").broken)
+        self.assertTrue(self.scanned(b"--XXgarbage\r\n").broken)
+        self.assertEqual(self.scanned(b"nothing of the kind").places, [])
+
+    def test_a_parts_headers_have_a_bound(self):
+        self.assertTrue(self.scanned(b"--XX\r\n" + b"a: b\r\n" * 10_000).broken)
+
+    def test_a_value_beyond_the_bound_is_no_model(self):
+        head = b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
+        scan = self.scanned(head + b"m" * 300_000, 1000)
+        self.assertLess(len(scan._held), 70_000)
+        self.assertIsNone(scan.value("model"))
+
+    def test_boundaries_are_read_from_the_content_type(self):
+        self.assertEqual(boundary(b'multipart/form-data; BOUNDARY="a b\\"c"'), b'a b"c')
+        self.assertIsNone(boundary(b"multipart/form-data; boundary=" + b"x" * 300))

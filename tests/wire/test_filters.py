@@ -1,0 +1,57 @@
+"""Filters apply in their order and never touch the model."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Filters
+from llamaswap.wire.body import JsonBody
+from llamaswap.wire.filters import FilterError, apply
+
+BETA = Filters(
+    strip_params=("stream", "temperature"),
+    set_params={"top_k": 7, "model": "zzz"},
+    set_params_by_id={"beta:hot": {"temperature": 1.5, "top_k": 9}},
+)
+
+
+def filtered(text: bytes, rules: Filters, requested: str = "m", use_model_name: str = "") -> bytes:
+    body = JsonBody.parse(text)
+    apply(body, rules, requested=requested, use_model_name=use_model_name)
+    return body.render()
+
+
+class ApplyingFilters(SynchronousTestCase):
+    def test_rename_strip_and_set(self):
+        """http T056"""
+        self.assertEqual(
+            filtered(b'{"model":"beta","temperature":0.2,"stream":false,"x":1}', BETA, "beta", "beta-up"),
+            b'{"model":"beta-up","x":1,"top_k":7}',
+        )
+
+    def test_the_requested_name_chooses_the_last_word(self):
+        """http T057"""
+        self.assertEqual(
+            filtered(b'{"model":"beta:hot","temperature":0.2}', BETA, "beta:hot", "beta-up"),
+            b'{"model":"beta-up","top_k":9,"temperature":1.5}',
+        )
+
+    def test_without_rules_the_bytes_stay(self):
+        text = b'{ "model":"a" }'
+        self.assertIs(filtered(text, Filters()), text)
+
+    def test_model_is_neither_stripped_nor_set(self):
+        rules = Filters(strip_params=("model",), set_params={"model": "x"}, set_params_by_id={"m": {"model": "y"}})
+        self.assertEqual(filtered(b'{"model":"m"}', rules), b'{"model":"m"}')
+
+    def test_whole_floats_are_sent_as_integers(self):
+        rules = Filters(set_params={"a": 2.0, "b": [1.0, {"c": 0.5}]})
+        self.assertEqual(filtered(b"{}", rules), b'{"a":2,"b":[1,{"c":0.5}]}')
+
+    def test_failures_name_the_parameter(self):
+        for rules, word in (
+            (Filters(strip_params=("a*",)), "error stripping parameter a* from request"),
+            (Filters(set_params={"model2.x": 1}), "error setting parameter model2.x in request"),
+        ):
+            error = self.assertRaises(FilterError, filtered, b'{"model2":"s"}', rules)
+            self.assertIn(word, str(error))

@@ -1,0 +1,69 @@
+"""Event streams are cut, and broken ones say so."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.wire.sse import EventSplitter, Tail, error_event
+
+
+class Splitting(SynchronousTestCase):
+    @settings(max_examples=80, deadline=None)
+    @given(st.lists(st.integers(1, 9), max_size=30))
+    def test_events_are_the_same_however_the_bytes_arrive(self, sizes):
+        stream = b"data: 1\n\nevent: x\r\ndata: 2\r\n\r\n\n\ndata: 3\r\rdata: part"
+        splitter, events, rest = EventSplitter(100), [], stream
+        for size in [*sizes, len(stream)]:
+            events += splitter.feed(rest[:size])
+            rest = rest[size:]
+        self.assertEqual(events, [b"data: 1", b"event: x\r\ndata: 2", b"data: 3"])
+        self.assertFalse(splitter.clean)
+
+    def test_an_event_beyond_the_bound_is_passed_over(self):
+        splitter = EventSplitter(20)
+        self.assertEqual(splitter.feed(b"data: " + b"x" * 50), [])
+        for _ in range(100):
+            self.assertEqual(splitter.feed(b"y" * 50), [])
+        self.assertLess(len(splitter._held), 30)
+        self.assertEqual(splitter.feed(b"\n\ndata: 1\n\n"), [b"data: 1"])
+        self.assertEqual(splitter.overlong, 1)
+        self.assertTrue(splitter.clean)
+
+    def test_a_tail_knows_whether_an_event_is_open(self):
+        tail = Tail()
+        self.assertTrue(tail.clean)
+        for piece, clean in ((b"data: 1\n", False), (b"\n", True), (b"data", False), (b": 1\r\n\r\n", True)):
+            tail.feed(piece)
+            self.assertIs(tail.clean, clean, piece)
+
+
+class SayingThatItBroke(SynchronousTestCase):
+    def data(self, event: bytes):
+        (line,) = [line for line in event.splitlines() if line.startswith(b"data: ")]
+        return json.loads(line[6:])
+
+    def test_chat_and_completions_get_an_error_member(self):
+        for path in ("/v1/chat/completions", "/v1/completions", "/completion"):
+            event = error_event(path, 502, "cut short")
+            self.assertTrue(event.startswith(b"data: ") and event.endswith(b"\n\n"))
+            self.assertEqual(self.data(event)["error"]["message"], "cut short")
+            self.assertEqual(self.data(event)["src"], "llama-swap")
+
+    def test_responses_get_their_flat_error_event(self):
+        event = error_event("/v1/responses", 502, "cut short")
+        self.assertTrue(event.startswith(b"event: error\n"))
+        data = self.data(event)
+        self.assertEqual((data["type"], data["message"], data["code"]), ("error", "cut short", "bad_gateway"))
+        self.assertEqual(data["error"]["message"], "cut short")
+
+    def test_messages_get_anthropics_error_event(self):
+        event = error_event("/v1/messages", 502, "cut short")
+        self.assertTrue(event.startswith(b"event: error\n"))
+        self.assertEqual(self.data(event)["error"], {"type": "api_error", "message": "cut short"})
+
+    def test_an_open_event_is_ended_first(self):
+        self.assertTrue(error_event("/v1/completions", 502, "x", clean=False).startswith(b"\n\ndata: "))
