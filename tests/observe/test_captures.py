@@ -1,0 +1,127 @@
+"""Captures, what they keep, and what they hold meanwhile."""
+
+import gzip
+import os
+import zlib
+
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.captures import MASKS, Capture, Captures, mask_for, pack, unpack
+from llamaswap.observe.redact import canonical, first, shown
+from llamaswap.observe.tape import Allowance, Tape, Undecodable, decoded
+
+BODIES = st.none() | st.binary(max_size=50)
+
+
+class TestPacking(SynchronousTestCase):
+    @given(BODIES, BODIES, st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
+    def test_what_is_packed_comes_back(self, asked, answered, headers):
+        capture = Capture("/é", headers, asked, headers, answered)
+        self.assertEqual(unpack(pack(capture, zstandard.ZstdCompressor())), capture)
+
+    def test_missing_parts_are_null_and_empty_ones_are_empty(self):
+        self.assertEqual(
+            Capture("/p", {"A": "1"}, b"", None, None).document(7),
+            {
+                "id": 7,
+                "req_path": "/p",
+                "req_headers": {"A": "1"},
+                "req_body": "",
+                "resp_headers": None,
+                "resp_body": None,
+            },
+        )
+        self.assertEqual(Capture("/p", None, b"a?", None, b"\xff").document(1)["req_body"], "YT8=")
+
+
+class TestShelf(SynchronousTestCase):
+    def test_one_larger_than_the_budget_is_not_kept_and_evicts_nobody(self):
+        captures = Captures(1)
+        captures.put(1, b"x")
+        captures.put(2, os.urandom(1024 * 1024 + 1))
+        self.assertEqual((captures.has(1), captures.has(2), captures.used), (True, False, 1))
+        self.assertIsNone(captures.get(2))
+
+    def test_a_smaller_budget_evicts_the_oldest(self):
+        captures = Captures(2)
+        for number in (1, 2, 3):
+            captures.put(number, bytes(600 * 1024))
+        captures.resize(1)
+        self.assertEqual([captures.has(number) for number in (1, 2, 3)], [False, False, True])
+        captures.resize(-3)
+        self.assertEqual((captures.used, captures.enabled), (0, False))
+
+    def test_clearing_forgets_all(self):
+        captures = Captures(1)
+        captures.put(1, b"x")
+        captures.clear()
+        self.assertEqual((captures.has(1), captures.used), (False, 0))
+
+    def test_masks(self):
+        self.assertEqual(
+            {
+                path: "".join("x" if kept else "-" for kept in (m.req_headers, m.req_body, m.resp_headers, m.resp_body))
+                for path, m in MASKS.items()
+            },
+            {
+                "/v1/audio/speech": "xxx-",
+                "/v1/audio/voices": "x-xx",
+                "/v1/audio/transcriptions": "x-xx",
+                "/v1/images/generations": "xxx-",
+                "/v1/images/edits": "x-x-",
+                "/sdapi/v1/txt2img": "xxx-",
+                "/sdapi/v1/img2img": "x-x-",
+            },
+        )
+        self.assertTrue(mask_for("/v1/chat/completions").resp_body)
+
+
+class TestRedaction(SynchronousTestCase):
+    def test_secrets_in_any_case_are_replaced_and_first_values_win(self):
+        names = (b"AUTHORIZATION", b"Proxy-authorization", b"cookie", b"Set-Cookie", b"x-API-key")
+        self.assertEqual(set(shown((name, b"secret") for name in names).values()), {"[REDACTED]"})
+        self.assertEqual(shown([(b"a-b", b"1"), (b"A-B", b"2")]), {"A-B": "1"})
+
+    def test_names_are_canonical(self):
+        self.assertEqual(canonical(b"x-REQUEST-id"), "X-Request-Id")
+        self.assertEqual((first([(b"A", b"1"), (b"a", b"2")], b"a"), first([], b"a")), (b"1", b""))
+
+
+class TestTape(SynchronousTestCase):
+    @given(st.lists(st.binary(max_size=40), max_size=30), st.integers(2, 60))
+    def test_small_bodies_are_whole_and_large_ones_keep_their_ends(self, parts, bound):
+        tape = Tape(bound)
+        for part in parts:
+            tape.add(part)
+        whole = b"".join(parts)
+        self.assertEqual(tape.size, len(whole))
+        self.assertLessEqual(len(tape.content()), 2 * bound)
+        if len(whole) <= bound:
+            self.assertEqual((tape.content(), tape.complete), (whole, True))
+        else:
+            self.assertFalse(tape.complete)
+            self.assertTrue(whole.startswith(tape.content()[: bound // 2]))
+            self.assertTrue(whole.endswith(tape.content()[-(bound // 2) :]))
+
+    def test_an_allowance_never_gives_more_than_it_has(self):
+        allowance = Allowance(10)
+        self.assertEqual([allowance.take(6), allowance.take(5), allowance.take(4)], [True, False, True])
+        allowance.give_back(6)
+        self.assertEqual(allowance.used, 4)
+
+    def test_encodings(self):
+        raw = zlib.compressobj(wbits=-15)
+        deflated = raw.compress(b"text") + raw.flush()
+        self.assertEqual(decoded(gzip.compress(b"a") + gzip.compress(b"b"), "gzip"), b"ab")
+        self.assertEqual(decoded(deflated, "deflate"), b"text")
+        self.assertEqual(decoded(zlib.compress(b"text"), " Deflate "), b"text")
+        self.assertEqual(decoded(b"as is", "br"), b"as is")
+        self.assertEqual(decoded(b"", "gzip"), b"")
+
+    def test_broken_short_and_exploding_bodies_are_refused(self):
+        for body in (b"junk", gzip.compress(b"a" * 100)[:-9], gzip.compress(bytes(65 * 1024 * 1024), 1)):
+            self.assertRaises(Undecodable, decoded, body, "gzip")
+        self.assertRaises(Undecodable, decoded, b"\xff\xff", "deflate")
