@@ -103,10 +103,10 @@ class Activity:
                 log.warn("activity rows are dropped: the store is slower than the requests")
             self.dropped += 1
             return
-        size = len(job.answer.body)
+        size = job.size
         if self._backlog_bodies + size > BACKLOG_BODIES:
             self._allowance.give_back(job.held)
-            job = evolve(job, answer=evolve(job.answer, body=b"", whole=False), capture=None, held=0)
+            job = Job(evolve(job.answer, body=b"", whole=False), None, 0)
             size = 0
         self._backlog_bodies += size
         self._backlog.append(job)
@@ -116,7 +116,7 @@ class Activity:
     def _write(self) -> None:
         self._timer = None
         batch, self._backlog = self._backlog[:BATCH], self._backlog[BATCH:]
-        self._backlog_bodies = sum(len(job.answer.body) for job in self._backlog)
+        self._backlog_bodies = sum(job.size for job in self._backlog)
         self._writing = True
         written = self._run(lambda: self._file(batch))
         written.addCallbacks(self._announce, self._lost)
@@ -133,10 +133,10 @@ class Activity:
         ]
 
     def _packed(self, job: Job, body: bytes | None) -> bytes | None:
-        if job.capture is None or body is None:
+        # What is far too large for the shelf is not even compressed.
+        if job.parts is None or body is None or job.size > self._allowance.bound:
             return None
-        capture = evolve(job.capture, resp_body=body) if job.keep_body else job.capture
-        return pack(capture, self._compressor)
+        return pack(job.parts.capture(job.answer.status, body), self._compressor)
 
     def _announce(self, filed: list[_Filed]) -> None:
         for item in filed:

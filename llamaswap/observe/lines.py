@@ -97,6 +97,9 @@ TIME_FORMATS: dict[str, Callable[[datetime], str]] = {
 }
 
 
+_FRACTIONS = frozenset({"rfc3339nano", "stampmilli", "stampmicro", "stampnano"})
+
+
 def local_time(seconds: float) -> datetime:
     """Unix seconds in the server's zone."""
     return datetime.fromtimestamp(seconds).astimezone()
@@ -135,7 +138,10 @@ class LogLines:
     def retune(self, level: str, time_format: str) -> None:
         """A reload changed logLevel or logTimeFormat; unknown names mean info and no time."""
         self._rank = LEVELS.get(level.strip().lower(), 20)
-        self._format = TIME_FORMATS.get(time_format.strip().lower())
+        name = time_format.strip().lower()
+        self._format = TIME_FORMATS.get(name)
+        self._fraction = name in _FRACTIONS
+        self._stamped: tuple[int, str] | None = None
 
     def wants(self, level: str) -> bool:
         """Whether a line of this level would be written: ask before formatting an expensive one."""
@@ -161,9 +167,22 @@ class LogLines:
         self._emit(rank, message.rstrip("\n"), event.get("log_time") or self._wall())
 
     def _emit(self, rank: int, message: str, at: float) -> None:
-        stamp = f"{self._format(self._local(at))} " if self._format is not None else ""
+        stamp = self._stamp(at) if self._format is not None else ""
         data = f"{stamp}{self._prefix}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace")
         if self._from_thread is not None and threading.get_ident() != self._home:
             self._from_thread(self._write, data)
         else:
             self._write(data)
+
+    def _stamp(self, at: float) -> str:
+        """The time before a line; lines of one second share it, unless its fraction shows."""
+        if self._format is None:
+            return ""
+        if self._fraction:
+            return f"{self._format(self._local(at))} "
+        second = int(at)
+        # One tuple, replaced whole: lines may come from other threads.
+        known = self._stamped
+        if known is None or known[0] != second:
+            known = self._stamped = (second, f"{self._format(self._local(at))} ")
+        return known[1]

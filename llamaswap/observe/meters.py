@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from attrs import Factory, define
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 from llamaswap.bus import Bus, StateChanged, SwapBegan, SwapEnded
@@ -39,6 +40,25 @@ def error_kind(finished: Finished) -> str | None:
     return "upstream_4xx" if finished.status >= 400 else None
 
 
+@define(eq=False)
+class _ModelMeters:
+    """One model's children at hand: looking each up by its labels costs more than counting."""
+
+    requests: Callable[[str], Counter]
+    bytes: Counter
+    duration: Histogram
+    first: Histogram
+    waited: Histogram
+    _codes: dict[int, Counter] = Factory(dict)
+
+    def code(self, status: int) -> Counter:
+        """The counter of a status."""
+        known = self._codes.get(status)
+        if known is None:
+            known = self._codes[status] = self.requests(str(status))
+        return known
+
+
 class Meters:
     """Every meter. `in_flight` counts requests by model, `machine` gives the machine's families, when asked."""
 
@@ -51,6 +71,7 @@ class Meters:
         self._in_flight = in_flight
         self._machine = machine
         self._reasons: set[str] = set()
+        self._models: dict[str, _ModelMeters] = {}
         registry = self._registry = CollectorRegistry(auto_describe=False)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -87,17 +108,29 @@ class Meters:
         """A request ended."""
         # A name nobody configured comes from a client: it must not become a time series.
         model = "" if isinstance(request.error, UnknownModel) else request.facts.model
-        self._requests.labels(model, str(request.status)).inc()
+        meters = self._models.get(model)
+        if meters is None:
+            meters = self._models[model] = self._of_model(model)
+        meters.code(request.status).inc()
         kind = error_kind(request)
         if kind is not None:
             self._errors.labels(model, kind).inc()
         if request.sent:
-            self._bytes.labels(model).inc(request.sent)
-        self._duration.labels(model).observe(request.duration)
+            meters.bytes.inc(request.sent)
+        meters.duration.observe(request.duration)
         if request.first_byte is not None:
-            self._first.labels(model).observe(max(0.0, request.first_byte))
+            meters.first.observe(max(0.0, request.first_byte))
         if request.waited is not None:
-            self._waited.labels(model).observe(request.waited)
+            meters.waited.observe(request.waited)
+
+    def _of_model(self, model: str) -> _ModelMeters:
+        return _ModelMeters(
+            requests=lambda code: self._requests.labels(model, code),
+            bytes=self._bytes.labels(model),
+            duration=self._duration.labels(model),
+            first=self._first.labels(model),
+            waited=self._waited.labels(model),
+        )
 
     def stored(self, row: Row) -> None:
         """A row's tokens are known; unknown counts add nothing."""

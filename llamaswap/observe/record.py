@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from llamaswap.observe.tape import Undecodable, decoded
 from llamaswap.wire.usage import NOTHING, Usage, from_document, from_fragment, from_lines
@@ -19,7 +19,8 @@ from llamaswap.wire.usage import NOTHING, Usage, from_document, from_fragment, f
 MESSAGE_BOUND = 500  # characters of an error message worth a table cell
 
 
-@frozen
+# Answers and rows are made for every request and not frozen: freezing doubles what making one costs.
+@define(eq=False)
 class Answer:
     """What is known of a request when it is over.
 
@@ -45,9 +46,9 @@ class Answer:
     client: str = ""
 
 
-@frozen
+@define
 class Row:
-    """One line of the activity table; `id` is 0 until it is stored, `created` in whole unix seconds."""
+    """One line of the activity table; `id` is 0 until the store sets it, `created` in whole unix seconds."""
 
     created: int
     model: str

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import define, field, frozen
 
-from llamaswap.observe.captures import Capture, Mask, mask_for
+from llamaswap.observe.captures import Capture, mask_for
 from llamaswap.observe.record import Answer
 from llamaswap.observe.redact import first, shown
 from llamaswap.observe.tape import DOCUMENT_BOUND, Allowance, Tape
@@ -27,12 +27,36 @@ CLIENT_CLOSED = 499
 
 @frozen
 class Job:
-    """A finished request: its answer, the other parts of its capture (None: not captured), and bytes to give back."""
+    """A finished request: its answer, what else its capture needs (None: not captured), and bytes to give back."""
 
     answer: Answer
-    capture: Capture | None
-    keep_body: bool
+    parts: Parts | None
     held: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of bodies it keeps alive."""
+        asked = self.parts.facts.body if self.parts is not None else None
+        return len(self.answer.body) + len(asked or b"")
+
+
+@frozen
+class Parts:
+    """A capture's parts as they came; `capture` redacts them, off the reactor's thread."""
+
+    facts: RequestFacts = field(repr=False)
+    resp_headers: Sequence[tuple[bytes, bytes]] = field(repr=False)
+
+    def capture(self, status: int, body: bytes) -> Capture:
+        """The capture, within its path's mask, with this decoded answer (of a failure the answer is left out)."""
+        facts, mask = self.facts, mask_for(self.facts.path)
+        return Capture(
+            req_path=facts.stored_path,
+            req_headers=shown(facts.headers) if mask.req_headers else None,
+            req_body=facts.body if mask.req_body else None,
+            resp_headers=shown(self.resp_headers, without=_ENCODING) if mask.resp_headers else None,
+            resp_body=body if mask.resp_body and status == 200 else None,
+        )
 
 
 @define(eq=False)
@@ -89,7 +113,6 @@ class Recording:
 
     def closed(self, ending: Ending, error: Exception | None) -> None:
         """Hand the job over."""
-        mask = mask_for(self.facts.path)
         reel, self._reel = self._reel, None
         held = 0 if reel is None else len(reel)
         if reel is not None:
@@ -119,8 +142,7 @@ class Recording:
             client=facts.remote_ip,
         )
         captured = self._allowance is not None and not self._lost and bool(self._status)
-        capture = self._capture(mask) if captured else None
-        self._done(Job(answer, capture, captured and mask.resp_body and status == 200, held))
+        self._done(Job(answer, Parts(facts, self._headers) if captured else None, held))
 
     def _wind(self, data: bytes) -> None:
         """Keep the body for its capture; when too much is held by everyone, give this capture up."""
@@ -135,17 +157,6 @@ class Recording:
             self._tape.add(data)
         self._reel = None
         self._lost = True
-
-    def _capture(self, mask: Mask) -> Capture:
-        """The parts that are already there, and are redacted here so that secrets go no further."""
-        facts = self.facts
-        return Capture(
-            req_path=facts.stored_path,
-            req_headers=shown(facts.headers) if mask.req_headers else None,
-            req_body=facts.body if mask.req_body else None,
-            resp_headers=shown(self._headers, without=_ENCODING) if mask.resp_headers else None,
-            resp_body=None,
-        )
 
     @staticmethod
     def _unsent(ending: Ending) -> int:

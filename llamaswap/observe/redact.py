@@ -6,11 +6,13 @@ The only place that decides what of a header leaves this process through a list,
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 SECRET = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key"})
 REDACTED = "[REDACTED]"
 
 
+@lru_cache(maxsize=512)  # a handful of names make nearly all headers
 def canonical(name: bytes) -> str:
     """`content-TYPE` as `Content-Type`."""
     return "-".join(part.capitalize() for part in name.decode("latin-1").split("-"))

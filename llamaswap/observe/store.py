@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from llamaswap.observe.query import Filter, Query
 from llamaswap.observe.record import Row
@@ -215,7 +215,7 @@ class Store:
         return self._connection
 
     def insert(self, rows: Iterable[Row]) -> list[Row]:
-        """Store rows in one transaction; returned with their ids, in the same order."""
+        """Store rows in one transaction and set their ids; returned in the same order."""
         connection = self._open()
         stored: list[Row] = []
         connection.execute("BEGIN IMMEDIATE")
@@ -226,7 +226,8 @@ class Store:
                     connection.execute(
                         "INSERT OR REPLACE INTO request_origin VALUES (?, ?, ?)", (number, row.session, row.client)
                     )
-                stored.append(evolve(row, id=number))
+                row.id = number
+                stored.append(row)
             if stored and self._path is None:
                 last = stored[-1].id - self._keep
                 connection.execute("DELETE FROM activity WHERE id <= ?", (last,))

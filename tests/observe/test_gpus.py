@@ -1,11 +1,7 @@
 """GPU sources and the choice between them."""
 
 import io
-import json
-import os
 import plistlib
-import socket
-import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +11,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.amd import Amdgpu, Lact, RocmSmi, lact_reading, parse_rocm
 from llamaswap.observe.apple import AppleGpu
-from llamaswap.observe.commands import run
 from llamaswap.observe.gpus import RETRY, Gpus, Reading
 from llamaswap.observe.nvidia import NvidiaSmi, Nvml, parse_line
 
@@ -272,33 +267,6 @@ class TestAmd(SynchronousTestCase):
         )
         self.assertIsNone(lact_reading(0, {"id": "x"}, {"vram": {}}))
 
-    def test_the_lact_daemon_is_asked_over_its_socket(self):
-        folder = tempfile.mkdtemp()
-        path = os.path.join(folder, "s")
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path)
-        listener.listen(1)
-
-        def serve():
-            connection, _ = listener.accept()
-            with connection, connection.makefile("rwb") as stream:
-                for answer in ([{"id": "a", "name": "A"}], {"vram": {"total": MIB}}):
-                    stream.readline()
-                    stream.write(json.dumps({"status": "ok", "data": answer}).encode() + b"\n")
-                    stream.flush()
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            (reading,) = Lact([path]).read()
-        finally:
-            thread.join(5)
-            listener.close()
-            os.unlink(path)
-            os.rmdir(folder)
-        self.assertEqual((reading.name, reading.mem_total_mb), ("A", 1))
-        self.assertRaises(OSError, Lact(["/nonexistent"]).read)
-
     def test_lact_s_usual_places(self):
         source = Lact.usual({"LACT_DAEMON_SOCKET_PATH": "/x"}, 7)
         self.assertEqual(source._paths, ("/x", "/run/lactd.sock", "/run/user/7/lactd.sock"))
@@ -317,10 +285,3 @@ class TestApple(SynchronousTestCase):
         self.assertEqual(source.read(), [Reading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)])
         self.assertEqual(AppleGpu(lambda name: "x", lambda argv, seconds: "").read(), [])
         self.assertRaises(OSError, AppleGpu(lambda name: None).read)
-
-
-class TestCommands(SynchronousTestCase):
-    def test_every_failure_is_an_os_error(self):
-        self.assertEqual(run(["echo", "x"], 5).strip(), "x")
-        self.assertRaises(OSError, run, ["false"], 5)
-        self.assertRaises(OSError, run, ["/nonexistent"], 5)
