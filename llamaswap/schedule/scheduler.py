@@ -505,13 +505,14 @@ class Scheduler:
             return _Wait((), holders) if holders else _GO
         if server.phase is Phase.LOADING:
             return _Wait((), holders) if holders else _Join(server.generation)
-        evict = self.rules.evict(model, self._running(model))
+        running = self._running(model)
+        evict = self.rules.evict(model, running)
         kept = [victim for victim in evict if victim in self.rules.pinned and not self._leaving(victim)]
         if kept:
             return _Never(NotReady(model, f"{model} cannot be loaded: {', '.join(kept)} is kept loaded"))
         gone = frozenset(evict)
         behind = [*holders]
-        behind += [claim.model for claim in others if claim.model in gone or not gone.isdisjoint(claim.evict)]
+        behind += [claim.model for claim in others if self._intrudes(model, gone, running, claim)]
         behind += [victim for victim in evict if self._servers[victim].serving]
         abandon = []
         for swap in self._swaps.values():
@@ -523,6 +524,13 @@ class Scheduler:
         if behind:
             return _Wait(evict, tuple(dict.fromkeys(behind)))
         return _Start(evict, tuple(abandon))
+
+    def _intrudes(self, model: str, evict: frozenset[str], running: tuple[str, ...], claim: _Claim) -> bool:
+        """Whether loading `model` would take away what a claim needs, or put one more in its way."""
+        if claim.model in evict or not evict.isdisjoint(claim.evict):
+            return True
+        present = sorted({*running, model} - {claim.model})
+        return model in self.rules.evict(claim.model, present)
 
     def _settle(self, now: float) -> None:
         """Go through the queue once and do for each what can be done now; those who wait too long make claims."""
