@@ -64,9 +64,14 @@ class Entry:
     _open: bool = field(default=True, init=False)
 
     def metadata_changed(self) -> None:
-        """Show it."""
-        if self._open:
-            self._registry.changed(self)
+        """Show it. A local grant notes its priority, so that entry also tells that the waiting is over."""
+        if not self._open:
+            return
+        if self.granted is None and "fifo_priority" in self.facts.metadata:
+            self.granted = self._registry.now()
+            if self.phase != "streaming":
+                self.phase, self.queue_position = "prefill", 0
+        self._registry.changed(self)
 
     def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """The client sees an answer's head."""

@@ -131,6 +131,20 @@ class TestInflight(SynchronousTestCase):
         self.assertEqual([entry[key] for key in ("phase", "ttft_ms", "tokens_out", "tps")], ["streaming", 500, 2, 1.0])
         self.assertEqual([event["request"].get("queue_pos") for event in self.heard[:3]], [None, 3, None])
 
+    def test_the_grant_s_priority_ends_the_waiting(self):
+        request = facts(metadata={"selector": "pick"})
+        scope = self.inflight.open(request)
+        scope.metadata_changed()
+        self.assertEqual(self.inflight.snapshot()["requests"][0]["phase"], "queued")
+        self.clock.advance(3)
+        request.metadata["fifo_priority"] = "0"
+        scope.metadata_changed()
+        self.assertEqual(self.inflight.snapshot()["requests"][0]["phase"], "prefill")
+        self.clock.advance(1)
+        scope.closed("complete", None)
+        scope.metadata_changed()
+        self.assertEqual((self.finished[0].waited, self.inflight.count), (3.0, 0))
+
     def test_cancelling_asks_the_request_and_may_be_repeated(self):
         """http T156"""
         asked = []
