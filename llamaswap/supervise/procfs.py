@@ -7,6 +7,7 @@ nothing of models or supervisors.
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 
@@ -200,13 +201,8 @@ def taken(host: str, port: int) -> bool:
     only a bind that also fails with both reuse options counts.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as caller:
-            caller.setblocking(False)  # on loopback the answer is there at once or nobody is
-            if caller.connect_ex((host, port)) == 0:
-                return True
-    except OSError:
-        pass  # no such family here: the bind says more
+    if _answers(family, host, port):
+        return True
     try:
         with socket.socket(family, socket.SOCK_STREAM) as binder:
             binder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -216,6 +212,21 @@ def taken(host: str, port: int) -> bool:
     except OSError:
         return True
     return False
+
+
+def _answers(family: int, host: str, port: int) -> bool:
+    """Whether a connection is accepted. On loopback that is known at once, or the listener's queue is full."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as caller:
+            caller.setblocking(False)
+            caller.connect_ex((host, port))
+            poller = select.poll()
+            poller.register(caller, select.POLLOUT)
+            if poller.poll(5):
+                return caller.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    except OSError:
+        return False  # no such family here: the bind says more
+    return bool(listening(port))
 
 
 def free_port(host: str) -> int:

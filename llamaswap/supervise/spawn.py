@@ -211,7 +211,11 @@ def say_status(status: int) -> str:
         return f"signal {-status}"
 
 
-@define
+def _look(name: str, path: str) -> str | None:
+    return shutil.which(name, path=path)
+
+
+@define(eq=False)
 class Launcher:
     """Starts children for all models. `environ` is the proxy's own environment.
 
@@ -224,6 +228,7 @@ class Launcher:
     token: str
     kernel: Kernel = field(default=procfs)
     watchers: Sequence[Watcher] = ()
+    look: Callable[[str, str], str | None] = _look
     _spare: Child | None = None
     _warming: IDelayedCall | None = None
     _born: int = 0
@@ -231,7 +236,7 @@ class Launcher:
 
     def find(self, name: str) -> str | None:
         """The file a command's first word means: looked up in the proxy's PATH, whatever the model's env says."""
-        return shutil.which(name, path=self.environ.get("PATH", os.defpath))
+        return self.look(name, self.environ.get("PATH", os.defpath))
 
     def launch(
         self, executable: str, argv: Sequence[str], env: Iterable[str], *, model: str = "", port: int | None = None

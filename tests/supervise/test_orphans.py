@@ -1,0 +1,144 @@
+"""The record of children, its sweep, and our side of the keeper."""
+
+import json
+import os
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.supervise.keeper import Book
+from llamaswap.supervise.orphans import REVIVALS, Keeper, Record, read, sweep
+from llamaswap.supervise.spawn import Birth
+from tests.supervise.doubles import KILL, TERM, World
+
+
+class RecordTests(SynchronousTestCase):
+    def setUp(self):
+        self.world = World()
+        self.path = Path(self.mktemp()) / "children.json"
+
+    def left_behind(self, **fields):
+        """A server of an earlier run, with its line in the record."""
+        server = self.world.new(mark="old.1", **fields)
+        self.write([Birth(server.pid, server.start, "old.1", "kiwi", 5800)])
+        return server
+
+    def write(self, births, pid=999999, start=1, boot="boot"):
+        record = Record(self.path, self.world, boot)
+        for birth in births:
+            record.started(birth)
+        document = json.loads(self.path.read_text())
+        self.path.write_text(json.dumps({**document, "pid": pid, "start": start}))
+
+    def sweep(self, boot="boot"):
+        swept = sweep(self.path, self.world.clock, boot=boot, kernel=self.world)
+        for _ in range(500):
+            self.world.clock.advance(0.02)
+        return self.successResultOf(swept)
+
+    def test_children_are_written_and_struck_out(self):
+        record = Record(self.path, self.world, "boot")
+        one, two = Birth(7, 70, "m.1", "kiwi", 5800), Birth(8, 80, "m.2", "plum", None)
+        record.started(one)
+        record.started(two)
+        record.gone(one)
+        self.assertEqual(read(self.path, "boot", self.world), [two])
+        self.assertEqual(self.path.parent.stat().st_mode & 0o777, 0o700)
+        self.assertEqual(os.listdir(self.path.parent), ["children.json"])
+
+    def test_a_failing_disk_does_not_fail_a_start(self):
+        blocked = Path(self.mktemp())
+        blocked.write_text("a file")
+        Record(blocked / "children.json", self.world, "boot").started(Birth(7, 70, "m.1", "kiwi", 5800))
+
+    def test_an_orphan_is_ended_politely_first(self):
+        server = self.left_behind(term_after=0.5)
+        (swept,) = self.sweep()
+        self.assertEqual((swept.birth.model, swept.gone, server.signals), ("kiwi", True, [TERM]))
+
+    def test_an_orphan_that_ignores_term_is_killed(self):
+        server = self.left_behind(term_after=None)
+        self.assertTrue(self.sweep()[0].gone)
+        self.assertEqual(server.signals, [TERM, KILL])
+
+    def test_an_orphan_that_survives_kill_is_reported(self):
+        self.left_behind(term_after=None, kill_after=None)
+        self.assertFalse(self.sweep()[0].gone)
+
+    def test_descendants_of_a_dead_leader_are_found_by_their_mark(self):
+        server = self.left_behind()
+        worker = self.world.orphan(server, term_after=None)
+        server.alive = False
+        self.assertTrue(self.sweep()[0].gone)
+        self.assertFalse(worker.alive)
+
+    def test_a_stranger_with_the_same_number_is_left_alone(self):
+        server = self.left_behind()
+        server.alive = False
+        stranger = self.world.new(pid=server.pid, group=server.pid, start=server.start + 5)
+        member = self.world.orphan(stranger)
+        self.assertEqual(self.sweep(), [])
+        self.assertEqual((stranger.signals, member.signals), ([], []))
+
+    def test_another_run_of_the_kernel_means_nothing_here(self):
+        server = self.left_behind()
+        self.assertEqual(self.sweep(boot="another"), [])
+        self.assertTrue(server.alive)
+
+    def test_children_of_a_proxy_that_lives_are_no_orphans(self):
+        proxy = self.world.new()
+        server = self.world.new(mark="old.1")
+        self.write([Birth(server.pid, server.start, "old.1", "kiwi", 5800)], proxy.pid, proxy.start)
+        self.assertEqual(self.sweep(), [])
+        self.assertTrue(server.alive)
+
+    def test_a_broken_or_missing_record_is_no_orphans(self):
+        self.assertEqual(self.sweep(), [])
+        self.path.parent.mkdir()
+        for text in ("", "{}", "[1]", '{"children": [{}]}', "\x00"):
+            self.path.write_text(text)
+            self.assertEqual(self.sweep(), [])
+
+
+class KeeperTests(SynchronousTestCase):
+    def setUp(self):
+        self.world = World()
+        self.keeper = Keeper(self.world, {})
+
+    def births(self, process):
+        book = Book()
+        book.read(process.written)
+        return book.children
+
+    def test_it_starts_with_the_first_child_and_knows_all_that_live(self):
+        self.assertEqual(self.world.processes, [])
+        one, two = Birth(7, 70, "m.1", "kiwi", 5800), Birth(8, 80, "m.2", "plum", None)
+        self.keeper.started(one)
+        self.keeper.started(two)
+        self.keeper.gone(one)
+        self.assertEqual(len(self.world.processes), 1)
+        self.assertEqual(self.births(self.world.processes[0]), {8: (80, "m.2")})
+
+    def test_a_killed_keeper_is_replaced_and_told_everything_a_bounded_number_of_times(self):
+        self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))
+        for _ in range(REVIVALS + 3):
+            last = self.world.processes[-1]
+            last.die(-9)
+            self.world.clock.advance(0.1)
+        self.assertEqual(len(self.world.processes), REVIVALS + 1)
+        self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1")})
+
+    def test_closing_ends_it_and_it_is_not_replaced(self):
+        self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))
+        self.keeper.close()
+        process = self.world.processes[0]
+        self.assertTrue(process.stdin_closed)
+        process.die(0)
+        self.world.clock.advance(0.1)
+        self.assertEqual(len(self.world.processes), 1)
+
+    def test_lines_may_come_in_pieces(self):
+        book = Book()
+        for piece in (b"+ 7 7", b"0 m.1\n+ 8 80", b" m.2\n- 7\n+ 9"):
+            book.read(piece)
+        self.assertEqual(book.children, {8: (80, "m.2")})

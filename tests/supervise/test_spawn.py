@@ -1,0 +1,114 @@
+"""Children and how they are launched."""
+
+import os
+import signal
+
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.supervise.spawn import SPARE_DELAY, WINDOW, WINDOW_BYTES, Launcher, exit_status, say_status
+from tests.supervise.doubles import KILL, TERM, World, look
+
+
+def make():
+    world = World()
+    return world, Launcher(world, world.clock, {"PATH": "/bin", "A": "1"}, "run", kernel=world, look=look)
+
+
+class LaunchTests(SynchronousTestCase):
+    def test_a_spare_leader_is_used_and_replaced_later(self):
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        spare = world.processes[0]
+        child = launcher.launch("/bin/a", ["a"], [])
+        self.assertEqual(child.pid, spare.pid)
+        self.assertEqual(len(world.processes), 1)
+        world.clock.advance(SPARE_DELAY)
+        self.assertEqual(len(world.processes), 2)
+
+    def test_a_spare_that_died_is_not_used(self):
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        world.processes[0].die(-9)
+        self.assertNotEqual(launcher.launch("/bin/a", ["a"], []).pid, world.processes[0].pid)
+
+    def test_closing_lets_the_spare_go_and_starts_no_other(self):
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        launcher.launch("/bin/a", ["a"], [])
+        launcher.close()
+        self.assertEqual(world.clock.getDelayedCalls(), [])
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        launcher.close()
+        self.assertFalse(world.processes[0].alive)
+
+    def test_every_child_has_a_mark_of_its_own_whatever_the_model_sets(self):
+        world, launcher = make()
+        children = [launcher.launch("/bin/a", ["a"], ["LLAMASWAP_CHILD=x", "B=2", "no-pair"]) for _ in range(2)]
+        first, second = world.commands()
+        self.assertEqual([one.environ["LLAMASWAP_CHILD"] for one in (first, second)], ["run.1", "run.2"])
+        self.assertEqual([child.mark for child in children], ["run.1", "run.2"])
+        self.assertEqual((first.environ["A"], first.environ["B"]), ("1", "2"))
+        self.assertNotIn("no-pair", first.environ)
+
+    def test_words_keep_their_bytes(self):
+        world, launcher = make()
+        word = os.fsdecode(b"\xff\xfe caf\xc3\xa9")
+        launcher.launch("/bin/a", ["a", word, ""], [])
+        payload = world.processes[0].written
+        self.assertIn(b"\xff\xfe caf\xc3\xa9\0\0", payload)
+
+
+class ChildTests(SynchronousTestCase):
+    def test_a_flood_is_read_no_faster_than_its_allowance(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        got = []
+        child.attend(got.append)
+        process = world.commands()[0]
+        while not process.paused:
+            process.say(b"x" * 8192)
+        self.assertLessEqual(sum(map(len, got)), WINDOW_BYTES + 8192)
+        world.clock.advance(WINDOW)
+        self.assertFalse(process.paused)
+
+    def test_the_end_of_a_flooding_child_is_heard(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        exits = []
+        child.attend(lambda data: None, exits.append)
+        process = world.commands()[0]
+        while not process.paused:
+            process.say(b"x" * 65536)
+        process.die(3)
+        self.assertFalse(process.paused)
+        launcher.close()
+        world.clock.advance(1)
+        self.assertEqual((exits, world.clock.getDelayedCalls()), ([3], []))
+
+    def test_a_leader_that_leads_no_group_yet_is_signalled_alone(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        world.commands()[0].group = 1
+        child.signal(TERM)
+        self.assertEqual(world.commands()[0].signals, [TERM])
+
+    def test_a_reaped_leader_is_never_signalled(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        world.commands()[0].die(0)
+        world.commands()[0].alive = True  # the number belongs to somebody else now
+        child.signal(KILL)
+        self.assertEqual(world.commands()[0].signals, [])
+
+    def test_exit_statuses_in_numbers_and_words(self):
+        self.assertEqual(exit_status(Failure(ProcessDone(0))), 0)
+        self.assertEqual(exit_status(Failure(ProcessTerminated(7, None, 0))), 7)
+        self.assertEqual(exit_status(Failure(ProcessTerminated(None, signal.SIGSEGV, 0))), -11)
+        self.assertEqual([say_status(one) for one in (7, -9, -200)], ["exit status 7", "signal SIGKILL", "signal 200"])
