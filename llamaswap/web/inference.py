@@ -236,7 +236,7 @@ class Inference:
                 if requested != found[1]:
                     naming.rename(found[1])
             job.body = await body_of(naming, exchange.body)
-            if job.facts is not None and isinstance(job.body, BytesBody):
+            if job.facts is not None and naming.scan is None and isinstance(job.body, BytesBody):
                 job.facts.body = job.body.data
             path, mark, _ = target.partition(b"?")
             job.head = evolve(head, target=path + (b"?" if mark else b"") + naming.query)

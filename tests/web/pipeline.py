@@ -1,0 +1,412 @@
+"""Doubles for the pipeline's tests: a router, a relay and a client that are played by hand."""
+
+from __future__ import annotations
+
+import json
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from llamaswap.config import Compat, Config, Endpoint, Filters, Model, Peer, Profile, Secret, Selector
+from llamaswap.errors import BodyTooLarge, ClientGone
+from llamaswap.relay.bodies import BytesBody
+from llamaswap.relay.exchange import Exchange, RequestHead, ResponseSink
+from llamaswap.web.dispatch import Dispatcher
+from llamaswap.web.errors import render, unauthorized
+from llamaswap.web.inference import Inference
+from llamaswap.web.passthrough import Passthrough
+
+JSON = (b"Content-Type", b"application/json")
+
+
+def model(id: str, **more) -> Model:
+    return Model(id=id, endpoint=Endpoint("http", "127.0.0.1", 9000), **more)
+
+
+def config(**more) -> Config:
+    """The baseline of the test vectors."""
+    by_id = {"beta:hot": {"temperature": 1.5, "top_k": 9}}
+    models = [
+        model("alpha", name="Alpha", aliases=("al",), send_loading_state=True),
+        model(
+            "beta",
+            use_model_name="beta-up",
+            aliases=("beta:hot",),
+            filters=Filters(strip_params=("stream", "temperature"), set_params={"top_k": 7}, set_params_by_id=by_id),
+        ),
+        model("org"),
+        model("org/gamma", unlisted=True),
+        model("whisper", use_model_name="whisper-v3"),
+        model("sock", compat=Compat(ignore_websockets=True)),
+        model("42"),
+        *more.pop("models", ()),
+    ]
+    lab = Endpoint("http", "10.0.0.5", 7000, "/base")
+    den = Endpoint("http", "10.0.0.6", 7000)
+    filters = Filters(strip_params=("seed",))
+    return Config(
+        models={each.id: each for each in models},
+        peers={
+            "lab": Peer("lab", api_key=Secret("pk-lab"), models=("delta", "org2/eps"), filters=filters, endpoint=lab),
+            "den": Peer("den", models=("delta", "zeta"), endpoint=den),
+        },
+        selectors={"pick": Selector("pick", strategy="pin", targets=("beta:hot", "lab/delta"))},
+        profiles={"work": Profile(pins={"chat": "alpha", "org": "", "pool/x": "org/gamma"})},
+        **more,
+    )
+
+
+@define(eq=False)
+class FakeLease:
+    endpoint: Endpoint
+    priority: int = 0
+    lost: bool = False
+    released: int = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+@define(eq=False)
+class FakeAcquisition:
+    model: str
+    on_place: object
+    refusal: Exception | None = None
+    ready: bool = True
+    granted: Deferred = field(factory=Deferred)
+    cancelled: bool = False
+    lease: FakeLease | None = None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def grant(self, **more) -> FakeLease:
+        self.lease = FakeLease(Endpoint("http", "127.0.0.1", 9001), **more)
+        self.granted.callback(self.lease)
+        return self.lease
+
+
+@define(eq=False)
+class FakeChoice:
+    target: str
+    released: int = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+@define(eq=False)
+class FakeStatus:
+    endpoint: Endpoint
+
+
+@define(eq=False)
+class FakeRouter:
+    """Grants at once while `auto` is set."""
+
+    config: Config = field(factory=config)
+    profile: str | None = None
+    auto: bool = True
+    ready: bool = True
+    refusal: Exception | None = None
+    no_target: Exception | None = None
+    states: dict = field(factory=dict)
+    asked: list = field(factory=list)
+    choices: list = field(factory=list)
+
+    def choose(self, selector_id):
+        if self.no_target is not None:
+            raise self.no_target
+        self.choices.append(FakeChoice(self.config.selectors[selector_id].targets[0]))
+        return self.choices[-1]
+
+    def request(self, model, *, on_place=None):
+        acquisition = FakeAcquisition(model, on_place, self.refusal, self.ready)
+        self.asked.append(acquisition)
+        if self.auto and self.refusal is None:
+            acquisition.grant()
+        return acquisition
+
+    def state(self, model):
+        return self.states.get(model, "stopped")
+
+    def status(self, model):
+        return FakeStatus(Endpoint("http", "127.0.0.1", 9002))
+
+
+@define(eq=False)
+class Carriage:
+    exchange: Exchange
+    upstream: object
+    head: RequestHead
+    body: object
+    observer: object
+    answered: bool
+    cross_back: object
+    result: Deferred = None
+    stopped: bool = False
+
+    @property
+    def sent(self) -> bytes:
+        """The request body as the server gets it."""
+        found = []
+        self.body.hold(1 << 30).addCallback(found.append)
+        return found[0]
+
+    def header(self, name: bytes):
+        return self.head.first(name)
+
+    def begin(self, *data: bytes, status: int = 200, kind: bytes = b"application/json", raw: bool = True, headers=()):
+        """The server's head and some data arrive."""
+        headers = self.cross_back(status, [(b"Content-Type", kind), *headers])
+        if raw:
+            headers.append((b"Transfer-Encoding", b"chunked"))
+        self.observer.head(status, headers)
+        if not self.answered:
+            self.exchange.sink.head(status, b"", headers, raw=raw)
+        for piece in data:
+            self.more(piece, raw=raw and not self.answered)
+
+    def more(self, piece: bytes, raw: bool = True):
+        self.observer.data(piece)
+        self.exchange.sink.write(b"%x\r\n%b\r\n" % (len(piece), piece) if raw else piece)
+
+    def end(self):
+        self.exchange.sink.finish()
+        self.observer.ended()
+        self.result.callback(None)
+
+
+@define(eq=False, slots=False)
+class FakeRelay:
+    carried: list = field(factory=list)
+
+    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, cross_back=None):
+        carriage = Carriage(exchange, upstream, head, body, observer, answered, cross_back)
+
+        def stop(_):
+            carriage.stopped = True
+
+        carriage.result = Deferred(stop)
+        self.carried.append(carriage)
+
+        def left():
+            if not carriage.result.called:
+                carriage.stopped = True
+                carriage.result.errback(ClientGone())
+
+        exchange.on_gone(left)
+        return carriage.result
+
+
+@define(eq=False)
+class FakeSink:
+    """What the client saw."""
+
+    status: int = 0
+    headers: list = field(factory=list)
+    raw: bool = False
+    body: bytes = b""
+    ending: str = ""
+    producer: object = None
+    started: bool = False
+
+    def interim(self, status, reason, headers):
+        pass
+
+    def head(self, status, reason, headers, *, raw, data=b""):
+        assert not self.started
+        self.started, self.status, self.headers, self.raw, self.body = True, status, headers, raw, data
+
+    def write(self, data):
+        assert self.started and not self.ending
+        self.body += data
+
+    def finish(self):
+        assert not self.ending
+        self.ending = "finished"
+
+    def abort(self):
+        self.ending = self.ending or "aborted"
+
+    def register_producer(self, producer):
+        self.producer = producer
+
+    def unregister_producer(self):
+        self.producer = None
+
+    def upgrade(self, status_line_and_head):
+        raise AssertionError
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    def header(self, name: bytes):
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value
+        return None
+
+
+_check: type[ResponseSink] = FakeSink
+
+
+@define(eq=False)
+class ArrivingBody:
+    """A body that arrives by hand: `feed`, then `end`. It keeps everything."""
+
+    length: int | None = None
+    replayable: bool = True
+    arrived: bytes = b""
+    ended: bool = False
+    consumer: object = None
+    stops: int = 0
+
+    def hold(self, limit):
+        if len(self.arrived) > limit:
+            return fail(BodyTooLarge(limit))
+        return succeed(self.arrived) if self.ended else Deferred()
+
+    def start(self, consumer, *, keep=True):
+        self.consumer = consumer
+        if self.arrived:
+            consumer.body_data(self.arrived)
+        if self.ended:
+            consumer.body_ended()
+        return self
+
+    def feed(self, data):
+        self.arrived += data
+        if self.consumer is not None:
+            self.consumer.body_data(data)
+
+    def end(self):
+        self.ended = True
+        if self.consumer is not None:
+            self.consumer.body_ended()
+
+    def stopProducing(self):
+        self.consumer = None
+        self.stops += 1
+
+    def pauseProducing(self):
+        pass
+
+    def resumeProducing(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@define(eq=False)
+class Witness:
+    """A scope, and the factory of itself."""
+
+    facts: object
+    heads: list = field(factory=list)
+    body: bytes = b""
+    endings: list = field(factory=list)
+    changes: int = 0
+
+    def metadata_changed(self):
+        self.changes += 1
+
+    def head(self, status, headers):
+        self.heads.append((status, list(headers)))
+
+    def data(self, data):
+        self.body += data
+
+    def closed(self, ending, error):
+        self.endings.append((ending, error))
+
+
+@define(eq=False)
+class Witnesses:
+    seen: list = field(factory=list)
+
+    def open(self, facts):
+        self.seen.append(Witness(facts))
+        return self.seen[-1]
+
+
+class Stage:
+    """A pipeline with everything around it played by hand."""
+
+    def __init__(self, **router) -> None:
+        self.clock = Clock()
+        self.clock.advance(100)
+        self.router = FakeRouter(**router)
+        self.relay = FakeRelay()
+        self.witnesses = Witnesses()
+        self.keys: dict[bytes, bytes] = {}
+        self.dispatcher = Dispatcher(
+            self.router,
+            self.relay,
+            render,
+            [self.witnesses],
+            self.clock,
+            lambda: 1_000_000.0,
+            lambda low, high: low,
+            lambda remarks: remarks,
+        )
+        self.inference = Inference(self.router, self.dispatcher, self.gate)
+        self.passthrough = Passthrough(self.router, self.dispatcher, self.gate)
+
+    def gate(self, head):
+        if not self.keys:
+            return None
+        for name, key in self.keys.items():
+            if head.first(name) == key:
+                return name
+        raise unauthorized()
+
+    def ask(self, method: bytes, target: bytes, body=b"", *headers, serve=None) -> Asked:
+        source = BytesBody(body) if isinstance(body, bytes) else body
+        sink = FakeSink()
+        exchange = Exchange(RequestHead(method, target, list(headers)), source, sink, "1.2.3.4", 99.5)
+        serve = serve or self.inference.serve
+        asked = Asked(self, exchange, sink)
+        serve(exchange).addCallback(asked.done.append)
+        return asked
+
+    def post(self, body, path: bytes = b"/v1/chat/completions", *headers) -> Asked:
+        """A JSON request."""
+        if not isinstance(body, bytes):
+            body = json.dumps(body, separators=(",", ":")).encode()
+        return self.ask(b"POST", path, body, JSON, *headers)
+
+    def upstream(self, method: bytes, target: bytes, body=b"", *headers) -> Asked:
+        return self.ask(method, target, body, *headers, serve=self.passthrough.serve_upstream)
+
+    def comfyui(self, method: bytes, target: bytes, body=b"", *headers) -> Asked:
+        return self.ask(method, target, body, *headers, serve=self.passthrough.serve_comfyui)
+
+    @property
+    def carriage(self) -> Carriage:
+        """The one request that was sent to a server."""
+        (carriage,) = self.relay.carried
+        return carriage
+
+    @property
+    def witness(self) -> Witness:
+        """The one request that was recorded."""
+        (witness,) = self.witnesses.seen
+        return witness
+
+
+@define(eq=False)
+class Asked:
+    """A request under way: `sink` is what its client sees, `done` is filled when it was answered."""
+
+    stage: Stage
+    exchange: Exchange
+    sink: FakeSink
+    done: list = field(factory=list)
+
+    def leave(self) -> None:
+        """The client disconnects."""
+        self.exchange.client_left()
