@@ -23,10 +23,15 @@ def split(text: str, *, windows: bool = False) -> list[str]:
     """The arguments of a `cmd` (macros already expanded). Raises EmptyCommand."""
     lines = [_open_ended(line) for line in strip_comments(text).split("\n")]
     joined = "\n".join(lines)
-    arguments = list(_windows(joined) if windows else _posix(joined))
-    if not arguments:
+    found = arguments(joined, windows=windows)
+    if not found:
         raise EmptyCommand
-    return arguments
+    return found
+
+
+def arguments(text: str, *, windows: bool = False) -> list[str]:
+    """The words of a text by the dialect's quoting alone; comments and line ends have been seen to."""
+    return list(_windows(text) if windows else _posix(text))
 
 
 def render_stop(text: str, pid: int, *, windows: bool = False) -> list[str]:

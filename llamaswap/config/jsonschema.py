@@ -57,7 +57,7 @@ def _property(attribute: Attribute[Any], key: Key, definitions: dict[str, Any]) 
     if default is NOTHING:
         default = _default(attribute)
     if default is not NOTHING:
-        described["default"] = default
+        described["default"] = list(default) if isinstance(default, tuple) else default
     return described
 
 

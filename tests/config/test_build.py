@@ -222,7 +222,7 @@ class ModelValues(LoadCase):
 
     def test_aliases_are_unique(self):
         """config T088"""
-        two = 'models: {{ant: {{cmd: a, proxy: "http://h:1", aliases: {}}}, bee: {{cmd: b, proxy: "http://h:2", aliases: {}}}}}'
+        two = "models: {{ant: {{cmd: a, proxy: x, aliases: {}}}, bee: {{cmd: b, proxy: x, aliases: {}}}}}"
         self.err(two.format("[q]", "[q]"), "duplicate alias", "q")
         self.err(two.format("[q, q]", "[]"), "duplicate alias", "q")
         self.assertEqual(self.ok(two.format("[bee]", "[]")).real("bee"), "bee")

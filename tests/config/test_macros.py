@@ -107,7 +107,8 @@ class Macros(LoadCase):
         """config T040"""
         model = self.owl(
             'cmd: "x ${t} ${u} ${w} ${z} ${h} ${o} ${q} ${s} ${b} ${y}", px',
-            'macros: {t: 0.70, u: 2.0, w: 1000000.0, z: 0.00001, h: 0x10, o: 010, q: "010", s: 1_000, b: true, y: yes}\n',
+            'macros: {t: 0.70, u: 2.0, w: 1000000.0, z: 0.00001, h: 0x10, o: 010, q: "010", s: 1_000, '
+            "b: true, y: yes}\n",
         )
         self.assertEqual(model.cmd, "x 0.7 2 1e+06 1e-05 16 8 010 1000 true yes")
 

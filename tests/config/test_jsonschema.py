@@ -1,0 +1,40 @@
+"""The schema for editors, and the files that are shipped."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from llamaswap.config import json_schema
+from llamaswap.config.keys import Section, SectionMap, keys_of
+from llamaswap.config.schema import Config
+from tests.config.loading import LoadCase
+
+SHIPPED = Path(__file__).parents[2] / "config"
+
+
+class Shipped(LoadCase):
+    def test_the_schema_file_is_the_records(self):
+        self.assertEqual(json.loads((SHIPPED / "schema.json").read_text()), json_schema())
+
+    def test_shipped_files_load_without_environment_and_fit_the_schema(self):
+        for name in ("example.yaml", "minimal.yaml"):
+            text = (SHIPPED / name).read_text()
+            self.ok(text)
+            self.assertEqual([str(warning) for warning in self.loaded.warnings], [])
+            jsonschema.validate(yaml.safe_load(text), json_schema())
+
+    def test_the_example_shows_every_key(self):
+        tree = yaml.safe_load((SHIPPED / "example.yaml").read_text())
+
+        def missing(record, node, path):
+            for name, (_, key) in keys_of(record).items():
+                if name not in node:
+                    yield f"{path}{name}"
+                elif isinstance(key.kind, Section) and node[name] is not None:
+                    yield from missing(key.kind.record, node[name], f"{path}{name}.")
+                elif isinstance(key.kind, SectionMap) and node[name] is not None:
+                    yield from missing(key.kind.record, next(iter(node[name].values())), f"{path}{name}.*.")
+
+        self.assertEqual(list(missing(Config, tree, "")), [])
