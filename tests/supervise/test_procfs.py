@@ -42,6 +42,14 @@ class ProcessTests(SynchronousTestCase):
             self.assertIn(port, procfs.ports_of({os.getpid()}))
         self.assertIsNone(procfs.holder(port))
 
+    def test_both_ways_to_ask_for_listeners_agree(self):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            mine = [one for one in procfs._listeners() if one[0] == listener.getsockname()[1]]
+            self.assertEqual(len(mine), 1)
+            self.assertIn(mine[0], procfs._listeners_in_proc())
+
 
 class PortTests(SynchronousTestCase):
     def bound(self, *options):
