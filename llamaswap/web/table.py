@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from llamaswap.web import doors, listing, logs, processes, profiles, ui
+from llamaswap.web import (
+    activity,
+    doors,
+    editing,
+    events,
+    listing,
+    logs,
+    models,
+    openapi,
+    processes,
+    profiles,
+    system,
+    ui,
+)
 from llamaswap.web.routes import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,5 +24,11 @@ ROUTES: tuple[Route, ...] = (
     *processes.ROUTES,
     *logs.ROUTES,
     *profiles.ROUTES,
+    *events.ROUTES,
+    *activity.ROUTES,
+    *system.ROUTES,
+    *models.ROUTES,
+    *editing.ROUTES,
+    *openapi.ROUTES,
     *ui.ROUTES,
 )

@@ -1,26 +1,41 @@
 """A fleet without servers, an admin surface around it, and a client that speaks to it over memory."""
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
+from llamaswap.bus import Bus
 from llamaswap.config import Capabilities, Config, Filters, Model, Peer, Profile, Secret, Selector
+from llamaswap.observe import activity as observed
+from llamaswap.observe.captures import Captures
+from llamaswap.observe.history import History
 from llamaswap.observe.logs import LogBook
-from llamaswap.web import app
+from llamaswap.observe.store import Store
+from llamaswap.schedule.scheduler import Forecast
+from llamaswap.version import Build
+from llamaswap.web import app, table
+from llamaswap.web.activity import Activity
 from llamaswap.web.doors import Doors
+from llamaswap.web.editing import Checked, Editing
+from llamaswap.web.events import Events
 from llamaswap.web.gate import Gate
 from llamaswap.web.listing import Listing
 from llamaswap.web.logs import Logs
+from llamaswap.web.models import Models
+from llamaswap.web.openapi import OpenApi
 from llamaswap.web.processes import Processes
 from llamaswap.web.profiles import Profiles
+from llamaswap.web.reloads import Reloads
 from llamaswap.web.streams import Streams
+from llamaswap.web.system import System
 from llamaswap.web.ui import Ui
 from llamaswap.wire import openai
 
@@ -95,12 +110,15 @@ class FakeFleet:
     work: Deferred | None = None
     told: Vitals = field(factory=Vitals)
     waiting: list = field(factory=list)
+    pinned: frozenset = frozenset()
+    forecast: object = None
+    statuses: dict = field(factory=dict)
 
     def state(self, model):
         return self.states.get(model, "stopped")
 
     def status(self, model):
-        return Status(model, self.state(model))
+        return self.statuses.get(model) or Status(model, self.state(model))
 
     def running(self):
         return [Status(name, state) for name, state in sorted(self.states.items()) if state != "stopped"]
@@ -116,11 +134,88 @@ class FakeFleet:
         self.loaded.append(model)
         return self.work or succeed(None)
 
+    def pin(self, model):
+        self.pinned |= {model}
+
+    def unpin(self, model):
+        self.pinned -= {model}
+
+    def plan(self, model):
+        return self.forecast or Forecast(model, "load", ("beta",), ("org",), "group")
+
     def vitals(self):
         return self.told
 
     def queue(self):
         return self.waiting
+
+
+@define(eq=False)
+class FakeInflight:
+    """A list that the test writes."""
+
+    requests: list = field(factory=list)
+    listeners: list = field(factory=list)
+    cancelled: list = field(factory=list)
+    counts: dict = field(factory=dict)
+
+    def snapshot(self):
+        return {"operation": "snapshot", **({"requests": self.requests} if self.requests else {})}
+
+    def subscribe(self, listener):
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener) if listener in self.listeners else None
+
+    def tell(self, event):
+        for listener in list(self.listeners):
+            listener(event)
+
+    def cancel(self, request):
+        self.cancelled.append(request)
+        return request == "7"
+
+    def by_model(self):
+        return self.counts
+
+
+@define(eq=False)
+class FakeMachine:
+    """Samples that the test writes."""
+
+    enabled: bool = True
+    asked: list = field(factory=list)
+
+    def samples(self, after=None, max_points=None):
+        self.asked.append((after, max_points))
+        nothing = None if after is None else []
+        return {"enabled": True, "sys_stats": nothing, "gpu_stats": nothing}
+
+
+@define(eq=False)
+class FakeFiles:
+    """A configuration file in memory."""
+
+    text: str = "models: {}\n"
+    editable: bool = False
+    written: list = field(factory=list)
+    answer: object = field(factory=Checked)
+
+    def read(self):
+        return self.text
+
+    def check(self, text):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def write(self, text):
+        self.written.append(text)
+        self.text = text
+
+
+def at_once(work):
+    """A worker without a thread."""
+    return maybeDeferred(work)
 
 
 class Echo(Resource):
@@ -136,7 +231,15 @@ class Echo(Resource):
         return b"%s %s %s" % (self._name, request.method, request.uri)
 
 
-@define(eq=False)
+def _raise(error):
+    raise error
+
+
+def utc(seconds):
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+@define(eq=False, slots=False)
 class World:
     """Everything the surface is built from, and the surface."""
 
@@ -146,6 +249,37 @@ class World:
     streams: Streams = field(factory=Streams)
     ui: Path = Path("/nonexistent")
     access: object = None
+    bus: Bus = field(factory=lambda: Bus(on_error=_raise))
+    inflight: FakeInflight = field(factory=FakeInflight)
+    machine: FakeMachine = field(factory=FakeMachine)
+    files: FakeFiles = field(factory=FakeFiles)
+    captures: Captures = field(factory=lambda: Captures(1))
+    hardware: object = None
+    page: bytes = b""
+    store: Store = field(factory=Store)
+
+    def __attrs_post_init__(self):
+        self.activity = observed.Activity(
+            store=self.store,
+            captures=self.captures,
+            run=at_once,
+            clock=self.clock,
+            wall=lambda: 1700000000.0,
+            local=utc,
+        )
+        self.history = History(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n", local=utc)
+        self.history.listen(self.bus)
+        self.events = Events(
+            self.fleet,
+            self.config,
+            self.bus,
+            self.book,
+            self.inflight,
+            self.activity,
+            self.streams,
+            self.clock,
+        )
+        self.reloads = Reloads(self.bus, lambda: 1700000000.0)
 
     def config(self):
         return self.fleet.config
@@ -159,6 +293,12 @@ class World:
             Profiles(fleet, config),
             Logs(self.book, config, self.streams),
             Ui(self.ui, fleet, config),
+            self.events,
+            Activity(self.activity, self.captures, self.inflight, self.streams),
+            System(Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}),
+            Models(fleet, config, self.inflight, self.history, self.book, self.clock),
+            Editing(self.files, config, self.reloads),
+            OpenApi(lambda: table.ROUTES, Build("9")),
         ]
 
     def site(self):

@@ -1,0 +1,69 @@
+"""The one configuration file as an editor sees it: read, checked as the loader would, replaced in one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from attrs import define
+
+from llamaswap.config import Config, Source, diff, load
+from llamaswap.config.ports import keep
+from llamaswap.web.editing import Checked
+
+
+@define(eq=False)
+class ConfigFile:
+    """`path` None: the configuration comes from a folder or from nowhere, and is only shown as far as `sources` reads.
+
+    `sources` gives the texts in force on disk, `others` those that are loaded beside the file; `reload` has the
+    files loaded again. `allowed` is the operator's word.
+    """
+
+    path: Path | None
+    environ: Mapping[str, str]
+    config: Callable[[], Config]
+    sources: Callable[[], list[Source]]
+    reload: Callable[[], object]
+    allowed: bool = False
+
+    @property
+    def editable(self) -> bool:
+        """Whether PUT may do anything."""
+        return self.allowed and self.path is not None
+
+    def read(self) -> str:
+        """The file's text; of several files, all of them as YAML documents with their names."""
+        if self.path is not None:
+            return self.path.read_text(encoding="utf-8")
+        return "---\n".join(f"# {source.path}\n{source.text.rstrip()}\n" for source in self.sources())
+
+    def check(self, text: str) -> Checked:
+        """What the loader says of the text, and what it would touch; ConfigError where it refuses it."""
+        name = "config" if self.path is None else str(self.path)
+        # The files of a folder beside the one edited take part in the whole, so they do in the check.
+        others = [source for source in self.sources() if source.path != name] if self.path is not None else []
+        loaded = load([Source(name, text), *others], self.environ)
+        old = self.config()
+        plan = diff(old, keep(old, loaded.config))
+        return Checked(loaded.warnings, plan.added, plan.removed, plan.restarted)
+
+    def write(self, text: str) -> None:
+        """Replace the file in one step, the old one kept beside it as `.bak`, and load it."""
+        path = self.path
+        if path is None:
+            raise FileNotFoundError("there is no single configuration file")
+        # Through a symlink the file it points to is replaced, not the link.
+        target = path.resolve()
+        mode = target.stat().st_mode & 0o777
+        backup, fresh = (target.with_name(target.name + suffix) for suffix in (".bak", ".new"))
+        for place, content in ((backup, target.read_bytes()), (fresh, text.encode())):
+            # It may hold keys: never readable for more people than the file itself, not even for a moment.
+            place.unlink(missing_ok=True)
+            with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+        os.replace(fresh, target)
+        self.reload()

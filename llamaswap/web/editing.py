@@ -1,0 +1,184 @@
+"""The configuration over HTTP: shown with masked secrets, checked, and - where the operator allows it - replaced."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import define, frozen
+
+from llamaswap.config import Config, json_schema
+from llamaswap.errors import ConfigError, Problem
+from llamaswap.web.calls import Answer, Call, json_answer
+from llamaswap.web.errors import HttpError
+from llamaswap.web.masking import MASK, masked_yaml
+from llamaswap.web.models import known_secrets
+from llamaswap.web.needs import ReloadBook
+from llamaswap.web.routes import Table
+
+LARGEST = 4 * 1024 * 1024  # bytes of a configuration text; the longest seen in the wild are 100 KB
+
+
+@frozen
+class Checked:
+    """What a text would mean: its warnings, and the models it would add, remove and restart."""
+
+    warnings: Sequence[Problem] = ()
+    added: Sequence[str] = ()
+    removed: Sequence[str] = ()
+    restarted: Sequence[str] = ()
+
+
+class ConfigFiles(Protocol):
+    """The files behind the configuration in force. `editable` only where there is one, and the operator said so."""
+
+    @property
+    def editable(self) -> bool: ...
+
+    def read(self) -> str:
+        """The text in force on disk, documents of a folder joined."""
+
+    def check(self, text: str) -> Checked:
+        """What this text would mean; ConfigError when it cannot be used."""
+
+    def write(self, text: str) -> None:
+        """Replace the file (keeping a backup) and have it loaded. OSError when the disk refuses."""
+
+
+@define(eq=False)
+class Editing:
+    """/api/config and its kin. `last` is how the last reload ended."""
+
+    files: ConfigFiles
+    config: Callable[[], Config]
+    last: ReloadBook
+
+    def show(self, call: Call) -> Answer:
+        """The text with masked secrets; its tag names the unmasked one."""
+        text = self._text()
+        shown = masked_yaml(text, known_secrets(self.config()))
+        headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
+        if call.first(b"if-none-match") == _tag(text):
+            return Answer(304, b"", None, headers)
+        return Answer(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
+
+    def replace(self, call: Call) -> Answer:
+        """Put a new text in force, if it is still the old one that was edited and the new one can be used."""
+        if not self.files.editable:
+            raise HttpError(403, "configuration editing is not enabled on this server")
+        current = self._text()
+        condition = call.first(b"if-match")
+        if condition is None:
+            raise HttpError(428, "If-Match is required: send the ETag of the configuration you edited")
+        if condition.strip() not in (b"*", _tag(current)):
+            raise HttpError(412, "the configuration was changed meanwhile; read it again")
+        text = unmasked(_given(call), current, known_secrets(self.config()))
+        try:
+            checked = self.files.check(text)
+        except ConfigError as error:
+            return _refused(error)
+        try:
+            self.files.write(text)
+        except OSError as error:
+            raise HttpError(500, f"the configuration could not be written: {error.strerror or error}")
+        return json_answer(_impact(checked), headers=((b"ETag", _tag(text)),))
+
+    def validate(self, call: Call) -> Answer:
+        """Whether a text could be used, and what it would change. Nothing is changed."""
+        text = unmasked(_given(call), self._text(), known_secrets(self.config()))
+        try:
+            return json_answer({"valid": True, **_impact(self.files.check(text))})
+        except ConfigError as error:
+            return json_answer({"valid": False, "errors": list(map(_problem, error.problems))})
+
+    def schema(self, call: Call) -> Answer:
+        """The JSON schema of the file, for editors."""
+        return json_answer(json_schema())
+
+    def status(self, call: Call) -> Answer:
+        """How the last reload ended."""
+        return json_answer({"editable": self.files.editable, **self.last.status()})
+
+    def _text(self) -> str:
+        try:
+            return self.files.read()
+        except OSError as error:
+            raise HttpError(500, f"the configuration could not be read: {error.strerror or error}")
+
+
+def _tag(text: str) -> bytes:
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'.encode()
+
+
+def _given(call: Call) -> str:
+    body = call.body
+    if len(body) > LARGEST:
+        raise HttpError(413, f"a configuration is at most {LARGEST} bytes")
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise HttpError(400, "a configuration is UTF-8 text")
+
+
+def unmasked(text: str, current: str, secrets: Sequence[str]) -> str:
+    """An edited text with the secrets back that its editor never saw.
+
+    Each masked line of the text we showed is matched by its content, in order; a line whose mask cannot be
+    traced to one we made is refused rather than guessed.
+    """
+    if MASK not in text:
+        return text
+    hidden: dict[str, list[str]] = {}
+    for shown, real in zip(masked_yaml(current, secrets).split("\n"), current.split("\n"), strict=True):
+        if shown != real:
+            hidden.setdefault(shown.strip(), []).append(real.strip())
+    lines: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        stripped = line.strip()
+        if MASK in line and not stripped.startswith("#"):
+            found = hidden.get(stripped)
+            if not found:
+                raise HttpError(400, f"line {number} still holds {MASK}: write the value, or leave the line as it was")
+            # Equal masked lines keep their order; the last secret serves copies of its line too.
+            real = found.pop(0) if len(found) > 1 else found[0]
+            line = line.replace(stripped, real)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _problem(problem: Problem) -> Mapping[str, Any]:
+    return {
+        "message": problem.message,
+        "path": problem.path,
+        "file": problem.file,
+        "line": problem.line,
+        "col": None,
+        "hint": problem.hint,
+    }
+
+
+def _impact(checked: Checked) -> dict[str, Any]:
+    return {
+        "warnings": list(map(_problem, checked.warnings)),
+        "impact": {
+            "restart": list(checked.restarted),
+            "add": list(checked.added),
+            "remove": list(checked.removed),
+        },
+    }
+
+
+def _refused(error: ConfigError) -> Answer:
+    return json_answer({"valid": False, "errors": list(map(_problem, error.problems))}, 422)
+
+
+_table = Table(Editing, "config")
+_YAML = {"content": "application/yaml"}
+ROUTES = (
+    _table.get("/api/config", Editing.show, "The configuration file, secrets masked", **_YAML),
+    _table.put("/api/config", Editing.replace, "Replace the configuration file", body="Yaml", schema="Impact"),
+    _table.post("/api/config/validate", Editing.validate, "Check a configuration", body="Yaml", schema="Validation"),
+    _table.get("/api/config/schema", Editing.schema, "The file's JSON schema", schema="JsonSchema"),
+    _table.get("/api/config/status", Editing.status, "How the last reload ended", schema="ReloadStatus"),
+)

@@ -1,0 +1,230 @@
+"""One model up close, what asking for it would do, and what became of earlier swaps."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from attrs import define
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from llamaswap.config import Config, Model
+from llamaswap.config.schema import DEFAULT_GROUP
+from llamaswap.errors import LlamaswapError
+from llamaswap.observe.logs import LogBook
+from llamaswap.observe.query import timestamp
+from llamaswap.web.calls import Answer, Call, json_answer
+from llamaswap.web.errors import HttpError
+from llamaswap.web.listing import every_alias
+from llamaswap.web.masking import masked_command, masked_text
+from llamaswap.web.needs import Fleet, HistoryBook, InflightBook
+from llamaswap.web.routes import Query, Table
+from llamaswap.web.waiting import shielded
+
+TAIL_LINES = 20
+
+log = Logger()
+
+
+@define(eq=False)
+class Models:
+    """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps. `clock` is the statuses' scale."""
+
+    fleet: Fleet
+    config: Callable[[], Config]
+    inflight: InflightBook
+    history: HistoryBook
+    book: LogBook
+    clock: IReactorTime
+
+    # -- one model -----------------------------------------------------------------------------------------
+
+    def detail(self, call: Call) -> Answer:
+        """Everything known about one model; its command as it runs, without secrets."""
+        model = self._model(call.variables["model"])
+        config, status = self.config(), self.fleet.status(model.id)
+        secrets = known_secrets(config)
+        error = status.last_error or None
+        now = self.clock.seconds()
+        detail: dict[str, Any] = {
+            "id": model.id,
+            "name": model.name,
+            "description": model.description,
+            "state": status.state,
+            "aliases": every_alias(model),
+            "unlisted": model.unlisted,
+            "cmd": self._command(model, status.cmd, secrets),
+            "proxy": masked_text(model.proxy, secrets),
+            "pid": status.pid,
+            "port": status.port,
+            "uptime_s": None if status.ready_at is None else round(max(0.0, now - status.ready_at), 3),
+            "ttl_s": model.ttl,
+            "pinned": model.id in self.fleet.pinned,
+            "slots": model.concurrency_limit or None,
+            "active": self.inflight.by_model().get(model.id, 0),
+            "waiting": sum(1 for waiting in self.fleet.queue() if waiting.model == model.id),
+            "groups": _groups(config, model.id),
+            "context_length": model.capabilities.context or None,
+            "last_error": None if error is None else masked_text(str(error), secrets),
+            "load_ms": [round(seconds * 1000) for seconds in status.load_seconds],
+        }
+        if error is not None:
+            lines = self.book.model(model.id).history().decode("utf-8", "replace").splitlines()
+            detail["log_tail"] = [masked_text(line, secrets) for line in lines[-TAIL_LINES:]]
+        return json_answer(detail)
+
+    def load(self, call: Call) -> Answer:
+        """Begin to load; how it goes is told on the event stream."""
+        model = self._model(call.variables["model"])
+        _watched(self.fleet.load(model.id), f"loading {model.id}")
+        return self._accepted(model)
+
+    async def restart(self, call: Call) -> Answer:
+        """Stop the server and load it anew; answers when it is down and the load has begun."""
+        model = self._model(call.variables["model"])
+        await shielded(self.fleet.unload([model.id]), f"restarting {model.id}")
+        _watched(self.fleet.load(model.id), f"loading {model.id}")
+        return self._accepted(model)
+
+    def pin(self, call: Call) -> Answer:
+        """Keep the model once it is loaded, until it is unloaded by name."""
+        model = self._model(call.variables["model"])
+        self.fleet.pin(model.id)
+        return self._accepted(model, 200)
+
+    def unpin(self, call: Call) -> Answer:
+        """Take a pin back."""
+        model = self._model(call.variables["model"])
+        self.fleet.unpin(model.id)
+        return self._accepted(model, 200)
+
+    def _accepted(self, model: Model, status: int = 202) -> Answer:
+        pinned = model.id in self.fleet.pinned
+        return json_answer({"model": model.id, "state": self.fleet.state(model.id), "pinned": pinned}, status)
+
+    def _model(self, name: str) -> Model:
+        config = self.config()
+        real = config.real(name)
+        if real is None:
+            raise HttpError(404, "model not found")
+        return config.models[real]
+
+    @staticmethod
+    def _command(model: Model, running: Any, secrets: list[str]) -> list[str]:
+        if running:
+            return masked_command(list(running), secrets)
+        try:
+            words = shlex.split(model.cmd, comments=True)
+        except ValueError:  # an unclosed quote: the command cannot start, but it can be shown
+            words = model.cmd.split()
+        return masked_command(words, secrets)
+
+    # -- what would happen, what happened ------------------------------------------------------------------
+
+    def plan(self, call: Call) -> Answer:
+        """What a request for a model would do now; nothing is done."""
+        model = self._model(call.text("model"))
+        forecast = self.fleet.plan(model.id)
+        active = self.inflight.by_model()
+        loads = self.fleet.status(model.id).load_seconds
+        serves = forecast.action == "serve"
+        eta = 0 if serves else round(median(loads) * 1000) if loads else None
+        document = {
+            "model": model.id,
+            "action": forecast.action,
+            "running": self.fleet.state(model.id) == "ready",
+            "evicts": [{"model": name, "active": active.get(name, 0)} for name in forecast.evicts],
+            "waits_for": list(forecast.waits_for),
+            "reason": forecast.reason,
+            "eta_ms": eta,
+        }
+        return json_answer(document)
+
+    def queue(self, call: Call) -> Answer:
+        """Who waits, for what, since when."""
+        rows = [
+            {
+                "number": waiting.number,
+                "model": waiting.model,
+                "position": waiting.position,
+                "wait_ms": round(waiting.age * 1000),
+                "priority": waiting.priority,
+            }
+            for waiting in self.fleet.queue()
+        ]
+        return json_answer({"queue": rows})
+
+    def residency(self, call: Call) -> Answer:
+        """Which model was in which state from when to when."""
+        return json_answer(self.history.residency(_time(call, "since"), _time(call, "until")))
+
+    def swaps(self, call: Call) -> Answer:
+        """The last swaps, newest first."""
+        return json_answer(self.history.swaps())
+
+    def swap(self, call: Call) -> Answer:
+        """One swap with its phases and, where it failed, the end of the model's log."""
+        text = call.variables["number"]
+        found = self.history.swap(int(text)) if text.isascii() and text.isdigit() and len(text) < 19 else None
+        if found is None:
+            raise HttpError(404, "swap not found")
+        secrets = known_secrets(self.config())
+        return json_answer({**found, "log_tail": masked_text(found.get("log_tail", ""), secrets)})
+
+
+def known_secrets(config: Config) -> list[str]:
+    """The secrets the configuration names."""
+    keys = [key.value for key in config.api_keys]
+    return keys + [peer.api_key.value for peer in config.peers.values() if peer.api_key is not None]
+
+
+def _groups(config: Config, model: str) -> list[str]:
+    settings = config.routing.router.settings
+    if settings.matrix is not None:
+        short = [name for name, real in settings.matrix.vars.items() if real == model]
+        return [name for name, text in settings.matrix.sets if model in text or any(word in text for word in short)]
+    groups = settings.groups or {}
+    return [name for name, group in groups.items() if model in group.members] or [DEFAULT_GROUP]
+
+
+def _time(call: Call, name: str) -> float | None:
+    text = call.text(name)
+    if not text:
+        return None
+    try:
+        return timestamp(text)
+    except (ValueError, OverflowError):
+        raise HttpError(400, f"invalid '{name}' timestamp, use RFC3339 format")
+
+
+def _watched(work: Deferred[None], what: str) -> None:
+    """Let it go on; a refusal is news for the event stream and the log, not a fault of ours."""
+
+    def failed(failure: Any) -> None:
+        if failure.check(LlamaswapError):
+            log.warn("{what} failed: {reason}", what=what, reason=failure.getErrorMessage())
+        else:
+            log.failure("{what} failed", failure=failure, what=what)
+
+    work.addErrback(failed)
+
+
+_table = Table(Models, "models")
+_named = {"schema": "Model"}
+_accepted = {"status": 202, "schema": "Accepted"}
+ROUTES = (
+    _table.get("/api/residency", Models.residency, "Model states over time", schema="Residency"),
+    _table.get("/api/swaps", Models.swaps, "The last swaps", schema="Swaps"),
+    _table.get("/api/swaps/<string:number>", Models.swap, "One swap", schema="Swap"),
+    _table.get("/api/plan", Models.plan, "What loading would do", query=(Query("model", "Which."),), schema="Plan"),
+    _table.get("/api/queue", Models.queue, "Who waits", schema="Queue"),
+    _table.post("/api/models/load/<rest:model>", Models.load, "Load a model", **_accepted),
+    _table.post("/api/models/restart/<rest:model>", Models.restart, "Restart a model's server", **_accepted),
+    _table.post("/api/models/pin/<rest:model>", Models.pin, "Keep a model loaded", schema="Accepted"),
+    _table.each(("DELETE",), "/api/models/pin/<rest:model>", Models.unpin, "Take a pin back", schema="Accepted"),
+    _table.get("/api/models/<rest:model>", Models.detail, "Everything known about a model", **_named),
+)

@@ -1,0 +1,84 @@
+"""The build, the machine and the meters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import define
+
+from llamaswap.observe.exposition import CONTENT_TYPE
+from llamaswap.observe.query import timestamp
+from llamaswap.version import Build
+from llamaswap.web.calls import Answer, Call, json_answer
+from llamaswap.web.errors import HttpError
+from llamaswap.web.needs import MachineBook
+from llamaswap.web.routes import Query, Table
+
+
+@define(eq=False)
+class System:
+    """/api/version, /api/performance, /api/hardware, /metrics, /api/features.
+
+    `hardware` gives the snapshot taken at start, None where detection failed (or goes on); `meters` the page for
+    Prometheus; `features` the switches that pages look at.
+    """
+
+    build: Build
+    machine: MachineBook
+    hardware: Callable[[], Mapping[str, Any] | None]
+    meters: Callable[[], bytes]
+    features: Callable[[], Mapping[str, bool]]
+
+    def version(self, call: Call) -> Answer:
+        """Which build serves."""
+        build = self.build
+        return json_answer({"version": build.version, "commit": build.commit, "build_date": build.build_date})
+
+    def performance(self, call: Call) -> Answer:
+        """The machine's samples of the last hour."""
+        if not self.machine.enabled:
+            return json_answer({"enabled": False}, 503)
+        after, points = None, call.text("max_points")
+        if call.text("after"):
+            try:
+                after = timestamp(call.text("after"))
+            except (ValueError, OverflowError):
+                raise HttpError(400, "invalid 'after' timestamp, use RFC3339 format")
+        if points and not (points.isascii() and points.isdigit() and 0 < int(points) < 1_000_000):
+            raise HttpError(400, "max_points must be >= 1")
+        return json_answer(self.machine.samples(after, int(points) if points else None))
+
+    def snapshot(self, call: Call) -> Answer:
+        """The machine's parts, as found at start."""
+        found = self.hardware()
+        if found is None:
+            raise HttpError(503, "hardware detection unavailable")
+        return json_answer(found)
+
+    def metrics(self, call: Call) -> Answer:
+        """Everything measured, for Prometheus. Without performance sampling the requests' meters are still there."""
+        page = self.meters()
+        if not self.machine.enabled and not page:
+            return Answer(503, b"# performance monitor not available\n", CONTENT_TYPE)
+        return Answer(200, page, CONTENT_TYPE)
+
+    def switches(self, call: Call) -> Answer:
+        """What this server offers beyond the least."""
+        return json_answer(dict(self.features()))
+
+
+_table = Table(System, "system")
+ROUTES = (
+    _table.get("/api/version", System.version, "Which build serves", schema="Version"),
+    _table.get(
+        "/api/performance",
+        System.performance,
+        "Samples of the last hour",
+        query=(Query("after", "RFC 3339; only later samples."), Query("max_points", "At most so many.", "integer")),
+        schema="Performance",
+    ),
+    _table.get("/api/hardware", System.snapshot, "The machine's parts", schema="Hardware"),
+    _table.get("/metrics", System.metrics, "Meters for Prometheus", content="text/plain"),
+    _table.get("/api/features", System.switches, "What this server offers", schema="Features"),
+)

@@ -1,0 +1,55 @@
+import os
+from pathlib import Path
+
+from twisted.trial.unittest import TestCase
+
+from llamaswap.config import Source, load
+from llamaswap.errors import ConfigError
+from llamaswap.web.configfile import ConfigFile
+
+OLD = "models:\n  a:\n    cmd: serve --port ${PORT}\n"
+NEW = OLD + "  b:\n    cmd: serve b --port ${PORT}\n"
+
+
+class ConfigFileTests(TestCase):
+    def setUp(self):
+        self.path = Path(self.mktemp())
+        self.path.write_text(OLD)
+        self.path.chmod(0o600)
+        self.reloads = []
+        config = load([Source(str(self.path), OLD)], {}).config
+        self.file = ConfigFile(
+            self.path,
+            {},
+            lambda: config,
+            lambda: [Source(str(self.path), self.path.read_text())],
+            lambda: self.reloads.append(1),
+            allowed=True,
+        )
+
+    def test_a_text_is_checked_as_the_loader_would(self):
+        self.assertEqual(self.file.check(NEW).added, ("b",))
+        self.assertEqual(self.file.check(OLD).restarted, ())
+        self.assertRaises(ConfigError, self.file.check, "models: [")
+
+    def test_the_file_is_replaced_in_one_step_with_its_mode_and_a_backup(self):
+        self.file.write(NEW)
+        self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
+        backup = self.path.with_name(self.path.name + ".bak")
+        self.assertEqual(backup.read_text(), OLD)
+        for path in (self.path, backup):
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+
+    def test_a_link_stays_a_link(self):
+        link = Path(self.mktemp())
+        link.symlink_to(self.path.resolve())
+        self.file.path = link
+        self.file.write(NEW)
+        self.assertTrue(link.is_symlink())
+        self.assertEqual(self.path.read_text(), NEW)
+
+    def test_a_folder_is_shown_and_not_edited(self):
+        self.file.path = None
+        self.file.sources = lambda: [Source("a.yaml", "x: 1\n"), Source("b.yaml", "y: 2\n")]
+        self.assertFalse(self.file.editable)
+        self.assertEqual(self.file.read(), "# a.yaml\nx: 1\n---\n# b.yaml\ny: 2\n")

@@ -1,0 +1,83 @@
+from twisted.internet.defer import Deferred, fail
+from twisted.trial.unittest import TestCase
+
+from llamaswap.bus import StateChanged, SwapBegan, SwapEnded
+from llamaswap.errors import StartFailed
+from tests.web.doubles import FakeFleet, Status, World, envelope, with_keys
+
+
+class DetailTests(TestCase):
+    def test_a_models_facts_are_told_without_secrets(self):
+        world = World(FakeFleet(with_keys("sesame-key"), {"alpha": "ready"}))
+        command = ("serve", "--api-key", "x", "--label", "sesame-key")
+        world.fleet.statuses["alpha"] = Status("alpha", cmd=command, last_error="bad sesame-key")
+        world.book.model("alpha").write(b"using sesame-key\nboom\n")
+        world.inflight.counts = {"alpha": 2}
+        world.clock.advance(10)
+        detail = world.ask("/api/models/al", headers=[("x-api-key", "sesame-key")]).json
+        self.assertEqual(detail["id"], "alpha")
+        self.assertEqual(detail["cmd"], ["serve", "--api-key", "***", "--label", "***"])
+        self.assertEqual((detail["uptime_s"], detail["active"], detail["load_ms"]), (7.0, 2, [2000]))
+        self.assertEqual((detail["last_error"], detail["log_tail"]), ("bad ***", ["using ***", "boom"]))
+        self.assertEqual(detail["groups"], ["(default)"])
+
+    def test_a_model_that_does_not_run_shows_the_command_it_would_run(self):
+        world = World()
+        world.fleet.statuses["alpha"] = Status("alpha", "stopped", None, None, None, None, cmd=())
+        self.assertEqual(world.ask("/api/models/alpha").json["cmd"], ["serve", "--port", "5800"])
+
+    def test_a_model_with_slashes_is_found_and_a_stranger_is_not(self):
+        self.assertEqual(World().ask("/api/models/org/gamma").json["id"], "org/gamma")
+        answer = World().ask("/api/models/ghost")
+        self.assertEqual((answer.status, answer.json), (404, envelope(404, "model not found")))
+
+
+class VerbTests(TestCase):
+    def test_loading_begins_and_is_not_waited_for(self):
+        world = World()
+        world.fleet.work = Deferred()
+        answer = world.ask("/api/models/load/al", "POST")
+        self.assertEqual((answer.status, world.fleet.loaded), (202, ["alpha"]))
+        world.fleet.work.callback(None)
+
+    def test_a_load_that_fails_later_is_no_fault_of_ours(self):
+        world = World()
+        world.fleet.work = fail(StartFailed("alpha", "no"))
+        self.assertEqual(world.ask("/api/models/load/alpha", "POST").status, 202)
+
+    def test_a_restart_stops_first(self):
+        world = World()
+        self.assertEqual(world.ask("/api/models/restart/org/gamma", "POST").status, 202)
+        self.assertEqual((world.fleet.unloaded, world.fleet.loaded), ([["org/gamma"]], ["org/gamma"]))
+
+    def test_a_pin_is_set_and_taken_back(self):
+        world = World()
+        self.assertTrue(world.ask("/api/models/pin/al", "POST").json["pinned"])
+        self.assertFalse(world.ask("/api/models/pin/alpha", "DELETE").json["pinned"])
+        self.assertEqual(world.ask("/api/models/pin/ghost", "POST").status, 404)
+
+
+class ForecastTests(TestCase):
+    def test_a_plan_tells_who_would_go_and_how_long_it_took_before(self):
+        world = World()
+        world.inflight.counts = {"beta": 2}
+        plan = world.ask("/api/plan?model=al").json
+        self.assertEqual(plan["evicts"], [{"model": "beta", "active": 2}])
+        self.assertEqual((plan["waits_for"], plan["eta_ms"], plan["running"]), (["org"], 2000, False))
+        self.assertEqual(world.ask("/api/plan").status, 404)
+
+    def test_swaps_and_residency_are_told(self):
+        world = World()
+        for event in (
+            SwapBegan(1, "alpha", ("beta",), "group", 0.0),
+            StateChanged("alpha", "stopped", "starting"),
+            SwapEnded(1, "alpha", "upstream command exited prematurely", 0.0, {"stop": 1.0}),
+        ):
+            world.bus.publish(event)
+        self.assertEqual([swap["id"] for swap in world.ask("/api/swaps").json], [1])
+        self.assertEqual(world.ask("/api/swaps/1").json["log_tail"], "it broke\n")
+        for name in ("2", "x"):
+            self.assertEqual(world.ask(f"/api/swaps/{name}").status, 404)
+        self.assertEqual(world.ask("/api/residency").json[0]["state"], "starting")
+        self.assertEqual(world.ask("/api/residency?since=x").status, 400)
+        self.assertEqual(world.ask("/api/queue").json, {"queue": []})

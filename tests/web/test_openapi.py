@@ -1,0 +1,45 @@
+from twisted.trial.unittest import TestCase
+
+from llamaswap.web.app import Admin, routes
+from llamaswap.web.openapi import ANY, VARIABLE, path_of
+from tests.web.doubles import World
+
+
+class DocumentTests(TestCase):
+    def setUp(self):
+        self.document = World().ask("/api/openapi.json").json
+
+    def test_every_rule_of_the_map_is_in_the_document_with_its_methods(self):
+        for rule in Admin.app.url_map.iter_rules():
+            item = self.document["paths"][path_of(rule.rule)]
+            for method in (rule.methods or set(ANY)) - {"HEAD", "OPTIONS"}:
+                self.assertIn(method.lower(), item, rule.rule)
+
+    def test_every_reference_leads_somewhere_and_every_id_is_its_own(self):
+        schemas = self.document["components"]["schemas"]
+        identities = []
+
+        def walk(node):
+            if isinstance(node, dict):
+                if "$ref" in node:
+                    self.assertIn(node["$ref"].rpartition("/")[2], schemas)
+                if "operationId" in node:
+                    identities.append(node["operationId"])
+                for value in node.values():
+                    walk(value)
+            elif isinstance(node, list):
+                for value in node:
+                    walk(value)
+
+        walk(self.document)
+        self.assertEqual(len(identities), len(set(identities)))
+
+    def test_every_path_variable_is_a_parameter(self):
+        for route in routes():
+            operation = next(iter(self.document["paths"][path_of(route.rule)].values()))
+            names = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
+            self.assertEqual(names, {match[2] for match in VARIABLE.finditer(route.rule)})
+
+    def test_open_routes_say_so(self):
+        self.assertEqual(self.document["paths"]["/health"]["get"]["security"], [])
+        self.assertNotIn("security", self.document["paths"]["/running"]["get"])
