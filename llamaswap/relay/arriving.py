@@ -24,6 +24,10 @@ SMALL = 1024 * 1024  # up to here a body stays readable again even when asked to
 DISCARD = 1024 * 1024  # of a body nobody wants; beyond it the connection is closed instead
 
 
+def _nothing() -> None:
+    """Nobody is told."""
+
+
 class ArrivingBody:
     """Fed by the door through `arrived`, `finished` and `lost`; `changed` is called when `wants` may differ.
 
@@ -113,6 +117,7 @@ class ArrivingBody:
         if file is not None:
             file.close()
         self._changed()
+        self._changed = self._continue = _nothing  # unties it from the door
 
     # -- what the door calls
 

@@ -21,6 +21,7 @@ TRAILER_LIMIT = 16 * 1024
 
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n\x00]*)?\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_AUTHORITY = re.compile(rb"^[^/?]*")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
@@ -170,7 +171,15 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
     method = parser.get_method()
     if method == b"CONNECT":
         raise Malformed("CONNECT is not served")
-    request = RequestHead(method, collector.line, collector.headers, version)
+    target = collector.line
+    if target[:1] != b"/" and target != b"*":
+        # The absolute form meant for proxies is to be understood by every server (RFC 9112, 3.2.2).
+        scheme, found, rest = target.partition(b"://")
+        if not found or scheme.lower() not in (b"http", b"https"):
+            raise Malformed("a target that is no path")
+        path = _AUTHORITY.sub(b"", rest)
+        target = path if path[:1] == b"/" else b"/" + path
+    request = RequestHead(method, target, collector.headers, version)
     return request, Framing(length, keep_alive, expects, upgrade)
 
 

@@ -202,6 +202,7 @@ class FrontSink:
             self._door.send(LAST_CHUNK)
         self.unregister_producer()
         self._door.answered(self._turn)
+        del self._turn  # a turn and its sink know each other: untied here, they need no garbage collector
 
     def abort(self) -> None:
         """Cut the connection."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from functools import lru_cache
 from typing import Any
 
 from attrs import define, field
@@ -36,6 +37,13 @@ EVENT_DRIVEN = {
 # As a word anywhere: "Python/3.12 aiohttp/3.11", "hypercorn-h11", "uvicorn".
 _NAME = re.compile(rb"\b(?:%b)\b" % b"|".join(EVENT_DRIVEN))
 _HINT = re.compile(rb"(?:^|[\s,;])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def _event_driven(server: bytes) -> float | None:
+    """The idle limit of a server that names itself so, in seconds; None when it is not known as event-driven."""
+    named = _NAME.search(server.lower())
+    return None if named is None else EVENT_DRIVEN[named.group()]
 
 
 @define(eq=False)
@@ -126,11 +134,7 @@ class Pool:
 
     def _policy(self, upstream: Upstream, head: ResponseHead) -> tuple[int, float]:
         bound, seconds = UNKNOWN_IDLE, UNKNOWN_SECONDS
-        known: float | None = None
-        if head.server:
-            named = _NAME.search(head.server.lower())
-            if named is not None:
-                known = EVENT_DRIVEN[named.group()]
+        known = _event_driven(head.server) if head.server else None
         if known is not None:
             bound, seconds = EVENT_DRIVEN_IDLE, known
         elif upstream.peer:

@@ -23,6 +23,9 @@ from .tunnel import Tunnel
 from .upstream import Upstream, UpstreamConnection
 
 JOIN_LIMIT = 64 * 1024  # up to here one copy is cheaper than a second system call
+# A larger body, or one of unknown size, may be unrepeatable: it gets a fresh connection, for an idle one might be
+# closing just now. What it costs to connect is little beside such a body.
+FRESH_BEYOND = 1024 * 1024
 BODY_METHODS = (b"POST", b"PUT", b"PATCH")
 
 CrossBack = Callable[[int, Headers], Headers]
@@ -144,7 +147,9 @@ class _Carriage:
             self._fail(ClientGone())
             return
         self._unwatch = exchange.on_gone(self._client_gone)
-        connection = self._pool.take(self._upstream)
+        length = self._body.length
+        repeatable = length is not None and length <= FRESH_BEYOND
+        connection = self._pool.take(self._upstream) if repeatable else None
         if connection is not None:
             self._reused = True
             self._ask(connection)

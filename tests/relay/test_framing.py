@@ -70,6 +70,15 @@ class RequestHeads(SynchronousTestCase):
             with self.assertRaises(Malformed, msg=repr(lines)):
                 request(*lines)
 
+    def test_absolute_targets_become_paths(self):
+        for target, path in (
+            (b"http://x/v1/a%2Fb?c", b"/v1/a%2Fb?c"),
+            (b"HTTP://x", b"/"),
+            (b"https://x?c=/", b"/?c=/"),
+            (b"*", b"*"),
+        ):
+            self.assertEqual(request(b"OPTIONS " + target + b" HTTP/1.1")[0].target, path)
+
     def test_too_many_fields_are_too_large(self):
         request(b"GET / HTTP/1.1", *[b"A: b"] * HEADER_COUNT)
         with self.assertRaises(TooLarge):

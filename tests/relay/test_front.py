@@ -288,6 +288,35 @@ class Reading(SynchronousTestCase):
         self.assertTrue(client.closing)
 
 
+class Repeating(SynchronousTestCase):
+    def test_large_upload_gets_a_fresh_connection(self):
+        world = World()
+        client = world.client()
+        client.give(POST)
+        world.server().give(KEPT)
+        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 9000000\r\n\r\nabc")
+        self.assertEqual(world.dials, 2)
+        self.assertEqual(world.pool.idle, 1)
+
+    def test_a_served_request_leaves_nothing_to_the_garbage_collector(self):
+        import gc
+
+        world = World()
+        client = world.client()
+        client.give(POST)
+        server = world.server()
+        server.give(KEPT)
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for _ in range(10):
+            client.give(POST)
+            server.give(KEPT)
+            world.exchanges.clear()
+            world.results.clear()
+        self.assertLess(gc.collect(), 10)
+
+
 class Time(SynchronousTestCase):
     def test_slow_head_is_closed(self):
         world = World(head_timeout=60, idle_timeout=300)
