@@ -14,8 +14,8 @@ from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
-from ..wire.openai import encode
-from ..wire.sse import event
+from llamaswap.wire.openai import encode
+from llamaswap.wire.sse import event
 
 RULE = "━" * 5
 TICK = 0.75  # between two signs of life; far below the idle limits of reverse proxies

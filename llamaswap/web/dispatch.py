@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http.client import responses
 from typing import Any, Protocol
 
-from attrs import define, evolve, field
+from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer, ITransport
 from twisted.logger import Logger
@@ -523,7 +523,7 @@ class Dispatcher:
             metered=job.metered,
         )
         upstream = Upstream(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
-        return upstream, evolve(job.head, target=joined(endpoint, job.head.target), headers=headers)
+        return upstream, _headed(job.head, joined(endpoint, job.head.target), headers)
 
     # -- a peer
 
@@ -541,7 +541,7 @@ class Dispatcher:
             metered=job.metered,
         )
         upstream = Upstream(endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True)
-        head = evolve(job.head, target=joined(endpoint, job.head.target), headers=headers)
+        head = _headed(job.head, joined(endpoint, job.head.target), headers)
         await self._carry(job, (upstream, head), watch, answered=False)
 
     # -- both
@@ -594,6 +594,10 @@ def joined(endpoint: Endpoint, target: bytes) -> bytes:
     own = endpoint.query.encode("latin-1", "replace")
     merged = own + b"&" + query if own and query else own or query
     return endpoint.path.encode("latin-1", "replace") + path + (b"?" + merged if merged or mark else b"")
+
+
+def _headed(head: RequestHead, target: bytes, headers: Headers) -> RequestHead:
+    return RequestHead(head.method, target, headers, head.version)
 
 
 def _cross_back(status: int, headers: Headers) -> Headers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attrs import define, evolve
+from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
@@ -238,8 +238,8 @@ class Inference:
             job.body = await body_of(naming, exchange.body)
             if job.facts is not None and naming.scan is None and isinstance(job.body, BytesBody):
                 job.facts.body = job.body.data
-            path, mark, _ = target.partition(b"?")
-            job.head = evolve(head, target=path + (b"?" if mark else b"") + naming.query)
+            forwarded = path + (b"?" + naming.query if b"?" in target else b"")
+            job.head = RequestHead(head.method, forwarded, head.headers, head.version)
 
         return Job(
             exchange=exchange,

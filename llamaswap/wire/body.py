@@ -28,6 +28,8 @@ class EditError(Exception):
 _SPACE = re.compile(rb"[ \t\r\n]*")
 # One member up to its value, for the keys that need no unescaping: nearly all.
 _KEY = re.compile(rb'[ \t\r\n]*"([^"\\]*)"[ \t\r\n]*:[ \t\r\n]*')
+# A whole member with a short plain string or a scalar, up to its comma: nearly all but the messages.
+_MEMBER = re.compile(rb'[ \t\r\n]*"([^"\\]*)"[ \t\r\n]*:[ \t\r\n]*("[^"\\]{0,200}"|[^ \t\r\n,\]}"\[{]+)[ \t\r\n]*,')
 _SCALAR = re.compile(rb"[^ \t\r\n,\]}\"\[{]+")
 # The rest of a string with many escapes. Unrolled: a run of plain bytes is one step, an escape another.
 _STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -164,6 +166,13 @@ def split(data: bytes) -> Container | None:
     while True:
         key, position = "", begin
         if is_object:
+            simple = _MEMBER.match(data, begin)
+            if simple is not None:
+                start, stop = simple.span(2)
+                after = simple.end()
+                members.append(Member(simple.group(1).decode("utf-8", "replace"), begin, start, stop, after - 1))
+                begin = after
+                continue
             plain = _KEY.match(data, begin)
             if plain is not None:
                 key, position = plain.group(1).decode("utf-8", "replace"), plain.end()

@@ -24,6 +24,9 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
+# Not passed on as they came: the hop's own, the framing (each hop announces its own body), and Expect: it is answered
+# at the door, and a server must not wait for a 100 that was already given.
+_STAYS = HOP_BY_HOP | {b"content-length", b"expect"}
 # Naming these in Connection would break the message itself; they cross whatever it says.
 ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", b"connection"))
 # Said by the client about its own way to us; a peer is another operator's machine.
@@ -83,12 +86,16 @@ def is_chunked(headers: Iterable[Header]) -> bool:
 
 def client_address(headers: Iterable[Header], peer: str) -> str:
     """Whom to name in logs and lists: the first X-Forwarded-For item, else X-Real-IP, else the socket's address."""
-    pairs = list(headers)
-    for name in (b"x-forwarded-for", b"x-real-ip"):
-        told = (first(pairs, name) or b"").partition(b",")[0].strip()
-        if told:
-            return told.decode("latin-1")
-    return peer
+    real = b""
+    for name, value in headers:
+        size = len(name)
+        if size == 15 and name.lower() == b"x-forwarded-for":
+            told = value.partition(b",")[0].strip()
+            if told:
+                return told.decode("latin-1")
+        elif size == 9 and not real and name.lower() == b"x-real-ip":
+            real = value.strip()
+    return real.decode("latin-1") if real else peer
 
 
 # -- towards a server --------------------------------------------------------------------------------------
@@ -109,14 +116,17 @@ def to_local(
     key and stays here. `metered`: ask only for codings that the usage parser can read. `length`: the exact body
     length, in place of what the client announced; with `chunked` its length is unknown; neither: no body.
     """
-    crossing = _crossing(headers, key_header=key_header, metered=metered)
-    seen = [value for name, value in crossing if name.lower() == b"x-forwarded-for" and value]
-    kept = [(name, value) for name, value in crossing if name.lower() != b"x-forwarded-for"]
+    kept, hop = _crossing(headers, key_header=key_header, metered=metered)
     if peer:
-        seen.append(peer.encode("latin-1", "replace"))
-    if seen:
-        kept.append((b"X-Forwarded-For", b", ".join(seen)))
-    return _framed(kept, headers, length, chunked)
+        mine = peer.encode("latin-1", "replace")
+        for name, _ in kept:
+            if len(name) == 15 and name.lower() == b"x-forwarded-for":
+                seen = [value for name, value in kept if name.lower() == b"x-forwarded-for" and value]
+                kept = [item for item in kept if item[0].lower() != b"x-forwarded-for"]
+                mine = b", ".join([*seen, mine])
+                break
+        kept.append((b"X-Forwarded-For", mine))
+    return _framed(kept, hop, length, chunked)
 
 
 def to_peer(
@@ -131,14 +141,15 @@ def to_peer(
 ) -> Headers:
     """A client's headers as a peer receives them: its own Host, its own key, nothing about the client's way to us."""
     kept: Headers = [(b"Host", authority)]
-    for name, value in _crossing(headers, key_header=key_header, metered=metered):
+    crossing, hop = _crossing(headers, key_header=key_header, metered=metered)
+    for name, value in crossing:
         lower = name.lower()
         if lower == b"host" or lower in FORWARDING or (api_key and lower in CREDENTIALS):
             continue
         kept.append((name, value))
     if api_key:
         kept += [(b"Authorization", b"Bearer " + api_key), (b"x-api-key", api_key)]
-    return _framed(kept, headers, length, chunked)
+    return _framed(kept, hop, length, chunked)
 
 
 def readable_encodings(value: bytes) -> bytes:
@@ -147,34 +158,39 @@ def readable_encodings(value: bytes) -> bytes:
     return b", ".join(item for item in items if item.partition(b";")[0].strip().lower() in READABLE_CODINGS)
 
 
-def _crossing(headers: Sequence[Header], *, key_header: bytes | None, metered: bool) -> Headers:
-    """What leaves the hop, without any framing."""
-    named = set(tokens(headers, b"connection")) - ESSENTIAL
+def _crossing(headers: Sequence[Header], *, key_header: bytes | None, metered: bool) -> tuple[Headers, Headers]:
+    """What leaves the hop, without any framing; and what was said about the hop itself."""
     kept: Headers = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in HOP_BY_HOP or lower in named or lower == b"content-length" or lower == key_header:
+    hop: Headers = []
+    for item in headers:
+        lower = item[0].lower()
+        if lower in _STAYS:
+            hop.append(item)
+        elif lower == key_header:
             continue
-        if lower == b"expect":  # answered at the door: a server must not wait for a 100 that was already given
-            continue
-        if metered and lower == b"accept-encoding":
-            value = readable_encodings(value)
-            if not value:
-                continue
-        kept.append((name, value))
-    return kept
+        elif metered and lower == b"accept-encoding":
+            value = readable_encodings(item[1])
+            if value:
+                kept.append((item[0], value))
+        else:
+            kept.append(item)
+    if hop:
+        named = set(tokens(hop, b"connection")) - ESSENTIAL
+        if named:
+            kept = [item for item in kept if item[0].lower() not in named]
+    return kept, hop
 
 
-def _framed(kept: Headers, headers: Sequence[Header], length: int | None, chunked: bool) -> Headers:
+def _framed(kept: Headers, hop: Headers, length: int | None, chunked: bool) -> Headers:
     """Add this hop's own fields: the body's framing, an upgrade, and trailers if the client takes them."""
-    connection: list[bytes] = []
-    if wants_upgrade(headers):
-        connection.append(b"Upgrade")
-        kept.append((b"Upgrade", first(headers, b"upgrade") or b""))
-    if b"trailers" in tokens(headers, b"te"):
-        kept.append((b"Te", b"trailers"))
-    if connection:
-        kept.append((b"Connection", b", ".join(connection)))
+    if hop:
+        upgrade = wants_upgrade(hop)
+        if upgrade:
+            kept.append((b"Upgrade", first(hop, b"upgrade") or b""))
+        if b"trailers" in tokens(hop, b"te"):
+            kept.append((b"Te", b"trailers"))
+        if upgrade:
+            kept.append((b"Connection", b"Upgrade"))
     if chunked:
         kept.append((b"Transfer-Encoding", b"chunked"))
     elif length is not None:
@@ -191,18 +207,24 @@ def to_client(headers: Sequence[Header], *, chunked: bool = False, upgrade: bool
     With `chunked` the body's own chunk framing crosses too, so its announcement and the trailers' stay. With
     `upgrade` (a 101) the new protocol is named. An event stream is told to reverse proxies as not to be buffered.
     """
-    named = set(tokens(headers, b"connection")) - ESSENTIAL
     kept: Headers = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower in named or (lower in HOP_BY_HOP and not (chunked and lower == b"trailer")):
+    events = hopping = False
+    for item in headers:
+        lower = item[0].lower()
+        if lower in HOP_BY_HOP:
+            hopping = hopping or lower == b"connection"
+            if not (chunked and lower == b"trailer"):
+                continue
+        elif lower == b"content-type":
+            events = b"text/event-stream" in item[1].lower()
+        elif chunked and lower == b"content-length":  # chunks win over a length beside them
             continue
-        if lower == b"x-accel-buffering" and is_event_stream(headers):
-            continue
-        if chunked and lower == b"content-length":  # chunks win over a length beside them
-            continue
-        kept.append((name, value))
-    if is_event_stream(headers):
+        kept.append(item)
+    if hopping:
+        named = set(tokens(headers, b"connection")) - ESSENTIAL
+        kept = [item for item in kept if item[0].lower() not in named]
+    if events:
+        kept = [item for item in kept if item[0].lower() != b"x-accel-buffering"]
         kept.append((b"X-Accel-Buffering", b"no"))
     if upgrade:
         kept.append((b"Upgrade", first(headers, b"upgrade") or b""))
