@@ -629,27 +629,25 @@ class Router:
         self._bus.publish(SwapBegan(swap.generation, swap.model, swap.evict, swap.reason, began))
         error: LlamaswapError | None = None
         stopped = began
-        try:
-            if swap.evict:
-                await gatherResults([self._stop_one(victim) for victim in swap.evict])
-                stopped = self._clock.seconds()
-            if not flight.abandoned:
-                flight.starting = True
-                error = await self._start(flight)
-        finally:
-            del self._flights[swap.generation]
-            ended = self._decided_at = self._clock.seconds()
-            told = "abandoned" if flight.abandoned else None if error is None else str(error)
-            phases = {"queued": swap.waited, "stop": stopped - began, "start": ended - stopped}
-            if told is None:
-                self._log.info("ready {model} in {secs:.2f}s", model=swap.model, secs=ended - began)
-            else:
-                self._log.warn("{model} was not loaded: {error}", model=swap.model, error=told)
-            self._bus.publish(SwapEnded(swap.generation, swap.model, told, ended, phases))
-            self._perform(self._scheduler.swap_finished(swap.generation, error, ended))
+        if swap.evict:
+            await gatherResults([self._stop_one(victim) for victim in swap.evict])
+            stopped = self._clock.seconds()
+        if not flight.abandoned:
+            flight.starting = True
+            error = await self._start(flight)
+        del self._flights[swap.generation]
+        ended = self._decided_at = self._clock.seconds()
+        told = "abandoned" if flight.abandoned else None if error is None else str(error)
+        phases = {"queued": swap.waited, "stop": stopped - began, "start": ended - stopped}
+        if told is None:
+            self._log.info("ready {model} in {secs:.2f}s", model=swap.model, secs=ended - began)
+        else:
+            self._log.warn("{model} was not loaded: {error}", model=swap.model, error=told)
+        self._bus.publish(SwapEnded(swap.generation, swap.model, told, ended, phases))
+        self._perform(self._scheduler.swap_finished(swap.generation, error, ended))
 
     async def _start(self, flight: _Flight) -> LlamaswapError | None:
-        """Have the swap's model started; returns what went wrong."""
+        """Have the swap's model started; returns what went wrong, whatever it was."""
         model = flight.swap.model
         try:
             endpoint = await self._supervisors[model].ensure_ready()

@@ -166,7 +166,7 @@ class SchedulerMachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             SchedulerMachine,
             settings=settings(
-                max_examples=500,
+                max_examples=400,
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
