@@ -8,6 +8,7 @@ from llamaswap.web import (
     editing,
     events,
     listing,
+    loadtest,
     logs,
     models,
     openapi,
@@ -29,6 +30,7 @@ ROUTES: tuple[Route, ...] = (
     *system.ROUTES,
     *models.ROUTES,
     *editing.ROUTES,
+    *loadtest.ROUTES,
     *openapi.ROUTES,
     *ui.ROUTES,
 )

@@ -28,6 +28,7 @@ from llamaswap.web.editing import Checked, Editing
 from llamaswap.web.events import Events
 from llamaswap.web.gate import Gate
 from llamaswap.web.listing import Listing
+from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import Logs
 from llamaswap.web.models import Models
 from llamaswap.web.openapi import OpenApi
@@ -256,6 +257,7 @@ class World:
     captures: Captures = field(factory=lambda: Captures(1))
     hardware: object = None
     page: bytes = b""
+    generator: object = None
     store: Store = field(factory=Store)
 
     def __attrs_post_init__(self):
@@ -279,6 +281,7 @@ class World:
             self.streams,
             self.clock,
         )
+        self.loadtests = LoadTests(self.config, self.clock, self.generator)
         self.reloads = Reloads(self.bus, lambda: 1700000000.0)
 
     def config(self):
@@ -298,6 +301,7 @@ class World:
             System(Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}),
             Models(fleet, config, self.inflight, self.history, self.book, self.clock),
             Editing(self.files, config, self.reloads),
+            self.loadtests,
             OpenApi(lambda: table.ROUTES, Build("9")),
         ]
 

@@ -1,0 +1,265 @@
+"""Load tests run by the server itself: many requests at once without a browser's connection limit between.
+
+Requests go through our own front door like any client's, so that what is measured is what clients get. Runs are
+bounded in size, number and time. Must not know the router.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from attrs import define, field, frozen
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from llamaswap.config import Config
+from llamaswap.observe.stats import percentile
+from llamaswap.web.calls import Answer, Call, first_json, json_answer, json_bytes
+from llamaswap.web.errors import HttpError
+from llamaswap.web.routes import Table
+
+MOST_CONCURRENT = 256
+MOST_REQUESTS = 10_000
+MOST_TOKENS = 32_768
+KEPT = 16  # finished runs that can still be read
+
+log = Logger()
+
+
+class Generator(Protocol):
+    """Sends one streaming request to our own front door."""
+
+    def __call__(self, path: str, body: bytes, chunk: Callable[[bytes], None], /) -> Deferred[int]:
+        """`chunk` hears each piece of the body as it comes; fires with the status at the end. Cancelling it ends it."""
+
+
+@frozen
+class Order:
+    """What to do."""
+
+    model: str
+    prompt: str
+    concurrency: int
+    requests: int
+    max_tokens: int
+
+
+@frozen
+class Shot:
+    """One request's outcome: seconds to the first piece and to the end, pieces seen, and the status (0: none)."""
+
+    first: float | None
+    total: float
+    pieces: int
+    status: int
+
+
+@define(eq=False)
+class Run:
+    """One load test."""
+
+    id: str
+    order: Order
+    began: float
+    state: str = "running"
+    ended: float | None = None
+    shots: list[Shot] = field(factory=list)
+    left: int = 0
+    flights: set[Deferred[int]] = field(factory=set)
+
+    def document(self, now: float) -> dict[str, Any]:
+        """As shown: progress, and the numbers of what is done."""
+        order = self.order
+        return {
+            "id": self.id,
+            "state": self.state,
+            "model": order.model,
+            "concurrency": order.concurrency,
+            "max_tokens": order.max_tokens,
+            "done": len(self.shots),
+            "total": order.requests,
+            "elapsed_ms": round(((now if self.ended is None else self.ended) - self.began) * 1000),
+            "results": self._results(now),
+        }
+
+    def _results(self, now: float) -> dict[str, Any]:
+        good = [shot for shot in self.shots if shot.status == 200]
+        span = (now if self.ended is None else self.ended) - self.began
+        pieces = sum(shot.pieces for shot in good)
+        gaps = [
+            (shot.total - shot.first) / (shot.pieces - 1) for shot in good if shot.first is not None and shot.pieces > 1
+        ]
+        return {
+            "errors": len(self.shots) - len(good),
+            "statuses": {str(code): count for code, count in sorted(_counts(self.shots).items())},
+            "requests_per_second": round(len(good) / span, 3) if span > 0 else None,
+            "tokens_per_second": round(pieces / span, 3) if span > 0 else None,
+            "ttft_ms": _spread([shot.first for shot in good if shot.first is not None]),
+            "itl_ms": _spread(gaps),
+            "duration_ms": _spread([shot.total for shot in good]),
+        }
+
+
+@define(eq=False)
+class LoadTests:
+    """/api/loadtest. One run at a time; `send` None: this server offers none."""
+
+    config: Callable[[], Config]
+    clock: IReactorTime
+    send: Generator | None
+    _runs: OrderedDict[str, Run] = field(factory=OrderedDict, init=False)
+    _last: int = field(default=0, init=False)
+
+    def begin(self, call: Call) -> Answer:
+        """Begin a run; its progress is read under its id."""
+        if self.send is None:
+            raise HttpError(404, "load tests are not available on this server")
+        if any(run.state == "running" for run in self._runs.values()):
+            raise HttpError(409, "another load test is running; wait for its end or cancel it")
+        order = self._order(call)
+        self._last += 1
+        run = Run(str(self._last), order, self.clock.seconds(), left=order.requests)
+        self._runs[run.id] = run
+        while len(self._runs) > KEPT:
+            self._runs.popitem(last=False)
+        lanes = [Deferred.fromCoroutine(self._lane(run)) for _ in range(order.concurrency)]
+        gatherResults(lanes, consumeErrors=True).addCallbacks(
+            lambda _: self._over(run, "done"), lambda failure: self._broken(run, failure)
+        )
+        return json_answer(run.document(self.clock.seconds()), 202)
+
+    def show(self, call: Call) -> Answer:
+        """A run's progress and numbers."""
+        return json_answer(self._run(call).document(self.clock.seconds()))
+
+    def index(self, call: Call) -> Answer:
+        """The runs that can be read, newest first."""
+        now = self.clock.seconds()
+        return json_answer({"runs": [run.document(now) for run in reversed(self._runs.values())]})
+
+    def cancel(self, call: Call) -> Answer:
+        """End a run; its requests are cut."""
+        run = self._run(call)
+        self._stop(run)
+        return json_answer(run.document(self.clock.seconds()))
+
+    def close(self) -> None:
+        """The service stops: no run goes on."""
+        for run in self._runs.values():
+            self._stop(run)
+
+    def _stop(self, run: Run) -> None:
+        if run.state != "running":
+            return
+        self._over(run, "cancelled")
+        run.left = 0
+        for flight in tuple(run.flights):
+            flight.cancel()
+
+    def _run(self, call: Call) -> Run:
+        run = self._runs.get(call.variables["number"])
+        if run is None:
+            raise HttpError(404, "load test not found")
+        return run
+
+    def _order(self, call: Call) -> Order:
+        try:
+            asked = first_json(call.body)
+        except ValueError:
+            raise HttpError(400, "invalid load test request")
+        if not isinstance(asked, dict):
+            raise HttpError(400, "invalid load test request")
+        config = self.config()
+        model = asked.get("model")
+        if not isinstance(model, str) or (config.base(model) is None and model not in config.selectors):
+            raise HttpError(404, "model not found")
+        prompt = asked.get("prompt", "Write a short story about a llama.")
+        if not isinstance(prompt, str):
+            raise HttpError(400, "prompt must be a string")
+        concurrency = _bounded(asked, "concurrency", 4, MOST_CONCURRENT)
+        requests = _bounded(asked, "requests", concurrency, MOST_REQUESTS)
+        tokens = _bounded(asked, "max_tokens", 128, MOST_TOKENS)
+        return Order(model, prompt, min(concurrency, requests), requests, tokens)
+
+    async def _lane(self, run: Run) -> None:
+        while run.left > 0:
+            run.left -= 1
+            shot = await self._shot(run)
+            if shot is not None:
+                run.shots.append(shot)
+
+    async def _shot(self, run: Run) -> Shot | None:
+        send = self.send
+        if send is None:
+            return None
+        order = run.order
+        body = {
+            "model": order.model,
+            "stream": True,
+            "max_tokens": order.max_tokens,
+            "messages": [{"role": "user", "content": order.prompt}],
+        }
+        began, pieces = self.clock.seconds(), 0
+        first: float | None = None
+
+        def chunk(data: bytes) -> None:
+            nonlocal first, pieces
+            seen = data.count(b"data:") - data.count(b"data: [DONE]") - data.count(b"data:[DONE]")
+            if seen and first is None:
+                first = self.clock.seconds() - began
+            pieces += seen
+
+        flight = send("/v1/chat/completions", json_bytes(body), chunk)
+        run.flights.add(flight)
+        try:
+            status = await flight
+        except CancelledError:
+            return None
+        except Exception as error:  # a broken connection is a result of the test, not a fault of ours
+            log.debug("a load test's request failed: {error}", error=error)
+            status = 0
+        finally:
+            run.flights.discard(flight)
+        return Shot(first, self.clock.seconds() - began, pieces, status)
+
+    def _over(self, run: Run, state: str) -> None:
+        if run.state == "running":
+            run.state = state
+            run.ended = self.clock.seconds()
+
+    def _broken(self, run: Run, failure: Any) -> None:
+        log.failure("a load test broke", failure=failure)
+        self._stop(run)
+
+
+def _bounded(asked: dict[str, Any], name: str, default: int, most: int) -> int:
+    value = asked.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise HttpError(400, f"{name} must be between 1 and {most}")
+    return value
+
+
+def _counts(shots: list[Shot]) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for shot in shots:
+        counts[shot.status] = counts.get(shot.status, 0) + 1
+    return counts
+
+
+def _spread(seconds: list[float]) -> dict[str, float] | None:
+    if not seconds:
+        return None
+    ordered = sorted(value * 1000 for value in seconds)
+    return {f"p{round(p * 100)}": round(percentile(ordered, p), 3) for p in (0.5, 0.9, 0.95, 0.99)}
+
+
+_table = Table(LoadTests, "loadtest")
+ROUTES = (
+    _table.post("/api/loadtest", LoadTests.begin, "Begin a load test", body="LoadTestOrder", status=202),
+    _table.get("/api/loadtest", LoadTests.index, "The last load tests"),
+    _table.get("/api/loadtest/<string:number>", LoadTests.show, "A load test's numbers", schema="LoadTest"),
+    _table.each(("DELETE",), "/api/loadtest/<string:number>", LoadTests.cancel, "End a load test", schema="LoadTest"),
+)

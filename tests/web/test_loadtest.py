@@ -1,0 +1,87 @@
+import json
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionLost
+from twisted.trial.unittest import TestCase
+
+from tests.web.doubles import World, envelope
+
+
+class FakeGenerator:
+    """Requests that the test answers."""
+
+    def __init__(self):
+        self.sent = []
+
+    def __call__(self, path, body, chunk):
+        done = Deferred()
+        self.sent.append((path, json.loads(body), chunk, done))
+        return done
+
+
+class LoadTestTests(TestCase):
+    def setUp(self):
+        self.generator = FakeGenerator()
+        self.world = World(generator=self.generator)
+
+    def begin(self, **order):
+        return self.world.ask("/api/loadtest", "POST", body=json.dumps({"model": "alpha", **order}).encode())
+
+    def numbers(self):
+        return self.world.ask("/api/loadtest/1").json
+
+    def test_so_many_requests_run_at_once_and_the_next_begins_when_one_ends(self):
+        answer = self.begin(concurrency=2, requests=3, max_tokens=9, prompt="p")
+        self.assertEqual((answer.status, answer.json["id"]), (202, "1"))
+        self.assertEqual(len(self.generator.sent), 2)
+        path, body, chunk, done = self.generator.sent[0]
+        self.assertEqual(
+            (path, body["model"], body["stream"], body["max_tokens"]), ("/v1/chat/completions", "alpha", True, 9)
+        )
+        self.world.clock.advance(1)
+        chunk(b"data: {}\n\n")
+        self.world.clock.advance(1)
+        chunk(b"data: {}\n\ndata: [DONE]\n\n")
+        done.callback(200)
+        self.assertEqual(len(self.generator.sent), 3)
+        self.generator.sent[1][3].callback(429)
+        self.generator.sent[2][3].errback(ConnectionLost())
+        numbers = self.numbers()
+        self.assertEqual((numbers["state"], numbers["done"]), ("done", 3))
+        results = numbers["results"]
+        self.assertEqual((results["errors"], results["statuses"]), (2, {"0": 1, "200": 1, "429": 1}))
+        self.assertEqual((results["ttft_ms"]["p50"], results["itl_ms"]["p50"]), (1000.0, 1000.0))
+        self.assertEqual(results["tokens_per_second"], 1.0)
+
+    def test_a_cancelled_run_cuts_its_requests(self):
+        self.begin(concurrency=2, requests=100)
+        self.assertEqual(self.world.ask("/api/loadtest/1", "DELETE").json["state"], "cancelled")
+        self.assertEqual((len(self.generator.sent), self.numbers()["done"]), (2, 0))
+        self.assertTrue(all(done.called for _, _, _, done in self.generator.sent))
+
+    def test_only_one_runs_at_a_time(self):
+        self.begin(requests=1)
+        self.assertEqual(self.begin(requests=1).status, 409)
+        self.generator.sent[0][3].callback(200)
+        self.assertEqual(self.begin(requests=1).status, 202)
+        self.assertEqual([run["id"] for run in self.world.ask("/api/loadtest").json["runs"]], ["2", "1"])
+        self.world.loadtests.close()
+
+    def test_bounds_and_names_are_checked(self):
+        self.assertEqual(self.begin(concurrency=257).json, envelope(400, "concurrency must be between 1 and 256"))
+        self.assertEqual(self.begin(requests=True).status, 400)
+        self.assertEqual(self.begin(model="ghost").status, 404)
+        self.assertEqual(self.begin(prompt=1).status, 400)
+        self.assertEqual(self.world.ask("/api/loadtest", "POST", body=b"[]").status, 400)
+        self.assertEqual(self.world.ask("/api/loadtest/9").status, 404)
+        self.assertEqual(self.generator.sent, [])
+
+    def test_old_runs_are_forgotten(self):
+        self.world.loadtests.send = lambda path, body, chunk: succeed(200)
+        for _ in range(20):
+            self.begin(requests=1)
+        self.assertEqual(len(self.world.ask("/api/loadtest").json["runs"]), 16)
+
+    def test_a_server_without_a_generator_offers_none(self):
+        self.world.loadtests.send = None
+        self.assertEqual(self.begin().status, 404)
