@@ -1,0 +1,675 @@
+"""A stand-in for the server, for looking at the web interface: many models, long histories, failures on demand.
+
+`python -m tests.ui.mock [port]` serves it by hand. The real server is what the browser tests judge; this one brings
+volume and faults that a small machine has not: sixteen cores, two GPUs, an evil answer, a flood of log lines.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import mimetypes
+import queue
+import random
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+DIST = Path(__file__).parents[2] / "llamaswap" / "web" / "ui_dist"
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; object-src 'none'"
+)
+MODELS = [
+    ("gpt-oss-120b", "GPT-OSS 120B", "The big one, for planning", "ready", {"function_calling": True}, 131072),
+    ("gemma-3-27b", "Gemma 3 27B", "Vision and chat", "starting", {"vision": True}, 32768),
+    ("qwen3-coder-30b", "Qwen3 Coder", "Code completion and agents", "ready", {"function_calling": True}, 65536),
+    ("org/mistral-small-24b", "", "", "stopped", {}, 32768),
+    ("bge-m3", "BGE M3", "Embeddings", "stopped", {}, 8192),
+    ("bge-reranker-v2", "", "", "stopped", {"reranker": True}, 8192),
+    ("whisper-large-v3", "Whisper", "Speech to text", "stopped", {"audio_transcriptions": True}, 0),
+    ("kokoro", "Kokoro", "Text to speech", "stopped", {"audio_speech": True}, 0),
+    ("flux-schnell", "FLUX schnell", "Images in four steps", "stopped", {"image_generation": True}, 0),
+    ("glm-4.5-air", "", "Does not fit beside the big one", "stopped", {"function_calling": True}, 131072),
+    ("draft-test", "", "", "stopped", {}, 4096),
+]
+EVIL = (
+    "# Answer\n\nA **list**:\n\n- one\n- two\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\ndef f(x):\n    return x + 1\n```\n\n"
+    "Maths: $e^{i\\pi} = -1$\n\n<img src=x onerror=\"window.pwned=1\"><script>window.pwned=2</script>"
+    "<iframe srcdoc='<script>parent.pwned=3</script>'></iframe> ![far](http://example.invalid/x.png) "
+    "[link](javascript:window.pwned=4)\n"
+)
+CONFIG = """healthCheckTimeout: 120
+logLevel: info
+models:
+  gpt-oss-120b:
+    cmd: llama-server --port ${PORT} -m /models/gpt-oss-120b.gguf -c 131072
+    ttl: 600
+  gemma-3-27b:
+    cmd: llama-server --port ${PORT} -m /models/gemma-3-27b.gguf
+"""
+
+
+def stamp(seconds: float) -> str:
+    """RFC 3339 with a fraction."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+
+
+class World:
+    """Everything the mock knows; one lock is enough for it."""
+
+    def __init__(self) -> None:
+        self.start = time.time()
+        self.random = random.Random(7)
+        self.listeners: list[tuple[queue.Queue[tuple[str, object] | None], set[str]]] = []
+        self.lock = threading.Lock()
+        self.states = {model[0]: model[3] for model in MODELS}
+        self.profile: str | None = None
+        self.key = ""
+        self.down = False
+        self.config = CONFIG
+        self.streams = 0
+        self.busy = 0
+        self.most = 0
+        self.pins: set[str] = set()
+        now = self.start
+        self.rows: list[dict[str, object]] = []
+        for number in range(1, 421):
+            model = self.random.choice(["gpt-oss-120b", "qwen3-coder-30b", "gemma-3-27b", "bge-m3"])
+            failed = number % 37 == 0
+            self.rows.append(
+                {
+                    "id": number,
+                    "timestamp": stamp(now - (421 - number) * 17),
+                    "model": model,
+                    "req_path": "/v1/embeddings" if model == "bge-m3" else "/v1/chat/completions",
+                    "resp_content_type": "text/event-stream",
+                    "resp_status_code": 502 if failed else 200,
+                    "tokens": {
+                        "cache_tokens": self.random.choice([-1, 0, 512, 4096]),
+                        "draft_tokens": -1,
+                        "draft_acc_tokens": -1,
+                        "input_tokens": 0 if failed else self.random.randint(20, 9000),
+                        "output_tokens": 0 if failed or model == "bge-m3" else self.random.randint(5, 1500),
+                        "prompt_per_second": -1 if failed else self.random.gauss(900, 150),
+                        "tokens_per_second": -1 if failed or model == "bge-m3" else self.random.gauss(42, 9),
+                    },
+                    "duration_ms": self.random.randint(200, 42000),
+                    "has_capture": not failed and number > 380,
+                    **({"error_msg": "upstream closed the connection before answering"} if failed else {}),
+                }
+            )
+        self.entries = [
+            self.entry("101", "gpt-oss-120b", "streaming", 14.2, tokens_out=412, tps=31.4, ttft_ms=820, resp_bytes=88211),
+            self.entry("102", "gpt-oss-120b", "prefill", 2.1, prompt_progress=0.43),
+            self.entry("103", "qwen3-coder-30b", "streaming", 6.8, tokens_out=388, tps=58.2, ttft_ms=211, resp_bytes=40211),
+            self.entry("104", "gemma-3-27b", "loading", 14.0),
+            self.entry("105", "glm-4.5-air", "queued", 9.0, queue_pos=1),
+            self.entry("106", "glm-4.5-air", "queued", 4.0, queue_pos=2),
+        ]
+
+    def entry(self, number: str, model: str, phase: str, age: float, **more: object) -> dict[str, object]:
+        """A request in flight."""
+        return {
+            "id": number,
+            "timestamp": stamp(time.time() - age),
+            "model": model,
+            "req_path": "/v1/chat/completions",
+            "method": "POST",
+            "req_headers": {"User-Agent": "openai-python/1.99", "X-Session-Id": f"agent-{number}"},
+            "remote_ip": "192.168.1.23",
+            "resp_headers": {},
+            "resp_bytes": 0,
+            "elapsed_ms": int(age * 1000),
+            "phase": phase,
+            "session": f"agent-{number}",
+            **more,
+        }
+
+    def model_status(self) -> list[dict[str, object]]:
+        """What modelStatus says."""
+        local: list[dict[str, object]] = [
+            {
+                "id": i,
+                "name": name,
+                "description": about,
+                "state": self.states[i],
+                "unlisted": i == "draft-test",
+                "peerID": "",
+                "capabilities": caps,
+                "context_length": context,
+                "aliases": ["big", "gpt"] if i == "gpt-oss-120b" else [],
+            }
+            for i, name, about, _, caps, context in MODELS
+        ]
+        peer = {"id": "lab/llama-405b", "name": "", "description": "", "state": "", "unlisted": False, "peerID": "lab"}
+        return [*local, peer]
+
+    def tell(self, kind: str, data: object) -> None:
+        """Send an event to everybody who subscribed."""
+        with self.lock:
+            listeners = list(self.listeners)
+        for inbox, topics in listeners:
+            if kind == "logData" and f"logs:{data['source']}" not in topics:  # type: ignore[index]
+                continue
+            inbox.put((kind, data))
+
+    def set_state(self, model: str, state: str) -> None:
+        """A model changes state."""
+        self.states[model] = state
+        self.tell("modelStatus", self.model_status())
+
+    def performance(self, after: str) -> dict[str, object]:
+        """An hour of samples, one each ten seconds."""
+        since = datetime.fromisoformat(after).timestamp() if after else 0
+        now = time.time()
+        sys_stats, gpu_stats = [], []
+        for step in range(360, -1, -1):
+            at = math.floor((now - step * 10) / 10) * 10
+            if at <= since:
+                continue
+            wave = math.sin(at / 300)
+            sys_stats.append(
+                {
+                    "timestamp": stamp(at),
+                    "cpu_util_per_core": [max(0, 20 + 15 * math.sin(at / 60 + core)) for core in range(16)],
+                    "mem_total_mb": 128000,
+                    "mem_used_mb": 61000 + 4000 * wave,
+                    "mem_free_mb": 67000,
+                    "swap_total_mb": 8192,
+                    "swap_used_mb": 120,
+                    "load_avg_1": 3.1 + wave,
+                    "load_avg_5": 2.8,
+                    "load_avg_15": 2.5,
+                    "net_io": [{"name": "eth0", "bytes_recv": int(at * 90000), "bytes_sent": int(at * 240000)}],
+                }
+            )
+            for gpu in range(2):
+                gpu_stats.append(
+                    {
+                        "timestamp": stamp(at),
+                        "id": gpu,
+                        "name": "NVIDIA GeForce RTX 3090",
+                        "uuid": f"GPU-{gpu}",
+                        "temp_c": 64 + gpu * 7 + 3 * wave,
+                        "vram_temp_c": 0,
+                        "gpu_util_pct": max(0, min(100, 60 + 38 * math.sin(at / 45 + gpu))),
+                        "mem_util_pct": 88,
+                        "mem_used_mb": 21600 + 1500 * wave - gpu * 1900,
+                        "mem_total_mb": 24576,
+                        "fan_speed_pct": 45,
+                        "power_draw_w": 290 + 40 * wave,
+                    }
+                )
+        return {"enabled": True, "sys_stats": sys_stats, "gpu_stats": gpu_stats}
+
+    def swaps(self) -> list[dict[str, object]]:
+        """Three swaps: done, done, failed."""
+        now = time.time()
+
+        def one(number: int, model: str, ago: float, parts: list[tuple[str, float]], **more: object) -> dict[str, object]:
+            at = now - ago
+            phases = []
+            for name, took in parts:
+                phases.append({"name": name, "start": stamp(at), "end": stamp(at + took), "seconds": took})
+                at += took
+            return {
+                "id": number,
+                "model": model,
+                "evicted": ["qwen3-coder-30b"],
+                "reason": "group gpu allows one model at a time",
+                "began": stamp(now - ago),
+                "ended": stamp(at),
+                "error": None,
+                "phases": phases,
+                **more,
+            }
+
+        usual = [("queued", 0.8), ("draining", 3.2), ("stopping", 1.4), ("spawning", 0.1), ("health", 18.0)]
+        return [
+            one(9, "glm-4.5-air", 400, [("queued", 0.1), ("spawning", 0.1), ("health", 6.0)],
+                error="exited with 1 before it was healthy", log_tail="llama_model_load: error loading model: out of memory\n"),
+            one(8, "gpt-oss-120b", 1500, usual),
+            one(7, "gpt-oss-120b", 3000, [(name, took * 1.1) for name, took in usual], evicted=["gemma-3-27b"]),
+        ]  # fmt: skip
+
+    def residency(self) -> list[dict[str, object]]:
+        """Two hours of lanes."""
+        now = time.time()
+        out: list[dict[str, object]] = []
+
+        def lane(model: str, *parts: tuple[str, float, float | None]) -> None:
+            for state, begin, end in parts:
+                t1 = None if end is None else stamp(now - end)
+                out.append({"model": model, "state": state, "t0": stamp(now - begin), "t1": t1, "reason": "", "swap_id": 8})
+
+        lane("gpt-oss-120b", ("starting", 3000, 2976), ("ready", 2976, 2000), ("stopping", 2000, 1994),
+             ("starting", 1500, 1476), ("ready", 1476, None))  # fmt: skip
+        lane("qwen3-coder-30b", ("starting", 1990, 1980), ("ready", 1980, 1510), ("stopping", 1510, 1500),
+             ("starting", 900, 888), ("ready", 888, None))  # fmt: skip
+        lane("gemma-3-27b", ("ready", 7000, 3010), ("stopping", 3010, 3000), ("starting", 14, None))
+        lane("glm-4.5-air", ("starting", 406, 400), ("failed", 400, 380))
+        return out
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The routes."""
+
+    protocol_version = "HTTP/1.1"
+    world: World
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def json(self, data: object, status: int = 200, **headers: str) -> None:
+        """A JSON answer."""
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def missing(self, text: str = "not found") -> None:
+        """404 in the server's envelope."""
+        self.json({"error": {"message": text, "code": 404}}, 404)
+
+    def refused(self) -> bool:
+        """Whether the key is wrong; answers if so."""
+        if not self.world.key or self.headers.get("Authorization") == f"Bearer {self.world.key}":
+            return False
+        self.json({"error": {"message": "unauthorized"}}, 401, WWW_Authenticate='Basic realm="llama-swap"')
+        return True
+
+    def body(self) -> bytes:
+        """The request's body."""
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def do_GET(self) -> None:
+        """Pages and questions."""
+        world = self.world
+        parts = urlsplit(self.path)
+        path = parts.path.removeprefix("/behind/a/prefix")
+        query = parse_qs(parts.query)
+
+        def first(name: str) -> str:
+            return query.get(name, [""])[0]
+
+        if path.startswith("/ui/") or path == "/favicon.ico":
+            self.static(path.removeprefix("/ui/").lstrip("/"))
+        elif self.refused():
+            pass
+        elif path == "/api/events":
+            self.events({topic for value in query.get("topics", []) for topic in value.split(",")})
+        elif path == "/api/version":
+            self.json({"version": "0.1.0", "commit": "abcd1234", "build_date": "2026-11-22"})
+        elif path == "/api/features":
+            self.json(
+                {"performance": True, "hardware": True, "config_edit": True, "captures": True, "store": False, "loadtest": True}
+            )
+        elif path == "/api/profiles":
+            pins = {"coder": "qwen3-coder-30b", "big": "gpt-oss-120b", "draw": ""}
+            self.json({"active": world.profile, "profiles": [{"id": "coding", "description": "Agents at work", "pins": pins}]})
+        elif path == "/api/performance":
+            self.json(world.performance(first("after")))
+        elif path == "/api/hardware":
+            gpu = {"index": 0, "kind": "gpu", "vendor": "NVIDIA", "model": "GeForce RTX 3090", "architecture": "Ampere",
+                   "memory": {"kind": "dedicated", "capacity_bytes": 25769803776},
+                   "driver": {"name": "nvidia", "version": "580.1"}, "power_limit_watts": 350}  # fmt: skip
+            self.json(
+                {
+                    "captured_at": stamp(world.start),
+                    "architecture": {"name": "x86_64"},
+                    "operating_system": {"family": "linux", "name": "Debian", "version": "12", "kernel": "6.1.0"},
+                    "environment": {"kind": "native"},
+                    "cpu": {"vendor": "AMD", "model": "Ryzen 9 5950X", "physical_core_count": 16, "logical_thread_count": 32},
+                    "memory": {"capacity_bytes": 137438953472},
+                    "accelerators": [gpu, {**gpu, "index": 1}],
+                }
+            )
+        elif path == "/api/metrics/activity":
+            self.activity(query)
+        elif path == "/api/metrics/stats":
+            rows = self.filtered(query)
+            self.json(
+                {
+                    "total_requests": len(rows),
+                    "total_input_tokens": sum(r["tokens"]["input_tokens"] for r in rows),
+                    "total_output_tokens": sum(r["tokens"]["output_tokens"] for r in rows),
+                    "total_cache_tokens": 91234,
+                    "prompt_histogram": {"bins": [2, 9, 30, 61, 80, 42, 12, 3], "min": 480, "max": 1340, "binSize": 107.5,
+                                         "p50": 905, "p95": 1140, "p99": 1255},
+                    "gen_histogram": {"bins": [5], "min": 42, "max": 42, "binSize": 0, "p50": 42, "p95": 42, "p99": 42},
+                }  # fmt: skip
+            )
+        elif path.startswith("/api/captures/"):
+            self.capture(int(path.rsplit("/", 1)[1]))
+        elif path == "/api/residency":
+            self.json(world.residency())
+        elif path == "/api/swaps":
+            self.json(world.swaps())
+        elif path.startswith("/api/swaps/"):
+            found = [swap for swap in world.swaps() if str(swap["id"]) == path.rsplit("/", 1)[1]]
+            self.json(found[0]) if found else self.missing()
+        elif path == "/api/plan":
+            evicts = [{"model": "qwen3-coder-30b", "active": 1}]
+            self.json({"running": False, "evicts": evicts, "waits_for": ["qwen3-coder-30b"], "eta_ms": 22000})
+        elif path.startswith("/api/models/"):
+            self.detail(unquote(path.removeprefix("/api/models/")))
+        elif path == "/v1/models":
+            records: list[dict[str, object]] = [
+                {"id": i, "name": name, "capabilities": caps, "context_length": context,
+                 "status": {"value": "unloaded" if world.states[i] == "stopped" else "loaded"},
+                 "meta": {"llamaswap": {"type": "model"}}}
+                for i, name, _, _, caps, context in MODELS if i != "draft-test"
+            ]  # fmt: skip
+            targets = ["gpt-oss-120b", "qwen3-coder-30b"]
+            records.append({"id": "any-chat", "meta": {"llamaswap": {"type": "selector", "strategy": "warm", "targets": targets}}})
+            records.append({"id": "lab/llama-405b", "meta": {"llamaswap": {"type": "peer", "peerID": "lab"}}})
+            self.json({"object": "list", "data": records})
+        elif path == "/v1/audio/voices":
+            self.json({"voices": ["af_heart", "am_adam"]})
+        elif path == "/api/config":
+            self.json(
+                {
+                    "editable": True,
+                    "etag": "1",
+                    "sources": [{"path": "/etc/llamaswap/config.yaml", "text": world.config}],
+                },
+                ETag='"1"',
+            )
+        elif path == "/api/config/schema":
+            self.json({"properties": {"models": {"description": "The models."}, "logLevel": {"enum": ["debug", "info"]}}})
+        elif path == "/api/config/history":
+            self.json([{"id": "20261122-101500", "time": stamp(time.time() - 9000), "bytes": 321}])
+        else:
+            self.missing()
+
+    def static(self, name: str) -> None:
+        """The built files."""
+        name = name or "index.html"
+        target = DIST / name
+        if not target.is_file():
+            if "." in name:
+                self.missing()
+                return
+            target = DIST / "index.html"
+        data = target.read_bytes()
+        self.send_response(200)
+        kind = {".js": "text/javascript", ".webmanifest": "application/manifest+json"}.get(target.suffix)
+        self.send_header("Content-Type", kind or mimetypes.guess_type(target.name)[0] or "application/octet-stream")
+        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def chunk(self, text: str) -> None:
+        """One chunk of a stream."""
+        data = text.encode()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.wfile.flush()
+
+    def stream_head(self) -> None:
+        """The head of an event stream."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def events(self, topics: set[str]) -> None:
+        """The event stream."""
+        world = self.world
+        inbox: queue.Queue[tuple[str, object] | None] = queue.Queue()
+        number = 0
+        self.stream_head()
+
+        def tell(kind: str, data: object) -> None:
+            nonlocal number
+            number += 1
+            envelope = json.dumps({"type": kind, "data": json.dumps(data)})
+            self.chunk(f"id:{number}\nevent:message\ndata:{envelope}\n\n")
+
+        with world.lock:
+            world.streams += 1
+            world.listeners.append((inbox, topics))
+        try:
+            for topic in sorted(topics):
+                if topic.startswith("logs:"):
+                    history = "".join(f"[INFO] line {n} of {topic[5:]}\n" for n in range(60))
+                    history += "\x1b[33m[WARN]\x1b[0m slow disk\n[ERROR] \x1b[1;31mout of memory\x1b[0m: retrying\n"
+                    tell("logData", {"source": topic[5:], "data": history})
+            tell("modelStatus", world.model_status())
+            tell("uiConfig", {"activity": {"session_id": ["X-Session-ID"]}})
+            tell("profileChanged", {"active": world.profile})
+            tell("inflight", {"operation": "snapshot", "requests": world.entries})
+            while not world.down:
+                try:
+                    item = inbox.get(timeout=1)
+                except queue.Empty:
+                    self.chunk(": \n\n")
+                    continue
+                if item is None:
+                    break
+                tell(*item)
+        except OSError:
+            pass
+        finally:
+            with world.lock:
+                world.streams -= 1
+                world.listeners = [one for one in world.listeners if one[0] is not inbox]
+            self.close_connection = True
+
+    def filtered(self, query: dict[str, list[str]]) -> list[dict]:
+        """Rows after the filter."""
+        rows = self.world.rows
+        if query.get("model"):
+            rows = [row for row in rows if row["model"] in query["model"]]
+        if query.get("has_error"):
+            rows = [row for row in rows if "error_msg" in row]
+        for name, test in (("min_id", int.__ge__), ("max_id", int.__le__)):
+            if query.get(name):
+                rows = [row for row in rows if test(row["id"], int(query[name][0]))]
+        if query.get("start"):
+            start = query["start"][0]
+            rows = [row for row in rows if datetime.fromisoformat(row["timestamp"]) >= datetime.fromisoformat(start)]
+        if query.get("q"):
+            rows = [row for row in rows if query["q"][0].lower() in json.dumps(row).lower()]
+        return rows
+
+    def activity(self, query: dict[str, list[str]]) -> None:
+        """A page of rows."""
+        rows = sorted(self.filtered(query), key=lambda row: -row["id"])
+        limit = int(query.get("limit", ["25"])[0])
+        page = int(query.get("page", ["1"])[0])
+        part = rows[(page - 1) * limit : page * limit]
+        total = math.ceil(len(rows) / limit)
+        self.json({"data": part, "page": page, "limit": limit, "total": len(rows), "total_pages": total})
+
+    def capture(self, number: int) -> None:
+        """A captured chat."""
+        if number <= 380:
+            self.missing("capture not found")
+            return
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Question {number}?"}]
+        request = json.dumps({"model": "gpt-oss-120b", "messages": messages, "temperature": 0.3})
+        deltas = ["Because ", "it ", "<b>is</b> ", "so."]
+        response = "".join(f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n" for text in deltas)
+
+        def pack(text: str) -> str:
+            return base64.b64encode(text.encode()).decode()
+
+        self.json(
+            {
+                "id": number,
+                "req_path": "/v1/chat/completions",
+                "req_headers": {"Content-Type": "application/json", "Authorization": "[REDACTED]"},
+                "req_body": pack(request),
+                "resp_headers": {"Content-Type": "text/event-stream"},
+                "resp_body": pack(response + "data: [DONE]\n\n"),
+            }
+        )
+
+    def detail(self, model: str) -> None:
+        """One model's page."""
+        if model not in self.world.states:
+            self.missing()
+            return
+        up = self.world.states[model] in ("ready", "starting")
+        self.json(
+            {
+                "id": model,
+                "state": self.world.states[model],
+                "cmd": ["llama-server", "--port", "5801", "-m", f"/models/{model}.gguf", "-c", "32768", "--api-key", "[masked]"],
+                "proxy": "http://127.0.0.1:5801",
+                "pid": 41234 if up else None,
+                "port": 5801,
+                "uptime_s": 14 if self.world.states[model] == "starting" else 1503 if up else None,
+                "ttl_s": 600,
+                "ttl_left_s": 252 if up else None,
+                "pinned": model in self.world.pins,
+                "slots": 4,
+                "groups": ["gpu"],
+                "last_error": "exited with 1 before it was healthy" if model == "glm-4.5-air" else None,
+                "log_tail": "error loading model: out of memory" if model == "glm-4.5-air" else "",
+                "load_ms": [21000, 22500, 20100, 24800, 22000],
+            }
+        )
+
+    def do_PUT(self) -> None:
+        """Profile and configuration."""
+        data = self.body()
+        if self.refused():
+            return
+        if self.path.endswith("/api/profiles/active"):
+            self.world.profile = json.loads(data)["name"] or None
+            self.json({"active": self.world.profile})
+            self.world.tell("profileChanged", {"active": self.world.profile})
+        elif self.path.endswith("/api/config"):
+            self.world.config = json.loads(data)["text"]
+            self.json({"msg": "ok", "etag": "2"}, ETag='"2"')
+        else:
+            self.missing()
+
+    def do_POST(self) -> None:
+        """Actions and inference."""
+        world = self.world
+        data = self.body()
+        path = unquote(urlsplit(self.path).path.removeprefix("/behind/a/prefix"))
+        if self.refused():
+            return
+        if path == "/api/models/unload":
+            for model in world.states:
+                world.states[model] = "stopped"
+            self.json({"msg": "ok"})
+            world.tell("modelStatus", world.model_status())
+        elif path.startswith("/api/models/"):
+            action, _, model = path.removeprefix("/api/models/").partition("/")
+            if model not in world.states:
+                self.missing("model not found")
+                return
+            if model == "org/mistral-small-24b" and action == "load":
+                self.json({"error": {"message": "no memory for this model"}}, 503)
+                return
+            if action == "pin":
+                (world.pins.add if json.loads(data or b"{}").get("pinned", True) else world.pins.discard)(model)
+            else:
+                world.set_state(model, {"load": "starting", "unload": "stopped", "restart": "starting"}[action])
+                if action != "unload":
+                    threading.Timer(1.0, world.set_state, (model, "ready")).start()
+            self.json({"msg": "ok"}, 202)
+        elif path.startswith("/api/inflight/"):
+            number = path.split("/")[3]
+            if not any(entry["id"] == number for entry in world.entries):
+                self.missing("inflight request not found")
+                return
+            world.entries = [entry for entry in world.entries if entry["id"] != number]
+            self.json({"msg": "ok"})
+            world.tell("inflight", {"operation": "remove", "id": number})
+        elif path == "/v1/chat/completions":
+            self.chat(json.loads(data))
+        elif path == "/v1/embeddings":
+            texts = json.loads(data)["input"]
+            rows = [{"index": i, "embedding": [math.sin(i + k) for k in range(16)]} for i in range(len(texts))]
+            self.json({"data": rows, "usage": {"prompt_tokens": 12}})
+        elif path == "/v1/rerank":
+            documents = json.loads(data)["documents"]
+            results = [{"index": i, "relevance_score": 1 - i / 3} for i in range(len(documents))]
+            self.json({"results": results, "usage": {"total_tokens": 42}})
+        elif path == "/api/config/validate":
+            text = json.loads(data)["text"]
+            if "bad" in text:
+                self.json({"valid": False, "errors": [{"path": "models", "line": 3, "col": 1, "message": "models.bad: no cmd"}]})
+            else:
+                self.json({"valid": True, "errors": [], "impact": {"restart": ["gpt-oss-120b"], "add": [], "remove": []}})
+        elif path == "/control":
+            self.control(json.loads(data))
+        else:
+            self.missing()
+
+    def chat(self, body: dict) -> None:
+        """A streamed answer that carries everything that must stay inert."""
+        world = self.world
+        with world.lock:
+            world.busy += 1
+            world.most = max(world.most, world.busy)
+        try:
+            self.stream_head()
+            time.sleep(0.15)
+            for word in ("Let me ", "think. "):
+                delta = {"choices": [{"delta": {"reasoning_content": word}}]}
+                self.chunk(f"data: {json.dumps(delta)}\n\n")
+            for begin in range(0, len(EVIL), 24):
+                delta = {"choices": [{"delta": {"content": EVIL[begin : begin + 24]}}]}
+                self.chunk(f"data: {json.dumps(delta)}\n\n")
+                time.sleep(0.01)
+            usage = {"prompt_tokens": 21, "completion_tokens": 97}
+            timings = {"prompt_n": 21, "prompt_per_second": 812.0, "predicted_n": 97, "predicted_per_second": 44.2}
+            last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": usage, "timings": timings}
+            self.chunk(f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+        except OSError:
+            self.close_connection = True
+        finally:
+            with world.lock:
+                world.busy -= 1
+
+    def control(self, order: dict) -> None:
+        """What a test asks of the mock itself."""
+        world = self.world
+        if "log" in order:
+            world.tell("logData", {"source": order["source"], "data": order["log"]})
+        if "down" in order:
+            world.down = order["down"]
+        if "key" in order:
+            world.key = order["key"]
+        if "state" in order:
+            world.set_state(order["model"], order["state"])
+        if "event" in order:
+            world.tell(order["event"], order["data"])
+        self.json({"streams": world.streams, "most": world.most})
+
+
+def serve(port: int = 0) -> ThreadingHTTPServer:
+    """A running mock; shut it down with `.shutdown()`."""
+    handler = type("Bound", (Handler,), {"world": World()})
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+if __name__ == "__main__":
+    running = serve(int(sys.argv[1]) if len(sys.argv) > 1 else 9393)
+    print(f"http://127.0.0.1:{running.server_address[1]}/ui/")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        running.shutdown()

@@ -1,0 +1,338 @@
+// The shell: navigation, header, banner, dialogs, keys, and the page that the address names.
+import { useSignal } from "@preact/signals";
+import type { ComponentType } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+import { switchProfile, switching } from "./lib/actions";
+import { ApiError, get, keyNeeded, setApiKey } from "./lib/api";
+import { clockTime, seconds } from "./lib/format";
+import { Icon } from "./lib/icons";
+import { helpOpen, installKeys, paletteOpen } from "./lib/keys";
+import { retry, stale, start, status, useKey } from "./lib/link";
+import { type Theme, theme, title } from "./lib/prefs";
+import { followLinks, href, route } from "./lib/router";
+import { inflight, profiles, refreshStatic } from "./lib/state";
+import { Confirm, Dialog, Field, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
+import { Overview } from "./pages/overview";
+
+type Page = ComponentType;
+const LAZY: Record<string, () => Promise<Page>> = {
+  models: () => import("./pages/models").then((m) => m.Models),
+  model: () => import("./pages/model").then((m) => m.ModelPage),
+  requests: () => import("./pages/requests").then((m) => m.Requests),
+  swap: () => import("./pages/swap").then((m) => m.SwapPage),
+  logs: () => import("./pages/logs").then((m) => m.Logs),
+};
+
+export const NAV = [
+  { page: "", label: "Overview", icon: "overview", key: "o" },
+  { page: "models", label: "Models", icon: "models", key: "m" },
+  { page: "requests", label: "Requests", icon: "requests", key: "r" },
+  { page: "logs", label: "Logs", icon: "logs", key: "l" },
+] as const;
+
+const current = (page: string): string => (page === "model" ? "models" : page === "swap" ? "" : page);
+
+function ThemeButton() {
+  const order: Theme[] = ["system", "light", "dark"];
+  const next = order[(order.indexOf(theme.value) + 1) % order.length] as Theme;
+  const icon = { system: "auto", light: "sun", dark: "moon" }[theme.value];
+  return (
+    <IconButton icon={icon} label={`Theme: ${theme.value}. Switch to ${next}`} onClick={() => (theme.value = next)} class="hide-phone" />
+  );
+}
+
+function ProfileSelect() {
+  const { active, profiles: all } = profiles.value;
+  if (!all.length) return null;
+  return (
+    <label class="profile">
+      <span class="hide-phone">Profile</span>
+      <select
+        class="input small"
+        aria-label="Profile"
+        disabled={switching.value}
+        value={active ?? ""}
+        onChange={(event) => void switchProfile(event.currentTarget.value || null)}
+      >
+        <option value="">None</option>
+        {all.map((profile) => (
+          <option key={profile.id} value={profile.id} title={profile.description}>
+            {profile.id}
+          </option>
+        ))}
+      </select>
+    </label>
+  );
+}
+
+function LinkMark() {
+  const { state } = status.value;
+  const [kind, word, mark] =
+    state === "open"
+      ? ["ready", "live", "●"]
+      : state === "connecting"
+        ? ["loading", "connecting", "◐"]
+        : state === "auth"
+          ? ["loading", "key needed", "!"]
+          : ["failed", "offline", "✕"];
+  return (
+    <span class={`chip s-${kind} linkmark`} title={`Event stream: ${word}`}>
+      <span aria-hidden="true">{mark}</span>
+      <span class="linkword">{word}</span>
+    </span>
+  );
+}
+
+function MoreMenu() {
+  const open = useSignal(false);
+  const here = current(route.value.page);
+  const rest = NAV.slice(4);
+  return (
+    <div class="tabbar-more">
+      <button
+        type="button"
+        class={rest.some((item) => item.page === here) ? "on" : ""}
+        aria-expanded={open.value}
+        onClick={() => (open.value = !open.value)}
+      >
+        <Icon name="more" size={20} />
+        <span>More</span>
+      </button>
+      {open.value && (
+        <div class="more-sheet" onClick={() => (open.value = false)}>
+          {rest.map((item) => (
+            <a key={item.page} href={href(item.page)} aria-current={item.page === here ? "page" : undefined}>
+              <Icon name={item.icon} size={18} />
+              {item.label}
+            </a>
+          ))}
+          <button type="button" onClick={() => (theme.value = theme.value === "dark" ? "light" : "dark")}>
+            <Icon name={theme.value === "dark" ? "sun" : "moon"} size={18} />
+            {theme.value === "dark" ? "Light theme" : "Dark theme"}
+          </button>
+        </div>
+      )}
+    </div>
+  );
+}
+
+function Banner() {
+  const at = useSignal(Date.now());
+  useEffect(() => {
+    if (!stale.value) return;
+    const timer = setInterval(() => (at.value = Date.now()), 1000);
+    return () => clearInterval(timer);
+  }, [stale.value]);
+  return (
+    <div role="alert">
+      {stale.value && (
+        <div class="banner">
+          <Icon name="warn" />
+          <span class="grow">
+            <b>Offline.</b> {status.value.error || "The event stream is down"}. What you see is from {clockTime(status.value.since)}.
+            {status.value.retryAt ? ` Trying again in ${seconds(Math.max(0, status.value.retryAt - at.value))}.` : " Trying again."}
+          </span>
+          <button type="button" class="btn small" onClick={retry}>
+            Retry now
+          </button>
+        </div>
+      )}
+    </div>
+  );
+}
+
+function KeyPrompt() {
+  const key = useSignal("");
+  const remember = useSignal(false);
+  const error = useSignal("");
+  const busy = useSignal(false);
+  const submit = async (event: Event) => {
+    event.preventDefault();
+    busy.value = true;
+    setApiKey(key.value.trim(), remember.value);
+    try {
+      await get("/api/version");
+      keyNeeded.value = false;
+      useKey();
+      retry();
+      await refreshStatic();
+      location.reload();
+    } catch (problem) {
+      const refused = problem instanceof ApiError && problem.status === 401;
+      if (refused) setApiKey("", false);
+      error.value = refused ? "The server refused this key." : (problem as Error).message;
+    }
+    busy.value = false;
+  };
+  return (
+    <Dialog title="This server asks for a key" class="narrow" onClose={() => (keyNeeded.value = false)}>
+      <form onSubmit={(event) => void submit(event)} class="stack">
+        <p class="muted">One of the API keys from the server's configuration. It is sent to this server only.</p>
+        <Field label="API key">
+          <input
+            class="input"
+            type="password"
+            autocomplete="current-password"
+            autofocus
+            value={key.value}
+            onInput={(event) => (key.value = event.currentTarget.value)}
+          />
+        </Field>
+        <label class="check">
+          <input type="checkbox" checked={remember.value} onChange={(event) => (remember.value = event.currentTarget.checked)} />
+          Remember on this device
+        </label>
+        {error.value && (
+          <p class="bad" role="alert">
+            {error.value}
+          </p>
+        )}
+        <div class="row end">
+          <button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}>
+            <Icon name="key" /> Open
+          </button>
+        </div>
+      </form>
+    </Dialog>
+  );
+}
+
+const pages = new Map<string, Page>([["", Overview]]);
+
+function Current() {
+  const { page } = route.value;
+  const ready = useSignal(0);
+  const failed = useSignal("");
+  useEffect(() => {
+    failed.value = "";
+    if (pages.has(page)) return;
+    const open = LAZY[page];
+    if (!open) return;
+    let alive = true;
+    open().then(
+      (component) => {
+        pages.set(page, component);
+        if (alive) ready.value += 1;
+      },
+      () => {
+        failed.value = "This part of the interface could not be fetched. If the server was updated, reload the page.";
+      },
+    );
+    return () => {
+      alive = false;
+    };
+  }, [page]);
+  void ready.value;
+  const Component = pages.get(page);
+  if (Component) {
+    return (
+      <Guard key={page}>
+        <Component />
+      </Guard>
+    );
+  }
+  if (failed.value) return <p class="problem">{failed.value}</p>;
+  if (!LAZY[page]) {
+    return (
+      <div class="page">
+        <h1>Not found</h1>
+        <p>
+          There is no page at this address. <a href={href("")}>Open the overview</a>.
+        </p>
+      </div>
+    );
+  }
+  return (
+    <div class="page center">
+      <Spinner />
+    </div>
+  );
+}
+
+const palette = (): Promise<Page> => import("./pages/palette").then((m) => m.Palette);
+
+function PaletteHost() {
+  const part = useSignal<{ Part: Page } | null>(null);
+  useEffect(() => {
+    if (paletteOpen.value || helpOpen.value) palette().then((Part) => (part.value = { Part }));
+  }, [paletteOpen.value, helpOpen.value]);
+  const Shown = part.value?.Part;
+  return Shown && (paletteOpen.value || helpOpen.value) ? <Shown /> : null;
+}
+
+export function App() {
+  const main = useRef<HTMLElement>(null);
+  const first = useRef(true);
+  useEffect(() => {
+    document.addEventListener("click", followLinks);
+    const keys = installKeys();
+    // The first call finds out whether a key is needed; the stream starts once that is known.
+    get("/api/version").then(start, (error: ApiError) => {
+      if (error.status !== 401) start();
+    });
+    return () => {
+      document.removeEventListener("click", followLinks);
+      keys();
+    };
+  }, []);
+  const here = current(route.value.page);
+  useEffect(() => {
+    if (first.current) first.current = false;
+    else main.current?.focus({ preventScroll: true });
+  }, [route.value.page]);
+  const busy = inflight.value.length;
+  return (
+    <>
+      <a class="skip" href="#main" onClick={(event) => (event.preventDefault(), main.current?.focus())}>
+        Skip to content
+      </a>
+      <header class="top">
+        <a class="brand" href={href("")}>
+          <svg width="22" height="22" viewBox="0 0 32 32" aria-hidden="true">
+            <rect width="32" height="32" rx="8" class="brand-box" />
+            <path d="M7 12h15l-4-4M25 20H10l4 4" class="brand-line" />
+          </svg>
+          <span class="brand-name">{title.value || "llamaswap"}</span>
+        </a>
+        <nav class="nav" aria-label="Main">
+          {NAV.map((item) => (
+            <a key={item.page} href={href(item.page)} aria-current={item.page === here ? "page" : undefined}>
+              {item.label}
+              {item.page === "" && busy > 0 && (
+                <span class="count" title={`${busy} requests in progress`}>
+                  {busy}
+                </span>
+              )}
+            </a>
+          ))}
+        </nav>
+        <div class="top-end">
+          <ProfileSelect />
+          <button type="button" class="btn small palette-btn" onClick={() => (paletteOpen.value = true)} aria-label="Commands (Ctrl K)">
+            <Icon name="search" size={14} />
+            <kbd class="hide-phone" aria-hidden="true">Ctrl K</kbd>
+          </button>
+          <ThemeButton />
+          <LinkMark />
+        </div>
+      </header>
+      <Banner />
+      <main id="main" ref={main} tabIndex={-1}>
+        <Current />
+      </main>
+      <nav class="tabbar" aria-label="Main, for small screens">
+        {NAV.slice(0, 4).map((item) => (
+          <a key={item.page} href={href(item.page)} aria-current={item.page === here ? "page" : undefined}>
+            <Icon name={item.icon} size={20} />
+            <span>{item.label}</span>
+          </a>
+        ))}
+        <MoreMenu />
+      </nav>
+      <Toasts />
+      <Confirm />
+      {keyNeeded.value && <KeyPrompt />}
+      <PaletteHost />
+    </>
+  );
+}

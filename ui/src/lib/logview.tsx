@@ -1,0 +1,318 @@
+// A live log: lines are appended to the document and never rendered again, so that text stays selected.
+import { useSignal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import { count } from "./format";
+import { type Level, LEVELS, Lines, ansi, level, matcher, plain } from "./loglines";
+import { on, subscribe } from "./link";
+import { pref } from "./prefs";
+import { Icon } from "./icons";
+import { IconButton, copyText, saveFile } from "./widgets";
+
+const KEPT = 5000;
+
+interface Line {
+  source: string;
+  text: string;
+  at: number;
+  level: Level;
+  row: HTMLDivElement | null;
+}
+
+const wrap = pref<boolean>("log.wrap", false);
+const stamps = pref<boolean>("log.stamps", false);
+const fontSize = pref<number>("log.font", 12);
+const floor = pref<Level>("log.level", "debug");
+
+export function LogView(props: { sources: string[]; title?: string; compact?: boolean; initial?: string; onFilter?: (text: string) => void }) {
+  const pane = useRef<HTMLDivElement>(null);
+  const store = useRef({ lines: [] as Line[], held: [] as Line[], parts: new Map<string, Lines>(), drop: 0 });
+  const include = useSignal(props.initial ?? "");
+  const exclude = useSignal("");
+  const search = useSignal("");
+  const paused = useSignal(false);
+  const held = useSignal(0);
+  const away = useSignal(false);
+  const total = useSignal(0);
+  const hits = useSignal(0);
+  const hit = useSignal(-1);
+  const many = props.sources.length > 1;
+  const key = props.sources.join("\n");
+
+  const passes = (line: Line): boolean => {
+    if (LEVELS.indexOf(line.level) < LEVELS.indexOf(floor.peek())) return false;
+    const bare = plain(line.text);
+    const wanted = matcher(include.peek());
+    if (wanted && !wanted(bare)) return false;
+    const unwanted = exclude.peek().trim() ? matcher(exclude.peek()) : null;
+    return !unwanted?.(bare);
+  };
+
+  const rowOf = (line: Line): HTMLDivElement => {
+    const row = document.createElement("div");
+    row.className = `ln l-${line.level}`;
+    if (line.at) row.dataset.at = new Date(line.at).toLocaleTimeString("en-GB");
+    if (many) {
+      const prefix = document.createElement("span");
+      prefix.className = `src c${(hash(line.source) % 6) + 1}`;
+      prefix.textContent = `${line.source} `;
+      row.append(prefix);
+    }
+    for (const span of ansi(line.text)) {
+      if (!span.style) row.append(span.text);
+      else {
+        const element = document.createElement("span");
+        element.setAttribute("style", span.style);
+        element.textContent = span.text;
+        row.append(element);
+      }
+    }
+    return row;
+  };
+
+  const atTail = (): boolean => {
+    const box = pane.current;
+    return !box || box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+  };
+
+  const toTail = (): void => {
+    const box = pane.current;
+    if (box) box.scrollTop = box.scrollHeight;
+    away.value = false;
+  };
+
+  const append = (fresh: Line[]): void => {
+    const box = pane.current;
+    if (!box || !fresh.length) return;
+    const follow = atTail();
+    const part = document.createDocumentFragment();
+    for (const line of fresh) {
+      if (!passes(line)) continue;
+      line.row = rowOf(line);
+      part.append(line.row);
+    }
+    box.append(part);
+    const { lines } = store.current;
+    lines.push(...fresh);
+    if (lines.length > KEPT) for (const old of lines.splice(0, lines.length - KEPT)) old.row?.remove();
+    total.value = lines.length;
+    if (follow) toTail();
+    else away.value = true;
+  };
+
+  const redraw = (): void => {
+    const box = pane.current;
+    if (!box) return;
+    const part = document.createDocumentFragment();
+    for (const line of store.current.lines) {
+      line.row = passes(line) ? rowOf(line) : null;
+      if (line.row) part.append(line.row);
+    }
+    box.replaceChildren(part);
+    toTail();
+  };
+
+  useEffect(() => {
+    store.current = { lines: [], held: [], parts: new Map(), drop: 0 };
+    total.value = 0;
+    held.value = 0;
+    pane.current?.replaceChildren();
+    const stops = props.sources.map((source) => subscribe(`logs:${source}`));
+    stops.push(
+      on<{ source: string; data: string; reset?: boolean }>("logData", (log) => {
+        if (!props.sources.includes(log.source)) return;
+        const lines = store.current.parts.get(log.source) ?? new Lines();
+        store.current.parts.set(log.source, lines);
+        if (log.reset) {
+          lines.reset();
+          store.current.lines = store.current.lines.filter((line) => {
+            if (line.source === log.source) line.row?.remove();
+            return line.source !== log.source;
+          });
+        }
+        const at = log.reset ? 0 : Date.now();
+        const fresh = lines.feed(log.data).map((text) => ({ source: log.source, text, at, level: level(text), row: null }));
+        if (paused.peek()) {
+          store.current.held = [...store.current.held, ...fresh].slice(-KEPT);
+          held.value = store.current.held.length;
+        } else append(fresh);
+      }),
+    );
+    return () => stops.forEach((stop) => stop());
+  }, [key]);
+
+  useEffect(() => {
+    const timer = setTimeout(() => {
+      redraw();
+      props.onFilter?.(include.value);
+    }, 150);
+    return () => clearTimeout(timer);
+  }, [include.value, exclude.value, floor.value]);
+
+  const rows = (): HTMLElement[] => {
+    const wanted = search.peek().toLowerCase();
+    return wanted ? ([...(pane.current?.children ?? [])] as HTMLElement[]).filter((row) => row.textContent?.toLowerCase().includes(wanted)) : [];
+  };
+  const step = (by: number): void => {
+    const all = rows();
+    hits.value = all.length;
+    for (const row of pane.current?.querySelectorAll(".hit") ?? []) row.classList.remove("hit");
+    if (!all.length) {
+      hit.value = -1;
+      return;
+    }
+    hit.value = hit.value < 0 ? (by > 0 ? 0 : all.length - 1) : (hit.value + by + all.length) % all.length;
+    const row = all[hit.value] as HTMLElement;
+    row.classList.add("hit");
+    row.scrollIntoView({ block: "center" });
+    paint(all, search.peek().toLowerCase());
+  };
+  const resume = (): void => {
+    paused.value = false;
+    const waiting = store.current.held;
+    store.current.held = [];
+    held.value = 0;
+    append(waiting);
+  };
+  const text = (): string => store.current.lines.filter((line) => line.row).map((line) => plain(line.text)).join("\n");
+  const valid = matcher(include.value) !== null && matcher(exclude.value) !== null;
+
+  return (
+    <div class={`logview ${props.compact ? "compact" : ""}`}>
+      <div class="toolbar" role="toolbar" aria-label="Log">
+        <input
+          class="input small grow"
+          type="search"
+          data-filter
+          aria-label="Show lines that contain"
+          placeholder="Show lines with… or /regex/"
+          aria-invalid={!valid}
+          value={include.value}
+          onInput={(event) => (include.value = event.currentTarget.value)}
+        />
+        {!props.compact && (
+          <>
+            <input
+              class="input small hide-phone"
+              type="search"
+              aria-label="Hide lines that contain"
+              placeholder="Hide lines with…"
+              value={exclude.value}
+              onInput={(event) => (exclude.value = event.currentTarget.value)}
+            />
+            <div class="row find">
+              <input
+                class="input small"
+                type="search"
+                aria-label="Find in log"
+                placeholder="Find…"
+                value={search.value}
+                onInput={(event) => {
+                  search.value = event.currentTarget.value;
+                  hit.value = -1;
+                  hits.value = rows().length;
+                  paint(rows(), search.value.toLowerCase());
+                }}
+                onKeyDown={(event) => {
+                  if (event.key === "Enter") step(event.shiftKey ? -1 : 1);
+                }}
+              />
+              <span class="num muted" aria-live="polite">
+                {search.value ? `${hit.value + 1}/${hits.value}` : ""}
+              </span>
+              <IconButton icon="left" label="Previous match" onClick={() => step(-1)} disabled={!search.value} />
+              <IconButton icon="right" label="Next match" onClick={() => step(1)} disabled={!search.value} />
+            </div>
+          </>
+        )}
+        <select class="input small" aria-label="Lowest level" value={floor.value} onChange={(event) => (floor.value = event.currentTarget.value as Level)}>
+          <option value="debug">all levels</option>
+          <option value="info">info and up</option>
+          <option value="warn">warnings</option>
+          <option value="error">errors</option>
+        </select>
+        <IconButton
+          icon={paused.value ? "play" : "pause"}
+          label={paused.value ? `Resume, ${held.value} lines held` : "Pause"}
+          pressed={paused.value}
+          onClick={() => (paused.value ? resume() : (paused.value = true))}
+        />
+        <IconButton icon="wrap" label="Wrap long lines" pressed={wrap.value} onClick={() => (wrap.value = !wrap.value)} />
+        {!props.compact && (
+          <>
+            <button type="button" class="btn small hide-phone" aria-pressed={stamps.value} onClick={() => (stamps.value = !stamps.value)}>
+              Times
+            </button>
+            <button
+              type="button"
+              class="btn small hide-phone"
+              aria-label={`${fontSize.value} px text size`}
+              onClick={() => (fontSize.value = fontSize.value >= 16 ? 11 : fontSize.value + 1)}
+            >
+              {fontSize.value} px
+            </button>
+            <IconButton icon="copy" label="Copy the lines shown" onClick={() => void copyText(text())} />
+            <IconButton icon="download" label="Download the lines shown" onClick={() => saveFile(`${props.sources.join("+")}.log`, `${text()}\n`)} />
+            <IconButton
+              icon="trash"
+              label="Clear this view"
+              onClick={() => {
+                store.current.lines = [];
+                total.value = 0;
+                pane.current?.replaceChildren();
+              }}
+            />
+          </>
+        )}
+      </div>
+      <div class="logwrap">
+        <div
+          ref={pane}
+          class={`log ${wrap.value ? "wrapped" : ""} ${stamps.value ? "stamped" : ""}`}
+          style={{ fontSize: `${fontSize.value}px` }}
+          tabIndex={0}
+          role="log"
+          aria-live="off"
+          aria-label={props.title ?? `Log of ${props.sources.join(", ")}`}
+          onScroll={() => {
+            if (atTail()) away.value = false;
+          }}
+        />
+        {!total.value && <p class="log-empty muted">No lines yet</p>}
+        {(away.value || paused.value) && (
+          <button type="button" class="btn small primary tail" onClick={() => (paused.value ? resume() : undefined, toTail())}>
+            <Icon name="bottom" size={14} /> {paused.value ? `Resume (${count(held.value)} held)` : "Newest"}
+          </button>
+        )}
+      </div>
+    </div>
+  );
+}
+
+function hash(text: string): number {
+  let sum = 0;
+  for (const char of text) sum = (sum * 31 + (char.codePointAt(0) ?? 0)) >>> 0;
+  return sum;
+}
+
+/** Marks matches without touching the document, where the browser can. */
+function paint(rows: HTMLElement[], wanted: string): void {
+  const registry = (CSS as unknown as { highlights?: Map<string, unknown> }).highlights;
+  const Make = (globalThis as unknown as { Highlight?: new (...ranges: Range[]) => unknown }).Highlight;
+  if (!registry || !Make) return;
+  registry.delete("found");
+  if (!wanted) return;
+  const ranges: Range[] = [];
+  for (const row of rows.slice(0, 2000)) {
+    const walker = document.createTreeWalker(row, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+      const text = node.textContent?.toLowerCase() ?? "";
+      for (let at = text.indexOf(wanted); at >= 0; at = text.indexOf(wanted, at + wanted.length)) {
+        const range = document.createRange();
+        range.setStart(node, at);
+        range.setEnd(node, at + wanted.length);
+        ranges.push(range);
+      }
+    }
+  }
+  registry.set("found", new Make(...ranges));
+}

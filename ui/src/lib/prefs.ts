@@ -1,0 +1,64 @@
+// Preferences: one versioned key in localStorage, one signal for each preference.
+import { type Signal, effect, signal } from "@preact/signals";
+
+const KEY = "llamaswap.v1";
+
+function read(): Record<string, unknown> {
+  try {
+    const stored = localStorage.getItem(KEY);
+    if (stored) return JSON.parse(stored) as Record<string, unknown>;
+    // The Go program's interface kept its mode under this key; a returning visitor keeps the choice.
+    const mode = localStorage.getItem("theme-mode")?.replaceAll('"', "");
+    return mode === "dark" || mode === "light" ? { theme: mode } : {};
+  } catch {
+    return {};
+  }
+}
+
+const values = read();
+const known = new Map<string, Signal<unknown>>();
+
+function save(): void {
+  try {
+    localStorage.setItem(KEY, JSON.stringify(values));
+  } catch {
+    // A full or forbidden store costs the preference, nothing else.
+  }
+}
+
+export function pref<T>(name: string, initial: T): Signal<T> {
+  const existing = known.get(name);
+  if (existing) return existing as Signal<T>;
+  const made = signal<T>(name in values ? (values[name] as T) : initial);
+  known.set(name, made as Signal<unknown>);
+  let first = true;
+  effect(() => {
+    const value = made.value;
+    if (first) first = false;
+    else {
+      values[name] = value;
+      save();
+    }
+  });
+  return made;
+}
+
+/** Another tab changed a preference: follow it. */
+addEventListener("storage", (raw) => {
+  const event = raw as StorageEvent;
+  if (event.key !== KEY || !event.newValue) return;
+  try {
+    const fresh = JSON.parse(event.newValue) as Record<string, unknown>;
+    for (const name of ["theme", "accent", "title"]) {
+      const made = known.get(name);
+      if (made && name in fresh) made.value = fresh[name];
+    }
+  } catch {
+    // Written by something else; ours stays.
+  }
+});
+
+export type Theme = "system" | "light" | "dark";
+export const theme = pref<Theme>("theme", "system");
+export const accent = pref<string>("accent", "teal");
+export const title = pref<string>("title", "llamaswap");

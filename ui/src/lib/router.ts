@@ -1,0 +1,97 @@
+// Pages are one path segment below /ui/, parameters are in the query. One level keeps every relative address
+// right behind any path prefix, without a <base> element.
+import { signal } from "@preact/signals";
+
+export interface Route {
+  page: string;
+  query: URLSearchParams;
+}
+
+const OLD: Record<string, string> = {
+  activity: "requests",
+  performance: "system",
+  hardware: "system",
+  settings: "system",
+};
+
+function uiRoot(): string {
+  const match = /^(.*\/ui)(?:\/|$)/.exec(location.pathname);
+  return `${match ? match[1] : "/ui"}/`;
+}
+
+export const root = uiRoot();
+/** Where the API lives: the page's address without ui/. */
+export const prefix = root.slice(0, -3);
+
+function parse(): Route {
+  // Addresses of the Go program's interface: /ui/#/models/some/id
+  if (location.hash.startsWith("#/")) {
+    const [path = "", search = ""] = location.hash.slice(2).split("?");
+    const [first = "", ...rest] = path.split("/");
+    const query = new URLSearchParams(search);
+    let page = OLD[first] ?? first;
+    if (first === "models" && rest.length) {
+      page = "model";
+      query.set("id", decodeURIComponent(rest.join("/")));
+    }
+    history.replaceState(null, "", href(page, Object.fromEntries(query)));
+    return { page, query };
+  }
+  const rest = location.pathname.slice(root.length).replace(/\/+$/, "");
+  const [first = "", ...more] = rest.split("/");
+  const query = new URLSearchParams(location.search);
+  if (first === "models" && more.length) {
+    query.set("id", decodeURIComponent(more.join("/")));
+    return { page: "model", query };
+  }
+  return { page: OLD[first] ?? first, query };
+}
+
+export type Params = Record<string, string | number | boolean | null | undefined>;
+
+export function href(page: string, params: Params = {}): string {
+  const query = new URLSearchParams();
+  for (const [key, value] of Object.entries(params)) {
+    if (value !== null && value !== undefined && value !== "" && value !== false) query.set(key, String(value));
+  }
+  const text = query.toString();
+  return `${root}${page}${text ? `?${text}` : ""}`;
+}
+
+export const route = signal<Route>(parse());
+
+addEventListener("popstate", () => {
+  route.value = parse();
+});
+
+export function go(page: string, params: Params = {}): void {
+  history.pushState(null, "", href(page, params));
+  route.value = parse();
+  scrollTo(0, 0);
+}
+
+/** Changes some parameters of the page that is open; null removes one. */
+export function setQuery(changes: Params, replace = true): void {
+  const { page, query } = route.value;
+  const merged: Params = Object.fromEntries(query);
+  Object.assign(merged, changes);
+  const address = href(page, merged);
+  if (replace) history.replaceState(null, "", address);
+  else history.pushState(null, "", address);
+  route.value = parse();
+}
+
+/** Plain left clicks on our own links stay in the page. */
+export function followLinks(event: MouseEvent): void {
+  if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) {
+    return;
+  }
+  const link = (event.target as Element | null)?.closest?.("a[href]");
+  if (!(link instanceof HTMLAnchorElement) || link.target || link.hasAttribute("download")) return;
+  if (link.origin !== location.origin || !link.pathname.startsWith(root) || link.hash) return;
+  if (/\.[a-z]+$/.test(link.pathname)) return;
+  event.preventDefault();
+  history.pushState(null, "", link.href);
+  route.value = parse();
+  scrollTo(0, 0);
+}

@@ -1,0 +1,258 @@
+// What the server told us: one signal per topic, filled by the event stream.
+import { computed, signal } from "@preact/signals";
+import { get, listOf, maybe, send } from "./api";
+import { time } from "./format";
+import { on, status } from "./link";
+import type {
+  Features,
+  Inflight,
+  ListedModel,
+  ModelDetail,
+  ModelStatus,
+  PlanPreview,
+  Profiles,
+  Residency,
+  Swap,
+  SwapPhase,
+} from "./types";
+
+export const models = signal<ModelStatus[]>([]);
+export const modelsKnown = signal(false);
+export const inflight = signal<Inflight[]>([]);
+export const sessionHeaders = signal<string[]>(["X-Session-ID"]);
+export const profiles = signal<Profiles>({ active: null, profiles: [] });
+export const features = signal<Features>({});
+export const version = signal<{ version: string; commit: string; build_date: string } | null>(null);
+/** Rises with each finished request; pages that show them refetch. */
+export const activityRevision = signal(0);
+export const lastActivity = signal(0);
+/** Rises with each change of a model's state or swap. */
+export const swapRevision = signal(0);
+export const listed = signal<ListedModel[]>([]);
+
+export const localModels = computed(() => models.value.filter((model) => !model.peerID));
+export const peerModels = computed(() => models.value.filter((model) => model.peerID));
+export const loadedModels = computed(() =>
+  localModels.value.filter((model) => ["ready", "starting", "stopping"].includes(model.state)),
+);
+export const waiting = computed(() => inflight.value.filter((entry) => phaseOf(entry) === "queued"));
+
+const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+export const byName = (a: { id: string }, b: { id: string }): number => collator.compare(a.id, b.id);
+
+const same = (a: unknown, b: unknown): boolean => JSON.stringify(a) === JSON.stringify(b);
+
+on<ModelStatus[]>("modelStatus", (fresh) => {
+  const before = new Map(models.peek().map((model) => [model.peerID + model.id, model]));
+  let moved = fresh.length !== before.size;
+  // Unchanged models keep their object, so that unchanged rows are not rendered again.
+  const merged = fresh.map((model) => {
+    const old = before.get(model.peerID + model.id);
+    if (old && same(old, model)) return old;
+    moved = true;
+    return model;
+  });
+  modelsKnown.value = true;
+  if (!moved) return;
+  models.value = merged.sort(byName);
+  swapRevision.value += 1;
+});
+
+type Change = { operation: string; requests?: Inflight[]; request?: Inflight; id?: string };
+
+on<Change>("inflight", (change) => {
+  const received = Date.now();
+  const list = inflight.peek();
+  if (change.operation === "snapshot") inflight.value = (change.requests ?? []).map((entry) => ({ ...entry, received }));
+  else if (change.operation === "upsert" && change.request) {
+    const fresh = { ...change.request, received };
+    const at = list.findIndex((entry) => entry.id === fresh.id);
+    inflight.value = at < 0 ? [...list, fresh] : list.map((entry, index) => (index === at ? fresh : entry));
+  } else if (change.operation === "remove") inflight.value = list.filter((entry) => entry.id !== change.id);
+});
+
+on<{ activity?: { session_id?: string[] } }>("uiConfig", (config) => {
+  sessionHeaders.value = config.activity?.session_id ?? [];
+});
+
+on<{ active: string | null }>("profileChanged", ({ active }) => {
+  if (profiles.peek().active !== active) profiles.value = { ...profiles.peek(), active };
+});
+
+on<{ id: number }>("activity", ({ id }) => {
+  lastActivity.value = Math.max(lastActivity.peek(), id ?? 0);
+  activityRevision.value += 1;
+});
+
+for (const type of ["swap", "swaps", "residency", "swapChanged"]) on(type, () => (swapRevision.value += 1));
+
+export function phaseOf(entry: Inflight): string {
+  if (entry.phase) return entry.phase === "streaming" ? "decode" : entry.phase;
+  const model = models.value.find((item) => item.id === entry.model);
+  if (model && model.state === "starting") return "loading";
+  if (Object.keys(entry.resp_headers ?? {}).length) return "decode";
+  return model && model.state !== "ready" && !model.peerID ? "queued" : "prefill";
+}
+
+export function sessionOf(entry: { req_headers: Record<string, string>; session?: string | null }): string {
+  if (entry.session) return entry.session;
+  for (const name of sessionHeaders.value) {
+    const found = Object.entries(entry.req_headers ?? {}).find(([key]) => key.toLowerCase() === name.toLowerCase());
+    if (found?.[1]) return found[1];
+  }
+  return "";
+}
+
+export async function refreshStatic(): Promise<void> {
+  const [found, ver, prof] = await Promise.all([
+    maybe<Features>("/api/features"),
+    maybe<{ version: string; commit: string; build_date: string }>("/api/version"),
+    maybe<Profiles>("/api/profiles"),
+  ]);
+  features.value = found ?? { performance: true, hardware: true, captures: true };
+  version.value = ver;
+  if (prof && Array.isArray(prof.profiles)) profiles.value = prof;
+}
+
+export async function refreshListed(): Promise<void> {
+  const answer = await get<{ data: ListedModel[] }>("/v1/models");
+  listed.value = listOf<ListedModel>(answer).filter((model) => model.id);
+}
+
+let lastState = "";
+status.subscribe((value) => {
+  if (value.state === "open" && lastState !== "open") refreshStatic().catch(() => undefined);
+  lastState = value.state;
+});
+
+const text = (value: unknown): string => (typeof value === "string" ? value : value ? JSON.stringify(value) : "");
+const when = (value: unknown): number | null => {
+  const ms = time(value);
+  return Number.isFinite(ms) && ms > 0 ? ms : null;
+};
+
+export async function residency(since: number): Promise<Residency[] | null> {
+  const answer = await maybe<unknown>("/api/residency", { since: new Date(since).toISOString() });
+  if (!answer) return null;
+  return listOf<Record<string, unknown>>(answer, "residency", "segments")
+    .map((item) => ({
+      model: text(item.model),
+      state: text(item.state),
+      t0: when(item.t0 ?? item.start) ?? 0,
+      t1: when(item.t1 ?? item.end),
+      reason: text(item.reason),
+      swap_id: item.swap_id === null || item.swap_id === undefined ? null : String(item.swap_id),
+    }))
+    .filter((item) => item.model && item.t0);
+}
+
+function swapOf(item: Record<string, unknown>): Swap {
+  const phases = listOf<Record<string, unknown>>(item.phases).map((phase) => ({
+    name: text(phase.name ?? phase.phase),
+    start: when(phase.start ?? phase.t0) ?? 0,
+    end: when(phase.end ?? phase.t1),
+  })) as SwapPhase[];
+  const trigger = item.trigger ?? item.trigger_request ?? "";
+  const evicted = listOf<unknown>(item.evicted).map((one) =>
+    typeof one === "string" ? one : text((one as Record<string, unknown>).model),
+  );
+  const tail = item.log_tail;
+  return {
+    id: String(item.id ?? ""),
+    model: text(item.model),
+    trigger: typeof trigger === "object" && trigger ? describeTrigger(trigger as Record<string, unknown>) : text(trigger),
+    evicted,
+    explanation: text(item.explanation ?? item.planner ?? item.reason),
+    outcome: text(item.outcome ?? item.result ?? item.state ?? ""),
+    error: text(item.error ?? item.last_error),
+    exit_code: typeof item.exit_code === "number" ? item.exit_code : null,
+    log_tail: Array.isArray(tail) ? tail.join("\n") : text(tail),
+    start: when(item.began ?? item.start ?? item.t0) ?? phases[0]?.start ?? 0,
+    end: when(item.ended ?? item.end ?? item.t1),
+    phases,
+  };
+}
+
+function describeTrigger(trigger: Record<string, unknown>): string {
+  const parts = [trigger.kind, trigger.method, trigger.path ?? trigger.req_path, trigger.id && `#${trigger.id}`];
+  return parts.filter(Boolean).join(" ");
+}
+
+export async function swaps(): Promise<Swap[] | null> {
+  const answer = await maybe<unknown>("/api/swaps");
+  if (!answer) return null;
+  return listOf<Record<string, unknown>>(answer, "swaps")
+    .map(swapOf)
+    .sort((a, b) => b.start - a.start);
+}
+
+export async function swap(id: string): Promise<Swap> {
+  const answer = await get<Record<string, unknown>>(`/api/swaps/${encodeURIComponent(id)}`);
+  return swapOf((answer.swap as Record<string, unknown>) ?? answer);
+}
+
+export const swapFailed = (item: Swap): boolean =>
+  /fail|error|crash|lost|abort/.test(item.outcome) || (!!item.error && item.outcome !== "ready");
+
+export async function plan(model: string): Promise<PlanPreview | null> {
+  try {
+    const answer = await maybe<PlanPreview>("/api/plan", { model });
+    if (!answer || typeof answer !== "object") return null;
+    return {
+      model,
+      running: Boolean(answer.running),
+      evicts: listOf<PlanPreview["evicts"][number] | string>(answer.evicts).map((item) =>
+        typeof item === "string" ? { model: item, active: 0 } : { model: item.model, active: item.active ?? 0 },
+      ),
+      waits_for: listOf<unknown>(answer.waits_for).map((item) =>
+        typeof item === "string" ? item : text((item as Record<string, unknown>).model),
+      ),
+      eta_ms: answer.eta_ms ?? null,
+    };
+  } catch {
+    return null;
+  }
+}
+
+const firstNumber = (...values: unknown[]): number | null => {
+  for (const value of values) if (typeof value === "number") return value;
+  return null;
+};
+
+export async function modelDetail(id: string): Promise<ModelDetail | null> {
+  const answer = await maybe<Record<string, unknown>>(`/api/models/${id.split("/").map(encodeURIComponent).join("/")}`);
+  if (!answer || typeof answer !== "object") {
+    const running = await maybe<{ running: Record<string, unknown>[] }>("/running");
+    const found = running?.running?.find((item) => item.model === id);
+    return found ? { id, cmd: text(found.cmd), proxy: text(found.proxy), ttl_s: firstNumber(found.ttl) } : null;
+  }
+  const cmd = answer.cmd ?? answer.command;
+  const error = answer.last_error;
+  const tail = answer.log_tail ?? answer.last_lines;
+  return {
+    id,
+    name: text(answer.name),
+    description: text(answer.description),
+    state: text(answer.state),
+    cmd: Array.isArray(cmd) ? cmd.map(String).map(quoted).join(" ") : text(cmd),
+    proxy: text(answer.proxy),
+    pid: firstNumber(answer.pid),
+    port: firstNumber(answer.port),
+    uptime_s: firstNumber(answer.uptime_s, answer.uptime),
+    ttl_s: firstNumber(answer.ttl_s, answer.ttl),
+    ttl_left_s: firstNumber(answer.ttl_left_s, answer.ttl_left),
+    pinned: Boolean(answer.pinned),
+    slots: firstNumber(answer.slots),
+    active: firstNumber(answer.active, answer.in_flight) ?? undefined,
+    groups: listOf<unknown>(answer.groups).map(text),
+    last_error: typeof error === "object" && error ? text((error as Record<string, unknown>).message) : text(error) || null,
+    exit_code: firstNumber(answer.exit_code),
+    log_tail: Array.isArray(tail) ? tail.join("\n") : text(tail),
+    load_ms: listOf<number>(answer.load_ms ?? answer.load_history),
+    aliases: listOf<string>(answer.aliases),
+  };
+}
+
+const quoted = (word: string): string => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+export const setProfile = (name: string | null): Promise<unknown> => send("PUT", "/api/profiles/active", { name });

@@ -1,0 +1,22 @@
+import { render } from "preact";
+import { effect } from "@preact/signals";
+import { accent, theme, title } from "./lib/prefs";
+import { status } from "./lib/link";
+import { App } from "./app";
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+function paint(): void {
+  const wanted = theme.value === "system" ? (dark.matches ? "dark" : "light") : theme.value;
+  document.documentElement.dataset.theme = wanted;
+  document.documentElement.dataset.accent = accent.value;
+}
+
+dark.addEventListener("change", paint);
+effect(paint);
+effect(() => {
+  const mark = { open: "", connecting: "", down: "\u26a0 ", auth: "\u{1f511} " }[status.value.state];
+  document.title = `${mark}${title.value || "llamaswap"}`;
+});
+
+render(<App />, document.getElementById("app") as HTMLElement);

@@ -1,0 +1,457 @@
+// The landing page: what is loaded, what is running, what is wrong; then how it came to be.
+import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+import { asked, cancelRequest, load, pin, restart, unload, unloadAll } from "../lib/actions";
+import { maybe } from "../lib/api";
+import { ago, bytes, clock, gib, known, median, percent, plural, rate, seconds, time } from "../lib/format";
+import { Icon } from "../lib/icons";
+import { now, stale, status } from "../lib/link";
+import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
+import { pref } from "../lib/prefs";
+import { href } from "../lib/router";
+import { elapsed, Queue, RunningTable, speed } from "../lib/running";
+import {
+  activityRevision,
+  inflight,
+  loadedModels,
+  localModels,
+  modelDetail,
+  models,
+  modelsKnown,
+  phaseOf,
+  swapFailed,
+  swapRevision,
+  swaps,
+  waiting,
+} from "../lib/state";
+import { Sparkline } from "../lib/chart";
+import { Bar, Empty, IconButton, Panel, StateChip } from "../lib/widgets";
+import { Timeline } from "../lib/timeline";
+import type { ActivityPage, GpuSample, ModelDetail, ModelStatus, Swap } from "../lib/types";
+
+const details = new Map<string, { at: number; detail: ModelDetail }>();
+
+/** A model's details, refetched when its state changes and every half minute. */
+export function useDetail(id: string, state: string): { at: number; detail: ModelDetail } | undefined {
+  const known = useSignal(details.get(id));
+  const requests = inflight.value.filter((entry) => entry.model === id).length;
+  useEffect(() => {
+    let alive = true;
+    const fetchIt = () =>
+      modelDetail(id).then(
+        (detail) => {
+          if (!detail) return;
+          const record = { at: Date.now(), detail };
+          details.set(id, record);
+          if (alive) known.value = record;
+        },
+        () => undefined,
+      );
+    void fetchIt();
+    const timer = setInterval(() => document.visibilityState === "visible" && fetchIt(), 30_000);
+    return () => {
+      alive = false;
+      clearInterval(timer);
+    };
+  }, [id, state, requests]);
+  return known.value;
+}
+
+function Ttl({ record, busy }: { record: { at: number; detail: ModelDetail }; busy: boolean }) {
+  const { detail, at } = record;
+  if (detail.pinned) return <span class="tag">kept loaded</span>;
+  if (!detail.ttl_s && !known(detail.ttl_left_s)) return null;
+  if (busy) return <span title="The countdown starts when the model is idle">ttl {clock(detail.ttl_s)} once idle</span>;
+  const left = known(detail.ttl_left_s) ? Math.max(0, detail.ttl_left_s - Math.max(0, now.value - at) / 1000) : detail.ttl_s;
+  return <span title="Unloads when idle for this long">ttl {clock(left)}</span>;
+}
+
+function Loading({ model, detail }: { model: ModelStatus; detail: ModelDetail | undefined }) {
+  const began = useSignal(Date.now());
+  useEffect(() => {
+    began.value = Date.now() - (known(detail?.uptime_s) ? (detail?.uptime_s ?? 0) * 1000 : 0);
+  }, [model.state, detail?.uptime_s]);
+  const spent = Math.max(0, now.value - began.value);
+  const usual = detail?.load_ms?.length ? median(detail.load_ms) : 0;
+  return (
+    <div class="loading-line">
+      <span class="num">
+        {seconds(spent)}
+        {usual ? ` of about ${seconds(usual)}` : ""}
+      </span>
+      {usual > 0 && <Bar value={Math.min(spent, usual * 0.98)} max={usual} label={`${model.id} loading`} kind="loading" />}
+    </div>
+  );
+}
+
+function LoadedRow({ model }: { model: ModelStatus }) {
+  const record = useDetail(model.id, model.state);
+  const detail = record?.detail;
+  const mine = inflight.value.filter((entry) => entry.model === model.id);
+  const active = mine.filter((entry) => phaseOf(entry) !== "queued").length;
+  const waits = mine.length - active;
+  const tps = mine.reduce((sum, entry) => sum + (known(entry.tps) ? entry.tps : 0), 0);
+  const vram = vramOf(model.id);
+  const state = model.state === "ready" && active ? "busy" : model.state;
+  const history = speed.value.get(model.id);
+  return (
+    <li class="loaded" data-row data-model={model.id}>
+      <div class="loaded-main">
+        <a class="loaded-name" href={href("model", { id: model.id })} data-open title={model.name || model.id}>
+          {model.id}
+        </a>
+        <StateChip state={state} />
+      </div>
+      <div class="loaded-facts">
+        {model.state === "starting" && <Loading model={model} detail={detail} />}
+        {active > 0 && model.state !== "starting" && <span>{active} active</span>}
+        {waits > 0 && <span>{waits} waiting</span>}
+        {tps > 0 && (
+          <span class="num">
+            <b>{rate(tps)}</b> t/s
+          </span>
+        )}
+        {history && <Sparkline values={history} label={`Speed of ${model.id} over the last minute`} />}
+        {model.state === "ready" && record && <Ttl record={record} busy={active > 0} />}
+        {vram > 0 && <span>{bytes(vram * 1048576)}</span>}
+        {known(detail?.port) && <span class="muted wide-only">port {detail?.port}</span>}
+      </div>
+      <div class="actions">
+        {model.state === "ready" && detail && detail.pinned !== undefined && record && (
+          <IconButton
+            icon="pin"
+            label={detail.pinned ? `Let ${model.id} unload when idle` : `Keep ${model.id} loaded`}
+            pressed={detail.pinned}
+            onClick={() => void pin(model.id, !detail.pinned).then((done) => done && (swapRevision.value += 1))}
+          />
+        )}
+        {model.state === "ready" && <IconButton icon="restart" label={`Restart ${model.id}`} onClick={() => void restart(model.id)} />}
+        <a class="iconbtn" href={href("logs", { src: model.id })} aria-label={`Logs of ${model.id}`} title="Logs">
+          <Icon name="logs" />
+        </a>
+        <button type="button" class="btn small" onClick={() => void unload(model.id)} disabled={model.state === "stopping"}>
+          {model.state === "starting" ? "Cancel" : "Unload"}
+        </button>
+      </div>
+    </li>
+  );
+}
+
+function vramOf(model: string): number {
+  let sum = 0;
+  for (const list of gpus.value.values()) {
+    for (const process of list.at(-1)?.s.processes ?? []) if (process.model === model) sum += process.mem_used_mb;
+  }
+  return sum;
+}
+
+function LoadedNow() {
+  const list = loadedModels.value;
+  const cold = localModels.value.length - list.length;
+  return (
+    <Panel
+      title="Loaded now"
+      aside={
+        <>
+          <a href={href("models")}>{plural(localModels.value.length, "model")}</a>
+          {list.length > 0 && (
+            <button type="button" class="btn small" onClick={() => void unloadAll()}>
+              Unload all
+            </button>
+          )}
+        </>
+      }
+    >
+      {list.length ? (
+        <ul class="plainlist">
+          {list.map((model) => (
+            <LoadedRow key={model.id} model={model} />
+          ))}
+        </ul>
+      ) : (
+        <Empty title={modelsKnown.value ? "No model is loaded" : "Waiting for the server"}>
+          {modelsKnown.value && cold > 0 && <p>A request loads the model it names. Or load one here:</p>}
+          <div class="row wrap center">
+            {localModels.value.slice(0, 6).map((model) => (
+              <button
+                type="button"
+                key={model.id}
+                class="btn small"
+                disabled={asked.value.has(model.id)}
+                onClick={() => void load(model.id)}
+              >
+                <Icon name="play" size={12} /> {model.id}
+              </button>
+            ))}
+          </div>
+          {modelsKnown.value && !localModels.value.length && (
+            <p>
+              No model is configured. <a href={href("config")}>Open the configuration</a>.
+            </p>
+          )}
+        </Empty>
+      )}
+    </Panel>
+  );
+}
+
+function GpuRow({ s }: { s: GpuSample }) {
+  const full = s.mem_total_mb > 0 ? s.mem_used_mb / s.mem_total_mb : 0;
+  const known_ = s.processes?.filter((item) => item.mem_used_mb > 0) ?? [];
+  const attributed = known_.reduce((sum, item) => sum + item.mem_used_mb, 0);
+  const rest = Math.max(0, s.mem_used_mb - attributed);
+  const part = (mb: number) => `${(mb / Math.max(1, s.mem_total_mb)) * 100}%`;
+  return (
+    <div class="gpu">
+      <div class="gpu-head">
+        <b>{gpuLabel(s)}</b> <span class="muted clip">{s.name}</span>
+        <span class="num grow right">
+          {gib(s.mem_used_mb)} / {gib(s.mem_total_mb)} GiB
+        </span>
+      </div>
+      <div
+        class={`stack-bar ${full > 0.97 ? "hot" : ""}`}
+        role="meter"
+        aria-label={`${gpuLabel(s)} memory`}
+        aria-valuenow={Math.round(full * 100)}
+        aria-valuemin={0}
+        aria-valuemax={100}
+      >
+        {known_.map((item, index) => (
+          <div
+            key={item.pid}
+            class={`fill f${(index % 6) + 1}`}
+            style={{ width: part(item.mem_used_mb) }}
+            title={`${item.model ?? `process ${item.pid}`}: ${gib(item.mem_used_mb)} GiB`}
+          >
+            <span>{item.model ?? ""}</span>
+          </div>
+        ))}
+        {rest > 0 && (
+          <div class="fill rest" style={{ width: part(rest) }} title={`${known_.length ? "not attributed" : "in use"}: ${gib(rest)} GiB`} />
+        )}
+      </div>
+      <div class="gpu-facts num">
+        <span>{percent(s.gpu_util_pct)} busy</span>
+        {s.temp_c > 0 && <span class={s.temp_c >= 87 ? "bad" : ""}>{Math.round(s.temp_c)} °C</span>}
+        {s.vram_temp_c > 0 && <span>VRAM {Math.round(s.vram_temp_c)} °C</span>}
+        {s.power_draw_w > 0 && <span>{Math.round(s.power_draw_w)} W</span>}
+        {s.fan_speed_pct > 0 && <span>fan {Math.round(s.fan_speed_pct)} %</span>}
+      </div>
+    </div>
+  );
+}
+
+function Machine() {
+  const list = [...gpus.value.values()].map((samples) => samples.at(-1)?.s).filter((s): s is GpuSample => !!s);
+  const host = sys.value.at(-1)?.s;
+  if (watched.value === false || (!list.length && !host)) return null;
+  const cpu = host?.cpu_util_per_core?.length
+    ? host.cpu_util_per_core.reduce((a, b) => a + b, 0) / host.cpu_util_per_core.length
+    : null;
+  return (
+    <Panel title="Machine" aside={<a href={href("system")}>System</a>}>
+      <div class="machine">
+        {list.map((s) => (
+          <GpuRow key={s.id} s={s} />
+        ))}
+        {host && (
+          <>
+            <div class="meter-line">
+              <span>Memory</span>
+              <Bar value={host.mem_used_mb} max={host.mem_total_mb} label="Memory" kind="neutral" />
+              <span class="num">
+                {gib(host.mem_used_mb)} / {gib(host.mem_total_mb)} GiB
+              </span>
+            </div>
+            <div class="meter-line">
+              <span>CPU</span>
+              <Bar value={cpu ?? 0} max={100} label="CPU" kind="neutral" />
+              <span class="num">
+                {percent(cpu)}, load {host.load_avg_1.toFixed(1)}
+              </span>
+            </div>
+          </>
+        )}
+      </div>
+    </Panel>
+  );
+}
+
+interface Notice {
+  key: string;
+  kind: "error" | "warn";
+  at: number;
+  title: string;
+  text: string;
+  link?: string;
+  retry?: string;
+  request?: { id: string; model: string };
+}
+
+const dismissed = pref<string[]>("dismissed", []);
+
+function useNotices(): Notice[] {
+  const failures = useSignal<Swap[]>([]);
+  const errors = useSignal<ActivityPage["data"]>([]);
+  const revision = swapRevision.value;
+  const activity = activityRevision.value;
+  const online = status.value.state === "open";
+  useEffect(() => {
+    if (online) swaps().then((list) => list && (failures.value = list), () => undefined);
+  }, [revision, online]);
+  useEffect(() => {
+    if (!online) return;
+    const timer = setTimeout(
+      () =>
+        maybe<ActivityPage>("/api/metrics/activity", { has_error: "true", limit: 25 }).then(
+          (page) => page?.data && (errors.value = page.data.filter((row) => row.error_msg || row.resp_status_code >= 400)),
+          () => undefined,
+        ),
+      errors.peek().length || activity ? 1000 : 0,
+    );
+    return () => clearTimeout(timer);
+  }, [activity, online]);
+
+  const list: Notice[] = [];
+  const at = now.value;
+  const settled = new Set<string>();
+  for (const swap of failures.value.slice(0, 50)) {
+    if (settled.has(swap.model)) continue;
+    settled.add(swap.model);
+    if (!swapFailed(swap) || at - swap.start > 24 * 3600_000) continue;
+    list.push({
+      key: `swap-${swap.id}-${swap.start}`,
+      kind: "error",
+      at: swap.end ?? swap.start,
+      title: `${swap.model} failed to load`,
+      text: swap.error || (swap.exit_code !== null ? `exited with ${swap.exit_code}` : swap.outcome),
+      link: href("swap", { id: swap.id }),
+      retry: swap.model,
+    });
+  }
+  const groups = new Map<string, ActivityPage["data"]>();
+  for (const row of errors.value) {
+    if (at - time(row.timestamp) > 3600_000) continue;
+    const key = `${row.model}\n${row.error_msg ?? row.resp_status_code}`;
+    groups.set(key, [...(groups.get(key) ?? []), row]);
+  }
+  for (const rows of [...groups.values()].slice(0, 5)) {
+    const row = rows[0] as ActivityPage["data"][number];
+    list.push({
+      key: `request-${row.id}`,
+      kind: row.resp_status_code >= 500 ? "error" : "warn",
+      at: time(row.timestamp),
+      title: `${row.resp_status_code || "Failed"} from ${row.model || "no model"}${rows.length > 1 ? `, ${rows.length} times` : ""}`,
+      text: row.error_msg || row.req_path,
+      link: href("requests", rows.length > 1 ? { model: row.model, status: "error" } : { status: "error", open: row.id }),
+    });
+  }
+  const late = waiting.value.filter((entry) => elapsed(entry, at) > 60_000);
+  if (late.length) {
+    const oldest = Math.max(...late.map((entry) => elapsed(entry, at)));
+    list.push({
+      key: `queue-${late[0]?.id}`,
+      kind: "warn",
+      at,
+      title: `${plural(late.length, "request")} waiting for long`,
+      text: `the oldest has waited ${seconds(oldest)} for ${late[0]?.model}`,
+    });
+  }
+  for (const samples of gpus.value.values()) {
+    const s = samples.at(-1)?.s;
+    if (!s) continue;
+    if (s.temp_c >= 87) list.push({ key: `hot-${s.id}`, kind: "warn", at, title: `${gpuLabel(s)} is at ${Math.round(s.temp_c)} °C`, text: "it may slow itself down" });
+    if (s.mem_total_mb && s.mem_used_mb / s.mem_total_mb > 0.985) {
+      list.push({ key: `full-${s.id}`, kind: "warn", at, title: `${gpuLabel(s)} memory is full`, text: `${gib(s.mem_total_mb - s.mem_used_mb)} GiB left` });
+    }
+  }
+  const host = sys.value.at(-1)?.s;
+  if (host && host.mem_total_mb && host.mem_used_mb / host.mem_total_mb > 0.96) {
+    list.push({ key: "memory", kind: "warn", at, title: "Main memory is nearly full", text: `${gib(host.mem_free_mb)} GiB free` });
+  }
+  return list.filter((item) => !dismissed.value.includes(item.key)).sort((a, b) => b.at - a.at);
+}
+
+function Attention({ notices }: { notices: Notice[] }) {
+  return (
+    <Panel title="Attention" aside={notices.length > 0 && <span class="count">{notices.length}</span>}>
+      {notices.length ? (
+        <ul class="plainlist notices">
+          {notices.map((item) => (
+            <li key={item.key} class={`notice ${item.kind}`}>
+              <Icon name={item.kind === "error" ? "error" : "warn"} />
+              <div class="grow">
+                <div class="notice-title">
+                  {item.link ? <a href={item.link}>{item.title}</a> : item.title}
+                  <span class="muted num"> {ago(item.at, now.value)}</span>
+                </div>
+                <div class="notice-text" title={item.text}>
+                  {item.text}
+                </div>
+              </div>
+              {item.retry && <IconButton icon="restart" label={`Load ${item.retry} again`} onClick={() => void load(item.retry as string)} />}
+              {item.request && (
+                <IconButton icon="close" label="Cancel it" onClick={() => item.request && void cancelRequest(item.request.id, item.request.model)} />
+              )}
+              <IconButton
+                icon="check"
+                label={`Dismiss: ${item.title}`}
+                onClick={() => (dismissed.value = [...dismissed.value, item.key].slice(-100))}
+              />
+            </li>
+          ))}
+        </ul>
+      ) : (
+        <p class="allwell">
+          <Icon name="check" /> {stale.value ? "Unknown while offline" : "Nothing needs attention"}
+        </p>
+      )}
+    </Panel>
+  );
+}
+
+export function Overview() {
+  usePerformance();
+  const notices = useNotices();
+  const running = inflight.value.length - waiting.value.length;
+  return (
+    <div class={`page overview ${stale.value ? "frozen" : ""}`}>
+      <div class="page-head">
+        <h1>Overview</h1>
+        <p class="summary" aria-live="polite">
+          <a href={href("models", { state: "loaded" })}>
+            <b>{loadedModels.value.length}</b> loaded
+          </a>
+          <span>
+            <b>{running}</b> running
+          </span>
+          <span>
+            <b>{waiting.value.length}</b> waiting
+          </span>
+          <span class={notices.length ? "bad" : ""}>
+            <b>{notices.length}</b> {notices.length === 1 ? "problem" : "problems"}
+          </span>
+        </p>
+      </div>
+      <div class="overview-grid">
+        <div class="col">
+          <LoadedNow />
+          <Panel title="Running" aside={running > 0 && <span class="count">{running}</span>}>
+            <RunningTable />
+          </Panel>
+          {waiting.value.length > 0 && (
+            <Panel title="Waiting" aside={<span class="count">{waiting.value.length}</span>}>
+              <Queue />
+            </Panel>
+          )}
+        </div>
+        <div class="col">
+          <Attention notices={notices} />
+          <Machine />
+        </div>
+      </div>
+      <Timeline known={models.value.length > 0} />
+    </div>
+  );
+}

@@ -1,0 +1,158 @@
+// One swap: what was asked, who had to go, and where the time went.
+import { load } from "../lib/actions";
+import { clockTime, duration, median, seconds } from "../lib/format";
+import { now } from "../lib/link";
+import { href, route } from "../lib/router";
+import { swap, swapFailed, swapRevision, swaps } from "../lib/state";
+import { Empty, Facts, Panel, Problem, Spinner, useLoad } from "../lib/widgets";
+import type { Swap } from "../lib/types";
+
+const KIND: Record<string, string> = {
+  queued: "draining",
+  draining: "draining",
+  drain: "draining",
+  stopping: "draining",
+  stop: "draining",
+  spawning: "loading",
+  spawn: "loading",
+  health: "loading",
+  health_check: "loading",
+  loading: "loading",
+  ready: "ready",
+  first_token: "busy",
+};
+
+const phaseName = (name: string): string => name.replaceAll("_", " ").replaceAll("-", " ");
+
+export function Waterfall({ item, usual }: { item: Swap; usual: Map<string, number> }) {
+  const begin = Math.min(item.start, ...item.phases.map((phase) => phase.start).filter((t) => t > 0));
+  const end = Math.max(item.end ?? 0, ...item.phases.map((phase) => phase.end ?? now.value), begin + 1);
+  const share = (t: number) => `${((t - begin) / (end - begin)) * 100}%`;
+  return (
+    <table class="plain waterfall">
+      <thead>
+        <tr>
+          <th scope="col">Phase</th>
+          <th scope="col">Took</th>
+          <th scope="col">Usually</th>
+          <th scope="col">
+            <span class="sr">When</span>
+          </th>
+        </tr>
+      </thead>
+      <tbody>
+        {item.phases.map((phase) => {
+          const took = (phase.end ?? now.value) - phase.start;
+          const typical = usual.get(phase.name);
+          return (
+            <tr key={`${phase.name}${phase.start}`}>
+              <th scope="row">{phaseName(phase.name)}</th>
+              <td class="num">{duration(took)}</td>
+              <td class="num muted">{typical === undefined ? "–" : duration(typical)}</td>
+              <td class="wf-track" aria-hidden="true">
+                <div class={`wf-bar lane-${KIND[phase.name] ?? "loading"}`} style={{ left: share(phase.start), width: `max(2px, ${(took / (end - begin)) * 100}%)` }} />
+              </td>
+            </tr>
+          );
+        })}
+      </tbody>
+    </table>
+  );
+}
+
+export function SwapPage() {
+  const id = route.value.query.get("id") ?? "";
+  const { data, error, loading, reload } = useLoad(() => swap(id), [id, swapRevision.value]);
+  const all = useLoad(() => swaps(), [swapRevision.value]);
+  const others = (all.data ?? []).filter((item) => data && item.model === data.model && item.id !== data.id && !swapFailed(item) && item.end);
+  const usual = new Map<string, number>();
+  for (const name of new Set(others.flatMap((item) => item.phases.map((phase) => phase.name)))) {
+    usual.set(
+      name,
+      median(others.flatMap((item) => item.phases.filter((phase) => phase.name === name && phase.end).map((phase) => (phase.end as number) - phase.start))),
+    );
+  }
+  return (
+    <div class="page swap-page">
+      <div class="page-head">
+        <div class="grow">
+          <p class="crumb">
+            <a href={href("")}>Overview</a>
+          </p>
+          <h1>{data ? `Swap to ${data.model}` : "Swap"}</h1>
+        </div>
+        {data && swapFailed(data) && (
+          <button type="button" class="btn primary" onClick={() => void load(data.model)}>
+            Load again
+          </button>
+        )}
+      </div>
+      {error && <Problem text={error} retry={reload} />}
+      {!data && loading && <Spinner />}
+      {!data && !loading && !error && <Empty title="The server no longer knows this swap" />}
+      {data && (
+        <>
+          {data.error && <Problem text={`${data.error}${data.exit_code === null ? "" : ` (exit code ${data.exit_code})`}`} />}
+          <Panel title="What happened">
+            <Facts
+              items={[
+                ["Model", <a href={href("model", { id: data.model })}>{data.model}</a>],
+                ["Began", clockTime(data.start)],
+                ["Took", data.end ? seconds(data.end - data.start) : `${seconds(now.value - data.start)} so far`],
+                ["Result", swapFailed(data) ? "failed" : data.end ? "ready" : "under way"],
+                ["Asked by", data.trigger],
+                ["Unloaded", data.evicted.length ? data.evicted.join(", ") : "nothing"],
+                ["Why", data.explanation],
+                ["Usual load", others.length ? `${seconds(median(others.map((item) => (item.end as number) - item.start)))} over ${others.length}` : ""],
+              ]}
+            />
+          </Panel>
+          {data.phases.length > 0 && (
+            <Panel title="Where the time went">
+              <Waterfall item={data} usual={usual} />
+            </Panel>
+          )}
+          {data.log_tail && (
+            <Panel title="Last lines of its log" aside={<a href={href("logs", { src: data.model })}>Whole log</a>}>
+              <pre class="code" tabIndex={0}>
+                {data.log_tail.trimEnd().split("\n").slice(-40).join("\n")}
+              </pre>
+            </Panel>
+          )}
+        </>
+      )}
+      {(all.data ?? []).length > 1 && (
+        <Panel title="Recent swaps" class="flush">
+          <div class="table-scroll" tabIndex={0} role="region" aria-label="Recent swaps">
+            <table class="table">
+              <thead>
+                <tr>
+                  <th>Began</th>
+                  <th>Model</th>
+                  <th>Result</th>
+                  <th class="num">Took</th>
+                  <th>Unloaded</th>
+                </tr>
+              </thead>
+              <tbody>
+                {(all.data ?? []).slice(0, 30).map((item) => (
+                  <tr key={item.id}>
+                    <td class="num">
+                      <a href={href("swap", { id: item.id })} aria-current={item.id === id ? "true" : undefined}>
+                        {clockTime(item.start)}
+                      </a>
+                    </td>
+                    <td>{item.model}</td>
+                    <td>{swapFailed(item) ? `failed: ${item.error || item.outcome}` : item.end ? "ready" : "under way"}</td>
+                    <td class="num">{item.end ? duration(item.end - item.start) : "–"}</td>
+                    <td>{item.evicted.join(", ") || "–"}</td>
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </div>
+        </Panel>
+      )}
+    </div>
+  );
+}
