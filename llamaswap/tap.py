@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 
 from llamaswap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llamaswap.service import LlamaSwap
 
 DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
 PORT, TLS_PORT = ":8080", ":8443"
@@ -70,7 +74,11 @@ def makeService(options: Options) -> IService:
         give_up("--tls-cert-file and --tls-key-file belong together: give both or neither")
     from twisted.internet import reactor
 
-    from llamaswap.service import Listen, Settings, build
+    from llamaswap.listening import Listen
+    from llamaswap.service import Settings, build
+
+    # Timers must not jump with the wall clock (suspended hosts, time servers): Twisted's default is time.time.
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
 
     config, folder, demo = chosen_sources(options)
     listen = options["listen"] or (TLS_PORT if options["tls-cert-file"] else PORT)
@@ -89,16 +97,17 @@ def makeService(options: Options) -> IService:
         give_up(f"configuration not usable ({where}):\n{error}")
     except (OSError, ValueError) as error:
         give_up(f"cannot start: {error}")
-    quieten(options, service.log_observer)
+    observe(options, service)
     return service
 
 
-def quieten(options: Options, observer: Any) -> None:
-    """Let `twist` write our own lines rather than its format, unless --log-format or --log-file was asked for.
+def observe(options: Options, service: LlamaSwap) -> None:
+    """Have `twist` pass its log to the service instead of writing it, unless --log-format or --log-file was given.
 
     `logToStdout` promises what standard output gets: the combined log and nothing else.
     """
     parent = getattr(options, "parent", None)
     if parent is None or any(word.startswith(("--log-format", "--log-file")) for word in sys.argv):
         return
-    parent["fileLogObserverFactory"] = lambda _: observer
+    service.observed = True
+    parent["fileLogObserverFactory"] = lambda _: service.log_observer

@@ -87,6 +87,11 @@ class Activity:
         self._sessions = tuple(name.lower().encode("latin-1", "replace") for name in sessions)
         self._allowance.bound = self._captures.budget * HELD_PER_BUDGET
 
+    def use(self, store: Store) -> None:
+        """A reload changed where rows are kept: later ones go to `store`, the old one is closed after its last."""
+        old, self._store = self._store, store
+        self._run(old.close).addErrback(lambda failure: log.failure("the old store did not close", failure=failure))
+
     # -- recording -----------------------------------------------------------------------------------------
 
     def open(self, facts: RequestFacts) -> Recording | None:

@@ -14,9 +14,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
-from ..errors import BodyTooLarge, ClientGone
-from .bodies import PIECE, TURN
-from .exchange import BodyConsumer, BodySource
+from llamaswap.errors import BodyTooLarge, ClientGone
+from llamaswap.relay.bodies import PIECE, TURN
+from llamaswap.relay.exchange import BodyConsumer, BodySource
 
 SPOOL_THRESHOLD = 8 * 1024 * 1024
 AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
-from ..errors import BodyTooLarge
-from .exchange import BodyConsumer, BodySource
+from llamaswap.errors import BodyTooLarge
+from llamaswap.relay.exchange import BodyConsumer, BodySource
 
 
 @implementer(IPushProducer)

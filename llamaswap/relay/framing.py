@@ -12,7 +12,7 @@ from typing import Any
 import httptools
 from attrs import frozen
 
-from .exchange import Headers, RequestHead
+from llamaswap.relay.exchange import Headers, RequestHead
 
 HEAD_LIMIT = 64 * 1024  # room for long cookies and traces; beyond it somebody is not speaking HTTP to us
 HEADER_COUNT = 500

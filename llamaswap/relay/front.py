@@ -25,9 +25,9 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 from zope.interface import directlyProvides, implementer, providedBy
 
-from .arriving import SPOOL_THRESHOLD, ArrivingBody
-from .exchange import Exchange, Headers, RequestHead, ResponseSink
-from .framing import (
+from llamaswap.relay.arriving import SPOOL_THRESHOLD, ArrivingBody
+from llamaswap.relay.exchange import Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.relay.framing import (
     HEAD_LIMIT,
     HEADER_COUNT,
     LAST_CHUNK,
@@ -40,9 +40,9 @@ from .framing import (
     parse_request,
     write_head,
 )
-from .response import ResponseFramer, status_line
-from .sending import write_through
-from .tunnel import ClientPipe
+from llamaswap.relay.response import ResponseFramer, status_line
+from llamaswap.relay.sending import write_through
+from llamaswap.relay.tunnel import ClientPipe
 
 HEAD_SECONDS = 60.0
 IDLE_SECONDS = 75.0  # longer than the 60 s for which common proxies keep their side

@@ -12,12 +12,12 @@ from twisted.internet.interfaces import IPushProducer, ITransport
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 
-from .bodies import FileBody
-from .exchange import Exchange, Headers, RequestHead, ResponseSink
-from .framing import LAST_CHUNK, as_chunk
-from .response import ResponseFramer
-from .sending import write_through
-from .tunnel import ClientPipe
+from llamaswap.relay.bodies import FileBody
+from llamaswap.relay.exchange import Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.relay.framing import LAST_CHUNK, as_chunk
+from llamaswap.relay.response import ResponseFramer
+from llamaswap.relay.sending import write_through
+from llamaswap.relay.tunnel import ClientPipe
 
 
 def exchange_from_request(request: Request, clock: Any) -> Exchange:

@@ -16,9 +16,9 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from ..config.endpoints import Endpoint
-from .framing import ResponseHead
-from .upstream import Dialer, Upstream, UpstreamConnection
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.relay.framing import ResponseHead
+from llamaswap.relay.upstream import Dialer, Upstream, UpstreamConnection
 
 UNKNOWN_IDLE = 1
 UNKNOWN_SECONDS = 2.0  # cpp-httplib's own limit is 5 s and its thread is blocked meanwhile

@@ -15,12 +15,12 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..errors import BadUpstream, ClientGone, UpstreamTruncated, UpstreamUnreachable
-from .exchange import BodySource, Exchange, Headers, RequestHead
-from .framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk, tokens, write_head
-from .pool import Pool
-from .tunnel import Tunnel
-from .upstream import Upstream, UpstreamConnection
+from llamaswap.errors import BadUpstream, ClientGone, UpstreamTruncated, UpstreamUnreachable
+from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
+from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk, tokens, write_head
+from llamaswap.relay.pool import Pool
+from llamaswap.relay.tunnel import Tunnel
+from llamaswap.relay.upstream import Upstream, UpstreamConnection
 
 JOIN_LIMIT = 64 * 1024  # up to here one copy is cheaper than a second system call
 # A larger body, or one of unknown size, may be unrepeatable: it gets a fresh connection, for an idle one might be

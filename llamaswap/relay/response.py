@@ -6,8 +6,8 @@ import time
 from email.utils import formatdate
 from http.client import responses
 
-from .exchange import Headers, RequestHead
-from .framing import CHUNKED, as_chunk, write_head
+from llamaswap.relay.exchange import Headers, RequestHead
+from llamaswap.relay.framing import CHUNKED, as_chunk, write_head
 
 _date: tuple[int, bytes] = (0, b"")
 

@@ -13,7 +13,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from .sending import write_through
+from llamaswap.relay.sending import write_through
 
 
 @implementer(IHalfCloseableProtocol)

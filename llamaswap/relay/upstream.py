@@ -21,10 +21,10 @@ from twisted.internet.protocol import Protocol as WireProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..config.endpoints import Endpoint
-from ..errors import UpstreamUnreachable
-from .framing import ChunkWalker, Malformed, ResponseHead, find_head_end, parse_response
-from .sending import write_through
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import UpstreamUnreachable
+from llamaswap.relay.framing import ChunkWalker, Malformed, ResponseHead, find_head_end, parse_response
+from llamaswap.relay.sending import write_through
 
 INTERIM_LIMIT = 100  # 1xx heads before the real one; more is a server gone mad
 _NO_PIECES: list[bytes] = []

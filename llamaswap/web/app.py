@@ -161,6 +161,8 @@ class Front(Resource):
 class AdminSite(Site):
     """A Site that writes our access log, also for clients that left before their answer's end."""
 
+    noisy = False
+
     def __init__(self, resource: IResource, access: AccessLog | None, clock: IReactorTime) -> None:
         # Forms are the pipeline's to read; parsing them here would hold big uploads in memory a second time.
         super().__init__(resource, parsePOSTFormSubmission=False, reactor=clock)

@@ -1,0 +1,533 @@
+"""The service: everything built, started in order, and ended in order.
+
+Order of the start: listen (a taken port ends it before any server runs), then sweep what an earlier run left,
+then preload; what is only nice to have (the machine's meters, a spare process) comes after the listener. Order of
+the end: one ladder with one deadline, see `LlamaSwap.stopService`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from attrs import define, frozen
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
+from twisted.logger import ILogObserver, Logger, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from llamaswap import sources
+from llamaswap.bus import ActivityStored, Bus
+from llamaswap.config import Config, Loaded, Model, Source, diff, load
+from llamaswap.config.ports import keep
+from llamaswap.demo import demo_config
+from llamaswap.listening import Listen
+from llamaswap.observe.accesslog import AccessLog
+from llamaswap.observe.activity import Activity
+from llamaswap.observe.captures import Captures
+from llamaswap.observe.gpus import Gpus
+from llamaswap.observe.hardware import Hardware
+from llamaswap.observe.history import History
+from llamaswap.observe.inflight import Inflight
+from llamaswap.observe.lines import LogLines
+from llamaswap.observe.logs import LogBook
+from llamaswap.observe.machine import Machine
+from llamaswap.observe.meters import Meters
+from llamaswap.observe.record import Row
+from llamaswap.observe.sources import usual as gpu_sources
+from llamaswap.observe.stdout import StdoutWriter
+from llamaswap.observe.store import Store
+from llamaswap.observe.worker import Worker
+from llamaswap.relay.exchange import RequestHead
+from llamaswap.relay.front import FrontDoorFactory
+from llamaswap.relay.pool import Pool
+from llamaswap.relay.relay import Relay
+from llamaswap.reload import Plan as ReloadPlan
+from llamaswap.reload import Reloader
+from llamaswap.router import Router
+from llamaswap.supervise.orphans import Keeper, Record, sweep
+from llamaswap.supervise.readiness import SocketAsk, connector
+from llamaswap.supervise.spawn import Launcher
+from llamaswap.supervise.supervisor import Supervisor
+from llamaswap.version import build as build_info
+from llamaswap.web import activity as activity_routes
+from llamaswap.web import errors, passthrough
+from llamaswap.web.access import Accessed
+from llamaswap.web.app import Admin, make_site, routes
+from llamaswap.web.configfile import ConfigFile
+from llamaswap.web.dispatch import Dispatcher
+from llamaswap.web.doors import Doors
+from llamaswap.web.editing import Editing
+from llamaswap.web.events import Events
+from llamaswap.web.gate import Gate
+from llamaswap.web.inference import Inference
+from llamaswap.web.listing import Listing
+from llamaswap.web.logs import Logs
+from llamaswap.web.models import Models
+from llamaswap.web.openapi import OpenApi
+from llamaswap.web.passthrough import Passthrough
+from llamaswap.web.processes import Processes
+from llamaswap.web.profiles import Profiles
+from llamaswap.web.reloads import Reloads
+from llamaswap.web.streams import Streams
+from llamaswap.web.system import System
+from llamaswap.web.ui import Ui
+
+log = Logger("llamaswap.service")
+
+SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
+DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
+KEPT_FOR_SERVERS = 12.0  # of those, kept back for stopping servers when requests take their time
+
+
+@frozen
+class Settings:
+    """What the command line decided. `config` and `config_dir` are paths; `demo` stands for both."""
+
+    listen: Listen
+    config: str | None = None
+    config_dir: str | None = None
+    demo: bool = False
+    watch: bool = False
+    allow_config_edit: bool = False
+
+
+# -- what the machine offers -------------------------------------------------------------------------------
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """Where a service may keep a little of its own: systemd's choice, else the user's state folder."""
+    given = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if given:
+        return Path(given)
+    home = environ.get("XDG_STATE_HOME") or (environ["HOME"] + "/.local/state" if environ.get("HOME") else "")
+    return Path(home or f"/var/tmp/llamaswap-{os.getuid()}") / "llamaswap"
+
+
+def record_path(listen: Listen, environ: Mapping[str, str]) -> Path | None:
+    """The file that names our servers for the next start at the same address; none where the port is any."""
+    if listen.address is not None and listen.address[1] == 0:
+        return None
+    name = "".join(char if char.isalnum() or char in ".-" else "_" for char in listen.text)
+    return state_folder(environ) / f"servers{name}.json"
+
+
+def write_stdout() -> StdoutWriter:
+    """A writer on the real standard output: `twist` replaces sys.stdout by its log."""
+    stream = sys.__stdout__.buffer if sys.__stdout__ is not None else open(os.devnull, "wb")  # noqa: SIM115
+
+    def write(data: bytes) -> None:
+        stream.write(data)
+        stream.flush()
+
+    return StdoutWriter(write)
+
+
+@implementer(ILogObserver)
+@define
+class Others:
+    """Errors of the libraries below us (an unhandled failure, something printed) as lines of our log."""
+
+    lines: LogLines
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """An observer of every event; ours are written by their own."""
+        namespace = event.get("log_namespace") or ""
+        level = event.get("log_level")
+        if namespace.startswith("llamaswap") or level is None or level.name not in ("error", "critical"):
+            return
+        failure = event.get("log_failure")
+        text = formatEvent(event) or ""
+        if failure is not None:
+            text = f"{text}\n{failure.getTraceback()}".strip()
+        self.lines.line("error", f"{namespace}: {text}")
+
+
+# -- the service -------------------------------------------------------------------------------------------
+
+
+class LlamaSwap(MultiService):
+    """The running product: its parts, wired once here, and the order in which they begin and end.
+
+    `reactor` is the real one (or a double with the same interfaces), `loaded` the configuration to begin with.
+    """
+
+    def __init__(self, reactor: Any, settings: Settings, environ: Mapping[str, str], loaded: Loaded) -> None:
+        super().__init__()
+        self.reactor = reactor
+        self.settings = settings
+        self.environ = environ
+        self.loaded = loaded
+        self._port: IListeningPort | None = None
+        self._hurry: Deferred[None] | None = None
+        config = loaded.config
+        wall = time.time
+
+        # What is written.
+        self.stdout = write_stdout()
+        self.book = LogBook(to_stdout=config.log_to_stdout, stdout=self.stdout)
+        self.lines = LogLines(
+            self.book.proxy.write,
+            level=config.log_level,
+            time_format=config.log_time_format,
+            wall=wall,
+            from_thread=lambda write, data: reactor.callFromThread(write, data),
+        )
+        self.observers: tuple[ILogObserver, ...] = (self.lines, Others(self.lines))
+        self.observed = False  # whether somebody passes log events to `log_observer`
+        self.bus = Bus(lambda error: log.failure("a listener failed", Failure(error)))
+
+        # Who runs.
+        environment = {**environ}
+        token = uuid.uuid4().hex
+        self.keeper = Keeper(reactor, environment)
+        self.record = record_path(settings.listen, environ)
+        self.launcher = Launcher(reactor, reactor, environment, token, watchers=(self.keeper, Record(self.record)))
+        ask = SocketAsk(reactor, connector(reactor))
+        self.pool = Pool(reactor)
+
+        def supervise(model: Model, listener: Any) -> Supervisor:
+            return Supervisor(
+                model,
+                clock=reactor,
+                launcher=self.launcher,
+                ask=ask,
+                log=self.book.writer(model.id),
+                listener=listener,
+            )
+
+        self.router = Router(config, supervise, reactor, self.bus)
+
+        # What is seen.
+        self.recorder = Worker("recorder", reactor.callFromThread)
+        self.watcher = Worker("watcher", reactor.callFromThread)
+        self.meters = Meters(in_flight=lambda: self.inflight.by_model(), machine=lambda: self.machine.families())
+        self.meters.listen(self.bus)
+        self.captures = Captures(config.capture_buffer)
+        self.activity = Activity(
+            store=Store(config.store.path if config.store else None, config.metrics_max_in_memory),
+            captures=self.captures,
+            run=self.recorder,
+            clock=reactor,
+            wall=wall,
+            stored=self._stored,
+            sessions=config.ui.activity.session_id,
+        )
+        self.inflight = Inflight(clock=reactor, sessions=config.ui.activity.session_id, finished=self.meters.finished)
+        self.history = History(wall=wall, log_tail=lambda model: self.book.model(model).history())
+        self.history.listen(self.bus)
+        self.machine = Machine(
+            run=self.watcher,
+            clock=reactor,
+            wall=wall,
+            every=config.performance.every,
+            gpus=Gpus(gpu_sources(sys.platform, environ, os.getuid(), config.performance.every), reactor.seconds),
+            wanted=lambda: bool(self.router.running()),
+        )
+        self.hardware = Hardware(run=self.watcher, wall=wall, version=build_info().version)
+
+        # What is served.
+        self.streams = Streams()
+        keys = Gate(lambda: [key.value.encode() for key in self.router.config.api_keys])
+
+        def gate(head: RequestHead) -> bytes | None:
+            return keys.admit(head.first).header
+
+        self.dispatcher = Dispatcher(
+            router=self.router,
+            relay=Relay(reactor, self.pool),
+            render=errors.render,
+            scopes=(self.inflight, self.activity),
+            clock=reactor,
+            wall=wall,
+            uniform=random.uniform,
+            shuffled=lambda items: random.sample(list(items), len(items)),
+        )
+        self.inference = Inference(self.router, self.dispatcher, gate)
+        self.passthrough = Passthrough(self.router, self.dispatcher, gate)
+        self.access = AccessLog(self.lines)
+        watch = sources.Watch(settings.config, settings.config_dir)
+        self.reloader = Reloader(
+            reactor,
+            self.bus,
+            lambda: self.router.config,
+            lambda: load(self._sources(), {**os.environ}, facts=sources.DiskFacts()),
+            keep,
+            diff,
+            self._apply,
+            revisions(watch.changed),
+        )
+        site = make_site(self._admin(keys), clock=reactor, access=self.access)
+        self.front = FrontDoorFactory(
+            self.inference.is_model_route,
+            Accessed(self.inference.serve, self.access, reactor),
+            site,
+            reactor,
+        )
+
+    def _admin(self, keys: Gate) -> Admin:
+        """The Klein side: one object for each group of routes."""
+        config = lambda: self.router.config
+        fleet, reactor = self.router, self.reactor
+        ui_root = Path(__file__).with_name("web") / "ui_dist"
+        config_file = ConfigFile(
+            path=Path(self.settings.config) if self.settings.config else None,
+            environ=self.environ,
+            config=config,
+            sources=self._sources,
+            reload=self.reload,
+            allowed=self.settings.allow_config_edit,
+        )
+        groups = [
+            Doors(
+                passthrough.resource(self.inference.serve, reactor),
+                passthrough.resource(self.passthrough.serve_upstream, reactor),
+                passthrough.resource(self.passthrough.serve_comfyui, reactor),
+            ),
+            Listing(fleet, config, time.time),
+            Processes(fleet, config),
+            Logs(self.book, config, self.streams),
+            Profiles(fleet, config),
+            Ui(ui_root, fleet, config),
+            Events(fleet, config, self.bus, self.book, self.inflight, self.activity, self.streams, reactor),
+            activity_routes.Activity(self.activity, self.captures, self.inflight, self.streams),
+            Models(fleet, config, self.inflight, self.history, self.book, reactor),
+            System(build_info(), self.machine, self.hardware.snapshot, self.meters.render, self._features),
+            Editing(config_file, config, Reloads(self.bus, time.time)),
+            OpenApi(routes, build_info()),
+        ]
+        return Admin(groups, keys)
+
+    def _features(self) -> dict[str, bool]:
+        return {
+            "performance": self.machine.enabled,
+            "hardware": self.hardware.snapshot() is not None,
+            "config_edit": self.settings.allow_config_edit and bool(self.settings.config),
+            "captures": self.captures.enabled,
+            "store": self.router.config.store is not None,
+            "loadtest": True,
+        }
+
+    def log_observer(self, event: Any) -> None:
+        """Every log event of the process: ours become lines of the proxy log, errors of others too."""
+        for observer in self.observers:
+            observer(event)
+
+    def _stored(self, row: Row) -> None:
+        self.meters.stored(row)
+        self.bus.publish(ActivityStored(row.id))
+
+    # -- configuration -------------------------------------------------------------------------------------
+
+    def _sources(self) -> list[Source]:
+        return sources_of(self.settings)
+
+    def _apply(self, config: Config, plan: ReloadPlan) -> None:
+        """Put a new configuration in force: the router's models, then everybody who works by its settings."""
+        old = self.router.config
+        for model in old.models.values():
+            if model.endpoint is not None and model.id in (*plan.removed, *plan.restarted):
+                self.pool.forget(model.endpoint)
+        self.router.apply(config, plan)
+        self.lines.retune(config.log_level, config.log_time_format)
+        self.inflight.retune(config.ui.activity.session_id)
+        self.captures.resize(config.capture_buffer)
+        self.activity.retune(config.ui.activity.session_id)
+        self.book.retain(config.models)
+        if config.store != old.store:
+            self.activity.use(Store(config.store.path if config.store else None, config.metrics_max_in_memory))
+        if config.performance.disabled:
+            self.machine.stop()
+        elif not self.loaded.config.performance.disabled:  # what was off at the start stays off
+            self.machine.retune(config.performance.every)
+            self.machine.start()
+
+    # -- begin ---------------------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Listen, or end at once; everything else follows in its turn."""
+        super().startService()
+        listen = self.settings.listen
+        listening: Deferred[IListeningPort] = listen.endpoint(self.reactor).listen(self.front)
+        outcome: list[Any] = []
+        listening.addBoth(outcome.append)
+        if outcome and isinstance(outcome[0], Failure):
+            give_up(f"cannot listen on {listen.text}: {outcome[0].getErrorMessage()}")
+        listening.addBoth(lambda _: None)
+        self._port = outcome[0]
+        self._say_where()
+        self.reactor.callWhenRunning(self._running)
+
+    def _say_where(self) -> None:
+        """The lines that an operator looks for first; also those that say who may come in."""
+        assert self._port is not None
+        listen = self.settings.listen
+        host: Any = self._port.getHost()  # of whatever kind the endpoint is
+        scheme = "https" if listen.secure else "http"
+        if hasattr(host, "port"):
+            shown = "localhost" if host.host in ("", "0.0.0.0", "::", "127.0.0.1") else host.host
+            shown = f"[{shown}]" if ":" in shown else shown
+            where = f"{scheme}://{shown}:{host.port}"
+        else:
+            where = listen.text
+        for warning in self.loaded.warnings:
+            log.warn("configuration: {warning}", warning=str(warning))
+        log.info("listening on {where}", where=where)
+        if not listen.loopback_only:
+            if self.loaded.config.api_keys:
+                log.info("reachable from other machines; -listen localhost:PORT would keep it to this one")
+            else:
+                log.warn(
+                    "reachable from other machines WITHOUT A KEY: set apiKeys, or listen on localhost:PORT",
+                )
+        if self.settings.demo:
+            for line in demo_hints(where, sorted(self.loaded.config.models)):
+                log.info("{line}", line=line)
+
+    def _running(self) -> None:
+        """The reactor turns: what may take a moment."""
+        if not self.observed:
+            globalLogPublisher.addObserver(self.log_observer)
+        self._handle_signals()
+        gc.collect()
+        gc.freeze()  # what was made so far lives as long as the process: no need to look at it again
+        tasks = Deferred.fromCoroutine(self._begin())
+        tasks.addErrback(lambda failure: log.failure("start", failure))
+
+    async def _begin(self) -> None:
+        if self.record is not None:
+            for swept in await sweep(self.record, self.reactor):
+                word = "ended" if swept.gone else "could not end"
+                log.warn("{word} an orphan of an earlier run: {model}", word=word, model=swept.birth.model)
+        if not self.running:
+            return
+        self.launcher.warm()
+        if not self.loaded.config.performance.disabled:
+            self.machine.start()
+        hardware = self.hardware.take()
+        if self.settings.watch:
+            self.reloader.watch()
+        await self.router.preload()
+        await hardware
+
+    def _handle_signals(self) -> None:
+        """SIGHUP reloads; a second SIGTERM or SIGINT cuts the draining short."""
+        try:
+            signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.getsignal(number)
+                signal.signal(number, lambda *args, before=before: self._asked_to_end(before, args))
+        except ValueError:  # not the main thread: an embedding program has its own ideas
+            pass
+
+    def _asked_to_end(self, before: Any, args: Any) -> None:
+        if self._hurry is None:
+            self._hurry = Deferred()
+            before(*args)
+        else:
+            self.reactor.callFromThread(self._hurry_up)
+
+    def _hurry_up(self) -> None:
+        hurry = self._hurry
+        if hurry is not None and not hurry.called:
+            log.warn("asked to end again: not waiting for requests any more")
+            hurry.callback(None)
+
+    def reload(self) -> None:
+        """Load the configuration again, as SIGHUP asks."""
+        self.reloader.reload()
+
+    # -- end -----------------------------------------------------------------------------------------------
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening, end the feeds, drain the requests, refuse who waits, stop the servers, close the store.
+
+        One deadline over all of it: requests may use most of it, the servers' stop the rest.
+        """
+        super().stopService()
+        return Deferred.fromCoroutine(self._end())
+
+    async def _end(self) -> None:
+        deadline = self.reactor.seconds() + SHUTDOWN
+        log.info("ending: {count} requests under way", count=self.dispatcher.active)
+        self.reloader.stop()
+        if self._port is not None:
+            await maybeDeferred(self._port.stopListening)
+        self.streams.end_all()
+        self.front.drain()
+        await self._drained(deadline - KEPT_FOR_SERVERS)
+        self.dispatcher.close()
+        await self.router.shutdown(max(1.0, deadline - self.reactor.seconds()))
+        self.front.cut()
+        self.pool.close()
+        self.launcher.close()
+        self.keeper.close()
+        await self.machine.stop()
+        await self.activity.close()
+        await self.recorder.close()
+        await self.watcher.close()
+        log.info("ended")
+        if not self.observed:
+            globalLogPublisher.removeObserver(self.log_observer)
+        self.stdout.close()
+
+    async def _drained(self, until: float) -> None:
+        """Until no request is under way, the time is up, or somebody asks a second time."""
+        while self.dispatcher.active and self.reactor.seconds() < until:
+            if self._hurry is not None and self._hurry.called:
+                return
+            await deferLater(self.reactor, DRAIN_LOOK)
+
+
+def revisions(changed: Callable[[], bool]) -> Callable[[], int]:
+    """A number that rises whenever `changed` says so: what the reloader compares."""
+    number = 0
+
+    def look() -> int:
+        nonlocal number
+        number += changed()
+        return number
+
+    return look
+
+
+def give_up(message: str) -> NoReturn:
+    """Say why the service cannot run and end with status 1; the reactor does not turn yet."""
+    sys.stderr.write(message + "\n")
+    raise SystemExit(1)
+
+
+def demo_hints(where: str, models: list[str]) -> list[str]:
+    """What to try with the demo, line by line."""
+    ask = (
+        "curl -N {where}/v1/chat/completions -H 'Content-Type: application/json' "
+        '-d \'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "hello river"}}]}}\''
+    )
+    lines = ["This is the demo. Ask one model, then another, and they swap:"]
+    lines += ["  " + ask.format(where=where, model=model) for model in models]
+    return [*lines, f"and watch it at {where}/ui/"]
+
+
+def sources_of(settings: Settings) -> list[Source]:
+    """The configuration's texts as they are now."""
+    if settings.demo:
+        return [Source("demo.yaml", demo_config())]
+    return sources.read_sources(settings.config, settings.config_dir)
+
+
+def build(reactor: Any, settings: Settings, environ: Mapping[str, str]) -> LlamaSwap:
+    """The service for these settings. Raises ConfigError, or OSError and ValueError for what is given with them."""
+    settings.listen.endpoint(reactor)  # nonsense there is said before anything else
+    loaded = load(sources_of(settings), environ, facts=sources.DiskFacts())
+    return LlamaSwap(reactor, settings, environ, loaded)
