@@ -252,11 +252,14 @@ _check: type[ResponseSink] = FramedSink
 class _Place:
     """The newest queue position, kept until somebody shows it."""
 
+    also: Callable[[int], None] | None = None
     latest: int | None = None
     listener: Callable[[int], None] | None = None
 
     def told(self, position: int) -> None:
         self.latest = position
+        if self.also is not None:
+            self.also(position)
         if self.listener is not None:
             self.listener(position)
 
@@ -271,8 +274,11 @@ class _Place:
 
 @define(eq=False)
 class Dispatcher:
-    """Serves jobs. `clock` provides IReactorTime, `wall` seconds since the epoch, `uniform(a, b)` and `shuffled(list)`
-    the loading stream's chances, `render` the bodies of errors."""
+    """Serves jobs.
+
+    `clock` provides IReactorTime, `wall` seconds since the epoch, `uniform(a, b)` and `shuffled(list)` the loading
+    stream's chances, `render` the bodies of errors. `placed(request id, position)` hears of places in the queue.
+    """
 
     router: Router
     relay: Carrier
@@ -282,6 +288,7 @@ class Dispatcher:
     wall: Callable[[], float]
     uniform: Callable[[float, float], float]
     shuffled: Callable[[Sequence[str]], Sequence[str]]
+    placed: Callable[[str, int], None] | None = None
     active: int = 0
     _closing: bool = False
     _number: int = 0
@@ -400,7 +407,7 @@ class Dispatcher:
         loading: LoadingStream | None = None
         retried = False
         while True:
-            place = _Place()
+            place = _Place(self._place_teller(job))
             acquisition = self.router.request(model.id, on_place=place.told)
             if acquisition.refusal is not None:
                 raise acquisition.refusal
@@ -428,6 +435,12 @@ class Dispatcher:
                 log.info("{model}: {error}; asking a fresh server once", model=model.id, error=error)
             finally:
                 lease.release()
+
+    def _place_teller(self, job: Job) -> Callable[[int], None] | None:
+        placed, facts = self.placed, job.facts
+        if placed is None or facts is None:
+            return None
+        return lambda position: placed(facts.id, position)
 
     def _may_repeat(self, job: Job) -> bool:
         return not job.exchange.gone and not job.cancelled and (job.body.length == 0 or job.body.replayable)

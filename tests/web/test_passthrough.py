@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import Resource
+from twisted.web.server import Site
 
 from llamaswap.config import Compat
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.schema import Upstream
-from llamaswap.web.passthrough import Destination, destination
+from llamaswap.web.passthrough import Destination, destination, resource
 from tests.web.pipeline import JSON, Stage, config, model
 
 UPGRADE = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
@@ -236,3 +244,32 @@ class ComfyUi(SynchronousTestCase):
         self.stage.keys = {b"x-api-key": b"k"}
         self.assertEqual(self.stage.comfyui(b"GET", b"/comfyui/").sink.status, 401)
         self.assertEqual(json.loads(self.stage.comfyui(b"GET", b"/comfyui").sink.body)["error"]["code"], "unauthorized")
+
+
+class ThroughTheMap(SynchronousTestCase):
+    """The seam by which a request of the Klein map becomes an exchange."""
+
+    def test_a_request_below_the_resource_is_served_as_an_exchange(self):
+        served = []
+
+        def serve(exchange):
+            served.append((exchange.head, self.successResultOf(exchange.body.hold(10))))
+            exchange.sink.head(200, b"OK", [(b"Content-Length", b"2")], raw=True, data=b"hi")
+            exchange.sink.finish()
+            return succeed(None)
+
+        root = Resource()
+        root.putChild(b"upstream", resource(serve, Clock()))
+        channel = Site(root).buildProtocol(IPv4Address("TCP", "1.2.3.4", 5))
+        wire = StringTransport()
+        channel.makeConnection(wire)
+        channel.dataReceived(b"POST /upstream/a%2Fb/c?d HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
+        ((head, body),) = served
+        self.assertEqual((head.method, head.target, body), (b"POST", b"/upstream/a%2Fb/c?d", b"abc"))
+        self.assertTrue(wire.value().endswith(b"\r\n\r\nhi"))
+        channel.connectionLost(Failure(ConnectionDone()))
+
+    def test_it_is_the_reverse_proxys_resource(self):
+        from twisted.web.proxy import ReverseProxyResource
+
+        self.assertIsInstance(resource(lambda exchange: succeed(None), Clock()), ReverseProxyResource)

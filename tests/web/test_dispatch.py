@@ -1,0 +1,393 @@
+"""From a known model to the end of the answer, however it comes."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.errors import (
+    BadUpstream,
+    ModelUnloaded,
+    StartFailed,
+    TooManyRequests,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
+from tests.web.pipeline import ArrivingBody, Stage
+
+CHAT = b"/v1/chat/completions"
+MULTIPART = (b"Content-Type", b"multipart/form-data; boundary=XX")
+
+
+def upload(model: str = "alpha", last: bool = False) -> bytes:
+    named = b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\n' + model.encode() + b"\r\n"
+    file = b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + b"\x00\xff" * 50 + b"\r\n"
+    return (file + named if last else named + file) + b"--XX--\r\n"
+
+
+def message(sink) -> str:
+    return sink.json["error"]["message"]
+
+
+class Serving(SynchronousTestCase):
+    def setUp(self):
+        self.stage = Stage()
+
+    def test_a_request_is_carried_to_the_leases_server_and_the_lease_given_back(self):
+        asked = self.stage.post({"model": "alpha"}, CHAT, (b"Accept-Encoding", b"br, gzip"))
+        carriage, lease = self.stage.carriage, self.stage.router.asked[0].lease
+        self.assertEqual(carriage.upstream.endpoint.port, 9001)
+        self.assertEqual(carriage.header(b"x-forwarded-for"), b"1.2.3.4")
+        self.assertEqual(carriage.header(b"accept-encoding"), b"gzip")
+        carriage.begin(b"{}", headers=[(b"X-Req", b"7"), (b"Keep-Alive", b"x")])
+        self.assertEqual(lease.released, 0)
+        carriage.end()
+        self.assertEqual((lease.released, asked.done, asked.sink.ending), (1, [None], "finished"))
+        self.assertEqual(asked.sink.header(b"x-req"), b"7")
+        self.assertIsNone(asked.sink.header(b"keep-alive"))
+        witness = self.stage.witness
+        self.assertEqual((witness.body, witness.endings), (b"{}", [("complete", None)]))
+        self.assertEqual(self.stage.dispatcher.active, 0)
+
+    def test_facts_say_who_asked_for_what_and_when(self):
+        self.stage.post({"model": "al", "stream": True}, b"/v1/completions", (b"X-Forwarded-For", b"9.9.9.9, 8.8.8.8"))
+        facts = self.stage.witness.facts
+        self.assertEqual(
+            (facts.id, facts.method, facts.model, facts.requested, facts.remote_ip, facts.streaming),
+            ("1", "POST", "alpha", "al", "9.9.9.9", True),
+        )
+        self.assertEqual((facts.started, facts.timestamp, facts.tracked, facts.metered), (99.5, 999_999.5, True, True))
+
+    def test_a_get_is_tracked_and_not_metered(self):
+        self.stage.ask(b"GET", b"/props?model=alpha", b"", (b"Accept-Encoding", b"br"))
+        facts = self.stage.witness.facts
+        self.assertEqual((facts.tracked, facts.metered), (True, False))
+        self.assertEqual(self.stage.carriage.header(b"accept-encoding"), b"br")
+
+    def test_a_refusal_is_told_at_once_in_json(self):
+        """http T100"""
+        self.stage.router.refusal = TooManyRequests("alpha", 1)
+        asked = self.stage.post({"model": "alpha", "stream": True}, CHAT, (b"Accept", b"text/plain"))
+        self.assertEqual((asked.sink.status, asked.sink.header(b"retry-after")), (429, b"1"))
+        self.assertEqual(asked.sink.json["error"]["code"], "concurrency_limit")
+
+    def test_a_failed_start_is_told_with_its_cause(self):
+        """http T091"""
+        self.stage.router.auto = False
+        asked = self.stage.post({"model": "beta"})
+        self.stage.router.asked[0].granted.errback(StartFailed("beta", "upstream command exited prematurely"))
+        self.assertEqual(asked.sink.status, 500)
+        self.assertEqual(message(asked.sink), "unspecific error: upstream command exited prematurely")
+
+    def test_an_unload_ends_the_wait(self):
+        self.stage.router.auto = False
+        asked = self.stage.post({"model": "beta"})
+        self.stage.router.asked[0].granted.errback(ModelUnloaded("beta"))
+        self.assertEqual(asked.sink.status, 500)
+
+    def test_a_broken_connection_to_a_living_server_is_a_502_with_a_body(self):
+        asked = self.stage.post({"model": "alpha"})
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection refused", sent=False))
+        self.stage.clock.advance(1)
+        self.assertEqual((asked.sink.status, message(asked.sink)), (502, "alpha: connection refused"))
+        self.assertEqual(len(self.stage.router.asked), 1)
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_a_server_that_died_before_its_first_byte_is_replaced_once(self):
+        asked = self.stage.post({"model": "alpha"})
+        first = self.stage.router.asked[0].lease
+        first.lost = True
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual(first.released, 1)
+        again = self.stage.relay.carried[1]
+        self.assertEqual(again.sent, b'{"model":"alpha"}')
+        again.begin(b"{}")
+        again.end()
+        self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
+        self.assertEqual(self.stage.router.asked[1].lease.released, 1)
+
+    def test_a_server_whose_exit_is_heard_of_late_is_replaced_too(self):
+        self.stage.post({"model": "alpha"})
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.stage.clock.advance(0.02)
+        self.stage.router.asked[0].lease.lost = True
+        self.stage.clock.advance(0.1)
+        self.assertEqual(len(self.stage.relay.carried), 2)
+
+    def test_a_request_that_kills_its_server_twice_gets_an_error(self):
+        asked = self.stage.post({"model": "alpha"})
+        for turn in (0, 1):
+            self.stage.router.asked[turn].lease.lost = True
+            self.stage.relay.carried[turn].result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual((asked.sink.status, len(self.stage.relay.carried)), (502, 2))
+        self.assertEqual([acquisition.lease.released for acquisition in self.stage.router.asked], [1, 1])
+
+    def test_a_body_that_is_gone_is_not_sent_again(self):
+        body = ArrivingBody(replayable=False)
+        asked = self.stage.ask(b"POST", b"/v1/audio/transcriptions", body, MULTIPART)
+        body.feed(upload())
+        self.stage.router.asked[0].lease.lost = True
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual((asked.sink.status, len(self.stage.relay.carried)), (502, 1))
+
+    def test_what_is_no_http_is_a_502(self):
+        asked = self.stage.post({"model": "alpha"})
+        self.stage.carriage.result.errback(BadUpstream("alpha", "garbage"))
+        self.assertEqual(asked.sink.status, 502)
+
+    def test_a_peer_that_is_down_says_so_in_the_clients_form(self):
+        """http T099"""
+        asked = self.stage.post({"model": "zeta"}, CHAT, (b"Accept", b"text/plain"))
+        upstream = self.stage.carriage.upstream
+        self.stage.carriage.result.errback(UpstreamUnreachable(upstream.where, "refused"))
+        self.assertEqual((asked.sink.status, asked.sink.body), (502, b"llama-swap: peer proxy error: refused"))
+
+    def test_peers_are_refused_while_closing(self):
+        self.stage.dispatcher.close()
+        asked = self.stage.post({"model": "zeta"})
+        self.assertEqual(asked.sink.status, 500)
+        self.assertEqual(message(asked.sink), "unspecific error: peer proxy is shutting down")
+
+    def test_our_own_fault_is_a_500_and_a_traceback_in_the_log(self):
+        def broken(*_, **__):
+            raise RuntimeError("secret")
+
+        self.stage.relay.carry = broken
+        asked = self.stage.post({"model": "alpha"})
+        self.assertEqual((asked.sink.status, message(asked.sink)), (500, "internal error"))
+        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+
+class BreakingOff(SynchronousTestCase):
+    """After the head: nobody may take what came for the whole."""
+
+    def setUp(self):
+        self.stage = Stage()
+
+    def events(self, asked) -> list[bytes]:
+        """The payload of the chunks that the client received; every chunk must be whole."""
+        found, rest = [], asked.sink.body
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            data, rest = rest[: int(size, 16)], rest[int(size, 16) :]
+            self.assertTrue(rest.startswith(b"\r\n"))
+            rest = rest[2:]
+            found.append(data)
+        return found
+
+    def test_a_chunked_event_stream_gets_an_error_event_and_is_cut(self):
+        """http T103 (the Go program ends it like a complete one)"""
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        *_, last = self.events(asked)
+        self.assertEqual(json.loads(last.removeprefix(b"data: "))["error"]["code"], "bad_gateway")
+        self.assertEqual(asked.sink.ending, "aborted")
+        self.assertEqual(self.stage.witness.endings[0][0], "truncated")
+        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+
+    def test_nothing_is_put_inside_a_broken_chunk(self):
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        asked.exchange.sink.write(b"20\r\ndata: 2")
+        before = asked.sink.body
+        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
+
+    def test_a_stream_that_we_frame_gets_its_event_plain(self):
+        asked = self.stage.post({"model": "alpha"}, b"/v1/messages")
+        self.stage.carriage.begin(b"data: {", kind=b"text/event-stream", raw=False)
+        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.assertIn(b'data: {\n\nevent: error\ndata: {"type":"error"', asked.sink.body)
+        self.assertEqual(asked.sink.ending, "aborted")
+
+    def test_any_other_answer_is_cut(self):
+        asked = self.stage.post({"model": "alpha"})
+        self.stage.carriage.begin(b'{"a":')
+        before = asked.sink.body
+        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
+
+
+class Leaving(SynchronousTestCase):
+    """The client goes: the slot is free and the server's connection closed at once."""
+
+    def setUp(self):
+        self.stage = Stage()
+
+    def test_while_it_waits(self):
+        self.stage.router.auto = False
+        asked = self.stage.post({"model": "beta"})
+        asked.leave()
+        self.assertTrue(self.stage.router.asked[0].cancelled)
+        self.assertEqual((asked.done, asked.sink.started), ([None], False))
+        self.assertEqual(self.stage.witness.endings[0][0], "gone")
+
+    def test_a_grant_that_comes_too_late_is_given_back(self):
+        self.stage.router.auto = False
+        asked = self.stage.post({"model": "beta"})
+        asked.leave()
+        self.assertEqual(self.stage.router.asked[0].grant().released, 1)
+        self.assertEqual(self.stage.relay.carried, [])
+
+    def test_before_the_request_was_even_read(self):
+        stage = Stage()
+        body = ArrivingBody()
+        asked = stage.ask(b"POST", b"/v1/audio/transcriptions", body, MULTIPART)
+        asked.leave()
+        body.consumer.body_lost()
+        self.assertEqual(asked.done, [None])
+
+    def test_while_the_loading_text_is_shown(self):
+        self.stage.router.auto = self.stage.router.ready = False
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        asked.leave()
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertNotIn(b"Done!", asked.sink.body)
+        self.assertTrue(self.stage.router.asked[0].cancelled)
+
+    def test_while_the_server_works(self):
+        asked = self.stage.post({"model": "alpha"})
+        asked.leave()
+        self.assertTrue(self.stage.carriage.stopped)
+        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(self.stage.witness.endings[0][0], "gone")
+
+    def test_while_the_answer_streams(self):
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        asked.leave()
+        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(asked.sink.ending, "")
+
+    def test_while_a_dead_server_is_looked_into(self):
+        asked = self.stage.post({"model": "alpha"})
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "reset"))
+        asked.leave()
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual((asked.done, self.stage.witness.endings[0][0]), ([None], "gone"))
+
+
+class Cancelling(SynchronousTestCase):
+    """An operator ends a request whose client is still there."""
+
+    def setUp(self):
+        self.stage = Stage()
+
+    def cancel(self):
+        self.stage.witness.facts.cancel()
+        self.stage.witness.facts.cancel()
+
+    def test_a_waiting_request_is_answered_empty(self):
+        self.stage.router.auto = False
+        asked = self.stage.post({"model": "beta"})
+        self.cancel()
+        self.assertTrue(self.stage.router.asked[0].cancelled)
+        self.assertEqual((asked.sink.status, asked.sink.body, asked.sink.ending), (200, b"", "finished"))
+        self.assertEqual(self.stage.witness.endings[0][0], "cancelled")
+
+    def test_a_request_without_an_answer_yet_is_a_502(self):
+        asked = self.stage.post({"model": "alpha"})
+        self.cancel()
+        self.assertTrue(self.stage.carriage.stopped)
+        self.assertEqual((asked.sink.status, asked.sink.ending), (502, "finished"))
+        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+
+    def test_a_stream_is_cut_and_says_why(self):
+        """http T156 (the Go program ends it like a complete one)"""
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.cancel()
+        self.assertIn(b"request cancelled", asked.sink.body)
+        self.assertEqual(asked.sink.ending, "aborted")
+
+    def test_a_finished_request_does_not_mind(self):
+        self.stage.post({"model": "alpha"})
+        self.stage.carriage.begin(b"{}")
+        self.stage.carriage.end()
+        self.cancel()
+        self.assertEqual(len(self.stage.witness.endings), 1)
+
+
+class Loading(SynchronousTestCase):
+    def setUp(self):
+        self.stage = Stage(auto=False, ready=False)
+
+    def test_a_stream_for_a_cold_model_begins_at_once(self):
+        """http T107, core V95"""
+        asked = self.stage.post({"model": "al", "stream": True})
+        sink = asked.sink
+        self.assertEqual((sink.status, sink.header(b"content-type")), (200, b"text/event-stream"))
+        self.assertEqual(sink.header(b"cache-control"), b"no-cache")
+        self.assertIn("━━━━━".encode(), sink.body)
+        self.stage.clock.advance(0.1)
+        self.stage.router.asked[0].grant()
+        self.assertIn(b"Done! (", sink.body.replace(b'"}}]}\n\ndata: {"choices":[{"delta":{"reasoning_content":"', b""))
+        carriage = self.stage.carriage
+        self.assertTrue(carriage.answered)
+        carriage.begin(b"data: real\n\n", kind=b"text/event-stream")
+        carriage.end()
+        self.assertTrue(sink.body.endswith(b"data: real\n\n"))
+        self.assertEqual((sink.ending, sink.producer), ("finished", None))
+        witness = self.stage.witness
+        self.assertEqual(len(witness.heads), 1)
+        self.assertEqual(witness.body, sink.body)
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_nothing_is_injected_elsewhere(self):
+        """http T108"""
+        for body, path in (
+            ({"model": "alpha", "stream": False}, CHAT),
+            ({"model": "alpha", "stream": True}, b"/v1/completions"),
+            ({"model": "alpha", "stream": True}, b"/v/chat/completions"),
+            ({"model": "org", "stream": True}, CHAT),
+        ):
+            stage = Stage(auto=False, ready=False)
+            self.assertFalse(stage.post(body, path).sink.started, path)
+        self.assertFalse(Stage().post({"model": "alpha", "stream": True}).sink.started)
+
+    def test_a_failed_start_is_said_in_events_and_the_stream_ends(self):
+        """http T109 (framed, so that clients can read it)"""
+        asked = self.stage.post({"model": "alpha", "stream": True}, CHAT, (b"Accept", b"text/plain"))
+        self.stage.router.asked[0].granted.errback(StartFailed("alpha", "upstream command exited prematurely"))
+        *_, said, done, empty = asked.sink.body.split(b"\n\n")
+        self.assertEqual((done, empty), (b"data: [DONE]", b""))
+        error = json.loads(said.removeprefix(b"data: "))["error"]
+        self.assertEqual(error["message"], "unspecific error: upstream command exited prematurely")
+        self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
+
+    def test_a_place_in_the_queue_is_told(self):
+        """http T111"""
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.stage.router.asked[0].on_place(1)
+        self.stage.clock.pump([0.05] * 60)
+        text = asked.sink.body.replace(b'"}}]}\n\ndata: {"choices":[{"delta":{"reasoning_content":"', b"")
+        self.assertIn(b"Queue position: #1", text)
+        asked.leave()
+
+    def test_a_place_in_the_queue_is_told_to_the_list_of_requests_too(self):
+        told = []
+        self.stage.dispatcher.placed = lambda request, position: told.append((request, position))
+        asked = self.stage.post({"model": "org"})
+        self.stage.router.asked[0].on_place(2)
+        self.assertEqual(told, [("1", 2)])
+        asked.leave()
+
+    def test_a_refusal_comes_before_any_event(self):
+        """http T100"""
+        self.stage.router.refusal = TooManyRequests("alpha", 1)
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.assertEqual(asked.sink.status, 429)
+
+    def test_a_retry_goes_on_in_the_same_stream(self):
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.stage.router.asked[0].grant(lost=True)
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "reset"))
+        self.stage.router.asked[1].grant()
+        carriage = self.stage.relay.carried[1]
+        self.assertTrue(carriage.answered)
+        carriage.begin(b"data: real\n\n", kind=b"text/event-stream")
+        carriage.end()
+        self.assertEqual(asked.sink.ending, "finished")
