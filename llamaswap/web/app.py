@@ -56,7 +56,7 @@ def _not_found(admin: Admin, request: Request, failure: Failure) -> bytes:
     return _plain(request, 404, b"404 page not found\n")
 
 
-def _plain(request: Request, status: int, body: bytes) -> bytes:
+def _plain(request: http.Request, status: int, body: bytes) -> bytes:
     """The router's own answers: plain text whatever the client accepts, and before any key is asked for."""
     request.setResponseCode(status)
     request.setHeader(b"Content-Type", TEXT)
@@ -71,10 +71,8 @@ def _typed(handler: Callable[..., Any]) -> Any:
 
 
 class Admin:
-    """The admin surface. `groups` are the objects whose handlers the route table names, one of each class.
-
-    `model_routes` and `passthrough` are resources for the inference paths and for /upstream and /comfyui; they
-    check keys themselves, because what they do with the accepted one is part of their work.
+    """The admin surface. `groups` are the objects whose handlers the route table names, one of each class;
+    the routes of a class that has none are not found.
     """
 
     app = Klein()
@@ -101,7 +99,10 @@ class Admin:
                 gate.refuse_cross_site(call.method, call.path.encode("latin-1"), call.first)
                 if not route.open:
                     self._gate.admit(call.first)
-            reply = route.handler(self._groups[route.group], call)
+            group = self._groups.get(route.group)
+            if group is None:
+                return _plain(call.request, 404, b"404 page not found\n")
+            reply = route.handler(group, call)
             if isawaitable(reply):
                 reply = await reply
         except CancelledError:

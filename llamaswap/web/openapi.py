@@ -105,7 +105,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         }
     ),
     "Readiness": _object(
-        {"ready": B, "oldest_waiter_seconds": NULL_N, "last_decision_seconds": NULL_N, "running": INT, "waiting": INT}
+        {
+            "ready": B,
+            "oldest_waiter_seconds": NULL_N,
+            "last_decision_seconds": NULL_N,
+            "running": INT,
+            "waiting": INT,
+            "serving": INT,
+        }
     ),
     "Profiles": _object({"active": NULL_S, "profiles": _array(_PROFILE)}),
     "Active": _object({"active": NULL_S}),

@@ -14,9 +14,9 @@ from llamaswap.web.needs import Fleet
 from llamaswap.web.routes import Table
 from llamaswap.web.waiting import shielded
 
-# A request may wait as long as a load takes; one that waits longer than this behind nothing that moves is a fault
-# of the scheduler's, not of a slow model. Twice the longest common healthCheckTimeout.
-STALLED_AFTER = 600.0
+# Who waits, waits for a load or for somebody's request. With neither under way a waiter is one that was forgotten;
+# so long it may take a stop or an effect to be performed.
+FORGOTTEN_AFTER = 15.0
 
 
 @define(eq=False)
@@ -68,16 +68,19 @@ class Processes:
         return text_answer("OK")
 
     def ready(self, call: Call) -> Answer:
-        """Whether requests move: 503 when somebody has waited long and the scheduler decided nothing meanwhile."""
+        """Whether requests move: 503 when somebody waits although nothing he could wait for is under way."""
         vitals = self.fleet.vitals()
-        waiting, decided = vitals.oldest_waiter, vitals.last_decision
-        stalled = waiting is not None and waiting > STALLED_AFTER and (decided is None or decided > STALLED_AFTER)
+        oldest = vitals.oldest_waiter
+        idle = not vitals.loading and not vitals.serving
+        stalled = oldest is not None and oldest > FORGOTTEN_AFTER and idle
         report = {
             "ready": not stalled,
-            "oldest_waiter_seconds": waiting,
-            "last_decision_seconds": decided,
+            "oldest_waiter_seconds": oldest,
+            "last_decision_seconds": vitals.last_decision,
             "running": len(self.fleet.running()),
-            "waiting": len(self.fleet.queue()),
+            "waiting": vitals.waiting,
+            "serving": vitals.serving,
+            "loading": vitals.loading,
         }
         return json_answer(report, 503 if stalled else 200)
 

@@ -97,6 +97,9 @@ class Status:
 class Vitals:
     oldest_waiter: float | None = None
     last_decision: float | None = None
+    waiting: int = 0
+    serving: int = 0
+    loading: int = 0
 
 
 @define(eq=False)

@@ -2,7 +2,9 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from llamaswap.observe.accesslog import AccessLog
-from tests.web.doubles import FakeFleet, World, envelope, with_keys
+from llamaswap.web import app
+from llamaswap.web.gate import Gate
+from tests.web.doubles import Client, FakeFleet, World, envelope, with_keys
 
 
 class RoutingTests(TestCase):
@@ -152,3 +154,9 @@ class AccessLogTests(TestCase):
         world.clock.advance(1.5)
         client.leave()
         self.assertIn('"GET /unload HTTP/1.1"', lines[1])
+
+
+class AbsentGroupTests(TestCase):
+    def test_the_routes_of_a_group_that_is_not_there_are_not_found(self):
+        site = app.make_site(app.Admin([], Gate(tuple)), clock=World().clock)
+        self.assertEqual(Client(site, "/api/loadtest").answer().status, 404)

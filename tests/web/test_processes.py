@@ -65,9 +65,10 @@ class ReadinessTests(TestCase):
         """llama-swap issue 946: health said OK while requests hung for ever."""
         world = World()
         self.assertEqual(world.ask("/readyz").status, 200)
-        world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=2.0)
-        self.assertEqual(world.ask("/readyz").status, 200)
-        world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=700.0)
+        for moving in ({"loading": 1}, {"serving": 1}):
+            world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1, **moving)
+            self.assertEqual(world.ask("/readyz").status, 200)
+        world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1)
         answer = world.ask("/readyz")
         self.assertEqual((answer.status, answer.json["ready"]), (503, False))
         self.assertEqual(world.ask("/health").status, 200)
