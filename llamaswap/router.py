@@ -93,6 +93,9 @@ class Supervised(Protocol):
     def stop(self, grace: float | None = None) -> Deferred[None]:
         """Never fails; fires when no process is left (or what is left was declared lost)."""
 
+    def preflight(self) -> StartFailed | None:
+        """Why a start would fail at once; asked before anything is stopped for it."""
+
     def retune(self, model: Model) -> None:
         """The next start uses this definition."""
 
@@ -299,6 +302,13 @@ class Router:
         priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
         ticket = Ticket(self._last_number, model, now, priority)
         acquisition = Acquisition(model, lambda: self._left(ticket), on_place)
+        if self._scheduler.phase(model) is Phase.COLD and model in self.config.models:
+            error = self._supervisors[model].preflight()
+            if error is not None:
+                # Nothing is evicted for a model that cannot start, and nobody waits for it.
+                acquisition.refusal = error
+                acquisition.settle(error)
+                return acquisition
         self._acquisitions[ticket.number] = acquisition
         effects = self._scheduler.requested(ticket, now)
         first = effects[0]

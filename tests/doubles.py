@@ -45,6 +45,7 @@ class FakeSupervisor:
     exit: float | None = 0.0
     stubborn: bool = False
     failure: Exception | None = None
+    unstartable: StartFailed | None = None
     state: str = "stopped"
     spawned: int = 0
     graces: list[float | None] = Factory(list)
@@ -89,6 +90,9 @@ class FakeSupervisor:
             self._cancel()
             self._descend(grace)
         return waiter
+
+    def preflight(self) -> StartFailed | None:
+        return self.unstartable
 
     def retune(self, model: Model) -> None:
         self.model = model

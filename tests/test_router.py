@@ -322,6 +322,17 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["a"])
         self.assertEqual(here.fleet.spawned(), {"a": 2, "b": 1})
 
+    def test_nothing_is_evicted_for_a_model_that_cannot_start(self) -> None:
+        """core V39 as we mend it"""
+        error = StartFailed("b", "no such executable file")
+        here = scene(servers={"b": {"unstartable": error}}).loaded("a")
+        acquisition = here.router.request("b")
+        self.assertIs(acquisition.refusal, error)
+        self.failureResultOf(acquisition.granted, StartFailed)
+        acquisition.cancel()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+        self.assertEqual(here.fleet.up, ["a"])
+
     def test_a_supervisor_that_fails_oddly_is_a_failed_start(self) -> None:
         here = scene(servers={"a": {"failure": ZeroDivisionError("odd")}})
         answers = results(here.router.request("a"))
