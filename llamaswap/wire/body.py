@@ -33,8 +33,11 @@ _MEMBER = re.compile(rb'[ \t\r\n]*"([^"\\]*)"[ \t\r\n]*:[ \t\r\n]*("[^"\\]{0,200
 _SCALAR = re.compile(rb"[^ \t\r\n,\]}\"\[{]+")
 # The rest of a string with many escapes. Unrolled: a run of plain bytes is one step, an escape another.
 _STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-# Up to the next run of brackets, over all short plain strings on the way, or to the quote of a string that is neither.
-_STRUCTURE = re.compile(rb'[^"\[\]{}]*(?:"[^"\\]{0,200}"[^"\[\]{}]*)*([\[{]+|[\]}]+|")', re.DOTALL)
+# Up to the next run of brackets, over all short strings on the way, or to the quote of the next one
+# (a long one, or the thousandth: the matcher's memory is bounded).
+_STRUCTURE = re.compile(
+    rb'[^"\[\]{}]*(?:"[^"\\]{0,200}(?:\\.[^"\\]{0,200}){0,9}"[^"\[\]{}]*){0,1000}([\[{]+|[\]}]+|")', re.DOTALL
+)
 _ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory speed (images); then text: the regex
 
 
