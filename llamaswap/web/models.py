@@ -164,7 +164,7 @@ class Models:
 
     def swaps(self, call: Call) -> Answer:
         """The last swaps, newest first."""
-        return json_answer(self.history.swaps())
+        return json_answer([_outward(swap) for swap in self.history.swaps()])
 
     def swap(self, call: Call) -> Answer:
         """One swap with its phases and, where it failed, the end of the model's log."""
@@ -173,7 +173,14 @@ class Models:
         if found is None:
             raise HttpError(404, "swap not found")
         secrets = known_secrets(self.config())
-        return json_answer({**found, "log_tail": masked_text(found.get("log_tail", ""), secrets)})
+        return json_answer({**_outward(found), "log_tail": masked_text(found.get("log_tail", ""), secrets)})
+
+
+def _outward(swap: dict[str, Any]) -> dict[str, Any]:
+    """A swap with its end in one word and its times named as its phases' are."""
+    ended = swap["ended"] is not None
+    outcome = "loading" if not ended else "ready" if swap["error"] is None else "failed"
+    return {**swap, "outcome": outcome, "start": swap["began"], "end": swap["ended"]}
 
 
 def known_secrets(config: Config) -> list[str]:

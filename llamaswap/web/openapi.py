@@ -74,6 +74,9 @@ _SWAP = _object(
         "began": T,
         "ended": NULL_S,
         "error": NULL_S,
+        "outcome": S,
+        "start": T,
+        "end": NULL_S,
         "phases": _array(_object({"name": S, "start": T, "end": T, "seconds": N})),
     }
 )

@@ -75,7 +75,8 @@ class ForecastTests(TestCase):
         ):
             world.bus.publish(event)
         self.assertEqual([swap["id"] for swap in world.ask("/api/swaps").json], [1])
-        self.assertEqual(world.ask("/api/swaps/1").json["log_tail"], "it broke\n")
+        swap = world.ask("/api/swaps/1").json
+        self.assertEqual((swap["log_tail"], swap["outcome"]), ("it broke\n", "failed"))
         for name in ("2", "x"):
             self.assertEqual(world.ask(f"/api/swaps/{name}").status, 404)
         self.assertEqual(world.ask("/api/residency").json[0]["state"], "starting")
