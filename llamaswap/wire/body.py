@@ -36,7 +36,7 @@ _STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # Up to the next run of brackets, over all short strings on the way, or to the quote of the next one
 # (a long one, or the thousandth: the matcher's memory is bounded).
 _STRUCTURE = re.compile(
-    rb'[^"\[\]{}]*(?:"[^"\\]{0,200}(?:\\.[^"\\]{0,200}){0,9}"[^"\[\]{}]*){0,1000}([\[{]+|[\]}]+|")', re.DOTALL
+    rb'[^"\[\]{}]*(?:"[^"\\]{0,64}(?:\\.[^"\\]{0,64}){0,9}"[^"\[\]{}]*){0,1000}([\[{]+|[\]}]+|")', re.DOTALL
 )
 _ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory speed (images); then text: the regex
 
