@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap import sources
-from llamaswap.bus import ActivityStored, Bus
+from llamaswap.bus import ActivityStored, Bus, StateChanged
 from llamaswap.config import Config, Loaded, Model, Source, diff, load
 from llamaswap.config.ports import keep
 from llamaswap.demo import demo_config
@@ -73,6 +73,7 @@ from llamaswap.web.events import Events
 from llamaswap.web.gate import Gate
 from llamaswap.web.inference import Inference
 from llamaswap.web.listing import Listing
+from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import Logs
 from llamaswap.web.models import Models
 from llamaswap.web.openapi import OpenApi
@@ -209,6 +210,8 @@ class LlamaSwap(MultiService):
 
         self.router = Router(config, supervise, reactor, self.bus)
 
+        self.bus.subscribe(StateChanged, self._server_changed)
+
         # What is seen.
         self.recorder = Worker("recorder", reactor.callFromThread)
         self.watcher = Worker("watcher", reactor.callFromThread)
@@ -253,10 +256,12 @@ class LlamaSwap(MultiService):
             wall=wall,
             uniform=random.uniform,
             shuffled=lambda items: random.sample(list(items), len(items)),
+            placed=lambda request, place: self.inflight.phase(request, "queued", place),
         )
         self.inference = Inference(self.router, self.dispatcher, gate)
         self.passthrough = Passthrough(self.router, self.dispatcher, gate)
         self.access = AccessLog(self.lines)
+        self.load_tests = LoadTests(lambda: self.router.config, reactor, self._sends_to_itself())
         watch = sources.Watch(settings.config, settings.config_dir)
         self.reloader = Reloader(
             reactor,
@@ -305,9 +310,38 @@ class LlamaSwap(MultiService):
             Models(fleet, config, self.inflight, self.history, self.book, reactor),
             System(build_info(), self.machine, self.hardware.snapshot, self.meters.render, self._features),
             Editing(config_file, config, Reloads(self.bus, time.time)),
+            self.load_tests,
             OpenApi(routes, build_info()),
         ]
         return Admin(groups, keys)
+
+    def _sends_to_itself(self) -> Generator | None:
+        """How load tests reach us: over the loopback, through the front door like anybody. None where that cannot be."""
+        address = self.settings.listen.address
+        if address is None or self.settings.listen.secure:
+            return None  # no port that a client of ours could name, or a certificate it could not check
+        senders: list[Generator] = []
+
+        def send(path: str, body: bytes, chunk: Callable[[bytes], None], /) -> Deferred[int]:
+            if not senders:
+                from twisted.web.client import Agent, HTTPConnectionPool  # heavy, and rarely needed
+
+                from llamaswap.web.selfsend import SelfSender
+
+                agent = Agent(self.reactor, pool=HTTPConnectionPool(self.reactor, persistent=False))
+                senders.append(SelfSender(agent, self._own_url, self._own_key))
+            return senders[0](path, body, chunk)
+
+        return send
+
+    def _own_url(self) -> bytes:
+        bound: Any = self._port.getHost() if self._port is not None else None
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(bound.host, bound.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{bound.port}".encode()
+
+    def _own_key(self) -> bytes | None:
+        keys = self.router.config.api_keys
+        return keys[0].value.encode() if keys else None
 
     def _features(self) -> dict[str, bool]:
         return {
@@ -316,13 +350,20 @@ class LlamaSwap(MultiService):
             "config_edit": self.settings.allow_config_edit and bool(self.settings.config),
             "captures": self.captures.enabled,
             "store": self.router.config.store is not None,
-            "loadtest": True,
+            "loadtest": self.load_tests.send is not None,
         }
 
     def log_observer(self, event: Any) -> None:
         """Every log event of the process: ours become lines of the proxy log, errors of others too."""
         for observer in self.observers:
             observer(event)
+
+    def _server_changed(self, event: StateChanged) -> None:
+        """Connections to a server that is gone are worth nothing; the next one may listen on the same port."""
+        if event.new == "stopped":
+            endpoint = self.router.status(event.model).endpoint
+            if endpoint is not None:
+                self.pool.forget(endpoint)
 
     def _stored(self, row: Row) -> None:
         self.meters.stored(row)
@@ -398,7 +439,7 @@ class LlamaSwap(MultiService):
     def _running(self) -> None:
         """The reactor turns: what may take a moment."""
         if not self.observed:
-            globalLogPublisher.addObserver(self.log_observer)
+            globalLogPublisher.addObserver(self.log_observer)  # type: ignore[arg-type] # a method is callable
         self._handle_signals()
         gc.collect()
         gc.freeze()  # what was made so far lives as long as the process: no need to look at it again
@@ -465,6 +506,7 @@ class LlamaSwap(MultiService):
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
         self.streams.end_all()
+        self.load_tests.close()
         self.front.drain()
         await self._drained(deadline - KEPT_FOR_SERVERS)
         self.dispatcher.close()
@@ -479,7 +521,7 @@ class LlamaSwap(MultiService):
         await self.watcher.close()
         log.info("ended")
         if not self.observed:
-            globalLogPublisher.removeObserver(self.log_observer)
+            globalLogPublisher.removeObserver(self.log_observer)  # type: ignore[arg-type] # the same
         self.stdout.close()
 
     async def _drained(self, until: float) -> None:

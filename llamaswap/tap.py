@@ -75,10 +75,12 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from llamaswap.listening import Listen
+    from llamaswap.relay.polling import use_plain_poll
     from llamaswap.service import Settings, build
 
     # Timers must not jump with the wall clock (suspended hosts, time servers): Twisted's default is time.time.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
+    use_plain_poll(reactor)
 
     config, folder, demo = chosen_sources(options)
     listen = options["listen"] or (TLS_PORT if options["tls-cert-file"] else PORT)

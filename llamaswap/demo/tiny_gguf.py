@@ -16,6 +16,7 @@ contribution is kept too small to change the winner at any usual temperature.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 import sys
@@ -25,7 +26,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import itertools
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 

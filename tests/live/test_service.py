@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import ROOT, Product, alive, wait_for
+from tests.live.product import ROOT, Product, alive, group_members, wait_for
 
 ENGINE = f"{sys.executable} -I -S {Path(__file__).with_name('engine.py')} --port ${{PORT}}"
 
@@ -34,7 +34,7 @@ def chat(model, **more):
 
 
 def pids(product, *models):
-    return [int(product.ask(f"/upstream/{model}/pid")[2].strip()) for model in models]
+    return [product.json(f"/upstream/{model}/pid")["pid"] for model in models]
 
 
 class SwapTests(SynchronousTestCase):
@@ -74,7 +74,7 @@ class SwapTests(SynchronousTestCase):
             time.sleep(0.2)
             product.json("/v1/chat/completions", chat("two"))
             reader.join(20)
-            self.assertEqual(streamed[0].count(b"tok"), 20)
+            self.assertEqual(streamed[0].count(b'"tok'), 20, streamed[0])
             self.assertIn(b"[DONE]", streamed[0])
 
     def test_a_bad_command_is_answered_at_once_and_harms_nobody(self):
@@ -109,7 +109,7 @@ class EndTests(SynchronousTestCase):
             group = os.getpgid(child)
             product.process.send_signal(signal.SIGTERM)
             product.process.wait(20)
-            self.assertRaises(ProcessLookupError, os.killpg, group, 0)
+            self.assertEqual(group_members(group), [])
 
     def test_kill_9_of_the_proxy_leaves_no_child(self):
         """reliability R16"""
@@ -119,14 +119,7 @@ class EndTests(SynchronousTestCase):
             product.process.kill()
             product.process.wait(10)
 
-            def gone():
-                try:
-                    os.killpg(group, 0)
-                except ProcessLookupError:
-                    return True
-                return False
-
-            wait_for(gone, 10, "the end of the whole group")
+            wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
     def test_a_taken_port_exits_1_and_starts_nothing(self):
         """core V109"""
@@ -154,7 +147,7 @@ class ConfigurationTests(SynchronousTestCase):
 
     def test_a_broken_configuration_exits_1_and_names_the_place(self):
         path = Path(self.mktemp())
-        path.write_text("models:\n  owl:\n    ttl: -5\n")
+        path.write_text("models:\n  owl:\n    cmd: x ${PORT}\n    ttl: -5\n")
         self.exits(["-m", "twisted", "llamaswap", "--config", str(path)], 1, "owl", "ttl", str(path))
 
     def test_one_tls_file_exits_1_and_names_both_flags(self):
