@@ -4,6 +4,7 @@ The models are generated on the spot and give a known reply each, so a test can 
 that no byte was lost.
 """
 
+import atexit
 import importlib.util
 import json
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product
+from tests.live.product import Product, wait_for
 
 MISSING = [name for name in ("xllamacpp", "gguf", "openai", "anthropic") if importlib.util.find_spec(name) is None]
 DEMO = Path(__file__).parent.parent.parent / "llamaswap" / "demo"
@@ -30,35 +31,57 @@ def config(folder):
     return "\n".join(lines)
 
 
+class Stage:
+    """One service for all tests of this file: loading models is what takes time here. Ended when the run ends."""
+
+    _open = None
+
+    @classmethod
+    def open(cls):
+        if cls._open is None:
+            cls._open = cls()
+            atexit.register(cls._open.close)
+        return cls._open
+
+    def __init__(self):
+        import anthropic
+        import openai
+
+        self.folder = tempfile.TemporaryDirectory(prefix="llamaswap-models-")
+        self.product = Product(config(self.folder.name)).__enter__()
+        # A key of its own: that of the caller's environment is none of a test's business.
+        self.openai = openai.OpenAI(base_url=self.product.url + "/v1", api_key="none", max_retries=0, timeout=60)
+        self.anthropic = anthropic.Anthropic(base_url=self.product.url, api_key="none", max_retries=0, timeout=60)
+
+    def close(self):
+        self.openai.close()
+        self.anthropic.close()
+        self.product.__exit__()
+        self.folder.cleanup()
+
+
 class RealServerTests(SynchronousTestCase):
     if MISSING:
         skip = f"not installed: {', '.join(MISSING)} (extra: live)"
 
     timeout = 240
 
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory(prefix="llamaswap-models-")
-        cls.product = Product(config(cls.folder.name)).__enter__()
-        import anthropic
-        import openai
-
-        cls.openai = openai.OpenAI(base_url=cls.product.url + "/v1", api_key="none", max_retries=0, timeout=60)
-        cls.anthropic = anthropic.Anthropic(base_url=cls.product.url, api_key="none", max_retries=0, timeout=60)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.openai.close()
-        cls.anthropic.close()
-        cls.product.__exit__()
-        cls.folder.cleanup()
+    def setUp(self):
+        stage = Stage.open()
+        self.product, self.openai, self.anthropic = stage.product, stage.openai, stage.anthropic
 
     def chat(self, model, **more):
         messages = [{"role": "user", "content": "who is there?"}]
         return self.openai.chat.completions.create(model=model, messages=messages, **more)
 
     def newest_activity(self):
-        return self.product.json("/api/metrics/activity?limit=1")["data"][0]
+        rows = self.product.json("/api/metrics/activity?limit=1")["data"]
+        return rows[0] if rows else {"id": 0}
+
+    def activity_after(self, number):
+        """The row that follows: rows are written a moment after the answer."""
+        wait_for(lambda: self.newest_activity()["id"] > number, 5, "the row")
+        return self.newest_activity()
 
     def test_two_models_swap_back_and_forth(self):
         for model in ("alpha", "beta", "alpha"):
@@ -75,8 +98,9 @@ class RealServerTests(SynchronousTestCase):
             self.assertGreater(chunks[-1].usage.completion_tokens, 0)
 
     def test_tokens_are_counted_as_the_server_counts_them(self):
+        before = self.newest_activity()["id"]
         usage = self.chat("alpha").usage
-        row = self.newest_activity()
+        row = self.activity_after(before)
         self.assertEqual((row["model"], row["resp_status_code"]), ("alpha", 200))
         self.assertEqual(row["tokens"]["output_tokens"], usage.completion_tokens)
         self.assertEqual(row["tokens"]["input_tokens"] + max(0, row["tokens"]["cache_tokens"]), usage.prompt_tokens)
@@ -110,11 +134,12 @@ class RealServerTests(SynchronousTestCase):
         asked = {"model": "alpha", "max_tokens": 64, "messages": [{"role": "user", "content": "who?"}]}
         answer = self.anthropic.messages.create(**asked)
         self.assertEqual(answer.content[0].text, REPLY["alpha"])
+        before = self.newest_activity()["id"]
         with self.anthropic.messages.stream(**asked) as stream:
             self.assertEqual("".join(stream.text_stream), REPLY["alpha"])
             final = stream.get_final_message()
         self.assertEqual(final.usage.output_tokens, answer.usage.output_tokens)
-        row = self.newest_activity()
+        row = self.activity_after(before)
         self.assertEqual(row["tokens"]["output_tokens"], final.usage.output_tokens)
         counted = self.anthropic.messages.count_tokens(model="alpha", messages=asked["messages"])
         self.assertGreater(counted.input_tokens, 0)
