@@ -20,6 +20,7 @@ FLOOR = {
     "relay": 1,
     "observe": 1,
     "router": 2,
+    "peers": 2,
     "reload": 2,
     "sources": 2,
     "web": 3,

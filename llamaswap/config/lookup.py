@@ -29,9 +29,12 @@ class Names:
                 aliases.setdefault(alias, model.id)
         qualified: dict[str, tuple[str, str]] = {}
         bare: dict[str, tuple[str, str] | None] = {}
+        written = {name for peer in peers.values() if not peer.auto for name in peer.models}
         for peer_id in sorted(peers):
             for name in dict.fromkeys(peers[peer_id].models):
                 qualified.setdefault(f"{peer_id}/{name}", (peer_id, name))
+                if peers[peer_id].auto and name in written:
+                    continue  # what a peer says it offers takes no name from what the configuration says
                 bare[name] = None if name in bare else (peer_id, name)  # None: offered by several, so by nobody
         return cls(frozenset(models), aliases, qualified, bare, frozenset(selectors))
 
