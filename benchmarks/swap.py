@@ -52,7 +52,8 @@ def proxied(command, ready_after, rounds):
         port = free_port()
         server = f"{sys.executable} {ROOT}/benchmarks/server.py --port ${{PORT}} --ready-after {ready_after}"
         config = Path(folder) / "config.yaml"
-        config.write_text(f"startPort: {free_port()}\nmodels:\n  one: {{cmd: {server}}}\n  two: {{cmd: {server}}}\n")
+        models = "".join(f"  {name}:\n    cmd: {server}\n" for name in ("one", "two"))
+        config.write_text(f"startPort: {free_port()}\nmodels:\n{models}")
         words = command.format(config=config, port=port, python=sys.executable).split()
         with open(Path(folder) / "log", "wb") as log:
             child = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
