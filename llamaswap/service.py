@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,6 +76,7 @@ from llamaswap.web.inference import Inference
 from llamaswap.web.listing import Listing
 from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import Logs
+from llamaswap.web.masking import known_secrets, masked_text
 from llamaswap.web.models import Models
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.passthrough import Passthrough
@@ -250,7 +252,7 @@ class LlamaSwap(MultiService):
         self.dispatcher = Dispatcher(
             router=self.router,
             relay=Relay(reactor, self.pool),
-            render=errors.render,
+            render=partial(errors.render, hide=lambda text: masked_text(text, known_secrets(self.router.config))),
             scopes=(self.inflight, self.activity),
             clock=reactor,
             wall=wall,
@@ -314,9 +316,10 @@ class LlamaSwap(MultiService):
             OpenApi(routes, build_info()),
         ]
         return Admin(groups, keys)
+        """How load tests reach us: over the loopback, through the front door like anybody. None where they cannot."""
 
     def _sends_to_itself(self) -> Generator | None:
-        """How load tests reach us: over the loopback, through the front door like anybody. None where that cannot be."""
+        """How load tests reach us: over the loopback, through the front door like anybody. None where they cannot."""
         address = self.settings.listen.address
         if address is None or self.settings.listen.secure:
             return None  # no port that a client of ours could name, or a certificate it could not check

@@ -139,6 +139,11 @@ class World:
             for generation in self.startable():
                 self.started(generation)
 
+    def load_until_starting(self, model: str) -> None:
+        """Everything in the way of a model's start stops; the start itself is left to be told how it ends."""
+        while model not in self.alive or model in self.stopping:
+            self.stopped(min(self.stopping))
+
     def startable(self) -> list[int]:
         return [generation for generation, load in self.loads.items() if load.started and self.up(load.swap.model)]
 
@@ -249,7 +254,8 @@ class World:
                 self.refused[effect.ticket.number] = effect.error
                 if isinstance(effect.error, QueueFull):
                     rivals = [one for one in self.waiting.values() if one.model == effect.ticket.model]
-                    assert len(rivals) == self.rules.max_queue, "the queue is not full"
+                    # More than the bound may wait already: a reload can lower it, or take an explicit limit away.
+                    assert len(rivals) >= self.rules.max_queue, "the queue is not full"
             elif isinstance(effect, Place):
                 assert effect.ticket.number in self.waiting
                 self.positions[effect.ticket.number] = effect.position
