@@ -51,6 +51,9 @@ class Inputs(Protocol):
     def closing(self, waiter: Deferred[None], grace: float) -> None:
         """It shall stop and never start again."""
 
+    def adopted(self) -> None:
+        """It is there and ready already: an earlier program of this process started it."""
+
 
 # -- what the states own -----------------------------------------------------------------------------------
 
@@ -213,6 +216,11 @@ def _start(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
 def _already_down(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
     hands.waiters.add_stop(waiter)
     hands.waiters.gone()
+
+
+@Stopped.upon(Inputs.adopted).to(Ready)
+def _take_over(inputs: Inputs, hands: Hands) -> None:
+    hands.show(READY)
 
 
 @Stopped.upon(Inputs.closing).to(Closed)
@@ -383,6 +391,9 @@ for _late in (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs
         _rest.upon(_late).loop().returns(None)
 for _up in (Starting, Ready):
     _up.upon(Inputs.drained, nodata=True).loop().returns(None)
+for _state in (Starting, *_with_data):
+    _state.upon(Inputs.adopted, nodata=True).loop().returns(None)
+Closed.upon(Inputs.adopted).loop().returns(None)
 
 machine = builder.build()
 

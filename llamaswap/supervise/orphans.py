@@ -10,8 +10,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from attrs import Factory, asdict, define, field, frozen
 from twisted.internet.defer import Deferred
@@ -22,6 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.supervise import procfs
+from llamaswap.supervise.adopt import Adopted, descriptors
 from llamaswap.supervise.spawn import Birth, Kernel, process_id
 
 SWEEP_GRACE = 2.0  # seconds an orphan has between TERM and KILL; nobody is served by it
@@ -50,6 +52,11 @@ class _Line(ProcessProtocol):
         if self.transport is not None:
             self.transport.writeToChild(0, line.encode() + b"\n")
 
+    @property
+    def pipe(self) -> int | None:
+        """Our end of the pipe to the keeper."""
+        return None if self.transport is None else descriptors(self.transport).get(0)
+
     def hang_up(self) -> None:
         """Nothing more will be said."""
         if self.transport is not None:
@@ -65,6 +72,7 @@ class Keeper:
 
     processes: IReactorProcess
     environ: Mapping[str, str]
+    adoption: Callable[..., Any] = Adopted
     _line: _Line | None = None
     _births: dict[int, Birth] = Factory(dict)
     _revivals: int = 0
@@ -73,6 +81,20 @@ class Keeper:
     def pid(self) -> int | None:
         """The keeper's process, while there is one."""
         return None if self._line is None else self._line.pid
+
+    def handover(self) -> tuple[int, int] | None:
+        """(its pid, our end of its pipe), for a program that will take our place in this process."""
+        line = self._line
+        if line is None or line.pipe is None:
+            return None
+        return line.pid, line.pipe
+
+    def adopt(self, pid: int, pipe: int) -> None:
+        """Go on with the keeper that an earlier program of this process started. OSError where there is none."""
+        line = _Line(self)
+        adopted = self.adoption(self.processes, pid, line, reading={}, writing={0: pipe})
+        self._line = line
+        adopted.watch()
 
     def started(self, birth: Birth) -> None:
         """Watch over this child."""
@@ -179,10 +201,11 @@ class Swept:
     gone: bool
 
 
-def read(path: Path, boot: str, kernel: Kernel) -> list[Birth]:
+def read(path: Path, boot: str, kernel: Kernel, lost: int = 0) -> list[Birth]:
     """The children an earlier run left, as far as the file can be believed.
 
-    None, where it is of another run of the kernel, or its writer still lives: then they are no orphans.
+    None, where it is of another run of the kernel, or its writer still lives: then they are no orphans. A writer
+    with the pid `lost` lives but knows nothing of them any more.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -195,7 +218,7 @@ def read(path: Path, boot: str, kernel: Kernel) -> list[Birth]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     living = kernel.stat(writer)
-    if not same_boot or (living is not None and living.start == start and not living.dead):
+    if not same_boot or (writer != lost and living is not None and living.start == start and not living.dead):
         return []
     return births
 
@@ -211,10 +234,13 @@ def left_of(birth: Birth, kernel: Kernel) -> list[procfs.Stat]:
 
 
 def sweep(
-    path: Path, clock: IReactorTime, *, boot: str | None = None, kernel: Kernel = procfs
+    path: Path, clock: IReactorTime, *, boot: str | None = None, kernel: Kernel = procfs, lost: int = 0
 ) -> Deferred[list[Swept]]:
-    """End what an earlier run of ours left behind: TERM, a grace, KILL. Fires with what was found; never fails."""
-    births = read(path, procfs.boot() if boot is None else boot, kernel)
+    """End what an earlier run of ours left behind: TERM, a grace, KILL. Fires with what was found; never fails.
+
+    `lost` is our own pid where this process ran another program before and its children were not handed over.
+    """
+    births = read(path, procfs.boot() if boot is None else boot, kernel, lost)
     return Deferred.fromCoroutine(_sweep([one for one in births if one.start], clock, kernel))
 
 

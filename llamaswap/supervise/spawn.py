@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.supervise import procfs, sessionleader
+from llamaswap.supervise.adopt import Adopted, descriptors
 from llamaswap.supervise.procfs import MARK
 
 LINGER = 0.25  # seconds an output pipe may outlive the last process of a stop; somebody we cannot see holds it
@@ -166,6 +167,15 @@ class Child(ProcessProtocol):
         if not self.closed and self._cut is None:
             self._cut = self._clock.callLater(LINGER, self._cut_pipes)
 
+    @property
+    def output(self) -> int | None:
+        """The descriptor its output is read from; None where it was closed."""
+        return descriptors(self._pipes).get(1)
+
+    def watch(self) -> None:
+        """An adopted child: from now on its end is told."""
+        self._pipes.watch()
+
     def instruct(self, instruction: bytes) -> None:
         """What its leader shall become."""
         self._pipes.write(instruction)
@@ -229,6 +239,7 @@ class Launcher:
     kernel: Kernel = field(default=procfs)
     watchers: Sequence[Watcher] = ()
     look: Callable[[str, str], str | None] = _look
+    adoption: Callable[..., Any] = Adopted
     _spare: Child | None = None
     _warming: IDelayedCall | None = None
     _born: int = 0
@@ -261,6 +272,18 @@ class Launcher:
         self.warm(SPARE_DELAY)
         return child
 
+    def adopt(self, birth: Birth, output: int | None) -> Child:
+        """Take over a child that this very process started when it ran an earlier program; `watch` it when it has an
+        owner. `output` is the descriptor its output comes from. Raises OSError where there is no such child."""
+        child = Child(self.clock, self.kernel, birth.mark)
+        reading = {} if output is None else {1: output}
+        self.adoption(self.processes, birth.pid, child, reading=reading, writing={})
+        child.start = birth.start
+        child.birth = birth
+        for watcher in self.watchers:
+            watcher.started(birth)
+        return child
+
     def gone(self, child: Child) -> None:
         """Nothing is left of the child; who watches over it may forget it."""
         if child.birth is not None:
@@ -272,6 +295,16 @@ class Launcher:
         """Have a leader waiting, after `delay` seconds."""
         if self._spare is None and self._warming is None and not self._closed:
             self._warming = self.clock.callLater(delay, self._warm)
+
+    @property
+    def spare(self) -> int | None:
+        """The pid of the leader that waits, while there is one."""
+        return None if self._spare is None else self._spare.pid
+
+    def rest(self) -> None:
+        """Let the spare go, for now: the next `warm` brings another."""
+        self.close()
+        self._closed = False
 
     def close(self) -> None:
         """No spare is kept any more. Running children are their supervisors' affair."""

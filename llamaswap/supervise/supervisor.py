@@ -7,10 +7,10 @@ process per model, ever: the machine in `lifecycle.py` sees to that, this module
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
@@ -19,11 +19,12 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.errors import StartFailed
 from llamaswap.supervise import lifecycle
+from llamaswap.supervise.adopt import Served
 from llamaswap.supervise.ladder import Ladder
 from llamaswap.supervise.lifecycle import Attempt, Descent, Serving, Waiters
 from llamaswap.supervise.readiness import Ask, Readiness, Verdict, Whose, is_local
 from llamaswap.supervise.sessionleader import CANNOT_RUN
-from llamaswap.supervise.spawn import Child, Launcher, say_status
+from llamaswap.supervise.spawn import Birth, Child, Launcher, say_status
 
 TAIL_LINES = 20  # of output that go with an error; enough for a traceback's end and what led to it
 TAIL_BYTES = 8192
@@ -143,13 +144,72 @@ class Supervisor:
         """The next start uses this definition; a running server is left as it is."""
         self.model = model
 
-    def preflight(self) -> StartFailed | None:
-        """Why a start would fail at once, asked before anything is stopped for it. The port is not looked at."""
+    def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
+        """Why a start would fail at once, asked before anything is stopped for it.
+
+        A port that cannot be chosen anew must be free, or be one of `ours`: what other models' servers have now.
+        """
         try:
-            self._plan(self.model)
+            plan = self._plan(self.model)
+            endpoint = plan.endpoint
+            if is_local(endpoint.host) and not self._movable(plan) and endpoint.port not in ours:
+                self._see_free(endpoint)
         except _CannotStart as reason:
+            self._last_error = str(reason)
             return StartFailed(self.model.id, str(reason))
         return None
+
+    def log_tail(self) -> str:
+        """The last lines the server said since it was last started."""
+        lines = self._tail.decode("utf-8", "replace").rstrip().splitlines()
+        return "\n".join(lines[-TAIL_LINES:])
+
+    def handover(self) -> Served | None:
+        """What another program in our place needs to go on with this server; None where it is not ready."""
+        child, endpoint = self._child, self._endpoint
+        if self._word != lifecycle.READY or child is None or child.status is not None or endpoint is None:
+            return None
+        return Served(
+            model=self.model.id,
+            pid=child.pid,
+            start=child.start,
+            mark=child.mark,
+            port=endpoint.port if self._running.port is not None else None,
+            proxy=self._running.proxy,
+            endpoint=endpoint,
+            argv=self._argv,
+            env=self._running.env,
+            cmd_stop=self._running.cmd_stop,
+            started_at=self._started_at or 0.0,
+            ready_at=self._ready_at or 0.0,
+            load_seconds=self._loads,
+            output=child.output,
+            tail=self._tail,
+        )
+
+    def adopt(self, served: Served) -> bool:
+        """Begin with a server that is ready already. Returns whether it is what the definition would start now.
+
+        Raises OSError where it is no child of ours.
+        """
+        model = self.model
+        if served.port is not None and model.port is not None and served.port != model.port:
+            model, self._other_port = model.with_port(served.port), served.port
+        try:
+            current = self._plan(model).argv == served.argv
+        except _CannotStart:
+            current = False
+        current = current and (model.env, model.proxy) == (served.env, served.proxy)
+        running = evolve(model, env=served.env, cmd_stop=model.cmd_stop if current else served.cmd_stop)
+        birth = Birth(served.pid, served.start, served.mark, model.id, served.endpoint.port)
+        child = self.launcher.adopt(birth, served.output)
+        self._running, self._endpoint, self._argv, self._child = running, served.endpoint, served.argv, child
+        child.attend(self._heard, lambda status: self._child_exited(child, status), lambda: self._output_ended(child))
+        self._tail, self._loads = served.tail, served.load_seconds
+        self._machine.adopted()
+        self._started_at, self._ready_at = served.started_at, served.ready_at
+        child.watch()
+        return current
 
     def status(self) -> Status:
         """Everything an operator may want to know."""
@@ -240,14 +300,22 @@ class Supervisor:
         if not is_local(endpoint.host):
             return plan
         host = _numeric(endpoint.host)
-        movable = model.port is not None and model.port == endpoint.port
         if self._other_port is None:
+            if not self._movable(plan):
+                self._see_free(endpoint)
+                return plan
             if not self.launcher.kernel.taken(host, endpoint.port):
                 return plan
-            if not movable:
-                raise _CannotStart(f"port {endpoint.port} is already in use{self._by_whom(endpoint.port)}")
             self._other_port = self.launcher.kernel.free_port(host)
         return self._plan(model.with_port(self._other_port))
+
+    def _movable(self, plan: _Plan) -> bool:
+        """Whether the port is ours to choose."""
+        return plan.model.port is not None and plan.model.port == plan.endpoint.port
+
+    def _see_free(self, endpoint: Endpoint) -> None:
+        if self.launcher.kernel.taken(_numeric(endpoint.host), endpoint.port):
+            raise _CannotStart(f"port {endpoint.port} is already in use{self._by_whom(endpoint.port)}")
 
     def _by_whom(self, port: int) -> str:
         holder = self.launcher.kernel.holder(port)
@@ -308,7 +376,7 @@ class Supervisor:
     def _timed_out(self, cause: str) -> None:
         self._last_error = cause
         model = self.model.id
-        self._machine.start_failed(lambda: StartFailed(model, cause, None, self._log_tail()))
+        self._machine.start_failed(lambda: StartFailed(model, cause, None, self.log_tail()))
 
     def _whose(self, child: Child, endpoint: Endpoint) -> Verdict:
         """Whether the listener is our child's. Not being able to know is no objection: containers hide theirs."""
@@ -379,7 +447,7 @@ class Supervisor:
 
     def _premature(self, status: int) -> StartFailed:
         """The error for an exit before readiness, made when all of the output is here."""
-        tail = self._log_tail()
+        tail = self.log_tail()
         last = tail.rpartition("\n")[2]
         if status == 127 and last.startswith(CANNOT_RUN):
             cause = f"failed to start command '{' '.join(self._argv)}': {last.removeprefix(CANNOT_RUN)}"
@@ -387,10 +455,6 @@ class Supervisor:
             cause = f"upstream command exited prematurely ({say_status(status)})"
         self._last_error = cause
         return StartFailed(self.model.id, cause, status, tail)
-
-    def _log_tail(self) -> str:
-        lines = self._tail.decode("utf-8", "replace").rstrip().splitlines()
-        return "\n".join(lines[-TAIL_LINES:])
 
     def _output_ended(self, child: Child) -> None:
         if child is self._child and self._ladder is not None:

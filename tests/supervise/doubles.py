@@ -44,8 +44,12 @@ class Process:
     name: str = "server"
     status: int = 0
     ended: bool = False
+    pipes: dict = field(factory=dict)
 
     # -- what a transport can --
+
+    def watch(self):
+        """An adopted one is told of its end from its adoption on."""
 
     def write(self, data):
         self.written += data

@@ -13,13 +13,15 @@ from llamaswap.supervise.lifecycle import Attempt, Descent, Serving, Waiters
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
 STATES = ("Stopped", "Starting", "Ready", "Stopping", "Restarting", "Closing", "Closed")
-INPUTS = ("want_ready", "want_stopped", "probe_passed", "start_failed", "port_lost", "exited", "drained", "closing")
+INPUTS = ("want_ready", "want_stopped", "probe_passed", "start_failed", "port_lost", "exited", "drained", "closing",
+          "adopted")  # fmt: skip
 
 # (state, input) -> (next state, what was done). "" in the second place: nothing at all.
 TABLE = {
     ("Stopped", "want_ready"): ("Starting", "begin show:starting"),
     ("Stopped", "want_stopped"): ("Stopped", "told:None"),
     ("Stopped", "closing"): ("Closed", "show:shutdown told:None"),
+    ("Stopped", "adopted"): ("Ready", "show:ready"),
     ("Starting", "want_ready"): ("Starting", ""),
     ("Starting", "want_stopped"): ("Stopping", "abandon go:5.0"),
     ("Starting", "probe_passed"): ("Ready", "abandon show:ready"),

@@ -152,6 +152,18 @@ class StartTests(SynchronousTestCase):
             self.assertEqual(made.supervisor.state, "stopped")
             self.assertEqual(made.world.processes, [])
 
+    def test_a_fixed_port_that_a_stranger_holds_is_known_before_anything_is_evicted(self):
+        """core W6"""
+        made = scene()
+        made.world.new(listens={5800}, name="squatter")
+        self.assertIn("port 5800 is already in use by pid", made.supervisor.preflight().cause)
+        self.assertIsNone(made.supervisor.preflight({5800}), "the one to be evicted has it")
+
+    def test_a_port_of_our_choosing_is_no_reason_not_to_try(self):
+        made = scene(port=5800)
+        made.world.foreign.add(5800)
+        self.assertIsNone(made.supervisor.preflight())
+
     def test_a_machine_out_of_processes_is_a_failed_start(self):
         made = scene()
         made.world.refuse_spawn = True
