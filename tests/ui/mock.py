@@ -40,7 +40,7 @@ MODELS = [
 ]
 EVIL = (
     "# Answer\n\nA **list**:\n\n- one\n- two\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\ndef f(x):\n    return x + 1\n```\n\n"
-    "Maths: $e^{i\\pi} = -1$\n\n<img src=x onerror=\"window.pwned=1\"><script>window.pwned=2</script>"
+    'Maths: $e^{i\\pi} = -1$\n\n<img src=x onerror="window.pwned=1"><script>window.pwned=2</script>'
     "<iframe srcdoc='<script>parent.pwned=3</script>'></iframe> ![far](http://example.invalid/x.png) "
     "[link](javascript:window.pwned=4)\n"
 )
@@ -105,9 +105,13 @@ class World:
                 }
             )
         self.entries = [
-            self.entry("101", "gpt-oss-120b", "streaming", 14.2, tokens_out=412, tps=31.4, ttft_ms=820, resp_bytes=88211),
+            self.entry(
+                "101", "gpt-oss-120b", "streaming", 14.2, tokens_out=412, tps=31.4, ttft_ms=820, resp_bytes=88211
+            ),
             self.entry("102", "gpt-oss-120b", "prefill", 2.1, prompt_progress=0.43),
-            self.entry("103", "qwen3-coder-30b", "streaming", 6.8, tokens_out=388, tps=58.2, ttft_ms=211, resp_bytes=40211),
+            self.entry(
+                "103", "qwen3-coder-30b", "streaming", 6.8, tokens_out=388, tps=58.2, ttft_ms=211, resp_bytes=40211
+            ),
             self.entry("104", "gemma-3-27b", "loading", 14.0),
             self.entry("105", "glm-4.5-air", "queued", 9.0, queue_pos=1),
             self.entry("106", "glm-4.5-air", "queued", 4.0, queue_pos=2),
@@ -212,7 +216,9 @@ class World:
         """Three swaps: done, done, failed."""
         now = time.time()
 
-        def one(number: int, model: str, ago: float, parts: list[tuple[str, float]], **more: object) -> dict[str, object]:
+        def one(
+            number: int, model: str, ago: float, parts: list[tuple[str, float]], **more: object
+        ) -> dict[str, object]:
             at = now - ago
             phases = []
             for name, took in parts:
@@ -246,7 +252,9 @@ class World:
         def lane(model: str, *parts: tuple[str, float, float | None]) -> None:
             for state, begin, end in parts:
                 t1 = None if end is None else stamp(now - end)
-                out.append({"model": model, "state": state, "t0": stamp(now - begin), "t1": t1, "reason": "", "swap_id": 8})
+                out.append(
+                    {"model": model, "state": state, "t0": stamp(now - begin), "t1": t1, "reason": "", "swap_id": 8}
+                )
 
         lane("gpt-oss-120b", ("starting", 3000, 2976), ("ready", 2976, 2000), ("stopping", 2000, 1994),
              ("starting", 1500, 1476), ("ready", 1476, None))  # fmt: skip
@@ -274,6 +282,20 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def tag(self) -> str:
+        """The configuration's ETag."""
+        return f'"{hash(self.world.config) & 0xFFFF:x}"'
+
+    def text(self, text: str) -> None:
+        """The configuration."""
+        body = text.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/yaml")
+        self.send_header("ETag", self.tag())
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -312,11 +334,20 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"version": "0.1.0", "commit": "abcd1234", "build_date": "2026-11-22"})
         elif path == "/api/features":
             self.json(
-                {"performance": True, "hardware": True, "config_edit": True, "captures": True, "store": False, "loadtest": True}
+                {
+                    "performance": True,
+                    "hardware": True,
+                    "config_edit": True,
+                    "captures": True,
+                    "store": False,
+                    "loadtest": True,
+                }
             )
         elif path == "/api/profiles":
             pins = {"coder": "qwen3-coder-30b", "big": "gpt-oss-120b", "draw": ""}
-            self.json({"active": world.profile, "profiles": [{"id": "coding", "description": "Agents at work", "pins": pins}]})
+            self.json(
+                {"active": world.profile, "profiles": [{"id": "coding", "description": "Agents at work", "pins": pins}]}
+            )
         elif path == "/api/performance":
             self.json(world.performance(first("after")))
         elif path == "/api/hardware":
@@ -329,7 +360,12 @@ class Handler(BaseHTTPRequestHandler):
                     "architecture": {"name": "x86_64"},
                     "operating_system": {"family": "linux", "name": "Debian", "version": "12", "kernel": "6.1.0"},
                     "environment": {"kind": "native"},
-                    "cpu": {"vendor": "AMD", "model": "Ryzen 9 5950X", "physical_core_count": 16, "logical_thread_count": 32},
+                    "cpu": {
+                        "vendor": "AMD",
+                        "model": "Ryzen 9 5950X",
+                        "physical_core_count": 16,
+                        "logical_thread_count": 32,
+                    },
                     "memory": {"capacity_bytes": 137438953472},
                     "accelerators": [gpu, {**gpu, "index": 1}],
                 }
@@ -344,8 +380,15 @@ class Handler(BaseHTTPRequestHandler):
                     "total_input_tokens": sum(r["tokens"]["input_tokens"] for r in rows),
                     "total_output_tokens": sum(r["tokens"]["output_tokens"] for r in rows),
                     "total_cache_tokens": 91234,
-                    "prompt_histogram": {"bins": [2, 9, 30, 61, 80, 42, 12, 3], "min": 480, "max": 1340, "binSize": 107.5,
-                                         "p50": 905, "p95": 1140, "p99": 1255},
+                    "prompt_histogram": {
+                        "bins": [2, 9, 30, 61, 80, 42, 12, 3],
+                        "min": 480,
+                        "max": 1340,
+                        "binSize": 107.5,
+                        "p50": 905,
+                        "p95": 1140,
+                        "p99": 1255,
+                    },
                     "gen_histogram": {"bins": [5], "min": 42, "max": 42, "binSize": 0, "p50": 42, "p95": 42, "p99": 42},
                 }  # fmt: skip
             )
@@ -371,24 +414,23 @@ class Handler(BaseHTTPRequestHandler):
                 for i, name, _, _, caps, context in MODELS if i != "draft-test"
             ]  # fmt: skip
             targets = ["gpt-oss-120b", "qwen3-coder-30b"]
-            records.append({"id": "any-chat", "meta": {"llamaswap": {"type": "selector", "strategy": "warm", "targets": targets}}})
+            records.append(
+                {"id": "any-chat", "meta": {"llamaswap": {"type": "selector", "strategy": "warm", "targets": targets}}}
+            )
             records.append({"id": "lab/llama-405b", "meta": {"llamaswap": {"type": "peer", "peerID": "lab"}}})
             self.json({"object": "list", "data": records})
         elif path == "/v1/audio/voices":
             self.json({"voices": ["af_heart", "am_adam"]})
         elif path == "/api/config":
-            self.json(
-                {
-                    "editable": True,
-                    "etag": "1",
-                    "sources": [{"path": "/etc/llamaswap/config.yaml", "text": world.config}],
-                },
-                ETag='"1"',
-            )
+            self.text(world.config)
+        elif path == "/api/config/status":
+            self.json({"editable": True})
+        elif path == "/api/loadtest":
+            self.json({"runs": []})
         elif path == "/api/config/schema":
-            self.json({"properties": {"models": {"description": "The models."}, "logLevel": {"enum": ["debug", "info"]}}})
-        elif path == "/api/config/history":
-            self.json([{"id": "20261122-101500", "time": stamp(time.time() - 9000), "bytes": 321}])
+            self.json(
+                {"properties": {"models": {"description": "The models."}, "logLevel": {"enum": ["debug", "info"]}}}
+            )
         else:
             self.missing()
 
@@ -526,13 +568,22 @@ class Handler(BaseHTTPRequestHandler):
             {
                 "id": model,
                 "state": self.world.states[model],
-                "cmd": ["llama-server", "--port", "5801", "-m", f"/models/{model}.gguf", "-c", "32768", "--api-key", "[masked]"],
+                "cmd": [
+                    "llama-server",
+                    "--port",
+                    "5801",
+                    "-m",
+                    f"/models/{model}.gguf",
+                    "-c",
+                    "32768",
+                    "--api-key",
+                    "[masked]",
+                ],
                 "proxy": "http://127.0.0.1:5801",
                 "pid": 41234 if up else None,
                 "port": 5801,
                 "uptime_s": 14 if self.world.states[model] == "starting" else 1503 if up else None,
                 "ttl_s": 600,
-                "ttl_left_s": 252 if up else None,
                 "pinned": model in self.world.pins,
                 "slots": 4,
                 "groups": ["gpu"],
@@ -552,8 +603,11 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"active": self.world.profile})
             self.world.tell("profileChanged", {"active": self.world.profile})
         elif self.path.endswith("/api/config"):
-            self.world.config = json.loads(data)["text"]
-            self.json({"msg": "ok", "etag": "2"}, ETag='"2"')
+            if self.headers.get("If-Match") != self.tag():
+                self.json({"error": {"message": "changed meanwhile"}}, 412)
+                return
+            self.world.config = data.decode()
+            self.json({"warnings": [], "impact": {"restart": [], "add": [], "remove": []}}, ETag=self.tag())
         else:
             self.missing()
 
@@ -603,11 +657,17 @@ class Handler(BaseHTTPRequestHandler):
             results = [{"index": i, "relevance_score": 1 - i / 3} for i in range(len(documents))]
             self.json({"results": results, "usage": {"total_tokens": 42}})
         elif path == "/api/config/validate":
-            text = json.loads(data)["text"]
-            if "bad" in text:
-                self.json({"valid": False, "errors": [{"path": "models", "line": 3, "col": 1, "message": "models.bad: no cmd"}]})
+            if b"bad" in data:
+                self.json(
+                    {
+                        "valid": False,
+                        "errors": [{"path": "models", "line": 3, "col": 1, "message": "models.bad: no cmd"}],
+                    }
+                )
             else:
-                self.json({"valid": True, "errors": [], "impact": {"restart": ["gpt-oss-120b"], "add": [], "remove": []}})
+                self.json(
+                    {"valid": True, "errors": [], "impact": {"restart": ["gpt-oss-120b"], "add": [], "remove": []}}
+                )
         elif path == "/control":
             self.control(json.loads(data))
         else:

@@ -20,14 +20,20 @@ const LAZY: Record<string, () => Promise<Page>> = {
   model: () => import("./pages/model").then((m) => m.ModelPage),
   requests: () => import("./pages/requests").then((m) => m.Requests),
   swap: () => import("./pages/swap").then((m) => m.SwapPage),
+  playground: () => import("./pages/playground").then((m) => m.Playground),
   logs: () => import("./pages/logs").then((m) => m.Logs),
+  config: () => import("./pages/config").then((m) => m.ConfigPage),
+  system: () => import("./pages/system").then((m) => m.System),
 };
 
 export const NAV = [
   { page: "", label: "Overview", icon: "overview", key: "o" },
   { page: "models", label: "Models", icon: "models", key: "m" },
   { page: "requests", label: "Requests", icon: "requests", key: "r" },
+  { page: "playground", label: "Playground", icon: "playground", key: "p" },
   { page: "logs", label: "Logs", icon: "logs", key: "l" },
+  { page: "config", label: "Config", icon: "config", key: "c" },
+  { page: "system", label: "System", icon: "system", key: "s" },
 ] as const;
 
 const current = (page: string): string => (page === "model" ? "models" : page === "swap" ? "" : page);
@@ -308,7 +314,8 @@ export function App() {
         </nav>
         <div class="top-end">
           <ProfileSelect />
-          <button type="button" class="btn small palette-btn" onClick={() => (paletteOpen.value = true)} aria-label="Commands (Ctrl K)">
+          <button type="button" class="btn small palette-btn" title="Commands (Ctrl K)" onClick={() => (paletteOpen.value = true)}>
+            <span class="sr">Commands</span>
             <Icon name="search" size={14} />
             <kbd class="hide-phone" aria-hidden="true">Ctrl K</kbd>
           </button>

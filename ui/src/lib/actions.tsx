@@ -27,6 +27,7 @@ export function planText(preview: PlanPreview): string {
     parts.push(`unloads ${names.join(", ")}`);
   }
   if (preview.waits_for.length) parts.push(`waits for ${preview.waits_for.join(", ")}`);
+  if (preview.reason && !preview.running) parts.push(preview.reason);
   return parts.join("; ");
 }
 
@@ -68,10 +69,12 @@ export async function load(model: string): Promise<void> {
   mark(model, false);
 }
 
-export async function unload(model: string): Promise<void> {
+/** `sure`: whether the click itself is deliberate enough when nothing is in progress. */
+export async function unload(model: string, sure = true): Promise<void> {
   const active = activeOn(model);
-  if (active) {
-    const yes = await confirm(`Unload ${model}?`, <p>{plural(active, "request")} in progress will be cut off.</p>, "Unload", true);
+  if (active || !sure) {
+    const what = active ? `${plural(active, "request")} in progress will be cut off.` : "Nothing is in progress on it.";
+    const yes = await confirm(`Unload ${model}?`, <p>{what}</p>, "Unload", true);
     if (!yes) return;
   }
   await attempt(`Unloading ${model}`, () => post(`/api/models/unload/${pathId(model)}`), `${model} unloaded`);
@@ -112,7 +115,7 @@ export async function restart(model: string): Promise<void> {
 
 export async function pin(model: string, on: boolean): Promise<boolean> {
   return attempt(on ? `Pinning ${model}` : `Unpinning ${model}`, () =>
-    send("POST", `/api/models/pin/${pathId(model)}`, { pinned: on }),
+    send(on ? "POST" : "DELETE", `/api/models/pin/${pathId(model)}`),
   );
 }
 

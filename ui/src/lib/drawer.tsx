@@ -36,7 +36,7 @@ export function Turns({ turns }: { turns: Turn[] }) {
     <div class="turns">
       {turns.map((turn, i) => (
         <article key={i} class={`turn ${turn.role}`}>
-          <h4>{turn.role || "message"}</h4>
+          <h3 class="muted">{turn.role || "message"}</h3>
           {turn.reasoning && (
             <details class="reasoning">
               <summary>Reasoning, {plural(turn.reasoning.length, "character")}</summary>
@@ -230,9 +230,9 @@ function Comparison({ first, second }: { first: number; second: Capture }) {
   return (
     <section class="compare">
       <div class="row">
-        <h4 class="grow">
+        <h3 class="grow">
           Compared with request {first} (−) and this one (+)
-        </h4>
+        </h3>
         <IconButton icon="close" label="Stop comparing" onClick={() => (marked.value = null)} />
       </div>
       {error && <Problem text={`Capture ${first}: ${error}`} />}

@@ -196,10 +196,8 @@ export class Hub {
     else if (event.type === "logData") {
       const log = event.data as { source: string; data: string; reset?: boolean };
       if (!this.open.includes(`logs:${log.source}`)) return;
-      if (this.freshLogs.delete(log.source)) {
-        log.reset = true;
-        this.logs.set(log.source, "");
-      }
+      if (this.freshLogs.delete(log.source)) log.reset = true;
+      if (log.reset) this.logs.set(log.source, "");
       let kept = (this.logs.get(log.source) ?? "") + log.data;
       if (kept.length > LOG_KEPT * 1.5) kept = kept.slice(kept.indexOf("\n", kept.length - LOG_KEPT) + 1);
       this.logs.set(log.source, kept);

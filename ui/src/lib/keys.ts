@@ -76,7 +76,7 @@ export function installKeys(): () => void {
     else if (event.key === "j") move(1);
     else if (event.key === "k") move(-1);
     else if (event.key === "l" && model) void load(model);
-    else if (event.key === "u" && model) void unload(model);
+    else if (event.key === "u" && model) void unload(model, false);
   };
   document.addEventListener("keydown", down);
   return () => document.removeEventListener("keydown", down);

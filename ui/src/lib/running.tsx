@@ -47,7 +47,7 @@ const Row = memo(function Row({ entry, showModel }: { entry: Inflight; showModel
   return (
     <tr role="row" data-row>
       {showModel && (
-        <td role="cell" class="strong">
+        <td role="cell" class="strong nobreak">
           <a href={href("model", { id: entry.model })} data-open>
             {entry.model}
           </a>
@@ -74,10 +74,10 @@ const Row = memo(function Row({ entry, showModel }: { entry: Inflight; showModel
       <td role="cell" class="clip" data-label="Request" title={`${entry.method} ${entry.req_path}`}>
         {entry.req_path}
       </td>
-      <td role="cell" class="clip wide-only" data-label="Client" title={header(entry, "user-agent")}>
+      <td role="cell" class="clip roomy" data-label="Client" title={header(entry, "user-agent")}>
         {entry.remote_ip}
       </td>
-      <td role="cell" class="clip wide-only" data-label="Session" title={session}>
+      <td role="cell" class="clip roomy" data-label="Session" title={session}>
         {session || "–"}
       </td>
       <td role="cell" class="act">
@@ -119,10 +119,10 @@ export function RunningTable({ model }: { model?: string }) {
               Sent
             </th>
             <th role="columnheader">Request</th>
-            <th role="columnheader" class="wide-only">
+            <th role="columnheader" class="roomy">
               Client
             </th>
-            <th role="columnheader" class="wide-only">
+            <th role="columnheader" class="roomy">
               Session
             </th>
             <th role="columnheader">

@@ -79,12 +79,14 @@ on<{ active: string | null }>("profileChanged", ({ active }) => {
   if (profiles.peek().active !== active) profiles.value = { ...profiles.peek(), active };
 });
 
+on("configReloaded", () => void refreshStatic().then(refreshListed, () => undefined));
+
 on<{ id: number }>("activity", ({ id }) => {
   lastActivity.value = Math.max(lastActivity.peek(), id ?? 0);
   activityRevision.value += 1;
 });
 
-for (const type of ["swap", "swaps", "residency", "swapChanged"]) on(type, () => (swapRevision.value += 1));
+on("swap", () => (swapRevision.value += 1));
 
 export function phaseOf(entry: Inflight): string {
   if (entry.phase) return entry.phase === "streaming" ? "decode" : entry.phase;
@@ -207,7 +209,8 @@ export async function plan(model: string): Promise<PlanPreview | null> {
       waits_for: listOf<unknown>(answer.waits_for).map((item) =>
         typeof item === "string" ? item : text((item as Record<string, unknown>).model),
       ),
-      eta_ms: answer.eta_ms ?? null,
+      reason: text(answer.reason),
+      eta_ms: answer.eta_ms || null,
     };
   } catch {
     return null;

@@ -187,6 +187,7 @@ export interface PlanPreview {
   running: boolean;
   evicts: { model: string; active: number }[];
   waits_for: string[];
+  reason?: string;
   eta_ms: number | null;
 }
 
@@ -202,6 +203,8 @@ export interface ModelDetail {
   uptime_s?: number | null;
   ttl_s?: number | null;
   ttl_left_s?: number | null;
+  /** When its last request ended, epoch ms; found in the activity. */
+  last_used?: number;
   pinned?: boolean;
   slots?: number | null;
   active?: number;
@@ -261,10 +264,12 @@ export interface Hardware {
 }
 
 export interface Problem {
-  path?: string;
-  line?: number;
-  col?: number;
   message: string;
+  path?: string;
+  file?: string;
+  line?: number | null;
+  col?: number | null;
+  hint?: string;
   severity?: string;
 }
 

@@ -1,10 +1,15 @@
 // The small parts every page is made of.
 import { signal, useSignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { useEffect, useErrorBoundary, useId, useLayoutEffect, useRef } from "preact/hooks";
+import { useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "./api";
 import { DASH } from "./format";
 import { Icon } from "./icons";
+
+let ids = 0;
+
+/** An id that no other component has, lazily loaded ones included. */
+const useOwnId = (): string => useState(() => `u${++ids}`)[0];
 
 // -- toasts ---------------------------------------------------------------------------------------------
 
@@ -180,7 +185,7 @@ export function Panel(props: {
   class?: string;
   children?: ComponentChildren;
 }) {
-  const id = useId();
+  const id = useOwnId();
   return (
     <section class={`panel ${props.class ?? ""}`} aria-labelledby={id}>
       <header class="panel-head">
@@ -264,7 +269,7 @@ export function Dialog(props: {
   class?: string;
 }) {
   const box = useRef<HTMLDialogElement>(null);
-  const id = useId();
+  const id = useOwnId();
   useLayoutEffect(() => {
     const dialog = box.current;
     const before = document.activeElement as HTMLElement | null;

@@ -12,7 +12,7 @@ import { Queue, RunningTable, speed } from "../lib/running";
 import { inflight, models, modelsKnown, phaseOf, swapFailed, swapRevision, swaps } from "../lib/state";
 import { CopyButton, Empty, Facts, Panel, Problem, Segmented, Spinner, StateChip, TabLinks, useLoad } from "../lib/widgets";
 import { Capabilities, LoadButton, ownPage } from "./models";
-import { useDetail } from "./overview";
+import { ttlLeft, useDetail } from "./overview";
 import { RequestsView } from "./requests";
 
 function snippet(kind: string, id: string): string {
@@ -187,13 +187,11 @@ function Body({ id, tab }: { id: string; tab: string }) {
                     ? "kept loaded"
                     : model?.state !== "ready"
                       ? ""
-                      : running.length && detail?.ttl_s
-                        ? `${clock(detail.ttl_s)} once idle`
-                        : known(detail?.ttl_left_s)
-                          ? clock(Math.max(0, (detail?.ttl_left_s ?? 0) - since))
-                          : detail?.ttl_s
-                            ? `${clock(detail.ttl_s)} once idle`
-                            : "never by itself",
+                      : !detail?.ttl_s
+                        ? "never by itself"
+                        : running.length
+                          ? `${clock(detail.ttl_s)} once idle`
+                          : clock(ttlLeft(detail, record?.at ?? now.value, now.value)),
                 ],
                 ["Slots", known(detail?.slots) && detail?.slots ? String(detail.slots) : ""],
                 ["Groups", detail?.groups?.join(", ")],

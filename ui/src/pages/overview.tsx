@@ -19,6 +19,7 @@ import {
   models,
   modelsKnown,
   phaseOf,
+  residency,
   swapFailed,
   swapRevision,
   swaps,
@@ -31,19 +32,26 @@ import type { ActivityPage, GpuSample, ModelDetail, ModelStatus, Swap } from "..
 
 const details = new Map<string, { at: number; detail: ModelDetail }>();
 
+async function lastUse(id: string): Promise<number | undefined> {
+  const page = await maybe<ActivityPage>("/api/metrics/activity", { model: [id], limit: 1 }).catch(() => null);
+  const row = page?.data[0];
+  return row ? time(row.timestamp) : undefined;
+}
+
 /** A model's details, refetched when its state changes and every half minute. */
 export function useDetail(id: string, state: string): { at: number; detail: ModelDetail } | undefined {
-  const known = useSignal(details.get(id));
+  const latest = useSignal(details.get(id));
   const requests = inflight.value.filter((entry) => entry.model === id).length;
   useEffect(() => {
     let alive = true;
     const fetchIt = () =>
       modelDetail(id).then(
-        (detail) => {
+        async (detail) => {
           if (!detail) return;
+          if (detail.ttl_s && !known(detail.ttl_left_s)) detail.last_used = await lastUse(id);
           const record = { at: Date.now(), detail };
           details.set(id, record);
-          if (alive) known.value = record;
+          if (alive) latest.value = record;
         },
         () => undefined,
       );
@@ -54,23 +62,39 @@ export function useDetail(id: string, state: string): { at: number; detail: Mode
       clearInterval(timer);
     };
   }, [id, state, requests]);
-  return known.value;
+  return latest.value;
+}
+
+/** Seconds until an idle model is unloaded: the server's word, else counted from its last request or its start. */
+export function ttlLeft(detail: ModelDetail, at: number, time_: number): number | null {
+  if (!detail.ttl_s) return null;
+  const since = Math.max(0, time_ - at) / 1000;
+  if (known(detail.ttl_left_s)) return Math.max(0, detail.ttl_left_s - since);
+  const up = (detail.uptime_s ?? 0) + since;
+  const idle = detail.last_used ? Math.min(up, Math.max(0, time_ - detail.last_used) / 1000) : up;
+  return Math.max(0, detail.ttl_s - idle);
 }
 
 function Ttl({ record, busy }: { record: { at: number; detail: ModelDetail }; busy: boolean }) {
   const { detail, at } = record;
   if (detail.pinned) return <span class="tag">kept loaded</span>;
-  if (!detail.ttl_s && !known(detail.ttl_left_s)) return null;
+  if (!detail.ttl_s) return null;
   if (busy) return <span title="The countdown starts when the model is idle">ttl {clock(detail.ttl_s)} once idle</span>;
-  const left = known(detail.ttl_left_s) ? Math.max(0, detail.ttl_left_s - Math.max(0, now.value - at) / 1000) : detail.ttl_s;
-  return <span title="Unloads when idle for this long">ttl {clock(left)}</span>;
+  const left = ttlLeft(detail, at, now.value);
+  return <span title="Unloads when it has been idle for this long">ttl {clock(left)}</span>;
 }
 
 function Loading({ model, detail }: { model: ModelStatus; detail: ModelDetail | undefined }) {
   const began = useSignal(Date.now());
   useEffect(() => {
-    began.value = Date.now() - (known(detail?.uptime_s) ? (detail?.uptime_s ?? 0) * 1000 : 0);
-  }, [model.state, detail?.uptime_s]);
+    residency(Date.now() - 5000).then(
+      (list) => {
+        const current = list?.find((item) => item.model === model.id && item.state === "starting" && item.t1 === null);
+        if (current) began.value = current.t0;
+      },
+      () => undefined,
+    );
+  }, [model.state]);
   const spent = Math.max(0, now.value - began.value);
   const usual = detail?.load_ms?.length ? median(detail.load_ms) : 0;
   return (

@@ -228,7 +228,7 @@ export function exportText(rows: ActivityRow[], format: string): string {
     ["error", (r) => r.error_msg ?? ""],
   ];
   if (format === "jsonl") return rows.map((row) => JSON.stringify(row)).join("\n");
-  if (format === "markdown") {
+  if (format === "md") {
     const line = (cells: string[]) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
     return [line(fields.map(([n]) => n)), line(fields.map(() => "---")), ...rows.map((r) => line(fields.map(([, f]) => f(r))))].join("\n");
   }
@@ -256,7 +256,7 @@ function ExportDialog({ total, onClose }: { total: number; onClose: () => void }
     try {
       const text = await fetchAll();
       if (copy) await copyText(text);
-      else saveFile(`requests.${{ csv: "csv", jsonl: "jsonl", markdown: "md" }[format.value]}`, text);
+      else saveFile(`requests.${{ csv: "csv", jsonl: "jsonl", md: "md" }[format.value]}`, text);
     } catch (error) {
       toast("error", `Exporting: ${(error as Error).message}`);
     }
@@ -284,7 +284,7 @@ function ExportDialog({ total, onClose }: { total: number; onClose: () => void }
         <select class="input" value={format.value} onChange={(event) => (format.value = event.currentTarget.value)}>
           <option value="csv">CSV</option>
           <option value="jsonl">JSON lines</option>
-          <option value="markdown">Markdown table</option>
+          <option value="md">Markdown table</option>
         </select>
       </Field>
     </Dialog>

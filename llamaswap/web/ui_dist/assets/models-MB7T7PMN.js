@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-XIKL4LUD.js";import"./chunk-Z7M2ECEI.js";import"./chunk-AEAU4C6I.js";import"./chunk-LKJ6O3CC.js";import"./chunk-FSR6EHLW.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

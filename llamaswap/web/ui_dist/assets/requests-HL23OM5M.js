@@ -1,1 +1,0 @@
-import{a,b,c,d,e,f}from"./chunk-I4PBAPMN.js";import"./chunk-Z7M2ECEI.js";import"./chunk-LKJ6O3CC.js";import"./chunk-FSR6EHLW.js";export{a as COLUMNS,e as Requests,f as RequestsView,d as StatsStrip,b as apiQuery,c as exportText};

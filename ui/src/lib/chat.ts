@@ -1,0 +1,218 @@
+// Requests to the chat endpoints and their streamed answers, timed.
+import { ApiError, errorText, request } from "./api";
+import { Answer, type Usage } from "./convo";
+import { sseOf } from "./sse";
+import { uid } from "./format";
+
+export type Endpoint = "completions" | "messages" | "responses";
+
+export const PATHS: Record<Endpoint, string> = {
+  completions: "/v1/chat/completions",
+  messages: "/v1/messages",
+  responses: "/v1/responses",
+};
+
+export interface Attachment {
+  kind: "image" | "audio" | "text";
+  name: string;
+  /** A data URL for images and audio, the text itself otherwise. */
+  data: string;
+}
+
+export interface Message {
+  role: "user" | "assistant";
+  text: string;
+  attachments?: Attachment[];
+  reasoning?: string;
+  tools?: { name: string; args: string }[];
+  error?: string;
+  stats?: Stats;
+  model?: string;
+  /** Earlier answers to the same question. */
+  others?: Message[];
+}
+
+export interface Stats {
+  ttft?: number;
+  total: number;
+  input?: number;
+  output?: number;
+  cached?: number;
+  rate?: number;
+  promptRate?: number;
+  thought?: number;
+  finish?: string;
+  estimated?: boolean;
+}
+
+/** Sampling settings; what is empty is not sent, so that the operator's own defaults stay in force. */
+export interface Params {
+  endpoint: Endpoint;
+  system: string;
+  numbers: Record<string, string>;
+  stop: string;
+  schema: string;
+  tools: string;
+  extra: string;
+}
+
+export const NO_PARAMS: Params = { endpoint: "completions", system: "", numbers: {}, stop: "", schema: "", tools: "", extra: "" };
+
+export const NUMBERS: [string, string, string][] = [
+  ["temperature", "Temperature", "0 to 2"],
+  ["max_tokens", "Most tokens", "of the answer"],
+  ["top_p", "Top p", "0 to 1"],
+  ["top_k", "Top k", ""],
+  ["min_p", "Min p", "0 to 1"],
+  ["repeat_penalty", "Repeat penalty", ""],
+  ["presence_penalty", "Presence penalty", ""],
+  ["frequency_penalty", "Frequency penalty", ""],
+  ["seed", "Seed", ""],
+];
+
+type Json = Record<string, unknown>;
+
+function base64(url: string): [string, string] {
+  const [head = "", data = ""] = url.split(",", 2);
+  return [/^data:([^;]+)/.exec(head)?.[1] ?? "application/octet-stream", data];
+}
+
+function content(message: Message, endpoint: Endpoint): unknown {
+  const files = message.attachments ?? [];
+  const texts = files.filter((file) => file.kind === "text").map((file) => `File ${file.name}:\n${file.data}\n\n`);
+  const text = texts.join("") + message.text;
+  const media = files.filter((file) => file.kind !== "text");
+  if (endpoint === "responses") {
+    const kind = message.role === "assistant" ? "output_text" : "input_text";
+    return [{ type: kind, text }, ...media.filter((file) => file.kind === "image").map((file) => ({ type: "input_image", image_url: file.data }))];
+  }
+  if (!media.length) return text;
+  return [
+    { type: "text", text },
+    ...media.map((file) => {
+      const [type, data] = base64(file.data);
+      if (file.kind === "audio") return { type: "input_audio", input_audio: { data, format: type.includes("wav") ? "wav" : "mp3" } };
+      return endpoint === "messages"
+        ? { type: "image", source: { type: "base64", media_type: type, data } }
+        : { type: "image_url", image_url: { url: file.data } };
+    }),
+  ];
+}
+
+/** The request for these messages. Throws when one of the JSON fields is not JSON. */
+export function build(model: string, messages: Message[], params: Params): { path: string; body: Json } {
+  const { endpoint } = params;
+  const body: Json = { model, stream: true };
+  const turns = messages
+    .filter((message) => !message.error || message.text)
+    .map((message) => ({ role: message.role, content: content(message, endpoint) }));
+  if (endpoint === "responses") {
+    body.input = turns;
+    if (params.system) body.instructions = params.system;
+  } else if (endpoint === "messages") {
+    body.messages = turns;
+    if (params.system) body.system = params.system;
+    // This protocol has no request without a limit.
+    body.max_tokens = 8192;
+  } else {
+    body.messages = params.system ? [{ role: "system", content: params.system }, ...turns] : turns;
+    body.stream_options = { include_usage: true };
+  }
+  for (const [name, value] of Object.entries(params.numbers)) {
+    if (value.trim() === "" || Number.isNaN(Number(value))) continue;
+    body[name === "max_tokens" && endpoint === "responses" ? "max_output_tokens" : name] = Number(value);
+  }
+  const stops = params.stop.split("\n").filter(Boolean);
+  if (stops.length) body[endpoint === "messages" ? "stop_sequences" : "stop"] = stops;
+  const json = (text: string, what: string): unknown => {
+    try {
+      return JSON.parse(text);
+    } catch (error) {
+      throw new Error(`${what} is not JSON: ${(error as Error).message}`);
+    }
+  };
+  if (params.schema.trim()) {
+    const schema = json(params.schema, "The answer's schema");
+    if (endpoint === "responses") body.text = { format: { type: "json_schema", name: "answer", schema } };
+    else body.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
+  }
+  if (params.tools.trim()) body.tools = json(params.tools, "The list of tools");
+  if (params.extra.trim()) Object.assign(body, json(params.extra, "The extra JSON"));
+  return { path: PATHS[endpoint], body };
+}
+
+export const session = `lspg-${uid().slice(0, 5)}`;
+
+export interface Run {
+  answer: Answer;
+  stats: Stats;
+}
+
+/** Sends a request and reports what has arrived, at most once a frame. */
+export async function run(path: string, body: Json, signal: AbortSignal, progress: (run: Run) => void): Promise<Run> {
+  const answer = new Answer();
+  const began = performance.now();
+  const state: Run = { answer, stats: { total: 0 } };
+  let first = 0;
+  let thoughtUntil = 0;
+  let pieces = 0;
+  let frame = 0;
+  const tell = (): void => {
+    frame = 0;
+    state.stats = measure(answer.usage, began, first, thoughtUntil, pieces);
+    progress(state);
+  };
+  const response = await request(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "X-Session-ID": session },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw new ApiError(response.status, errorText(response.status, await response.text()));
+  if (!(response.headers.get("content-type") ?? "").includes("event-stream")) {
+    answer.take(JSON.parse(await response.text()));
+    first = performance.now();
+    tell();
+    return state;
+  }
+  try {
+    for await (const message of sseOf(response)) {
+      if (message.data === "[DONE]") continue;
+      let event: unknown;
+      try {
+        event = JSON.parse(message.data);
+      } catch {
+        continue;
+      }
+      const thinking = answer.text.length;
+      if (answer.take(event)) {
+        pieces += 1;
+        first ||= performance.now();
+        if (!thinking && answer.text && answer.reasoning) thoughtUntil = performance.now();
+      }
+      frame ||= requestAnimationFrame(tell);
+    }
+  } finally {
+    if (frame) cancelAnimationFrame(frame);
+    tell();
+  }
+  return state;
+}
+
+function measure(usage: Usage, began: number, first: number, thoughtUntil: number, pieces: number): Stats {
+  const now = performance.now();
+  const output = usage.output ?? (pieces || undefined);
+  const span = (now - first) / 1000;
+  return {
+    ttft: first ? first - began : undefined,
+    total: now - began,
+    input: usage.input,
+    output,
+    cached: usage.cached,
+    promptRate: usage.promptRate,
+    rate: usage.rate ?? (first && output && output > 1 && span > 0.02 ? (output - 1) / span : undefined),
+    thought: thoughtUntil && first ? thoughtUntil - first : undefined,
+    finish: usage.finish,
+    estimated: usage.output === undefined,
+  };
+}

@@ -1,0 +1,29 @@
+// Code colours, fetched when the first block of code is shown.
+import hljs from "highlight.js/lib/core";
+import bash from "highlight.js/lib/languages/bash";
+import cpp from "highlight.js/lib/languages/cpp";
+import css from "highlight.js/lib/languages/css";
+import go from "highlight.js/lib/languages/go";
+import java from "highlight.js/lib/languages/java";
+import javascript from "highlight.js/lib/languages/javascript";
+import json from "highlight.js/lib/languages/json";
+import python from "highlight.js/lib/languages/python";
+import rust from "highlight.js/lib/languages/rust";
+import sql from "highlight.js/lib/languages/sql";
+import typescript from "highlight.js/lib/languages/typescript";
+import xml from "highlight.js/lib/languages/xml";
+import yaml from "highlight.js/lib/languages/yaml";
+
+const LANGUAGES = { bash, cpp, css, go, java, javascript, json, python, rust, sql, typescript, xml, yaml };
+for (const [name, language] of Object.entries(LANGUAGES)) hljs.registerLanguage(name, language);
+
+/** The sanitiser takes classes away, so a block's language is read from the Markdown's fences, in their order. */
+export function colour(host: HTMLElement, source: string): void {
+  const fences = [...source.matchAll(/^ {0,3}(?:```+|~~~+) *([\w+#.-]*)[^\n]*$/gm)].map((match) => match[1] ?? "");
+  const names = fences.filter((_, index) => index % 2 === 0);
+  [...host.querySelectorAll<HTMLElement>("pre code")].forEach((block, index) => {
+    const name = names[index] ?? "";
+    if (!name || !hljs.getLanguage(name)) return;
+    block.innerHTML = hljs.highlight(block.textContent ?? "", { language: name, ignoreIllegals: true }).value;
+  });
+}

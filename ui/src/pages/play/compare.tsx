@@ -1,0 +1,168 @@
+// Two to four models answer one prompt, side by side.
+import { signal, useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+import { type Message, NO_PARAMS, type Params, build, run } from "../../lib/chat";
+import { DiffView } from "../../lib/diffview";
+import { Icon } from "../../lib/icons";
+import { ModelSelect } from "../../lib/modelselect";
+import { pref } from "../../lib/prefs";
+import { models, plan } from "../../lib/state";
+import { Dialog, IconButton, Segmented, onEnter, toast } from "../../lib/widgets";
+import { AnswerBody, ParamsForm, statsLine } from "./chat";
+
+const chosen = pref<string[]>("compare.models", ["", ""]);
+const prompt = pref<string>("compare.prompt", "");
+const settings = pref<Params>("compare.params", NO_PARAMS);
+const order = pref<"auto" | "parallel" | "sequential">("compare.order", "auto");
+const answers = signal<(Message | null)[]>([]);
+const working = signal<AbortController | null>(null);
+const active = signal<ReadonlySet<number>>(new Set());
+
+/** Whether loading one of them would put another out. */
+async function collide(ids: string[]): Promise<boolean> {
+  const previews = await Promise.all(ids.map((id) => plan(id)));
+  return previews.some((preview) => preview?.evicts.some((item) => ids.includes(item.model)));
+}
+
+async function start(): Promise<void> {
+  const ids = chosen.peek().filter(Boolean);
+  if (ids.length < 2 || !prompt.peek().trim() || working.peek()) {
+    if (ids.length < 2) toast("error", "Choose two models at least");
+    return;
+  }
+  const abort = new AbortController();
+  working.value = abort;
+  answers.value = ids.map(() => null);
+  const one = async (index: number): Promise<void> => {
+    const model = ids[index] as string;
+    const set = (message: Message) => {
+      answers.value = answers.peek().map((old, i) => (i === index ? message : old));
+    };
+    let last: Message = { role: "assistant", text: "", model };
+    active.value = new Set([...active.peek(), index]);
+    set(last);
+    try {
+      const { path, body } = build(model, [{ role: "user", text: prompt.peek() }], settings.peek());
+      await run(path, body, abort.signal, ({ answer, stats }) => {
+        last = { role: "assistant", model, text: answer.text, reasoning: answer.reasoning || undefined, tools: [...answer.tools], stats, error: answer.error || undefined };
+        set(last);
+      });
+    } catch (error) {
+      set({ ...last, error: (error as Error).name === "AbortError" ? "Stopped" : (error as Error).message });
+    }
+    const left = new Set(active.peek());
+    left.delete(index);
+    active.value = left;
+  };
+  const apart = order.peek() === "sequential" || (order.peek() === "auto" && (await collide(ids)));
+  if (apart) for (let i = 0; i < ids.length && !abort.signal.aborted; i++) await one(i);
+  else await Promise.all(ids.map((_, i) => one(i)));
+  working.value = null;
+}
+
+export function Compare() {
+  const form = useSignal(false);
+  const difference = useSignal(false);
+  const warning = useSignal("");
+  const ids = chosen.value;
+  const states = models.value.map((model) => model.state).join();
+  useEffect(() => {
+    warning.value = "";
+    const real = ids.filter(Boolean);
+    if (real.length < 2) return;
+    let alive = true;
+    void collide(real).then((yes) => {
+      if (alive && yes) warning.value = "These models do not fit together: asked one after the other, each load puts another out.";
+    });
+    return () => {
+      alive = false;
+    };
+  }, [ids.join("\n"), states]);
+  const first = answers.value[0];
+  return (
+    <div class="stack">
+      <div class="toolbar">
+        <Segmented
+          label="Order"
+          value={order.value}
+          options={[
+            ["auto", "Automatic"],
+            ["parallel", "At once"],
+            ["sequential", "In turn"],
+          ]}
+          onChange={(value) => (order.value = value)}
+        />
+        <button type="button" class="btn" onClick={() => (form.value = true)}>
+          <Icon name="settings" size={14} /> Settings
+        </button>
+        <button type="button" class="btn" aria-pressed={difference.value} onClick={() => (difference.value = !difference.value)}>
+          <Icon name="diff" size={14} /> Differences
+        </button>
+        <button type="button" class="btn" disabled={ids.length >= 4} onClick={() => (chosen.value = [...ids, ""])}>
+          <Icon name="plus" size={14} /> Model
+        </button>
+      </div>
+      {warning.value && (
+        <p class="muted">
+          <Icon name="warn" size={14} /> {warning.value}
+        </p>
+      )}
+      <div class="row promptrow">
+        <textarea
+          class="input"
+          rows={3}
+          aria-label="Prompt for all"
+          placeholder="One prompt for all of them"
+          value={prompt.value}
+          onInput={(event) => (prompt.value = event.currentTarget.value)}
+          onKeyDown={onEnter(() => void start())}
+        />
+        {working.value ? (
+          <button type="button" class="btn danger" onClick={() => working.value?.abort()}>
+            <Icon name="stop" size={13} /> Stop
+          </button>
+        ) : (
+          <button type="button" class="btn primary" disabled={!prompt.value.trim()} onClick={() => void start()}>
+            <Icon name="send" size={13} /> Ask
+          </button>
+        )}
+      </div>
+      <div class="columns-grid">
+        {ids.map((id, index) => {
+          const message = answers.value[index];
+          return (
+            <section key={index} class="panel column" aria-label={`Answer ${index + 1}`}>
+              <div class="row pad0">
+                <ModelSelect label={`Model ${index + 1}`} value={id} onChange={(next) => (chosen.value = ids.map((old, i) => (i === index ? next : old)))} />
+                <span class="grow" />
+                {ids.length > 2 && (
+                  <IconButton
+                    icon="close"
+                    label={`Remove column ${index + 1}`}
+                    onClick={() => {
+                      chosen.value = ids.filter((_, i) => i !== index);
+                      answers.value = answers.value.filter((_, i) => i !== index);
+                    }}
+                  />
+                )}
+              </div>
+              <p class="num muted">{statsLine(message?.stats) || " "}</p>
+              {message &&
+                (difference.value && index > 0 && first && !active.value.has(index) ? (
+                  <DiffView label={`Differences from answer 1`} before={first.text} after={message.text} />
+                ) : (
+                  <AnswerBody message={message} final={!active.value.has(index)} raw={false} />
+                ))}
+              {!message && working.value && <p class="muted">waits for its turn</p>}
+            </section>
+          );
+        })}
+      </div>
+      {form.value && (
+        <Dialog title="Settings for all columns" onClose={() => (form.value = false)}>
+          <ParamsForm value={settings.value} onChange={(next) => (settings.value = next)} />
+        </Dialog>
+      )}
+    </div>
+  );
+}

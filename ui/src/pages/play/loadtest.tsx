@@ -1,0 +1,262 @@
+// Load tests are run by the server: a browser has six connections to it, a test wants a hundred.
+import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+import { get, listOf, send } from "../../lib/api";
+import { count, duration, rate } from "../../lib/format";
+import { ModelSelect } from "../../lib/modelselect";
+import { pref } from "../../lib/prefs";
+import { Bar, Empty, Field, IconButton, Panel, Problem, attempt, saveFile } from "../../lib/widgets";
+
+interface Spread {
+  p50: number;
+  p90?: number;
+  p95: number;
+  p99: number;
+}
+
+interface Result {
+  id: string;
+  state: string;
+  model: string;
+  concurrency: number;
+  max_tokens: number;
+  done: number;
+  total: number;
+  elapsed_ms: number;
+  results: {
+    errors: number;
+    statuses?: Record<string, number>;
+    requests_per_second: number | null;
+    tokens_per_second: number | null;
+    ttft_ms: Spread | null;
+    itl_ms: Spread | null;
+    duration_ms: Spread | null;
+  };
+  /** When this browser saw it end. */
+  at?: number;
+}
+
+const order = pref("loadtest.order", { model: "", prompt: "Write a short story about a llama.", concurrency: "8", requests: "24", max_tokens: "128" });
+const kept = pref<Result[]>("loadtest.results", []);
+
+const key = (run: Result): string => `${run.id}/${run.at ?? 0}`;
+
+function Spreads({ run }: { run: Result }) {
+  const rows: [string, Spread | null][] = [
+    ["First token", run.results.ttft_ms],
+    ["Between tokens", run.results.itl_ms],
+    ["Whole request", run.results.duration_ms],
+  ];
+  return (
+    <table class="plain">
+      <thead>
+        <tr>
+          <th scope="col" />
+          <th scope="col">p50</th>
+          <th scope="col">p95</th>
+          <th scope="col">p99</th>
+        </tr>
+      </thead>
+      <tbody>
+        {rows.map(([name, spread]) => (
+          <tr key={name}>
+            <th scope="row">{name}</th>
+            {(["p50", "p95", "p99"] as const).map((p) => (
+              <td key={p} class="num">
+                {spread ? duration(spread[p]) : "–"}
+              </td>
+            ))}
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+function Saved() {
+  const picked = useSignal<string[]>([]);
+  const best = (pick: (run: Result) => number | null, high: boolean): number | null => {
+    const values = kept.value.map(pick).filter((value): value is number => value !== null);
+    return values.length ? (high ? Math.max(...values) : Math.min(...values)) : null;
+  };
+  const top = best((run) => run.results.tokens_per_second, true);
+  const compared = kept.value.filter((run) => picked.value.includes(key(run)));
+  return (
+    <>
+      <Panel
+        class="flush"
+        title="Saved results"
+        aside={
+          kept.value.length > 0 && (
+            <>
+              <IconButton icon="download" label="Download as JSON" onClick={() => saveFile("loadtests.json", JSON.stringify(kept.value, null, 1), "application/json")} />
+              <button type="button" class="btn small" onClick={() => (kept.value = [])}>
+                Forget all
+              </button>
+            </>
+          )
+        }
+      >
+        {kept.value.length ? (
+          <div class="table-scroll" tabIndex={0} role="region" aria-label="Saved load tests">
+            <table class="table">
+              <thead>
+                <tr>
+                  <th>
+                    <span class="sr">Compare</span>
+                  </th>
+                  <th>Model</th>
+                  <th>Result</th>
+                  <th class="num">At once</th>
+                  <th class="num">Requests</th>
+                  <th class="num">Errors</th>
+                  <th class="num">t/s</th>
+                  <th class="num">First token p50</th>
+                  <th class="num">p95</th>
+                  <th class="num">Took</th>
+                </tr>
+              </thead>
+              <tbody>
+                {kept.value.map((run) => (
+                  <tr key={key(run)}>
+                    <td>
+                      <input
+                        type="checkbox"
+                        aria-label={`Compare the test of ${run.model}`}
+                        checked={picked.value.includes(key(run))}
+                        onChange={() => (picked.value = picked.value.includes(key(run)) ? picked.value.filter((item) => item !== key(run)) : [...picked.value, key(run)].slice(-3))}
+                      />
+                    </td>
+                    <td>{run.model}</td>
+                    <td>{run.state}</td>
+                    <td class="num">{run.concurrency}</td>
+                    <td class="num">
+                      {run.done}/{run.total}
+                    </td>
+                    <td class={`num ${run.results.errors ? "bad" : ""}`}>{run.results.errors}</td>
+                    <td class={`num ${run.results.tokens_per_second === top ? "strong" : ""}`}>{rate(run.results.tokens_per_second)}</td>
+                    <td class="num">{duration(run.results.ttft_ms?.p50)}</td>
+                    <td class="num">{duration(run.results.ttft_ms?.p95)}</td>
+                    <td class="num">{duration(run.elapsed_ms)}</td>
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </div>
+        ) : (
+          <Empty title="Finished tests are kept here, in this browser" />
+        )}
+      </Panel>
+      {compared.length > 1 && (
+        <div class="columns-grid">
+          {compared.map((run) => (
+            <Panel key={key(run)} title={`${run.model}, ${run.concurrency} at once`}>
+              <p class="num">
+                {rate(run.results.tokens_per_second)} t/s, {rate(run.results.requests_per_second)} requests/s
+              </p>
+              <Spreads run={run} />
+            </Panel>
+          ))}
+        </div>
+      )}
+    </>
+  );
+}
+
+export function LoadTest() {
+  const run = useSignal<Result | null>(null);
+  const error = useSignal("");
+  const form = order.value;
+  const set = (update: Partial<typeof form>) => (order.value = { ...order.peek(), ...update });
+  useEffect(() => {
+    get<unknown>("/api/loadtest").then(
+      (answer) => {
+        const going = listOf<Result>(answer, "runs").find((item) => item.state === "running");
+        if (going) run.value = going;
+      },
+      () => undefined,
+    );
+  }, []);
+  const id = run.value?.state === "running" ? run.value.id : "";
+  useEffect(() => {
+    if (!id) return;
+    const timer = setInterval(() => {
+      get<Result>(`/api/loadtest/${id}`).then(
+        (next) => {
+          run.value = next;
+          if (next.state !== "running") kept.value = [{ ...next, at: Date.now() }, ...kept.peek()].slice(0, 40);
+        },
+        (problem: Error) => (error.value = problem.message),
+      );
+    }, 500);
+    return () => clearInterval(timer);
+  }, [id]);
+  const start = async () => {
+    error.value = "";
+    try {
+      run.value = await send<Result>("POST", "/api/loadtest", {
+        model: form.model,
+        prompt: form.prompt,
+        concurrency: Number(form.concurrency) || 1,
+        requests: Number(form.requests) || 1,
+        max_tokens: Number(form.max_tokens) || 128,
+      });
+    } catch (problem) {
+      error.value = (problem as Error).message;
+    }
+  };
+  const box = (name: "concurrency" | "requests" | "max_tokens", label: string) => (
+    <Field label={label}>
+      <input class="input" inputMode="numeric" value={form[name]} onInput={(event) => set({ [name]: event.currentTarget.value })} />
+    </Field>
+  );
+  return (
+    <div class="stack">
+      <Panel title="Load test" aside={<span class="muted">The server sends the requests itself</span>}>
+        <div class="stack">
+          <div class="cols2 loadform">
+            <Field label="Model">
+              <ModelSelect label="Model to test" hint value={form.model} onChange={(model) => set({ model })} />
+            </Field>
+            {box("concurrency", "At once")}
+            {box("requests", "Requests")}
+            {box("max_tokens", "Most tokens each")}
+          </div>
+          <Field label="Prompt">
+            <textarea class="input" rows={2} value={form.prompt} onInput={(event) => set({ prompt: event.currentTarget.value })} />
+          </Field>
+          <div class="row">
+            {id ? (
+              <button type="button" class="btn danger" onClick={() => void attempt("Stopping the test", () => send("DELETE", `/api/loadtest/${id}`))}>
+                Stop
+              </button>
+            ) : (
+              <button type="button" class="btn primary" disabled={!form.model} onClick={() => void start()}>
+                Run
+              </button>
+            )}
+          </div>
+          {error.value && <Problem text={error.value} />}
+        </div>
+      </Panel>
+      {run.value && (
+        <Panel title={`${run.value.model}: ${run.value.state}`} aside={<span class="num">{duration(run.value.elapsed_ms)}</span>}>
+          <div class="stack" aria-live="polite">
+            <div class="meter-line">
+              <span class="num">
+                {count(run.value.done)}/{count(run.value.total)}
+              </span>
+              <Bar value={run.value.done} max={run.value.total} label="Requests done" />
+              <span class="num">
+                <b>{rate(run.value.results.tokens_per_second)}</b> t/s, {rate(run.value.results.requests_per_second)} requests/s
+                {run.value.results.errors > 0 && <span class="bad">, {run.value.results.errors} failed</span>}
+              </span>
+            </div>
+            <Spreads run={run.value} />
+          </div>
+        </Panel>
+      )}
+      <Saved />
+    </div>
+  );
+}
