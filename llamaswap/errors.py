@@ -146,6 +146,27 @@ class StartFailed(RequestError):
 
 
 @frozen
+class KeepsFailing(RequestError):
+    """The model failed several times in a row and is left alone for a while. Mend it; loading it by hand tries at once.
+
+    `cause` is the last failure in words, `count` how many there were, `retry_after` the whole seconds until a request
+    may cause the next try, `log_tail` its server's last lines.
+    """
+
+    model: str
+    cause: str
+    count: int
+    retry_after: int
+    log_tail: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"unspecific error: {self.cause}; {self.model} failed {self.count} times in a row "
+            f"and is tried again in {self.retry_after}s at the earliest"
+        )
+
+
+@frozen
 class NotReady(RequestError):
     """The model would have to be loaded and this request may not do that (ignored path or websocket)."""
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -22,6 +22,7 @@ from llamaswap.config import Config
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.errors import (
+    KeepsFailing,
     LlamaswapError,
     NoTarget,
     RequestError,
@@ -93,8 +94,12 @@ class Supervised(Protocol):
     def stop(self, grace: float | None = None) -> Deferred[None]:
         """Never fails; fires when no process is left (or what is left was declared lost)."""
 
-    def preflight(self) -> StartFailed | None:
-        """Why a start would fail at once; asked before anything is stopped for it."""
+    def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
+        """Why a start would fail at once; asked before anything is stopped for it. `ours` are ports that servers of
+        other models have now and may give back."""
+
+    def log_tail(self) -> str:
+        """The last lines of what the server said since it was last started."""
 
     def retune(self, model: Model) -> None:
         """The next start uses this definition."""
@@ -234,6 +239,17 @@ class Waiting:
 
 
 @frozen
+class Failing:
+    """A model that failed the last `count` times. `retry_in` seconds from now a request may cause the next try."""
+
+    model: str
+    count: int
+    retry_in: float
+    cause: str
+    log_tail: str
+
+
+@frozen
 class Vitals:
     """Signs of life: ages in seconds (`oldest_waiter` None when nobody waits), and how much is going on."""
 
@@ -302,8 +318,8 @@ class Router:
         priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
         ticket = Ticket(self._last_number, model, now, priority)
         acquisition = Acquisition(model, lambda: self._left(ticket), on_place)
-        if self._scheduler.phase(model) is Phase.COLD and model in self.config.models:
-            error = self._supervisors[model].preflight()
+        if self._scheduler.phase(model) is Phase.COLD and model in self.config.models and not self._resting(model, now):
+            error = self._supervisors[model].preflight(self._ports_of_others(model))
             if error is not None:
                 # Nothing is evicted for a model that cannot start, and nobody waits for it.
                 acquisition.refusal = error
@@ -313,15 +329,20 @@ class Router:
         effects = self._scheduler.requested(ticket, now)
         first = effects[0]
         if isinstance(first, Refuse):
-            acquisition.refusal = _told(first.error)
+            acquisition.refusal = self._told(first.error)
         else:
             acquisition.ready = not isinstance(first, Admit)
         self._perform(effects)
         return acquisition
 
     def load(self, model: str) -> Deferred[None]:
-        """Load a model (id or alias) as a request would; fires when it is ready, fails with a RequestError."""
-        granted = self.request(self.config.real(model) or model).granted
+        """Load a model (id or alias) as a request would; fires when it is ready, fails with a RequestError.
+
+        Who asks for this means it: earlier failures do not keep the model from being tried.
+        """
+        name = self.config.real(model) or model
+        self._scheduler.forgiven([name])
+        granted = self.request(name).granted
         return granted.addCallback(lambda lease: lease.release())
 
     def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
@@ -418,6 +439,17 @@ class Router:
     def plan(self, model: str) -> Forecast:
         """What a request for this model (id or alias) would do now; nothing is done."""
         return self._scheduler.forecast(self.config.real(model) or model)
+
+    def failing(self) -> list[Failing]:
+        """The models that are down because they fail, by ascending id."""
+        now = self._clock.seconds()
+        found = []
+        for name, trouble in sorted(self._scheduler.troubles().items()):
+            supervisor = self._supervisors.get(name)
+            if supervisor is not None and supervisor.state in DOWN:
+                left = max(0.0, trouble.until - now)
+                found.append(Failing(name, trouble.count, left, trouble.cause, supervisor.log_tail()))
+        return found
 
     def queue(self) -> list[Waiting]:
         """Who waits: first those whose model is being loaded, then the queue in its order."""
@@ -517,9 +549,10 @@ class Router:
             incarnation.lost = True
         if not expected:
             now = self._decided_at = self._clock.seconds()
-            effects = self._scheduler.exited(model, now)
+            cause = self._supervisors[model].status().last_error or f"the server ended (status {exit_status})"
+            effects = self._scheduler.exited(model, now, cause)
             if effects:
-                self._log.warn("{model} ended on its own (status {status})", model=model, status=exit_status)
+                self._log.warn("{model} ended on its own: {cause}", model=model, cause=cause)
                 self._outbox.extend(effects)
                 self._clock.callLater(0, self._perform, ())
 
@@ -546,7 +579,7 @@ class Router:
     def _refuse(self, effect: Refuse) -> None:
         acquisition = self._acquisitions.pop(effect.ticket.number, None)
         if acquisition is not None:
-            acquisition.settle(_told(effect.error))
+            acquisition.settle(self._told(effect.error))
 
     def _grant(self, effect: Grant) -> None:
         ticket = effect.ticket
@@ -723,6 +756,22 @@ class Router:
         name = self.config.real(target)
         return None if name is None else self.state(name)
 
+    def _resting(self, model: str, now: float) -> bool:
+        """Whether a failing model is left alone for now."""
+        trouble = self._scheduler.troubles().get(model)
+        return trouble is not None and trouble.keeps(now)
+
+    def _ports_of_others(self, model: str) -> set[int]:
+        """The ports of the other models' servers: an eviction may be what frees the wanted one."""
+        others = (one for name, one in self._supervisors.items() if name != model and one.state not in DOWN)
+        return {port for port in (one.status().port for one in others) if port is not None}
+
+    def _told(self, error: LlamaswapError) -> RequestError:
+        """What a requester is told; the scheduler only ever refuses with RequestErrors."""
+        if isinstance(error, KeepsFailing) and not error.log_tail and error.model in self._supervisors:
+            return evolve(error, log_tail=self._supervisors[error.model].log_tail())
+        return error if isinstance(error, RequestError) else StartFailed("", str(error))
+
     def _left(self, ticket: Ticket) -> None:
         """A requester went before it was answered."""
         self._acquisitions.pop(ticket.number, None)
@@ -733,11 +782,6 @@ class Router:
         self._leases -= 1
         now = self._decided_at = self._clock.seconds()
         self._perform(self._scheduler.served(ticket, now))
-
-
-def _told(error: LlamaswapError) -> RequestError:
-    """What a requester is told; the scheduler only ever refuses with RequestErrors."""
-    return error if isinstance(error, RequestError) else StartFailed("", str(error))
 
 
 _PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {

@@ -6,6 +6,8 @@ that is under way, a stop ends a start.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -49,6 +51,8 @@ class FakeSupervisor:
     state: str = "stopped"
     spawned: int = 0
     graces: list[float | None] = Factory(list)
+    asked_beside: list[set[int]] = Factory(list)
+    said: str = ""
     closed: bool = False
     retuned: int = 0
     started_at: float | None = None
@@ -91,15 +95,20 @@ class FakeSupervisor:
             self._descend(grace)
         return waiter
 
-    def preflight(self) -> StartFailed | None:
+    def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
+        self.asked_beside.append(set(ours))
         return self.unstartable
+
+    def log_tail(self) -> str:
+        return self.said
 
     def retune(self, model: Model) -> None:
         self.model = model
         self.retuned += 1
 
     def status(self) -> FakeStatus:
-        return FakeStatus(self.model.id, self.state, started_at=self.started_at, endpoint=self.endpoint)
+        endpoint = self.endpoint
+        return FakeStatus(self.model.id, self.state, port=endpoint.port, started_at=self.started_at, endpoint=endpoint)
 
     def close(self) -> None:
         self.closed = True

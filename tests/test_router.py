@@ -21,6 +21,7 @@ from llamaswap.config.schema import (
     Router as RouterConfig,
 )
 from llamaswap.errors import (
+    KeepsFailing,
     ModelUnloaded,
     NoTarget,
     NotReady,
@@ -394,6 +395,42 @@ class CrashTests(SynchronousTestCase):
         answers = results(acquisition)
         here.settle()
         self.assertIsInstance(answers[0], Lease)
+
+    def test_a_model_that_keeps_crashing_is_refused_at_once_with_its_last_words_and_shown(self) -> None:
+        """core W17: nobody healthy goes for another doomed try"""
+        here = scene(servers={"b": {"said": "loading\nout of memory"}})
+        for _ in range(2):
+            here.lease("b").release()
+            here.fleet["b"].crash()
+            here.settle()
+        here.loaded("a")
+        acquisition = here.router.request("b")
+        refusal = acquisition.refusal
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after, refusal.log_tail), (2, 1, "loading\nout of memory"))
+        self.assertEqual(here.fleet.up, ["a"])
+        [failing] = here.router.failing()
+        self.assertEqual((failing.model, failing.count, failing.retry_in), ("b", 2, 1.0))
+        self.assertEqual(failing.log_tail, "loading\nout of memory")
+        here.clock.advance(1.0)
+        self.assertTrue(here.router.request("b").admitted)
+
+    def test_loading_by_hand_tries_at_once(self) -> None:
+        here = scene()
+        for _ in range(2):
+            here.lease("b").release()
+            here.fleet["b"].crash()
+            here.settle()
+        self.assertIsInstance(here.router.request("b").refusal, KeepsFailing)
+        loaded = here.router.load("b")
+        here.settle()
+        self.successResultOf(loaded)
+        self.assertEqual(here.router.failing(), [])
+
+    def test_ports_of_other_servers_are_no_obstacle_before_an_eviction(self) -> None:
+        here = scene().loaded("a")
+        here.router.request("b")
+        self.assertEqual(here.fleet["b"].asked_beside, [{here.fleet["a"].endpoint.port}])
 
 
 class IdleTests(SynchronousTestCase):

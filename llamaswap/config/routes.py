@@ -165,8 +165,9 @@ def scheduler(given: Scheduler, names: Names, root: Table, report: Report) -> Sc
             )
         else:
             priority[real] = rank
-    if fifo.patience < 0:
-        report.error(f"{path}.settings.fifo.patience must not be negative", f"{path}.settings.fifo.patience", node)
+    for name, seconds in (("patience", fifo.patience), ("backoff", fifo.backoff), ("backoffMax", fifo.backoff_max)):
+        if seconds < 0:
+            report.error(f"{path}.settings.fifo.{name} must not be negative", f"{path}.settings.fifo.{name}", node)
     if fifo.max_queue < 1:
         report.error(f"{path}.settings.fifo.maxQueue must be at least 1", f"{path}.settings.fifo.maxQueue", node)
     settled = evolve(fifo, priority=priority)

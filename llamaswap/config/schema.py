@@ -330,6 +330,17 @@ class Fifo:
         default=1000,
         metadata=key("maxQueue", Integer(), "Most requests that wait for one model; more get 429.", minimum=1),
     )
+    backoff: float = field(
+        default=1.0,
+        metadata=key(
+            "backoff",
+            Duration(),
+            "First pause for a model that failed twice in a row; doubles with each failure. 0s for no pauses.",
+        ),
+    )
+    backoff_max: float = field(
+        default=60.0, metadata=key("backoffMax", Duration(), "Longest pause for a model that keeps failing.")
+    )
 
 
 @frozen

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import evolve
 
 from llamaswap.config import Config
+from llamaswap.schedule.backoff import Backoff
 from llamaswap.schedule.eviction import Eviction, GroupEviction, MatrixEviction
 from llamaswap.schedule.scheduler import ModelRules, Rules
 
@@ -33,4 +34,5 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
     for name, model in config.models.items():
         limit = max(0, model.concurrency_limit)
         models[name] = ModelRules(max(limit, COMFYUI_LIMIT) if limit and name == COMFYUI else limit, max(0, model.ttl))
-    return Rules(models, eviction_of(config, kept), fifo.patience, fifo.max_queue, kept)
+    backoff = Backoff(fifo.backoff, fifo.backoff_max)
+    return Rules(models, eviction_of(config, kept), fifo.patience, fifo.max_queue, kept, backoff)

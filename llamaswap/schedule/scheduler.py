@@ -18,18 +18,22 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
+from math import ceil
 
 from attrs import Factory, define, field, frozen
 
 from llamaswap.errors import (
+    KeepsFailing,
     LlamaswapError,
     ModelUnloaded,
     NotReady,
     QueueFull,
+    ServerVanished,
     StartFailed,
     TooManyRequests,
     UnknownModel,
 )
+from llamaswap.schedule.backoff import Backoff, Trouble, proved
 from llamaswap.schedule.effects import (
     AbandonSwap,
     Admit,
@@ -50,9 +54,6 @@ from llamaswap.schedule.eviction import Eviction
 PRIORITY_SCALE = 10.0
 """A priority of this much halves the patience: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
 
-BACKOFF_LONGEST = 30.0
-"""However often a model failed to start, after so many seconds a request may try again."""
-
 
 # -- what the scheduler is told about the configuration ----------------------------------------------------
 
@@ -70,7 +71,8 @@ class Rules:
     """Everything configured that a decision depends on.
 
     `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
-    wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them.
+    wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them, `backoff`
+    spaces the tries of a model that keeps failing.
     """
 
     models: Mapping[str, ModelRules]
@@ -78,6 +80,7 @@ class Rules:
     patience: float = 10.0
     max_queue: int = 1000
     pinned: frozenset[str] = frozenset()
+    backoff: Backoff = Factory(Backoff)
 
     def patience_of(self, ticket: Ticket) -> float:
         return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
@@ -99,7 +102,8 @@ class Phase(Enum):
 class _Server:
     """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
 
-    `stale` says that the process runs an outdated definition: it finishes what it has and goes.
+    `stale` says that the process runs an outdated definition: it finishes what it has and goes. `worked_at` is when
+    the present process first ended a request.
     """
 
     model: str
@@ -109,6 +113,8 @@ class _Server:
     idle_since: float | None = None
     armed: bool = False
     stale: bool = False
+    ready_at: float = 0.0
+    worked_at: float | None = None
 
 
 class _Where(Enum):
@@ -142,13 +148,6 @@ class _ActiveSwap:
 class _Claim:
     model: str
     evict: frozenset[str]
-
-
-@frozen
-class _Failure:
-    count: int
-    until: float
-    error: LlamaswapError
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------
@@ -233,7 +232,7 @@ class Scheduler:
     _claims: list[_Claim] = field(factory=list, init=False)
     _claimed: frozenset[str] = field(default=frozenset(), init=False)
     _patience_at: float | None = field(default=None, init=False)
-    _failures: dict[str, _Failure] = field(factory=dict, init=False)
+    _troubles: dict[str, Trouble] = field(factory=dict, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
     _generation: int = field(default=0, init=False)
     _closed: LlamaswapError | None = field(default=None, init=False)
@@ -305,6 +304,8 @@ class Scheduler:
         server = self._servers.get(ticket.model)
         if server is not None and ticket.number in server.serving:
             server.serving.remove(ticket.number)
+            if server.worked_at is None:
+                server.worked_at = now
             if not server.serving:
                 if server.stale:
                     self._stop([server], "reload")
@@ -324,15 +325,18 @@ class Scheduler:
         server = self._servers[swap.model]
         entries = list(swap.waiters.values())
         if error is None:
-            self._failures.pop(swap.model, None)
             server.phase = Phase.READY
+            server.ready_at = now
+            server.worked_at = None
             for entry in entries:
                 self._waiting[swap.model] -= 1
                 self._grant(entry, server)
             if not entries:
                 self._rest(server, now)
         else:
-            self._note_failure(swap.model, error, now)
+            if isinstance(error, (StartFailed, ServerVanished)):
+                cause = error.cause if isinstance(error, StartFailed) else str(error)
+                self._troubles[swap.model] = self.rules.backoff.another(self._troubles.get(swap.model), cause, now)
             for entry in entries:
                 self._refuse(entry, error)
             self._stop([server], "failed")
@@ -340,12 +344,14 @@ class Scheduler:
         self._settle(now)
         return self._answer()
 
-    def exited(self, model: str, now: float) -> list[Effect]:
+    def exited(self, model: str, now: float, cause: str = "the server ended") -> list[Effect]:
         """A server that was ready ended without being asked; what it was serving is lost, leftovers are cleared up."""
         server = self._servers.get(model)
         if server is None or server.phase is not Phase.READY:
             return []
+        earlier = None if proved(server.ready_at, server.worked_at, now) else self._troubles.get(model)
         self._stop([server], "crash")
+        self._troubles[model] = self.rules.backoff.another(earlier, cause, now)
         self._settle(now)
         return self._answer()
 
@@ -385,7 +391,7 @@ class Scheduler:
         """Stop these at once, in-flight requests or not; who waits for them is refused."""
         stopping = []
         for model in dict.fromkeys(models):
-            self._failures.pop(model, None)
+            self._troubles.pop(model, None)
             self._restore.pop(model, None)
             self._refuse_queued(model, ModelUnloaded(model))
             server = self._servers.get(model)
@@ -399,6 +405,11 @@ class Scheduler:
         self._settle(now)
         return self._answer()
 
+    def forgiven(self, models: Iterable[str]) -> None:
+        """An operator wants these tried at once, however often they failed."""
+        for model in models:
+            self._troubles.pop(model, None)
+
     def retuned(self, rules: Rules, stale: Collection[str], now: float) -> list[Effect]:
         """Other rules are in force. `stale` models must be started anew; those not in the rules any more must go.
 
@@ -406,7 +417,7 @@ class Scheduler:
         """
         self.rules = rules
         for model in [*stale, *(name for name in self._servers if name not in rules.models)]:
-            self._failures.pop(model, None)
+            self._troubles.pop(model, None)
             self._restore.pop(model, None)
             if model not in rules.models:
                 self._refuse_queued(model, UnknownModel(model))
@@ -434,6 +445,10 @@ class Scheduler:
         return self._answer()
 
     # -- reads, for display only ---------------------------------------------------------------------------
+
+    def troubles(self) -> Mapping[str, Trouble]:
+        """The models that failed last time they were tried, by name, and how often in a row."""
+        return self._troubles
 
     def forecast(self, model: str) -> Forecast:
         """What a request for `model` would meet now."""
@@ -489,9 +504,8 @@ class Scheduler:
             return UnknownModel(ticket.model)
         if rules.limit and self._held.get(ticket.model, 0) >= rules.limit:
             return TooManyRequests(ticket.model, rules.limit)
-        failure = self._failures.get(ticket.model)
-        if failure is not None and now < failure.until and ticket.model not in self._loading():
-            return failure.error
+        if self._server(ticket.model).phase in (Phase.COLD, Phase.GOING):
+            return self._left_alone(ticket.model, now)
         return None
 
     def _verdict(self, model: str, claims: list[_Claim]) -> _Verdict:
@@ -551,7 +565,10 @@ class Scheduler:
                         verdicts.clear()
                     continue
                 self._dequeue(entry)
-                if isinstance(verdict, _Go):
+                left_alone = self._left_alone(model, now) if isinstance(verdict, _Start) else None
+                if left_alone is not None:
+                    self._refuse(entry, left_alone)
+                elif isinstance(verdict, _Go):
                     self._waiting[model] -= 1
                     self._grant(entry, self._servers[model])
                 elif isinstance(verdict, _Join):
@@ -656,6 +673,8 @@ class Scheduler:
         if server.armed:
             server.armed = False
             self._effects.append(DisarmIdle(server.model))
+        if server.phase is Phase.READY:
+            self._troubles.pop(server.model, None)
         server.phase = Phase.GOING
         server.idle_since = None
         server.stale = False
@@ -691,14 +710,12 @@ class Scheduler:
                 self._dequeue(entry)
                 self._refuse(entry, error)
 
-    def _note_failure(self, model: str, error: LlamaswapError, now: float) -> None:
-        """One failure proves nothing; from the second in a row on, tries are spaced out."""
-        if not isinstance(error, StartFailed):
-            return
-        earlier = self._failures.get(model)
-        count = earlier.count + 1 if earlier else 1
-        pause = min(BACKOFF_LONGEST, 2.0 ** min(count - 2, 10)) if count > 1 else 0.0
-        self._failures[model] = _Failure(count, now + pause, error)
+    def _left_alone(self, model: str, now: float) -> KeepsFailing | None:
+        """What is told to who wants a model that failed again and again, as long as it is not to be tried."""
+        trouble = self._troubles.get(model)
+        if trouble is None or not trouble.keeps(now):
+            return None
+        return KeepsFailing(model, trouble.cause, trouble.count, max(1, ceil(trouble.until - now)))
 
     # -- books ---------------------------------------------------------------------------------------------
 
@@ -718,9 +735,6 @@ class Scheduler:
 
     def _leaving(self, model: str) -> bool:
         return self._servers[model].phase is Phase.GOING
-
-    def _loading(self) -> Collection[str]:
-        return {swap.model for swap in self._swaps.values()}
 
     def _anyone_queued(self) -> bool:
         return bool(self._queue or self._claimants)

@@ -416,6 +416,11 @@ class Dispatcher:
                 place.pass_to(loading.place)
             try:
                 lease: Lease = await self._granted(job, acquisition)
+            except ServerVanished:
+                if retried or job.exchange.gone or job.cancelled:
+                    raise
+                retried = True  # it was ready and ended before anybody was told: nothing was sent yet
+                continue
             finally:
                 if loading is not None:
                     job.exchange.sink.unregister_producer()

@@ -12,8 +12,7 @@ from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.web.calls import Answer, Call, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.masking import MASK, masked_yaml
-from llamaswap.web.models import known_secrets
+from llamaswap.web.masking import MASK, known_secrets, masked_yaml
 from llamaswap.web.needs import ReloadBook
 from llamaswap.web.routes import Table
 

@@ -5,7 +5,7 @@ The bodies themselves are made by `wire/openai.py`; this room only chooses statu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attrs import field, frozen
 
@@ -29,6 +29,9 @@ class HttpError(errors.LlamaswapError):
         return self.message
 
 
+WORDS_LINES = 10  # of a failed server's log in an error's message
+WORDS_CHARACTERS = 1500
+
 CHALLENGE = (b"WWW-Authenticate", b'Basic realm="llama-swap"')
 
 
@@ -47,6 +50,7 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.ModelUnloaded: 500,
     errors.ShuttingDown: 500,
     errors.StartFailed: 500,
+    errors.KeepsFailing: 503,
     errors.NotReady: 409,
     errors.ServerVanished: 503,
     errors.UpstreamUnreachable: 502,
@@ -61,6 +65,7 @@ STATUSES: Mapping[type[BaseException], int] = {
 }
 
 CODES: Mapping[type[BaseException], str] = {
+    errors.KeepsFailing: "model_keeps_failing",
     errors.TooManyRequests: "concurrency_limit",
     errors.QueueFull: "queue_full",
 }
@@ -77,24 +82,34 @@ def status_of(error: BaseException) -> int:
 
 
 def message_of(error: BaseException) -> str:
-    """What the client is told. A fault of our own is not described to strangers: its traceback is in the log."""
+    """What the client is told. A fault of our own is not described to strangers: its traceback is in the log.
+
+    A server that would not run said why in its last lines; they follow, as many as a reader takes in.
+    """
+    if isinstance(error, (errors.StartFailed, errors.KeepsFailing)):
+        lines = "\n".join(error.log_tail.splitlines()[-WORDS_LINES:])[-WORDS_CHARACTERS:]
+        return f"{error}\n{lines}" if lines else str(error)
     if isinstance(error, errors.LlamaswapError):
         return str(error)
     return "internal error"
 
 
-def render(error: BaseException, accept: str, path: str = "") -> tuple[int, Headers, bytes]:
+def render(
+    error: BaseException, accept: str, path: str = "", *, hide: Callable[[str], str] = str
+) -> tuple[int, Headers, bytes]:
     """An error as (status, headers, body), negotiated by the `Accept` value, in the dialect of `path`.
 
-    A concurrency refusal is JSON whatever the client accepts: load balancers and SDKs read its code.
+    A concurrency refusal is JSON whatever the client accepts: load balancers and SDKs read its code. `hide` takes
+    secrets out of the message, which may hold a server's last lines.
     """
     status = status_of(error)
     code = error.code if isinstance(error, HttpError) else CODES.get(type(error))
     headers: Headers = []
     if isinstance(error, HttpError):
         headers.extend(error.headers)
-    if isinstance(error, (errors.TooManyRequests, errors.QueueFull)):
+    if isinstance(error, (errors.TooManyRequests, errors.QueueFull, errors.KeepsFailing)):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
+    if isinstance(error, (errors.TooManyRequests, errors.QueueFull)):
         accept = "application/json"
-    content_type, body = openai.envelope(status, message_of(error), accept, code=code, path=path)
+    content_type, body = openai.envelope(status, hide(message_of(error)), accept, code=code, path=path)
     return status, [(b"Content-Type", content_type), *headers], body

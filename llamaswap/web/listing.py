@@ -36,9 +36,10 @@ class Listing:
 
     def _records(self, created: int) -> Iterator[Record]:
         config = self.config()
+        failing = {one.model: one.count for one in self.fleet.failing()}
         for model in config.models.values():
             if not model.unlisted:
-                yield from self._local(config, model, created)
+                yield from self._local(config, model, created, failing.get(model.id, 0))
         for peer in config.peers.values():
             for name in peer.models:
                 facts = {"type": "peer", "peerID": peer.id}
@@ -57,7 +58,7 @@ class Listing:
                 yield record(selector.id, created, selector.name, selector.description, meta, loaded=loaded)
         yield from self._pins(config, created)
 
-    def _local(self, config: Config, model: Model, created: int) -> Iterator[Record]:
+    def _local(self, config: Config, model: Model, created: int, failures: int) -> Iterator[Record]:
         loaded = self.fleet.state(model.id) in LOADED_STATES
         block = capability_members(model)
         shared = {key: value for key, value in model.metadata.items() if not (block and key in CAPABILITY_KEYS)}
@@ -65,6 +66,8 @@ class Listing:
         meta = {**shared, "type": "model"}
         if aliases:
             meta["aliases"] = aliases
+        if failures:
+            meta["failures"] = failures
         yield record(model.id, created, model.name, model.description, meta, loaded=loaded, members=block)
         if config.include_aliases_in_list:
             for alias in aliases:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from llamaswap.config import Config
+
 MASK = "***"
 _WORD = r"(?:api[-_]?key|token|secret|passw(?:or)?d|credential|authorization|auth[-_]?key)"
 # --max-tokens and --tokenizer carry no secrets, however their names sound.
@@ -61,3 +63,9 @@ def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
         return match[0] if match["value"].lstrip("\"'").startswith("${env.") else f"{match['lead']}{MASK}"
 
     return masked_text(_YAML.sub(mask, text), known)
+
+
+def known_secrets(config: Config) -> list[str]:
+    """The secrets the configuration names."""
+    keys = [key.value for key in config.api_keys]
+    return keys + [peer.api_key.value for peer in config.peers.values() if peer.api_key is not None]

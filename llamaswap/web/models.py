@@ -20,7 +20,7 @@ from llamaswap.observe.query import timestamp
 from llamaswap.web.calls import Answer, Call, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import every_alias
-from llamaswap.web.masking import masked_command, masked_text
+from llamaswap.web.masking import known_secrets, masked_command, masked_text
 from llamaswap.web.needs import Fleet, HistoryBook, InflightBook
 from llamaswap.web.routes import Query, Table
 from llamaswap.web.waiting import shielded
@@ -181,12 +181,6 @@ def _outward(swap: dict[str, Any]) -> dict[str, Any]:
     ended = swap["ended"] is not None
     outcome = "loading" if not ended else "ready" if swap["error"] is None else "failed"
     return {**swap, "outcome": outcome, "start": swap["began"], "end": swap["ended"]}
-
-
-def known_secrets(config: Config) -> list[str]:
-    """The secrets the configuration names."""
-    keys = [key.value for key in config.api_keys]
-    return keys + [peer.api_key.value for peer in config.peers.values() if peer.api_key is not None]
 
 
 def _groups(config: Config, model: str) -> list[str]:

@@ -104,8 +104,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         {
             "running": _array(
                 _object({"model": S, "state": S, "cmd": S, "proxy": S, "ttl": INT, "name": S, "description": S})
-            )
-        }
+            ),
+            "failing": _array(
+                _object({"model": S, "failures": INT, "retry_in_s": N, "error": S, "log_tail": _array(S)})
+            ),
+        },
+        ("running",),
     ),
     "Readiness": _object(
         {

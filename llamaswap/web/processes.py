@@ -10,6 +10,7 @@ from attrs import define
 from llamaswap.config import Config
 from llamaswap.web.calls import Answer, Call, json_answer, text_answer
 from llamaswap.web.errors import HttpError
+from llamaswap.web.masking import known_secrets, masked_text
 from llamaswap.web.needs import Fleet
 from llamaswap.web.routes import Table
 from llamaswap.web.waiting import shielded
@@ -27,7 +28,7 @@ class Processes:
     config: Callable[[], Config]
 
     def running(self, call: Call) -> Answer:
-        """The servers that are not stopped, by model id."""
+        """The servers that are not stopped, by model id; where models are down because they fail, those too."""
         models = self.config().models
         rows: list[dict[str, Any]] = []
         for status in self.fleet.running():
@@ -43,7 +44,11 @@ class Processes:
                     "description": (model.description if model else "") or "",
                 }
             )
-        return json_answer({"running": sorted(rows, key=lambda row: str(row["model"]))})
+        told: dict[str, Any] = {"running": sorted(rows, key=lambda row: str(row["model"]))}
+        failing = failures(self.fleet, self.config())
+        if failing:
+            told["failing"] = [{"model": name, **facts} for name, facts in failing.items()]
+        return json_answer(told)
 
     async def unload_all(self, call: Call) -> Answer:
         """Stop every server; answers when all are gone."""
@@ -83,6 +88,20 @@ class Processes:
             "loading": vitals.loading,
         }
         return json_answer(report, 503 if stalled else 200)
+
+
+def failures(fleet: Fleet, config: Config) -> dict[str, dict[str, Any]]:
+    """The models that are down because they fail, with how often, why, and when a request may try again."""
+    secrets = known_secrets(config)
+    return {
+        one.model: {
+            "failures": one.count,
+            "retry_in_s": round(one.retry_in, 3),
+            "error": masked_text(one.cause, secrets),
+            "log_tail": [masked_text(line, secrets) for line in one.log_tail.splitlines()],
+        }
+        for one in fleet.failing()
+    }
 
 
 _table = Table(Processes, "processes")

@@ -45,6 +45,11 @@ class Groups(LoadCase):
         self.assertEqual((fifo.patience, fifo.max_queue), (60, 5))
         self.err(text % "maxQueue: 0", "maxQueue")
         self.err(text % "patience: -1s", "patience")
+        self.assertEqual((fifo.backoff, fifo.backoff_max), (1, 60))
+        fifo = self.ok(text % "backoff: 0s, backoffMax: 5m").routing.scheduler.settings.fifo
+        self.assertEqual((fifo.backoff, fifo.backoff_max), (0, 300))
+        self.err(text % "backoff: -1s", "backoff")
+        self.err(text % "backoffMax: -1s", "backoffMax")
 
     def test_a_null_group_is_all_false(self):
         """config T108"""

@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Group
 from llamaswap.errors import (
+    KeepsFailing,
     ModelUnloaded,
     NotReady,
     QueueFull,
@@ -630,25 +631,73 @@ class MisfortuneTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["c"])
 
-    def test_one_failure_proves_nothing_but_more_are_spaced_out(self) -> None:
-        here = world()
+    def test_a_model_that_fails_again_and_again_is_left_alone_and_its_neighbour_with_it(self) -> None:
+        """core W17: a doomed try evicts nobody"""
+        here = loaded(swapping(), "a")
         for _ in range(2):
+            here.request("b")
+            here.load_until_starting("b")
+            here.fail("b")
+            here.load_all()
+        self.assertEqual((here.ready, here.spawns), ({"a"}, {"a": 3, "b": 2}))
+        early = here.request("b")
+        refusal = here.refused[early.number]
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after), (2, 1))
+        self.assertIn("upstream command exited prematurely; b failed 2 times in a row", str(refusal))
+        self.assertEqual((here.ready, here.stopping), ({"a"}, set()))
+        here.advance(1.0)
+        here.request("b")
+        self.assertEqual(here.stopping, {"a"})
+
+    def test_the_pauses_double_and_an_operator_ends_them(self) -> None:
+        here = world()
+        for pause in (0.0, 1.0, 2.0, 4.0):
             here.request("a")
             here.fail("a")
             here.load_all()
-        self.assertEqual(here.spawns, {"a": 2})
-        early = here.request("a")
-        self.assertIsInstance(here.refused[early.number], StartFailed)
-        here.advance(1.0)
+            if pause:
+                here.advance(pause - 0.1)
+                self.assertIn(here.request("a").number, here.refused)
+                here.advance(0.1)
         here.request("a")
-        self.assertEqual(here.spawns, {"a": 3})
         here.fail("a")
         here.load_all()
-        here.advance(1.9)
-        self.assertIn(here.request("a").number, here.refused)
+        self.assertEqual(here.scheduler.troubles()["a"].count, 5)
         here.unload("a")
         here.request("a")
-        self.assertEqual(here.spawns, {"a": 4}, "an operator's unload makes a new start")
+        self.assertEqual(here.spawns, {"a": 6}, "an operator's unload makes a new start")
+        here.fail("a")
+        here.load_all()
+        here.request("a")
+        here.fail("a")
+        here.load_all()
+        here.scheduler.forgiven(["a"])
+        here.request("a")
+        self.assertEqual(here.spawns, {"a": 8})
+
+    def test_one_that_crashes_on_each_first_request_is_left_alone_too(self) -> None:
+        """an image server without its text encoder does that"""
+        here = world()
+        for _ in range(2):
+            ticket = here.request("a")
+            here.load_all()
+            here.crash("a")
+            here.end(ticket)
+            here.load_all()
+        refused = here.request("a")
+        self.assertIsInstance(here.refused[refused.number], KeepsFailing)
+
+    def test_one_that_worked_between_two_crashes_is_not(self) -> None:
+        here = world()
+        for _ in range(5):
+            ticket = here.request("a")
+            here.load_all()
+            here.end(ticket)
+            here.advance(2.0)
+            here.crash("a")
+            here.load_all()
+        self.assertNotIn(here.request("a").number, here.refused)
 
     def test_success_forgets_failures(self) -> None:
         here = world()
@@ -656,12 +705,19 @@ class MisfortuneTests(SynchronousTestCase):
         here.fail("a")
         here.load_all()
         loaded(here, "a")
+        here.advance(2.0)
         here.crash("a")
         here.load_all()
+        self.assertEqual(here.scheduler.troubles()["a"].count, 1)
         here.request("a")
-        here.fail("a")
+        self.assertEqual(here.spawns, {"a": 3})
+
+    def test_an_orderly_end_forgets_a_crash(self) -> None:
+        here = loaded(swapping(), "a")
+        here.crash("a")
         here.load_all()
-        self.assertNotIn(here.request("a").number, here.refused)
+        loaded(here, "a", "b")
+        self.assertEqual(dict(here.scheduler.troubles()), {})
 
 
 class PinTests(SynchronousTestCase):

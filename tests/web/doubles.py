@@ -114,6 +114,7 @@ class FakeFleet:
     work: Deferred | None = None
     told: Vitals = field(factory=Vitals)
     waiting: list = field(factory=list)
+    broken: list = field(factory=list)
     pinned: frozenset = frozenset()
     forecast: object = None
     statuses: dict = field(factory=dict)
@@ -152,6 +153,9 @@ class FakeFleet:
 
     def queue(self):
         return self.waiting
+
+    def failing(self):
+        return self.broken
 
 
 @define(eq=False)

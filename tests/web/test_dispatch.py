@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import (
     BadUpstream,
     ModelUnloaded,
+    ServerVanished,
     StartFailed,
     TooManyRequests,
     UpstreamTruncated,
@@ -114,6 +115,24 @@ class Serving(SynchronousTestCase):
         self.stage.router.asked[0].lease.lost = True
         self.stage.clock.advance(0.1)
         self.assertEqual(len(self.stage.relay.carried), 2)
+
+    def test_a_server_that_ends_between_its_readiness_and_the_grant_is_replaced_once(self):
+        """core W15, core V57"""
+        self.stage.router.auto = False
+        asked = self.stage.post({"model": "alpha"})
+        self.stage.router.asked[0].granted.errback(ServerVanished("alpha"))
+        self.stage.router.asked[1].grant()
+        self.assertEqual(self.stage.carriage.sent, b'{"model":"alpha"}')
+        self.stage.carriage.begin(b"{}")
+        self.stage.carriage.end()
+        self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
+
+    def test_one_that_does_so_twice_is_told(self):
+        self.stage.router.auto = False
+        asked = self.stage.post({"model": "alpha"})
+        for turn in (0, 1):
+            self.stage.router.asked[turn].granted.errback(ServerVanished("alpha"))
+        self.assertEqual((asked.sink.status, len(self.stage.router.asked)), (503, 2))
 
     def test_a_request_that_kills_its_server_twice_gets_an_error(self):
         asked = self.stage.post({"model": "alpha"})

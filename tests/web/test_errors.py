@@ -33,6 +33,26 @@ class RenderTests(SynchronousTestCase):
         self.assertIn("unspecific error: upstream command exited prematurely", told["message"])
         self.assertEqual((told["type"], told["code"]), ("server_error", "internal_error"))
 
+    def test_a_failed_start_ends_with_the_last_lines_of_its_servers_log(self):
+        """llama-server without an old flag exits at once, and only its log says why"""
+        error = errors.StartFailed("m", "upstream command exited prematurely (exit status 1)", 1, "a\nb key=s3same")
+        hide = lambda text: text.replace("s3same", "***")
+        _, _, body = render(error, "", hide=hide)
+        message = json.loads(body)["error"]["message"]
+        self.assertTrue(message.endswith("exited prematurely (exit status 1)\na\nb key=***"), message)
+        long = errors.StartFailed("m", "exited", 1, "\n".join(f"line {number} " + "x" * 400 for number in range(50)))
+        _, _, body = render(long, "")
+        self.assertLess(len(body), 2000)
+        self.assertIn(b"line 49", body)
+
+    def test_a_model_that_keeps_failing_is_unavailable_for_so_long(self):
+        error = errors.KeepsFailing("m", "upstream command exited prematurely", 3, 2, "boom")
+        status, headers, body = render(error, "")
+        self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "model_keeps_failing"))
+        self.assertIn((b"Retry-After", b"2"), headers)
+        self.assertIn("failed 3 times in a row", json.loads(body)["error"]["message"])
+        self.assertIn("boom", json.loads(body)["error"]["message"])
+
     def test_the_concurrency_refusal_is_json_for_everyone_and_says_when_to_retry(self):
         """http T100"""
         status, headers, body = render(errors.TooManyRequests("m", 1), "text/plain")

@@ -2,6 +2,7 @@ from attrs import evolve
 from twisted.trial.unittest import TestCase
 
 from llamaswap.config import Selector
+from llamaswap.router import Failing
 from tests.web.doubles import FakeFleet, World, example_config
 
 
@@ -43,6 +44,11 @@ class ListingTests(TestCase):
                 "status": {"value": "unloaded"},
             },
         )
+
+    def test_a_model_that_is_down_because_it_fails_says_how_often_it_did(self):
+        listed = World(FakeFleet(broken=[Failing("alpha", 3, 1.75, "exited", "")])).ask("/v1/models").json["data"]
+        told = {one["id"]: one["meta"]["llamaswap"].get("failures") for one in listed}
+        self.assertEqual((told["alpha"], told["beta"]), (3, None))
 
     def test_names_made_by_filters_count_as_aliases(self):
         """http T079"""

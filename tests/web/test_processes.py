@@ -1,6 +1,7 @@
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from llamaswap.router import Failing
 from tests.web.doubles import FakeFleet, Vitals, World, envelope
 
 
@@ -23,6 +24,13 @@ class RunningTests(TestCase):
                 }
             ],
         )
+
+    def test_models_that_are_down_because_they_fail_are_told_with_their_last_words(self):
+        broken = Failing("alpha", 3, 1.75, "exited prematurely", "loading\nout of memory")
+        told = World(FakeFleet(broken=[broken])).ask("/running").json
+        words = ["loading", "out of memory"]
+        facts = {"failures": 3, "retry_in_s": 1.75, "error": "exited prematurely", "log_tail": words}
+        self.assertEqual(told, {"running": [], "failing": [{"model": "alpha", **facts}]})
 
 
 class UnloadTests(TestCase):
