@@ -41,10 +41,14 @@ class Problem:
 
 
 class ConfigError(LlamaswapError):
-    """The configuration cannot be used as a whole. Mend the named place; a running service keeps its old one."""
+    """The configuration cannot be used as a whole. Mend the named place; a running service keeps its old one.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    `warnings` are what was odd besides, as far as it was looked at.
+    """
+
+    def __init__(self, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
@@ -211,6 +215,17 @@ class UpstreamTruncated(LlamaswapError):
 
     def __str__(self) -> str:
         return f"{self.where}: answer cut short: {self.cause}"
+
+
+@frozen
+class UpstreamDeclined(RequestError):
+    """The server answered with a status that sends this request on to its next target. The client saw nothing of it."""
+
+    where: str
+    status: int
+
+    def __str__(self) -> str:
+        return f"{self.where}: answered with status {self.status}"
 
 
 @frozen

@@ -6,7 +6,7 @@ decides nothing about models, keys or errors' wording: it reports how the exchan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from llamaswap.errors import BadUpstream, ClientGone, UpstreamTruncated, UpstreamUnreachable
+from llamaswap.errors import BadUpstream, ClientGone, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
 from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk, tokens, write_head
 from llamaswap.relay.pool import Pool
@@ -75,18 +75,21 @@ class Relay:
         observer: Observer | None = None,
         answered: bool = False,
         cross_back: CrossBack = keep_headers,
+        decline: Container[int] = (),
     ) -> Deferred[Outcome]:
         """Carry one request, already rewritten for the server, and its answer.
 
         `head.target` and the headers go out as they are; only the body's framing headers and `Expect` are ours.
         `cross_back` crosses the answer's headers. With `answered` a head has gone to the client before: the body
-        is appended de-framed.
+        is appended de-framed. An answer whose status is in `decline` is for nobody's eyes.
 
         The Deferred errbacks with UpstreamUnreachable (no answer byte came), BadUpstream (no head that could be
-        passed on), UpstreamTruncated (after the head: nothing was said to the sink), ClientGone. Cancelling it
-        closes the server's connection at once.
+        passed on), UpstreamDeclined, UpstreamTruncated (after the head: nothing was said to the sink), ClientGone.
+        Cancelling it closes the server's connection at once.
         """
-        carriage = _Carriage(self._clock, self._pool, exchange, upstream, head, body, observer, answered, cross_back)
+        carriage = _Carriage(
+            self._clock, self._pool, exchange, upstream, head, body, observer, answered, cross_back, decline
+        )
         carriage.go()
         return carriage.result
 
@@ -106,6 +109,7 @@ class _Carriage:
         observer: Observer | None,
         answered: bool,
         cross_back: CrossBack,
+        decline: Container[int],
     ) -> None:
         self._clock = clock
         self._pool = pool
@@ -117,6 +121,7 @@ class _Carriage:
         self._observer = observer
         self._answered = answered
         self._cross_back = cross_back
+        self._decline = decline
         self.result: Deferred[Outcome] = Deferred(self._cancelled)
         self._over = False
         self._unwatch: Callable[[], None] | None = None
@@ -271,6 +276,9 @@ class _Carriage:
             self._sink.interim(head.status, head.reason, head.headers)
 
     def answer_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+        if head.status in self._decline:
+            self._fail(UpstreamDeclined(self._upstream.where, head.status))
+            return
         self._head = head
         self._status = head.status
         if self._patience is not None:

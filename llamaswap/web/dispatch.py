@@ -6,7 +6,7 @@ status an error has: `render` turns errors into answers.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from http.client import responses
 from typing import Any, Protocol
 
@@ -23,9 +23,12 @@ from llamaswap.errors import (
     ClientGone,
     LlamaswapError,
     NotReady,
+    RequestError,
     ServerVanished,
     ShuttingDown,
+    StartFailed,
     UnknownModel,
+    UpstreamDeclined,
     UpstreamTruncated,
     UpstreamUnreachable,
 )
@@ -33,6 +36,7 @@ from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead,
 from llamaswap.relay.framing import as_chunk
 from llamaswap.relay.loading import REMARKS, LoadingStream
 from llamaswap.relay.upstream import Upstream
+from llamaswap.web.errors import status_of
 from llamaswap.wire import fields
 from llamaswap.wire.facts import Ending, RequestFacts, Scope, ScopeFactory
 from llamaswap.wire.sse import DONE, Tail, error_event, event
@@ -41,6 +45,11 @@ log = Logger()
 
 # A server's closed socket is heard of before its exit: so long a broken connection may wait for its explanation.
 EXIT_NEWS = 0.1
+
+# What sends a request on to its next target, as a server's answer and as a failure of our own: the target is too busy
+# or not there. A start that fails and a name that a silent peer has yet to tell us mean the same.
+DECLINED = frozenset((429, 502, 503))
+DECLINED_FAILURES = (StartFailed, UnknownModel)
 
 Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
 
@@ -73,10 +82,12 @@ class Acquisition(Protocol):
 
 
 class Choice(Protocol):
-    """What a selector chose; `release` when the request is over."""
+    """What a selector chose, and what else it may be, best first; `release` when the request is over."""
 
     @property
     def target(self) -> str: ...
+    @property
+    def others(self) -> tuple[str, ...]: ...
     @property
     def release(self) -> Callable[[], None]: ...
 
@@ -107,6 +118,7 @@ class Carrier(Protocol):
         observer: Any = None,
         answered: bool = False,
         cross_back: Callable[[int, Headers], Headers] = ...,
+        decline: Container[int] = ...,
     ) -> Deferred[Any]: ...
 
 
@@ -120,7 +132,8 @@ class Job:
     `model` is the local model, else `peer` the peer; neither: nobody has it. `loading` allows the loading stream,
     `idle_reason` says why this request must not load the model (None: it may), `bypass` that it is served beside the
     scheduler. `tracked` and `metered` tell who watches. `prepare` does what is left before sending (filters); its
-    failure is recorded like any other.
+    failure is recorded like any other. `fallbacks` make the jobs of the targets to turn to, in order, should
+    this one fail before a byte of an answer was seen.
     """
 
     exchange: Exchange
@@ -141,6 +154,7 @@ class Job:
     key_header: bytes | None = None
     metadata: Mapping[str, str] = field(factory=dict)
     prepare: Callable[[Job], Awaitable[None]] | None = None
+    fallbacks: list[Callable[[], Job]] = field(factory=list)
     facts: RequestFacts | None = None
     cancelled: bool = False
     phase: str = "new"  # then: waiting, asking
@@ -150,6 +164,14 @@ class Job:
     def name(self) -> str:
         """The resolved model; what was asked for where nothing has it."""
         return self.model.id if self.model is not None else self.requested
+
+    def turn_to(self, other: Job) -> None:
+        """Aim where `other` aims; what was begun (facts, watchers) goes on."""
+        self.requested, self.model, self.peer = other.requested, other.model, other.peer
+        self.head, self.body, self.prepare = other.head, other.body, other.prepare
+        self.loading, self.bypass, self.idle_reason = other.loading, other.bypass, other.idle_reason
+        if self.facts is not None:
+            self.facts.model, self.facts.requested = self.name, self.requested
 
     def cancel(self) -> None:
         """An operator ends the request. Idempotent."""
@@ -277,7 +299,8 @@ class Dispatcher:
     """Serves jobs.
 
     `clock` provides IReactorTime, `wall` seconds since the epoch, `uniform(a, b)` and `shuffled(list)` the loading
-    stream's chances, `render` the bodies of errors. `placed(request id, position)` hears of places in the queue.
+    stream's chances, `render` the bodies of errors. `placed(request id, position)` hears of places in the queue,
+    `peer_heard(peer id, error)` whether a peer answers.
     """
 
     router: Router
@@ -289,6 +312,7 @@ class Dispatcher:
     uniform: Callable[[float, float], float]
     shuffled: Callable[[Sequence[str]], Sequence[str]]
     placed: Callable[[str, int], None] | None = None
+    peer_heard: Callable[[str, str | None], None] | None = None
     active: int = 0
     _closing: bool = False
     _number: int = 0
@@ -307,16 +331,22 @@ class Dispatcher:
         error: Exception | None = None
         self.active += 1
         try:
-            if job.prepare is not None:
-                await job.prepare(job)
-            if job.cancelled:
-                raise Cancelled()
-            if job.model is not None:
-                await self._local(job, job.model, watch)
-            elif job.peer is not None:
-                await self._remote(job, job.peer, watch)
-            else:
-                raise _unknown(job)
+            while True:
+                try:
+                    if job.prepare is not None:
+                        await job.prepare(job)
+                    if job.cancelled:
+                        raise Cancelled()
+                    if job.model is not None:
+                        await self._local(job, job.model, watch)
+                    elif job.peer is not None:
+                        await self._remote(job, job.peer, watch)
+                    else:
+                        raise _unknown(job)
+                    break
+                except RequestError as reason:
+                    if not self._turned(job, watch, reason):
+                        raise
         except CancelledError:
             if not job.cancelled:
                 ending, error = "gone", ClientGone()
@@ -392,6 +422,22 @@ class Dispatcher:
         )
         return [scope for factory in self.scopes if (scope := factory.open(facts)) is not None]
 
+    def _turned(self, job: Job, watch: Watch, error: RequestError) -> bool:
+        """Turn to the next target, where there is one and this failure is a reason to."""
+        exchange = job.exchange
+        if not job.fallbacks or exchange.sink.started or exchange.gone or job.cancelled:
+            return False
+        if status_of(error) not in DECLINED and not isinstance(error, DECLINED_FAILURES):
+            return False
+        failed = job.requested
+        job.turn_to(job.fallbacks.pop(0)())
+        log.info("{failed}: {error}; turning to {next}", failed=failed, error=error, next=job.requested)
+        if job.facts is not None:
+            job.facts.metadata.pop("fifo_priority", None)
+            tried = job.facts.metadata.get("failover") or failed
+            self._note(job, watch, "failover", f"{tried},{job.requested}")
+        return True
+
     # -- a local model
 
     async def _local(self, job: Job, model: Model, watch: Watch) -> None:
@@ -411,7 +457,7 @@ class Dispatcher:
             acquisition = self.router.request(model.id, on_place=place.told)
             if acquisition.refusal is not None:
                 raise acquisition.refusal
-            if loading is None and job.loading and not acquisition.ready:
+            if loading is None and job.loading and not acquisition.ready and not job.fallbacks:
                 loading = self._show_loading(job, model, watch)
                 place.pass_to(loading.place)
             try:
@@ -560,7 +606,20 @@ class Dispatcher:
         )
         upstream = Upstream(endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True)
         head = _headed(job.head, joined(endpoint, job.head.target), headers)
-        await self._carry(job, (upstream, head), watch, answered=False)
+        try:
+            await self._carry(job, (upstream, head), watch, answered=False)
+        except UpstreamUnreachable as error:
+            if not error.sent:  # else it was there, and perhaps its model takes long to load
+                self._heard(peer, error.cause)
+            raise
+        except (UpstreamDeclined, UpstreamTruncated):
+            self._heard(peer, None)
+            raise
+        self._heard(peer, None)
+
+    def _heard(self, peer: Peer, error: str | None) -> None:
+        if self.peer_heard is not None:
+            self.peer_heard(peer.id, error)
 
     # -- both
 
@@ -575,6 +634,7 @@ class Dispatcher:
             observer=None if job.bypass else watch,
             answered=answered,
             cross_back=_cross_back,
+            decline=DECLINED if job.fallbacks else (),
         )
         job.stop = carrying.cancel
         try:

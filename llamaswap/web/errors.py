@@ -55,6 +55,7 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.ServerVanished: 503,
     errors.UpstreamUnreachable: 502,
     errors.UpstreamTruncated: 502,
+    errors.UpstreamDeclined: 502,
     errors.BadUpstream: 502,
     errors.Cancelled: 502,
     errors.ClientGone: 499,

@@ -7,9 +7,10 @@ exchanges to the same `Inference`, so nothing here knows how a request came in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from attrs import define
+from attrs import define, evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
@@ -18,7 +19,7 @@ from llamaswap.errors import BadRequest, ClientGone, LlamaswapError, NoModelName
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import BodySource, Exchange, RequestHead
 from llamaswap.web.dispatch import Choice, Dispatcher, Job, Router
-from llamaswap.web.uploads import SplicedBody, read
+from llamaswap.web.uploads import KeptBody, SplicedBody, read
 from llamaswap.wire import fields, filters
 from llamaswap.wire.body import JsonBody, MultipartScan, form_value, with_form_value
 
@@ -100,6 +101,13 @@ class Naming:
     form: bytes | None = None
     scan: MultipartScan | None = None
     new_name: str | None = None
+    text: bytes = b""  # of the JSON body, as it came
+
+    def named(self, name: str) -> Naming:
+        """The same request for another model; this one, not edited yet, stays as it is."""
+        other = evolve(self, json=JsonBody.parse(self.text) if self.json is not None else None)
+        other.rename(name)
+        return other
 
     def rename(self, name: str) -> None:
         """Name another model wherever the request names one."""
@@ -130,7 +138,7 @@ async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) ->
     json = None
     if b"application/json" in kind:
         json = JsonBody.parse(text)
-        return Naming(json.model if json else "", json.streaming if json else False, query, json=json)
+        return Naming(json.model if json else "", json.streaming if json else False, query, json=json, text=text)
     name = streaming = ""
     if len(text) <= FORM_BOUND and not (wants_json and text.lstrip()[:1] == b"{"):
         name = form_value(text, "model") or form_value(query, "model")
@@ -138,7 +146,7 @@ async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) ->
     elif wants_json:
         json = JsonBody.parse(text)
         if json is not None and json.model:
-            return Naming(json.model, json.streaming, query, json=json)
+            return Naming(json.model, json.streaming, query, json=json, text=text)
         name, streaming = form_value(query, "model"), form_value(query, "stream")
     return Naming(name, streaming == "true", query, form=text)
 
@@ -194,19 +202,41 @@ class Inference:
                 raise NoModelNamed()
         metadata: dict[str, str] = {}
         choice: Choice | None = None
+        others: tuple[str, ...] = ()
+        as_it_came = naming
         if naming.name in config.selectors:
             selector = naming.name
             choice = self.router.choose(selector)
             metadata["selector"] = selector
+            if config.selectors[selector].strategy == "failover":
+                others, as_it_came = choice.others, evolve(naming)
             naming.rename(choice.target)
         try:
-            job = self._job(exchange, config, naming, key_header, metadata)
+            job = self._job(exchange, config, naming, key_header, metadata, keep=bool(others))
+            for other in others:
+                keep = other != others[-1]
+                job.fallbacks.append(
+                    partial(self._other_job, other, as_it_came, exchange, config, key_header, metadata, keep)
+                )
             if job.bypass and choice is not None:
                 choice.release()
             await self.dispatcher.run(job)
         finally:
             if choice is not None:
                 choice.release()
+
+    def _other_job(
+        self,
+        name: str,
+        naming: Naming,
+        exchange: Exchange,
+        config: Config,
+        key_header: bytes | None,
+        metadata: dict[str, str],
+        keep: bool,
+    ) -> Job:
+        """The job of another target: made only when it comes to that, for a large body takes a while to be cut anew."""
+        return self._job(exchange, config, naming.named(name), key_header, metadata, keep)
 
     def _job(
         self,
@@ -215,7 +245,9 @@ class Inference:
         naming: Naming,
         key_header: bytes | None,
         metadata: dict[str, str],
+        keep: bool = False,
     ) -> Job:
+        """The job of the named model; with `keep` its body can be sent once more, however large."""
         head = exchange.head
         real = config.real(naming.name)
         model = config.models[real] if real is not None else None
@@ -236,6 +268,8 @@ class Inference:
                 if requested != found[1]:
                     naming.rename(found[1])
             job.body = await body_of(naming, exchange.body)
+            if keep and not isinstance(job.body, BytesBody):
+                job.body = KeptBody(job.body)
             if job.facts is not None and naming.scan is None and isinstance(job.body, BytesBody):
                 job.facts.body = job.body.data
             forwarded = path + (b"?" + naming.query if b"?" in target else b"")

@@ -114,7 +114,36 @@ class SplicedBody:
         self.source.close()
 
 
-_check: type[BodySource] = SplicedBody
+@define(eq=False)
+class KeptBody:
+    """A body that stays readable again whoever reads it: it may have to be sent to another server."""
+
+    source: BodySource
+
+    @property
+    def length(self) -> int | None:
+        """As the body underneath."""
+        return self.source.length
+
+    @property
+    def replayable(self) -> bool:
+        """As the body underneath."""
+        return self.source.replayable
+
+    def hold(self, limit: int) -> Deferred[bytes]:
+        """As the body underneath."""
+        return self.source.hold(limit)
+
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Feed the consumer; what passes is always kept."""
+        return self.source.start(consumer, keep=True)
+
+    def close(self) -> None:
+        """Close the body underneath."""
+        self.source.close()
+
+
+_check: tuple[type[BodySource], type[BodySource]] = (SplicedBody, KeptBody)
 
 
 @define(eq=False)

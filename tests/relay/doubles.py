@@ -117,7 +117,14 @@ class World:
     """A client, a door, the relay and servers. `door` is "front" or "klein"."""
 
     def __init__(
-        self, door="front", timeouts=None, answered=False, cross_back=keep_headers, host="127.0.0.1", **options
+        self,
+        door="front",
+        timeouts=None,
+        answered=False,
+        cross_back=keep_headers,
+        host="127.0.0.1",
+        decline=(),
+        **options,
     ):
         self.clock = MemoryReactorClock()
         self.pool = Pool(self.clock)
@@ -125,7 +132,7 @@ class World:
         self.upstream = Upstream(Endpoint("http", host, 9000), timeouts or NoLimits(), name="owl")
         self.exchanges, self.outcomes, self.errors, self.results = [], [], [], []
         self.notes = Notes()
-        self.answered, self.cross_back = answered, cross_back
+        self.answered, self.cross_back, self.decline = answered, cross_back, decline
         self.handler = self.carry
         self.site_calls = []
         self.factory = None
@@ -172,6 +179,7 @@ class World:
             observer=self.notes,
             answered=self.answered,
             cross_back=self.cross_back,
+            decline=self.decline,
         )
         self.results.append(result)
         done = Deferred()

@@ -3,7 +3,7 @@
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.errors import BadUpstream, ClientGone, UpstreamTruncated, UpstreamUnreachable
+from llamaswap.errors import BadUpstream, ClientGone, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.relay.relay import Outcome
 from llamaswap.relay.upstream import NoLimits
 
@@ -74,6 +74,19 @@ class _Behaviour:
         self.assertTrue(client.took().endswith(b"2\r\nhi\r\n0\r\n\r\n"))
         self.assertTrue(server.closing)
         self.assertEqual(world.pool.idle, 0)
+
+    def test_a_declined_answer_is_for_nobodys_eyes(self):
+        world, client, server = self.talk(decline=(503,))
+        server.give(b"HTTP/1.1 503 Busy\r\nContent-Length: 3\r\n\r\nno!")
+        self.assertEqual((client.took(), world.notes.body, world.notes.over), (b"", b"", 0))
+        (error,) = world.errors
+        self.assertEqual((type(error), error.where, error.status), (UpstreamDeclined, "owl", 503))
+        self.assertTrue(server.closing)
+
+    def test_an_answer_of_any_other_status_is_taken(self):
+        _, client, server = self.talk(decline=(503,))
+        server.give(b"HTTP/1.1 504 Slow\r\nContent-Length: 3\r\n\r\nno!")
+        self.assertTrue(client.took().endswith(b"no!"))
 
     def test_until_close_answer_is_chunked_for_the_client(self):
         world, client, server = self.talk()

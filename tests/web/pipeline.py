@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from llamaswap.config import Compat, Config, Endpoint, Filters, Model, Peer, Profile, Secret, Selector
-from llamaswap.errors import BodyTooLarge, ClientGone
+from llamaswap.errors import BodyTooLarge, ClientGone, UpstreamDeclined
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import Exchange, RequestHead, ResponseSink
 from llamaswap.web.dispatch import Dispatcher
@@ -51,7 +51,10 @@ def config(**more) -> Config:
             "lab": Peer("lab", api_key=Secret("pk-lab"), models=("delta", "org2/eps"), filters=filters, endpoint=lab),
             "den": Peer("den", models=("delta", "zeta"), endpoint=den),
         },
-        selectors={"pick": Selector("pick", strategy="pin", targets=("beta:hot", "lab/delta"))},
+        selectors={
+            "pick": Selector("pick", strategy="pin", targets=("beta:hot", "lab/delta")),
+            "safe": Selector("safe", strategy="failover", targets=("lab/delta", "beta:hot", "zeta")),
+        },
         profiles={"work": Profile(pins={"chat": "alpha", "org": "", "pool/x": "org/gamma"})},
         **more,
     )
@@ -90,6 +93,7 @@ class FakeAcquisition:
 @define(eq=False)
 class FakeChoice:
     target: str
+    others: tuple = ()
     released: int = 0
 
     def release(self) -> None:
@@ -118,7 +122,8 @@ class FakeRouter:
     def choose(self, selector_id):
         if self.no_target is not None:
             raise self.no_target
-        self.choices.append(FakeChoice(self.config.selectors[selector_id].targets[0]))
+        first, *others = self.config.selectors[selector_id].targets
+        self.choices.append(FakeChoice(first, tuple(others)))
         return self.choices[-1]
 
     def request(self, model, *, on_place=None):
@@ -144,6 +149,7 @@ class Carriage:
     observer: object
     answered: bool
     cross_back: object
+    decline: object = ()
     result: Deferred = None
     stopped: bool = False
 
@@ -159,6 +165,9 @@ class Carriage:
 
     def begin(self, *data: bytes, status: int = 200, kind: bytes = b"application/json", raw: bool = True, headers=()):
         """The server's head and some data arrive."""
+        if status in self.decline:
+            self.result.errback(UpstreamDeclined("there", status))
+            return
         headers = self.cross_back(status, [(b"Content-Type", kind), *headers])
         if raw:
             headers.append((b"Transfer-Encoding", b"chunked"))
@@ -182,8 +191,8 @@ class Carriage:
 class FakeRelay:
     carried: list = field(factory=list)
 
-    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, cross_back=None):
-        carriage = Carriage(exchange, upstream, head, body, observer, answered, cross_back)
+    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, cross_back=None, decline=()):
+        carriage = Carriage(exchange, upstream, head, body, observer, answered, cross_back, decline)
 
         def stop(_):
             carriage.stopped = True
