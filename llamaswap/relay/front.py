@@ -486,7 +486,8 @@ class FrontDoor(Protocol):
         handling.addCallbacks(self._handled, self._failed, callbackArgs=(turn,), errbackArgs=(turn,))
 
     def _handled(self, _: object, turn: _ModelTurn) -> None:
-        if not turn.sink.dead:
+        # A client that left is told to the exchange first, and whoever serves it may be done before we hear of it.
+        if not turn.sink.dead and not turn.exchange.gone:
             log.error("a request for {target} was left without the end of its answer", target=turn.exchange.head.target)
             turn.sink.abort()
 

@@ -1,6 +1,9 @@
 """The listening protocol: whose request it is, how bytes that are none are refused, when it reads."""
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import ClientGone
@@ -374,6 +377,23 @@ class Handling(SynchronousTestCase):
         client.give(POST)
         self.assertTrue(client.aborted)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_a_client_that_leaves_while_its_request_waits_is_no_error(self):
+        world = World()
+        waiting = Deferred()
+
+        def wait(exchange):
+            exchange.on_gone(lambda: waiting.callback(None))
+            return waiting
+
+        world.handler = wait
+        said = []
+        globalLogPublisher.addObserver(said.append)
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        client = world.client()
+        client.give(POST)
+        client.side.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual([event["log_format"] for event in said if event["log_level"] is LogLevel.error], [])
 
     def test_handler_that_forgets_to_answer_cuts_the_connection(self):
         world = World()
