@@ -8,7 +8,7 @@ knows nothing of HTTP; supervisors come from a factory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from llamaswap.bus import Bus, Preloaded, ProfileChanged, StateChanged, SwapBegan, SwapEnded
 from llamaswap.config import Config
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema import Model, Peer
 from llamaswap.errors import (
     KeepsFailing,
     LlamaswapError,
@@ -49,6 +49,7 @@ from llamaswap.schedule.effects import (
 from llamaswap.schedule.rules import rules_of
 from llamaswap.schedule.scheduler import Forecast, Phase, Scheduler
 from llamaswap.schedule.selectors import Choice, Chooser
+from llamaswap.supervise.adopt import Served
 
 DOWN = ("stopped", "shutdown")
 KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill and the reaping after the grace
@@ -103,6 +104,12 @@ class Supervised(Protocol):
 
     def retune(self, model: Model) -> None:
         """The next start uses this definition."""
+
+    def handover(self) -> Served | None:
+        """What another program in our place needs to go on with the server; None where it is not ready."""
+
+    def adopt(self, served: Served) -> bool:
+        """Begin with a server that is ready already; returns whether it is what would be started now. OSError."""
 
     def status(self) -> Status: ...
 
@@ -492,6 +499,51 @@ class Router:
         wanted = [name for name in names if name is not None and (name in fresh or name not in before)]
         if wanted:
             self.preload(wanted).addErrback(lambda failure: self._log.failure("preload", failure))
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody is served or waits, and every server is ready or down."""
+        return self._scheduler.settled and not self._flights
+
+    def handover(self) -> list[Served]:
+        """The servers that are ready and unused, for another program in our place."""
+        found = []
+        for name, supervisor in sorted(self._supervisors.items()):
+            served, since = supervisor.handover(), self._scheduler.idle_since(name)
+            if served is not None and since is not None:
+                found.append(evolve(served, idle_since=since))
+        return found
+
+    def adopt(self, servers: Iterable[Served]) -> list[Served]:
+        """Begin with servers that are ready already; returns those that could not be taken over.
+
+        One whose definition changed meanwhile is stopped, as after a reload.
+        """
+        now = self._decided_at = self._clock.seconds()
+        left, outdated = [], []
+        for served in servers:
+            model, supervisor = served.model, self._supervisors.get(served.model)
+            if supervisor is None:
+                left.append(served)
+                continue
+            # The scheduler first: its end may be told in the middle of the adoption.
+            effects = self._scheduler.adopted(model, served.ready_at, served.idle_since, now)
+            self._incarnations[model] = _Incarnation(served.endpoint, self._scheduler.generation(model))
+            try:
+                if not supervisor.adopt(served):
+                    outdated.append(model)
+            except OSError as error:
+                self._log.warn("{model} is not taken over: {error}", model=model, error=str(error))
+                left.append(served)
+                effects += self._scheduler.exited(model, now, str(error))
+            self._perform(effects)
+        if outdated:
+            self._perform(self._scheduler.retuned(rules_of(self.config, self.pinned), outdated, now))
+        return left
+
+    def learn(self, peers: Mapping[str, Peer]) -> None:
+        """The peers offer other models now; nothing of ours is touched."""
+        self.config = evolve(self.config, peers=peers)
 
     def shutdown(self, deadline: float) -> Deferred[None]:
         """Refuse everybody who waits, stop all servers at once; fires when none is left, or after `deadline` seconds.

@@ -17,6 +17,7 @@ from llamaswap.config import Model
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
 from llamaswap.router import Listener, Supervised
+from llamaswap.supervise.adopt import Served
 
 
 @frozen
@@ -105,6 +106,36 @@ class FakeSupervisor:
     def retune(self, model: Model) -> None:
         self.model = model
         self.retuned += 1
+
+    def handover(self) -> Served | None:
+        if self.state != "ready":
+            return None
+        here = self.endpoint
+        return Served(
+            model=self.model.id,
+            pid=100,
+            start=1,
+            mark="mark",
+            port=here.port,
+            proxy=str(here),
+            endpoint=here,
+            argv=("server",),
+            env=(),
+            cmd_stop="",
+            started_at=0.0,
+            ready_at=0.0,
+            load_seconds=(),
+            output=None,
+        )
+
+    def adopt(self, served: Served) -> bool:
+        if served.pid < 0:
+            raise ChildProcessError("no such child")
+        self._show("ready")
+        if served.pid == 1:
+            self.state = "stopped"
+            self.listener.exited(self.model.id, -9, False)
+        return served.argv == ("server",)
 
     def status(self) -> FakeStatus:
         endpoint = self.endpoint

@@ -34,6 +34,7 @@ from llamaswap.errors import (
 )
 from llamaswap.router import Acquisition, Lease, Router
 from llamaswap.schedule.matrix import compile_sets
+from llamaswap.supervise.adopt import Served
 from tests.doubles import FakeFleet
 
 
@@ -794,3 +795,85 @@ class ShutdownTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(second)
         self.successResultOf(first)
+
+
+class HandoverTests(SynchronousTestCase):
+    """What another program in the place of this one gets, and how it begins."""
+
+    def handed(self, **fields: object) -> list[Served]:
+        here = scene(routing=TOGETHER, **fields).loaded("a", "b")
+        here.clock.advance(3.0)
+        return here.router.handover()
+
+    def test_ready_and_unused_servers_are_handed_over_with_their_idle_clock(self) -> None:
+        here = scene(routing=TOGETHER).loaded("a", "b", "c")
+        lease = here.lease("b")
+        here.clock.advance(2.0)
+        self.assertFalse(here.router.settled)
+        self.assertEqual([one.model for one in here.router.handover()], ["a", "c"])
+        lease.release()
+        self.assertTrue(here.router.settled)
+        self.assertEqual(
+            [one.idle_since for one in here.router.handover()],
+            [here.clock.seconds() - 2.0, here.clock.seconds(), here.clock.seconds() - 2.0],
+        )
+
+    def test_what_loads_or_stops_is_not_settled(self) -> None:
+        here = scene(routing=TOGETHER)
+        here.fleet["a"].load = None
+        here.router.load("a").addErrback(lambda _: None)
+        here.settle()
+        self.assertFalse(here.router.settled)
+        here.fleet["a"].become_ready()
+        here.settle()
+        self.assertTrue(here.router.settled)
+        here.fleet["a"].exit = None
+        here.router.unload(["a"])
+        self.assertFalse(here.router.settled)
+
+    def test_adopted_servers_serve_at_once_and_are_not_started(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        self.assertEqual(here.router.adopt(there), [])
+        self.assertEqual([status.model for status in here.router.running()], ["a", "b"])
+        acquisition = here.router.request("a")
+        self.assertTrue(acquisition.ready)
+        self.assertEqual(self.successResultOf(acquisition.granted).endpoint, there[0].endpoint)
+        self.assertEqual(here.fleet["a"].spawned, 0)
+
+    def test_the_idle_clock_goes_on(self) -> None:
+        there = [evolve(one, idle_since=-7.0) for one in self.handed()]
+        here = scene(routing=TOGETHER, ttl=10)
+        here.router.adopt(there)
+        here.clock.advance(2.9)
+        self.assertEqual(len(here.router.running()), 2)
+        here.clock.advance(0.2)
+        here.settle()
+        self.assertEqual(here.router.running(), [])
+
+    def test_one_whose_definition_changed_is_stopped(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        here.router.adopt([evolve(there[0], argv=("another",)), there[1]])
+        here.settle()
+        self.assertEqual([status.model for status in here.router.running()], ["b"])
+
+    def test_one_that_is_not_there_leaves_its_model_cold_and_the_others_alone(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        lost = evolve(there[0], pid=-1)
+        stranger = evolve(there[0], model="zebra")
+        self.assertEqual(here.router.adopt([lost, stranger, there[1]]), [lost, stranger])
+        here.settle()
+        self.assertEqual([status.model for status in here.router.running()], ["b"])
+        self.assertTrue(here.router.settled)
+        self.assertEqual(here.lease("a").model, "a")
+
+    def test_one_that_ended_in_between_is_a_crash_and_is_started_anew(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        self.assertEqual(here.router.adopt([evolve(there[0], pid=1)]), [])
+        here.settle()
+        self.assertEqual(here.router.running(), [])
+        self.assertEqual(here.lease("a").model, "a")
+        self.assertEqual(here.fleet["a"].spawned, 1)

@@ -355,6 +355,19 @@ class Scheduler:
         self._settle(now)
         return self._answer()
 
+    def adopted(self, model: str, ready_at: float, idle_since: float, now: float) -> list[Effect]:
+        """A server that was up before everything began, and unused since `idle_since`."""
+        server = self._server(model)
+        if model not in self.rules.models or server.phase is not Phase.COLD or self._closed is not None:
+            return []
+        self._generation += 1
+        server.phase = Phase.READY
+        server.generation = self._generation
+        server.ready_at = ready_at
+        server.worked_at = idle_since
+        self._rest(server, now, idle_since)
+        return self._answer()
+
     def gone(self, model: str, now: float) -> list[Effect]:
         """No process of a model that was stopping is left."""
         server = self._servers.get(model)
@@ -487,6 +500,22 @@ class Scheduler:
         """How many requests are in flight on the model's present process."""
         server = self._servers.get(model)
         return 0 if server is None else len(server.serving)
+
+    def generation(self, model: str) -> int:
+        """Which load the model's present process came from."""
+        server = self._servers.get(model)
+        return 0 if server is None else server.generation
+
+    def idle_since(self, model: str) -> float | None:
+        """Since when nobody uses a ready model; None while somebody does, or where it is not ready."""
+        server = self._servers.get(model)
+        return None if server is None or server.phase is not Phase.READY else server.idle_since
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody is served or waits, and every server is ready or down."""
+        at_rest = (Phase.COLD, Phase.READY)
+        return not self._tickets and all(server.phase in at_rest for server in self._servers.values())
 
     @property
     def swaps(self) -> int:

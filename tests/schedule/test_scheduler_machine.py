@@ -34,10 +34,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         known=st.fixed_dictionaries(dict.fromkeys(MODELS, model_rules)),
         patience=st.sampled_from((0.0, 2.0, 2.0, 10.0)),
         max_queue=st.sampled_from((2, 1000)),
+        there=st.lists(models, max_size=2),
     )
-    def begin(self, conflicts, known, patience, max_queue):
+    def begin(self, conflicts, known, patience, max_queue, there):
         relation = Conflicts(frozenset(conflicts))
         self.world = World(Rules(known, relation, patience, max_queue), relation)
+        for model in there:
+            self.world.adopt(model)
 
     @rule(model=models, priority=st.sampled_from((0, 0, 0, 5, -3)))
     def a_request_comes(self, model, priority):

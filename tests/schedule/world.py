@@ -86,6 +86,13 @@ class World:
 
     # -- what happens --------------------------------------------------------------------------------------
 
+    def adopt(self, model: str, idle: float = 1.0) -> None:
+        """It was up before everything began, unless that would conflict with what is up."""
+        if model not in self.alive and not self.conflicts(model, sorted(self.alive)):
+            self.alive.add(model)
+            self.ready.add(model)
+            self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now))
+
     def request(self, model: str, priority: int = 0) -> Ticket:
         self.last_number += 1
         ticket = Ticket(self.last_number, model, self.now, priority)
