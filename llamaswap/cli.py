@@ -1,12 +1,14 @@
 """The `llamaswap` command: the Go program's own command line, running the same service as `twist llamaswap`.
 
-An existing unit file or container changes the program's name and nothing else, so the flag rules are those of
-Go's flag package: one or two dashes, `-name value` or `-name=value`, booleans never take the next word, parsing
-stops at the first word that is no flag.
+A first word that is no flag is a subcommand (`commands`); everything that starts with a dash is read here. An
+existing unit file or container changes the program's name and nothing else, so the flag rules are those of Go's
+flag package: one or two dashes, `-name value` or `-name=value`, booleans never take the next word, parsing stops at
+the first word that is no flag.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +25,7 @@ SWITCHES = {
     "watch-config": "reload when a configuration source changes",
     "version": "print the version and exit",
 }
+DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
 TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 
@@ -73,7 +76,9 @@ def parse(words: Sequence[str]) -> Flags:
 
 def usage() -> str:
     """The help text."""
-    lines = ["Usage of llamaswap:"]
+    lines = [
+        "Usage of llamaswap: flags start the server; a command does something else (llamaswap help lists them).",
+    ]
     for name, text in sorted({**VALUE_FLAGS, **SWITCHES}.items()):
         kind = "" if name in SWITCHES else " string"
         lines.append(f"  -{name}{kind}\n    \t{text}")
@@ -83,6 +88,11 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `llamaswap` console script."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if (words and not words[0].startswith("-")) or "_LLAMASWAP_COMPLETE" in os.environ:
+        from llamaswap.commands.app import main as run_command
+
+        run_command(words)
+        return
     try:
         flags = parse(words)
     except HelpAsked:
@@ -96,6 +106,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(describe())
         raise SystemExit(0)
+    if not flags.values.get("config") and not flags.values.get("config-dir"):
+        if not os.path.exists(DEFAULT_CONFIG):
+            print(
+                f"no configuration: give -config FILE or -config-dir FOLDER (there is no {DEFAULT_CONFIG} here); "
+                "llamaswap init writes one, llamaswap demo needs none",
+                file=sys.stderr,
+            )
+            raise SystemExit(1)
+        flags.values["config"] = DEFAULT_CONFIG
     from twisted.application.twist._twist import Twist  # what the `twist` script itself runs
 
     twist = ["twist", "llamaswap"]

@@ -42,6 +42,7 @@ class Options(UsageOptions):
     optFlags = [
         ["watch-config", None, "Reload when a configuration source changes."],
         ["allow-config-edit", None, "Let the API and the web page change the --config file."],
+        ["demo", None, "Run the built-in demo, whatever files there are."],
     ]
 
     def opt_version(self) -> NoReturn:
@@ -61,6 +62,8 @@ def give_up(message: str) -> NoReturn:
 def chosen_sources(options: Options) -> tuple[str | None, str | None, bool]:
     """(config path, config folder, whether this is the demo) that the options mean."""
     config, folder = options["config"], options["config-dir"]
+    if options["demo"]:
+        return None, None, True
     if not config and not folder:
         if not Path(DEFAULT_CONFIG).exists():
             return None, None, True

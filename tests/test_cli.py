@@ -1,6 +1,7 @@
 """The Go program's command line, word for word."""
 
 import io
+import os
 from contextlib import redirect_stderr, redirect_stdout
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -64,3 +65,19 @@ class ExitTests(SynchronousTestCase):
 
     def test_help_exits_0(self):
         self.assertEqual(self.run_main("-h")[0], 0)
+
+    def test_without_a_configuration_it_says_what_to_do_and_exits_1(self):
+        """config T141"""
+        folder = self.mktemp()
+        os.makedirs(folder)
+        back = os.getcwd()
+        self.addCleanup(os.chdir, back)
+        os.chdir(folder)
+        code, _, err = self.run_main()
+        self.assertEqual(code, 1)
+        for part in ("-config", "-config-dir", "llamaswap init"):
+            self.assertIn(part, err)
+
+    def test_a_first_word_that_is_no_flag_is_a_command(self):
+        code, out, _ = self.run_main("help", "ps")
+        self.assertEqual((code, "Usage: llamaswap ps" in out), (0, True))

@@ -33,7 +33,7 @@ class Report:
         told = self.errors[:MOST_TOLD]
         if len(self.errors) > MOST_TOLD:
             told.append(Problem(f"and {len(self.errors) - MOST_TOLD} more problems"))
-        raise ConfigError(told)
+        raise ConfigError(told, self.told_warnings())
 
     def told_warnings(self) -> tuple[Problem, ...]:
         if len(self.warnings) <= MOST_TOLD:

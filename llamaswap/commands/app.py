@@ -1,0 +1,96 @@
+"""All subcommands of `llamaswap` in one click group, found lazily: `llamaswap ps` does not import what `pull` needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+import click
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "bench": ("bench", "bench"),
+    "check": ("check", "check"),
+    "completion": ("app", "completion"),
+    "demo": ("app", "demo"),
+    "help": ("app", "help_"),
+    "import": ("start", "take_over"),
+    "init": ("start", "init"),
+    "load": ("fleet", "load"),
+    "logs": ("logs", "logs"),
+    "ps": ("fleet", "ps"),
+    "pull": ("pull", "pull"),
+    "run": ("chat", "run"),
+    "top": ("top", "top"),
+    "unload": ("fleet", "unload"),
+}
+"""Name -> (module of this package, attribute)."""
+COMPLETE = "_LLAMASWAP_COMPLETE"
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        found: click.Command = getattr(import_module(f"llamaswap.commands.{module}"), attribute)
+        return found
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Flags without a command start the server, as in the Go program: llamaswap -h shows them.",
+)
+def app() -> None:
+    """One HTTP endpoint in front of every local inference server."""
+
+
+@click.command(name="help")
+@click.argument("name", required=False)
+@click.pass_context
+def help_(context: click.Context, name: str | None) -> None:
+    """Show what a command does."""
+    parent = context.parent
+    assert parent is not None
+    command: click.Command | None = app if name is None else app.get_command(parent, name)
+    if command is None:
+        raise click.UsageError(f"no such command: {name}")
+    click.echo(command.get_help(parent if name is None else click.Context(command, info_name=name, parent=parent)))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash: llamaswap completion bash > ~/.local/share/bash-completion/completions/llamaswap
+    zsh:  llamaswap completion zsh  > a folder of $fpath, as _llamaswap
+    fish: llamaswap completion fish > ~/.config/fish/completions/llamaswap.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # Choice lets only shells of click's through
+    click.echo(kind(app, {}, "llamaswap", COMPLETE).source())
+
+
+@click.command()
+@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="host:port or :port.")
+def demo(listen: str) -> None:
+    """Run two tiny built-in models, to see a swap without any."""
+    from twisted.application.twist._twist import Twist
+
+    Twist.main(["twist", "llamaswap", "--demo", "--listen", listen])
+
+
+def main(words: Sequence[str]) -> None:
+    """Run a command line whose first word is a command; ends with SystemExit."""
+    app.main(args=list(words), prog_name="llamaswap", complete_var=COMPLETE)

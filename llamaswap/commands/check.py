@@ -1,0 +1,127 @@
+"""`check CONFIG`: whether a configuration loads, what is odd about it, what it comes to, and what a reload would do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llamaswap import sources
+from llamaswap.commands import effective
+from llamaswap.commands.desk import Desk, local
+from llamaswap.config import Config, Loaded, diff, load
+from llamaswap.config.ports import keep
+from llamaswap.errors import ConfigError, Problem
+
+PATH = click.Path(path_type=Path)
+
+
+def loaded(path: Path) -> Loaded:
+    """The configuration at a file, or of a folder's files. Raises ConfigError."""
+    file, folder = (None, str(path)) if path.is_dir() else (str(path), None)
+    return load(sources.read_sources(file, folder), dict(os.environ), facts=sources.DiskFacts())
+
+
+def problem(found: Problem) -> dict[str, Any]:
+    """A problem as JSON."""
+    return {
+        "message": found.message,
+        "path": found.path,
+        "file": found.file,
+        "line": found.line,
+        "hint": found.hint,
+    }
+
+
+def changes(old: Config, new: Config) -> dict[str, list[str]]:
+    """What a reload from one to the other does, as `diff` plans it with the ports that the running models keep."""
+    plan = diff(old, keep(old, new))
+    return {
+        "restart": list(plan.restarted),
+        "retune": list(plan.retuned),
+        "add": list(plan.added),
+        "remove": list(plan.removed),
+        "settings": sorted(plan.settings),
+    }
+
+
+@click.command()
+@click.argument("config", type=PATH)
+@click.option("--strict", is_flag=True, help="A warning is an error.")
+@click.option("--effective", "effectively", is_flag=True, help="Print what it comes to: expanded, secrets masked.")
+@click.option("--diff", "other", type=PATH, metavar="OTHER", help="Say what a reload from CONFIG to OTHER would do.")
+@local
+def check(desk: Desk, config: Path, strict: bool, effectively: bool, other: Path | None) -> None:
+    """Check a configuration file, or a folder of them.
+
+    Exit status 0: it loads. 1: it does not, or with --strict there are warnings.
+    """
+    errors: list[Problem] = []
+    warnings: list[Problem] = []
+    found: list[Loaded] = []
+    for path in (config, other) if other else (config,):
+        try:
+            one = loaded(path)
+        except ConfigError as error:
+            errors += error.problems
+            warnings += error.warnings
+        else:
+            found.append(one)
+            warnings += one.warnings
+    bad = bool(errors) or (strict and bool(warnings))
+    plan = changes(found[0].config, found[1].config) if len(found) == 2 else None
+    if desk.as_json:
+        document: dict[str, Any] = {
+            "valid": not bad,
+            "errors": [problem(one) for one in errors],
+            "warnings": [problem(one) for one in warnings],
+        }
+        if effectively and found and not errors:
+            document["effective"] = effective.plain(found[-1].config)
+        if plan is not None:
+            document["changes"] = plan
+        desk.document(document)
+    else:
+        _tell(desk, errors, warnings, strict)
+        if effectively and found and not errors:
+            click.echo(effective.text(found[-1].config), nl=False)
+        if plan is not None:
+            _tell_plan(desk, plan)
+        if found and not errors and not effectively and plan is None and not (strict and warnings):
+            desk.say(f"{config}: {len(found[0].config.models)} models, nothing wrong", "green")
+    if bad:
+        raise SystemExit(1)
+
+
+def _tell(desk: Desk, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:
+    for one in errors:
+        desk.err.print(f"[red]error[/]    {_escaped(one)}")
+    for one in warnings:
+        desk.err.print(f"[{'red' if strict else 'yellow'}]warning[/]  {_escaped(one)}")
+
+
+def _escaped(one: Problem) -> str:
+    from rich.markup import escape
+
+    return escape(str(one))
+
+
+def _tell_plan(desk: Desk, plan: dict[str, list[str]]) -> None:
+    words = {
+        "restart": "restarted",
+        "retune": "keep running, with new settings",
+        "add": "added",
+        "remove": "stopped and removed",
+        "settings": "settings that change",
+    }
+    if not any(plan.values()):
+        desk.say("a reload would change nothing")
+        return
+    for name, told in words.items():
+        if plan[name]:
+            desk.say(f"{told}: {', '.join(plan[name])}")
+    if not (plan["restart"] or plan["remove"]):
+        desk.say("no running server would be touched", "green")

@@ -1,0 +1,228 @@
+"""What is on this machine: GGUF folders, the Hugging Face cache, Ollama's models, engines, running servers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from llamaswap.commands.client import Client, Trouble
+from llamaswap.commands.found import Found, FoundModel, FoundServer, gguf_models, model_name
+
+DEEPEST = 6  # folders below a model folder: publishers keep PUBLISHER/MODEL/FILE
+MOST_FILES = 5000  # of one folder; who has more names the folder he means
+ENGINES = (
+    *("llama-server", "llamafile", "koboldcpp", "vllm", "sglang", "mlx_lm.server", "tabbyapi", "ollama"),
+    *("whisper-server", "sd-server", "podman", "docker"),
+)
+PORTS: Mapping[int, str] = {
+    1234: "lmstudio",
+    1337: "jan",
+    5000: "tabbyapi",
+    5001: "koboldcpp",
+    8000: "vllm",
+    8001: "openai-8001",
+    8081: "openai-8081",
+    8188: "comfyui",
+    11434: "ollama",
+    30000: "sglang",
+}
+ANSWER = 1.0  # seconds a local server has to list its models
+
+Ask = Callable[[str], Any]
+"""URL of a server -> its /v1/models document. Raises Trouble."""
+
+
+def ask(url: str) -> Any:
+    """Ask a server for its models."""
+    return Client.at(url).json("/v1/models", timeout=ANSWER)
+
+
+def model_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Where programs keep GGUF files."""
+    named = [environ[name] for name in ("LLAMA_CACHE", "LLAMA_ARG_MODELS_DIR") if environ.get(name)]
+    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return [
+        *map(Path, named),
+        home / "models",
+        home / "Models",
+        cache / "llama.cpp",
+        home / "Library/Caches/llama.cpp",
+        home / ".lmstudio/models",
+        cache / "lm-studio/models",
+        home / ".local/share/nomic.ai/GPT4All",
+        home / "jan/models",
+        Path("/models"),
+        Path("/srv/models"),
+        Path("/opt/models"),
+    ]
+
+
+def files(folder: Path, suffix: str, deepest: int = DEEPEST) -> Iterator[Path]:
+    """Files of a folder and the folders in it; what cannot be read is passed over, links to folders too."""
+    waiting, seen = [(folder, 0)], 0
+    while waiting:
+        here, depth = waiting.pop()
+        try:
+            entries = sorted(here.iterdir())
+        except OSError:
+            continue
+        for entry in entries:
+            seen += 1
+            if seen > MOST_FILES:
+                return
+            if entry.is_dir() and not entry.is_symlink():
+                if depth < deepest:
+                    waiting.append((entry, depth + 1))
+            elif entry.name.lower().endswith(suffix):
+                yield entry
+
+
+def hub_folder(home: Path, environ: Mapping[str, str]) -> Path:
+    """The Hugging Face cache."""
+    if environ.get("HF_HUB_CACHE"):
+        return Path(environ["HF_HUB_CACHE"])
+    root = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    return Path(root) / "hub"
+
+
+def hub_models(hub: Path, engines: Mapping[str, str]) -> list[FoundModel]:
+    """Models of the Hugging Face cache: GGUF for llama-server, safetensors for vLLM."""
+    found: list[FoundModel] = []
+    try:
+        repositories = sorted(path for path in hub.iterdir() if path.name.startswith("models--"))
+    except OSError:
+        return []
+    for repository in repositories:
+        name = repository.name.removeprefix("models--").replace("--", "/")
+        snapshot = _newest_snapshot(repository)
+        if snapshot is None:
+            continue
+        ggufs = list(files(snapshot, ".gguf"))
+        if ggufs:
+            models = gguf_models(ggufs, engines.get("llama-server", "llama-server"))
+            found += [evolve(model, note=f"Hugging Face cache: {name}") for model in models]
+        elif (snapshot / "config.json").exists() and next(files(snapshot, ".safetensors"), None):
+            words = (engines.get("vllm", "vllm"), "serve", name)
+            note = f"Hugging Face cache: {name}"
+            found.append(FoundModel(model_name(name.rpartition("/")[2]), words, note, active="vllm" in engines))
+    return found
+
+
+def _newest_snapshot(repository: Path) -> Path | None:
+    try:
+        revision = (repository / "refs/main").read_text(encoding="utf-8").strip()
+        if revision and (repository / "snapshots" / revision).is_dir():
+            return repository / "snapshots" / revision
+        return max((repository / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, default=None)
+    except OSError:
+        try:
+            return max((repository / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, default=None)
+        except OSError:
+            return None
+
+
+def ollama_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Where Ollama keeps its models: the user's, the service's."""
+    given = [Path(environ["OLLAMA_MODELS"])] if environ.get("OLLAMA_MODELS") else []
+    return [*given, home / ".ollama/models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/models")]
+
+
+def ollama_models(folder: Path, program: str = "llama-server") -> list[FoundModel]:
+    """The models in a folder of Ollama's, served by llama-server from the files that are there."""
+    manifests = folder / "manifests"
+    found: list[FoundModel] = []
+    for path in sorted(path for path in manifests.rglob("*") if path.is_file()) if manifests.is_dir() else []:
+        try:
+            layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+            by_kind: dict[str, list[Path]] = {}
+            for layer in layers:
+                kind = layer["mediaType"].rpartition(".")[2]
+                by_kind.setdefault(kind, []).append(folder / "blobs" / layer["digest"].replace(":", "-"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # half a download, or something else
+        if not by_kind.get("model") or not by_kind["model"][0].exists():
+            continue
+        found.append(_ollama_model(path.relative_to(manifests), by_kind, program))
+    return found
+
+
+def _ollama_model(manifest: Path, layers: Mapping[str, Sequence[Path]], program: str) -> FoundModel:
+    *place, name, tag = manifest.parts
+    words = [program, "-m", str(layers["model"][0])]
+    for kind, flag in (("projector", "--mmproj"), ("adapter", "--lora")):
+        for path in layers.get(kind, ()):
+            words += [flag, str(path)]
+    words += _ollama_parameters(layers.get("params", ()))
+    namespace = [part for part in place[1:] if part != "library"]
+    full = "/".join([*namespace, name]) + (f":{tag}" if tag != "latest" else "")
+    return FoundModel(model_name(full), tuple(words), f"Ollama: {full}")
+
+
+def _ollama_parameters(paths: Sequence[Path]) -> list[str]:
+    """The parameters that llama-server has flags for; stop words it knows from the model's own template."""
+    flags = {"num_ctx": "-c", "temperature": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p"}
+    words: list[str] = []
+    for path in paths:
+        try:
+            parameters = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for name, flag in flags.items():
+            if isinstance(parameters, dict) and isinstance(parameters.get(name), int | float):
+                words += [flag, f"{parameters[name]:g}"]
+    return words
+
+
+def engines(which: Callable[[str], str | None] = shutil.which) -> dict[str, str]:
+    """Engines on PATH."""
+    found = ((name, which(name)) for name in ENGINES)
+    return {name: path for name, path in found if path}
+
+
+def servers(ask: Ask = ask, ports: Mapping[int, str] = PORTS, skip: Sequence[int] = ()) -> list[FoundServer]:
+    """OpenAI-compatible servers that run on this machine, at the ports that such programs use."""
+
+    def look(port: int) -> FoundServer | None:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            listed = ask(url)["data"]
+            names = tuple(str(row["id"]) for row in listed)
+        except (Trouble, KeyError, TypeError):
+            return None
+        return FoundServer(ports[port], url, names)
+
+    chosen = [port for port in ports if port not in skip]
+    with ThreadPoolExecutor(max(1, len(chosen))) as pool:
+        return [server for server in pool.map(look, chosen) if server is not None]
+
+
+def survey(
+    home: Path,
+    environ: Mapping[str, str],
+    folders: Sequence[Path] = (),
+    *,
+    which: Callable[[str], str | None] = shutil.which,
+    ask: Ask | None = ask,
+) -> Found:
+    """Look everywhere; only in `folders` for GGUF files where some are given. `ask` None: no running servers."""
+    installed = engines(which)
+    program = installed.get("llama-server", "llama-server")
+    seen: set[Path] = set()
+    models: list[FoundModel] = []
+    for folder in folders or model_folders(home, environ):
+        paths = []
+        for path in files(folder, ".gguf"):
+            real = path.resolve()
+            if real not in seen:
+                seen.add(real)
+                paths.append(path)
+        models += gguf_models(paths, program)
+    if not folders:
+        models += hub_models(hub_folder(home, environ), installed)
+    return Found(tuple(models), tuple(servers(ask)) if ask else (), installed)

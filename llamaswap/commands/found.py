@@ -1,0 +1,186 @@
+"""Models and servers found on a machine, and the commented configuration made of them. Reads no disk, no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+from attrs import field, frozen
+
+SPLIT = re.compile(r"-(?P<number>\d{5})-of-\d{5}$")
+UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@frozen
+class FoundModel:
+    """A model that could be served. `words` is the command without --port; `note` says where it comes from."""
+
+    name: str
+    words: tuple[str, ...]
+    note: str = ""
+    check_endpoint: str = ""
+    active: bool = True
+
+
+@frozen
+class FoundServer:
+    """A running OpenAI-compatible server: a peer."""
+
+    name: str
+    url: str
+    models: tuple[str, ...] = ()
+
+
+@frozen
+class Found:
+    """Everything, in the order it was found."""
+
+    models: tuple[FoundModel, ...] = ()
+    servers: tuple[FoundServer, ...] = ()
+    engines: dict[str, str] = field(factory=dict)
+    """Engine name to program path."""
+
+
+def model_name(text: str) -> str:
+    """A name that is comfortable to type, from a file or repository name."""
+    return UNNAMEABLE.sub("-", text).strip("-.").lower() or "model"
+
+
+def gguf_models(paths: Iterable[PurePath], program: str = "llama-server") -> list[FoundModel]:
+    """One model for each set of GGUF files; a projector beside a model goes with it, further shards are not told."""
+    ordered = sorted(paths)
+    projectors = [path for path in ordered if is_projector(path)]
+    models = []
+    for path in ordered:
+        shard = SPLIT.search(path.stem)
+        if path in projectors or (shard and shard["number"] != "00001"):
+            continue
+        words = [program, "-m", str(path)]
+        beside = [other for other in projectors if other.parent == path.parent]
+        if beside:
+            words += ["--mmproj", str(beside[0])]
+        if is_embedder(path):
+            words.append("--embedding")
+        models.append(FoundModel(model_name(SPLIT.sub("", path.stem)), tuple(words), str(path.parent)))
+    return models
+
+
+def is_projector(path: PurePath) -> bool:
+    """A file that is of no use alone: the vision half of a model."""
+    return "mmproj" in path.name.lower()
+
+
+def is_embedder(path: PurePath) -> bool:
+    """By its name a model that embeds."""
+    return bool(re.search(r"embed|(^|[-_])(bge|gte|e5|minilm)[-_]", path.name.lower()))
+
+
+def unique(models: Iterable[FoundModel]) -> list[tuple[str, FoundModel]]:
+    """Each model with a name nobody else has."""
+    taken: set[str] = set()
+    named = []
+    for model in models:
+        name, number = model.name, 2
+        while name in taken:
+            name, number = f"{model.name}-{number}", number + 1
+        taken.add(name)
+        named.append((name, model))
+    return named
+
+
+def _text(value: str) -> str:
+    """A YAML scalar: plain where that is safe, else in double quotes (JSON's are YAML's)."""
+    if re.fullmatch(r"[A-Za-z][\w./:-]*[\w/]", value) and value.lower() not in ("true", "false", "yes", "no", "null"):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _word(word: str) -> str:
+    """A word of a command, quoted where it has to be, and safe from macros."""
+    if re.fullmatch(r"[\w@%+=:,./${}-]+", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def command(words: Sequence[str], indent: str) -> str:
+    """A `cmd:` of several lines: the program with its port, then one flag a line."""
+    lines = [_word(words[0])]
+    for word in words[1:]:
+        if word.startswith("-") or len(lines) == 1:
+            lines.append(_word(word))
+        else:
+            lines[-1] += f" {_word(word)}"
+    return "\n".join(f"{indent}{line}" for line in lines)
+
+
+def configuration(found: Found) -> str:
+    """A configuration file of it, with comments. Loads as it stands."""
+    lines = [
+        "# Written by `llamaswap init`. Every key: config/example.yaml and the documentation.",
+        "",
+        "# Seconds a server may take to become ready. Big models on slow disks need more.",
+        "healthCheckTimeout: 300",
+        "",
+        "# Seconds without a request after which a model is unloaded; 0 never. `ttl` overrides it for one model.",
+        "globalTTL: 0",
+        "",
+        "# Keys that clients must present. Without any, whoever reaches the port may use it.",
+        "# apiKeys:",
+        '#   - "${env.LLAMASWAP_API_KEY}"',
+        "",
+    ]
+    lines += _engines(found)
+    lines += _models(found)
+    lines += _servers(found)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _engines(found: Found) -> list[str]:
+    if not found.engines:
+        return ["# No engine was found on PATH. llama.cpp's llama-server is what most of the commands below need.", ""]
+    return ["# Engines found on this machine:", *(f"#   {name}: {path}" for name, path in found.engines.items()), ""]
+
+
+def _models(found: Found) -> list[str]:
+    named = unique(found.models)
+    active = [(name, model) for name, model in named if model.active]
+    lines = ["# ${PORT} is a free port that llamaswap hands out; `proxy` follows it by itself."]
+    lines += ["models:"] if active else ["models: {}"]
+    for name, model in active:
+        lines += _model(name, model, "  ")
+    asleep = [(name, model) for name, model in named if not model.active]
+    if asleep:
+        lines += ["", "# Found too, but the engine they need was not:"]
+        for name, model in asleep:
+            lines += [f"#{line}" for line in _model(name, model, "  ")]
+    return [*lines, ""]
+
+
+def _model(name: str, model: FoundModel, indent: str) -> list[str]:
+    lines = [f"{indent}# {model.note}"] if model.note else []
+    words = (model.words[0], "--port ${PORT}", *model.words[1:])
+    lines.append(f"{indent}{_text(name)}:")
+    lines.append(f"{indent}  cmd: |")
+    body = command((words[0],), indent + "    ").split("\n")
+    lines += [*body, f"{indent}    --port ${{PORT}}"]
+    if len(words) > 2:
+        lines += command(("", *words[2:]), indent + "    ").split("\n")[1:]
+    if model.check_endpoint:
+        lines.append(f"{indent}  checkEndpoint: {model.check_endpoint}")
+    return lines
+
+
+def _servers(found: Found) -> list[str]:
+    if not found.servers:
+        return []
+    lines = ["# Servers that run already; their models are asked for as NAME/MODEL, or by their bare name."]
+    lines.append("peers:")
+    for server in found.servers:
+        lines += [f"  {_text(server.name)}:", f"    proxy: {server.url}"]
+        if server.models:
+            lines += ["    models:", *(f"      - {_text(model)}" for model in server.models)]
+        else:
+            lines.append("    models: []")
+    return [*lines, ""]

@@ -1,0 +1,42 @@
+"""Configurations that commands write: never over an existing file unasked, always one that loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llamaswap.commands.desk import Desk
+from llamaswap.commands.found import Found, configuration
+from llamaswap.config import Source, load
+from llamaswap.errors import ConfigError
+
+
+def write(desk: Desk, found: Found, output: str, force: bool) -> None:
+    """The configuration into `output`, to standard output for -; with --json what is in it is told too."""
+    text = configuration(found)
+    try:
+        load([Source(output, text)], {"LLAMASWAP_API_KEY": ""})
+    except ConfigError as error:  # a name or path nobody thought of: show it rather than write it
+        raise click.ClickException(f"what was found makes no configuration that loads:\n{error}\n\n{text}") from None
+    if output != "-":
+        path = Path(output)
+        if path.exists() and not force:
+            raise click.ClickException(f"{path} exists; --force replaces it, -o FILE writes elsewhere")
+        path.write_text(text, encoding="utf-8")
+    if desk.as_json:
+        desk.document(
+            {
+                "output": None if output == "-" else output,
+                "models": [{"name": model.name, "command": list(model.words)} for model in found.models],
+                "servers": [
+                    {"name": server.name, "url": server.url, "models": list(server.models)} for server in found.servers
+                ],
+                "engines": found.engines,
+            }
+        )
+    elif output == "-":
+        click.echo(text, nl=False)
+    else:
+        desk.say(f"{output}: {len(found.models)} models, {len(found.servers)} running servers", "green")
+        desk.say(f"next: llamaswap check {output} && llamaswap -config {output} -listen 127.0.0.1:8080")

@@ -1,0 +1,51 @@
+"""The commands as a whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.commands.app import COMMANDS
+from tests.commands.doubles import invoke
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class AppTests(SynchronousTestCase):
+    def test_every_command_has_help(self):
+        for name in COMMANDS:
+            done = invoke(["help", name])
+            self.assertEqual(done.exit_code, 0, done.output)
+            self.assertIn("Usage:", done.stdout)
+
+    def test_an_unknown_command_exits_2(self):
+        self.assertEqual(invoke(["fly"]).exit_code, 2)
+        self.assertEqual(invoke(["help", "fly"]).exit_code, 2)
+
+    def test_each_shell_has_a_completion_script(self):
+        for shell in ("bash", "zsh", "fish"):
+            self.assertIn("_LLAMASWAP_COMPLETE", invoke(["completion", shell]).stdout)
+
+    def test_every_command_but_those_without_a_result_prints_json(self):
+        for name in COMMANDS:
+            if name not in ("completion", "demo", "help", "import", "wol", "service"):
+                self.assertIn("--json", invoke(["help", name]).stdout, name)
+
+    def run_module(self, *words, **env):
+        return subprocess.run(
+            [sys.executable, "-m", "llamaswap", *words],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin", **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def test_the_module_runs_commands_and_flags(self):
+        self.assertIn("version:", self.run_module("-version").stdout)
+        self.assertIn("Usage: llamaswap ps", self.run_module("help", "ps").stdout)
+
+    def test_a_shell_is_told_the_commands(self):
+        done = self.run_module(_LLAMASWAP_COMPLETE="bash_complete", COMP_WORDS="llamaswap un", COMP_CWORD="1")
+        self.assertEqual(done.stdout, "plain,unload\n")

@@ -1,0 +1,90 @@
+"""Streamed chat answers, and the commands that read them: run and bench."""
+
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.commands.bench import percentile, summary
+from llamaswap.commands.chat import Conversation
+from llamaswap.commands.client import Client, Trouble
+from llamaswap.commands.streaming import CHAT, collect
+from tests.commands.doubles import Server, chat, invoke, sse
+
+
+class CollectTests(SynchronousTestCase):
+    def collect(self, body):
+        ticks = iter(range(100))
+        server = Server().on(f"POST {CHAT}", body)
+        return collect(Client("x", server.send), {"model": "owl"}, now=lambda: float(next(ticks)))
+
+    def test_pieces_are_joined_and_timed(self):
+        tally = self.collect(chat("a", "b", "c", usage={"completion_tokens": 30}))
+        self.assertEqual((tally.text, tally.first, tally.tokens), ("abc", 1.0, 30))
+        self.assertAlmostEqual(tally.rate, 29 / (tally.total - 1))
+
+    def test_without_a_count_the_pieces_are_counted(self):
+        self.assertEqual(self.collect(chat("a", "b")).tokens, 2)
+
+    def test_reasoning_is_apart(self):
+        tally = self.collect(sse({"choices": [{"delta": {"reasoning_content": "hm"}}]}, "[DONE]"))
+        self.assertEqual((tally.text, tally.reasoning), ("", "hm"))
+
+    def test_an_error_in_the_stream_is_raised(self):
+        body = sse({"choices": [{"delta": {"content": "a"}}]}, {"error": {"message": "broken off"}})
+        self.assertEqual(str(self.assertRaises(Trouble, self.collect, body)), "broken off")
+
+    def test_one_token_has_no_rate(self):
+        self.assertIsNone(self.collect(chat("a")).rate)
+
+
+class RunTests(SynchronousTestCase):
+    def test_a_prompt_gets_one_answer(self):
+        server = Server().on(f"POST {CHAT}", chat("Hello", "!"))
+        done = invoke(["run", "owl", "say", "hello", "--system", "be kind", "--temperature", "0"], server)
+        self.assertEqual(done.stdout, "Hello!\n")
+        body = server.bodies[0]
+        self.assertEqual([message["content"] for message in body["messages"]], ["be kind", "say hello"])
+        self.assertEqual((body["temperature"], body["stream"]), (0.0, True))
+
+    def test_what_is_piped_in_follows_the_prompt(self):
+        server = Server().on(f"POST {CHAT}", chat("x"))
+        invoke(["run", "owl", "sum up:"], server, stdin="a text\n")
+        self.assertEqual(server.bodies[0]["messages"][-1]["content"], "sum up:\n\na text")
+
+    def test_json_holds_the_text_and_the_numbers(self):
+        server = Server().on(f"POST {CHAT}", chat("a", "b", usage={"completion_tokens": 2}))
+        found = json.loads(invoke(["run", "owl", "hi", "--json"], server).stdout)
+        self.assertEqual((found["content"], found["usage"]), ("ab", {"completion_tokens": 2}))
+
+    def test_nothing_to_say_is_a_usage_error(self):
+        self.assertEqual(invoke(["run", "owl"]).exit_code, 2)
+
+    def test_a_conversation_is_sent_whole_without_the_reasoning(self):
+        talk = Conversation("owl", "kind")
+        talk.keep("q1", "a1")
+        roles = [(message["role"], message["content"]) for message in talk.order("q2")["messages"]]
+        self.assertEqual(roles, [("system", "kind"), ("user", "q1"), ("assistant", "a1"), ("user", "q2")])
+
+
+class BenchTests(SynchronousTestCase):
+    def test_percentiles_are_values_that_were_measured(self):
+        values = [float(number) for number in range(1, 101)]
+        self.assertEqual([percentile(values, percent) for percent in (50, 90, 99, 100)], [50, 90, 99, 100])
+        self.assertEqual(percentile([3.0], 50), 3.0)
+        self.assertIsNone(percentile([], 50))
+
+    def test_nothing_measured_has_no_summary(self):
+        self.assertEqual(set(summary([]).values()), {None})
+
+    def test_every_request_is_made_and_counted(self):
+        server = Server().on(f"POST {CHAT}", lambda _: chat("a", "b", usage={"completion_tokens": 2}))
+        done = invoke(["bench", "owl", "-n", "3", "-c", "2", "--json"], server)
+        found = json.loads(done.stdout)
+        self.assertEqual((found["requests"], found["failed"], found["tokens"]), (3, 0, 6))
+        self.assertEqual(len(server.asked), 4)  # one to warm up
+
+    def test_if_every_request_fails_it_exits_1_and_says_why(self):
+        server = Server().on(f"POST {CHAT}", (500, {"error": {"message": "no memory"}}))
+        done = invoke(["bench", "owl", "-n", "2", "--cold"], server)
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn("no memory", done.stderr)

@@ -1,0 +1,183 @@
+"""The commands against a running product, and `pull` against a pretended model hub."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from tests.live.product import ROOT, Product
+from tests.live.test_service import config
+
+
+def command(*words, url="", stdin=None, timeout=60, **env):
+    """Run a subcommand; (exit status, standard output, standard error)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llamaswap", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **({"LLAMASWAP_URL": url} if url else {}), **env},
+        input=stdin or "",
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+class RemoteTests(SynchronousTestCase):
+    timeout = 120
+
+    def test_a_session_of_an_operator(self):
+        with Product(config(one="--say WRITTEN", two="", bad={"cmd": "/no/such/program --port ${PORT}"})) as product:
+
+            def ask(*words, code=0, **more):
+                status, out, err = command(*words, url=product.url, **more)
+                self.assertEqual(status, code, out + err)
+                return out + err if code else out
+
+            self.assertIn("nothing is loaded", ask("ps"))
+            self.assertEqual(json.loads(ask("load", "one", "--json"))[0]["state"], "ready")
+            self.assertIn("one", ask("ps"))
+            self.assertIn("/no/such/program", ask("load", "bad", code=1))
+            self.assertEqual([row["id"] for row in json.loads(ask("ps", "-a", "--json"))["models"]].count("two"), 1)
+            self.assertIn("WRITTEN", ask("logs", "one"))
+            self.assertIn("tok", ask("run", "two", "hello"))
+            self.assertEqual(json.loads(ask("run", "two", "--json", stdin="hello"))["model"], "two")
+            found = json.loads(ask("bench", "two", "-n", "4", "-c", "2", "--json"))
+            self.assertEqual((found["failed"], found["requests"]), (0, 4))
+            self.assertIn("two", ask("top", "--once"))
+            ask("unload", "two")
+            self.assertIn("nothing is loaded", ask("ps"))
+
+    def test_a_key_is_needed_where_the_server_wants_one(self):
+        text = json.loads(config(one="")) | {"apiKeys": ["open sesame".replace(" ", "-")]}
+        with Product(json.dumps(text)) as product:
+            self.assertEqual(command("ps", url=product.url)[0], 1)
+            self.assertEqual(command("ps", "--key", "open-sesame", url=product.url)[0], 0)
+
+    def test_following_a_log_sees_what_is_written_later(self):
+        with Product(config(one="--say WRITTEN")) as product:
+            follower = subprocess.Popen(
+                [sys.executable, "-m", "llamaswap", "logs", "-f", "one", "--url", product.url],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                product.json("/v1/chat/completions", {"model": "one", "messages": []})
+                lines = iter(follower.stdout.readline, "")
+                self.assertIn("WRITTEN", next(line for line in lines if "WRITTEN" in line))
+            finally:
+                follower.kill()
+                follower.wait(10)
+                follower.stdout.close()
+
+
+CONTENT = b"GGUF" + bytes(range(256)) * 49152  # 12 MiB: the hub's client writes pieces of ten
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the model hub's interface as a download needs. `cut`: the first answer ends half-way."""
+
+    protocol_version = "HTTP/1.1"
+    names = ("README.md", "Tiny-Q4_K_M.gguf", "Tiny-Q8_0.gguf")
+    ranges: list = []
+    cut = False
+
+    def do_HEAD(self):
+        self._answer(head=True)
+
+    def do_GET(self):
+        self._answer()
+
+    def _answer(self, head=False):
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/org/Tiny-GGUF/tree/"):
+            rows = [{"type": "file", "path": name, "size": len(CONTENT), "oid": "a" * 40} for name in self.names]
+            return self._send(200, json.dumps(rows).encode(), {"Content-Type": "application/json"}, head)
+        if path.startswith("/api/models/org/Tiny-GGUF"):
+            body = {"id": "org/Tiny-GGUF", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.names]}
+            return self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"}, head)
+        if path.startswith("/org/Tiny-GGUF/resolve/") and path.rpartition("/")[2] in self.names:
+            headers = {"ETag": f'"{hashlib.sha1(CONTENT).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            asked = self.headers.get("Range")
+            if asked and not head:
+                type(self).ranges.append(asked)
+                start = int(asked.removeprefix("bytes=").partition("-")[0])
+                if start:
+                    headers["Content-Range"] = f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+                    return self._send(206, CONTENT[start:], headers, head)
+            return self._send(200, CONTENT, headers, head)
+        return self._send(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, head)
+
+    def _send(self, status, body, headers, head):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if not head:
+            if type(self).cut and status == 200 and body is CONTENT:
+                type(self).cut = False
+                self.wfile.write(body[: len(body) * 11 // 12])
+                self.close_connection = True
+            else:
+                self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+class PullTests(SynchronousTestCase):
+    timeout = 120
+
+    def setUp(self):
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise SkipTest("huggingface_hub is not installed (extra: pull)")
+        Hub.ranges, Hub.cut = [], False
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        thread = threading.Thread(target=self.server.serve_forever)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+        self.home = Path(self.mktemp()).absolute()
+
+    def pull(self, *words):
+        port = self.server.server_address[1]
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
+        return command("pull", *words, **hub, HF_HUB_DISABLE_TELEMETRY="1")
+
+    def test_the_quant_asked_for_comes_into_the_cache(self):
+        status, out, err = self.pull("org/Tiny-GGUF:Q8_0", "--json")
+        self.assertEqual(status, 0, out + err)
+        (path,) = json.loads(out)["files"]
+        self.assertTrue(path.endswith("Tiny-Q8_0.gguf") and path.startswith(str(self.home)))
+        self.assertEqual(Path(path).read_bytes(), CONTENT)
+
+    def test_a_download_whose_connection_breaks_is_taken_up_where_it_broke(self):
+        Hub.cut = True
+        status, out, err = self.pull("org/Tiny-GGUF")
+        self.assertEqual(status, 0, out + err)
+        self.assertEqual(Path(out.splitlines()[0]).read_bytes(), CONTENT)
+        self.assertTrue(any(int(asked[6:].partition("-")[0]) for asked in Hub.ranges), Hub.ranges)
+
+    def test_a_file_that_is_there_is_not_fetched_again(self):
+        self.assertEqual(self.pull("org/Tiny-GGUF")[0], 0)
+        Hub.cut = True  # it would be seen
+        self.assertEqual(self.pull("org/Tiny-GGUF")[0], 0)
+        self.assertTrue(Hub.cut)
+
+    def test_an_unknown_quant_names_those_there_are(self):
+        status, _, err = self.pull("org/Tiny-GGUF:Q2_K")
+        self.assertEqual((status, "Q4_K_M" in err), (1, True))
+
+    def test_an_unknown_repository_exits_1_in_words(self):
+        status, _, err = self.pull("org/Nothing")
+        self.assertEqual((status, "Traceback" in err), (1, False), err)
