@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import socket
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -95,20 +94,40 @@ def resolved(host: str) -> str:
 
 
 def tls_options(cert_file: str, key_file: str) -> Any:
-    """Server certificate options from PEM files; the first certificate is ours, the rest its chain."""
+    """A server context factory from PEM files: our certificate first, then its chain. TLS 1.2 and newer.
+
+    Twisted's own CertificateOptions takes the chain apart and does not agree with every pyOpenSSL (handshakes end in
+    an internal error with 26.4); the library's chain loader does all that is needed.
+    """
     try:
-        from OpenSSL import crypto
-        from twisted.internet.ssl import CertificateOptions
+        from OpenSSL import SSL
+        from twisted.internet.ssl import ContextFactory
     except ImportError as error:
         raise ValueError("TLS needs pyOpenSSL and service-identity: pip install 'llamaswap[tls]'") from error
 
-    text = Path(cert_file).read_bytes()
-    blocks = re.findall(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
-    if not blocks:
-        raise ValueError(f"--tls-cert-file {cert_file}: no certificate in it (PEM is expected)")
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    for option, path, use in (
+        ("--tls-cert-file", cert_file, context.use_certificate_chain_file),
+        ("--tls-key-file", key_file, context.use_privatekey_file),
+    ):
+        with open(path, "rb"):  # a file that is missing or not readable says so itself
+            pass
+        try:
+            use(path)
+        except SSL.Error as error:
+            raise ValueError(f"{option} {path}: not usable (PEM is expected): {error}") from error
     try:
-        certificates = [crypto.load_certificate(crypto.FILETYPE_PEM, block) for block in blocks]
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, Path(key_file).read_bytes())
-    except crypto.Error as error:
-        raise ValueError(f"--tls-cert-file {cert_file}, --tls-key-file {key_file}: not usable: {error}") from error
-    return CertificateOptions(privateKey=key, certificate=certificates[0], extraCertChain=certificates[1:])
+        context.check_privatekey()
+    except SSL.Error as error:
+        raise ValueError(f"--tls-key-file {key_file} is not the key of --tls-cert-file {cert_file}") from error
+
+    class Prepared(ContextFactory):
+        """Every connection uses the one context."""
+
+        isClient = 0
+
+        def getContext(self) -> SSL.Context:
+            return context
+
+    return Prepared()

@@ -1,13 +1,18 @@
 """The service as an operator meets it: started, signalled, killed, misconfigured. Real processes throughout."""
 
+import datetime
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -133,6 +138,78 @@ class EndTests(SynchronousTestCase):
             product._home.cleanup()
             self.assertEqual(done.returncode, 1)
             self.assertNotIn(b"loading", done.stdout)
+
+
+def certificate(folder):
+    """Paths of a self-signed certificate for localhost and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
+    cert_file.write_bytes(made.public_bytes(pem))
+    form = serialization.PrivateFormat.PKCS8
+    key_file.write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    return cert_file, key_file
+
+
+class ListeningTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_tls_serves_models_and_the_admin_surface(self):
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        cert_file, key_file = certificate(folder)
+        flags = ("--tls-cert-file", str(cert_file), "--tls-key-file", str(key_file))
+        with Product(config(one=""), *flags) as product:
+            self.assertTrue(product.url.startswith("https://localhost:"))
+            context = ssl.create_default_context(cafile=str(cert_file))
+            for path, body in (
+                ("/v1/chat/completions", chat("one")),
+                ("/v1/chat/completions", chat("one", stream=True)),
+                ("/running", None),
+            ):
+                data = json.dumps(body).encode() if body else None
+                request = urllib.request.Request(product.url + path, data, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+                    self.assertIn(b"one", answer.read())
+
+    def test_a_unix_socket_serves(self):
+        path = f"{tempfile.mkdtemp()}/socket"
+        product = Product(config(one=""), "--listen", f"unix:{path}")
+        child = subprocess.Popen(product.words, env=product.env, cwd=product.cwd, start_new_session=True)
+        try:
+            wait_for(lambda: os.path.exists(path), 20, "the socket")
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(path)
+                body = json.dumps(chat("one")).encode()
+                head = f"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n"
+                client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+                answer = b""
+                while data := client.recv(65536):
+                    answer += data
+            self.assertIn(b" 200 ", answer[:20])
+        finally:
+            child.terminate()
+            child.wait(20)
+            product._home.cleanup()
+            shutil.rmtree(os.path.dirname(path))
 
 
 class ConfigurationTests(SynchronousTestCase):
