@@ -1,6 +1,6 @@
 """Everything that must hold, in one command: `python -m tests [STEP ...]`.
 
-Steps: lint, types, unit, live, packaging, ui. Without arguments all of them run. The last line reads
+Steps: lint, types, unit, live, soak, packaging, ui. Without arguments all of them run. The last line reads
 `N passed, N failed, N skipped`; a step that is no test suite (lint, types, packaging checks) counts as one.
 The exit status is 0 when nothing failed.
 """
@@ -126,10 +126,19 @@ def packaging(tally):
                 tally.check(f"{kind} install: {' '.join(words)}", ok, "" if ok else (done.stdout + done.stderr)[-800:])
 
 
+def soak(tally):
+    """The short version; an hour of it is `python -m tests.soak`."""
+    program(tally, "tests.soak", "--seconds", "90")
+
+
 def ui(tally):
-    if not (HERE / "ui" / "__main__.py").exists():
-        return
-    done = run([sys.executable, "-m", "tests.ui"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if (HERE / "ui" / "__main__.py").exists():
+        program(tally, "tests.ui")
+
+
+def program(tally, *words):
+    """Run a module that counts for itself."""
+    done = run([sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout[-6000:])
     counts = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", done.stdout, re.MULTILINE)
     good, bad, left = (int(number or 0) for number in counts[-1]) if counts else (0, 1, 0)
@@ -138,7 +147,7 @@ def ui(tally):
     tally.passed, tally.failed, tally.skipped = tally.passed + good, tally.failed + bad, tally.skipped + left
 
 
-STEPS = {"lint": lint, "types": types, "unit": unit, "live": live, "packaging": packaging, "ui": ui}
+STEPS = {"lint": lint, "types": types, "unit": unit, "live": live, "soak": soak, "packaging": packaging, "ui": ui}
 
 
 def main(names):
