@@ -56,6 +56,11 @@ class ProfileChanged:
 
 
 @frozen
+class PeersChanged:
+    """What a peer offers has changed, or whether it answers."""
+
+
+@frozen
 class Preloaded:
     """A model named in hooks.on_startup.preload was loaded, or failed to."""
 

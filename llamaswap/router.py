@@ -532,8 +532,8 @@ class Router:
             try:
                 if not supervisor.adopt(served):
                     outdated.append(model)
-            except OSError as error:
-                self._log.warn("{model} is not taken over: {error}", model=model, error=str(error))
+            except Exception as error:  # the edge of a floor: one server's fault must not cost the others
+                self._log.failure("{model} is not taken over", model=model)
                 left.append(served)
                 effects += self._scheduler.exited(model, now, str(error))
             self._perform(effects)

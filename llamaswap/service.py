@@ -29,8 +29,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap import sources
-from llamaswap.bus import ActivityStored, Bus, StateChanged
-from llamaswap.config import Config, Loaded, Model, Source, diff, load
+from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged
+from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.ports import keep
 from llamaswap.demo import demo_config
 from llamaswap.listening import Listen
@@ -50,6 +50,8 @@ from llamaswap.observe.sources import usual as gpu_sources
 from llamaswap.observe.stdout import StdoutWriter
 from llamaswap.observe.store import Store
 from llamaswap.observe.worker import Worker
+from llamaswap.peers import Peers
+from llamaswap.peers import client as peers_client
 from llamaswap.relay.exchange import RequestHead
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.pool import Pool
@@ -64,6 +66,7 @@ from llamaswap.supervise.supervisor import Supervisor
 from llamaswap.version import build as build_info
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import errors, passthrough
+from llamaswap.web import peers as peers_routes
 from llamaswap.web.access import Accessed
 from llamaswap.web.app import Admin, make_site, routes
 from llamaswap.web.configfile import ConfigFile
@@ -89,6 +92,8 @@ from llamaswap.web.ui import Ui
 
 log = Logger("llamaswap.service")
 
+# A request leaves no cycles behind, so looking for some after every few of them is a tenth of the work for nothing.
+GC_THRESHOLD = (10_000, 20, 50)
 SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
 KEPT_FOR_SERVERS = 12.0  # of those, kept back for stopping servers when requests take their time
@@ -214,6 +219,10 @@ class LlamaSwap(MultiService):
 
         self.bus.subscribe(StateChanged, self._server_changed)
 
+        self.peers = Peers(
+            reactor, wall, peers_client(reactor), lambda: self.router.config, self._learned, self._peers_changed
+        )
+
         # What is seen.
         self.recorder = Worker("recorder", reactor.callFromThread)
         self.watcher = Worker("watcher", reactor.callFromThread)
@@ -258,6 +267,7 @@ class LlamaSwap(MultiService):
             wall=wall,
             uniform=random.uniform,
             shuffled=lambda items: random.sample(list(items), len(items)),
+            peer_heard=self.peers.heard,
             placed=lambda request, place: self.inflight.phase(request, "queued", place),
         )
         self.inference = Inference(self.router, self.dispatcher, gate)
@@ -270,7 +280,7 @@ class LlamaSwap(MultiService):
             self.bus,
             lambda: self.router.config,
             lambda: load(self._sources(), {**os.environ}, facts=sources.DiskFacts()),
-            keep,
+            lambda old, new: self.peers.filled(keep(old, new)),
             diff,
             self._apply,
             revisions(watch.changed),
@@ -302,12 +312,13 @@ class LlamaSwap(MultiService):
                 passthrough.resource(self.passthrough.serve_upstream, reactor),
                 passthrough.resource(self.passthrough.serve_comfyui, reactor),
             ),
-            Listing(fleet, config, time.time),
+            Listing(fleet, config, time.time, self.peers),
             Processes(fleet, config),
             Logs(self.book, config, self.streams),
             Profiles(fleet, config),
+            peers_routes.Peers(config, self.peers),
             Ui(ui_root, fleet, config),
-            Events(fleet, config, self.bus, self.book, self.inflight, self.activity, self.streams, reactor),
+            Events(fleet, config, self.bus, self.book, self.inflight, self.activity, self.streams, reactor, self.peers),
             activity_routes.Activity(self.activity, self.captures, self.inflight, self.streams),
             Models(fleet, config, self.inflight, self.history, self.book, reactor),
             System(build_info(), self.machine, self.hardware.snapshot, self.meters.render, self._features),
@@ -316,7 +327,6 @@ class LlamaSwap(MultiService):
             OpenApi(routes, build_info()),
         ]
         return Admin(groups, keys)
-        """How load tests reach us: over the loopback, through the front door like anybody. None where they cannot."""
 
     def _sends_to_itself(self) -> Generator | None:
         """How load tests reach us: over the loopback, through the front door like anybody. None where they cannot."""
@@ -368,6 +378,13 @@ class LlamaSwap(MultiService):
             if endpoint is not None:
                 self.pool.forget(endpoint)
 
+    def _learned(self, peers: Mapping[str, Peer]) -> None:
+        self.router.learn(peers)
+        self._peers_changed()
+
+    def _peers_changed(self) -> None:
+        self.bus.publish(PeersChanged())
+
     def _stored(self, row: Row) -> None:
         self.meters.stored(row)
         self.bus.publish(ActivityStored(row.id))
@@ -389,6 +406,7 @@ class LlamaSwap(MultiService):
         self.captures.resize(config.capture_buffer)
         self.activity.retune(config.ui.activity.session_id)
         self.book.retain(config.models)
+        self.peers.retune()
         if config.store != old.store:
             self.activity.use(Store(config.store.path if config.store else None, config.metrics_max_in_memory))
         if config.performance.disabled:
@@ -446,6 +464,7 @@ class LlamaSwap(MultiService):
         self._handle_signals()
         gc.collect()
         gc.freeze()  # what was made so far lives as long as the process: no need to look at it again
+        gc.set_threshold(*GC_THRESHOLD)
         tasks = Deferred.fromCoroutine(self._begin())
         tasks.addErrback(lambda failure: log.failure("start", failure))
 
@@ -462,6 +481,7 @@ class LlamaSwap(MultiService):
         hardware = self.hardware.take()
         if self.settings.watch:
             self.reloader.watch()
+        self.peers.retune()
         await self.router.preload()
         await hardware
 
@@ -506,6 +526,7 @@ class LlamaSwap(MultiService):
         deadline = self.reactor.seconds() + SHUTDOWN
         log.info("ending: {count} requests under way", count=self.dispatcher.active)
         self.reloader.stop()
+        self.peers.stop()
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
         self.streams.end_all()

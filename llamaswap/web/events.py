@@ -20,6 +20,7 @@ from llamaswap.bus import (
     Bus,
     ConfigRejected,
     ConfigReloaded,
+    PeersChanged,
     ProfileChanged,
     StateChanged,
     SwapBegan,
@@ -30,7 +31,7 @@ from llamaswap.observe.logs import LogBook, Monitor, Subscription
 from llamaswap.web.calls import Call
 from llamaswap.web.feeds import Feed, Message, message
 from llamaswap.web.listing import capability_flags, every_alias
-from llamaswap.web.needs import ActivityBook, Fleet, InflightBook
+from llamaswap.web.needs import ActivityBook, Fleet, InflightBook, PeerBook
 from llamaswap.web.routes import Query, Table
 from llamaswap.web.streams import Streams
 
@@ -103,6 +104,7 @@ class Events:
     activity: ActivityBook
     streams: Streams
     clock: IReactorTime
+    peers: PeerBook | None = None
     _feeds: dict[Feed, None] = field(factory=dict, init=False)
     _tails: dict[str, _Tail] = field(factory=dict, init=False)
     _number: int = field(default=0, init=False)
@@ -113,6 +115,7 @@ class Events:
 
     def __attrs_post_init__(self) -> None:
         self.bus.subscribe(StateChanged, lambda event: self._models_changed())
+        self.bus.subscribe(PeersChanged, lambda event: self._models_changed())
         self.bus.subscribe(ProfileChanged, self._profile_changed)
         self.bus.subscribe(ActivityStored, self._activity_stored)
         self.bus.subscribe(SwapBegan, self._swap_began)
@@ -321,9 +324,10 @@ class Events:
             rows.append(row)
         rows.sort(key=lambda row: str(row["id"]))
         for peer in config.peers.values():
+            health = {} if self.peers is None else {"peerHealth": self.peers.health(peer.id).state}
             for name in peer.models:
                 nothing = {"name": "", "description": "", "state": "", "unlisted": False}
-                rows.append({"id": f"{peer.id}/{name}", **nothing, "peerID": peer.id})
+                rows.append({"id": f"{peer.id}/{name}", **nothing, "peerID": peer.id, **health})
         return rows
 
     def _ui_config(self) -> dict[str, Any]:

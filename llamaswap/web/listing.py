@@ -9,7 +9,7 @@ from attrs import define
 
 from llamaswap.config import Config, Model
 from llamaswap.web.calls import Answer, Call, json_answer
-from llamaswap.web.needs import Fleet
+from llamaswap.web.needs import Fleet, PeerBook
 from llamaswap.web.routes import Table
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
@@ -26,6 +26,7 @@ class Listing:
     fleet: Fleet
     config: Callable[[], Config]
     now: Callable[[], float]
+    peers: PeerBook | None = None
 
     def models(self, call: Call) -> Answer:
         """Every name a request may use now, ascending."""
@@ -41,8 +42,10 @@ class Listing:
             if not model.unlisted:
                 yield from self._local(config, model, created, failing.get(model.id, 0))
         for peer in config.peers.values():
+            facts = {"type": "peer", "peerID": peer.id}
+            if self.peers is not None and self.peers.health(peer.id).state != "unknown":
+                facts["health"] = self.peers.health(peer.id).state
             for name in peer.models:
-                facts = {"type": "peer", "peerID": peer.id}
                 yield record(f"{peer.id}/{name}", created, f"{peer.id}: {name}", "", facts, loaded=False)
         for selector in config.selectors.values():
             if not selector.unlisted:

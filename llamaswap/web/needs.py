@@ -85,6 +85,25 @@ class ActivityBook(Protocol):
     def page_document(self, page: Page, /) -> dict[str, Any]: ...
 
 
+class PeerHealth(Protocol):
+    """How a peer is doing: unknown, up or down; `since` and `checked` in unix seconds."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def since(self) -> float | None: ...
+    @property
+    def checked(self) -> float | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+class PeerBook(Protocol):
+    """What is known of the peers."""
+
+    def health(self, peer: str, /) -> PeerHealth: ...
+
+
 class MachineBook(Protocol):
     """The machine's samples."""
 

@@ -123,6 +123,24 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Profiles": _object({"active": NULL_S, "profiles": _array(_PROFILE)}),
     "Active": _object({"active": NULL_S}),
+    "Peers": _object(
+        {
+            "peers": _array(
+                _object(
+                    {
+                        "id": S,
+                        "proxy": S,
+                        "auto": B,
+                        "models": _array(S),
+                        "state": S,
+                        "since": NULL_S,
+                        "checked": NULL_S,
+                        "error": NULL_S,
+                    }
+                )
+            )
+        }
+    ),
     "Choice": _object({"name": NULL_S}),
     "ActivityPage": _object({"data": _array(_ROW), "page": INT, "limit": INT, "total": INT, "total_pages": INT}),
     "Stats": _object(

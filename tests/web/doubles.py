@@ -19,6 +19,7 @@ from llamaswap.observe.captures import Captures
 from llamaswap.observe.history import History
 from llamaswap.observe.logs import LogBook
 from llamaswap.observe.store import Store
+from llamaswap.peers import Health
 from llamaswap.schedule.scheduler import Forecast
 from llamaswap.version import Build
 from llamaswap.web import app, table
@@ -32,6 +33,7 @@ from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import Logs
 from llamaswap.web.models import Models
 from llamaswap.web.openapi import OpenApi
+from llamaswap.web.peers import Peers
 from llamaswap.web.processes import Processes
 from llamaswap.web.profiles import Profiles
 from llamaswap.web.reloads import Reloads
@@ -187,6 +189,16 @@ class FakeInflight:
 
 
 @define(eq=False)
+class FakePeers:
+    """Health that the test writes."""
+
+    known: dict = field(factory=dict)
+
+    def health(self, peer):
+        return self.known.get(peer) or Health()
+
+
+@define(eq=False)
 class FakeMachine:
     """Samples that the test writes."""
 
@@ -266,6 +278,7 @@ class World:
     page: bytes = b""
     generator: object = None
     store: Store = field(factory=Store)
+    peers: object = field(factory=lambda: FakePeers())
 
     def __attrs_post_init__(self):
         self.activity = observed.Activity(
@@ -287,6 +300,7 @@ class World:
             self.activity,
             self.streams,
             self.clock,
+            self.peers,
         )
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
         self.reloads = Reloads(self.bus, lambda: 1700000000.0)
@@ -298,9 +312,10 @@ class World:
         config, fleet = self.config, self.fleet
         return [
             Doors(Echo(b"model"), Echo(b"upstream"), Echo(b"comfyui")),
-            Listing(fleet, config, lambda: 1700000000.5),
+            Listing(fleet, config, lambda: 1700000000.5, self.peers),
             Processes(fleet, config),
             Profiles(fleet, config),
+            Peers(config, self.peers),
             Logs(self.book, config, self.streams),
             Ui(self.ui, fleet, config),
             self.events,

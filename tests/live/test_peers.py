@@ -1,0 +1,74 @@
+"""Peers that are asked for their models, and selectors that turn from one to the next. Real processes throughout."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live.product import Product, wait_for
+from tests.live.test_service import chat, config
+
+
+class Engine:
+    """A stand-in server on its own, as a peer; use as a context manager."""
+
+    def __init__(self, *flags):
+        path = Path(__file__).with_name("engine.py")
+        self.words = [sys.executable, "-I", "-S", str(path), "--port", "0", *flags]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.words, stdout=subprocess.PIPE, text=True)
+        self.port = int(re.search(r"listening on (\d+)", self.process.stdout.readline())[1])
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+class PeerTests(SynchronousTestCase):
+    timeout = 60
+
+    def text(self, engine, **peer):
+        text = json.loads(config(own=""))
+        text["peers"] = {"lab": {"proxy": f"http://127.0.0.1:{engine.port}", "models": "auto", **peer}}
+        text["selectors"] = {"safe": {"strategy": "failover", "targets": ["lab/far", "own"]}}
+        return json.dumps(text)
+
+    def peer(self, product):
+        (peer,) = product.json("/api/peers")["peers"]
+        return peer
+
+    def test_what_a_peer_offers_is_listed_and_routed_and_its_end_is_seen(self):
+        with Engine("--name", "far") as engine, Product(self.text(engine)) as product:
+            wait_for(lambda: self.peer(product)["models"] == ["far"], 10, "the peer's list")
+            self.assertEqual(self.peer(product)["state"], "up")
+            self.assertIn("lab/far", [record["id"] for record in product.json("/v1/models")["data"]])
+            for name in ("lab/far", "far", "safe"):
+                self.assertEqual(product.json("/v1/chat/completions", chat(name))["model"], "far")
+            self.assertEqual(product.running(), {})
+            engine.process.kill()
+            engine.process.wait(10)
+            began = time.monotonic()
+            self.assertEqual(product.json("/v1/chat/completions", chat("safe"))["model"], "own")
+            self.assertLess(time.monotonic() - began, 5)
+            self.assertEqual(product.ask("/v1/chat/completions", chat("lab/far"))[0], 502)
+            self.assertEqual(self.peer(product)["state"], "down")
+            wait_for(lambda: self.failovers(product) == ["lab/far,own"], 5, "the record")
+
+    def failovers(self, product):
+        rows = product.json("/api/metrics/activity")["data"]
+        return [row["metadata"]["failover"] for row in rows if "failover" in row.get("metadata", {})]
+
+    def test_a_peer_that_is_not_there_yet_keeps_nobody_waiting(self):
+        with Engine() as engine:
+            text = self.text(engine)
+        with Product(text) as product:
+            wait_for(lambda: self.peer(product)["state"] == "down", 10, "the first question's end")
+            self.assertEqual(product.json("/v1/chat/completions", chat("safe"))["model"], "own")
+            self.assertEqual(product.ask("/v1/chat/completions", chat("lab/far"))[0], 404)

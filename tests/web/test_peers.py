@@ -1,0 +1,46 @@
+from attrs import evolve
+from twisted.trial.unittest import TestCase
+
+from llamaswap.bus import PeersChanged
+from llamaswap.config import Peer, Secret
+from llamaswap.peers import Health
+from tests.web.doubles import FakeFleet, FakePeers, World, example_config
+
+
+class PeerTests(TestCase):
+    def world(self, **known):
+        return World(FakeFleet(), peers=FakePeers(known))
+
+    def test_each_peer_says_how_it_is_doing(self):
+        world = self.world(lab=Health("down", 1700000000.0, 1700000060.0, "refused"))
+        den, lab = world.ask("/api/peers").json["peers"]
+        nothing = {"state": "unknown", "since": None, "checked": None, "error": None}
+        expected = {"id": "den", "proxy": "http://10.0.0.6:7000", "auto": False, "models": ["delta", "zeta"], **nothing}
+        self.assertEqual(den, expected)
+        self.assertEqual((lab["id"], lab["state"], lab["error"]), ("lab", "down", "refused"))
+        self.assertRegex(lab["since"], r"^2023-11-1\dT\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d)$")
+
+    def test_a_key_in_an_address_is_not_shown(self):
+        peer = Peer("lab", proxy="http://u:sesame@10.0.0.5", api_key=Secret("sesame"), models=("x",))
+        world = World(FakeFleet(example_config(peers={"lab": peer})))
+        self.assertNotIn(b"sesame", world.ask("/api/peers").body)
+
+    def test_a_key_is_asked_for(self):
+        world = World(FakeFleet(example_config(api_keys=(Secret("k-1"),))))
+        self.assertEqual(world.ask("/api/peers").status, 401)
+
+    def test_the_listing_says_what_is_known_and_nothing_else(self):
+        world = self.world(lab=Health("up", 1.0, 1.0))
+        records = {record["id"]: record for record in world.ask("/v1/models").json["data"]}
+        self.assertEqual(records["lab/delta"]["meta"]["llamaswap"], {"type": "peer", "peerID": "lab", "health": "up"})
+        self.assertEqual(records["den/zeta"]["meta"]["llamaswap"], {"type": "peer", "peerID": "den"})
+
+    def test_pages_hear_of_a_change(self):
+        world = self.world(lab=Health("up", 1.0, 1.0))
+        client = world.open("/api/events?topics=models")
+        before = client.received
+        world.bus.publish(PeersChanged())
+        told = client.received[len(before) :]
+        self.assertIn(b'\\"peerID\\":\\"lab\\",\\"peerHealth\\":\\"up\\"', told)
+        world.peers.known["lab"] = evolve(world.peers.known["lab"], state="down")
+        client.leave()
