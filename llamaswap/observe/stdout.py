@@ -1,16 +1,18 @@
 """Standard output that may be a pipe nobody empties: it must never hold up the reactor.
 
-Writes go into a bounded queue that one thread empties. When the queue is full bytes are dropped, counted,
-and their number is said as soon as there is room again.
+Writes are gathered in a bounded list that one thread empties a few times a second: a thread woken for each line
+would take the interpreter away from the reactor each time. When the list is full bytes are dropped, counted, and
+their number is said as soon as there is room again.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 
 BOUND = 1024 * 1024  # bytes on their way; a terminal swallows more than this in a second
+GATHER = 0.02  # seconds from a first line to the write of all that came meanwhile
 
 
 def _daemon(target: Callable[[], None]) -> None:
@@ -31,17 +33,18 @@ class StdoutWriter:
         self._write = write
         self._start: Callable[[Callable[[], None]], None] | None = start
         self._bound = bound
-        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lines: deque[bytes] = deque()
+        self._some = threading.Event()
+        self._end = threading.Event()
         # Each counter has one writing thread, so their difference needs no lock.
         self._put = 0
         self._done = 0
         self._missing = 0
-        self._closed = False
         self.dropped = 0
 
     def __call__(self, data: bytes) -> None:
         """Queue `data`, or count it as dropped. Never waits."""
-        if self._closed:
+        if self._end.is_set():
             return
         if self._start is not None:
             start, self._start = self._start, None
@@ -54,21 +57,28 @@ class StdoutWriter:
             data = f"\n\N{EM DASH} {self._missing} bytes dropped \N{EM DASH}\n".encode() + data
             self._missing = 0
         self._put += len(data)
-        self._queue.put(data)
+        self._lines.append(data)
+        if not self._some.is_set():
+            self._some.set()
 
     def close(self) -> None:
         """Let the thread end after what is queued. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
+        self._end.set()
+        self._some.set()
 
     def _drain(self) -> None:
         while True:
-            data = self._queue.get()
-            if data is None:
+            self._some.wait()
+            # Whoever writes first after a pause waits a moment for those behind it; the end waits for nobody.
+            ending = self._end.wait(GATHER)
+            self._some.clear()  # before taking: a line that comes now is taken, or wakes us again
+            lines = self._lines
+            data = b"".join([lines.popleft() for _ in range(len(lines))])
+            if data:
+                try:
+                    self._write(data)
+                except (OSError, ValueError):
+                    pass  # stdout is gone; the monitors still have everything, and there is no one else to tell
+                self._done += len(data)
+            if ending:
                 return
-            try:
-                self._write(data)
-            except (OSError, ValueError):
-                pass  # stdout is gone; the monitors still have everything, and there is no one else to tell
-            self._done += len(data)

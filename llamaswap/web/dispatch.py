@@ -54,6 +54,10 @@ DECLINED_FAILURES = (StartFailed, UnknownModel)
 Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
 
 
+def _nothing() -> None:
+    """Nothing to do."""
+
+
 # -- what is asked of the rooms below ----------------------------------------------------------------------
 
 
@@ -371,6 +375,8 @@ class Dispatcher:
             self.active -= 1
             for scope in scopes:
                 scope.closed(ending, error)
+            if job.facts is not None:
+                job.facts.cancel = _nothing  # unties it from the job: what is recorded later keeps no request alive
 
     def answer(self, exchange: Exchange, error: BaseException, path: str, watch: Watch | None = None) -> None:
         """Tell the client of an error in the form it accepts; behind a loading stream as its last events."""
@@ -461,7 +467,9 @@ class Dispatcher:
                 loading = self._show_loading(job, model, watch)
                 place.pass_to(loading.place)
             try:
-                lease: Lease = await self._granted(job, acquisition)
+                # One that is ready is granted already: nobody can leave meanwhile.
+                granted = acquisition.granted
+                lease: Lease = await (granted if granted.called else self._granted(job, acquisition))
             except ServerVanished:
                 if retried or job.exchange.gone or job.cancelled:
                     raise
@@ -520,11 +528,10 @@ class Dispatcher:
         """The lease; ClientGone or Cancelled the moment the client or an operator ends the wait."""
         job.phase = "waiting"
         over = False
+        unwatch: Callable[[], None] = _nothing
 
         def give_up(_: Deferred[Any]) -> None:
-            nonlocal over
-            over = True
-            unwatch()
+            settle()
             acquisition.cancel()
 
         waiting: Deferred[Any] = Deferred(give_up)
@@ -535,24 +542,25 @@ class Dispatcher:
                 waiting.errback(error)
 
         def granted(lease: Lease) -> None:
-            nonlocal over
             if over:
                 lease.release()
                 return
-            over = True
-            unwatch()
+            settle()
             waiting.callback(lease)
 
         def refused(failure: Failure) -> None:
-            nonlocal over
-            if over:
-                return
+            if not over:
+                settle()
+                waiting.errback(failure)
+
+        def settle() -> None:
+            nonlocal over, unwatch
             over = True
             unwatch()
-            waiting.errback(failure)
+            unwatch = _nothing  # these functions know each other through it: untied, they need no garbage collector
+            job.stop = None
 
         # on_gone calls back at once where the client has left already
-        unwatch: Callable[[], None] = lambda: None
         unwatch = job.exchange.on_gone(lambda: end(ClientGone()))
         job.stop = lambda: end(Cancelled())
         acquisition.granted.addCallbacks(granted, refused)

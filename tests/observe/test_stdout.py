@@ -15,14 +15,14 @@ class TestStdoutWriter(SynchronousTestCase):
         self.make()
         self.assertEqual(self.threads, [])
 
-    def test_bytes_come_out_in_order(self):
+    def test_what_came_together_comes_out_in_one_write_and_in_order(self):
         writer = self.make()
         writer(b"a")
         writer(b"b")
         writer.close()
         writer.close()
         self.threads[0]()
-        self.assertEqual((self.out, len(self.threads)), ([b"a", b"b"], 1))
+        self.assertEqual((self.out, len(self.threads)), ([b"ab"], 1))
 
     def test_a_full_queue_drops_and_says_so_when_there_is_room(self):
         writer = self.make(bound=10)
@@ -31,7 +31,7 @@ class TestStdoutWriter(SynchronousTestCase):
         self.assertEqual(writer.dropped, 4)
         writer.close()
         self.threads[0]()
-        writer._closed = False
+        writer._end.clear()
         writer(b"back")
         writer.close()
         self.threads[0]()
