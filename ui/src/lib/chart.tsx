@@ -69,7 +69,12 @@ export function Chart(props: ChartProps) {
             },
           },
           axes: [
-            { ...axis, size: 26, space: 70 },
+            {
+              ...axis,
+              size: 26,
+              space: 70,
+              values: (_u, ticks) => ticks.map((t) => new Date(t * 1000).toLocaleTimeString("en-GB").slice(0, (ticks[1] ?? 60) - (ticks[0] ?? 0) < 60 ? 8 : 5)),
+            },
             { ...axis, size: 44, space: 26, values: (_u, ticks) => ticks.map((v) => `${v}`) },
           ],
           series: [

@@ -24,6 +24,7 @@ export interface Message {
   text: string;
   attachments?: Attachment[];
   reasoning?: string;
+  loading?: string;
   tools?: { name: string; args: string }[];
   error?: string;
   stats?: Stats;
@@ -41,6 +42,8 @@ export interface Stats {
   rate?: number;
   promptRate?: number;
   thought?: number;
+  /** Time until the model was loaded, where the server told of it. */
+  loading?: number;
   finish?: string;
   estimated?: boolean;
 }
@@ -157,9 +160,11 @@ export async function run(path: string, body: Json, signal: AbortSignal, progres
   let thoughtUntil = 0;
   let pieces = 0;
   let frame = 0;
+  let loadedAt = 0;
   const tell = (): void => {
     frame = 0;
     state.stats = measure(answer.usage, began, first, thoughtUntil, pieces);
+    if (loadedAt) state.stats.loading = loadedAt - began;
     progress(state);
   };
   const response = await request(path, {
@@ -186,6 +191,12 @@ export async function run(path: string, body: Json, signal: AbortSignal, progres
       }
       const thinking = answer.text.length;
       if (answer.take(event)) {
+        // The server's own words while it loads the model are not the model's.
+        if (stillLoading(answer)) {
+          frame ||= requestAnimationFrame(tell);
+          continue;
+        }
+        if (answer.loading && !loadedAt) loadedAt = performance.now();
         pieces += 1;
         first ||= performance.now();
         if (!thinking && answer.text && answer.reasoning) thoughtUntil = performance.now();
@@ -197,6 +208,21 @@ export async function run(path: string, body: Json, signal: AbortSignal, progres
     tell();
   }
   return state;
+}
+
+const RULE = "\u2501".repeat(5);
+
+/** Takes a finished loading notice out of the reasoning; true while one is still being written. */
+export function stillLoading(answer: Answer): boolean {
+  if (!answer.reasoning.startsWith(RULE.slice(0, Math.max(1, Math.min(5, answer.reasoning.length))))) return false;
+  const end = answer.reasoning.indexOf(RULE, 6);
+  if (end < 0 && !answer.text) {
+    answer.loading = answer.reasoning.replaceAll("\u2501", "").trim();
+    return true;
+  }
+  answer.loading = answer.reasoning.slice(0, end < 0 ? undefined : end).replaceAll("\u2501", "").trim();
+  answer.reasoning = end < 0 ? "" : answer.reasoning.slice(end + 5).trimStart();
+  return !answer.reasoning && !answer.text;
 }
 
 function measure(usage: Usage, began: number, first: number, thoughtUntil: number, pieces: number): Stats {

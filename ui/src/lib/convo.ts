@@ -113,6 +113,8 @@ export function requestTurns(body: unknown): Turn[] | null {
 export class Answer {
   text = "";
   reasoning = "";
+  /** What the server wrote while it loaded the model. */
+  loading = "";
   tools: ToolCall[] = [];
   usage: Usage = {};
   error = "";

@@ -151,14 +151,15 @@ export function reasonFor(entry: Inflight): string {
   return others.length ? `${others.map((item) => item.id).join(", ")} must make room` : "its model is about to load";
 }
 
-export function Queue() {
+export function Queue({ model }: { model?: string }) {
   const list = useComputed(() =>
     inflight.value.filter((entry) => phaseOf(entry) === "queued").sort((a, b) => (a.queue_pos ?? 0) - (b.queue_pos ?? 0)),
   );
-  if (!list.value.length) return null;
+  const shown = model ? list.value.filter((entry) => entry.model === model) : list.value;
+  if (!shown.length) return null;
   return (
     <ol class="queue" aria-label="Waiting requests">
-      {list.value.map((entry, index) => (
+      {shown.map((entry, index) => (
         <li key={entry.id} data-row>
           <span class="chip s-draining">#{known(entry.queue_pos) ? entry.queue_pos : index + 1}</span>
           <a href={href("model", { id: entry.model })} class="strong" data-open>

@@ -193,8 +193,9 @@ export async function swap(id: string): Promise<Swap> {
   return swapOf((answer.swap as Record<string, unknown>) ?? answer);
 }
 
+/** A load that was given up because nobody wanted it any more did not fail. */
 export const swapFailed = (item: Swap): boolean =>
-  /fail|error|crash|lost|abort/.test(item.outcome) || (!!item.error && item.outcome !== "ready");
+  item.error !== "abandoned" && (/fail|error|crash|lost|abort/.test(item.outcome) || (!!item.error && item.outcome !== "ready"));
 
 export async function plan(model: string): Promise<PlanPreview | null> {
   try {

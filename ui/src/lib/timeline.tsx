@@ -8,7 +8,7 @@ import { now, stale, status } from "./link";
 import { gpuLabel, gpus } from "./perf";
 import { pref } from "./prefs";
 import { go, href } from "./router";
-import { activityRevision, byName, residency, swapRevision } from "./state";
+import { activityRevision, byName, residency, swapFailed, swapRevision, swaps } from "./state";
 import { Empty, Panel, Segmented, stateKind } from "./widgets";
 import type { ActivityPage, ActivityRow, Residency } from "./types";
 
@@ -46,7 +46,14 @@ export function Timeline({ known }: { known: boolean }) {
   useEffect(() => {
     if (!online) return;
     const timer = setTimeout(() => {
-      residency(Date.now() - minutes * 60_000).then((list) => (segments.value = list), () => undefined);
+      Promise.all([residency(Date.now() - minutes * 60_000), swaps()]).then(([list, all]) => {
+        const failed = new Map((all ?? []).filter(swapFailed).map((item) => [item.id, item]));
+        segments.value =
+          list?.map((item) => {
+            const swap = item.state === "starting" && item.swap_id ? failed.get(item.swap_id) : undefined;
+            return swap && swap.model === item.model && item.t1 ? { ...item, state: "failed", reason: swap.error || item.reason } : item;
+          }) ?? null;
+      }, () => undefined);
     }, 150);
     return () => clearTimeout(timer);
   }, [minutes, swapsSeen, online]);

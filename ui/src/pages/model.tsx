@@ -236,7 +236,7 @@ function Body({ id, tab }: { id: string; tab: string }) {
           {running.length > 0 && (
             <Panel title="In progress" aside={<span class="count">{running.length}</span>}>
               <RunningTable model={id} />
-              <Queue />
+              <Queue model={id} />
             </Panel>
           )}
           <TabLinks

@@ -229,7 +229,7 @@ function GpuRow({ s }: { s: GpuSample }) {
     <div class="gpu">
       <div class="gpu-head">
         <b>{gpuLabel(s)}</b> <span class="muted clip">{s.name}</span>
-        <span class="num grow right">
+        <span class="num right">
           {gib(s.mem_used_mb)} / {gib(s.mem_total_mb)} GiB
         </span>
       </div>
@@ -401,7 +401,7 @@ function Attention({ notices }: { notices: Notice[] }) {
   return (
     <Panel title="Attention" aside={notices.length > 0 && <span class="count">{notices.length}</span>}>
       {notices.length ? (
-        <ul class="plainlist notices">
+        <ul class="plainlist notices" tabIndex={0} aria-label="What needs attention">
           {notices.map((item) => (
             <li key={item.key} class={`notice ${item.kind}`}>
               <Icon name={item.kind === "error" ? "error" : "warn"} />

@@ -13,6 +13,7 @@ const KIND: Record<string, string> = {
   drain: "draining",
   stopping: "draining",
   stop: "draining",
+  start: "loading",
   spawning: "loading",
   spawn: "loading",
   health: "loading",
@@ -22,7 +23,8 @@ const KIND: Record<string, string> = {
   first_token: "busy",
 };
 
-const phaseName = (name: string): string => name.replaceAll("_", " ").replaceAll("-", " ");
+const NAMES: Record<string, string> = { queued: "waited for its turn", stop: "unloaded others", start: "started its server" };
+const phaseName = (name: string): string => NAMES[name] ?? name.replaceAll("_", " ").replaceAll("-", " ");
 
 export function Waterfall({ item, usual }: { item: Swap; usual: Map<string, number> }) {
   const begin = Math.min(item.start, ...item.phases.map((phase) => phase.start).filter((t) => t > 0));
@@ -123,7 +125,7 @@ export function SwapPage() {
       )}
       {(all.data ?? []).length > 1 && (
         <Panel title="Recent swaps" class="flush">
-          <div class="table-scroll" tabIndex={0} role="region" aria-label="Recent swaps">
+          <div class="table-scroll" tabIndex={0} role="region" aria-label="Table of recent swaps">
             <table class="table">
               <thead>
                 <tr>
@@ -137,7 +139,7 @@ export function SwapPage() {
               <tbody>
                 {(all.data ?? []).slice(0, 30).map((item) => (
                   <tr key={item.id}>
-                    <td class="num">
+                    <td>
                       <a href={href("swap", { id: item.id })} aria-current={item.id === id ? "true" : undefined}>
                         {clockTime(item.start)}
                       </a>

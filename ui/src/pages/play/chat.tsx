@@ -90,7 +90,7 @@ async function answer(others: Message[] = []): Promise<void> {
   const here = () => conversation.peek().id === home;
   try {
     await run(request.path, request.body, abort.signal, ({ answer: got, stats }) => {
-      last = { role: "assistant", text: got.text, reasoning: got.reasoning || undefined, tools: got.tools.length ? [...got.tools] : undefined, stats, model, others, error: got.error || undefined };
+      last = { role: "assistant", text: got.text, reasoning: got.text || !got.loading ? withoutNotice(got.reasoning) : undefined, loading: got.loading || undefined, tools: got.tools.length ? [...got.tools] : undefined, stats, model, others, error: got.error || undefined };
       if (here()) setLast(last);
     });
   } catch (error) {
@@ -134,6 +134,8 @@ function takeReplay(): void {
   toast("info", "Replay is ready: Regenerate sends it again");
 }
 
+const withoutNotice = (text: string): string | undefined => (text && !text.startsWith("\u2501") ? text : undefined);
+
 export function statsLine(stats: Stats | undefined): string {
   if (!stats) return "";
   return [
@@ -142,6 +144,7 @@ export function statsLine(stats: Stats | undefined): string {
     stats.ttft !== undefined ? `first after ${duration(stats.ttft)}` : "",
     stats.input !== undefined ? `${count(stats.input)} prompt${stats.cached && stats.cached > 0 ? ` (${count(stats.cached)} cached)` : ""}` : "",
     stats.promptRate ? `prefill ${rate(stats.promptRate)} t/s` : "",
+    stats.loading ? `loaded in ${duration(stats.loading)}` : "",
     duration(stats.total),
     stats.finish && !["stop", "end_turn", "completed"].includes(stats.finish) ? stats.finish : "",
   ]
@@ -172,7 +175,9 @@ export function AnswerBody({ message, final, raw }: { message: Message; final: b
           {message.error}
         </p>
       )}
-      {!final && !message.text && !message.reasoning && <span class="muted typing">waiting for the first token</span>}
+      {!final && !message.text && !message.reasoning && (
+        <span class="muted typing plaintext">{message.loading || "waiting for the first token"}</span>
+      )}
     </>
   );
 }

@@ -44,7 +44,7 @@ async function start(): Promise<void> {
     try {
       const { path, body } = build(model, [{ role: "user", text: prompt.peek() }], settings.peek());
       await run(path, body, abort.signal, ({ answer, stats }) => {
-        last = { role: "assistant", model, text: answer.text, reasoning: answer.reasoning || undefined, tools: [...answer.tools], stats, error: answer.error || undefined };
+        last = { role: "assistant", model, text: answer.text, reasoning: answer.reasoning.startsWith("\u2501") ? undefined : answer.reasoning || undefined, loading: answer.loading || undefined, tools: [...answer.tools], stats, error: answer.error || undefined };
         set(last);
       });
     } catch (error) {

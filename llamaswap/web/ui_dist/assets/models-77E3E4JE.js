@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-LWQLO6IT.js";import"./chunk-HT2D3ERE.js";import"./chunk-X2SCUKDT.js";import"./chunk-AZ2ECEYU.js";import"./chunk-GLOLQI67.js";import"./chunk-ZFKRANUP.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

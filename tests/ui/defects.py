@@ -1,0 +1,259 @@
+"""Faults that the Go program's interface has, each of which must not come back here."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import time
+import urllib.request
+
+from tests.ui import harness
+
+
+class MockDefects(harness.MockCase):
+    """Against the mock, which brings volume, faults and an evil answer."""
+
+    def chat(self, page: object, text: str = "Hi") -> None:
+        page.get_by_label("Message").fill(text)  # type: ignore[attr-defined]
+        page.get_by_label("Message").press("Enter")  # type: ignore[attr-defined]
+
+    def test_html_in_an_answer_stays_inert_also_when_it_is_read_again(self) -> None:
+        page = self.page("playground")
+        self.live(page)
+        self.chat(page)
+        page.locator(".bubble.assistant .md table").wait_for()
+        page.locator(".bubble.assistant .katex").first.wait_for()
+        page.wait_for_timeout(500)
+        look = "[window.pwned, document.querySelectorAll('.md script, .md iframe, .md [onerror], .md img').length]"
+        self.assertEqual(page.evaluate(look), [None, 0])
+        self.assertEqual(page.locator('.md a[href^="javascript"]').count(), 0)
+        page.reload()
+        page.locator(".bubble.assistant .md table").wait_for()
+        page.wait_for_timeout(500)
+        self.assertEqual(page.evaluate(look), [None, 0])
+        self.assertEqual([url for _, url, _ in page.asked if "example.invalid" in url], [])
+
+    def test_code_can_be_read_and_lists_keep_their_bullets_in_the_light_theme(self) -> None:
+        page = self.page("playground", theme="light", bypass_csp=True)
+        self.live(page)
+        self.chat(page)
+        page.locator(".hljs-keyword").first.wait_for()
+        self.assertEqual(page.evaluate("getComputedStyle(document.querySelector('.md ul')).listStyleType"), "disc")
+        if harness.AXE.exists():
+            self.assertEqual(self.axe(page), [])
+
+    def test_what_is_not_set_is_not_sent(self) -> None:
+        page = self.page("playground")
+        self.live(page)
+        self.chat(page)
+        page.locator(".bubble.assistant .md").wait_for()
+        body = next(data for method, url, data in page.asked if method == "POST" and "chat/completions" in url)
+        self.assertNotIn(b"temperature", body)
+        self.assertNotIn(b"max_tokens", body)
+
+    def test_enter_of_an_input_method_does_not_send(self) -> None:
+        page = self.page("playground")
+        self.live(page)
+        page.get_by_label("Message").fill("nihon")
+        page.evaluate(
+            "document.querySelector('.composer textarea').dispatchEvent("
+            "new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229, isComposing: true, bubbles: true}))"
+        )
+        page.wait_for_timeout(300)
+        self.assertEqual(page.get_by_label("Message").input_value(), "nihon")
+        self.assertEqual(page.locator(".bubble").count(), 0)
+
+    def test_a_large_picture_is_kept_with_its_conversation(self) -> None:
+        page = self.page("playground")
+        self.live(page)
+        picture = {"name": "large.png", "mimeType": "image/png", "buffer": b"\x89PNG" + bytes(7_000_000)}
+        page.set_input_files(".composer input[type=file]", files=[picture])
+        page.locator(".attach").wait_for()
+        self.chat(page, "What is this?")
+        page.locator(".bubble.assistant .bubble-foot", has_text="token").wait_for()
+        page.wait_for_timeout(500)
+        page.reload()
+        page.locator(".bubble.user img.thumb").wait_for(state="attached")
+
+    def test_ten_tabs_share_one_event_stream(self) -> None:
+        context = self.context()
+        for _ in range(10):
+            page = self.page("models", context)
+            self.live(page)
+            page.locator("tr", has_text="gpt-oss-120b").first.wait_for()
+        self.assertEqual(self.world.streams, 1)
+
+    def test_a_flood_of_log_lines_leaves_the_page_idle_and_the_selection_alone(self) -> None:
+        page = self.page("logs?src=proxy")
+        self.live(page)
+        page.locator(".log .ln").first.wait_for()
+        page.evaluate(
+            "() => { const row = document.querySelectorAll('.log .ln')[50]; const range = document.createRange();"
+            "range.selectNodeContents(row); getSelection().removeAllRanges(); getSelection().addRange(range); }"
+        )
+        chosen = page.evaluate("getSelection().toString()")
+        stop = threading.Event()
+
+        def flood() -> None:
+            number = 0
+            while not stop.is_set():
+                lines = "".join(f"[INFO] flood {number + k} \x1b[32mgreen\x1b[0m words\n" for k in range(10))
+                number += 10
+                self.world.tell("logData", {"source": "proxy", "data": lines})
+                time.sleep(0.05)
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            share = self.busy(page, 4)
+        finally:
+            stop.set()
+            thread.join()
+        self.assertLess(share, 0.25)
+        self.assertTrue(chosen)
+        self.assertEqual(page.evaluate("getSelection().toString()"), chosen)
+        self.assertGreater(page.locator(".log .ln", has_text="flood").count(), 300)
+
+    def test_running_requests_cost_little(self) -> None:
+        page = self.page()
+        self.live(page)
+        page.wait_for_timeout(2500)
+        self.assertLess(self.busy(page, 4), 0.12)
+
+    def test_logs_are_not_sent_to_pages_that_do_not_show_them(self) -> None:
+        page = self.page()
+        self.live(page)
+        self.assertEqual({topic for _, topics in self.world.listeners for topic in topics if "logs" in topic}, set())
+
+    def test_samples_of_the_machine_are_not_fetched_to_learn_a_boolean(self) -> None:
+        page = self.page("models")
+        self.live(page)
+        page.wait_for_timeout(500)
+        self.assertEqual([url for _, url, _ in page.asked if "/api/performance" in url], [])
+
+    def test_the_page_that_is_open_is_marked_in_the_navigation(self) -> None:
+        page = self.page("requests")
+        self.assertEqual(page.locator("nav[aria-label=Main] [aria-current=page]").inner_text(), "Requests")
+
+    def test_choices_survive_a_reload(self) -> None:
+        page = self.page("models")
+        page.get_by_role("button", name="Dense").click()
+        page.reload()
+        page.locator("button[aria-pressed=true]", has_text="Dense").wait_for()
+
+    def test_old_addresses_still_lead_somewhere(self) -> None:
+        page = self.page("#/models/org/mistral-small-24b")
+        page.get_by_role("heading", name="org/mistral-small-24b").wait_for()
+        page = self.page("#/activity")
+        page.get_by_role("heading", name="Requests", exact=True).wait_for()
+
+    def test_a_histogram_of_one_value_has_coordinates(self) -> None:
+        page = self.page("requests")
+        page.locator(".hist.decode rect").first.wait_for()
+        self.assertNotIn("NaN", page.locator(".stats").inner_html())
+
+    def test_twin_gpus_are_told_apart_and_their_memory_is_absolute(self) -> None:
+        page = self.page()
+        page.locator(".gpu", has_text="GPU0").wait_for()
+        page.locator(".gpu", has_text="GPU1").wait_for()
+        self.assertIn("/ 24.0 GiB", page.locator(".gpu").first.inner_text())
+        self.assertIn("fan", page.locator(".gpu").first.inner_text())
+
+    def test_the_message_of_a_failed_request_is_on_its_row(self) -> None:
+        page = self.page("requests")
+        page.locator("tr.row-bad", has_text="upstream closed the connection").first.wait_for()
+
+    def test_a_failed_load_says_so_and_offers_to_retry(self) -> None:
+        page = self.page("models")
+        self.live(page)
+        row = page.locator("tr", has_text="org/mistral-small-24b")
+        row.get_by_role("button", name="Load").click()
+        page.get_by_role("heading", name="Load org/mistral-small-24b?").wait_for()
+        page.locator("dialog").get_by_role("button", name="Load").click()
+        toast = page.locator(".toast.error", has_text="no memory for this model")
+        toast.get_by_role("button", name="Retry").wait_for()
+        self.assertIn("/api/models/load/org/mistral-small-24b", " ".join(url for _, url, _ in page.asked))
+
+    def test_the_connection_that_is_lost_is_told_within_three_seconds_and_timers_stop(self) -> None:
+        page = self.page()
+        self.live(page)
+        page.locator("tr[data-row]").first.wait_for()
+        self.halt()
+        page.locator(".banner", has_text="Offline").wait_for(timeout=3000)
+        elapsed = page.locator('td[data-label="Elapsed"]').first
+        before = elapsed.inner_text()
+        page.wait_for_timeout(2500)
+        self.assertEqual(elapsed.inner_text(), before)
+
+    def test_a_model_that_loads_can_be_stopped(self) -> None:
+        page = self.page("models")
+        self.live(page)
+        row = page.locator("tr", has_text="gemma-3-27b")
+        page.wait_for_timeout(300)
+        row.get_by_role("button", name="Cancel").click()
+        page.locator("dialog").get_by_role("button", name="Unload").click()
+        row.locator(".chip", has_text="not loaded").wait_for()
+
+    def test_an_export_leaves_blank_what_nobody_reported(self) -> None:
+        page = self.page("requests")
+        page.get_by_role("button", name="Export").click()
+        with page.expect_download() as got:
+            page.get_by_role("button", name="Download").click()
+        text = got.value.path().read_text()
+        self.assertEqual(len(text.splitlines()), 421)
+        self.assertNotIn(",-1,", text)
+
+    def test_a_key_is_asked_for_by_the_page_itself(self) -> None:
+        self.world.key = "k-1"
+        page = self.page()
+        page.get_by_label("API key").fill("wrong")
+        page.get_by_role("button", name="Open").click()
+        page.get_by_text("refused this key").wait_for()
+        page.get_by_label("API key").fill("k-1")
+        page.get_by_role("button", name="Open").click()
+        self.live(page)
+        page.locator(".loaded", has_text="gpt-oss-120b").wait_for()
+
+    def test_it_works_behind_a_path_prefix(self) -> None:
+        page = self.page("../behind/a/prefix/ui/models")
+        page.goto(f"{self.url}/behind/a/prefix/ui/models")
+        self.live(page)
+        page.locator("tr", has_text="gpt-oss-120b").first.wait_for()
+        page.get_by_role("link", name="gpt-oss-120b", exact=True).first.click()
+        page.get_by_role("heading", name="gpt-oss-120b", exact=True).wait_for()
+        self.assertIn("/behind/a/prefix/ui/model?id=gpt-oss-120b", page.url)
+
+
+class RealDefects(harness.RealCase):
+    """Against the real server."""
+
+    def test_twelve_requests_of_a_load_test_run_at_once(self) -> None:
+        harness.ask(f"{self.url}/v1/chat/completions", {"model": "poet", "messages": [{"role": "user", "content": "x"}]})
+        page = self.page("playground?tab=loadtest")
+        self.live(page)
+        page.get_by_label("Model to test").select_option("poet")
+        page.get_by_label("At once").fill("12")
+        page.get_by_label("Requests", exact=True).fill("36")
+        page.get_by_role("button", name="Run").click()
+        most = 0
+        for _ in range(60):
+            text = page.locator(".nav .count").all_inner_texts()
+            most = max([most, *(int(number) for number in text)])
+            if page.locator("tbody tr", has_text="done").count():
+                break
+            page.wait_for_timeout(50)
+        page.locator("tbody tr", has_text="36/36").wait_for()
+        self.assertEqual(most, 12)
+
+    def test_a_bare_upstream_address_shows_the_models(self) -> None:
+        page = self.page()
+        page.goto(f"{self.url}/upstream")
+        page.get_by_role("heading", name="Models", exact=True).wait_for()
+
+    def test_static_files_are_packed_on_plain_http_and_kept_for_good(self) -> None:
+        manifest = harness.ask(f"{self.url}/ui/manifest.json")
+        request = urllib.request.Request(f"{self.url}/ui/{manifest['script']}", headers={"Accept-Encoding": "gzip"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            self.assertEqual(answer.headers["Content-Encoding"], "gzip")
+            self.assertIn("immutable", answer.headers["Cache-Control"])
+            self.assertIn(b"import", gzip.decompress(answer.read()))

@@ -1,0 +1,220 @@
+"""A browser, the real server with its demo models, and the mock: what the checks of the interface stand on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import urllib.request
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tests.ui import mock
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ROOT = Path(__file__).parents[2]
+AXE = ROOT / "ui" / "node_modules" / "axe-core" / "axe.min.js"
+SHOTS = Path(os.environ.get("UI_SHOTS", "")) if os.environ.get("UI_SHOTS") else None
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def why_not() -> str:
+    """Why the browser checks cannot run here; empty when they can."""
+    if not Path(CHROMIUM).exists():
+        return f"{CHROMIUM} is not installed (Debian: apt install chromium)"
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "Playwright for Python is not installed (pip install playwright)"
+    return ""
+
+
+class RealServer:
+    """`twist llamaswap` with two tiny models, one that breaks, a profile and a selector."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="llamaswap-ui-"))
+        self.url = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        sys.path.insert(0, str(ROOT))
+        from llamaswap.demo import demo_config
+
+        python = json.dumps(sys.executable)[1:-1]
+        config = demo_config(real=False) + (
+            "  broken:\n"
+            "    name: Broken\n"
+            "    description: ends before it is healthy\n"
+            f"    cmd: {python} -c \"import sys; print('error: no such file'); sys.exit(3)\" ${{PORT}}\n"
+            "profiles:\n"
+            "  calm:\n"
+            "    description: everything goes to the poet\n"
+            "    pins: {parrot: poet}\n"
+            "selectors:\n"
+            "  any:\n"
+            "    strategy: warm\n"
+            "    targets: [parrot, poet]\n"
+        )
+        path = self.folder / "config.yaml"
+        path.write_text(config, encoding="utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "twisted", "llamaswap", "--allow-config-edit", "--config", str(path)]
+            + ["--listen", "127.0.0.1:0"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        output = self._process.stdout
+        assert output is not None
+        seen = ""
+        for line in output:
+            seen += line
+            found = re.search(r"listening on (http://[^\s\"]+:\d+)", line)
+            if found:
+                self.url = found[1].replace("localhost", "127.0.0.1")
+                break
+        else:
+            raise AssertionError(f"the server did not start:\n{seen}")
+        # Its log goes on; unread, a full pipe would stop it.
+        import threading
+
+        threading.Thread(target=output.read, daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop it with everything it started."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def ask(url: str, data: object = None) -> Any:
+    """JSON there and back."""
+    body = None if data is None else json.dumps(data).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=30) as got:
+        text = got.read()
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.decode()
+
+
+class BrowserCase(unittest.TestCase):
+    """One browser for a class; a fresh context, and so fresh storage, for each test."""
+
+    browser: ClassVar[Any]
+    _playwright: ClassVar[Any]
+    url = ""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        reason = why_not()
+        if reason:
+            raise unittest.SkipTest(reason)
+        from playwright.sync_api import sync_playwright
+
+        cls._playwright = sync_playwright().start()
+        cls.browser = cls._playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.browser.close()
+        cls._playwright.stop()
+
+    def context(self, width: int = 1280, theme: str = "light", **more: Any) -> Any:
+        """A browser context; what it logs as errors fails the test."""
+        options = {"viewport": {"width": width, "height": 844 if width < 600 else 860}, "color_scheme": theme}
+        made = self.browser.new_context(**options, reduced_motion="reduce", **more)
+        made.set_default_timeout(15_000)
+        self.addCleanup(made.close)
+        return made
+
+    def page(self, where: str = "", context: Any = None, **more: Any) -> Any:
+        """An open page. `page.faults` collects console errors, `page.asked` every address it asked for."""
+        made = (context or self.context(**more)).new_page()
+        made.faults = []
+        made.asked = []
+        made.on("console", lambda message: message.type == "error" and made.faults.append(message.text))
+        made.on("pageerror", lambda error: made.faults.append(str(error)))
+        made.on("request", lambda request: made.asked.append((request.method, request.url, request.post_data_buffer)))
+        made.goto(f"{self.url}/ui/{where}")
+        return made
+
+    def live(self, page: Any) -> None:
+        """Wait until the event stream is up."""
+        page.wait_for_selector(".linkmark.s-ready")
+
+    def axe(self, page: Any) -> list[str]:
+        """What axe finds of serious or critical impact."""
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = page.evaluate(
+            "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations"
+            ".filter(v => ['serious', 'critical'].includes(v.impact))"
+            ".map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')))"
+        )
+        return list(found)
+
+
+class MockCase(BrowserCase):
+    """Against the mock; each test has its own."""
+
+    def setUp(self) -> None:
+        self.mock: ThreadingHTTPServer = mock.serve()
+        self.world = self.mock.RequestHandlerClass.world  # type: ignore[attr-defined]
+        self.url = f"http://127.0.0.1:{self.mock.server_address[1]}"
+        self.addCleanup(self.halt)
+
+    def halt(self) -> None:
+        """End the mock and every stream it feeds."""
+        self.world.down = True
+        self.mock.shutdown()
+        self.mock.server_close()
+
+    def busy(self, page: Any, seconds: float) -> float:
+        """The share of a core that the page's main thread used for so long."""
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable")
+
+        def spent() -> float:
+            return next(m["value"] for m in session.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+
+        before, began = spent(), time.monotonic()
+        page.wait_for_timeout(seconds * 1000)
+        return float((spent() - before) / (time.monotonic() - began))
+
+
+class RealCase(BrowserCase):
+    """Against the real server, one for the class."""
+
+    server: ClassVar[RealServer]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.server = RealServer()
+        cls.server.start()
+        cls.url = cls.server.url
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.server.stop()
+        super().tearDownClass()

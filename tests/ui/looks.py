@@ -1,0 +1,104 @@
+"""Every page in both themes and at two widths: no errors, no sideways scrolling, nothing axe calls serious."""
+
+from __future__ import annotations
+
+import unittest
+
+from tests.ui import harness
+
+PAGES = {
+    "overview": "",
+    "models": "models",
+    "model": "model?id=poet",
+    "requests": "requests",
+    "request": "requests?open=1",
+    "swap": "swap?id=1",
+    "logs": "logs",
+    "config": "config",
+    "system": "system",
+    "hardware": "system?tab=hardware",
+    "settings": "system?tab=settings",
+    **{f"play-{tab}": f"playground?tab={tab}" for tab in (
+        "chat", "compare", "images", "speech", "transcription", "rerank", "embeddings", "loadtest")},
+}  # fmt: skip
+CROWDED = {"overview": "", "models": "models", "model": "model?id=gpt-oss-120b", "requests": "requests",
+           "request": "requests?open=420", "swap": "swap?id=9", "logs": "logs?src=proxy|upstream", "system": "system"}  # fmt: skip
+
+
+class Looks(harness.BrowserCase):
+    """The matrix; the subclasses say against whom."""
+
+    __test__ = False
+    pages: dict[str, str] = {}
+    name = ""
+
+    def matrix(self, width: int, theme: str) -> None:
+        context = self.context(width=width, theme=theme, bypass_csp=True)
+        for name, where in self.pages.items():
+            with self.subTest(page=name, width=width, theme=theme):
+                page = self.page(where, context)
+                self.live(page)
+                page.wait_for_timeout(700)
+                if harness.SHOTS:
+                    harness.SHOTS.mkdir(parents=True, exist_ok=True)
+                    page.screenshot(path=harness.SHOTS / f"{self.name}-{name}-{width}-{theme}.png")
+                over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                self.assertLessEqual(over, 0, "the page scrolls sideways")
+                if harness.AXE.exists():
+                    self.assertEqual(self.axe(page), [])
+                self.assertEqual(page.faults, [])
+                page.close()
+
+
+class RealLooks(Looks, harness.RealCase):
+    """The real server, after a load, a swap and a failure."""
+
+    __test__ = True
+    pages = PAGES
+    name = "real"
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        for model in ("parrot", "poet", "broken", "poet"):
+            chat = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+            try:
+                harness.ask(f"{cls.url}/v1/chat/completions", chat)
+            except OSError:
+                continue
+
+    def test_wide_and_light(self) -> None:
+        self.matrix(1280, "light")
+
+    def test_wide_and_dark(self) -> None:
+        self.matrix(1280, "dark")
+
+    def test_narrow_and_light(self) -> None:
+        self.matrix(390, "light")
+
+    def test_narrow_and_dark(self) -> None:
+        self.matrix(390, "dark")
+
+
+class CrowdedLooks(Looks, harness.MockCase):
+    """The mock: many models, two GPUs, long histories."""
+
+    __test__ = True
+    pages = CROWDED
+    name = "crowded"
+
+    def test_wide_and_light(self) -> None:
+        self.matrix(1280, "light")
+
+    def test_wide_and_dark(self) -> None:
+        self.matrix(1280, "dark")
+
+    def test_narrow_and_light(self) -> None:
+        self.matrix(390, "light")
+
+    def test_narrow_and_dark(self) -> None:
+        self.matrix(390, "dark")
+
+
+if __name__ == "__main__":
+    unittest.main()
