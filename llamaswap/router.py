@@ -128,6 +128,41 @@ class Listener(Protocol):
 SupervisorFactory = Callable[[Model, Listener], Supervised]
 
 
+class Memory(Protocol):
+    """Knows whether what a server held that is gone is free again."""
+
+    def back(self, model: str) -> Deferred[None] | None:
+        """Fires when `model` may start, soon at the latest; None: at once."""
+
+    def loading(self, model: str) -> None:
+        """A start begins."""
+
+    def loaded(self, model: str) -> None:
+        """It succeeded."""
+
+    def gone(self, model: str) -> None:
+        """No process of the model is left."""
+
+
+class NoMemory:
+    """Nothing is known of memory, nobody waits for it."""
+
+    def back(self, model: str) -> None:
+        """At once."""
+
+    def loading(self, model: str) -> None:
+        """Not watched."""
+
+    def loaded(self, model: str) -> None:
+        """Not watched."""
+
+    def gone(self, model: str) -> None:
+        """Not watched."""
+
+
+_check: type[Memory] = NoMemory
+
+
 class Plan(Protocol):
     """What a new configuration means for the models: names of those to start anew and those to adjust in place."""
 
@@ -289,6 +324,7 @@ class Router:
     _make_supervisor: SupervisorFactory
     _clock: IReactorTime
     _bus: Bus
+    _memory: Memory = field(factory=NoMemory)
     profile: str | None = field(default=None, init=False)
     pinned: frozenset[str] = field(default=frozenset(), init=False)
     _scheduler: Scheduler = field(init=False)
@@ -727,6 +763,8 @@ class Router:
         if swap.evict:
             await gatherResults([self._stop_one(victim) for victim in swap.evict])
             stopped = self._clock.seconds()
+        if not flight.abandoned and (back := self._memory.back(swap.model)) is not None:
+            await back
         if not flight.abandoned:
             flight.starting = True
             error = await self._start(flight)
@@ -745,7 +783,9 @@ class Router:
         """Have the swap's model started; returns what went wrong, whatever it was."""
         model = flight.swap.model
         try:
+            self._memory.loading(model)
             endpoint = await self._supervisors[model].ensure_ready()
+            self._memory.loaded(model)
         except LlamaswapError as error:
             return error
         except Exception as error:  # the edge of a floor: whoever waits must be told, whatever it was
@@ -771,6 +811,7 @@ class Router:
         return stopping.addCallback(lambda _: self._stopped(model))
 
     def _stopped(self, model: str) -> None:
+        self._memory.gone(model)
         incarnation = self._incarnations.pop(model, None)
         if incarnation is not None:
             incarnation.lost = True

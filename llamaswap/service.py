@@ -14,14 +14,14 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from attrs import define, frozen
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, Logger, formatEvent, globalLogPublisher
@@ -37,7 +37,7 @@ from llamaswap.listening import Listen
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.activity import Activity
 from llamaswap.observe.captures import Captures
-from llamaswap.observe.gpus import Gpus
+from llamaswap.observe.gpus import Gpus, Reading
 from llamaswap.observe.hardware import Hardware
 from llamaswap.observe.history import History
 from llamaswap.observe.inflight import Inflight
@@ -45,6 +45,7 @@ from llamaswap.observe.lines import LogLines
 from llamaswap.observe.logs import LogBook
 from llamaswap.observe.machine import Machine
 from llamaswap.observe.meters import Meters
+from llamaswap.observe.reclaim import Reclaim
 from llamaswap.observe.record import Row
 from llamaswap.observe.sources import usual as gpu_sources
 from llamaswap.observe.stdout import StdoutWriter
@@ -215,7 +216,9 @@ class LlamaSwap(MultiService):
                 listener=listener,
             )
 
-        self.router = Router(config, supervise, reactor, self.bus)
+        self.gpus = Gpus(gpu_sources(sys.platform, environ, os.getuid(), config.performance.every), reactor.seconds)
+        memory = Reclaim(self._read_gpus, reactor, self._longest_reclaim)
+        self.router = Router(config, supervise, reactor, self.bus, memory)
 
         self.bus.subscribe(StateChanged, self._server_changed)
 
@@ -246,7 +249,7 @@ class LlamaSwap(MultiService):
             clock=reactor,
             wall=wall,
             every=config.performance.every,
-            gpus=Gpus(gpu_sources(sys.platform, environ, os.getuid(), config.performance.every), reactor.seconds),
+            gpus=self.gpus,
             wanted=lambda: bool(self.router.running()),
         )
         self.hardware = Hardware(run=self.watcher, wall=wall, version=build_info().version)
@@ -384,6 +387,15 @@ class LlamaSwap(MultiService):
 
     def _peers_changed(self) -> None:
         self.bus.publish(PeersChanged())
+
+    def _read_gpus(self) -> Deferred[Sequence[Reading]]:
+        """The boards as they are now, read beside the reactor."""
+        if self.router.config.performance.disabled:
+            return succeed(())
+        return self.watcher(self.gpus.read)
+
+    def _longest_reclaim(self) -> float:
+        return self.router.config.routing.scheduler.settings.fifo.reclaim
 
     def _stored(self, row: Row) -> None:
         self.meters.stored(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attrs import Factory, define, evolve
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -371,6 +371,58 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual(here.router.vitals().serving, 0)
         self.assertEqual(here.router.vitals().loading, 0)
         self.assertEqual(here.clock.getDelayedCalls(), [])
+
+
+@define(eq=False)
+class SlowMemory:
+    """Memory that comes back when the test says so."""
+
+    told: list[str] = Factory(list)
+    waits: Deferred[None] | None = None
+
+    def back(self, model: str) -> Deferred[None] | None:
+        self.told.append(f"back for {model}")
+        return self.waits
+
+    def loading(self, model: str) -> None:
+        self.told.append(f"loading {model}")
+
+    def loaded(self, model: str) -> None:
+        self.told.append(f"loaded {model}")
+
+    def gone(self, model: str) -> None:
+        self.told.append(f"gone {model}")
+
+
+class MemoryTests(SynchronousTestCase):
+    def test_a_start_after_an_eviction_waits_for_the_memory(self) -> None:
+        """reliability R17, core W30"""
+        memory = SlowMemory()
+        here = scene()
+        here.router = Router(here.config, here.fleet, here.clock, here.bus, memory)
+        here.loaded("a")
+        memory.told.clear()
+        memory.waits = Deferred()
+        waiting = here.router.request("b")
+        here.settle()
+        self.assertEqual(here.fleet.up, [])
+        self.assertEqual(memory.told, ["gone a", "back for b"])
+        memory.waits.callback(None)
+        here.settle()
+        self.assertIsInstance(self.successResultOf(waiting.granted), Lease)
+        self.assertEqual(memory.told[2:], ["loading b", "loaded b"])
+
+    def test_a_start_given_up_during_that_wait_never_begins(self) -> None:
+        memory = SlowMemory()
+        here = scene()
+        here.router = Router(here.config, here.fleet, here.clock, here.bus, memory)
+        memory.waits = Deferred()
+        answers = results(here.router.request("b"))
+        here.settle()
+        here.router.unload(["b"])
+        memory.waits.callback(None)
+        here.settle()
+        self.assertEqual((answers, here.fleet.spawned()), ([ModelUnloaded], {}))
 
 
 class CrashTests(SynchronousTestCase):

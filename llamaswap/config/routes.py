@@ -165,7 +165,12 @@ def scheduler(given: Scheduler, names: Names, root: Table, report: Report) -> Sc
             )
         else:
             priority[real] = rank
-    for name, seconds in (("patience", fifo.patience), ("backoff", fifo.backoff), ("backoffMax", fifo.backoff_max)):
+    for name, seconds in (
+        ("patience", fifo.patience),
+        ("backoff", fifo.backoff),
+        ("backoffMax", fifo.backoff_max),
+        ("reclaim", fifo.reclaim),
+    ):
         if seconds < 0:
             report.error(f"{path}.settings.fifo.{name} must not be negative", f"{path}.settings.fifo.{name}", node)
     if fifo.max_queue < 1:

@@ -341,6 +341,14 @@ class Fifo:
     backoff_max: float = field(
         default=60.0, metadata=key("backoffMax", Duration(), "Longest pause for a model that keeps failing.")
     )
+    reclaim: float = field(
+        default=10.0,
+        metadata=key(
+            "reclaim",
+            Duration(),
+            "Longest a start waits to see GPU memory of an unloaded model free again. 0s not to wait.",
+        ),
+    )
 
 
 @frozen

@@ -50,6 +50,7 @@ class Groups(LoadCase):
         self.assertEqual((fifo.backoff, fifo.backoff_max), (0, 300))
         self.err(text % "backoff: -1s", "backoff")
         self.err(text % "backoffMax: -1s", "backoffMax")
+        self.err(text % "reclaim: -1s", "reclaim")
 
     def test_a_null_group_is_all_false(self):
         """config T108"""

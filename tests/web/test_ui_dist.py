@@ -42,7 +42,9 @@ class BuiltInterfaceTests(unittest.TestCase):
         self.assertEqual(self.manifest["sources"], digest(SOURCES), stale)
 
     def test_every_file_that_is_named_is_there_and_nothing_else(self):
-        packed = {f"{name}{suffix}" for name, facts in self.files.items() if "gzip" in facts for suffix in (".gz", ".br")}
+        packed = {
+            f"{name}{suffix}" for name, facts in self.files.items() if "gzip" in facts for suffix in (".gz", ".br")
+        }
         there = {path.relative_to(DIST).as_posix() for path in DIST.rglob("*") if path.is_file()}
         self.assertEqual(there, {*self.files, *packed, "manifest.json"})
 
@@ -64,7 +66,8 @@ class BuiltInterfaceTests(unittest.TestCase):
     def test_the_wheel_grows_by_less_than_a_megabyte_and_a_half(self):
         # A wheel packs plain files again, and packed ones not at all.
         grown = sum(
-            facts.get("gzip", facts["bytes"]) + facts.get("gzip", 0) + facts.get("brotli", 0) for facts in self.files.values()
+            facts.get("gzip", facts["bytes"]) + facts.get("gzip", 0) + facts.get("brotli", 0)
+            for facts in self.files.values()
         )
         self.assertLessEqual(grown, 1536 * KIB)
 
