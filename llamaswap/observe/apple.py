@@ -7,13 +7,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
-
 from llamaswap.observe.commands import Command, run
 from llamaswap.observe.gpus import Reading
 
 MIB = 1024 * 1024
 IOREG_LIMIT = 5.0  # seconds
+
+
+def _memory() -> int:
+    import psutil  # only where there is such a GPU
+
+    return int(psutil.virtual_memory().total)
 
 
 class AppleGpu:
@@ -25,7 +29,7 @@ class AppleGpu:
         self,
         find: Callable[[str], str | None] = shutil.which,
         command: Command = run,
-        memory: Callable[[], int] = lambda: int(psutil.virtual_memory().total),
+        memory: Callable[[], int] = _memory,
     ) -> None:
         self._find = find
         self._command = command

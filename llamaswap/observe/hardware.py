@@ -13,7 +13,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import psutil
 from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -38,6 +37,18 @@ def _uname() -> tuple[str, str, str]:
     return known.system, known.machine, known.release
 
 
+def _memory() -> int:
+    import psutil  # on the worker's thread: listening need not wait for it
+
+    return int(psutil.virtual_memory().total)
+
+
+def _counts() -> tuple[int | None, int | None]:
+    import psutil
+
+    return psutil.cpu_count(logical=False), psutil.cpu_count(logical=True)
+
+
 @frozen
 class Means:
     """How the machine is asked. `uname` gives (system, machine, release)."""
@@ -47,11 +58,8 @@ class Means:
     find: Callable[[str], str | None] = shutil.which
     uname: Callable[[], tuple[str, str, str]] = _uname
     nvml: Callable[[], Any] = binding
-    memory: Callable[[], int] = lambda: int(psutil.virtual_memory().total)
-    counts: Callable[[], tuple[int | None, int | None]] = lambda: (
-        psutil.cpu_count(logical=False),
-        psutil.cpu_count(logical=True),
-    )
+    memory: Callable[[], int] = _memory
+    counts: Callable[[], tuple[int | None, int | None]] = _counts
 
 
 def _read(path: Path) -> str:

@@ -8,7 +8,7 @@ This module must not know HTTP, files or the reactor. It belongs to the reactor'
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import Factory, define, field
 from twisted.internet.interfaces import IPushProducer
@@ -137,6 +137,10 @@ class Monitor:
                 reader.close()
                 log.failure("a reader of the log {name} failed and was dropped", name=self.name)
 
+    def remember(self, data: bytes) -> None:
+        """What was written before there was this monitor: it becomes history, nobody is told."""
+        self._ring.add(data)
+
     def history(self) -> bytes:
         """The last bytes written, at most the ring's capacity."""
         return self._ring.content()
@@ -193,6 +197,20 @@ class LogBook:
     def writer(self, name: str) -> Callable[[bytes], None]:
         """Where a model's server writes its output."""
         return self.model(name).write
+
+    def histories(self) -> dict[str, bytes]:
+        """What each log remembers; a model's is under "model:" and its name."""
+        ours = {monitor.name: monitor.history() for monitor in (self.proxy, self.upstream, self.combined)}
+        return ours | {f"model:{name}": monitor.history() for name, monitor in self._models.items()}
+
+    def remember(self, histories: Mapping[str, bytes]) -> None:
+        """Begin with what another book remembered (`histories`)."""
+        ours = {monitor.name: monitor for monitor in (self.proxy, self.upstream, self.combined)}
+        for name, content in histories.items():
+            model = name.removeprefix("model:")
+            monitor = self.model(model) if model != name else ours.get(name)
+            if monitor is not None:
+                monitor.remember(content)
 
     def known(self) -> list[str]:
         """The models that have a log, sorted."""

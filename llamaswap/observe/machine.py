@@ -10,11 +10,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
 from attrs import frozen
-from prometheus_client import Metric
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -22,8 +20,10 @@ from twisted.logger import Logger
 
 from llamaswap.observe.gpus import Gpus, Reading
 from llamaswap.observe.lines import local_time, rfc3339nano
-from llamaswap.observe.machinefamilies import families
 from llamaswap.observe.worker import Run
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 HOUR = 3600.0
 LOOKING = 60.0  # seconds after a question during which somebody counts as looking
@@ -49,6 +49,8 @@ class SystemReading:
 
 def read_system() -> SystemReading:
     """Ask psutil; the CPU's share is since the last call."""
+    import psutil  # on the worker's thread: listening need not wait for it
+
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     return SystemReading(
         cpu_util_per_core=tuple(psutil.cpu_percent(percpu=True)),
@@ -185,6 +187,8 @@ class Machine:
     def families(self) -> Iterable[Metric]:
         """For /metrics. A scraper does not count as somebody looking: it would keep GPUs awake for ever."""
         system, gpus = self.latest()
+        from llamaswap.observe.machinefamilies import families
+
         return () if system is None else families(system, gpus)
 
     def _system(self, sample: Sample) -> dict[str, Any]:

@@ -7,16 +7,17 @@ kinds of errors and reasons by tables here. Must not know HTTP.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-
-from attrs import Factory, define
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from typing import TYPE_CHECKING
 
 from llamaswap.bus import Bus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.errors import UnknownModel
-from llamaswap.observe.exposition import render
 from llamaswap.observe.inflight import Finished
 from llamaswap.observe.record import Row
+
+if TYPE_CHECKING:  # half a megabyte and ten milliseconds, for whoever reads the page
+    from prometheus_client import Metric
 
 # Inference is slower than the web: a first token may take minutes, a whole answer ten.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -40,23 +41,60 @@ def error_kind(finished: Finished) -> str | None:
     return "upstream_4xx" if finished.status >= 400 else None
 
 
-@define(eq=False)
-class _ModelMeters:
-    """One model's children at hand: looking each up by its labels costs more than counting."""
+class _Family:
+    """A counter or a gauge: a number for each tuple of label values. Plain, since requests pay for it."""
 
-    requests: Callable[[str], Counter]
-    bytes: Counter
-    duration: Histogram
-    first: Histogram
-    waited: Histogram
-    _codes: dict[int, Counter] = Factory(dict)
+    def __init__(self, kind: str, name: str, text: str, *labels: str) -> None:
+        self.values: dict[tuple[str, ...], float] = {}
+        self._kind, self._name, self._text, self._labels = kind, f"llamaswap_{name}", text, labels
 
-    def code(self, status: int) -> Counter:
-        """The counter of a status."""
-        known = self._codes.get(status)
-        if known is None:
-            known = self._codes[status] = self.requests(str(status))
-        return known
+    def add(self, amount: float, *labels: str) -> None:
+        """Count on."""
+        self.values[labels] = self.values.get(labels, 0) + amount
+
+    def metric(self) -> Metric:
+        """As it is exposed."""
+        from prometheus_client import Metric
+
+        metric = Metric(self._name, self._text, self._kind)
+        suffix = "_total" if self._kind == "counter" else ""
+        for labels, value in self.values.items():
+            metric.add_sample(self._name + suffix, dict(zip(self._labels, labels, strict=True)), value)
+        return metric
+
+
+class _Histogram:
+    """Times of each model, counted by the bounds they stay within."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...] = SECONDS) -> None:
+        self._name, self._text, self._bounds = f"llamaswap_{name}", text, bounds
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+
+    def observe(self, model: str, seconds: float) -> None:
+        """One more."""
+        counts = self._counts.get(model)
+        if counts is None:
+            counts = self._counts[model] = [0] * (len(self._bounds) + 1)
+            self._sums[model] = 0.0
+        counts[bisect_left(self._bounds, seconds)] += 1
+        self._sums[model] += seconds
+
+    def metric(self) -> Metric:
+        """As it is exposed: each bucket holds those below it too."""
+        from prometheus_client import Metric
+        from prometheus_client.utils import floatToGoString
+
+        metric = Metric(self._name, self._text, "histogram")
+        names = [floatToGoString(float(bound)) for bound in (*self._bounds, float("inf"))]
+        for model, counts in self._counts.items():
+            total = 0
+            for bound, count in zip(names, counts, strict=True):
+                total += count
+                metric.add_sample(f"{self._name}_bucket", {"model": model, "le": bound}, total)
+            metric.add_sample(f"{self._name}_count", {"model": model}, total)
+            metric.add_sample(f"{self._name}_sum", {"model": model}, self._sums[model])
+        return metric
 
 
 class Meters:
@@ -71,14 +109,22 @@ class Meters:
         self._in_flight = in_flight
         self._machine = machine
         self._reasons: set[str] = set()
-        self._models: dict[str, _ModelMeters] = {}
-        registry = self._registry = CollectorRegistry(auto_describe=False)
+        self._families: list[_Family | _Histogram] = []
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"llamaswap_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> _Family:
+            family = _Family("counter", name, text, *labels)
+            self._families.append(family)
+            return family
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            return Histogram(f"llamaswap_{name}", text, ["model"], registry=registry, buckets=buckets)
+        def gauge(name: str, text: str, *labels: str) -> _Family:
+            family = _Family("gauge", name, text, *labels)
+            self._families.append(family)
+            return family
+
+        def histogram(name: str, text: str, bounds: tuple[float, ...] = SECONDS) -> _Histogram:
+            family = _Histogram(name, text, bounds)
+            self._families.append(family)
+            return family
 
         self._requests = counter("requests", "Requests that ended, by the status sent to the client.", "model", "code")
         self._errors = counter("request_errors", "Requests that went wrong, by what went wrong.", "model", "kind")
@@ -93,10 +139,8 @@ class Meters:
         self._swaps = counter("swaps", "Loads the router began, by what made it.", "reason")
         self._swap_errors = counter("swap_errors", "Loads that ended without a ready model.", "model")
         self._evictions = counter("evictions", "Models stopped to make room for another.", "model")
-        self._state = Gauge(
-            "llamaswap_model_state", "1 for the state a model's server is in.", ["model", "state"], registry=registry
-        )
-        self._running = Gauge("llamaswap_requests_in_flight", "Requests under way now.", ["model"], registry=registry)
+        self._state = gauge("model_state", "1 for the state a model's server is in.", "model", "state")
+        self._running = gauge("requests_in_flight", "Requests under way now.", "model")
 
     def listen(self, bus: Bus) -> None:
         """Hear of states and swaps."""
@@ -108,29 +152,17 @@ class Meters:
         """A request ended."""
         # A name nobody configured comes from a client: it must not become a time series.
         model = "" if isinstance(request.error, UnknownModel) else request.facts.model
-        meters = self._models.get(model)
-        if meters is None:
-            meters = self._models[model] = self._of_model(model)
-        meters.code(request.status).inc()
+        self._requests.add(1, model, str(request.status))
         kind = error_kind(request)
         if kind is not None:
-            self._errors.labels(model, kind).inc()
+            self._errors.add(1, model, kind)
         if request.sent:
-            meters.bytes.inc(request.sent)
-        meters.duration.observe(request.duration)
+            self._bytes.add(request.sent, model)
+        self._duration.observe(model, request.duration)
         if request.first_byte is not None:
-            meters.first.observe(max(0.0, request.first_byte))
+            self._first.observe(model, max(0.0, request.first_byte))
         if request.waited is not None:
-            meters.waited.observe(request.waited)
-
-    def _of_model(self, model: str) -> _ModelMeters:
-        return _ModelMeters(
-            requests=lambda code: self._requests.labels(model, code),
-            bytes=self._bytes.labels(model),
-            duration=self._duration.labels(model),
-            first=self._first.labels(model),
-            waited=self._waited.labels(model),
-        )
+            self._waited.observe(model, request.waited)
 
     def stored(self, row: Row) -> None:
         """A row's tokens are known; unknown counts add nothing."""
@@ -140,12 +172,12 @@ class Meters:
             (self._cached, row.usage.cache_tokens),
         ):
             if count > 0:
-                meter.labels(row.model).inc(count)
+                meter.add(count, row.model)
 
     def state_changed(self, event: StateChanged) -> None:
         """A model's server moved."""
-        for state in {*STATES, event.new}:
-            self._state.labels(event.model, state).set(1 if state == event.new else 0)
+        for state in (*STATES, event.new):
+            self._state.values[event.model, state] = state == event.new
 
     def swap_began(self, event: SwapBegan) -> None:
         """The router loads a model, and others go for it."""
@@ -155,22 +187,22 @@ class Meters:
                 self._reasons.add(reason)
             else:
                 reason = "other"
-        self._swaps.labels(reason).inc()
+        self._swaps.add(1, reason)
         for model in event.evicted:
-            self._evictions.labels(model).inc()
+            self._evictions.add(1, model)
 
     def swap_ended(self, event: SwapEnded) -> None:
         """A load came to its end."""
         if event.error is not None:
-            self._swap_errors.labels(event.model).inc()
+            self._swap_errors.add(1, event.model)
             return
         load = event.phases.get("start")
         if load is not None:
-            self._load.labels(event.model).observe(load)
+            self._load.observe(event.model, load)
 
     def render(self) -> bytes:
         """The whole page."""
-        self._running.clear()
-        for model, count in self._in_flight().items():
-            self._running.labels(model).set(count)
-        return render([*self._machine(), *self._registry.collect()])
+        from llamaswap.observe.exposition import render
+
+        self._running.values = {(model,): count for model, count in self._in_flight().items()}
+        return render([*self._machine(), *(family.metric() for family in self._families)])

@@ -61,6 +61,11 @@ class StdoutWriter:
         if not self._some.is_set():
             self._some.set()
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything was written, or cannot be."""
+        return self._put == self._done
+
     def close(self) -> None:
         """Let the thread end after what is queued. Idempotent."""
         self._end.set()

@@ -61,6 +61,7 @@ CREATE TABLE IF NOT EXISTS request_origin (
     client TEXT NOT NULL
 );
 """
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps would make one for each row
 _INSERT = f"INSERT INTO activity ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
 _SELECT = (
     f"SELECT id, {_COLUMNS}, COALESCE(session, ''), COALESCE(client, '') "
@@ -100,7 +101,7 @@ def _values(row: Row) -> tuple[Any, ...]:
         usage.tokens_per_second,
         row.duration_ms,
         row.error_msg,
-        json.dumps(dict(row.metadata), ensure_ascii=False) if row.metadata else "",
+        _ENCODE(dict(row.metadata)) if row.metadata else "",
     )
 
 
