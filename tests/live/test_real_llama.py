@@ -74,14 +74,11 @@ class RealServerTests(SynchronousTestCase):
         messages = [{"role": "user", "content": "who is there?"}]
         return self.openai.chat.completions.create(model=model, messages=messages, **more)
 
-    def newest_activity(self):
-        rows = self.product.json("/api/metrics/activity?limit=1")["data"]
-        return rows[0] if rows else {"id": 0}
-
-    def activity_after(self, number):
-        """The row that follows: rows are written a moment after the answer."""
-        wait_for(lambda: self.newest_activity()["id"] > number, 5, "the row")
-        return self.newest_activity()
+    def row_of(self, session):
+        """The row of the one request that carried this session header: rows are written a moment after the answer."""
+        path = f"/api/metrics/activity?session={session}"
+        wait_for(lambda: self.product.json(path)["data"], 5, "the row")
+        return self.product.json(path)["data"][0]
 
     def test_two_models_swap_back_and_forth(self):
         for model in ("alpha", "beta", "alpha"):
@@ -98,9 +95,8 @@ class RealServerTests(SynchronousTestCase):
             self.assertGreater(chunks[-1].usage.completion_tokens, 0)
 
     def test_tokens_are_counted_as_the_server_counts_them(self):
-        before = self.newest_activity()["id"]
-        usage = self.chat("alpha").usage
-        row = self.activity_after(before)
+        usage = self.chat("alpha", extra_headers={"X-Session-ID": "counting"}).usage
+        row = self.row_of("counting")
         self.assertEqual((row["model"], row["resp_status_code"]), ("alpha", 200))
         self.assertEqual(row["tokens"]["output_tokens"], usage.completion_tokens)
         self.assertEqual(row["tokens"]["input_tokens"] + max(0, row["tokens"]["cache_tokens"]), usage.prompt_tokens)
@@ -134,12 +130,11 @@ class RealServerTests(SynchronousTestCase):
         asked = {"model": "alpha", "max_tokens": 64, "messages": [{"role": "user", "content": "who?"}]}
         answer = self.anthropic.messages.create(**asked)
         self.assertEqual(answer.content[0].text, REPLY["alpha"])
-        before = self.newest_activity()["id"]
-        with self.anthropic.messages.stream(**asked) as stream:
+        with self.anthropic.messages.stream(**asked, extra_headers={"X-Session-ID": "messages"}) as stream:
             self.assertEqual("".join(stream.text_stream), REPLY["alpha"])
             final = stream.get_final_message()
         self.assertEqual(final.usage.output_tokens, answer.usage.output_tokens)
-        row = self.activity_after(before)
+        row = self.row_of("messages")
         self.assertEqual(row["tokens"]["output_tokens"], final.usage.output_tokens)
         counted = self.anthropic.messages.count_tokens(model="alpha", messages=asked["messages"])
         self.assertGreater(counted.input_tokens, 0)
