@@ -34,6 +34,7 @@ from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.ports import keep
 from llamaswap.demo import demo_config
 from llamaswap.listening import Listen
+from llamaswap.notify import Notifier, without_ours
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.activity import Activity
 from llamaswap.observe.captures import Captures
@@ -84,7 +85,7 @@ from llamaswap.web.masking import known_secrets, masked_text
 from llamaswap.web.models import Models
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.passthrough import Passthrough
-from llamaswap.web.processes import Processes
+from llamaswap.web.processes import Processes, stalled
 from llamaswap.web.profiles import Profiles
 from llamaswap.web.reloads import Reloads
 from llamaswap.web.streams import Streams
@@ -198,7 +199,8 @@ class LlamaSwap(MultiService):
         self.bus = Bus(lambda error: log.failure("a listener failed", Failure(error)))
 
         # Who runs.
-        environment = {**environ}
+        environment = without_ours(environ)
+        self.notifier = Notifier.of(environ, reactor)
         token = uuid.uuid4().hex
         self.keeper = Keeper(reactor, environment)
         self.record = record_path(settings.listen, environ)
@@ -471,6 +473,8 @@ class LlamaSwap(MultiService):
 
     def _running(self) -> None:
         """The reactor turns: what may take a moment."""
+        self.notifier.ready("listening")
+        self.notifier.watch(lambda: not stalled(self.router.vitals()))
         if not self.observed:
             globalLogPublisher.addObserver(self.log_observer)  # type: ignore[arg-type] # a method is callable
         self._handle_signals()
@@ -522,7 +526,14 @@ class LlamaSwap(MultiService):
 
     def reload(self) -> None:
         """Load the configuration again, as SIGHUP asks."""
-        self.reloader.reload()
+        self.notifier.reloading()
+        done = self.reloader.reload()
+        done.addCallback(lambda _: self.notifier.ready(self._reload_status()))
+
+    def _reload_status(self) -> str:
+        status = self.reloader.status
+        good = status is None or status.ok
+        return "listening" if good else "listening; the last configuration was refused, the one before is in force"
 
     # -- end -----------------------------------------------------------------------------------------------
 
@@ -537,6 +548,8 @@ class LlamaSwap(MultiService):
     async def _end(self) -> None:
         deadline = self.reactor.seconds() + SHUTDOWN
         log.info("ending: {count} requests under way", count=self.dispatcher.active)
+        self.notifier.stopping()
+        self.notifier.rest()
         self.reloader.stop()
         self.peers.stop()
         if self._port is not None:

@@ -35,7 +35,12 @@ class Options(UsageOptions):
     optParameters = [
         ["config", None, None, "One YAML configuration file."],
         ["config-dir", None, None, "A folder whose *.yml and *.yaml files are merged, in addition to --config."],
-        ["listen", None, None, "host:port, :port or a Twisted endpoint string; default :8080, with TLS :8443."],
+        [
+            "listen",
+            None,
+            None,
+            "host:port, :port or a Twisted endpoint string; default: systemd's socket, else :8080, with TLS :8443.",
+        ],
         ["tls-cert-file", None, None, "TLS certificate (PEM), together with --tls-key-file."],
         ["tls-key-file", None, None, "TLS private key (PEM), together with --tls-cert-file."],
     ]
@@ -78,6 +83,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     from llamaswap.listening import Listen
+    from llamaswap.notify import given_socket
     from llamaswap.relay.polling import use_plain_poll
     from llamaswap.service import Settings, build
 
@@ -86,7 +92,7 @@ def makeService(options: Options) -> IService:
     use_plain_poll(reactor)
 
     config, folder, demo = chosen_sources(options)
-    listen = options["listen"] or (TLS_PORT if options["tls-cert-file"] else PORT)
+    listen = options["listen"] or given_socket() or (TLS_PORT if options["tls-cert-file"] else PORT)
     settings = Settings(
         config=config,
         config_dir=folder,

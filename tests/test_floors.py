@@ -18,6 +18,7 @@ FLOOR = {
     "wire": 0,
     "supervise": 1,
     "relay": 1,
+    "notify": 1,
     "observe": 1,
     "router": 2,
     "peers": 2,

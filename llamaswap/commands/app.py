@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "ps": ("fleet", "ps"),
     "pull": ("pull", "pull"),
     "run": ("chat", "run"),
+    "service": ("service", "service"),
     "top": ("top", "top"),
     "unload": ("fleet", "unload"),
 }

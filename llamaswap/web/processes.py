@@ -8,6 +8,7 @@ from typing import Any
 from attrs import define
 
 from llamaswap.config import Config
+from llamaswap.router import Vitals
 from llamaswap.web.calls import Answer, Call, json_answer, text_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.masking import known_secrets, masked_text
@@ -18,6 +19,12 @@ from llamaswap.web.waiting import shielded
 # Who waits, waits for a load or for somebody's request. With neither under way a waiter is one that was forgotten;
 # so long it may take a stop or an effect to be performed.
 FORGOTTEN_AFTER = 15.0
+
+
+def stalled(vitals: Vitals) -> bool:
+    """Whether somebody waits although nothing he could wait for is under way."""
+    idle = not vitals.loading and not vitals.serving
+    return vitals.oldest_waiter is not None and vitals.oldest_waiter > FORGOTTEN_AFTER and idle
 
 
 @define(eq=False)
@@ -75,19 +82,17 @@ class Processes:
     def ready(self, call: Call) -> Answer:
         """Whether requests move: 503 when somebody waits although nothing he could wait for is under way."""
         vitals = self.fleet.vitals()
-        oldest = vitals.oldest_waiter
-        idle = not vitals.loading and not vitals.serving
-        stalled = oldest is not None and oldest > FORGOTTEN_AFTER and idle
+        moves = not stalled(vitals)
         report = {
-            "ready": not stalled,
-            "oldest_waiter_seconds": oldest,
+            "ready": moves,
+            "oldest_waiter_seconds": vitals.oldest_waiter,
             "last_decision_seconds": vitals.last_decision,
             "running": len(self.fleet.running()),
             "waiting": vitals.waiting,
             "serving": vitals.serving,
             "loading": vitals.loading,
         }
-        return json_answer(report, 503 if stalled else 200)
+        return json_answer(report, 200 if moves else 503)
 
 
 def failures(fleet: Fleet, config: Config) -> dict[str, dict[str, Any]]:
