@@ -292,7 +292,7 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["b"])
 
     def test_a_ready_exclusive_model_serves_while_a_neighbour_is_busy(self) -> None:
-        """core V64 as we mend it: upstream makes the request wait, and then kills the neighbour"""
+        """core V64 as we mend it: upstream makes the request wait, and then kills the neighbour; core V76"""
         routing = grouped(loud=Group(members=("a",)), shy=Group(exclusive=False, members=("c",)))
         here = scene(routing=routing).loaded("a")
         here.lease("c")
@@ -644,7 +644,7 @@ class OperatorTests(SynchronousTestCase):
         self.assertEqual(here.router.state("zebra"), "stopped")
 
     def test_a_profile_is_chosen_and_told_once(self) -> None:
-        """core V88"""
+        """core V88, http T067"""
         here = scene()
         config = evolve(here.config, profiles={"work": Profile(pins={"gpt": "a"})})
         here.router.apply(config, diff(here.config, config))

@@ -70,7 +70,8 @@ class Chooser:
         else:
             order = list(selector.targets)
         if not order:
-            raise NoTarget(selector.id, f"selector {selector.id} has no target available")
+            # Only spillover passes targets over; clients of the Go program know this sentence.
+            raise NoTarget(selector.id, f'selector "{selector.id}" has no available spillover targets')
         return self._hold(selector.id, order[0], tuple(order[1:]))
 
     def count(self, selector: str, target: str) -> int:

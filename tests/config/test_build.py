@@ -127,7 +127,7 @@ class Sections(LoadCase):
         self.err("apiKeys: [~]", "apiKeys[0]")
 
     def test_performance_durations(self):
-        """config T096"""
+        """config T096, core V112"""
         self.err("performance: {every: 4s}", "every", "5s")
         for text, want in (("1m30s", 90), ("0s", 5), ('"0"', 5)):
             self.assertEqual(self.ok(f"performance: {{every: {text}}}").performance.every, want)

@@ -34,7 +34,7 @@ class Groups(LoadCase):
         self.err("routing: {router: {use: Matrix}}", "unknown router", "Matrix")
 
     def test_scheduler_settings(self):
-        """config T107"""
+        """config T107, core V60"""
         text = ABC.replace("cmd: a,", "cmd: a, aliases: [a1],") + "routing: {scheduler: {settings: {fifo: {%s}}}}"
         self.err("routing: {scheduler: {use: lifo}}", "unknown scheduler", "lifo")
         self.err(text % "priority: {ghost: 1}", "ghost", "unknown model")
@@ -58,16 +58,21 @@ class Groups(LoadCase):
         self.assertEqual((group.swap, group.exclusive, group.persistent, group.members), (False, False, False, ()))
 
     def test_members_are_checked(self):
+        """core V67, core V68"""
         self.err(ABC + "groups: {g: {members: [ant, ant]}}", "ant", "twice", "g")
         self.err(ABC + "groups: {g: {members: [ant]}, h: {members: [ant]}}", "ant", "'g'", "'h'")
         self.err(ABC + "groups: {(default): {members: [ant]}}", "(default)")
         self.assertEqual(self.ok(ABC + "groups: {g: {members: [ant, ghost]}}").groups["g"].members, ("ant",))
         self.warned("ghost", "ignored")
+        named = ABC.replace("cmd: a,", "cmd: a, aliases: [a1],")
+        groups = self.ok(named + "groups: {g: {members: [a1, bee]}}").groups
+        self.assertEqual((groups["g"].members, groups["(default)"].members), (("bee",), ("ant", "cat")))
+        self.warned("a1")
 
 
 class MatrixSection(LoadCase):
     def test_expressions_are_checked_at_load(self):
-        """config T111, T112"""
+        """config T111, T112, core V77"""
         for expression, word in (
             ('""', "empty"),
             ("~", "empty"),
@@ -82,7 +87,7 @@ class MatrixSection(LoadCase):
             self.err(ABC + f"matrix: {{sets: {{a: {expression}}}}}", "matrix", word)
 
     def test_costs_and_vars_are_checked(self):
-        """config T115"""
+        """config T115, core V77"""
         text = ABC + "matrix: {vars: {v: ant}, evict_costs: {%s}, " + SETS + "}"
         for bad in ("0", "-2"):
             self.err(text % f"ant: {bad}", "ant", "positive")
@@ -160,7 +165,7 @@ class Selectors(LoadCase):
         self.assertEqual(self.ok(self.one("strategy: spillover, targets: [ant]")).selectors["s"].spillover, 1)
 
     def test_spillover_targets_differ_and_can_run_together(self):
-        """config T137"""
+        """config T137, core V83"""
         self.err(self.one("strategy: spillover, targets: [ant, a1]"), "duplicate", "ant")
         self.err(self.one("strategy: spillover, targets: [tiny, alt/tiny]"), "duplicate", "alt/tiny")
         self.ok(self.one("strategy: warm, targets: [ant, a1]"))

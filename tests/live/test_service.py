@@ -95,6 +95,7 @@ class EndTests(SynchronousTestCase):
     timeout = 60
 
     def test_sigterm_drains_and_leaves_no_child(self):
+        """core V105"""
         with Product(config(one="--tokens 20 --interval 0.05", two="--ignore-term")) as product:
             (child,) = pids(product, "one")
             streamed = []

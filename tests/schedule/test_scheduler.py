@@ -42,7 +42,7 @@ def evictions(here: World) -> list[tuple[str, tuple[str, ...]]]:
 
 class LoadingTests(SynchronousTestCase):
     def test_a_hundred_requests_for_a_cold_model_are_one_load(self) -> None:
-        """core V13"""
+        """core V13, core V76"""
         here = world()
         tickets = here.requests(*"a" * 100)
         here.load_all()
@@ -417,7 +417,7 @@ class LimitTests(SynchronousTestCase):
         self.assertIn(here.request("a").number, here.refused)
 
     def test_without_a_limit_a_ready_model_is_given_everything(self) -> None:
-        """core V52; upstream refuses the eleventh"""
+        """core V52; upstream refuses the eleventh; http T101"""
         here = world()
         here.requests(*"a" * 11)
         here.load_all()

@@ -26,7 +26,7 @@ class PinAndWarmTests(SynchronousTestCase):
         self.assertEqual((choice.target, choice.others), ("alias-a", ("b",)))
 
     def test_warm_prefers_ready_then_starting_then_the_first(self) -> None:
-        """core V80"""
+        """core V80, http T076"""
         three = selector("warm", "a", "b", "c")
         chooser = Chooser()
         self.assertEqual(chooser.choose(three, states(a="starting", c="ready")).target, "c")
@@ -37,6 +37,12 @@ class PinAndWarmTests(SynchronousTestCase):
     def test_the_others_follow_in_order_of_preference(self) -> None:
         choice = Chooser().choose(selector("warm", "a", "b", "c"), states(b="starting", c="ready"))
         self.assertEqual((choice.target, choice.others), ("c", ("b", "a")))
+
+
+class FailoverTests(SynchronousTestCase):
+    def test_the_order_is_the_one_written_whatever_is_loaded(self) -> None:
+        choice = Chooser().choose(selector("failover", "rem/x", "a", "b"), states(b="ready"))
+        self.assertEqual((choice.target, choice.others), ("rem/x", ("a", "b")))
 
 
 class SpilloverTests(SynchronousTestCase):
@@ -68,11 +74,13 @@ class SpilloverTests(SynchronousTestCase):
         self.assertEqual(chooser.count("pub", "rem/y"), 0)
 
     def test_models_on_their_way_down_are_passed_over(self) -> None:
+        """http T075"""
         two = selector("spillover", "a", "b")
         self.assertEqual(Chooser().choose(two, states(a="stopping")).target, "b")
         with self.assertRaises(NoTarget) as caught:
             Chooser().choose(two, states(a="stopping", b="shutdown"))
         self.assertEqual(caught.exception.selector, "pub")
+        self.assertEqual(str(caught.exception), 'selector "pub" has no available spillover targets')
 
     def test_when_all_are_full_the_least_busy_is_shared(self) -> None:
         two = selector("spillover", "a", "b")
@@ -84,6 +92,7 @@ class SpilloverTests(SynchronousTestCase):
         self.assertEqual(chooser.choose(two, ready).target, "b")
 
     def test_equals_take_turns(self) -> None:
+        """http T075"""
         two = selector("spillover", "a", "b")
         chooser = Chooser()
         targets = []

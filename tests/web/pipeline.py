@@ -55,7 +55,7 @@ def config(**more) -> Config:
             "pick": Selector("pick", strategy="pin", targets=("beta:hot", "lab/delta")),
             "safe": Selector("safe", strategy="failover", targets=("lab/delta", "beta:hot", "zeta")),
         },
-        profiles={"work": Profile(pins={"chat": "alpha", "org": "", "pool/x": "org/gamma"})},
+        profiles=more.pop("profiles", {"work": Profile(pins={"chat": "alpha", "org": "", "pool/x": "org/gamma"})}),
         **more,
     )
 

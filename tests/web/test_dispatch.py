@@ -96,6 +96,7 @@ class Serving(SynchronousTestCase):
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
     def test_a_server_that_died_before_its_first_byte_is_replaced_once(self):
+        """core V35"""
         asked = self.stage.post({"model": "alpha"})
         first = self.stage.router.asked[0].lease
         first.lost = True
@@ -156,7 +157,7 @@ class Serving(SynchronousTestCase):
         self.assertEqual(asked.sink.status, 502)
 
     def test_a_peer_that_is_down_says_so_in_the_clients_form(self):
-        """http T099"""
+        """http T099, core V92"""
         asked = self.stage.post({"model": "zeta"}, CHAT, (b"Accept", b"text/plain"))
         upstream = self.stage.carriage.upstream
         self.stage.carriage.result.errback(UpstreamUnreachable(upstream.where, "refused"))
@@ -368,7 +369,7 @@ class Loading(SynchronousTestCase):
         self.assertFalse(Stage().post({"model": "alpha", "stream": True}).sink.started)
 
     def test_a_failed_start_is_said_in_events_and_the_stream_ends(self):
-        """http T109 (framed, so that clients can read it)"""
+        """http T109 (framed, so that clients can read it), core V41"""
         asked = self.stage.post({"model": "alpha", "stream": True}, CHAT, (b"Accept", b"text/plain"))
         self.stage.router.asked[0].granted.errback(StartFailed("alpha", "upstream command exited prematurely"))
         *_, said, done, empty = asked.sink.body.split(b"\n\n")

@@ -11,9 +11,10 @@ from llamaswap.errors import (
     NoTarget,
 )
 from llamaswap.web.inference import is_model_path
-from tests.web.pipeline import JSON, ArrivingBody, Stage
+from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
 CHAT = b"/v1/chat/completions"
+MINE = ((b"Host", b"me"), (b"X-Forwarded-For", b"9"), (b"Authorization", b"Bearer mine"), (b"x-api-key", b"mine"))
 FORM = (b"Content-Type", b"application/x-www-form-urlencoded")
 
 
@@ -177,8 +178,8 @@ class Rewriting(SynchronousTestCase):
         self.assertIs(self.stage.carriage.sent, text)
 
     def test_a_qualified_peer_is_asked_by_its_own_name(self):
-        """http T061"""
-        self.stage.post({"model": "lab/delta", "seed": 1, "n": 2}, CHAT, (b"Host", b"me"), (b"X-Forwarded-For", b"9"))
+        """http T061, core V93"""
+        self.stage.post({"model": "lab/delta", "seed": 1, "n": 2}, CHAT, *MINE)
         carriage = self.stage.carriage
         self.assertEqual(carriage.sent, b'{"model":"delta","n":2}')
         self.assertEqual(carriage.head.target, b"/base/v1/chat/completions")
@@ -188,6 +189,12 @@ class Rewriting(SynchronousTestCase):
         self.assertIsNone(carriage.header(b"x-forwarded-for"))
         self.assertEqual(self.stage.router.asked, [])
         self.assertEqual(self.stage.witness.facts.model, "lab/delta")
+
+    def test_a_model_of_ours_wins_over_a_peers_of_the_same_name(self):
+        """core V92"""
+        self.stage = Stage(config=config(models=[model("zeta")]))
+        self.stage.post({"model": "zeta"})
+        self.assertEqual(self.stage.carriage.upstream.endpoint.host, "127.0.0.1")
 
     def test_a_bare_peer_name_is_sent_unchanged(self):
         """http T063"""
@@ -201,7 +208,7 @@ class Rewriting(SynchronousTestCase):
         self.assertEqual(asked.sink.status, 404)
 
     def test_a_selector_is_replaced_by_its_target_as_written(self):
-        """http T064"""
+        """http T064, core V85"""
         asked = self.stage.post({"model": "pick", "temperature": 0.1})
         sent = json.loads(self.stage.carriage.sent)
         self.assertEqual(sent, {"model": "beta-up", "top_k": 9, "temperature": 1.5})

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from llamaswap.config import Compat
+from llamaswap.config import Compat, Profile
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.schema import Upstream
 from llamaswap.web.passthrough import Destination, destination, resource
@@ -28,8 +28,8 @@ def message(asked) -> str:
 
 
 class FindingTheWay(SynchronousTestCase):
-    def where(self, path: bytes, profile: str | None = None):
-        found = destination(path, config(), profile)
+    def where(self, path: bytes, profile: str | None = None, **more):
+        found = destination(path, config(**more), profile)
         return (found.name, found.rest) if found is not None else None
 
     def test_the_longest_name_wins(self):
@@ -63,13 +63,16 @@ class FindingTheWay(SynchronousTestCase):
         self.assertEqual(self.where(b"zeta/app.js"), ("zeta", b"/app.js"))
 
     def test_a_pin_takes_the_place_of_the_longest_prefix(self):
-        """http T069, T071"""
+        """http T069, T071, core V89"""
         self.assertEqual(self.where(b"chat", "work"), ("alpha", b""))
         self.assertEqual(self.where(b"chat/a%2Fb", "work"), ("alpha", b"/a%2Fb"))
         self.assertEqual(self.where(b"pool/x/y", "work"), ("org/gamma", b"/y"))
         self.assertIsNone(self.where(b"org/x", "work"))
         self.assertIsNone(self.where(b"chat", None))
         self.assertEqual(self.where(b"chatty/x", "work"), None)
+        both = {"two": Profile(pins={"pool": "alpha", "pool/x": "beta"})}
+        self.assertEqual(self.where(b"pool/x/v1/y", "two", profiles=both), ("beta", b"/v1/y"))
+        self.assertEqual(self.where(b"pool/z/v1/y", "two", profiles=both), ("alpha", b"/z/v1/y"))
 
     def test_a_destination_is_a_value(self):
         self.assertEqual(Destination("a", b"/"), Destination("a", b"/"))

@@ -19,10 +19,12 @@ class ProfileTests(TestCase):
         self.assertEqual(nothing.ask("/api/profiles").body, b'{"active":null,"profiles":[]}\n')
 
     def test_one_is_chosen_and_left(self):
-        """http T066, http T073"""
+        """http T066, http T073, http T067"""
         world = World()
         self.assertEqual(self.choose(b'{"name":"work","x":1} trailing', world).body, b'{"active":"work"}\n')
         self.assertEqual(world.fleet.profile, "work")
+        again = self.choose(b'{"name":"work"}', world)
+        self.assertEqual((again.status, again.json), (200, {"active": "work"}))
         for body in (b'{"name":null}', b'{"name":""}'):
             self.assertEqual(self.choose(body, world).json, {"active": None})
         self.assertIsNone(world.fleet.profile)

@@ -9,7 +9,7 @@ class SystemTests(TestCase):
         self.assertEqual(World().ask("/api/version").json, expected)
 
     def test_a_machine_that_is_not_watched_has_nothing_to_tell(self):
-        """http T163"""
+        """http T163, core V112"""
         world = World(machine=FakeMachine(enabled=False))
         answer = world.ask("/api/performance")
         self.assertEqual((answer.status, answer.json), (503, {"enabled": False}))
