@@ -36,6 +36,7 @@ class StdoutWriter:
         self._lines: deque[bytes] = deque()
         self._some = threading.Event()
         self._end = threading.Event()
+        self._ended = threading.Event()
         # Each counter has one writing thread, so their difference needs no lock.
         self._put = 0
         self._done = 0
@@ -66,10 +67,15 @@ class StdoutWriter:
         """Whether everything was written, or cannot be."""
         return self._put == self._done
 
-    def close(self) -> None:
-        """Let the thread end after what is queued. Idempotent."""
+    def close(self, wait: float = 0.0) -> None:
+        """Let the thread end after what is queued, and give it `wait` seconds for that. Idempotent.
+
+        The thread is a daemon: without a wait the process may end before the last lines are out.
+        """
         self._end.set()
         self._some.set()
+        if wait and self._start is None:
+            self._ended.wait(wait)
 
     def _drain(self) -> None:
         while True:
@@ -86,4 +92,5 @@ class StdoutWriter:
                     pass  # stdout is gone; the monitors still have everything, and there is no one else to tell
                 self._done += len(data)
             if ending:
+                self._ended.set()
                 return

@@ -52,3 +52,13 @@ class TestStdoutWriter(SynchronousTestCase):
         writer.close()
         writer(b"a")
         self.assertEqual(self.threads, [])
+
+    def test_the_last_lines_are_out_when_a_waiting_close_returns(self):
+        out = []
+        writer = StdoutWriter(out.append)
+        writer(b"last words")
+        writer.close(10.0)
+        self.assertEqual(out, [b"last words"])
+
+    def test_a_waiting_close_of_an_unused_writer_returns_at_once(self):
+        self.make().close(3600.0)
