@@ -28,11 +28,12 @@ from twisted.logger import ILogObserver, Logger, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from llamaswap import sources
+from llamaswap import sources, upgrade
 from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged
 from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.ports import keep
 from llamaswap.demo import demo_config
+from llamaswap.handover import Handover, take_over
 from llamaswap.listening import Listen
 from llamaswap.notify import Notifier, without_ours
 from llamaswap.observe.accesslog import AccessLog
@@ -65,6 +66,7 @@ from llamaswap.supervise.orphans import Keeper, Record, sweep
 from llamaswap.supervise.readiness import SocketAsk, connector
 from llamaswap.supervise.spawn import Launcher
 from llamaswap.supervise.supervisor import Supervisor
+from llamaswap.upgrade import Adopting, Inherited, Upgrade
 from llamaswap.version import build as build_info
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import errors, passthrough
@@ -98,6 +100,7 @@ log = Logger("llamaswap.service")
 GC_THRESHOLD = (10_000, 20, 50)
 SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
+LAST_LINES = 1.0  # seconds that the last lines may take on their way to standard output
 KEPT_FOR_SERVERS = 12.0  # of those, kept back for stopping servers when requests take their time
 
 
@@ -173,8 +176,16 @@ class LlamaSwap(MultiService):
     `reactor` is the real one (or a double with the same interfaces), `loaded` the configuration to begin with.
     """
 
-    def __init__(self, reactor: Any, settings: Settings, environ: Mapping[str, str], loaded: Loaded) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        environ: Mapping[str, str],
+        loaded: Loaded,
+        inherited: Inherited | None = None,
+    ) -> None:
         super().__init__()
+        self.inherited = inherited
         self.reactor = reactor
         self.settings = settings
         self.environ = environ
@@ -257,6 +268,15 @@ class LlamaSwap(MultiService):
         self.hardware = Hardware(run=self.watcher, wall=wall, version=build_info().version)
 
         # What is served.
+        earlier = inherited.state if inherited is not None else None
+        words = upgrade.command_line()
+        self.upgrade = Upgrade(
+            reactor,
+            Handover(self),
+            lambda: upgrade.check(reactor, words, os.environ),
+            lambda listening, state: upgrade.become(words, os.environ, listening, state),
+            count=earlier.count if earlier is not None else 0,
+        )
         self.streams = Streams()
         keys = Gate(lambda: [key.value.encode() for key in self.router.config.api_keys])
 
@@ -326,7 +346,14 @@ class LlamaSwap(MultiService):
             Events(fleet, config, self.bus, self.book, self.inflight, self.activity, self.streams, reactor, self.peers),
             activity_routes.Activity(self.activity, self.captures, self.inflight, self.streams),
             Models(fleet, config, self.inflight, self.history, self.book, reactor),
-            System(build_info(), self.machine, self.hardware.snapshot, self.meters.render, self._features),
+            System(
+                build_info(),
+                self.machine,
+                self.hardware.snapshot,
+                self.meters.render,
+                self._features,
+                self.upgrade.document,
+            ),
             Editing(config_file, config, Reloads(self.bus, time.time)),
             self.load_tests,
             OpenApi(routes, build_info()),
@@ -434,8 +461,11 @@ class LlamaSwap(MultiService):
     def startService(self) -> None:
         """Listen, or end at once; everything else follows in its turn."""
         super().startService()
-        listen = self.settings.listen
-        listening: Deferred[IListeningPort] = listen.endpoint(self.reactor).listen(self.front)
+        listen, there = self.settings.listen, self.inherited
+        if there is not None and there.state is not None:
+            self.book.remember(there.state.logs)
+        reactor = self.reactor if there is None else Adopting(self.reactor, there.listening)
+        listening: Deferred[IListeningPort] = listen.endpoint(reactor).listen(self.front)
         outcome: list[Any] = []
         listening.addBoth(outcome.append)
         if outcome and isinstance(outcome[0], Failure):
@@ -444,6 +474,11 @@ class LlamaSwap(MultiService):
         self._port = outcome[0]
         self._say_where()
         self.reactor.callWhenRunning(self._running)
+
+    @property
+    def port(self) -> IListeningPort | None:
+        """Where it listens, once it does."""
+        return self._port
 
     def _say_where(self) -> None:
         """The lines that an operator looks for first; also those that say who may come in."""
@@ -478,6 +513,8 @@ class LlamaSwap(MultiService):
         if not self.observed:
             globalLogPublisher.addObserver(self.log_observer)  # type: ignore[arg-type] # a method is callable
         self._handle_signals()
+        if self.inherited is not None and self.inherited.state is not None:
+            take_over(self, self.inherited.state)
         gc.collect()
         gc.freeze()  # what was made so far lives as long as the process: no need to look at it again
         gc.set_threshold(*GC_THRESHOLD)
@@ -485,8 +522,11 @@ class LlamaSwap(MultiService):
         tasks.addErrback(lambda failure: log.failure("start", failure))
 
     async def _begin(self) -> None:
+        lost = self.inherited is not None and self.inherited.state is None
+        if self.inherited is not None and lost:
+            log.error("an upgrade without its servers: {problem}", problem=self.inherited.problem)
         if self.record is not None:
-            for swept in await sweep(self.record, self.reactor):
+            for swept in await sweep(self.record, self.reactor, lost=os.getpid() if lost else 0):
                 word = "ended" if swept.gone else "could not end"
                 log.warn("{word} an orphan of an earlier run: {model}", word=word, model=swept.birth.model)
         if not self.running:
@@ -498,18 +538,24 @@ class LlamaSwap(MultiService):
         if self.settings.watch:
             self.reloader.watch()
         self.peers.retune()
-        await self.router.preload()
+        if self.inherited is None:
+            await self.router.preload()
         await hardware
 
     def _handle_signals(self) -> None:
-        """SIGHUP reloads; a second SIGTERM or SIGINT cuts the draining short."""
+        """SIGHUP reloads; SIGUSR2 upgrades in place; a second SIGTERM or SIGINT cuts the draining short."""
         try:
             signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
+            signal.signal(signal.SIGUSR2, lambda *_: self.reactor.callFromThread(self._asked_to_upgrade))
             for number in (signal.SIGTERM, signal.SIGINT):
                 before = signal.getsignal(number)
                 signal.signal(number, lambda *args, before=before: self._asked_to_end(before, args))
         except ValueError:  # not the main thread: an embedding program has its own ideas
             pass
+
+    def _asked_to_upgrade(self) -> None:
+        if self.running:
+            self.upgrade.ask()
 
     def _asked_to_end(self, before: Any, args: Any) -> None:
         if self._hurry is None:
@@ -550,6 +596,7 @@ class LlamaSwap(MultiService):
         log.info("ending: {count} requests under way", count=self.dispatcher.active)
         self.notifier.stopping()
         self.notifier.rest()
+        self.upgrade.cancel()
         self.reloader.stop()
         self.peers.stop()
         if self._port is not None:
@@ -571,7 +618,7 @@ class LlamaSwap(MultiService):
         log.info("ended")
         if not self.observed:
             globalLogPublisher.removeObserver(self.log_observer)  # type: ignore[arg-type] # the same
-        self.stdout.close()
+        self.stdout.close(LAST_LINES)
 
     async def _drained(self, until: float) -> None:
         """Until no request is under way, the time is up, or somebody asks a second time."""
@@ -617,8 +664,10 @@ def sources_of(settings: Settings) -> list[Source]:
     return sources.read_sources(settings.config, settings.config_dir)
 
 
-def build(reactor: Any, settings: Settings, environ: Mapping[str, str]) -> LlamaSwap:
+def build(
+    reactor: Any, settings: Settings, environ: Mapping[str, str], inherited: Inherited | None = None
+) -> LlamaSwap:
     """The service for these settings. Raises ConfigError, or OSError and ValueError for what is given with them."""
     settings.listen.endpoint(reactor)  # nonsense there is said before anything else
     loaded = load(sources_of(settings), environ, facts=sources.DiskFacts())
-    return LlamaSwap(reactor, settings, environ, loaded)
+    return LlamaSwap(reactor, settings, environ, loaded, inherited)

@@ -57,6 +57,13 @@ class Options(UsageOptions):
         sys.stdout.write(describe() + "\n")
         raise SystemExit(0)
 
+    def postOptions(self) -> None:
+        """The last moment before `twist` imports the reactor."""
+        if not self["tls-cert-file"] and "ssl:" not in (self["listen"] or ""):
+            from llamaswap.spare import import_reactor_without_tls
+
+            import_reactor_without_tls()
+
 
 def give_up(message: str) -> NoReturn:
     """Say what is wrong and exit with status 1."""
@@ -82,11 +89,13 @@ def makeService(options: Options) -> IService:
         give_up("--tls-cert-file and --tls-key-file belong together: give both or neither")
     from twisted.internet import reactor
 
+    from llamaswap import upgrade
     from llamaswap.listening import Listen
     from llamaswap.notify import given_socket
     from llamaswap.relay.polling import use_plain_poll
     from llamaswap.service import Settings, build
 
+    checked, earlier = upgrade.being_checked(os.environ), upgrade.inherited(os.environ)
     # Timers must not jump with the wall clock (suspended hosts, time servers): Twisted's default is time.time.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     use_plain_poll(reactor)
@@ -102,12 +111,15 @@ def makeService(options: Options) -> IService:
         listen=Listen(listen, options["tls-cert-file"], options["tls-key-file"]),
     )
     try:
-        service = build(reactor, settings, dict(os.environ))
+        service = build(reactor, settings, dict(os.environ), earlier)
     except ConfigError as error:
         where = " and ".join(str(place) for place in (config, folder) if place)
         give_up(f"configuration not usable ({where}):\n{error}")
     except (OSError, ValueError) as error:
         give_up(f"cannot start: {error}")
+    if checked:
+        upgrade.say_fit()
+        raise SystemExit(0)
     observe(options, service)
     return service
 

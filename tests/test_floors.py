@@ -30,6 +30,8 @@ FLOOR = {
     "tap": 4,
     "cli": 4,
     "demo": 4,
+    "upgrade": 4,
+    "handover": 4,
     "commands": 4,
     "__main__": 4,
 }

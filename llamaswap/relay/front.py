@@ -7,6 +7,7 @@ exchange or a resource means is not known here; the few answers given here are t
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ from llamaswap.relay.framing import (
     write_head,
 )
 from llamaswap.relay.response import ResponseFramer, status_line
-from llamaswap.relay.sending import write_through
+from llamaswap.relay.sending import unsent, write_through
 from llamaswap.relay.tunnel import ClientPipe
 
 HEAD_SECONDS = 60.0
@@ -441,7 +442,7 @@ class FrontDoor(Protocol):
                     data = data[used:] if used < len(data) else b""
                 elif turn.answered:
                     self._turn = None
-                    if not turn.keep_alive or self.owner.draining:
+                    if not turn.keep_alive or self.owner.draining or (self.secure and self.owner.holding):
                         self.lose()
                         return
                 else:
@@ -537,7 +538,7 @@ class FrontDoor(Protocol):
             return
         turn = self._turn
         if turn is None:
-            wanted = True
+            wanted = not self.owner.holding
         elif not turn.body_done:
             wanted = turn.wants
         else:
@@ -592,6 +593,15 @@ class FrontDoor(Protocol):
             # An answered request may still owe the rest of its body.
             return (self.since, True) if self._turn.answered else None
         return self.since, bool(self._buffer)
+
+    @property
+    def resting(self) -> bool:
+        """Whether it waits for a request and everything before that has gone out."""
+        return self._turn is None and self._pipe is None and not self._closed and not unsent(self.wire)
+
+    def handover(self) -> tuple[socket.socket, bytes]:
+        """(its socket, what was read of the next request)."""
+        return self.wire.getHandle(), self._buffer
 
     def lose(self) -> None:
         """Close, after what was written has gone out."""
@@ -675,6 +685,7 @@ class FrontDoorFactory(Factory):
         self.spool_threshold = spool_threshold
         self.spool_folder = spool_folder
         self.draining = False
+        self.holding = False
         self._doors: set[FrontDoor] = set()
         self._sweep: IDelayedCall | None = None
 
@@ -698,6 +709,48 @@ class FrontDoorFactory(Factory):
         for door in list(self._doors):
             if door.idle_since() is not None:
                 door.lose()
+
+    def hold(self) -> None:
+        """Begin no request that is not here yet: what is sent meanwhile waits to be read. Secure connections, whose
+        state cannot be handed on, are closed as soon as they are idle."""
+        self.holding = True
+        for door in list(self._doors):
+            if door.secure and door.idle_since() is not None:
+                door.lose()
+            else:
+                door.reading_changed()
+
+    def release(self) -> None:
+        """Go on reading."""
+        self.holding = False
+        for door in list(self._doors):
+            door.reading_changed()
+
+    @property
+    def busy(self) -> int:
+        """Connections with a request under way, or with a rest of an answer to send."""
+        return sum(not door.resting for door in self._doors)
+
+    def cut_busy(self) -> None:
+        """Close at once what does not rest."""
+        for door in list(self._doors):
+            if not door.resting:
+                door.cut()
+
+    def handover(self) -> list[tuple[socket.socket, bytes]]:
+        """(socket, what was read of the next request) of each connection that rests, for another program."""
+        return [door.handover() for door in self._doors if door.resting and not door.secure]
+
+    def adopt(self, reactor: Any, descriptor: int, family: int, early: bytes) -> None:
+        """Go on with a connection that was handed over; one that was closed meanwhile is dropped."""
+        try:
+            wire = reactor.adoptStreamConnection(descriptor, family, self)
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)  # the transport has its own
+        if early:
+            wire.protocol.dataReceived(early)
 
     def cut(self) -> None:
         """Close everything at once."""

@@ -48,3 +48,9 @@ def write_through(transport: Any) -> Callable[[bytes], None]:
             queued(data[sent:])
 
     return write
+
+
+def unsent(transport: Any) -> bool:
+    """Whether bytes given to a transport have not gone out yet; below TLS, those of its connection."""
+    wire = getattr(transport, "transport", transport)
+    return bool(getattr(wire, "_tempDataBuffer", None) or getattr(wire, "dataBuffer", None))

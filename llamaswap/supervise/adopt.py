@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.process import Process, registerReapProcessHandler
 
 from llamaswap.config.endpoints import Endpoint
@@ -31,14 +31,14 @@ class Served:
     port: int | None
     proxy: str
     endpoint: Endpoint
-    argv: tuple[str, ...]
-    env: tuple[str, ...]
-    cmd_stop: str
+    argv: tuple[str, ...] = field(repr=False)
+    env: tuple[str, ...] = field(repr=False)  # keys are often in one of these
+    cmd_stop: str = field(repr=False)
     started_at: float
     ready_at: float
     load_seconds: tuple[float, ...]
     output: int | None
-    tail: bytes = b""
+    tail: bytes = field(default=b"", repr=False)
     idle_since: float = 0.0
 
 

@@ -14,15 +14,36 @@ from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from llamaswap.supervise.spawn import Child, Launcher, say_status
+from llamaswap.config.commands import render_stop
+from llamaswap.supervise.adopt import Served
+from llamaswap.supervise.spawn import Birth, Child, Launcher, say_status
 
 COURTESY = 0.25  # seconds for what the leader left to end by the TERM it got too; they are often busy freeing memory
 LOST_AFTER = 5.0  # seconds after SIGKILL: who lives then is stuck in the kernel, and waiting helps nobody
 LAST_WORDS = 0.1  # seconds an exit waits for the rest of the output, where the reason is usually told
+UNWANTED_GRACE = 5.0  # seconds for a server nobody can ask for any more
 STOP_AGAIN = 5.0  # seconds a stop command may take after a forced kill: the container it knows of may live on
 _log = Logger()
 
 PAUSES = (0.002, 0.005, 0.01, 0.02)  # between looks at what is left; the last one is repeated
+
+
+def end_unwanted(served: Served, clock: IReactorTime, launcher: Launcher, log: Callable[[bytes], None]) -> None:
+    """Bring down a server that was handed over to us and has no place any more. Nothing to do where it is gone."""
+    try:
+        child = launcher.adopt(
+            Birth(served.pid, served.start, served.mark, served.model, served.endpoint.port), served.output
+        )
+    except OSError:
+        return
+    try:
+        words = render_stop(served.cmd_stop, served.pid) if served.cmd_stop.strip() else None
+    except ValueError:
+        words = None  # TERM has to do
+    ladder = Ladder(clock, launcher, child, words, served.env, log, lambda lost: None, served.model)
+    child.attend(log, lambda status: ladder.leader_gone(), ladder.output_ended)
+    child.watch()
+    ladder.go(UNWANTED_GRACE)
 
 
 @define(eq=False)

@@ -296,15 +296,12 @@ class Launcher:
         if self._spare is None and self._warming is None and not self._closed:
             self._warming = self.clock.callLater(delay, self._warm)
 
-    @property
-    def spare(self) -> int | None:
-        """The pid of the leader that waits, while there is one."""
-        return None if self._spare is None else self._spare.pid
-
-    def rest(self) -> None:
-        """Let the spare go, for now: the next `warm` brings another."""
+    def rest(self) -> Child | None:
+        """Let the spare go, for now: the next `warm` brings another. Returns it, on its way to its end."""
+        spare = self._spare
         self.close()
         self._closed = False
+        return spare
 
     def close(self) -> None:
         """No spare is kept any more. Running children are their supervisors' affair."""

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from llamaswap.config.commands import EmptyCommand, render_stop, split
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
-from llamaswap.errors import StartFailed
+from llamaswap.errors import ConfigError, StartFailed
 from llamaswap.supervise import lifecycle
 from llamaswap.supervise.adopt import Served
 from llamaswap.supervise.ladder import Ladder
@@ -193,11 +193,11 @@ class Supervisor:
         Raises OSError where it is no child of ours.
         """
         model = self.model
-        if served.port is not None and model.port is not None and served.port != model.port:
-            model, self._other_port = model.with_port(served.port), served.port
         try:
+            if served.port is not None and model.port is not None and served.port != model.port:
+                model, self._other_port = model.with_port(served.port), served.port
             current = self._plan(model).argv == served.argv
-        except _CannotStart:
+        except (_CannotStart, ConfigError):  # the port's place in the definition may have changed
             current = False
         current = current and (model.env, model.proxy) == (served.env, served.proxy)
         running = evolve(model, env=served.env, cmd_stop=model.cmd_stop if current else served.cmd_stop)

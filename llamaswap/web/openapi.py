@@ -170,6 +170,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Hardware": _object({"schema_version": INT, "captured_at": T, "accelerators": _array(ANYTHING)}),
     "Features": {"type": "object", "additionalProperties": B},
+    "Upgrade": _object({"pid": INT, "count": INT, "attempts": INT, "phase": S, "error": S}),
     "Residency": _array(_SEGMENT),
     "Swaps": _array(_SWAP),
     "Swap": {**_SWAP, "properties": {**_SWAP["properties"], "log_tail": S}},

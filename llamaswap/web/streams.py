@@ -88,6 +88,10 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
+    def resume(self) -> None:
+        """The service goes on after all: streams may be opened again."""
+        self._closed = False
+
     def end_all(self) -> None:
         """The service stops: end every stream, and those that are still to come at once."""
         self._closed = True

@@ -18,10 +18,10 @@ from llamaswap.web.routes import Query, Table
 
 @define(eq=False)
 class System:
-    """/api/version, /api/performance, /api/hardware, /metrics, /api/features.
+    """/api/version, /api/performance, /api/hardware, /metrics, /api/upgrade, /api/features.
 
     `hardware` gives the snapshot taken at start, None where detection failed (or goes on); `meters` the page for
-    Prometheus; `features` the switches that pages look at.
+    Prometheus; `features` the switches that pages look at; `upgrade` how an upgrade in place goes.
     """
 
     build: Build
@@ -29,6 +29,7 @@ class System:
     hardware: Callable[[], Mapping[str, Any] | None]
     meters: Callable[[], bytes]
     features: Callable[[], Mapping[str, bool]]
+    upgrade: Callable[[], Mapping[str, Any]] = dict
 
     def version(self, call: Call) -> Answer:
         """Which build serves."""
@@ -63,6 +64,10 @@ class System:
             return Answer(503, b"# performance monitor not available\n", CONTENT_TYPE)
         return Answer(200, page, CONTENT_TYPE)
 
+    def upgrading(self, call: Call) -> Answer:
+        """Which process this is, how often it became a newer program, and what came of the last wish for that."""
+        return json_answer(dict(self.upgrade()))
+
     def switches(self, call: Call) -> Answer:
         """What this server offers beyond the least."""
         return json_answer(dict(self.features()))
@@ -80,5 +85,6 @@ ROUTES = (
     ),
     _table.get("/api/hardware", System.snapshot, "The machine's parts", schema="Hardware"),
     _table.get("/metrics", System.metrics, "Meters for Prometheus", content="text/plain"),
+    _table.get("/api/upgrade", System.upgrading, "The process and its upgrades in place", schema="Upgrade"),
     _table.get("/api/features", System.switches, "What this server offers", schema="Features"),
 )

@@ -136,3 +136,13 @@ class TestLogBook(SynchronousTestCase):
         book.model("read").subscribe(lambda data: None)
         book.retain(["kept"])
         self.assertEqual(book.known(), ["kept", "read"])
+
+    def test_a_book_begins_with_what_another_remembered_and_tells_nobody(self):
+        book, out = self.book("both")
+        book.writer("a/b")(b"x")
+        known = book.histories()
+        told = []
+        later = LogBook(stdout=told.append)
+        later.remember(known | {"nonsense": b"?"})
+        self.assertEqual(later.histories(), known)
+        self.assertEqual(told, [])

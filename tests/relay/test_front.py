@@ -416,3 +416,68 @@ class Handling(SynchronousTestCase):
         world.server().give(KEPT)
         self.assertIn(b"Connection: keep-alive", client.took())
         self.assertFalse(client.closing)
+
+
+class Holding(SynchronousTestCase):
+    """What is needed to hand connections to another program: no request begins, each is at rest."""
+
+    def test_what_comes_meanwhile_is_not_read_and_is_served_afterwards(self):
+        world = World()
+        client = world.client()
+        client.give(GET)
+        self.assertEqual(world.factory.busy, 1)
+        world.factory.hold()
+        self.assertFalse(client.paused, "its request is under way")
+        world.server().give(OK)
+        self.assertTrue(client.paused)
+        self.assertEqual(world.factory.busy, 0)
+        world.factory.release()
+        self.assertFalse(client.paused)
+        client.give(GET)
+        self.assertEqual(len(world.exchanges), 2)
+
+    def test_a_request_that_was_read_already_is_served(self):
+        world = World()
+        client = world.client()
+        client.give(GET + SITE)
+        world.factory.hold()
+        world.server().give(OK)
+        self.assertIn(b"site:", client.took())
+        self.assertEqual(world.factory.busy, 0)
+        self.assertTrue(client.paused)
+
+    def test_part_of_a_head_goes_along(self):
+        world = World()
+        client = world.client()
+        client.getHandle = lambda: "socket"
+        client.give(GET[:10])
+        world.factory.hold()
+        self.assertEqual(world.factory.handover(), [("socket", GET[:10])])
+
+    def test_a_page_and_a_tunnel_are_not_at_rest(self):
+        world = World()
+        client = world.client()
+        client.give(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+        world.factory.hold()
+        self.assertEqual((world.factory.busy, world.factory.handover()), (1, []))
+        world.waiting.finish()
+        self.assertEqual(world.factory.busy, 0)
+
+    def test_what_does_not_rest_can_be_cut_alone(self):
+        world = World()
+        idle, busy = world.client(), world.client()
+        busy.give(GET)
+        world.factory.hold()
+        world.factory.cut_busy()
+        self.assertEqual((idle.aborted, busy.aborted), (False, True))
+
+    def test_secure_connections_are_closed_when_idle(self):
+        world = World()
+        idle, busy = world.client(), world.client()
+        idle.side.secure = busy.side.secure = True
+        busy.give(GET)
+        world.factory.hold()
+        self.assertEqual((idle.closing, busy.closing), (True, False))
+        world.server().give(OK)
+        self.assertTrue(busy.closing)
+        self.assertEqual(world.factory.handover(), [])

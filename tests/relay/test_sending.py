@@ -6,7 +6,7 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.relay.sending import write_through
+from llamaswap.relay.sending import unsent, write_through
 
 
 class Turns:
@@ -45,6 +45,13 @@ class WriteThrough(SynchronousTestCase):
         self.wire.doWrite()
         self.assertEqual((self.wire._tempDataBuffer, self.wire.dataBuffer), ([], b""))
         self.assertFalse(self.wire.TLS)
+
+    def test_what_has_not_gone_out_yet_is_known(self):
+        self.assertFalse(unsent(self.wire))
+        self.wire.write(b"x")
+        self.assertTrue(unsent(self.wire))
+        self.wire.doWrite()
+        self.assertFalse(unsent(self.wire))
 
     def test_bytes_leave_at_once(self):
         self.write(b"hello")

@@ -42,5 +42,8 @@ class SystemTests(TestCase):
         self.assertEqual((answer.status, answer.json), (503, envelope(503, "hardware detection unavailable")))
         self.assertEqual(World(hardware={"schema_version": 1}).ask("/api/hardware").json, {"schema_version": 1})
 
+    def test_an_upgrade_in_place_can_be_followed(self):
+        self.assertEqual(World().ask("/api/upgrade").status, 200)
+
     def test_features_are_small_switches(self):
         self.assertEqual(World().ask("/api/features").json, {"captures": True})

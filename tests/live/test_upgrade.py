@@ -1,0 +1,263 @@
+"""Upgrades in place, as an operator meets them: the same pid, the same servers, nobody refused."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live.product import ROOT, Product, alive, wait_for
+from tests.live.test_service import chat, config, pids
+
+
+class Poller:
+    """A client that asks all the time, each request on a connection of its own or all on one; use as a context."""
+
+    def __init__(self, product, model, keep=False):
+        self.product, self.model, self.keep = product, model, keep
+        self.results, self.longest = [], 0.0
+        self._stop = threading.Event()
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self):
+        where, body = urlsplit(self.product.url).netloc, json.dumps(chat(self.model)).encode()
+        line = None
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                line = line or http.client.HTTPConnection(where, timeout=30)
+                line.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+                answer = line.getresponse()
+                pid = json.loads(answer.read())["pid"]
+                self.results.append((answer.status, pid))
+            except Exception as error:
+                self.results.append((repr(error), None))
+                line = None
+            if not self.keep and line is not None:
+                line.close()
+                line = None
+            self.longest = max(self.longest, time.monotonic() - began)
+
+
+def upgrade(product, seconds=60.0):
+    """Ask for an upgrade and wait for its end, good or bad; how it is then."""
+    before = product.json("/api/upgrade")
+    os.kill(product.process.pid, signal.SIGUSR2)
+
+    def over():
+        now = product.json("/api/upgrade", timeout=60)
+        return now["count"] > before["count"] or (now["attempts"] > before["attempts"] and now["phase"] == "idle")
+
+    wait_for(over, seconds, "the end of the upgrade")
+    return product.json("/api/upgrade")
+
+
+def together(**models):
+    """A configuration whose models may all be up at once."""
+    text = json.loads(config(**models))
+    text["groups"] = {"all": {"swap": False, "members": list(models)}}
+    return json.dumps(text)
+
+
+def descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+class UpgradeTests(SynchronousTestCase):
+    timeout = 120
+
+    def test_servers_stay_nobody_is_refused_and_idle_time_goes_on(self):
+        text = together(one="", two={"flags": "", "ttl": 12})
+        with Product(text) as product:
+            servers = pids(product, "one", "two")
+            used = time.monotonic()
+            product.json("/v1/chat/completions", chat("two"))
+            with Poller(product, "one") as fresh, Poller(product, "one", keep=True) as kept:
+                time.sleep(0.3)
+                done = upgrade(product)
+                time.sleep(0.3)
+            self.assertEqual((done["count"], done["error"], done["pid"]), (1, "", product.process.pid))
+            self.assertIsNone(product.process.poll())
+            for poller in (fresh, kept):
+                self.assertGreater(len(poller.results), 50)
+                self.assertEqual(set(poller.results), {(200, servers[0])})
+            print(
+                f"{len(fresh.results) + len(kept.results)} requests, longest {fresh.longest:.2f}, {kept.longest:.2f} s;"
+            )
+            print(f"the upgrade was over {time.monotonic() - used - 0.6:.1f} s after the signal")
+            self.assertEqual(product.running(), {"one": "ready", "two": "ready"})
+            wait_for(lambda: product.running() == {"one": "ready"}, 15, "the end of the idle time")
+            self.assertLess(abs(time.monotonic() - used - 12.0), 1.0)
+            self.assertFalse(alive(servers[1]))
+            self.assertEqual(pids(product, "one"), servers[:1])
+            self.assertNotIn("rror", product.output)
+
+    def test_an_open_stream_is_complete(self):
+        with Product(together(one="--tokens 40 --interval 0.05")) as product:
+            (server,) = pids(product, "one")
+            streamed = []
+            ask = lambda: streamed.append(product.ask("/v1/chat/completions", chat("one", stream=True))[2])
+            reader = threading.Thread(target=ask)
+            reader.start()
+            time.sleep(0.3)
+            done = upgrade(product)
+            reader.join(20)
+            self.assertEqual(done["count"], 1)
+            self.assertEqual(streamed[0].count(b'"tok'), 40, streamed[0])
+            self.assertIn(b"[DONE]", streamed[0])
+            self.assertEqual(pids(product, "one"), [server])
+
+    def test_the_new_code_runs_again_and_again_and_leaks_nothing(self):
+        shadow = self.shadow()
+        with Product(together(one="--grandchild"), env={"PYTHONPATH": f"{shadow}:{ROOT}"}) as product:
+            (server,) = pids(product, "one")
+            time.sleep(1.5)  # until everything is open that stays open
+            open_then = descriptors(product.process.pid)
+            self.replace(shadow, "9.9")
+            upgrade(product)
+            self.assertEqual(product.json("/api/version")["version"], "9.9")
+            self.assertIn("listening on", str(product.ask("/logs")[2]))
+            for _ in range(2):
+                self.assertEqual(upgrade(product)["error"], "")
+            self.assertEqual(upgrade(product)["count"], 4)
+            self.assertEqual(pids(product, "one"), [server])
+            wait_for(lambda: descriptors(product.process.pid) <= open_then, 5, "as few descriptors as before")
+            group = os.getpgid(server)
+            product.ask("/api/models/unload/one", b"", method="POST")
+            wait_for(lambda: not alive(server), 5, "the end of the server")
+            self.assertEqual(self.children(product.process.pid, group), [])
+
+    def children(self, parent, group):
+        """Zombies and living processes of the group."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if int(fields[2]) == group or (int(fields[1]) == parent and fields[0] == "Z"):
+                    found.append(entry.name)
+        return found
+
+    def shadow(self):
+        path = Path(self.mktemp()).resolve()
+        path.mkdir(parents=True)
+        return path
+
+    def replace(self, shadow, version):
+        """A copy of the package that says it is another version."""
+        shutil.copytree(ROOT / "llamaswap", shadow / "llamaswap", ignore=shutil.ignore_patterns("__pycache__"))
+        (shadow / "llamaswap" / "version.py").write_text(
+            (ROOT / "llamaswap" / "version.py").read_text().replace('return Build("0")', f'return Build("{version}")')
+            .replace('return Build(version("llamaswap"))', f'return Build("{version}")')
+        )  # fmt: skip
+
+    def test_broken_new_code_leaves_the_old_one_serving(self):
+        shadow = self.shadow()
+        with Product(together(one=""), env={"PYTHONPATH": f"{shadow}:{ROOT}"}) as product:
+            servers = pids(product, "one")
+            (shadow / "llamaswap").mkdir()
+            (shadow / "llamaswap" / "__init__.py").write_text("raise ImportError('half an upgrade')\n")
+            with Poller(product, "one") as poller:
+                done = upgrade(product)
+            self.assertEqual(done["count"], 0)
+            self.assertIn("half an upgrade", done["error"])
+            self.assertEqual({status for status, _ in poller.results}, {200})
+            self.assertEqual(pids(product, "one"), servers)
+            shutil.rmtree(shadow / "llamaswap")
+            self.assertEqual(upgrade(product)["count"], 1)
+
+    def test_a_configuration_that_became_unusable_leaves_everything_as_it_is(self):
+        with Product(together(one="")) as product:
+            servers = pids(product, "one")
+            product.config.write_text("models: [")
+            done = upgrade(product)
+            self.assertEqual(done["count"], 0)
+            self.assertIn("configuration", done["error"])
+            self.assertEqual(pids(product, "one"), servers)
+
+    def test_a_changed_configuration_keeps_what_did_not_change(self):
+        first = json.loads(together(one="", two="", three=""))
+        with Product(json.dumps(first)) as product:
+            servers = pids(product, "one", "two", "three")
+            second = json.loads(json.dumps(first))
+            del second["models"]["three"]
+            second["groups"]["all"]["members"].remove("three")
+            second["models"]["two"]["cmd"] += " --say again"
+            product.config.write_text(json.dumps(second))
+            self.assertEqual(upgrade(product)["count"], 1)
+            wait_for(lambda: not alive(servers[1]) and not alive(servers[2]), 10, "the end of both")
+            self.assertEqual(pids(product, "one"), servers[:1])
+            self.assertNotIn("three", str(product.json("/v1/models")))
+            self.assertNotEqual(pids(product, "two"), servers[1:2])
+
+    def test_kill_9_after_an_upgrade_leaves_no_child(self):
+        with Product(together(one="--ignore-term --grandchild-ignores")) as product:
+            (server,) = pids(product, "one")
+            group = os.getpgid(server)
+            self.assertEqual(upgrade(product)["count"], 1)
+            product.process.kill()
+            product.process.wait(10)
+            wait_for(lambda: not self.children(0, group), 10, "the end of the whole group")
+
+    def test_an_orderly_end_after_an_upgrade_leaves_no_child(self):
+        with Product(together(one="")) as product:
+            (server,) = pids(product, "one")
+            upgrade(product)
+            product.process.send_signal(signal.SIGTERM)
+            product.process.wait(20)
+            self.assertFalse(alive(server))
+
+    def test_a_crash_after_an_upgrade_is_noticed_and_the_model_comes_back(self):
+        with Product(together(one="")) as product:
+            (server,) = pids(product, "one")
+            upgrade(product)
+            os.kill(server, signal.SIGKILL)
+            wait_for(lambda: product.running() == {}, 5, "the crash's notice")
+            self.assertNotEqual(pids(product, "one"), [server])
+
+    def test_half_a_head_that_was_read_before_is_not_lost(self):
+        with Product(together(one="")) as product:
+            pids(product, "one")
+            where = urlsplit(product.url)
+            with socket.create_connection((where.hostname, where.port), timeout=30) as line:
+                line.sendall(b"GET /v1/models HTT")
+                time.sleep(0.1)
+                upgrade(product)
+                line.sendall(b"P/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                self.assertIn(b"200 OK", line.recv(65536))
+
+    def test_logs_pins_and_the_profile_go_along(self):
+        text = json.loads(together(one="--say REMEMBER-ME"))
+        text["profiles"] = {"quiet": {"description": "", "pins": {"one": ""}}}
+        with Product(json.dumps(text)) as product:
+            pids(product, "one")
+            product.json("/api/models/pin/one", b"", method="POST")
+            product.json("/api/profiles/active", {"name": "quiet"}, method="PUT")
+            upgrade(product)
+            self.assertIn(b"REMEMBER-ME", self.history(product, "one"))
+            self.assertTrue(product.json("/api/models/one")["pinned"])
+            self.assertEqual(product.json("/api/profiles")["active"], "quiet")
+
+    def history(self, product, model):
+        where = urlsplit(product.url)
+        with socket.create_connection((where.hostname, where.port), timeout=5) as line:
+            line.sendall(f"GET /logs/stream/{model} HTTP/1.0\r\n\r\n".encode())
+            time.sleep(0.3)
+            return line.recv(65536)

@@ -1,0 +1,62 @@
+"""What the service's parts have to do with an upgrade, beyond what the live tests show."""
+
+from attrs import define, field
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.handover import take_over
+from llamaswap.upgrade import Connection, State
+
+
+class Refuses:
+    """Every part that fails at everything."""
+
+    def adopt(self, *args):
+        raise RuntimeError("out of luck")
+
+
+@define(eq=False)
+class FakeRouter:
+    config: object
+    active: object = None
+    pinned: list = field(factory=list)
+    adopted: object = None
+
+    def select_profile(self, name):
+        self.active = name
+
+    def pin(self, model):
+        self.pinned.append(model)
+
+    def adopt(self, servers):
+        self.adopted = servers
+        return []
+
+    def running(self):
+        return []
+
+
+@define
+class FakeConfig:
+    profiles: dict
+    models: dict
+
+
+@define(eq=False)
+class FakeService:
+    router: FakeRouter
+    keeper: object = field(factory=Refuses)
+    front: object = field(factory=Refuses)
+    reactor: object = None
+
+
+class TakeOverTests(SynchronousTestCase):
+    def test_what_cannot_be_taken_over_costs_nothing_else(self):
+        service = FakeService(FakeRouter(FakeConfig({"quiet": 1}, {"a": 1})))
+        take_over(service, State(connections=(Connection(7, 2),), keeper=(9, 8), profile="quiet", pinned=("a", "gone")))
+        self.assertEqual((service.router.active, service.router.pinned), ("quiet", ["a"]))
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
+    def test_a_profile_that_is_gone_is_not_chosen(self):
+        service = FakeService(FakeRouter(FakeConfig({}, {})))
+        take_over(service, State(profile="quiet"))
+        self.assertIsNone(service.router.active)

@@ -1,0 +1,274 @@
+"""Upgrades in place: what is handed over, and how the way there is gone."""
+
+import json
+import os
+import socket
+
+from attrs import define, evolve, field
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap import upgrade
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.supervise.adopt import Served
+from llamaswap.upgrade import BETWEEN, CUT_SECONDS, LAST_TRY, PATIENCE, TRY, Connection, Inherited, State, Upgrade
+
+SERVED = Served(
+    model="owl/7b",
+    pid=12,
+    start=345,
+    mark="token.1",
+    port=5801,
+    proxy="http://127.0.0.1:5801",
+    endpoint=Endpoint("http", "127.0.0.1", 5801, "/v1", "a=b"),
+    argv=("server", "--port", "5801"),
+    env=("KEY=geheim",),
+    cmd_stop="",
+    started_at=1.25,
+    ready_at=2.5,
+    load_seconds=(1.25, 3.0),
+    output=7,
+    tail=b"\xff\x00 bytes\n",
+    idle_since=9.75,
+)
+STATE = State(
+    servers=(SERVED, evolve(SERVED, model="b", output=None, port=None)),
+    connections=(Connection(9, 2, b"GET / HT"), Connection(10, 10)),
+    keeper=(99, 8),
+    profile="quiet",
+    pinned=("b",),
+    logs={"proxy": b"one\n", "model:b": b"\xe2\x82"},
+    count=3,
+)
+
+
+class StateTests(SynchronousTestCase):
+    def test_what_was_written_is_read(self):
+        self.assertEqual(upgrade.unpack(upgrade.pack(STATE)), STATE)
+        self.assertEqual(upgrade.unpack(upgrade.pack(State())), State())
+
+    def test_what_a_later_program_adds_does_not_trouble_this_one(self):
+        document = json.loads(upgrade.pack(STATE))
+        document["novelty"] = document["servers"][0]["novelty"] = 1
+        self.assertEqual(upgrade.unpack(json.dumps(document).encode()), STATE)
+
+    def test_what_an_earlier_one_did_not_know_is_at_its_default(self):
+        document = json.loads(upgrade.pack(STATE))
+        for name in ("profile", "pinned", "logs", "count", "keeper"):
+            del document[name]
+        self.assertEqual(upgrade.unpack(json.dumps(document).encode()).count, 0)
+
+    def test_what_cannot_be_read_is_a_value_error(self):
+        for data in (b"", b"[]", b"{}", b'{"format": 99}', b'{"format": 1, "servers": [{}], "connections": []}'):
+            self.assertRaises(ValueError, upgrade.unpack, data)
+
+    def test_everything_that_must_stay_open_is_named(self):
+        self.assertEqual(sorted(STATE.descriptors), [7, 8, 9, 10])
+
+    def test_it_crosses_by_descriptor_and_the_notice_is_taken_down(self):
+        here, there = socket.socketpair()
+        self.addCleanup(there.close)
+        deposited = upgrade.deposit(upgrade.pack(STATE))
+        environ = {upgrade.INHERIT: f"{here.fileno()}:{deposited}", "PATH": "/bin"}
+        self.assertEqual(upgrade.inherited(environ), Inherited(here.detach(), STATE))
+        self.assertEqual(environ, {"PATH": "/bin"})
+        self.assertRaises(OSError, os.fstat, deposited)
+        self.assertIsNone(upgrade.inherited(environ))
+
+    def test_a_state_that_cannot_be_used_still_leaves_the_socket(self):
+        here, there = socket.socketpair()
+        self.addCleanup(there.close)
+        self.addCleanup(here.close)
+        deposited = upgrade.deposit(b"{")
+        found = upgrade.inherited({upgrade.INHERIT: f"{here.fileno()}:{deposited}"})
+        self.assertEqual((found.listening, found.state), (here.fileno(), None))
+        self.assertTrue(found.problem)
+
+    def test_secrets_do_not_show(self):
+        self.assertNotIn("geheim", repr(STATE))
+
+
+class BecomeTests(SynchronousTestCase):
+    def test_a_program_that_cannot_be_executed_changes_nothing(self):
+        here, there = socket.socketpair()
+        self.addCleanup(here.close)
+        self.addCleanup(there.close)
+        state = State(connections=(Connection(there.fileno(), 1),))
+        before = len(os.listdir("/proc/self/fd"))
+        self.assertRaises(OSError, upgrade.become, ["/no/such/python"], {}, here.fileno(), state)
+        self.assertFalse(os.get_inheritable(here.fileno()) or os.get_inheritable(there.fileno()))
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+
+@define(eq=False)
+class FakeParts:
+    """A service that is calm when a test says so."""
+
+    clock: Clock
+    calm_at: float = 0.0
+    still_at: float = 0.0
+    busy_between: tuple = ()
+    cut_helps: bool = True
+    deeds: list = field(factory=list)
+    held: float = 0.0
+    _since: float | None = None
+
+    def calm(self):
+        return self.clock.seconds() >= self.calm_at
+
+    def still(self):
+        return self.calm() and self.clock.seconds() >= self.still_at
+
+    def hold(self):
+        self.deeds.append("hold")
+        self._since = self.clock.seconds()
+
+    def release(self):
+        self.deeds.append("release")
+        if self._since is not None:
+            self.held += self.clock.seconds() - self._since
+            self._since = None
+
+    def end_feeds(self):
+        self.deeds.append("feeds")
+
+    def cut(self):
+        self.deeds.append("cut")
+        if self.cut_helps:
+            self.calm_at = self.still_at = 0.0
+
+    async def flush(self):
+        self.deeds.append("flush")
+
+    def collect(self):
+        return 5, State()
+
+
+_check: type[upgrade.Parts] = FakeParts
+
+
+class WayTests(SynchronousTestCase):
+    def begin(self, problem="", fault=None, **parts):
+        self.clock = Clock()
+        self.parts = FakeParts(self.clock, **parts)
+        self.became = []
+
+        def become(listening, state):
+            self.became.append(self.clock.seconds())
+            self.parts.deeds.append("become")
+            if fault is not None:
+                raise fault
+
+        async def check():
+            return problem
+
+        self.upgrade = Upgrade(self.clock, self.parts, check, become)
+        self.upgrade.ask()
+
+    def wait(self, seconds):
+        for _ in range(round(seconds / 0.01)):
+            self.clock.advance(0.01)
+
+    def test_a_calm_service_is_held_flushed_and_replaced(self):
+        self.begin()
+        self.assertEqual(self.parts.deeds[:5], ["hold", "feeds", "flush", "become", "release"])
+
+    def test_new_code_that_does_not_come_up_holds_nobody(self):
+        self.begin(problem="the new code does not come up: ImportError")
+        self.assertEqual(self.parts.deeds, [])
+        told = self.upgrade.document()
+        self.assertEqual((told["phase"], told["attempts"], told["count"]), ("idle", 1, 0))
+        self.assertIn("ImportError", told["error"])
+        self.flushLoggedErrors()
+
+    def test_a_check_that_fails_in_an_unheard_of_way_is_told_too(self):
+        self.clock = Clock()
+        check = lambda: Deferred.fromCoroutine(self.fails())
+        self.upgrade = Upgrade(self.clock, FakeParts(self.clock), check, lambda *_: None)
+        self.upgrade.ask()
+        self.assertEqual(self.upgrade.document()["error"], "out of luck")
+        self.flushLoggedErrors(RuntimeError)
+
+    async def fails(self):
+        raise RuntimeError("out of luck")
+
+    def test_requests_are_held_back_only_in_short_tries_while_one_lasts(self):
+        self.begin(calm_at=30.0)
+        self.wait(29.9)
+        self.assertEqual(self.became, [])
+        self.parts.release()
+        self.assertLess(self.parts.held, 30.0 * TRY / BETWEEN + TRY)
+        self.wait(0.2)
+        self.assertEqual(len(self.became), 1)
+        self.assertNotIn("cut", self.parts.deeds)
+
+    def test_one_that_never_ends_is_cut_at_last(self):
+        self.begin(calm_at=1e9)
+        self.wait(PATIENCE + TRY + LAST_TRY - 1.0)
+        self.assertEqual(self.became, [])
+        self.wait(BETWEEN + 1.0)
+        self.assertEqual(self.parts.deeds[-5:], ["cut", "feeds", "flush", "become", "release"])
+
+    def test_who_asks_again_and_again_does_not_want_to_wait(self):
+        self.begin(calm_at=1e9)
+        self.wait(0.5)
+        self.upgrade.ask()
+        self.wait(0.1)
+        self.assertEqual(self.became, [])
+        self.upgrade.ask()
+        self.wait(0.1)
+        self.assertEqual(len(self.became), 1)
+        self.assertIn("cut", self.parts.deeds)
+
+    def test_a_connection_that_does_not_take_the_rest_of_its_answer_is_cut(self):
+        self.begin(still_at=1e9)
+        self.wait(TRY + 0.1)
+        self.assertEqual(self.parts.deeds[:5], ["hold", "feeds", "cut", "flush", "become"])
+
+    def test_servers_that_do_not_come_to_rest_leave_everything_as_it_was(self):
+        self.begin(calm_at=1e9, cut_helps=False)
+        self.wait(PATIENCE + BETWEEN + LAST_TRY + 3 * CUT_SECONDS)
+        self.assertEqual(self.became, [])
+        self.assertEqual(self.parts.deeds[-1], "release")
+        self.assertIn("rest", self.upgrade.document()["error"])
+
+    def test_a_program_that_cannot_be_executed_leaves_everything_as_it_was(self):
+        self.begin(fault=OSError(2, "No such file or directory"))
+        self.assertEqual(self.parts.deeds[-1], "release")
+        self.assertIn("No such file", self.upgrade.document()["error"])
+        self.assertEqual(self.upgrade.document()["phase"], "idle")
+
+    def test_the_end_of_the_service_ends_it(self):
+        self.begin(calm_at=1e9)
+        self.wait(0.5)
+        self.upgrade.cancel()
+        self.assertEqual(self.parts.deeds[-1], "release")
+        self.assertEqual(self.upgrade.document()["error"], "")
+        self.wait(PATIENCE)
+        self.assertEqual(self.became, [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class AdoptingTests(SynchronousTestCase):
+    def test_whatever_the_endpoint_asks_for_it_gets_the_socket_there_is(self):
+        from llamaswap.listening import Listen
+
+        class Reactor:
+            def __init__(self):
+                self.adopted = []
+
+            def adoptStreamPort(self, descriptor, family, factory):
+                self.adopted.append((descriptor, family, factory))
+                return "port"
+
+        for text in ("127.0.0.1:8080", ":0", "tcp:80", "unix:/nowhere/x.sock"):
+            reactor = Reactor()
+            with socket.socket() as there:
+                there.bind(("127.0.0.1", 0))
+                there.listen()
+                descriptor = os.dup(there.fileno())
+            listening = Listen(text).endpoint(upgrade.Adopting(reactor, descriptor)).listen("factory")
+            self.assertEqual(self.successResultOf(listening), "port")
+            self.assertEqual(reactor.adopted, [(descriptor, socket.AF_INET, "factory")])
+            self.assertRaises(OSError, os.fstat, descriptor)
