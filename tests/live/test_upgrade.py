@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import ROOT, Product, alive, wait_for
+from tests.live.product import ROOT, Product, alive, group_members, wait_for
 from tests.live.test_service import chat, config, pids
 
 
@@ -140,10 +140,11 @@ class UpgradeTests(SynchronousTestCase):
             group = os.getpgid(server)
             product.ask("/api/models/unload/one", b"", method="POST")
             wait_for(lambda: not alive(server), 5, "the end of the server")
-            self.assertEqual(self.children(product.process.pid, group), [])
+            wait_for(lambda: not group_members(group), 5, "the end of its family")
+            self.assertEqual(self.zombies(product.process.pid), [])
 
-    def children(self, parent, group):
-        """Zombies and living processes of the group."""
+    def zombies(self, parent):
+        """Children that nobody fetched."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -151,7 +152,7 @@ class UpgradeTests(SynchronousTestCase):
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                if int(fields[2]) == group or (int(fields[1]) == parent and fields[0] == "Z"):
+                if int(fields[1]) == parent and fields[0] == "Z":
                     found.append(entry.name)
         return found
 
@@ -214,7 +215,7 @@ class UpgradeTests(SynchronousTestCase):
             self.assertEqual(upgrade(product)["count"], 1)
             product.process.kill()
             product.process.wait(10)
-            wait_for(lambda: not self.children(0, group), 10, "the end of the whole group")
+            wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
     def test_an_orderly_end_after_an_upgrade_leaves_no_child(self):
         with Product(together(one="")) as product:

@@ -138,7 +138,7 @@ class TestLogBook(SynchronousTestCase):
         self.assertEqual(book.known(), ["kept", "read"])
 
     def test_a_book_begins_with_what_another_remembered_and_tells_nobody(self):
-        book, out = self.book("both")
+        book, _ = self.book("both")
         book.writer("a/b")(b"x")
         known = book.histories()
         told = []
