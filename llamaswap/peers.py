@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
-from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol as BodyProtocol
@@ -19,8 +18,6 @@ from twisted.internet.protocol import connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
-from twisted.web.http import PotentialDataLoss
 
 from llamaswap.config import Config, Peer
 from llamaswap.config.endpoints import Endpoint
@@ -296,6 +293,9 @@ class _Body(BodyProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._closed or self.whole.called:
             return
+        from twisted.web.client import ResponseDone
+        from twisted.web.http import PotentialDataLoss
+
         if reason.check(ResponseDone, PotentialDataLoss):
             self.whole.callback(b"".join(self._pieces))
         else:
@@ -311,10 +311,28 @@ def _words(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
-def client(reactor: Any) -> Any:
-    """A Client: treq over connections of its own; a question a minute is no reason to keep one open."""
-    pool = HTTPConnectionPool(reactor, persistent=False)
-    return HTTPClient(Agent(reactor, connectTimeout=PATIENCE, pool=pool))
+@define(eq=False)
+class _Treq:
+    """treq, imported with the first question: few have peers to ask, and it takes long to import."""
+
+    reactor: Any
+    _client: Any = None
+
+    def get(self, url: str, **more: Any) -> Deferred[Any]:
+        """Ask over a connection of its own; a question a minute is no reason to keep one open."""
+        if self._client is None:
+            from treq.client import HTTPClient
+            from twisted.web.client import Agent, HTTPConnectionPool
+
+            pool = HTTPConnectionPool(self.reactor, persistent=False)
+            self._client = HTTPClient(Agent(self.reactor, connectTimeout=PATIENCE, pool=pool))
+        answer: Deferred[Any] = self._client.get(url, **more)
+        return answer
+
+
+def client(reactor: Any) -> Client:
+    """The real Client."""
+    return _Treq(reactor)
 
 
 __all__ = ["Client", "Health", "Peers", "client", "offered"]

@@ -62,6 +62,7 @@ from llamaswap.relay.relay import Relay
 from llamaswap.reload import Plan as ReloadPlan
 from llamaswap.reload import Reloader
 from llamaswap.router import Router
+from llamaswap.spare import bring_tls
 from llamaswap.supervise.orphans import Keeper, Record, sweep
 from llamaswap.supervise.readiness import SocketAsk, connector
 from llamaswap.supervise.spawn import Launcher
@@ -190,6 +191,8 @@ class LlamaSwap(MultiService):
         self.settings = settings
         self.environ = environ
         self.loaded = loaded
+        if encrypted(loaded.config):
+            bring_tls()
         self._port: IListeningPort | None = None
         self._hurry: Deferred[None] | None = None
         config = loaded.config
@@ -438,6 +441,8 @@ class LlamaSwap(MultiService):
     def _apply(self, config: Config, plan: ReloadPlan) -> None:
         """Put a new configuration in force: the router's models, then everybody who works by its settings."""
         old = self.router.config
+        if encrypted(config):
+            bring_tls()
         for model in old.models.values():
             if model.endpoint is not None and model.id in (*plan.removed, *plan.restarted):
                 self.pool.forget(model.endpoint)
@@ -626,6 +631,13 @@ class LlamaSwap(MultiService):
             if self._hurry is not None and self._hurry.called:
                 return
             await deferLater(self.reactor, DRAIN_LOOK)
+
+
+def encrypted(config: Config) -> bool:
+    """Whether a server or a peer is reached by TLS."""
+    servers = [model.endpoint for model in config.models.values()]
+    servers += [peer.endpoint for peer in config.peers.values()]
+    return any(server is not None and server.scheme == "https" for server in servers)
 
 
 def revisions(changed: Callable[[], bool]) -> Callable[[], int]:

@@ -28,6 +28,7 @@ FLOOR = {
     "service": 4,
     "listening": 4,
     "tap": 4,
+    "spare": 4,
     "cli": 4,
     "demo": 4,
     "upgrade": 4,
