@@ -335,8 +335,8 @@ def websocket(request, answer):
         data = bytes(byte ^ mask[place % 4] for place, byte in enumerate(reader.exactly(size)))
         code = first & 15
         reply = (first & 0xF0) | (10 if code == 9 else code)
-        length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
-        answer.sock.sendall(bytes([reply]) + (length if size < 65536 else b"\x7f" + size.to_bytes(8, "big")) + data)
+        length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big") if size < 65536 else b""
+        answer.sock.sendall(bytes([reply]) + (length or b"\x7f" + size.to_bytes(8, "big")) + data)
         if code == 8:
             return True
 
