@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -142,6 +144,15 @@ class UpgradeTests(SynchronousTestCase):
             wait_for(lambda: not alive(server), 5, "the end of the server")
             wait_for(lambda: not group_members(group), 5, "the end of its family")
             self.assertEqual(self.zombies(product.process.pid), [])
+
+    def test_the_command_upgrades_and_says_so(self):
+        with Product(together(one="")) as product:
+            (server,) = pids(product, "one")
+            words = [sys.executable, "-m", "llamaswap", "upgrade", "--url", product.url]
+            done = subprocess.run(words, env=product.env, capture_output=True, text=True, timeout=60)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(f"process {product.process.pid} runs version", done.stdout)
+            self.assertEqual(pids(product, "one"), [server])
 
     def zombies(self, parent):
         """Children that nobody fetched."""
