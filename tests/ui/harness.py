@@ -58,7 +58,8 @@ class RealServer:
             "  broken:\n"
             "    name: Broken\n"
             "    description: ends before it is healthy\n"
-            f"    cmd: {python} -c \"import sys; print('error: no such file'); sys.exit(3)\" ${{PORT}}\n"
+            "    cmd: |\n"
+            f"      {python} -c \"import sys; print('error: no such file'); sys.exit(3)\" ${{PORT}}\n"
             "profiles:\n"
             "  calm:\n"
             "    description: everything goes to the poet\n"
@@ -110,7 +111,9 @@ class RealServer:
 def ask(url: str, data: object = None) -> Any:
     """JSON there and back."""
     body = None if data is None else json.dumps(data).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=30) as got:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=30
+    ) as got:
         text = got.read()
     try:
         return json.loads(text)
@@ -195,7 +198,9 @@ class MockCase(BrowserCase):
         session.send("Performance.enable")
 
         def spent() -> float:
-            return next(m["value"] for m in session.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+            return next(
+                m["value"] for m in session.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration"
+            )
 
         before, began = spent(), time.monotonic()
         page.wait_for_timeout(seconds * 1000)

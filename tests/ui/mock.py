@@ -317,6 +317,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Pages and questions."""
         world = self.world
+        if world.down:
+            self.close_connection = True
+            return
         parts = urlsplit(self.path)
         path = parts.path.removeprefix("/behind/a/prefix")
         query = parse_qs(parts.query)
@@ -493,7 +496,7 @@ class Handler(BaseHTTPRequestHandler):
             tell("inflight", {"operation": "snapshot", "requests": world.entries})
             while not world.down:
                 try:
-                    item = inbox.get(timeout=1)
+                    item = inbox.get(timeout=0.2)
                 except queue.Empty:
                     self.chunk(": \n\n")
                     continue

@@ -68,7 +68,9 @@ class Works(harness.RealCase):
 
     def test_a_swap_shows_where_the_time_went(self) -> None:
         for model in ("parrot", "poet"):
-            harness.ask(f"{self.url}/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "x"}]})
+            harness.ask(
+                f"{self.url}/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "x"}]}
+            )
         number = harness.ask(f"{self.url}/api/swaps")[0]["id"]
         page = self.page(f"swap?id={number}")
         self.live(page)
@@ -78,7 +80,9 @@ class Works(harness.RealCase):
     def test_the_log_of_a_model_follows_it(self) -> None:
         page = self.page("logs?src=parrot")
         self.live(page)
-        harness.ask(f"{self.url}/v1/chat/completions", {"model": "parrot", "messages": [{"role": "user", "content": "x"}]})
+        harness.ask(
+            f"{self.url}/v1/chat/completions", {"model": "parrot", "messages": [{"role": "user", "content": "x"}]}
+        )
         page.locator(".log .ln").first.wait_for()
 
     def test_an_invalid_configuration_is_refused_and_a_valid_one_saved_and_taken_back(self) -> None:
@@ -87,12 +91,12 @@ class Works(harness.RealCase):
         page.locator(".cm-content").wait_for()
         page.evaluate("document.querySelector('.cm-content').focus()")
         page.keyboard.press("Control+End")
-        page.keyboard.type("\nnonsense: {")
+        page.keyboard.insert_text("\nmodels: 7")
         page.locator(".faults .bad").first.wait_for()
         page.get_by_role("button", name="Discard").click()
         page.evaluate("document.querySelector('.cm-content').focus()")
         page.keyboard.press("Control+End")
-        page.keyboard.type("\nlogLevel: debug")
+        page.keyboard.insert_text("\nlogLevel: debug\n")
         page.get_by_role("button", name="Review and save").click()
         page.locator("dialog .diff", has_text="logLevel: debug").wait_for()
         page.get_by_role("button", name="Save and load").click()
@@ -112,6 +116,9 @@ class Works(harness.RealCase):
         page.get_by_text("No profile is active").wait_for()
 
     def test_two_models_answer_side_by_side_in_turn(self) -> None:
+        harness.ask(
+            f"{self.url}/v1/chat/completions", {"model": "parrot", "messages": [{"role": "user", "content": "x"}]}
+        )
         page = self.page("playground?tab=compare")
         self.live(page)
         page.get_by_label("Model 1").select_option("parrot")
@@ -120,7 +127,7 @@ class Works(harness.RealCase):
         page.get_by_label("Prompt for all").fill("Hello")
         page.get_by_role("button", name="Ask").click()
         page.locator(".column", has_text="Squawk").wait_for()
-        page.wait_for_function("document.querySelectorAll('.column .md').length === 2")
+        page.locator(".column .md").nth(1).wait_for()
 
     def test_keys_open_pages_the_palette_and_the_filter(self) -> None:
         page = self.page()
@@ -128,6 +135,7 @@ class Works(harness.RealCase):
         page.keyboard.press("g")
         page.keyboard.press("m")
         page.wait_for_url(re.compile("/ui/models"))
+        page.get_by_label("Filter models").wait_for()
         page.keyboard.press("/")
         self.assertEqual(page.evaluate("document.activeElement.getAttribute('aria-label')"), "Filter models")
         page.keyboard.press("Escape")

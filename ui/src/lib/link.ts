@@ -122,17 +122,21 @@ export function start(): void {
     }
   }
   let downSince = 0;
+  let openSince = 0;
   const look = () => {
     const state = status.peek().state;
-    if (state === "open") downSince = 0;
-    else if (!downSince) downSince = Date.now();
-    stale.value = state !== "open" && state !== "auth" && Date.now() - downSince > 1200;
-    if (state === "open" && document.visibilityState === "visible") now.value = Date.now();
+    // A server that takes connections and drops them at once is not back yet.
+    if (state !== "open") openSince = 0;
+    else openSince ||= Date.now();
+    if (state === "auth" || (openSince && Date.now() - openSince > 700)) downSince = 0;
+    else if (state !== "open") downSince ||= Date.now();
+    stale.value = downSince > 0 && Date.now() - downSince > 900;
+    if (state === "open" && !stale.peek() && document.visibilityState === "visible" && Date.now() - now.peek() > 900) now.value = Date.now();
   };
   effect(() => {
     void status.value;
     look();
   });
-  setInterval(look, 1000);
+  setInterval(look, 500);
   document.addEventListener("visibilitychange", look);
 }

@@ -5,6 +5,13 @@ import { planText } from "./actions";
 import { listed, loadedModels, models, plan, refreshListed } from "./state";
 import type { ListedModel } from "./types";
 
+/** The model to begin with: a loaded one if there is any. */
+export async function firstModel(): Promise<string> {
+  if (!listed.peek().length) await refreshListed();
+  const loaded = loadedModels.peek().map((model) => model.id);
+  return (listed.peek().find((model) => loaded.includes(model.id)) ?? listed.peek()[0])?.id ?? "";
+}
+
 export function useListed(): void {
   const key = models.value.map((model) => `${model.id}${model.state}`).join();
   useEffect(() => {

@@ -8,7 +8,7 @@ import { count, duration, plural, rate, uid } from "../../lib/format";
 import { Icon } from "../../lib/icons";
 import { all, put, remove } from "../../lib/idb";
 import { Markdown } from "../../lib/markdownview";
-import { ModelSelect } from "../../lib/modelselect";
+import { ModelSelect, firstModel } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { route, setQuery } from "../../lib/router";
 import { listed, models } from "../../lib/state";
@@ -104,6 +104,7 @@ async function answer(others: Message[] = []): Promise<void> {
 
 async function submit(text: string, attachments: Attachment[]): Promise<void> {
   if (busy.peek() || (!text.trim() && !attachments.length)) return;
+  if (!conversation.peek().model) change({ model: await firstModel().catch(() => "") });
   if (!conversation.peek().model) {
     toast("error", "Choose a model first");
     return;

@@ -24,6 +24,10 @@ async function collide(ids: string[]): Promise<boolean> {
   return previews.some((preview) => preview?.evicts.some((item) => ids.includes(item.model)));
 }
 
+/** Whether one of them is still to be loaded: whether it fits beside the others is then only known afterwards. */
+const cold = (ids: string[]): boolean =>
+  ids.some((id) => models.peek().some((model) => model.id === id && !model.peerID && model.state !== "ready"));
+
 async function start(): Promise<void> {
   const ids = chosen.peek().filter(Boolean);
   if (ids.length < 2 || !prompt.peek().trim() || working.peek()) {
@@ -54,7 +58,7 @@ async function start(): Promise<void> {
     left.delete(index);
     active.value = left;
   };
-  const apart = order.peek() === "sequential" || (order.peek() === "auto" && (await collide(ids)));
+  const apart = order.peek() === "sequential" || (order.peek() === "auto" && (cold(ids) || (await collide(ids))));
   if (apart) for (let i = 0; i < ids.length && !abort.signal.aborted; i++) await one(i);
   else await Promise.all(ids.map((_, i) => one(i)));
   working.value = null;
@@ -70,6 +74,7 @@ export function Compare() {
     warning.value = "";
     const real = ids.filter(Boolean);
     if (real.length < 2) return;
+    if (cold(real)) warning.value = "Not all of them are loaded: they are asked one after the other unless you choose otherwise.";
     let alive = true;
     void collide(real).then((yes) => {
       if (alive && yes) warning.value = "These models do not fit together: asked one after the other, each load puts another out.";

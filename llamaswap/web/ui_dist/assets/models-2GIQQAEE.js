@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-ACEAIXOH.js";import"./chunk-HT2D3ERE.js";import"./chunk-X2SCUKDT.js";import"./chunk-K6EV4UZ4.js";import"./chunk-TLV3KK5E.js";import"./chunk-ZFKRANUP.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

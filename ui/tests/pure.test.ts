@@ -1,0 +1,113 @@
+// The parts without a page: parsers, log lines, figures, differences, places in the configuration.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
+import { bytes, clock, count, duration, rate, time } from "../src/lib/format";
+import { folded, lineDiff } from "../src/lib/linediff";
+import { Lines, ansi, level, matcher, plain } from "../src/lib/loglines";
+import { type Schema, keysAt, pathAt, valuesAt } from "../src/lib/schema";
+import { SseParser } from "../src/lib/sse";
+
+test("an event stream is read however it is cut and whatever ends its lines", () => {
+  const text = "event: a\r\ndata: {\"x\":1}\r\n\r\n: beat\n\nid: 7\ndata:one\ndata: two\n\n";
+  for (let size = 1; size < 12; size++) {
+    const parser = new SseParser();
+    const seen = [];
+    for (let i = 0; i < text.length; i += size) seen.push(...parser.feed(text.slice(i, i + size)));
+    assert.deepEqual(seen, [
+      { event: "a", data: '{"x":1}', id: null },
+      { event: "message", data: "one\ntwo", id: "7" },
+    ]);
+  }
+});
+
+test("the three chat protocols give one kind of answer", () => {
+  const streams = [
+    [
+      { choices: [{ delta: { reasoning_content: "hm" } }] },
+      { choices: [{ delta: { content: "Hel" } }] },
+      { choices: [{ delta: { content: "lo" }, finish_reason: "stop" }], usage: { prompt_tokens: 3, completion_tokens: 2 } },
+    ],
+    [
+      { type: "message_start", message: { usage: { input_tokens: 3 } } },
+      { type: "content_block_delta", delta: { type: "thinking_delta", thinking: "hm" } },
+      { type: "content_block_delta", delta: { type: "text_delta", text: "Hello" } },
+      { type: "message_delta", delta: { stop_reason: "stop" }, usage: { output_tokens: 2 } },
+    ],
+    [
+      { type: "response.reasoning_summary_text.delta", delta: "hm" },
+      { type: "response.output_text.delta", delta: "Hello" },
+      { type: "response.completed", response: { status: "stop", usage: { input_tokens: 3, output_tokens: 2 } } },
+    ],
+  ];
+  for (const events of streams) {
+    const answer = new Answer();
+    for (const event of events) answer.take(event);
+    assert.equal(answer.text, "Hello");
+    assert.equal(answer.reasoning, "hm");
+    assert.deepEqual([answer.usage.input, answer.usage.output, answer.usage.finish], [3, 2, "stop"]);
+  }
+});
+
+test("tool calls are put together from their pieces", () => {
+  const answer = new Answer();
+  answer.take({ choices: [{ delta: { tool_calls: [{ index: 0, function: { name: "look", arguments: '{"a"' } }] } }] });
+  answer.take({ choices: [{ delta: { tool_calls: [{ index: 0, function: { arguments: ":1}" } }] } }] });
+  assert.deepEqual(answer.tools, [{ name: "look", args: '{"a":1}' }]);
+});
+
+test("captured bodies become turns", () => {
+  assert.equal(requestTurns({ messages: [{ role: "user", content: [{ type: "text", text: "x" }] }] })?.[0]?.parts[0]?.text, "x");
+  assert.equal(requestTurns({ instructions: "s", input: "q", max_output_tokens: 1 })?.length, 2);
+  assert.equal(requestTurns({ query: "q" }), null);
+  assert.equal(responseAnswer('data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n', "text/event-stream")?.text, "a");
+  assert.equal(responseAnswer("not json", "text/plain"), null);
+});
+
+test("figures that nobody reported are a dash, not minus one", () => {
+  assert.equal(count(-1), "–");
+  assert.equal(rate(0), "–");
+  assert.equal(duration(null), "–");
+  assert.equal(duration(65_000), "1:05");
+  assert.equal(clock(3 * 86400), "3 d 0 h");
+  assert.equal(bytes(1536), "1.5 KiB");
+  assert.equal(time("2026-01-01T00:00:00.123456789Z"), Date.parse("2026-01-01T00:00:00.123Z"));
+  assert.ok(Number.isNaN(time("")));
+});
+
+test("log text becomes lines; colours become styles, other escapes nothing", () => {
+  const lines = new Lines();
+  assert.deepEqual(lines.feed("a\nb"), ["a"]);
+  assert.deepEqual(lines.feed("c\r\n10%\r20%\n"), ["bc", "20%"]);
+  const spans = ansi("\x1b[1;31mred\x1b[0m \x1b[2Kplain");
+  assert.equal(spans[0]?.style, "color:var(--ansi-red);font-weight:600;");
+  assert.equal(plain("\x1b[1;31mred\x1b[0m \x1b[2Kplain"), "red plain");
+  assert.equal(level("[ERROR] x"), "error");
+  assert.equal(level("nothing"), "info");
+  assert.equal(matcher("/a.c/")?.("xABCx"), true);
+  assert.equal(matcher("/(/"), null);
+});
+
+test("a difference keeps what is common and folds what is far away", () => {
+  const before = Array.from({ length: 30 }, (_, i) => `line ${i}`);
+  const after = [...before];
+  after[15] = "changed";
+  const lines = lineDiff(before.join("\n"), after.join("\n"));
+  assert.deepEqual(lines.filter((line) => line.kind !== "same").map((line) => line.text), ["line 15", "changed"]);
+  assert.equal(folded(lines).filter((line) => line === null).length, 2);
+});
+
+test("a place in the configuration knows its keys and values", () => {
+  const root: Schema = {
+    properties: {
+      logLevel: { enum: ["debug", "info"] },
+      models: { additionalProperties: { $ref: "#/$defs/model" } },
+    },
+    $defs: { model: { properties: { cmd: { type: "string", description: "What to run." }, unlisted: { type: "boolean" } } } },
+  };
+  const lines = ["models:", "  tiny:", "    cmd: x", "    "];
+  assert.deepEqual(pathAt(lines, 3, 4), ["models", "tiny"]);
+  assert.deepEqual(keysAt(root, ["models", "tiny"]).map((offer) => offer.label), ["cmd", "unlisted"]);
+  assert.deepEqual(valuesAt(root, ["logLevel"]), ["debug", "info"]);
+  assert.deepEqual(valuesAt(root, ["models", "tiny", "unlisted"]), ["true", "false"]);
+});
