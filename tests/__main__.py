@@ -1,6 +1,6 @@
 """Everything that must hold, in one command: `python -m tests [STEP ...]`.
 
-Steps: lint, types, unit, live, soak, packaging, ui. Without arguments all of them run. The last line reads
+Steps: lint, types, unit, live, docs, soak, packaging, ui. Without arguments all of them run. The last line reads
 `N passed, N failed, N skipped`; a step that is no test suite (lint, types, packaging checks) counts as one.
 The exit status is 0 when nothing failed.
 """
@@ -96,6 +96,17 @@ def live(tally):
     trial(tally, "live", ["tests.live"])
 
 
+def docs(tally):
+    """The site is built, and a warning is an error: a page nobody reaches, a reference to nothing."""
+    if not module_present("sphinx"):
+        tally.skip("docs", "sphinx is not installed (extra: dev)")
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", scratch]
+        done = run([*words, "-d", f"{scratch}/.doctrees"])
+        tally.check("the documentation is built", done.returncode == 0)
+
+
 def packaging(tally):
     """The wheel and an editable install each make `twist llamaswap --help` work; the wheel is complete."""
     if not module_present("build"):
@@ -147,7 +158,16 @@ def program(tally, *words):
     tally.passed, tally.failed, tally.skipped = tally.passed + good, tally.failed + bad, tally.skipped + left
 
 
-STEPS = {"lint": lint, "types": types, "unit": unit, "live": live, "soak": soak, "packaging": packaging, "ui": ui}
+STEPS = {
+    "lint": lint,
+    "types": types,
+    "unit": unit,
+    "live": live,
+    "docs": docs,
+    "soak": soak,
+    "packaging": packaging,
+    "ui": ui,
+}
 
 
 def main(names):

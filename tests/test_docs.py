@@ -1,0 +1,67 @@
+"""What the documentation says is true: its configurations load, its dashboard asks for meters that exist."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Source, load
+from llamaswap.observe import meters
+from llamaswap.observe.machine import SystemReading
+from llamaswap.observe.machinefamilies import families
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def blocks(text):
+    """The YAML code blocks of a page."""
+    for found in re.finditer(r"^\.\. code-block:: yaml\n\n((?:   .*\n|\n)+)", text, re.MULTILINE):
+        yield "\n".join(line[3:] for line in found[1].split("\n"))
+
+
+class ConfigurationTests(SynchronousTestCase):
+    def test_every_configuration_in_it_loads_without_a_warning(self):
+        tried = 0
+        for page in sorted(DOCS.rglob("*.rst")):
+            for text in blocks(page.read_text(encoding="utf-8")):
+                if "models" in (yaml.safe_load(text) or {}):
+                    loaded = load([Source(page.name, text)], {"FAR_KEY": "x"})
+                    self.assertEqual(loaded.warnings, (), page.name)
+                    tried += 1
+        self.assertGreater(tried, 5)
+
+    def test_every_other_yaml_block_is_yaml(self):
+        for page in sorted(DOCS.rglob("*.rst")):
+            for text in blocks(page.read_text(encoding="utf-8")):
+                yaml.safe_load(text)
+
+
+class DashboardTests(SynchronousTestCase):
+    def meters(self):
+        """Names of all families: those of requests as their table is written, those of the machine as they are made."""
+        text = Path(meters.__file__).read_text(encoding="utf-8")
+        ends = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
+        for kind, name in re.findall(r' = (counter|gauge|histogram)\("(\w+)"', text):
+            yield f"llamaswap_{name}{ends[kind]}"
+        for family in families(SystemReading((1.0,), 1, 1, 1, 1, 1, (0.0, 0.0, 0.0), ()), ()):
+            yield family.name
+
+    def test_its_panels_ask_for_meters_that_exist(self):
+        dashboard = json.loads((DOCS / "assets" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+        targets = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        asked = {name for text in targets for name in re.findall(r"llamaswap_\w+", text)}
+        self.assertGreater(len(asked), 10)
+        self.assertEqual(asked - set(self.meters()), set())
+
+
+class PageTests(SynchronousTestCase):
+    def test_the_readme_names_only_commands_that_exist(self):
+        from llamaswap.commands.app import COMMANDS
+
+        pages = [ROOT / "README.md", *DOCS.rglob("*.rst")]
+        for page in pages:
+            for name in re.findall(r"``llamaswap ([a-z]+)", page.read_text(encoding="utf-8")):
+                self.assertIn(name, COMMANDS, page.name)
