@@ -5,7 +5,9 @@ Knows the line's shape and whose address counts as the client's; must not know w
 
 from __future__ import annotations
 
-from attrs import frozen
+from functools import lru_cache
+
+from attrs import define, frozen
 
 from llamaswap.observe.lines import LogLines
 
@@ -23,7 +25,7 @@ def go_duration(seconds: float) -> str:
     if micros < 1_000:
         return f"{sign}{micros}µs"
     if micros < 1_000_000:
-        return f"{sign}{_decimal(micros, 1_000)}ms"
+        return f"{sign}{micros / 1_000:.6g}ms"
     minutes, rest = divmod(micros, 60_000_000)
     hours, minutes = divmod(minutes, 60)
     lead = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
@@ -47,6 +49,7 @@ def client_ip(forwarded_for: bytes | None, real_ip: bytes | None, peer: str) -> 
     return peer
 
 
+@lru_cache(maxsize=1024)  # paths, agents and addresses repeat
 def _printable(raw: bytes) -> str:
     """Header text that cannot forge a second line or colour the terminal."""
     text = raw.decode("utf-8", "replace")
@@ -55,7 +58,7 @@ def _printable(raw: bytes) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-@frozen
+@define  # made for every request: freezing doubles what that costs
 class Served:
     """What the line tells. `path` as received without the query, `sent` the body's bytes, `seconds` the whole time."""
 

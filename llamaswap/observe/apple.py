@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import plistlib
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,6 +40,8 @@ class AppleGpu:
             raise OSError("ioreg is not installed")
         # -a writes a property list: the plain form is not made for programs.
         found = self._command([program, "-r", "-c", "IOAccelerator", "-d", "1", "-a"], IOREG_LIMIT)
+        import plistlib  # brings a parser for XML: only where there is such a GPU
+
         devices: list[dict[str, Any]] = plistlib.loads(found.encode()) if found.strip() else []
         readings = []
         for index, device in enumerate(devices):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -29,7 +29,7 @@ _NO_HOST = frozenset({b"host"})
 log = Logger()
 
 
-@frozen
+@define  # made for every request: freezing doubles what that costs
 class Finished:
     """What a request was when it ended; times in seconds since its arrival.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from llamaswap.observe.captures import Capture, mask_for
 from llamaswap.observe.record import Answer
@@ -25,7 +25,7 @@ _ENCODING = frozenset({b"content-encoding"})
 CLIENT_CLOSED = 499
 
 
-@frozen
+@define(eq=False)  # not frozen: freezing doubles what making one costs, and each request makes them
 class Job:
     """A finished request: its answer, what else its capture needs (None: not captured), and bytes to give back."""
 
@@ -40,7 +40,7 @@ class Job:
         return len(self.answer.body) + len(asked or b"")
 
 
-@frozen
+@define(eq=False)
 class Parts:
     """A capture's parts as they came; `capture` redacts them, off the reactor's thread."""
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, ITransport
 
 Headers = list[tuple[bytes, bytes]]
 
 
-@frozen
+@define  # made for every request: freezing doubles what that costs
 class RequestHead:
     """A request's first lines. `target` is the raw request target (path?query), never decoded.
 

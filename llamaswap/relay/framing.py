@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 import httptools
-from attrs import frozen
+from attrs import define
 
 from llamaswap.relay.exchange import Headers, RequestHead
 
@@ -36,7 +36,7 @@ class TooLarge(Malformed):
     """A head with more bytes or fields than we take."""
 
 
-@frozen
+@define  # not frozen: a record of every request, and freezing doubles what making one costs
 class ResponseHead:
     """A server's first lines. `length` is the body's size, None when `chunked` or ended by the connection's close."""
 
@@ -56,7 +56,7 @@ class ResponseHead:
         return self.length is None and not self.chunked
 
 
-@frozen
+@define
 class Framing:
     """How a request's body is delimited: `length` bytes, or chunked when it is None."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.python.failure import Failure
@@ -44,7 +44,7 @@ class Observer(Protocol):
         """The answer is complete."""
 
 
-@frozen
+@define
 class Outcome:
     """How an exchange ended well. `bytes_sent`: body bytes without framing; `reason`: "complete" or "tunnel"."""
 

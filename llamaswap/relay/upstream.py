@@ -56,7 +56,7 @@ class NoLimits:
     idle_conn: float = 0
 
 
-@frozen
+@define  # made for every request: freezing doubles what that costs
 class Upstream:
     """A server to carry a request to. `name` is for messages; `peer`: another proxy, not a server of ours."""
 
