@@ -622,6 +622,17 @@ class Router:
 
     # -- what supervisors tell -----------------------------------------------------------------------------
 
+    def hangs(self, model: str, why: str) -> None:
+        """A server that is ready does not work any more: it is ended as if it had crashed, only that we must do it."""
+        incarnation = self._incarnations.get(model)
+        if incarnation is not None:
+            incarnation.lost = True
+        now = self._decided_at = self._clock.seconds()
+        effects = self._scheduler.exited(model, now, why)
+        if effects:
+            self._log.warn("{model} is ended: {why}", model=model, why=why)
+            self._perform(effects)
+
     def state_changed(self, model: str, old: str, new: str) -> None:
         """A server moved. Only news, but for one thing: ready and gone again before those who waited were told."""
         for flight in self._flights.values():

@@ -32,6 +32,7 @@ from llamaswap import sources, upgrade
 from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged
 from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.ports import keep
+from llamaswap.config.schema import Stall
 from llamaswap.demo import demo_config
 from llamaswap.handover import Handover, take_over
 from llamaswap.listening import Listen
@@ -63,12 +64,14 @@ from llamaswap.reload import Plan as ReloadPlan
 from llamaswap.reload import Reloader
 from llamaswap.router import Router
 from llamaswap.spare import bring_tls
+from llamaswap.supervise.canary import SocketCanary
 from llamaswap.supervise.orphans import Keeper, Record, sweep
 from llamaswap.supervise.readiness import SocketAsk, connector
 from llamaswap.supervise.spawn import Launcher
 from llamaswap.supervise.supervisor import Supervisor
 from llamaswap.upgrade import Adopting, Inherited, Upgrade
 from llamaswap.version import build as build_info
+from llamaswap.watchdog import Stream, Watchdog, stall_of
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import errors, passthrough
 from llamaswap.web import peers as peers_routes
@@ -298,6 +301,13 @@ class LlamaSwap(MultiService):
             peer_heard=self.peers.heard,
             placed=lambda request, place: self.inflight.phase(request, "queued", place),
         )
+        self.watchdog = Watchdog(
+            reactor,
+            lambda: [Stream(*facts) for facts in self.inflight.streams()],
+            self._stall,
+            self._canary,
+            lambda model, why: self.router.hangs(model, why),
+        )
         self.inference = Inference(self.router, self.dispatcher, gate)
         self.passthrough = Passthrough(self.router, self.dispatcher, gate)
         self.access = AccessLog(self.lines)
@@ -429,6 +439,17 @@ class LlamaSwap(MultiService):
     def _longest_reclaim(self) -> float:
         return self.router.config.routing.scheduler.settings.fifo.reclaim
 
+    def _stall(self, model: str) -> Stall | None:
+        found = self.router.config.models.get(model)
+        return None if found is None else stall_of(found)
+
+    def _canary(self, model: str, limit: float) -> Deferred[bool]:
+        """Ask a model's server for a token; True where there is none to ask."""
+        found, endpoint = self.router.config.models.get(model), self.router.status(model).endpoint
+        if found is None or endpoint is None:
+            return succeed(True)
+        return SocketCanary(self.reactor, connector(self.reactor))(endpoint, found.use_model_name or model, limit)
+
     def _stored(self, row: Row) -> None:
         self.meters.stored(row)
         self.bus.publish(ActivityStored(row.id))
@@ -452,6 +473,7 @@ class LlamaSwap(MultiService):
         self.captures.resize(config.capture_buffer)
         self.activity.retune(config.ui.activity.session_id)
         self.book.retain(config.models)
+        self.watchdog.retain(config.models)
         self.peers.retune()
         if config.store != old.store:
             self.activity.use(Store(config.store.path if config.store else None, config.metrics_max_in_memory))
@@ -540,6 +562,7 @@ class LlamaSwap(MultiService):
         if not self.loaded.config.performance.disabled:
             self.machine.start()
         hardware = self.hardware.take()
+        self.watchdog.start()
         if self.settings.watch:
             self.reloader.watch()
         self.peers.retune()
@@ -603,6 +626,7 @@ class LlamaSwap(MultiService):
         self.notifier.rest()
         self.upgrade.cancel()
         self.reloader.stop()
+        self.watchdog.stop()
         self.peers.stop()
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)

@@ -29,6 +29,7 @@ FLOOR = {
     "listening": 4,
     "tap": 4,
     "spare": 4,
+    "watchdog": 2,
     "cli": 4,
     "demo": 4,
     "upgrade": 4,

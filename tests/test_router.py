@@ -486,6 +486,27 @@ class CrashTests(SynchronousTestCase):
         self.assertEqual(here.fleet["b"].asked_beside, [{here.fleet["a"].endpoint.port}])
 
 
+class HangTests(SynchronousTestCase):
+    def test_a_server_that_hangs_is_ended_and_its_leases_are_lost(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        here.router.hangs("a", "it hung")
+        self.assertTrue(lease.lost)
+        here.settle()
+        self.assertEqual((here.fleet.up, here.fleet["a"].graces), ([], [0.0]))
+        self.assertEqual([one.cause for one in here.router.failing()], ["it hung"])
+        fresh = here.lease("a")
+        self.assertFalse(fresh.lost)
+        lease.release()
+        fresh.release()
+        self.assertEqual(here.router.vitals().serving, 0)
+
+    def test_one_that_is_not_ready_any_more_is_left_alone(self) -> None:
+        here = scene()
+        here.router.hangs("a", "it hung")
+        self.assertEqual((here.router.failing(), here.fleet["a"].graces), ([], []))
+
+
 class IdleTests(SynchronousTestCase):
     def test_it_goes_after_its_ttl_counted_from_the_last_byte(self) -> None:
         """core V15, V16"""

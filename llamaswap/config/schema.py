@@ -134,6 +134,28 @@ class Compat:
 
 
 @frozen
+class Stall:
+    """When a server counts as hung: its streams are silent, and a one-token request gets no answer either."""
+
+    after: float = field(
+        default=120.0,
+        metadata=key(
+            "after",
+            Duration(),
+            "Least silence of streams that were under way. 0s: never. Not watched by default where compat."
+            "ignoreWebsockets is set.",
+        ),
+    )
+    times: int = field(
+        default=10,
+        metadata=key("times", Integer(), "And so many times the longest pause this model came back from.", minimum=1),
+    )
+    canary: float = field(
+        default=30.0, metadata=key("canary", Duration(), "How long the one-token request may take to be answered.")
+    )
+
+
+@frozen
 class Capabilities:
     """What a model can do, for listings; all-zero means nothing was declared."""
 
@@ -234,6 +256,9 @@ class Model:
     )
     compat: Compat = field(
         default=Compat(), metadata=key("compat", Section(Compat), "Switches for servers with habits of their own.")
+    )
+    stall: Stall = field(
+        default=Stall(), metadata=key("stall", Section(Stall), "When a server counts as hung and is restarted.")
     )
     capabilities: Capabilities = field(
         default=Capabilities(),

@@ -6,7 +6,7 @@ is shown or sent; a listener gets plain JSON-ready objects, synchronously, in ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -62,6 +62,11 @@ class Entry:
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
     _events: bool = field(default=False, init=False)
     _open: bool = field(default=True, init=False)
+
+    @property
+    def streams(self) -> bool:
+        """Whether its answer is an event stream."""
+        return self._events
 
     def metadata_changed(self) -> None:
         """Show it. A local grant notes its priority, so that entry also tells that the waiting is over."""
@@ -239,6 +244,12 @@ class Inflight:
         for entry in self._entries.values():
             counts[entry.facts.model] = counts.get(entry.facts.model, 0) + 1
         return counts
+
+    def streams(self) -> Iterator[tuple[str, str, int, bool]]:
+        """The event streams under way: (request, model, bytes sent, whether it was granted its model's server)."""
+        for entry in self._entries.values():
+            if entry.streams:
+                yield entry.facts.id, entry.facts.model, entry.sent, entry.granted is not None
 
     def snapshot(self) -> dict[str, Any]:
         """The whole list as one event: oldest first; without `requests` when there is none."""

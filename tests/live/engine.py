@@ -18,6 +18,7 @@ How it hangs or ends
   --exit-code N         for the exits above and below (7)
   --exit-at-once        print a reason on stderr and exit before listening
   --crash-at K          abort after K chunks of a streamed answer, in the middle of the answer
+  --freeze-at K         stop dead after K chunks of a streamed answer: connections are taken, nothing is answered
   --crash-before-head   abort when a chat request came in, before any answer byte
   --max-requests N      exit after the Nth chat request was answered
 How it takes signals
@@ -61,6 +62,7 @@ import time
 FLAGS = {
     "host": "127.0.0.1", "port": 0, "other-port": 0, "listen-after": 0.0, "ready-after": 0.0, "name": "engine",
     "health": 200, "hang": "", "exit-after": -1.0, "exit-code": 7, "exit-at-once": False, "crash-at": -1,
+    "freeze-at": -1,
     "crash-before-head": False, "max-requests": 0, "ignore-term": False, "term-after": 0.0, "term-count": 1,
     "grandchild": False, "grandchild-ignores": False, "leave": False, "double-fork": False,
     "double-fork-leave": False, "say": [], "flood": -1, "pieces": False, "env": [], "tokens": 5, "interval": 0.0,
@@ -297,6 +299,8 @@ def chat(request, answer, options):
         for number in range(count):
             if number == options["crash-at"]:
                 abort()
+            if number == options["freeze-at"]:
+                os.kill(os.getpid(), signal.SIGSTOP)
             delta = {"content": options["reply"] or f"tok{number} "}
             event = {"id": "x", "model": options["name"], "choices": [{"index": 0, "delta": delta}]}
             answer.chunk(b"data: " + json.dumps(event).encode() + b"\n\n")

@@ -51,6 +51,18 @@ class TestInflight(SynchronousTestCase):
         self.assertEqual(headed["resp_headers"], {"Content-Type": "text/event-stream", "Set-Cookie": "[REDACTED]"})
         self.assertEqual(counted["resp_bytes"], 9)
 
+    def test_event_streams_are_listed_with_their_progress(self):
+        stream, plain = self.inflight.open(facts(1)), self.inflight.open(facts(2))
+        plain.head(200, [(b"content-type", b"application/json")])
+        stream.head(200, SSE)
+        stream.data(b"data: x\n\n")
+        [(request, _, sent, granted)] = self.inflight.streams()
+        self.assertEqual((request, sent, granted), ("1", 9, False))
+        stream.facts.metadata["fifo_priority"] = "0"
+        stream.metadata_changed()
+        [(_, _, _, granted)] = self.inflight.streams()
+        self.assertTrue(granted)
+
     def test_an_entry(self):
         self.clock.advance(2)
         headers = [(b"HOST", b"h"), (b"authorization", b"Bearer k"), (b"x-session-id", b"s-1")]

@@ -1,0 +1,89 @@
+"""One small question to a server that may hang: any answer at all, an error included, says that it lives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attrs import frozen
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimeIsUp
+from twisted.internet.error import ConnectError, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.supervise.readiness import Connector
+
+
+class _Canary(Protocol):
+    """Sends the question; `heard` fires with the first byte back."""
+
+    def __init__(self, question: bytes) -> None:
+        self.heard: Deferred[bool] = Deferred(lambda _: self._pipe.abortConnection())
+        self._question = question
+        self._pipe: Any = None  # the transport; aborting is only in the TCP one
+
+    def connectionMade(self) -> None:
+        self._pipe = self.transport
+        self._pipe.write(self._question)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._tell(True)
+        self._pipe.abortConnection()  # what follows is a token nobody reads
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._tell(False)
+
+    def _tell(self, answered: bool) -> None:
+        if not self.heard.called:
+            self.heard.callback(answered)
+
+
+@frozen
+class SocketCanary:
+    """Asks for one token over a connection of its own."""
+
+    clock: IReactorTime
+    ways: Connector
+
+    def __call__(self, endpoint: Endpoint, model: str, limit: float) -> Deferred[bool]:
+        """Whether the server at `endpoint` answers within `limit` seconds; `model` is the name it knows itself by."""
+        asked = Deferred.fromCoroutine(self._ask(endpoint, model, limit))
+        asked.addTimeout(limit, self.clock)
+        return asked.addErrback(_silent)
+
+    async def _ask(self, endpoint: Endpoint, model: str, limit: float) -> bool:
+        ways = self.ways(endpoint, limit)
+        for number, way in enumerate(ways):
+            canary = _Canary(question(endpoint, model))
+            try:
+                await way.connect(Factory.forProtocol(lambda canary=canary: canary))  # type: ignore[misc]
+            except ConnectError:
+                if number + 1 == len(ways):
+                    raise
+                continue
+            return await canary.heard
+        return False
+
+
+def question(endpoint: Endpoint, model: str) -> bytes:
+    """A chat of one word, to be answered with one token. A server without chats says so, which is an answer too."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "."}], "max_tokens": 1}).encode()
+    lines = [
+        f"POST {endpoint.path}/v1/chat/completions HTTP/1.1",
+        f"Host: {endpoint.authority}",
+        "User-Agent: llamaswap",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        "\r\n",
+    ]
+    return "\r\n".join(lines).encode("utf-8") + body
+
+
+def _silent(failure: Failure) -> bool:
+    """A server that cannot be reached in time does not answer."""
+    failure.trap(ConnectError, TimeoutError, TimeIsUp, CancelledError)
+    return False

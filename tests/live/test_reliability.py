@@ -1,0 +1,235 @@
+"""What befalls a service, with real servers that misbehave: crashes, hangs, leftovers, floods, leaving clients."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live.product import Product, alive, wait_for
+from tests.live.test_service import chat, config
+
+
+def stream(product, path, body):
+    """A socket on which a request was sent."""
+    host, _, port = product.url.removeprefix("http://").partition(":")
+    wire = socket.create_connection((host, int(port)), timeout=30)
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    wire.sendall(head.encode() + data)
+    return wire
+
+
+def until_end(wire):
+    """All that comes, and whether the connection was cut rather than closed."""
+    data = b""
+    with wire:
+        while True:
+            try:
+                piece = wire.recv(65536)
+            except ConnectionResetError:
+                return data, True
+            if not piece:
+                return data, False
+            data += piece
+
+
+def pid_of(product, model):
+    return product.json(f"/upstream/{model}/pid")["pid"]
+
+
+class CrashTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_a_crash_is_noticed_within_fifty_milliseconds(self):
+        """core L18, also where a child of the server keeps its output open (core V37)"""
+        with Product(config(plain="", family="--grandchild")) as product:
+            for model in ("plain", "family"):
+                server = pid_of(product, model)
+                began = time.monotonic()
+                os.kill(server, signal.SIGKILL)
+                wait_for(lambda model=model: product.running().get(model) != "ready", 5, "the notice")
+                self.assertLess(time.monotonic() - began, 0.05 + 0.1, "the question itself takes its time")
+
+    def test_a_request_without_a_byte_is_carried_over_to_a_fresh_server(self):
+        """core V35, core W16"""
+        with Product(config(one="--interval 0.2 --tokens 5")) as product:
+            server = pid_of(product, "one")
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(product.ask("/v1/chat/completions", chat("one"))))
+            asking.start()
+            time.sleep(0.3)
+            os.kill(server, signal.SIGKILL)
+            asking.join(20)
+            status, _, body = answers[0]
+            self.assertEqual(status, 200, body)
+            self.assertNotEqual(json.loads(body)["pid"], server)
+
+    def test_a_stream_that_broke_says_so_in_its_callers_dialect_and_is_cut(self):
+        """core W2, reliability R35"""
+        with Product(config(one="--crash-at 2")) as product:
+            data, cut = until_end(stream(product, "/v1/chat/completions", chat("one", stream=True)))
+            self.assertTrue(cut)
+            self.assertIn(b'data: {"src":"llama-swap","error":{"message":"one: answer cut short', data)
+            data, cut = until_end(stream(product, "/v1/messages", chat("one", stream=True)))
+            self.assertTrue(cut)
+            self.assertIn(b'event: error\ndata: {"type":"error"', data)
+
+    def test_a_server_that_dies_of_every_request_is_left_alone_after_the_second(self):
+        """reliability R45, core W17"""
+        with Product(config(one="--crash-before-head", two="")) as product:
+            status, _, body = product.ask("/v1/chat/completions", chat("one"))
+            self.assertIn(status, (502, 503), body)
+            product.json("/v1/chat/completions", chat("two"))
+            server = pid_of(product, "two")
+            statuses = [product.ask("/v1/chat/completions", chat("one"))[0] for _ in range(3)]
+            self.assertEqual(statuses[-1], 503, statuses)
+            self.assertTrue(alive(server) or product.running() == {}, "at most one more try")
+            status, headers, body = product.ask("/v1/chat/completions", chat("one"))
+            self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "model_keeps_failing"))
+            self.assertGreaterEqual(int(headers["Retry-After"]), 1)
+            [failing] = product.json("/running")["failing"]
+            self.assertEqual(failing["model"], "one")
+            self.assertIn("SIGKILL", failing["error"])
+
+    def test_an_old_flag_is_told_with_the_servers_own_words(self):
+        """reliability R46, R9"""
+        with Product(config(one="--exit-at-once")) as product:
+            status, _, body = product.ask("/v1/chat/completions", chat("one"))
+            self.assertEqual(status, 500)
+            message = json.loads(body)["error"]["message"]
+            self.assertIn("exited prematurely (exit status 7)\nerror: invalid argument: --no-mmap", message)
+
+
+class HangTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_a_server_that_hangs_in_the_middle_of_a_stream_is_started_anew(self):
+        text = json.loads(config(one="--freeze-at 10 --interval 0.5 --tokens 20"))
+        text["models"]["one"]["stall"] = {"after": "2s", "times": 1, "canary": "1s"}
+        with Product(json.dumps(text)) as product:
+            server = pid_of(product, "one")
+            broken = stream(product, "/v1/chat/completions", chat("one", stream=True))
+            data, cut = until_end(broken)
+            self.assertTrue(cut)
+            self.assertIn(b'"error"', data)
+            wait_for(lambda: not alive(server), 5, "its end")
+            wait_for(lambda: "it hung" in product.output, 5, product.output)
+            self.assertEqual(product.ask("/upstream/one/pid")[0], 200)
+
+
+class LeavingTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_two_hundred_clients_that_drop_their_streams_leave_nothing_and_hold_nobody_up(self):
+        """reliability R23, R24, R25"""
+        with Product(config(one="--tokens 2000 --interval 0.01")) as product:
+            product.json("/upstream/one/pid")
+            wires = [stream(product, "/v1/chat/completions", chat("one", stream=True)) for _ in range(200)]
+            for wire in wires[::20]:
+                wire.recv(1000)
+            slowest = 0.0
+            for wire in wires:
+                wire.close()
+            for _ in range(20):
+                began = time.monotonic()
+                product.ask("/health")
+                slowest = max(slowest, time.monotonic() - began)
+            self.assertLess(slowest, 1.0)
+            wait_for(lambda: product.json("/readyz")["serving"] == 0, 5, "the leases' return")
+
+
+class CostTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_at_rest_it_costs_nothing(self):
+        """reliability R36"""
+        with Product(config(one="")) as product:
+            product.json("/upstream/one/pid")
+            product.ask("/unload")
+            time.sleep(1.5)
+            before = cpu(product.process.pid)
+            time.sleep(5)
+            self.assertLess(cpu(product.process.pid) - before, 0.05, "seconds of CPU in five seconds")
+
+    def test_a_flood_of_log_lines_keeps_no_request_waiting(self):
+        """reliability R38"""
+        with Product(config(one="--flood 0")) as product:
+            product.json("/upstream/one/pid")
+            waits = []
+            for _ in range(20):
+                began = time.monotonic()
+                product.json("/v1/chat/completions", chat("one"))
+                waits.append(time.monotonic() - began)
+            self.assertLess(sorted(waits)[10], 0.5, waits)
+
+
+class UnloadTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_every_state_can_be_ended(self):
+        """reliability R37: starting for ever, stopping slowly, failing"""
+        models = {"starting": "--hang health", "stopping": "--ignore-term", "failing": "--exit-at-once"}
+        with Product(config(**models)) as product:
+            ask = lambda: product.ask("/v1/chat/completions", chat("starting"))
+            asking = threading.Thread(target=ask)
+            asking.start()
+            wait_for(lambda: product.running() == {"starting": "starting"}, 5, "the start")
+            self.assertEqual(product.ask("/unload")[0], 200)
+            self.assertEqual(product.running(), {})
+            asking.join(10)
+            product.json("/upstream/stopping/pid")
+            began = time.monotonic()
+            self.assertEqual(product.ask("/unload")[0], 200)
+            self.assertLess(time.monotonic() - began, 5.0)
+            product.ask("/v1/chat/completions", chat("failing"))
+            self.assertEqual(product.ask("/api/models/unload/failing", b"", method="POST")[0], 200)
+
+
+class BodyTests(SynchronousTestCase):
+    timeout = 120
+
+    def test_a_huge_upload_to_a_cold_model_is_not_held_in_memory(self):
+        """reliability R30"""
+        with Product(config(one="--ready-after 0.5")) as product:
+            host, _, port = product.url.removeprefix("http://").partition(":")
+            product.ask("/health")
+            before = rss(product.process.pid)
+            head = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\none\r\n'
+            head += b'--B\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+            tail = b"\r\n--B--\r\n"
+            size = 200 * 2**20
+            block = bytes(2**20)
+            with socket.create_connection((host, int(port)), timeout=60) as wire:
+                length = len(head) + size + len(tail)
+                wire.sendall(
+                    b"POST /upstream/one/status/200 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                    b"Content-Type: multipart/form-data; boundary=B\r\nContent-Length: %d\r\n\r\n" % length + head
+                )
+                most = 0
+                for _ in range(size // len(block)):
+                    wire.sendall(block)
+                    most = max(most, rss(product.process.pid))
+                wire.sendall(tail)
+                self.assertIn(b" 200 ", wire.recv(200))
+            self.assertLess(most - before, 64, "MiB")
+
+
+def cpu(pid):
+    """Seconds of CPU a process used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss(pid):
+    """Resident memory in MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) // 1024
+    return 0
