@@ -23,10 +23,16 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ROOT = Path(__file__).parents[2]
 AXE = ROOT / "ui" / "node_modules" / "axe-core" / "axe.min.js"
 SHOTS = Path(os.environ.get("UI_SHOTS", "")) if os.environ.get("UI_SHOTS") else None
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def why_not() -> str:
@@ -72,8 +78,10 @@ class RealServer:
         path = self.folder / "config.yaml"
         path.write_text(config, encoding="utf-8")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "twisted", "llamaswap", "--allow-config-edit", "--config", str(path)]
-            + ["--listen", "127.0.0.1:0"],
+            [
+                *(sys.executable, "-m", "twisted", "llamaswap", "--allow-config-edit"),
+                *("--config", str(path), "--listen", "127.0.0.1:0"),
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -111,9 +119,8 @@ class RealServer:
 def ask(url: str, data: object = None) -> Any:
     """JSON there and back."""
     body = None if data is None else json.dumps(data).encode()
-    with urllib.request.urlopen(
-        urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=30
-    ) as got:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as got:
         text = got.read()
     try:
         return json.loads(text)
@@ -121,11 +128,15 @@ def ask(url: str, data: object = None) -> Any:
         return text.decode()
 
 
+def say(url: str, model: str, text: str = "x") -> None:
+    """One chat request to a model, which loads it."""
+    ask(f"{url}/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": text}]})
+
+
 class BrowserCase(unittest.TestCase):
     """One browser for a class; a fresh context, and so fresh storage, for each test."""
 
     browser: ClassVar[Any]
-    _playwright: ClassVar[Any]
     url = ""
 
     @classmethod
@@ -135,13 +146,10 @@ class BrowserCase(unittest.TestCase):
             raise unittest.SkipTest(reason)
         from playwright.sync_api import sync_playwright
 
-        cls._playwright = sync_playwright().start()
-        cls.browser = cls._playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.browser.close()
-        cls._playwright.stop()
+        playwright = sync_playwright().start()
+        cls.addClassCleanup(playwright.stop)
+        cls.browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        cls.addClassCleanup(cls.browser.close)
 
     def context(self, width: int = 1280, theme: str = "light", **more: Any) -> Any:
         """A browser context; what it logs as errors fails the test."""
@@ -198,9 +206,8 @@ class MockCase(BrowserCase):
         session.send("Performance.enable")
 
         def spent() -> float:
-            return next(
-                m["value"] for m in session.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration"
-            )
+            metrics = session.send("Performance.getMetrics")["metrics"]
+            return next(float(metric["value"]) for metric in metrics if metric["name"] == "TaskDuration")
 
         before, began = spent(), time.monotonic()
         page.wait_for_timeout(seconds * 1000)
@@ -216,10 +223,6 @@ class RealCase(BrowserCase):
     def setUpClass(cls) -> None:
         super().setUpClass()
         cls.server = RealServer()
+        cls.addClassCleanup(cls.server.stop)
         cls.server.start()
         cls.url = cls.server.url
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.stop()
-        super().tearDownClass()

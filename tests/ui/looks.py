@@ -21,8 +21,16 @@ PAGES = {
     **{f"play-{tab}": f"playground?tab={tab}" for tab in (
         "chat", "compare", "images", "speech", "transcription", "rerank", "embeddings", "loadtest")},
 }  # fmt: skip
-CROWDED = {"overview": "", "models": "models", "model": "model?id=gpt-oss-120b", "requests": "requests",
-           "request": "requests?open=420", "swap": "swap?id=9", "logs": "logs?src=proxy|upstream", "system": "system"}  # fmt: skip
+CROWDED = {
+    "overview": "",
+    "models": "models",
+    "model": "model?id=gpt-oss-120b",
+    "requests": "requests",
+    "request": "requests?open=420",
+    "swap": "swap?id=9",
+    "logs": "logs?src=proxy|upstream",
+    "system": "system",
+}
 
 
 class Looks(harness.BrowserCase):

@@ -39,7 +39,8 @@ MODELS = [
     ("draft-test", "", "", "stopped", {}, 4096),
 ]
 EVIL = (
-    "# Answer\n\nA **list**:\n\n- one\n- two\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\ndef f(x):\n    return x + 1\n```\n\n"
+    "# Answer\n\nA **list**:\n\n- one\n- two\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n"
+    "```python\ndef f(x):\n    return x + 1\n```\n\n"
     'Maths: $e^{i\\pi} = -1$\n\n<img src=x onerror="window.pwned=1"><script>window.pwned=2</script>'
     "<iframe srcdoc='<script>parent.pwned=3</script>'></iframe> ![far](http://example.invalid/x.png) "
     "[link](javascript:window.pwned=4)\n"
@@ -239,7 +240,7 @@ class World:
         usual = [("queued", 0.8), ("draining", 3.2), ("stopping", 1.4), ("spawning", 0.1), ("health", 18.0)]
         return [
             one(9, "glm-4.5-air", 400, [("queued", 0.1), ("spawning", 0.1), ("health", 6.0)],
-                error="exited with 1 before it was healthy", log_tail="llama_model_load: error loading model: out of memory\n"),
+                error="exited with 1 before it was healthy", log_tail="error loading model: out of memory\n"),
             one(8, "gpt-oss-120b", 1500, usual),
             one(7, "gpt-oss-120b", 3000, [(name, took * 1.1) for name, took in usual], evicted=["gemma-3-27b"]),
         ]  # fmt: skip
@@ -393,7 +394,7 @@ class Handler(BaseHTTPRequestHandler):
                         "p99": 1255,
                     },
                     "gen_histogram": {"bins": [5], "min": 42, "max": 42, "binSize": 0, "p50": 42, "p95": 42, "p99": 42},
-                }  # fmt: skip
+                }
             )
         elif path.startswith("/api/captures/"):
             self.capture(int(path.rsplit("/", 1)[1]))
@@ -719,11 +720,20 @@ class Handler(BaseHTTPRequestHandler):
         self.json({"streams": world.streams, "most": world.most})
 
 
+class Server(ThreadingHTTPServer):
+    """Browsers leave in the middle of answers; that is no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 def serve(port: int = 0) -> ThreadingHTTPServer:
     """A running mock; shut it down with `.shutdown()`."""
     handler = type("Bound", (Handler,), {"world": World()})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", port), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 

@@ -68,9 +68,7 @@ class Works(harness.RealCase):
 
     def test_a_swap_shows_where_the_time_went(self) -> None:
         for model in ("parrot", "poet"):
-            harness.ask(
-                f"{self.url}/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "x"}]}
-            )
+            harness.say(self.url, model)
         number = harness.ask(f"{self.url}/api/swaps")[0]["id"]
         page = self.page(f"swap?id={number}")
         self.live(page)
@@ -80,9 +78,7 @@ class Works(harness.RealCase):
     def test_the_log_of_a_model_follows_it(self) -> None:
         page = self.page("logs?src=parrot")
         self.live(page)
-        harness.ask(
-            f"{self.url}/v1/chat/completions", {"model": "parrot", "messages": [{"role": "user", "content": "x"}]}
-        )
+        harness.say(self.url, "parrot")
         page.locator(".log .ln").first.wait_for()
 
     def test_an_invalid_configuration_is_refused_and_a_valid_one_saved_and_taken_back(self) -> None:
@@ -116,9 +112,7 @@ class Works(harness.RealCase):
         page.get_by_text("No profile is active").wait_for()
 
     def test_two_models_answer_side_by_side_in_turn(self) -> None:
-        harness.ask(
-            f"{self.url}/v1/chat/completions", {"model": "parrot", "messages": [{"role": "user", "content": "x"}]}
-        )
+        harness.say(self.url, "parrot")
         page = self.page("playground?tab=compare")
         self.live(page)
         page.get_by_label("Model 1").select_option("parrot")

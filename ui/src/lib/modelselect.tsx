@@ -26,6 +26,8 @@ export function ModelSelect(props: {
   onChange: (id: string) => void;
   fits?: (model: ListedModel) => boolean;
   hint?: boolean;
+  /** Who uses it chooses the first model itself. */
+  optional?: boolean;
 }) {
   const list = listed.value;
   const kind = (model: ListedModel) => model.meta?.llamaswap?.type ?? (model.meta?.llamaswap?.peerID ? "peer" : "model");
@@ -45,7 +47,7 @@ export function ModelSelect(props: {
     }
   }
   useEffect(() => {
-    if (!props.value && list.length) {
+    if (!props.value && list.length && !props.optional) {
       const first = groups.find(([, members]) => members.length)?.[1][0];
       if (first) props.onChange(first.id);
     }

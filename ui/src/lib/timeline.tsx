@@ -218,7 +218,9 @@ export function Timeline({ known }: { known: boolean }) {
             </svg>
           </div>
           <p class="legend" aria-hidden="true">
-            {(["ready", "busy", "loading", "draining", "failed"] as const).map((kind) => (
+            {(["ready", "busy", "loading", "draining", "failed"] as const)
+              .filter((kind) => shown.some((item) => stateKind(item.state) === kind))
+              .map((kind) => (
               <span key={kind}>
                 <i class={`swatch lane-${kind} pattern-${kind}`} /> {kind}
               </span>

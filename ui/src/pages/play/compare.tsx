@@ -6,7 +6,7 @@ import { DiffView } from "../../lib/diffview";
 import { Icon } from "../../lib/icons";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
-import { models, plan } from "../../lib/state";
+import { listed, models, plan } from "../../lib/state";
 import { Dialog, IconButton, Segmented, onEnter, toast } from "../../lib/widgets";
 import { AnswerBody, ParamsForm, statsLine } from "./chat";
 
@@ -69,6 +69,12 @@ export function Compare() {
   const difference = useSignal(false);
   const warning = useSignal("");
   const ids = chosen.value;
+  const offered = listed.value.length;
+  useEffect(() => {
+    // Empty columns begin with models that are not shown yet.
+    const free = listed.peek().map((model) => model.id).filter((id) => !chosen.peek().includes(id));
+    if (offered && chosen.peek().includes("")) chosen.value = chosen.peek().map((id) => id || free.shift() || "");
+  }, [offered, ids.length]);
   const states = models.value.map((model) => model.state).join();
   useEffect(() => {
     warning.value = "";
@@ -138,7 +144,7 @@ export function Compare() {
           return (
             <section key={index} class="panel column" aria-label={`Answer ${index + 1}`}>
               <div class="row pad0">
-                <ModelSelect label={`Model ${index + 1}`} value={id} onChange={(next) => (chosen.value = ids.map((old, i) => (i === index ? next : old)))} />
+                <ModelSelect optional label={`Model ${index + 1}`} value={id} onChange={(next) => (chosen.value = chosen.peek().map((old, i) => (i === index ? next : old)))} />
                 <span class="grow" />
                 {ids.length > 2 && (
                   <IconButton
