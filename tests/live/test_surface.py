@@ -1,0 +1,411 @@
+"""The surface as clients meet it, over the wire: both doors, real servers, the configuration the vectors speak of."""
+
+import base64
+import gzip
+import http.client
+import json
+import socket
+from urllib.parse import urlsplit
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.live.product import Product, wait_for
+from tests.live.test_peers import Engine
+from tests.live.test_service import config
+
+JSON = {"Content-Type": "application/json"}
+UNKNOWN, UNNAMED = "no router for requested model", "no model id could be identified"
+
+
+def baseline(peer):
+    """The vectors' configuration, on stand-in engines; everything may run side by side."""
+    text = json.loads(
+        config(
+            **{
+                "alpha": {"name": "Alpha", "aliases": ["al"], "sendLoadingState": True},
+                "beta": {
+                    "useModelName": "beta-up",
+                    "filters": {
+                        "stripParams": "temperature, model, stream",
+                        "setParams": {"top_k": 7, "model": "zzz"},
+                        "setParamsByID": {"beta:hot": {"temperature": 1.5, "top_k": 9}},
+                    },
+                },
+                "org": {},
+                "org/gamma": {"unlisted": True},
+                "whisper": {"useModelName": "whisper-v3"},
+                "42": {},
+                "broken": {"flags": "--exit-at-once"},
+                "asleep": {},
+            }
+        )
+    )
+    every = sorted(text["models"])
+    text["groups"] = {"all": {"swap": False, "members": every}}
+    text["peers"] = {
+        "lab": {
+            "proxy": f"http://127.0.0.1:{peer.port}/base",
+            "apiKey": "pk-lab",
+            "models": ["delta", "org2/eps"],
+            "filters": {"stripParams": "seed"},
+        },
+        "den": {"proxy": f"http://127.0.0.1:{peer.port}", "models": ["delta", "zeta"]},
+    }
+    text["selectors"] = {"pick": {"strategy": "pin", "targets": ["beta:hot", "lab/delta"]}}
+    text["profiles"] = {"work": {"pins": {"chat": "alpha", "org": None, "pool/x": "org/gamma"}}}
+    return text
+
+
+class SurfaceTestCase(SynchronousTestCase):
+    timeout = 60
+    more = {}
+
+    def setUp(self):
+        self.peer = Engine("--name", "far").__enter__()
+        self.addCleanup(self.peer.__exit__)
+        self.product = Product(json.dumps({**baseline(self.peer), **self.more})).__enter__()
+        self.addCleanup(self.product.__exit__)
+
+    def ask(self, method, path, body=b"", headers=None):
+        """(status, lower-case headers, bytes), nothing added and nothing followed."""
+        parts = urlsplit(self.product.url)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=20)
+        try:
+            connection.putrequest(method, path, skip_accept_encoding=True)
+            for name, value in (headers or {}).items():
+                connection.putheader(name, value)
+            if body:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def post(self, path, body, **headers):
+        return self.ask("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), JSON | headers)
+
+    def echoed(self, *request, **more):
+        """What the server got, as it tells it."""
+        status, _, data = self.ask(*request, **more) if request[0].isupper() else self.post(*request, **more)
+        self.assertEqual(status, 200, data)
+        found = json.loads(data)
+        found["headers"] = {name.lower(): value for name, value in found["headers"]}
+        return found
+
+    def refused(self, answer, status, message):
+        self.assertEqual(answer[0], status, answer)
+        self.assertEqual(json.loads(answer[2])["error"]["message"], message)
+
+
+class RoutingTests(SurfaceTestCase):
+    def test_fixed_answers(self):
+        """http T001, T003, T004, T005, T007, T015, T016"""
+        for path in ("/health", "/wol-health"):
+            status, headers, body = self.ask("GET", path)
+            self.assertEqual((status, headers["content-type"], body), (200, "text/plain; charset=utf-8", b"OK"))
+        status, headers, body = self.ask("POST", "/health")
+        self.assertEqual((status, headers["allow"], body), (405, "GET, HEAD", b"Method Not Allowed\n"))
+        status, headers, body = self.ask("GET", "/nope", headers={"Accept": "application/json"})
+        self.assertEqual((status, body), (404, b"404 page not found\n"))
+        self.assertEqual(headers["content-type"], "text/plain; charset=utf-8")
+        self.assertNotIn("server", headers)
+        for path, location in (("/", "/ui"), ("/upstream", "/ui/models")):
+            status, headers, _ = self.ask("GET", path)
+            self.assertEqual((status, headers["location"]), (302, location))
+        status, headers, _ = self.ask("DELETE", "/v1/audio/voices")
+        self.assertEqual((status, headers["allow"]), (405, "GET, HEAD, POST"))
+        self.assertEqual(self.ask("POST", "/unload")[0], 405)
+        self.assertEqual(self.ask("GET", "/v1/chat/completions")[0], 405)
+        for path in ("/v1/models/alpha", "/tokenize", "/slots", "/api/models", "/v1", "/api"):
+            self.assertEqual(self.ask("GET", path)[0], 404, path)
+
+    def test_a_head_is_a_get_without_its_body(self):
+        for path in ("/health", "/v1/models", "/running", "/metrics", "/api/version", "/props?model=alpha"):
+            status, _, body = self.ask("HEAD", path)
+            self.assertEqual((status, body), (200, b""), path)
+
+    def test_a_preflight_is_answered_everywhere_and_starts_nothing(self):
+        """http T009, T011, T012, T013, T017"""
+        for path in ("/does/not/exist", "/upstream/asleep/x", "/v1/chat/completions"):
+            status, headers, body = self.ask(
+                "OPTIONS", path, headers={"Access-Control-Request-Headers": "X-A, bad header, X-B"}
+            )
+            self.assertEqual((status, body, headers["access-control-allow-origin"]), (204, b"", "*"))
+            self.assertEqual(headers["access-control-allow-headers"], "X-A, X-B")
+            self.assertEqual(headers["access-control-max-age"], "86400")
+        headers = self.ask("OPTIONS", "/x", headers={"Access-Control-Request-Headers": "b@d"})[1]
+        self.assertEqual(headers["access-control-allow-headers"], "")
+        self.assertNotIn("asleep", self.product.running())
+        _, headers, _ = self.post("/v1/rerank", {"model": "alpha"}, Origin="http://a.b")
+        self.assertNotIn("access-control-allow-origin", headers)
+
+    def test_upstream_without_a_model_is_said(self):
+        """http T008, T065"""
+        for path in ("/upstream/", "/upstream/pick/v1/chat/completions", "/upstream/delta/x"):
+            self.refused(self.post(path, {}), 404, "model not found")
+
+
+class NamingTests(SurfaceTestCase):
+    def test_where_a_name_may_stand(self):
+        """http T035, T040, T041, T043, T045, T047, T048, T052, T053, T055"""
+        self.assertEqual(json.loads(self.echoed("/v1/rerank", {"model": "al"})["body"]), {"model": "al"})
+        for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking", "/infill", "/v1/audio/speech"):
+            self.assertEqual(self.echoed(path, {"model": "alpha"})["path"], path)
+        found = self.echoed("/v/rerank", {"model": "alpha"})
+        self.assertEqual(found["path"], "/rerank")
+        self.assertEqual(self.echoed("/audioapi/v1/tasks/run", {"model": "alpha"})["path"], "/v1/tasks/run")
+        for path in ("/v1/audio/voices?model=alpha", "/props?model=al", "/sdapi/v1/loras?model=alpha&x=%2F"):
+            self.assertEqual(self.echoed("GET", path)["path"], path)
+        self.assertEqual(self.echoed("POST", "/v1/rerank", b'{"model":"alpha"}')["length"], 17)
+        self.assertEqual(self.echoed("POST", "/v1/rerank?model=alpha")["path"], "/v1/rerank?model=alpha")
+        self.assertEqual(self.echoed("/v1/rerank", {"model": 42})["body"], '{"model": 42}')
+        both = self.echoed("/v1/rerank", b'{"model":"alpha","model":"org"}')
+        self.assertEqual(both["body"], '{"model":"alpha","model":"org"}')
+        charset = {"Content-Type": "application/json; charset=utf-8"}
+        self.assertEqual(self.post("/v1/rerank", {"model": "alpha"}, **charset)[0], 200)
+
+    def test_a_request_without_a_name_or_with_an_unknown_one_is_told(self):
+        """http T036, T037, T039, T044, T051"""
+        for body in (b"{}", b'{"model":""}', b"not-json", b'[{"model":"alpha"}]'):
+            answer = self.post("/v1/chat/completions", body)
+            self.refused(answer, 404, UNNAMED)
+            self.assertEqual(json.loads(answer[2])["error"]["code"], "not_found")
+            self.assertEqual(json.loads(answer[2])["src"], "llama-swap")
+        self.refused(self.ask("GET", "/v1/audio/voices"), 404, UNNAMED)
+        self.refused(self.ask("GET", "/sdapi/v1/loras?model=ghost"), 404, UNKNOWN)
+        form = {"Content-Type": "multipart/form-data"}
+        self.refused(self.ask("POST", "/v1/audio/transcriptions", b"x", form), 404, UNNAMED)
+        status, headers, body = self.post("/v1/chat/completions", {"model": "ghost"}, Accept="text/html")
+        self.assertEqual((status, headers["content-type"]), (404, "text/html"))
+        self.assertEqual(body.decode(), f"<html><body><h1>llama-swap</h1><p>{UNKNOWN}</p></body></html>")
+
+    def test_bodies_reach_the_server_as_the_filters_say(self):
+        """http T056, T057, T060, T061, T063"""
+        sent = lambda path, body, **more: json.loads(self.echoed(path, body, **more)["body"])
+        body = {"model": "beta", "temperature": 0.2, "stream": False, "x": 1}
+        self.assertEqual(sent("/v1/rerank", body), {"model": "beta-up", "x": 1, "top_k": 7})
+        hot = {"model": "beta-up", "top_k": 9, "temperature": 1.5}
+        self.assertEqual(sent("/v1/rerank", {"model": "beta:hot", "temperature": 0.2}), hot)
+        self.assertEqual(sent("/v1/rerank", {"model": "pick", "temperature": 0.1}), hot)
+        odd = b'{ "model" :"alpha",  "n":9007199254740993 , "x" : 1.10 }'
+        self.assertEqual(self.echoed("/v1/rerank", odd)["body"], odd.decode())
+        far = self.echoed("/v1/rerank", {"model": "lab/delta", "seed": 1, "n": 2}, Authorization="Bearer mine")
+        headers = far["headers"]
+        self.assertEqual((far["path"], json.loads(far["body"])), ("/base/v1/rerank", {"model": "delta", "n": 2}))
+        self.assertEqual((headers["authorization"], headers["x-api-key"]), ("Bearer pk-lab", "pk-lab"))
+        self.assertEqual(headers["host"], f"127.0.0.1:{self.peer.port}")
+        self.assertNotIn("x-forwarded-for", headers)
+        far = self.echoed("/v1/rerank", b'{"model":"zeta"}', Authorization="Bearer mine")
+        self.assertEqual((far["body"], far["path"]), ('{"model":"zeta"}', "/v1/rerank"))
+        self.assertIn("Bearer mine", far["headers"].values())
+
+    def test_an_upload_reaches_the_server_as_it_was_or_with_its_name_exchanged(self):
+        """http T049"""
+        parts = (
+            b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n'
+            b"Content-Type: audio/wav\r\n\r\n"
+            + b"0123"
+            * 5000
+            + b'\r\n--XX\r\nContent-Disposition: form-data; name="model"'
+            b"\r\n\r\n%b\r\n--XX--\r\n"
+        )
+        form = {"Content-Type": "multipart/form-data; boundary=XX"}
+        for name, sent in ((b"alpha", b"alpha"), (b"whisper", b"whisper-v3")):
+            found = self.echoed("POST", "/v1/audio/transcriptions", parts % name, form)
+            self.assertEqual(found["body"].encode(), parts % sent)
+
+    def test_hop_headers_stay_here(self):
+        """http T092, T093, T095"""
+        headers = {
+            "Connection": "close, X-Secret",
+            "X-Secret": "1",
+            "Keep-Alive": "5",
+            "Te": "gzip",
+            "Proxy-Authorization": "x",
+            "X-Forwarded-For": "9.9.9.9",
+            "Accept-Encoding": "gzip;q=1.0, br, Deflate",
+            "X-Kept": "yes",
+        }
+        got = self.echoed("/v1/rerank", {"model": "alpha"}, **headers)["headers"]
+        for name in ("x-secret", "keep-alive", "te", "proxy-authorization"):
+            self.assertNotIn(name, got)
+        self.assertEqual((got["x-forwarded-for"], got["x-kept"]), ("9.9.9.9, 127.0.0.1", "yes"))
+        self.assertEqual(got["accept-encoding"], "gzip;q=1.0, Deflate")
+        self.assertNotIn("user-agent", got)
+        got = self.echoed("GET", "/v1/audio/voices?model=alpha", b"", {"Accept-Encoding": "br"})["headers"]
+        self.assertIn("br", got.values())
+
+    def test_a_servers_own_errors_pass(self):
+        """http T097"""
+        status, _, _ = self.ask("GET", "/upstream/alpha/status/404")
+        self.assertEqual(status, 404)
+
+    def test_a_start_that_fails_says_why(self):
+        """http T091"""
+        status, headers, body = self.post("/v1/chat/completions", {"model": "broken"})
+        error = json.loads(body)["error"]
+        self.assertEqual((status, error["type"]), (500, "server_error"), body)
+        self.assertIn("unspecific error: upstream command exited prematurely", error["message"])
+        self.assertEqual(headers["content-type"], "application/json")
+
+
+class PassthroughTests(SurfaceTestCase):
+    def test_paths_are_forwarded_raw(self):
+        """http T112, T113, T115, T116, T117, T119"""
+        for method, path, status, location in (
+            ("GET", "/upstream/alpha", 301, "/upstream/alpha/"),
+            ("POST", "/upstream/al?x=1", 308, "/upstream/al/?x=1"),
+        ):
+            found, headers, _ = self.ask(method, path)
+            self.assertEqual((found, headers["location"]), (status, location))
+        for path, got in (
+            ("/upstream/org/gamma/x", "/x"),
+            ("/upstream/org%2Fgamma/api/a%2Fb?p=1", "/api/a%2Fb?p=1"),
+            ("/upstream/alpha/api/w%252Fx", "/api/w%252Fx"),
+            ("/upstream/alpha/%C3%A4/", "/%C3%A4/"),
+            ("/upstream/lab/delta/v1/x", "/base/v1/x"),
+            ("/upstream/zeta/app.js", "/app.js"),
+        ):
+            self.assertEqual(self.echoed("GET", path)["path"], got)
+        body = b'{"model":"beta","temperature":1}'
+        self.assertEqual(self.echoed("/upstream/beta/v1/rerank", body)["body"], body.decode())
+        answer = self.ask("GET", "/upstream/asleep/app.js")
+        self.refused(answer, 409, "model asleep is not loaded; path matches upstream.ignorePaths")
+        self.refused(self.ask("GET", "/comfyui/"), 404, "local model comfyui_auto not found")
+        found, headers, _ = self.ask("GET", "/comfyui?t=1")
+        self.assertEqual((found, headers["location"]), (301, "/comfyui/?t=1"))
+        self.assertEqual(self.ask("POST", "/comfyui")[0], 308)
+
+    def test_a_profile_leads_elsewhere(self):
+        """http T068, T069, T071, T072, T073, T085"""
+        choose = lambda body: self.ask("PUT", "/api/profiles/active", body)
+        self.assertEqual(json.loads(choose(b'{"name":"work"}')[2]), {"active": "work"})
+        try:
+            self.assertEqual(json.loads(self.echoed("/v1/rerank", {"model": "chat"})["body"]), {"model": "alpha"})
+            self.refused(self.post("/v1/rerank", {"model": "org"}), 404, UNNAMED)
+            self.refused(self.ask("GET", "/upstream/org/x"), 404, "model not found")
+            self.assertEqual(self.ask("GET", "/upstream/chat?q=1")[1]["location"], "/upstream/alpha/?q=1")
+            listed = [record["id"] for record in self.product.json("/v1/models")["data"]]
+            self.assertIn("pool/x", listed)
+            self.refused(choose(b'{"name":"nope"}'), 404, 'profile "nope" not found')
+        finally:
+            self.assertEqual(json.loads(choose(b'{"name":null}')[2]), {"active": None})
+
+    def test_listings_and_unloads(self):
+        """http T077, T080, T081, T087, T088, T089, T169"""
+        records = {record["id"]: record for record in self.product.json("/v1/models")["data"]}
+        wanted = "42 alpha asleep beta broken den/delta den/zeta lab/delta lab/org2/eps org pick whisper"
+        self.assertEqual(list(records), wanted.split())
+        self.assertEqual(records["lab/delta"]["name"], "lab: delta")
+        self.assertEqual(records["pick"]["meta"]["llamaswap"]["targets"], ["beta:hot", "lab/delta"])
+        self.echoed("/v1/rerank", {"model": "alpha"})
+        self.echoed("/v1/rerank", {"model": "org/gamma"})
+        self.assertEqual(self.ask("POST", "/api/models/unload/al")[2], b"OK")
+        self.assertEqual(self.product.running().get("org/gamma"), "ready")
+        self.assertNotIn("alpha", self.product.running())
+        self.assertEqual(self.ask("POST", "/api/models/unload/org/gamma")[2], b"OK")
+        for name in ("ghost", "zeta"):
+            self.refused(self.ask("POST", f"/api/models/unload/{name}"), 404, "model not found")
+        self.assertEqual(json.loads(self.ask("POST", "/api/models/unload")[2]), {"msg": "ok"})
+        self.assertEqual(self.product.json("/running"), {"running": []})
+        self.assertEqual((self.ask("GET", "/unload")[2], self.ask("POST", "/models/unload")[2]), (b"OK", b"OK"))
+        self.assertEqual(self.ask("GET", "/log")[2][:100], self.ask("GET", "/logs")[2][:100])
+
+
+class RecordTests(SurfaceTestCase):
+    def rows(self, count):
+        wait_for(lambda: self.product.json("/api/metrics/activity")["total"] >= count, 5, "the rows")
+        return self.product.json("/api/metrics/activity")["data"]
+
+    def test_requests_leave_their_rows_and_captures(self):
+        """http T039, T053, T064, T119, T137, T139, T148"""
+        page = self.product.json("/api/metrics/activity")
+        self.assertEqual(page, {"data": [], "page": 1, "limit": 25, "total": 0, "total_pages": 0})
+        self.post("/v1/chat/completions", {"model": "pick"}, Authorization="Bearer secret")
+        self.post("/v/rerank", {"model": "alpha"})
+        self.ask("GET", "/props?model=alpha")
+        self.post("/v1/rerank", {})
+        self.post("/upstream/beta/v1/rerank", {"model": "beta"})
+        self.post("/upstream/beta/probe", {})
+        self.post("/v1/chat/completions", {"model": "ghost"}, Accept="text/html")
+        rows = self.rows(4)[::-1]
+        self.assertEqual([row["model"] for row in rows], ["beta", "alpha", "beta", "ghost"])
+        self.assertEqual([row["req_path"] for row in rows[1:3]], ["/rerank", "/v1/rerank"])
+        self.assertEqual(rows[0]["metadata"], {"fifo_priority": "0", "selector": "pick"})
+        self.assertEqual((rows[0]["tokens"]["input_tokens"], rows[0]["tokens"]["output_tokens"]), (3, 5))
+        self.assertEqual((rows[3]["resp_status_code"], rows[3]["error_msg"]), (404, UNKNOWN))
+        capture = self.product.json(f"/api/captures/{rows[0]['id']}")
+        self.assertEqual(json.loads(base64.b64decode(capture["req_body"]))["model"], "beta-up")
+        self.assertIn(b"choices", base64.b64decode(capture["resp_body"]))
+        self.assertNotIn("secret", json.dumps(capture))
+        flat = self.product.json("/api/metrics")
+        self.assertEqual([row["model"] for row in flat], ["beta", "alpha", "beta"])
+
+    def test_streams_for_cold_models_begin_with_a_text(self):
+        """http T107, T108"""
+        self.product.ask("/unload")
+        _, headers, body = self.post("/v1/chat/completions", {"model": "alpha", "stream": True})
+        self.assertEqual(headers["content-type"], "text/event-stream")
+        first = 'data: {"choices":[{"delta":{"reasoning_content":"━━━━━"}}]}\n\n'
+        events = [event for event in body.decode().split("\n\n") if event]
+        texts = [json.loads(event[6:]) for event in events if event != "data: [DONE]"]
+        self.assertEqual(json.loads(first[6:]), texts[0])
+        shown = "".join((one["choices"] or [{}])[0].get("delta", {}).get("reasoning_content", "") for one in texts)
+        self.assertIn("\nllama-swap loading model: alpha\n", shown)
+        self.assertIn("Done! (", shown)
+        self.assertTrue(body.endswith(b"data: [DONE]\n\n"))
+        again = self.post("/v1/chat/completions", {"model": "alpha", "stream": True})[2]
+        self.assertNotIn(b"reasoning_content", again)
+
+    def test_pages_compress_and_answers_are_marked(self):
+        status, headers, body = self.ask("GET", "/v1/models", headers={"Accept-Encoding": "gzip"})
+        plain = gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body
+        self.assertEqual((status, json.loads(plain)["object"]), (200, "list"))
+
+
+class GateTests(SurfaceTestCase):
+    more = {"apiKeys": ["k-1", "k-2"]}
+
+    def status(self, path="/running", **headers):
+        return self.ask("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})[0]
+
+    def test_keys(self):
+        """http T019, T020, T021, T023, T024, T025, T027, T028, T029, T031, T032, T033"""
+        basic = lambda text: "Basic " + base64.b64encode(text.encode()).decode()
+        for right in (
+            {"Authorization": "Bearer k-2"},
+            {"x_api_key": "k-1"},
+            {"Authorization": basic("anyone:k-1")},
+            {"Authorization": "Basic %%%", "x_api_key": "k-1"},
+            {"Authorization": basic("user:"), "x_api_key": "k-1"},
+        ):
+            self.assertEqual(self.status(**right), 200, right)
+        for wrong in ({}, {"Authorization": "Bearer wrong", "x_api_key": "k-1"}, {"Authorization": "Bearer  k-1"}):
+            self.assertEqual(self.status(**wrong), 401, wrong)
+        self.assertEqual(self.status("/running?api_key=k-1"), 401)
+        for path in ("/health", "/wol-health", "/"):
+            self.assertNotEqual(self.status(path), 401)
+        for path in ("/comfyui/", "/api/peers", "/ui/", "/metrics", "/logs", "/upstream/alpha/", "/api/events"):
+            self.assertEqual(self.status(path), 401, path)
+        status, headers, body = self.ask("GET", "/running", headers={"Accept": "text/plain"})
+        self.assertEqual((status, headers["content-type"]), (401, "text/plain"))
+        self.assertEqual(headers["www-authenticate"], 'Basic realm="llama-swap"')
+        self.assertEqual(body, b"llama-swap: unauthorized: invalid or missing API key")
+        self.assertEqual(self.post("/nope", {})[0], 404)
+        self.assertEqual(self.post("/v1/chat/completions", {"model": "alpha"})[0], 401)
+
+    def test_the_key_itself_goes_no_further(self):
+        got = self.echoed("/v1/rerank", {"model": "alpha"}, Authorization="Bearer k-1", **{"X-Api-Key": "other"})
+        self.assertNotIn("Bearer k-1", got["headers"].values())
+
+    def test_a_request_cut_in_two_is_understood(self):
+        parts = urlsplit(self.product.url)
+        with socket.create_connection((parts.hostname, parts.port), 10) as sock:
+            sock.sendall(b"GET /run")
+            sock.sendall(b"ning HTTP/1.1\r\nHost: x\r\nx-api-")
+            sock.sendall(b"key: k-1\r\n\r\n")
+            self.assertIn(b"200 OK", sock.recv(65536))
+
+
+del SurfaceTestCase
