@@ -29,8 +29,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap import sources, upgrade
-from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged
+from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged, SwapBegan
 from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
+from llamaswap.config.commands import split
 from llamaswap.config.ports import keep
 from llamaswap.config.schema import Stall
 from llamaswap.demo import demo_config
@@ -66,6 +67,7 @@ from llamaswap.router import Router
 from llamaswap.spare import bring_tls
 from llamaswap.supervise.canary import SocketCanary
 from llamaswap.supervise.orphans import Keeper, Record, sweep
+from llamaswap.supervise.readahead import ReadAhead
 from llamaswap.supervise.readiness import SocketAsk, connector
 from llamaswap.supervise.spawn import Launcher
 from llamaswap.supervise.supervisor import Supervisor
@@ -240,6 +242,9 @@ class LlamaSwap(MultiService):
         self.router = Router(config, supervise, reactor, self.bus, memory)
 
         self.bus.subscribe(StateChanged, self._server_changed)
+        self.bus.subscribe(SwapBegan, self._swap_began)
+        self.reader = Worker("reader", reactor.callFromThread)
+        self.ahead = ReadAhead(self.reader, self._command, reactor.seconds)
 
         self.peers = Peers(
             reactor, wall, peers_client(reactor), lambda: self.router.config, self._learned, self._peers_changed
@@ -280,7 +285,7 @@ class LlamaSwap(MultiService):
             reactor,
             Handover(self),
             lambda: upgrade.check(reactor, words, os.environ),
-            lambda listening, state: upgrade.become(words, os.environ, listening, state),
+            lambda listening, state: upgrade.become(words, os.environ, settings.listen.text, listening, state),
             count=earlier.count if earlier is not None else 0,
         )
         self.streams = Streams()
@@ -299,7 +304,7 @@ class LlamaSwap(MultiService):
             uniform=random.uniform,
             shuffled=lambda items: random.sample(list(items), len(items)),
             peer_heard=self.peers.heard,
-            placed=lambda request, place: self.inflight.phase(request, "queued", place),
+            placed=self._placed,
         )
         self.watchdog = Watchdog(
             reactor,
@@ -416,8 +421,31 @@ class LlamaSwap(MultiService):
         for observer in self.observers:
             observer(event)
 
+    def _placed(self, request: str, place: int) -> None:
+        """A request waits behind others: its model is wanted as soon as they are done."""
+        self.inflight.phase(request, "queued", place)
+        model = self.inflight.model(request)
+        if model is not None and self.router.state(model) == "stopped":
+            self.ahead.begin(model)
+
+    def _swap_began(self, event: SwapBegan) -> None:
+        """While the evicted stop there is time to prepare the start."""
+        if event.evicted:
+            self.launcher.warm()
+            self.ahead.begin(event.model)
+
+    def _command(self, model: str) -> Sequence[str]:
+        """A model's command in words; none where it cannot be read."""
+        definition = self.router.config.models.get(model)
+        try:
+            return split(definition.cmd) if definition is not None else ()
+        except ValueError:
+            return ()
+
     def _server_changed(self, event: StateChanged) -> None:
         """Connections to a server that is gone are worth nothing; the next one may listen on the same port."""
+        if event.new == "starting":
+            self.ahead.end(event.model)
         if event.new == "stopped":
             endpoint = self.router.status(event.model).endpoint
             if endpoint is not None:
@@ -491,8 +519,10 @@ class LlamaSwap(MultiService):
         listen, there = self.settings.listen, self.inherited
         if there is not None and there.state is not None:
             self.book.remember(there.state.logs)
-        reactor = self.reactor if there is None else Adopting(self.reactor, there.listening)
-        listening: Deferred[IListeningPort] = listen.endpoint(reactor).listen(self.front)
+        endpoint = listen.endpoint(self.reactor)
+        if there is not None:
+            endpoint = Adopting(self.reactor, there.listening).endpoint(listen)
+        listening: Deferred[IListeningPort] = endpoint.listen(self.front)
         outcome: list[Any] = []
         listening.addBoth(outcome.append)
         if outcome and isinstance(outcome[0], Failure):
@@ -644,6 +674,7 @@ class LlamaSwap(MultiService):
         await self.activity.close()
         await self.recorder.close()
         await self.watcher.close()
+        await self.reader.close()
         log.info("ended")
         if not self.observed:
             globalLogPublisher.removeObserver(self.log_observer)  # type: ignore[arg-type] # the same

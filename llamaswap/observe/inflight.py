@@ -188,6 +188,11 @@ class Inflight:
         self.changed(entry)
         return entry
 
+    def model(self, request: str) -> str | None:
+        """The model that this request wants; None when it is not listed."""
+        entry = self._entries.get(request)
+        return None if entry is None else entry.facts.model
+
     def phase(self, request: str, phase: Phase, queue_position: int = 0) -> None:
         """The request with this id reached another phase; one that is not listed is no fault."""
         entry = self._entries.get(request)

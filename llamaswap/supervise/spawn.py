@@ -292,9 +292,13 @@ class Launcher:
                 watcher.gone(birth)
 
     def warm(self, delay: float = 0.0) -> None:
-        """Have a leader waiting, after `delay` seconds."""
-        if self._spare is None and self._warming is None and not self._closed:
+        """Have a leader waiting, after `delay` seconds at the latest."""
+        if self._spare is not None or self._closed:
+            return
+        if self._warming is None:
             self._warming = self.clock.callLater(delay, self._warm)
+        elif self._warming.getTime() > self.clock.seconds() + delay:
+            self._warming.reset(delay)
 
     def rest(self) -> Child | None:
         """Let the spare go, for now: the next `warm` brings another. Returns it, on its way to its end."""
