@@ -38,6 +38,18 @@ class GroupTests(SynchronousTestCase):
         self.assertEqual(evict("a", ("b", "c")), ("b",))
         self.assertEqual(evict("c", ("a",)), ("a",))
 
+    def test_three_kinds_of_groups_side_by_side(self) -> None:
+        """config T109"""
+        evict = groups(
+            fast=Group(swap=False, exclusive=False, members=("ant", "bee")),
+            keep=Group(persistent=True, swap=False, exclusive=False, members=("cat",)),
+            pair=Group(members=("elk", "fox")),
+        )
+        self.assertEqual(evict("dog", ("ant", "cat")), ("ant",))
+        self.assertEqual(evict("ant", ("dog",)), ())
+        self.assertEqual(evict("bee", ("ant",)), ())
+        self.assertEqual(evict("elk", ("fox",)), ("fox",))
+
     def test_what_left_the_configuration_counts_as_ungrouped(self) -> None:
         evict = groups(g=Group(members=("a",)))
         self.assertEqual(evict("a", ("gone",)), ("gone",))
