@@ -1,9 +1,11 @@
 """What a swap costs above what the servers themselves need.
 
 Two servers share the room. One request after the other asks for the model that is not loaded; the time from
-sending the request to the first byte of its answer is taken. From that the time is subtracted that the same
-command takes from exec to listening and that the same command takes from SIGTERM to exit, both measured here,
-directly, without a proxy.
+sending the request to the first byte of its answer is taken. From each the servers' own part of that very swap is
+subtracted, as they noted it themselves: from the old one's SIGTERM to its last statement, and from the new one's
+first statement to its readiness; and the time from starting such a process to its first statement (`exec_ms`, the
+interpreter's start), measured without a proxy before and after. What remains is the proxy's: deciding, signalling,
+noticing the exit, starting a process, noticing the readiness, and relaying.
 """
 
 import json
@@ -19,24 +21,32 @@ from pathlib import Path
 from benchmarks.load import percentile
 from benchmarks.subjects import ROOT, free_port, wait_for_port
 
+SERVER = f"{sys.executable} -I -S {ROOT}/benchmarks/swap_server.py"
 
-def direct(ready_after, rounds=7):
-    """(median seconds from start to ready, median seconds from SIGTERM to exit) of the server alone."""
-    starts, stops = [], []
+
+def exec_seconds(rounds=9):
+    """Median seconds from starting a process to the server's first statement: no proxy can do without them."""
+    took = []
     for _ in range(rounds):
-        port = free_port()
-        words = [sys.executable, ROOT / "benchmarks" / "server.py", "--port", port, "--ready-after", ready_after]
-        began = time.perf_counter()
-        child = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL)
-        wait_for_port(port)
-        while ask(port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")[:12] != b"HTTP/1.1 200":
-            time.sleep(0.001)
-        starts.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        child.send_signal(signal.SIGTERM)
-        child.wait(10)
-        stops.append(time.perf_counter() - began)
-    return statistics.median(starts), statistics.median(stops)
+        with tempfile.TemporaryDirectory() as folder:
+            port, notes = free_port(), Path(folder) / "notes"
+            words = [*SERVER.split(), "--port", str(port), "--ready-after", "0", "--notes", str(notes)]
+            began = time.monotonic()
+            child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+            wait_for_port(port)
+            took.append(read(notes)[("born", port)][0] - began)
+            child.terminate()
+            child.wait(10)
+    return statistics.median(took)
+
+
+def read(notes):
+    """{(event, port): times} of a notes file."""
+    found = {}
+    for line in notes.read_text().splitlines():
+        event, port, at = line.split()
+        found.setdefault((event, int(port)), []).append(float(at))
+    return found
 
 
 def ask(port, words, timeout=60):
@@ -47,10 +57,10 @@ def ask(port, words, timeout=60):
 
 
 def proxied(command, ready_after, rounds):
-    """Seconds to the first byte of each request that had to swap."""
+    """For each request that had to swap: (its seconds, those of the servers' own exit and load)."""
     with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        server = f"{sys.executable} {ROOT}/benchmarks/server.py --port ${{PORT}} --ready-after {ready_after}"
+        port, notes = free_port(), Path(folder) / "notes"
+        server = f"{SERVER} --port ${{PORT}} --ready-after {ready_after} --notes {notes}"
         config = Path(folder) / "config.yaml"
         models = "".join(f"  {name}:\n    cmd: {server}\n" for name in ("one", "two"))
         config.write_text(f"startPort: {free_port()}\nmodels:\n{models}")
@@ -64,11 +74,18 @@ def proxied(command, ready_after, rounds):
                 body = json.dumps({"model": ("one", "two")[number % 2]}).encode()
                 head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
                 head += "Content-Type: application/json\r\nConnection: close\r\n\r\n"
-                began = time.perf_counter()
+                time.sleep(0.15)  # the answer before is recorded, the next process waits ready
+                began = time.monotonic()
                 answer = ask(port, head.encode() + body)
-                took.append(time.perf_counter() - began)
+                ended = time.monotonic()
                 if b" 200 " not in answer[:16]:
                     raise RuntimeError(f"{answer!r}\n{(Path(folder) / 'log').read_text()[-3000:]}")
+                events = [(at, event) for (event, _), times in read(notes).items() for at in times if at >= began]
+                when = {event: at for at, event in sorted(events)}
+                own = when["ready"] - when["born"]
+                if "term" in when:
+                    own += when["gone"] - when["term"]
+                took.append((ended - began, own))
             return took[2:]  # the first load and the first swap warm caches up
         finally:
             child.send_signal(signal.SIGTERM)
@@ -80,14 +97,15 @@ PRODUCT = "{python} -m twisted llamaswap --config {config} --listen 127.0.0.1:{p
 
 def measure(command=PRODUCT, ready_after=0.0, rounds=15):
     """Figures in milliseconds: the servers' own part, and what the proxy adds to it."""
-    start, stop = direct(ready_after)
+    before = exec_seconds()
     took = proxied(command, ready_after, rounds)
-    above = [1e3 * (seconds - start - stop) for seconds in took]
+    starting = statistics.median([before, exec_seconds()])
+    above = [1e3 * (seconds - own - starting) for seconds, own in took]
     return {
         "ready_after_ms": 1e3 * ready_after,
-        "server_start_ms": 1e3 * start,
-        "server_stop_ms": 1e3 * stop,
-        "swap_ms": 1e3 * statistics.median(took),
+        "own_ms": 1e3 * statistics.median(own for _, own in took),
+        "swap_ms": 1e3 * statistics.median(seconds for seconds, _ in took),
+        "exec_ms": 1e3 * starting,
         "above_p50_ms": statistics.median(above),
         "above_p99_ms": percentile(above, 0.99),
     }
@@ -95,4 +113,4 @@ def measure(command=PRODUCT, ready_after=0.0, rounds=15):
 
 if __name__ == "__main__":
     for seconds in (0.0, 0.2, 1.0):
-        print(json.dumps(measure(sys.argv[1] if len(sys.argv) > 1 else PRODUCT, seconds, 9)))
+        print(json.dumps(measure(sys.argv[1] if len(sys.argv) > 1 else PRODUCT, seconds, 9)), flush=True)

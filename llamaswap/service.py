@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from attrs import define, frozen
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, Logger, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
@@ -104,6 +104,9 @@ log = Logger("llamaswap.service")
 
 # A request leaves no cycles behind, so looking for some after every few of them is a tenth of the work for nothing.
 GC_THRESHOLD = (10_000, 20, 50)
+WARM_AFTER = (
+    0.02  # seconds from a server's readiness, when those who waited for it are served, to the next spare process
+)
 SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
 LAST_LINES = 1.0  # seconds that the last lines may take on their way to standard output
@@ -446,6 +449,8 @@ class LlamaSwap(MultiService):
         """Connections to a server that is gone are worth nothing; the next one may listen on the same port."""
         if event.new == "starting":
             self.ahead.end(event.model)
+        if event.new == "ready":
+            self.launcher.warm(WARM_AFTER)
         if event.new == "stopped":
             endpoint = self.router.status(event.model).endpoint
             if endpoint is not None:
@@ -519,9 +524,7 @@ class LlamaSwap(MultiService):
         listen, there = self.settings.listen, self.inherited
         if there is not None and there.state is not None:
             self.book.remember(there.state.logs)
-        endpoint = listen.endpoint(self.reactor)
-        if there is not None:
-            endpoint = Adopting(self.reactor, there.listening).endpoint(listen)
+        endpoint = listening_endpoint(self.reactor, listen, there)
         listening: Deferred[IListeningPort] = endpoint.listen(self.front)
         outcome: list[Any] = []
         listening.addBoth(outcome.append)
@@ -731,10 +734,17 @@ def sources_of(settings: Settings) -> list[Source]:
     return sources.read_sources(settings.config, settings.config_dir)
 
 
+def listening_endpoint(reactor: Any, listen: Listen, inherited: Inherited | None) -> IStreamServerEndpoint:
+    """Where to listen: at the socket an earlier program left, if there is one. Raises as `Listen.endpoint` does."""
+    if inherited is None:
+        return listen.endpoint(reactor)
+    return Adopting(reactor, inherited.listening).endpoint(listen)
+
+
 def build(
     reactor: Any, settings: Settings, environ: Mapping[str, str], inherited: Inherited | None = None
 ) -> LlamaSwap:
     """The service for these settings. Raises ConfigError, or OSError and ValueError for what is given with them."""
-    settings.listen.endpoint(reactor)  # nonsense there is said before anything else
+    listening_endpoint(reactor, settings.listen, inherited)  # nonsense there is said before anything else
     loaded = load(sources_of(settings), environ, facts=sources.DiskFacts())
     return LlamaSwap(reactor, settings, environ, loaded, inherited)
