@@ -4,7 +4,10 @@ import base64
 import gzip
 import http.client
 import json
+import signal
 import socket
+import threading
+import time
 from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -406,6 +409,173 @@ class GateTests(SurfaceTestCase):
             sock.sendall(b"ning HTTP/1.1\r\nHost: x\r\nx-api-")
             sock.sendall(b"key: k-1\r\n\r\n")
             self.assertIn(b"200 OK", sock.recv(65536))
+
+
+class LimitTests(SurfaceTestCase):
+    """Models that load slowly, hold websockets for nothing, or belong to ComfyUI."""
+
+    more_models = {
+        "slow": {"flags": "--ready-after 1.5", "concurrencyLimit": 1, "sendLoadingState": True},
+        "sock": {"compat": {"ignoreWebsockets": True}},
+        "comfyui_auto": {},
+        "long": {"flags": "--tokens 500 --interval 0.02"},
+    }
+
+    def setUp(self):
+        text = json.loads(config(**self.more_models))
+        every = sorted(text["models"])
+        self.more = {"models": text["models"], "groups": {"all": {"swap": False, "members": every}}}
+        self.more |= {"selectors": {}, "profiles": {}, "performance": {"disabled": True}}
+        super().setUp()
+
+    def in_thread(self, *request):
+        results = []
+
+        def post():
+            try:
+                results.append(self.post(*request))
+            except (OSError, http.client.HTTPException) as error:
+                results.append(error)
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        self.addCleanup(thread.join, 20)
+        return thread, results
+
+    def test_a_full_model_refuses_at_once_and_in_json(self):
+        """http T100; core V51"""
+        body = {"model": "slow", "stream": True}
+        thread, results = self.in_thread("/v1/chat/completions", body)
+        wait_for(lambda: self.product.running() == {"slow": "starting"}, 5, "the load")
+        status, headers, data = self.post("/v1/chat/completions", body, Accept="text/plain")
+        self.assertEqual((status, headers["retry-after"], headers["content-type"]), (429, "1", "application/json"))
+        wanted = {
+            "message": "Too many requests",
+            "type": "rate_limit_error",
+            "param": None,
+            "code": "concurrency_limit",
+        }
+        self.assertEqual(json.loads(data), {"src": "llama-swap", "error": wanted})
+        thread.join(20)
+        self.assertEqual(results[0][0], 200)
+        self.assertTrue(results[0][2].endswith(b"data: [DONE]\n\n"))
+
+    def test_an_ignored_websocket_and_the_pages_of_comfyui_start_nothing(self):
+        """http T105, T120, T121"""
+        upgrade = {"Connection": "keep-alive, UpGrAdE", "Upgrade": "WebSocket"}
+        answer = self.ask("GET", "/upstream/sock/ws", headers=upgrade)
+        self.refused(answer, 409, "model sock is not loaded; ignored websocket requests cannot start it")
+        answer = self.ask("GET", "/comfyui/api/prompt")
+        self.refused(answer, 409, "model comfyui_auto is not loaded; only /comfyui/ can start it")
+        self.assertEqual(self.product.running(), {})
+        self.assertEqual(self.echoed("GET", "/comfyui/?t=1")["path"], "/?t=1")
+        self.assertEqual(self.echoed("GET", "/comfyui/api/u/a%2Fb.json")["path"], "/api/u/a%2Fb.json")
+
+    def test_without_a_watch_on_the_machine_there_is_nothing_to_tell(self):
+        """http T163"""
+        status, _, body = self.ask("GET", "/api/performance")
+        self.assertEqual((status, json.loads(body)), (503, {"enabled": False}))
+
+    def test_logs_are_found_by_name(self):
+        """http T159"""
+        self.post("/v1/rerank", {"model": "sock"})
+        for path, there in (("proxy", True), ("upstream", True), ("sock/extra", True), ("zeta", False), ("x", False)):
+            parts = urlsplit(self.product.url)
+            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+            connection.request("GET", f"/logs/stream/{path}")
+            answer = connection.getresponse()
+            self.assertEqual(answer.status, 200 if there else 400, path)
+            if there:
+                self.assertEqual(answer.getheader("X-Accel-Buffering"), "no")
+                self.assertTrue(answer.read1(100))
+            else:
+                self.assertIn(b"invalid logger. Use 'proxy', 'upstream' or a model's ID", answer.read())
+            connection.close()
+
+    def test_an_unload_cuts_a_stream_so_that_its_client_sees_it(self):
+        """core V101"""
+        thread, results = self.in_thread("/v1/chat/completions", {"model": "long", "stream": True})
+        wait_for(lambda: self.product.running() == {"long": "ready"}, 5, "the stream")
+        time.sleep(0.3)
+        self.assertEqual(self.ask("POST", "/api/models/unload/long")[2], b"OK")
+        thread.join(10)
+        self.assertIsInstance(results[0], (OSError, http.client.HTTPException))  # the end was no end
+
+
+class EventTests(SurfaceTestCase):
+    """What /api/events tells while requests come and go."""
+
+    def setUp(self):
+        text = json.loads(config(long="--tokens 500 --interval 0.02", short=""))
+        self.more = {"models": text["models"], "groups": {}, "selectors": {}, "profiles": {}}
+        super().setUp()
+        self.told, self.raw = [], []
+        parts = urlsplit(self.product.url)
+        self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+        self.connection.request("GET", "/api/events")
+        self.answer = self.connection.getresponse()
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+        self.addCleanup(self.reader.join, 10)
+        # The reader ends when the product does.
+
+    def read(self):
+        try:
+            for line in self.answer:
+                self.raw.append(line)
+                if line.startswith(b"data:"):
+                    envelope = json.loads(line[5:])
+                    self.told.append((envelope["type"], json.loads(envelope["data"])))
+        except (OSError, http.client.HTTPException, ValueError):
+            pass
+
+    def of(self, kind):
+        return [data for told, data in list(self.told) if told == kind]
+
+    def test_a_request_is_told_from_its_begin_to_its_row(self):
+        """http T153, T155, T156"""
+        wait_for(lambda: len(self.told) >= 6, 10, "the first messages")
+        kinds = [kind for kind, _ in self.told[:6]]
+        wanted = ["logData", "logData", "modelStatus", "uiConfig", "profileChanged", "inflight"]
+        self.assertEqual(kinds, wanted)
+        self.assertEqual(self.answer.getheader("X-Accel-Buffering"), "no")
+        failed = []
+
+        def cut():
+            try:
+                self.post("/v1/chat/completions", {"model": "long", "stream": True}, Authorization="x")
+            except (OSError, http.client.HTTPException) as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        upserts = lambda: [told["request"] for told in self.of("inflight") if told["operation"] == "upsert"]
+        wait_for(lambda: any(entry["resp_bytes"] for entry in upserts()), 10, "some bytes")
+        first = upserts()[0]
+        self.assertEqual((first["model"], first["req_path"]), ("long", "/v1/chat/completions"))
+        self.assertEqual(first["req_headers"]["Authorization"], "[REDACTED]")
+        self.assertEqual(json.loads(self.ask("POST", f"/api/inflight/{first['id']}/cancel")[2]), {"msg": "ok"})
+        wait_for(lambda: {"operation": "remove", "id": first["id"]} in self.of("inflight"), 10, "the end")
+        wait_for(lambda: self.of("activity") == [{"id": 1}], 10, "the row")
+        thread.join(10)
+        self.assertEqual(len(failed), 1)
+        self.refused(self.ask("POST", "/api/inflight/999/cancel"), 404, "inflight request not found")
+        states = [{row["id"]: row["state"] for row in rows}["long"] for rows in self.of("modelStatus")]
+        self.assertEqual([states[0], states[-1]], ["stopped", "ready"])
+
+    def test_a_reload_ends_it_and_the_next_one_shows_what_is_new(self):
+        """http T168"""
+        wait_for(lambda: len(self.told) >= 6, 10, "the first messages")
+        self.post("/v1/chat/completions", {"model": "short"})
+        text = json.loads(self.product.config.read_text())
+        text["models"]["newer"] = text["models"]["short"]
+        self.product.config.write_text(json.dumps(text))
+        self.product.process.send_signal(signal.SIGHUP)
+        self.reader.join(10)
+        self.assertFalse(self.reader.is_alive())
+        self.assertIn("newer", [record["id"] for record in self.product.json("/v1/models")["data"]])
+        wait_for(lambda: self.product.json("/api/metrics/activity")["total"] == 1, 5, "the row")
+        self.assertIsNone(self.product.json("/api/profiles")["active"])
 
 
 del SurfaceTestCase
