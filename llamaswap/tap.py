@@ -101,7 +101,10 @@ def makeService(options: Options) -> IService:
     use_plain_poll(reactor)
 
     config, folder, demo = chosen_sources(options)
-    listen = options["listen"] or given_socket() or (TLS_PORT if options["tls-cert-file"] else PORT)
+    listen = options["listen"] or (earlier.where if earlier is not None else given_socket())
+    listen = listen or (TLS_PORT if options["tls-cert-file"] else PORT)
+    if checked and listen.startswith("systemd:"):
+        listen = PORT  # such a socket is only for the process it was given to, and nothing listens here
     settings = Settings(
         config=config,
         config_dir=folder,

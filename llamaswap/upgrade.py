@@ -20,17 +20,19 @@ from typing import Any, Protocol
 
 from attrs import asdict, define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.listening import Listen
 from llamaswap.supervise.adopt import Served
 
 FORMAT = 1  # of the state; what one program writes, the next must read
-INHERIT = "LLAMASWAP_UPGRADE"  # the environment variable that hands over "LISTENING:STATE", two descriptors
+INHERIT = "LLAMASWAP_UPGRADE"  # the environment variable that hands over "LISTENING:STATE:WHERE", two descriptors
 CHECK = "LLAMASWAP_UPGRADE_CHECK"  # set in the child that only shows whether the new code comes up
 FIT = "llamaswap-upgrade-check: reads format "
 
@@ -135,9 +137,11 @@ def deposit(data: bytes) -> int:
 
 @frozen
 class Inherited:
-    """What an earlier program left: the listening socket, and its state or why that cannot be used."""
+    """What an earlier program left: the listening socket, what its operator called it, and its state or why that
+    cannot be used."""
 
     listening: int
+    where: str
     state: State | None
     problem: str = ""
 
@@ -147,13 +151,13 @@ def inherited(environ: MutableMapping[str, str]) -> Inherited | None:
     notice = environ.pop(INHERIT, None)
     if notice is None:
         return None
-    listening, _, deposited = notice.partition(":")
+    listening, deposited, where = notice.split(":", 2)
     os.set_inheritable(int(listening), False)
     try:
         with os.fdopen(int(deposited), "rb") as file:
-            return Inherited(int(listening), unpack(file.read()))
+            return Inherited(int(listening), where, unpack(file.read()))
     except (OSError, ValueError) as error:
-        return Inherited(int(listening), None, str(error))
+        return Inherited(int(listening), where, None, str(error))
 
 
 class Adopting:
@@ -166,6 +170,12 @@ class Adopting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
+    def endpoint(self, listen: Listen) -> IStreamServerEndpoint:
+        """What listens there as `listen` says, on the socket there is."""
+        if listen.text.startswith("systemd:"):
+            return TCP4ServerEndpoint(self, 0)  # any will do: what systemd gave was closed once it had been adopted
+        return listen.endpoint(self)
+
     def _adopt(self, factory: Any) -> Any:
         with socket.socket(fileno=os.dup(self._descriptor)) as there:
             family = there.family
@@ -174,23 +184,19 @@ class Adopting:
         finally:
             os.close(self._descriptor)  # the port has its own
 
-    def listenTCP(self, port: int, factory: Any, backlog: int = 0, interface: str = "") -> Any:
-        """The socket, instead of a new one."""
-        return self._adopt(factory)
+    def listenTCP(self, *args: Any, factory: Any = None, **options: Any) -> Any:
+        """The socket, instead of a new one. Endpoints name their arguments or do not."""
+        return self._adopt(args[1] if factory is None else factory)
 
-    def listenSSL(self, port: int, factory: Any, context: Any, backlog: int = 0, interface: str = "") -> Any:
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, **options: Any) -> Any:
         """The socket, with TLS spoken on it."""
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
-        return self._adopt(TLSMemoryBIOFactory(context, False, factory))
+        return self._adopt(TLSMemoryBIOFactory(contextFactory, False, factory))
 
-    def listenUNIX(self, address: str, factory: Any, *args: Any, **options: Any) -> Any:
+    def listenUNIX(self, *args: Any, factory: Any = None, **options: Any) -> Any:
         """The socket, instead of a new one."""
-        return self._adopt(factory)
-
-    def adoptStreamPort(self, descriptor: int, family: int, factory: Any) -> Any:
-        """The socket, instead of the one a supervisor of ours gave us at our first start."""
-        return self._adopt(factory)
+        return self._adopt(args[1] if factory is None else factory)
 
 
 # -- whether the new code comes up -------------------------------------------------------------------------
@@ -279,8 +285,11 @@ class Parts(Protocol):
         """(the listening socket, the rest of the state)."""
 
 
-def become(words: Sequence[str], environ: Mapping[str, str], listening: int, state: State) -> None:
-    """Become the program of `words`. Returns only where that is impossible: raises OSError."""
+def become(words: Sequence[str], environ: Mapping[str, str], where: str, listening: int, state: State) -> None:
+    """Become the program of `words`; `where` is what the operator called the listening socket.
+
+    Returns only where that is impossible: raises OSError.
+    """
     # The signals that would end a program without handlers for them are ignored until the next one has its own.
     ours = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGHUP)}
     deposited = deposit(pack(state))
@@ -290,7 +299,7 @@ def become(words: Sequence[str], environ: Mapping[str, str], listening: int, sta
             os.set_inheritable(descriptor, True)
         for number in ours:
             signal.signal(number, signal.SIG_IGN)
-        os.execve(words[0], [*words], {**environ, INHERIT: f"{listening}:{deposited}"})
+        os.execve(words[0], [*words], {**environ, INHERIT: f"{listening}:{deposited}:{where}"})
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap import upgrade
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.listening import Listen
 from llamaswap.supervise.adopt import Served
 from llamaswap.upgrade import BETWEEN, CUT_SECONDS, LAST_TRY, PATIENCE, TRY, Connection, Inherited, State, Upgrade
 
@@ -70,8 +71,8 @@ class StateTests(SynchronousTestCase):
         here, there = socket.socketpair()
         self.addCleanup(there.close)
         deposited = upgrade.deposit(upgrade.pack(STATE))
-        environ = {upgrade.INHERIT: f"{here.fileno()}:{deposited}", "PATH": "/bin"}
-        self.assertEqual(upgrade.inherited(environ), Inherited(here.detach(), STATE))
+        environ = {upgrade.INHERIT: f"{here.fileno()}:{deposited}:[::1]:80", "PATH": "/bin"}
+        self.assertEqual(upgrade.inherited(environ), Inherited(here.detach(), "[::1]:80", STATE))
         self.assertEqual(environ, {"PATH": "/bin"})
         self.assertRaises(OSError, os.fstat, deposited)
         self.assertIsNone(upgrade.inherited(environ))
@@ -81,8 +82,8 @@ class StateTests(SynchronousTestCase):
         self.addCleanup(there.close)
         self.addCleanup(here.close)
         deposited = upgrade.deposit(b"{")
-        found = upgrade.inherited({upgrade.INHERIT: f"{here.fileno()}:{deposited}"})
-        self.assertEqual((found.listening, found.state), (here.fileno(), None))
+        found = upgrade.inherited({upgrade.INHERIT: f"{here.fileno()}:{deposited}::80"})
+        self.assertEqual((found.listening, found.where, found.state), (here.fileno(), ":80", None))
         self.assertTrue(found.problem)
 
     def test_secrets_do_not_show(self):
@@ -96,7 +97,7 @@ class BecomeTests(SynchronousTestCase):
         self.addCleanup(there.close)
         state = State(connections=(Connection(there.fileno(), 1),))
         before = len(os.listdir("/proc/self/fd"))
-        self.assertRaises(OSError, upgrade.become, ["/no/such/python"], {}, here.fileno(), state)
+        self.assertRaises(OSError, upgrade.become, ["/no/such/python"], {}, ":80", here.fileno(), state)
         self.assertFalse(os.get_inheritable(here.fileno()) or os.get_inheritable(there.fileno()))
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
@@ -252,8 +253,6 @@ class WayTests(SynchronousTestCase):
 
 class AdoptingTests(SynchronousTestCase):
     def test_whatever_the_endpoint_asks_for_it_gets_the_socket_there_is(self):
-        from llamaswap.listening import Listen
-
         class Reactor:
             def __init__(self):
                 self.adopted = []
@@ -262,13 +261,13 @@ class AdoptingTests(SynchronousTestCase):
                 self.adopted.append((descriptor, family, factory))
                 return "port"
 
-        for text in ("127.0.0.1:8080", ":0", "tcp:80", "unix:/nowhere/x.sock"):
+        for text in ("127.0.0.1:8080", ":0", "tcp:80", "unix:/nowhere/x.sock", "systemd:domain=INET:index=0"):
             reactor = Reactor()
             with socket.socket() as there:
                 there.bind(("127.0.0.1", 0))
                 there.listen()
                 descriptor = os.dup(there.fileno())
-            listening = Listen(text).endpoint(upgrade.Adopting(reactor, descriptor)).listen("factory")
+            listening = upgrade.Adopting(reactor, descriptor).endpoint(Listen(text)).listen("factory")
             self.assertEqual(self.successResultOf(listening), "port")
             self.assertEqual(reactor.adopted, [(descriptor, socket.AF_INET, "factory")])
             self.assertRaises(OSError, os.fstat, descriptor)

@@ -48,6 +48,7 @@ from llamaswap.relay.tunnel import ClientPipe
 HEAD_SECONDS = 60.0
 IDLE_SECONDS = 75.0  # longer than the 60 s for which common proxies keep their side
 SWEEP_SECONDS = 5.0
+HANDSHAKE_SECONDS = 1.0  # in which a new secure connection usually brings its first request
 PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind an open one
 WATCH_SECONDS = 0.1  # how soon a leaving client is noticed while nothing is read from it
 LINGER_SECONDS = 2.0  # for the client to read our answer before its unread upload resets the connection
@@ -181,7 +182,7 @@ class FrontSink:
         turn = self._turn
         framer = self._framer = ResponseFramer(self._head, status, headers, raw=raw)
         # A client told to wait with its body may never send it: where the next request begins is then unknown.
-        if turn.waits_for_continue or not framer.delimited or self._door.owner.draining:
+        if turn.waits_for_continue or not framer.delimited or self._door.closing:
             turn.keep_alive = False
         if not self.dead:
             self._door.send(framer.head(reason, keep_alive=turn.keep_alive, data=data))
@@ -360,6 +361,7 @@ class FrontDoor(Protocol):
         self._buffer = b""
         self._turn: _Turn | None = None
         self._advancing = False
+        self._fresh = True  # no request came yet
         self._closed = False  # nothing read from now on means anything
         self._paused = False
         self._channel: _SiteChannel | None = None
@@ -442,7 +444,7 @@ class FrontDoor(Protocol):
                     data = data[used:] if used < len(data) else b""
                 elif turn.answered:
                     self._turn = None
-                    if not turn.keep_alive or self.owner.draining or (self.secure and self.owner.holding):
+                    if not turn.keep_alive or self.closing:
                         self.lose()
                         return
                 else:
@@ -464,6 +466,7 @@ class FrontDoor(Protocol):
         if end < 0:
             return None
         raw = data[:end]
+        self._fresh = False
         head, framing = parse_request(raw)
         rest = data[end:]
         if not self.owner.routes(head):
@@ -538,7 +541,7 @@ class FrontDoor(Protocol):
             return
         turn = self._turn
         if turn is None:
-            wanted = not self.owner.holding
+            wanted = not self.owner.holding or self.expected
         elif not turn.body_done:
             wanted = turn.wants
         else:
@@ -595,9 +598,20 @@ class FrontDoor(Protocol):
         return self.since, bool(self._buffer)
 
     @property
+    def closing(self) -> bool:
+        """Whether this answer shall be the connection's last."""
+        return self.owner.draining or (self.secure and self.owner.holding)
+
+    @property
+    def expected(self) -> bool:
+        """Whether the first request of a secure connection is on its way, the handshake before it perhaps too."""
+        return self.secure and self._fresh and self.owner.clock.seconds() - self.since < HANDSHAKE_SECONDS
+
+    @property
     def resting(self) -> bool:
         """Whether it waits for a request and everything before that has gone out."""
-        return self._turn is None and self._pipe is None and not self._closed and not unsent(self.wire)
+        idle = self._turn is None and self._pipe is None and not self._closed
+        return idle and not unsent(self.wire) and not self.expected
 
     def handover(self) -> tuple[socket.socket, bytes]:
         """(its socket, what was read of the next request)."""
@@ -715,7 +729,7 @@ class FrontDoorFactory(Factory):
         state cannot be handed on, are closed as soon as they are idle."""
         self.holding = True
         for door in list(self._doors):
-            if door.secure and door.idle_since() is not None:
+            if door.secure and not door.expected and door.idle_since() is not None:
                 door.lose()
             else:
                 door.reading_changed()

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from tests.live.product import ROOT, Product, alive, group_members, wait_for
 from tests.live.test_service import chat, config, pids
@@ -153,6 +154,33 @@ class UpgradeTests(SynchronousTestCase):
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertIn(f"process {product.process.pid} runs version", done.stdout)
             self.assertEqual(pids(product, "one"), [server])
+
+    def test_tls_goes_on(self):
+        certificate, key = self.certificate()
+        self.patch(ssl, "_create_default_https_context", ssl._create_unverified_context)
+        with Product(together(one=""), "--tls-cert-file", certificate, "--tls-key-file", key) as product:
+            (server,) = pids(product, "one")
+            self.assertEqual(upgrade(product)["count"], 1)
+            self.assertEqual(pids(product, "one"), [server])
+
+    def certificate(self):
+        try:
+            from OpenSSL import crypto
+        except ImportError:
+            raise SkipTest("needs pyOpenSSL")
+        key = crypto.PKey()
+        key.generate_key(crypto.TYPE_RSA, 2048)
+        made = crypto.X509()
+        made.get_subject().CN = "localhost"
+        made.set_issuer(made.get_subject())
+        made.gmtime_adj_notBefore(0)
+        made.gmtime_adj_notAfter(3600)
+        made.set_pubkey(key)
+        made.sign(key, "sha256")
+        paths = Path(self.mktemp()).resolve(), Path(self.mktemp()).resolve()
+        paths[0].write_bytes(crypto.dump_certificate(crypto.FILETYPE_PEM, made))
+        paths[1].write_bytes(crypto.dump_privatekey(crypto.FILETYPE_PEM, key))
+        return map(str, paths)
 
     def zombies(self, parent):
         """Children that nobody fetched."""

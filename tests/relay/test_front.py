@@ -476,8 +476,22 @@ class Holding(SynchronousTestCase):
         idle, busy = world.client(), world.client()
         idle.side.secure = busy.side.secure = True
         busy.give(GET)
+        idle.give(SITE)
         world.factory.hold()
         self.assertEqual((idle.closing, busy.closing), (True, False))
         world.server().give(OK)
+        self.assertIn(b"Connection: close", busy.took())
         self.assertTrue(busy.closing)
         self.assertEqual(world.factory.handover(), [])
+
+    def test_a_secure_connection_in_its_handshake_is_waited_for(self):
+        world = World()
+        new, silent = world.client(), world.client()
+        new.side.secure = silent.side.secure = True
+        world.factory.hold()
+        self.assertEqual((new.closing, new.paused, world.factory.busy), (False, False, 2))
+        new.give(SITE)
+        self.assertIn(b"site:", new.took())
+        self.assertTrue(new.closing)
+        world.clock.advance(front.HANDSHAKE_SECONDS)
+        self.assertTrue(silent.side.resting)

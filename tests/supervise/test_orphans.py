@@ -30,8 +30,8 @@ class RecordTests(SynchronousTestCase):
         document = json.loads(self.path.read_text())
         self.path.write_text(json.dumps({**document, "pid": pid, "start": start}))
 
-    def sweep(self, boot="boot"):
-        swept = sweep(self.path, self.world.clock, boot=boot, kernel=self.world)
+    def sweep(self, boot="boot", lost=0):
+        swept = sweep(self.path, self.world.clock, boot=boot, kernel=self.world, lost=lost)
         for _ in range(500):
             self.world.clock.advance(0.02)
         return self.successResultOf(swept)
@@ -92,12 +92,25 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(self.sweep(), [])
         self.assertTrue(server.alive)
 
+    def test_children_that_their_own_proxy_knows_nothing_of_any_more_are(self):
+        """A process that became another program, and the state it should have got could not be read."""
+        proxy = self.world.new()
+        server = self.world.new(mark="old.1")
+        self.write([Birth(server.pid, server.start, "old.1", "kiwi", 5800)], proxy.pid, proxy.start)
+        self.assertTrue(self.sweep(lost=proxy.pid)[0].gone)
+        self.assertFalse(server.alive)
+
     def test_a_broken_or_missing_record_is_no_orphans(self):
         self.assertEqual(self.sweep(), [])
         self.path.parent.mkdir()
         for text in ("", "{}", "[1]", '{"children": [{}]}', "\x00"):
             self.path.write_text(text)
             self.assertEqual(self.sweep(), [])
+
+
+class Pipe:
+    def __init__(self, descriptor):
+        self.fileno = lambda: descriptor
 
 
 class KeeperTests(SynchronousTestCase):
@@ -127,6 +140,27 @@ class KeeperTests(SynchronousTestCase):
             self.world.clock.advance(0.1)
         self.assertEqual(len(self.world.processes), REVIVALS + 1)
         self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1")})
+
+    def test_one_that_was_handed_over_is_told_of_every_child_and_not_started_again(self):
+        self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))
+        process = self.world.processes[0]
+        process.pipes = {0: Pipe(33)}
+        self.assertEqual(self.keeper.handover(), (process.pid, 33))
+        adopted = []
+
+        def adoption(reactor, pid, protocol, *, reading, writing):
+            adopted.append((pid, reading, writing))
+            protocol.makeConnection(process)
+            return process
+
+        later = Keeper(self.world, {}, adoption)
+        self.assertIsNone(later.handover())
+        later.adopt(process.pid, 33)
+        later.started(Birth(7, 70, "m.1", "kiwi", 5800))
+        later.started(Birth(8, 80, "m.2", "plum", None))
+        self.assertEqual(adopted, [(process.pid, {}, {0: 33})])
+        self.assertEqual((len(self.world.processes), later.pid), (1, process.pid))
+        self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
 
     def test_closing_ends_it_and_it_is_not_replaced(self):
         self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))
