@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from attrs import frozen
@@ -17,11 +18,24 @@ class Build:
 
 
 def build() -> Build:
-    """The installed distribution's version; "0" when run from a bare checkout."""
+    """The installed distribution's version; "0" when run from a bare checkout.
+
+    Commit and date were written down when the distribution was built.
+    """
     try:
-        return Build(version("llamaswap"))
+        installed = version("llamaswap")
     except PackageNotFoundError:
         return Build("0")
+    try:
+        made = import_module("llamaswap._build")
+    except ImportError:
+        return Build(installed)
+    commit, date = str(made.COMMIT or ""), str(made.DATE or "")
+    return Build(
+        installed,
+        commit.removeprefix("g") or "abcd1234",
+        date if date and date != "None" else "unknown",
+    )
 
 
 def describe() -> str:

@@ -124,6 +124,10 @@ def packaging(tally):
         tally.check("the wheel owns no twisted/__init__.py", "twisted/__init__.py" not in names)
         for wanted in ("twisted/plugins/llamaswap_plugin.py", "llamaswap/py.typed", "llamaswap/demo/demo.yaml"):
             tally.check(f"the wheel holds {wanted}", wanted in names)
+        for wanted in ("example.yaml", "schema.json", "llamaswap.service"):
+            held = any(name.endswith(f"/share/llamaswap/{wanted}") for name in names)
+            tally.check(f"the wheel holds share/llamaswap/{wanted}", held)
+        tally.check("the wheel holds the licence", any(name.endswith("LICENSE") for name in names))
         tally.check("the wheel holds no tests", not any(name.startswith("tests") for name in names))
         for kind, what in (("wheel", [wheels[0]]), ("editable", ["-e", ROOT])):
             home = Path(scratch) / kind

@@ -13,6 +13,7 @@ FLOOR = {
     "errors": 0,
     "bus": 0,
     "version": 0,
+    "_build": 0,
     "config": 0,
     "schedule": 0,
     "wire": 0,
