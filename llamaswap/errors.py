@@ -102,6 +102,23 @@ class QueueFull(RequestError):
 
 
 @frozen
+class WaitedTooLong(RequestError):
+    """The request stood in the queue for longer than anybody shall. Raise `maxWait`, or look at what is served so long.
+
+    `behind` are the models that stood in its way.
+    """
+
+    model: str
+    waited: float
+    behind: tuple[str, ...] = ()
+    retry_after: int = 1
+
+    def __str__(self) -> str:
+        names = f" for {', '.join(self.behind)}" if self.behind else ""
+        return f"{self.model} could not be loaded within {self.waited:g}s: other requests{names} are still served"
+
+
+@frozen
 class NoTarget(RequestError):
     """A selector has no target it could choose now."""
 

@@ -167,6 +167,7 @@ def scheduler(given: Scheduler, names: Names, root: Table, report: Report) -> Sc
             priority[real] = rank
     for name, seconds in (
         ("patience", fifo.patience),
+        ("maxWait", fifo.max_wait),
         ("backoff", fifo.backoff),
         ("backoffMax", fifo.backoff_max),
         ("reclaim", fifo.reclaim),

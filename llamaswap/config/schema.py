@@ -355,6 +355,12 @@ class Fifo:
         default=1000,
         metadata=key("maxQueue", Integer(), "Most requests that wait for one model; more get 429.", minimum=1),
     )
+    max_wait: float = field(
+        default=3600.0,
+        metadata=key(
+            "maxWait", Duration(), "Longest a request stands in the queue behind other models; then 503. 0s: no limit."
+        ),
+    )
     backoff: float = field(
         default=1.0,
         metadata=key(

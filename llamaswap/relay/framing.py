@@ -32,6 +32,10 @@ class Malformed(Exception):
     """The bytes are not HTTP as we accept it; the text says what was met."""
 
 
+class TooSlow(Malformed):
+    """A request whose next bytes did not come in time."""
+
+
 class TooLarge(Malformed):
     """A head with more bytes or fields than we take."""
 

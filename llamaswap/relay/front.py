@@ -36,6 +36,7 @@ from llamaswap.relay.framing import (
     Framing,
     Malformed,
     TooLarge,
+    TooSlow,
     as_chunk,
     find_head_end,
     parse_request,
@@ -47,6 +48,7 @@ from llamaswap.relay.tunnel import ClientPipe
 
 HEAD_SECONDS = 60.0
 IDLE_SECONDS = 75.0  # longer than the 60 s for which common proxies keep their side
+BODY_SECONDS = 120.0  # between two pieces of a body; a client that stalls may hold a model that others wait for
 SWEEP_SECONDS = 5.0
 HANDSHAKE_SECONDS = 1.0  # in which a new secure connection usually brings its first request
 PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind an open one
@@ -355,7 +357,7 @@ class FrontDoor(Protocol):
         self.owner = factory
         self.peer = ""
         self.secure = False
-        self.since = 0.0  # of the present wait for a head
+        self.since = 0.0  # of the present wait for a head, or for more of a body
         self.wire: Any = None
         self.send: Callable[[bytes], None] = self._drop
         self._buffer = b""
@@ -441,6 +443,7 @@ class FrontDoor(Protocol):
                     if not data:
                         break
                     used = turn.feed(data)
+                    self.since = self.owner.clock.seconds()
                     data = data[used:] if used < len(data) else b""
                 elif turn.answered:
                     self._turn = None
@@ -478,6 +481,8 @@ class FrontDoor(Protocol):
             # What came with the head belongs to the body before anybody asks: most bodies are then whole.
             used = turn.feed(rest)
             rest = rest[used:] if used < len(rest) else b""
+        if not turn.body_done:
+            self.since = self.owner.clock.seconds()
         self._handle(turn)
         return rest
 
@@ -548,6 +553,7 @@ class FrontDoor(Protocol):
             wanted = len(self._buffer) < PIPELINE_LIMIT
         if wanted and self._paused:
             self._paused = False
+            self.since = self.owner.clock.seconds()
             self.wire.resumeProducing()
         elif not wanted and not self._paused:
             self._paused = True
@@ -596,6 +602,20 @@ class FrontDoor(Protocol):
             # An answered request may still owe the rest of its body.
             return (self.since, True) if self._turn.answered else None
         return self.since, bool(self._buffer)
+
+    def stalls(self, now: float) -> bool:
+        """Whether a client has owed us the next piece of its body for too long; one told to wait owes nothing."""
+        turn = self._turn
+        if turn is None or turn.body_done or turn.answered or self._paused or self._closed or self._pipe is not None:
+            return False
+        if isinstance(turn, _ModelTurn) and turn.waits_for_continue:
+            return False
+        return now - self.since >= self.owner.body_timeout
+
+    def give_up(self) -> None:
+        """Refuse the request whose body does not come."""
+        log.info("a client did not send the rest of its request within {limit:g}s", limit=self.owner.body_timeout)
+        self._refuse(TooSlow("the rest of the request's body did not come in time"))
 
     @property
     def closing(self) -> bool:
@@ -647,9 +667,11 @@ class FrontDoor(Protocol):
         if turn is not None and not turn.spoilt():
             self.cut()
             return
-        status, reason = (
-            (431, b"Request Header Fields Too Large") if isinstance(error, TooLarge) else (400, b"Bad Request")
-        )
+        status, reason = 400, b"Bad Request"
+        if isinstance(error, TooLarge):
+            status, reason = 431, b"Request Header Fields Too Large"
+        elif isinstance(error, TooSlow):
+            status, reason = 408, b"Request Timeout"
         body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
         headers = [
             (b"Content-Type", b"text/plain; charset=utf-8"),
@@ -687,6 +709,7 @@ class FrontDoorFactory(Factory):
         *,
         head_timeout: float = HEAD_SECONDS,
         idle_timeout: float = IDLE_SECONDS,
+        body_timeout: float = BODY_SECONDS,
         spool_threshold: int = SPOOL_THRESHOLD,
         spool_folder: str | None = None,
     ) -> None:
@@ -696,6 +719,7 @@ class FrontDoorFactory(Factory):
         self.clock = clock
         self.head_timeout = head_timeout
         self.idle_timeout = idle_timeout
+        self.body_timeout = body_timeout
         self.spool_threshold = spool_threshold
         self.spool_folder = spool_folder
         self.draining = False
@@ -795,3 +819,5 @@ class FrontDoorFactory(Factory):
                 since, begun = waiting
                 if now - since >= (self.head_timeout if begun else self.idle_timeout):
                     door.lose()
+            elif door.stalls(now):
+                door.give_up()

@@ -35,4 +35,4 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
         limit = max(0, model.concurrency_limit)
         models[name] = ModelRules(max(limit, COMFYUI_LIMIT) if limit and name == COMFYUI else limit, max(0, model.ttl))
     backoff = Backoff(fifo.backoff, fifo.backoff_max)
-    return Rules(models, eviction_of(config, kept), fifo.patience, fifo.max_queue, kept, backoff)
+    return Rules(models, eviction_of(config, kept), fifo.patience, fifo.max_queue, kept, backoff, fifo.max_wait)

@@ -32,6 +32,7 @@ from llamaswap.errors import (
     StartFailed,
     TooManyRequests,
     UnknownModel,
+    WaitedTooLong,
 )
 from llamaswap.schedule.backoff import Backoff, Trouble, proved
 from llamaswap.schedule.effects import (
@@ -72,7 +73,8 @@ class Rules:
 
     `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
     wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them, `backoff`
-    spaces the tries of a model that keeps failing.
+    spaces the tries of a model that keeps failing, `max_wait` is how long a request may stand in the queue (0: for
+    ever).
     """
 
     models: Mapping[str, ModelRules]
@@ -81,6 +83,7 @@ class Rules:
     max_queue: int = 1000
     pinned: frozenset[str] = frozenset()
     backoff: Backoff = Factory(Backoff)
+    max_wait: float = 0.0
 
     def patience_of(self, ticket: Ticket) -> float:
         return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
@@ -267,7 +270,7 @@ class Scheduler:
                 self._settle(now)
             else:
                 self._place()
-                self._arm_patience(entry.deadline, now)
+                self._arm_patience(self._moment(entry), now)
         elif isinstance(verdict, _Join):
             self._join(entry, self._swaps[verdict.generation])
         elif isinstance(verdict, _Start):
@@ -578,6 +581,7 @@ class Scheduler:
     def _settle(self, now: float) -> None:
         """Go through the queue once and do for each what can be done now; those who wait too long make claims."""
         if self._anyone_queued():
+            self._expire(now)
             self._age(now)
             self._claims = []
             verdicts: dict[str, _Verdict] = {}
@@ -611,14 +615,28 @@ class Scheduler:
         elif self._claims:
             self._claims = []
         self._claimed = frozenset().union(*(claim.evict for claim in self._claims))
-        if not self._queue:
+        moments = [entry.deadline for entry in self._queue]
+        if self.rules.max_wait:
+            moments += [entry.ticket.since + self.rules.max_wait for entry in (*self._queue, *self._claimants)]
+        if not moments:
             if self._patience_at is not None:
                 self._patience_at = None
                 self._effects.append(DisarmPatience())
         elif self._patience_at is None:
-            self._arm_patience(min(entry.deadline for entry in self._queue), now)
+            self._arm_patience(min(moments), now)
         if self._restore and not self._anyone_queued() and not self._swaps:
             self._bring_back(now)
+
+    def _expire(self, now: float) -> None:
+        """Nobody stands in the queue for ever: who cannot be served in time is told what stood in the way."""
+        if not self.rules.max_wait:
+            return
+        for entry in [*self._claimants, *self._queue]:
+            if entry.ticket.since + self.rules.max_wait <= now:
+                verdict = self._verdict(entry.ticket.model, [])
+                if isinstance(verdict, _Wait):
+                    self._dequeue(entry)
+                    self._refuse(entry, WaitedTooLong(entry.ticket.model, self.rules.max_wait, verdict.behind))
 
     def _age(self, now: float) -> None:
         """Those whose patience has ended stand before all others, in the order in which it ended."""
@@ -790,6 +808,10 @@ class Scheduler:
             if entry.position != position:
                 entry.position = position
                 self._effects.append(Place(entry.ticket, position))
+
+    def _moment(self, entry: _Entry) -> float:
+        """When something is due for a queued entry: its patience ends, or its wait."""
+        return min(entry.deadline, entry.ticket.since + self.rules.max_wait) if self.rules.max_wait else entry.deadline
 
     def _arm_patience(self, deadline: float, now: float) -> None:
         if self._patience_at is None or deadline < self._patience_at:

@@ -46,6 +46,7 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.UnknownModel: 404,
     errors.TooManyRequests: 429,
     errors.QueueFull: 429,
+    errors.WaitedTooLong: 503,
     errors.NoTarget: 503,
     errors.ModelUnloaded: 500,
     errors.ShuttingDown: 500,
@@ -69,6 +70,7 @@ CODES: Mapping[type[BaseException], str] = {
     errors.KeepsFailing: "model_keeps_failing",
     errors.TooManyRequests: "concurrency_limit",
     errors.QueueFull: "queue_full",
+    errors.WaitedTooLong: "queue_timeout",
 }
 
 
@@ -108,7 +110,7 @@ def render(
     headers: Headers = []
     if isinstance(error, HttpError):
         headers.extend(error.headers)
-    if isinstance(error, (errors.TooManyRequests, errors.QueueFull, errors.KeepsFailing)):
+    if isinstance(error, (errors.TooManyRequests, errors.QueueFull, errors.KeepsFailing, errors.WaitedTooLong)):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
     if isinstance(error, (errors.TooManyRequests, errors.QueueFull)):
         accept = "application/json"

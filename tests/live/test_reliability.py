@@ -14,14 +14,13 @@ from tests.live.product import Product, alive, wait_for
 from tests.live.test_service import chat, config
 
 
-def stream(product, path, body):
-    """A socket on which a request was sent."""
+def stream(product, path, body, announce=0):
+    """A socket on which a request was sent; `announce` so many bytes of its body that do not come."""
     host, _, port = product.url.removeprefix("http://").partition(":")
     wire = socket.create_connection((host, int(port)), timeout=30)
     data = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data) + announce}\r\n\r\n"
     wire.sendall(head.encode() + data)
     return wire
 
@@ -143,6 +142,57 @@ class LeavingTests(SynchronousTestCase):
                 slowest = max(slowest, time.monotonic() - began)
             self.assertLess(slowest, 1.0)
             wait_for(lambda: product.json("/readyz")["serving"] == 0, 5, "the leases' return")
+
+
+class BlockingTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_while_one_loads_and_one_stops_everything_else_answers_at_once(self):
+        """reliability R8, core W11"""
+        text = json.loads(config(loading="--ready-after 5", stopping="--ignore-term", other=""))
+        text["groups"] = {"all": {"swap": False, "members": ["loading", "stopping", "other"]}}
+        with Product(json.dumps(text)) as product:
+            for model in ("stopping", "other"):
+                product.json(f"/upstream/{model}/pid")
+            threads = [
+                threading.Thread(target=product.ask, args=("/v1/chat/completions", chat("loading"))),
+                threading.Thread(
+                    target=product.ask, args=("/api/models/unload/stopping", b""), kwargs={"method": "POST"}
+                ),
+            ]
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: {*product.running().values()} == {"starting", "stopping", "ready"}, 5, "the two")
+            waits = {}
+            for path, body in (("/running", None), ("/v1/models", None), ("/v1/chat/completions", chat("other"))):
+                times = []
+                for _ in range(10):
+                    began = time.monotonic()
+                    product.json(path, body)
+                    times.append(time.monotonic() - began)
+                waits[path] = sorted(times)[5]
+            self.assertIn("starting", product.running().values())
+            for thread in threads:
+                thread.join(20)
+            self.assertLess(max(waits.values()), 0.05, waits)
+
+    def test_a_proxy_of_the_environment_is_not_asked(self):
+        """core W31"""
+        nowhere = {
+            "http_proxy": "http://127.0.0.1:9",
+            "HTTP_PROXY": "http://127.0.0.1:9",
+            "no_proxy": "",
+            "NO_PROXY": "",
+        }
+        with Product(config(one=""), env=nowhere) as product:
+            self.assertEqual(product.json("/v1/chat/completions", chat("one"))["model"], "one")
+
+    def test_a_body_nobody_finishes_holds_no_model(self):
+        with Product(config(one="")) as product:
+            wires = [stream(product, "/v1/chat/completions", chat("one"), announce=100) for _ in range(3)]
+            self.assertEqual(product.json("/readyz")["serving"], 0)
+            for wire in wires:
+                wire.close()
 
 
 class CostTests(SynchronousTestCase):

@@ -330,6 +330,26 @@ class Time(SynchronousTestCase):
         world.clock.pump([5] * 2)
         self.assertTrue(client.closing)
 
+    def test_a_body_that_stands_still_is_given_up(self):
+        """a stalled upload would keep its model loaded for ever"""
+        world = World(body_timeout=120, idle_timeout=300)
+        client = world.client()
+        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
+        world.clock.pump([5] * 20)
+        client.give(b"d")
+        world.clock.pump([5] * 23)
+        self.assertFalse(client.closing)
+        world.clock.pump([5] * 2)
+        self.assertTrue(client.took().startswith(b"HTTP/1.1 408 Request Timeout"))
+        self.assertEqual(world.told(), [repr(ClientGone())])
+
+    def test_one_that_waits_for_us_is_not(self):
+        world = World(body_timeout=120, idle_timeout=300)
+        client = world.client()
+        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
+        world.clock.pump([5] * 60)
+        self.assertFalse(client.closing)
+
     def test_idle_connection_is_closed(self):
         world = World()
         client = world.client()

@@ -17,6 +17,7 @@ from llamaswap.errors import (
     StartFailed,
     TooManyRequests,
     UnknownModel,
+    WaitedTooLong,
 )
 from llamaswap.schedule.effects import ArmIdle, DisarmIdle, Grant, Stop
 from llamaswap.schedule.eviction import GroupEviction
@@ -432,6 +433,35 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(list(here.refused), [extra.number])
         self.assertIsInstance(here.refused[extra.number], QueueFull)
         self.assertNotIn(here.request("b").number, here.refused)
+
+    def test_a_wait_in_the_queue_has_an_end(self) -> None:
+        here = swapping()
+        here.retune(evolve(here.rules, max_wait=60.0))
+        busy = here.request("a")
+        here.load_all()
+        early, late = here.request("b"), None
+        here.advance(30.0)
+        late = here.request("c")
+        here.advance(29.9)
+        self.assertEqual(here.refused, {})
+        here.advance(0.1)
+        error = here.refused[early.number]
+        assert isinstance(error, WaitedTooLong)
+        self.assertEqual(str(error), "b could not be loaded within 60s: other requests for a are still served")
+        self.assertIn(late.number, here.waiting)
+        here.advance(30.0)
+        self.assertIn(late.number, here.refused)
+        here.end(busy)
+        self.assertEqual(here.ready, {"a"})
+
+    def test_the_time_a_load_takes_is_not_waiting(self) -> None:
+        here = swapping()
+        here.retune(evolve(here.rules, max_wait=60.0))
+        here.request("a")
+        here.advance(3600.0)
+        self.assertEqual(here.refused, {})
+        here.load_all()
+        self.assertEqual(here.served, ["a"])
 
     def test_the_bound_counts_the_queue_as_well_as_those_who_joined(self) -> None:
         here = swapping()

@@ -34,11 +34,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         known=st.fixed_dictionaries(dict.fromkeys(MODELS, model_rules)),
         patience=st.sampled_from((0.0, 2.0, 2.0, 10.0)),
         max_queue=st.sampled_from((2, 1000)),
+        max_wait=st.sampled_from((0.0, 0.0, 8.0)),
         there=st.lists(models, max_size=2),
     )
-    def begin(self, conflicts, known, patience, max_queue, there):
+    def begin(self, conflicts, known, patience, max_queue, max_wait, there):
         relation = Conflicts(frozenset(conflicts))
-        self.world = World(Rules(known, relation, patience, max_queue), relation)
+        self.world = World(Rules(known, relation, patience, max_queue, max_wait=max_wait), relation)
         for model in there:
             self.world.adopt(model)
 

@@ -15,6 +15,7 @@ class RenderTests(SynchronousTestCase):
             (errors.ModelUnloaded("x"), 500, "internal_error"),
             (errors.ShuttingDown(), 500, "internal_error"),
             (errors.NotReady("x", "r"), 409, "conflict"),
+            (errors.WaitedTooLong("x", 3600.0, ("y",)), 503, "queue_timeout"),
             (errors.ServerVanished("x"), 503, "service_unavailable"),
             (errors.BadUpstream("x", "y"), 502, "bad_gateway"),
             (errors.BadRequest("x"), 400, "bad_request"),
