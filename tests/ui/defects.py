@@ -145,7 +145,7 @@ class MockDefects(harness.MockCase):
         page = self.page("#/models/org/mistral-small-24b")
         page.get_by_role("heading", name="org/mistral-small-24b").wait_for()
         page = self.page("#/activity")
-        page.get_by_role("heading", name="Requests", exact=True).wait_for()
+        page.get_by_role("heading", name="Requests", level=1).wait_for()
 
     def test_a_histogram_of_one_value_has_coordinates(self) -> None:
         page = self.page("requests")

@@ -20,7 +20,9 @@ const active = signal<ReadonlySet<number>>(new Set());
 
 /** Whether loading one of them would put another out. */
 async function collide(ids: string[]): Promise<boolean> {
-  const previews = await Promise.all(ids.map((id) => plan(id)));
+  // Only local models are loaded here; selectors and peers have no plan.
+  const local = ids.filter((id) => models.peek().some((model) => model.id === id && !model.peerID));
+  const previews = await Promise.all(local.map((id) => plan(id)));
   return previews.some((preview) => preview?.evicts.some((item) => ids.includes(item.model)));
 }
 
@@ -72,7 +74,8 @@ export function Compare() {
   const offered = listed.value.length;
   useEffect(() => {
     // Empty columns begin with models that are not shown yet.
-    const free = listed.peek().map((model) => model.id).filter((id) => !chosen.peek().includes(id));
+    const real = listed.peek().filter((model) => (model.meta?.llamaswap?.type ?? "model") === "model");
+    const free = [...real, ...listed.peek()].map((model) => model.id).filter((id) => !chosen.peek().includes(id));
     if (offered && chosen.peek().includes("")) chosen.value = chosen.peek().map((id) => id || free.shift() || "");
   }, [offered, ids.length]);
   const states = models.value.map((model) => model.state).join();
