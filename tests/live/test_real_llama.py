@@ -9,6 +9,8 @@ import importlib.util
 import json
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -150,6 +152,22 @@ class RealServerTests(SynchronousTestCase):
         tokens = self.product.json("/upstream/beta/tokenize", {"content": "some words"})
         self.assertTrue(tokens["tokens"])
         self.assertEqual(self.product.json("/upstream/beta/health"), {"status": "ok"})
+
+    def test_bursts_leave_no_connection_that_holds_one_of_its_few_threads(self):
+        # The server's HTTP threads are few, and an idle kept connection holds one of them for five seconds: a proxy
+        # that keeps as many as a burst needed makes requests of the next one wait for that long.
+        body = {"model": "alpha", "prompt": "x", "n_predict": 1, "cache_prompt": False}
+        self.product.json("/completion", body)
+
+        def one(_):
+            began = time.monotonic()
+            status, _, _ = self.product.ask("/completion", body)
+            return status, time.monotonic() - began
+
+        with ThreadPoolExecutor(12) as clients:
+            answers = [answer for _ in range(40) for answer in clients.map(one, range(12))]
+        self.assertEqual({status for status, _ in answers}, {200})
+        self.assertLess(max(seconds for _, seconds in answers), 3.0)
 
     def test_the_models_own_error_passes_unchanged(self):
         status, _, data = self.product.ask("/v1/chat/completions", {"model": "alpha", "messages": "nonsense"})
