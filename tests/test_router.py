@@ -937,6 +937,7 @@ class HandoverTests(SynchronousTestCase):
         lost = evolve(there[0], pid=-1)
         stranger = evolve(there[0], model="zebra")
         self.assertEqual(here.router.adopt([lost, stranger, there[1]]), [lost, stranger])
+        self.assertEqual(len(self.flushLoggedErrors(ChildProcessError)), 1)
         here.settle()
         self.assertEqual([status.model for status in here.router.running()], ["b"])
         self.assertTrue(here.router.settled)
