@@ -27,6 +27,7 @@ SOONER = 10.0  # and to one that does not: after a reboot of both, the one that 
 PATIENCE = 10.0  # seconds one question may take, its whole answer included
 BOUND = 1 << 20  # bytes of a list; a thousand models with all their metadata are a quarter of it
 NAMES = 2000  # models taken from one peer; every page and every listing carries them
+AVOIDED = 30.0  # seconds a peer that did not answer is asked last: a machine that is off costs the whole dialling time
 KEPT = 600.0  # seconds the names of a silent peer stay routable: a restart must not turn requests into 404s
 
 UNKNOWN, UP, DOWN = "unknown", "up", "down"
@@ -122,6 +123,11 @@ class Peers:
         configured = self._config().peers.get(peer)
         if configured is not None:
             self._note(self._of(configured), peer, error)
+
+    def avoided(self, peer: str) -> bool:
+        """Whether this peer did not answer a moment ago, so that others had better be asked first."""
+        health = self.health(peer)
+        return health.state == DOWN and health.checked is not None and self._wall() - health.checked < AVOIDED
 
     def filled(self, config: Config) -> Config:
         """This configuration with what is known of its peers' models."""

@@ -316,7 +316,7 @@ class LlamaSwap(MultiService):
             self._canary,
             lambda model, why: self.router.hangs(model, why),
         )
-        self.inference = Inference(self.router, self.dispatcher, gate)
+        self.inference = Inference(self.router, self.dispatcher, gate, self.peers.avoided)
         self.passthrough = Passthrough(self.router, self.dispatcher, gate)
         self.access = AccessLog(self.lines)
         self.load_tests = LoadTests(lambda: self.router.config, reactor, self._sends_to_itself())

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseDone
 
 from llamaswap.config import Config, Endpoint, Model, Peer, Secret, Selector
-from llamaswap.peers import BOUND, KEPT, NAMES, PATIENCE, SOONER, Health, Peers, PeerTrouble, offered
+from llamaswap.peers import AVOIDED, BOUND, KEPT, NAMES, PATIENCE, SOONER, Health, Peers, PeerTrouble, offered
 
 
 @define(eq=False)
@@ -213,6 +213,16 @@ class HealthTests(PeersTestCase):
         self.peers.heard("lab", None)
         self.assertEqual(self.peers.health("lab").state, "up")
         self.assertEqual(self.changes, 2)
+
+    def test_a_peer_that_did_not_answer_is_avoided_for_a_while(self):
+        self.assertFalse(self.peers.avoided("lab"))
+        self.peers.heard("lab", "no route to host")
+        self.assertTrue(self.peers.avoided("lab"))
+        self.clock.advance(AVOIDED)
+        self.assertFalse(self.peers.avoided("lab"))
+        self.peers.heard("lab", "no route to host")
+        self.peers.heard("lab", None)
+        self.assertFalse(self.peers.avoided("lab"))
 
     def test_a_peer_that_nobody_knows_is_not_remembered(self):
         self.peers.heard("ghost", "x")

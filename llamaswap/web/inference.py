@@ -172,11 +172,15 @@ async def _multipart(query: bytes, content_type: bytes, body: BodySource) -> Nam
 
 @define(eq=False)
 class Inference:
-    """Serves the model routes. `gate` says which header carried the key, or raises what `render` turns into a 401."""
+    """Serves the model routes. `gate` says which header carried the key, or raises what `render` turns into a 401.
+
+    `avoided(peer id)` says whether a failover had better ask this peer last.
+    """
 
     router: Router
     dispatcher: Dispatcher
     gate: Gate
+    avoided: Callable[[str], bool] | None = None
 
     def is_model_route(self, head: RequestHead) -> bool:
         """Whether `serve` is the one to answer this request."""
@@ -208,9 +212,11 @@ class Inference:
             selector = naming.name
             choice = self.router.choose(selector)
             metadata["selector"] = selector
+            target = choice.target
             if config.selectors[selector].strategy == "failover":
-                others, as_it_came = choice.others, evolve(naming)
-            naming.rename(choice.target)
+                target, *rest = self._in_turn(config, (choice.target, *choice.others))
+                others, as_it_came = tuple(rest), evolve(naming)
+            naming.rename(target)
         try:
             job = self._job(exchange, config, naming, key_header, metadata, keep=bool(others))
             for other in others:
@@ -224,6 +230,15 @@ class Inference:
         finally:
             if choice is not None:
                 choice.release()
+
+    def _in_turn(self, config: Config, targets: tuple[str, ...]) -> list[str]:
+        """The targets as written, but those of a peer that did not answer a moment ago last."""
+
+        def last(target: str) -> bool:
+            found = config.peer(target) if config.real(target) is None else None
+            return found is not None and self.avoided is not None and self.avoided(found[0])
+
+        return sorted(targets, key=last)
 
     def _other_job(
         self,

@@ -132,6 +132,16 @@ class FailoverTests(SynchronousTestCase):
         chosen = Selector("safe", strategy="failover", targets=targets)
         self.stage.router.config.selectors["safe"] = chosen
 
+    def test_a_peer_that_did_not_answer_a_moment_ago_is_asked_last(self):
+        """A machine that is off would cost every request the whole time that dialling may take."""
+        self.stage.inference.avoided = lambda peer: peer == "lab"
+        asked = self.ask()
+        self.last.begin(status=503)
+        self.last.begin(status=503)
+        self.finish()
+        self.assertEqual((self.hosts, asked.sink.status), (["127.0.0.1", "10.0.0.6", "10.0.0.5"], 200))
+        self.assertEqual(self.metadata()["failover"], "beta:hot,zeta,lab/delta")
+
     def test_the_loading_text_waits_for_the_last_target_as_it_ends_the_choice(self):
         self.select("alpha", "lab/delta")
         self.stage.router.auto = self.stage.router.ready = False
