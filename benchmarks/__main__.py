@@ -49,6 +49,7 @@ def one_round(subject, words, unit):
     figures = load(words, subject.port)
     if subject.process:
         figures["rss_mb"] = subject.process.rss() / 1e6
+        figures["peak_mb"] = subject.process.peak() / 1e6
         if unit:
             figures["cpu_us"] = 1e6 * (subject.process.cpu() - before) / max(1, figures[unit])
     return figures

@@ -19,7 +19,7 @@ BARS = [
     ("upload, MB/s", "upload", "mb_per_second", 0.8, False),
 ]
 SWAP_P50, SWAP_P99 = 15.0, 30.0  # milliseconds above the servers' own exit and load
-STARTUP, IDLE_MB = 0.7, 64.0
+STARTUP, IDLE_MB, STREAMS_MB, BODIES_MB = 0.7, 64.0, 90.0, 110.0
 
 
 def verdicts(results, about, swaps):
@@ -38,6 +38,13 @@ def verdicts(results, about, swaps):
             met = row["above_p50_ms"] <= SWAP_P50 and row["above_p99_ms"] <= SWAP_P99
             got = f"{row['above_p50_ms']:.1f} ms p50, {row['above_p99_ms']:.1f} ms p99"
             rows.append((text, f"{SWAP_P50:.0f} ms p50, {SWAP_P99:.0f} ms p99", got, met))
+    for text, measure, figure, bar in (
+        ("memory at 2000 streams", "streams2000", "peak_mb", STREAMS_MB),
+        ("memory after large bodies", "download", "rss_mb", BODIES_MB),
+    ):
+        got = results.get(measure, {}).get("llamaswap", {}).get(figure)
+        if got is not None:
+            rows.append((text, f"{bar:.0f} MB", f"{got:.0f} MB", got <= bar))
     mine = about.get("llamaswap")
     if mine:
         rows.append(("start to listening", f"{STARTUP} s", f"{mine['startup_s']:.2f} s", mine["startup_s"] <= STARTUP))

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.load import KEY
+
 ROOT = Path(__file__).parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 CORES = sorted(os.sched_getaffinity(0))
@@ -80,6 +82,13 @@ class Process:
         page = os.sysconf("SC_PAGE_SIZE")
         return sum(int(fields[21]) * page for _, fields in self.members())
 
+    def peak(self):
+        """The most resident bytes the first process ever had."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return 0
+
     def stop(self):
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
@@ -122,9 +131,10 @@ class Subject:
 
 
 def configuration():
-    """One model whose server the proxy starts itself; the server moves to the load's core."""
+    """One model whose server the proxy starts and which moves to the load's core. A key and a filter are on."""
     command = f"{sys.executable} {ROOT}/benchmarks/server.py --port ${{PORT}} --core {OTHER_CORE}"
-    return f"startPort: {free_port()}\nmodels:\n  bench:\n    cmd: {command}\n"
+    lines = [f"startPort: {free_port()}", f"apiKeys: [{KEY}]", "models:", "  bench:", f"    cmd: {command}"]
+    return "\n".join([*lines, "    filters:", "      stripParams: temperature", ""])
 
 
 class Product(Subject):
