@@ -36,6 +36,7 @@ FLOOR = {
     "upgrade": 4,
     "handover": 4,
     "commands": 4,
+    "wol": 4,
     "__main__": 4,
 }
 

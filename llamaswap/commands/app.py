@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "service": ("service", "service"),
     "top": ("top", "top"),
     "unload": ("fleet", "unload"),
+    "wol": ("wol", "wol"),
     "upgrade": ("upgrade", "upgrade"),
 }
 """Name -> (module of this package, attribute)."""

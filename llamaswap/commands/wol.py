@@ -1,0 +1,64 @@
+"""`wol`: the front for a machine that sleeps, with the flags of the Go program's wol-proxy."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+LEVELS = ("debug", "info", "warn", "error")
+
+
+@click.command()
+@click.option("--mac", "-mac", required=True, help="Hardware address of the machine to wake.")
+@click.option("--upstream", "-upstream", required=True, help="URL of llamaswap on that machine.")
+@click.option("--listen", "-listen", default=":8080", show_default=True, help="host:port or :port.")
+@click.option(
+    "--timeout", "-timeout", type=click.IntRange(min=1), default=60, show_default=True, help="Seconds to wait."
+)
+@click.option(
+    "--log", "-log", "level", type=click.Choice(LEVELS), default="info", show_default=True, help="Least level."
+)
+@click.option("--broadcast", "-broadcast", default="255.255.255.255", show_default=True, help="Where the packet goes.")
+def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcast: str) -> None:
+    """Wake a sleeping machine when a request comes, and pass the request on."""
+    from llamaswap import wol as front
+    from llamaswap.config.urls import UrlError, parse
+    from llamaswap.listening import Listen
+
+    try:
+        endpoint = parse(upstream)
+        wake = front.broadcaster(mac, broadcast)
+    except (UrlError, ValueError) as error:
+        raise click.BadParameter(str(error)) from None
+    if endpoint is None:
+        raise click.BadParameter(f"{upstream}: wanted http://HOST:PORT")
+    _log(level)
+
+    from twisted.internet.defer import Deferred
+    from twisted.internet.task import react
+
+    async def serve(reactor: Any) -> None:
+        try:
+            port = await front.begin(reactor, Listen(listen), endpoint, wake, float(timeout))
+        except Exception as error:
+            raise SystemExit(f"cannot listen on {listen}: {error}") from None
+        front.log.info("listening on {port}, for {url}", port=port.getHost(), url=upstream)
+        await Deferred()  # until a signal
+
+    react(lambda reactor: Deferred.fromCoroutine(serve(reactor)))
+
+
+def _log(level: str) -> None:
+    from twisted.logger import (
+        FilteringLogObserver,
+        LogLevel,
+        LogLevelFilterPredicate,
+        globalLogBeginner,
+        textFileLogObserver,
+    )
+
+    least = LogLevelFilterPredicate(LogLevel.lookupByName(level))
+    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [least])
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
