@@ -34,6 +34,27 @@ class ArrivingBody:
     `length` is None for a chunked body, until its end. `continue_` is called when the first byte is asked for.
     """
 
+    __slots__ = (
+        "_arrived",
+        "_changed",
+        "_chunks",
+        "_clock",
+        "_closed",
+        "_continue",
+        "_discarded",
+        "_feed",
+        "_file",
+        "_folder",
+        "_forgetting",
+        "_hold_limit",
+        "_holder",
+        "_length",
+        "_lost",
+        "_threshold",
+        "asked",
+        "complete",
+    )
+
     def __init__(
         self,
         clock: Any,
@@ -235,6 +256,17 @@ class ArrivingBody:
 @implementer(IPushProducer)
 class _Feed:
     """One reading of the body. `at` counts chunks in memory, or bytes once there is a file."""
+
+    __slots__ = (
+        "_body",
+        "_later",
+        "_pumping",
+        "at",
+        "consumer",
+        "direct",
+        "paused",
+        "stopped",
+    )
 
     def __init__(self, body: ArrivingBody, consumer: BodyConsumer) -> None:
         self.consumer = consumer

@@ -98,6 +98,39 @@ class Relay:
 class _Carriage:
     """One exchange under way: body consumer, answer receiver, and the producer of the answer."""
 
+    __slots__ = (
+        "_answered",
+        "_body",
+        "_body_done",
+        "_chunking",
+        "_clock",
+        "_connection",
+        "_cross_back",
+        "_decline",
+        "_dialling",
+        "_exchange",
+        "_feeding",
+        "_feeding_registered",
+        "_first",
+        "_head",
+        "_observer",
+        "_over",
+        "_patience",
+        "_pool",
+        "_producing",
+        "_raw",
+        "_request",
+        "_retried",
+        "_reused",
+        "_sink",
+        "_status",
+        "_tunnel",
+        "_unwatch",
+        "_upgrade",
+        "_upstream",
+        "result",
+    )
+
     def __init__(
         self,
         clock: Any,
