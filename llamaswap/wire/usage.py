@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 LINE_BOUND = 256 * 1024  # bytes of one event held whole: a Responses API summary repeats the whole answer
 LINE_TAIL = 64 * 1024  # of a longer one, what is kept: usage stands at its end
 FIRST_LINES = 16  # Anthropic names its input in the first event ...
+MOST = 1e15  # of anything; what is more is no measurement, and would not fit a table's column
 LAST_LINES = 64  # ... and everyone the totals in the last; servers that repeat usage in each event fill this
 
 
@@ -40,8 +40,8 @@ NOTHING = Usage()
 
 
 def _number(value: Any) -> float | None:
-    """A finite JSON number, else None (booleans are not numbers)."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+    """A JSON number one can reckon with, else None (booleans are not numbers)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST < value < MOST:
         return value
     return None
 
@@ -121,7 +121,14 @@ class _Ledger:
             draft, accepted = _pair(timings, "draft_n", "draft_n_accepted", draft, accepted)
             spent = (_number(timings.get("prompt_ms")) or 0) + (_number(timings.get("predicted_ms")) or 0)
             server_ms = max(0, int(spent))
-        return Usage(read, written, cached, draft, accepted, prompt_speed, speed, server_ms)
+        known = Usage(max(0, read), max(0, written), max(-1, cached), max(-1, draft), max(-1, accepted))
+        return evolve(
+            known, prompt_per_second=_speed(prompt_speed), tokens_per_second=_speed(speed), server_ms=server_ms
+        )
+
+
+def _speed(value: float) -> float:
+    return value if 0 <= value < MOST else -1.0
 
 
 def _later(known: int, said: int | None) -> int:
