@@ -146,7 +146,7 @@ def _vllm(metrics: Mapping[str, Any], read: int, cached: int) -> tuple[int, int,
     prompt_speed = speed = -1.0
     first = _number(metrics.get("time_to_first_token_ms"))
     if first is not None and first > 0:
-        prompt_speed = (read - max(cached, 0)) / (first / 1000)
+        prompt_speed = (read - max(cached, 0)) * 1000 / first
     gap = _number(metrics.get("mean_itl_ms"))
     if gap is not None and gap > 0:
         speed = 1000 / gap

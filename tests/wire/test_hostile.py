@@ -49,7 +49,7 @@ class UsageTests(SynchronousTestCase):
     def sane(self, usage):
         if usage is not None:
             for name, value in asdict(usage).items():
-                self.assertTrue(math.isfinite(value) and -1 <= value, (name, value))
+                self.assertTrue(math.isfinite(value) and value >= -1, (name, value))
                 self.assertTrue(isinstance(value, float) or value < 2**63, (name, value))
 
     @few
