@@ -52,14 +52,18 @@ def plan(
     base = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "systemd/user" if user else SYSTEM_UNITS
     names = (f"{units.NAME}.socket", f"{units.NAME}.service")
     path = environ.get("PATH", "") if user else ""
-    return Plan(
-        {
-            base / f"{units.NAME}.service": units.service(command, config, user=user, path=path),
-            base / f"{units.NAME}.socket": units.socket(listen),
-        },
-        ((*systemctl, "daemon-reload"), (*systemctl, "enable", "--now", *names)),
-        ((*systemctl, "disable", "--now", *names),),
-    )
+    files = {
+        base / f"{units.NAME}.service": units.service(command, config, user=user, path=path),
+        base / f"{units.NAME}.socket": units.socket(listen),
+    }
+    start = [(*systemctl, "daemon-reload"), (*systemctl, "enable", "--now", *names)]
+    stop = [(*systemctl, "disable", "--now", *names)]
+    if not user:  # a user's manager has no sleep.target
+        asleep = f"{units.NAME}-before-sleep.service"
+        files[base / asleep] = units.before_sleep(command, listen)
+        start.append((*systemctl, "enable", asleep))
+        stop.append((*systemctl, "disable", asleep))
+    return Plan(files, tuple(start), tuple(stop))
 
 
 def here(user: bool, config: Path | None, listen: str) -> Plan:

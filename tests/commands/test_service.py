@@ -21,6 +21,7 @@ class UnitTests(SynchronousTestCase):
     def test_the_files_in_the_tree_are_what_is_generated(self):
         self.assertEqual((CONFIG / "llamaswap.service").read_text(), units.service())
         self.assertEqual((CONFIG / "llamaswap.socket").read_text(), units.socket())
+        self.assertEqual((CONFIG / "llamaswap-before-sleep.service").read_text(), units.before_sleep())
         document = plistlib.loads((CONFIG / f"{units.LABEL}.plist").read_bytes())
         self.assertEqual(document["ProgramArguments"][0], units.PROGRAM)
 
@@ -32,6 +33,10 @@ class UnitTests(SynchronousTestCase):
         for given, told in ((":8080", "8080"), ("127.0.0.1:1", "127.0.0.1:1"), ("unix:/run/x.sock", "/run/x.sock")):
             self.assertIn(f"ListenStream={told}\n", units.socket(given))
 
+    def test_before_sleep_the_models_of_this_very_server_are_unloaded(self):
+        for listen, url in ((":1", "http://localhost:1"), ("h:1", "http://h:1"), ("/run/x.sock", "unix:/run/x.sock")):
+            self.assertIn(f"unload --url {url}\n", units.before_sleep(listen=listen))
+
     def analyze(self, *words):
         if shutil.which("systemd-analyze") is None:
             raise SkipTest("systemd-analyze is not on this machine")
@@ -42,6 +47,7 @@ class UnitTests(SynchronousTestCase):
         folder.mkdir(parents=True)
         (folder / "llamaswap.service").write_text(units.service("/bin/true", **more))
         (folder / "llamaswap.socket").write_text(units.socket())
+        (folder / "llamaswap-before-sleep.service").write_text(units.before_sleep("/bin/true"))
         return folder
 
     def test_systemd_finds_nothing_to_complain_about(self):
@@ -49,7 +55,7 @@ class UnitTests(SynchronousTestCase):
         for user in (False, True):
             folder = self.units(user=user)
             scope = ["--user"] if user else ["--system"]
-            files = [str(folder / name) for name in ("llamaswap.service", "llamaswap.socket")]
+            files = [str(folder / name) for name in sorted(path.name for path in folder.iterdir())]
             done = self.analyze("verify", *scope, *files)
             if user and "runtime directory" in done.stderr.lower():
                 continue  # no user manager can be had here
