@@ -105,9 +105,9 @@ def service(program: str = PROGRAM, config: str = CONFIG, *, user: bool = False,
 
 def socket(listen: str = LISTEN) -> str:
     """The socket unit: host:port, :port (all addresses) or a path."""
-    path = listen.removeprefix("unix:")
-    host = f"localhost{listen}" if listen.startswith(":") else listen
-    url = f"unix:{path}" if path.startswith("/") else f"http://{host}"
+    address = listen.removeprefix("unix:")
+    if address.startswith(":"):
+        address = address[1:]
     return "\n".join(
         [
             "# Where llamaswap listens. 8080 alone is every address of this machine: set apiKeys then.",
@@ -127,12 +127,9 @@ def socket(listen: str = LISTEN) -> str:
 
 def before_sleep(program: str = PROGRAM, listen: str = LISTEN) -> str:
     """The unit that unloads all models before the machine sleeps: GPU memory does not survive every suspend."""
-    address = listen.removeprefix("http://")
-    url = (
-        address if address.startswith(("unix:", "/")) else f"http://{'localhost' if address[0] == ':' else ''}{address}"
-    )
-    if url.startswith("/"):
-        url = f"unix:{url}"
+    path = listen.removeprefix("unix:")
+    host = f"localhost{listen}" if listen.startswith(":") else listen
+    url = f"unix:{path}" if path.startswith("/") else f"http://{host}"
     return "\n".join(
         [
             "# Unloads all models before the machine sleeps; they come back with the next request.",
