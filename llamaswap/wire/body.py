@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import quote_plus, unquote_plus
 
 from attrs import define, field, frozen
@@ -311,6 +312,7 @@ class Step:
         return self.glob.fullmatch(key) is not None if self.glob is not None else key == self.key
 
 
+@lru_cache(maxsize=1024)  # filters name the same few for every request
 def parse_path(path: str) -> tuple[Step, ...]:
     """`a.b.0` taken apart. A backslash escapes the next character, a leading colon makes a number an object's key."""
     steps: list[Step] = []
