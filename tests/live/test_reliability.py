@@ -110,17 +110,25 @@ class HangTests(SynchronousTestCase):
     timeout = 60
 
     def test_a_server_that_hangs_in_the_middle_of_a_stream_is_started_anew(self):
-        text = json.loads(config(one="--freeze-at 10 --interval 0.5 --tokens 20"))
+        text = json.loads(config(one="--freeze-at 10 --interval 0.5 --tokens 12"))
         text["models"]["one"]["stall"] = {"after": "2s", "times": 1, "canary": "1s"}
         with Product(json.dumps(text)) as product:
             server = pid_of(product, "one")
             broken = stream(product, "/v1/chat/completions", chat("one", stream=True))
+            wait_for(lambda: Path(f"/proc/{server}/stat").read_text().split()[2] == "T", 15, "its freezing")
+            answers = []
+            ask = lambda: answers.append(product.ask("/v1/embeddings", chat("one")))
+            silent = threading.Thread(target=ask)  # no byte was seen of this one: it is asked again
+            silent.start()
             data, cut = until_end(broken)
             self.assertTrue(cut)
             self.assertIn(b'"error"', data)
             wait_for(lambda: not alive(server), 5, "its end")
             wait_for(lambda: "it hung" in product.output, 5, product.output)
-            self.assertEqual(product.ask("/upstream/one/pid")[0], 200)
+            silent.join(30)
+            status, _, body = answers[0]
+            self.assertEqual(status, 200, body)
+            self.assertNotEqual(json.loads(body)["pid"], server)
 
 
 class LeavingTests(SynchronousTestCase):

@@ -46,8 +46,14 @@ def quiet(product, clients):
 
 def swaps(product):
     """How many loads there were, by the product's own meter."""
+    return metered(product, "swaps")
+
+
+def metered(product, name):
+    """The sum of one of the product's counters."""
     text = product.ask("/metrics")[2].decode()
-    return int(sum(float(value) for value in re.findall(r"^llamaswap_swaps_total\{.*\} (\S+)$", text, re.MULTILINE)))
+    found = re.findall(rf"^llamaswap_{name}_total\{{.*\}} (\S+)$", text, re.MULTILINE)
+    return int(sum(map(float, found)))
 
 
 def soak(options):
@@ -99,6 +105,10 @@ def soak(options):
                 print(f"     {kind:10} {end:14} {number}")
             print(f"     {fate.deeds}, {count} swaps, {tally.total()} requests, slowest {tally.slowest:.1f} s")
             check("each request had one proper end", not tally.faults, "\n       ".join(tally.faults[:20]))
+            # What names its model in its body is metered; the product must have counted each of them once.
+            asked = sum(count for (kind, _), count in tally.ends.items() if kind in ("plain", "streamed", "leaving"))
+            ended = metered(product, "requests")
+            check("the product saw each of them end once", ended == asked, f"{asked} asked, {ended} ended")
             check("nearly all that could be whole was", tally.total("whole") > 0.3 * tally.total())
             check("nothing befell those who brought it about", not fate.trouble, "; ".join(fate.trouble[:5]))
             check("no ticket, no lease, no load is left", not any(books.values()), books)
