@@ -28,7 +28,7 @@ from twisted.logger import ILogObserver, Logger, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from llamaswap import sources, upgrade
+from llamaswap import hooks, sources, upgrade
 from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged, SwapBegan
 from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.commands import split
@@ -83,6 +83,7 @@ from llamaswap.web.configfile import ConfigFile
 from llamaswap.web.dispatch import Dispatcher
 from llamaswap.web.doors import Doors
 from llamaswap.web.editing import Editing
+from llamaswap.web.errors import HttpError
 from llamaswap.web.events import Events
 from llamaswap.web.gate import Gate
 from llamaswap.web.inference import Inference
@@ -107,6 +108,8 @@ GC_THRESHOLD = (10_000, 20, 50)
 WARM_AFTER = (
     0.02  # seconds from a server's readiness, when those who waited for it are served, to the next spare process
 )
+ADMIN_BODY = 16 * 1024 * 1024  # bytes; four times the largest configuration
+STRANGERS_BODY = 64 * 1024  # bytes of which a 401 is the answer
 SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
 LAST_LINES = 1.0  # seconds that the last lines may take on their way to standard output
@@ -230,8 +233,11 @@ class LlamaSwap(MultiService):
         ask = SocketAsk(reactor, connector(reactor))
         self.pool = Pool(reactor)
 
-        def supervise(model: Model, listener: Any) -> Supervisor:
-            return Supervisor(
+        self.hooks = hooks.Runner(reactor, lambda: self.router.config.hooks, environment, hooks.poster(reactor))
+        self.hooks.listen(self.bus)
+
+        def supervise(model: Model, listener: Any) -> hooks.Hooked:
+            supervisor = Supervisor(
                 model,
                 clock=reactor,
                 launcher=self.launcher,
@@ -239,6 +245,7 @@ class LlamaSwap(MultiService):
                 log=self.book.writer(model.id),
                 listener=listener,
             )
+            return hooks.Hooked(model.id, supervisor, self.hooks)
 
         self.gpus = Gpus(gpu_sources(sys.platform, environ, os.getuid(), config.performance.every), reactor.seconds)
         memory = Reclaim(self._read_gpus, reactor, self._longest_reclaim)
@@ -337,6 +344,7 @@ class LlamaSwap(MultiService):
             Accessed(self.inference.serve, self.access, reactor),
             site,
             reactor,
+            largest=lambda head: largest_body(keys, head),
         )
 
     def _admin(self, keys: Gate) -> Admin:
@@ -696,6 +704,18 @@ def encrypted(config: Config) -> bool:
     servers = [model.endpoint for model in config.models.values()]
     servers += [peer.endpoint for peer in config.peers.values()]
     return any(server is not None and server.scheme == "https" for server in servers)
+
+
+def largest_body(keys: Gate, head: RequestHead) -> int:
+    """How many bytes the body of a request beside the model routes may have. The site spools a body before it looks at
+    the key; so who shows none gets no room, and only servers' own pages get as much as they want."""
+    if not head.path.startswith((b"/upstream/", b"/comfyui/")):
+        return ADMIN_BODY
+    try:
+        keys.admit(head.first)
+    except HttpError:
+        return STRANGERS_BODY
+    return sys.maxsize
 
 
 def revisions(changed: Callable[[], bool]) -> Callable[[], int]:

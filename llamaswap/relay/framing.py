@@ -36,6 +36,10 @@ class TooSlow(Malformed):
     """A request whose next bytes did not come in time."""
 
 
+class BodyTooLarge(Malformed):
+    """A body larger than this request may have."""
+
+
 class TooLarge(Malformed):
     """A head with more bytes or fields than we take."""
 

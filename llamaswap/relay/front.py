@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from llamaswap.relay.framing import (
     HEAD_LIMIT,
     HEADER_COUNT,
     LAST_CHUNK,
+    BodyTooLarge,
     ChunkWalker,
     Framing,
     Malformed,
@@ -61,6 +63,15 @@ log = Logger()
 
 class _Turn:
     """One request of a connection, from its head to the end of both its body and its answer."""
+
+    __slots__ = (
+        "_left",
+        "_walker",
+        "answered",
+        "body_done",
+        "door",
+        "keep_alive",
+    )
 
     def __init__(self, door: FrontDoor, framing: Framing) -> None:
         self.door = door
@@ -113,6 +124,13 @@ class _Turn:
 class _ModelTurn(_Turn):
     """A request that became an exchange."""
 
+    __slots__ = (
+        "body",
+        "exchange",
+        "sink",
+        "waits_for_continue",
+    )
+
     def __init__(self, door: FrontDoor, head: RequestHead, framing: Framing) -> None:
         super().__init__(door, framing)
         factory = door.owner
@@ -160,6 +178,15 @@ class _ModelTurn(_Turn):
 
 class FrontSink:
     """The answer's way out of the front door."""
+
+    __slots__ = (
+        "_door",
+        "_framer",
+        "_head",
+        "_producing",
+        "_turn",
+        "dead",
+    )
 
     def __init__(self, door: FrontDoor, turn: _ModelTurn, head: RequestHead) -> None:
         self._door = door
@@ -325,8 +352,19 @@ class _SiteTransport:
 class _SiteTurn(_Turn):
     """A request for the twisted.web site."""
 
-    def __init__(self, door: FrontDoor, framing: Framing, channel: _SiteChannel, transport: _SiteTransport) -> None:
+    __slots__ = (
+        "_arrived",
+        "_channel",
+        "_largest",
+        "_transport",
+    )
+
+    def __init__(
+        self, door: FrontDoor, framing: Framing, channel: _SiteChannel, transport: _SiteTransport, largest: int
+    ) -> None:
         super().__init__(door, framing)
+        self._largest = largest
+        self._arrived = 0
         self._channel = channel
         self._transport = transport
 
@@ -335,6 +373,9 @@ class _SiteTurn(_Turn):
         return not self._transport.paused
 
     def passed(self, raw: bytes, pieces: list[bytes]) -> None:
+        self._arrived += len(raw)
+        if self._arrived > self._largest:  # the site keeps all of a body before it looks at the request
+            raise BodyTooLarge(f"the body may have {self._largest} bytes, framing included")
         self._channel.dataReceived(raw)
 
     def lost(self, reason: Failure) -> None:
@@ -473,7 +514,7 @@ class FrontDoor(Protocol):
         head, framing = parse_request(raw)
         rest = data[end:]
         if not self.owner.routes(head):
-            self._begin_site(raw, framing)
+            self._begin_site(raw, framing, self.owner.largest(head))
             return rest
         turn = _ModelTurn(self, head, framing)
         self._turn = turn
@@ -519,13 +560,15 @@ class FrontDoor(Protocol):
 
     # -- the site's turns
 
-    def _begin_site(self, raw: bytes, framing: Framing) -> None:
+    def _begin_site(self, raw: bytes, framing: Framing, largest: int) -> None:
+        if (framing.length or 0) > largest:
+            raise BodyTooLarge(f"the body may have {largest} bytes")
         channel, transport = self._channel, self._site_transport
         if channel is None or transport is None:
             transport = self._site_transport = _SiteTransport(self)
             channel = self._channel = _SiteChannel(self.owner.site, self._site_answered)
             channel.makeConnection(transport)
-        turn = _SiteTurn(self, framing, channel, transport)
+        turn = _SiteTurn(self, framing, channel, transport, largest)
         self._turn = turn
         if transport.producer is not None:
             self.wire.registerProducer(transport.producer, True)
@@ -670,6 +713,8 @@ class FrontDoor(Protocol):
         status, reason = 400, b"Bad Request"
         if isinstance(error, TooLarge):
             status, reason = 431, b"Request Header Fields Too Large"
+        elif isinstance(error, BodyTooLarge):
+            status, reason = 413, b"Content Too Large"
         elif isinstance(error, TooSlow):
             status, reason = 408, b"Request Timeout"
         body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
@@ -696,6 +741,7 @@ class FrontDoorFactory(Factory):
     `routes(head)` says whether a request goes to `handler(exchange)`; every other one goes to `site` (a
     twisted.web site). The handler's Deferred fires when the answer is complete or will never be. `clock` provides
     IReactorTime; times are in seconds, `spool_threshold` in bytes, `spool_folder` None for the system's own.
+    `largest(head)` is how many bytes the body of a request for the site may have.
     """
 
     noisy = False
@@ -712,6 +758,7 @@ class FrontDoorFactory(Factory):
         body_timeout: float = BODY_SECONDS,
         spool_threshold: int = SPOOL_THRESHOLD,
         spool_folder: str | None = None,
+        largest: Callable[[RequestHead], int] = lambda head: sys.maxsize,
     ) -> None:
         self.routes = routes
         self.handler = handler
@@ -722,6 +769,7 @@ class FrontDoorFactory(Factory):
         self.body_timeout = body_timeout
         self.spool_threshold = spool_threshold
         self.spool_folder = spool_folder
+        self.largest = largest
         self.draining = False
         self.holding = False
         self._doors: set[FrontDoor] = set()

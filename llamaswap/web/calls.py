@@ -130,4 +130,7 @@ class Call:
 def first_json(text: bytes) -> Any:
     """The first JSON value of a body; what follows it is not looked at. ValueError when there is none."""
     decoded = text.decode("utf-8", "replace").lstrip(" \t\r\n")
-    return json.JSONDecoder().raw_decode(decoded)[0]
+    try:
+        return json.JSONDecoder().raw_decode(decoded)[0]
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -515,3 +515,31 @@ class Holding(SynchronousTestCase):
         self.assertTrue(new.closing)
         world.clock.advance(front.HANDSHAKE_SECONDS)
         self.assertTrue(silent.side.resting)
+
+
+class Sizes(SynchronousTestCase):
+    """A page's body is kept whole before anybody looks at the request, so it has a bound."""
+
+    def refused(self, *pieces):
+        world = World(largest=lambda head: 100 if head.path.startswith(b"/api") else 10**9)
+        client = world.client()
+        for piece in pieces:
+            client.give(piece)
+        self.assertTrue(client.took().startswith(b"HTTP/1.1 413 "))
+        self.assertTrue(client.half_closed)
+        self.assertEqual(world.site_calls, [])
+
+    def test_a_body_announced_too_large_is_refused_at_once(self):
+        self.refused(b"POST /api/x HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\n\r\n")
+
+    def test_one_that_becomes_too_large_is_refused_then(self):
+        head = b"POST /api/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.refused(head, *[b"a\r\n0123456789\r\n"] * 7)
+
+    def test_others_may_have_more(self):
+        world = World(largest=lambda head: 100 if head.path.startswith(b"/api") else 10**9)
+        client = world.client()
+        client.give(b"POST /other HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n" + b"x" * 500)
+        self.assertEqual(world.site_calls, [(b"/other", b"x" * 500)])
+        client.give(b"POST /api/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + b"y" * 100)
+        self.assertEqual(world.site_calls[1:], [(b"/api/x", b"y" * 100)])
