@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -100,7 +100,8 @@ class Reclaim:
             return None
         waiting = Deferred.fromCoroutine(self._wait(model, self._used, self._pending, left))
         self._pending = {}
-        return waiting
+        # A start must not fail, or hang, because of a reading.
+        return waiting.addErrback(lambda failure: log.failure("reading the GPUs' memory failed", failure))
 
     # -- waiting -------------------------------------------------------------------------------------------
 
@@ -140,7 +141,7 @@ class Reclaim:
 
     def _ask(self, note: Callable[[Usage], None]) -> None:
         """A reading that nobody waits for."""
-        asked = self.read().addCallback(lambda readings: note(_by_board(readings)))
+        asked = maybeDeferred(self.read).addCallback(lambda readings: note(_by_board(readings)))
         asked.addErrback(lambda failure: log.failure("reading the GPUs' memory failed", failure))
 
 

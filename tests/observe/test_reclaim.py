@@ -121,6 +121,15 @@ class ReclaimTests(SynchronousTestCase):
         here.wait(0.1)
         self.successResultOf(back)
 
+    def test_a_reading_that_fails_fails_no_start(self):
+        here = Boards()
+        here.load("big", 6000)
+        here.reclaim.gone("big")
+        here.reclaim.read = lambda: 1 / 0
+        self.successResultOf(here.reclaim.back("next"))
+        here.reclaim.loading("next")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
     def test_nothing_is_kept_of_models_that_are_gone(self):
         here = Boards()
         for number in range(50):
