@@ -24,6 +24,7 @@ FLOOR = {
     "router": 2,
     "peers": 2,
     "reload": 2,
+    "hooks": 2,
     "sources": 2,
     "web": 3,
     "service": 4,

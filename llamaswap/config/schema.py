@@ -533,6 +533,24 @@ class Hooks:
     on_startup: OnStartup = field(
         default=OnStartup(), metadata=key("on_startup", Section(OnStartup), "When the service has started.")
     )
+    before_load: tuple[str, ...] = field(
+        default=(), metadata=key("before_load", Texts(), "Commands or URLs to be done before a model is started.")
+    )
+    after_ready: tuple[str, ...] = field(
+        default=(), metadata=key("after_ready", Texts(), "Commands or URLs for when a model has become ready.")
+    )
+    before_unload: tuple[str, ...] = field(
+        default=(), metadata=key("before_unload", Texts(), "Commands or URLs to be done before a model is stopped.")
+    )
+    after_unload: tuple[str, ...] = field(
+        default=(), metadata=key("after_unload", Texts(), "Commands or URLs for when a model's server has gone.")
+    )
+    on_failure: tuple[str, ...] = field(
+        default=(), metadata=key("on_failure", Texts(), "Commands or URLs for when a model could not be loaded.")
+    )
+    timeout: float = field(
+        default=10.0, metadata=key("timeout", Duration(), "Time each of the commands and URLs may take.")
+    )
 
 
 @frozen

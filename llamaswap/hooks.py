@@ -1,0 +1,206 @@
+"""What an operator has done when models come and go: commands and URLs of the configuration's `hooks`.
+
+`before_load` and `before_unload` are waited for, each entry at most `hooks.timeout`; the others run beside. A hook that
+fails is a line in the log and changes nothing else: what it prepares is the operator's, the model is the client's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from attrs import define, field
+from twisted.internet import error as process_errors
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.bus import Bus, StateChanged, SwapEnded
+from llamaswap.config import Endpoint, Model
+from llamaswap.config.commands import EmptyCommand, split
+from llamaswap.config.schema import Hooks
+from llamaswap.errors import ModelUnloaded, StartFailed
+from llamaswap.router import Status, Supervised
+
+log = Logger()
+
+MOST_OUTPUT = 2000  # characters of a hook's output kept for the log
+
+
+@define(eq=False)
+class _Command(ProcessProtocol):
+    """One command under way; its Deferred fires at its end, errbacks with what it printed where it failed."""
+
+    done: Deferred[None] = field(factory=Deferred)
+    late: bool = False
+    _said: str = ""
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        self._said = (self._said + data.decode("utf-8", "replace"))[-MOST_OUTPUT:]
+
+    def processEnded(self, reason: Failure) -> None:
+        if self.done.called:
+            return
+        if self.late:
+            self.done.errback(TimeoutError("it took too long"))
+        elif reason.check(process_errors.ProcessDone):
+            self.done.callback(None)
+        else:
+            self.done.errback(OSError(f"{reason.getErrorMessage()} {self._said.strip()}".strip()))
+
+
+@define(eq=False)
+class Runner:
+    """Runs entries. `hooks` gives those in force; `post(url, document)` sends one, `environ` is for commands."""
+
+    _reactor: Any
+    _hooks: Callable[[], Hooks]
+    _environ: Mapping[str, str]
+    _post: Callable[[str, bytes], Deferred[Any]]
+
+    def wants(self, event: str) -> bool:
+        """Whether anything is to be done."""
+        return bool(getattr(self._hooks(), event))
+
+    def run(self, event: str, model: str, error: str = "") -> Deferred[None]:
+        """Do all of an event's entries at once. Never fails; fires when each has ended or used up its time."""
+        hooks = self._hooks()
+        entries: Sequence[str] = getattr(hooks, event)
+        doing = [self._one(entry, event, model, error, hooks.timeout) for entry in entries]
+        return DeferredList(doing, consumeErrors=True).addCallback(lambda _: None)
+
+    def _one(self, entry: str, event: str, model: str, error: str, timeout: float) -> Deferred[Any]:
+        log.debug("hook {event} for {model}: {entry}", event=event, model=model, entry=entry)
+        facts = {"event": event, "model": model, "error": error}
+        try:
+            if entry.startswith(("http://", "https://")):
+                doing = self._post(entry, json.dumps(facts).encode())
+                doing.addTimeout(timeout, self._reactor)
+            else:
+                doing = self._command(entry, facts, timeout)
+        except (OSError, EmptyCommand) as problem:
+            log.error("hook {event}: {entry}: {error}", event=event, entry=entry, error=problem)
+            return Deferred.fromCoroutine(_nothing())
+
+        def failed(failure: Failure) -> None:
+            reason = failure.getErrorMessage() or "it took too long"
+            log.error("hook {event} for {model} failed: {error}", event=event, model=model, error=reason)
+
+        return doing.addErrback(failed)
+
+    def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
+        words = split(entry)
+        env = {**self._environ, **{f"LLAMASWAP_{name.upper()}": value for name, value in facts.items()}}
+        command = _Command()
+        process = self._reactor.spawnProcess(command, words[0], words, env=env)
+
+        def late() -> None:
+            command.late = True
+            try:
+                process.signalProcess("KILL")
+            except process_errors.ProcessExitedAlready:
+                pass
+            process.loseConnection()  # a child of its own may hold its pipes: the end is not waited for there
+
+        timer = self._reactor.callLater(timeout, late)
+
+        def settle(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return command.done.addBoth(settle)
+
+    def listen(self, bus: Bus) -> None:
+        """Run what nobody waits for."""
+        bus.subscribe(StateChanged, self._changed)
+        bus.subscribe(SwapEnded, self._ended)
+
+    def _changed(self, news: StateChanged) -> None:
+        if news.new == "ready" and self.wants("after_ready"):
+            self.run("after_ready", news.model)
+        elif news.new == "stopped" and news.old != "starting" and self.wants("after_unload"):
+            self.run("after_unload", news.model)
+
+    def _ended(self, news: SwapEnded) -> None:
+        if news.error is not None and self.wants("on_failure"):
+            self.run("on_failure", news.model, news.error)
+
+
+async def _nothing() -> None:
+    """An entry that could not be begun is over."""
+
+
+@define(eq=False)
+class Hooked:
+    """A supervisor whose starts and stops wait for hooks. Without any it is the supervisor itself, a call further."""
+
+    model: str
+    _inner: Supervised
+    _runner: Runner
+    _stops: int = field(default=0, init=False)
+
+    @property
+    def state(self) -> str:
+        return self._inner.state
+
+    def ensure_ready(self) -> Deferred[Endpoint]:
+        """Run `before_load` first where a start is needed."""
+        if self._inner.state == "ready" or not self._runner.wants("before_load"):
+            return self._inner.ensure_ready()
+        return Deferred.fromCoroutine(self._prepared())
+
+    async def _prepared(self) -> Endpoint:
+        stops = self._stops
+        await self._runner.run("before_load", self.model)
+        if stops != self._stops:  # unloaded while the hook ran: whoever asked is told so, and nothing is started
+            raise ModelUnloaded(self.model)
+        return await self._inner.ensure_ready()
+
+    def stop(self, grace: float | None = None) -> Deferred[None]:
+        """Run `before_unload` first where there is a server that answers."""
+        self._stops += 1
+        if self._inner.state != "ready" or not self._runner.wants("before_unload"):
+            return self._inner.stop(grace)
+        running = self._runner.run("before_unload", self.model)
+        return running.addCallback(lambda _: self._inner.stop(grace))
+
+    def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
+        return self._inner.preflight(ours)
+
+    def log_tail(self) -> str:
+        return self._inner.log_tail()
+
+    def retune(self, model: Model) -> None:
+        self._inner.retune(model)
+
+    def handover(self) -> Any:
+        return self._inner.handover()
+
+    def adopt(self, served: Any) -> bool:
+        return self._inner.adopt(served)
+
+    def status(self) -> Status:
+        return self._inner.status()
+
+    def close(self) -> object:
+        return self._inner.close()
+
+
+def poster(reactor: Any) -> Callable[[str, bytes], Deferred[Any]]:
+    """What sends a document to a URL; an answer of 400 or more is a failure."""
+
+    async def post(url: str, document: bytes) -> None:
+        from treq.client import HTTPClient
+        from twisted.web.client import Agent, HTTPConnectionPool
+        from twisted.web.http_headers import Headers
+
+        client = HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))
+        answer = await client.post(url, data=document, headers=Headers({b"Content-Type": [b"application/json"]}))
+        await answer.content()
+        if answer.code >= 400:
+            raise OSError(f"{url} answered {answer.code}")
+
+    return lambda url, document: Deferred.fromCoroutine(post(url, document))

@@ -1,0 +1,136 @@
+"""What is done when models come and go: commands and URLs, waited for or not, and never in the way."""
+
+import sys
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from llamaswap.bus import Bus, StateChanged, SwapEnded
+from llamaswap.config.schema import Hooks
+from llamaswap.errors import ModelUnloaded
+from llamaswap.hooks import Hooked, Runner
+
+
+class Inner:
+    """As much of a supervisor as is asked here."""
+
+    def __init__(self, state="stopped"):
+        self.state = state
+        self.calls = []
+
+    def ensure_ready(self):
+        self.calls.append("ensure_ready")
+        return succeed("endpoint")
+
+    def stop(self, grace=None):
+        self.calls.append(("stop", grace))
+        return succeed(None)
+
+
+class HookedTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.posted = []
+        self.answers = []
+
+    def runner(self, **hooks):
+        def post(url, document):
+            self.posted.append((url, document))
+            self.answers.append(Deferred())
+            return self.answers[-1]
+
+        return Runner(self.clock, lambda: Hooks(**hooks), {}, post)
+
+    def hooked(self, inner, **hooks):
+        return Hooked("owl", inner, self.runner(**hooks))
+
+    def test_without_hooks_it_is_the_supervisor_itself(self):
+        inner = Inner()
+        hooked = self.hooked(inner)
+        self.assertEqual(self.successResultOf(hooked.ensure_ready()), "endpoint")
+        self.successResultOf(hooked.stop(3.0))
+        self.assertEqual(inner.calls, ["ensure_ready", ("stop", 3.0)])
+
+    def test_a_start_waits_for_before_load(self):
+        inner = Inner()
+        starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
+        self.assertEqual(inner.calls, [])
+        self.assertEqual(self.posted, [("http://x/a", b'{"event": "before_load", "model": "owl", "error": ""}')])
+        self.answers[0].callback(None)
+        self.assertEqual(self.successResultOf(starting), "endpoint")
+
+    def test_a_hook_that_takes_too_long_is_not_waited_for(self):
+        inner = Inner()
+        starting = self.hooked(inner, before_load=("http://x/a",), timeout=5.0).ensure_ready()
+        self.clock.advance(5)
+        self.assertEqual(self.successResultOf(starting), "endpoint")
+
+    def test_a_hook_that_fails_changes_nothing(self):
+        inner = Inner()
+        starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
+        self.answers[0].errback(OSError("refused"))
+        self.assertEqual(self.successResultOf(starting), "endpoint")
+
+    def test_a_model_that_is_unloaded_while_its_hook_runs_is_not_started(self):
+        inner = Inner()
+        hooked = self.hooked(inner, before_load=("http://x/a",))
+        starting = hooked.ensure_ready()
+        self.successResultOf(hooked.stop())
+        self.answers[0].callback(None)
+        self.failureResultOf(starting, ModelUnloaded)
+        self.assertNotIn("ensure_ready", inner.calls)
+
+    def test_a_server_that_is_ready_already_needs_no_hook(self):
+        inner = Inner("ready")
+        self.successResultOf(self.hooked(inner, before_load=("http://x/a",)).ensure_ready())
+        self.assertEqual(self.posted, [])
+
+    def test_a_stop_waits_for_before_unload_only_where_something_answers(self):
+        for state, asked in (("ready", 1), ("starting", 1), ("stopped", 1)):
+            inner = Inner(state)
+            stopping = self.hooked(inner, before_unload=("http://x/a",)).stop(2.0)
+            if state == "ready":
+                self.assertEqual(inner.calls, [])
+                self.answers[0].callback(None)
+            self.successResultOf(stopping)
+            self.assertEqual((inner.calls, len(self.posted)), ([("stop", 2.0)], asked))
+
+    def test_the_others_follow_the_news(self):
+        bus = Bus(lambda error: None)
+        self.runner(after_ready=("http://x/r",), after_unload=("http://x/u",), on_failure=("http://x/f",)).listen(bus)
+        bus.publish(StateChanged("owl", "stopped", "starting"))
+        bus.publish(StateChanged("owl", "starting", "ready"))
+        bus.publish(StateChanged("owl", "stopping", "stopped"))
+        bus.publish(SwapEnded(1, "owl", None, 0.0))
+        bus.publish(SwapEnded(2, "owl", "exited", 0.0))
+        self.assertEqual([url for url, _ in self.posted], ["http://x/r", "http://x/u", "http://x/f"])
+        self.assertIn(b'"error": "exited"', self.posted[-1][1])
+
+
+class CommandTests(TestCase):
+    timeout = 30
+
+    def run_hook(self, command, timeout=10.0):
+        runner = Runner(
+            reactor, lambda: Hooks(before_load=(command,), timeout=timeout), {"PATH": "/usr/bin:/bin"}, None
+        )
+        return runner.run("before_load", "owl")
+
+    async def test_a_command_finds_the_facts_in_its_environment(self):
+        path = self.mktemp()
+        code = f"import os; open({path!r}, 'w').write(os.environ['LLAMASWAP_EVENT'] + os.environ['LLAMASWAP_MODEL'])"
+        await self.run_hook(f'{sys.executable} -c "{code}"')
+        with open(path) as file:
+            self.assertEqual(file.read(), "before_loadowl")
+
+    async def test_a_command_that_fails_or_is_missing_is_over(self):
+        await self.run_hook("false")
+        await self.run_hook("/no/such/program")
+        await self.run_hook("# nothing")
+
+    async def test_a_command_that_takes_too_long_is_killed(self):
+        began = reactor.seconds()
+        await self.run_hook("sleep 20", timeout=0.2)
+        self.assertLess(reactor.seconds() - began, 10)
