@@ -195,15 +195,15 @@ def _config(
     names.check_peer_names(peers, index, profiles, report)
     names.check_selectors(selectors, router, index, peers, report)
     names.check_profiles(profiles, selectors, index, peers, report)
-    preload = values.get("hooks", Hooks()).on_startup.preload
-    known = (index.real(name.strip()) for name in preload)
+    hooks: Hooks = values.get("hooks", Hooks())
+    known = (index.real(name.strip()) for name in hooks.on_startup.preload)
     values.update(
         models=models,
         peers=peers,
         routing=Routing(router, scheduler),
         groups=router.settings.groups,
         matrix=router.settings.matrix,
-        hooks=Hooks(OnStartup(tuple(name for name in known if name is not None))),
+        hooks=evolve(hooks, on_startup=OnStartup(tuple(name for name in known if name is not None))),
     )
     return Config(**values)
 
