@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from urllib.parse import quote_plus, unquote_plus
@@ -42,6 +43,10 @@ _STRUCTURE = re.compile(
 _ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory speed (images); then text: the regex
 
 
+MEMBERS = 10_000  # of a request's top level, where a dozen are usual: each costs a record and a microsecond
+BRACKETS = 1_000_000  # runs of them in one value; a chat of a hundred thousand messages has a third of that
+
+
 def _string_end(data: bytes, start: int) -> int:
     """The index after the string that opens at `start`, or -1 where it never closes."""
     position = start
@@ -67,7 +72,7 @@ def _value_end(data: bytes, start: int) -> int:
         scalar = _SCALAR.match(data, start)
         return scalar.end() if scalar else -1
     depth, position, next_run = 0, start, _STRUCTURE.match
-    while True:
+    for _ in range(BRACKETS):
         found = next_run(data, position)
         if found is None:
             return -1
@@ -83,6 +88,7 @@ def _value_end(data: bytes, start: int) -> int:
             return begin + depth
         else:
             depth -= position - begin
+    return -1
 
 
 def _text(raw: bytes) -> str | None:
@@ -152,8 +158,8 @@ class Container:
         return b"".join(pieces)
 
 
-def split(data: bytes) -> Container | None:
-    """Cut an object or array at its top level; None where `data` begins with neither."""
+def split(data: bytes, most: int = sys.maxsize) -> Container | None:
+    """Cut an object or array at its top level; None where `data` begins with neither, or has over `most` members."""
     start = _SPACE.match(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0).end()  # type: ignore[union-attr] # matches empty
     opening = data[start : start + 1]
     if opening not in (b"{", b"["):
@@ -167,7 +173,7 @@ def split(data: bytes) -> Container | None:
     if first < end and data[first] == closing:
         cut.rest, cut.whole = begin, True
         return cut
-    while True:
+    while len(members) <= most:
         key, position = "", begin
         if is_object:
             simple = _MEMBER.match(data, begin)
@@ -199,6 +205,8 @@ def split(data: bytes) -> Container | None:
         cut.whole = after < end and data[after] == closing
         cut.rest = after
         return cut
+    if len(members) > most:
+        return None
     cut.rest, cut.dangling = begin, bool(members)
     return cut
 
@@ -231,8 +239,8 @@ class JsonBody:
 
     @classmethod
     def parse(cls, data: bytes) -> JsonBody | None:
-        """The body, or None where it is no JSON object (an array names no model)."""
-        top = split(data)
+        """The body, or None where it is no JSON object (an array names no model), or none anybody would write."""
+        top = split(data, MEMBERS)
         return cls(data, top) if top is not None and top.is_object else None
 
     def raw(self, key: str) -> bytes | None:

@@ -300,3 +300,22 @@ class Multipart(SynchronousTestCase):
     def test_boundaries_are_read_from_the_content_type(self):
         self.assertEqual(boundary(b'multipart/form-data; BOUNDARY="a b\\"c"'), b'a b"c')
         self.assertIsNone(boundary(b"multipart/form-data; boundary=" + b"x" * 300))
+
+
+class AbsurdTests(SynchronousTestCase):
+    """What nobody would write costs little time and memory: it is no body."""
+
+    def test_members_without_number(self):
+        many = b'{"model": "a", ' + b'"k": 1, ' * 2_000_000 + b'"z": 1}'
+        self.assertIsNone(JsonBody.parse(many))
+        usual = b'{"model": "a", ' + b'"k": 1, ' * 5000 + b'"z": 1}'
+        self.assertEqual(JsonBody.parse(usual).model, "a")
+
+    def test_brackets_without_number(self):
+        body = JsonBody.parse(b'{"model": "a", "x": ' + b'{"x":' * 1_500_000)
+        self.assertEqual(body.model, "a")
+        self.assertEqual(body.render()[-5:], b'{"x":')
+
+    def test_a_long_chat_is_no_absurdity(self):
+        body = JsonBody.parse(b'{"messages": [' + b'{"content": ["x", {"y": []}]},' * 100_000 + b'{}], "model": "a"}')
+        self.assertEqual(body.model, "a")
