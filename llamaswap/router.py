@@ -504,6 +504,11 @@ class Router:
             for ticket, position in (*joined, *queued)
         ]
 
+    def idle_left(self, model: str) -> float | None:
+        """Seconds until a model is unloaded for idleness; None while it works, or where it never is."""
+        at = self._idle_at.get(model)
+        return None if at is None else max(0.0, at - self._clock.seconds())
+
     def vitals(self) -> Vitals:
         """Signs of life, for health checks."""
         now = self._clock.seconds()

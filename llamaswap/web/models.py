@@ -63,6 +63,7 @@ class Models:
             "port": status.port,
             "uptime_s": None if status.ready_at is None else round(max(0.0, now - status.ready_at), 3),
             "ttl_s": model.ttl,
+            "ttl_left_s": self.fleet.idle_left(model.id),
             "pinned": model.id in self.fleet.pinned,
             "slots": model.concurrency_limit or None,
             "active": self.inflight.by_model().get(model.id, 0),

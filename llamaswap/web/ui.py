@@ -175,8 +175,9 @@ _NOT_GET = ("POST", "PUT", "PATCH", "DELETE")
 ROUTES = (
     _table.get("/", Ui.home, "To the UI", open=True, status=302, **_page),
     _table.get("/ui", Ui.slash, "To the UI", open=True, status=307, **_page),
-    _table.get("/ui/", Ui.file, "The UI", **_page),
-    _table.get("/ui/<rest:name>", Ui.file, "A file or page of the UI", **_page),
+    # Open: the files hold no secret, and the page asks for the key itself, in words, where a browser's prompt has none.
+    _table.get("/ui/", Ui.file, "The UI", open=True, **_page),
+    _table.get("/ui/<rest:name>", Ui.file, "A file or page of the UI", open=True, **_page),
     _table.get("/favicon.ico", Ui.icon, "The icon", open=True, content="image/x-icon"),
     _table.get("/upstream", Ui.models, "To the models page", open=True, status=302, **_page),
     _table.each(_NOT_GET, "/upstream", Ui.upstream, "To the passthrough", open=True, status=307, **_page),

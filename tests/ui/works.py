@@ -90,9 +90,13 @@ class Works(harness.RealCase):
         page.keyboard.insert_text("\nmodels: 7")
         page.locator(".faults .bad").first.wait_for()
         page.get_by_role("button", name="Discard").click()
+        # Typing goes on only when the editor shows the file again: it would be discarded with the rest.
+        page.wait_for_function("!document.querySelector('.cm-content').innerText.includes('models: 7')")
+        page.locator(".faults .bad").first.wait_for(state="detached")
         page.evaluate("document.querySelector('.cm-content').focus()")
         page.keyboard.press("Control+End")
         page.keyboard.insert_text("\nlogLevel: debug\n")
+        page.wait_for_function("document.querySelector('.cm-content').innerText.includes('logLevel: debug')")
         page.get_by_role("button", name="Review and save").click()
         page.locator("dialog .diff", has_text="logLevel: debug").wait_for()
         page.get_by_role("button", name="Save and load").click()

@@ -118,6 +118,7 @@ class FakeFleet:
     waiting: list = field(factory=list)
     broken: list = field(factory=list)
     pinned: frozenset = frozenset()
+    left: dict = field(factory=dict)
     forecast: object = None
     statuses: dict = field(factory=dict)
 
@@ -152,6 +153,9 @@ class FakeFleet:
 
     def vitals(self):
         return self.told
+
+    def idle_left(self, model):
+        return self.left.get(model)
 
     def queue(self):
         return self.waiting

@@ -93,9 +93,9 @@ class GateTests(TestCase):
     def test_open_routes_need_no_key_and_others_do(self):
         """http T028, http T029, http T032"""
         world = World(FakeFleet(with_keys("k-1", "k-2")))
-        for path in ("/health", "/wol-health", "/", "/ui", "/upstream", "/readyz"):
+        for path in ("/health", "/wol-health", "/", "/ui", "/ui/", "/ui/models", "/upstream", "/readyz"):
             self.assertNotEqual(world.ask(path).status, 401, path)
-        for path in ("/running", "/running?api_key=k-1", "/ui/", "/logs", "/comfyui", "/api/profiles"):
+        for path in ("/running", "/running?api_key=k-1", "/logs", "/comfyui", "/api/profiles"):
             self.assertEqual(world.ask(path).status, 401, path)
         answer = world.ask("/running", headers=[("Accept", "text/plain")])
         self.assertEqual(answer.body, b"llama-swap: unauthorized: invalid or missing API key")

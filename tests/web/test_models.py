@@ -13,6 +13,7 @@ class DetailTests(TestCase):
         world.fleet.statuses["alpha"] = Status("alpha", cmd=command, last_error="bad sesame-key")
         world.book.model("alpha").write(b"using sesame-key\nboom\n")
         world.inflight.counts = {"alpha": 2}
+        world.fleet.left = {"alpha": 42.5}
         world.clock.advance(10)
         detail = world.ask("/api/models/al", headers=[("x-api-key", "sesame-key")]).json
         self.assertEqual(detail["id"], "alpha")
@@ -20,6 +21,7 @@ class DetailTests(TestCase):
         self.assertEqual((detail["uptime_s"], detail["active"], detail["load_ms"]), (7.0, 2, [2000]))
         self.assertEqual((detail["last_error"], detail["log_tail"]), ("bad ***", ["using ***", "boom"]))
         self.assertEqual(detail["groups"], ["(default)"])
+        self.assertEqual(detail["ttl_left_s"], 42.5)
 
     def test_a_model_that_does_not_run_shows_the_command_it_would_run(self):
         world = World()
