@@ -617,8 +617,8 @@ class LlamaSwap(MultiService):
             signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
             signal.signal(signal.SIGUSR2, lambda *_: self.reactor.callFromThread(self._asked_to_upgrade))
             for number in (signal.SIGTERM, signal.SIGINT):
-                before = signal.getsignal(number)
-                signal.signal(number, lambda *args, before=before: self._asked_to_end(before, args))
+                # Not through Twisted's handlers: with them the process ends by the signal, not with status 0.
+                signal.signal(number, lambda *_: self._asked_to_end())
         except ValueError:  # not the main thread: an embedding program has its own ideas
             pass
 
@@ -626,10 +626,10 @@ class LlamaSwap(MultiService):
         if self.running:
             self.upgrade.ask()
 
-    def _asked_to_end(self, before: Any, args: Any) -> None:
+    def _asked_to_end(self) -> None:
         if self._hurry is None:
             self._hurry = Deferred()
-            before(*args)
+            self.reactor.callFromThread(self.reactor.stop)
         else:
             self.reactor.callFromThread(self._hurry_up)
 

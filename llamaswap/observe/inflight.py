@@ -92,6 +92,9 @@ class Entry:
         if not self._open:
             return
         self.sent += len(data)
+        if self.facts.loading:
+            self._registry.progressed(self)
+            return  # our own words: the first token is still to come
         if self._events:
             # An event a token is what servers do; an estimate until the row brings the server's own number.
             self.tokens += data.count(b"data:")

@@ -482,6 +482,8 @@ class Dispatcher:
                         loading.stop()
                     else:
                         loading.finish()
+                    if job.facts is not None:
+                        job.facts.loading = False
             try:
                 self._note(job, watch, "fifo_priority", str(lease.priority))
                 upstream = self._to_model(job, model, lease.endpoint)
@@ -575,6 +577,8 @@ class Dispatcher:
             sink.write(data)
 
         loading = LoadingStream(self.clock, model.id, write, self.uniform, self.shuffled(REMARKS))
+        if job.facts is not None:
+            job.facts.loading = True
         watch.head(200, headers)
         sink.head(200, b"OK", headers, raw=False)
         sink.register_producer(loading)

@@ -25,7 +25,7 @@ from llamaswap.wire.body import JsonBody, MultipartScan, form_value, with_form_v
 
 log = Logger()
 
-JSON_BOUND = 1 << 30  # bytes of a JSON body held in memory; images in base64 are large, this is beyond any of them
+JSON_BOUND = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
 FORM_BOUND = 10 << 20  # bytes of an urlencoded body
 
 JSON_ROUTES = frozenset(

@@ -26,6 +26,8 @@ class RequestFacts:
     the clock's seconds, `timestamp` in seconds since the epoch. `tracked` says whether it belongs into the in-flight
     list, `metered` whether into activity and captures. `cancel` ends the request; idempotent.
 
+    While `loading` what passes is our own text about the load, none of the server's answer.
+
     `body` (the bytes after the filters, None where they were not held in memory) and `metadata` grow while the
     request moves on: read them when the request is over.
     """
@@ -46,6 +48,7 @@ class RequestFacts:
     cancel: Callable[[], None] = field(repr=False)
     metadata: dict[str, str] = field(factory=dict)
     body: bytes | None = field(default=None, repr=False)
+    loading: bool = False
 
 
 class Scope(Protocol):

@@ -106,7 +106,7 @@ class EndTests(SynchronousTestCase):
             product.process.send_signal(signal.SIGTERM)
             reader.join(20)
             self.assertIn(b"[DONE]", streamed[0])
-            product.process.wait(20)
+            self.assertEqual(product.process.wait(20), 0)
             self.assertFalse(alive(child))
 
     def test_a_server_that_ignores_sigterm_is_gone_too(self):

@@ -143,6 +143,19 @@ class TestInflight(SynchronousTestCase):
         self.assertEqual([entry[key] for key in ("phase", "ttft_ms", "tokens_out", "tps")], ["streaming", 500, 2, 1.0])
         self.assertEqual([event["request"].get("queue_pos") for event in self.heard[:3]], [None, 3, None])
 
+    def test_text_about_the_load_is_no_first_token(self):
+        told = facts(loading=True)
+        scope = self.inflight.open(told)
+        scope.head(200, SSE)
+        scope.data(b"data: loading\n\n")
+        self.clock.advance(3.0)
+        entry = self.inflight.snapshot()["requests"][0]
+        self.assertEqual((entry["phase"], entry["resp_bytes"], entry.get("ttft_ms")), ("queued", 15, None))
+        told.loading = False
+        scope.data(b"data: a\n\n")
+        entry = self.inflight.snapshot()["requests"][0]
+        self.assertEqual((entry["phase"], entry["ttft_ms"], entry["tokens_out"]), ("streaming", 3000, 1))
+
     def test_the_grant_s_priority_ends_the_waiting(self):
         request = facts(metadata={"selector": "pick"})
         scope = self.inflight.open(request)

@@ -263,7 +263,9 @@ class Leaving(SynchronousTestCase):
     def test_while_the_loading_text_is_shown(self):
         self.stage.router.auto = self.stage.router.ready = False
         asked = self.stage.post({"model": "alpha", "stream": True})
+        self.assertTrue(self.stage.witness.facts.loading)
         asked.leave()
+        self.assertFalse(self.stage.witness.facts.loading)
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
         self.assertNotIn(b"Done!", asked.sink.body)
         self.assertTrue(self.stage.router.asked[0].cancelled)
