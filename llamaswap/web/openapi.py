@@ -166,7 +166,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Version": _object({"version": S, "commit": S, "build_date": S}),
     "Performance": _object(
-        {"enabled": B, "sys_stats": {"type": ["array", "null"]}, "gpu_stats": ANYTHING}, ["enabled"]
+        {"enabled": B, "sys_stats": {"type": ["array", "null"]}, "gpu_stats": {"type": ["array", "null"]}}, ["enabled"]
     ),
     "Hardware": _object({"schema_version": INT, "captured_at": T, "accelerators": _array(ANYTHING)}),
     "Features": {"type": "object", "additionalProperties": B},
@@ -272,6 +272,9 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         answer = {"description": "Elsewhere", "headers": {"Location": {"schema": S}}}
     else:
         answer["content"] = {route.content: {"schema": _ref(route.schema) if route.schema else {}}}
+        if route.tag == "inference":
+            # What a model's server answers is its own affair: JSON, a stream where one was asked for, sound, a picture.
+            answer["content"] |= {"text/event-stream": {"schema": {}}, "*/*": {"schema": {}}}
     errors = {"description": "What went wrong", "content": {"application/json": {"schema": _ref("Error")}}}
     operation: dict[str, Any] = {
         "operationId": _identity(method, route.rule),
