@@ -387,9 +387,9 @@ class GateTests(SurfaceTestCase):
         for wrong in ({}, {"Authorization": "Bearer wrong", "x_api_key": "k-1"}, {"Authorization": "Bearer  k-1"}):
             self.assertEqual(self.status(**wrong), 401, wrong)
         self.assertEqual(self.status("/running?api_key=k-1"), 401)
-        for path in ("/health", "/wol-health", "/"):
+        for path in ("/health", "/wol-health", "/", "/ui/"):
             self.assertNotEqual(self.status(path), 401)
-        for path in ("/comfyui/", "/api/peers", "/ui/", "/metrics", "/logs", "/upstream/alpha/", "/api/events"):
+        for path in ("/comfyui/", "/api/peers", "/metrics", "/logs", "/upstream/alpha/", "/api/events"):
             self.assertEqual(self.status(path), 401, path)
         status, headers, body = self.ask("GET", "/running", headers={"Accept": "text/plain"})
         self.assertEqual((status, headers["content-type"]), (401, "text/plain"))
