@@ -164,3 +164,50 @@ class Exchange:
         watchers, self._watchers = self._watchers, []
         for callback in watchers:
             callback()
+
+
+@define(eq=False)
+class PassingSink:
+    """A sink in front of another one that passes everything on: what only wants to see some of it builds on this."""
+
+    inner: ResponseSink
+
+    @property
+    def started(self) -> bool:
+        """Whether a head has gone out."""
+        return self.inner.started
+
+    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
+        """Passed on."""
+        self.inner.interim(status, reason, headers)
+
+    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+        """Passed on."""
+        self.inner.head(status, reason, headers, raw=raw, data=data)
+
+    def write(self, data: bytes) -> None:
+        """Passed on."""
+        self.inner.write(data)
+
+    def finish(self) -> None:
+        """Passed on."""
+        self.inner.finish()
+
+    def abort(self) -> None:
+        """Passed on."""
+        self.inner.abort()
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        """Passed on."""
+        self.inner.register_producer(producer)
+
+    def unregister_producer(self) -> None:
+        """Passed on."""
+        self.inner.unregister_producer()
+
+    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+        """Passed on."""
+        return self.inner.upgrade(status_line_and_head)
+
+
+_check: type[ResponseSink] = PassingSink

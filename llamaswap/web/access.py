@@ -10,30 +10,20 @@ from typing import Any
 
 from attrs import define
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, ITransport
+from twisted.internet.interfaces import ITransport
 
 from llamaswap.observe.accesslog import AccessLog, Served, client_ip
-from llamaswap.relay.exchange import Exchange, Headers, ResponseSink
+from llamaswap.relay.exchange import Exchange, Headers, PassingSink
 
 NOTHING_SENT = 499  # the status of a request whose client left before anything was sent; the field's custom
 
 
 @define(eq=False)
-class CountedSink:
+class CountedSink(PassingSink):
     """A sink that remembers its status and counts what is written: body bytes, with their framing where it is raw."""
 
-    inner: ResponseSink
     status: int = NOTHING_SENT
     sent: int = 0
-
-    @property
-    def started(self) -> bool:
-        """Whether a head has gone out."""
-        return self.inner.started
-
-    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
-        """Passed on."""
-        self.inner.interim(status, reason, headers)
 
     def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
         """Passed on, and noted."""
@@ -46,29 +36,10 @@ class CountedSink:
         self.sent += len(data)
         self.inner.write(data)
 
-    def finish(self) -> None:
-        """Passed on."""
-        self.inner.finish()
-
-    def abort(self) -> None:
-        """Passed on."""
-        self.inner.abort()
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """Passed on."""
-        self.inner.register_producer(producer)
-
-    def unregister_producer(self) -> None:
-        """Passed on."""
-        self.inner.unregister_producer()
-
     def upgrade(self, status_line_and_head: bytes) -> ITransport:
         """Passed on, and noted."""
         self.status = 101
         return self.inner.upgrade(status_line_and_head)
-
-
-_check: type[ResponseSink] = CountedSink
 
 
 @define(eq=False)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IPushProducer, ITransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,7 +31,7 @@ from llamaswap.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.relay.exchange import BodySource, Exchange, Headers, PassingSink, RequestHead
 from llamaswap.relay.framing import as_chunk
 from llamaswap.relay.loading import REMARKS, LoadingStream
 from llamaswap.relay.upstream import Upstream
@@ -215,23 +214,13 @@ class Watch:
 
 
 @define(eq=False)
-class FramedSink:
+class FramedSink(PassingSink):
     """A sink that knows whether chunk framing passes through it untouched, and its last bytes: an error event must
     not be put inside a chunk."""
 
-    inner: ResponseSink
     raw: bool = False
     chunked: bool = False
     last: bytes = b""
-
-    @property
-    def started(self) -> bool:
-        """Whether a head has gone out."""
-        return self.inner.started
-
-    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
-        """Passed on."""
-        self.inner.interim(status, reason, headers)
 
     def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
         """Passed on, and noted."""
@@ -243,35 +232,12 @@ class FramedSink:
         self.last = data
         self.inner.write(data)
 
-    def finish(self) -> None:
-        """Passed on."""
-        self.inner.finish()
-
-    def abort(self) -> None:
-        """Passed on."""
-        self.inner.abort()
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """Passed on."""
-        self.inner.register_producer(producer)
-
-    def unregister_producer(self) -> None:
-        """Passed on."""
-        self.inner.unregister_producer()
-
-    def upgrade(self, status_line_and_head: bytes) -> ITransport:
-        """Passed on."""
-        return self.inner.upgrade(status_line_and_head)
-
     def last_word(self, words: bytes) -> None:
         """Write some more body bytes if the framing lets any in at this point."""
         if not self.raw:
             self.inner.write(words)
         elif self.chunked and self.last.endswith(b"\r\n"):  # events end in line feeds: this is a chunk's end
             self.inner.write(as_chunk(words))
-
-
-_check: type[ResponseSink] = FramedSink
 
 
 @define(eq=False)
