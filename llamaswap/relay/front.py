@@ -47,6 +47,7 @@ from llamaswap.relay.framing import (
 from llamaswap.relay.response import ResponseFramer, status_line
 from llamaswap.relay.sending import unsent, write_through
 from llamaswap.relay.tunnel import ClientPipe
+from llamaswap.wire.fields import peer_host
 
 HEAD_SECONDS = 60.0
 IDLE_SECONDS = 75.0  # longer than the 60 s for which common proxies keep their side
@@ -418,7 +419,7 @@ class FrontDoor(Protocol):
     def connectionMade(self) -> None:
         self.wire = self.transport
         self.send = write_through(self.wire)
-        self.peer = getattr(self.wire.getPeer(), "host", "")
+        self.peer = peer_host(self.wire.getPeer())
         self.secure = bool(ISSLTransport.providedBy(self.wire))
         if hasattr(self.wire, "setTcpNoDelay"):
             self.wire.setTcpNoDelay(True)

@@ -18,6 +18,7 @@ from llamaswap.relay.framing import LAST_CHUNK, as_chunk
 from llamaswap.relay.response import ResponseFramer
 from llamaswap.relay.sending import write_through
 from llamaswap.relay.tunnel import ClientPipe
+from llamaswap.wire.fields import peer_host
 
 
 def exchange_from_request(request: Request, clock: Any) -> Exchange:
@@ -30,8 +31,7 @@ def exchange_from_request(request: Request, clock: Any) -> Exchange:
     size = content.tell()
     content.seek(0)
     sink = KleinSink(request, head)
-    address = request.getClientAddress()
-    peer = getattr(address, "host", "")
+    peer = peer_host(request.getClientAddress())
     exchange = Exchange(head, FileBody(clock, content, size), sink, peer, clock.seconds(), request.isSecure())
 
     def left(_: Failure) -> None:

@@ -26,6 +26,7 @@ from llamaswap.web import errors, gate, table
 from llamaswap.web.calls import TEXT, Call
 from llamaswap.web.compress import compressed
 from llamaswap.web.routes import Route
+from llamaswap.wire.fields import peer_host
 
 log = Logger()
 
@@ -189,7 +190,7 @@ class AdminSite(Site):
         def first(name: bytes) -> bytes | None:
             return headers.getRawHeaders(name, [None])[0]
 
-        peer = getattr(request.getClientAddress(), "host", "") or ""
+        peer = peer_host(request.getClientAddress())
         access.served(
             Served(
                 ip=client_ip(first(b"x-forwarded-for"), first(b"x-real-ip"), peer),

@@ -84,6 +84,15 @@ def is_chunked(headers: Iterable[Header]) -> bool:
     return b"chunked" in tokens(headers, b"transfer-encoding")
 
 
+def peer_host(address: object) -> str:
+    """The host of a socket's other end, "" where it has none (a unix socket).
+
+    A socket for both families calls IPv4 clients ::ffff:1.2.3.4; servers, logs and lists know them by 1.2.3.4.
+    """
+    host = str(getattr(address, "host", None) or "")
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
 def client_address(headers: Iterable[Header], peer: str) -> str:
     """Whom to name in logs and lists: the first X-Forwarded-For item, else X-Real-IP, else the socket's address."""
     real = b""

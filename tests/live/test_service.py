@@ -190,6 +190,15 @@ class ListeningTests(SynchronousTestCase):
                 with urllib.request.urlopen(request, timeout=20, context=context) as answer:
                     self.assertIn(b"one", answer.read())
 
+    def test_an_ipv4_client_is_known_by_its_ipv4_address_on_the_default_address(self):
+        """http T093"""
+        with Product(config(one=""), "--listen", ":0") as product:
+            url = product.url.replace("localhost", "127.0.0.1")
+            with urllib.request.urlopen(f"{url}/upstream/one/echo", timeout=20) as answer:
+                headers = {name.lower(): value for name, value in json.loads(answer.read())["headers"]}
+            self.assertEqual(headers["x-forwarded-for"], "127.0.0.1")
+            wait_for(lambda: "Request 127.0.0.1 " in product.output, 5, "the line of the access log")
+
     def test_a_unix_socket_serves(self):
         path = f"{tempfile.mkdtemp()}/socket"
         product = Product(config(one=""), "--listen", f"unix:{path}")

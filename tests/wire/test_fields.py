@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twisted.internet.address import IPv6Address, UNIXAddress
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.wire import fields
@@ -124,6 +125,16 @@ class TowardsTheClient(SynchronousTestCase):
 
 
 class Reading(SynchronousTestCase):
+    def test_an_ipv4_client_of_a_socket_for_both_families_keeps_its_name(self):
+        for host, expected in (
+            ("::ffff:10.1.2.3", "10.1.2.3"),
+            ("10.1.2.3", "10.1.2.3"),
+            ("::1", "::1"),
+            ("::ffff:a01:203", "::ffff:a01:203"),
+        ):
+            self.assertEqual(fields.peer_host(IPv6Address("TCP", host, 1)), expected)
+        self.assertEqual(fields.peer_host(UNIXAddress(None)), "")
+
     def test_a_websocket_says_so_in_both_headers(self):
         """http T105"""
         self.assertTrue(fields.is_websocket([(b"Connection", b"keep-alive, UpGrAdE"), (b"Upgrade", b"WebSocket")]))
