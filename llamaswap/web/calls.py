@@ -13,6 +13,9 @@ from urllib.parse import parse_qs, unquote
 from attrs import define, field, frozen
 from twisted.web.http import Request
 
+from llamaswap.observe.accesslog import client_ip
+from llamaswap.wire.fields import peer_host
+
 JSON = b"application/json"
 TEXT = b"text/plain; charset=utf-8"
 
@@ -94,6 +97,12 @@ class Call:
         """The first value of a header (`name` in lower case), or None."""
         values = self.request.requestHeaders.getRawHeaders(name)
         return values[0] if values else None
+
+    @property
+    def client(self) -> str:
+        """The client's address, as the access log tells it."""
+        peer = peer_host(self.request.getClientAddress())
+        return client_ip(self.first(b"x-forwarded-for"), self.first(b"x-real-ip"), peer)
 
     @property
     def accept(self) -> str:

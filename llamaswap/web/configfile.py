@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import define
 
 from llamaswap.config import Config, Source, diff, load
 from llamaswap.config.ports import keep
+from llamaswap.web import versions
 from llamaswap.web.editing import Checked
+from llamaswap.web.versions import Author, Version, Versions
 
 
 @define(eq=False)
@@ -18,7 +21,7 @@ class ConfigFile:
     """`path` None: the configuration comes from a folder or from nowhere, and is only shown as far as `sources` reads.
 
     `sources` gives the texts in force on disk, `others` those that are loaded beside the file; `reload` has the
-    files loaded again. `allowed` is the operator's word.
+    files loaded again. `allowed` is the operator's word, `wall` gives unix seconds.
     """
 
     path: Path | None
@@ -27,6 +30,7 @@ class ConfigFile:
     sources: Callable[[], list[Source]]
     reload: Callable[[], object]
     allowed: bool = False
+    wall: Callable[[], float] = time.time
 
     @property
     def editable(self) -> bool:
@@ -49,8 +53,8 @@ class ConfigFile:
         plan = diff(old, keep(old, loaded.config))
         return Checked(loaded.warnings, plan.added, plan.removed, plan.restarted)
 
-    def write(self, text: str) -> None:
-        """Replace the file in one step, the old one kept beside it as `.bak`, and load it."""
+    def write(self, text: str, author: Author, restored: str = "") -> None:
+        """Replace the file in one step and load it; what was in it is kept, as the `.bak` beside it too."""
         path = self.path
         if path is None:
             raise FileNotFoundError("there is no single configuration file")
@@ -58,12 +62,24 @@ class ConfigFile:
         target = path.resolve()
         mode = target.stat().st_mode & 0o777
         backup, fresh = (target.with_name(target.name + suffix) for suffix in (".bak", ".new"))
-        for place, content in ((backup, target.read_bytes()), (fresh, text.encode())):
-            # It may hold keys: never readable for more people than the file itself, not even for a moment.
-            place.unlink(missing_ok=True)
-            with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
+        earlier, old, new = Versions(target, self.wall), target.read_bytes(), text.encode()
+        # A text that nobody saved here: an operator's own, so it must not be lost by an edit of the page's.
+        earlier.keep(old, mode, "found")
+        for place, content in ((backup, old), (fresh, new)):
+            versions.write(place, content, mode)
         os.replace(fresh, target)
+        earlier.keep(new, mode, "restored" if restored else "saved", author, restored)
         self.reload()
+
+    def versions(self) -> Sequence[Version]:
+        """The texts that were in the file, newest first."""
+        return self._versions().beside(self.path.read_bytes()) if self.path is not None else ()
+
+    def version(self, identity: str) -> str | None:
+        """One of these texts."""
+        content = self._versions().read(identity) if self.path is not None else None
+        return None if content is None else content.decode("utf-8", "replace")
+
+    def _versions(self) -> Versions:
+        assert self.path is not None
+        return Versions(self.path.resolve(), self.wall)

@@ -10,11 +10,13 @@ from attrs import define, frozen
 
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError, Problem
+from llamaswap.observe.lines import local_time, rfc3339
 from llamaswap.web.calls import Answer, Call, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.masking import MASK, known_secrets, masked_yaml
+from llamaswap.web.masking import MASK, known_secrets, masked_yaml, named_secrets
 from llamaswap.web.needs import ReloadBook
 from llamaswap.web.routes import Table
+from llamaswap.web.versions import Author, Version
 
 LARGEST = 4 * 1024 * 1024  # bytes of a configuration text; the longest seen in the wild are 100 KB
 
@@ -41,8 +43,15 @@ class ConfigFiles(Protocol):
     def check(self, text: str) -> Checked:
         """What this text would mean; ConfigError when it cannot be used."""
 
-    def write(self, text: str) -> None:
-        """Replace the file (keeping a backup) and have it loaded. OSError when the disk refuses."""
+    def write(self, text: str, author: Author, restored: str = "") -> None:
+        """Replace the file (keeping what was in it) and have it loaded; `restored` names the version this text comes
+        from. OSError when the disk refuses."""
+
+    def versions(self) -> Sequence[Version]:
+        """The texts kept, newest first."""
+
+    def version(self, identity: str) -> str | None:
+        """One of them; None where there is none of that name."""
 
 
 @define(eq=False)
@@ -56,7 +65,7 @@ class Editing:
     def show(self, call: Call) -> Answer:
         """The text with masked secrets; its tag names the unmasked one."""
         text = self._text()
-        shown = masked_yaml(text, known_secrets(self.config()))
+        shown = masked_yaml(text, self._secrets(text))
         headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
         if call.first(b"if-none-match") == _tag(text):
             return Answer(304, b"", None, headers)
@@ -64,28 +73,14 @@ class Editing:
 
     def replace(self, call: Call) -> Answer:
         """Put a new text in force, if it is still the old one that was edited and the new one can be used."""
-        if not self.files.editable:
-            raise HttpError(403, "configuration editing is not enabled on this server")
-        current = self._text()
-        condition = call.first(b"if-match")
-        if condition is None:
-            raise HttpError(428, "If-Match is required: send the ETag of the configuration you edited")
-        if condition.strip() not in (b"*", _tag(current)):
-            raise HttpError(412, "the configuration was changed meanwhile; read it again")
-        text = unmasked(_given(call), current, known_secrets(self.config()))
-        try:
-            checked = self.files.check(text)
-        except ConfigError as error:
-            return _refused(error)
-        try:
-            self.files.write(text)
-        except OSError as error:
-            raise HttpError(500, f"the configuration could not be written: {error.strerror or error}")
-        return json_answer(_impact(checked), headers=((b"ETag", _tag(text)),))
+        current = self._current(call)
+        text = unmasked(_given(call), current, self._secrets(current))
+        return self._written(call, text)
 
     def validate(self, call: Call) -> Answer:
         """Whether a text could be used, and what it would change. Nothing is changed."""
-        text = unmasked(_given(call), self._text(), known_secrets(self.config()))
+        current = self._text()
+        text = unmasked(_given(call), current, self._secrets(current))
         try:
             return json_answer({"valid": True, **_impact(self.files.check(text))})
         except ConfigError as error:
@@ -98,6 +93,73 @@ class Editing:
     def status(self, call: Call) -> Answer:
         """How the last reload ended."""
         return json_answer({"editable": self.files.editable, **self.last.status()})
+
+    # -- what was in the file ------------------------------------------------------------------------------
+
+    def history(self, call: Call) -> Answer:
+        """The texts that were in the file, newest first."""
+        self._allowed()
+        try:
+            found = self.files.versions()
+        except OSError as error:
+            raise HttpError(500, f"earlier configurations could not be read: {error.strerror or error}")
+        return json_answer({"versions": list(map(_version, found))})
+
+    def earlier(self, call: Call) -> Answer:
+        """One of them, secrets masked."""
+        self._allowed()
+        text = self._earlier(call)
+        # A key that was changed since is in no configuration in force, but may still open a door somewhere.
+        shown = masked_yaml(text, self._secrets(text))
+        headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
+        return Answer(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
+
+    def restore(self, call: Call) -> Answer:
+        """Put an earlier text in force again, by the rules of a new one."""
+        self._current(call)
+        return self._written(call, self._earlier(call), call.variables["version"])
+
+    # -- parts of these ------------------------------------------------------------------------------------
+
+    def _allowed(self) -> None:
+        if not self.files.editable:
+            raise HttpError(403, "configuration editing is not enabled on this server")
+
+    def _current(self, call: Call) -> str:
+        """The text that is to be replaced, if the client knows it and may."""
+        self._allowed()
+        current = self._text()
+        condition = call.first(b"if-match")
+        if condition is None:
+            raise HttpError(428, "If-Match is required: send the ETag of the configuration you edited")
+        if condition.strip() not in (b"*", _tag(current)):
+            raise HttpError(412, "the configuration was changed meanwhile; read it again")
+        return current
+
+    def _written(self, call: Call, text: str, restored: str = "") -> Answer:
+        try:
+            checked = self.files.check(text)
+        except ConfigError as error:
+            return _refused(error)
+        author = Author(call.client, (call.first(b"user-agent") or b"").decode("latin-1"))
+        try:
+            self.files.write(text, author, restored)
+        except OSError as error:
+            raise HttpError(500, f"the configuration could not be written: {error.strerror or error}")
+        return json_answer(_impact(checked), headers=((b"ETag", _tag(text)),))
+
+    def _secrets(self, text: str) -> list[str]:
+        """What must not be shown of a text: the secrets in force, and those it names itself."""
+        return [*known_secrets(self.config()), *named_secrets(text)]
+
+    def _earlier(self, call: Call) -> str:
+        try:
+            text = self.files.version(call.variables["version"])
+        except OSError as error:
+            raise HttpError(500, f"the version could not be read: {error.strerror or error}")
+        if text is None:
+            raise HttpError(404, "version not found")
+        return text
 
     def _text(self) -> str:
         try:
@@ -168,6 +230,19 @@ def _impact(checked: Checked) -> dict[str, Any]:
     }
 
 
+def _version(version: Version) -> Mapping[str, Any]:
+    return {
+        "id": version.id,
+        "time": rfc3339(local_time(version.at)),
+        "size": version.size,
+        "why": version.why,
+        "address": version.author.address,
+        "agent": version.author.agent,
+        "restored_from": version.of or None,
+        "in_force": version.in_force,
+    }
+
+
 def _refused(error: ConfigError) -> Answer:
     return json_answer({"valid": False, "errors": list(map(_problem, error.problems))}, 422)
 
@@ -179,5 +254,13 @@ ROUTES = (
     _table.put("/api/config", Editing.replace, "Replace the configuration file", body="Yaml", schema="Impact"),
     _table.post("/api/config/validate", Editing.validate, "Check a configuration", body="Yaml", schema="Validation"),
     _table.get("/api/config/schema", Editing.schema, "The file's JSON schema", schema="JsonSchema"),
+    _table.get("/api/config/history", Editing.history, "Texts that were in the file", schema="ConfigHistory"),
+    _table.get("/api/config/history/<string:version>", Editing.earlier, "One of them, secrets masked", **_YAML),
+    _table.post(
+        "/api/config/history/<string:version>/restore",
+        Editing.restore,
+        "Put an earlier text in force again",
+        schema="Impact",
+    ),
     _table.get("/api/config/status", Editing.status, "How the last reload ended", schema="ReloadStatus"),
 )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from llamaswap.config import Config
+from llamaswap.config import Config, Source
+from llamaswap.config.documents import parse
+from llamaswap.config.nodes import Items, Node, Table
+from llamaswap.errors import ConfigError
 
 MASK = "***"
+SHORTEST_NUMBER = 6  # digits; shorter ones under such a name are counts, and hiding them would hide every port
 _WORD = r"(?:api[-_]?key|token|secret|passw(?:or)?d|credential|authorization|auth[-_]?key)"
 # --max-tokens and --tokenizer carry no secrets, however their names sound.
 _FLAG = re.compile(rf"--?(?:[\w-]*[-_])?{_WORD}s?(?![\w])", re.IGNORECASE)
@@ -16,6 +20,12 @@ _HARMLESS = re.compile(r"(?:max|num|n|min|batch|special|stop|eos|bos|pad)[-_]?(?
 _YAML = re.compile(
     rf"(?im)^(?P<lead>[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}[\"']?[ \t]*:[ \t]*)(?P<value>[^\s#\[{{|>&*][^\n#]*)"
 )
+
+
+_KEY = re.compile(rf"[\w.-]*{_WORD}s?", re.IGNORECASE)
+_KEY_LINE = re.compile(rf"[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}s?[\"']?[ \t]*:(?P<rest>.*)", re.IGNORECASE)
+_WORDS = re.compile(r"[^\s,\[\]{}\"'#|>]+")
+_REFERENCE = re.compile(r"\$\{env\.[^}]*\}")
 
 
 def _secretive(flag: str) -> bool:
@@ -63,6 +73,44 @@ def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
         return match[0] if match["value"].lstrip("\"'").startswith("${env.") else f"{match['lead']}{MASK}"
 
     return masked_text(_YAML.sub(mask, text), known)
+
+
+def named_secrets(text: str) -> list[str]:
+    """The secrets that a configuration's text holds by the names of its keys, also in lists, in force or not.
+
+    Of a text that is no YAML every word below such a key: better too many.
+    """
+    plain_text = _REFERENCE.sub("reference", text)
+    try:
+        root = parse(Source("config", plain_text), {})
+    except ConfigError:
+        return list(_words_below(plain_text))
+    return [] if root is None else list(_values_below(root, secret=False))
+
+
+def _values_below(node: Node, *, secret: bool) -> Iterator[str]:
+    if isinstance(node, Table):
+        for name, child in node.entries.items():
+            yield from _values_below(child, secret=bool(_KEY.fullmatch(name)) and not _HARMLESS.search(name))
+    elif isinstance(node, Items):
+        for child in node.items:
+            yield from _values_below(child, secret=secret)
+    elif secret and (node.kind == "str" or (node.kind == "int" and len(node.text) >= SHORTEST_NUMBER)):
+        # A secret of several lines stands line by line in the text.
+        yield from (line.strip() for line in node.text.splitlines())
+
+
+def _words_below(text: str) -> Iterator[str]:
+    depth: int | None = None
+    for line in text.splitlines():
+        here = len(line) - len(line.lstrip())
+        named = _KEY_LINE.match(line)
+        if named:
+            depth, line = here, named["rest"]
+        elif depth is None or (line.strip() and here <= depth and not line.lstrip().startswith("-")):
+            depth = None
+            continue
+        yield from (word for word in _WORDS.findall(line) if not word.endswith(":"))
 
 
 def known_secrets(config: Config) -> list[str]:

@@ -212,6 +212,24 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         {"valid": B, "errors": _array(_PROBLEM), "warnings": _array(_PROBLEM), "impact": _IMPACT}, ["valid"]
     ),
     "ReloadStatus": _object({"editable": B, "result": S, "at": T, "message": S, "touched": ANYTHING}),
+    "ConfigHistory": _object(
+        {
+            "versions": _array(
+                _object(
+                    {
+                        "id": S,
+                        "time": T,
+                        "size": INT,
+                        "why": {"type": "string", "enum": ["found", "saved", "restored", "unknown"]},
+                        "address": S,
+                        "agent": S,
+                        "restored_from": NULL_S,
+                        "in_force": B,
+                    }
+                )
+            )
+        }
+    ),
     "JsonSchema": ANYTHING,
     "OpenApi": ANYTHING,
     "LoadTest": _object({"id": S, "state": S, "model": S, "done": INT, "total": INT, "results": ANYTHING}),

@@ -40,6 +40,7 @@ from llamaswap.web.reloads import Reloads
 from llamaswap.web.streams import Streams
 from llamaswap.web.system import System
 from llamaswap.web.ui import Ui
+from llamaswap.web.versions import Version
 from llamaswap.wire import openai
 
 
@@ -223,6 +224,8 @@ class FakeFiles:
     editable: bool = False
     written: list = field(factory=list)
     answer: object = field(factory=Checked)
+    kept: dict = field(factory=dict)
+    authors: list = field(factory=list)
 
     def read(self):
         return self.text
@@ -232,9 +235,19 @@ class FakeFiles:
             raise self.answer
         return self.answer
 
-    def write(self, text):
+    def write(self, text, author, restored=""):
         self.written.append(text)
+        self.authors.append((author.address, author.agent, restored))
         self.text = text
+
+    def versions(self):
+        return [
+            Version(name, 1700000000.0 + at, len(text), "saved", in_force=text == self.text)
+            for at, (name, text) in reversed(list(enumerate(self.kept.items())))
+        ]
+
+    def version(self, identity):
+        return self.kept.get(identity)
 
 
 def at_once(work):

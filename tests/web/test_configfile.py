@@ -6,6 +6,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import Source, load
 from llamaswap.errors import ConfigError
 from llamaswap.web.configfile import ConfigFile
+from llamaswap.web.versions import NOBODY, Author
 
 OLD = "models:\n  a:\n    cmd: serve --port ${PORT}\n"
 NEW = OLD + "  b:\n    cmd: serve b --port ${PORT}\n"
@@ -33,7 +34,7 @@ class ConfigFileTests(TestCase):
         self.assertRaises(ConfigError, self.file.check, "models: [")
 
     def test_the_file_is_replaced_in_one_step_with_its_mode_and_a_backup(self):
-        self.file.write(NEW)
+        self.file.write(NEW, NOBODY)
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
         backup = self.path.with_name(self.path.name + ".bak")
         self.assertEqual(backup.read_text(), OLD)
@@ -44,7 +45,7 @@ class ConfigFileTests(TestCase):
         link = Path(self.mktemp())
         link.symlink_to(self.path.resolve())
         self.file.path = link
-        self.file.write(NEW)
+        self.file.write(NEW, NOBODY)
         self.assertTrue(link.is_symlink())
         self.assertEqual(self.path.read_text(), NEW)
 
@@ -53,3 +54,21 @@ class ConfigFileTests(TestCase):
         self.file.sources = lambda: [Source("a.yaml", "x: 1\n"), Source("b.yaml", "y: 2\n")]
         self.assertFalse(self.file.editable)
         self.assertEqual(self.file.read(), "# a.yaml\nx: 1\n---\n# b.yaml\ny: 2\n")
+
+    def test_what_was_in_the_file_and_what_was_saved_are_kept(self):
+        self.file.write(NEW, Author("10.0.0.7", "a browser"))
+        saved, found = self.file.versions()
+        self.assertEqual((saved.why, found.why), ("saved", "found"))
+        self.assertEqual((saved.author.address, found.author.address), ("10.0.0.7", ""))
+        self.assertEqual((self.file.version(saved.id), self.file.version(found.id)), (NEW, OLD))
+
+    def test_what_is_restored_says_where_it_comes_from(self):
+        self.file.write(NEW, NOBODY)
+        found = self.file.versions()[-1]
+        self.file.write(OLD, NOBODY, found.id)
+        newest = self.file.versions()[0]
+        self.assertEqual((newest.why, newest.of, len(self.file.versions())), ("restored", found.id, 3))
+
+    def test_a_folder_has_no_versions(self):
+        self.file.path = None
+        self.assertEqual((self.file.versions(), self.file.version("0000000000001-00000000")), ((), None))

@@ -83,3 +83,70 @@ class ReplaceTests(TestCase):
         tag = world.ask("/api/config", headers=KEY).headers["etag"]
         self.assertEqual(self.put(world, b"x", tag).status, 422)
         self.assertEqual(world.files.written, [])
+
+
+class HistoryTests(TestCase):
+    OLD = TEXT.replace("k-secret", "k-earlier").replace("proxy: x", "proxy: w")
+    FIRST = "1700000000000-00000000"
+
+    def world(self, **more):
+        now = "1700000001000-11111111"
+        files = FakeFiles(TEXT, **{"editable": True, **more}, kept={self.FIRST: self.OLD, now: TEXT})
+        return World(FakeFleet(with_keys("k-secret")), files=files)
+
+    def restore(self, world, *headers, version=FIRST):
+        return world.ask(f"/api/config/history/{version}/restore", "POST", [*KEY, *headers])
+
+    def test_the_versions_are_told_newest_first_and_which_is_in_force(self):
+        versions = self.world().ask("/api/config/history", headers=KEY).json["versions"]
+        self.assertEqual([version["in_force"] for version in versions], [True, False])
+        self.assertEqual(
+            (versions[1]["id"], versions[1]["why"], versions[1]["size"]), (self.FIRST, "saved", len(self.OLD))
+        )
+
+    def test_a_key_that_was_changed_since_is_masked_too(self):
+        answer = self.world().ask(f"/api/config/history/{self.FIRST}", headers=KEY)
+        self.assertEqual(answer.status, 200)
+        for secret in ("k-earlier", "one-1", "two-2"):
+            self.assertNotIn(secret, answer.text)
+        self.assertIn("proxy: w", answer.text)
+
+    def test_an_earlier_text_comes_back_whole_and_says_who_brought_it(self):
+        world = self.world()
+        tag = world.ask("/api/config", headers=KEY).headers["etag"]
+        answer = self.restore(world, ("If-Match", tag), ("User-Agent", "curl/8"), ("X-Forwarded-For", "10.0.0.7"))
+        self.assertEqual(answer.status, 200)
+        self.assertIn("impact", answer.json)
+        self.assertEqual(world.files.written, [self.OLD])
+        self.assertEqual(world.files.authors, [("10.0.0.7", "curl/8", self.FIRST)])
+
+    def test_restoring_has_the_rules_of_replacing(self):
+        world = self.world()
+        self.assertEqual(self.restore(world).status, 428)
+        self.assertEqual(self.restore(world, ("If-Match", '"other"')).status, 412)
+        self.assertEqual(self.restore(world, ("If-Match", "*"), ("Sec-Fetch-Site", "cross-site")).status, 403)
+        self.assertEqual(self.restore(world, ("If-Match", "*"), ("Origin", "http://evil.example")).status, 403)
+        self.assertEqual(self.restore(world, ("If-Match", "*"), version="1700000000000-ffffffff").status, 404)
+        refused = self.world(answer=ConfigError([Problem("no", "models.x.cmd", "f.yaml", 3)]))
+        answer = self.restore(refused, ("If-Match", "*"))
+        self.assertEqual((answer.status, answer.json["errors"][0]["line"]), (422, 3))
+        self.assertEqual(world.files.written + refused.files.written, [])
+
+    def test_without_the_operators_word_there_is_no_history(self):
+        world = self.world(editable=False)
+        self.assertEqual(world.ask("/api/config/history", headers=KEY).status, 403)
+        self.assertEqual(world.ask(f"/api/config/history/{self.FIRST}", headers=KEY).status, 403)
+        self.assertEqual(self.restore(world, ("If-Match", "*")).status, 403)
+
+    def test_it_wants_a_key_like_everything_here(self):
+        self.assertEqual(self.world().ask("/api/config/history").status, 401)
+
+
+class FreshSecretTests(TestCase):
+    def test_a_key_that_is_in_the_file_but_not_in_force_yet_is_masked(self):
+        world = World(FakeFleet(with_keys("k-secret")), files=FakeFiles("apiKeys: [k-tomorrow]\n", editable=True))
+        shown = world.ask("/api/config", headers=KEY)
+        self.assertNotIn("k-tomorrow", shown.text)
+        headers = [*KEY, ("If-Match", shown.headers["etag"])]
+        self.assertEqual(world.ask("/api/config", "PUT", headers, b"# more\n" + shown.body).status, 200)
+        self.assertEqual(world.files.written, ["# more\napiKeys: [k-tomorrow]\n"])

@@ -1,6 +1,6 @@
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.web.masking import masked_command, masked_text, masked_yaml
+from llamaswap.web.masking import masked_command, masked_text, masked_yaml, named_secrets
 
 
 class CommandTests(SynchronousTestCase):
@@ -31,3 +31,20 @@ class YamlTests(SynchronousTestCase):
         self.assertIn("${env.T}", shown)
         self.assertIn("proxy: http://x", shown)
         self.assertEqual(shown.count("\n"), text.count("\n"))
+
+
+class NamedTests(SynchronousTestCase):
+    def test_secrets_in_lists_and_several_lines_are_found_by_their_keys(self):
+        text = (
+            "apiKeys: [one-1, '${env.KEY}', 12345678]\n"
+            "peers:\n  lab:\n    apiKey: |\n      two-2\n    models: [m]\n"
+            "models:\n  a:\n    metadata: {max_tokens: 4096, tokens: 77, token: null}\n"
+        )
+        found = named_secrets(text)
+        self.assertEqual({secret for secret in found if secret != "reference"}, {"one-1", "12345678", "two-2"})
+
+    def test_what_is_no_yaml_hides_more_rather_than_less(self):
+        text = "apiKeys:\n  - one-1\n  # was two-2\n- 'three-3'\nmodels:\n  a: [\n    cmd: serve\n"
+        found = named_secrets(text)
+        self.assertLessEqual({"one-1", "two-2", "three-3"}, set(found))
+        self.assertNotIn("serve", found)

@@ -1,0 +1,182 @@
+"""Earlier texts of the configuration file, kept in a folder beside it: bounded in number and bytes.
+
+`FOLDER/NAME` beside the file holds one plain file for each version, so that an operator can copy one back by hand,
+and `index.json` with what is known of them. The files are the truth: a version that the index does not know is shown
+all the same, and an index that cannot be read is begun anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import define, evolve, field, frozen
+
+FOLDER = ".llamaswap"
+INDEX = "index.json"
+MOST = 20  # versions: weeks of edits, and a list one can look through
+MOST_BYTES = 8 * 1024 * 1024  # of all of them: two of the largest that may be saved, a thousand of the usual
+IDENTITY = re.compile(r"(?P<milliseconds>[0-9]{13})-(?P<digest>[0-9a-f]{8})")
+LONGEST_WORD = 200  # characters of what a client says of itself
+
+
+@frozen
+class Author:
+    """Who saved: a client's address and its User-Agent, as far as they are known."""
+
+    address: str = ""
+    agent: str = ""
+
+
+NOBODY = Author()
+
+
+@frozen
+class Version:
+    """One text that was in the file. `at` in unix seconds; `in_force` where the file holds it now.
+
+    `why` is found (it was in the file when the first edit came), saved, restored (`of` names the version), or unknown.
+    """
+
+    id: str
+    at: float
+    size: int
+    why: str = "unknown"
+    author: Author = NOBODY
+    of: str = ""
+    in_force: bool = False
+
+
+@define(eq=False)
+class Versions:
+    """The versions of one file. `wall` gives unix seconds; `path` is the file itself, not a link to it."""
+
+    path: Path
+    wall: Callable[[], float]
+    most: int = MOST
+    most_bytes: int = MOST_BYTES
+    _folder: Path = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._folder = self.path.parent / FOLDER / self.path.name
+
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._folder
+
+    def all(self) -> list[Version]:
+        """Every version, newest first."""
+        known = self._known()
+        found = []
+        for name in self._names():
+            match = IDENTITY.fullmatch(name)
+            if match is None:
+                continue
+            with contextlib.suppress(OSError):  # gone meanwhile
+                size = (self._folder / name).stat().st_size
+                found.append(_version(name, int(match["milliseconds"]) / 1000, size, known.get(name)))
+        return sorted(found, key=lambda version: version.id, reverse=True)
+
+    def beside(self, content: bytes) -> list[Version]:
+        """Every version, newest first; of those that are `content` the newest is in force."""
+        versions = self.all()
+        for place, version in enumerate(versions):
+            if version.id.endswith(digest(content)):
+                versions[place] = evolve(version, in_force=True)
+                break
+        return versions
+
+    def read(self, identity: str) -> bytes | None:
+        """A version's text; None where there is none of this name."""
+        if IDENTITY.fullmatch(identity) is None:  # a name from outside never becomes a path otherwise
+            return None
+        try:
+            return (self._folder / identity).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def keep(self, content: bytes, mode: int, why: str, author: Author = NOBODY, of: str = "") -> None:
+        """Keep this text, unless the newest version is the same; drop the oldest that are too many. Raises OSError."""
+        versions = self.all()
+        if versions and versions[0].id.endswith(digest(content)) and self.read(versions[0].id) == content:
+            return
+        # Names sort by time, also where the clock was turned back.
+        milliseconds = int(self.wall() * 1000)
+        if versions:
+            milliseconds = max(milliseconds, int(versions[0].id.partition("-")[0]) + 1)
+        identity = f"{milliseconds:013d}-{digest(content)}"
+        self._prepare()
+        write(self._folder / identity, content, mode)
+        kept = self._bounded([_version(identity, milliseconds / 1000, len(content), None), *versions])
+        known = self._known()
+        known[identity] = {"why": why, "address": author.address, "agent": author.agent, "of": of}
+        index = {version.id: known[version.id] for version in kept if version.id in known}
+        fresh = self._folder / (INDEX + ".new")
+        write(fresh, json.dumps(index, indent=1).encode(), mode)
+        os.replace(fresh, self._folder / INDEX)
+
+    def _bounded(self, versions: list[Version]) -> list[Version]:
+        """The newest, as many as fit; always the newest two: what is in force and what was before. Others go."""
+        kept: list[Version] = []
+        total = 0
+        for version in versions:
+            total += version.size
+            if len(kept) >= 2 and (len(kept) >= self.most or total > self.most_bytes):
+                break
+            kept.append(version)
+        for version in versions[len(kept) :]:
+            (self._folder / version.id).unlink(missing_ok=True)
+        return kept
+
+    def _prepare(self) -> None:
+        for folder in (self._folder.parent, self._folder):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(0o700)
+        # Whoever may write here decides where we write: a link that somebody put here is not followed.
+        if self._folder.is_symlink() or self._folder.parent.is_symlink():
+            raise NotADirectoryError(f"{self._folder} leads elsewhere")
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self._folder)
+        except OSError:
+            return []
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            index = json.loads((self._folder / INDEX).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return index if isinstance(index, dict) else {}
+
+
+def digest(content: bytes) -> str:
+    """What a version's name ends with."""
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def write(path: Path, content: bytes, mode: int) -> None:
+    """Write a file that holds keys: never readable for more people than `mode` says, not even for a moment."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _version(identity: str, at: float, size: int, known: object) -> Version:
+    facts: Mapping[str, Any] = known if isinstance(known, dict) else {}
+
+    def word(name: str, otherwise: str = "") -> str:
+        value = facts.get(name)
+        return value[:LONGEST_WORD] if isinstance(value, str) else otherwise
+
+    author = Author(word("address"), word("agent"))
+    return Version(identity, at, size, word("why", "unknown"), author, word("of"))
