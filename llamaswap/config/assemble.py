@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from llamaswap.config import commands, macros, urls
+from llamaswap.config import commands, macros, steps, urls
 from llamaswap.config.decode import Decoder, zeros
 from llamaswap.config.macros import Budget, Expander
 from llamaswap.config.nodes import Node, Scalar, Table, is_null, kind_of
@@ -22,6 +22,7 @@ from llamaswap.config.schema import (
     Compat,
     Filters,
     Model,
+    Sleep,
 )
 
 COMFYUI = "comfyui_auto"
@@ -116,12 +117,12 @@ def _expanded(model_id: str, tree: Table, expander: Expander, report: Report) ->
 
 
 def check_leftovers(drafted: Draft, report: Report) -> None:
-    """No placeholder may be left; ${PID} alone waits in cmdStop."""
+    """No placeholder may be left; ${PID} alone waits in cmdStop and in what sends to sleep."""
     if drafted.tree is None:
         return
     path = f"models.{drafted.id}"
     for name, child in drafted.tree.entries.items():
-        macros.check_leftovers(child, f"{path}.{name}", report, drafted.known, pid=name == "cmdStop")
+        macros.check_leftovers(child, f"{path}.{name}", report, drafted.known, pid=name in ("cmdStop", "sleep"))
     filters = drafted.tree.get("filters")
     by_id = filters.get("setParamsByID") if isinstance(filters, Table) else None
     if isinstance(by_id, Table):
@@ -152,6 +153,7 @@ def model(drafted: Draft, placed: Draft, port: int | None, inherited: Inherited,
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)
     _check_capabilities(placed.id, values.get("capabilities", Capabilities()), at, report)
+    _check_sleep(placed.id, values.get("sleep", Sleep()), at, report)
     values["filters"] = ready(values.get("filters", Filters()))
     values["macros"] = {name: macros.value_of(macro) for name, macro in placed.macros.items()}
     values["endpoint"] = _endpoint(placed.id, values.get("proxy", ""), tree, report)
@@ -180,6 +182,22 @@ def _check_capabilities(model_id: str, given: Capabilities, at: Node | None, rep
                 )
     if given.context < 0:
         report.error(f"model {model_id}: capabilities.context is negative", f"{path}.context", at)
+
+
+def _check_sleep(model_id: str, given: Sleep, at: Node | None, report: Report) -> None:
+    path = f"models.{model_id}.sleep"
+    if bool(given.sleep) != bool(given.wake):
+        present, missing = ("sleep", "wake") if given.sleep else ("wake", "sleep")
+        report.error(f"model {model_id}: sleep has {present} but no {missing}", path, at, "give both")
+    for name, listed in (("sleep", given.sleep), ("wake", given.wake)):
+        for step in listed:
+            problem = steps.problem_of(step)
+            if problem:
+                report.error(f"model {model_id}: sleep.{name} has {step!r}: {problem}", f"{path}.{name}", at)
+    if given.ttl < 0:
+        report.error(f"model {model_id}: sleep.ttl is negative", f"{path}.ttl", at)
+    if given.sleep and given.timeout <= 0:
+        report.error(f"model {model_id}: sleep.timeout must be more than 0s", f"{path}.timeout", at)
 
 
 def ready(filters: Filters) -> Filters:

@@ -103,6 +103,8 @@ class Decoder:
         if isinstance(kind, keys.Texts):
             if kind.auto and isinstance(node, Scalar) and node.value == "auto":
                 return None
+            if kind.single and isinstance(node, Scalar):
+                return (text(node),)
             return self.texts(kind, node, path)
         if isinstance(kind, keys.Patterns):
             return self.patterns(node, path)

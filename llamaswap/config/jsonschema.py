@@ -94,6 +94,8 @@ def _value(kind: keys.Kind, bounds: dict[str, Any], definitions: dict[str, Any])
         words = bounds.pop("items_enum", None)
         item = {"type": ["string", "number"]} if words is None else {"anyOf": [{"enum": list(words)}, ONE_MACRO]}
         listed = {"type": ["array", "null"], "items": item}
+        if kind.single:
+            return {"anyOf": [listed, item]}
         return {"anyOf": [listed, {"const": "auto"}]} if kind.auto else listed
     if isinstance(kind, keys.Patterns):
         return {"type": ["array", "null"], "items": {"type": "string"}}

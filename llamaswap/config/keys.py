@@ -46,12 +46,13 @@ class Texts:
     """A list of strings; null entries drop out.
 
     `strict`: a null entry is refused, since dropping it would do harm. `auto`: the word auto may stand instead and
-    is read as None.
+    is read as None. `single`: one text may stand for a list of it.
     """
 
     secret: bool = False
     strict: bool = False
     auto: bool = False
+    single: bool = False
 
 
 @frozen

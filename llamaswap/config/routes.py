@@ -171,6 +171,7 @@ def scheduler(given: Scheduler, names: Names, root: Table, report: Report) -> Sc
         ("backoff", fifo.backoff),
         ("backoffMax", fifo.backoff_max),
         ("reclaim", fifo.reclaim),
+        ("maxAsleep", fifo.max_asleep),
     ):
         if seconds < 0:
             report.error(f"{path}.settings.fifo.{name} must not be negative", f"{path}.settings.fifo.{name}", node)

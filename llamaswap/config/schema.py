@@ -156,6 +156,30 @@ class Stall:
 
 
 @frozen
+class Sleep:
+    """How a server is put to sleep instead of being stopped: what it held is free, its process stays."""
+
+    sleep: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            "sleep",
+            Texts(single=True),
+            "What puts the server to sleep: requests to it (POST /sleep?level=1) or commands, one after the other.",
+        ),
+    )
+    wake: tuple[str, ...] = field(
+        default=(), metadata=key("wake", Texts(single=True), "What wakes it up again, in the same words.")
+    )
+    timeout: float = field(
+        default=30.0,
+        metadata=key(
+            "timeout", Duration(), "Longest that either may take; then the server is stopped, or started anew."
+        ),
+    )
+    ttl: float = field(default=0.0, metadata=key("ttl", Duration(), "Stop the server after so long a sleep; 0s never."))
+
+
+@frozen
 class Capabilities:
     """What a model can do, for listings; all-zero means nothing was declared."""
 
@@ -259,6 +283,10 @@ class Model:
     )
     stall: Stall = field(
         default=Stall(), metadata=key("stall", Section(Stall), "When a server counts as hung and is restarted.")
+    )
+    sleep: Sleep = field(
+        default=Sleep(),
+        metadata=key("sleep", Section(Sleep), "Put the server to sleep instead of stopping it when others need room."),
     )
     capabilities: Capabilities = field(
         default=Capabilities(),
@@ -371,6 +399,15 @@ class Fifo:
     )
     backoff_max: float = field(
         default=60.0, metadata=key("backoffMax", Duration(), "Longest pause for a model that keeps failing.")
+    )
+    max_asleep: int = field(
+        default=0,
+        metadata=key(
+            "maxAsleep",
+            Integer(),
+            "Most models asleep at a time, since they hold memory; who sleeps longest is stopped. 0: no limit.",
+            minimum=0,
+        ),
     )
     reclaim: float = field(
         default=10.0,

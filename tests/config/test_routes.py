@@ -52,6 +52,7 @@ class Groups(LoadCase):
         self.err(text % "backoffMax: -1s", "backoffMax")
         self.err(text % "reclaim: -1s", "reclaim")
         self.err(text % "maxWait: -1s", "maxWait")
+        self.err(text % "maxAsleep: -1", "maxAsleep")
 
     def test_a_null_group_is_all_false(self):
         """config T108"""

@@ -1,0 +1,40 @@
+"""What is done to a running server in words: a request to it, such as `POST /sleep?level=1`, or a command."""
+
+from __future__ import annotations
+
+import re
+
+from attrs import frozen
+
+from llamaswap.config.commands import render_stop
+
+_REQUEST = re.compile(r"(GET|POST|PUT|PATCH|DELETE)[ \t]+(\S*)(?:\s+(.*))?", re.DOTALL)
+
+
+@frozen
+class Request:
+    """A request to the server itself. `path` may carry a query, `body` is sent as JSON where there is one."""
+
+    method: str
+    path: str
+    body: str = ""
+
+
+def request_of(step: str) -> Request | None:
+    """The request a step stands for; None where it is a command."""
+    found = _REQUEST.fullmatch(step.strip())
+    if found is None:
+        return None
+    return Request(found[1], found[2], (found[3] or "").strip())
+
+
+def problem_of(step: str) -> str:
+    """Why a step could never be done; "" where it may."""
+    request = request_of(step)
+    if request is not None:
+        return "" if request.path.startswith("/") else f"the path {request.path!r} of a request begins with a /"
+    try:
+        render_stop(step, 1)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,52 @@
+"""Steps: requests to a running server, or commands; and the `sleep` of a model that is made of them."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config.schema import Sleep
+from llamaswap.config.steps import Request, problem_of, request_of
+from tests.config.loading import LoadCase
+
+
+class StepTests(SynchronousTestCase):
+    def test_a_method_and_a_path_are_a_request(self):
+        self.assertEqual(request_of("POST /sleep?level=1"), Request("POST", "/sleep?level=1"))
+        self.assertEqual(
+            request_of(' POST  /collective_rpc {"method": "reload_weights"}\n'),
+            Request("POST", "/collective_rpc", '{"method": "reload_weights"}'),
+        )
+
+    def test_anything_else_is_a_command(self):
+        for text in ("nap --pid 1", "/usr/bin/POST /x", "POSTAL /x", "POST"):
+            self.assertIsNone(request_of(text))
+            self.assertEqual(problem_of(text), "")
+
+    def test_what_could_never_be_done_is_said(self):
+        self.assertIn("begins with a /", problem_of("POST http://localhost/sleep"))
+        self.assertEqual(problem_of("# nothing"), "empty command")
+
+
+class SleepTests(LoadCase):
+    def given(self, text):
+        return self.ok(f"models: {{ant: {{cmd: 'a ${{PORT}}', sleep: {text}}}}}").models["ant"]
+
+    def test_one_text_stands_for_a_list_of_it(self):
+        model = self.given("{sleep: POST /sleep, wake: [POST /wake_up, 'nudge ${PORT} ${PID}'], timeout: 5s, ttl: 1h}")
+        self.assertEqual(
+            model.sleep, Sleep(("POST /sleep",), ("POST /wake_up", "nudge 5800 ${PID}"), timeout=5.0, ttl=3600.0)
+        )
+        self.assertEqual(model.with_port(6000).sleep.wake[1], "nudge 6000 ${PID}")
+
+    def test_without_it_nothing_sleeps(self):
+        self.assertEqual(self.ok("models: {ant: {cmd: a, proxy: 'http://h'}}").models["ant"].sleep.sleep, ())
+
+    def test_half_of_it_and_nonsense_are_refused(self):
+        def bad(text, *words):
+            self.err(f"models: {{ant: {{cmd: 'a ${{PORT}}', sleep: {text}}}}}", "ant", *words)
+
+        bad("{sleep: POST /sleep}", "wake")
+        bad("{wake: POST /wake_up}", "no sleep")
+        bad("{sleep: POST sleep, wake: POST /wake_up}", "sleep.sleep", "begins with a /")
+        bad("{sleep: POST /sleep, wake: '# x'}", "sleep.wake", "empty")
+        bad("{sleep: POST /sleep, wake: POST /wake_up, timeout: 0s}", "timeout")
+        bad("{sleep: POST /sleep, wake: POST /wake_up, ttl: -1s}", "ttl")
+        bad("{sleep: 'POST /sleep/${ghost}', wake: POST /wake_up}", "ghost")
