@@ -200,6 +200,8 @@ def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
     _judge(parser, collector, head)
     version = _version(parser)
     status = parser.get_status_code()
+    if status < 100:  # llhttp takes 099, but nobody else does
+        raise Malformed(f"status {status}")
     keep_alive = version == (1, 1)
     length: int | None = None
     coded = chunked = False

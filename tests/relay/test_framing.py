@@ -114,6 +114,10 @@ class ResponseHeads(SynchronousTestCase):
     def test_old_server_closes(self):
         self.assertFalse(response(b"HTTP/1.0 200 OK", b"Content-Length: 0").keep_alive)
 
+    def test_a_status_below_100_is_no_answer(self):
+        for status in (b"099", b"000"):
+            self.assertRaises(Malformed, response, b"HTTP/1.1 " + status + b" Odd", b"Content-Length: 0")
+
     def test_switch_without_its_headers_is_still_a_head(self):
         self.assertEqual(response(b"HTTP/1.1 101 Switching").status, 101)
 
