@@ -51,9 +51,7 @@ def main() -> int:
     try:
         import atheris  # noqa: F401 # only to see that it is there
     except ImportError:
-        print(
-            "skip: atheris is not installed (pip install atheris); the unit tests run the same targets on a few bytes"
-        )
+        print("skip: atheris is not installed (pip install atheris); the unit tests run the same on a few bytes")
         return 0
     from tests.fuzz.targets import TARGETS
 

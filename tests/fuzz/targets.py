@@ -1,4 +1,4 @@
-"""What is fuzzed: for each place where foreign bytes come in, a function that takes any bytes and raises only for a fault.
+"""What is fuzzed: where foreign bytes come in, a function that takes any bytes and raises only for a fault.
 
 A target's first byte decides how the rest is cut into pieces, as a network would: what is true of the whole must be
 true of every slicing. The seeds are small and written by hand; the fuzzer grows them.
@@ -240,7 +240,7 @@ def _answered(cuts: Iterator[bytes]) -> tuple[bytes, bool]:
 
 
 def answer(data: bytes) -> None:
-    """An answer that is complete is the same however the network cuts it; one that is not is never passed off as one."""
+    """A complete answer is the same however the network cuts it; another one is never passed off as complete."""
     body, cuts = pieces(data)
     with _Faults():
         whole, cut = _answered(iter([body]) if body else iter(()))
