@@ -21,6 +21,7 @@ FLOOR = {
     "relay": 1,
     "notify": 1,
     "observe": 1,
+    "discover": 1,
     "router": 2,
     "peers": 2,
     "reload": 2,

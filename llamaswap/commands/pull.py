@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from llamaswap.commands.desk import Desk, local
-from llamaswap.commands.found import command, gguf_models, is_projector, model_name
+from llamaswap.discover.found import command, gguf_models, is_projector, model_name
 
 USUAL = ("Q4_K_M", "Q4_0", "Q8_0")  # what is taken when nothing is said, first one that is there
 QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)

@@ -9,10 +9,12 @@ from pathlib import Path
 import click
 from attrs import evolve
 
-from llamaswap.commands import discover
 from llamaswap.commands.desk import Desk, local
-from llamaswap.commands.found import Found
 from llamaswap.commands.writing import write
+from llamaswap.discover import disk
+from llamaswap.discover.found import Found
+from llamaswap.discover.servers import ask
+from llamaswap.discover.survey import survey
 
 OUTPUT = click.option(
     "-o", "--output", default="config.yaml", show_default=True, metavar="FILE", help="Where to; - is standard output."
@@ -33,7 +35,7 @@ def init(desk: Desk, folders: Sequence[Path], servers: bool, output: str, force:
 
     Looks for GGUF files, the Hugging Face cache, installed engines and running OpenAI-compatible servers.
     """
-    found = discover.survey(Path.home(), os.environ, folders, ask=discover.ask if servers else None)
+    found = survey(Path.home(), os.environ, folders, ask=ask if servers else None)
     write(desk, found, output, force)
 
 
@@ -49,10 +51,10 @@ def take_over() -> None:
 @local
 def ollama(desk: Desk, folder: Path | None, output: str, force: bool) -> None:
     """Write a configuration that serves Ollama's models from Ollama's files, without copying them."""
-    places = [folder] if folder else discover.ollama_folders(Path.home(), os.environ)
-    installed = discover.engines()
+    places = [folder] if folder else disk.ollama_folders(Path.home(), os.environ)
+    installed = disk.engines()
     for place in places:
-        models = discover.ollama_models(place, installed.get("llama-server", "llama-server"))
+        models = disk.ollama_models(place, installed.get("llama-server", "llama-server"))
         if models:
             write(desk, evolve(Found(engines=installed), models=tuple(models)), output, force)
             return

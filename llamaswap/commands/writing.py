@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from llamaswap.commands.desk import Desk
-from llamaswap.commands.found import Found, configuration
 from llamaswap.config import Source, load
+from llamaswap.discover.found import Found, configuration
 from llamaswap.errors import ConfigError
 
 

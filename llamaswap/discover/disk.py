@@ -1,18 +1,18 @@
-"""What is on this machine: GGUF folders, the Hugging Face cache, Ollama's models, engines, running servers."""
+"""What lies on this machine's disks: GGUF folders, the Hugging Face cache, Ollama's models, and engines on PATH.
+
+A disk may be slow or huge: whoever looks gives `enough`, which is asked at every step and ends the search.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve
 
-from llamaswap.commands.client import Client, Trouble
-from llamaswap.commands.found import Found, FoundModel, FoundServer, gguf_models, model_name
+from llamaswap.discover.found import FoundModel, gguf_models, model_name
 
 DEEPEST = 6  # folders below a model folder: publishers keep PUBLISHER/MODEL/FILE
 MOST_FILES = 5000  # of one folder; who has more names the folder he means
@@ -20,27 +20,12 @@ ENGINES = (
     *("llama-server", "llamafile", "koboldcpp", "vllm", "sglang", "mlx_lm.server", "tabbyapi", "ollama"),
     *("whisper-server", "sd-server", "podman", "docker"),
 )
-PORTS: Mapping[int, str] = {
-    1234: "lmstudio",
-    1337: "jan",
-    5000: "tabbyapi",
-    5001: "koboldcpp",
-    8000: "vllm",
-    8001: "openai-8001",
-    8081: "openai-8081",
-    8188: "comfyui",
-    11434: "ollama",
-    30000: "sglang",
-}
-ANSWER = 1.0  # seconds a local server has to list its models
-
-Ask = Callable[[str], Any]
-"""URL of a server -> its /v1/models document. Raises Trouble."""
+Enough = Callable[[], bool]
 
 
-def ask(url: str) -> Any:
-    """Ask a server for its models."""
-    return Client.at(url).json("/v1/models", timeout=ANSWER)
+def patient() -> bool:
+    """However long it takes."""
+    return False
 
 
 def model_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
@@ -63,7 +48,7 @@ def model_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
     ]
 
 
-def files(folder: Path, suffix: str, deepest: int = DEEPEST) -> Iterator[Path]:
+def files(folder: Path, suffix: str, enough: Enough = patient, deepest: int = DEEPEST) -> Iterator[Path]:
     """Files of a folder and the folders in it; what cannot be read is passed over, links to folders too."""
     waiting, seen = [(folder, 0)], 0
     while waiting:
@@ -74,7 +59,7 @@ def files(folder: Path, suffix: str, deepest: int = DEEPEST) -> Iterator[Path]:
             continue
         for entry in entries:
             seen += 1
-            if seen > MOST_FILES:
+            if seen > MOST_FILES or enough():
                 return
             if entry.is_dir() and not entry.is_symlink():
                 if depth < deepest:
@@ -91,7 +76,7 @@ def hub_folder(home: Path, environ: Mapping[str, str]) -> Path:
     return Path(root) / "hub"
 
 
-def hub_models(hub: Path, engines: Mapping[str, str]) -> list[FoundModel]:
+def hub_models(hub: Path, engines: Mapping[str, str], enough: Enough = patient) -> list[FoundModel]:
     """Models of the Hugging Face cache: GGUF for llama-server, safetensors for vLLM."""
     found: list[FoundModel] = []
     try:
@@ -101,16 +86,20 @@ def hub_models(hub: Path, engines: Mapping[str, str]) -> list[FoundModel]:
     for repository in repositories:
         name = repository.name.removeprefix("models--").replace("--", "/")
         snapshot = _newest_snapshot(repository)
+        if enough():
+            break
         if snapshot is None:
             continue
-        ggufs = list(files(snapshot, ".gguf"))
+        ggufs = list(files(snapshot, ".gguf", enough))
         if ggufs:
             models = gguf_models(ggufs, engines.get("llama-server", "llama-server"))
             found += [evolve(model, note=f"Hugging Face cache: {name}") for model in models]
         elif (snapshot / "config.json").exists() and next(files(snapshot, ".safetensors"), None):
             words = (engines.get("vllm", "vllm"), "serve", name)
             note = f"Hugging Face cache: {name}"
-            found.append(FoundModel(model_name(name.rpartition("/")[2]), words, note, active="vllm" in engines))
+            tensors = tuple(files(snapshot, ".safetensors", enough))
+            active = "vllm" in engines
+            found.append(FoundModel(model_name(name.rpartition("/")[2]), words, note, active=active, files=tensors))
     return found
 
 
@@ -133,11 +122,13 @@ def ollama_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
     return [*given, home / ".ollama/models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/models")]
 
 
-def ollama_models(folder: Path, program: str = "llama-server") -> list[FoundModel]:
+def ollama_models(folder: Path, program: str = "llama-server", enough: Enough = patient) -> list[FoundModel]:
     """The models in a folder of Ollama's, served by llama-server from the files that are there."""
     manifests = folder / "manifests"
     found: list[FoundModel] = []
     for path in sorted(path for path in manifests.rglob("*") if path.is_file()) if manifests.is_dir() else []:
+        if enough():
+            break
         try:
             layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
             by_kind: dict[str, list[Path]] = {}
@@ -161,7 +152,7 @@ def _ollama_model(manifest: Path, layers: Mapping[str, Sequence[Path]], program:
     words += _ollama_parameters(layers.get("params", ()))
     namespace = [part for part in place[1:] if part != "library"]
     full = "/".join([*namespace, name]) + (f":{tag}" if tag != "latest" else "")
-    return FoundModel(model_name(full), tuple(words), f"Ollama: {full}")
+    return FoundModel(model_name(full), tuple(words), f"Ollama: {full}", files=tuple(layers["model"]))
 
 
 def _ollama_parameters(paths: Sequence[Path]) -> list[str]:
@@ -183,46 +174,3 @@ def engines(which: Callable[[str], str | None] = shutil.which) -> dict[str, str]
     """Engines on PATH."""
     found = ((name, which(name)) for name in ENGINES)
     return {name: path for name, path in found if path}
-
-
-def servers(ask: Ask = ask, ports: Mapping[int, str] = PORTS, skip: Sequence[int] = ()) -> list[FoundServer]:
-    """OpenAI-compatible servers that run on this machine, at the ports that such programs use."""
-
-    def look(port: int) -> FoundServer | None:
-        url = f"http://127.0.0.1:{port}"
-        try:
-            listed = ask(url)["data"]
-            names = tuple(str(row["id"]) for row in listed)
-        except (Trouble, KeyError, TypeError):
-            return None
-        return FoundServer(ports[port], url, names)
-
-    chosen = [port for port in ports if port not in skip]
-    with ThreadPoolExecutor(max(1, len(chosen))) as pool:
-        return [server for server in pool.map(look, chosen) if server is not None]
-
-
-def survey(
-    home: Path,
-    environ: Mapping[str, str],
-    folders: Sequence[Path] = (),
-    *,
-    which: Callable[[str], str | None] = shutil.which,
-    ask: Ask | None = ask,
-) -> Found:
-    """Look everywhere; only in `folders` for GGUF files where some are given. `ask` None: no running servers."""
-    installed = engines(which)
-    program = installed.get("llama-server", "llama-server")
-    seen: set[Path] = set()
-    models: list[FoundModel] = []
-    for folder in folders or model_folders(home, environ):
-        paths = []
-        for path in files(folder, ".gguf"):
-            real = path.resolve()
-            if real not in seen:
-                seen.add(real)
-                paths.append(path)
-        models += gguf_models(paths, program)
-    if not folders:
-        models += hub_models(hub_folder(home, environ), installed)
-    return Found(tuple(models), tuple(servers(ask)) if ask else (), installed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from attrs import field, frozen
@@ -22,6 +22,8 @@ class FoundModel:
     note: str = ""
     check_endpoint: str = ""
     active: bool = True
+    files: tuple[PurePath, ...] = ()
+    """What is loaded: the model with all its shards."""
 
 
 @frozen
@@ -41,6 +43,8 @@ class Found:
     servers: tuple[FoundServer, ...] = ()
     engines: dict[str, str] = field(factory=dict)
     """Engine name to program path."""
+    complete: bool = True
+    """False where the search was ended before it was over."""
 
 
 def model_name(text: str) -> str:
@@ -58,13 +62,20 @@ def gguf_models(paths: Iterable[PurePath], program: str = "llama-server") -> lis
         if path in projectors or (shard and shard["number"] != "00001"):
             continue
         words = [program, "-m", str(path)]
+        files = _shards(path, ordered) if shard else (path,)
         beside = [other for other in projectors if other.parent == path.parent]
         if beside:
             words += ["--mmproj", str(beside[0])]
         if is_embedder(path):
             words.append("--embedding")
-        models.append(FoundModel(model_name(SPLIT.sub("", path.stem)), tuple(words), str(path.parent)))
+        name = model_name(SPLIT.sub("", path.stem))
+        models.append(FoundModel(name, tuple(words), str(path.parent), files=files))
     return models
+
+
+def _shards(first: PurePath, among: Sequence[PurePath]) -> tuple[PurePath, ...]:
+    name = SPLIT.sub("", first.stem)
+    return tuple(path for path in among if path.parent == first.parent and SPLIT.sub("", path.stem) == name)
 
 
 def is_projector(path: PurePath) -> bool:
@@ -77,9 +88,9 @@ def is_embedder(path: PurePath) -> bool:
     return bool(re.search(r"embed|(^|[-_])(bge|gte|e5|minilm)[-_]", path.name.lower()))
 
 
-def unique(models: Iterable[FoundModel]) -> list[tuple[str, FoundModel]]:
-    """Each model with a name nobody else has."""
-    taken: set[str] = set()
+def unique(models: Iterable[FoundModel], names: Iterable[str] = ()) -> list[tuple[str, FoundModel]]:
+    """Each model with a name nobody else has; `names` are given away already."""
+    taken = set(names)
     named = []
     for model in models:
         name, number = model.name, 2
@@ -158,18 +169,52 @@ def _models(found: Found) -> list[str]:
     return [*lines, ""]
 
 
-def _model(name: str, model: FoundModel, indent: str) -> list[str]:
+def _model(name: str, model: FoundModel, indent: str, port: str = "--port") -> list[str]:
     lines = [f"{indent}# {model.note}"] if model.note else []
-    words = (model.words[0], "--port ${PORT}", *model.words[1:])
-    lines.append(f"{indent}{_text(name)}:")
-    lines.append(f"{indent}  cmd: |")
-    body = command((words[0],), indent + "    ").split("\n")
-    lines += [*body, f"{indent}    --port ${{PORT}}"]
-    if len(words) > 2:
-        lines += command(("", *words[2:]), indent + "    ").split("\n")[1:]
+    # The port is the first flag: `vllm serve NAME` must stay together.
+    verbs = next((place for place, word in enumerate(model.words) if word.startswith("-")), len(model.words))
+    lines += [f"{indent}{_text(name)}:", f"{indent}  cmd: |"]
+    lines += command(model.words[:verbs], indent + "    ").split("\n")
+    lines.append(f"{indent}    {port} ${{PORT}}")
+    if model.words[verbs:]:
+        lines += command(("", *model.words[verbs:]), indent + "    ").split("\n")[1:]
     if model.check_endpoint:
         lines.append(f"{indent}  checkEndpoint: {model.check_endpoint}")
     return lines
+
+
+def model_entry(name: str, model: FoundModel) -> str:
+    """A model as it stands below `models:`."""
+    return "\n".join(_model(name, model, "  ")) + "\n"
+
+
+def server_entry(name: str, server: FoundServer) -> str:
+    """A server as it stands below `peers:`."""
+    return "\n".join(_server(name, server)) + "\n"
+
+
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "llama-server": ("-m", "/path/to/model.gguf"),
+    "llamafile": ("--server", "-m", "/path/to/model.gguf"),
+    "koboldcpp": ("--model", "/path/to/model.gguf", "--quiet"),
+    "vllm": ("serve", "PUBLISHER/MODEL"),
+    "sglang": ("serve", "--model-path", "PUBLISHER/MODEL"),
+    "mlx_lm.server": ("--model", "PUBLISHER/MODEL"),
+    "whisper-server": ("-m", "/path/to/ggml-model.bin", "--inference-path", "/v1/audio/transcriptions"),
+    "sd-server": ("-m", "/path/to/model.safetensors"),
+}
+"""What follows an engine's program and its port in a command; a program that serves no model by itself has none."""
+PORT_FLAGS = {"sd-server": "--listen-port"}
+
+
+def engine_entry(name: str, program: str) -> str:
+    """An example below `models:` of how this engine is started; empty where it serves nothing by itself."""
+    words = TEMPLATES.get(name)
+    if words is None:
+        return ""
+    check = {"whisper-server": "/", "sd-server": "/", "mlx_lm.server": "/v1/models"}.get(name, "")
+    model = FoundModel(f"my-{model_name(name)}", (program, *words), "put the model's own path or name here", check)
+    return "\n".join(_model(model.name, model, "  ", PORT_FLAGS.get(name, "--port"))) + "\n"
 
 
 def _servers(found: Found) -> list[str]:
@@ -178,9 +223,12 @@ def _servers(found: Found) -> list[str]:
     lines = ["# Servers that run already; their models are asked for as NAME/MODEL, or by their bare name."]
     lines.append("peers:")
     for server in found.servers:
-        lines += [f"  {_text(server.name)}:", f"    proxy: {server.url}"]
-        if server.models:
-            lines += ["    models:", *(f"      - {_text(model)}" for model in server.models)]
-        else:
-            lines.append("    models: []")
+        lines += _server(server.name, server)
     return [*lines, ""]
+
+
+def _server(name: str, server: FoundServer) -> list[str]:
+    lines = [f"  {_text(name)}:", f"    proxy: {server.url}"]
+    if server.models:
+        return [*lines, "    models:", *(f"      - {_text(model)}" for model in server.models)]
+    return [*lines, "    models: []"]

@@ -1,0 +1,65 @@
+"""Look everywhere: disks, engines, running servers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from llamaswap.discover.disk import (
+    Enough,
+    engines,
+    files,
+    hub_folder,
+    hub_models,
+    model_folders,
+    ollama_folders,
+    ollama_models,
+    patient,
+)
+from llamaswap.discover.found import Found, FoundModel, gguf_models
+from llamaswap.discover.servers import Ask, ask, servers
+
+
+def survey(
+    home: Path,
+    environ: Mapping[str, str],
+    folders: Sequence[Path] = (),
+    *,
+    which: Callable[[str], str | None] = shutil.which,
+    ask: Ask | None = ask,
+    skip: Collection[int] = (),
+    ollama: bool = False,
+    enough: Enough = patient,
+) -> Found:
+    """What there is; only in `folders` for models where some are given.
+
+    `ask` None asks no running servers, `skip` are ports not to ask. `ollama` also tells the models in Ollama's store,
+    as llama-server would serve them; beside a running Ollama they would be told twice.
+    """
+    installed = engines(which)
+    program = installed.get("llama-server", "llama-server")
+    seen: set[Path] = set()
+    models: list[FoundModel] = []
+    for folder in folders or model_folders(home, environ):
+        paths = []
+        for path in files(folder, ".gguf", enough):
+            real = path.resolve()
+            if real not in seen:
+                seen.add(real)
+                paths.append(path)
+        models += gguf_models(paths, program)
+    if not folders:
+        models += hub_models(hub_folder(home, environ), installed, enough)
+    if ollama:
+        stores = dict.fromkeys(path.resolve() for path in ollama_folders(home, environ))
+        in_store = partial(ollama_models, program=program, enough=enough)
+        models += next(filter(None, map(in_store, stores)), [])
+    models = [model for model in models if _speakable(model)]
+    return Found(tuple(models), tuple(servers(ask, skip=skip)) if ask else (), installed, complete=not enough())
+
+
+def _speakable(model: FoundModel) -> bool:
+    """Whether a configuration can say it: a line feed in a file's name would be another line of it, `${` a macro."""
+    return all(text.isprintable() and "${" not in text for text in (*model.words, model.note))

@@ -1,0 +1,93 @@
+from pathlib import PurePosixPath
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Source, load
+from llamaswap.config.commands import split
+from llamaswap.discover.disk import ENGINES
+from llamaswap.discover.found import (
+    TEMPLATES,
+    Found,
+    FoundModel,
+    FoundServer,
+    configuration,
+    engine_entry,
+    gguf_models,
+    model_entry,
+    model_name,
+    server_entry,
+    unique,
+)
+
+
+class GgufTests(SynchronousTestCase):
+    def models(self, *names):
+        return {model.name: model.words for model in gguf_models(map(PurePosixPath, names))}
+
+    def test_only_the_first_shard_is_a_model(self):
+        names = [f"/m/Big-Q4_K_M-0000{number}-of-00002.gguf" for number in (1, 2)]
+        self.assertEqual(self.models(*names), {"big-q4_k_m": ("llama-server", "-m", names[0])})
+        [model] = gguf_models(map(PurePosixPath, [*names, "/m/Big-Q8_0-00002-of-00002.gguf"]))
+        self.assertEqual([str(path) for path in model.files], names)
+
+    def test_a_projector_goes_with_the_model_beside_it(self):
+        found = self.models("/m/v/Vision-Q8_0.gguf", "/m/v/mmproj-F16.gguf", "/m/t/Text.gguf")
+        self.assertIn("/m/v/mmproj-F16.gguf", found["vision-q8_0"])
+        self.assertNotIn("--mmproj", found["text"])
+
+    def test_an_embedding_model_is_started_as_one(self):
+        self.assertIn("--embedding", self.models("/m/nomic-embed-text-v1.5.gguf")["nomic-embed-text-v1.5"])
+
+    def test_names_are_comfortable_and_unique(self):
+        self.assertEqual(model_name("Qwen3 8B (Q4)!"), "qwen3-8b-q4")
+        twice = [FoundModel("a", ("x",)), FoundModel("a", ("y",))]
+        self.assertEqual([name for name, _ in unique(twice)], ["a", "a-2"])
+        self.assertEqual([name for name, _ in unique(twice, ["a"])], ["a-2", "a-3"])
+
+
+class ConfigurationTests(SynchronousTestCase):
+    def test_what_is_written_loads_and_means_the_commands_found(self):
+        odd = '/models/with blank "and" quotes.gguf'
+        found = Found(
+            (
+                FoundModel("plain", ("llama-server", "-m", "/m/a.gguf", "-c", "4096")),
+                FoundModel("1.5", ("llama-server", "-m", odd)),
+                FoundModel("asleep", ("vllm", "serve", "x/y"), active=False),
+            ),
+            (FoundServer("ollama", "http://127.0.0.1:11434", ("a:latest", "true", "7")),),
+            {"llama-server": "/usr/bin/llama-server"},
+        )
+        text = configuration(found)
+        loaded = load([Source("x", text)], {})
+        self.assertEqual(loaded.warnings, ())
+        models = loaded.config.models
+        self.assertEqual(sorted(models), ["1.5", "plain"])
+        words = split(models["plain"].cmd)
+        self.assertEqual(words, ["llama-server", "--port", str(models["plain"].port), "-m", "/m/a.gguf", "-c", "4096"])
+        self.assertIn(odd, split(models["1.5"].cmd))
+        self.assertEqual(loaded.config.peers["ollama"].models, ("a:latest", "true", "7"))
+        self.assertIn("#  asleep:", text)
+
+    def test_with_nothing_found_it_loads_too(self):
+        self.assertEqual(dict(load([Source("x", configuration(Found()))], {}).config.models), {})
+
+    def test_a_verb_stays_with_its_program(self):
+        found = Found((FoundModel("m", ("vllm", "serve", "org/M")),))
+        model = load([Source("x", configuration(found))], {}).config.models["m"]
+        self.assertEqual(split(model.cmd), ["vllm", "serve", "org/M", "--port", str(model.port)])
+
+
+class EntryTests(SynchronousTestCase):
+    def test_every_entry_is_one_model_or_peer_that_loads(self):
+        text = "models:\n" + model_entry("a", FoundModel("a", ("llama-server", "-m", "/m/a.gguf"), "a note"))
+        text += "".join(engine_entry(name, f"/bin/{name}") for name in ENGINES)
+        text += "peers:\n" + server_entry("x", FoundServer("x", "http://127.0.0.1:8000", ("m",)))
+        loaded = load([Source("x", text)], {})
+        self.assertEqual(loaded.warnings, ())
+        self.assertEqual(len(loaded.config.models), 1 + len(TEMPLATES))
+        self.assertEqual(loaded.config.peers["x"].models, ("m",))
+        for model in loaded.config.models.values():
+            self.assertIn(str(model.port), split(model.cmd))
+
+    def test_what_serves_no_model_by_itself_has_none(self):
+        self.assertEqual(engine_entry("docker", "/bin/docker"), "")
