@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +35,8 @@ from llamaswap.config.commands import split
 from llamaswap.config.ports import keep
 from llamaswap.config.schema import Stall
 from llamaswap.demo import demo_config
+from llamaswap.discover.disk import Enough
+from llamaswap.discover.found import Found
 from llamaswap.handover import Handover, take_over
 from llamaswap.listening import Listen
 from llamaswap.notify import Notifier, without_ours
@@ -80,6 +82,7 @@ from llamaswap.web import peers as peers_routes
 from llamaswap.web.access import Accessed
 from llamaswap.web.app import Admin, make_site, routes
 from llamaswap.web.configfile import ConfigFile
+from llamaswap.web.discovery import Discovery
 from llamaswap.web.dispatch import Dispatcher
 from llamaswap.web.doors import Doors
 from llamaswap.web.editing import Editing
@@ -263,6 +266,8 @@ class LlamaSwap(MultiService):
         # What is seen.
         self.recorder = Worker("recorder", reactor.callFromThread)
         self.watcher = Worker("watcher", reactor.callFromThread)
+        # Of its own: a network folder that hangs must not keep the meters.
+        self.surveyor = Worker("surveyor", reactor.callFromThread)
         self.meters = Meters(in_flight=lambda: self.inflight.by_model(), machine=lambda: self.machine.families())
         self.meters.listen(self.bus)
         self.captures = Captures(config.capture_buffer)
@@ -384,6 +389,7 @@ class LlamaSwap(MultiService):
                 self.upgrade.document,
             ),
             Editing(config_file, config, Reloads(self.bus, time.time)),
+            Discovery(lambda: config_file.editable, config, self._survey, self.surveyor, reactor, self._own_ports),
             self.load_tests,
             OpenApi(routes, build_info()),
         ]
@@ -412,6 +418,17 @@ class LlamaSwap(MultiService):
         bound: Any = self._port.getHost() if self._port is not None else None
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(bound.host, bound.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{bound.port}".encode()
+
+    def _own_ports(self) -> tuple[int, ...]:
+        bound: Any = self._port.getHost() if self._port is not None else None
+        return (bound.port,) if hasattr(bound, "port") else ()  # a unix socket has none
+
+    def _survey(self, ports: Collection[int], enough: Enough) -> Found:
+        """What this machine has, on the surveyor's thread."""
+        from llamaswap.discover.survey import survey  # rarely asked for
+
+        home = Path(self.environ.get("HOME") or "/nonexistent")
+        return survey(home, self.environ, skip=ports, ollama=True, enough=enough)
 
     def _own_key(self) -> bytes | None:
         keys = self.router.config.api_keys

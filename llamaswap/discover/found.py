@@ -24,6 +24,8 @@ class FoundModel:
     active: bool = True
     files: tuple[PurePath, ...] = ()
     """What is loaded: the model with all its shards."""
+    bytes: int = 0
+    """Of these files; 0 where nobody looked."""
 
 
 @frozen
@@ -231,4 +233,4 @@ def _server(name: str, server: FoundServer) -> list[str]:
     lines = [f"  {_text(name)}:", f"    proxy: {server.url}"]
     if server.models:
         return [*lines, "    models:", *(f"      - {_text(model)}" for model in server.models)]
-    return [*lines, "    models: []"]
+    return [*lines, "    models: auto"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from attrs import evolve
 
 from llamaswap.discover.disk import (
     Enough,
@@ -56,8 +59,15 @@ def survey(
         stores = dict.fromkeys(path.resolve() for path in ollama_folders(home, environ))
         in_store = partial(ollama_models, program=program, enough=enough)
         models += next(filter(None, map(in_store, stores)), [])
-    models = [model for model in models if _speakable(model)]
+    models = [evolve(model, bytes=sum(map(_size, model.files))) for model in models if _speakable(model)]
     return Found(tuple(models), tuple(servers(ask, skip=skip)) if ask else (), installed, complete=not enough())
+
+
+def _size(path: PurePath) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _speakable(model: FoundModel) -> bool:

@@ -230,6 +230,32 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             )
         }
     ),
+    "Discovered": _object(
+        {
+            "models": _array(
+                _object(
+                    {
+                        **dict.fromkeys(("name", "note", "section", "yaml"), S),
+                        "command": _array(S),
+                        "bytes": INT,
+                        "usable": B,
+                        "configured_as": NULL_S,
+                    }
+                )
+            ),
+            "engines": _array(_object({"name": S, "path": S, "yaml": S})),
+            "servers": _array(
+                _object(
+                    {
+                        **dict.fromkeys(("name", "url", "section", "yaml"), S),
+                        "models": _array(S),
+                        "configured_as": NULL_S,
+                    }
+                )
+            ),
+            "complete": B,
+        }
+    ),
     "JsonSchema": ANYTHING,
     "OpenApi": ANYTHING,
     "LoadTest": _object({"id": S, "state": S, "model": S, "done": INT, "total": INT, "results": ANYTHING}),

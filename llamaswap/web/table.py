@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llamaswap.web import (
     activity,
+    discovery,
     doors,
     editing,
     events,
@@ -32,6 +33,7 @@ ROUTES: tuple[Route, ...] = (
     *system.ROUTES,
     *models.ROUTES,
     *editing.ROUTES,
+    *discovery.ROUTES,
     *loadtest.ROUTES,
     *openapi.ROUTES,
     *ui.ROUTES,

@@ -68,6 +68,10 @@ class ConfigurationTests(SynchronousTestCase):
         self.assertEqual(loaded.config.peers["ollama"].models, ("a:latest", "true", "7"))
         self.assertIn("#  asleep:", text)
 
+    def test_a_server_that_lists_nothing_yet_is_asked_again(self):
+        text = configuration(Found(servers=(FoundServer("lab", "http://127.0.0.1:5001"),)))
+        self.assertTrue(load([Source("x", text)], {}).config.peers["lab"].auto)
+
     def test_with_nothing_found_it_loads_too(self):
         self.assertEqual(dict(load([Source("x", configuration(Found()))], {}).config.models), {})
 

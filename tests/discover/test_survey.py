@@ -34,3 +34,10 @@ class SurveyTests(SynchronousTestCase):
     def test_a_search_that_was_ended_says_so(self):
         found = survey(self.home, {}, which=lambda name: None, ask=None, enough=lambda: True)
         self.assertEqual((found.models, found.complete), ((), False))
+
+    def test_a_model_has_the_size_of_all_its_shards(self):
+        for number in (1, 2):
+            touch(self.home, f"models/a-0000{number}-of-00002.gguf")
+            (self.home / f"models/a-0000{number}-of-00002.gguf").write_bytes(b"x" * 100 * number)
+        [model] = survey(self.home, {}, [self.home / "models"], which=lambda name: None, ask=None).models
+        self.assertEqual(model.bytes, 300)

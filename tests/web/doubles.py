@@ -14,6 +14,7 @@ from twisted.web.resource import Resource
 
 from llamaswap.bus import Bus
 from llamaswap.config import Capabilities, Config, Filters, Model, Peer, Profile, Secret, Selector
+from llamaswap.discover.found import Found
 from llamaswap.observe import activity as observed
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.history import History
@@ -24,6 +25,7 @@ from llamaswap.schedule.scheduler import Forecast
 from llamaswap.version import Build
 from llamaswap.web import app, table
 from llamaswap.web.activity import Activity
+from llamaswap.web.discovery import Discovery
 from llamaswap.web.doors import Doors
 from llamaswap.web.editing import Checked, Editing
 from llamaswap.web.events import Events
@@ -296,6 +298,8 @@ class World:
     generator: object = None
     store: Store = field(factory=Store)
     peers: object = field(factory=lambda: FakePeers())
+    survey: object = lambda ports, enough: Found()
+    surveyor: object = at_once
 
     def __attrs_post_init__(self):
         self.activity = observed.Activity(
@@ -321,6 +325,9 @@ class World:
         )
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
         self.reloads = Reloads(self.bus, lambda: 1700000000.0)
+        self.discovery = Discovery(
+            lambda: self.files.editable, self.config, self.survey, self.surveyor, self.clock, lambda: (8080,)
+        )
 
     def config(self):
         return self.fleet.config
@@ -340,6 +347,7 @@ class World:
             System(Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}),
             Models(fleet, config, self.inflight, self.history, self.book, self.clock),
             Editing(self.files, config, self.reloads),
+            self.discovery,
             self.loadtests,
             OpenApi(lambda: table.ROUTES, Build("9")),
         ]

@@ -1,0 +1,125 @@
+from pathlib import PurePosixPath
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+
+from llamaswap.config import Endpoint, Model, Peer, Source, load
+from llamaswap.discover.found import Found, FoundModel, FoundServer
+from llamaswap.web.discovery import FRESH, LONGEST, MOST, PATIENCE
+from tests.web.doubles import FakeFiles, FakeFleet, World, at_once, example_config, with_keys
+
+
+def model(name, path="/m/x.gguf", **more):
+    return FoundModel(name, ("/bin/llama-server", "-m", path), files=(PurePosixPath(path),), **more)
+
+
+FOUND = Found(
+    (model("new", bytes=7), model("al", "/m/used.gguf")),
+    (FoundServer("vllm", "http://127.0.0.1:8000", ("m",)), FoundServer("lab", "http://127.0.0.1:5001")),
+    {"vllm": "/bin/vllm", "docker": "/bin/docker"},
+)
+
+
+class DiscoveryTests(TestCase):
+    def world(self, found=FOUND, editable=True, run=at_once, fleet=None):
+        self.asked = []
+
+        def survey(ports, enough):
+            self.asked.append((ports, enough))
+            return found
+
+        files = FakeFiles(editable=editable)
+        return World(fleet or FakeFleet(), files=files, survey=survey, surveyor=run)
+
+    def test_each_thing_has_a_text_that_loads(self):
+        told = self.world().ask("/api/discover").json
+        text = "models:\n" + "".join(one["yaml"] for one in told["models"] + told["engines"])
+        text += "peers:\n" + "".join(one["yaml"] for one in told["servers"])
+        config = load([Source("x", text)], {}).config
+        self.assertEqual(config.models["new"].cmd.split()[0], "/bin/llama-server")
+        self.assertEqual(config.peers["vllm"].models, ("m",))
+        self.assertTrue(told["complete"])
+        self.assertEqual((told["models"][0]["bytes"], told["models"][0]["section"]), (7, "models"))
+
+    def test_a_name_that_is_taken_is_not_offered(self):
+        told = self.world().ask("/api/discover").json
+        self.assertEqual([one["name"] for one in told["models"]], ["new", "al-2"])
+        self.assertEqual([one["name"] for one in told["servers"]], ["vllm", "lab-2"])
+
+    def test_what_is_configured_already_says_as_what(self):
+        models = {"mine": Model("mine", cmd="serve -m '/m/used.gguf'")}
+        peers = {"far": Peer("far", proxy="http://localhost:8000/")}
+        world = self.world(fleet=FakeFleet(example_config(models=models, peers=peers)))
+        told = world.ask("/api/discover").json
+        self.assertEqual([one["configured_as"] for one in told["models"]], [None, "mine"])
+        self.assertEqual([one["configured_as"] for one in told["servers"]], ["far", None])
+
+    def test_our_own_ports_are_not_asked(self):
+        models = {"mine": Model("mine", endpoint=Endpoint("http", "localhost", 8001))}
+        self.world(fleet=FakeFleet(example_config(models=models))).ask("/api/discover")
+        self.assertEqual(self.asked[0][0], {8080, 8001})
+
+    def test_without_the_operators_word_nobody_looks(self):
+        world = self.world(editable=False)
+        self.assertEqual(world.ask("/api/discover").status, 403)
+        world = self.world(fleet=FakeFleet(with_keys("k")))
+        self.assertEqual(world.ask("/api/discover").status, 401)
+        self.assertEqual(self.asked, [])
+
+    def test_many_models_are_cut_and_that_is_told(self):
+        told = self.world(Found(tuple(model(f"m{n}") for n in range(MOST + 9)))).ask("/api/discover").json
+        self.assertEqual((len(told["models"]), told["complete"]), (MOST, False))
+
+    def test_an_answer_of_a_moment_ago_serves_again(self):
+        world = self.world()
+        for _ in range(3):
+            world.ask("/api/discover")
+        self.assertEqual(len(self.asked), 1)
+        world.clock.advance(FRESH)
+        world.ask("/api/discover")
+        self.assertEqual(len(self.asked), 2)
+
+    def test_a_search_ends_after_its_time(self):
+        world = self.world()
+        world.ask("/api/discover")
+        enough = self.asked[0][1]
+        self.assertFalse(enough())
+        world.clock.advance(LONGEST + 0.1)
+        self.assertTrue(enough())
+
+    def test_who_comes_during_a_search_shares_it_and_who_leaves_does_not_end_it(self):
+        works = []
+
+        def slowly(work):
+            works.append((work, Deferred()))
+            return works[-1][1]
+
+        world = self.world(run=slowly)
+        one, two = world.open("/api/discover"), world.open("/api/discover")
+        one.leave()
+        self.assertEqual(len(works), 1)
+        works[0][1].callback(FOUND)
+        self.assertEqual(two.answer().status, 200)
+
+    def test_a_disk_that_hangs_is_told_and_searched_once(self):
+        begun = []
+
+        def never(work):
+            begun.append(work)
+            return Deferred()
+
+        world = self.world(run=never)
+        client = world.open("/api/discover")
+        world.clock.advance(PATIENCE)
+        self.assertEqual(client.answer().status, 503)
+        again = world.open("/api/discover")
+        world.clock.advance(PATIENCE)
+        self.assertEqual((again.answer().status, len(begun)), (503, 1))
+
+    def test_a_search_that_fails_says_so(self):
+        def broken(work):
+            return at_once(lambda: 1 / 0)
+
+        self.assertEqual(self.world(run=broken).ask("/api/discover").status, 500)
+        logged = [failure.type.__name__ for failure in self.flushLoggedErrors()]
+        self.assertIn("ZeroDivisionError", logged)
