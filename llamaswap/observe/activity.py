@@ -1,7 +1,9 @@
-"""What was served: records finished requests in batches on a worker thread, and answers questions about them.
+"""What was served: records finished requests in batches, and answers questions about them.
 
-A request pays for a small record and nothing more; rows appear a moment after the response ended. Must not
-know HTTP's side of the questions beyond the JSON shape of a row.
+A request pays for a small record and nothing more; rows appear a moment after the response ended. Small answers are
+read on the reactor's thread, a handful at a time: handing each to a thread costs more than reading it, and a thread
+that computes keeps the interpreter from the reactor. What is large, blocks or waits for a disk is a worker's.
+Must not know HTTP's side of the questions beyond the JSON shape of a row.
 """
 
 from __future__ import annotations
@@ -12,23 +14,25 @@ from datetime import datetime
 from typing import Any
 
 import zstandard
-from attrs import evolve, frozen
-from twisted.internet.defer import Deferred, succeed
+from attrs import define
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.observe.captures import LEVEL, Captures, pack
+from llamaswap.observe.captures import LEVEL, Blob, Capture, Captures, bundles, pack
 from llamaswap.observe.lines import local_time, rfc3339
 from llamaswap.observe.query import Filter, Query
 from llamaswap.observe.record import Row, digest
-from llamaswap.observe.recording import Job, Recording
+from llamaswap.observe.recording import Recording
 from llamaswap.observe.store import Page, Store
 from llamaswap.observe.tape import Allowance
 from llamaswap.observe.worker import Run
 from llamaswap.wire.facts import RequestFacts
 
-GATHER = 0.02  # seconds between a response's end and its batch: one thread hop for all that ended meanwhile
+GATHER = 0.25  # seconds between a response's end and its batch: one thread hop for all that ended meanwhile
+SLICE = 16  # answers read in one go: a fraction of a millisecond
+SMALL = 16 * 1024  # bytes of an answer that is read on the reactor's thread
 BATCH = 256  # rows per transaction: keeps the wait of a reader behind it under a few milliseconds
 BACKLOG = 10_000  # finished requests that may wait for a slow disk; beyond, rows are dropped and counted
 BACKLOG_BODIES = 64 * 1024 * 1024  # bytes of answers those may hold; beyond, rows come without their tokens
@@ -38,10 +42,12 @@ RECENT = 64  # rows kept at hand for the event that announces them
 log = Logger()
 
 
-@frozen
+@define(eq=False)
 class _Filed:
+    """A recording read: its row, and its capture if it has one."""
+
     row: Row
-    blob: bytes | None
+    capture: Capture | None
 
 
 class Activity:
@@ -72,7 +78,8 @@ class Activity:
         self._local = local
         self._allowance = Allowance(captures.budget * HELD_PER_BUDGET)
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
-        self._backlog: list[Job] = []
+        self._backlog: list[Recording] = []
+        self._filed: list[_Filed | Recording] = []  # the backlog's beginning: read, or left to the worker
         self._backlog_bodies = 0
         self._writing = False
         self._closed = False
@@ -101,65 +108,85 @@ class Activity:
         allowance = self._allowance if self._captures.enabled else None
         return Recording(facts, self._clock.seconds, self._wall, self._sessions, allowance, self._finished)
 
-    def _finished(self, job: Job) -> None:
-        if self._closed or len(self._backlog) >= BACKLOG:
-            self._allowance.give_back(job.held)
+    def _finished(self, recording: Recording) -> None:
+        backlog = self._backlog
+        if self._closed or len(backlog) >= BACKLOG:
+            self._allowance.give_back(recording.held)
             if not self.dropped and not self._closed:
                 log.warn("activity rows are dropped: the store is slower than the requests")
             self.dropped += 1
             return
-        size = job.size
+        size = recording.size
         if self._backlog_bodies + size > BACKLOG_BODIES:
-            self._allowance.give_back(job.held)
-            job = Job(evolve(job.answer, body=b"", whole=False), None, 0)
+            self._allowance.give_back(recording.held)
+            recording.forget_bodies()
             size = 0
         self._backlog_bodies += size
-        self._backlog.append(job)
-        if self._timer is None and not self._writing:
+        backlog.append(recording)
+        if len(backlog) - len(self._filed) >= SLICE:
+            self._read()
+        if self._writing:
+            return
+        if len(backlog) >= BATCH:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._write()
+        elif self._timer is None:
             self._timer = self._clock.callLater(GATHER, self._write)
+
+    def _read(self) -> None:
+        """Read what was not read yet and is small."""
+        filed = self._filed
+        for recording in self._backlog[len(filed) :]:
+            filed.append(self._digested(recording) if len(recording.body) <= SMALL else recording)
+
+    def _digested(self, recording: Recording) -> _Filed:
+        found = digest(recording.answer())
+        body = found.capture_body
+        # What is far too large for the shelf is not even compressed.
+        wanted = recording.captured and body is not None and recording.size <= self._allowance.bound
+        return _Filed(found.row, recording.capture(body) if wanted and body is not None else None)
 
     def _write(self) -> None:
         self._timer = None
+        self._read()
         batch, self._backlog = self._backlog[:BATCH], self._backlog[BATCH:]
-        self._backlog_bodies = sum(job.size for job in self._backlog)
+        filed, self._filed = self._filed[:BATCH], self._filed[BATCH:]
+        self._backlog_bodies = sum(recording.size for recording in self._backlog)
         self._writing = True
-        written = self._run(lambda: self._file(batch))
+        if self._store.durable or any(isinstance(item, Recording) for item in filed):
+            written = self._run(lambda: self._file(filed))
+        else:
+            written = maybeDeferred(self._file, filed)
         written.addCallbacks(self._announce, self._lost)
         written.addErrback(lambda failure: log.failure("a listener to stored rows failed", failure=failure))
         written.addBoth(lambda _: self._wrote(batch))
 
-    def _file(self, batch: Sequence[Job]) -> list[_Filed]:
-        """On the worker: read the answers, store the rows, compress the captures."""
-        digests = [digest(job.answer) for job in batch]
-        rows = self._store.insert(found.row for found in digests)
-        return [
-            _Filed(row, self._packed(job, found.capture_body))
-            for row, job, found in zip(rows, batch, digests, strict=True)
-        ]
+    def _file(self, batch: Sequence[_Filed | Recording]) -> tuple[list[Row], list[Blob]]:
+        """Read the large answers, store the rows, compress the captures. On the worker where that may take a while."""
+        filed = [item if isinstance(item, _Filed) else self._digested(item) for item in batch]
+        rows = self._store.insert(item.row for item in filed)
+        captures = [(item.row.id, item.capture) for item in filed if item.capture is not None]
+        return rows, [pack(some, self._compressor) for some in bundles(captures)]
 
-    def _packed(self, job: Job, body: bytes | None) -> bytes | None:
-        # What is far too large for the shelf is not even compressed.
-        if job.parts is None or body is None or job.size > self._allowance.bound:
-            return None
-        return pack(job.parts.capture(job.answer.status, body), self._compressor)
-
-    def _announce(self, filed: list[_Filed]) -> None:
-        for item in filed:
-            if item.blob is not None:
-                self._captures.put(item.row.id, item.blob)
-            self._recent[item.row.id] = item.row
-            if len(self._recent) > RECENT:
-                self._recent.popitem(last=False)
+    def _announce(self, stored: tuple[list[Row], list[Blob]]) -> None:
+        rows, blobs = stored
+        for blob in blobs:
+            self._captures.put(blob)
+        for row in rows[-RECENT:]:
+            self._recent[row.id] = row
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
         # Told only after the books are in order: a listener may ask for what it hears of.
-        for item in filed:
-            self._stored(item.row)
+        for row in rows:
+            self._stored(row)
 
     def _lost(self, failure: Failure) -> None:
         log.failure("activity rows could not be stored", failure=failure)
 
-    def _wrote(self, batch: Sequence[Job]) -> None:
-        for job in batch:
-            self._allowance.give_back(job.held)
+    def _wrote(self, batch: Sequence[Recording]) -> None:
+        for recording in batch:
+            self._allowance.give_back(recording.held)
         self._writing = False
         if self._backlog:
             self._write()

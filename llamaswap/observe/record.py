@@ -1,7 +1,7 @@
 """One finished request as a row: how an answer becomes tokens, an error message and a capture.
 
-Pure functions over values, made to run off the reactor's thread: they parse, decode and compress. Must not
-know the store, the clock or the request objects.
+Pure functions over values: a large answer is parsed and decoded off the reactor's thread. Must not know the store,
+the clock or the request objects.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from llamaswap.observe.tape import Undecodable, decoded
 from llamaswap.wire.usage import NOTHING, Usage, from_document, from_fragment, from_lines
@@ -64,7 +64,7 @@ class Row:
     id: int = 0
 
 
-@frozen
+@define
 class Digest:
     """A row, and the decoded body for its capture (None: this answer may not be captured at all)."""
 
@@ -97,18 +97,18 @@ def _usage(answer: Answer, body: bytes) -> Usage | None:
 
 def _row(answer: Answer, usage: Usage, error: str) -> Row:
     return Row(
-        created=int(answer.timestamp),
-        model=answer.model,
-        req_path=answer.stored_path,
-        resp_content_type=answer.content_type,
-        resp_status_code=answer.status,
-        usage=usage,
+        int(answer.timestamp),
+        answer.model,
+        answer.stored_path,
+        answer.content_type,
+        answer.status,
+        usage,
         # The server's own times may exceed ours by rounding; a row never claims less than the work in it.
-        duration_ms=max(answer.milliseconds, usage.server_ms),
-        error_msg=error,
-        metadata=answer.metadata,
-        session=answer.session,
-        client=answer.client,
+        max(answer.milliseconds, usage.server_ms),
+        error,
+        answer.metadata,
+        answer.session,
+        answer.client,
     )
 
 

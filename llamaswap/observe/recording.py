@@ -25,50 +25,25 @@ _ENCODING = frozenset({b"content-encoding"})
 CLIENT_CLOSED = 499
 
 
-@define(eq=False)  # not frozen: freezing doubles what making one costs, and each request makes them
-class Job:
-    """A finished request: its answer, what else its capture needs (None: not captured), and bytes to give back."""
-
-    answer: Answer
-    parts: Parts | None
-    held: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of bodies it keeps alive."""
-        asked = self.parts.facts.body if self.parts is not None else None
-        return len(self.answer.body) + len(asked or b"")
-
-
-@define(eq=False)
-class Parts:
-    """A capture's parts as they came; `capture` redacts them, off the reactor's thread."""
-
-    facts: RequestFacts = field(repr=False)
-    resp_headers: Sequence[tuple[bytes, bytes]] = field(repr=False)
-
-    def capture(self, status: int, body: bytes) -> Capture:
-        """The capture, within its path's mask, with this decoded answer (of a failure the answer is left out)."""
-        facts, mask = self.facts, mask_for(self.facts.path)
-        return Capture(
-            req_path=facts.stored_path,
-            req_headers=shown(facts.headers) if mask.req_headers else None,
-            req_body=facts.body if mask.req_body else None,
-            resp_headers=shown(self.resp_headers, without=_ENCODING) if mask.resp_headers else None,
-            resp_body=body if mask.resp_body and status == 200 else None,
-        )
-
-
 @define(eq=False)
 class Recording:
-    """A Scope. `done` takes the job; `allowance` bounds what all captures in the making hold (None: no captures)."""
+    """A Scope. `done` takes it when it is over; `allowance` bounds what all captures in the making hold (None: no
+    captures). From then on it is read: `answer` for the row, `capture` for the capture, `held` bytes to give back.
+    """
 
     facts: RequestFacts
     _seconds: Callable[[], float]
     _wall: Callable[[], float]
     _sessions: Sequence[bytes]
     _allowance: Allowance | None
-    _done: Callable[[Job], None]
+    _done: Callable[[Recording], None]
+    held: int = field(default=0, init=False)
+    captured: bool = field(default=False, init=False)
+    body: bytes = field(default=b"", init=False, repr=False)
+    _whole: bool = field(default=False, init=False)
+    _trouble: str = field(default="", init=False)
+    _ended: float = field(default=0.0, init=False)
+    _milliseconds: int = field(default=0, init=False)
     _status: int = field(default=0, init=False)
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
     _content_type: str = field(default="", init=False)
@@ -112,37 +87,63 @@ class Recording:
             self._tape.add(data)
 
     def closed(self, ending: Ending, error: Exception | None) -> None:
-        """Hand the job over."""
-        reel, self._reel = self._reel, None
-        held = 0 if reel is None else len(reel)
+        """Let go of what only the watching needed, and hand over."""
+        reel = self._reel
         if reel is not None:
-            body, whole = bytes(reel), True
+            self.held = len(reel)
+            self.body, self._whole, self._reel, self._tape = bytes(reel), True, None, None
         elif self._tape is not None:
-            body, whole = self._tape.content(), self._tape.complete
-        else:
-            body, whole = b"", False
+            self.body, self._whole, self._tape = self._tape.content(), self._tape.complete, None
+        self.captured = self._allowance is not None and not self._lost and self._status != 0
+        if not self._status:
+            self._status = self._unsent(ending)
+        if ending != "complete":
+            self._trouble = _trouble(ending, error)
+        self._ended = self._wall()
+        self._milliseconds = max(0, int((self._seconds() - self.facts.started) * 1000))
+        self._done(self)
+
+    @property
+    def size(self) -> int:
+        """Bytes of bodies it keeps alive."""
+        return len(self.body) + len(self.facts.body or b"")
+
+    def forget_bodies(self) -> None:
+        """Only the row is left, and it will not know of tokens."""
+        self.body, self._whole, self.captured, self.held, self.facts.body = b"", False, False, 0, None
+
+    def answer(self) -> Answer:
+        """What the row is made from."""
         facts = self.facts
-        status = self._status or self._unsent(ending)
-        answer = Answer(
-            model=facts.model,
-            path=facts.path,
-            stored_path=facts.stored_path,
-            timestamp=self._wall(),
-            status=status,
-            content_type=self._content_type,
-            encoding=self._encoding,
-            milliseconds=max(0, int((self._seconds() - facts.started) * 1000)),
-            body=body,
-            whole=whole,
-            sent=self._sent,
-            lines=None if self._scanner is None else tuple(self._scanner.lines()),
-            trouble=_trouble(ending, error),
-            metadata=dict(facts.metadata),
-            session=session(facts.headers, self._sessions),
-            client=facts.remote_ip,
+        return Answer(
+            facts.model,
+            facts.path,
+            facts.stored_path,
+            self._ended,
+            self._status,
+            self._content_type,
+            self._encoding,
+            self._milliseconds,
+            self.body,
+            self._whole,
+            self._sent,
+            None if self._scanner is None else tuple(self._scanner.lines()),
+            self._trouble,
+            facts.metadata,
+            session(facts.headers, self._sessions) if self._sessions else "",
+            facts.remote_ip,
         )
-        captured = self._allowance is not None and not self._lost and bool(self._status)
-        self._done(Job(answer, Parts(facts, self._headers) if captured else None, held))
+
+    def capture(self, body: bytes) -> Capture:
+        """The capture, within its path's mask, with this decoded answer (of a failure the answer is left out)."""
+        facts, mask = self.facts, mask_for(self.facts.path)
+        return Capture(
+            facts.stored_path,
+            shown(facts.headers) if mask.req_headers else None,
+            facts.body if mask.req_body else None,
+            shown(self._headers, without=_ENCODING) if mask.resp_headers else None,
+            body if mask.resp_body and self._status == 200 else None,
+        )
 
     def _wind(self, data: bytes) -> None:
         """Keep the body for its capture; when too much is held by everyone, give this capture up."""

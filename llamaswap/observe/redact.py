@@ -18,16 +18,20 @@ def canonical(name: bytes) -> str:
     return "-".join(part.capitalize() for part in name.decode("latin-1").split("-"))
 
 
+@lru_cache(maxsize=512)
+def _looks(raw: bytes) -> tuple[bytes, str, bool]:
+    """A header's name in lower case, as it is shown, and whether its value is a secret."""
+    lower = raw.lower()
+    return lower, canonical(raw), lower in SECRET
+
+
 def shown(headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[bytes] = frozenset()) -> dict[str, str]:
     """First value per header; values of secret headers are replaced; `without` names (lower case) to leave out."""
     result: dict[str, str] = {}
     for raw, value in headers:
-        lower = raw.lower()
-        if lower in without:
-            continue
-        name = canonical(raw)
-        if name not in result:
-            result[name] = REDACTED if lower in SECRET else value.decode("utf-8", "replace")
+        lower, name, secret = _looks(raw)
+        if name not in result and lower not in without:
+            result[name] = REDACTED if secret else value.decode("utf-8", "replace")
     return result
 
 

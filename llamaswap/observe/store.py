@@ -1,13 +1,17 @@
 """The activity table: SQLite, in memory or in a file that the Go program's versions can open as well.
 
-Everything here blocks and belongs to one worker thread. Must not know Deferreds, HTTP or the clock.
+Questions, and everything about a file, block and belong to one worker thread. Rows of a table in memory wait in a queue
+until somebody asks: most of them are forgotten before that. Must not know Deferreds, HTTP or the clock.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from attrs import frozen
@@ -62,7 +66,17 @@ CREATE TABLE IF NOT EXISTS request_origin (
 );
 """
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps would make one for each row
-_INSERT = f"INSERT INTO activity ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
+# Rows go in by several a statement: each statement is a step out of the interpreter and back, and the reactor's
+# thread may be met on the way. Old libraries take 999 values at most.
+_AT_ONCE = (60, 15, 4, 1)
+
+
+@lru_cache(maxsize=len(_AT_ONCE) * 2)
+def _insertion(into: str, columns: int, rows: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"INSERT OR REPLACE INTO {into} VALUES {', '.join([row] * rows)}"
+
+
 _SELECT = (
     f"SELECT id, {_COLUMNS}, COALESCE(session, ''), COALESCE(client, '') "
     "FROM activity LEFT JOIN request_origin ON activity_id = id"
@@ -103,6 +117,23 @@ def _values(row: Row) -> tuple[Any, ...]:
         row.error_msg,
         _ENCODE(dict(row.metadata)) if row.metadata else "",
     )
+
+
+def _insert(connection: sqlite3.Connection, into: str, values: Sequence[tuple[Any, ...]]) -> int:
+    """Insert rows of values, in order; returns the last one's id."""
+    done = last = 0
+    for count in _AT_ONCE:
+        while len(values) - done >= count:
+            some = values[done : done + count]
+            statement = _insertion(into, len(some[0]), count)
+            last = connection.execute(statement, tuple(chain.from_iterable(some))).lastrowid or 0
+            done += count
+    return last
+
+
+def _insert_origins(connection: sqlite3.Connection, rows: Iterable[tuple[int, Row]]) -> None:
+    origins = [(number, row.session, row.client) for number, row in rows if row.session or row.client]
+    _insert(connection, "request_origin", origins)
 
 
 def _metadata(text: str) -> dict[str, str]:
@@ -187,6 +218,9 @@ class Store:
         self._path = path
         self._keep = keep if keep > 0 else DEFAULT_ROWS
         self._connection: sqlite3.Connection | None = None
+        # Of a table in memory: the newest rows, not in the database yet. Filled by one thread, emptied by another.
+        self._fresh: deque[tuple[int, Row]] = deque(maxlen=self._keep)
+        self._last = 0
 
     @property
     def durable(self) -> bool:
@@ -216,32 +250,45 @@ class Store:
         return self._connection
 
     def insert(self, rows: Iterable[Row]) -> list[Row]:
-        """Store rows in one transaction and set their ids; returned in the same order."""
+        """Store rows in one transaction and set their ids; returned in the same order. Blocks only for a file."""
+        stored = list(rows)
+        if self._path is None:
+            for row in stored:
+                self._last += 1
+                row.id = self._last
+                self._fresh.append((self._last, row))
+            return stored
         connection = self._open()
-        stored: list[Row] = []
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for row in rows:
-                number = connection.execute(_INSERT, _values(row)).lastrowid or 0
-                if row.session or row.client:
-                    connection.execute(
-                        "INSERT OR REPLACE INTO request_origin VALUES (?, ?, ?)", (number, row.session, row.client)
-                    )
+            last = _insert(connection, f"activity ({_COLUMNS})", [_values(row) for row in stored])
+            # Nobody else writes during our transaction: the ids follow one another.
+            for number, row in enumerate(stored, last - len(stored) + 1):
                 row.id = number
-                stored.append(row)
-            if stored and self._path is None:
-                last = stored[-1].id - self._keep
-                connection.execute("DELETE FROM activity WHERE id <= ?", (last,))
-                connection.execute("DELETE FROM request_origin WHERE activity_id <= ?", (last,))
+            _insert_origins(connection, ((row.id, row) for row in stored))
         except BaseException:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
         return stored
 
+    def _asked(self) -> sqlite3.Connection:
+        """The database with every row in it."""
+        connection = self._open()
+        fresh: list[tuple[int, Row]] = []
+        while self._fresh:
+            fresh.append(self._fresh.popleft())
+        if fresh:
+            _insert(connection, f"activity (id, {_COLUMNS})", [(number, *_values(row)) for number, row in fresh])
+            _insert_origins(connection, fresh)
+            kept = (fresh[-1][0] - self._keep,)
+            connection.execute("DELETE FROM activity WHERE id <= ?", kept)
+            connection.execute("DELETE FROM request_origin WHERE activity_id <= ?", kept)
+        return connection
+
     def page(self, query: Query) -> Page:
         """One page of rows."""
-        connection = self._open()
+        connection = self._asked()
         where = _Conditions(query.filter)
         counted = f"SELECT COUNT(*) FROM activity LEFT JOIN request_origin ON activity_id = id{where.clause}"
         (total,) = connection.execute(counted, where.values).fetchone()
@@ -258,19 +305,21 @@ class Store:
         """The next `count` rows with a higher id, ascending: an export reads itself through in steps."""
         where = _Conditions(wanted)
         where.terms.append("id > ?")
-        found = self._open().execute(f"{_SELECT}{where.clause} ORDER BY id ASC LIMIT ?", (*where.values, number, count))
+        found = self._asked().execute(
+            f"{_SELECT}{where.clause} ORDER BY id ASC LIMIT ?", (*where.values, number, count)
+        )
         return [_row(record) for record in found]
 
     def newest_good(self, count: int | None = None) -> list[Row]:
         """The newest rows with status 200, oldest first (as many as an in-memory table keeps)."""
-        found = self._open().execute(
+        found = self._asked().execute(
             f"{_SELECT} WHERE resp_status_code = 200 ORDER BY id DESC LIMIT ?", (count or self._keep,)
         )
         return [_row(record) for record in found][::-1]
 
     def stats(self, wanted: Filter, bucket: int = 0) -> dict[str, Any]:
         """Totals and speed histograms of the rows; with `bucket` seconds also a `series` of sums over time."""
-        connection = self._open()
+        connection = self._asked()
         where = _Conditions(wanted)
         source = f"FROM activity LEFT JOIN request_origin ON activity_id = id{where.clause}"
         requests, read, written, cached = connection.execute(

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field
 
 LINE_BOUND = 256 * 1024  # bytes of one event held whole: a Responses API summary repeats the whole answer
 LINE_TAIL = 64 * 1024  # of a longer one, what is kept: usage stands at its end
@@ -21,7 +21,7 @@ MOST = 1e15  # of anything; what is more is no measurement, and would not fit a 
 LAST_LINES = 64  # ... and everyone the totals in the last; servers that repeat usage in each event fill this
 
 
-@frozen
+@define  # not frozen: each request makes one, and freezing doubles what that costs
 class Usage:
     """Token counts and speeds of one request; -1 means unknown. `server_ms` is the server's own time, 0 if untold."""
 
@@ -121,9 +121,15 @@ class _Ledger:
             draft, accepted = _pair(timings, "draft_n", "draft_n_accepted", draft, accepted)
             spent = (_number(timings.get("prompt_ms")) or 0) + (_number(timings.get("predicted_ms")) or 0)
             server_ms = max(0, int(spent))
-        known = Usage(max(0, read), max(0, written), max(-1, cached), max(-1, draft), max(-1, accepted))
-        return evolve(
-            known, prompt_per_second=_speed(prompt_speed), tokens_per_second=_speed(speed), server_ms=server_ms
+        return Usage(
+            max(0, read),
+            max(0, written),
+            max(-1, cached),
+            max(-1, draft),
+            max(-1, accepted),
+            _speed(prompt_speed),
+            _speed(speed),
+            server_ms,
         )
 
 

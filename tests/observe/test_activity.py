@@ -187,7 +187,7 @@ class TestRecording(SynchronousTestCase):
 
     def test_rows_of_one_moment_are_one_batch(self):
         run = Later()
-        bench = Bench(run=run)
+        bench = Bench(run=run, store=Store(self.mktemp()))
         for _ in range(5):
             bench.serve(seconds=0)
         self.assertEqual(run.waiting, [])
@@ -201,9 +201,29 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual([row.id for row in bench.rows], [1, 2, 3, 4, 5, 6])
         self.assertEqual((bench.clock.getDelayedCalls(), bench.activity._allowance.used), ([], 0))
 
+    def test_many_rows_do_not_wait_for_their_moment(self):
+        bench = Bench()
+        for _ in range(module.BATCH):
+            bench.serve(USAGE, seconds=0)
+        self.assertEqual([row.id for row in bench.rows], list(range(1, module.BATCH + 1)))
+        self.assertEqual(bench.clock.getDelayedCalls(), [])
+        self.assertEqual(bench.captures.get(module.BATCH).resp_body, USAGE)
+
+    def test_only_what_blocks_or_is_large_goes_to_the_thread(self):
+        run = Later()
+        bench = Bench(run=run)
+        bench.row(USAGE)
+        self.assertEqual((run.waiting, tokens(bench.rows[0])), ([], (3, 4, -1)))
+        bench.serve(b" " * (module.SMALL + 1) + USAGE)
+        bench.serve(USAGE)
+        bench.clock.advance(GATHER)
+        self.assertEqual(len(bench.rows), 1)
+        run.step()
+        self.assertEqual([(row.id, tokens(row)) for row in bench.rows], [(n, (3, 4, -1)) for n in (1, 2, 3)])
+
     def test_a_slow_store_drops_rows_at_a_bound(self):
         self.patch(module, "BACKLOG", 3)
-        bench = Bench(run=Later())
+        bench = Bench(run=Later(), store=Store(self.mktemp()))
         for _ in range(5):
             bench.serve(seconds=0)
         self.assertEqual((len(bench.activity._backlog), bench.activity.dropped), (3, 2))

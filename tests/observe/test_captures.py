@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.captures import MASKS, Capture, Captures, mask_for, pack, unpack
+from llamaswap.observe.captures import MASKS, Blob, Capture, Captures, bundles, mask_for, pack, unpack
 from llamaswap.observe.redact import canonical, first, shown
 from llamaswap.observe.tape import Allowance, Tape, Undecodable, decoded
 
@@ -20,7 +20,17 @@ class TestPacking(SynchronousTestCase):
     @given(BODIES, BODIES, st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
     def test_what_is_packed_comes_back(self, asked, answered, headers):
         capture = Capture("/é", headers, asked, headers, answered)
-        self.assertEqual(unpack(pack(capture, zstandard.ZstdCompressor())), capture)
+        other = Capture("/other", None, b"1", {"A": "é"}, b"2")
+        blob = pack([(7, other), (8, capture), (9, other)], zstandard.ZstdCompressor())
+        self.assertEqual([unpack(blob, number) for number in (7, 8, 9)], [other, capture, other])
+        self.assertRaises(ValueError, unpack, blob, 10)
+
+    def test_neighbours_are_packed_together_up_to_a_size(self):
+        small, large = Capture("/s", None, b"1", None, b"2"), Capture("/l", None, bytes(200_000), None, None)
+        self.assertEqual([len(some) for some in bundles([(n, small) for n in range(130)])], [64, 64, 2])
+        mixed = [(1, small), (2, large), (3, small), (4, small)]
+        self.assertEqual([[n for n, _ in some] for some in bundles(mixed)], [[1], [2], [3, 4]])
+        self.assertEqual(list(bundles([])), [])
 
     def test_missing_parts_are_null_and_empty_ones_are_empty(self):
         self.assertEqual(
@@ -40,23 +50,24 @@ class TestPacking(SynchronousTestCase):
 class TestShelf(SynchronousTestCase):
     def test_one_larger_than_the_budget_is_not_kept_and_evicts_nobody(self):
         captures = Captures(1)
-        captures.put(1, b"x")
-        captures.put(2, os.urandom(1024 * 1024 + 1))
+        captures.put(Blob([1], b"x"))
+        captures.put(Blob([2], os.urandom(1024 * 1024 + 1)))
         self.assertEqual((captures.has(1), captures.has(2), captures.used), (True, False, 1))
         self.assertIsNone(captures.get(2))
 
     def test_a_smaller_budget_evicts_the_oldest(self):
         captures = Captures(2)
         for number in (1, 2, 3):
-            captures.put(number, bytes(600 * 1024))
+            captures.put(Blob([number, -number], bytes(600 * 1024)))
         captures.resize(1)
         self.assertEqual([captures.has(number) for number in (1, 2, 3)], [False, False, True])
+        self.assertEqual([captures.has(-number) for number in (1, 2, 3)], [False, False, True])
         captures.resize(-3)
         self.assertEqual((captures.used, captures.enabled), (0, False))
 
     def test_clearing_forgets_all(self):
         captures = Captures(1)
-        captures.put(1, b"x")
+        captures.put(Blob([1], b"x"))
         captures.clear()
         self.assertEqual((captures.has(1), captures.used), (False, 0))
 

@@ -193,7 +193,7 @@ class TestKeeping(SynchronousTestCase):
             self.assertRaises(sqlite3.OperationalError, store.insert, [row()])
 
     def test_a_failed_batch_leaves_nothing_behind(self):
-        store = filled(row())
+        store = filled(row(), path=self.mktemp())
         self.assertRaises(sqlite3.Error, store.insert, [row(), row(model=None)])
         self.assertEqual(ids(store), [1])
 

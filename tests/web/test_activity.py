@@ -133,7 +133,7 @@ class CaptureTests(TestCase):
         """http T148"""
         world = World()
         capture = Capture("/v1/x", {"A": "b"}, b"ask", {"C": "d"}, None)
-        world.captures.put(4, pack(capture, zstandard.ZstdCompressor()))
+        world.captures.put(pack([(4, capture)], zstandard.ZstdCompressor()))
         answer = world.ask("/api/captures/4")
         self.assertEqual(answer.json["req_body"], b64encode(b"ask").decode())
         self.assertIsNone(answer.json["resp_body"])
