@@ -185,6 +185,7 @@ class Inflight:
         """List this request, if it belongs into the list."""
         if not facts.tracked:
             return None
+        facts.followed = bool(self._listeners)
         entry = Entry(facts, self)
         self._entries[facts.id] = entry
         self.opened += 1
@@ -257,6 +258,7 @@ class Inflight:
         """The event streams under way: (request, model, bytes sent, whether it was granted its model's server)."""
         for entry in self._entries.values():
             if entry.streams:
+                entry.facts.flush()
                 yield entry.facts.id, entry.facts.model, entry.sent, entry.granted is not None
 
     def snapshot(self) -> dict[str, Any]:
@@ -278,10 +280,12 @@ class Inflight:
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Hear of every later change; returns the unsubscriber (idempotent)."""
         self._listeners = (*self._listeners, listener)
+        self._follow(True)
 
         def leave() -> None:
             self._listeners = tuple(other for other in self._listeners if other is not listener)
             if not self._listeners:
+                self._follow(False)
                 self._progressed.clear()
                 if self._timer is not None:
                     self._timer.cancel()
@@ -289,7 +293,13 @@ class Inflight:
 
         return leave
 
+    def _follow(self, followed: bool) -> None:
+        for entry in self._entries.values():
+            entry.facts.followed = followed
+            entry.facts.flush()
+
     def _document(self, entry: Entry) -> dict[str, Any]:
+        entry.facts.flush()
         return entry.document(self._clock.seconds(), self._sessions, self._local)
 
     def _tell_progress(self) -> None:

@@ -105,6 +105,10 @@ class ResponseSink(Protocol):
     def write(self, data: bytes) -> None:
         """Some body bytes, sent at once."""
 
+    def writer(self) -> Callable[[bytes], None]:
+        """After `head`: what does as `write` does, by the shortest way. Who writes by it a `raw` body says how much
+        in the exchange's `passed`, for sinks on the way may not see it."""
+
     def finish(self) -> None:
         """The answer is complete."""
 
@@ -127,7 +131,11 @@ class ResponseSink(Protocol):
 
 @define(eq=False)
 class Exchange:
-    """A request under way. `peer` is the client's socket address, `arrived` the clock's seconds at its head."""
+    """A request under way. `peer` is the client's socket address, `arrived` the clock's seconds at its head.
+
+    `passed` counts the raw body bytes that went out by the sink's `writer`, `last` are the last of them; both are known
+    when the carrying is over.
+    """
 
     head: RequestHead
     body: BodySource
@@ -135,6 +143,8 @@ class Exchange:
     peer: str
     arrived: float
     secure: bool = False
+    passed: int = field(default=0, init=False)
+    last: bytes = field(default=b"", init=False)
     _gone: bool = field(default=False, init=False)
     _watchers: list[Callable[[], None]] = field(factory=list, init=False)
 
@@ -188,6 +198,10 @@ class PassingSink:
     def write(self, data: bytes) -> None:
         """Passed on."""
         self.inner.write(data)
+
+    def writer(self) -> Callable[[bytes], None]:
+        """The one below: a sink in front that must see each piece has to say so itself."""
+        return self.inner.writer()
 
     def finish(self) -> None:
         """Passed on."""

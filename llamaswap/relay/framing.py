@@ -243,6 +243,12 @@ def write_head(first_line: bytes, headers: Headers) -> bytes:
     return b"\r\n".join(lines)
 
 
+# Chunk size lines seen before: those of a stream of events are few, and looking one up costs a fraction of reading it.
+_known_sizes: dict[bytes, int] = {}
+KNOWN_SIZES = 1024
+KNOWN_LINE = 6  # bytes of a line that is remembered
+
+
 class ChunkWalker:
     """Walks a chunked body through any slicing of its bytes, and finds its exact end."""
 
@@ -259,6 +265,19 @@ class ChunkWalker:
     def feed(self, data: bytes, pieces: list[bytes] | None) -> int:
         """Walk on; returns how many bytes of `data` belong to the body. Payload goes to `pieces` when given."""
         at, size = 0, len(data)
+        if not self._state and not self._held:
+            # Whole chunks with size lines met before: nearly every read of an event stream is one.
+            while True:
+                begin = data.find(b"\n", at) + 1
+                length = _known_sizes.get(data[at:begin])
+                if length is None or not data.startswith(b"\r\n", begin + length):
+                    break
+                self.payload += length
+                if pieces is not None:
+                    pieces.append(data[begin : begin + length])
+                at = begin + length + 2
+                if at == size:
+                    return size
         while at < size and not self.done:
             if self._state == 1:
                 take = size - at
@@ -292,9 +311,11 @@ class ChunkWalker:
             match = _SIZE.fullmatch(line)
             if match is None or len(line) > SIZE_LINE_LIMIT:
                 raise Malformed("invalid chunk size")
-            self._left = int(match.group(1), 16)
-            self.payload += self._left
-            self._state = 1 if self._left else 3
+            self._left = left = int(match.group(1), 16)
+            self.payload += left
+            self._state = 1 if left else 3
+            if left and len(line) <= KNOWN_LINE and len(_known_sizes) < KNOWN_SIZES:
+                _known_sizes[line] = left
         elif self._state == 2:
             if line != b"\r\n":
                 raise Malformed("chunk without its end")

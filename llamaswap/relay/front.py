@@ -224,6 +224,12 @@ class FrontSink:
         if framer.body and not self.dead:
             self._door.send(as_chunk(data) if framer.chunking else data)
 
+    def writer(self) -> Callable[[bytes], None]:
+        """Straight to the connection, where nothing is to be framed."""
+        framer = self._framer
+        assert framer is not None  # the head comes first
+        return self._door.send if framer.body and not framer.chunking and not self.dead else self.write
+
     def finish(self) -> None:
         """The answer is complete."""
         if self.dead:

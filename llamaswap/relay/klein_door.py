@@ -6,6 +6,7 @@ that the server's bytes pass untouched here too. Klein itself is not known here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IPushProducer, ITransport
@@ -94,6 +95,10 @@ class KleinSink:
             return
         self._request.sentLength += len(data)
         self._write(as_chunk(data) if framer.chunking else data)
+
+    def writer(self) -> Callable[[bytes], None]:
+        """It counts what it writes."""
+        return self.write
 
     def finish(self) -> None:
         """The answer is complete."""

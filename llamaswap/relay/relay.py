@@ -113,8 +113,11 @@ class _Carriage:
         "_feeding_registered",
         "_first",
         "_head",
+        "_last",
+        "_observe",
         "_observer",
         "_over",
+        "_passed",
         "_patience",
         "_pool",
         "_producing",
@@ -128,6 +131,7 @@ class _Carriage:
         "_unwatch",
         "_upgrade",
         "_upstream",
+        "_write",
         "result",
     )
 
@@ -174,6 +178,10 @@ class _Carriage:
         self._status = 0
         self._head: ResponseHead | None = None
         self._raw = True
+        self._write: Callable[[bytes], None] = exchange.sink.write
+        self._observe = observer.data if observer is not None else None
+        self._passed = 0  # raw body bytes that went out by the sink's shortest way, and the last of them
+        self._last = b""
         self._producing = False
         self._upgrade = b""
 
@@ -332,12 +340,17 @@ class _Carriage:
         else:
             data = b"".join(pieces)
         self._sink.head(head.status, head.reason, headers, raw=self._raw, data=data)
+        if self._raw and not ended:
+            self._write = self._sink.writer()
         self._continue(pieces, ended)
 
     def answer_data(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+        # Each chunk of a stream comes this way, hence the few steps.
         if self._raw:
             if raw:
-                self._sink.write(raw)
+                self._passed += len(raw)
+                self._last = raw
+                self._write(raw)
         else:
             for piece in pieces:
                 self._sink.write(piece)
@@ -346,9 +359,10 @@ class _Carriage:
     def _continue(self, pieces: list[bytes], ended: bool) -> None:
         if self._over:
             return
-        if self._observer is not None:
+        observe = self._observe
+        if observe is not None:
             for piece in pieces:
-                self._observer.data(piece)
+                observe(piece)
         if ended:
             self._complete()
         elif not self._producing:
@@ -517,6 +531,8 @@ class _Carriage:
         self.result.callback(outcome)
 
     def _leave(self) -> None:
+        self._exchange.passed += self._passed
+        self._exchange.last = self._last
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None

@@ -202,7 +202,16 @@ class UpstreamConnection(WireProtocol):
                 lost(self)
             return
         try:
-            if self._in_head:
+            walker = self._walker
+            if walker is not None:  # each chunk of a stream comes this way
+                pieces: list[bytes] = [] if self._payload else _NO_PIECES
+                used = walker.feed(data, pieces if self._payload else None)
+                if walker.done:
+                    self._ended(used == len(data))
+                    receiver.answer_data(data[:used], pieces, True)
+                else:
+                    receiver.answer_data(data, pieces, False)
+            elif self._in_head:
                 self._read_head(receiver, self._buffer + data if self._buffer else data)
             else:
                 raw, pieces, ended = self._take(data)

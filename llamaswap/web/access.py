@@ -20,7 +20,10 @@ NOTHING_SENT = 499  # the status of a request whose client left before anything 
 
 @define(eq=False)
 class CountedSink(PassingSink):
-    """A sink that remembers its status and counts what is written: body bytes, with their framing where it is raw."""
+    """A sink that remembers its status and counts what is written: body bytes, with their framing where it is raw.
+
+    What goes out by the `writer` is counted by the exchange.
+    """
 
     status: int = NOTHING_SENT
     sent: int = 0
@@ -64,7 +67,7 @@ class Accessed:
                 path=head.path,
                 protocol=f"HTTP/{head.version[0]}.{head.version[1]}",
                 status=sink.status,
-                sent=sink.sent,
+                sent=sink.sent + exchange.passed,
                 user_agent=head.first(b"user-agent") or b"",
                 seconds=self.clock.seconds() - exchange.arrived,
             )

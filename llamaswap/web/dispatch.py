@@ -50,6 +50,9 @@ EXIT_NEWS = 0.1
 DECLINED = frozenset((429, 502, 503))
 DECLINED_FAILURES = (StartFailed, UnknownModel)
 
+TOGETHER = 8  # small pieces of an answer that are told to its watchers at once
+SMALL_PIECE = 2048  # bytes; what is larger is told when it comes
+
 Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
 
 
@@ -186,12 +189,18 @@ class Job:
 
 @define(eq=False)
 class Watch:
-    """Tells every scope what passes to the client, and remembers what an error must know of it."""
+    """Tells every scope what passes to the client, and remembers what an error must know of it.
+
+    Small pieces are told some at a time: to look at each of them is the greater part of what a stream costs.
+    """
 
     scopes: Sequence[Scope]
+    facts: RequestFacts | None = None
     status: int = 0
     events: bool = False
-    tail: Tail = field(factory=Tail)
+    _tail: Tail = field(factory=Tail)
+    _held: list[bytes] = field(factory=list)
+    _most: int = 1  # pieces to hold: the very first is told at once
 
     def head(self, status: int, headers: Headers) -> None:
         """The first head counts: behind a loading stream the server's own is never seen by the client."""
@@ -204,10 +213,30 @@ class Watch:
 
     def data(self, data: bytes) -> None:
         """Some body bytes."""
+        held = self._held
+        held.append(data)
+        if len(held) >= self._most or len(data) > SMALL_PIECE or (self.facts is not None and self.facts.followed):
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell what is held back."""
+        held = self._held
+        if not held:
+            return
+        self._held = []
+        data = held[0] if len(held) == 1 else b"".join(held)
         if self.events:
-            self.tail.feed(data)
+            self._tail.feed(data)
         for scope in self.scopes:
             scope.data(data)
+        # What we say ourselves while a model loads must not be taken for the server's words.
+        self._most = 1 if self.facts is not None and self.facts.loading else TOGETHER
+
+    @property
+    def clean(self) -> bool:
+        """Whether the stream stands between two events."""
+        self.flush()
+        return self._tail.clean
 
     def ended(self) -> None:
         """The end is told by whoever carries."""
@@ -232,11 +261,11 @@ class FramedSink(PassingSink):
         self.last = data
         self.inner.write(data)
 
-    def last_word(self, words: bytes) -> None:
-        """Write some more body bytes if the framing lets any in at this point."""
+    def last_word(self, words: bytes, last: bytes) -> None:
+        """Write some more body bytes if the framing lets any in at this point; `last` went out by the `writer`."""
         if not self.raw:
             self.inner.write(words)
-        elif self.chunked and self.last.endswith(b"\r\n"):  # events end in line feeds: this is a chunk's end
+        elif self.chunked and (last or self.last).endswith(b"\r\n"):  # events end in line feeds: this is a chunk's end
             self.inner.write(as_chunk(words))
 
 
@@ -296,7 +325,9 @@ class Dispatcher:
         if not isinstance(job.exchange.sink, FramedSink):
             job.exchange.sink = FramedSink(job.exchange.sink)
         scopes = self._open(job) if job.tracked or job.metered else []
-        watch = Watch(scopes)
+        watch = Watch(scopes, job.facts)
+        if job.facts is not None:
+            job.facts.flush = watch.flush
         ending: Ending = "complete"
         error: Exception | None = None
         self.active += 1
@@ -339,10 +370,12 @@ class Dispatcher:
             self.answer(job.exchange, reason, job.path, watch)
         finally:
             self.active -= 1
+            watch.flush()
             for scope in scopes:
                 scope.closed(ending, error)
             if job.facts is not None:
-                job.facts.cancel = _nothing  # unties it from the job: what is recorded later keeps no request alive
+                # Untied from the job: what is recorded later keeps no request alive.
+                job.facts.cancel = job.facts.flush = _nothing
 
     def answer(self, exchange: Exchange, error: BaseException, path: str, watch: Watch | None = None) -> None:
         """Tell the client of an error in the form it accepts; behind a loading stream as its last events."""
@@ -638,7 +671,7 @@ class Dispatcher:
         if job.exchange.gone:
             return
         if watch.events and isinstance(sink, FramedSink):
-            sink.last_word(error_event(job.path, 502, message, clean=watch.tail.clean))
+            sink.last_word(error_event(job.path, 502, message, clean=watch.clean), job.exchange.last)
         sink.abort()
 
 

@@ -16,6 +16,10 @@ from attrs import define, field
 Ending = Literal["complete", "refused", "truncated", "gone", "cancelled"]
 
 
+def nothing_held() -> None:
+    """What `flush` does where nobody holds anything back."""
+
+
 @define(eq=False)
 class RequestFacts:
     """One request, from the moment its model is known to the end of its answer.
@@ -27,6 +31,9 @@ class RequestFacts:
     list, `metered` whether into activity and captures. `cancel` ends the request; idempotent.
 
     While `loading` what passes is our own text about the load, none of the server's answer.
+
+    What passes is told to the watchers a few pieces at a time. `flush` tells them what is still held back: call it
+    before saying how far a request is. With `followed` nothing is held back, for somebody looks on all the time.
 
     `body` (the bytes after the filters, None where they were not held in memory) and `metadata` grow while the
     request moves on: read them when the request is over.
@@ -49,6 +56,8 @@ class RequestFacts:
     metadata: dict[str, str] = field(factory=dict)
     body: bytes | None = field(default=None, repr=False)
     loading: bool = False
+    followed: bool = False
+    flush: Callable[[], None] = field(default=nothing_held, repr=False)
 
 
 class Scope(Protocol):
@@ -61,7 +70,8 @@ class Scope(Protocol):
         """The answer's head as the client sees it; at most once."""
 
     def data(self, data: bytes) -> None:
-        """Some bytes of the answer's body, without framing. They may still be content-encoded."""
+        """Some bytes of the answer's body, without framing: one piece of it, or several that came one after another.
+        They may still be content-encoded."""
 
     def closed(self, ending: Ending, error: Exception | None) -> None:
         """The request is over; exactly once, also when no head was ever sent."""

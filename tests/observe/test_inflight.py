@@ -63,6 +63,26 @@ class TestInflight(SynchronousTestCase):
         [(_, _, _, granted)] = self.inflight.streams()
         self.assertTrue(granted)
 
+    def test_what_is_held_back_is_fetched_before_it_is_shown(self):
+        request = facts(1)
+        scope = self.inflight.open(request)
+        scope.head(200, SSE)
+        request.flush = lambda: scope.data(b"held")
+        self.assertEqual(self.inflight.snapshot()["requests"][0]["resp_bytes"], 4)
+        self.assertEqual([sent for _, _, sent, _ in self.inflight.streams()], [8])
+
+    def test_a_request_is_followed_while_somebody_listens(self):
+        early, fetched = facts(1), []
+        early.flush = lambda: fetched.append(early.followed)
+        self.inflight.open(early)
+        leave = self.listen()
+        late = facts(2)
+        self.inflight.open(late)
+        self.assertEqual((early.followed, late.followed), (True, True))
+        self.assertIn(True, fetched)
+        leave()
+        self.assertEqual((early.followed, late.followed), (False, False))
+
     def test_an_entry(self):
         self.clock.advance(2)
         headers = [(b"HOST", b"h"), (b"authorization", b"Bearer k"), (b"x-session-id", b"s-1")]

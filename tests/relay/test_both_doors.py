@@ -201,6 +201,16 @@ class _Behaviour:
         self.assertEqual(client.took(), b"")
         self.assertTrue(client.aborted)
 
+    def test_what_went_past_the_sinks_is_known_when_it_is_over(self):
+        world, client, server = self.talk()
+        server.give(STREAM + b"4\r\nwith\r\n")
+        server.give(b"6\r\nbehind\r\n")
+        server.give(b"2\r\nit\r\n2\r\n")
+        server.lose()
+        (exchange,) = world.exchanges
+        self.assertEqual((exchange.passed, exchange.last), (21, b"2\r\nit\r\n2\r\n"))
+        self.assertTrue(client.took().endswith(b"with\r\n6\r\nbehind\r\n2\r\nit\r\n2\r\n"))
+
     def test_length_that_is_not_reached_is_a_truncation(self):
         world, _, server = self.talk()
         server.give(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")

@@ -232,6 +232,9 @@ class FakeSink:
         assert self.started and not self.ending
         self.body += data
 
+    def writer(self):
+        return self.write
+
     def finish(self):
         assert not self.ending
         self.ending = "finished"

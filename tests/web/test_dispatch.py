@@ -15,6 +15,7 @@ from llamaswap.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
+from llamaswap.web.dispatch import SMALL_PIECE, TOGETHER
 from tests.web.pipeline import ArrivingBody, Stage
 
 CHAT = b"/v1/chat/completions"
@@ -216,6 +217,16 @@ class BreakingOff(SynchronousTestCase):
         self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
 
+    def test_what_went_past_the_sinks_counts_as_the_last_bytes(self):
+        for last, room in ((b"20\r\ndata: 2", False), (b"9\r\ndata: 2\n\n\r\n", True)):
+            self.setUp()
+            asked = self.stage.post({"model": "alpha", "stream": True})
+            self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+            before = asked.sink.body
+            asked.exchange.last = last
+            self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+            self.assertEqual((asked.sink.body != before, asked.sink.ending), (room, "aborted"))
+
     def test_a_stream_that_we_frame_gets_its_event_plain(self):
         asked = self.stage.post({"model": "alpha"}, b"/v1/messages")
         self.stage.carriage.begin(b"data: {", kind=b"text/event-stream", raw=False)
@@ -229,6 +240,43 @@ class BreakingOff(SynchronousTestCase):
         before = asked.sink.body
         self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
+
+
+class Telling(SynchronousTestCase):
+    """Watchers hear of small pieces some at a time."""
+
+    def setUp(self):
+        self.stage = Stage()
+        self.stage.post({"model": "alpha", "stream": True})
+        self.carriage = self.stage.carriage
+        self.carriage.begin(b"data: 0\n\n", kind=b"text/event-stream")
+        self.facts = self.carriage.observer.facts
+
+    def test_the_first_is_told_at_once_and_later_ones_together_in_order(self):
+        self.assertEqual(self.stage.witness.body, b"data: 0\n\n")
+        for number in range(1, TOGETHER):
+            self.carriage.more(b"data: %d\n\n" % number)
+        self.assertEqual(self.stage.witness.body, b"data: 0\n\n")
+        self.carriage.more(b"data: last\n\n")
+        told = b"".join(b"data: %d\n\n" % number for number in range(TOGETHER))
+        self.assertEqual(self.stage.witness.body, told + b"data: last\n\n")
+
+    def test_a_large_one_and_the_end_leave_nothing_untold(self):
+        self.carriage.more(b"data: small\n\n")
+        self.carriage.more(bytes(SMALL_PIECE + 1))
+        self.assertTrue(self.stage.witness.body.endswith(b"small\n\n" + bytes(SMALL_PIECE + 1)))
+        self.carriage.more(b"rest")
+        self.carriage.end()
+        self.assertTrue(self.stage.witness.body.endswith(b"rest"))
+        self.assertEqual(self.stage.witness.endings[0][0], "complete")
+
+    def test_nothing_is_held_back_from_who_asks_or_follows(self):
+        self.carriage.more(b"1")
+        self.facts.flush()
+        self.assertTrue(self.stage.witness.body.endswith(b"1"))
+        self.facts.followed = True
+        self.carriage.more(b"2")
+        self.assertTrue(self.stage.witness.body.endswith(b"12"))
 
 
 class Leaving(SynchronousTestCase):
