@@ -1,9 +1,11 @@
 """The product as a process of its own, for the live tests: on a free port, ended with everything it started."""
 
+import itertools
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -110,6 +112,31 @@ class Product:
     def running(self):
         """{model: state} of what is loaded."""
         return {row["model"]: row["state"] for row in self.json("/running")["running"]}
+
+
+PORTS = range(10_000, 32_000)  # below those that the kernel gives to connections: none of them takes one meanwhile
+SPAN = 20
+_turn = itertools.count()
+
+
+def free_range():
+    """The first of 20 ports that nobody listens on; test processes side by side are given different ones."""
+    spans = len(PORTS) // SPAN
+    for _ in range(spans):
+        start = PORTS[(os.getpid() % 50 + 50 * next(_turn)) % spans * SPAN]
+        if all(map(_free, range(start, start + SPAN))):
+            return start
+    raise AssertionError("no free ports")
+
+
+def _free(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_for(condition, seconds=10.0, what="condition"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product, wait_for
+from tests.live.product import Product, free_range, wait_for
 
 MISSING = [name for name in ("xllamacpp", "gguf", "openai", "anthropic") if importlib.util.find_spec(name) is None]
 DEMO = Path(__file__).parent.parent.parent / "llamaswap" / "demo"
@@ -24,7 +24,7 @@ REPLY = {"alpha": "Alpha here: every byte of this came through.", "beta": "Beta 
 
 def config(folder):
     server = f'"{sys.executable}" "{DEMO}/llama_server.py" --port ${{PORT}} -t 1 -a ${{MODEL_ID}}'
-    lines = ["healthCheckTimeout: 60", "startPort: 15800", "models:"]
+    lines = ["healthCheckTimeout: 60", f"startPort: {free_range()}", "models:"]
     for model, reply in REPLY.items():
         lines += [f"  {model}:", "    cmd: |", f'      {server} -m "{folder}/{model}.gguf" --slot-save-path "{folder}"']
         lines += [f"""      --make 'chat --name {model} --reply "{reply}"'"""]

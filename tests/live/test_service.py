@@ -17,7 +17,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import ROOT, Product, alive, group_members, wait_for
+from tests.live.product import ROOT, Product, alive, free_range, group_members, wait_for
 
 ENGINE = f"{sys.executable} -I -S {Path(__file__).with_name('engine.py')} --port ${{PORT}}"
 
@@ -28,10 +28,7 @@ def config(**models):
     for name, more in models.items():
         keys = dict(more) if isinstance(more, dict) else {"flags": more}
         body[name] = {"cmd": f"{ENGINE} --name {name} {keys.pop('flags', '')}".strip(), **keys}
-    with socket.socket() as probe:  # a range of its own for each service: the live tests may run beside others
-        probe.bind(("127.0.0.1", 0))
-        start = probe.getsockname()[1]
-    return json.dumps({"healthCheckTimeout": 15, "unloadTimeout": 3, "startPort": start, "models": body})
+    return json.dumps({"healthCheckTimeout": 15, "unloadTimeout": 3, "startPort": free_range(), "models": body})
 
 
 def chat(model, **more):

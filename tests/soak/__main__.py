@@ -15,9 +15,9 @@ import signal
 import sys
 import time
 
-from tests.live.product import Product, alive
+from tests.live.product import Product, alive, free_range
 from tests.soak.clients import PATIENCE, Client, Tally
-from tests.soak.world import TEMPERS, Fate, children, configuration, free_range, holdings
+from tests.soak.world import TEMPERS, Fate, children, configuration, holdings
 
 RSS_SLACK = 24  # MiB: what a heap keeps of its busiest moment
 SETTLE = 20.0  # seconds in which all must come to rest once nobody asks for anything

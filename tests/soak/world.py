@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -70,13 +69,6 @@ def configuration(start_port, odd=False):
             "routing": {"scheduler": {"settings": {"fifo": {"patience": "1s", "backoffMax": "2s"}}}},
         }
     )
-
-
-def free_range():
-    """A port the kernel has to spare; those above it are as likely free, and taken ones are exchanged."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(probe.getsockname()[1], 60000)
 
 
 class Fate(threading.Thread):
