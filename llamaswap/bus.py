@@ -19,33 +19,46 @@ E = TypeVar("E")
 
 @frozen
 class StateChanged:
-    """A model's server moved. States are the outward words: stopped, starting, ready, stopping, shutdown."""
+    """A model's server moved. States are the outward words: stopped, starting, ready, stopping, shutdown.
+
+    `why` it is stopped where that was asked for: unload, idle, failed, crash, reload, shutdown or abandoned.
+    """
 
     model: str
     old: str
     new: str
+    why: str = ""
 
 
 @frozen
 class SwapBegan:
-    """The router began to load `model`; `evicted` go for it, `reason` says why in words."""
+    """The router began to load `model`; `evicted` go for it, `reason` says why in words.
+
+    `origin` is what asked for it: manual, preload, restored, or `request:` with the request's id; empty: unknown.
+    """
 
     swap: int
     model: str
     evicted: tuple[str, ...]
     reason: str
     at: float
+    origin: str = ""
 
 
 @frozen
 class SwapEnded:
-    """A swap came to its end; `error` is None when the model is ready. `phases` maps a phase to its seconds."""
+    """A swap came to its end; `error` is None when the model is ready. `phases` maps a phase to its seconds.
+
+    `exit_status` is how the server's process ended where that was what went wrong: a status, or a signal's number below
+    0.
+    """
 
     swap: int
     model: str
     error: str | None
     at: float
     phases: Mapping[str, float] = Factory(dict)
+    exit_status: int | None = None
 
 
 @frozen

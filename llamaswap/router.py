@@ -52,6 +52,7 @@ from llamaswap.schedule.selectors import Choice, Chooser
 from llamaswap.supervise.adopt import Served
 
 DOWN = ("stopped", "shutdown")
+STOPPING = ("stopping", "shutdown")
 KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill and the reaping after the grace
 
 
@@ -281,6 +282,18 @@ class Waiting:
 
 
 @frozen
+class Hold:
+    """What requests for a model wait for, in words; `models` are those that stand in the way.
+
+    `loading`: the room is theirs, and the model is on its way.
+    """
+
+    reason: str
+    models: tuple[str, ...] = ()
+    loading: bool = False
+
+
+@frozen
 class Failing:
     """A model that failed the last `count` times. `retry_in` seconds from now a request may cause the next try."""
 
@@ -334,6 +347,7 @@ class Router:
     _acquisitions: dict[int, Acquisition] = field(factory=dict, init=False)
     _incarnations: dict[str, _Incarnation] = field(factory=dict, init=False)
     _flights: dict[int, _Flight] = field(factory=dict, init=False)
+    _stop_reasons: dict[str, str] = field(factory=dict, init=False)
     _until_gone: dict[str, list[Deferred[None]]] = field(factory=dict, init=False)
     _idle_at: dict[str, float] = field(factory=dict, init=False)
     _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
@@ -354,12 +368,13 @@ class Router:
 
     # -- requests ------------------------------------------------------------------------------------------
 
-    def request(self, model: str, *, on_place: Callable[[int], None] | None = None) -> Acquisition:
-        """Ask to use a local model (its real id). `on_place` hears the 1-based queue positions, the latest counts."""
+    def request(self, model: str, *, on_place: Callable[[int], None] | None = None, origin: str = "") -> Acquisition:
+        """Ask to use a local model (its real id). `on_place` hears the 1-based queue positions, the latest counts;
+        `origin` says who asks (see `SwapBegan`)."""
         now = self._decided_at = self._clock.seconds()
         self._last_number += 1
         priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
-        ticket = Ticket(self._last_number, model, now, priority)
+        ticket = Ticket(self._last_number, model, now, priority, origin)
         acquisition = Acquisition(model, lambda: self._left(ticket), on_place)
         if self._scheduler.phase(model) is Phase.COLD and model in self.config.models and not self._resting(model, now):
             error = self._supervisors[model].preflight(self._ports_of_others(model))
@@ -378,14 +393,14 @@ class Router:
         self._perform(effects)
         return acquisition
 
-    def load(self, model: str) -> Deferred[None]:
+    def load(self, model: str, origin: str = "manual") -> Deferred[None]:
         """Load a model (id or alias) as a request would; fires when it is ready, fails with a RequestError.
 
         Who asks for this means it: earlier failures do not keep the model from being tried.
         """
         name = self.config.real(model) or model
         self._scheduler.forgiven([name])
-        granted = self.request(name).granted
+        granted = self.request(name, origin=origin).granted
         return granted.addCallback(lambda lease: lease.release())
 
     def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
@@ -458,7 +473,7 @@ class Router:
             self._log.warn("preload of {model} failed: {error}", model=name, error=failure.getErrorMessage())
             self._bus.publish(Preloaded(name, False))
 
-        return self.load(name).addCallbacks(loaded, failed)
+        return self.load(name, "preload").addCallbacks(loaded, failed)
 
     # -- what is going on ----------------------------------------------------------------------------------
 
@@ -482,6 +497,21 @@ class Router:
     def plan(self, model: str) -> Forecast:
         """What a request for this model (id or alias) would do now; nothing is done."""
         return self._scheduler.forecast(self.config.real(model) or model)
+
+    def hold(self, model: str) -> Hold | None:
+        """What requests for this model wait for now; None where nothing holds them, or there is no such model."""
+        for flight in self._flights.values():
+            if flight.swap.model == model and not flight.abandoned:
+                if flight.starting:
+                    return Hold("its model is being loaded", loading=True)
+                left = tuple(name for name in flight.swap.evict if self._scheduler.phase(name) is not Phase.COLD)
+                if left:
+                    return Hold(f"{', '.join(left)} is being unloaded for its model", left, loading=True)
+                return Hold("GPU memory is being given back before its model is loaded", loading=True)
+        forecast = self._scheduler.forecast(model)
+        if forecast.action != "queue":
+            return None
+        return Hold(f"{', '.join(forecast.waits_for)} must be done first", forecast.waits_for)
 
     def failing(self) -> list[Failing]:
         """The models that are down because they fail, by ascending id."""
@@ -644,7 +674,7 @@ class Router:
             if flight.starting and flight.swap.model == model:
                 flight.was_ready = flight.was_ready or new == "ready"
                 flight.vanished = flight.was_ready and new != "ready"
-        self._bus.publish(StateChanged(model, old, new))
+        self._bus.publish(StateChanged(model, old, new, self._stop_reasons.get(model, "") if new in STOPPING else ""))
 
     def exited(self, model: str, exit_status: int | None, expected: bool) -> None:
         """A server's process ended. The supervisor is in the middle of it, so its effects wait for the next turn."""
@@ -720,6 +750,7 @@ class Router:
 
     def _stop(self, effect: Stop) -> None:
         for model in effect.models:
+            self._stop_reasons[model] = effect.why
             self._stop_one(model, 0.0 if effect.why == "crash" else None)
 
     def _arm_idle(self, effect: ArmIdle) -> None:
@@ -773,7 +804,7 @@ class Router:
             reason=swap.reason,
             evicts=", ".join(swap.evict) or "nobody",
         )
-        self._bus.publish(SwapBegan(swap.generation, swap.model, swap.evict, swap.reason, began))
+        self._bus.publish(SwapBegan(swap.generation, swap.model, swap.evict, swap.reason, began, swap.origin))
         error: LlamaswapError | None = None
         stopped = began
         if swap.evict:
@@ -792,7 +823,8 @@ class Router:
             self._log.info("ready {model} in {secs:.2f}s", model=swap.model, secs=ended - began)
         else:
             self._log.warn("{model} was not loaded: {error}", model=swap.model, error=told)
-        self._bus.publish(SwapEnded(swap.generation, swap.model, told, ended, phases))
+        exit_status = error.exit_status if isinstance(error, StartFailed) else None
+        self._bus.publish(SwapEnded(swap.generation, swap.model, told, ended, phases, exit_status))
         self._perform(self._scheduler.swap_finished(swap.generation, error, ended))
 
     async def _start(self, flight: _Flight) -> LlamaswapError | None:
@@ -828,6 +860,7 @@ class Router:
 
     def _stopped(self, model: str) -> None:
         self._memory.gone(model)
+        self._stop_reasons.pop(model, None)
         incarnation = self._incarnations.pop(model, None)
         if incarnation is not None:
             incarnation.lost = True

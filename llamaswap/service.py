@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap import hooks, sources, upgrade
-from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged, SwapBegan
+from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged, SwapBegan, SwapEnded
 from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.commands import split
 from llamaswap.config.ports import keep
@@ -251,8 +251,8 @@ class LlamaSwap(MultiService):
             return hooks.Hooked(model.id, supervisor, self.hooks)
 
         self.gpus = Gpus(gpu_sources(sys.platform, environ, os.getuid(), config.performance.every), reactor.seconds)
-        memory = Reclaim(self._read_gpus, reactor, self._longest_reclaim)
-        self.router = Router(config, supervise, reactor, self.bus, memory)
+        self.memory = Reclaim(self._read_gpus, reactor, self._longest_reclaim)
+        self.router = Router(config, supervise, reactor, self.bus, self.memory)
 
         self.bus.subscribe(StateChanged, self._server_changed)
         self.bus.subscribe(SwapBegan, self._swap_began)
@@ -280,7 +280,14 @@ class LlamaSwap(MultiService):
             stored=self._stored,
             sessions=config.ui.activity.session_id,
         )
-        self.inflight = Inflight(clock=reactor, sessions=config.ui.activity.session_id, finished=self.meters.finished)
+        self.inflight = Inflight(
+            clock=reactor,
+            sessions=config.ui.activity.session_id,
+            finished=self.meters.finished,
+            why=lambda model: self.router.hold(model),
+        )
+        for news in (StateChanged, SwapBegan, SwapEnded):
+            self.bus.subscribe(news, lambda event: self.inflight.held())
         self.history = History(wall=wall, log_tail=lambda model: self.book.model(model).history())
         self.history.listen(self.bus)
         self.machine = Machine(
@@ -377,9 +384,13 @@ class LlamaSwap(MultiService):
             Profiles(fleet, config),
             peers_routes.Peers(config, self.peers),
             Ui(ui_root, fleet, config),
-            Events(fleet, config, self.bus, self.book, self.inflight, self.activity, self.streams, reactor, self.peers),
+            Events(
+                *(fleet, config, self.bus, self.book, self.inflight, self.activity, self.streams, reactor),
+                peers=self.peers,
+                machine=self.machine,
+            ),
             activity_routes.Activity(self.activity, self.captures, self.inflight, self.streams),
-            Models(fleet, config, self.inflight, self.history, self.book, reactor),
+            Models(fleet, config, self.inflight, self.history, self.book, reactor, vram=self.memory.share),
             System(
                 build_info(),
                 self.machine,

@@ -953,3 +953,58 @@ class HandoverTests(SynchronousTestCase):
         self.assertEqual(here.router.running(), [])
         self.assertEqual(here.lease("a").model, "a")
         self.assertEqual(here.fleet["a"].spawned, 1)
+
+
+class HoldTests(SynchronousTestCase):
+    def test_who_waits_is_told_for_what(self) -> None:
+        here = scene(servers={"a": {"exit": 2.0}, "b": {"load": 5.0}})
+        lease = here.lease("a")
+        here.router.request("b", origin="request:7")
+        here.settle()
+        self.assertEqual(here.router.hold("b").models, ("a",))
+        self.assertFalse(here.router.hold("b").loading)
+        self.assertIsNone(here.router.hold("a"))
+        lease.release()
+        here.settle()
+        stopping = here.router.hold("b")
+        self.assertEqual((stopping.models, stopping.loading), (("a",), True))
+        self.assertIn("unloaded", stopping.reason)
+        here.clock.advance(2.0)
+        here.settle()
+        self.assertEqual(here.router.hold("b").reason, "its model is being loaded")
+        here.clock.advance(5.0)
+        here.settle()
+        self.assertIsNone(here.router.hold("b"))
+        self.assertEqual([event.origin for event in here.told(SwapBegan)], ["", "request:7"])
+
+    def test_a_model_that_is_unknown_holds_nobody(self) -> None:
+        self.assertIsNone(scene().router.hold("lab/x"))
+
+
+class OriginTests(SynchronousTestCase):
+    def test_a_swap_says_what_asked_for_it(self) -> None:
+        here = scene(routing=TOGETHER)
+        here.router.load("a")
+        here.router.preload(["b"])
+        here.settle()
+        self.assertEqual([event.origin for event in here.told(SwapBegan)], ["manual", "preload"])
+
+    def test_a_stop_says_why(self) -> None:
+        here = scene(ttl=5).loaded("a")
+        here.clock.advance(5.0)
+        here.settle()
+        stopping = [event.why for event in here.told(StateChanged) if event.new == "stopping"]
+        self.assertEqual(stopping, ["idle"])
+        here.loaded("b")
+        here.router.unload(["b"])
+        here.settle()
+        stopping = [event.why for event in here.told(StateChanged) if event.new == "stopping"]
+        self.assertEqual(stopping, ["idle", "unload"])
+
+    def test_a_failed_start_says_how_its_server_ended(self) -> None:
+        here = scene(servers={"a": {"load": 5.0}})
+        here.router.request("a").granted.addErrback(lambda _: None)
+        here.settle()
+        here.fleet["a"].crash(3)
+        here.settle()
+        self.assertEqual([event.exit_status for event in here.told(SwapEnded)], [3])

@@ -42,7 +42,9 @@ class Swap:
     reason: str
     began: float
     ended: float | None = None
+    origin: str = ""
     error: str | None = None
+    exit_status: int | None = None
     phases: Mapping[str, float] = field(factory=dict)
     log_tail: str = ""
 
@@ -88,15 +90,15 @@ class History:
             self._leaving.pop(event.model, None)
             return
         swap = self._leaving.get(event.model) if event.new == "stopping" else None
-        reason = f"evicted for {swap.model}" if swap else ""
-        if swap is None:
+        reason = f"evicted for {swap.model}" if swap else event.why
+        if swap is None and not reason:
             swap = self._loading.get(event.model)
             reason = swap.reason if swap else ""
         self._now[event.model] = Interval(event.model, event.new, at, None, reason, swap.number if swap else None)
 
     def swap_began(self, event: SwapBegan) -> None:
         """A load was decided."""
-        swap = Swap(event.swap, event.model, event.evicted, event.reason, self._wall())
+        swap = Swap(event.swap, event.model, event.evicted, event.reason, self._wall(), origin=event.origin)
         self._swaps.append(swap)
         self._loading[event.model] = swap
         for model in event.evicted:
@@ -111,6 +113,7 @@ class History:
             if swap.number == event.swap:
                 swap.ended = max(self._wall(), swap.began)
                 swap.error = event.error
+                swap.exit_status = event.exit_status
                 swap.phases = dict(event.phases)
                 if event.error is not None:
                     swap.log_tail = self._log_tail(event.model)[-TAIL:].decode("utf-8", "replace")
@@ -163,6 +166,8 @@ class History:
             "model": swap.model,
             "evicted": list(swap.evicted),
             "reason": swap.reason,
+            "trigger": _trigger(swap.origin),
+            "exit_code": swap.exit_status,
             "began": self._time(swap.began),
             "ended": None if swap.ended is None else self._time(swap.ended),
             "error": swap.error,
@@ -171,3 +176,9 @@ class History:
 
     def _time(self, seconds: float) -> str:
         return rfc3339nano(self._local(seconds))
+
+
+def _trigger(origin: str) -> dict[str, str]:
+    """What asked for a swap, as a document: its kind, and a request's id."""
+    kind, _, request = origin.partition(":")
+    return {"kind": kind or "unknown", **({"id": request} if request else {})}

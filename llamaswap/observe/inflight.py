@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -27,6 +27,20 @@ Phase = Literal["queued", "loading", "prefill", "streaming"]
 
 _NO_HOST = frozenset({b"host"})
 log = Logger()
+
+
+class Hold(Protocol):
+    """What keeps requests for a model waiting; `loading`: the model is on its way."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def models(self) -> Sequence[str]: ...
+    @property
+    def loading(self) -> bool: ...
+
+
+Why = Callable[[str], "Hold | None"]
 
 
 @define  # made for every request: freezing doubles what that costs
@@ -67,6 +81,11 @@ class Entry:
     def streams(self) -> bool:
         """Whether its answer is an event stream."""
         return self._events
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its turn or its model."""
+        return self.granted is None and self.phase in ("queued", "loading")
 
     def metadata_changed(self) -> None:
         """Show it. A local grant notes its priority, so that entry also tells that the waiting is over."""
@@ -118,7 +137,9 @@ class Entry:
                 self.granted = self._registry.now()
             self._registry.changed(self)
 
-    def document(self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime]) -> dict[str, Any]:
+    def document(
+        self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime], why: Why
+    ) -> dict[str, Any]:
         """The entry as its listeners see it; built only when somebody listens."""
         facts = self.facts
         shown_entry: dict[str, Any] = {
@@ -136,8 +157,16 @@ class Entry:
         }
         if facts.metadata:
             shown_entry["metadata"] = dict(facts.metadata)
-        if self.phase == "queued" and self.queue_position:
-            shown_entry["queue_pos"] = self.queue_position
+        if self.waits:
+            hold = why(facts.model)
+            if hold is not None:
+                shown_entry["reason"] = hold.reason
+                if hold.models:
+                    shown_entry["waits_for"] = list(hold.models)
+                if hold.loading:
+                    shown_entry["phase"] = "loading"
+            if shown_entry["phase"] == "queued" and self.queue_position:
+                shown_entry["queue_pos"] = self.queue_position
         if self.first_byte is not None:
             shown_entry["ttft_ms"] = max(0, int((self.first_byte - facts.started) * 1000))
             if self._events:
@@ -154,7 +183,10 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class Inflight:
-    """The registry, and a scope factory. `finished` hears of each request's end (the meters do)."""
+    """The registry, and a scope factory.
+
+    `finished` hears of each request's end (the meters do); `why` tells what requests for a model wait for.
+    """
 
     def __init__(
         self,
@@ -163,8 +195,10 @@ class Inflight:
         sessions: Sequence[str] = (),
         finished: Callable[[Finished], None] = lambda finished: None,
         local: Callable[[float], datetime] = local_time,
+        why: Why = lambda model: None,
     ) -> None:
         self._clock = clock
+        self._why = why
         self._finished = finished
         self._local = local
         self._entries: dict[str, Entry] = {}
@@ -190,6 +224,7 @@ class Inflight:
         self._entries[facts.id] = entry
         self.opened += 1
         self.changed(entry)
+        self.progressed(entry)  # whether it waits, and for what, is known in a moment
         return entry
 
     def model(self, request: str) -> str | None:
@@ -202,6 +237,13 @@ class Inflight:
         entry = self._entries.get(request)
         if entry is not None:
             entry.moved(phase, queue_position)
+
+    def held(self) -> None:
+        """What requests wait for may have changed: those that wait are told anew, soon."""
+        if self._listeners:
+            for entry in self._entries.values():
+                if entry.waits:
+                    self.progressed(entry)
 
     def now(self) -> float:
         """The clock's seconds."""
@@ -254,6 +296,14 @@ class Inflight:
             counts[entry.facts.model] = counts.get(entry.facts.model, 0) + 1
         return counts
 
+    def busy(self) -> dict[str, int]:
+        """How many of them are served now, for each model that serves any."""
+        counts: dict[str, int] = {}
+        for entry in self._entries.values():
+            if not entry.waits:
+                counts[entry.facts.model] = counts.get(entry.facts.model, 0) + 1
+        return counts
+
     def streams(self) -> Iterator[tuple[str, str, int, bool]]:
         """The event streams under way: (request, model, bytes sent, whether it was granted its model's server)."""
         for entry in self._entries.values():
@@ -266,7 +316,8 @@ class Inflight:
         ordered = sorted(self._entries.values(), key=lambda entry: (entry.facts.timestamp, int(entry.facts.id)))
         event: dict[str, Any] = {"operation": "snapshot"}
         if ordered:
-            event["requests"] = [self._document(entry) for entry in ordered]
+            why = self._remembered()
+            event["requests"] = [self._document(entry, why) for entry in ordered]
         return event
 
     def cancel(self, request: str) -> bool:
@@ -298,16 +349,28 @@ class Inflight:
             entry.facts.followed = followed
             entry.facts.flush()
 
-    def _document(self, entry: Entry) -> dict[str, Any]:
+    def _document(self, entry: Entry, why: Why | None = None) -> dict[str, Any]:
         entry.facts.flush()
-        return entry.document(self._clock.seconds(), self._sessions, self._local)
+        return entry.document(self._clock.seconds(), self._sessions, self._local, why or self._why)
+
+    def _remembered(self) -> Why:
+        """The same answer for all requests of a model: a long queue asks once."""
+        known: dict[str, Hold | None] = {}
+
+        def why(model: str) -> Hold | None:
+            if model not in known:
+                known[model] = self._why(model)
+            return known[model]
+
+        return why
 
     def _tell_progress(self) -> None:
         self._timer = None
         told, self._progressed = self._progressed, {}
+        why = self._remembered()
         for entry in told.values():
             if self._entries.get(entry.facts.id) is entry:
-                self._tell({"operation": "upsert", "request": self._document(entry)})
+                self._tell({"operation": "upsert", "request": self._document(entry, why)})
 
     def _tell(self, event: dict[str, Any]) -> None:
         for listener in self._listeners:

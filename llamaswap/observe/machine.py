@@ -106,6 +106,7 @@ class Machine:
         self._samples: deque[Sample] = deque(maxlen=max(1, int(HOUR / every)))
         self._loop: LoopingCall | None = None
         self._asked = float("-inf")
+        self._listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
 
     @property
     def enabled(self) -> bool:
@@ -141,7 +142,7 @@ class Machine:
 
     def _sample(self) -> Deferred[None]:
         # The loop waits for this, so a slow driver makes samples rarer and never piles them up.
-        look = self._wanted() or self._clock.seconds() - self._asked < LOOKING
+        look = self._wanted() or bool(self._listeners) or self._clock.seconds() - self._asked < LOOKING
         taken = self._run(lambda: self._take(look))
         return taken.addCallbacks(self._keep, lambda failure: log.failure("a sample failed", failure=failure))
 
@@ -155,6 +156,19 @@ class Machine:
 
     def _keep(self, sample: Sample) -> None:
         self._samples.append(sample)
+        if self._listeners:
+            document = self._document([sample])
+            for listener in self._listeners:
+                listener(document)
+
+    def subscribe(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """Hear of every later sample, as `samples` would tell it; returns the unsubscriber (idempotent)."""
+        self._listeners = (*self._listeners, listener)
+
+        def leave() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+        return leave
 
     # -- asking --------------------------------------------------------------------------------------------
 
@@ -166,12 +180,16 @@ class Machine:
             nothing: list[Any] | None = None if after is None else []
             return {"enabled": True, "sys_stats": nothing, "gpu_stats": nothing}
         chosen = thinned([sample for sample in self._samples if after is None or sample.at > after], max_points)
-        gpus = [self._gpu(sample, reading) for sample in chosen for reading in sample.gpus]
-        seen = any(sample.gpus for sample in self._samples)
+        document = self._document(chosen)
+        if after is None and not any(sample.gpus for sample in self._samples):
+            document["gpu_stats"] = None
+        return document
+
+    def _document(self, samples: Sequence[Sample]) -> dict[str, Any]:
         return {
             "enabled": True,
-            "sys_stats": [self._system(sample) for sample in chosen],
-            "gpu_stats": gpus if seen or after is not None else None,
+            "sys_stats": [self._system(sample) for sample in samples],
+            "gpu_stats": [self._gpu(sample, reading) for sample in samples for reading in sample.gpus],
         }
 
     def latest(self) -> tuple[SystemReading | None, list[Reading]]:

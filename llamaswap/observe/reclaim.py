@@ -103,6 +103,11 @@ class Reclaim:
         # A start must not fail, or hang, because of a reading.
         return waiting.addErrback(lambda failure: log.failure("reading the GPUs' memory failed", failure))
 
+    def share(self, model: str) -> int | None:
+        """MiB that a loaded model took on all boards; None where that is not known."""
+        share = self._shares.get(model)
+        return None if share is None else sum(share.values())
+
     # -- waiting -------------------------------------------------------------------------------------------
 
     async def _wait(self, model: str, used: Usage, expected: Usage, left: float) -> None:

@@ -15,13 +15,15 @@ from llamaswap.errors import LlamaswapError
 class Ticket:
     """One request's place in the scheduler's books, from `requested` to `served` or `cancelled`.
 
-    `number` is unique and rises in arrival order; `since` is the arrival time in seconds.
+    `number` is unique and rises in arrival order; `since` is the arrival time in seconds; `origin` says who asked, for
+    show.
     """
 
     number: int
     model: str
     since: float
     priority: int = 0
+    origin: str = ""
 
 
 @frozen
@@ -58,7 +60,8 @@ class Place:
 class Swap:
     """Stop `evict` (all in parallel), then make `model` ready, then tell `swap_finished(generation, error)`.
 
-    `waited` is how long the oldest of those waiting for it has stood in the queue, in seconds.
+    `waited` is how long the oldest of those waiting for it has stood in the queue, in seconds; `origin` is its
+    ticket's.
     """
 
     generation: int
@@ -66,6 +69,7 @@ class Swap:
     evict: tuple[str, ...]
     reason: str
     waited: float = 0.0
+    origin: str = ""
 
 
 @frozen

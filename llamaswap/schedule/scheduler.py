@@ -675,7 +675,8 @@ class Scheduler:
             self._generation, model, frozenset(verdict.evict), {}, restore
         )
         waited = max((now - entry.ticket.since for entry in entries), default=0.0)
-        self._effects.append(Swap(self._generation, model, verdict.evict, reason, waited))
+        origin = entries[0].ticket.origin if entries else "restored"
+        self._effects.append(Swap(self._generation, model, verdict.evict, reason, waited, origin))
         for entry in entries:
             self._join(entry, swap)
 

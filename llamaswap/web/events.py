@@ -31,7 +31,7 @@ from llamaswap.observe.logs import LogBook, Monitor, Subscription
 from llamaswap.web.calls import Call
 from llamaswap.web.feeds import Feed, Message, message
 from llamaswap.web.listing import capability_flags, every_alias
-from llamaswap.web.needs import ActivityBook, Fleet, InflightBook, PeerBook
+from llamaswap.web.needs import ActivityBook, Fleet, InflightBook, MachineBook, PeerBook
 from llamaswap.web.routes import Query, Table
 from llamaswap.web.streams import Streams
 
@@ -105,6 +105,7 @@ class Events:
     streams: Streams
     clock: IReactorTime
     peers: PeerBook | None = None
+    machine: MachineBook | None = None
     _feeds: dict[Feed, None] = field(factory=dict, init=False)
     _tails: dict[str, _Tail] = field(factory=dict, init=False)
     _number: int = field(default=0, init=False)
@@ -112,6 +113,7 @@ class Events:
     _recent_bytes: int = field(default=0, init=False)
     _heart: IDelayedCall | None = field(default=None, init=False)
     _leave_inflight: Callable[[], None] | None = field(default=None, init=False)
+    _leave_machine: Callable[[], None] | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.bus.subscribe(StateChanged, lambda event: self._models_changed())
@@ -195,10 +197,12 @@ class Events:
         if self._heart is None:
             self._heart = self.clock.callLater(HEARTBEAT, self._beat)
         self._retune_tails()
+        self._retune_samples()
 
     def _part(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)
         self._retune_tails()
+        self._retune_samples()
         if self._feeds:
             return
         if self._leave_inflight is not None:
@@ -220,6 +224,15 @@ class Events:
             if monitor is not None:
                 tail = self._tails[topic] = _Tail(topic.removeprefix("logs:"), self._log_written, self.clock)
                 tail.subscription = monitor.subscribe(tail.wrote)
+
+    def _retune_samples(self) -> None:
+        """The machine is watched only for those who asked for it: GPUs may sleep otherwise."""
+        wanted = any(feed.wants("performance") for feed in self._feeds)
+        if wanted and self._leave_machine is None and self.machine is not None:
+            self._leave_machine = self.machine.subscribe(lambda sample: self.tell("performance", "performance", sample))
+        elif not wanted and self._leave_machine is not None:
+            self._leave_machine()
+            self._leave_machine = None
 
     def _monitor(self, topic: str) -> Monitor | None:
         """The log of a topic. A client's word makes no log: only configured models have one."""
@@ -272,7 +285,7 @@ class Events:
 
     def _swap_began(self, event: SwapBegan) -> None:
         data = {"id": event.swap, "model": event.model, "evicted": list(event.evicted), "reason": event.reason}
-        self.tell("swaps", "swap", {**data, "ended": False, "error": None})
+        self.tell("swaps", "swap", {**data, "trigger": event.origin, "ended": False, "error": None})
 
     def _swap_ended(self, event: SwapEnded) -> None:
         self.tell("swaps", "swap", {"id": event.swap, "model": event.model, "ended": True, "error": event.error})
@@ -355,6 +368,6 @@ ROUTES = (
         Events.stream,
         "What happens, as server-sent events",
         content="text/event-stream",
-        query=(Query("topics", "Comma-separated: models, inflight, activity, swaps, logs:NAME."),),
+        query=(Query("topics", "Comma-separated: models, inflight, activity, swaps, performance, logs:NAME."),),
     ),
 )

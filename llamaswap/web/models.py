@@ -32,7 +32,10 @@ log = Logger()
 
 @define(eq=False)
 class Models:
-    """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps. `clock` is the statuses' scale."""
+    """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps.
+
+    `clock` is the statuses' scale, `vram` tells how many MiB of GPU memory a loaded model took, where that is known.
+    """
 
     fleet: Fleet
     config: Callable[[], Config]
@@ -40,6 +43,7 @@ class Models:
     history: HistoryBook
     book: LogBook
     clock: IReactorTime
+    vram: Callable[[str], int | None] = lambda model: None
 
     # -- one model -----------------------------------------------------------------------------------------
 
@@ -71,6 +75,7 @@ class Models:
             "groups": _groups(config, model.id),
             "context_length": model.capabilities.context or None,
             "last_error": None if error is None else masked_text(str(error), secrets),
+            "vram_mb": self.vram(model.id),
             "load_ms": [round(seconds * 1000) for seconds in status.load_seconds],
         }
         if error is not None:
@@ -160,8 +165,14 @@ class Models:
         return json_answer({"queue": rows})
 
     def residency(self, call: Call) -> Answer:
-        """Which model was in which state from when to when."""
-        return json_answer(self.history.residency(_time(call, "since"), _time(call, "until")))
+        """Which model was in which state from when to when; what is so now also says how busy and how big it is."""
+        segments = self.history.residency(_time(call, "since"), _time(call, "until"))
+        busy = self.inflight.busy()
+        now = [segment for segment in segments if segment["t1"] is None]
+        for segment in now:
+            model = segment["model"]
+            segment |= {"busy": busy.get(model, 0), "vram_mb": self.vram(model)}
+        return json_answer(segments)
 
     def swaps(self, call: Call) -> Answer:
         """The last swaps, newest first."""

@@ -64,13 +64,27 @@ _ROW = _object(
     },
     ("id", "timestamp", "model", "tokens", "duration_ms", "has_capture"),
 )
-_SEGMENT = _object({"model": S, "state": S, "t0": T, "t1": NULL_S, "reason": S, "swap_id": NULL_I})
+_SEGMENT = _object(
+    {
+        "model": S,
+        "state": S,
+        "t0": T,
+        "t1": NULL_S,
+        "reason": S,
+        "swap_id": NULL_I,
+        "busy": INT,
+        "vram_mb": NULL_I,
+    },
+    ("model", "state", "t0", "t1", "reason", "swap_id"),
+)
 _SWAP = _object(
     {
         "id": INT,
         "model": S,
         "evicted": _array(S),
         "reason": S,
+        "trigger": _object({"kind": S, "id": S}, ["kind"]),
+        "exit_code": NULL_I,
         "began": T,
         "ended": NULL_S,
         "error": NULL_S,
@@ -203,6 +217,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "waiting": INT,
             "groups": _array(S),
             "last_error": NULL_S,
+            "vram_mb": NULL_I,
             "load_ms": _array(INT),
         }
     ),

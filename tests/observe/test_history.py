@@ -53,6 +53,21 @@ class TestHistory(SynchronousTestCase):
             ],
         )
 
+    def test_what_asked_for_a_swap_and_how_its_server_ended_are_kept(self):
+        self.tell(1, SwapBegan(1, "owl", (), "", 0.0, "request:17"))
+        self.tell(2, SwapBegan(2, "hen", (), "", 0.0, "preload"))
+        self.tell(3, SwapBegan(3, "jay", (), "", 0.0))
+        self.tell(4, SwapEnded(2, "hen", "no", 0.0, {}, -9))
+        jay, hen, owl = self.history.swaps()
+        self.assertEqual(owl["trigger"], {"kind": "request", "id": "17"})
+        self.assertEqual((hen["trigger"], jay["trigger"]), ({"kind": "preload"}, {"kind": "unknown"}))
+        self.assertEqual((hen["exit_code"], owl["exit_code"]), (-9, None))
+
+    def test_a_server_that_is_stopped_says_why(self):
+        self.tell(1, StateChanged("hen", "stopped", "ready"))
+        self.tell(2, StateChanged("hen", "ready", "stopping", "idle"))
+        self.assertEqual(self.told()[-1][4], "idle")
+
     def test_a_span_cuts_what_does_not_touch_it(self):
         self.swap()
         self.assertEqual([part[:2] for part in self.told(since=12.0)], [("owl", "starting"), ("owl", "ready")])

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timezone
 
+from attrs import frozen
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -50,6 +51,46 @@ class TestInflight(SynchronousTestCase):
         self.assertEqual(first["resp_headers"], {})
         self.assertEqual(headed["resp_headers"], {"Content-Type": "text/event-stream", "Set-Cookie": "[REDACTED]"})
         self.assertEqual(counted["resp_bytes"], 9)
+
+    def test_who_waits_is_told_with_the_reason_until_it_is_served(self):
+        @frozen
+        class Held:
+            reason: str
+            models: tuple = ()
+            loading: bool = False
+
+        asked = []
+        held = [Held("owl must be done first", ("owl",))]
+        self.inflight = Inflight(clock=self.clock, why=lambda model: asked.append(model) or held[0])
+        self.listen()
+        scope = self.inflight.open(facts(7))
+        self.inflight.phase("7", "queued", 2)
+        told = self.heard[-1]["request"]
+        told = [told[key] for key in ("phase", "reason", "waits_for", "queue_pos")]
+        self.assertEqual(told, ["queued", held[0].reason, ["owl"], 2])
+        held[0] = Held("its model is being loaded", loading=True)
+        self.inflight.held()
+        self.clock.advance(COALESCE)
+        told = self.heard[-1]["request"]
+        self.assertEqual((told["phase"], told["reason"]), ("loading", "its model is being loaded"))
+        self.assertNotIn("queue_pos", told)
+        self.assertEqual(self.inflight.busy(), {})
+        self.inflight.phase("7", "prefill")
+        self.assertNotIn("reason", self.heard[-1]["request"])
+        self.assertEqual(self.inflight.busy(), {"owl": 1})
+        count = len(self.heard)
+        self.inflight.held()
+        self.clock.advance(COALESCE)
+        self.assertEqual(len(self.heard), count)
+        scope.closed("complete", None)
+
+    def test_a_long_queue_asks_once_for_each_model(self):
+        asked = []
+        self.inflight = Inflight(clock=self.clock, why=asked.append)
+        for number in range(9):
+            self.inflight.open(facts(number))
+        self.inflight.snapshot()
+        self.assertEqual(len(asked), 1)
 
     def test_event_streams_are_listed_with_their_progress(self):
         stream, plain = self.inflight.open(facts(1)), self.inflight.open(facts(2))

@@ -102,6 +102,20 @@ class TestMachine(SynchronousTestCase):
         self.assertEqual(self.source.reads, 11)
         self.assertGreater(self.source.closes, 0)
 
+    def test_who_subscribed_hears_each_sample_and_keeps_the_gpus_awake(self):
+        machine = self.make()
+        self.wanted = False
+        machine.start()
+        heard = []
+        leave = machine.subscribe(heard.append)
+        self.clock.advance(5)
+        self.assertEqual([stat["timestamp"][17:] for stat in heard[0]["sys_stats"]], ["05Z"])
+        self.assertEqual(len(heard[0]["gpu_stats"]), 1)
+        leave()
+        leave()
+        self.clock.advance(5)
+        self.assertEqual((len(heard), machine.samples(after=5.0)["gpu_stats"]), (1, []))
+
     def test_a_slow_driver_makes_samples_rarer(self):
         run = Later()
         machine = self.make(run=run)

@@ -46,6 +46,14 @@ class ReclaimTests(SynchronousTestCase):
         here.wait(0.1)
         self.successResultOf(back)
 
+    def test_what_a_model_took_is_known_while_it_is_loaded(self):
+        here = Boards()
+        self.assertIsNone(here.reclaim.share("big"))
+        here.load("big", 6000)
+        self.assertEqual(here.reclaim.share("big"), 6000)
+        here.reclaim.gone("big")
+        self.assertIsNone(here.reclaim.share("big"))
+
     def test_memory_that_is_back_already_costs_one_look(self):
         here = Boards()
         here.load("big", 6000)

@@ -194,6 +194,9 @@ class FakeInflight:
     def by_model(self):
         return self.counts
 
+    def busy(self):
+        return self.counts
+
 
 @define(eq=False)
 class FakePeers:
@@ -211,6 +214,11 @@ class FakeMachine:
 
     enabled: bool = True
     asked: list = field(factory=list)
+    listeners: list = field(factory=list)
+
+    def subscribe(self, listener):
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
 
     def samples(self, after=None, max_points=None):
         self.asked.append((after, max_points))
@@ -298,6 +306,7 @@ class World:
     generator: object = None
     store: Store = field(factory=Store)
     peers: object = field(factory=lambda: FakePeers())
+    vram: dict = field(factory=dict)
     survey: object = lambda ports, enough: Found()
     surveyor: object = at_once
 
@@ -322,6 +331,7 @@ class World:
             self.streams,
             self.clock,
             self.peers,
+            self.machine,
         )
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
         self.reloads = Reloads(self.bus, lambda: 1700000000.0)
@@ -345,7 +355,7 @@ class World:
             self.events,
             Activity(self.activity, self.captures, self.inflight, self.streams),
             System(Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}),
-            Models(fleet, config, self.inflight, self.history, self.book, self.clock),
+            Models(fleet, config, self.inflight, self.history, self.book, self.clock, vram=self.vram.get),
             Editing(self.files, config, self.reloads),
             self.discovery,
             self.loadtests,

@@ -126,7 +126,7 @@ class FakeRouter:
         self.choices.append(FakeChoice(first, tuple(others)))
         return self.choices[-1]
 
-    def request(self, model, *, on_place=None):
+    def request(self, model, *, on_place=None, origin=""):
         acquisition = FakeAcquisition(model, on_place, self.refusal, self.ready)
         self.asked.append(acquisition)
         if self.auto and self.refusal is None:

@@ -212,6 +212,24 @@ class TopicTests(TestCase):
         self.assertLess(told[0][2], told[1][2])
         client.leave()
 
+    def test_samples_are_told_only_to_who_asked_and_nobody_watches_for_others(self):
+        world = World()
+        plain, other = self.open(world, "models"), world.open("/api/events")
+        self.assertEqual(world.machine.listeners, [])
+        one, two = self.open(world, "performance"), self.open(world, "performance,models")
+        [tell] = world.machine.listeners
+        sample = {"enabled": True, "sys_stats": [1], "gpu_stats": []}
+        tell(sample)
+        self.assertEqual(events(one.answer().body)[-1][:2], ("performance", sample))
+        for client in (plain, other):
+            self.assertNotIn("performance", kinds(client.answer().body))
+        one.leave()
+        self.assertEqual(len(world.machine.listeners), 1)
+        two.leave()
+        self.assertEqual(world.machine.listeners, [])
+        plain.leave()
+        other.leave()
+
     def test_one_models_log_can_be_watched_and_no_client_invents_logs(self):
         world = World()
         world.book.model("alpha").write(b"old\n")

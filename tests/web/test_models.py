@@ -83,4 +83,20 @@ class ForecastTests(TestCase):
             self.assertEqual(world.ask(f"/api/swaps/{name}").status, 404)
         self.assertEqual(world.ask("/api/residency").json[0]["state"], "starting")
         self.assertEqual(world.ask("/api/residency?since=x").status, 400)
+
+    def test_what_is_so_now_says_how_busy_and_how_big_it_is(self):
+        world = World(vram={"alpha": 6000})
+        world.inflight.counts = {"alpha": 2}
+        world.bus.publish(StateChanged("beta", "stopped", "ready"))
+        world.bus.publish(StateChanged("beta", "ready", "stopped"))
+        world.bus.publish(StateChanged("alpha", "stopped", "ready"))
+        world.bus.publish(StateChanged("org", "stopped", "ready"))
+        told = {segment["model"]: segment for segment in world.ask("/api/residency").json}
+        self.assertEqual([told["alpha"][key] for key in ("busy", "vram_mb")], [2, 6000])
+        self.assertEqual([told["org"][key] for key in ("busy", "vram_mb")], [0, None])
+        self.assertNotIn("busy", told["beta"])
+        self.assertEqual(world.ask("/api/models/alpha").json["vram_mb"], 6000)
+
+    def test_nobody_waits_for_now(self):
+        world = World()
         self.assertEqual(world.ask("/api/queue").json, {"queue": []})
