@@ -167,6 +167,14 @@ class Hooked:
         running = self._runner.run("before_unload", self.model)
         return running.addCallback(lambda _: self._inner.stop(grace))
 
+    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+        """As `stop`: the same hooks, since the model's room is given up as well."""
+        self._stops += 1
+        if self._inner.state != "ready" or not self._runner.wants("before_unload"):
+            return self._inner.sleep(grace)
+        running = self._runner.run("before_unload", self.model)
+        return running.addCallback(lambda _: self._inner.sleep(grace))
+
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
         return self._inner.preflight(ours)
 

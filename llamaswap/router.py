@@ -42,6 +42,7 @@ from llamaswap.schedule.effects import (
     Grant,
     Place,
     Refuse,
+    Sleep,
     Stop,
     Swap,
     Ticket,
@@ -82,6 +83,10 @@ class Status(Protocol):
     def cmd(self) -> Sequence[str]: ...
     @property
     def endpoint(self) -> Endpoint | None: ...
+    @property
+    def asleep_since(self) -> float | None: ...
+    @property
+    def wake_seconds(self) -> Sequence[float]: ...
 
 
 class Supervised(Protocol):
@@ -96,6 +101,9 @@ class Supervised(Protocol):
     def stop(self, grace: float | None = None) -> Deferred[None]:
         """Never fails; fires when no process is left (or what is left was declared lost)."""
 
+    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+        """Never fails; fires with whether the server sleeps now. Otherwise it is gone, as by `stop`."""
+
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
         """Why a start would fail at once; asked before anything is stopped for it. `ours` are ports that servers of
         other models have now and may give back."""
@@ -107,10 +115,10 @@ class Supervised(Protocol):
         """The next start uses this definition."""
 
     def handover(self) -> Served | None:
-        """What another program in our place needs to go on with the server; None where it is not ready."""
+        """What another program in our place needs to go on with the server; None where it is not ready or asleep."""
 
     def adopt(self, served: Served) -> bool:
-        """Begin with a server that is ready already; returns whether it is what would be started now. OSError."""
+        """Begin with a server that is ready or asleep; returns whether it is what would be started now. OSError."""
 
     def status(self) -> Status: ...
 
@@ -482,6 +490,11 @@ class Router:
         found = [self._supervisors[name] for name in sorted(self._supervisors)]
         return [supervisor.status() for supervisor in found if supervisor.state not in DOWN]
 
+    def sleeping(self) -> list[Status]:
+        """The servers that sleep, by ascending model id: shown as stopped, they still have a process."""
+        found = (self._supervisors[name].status() for name in sorted(self._supervisors))
+        return [status for status in found if status.asleep_since is not None]
+
     def state(self, model: str) -> str:
         """The outward word for a model's state."""
         supervisor = self._supervisors.get(model)
@@ -573,11 +586,11 @@ class Router:
 
     @property
     def settled(self) -> bool:
-        """Whether nobody is served or waits, and every server is ready or down."""
+        """Whether nobody is served or waits, and every server is ready, asleep or down."""
         return self._scheduler.settled and not self._flights
 
     def handover(self) -> list[Served]:
-        """The servers that are ready and unused, for another program in our place."""
+        """The servers that are ready and unused, or asleep, for another program in our place."""
         found = []
         for name, supervisor in sorted(self._supervisors.items()):
             served, since = supervisor.handover(), self._scheduler.idle_since(name)
@@ -586,7 +599,7 @@ class Router:
         return found
 
     def adopt(self, servers: Iterable[Served]) -> list[Served]:
-        """Begin with servers that are ready already; returns those that could not be taken over.
+        """Begin with servers that are ready or asleep already; returns those that could not be taken over.
 
         One whose definition changed meanwhile is stopped, as after a reload.
         """
@@ -598,8 +611,9 @@ class Router:
                 left.append(served)
                 continue
             # The scheduler first: its end may be told in the middle of the adoption.
-            effects = self._scheduler.adopted(model, served.ready_at, served.idle_since, now)
-            self._incarnations[model] = _Incarnation(served.endpoint, self._scheduler.generation(model))
+            effects = self._scheduler.adopted(model, served.ready_at, served.idle_since, now, asleep=served.asleep)
+            if not served.asleep:
+                self._incarnations[model] = _Incarnation(served.endpoint, self._scheduler.generation(model))
             try:
                 if not supervisor.adopt(served):
                     outdated.append(model)
@@ -753,6 +767,10 @@ class Router:
             self._stop_reasons[model] = effect.why
             self._stop_one(model, 0.0 if effect.why == "crash" else None)
 
+    def _sleep(self, effect: Sleep) -> None:
+        for model in effect.models:
+            self._sleep_one(model)
+
     def _arm_idle(self, effect: ArmIdle) -> None:
         """One timer per model runs on however often it is armed anew; it looks at the time when it goes off."""
         at = self._idle_at[effect.model] = self._clock.seconds() + effect.seconds
@@ -798,17 +816,20 @@ class Router:
     async def _swap(self, flight: _Flight) -> None:
         swap = flight.swap
         began = self._clock.seconds()
+        going = [f"{victim} (to sleep)" if victim in swap.sleep else victim for victim in swap.evict]
         self._log.info(
             "loading {model}: {reason}; evicts {evicts}",
             model=swap.model,
             reason=swap.reason,
-            evicts=", ".join(swap.evict) or "nobody",
+            evicts=", ".join(going) or "nobody",
         )
         self._bus.publish(SwapBegan(swap.generation, swap.model, swap.evict, swap.reason, began, swap.origin))
         error: LlamaswapError | None = None
         stopped = began
         if swap.evict:
-            await gatherResults([self._stop_one(victim) for victim in swap.evict])
+            await gatherResults(
+                [self._sleep_one(victim) if victim in swap.sleep else self._stop_one(victim) for victim in swap.evict]
+            )
             stopped = self._clock.seconds()
         if not flight.abandoned and (back := self._memory.back(swap.model)) is not None:
             await back
@@ -850,22 +871,37 @@ class Router:
         supervisor = self._supervisors.get(model)
         if supervisor is None:
             return succeed(None)
-        if grace is None:
-            grace = self._models[model].unload_timeout
-        if self._shutdown_grace is not None:
-            grace = min(grace, self._shutdown_grace)
-        stopping: Deferred[Any] = maybeDeferred(supervisor.stop, grace)
+        stopping: Deferred[Any] = maybeDeferred(supervisor.stop, self._grace(model, grace))
         stopping.addErrback(lambda failure: self._log.failure("stopping {model}", failure, model=model))
         return stopping.addCallback(lambda _: self._stopped(model))
 
-    def _stopped(self, model: str) -> None:
+    def _sleep_one(self, model: str) -> Deferred[None]:
+        """Put one server to sleep; the scheduler hears when it sleeps, or is gone. Never fails."""
+        supervisor = self._supervisors.get(model)
+        if supervisor is None:
+            return succeed(None)
+        sleeping: Deferred[Any] = maybeDeferred(supervisor.sleep, self._grace(model))
+        sleeping.addErrback(lambda failure: self._log.failure("putting {model} to sleep", failure, model=model))
+        return sleeping.addCallback(lambda asleep: self._stopped(model, asleep=bool(asleep)))
+
+    def _grace(self, model: str, grace: float | None = None) -> float:
+        """How long a stop may take."""
+        wanted = self._models[model].unload_timeout if grace is None else grace
+        return wanted if self._shutdown_grace is None else min(wanted, self._shutdown_grace)
+
+    def _stopped(self, model: str, asleep: bool = False) -> None:
+        """A server has left: none of it is left, or it sleeps."""
         self._memory.gone(model)
         self._stop_reasons.pop(model, None)
         incarnation = self._incarnations.pop(model, None)
         if incarnation is not None:
             incarnation.lost = True
         now = self._decided_at = self._clock.seconds()
-        effects = self._scheduler.gone(model, now)
+        effects = self._scheduler.slept(model, now) if asleep else self._scheduler.gone(model, now)
+        if asleep:
+            self._log.info("{model} sleeps", model=model)
+            self._perform(effects)
+            return
         for waiter in self._until_gone.pop(model, ()):
             waiter.callback(None)
         self._perform(effects)
@@ -934,6 +970,7 @@ _PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {
     Swap: Router._begin_swap,
     AbandonSwap: Router._abandon_swap,
     Stop: Router._stop,
+    Sleep: Router._sleep,
     ArmIdle: Router._arm_idle,
     DisarmIdle: Router._disarm_idle,
     ArmPatience: Router._arm_patience,

@@ -115,8 +115,8 @@ def unpack(data: bytes) -> State:
 
 def _served(known: Mapping[str, Any]) -> Served:
     shaped: dict[str, Any] = {name: value for name, value in known.items() if name in Served.__annotations__}
-    for name in ("argv", "env", "load_seconds"):
-        shaped[name] = tuple(shaped[name])
+    for name in ("argv", "env", "load_seconds", "wake_seconds"):
+        shaped[name] = tuple(shaped.get(name, ()))
     shaped["endpoint"] = Endpoint(**shaped["endpoint"])
     shaped["tail"] = b64decode(shaped["tail"])
     return Served(**shaped)

@@ -32,6 +32,8 @@ class FakeStatus:
     load_seconds: tuple[float, ...] = ()
     cmd: tuple[str, ...] = ()
     endpoint: Endpoint | None = None
+    asleep_since: float | None = None
+    wake_seconds: tuple[float, ...] = ()
 
 
 @define(eq=False)
@@ -57,6 +59,10 @@ class FakeSupervisor:
     closed: bool = False
     retuned: int = 0
     started_at: float | None = None
+    sleepless: bool = False
+    asleep_since: float | None = None
+    wakes: int = 0
+    _dozing: bool = field(default=False, init=False)
     _for_ready: list[Deferred[Endpoint]] = field(factory=list, init=False)
     _for_stop: list[Deferred[None]] = field(factory=list, init=False)
     _doomed: list[Deferred[Endpoint]] = field(factory=list, init=False)
@@ -81,20 +87,36 @@ class FakeSupervisor:
     def stop(self, grace: float | None = None) -> Deferred[None]:
         waiter: Deferred[None] = Deferred()
         self.graces.append(grace)
-        if self.state == "stopped":
+        slept, self.asleep_since = self.asleep_since is not None, None
+        if self.state == "stopped" and not slept:
             self._later(lambda: waiter.callback(None))
             return waiter
+        self._dozing = False
         self._for_stop.append(waiter)
         self._doomed += self._for_ready
         self._for_ready = []
         if self.state != "stopping":
             self._cancel()
-            self._show("stopping")
+            if slept:
+                self.state = "stopping"
+            else:
+                self._show("stopping")
             self._descend(grace)
         elif self.stubborn and grace is not None and self._remaining() > grace:
             self._cancel()
             self._descend(grace)
         return waiter
+
+    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+        """Takes as long as a stop; `sleepless` ones are gone then. A start is stopped, as is what stops already."""
+        if self.asleep_since is not None:
+            self._later(lambda: told.callback(True))
+            told: Deferred[bool] = Deferred()
+            return told
+        dozing = (self.state == "ready" or self._dozing) and not self.sleepless
+        stopped = self.stop(grace)
+        self._dozing = dozing
+        return stopped.addCallback(lambda _: self.asleep_since is not None)
 
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
         self.asked_beside.append(set(ours))
@@ -108,7 +130,7 @@ class FakeSupervisor:
         self.retuned += 1
 
     def handover(self) -> Served | None:
-        if self.state != "ready":
+        if self.state != "ready" and self.asleep_since is None:
             return None
         here = self.endpoint
         return Served(
@@ -126,11 +148,15 @@ class FakeSupervisor:
             ready_at=0.0,
             load_seconds=(),
             output=None,
+            asleep=self.asleep_since is not None,
         )
 
     def adopt(self, served: Served) -> bool:
         if served.pid < 0:
             raise ChildProcessError("no such child")
+        if served.asleep:
+            self.asleep_since = served.idle_since
+            return served.argv == ("server",)
         self._show("ready")
         if served.pid == 1:
             self.state = "stopped"
@@ -139,7 +165,14 @@ class FakeSupervisor:
 
     def status(self) -> FakeStatus:
         endpoint = self.endpoint
-        return FakeStatus(self.model.id, self.state, port=endpoint.port, started_at=self.started_at, endpoint=endpoint)
+        return FakeStatus(
+            self.model.id,
+            self.state,
+            port=endpoint.port,
+            started_at=self.started_at,
+            endpoint=endpoint,
+            asleep_since=self.asleep_since,
+        )
 
     def close(self) -> None:
         self.closed = True
@@ -163,7 +196,11 @@ class FakeSupervisor:
     def become_stopped(self) -> None:
         assert self.state == "stopping"
         self._cancel()
-        self.listener.exited(self.model.id, -15, True)
+        if self._dozing:
+            self._dozing = False
+            self.asleep_since = self.clock.seconds()
+        else:
+            self.listener.exited(self.model.id, -15, True)
         self._show("stopped")
         doomed, self._doomed = self._doomed, []
         for aborted in doomed:
@@ -188,7 +225,11 @@ class FakeSupervisor:
     # -- its own business ----------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.spawned += 1
+        if self.asleep_since is not None:
+            self.asleep_since = None
+            self.wakes += 1
+        else:
+            self.spawned += 1
         self.started_at = self.clock.seconds()
         self._show("starting")
         if self.load is not None:

@@ -16,6 +16,7 @@ from llamaswap.config.schema import (
     RouterSettings,
     Scheduler,
     SchedulerSettings,
+    Sleep,
 )
 from llamaswap.config.schema import (
     Router as RouterConfig,
@@ -392,6 +393,73 @@ class SlowMemory:
 
     def gone(self, model: str) -> None:
         self.told.append(f"gone {model}")
+
+
+SLEEP = Sleep(("POST /sleep",), ("POST /wake_up",))
+
+
+class SleepTests(SynchronousTestCase):
+    def test_a_swap_puts_to_sleep_and_wakes(self) -> None:
+        here = scene(sleep=SLEEP).loaded("a", "b", "a")
+        self.assertEqual(here.fleet.spawned(), {"a": 1, "b": 1})
+        self.assertEqual((here.fleet["a"].wakes, here.fleet["b"].wakes), (1, 0))
+        self.assertEqual([status.model for status in here.router.running()], ["a"])
+        self.assertEqual([status.model for status in here.router.sleeping()], ["b"])
+        self.assertEqual(here.router.state("b"), "stopped")
+
+    def test_a_lease_of_before_the_sleep_is_lost_and_the_next_is_not(self) -> None:
+        here = scene(sleep=SLEEP)
+        old = here.lease("a")
+        old.release()
+        here.loaded("b")
+        self.assertTrue(old.lost)
+        self.assertFalse(here.lease("a").lost)
+
+    def test_one_that_does_not_go_to_sleep_is_stopped_and_started_again(self) -> None:
+        here = scene(servers={"a": {"sleepless": True}}, sleep=SLEEP).loaded("a", "b", "a")
+        self.assertEqual(here.fleet.spawned(), {"a": 2, "b": 1})
+
+    def test_an_unload_ends_sleeping_ones_too(self) -> None:
+        here = scene(servers={"a": {"exit": 1.0}}, sleep=SLEEP).loaded("a")
+        here.router.load("b")
+        here.clock.advance(1.0)
+        here.settle()
+        gone = here.router.unload(["a"])
+        here.settle()
+        self.assertNoResult(gone)
+        here.clock.advance(1.0)
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual(here.router.sleeping(), [])
+
+    def test_idleness_sends_to_sleep_and_a_longer_one_stops(self) -> None:
+        here = scene(ttl=10, sleep=evolve(SLEEP, ttl=100.0)).loaded("a")
+        here.clock.advance(10.0)
+        here.settle()
+        self.assertEqual([status.model for status in here.router.sleeping()], ["a"])
+        self.assertEqual(here.router.idle_left("a"), 100.0)
+        here.clock.advance(100.0)
+        here.settle()
+        self.assertEqual(here.router.sleeping(), [])
+
+    def test_the_end_stops_those_who_sleep(self) -> None:
+        here = scene(sleep=SLEEP).loaded("a", "b")
+        down = here.router.shutdown(10.0)
+        here.settle()
+        self.successResultOf(down)
+        self.assertEqual((here.router.sleeping(), here.router.running()), ([], []))
+
+    def test_a_sleeping_one_is_handed_over_and_taken_over_asleep(self) -> None:
+        here = scene(sleep=SLEEP).loaded("a", "b")
+        self.assertTrue(here.router.settled)
+        servers = here.router.handover()
+        self.assertEqual([(one.model, one.asleep) for one in servers], [("a", True), ("b", False)])
+        after = scene(sleep=SLEEP)
+        self.assertEqual(after.router.adopt(servers), [])
+        after.settle()
+        after.loaded("a")
+        self.assertEqual((after.fleet.spawned(), after.fleet["a"].wakes), ({}, 1))
+        self.assertEqual([status.model for status in after.router.sleeping()], ["b"])
 
 
 class MemoryTests(SynchronousTestCase):

@@ -60,6 +60,7 @@ class Place:
 class Swap:
     """Stop `evict` (all in parallel), then make `model` ready, then tell `swap_finished(generation, error)`.
 
+    Those of them that are in `sleep` are put to sleep, as in `Sleep`.
     `waited` is how long the oldest of those waiting for it has stood in the queue, in seconds; `origin` is its
     ticket's.
     """
@@ -69,6 +70,7 @@ class Swap:
     evict: tuple[str, ...]
     reason: str
     waited: float = 0.0
+    sleep: frozenset[str] = frozenset()
     origin: str = ""
 
 
@@ -84,8 +86,17 @@ class AbandonSwap:
 class Stop:
     """Stop these models (all in parallel); `gone` comes back for each one of which no process is left.
 
-    `why` is unload, idle, failed (a start), crash (clear up after it), reload or shutdown.
+    `why` is unload, idle, failed (a start), crash (clear up after it), reload, asleep (too many are) or shutdown.
     """
+
+    models: tuple[str, ...]
+    why: str
+
+
+@frozen
+class Sleep:
+    """Put these models to sleep (all in parallel); `slept` comes back for each one that sleeps, `gone` for each that
+    had to be stopped instead. `why` is idle or abandoned."""
 
     models: tuple[str, ...]
     why: str
@@ -119,5 +130,16 @@ class DisarmPatience:
 
 
 Effect = (
-    Admit | Refuse | Grant | Place | Swap | AbandonSwap | Stop | ArmIdle | DisarmIdle | ArmPatience | DisarmPatience
+    Admit
+    | Refuse
+    | Grant
+    | Place
+    | Swap
+    | AbandonSwap
+    | Stop
+    | Sleep
+    | ArmIdle
+    | DisarmIdle
+    | ArmPatience
+    | DisarmPatience
 )

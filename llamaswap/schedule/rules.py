@@ -33,6 +33,8 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
     models = {}
     for name, model in config.models.items():
         limit = max(0, model.concurrency_limit)
-        models[name] = ModelRules(max(limit, COMFYUI_LIMIT) if limit and name == COMFYUI else limit, max(0, model.ttl))
+        bound = max(limit, COMFYUI_LIMIT) if limit and name == COMFYUI else limit
+        models[name] = ModelRules(bound, max(0, model.ttl), bool(model.sleep.sleep), model.sleep.ttl)
     backoff = Backoff(fifo.backoff, fifo.backoff_max)
-    return Rules(models, eviction_of(config, kept), fifo.patience, fifo.max_queue, kept, backoff, fifo.max_wait)
+    evict = eviction_of(config, kept)
+    return Rules(models, evict, fifo.patience, fifo.max_queue, kept, backoff, fifo.max_wait, fifo.max_asleep)

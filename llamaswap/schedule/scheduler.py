@@ -9,6 +9,7 @@ Rules, in the order in which they matter:
 - A model has one process, ever: requests for one that is being loaded join that load.
 - A swap starts when nothing it would evict is busy and no other swap touches what it touches; what waits does not
   block what stands behind it.
+- Who can sleep is put to sleep instead of being stopped: it takes up no room then, and is loaded by being woken.
 - Waiting is bounded. Who has waited longer than the patience (priority shortens it) has a claim: what it would evict
   is given no new requests, and nobody who came later may take the room. Claims are served in the order they arose.
 """
@@ -46,6 +47,7 @@ from llamaswap.schedule.effects import (
     Grant,
     Place,
     Refuse,
+    Sleep,
     Stop,
     Swap,
     Ticket,
@@ -61,10 +63,15 @@ PRIORITY_SCALE = 10.0
 
 @frozen
 class ModelRules:
-    """One model: `limit` is the explicit bound on requests held for it (0: none), `ttl` idle seconds (0: never)."""
+    """One model: `limit` is the explicit bound on requests held for it (0: none), `ttl` idle seconds (0: never).
+
+    `sleeps`: it is put to sleep instead of being stopped, and stopped after `sleep_ttl` seconds of it (0: never).
+    """
 
     limit: int = 0
     ttl: float = 0.0
+    sleeps: bool = False
+    sleep_ttl: float = 0.0
 
 
 @frozen
@@ -74,7 +81,7 @@ class Rules:
     `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
     wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them, `backoff`
     spaces the tries of a model that keeps failing, `max_wait` is how long a request may stand in the queue (0: for
-    ever).
+    ever), `max_asleep` how many may sleep (0: any number).
     """
 
     models: Mapping[str, ModelRules]
@@ -84,6 +91,7 @@ class Rules:
     pinned: frozenset[str] = frozenset()
     backoff: Backoff = Factory(Backoff)
     max_wait: float = 0.0
+    max_asleep: int = 0
 
     def patience_of(self, ticket: Ticket) -> float:
         return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
@@ -99,6 +107,7 @@ class Phase(Enum):
     LOADING = "loading"
     READY = "ready"
     GOING = "going"
+    ASLEEP = "asleep"
 
 
 @define(eq=False)
@@ -106,7 +115,8 @@ class _Server:
     """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
 
     `stale` says that the process runs an outdated definition: it finishes what it has and goes. `worked_at` is when
-    the present process first ended a request.
+    the present process first ended a request. A going one that is `dozing` is about to sleep, one that is `light` goes
+    from its sleep and takes up no room. A sleeping one's `idle_since` is when it fell asleep.
     """
 
     model: str
@@ -118,6 +128,12 @@ class _Server:
     stale: bool = False
     ready_at: float = 0.0
     worked_at: float | None = None
+    dozing: bool = False
+    light: bool = False
+
+    @property
+    def takes_room(self) -> bool:
+        return self.phase not in (Phase.COLD, Phase.ASLEEP) and not self.light
 
 
 class _Where(Enum):
@@ -350,6 +366,12 @@ class Scheduler:
     def exited(self, model: str, now: float, cause: str = "the server ended") -> list[Effect]:
         """A server that was ready ended without being asked; what it was serving is lost, leftovers are cleared up."""
         server = self._servers.get(model)
+        if server is not None and server.phase is Phase.GOING:
+            server.dozing = False  # what was to sleep is gone
+        if server is not None and server.phase is Phase.ASLEEP:
+            self._stop([server], "crash")
+            self._settle(now)
+            return self._answer()
         if server is None or server.phase is not Phase.READY:
             return []
         earlier = None if proved(server.ready_at, server.worked_at, now) else self._troubles.get(model)
@@ -358,17 +380,33 @@ class Scheduler:
         self._settle(now)
         return self._answer()
 
-    def adopted(self, model: str, ready_at: float, idle_since: float, now: float) -> list[Effect]:
-        """A server that was up before everything began, and unused since `idle_since`."""
+    def adopted(self, model: str, ready_at: float, idle_since: float, now: float, asleep: bool = False) -> list[Effect]:
+        """A server that was up, or asleep, before everything began, and unused since `idle_since`."""
         server = self._server(model)
         if model not in self.rules.models or server.phase is not Phase.COLD or self._closed is not None:
             return []
         self._generation += 1
-        server.phase = Phase.READY
+        server.phase = Phase.ASLEEP if asleep else Phase.READY
         server.generation = self._generation
         server.ready_at = ready_at
         server.worked_at = idle_since
         self._rest(server, now, idle_since)
+        if asleep:
+            self._limit_sleepers()
+        return self._answer()
+
+    def slept(self, model: str, now: float) -> list[Effect]:
+        """A model that was to be put to sleep sleeps."""
+        server = self._servers.get(model)
+        if server is None or server.phase is not Phase.GOING:
+            return []
+        if not server.dozing:
+            return self.gone(model, now)
+        server.phase = Phase.ASLEEP
+        server.dozing = False
+        self._rest(server, now)
+        self._limit_sleepers()
+        self._settle(now)
         return self._answer()
 
     def gone(self, model: str, now: float) -> list[Effect]:
@@ -377,7 +415,7 @@ class Scheduler:
         if server is None or server.phase is not Phase.GOING:
             return []
         server.phase = Phase.COLD
-        server.stale = False
+        server.stale = server.dozing = server.light = False
         if model not in self.rules.models:
             del self._servers[model]
         self._settle(now)
@@ -391,7 +429,7 @@ class Scheduler:
         if server is None or not server.armed or server.idle_since is None:
             return []
         server.armed = False
-        self._stop([server], "idle")
+        self._send_off(server, "idle")
         self._settle(now)
         return self._answer()
 
@@ -441,8 +479,11 @@ class Scheduler:
             if server is not None:
                 self._outdate(server)
         for server in list(self._servers.values()):
-            if server.phase is Phase.READY and server.idle_since is not None:
+            if server.phase is Phase.ASLEEP and not rules.models[server.model].sleeps:
+                self._stop([server], "reload")
+            elif server.phase in (Phase.READY, Phase.ASLEEP) and server.idle_since is not None:
                 self._rest(server, now, server.idle_since)
+        self._limit_sleepers()
         self._settle(now)
         return self._answer()
 
@@ -510,14 +551,14 @@ class Scheduler:
         return 0 if server is None else server.generation
 
     def idle_since(self, model: str) -> float | None:
-        """Since when nobody uses a ready model; None while somebody does, or where it is not ready."""
+        """Since when nobody uses a ready model, or since when it sleeps; None while somebody does, or otherwise."""
         server = self._servers.get(model)
-        return None if server is None or server.phase is not Phase.READY else server.idle_since
+        return server.idle_since if server is not None and server.phase in (Phase.READY, Phase.ASLEEP) else None
 
     @property
     def settled(self) -> bool:
-        """Whether nobody is served or waits, and every server is ready or down."""
-        at_rest = (Phase.COLD, Phase.READY)
+        """Whether nobody is served or waits, and every server is ready, asleep or down."""
+        at_rest = (Phase.COLD, Phase.READY, Phase.ASLEEP)
         return not self._tickets and all(server.phase in at_rest for server in self._servers.values())
 
     @property
@@ -660,23 +701,29 @@ class Scheduler:
 
     def _start(self, model: str, verdict: _Start, entries: list[_Entry], now: float) -> None:
         for generation in verdict.abandon:
-            self._abandon(self._swaps[generation])
+            self._abandon(self._swaps[generation], may_sleep=True)
         restore = tuple(victim for victim in verdict.evict if self._servers[victim].phase is Phase.READY)
+        sleep = frozenset(victim for victim in verdict.evict if self._may_sleep(self._servers[victim]))
         reason = self.rules.evict.explain(model, self._running(model)) if entries else "back after a failed start"
         for victim in verdict.evict:
             self._leave(self._servers[victim])
+            self._servers[victim].dozing = victim in sleep
         self._generation += 1
         server = self._server(model)
+        if server.armed:
+            server.armed = False
+            self._effects.append(DisarmIdle(model))
         server.phase = Phase.LOADING
         server.generation = self._generation
-        server.stale = False
+        server.idle_since = None
+        server.stale = server.dozing = server.light = False
         self._restore.pop(model, None)
         swap = self._swaps[self._generation] = _ActiveSwap(
             self._generation, model, frozenset(verdict.evict), {}, restore
         )
         waited = max((now - entry.ticket.since for entry in entries), default=0.0)
         origin = entries[0].ticket.origin if entries else "restored"
-        self._effects.append(Swap(self._generation, model, verdict.evict, reason, waited, origin))
+        self._effects.append(Swap(self._generation, model, verdict.evict, reason, waited, sleep, origin))
         for entry in entries:
             self._join(entry, swap)
 
@@ -686,12 +733,15 @@ class Scheduler:
         entry.claims = False
         swap.waiters[entry.ticket.number] = entry
 
-    def _abandon(self, swap: _ActiveSwap) -> list[_Entry]:
+    def _abandon(self, swap: _ActiveSwap, may_sleep: bool = False) -> list[_Entry]:
         """Give a swap up; returns those who waited for it. Its victims go on going."""
         del self._swaps[swap.generation]
         self._effects.append(AbandonSwap(swap.generation, swap.model))
-        self._leave(self._servers[swap.model])
-        self._effects.append(Stop((swap.model,), "abandoned"))
+        server = self._servers[swap.model]
+        if may_sleep:
+            self._send_off(server, "abandoned")
+        else:
+            self._stop([server], "abandoned")
         return list(swap.waiters.values())
 
     def _outdate(self, server: _Server) -> None:
@@ -705,10 +755,36 @@ class Scheduler:
                     self._refuse(entry, UnknownModel(server.model))
         elif server.phase is Phase.READY and server.serving:
             server.stale = True
-        elif server.phase is Phase.READY:
+        elif server.phase in (Phase.READY, Phase.ASLEEP) or server.dozing:
             self._stop([server], "reload")
         elif server.phase is Phase.COLD and server.model not in self.rules.models:
             del self._servers[server.model]
+
+    def _may_sleep(self, server: _Server) -> bool:
+        """Whether this server, which has to leave, is put to sleep. One that starts can be, if it was only woken."""
+        rules = self.rules.models.get(server.model)
+        up = server.phase in (Phase.READY, Phase.LOADING) and not server.stale
+        return server.dozing or (up and rules is not None and rules.sleeps)
+
+    def _send_off(self, server: _Server, why: str) -> None:
+        """Have one server leave, asleep where it can."""
+        if not self._may_sleep(server):
+            self._stop([server], why)
+            return
+        self._leave(server)
+        server.dozing = True
+        self._effects.append(Sleep((server.model,), why))
+
+    def _limit_sleepers(self) -> None:
+        """Who sleeps longest is stopped where too many do."""
+        if not self.rules.max_asleep:
+            return
+        asleep = [server for server in self._servers.values() if server.phase is Phase.ASLEEP]
+        surplus = len(asleep) - self.rules.max_asleep
+        leavable = [server for server in asleep if server.model not in self.rules.pinned]
+        if surplus > 0:
+            leavable.sort(key=lambda server: server.idle_since or 0.0)
+            self._stop(leavable[:surplus], "asleep")
 
     def _stop(self, servers: list[_Server], why: str) -> None:
         for server in servers:
@@ -723,18 +799,21 @@ class Scheduler:
             self._effects.append(DisarmIdle(server.model))
         if server.phase is Phase.READY:
             self._troubles.pop(server.model, None)
+        server.light = server.phase is Phase.ASLEEP or server.light
+        server.dozing = False
         server.phase = Phase.GOING
         server.idle_since = None
         server.stale = False
         server.serving.clear()
 
     def _rest(self, server: _Server, now: float, since: float | None = None) -> None:
-        """Nobody uses a ready server: its time runs."""
+        """Nobody uses a ready server, or it sleeps: its time runs."""
         server.idle_since = now if since is None else since
         rules = self.rules.models.get(server.model)
-        if rules is not None and rules.ttl > 0 and server.model not in self.rules.pinned:
+        ttl = 0.0 if rules is None else rules.sleep_ttl if server.phase is Phase.ASLEEP else rules.ttl
+        if ttl > 0 and server.model not in self.rules.pinned:
             server.armed = True
-            self._effects.append(ArmIdle(server.model, max(0.0, server.idle_since + rules.ttl - now)))
+            self._effects.append(ArmIdle(server.model, max(0.0, server.idle_since + ttl - now)))
         elif server.armed:
             server.armed = False
             self._effects.append(DisarmIdle(server.model))
@@ -775,11 +854,7 @@ class Scheduler:
 
     def _running(self, target: str) -> tuple[str, ...]:
         """All that takes up room besides the target: up, on its way up, or on its way down."""
-        return tuple(
-            sorted(
-                model for model, server in self._servers.items() if server.phase is not Phase.COLD and model != target
-            )
-        )
+        return tuple(sorted(model for model, server in self._servers.items() if server.takes_room and model != target))
 
     def _leaving(self, model: str) -> bool:
         return self._servers[model].phase is Phase.GOING

@@ -18,10 +18,11 @@ from llamaswap.config.endpoints import Endpoint
 
 @frozen
 class Served:
-    """A ready server. Times are on the monotonic clock, which goes on through the replacement.
+    """A server that is ready, or asleep. Times are on the monotonic clock, which goes on through the replacement.
 
     `output` is the descriptor its output is read from, None where it closed it; `idle_since` is when it last
-    had a request. `argv`, `env`, `proxy` and `port` are what it was made of, `endpoint` is where it listens.
+    had a request, or fell asleep. `argv`, `env`, `proxy` and `port` are what it was made of, `endpoint` is where it
+    listens.
     """
 
     model: str
@@ -40,6 +41,8 @@ class Served:
     output: int | None
     tail: bytes = field(default=b"", repr=False)
     idle_since: float = 0.0
+    asleep: bool = False
+    wake_seconds: tuple[float, ...] = ()
 
 
 class Adopted(Process):

@@ -22,6 +22,7 @@ ABORT_GRACE = 5.0  # seconds a server may take to stop that was never ready: not
 CRASH_GRACE = 0.0  # what a crashed leader left is not asked
 
 STOPPED, STARTING, READY, STOPPING, SHUTDOWN = "stopped", "starting", "ready", "stopping", "shutdown"
+ASLEEP = "asleep"  # told outside as stopped, since it takes up no room, with a fact beside it
 
 
 class Inputs(Protocol):
@@ -32,6 +33,18 @@ class Inputs(Protocol):
 
     def want_stopped(self, waiter: Deferred[None], grace: float) -> None:
         """Somebody wants it gone; `waiter` fires when nothing is left of it."""
+
+    def want_asleep(self, waiter: Deferred[None], grace: float) -> None:
+        """Its room is wanted. `waiter` fires when it sleeps, or is gone because it could not: within `grace` then."""
+
+    def fell_asleep(self) -> None:
+        """It has given back what it held."""
+
+    def sleep_failed(self) -> None:
+        """It could not be put to sleep, or not in time."""
+
+    def wake_failed(self) -> None:
+        """It does not wake up, or not in time. A fresh start is worth a try."""
 
     def probe_passed(self) -> None:
         """It answers as a ready server does."""
@@ -54,6 +67,9 @@ class Inputs(Protocol):
     def adopted(self) -> None:
         """It is there and ready already: an earlier program of this process started it."""
 
+    def adopted_asleep(self) -> None:
+        """It is there and sleeps."""
+
 
 # -- what the states own -----------------------------------------------------------------------------------
 
@@ -70,6 +86,14 @@ class Serving:
     """A server that is ready."""
 
     endpoint: Endpoint
+
+
+@frozen
+class Doze:
+    """A way into sleep under way; `abandon` ends the asking. `grace` is for the way down where it does not succeed."""
+
+    abandon: Callable[[], None]
+    grace: float
 
 
 @frozen
@@ -90,6 +114,12 @@ class Hands(Protocol):
     def begin(self) -> Attempt: ...
 
     def serve(self) -> Serving: ...
+
+    def doze(self, grace: float) -> Doze:
+        """The way into sleep that is under way, or else a fresh one."""
+
+    def wake(self) -> Attempt:
+        """Have a sleeping server woken up and probed."""
 
     def descend(self) -> Descent:
         """The way down that is under way, or else a fresh one for the child there is."""
@@ -191,11 +221,23 @@ def _descend(inputs: Inputs, hands: Hands, *args: Any, **kwargs: Any) -> Descent
     return hands.descend()
 
 
+def _doze(inputs: Inputs, hands: Hands, waiter: object, grace: float = 0.0) -> Doze:
+    return hands.doze(grace)
+
+
+def _wake(inputs: Inputs, hands: Hands, *args: Any, **kwargs: Any) -> Attempt:
+    return hands.wake()
+
+
 builder = TypeMachineBuilder(Inputs, Hands)  # type: ignore[type-abstract]  # a Protocol is what Automat wants here
 
 Stopped = builder.state("Stopped")
 Starting = builder.state("Starting", _begin)
 Ready = builder.state("Ready", _serve)
+Dozing = builder.state("Dozing", _doze)
+Stirring = builder.state("Stirring", _doze)
+Asleep = builder.state("Asleep")
+Waking = builder.state("Waking", _wake)
 Stopping = builder.state("Stopping", _descend)
 Restarting = builder.state("Restarting", _descend)
 Closing = builder.state("Closing", _descend)
@@ -212,7 +254,10 @@ def _start(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
 
 
 @Stopped.upon(Inputs.want_stopped).loop()
+@Stopped.upon(Inputs.want_asleep).loop()
 @Closed.upon(Inputs.want_stopped).loop()
+@Closed.upon(Inputs.want_asleep).loop()
+@Asleep.upon(Inputs.want_asleep).loop()
 def _already_down(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
     hands.waiters.add_stop(waiter)
     hands.waiters.gone()
@@ -221,6 +266,11 @@ def _already_down(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: f
 @Stopped.upon(Inputs.adopted).to(Ready)
 def _take_over(inputs: Inputs, hands: Hands) -> None:
     hands.show(READY)
+
+
+@Stopped.upon(Inputs.adopted_asleep).to(Asleep)
+def _take_over_asleep(inputs: Inputs, hands: Hands) -> None:
+    hands.show(ASLEEP)
 
 
 @Stopped.upon(Inputs.closing).to(Closed)
@@ -234,6 +284,9 @@ def _close_at_once(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: 
 
 
 @Starting.upon(Inputs.want_ready, nodata=True).loop()
+@Waking.upon(Inputs.want_ready, nodata=True).loop()
+@Dozing.upon(Inputs.want_ready, nodata=True).to(Stirring)
+@Stirring.upon(Inputs.want_ready, nodata=True).loop()
 @Stopping.upon(Inputs.want_ready, nodata=True).to(Restarting)
 @Restarting.upon(Inputs.want_ready, nodata=True).loop()
 def _wait_for_it(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
@@ -241,6 +294,7 @@ def _wait_for_it(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> No
 
 
 @Starting.upon(Inputs.probe_passed).to(Ready)
+@Waking.upon(Inputs.probe_passed).to(Ready)
 def _became_ready(inputs: Inputs, hands: Hands, attempt: Attempt) -> None:
     attempt.abandon()
     hands.show(READY)
@@ -248,6 +302,8 @@ def _became_ready(inputs: Inputs, hands: Hands, attempt: Attempt) -> None:
 
 
 @Starting.upon(Inputs.want_stopped).to(Stopping)
+@Starting.upon(Inputs.want_asleep).to(Stopping)
+@Waking.upon(Inputs.want_stopped).to(Stopping)
 def _abort(inputs: Inputs, hands: Hands, attempt: Attempt, waiter: Deferred[None], grace: float) -> None:
     attempt.abandon()
     hands.waiters.abort()
@@ -276,6 +332,7 @@ def _try_another_port(inputs: Inputs, hands: Hands, attempt: Attempt) -> None:
 
 
 @Starting.upon(Inputs.closing).to(Closing)
+@Waking.upon(Inputs.closing).to(Closing)
 def _close_start(inputs: Inputs, hands: Hands, attempt: Attempt, waiter: Deferred[None], grace: float) -> None:
     attempt.abandon()
     hands.show(SHUTDOWN)
@@ -313,11 +370,122 @@ def _close(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -
     hands.descend().go(grace)
 
 
+# It goes to sleep, sleeps, wakes up.
+
+
+@Ready.upon(Inputs.want_asleep, nodata=True).to(Dozing)
+def _fall_asleep(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.show(STOPPING)
+    hands.waiters.add_stop(waiter)
+
+
+@Dozing.upon(Inputs.want_asleep, nodata=True).loop()
+def _dozes_already(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.waiters.add_stop(waiter)
+
+
+@Stirring.upon(Inputs.want_asleep, nodata=True).to(Dozing)
+def _sleep_after_all(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.waiters.abort()
+    hands.waiters.add_stop(waiter)
+
+
+@Dozing.upon(Inputs.fell_asleep).to(Asleep)
+def _asleep(inputs: Inputs, hands: Hands, doze: Doze) -> None:
+    hands.show(ASLEEP)
+    hands.waiters.gone()
+
+
+@Stirring.upon(Inputs.fell_asleep, nodata=True).to(Waking)
+def _wake_at_once(inputs: Inputs, hands: Hands) -> None:
+    hands.show(ASLEEP)
+    hands.show(STARTING)
+    hands.waiters.gone()
+
+
+@Dozing.upon(Inputs.sleep_failed).to(Stopping)
+@Stirring.upon(Inputs.sleep_failed).to(Restarting)
+def _stop_instead(inputs: Inputs, hands: Hands, doze: Doze) -> None:
+    hands.descend().go(doze.grace)
+
+
+@Dozing.upon(Inputs.exited).to(Stopping)
+@Stirring.upon(Inputs.exited).to(Restarting)
+def _exited_dozing(inputs: Inputs, hands: Hands, doze: Doze, error: Callable[[], LlamaswapError]) -> None:
+    doze.abandon()
+    hands.descend().go(CRASH_GRACE)
+
+
+@Dozing.upon(Inputs.want_stopped).to(Stopping)
+@Stirring.upon(Inputs.want_stopped).to(Stopping)
+def _stop_dozing(inputs: Inputs, hands: Hands, doze: Doze, waiter: Deferred[None], grace: float) -> None:
+    doze.abandon()
+    hands.waiters.abort()
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(grace)
+
+
+@Dozing.upon(Inputs.closing).to(Closing)
+@Stirring.upon(Inputs.closing).to(Closing)
+def _close_dozing(inputs: Inputs, hands: Hands, doze: Doze, waiter: Deferred[None], grace: float) -> None:
+    doze.abandon()
+    hands.show(SHUTDOWN)
+    hands.waiters.shut_down()
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(grace)
+
+
+@Asleep.upon(Inputs.want_ready).to(Waking)
+def _wake_up(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
+    hands.waiters.add_ready(waiter)
+    hands.show(STARTING)
+
+
+@Asleep.upon(Inputs.want_stopped).to(Stopping)
+def _stop_asleep(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(grace)
+
+
+@Asleep.upon(Inputs.exited).to(Stopping)
+def _died_asleep(inputs: Inputs, hands: Hands, error: Callable[[], LlamaswapError]) -> None:
+    hands.descend().go(CRASH_GRACE)
+
+
+@Asleep.upon(Inputs.closing).to(Closing)
+def _close_asleep(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
+    hands.show(SHUTDOWN)
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(grace)
+
+
+@Waking.upon(Inputs.want_asleep).to(Dozing)
+def _sleep_again(inputs: Inputs, hands: Hands, attempt: Attempt, waiter: Deferred[None], grace: float) -> None:
+    attempt.abandon()
+    hands.show(STOPPING)
+    hands.waiters.abort()
+    hands.waiters.add_stop(waiter)
+
+
+@Waking.upon(Inputs.wake_failed).to(Restarting)
+def _start_instead(inputs: Inputs, hands: Hands, attempt: Attempt) -> None:
+    attempt.abandon()
+    hands.descend().go(ABORT_GRACE)
+
+
+@Waking.upon(Inputs.exited).to(Restarting)
+def _exited_waking(inputs: Inputs, hands: Hands, attempt: Attempt, error: Callable[[], LlamaswapError]) -> None:
+    attempt.abandon()
+    hands.descend().go(CRASH_GRACE)
+
+
 # It stops.
 
 
 @Stopping.upon(Inputs.want_stopped).loop()
+@Stopping.upon(Inputs.want_asleep).loop()
 @Closing.upon(Inputs.want_stopped).loop()
+@Closing.upon(Inputs.want_asleep).loop()
 @Closing.upon(Inputs.closing).loop()
 def _stop_too(inputs: Inputs, hands: Hands, descent: Descent, waiter: Deferred[None], grace: float) -> None:
     hands.waiters.add_stop(waiter)
@@ -325,6 +493,7 @@ def _stop_too(inputs: Inputs, hands: Hands, descent: Descent, waiter: Deferred[N
 
 
 @Restarting.upon(Inputs.want_stopped).to(Stopping)
+@Restarting.upon(Inputs.want_asleep).to(Stopping)
 def _stop_after_all(inputs: Inputs, hands: Hands, descent: Descent, waiter: Deferred[None], grace: float) -> None:
     hands.waiters.abort()
     hands.waiters.add_stop(waiter)
@@ -382,18 +551,29 @@ def _closed_already(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace:
 
 # News that comes too late: what it tells of is over. Its sender could not know.
 
-_with_data: tuple[Any, ...] = (Ready, Stopping, Restarting, Closing)
-for _late in (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost):
-    for _state in _with_data:
-        _state.upon(_late, nodata=True).loop().returns(None)
-for _late in (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.exited, Inputs.drained):
-    for _rest in (Stopped, Closed):
-        _rest.upon(_late).loop().returns(None)
-for _up in (Starting, Ready):
-    _up.upon(Inputs.drained, nodata=True).loop().returns(None)
-for _state in (Starting, *_with_data):
-    _state.upon(Inputs.adopted, nodata=True).loop().returns(None)
-Closed.upon(Inputs.adopted).loop().returns(None)
+_ON_THE_WAY_UP = (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.wake_failed)
+_INTO_SLEEP = (Inputs.fell_asleep, Inputs.sleep_failed)
+_ADOPTION = (Inputs.adopted, Inputs.adopted_asleep)
+_late: dict[Any, tuple[Any, ...]] = {
+    Stopped: (*_ON_THE_WAY_UP, *_INTO_SLEEP, Inputs.exited, Inputs.drained),
+    Starting: (*_INTO_SLEEP, *_ADOPTION, Inputs.wake_failed, Inputs.drained),
+    Ready: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION, Inputs.drained),
+    Dozing: (*_ON_THE_WAY_UP, *_ADOPTION, Inputs.drained),
+    Stirring: (*_ON_THE_WAY_UP, *_ADOPTION, Inputs.drained),
+    Asleep: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION, Inputs.drained),
+    Waking: (*_INTO_SLEEP, *_ADOPTION, Inputs.start_failed, Inputs.port_lost, Inputs.drained),
+    Stopping: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION),
+    Restarting: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION),
+    Closing: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION),
+    Closed: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION, Inputs.exited, Inputs.drained),
+}
+_BARE = (Stopped, Asleep, Closed)  # own no data
+for _state, _inputs in _late.items():
+    for _input in _inputs:
+        if _state in _BARE:
+            _state.upon(_input).loop().returns(None)
+        else:
+            _state.upon(_input, nodata=True).loop().returns(None)
 
 machine = builder.build()
 

@@ -30,6 +30,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.steps import Request
 
 EAGER = 0.010  # seconds between questions in the first half second: small models load in a tenth
 BRISK = 0.025  # up to the second second
@@ -57,10 +58,16 @@ class Whose(Enum):
     FOREIGN = "foreign"
 
 
-class Ask(Protocol):
-    """One question: GET `path` (None: only connect), the status back; errback on anything else."""
+GET = Request("GET", "/")
 
-    def __call__(self, endpoint: Endpoint, path: str | None, limit: float) -> Deferred[int]: ...
+
+class Ask(Protocol):
+    """One question: GET `path` (None: only connect), the status back; errback on anything else.
+
+    `how` gives another method, and a body; its path does not count.
+    """
+
+    def __call__(self, endpoint: Endpoint, path: str | None, limit: float, how: Request = GET) -> Deferred[int]: ...
 
 
 @frozen
@@ -244,13 +251,14 @@ class Readiness:
 
 
 class _Question(StreamProtocol):
-    """A minimal GET: the status line is all we want. The rest is let come, briefly, so that no server sees a reset."""
+    """A minimal request: the status line is all we want. The rest is let come, briefly: no server sees a reset."""
 
-    def __init__(self, clock: IReactorTime, endpoint: Endpoint, path: str | None) -> None:
+    def __init__(self, clock: IReactorTime, endpoint: Endpoint, path: str | None, how: Request) -> None:
         self.answer: Deferred[int] = Deferred(self._give_up)
         self._clock = clock
         self._endpoint = endpoint
         self._path = path
+        self._how = how
         self._head = b""
         self._cut: IDelayedCall | None = None
         self._pipe: Any = None  # the transport; aborting is only in the TCP one
@@ -264,15 +272,19 @@ class _Question(StreamProtocol):
         target = f"{self._endpoint.path}/{self._path.lstrip('/')}"
         if self._endpoint.query:
             target += ("&" if "?" in target else "?") + self._endpoint.query
+        body = self._how.body.encode()
         lines = [
-            f"GET {target} HTTP/1.1",
+            f"{self._how.method} {target} HTTP/1.1",
             f"Host: {self._endpoint.authority}",
             "User-Agent: llamaswap",
             "Accept: */*",
             "Connection: close",  # several servers have few threads, and a kept connection holds one
-            "\r\n",
         ]
-        self._pipe.write("\r\n".join(lines).encode("utf-8"))
+        if body:
+            lines.append("Content-Type: application/json")
+        if self._how.method != "GET":
+            lines.append(f"Content-Length: {len(body)}")
+        self._pipe.write("\r\n".join([*lines, "\r\n"]).encode("utf-8") + body)
 
     def dataReceived(self, data: bytes) -> None:
         if self._cut is not None:
@@ -349,14 +361,14 @@ class SocketAsk:
     clock: IReactorTime
     ways: Connector
 
-    def __call__(self, endpoint: Endpoint, path: str | None, limit: float) -> Deferred[int]:
-        asked = Deferred.fromCoroutine(self._ask(endpoint, path, limit))
+    def __call__(self, endpoint: Endpoint, path: str | None, limit: float, how: Request = GET) -> Deferred[int]:
+        asked = Deferred.fromCoroutine(self._ask(endpoint, path, limit, how))
         return asked.addTimeout(limit, self.clock, onTimeoutCancel=_too_slow)
 
-    async def _ask(self, endpoint: Endpoint, path: str | None, limit: float) -> int:
+    async def _ask(self, endpoint: Endpoint, path: str | None, limit: float, how: Request) -> int:
         ways = self.ways(endpoint, limit)
         for number, way in enumerate(ways):
-            question = _Question(self.clock, endpoint, path)
+            question = _Question(self.clock, endpoint, path, how)
             try:
                 await way.connect(_Single(question))
             except ConnectError:

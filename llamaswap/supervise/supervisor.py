@@ -13,6 +13,7 @@ from typing import Protocol
 from attrs import Factory, define, evolve, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from llamaswap.config.commands import EmptyCommand, render_stop, split
 from llamaswap.config.endpoints import Endpoint
@@ -20,8 +21,9 @@ from llamaswap.config.schema import Model
 from llamaswap.errors import ConfigError, StartFailed
 from llamaswap.supervise import lifecycle
 from llamaswap.supervise.adopt import Served
+from llamaswap.supervise.doing import Doing
 from llamaswap.supervise.ladder import Ladder
-from llamaswap.supervise.lifecycle import Attempt, Descent, Serving, Waiters
+from llamaswap.supervise.lifecycle import Attempt, Descent, Doze, Serving, Waiters
 from llamaswap.supervise.readiness import Ask, Readiness, Verdict, Whose, is_local
 from llamaswap.supervise.sessionleader import CANNOT_RUN
 from llamaswap.supervise.spawn import Birth, Child, Launcher, say_status
@@ -31,6 +33,9 @@ TAIL_BYTES = 8192
 LOADS_KEPT = 20  # load times remembered per model
 EARLY = 10.0  # seconds in which an exit may be due to a port that somebody took since we looked
 CLOSE_GRACE = 1.0  # seconds for a server whose supervisor is closed without an orderly stop before
+
+
+_log = Logger()
 
 
 class Listener(Protocol):
@@ -43,7 +48,11 @@ class Listener(Protocol):
 
 @frozen
 class Status:
-    """How a model's server is. Times are on the clock's scale; `load_seconds` are the last loads, oldest first."""
+    """How a model's server is. Times are on the clock's scale; `load_seconds` are the last loads, oldest first.
+
+    `asleep_since` is set while the server sleeps: it is shown as stopped then, but has a process. `wake_seconds` are
+    to waking what `load_seconds` are to loads.
+    """
 
     model: str
     state: str
@@ -55,6 +64,8 @@ class Status:
     load_seconds: tuple[float, ...]
     cmd: tuple[str, ...]
     endpoint: Endpoint | None
+    asleep_since: float | None = None
+    wake_seconds: tuple[float, ...] = ()
 
 
 @frozen
@@ -102,6 +113,12 @@ class Supervisor:
     _last_error: str = ""
     _loads: tuple[float, ...] = ()
     _down: Descent | None = None
+    _doze: Doze | None = None
+    _slept: bool = False  # this process has been asleep, or nearly
+    _wake: tuple[str, ...] = ()  # what wakes it up again
+    _asleep_since: float | None = None
+    _woken_at: float | None = None
+    _wakes: tuple[float, ...] = ()
     _lost: list[int] = Factory(list)
 
     def __attrs_post_init__(self) -> None:
@@ -134,6 +151,17 @@ class Supervisor:
         self._machine.want_stopped(waiter, self.model.unload_timeout if grace is None else grace)
         return waiter
 
+    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+        """Give its room back, asleep if that can be: fires with whether it sleeps. Otherwise it is gone, as by `stop`.
+
+        A start that is under way is stopped; only what was ready can sleep.
+        """
+        if not self.model.sleep.sleep:
+            return self.stop(grace).addCallback(lambda _: False)
+        waiter: Deferred[None] = Deferred()
+        self._machine.want_asleep(waiter, self.model.unload_timeout if grace is None else grace)
+        return waiter.addCallback(lambda _: self._asleep_since is not None)
+
     def close(self, grace: float = CLOSE_GRACE) -> Deferred[None]:
         """Stop, and start nothing any more."""
         waiter: Deferred[None] = Deferred()
@@ -165,9 +193,11 @@ class Supervisor:
         return "\n".join(lines[-TAIL_LINES:])
 
     def handover(self) -> Served | None:
-        """What another program in our place needs to go on with this server; None where it is not ready."""
+        """What another program in our place needs to go on with this server; None where it is not ready or asleep."""
         child, endpoint = self._child, self._endpoint
-        if self._word != lifecycle.READY or child is None or child.status is not None or endpoint is None:
+        asleep = self._asleep_since is not None and self._down is None
+        at_rest = asleep or self._word == lifecycle.READY
+        if not at_rest or child is None or child.status is not None or endpoint is None:
             return None
         return Served(
             model=self.model.id,
@@ -185,6 +215,8 @@ class Supervisor:
             load_seconds=self._loads,
             output=child.output,
             tail=self._tail,
+            asleep=asleep,
+            wake_seconds=self._wakes,
         )
 
     def adopt(self, served: Served) -> bool:
@@ -205,9 +237,15 @@ class Supervisor:
         child = self.launcher.adopt(birth, served.output)
         self._running, self._endpoint, self._argv, self._child = running, served.endpoint, served.argv, child
         child.attend(self._heard, lambda status: self._child_exited(child, status), lambda: self._output_ended(child))
-        self._tail, self._loads = served.tail, served.load_seconds
-        self._machine.adopted()
-        self._started_at, self._ready_at = served.started_at, served.ready_at
+        self._tail, self._loads, self._wakes = served.tail, served.load_seconds, served.wake_seconds
+        if served.asleep:
+            self._slept, self._wake = True, model.sleep.wake
+            current = current and bool(self._wake)
+            self._machine.adopted_asleep()
+            self._started_at, self._asleep_since = served.started_at, served.idle_since
+        else:
+            self._machine.adopted()
+            self._started_at, self._ready_at = served.started_at, served.ready_at
         child.watch()
         return current
 
@@ -225,13 +263,16 @@ class Supervisor:
             load_seconds=self._loads,
             cmd=self._argv,
             endpoint=endpoint,
+            asleep_since=self._asleep_since,
+            wake_seconds=self._wakes,
         )
 
     # -- the machine's side --
 
     def begin(self) -> Attempt:
         """Start a child and its probing. A start that cannot be is told on the next turn, like any other news."""
-        self._ladder = self._down = self._child = self._readiness = None
+        self._ladder = self._down = self._doze = self._child = self._readiness = None
+        self._slept = False
         if not self._moving:
             self._other_port = None
         self._moved, self._moving = self._moving, False
@@ -265,15 +306,86 @@ class Supervisor:
             self._down = Descent(ladder.go, ladder.hasten, ladder.leader_gone)
         return self._down
 
+    def doze(self, grace: float) -> Doze:
+        if self._doze is None:
+            self._slept, self._wake = True, self.model.sleep.wake
+            doing = self._do(self.model.sleep.sleep, self._dozed)
+            doing.start()
+            self._doze = Doze(doing.cancel, grace)
+        return self._doze
+
+    def wake(self) -> Attempt:
+        """The words for it are those of the time when it fell asleep: the definition may have changed since."""
+        self._woken_at = self.clock.seconds()
+        self._doze = None
+        doing = self._do(self._wake, self._woken)
+        doing.start()
+
+        def abandon() -> None:
+            doing.cancel()
+            self._abandon()
+
+        return Attempt(abandon)
+
     def show(self, word: str) -> None:
-        """Tell a change, not a repetition. A load is over when it is ready."""
-        old, self._word = self._word, word
+        """Tell a change, not a repetition. A load is over when it is ready. Who sleeps looks stopped."""
+        asleep = word == lifecycle.ASLEEP
+        old, self._word = self._word, lifecycle.STOPPED if asleep else word
+        word = self._word
+        self._asleep_since = self.clock.seconds() if asleep else None
+        if asleep:
+            self._ready_at = None
         if word == lifecycle.READY and self._started_at is not None:
             self._ready_at = self.clock.seconds()
-            self._loads = (*self._loads, self._ready_at - self._started_at)[-LOADS_KEPT:]
+            if self._woken_at is not None:
+                self._wakes = (*self._wakes, self._ready_at - self._woken_at)[-LOADS_KEPT:]
+            else:
+                self._loads = (*self._loads, self._ready_at - self._started_at)[-LOADS_KEPT:]
+            self._woken_at = None
             self._last_error = ""
         if old != word:
             self.listener.state_changed(self.model.id, old, word)
+
+    # -- sleeping --
+
+    def _do(self, steps: Sequence[str], ended: Callable[[str], None]) -> Doing:
+        """Have something done to the server; `ended` hears the problem, if there is one."""
+        assert self._endpoint is not None and self._child is not None
+        return Doing(
+            clock=self.clock,
+            launcher=self.launcher,
+            ask=self.ask,
+            endpoint=self._endpoint,
+            pid=self._child.pid,
+            steps=steps,
+            env=self._running.env,
+            log=self.log,
+            limit=self.model.sleep.timeout,
+            ended=ended,
+        )
+
+    def _dozed(self, problem: str) -> None:
+        if problem:
+            self._last_error = f"could not be put to sleep: {problem}"
+            _log.warn(
+                "{model} could not be put to sleep and is stopped: {problem}", model=self.model.id, problem=problem
+            )
+            self._machine.sleep_failed()
+        else:
+            self._machine.fell_asleep()
+
+    def _woken(self, problem: str) -> None:
+        """What woke it up has ended; it is ready when it says so."""
+        child, endpoint = self._child, self._endpoint
+        if problem or child is None or endpoint is None:
+            self._wake_failed(problem)
+        else:
+            self._watch_for(child, endpoint, self._running, self.model.sleep.timeout, self._wake_failed)
+
+    def _wake_failed(self, problem: str) -> None:
+        self._last_error = f"did not wake up: {problem}"
+        _log.warn("{model} is started anew, since it did not wake up: {why}", model=self.model.id, why=problem)
+        self._machine.wake_failed()
 
     # -- starting --
 
@@ -331,23 +443,29 @@ class Supervisor:
             raise _CannotStart(f"failed to start command '{' '.join(plan.argv)}': {error.strerror or error}")
         self._child = child
         child.attend(self._heard, lambda status: self._child_exited(child, status), lambda: self._output_ended(child))
-        path: str | None = plan.model.check_endpoint.strip()
+        self._watch_for(child, plan.endpoint, plan.model, plan.model.health_check_timeout, self._timed_out)
+
+    def _watch_for(
+        self, child: Child, endpoint: Endpoint, model: Model, limit: float, failed: Callable[[str], None]
+    ) -> None:
+        """Ask the server until it is ready, for at most `limit` seconds."""
+        path: str | None = model.check_endpoint.strip()
         if path == "none":
             path = None
-            if not is_local(plan.endpoint.host):
+            if not is_local(endpoint.host):
                 self.clock.callLater(0, self._passed, child)
                 return
         self._readiness = Readiness(
             clock=self.clock,
             ask=self.ask,
-            endpoint=plan.endpoint,
+            endpoint=endpoint,
             path=path,
-            deadline=plan.model.health_check_timeout,
-            whose=lambda: self._whose(child, plan.endpoint),
+            deadline=limit,
+            whose=lambda: self._whose(child, endpoint),
             passed=lambda: self._passed(child),
-            failed=self._timed_out,
-            explain=lambda: self._explain(child, plan.endpoint),
-            name=plan.model.id,
+            failed=failed,
+            explain=lambda: self._explain(child, endpoint),
+            name=model.id,
         )
         self._readiness.start()
 
@@ -421,7 +539,7 @@ class Supervisor:
     def _child_exited(self, child: Child, status: int) -> None:
         if child is not self._child:
             return
-        starting = self._down is None and self._ready_at is None
+        starting = self._down is None and self._ready_at is None and not self._slept
         expected = self._down is not None
         if starting and self._port_was_taken(status):
             self._moving = True
@@ -476,7 +594,7 @@ class Supervisor:
         if lost and child is not None:
             self._lost.append(child.pid)
             self._last_error = f"pid {child.pid} lives on after {signal.SIGKILL.name} and was given up as lost"
-        self._endpoint = self._started_at = self._ready_at = None
+        self._endpoint = self._started_at = self._ready_at = self._woken_at = None
         self._machine.drained()
 
     @property

@@ -542,6 +542,128 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(here.scheduler.requested(again, here.now), [DisarmIdle("a"), Grant(again)])
 
 
+SLEEPS = ModelRules(sleeps=True)
+
+
+class SleepTests(SynchronousTestCase):
+    def test_who_can_sleep_is_put_to_sleep_for_another_and_woken_for_the_next_request(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a")
+        here.end(here.request("a"))
+        ticket = here.request("b")
+        self.assertEqual([(swap.evict, swap.sleep) for swap in here.swaps], [(("a",), {"a"})])
+        here.load_all()
+        self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
+        here.end(ticket)
+        here.request("a")
+        here.load_all()
+        self.assertEqual(evictions(here)[-1], ("a", ("b",)))
+        self.assertEqual((here.spawns["a"], here.wakes["a"]), (1, 1))
+
+    def test_who_sleeps_takes_up_no_room_on_its_way_out_either(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a", "b")
+        here.unload("a")
+        self.assertEqual(here.stopping, {"a"})
+        here.unload("b")
+        here.stopped("b")
+        here.request("c")
+        self.assertEqual(len(here.startable()), 1)
+        self.assertEqual(evictions(here), [("c", ())])
+
+    def test_idleness_is_sleep_first_and_a_stop_later(self) -> None:
+        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True, sleep_ttl=60.0)), "a")
+        here.advance(5.0)
+        self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "idle")])
+        here.stopped("a")
+        here.advance(59.0)
+        self.assertEqual(here.stops, [])
+        here.advance(1.0)
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "idle")])
+
+    def test_without_a_limit_it_sleeps_for_ever(self) -> None:
+        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True)), "a")
+        here.advance(5.0)
+        here.stopped("a")
+        here.advance(1e6)
+        self.assertEqual((here.asleep, here.stops), ({"a"}, []))
+
+    def test_a_request_ends_the_time_to_sleep(self) -> None:
+        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True, sleep_ttl=60.0)), "a")
+        here.advance(5.0)
+        here.stopped("a")
+        here.request("a")
+        self.assertEqual(here.idle, {})
+
+    def test_one_that_does_not_go_to_sleep_is_gone(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a")
+        here.request("b")
+        here.stopped("a", may_sleep=False)
+        self.assertIs(here.scheduler.phase("a"), Phase.COLD)
+        here.load_all()
+        self.assertEqual(here.ready, {"b"})
+
+    def test_one_that_ends_in_its_sleep_is_cold_and_its_next_load_is_tried_at_once(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a", "b")
+        for _ in range(5):
+            here.die_asleep("a")
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "crash")])
+        here.stopped("a")
+        self.assertEqual(here.scheduler.troubles(), {})
+        self.assertEqual(here.scheduler.forecast("a").action, "load")
+
+    def test_too_many_asleep_and_the_one_that_sleeps_longest_is_stopped(self) -> None:
+        here = swapping(**dict.fromkeys("abcd", SLEEPS))
+        here.rules = here.scheduler.rules = evolve(here.rules, max_asleep=2)
+        for model in "abc":
+            loaded(here, model)
+            here.advance(1.0)
+        self.assertEqual(here.asleep, {"a", "b"})
+        loaded(here, "d")
+        self.assertEqual(here.asleep, {"b", "c"})
+        here.retune(evolve(here.rules, max_asleep=1))
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("b",), "asleep")])
+
+    def test_a_pinned_one_is_woken_and_never_stopped_for_its_sleep(self) -> None:
+        here = swapping(**dict.fromkeys("abc", ModelRules(sleeps=True, sleep_ttl=5.0)))
+        here.rules = here.scheduler.rules = evolve(here.rules, max_asleep=1)
+        loaded(here, "a", "b")
+        here.pin("a")
+        self.assertEqual(here.idle, {})
+        loaded(here, "c")
+        self.assertEqual(here.asleep, {"a"})
+
+    def test_a_restarted_or_removed_one_does_not_sleep_on(self) -> None:
+        here = loaded(swapping(**dict.fromkeys("abc", SLEEPS)), "a", "b", "c")
+        self.assertEqual(here.asleep, {"a", "b"})
+        here.retune(evolve(here.rules, models=dict.fromkeys("bcde", SLEEPS)), "b")
+        self.assertEqual(here.stopping, {"a", "b"})
+        here.retune(evolve(here.rules, models={model: ModelRules() for model in "bcde"}))
+        here.request("d")
+        self.assertEqual(here.swaps[-1].sleep, frozenset())
+
+    def test_one_on_its_way_to_sleep_is_stopped_where_its_definition_changes(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a")
+        here.request("b")
+        here.retune(here.rules, "a")
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "reload")])
+
+    def test_a_wake_nobody_waits_for_any_more_is_sent_back_to_sleep(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a", "b")
+        here.cancel(here.request("a"))
+        here.load_until_starting("a")
+        here.request("b")
+        self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "abandoned")])
+        here.load_all()
+        self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
+
+    def test_it_begins_with_those_that_slept_before(self) -> None:
+        here = swapping(a=ModelRules(sleeps=True, sleep_ttl=60.0))
+        here.adopt_asleep("a", idle=50.0)
+        self.assertTrue(here.scheduler.settled)
+        self.assertEqual(here.scheduler.idle_since("a"), here.now - 50.0)
+        here.advance(10.0)
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "idle")])
+
+
 class UnloadTests(SynchronousTestCase):
     def test_a_load_is_ended_and_those_who_wait_are_told(self) -> None:
         """core V31, V59"""

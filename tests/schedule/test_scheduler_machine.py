@@ -22,7 +22,13 @@ from tests.schedule.world import Conflicts, World
 MODELS = "abcde"
 every_pair = [frozenset((one, other)) for one in MODELS for other in MODELS if one < other]
 models = st.sampled_from(MODELS)
-model_rules = st.builds(ModelRules, st.sampled_from((0, 0, 0, 1, 3)), st.sampled_from((0.0, 0.0, 3.0)))
+model_rules = st.builds(
+    ModelRules,
+    st.sampled_from((0, 0, 0, 1, 3)),
+    st.sampled_from((0.0, 0.0, 3.0)),
+    st.booleans(),
+    st.sampled_from((0.0, 0.0, 4.0)),
+)
 picks = st.integers(0, 10_000)
 
 
@@ -35,13 +41,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         patience=st.sampled_from((0.0, 2.0, 2.0, 10.0)),
         max_queue=st.sampled_from((2, 1000)),
         max_wait=st.sampled_from((0.0, 0.0, 8.0)),
+        max_asleep=st.sampled_from((0, 1, 2)),
         there=st.lists(models, max_size=2),
+        asleep=st.lists(models, max_size=2),
     )
-    def begin(self, conflicts, known, patience, max_queue, max_wait, there):
+    def begin(self, conflicts, known, patience, max_queue, max_wait, max_asleep, there, asleep):
         relation = Conflicts(frozenset(conflicts))
-        self.world = World(Rules(known, relation, patience, max_queue, max_wait=max_wait), relation)
+        rules = Rules(known, relation, patience, max_queue, max_wait=max_wait, max_asleep=max_asleep)
+        self.world = World(rules, relation)
         for model in there:
             self.world.adopt(model)
+        for model in asleep:
+            self.world.adopt_asleep(model)
 
     @rule(model=models, priority=st.sampled_from((0, 0, 0, 5, -3)))
     def a_request_comes(self, model, priority):
@@ -66,10 +77,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.cancel(tickets[pick % len(tickets)])
 
     @precondition(lambda self: self.world.stopping)
-    @rule(pick=picks)
-    def a_stop_ends(self, pick):
+    @rule(pick=picks, may_sleep=st.sampled_from((True, True, False)))
+    def a_stop_ends(self, pick, may_sleep):
         stopping = sorted(self.world.stopping)
-        self.world.stopped(stopping[pick % len(stopping)])
+        self.world.stopped(stopping[pick % len(stopping)], may_sleep)
 
     @precondition(lambda self: self.world.startable())
     @rule(pick=picks)
@@ -104,6 +115,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def crash(self, data):
         if ready := sorted(self.world.ready - self.world.stopping):
             self.world.crash(data.draw(st.sampled_from(ready)))
+        if sleepers := sorted(self.world.asleep | self.world.dozing):
+            self.world.die_asleep(data.draw(st.sampled_from(sleepers)))
 
     def unload(self, data):
         self.world.unload(*sorted(data.draw(st.sets(models, min_size=1, max_size=2))))
@@ -160,7 +173,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 world.end(ticket)
         for model in sorted(world.stopping):
             world.stopped(model)
-        assert not world.alive
+        assert not world.alive and not world.asleep
         assert all(world.scheduler.phase(model) is Phase.COLD for model in MODELS)
         assert world.patience is None
 

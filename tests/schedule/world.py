@@ -22,11 +22,12 @@ from llamaswap.schedule.effects import (
     Grant,
     Place,
     Refuse,
+    Sleep,
     Stop,
     Swap,
     Ticket,
 )
-from llamaswap.schedule.scheduler import ModelRules, Rules, Scheduler
+from llamaswap.schedule.scheduler import ModelRules, Phase, Rules, Scheduler
 
 
 def pairs(*conflicts: str) -> frozenset[frozenset[str]]:
@@ -67,6 +68,10 @@ class World:
     alive: set[str] = Factory(set)
     ready: set[str] = Factory(set)
     stopping: set[str] = Factory(set)
+    dozing: set[str] = Factory(set)
+    asleep: set[str] = Factory(set)
+    woken: set[str] = Factory(set)
+    wakes: dict[str, int] = Factory(dict)
     loads: dict[int, Load] = Factory(dict)
     waiting: dict[int, Ticket] = Factory(dict)
     granted: dict[int, Ticket] = Factory(dict)
@@ -79,6 +84,7 @@ class World:
     late: list[tuple[int, LlamaswapError | None]] = Factory(list)
     swaps: list[Swap] = Factory(list)
     stops: list[Stop] = Factory(list)
+    sleeps: list[Sleep] = Factory(list)
     served: list[str] = Factory(list)
     spawns: dict[str, int] = Factory(dict)
     outdated: set[str] = Factory(set)
@@ -92,6 +98,12 @@ class World:
             self.alive.add(model)
             self.ready.add(model)
             self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now))
+
+    def adopt_asleep(self, model: str, idle: float = 1.0) -> None:
+        """It slept before everything began."""
+        if model not in self.alive | self.asleep and self.rules.models[model].sleeps:
+            self.asleep.add(model)
+            self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now, asleep=True))
 
     def request(self, model: str, priority: int = 0) -> Ticket:
         self.last_number += 1
@@ -116,9 +128,13 @@ class World:
             self.cut.pop(ticket.number)
         self.perform(self.scheduler.served(ticket, self.now))
 
-    def stopped(self, model: str) -> None:
-        """The last process of a stopping model is gone."""
+    def stopped(self, model: str, may_sleep: bool = True) -> None:
+        """The last process of a stopping model is gone; or it sleeps now, where it was to and does."""
         self.stopping.remove(model)
+        sleeps = may_sleep and model in self.dozing and model in self.ready | self.woken | self.asleep
+        self.dozing.discard(model)
+        self.woken.discard(model)
+        self.asleep.discard(model)
         if model in self.alive:
             self.lose(model)
         for generation, load in list(self.loads.items()):
@@ -127,13 +143,18 @@ class World:
                 # The start was aborted; its result comes late, and not always before other news.
                 self.late.append((generation, ModelUnloaded(model)))
                 del self.loads[generation]
-        self.perform(self.scheduler.gone(model, self.now))
+        if sleeps:
+            self.asleep.add(model)
+            self.perform(self.scheduler.slept(model, self.now))
+        else:
+            self.perform(self.scheduler.gone(model, self.now))
         self.begin_starts()
 
     def started(self, generation: int, error: LlamaswapError | None = None) -> None:
         load = self.loads.pop(generation)
         assert load.started
         if error is None:
+            self.woken.discard(load.swap.model)
             self.ready.add(load.swap.model)
         # A failed start may leave something behind: it takes up room until it has been stopped.
         self.perform(self.scheduler.swap_finished(generation, error, self.now))
@@ -167,6 +188,15 @@ class World:
         self.alive.add(model)  # its leftovers, until they are cleared up
         self.perform(self.scheduler.exited(model, self.now))
 
+    def die_asleep(self, model: str) -> None:
+        """A sleeping process ends, or one on its way there."""
+        if model in self.dozing and model in self.ready:
+            self.dozing.discard(model)
+            self.perform(self.scheduler.exited(model, self.now))
+        elif model in self.asleep:
+            self.perform(self.scheduler.exited(model, self.now))
+            assert model in self.stopping
+
     def deliver_late(self) -> None:
         late, self.late = self.late, []
         for generation, error in late:
@@ -176,14 +206,17 @@ class World:
         self.perform(self.scheduler.unload_asked(models, self.now))
         assert not [ticket for ticket in self.waiting.values() if ticket.model in models]
         assert not [model for model in models if self.up(model)]
+        assert not set(models) & (self.dozing | self.asleep - self.stopping)
 
     def retune(self, rules: Rules, *stale: str) -> None:
         self.rules = rules
-        old = {*stale, *(model for model in self.alive if model not in rules.models)}
+        old = {*stale, *(model for model in self.alive | self.asleep if model not in rules.models)}
         loading = [load for load in self.loads.values() if load.swap.model in old]
         self.outdated |= old & self.ready - self.stopping
         self.perform(self.scheduler.retuned(rules, stale, self.now))
         assert all(load.abandoned for load in loading), "an outdated load goes on"
+        old.update(stale)
+        assert not old & (self.dozing | self.asleep - self.stopping), "an outdated one sleeps on"
         assert not [ticket for ticket in self.waiting.values() if ticket.model not in rules.models]
 
     def pin(self, *models: str) -> None:
@@ -240,7 +273,12 @@ class World:
                 assert not rivals, f"{model} starts while {rivals} are up"
                 assert model not in self.alive, f"a second process of {model}"
                 self.alive.add(model)
-                self.spawns[model] = self.spawns.get(model, 0) + 1
+                if model in self.asleep:
+                    self.asleep.discard(model)
+                    self.woken.add(model)
+                    self.wakes[model] = self.wakes.get(model, 0) + 1
+                else:
+                    self.spawns[model] = self.spawns.get(model, 0) + 1
                 load.started = True
 
     def serving(self, model: str) -> list[int]:
@@ -274,8 +312,10 @@ class World:
                     load.abandoned = True
             elif isinstance(effect, Stop):
                 self.check_stop(effect)
+            elif isinstance(effect, Sleep):
+                self.check_sleep(effect)
             elif isinstance(effect, ArmIdle):
-                assert effect.model in self.ready and not self.serving(effect.model)
+                assert effect.model in self.ready | self.asleep and not self.serving(effect.model)
                 self.idle[effect.model] = self.now + effect.seconds
             elif isinstance(effect, DisarmIdle):
                 self.idle.pop(effect.model, None)
@@ -305,12 +345,33 @@ class World:
         for victim in swap.evict:
             assert not self.serving(victim) or victim in self.stopping, f"busy {victim} evicted for {swap.model}"
             assert victim not in self.rules.pinned or not self.up(victim), f"pinned {victim} evicted"
+            assert victim not in self.asleep or self.begun(victim), f"{victim}, which takes up no room, evicted"
+            if self.up(victim) and victim in self.ready and self.may_sleep(victim):
+                assert victim in swap.sleep, f"{victim} is stopped, but could sleep"
+        assert all(victim in self.dozing or self.may_sleep(victim) for victim in swap.sleep)
         assert not any(load.swap.model == swap.model and not load.abandoned for load in self.loads.values()), (
             f"two loads of {swap.model} at once"
         )
         self.swaps.append(swap)
         self.loads[swap.generation] = Load(swap, set(swap.evict))
         self.stopping.update(swap.evict)
+        self.dozing = self.dozing - set(swap.evict) | swap.sleep
+
+    def begun(self, model: str) -> bool:
+        """Whether a load of it is under way, or was until just now."""
+        return any(load.swap.model == model for load in self.loads.values())
+
+    def may_sleep(self, model: str) -> bool:
+        return model in self.rules.models and self.rules.models[model].sleeps and model not in self.outdated
+
+    def check_sleep(self, sleep: Sleep) -> None:
+        self.sleeps.append(sleep)
+        for model in sleep.models:
+            assert (self.up(model) or self.begun(model)) and self.may_sleep(model) and not self.serving(model)
+            assert model not in self.idle, f"{model} goes to sleep with its idle timer running"
+            assert model not in self.rules.pinned
+            self.stopping.add(model)
+            self.dozing.add(model)
 
     def check_stop(self, stop: Stop) -> None:
         self.stops.append(stop)
@@ -318,10 +379,14 @@ class World:
             if stop.why == "idle":
                 assert not self.serving(model), f"{model} stopped as idle while it serves"
                 assert model not in self.rules.pinned
+                assert model in self.asleep or not self.may_sleep(model), f"{model} stopped, but could sleep"
+            if stop.why == "asleep":
+                assert model in self.asleep and model not in self.rules.pinned
             if stop.why == "reload":
                 assert not self.serving(model), f"{model} restarted while it serves"
             assert model not in self.idle, f"{model} stops with its idle timer running"
             self.stopping.add(model)
+            self.dozing.discard(model)
 
     # -- invariants ----------------------------------------------------------------------------------------
 
@@ -329,6 +394,14 @@ class World:
         """What holds between any two events."""
         for pair in self.conflicts.pairs:
             assert not pair <= self.alive, f"{sorted(pair)} are up together"
+        settled = self.asleep - self.stopping
+        for model in settled:
+            phase = self.scheduler.phase(model)
+            loading = any(load.swap.model == model and not load.abandoned for load in self.loads.values())
+            assert phase is (Phase.LOADING if loading else Phase.ASLEEP), f"{model} sleeps and is {phase}"
+        if self.rules.max_asleep:
+            kept = len(settled & self.rules.pinned)
+            assert len(settled) <= max(self.rules.max_asleep, kept), f"{sorted(settled)} sleep"
         if self.waiting:
             moving = self.stopping or self.granted or self.loads or self.late
             assert moving, f"{sorted(self.waiting)} wait and nothing moves"

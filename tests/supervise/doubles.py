@@ -3,7 +3,7 @@
 import os
 
 from attrs import define, evolve, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError, ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -12,6 +12,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.supervise import sessionleader
 from llamaswap.supervise.procfs import MARK, Stat
+from llamaswap.supervise.readiness import GET
 from llamaswap.supervise.spawn import Kernel, Launcher
 from llamaswap.supervise.supervisor import Supervisor
 
@@ -206,9 +207,13 @@ class Asked:
     def __init__(self, answer=200):
         self.answer = answer
         self.questions = []
+        self.requests = []
+        self.steps = {}
         self.pending = []
 
-    def __call__(self, endpoint, path, limit):
+    def __call__(self, endpoint, path, limit, how=GET):
+        if how is not GET:
+            return self.asked_for(f"{how.method} {how.path} {how.body}".strip())
         self.questions.append((endpoint.port, path, limit))
         answer = self.answer(endpoint) if callable(self.answer) else self.answer
         asked = Deferred()
@@ -219,6 +224,14 @@ class Asked:
         else:
             asked.callback(answer)
         return asked
+
+    def asked_for(self, step):
+        """A request that is to do something: 200, or what `steps` says (a Deferred stays open)."""
+        self.requests.append(step)
+        answer = self.steps.get(step, 200)
+        if isinstance(answer, Deferred):
+            return answer
+        return fail(answer) if isinstance(answer, Exception) else succeed(answer)
 
 
 REFUSED = ConnectionRefusedError("refused")

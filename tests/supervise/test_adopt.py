@@ -12,6 +12,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema import Sleep
 from llamaswap.supervise.adopt import Adopted, descriptors
 from llamaswap.supervise.spawn import exit_status
 from tests.supervise.doubles import TERM, scene
@@ -124,6 +125,21 @@ class SupervisorTests(SynchronousTestCase):
         made.after.wait(0.05)
         self.assertEqual(self.successResultOf(ready), Endpoint("http", "127.0.0.1", 5800))
         self.assertEqual(made.after.servers(), [made.server])
+
+    def test_one_that_sleeps_is_adopted_asleep_and_woken_for_the_next_wish(self):
+        made = self.make(sleep=Sleep(("POST /sleep",), ("POST /wake_up",)))
+        self.assertTrue(made.after.supervisor.adopt(evolve(made.served, asleep=True, idle_since=-5.0)))
+        status = made.after.supervisor.status()
+        self.assertEqual((status.state, status.asleep_since, status.pid), ("stopped", -5.0, made.server.pid))
+        ready = made.after.supervisor.ensure_ready()
+        made.after.wait(0.05)
+        self.successResultOf(ready)
+        self.assertEqual(made.after.asked.requests, ["POST /wake_up"])
+        self.assertEqual(made.after.servers(), [made.server])
+
+    def test_one_that_sleeps_and_cannot_be_woken_any_more_is_outdated(self):
+        made = self.make()
+        self.assertFalse(made.after.supervisor.adopt(evolve(made.served, asleep=True)))
 
     def test_its_output_goes_on_and_its_stop_is_as_any(self):
         made = self.make()

@@ -9,12 +9,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
 from llamaswap.supervise import lifecycle
-from llamaswap.supervise.lifecycle import Attempt, Descent, Serving, Waiters
+from llamaswap.supervise.lifecycle import Attempt, Descent, Doze, Serving, Waiters
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
-STATES = ("Stopped", "Starting", "Ready", "Stopping", "Restarting", "Closing", "Closed")
-INPUTS = ("want_ready", "want_stopped", "probe_passed", "start_failed", "port_lost", "exited", "drained", "closing",
-          "adopted")  # fmt: skip
+STATES = ("Stopped", "Starting", "Ready", "Dozing", "Stirring", "Asleep", "Waking", "Stopping", "Restarting",
+          "Closing", "Closed")  # fmt: skip
+INPUTS = ("want_ready", "want_stopped", "want_asleep", "fell_asleep", "sleep_failed", "wake_failed", "probe_passed",
+          "start_failed", "port_lost", "exited", "drained", "closing", "adopted", "adopted_asleep")  # fmt: skip
 
 # (state, input) -> (next state, what was done). "" in the second place: nothing at all.
 TABLE = {
@@ -22,6 +23,9 @@ TABLE = {
     ("Stopped", "want_stopped"): ("Stopped", "told:None"),
     ("Stopped", "closing"): ("Closed", "show:shutdown told:None"),
     ("Stopped", "adopted"): ("Ready", "show:ready"),
+    ("Stopped", "want_asleep"): ("Stopped", "told:None"),
+    ("Stopped", "adopted_asleep"): ("Asleep", "show:asleep"),
+    ("Starting", "want_asleep"): ("Stopping", "abandon go:5.0"),
     ("Starting", "want_ready"): ("Starting", ""),
     ("Starting", "want_stopped"): ("Stopping", "abandon go:5.0"),
     ("Starting", "probe_passed"): ("Ready", "abandon show:ready"),
@@ -33,7 +37,38 @@ TABLE = {
     ("Ready", "want_stopped"): ("Stopping", "show:stopping go:7.0"),
     ("Ready", "exited"): ("Stopping", "show:stopping go:0.0"),
     ("Ready", "closing"): ("Closing", "show:shutdown go:7.0"),
+    ("Ready", "want_asleep"): ("Dozing", "doze:7.0 show:stopping"),
+    ("Dozing", "want_ready"): ("Stirring", ""),
+    ("Dozing", "want_asleep"): ("Dozing", ""),
+    ("Dozing", "want_stopped"): ("Stopping", "leave go:7.0"),
+    ("Dozing", "fell_asleep"): ("Asleep", "show:asleep"),
+    ("Dozing", "sleep_failed"): ("Stopping", "go:7.0"),
+    ("Dozing", "exited"): ("Stopping", "leave go:0.0"),
+    ("Dozing", "closing"): ("Closing", "leave show:shutdown go:7.0"),
+    ("Stirring", "want_ready"): ("Stirring", ""),
+    ("Stirring", "want_asleep"): ("Dozing", ""),
+    ("Stirring", "want_stopped"): ("Stopping", "leave go:7.0"),
+    ("Stirring", "fell_asleep"): ("Waking", "wake show:asleep show:starting"),
+    ("Stirring", "sleep_failed"): ("Restarting", "go:7.0"),
+    ("Stirring", "exited"): ("Restarting", "leave go:0.0"),
+    ("Stirring", "closing"): ("Closing", "leave show:shutdown go:7.0"),
+    ("Asleep", "want_ready"): ("Waking", "wake show:starting"),
+    ("Asleep", "want_asleep"): ("Asleep", "told:None"),
+    ("Asleep", "want_stopped"): ("Stopping", "go:7.0"),
+    ("Asleep", "exited"): ("Stopping", "go:0.0"),
+    ("Asleep", "closing"): ("Closing", "show:shutdown go:7.0"),
+    ("Waking", "want_ready"): ("Waking", ""),
+    ("Waking", "want_asleep"): ("Dozing", "doze:7.0 abandon show:stopping"),
+    ("Waking", "want_stopped"): ("Stopping", "abandon go:5.0"),
+    ("Waking", "wake_failed"): ("Restarting", "abandon go:5.0"),
+    ("Waking", "probe_passed"): ("Ready", "abandon show:ready"),
+    ("Waking", "exited"): ("Restarting", "abandon go:0.0"),
+    ("Waking", "closing"): ("Closing", "abandon show:shutdown go:5.0"),
     ("Stopping", "want_ready"): ("Restarting", ""),
+    ("Stopping", "want_asleep"): ("Stopping", "hasten:7.0"),
+    ("Restarting", "want_asleep"): ("Stopping", "hasten:7.0"),
+    ("Closing", "want_asleep"): ("Closing", "hasten:7.0"),
+    ("Closed", "want_asleep"): ("Closed", "told:None"),
     ("Stopping", "want_stopped"): ("Stopping", "hasten:7.0"),
     ("Stopping", "exited"): ("Stopping", "leader_gone"),
     ("Stopping", "drained"): ("Stopped", "show:stopped"),
@@ -57,6 +92,10 @@ ROADS = {
     "Stopped": (),
     "Starting": ("want_ready",),
     "Ready": ("want_ready", "probe_passed"),
+    "Dozing": ("want_ready", "probe_passed", "want_asleep"),
+    "Stirring": ("want_ready", "probe_passed", "want_asleep", "want_ready"),
+    "Asleep": ("want_ready", "probe_passed", "want_asleep", "fell_asleep"),
+    "Waking": ("want_ready", "probe_passed", "want_asleep", "fell_asleep", "want_ready"),
     "Stopping": ("want_ready", "probe_passed", "want_stopped"),
     "Restarting": ("want_ready", "probe_passed", "want_stopped", "want_ready"),
     "Closing": ("want_ready", "probe_passed", "closing"),
@@ -71,7 +110,7 @@ class RecordingHands:
         self.clock = Clock()
         self.waiters = Waiters(self.clock, "kiwi")
         self.done = []
-        self.descent = None
+        self.descent = self.dozing = None
 
     def begin(self):
         self.done.append("begin")
@@ -80,6 +119,17 @@ class RecordingHands:
 
     def serve(self):
         return Serving(HERE)
+
+    def doze(self, grace):
+        if self.dozing is None:
+            self.done.append(f"doze:{grace}")
+            self.dozing = Doze(lambda: self.done.append("leave"), grace)
+        return self.dozing
+
+    def wake(self):
+        self.done.append("wake")
+        self.dozing = None
+        return Attempt(lambda: self.done.append("abandon"))
 
     def descend(self):
         if self.descent is None:
@@ -117,6 +167,7 @@ class Drive:
         arguments = {
             "want_ready": (waiter,),
             "want_stopped": (waiter, 7.0),
+            "want_asleep": (waiter, 7.0),
             "closing": (waiter, 7.0),
             "start_failed": (lambda: StartFailed("kiwi", "too slow"),),
             "exited": (lambda: StartFailed("kiwi", "it went"),),

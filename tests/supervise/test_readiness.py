@@ -8,6 +8,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.steps import Request
 from llamaswap.supervise.readiness import (
     Readiness,
     SocketAsk,
@@ -147,6 +148,17 @@ class WireTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(asked), 204)
         protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(reactor.getDelayedCalls(), [])
+
+    def test_another_request_has_its_method_and_body(self):
+        reactor = MemoryReactorClock()
+        SocketAsk(reactor, connector(reactor))(HERE, "/sleep?level=1", 1.0, Request("POST", "/sleep?level=1"))
+        head = self.connect(reactor)[1].value().decode()
+        self.assertTrue(head.startswith("POST /sleep?level=1 HTTP/1.1\r\n"))
+        self.assertIn("\r\nContent-Length: 0\r\n", head)
+        SocketAsk(reactor, connector(reactor))(HERE, "/rpc", 1.0, Request("POST", "/rpc", '{"m": "é"}'))
+        head = self.connect(reactor)[1].value().decode()
+        self.assertIn("\r\nContent-Type: application/json\r\nContent-Length: 11\r\n", head)
+        self.assertTrue(head.endswith('\r\n\r\n{"m": "é"}'))
 
     def test_interim_answers_are_skipped(self):
         reactor, asked = self.ask()
