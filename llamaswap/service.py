@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
@@ -32,6 +32,7 @@ from llamaswap import hooks, sources, upgrade
 from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged, SwapBegan, SwapEnded
 from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.commands import split
+from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.ports import keep
 from llamaswap.config.schema import Stall
 from llamaswap.demo import demo_config
@@ -67,7 +68,8 @@ from llamaswap.reload import Plan as ReloadPlan
 from llamaswap.reload import Reloader
 from llamaswap.router import Router
 from llamaswap.spare import bring_tls
-from llamaswap.supervise.canary import SocketCanary
+from llamaswap.supervise import signs
+from llamaswap.supervise.canary import SocketCanary, page, token
 from llamaswap.supervise.orphans import Keeper, Record, sweep
 from llamaswap.supervise.readahead import ReadAhead
 from llamaswap.supervise.readiness import SocketAsk, connector
@@ -75,7 +77,7 @@ from llamaswap.supervise.spawn import Launcher
 from llamaswap.supervise.supervisor import Supervisor
 from llamaswap.upgrade import Adopting, Inherited, Upgrade
 from llamaswap.version import build as build_info
-from llamaswap.watchdog import Stream, Watchdog, stall_of
+from llamaswap.watchdog import Heard, Stream, Watchdog, stall_of
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import errors, passthrough
 from llamaswap.web import peers as peers_routes
@@ -115,6 +117,7 @@ ADMIN_BODY = 16 * 1024 * 1024  # bytes; four times the largest configuration
 STRANGERS_BODY = 64 * 1024  # bytes of which a 401 is the answer
 SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
+GPU_SECONDS = 5.0  # that a reading of the GPUs may take when a silent server is judged
 LAST_LINES = 1.0  # seconds that the last lines may take on their way to standard output
 KEPT_FOR_SERVERS = 12.0  # of those, kept back for stopping servers when requests take their time
 
@@ -239,13 +242,15 @@ class LlamaSwap(MultiService):
         self.hooks = hooks.Runner(reactor, lambda: self.router.config.hooks, environment, hooks.poster(reactor))
         self.hooks.listen(self.bus)
 
+        self.heard = Heard()
+
         def supervise(model: Model, listener: Any) -> hooks.Hooked:
             supervisor = Supervisor(
                 model,
                 clock=reactor,
                 launcher=self.launcher,
                 ask=ask,
-                log=self.book.writer(model.id),
+                log=self.heard.writer(model.id, self.book.writer(model.id)),
                 listener=listener,
             )
             return hooks.Hooked(model.id, supervisor, self.hooks)
@@ -331,7 +336,10 @@ class LlamaSwap(MultiService):
         self.watchdog = Watchdog(
             reactor,
             lambda: [Stream(*facts) for facts in self.inflight.streams()],
+            lambda model: model in self.inflight.by_model(),
             self._stall,
+            self._signs,
+            self._health,
             self._canary,
             lambda model, why: self.router.hangs(model, why),
         )
@@ -390,7 +398,11 @@ class LlamaSwap(MultiService):
                 machine=self.machine,
             ),
             activity_routes.Activity(self.activity, self.captures, self.inflight, self.streams),
-            Models(fleet, config, self.inflight, self.history, self.book, reactor, vram=self.memory.share),
+            Models(
+                *(fleet, config, self.inflight, self.history, self.book, reactor),
+                stall=self.watchdog.document,
+                vram=self.memory.share,
+            ),
             System(
                 build_info(),
                 self.machine,
@@ -513,11 +525,38 @@ class LlamaSwap(MultiService):
         return None if found is None else stall_of(found)
 
     def _canary(self, model: str, limit: float) -> Deferred[bool]:
+    def _signs(self, model: str) -> Deferred[signs.Signs | None]:
+        """A look at a model's server; None where there is none."""
+        return Deferred.fromCoroutine(self._look(model))
+
+    async def _look(self, model: str) -> signs.Signs | None:
+        status, said = self.router.status(model), self.heard.counts.get(model, 0)
+        if status.pid is None:
+            return None
+        reading: Deferred[Sequence[Reading]] = self._read_gpus()
+        reading.addTimeout(GPU_SECONDS, self.reactor)
+        try:
+            gpu = max((board.gpu_util_pct for board in await reading), default=0.0)
+        except Exception:  # a driver that does not answer is no sign of life
+            gpu = 0.0
+        return evolve(signs.look(status.pid, status.port), said=said, gpu=gpu)
+
+    def _health(self, model: str, limit: float) -> Deferred[bool]:
+        """Ask a model's server what it was asked while it started; True where there is none to ask."""
+        found, endpoint = self.router.config.models.get(model), self.router.status(model).endpoint
+        if found is None or endpoint is None:
+            return succeed(True)
+        path = found.check_endpoint.strip()
+        return succeed(False) if path == "none" else self._asked(endpoint, page(endpoint, path), limit)
+
         """Ask a model's server for a token; True where there is none to ask."""
         found, endpoint = self.router.config.models.get(model), self.router.status(model).endpoint
         if found is None or endpoint is None:
             return succeed(True)
-        return SocketCanary(self.reactor, connector(self.reactor))(endpoint, found.use_model_name or model, limit)
+        return self._asked(endpoint, token(endpoint, found.use_model_name or model), limit)
+
+    def _asked(self, endpoint: Endpoint, words: bytes, limit: float) -> Deferred[bool]:
+        return SocketCanary(self.reactor, connector(self.reactor))(endpoint, words, limit)
 
     def _stored(self, row: Row) -> None:
         self.meters.stored(row)

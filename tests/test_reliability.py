@@ -56,7 +56,7 @@ class TableTests(SynchronousTestCase):
             "others to be served first": f"{fifo.patience:g} s",
             "a failing model's next try": f"{fifo.backoff:g} s, doubling to {fifo.backoff_max:g} s",
             "GPU memory of a stopped server": f"{fifo.reclaim:g} s",
-            "a silent stream's next byte": f"{stall.after:g} s, then it is asked",
+            "a silent stream's next byte": f"{stall.after:g} s, then it is watched",
             "a request's head": f"{front.HEAD_SECONDS:g} s",
             "the next piece of a request's body": f"{front.BODY_SECONDS:g} s",
             "a client's next request": f"{front.IDLE_SECONDS:g} s",

@@ -16,6 +16,7 @@ from llamaswap.config.report import Report
 from llamaswap.config.schema import (
     DEFAULT_PROXY,
     MODALITIES,
+    SIGNS,
     USE_GLOBAL_TTL,
     WINDOWS_CMD_STOP,
     Capabilities,
@@ -23,6 +24,7 @@ from llamaswap.config.schema import (
     Filters,
     Model,
     Sleep,
+    Stall,
 )
 
 COMFYUI = "comfyui_auto"
@@ -153,6 +155,7 @@ def model(drafted: Draft, placed: Draft, port: int | None, inherited: Inherited,
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)
     _check_capabilities(placed.id, values.get("capabilities", Capabilities()), at, report)
+    _check_stall(placed.id, values.get("stall", Stall()), at, report)
     _check_sleep(placed.id, values.get("sleep", Sleep()), at, report)
     values["filters"] = ready(values.get("filters", Filters()))
     values["macros"] = {name: macros.value_of(macro) for name, macro in placed.macros.items()}
@@ -182,6 +185,16 @@ def _check_capabilities(model_id: str, given: Capabilities, at: Node | None, rep
                 )
     if given.context < 0:
         report.error(f"model {model_id}: capabilities.context is negative", f"{path}.context", at)
+
+
+def _check_stall(model_id: str, given: Stall, at: Node | None, report: Report) -> None:
+    for word in given.signs:
+        if word not in SIGNS:
+            message = f"model {model_id}: stall.signs has {word!r}, which is none of {', '.join(SIGNS)}"
+            report.error(message, f"models.{model_id}.stall.signs", at)
+    for name, number in (("cpu", given.cpu), ("gpu", given.gpu)):
+        if number < 0:
+            report.error(f"model {model_id}: stall.{name} is negative", f"models.{model_id}.stall.{name}", at)
 
 
 def _check_sleep(model_id: str, given: Sleep, at: Node | None, report: Report) -> None:

@@ -51,6 +51,7 @@ LOG_TIME_FORMATS = (
     *("rfc3339", "rfc3339nano", "kitchen", "stamp", "stampmilli", "stampmicro", "stampnano"),
 )
 MODALITIES = ("text", "audio", "image")
+SIGNS = ("cpu", "gpu", "log", "health")
 STRATEGIES = ("warm", "pin", "spillover", "failover")
 ROUTERS = ("group", "matrix")
 SCHEDULERS = ("fifo",)
@@ -135,7 +136,7 @@ class Compat:
 
 @frozen
 class Stall:
-    """When a server counts as hung: its streams are silent, and a one-token request gets no answer either."""
+    """When a server counts as hung: its streams are silent, no sign of life is seen, and it answers nothing."""
 
     after: float = field(
         default=120.0,
@@ -151,7 +152,30 @@ class Stall:
         metadata=key("times", Integer(), "And so many times the longest pause this model came back from.", minimum=1),
     )
     canary: float = field(
-        default=30.0, metadata=key("canary", Duration(), "How long the one-token request may take to be answered.")
+        default=30.0,
+        metadata=key(
+            "canary",
+            Duration(),
+            "How long a silent server is watched for signs of life, and then a one-token request may take.",
+        ),
+    )
+    signs: tuple[str, ...] = field(
+        default=SIGNS,
+        metadata=key(
+            "signs",
+            Texts(),
+            "What counts as a sign of life: its processes use CPU time or a disk (also where nobody can know), a GPU is "
+            "busy, it writes to its log, it answers checkEndpoint.",
+            items_enum=SIGNS,
+        ),
+    )
+    cpu: int = field(
+        default=1,
+        metadata=key("cpu", Integer(), "More CPU time than this percentage of one core is a sign of life.", minimum=0),
+    )
+    gpu: int = field(
+        default=5,
+        metadata=key("gpu", Integer(), "A GPU busier than this percentage is a sign of life.", minimum=0),
     )
 
 

@@ -1,4 +1,4 @@
-"""One small question to a server that may hang: any answer at all, an error included, says that it lives."""
+"""Small questions to a server that may hang: any answer at all, an error included, says that it lives."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ class _Canary(Protocol):
 
 @frozen
 class SocketCanary:
-    """Asks for one token over a connection of its own."""
+    """Asks one question (`token`, `page`) over a connection of its own."""
 
     clock: IReactorTime
     ways: Connector
 
-    def __call__(self, endpoint: Endpoint, model: str, limit: float) -> Deferred[bool]:
-        """Whether the server at `endpoint` answers within `limit` seconds; `model` is the name it knows itself by."""
-        asked = Deferred.fromCoroutine(self._ask(endpoint, model, limit))
+    def __call__(self, endpoint: Endpoint, words: bytes, limit: float) -> Deferred[bool]:
+        """Whether the server at `endpoint` answers within `limit` seconds."""
+        asked = Deferred.fromCoroutine(self._ask(endpoint, words, limit))
         asked.addTimeout(limit, self.clock)
         return asked.addErrback(_silent)
 
-    async def _ask(self, endpoint: Endpoint, model: str, limit: float) -> bool:
+    async def _ask(self, endpoint: Endpoint, words: bytes, limit: float) -> bool:
         ways = self.ways(endpoint, limit)
         for number, way in enumerate(ways):
-            canary = _Canary(question(endpoint, model))
+            canary = _Canary(words)
             try:
                 await way.connect(Factory.forProtocol(lambda canary=canary: canary))  # type: ignore[misc]
             except ConnectError:
@@ -68,19 +68,22 @@ class SocketCanary:
         return False
 
 
-def question(endpoint: Endpoint, model: str) -> bytes:
-    """A chat of one word, to be answered with one token. A server without chats says so, which is an answer too."""
+def token(endpoint: Endpoint, model: str) -> bytes:
+    """A chat of one word, to be answered with one token; `model` is the name the server knows itself by. One without
+    chats says so, which is an answer too."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "."}], "max_tokens": 1}).encode()
-    lines = [
-        f"POST {endpoint.path}/v1/chat/completions HTTP/1.1",
-        f"Host: {endpoint.authority}",
-        "User-Agent: llamaswap",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-        "\r\n",
-    ]
-    return "\r\n".join(lines).encode("utf-8") + body
+    more = ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return _head(endpoint, "POST", "/v1/chat/completions", more) + body
+
+
+def page(endpoint: Endpoint, path: str) -> bytes:
+    """A page that costs a server nothing."""
+    return _head(endpoint, "GET", path if path.startswith("/") else f"/{path}", [])
+
+
+def _head(endpoint: Endpoint, method: str, path: str, more: list[str]) -> bytes:
+    lines = [f"{method} {endpoint.path}{path} HTTP/1.1", f"Host: {endpoint.authority}", "User-Agent: llamaswap"]
+    return "\r\n".join([*lines, *more, "Connection: close", "\r\n"]).encode("utf-8")
 
 
 def _silent(failure: Failure) -> bool:

@@ -32,10 +32,9 @@ log = Logger()
 
 @define(eq=False)
 class Models:
-    """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps.
-
-    `clock` is the statuses' scale, `vram` tells how many MiB of GPU memory a loaded model took, where that is known.
-    """
+    """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps. `clock` is the statuses' scale, `stall`
+    says by which thresholds a model's server counts as hung, and how it stands, `vram` how many MiB of GPU memory a
+    loaded model took, where that is known."""
 
     fleet: Fleet
     config: Callable[[], Config]
@@ -43,6 +42,7 @@ class Models:
     history: HistoryBook
     book: LogBook
     clock: IReactorTime
+    stall: Callable[[str], dict[str, Any]] = lambda model: {"watched": False}
     vram: Callable[[str], int | None] = lambda model: None
 
     # -- one model -----------------------------------------------------------------------------------------
@@ -77,6 +77,10 @@ class Models:
             "last_error": None if error is None else masked_text(str(error), secrets),
             "vram_mb": self.vram(model.id),
             "load_ms": [round(seconds * 1000) for seconds in status.load_seconds],
+            "asleep": status.asleep_since is not None,
+            "asleep_s": None if status.asleep_since is None else round(max(0.0, now - status.asleep_since), 3),
+            "wake_ms": [round(seconds * 1000) for seconds in status.wake_seconds],
+            "stall": self.stall(model.id),
         }
         if error is not None:
             lines = self.book.model(model.id).history().decode("utf-8", "replace").splitlines()
@@ -136,13 +140,16 @@ class Models:
         model = self._model(call.text("model"))
         forecast = self.fleet.plan(model.id)
         active = self.inflight.by_model()
-        loads = self.fleet.status(model.id).load_seconds
+        status = self.fleet.status(model.id)
+        asleep = status.asleep_since is not None
+        loads = status.wake_seconds if asleep else status.load_seconds
         serves = forecast.action == "serve"
         eta = 0 if serves else round(median(loads) * 1000) if loads else None
         document = {
             "model": model.id,
             "action": forecast.action,
             "running": self.fleet.state(model.id) == "ready",
+            "asleep": asleep,
             "evicts": [{"model": name, "active": active.get(name, 0)} for name in forecast.evicts],
             "waits_for": list(forecast.waits_for),
             "reason": forecast.reason,

@@ -119,6 +119,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "running": _array(
                 _object({"model": S, "state": S, "cmd": S, "proxy": S, "ttl": INT, "name": S, "description": S})
             ),
+            "sleeping": _array(_object({"model": S, "pid": NULL_I})),
             "failing": _array(
                 _object({"model": S, "failures": INT, "retry_in_s": N, "error": S, "log_tail": _array(S)})
             ),
@@ -193,6 +194,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "model": S,
             "action": S,
             "running": B,
+            "asleep": B,
             "evicts": _array(_object({"model": S, "active": INT})),
             "waits_for": _array(S),
             "reason": S,
@@ -219,6 +221,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "last_error": NULL_S,
             "vram_mb": NULL_I,
             "load_ms": _array(INT),
+            "asleep": B,
+            "asleep_s": NULL_N,
+            "wake_ms": _array(INT),
+            "stall": ANYTHING,
         }
     ),
     "Accepted": _object({"model": S, "state": S, "pinned": B}),

@@ -227,6 +227,12 @@ class ModelValues(LoadCase):
         self.err(two.format("[q, q]", "[]"), "duplicate alias", "q")
         self.assertEqual(self.ok(two.format("[bee]", "[]")).real("bee"), "bee")
 
+    def test_signs_of_life_are_checked(self):
+        self.err(owl("cmd: x, px, stall: {signs: [cpu, pulse]}"), "owl", "stall.signs", "pulse")
+        self.err(owl("cmd: x, px, stall: {cpu: -1}"), "stall.cpu")
+        self.err(owl("cmd: x, px, stall: {gpu: -1}"), "stall.gpu")
+        self.assertEqual(self.owl("cmd: x, px, stall: {signs: [log], cpu: 3}").stall.signs, ("log",))
+
     def test_capabilities_are_checked(self):
         """config T089"""
         self.err(owl("cmd: x, px, capabilities: {in: [video]}"), "owl", "capabilities.in", "video")

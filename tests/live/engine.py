@@ -19,6 +19,10 @@ How it hangs or ends
   --exit-at-once        print a reason on stderr and exit before listening
   --crash-at K          abort after K chunks of a streamed answer, in the middle of the answer
   --freeze-at K         stop dead after K chunks of a streamed answer: connections are taken, nothing is answered
+  --pause-at K          do nothing for --pause seconds after K chunks of a streamed answer
+  --pause S             so long (0); with --busy it uses CPU time meanwhile
+  --one-slot            one chat request at a time, the others wait; the rest works
+  --one-thread          one request at a time, whatever it asks; the others wait
   --crash-before-head   abort when a chat request came in, before any answer byte
   --max-requests N      exit after the Nth chat request was answered
 How it takes signals
@@ -62,7 +66,7 @@ import time
 FLAGS = {
     "host": "127.0.0.1", "port": 0, "other-port": 0, "listen-after": 0.0, "ready-after": 0.0, "name": "engine",
     "health": 200, "hang": "", "exit-after": -1.0, "exit-code": 7, "exit-at-once": False, "crash-at": -1,
-    "freeze-at": -1,
+    "freeze-at": -1, "pause-at": -1, "pause": 0.0, "busy": False, "one-slot": False, "one-thread": False,
     "crash-before-head": False, "max-requests": 0, "ignore-term": False, "term-after": 0.0, "term-count": 1,
     "grandchild": False, "grandchild-ignores": False, "leave": False, "double-fork": False,
     "double-fork-leave": False, "say": [], "flood": -1, "pieces": False, "env": [], "tokens": 5, "interval": 0.0,
@@ -75,6 +79,7 @@ REASONS = {200: "OK", 204: "No Content", 302: "Found", 404: "Not Found", 500: "I
 CHAT = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses", "/completion")
 
 log_lock = threading.Lock()
+slot = threading.Lock()
 served = 0
 
 
@@ -206,6 +211,11 @@ class Answer:
         self.sock.sendall(b"%x\r\n%s\r\n" % (len(data), data))
 
 
+def busies(request, options):
+    """Whether this request waits for its turn."""
+    return options["one-thread"] or (options["one-slot"] and request.path in CHAT)
+
+
 def respond(request, answer, options):
     """Answer one request; True when the connection is of no use afterwards."""
     path = request.path
@@ -301,6 +311,8 @@ def chat(request, answer, options):
                 abort()
             if number == options["freeze-at"]:
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if number == options["pause-at"]:
+                pause(options["pause"], options["busy"])
             delta = {"content": options["reply"] or f"tok{number} "}
             event = {"id": "x", "model": options["name"], "choices": [{"index": 0, "delta": delta}]}
             answer.chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
@@ -318,6 +330,14 @@ def chat(request, answer, options):
     served += 1
     if options["max-requests"] and served >= options["max-requests"]:
         die(options["exit-code"])
+
+
+def pause(seconds, busy):
+    if not busy:
+        time.sleep(seconds)
+    until = time.monotonic() + seconds
+    while busy and time.monotonic() < until:
+        sum(range(2000))
 
 
 def websocket(request, answer):
@@ -356,8 +376,9 @@ def converse(sock, options):
                 wants_close = request.fields.get("connection", "").lower() == "close" or request.version == "HTTP/1.0"
                 answer = Answer(sock, options, options["no-keepalive"] or wants_close)
                 answer.reader = reader
-                if respond(request, answer, options):
-                    return
+                with slot if busies(request, options) else threading.Lock():
+                    if respond(request, answer, options):
+                        return
     except (Gone, OSError, ValueError):
         pass
 

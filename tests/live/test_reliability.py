@@ -110,9 +110,7 @@ class HangTests(SynchronousTestCase):
     timeout = 60
 
     def test_a_server_that_hangs_in_the_middle_of_a_stream_is_started_anew(self):
-        text = json.loads(config(one="--freeze-at 10 --interval 0.5 --tokens 12"))
-        text["models"]["one"]["stall"] = {"after": "2s", "times": 1, "canary": "1s"}
-        with Product(json.dumps(text)) as product:
+        with Product(self.watched(one="--freeze-at 10 --interval 0.5 --tokens 12")) as product:
             server = pid_of(product, "one")
             broken = stream(product, "/v1/chat/completions", chat("one", stream=True))
             wait_for(lambda: Path(f"/proc/{server}/stat").read_text().split()[2] == "T", 15, "its freezing")
@@ -129,6 +127,54 @@ class HangTests(SynchronousTestCase):
             status, _, body = answers[0]
             self.assertEqual(status, 200, body)
             self.assertNotEqual(json.loads(body)["pid"], server)
+
+    def test_one_that_deadlocks_without_a_trace_is_started_anew(self):
+        text = self.watched(one="--one-thread --interval 0.5 --tokens 12 --pause-at 10 --pause 50")
+        with Product(text) as product:
+            server = pid_of(product, "one")
+            self.assertTrue(until_end(stream(product, "/v1/chat/completions", chat("one", stream=True)))[1])
+            wait_for(lambda: not alive(server), 5, "its end")
+            self.assertNotEqual(pid_of(product, "one"), server)
+            self.assertEqual(product.json("/api/models/one")["stall"]["ended"], 1)
+
+    def test_servers_that_only_pause_are_never_ended(self):
+        """One slot, one thread, a long pause in the middle of a stream: working, blocked but healthy, or held up by
+        a client that does not read. None of them would answer a request."""
+        slow = "--interval 0.5 --tokens 12 --pause-at 10 --pause 9"
+        text = self.watched(
+            works=f"--one-thread --busy {slow}",
+            healthy=f"--one-slot {slow}",
+            unread=f"--one-thread --tokens 20000 --reply {'x' * 1500}",
+        )
+        with Product(text) as product:
+            servers = {model: pid_of(product, model) for model in ("works", "healthy", "unread")}
+            wires = {model: stream(product, "/v1/chat/completions", chat(model, stream=True)) for model in servers}
+            trickle, began = b"", time.monotonic()
+            while time.monotonic() - began < 7:  # it reads a little, and then nothing for a while
+                trickle += wires["unread"].recv(20000)
+                time.sleep(0.2)
+            time.sleep(9)
+            for model, wire in wires.items():
+                data = b""
+                try:
+                    while b"[DONE]" not in data and (piece := wire.recv(65536)):
+                        data = data[-100:] + piece
+                except ConnectionResetError:
+                    pass
+                self.assertIn(b"[DONE]", data, (model, product.output[-2000:]))
+                wire.close()
+            self.assertEqual({model: pid_of(product, model) for model in servers}, servers)
+            self.assertNotIn("it hung", product.output)
+            for model in ("works", "healthy"):
+                self.assertIn(f"{model} is silent but alive", product.output)
+
+    def watched(self, **models):
+        text = json.loads(config(**models))
+        for model in text["models"].values():
+            # In so short a watch each tick of the CPU clock is one per cent, and refusing our questions costs some.
+            model["stall"] = {"after": "2s", "times": 1, "canary": "1s", "cpu": 20}
+        text["groups"] = {"all": {"swap": False, "members": list(models)}}
+        return json.dumps(text)
 
 
 class LeavingTests(SynchronousTestCase):

@@ -10,7 +10,7 @@ from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.supervise.canary import SocketCanary
+from llamaswap.supervise.canary import SocketCanary, page, token
 
 HERE = Endpoint("http", "127.0.0.1", 5800, "/base")
 
@@ -19,7 +19,7 @@ class CanaryTests(SynchronousTestCase):
     def setUp(self):
         self.reactor, self.clock = MemoryReactor(), Clock()
         ways = lambda endpoint, limit: [TCP4ClientEndpoint(self.reactor, endpoint.host, endpoint.port, timeout=limit)]
-        self.asked = SocketCanary(self.clock, ways)(HERE, "kiwi", 30.0)
+        self.asked = SocketCanary(self.clock, ways)(HERE, token(HERE, "kiwi"), 30.0)
 
     def connect(self):
         protocol = self.reactor.tcpClients[0][2].buildProtocol(None)
@@ -34,6 +34,12 @@ class CanaryTests(SynchronousTestCase):
         self.assertIn(b"Content-Length: %d" % len(body), head)
         asked = json.loads(body)
         self.assertEqual((asked["model"], asked["max_tokens"]), ("kiwi", 1))
+
+    def test_it_may_ask_for_a_page(self):
+        self.assertEqual(
+            page(HERE, "health"),
+            b"GET /base/health HTTP/1.1\r\nHost: 127.0.0.1:5800\r\nUser-Agent: llamaswap\r\nConnection: close\r\n\r\n",
+        )
 
     def test_any_answer_is_a_sign_of_life(self):
         self.connect().dataReceived(b"HTTP/1.1 404 Not Found\r\n")
@@ -50,5 +56,5 @@ class CanaryTests(SynchronousTestCase):
 
     def test_a_connection_that_is_not_taken_is_none_either(self):
         way = type("Way", (), {"connect": lambda self, factory: fail(ConnectionRefusedError())})()
-        asked = SocketCanary(self.clock, lambda endpoint, limit: [way])(HERE, "kiwi", 30.0)
+        asked = SocketCanary(self.clock, lambda endpoint, limit: [way])(HERE, token(HERE, "kiwi"), 30.0)
         self.assertFalse(self.successResultOf(asked))
