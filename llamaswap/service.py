@@ -361,10 +361,11 @@ class LlamaSwap(MultiService):
         site = make_site(self._admin(keys), clock=reactor, access=self.access)
         self.front = FrontDoorFactory(
             self.inference.is_model_route,
-            Accessed(self.inference.serve, self.access, reactor),
+            self.inference.serve,
             site,
             reactor,
             largest=lambda head: largest_body(keys, head),
+            served=Accessed(self.access, reactor),
         )
 
     def _admin(self, keys: Gate) -> Admin:

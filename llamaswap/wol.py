@@ -220,7 +220,7 @@ class Front:
 
     async def _waked(self, exchange: Exchange) -> None:
         waiting = self.host.awake(self.patience)
-        leave = exchange.on_gone(waiting.cancel)
+        exchange.on_gone(waiting.cancel)
         try:
             ready = await waiting
         except BaseException:
@@ -228,7 +228,7 @@ class Front:
                 raise ClientGone()
             raise
         finally:
-            leave()
+            exchange.forget(waiting.cancel)
         if not ready:
             raise HttpError(408, f"the machine did not wake up within {self.patience:g} s")
 

@@ -27,6 +27,7 @@ class RequestHead:
     target: bytes
     headers: Headers
     version: tuple[int, int] = (1, 1)
+    _index: dict[bytes, bytes] | None = field(default=None, init=False, eq=False, repr=False)
 
     @property
     def path(self) -> bytes:
@@ -40,10 +41,12 @@ class RequestHead:
 
     def first(self, name: bytes) -> bytes | None:
         """The first value of a header (`name` in lower case), or None."""
-        for key, value in self.headers:
-            if key.lower() == name:
-                return value
-        return None
+        index = self._index
+        if index is None:
+            index = self._index = {}
+            for key, value in self.headers:
+                index.setdefault(key.lower(), value)
+        return index.get(name)
 
 
 class BodyConsumer(Protocol):
@@ -107,7 +110,11 @@ class ResponseSink(Protocol):
 
     def writer(self) -> Callable[[bytes], None]:
         """After `head`: what does as `write` does, by the shortest way. Who writes by it a `raw` body says how much
-        in the exchange's `passed`, for sinks on the way may not see it."""
+        in the exchange's `passed`, for the sink does not see it."""
+
+    def last_word(self, words: bytes, last: bytes) -> None:
+        """Some more body bytes before an `abort`, if the framing lets any in at this point; `last` went out by the
+        `writer`."""
 
     def finish(self) -> None:
         """The answer is complete."""
@@ -146,82 +153,30 @@ class Exchange:
     passed: int = field(default=0, init=False)
     last: bytes = field(default=b"", init=False)
     _gone: bool = field(default=False, init=False)
-    _watchers: list[Callable[[], None]] = field(factory=list, init=False)
+    _watchers: tuple[Callable[[], None], ...] = field(default=(), init=False)
 
     @property
     def gone(self) -> bool:
         """Whether the client has left."""
         return self._gone
 
-    def on_gone(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back once when the client leaves (at once if it has); returns the canceller (idempotent)."""
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Call back once when the client leaves; at once if it has."""
         if self._gone:
             callback()
-            return lambda: None
-        self._watchers.append(callback)
+        else:
+            self._watchers = (*self._watchers, callback)
 
-        def cancel() -> None:
-            if callback in self._watchers:
-                self._watchers.remove(callback)
-
-        return cancel
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Do not call back any more. Idempotent."""
+        if self._watchers:
+            self._watchers = tuple(other for other in self._watchers if other != callback)
 
     def client_left(self) -> None:
         """The door says: the client's connection is lost. Only the first call counts."""
         if self._gone:
             return
         self._gone = True
-        watchers, self._watchers = self._watchers, []
+        watchers, self._watchers = self._watchers, ()
         for callback in watchers:
             callback()
-
-
-@define(eq=False)
-class PassingSink:
-    """A sink in front of another one that passes everything on: what only wants to see some of it builds on this."""
-
-    inner: ResponseSink
-
-    @property
-    def started(self) -> bool:
-        """Whether a head has gone out."""
-        return self.inner.started
-
-    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
-        """Passed on."""
-        self.inner.interim(status, reason, headers)
-
-    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
-        """Passed on."""
-        self.inner.head(status, reason, headers, raw=raw, data=data)
-
-    def write(self, data: bytes) -> None:
-        """Passed on."""
-        self.inner.write(data)
-
-    def writer(self) -> Callable[[bytes], None]:
-        """The one below: a sink in front that must see each piece has to say so itself."""
-        return self.inner.writer()
-
-    def finish(self) -> None:
-        """Passed on."""
-        self.inner.finish()
-
-    def abort(self) -> None:
-        """Passed on."""
-        self.inner.abort()
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """Passed on."""
-        self.inner.register_producer(producer)
-
-    def unregister_producer(self) -> None:
-        """Passed on."""
-        self.inner.unregister_producer()
-
-    def upgrade(self, status_line_and_head: bytes) -> ITransport:
-        """Passed on."""
-        return self.inner.upgrade(status_line_and_head)
-
-
-_check: type[ResponseSink] = PassingSink

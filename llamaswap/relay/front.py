@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
@@ -28,7 +27,9 @@ from twisted.web.http import HTTPChannel, Request
 from zope.interface import directlyProvides, implementer, providedBy
 
 from llamaswap.relay.arriving import SPOOL_THRESHOLD, ArrivingBody
-from llamaswap.relay.exchange import Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.relay.bodies import BytesBody
+from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.relay.flow import Under
 from llamaswap.relay.framing import (
     HEAD_LIMIT,
     HEADER_COUNT,
@@ -75,12 +76,13 @@ class _Turn:
     )
 
     def __init__(self, door: FrontDoor, framing: Framing) -> None:
+        length = framing.length
         self.door = door
         self.keep_alive = framing.keep_alive
-        self.body_done = framing.length == 0
+        self.body_done = length == 0
         self.answered = False
-        self._left = framing.length or 0
-        self._walker = ChunkWalker() if framing.length is None else None
+        self._left = length or 0
+        self._walker = ChunkWalker() if length is None else None
 
     def feed(self, data: bytes) -> int:
         """Take this turn's part of `data`; returns its size."""
@@ -91,12 +93,12 @@ class _Turn:
             used = len(data)
             self._left -= used
             self.body_done = not self._left
-            self.passed(data, [data])
+            self.came(data, [data])
             return used
         pieces: list[bytes] = []
         used = walker.feed(data, pieces)
         self.body_done = walker.done
-        self.passed(data if used == len(data) else data[:used], pieces)
+        self.came(data if used == len(data) else data[:used], pieces)
         return used
 
     @property
@@ -109,7 +111,7 @@ class _Turn:
         """Whether to go on reading the body."""
         raise NotImplementedError
 
-    def passed(self, raw: bytes, pieces: list[bytes]) -> None:
+    def came(self, raw: bytes, pieces: list[bytes]) -> None:
         """Body bytes came."""
         raise NotImplementedError
 
@@ -123,79 +125,102 @@ class _Turn:
 
 
 class _ModelTurn(_Turn):
-    """A request that became an exchange."""
+    """A request that became an exchange, and the sink of its answer."""
 
     __slots__ = (
-        "body",
+        "_framer",
+        "_last",
+        "_producing",
+        "_request",
+        "_sent",
+        "arriving",
+        "dead",
         "exchange",
-        "sink",
         "waits_for_continue",
     )
 
-    def __init__(self, door: FrontDoor, head: RequestHead, framing: Framing) -> None:
+    def __init__(self, door: FrontDoor, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
         super().__init__(door, framing)
         factory = door.owner
-        self.waits_for_continue = framing.expects and not self.body_done
-        self.body = ArrivingBody(
-            factory.clock,
-            framing.length,
-            changed=door.reading_changed,
-            continue_=self._continue,
-            threshold=factory.spool_threshold,
-            folder=factory.spool_folder,
-        )
-        self.sink = FrontSink(door, self, head)
-        self.exchange = Exchange(head, self.body, self.sink, door.peer, factory.clock.seconds(), door.secure)
+        self._framer: ResponseFramer | None = None
+        self._request = head
+        self._producing = False
+        self._sent = 0
+        self._last = b""
+        self.dead = False
+        self.arriving: ArrivingBody | None = None
+        body: BodySource
+        if whole is not None:
+            self.waits_for_continue = False
+            self.body_done = True
+            self._left = 0
+            body = BytesBody(whole)
+        else:
+            self.waits_for_continue = framing.expects and not self.body_done
+            body = self.arriving = ArrivingBody(
+                factory.clock,
+                framing.length,
+                changed=door.reading_changed,
+                continue_=self._continue,
+                threshold=factory.spool_threshold,
+                folder=factory.spool_folder,
+            )
+        self.exchange: Exchange | None = Exchange(head, body, self, door.peer, factory.clock.seconds(), door.secure)
+
+    # -- the request's way in
 
     @property
     def wants(self) -> bool:
-        return self.body.wants
+        return self.arriving is None or self.arriving.wants
 
-    def passed(self, raw: bytes, pieces: list[bytes]) -> None:
+    def came(self, raw: bytes, pieces: list[bytes]) -> None:
         self.waits_for_continue = False
+        body = self.arriving
+        if body is None:
+            return
         for piece in pieces:
             if piece:
-                self.body.arrived(piece)
+                body.arrived(piece)
         if self.body_done:
-            self.body.finished()
+            body.finished()
 
     def _continue(self) -> None:
-        if self.waits_for_continue and not self.sink.started:
+        if self.waits_for_continue and self._framer is None:
             self.waits_for_continue = False
             self.door.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def lost(self, reason: Failure) -> None:
-        self.exchange.client_left()
-        self.body.lost()
-        self.body.close()
+        if self.exchange is not None:
+            self.exchange.client_left()
+        if self.arriving is not None:
+            self.arriving.lost()
+            self.arriving.close()
 
     def spoilt(self) -> bool:
-        started = self.sink.started
-        self.sink.dead = True
-        self.exchange.client_left()
-        self.body.lost()
+        started = self.started
+        self.dead = True
+        if self.exchange is not None:
+            self.exchange.client_left()
+        if self.arriving is not None:
+            self.arriving.lost()
         return not started
 
+    def over(self, result: object) -> None:
+        """Whoever serves the exchange is through with it."""
+        exchange, self.exchange = self.exchange, None  # they know each other: untied, they need no garbage collector
+        assert exchange is not None  # it is over once
+        framer = self._framer
+        self.door.owner.served(exchange, framer.status if framer is not None else 0, self._sent)
+        if isinstance(result, Failure):
+            if not exchange.gone:
+                log.failure("handling {target} failed", result, target=exchange.head.target)
+            self.abort()
+        elif not self.dead and not exchange.gone:
+            # A client that left is told to the exchange first, and whoever serves it may be done before we hear of it.
+            log.error("a request for {target} was left without the end of its answer", target=exchange.head.target)
+            self.abort()
 
-class FrontSink:
-    """The answer's way out of the front door."""
-
-    __slots__ = (
-        "_door",
-        "_framer",
-        "_head",
-        "_producing",
-        "_turn",
-        "dead",
-    )
-
-    def __init__(self, door: FrontDoor, turn: _ModelTurn, head: RequestHead) -> None:
-        self._door = door
-        self._turn = turn
-        self._head = head
-        self._framer: ResponseFramer | None = None
-        self._producing = False
-        self.dead = False
+    # -- the answer's way out
 
     @property
     def started(self) -> bool:
@@ -205,30 +230,40 @@ class FrontSink:
     def interim(self, status: int, reason: bytes, headers: Headers) -> None:
         """A 1xx head."""
         if not self.dead and self._framer is None:
-            self._door.send(ResponseFramer.interim(status, reason, headers))
+            self.door.send(ResponseFramer.interim(status, reason, headers))
 
     def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
         """The head, with the first body bytes in the same write."""
-        turn = self._turn
-        framer = self._framer = ResponseFramer(self._head, status, headers, raw=raw)
+        framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw)
+        self._sent += len(data)
+        self._last = data
         # A client told to wait with its body may never send it: where the next request begins is then unknown.
-        if turn.waits_for_continue or not framer.delimited or self._door.closing:
-            turn.keep_alive = False
+        if self.waits_for_continue or not framer.delimited or self.door.closing:
+            self.keep_alive = False
         if not self.dead:
-            self._door.send(framer.head(reason, keep_alive=turn.keep_alive, data=data))
+            self.door.send(framer.head(reason, keep_alive=self.keep_alive, data=data))
 
     def write(self, data: bytes) -> None:
         """Some body bytes."""
         framer = self._framer
         assert framer is not None  # the head comes first
+        self._sent += len(data)
+        self._last = data
         if framer.body and not self.dead:
-            self._door.send(as_chunk(data) if framer.chunking else data)
+            self.door.send(as_chunk(data) if framer.chunking else data)
 
     def writer(self) -> Callable[[bytes], None]:
         """Straight to the connection, where nothing is to be framed."""
         framer = self._framer
         assert framer is not None  # the head comes first
-        return self._door.send if framer.body and not framer.chunking and not self.dead else self.write
+        return self.door.send if framer.body and not framer.chunking and not self.dead else self.write
+
+    def last_word(self, words: bytes, last: bytes) -> None:
+        """Some more body bytes, if there is room for them."""
+        framed = self._framer.last_word(words, last or self._last) if self._framer is not None else None
+        if framed and not self.dead:
+            self._sent += len(words)
+            self.door.send(framed)
 
     def finish(self) -> None:
         """The answer is complete."""
@@ -237,42 +272,42 @@ class FrontSink:
         self.dead = True
         framer = self._framer
         if framer is not None and framer.chunking:
-            self._door.send(LAST_CHUNK)
-        self.unregister_producer()
-        self._door.answered(self._turn)
-        del self._turn  # a turn and its sink know each other: untied here, they need no garbage collector
+            self.door.send(LAST_CHUNK)
+        if self._producing:
+            self.unregister_producer()
+        self.door.answered(self)
 
     def abort(self) -> None:
         """Cut the connection."""
         if not self.dead:
             self.dead = True
             self.unregister_producer()
-            self._door.cut()
+            self.door.cut()
 
     def register_producer(self, producer: IPushProducer) -> None:
         """Back-pressure for the answer."""
         if not self._producing and not self.dead:
             self._producing = True
-            self._door.wire.registerProducer(producer, True)
+            self.door.wire.registerProducer(producer, True)
 
     def unregister_producer(self) -> None:
         """No more of it."""
         if self._producing:
             self._producing = False
-            self._door.wire.unregisterProducer()
+            self.door.wire.unregisterProducer()
 
     def upgrade(self, status_line_and_head: bytes) -> ITransport:
         """Hand the connection over for a tunnel."""
-        self._framer = ResponseFramer(self._head, 101, [], raw=True)
+        self._framer = ResponseFramer(self._request, 101, [], raw=True)
         self.dead = True
         self.unregister_producer()
-        pipe = ClientPipe(self._door.wire)
-        self._door.send(status_line_and_head)
-        self._door.lend(pipe)
+        pipe = ClientPipe(self.door.wire)
+        self.door.send(status_line_and_head)
+        self.door.lend(pipe)
         return pipe
 
 
-_check: type[ResponseSink] = FrontSink
+_check: type[ResponseSink] = _ModelTurn
 
 
 # -- requests for the site ---------------------------------------------------------------------------------
@@ -379,7 +414,7 @@ class _SiteTurn(_Turn):
     def wants(self) -> bool:
         return not self._transport.paused
 
-    def passed(self, raw: bytes, pieces: list[bytes]) -> None:
+    def came(self, raw: bytes, pieces: list[bytes]) -> None:
         self._arrived += len(raw)
         if self._arrived > self._largest:  # the site keeps all of a body before it looks at the request
             raise BodyTooLarge(f"the body may have {self._largest} bytes, framing included")
@@ -523,42 +558,37 @@ class FrontDoor(Protocol):
         if not self.owner.routes(head):
             self._begin_site(raw, framing, self.owner.largest(head))
             return rest
-        turn = _ModelTurn(self, head, framing)
-        self._turn = turn
-        if rest and not turn.body_done:
+        length = framing.length
+        if length is not None and length <= len(rest):
             # What came with the head belongs to the body before anybody asks: most bodies are then whole.
-            used = turn.feed(rest)
-            rest = rest[used:] if used < len(rest) else b""
-        if not turn.body_done:
-            self.since = self.owner.clock.seconds()
+            turn = self._turn = _ModelTurn(self, head, framing, rest if length == len(rest) else rest[:length])
+            rest = rest[length:] if length < len(rest) else b""
+        else:
+            turn = self._turn = _ModelTurn(self, head, framing, None)
+            if rest:
+                used = turn.feed(rest)
+                rest = rest[used:] if used < len(rest) else b""
+            if not turn.body_done:
+                self.since = self.owner.clock.seconds()
         self._handle(turn)
         return rest
 
     def _handle(self, turn: _ModelTurn) -> None:
+        exchange = turn.exchange
+        assert exchange is not None  # its turn begins
         try:
-            handling = self.owner.handler(turn.exchange)
+            handling = self.owner.handler(exchange)
         except Exception:  # the edge of a floor: one request's fault must not reach the others
-            self._failed(Failure(), turn)
+            turn.over(Failure())
             return
-        handling.addCallbacks(self._handled, self._failed, callbackArgs=(turn,), errbackArgs=(turn,))
-
-    def _handled(self, _: object, turn: _ModelTurn) -> None:
-        # A client that left is told to the exchange first, and whoever serves it may be done before we hear of it.
-        if not turn.sink.dead and not turn.exchange.gone:
-            log.error("a request for {target} was left without the end of its answer", target=turn.exchange.head.target)
-            turn.sink.abort()
-
-    def _failed(self, failure: Failure, turn: _ModelTurn) -> None:
-        if not turn.exchange.gone:
-            log.failure("handling {target} failed", failure, target=turn.exchange.head.target)
-        turn.sink.abort()
+        handling.addBoth(turn.over)
 
     def answered(self, turn: _Turn) -> None:
         """A turn's answer is complete."""
         turn.answered = True
         self.since = self.owner.clock.seconds()
-        if isinstance(turn, _ModelTurn):
-            turn.body.close()
+        if isinstance(turn, _ModelTurn) and turn.arriving is not None:
+            turn.arriving.close()
             if not turn.body_done and (turn.waits_for_continue or turn.rest is None or turn.rest > PIPELINE_LIMIT):
                 self._hang_up()
                 return
@@ -746,9 +776,10 @@ class FrontDoorFactory(Factory):
     """Listens for everybody.
 
     `routes(head)` says whether a request goes to `handler(exchange)`; every other one goes to `site` (a
-    twisted.web site). The handler's Deferred fires when the answer is complete or will never be. `clock` provides
-    IReactorTime; times are in seconds, `spool_threshold` in bytes, `spool_folder` None for the system's own.
-    `largest(head)` is how many bytes the body of a request for the site may have.
+    twisted.web site). What the handler returns is over when the answer is complete or will never be; then
+    `served(exchange, status, bytes)` is told what went out (status 0: nothing). `clock` provides IReactorTime; times
+    are in seconds, `spool_threshold` in bytes, `spool_folder` None for the system's own. `largest(head)` is how many
+    bytes the body of a request for the site may have.
     """
 
     noisy = False
@@ -756,7 +787,7 @@ class FrontDoorFactory(Factory):
     def __init__(
         self,
         routes: Callable[[RequestHead], bool],
-        handler: Callable[[Exchange], Deferred[Any]],
+        handler: Callable[[Exchange], Under],
         site: Any,
         clock: Any,
         *,
@@ -766,8 +797,10 @@ class FrontDoorFactory(Factory):
         spool_threshold: int = SPOOL_THRESHOLD,
         spool_folder: str | None = None,
         largest: Callable[[RequestHead], int] = lambda head: sys.maxsize,
+        served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None,
     ) -> None:
         self.routes = routes
+        self.served = served
         self.handler = handler
         self.site = site
         self.clock = clock

@@ -128,9 +128,9 @@ class _Carriage:
         "_sink",
         "_status",
         "_tunnel",
-        "_unwatch",
         "_upgrade",
         "_upstream",
+        "_watching",
         "_write",
         "result",
     )
@@ -161,7 +161,7 @@ class _Carriage:
         self._decline = decline
         self.result: Deferred[Outcome] = Deferred(self._cancelled)
         self._over = False
-        self._unwatch: Callable[[], None] | None = None
+        self._watching = False
         self._dialling: Deferred[UpstreamConnection] | None = None
         self._connection: UpstreamConnection | None = None
         self._tunnel: Tunnel | None = None
@@ -192,7 +192,8 @@ class _Carriage:
         if exchange.gone:
             self._fail(ClientGone())
             return
-        self._unwatch = exchange.on_gone(self._client_gone)
+        exchange.on_gone(self._client_gone)
+        self._watching = True
         length = self._body.length
         repeatable = length is not None and length <= FRESH_BEYOND
         connection = self._pool.take(self._upstream) if repeatable else None
@@ -424,9 +425,9 @@ class _Carriage:
             self._patience = None
         if self._observer is not None:
             self._observer.head(101, head.headers)
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
+        if self._watching:
+            self._watching = False
+            self._exchange.forget(self._client_gone)
         self._stop_feeding()
         client = self._sink.upgrade(raw_head)
         self._tunnel = Tunnel(client, connection.wire, closed=self._tunnelled, early_server=rest)
@@ -533,6 +534,6 @@ class _Carriage:
     def _leave(self) -> None:
         self._exchange.passed += self._passed
         self._exchange.last = self._last
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
+        if self._watching:
+            self._watching = False
+            self._exchange.forget(self._client_gone)

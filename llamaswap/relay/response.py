@@ -25,10 +25,11 @@ class ResponseFramer:
     """Decides how one answer is delimited.
 
     `body`: whether body bytes may follow the head; `chunking`: whether the door frames what it is given;
-    `delimited`: whether the client can tell the end without the connection's close.
+    `delimited`: whether the client can tell the end without the connection's close; `open`: whether more body bytes may
+    be put between those of the server, `chunked` as chunks only.
     """
 
-    __slots__ = ("_dated", "_headers", "_status", "_version", "body", "chunking", "delimited")
+    __slots__ = ("_dated", "_headers", "_version", "body", "chunked", "chunking", "delimited", "open", "status")
 
     def __init__(self, request: RequestHead, status: int, headers: Headers, *, raw: bool) -> None:
         sized = chunked = self._dated = False
@@ -41,7 +42,9 @@ class ResponseFramer:
             elif size == 4 and item[0].lower() == b"date":
                 self._dated = True
         self._headers = headers
-        self._status = status
+        self.status = status
+        self.chunked = chunked and raw
+        self.open = chunked or not raw
         self._version = request.version
         self.body = request.method != b"HEAD" and status not in (204, 304)
         self.chunking = False
@@ -62,10 +65,19 @@ class ResponseFramer:
             headers = [*headers, (b"Connection", b"close")]
         elif self._version < (1, 1):
             headers = [*headers, (b"Connection", b"keep-alive")]
-        head = write_head(status_line(self._status, reason), headers)
+        head = write_head(status_line(self.status, reason), headers)
         if not data or not self.body:
             return head
         return head + (as_chunk(data) if self.chunking else data)
+
+    def last_word(self, words: bytes, last: bytes) -> bytes | None:
+        """More body bytes behind `last`, as they may be written there; None where the framing lets none in."""
+        if not self.open or not self.body:
+            return None
+        if not self.chunked:
+            return as_chunk(words) if self.chunking else words
+        # Events end in line feeds: this is a chunk's end.
+        return as_chunk(words) if last.endswith(b"\r\n") else None
 
     @staticmethod
     def interim(status: int, reason: bytes, headers: Headers) -> bytes:

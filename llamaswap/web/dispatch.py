@@ -31,8 +31,7 @@ from llamaswap.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from llamaswap.relay.exchange import BodySource, Exchange, Headers, PassingSink, RequestHead
-from llamaswap.relay.framing import as_chunk
+from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
 from llamaswap.relay.loading import REMARKS, LoadingStream
 from llamaswap.relay.upstream import Upstream
 from llamaswap.web.errors import status_of
@@ -243,33 +242,6 @@ class Watch:
 
 
 @define(eq=False)
-class FramedSink(PassingSink):
-    """A sink that knows whether chunk framing passes through it untouched, and its last bytes: an error event must
-    not be put inside a chunk."""
-
-    raw: bool = False
-    chunked: bool = False
-    last: bytes = b""
-
-    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
-        """Passed on, and noted."""
-        self.raw, self.chunked, self.last = raw, fields.is_chunked(headers), data
-        self.inner.head(status, reason, headers, raw=raw, data=data)
-
-    def write(self, data: bytes) -> None:
-        """Passed on, and noted."""
-        self.last = data
-        self.inner.write(data)
-
-    def last_word(self, words: bytes, last: bytes) -> None:
-        """Write some more body bytes if the framing lets any in at this point; `last` went out by the `writer`."""
-        if not self.raw:
-            self.inner.write(words)
-        elif self.chunked and (last or self.last).endswith(b"\r\n"):  # events end in line feeds: this is a chunk's end
-            self.inner.write(as_chunk(words))
-
-
-@define(eq=False)
 class _Place:
     """The newest queue position, kept until somebody shows it."""
 
@@ -322,8 +294,6 @@ class Dispatcher:
 
     async def run(self, job: Job) -> None:
         """Serve one request to its end. Never raises but for a cancelled coroutine."""
-        if not isinstance(job.exchange.sink, FramedSink):
-            job.exchange.sink = FramedSink(job.exchange.sink)
         scopes = self._open(job) if job.tracked or job.metered else []
         watch = Watch(scopes, job.facts)
         if job.facts is not None:
@@ -512,14 +482,14 @@ class Dispatcher:
             return True
         news: Deferred[None] = Deferred()
         timer = self.clock.callLater(EXIT_NEWS, news.callback, None)
-        unwatch = job.exchange.on_gone(news.cancel)
+        job.exchange.on_gone(news.cancel)
         try:
             await news
         except CancelledError:
             if not job.exchange.gone:
                 raise
         finally:
-            unwatch()
+            job.exchange.forget(news.cancel)
             if timer.active():
                 timer.cancel()
         if job.exchange.gone:
@@ -529,8 +499,9 @@ class Dispatcher:
     def _granted(self, job: Job, acquisition: Acquisition) -> Deferred[Any]:
         """The lease; ClientGone or Cancelled the moment the client or an operator ends the wait."""
         job.phase = "waiting"
+        exchange = job.exchange
         over = False
-        unwatch: Callable[[], None] = _nothing
+        left: Callable[[], None] = _nothing
 
         def give_up(_: Deferred[Any]) -> None:
             settle()
@@ -556,14 +527,15 @@ class Dispatcher:
                 waiting.errback(failure)
 
         def settle() -> None:
-            nonlocal over, unwatch
+            nonlocal over, left
             over = True
-            unwatch()
-            unwatch = _nothing  # these functions know each other through it: untied, they need no garbage collector
+            exchange.forget(left)
+            left = _nothing  # these functions know each other through it: untied, they need no garbage collector
             job.stop = None
 
         # on_gone calls back at once where the client has left already
-        unwatch = job.exchange.on_gone(lambda: end(ClientGone()))
+        left = lambda: end(ClientGone())
+        exchange.on_gone(left)
         job.stop = lambda: end(Cancelled())
         acquisition.granted.addCallbacks(granted, refused)
         return waiting
@@ -671,7 +643,7 @@ class Dispatcher:
         sink = job.exchange.sink
         if job.exchange.gone:
             return
-        if watch.events and isinstance(sink, FramedSink):
+        if watch.events:
             sink.last_word(error_event(job.path, 502, message, clean=watch.clean), job.exchange.last)
         sink.abort()
 

@@ -6,18 +6,19 @@ exchanges to the same `Inference`, so nothing here knows how a request came in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from attrs import define, evolve
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from llamaswap.config import Config
 from llamaswap.errors import BadRequest, ClientGone, LlamaswapError, NoModelNamed
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import BodySource, Exchange, RequestHead
+from llamaswap.relay.flow import Flow
 from llamaswap.web.dispatch import Choice, Dispatcher, Job, Router
 from llamaswap.web.uploads import KeptBody, SplicedBody, read
 from llamaswap.wire import fields, filters
@@ -186,9 +187,9 @@ class Inference:
         """Whether `serve` is the one to answer this request."""
         return is_model_path(head.method, head.path)
 
-    def serve(self, exchange: Exchange) -> Deferred[None]:
-        """Answer one request. The Deferred fires when its answer is complete or cut; it never fails."""
-        return guarded(self.dispatcher, exchange, self._serve(exchange))
+    def serve(self, exchange: Exchange) -> Flow:
+        """Answer one request. It is over when its answer is complete or cut; it never fails."""
+        return Flow(guarded(self.dispatcher, exchange, self._serve(exchange)))
 
     async def _serve(self, exchange: Exchange) -> None:
         head = exchange.head
@@ -344,19 +345,15 @@ async def body_of(naming: Naming, source: BodySource) -> BodySource:
     return SplicedBody(source, places, naming.new_name.encode("utf-8", "replace"))
 
 
-def guarded(dispatcher: Dispatcher, exchange: Exchange, serving: Any) -> Deferred[None]:
-    """Run a coroutine that serves an exchange; what it raises becomes the exchange's answer."""
-
-    async def serve() -> None:
-        try:
-            await serving
-        except (ClientGone, CancelledError):
-            # The client is gone, or the door gave the request up: nobody is there to be told.
-            if not exchange.gone:
-                exchange.sink.abort()
-        except Exception as error:
-            if not isinstance(error, LlamaswapError):
-                log.failure("request failed: {target}", target=exchange.head.target)
-            dispatcher.answer(exchange, error, exchange.head.path.decode("latin-1"))
-
-    return Deferred.fromCoroutine(serve())
+async def guarded(dispatcher: Dispatcher, exchange: Exchange, serving: Coroutine[Any, Any, None]) -> None:
+    """Serve an exchange; what the coroutine raises becomes the exchange's answer."""
+    try:
+        await serving
+    except (ClientGone, CancelledError):
+        # The client is gone, or the door gave the request up: nobody is there to be told.
+        if not exchange.gone:
+            exchange.sink.abort()
+    except Exception as error:
+        if not isinstance(error, LlamaswapError):
+            log.failure("request failed: {target}", target=exchange.head.target)
+        dispatcher.answer(exchange, error, exchange.head.path.decode("latin-1"))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from attrs import define, evolve, frozen
-from twisted.internet.defer import Deferred
 
 from llamaswap.config import Config
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import Exchange
+from llamaswap.relay.flow import Flow
 from llamaswap.web.dispatch import Dispatcher, Job, Router
 from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import ALL_ROUTES, Gate, body_of, guarded, ignored_websocket, is_model_path, naming_of
@@ -95,13 +95,13 @@ class Passthrough:
     dispatcher: Dispatcher
     gate: Gate
 
-    def serve_upstream(self, exchange: Exchange) -> Deferred[None]:
-        """Answer a request under /upstream/. The Deferred never fails."""
-        return guarded(self.dispatcher, exchange, self._upstream(exchange))
+    def serve_upstream(self, exchange: Exchange) -> Flow:
+        """Answer a request under /upstream/. It never fails."""
+        return Flow(guarded(self.dispatcher, exchange, self._upstream(exchange)))
 
-    def serve_comfyui(self, exchange: Exchange) -> Deferred[None]:
-        """Answer a request under /comfyui. The Deferred never fails."""
-        return guarded(self.dispatcher, exchange, self._comfyui(exchange))
+    def serve_comfyui(self, exchange: Exchange) -> Flow:
+        """Answer a request under /comfyui. It never fails."""
+        return Flow(guarded(self.dispatcher, exchange, self._comfyui(exchange)))
 
     async def _upstream(self, exchange: Exchange) -> None:
         head = exchange.head
@@ -225,7 +225,7 @@ def _redirect(exchange: Exchange, path: bytes) -> None:
 # -- through the Klein map ---------------------------------------------------------------------------------
 
 
-def resource(serve: Callable[[Exchange], Deferred[None]], clock: Any) -> IResource:
+def resource(serve: Callable[[Exchange], object], clock: Any) -> IResource:
     """A leaf resource that hands its requests to `serve` as exchanges. `clock` provides IReactorTime.
 
     It sits where twisted.web's reverse proxy resource sits and replaces that one's client, which would buffer the

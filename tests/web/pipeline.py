@@ -12,6 +12,7 @@ from llamaswap.config import Compat, Config, Endpoint, Filters, Model, Peer, Pro
 from llamaswap.errors import BodyTooLarge, ClientGone, UpstreamDeclined
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import Exchange, RequestHead, ResponseSink
+from llamaswap.relay.response import ResponseFramer
 from llamaswap.web.dispatch import Dispatcher
 from llamaswap.web.errors import render, unauthorized
 from llamaswap.web.inference import Inference
@@ -220,6 +221,8 @@ class FakeSink:
     ending: str = ""
     producer: object = None
     started: bool = False
+    framer: ResponseFramer | None = None
+    last: bytes = b""
 
     def interim(self, status, reason, headers):
         pass
@@ -227,13 +230,20 @@ class FakeSink:
     def head(self, status, reason, headers, *, raw, data=b""):
         assert not self.started
         self.started, self.status, self.headers, self.raw, self.body = True, status, headers, raw, data
+        self.framer = ResponseFramer(RequestHead(b"POST", b"/", []), status, headers, raw=raw)
 
     def write(self, data):
         assert self.started and not self.ending
         self.body += data
+        self.last = data
 
     def writer(self):
         return self.write
+
+    def last_word(self, words, last):
+        framed = self.framer.last_word(words, last or self.last)
+        if framed:
+            self.body += framed if self.raw else words
 
     def finish(self):
         assert not self.ending
@@ -382,7 +392,7 @@ class Stage:
         exchange = Exchange(RequestHead(method, target, list(headers)), source, sink, "1.2.3.4", 99.5)
         serve = serve or self.inference.serve
         asked = Asked(self, exchange, sink)
-        serve(exchange).addCallback(asked.done.append)
+        serve(exchange).addBoth(asked.done.append)
         return asked
 
     def post(self, body, path: bytes = b"/v1/chat/completions", *headers) -> Asked:
