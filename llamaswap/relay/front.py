@@ -442,7 +442,7 @@ class FrontDoor(Protocol):
         self.secure = False
         self.since = 0.0  # of the present wait for a head, or for more of a body
         self.wire: Any = None
-        self.send: Callable[[bytes], None] = self._drop
+        self.send: Callable[[bytes], None] = _drop
         self._buffer = b""
         self._turn: _Turn | None = None
         self._advancing = False
@@ -486,7 +486,7 @@ class FrontDoor(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.owner.left(self)
         self._closed = True
-        self.send = self._drop
+        self.send = _drop
         for call in (self._watch, self._linger):
             if call is not None and call.active():
                 call.cancel()
@@ -768,8 +768,9 @@ class FrontDoor(Protocol):
         if turn is not None:
             turn.lost(reason)
 
-    def _drop(self, data: bytes) -> None:
-        """Not connected."""
+
+def _drop(data: bytes) -> None:
+    """Not connected."""
 
 
 class FrontDoorFactory(Factory):

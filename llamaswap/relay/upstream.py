@@ -108,7 +108,7 @@ class UpstreamConnection(WireProtocol):
         self.on_made: Callable[[], None] | None = None
         self.on_handshake: Callable[[], None] | None = None
         self.paused = False
-        self.send: Callable[[bytes], None] = self._send_nowhere
+        self.send: Callable[[bytes], None] = _send_nowhere
         self._receiver: AnswerReceiver | None = None
         self._buffer = b""
         self._in_head = False
@@ -185,8 +185,9 @@ class UpstreamConnection(WireProtocol):
     def connectionMade(self) -> None:
         self._wire: Any = self.transport
         self.send = write_through(self._wire)
-        if self.on_made is not None:
-            self.on_made()
+        made, self.on_made = self.on_made, None
+        if made is not None:
+            made()
 
     def handshakeCompleted(self) -> None:
         if self.on_handshake is not None:
@@ -222,6 +223,7 @@ class UpstreamConnection(WireProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.closed = True
+        self.send = _send_nowhere  # unties it from its transport: thousands that end at once need no garbage collector
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             lost, self.on_idle_loss = self.on_idle_loss, None
@@ -312,8 +314,9 @@ class UpstreamConnection(WireProtocol):
         self._receiver = None
         self.reusable = exact and self._head is not None and self._head.keep_alive and not self.closed
 
-    def _send_nowhere(self, data: bytes) -> None:
-        """Not connected."""
+
+def _send_nowhere(data: bytes) -> None:
+    """Not connected."""
 
 
 # -- making connections ------------------------------------------------------------------------------------
@@ -325,14 +328,21 @@ class _Attempt(ClientFactory):
     noisy = False
 
     def __init__(self, connection: UpstreamConnection, failed: Callable[[Failure], None]) -> None:
-        self._connection = connection
-        self._failed = failed
+        self._connection: UpstreamConnection | None = connection
+        self._failed: Callable[[Failure], None] | None = failed
 
-    def buildProtocol(self, addr: object) -> UpstreamConnection:
-        return self._connection
+    def buildProtocol(self, addr: object) -> UpstreamConnection | None:
+        # Given away: what is left of the attempt must not tie the connection to itself.
+        connection, self._connection, self._failed = self._connection, None, None
+        return connection
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
-        self._failed(reason)
+        failed, self._connection, self._failed = self._failed, None, None
+        if failed is not None:
+            failed(reason)
+
+    def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
+        connector.transport = None  # the two would keep each other
 
 
 class _Wrapping(Factory):

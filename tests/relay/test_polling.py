@@ -1,5 +1,6 @@
 """The plain poll loop on the reactor it was written for."""
 
+import itertools
 import socket
 import sys
 
@@ -7,6 +8,7 @@ from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.relay import polling
 from llamaswap.relay.polling import use_plain_poll
 
 
@@ -64,3 +66,69 @@ class PlainPoll(SynchronousTestCase):
 
     def test_other_reactors_are_left_alone(self):
         self.assertFalse(use_plain_poll(Clock()))
+
+
+class ServersFirst(SynchronousTestCase):
+    """Streams under way do not wait behind a crowd of clients."""
+
+    if not sys.platform.startswith("linux"):
+        skip = "epoll is Linux's"
+
+    def setUp(self):
+        from twisted.internet.epollreactor import EPollReactor
+
+        class FromServer(Connection):
+            """Stands for a connection that we made."""
+
+        self.patch(polling, "Client", FromServer)
+        self.server_kind = FromServer
+        self.reactor = EPollReactor()
+        self.addCleanup(self.reactor._poller.close)
+        self.assertTrue(use_plain_poll(self.reactor, lambda: next(self.time)))
+        self.time = itertools.repeat(0.0)
+        self.heard = []
+
+    def connection(self, name, kind=Connection):
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+
+        class Told(Received):
+            def dataReceived(told, data):
+                self.heard.append(name)
+                super().dataReceived(data)
+
+        wire = kind(near, Told(), self.reactor)
+        wire.connected = 1
+        wire.startReading()
+        return far
+
+    def test_what_servers_say_is_read_first(self):
+        clients = [self.connection(f"client {number}") for number in range(3)]
+        server = self.connection("server", self.server_kind)
+        for far in (*clients, server):
+            far.send(b"x")
+        self.reactor.doIteration(0.5)
+        self.assertEqual(self.heard, ["server", "client 0", "client 1", "client 2"])
+
+    def test_a_long_round_is_broken_off_and_nobody_is_served_twice_before_all_were_once(self):
+        self.time = itertools.count()
+        clients = [self.connection(str(number)) for number in range(4)]
+        server = self.connection("server", self.server_kind)
+        for far in clients:
+            far.send(b"x")
+        for _ in range(4):
+            server.send(b"y")
+            clients[0].send(b"more")  # one that always has something to say
+            self.reactor.doIteration(0.5)
+        self.assertEqual([name for name in self.heard if name == "server"], ["server"] * 4)
+        self.assertEqual([name for name in self.heard if name != "server"], ["0", "1", "2", "3"])
+
+    def test_a_servers_end_and_a_protocols_fault_are_told(self):
+        fault, end = self.connection("fault", self.server_kind), self.connection("end", self.server_kind)
+        fault.send(b"raise")
+        end.close()
+        self.reactor.doIteration(0.5)
+        self.reactor.doIteration(0)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual([wire for wire in self.reactor.getReaders() if isinstance(wire, Connection)], [])

@@ -1,14 +1,17 @@
 """Connections to servers: how they are made, and what an attempt that fails is called."""
 
+import gc
+
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.protocol import connectionDone
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import UpstreamUnreachable
-from llamaswap.relay.upstream import Dialer, NoLimits, Upstream, UpstreamConnection
+from llamaswap.relay.upstream import Dialer, NoLimits, Upstream, UpstreamConnection, _Attempt
 
 from .doubles import Wire
 
@@ -79,3 +82,17 @@ class Dialling(SynchronousTestCase):
         self.fail(ConnectionRefusedError())
         self.fail(ConnectionRefusedError())
         self.assertIn("refused", self.failureResultOf(result, UpstreamUnreachable).value.cause)
+
+
+class Ending(SynchronousTestCase):
+    def test_connections_that_end_leave_nothing_to_the_garbage_collector(self):
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        connection = UpstreamConnection()
+        connection.makeConnection(StringTransport())
+        attempt = _Attempt(connection, lambda reason: None)
+        self.assertIs(attempt.buildProtocol(None), connection)
+        connection.connectionLost(connectionDone)
+        del connection, attempt
+        self.assertEqual(gc.collect(), 0)
