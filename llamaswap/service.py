@@ -525,7 +525,6 @@ class LlamaSwap(MultiService):
         found = self.router.config.models.get(model)
         return None if found is None else stall_of(found)
 
-    def _canary(self, model: str, limit: float) -> Deferred[bool]:
     def _signs(self, model: str) -> Deferred[signs.Signs | None]:
         """A look at a model's server; None where there is none."""
         return Deferred.fromCoroutine(self._look(model))
@@ -550,6 +549,7 @@ class LlamaSwap(MultiService):
         path = found.check_endpoint.strip()
         return succeed(False) if path == "none" else self._asked(endpoint, page(endpoint, path), limit)
 
+    def _canary(self, model: str, limit: float) -> Deferred[bool]:
         """Ask a model's server for a token; True where there is none to ask."""
         found, endpoint = self.router.config.models.get(model), self.router.status(model).endpoint
         if found is None or endpoint is None:
