@@ -31,6 +31,13 @@ class StateChanged:
 
 
 @frozen
+class SleepEnded:
+    """A sleeping server is gone without having been woken. Asleep it was shown as stopped, so its state stays."""
+
+    model: str
+
+
+@frozen
 class SwapBegan:
     """The router began to load `model`; `evicted` go for it, `reason` says why in words.
 

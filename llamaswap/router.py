@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.bus import Bus, Preloaded, ProfileChanged, StateChanged, SwapBegan, SwapEnded
+from llamaswap.bus import Bus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
 from llamaswap.config import Config
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model, Peer
@@ -357,6 +357,7 @@ class Router:
     _flights: dict[int, _Flight] = field(factory=dict, init=False)
     _stop_reasons: dict[str, str] = field(factory=dict, init=False)
     _until_gone: dict[str, list[Deferred[None]]] = field(factory=dict, init=False)
+    _asleep: set[str] = field(factory=set, init=False)
     _idle_at: dict[str, float] = field(factory=dict, init=False)
     _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
     _patience: IDelayedCall | None = field(default=None, init=False)
@@ -612,7 +613,9 @@ class Router:
                 continue
             # The scheduler first: its end may be told in the middle of the adoption.
             effects = self._scheduler.adopted(model, served.ready_at, served.idle_since, now, asleep=served.asleep)
-            if not served.asleep:
+            if served.asleep:
+                self._asleep.add(model)
+            else:
                 self._incarnations[model] = _Incarnation(served.endpoint, self._scheduler.generation(model))
             try:
                 if not supervisor.adopt(served):
@@ -688,6 +691,8 @@ class Router:
             if flight.starting and flight.swap.model == model:
                 flight.was_ready = flight.was_ready or new == "ready"
                 flight.vanished = flight.was_ready and new != "ready"
+        if new != "stopped":
+            self._asleep.discard(model)
         self._bus.publish(StateChanged(model, old, new, self._stop_reasons.get(model, "") if new in STOPPING else ""))
 
     def exited(self, model: str, exit_status: int | None, expected: bool) -> None:
@@ -769,6 +774,7 @@ class Router:
 
     def _sleep(self, effect: Sleep) -> None:
         for model in effect.models:
+            self._stop_reasons[model] = effect.why
             self._sleep_one(model)
 
     def _arm_idle(self, effect: ArmIdle) -> None:
@@ -899,11 +905,16 @@ class Router:
         now = self._decided_at = self._clock.seconds()
         effects = self._scheduler.slept(model, now) if asleep else self._scheduler.gone(model, now)
         if asleep:
-            self._log.info("{model} sleeps", model=model)
+            if self._scheduler.phase(model) is Phase.ASLEEP:
+                self._asleep.add(model)
+                self._log.info("{model} sleeps", model=model)
             self._perform(effects)
             return
         for waiter in self._until_gone.pop(model, ()):
             waiter.callback(None)
+        if model in self._asleep:
+            self._asleep.discard(model)
+            self._bus.publish(SleepEnded(model))
         self._perform(effects)
         if model not in self.config.models:
             self._dismiss(model)

@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.bus import Bus, Preloaded, ProfileChanged, StateChanged, SwapBegan, SwapEnded
+from llamaswap.bus import Bus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
 from llamaswap.config import Config, Fifo, Group, Matrix, Model, Profile, Routing, Selector
 from llamaswap.config.diff import diff
 from llamaswap.config.schema import (
@@ -63,7 +63,7 @@ class Scene:
     router: Router = Factory(lambda self: self.build(), takes_self=True)
 
     def build(self) -> Router:
-        for kind in (StateChanged, SwapBegan, SwapEnded, ProfileChanged, Preloaded):
+        for kind in (StateChanged, SleepEnded, SwapBegan, SwapEnded, ProfileChanged, Preloaded):
             self.bus.subscribe(kind, self.news.append)
         return Router(self.config, self.fleet, self.clock, self.bus)
 
@@ -431,6 +431,7 @@ class SleepTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(gone)
         self.assertEqual(here.router.sleeping(), [])
+        self.assertEqual(here.told(SleepEnded), [SleepEnded("a")])
 
     def test_idleness_sends_to_sleep_and_a_longer_one_stops(self) -> None:
         here = scene(ttl=10, sleep=evolve(SLEEP, ttl=100.0)).loaded("a")

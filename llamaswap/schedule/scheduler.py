@@ -366,9 +366,7 @@ class Scheduler:
     def exited(self, model: str, now: float, cause: str = "the server ended") -> list[Effect]:
         """A server that was ready ended without being asked; what it was serving is lost, leftovers are cleared up."""
         server = self._servers.get(model)
-        if server is not None and server.phase is Phase.GOING:
-            server.dozing = False  # what was to sleep is gone
-        if server is not None and server.phase is Phase.ASLEEP:
+        if server is not None and (server.phase is Phase.ASLEEP or server.dozing):
             self._stop([server], "crash")
             self._settle(now)
             return self._answer()
@@ -398,10 +396,8 @@ class Scheduler:
     def slept(self, model: str, now: float) -> list[Effect]:
         """A model that was to be put to sleep sleeps."""
         server = self._servers.get(model)
-        if server is None or server.phase is not Phase.GOING:
-            return []
-        if not server.dozing:
-            return self.gone(model, now)
+        if server is None or not server.dozing:
+            return []  # its stop was asked for meanwhile, and its end will be told
         server.phase = Phase.ASLEEP
         server.dozing = False
         self._rest(server, now)

@@ -22,6 +22,7 @@ from llamaswap.bus import (
     ConfigReloaded,
     PeersChanged,
     ProfileChanged,
+    SleepEnded,
     StateChanged,
     SwapBegan,
     SwapEnded,
@@ -117,6 +118,7 @@ class Events:
 
     def __attrs_post_init__(self) -> None:
         self.bus.subscribe(StateChanged, lambda event: self._models_changed())
+        self.bus.subscribe(SleepEnded, lambda event: self._models_changed())
         self.bus.subscribe(PeersChanged, lambda event: self._models_changed())
         self.bus.subscribe(ProfileChanged, self._profile_changed)
         self.bus.subscribe(ActivityStored, self._activity_stored)
@@ -317,6 +319,7 @@ class Events:
     def _models(self) -> list[dict[str, Any]]:
         config = self.config()
         rows: list[dict[str, Any]] = []
+        sleeping = {status.model for status in self.fleet.sleeping()}
         for model in config.models.values():
             state = self.fleet.state(model.id)
             row: dict[str, Any] = {
@@ -331,6 +334,7 @@ class Events:
                 ("aliases", every_alias(model)),
                 ("capabilities", capability_flags(model)),
                 ("context_length", model.capabilities.context),
+                ("asleep", model.id in sleeping),
             ):
                 if value:
                     row[key] = value

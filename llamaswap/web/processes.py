@@ -35,7 +35,7 @@ class Processes:
     config: Callable[[], Config]
 
     def running(self, call: Call) -> Answer:
-        """The servers that are not stopped, by model id; where models are down because they fail, those too."""
+        """The servers that are not stopped, by model id; those that sleep and those that fail beside them, if any."""
         models = self.config().models
         rows: list[dict[str, Any]] = []
         for status in self.fleet.running():
@@ -52,6 +52,9 @@ class Processes:
                 }
             )
         told: dict[str, Any] = {"running": sorted(rows, key=lambda row: str(row["model"]))}
+        sleeping = [{"model": status.model, "pid": status.pid} for status in self.fleet.sleeping()]
+        if sleeping:
+            told["sleeping"] = sleeping
         failing = failures(self.fleet, self.config())
         if failing:
             told["failing"] = [{"model": name, **facts} for name, facts in failing.items()]

@@ -191,7 +191,10 @@ class World:
     def die_asleep(self, model: str) -> None:
         """A sleeping process ends, or one on its way there."""
         if model in self.dozing and model in self.ready:
-            self.dozing.discard(model)
+            self.perform(self.scheduler.exited(model, self.now))
+            assert model not in self.dozing
+        elif self.begun(model):
+            self.asleep.discard(model)  # its start comes anyway, and is a cold one now
             self.perform(self.scheduler.exited(model, self.now))
         elif model in self.asleep:
             self.perform(self.scheduler.exited(model, self.now))
@@ -400,6 +403,7 @@ class World:
             loading = any(load.swap.model == model and not load.abandoned for load in self.loads.values())
             assert phase is (Phase.LOADING if loading else Phase.ASLEEP), f"{model} sleeps and is {phase}"
         if self.rules.max_asleep:
+            settled -= {load.swap.model for load in self.loads.values()}
             kept = len(settled & self.rules.pinned)
             assert len(settled) <= max(self.rules.max_asleep, kept), f"{sorted(settled)} sleep"
         if self.waiting:

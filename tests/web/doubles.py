@@ -96,6 +96,8 @@ class Status:
     load_seconds: tuple = (2.0,)
     cmd: tuple = ("serve", "--api-key", "sesame")
     endpoint: object = None
+    asleep_since: float | None = None
+    wake_seconds: tuple = ()
 
 
 @define
@@ -133,6 +135,9 @@ class FakeFleet:
 
     def running(self):
         return [Status(name, state) for name, state in sorted(self.states.items()) if state != "stopped"]
+
+    def sleeping(self):
+        return [status for _, status in sorted(self.statuses.items()) if status.asleep_since is not None]
 
     def select_profile(self, name):
         self.profile = name

@@ -23,6 +23,17 @@ class DetailTests(TestCase):
         self.assertEqual(detail["groups"], ["(default)"])
         self.assertEqual(detail["ttl_left_s"], 42.5)
 
+    def test_a_sleeping_model_says_so_and_how_long_it_takes_to_wake(self):
+        world = World()
+        status = Status("alpha", "stopped", ready_at=None, asleep_since=4.0, wake_seconds=(0.25,))
+        world.fleet.statuses["alpha"] = status
+        world.clock.advance(10)
+        detail = world.ask("/api/models/alpha").json
+        self.assertEqual((detail["state"], detail["asleep"], detail["asleep_s"]), ("stopped", True, 6.0))
+        self.assertEqual((detail["wake_ms"], detail["load_ms"]), ([250], [2000]))
+        plan = world.ask("/api/plan?model=alpha").json
+        self.assertEqual(plan["asleep"], True)
+
     def test_a_model_that_does_not_run_shows_the_command_it_would_run(self):
         world = World()
         world.fleet.statuses["alpha"] = Status("alpha", "stopped", None, None, None, None, cmd=())

@@ -2,7 +2,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from llamaswap.router import Failing
-from tests.web.doubles import FakeFleet, Vitals, World, envelope
+from tests.web.doubles import FakeFleet, Status, Vitals, World, envelope
 
 
 class RunningTests(TestCase):
@@ -24,6 +24,11 @@ class RunningTests(TestCase):
                 }
             ],
         )
+
+    def test_those_that_sleep_are_told_beside_and_not_as_running(self):
+        fleet = FakeFleet(statuses={"alpha": Status("alpha", "stopped", asleep_since=5.0)})
+        told = World(fleet).ask("/running").json
+        self.assertEqual(told, {"running": [], "sleeping": [{"model": "alpha", "pid": 4711}]})
 
     def test_models_that_are_down_because_they_fail_are_told_with_their_last_words(self):
         broken = Failing("alpha", 3, 1.75, "exited prematurely", "loading\nout of memory")
