@@ -22,7 +22,8 @@ TRAILER_LIMIT = 16 * 1024
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n\x00]*)?\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _AUTHORITY = re.compile(rb"^[^/?]*")
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
+# Framing has no place behind the body (RFC 9110, 6.5.1): llhttp, and so Node, takes such an answer for a broken one.
+_TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 LAST_CHUNK = b"0\r\n\r\n"

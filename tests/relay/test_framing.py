@@ -163,6 +163,14 @@ class Walking(SynchronousTestCase):
         if walker.done and b";" not in data and b"x" not in data:
             parser.feed_data(data[:used])
 
+    def test_a_trailer_that_speaks_of_framing_is_refused(self):
+        for trailer in (b"Content-Length: 5", b"transfer-encoding: chunked", b"Content-length:"):
+            with self.assertRaises(Malformed):
+                ChunkWalker().feed(b"0\r\n" + trailer + b"\r\n\r\n", None)
+        walker = ChunkWalker()
+        walker.feed(b"0\r\nContent-Length-Was: 5\r\n\r\n", None)
+        self.assertTrue(walker.done)
+
     def test_odd_chunks_are_refused(self):
         for data in (
             b"g\r\n",
