@@ -25,6 +25,10 @@ How it hangs or ends
   --one-thread          one request at a time, whatever it asks; the others wait
   --crash-before-head   abort when a chat request came in, before any answer byte
   --max-requests N      exit after the Nth chat request was answered
+How it sleeps
+  --sleep-takes S       answer /sleep only after S seconds (0); until woken, chats get 503
+  --wake-takes S        answer /wake_up only after S seconds (0)
+  --sleepless           answer both with 500
 How it takes signals
   --ignore-term         SIGTERM changes nothing
   --term-after S        exit S seconds after SIGTERM (0)
@@ -52,8 +56,8 @@ How it answers
 Paths: /health; /v1/models; /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/messages (SSE where the
 body says "stream": true); /drip?n=5&interval=0.1 for server-sent events; /big?bytes=N for a big body, &chunked=1;
 /close?bytes=N for a body that ends with the connection; /status/N; /cut for half of an announced body; /ws echoes
-websocket messages; /pid. Any other path answers with method, path, headers and body of the request as JSON
-("body" is base64 where it is no text, "length" always there).
+websocket messages; /pid; /sleep, /wake_up and /is_sleeping as vLLM has them. Any other path answers with method, path,
+headers and body of the request as JSON ("body" is base64 where it is no text, "length" always there).
 """
 
 import _signal as signal
@@ -70,6 +74,7 @@ FLAGS = {
     "crash-before-head": False, "max-requests": 0, "ignore-term": False, "term-after": 0.0, "term-count": 1,
     "grandchild": False, "grandchild-ignores": False, "leave": False, "double-fork": False,
     "double-fork-leave": False, "say": [], "flood": -1, "pieces": False, "env": [], "tokens": 5, "interval": 0.0,
+    "sleep-takes": 0.0, "wake-takes": 0.0, "sleepless": False,
     "reply": "", "reply-bytes": 0, "slow-read": 0, "no-keepalive": False, "server": "engine",
 }  # fmt: skip
 
@@ -81,6 +86,7 @@ CHAT = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messag
 log_lock = threading.Lock()
 slot = threading.Lock()
 served = 0
+asleep = False
 
 
 def parse(words):
@@ -229,6 +235,8 @@ def respond(request, answer, options):
         answer.whole(status, b'{"status":"ok"}' if status != 204 else b"", "application/json", *extra)
     elif path == "/v1/models":
         answer.json(200, {"object": "list", "data": [{"id": options["name"], "object": "model"}]})
+    elif path in ("/sleep", "/wake_up", "/is_sleeping"):
+        nap(path, request, answer, options)
     elif path in CHAT:
         chat(request, answer, options)
     elif path == "/drip":
@@ -252,6 +260,20 @@ def respond(request, answer, options):
     else:
         echo(request, answer)
     return answer.close
+
+
+def nap(path, request, answer, options):
+    """Give the memory back, or take it again."""
+    global asleep
+    if path == "/is_sleeping":
+        answer.json(200, {"is_sleeping": asleep})
+    elif options["sleepless"] or request.method != "POST":
+        answer.json(500, {"error": "not now"})
+    else:
+        time.sleep(options["sleep-takes" if path == "/sleep" else "wake-takes"])
+        asleep = path == "/sleep"
+        say(f"{'asleep' if asleep else 'awake'} {request.query_text}")
+        answer.whole(200, b"")
 
 
 def echo(request, answer):
@@ -297,6 +319,9 @@ def chat(request, answer, options):
 
     if options["crash-before-head"]:
         abort()
+    if asleep:
+        answer.json(503, {"error": "asleep"})
+        return
     try:
         asked = json.loads(request.body or b"{}")
     except ValueError:
