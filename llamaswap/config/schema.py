@@ -619,7 +619,7 @@ class Upstream:
     """Rules for /upstream/MODEL/... requests."""
 
     ignore_paths: tuple[PathPattern, ...] = field(
-        default=tuple(PathPattern.compile(text) for text in DEFAULT_IGNORE_PATHS),
+        default=tuple(PathPattern(text) for text in DEFAULT_IGNORE_PATHS),
         metadata=key(
             "ignorePaths",
             Patterns(),

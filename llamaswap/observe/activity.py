@@ -34,7 +34,10 @@ GATHER = 0.25  # seconds between a response's end and its batch: one thread hop 
 SLICE = 16  # answers read in one go: a fraction of a millisecond
 SMALL = 16 * 1024  # bytes of an answer that is read on the reactor's thread
 BATCH = 256  # rows per transaction: keeps the wait of a reader behind it under a few milliseconds
+BATCH_BODIES = 1024 * 1024  # bytes of bodies that are written without waiting for more
+LARGE_BATCH = 128 * 1024  # bytes of bodies whose compression is the worker's: a millisecond
 BACKLOG = 10_000  # finished requests that may wait for a slow disk; beyond, rows are dropped and counted
+BACKLOG_CAPTURES = 8 * 1024 * 1024  # bytes of bodies those may hold; beyond, requests are not captured
 BACKLOG_BODIES = 64 * 1024 * 1024  # bytes of answers those may hold; beyond, rows come without their tokens
 HELD_PER_BUDGET = 4  # captures in the making are not compressed yet: together they may hold this many budgets
 RECENT = 64  # rows kept at hand for the event that announces them
@@ -117,6 +120,9 @@ class Activity:
             self.dropped += 1
             return
         size = recording.size
+        if self._backlog_bodies + size > BACKLOG_CAPTURES:
+            recording.forget_capture()
+            size = recording.size
         if self._backlog_bodies + size > BACKLOG_BODIES:
             self._allowance.give_back(recording.held)
             recording.forget_bodies()
@@ -127,7 +133,7 @@ class Activity:
             self._read()
         if self._writing:
             return
-        if len(backlog) >= BATCH:
+        if len(backlog) >= BATCH or self._backlog_bodies >= BATCH_BODIES:
             if self._timer is not None:
                 self._timer.cancel()
             self._write()
@@ -152,9 +158,13 @@ class Activity:
         self._read()
         batch, self._backlog = self._backlog[:BATCH], self._backlog[BATCH:]
         filed, self._filed = self._filed[:BATCH], self._filed[BATCH:]
-        self._backlog_bodies = sum(recording.size for recording in self._backlog)
+        bodies, self._backlog_bodies = self._backlog_bodies, sum(recording.size for recording in self._backlog)
         self._writing = True
-        if self._store.durable or any(isinstance(item, Recording) for item in filed):
+        if (
+            self._store.durable
+            or bodies - self._backlog_bodies > LARGE_BATCH
+            or any(isinstance(item, Recording) for item in filed)
+        ):
             written = self._run(lambda: self._file(filed))
         else:
             written = maybeDeferred(self._file, filed)

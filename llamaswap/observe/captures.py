@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 LEVEL = 1  # a capture is read seldom and written with every request
 TOGETHER = 64  # captures in one blob, which is also what goes out at once when room is needed
 TOGETHER_BYTES = 128 * 1024  # of their bodies; what is larger is a blob of its own
+KEPT = 128  # bytes that finding a capture again takes, beside its own
 MIB = 1024 * 1024
 
 
@@ -86,6 +87,11 @@ class Blob:
     numbers: Sequence[int]
     data: bytes = field(repr=False)
 
+    @property
+    def size(self) -> int:
+        """Bytes that keeping it takes."""
+        return len(self.data) + KEPT * len(self.numbers)
+
 
 def bundles(captures: Sequence[tuple[int, Capture]]) -> Iterator[Sequence[tuple[int, Capture]]]:
     """What to compress together: neighbours, up to a number and a size."""
@@ -111,7 +117,8 @@ def pack(captures: Sequence[tuple[int, Capture]], compressor: zstandard.ZstdComp
         bodies += (asked or b"", answered or b"")
     head = _ENCODE(heads).encode()
     data = compressor.compress(b"".join((len(head).to_bytes(4, "big"), head, *bodies)))
-    return Blob([number for number, _ in captures], data)
+    # Copied: the compressor's own result keeps the room that the worst case would have needed, a hundred times as much.
+    return Blob([number for number, _ in captures], bytes(memoryview(data)))
 
 
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
@@ -153,7 +160,7 @@ class Captures:
 
     def put(self, blob: Blob) -> None:
         """Keep packed captures; the oldest make room. A blob larger than the whole budget is not kept."""
-        size = len(blob.data)
+        size = blob.size
         if size > self.budget:
             return
         self._shrink(self.budget - size)
@@ -185,6 +192,6 @@ class Captures:
     def _shrink(self, bound: int) -> None:
         while self.used > bound:
             oldest = self._shelf.popleft()
-            self.used -= len(oldest.data)
+            self.used -= oldest.size
             for number in oldest.numbers:
                 self._where.pop(number, None)

@@ -108,6 +108,10 @@ class Recording:
         """Bytes of bodies it keeps alive."""
         return len(self.body) + len(self.facts.body or b"")
 
+    def forget_capture(self) -> None:
+        """There is no room for what was asked, only for what the row needs."""
+        self.captured, self.facts.body = False, None
+
     def forget_bodies(self) -> None:
         """Only the row is left, and it will not know of tokens."""
         self.body, self._whole, self.captured, self.held, self.facts.body = b"", False, False, 0, None
@@ -149,15 +153,16 @@ class Recording:
         """Keep the body for its capture; when too much is held by everyone, give this capture up."""
         if self._reel is None or self._allowance is None:
             return
-        if self._allowance.take(len(data)):
+        # What is far too large for the shelf would be thrown away at the end.
+        if len(self._reel) + len(data) <= self._allowance.most and self._allowance.take(len(data)):
             self._reel += data
             return
-        self._allowance.give_back(len(self._reel))
-        if self._tape is not None:
-            self._tape.add(bytes(self._reel))
-            self._tape.add(data)
-        self._reel = None
+        reel, self._reel = self._reel, None
         self._lost = True
+        self._allowance.give_back(len(reel))
+        if self._tape is not None:
+            self._tape.take_over(reel)
+            self._tape.add(data)
 
     @staticmethod
     def _unsent(ending: Ending) -> int:

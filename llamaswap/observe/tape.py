@@ -20,10 +20,15 @@ class Undecodable(Exception):
 
 @define
 class Allowance:
-    """Bytes that all requests together may hold."""
+    """Bytes that all requests together may hold; `most` of them one alone."""
 
     bound: int
     used: int = 0
+
+    @property
+    def most(self) -> int:
+        """Half of them."""
+        return self.bound // 2
 
     def take(self, count: int) -> bool:
         """Whether `count` more may be held; if so they are."""
@@ -59,6 +64,17 @@ class Tape:
         self._tail += data
         if len(self._tail) > self.bound:
             del self._tail[: -self.bound // 2]
+
+    def take_over(self, data: bytearray) -> None:
+        """What somebody else has held so far, the first bytes there are; what is not kept of it is not copied."""
+        self.size += len(data)
+        if len(data) <= self.bound:
+            self._head = data
+            return
+        half = self.bound // 2
+        self._tail = data[-half:]
+        del data[half:]
+        self._head = data
 
     @property
     def complete(self) -> bool:

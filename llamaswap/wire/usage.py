@@ -235,7 +235,7 @@ class StreamScanner:
 
     _carry: bytearray = field(factory=bytearray, init=False)
     _first: list[bytes] = field(factory=list, init=False)
-    _last: deque[bytes] = field(factory=lambda: deque(maxlen=LAST_LINES), init=False)
+    _last: deque[bytes] | None = field(default=None, init=False)  # made when needed: an empty one is 600 bytes
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the stream, cut anywhere."""
@@ -252,7 +252,7 @@ class StreamScanner:
         if self._carry:
             rest, self._carry = bytes(self._carry), bytearray()
             self._keep(rest)
-        return [*self._first, *self._last]
+        return [*self._first, *(self._last or ())]
 
     def _joined(self, data: bytes) -> bytes:
         """The complete lines of what was carried plus `data`; what follows the last line end is carried on."""
@@ -273,5 +273,7 @@ class StreamScanner:
             return
         if len(self._first) < FIRST_LINES:
             self._first.append(line)
-        else:
-            self._last.append(line)
+            return
+        if self._last is None:
+            self._last = deque(maxlen=LAST_LINES)
+        self._last.append(line)

@@ -51,6 +51,13 @@ class Bench:
         scope.closed(ending, error)
         return request
 
+    def ask(self, body):
+        """A request with this body, answered at once."""
+        scope = self.activity.open(facts(body=body))
+        scope.head(200, JSON)
+        scope.data(USAGE)
+        scope.closed("complete", None)
+
     def row(self, *args, **known):
         self.serve(*args, **known)
         self.clock.advance(GATHER)
@@ -220,6 +227,29 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual(len(bench.rows), 1)
         run.step()
         self.assertEqual([(row.id, tokens(row)) for row in bench.rows], [(n, (3, 4, -1)) for n in (1, 2, 3)])
+
+    def test_large_bodies_do_not_wait_for_more_and_are_compressed_on_the_thread(self):
+        run = Later()
+        bench = Bench(run=run)
+        bench.ask(bytes(module.LARGE_BATCH + 1))
+        bench.clock.advance(GATHER)
+        self.assertEqual((bench.rows, len(run.waiting)), ([], 1))
+        run.step()
+        bench.ask(bytes(module.BATCH_BODIES))
+        self.assertEqual(len(run.waiting), 1)
+        run.step()
+        self.assertEqual([row.id for row in bench.rows], [1, 2])
+        self.assertEqual(len(bench.captures.get(2).req_body), module.BATCH_BODIES)
+
+    def test_captures_are_given_up_before_tokens_when_too_much_waits(self):
+        self.patch(module, "BACKLOG_CAPTURES", 1000)
+        bench = Bench()
+        for _ in range(3):
+            bench.ask(bytes(600))
+        bench.clock.advance(GATHER)
+        self.assertEqual([tokens(row) for row in bench.rows], [(3, 4, -1)] * 3)
+        self.assertEqual([bench.captures.has(row.id) for row in bench.rows], [True, False, False])
+        self.assertEqual(bench.activity._allowance.used, 0)
 
     def test_a_slow_store_drops_rows_at_a_bound(self):
         self.patch(module, "BACKLOG", 3)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import tracemalloc
 import zlib
 
 import zstandard
@@ -9,11 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.captures import MASKS, Blob, Capture, Captures, bundles, mask_for, pack, unpack
+from llamaswap.observe.captures import KEPT, MASKS, Blob, Capture, Captures, bundles, mask_for, pack, unpack
 from llamaswap.observe.redact import canonical, first, shown
 from llamaswap.observe.tape import Allowance, Tape, Undecodable, decoded
 
 BODIES = st.none() | st.binary(max_size=50)
+
+
+def tracemalloc_of(make):
+    """Bytes that what `make` returns keeps."""
+    tracemalloc.start()
+    try:
+        kept = make()
+        now, _ = tracemalloc.get_traced_memory()
+        del kept
+        return now
+    finally:
+        tracemalloc.stop()
 
 
 class TestPacking(SynchronousTestCase):
@@ -52,7 +65,7 @@ class TestShelf(SynchronousTestCase):
         captures = Captures(1)
         captures.put(Blob([1], b"x"))
         captures.put(Blob([2], os.urandom(1024 * 1024 + 1)))
-        self.assertEqual((captures.has(1), captures.has(2), captures.used), (True, False, 1))
+        self.assertEqual((captures.has(1), captures.has(2), captures.used), (True, False, 1 + KEPT))
         self.assertIsNone(captures.get(2))
 
     def test_a_smaller_budget_evicts_the_oldest(self):
@@ -64,6 +77,19 @@ class TestShelf(SynchronousTestCase):
         self.assertEqual([captures.has(-number) for number in (1, 2, 3)], [False, False, True])
         captures.resize(-3)
         self.assertEqual((captures.used, captures.enabled), (0, False))
+
+    def test_many_small_ones_have_their_bound_too(self):
+        captures = Captures(1)
+        for number in range(20_000):
+            captures.put(Blob([number], b"x"))
+        self.assertLess(len(captures._where), 1024 * 1024 // KEPT)
+        self.assertTrue(captures.has(19_999))
+
+    def test_a_blob_holds_no_more_memory_than_it_has_bytes(self):
+        capture = Capture("/p", None, b"w " * 50_000, None, b"")
+        blob = pack([(1, capture)], zstandard.ZstdCompressor())
+        before = tracemalloc_of(lambda: pack([(1, capture)], zstandard.ZstdCompressor()))
+        self.assertLess(before, len(blob.data) + 5_000)
 
     def test_clearing_forgets_all(self):
         captures = Captures(1)
@@ -116,6 +142,18 @@ class TestTape(SynchronousTestCase):
             self.assertFalse(tape.complete)
             self.assertTrue(whole.startswith(tape.content()[: bound // 2]))
             self.assertTrue(whole.endswith(tape.content()[-(bound // 2) :]))
+
+    @given(
+        st.lists(st.binary(max_size=40), max_size=20), st.lists(st.binary(max_size=40), max_size=9), st.integers(2, 60)
+    )
+    def test_what_another_held_so_far_is_as_if_it_had_been_added(self, held, later, bound):
+        tape, other = Tape(bound), Tape(bound)
+        tape.take_over(bytearray(b"".join(held)))
+        other.add(b"".join(held))
+        for part in later:
+            tape.add(part)
+            other.add(part)
+        self.assertEqual((tape.content(), tape.complete, tape.size), (other.content(), other.complete, other.size))
 
     def test_an_allowance_never_gives_more_than_it_has(self):
         allowance = Allowance(10)
