@@ -80,10 +80,21 @@ class Ui:
         """A file; a name without a dot is a page of the UI, which finds its way itself."""
         name = call.variables.get("name", "") or "index.html"
         found = self._file(name, call)
-        if found is None and "." in name.rsplit("/", 1)[-1] and name != "index.html":
+        # An id of a model may have a dot; anything else with one is a file.
+        page = name.startswith("models/") or "." not in name.rsplit("/", 1)[-1] or name == "index.html"
+        if found is None and not page:
             return _missing()
-        found = found or self._file("index.html", call) or self._plain_page()
+        found = found or self._page(name) or self._file("index.html", call) or self._plain_page()
         return evolve(found, headers=(*found.headers, *SAFETY))
+
+    def _page(self, name: str) -> Answer | None:
+        """The document for a page some folders down: its links are relative, so they have to climb."""
+        depth = name.count("/")
+        path = self.root / "index.html"
+        if not depth or not path.is_file():
+            return None
+        body = path.read_bytes().replace(b'"./', b'"' + b"../" * depth)
+        return Answer(200, body, b"text/html; charset=utf-8", ((b"Cache-Control", b"no-cache"),))
 
     def _file(self, name: str, call: Call) -> Answer | None:
         parts = name.split("/")

@@ -13,6 +13,8 @@ import tempfile
 import time
 import unittest
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +25,10 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ROOT = Path(__file__).parents[2]
 AXE = ROOT / "ui" / "node_modules" / "axe-core" / "axe.min.js"
 SHOTS = Path(os.environ.get("UI_SHOTS", "")) if os.environ.get("UI_SHOTS") else None
+FAILURES = SHOTS or Path(tempfile.gettempdir()) / "llamaswap-ui-failures"
+# What the page promises in seconds holds on a machine with nothing else to do (UI_SLACK=1); one that is busy gets more.
+SLACK = float(os.environ.get("UI_SLACK", "5"))
+PATIENCE = 60.0  # seconds for everything else; only a failure waits so long
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -116,11 +122,11 @@ class RealServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def ask(url: str, data: object = None) -> Any:
+def ask(url: str, data: object = None, method: str | None = None) -> Any:
     """JSON there and back."""
     body = None if data is None else json.dumps(data).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as got:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=PATIENCE) as got:
         text = got.read()
     try:
         return json.loads(text)
@@ -133,11 +139,79 @@ def say(url: str, model: str, text: str = "x") -> None:
     ask(f"{url}/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": text}]})
 
 
+def newest(url: str) -> int:
+    """The number of the newest finished request; 0 before the first."""
+    rows = ask(f"{url}/api/metrics/activity?limit=1")["data"]
+    return int(rows[0]["id"]) if rows else 0
+
+
+def unload(url: str) -> None:
+    """Put every model out and wait until it is."""
+    ask(f"{url}/api/models/unload", {})
+    until(lambda: not ask(f"{url}/running")["running"])
+
+
+def until(what: Callable[[], Any]) -> Any:
+    """Ask again until there is an answer that is true, and give it."""
+    end = time.monotonic() + PATIENCE
+    while not (found := what()):
+        if time.monotonic() > end:
+            raise AssertionError("it did not come about in time")
+        time.sleep(0.05)
+    return found
+
+
 class BrowserCase(unittest.TestCase):
-    """One browser for a class; a fresh context, and so fresh storage, for each test."""
+    """One browser for a class; a fresh context, and so fresh storage, for each test.
+
+    A test that fails says what its pages showed and logged, and where their pictures are.
+    """
 
     browser: ClassVar[Any]
     url = ""
+
+    def __init__(self, name: str = "runTest") -> None:
+        super().__init__(name)
+        self.pages_open: list[Any] = []
+        test = getattr(self, name, None)
+        if test is not None:
+
+            def told() -> None:
+                with self.telling(name):
+                    test()
+
+            setattr(self, name, told)
+
+    @contextmanager
+    def telling(self, name: str) -> Iterator[None]:
+        """What fails within takes along what the open pages showed."""
+        try:
+            yield
+        except unittest.SkipTest:
+            raise
+        except Exception as error:
+            note = "\n".join(self.account(page, f"{name}-{number}") for number, page in enumerate(self.pages_open))
+            if hasattr(error, "add_note"):
+                error.add_note(note)
+            else:
+                print(note, file=sys.stderr)
+            raise
+
+    def account(self, page: Any, name: str) -> str:
+        """A page in words, and in a picture beside them."""
+        if page.is_closed():
+            return ""
+        lines = [f"--- {page.url}", *page.told[-30:]]
+        try:
+            FAILURES.mkdir(parents=True, exist_ok=True)
+            picture = FAILURES / f"{type(self).__name__}-{name}.png"
+            page.screenshot(path=picture, timeout=10_000)
+            lines.append(f"picture: {picture}")
+            text = page.locator("body").inner_text(timeout=10_000)
+            lines += ["text:", re.sub(r"\s*\n\s*", " / ", text)[:1500]]
+        except Exception as error:  # whatever is wrong with the page, the failure itself matters more
+            lines.append(f"no picture: {error}")
+        return "\n".join(lines)
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -155,17 +229,25 @@ class BrowserCase(unittest.TestCase):
         """A browser context; what it logs as errors fails the test."""
         options = {"viewport": {"width": width, "height": 844 if width < 600 else 860}, "color_scheme": theme}
         made = self.browser.new_context(**options, reduced_motion="reduce", **more)
-        made.set_default_timeout(15_000)
+        made.set_default_timeout(PATIENCE * 1000)
         self.addCleanup(made.close)
         return made
 
     def page(self, where: str = "", context: Any = None, **more: Any) -> Any:
-        """An open page. `page.faults` collects console errors, `page.asked` every address it asked for."""
+        """An open page. `page.faults` collects console errors, `page.asked` every address it asked for.
+
+        `page.told` is everything it logged and every request that failed, for the account of a failure.
+        """
         made = (context or self.context(**more)).new_page()
+        self.pages_open.append(made)
         made.faults = []
         made.asked = []
+        made.told = []
         made.on("console", lambda message: message.type == "error" and made.faults.append(message.text))
+        made.on("console", lambda message: made.told.append(f"{message.type}: {message.text}"))
         made.on("pageerror", lambda error: made.faults.append(str(error)))
+        made.on("pageerror", lambda error: made.told.append(f"thrown: {error}"))
+        made.on("requestfailed", lambda request: made.told.append(f"failed: {request.url} {request.failure}"))
         made.on("request", lambda request: made.asked.append((request.method, request.url, request.post_data_buffer)))
         made.goto(f"{self.url}/ui/{where}")
         return made
@@ -173,6 +255,16 @@ class BrowserCase(unittest.TestCase):
     def live(self, page: Any) -> None:
         """Wait until the event stream is up."""
         page.wait_for_selector(".linkmark.s-ready")
+
+    def settled(self, page: Any) -> None:
+        """Wait until the page is live and nothing on it is being fetched."""
+        self.live(page)
+        page.locator("main :is(h1, h2)").first.wait_for()
+        self.gone(page.locator("main .spinner"))
+
+    def gone(self, locator: Any) -> None:
+        """Wait until nothing on the page is like this."""
+        until(lambda: locator.count() == 0)
 
     def axe(self, page: Any) -> list[str]:
         """What axe finds of serious or critical impact."""
@@ -183,6 +275,17 @@ class BrowserCase(unittest.TestCase):
             ".map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')))"
         )
         return list(found)
+
+    def stored(self, page: Any, text: str) -> None:
+        """Wait until the browser has stored a finished conversation with this in its last message."""
+        look = (
+            "text => new Promise((resolve, reject) => { const ask = indexedDB.open('llamaswap', 1);"
+            "ask.onerror = () => reject(ask.error); ask.onsuccess = () => { const db = ask.result;"
+            "const got = db.transaction('conversations').objectStore('conversations').getAll();"
+            "got.onerror = () => reject(got.error); got.onsuccess = () => { db.close(); resolve(got.result.some(c =>"
+            "{ const last = c.messages.at(-1); return last.stats?.output && last.text.includes(text); })); }; }; })"
+        )
+        until(lambda: page.evaluate(look, text))
 
 
 class MockCase(BrowserCase):
@@ -203,7 +306,8 @@ class MockCase(BrowserCase):
     def busy(self, page: Any, seconds: float) -> float:
         """The share of a core that the page's main thread used for so long."""
         session = page.context.new_cdp_session(page)
-        session.send("Performance.enable")
+        # The time it ran, not the time it waited for a core that somebody else had.
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
 
         def spent() -> float:
             metrics = session.send("Performance.getMetrics")["metrics"]

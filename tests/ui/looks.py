@@ -43,10 +43,10 @@ class Looks(harness.BrowserCase):
     def matrix(self, width: int, theme: str) -> None:
         context = self.context(width=width, theme=theme, bypass_csp=True)
         for name, where in self.pages.items():
-            with self.subTest(page=name, width=width, theme=theme):
+            with self.subTest(page=name, width=width, theme=theme), self.telling(f"{name}-{width}-{theme}"):
                 page = self.page(where, context)
-                self.live(page)
-                page.wait_for_timeout(700)
+                self.settled(page)
+                page.wait_for_timeout(300)
                 if harness.SHOTS:
                     harness.SHOTS.mkdir(parents=True, exist_ok=True)
                     page.screenshot(path=harness.SHOTS / f"{self.name}-{name}-{width}-{theme}.png")

@@ -152,8 +152,11 @@ class World:
             }
             for i, name, about, _, caps, context in MODELS
         ]
-        peer = {"id": "lab/llama-405b", "name": "", "description": "", "state": "", "unlisted": False, "peerID": "lab"}
-        return [*local, peer]
+        peers = [
+            {"id": f"{peer}/{name}", "name": "", "description": "", "state": "", "unlisted": False, "peerID": peer}
+            for peer, name in (("lab", "llama-405b"), ("attic", "tiny"))
+        ]
+        return [*local, *peers]
 
     def tell(self, kind: str, data: object) -> None:
         """Send an event to everybody who subscribed."""
@@ -264,6 +267,58 @@ class World:
         lane("gemma-3-27b", ("ready", 7000, 3010), ("stopping", 3010, 3000), ("starting", 14, None))
         lane("glm-4.5-air", ("starting", 406, 400), ("failed", 400, 380))
         return out
+
+    def versions(self) -> list[tuple[dict[str, object], str]]:
+        """The texts that were in the configuration file, newest first."""
+        texts = [self.config, CONFIG.replace("info", "debug"), CONFIG.replace("ttl: 600", "ttl: 60")]
+        whys = ["saved", "restored", "found"]
+        agent = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0.0.0 Safari/537.36"
+        return [
+            (
+                {"id": f"17638{number}", "time": stamp(self.start - number * 40000), "size": len(text), "why": why,
+                 "address": "192.168.1.23" if number < 2 else "", "agent": agent if number < 2 else "",
+                 "restored_from": None, "in_force": number == 0},
+                text,
+            )
+            for number, (text, why) in enumerate(zip(texts, whys, strict=True))
+        ]  # fmt: skip
+
+    def peers(self) -> list[dict[str, object]]:
+        """Two peers, one of which cannot be reached."""
+        one = {"proxy": "http://lab.lan:8080", "auto": True, "models": ["llama-405b"], "state": "up", "error": None}
+        two = {"proxy": "http://attic.lan:8080", "auto": False, "models": ["tiny"], "state": "down",
+               "error": "connection refused"}  # fmt: skip
+        since = {"since": stamp(self.start - 7200), "checked": stamp(time.time() - 4)}
+        return [{"id": "lab", **one, **since}, {"id": "attic", **two, **since}]
+
+
+def discovered() -> dict[str, object]:
+    """What the machine of the mock has."""
+
+    def model(name: str, size: int, used: str | None = None, usable: bool = True) -> dict[str, object]:
+        path = f"/models/{name}-Q4_K_M.gguf"
+        return {
+            "name": name, "note": "/models", "command": ["/usr/local/bin/llama-server", "-m", path], "bytes": size,
+            "usable": usable, "configured_as": used, "section": "models",
+            "yaml": f"  {name}:\n    cmd: |\n      /usr/local/bin/llama-server --port ${{PORT}}\n      -m {path}\n",
+        }  # fmt: skip
+
+    server = {"name": "ollama", "url": "http://127.0.0.1:11434", "models": ["llama3.2:3b", "nomic"], "section": "peers",
+              "configured_as": None,
+              "yaml": "  ollama:\n    proxy: http://127.0.0.1:11434\n    models: [llama3.2:3b, nomic]\n"}  # fmt: skip
+    engine = {"name": "vllm", "path": "/opt/vllm/bin/vllm",
+              "yaml": "  my-vllm:\n    cmd: /opt/vllm/bin/vllm serve PUBLISHER/MODEL --port ${PORT}\n"}  # fmt: skip
+    return {
+        "models": [
+            model("gemma-3-27b", 17_000_000_000, "gemma-3-27b"),
+            model("qwen3-8b", 5_030_000_000),
+            model("phi-4-mini", 2_490_000_000),
+            model("whisper-small", 488_000_000, None, False),
+        ],
+        "engines": [engine],
+        "servers": [server],
+        "complete": True,
+    }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -429,6 +484,15 @@ class Handler(BaseHTTPRequestHandler):
             self.text(world.config)
         elif path == "/api/config/status":
             self.json({"editable": True})
+        elif path == "/api/config/history":
+            self.json({"versions": [facts for facts, _ in world.versions()]})
+        elif path.startswith("/api/config/history/"):
+            found_text = [text for facts, text in world.versions() if facts["id"] == path.rsplit("/", 1)[1]]
+            self.text(found_text[0]) if found_text else self.missing()
+        elif path == "/api/discover":
+            self.json(discovered())
+        elif path == "/api/peers":
+            self.json({"peers": world.peers()})
         elif path == "/api/loadtest":
             self.json({"runs": []})
         elif path == "/api/config/schema":
@@ -607,13 +671,17 @@ class Handler(BaseHTTPRequestHandler):
             self.json({"active": self.world.profile})
             self.world.tell("profileChanged", {"active": self.world.profile})
         elif self.path.endswith("/api/config"):
-            if self.headers.get("If-Match") != self.tag():
-                self.json({"error": {"message": "changed meanwhile"}}, 412)
-                return
-            self.world.config = data.decode()
-            self.json({"warnings": [], "impact": {"restart": [], "add": [], "remove": []}}, ETag=self.tag())
+            self.put_config(data.decode())
         else:
             self.missing()
+
+    def put_config(self, text: str) -> None:
+        """Another configuration, if the client knows the present one."""
+        if self.headers.get("If-Match") != self.tag():
+            self.json({"error": {"message": "changed meanwhile"}}, 412)
+            return
+        self.world.config = text
+        self.json({"warnings": [], "impact": {"restart": [], "add": [], "remove": []}}, ETag=self.tag())
 
     def do_POST(self) -> None:
         """Actions and inference."""
@@ -660,6 +728,8 @@ class Handler(BaseHTTPRequestHandler):
             documents = json.loads(data)["documents"]
             results = [{"index": i, "relevance_score": 1 - i / 3} for i in range(len(documents))]
             self.json({"results": results, "usage": {"total_tokens": 42}})
+        elif path.startswith("/api/config/history/") and path.endswith("/restore"):
+            self.put_config(next(text for facts, text in world.versions() if facts["id"] == path.split("/")[4]))
         elif path == "/api/config/validate":
             if b"bad" in data:
                 self.json(

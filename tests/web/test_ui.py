@@ -43,6 +43,12 @@ class FileTests(TestCase):
         answer = self.get("/ui/missing.js")
         self.assertEqual((answer.status, answer.body), (404, b"404 page not found\n"))
 
+    def test_the_document_some_folders_down_finds_its_files(self):
+        self.write("index.html", b'<script src="./app.js">')
+        self.assertEqual(self.get("/ui/models/a/b-1.5").body, b'<script src="../../app.js">')
+        self.assertEqual(self.get("/ui/models").body, b'<script src="./app.js">')
+        self.assertEqual(self.get("/ui/a/b.js").status, 404)
+
     def test_scripts_from_elsewhere_and_frames_are_forbidden(self):
         headers = self.get("/ui/").headers
         self.assertIn("default-src 'self'", headers["content-security-policy"])

@@ -42,9 +42,7 @@ function ThemeButton() {
   const order: Theme[] = ["system", "light", "dark"];
   const next = order[(order.indexOf(theme.value) + 1) % order.length] as Theme;
   const icon = { system: "auto", light: "sun", dark: "moon" }[theme.value];
-  return (
-    <IconButton icon={icon} label={`Theme: ${theme.value}. Switch to ${next}`} onClick={() => (theme.value = next)} class="hide-phone" />
-  );
+  return <IconButton icon={icon} label={`Theme: ${theme.value}. Switch to ${next}`} onClick={() => (theme.value = next)} class="hide-phone" />;
 }
 
 function ProfileSelect() {
@@ -62,9 +60,7 @@ function ProfileSelect() {
       >
         <option value="">None</option>
         {all.map((profile) => (
-          <option key={profile.id} value={profile.id} title={profile.description}>
-            {profile.id}
-          </option>
+          <option key={profile.id} value={profile.id} title={profile.description}>{profile.id}</option>
         ))}
       </select>
     </label>
@@ -138,9 +134,7 @@ function Banner() {
             <b>Offline.</b> {status.value.error || "The event stream is down"}. What you see is from {clockTime(status.value.since)}.
             {status.value.retryAt ? ` Trying again in ${seconds(Math.max(0, status.value.retryAt - at.value))}.` : " Trying again."}
           </span>
-          <button type="button" class="btn small" onClick={retry}>
-            Retry now
-          </button>
+          <button type="button" class="btn small" onClick={retry}>Retry now</button>
         </div>
       )}
     </div>
@@ -188,15 +182,9 @@ function KeyPrompt() {
           <input type="checkbox" checked={remember.value} onChange={(event) => (remember.value = event.currentTarget.checked)} />
           Remember on this device
         </label>
-        {error.value && (
-          <p class="bad" role="alert">
-            {error.value}
-          </p>
-        )}
+        {error.value && <p class="bad" role="alert">{error.value}</p>}
         <div class="row end">
-          <button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}>
-            <Icon name="key" /> Open
-          </button>
+          <button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}><Icon name="key" /> Open</button>
         </div>
       </form>
     </Dialog>
@@ -231,28 +219,10 @@ function Current() {
   void ready.value;
   const Component = pages.get(page);
   if (Component) {
-    return (
-      <Guard key={page}>
-        <Component />
-      </Guard>
-    );
+    return <Guard key={page}><Component /></Guard>;
   }
   if (failed.value) return <p class="problem">{failed.value}</p>;
-  if (!LAZY[page]) {
-    return (
-      <div class="page">
-        <h1>Not found</h1>
-        <p>
-          There is no page at this address. <a href={href("")}>Open the overview</a>.
-        </p>
-      </div>
-    );
-  }
-  return (
-    <div class="page center">
-      <Spinner />
-    </div>
-  );
+  return <div class="page center"><Spinner /></div>;
 }
 
 const palette = (): Promise<Page> => import("./pages/palette").then((m) => m.Palette);
@@ -289,9 +259,7 @@ export function App() {
   const busy = inflight.value.length;
   return (
     <>
-      <a class="skip" href="#main" onClick={(event) => (event.preventDefault(), main.current?.focus())}>
-        Skip to content
-      </a>
+      <a class="skip" href="#main" onClick={(event) => (event.preventDefault(), main.current?.focus())}>Skip to content</a>
       <header class="top">
         <a class="brand" href={href("")}>
           <svg width="22" height="22" viewBox="0 0 32 32" aria-hidden="true">
@@ -304,11 +272,7 @@ export function App() {
           {NAV.map((item) => (
             <a key={item.page} href={href(item.page)} aria-current={item.page === here ? "page" : undefined}>
               {item.label}
-              {item.page === "" && busy > 0 && (
-                <span class="count" title={`${busy} requests in progress`}>
-                  {busy}
-                </span>
-              )}
+              {item.page === "" && busy > 0 && <span class="count" title={`${busy} requests in progress`}>{busy}</span>}
             </a>
           ))}
         </nav>
@@ -324,9 +288,7 @@ export function App() {
         </div>
       </header>
       <Banner />
-      <main id="main" ref={main} tabIndex={-1}>
-        <Current />
-      </main>
+      <main id="main" ref={main} tabIndex={-1}><Current /></main>
       <nav class="tabbar" aria-label="Main, for small screens">
         {NAV.slice(0, 4).map((item) => (
           <a key={item.page} href={href(item.page)} aria-current={item.page === here ? "page" : undefined}>

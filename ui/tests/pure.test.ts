@@ -1,11 +1,14 @@
 // The parts without a page: parsers, log lines, figures, differences, places in the configuration.
+import { Draft } from "../src/lib/draft";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
 import { bytes, clock, count, duration, rate, time } from "../src/lib/format";
 import { folded, lineDiff } from "../src/lib/linediff";
+import { insertUnder } from "../src/lib/insert";
 import { Lines, ansi, level, matcher, plain } from "../src/lib/loglines";
 import { type Schema, keysAt, pathAt, valuesAt } from "../src/lib/schema";
+import { type Version, undoable } from "../src/lib/undoable";
 import { SseParser } from "../src/lib/sse";
 
 test("an event stream is read however it is cut and whatever ends its lines", () => {
@@ -110,4 +113,52 @@ test("a place in the configuration knows its keys and values", () => {
   assert.deepEqual(keysAt(root, ["models", "tiny"]).map((offer) => offer.label), ["cmd", "unlisted"]);
   assert.deepEqual(valuesAt(root, ["logLevel"]), ["debug", "info"]);
   assert.deepEqual(valuesAt(root, ["models", "tiny", "unlisted"]), ["true", "false"]);
+});
+
+test("what was typed last is never overwritten by an answer asked for before", () => {
+  const draft = new Draft();
+  const first = draft.ask();
+  assert.equal(first({ text: "a: 1", tag: "1" }), true);
+  const late = draft.ask();
+  draft.typed("a: 2");
+  assert.equal(late({ text: "a: 3", tag: "3" }), false);
+  assert.equal(draft.text.value, "a: 2");
+  assert.equal(draft.outside.value, true);
+  assert.equal(draft.ask()({ text: "a: 3", tag: "3" }), true);
+  assert.deepEqual([draft.text.value, draft.dirty.value, draft.outside.value], ["a: 3", false, false]);
+});
+
+test("what was thrown away does not come back", () => {
+  const draft = new Draft();
+  draft.ask()({ text: "a: 1", tag: "1" });
+  draft.typed("a: 7");
+  const late = draft.ask();
+  assert.equal(draft.discard(), "a: 1");
+  assert.equal(late({ text: "a: 7", tag: "7" }), false);
+  const older = draft.ask();
+  const newer = draft.ask();
+  assert.equal(newer({ text: "b", tag: "b" }), true);
+  assert.equal(older({ text: "c", tag: "c" }), false);
+  draft.typed("d");
+  draft.saved("d");
+  assert.deepEqual([draft.dirty.value, draft.shown.value?.tag], [false, "d"]);
+});
+
+test("a block goes below its section, indented as its neighbours, and nothing else is touched", () => {
+  const block = "  new:\n    cmd: x\n";
+  assert.equal(insertUnder("", "models", block), "models:\n  new:\n    cmd: x\n");
+  assert.equal(insertUnder("logLevel: info\n", "models", block), "logLevel: info\n\nmodels:\n  new:\n    cmd: x\n");
+  assert.equal(insertUnder("models: {} # none yet\n", "models", block), "models:\n  new:\n    cmd: x\n");
+  assert.equal(insertUnder("models: {a: {cmd: y}}\n", "models", block), null);
+  const text = "# mine\nmodels:\n    a:\n        cmd: y # here\n\n# about peers\npeers:\n  p: {}\n";
+  const after = "# mine\nmodels:\n    a:\n        cmd: y # here\n    new:\n      cmd: x\n\n# about peers\npeers:\n  p: {}\n";
+  assert.equal(insertUnder(text, "models", block), after);
+});
+
+test("only the last save can be undone, by the version before it", () => {
+  const version = (id: string, why: string, in_force = false): Version => ({ id, why, in_force, time: "", size: 1 });
+  assert.equal(undoable([]), null);
+  assert.equal(undoable([version("2", "saved", true), version("1", "found")])?.id, "1");
+  assert.equal(undoable([version("3", "restored", true), version("2", "saved")]), null);
+  assert.equal(undoable([version("2", "saved"), version("1", "found")]), null);
 });

@@ -141,9 +141,7 @@ export function Chart(props: ChartProps) {
 
   return (
     <figure class="chart">
-      <figcaption>
-        {props.title} <span class="muted">{props.unit}</span>
-      </figcaption>
+      <figcaption>{props.title} <span class="muted">{props.unit}</span></figcaption>
       <div ref={host} class="chart-box" style={{ minHeight: `${props.height ?? 120}px` }} aria-hidden="true" />
       <details class="chart-values">
         <summary>Values</summary>
@@ -185,9 +183,5 @@ export function Sparkline({ values, label }: { values: readonly number[]; label:
   if (values.length < 2) return null;
   const max = Math.max(...values, 1e-9);
   const points = values.map((value, i) => `${((i / (values.length - 1)) * 60).toFixed(1)},${(15 - (value / max) * 14).toFixed(1)}`);
-  return (
-    <svg class="spark" width="60" height="16" viewBox="0 0 60 16" role="img" aria-label={label}>
-      <polyline points={points.join(" ")} />
-    </svg>
-  );
+  return <svg class="spark" width="60" height="16" viewBox="0 0 60 16" role="img" aria-label={label}><polyline points={points.join(" ")} /></svg>;
 }

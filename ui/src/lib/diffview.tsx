@@ -12,9 +12,7 @@ export function DiffView({ before, after, label }: { before: string; after: stri
             {line.text || " "}
           </div>
         ) : (
-          <div key={i} class="d-fold" aria-hidden="true">
-            ⋯
-          </div>
+          <div key={i} class="d-fold" aria-hidden="true">⋯</div>
         ),
       )}
     </div>

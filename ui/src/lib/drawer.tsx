@@ -49,15 +49,11 @@ export function Turns({ turns }: { turns: Turn[] }) {
             ) : part.kind === "audio" ? (
               <audio key={k} controls src={part.text} />
             ) : (
-              <pre key={k} class={`plaintext ${part.kind}`}>
-                {part.kind === "image" ? `image: ${part.text}` : part.text}
-              </pre>
+              <pre key={k} class={`plaintext ${part.kind}`}>{part.kind === "image" ? `image: ${part.text}` : part.text}</pre>
             ),
           )}
           {turn.tools?.map((tool, k) => (
-            <pre key={k} class="plaintext tool">
-              {tool.name}({tool.args})
-            </pre>
+            <pre key={k} class="plaintext tool">{tool.name}({tool.args})</pre>
           ))}
         </article>
       ))}
@@ -79,9 +75,7 @@ function Headers({ title, headers }: { title: string; headers: Record<string, st
   const names = Object.keys(headers).sort();
   return (
     <details>
-      <summary>
-        {title} ({names.length})
-      </summary>
+      <summary>{title} ({names.length})</summary>
       <table class="plain headers">
         <tbody>
           {names.map((name) => (
@@ -109,9 +103,7 @@ function Body({ title, bytes, type }: { title: string; bytes: Uint8Array | null;
   const shown = mode.value === "pretty" ? pretty(text) : text;
   return (
     <details open={title === "Request body"}>
-      <summary>
-        {title} <span class="muted">{count(bytes.length)} bytes</span>
-      </summary>
+      <summary>{title} <span class="muted">{count(bytes.length)} bytes</span></summary>
       <div class="row end">
         <Segmented
           label="Form"
@@ -124,9 +116,7 @@ function Body({ title, bytes, type }: { title: string; bytes: Uint8Array | null;
         />
         <CopyButton text={shown} />
       </div>
-      <pre class="code" tabIndex={0}>
-        {shown.length > 400_000 ? `${shown.slice(0, 400_000)}\n…` : shown}
-      </pre>
+      <pre class="code" tabIndex={0}>{shown.length > 400_000 ? `${shown.slice(0, 400_000)}\n…` : shown}</pre>
     </details>
   );
 }
@@ -230,9 +220,7 @@ function Comparison({ first, second }: { first: number; second: Capture }) {
   return (
     <section class="compare">
       <div class="row">
-        <h3 class="grow">
-          Compared with request {first} (−) and this one (+)
-        </h3>
+        <h3 class="grow">Compared with request {first} (−) and this one (+)</h3>
         <IconButton icon="close" label="Stop comparing" onClick={() => (marked.value = null)} />
       </div>
       {error && <Problem text={`Capture ${first}: ${error}`} />}

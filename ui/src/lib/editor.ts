@@ -5,7 +5,7 @@ import { yaml } from "@codemirror/lang-yaml";
 import { HighlightStyle, bracketMatching, foldGutter, foldKeymap, indentUnit, syntaxHighlighting } from "@codemirror/language";
 import { type Diagnostic, lintGutter, setDiagnostics } from "@codemirror/lint";
 import { highlightSelectionMatches, search, searchKeymap } from "@codemirror/search";
-import { EditorState } from "@codemirror/state";
+import { Compartment, EditorState } from "@codemirror/state";
 import { EditorView, drawSelection, highlightActiveLine, keymap, lineNumbers } from "@codemirror/view";
 import { tags } from "@lezer/highlight";
 import { type Schema, keysAt, pathAt, valuesAt } from "./schema";
@@ -13,7 +13,9 @@ import type { Problem } from "./types";
 
 export interface Editor {
   text(): string;
+  /** Another text. It can be undone, and marks of the old one go. */
   replace(text: string): void;
+  lock(readOnly: boolean): void;
   mark(problems: Problem[]): void;
   goTo(line: number): void;
   destroy(): void;
@@ -72,6 +74,7 @@ function completer(schema: () => Schema | null) {
 }
 
 export function open(options: { host: HTMLElement; text: string; readOnly: boolean; label: string; schema: () => Schema | null; changed: (text: string) => void }): Editor {
+  const lock = new Compartment();
   const view = new EditorView({
     parent: options.host,
     state: EditorState.create({
@@ -94,7 +97,7 @@ export function open(options: { host: HTMLElement; text: string; readOnly: boole
         autocompletion({ override: [completer(options.schema)] }),
         // Tab leaves the editor after Escape: nobody is caught in it.
         keymap.of([...defaultKeymap, ...historyKeymap, ...foldKeymap, ...searchKeymap, ...completionKeymap, indentWithTab]),
-        EditorState.readOnly.of(options.readOnly),
+        lock.of(EditorState.readOnly.of(options.readOnly)),
         EditorView.contentAttributes.of({ "aria-label": options.label, spellcheck: "false" }),
         EditorView.updateListener.of((update) => {
           if (update.docChanged) options.changed(update.state.doc.toString());
@@ -105,7 +108,11 @@ export function open(options: { host: HTMLElement; text: string; readOnly: boole
   view.scrollDOM.tabIndex = 0;
   return {
     text: () => view.state.doc.toString(),
-    replace: (text) => view.dispatch({ changes: { from: 0, to: view.state.doc.length, insert: text } }),
+    replace(text) {
+      if (text !== view.state.doc.toString()) view.dispatch({ changes: { from: 0, to: view.state.doc.length, insert: text } });
+      view.dispatch(setDiagnostics(view.state, []));
+    },
+    lock: (readOnly) => view.dispatch({ effects: lock.reconfigure(EditorState.readOnly.of(readOnly)) }),
     mark(problems) {
       const marks: Diagnostic[] = problems
         .filter((problem) => problem.line && problem.line <= view.state.doc.lines)

@@ -34,9 +34,7 @@ export function Histogram({ title, data, kind }: { title: string; data: Histogra
   const { bars, marks } = layout(data);
   return (
     <figure class={`hist ${kind}`}>
-      <figcaption>
-        {title} <span class="muted">t/s</span>
-      </figcaption>
+      <figcaption>{title} <span class="muted">t/s</span></figcaption>
       <svg
         viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
         preserveAspectRatio="none"
@@ -55,9 +53,7 @@ export function Histogram({ title, data, kind }: { title: string; data: Histogra
       <div class="hist-legend">
         <span>{rate(data.min)}</span>
         {marks.map((mark) => (
-          <span key={mark.name} class={mark.name}>
-            {mark.name} <b>{rate(mark.value)}</b>
-          </span>
+          <span key={mark.name} class={mark.name}>{mark.name} <b>{rate(mark.value)}</b></span>
         ))}
         <span>{rate(data.max)}</span>
       </div>

@@ -43,7 +43,7 @@ function move(step: number): void {
 }
 
 export function installKeys(): () => void {
-  let chord = 0;
+  let chord = -Infinity;
   const down = (event: KeyboardEvent) => {
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
       event.preventDefault();
@@ -56,15 +56,15 @@ export function installKeys(): () => void {
       return;
     }
     if (document.querySelector("dialog[open]")) return;
-    if (Date.now() - chord < 1200 && event.key in PAGES) {
-      chord = 0;
+    if (event.timeStamp - chord < 1200 && event.key in PAGES) {
+      chord = -Infinity;
       event.preventDefault();
       go(PAGES[event.key] as string);
       return;
     }
     const selected = document.querySelector<HTMLElement>("main [data-selected=true], main [data-row]:focus-within");
     const model = selected?.dataset.model;
-    if (event.key === "g") chord = Date.now();
+    if (event.key === "g") chord = event.timeStamp;
     else if (event.key === "/") {
       const box = document.querySelector<HTMLInputElement>("main [data-filter]");
       if (box) {

@@ -216,9 +216,7 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
                   if (event.key === "Enter") step(event.shiftKey ? -1 : 1);
                 }}
               />
-              <span class="num muted" aria-live="polite">
-                {search.value ? `${hit.value + 1}/${hits.value}` : ""}
-              </span>
+              <span class="num muted" aria-live="polite">{search.value ? `${hit.value + 1}/${hits.value}` : ""}</span>
               <IconButton icon="left" label="Previous match" onClick={() => step(-1)} disabled={!search.value} />
               <IconButton icon="right" label="Next match" onClick={() => step(1)} disabled={!search.value} />
             </div>

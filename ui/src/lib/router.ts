@@ -14,6 +14,9 @@ const OLD: Record<string, string> = {
   settings: "system",
 };
 
+/** Every page there is; any other address leads to the overview, which is "". */
+const PAGES = new Set(["", "models", "model", "requests", "swap", "playground", "logs", "config", "system"]);
+
 function uiRoot(): string {
   const match = /^(.*\/ui)(?:\/|$)/.exec(location.pathname);
   return `${match ? match[1] : "/ui"}/`;
@@ -28,23 +31,34 @@ function parse(): Route {
   if (location.hash.startsWith("#/")) {
     const [path = "", search = ""] = location.hash.slice(2).split("?");
     const [first = "", ...rest] = path.split("/");
-    const query = new URLSearchParams(search);
-    let page = OLD[first] ?? first;
-    if (first === "models" && rest.length) {
-      page = "model";
-      query.set("id", decodeURIComponent(rest.join("/")));
-    }
-    history.replaceState(null, "", href(page, Object.fromEntries(query)));
-    return { page, query };
+    return moved(first, rest, new URLSearchParams(search));
   }
   const rest = location.pathname.slice(root.length).replace(/\/+$/, "");
   const [first = "", ...more] = rest.split("/");
   const query = new URLSearchParams(location.search);
-  if (first === "models" && more.length) {
-    query.set("id", decodeURIComponent(more.join("/")));
-    return { page: "model", query };
+  return PAGES.has(first) && !more.length ? { page: first, query } : moved(first, more, query);
+}
+
+/** An address that is written differently now, or leads nowhere: the page it means, with its own address. */
+function moved(first: string, rest: string[], query: URLSearchParams): Route {
+  let page = OLD[first] ?? first;
+  if (first === "models" && rest.length) {
+    page = "model";
+    query.set("id", decoded(rest.join("/")));
+  } else if (!PAGES.has(page) || rest.length) {
+    page = "";
+    query = new URLSearchParams();
   }
-  return { page: OLD[first] ?? first, query };
+  history.replaceState(null, "", href(page, Object.fromEntries(query)));
+  return { page, query };
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 export type Params = Record<string, string | number | boolean | null | undefined>;

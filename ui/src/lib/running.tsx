@@ -46,40 +46,16 @@ const Row = memo(function Row({ entry, showModel }: { entry: Inflight; showModel
   const session = sessionOf(entry);
   return (
     <tr role="row" data-row>
-      {showModel && (
-        <td role="cell" class="strong nobreak">
-          <a href={href("model", { id: entry.model })} data-open>
-            {entry.model}
-          </a>
-        </td>
-      )}
-      <td role="cell">
-        <Phase entry={entry} />
-      </td>
-      <td role="cell" class="num" data-label="Elapsed">
-        <Elapsed entry={entry} />
-      </td>
-      <td role="cell" class="num" data-label="TTFT">
-        {duration(entry.ttft_ms)}
-      </td>
-      <td role="cell" class="num" data-label="Tokens">
-        {count(entry.tokens_out)}
-      </td>
-      <td role="cell" class="num" data-label="t/s">
-        {rate(entry.tps)}
-      </td>
-      <td role="cell" class="num wide-only" data-label="Sent">
-        {bytes(entry.resp_bytes)}
-      </td>
-      <td role="cell" class="clip" data-label="Request" title={`${entry.method} ${entry.req_path}`}>
-        {entry.req_path}
-      </td>
-      <td role="cell" class="clip roomy" data-label="Client" title={header(entry, "user-agent")}>
-        {entry.remote_ip}
-      </td>
-      <td role="cell" class="clip roomy" data-label="Session" title={session}>
-        {session || "–"}
-      </td>
+      {showModel && <td role="cell" class="strong nobreak"><a href={href("model", { id: entry.model })} data-open>{entry.model}</a></td>}
+      <td role="cell"><Phase entry={entry} /></td>
+      <td role="cell" class="num" data-label="Elapsed"><Elapsed entry={entry} /></td>
+      <td role="cell" class="num" data-label="TTFT">{duration(entry.ttft_ms)}</td>
+      <td role="cell" class="num" data-label="Tokens">{count(entry.tokens_out)}</td>
+      <td role="cell" class="num" data-label="t/s">{rate(entry.tps)}</td>
+      <td role="cell" class="num wide-only" data-label="Sent">{bytes(entry.resp_bytes)}</td>
+      <td role="cell" class="clip" data-label="Request" title={`${entry.method} ${entry.req_path}`}>{entry.req_path}</td>
+      <td role="cell" class="clip roomy" data-label="Client" title={header(entry, "user-agent")}>{entry.remote_ip}</td>
+      <td role="cell" class="clip roomy" data-label="Session" title={session}>{session || "–"}</td>
       <td role="cell" class="act">
         <IconButton
           icon="close"
@@ -103,31 +79,15 @@ export function RunningTable({ model }: { model?: string }) {
           <tr role="row">
             {!model && <th role="columnheader">Model</th>}
             <th role="columnheader">Phase</th>
-            <th role="columnheader" class="num">
-              Elapsed
-            </th>
-            <th role="columnheader" class="num" title="Time to first token">
-              TTFT
-            </th>
-            <th role="columnheader" class="num">
-              Tokens
-            </th>
-            <th role="columnheader" class="num">
-              t/s
-            </th>
-            <th role="columnheader" class="num wide-only">
-              Sent
-            </th>
+            <th role="columnheader" class="num">Elapsed</th>
+            <th role="columnheader" class="num" title="Time to first token">TTFT</th>
+            <th role="columnheader" class="num">Tokens</th>
+            <th role="columnheader" class="num">t/s</th>
+            <th role="columnheader" class="num wide-only">Sent</th>
             <th role="columnheader">Request</th>
-            <th role="columnheader" class="roomy">
-              Client
-            </th>
-            <th role="columnheader" class="roomy">
-              Session
-            </th>
-            <th role="columnheader">
-              <span class="sr">Cancel</span>
-            </th>
+            <th role="columnheader" class="roomy">Client</th>
+            <th role="columnheader" class="roomy">Session</th>
+            <th role="columnheader"><span class="sr">Cancel</span></th>
           </tr>
         </thead>
         <tbody role="rowgroup">
@@ -162,12 +122,8 @@ export function Queue({ model }: { model?: string }) {
       {shown.map((entry, index) => (
         <li key={entry.id} data-row>
           <span class="chip s-draining">#{known(entry.queue_pos) ? entry.queue_pos : index + 1}</span>
-          <a href={href("model", { id: entry.model })} class="strong" data-open>
-            {entry.model}
-          </a>
-          <span class="num">
-            <Elapsed entry={entry} />
-          </span>
+          <a href={href("model", { id: entry.model })} class="strong" data-open>{entry.model}</a>
+          <span class="num"><Elapsed entry={entry} /></span>
           {entry.metadata?.fifo_priority && <span class="tag">priority {entry.metadata.fifo_priority}</span>}
           <span class="grow muted">{reasonFor(entry)}</span>
           <IconButton

@@ -110,13 +110,9 @@ export function Timeline({ known }: { known: boolean }) {
       aside={
         <>
           {zoom.value && (
-            <button type="button" class="btn small" onClick={() => (zoom.value = null)}>
-              {clockTime(from)} to {clockTime(to)}: back to live
-            </button>
+            <button type="button" class="btn small" onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</button>
           )}
-          <button type="button" class="btn small" aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>
-            Table
-          </button>
+          <button type="button" class="btn small" aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>Table</button>
           <Segmented
             label="Time span"
             value={span.value}
@@ -156,16 +152,12 @@ export function Timeline({ known }: { known: boolean }) {
                 <pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
                   <rect width="2" height="6" class="hatch" />
                 </pattern>
-                <pattern id="dots" width="6" height="6" patternUnits="userSpaceOnUse">
-                  <circle cx="2" cy="2" r="1.2" class="hatch" />
-                </pattern>
+                <pattern id="dots" width="6" height="6" patternUnits="userSpaceOnUse"><circle cx="2" cy="2" r="1.2" class="hatch" /></pattern>
               </defs>
               {axisTicks(from, to).map((t) => (
                 <g key={t}>
                   <line class="grid" x1={x(t)} x2={x(t)} y1="0" y2={height - 18} />
-                  <text class="tick" x={x(t)} y={height - 5} text-anchor="middle">
-                    {new Date(t).toLocaleTimeString("en-GB").slice(0, 5)}
-                  </text>
+                  <text class="tick" x={x(t)} y={height - 5} text-anchor="middle">{new Date(t).toLocaleTimeString("en-GB").slice(0, 5)}</text>
                 </g>
               ))}
               {lanes.map((lane, index) => (
@@ -189,11 +181,7 @@ export function Timeline({ known }: { known: boolean }) {
                           <rect class={`lane-${kind}`} x={left} y="4" width={w} height={LANE - 8} rx="2" />
                           {kind === "loading" && <rect x={left} y="4" width={w} height={LANE - 8} fill="url(#hatch)" />}
                           {kind === "draining" && <rect x={left} y="4" width={w} height={LANE - 8} fill="url(#dots)" />}
-                          {kind === "failed" && (
-                            <text class="lane-x" x={left + w / 2} y="15" text-anchor="middle">
-                              ✕
-                            </text>
-                          )}
+                          {kind === "failed" && <text class="lane-x" x={left + w / 2} y="15" text-anchor="middle">✕</text>}
                         </g>
                       );
                     })}
@@ -221,13 +209,9 @@ export function Timeline({ known }: { known: boolean }) {
             {(["ready", "busy", "loading", "draining", "failed"] as const)
               .filter((kind) => shown.some((item) => stateKind(item.state) === kind))
               .map((kind) => (
-              <span key={kind}>
-                <i class={`swatch lane-${kind} pattern-${kind}`} /> {kind}
-              </span>
+              <span key={kind}><i class={`swatch lane-${kind} pattern-${kind}`} /> {kind}</span>
             ))}
-            <span>
-              <i class="swatch tickmark" /> request
-            </span>
+            <span><i class="swatch tickmark" /> request</span>
             <span class="muted hide-phone">drag to zoom, double-click to go back</span>
           </p>
         </>
@@ -250,9 +234,7 @@ export function Timeline({ known }: { known: boolean }) {
                 .sort((a, b) => b.t0 - a.t0)
                 .map((item) => (
                   <tr key={`${item.model}${item.t0}${item.state}`}>
-                    <td>
-                      <a href={href("model", { id: item.model })}>{item.model}</a>
-                    </td>
+                    <td><a href={href("model", { id: item.model })}>{item.model}</a></td>
                     <td>{item.state}</td>
                     <td class="num">{clockTime(item.t0)}</td>
                     <td class="num">{item.t1 ? clockTime(item.t1) : "now"}</td>

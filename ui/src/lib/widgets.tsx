@@ -149,14 +149,7 @@ export function StatusCode({ code }: { code: number }) {
 export function Bar({ value, max, label, kind = "" }: { value: number; max: number; label: string; kind?: string }) {
   const share = max > 0 ? Math.min(100, Math.max(0, (value / max) * 100)) : 0;
   return (
-    <div
-      class={`bar ${kind}`}
-      role="meter"
-      aria-label={label}
-      aria-valuenow={Math.round(share)}
-      aria-valuemin={0}
-      aria-valuemax={100}
-    >
+    <div class={`bar ${kind}`} role="meter" aria-label={label} aria-valuenow={Math.round(share)} aria-valuemin={0} aria-valuemax={100}>
       <div style={{ width: `${share}%` }} />
     </div>
   );
@@ -172,11 +165,7 @@ export function Empty({ title, children }: { title: string; children?: Component
 }
 
 export function Spinner({ label = "Loading" }: { label?: string }) {
-  return (
-    <span class="spinner" role="status">
-      <span class="sr">{label}</span>
-    </span>
-  );
+  return <span class="spinner" role="status"><span class="sr">{label}</span></span>;
 }
 
 export function Panel(props: {
@@ -233,9 +222,7 @@ export function Segmented<T extends string>(props: {
   return (
     <div class="segmented" role="group" aria-label={props.label}>
       {props.options.map(([value, label]) => (
-        <button type="button" key={value} aria-pressed={value === props.value} onClick={() => props.onChange(value)}>
-          {label}
-        </button>
+        <button type="button" key={value} aria-pressed={value === props.value} onClick={() => props.onChange(value)}>{label}</button>
       ))}
     </div>
   );
@@ -251,9 +238,7 @@ export function TabLinks(props: { label: string; items: { key: string; text: str
   return (
     <nav class="tabs" aria-label={props.label} ref={nav}>
       {props.items.map((item) => (
-        <a key={item.key} href={item.href} aria-current={item.key === props.current ? "page" : undefined}>
-          {item.text}
-        </a>
+        <a key={item.key} href={item.href} aria-current={item.key === props.current ? "page" : undefined}>{item.text}</a>
       ))}
     </nav>
   );
@@ -339,12 +324,8 @@ export function Confirm() {
       onClose={() => asked.answer(false)}
       footer={
         <>
-          <button type="button" class="btn" onClick={() => asked.answer(false)}>
-            Cancel
-          </button>
-          <button type="button" class={`btn ${asked.danger ? "danger" : "primary"}`} onClick={() => asked.answer(true)}>
-            {asked.yes}
-          </button>
+          <button type="button" class="btn" onClick={() => asked.answer(false)}>Cancel</button>
+          <button type="button" class={`btn ${asked.danger ? "danger" : "primary"}`} onClick={() => asked.answer(true)}>{asked.yes}</button>
         </>
       }
     >
@@ -429,11 +410,7 @@ export function Problem({ text, retry }: { text: string; retry?: () => void }) {
     <div class="problem" role="alert">
       <Icon name="warn" />
       <span class="grow">{text}</span>
-      {retry && (
-        <button type="button" class="btn small" onClick={retry}>
-          Retry
-        </button>
-      )}
+      {retry && <button type="button" class="btn small" onClick={retry}>Retry</button>}
     </div>
   );
 }

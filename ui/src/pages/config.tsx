@@ -1,15 +1,21 @@
 // The configuration: shown with masked secrets, checked by the server's own loader, saved where that is allowed.
-import { signal, useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useSignal } from "@preact/signals";
+import { useEffect, useMemo, useRef } from "preact/hooks";
 import { ApiError, errorText, maybe, request, send } from "../lib/api";
 import { DiffView } from "../lib/diffview";
+import { Draft, type Shown } from "../lib/draft";
 import type { Editor } from "../lib/editor";
 import { Icon } from "../lib/icons";
 import { activeOn } from "../lib/actions";
 import { plural } from "../lib/format";
 import { on } from "../lib/link";
+import { type Block, FoundHere, chosenBlocks } from "../lib/found";
+import { insertUnder } from "../lib/insert";
 import type { Schema } from "../lib/schema";
+import { route, setQuery } from "../lib/router";
 import { features } from "../lib/state";
+import { type Version, undoable } from "../lib/undoable";
+import { VersionsDialog, listVersions } from "../lib/versions";
 import { CopyButton, Dialog, Empty, Problem, Spinner, saveFile, toast } from "../lib/widgets";
 import type { Impact, Problem as Fault } from "../lib/types";
 
@@ -19,14 +25,6 @@ interface Checked {
   warnings?: Fault[];
   impact?: Impact;
 }
-
-interface Shown {
-  text: string;
-  tag: string;
-}
-
-// The text that was in force before the last save, so that it can be put back. Only in this tab's memory.
-const previous = signal<string | null>(null);
 
 async function read(): Promise<Shown> {
   const response = await request("/api/config", { headers: { Accept: "application/yaml, application/json" } });
@@ -38,40 +36,83 @@ async function read(): Promise<Shown> {
 const YAML = { "Content-Type": "application/yaml" };
 
 export function ConfigPage() {
-  const shown = useSignal<Shown | null>(null);
-  const draft = useSignal("");
+  const draft = useMemo(() => new Draft(), []);
+  const { shown, outside } = draft;
   const error = useSignal("");
   const missing = useSignal(false);
   const editable = useSignal(false);
   const checked = useSignal<Checked | null>(null);
-  const checking = useSignal(false);
+  const checking = useSignal(0);
   const saving = useSignal(false);
-  const review = useSignal(false);
-  const outside = useSignal(false);
+  const dialog = useSignal<"" | "review" | "versions" | "found">("");
+  const versions = useSignal<Version[]>([]);
   const host = useRef<HTMLDivElement>(null);
   const editor = useRef<Editor | null>(null);
   const schema = useRef<Schema | null>(null);
 
   const open = async () => {
     error.value = "";
+    const take = draft.ask();
     try {
       const [text, status] = await Promise.all([read(), maybe<{ editable?: boolean }>("/api/config/status")]);
       editable.value = status?.editable ?? features.value.config_edit ?? false;
-      shown.value = text;
-      draft.value = text.text;
-      outside.value = false;
+      if (editable.peek()) void listVersions().then((found) => (versions.value = found), () => undefined);
+      if (!take(text)) return;
       checked.value = null;
       editor.current?.replace(text.text);
+      if (editable.peek() && chosenBlocks.peek().length) insert(chosenBlocks.peek());
+      chosenBlocks.value = [];
     } catch (problem) {
       if (problem instanceof ApiError && problem.status === 404) missing.value = true;
       else error.value = (problem as Error).message;
     }
   };
 
+  // What is thrown away goes at once, whatever the server does meanwhile.
+  const discard = () => {
+    editor.current?.replace(draft.discard());
+    checked.value = null;
+    error.value = "";
+  };
+
+  const write = (text: string) => {
+    draft.typed(text);
+    editor.current?.replace(text);
+    dialog.value = "";
+  };
+
+  const insert = (blocks: Block[]) => {
+    let text = draft.text.peek();
+    const refused: string[] = [];
+    for (const block of blocks) {
+      const next = insertUnder(text, block.section, block.yaml);
+      if (next === null) refused.push(block.name);
+      else text = next;
+    }
+    if (refused.length) toast("error", `${refused.join(", ")}: its section is written in braces here; copy the text instead`);
+    if (refused.length === blocks.length) return;
+    write(text);
+    toast("info", `Inserted ${blocks.length === 1 ? blocks[0]?.name : plural(blocks.length - refused.length, "entry", "entries")}: look it over, then save`);
+  };
+
+  // Also a save of our own is such an event: only another text is news.
+  const reloaded = async () => {
+    const tag = shown.peek()?.tag;
+    if (!tag || saving.peek()) return;
+    const response = await request("/api/config", { headers: { "If-None-Match": tag } }).catch(() => null);
+    if (response?.status !== 200 || response.headers.get("ETag") === shown.peek()?.tag) return;
+    if (draft.dirty.peek()) outside.value = true;
+    else await open();
+  };
+
   useEffect(() => {
+    if (route.peek().query.has("find")) {
+      dialog.value = "found";
+      setQuery({ find: null });
+    }
     void open();
     maybe<Schema>("/api/config/schema").then((found) => (schema.current = found), () => undefined);
-    return on("configReloaded", () => (outside.value = true));
+    return on("configReloaded", () => void reloaded());
   }, []);
 
   const ready = shown.value !== null;
@@ -83,11 +124,11 @@ export function ConfigPage() {
       if (!alive) return;
       editor.current = create({
         host: box,
-        text: draft.peek(),
+        text: draft.text.peek(),
         readOnly: !editable.peek(),
         label: "Configuration",
         schema: () => schema.current,
-        changed: (text) => (draft.value = text),
+        changed: (text) => draft.typed(text),
       });
     });
     return () => {
@@ -95,72 +136,94 @@ export function ConfigPage() {
       editor.current?.destroy();
       editor.current = null;
     };
-  }, [ready, editable.value]);
+  }, [ready]);
+  useEffect(() => editor.current?.lock(!editable.value), [editable.value]);
 
-  const dirty = ready && draft.value !== shown.value?.text;
+  const dirty = draft.dirty.value;
 
+  // The findings for the text as it is now; null where the text went on meanwhile, or could not be checked.
   const check = async (): Promise<Checked | null> => {
-    checking.value = true;
+    const text = draft.text.peek();
+    const current = () => text === draft.text.peek() && draft.dirty.peek();
+    checking.value += 1;
     try {
-      const answer = await send<Checked>("POST", "/api/config/validate", draft.peek(), YAML);
+      const answer = await send<Checked>("POST", "/api/config/validate", text, YAML);
+      if (!current()) return null;
       checked.value = answer;
       editor.current?.mark([...(answer.errors ?? []), ...(answer.warnings ?? []).map((item) => ({ ...item, severity: "warning" }))]);
       return answer;
     } catch (problem) {
-      checked.value = { valid: false, errors: [{ message: (problem as Error).message }] };
+      if (current()) checked.value = { valid: false, errors: [{ message: (problem as Error).message }] };
       return null;
     } finally {
-      checking.value = false;
+      checking.value -= 1;
     }
   };
 
   useEffect(() => {
-    if (!dirty) return;
+    if (!dirty) {
+      // Also typing or undoing may lead back to what is in force; what was found elsewhere is no matter then.
+      checked.value = null;
+      editor.current?.mark([]);
+      return;
+    }
     const timer = setTimeout(() => void check(), 700);
     return () => clearTimeout(timer);
-  }, [draft.value]);
+  }, [draft.text.value, dirty]);
 
-  const put = async (text: string, tag: string): Promise<string | null> => {
-    const response = await request("/api/config", { method: "PUT", body: text, headers: { ...YAML, "If-Match": tag } });
-    const body = await response.text();
-    if (response.ok) return response.headers.get("ETag") ?? "";
-    if (response.status === 422) {
-      checked.value = JSON.parse(body) as Checked;
-      editor.current?.mark(checked.value.errors ?? []);
-      toast("error", "The server refused this configuration; see the marked lines");
-    } else if (response.status === 412) {
-      outside.value = true;
-      toast("error", "The file was changed by somebody else meanwhile. Nothing was saved.");
-    } else toast("error", `Saving: ${errorText(response.status, body)}`);
+  // What the server says of a text that is to be in force: its new tag, or null with the reason told.
+  const written = async (method: string, path: string, text?: string): Promise<string | null> => {
+    const tag = shown.peek()?.tag;
+    if (!tag || saving.peek()) return null;
+    saving.value = true;
+    try {
+      const response = await request(path, { method, body: text, headers: { ...(text === undefined ? {} : YAML), "If-Match": tag } });
+      const body = await response.text();
+      if (response.ok) {
+        // Which one came before is known only when they are read again.
+        versions.value = [];
+        return response.headers.get("ETag") ?? "";
+      }
+      if (response.status === 422 && text !== undefined) {
+        checked.value = JSON.parse(body) as Checked;
+        editor.current?.mark(checked.value.errors ?? []);
+        toast("error", "The server refused this configuration; see the marked lines");
+      } else if (response.status === 422) {
+        const errors = (JSON.parse(body) as Checked).errors ?? [];
+        toast("error", `This version can no longer be used: ${errors[0]?.message ?? "the server refused it"}`);
+      } else if (response.status === 412) {
+        outside.value = true;
+        toast("error", "The file was changed by somebody else meanwhile. Nothing was saved.");
+      } else toast("error", `Saving: ${errorText(response.status, body)}`);
+    } catch (problem) {
+      toast("error", (problem as Error).message);
+    } finally {
+      saving.value = false;
+    }
     return null;
   };
 
   const save = async () => {
-    const before = shown.peek();
-    if (!before) return;
-    saving.value = true;
-    const tag = await put(draft.peek(), before.tag).catch((problem: Error) => (toast("error", problem.message), null));
-    saving.value = false;
+    const tag = await written("PUT", "/api/config", draft.text.peek());
     if (tag === null) return;
-    review.value = false;
-    previous.value = before.text;
+    dialog.value = "";
+    draft.saved(tag);
     toast("ok", "Saved and loaded");
     await open();
   };
 
-  const rollback = async () => {
-    const now = shown.peek();
-    const text = previous.peek();
-    if (!now || text === null) return;
-    const tag = await put(text, now.tag).catch((problem: Error) => (toast("error", problem.message), null));
+  const restore = async (version: Version, told: string) => {
+    const tag = await written("POST", `/api/config/history/${encodeURIComponent(version.id)}/restore`);
     if (tag === null) return;
-    previous.value = null;
-    toast("ok", "The configuration from before the save is back in force");
+    dialog.value = "";
+    discard();
+    toast("ok", told);
     await open();
   };
 
   const faults = [...(checked.value?.errors ?? []).map((item) => ({ ...item, severity: "error" })), ...(checked.value?.warnings ?? []).map((item) => ({ ...item, severity: "warning" }))];
   const impact = checked.value?.impact;
+  const before = undoable(versions.value);
 
   return (
     <div class="page config-page">
@@ -169,21 +232,26 @@ export function ConfigPage() {
         <span class="muted grow">{ready && (editable.value ? (dirty ? "changed, not saved" : "as in force") : "read-only: editing is not enabled on this server")}</span>
         {ready && (
           <>
-            <CopyButton text={() => draft.peek()} label="Copy the text" />
-            <button type="button" class="btn" onClick={() => saveFile("config.yaml", draft.peek(), "application/yaml")}>
+            <CopyButton text={() => draft.text.peek()} label="Copy the text" />
+            <button type="button" class="btn" onClick={() => saveFile("config.yaml", draft.text.peek(), "application/yaml")}>
               <Icon name="download" size={14} /> Download
             </button>
             {editable.value && (
               <>
-                {previous.value !== null && (
-                  <button type="button" class="btn" onClick={() => void rollback()}>
+                <button type="button" class="btn" onClick={() => (dialog.value = "found")}><Icon name="search" size={14} /> Find models</button>
+                <button type="button" class="btn" onClick={() => (dialog.value = "versions")}>Versions</button>
+                {before && !dirty && (
+                  <button
+                    type="button"
+                    class="btn"
+                    disabled={saving.value}
+                    onClick={() => void restore(before, "The configuration from before the save is back in force")}
+                  >
                     Undo the last save
                   </button>
                 )}
-                <button type="button" class="btn" disabled={!dirty} onClick={() => void open()}>
-                  Discard
-                </button>
-                <button type="button" class="btn primary" disabled={!dirty || checking.value} onClick={() => void check().then((answer) => (review.value = !!answer?.valid))}>
+                <button type="button" class="btn" disabled={!dirty} onClick={discard}>Discard</button>
+                <button type="button" class="btn primary" disabled={!dirty || checking.value > 0} onClick={() => void check().then((answer) => answer?.valid && (dialog.value = "review"))}>
                   Review and save
                 </button>
               </>
@@ -197,9 +265,7 @@ export function ConfigPage() {
         <div class="problem" role="alert">
           <Icon name="warn" />
           <span class="grow">The configuration was loaded anew since this page read it.</span>
-          <button type="button" class="btn small" onClick={() => void open()}>
-            Read it again
-          </button>
+          <button type="button" class="btn small" onClick={() => void open()}>Read it again</button>
         </div>
       )}
       {!ready && !error.value && !missing.value && <Spinner />}
@@ -212,9 +278,7 @@ export function ConfigPage() {
                 <ul class="plainlist">
                   {faults.map((fault, i) => (
                     <li key={i} class="notice">
-                      <span class={fault.severity === "error" ? "bad" : ""}>
-                        <Icon name={fault.severity === "error" ? "error" : "warn"} />
-                      </span>
+                      <span class={fault.severity === "error" ? "bad" : ""}><Icon name={fault.severity === "error" ? "error" : "warn"} /></span>
                       <div class="grow">
                         <div>
                           {fault.line ? (
@@ -235,26 +299,34 @@ export function ConfigPage() {
           )}
         </div>
       )}
-      {review.value && shown.value && (
+      {dialog.value === "review" && shown.value && (
         <Dialog
           title="What this changes"
           class="wide"
-          onClose={() => (review.value = false)}
+          onClose={() => (dialog.value = "")}
           footer={
             <>
-              <button type="button" class="btn" onClick={() => (review.value = false)}>
-                Back
-              </button>
-              <button type="button" class="btn primary" disabled={saving.value} onClick={() => void save()}>
-                Save and load
-              </button>
+              <button type="button" class="btn" onClick={() => (dialog.value = "")}>Back</button>
+              <button type="button" class="btn primary" disabled={saving.value} onClick={() => void save()}>Save and load</button>
             </>
           }
         >
           {impact && <ImpactList impact={impact} />}
-          <p class="muted">The file in force is kept beside the new one as a .bak copy.</p>
-          <DiffView label="Changes" before={shown.value.text} after={draft.value} />
+          <p class="muted">What is in force now is kept under Versions.</p>
+          <DiffView label="Changes" before={shown.value.text} after={draft.text.value} />
         </Dialog>
+      )}
+      {dialog.value === "versions" && shown.value && (
+        <VersionsDialog
+          current={shown.value.text}
+          busy={saving.value}
+          restore={(version) => void restore(version, "The earlier configuration is in force again")}
+          edit={write}
+          onClose={() => (dialog.value = "")}
+        />
+      )}
+      {dialog.value === "found" && (
+        <Dialog title="What this machine has" class="wide" onClose={() => (dialog.value = "")}><FoundHere insert={insert} /></Dialog>
       )}
     </div>
   );

@@ -13,12 +13,7 @@ export function Logs() {
   };
   const item = (id: string, label: string, kind: string) => (
     <li key={id}>
-      <input
-        type="checkbox"
-        aria-label={`Show ${label} together with the others`}
-        checked={sources.includes(id)}
-        onChange={() => toggle(id, true)}
-      />
+      <input type="checkbox" aria-label={`Show ${label} together with the others`} checked={sources.includes(id)} onChange={() => toggle(id, true)} />
       <a href={href("logs", { src: id })} aria-current={sources.length === 1 && sources[0] === id ? "true" : undefined} title={label}>
         {kind !== "none" && <span class={`dot s-${kind}`} aria-hidden="true" />}
         {label}
@@ -48,12 +43,7 @@ export function Logs() {
             {localModels.value.map((model) => item(model.id, model.id, stateKind(model.state)))}
           </ul>
         </nav>
-        <LogView
-          key={sources.join("|")}
-          sources={sources}
-          initial={route.value.query.get("q") ?? ""}
-          onFilter={(text) => setQuery({ q: text })}
-        />
+        <LogView key={sources.join("|")} sources={sources} initial={route.value.query.get("q") ?? ""} onFilter={(text) => setQuery({ q: text })} />
       </div>
     </div>
   );

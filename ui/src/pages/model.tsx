@@ -47,9 +47,7 @@ function Snippets({ id }: { id: string }) {
         </>
       }
     >
-      <pre class="code" tabIndex={0}>
-        {snippet(kind.value, id)}
-      </pre>
+      <pre class="code" tabIndex={0}>{snippet(kind.value, id)}</pre>
     </Panel>
   );
 }
@@ -65,9 +63,7 @@ function LoadHistory({ times }: { times: number[] }) {
           <span key={i} style={{ height: `${Math.max(6, (t / top) * 100)}%` }} title={seconds(t)} />
         ))}
       </div>
-      <p class="muted">
-        {count(times.length)} loads, median {seconds(median(times))}, last {seconds(times.at(-1) as number)}
-      </p>
+      <p class="muted">{count(times.length)} loads, median {seconds(median(times))}, last {seconds(times.at(-1) as number)}</p>
     </div>
   );
 }
@@ -81,11 +77,7 @@ export function ModelPage() {
       <div class="page">
         <h1>{id || "Model"}</h1>
         {modelsKnown.value ? (
-          <Empty title="There is no model of this name">
-            <p>
-              <a href={href("models")}>All models</a>
-            </p>
-          </Empty>
+          <Empty title="There is no model of this name"><p><a href={href("models")}>All models</a></p></Empty>
         ) : (
           <Spinner />
         )}
@@ -97,9 +89,7 @@ export function ModelPage() {
     <div class="page model-page">
       <div class="page-head">
         <div class="grow">
-          <p class="crumb">
-            <a href={href("models")}>Models</a>
-          </p>
+          <p class="crumb"><a href={href("models")}>Models</a></p>
           <h1>{model.id}</h1>
           <div class="model-sub">
             {model.name && model.name !== model.id && <span>{model.name}</span>}
@@ -135,17 +125,11 @@ function Head({ id }: { id: string }) {
           <button type="button" class="btn" aria-pressed={pinnedNow} onClick={() => void pin(id, !pinnedNow).then((done) => done && (swapRevision.value += 1))}>
             <Icon name="pin" size={14} /> {pinnedNow ? "Kept loaded" : "Keep loaded"}
           </button>
-          <button type="button" class="btn" onClick={() => void restart(id)}>
-            <Icon name="restart" size={14} /> Restart
-          </button>
+          <button type="button" class="btn" onClick={() => void restart(id)}><Icon name="restart" size={14} /> Restart</button>
         </>
       )}
-      <a class="btn" href={ownPage(id)} target="_blank" rel="noopener noreferrer">
-        <Icon name="link" size={14} /> Own page
-      </a>
-      <a class="btn" href={href("playground", { tab: "chat", model: id })}>
-        <Icon name="playground" size={14} /> Try
-      </a>
+      <a class="btn" href={ownPage(id)} target="_blank" rel="noopener noreferrer"><Icon name="link" size={14} /> Own page</a>
+      <a class="btn" href={href("playground", { tab: "chat", model: id })}><Icon name="playground" size={14} /> Try</a>
       <LoadButton model={model} small={false} />
     </div>
   );
@@ -166,11 +150,7 @@ function Body({ id, tab }: { id: string; tab: string }) {
       {detail?.last_error && model?.state !== "ready" && (
         <div class="stack">
           <Problem text={`${detail.last_error}${known(detail.exit_code) ? ` (exit code ${detail.exit_code})` : ""}`} />
-          {detail.log_tail && (
-            <pre class="code tailbox" tabIndex={0}>
-              {detail.log_tail.split("\n").slice(-20).join("\n")}
-            </pre>
-          )}
+          {detail.log_tail && <pre class="code tailbox" tabIndex={0}>{detail.log_tail.split("\n").slice(-20).join("\n")}</pre>}
         </div>
       )}
       <div class="model-grid">
@@ -205,9 +185,7 @@ function Body({ id, tab }: { id: string; tab: string }) {
                   <h3 class="grow">Effective command</h3>
                   <CopyButton text={detail.cmd} label="Copy the command" />
                 </div>
-                <pre class="code wrapped" tabIndex={0}>
-                  {breakCommand(detail.cmd)}
-                </pre>
+                <pre class="code wrapped" tabIndex={0}>{breakCommand(detail.cmd)}</pre>
               </div>
             )}
             {detail?.load_ms && <LoadHistory times={detail.load_ms} />}
@@ -222,9 +200,7 @@ function Body({ id, tab }: { id: string; tab: string }) {
                       {swapFailed(item) ? "✕ failed" : item.end ? "✓ done" : "◐ under way"}
                     </span>
                     <a href={href("swap", { id: item.id })}>{item.model === id ? "loaded" : `made room for ${item.model}`}</a>
-                    <span class="muted num">
-                      {clockTime(item.start)}, {duration((item.end ?? now.value) - item.start)}
-                    </span>
+                    <span class="muted num">{clockTime(item.start)}, {duration((item.end ?? now.value) - item.start)}</span>
                   </li>
                 ))}
               </ul>

@@ -48,9 +48,7 @@ export function Capabilities({ model }: { model: { capabilities?: Record<string,
   return (
     <>
       {names.map(([name]) => (
-        <span key={name} class="tag">
-          {CAPABILITY[name] ?? name.replaceAll("_", " ")}
-        </span>
+        <span key={name} class="tag">{CAPABILITY[name] ?? name.replaceAll("_", " ")}</span>
       ))}
       {known(model.context_length) && model.context_length > 0 && (
         <span class="tag" title={`${count(model.context_length)} tokens of context`}>
@@ -83,11 +81,7 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
     );
   }
   if (model.state === "stopping") {
-    return (
-      <button type="button" class={size} disabled>
-        <Spinner label="Unloading" /> Unloading
-      </button>
-    );
+    return <button type="button" class={size} disabled><Spinner label="Unloading" /> Unloading</button>;
   }
   return (
     <button
@@ -148,9 +142,7 @@ const Row = memo(function Row(props: {
       </td>
       <td role="cell" class="model-cell">
         <div class="row">
-          <a class="strong" data-open href={href("model", { id: model.id })}>
-            {model.id}
-          </a>
+          <a class="strong" data-open href={href("model", { id: model.id })}>{model.id}</a>
           {model.name && model.name !== model.id && <span class="muted clip">{model.name}</span>}
           {model.unlisted && <span class="tag">unlisted</span>}
         </div>
@@ -165,12 +157,8 @@ const Row = memo(function Row(props: {
       <td role="cell">
         <StateChip state={model.state === "ready" && props.active ? "busy" : model.state} extra={props.active ? `(${props.active})` : ""} />
       </td>
-      <td role="cell" class="num wide-only" data-label="Last used">
-        {use ? ago(use.at, now.value) : "–"}
-      </td>
-      <td role="cell" class="num wide-only" data-label="t/s">
-        {rate(use?.tps)}
-      </td>
+      <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
+      <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
       <td role="cell" class="act">
         <IconButton
           icon="pin"
@@ -178,9 +166,7 @@ const Row = memo(function Row(props: {
           pressed={props.pinned}
           onClick={() => (pinned.value = props.pinned ? pinned.value.filter((id) => id !== model.id) : [...pinned.value, model.id])}
         />
-        <a class="iconbtn wide-only" href={href("logs", { src: model.id })} aria-label={`Logs of ${model.id}`} title="Logs">
-          <Icon name="logs" />
-        </a>
+        <a class="iconbtn wide-only" href={href("logs", { src: model.id })} aria-label={`Logs of ${model.id}`} title="Logs"><Icon name="logs" /></a>
         <a class="iconbtn wide-only" href={ownPage(model.id)} target="_blank" rel="noopener noreferrer" aria-label={`Own page of ${model.id}`} title="The model server's own page">
           <Icon name="link" />
         </a>
@@ -236,17 +222,9 @@ export function Models() {
       <div class="page-head">
         <h1>Models</h1>
         <p class="summary">
-          <span>
-            <b>{loadedModels.value.length}</b> loaded
-          </span>
-          <span>
-            <b>{localModels.value.length}</b> local
-          </span>
-          {peerModels.value.length > 0 && (
-            <span>
-              <b>{peerModels.value.length}</b> at peers
-            </span>
-          )}
+          <span><b>{loadedModels.value.length}</b> loaded</span>
+          <span><b>{localModels.value.length}</b> local</span>
+          {peerModels.value.length > 0 && <span><b>{peerModels.value.length}</b> at peers</span>}
         </p>
       </div>
       <div class="toolbar filters" role="search">
@@ -280,9 +258,7 @@ export function Models() {
           <option value="state">group by state</option>
           <option value="family">group by family</option>
         </select>
-        <button type="button" class="btn" aria-pressed={dense.value} onClick={() => (dense.value = !dense.value)}>
-          Dense
-        </button>
+        <button type="button" class="btn" aria-pressed={dense.value} onClick={() => (dense.value = !dense.value)}>Dense</button>
         {hidden > 0 && (
           <label class="check">
             <input type="checkbox" checked={unlisted.value} onChange={(event) => (unlisted.value = event.currentTarget.checked)} />
@@ -290,11 +266,7 @@ export function Models() {
           </label>
         )}
         {chosen.length > 0 && (
-          <button
-            type="button"
-            class="btn danger"
-            onClick={() => void unloadMany(chosen).then(() => (picked.value = new Set()))}
-          >
+          <button type="button" class="btn danger" onClick={() => void unloadMany(chosen).then(() => (picked.value = new Set()))}>
             Unload {chosen.length}
           </button>
         )}
@@ -305,20 +277,12 @@ export function Models() {
             <table class={`table cards models ${dense.value ? "dense" : ""}`} role="table">
               <thead role="rowgroup">
                 <tr role="row">
-                  <th role="columnheader" class="tight">
-                    <span class="sr">Select</span>
-                  </th>
+                  <th role="columnheader" class="tight"><span class="sr">Select</span></th>
                   <th role="columnheader">Model</th>
                   <th role="columnheader">State</th>
-                  <th role="columnheader" class="num wide-only">
-                    Last used
-                  </th>
-                  <th role="columnheader" class="num wide-only">
-                    t/s
-                  </th>
-                  <th role="columnheader">
-                    <span class="sr">Actions</span>
-                  </th>
+                  <th role="columnheader" class="num wide-only">Last used</th>
+                  <th role="columnheader" class="num wide-only">t/s</th>
+                  <th role="columnheader"><span class="sr">Actions</span></th>
                 </tr>
               </thead>
               <tbody role="rowgroup">
@@ -340,11 +304,7 @@ export function Models() {
       ) : (
         <Panel title="Local models">
           <Empty title={!modelsKnown.value ? "Waiting for the server" : text || state ? "No model matches" : "No model is configured"}>
-            {modelsKnown.value && !text && !state && (
-              <p>
-                Add models in the <a href={href("config")}>configuration</a>.
-              </p>
-            )}
+            {modelsKnown.value && !text && !state && <p>Add models in the <a href={href("config")}>configuration</a>.</p>}
           </Empty>
         </Panel>
       )}
@@ -360,9 +320,7 @@ export function Models() {
                 </div>
                 <ul class="pins">
                   {Object.entries(profile.pins).map(([from, to]) => (
-                    <li key={from}>
-                      <code>{from}</code> → {to ? <code>{to}</code> : <span class="tag">disabled</span>}
-                    </li>
+                    <li key={from}><code>{from}</code> → {to ? <code>{to}</code> : <span class="tag">disabled</span>}</li>
                   ))}
                 </ul>
               </li>
@@ -403,9 +361,7 @@ export function Models() {
           <ul class="plainlist peers">
             {peers.map((model) => (
               <li key={model.id} data-row>
-                <a class="strong" data-open href={href("model", { id: model.id })}>
-                  {model.id}
-                </a>
+                <a class="strong" data-open href={href("model", { id: model.id })}>{model.id}</a>
                 {model.name && model.name !== model.id && <span class="muted">{model.name}</span>}
                 <span class="tag">{model.peerID}</span>
                 <Capabilities model={model} />

@@ -121,20 +121,14 @@ function LoadedRow({ model }: { model: ModelStatus }) {
   return (
     <li class="loaded" data-row data-model={model.id}>
       <div class="loaded-main">
-        <a class="loaded-name" href={href("model", { id: model.id })} data-open title={model.name || model.id}>
-          {model.id}
-        </a>
+        <a class="loaded-name" href={href("model", { id: model.id })} data-open title={model.name || model.id}>{model.id}</a>
         <StateChip state={state} />
       </div>
       <div class="loaded-facts">
         {model.state === "starting" && <Loading model={model} detail={detail} />}
         {active > 0 && model.state !== "starting" && <span>{active} active</span>}
         {waits > 0 && <span>{waits} waiting</span>}
-        {tps > 0 && (
-          <span class="num">
-            <b>{rate(tps)}</b> t/s
-          </span>
-        )}
+        {tps > 0 && <span class="num"><b>{rate(tps)}</b> t/s</span>}
         {history && <Sparkline values={history} label={`Speed of ${model.id} over the last minute`} />}
         {model.state === "ready" && record && <Ttl record={record} busy={active > 0} />}
         {vram > 0 && <span>{bytes(vram * 1048576)}</span>}
@@ -150,9 +144,7 @@ function LoadedRow({ model }: { model: ModelStatus }) {
           />
         )}
         {model.state === "ready" && <IconButton icon="restart" label={`Restart ${model.id}`} onClick={() => void restart(model.id)} />}
-        <a class="iconbtn" href={href("logs", { src: model.id })} aria-label={`Logs of ${model.id}`} title="Logs">
-          <Icon name="logs" />
-        </a>
+        <a class="iconbtn" href={href("logs", { src: model.id })} aria-label={`Logs of ${model.id}`} title="Logs"><Icon name="logs" /></a>
         <button type="button" class="btn small" onClick={() => void unload(model.id)} disabled={model.state === "stopping"}>
           {model.state === "starting" ? "Cancel" : "Unload"}
         </button>
@@ -178,11 +170,7 @@ function LoadedNow() {
       aside={
         <>
           <a href={href("models")}>{plural(localModels.value.length, "model")}</a>
-          {list.length > 0 && (
-            <button type="button" class="btn small" onClick={() => void unloadAll()}>
-              Unload all
-            </button>
-          )}
+          {list.length > 0 && <button type="button" class="btn small" onClick={() => void unloadAll()}>Unload all</button>}
         </>
       }
     >
@@ -197,22 +185,12 @@ function LoadedNow() {
           {modelsKnown.value && cold > 0 && <p>A request loads the model it names. Or load one here:</p>}
           <div class="row wrap center">
             {localModels.value.slice(0, 6).map((model) => (
-              <button
-                type="button"
-                key={model.id}
-                class="btn small"
-                disabled={asked.value.has(model.id)}
-                onClick={() => void load(model.id)}
-              >
+              <button type="button" key={model.id} class="btn small" disabled={asked.value.has(model.id)} onClick={() => void load(model.id)}>
                 <Icon name="play" size={12} /> {model.id}
               </button>
             ))}
           </div>
-          {modelsKnown.value && !localModels.value.length && (
-            <p>
-              No model is configured. <a href={href("config")}>Open the configuration</a>.
-            </p>
-          )}
+          {modelsKnown.value && !localModels.value.length && <p>No model is configured. <a href={href("config")}>Open the configuration</a>.</p>}
         </Empty>
       )}
     </Panel>
@@ -229,9 +207,7 @@ function GpuRow({ s }: { s: GpuSample }) {
     <div class="gpu">
       <div class="gpu-head">
         <b>{gpuLabel(s)}</b> <span class="muted clip">{s.name}</span>
-        <span class="num right">
-          {gib(s.mem_used_mb)} / {gib(s.mem_total_mb)} GiB
-        </span>
+        <span class="num right">{gib(s.mem_used_mb)} / {gib(s.mem_total_mb)} GiB</span>
       </div>
       <div
         class={`stack-bar ${full > 0.97 ? "hot" : ""}`}
@@ -284,16 +260,12 @@ function Machine() {
             <div class="meter-line">
               <span>Memory</span>
               <Bar value={host.mem_used_mb} max={host.mem_total_mb} label="Memory" kind="neutral" />
-              <span class="num">
-                {gib(host.mem_used_mb)} / {gib(host.mem_total_mb)} GiB
-              </span>
+              <span class="num">{gib(host.mem_used_mb)} / {gib(host.mem_total_mb)} GiB</span>
             </div>
             <div class="meter-line">
               <span>CPU</span>
               <Bar value={cpu ?? 0} max={100} label="CPU" kind="neutral" />
-              <span class="num">
-                {percent(cpu)}, load {host.load_avg_1.toFixed(1)}
-              </span>
+              <span class="num">{percent(cpu)}, load {host.load_avg_1.toFixed(1)}</span>
             </div>
           </>
         )}
@@ -410,9 +382,7 @@ function Attention({ notices }: { notices: Notice[] }) {
                   {item.link ? <a href={item.link}>{item.title}</a> : item.title}
                   <span class="muted num"> {ago(item.at, now.value)}</span>
                 </div>
-                <div class="notice-text" title={item.text}>
-                  {item.text}
-                </div>
+                <div class="notice-text" title={item.text}>{item.text}</div>
               </div>
               {item.retry && <IconButton icon="restart" label={`Load ${item.retry} again`} onClick={() => void load(item.retry as string)} />}
               {item.request && (
@@ -427,9 +397,7 @@ function Attention({ notices }: { notices: Notice[] }) {
           ))}
         </ul>
       ) : (
-        <p class="allwell">
-          <Icon name="check" /> {stale.value ? "Unknown while offline" : "Nothing needs attention"}
-        </p>
+        <p class="allwell"><Icon name="check" /> {stale.value ? "Unknown while offline" : "Nothing needs attention"}</p>
       )}
     </Panel>
   );
@@ -444,18 +412,10 @@ export function Overview() {
       <div class="page-head">
         <h1>Overview</h1>
         <p class="summary" aria-live="polite">
-          <a href={href("models", { state: "loaded" })}>
-            <b>{loadedModels.value.length}</b> loaded
-          </a>
-          <span>
-            <b>{running}</b> running
-          </span>
-          <span>
-            <b>{waiting.value.length}</b> waiting
-          </span>
-          <span class={notices.length ? "bad" : ""}>
-            <b>{notices.length}</b> {notices.length === 1 ? "problem" : "problems"}
-          </span>
+          <a href={href("models", { state: "loaded" })}><b>{loadedModels.value.length}</b> loaded</a>
+          <span><b>{running}</b> running</span>
+          <span><b>{waiting.value.length}</b> waiting</span>
+          <span class={notices.length ? "bad" : ""}><b>{notices.length}</b> {notices.length === 1 ? "problem" : "problems"}</span>
         </p>
       </div>
       <div class="overview-grid">

@@ -140,9 +140,7 @@ function Help() {
         <tbody>
           {HELP.map(([keys, what]) => (
             <tr key={keys}>
-              <th scope="row">
-                <kbd>{keys}</kbd>
-              </th>
+              <th scope="row"><kbd>{keys}</kbd></th>
               <td>{what}</td>
             </tr>
           ))}

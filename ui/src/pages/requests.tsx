@@ -111,18 +111,14 @@ function keep(row: ActivityRow, query: URLSearchParams): boolean {
 const Row = memo(function Row({ row, columns, open }: { row: ActivityRow; columns: string; open: (id: number) => void }) {
   const shown = columns.split(" ").map((id) => COLUMNS.find((c) => c.id === id)).filter((c): c is Column => !!c);
   return (
-    <tr role="row" data-row class={row.error_msg || row.resp_status_code >= 400 ? "row-bad" : ""} onClick={() => open(row.id)}>
+    <tr role="row" data-row data-id={row.id} class={row.error_msg || row.resp_status_code >= 400 ? "row-bad" : ""} onClick={() => open(row.id)}>
       {shown.map((column, index) => {
         const text = column.cell(row);
         const inner =
           column.id === "status" ? (
-            <>
-              <StatusCode code={row.resp_status_code} /> {row.error_msg && <span class="errmsg">{row.error_msg}</span>}
-            </>
+            <><StatusCode code={row.resp_status_code} /> {row.error_msg && <span class="errmsg">{row.error_msg}</span>}</>
           ) : column.id === "model" ? (
-            <a href={href("model", { id: row.model })} onClick={(event) => event.stopPropagation()}>
-              {text}
-            </a>
+            <a href={href("model", { id: row.model })} onClick={(event) => event.stopPropagation()}>{text}</a>
           ) : (
             text
           );
@@ -153,13 +149,7 @@ const Row = memo(function Row({ row, columns, open }: { row: ActivityRow; column
           </td>
         );
       })}
-      <td role="cell" class="col-capture">
-        {row.has_capture && (
-          <span class="tag" title="Request and answer were captured">
-            capture
-          </span>
-        )}
-      </td>
+      <td role="cell" class="col-capture">{row.has_capture && <span class="tag" title="Request and answer were captured">capture</span>}</td>
     </tr>
   );
 });
@@ -195,12 +185,8 @@ function ColumnMenu({ onClose }: { onClose: () => void }) {
               </label>
               {on && (
                 <>
-                  <button type="button" class="btn small" aria-label={`Move ${column.label} left`} onClick={() => move(id, -1)}>
-                    ↑
-                  </button>
-                  <button type="button" class="btn small" aria-label={`Move ${column.label} right`} onClick={() => move(id, 1)}>
-                    ↓
-                  </button>
+                  <button type="button" class="btn small" aria-label={`Move ${column.label} left`} onClick={() => move(id, -1)}>↑</button>
+                  <button type="button" class="btn small" aria-label={`Move ${column.label} right`} onClick={() => move(id, 1)}>↓</button>
                 </>
               )}
             </li>
@@ -270,12 +256,8 @@ function ExportDialog({ total, onClose }: { total: number; onClose: () => void }
       footer={
         <>
           {busy.value && <Spinner label="Fetching" />}
-          <button type="button" class="btn" disabled={busy.value} onClick={() => void run(true)}>
-            <Icon name="copy" /> Copy
-          </button>
-          <button type="button" class="btn primary" disabled={busy.value} onClick={() => void run(false)}>
-            <Icon name="download" /> Download
-          </button>
+          <button type="button" class="btn" disabled={busy.value} onClick={() => void run(true)}><Icon name="copy" /> Copy</button>
+          <button type="button" class="btn primary" disabled={busy.value} onClick={() => void run(false)}><Icon name="download" /> Download</button>
         </>
       }
     >
@@ -322,9 +304,7 @@ export function StatsStrip({ query }: { query: Record<string, string | string[]>
 export function Requests() {
   return (
     <div class="page requests-page">
-      <div class="page-head">
-        <h1>Requests</h1>
-      </div>
+      <div class="page-head"><h1>Requests</h1></div>
       <RequestsView />
     </div>
   );
@@ -343,6 +323,7 @@ export function RequestsView({ model }: { model?: string }) {
   const host = useRef<HTMLDivElement>(null);
   const paged = useRef(false);
   const seen = useRef(0);
+  const asked = useRef(0);
   const sort = query.get("sort") ?? "id";
   const dir = query.get("order") ?? "desc";
   const open = query.get("open");
@@ -358,8 +339,11 @@ export function RequestsView({ model }: { model?: string }) {
     }
     if (more && last && sort === "id" && last.id <= 1) return;
     loading.value = true;
+    // Answers may overtake each other: only the one to the last question is shown.
+    const turn = ++asked.current;
     try {
       const page = await get<ActivityPage>("/api/metrics/activity", params);
+      if (turn !== asked.current) return;
       const kept = page.data.filter((row) => keep(row, query));
       rows.value = more ? [...rows.peek(), ...kept] : kept;
       if (!more) {
@@ -369,6 +353,7 @@ export function RequestsView({ model }: { model?: string }) {
       } else paged.current = true;
       error.value = "";
     } catch (problem) {
+      if (turn !== asked.current) return;
       error.value = (problem as Error).message;
     }
     loading.value = false;
@@ -434,9 +419,7 @@ export function RequestsView({ model }: { model?: string }) {
         </select>
         <select class="input" aria-label="Time" value={address.get("since") ?? ""} onChange={(event) => setQuery({ since: event.currentTarget.value })}>
           {SINCE.map(([value, label]) => (
-            <option key={value} value={value}>
-              {label}
-            </option>
+            <option key={value} value={value}>{label}</option>
           ))}
         </select>
         <MoreFilters />
@@ -494,9 +477,7 @@ export function RequestsView({ model }: { model?: string }) {
                       </th>
                     );
                   })}
-                  <th role="columnheader">
-                    <span class="sr">Capture</span>
-                  </th>
+                  <th role="columnheader"><span class="sr">Capture</span></th>
                 </tr>
               </thead>
               <tbody role="rowgroup">
@@ -509,9 +490,7 @@ export function RequestsView({ model }: { model?: string }) {
             </table>
             {rows.value.length < total.value && (
               <div class="row center pad">
-                <button type="button" class="btn" disabled={loading.value} onClick={() => void fetchPage(true)}>
-                  Older requests
-                </button>
+                <button type="button" class="btn" disabled={loading.value} onClick={() => void fetchPage(true)}>Older requests</button>
               </div>
             )}
           </div>
@@ -519,9 +498,7 @@ export function RequestsView({ model }: { model?: string }) {
           !loading.value && (
             <Empty title={active.length ? "No request matches these filters" : "No request has finished yet"}>
               {!active.length && localModels.value[0] && (
-                <p>
-                  Send one from the <a href={href("playground")}>playground</a>, or point a client at this server.
-                </p>
+                <p>Send one from the <a href={href("playground")}>playground</a>, or point a client at this server.</p>
               )}
             </Empty>
           )

@@ -37,9 +37,7 @@ export function Waterfall({ item, usual }: { item: Swap; usual: Map<string, numb
           <th scope="col">Phase</th>
           <th scope="col">Took</th>
           <th scope="col">Usually</th>
-          <th scope="col">
-            <span class="sr">When</span>
-          </th>
+          <th scope="col"><span class="sr">When</span></th>
         </tr>
       </thead>
       <tbody>
@@ -78,16 +76,10 @@ export function SwapPage() {
     <div class="page swap-page">
       <div class="page-head">
         <div class="grow">
-          <p class="crumb">
-            <a href={href("")}>Overview</a>
-          </p>
+          <p class="crumb"><a href={href("")}>Overview</a></p>
           <h1>{data ? `Swap to ${data.model}` : "Swap"}</h1>
         </div>
-        {data && swapFailed(data) && (
-          <button type="button" class="btn primary" onClick={() => void load(data.model)}>
-            Load again
-          </button>
-        )}
+        {data && swapFailed(data) && <button type="button" class="btn primary" onClick={() => void load(data.model)}>Load again</button>}
       </div>
       {error && <Problem text={error} retry={reload} />}
       {!data && loading && <Spinner />}
@@ -109,16 +101,10 @@ export function SwapPage() {
               ]}
             />
           </Panel>
-          {data.phases.length > 0 && (
-            <Panel title="Where the time went">
-              <Waterfall item={data} usual={usual} />
-            </Panel>
-          )}
+          {data.phases.length > 0 && <Panel title="Where the time went"><Waterfall item={data} usual={usual} /></Panel>}
           {data.log_tail && (
             <Panel title="Last lines of its log" aside={<a href={href("logs", { src: data.model })}>Whole log</a>}>
-              <pre class="code" tabIndex={0}>
-                {data.log_tail.trimEnd().split("\n").slice(-40).join("\n")}
-              </pre>
+              <pre class="code" tabIndex={0}>{data.log_tail.trimEnd().split("\n").slice(-40).join("\n")}</pre>
             </Panel>
           )}
         </>
@@ -139,11 +125,7 @@ export function SwapPage() {
               <tbody>
                 {(all.data ?? []).slice(0, 30).map((item) => (
                   <tr key={item.id}>
-                    <td>
-                      <a href={href("swap", { id: item.id })} aria-current={item.id === id ? "true" : undefined}>
-                        {clockTime(item.start)}
-                      </a>
-                    </td>
+                    <td><a href={href("swap", { id: item.id })} aria-current={item.id === id ? "true" : undefined}>{clockTime(item.start)}</a></td>
                     <td>{item.model}</td>
                     <td>{swapFailed(item) ? `failed: ${item.error || item.outcome}` : item.end ? "ready" : "under way"}</td>
                     <td class="num">{item.end ? duration(item.end - item.start) : "–"}</td>

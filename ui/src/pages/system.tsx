@@ -19,9 +19,7 @@ function Charts() {
   const zoom = useSignal<[number, number] | null>(null);
   if (watched.value === false) {
     return (
-      <Empty title="This server does not watch the machine">
-        <p>Set performance.disabled to false in the configuration to have it do so.</p>
-      </Empty>
+      <Empty title="This server does not watch the machine"><p>Set performance.disabled to false in the configuration to have it do so.</p></Empty>
     );
   }
   if (!sys.value.length && !gpus.value.size) return <Spinner label="Waiting for the first sample" />;
@@ -81,9 +79,7 @@ function Charts() {
           }}
         />
         {zoom.value && (
-          <button type="button" class="btn small" onClick={() => (zoom.value = null)}>
-            {clockTime(from)} to {clockTime(to)}: back to live
-          </button>
+          <button type="button" class="btn small" onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</button>
         )}
         <span class="muted hide-phone">Drag in a chart to zoom; the crosshair is shared.</span>
       </div>
@@ -134,9 +130,7 @@ function Cores({ values }: { values: number[] }) {
   return (
     <div class="cores" role="img" aria-label={`Use of each core now: ${values.map((v) => `${Math.round(v)} %`).join(", ")}`}>
       {values.map((value, i) => (
-        <span key={i} title={`core ${i}: ${Math.round(value)} %`}>
-          <i style={{ height: `${Math.max(3, value)}%` }} />
-        </span>
+        <span key={i} title={`core ${i}: ${Math.round(value)} %`}><i style={{ height: `${Math.max(3, value)}%` }} /></span>
       ))}
     </div>
   );
@@ -194,15 +188,11 @@ function Parts() {
           </Panel>
         ))
       ) : (
-        <Panel title="Accelerators">
-          <Empty title="None was detected" />
-        </Panel>
+        <Panel title="Accelerators"><Empty title="None was detected" /></Panel>
       )}
       <details>
         <summary>As text</summary>
-        <pre class="code" tabIndex={0}>
-          {hardwareText(data)}
-        </pre>
+        <pre class="code" tabIndex={0}>{hardwareText(data)}</pre>
       </details>
     </>
   );
@@ -255,11 +245,7 @@ function Settings() {
             ["Offers", on.join(", ")],
           ]}
         />
-        <p class="pad0">
-          <a href={`${root}third-party-licences.txt`} target="_blank" rel="noopener noreferrer">
-            Third-party licences
-          </a>
-        </p>
+        <p class="pad0"><a href={`${root}third-party-licences.txt`} target="_blank" rel="noopener noreferrer">Third-party licences</a></p>
       </Panel>
     </>
   );

@@ -167,15 +167,9 @@ export function AnswerBody({ message, final, raw }: { message: Message; final: b
       )}
       {raw ? <pre class="plaintext">{message.text}</pre> : message.text ? <Markdown text={message.text} final={final} /> : null}
       {message.tools?.map((tool, i) => (
-        <pre key={i} class="plaintext tool">
-          {tool.name}({tool.args})
-        </pre>
+        <pre key={i} class="plaintext tool">{tool.name}({tool.args})</pre>
       ))}
-      {message.error && (
-        <p class="bad" role="alert">
-          {message.error}
-        </p>
-      )}
+      {message.error && <p class="bad" role="alert">{message.error}</p>}
       {!final && !message.text && !message.reasoning && (
         <span class="muted typing plaintext">{message.loading || "waiting for the first token"}</span>
       )}
@@ -226,9 +220,7 @@ function Bubble({ message, index, last }: { message: Message; index: number; las
         ) : file.kind === "audio" ? (
           <audio key={i} controls src={file.data} />
         ) : (
-          <span key={i} class="tag">
-            {file.name}, {count(file.data.length)} characters
-          </span>
+          <span key={i} class="tag">{file.name}, {count(file.data.length)} characters</span>
         ),
       )}
       {message.role === "user" ? (
@@ -244,12 +236,8 @@ function Bubble({ message, index, last }: { message: Message; index: number; las
               onInput={(event) => (editing.value = event.currentTarget.value)}
             />
             <div class="row end">
-              <button type="button" class="btn small" onClick={() => (editing.value = null)}>
-                Cancel
-              </button>
-              <button type="button" class="btn small primary" onClick={() => void edited()}>
-                Send
-              </button>
+              <button type="button" class="btn small" onClick={() => (editing.value = null)}>Cancel</button>
+              <button type="button" class="btn small primary" onClick={() => void edited()}>Send</button>
             </div>
           </div>
         )
@@ -322,9 +310,7 @@ export function ParamsForm({ value, onChange }: { value: Params; onChange: (next
       <Field label="Extra JSON" hint="merged into the request">
         <textarea class="input mono" rows={3} value={value.extra} onInput={(event) => set({ extra: event.currentTarget.value })} />
       </Field>
-      <button type="button" class="btn" onClick={() => onChange(NO_PARAMS)}>
-        Reset
-      </button>
+      <button type="button" class="btn" onClick={() => onChange(NO_PARAMS)}>Reset</button>
     </div>
   );
 }
@@ -424,9 +410,7 @@ function Composer() {
           <IconButton icon="clip" label="Attach pictures, audio or text" onClick={() => picker.current?.click()} />
           <IconButton icon="edit" label={large.value ? "Smaller editor" : "Larger editor"} pressed={large.value} onClick={() => (large.value = !large.value)} />
           {busy.value ? (
-            <button type="button" class="btn danger" onClick={() => busy.value?.abort()}>
-              <Icon name="stop" size={13} /> Stop
-            </button>
+            <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
           ) : (
             <button type="button" class="btn primary" onClick={send} disabled={!text.value.trim() && !files.value.length}>
               <Icon name="send" size={13} /> Send
@@ -534,9 +518,7 @@ export function Chat() {
   const setCount = Object.values(params.value.numbers).filter((value) => value.trim()).length + [params.value.system, params.value.stop, params.value.schema, params.value.tools, params.value.extra].filter((value) => value.trim()).length;
   return (
     <div class="chat">
-      <aside class="chat-side hide-phone" aria-label="Conversations">
-        <History onPick={() => undefined} />
-      </aside>
+      <aside class="chat-side hide-phone" aria-label="Conversations"><History onPick={() => undefined} /></aside>
       <div class="chat-main">
         <div class="toolbar">
           <ModelSelect
@@ -555,9 +537,7 @@ export function Chat() {
               <span class="num muted">{Math.round((used / context) * 100)} % of context</span>
             </span>
           )}
-          <button type="button" class="btn only-phone-flex" onClick={() => (shelf.value = true)}>
-            History
-          </button>
+          <button type="button" class="btn only-phone-flex" onClick={() => (shelf.value = true)}>History</button>
           <button type="button" class="btn" onClick={() => (settings.value = true)}>
             <Icon name="settings" size={14} /> Settings{setCount ? ` (${setCount})` : ""}
           </button>
@@ -598,19 +578,11 @@ export function Chat() {
           <ParamsForm value={params.value} onChange={(next) => (params.value = next)} />
         </Dialog>
       )}
-      {shelf.value && (
-        <Dialog title="Conversations" onClose={() => (shelf.value = false)}>
-          <History onPick={() => (shelf.value = false)} />
-        </Dialog>
-      )}
+      {shelf.value && <Dialog title="Conversations" onClose={() => (shelf.value = false)}><History onPick={() => (shelf.value = false)} /></Dialog>}
       {shown.value && (
         <Dialog title="The request" onClose={() => (shown.value = false)}>
-          <div class="row end">
-            <CopyButton text={requestText} />
-          </div>
-          <pre class="code" tabIndex={0}>
-            {requestText()}
-          </pre>
+          <div class="row end"><CopyButton text={requestText} /></div>
+          <pre class="code" tabIndex={0}>{requestText()}</pre>
         </Dialog>
       )}
     </div>

@@ -106,9 +106,7 @@ export function Compare() {
           ]}
           onChange={(value) => (order.value = value)}
         />
-        <button type="button" class="btn" onClick={() => (form.value = true)}>
-          <Icon name="settings" size={14} /> Settings
-        </button>
+        <button type="button" class="btn" onClick={() => (form.value = true)}><Icon name="settings" size={14} /> Settings</button>
         <button type="button" class="btn" aria-pressed={difference.value} onClick={() => (difference.value = !difference.value)}>
           <Icon name="diff" size={14} /> Differences
         </button>
@@ -116,11 +114,7 @@ export function Compare() {
           <Icon name="plus" size={14} /> Model
         </button>
       </div>
-      {warning.value && (
-        <p class="muted">
-          <Icon name="warn" size={14} /> {warning.value}
-        </p>
-      )}
+      {warning.value && <p class="muted"><Icon name="warn" size={14} /> {warning.value}</p>}
       <div class="row promptrow">
         <textarea
           class="input"
@@ -132,9 +126,7 @@ export function Compare() {
           onKeyDown={onEnter(() => void start())}
         />
         {working.value ? (
-          <button type="button" class="btn danger" onClick={() => working.value?.abort()}>
-            <Icon name="stop" size={13} /> Stop
-          </button>
+          <button type="button" class="btn danger" onClick={() => working.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
         ) : (
           <button type="button" class="btn primary" disabled={!prompt.value.trim()} onClick={() => void start()}>
             <Icon name="send" size={13} /> Ask

@@ -62,9 +62,7 @@ function Spreads({ run }: { run: Result }) {
           <tr key={name}>
             <th scope="row">{name}</th>
             {(["p50", "p95", "p99"] as const).map((p) => (
-              <td key={p} class="num">
-                {spread ? duration(spread[p]) : "–"}
-              </td>
+              <td key={p} class="num">{spread ? duration(spread[p]) : "–"}</td>
             ))}
           </tr>
         ))}
@@ -90,9 +88,7 @@ function Saved() {
           kept.value.length > 0 && (
             <>
               <IconButton icon="download" label="Download as JSON" onClick={() => saveFile("loadtests.json", JSON.stringify(kept.value, null, 1), "application/json")} />
-              <button type="button" class="btn small" onClick={() => (kept.value = [])}>
-                Forget all
-              </button>
+              <button type="button" class="btn small" onClick={() => (kept.value = [])}>Forget all</button>
             </>
           )
         }
@@ -102,9 +98,7 @@ function Saved() {
             <table class="table">
               <thead>
                 <tr>
-                  <th>
-                    <span class="sr">Compare</span>
-                  </th>
+                  <th><span class="sr">Compare</span></th>
                   <th>Model</th>
                   <th>Result</th>
                   <th class="num">At once</th>
@@ -130,9 +124,7 @@ function Saved() {
                     <td>{run.model}</td>
                     <td>{run.state}</td>
                     <td class="num">{run.concurrency}</td>
-                    <td class="num">
-                      {run.done}/{run.total}
-                    </td>
+                    <td class="num">{run.done}/{run.total}</td>
                     <td class={`num ${run.results.errors ? "bad" : ""}`}>{run.results.errors}</td>
                     <td class={`num ${run.results.tokens_per_second === top ? "strong" : ""}`}>{rate(run.results.tokens_per_second)}</td>
                     <td class="num">{duration(run.results.ttft_ms?.p50)}</td>
@@ -151,9 +143,7 @@ function Saved() {
         <div class="columns-grid">
           {compared.map((run) => (
             <Panel key={key(run)} title={`${run.model}, ${run.concurrency} at once`}>
-              <p class="num">
-                {rate(run.results.tokens_per_second)} t/s, {rate(run.results.requests_per_second)} requests/s
-              </p>
+              <p class="num">{rate(run.results.tokens_per_second)} t/s, {rate(run.results.requests_per_second)} requests/s</p>
               <Spreads run={run} />
             </Panel>
           ))}
@@ -183,6 +173,8 @@ export function LoadTest() {
     const timer = setInterval(() => {
       get<Result>(`/api/loadtest/${id}`).then(
         (next) => {
+          // Answers may overtake each other; a test ends once.
+          if (run.peek()?.id !== id || run.peek()?.state !== "running") return;
           run.value = next;
           if (next.state !== "running") kept.value = [{ ...next, at: Date.now() }, ...kept.peek()].slice(0, 40);
         },
@@ -215,9 +207,7 @@ export function LoadTest() {
       <Panel title="Load test" aside={<span class="muted">The server sends the requests itself</span>}>
         <div class="stack">
           <div class="cols2 loadform">
-            <Field label="Model">
-              <ModelSelect label="Model to test" hint value={form.model} onChange={(model) => set({ model })} />
-            </Field>
+            <Field label="Model"><ModelSelect label="Model to test" hint value={form.model} onChange={(model) => set({ model })} /></Field>
             {box("concurrency", "At once")}
             {box("requests", "Requests")}
             {box("max_tokens", "Most tokens each")}
@@ -231,9 +221,7 @@ export function LoadTest() {
                 Stop
               </button>
             ) : (
-              <button type="button" class="btn primary" disabled={!form.model} onClick={() => void start()}>
-                Run
-              </button>
+              <button type="button" class="btn primary" disabled={!form.model} onClick={() => void start()}>Run</button>
             )}
           </div>
           {error.value && <Problem text={error.value} />}
@@ -243,9 +231,7 @@ export function LoadTest() {
         <Panel title={`${run.value.model}: ${run.value.state}`} aside={<span class="num">{duration(run.value.elapsed_ms)}</span>}>
           <div class="stack" aria-live="polite">
             <div class="meter-line">
-              <span class="num">
-                {count(run.value.done)}/{count(run.value.total)}
-              </span>
+              <span class="num">{count(run.value.done)}/{count(run.value.total)}</span>
               <Bar value={run.value.done} max={run.value.total} label="Requests done" />
               <span class="num">
                 <b>{rate(run.value.results.tokens_per_second)}</b> t/s, {rate(run.value.results.requests_per_second)} requests/s

@@ -150,9 +150,7 @@ export function Images() {
             <input class="input" value={sd.value.negative_prompt ?? ""} onInput={(event) => (sd.value = { ...sd.value, negative_prompt: event.currentTarget.value })} />
           </Field>
           <div class="row wrap">
-            <button type="button" class="btn small" onClick={() => void findLoras()}>
-              Find LoRAs
-            </button>
+            <button type="button" class="btn small" onClick={() => void findLoras()}>Find LoRAs</button>
             {offered.value.map((path) => (
               <label key={path} class="check">
                 {path}
@@ -165,13 +163,9 @@ export function Images() {
       <div class="row promptrow">
         <textarea class="input" rows={3} aria-label="Prompt" placeholder="What the picture shows" value={prompt.value} onInput={(event) => (prompt.value = event.currentTarget.value)} onKeyDown={onEnter(() => void generate())} />
         {imageBusy.value ? (
-          <button type="button" class="btn danger" onClick={() => imageBusy.value?.abort()}>
-            <Icon name="stop" size={13} /> Stop
-          </button>
+          <button type="button" class="btn danger" onClick={() => imageBusy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
         ) : (
-          <button type="button" class="btn primary" disabled={!prompt.value.trim()} onClick={() => void generate()}>
-            Generate
-          </button>
+          <button type="button" class="btn primary" disabled={!prompt.value.trim()} onClick={() => void generate()}>Generate</button>
         )}
       </div>
       {imageBusy.value && <Spinner label="Generating" />}
@@ -183,9 +177,7 @@ export function Images() {
               <img src={picture.src} alt={picture.prompt} loading="lazy" />
             </button>
             <div class="row">
-              <span class="clip grow muted" title={picture.prompt}>
-                {picture.prompt}
-              </span>
+              <span class="clip grow muted" title={picture.prompt}>{picture.prompt}</span>
               <a class="iconbtn" href={picture.src} download={`${picture.id}.png`} aria-label={`Download: ${picture.prompt}`} title="Download">
                 <Icon name="download" size={14} />
               </a>
@@ -282,13 +274,9 @@ export function Speech() {
       <textarea class="input" rows={5} aria-label="Text to speak" placeholder="Text to speak" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} onKeyDown={onEnter(() => void speak())} />
       <div class="row">
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}>
-            <Icon name="stop" size={13} /> Stop
-          </button>
+          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
         ) : (
-          <button type="button" class="btn primary" disabled={!text.value.trim()} onClick={() => void speak()}>
-            Speak
-          </button>
+          <button type="button" class="btn primary" disabled={!text.value.trim()} onClick={() => void speak()}>Speak</button>
         )}
         <button type="button" class="btn" disabled={!text.value && !sound.value} onClick={() => ((text.value = ""), (sound.value = null))}>
           Clear
@@ -375,9 +363,7 @@ export function Transcription() {
         <input ref={picker} type="file" hidden accept="audio/*,video/*" onChange={(event) => (file.value = event.currentTarget.files?.[0] ?? null)} />
         <p>{file.value ? <b>{file.value.name}</b> : "Drop a sound file here"}</p>
         <div class="row wrap center">
-          <button type="button" class="btn" onClick={() => picker.current?.click()}>
-            Choose a file
-          </button>
+          <button type="button" class="btn" onClick={() => picker.current?.click()}>Choose a file</button>
           {isSecureContext && "mediaDevices" in navigator && (
             <button type="button" class="btn" aria-pressed={!!recorder.value} onClick={() => void record()}>
               <Icon name="mic" size={14} /> {recorder.value ? "Stop recording" : "Record"}
@@ -387,13 +373,9 @@ export function Transcription() {
       </div>
       <div class="row">
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}>
-            <Icon name="stop" size={13} /> Stop
-          </button>
+          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
         ) : (
-          <button type="button" class="btn primary" disabled={!file.value} onClick={() => void hear()}>
-            Transcribe
-          </button>
+          <button type="button" class="btn primary" disabled={!file.value} onClick={() => void hear()}>Transcribe</button>
         )}
         <button type="button" class="btn" disabled={!file.value && !result.value} onClick={() => ((file.value = null), (result.value = ""))}>
           Clear

@@ -101,13 +101,9 @@ export function Rerank() {
       <div class="row promptrow">
         <input class="input grow" aria-label="Query" value={query.value} onInput={(event) => (query.value = event.currentTarget.value)} onKeyDown={onEnter(() => void run())} />
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}>
-            <Icon name="stop" size={13} /> Stop
-          </button>
+          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
         ) : (
-          <button type="button" class="btn primary" disabled={!query.value.trim()} onClick={() => void run()}>
-            Rank
-          </button>
+          <button type="button" class="btn primary" disabled={!query.value.trim()} onClick={() => void run()}>Rank</button>
         )}
       </div>
       {error.value && <Problem text={error.value} />}
@@ -124,9 +120,7 @@ export function Rerank() {
                     Score {order.value === "desc" ? "↓" : order.value === "asc" ? "↑" : ""}
                   </button>
                 </th>
-                <th>
-                  <span class="sr">Remove</span>
-                </th>
+                <th><span class="sr">Remove</span></th>
               </tr>
             </thead>
             <tbody>
@@ -224,13 +218,9 @@ export function Embeddings() {
       <textarea class="input" rows={6} aria-label="Texts, one a line" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} />
       <div class="row">
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}>
-            <Icon name="stop" size={13} /> Stop
-          </button>
+          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
         ) : (
-          <button type="button" class="btn primary" onClick={() => void run()}>
-            Embed
-          </button>
+          <button type="button" class="btn primary" onClick={() => void run()}>Embed</button>
         )}
       </div>
       {error.value && <Problem text={error.value} retry={() => void run()} />}
@@ -242,18 +232,14 @@ export function Embeddings() {
               <tr>
                 <th scope="col">Cosine</th>
                 {shown.texts.map((_, i) => (
-                  <th key={i} scope="col" class="num">
-                    {i + 1}
-                  </th>
+                  <th key={i} scope="col" class="num">{i + 1}</th>
                 ))}
               </tr>
             </thead>
             <tbody>
               {shown.list.map((a, i) => (
                 <tr key={i}>
-                  <th scope="row" class="clip">
-                    {i + 1} {shown.texts[i]}
-                  </th>
+                  <th scope="row" class="clip">{i + 1} {shown.texts[i]}</th>
                   {shown.list.map((b, k) => {
                     const value = cosine(a, b);
                     return (

@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-S4SJL2YJ.js";import"./chunk-HT2D3ERE.js";import"./chunk-X2SCUKDT.js";import"./chunk-2TIIZEIE.js";import"./chunk-PHV5M5BQ.js";import"./chunk-ZFKRANUP.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e,f}from"./chunk-TK7RZQO6.js";import"./chunk-TVVGZETL.js";import"./chunk-VJHRIPSF.js";import"./chunk-HT2D3ERE.js";import"./chunk-X2SCUKDT.js";import"./chunk-PHV5M5BQ.js";import"./chunk-ZFKRANUP.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,e as Requests,f as RequestsView,d as StatsStrip,b as apiQuery,c as exportText};
