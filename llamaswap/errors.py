@@ -102,6 +102,19 @@ class QueueFull(RequestError):
 
 
 @frozen
+class Superseded(RequestError):
+    """A newer request of the same session (or client) took this one's place in the queue; see `supersede`.
+
+    Nothing to do: whoever asked has asked again.
+    """
+
+    model: str
+
+    def __str__(self) -> str:
+        return f"superseded: a newer request for {self.model} took this one's place"
+
+
+@frozen
 class WaitedTooLong(RequestError):
     """The request stood in the queue for longer than anybody shall. Raise `maxWait`, or look at what is served so long.
 

@@ -29,6 +29,7 @@ from llamaswap.errors import (
     ServerVanished,
     ShuttingDown,
     StartFailed,
+    Superseded,
     UnknownModel,
 )
 from llamaswap.schedule.effects import (
@@ -230,6 +231,7 @@ class Acquisition:
     model: str
     _leave: Callable[[], None] = field(repr=False)
     on_place: Callable[[int], None] | None = field(default=None, repr=False)
+    number: int = 0
     refusal: RequestError | None = field(default=None, init=False)
     ready: bool = field(default=False, init=False)
     _outcome: Lease | Failure | None = field(default=None, init=False)
@@ -384,7 +386,7 @@ class Router:
         self._last_number += 1
         priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
         ticket = Ticket(self._last_number, model, now, priority, origin)
-        acquisition = Acquisition(model, lambda: self._left(ticket), on_place)
+        acquisition = Acquisition(model, lambda: self._left(ticket), on_place, ticket.number)
         if self._scheduler.phase(model) is Phase.COLD and model in self.config.models and not self._resting(model, now):
             error = self._supervisors[model].preflight(self._ports_of_others(model))
             if error is not None:
@@ -401,6 +403,20 @@ class Router:
             acquisition.ready = not isinstance(first, Admit)
         self._perform(effects)
         return acquisition
+
+    def succeed(self, waiting: Acquisition, *, on_place: Callable[[int], None] | None = None) -> Acquisition | None:
+        """Give a newer request the place of one that waits; None where that waits no more. Whoever held it is told
+        `Superseded`. Nothing moves for it: the ticket, its age and its place are the newer one's now."""
+        if self._acquisitions.get(waiting.number) is not waiting:
+            return None
+        newer = Acquisition(waiting.model, waiting._leave, on_place, waiting.number)
+        self._acquisitions[waiting.number] = newer
+        waiting.settle(Superseded(waiting.model))
+        if on_place is not None:
+            numbers = [ticket.number for ticket in self._scheduler.queued()]
+            if newer.number in numbers:
+                on_place(numbers.index(newer.number) + 1)
+        return newer
 
     def load(self, model: str, origin: str = "manual") -> Deferred[None]:
         """Load a model (id or alias) as a request would; fires when it is ready, fails with a RequestError.

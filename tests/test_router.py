@@ -30,6 +30,7 @@ from llamaswap.errors import (
     ServerVanished,
     ShuttingDown,
     StartFailed,
+    Superseded,
     TooManyRequests,
     UnknownModel,
 )
@@ -239,6 +240,73 @@ class CancelTests(SynchronousTestCase):
         self.assertIsInstance(wanted[0], Lease)
         self.assertEqual(here.fleet.up, ["b"])
         self.assertEqual([event.error for event in here.told(SwapEnded)], ["abandoned", None])
+
+
+class SuccessionTests(SynchronousTestCase):
+    def test_a_newer_request_takes_the_place_of_one_that_waits_and_nothing_moves_for_it(self) -> None:
+        """reliability R33"""
+        here = scene("a", "b", "c")
+        lease = here.lease("a")
+        places: list[int] = []
+        older = here.router.request("b")
+        other = here.router.request("c")
+        gone = results(older)
+        newer = here.router.succeed(older, on_place=places.append)
+        assert newer is not None
+        self.assertEqual(gone, [Superseded])
+        self.assertEqual([(one.model, one.position) for one in here.router.queue()], [("b", 1), ("c", 2)])
+        self.assertEqual(places, [1])
+        older.cancel()  # its client leaves too, which is nobody's business any more
+        self.assertEqual(len(here.router.queue()), 2)
+        answers = results(newer, other)
+        lease.release()
+        here.settle()
+        assert isinstance(answers[0], Lease)
+        self.assertEqual([event.model for event in here.told(SwapBegan)], ["a", "b"])
+
+    def test_a_whole_train_of_requests_is_one_that_waits_and_loads_nothing_twice(self) -> None:
+        here = scene("a", "b", servers={"b": {"load": 2.0}})
+        lease = here.lease("a")
+        last = here.router.request("b")
+        refused: list[object] = []
+        for _ in range(200):
+            last.granted.addErrback(lambda failure: refused.append(failure.type))
+            newer = here.router.succeed(last)
+            assert newer is not None
+            last = newer
+            here.clock.advance(0.1)
+        self.assertEqual((len(here.router.queue()), refused), (1, [Superseded] * 200))
+        self.assertGreater(here.router.queue()[0].age, 19.0, "the train is as old as its first")
+        lease.release()
+        here.settle()
+        newer = here.router.succeed(last)
+        assert newer is not None, "it waits for the load now"
+        answers = results(newer)
+        here.clock.advance(2.0)
+        here.settle()
+        assert isinstance(answers[0], Lease)
+        self.assertEqual(here.fleet["b"].spawned, 1)
+
+    def test_one_that_is_served_or_gone_is_left_alone(self) -> None:
+        here = scene("a", "b").loaded("a")
+        served = here.router.request("a")
+        self.assertIsNone(here.router.succeed(served))
+        waiting = here.router.request("b")
+        waiting.cancel()
+        self.assertIsNone(here.router.succeed(waiting))
+        self.assertIsInstance(results(served)[0], Lease)
+
+    def test_an_heir_that_leaves_takes_the_place_with_it(self) -> None:
+        here = scene("a", "b")
+        lease = here.lease("a")
+        older = here.router.request("b")
+        newer = here.router.succeed(older)
+        assert newer is not None
+        newer.cancel()
+        self.assertEqual(here.router.queue(), [])
+        lease.release()
+        here.settle()
+        self.assertEqual(here.fleet.up, ["a"], "nobody wants b any more")
 
 
 class SwapTests(SynchronousTestCase):

@@ -17,6 +17,7 @@ from llamaswap.config.schema import (
     DEFAULT_PROXY,
     MODALITIES,
     SIGNS,
+    SUPERSEDE,
     USE_GLOBAL_TTL,
     WINDOWS_CMD_STOP,
     Capabilities,
@@ -151,6 +152,9 @@ def model(drafted: Draft, placed: Draft, port: int | None, inherited: Inherited,
     values.setdefault("send_loading_state", inherited.send_loading_state)
     values["health_check_timeout"] = inherited.health_check_timeout
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
+    if values.get("supersede", "") not in SUPERSEDE:
+        wrong = f"model {placed.id}: supersede is {values['supersede']!r}, which is none of session, client"
+        report.error(wrong, f"{path}.supersede", at)
     if placed.id == COMFYUI:
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)

@@ -52,6 +52,7 @@ LOG_TIME_FORMATS = (
 )
 MODALITIES = ("text", "audio", "image")
 SIGNS = ("cpu", "gpu", "log", "health")
+SUPERSEDE = ("", "session", "client")
 STRATEGIES = ("warm", "pin", "spillover", "failover")
 ROUTERS = ("group", "matrix")
 SCHEDULERS = ("fifo",)
@@ -164,8 +165,8 @@ class Stall:
         metadata=key(
             "signs",
             Texts(),
-            "What counts as a sign of life: its processes use CPU time or a disk (also where nobody can know), a GPU is "
-            "busy, it writes to its log, it answers checkEndpoint.",
+            "What counts as a sign of life: its processes use CPU time or a disk (also where nobody can know), a GPU "
+            "is busy, it writes to its log, it answers checkEndpoint.",
             items_enum=SIGNS,
         ),
     )
@@ -279,6 +280,16 @@ class Model:
         default=0,
         metadata=key(
             "concurrencyLimit", Integer(), "Most requests at one time; more get 429. 0 leaves the built-in limit."
+        ),
+    )
+    supersede: str = field(
+        default="",
+        metadata=key(
+            "supersede",
+            Text(),
+            "Whose newer request takes the place of an older one that still waits (it gets 410): `session`, known by "
+            "the headers in ui.activity.session_id, or `client`, by address, key and User-Agent too.",
+            enum=SUPERSEDE,
         ),
     )
     filters: Filters = field(

@@ -35,6 +35,7 @@ from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
 from llamaswap.relay.loading import REMARKS, LoadingStream
 from llamaswap.relay.upstream import Upstream
 from llamaswap.web.errors import status_of
+from llamaswap.web.succession import Succession, heir_of
 from llamaswap.wire import fields
 from llamaswap.wire.facts import Ending, RequestFacts, Scope, ScopeFactory
 from llamaswap.wire.sse import DONE, Tail, error_event, event
@@ -106,6 +107,7 @@ class Router(Protocol):
     def profile(self) -> str | None: ...
     def choose(self, selector_id: str) -> Any: ...
     def request(self, model: str, *, on_place: Callable[[int], None] | None = None, origin: str = "") -> Any: ...
+    def succeed(self, waiting: Any, *, on_place: Callable[[int], None] | None = None) -> Any: ...
     def state(self, model: str) -> str: ...
     def status(self, model: str) -> Any: ...
 
@@ -285,6 +287,7 @@ class Dispatcher:
     placed: Callable[[str, int], None] | None = None
     peer_heard: Callable[[str, str | None], None] | None = None
     active: int = 0
+    succession: Succession = field(factory=Succession)
     _closing: bool = False
     _number: int = 0
 
@@ -430,7 +433,9 @@ class Dispatcher:
         while True:
             place = _Place(self._place_teller(job))
             origin = f"request:{job.facts.id}" if job.facts is not None else ""
-            acquisition = self.router.request(model.id, on_place=place.told, origin=origin)
+            head, sessions = job.head, job.config.ui.activity.session_id
+            heir = heir_of(model, head.path, head.headers, job.exchange.peer, sessions)
+            acquisition = self.succession.request(self.router, model.id, heir, on_place=place.told, origin=origin)
             if acquisition.refusal is not None:
                 raise acquisition.refusal
             if loading is None and job.loading and not acquisition.ready and not job.fallbacks:
@@ -446,6 +451,7 @@ class Dispatcher:
                 retried = True  # it was ready and ended before anybody was told: nothing was sent yet
                 continue
             finally:
+                self.succession.over(heir, acquisition)
                 if loading is not None:
                     job.exchange.sink.unregister_producer()
                     if job.exchange.gone:

@@ -47,6 +47,7 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.TooManyRequests: 429,
     errors.QueueFull: 429,
     errors.WaitedTooLong: 503,
+    errors.Superseded: 410,
     errors.NoTarget: 503,
     errors.ModelUnloaded: 500,
     errors.ShuttingDown: 500,
@@ -71,6 +72,7 @@ CODES: Mapping[type[BaseException], str] = {
     errors.TooManyRequests: "concurrency_limit",
     errors.QueueFull: "queue_full",
     errors.WaitedTooLong: "queue_timeout",
+    errors.Superseded: "superseded",
 }
 
 
@@ -112,6 +114,8 @@ def render(
         headers.extend(error.headers)
     if isinstance(error, (errors.TooManyRequests, errors.QueueFull, errors.KeepsFailing, errors.WaitedTooLong)):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
+    if isinstance(error, errors.Superseded):
+        headers.append((b"X-Should-Retry", b"false"))  # read by the usual SDKs: a second try would supersede in turn
     if isinstance(error, (errors.TooManyRequests, errors.QueueFull)):
         accept = "application/json"
     content_type, body = openai.envelope(status, hide(message_of(error)), accept, code=code, path=path)

@@ -227,6 +227,11 @@ class ModelValues(LoadCase):
         self.err(two.format("[q, q]", "[]"), "duplicate alias", "q")
         self.assertEqual(self.ok(two.format("[bee]", "[]")).real("bee"), "bee")
 
+    def test_who_may_supersede_is_checked(self):
+        self.err(owl("cmd: x, px, supersede: user"), "owl", "supersede", "session, client")
+        self.assertEqual(self.owl("cmd: x, px, supersede: client").supersede, "client")
+        self.assertEqual(self.owl("cmd: x, px").supersede, "")
+
     def test_signs_of_life_are_checked(self):
         self.err(owl("cmd: x, px, stall: {signs: [cpu, pulse]}"), "owl", "stall.signs", "pulse")
         self.err(owl("cmd: x, px, stall: {cpu: -1}"), "stall.cpu")

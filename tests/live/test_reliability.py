@@ -177,6 +177,33 @@ class HangTests(SynchronousTestCase):
         return json.dumps(text)
 
 
+class SupersedeTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_an_editors_strokes_wait_as_one_and_load_once(self):
+        text = json.loads(config(busy="--interval 0.5 --tokens 8", fim="--ready-after 1"))
+        text["models"]["fim"]["supersede"] = "session"
+        with Product(json.dumps(text)) as product:
+            talk = stream(product, "/v1/chat/completions", chat("busy", stream=True))
+            self.assertIn(b"200 OK", talk.recv(100))
+            statuses, session = [], {"X-Session-ID": "vim-1"}
+
+            def stroke():
+                statuses.append(product.ask("/v1/completions", chat("fim"), headers=session)[0])
+
+            strokes = [threading.Thread(target=stroke) for _ in range(30)]
+            for each in strokes:
+                each.start()
+                time.sleep(0.02)
+            stranger = product.ask("/v1/completions", chat("fim"))[0]
+            for each in strokes:
+                each.join(30)
+            talk.close()
+            self.assertEqual(stranger, 200)
+            self.assertEqual(sorted(statuses), [200] + [410] * 29)
+            self.assertEqual(product.output.count("loading fim"), 1)
+
+
 class LeavingTests(SynchronousTestCase):
     timeout = 60
 
