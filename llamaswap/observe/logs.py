@@ -7,6 +7,7 @@ This module must not know HTTP, files or the reactor. It belongs to the reactor'
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
@@ -16,6 +17,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 HISTORY = 102_400  # bytes a monitor remembers; the size readers of /logs are used to
+MARK = 1.0  # seconds between two places in a log of which the time is known
 READER_BOUND = 256 * 1024  # bytes kept for one paused reader: more than a whole history, and no more
 
 log = Logger()
@@ -122,11 +124,19 @@ class Monitor:
     _ring: Ring = Factory(Ring)
     _readers: tuple[Subscription, ...] = ()
     _feeds: tuple[Callable[[bytes], None], ...] = ()
+    _wall: Callable[[], float] = time.time
+    _written: int = field(default=0, init=False)
+    _marked: float = field(default=0.0, init=False)
+    _marks: deque[tuple[int, float]] = field(factory=deque, init=False)
 
     def write(self, data: bytes) -> None:
         """Remember `data` and pass it on. Never waits, never raises."""
         if not data:
             return
+        now = self._wall()
+        if not 0 <= now - self._marked < MARK:
+            self._mark(now)
+        self._written += len(data)
         self._ring.add(data)
         for feed in self._feeds:
             feed(data)
@@ -139,7 +149,36 @@ class Monitor:
 
     def remember(self, data: bytes) -> None:
         """What was written before there was this monitor: it becomes history, nobody is told."""
+        self._written += len(data)
         self._ring.add(data)
+
+    def _mark(self, now: float) -> None:
+        # What follows was written now. Of the marks before the history one is enough: it tells of the history's start.
+        self._marked = now
+        self._marks.append((self._written, now))
+        start = self._written - HISTORY
+        while len(self._marks) > 1 and self._marks[1][0] <= start:
+            self._marks.popleft()
+
+    def times(self) -> list[tuple[int, float]]:
+        """Places in the history (lines from its beginning, 0 the first) and the unix time at which each was written.
+
+        A line lasts from its mark to the next; lines before the first mark were written nobody knows when.
+        """
+        history = self.history()
+        start = self._written - len(history)
+        found: dict[int, float] = {}
+        lines, at = 0, 0
+        for place, when in self._marks:
+            offset = max(0, place - start)
+            lines += history.count(b"\n", at, offset)
+            at = max(at, offset)
+            # A line that was begun earlier keeps the time of its beginning.
+            whole = offset == 0 or history[offset - 1 : offset] == b"\n"
+            line = lines if whole else lines + 1
+            if whole or line not in found:
+                found[line] = when
+        return sorted(found.items())
 
     def history(self) -> bytes:
         """The last bytes written, at most the ring's capacity."""

@@ -177,6 +177,7 @@ class Events:
                 data: dict[str, Any] = {"source": topic.removeprefix("logs:"), "data": text}
                 if feed.topics is not None:
                     data["reset"] = True
+                    data["times"] = [[line, round(when * 1000)] for line, when in monitor.times()]
                 yield message(topic, "logData", data, self._number)
 
     def _fresh(self, feed: Feed) -> list[Message]:

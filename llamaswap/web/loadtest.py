@@ -24,6 +24,7 @@ from llamaswap.web.routes import Table
 MOST_CONCURRENT = 256
 MOST_REQUESTS = 10_000
 MOST_TOKENS = 32_768
+SHOWN = 500  # requests of a run told one by one, the last ones
 KEPT = 16  # finished runs that can still be read
 
 log = Logger()
@@ -49,12 +50,17 @@ class Order:
 
 @frozen
 class Shot:
-    """One request's outcome: seconds to the first piece and to the end, pieces seen, and the status (0: none)."""
+    """One request's outcome: seconds to the first piece and to the end, pieces seen, and the status (0: none).
+
+    `began` in seconds since the run's beginning, `lane` which of the requests at once it was.
+    """
 
     first: float | None
     total: float
     pieces: int
     status: int
+    began: float = 0.0
+    lane: int = 0
 
 
 @define(eq=False)
@@ -84,6 +90,10 @@ class Run:
             "elapsed_ms": round(((now if self.ended is None else self.ended) - self.began) * 1000),
             "results": self._results(now),
         }
+
+    def whole(self, now: float) -> dict[str, Any]:
+        """The document with each request."""
+        return {**self.document(now), "shots": [_shown(shot) for shot in self.shots[-SHOWN:]]}
 
     def _results(self, now: float) -> dict[str, Any]:
         good = [shot for shot in self.shots if shot.status == 200]
@@ -125,7 +135,7 @@ class LoadTests:
         self._runs[run.id] = run
         while len(self._runs) > KEPT:
             self._runs.popitem(last=False)
-        lanes = [Deferred.fromCoroutine(self._lane(run)) for _ in range(order.concurrency)]
+        lanes = [Deferred.fromCoroutine(self._lane(run, lane)) for lane in range(order.concurrency)]
         gatherResults(lanes, consumeErrors=True).addCallbacks(
             lambda _: self._over(run, "done"), lambda failure: self._broken(run, failure)
         )
@@ -133,7 +143,7 @@ class LoadTests:
 
     def show(self, call: Call) -> Answer:
         """A run's progress and numbers."""
-        return json_answer(self._run(call).document(self.clock.seconds()))
+        return json_answer(self._run(call).whole(self.clock.seconds()))
 
     def index(self, call: Call) -> Answer:
         """The runs that can be read, newest first."""
@@ -184,14 +194,14 @@ class LoadTests:
         tokens = _bounded(asked, "max_tokens", 128, MOST_TOKENS)
         return Order(model, prompt, min(concurrency, requests), requests, tokens)
 
-    async def _lane(self, run: Run) -> None:
+    async def _lane(self, run: Run, lane: int) -> None:
         while run.left > 0:
             run.left -= 1
-            shot = await self._shot(run)
+            shot = await self._shot(run, lane)
             if shot is not None:
                 run.shots.append(shot)
 
-    async def _shot(self, run: Run) -> Shot | None:
+    async def _shot(self, run: Run, lane: int) -> Shot | None:
         send = self.send
         if send is None:
             return None
@@ -223,7 +233,7 @@ class LoadTests:
             status = 0
         finally:
             run.flights.discard(flight)
-        return Shot(first, self.clock.seconds() - began, pieces, status)
+        return Shot(first, self.clock.seconds() - began, pieces, status, began - run.began, lane)
 
     def _over(self, run: Run, state: str) -> None:
         if run.state == "running":
@@ -240,6 +250,17 @@ def _bounded(asked: dict[str, Any], name: str, default: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise HttpError(400, f"{name} must be between 1 and {most}")
     return value
+
+
+def _shown(shot: Shot) -> dict[str, Any]:
+    """A request as a bar over time: milliseconds since the run's beginning."""
+    return {
+        "lane": shot.lane,
+        "began_ms": round(shot.began * 1000),
+        "ttft_ms": None if shot.first is None else round(shot.first * 1000),
+        "duration_ms": round(shot.total * 1000),
+        "status": shot.status,
+    }
 
 
 def _counts(shots: list[Shot]) -> dict[int, int]:

@@ -279,7 +279,20 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "JsonSchema": ANYTHING,
     "OpenApi": ANYTHING,
-    "LoadTest": _object({"id": S, "state": S, "model": S, "done": INT, "total": INT, "results": ANYTHING}),
+    "LoadTest": _object(
+        {
+            "id": S,
+            "state": S,
+            "model": S,
+            "done": INT,
+            "total": INT,
+            "results": ANYTHING,
+            "shots": _array(
+                _object({"lane": INT, "began_ms": INT, "ttft_ms": NULL_I, "duration_ms": INT, "status": INT})
+            ),
+        },
+        ("id", "state", "model", "done", "total", "results"),
+    ),
     "LoadTestOrder": _object(
         {"model": S, "prompt": S, "concurrency": INT, "requests": INT, "max_tokens": INT}, ["model"]
     ),

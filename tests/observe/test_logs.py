@@ -46,6 +46,31 @@ class TestMonitor(SynchronousTestCase):
         self.assertEqual((got, monitor.readers), ([b"one"], 0))
         self.assertEqual(monitor.history(), b"beforeonetwo")
 
+    def test_the_history_knows_when_its_lines_were_written(self):
+        now = [100.0]
+        monitor = Monitor("m", wall=lambda: now[0])
+        monitor.remember(b"from before\n")
+        monitor.write(b"one\ntwo\nthr")
+        now[0] = 100.5
+        monitor.write(b"ee\nfour\nfi")
+        now[0] = 102.0
+        monitor.write(b"ve\nsix\n")
+        self.assertEqual(monitor.times(), [(1, 100.0), (6, 102.0)])
+        now[0] = 90.0  # the clock was turned back
+        monitor.write(b"seven\n")
+        self.assertEqual(monitor.times()[-1], (7, 90.0))
+
+    def test_times_go_with_the_lines_that_are_forgotten(self):
+        now = [0.0]
+        monitor = Monitor("m", wall=lambda: now[0])
+        for second in range(1, 3001):
+            now[0] = float(second)
+            monitor.write(b"%0199d\n" % second)
+        lines = HISTORY // 200
+        self.assertEqual(len(monitor.times()), lines)
+        self.assertEqual(monitor.times()[-1], (lines - 1, 3000.0))
+        self.assertLessEqual(len(monitor._marks), lines + 2)
+
     def test_empty_writes_are_not_news(self):
         monitor = Monitor("m")
         got = []

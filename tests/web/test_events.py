@@ -235,6 +235,7 @@ class TopicTests(TestCase):
         world.book.model("alpha").write(b"old\n")
         client = self.open(world, "logs:alpha,logs:ghost")
         told = events(client.answer().body)
+        self.assertEqual([line for line, _ in told[0][1].pop("times")], [0])
         self.assertEqual(told[0][1], {"source": "alpha", "data": "old\n", "reset": True})
         self.assertEqual(world.book.known(), ["alpha"])
         world.book.model("alpha").write(b"new\n")

@@ -51,6 +51,11 @@ class LoadTestTests(TestCase):
         results = numbers["results"]
         self.assertEqual((results["errors"], results["statuses"]), (2, {"0": 1, "200": 1, "429": 1}))
         self.assertEqual((results["ttft_ms"]["p50"], results["itl_ms"]["p50"]), (1000.0, 1000.0))
+        shots = [(shot["lane"], shot["began_ms"], shot["ttft_ms"], shot["status"]) for shot in numbers["shots"]]
+        self.assertEqual(len(shots), 3)
+        self.assertEqual({lane for lane, *_ in shots}, {0, 1})
+        self.assertIn((0, 0, 1000, 200), shots)
+        self.assertNotIn("shots", self.world.ask("/api/loadtest").json["runs"][0])
         self.assertEqual(results["tokens_per_second"], 1.0)
 
     def test_a_cancelled_run_cuts_its_requests(self):
