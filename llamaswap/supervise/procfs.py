@@ -76,6 +76,43 @@ def everyone() -> Iterator[Stat]:
                 yield found
 
 
+def descendants(pid: int) -> list[Stat] | None:
+    """The processes a living one has started, and those that these have, as far as their parents live.
+
+    Asks these alone, where `everyone` asks for every process there is. None where the kernel does not tell.
+    """
+    found: list[Stat] = []
+    waiting = [pid]
+    while waiting:
+        children = _children(waiting.pop())
+        if children is None:
+            return None
+        for child in children:
+            one = stat(child)
+            if one is not None:
+                found.append(one)
+                waiting.append(child)
+    return found
+
+
+def _children(pid: int) -> list[int] | None:
+    """Each thread has children of its own. A process that is gone has none any more."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    children: list[int] = []
+    for thread in threads:
+        try:
+            children += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+        except FileNotFoundError:
+            if os.path.exists(f"/proc/{pid}/task/{thread}/stat"):
+                return None  # a kernel without CONFIG_PROC_CHILDREN
+        except OSError:
+            continue  # the thread ended meanwhile
+    return children
+
+
 def available() -> bool:
     """Whether this machine answers questions at all."""
     return stat(os.getpid()) is not None

@@ -7,6 +7,7 @@ that says whose listener it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Protocol
@@ -39,6 +40,10 @@ FIRST_LIMIT = 1.0  # seconds a question may take at first
 LAST_LIMIT = 5.0  # and after it doubled: some servers answer slowly while they load
 HINT_GAP = 0.005  # seconds between questions prompted by output; a flood of it must not become a flood of questions
 HINT_GAP_LATER = 0.05
+# What a server says when it is up, in whatever words: llama.cpp, vLLM, uvicorn, Ollama, SGLang, koboldcpp.
+ANNOUNCES = re.compile(rb"listen|ready|running on|startup complete|started|serving|fired up|please connect", re.I)
+ANNOUNCEMENT = 2048  # bytes at the end of what was said in which it is looked for
+ANNOUNCED_GAP = 0.001  # seconds after which such a line is believed: nothing else is worth asking twice for
 COMPLAIN_404 = 5.0  # seconds of nothing but 404 before the log says what to do
 NEWCOMER_PATIENCE = 2.0  # seconds a stranger younger than our child may hold the port before we take it for ours
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
@@ -126,6 +131,8 @@ class Readiness:
     _alarm: IDelayedCall | None = None
     _asking: Deferred[int] | None = None
     _asked_at: float = 0.0
+    _announced_at: float = float("-inf")
+    _hinted: float | None = None
     _last: str = ""
     _missing_since: float | None = None
     _complained: bool = False
@@ -138,10 +145,16 @@ class Readiness:
         self._alarm = self.clock.callLater(self.deadline, self._time_is_up)
         self._timer = self.clock.callLater(EAGER, self._question)
 
-    def hint(self) -> None:
+    def hint(self, said: bytes = b"") -> None:
         """The server said something: perhaps that it listens now. Ask, but not for every line of a flood."""
         now = self.clock.seconds()
         gap = HINT_GAP if now - self._began < 2.0 else HINT_GAP_LATER
+        if ANNOUNCES.search(said[-ANNOUNCEMENT:]) and now - self._announced_at >= gap:
+            self._announced_at = now
+            gap = ANNOUNCED_GAP
+        if self._asking is not None:
+            # The answer may be from before; the next question need not wait its turn.
+            self._hinted = gap if self._hinted is None else min(self._hinted, gap)
         if self._timer is not None and self._timer.active():
             wait = max(0.0, self._asked_at + gap - now)
             if self._timer.getTime() > now + wait:
@@ -206,7 +219,11 @@ class Readiness:
             self._again(self.clock.seconds())
 
     def _again(self, now: float) -> None:
-        self._timer = self.clock.callLater(pause_after(now - self._began), self._question)
+        pause = pause_after(now - self._began)
+        if self._hinted is not None:
+            pause = min(pause, max(0.0, self._asked_at + self._hinted - now))
+            self._hinted = None
+        self._timer = self.clock.callLater(pause, self._question)
 
     def _note_missing(self, status: int, now: float) -> None:
         """A health path that does not exist looks like a slow load; say so while there is time to mend it."""

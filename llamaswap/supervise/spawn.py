@@ -10,10 +10,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
@@ -24,6 +24,9 @@ from llamaswap.supervise import procfs, sessionleader
 from llamaswap.supervise.adopt import Adopted, descriptors
 from llamaswap.supervise.procfs import MARK
 
+CENSUS = 0.1  # seconds from readiness to the look for who belongs to a server: who waited for it is served first
+AFTERMATH = 0.5  # seconds after which a swap is over, and there is time to look whether anything was left
+LOOKS = 20  # such looks at what does not die, before it is given up
 LINGER = 0.25  # seconds an output pipe may outlive the last process of a stop; somebody we cannot see holds it
 SPARE_DELAY = 1.0  # seconds before the next spare leader is started: not while the model of this one begins to load
 WINDOW = 0.05  # seconds over which output is measured
@@ -38,6 +41,7 @@ class Kernel(Protocol):
     """What we ask of the operating system about processes and ports; `procfs` is the real one."""
 
     def stat(self, pid: int) -> procfs.Stat | None: ...
+    def descendants(self, pid: int) -> list[procfs.Stat] | None: ...
     def members(self, leader: int, start: int, mark: str) -> list[procfs.Stat]: ...
     def signal_group(self, group: int, number: int) -> bool: ...
     def signal_one(self, pid: int, number: int) -> bool: ...
@@ -78,6 +82,11 @@ class Child(ProcessProtocol):
         self.start = 0
         self.birth: Birth | None = None
         self.closed = False
+        self.doubtful = False
+        self.looks = 0
+        self._counted = False
+        self._strays: dict[int, int] = {}
+        self._census: IDelayedCall | None = None
         self._clock = clock
         self._kernel = kernel
         self._output: Callable[[bytes], None] = _NOTHING
@@ -109,6 +118,7 @@ class Child(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         self.status = exit_status(reason)
+        self._cancel_census()
         self._listen_again()
         if self._on_exit is not None:
             self._on_exit(self.status)
@@ -139,19 +149,47 @@ class Child(ProcessProtocol):
 
     def signal(self, number: int) -> None:
         """Signal the whole group; a leader too young to lead one gets it alone."""
-        if self.status is None and not self._kernel.signal_group(self.pid, number):
+        if self.status is not None:
+            return
+        if self._counted:
+            # Once it is dead nobody knows any more whose parent it was.
+            family = self._kernel.descendants(self.pid)
+            self._counted = family is not None
+            self._note(family or ())
+        if not self._kernel.signal_group(self.pid, number):
             self._kernel.signal_one(self.pid, number)
 
     def remaining(self) -> list[procfs.Stat]:
         """Its living processes: the group's, the session's, and those that carry its mark."""
         return self._kernel.members(self.pid, self.start, self.mark)
 
+    def family(self) -> Iterator[int]:
+        """The pids of the same, the likeliest first: only who goes on asking has every process there is looked at."""
+        told = {self.pid}
+        yield self.pid
+        for look in (lambda: self._kernel.descendants(self.pid), self.remaining):
+            for one in look() or ():
+                if one.pid not in told:
+                    told.add(one.pid)
+                    yield one.pid
+
+    def settle(self) -> None:
+        """It is ready and will stay for a while: see soon who belongs to it."""
+        if self.start and self.status is None and self._census is None:
+            self._census = self._clock.callLater(CENSUS, self._count)
+
     def emptied(self) -> bool:
-        """Whether the leader and everything it left are gone."""
+        """Whether the leader and everything it left are gone.
+
+        To ask every process of the machine takes 15 us each, on the way of those who wait for the next model. So where
+        it is known who belonged to the child these alone are asked, and the answer is `doubtful`: whoever left its
+        session since it was counted, and its parents, is found by a later look.
+        """
         if self.status is None:
             return False
         if self.start:
-            return not self.remaining()
+            self.doubtful = self._counted and not self._kernel.signal_group(self.pid, 0) and not self._any_stray()
+            return self.doubtful or not self.remaining()
         return not self._kernel.signal_group(self.pid, 0)
 
     def signal_remaining(self, number: int) -> None:
@@ -161,6 +199,24 @@ class Child(ProcessProtocol):
                 self._kernel.signal_one(one.pid, number)
         else:
             self._kernel.signal_group(self.pid, number)
+
+    def _count(self) -> None:
+        self._census = None
+        self._counted = True
+        self._note(self.remaining())
+
+    def _note(self, family: Iterable[procfs.Stat]) -> None:
+        """Remember those that are not in the child's group: the kernel knows the others."""
+        self._strays.update({one.pid: one.start for one in family if one.group != self.pid})
+
+    def _any_stray(self) -> bool:
+        found = ((self._kernel.stat(pid), start) for pid, start in self._strays.items())
+        return any(one is not None and one.start == start and not one.dead for one, start in found)
+
+    def _cancel_census(self) -> None:
+        census, self._census = self._census, None
+        if census is not None:
+            census.cancel()
 
     def release_pipes(self) -> None:
         """Stop waiting for the end of its output soon: whoever still holds the pipe is out of our sight."""
@@ -178,8 +234,19 @@ class Child(ProcessProtocol):
 
     def instruct(self, instruction: bytes) -> None:
         """What its leader shall become."""
-        self._pipes.write(instruction)
+        self._pipes.write(self._written_at_once(instruction))
         self._pipes.closeStdin()
+
+    def _written_at_once(self, instruction: bytes) -> bytes:
+        """Write what fits into the pipe, which is usually all of it; returns the rest. The transport would begin on
+        the reactor's next turn, a millisecond later."""
+        descriptor = descriptors(self._pipes).get(0)
+        if descriptor is None:
+            return instruction
+        try:
+            return instruction[os.write(descriptor, instruction) :]
+        except OSError:
+            return instruction  # full, or broken: the transport knows what to do
 
     def dismiss(self) -> None:
         """A spare that is not needed: the end of its stdin is its end."""
@@ -244,6 +311,8 @@ class Launcher:
     _warming: IDelayedCall | None = None
     _born: int = 0
     _closed: bool = False
+    _doubtful: list[Child] = Factory(list)
+    _aftermath: IDelayedCall | None = None
 
     def find(self, name: str) -> str | None:
         """The file a command's first word means: looked up in the proxy's PATH, whatever the model's env says."""
@@ -285,11 +354,43 @@ class Launcher:
         return child
 
     def gone(self, child: Child) -> None:
-        """Nothing is left of the child; who watches over it may forget it."""
-        if child.birth is not None:
-            birth, child.birth = child.birth, None
+        """Nothing is left of the child; who watches over it may forget it, at once or after a second look."""
+        if child.birth is None:
+            return
+        if not child.doubtful:
+            self._forget(child)
+            return
+        self._doubtful.append(child)
+        if self._aftermath is None:
+            self._aftermath = self.clock.callLater(AFTERMATH, self._look_again)
+
+    def _forget(self, child: Child) -> None:
+        birth, child.birth = child.birth, None
+        if birth is not None:
             for watcher in self.watchers:
                 watcher.gone(birth)
+
+    def _look_again(self) -> None:
+        """Now that nobody waits: is really nothing left of those that were taken for gone?"""
+        self._aftermath = None
+        doubtful, self._doubtful = self._doubtful, []
+        for child in doubtful:
+            left = child.remaining()
+            child.looks += 1
+            if not left or child.looks > LOOKS:
+                self._forget(child)
+                continue
+            model = child.birth.model if child.birth is not None else ""
+            _log.warn(
+                "{model}: processes {left} left its session and outlived it; they are killed",
+                model=model,
+                left=[one.pid for one in left],
+            )
+            for one in left:
+                self.kernel.signal_one(one.pid, signal.SIGKILL)
+            self._doubtful.append(child)
+        if self._doubtful and not self._closed:
+            self._aftermath = self.clock.callLater(AFTERMATH, self._look_again)
 
     def warm(self, delay: float = 0.0) -> None:
         """Have a leader waiting, after `delay` seconds at the latest."""
@@ -310,6 +411,9 @@ class Launcher:
     def close(self) -> None:
         """No spare is kept any more. Running children are their supervisors' affair."""
         self._closed = True
+        if self._aftermath is not None:
+            self._aftermath.cancel()
+            self._look_again()
         if self._warming is not None:
             self._warming.cancel()
             self._warming = None

@@ -247,6 +247,7 @@ class Supervisor:
             self._machine.adopted()
             self._started_at, self._ready_at = served.started_at, served.ready_at
         child.watch()
+        child.settle()
         return current
 
     def status(self) -> Status:
@@ -490,6 +491,7 @@ class Supervisor:
     def _passed(self, child: Child) -> None:
         if child is self._child:
             self._machine.probe_passed()
+            child.settle()
 
     def _timed_out(self, cause: str) -> None:
         self._last_error = cause
@@ -504,8 +506,8 @@ class Supervisor:
         listeners = kernel.listening(endpoint.port)
         if not listeners:
             return Verdict(Whose.UNKNOWN)
-        for one in child.remaining():
-            held = kernel.sockets(one.pid)
+        for pid in child.family():
+            held = kernel.sockets(pid)
             if held is None:
                 return Verdict(Whose.UNKNOWN)
             if held & listeners:
@@ -533,7 +535,7 @@ class Supervisor:
     def _heard(self, data: bytes) -> None:
         self._tail = (self._tail + data)[-TAIL_BYTES:]
         if self._readiness is not None:
-            self._readiness.hint()
+            self._readiness.hint(data)
         self.log(data)
 
     def _child_exited(self, child: Child, status: int) -> None:

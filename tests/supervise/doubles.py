@@ -46,6 +46,7 @@ class Process:
     status: int = 0
     ended: bool = False
     pipes: dict = field(factory=dict)
+    parent: int = 1
 
     # -- what a transport can --
 
@@ -160,7 +161,7 @@ class World:
     # -- Kernel --
 
     def _stat(self, one):
-        return Stat(one.pid, one.name, "S" if one.alive else "Z", 1, one.group, one.group, one.start)
+        return Stat(one.pid, one.name, "S" if one.alive else "Z", one.parent, one.group, one.group, one.start)
 
     def stat(self, pid):
         return next((self._stat(one) for one in self.processes if one.pid == pid and one.alive), None)
@@ -169,7 +170,13 @@ class World:
         living = [one for one in self.processes if one.alive and one.start >= start]
         return [self._stat(one) for one in living if one.group == leader or (mark and one.mark == mark)]
 
+    def descendants(self, pid):
+        children = [one for one in self.processes if one.alive and one.parent == pid]
+        return [self._stat(one) for one in children] + [two for one in children for two in self.descendants(one.pid)]
+
     def signal_group(self, group, number):
+        if number == 0:
+            return any(one.alive and one.group == group for one in self.processes)
         return bool([one.hear(number) for one in list(self.processes) if one.alive and one.group == group])
 
     def signal_one(self, pid, number):

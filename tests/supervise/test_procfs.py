@@ -38,6 +38,23 @@ class ProcessTests(SynchronousTestCase):
         self.assertIn(child.pid, [one.pid for one in procfs.members(child.pid, leader.start, "no-such-mark")])
         self.assertEqual(procfs.members(child.pid, leader.start - 1, "no-such-mark"), [])
 
+    def test_descendants_are_found_through_their_living_parents(self):
+        code = (
+            "import subprocess, sys\n"
+            "inner = subprocess.Popen([sys.executable, '-I', '-S', '-c', 'import sys; sys.stdin.read()'])\n"
+            "print(inner.pid, flush=True)\n"
+            "inner.wait()\n"
+        )
+        child = subprocess.Popen([sys.executable, "-I", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(child.communicate)
+        inner = int(child.stdout.readline())
+        found = procfs.descendants(child.pid)
+        if found is None:
+            self.skipTest("a kernel that does not tell of children")
+        self.assertEqual([one.pid for one in found], [inner])
+        self.assertEqual([one.parent for one in found], [child.pid])
+        self.assertEqual(procfs.descendants(2**22 + 1), [])
+
     def test_who_listens_is_known_by_the_sockets_it_holds(self):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))

@@ -65,6 +65,29 @@ class RhythmTests(SynchronousTestCase):
         asking.clock.advance(0.05)
         self.assertGreaterEqual(len(asking.asked.questions) - before, 2)
 
+    def test_a_line_that_announces_the_server_prompts_a_question_at_once(self):
+        asking = Asking(503)
+        asking.wait(0.1)
+        before = len(asking.asked.questions)
+        asking.clock.advance(0.002)
+        asking.readiness.hint(b"INFO: Application startup complete.\n")
+        asking.clock.advance(0)
+        self.assertEqual(len(asking.asked.questions) - before, 1)
+        for _ in range(20):  # not for each of a flood of them
+            asking.readiness.hint(b"already listening")
+            asking.clock.advance(0.0001)
+        self.assertLessEqual(len(asking.asked.questions) - before, 2)
+
+    def test_what_is_said_while_a_question_is_open_prompts_the_next_one(self):
+        asking = Asking(None)
+        asking.wait(0.3)
+        [pending] = asking.asked.pending
+        asking.readiness.hint(b"server is listening")
+        asking.asked.answer = 200
+        pending.callback(503)
+        asking.clock.advance(0)
+        self.assertEqual(len(asking.asked.questions), 2)
+
     def test_the_limit_of_a_question_grows_with_its_timeouts_to_five_seconds(self):
         asking = Asking(TimeoutError("slow"))
         asking.wait(1.0)

@@ -7,7 +7,17 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.supervise.spawn import SPARE_DELAY, WINDOW, WINDOW_BYTES, Launcher, exit_status, say_status
+from llamaswap.supervise.spawn import (
+    AFTERMATH,
+    CENSUS,
+    LOOKS,
+    SPARE_DELAY,
+    WINDOW,
+    WINDOW_BYTES,
+    Launcher,
+    exit_status,
+    say_status,
+)
 from tests.supervise.doubles import KILL, TERM, World, look
 
 
@@ -99,6 +109,66 @@ class ChildTests(SynchronousTestCase):
         child.signal(TERM)
         self.assertEqual(world.commands()[0].signals, [TERM])
 
+    def test_a_leader_that_was_counted_and_was_alone_is_gone_without_a_look_at_everybody(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [], model="kiwi")
+        child.settle()
+        child.settle()
+        world.clock.advance(CENSUS)
+        child.signal(TERM)
+        world.clock.advance(0)
+        world.members = lambda *birth: self.fail("somebody waits")
+        self.assertTrue(child.emptied())
+        self.assertTrue(child.doubtful)
+
+    def test_what_was_never_counted_is_looked_for_among_all(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        child.settle()
+        stray = world.new(mark=child.mark)
+        world.commands()[0].die(0)
+        self.assertFalse(child.emptied())
+        stray.die()
+        self.assertTrue(child.emptied())
+        self.assertFalse(child.doubtful)
+        self.assertEqual([call for call in world.clock.getDelayedCalls() if call.func == child._count], [])
+
+    def test_a_stray_that_was_counted_or_is_a_descendant_is_waited_for(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        daemon = world.new(mark=child.mark)
+        child.settle()
+        world.clock.advance(CENSUS)
+        worker = world.new(mark="", parent=child.pid)
+        child.signal(TERM)
+        world.clock.advance(0)
+        worker.mark = child.mark  # so that a look at everybody sees it too
+        for stray in (daemon, worker):
+            self.assertFalse(child.emptied())
+            stray.die()
+        self.assertTrue(child.emptied())
+
+    def test_where_the_kernel_tells_of_no_children_everybody_is_looked_at(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        child.settle()
+        world.clock.advance(CENSUS)
+        world.descendants = lambda pid: None
+        child.signal(TERM)
+        world.clock.advance(0)
+        self.assertTrue(child.emptied())
+        self.assertFalse(child.doubtful)
+
+    def test_the_family_is_told_the_likeliest_first_and_each_once(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        worker = world.new(mark=child.mark, parent=child.pid)
+        other = world.new(mark=child.mark)
+        self.assertEqual(list(child.family()), [child.pid, worker.pid, other.pid])
+        world.members = lambda *birth: self.fail("not asked for")
+        asked = child.family()
+        self.assertEqual([next(asked), next(asked)], [child.pid, worker.pid])
+
     def test_a_reaped_leader_is_never_signalled(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
@@ -112,3 +182,66 @@ class ChildTests(SynchronousTestCase):
         self.assertEqual(exit_status(Failure(ProcessTerminated(7, None, 0))), 7)
         self.assertEqual(exit_status(Failure(ProcessTerminated(None, signal.SIGSEGV, 0))), -11)
         self.assertEqual([say_status(one) for one in (7, -9, -200)], ["exit status 7", "signal SIGKILL", "signal 200"])
+
+
+class Book:
+    """A watcher that writes down who is gone."""
+
+    def __init__(self):
+        self.left = []
+
+    def started(self, birth):
+        pass
+
+    def gone(self, birth):
+        self.left.append(birth.model)
+
+
+class AftermathTests(SynchronousTestCase):
+    def gone(self):
+        world, launcher = make()
+        book = Book()
+        launcher.watchers = (book,)
+        child = launcher.launch("/bin/a", ["a"], [], model="kiwi")
+        child.settle()
+        world.clock.advance(CENSUS)
+        child.signal(TERM)
+        world.clock.advance(0)
+        self.assertTrue(child.emptied())
+        return world, launcher, child, book
+
+    def test_a_doubtful_child_is_forgotten_after_a_second_look(self):
+        world, launcher, child, book = self.gone()
+        launcher.gone(child)
+        self.assertEqual(book.left, [])
+        world.clock.advance(AFTERMATH)
+        self.assertEqual(book.left, ["kiwi"])
+        launcher.gone(child)
+        launcher.close()
+        self.assertEqual((book.left, world.clock.getDelayedCalls()), (["kiwi"], []))
+
+    def test_what_escaped_unseen_is_killed_then(self):
+        world, launcher, child, book = self.gone()
+        stray = world.new(mark=child.mark)
+        launcher.gone(child)
+        world.clock.advance(AFTERMATH)
+        self.assertEqual((stray.signals, book.left), ([KILL], []))
+        world.clock.advance(AFTERMATH)
+        self.assertEqual(book.left, ["kiwi"])
+
+    def test_what_cannot_be_killed_is_given_up_one_day(self):
+        world, launcher, child, book = self.gone()
+        world.new(mark=child.mark, kill_after=None)
+        launcher.gone(child)
+        for _ in range(LOOKS + 1):
+            world.clock.advance(AFTERMATH)
+        self.assertEqual(book.left, ["kiwi"])
+
+    def test_the_end_does_not_wait_for_the_second_look(self):
+        world, launcher, child, _ = self.gone()
+        stray = world.new(mark=child.mark)
+        launcher.gone(child)
+        launcher.close()
+        self.assertEqual(stray.signals, [KILL])
+        world.clock.advance(0)
+        self.assertFalse(stray.alive)
