@@ -86,6 +86,26 @@ class Works(harness.RealCase):
         harness.say(self.url, "parrot")
         page.locator(".log .ln").first.wait_for()
 
+    def test_a_request_leads_to_its_log_lines_and_a_line_has_an_address(self) -> None:
+        harness.unload(self.url)
+        before = harness.newest(self.url)
+        harness.say(self.url, "poet")
+        number = harness.until(lambda: harness.newest(self.url) > before and harness.newest(self.url))
+        page = self.page(f"requests?open={number}")
+        page.get_by_role("link", name="Logs of that time").click()
+        page.locator(".log .ln.within", has_text="poet").first.wait_for()
+        line = page.locator(".log .ln.within").last
+        text = line.inner_text()
+        line.click()
+        page.locator(".log .ln.picked").wait_for()
+        self.assertIn("line=", page.url)
+        page.reload()
+        self.assertEqual(page.locator(".log .ln.picked").inner_text(), text)
+        page.get_by_role("button", name="Leave this line").click()
+        self.gone(page.locator(".log .ln.picked"))
+        self.assertNotIn("line=", page.url)
+        self.assertEqual(page.faults, [])
+
     def type_into_the_configuration(self, page: Any, text: str) -> None:
         """Add a line at the end, as by typing, and see it there."""
         page.locator(".cm-content").focus()

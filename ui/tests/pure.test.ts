@@ -6,6 +6,7 @@ import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
 import { bytes, clock, count, duration, rate, time } from "../src/lib/format";
 import { folded, lineDiff } from "../src/lib/linediff";
 import { insertUnder } from "../src/lib/insert";
+import { TimedText, findLine, lineHash, timeOf } from "../src/lib/logtimes";
 import { Lines, ansi, level, matcher, plain } from "../src/lib/loglines";
 import { type Schema, keysAt, pathAt, valuesAt } from "../src/lib/schema";
 import { type Version, undoable } from "../src/lib/undoable";
@@ -161,4 +162,27 @@ test("only the last save can be undone, by the version before it", () => {
   assert.equal(undoable([version("2", "saved", true), version("1", "found")])?.id, "1");
   assert.equal(undoable([version("3", "restored", true), version("2", "saved")]), null);
   assert.equal(undoable([version("2", "saved"), version("1", "found")]), null);
+});
+
+test("lines keep the times they were written at, also for a tab that comes later", () => {
+  const log = new TimedText(1000);
+  log.addHistory("old\na\nb\n", [[1, 5000]]);
+  log.add("c\nd", 9000);
+  log.add("d\n", 9500);
+  assert.equal(log.text(), "old\na\nb\nc\ndd\n");
+  const marks = log.times();
+  assert.deepEqual(marks, [[0, 0], [1, 5000], [3, 9000]]);
+  assert.deepEqual([0, 1, 2, 3, 4].map((line) => timeOf(line, marks)), [0, 5000, 5000, 9000, 9000]);
+  for (let i = 0; i < 500; i++) log.add(`line ${i}\n`, 10_000 + i * 1000);
+  assert.ok(log.text().length <= 1500);
+  assert.ok(log.text().endsWith("line 499\n"));
+});
+
+test("an address of a line finds it by its text and time, a request its first line", () => {
+  const lines = [{ text: "x", at: 0 }, { text: "same", at: 1000 }, { text: "y", at: 2000 }, { text: "same", at: 3000 }];
+  assert.equal(findLine(lines, 2900, lineHash("same")), 3);
+  assert.equal(findLine(lines, 900, lineHash("same")), 1);
+  assert.equal(findLine(lines, 1500, ""), 2);
+  assert.equal(findLine(lines, 4000, ""), -1);
+  assert.equal(findLine(lines, 4000, lineHash("gone")), -1);
 });

@@ -6,6 +6,7 @@ import { clockTime, count, duration, plural, rate, time } from "./format";
 import { Icon } from "./icons";
 import { Answer, type Turn, requestTurns, responseAnswer } from "./convo";
 import { go, href, prefix } from "./router";
+import { localModels } from "./state";
 import { CopyButton, Dialog, Facts, IconButton, Problem, Segmented, Spinner, StatusCode, copyText, saveFile, useLoad } from "./widgets";
 import type { ActivityPage, ActivityRow, Capture } from "./types";
 
@@ -234,6 +235,13 @@ function Comparison({ first, second }: { first: number; second: Capture }) {
   );
 }
 
+/** The log lines from a request's beginning to its end: its model's, and ours. */
+function logsOf(row: ActivityRow): string {
+  const end = time(row.timestamp);
+  const own = localModels.peek().some((model) => model.id === row.model);
+  return href("logs", { src: own ? `${row.model}|proxy` : "proxy", at: Math.floor(end - row.duration_ms), to: Math.ceil(end) });
+}
+
 export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?: () => void; next?: () => void; onClose: () => void }) {
   const fetched = useLoad(
     () =>
@@ -279,6 +287,11 @@ export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?:
               ...Object.entries(row.metadata ?? {}).map(([name, value]): [string, string] => [name, value]),
             ]}
           />
+          <div class="row end">
+            <a class="btn small" href={logsOf(row)}>
+              <Icon name="logs" size={13} /> Logs of that time
+            </a>
+          </div>
           {row.has_capture ? <CaptureView id={row.id} key={row.id} /> : <p class="muted">This request was not captured, or its capture has made room for newer ones.</p>}
         </>
       )}

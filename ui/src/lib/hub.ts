@@ -1,5 +1,6 @@
 // The one connection to the server's event stream. It runs in a SharedWorker, so that ten tabs cost one
 // connection out of the browser's six; without SharedWorker each visible tab runs its own.
+import { type Mark, TimedText } from "./logtimes";
 import { SseParser } from "./sse";
 
 export type LinkState = "connecting" | "open" | "down" | "auth";
@@ -57,7 +58,7 @@ export class Hub {
   // What a tab that joins later must be told.
   private latest = new Map<string, HubEvent>();
   private running = new Map<string, Entry>();
-  private logs = new Map<string, string>();
+  private logs = new Map<string, TimedText>();
   private freshLogs = new Set<string>();
 
   join(post: (message: FromHub) => void): number {
@@ -116,7 +117,8 @@ export class Hub {
   private logSnapshot(topics: string[]): HubEvent[] {
     return topics.map((topic) => {
       const source = topic.slice(5);
-      return { type: "logData", data: { source, data: this.logs.get(source) ?? "", reset: true } };
+      const log = this.logs.get(source);
+      return { type: "logData", data: { source, data: log?.text() ?? "", times: log?.times() ?? [], reset: true } };
     });
   }
 
@@ -194,12 +196,13 @@ export class Hub {
     }
     if (event.type === "inflight") this.remember(event.data as { operation: string; requests?: Entry[]; request?: Entry; id?: string });
     else if (event.type === "logData") {
-      const log = event.data as { source: string; data: string; reset?: boolean };
+      const log = event.data as { source: string; data: string; reset?: boolean; times?: Mark[] };
       if (!this.open.includes(`logs:${log.source}`)) return;
       if (this.freshLogs.delete(log.source)) log.reset = true;
-      if (log.reset) this.logs.set(log.source, "");
-      let kept = (this.logs.get(log.source) ?? "") + log.data;
-      if (kept.length > LOG_KEPT * 1.5) kept = kept.slice(kept.indexOf("\n", kept.length - LOG_KEPT) + 1);
+      const known = this.logs.get(log.source);
+      const kept = known && !log.reset ? known : new TimedText(LOG_KEPT);
+      if (log.reset) kept.addHistory(log.data, log.times);
+      else kept.add(log.data, Date.now());
       this.logs.set(log.source, kept);
     } else if (["modelStatus", "uiConfig", "profileChanged"].includes(event.type)) this.latest.set(event.type, event);
     this.pending.push(event);

@@ -2,11 +2,12 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { count } from "./format";
+import { type Mark, findLine, lineHash, timeOf } from "./logtimes";
 import { type Level, LEVELS, Lines, ansi, level, matcher, plain } from "./loglines";
 import { on, subscribe } from "./link";
 import { pref } from "./prefs";
 import { Icon } from "./icons";
-import { IconButton, copyText, saveFile } from "./widgets";
+import { CopyButton, IconButton, copyText, saveFile } from "./widgets";
 
 const KEPT = 5000;
 
@@ -23,7 +24,24 @@ const stamps = pref<boolean>("log.stamps", false);
 const fontSize = pref<number>("log.font", 12);
 const floor = pref<Level>("log.level", "debug");
 
-export function LogView(props: { sources: string[]; title?: string; compact?: boolean; initial?: string; onFilter?: (text: string) => void }) {
+/** A place in the logs: a time, until when (of a request), and the hash of a line (of a link to it). */
+export interface Place {
+  at: number;
+  to: number;
+  line: string;
+}
+
+interface Props {
+  sources: string[];
+  title?: string;
+  compact?: boolean;
+  initial?: string;
+  onFilter?: (text: string) => void;
+  place?: Place | null;
+  onPick?: (place: Place | null) => void;
+}
+
+export function LogView(props: Props) {
   const pane = useRef<HTMLDivElement>(null);
   const store = useRef({ lines: [] as Line[], held: [] as Line[], parts: new Map<string, Lines>(), drop: 0 });
   const include = useSignal(props.initial ?? "");
@@ -35,6 +53,9 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
   const total = useSignal(0);
   const hits = useSignal(0);
   const hit = useSignal(-1);
+  const picked = useSignal<Line | null>(null);
+  const sought = useRef<Place | null>(props.place ?? null);
+  const reach = useSignal("");
   const many = props.sources.length > 1;
   const key = props.sources.join("\n");
 
@@ -50,10 +71,12 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
   const rowOf = (line: Line): HTMLDivElement => {
     const row = document.createElement("div");
     row.className = `ln l-${line.level}`;
+    const span = props.place;
+    if (span?.to && line.at >= span.at - 1000 && line.at <= span.to + 1000) row.classList.add("within");
     if (line.at) row.dataset.at = new Date(line.at).toLocaleTimeString("en-GB");
     if (many) {
       const prefix = document.createElement("span");
-      prefix.className = `src c${(hash(line.source) % 6) + 1}`;
+      prefix.className = `src c${(parseInt(lineHash(line.source), 36) % 6) + 1}`;
       prefix.textContent = `${line.source} `;
       row.append(prefix);
     }
@@ -99,6 +122,28 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
     else away.value = true;
   };
 
+  const mark = (line: Line | null): void => {
+    for (const row of pane.current?.querySelectorAll(".picked") ?? []) row.classList.remove("picked");
+    picked.value = line;
+    line?.row?.classList.add("picked");
+  };
+
+  // The place of the address, as soon as the lines are here. It is sought again when they are sent anew.
+  const seek = (): void => {
+    const place = sought.current;
+    if (!place) return;
+    const { lines } = store.current;
+    const found = lines[findLine(lines, place.to ? place.at - 1000 : place.at, place.line)];
+    const first = lines.find((line) => line.at)?.at ?? 0;
+    const day = new Date(place.at).toLocaleTimeString("en-GB");
+    if (!found) reach.value = lines.length ? `The log has nothing ${place.line ? "of" : "since"} ${day} any more` : "";
+    else reach.value = !place.line && first > place.at ? `The log does not reach back to ${day}` : "";
+    if (!found?.row) return;
+    if (place.line) mark(found);
+    found.row.scrollIntoView({ block: "center" });
+    away.value = !atTail();
+  };
+
   const redraw = (): void => {
     const box = pane.current;
     if (!box) return;
@@ -109,6 +154,8 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
     }
     box.replaceChildren(part);
     toTail();
+    mark(picked.peek());
+    seek();
   };
 
   useEffect(() => {
@@ -118,7 +165,7 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
     pane.current?.replaceChildren();
     const stops = props.sources.map((source) => subscribe(`logs:${source}`));
     stops.push(
-      on<{ source: string; data: string; reset?: boolean }>("logData", (log) => {
+      on<{ source: string; data: string; reset?: boolean; times?: Mark[] }>("logData", (log) => {
         if (!props.sources.includes(log.source)) return;
         const lines = store.current.parts.get(log.source) ?? new Lines();
         store.current.parts.set(log.source, lines);
@@ -129,12 +176,17 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
             return line.source !== log.source;
           });
         }
-        const at = log.reset ? 0 : Date.now();
-        const fresh = lines.feed(log.data).map((text) => ({ source: log.source, text, at, level: level(text), row: null }));
+        const now = Date.now();
+        const fresh = lines.feed(log.data).map((text, i) => ({ source: log.source, text, at: log.reset ? timeOf(i, log.times ?? []) : now, level: level(text), row: null }));
         if (paused.peek()) {
           store.current.held = [...store.current.held, ...fresh].slice(-KEPT);
           held.value = store.current.held.length;
         } else append(fresh);
+        if (!log.reset) return;
+        // Several histories become one, as far as their times are known.
+        if (many) store.current.lines.sort((a, b) => a.at - b.at);
+        if (many) redraw();
+        else seek();
       }),
     );
     return () => stops.forEach((stop) => stop());
@@ -164,6 +216,10 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
     const row = all[hit.value] as HTMLElement;
     row.classList.add("hit");
     row.scrollIntoView({ block: "center" });
+    if (props.onPick) {
+      mark(null);
+      choose(store.current.lines.find((line) => line.row === row) ?? null);
+    }
     paint(all, search.peek().toLowerCase());
   };
   const resume = (): void => {
@@ -172,6 +228,17 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
     store.current.held = [];
     held.value = 0;
     append(waiting);
+  };
+  const pick = (event: MouseEvent): void => {
+    const row = (event.target as Element).closest<HTMLElement>(".ln");
+    if (!row || !props.onPick || getSelection()?.toString()) return;
+    choose(store.current.lines.find((line) => line.row === row) ?? null);
+  };
+  const choose = (line: Line | null): void => {
+    sought.current = null;
+    mark(line === picked.peek() ? null : line);
+    const now = picked.peek();
+    props.onPick?.(now ? { at: now.at, to: 0, line: lineHash(now.text) } : null);
   };
   const text = (): string => store.current.lines.filter((line) => line.row).map((line) => plain(line.text)).join("\n");
   const valid = matcher(include.value) !== null && matcher(exclude.value) !== null;
@@ -271,10 +338,21 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
           role="log"
           aria-live="off"
           aria-label={props.title ?? `Log of ${props.sources.join(", ")}`}
+          onClick={pick}
+          onWheel={() => (sought.current = null)}
+          onTouchMove={() => (sought.current = null)}
+          onKeyDown={() => (sought.current = null)}
           onScroll={() => {
             if (atTail()) away.value = false;
           }}
         />
+        {(reach.value || picked.value) && (
+          <div class="log-note" role="status">
+            {picked.value ? `Line of ${picked.value.at ? new Date(picked.value.at).toLocaleTimeString("en-GB") : "an unknown time"}` : reach.value}
+            {picked.value && <CopyButton text={() => location.href} label="Copy a link to this line" />}
+            <IconButton icon="close" size={13} label={picked.value ? "Leave this line" : "Close"} onClick={() => (picked.value ? choose(picked.value) : (reach.value = ""))} />
+          </div>
+        )}
         {!total.value && <p class="log-empty muted">No lines yet</p>}
         {(away.value || paused.value) && (
           <button type="button" class="btn small primary tail" onClick={() => (paused.value ? resume() : undefined, toTail())}>
@@ -284,12 +362,6 @@ export function LogView(props: { sources: string[]; title?: string; compact?: bo
       </div>
     </div>
   );
-}
-
-function hash(text: string): number {
-  let sum = 0;
-  for (const char of text) sum = (sum * 31 + (char.codePointAt(0) ?? 0)) >>> 0;
-  return sum;
 }
 
 /** Marks matches without touching the document, where the browser can. */

@@ -11,6 +11,8 @@ export function Logs() {
     const next = !add ? [source] : has ? sources.filter((item) => item !== source) : [...sources, source];
     setQuery({ src: (next.length ? next : ["proxy"]).join("|") });
   };
+  const { query } = route.value;
+  const place = query.has("at") ? { at: Number(query.get("at")) || 0, to: Number(query.get("to")) || 0, line: query.get("line") ?? "" } : null;
   const item = (id: string, label: string, kind: string) => (
     <li key={id}>
       <input type="checkbox" aria-label={`Show ${label} together with the others`} checked={sources.includes(id)} onChange={() => toggle(id, true)} />
@@ -43,7 +45,7 @@ export function Logs() {
             {localModels.value.map((model) => item(model.id, model.id, stateKind(model.state)))}
           </ul>
         </nav>
-        <LogView key={sources.join("|")} sources={sources} initial={route.value.query.get("q") ?? ""} onFilter={(text) => setQuery({ q: text })} />
+        <LogView key={sources.join("|")} sources={sources} initial={route.value.query.get("q") ?? ""} onFilter={(text) => text !== (route.peek().query.get("q") ?? "") && setQuery({ q: text })} place={place} onPick={(line) => setQuery({ at: line?.at ?? null, to: null, line: line?.line ?? null })} />
       </div>
     </div>
   );
