@@ -299,6 +299,20 @@ class BadRequest(RequestError):
 
 
 @frozen
+class NoRoom(RequestError):
+    """The bodies of all requests under way together take what they may of `what`, memory or disk.
+
+    To be tried again when others are served. If it recurs: fewer large requests at once, or more memory, or more space
+    in the folder of temporary files (`TMPDIR`).
+    """
+
+    what: str
+
+    def __str__(self) -> str:
+        return f"no room for the request's body: with it, bodies under way would take too much of the {self.what}"
+
+
+@frozen
 class BodyTooLarge(RequestError):
     """The body is larger than we are willing to hold. `bound` is in bytes."""
 

@@ -64,6 +64,7 @@ from llamaswap.relay.exchange import RequestHead
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.relay import Relay
+from llamaswap.relay.room import Room, disk_room, memory_room
 from llamaswap.reload import Plan as ReloadPlan
 from llamaswap.reload import Reloader
 from llamaswap.router import Router
@@ -359,12 +360,15 @@ class LlamaSwap(MultiService):
             revisions(watch.changed),
         )
         site = make_site(self._admin(keys), clock=reactor, access=self.access)
+        disk = disk_room()
         self.front = FrontDoorFactory(
             self.inference.is_model_route,
             self.inference.serve,
             site,
             reactor,
-            largest=lambda head: largest_body(keys, head),
+            memory=memory_room(),
+            disk=disk,
+            largest=lambda head: largest_body(keys, head, disk),
             served=Accessed(self.access, reactor),
         )
 
@@ -774,16 +778,16 @@ def encrypted(config: Config) -> bool:
     return any(server is not None and server.scheme == "https" for server in servers)
 
 
-def largest_body(keys: Gate, head: RequestHead) -> int:
+def largest_body(keys: Gate, head: RequestHead, disk: Room) -> int:
     """How many bytes the body of a request beside the model routes may have. The site spools a body before it looks at
-    the key; so who shows none gets no room, and only servers' own pages get as much as they want."""
+    the key; so who shows none gets no room, and only servers' own pages get as much as there is."""
     if not head.path.startswith((b"/upstream/", b"/comfyui/")):
         return ADMIN_BODY
     try:
         keys.admit(head.first)
     except HttpError:
         return STRANGERS_BODY
-    return sys.maxsize
+    return disk.left
 
 
 def revisions(changed: Callable[[], bool]) -> Callable[[], int]:

@@ -14,14 +14,17 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
-from llamaswap.errors import BodyTooLarge, ClientGone
-from llamaswap.relay.bodies import PIECE, TURN
+from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
+from llamaswap.relay.bodies import FED, PIECE, TURN
 from llamaswap.relay.exchange import BodyConsumer, BodySource
+from llamaswap.relay.room import UNBOUNDED, Room
 
 SPOOL_THRESHOLD = 8 * 1024 * 1024
 AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits
 SMALL = 1024 * 1024  # up to here a body stays readable again even when asked to forget
 DISCARD = 1024 * 1024  # of a body nobody wants; beyond it the connection is closed instead
+HELD_TWICE = 2  # a body that is held whole and edited is there as it came and as it goes
+DISK_STEP = 4 * 1024 * 1024  # of the room on disk that is asked for at once
 
 
 def _nothing() -> None:
@@ -32,6 +35,7 @@ class ArrivingBody:
     """Fed by the door through `arrived`, `finished` and `lost`; `changed` is called when `wants` may differ.
 
     `length` is None for a chunked body, until its end. `continue_` is called when the first byte is asked for.
+    `memory` and `disk` are the rooms that all bodies share; readers are told NoRoom when they are full.
     """
 
     __slots__ = (
@@ -42,6 +46,8 @@ class ArrivingBody:
         "_closed",
         "_continue",
         "_discarded",
+        "_disk",
+        "_disk_taken",
         "_feed",
         "_file",
         "_folder",
@@ -50,6 +56,10 @@ class ArrivingBody:
         "_holder",
         "_length",
         "_lost",
+        "_memory",
+        "_memory_taken",
+        "_refusal",
+        "_spooled",
         "_threshold",
         "asked",
         "complete",
@@ -64,6 +74,8 @@ class ArrivingBody:
         continue_: Callable[[], None],
         threshold: int = SPOOL_THRESHOLD,
         folder: str | None = None,
+        memory: Room = UNBOUNDED,
+        disk: Room = UNBOUNDED,
     ) -> None:
         self.complete = length == 0
         self.asked = False
@@ -83,6 +95,12 @@ class ArrivingBody:
         self._feed: _Feed | None = None
         self._holder: Deferred[bytes] | None = None
         self._hold_limit = 0
+        self._memory = memory
+        self._memory_taken = 0
+        self._disk = disk
+        self._disk_taken = 0
+        self._spooled = 0  # bytes in the file
+        self._refusal: Exception | None = None
 
     # -- what readers call
 
@@ -98,10 +116,15 @@ class ArrivingBody:
 
     def hold(self, limit: int) -> Deferred[bytes]:
         """The whole body in memory."""
+        if self._refusal is not None:
+            return fail(self._refusal)
         if not self.replayable:
             raise RuntimeError("the body was let go")
-        if (self._length or 0) > limit or self._arrived > limit:
+        size = max(self._length or 0, self._arrived)
+        if size > limit:
             return fail(BodyTooLarge(limit))
+        if not self._take_memory(size * HELD_TWICE - self._memory_taken):
+            return fail(NoRoom(self._memory.name))
         if self.complete:
             return succeed(self._whole())
         if self._lost:
@@ -115,6 +138,9 @@ class ArrivingBody:
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed from the first byte; see BodySource."""
+        if self._refusal is not None:
+            consumer.body_refused(self._refusal)
+            return FED
         if not self.replayable:
             raise RuntimeError("the body was let go")
         if self._feed is not None:
@@ -137,6 +163,9 @@ class ArrivingBody:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+        self._disk.give_back(self._disk_taken)
+        self._disk_taken = 0
+        self._give_memory_back(self._memory_taken)
         self._changed()
         self._changed = self._continue = _nothing  # unties it from the door
 
@@ -163,8 +192,9 @@ class ArrivingBody:
         if self._forgetting and feed is not None and feed.direct:
             feed.consumer.body_data(data)
             return
-        self._keep(data)
-        if self._holder is not None and self._arrived > self._hold_limit:
+        if not self._keep(data):
+            self._refuse()
+        elif self._holder is not None and self._arrived > self._hold_limit:
             holder, self._holder = self._holder, None
             holder.errback(BodyTooLarge(self._hold_limit))
         elif feed is not None:
@@ -205,21 +235,80 @@ class ArrivingBody:
         self._holder = None
         self._changed()
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: bytes) -> bool:
+        """Keep some more; False where there is no room for it."""
         if self._file is None:
-            if self._arrived <= self._threshold or self._holder is not None or self._forgetting:
+            size = len(data)
+            if self._holder is not None:
+                # Where the length was announced all of it is taken already.
+                if self._memory_taken < self._arrived * HELD_TWICE and not self._take_memory(size * HELD_TWICE):
+                    return False
                 self._chunks.append(data)
-                return
-            # Writing goes to the page cache: no slower than the memory it saves. The file has no name.
+                return True
+            if (self._arrived <= self._threshold or self._forgetting) and self._take_memory(size):
+                self._chunks.append(data)
+                return True
+            if self._forgetting:
+                return False
+            return self._spool(data)
+        return self._write(data)
+
+    def _spool(self, data: bytes) -> bool:
+        """Go on in a file: what is here so far, and this."""
+        if self._disk.left < (self._length or 0):
+            return False
+        # Writing goes to the page cache: no slower than the memory it saves. The file has no name.
+        try:
             self._file = tempfile.TemporaryFile(prefix="llamaswap-body-", dir=self._folder)  # noqa: SIM115
-            for chunk in self._chunks:
-                self._file.write(chunk)
-            feed = self._feed
-            if feed is not None:
-                feed.at = sum(len(chunk) for chunk in self._chunks[: feed.at])
-            self._chunks = []
-        self._file.seek(0, 2)
-        self._file.write(data)
+        except OSError:
+            return False
+        chunks, self._chunks = self._chunks, []
+        feed = self._feed
+        if feed is not None:
+            feed.at = sum(len(chunk) for chunk in chunks[: feed.at])
+        self._give_memory_back(self._memory_taken)
+        return all(self._write(chunk) for chunk in (*chunks, data))
+
+    def _write(self, data: bytes) -> bool:
+        assert self._file is not None  # it is written to
+        size = self._spooled + len(data)
+        if size > self._disk_taken:
+            step = max(DISK_STEP, size - self._disk_taken)
+            if not self._disk.take(step):
+                return False
+            self._disk_taken += step
+        try:
+            self._file.seek(0, 2)
+            self._file.write(data)
+            self._file.flush()
+        except OSError:  # full after all
+            return False
+        self._spooled = size
+        return True
+
+    def _take_memory(self, count: int) -> bool:
+        if count > 0:
+            if not self._memory.take(count):
+                return False
+            self._memory_taken += count
+        return True
+
+    def _give_memory_back(self, count: int) -> None:
+        count = min(count, self._memory_taken)
+        self._memory.give_back(count)
+        self._memory_taken -= count
+
+    def _refuse(self) -> None:
+        """There is no room for what came: its reader is told, the rest is for nobody."""
+        error = self._refusal = NoRoom((self._memory if self._file is None and self._holder else self._disk).name)
+        holder, self._holder = self._holder, None
+        feed, self._feed = self._feed, None
+        if holder is not None:
+            holder.errback(error)
+        if feed is not None:
+            feed.stopped = True
+            feed.consumer.body_refused(error)
+        self.close()
 
     def _whole(self) -> bytes:
         if self._file is not None:
@@ -240,6 +329,7 @@ class ArrivingBody:
             data = self._chunks[feed.at]
             if self._forgetting:
                 self._chunks[feed.at] = b""
+                self._give_memory_back(len(data))
             feed.at += 1
             if data:
                 return data

@@ -61,6 +61,9 @@ class BodyConsumer(Protocol):
     def body_lost(self) -> None:
         """The client left before the end."""
 
+    def body_refused(self, error: Exception) -> None:
+        """The client is there, but the rest of the body cannot be taken."""
+
 
 class BodySource(Protocol):
     """A request body: still arriving, held in memory or spooled; readable again while `replayable`."""

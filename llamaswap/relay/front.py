@@ -46,6 +46,7 @@ from llamaswap.relay.framing import (
     write_head,
 )
 from llamaswap.relay.response import ResponseFramer, status_line
+from llamaswap.relay.room import UNBOUNDED, Room
 from llamaswap.relay.sending import unsent, write_through
 from llamaswap.relay.tunnel import ClientPipe
 from llamaswap.wire.fields import peer_host
@@ -164,6 +165,8 @@ class _ModelTurn(_Turn):
                 continue_=self._continue,
                 threshold=factory.spool_threshold,
                 folder=factory.spool_folder,
+                memory=factory.memory,
+                disk=factory.disk,
             )
         self.exchange: Exchange | None = Exchange(head, body, self, door.peer, factory.clock.seconds(), door.secure)
 
@@ -203,6 +206,7 @@ class _ModelTurn(_Turn):
             self.exchange.client_left()
         if self.arriving is not None:
             self.arriving.lost()
+            self.arriving.close()
         return not started
 
     def over(self, result: object) -> None:
@@ -780,7 +784,7 @@ class FrontDoorFactory(Factory):
     twisted.web site). What the handler returns is over when the answer is complete or will never be; then
     `served(exchange, status, bytes)` is told what went out (status 0: nothing). `clock` provides IReactorTime; times
     are in seconds, `spool_threshold` in bytes, `spool_folder` None for the system's own. `largest(head)` is how many
-    bytes the body of a request for the site may have.
+    bytes the body of a request for the site may have; `memory` and `disk` are the rooms of all other bodies.
     """
 
     noisy = False
@@ -797,6 +801,8 @@ class FrontDoorFactory(Factory):
         body_timeout: float = BODY_SECONDS,
         spool_threshold: int = SPOOL_THRESHOLD,
         spool_folder: str | None = None,
+        memory: Room = UNBOUNDED,
+        disk: Room = UNBOUNDED,
         largest: Callable[[RequestHead], int] = lambda head: sys.maxsize,
         served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None,
     ) -> None:
@@ -810,6 +816,8 @@ class FrontDoorFactory(Factory):
         self.body_timeout = body_timeout
         self.spool_threshold = spool_threshold
         self.spool_folder = spool_folder
+        self.memory = memory
+        self.disk = disk
         self.largest = largest
         self.draining = False
         self.holding = False

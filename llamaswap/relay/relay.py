@@ -292,6 +292,9 @@ class _Carriage:
     def body_lost(self) -> None:
         self._client_gone()
 
+    def body_refused(self, error: Exception) -> None:
+        self._fail(error)
+
     def _wait_for_head(self) -> None:
         patience = self._upstream.timeouts.response_header
         if patience and self._head is None and not self._over:

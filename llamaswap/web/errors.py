@@ -63,11 +63,13 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.ClientGone: 499,
     errors.BadRequest: 400,
     errors.BodyTooLarge: 413,
+    errors.NoRoom: 507,
     errors.ConfigError: 400,
     BadQuery: 400,
 }
 
 CODES: Mapping[type[BaseException], str] = {
+    errors.NoRoom: "no_room",
     errors.KeepsFailing: "model_keeps_failing",
     errors.TooManyRequests: "concurrency_limit",
     errors.QueueFull: "queue_full",

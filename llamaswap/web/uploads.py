@@ -41,6 +41,9 @@ class _Reader:
     def body_lost(self) -> None:
         self.settle(ClientGone())
 
+    def body_refused(self, error: Exception) -> None:
+        self.settle(error)
+
     def settle(self, error: Exception | None) -> None:
         if self.over:
             return
@@ -181,3 +184,6 @@ class _Splicer:
 
     def body_lost(self) -> None:
         self.consumer.body_lost()
+
+    def body_refused(self, error: Exception) -> None:
+        self.consumer.body_refused(error)

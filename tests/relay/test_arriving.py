@@ -1,15 +1,19 @@
 """Bodies still arriving: held, streamed, spooled, read again, let go."""
 
+from pathlib import Path
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.errors import BodyTooLarge, ClientGone
+from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
+from llamaswap.relay import arriving
 from llamaswap.relay.arriving import AHEAD, DISCARD, ArrivingBody
+from llamaswap.relay.room import LEAST_MEMORY, Room, disk_room, memory_room
 
 
 class Consumer:
     def __init__(self):
-        self.data, self.ended, self.lost = b"", 0, 0
+        self.data, self.ended, self.lost, self.refused = b"", 0, 0, []
         self.producer = None
 
     def body_data(self, data):
@@ -20,6 +24,9 @@ class Consumer:
 
     def body_lost(self):
         self.lost += 1
+
+    def body_refused(self, error):
+        self.refused.append(str(error))
 
 
 class Arriving(SynchronousTestCase):
@@ -201,3 +208,109 @@ class Arriving(SynchronousTestCase):
         self.assertEqual(body._chunks, [])
         with self.assertRaises(RuntimeError):
             body.start(Consumer())
+
+
+def room(bound, name="memory"):
+    return Room(name, lambda used: bound)
+
+
+class Rooms(SynchronousTestCase):
+    """All bodies together have their bounds."""
+
+    def body(self, length, **options):
+        return ArrivingBody(Clock(), length, changed=lambda: None, continue_=lambda: None, **options)
+
+    def test_bodies_that_are_held_share_the_memory(self):
+        memory = room(100)
+        one, two = self.body(30, memory=memory), self.body(30, memory=memory)
+        held = one.hold(1000)
+        error = self.failureResultOf(two.hold(1000), NoRoom)
+        self.assertIn("too much of the memory", error.getErrorMessage())
+        one.arrived(b"x" * 30)
+        one.finished()
+        self.assertEqual(len(self.successResultOf(held)), 30)
+        one.close()
+        self.assertEqual(memory.used, 0)
+        self.assertNoResult(two.hold(1000))
+
+    def test_one_of_unknown_length_is_refused_when_there_is_no_more(self):
+        memory = room(100)
+        body = self.body(None, memory=memory)
+        held = body.hold(1000)
+        body.arrived(b"x" * 40)
+        self.assertNoResult(held)
+        body.arrived(b"x" * 40)
+        self.failureResultOf(held, NoRoom)
+        self.assertEqual((memory.used, body.wants), (0, True))
+        body.arrived(bytes(DISCARD))
+        self.assertFalse(body.wants)
+        self.failureResultOf(body.hold(1000), NoRoom)
+
+    def test_where_memory_is_short_bodies_go_to_disk(self):
+        memory = room(100)
+        body, consumer = self.body(None, memory=memory), Consumer()
+        body.start(consumer)
+        body.arrived(b"a" * 60)
+        body.arrived(b"b" * 60)
+        body.finished()
+        again = Consumer()
+        body.start(again)
+        self.assertEqual((consumer.data, again.data), (b"a" * 60 + b"b" * 60,) * 2)
+        self.assertEqual((memory.used, body._chunks), (0, []))
+        body.close()
+
+    def test_a_reader_is_told_when_the_disk_is_taken(self):
+        self.patch(arriving, "DISK_STEP", 10)
+        disk = room(150, "disk")
+        one, two = (self.body(None, threshold=10, disk=disk) for _ in range(2))
+        readers = [Consumer(), Consumer()]
+        one.start(readers[0])
+        two.start(readers[1])
+        one.arrived(b"x" * 100)
+        two.arrived(b"y" * 100)
+        self.assertEqual([len(reader.refused) for reader in readers], [0, 1])
+        self.assertIn("too much of the disk", readers[1].refused[0])
+        self.assertEqual(disk.used, 100)
+        late = Consumer()
+        two.start(late)
+        self.assertEqual((len(late.refused), late.lost), (1, 0))
+        one.close()
+        one.close()
+        self.assertEqual(disk.used, 0)
+
+    def test_an_announced_length_that_the_disk_cannot_take_is_refused_at_once(self):
+        body, reader = self.body(1000, threshold=10, disk=room(500, "disk")), Consumer()
+        body.start(reader)
+        body.arrived(b"x" * 20)
+        self.assertEqual(len(reader.refused), 1)
+
+    def test_a_full_disk_is_a_refusal_too(self):
+        body, reader = self.body(None, threshold=10, folder="/nonexistent/folder"), Consumer()
+        body.start(reader)
+        body.arrived(b"x" * 20)
+        self.assertEqual(len(reader.refused), 1)
+
+    def test_what_streams_through_is_given_back_as_it_goes(self):
+        memory = room(2000)
+        body, consumer = self.body(5_000_000, memory=memory), Consumer()
+        producer = body.start(consumer, keep=False)
+        for _ in range(10):
+            producer.pauseProducing()
+            body.arrived(b"x" * 1000)
+            producer.resumeProducing()
+            body._clock.advance(0)
+        self.assertEqual((len(consumer.data), memory.used), (10_000, 0))
+
+    def test_how_much_there_is(self):
+        limit = self.mktemp()
+        self.assertEqual(memory_room(lambda: 1 << 40, Path(limit)).left, 1 << 38)
+        Path(limit).write_text("max\n")
+        self.assertEqual(memory_room(lambda: 1 << 40, Path(limit)).left, 1 << 38)
+        Path(limit).write_text("1073741824\n")
+        self.assertEqual(memory_room(lambda: 1 << 40, Path(limit)).left, 1 << 28)
+        self.assertEqual(memory_room(lambda: 1 << 20, Path(limit)).left, LEAST_MEMORY)
+        self.assertGreater(memory_room().left, 0)
+        disk = disk_room("/somewhere", lambda folder: 1000 - disk.used)
+        self.assertTrue(disk.take(400))
+        self.assertEqual((disk.left, disk.take(101), disk.take(100)), (100, False, True))
+        self.assertGreater(disk_room().left, 0)

@@ -109,7 +109,13 @@ class World:
         self.last_number += 1
         ticket = Ticket(self.last_number, model, self.now, priority)
         self.waiting[ticket.number] = ticket
-        self.perform(self.scheduler.requested(ticket, self.now))
+        taken = self.scheduler.taken(ticket)
+        if taken is None:
+            effects = self.scheduler.requested(ticket, self.now)
+            assert Grant(ticket) not in effects, "it could have been had at once"
+        else:
+            effects = [*taken, Grant(ticket)]
+        self.perform(effects)
         if ticket.number in self.waiting:
             assert ticket.number in self.admitted, "waits without having been admitted"
         return ticket

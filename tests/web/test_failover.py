@@ -227,6 +227,9 @@ class Sink:
     def body_lost(self):
         pass
 
+    def body_refused(self, error):
+        pass
+
 
 class PeerNewsTests(SynchronousTestCase):
     """Whoever keeps the peers' health hears what requests find."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.errors import NoRoom
 from tests.web.pipeline import JSON, ArrivingBody, Stage
 
 MULTIPART = (b"Content-Type", b"multipart/form-data; boundary=XX")
@@ -39,6 +40,15 @@ class Uploads(SynchronousTestCase):
         self.assertEqual(len(self.stage.router.asked), 1)
         self.assertIs(self.stage.carriage.body, body)
         self.assertEqual(body.stops, 1)
+
+    def test_an_upload_for_which_there_is_no_room_is_refused_in_words(self):
+        for path, kind in ((self.TRANSCRIBE, None), (b"/v1/messages", "error")):
+            stage = Stage()
+            body = ArrivingBody()
+            asked = stage.ask(b"POST", path, body, MULTIPART)
+            body.consumer.body_refused(NoRoom("disk"))
+            self.assertEqual((asked.sink.status, asked.sink.json.get("type")), (507, kind))
+            self.assertIn("too much of the disk", message(asked.sink))
 
     def test_a_model_behind_the_file_is_found(self):
         body = ArrivingBody()
