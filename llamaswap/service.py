@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +29,7 @@ from twisted.logger import ILogObserver, Logger, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from llamaswap import hooks, sources, upgrade
+from llamaswap import hooks, slots, sources, upgrade
 from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged, SwapBegan, SwapEnded
 from llamaswap.config import Config, Loaded, Model, Peer, Source, diff, load
 from llamaswap.config.commands import split
@@ -245,6 +246,8 @@ class LlamaSwap(MultiService):
 
         self.heard = Heard()
 
+        self.slots = slots.Slots(reactor, slots.asker(reactor), self._remove)
+
         def supervise(model: Model, listener: Any) -> hooks.Hooked:
             supervisor = Supervisor(
                 model,
@@ -254,7 +257,7 @@ class LlamaSwap(MultiService):
                 log=self.heard.writer(model.id, self.book.writer(model.id)),
                 listener=listener,
             )
-            return hooks.Hooked(model.id, supervisor, self.hooks)
+            return hooks.Hooked(model.id, slots.Slotted(model, supervisor, self.slots), self.hooks)
 
         self.gpus = Gpus(gpu_sources(sys.platform, environ, os.getuid(), config.performance.every), reactor.seconds)
         self.memory = Reclaim(self._read_gpus, reactor, self._longest_reclaim)
@@ -407,6 +410,7 @@ class LlamaSwap(MultiService):
                 *(fleet, config, self.inflight, self.history, self.book, reactor),
                 stall=self.watchdog.document,
                 vram=self.memory.share,
+                slot_cache=self._slot_cache,
             ),
             System(
                 build_info(),
@@ -563,7 +567,24 @@ class LlamaSwap(MultiService):
     def _asked(self, endpoint: Endpoint, words: bytes, limit: float) -> Deferred[bool]:
         return SocketCanary(self.reactor, connector(self.reactor))(endpoint, words, limit)
 
+    def _remove(self, path: str) -> None:
+        """Delete a file beside the reactor; one that is gone is no matter."""
+
+        def remove() -> None:
+            with suppress(OSError):
+                os.unlink(path)
+
+        self.watcher(remove)
+
+    def _slot_cache(self, model: str) -> dict[str, Any]:
+        """How a model fares with what its servers save."""
+        return self.slots.document(self.router.config.models[model])
+
     def _stored(self, row: Row) -> None:
+        model = self.router.config.real(row.model)
+        if model is not None:
+            usage = row.usage
+            self.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
         self.meters.stored(row)
         self.bus.publish(ActivityStored(row.id))
 
@@ -734,6 +755,7 @@ class LlamaSwap(MultiService):
 
     async def _end(self) -> None:
         deadline = self.reactor.seconds() + SHUTDOWN
+        self.slots.closing = True
         log.info("ending: {count} requests under way", count=self.dispatcher.active)
         self.notifier.stopping()
         self.notifier.rest()

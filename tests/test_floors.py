@@ -26,6 +26,7 @@ FLOOR = {
     "peers": 2,
     "reload": 2,
     "hooks": 2,
+    "slots": 2,
     "sources": 2,
     "web": 3,
     "service": 4,

@@ -25,6 +25,7 @@ from llamaswap.config.schema import (
     Filters,
     Model,
     Sleep,
+    Slots,
     Stall,
 )
 
@@ -161,6 +162,7 @@ def model(drafted: Draft, placed: Draft, port: int | None, inherited: Inherited,
     _check_capabilities(placed.id, values.get("capabilities", Capabilities()), at, report)
     _check_stall(placed.id, values.get("stall", Stall()), at, report)
     _check_sleep(placed.id, values.get("sleep", Sleep()), at, report)
+    _check_slots(placed.id, values.get("slots", Slots()), values.get("cmd", ""), at, report)
     values["filters"] = ready(values.get("filters", Filters()))
     values["macros"] = {name: macros.value_of(macro) for name, macro in placed.macros.items()}
     values["endpoint"] = _endpoint(placed.id, values.get("proxy", ""), tree, report)
@@ -215,6 +217,20 @@ def _check_sleep(model_id: str, given: Sleep, at: Node | None, report: Report) -
         report.error(f"model {model_id}: sleep.ttl is negative", f"{path}.ttl", at)
     if given.sleep and given.timeout <= 0:
         report.error(f"model {model_id}: sleep.timeout must be more than 0s", f"{path}.timeout", at)
+
+
+def _check_slots(model_id: str, given: Slots, cmd: str, at: Node | None, report: Report) -> None:
+    path = f"models.{model_id}.slots"
+    if not given.save:
+        return
+    if given.timeout <= 0:
+        report.error(f"model {model_id}: slots.timeout must be more than 0s", f"{path}.timeout", at)
+    if given.max_size < 1:
+        report.error(f"model {model_id}: slots.maxSize must be at least 1", f"{path}.maxSize", at)
+    if "--slot-save-path" not in cmd:
+        report.warn(
+            f"{path}: the server can save nothing, its command has no --slot-save-path", path, at, "name a folder there"
+        )
 
 
 def ready(filters: Filters) -> Filters:

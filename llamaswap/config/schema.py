@@ -205,6 +205,22 @@ class Sleep:
 
 
 @frozen
+class Slots:
+    """What a llama.cpp server has read, kept over its stop in files of its own; needs its `--slot-save-path`."""
+
+    save: bool = field(
+        default=False,
+        metadata=key("save", Boolean(), "Save what was read when the model goes, restore it when it comes back."),
+    )
+    timeout: float = field(
+        default=5.0, metadata=key("timeout", Duration(), "Longest that a save may take, or a restore.")
+    )
+    max_size: int = field(
+        default=2048, metadata=key("maxSize", Integer(), "Largest file in MiB that is kept, one per slot.", minimum=1)
+    )
+
+
+@frozen
 class Capabilities:
     """What a model can do, for listings; all-zero means nothing was declared."""
 
@@ -322,6 +338,10 @@ class Model:
     sleep: Sleep = field(
         default=Sleep(),
         metadata=key("sleep", Section(Sleep), "Put the server to sleep instead of stopping it when others need room."),
+    )
+    slots: Slots = field(
+        default=Slots(),
+        metadata=key("slots", Section(Slots), "Keep what a llama.cpp server has read over swaps, if that is quicker."),
     )
     capabilities: Capabilities = field(
         default=Capabilities(),

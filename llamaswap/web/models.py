@@ -34,7 +34,7 @@ log = Logger()
 class Models:
     """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps. `clock` is the statuses' scale, `stall`
     says by which thresholds a model's server counts as hung, and how it stands, `vram` how many MiB of GPU memory a
-    loaded model took, where that is known."""
+    loaded model took, where that is known, `slot_cache` how it fares with what its servers save."""
 
     fleet: Fleet
     config: Callable[[], Config]
@@ -44,6 +44,7 @@ class Models:
     clock: IReactorTime
     stall: Callable[[str], dict[str, Any]] = lambda model: {"watched": False}
     vram: Callable[[str], int | None] = lambda model: None
+    slot_cache: Callable[[str], dict[str, Any]] = lambda model: {"state": "off"}
 
     # -- one model -----------------------------------------------------------------------------------------
 
@@ -79,6 +80,7 @@ class Models:
             "load_ms": [round(seconds * 1000) for seconds in status.load_seconds],
             "asleep": status.asleep_since is not None,
             "asleep_s": None if status.asleep_since is None else round(max(0.0, now - status.asleep_since), 3),
+            "slot_cache": self.slot_cache(model.id),
             "wake_ms": [round(seconds * 1000) for seconds in status.wake_seconds],
             "stall": self.stall(model.id),
         }

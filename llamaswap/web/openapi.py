@@ -223,6 +223,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "load_ms": _array(INT),
             "asleep": B,
             "asleep_s": NULL_N,
+            "slot_cache": ANYTHING,
             "wake_ms": _array(INT),
             "stall": ANYTHING,
         }

@@ -50,3 +50,15 @@ class SleepTests(LoadCase):
         bad("{sleep: POST /sleep, wake: POST /wake_up, timeout: 0s}", "timeout")
         bad("{sleep: POST /sleep, wake: POST /wake_up, ttl: -1s}", "ttl")
         bad("{sleep: 'POST /sleep/${ghost}', wake: POST /wake_up}", "ghost")
+
+
+class SlotsTests(LoadCase):
+    def test_saving_is_off_unless_it_is_wanted_and_needs_a_folder(self):
+        cmd = "cmd: 'a ${PORT} --slot-save-path /x'"
+        self.assertFalse(self.ok(f"models: {{ant: {{{cmd}}}}}").models["ant"].slots.save)
+        slots = self.ok(f"models: {{ant: {{{cmd}, slots: {{save: true, maxSize: 64}}}}}}").models["ant"].slots
+        self.assertEqual((slots.save, slots.timeout, slots.max_size), (True, 5.0, 64))
+        self.err(f"models: {{ant: {{{cmd}, slots: {{save: true, timeout: 0s}}}}}}", "slots.timeout")
+        self.err(f"models: {{ant: {{{cmd}, slots: {{save: true, maxSize: 0}}}}}}", "slots.maxSize")
+        self.ok("models: {ant: {cmd: 'a ${PORT}', slots: {save: true}}}")
+        self.warned("--slot-save-path")
