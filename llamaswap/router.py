@@ -379,6 +379,23 @@ class Router:
 
     # -- requests ------------------------------------------------------------------------------------------
 
+    def lease(self, model: str) -> Lease | None:
+        """A local model (its real id), if it is ready and free to use; None: nothing has changed, `request` it."""
+        if self._performing:
+            return None
+        now = self._clock.seconds()
+        number = self._last_number + 1
+        priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
+        ticket = Ticket(number, model, now, priority)
+        effects = self._scheduler.taken(ticket)
+        if effects is None:
+            return None
+        self._last_number = number
+        self._decided_at = now
+        if effects:
+            self._perform(effects)
+        return self._leased(ticket)
+
     def request(self, model: str, *, on_place: Callable[[int], None] | None = None, origin: str = "") -> Acquisition:
         """Ask to use a local model (its real id). `on_place` hears the 1-based queue positions, the latest counts;
         `origin` says who asks (see `SwapBegan`)."""
@@ -753,9 +770,16 @@ class Router:
     def _grant(self, effect: Grant) -> None:
         ticket = effect.ticket
         acquisition = self._acquisitions.pop(ticket.number, None)
+        lease = self._leased(ticket)
+        if acquisition is None:
+            lease.release()
+        else:
+            acquisition.settle(lease)
+
+    def _leased(self, ticket: Ticket) -> Lease:
         incarnation = self._incarnations[ticket.model]
         self._leases += 1
-        lease = Lease(
+        return Lease(
             ticket.model,
             incarnation.endpoint,
             incarnation.generation,
@@ -763,10 +787,6 @@ class Router:
             incarnation,
             lambda: self._released(ticket),
         )
-        if acquisition is None:
-            lease.release()
-        else:
-            acquisition.settle(lease)
 
     def _place(self, effect: Place) -> None:
         acquisition = self._acquisitions.get(effect.ticket.number)
@@ -986,7 +1006,9 @@ class Router:
     def _released(self, ticket: Ticket) -> None:
         self._leases -= 1
         now = self._decided_at = self._clock.seconds()
-        self._perform(self._scheduler.served(ticket, now))
+        effects = self._scheduler.served(ticket, now)
+        if effects:
+            self._perform(effects)
 
 
 _PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {

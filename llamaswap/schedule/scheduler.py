@@ -293,6 +293,26 @@ class Scheduler:
             self._start(ticket.model, verdict, [entry], now)
         return self._answer()
 
+    def taken(self, ticket: Ticket) -> list[Effect] | None:
+        """A request wants a model, and has it if that is ready and free to use: the grant is in the books, not among the
+        effects. None: nothing has changed, and `requested` is to decide. Nearly all requests need no more than this.
+        """
+        model = ticket.model
+        server = self._servers.get(model)
+        if server is None or server.phase is not Phase.READY or server.stale or model in self._claimed:
+            return None
+        rules, held = self.rules.models.get(model), self._held.get(model, 0)
+        if rules is None or (rules.limit and held >= rules.limit) or self._closed is not None:
+            return None
+        self._tickets[ticket.number] = _Entry(ticket, _Where.SERVING)
+        self._held[model] = held + 1
+        server.serving.add(ticket.number)
+        server.idle_since = None
+        if not server.armed:
+            return []
+        server.armed = False
+        return [DisarmIdle(model)]
+
     def cancelled(self, ticket: Ticket, now: float) -> list[Effect]:
         """A request is no longer interested, wherever it stands. Unknown tickets are none of our business."""
         entry = self._tickets.get(ticket.number)

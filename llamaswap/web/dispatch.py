@@ -106,6 +106,7 @@ class Router(Protocol):
     @property
     def profile(self) -> str | None: ...
     def choose(self, selector_id: str) -> Any: ...
+    def lease(self, model: str) -> Any: ...
     def request(self, model: str, *, on_place: Callable[[int], None] | None = None, origin: str = "") -> Any: ...
     def succeed(self, waiting: Any, *, on_place: Callable[[int], None] | None = None) -> Any: ...
     def state(self, model: str) -> str: ...
@@ -290,6 +291,7 @@ class Dispatcher:
     succession: Succession = field(factory=Succession)
     _closing: bool = False
     _number: int = 0
+    _upstreams: dict[str, Upstream] = field(factory=dict)
 
     def close(self) -> None:
         """Refuse requests to peers from now on; the router refuses those to local models."""
@@ -428,8 +430,11 @@ class Dispatcher:
                 raise ServerVanished(model.id)
             await self._carry(job, self._to_model(job, model, endpoint), watch, answered=False)
             return
+        ready: Lease | None = self.router.lease(model.id)
+        if ready is not None and await self._served(job, model, watch, ready, answered=False, retried=False):
+            return
         loading: LoadingStream | None = None
-        retried = False
+        retried = ready is not None
         while True:
             place = _Place(self._place_teller(job))
             origin = f"request:{job.facts.id}" if job.facts is not None else ""
@@ -460,18 +465,25 @@ class Dispatcher:
                         loading.finish()
                     if job.facts is not None:
                         job.facts.loading = False
-            try:
-                self._note(job, watch, "fifo_priority", str(lease.priority))
-                upstream = self._to_model(job, model, lease.endpoint)
-                await self._carry(job, upstream, watch, answered=loading is not None)
+            if await self._served(job, model, watch, lease, answered=loading is not None, retried=retried):
                 return
-            except UpstreamUnreachable as error:
-                if retried or not await self._died(job, lease) or not self._may_repeat(job):
-                    raise
-                retried = True
-                log.info("{model}: {error}; asking a fresh server once", model=model.id, error=error)
-            finally:
-                lease.release()
+            retried = True
+
+    async def _served(
+        self, job: Job, model: Model, watch: Watch, lease: Lease, *, answered: bool, retried: bool
+    ) -> bool:
+        """Whether the lease's server served the request; if not, its end is to blame and a fresh one may be asked."""
+        try:
+            self._note(job, watch, "fifo_priority", str(lease.priority))
+            await self._carry(job, self._to_model(job, model, lease.endpoint), watch, answered=answered)
+        except UpstreamUnreachable as error:
+            if retried or not await self._died(job, lease) or not self._may_repeat(job):
+                raise
+            log.info("{model}: {error}; asking a fresh server once", model=model.id, error=error)
+            return False
+        finally:
+            lease.release()
+        return True
 
     def _place_teller(self, job: Job) -> Callable[[int], None] | None:
         placed, facts = self.placed, job.facts
@@ -576,7 +588,10 @@ class Dispatcher:
             key_header=job.key_header,
             metered=job.metered,
         )
-        upstream = Upstream(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
+        upstream = self._upstreams.get(model.id)
+        if upstream is None or upstream.endpoint is not endpoint or upstream.timeouts is not model.timeouts:
+            upstream = Upstream(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
+            self._upstreams[model.id] = upstream
         return upstream, _headed(job.head, joined(endpoint, job.head.target), headers)
 
     # -- a peer
@@ -656,6 +671,8 @@ class Dispatcher:
 
 def joined(endpoint: Endpoint, target: bytes) -> bytes:
     """The request's raw target behind the endpoint's own path and query."""
+    if not endpoint.path and not endpoint.query and target.startswith(b"/"):
+        return target
     path, mark, query = target.partition(b"?")
     if not path.startswith(b"/"):
         path = b"/" + path

@@ -127,12 +127,21 @@ class FakeRouter:
         self.choices.append(FakeChoice(first, tuple(others)))
         return self.choices[-1]
 
+    def lease(self, model):
+        if not (self.auto and self.ready and self.refusal is None):
+            return None
+        self.asked.append(FakeAcquisition(model, None))
+        return self.asked[-1].grant()
+
     def request(self, model, *, on_place=None, origin=""):
         acquisition = FakeAcquisition(model, on_place, self.refusal, self.ready)
         self.asked.append(acquisition)
         if self.auto and self.refusal is None:
             acquisition.grant()
         return acquisition
+
+    def succeed(self, waiting, *, on_place=None):
+        return None
 
     def state(self, model):
         return self.states.get(model, "stopped")
