@@ -42,15 +42,25 @@ class _Line(ProcessProtocol):
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
+        self._behind = False
         self.pid = 0
 
     def connectionMade(self) -> None:
         self.pid = process_id(self.transport)
 
     def say(self, line: str) -> None:
-        """One line to the keeper."""
-        if self.transport is not None:
-            self.transport.writeToChild(0, line.encode() + b"\n")
+        """One line to the keeper, at once: who kills us the next moment must not find it in a buffer of ours."""
+        transport, pipe, data = self.transport, self.pipe, line.encode() + b"\n"
+        if transport is None:
+            return
+        if pipe is not None and not self._behind:
+            try:
+                data = data[self._keeper.write(pipe, data) :]
+            except OSError:
+                pass  # full, or nobody reads any more, of which the transport hears
+        if data:
+            self._behind = True
+            transport.writeToChild(0, data)
 
     @property
     def pipe(self) -> int | None:
@@ -73,6 +83,7 @@ class Keeper:
     processes: IReactorProcess
     environ: Mapping[str, str]
     adoption: Callable[..., Any] = Adopted
+    write: Callable[[int, bytes], int] = os.write
     _line: _Line | None = None
     _births: dict[int, Birth] = Factory(dict)
     _revivals: int = 0

@@ -21,8 +21,10 @@ CANNOT_RUN = "cannot run "  # how the one line before an exit with 127 begins
 
 
 def instruct(executable: bytes, argv: list[bytes], environ: list[bytes]) -> bytes:
-    """The instruction as it goes through the pipe."""
+    """The instruction as it goes through the pipe. ValueError where a field cannot be told from the next."""
     fields = [executable, b"%d" % len(argv), *argv, *environ]
+    if any(b"\0" in field for field in fields):
+        raise ValueError("a NUL in the command or its environment")
     payload = b"".join(field + b"\0" for field in fields)
     return b"%d\n" % len(payload) + payload
 

@@ -6,6 +6,7 @@ waiting ahead of need. A `Child` knows one process and its descendants, and noth
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -330,14 +331,18 @@ class Launcher:
         pairs = [f"{key}={value}" for key, value in self.environ.items()]
         pairs += [entry for entry in env if "=" in entry]
         pairs.append(f"{MARK}={child.mark}")
-        instruction = sessionleader.instruct(
-            os.fsencode(executable), [os.fsencode(word) for word in argv], [os.fsencode(pair) for pair in pairs]
-        )
-        child.instruct(instruction)
-        if model:
+        try:
+            instruction = sessionleader.instruct(
+                os.fsencode(executable), [os.fsencode(word) for word in argv], [os.fsencode(pair) for pair in pairs]
+            )
+        except ValueError as error:  # a NUL, or what is no character: no program can be given that
+            child.dismiss()
+            raise OSError(errno.EINVAL, f"{error}") from error
+        if model:  # before it becomes anything: there must be no moment in which nobody knows of it
             child.birth = Birth(child.pid, child.start, child.mark, model, port)
             for watcher in self.watchers:
                 watcher.started(child.birth)
+        child.instruct(instruction)
         self.warm(SPARE_DELAY)
         return child
 

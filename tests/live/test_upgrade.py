@@ -254,6 +254,62 @@ class UpgradeTests(SynchronousTestCase):
             product.process.wait(10)
             wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
+    def test_the_pipe_alone_ends_what_ignores_the_parent_death_signal(self):
+        """The whole group, after two upgrades, and a server that was started after them too."""
+        stubborn = "--ignore-term --grandchild-ignores"
+        with Product(together(one=stubborn, two=stubborn)) as product:
+            groups = [os.getpgid(pid) for pid in pids(product, "one")]
+            upgrade(product)
+            self.assertEqual(upgrade(product)["count"], 2)
+            groups += [os.getpgid(pid) for pid in pids(product, "two")]
+            self.assertTrue(all(len(group_members(group)) == 2 for group in groups))
+            self.kill(product)
+            wait_for(lambda: not any(map(group_members, groups)), 10, "the end of both groups")
+
+    def test_the_parent_death_signal_alone_ends_a_server_at_once(self):
+        """The keeper is stopped dead; what the server leaves is ended as soon as it can go on."""
+        with Product(together(one="--grandchild-ignores")) as product:
+            (server,) = pids(product, "one")
+            group, (keeper,) = os.getpgid(server), self.keepers(product)
+            self.assertEqual(upgrade(product)["count"], 1)
+            self.assertEqual(self.keepers(product), [keeper], "it is the same one")
+            os.kill(keeper, signal.SIGSTOP)
+            try:
+                self.kill(product)
+                wait_for(lambda: not alive(server), 1, "the server's end by the signal")
+                self.assertTrue(group_members(group), "what it started got no signal")
+            finally:
+                os.kill(keeper, signal.SIGCONT)
+            wait_for(lambda: not group_members(group), 10, "the end of the whole group")
+
+    def test_a_keeper_that_is_killed_after_an_upgrade_is_replaced_and_knows_all(self):
+        with Product(together(one="--ignore-term --grandchild-ignores")) as product:
+            (server,) = pids(product, "one")
+            group, (keeper,) = os.getpgid(server), self.keepers(product)
+            upgrade(product)
+            os.kill(keeper, signal.SIGKILL)
+            wait_for(lambda: self.keepers(product) not in ([], [keeper]), 5, "another keeper")
+            self.kill(product)
+            wait_for(lambda: not group_members(group), 10, "the end of the whole group")
+
+    def kill(self, product):
+        product.process.kill()
+        product.process.wait(10)
+
+    def keepers(self, product):
+        """The living keepers of the product."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                    words = (entry / "cmdline").read_bytes()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if int(parent) == product.process.pid and b"supervise.keeper" in words and alive(int(entry.name)):
+                    found.append(int(entry.name))
+        return found
+
     def test_an_orderly_end_after_an_upgrade_leaves_no_child(self):
         with Product(together(one="")) as product:
             (server,) = pids(product, "one")

@@ -118,6 +118,20 @@ class KeeperTests(SynchronousTestCase):
         self.world = World()
         self.keeper = Keeper(self.world, {})
 
+    def direct(self, process, room=1 << 16):
+        """What writes to the pipe itself, as long as there is room."""
+
+        def write(descriptor, data):
+            nonlocal room
+            if not room:
+                raise BlockingIOError
+            taken = data[:room]
+            room -= len(taken)
+            process.written += taken
+            return len(taken)
+
+        return write
+
     def births(self, process):
         book = Book()
         book.read(process.written)
@@ -153,7 +167,7 @@ class KeeperTests(SynchronousTestCase):
             protocol.makeConnection(process)
             return process
 
-        later = Keeper(self.world, {}, adoption)
+        later = Keeper(self.world, {}, adoption, self.direct(process))
         self.assertIsNone(later.handover())
         later.adopt(process.pid, 33)
         later.started(Birth(7, 70, "m.1", "kiwi", 5800))
@@ -161,6 +175,37 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(adopted, [(process.pid, {}, {0: 33})])
         self.assertEqual((len(self.world.processes), later.pid), (1, process.pid))
         self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
+
+    def piped(self):
+        """A keeper whose pipe is at hand, and its process."""
+        self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))
+        process = self.world.processes[0]
+        process.pipes = {0: Pipe(33)}
+
+        def adoption(reactor, pid, protocol, *, reading, writing):
+            protocol.makeConnection(process)
+            return process
+
+        keeper = Keeper(self.world, {}, adoption)
+        keeper.adopt(process.pid, 33)
+        return keeper, process
+
+    def test_it_is_told_without_a_turn_of_the_reactor(self):
+        """Killed in the moment after a start, we must not take the news with us in a buffer."""
+        keeper, process = self.piped()
+        told, write = [], self.direct(process)
+        keeper.write = lambda pipe, data: told.append((pipe, write(pipe, data))) or told[-1][1]
+        keeper.started(Birth(8, 80, "m.2", "plum", None))
+        self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
+        self.assertEqual(told, [(33, len("+ 8 80 m.2\n"))])
+
+    def test_a_full_pipe_keeps_the_order(self):
+        keeper, process = self.piped()
+        keeper.write = self.direct(process, room=4)
+        keeper.started(Birth(8, 80, "m.2", "plum", None))
+        keeper.write = lambda *_: self.fail("overtook what waits")
+        keeper.gone(Birth(8, 80, "m.2", "plum", None))
+        self.assertEqual(self.births(process), {7: (70, "m.1")})
 
     def test_closing_ends_it_and_it_is_not_replaced(self):
         self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))

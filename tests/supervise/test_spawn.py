@@ -74,6 +74,20 @@ class LaunchTests(SynchronousTestCase):
         payload = world.processes[0].written
         self.assertIn(b"\xff\xfe caf\xc3\xa9\0\0", payload)
 
+    def test_what_no_program_can_be_given_is_an_error_not_another_command(self):
+        """A NUL ends a word on its way: what follows it would be read as the next one."""
+        for argv, env in ((["a", "x\0y"], []), (["a"], ["A=1\0B=2"]), (["a", "\ud800"], [])):
+            world, launcher = make()
+            self.assertRaises(OSError, launcher.launch, "/bin/a", argv, env, model="kiwi")
+            self.assertEqual(world.processes[0].written, b"")
+            self.assertFalse(world.processes[0].alive, "its leader is let go")
+
+    def test_who_watches_knows_of_a_child_before_it_becomes_the_command(self):
+        world, launcher = make()
+        launcher.watchers = (book := Book(world),)
+        launcher.launch("/bin/a", ["a"], [], model="kiwi")
+        self.assertEqual(book.said_before, [b""])
+
 
 class ChildTests(SynchronousTestCase):
     def test_a_flood_is_read_no_faster_than_its_allowance(self):
@@ -187,11 +201,12 @@ class ChildTests(SynchronousTestCase):
 class Book:
     """A watcher that writes down who is gone."""
 
-    def __init__(self):
-        self.left = []
+    def __init__(self, world=None):
+        self.left, self.said_before, self.world = [], [], world
 
     def started(self, birth):
-        pass
+        if self.world is not None:
+            self.said_before.append(self.world.processes[-1].written)
 
     def gone(self, birth):
         self.left.append(birth.model)
