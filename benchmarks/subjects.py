@@ -4,6 +4,7 @@ Each is a process group on one core (where there are two), the load and the serv
 and memory are read from /proc for the whole group.
 """
 
+import compileall
 import os
 import shutil
 import signal
@@ -148,6 +149,7 @@ class Product(Subject):
             self.name = f"llamaswap, {reactor}"
 
     def start(self, upstream):
+        compileall.compile_dir(ROOT / "llamaswap", quiet=1)  # as an installation has it
         self.folder = tempfile.TemporaryDirectory()
         self.port = free_port()
         config = Path(self.folder.name) / "config.yaml"

@@ -8,6 +8,7 @@ the end: one ladder with one deadline, see `LlamaSwap.stopService`.
 from __future__ import annotations
 
 import gc
+import linecache
 import os
 import random
 import signal
@@ -676,6 +677,7 @@ class LlamaSwap(MultiService):
         self._handle_signals()
         if self.inherited is not None and self.inherited.state is not None:
             take_over(self, self.inherited.state)
+        linecache.clearcache()  # attrs leaves the source of each class it makes there: a megabyte
         gc.collect()
         gc.freeze()  # what was made so far lives as long as the process: no need to look at it again
         gc.set_threshold(*GC_THRESHOLD)

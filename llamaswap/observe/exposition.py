@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from prometheus_client import Metric
 from prometheus_client.utils import floatToGoString
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-
 
 def render(families: Iterable[Metric]) -> bytes:
     """HELP, TYPE and samples of each family that has any."""

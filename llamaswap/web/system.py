@@ -7,13 +7,14 @@ from typing import Any
 
 from attrs import define
 
-from llamaswap.observe.exposition import CONTENT_TYPE
 from llamaswap.observe.query import timestamp
 from llamaswap.version import Build
 from llamaswap.web.calls import Answer, Call, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.needs import MachineBook
 from llamaswap.web.routes import Query, Table
+
+METERS = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
 
 
 @define(eq=False)
@@ -61,8 +62,8 @@ class System:
         """Everything measured, for Prometheus. Without performance sampling the requests' meters are still there."""
         page = self.meters()
         if not self.machine.enabled and not page:
-            return Answer(503, b"# performance monitor not available\n", CONTENT_TYPE)
-        return Answer(200, page, CONTENT_TYPE)
+            return Answer(503, b"# performance monitor not available\n", METERS)
+        return Answer(200, page, METERS)
 
     def upgrading(self, call: Call) -> Answer:
         """Which process this is, how often it became a newer program, and what came of the last wish for that."""
