@@ -82,7 +82,7 @@ class Handover:
         spare = service.launcher.rest()
         await service.activity.flush()
         deadline = service.reactor.seconds() + REST
-        while (spare is not None and spare.status is None) or not service.stdout.idle:
+        while (spare is not None and spare.status is None) or not (service.stdout.idle and service.log_files.idle):
             if service.reactor.seconds() >= deadline:
                 return
             await deferLater(service.reactor, LOOK)
@@ -100,6 +100,7 @@ class Handover:
             pinned=tuple(sorted(service.router.pinned)),
             logs=service.book.histories(),
             count=service.upgrade.count + 1,
+            ailing=tuple(service.router.ailing()),
         )
 
 
@@ -120,6 +121,7 @@ def take_over(service: LlamaSwap, state: State) -> None:
     for model in state.pinned:
         if model in router.config.models:
             router.pin(model)
+    router.remember(state.ailing)
     for served in router.adopt(state.servers):
         log.warn("{model} is ended: it has no place here", model=served.model)
         end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Protocol
 
 from attrs import define, evolve, field, frozen
@@ -32,6 +33,7 @@ from llamaswap.errors import (
     Superseded,
     UnknownModel,
 )
+from llamaswap.schedule.backoff import Trouble
 from llamaswap.schedule.effects import (
     AbandonSwap,
     Admit,
@@ -51,7 +53,7 @@ from llamaswap.schedule.effects import (
 from llamaswap.schedule.rules import rules_of
 from llamaswap.schedule.scheduler import Forecast, Phase, Scheduler
 from llamaswap.schedule.selectors import Choice, Chooser
-from llamaswap.supervise.adopt import Served
+from llamaswap.supervise.adopt import Ailing, Served
 
 DOWN = ("stopped", "shutdown")
 STOPPING = ("stopping", "shutdown")
@@ -363,6 +365,7 @@ class Router:
     _idle_at: dict[str, float] = field(factory=dict, init=False)
     _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
     _patience: IDelayedCall | None = field(default=None, init=False)
+    _words: dict[str, str] = field(factory=dict, init=False)
     _outbox: deque[Effect] = field(factory=deque, init=False)
     _performing: bool = field(default=False, init=False)
     _last_number: int = field(default=0, init=False)
@@ -568,7 +571,7 @@ class Router:
             supervisor = self._supervisors.get(name)
             if supervisor is not None and supervisor.state in DOWN:
                 left = max(0.0, trouble.until - now)
-                found.append(Failing(name, trouble.count, left, trouble.cause, supervisor.log_tail()))
+                found.append(Failing(name, trouble.count, left, trouble.cause, self._last_words(name)))
         return found
 
     def queue(self) -> list[Waiting]:
@@ -631,6 +634,27 @@ class Router:
             if served is not None and since is not None:
                 found.append(evolve(served, idle_since=since))
         return found
+
+    def ailing(self) -> list[Ailing]:
+        """The models that failed when they were last tried, for another program in our place."""
+        return [
+            Ailing(name, _definition(self._models[name]), one.count, one.until, one.cause, self._last_words(name))
+            for name, one in sorted(self._scheduler.troubles().items())
+            if name in self._models
+        ]
+
+    def remember(self, ailing: Iterable[Ailing]) -> None:
+        """Go on leaving alone what failed under an earlier program; what is defined anew is worth a try."""
+        for one in ailing:
+            model = self._models.get(one.model)
+            if model is not None and _definition(model) == one.definition:
+                self._scheduler.remembered(one.model, Trouble(one.count, one.until, one.cause))
+                self._words[one.model] = one.tail
+
+    def _last_words(self, model: str) -> str:
+        """What a server said last; under an earlier program, where it was not started since."""
+        supervisor = self._supervisors.get(model)
+        return (supervisor.log_tail() if supervisor is not None else "") or self._words.get(model, "")
 
     def adopt(self, servers: Iterable[Served]) -> list[Served]:
         """Begin with servers that are ready or asleep already; returns those that could not be taken over.
@@ -720,6 +744,8 @@ class Router:
 
     def state_changed(self, model: str, old: str, new: str) -> None:
         """A server moved. Only news, but for one thing: ready and gone again before those who waited were told."""
+        if new == "starting":
+            self._words.pop(model, None)
         for flight in self._flights.values():
             if flight.starting and flight.swap.model == model:
                 flight.was_ready = flight.was_ready or new == "ready"
@@ -993,8 +1019,8 @@ class Router:
 
     def _told(self, error: LlamaswapError) -> RequestError:
         """What a requester is told; the scheduler only ever refuses with RequestErrors."""
-        if isinstance(error, KeepsFailing) and not error.log_tail and error.model in self._supervisors:
-            return evolve(error, log_tail=self._supervisors[error.model].log_tail())
+        if isinstance(error, KeepsFailing) and not error.log_tail:
+            return evolve(error, log_tail=self._last_words(error.model))
         return error if isinstance(error, RequestError) else StartFailed("", str(error))
 
     def _left(self, ticket: Ticket) -> None:
@@ -1009,6 +1035,11 @@ class Router:
         effects = self._scheduler.served(ticket, now)
         if effects:
             self._perform(effects)
+
+
+def _definition(model: Model) -> str:
+    """Equal for definitions that start the same; it tells nothing of them, for keys are often in the environment."""
+    return sha256(repr((model.cmd, model.env, model.proxy)).encode("utf-8", "replace")).hexdigest()
 
 
 _PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {

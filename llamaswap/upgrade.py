@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.listening import Listen
-from llamaswap.supervise.adopt import Served
+from llamaswap.supervise.adopt import Ailing, Served
 
 FORMAT = 1  # of the state; what one program writes, the next must read
 INHERIT = "LLAMASWAP_UPGRADE"  # the environment variable that hands over "LISTENING:STATE:WHERE", two descriptors
@@ -62,7 +62,8 @@ class Connection:
 
 @frozen
 class State:
-    """What the next program must know. `keeper` is (pid, descriptor of the pipe to it), `logs` the last of each log."""
+    """What the next program must know. `keeper` is (pid, descriptor of the pipe to it), `logs` the last of each log,
+    `ailing` are models that fail."""
 
     servers: tuple[Served, ...] = ()
     connections: tuple[Connection, ...] = ()
@@ -71,6 +72,7 @@ class State:
     pinned: tuple[str, ...] = ()
     logs: Mapping[str, bytes] = field(factory=dict, repr=False)
     count: int = 0
+    ailing: tuple[Ailing, ...] = ()
 
     @property
     def descriptors(self) -> list[int]:
@@ -108,6 +110,7 @@ def unpack(data: bytes) -> State:
             pinned=tuple(document.get("pinned", ())),
             logs={name: b64decode(text) for name, text in document.get("logs", {}).items()},
             count=int(document.get("count", 0)),
+            ailing=tuple(_ailing(one) for one in document.get("ailing", ())),
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"the earlier program's state cannot be read: {error!r}") from error
@@ -120,6 +123,10 @@ def _served(known: Mapping[str, Any]) -> Served:
     shaped["endpoint"] = Endpoint(**shaped["endpoint"])
     shaped["tail"] = b64decode(shaped["tail"])
     return Served(**shaped)
+
+
+def _ailing(known: Mapping[str, Any]) -> Ailing:
+    return Ailing(**{name: value for name, value in known.items() if name in Ailing.__annotations__})
 
 
 def deposit(data: bytes) -> int:

@@ -20,12 +20,16 @@ class FakeRouter:
     active: object = None
     pinned: list = field(factory=list)
     adopted: object = None
+    remembered: object = None
 
     def select_profile(self, name):
         self.active = name
 
     def pin(self, model):
         self.pinned.append(model)
+
+    def remember(self, ailing):
+        self.remembered = ailing
 
     def adopt(self, servers):
         self.adopted = servers

@@ -36,7 +36,7 @@ from llamaswap.errors import (
 )
 from llamaswap.router import Acquisition, Lease, Router
 from llamaswap.schedule.matrix import compile_sets
-from llamaswap.supervise.adopt import Served
+from llamaswap.supervise.adopt import Ailing, Served
 from tests.doubles import FakeFleet
 
 
@@ -616,6 +616,51 @@ class CrashTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(loaded)
         self.assertEqual(here.router.failing(), [])
+
+    def failed_and_replaced(self, **changes: object) -> Scene:
+        """b failed twice; then another program takes over, with b's definition changed so."""
+        here = scene(servers={"b": {"said": "out of memory"}})
+        for _ in range(2):
+            here.lease("b").release()
+            here.fleet["b"].crash()
+            here.settle()
+        ailing = here.router.ailing()
+        later = scene(**changes)
+        later.clock.advance(here.clock.seconds())
+        later.router.remember(ailing)
+        return later
+
+    def test_who_was_left_alone_is_left_alone_by_the_next_program_too(self) -> None:
+        here = self.failed_and_replaced()
+        refusal = here.router.request("b").refusal
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after, refusal.log_tail), (2, 1, "out of memory"))
+        [failing] = here.router.failing()
+        self.assertEqual((failing.model, failing.count, failing.log_tail), ("b", 2, "out of memory"))
+        self.assertEqual(here.fleet["b"].spawned, 0)
+        here.clock.advance(1.0)
+        lease = here.lease("b")
+        here.fleet["b"].crash()
+        lease.release()
+        here.settle()
+        refusal = here.router.request("b").refusal
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after), (3, 2), "and it goes on counting")
+        self.assertEqual(refusal.log_tail, "", "its own words count, once it was started")
+
+    def test_loading_by_hand_ends_what_the_earlier_program_left(self) -> None:
+        here = self.failed_and_replaced()
+        loaded = here.router.load("b")
+        here.settle()
+        self.successResultOf(loaded)
+        self.assertEqual((here.router.failing(), here.router.ailing()), ([], []))
+
+    def test_a_definition_that_changed_with_the_program_is_worth_a_try(self) -> None:
+        here = self.failed_and_replaced(env=("A=1",))
+        self.assertIsNone(here.router.request("b").refusal)
+        here = self.failed_and_replaced()
+        here.router.remember([Ailing("stranger", "", 3, 1e9, "it ended")])
+        self.assertEqual([one.model for one in here.router.failing()], ["b"])
 
     def test_ports_of_other_servers_are_no_obstacle_before_an_eviction(self) -> None:
         here = scene().loaded("a")

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap import upgrade
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.listening import Listen
-from llamaswap.supervise.adopt import Served
+from llamaswap.supervise.adopt import Ailing, Served
 from llamaswap.upgrade import BETWEEN, CUT_SECONDS, LAST_TRY, PATIENCE, TRY, Connection, Inherited, State, Upgrade
 
 SERVED = Served(
@@ -41,6 +41,7 @@ STATE = State(
     pinned=("b",),
     logs={"proxy": b"one\n", "model:b": b"\xe2\x82"},
     count=3,
+    ailing=(Ailing("c", "digest", 4, 1234.5, "it ended", "last words\n"),),
 )
 
 
@@ -56,7 +57,7 @@ class StateTests(SynchronousTestCase):
 
     def test_what_an_earlier_one_did_not_know_is_at_its_default(self):
         document = json.loads(upgrade.pack(STATE))
-        for name in ("profile", "pinned", "logs", "count", "keeper"):
+        for name in ("profile", "pinned", "logs", "count", "keeper", "ailing"):
             del document[name]
         self.assertEqual(upgrade.unpack(json.dumps(document).encode()).count, 0)
 

@@ -294,8 +294,8 @@ class Scheduler:
         return self._answer()
 
     def taken(self, ticket: Ticket) -> list[Effect] | None:
-        """A request wants a model, and has it if that is ready and free to use: the grant is in the books, not among the
-        effects. None: nothing has changed, and `requested` is to decide. Nearly all requests need no more than this.
+        """A request wants a model, and has it if that is ready and free to use: the grant is in the books, not among
+        the effects. None: nothing has changed, and `requested` is to decide. Nearly all requests need no more than this.
         """
         model = ticket.model
         server = self._servers.get(model)
@@ -474,6 +474,11 @@ class Scheduler:
         self._stop(stopping, "unload")
         self._settle(now)
         return self._answer()
+
+    def remembered(self, model: str, trouble: Trouble) -> None:
+        """It failed before everything began."""
+        if model in self.rules.models and self._closed is None:
+            self._troubles[model] = trouble
 
     def forgiven(self, models: Iterable[str]) -> None:
         """An operator wants these tried at once, however often they failed."""

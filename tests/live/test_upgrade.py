@@ -326,6 +326,24 @@ class UpgradeTests(SynchronousTestCase):
             wait_for(lambda: product.running() == {}, 5, "the crash's notice")
             self.assertNotEqual(pids(product, "one"), [server])
 
+    def test_a_model_that_keeps_failing_goes_on_being_left_alone(self):
+        text = json.loads(together(broken="--exit-at-once"))
+        text["routing"] = {"scheduler": {"settings": {"fifo": {"backoff": "60s"}}}}
+        with Product(json.dumps(text)) as product:
+            statuses = [product.ask("/v1/chat/completions", chat("broken"))[0] for _ in range(3)]
+            self.assertEqual(statuses, [500, 500, 503])
+            starts = product.output.count("loading broken")
+            self.assertEqual(upgrade(product)["error"], "")
+            status, headers, body = product.ask("/v1/chat/completions", chat("broken"))
+            self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "model_keeps_failing"))
+            self.assertIn(b"--no-mmap", body, "with the words it died with")
+            self.assertGreater(int(headers["Retry-After"]), 30)
+            [failing] = product.json("/running")["failing"]
+            self.assertEqual((failing["model"], failing["failures"]), ("broken", 2))
+            self.assertEqual(product.output.count("loading broken"), starts)
+            product.json("/api/models/load/broken", b"", method="POST")
+            wait_for(lambda: product.output.count("loading broken") > starts, 5, "a try by hand")
+
     def test_half_a_head_that_was_read_before_is_not_lost(self):
         with Product(together(one="")) as product:
             pids(product, "one")
