@@ -295,7 +295,7 @@ class Scheduler:
 
     def taken(self, ticket: Ticket) -> list[Effect] | None:
         """A request wants a model, and has it if that is ready and free to use: the grant is in the books, not among
-        the effects. None: nothing has changed, and `requested` is to decide. Nearly all requests need no more than this.
+        the effects. None: nothing has changed, and `requested` is to decide. Most requests need no more than this.
         """
         model = ticket.model
         server = self._servers.get(model)
