@@ -33,6 +33,7 @@ def main() -> None:
     p.add_argument("-c", "--ctx-size", type=int, default=4096)
     p.add_argument("-t", "--threads", type=int, default=1)
     p.add_argument("-np", "--parallel", type=int, default=1)
+    p.add_argument("--threads-http", type=int, default=-1, help="-1: as many as llama.cpp thinks fit")
     p.add_argument("--embedding", "--embeddings", action="store_true")
     p.add_argument("--rerank", "--reranking", action="store_true")
     p.add_argument("--metrics", action="store_true")
@@ -58,6 +59,7 @@ def main() -> None:
     q.n_ctx = a.ctx_size
     q.n_parallel = a.parallel
     q.cpuparams.n_threads = q.cpuparams_batch.n_threads = a.threads
+    q.n_threads_http = a.threads_http
     q.endpoint_slots = True
     q.endpoint_metrics = a.metrics
     q.ui = False

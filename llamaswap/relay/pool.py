@@ -36,6 +36,8 @@ EVENT_DRIVEN = {
 }
 # As a word anywhere: "Python/3.12 aiohttp/3.11", "hypercorn-h11", "uvicorn".
 _NAME = re.compile(rb"\b(?:%b)\b" % b"|".join(EVENT_DRIVEN))
+# A peer that is such a server itself, or has one behind it: a new connection costs little without TLS.
+_FEW_THREADS = re.compile(rb"llama\.cpp|cpp-httplib", re.IGNORECASE)
 _HINT = re.compile(rb"(?:^|[\s,;])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 
 
@@ -137,13 +139,13 @@ class Pool:
         known = _event_driven(head.server) if head.server else None
         if known is not None:
             bound, seconds = EVENT_DRIVEN_IDLE, known
-        elif upstream.peer:
+        elif upstream.peer and (upstream.encrypted or not _FEW_THREADS.search(head.server)):
             bound, seconds = EVENT_DRIVEN_IDLE, PEER_SECONDS
         if head.keep_alive_hint:
             hint = _HINT.search(head.keep_alive_hint)
             if hint is not None:
                 offered = int(hint.group(1)) - MARGIN
-                seconds = offered if known is not None or upstream.peer else min(seconds, offered)
+                seconds = offered if bound > UNKNOWN_IDLE else min(seconds, offered)
         limit = upstream.timeouts.idle_conn
         return bound, min(seconds, limit) if limit else seconds
 

@@ -64,6 +64,13 @@ class Keeping(SynchronousTestCase):
         self.burst(world, pool.EVENT_DRIVEN_IDLE + 3, EVENTFUL)
         self.assertEqual(world.pool.idle, pool.EVENT_DRIVEN_IDLE)
 
+    def test_a_peer_of_few_threads_keeps_one(self):
+        for name in (b"llama.cpp", b"cpp-httplib/0.15"):
+            world = World()
+            world.upstream = Upstream(world.upstream.endpoint, name="den", peer=True)
+            self.burst(world, 12, answer(b"Server: " + name, b"Keep-Alive: timeout=5, max=100"))
+            self.assertEqual(world.pool.idle, 1, name)
+
     def test_peer_keeps_many(self):
         world = World()
         world.upstream = Upstream(world.upstream.endpoint, name="den", peer=True)
