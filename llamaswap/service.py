@@ -51,6 +51,8 @@ from llamaswap.observe.hardware import Hardware
 from llamaswap.observe.history import History
 from llamaswap.observe.inflight import Inflight
 from llamaswap.observe.lines import LogLines
+from llamaswap.observe.logfiles import LogFiles
+from llamaswap.observe.logfiles import Settings as LogSettings
 from llamaswap.observe.logs import LogBook
 from llamaswap.observe.machine import Machine
 from llamaswap.observe.meters import Meters
@@ -93,7 +95,7 @@ from llamaswap.web.doors import Doors
 from llamaswap.web.editing import Editing
 from llamaswap.web.errors import HttpError
 from llamaswap.web.events import Events
-from llamaswap.web.gate import Gate
+from llamaswap.web.gate import Gate, KeyRing
 from llamaswap.web.inference import Inference
 from llamaswap.web.listing import Listing
 from llamaswap.web.loadtest import Generator, LoadTests
@@ -220,7 +222,10 @@ class LlamaSwap(MultiService):
 
         # What is written.
         self.stdout = write_stdout()
-        self.book = LogBook(to_stdout=config.log_to_stdout, stdout=self.stdout)
+        self.log_files = LogFiles(
+            log_files_of(config), lambda problem: reactor.callFromThread(log.error, "{problem}", problem=problem)
+        )
+        self.book = LogBook(to_stdout=config.log_to_stdout, stdout=self.stdout, to_file=self.log_files.write)
         self.lines = LogLines(
             self.book.proxy.write,
             level=config.log_level,
@@ -321,11 +326,7 @@ class LlamaSwap(MultiService):
             count=earlier.count if earlier is not None else 0,
         )
         self.streams = Streams()
-        keys = Gate(lambda: [key.value.encode() for key in self.router.config.api_keys])
-
-        def gate(head: RequestHead) -> bytes | None:
-            return keys.admit(head.first).header
-
+        keys = Gate(KeyRing(lambda: self.router.config.api_keys))
         self.dispatcher = Dispatcher(
             router=self.router,
             relay=Relay(reactor, self.pool),
@@ -348,8 +349,8 @@ class LlamaSwap(MultiService):
             self._canary,
             lambda model, why: self.router.hangs(model, why),
         )
-        self.inference = Inference(self.router, self.dispatcher, gate, self.peers.avoided)
-        self.passthrough = Passthrough(self.router, self.dispatcher, gate)
+        self.inference = Inference(self.router, self.dispatcher, keys, self.peers.avoided)
+        self.passthrough = Passthrough(self.router, self.dispatcher, keys)
         self.access = AccessLog(self.lines)
         self.load_tests = LoadTests(lambda: self.router.config, reactor, self._sends_to_itself())
         watch = sources.Watch(settings.config, settings.config_dir)
@@ -608,6 +609,7 @@ class LlamaSwap(MultiService):
         self.captures.resize(config.capture_buffer)
         self.activity.retune(config.ui.activity.session_id)
         self.book.retain(config.models)
+        self.log_files.retune(log_files_of(config))
         self.watchdog.retain(config.models)
         self.peers.retune()
         if config.store != old.store:
@@ -785,6 +787,7 @@ class LlamaSwap(MultiService):
         log.info("ended")
         if not self.observed:
             globalLogPublisher.removeObserver(self.log_observer)  # type: ignore[arg-type] # the same
+        self.log_files.close(LAST_LINES)
         self.stdout.close(LAST_LINES)
 
     async def _drained(self, until: float) -> None:
@@ -793,6 +796,12 @@ class LlamaSwap(MultiService):
             if self._hurry is not None and self._hurry.called:
                 return
             await deferLater(self.reactor, DRAIN_LOOK)
+
+
+def log_files_of(config: Config) -> LogSettings | None:
+    """Where logs are written besides; None for nowhere."""
+    files = config.log_files
+    return LogSettings(files.folder, files.size * 1024 * 1024, files.keep) if files.folder else None
 
 
 def encrypted(config: Config) -> bool:

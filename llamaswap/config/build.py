@@ -24,6 +24,7 @@ from llamaswap.config.schema import (
     MINIMUM_PERFORMANCE_EVERY,
     Config,
     Hooks,
+    LogFiles,
     Model,
     OnStartup,
     Performance,
@@ -263,6 +264,12 @@ def _resolve_logs(values: dict[str, Any], root: Table, report: Report) -> None:
                 f"{name}: {word!r} is none of {', '.join(known)}; {fallback or 'none'} is used", name, root.get(name)
             )
         values[attribute] = word if word in known else fallback
+    files: LogFiles = values.get("log_files", LogFiles())
+    values["log_files"] = evolve(files, folder=files.folder.strip())
+    for name, count, least in (("size", files.size, 1), ("keep", files.keep, 0)):
+        if count < least:
+            where = f"logFiles.{name}"
+            report.error(f"{where} must be at least {least}, not {count}", where, root.get("logFiles"))
     target = values.get("log_to_stdout")
     if target is not None and target not in LOG_TARGETS:
         report.error(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 
-@frozen
+@frozen(cache_hash=True)
 class Endpoint:
     """A base URL taken apart.
 

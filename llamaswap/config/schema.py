@@ -583,6 +583,21 @@ class Store:
 
 
 @frozen
+class LogFiles:
+    """Logs in files, llamaswap.log and model-ID.log, rotated without another program."""
+
+    folder: str = field(
+        default="", metadata=key("folder", Text(), "Folder of the files, made where it is missing; empty for none.")
+    )
+    size: int = field(
+        default=10, metadata=key("size", Integer(), "MiB after which a file is put aside as NAME.1.", minimum=1)
+    )
+    keep: int = field(
+        default=5, metadata=key("keep", Integer(), "How many files put aside are kept of each log.", minimum=0)
+    )
+
+
+@frozen
 class Activity:
     """What the activity list shows."""
 
@@ -680,6 +695,9 @@ class Config:
     )
     log_to_stdout: str = field(
         default="proxy", metadata=key("logToStdout", Text(), "Which logs go to standard output.", enum=LOG_TARGETS)
+    )
+    log_files: LogFiles = field(
+        default=LogFiles(), metadata=key("logFiles", Section(LogFiles), "Write logs to files as well, one per model.")
     )
     metrics_max_in_memory: int = field(
         default=1000, metadata=key("metricsMaxInMemory", Integer(), "Requests remembered without a store.")

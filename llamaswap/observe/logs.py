@@ -207,14 +207,26 @@ def _nowhere(data: bytes) -> None:
     """The stdout of a service that has none."""
 
 
+def _to_no_file(name: str, data: bytes) -> None:
+    """Nor files."""
+
+
 class LogBook:
     """All monitors: `proxy` (our own lines), `upstream` (every server's output), `combined`, and one per model.
 
     `to_stdout` (logToStdout) says what the combined history and stdout get: proxy, upstream, both or none. It
-    is fixed for the life of the book. `stdout` must take bytes without waiting (see stdout.StdoutWriter).
+    is fixed for the life of the book. `stdout` must take bytes without waiting (see stdout.StdoutWriter), and so must
+    `to_file`, which gets a log's name and its bytes (see logfiles.LogFiles).
     """
 
-    def __init__(self, *, to_stdout: str = "proxy", stdout: Callable[[bytes], None] = _nowhere) -> None:
+    def __init__(
+        self,
+        *,
+        to_stdout: str = "proxy",
+        stdout: Callable[[bytes], None] = _nowhere,
+        to_file: Callable[[str, bytes], None] = _to_no_file,
+    ) -> None:
+        self._to_file = to_file
         self.proxy = Monitor("proxy")
         self.upstream = Monitor("upstream")
         self.combined = Monitor("combined")
@@ -224,6 +236,7 @@ class LogBook:
         if to_stdout in ("upstream", "both"):
             self.upstream.feed(self.combined.write)
         self.combined.feed(stdout)
+        self.proxy.feed(lambda data: to_file("llamaswap", data))
 
     def model(self, name: str) -> Monitor:
         """The model's own log, made when first asked for; it survives unloading."""
@@ -231,6 +244,7 @@ class LogBook:
         if monitor is None:
             monitor = self._models[name] = Monitor(name)
             monitor.feed(self.upstream.write)
+            monitor.feed(lambda data: self._to_file(f"model-{name}", data))
         return monitor
 
     def writer(self, name: str) -> Callable[[bytes], None]:

@@ -62,3 +62,12 @@ class SlotsTests(LoadCase):
         self.err(f"models: {{ant: {{{cmd}, slots: {{save: true, maxSize: 0}}}}}}", "slots.maxSize")
         self.ok("models: {ant: {cmd: 'a ${PORT}', slots: {save: true}}}")
         self.warned("--slot-save-path")
+
+
+class LogFilesTests(LoadCase):
+    def test_they_need_a_folder_and_have_bounds(self):
+        self.assertEqual(self.ok("models: {}").log_files.folder, "")
+        files = self.ok("logFiles: {folder: ' /var/log/models ', size: 50, keep: 0}").log_files
+        self.assertEqual((files.folder, files.size, files.keep), ("/var/log/models", 50, 0))
+        self.err("logFiles: {size: 0}", "logFiles.size")
+        self.err("logFiles: {keep: -1}", "logFiles.keep")
