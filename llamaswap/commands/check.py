@@ -20,9 +20,9 @@ PATH = click.Path(path_type=Path)
 
 
 def loaded(path: Path) -> Loaded:
-    """The configuration at a file, or of a folder's files. Raises ConfigError."""
+    """The configuration at a file, or of a folder's files. Raises ConfigError, with all that is wrong."""
     file, folder = (None, str(path)) if path.is_dir() else (str(path), None)
-    return load(sources.read_sources(file, folder), dict(os.environ), facts=sources.DiskFacts())
+    return load(sources.read_sources(file, folder), dict(os.environ), facts=sources.DiskFacts(), thorough=True)
 
 
 def problem(found: Problem) -> dict[str, Any]:

@@ -16,10 +16,12 @@ CHAT = "/v1/chat/completions"
 
 @frozen
 class Piece:
-    """One event of the answer. `reasoning` is text that is thought, not said."""
+    """One event of the answer. `reasoning` is text that is thought, not said; `loading`: it is the service's own text
+    for who waits until the model is loaded, none of the model's."""
 
     text: str = ""
     reasoning: str = ""
+    loading: bool = False
     usage: Mapping[str, Any] | None = None
     timings: Mapping[str, Any] | None = None
 
@@ -52,6 +54,8 @@ class Tally:
     def add(self, piece: Piece, at: float) -> None:
         """Count one piece that came `at` seconds after asking."""
         self.total = at
+        if piece.loading:
+            return
         if piece.text or piece.reasoning:
             self.pieces += 1
             if self.first is None:
@@ -77,7 +81,10 @@ def stream(client: Client, body: Mapping[str, Any]) -> Generator[Piece, None, No
             raise Trouble(str(error.get("message", error) if isinstance(error, dict) else error))
         choices = document.get("choices") or [{}]
         delta = choices[0].get("delta") or {}
+        # What is sent while the model loads carries none of the members that every server's events have.
+        loading = set(document) == {"choices"} and set(delta) == {"reasoning_content"}
         yield Piece(
+            loading=loading,
             text=delta.get("content") or "",
             reasoning=delta.get("reasoning_content") or delta.get("reasoning") or "",
             usage=document.get("usage"),

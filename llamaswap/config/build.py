@@ -33,7 +33,7 @@ from llamaswap.config.schema import (
     Store,
     Ui,
 )
-from llamaswap.errors import Problem
+from llamaswap.errors import ConfigError, Problem
 
 
 class Facts(Protocol):
@@ -57,11 +57,46 @@ def load(
     *,
     facts: Facts | None = None,
     windows: bool = False,
+    thorough: bool = False,
 ) -> Loaded:
-    """Read, merge, expand, decode and check. Raises ConfigError, which names every problem of the failing stage."""
+    """Read, merge, expand, decode and check. Raises ConfigError, which names every problem of the failing stage.
+
+    `thorough`: of every stage, as far as later ones can tell something of what earlier ones refused.
+    """
+    if not thorough:
+        return _load(sources, environ, Report(), facts, windows)
+    _parse_all(sources, environ)
+    report = Report(patient=True)
+    try:
+        done = _load(sources, environ, report, facts, windows)
+    except ConfigError as error:  # where nothing more can be found out
+        report.errors += error.problems
+        report.warnings += error.warnings
+    except Exception:
+        # A later stage may stumble over what an earlier one has told already. Anything else is a fault of ours.
+        if not report.errors:
+            raise
+    report.end()
+    return done
+
+
+def _parse_all(sources: Sequence[Source], environ: Mapping[str, str]) -> None:
+    """Raise what is wrong with the text of any file; there is no use in looking at half of them."""
+    found: list[Problem] = []
+    for source in sources:
+        try:
+            parse(source, environ)
+        except ConfigError as error:
+            found += error.problems
+    if found:
+        raise ConfigError(found)
+
+
+def _load(
+    sources: Sequence[Source], environ: Mapping[str, str], report: Report, facts: Facts | None, windows: bool
+) -> Loaded:
     tables = [table for table in (parse(source, environ) for source in sources) if table is not None]
     root = merge.merge(tables)
-    report = Report()
     budget = Budget()
     global_macros, own_macros = _declared(root, report)
     report.settle()
@@ -136,6 +171,8 @@ def _drafts(
     found: dict[str, Draft] = {}
     for name in sorted(models.entries):
         drafted = assemble.draft(name, models.entries[name], global_macros, own.get(name, {}), budget, report, windows)
+        if drafted is None and report.patient:
+            drafted = Draft(name, None, own.get(name, {}), frozenset(), False)  # whoever names it is not at fault
         if drafted is not None:
             found[name] = drafted
     return found

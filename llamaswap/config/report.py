@@ -15,12 +15,17 @@ MOST_TOLD = 50  # beyond that nobody reads on; a count says the rest
 
 @define
 class Report:
-    """Errors and warnings of one load."""
+    """Errors and warnings of one load. A `patient` one lets later stages look as well, for what they can find: what
+    they say of a place that an earlier one refused comes of that, and is left out."""
 
+    patient: bool = False
     errors: list[Problem] = Factory(list)
     warnings: list[Problem] = Factory(list)
+    _refused: set[str] = Factory(set)
 
     def error(self, message: str, path: str = "", at: Node | Place | None = None, hint: str = "") -> None:
+        if path and path in self._refused:
+            return
         self.errors.append(_problem(message, path, at, hint))
 
     def warn(self, message: str, path: str = "", at: Node | Place | None = None, hint: str = "") -> None:
@@ -28,8 +33,15 @@ class Report:
 
     def settle(self) -> None:
         """Raise ConfigError if anything is wrong so far: later stages build on what earlier ones checked."""
+        if not self.patient:
+            self.end()
+        self._refused.update(problem.path for problem in self.errors)
+
+    def end(self) -> None:
+        """Raise ConfigError if anything is wrong; each thing is told once."""
         if not self.errors:
             return
+        self.errors = list(dict.fromkeys(self.errors))
         told = self.errors[:MOST_TOLD]
         if len(self.errors) > MOST_TOLD:
             told.append(Problem(f"and {len(self.errors) - MOST_TOLD} more problems"))

@@ -31,6 +31,48 @@ class CheckTests(SynchronousTestCase):
         for part in ("owl", "cat"):
             self.assertIn(part, done.stderr)
 
+    def test_what_every_stage_has_to_say_is_said_and_each_thing_once(self):
+        text = """
+            startPort: zero
+            logToStdout: nowhere
+            macros: {PORT: 3}
+            nonsense: 1
+            models:
+              owl: 5
+              cat: {cmd: "a ${nope}", ttl: soon, proxy: "http://h"}
+              dog: {cmd: "a ${PORT}", proxy: "http://[bad"}
+            selectors: {s: {strategy: pin, targets: [owl, zebra]}}
+            profiles: {p: {pins: {x: ghost}}}
+            groups: {g: {members: [dog, dog]}}
+        """
+        done = invoke(["check", "--json", self.file(text)])
+        found = json.loads(done.stdout)
+        words = [
+            "macro 'PORT'",
+            "startPort",
+            "owl must be",
+            "nope",
+            "logToStdout",
+            "ttl",
+            "[bad",
+            "twice",
+            "zebra",
+            "ghost",
+        ]
+        messages = [one["message"] for one in found["errors"]]
+        for word in words:
+            self.assertEqual(sum(word in message for message in messages), 1, (word, messages))
+        self.assertEqual(len(messages), len(words), messages)
+        self.assertIn("nonsense", str(found["warnings"]))
+
+    def test_the_text_of_each_file_is_looked_at(self):
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        (folder / "a.yaml").write_text("models: [")
+        (folder / "b.yaml").write_text("models: {")
+        found = json.loads(invoke(["check", "--json", str(folder)]).stdout)
+        self.assertEqual([Path(one["file"]).name for one in found["errors"]], ["a.yaml", "b.yaml"])
+
     def test_a_warning_is_an_error_only_when_strict(self):
         path = self.file(GOOD + "nonsense: 1\n")
         self.assertEqual(invoke(["check", path]).exit_code, 0)

@@ -8,6 +8,7 @@ from llamaswap.commands.bench import percentile, summary
 from llamaswap.commands.chat import Conversation
 from llamaswap.commands.client import Client, Trouble
 from llamaswap.commands.streaming import CHAT, collect
+from llamaswap.relay.loading import reasoning
 from tests.commands.doubles import Server, chat, invoke, sse
 
 
@@ -26,8 +27,18 @@ class CollectTests(SynchronousTestCase):
         self.assertEqual(self.collect(chat("a", "b")).tokens, 2)
 
     def test_reasoning_is_apart(self):
-        tally = self.collect(sse({"choices": [{"delta": {"reasoning_content": "hm"}}]}, "[DONE]"))
-        self.assertEqual((tally.text, tally.reasoning), ("", "hm"))
+        tally = self.collect(sse({"id": "x", "choices": [{"delta": {"reasoning_content": "hm"}}]}, "[DONE]"))
+        self.assertEqual((tally.text, tally.reasoning, tally.first), ("", "hm", 1.0))
+
+    def test_what_is_said_while_the_model_loads_is_no_token_and_no_part_of_the_answer(self):
+        words = [json.loads(reasoning(text).partition(b":")[2]) for text in ("llama-swap", " loading")]
+        said = {"id": "x", "choices": [{"index": 0, "delta": {"content": "hello"}}]}
+        shown = []
+        ticks = iter(range(100))
+        server = Server().on(f"POST {CHAT}", sse(*words, said, "[DONE]"))
+        tally = collect(Client("x", server.send), {}, shown.append, now=lambda: float(next(ticks)))
+        self.assertEqual((tally.text, tally.reasoning, tally.pieces, tally.first), ("hello", "", 1, 3.0))
+        self.assertEqual([piece.reasoning for piece in shown if piece.loading], ["llama-swap", " loading"])
 
     def test_an_error_in_the_stream_is_raised(self):
         body = sse({"choices": [{"delta": {"content": "a"}}]}, {"error": {"message": "broken off"}})
