@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -55,22 +58,46 @@ def app() -> None:
     """One HTTP endpoint in front of every local inference server."""
 
 
+def described(command: click.Command, context: click.Context) -> dict[str, Any]:
+    """A command for a program to read: what it does, what it takes, and the commands below it."""
+    options, arguments = [], []
+    for parameter in command.get_params(context):
+        if isinstance(parameter, click.Option):
+            names = [*parameter.opts, *parameter.secondary_opts]
+            told = {"names": names, "help": parameter.help or "", "takes_value": not parameter.is_flag}
+            options.append({**told, "required": parameter.required, "environment": parameter.envvar})
+        else:
+            told = {"name": parameter.human_readable_name, "required": parameter.required}
+            arguments.append({**told, "many": parameter.nargs != 1})
+    found = {"name": context.info_name, "help": inspect.cleandoc(command.help or "").replace("\b\n", "")}
+    below = []
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            one = command.get_command(context, name)
+            if one is not None:
+                below.append(described(one, click.Context(one, info_name=name, parent=context)))
+    return {**found, "arguments": arguments, "options": options, "commands": below}
+
+
 @click.command(name="help")
 @click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def help_(context: click.Context, name: str | None) -> None:
+def help_(context: click.Context, name: str | None, as_json: bool) -> None:
     """Show what a command does."""
     parent = context.parent
     assert parent is not None
     command: click.Command | None = app if name is None else app.get_command(parent, name)
     if command is None:
         raise click.UsageError(f"no such command: {name}")
-    click.echo(command.get_help(parent if name is None else click.Context(command, info_name=name, parent=parent)))
+    asked = parent if name is None else click.Context(command, info_name=name, parent=parent)
+    click.echo(json.dumps(described(command, asked), indent=2) if as_json else command.get_help(asked))
 
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def completion(shell: str, as_json: bool) -> None:
     """Print the completion script of a shell.
 
     \b
@@ -82,7 +109,8 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None  # Choice lets only shells of click's through
-    click.echo(kind(app, {}, "llamaswap", COMPLETE).source())
+    script = kind(app, {}, "llamaswap", COMPLETE).source()
+    click.echo(json.dumps({"shell": shell, "script": script}) if as_json else script)
 
 
 @click.command()
