@@ -58,6 +58,15 @@ def _printable(raw: bytes) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+@lru_cache(maxsize=1024)
+def _lead(ip: str, method: bytes, path: bytes, protocol: str) -> str | None:
+    """The line up to its numbers; None where there is to be none."""
+    shown = _printable(path)
+    if shown.startswith(SILENT):
+        return None
+    return f'Request {_printable(ip.encode())} "{_printable(method)} {shown} {protocol}"'
+
+
 @define  # made for every request: freezing doubles what that costs
 class Served:
     """What the line tells. `path` as received without the query, `sent` the body's bytes, `seconds` the whole time."""
@@ -80,11 +89,10 @@ class AccessLog:
 
     def served(self, request: Served) -> None:
         """The response to this request ended."""
-        path = _printable(request.path)
-        if path.startswith(SILENT) or not self.lines.wants("info"):
+        lead = _lead(request.ip, request.method, request.path, request.protocol)
+        if lead is None or not self.lines.wants("info"):
             return
         self.lines.line(
             "info",
-            f'Request {_printable(request.ip.encode())} "{_printable(request.method)} {path} {request.protocol}" '
-            f'{request.status} {request.sent} "{_printable(request.user_agent)}" {go_duration(request.seconds)}',
+            f'{lead} {request.status} {request.sent} "{_printable(request.user_agent)}" {go_duration(request.seconds)}',
         )

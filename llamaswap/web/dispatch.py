@@ -215,6 +215,12 @@ class Watch:
 
     def data(self, data: bytes) -> None:
         """Some body bytes."""
+        if self._most == 1 and not self.events:
+            # A document, most often whole in its first piece: nothing to hold.
+            self._most = 1 if self.facts is not None and self.facts.loading else TOGETHER
+            for scope in self.scopes:
+                scope.data(data)
+            return
         held = self._held
         held.append(data)
         if len(held) >= self._most or len(data) > SMALL_PIECE or (self.facts is not None and self.facts.followed):

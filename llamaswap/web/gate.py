@@ -10,8 +10,8 @@ import base64
 import binascii
 import hmac
 import re
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from attrs import frozen
@@ -42,18 +42,37 @@ class Gate:
 
     def admit(self, first: First) -> Pass:
         """A Pass, or HttpError(401)."""
-        keys = tuple(self.keys())
-        if not keys:
-            return Pass()
-        header, candidate = presented(first)
-        # Every key is compared, whatever the earlier ones said: the time taken tells nothing about which matched.
-        if sum([hmac.compare_digest(candidate, key) for key in keys]) and candidate:
-            return Pass(header)
-        raise unauthorized()
+        return Pass(self._header(first))
 
     def __call__(self, head: HasFirst) -> bytes | None:
         """The same for a request head; only the header's name. This is the gate that the model routes take."""
-        return self.admit(head.first).header
+        return self._header(head.first)
+
+    def _header(self, first: First) -> bytes | None:
+        keys = tuple(self.keys())
+        if not keys:
+            return None
+        header, candidate = presented(first)
+        # Every key is compared, whatever the earlier ones said: the time taken tells nothing about which matched.
+        if sum([hmac.compare_digest(candidate, key) for key in keys]) and candidate:
+            return header
+        raise unauthorized()
+
+
+class KeyRing:
+    """The configured keys as bytes, made anew only when `configured` gives another sequence of them."""
+
+    def __init__(self, configured: Callable[[], Sequence[Any]]) -> None:
+        self._configured = configured
+        self._of: Sequence[Any] = ()
+        self._keys: tuple[bytes, ...] = ()
+
+    def __call__(self) -> tuple[bytes, ...]:
+        """The keys of this moment."""
+        configured = self._configured()
+        if configured is not self._of:
+            self._of, self._keys = configured, tuple(key.value.encode() for key in configured)
+        return self._keys
 
 
 def presented(first: First) -> tuple[bytes, bytes]:

@@ -131,11 +131,11 @@ async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) ->
     query = head.query
     if head.method in (b"GET", b"HEAD"):
         return Naming(form_value(query, "model"), form_value(query, "stream") == "true", query)
-    content_type = fields.first(head.headers, b"content-type") or b""
+    content_type = head.first(b"content-type") or b""
     kind = content_type.lower()
     if b"multipart/form-data" in kind:
         return await _multipart(query, content_type, body)
-    text = await _held(body)
+    text = body.data if isinstance(body, BytesBody) else await _held(body)
     json = None
     if b"application/json" in kind:
         json = JsonBody.parse(text)
@@ -269,8 +269,7 @@ class Inference:
         model = config.models[real] if real is not None else None
         found = config.peer(naming.name) if model is None else None
         peer = config.peers[found[0]] if found is not None else None
-        target = stripped(head.target)
-        path = target.partition(b"?")[0]
+        path, mark, _ = stripped(head.target).partition(b"?")
         bypass = model is not None and model.compat.ignore_websockets and fields.is_websocket(head.headers)
         requested = naming.name
 
@@ -288,8 +287,9 @@ class Inference:
                 job.body = KeptBody(job.body)
             if job.facts is not None and naming.scan is None and isinstance(job.body, BytesBody):
                 job.facts.body = job.body.data
-            forwarded = path + (b"?" + naming.query if b"?" in target else b"")
-            job.head = RequestHead(head.method, forwarded, head.headers, head.version)
+            forwarded = path + b"?" + naming.query if mark else path
+            if forwarded != head.target:
+                job.head = RequestHead(head.method, forwarded, head.headers, head.version)
 
         return Job(
             exchange=exchange,

@@ -43,6 +43,8 @@ _STRUCTURE = re.compile(
 _ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory speed (images); then text: the regex
 
 
+_ENDS = b",}]"  # what usually follows a value
+
 MEMBERS = 10_000  # of a request's top level, where a dozen are usual: each costs a record and a microsecond
 BRACKETS = 1_000_000  # runs of them in one value; a chat of a hundred thousand messages has a third of that
 
@@ -160,7 +162,9 @@ class Container:
 
 def split(data: bytes, most: int = sys.maxsize) -> Container | None:
     """Cut an object or array at its top level; None where `data` begins with neither, or has over `most` members."""
-    start = _SPACE.match(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0).end()  # type: ignore[union-attr] # matches empty
+    start = 0
+    if data[:1] != b"{":
+        start = _SPACE.match(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0).end()  # type: ignore[union-attr] # matches empty
     opening = data[start : start + 1]
     if opening not in (b"{", b"["):
         return None
@@ -169,10 +173,11 @@ def split(data: bytes, most: int = sys.maxsize) -> Container | None:
     begin, end = start + 1, len(data)
     cut = Container(data, is_object, begin)
     members = cut.members
-    first = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
-    if first < end and data[first] == closing:
-        cut.rest, cut.whole = begin, True
-        return cut
+    if data[begin : begin + 1] != b'"':
+        first = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
+        if first < end and data[first] == closing:
+            cut.rest, cut.whole = begin, True
+            return cut
     while len(members) <= most:
         key, position = "", begin
         if is_object:
@@ -196,7 +201,9 @@ def split(data: bytes, most: int = sys.maxsize) -> Container | None:
         stop = _value_end(data, position)
         if stop < 0:
             break
-        after = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
+        after = stop
+        if stop < end and data[stop] not in _ENDS:
+            after = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
         members.append(Member(key, begin, position, stop, after))
         begin = after
         if after < end and data[after] == 0x2C:
@@ -261,10 +268,13 @@ class JsonBody:
 
     def flag(self, key: str) -> bool:
         """A top-level member as a boolean: true, a number other than zero, or the string "true"."""
+        raw = self.raw(key)
+        if raw is None or raw == b"false":
+            return False
         text = self.scalar(key)
         if text.lower() == "true":
             return True
-        if (self.raw(key) or b"")[:1] == b'"':
+        if raw[:1] == b'"':
             return False
         try:
             return float(text) != 0
@@ -292,10 +302,7 @@ class JsonBody:
 
     def delete(self, path: str) -> None:
         """Take out the member at `path`, as often as it stands there; absent is fine. EditError for wildcards."""
-        steps = parse_path(path)
-        if any(step.glob is not None for step in steps):
-            raise EditError(f"wildcards cannot be deleted: {path}")
-        self._changed = _delete(self._top, steps) or self._changed
+        self._changed = _delete(self._top, _deletable(path)) or self._changed
 
     def render(self) -> bytes:
         """The body's bytes: the very same object as long as nothing changed."""
@@ -358,9 +365,20 @@ def parse_path(path: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+@lru_cache(maxsize=1024)
+def _deletable(path: str) -> tuple[Step, ...]:
+    steps = parse_path(path)
+    if any(step.glob is not None for step in steps):
+        raise EditError(f"wildcards cannot be deleted: {path}")
+    return steps
+
+
 def _targets(container: Container, step: Step) -> list[Member]:
     """The members a step addresses."""
     if container.is_object:
+        if step.glob is None:
+            key = step.key
+            return [member for member in container.members if member.key == key]
         return [member for member in container.members if step.matches(member.key)]
     if step.index is None or not 0 <= step.index < len(container.members):
         return []

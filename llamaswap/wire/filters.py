@@ -53,8 +53,10 @@ def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name:
             body.delete(parameter)
         except EditError as error:
             raise FilterError(f"error stripping parameter {parameter} from request: {error}")
-    _set_all(body, rules.set_params)
-    _set_all(body, rules.set_params_by_id.get(requested) or {})
+    if rules.set_params:
+        _set_all(body, rules.set_params)
+    if rules.set_params_by_id:
+        _set_all(body, rules.set_params_by_id.get(requested) or {})
 
 
 def _set_all(body: JsonBody, parameters: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@ from base64 import b64encode
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.config import Secret
 from llamaswap.web.errors import HttpError
-from llamaswap.web.gate import Gate, Pass, preflight, refuse_cross_site
+from llamaswap.web.gate import Gate, KeyRing, Pass, preflight, refuse_cross_site
 
 
 def reader(**headers):
@@ -32,6 +33,16 @@ class KeyTests(SynchronousTestCase):
         self.assertEqual(GATE.admit(reader(authorization="bEARER k-2")), Pass(b"authorization"))
         self.assertEqual(GATE.admit(reader(x_api_key="k-1")), Pass(b"x-api-key"))
         self.assertEqual(GATE.admit(reader(authorization=basic("anyone:k-1"))), Pass(b"authorization"))
+
+    def test_the_keys_in_force_are_read_anew_when_they_change(self):
+        keys = [(Secret("k-1"),)]
+        gate = Gate(KeyRing(lambda: keys[0]))
+        self.assertEqual(gate.admit(reader(x_api_key="k-1")), Pass(b"x-api-key"))
+        keys[0] = (Secret("k-2"),)
+        self.assertRaises(HttpError, gate.admit, reader(x_api_key="k-1"))
+        self.assertEqual(gate.admit(reader(x_api_key="k-2")), Pass(b"x-api-key"))
+        keys[0] = ()
+        self.assertEqual(gate.admit(reader()), Pass(None))
 
     def test_a_wrong_key_is_not_rescued_by_a_right_one(self):
         """http T023"""
