@@ -15,20 +15,18 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from attrs import define, evolve, frozen
+from attrs import evolve
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
-from twisted.logger import ILogObserver, Logger, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from llamaswap import hooks, slots, sources, upgrade
 from llamaswap.bus import ActivityStored, Bus, PeersChanged, StateChanged, SwapBegan, SwapEnded
@@ -37,11 +35,8 @@ from llamaswap.config.commands import split
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.ports import keep
 from llamaswap.config.schema import Stall
-from llamaswap.demo import demo_config
-from llamaswap.discover.disk import Enough
-from llamaswap.discover.found import Found
+from llamaswap.console import Others, announce, give_up, write_stdout
 from llamaswap.handover import Handover, take_over
-from llamaswap.listening import Listen
 from llamaswap.notify import Notifier, without_ours
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.activity import Activity
@@ -59,19 +54,18 @@ from llamaswap.observe.meters import Meters
 from llamaswap.observe.reclaim import Reclaim
 from llamaswap.observe.record import Row
 from llamaswap.observe.sources import usual as gpu_sources
-from llamaswap.observe.stdout import StdoutWriter
 from llamaswap.observe.store import Store
 from llamaswap.observe.worker import Worker
 from llamaswap.peers import Peers
 from llamaswap.peers import client as peers_client
-from llamaswap.relay.exchange import RequestHead
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.relay import Relay
-from llamaswap.relay.room import Room, disk_room, memory_room
+from llamaswap.relay.room import disk_room, memory_room
 from llamaswap.reload import Plan as ReloadPlan
 from llamaswap.reload import Reloader
 from llamaswap.router import Router
+from llamaswap.settings import Settings, listening_endpoint, record_path, sources_of
 from llamaswap.spare import bring_tls
 from llamaswap.supervise import signs
 from llamaswap.supervise.canary import SocketCanary, page, token
@@ -80,36 +74,21 @@ from llamaswap.supervise.readahead import ReadAhead
 from llamaswap.supervise.readiness import SocketAsk, connector
 from llamaswap.supervise.spawn import Launcher
 from llamaswap.supervise.supervisor import Supervisor
-from llamaswap.upgrade import Adopting, Inherited, Upgrade
+from llamaswap.surface import Surface, largest_body
+from llamaswap.upgrade import Inherited, Upgrade
 from llamaswap.version import build as build_info
 from llamaswap.watchdog import Heard, Stream, Watchdog, stall_of
-from llamaswap.web import activity as activity_routes
-from llamaswap.web import errors, passthrough
-from llamaswap.web import peers as peers_routes
+from llamaswap.web import errors
 from llamaswap.web.access import Accessed
-from llamaswap.web.app import Admin, make_site, routes
-from llamaswap.web.configfile import ConfigFile
-from llamaswap.web.discovery import Discovery
+from llamaswap.web.app import make_site
 from llamaswap.web.dispatch import Dispatcher
-from llamaswap.web.doors import Doors
-from llamaswap.web.editing import Editing
-from llamaswap.web.errors import HttpError
-from llamaswap.web.events import Events
 from llamaswap.web.gate import Gate, KeyRing
 from llamaswap.web.inference import Inference
-from llamaswap.web.listing import Listing
-from llamaswap.web.loadtest import Generator, LoadTests
-from llamaswap.web.logs import Logs
+from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.masking import known_secrets, masked_text
-from llamaswap.web.models import Models
-from llamaswap.web.openapi import OpenApi
 from llamaswap.web.passthrough import Passthrough
-from llamaswap.web.processes import Processes, stalled
-from llamaswap.web.profiles import Profiles
-from llamaswap.web.reloads import Reloads
+from llamaswap.web.processes import stalled
 from llamaswap.web.streams import Streams
-from llamaswap.web.system import System
-from llamaswap.web.ui import Ui
 
 log = Logger("llamaswap.service")
 
@@ -118,79 +97,11 @@ GC_THRESHOLD = (10_000, 20, 50)
 WARM_AFTER = (
     0.02  # seconds from a server's readiness, when those who waited for it are served, to the next spare process
 )
-ADMIN_BODY = 16 * 1024 * 1024  # bytes; four times the largest configuration
-STRANGERS_BODY = 64 * 1024  # bytes of which a 401 is the answer
 SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
 GPU_SECONDS = 5.0  # that a reading of the GPUs may take when a silent server is judged
 LAST_LINES = 1.0  # seconds that the last lines may take on their way to standard output
 KEPT_FOR_SERVERS = 12.0  # of those, kept back for stopping servers when requests take their time
-
-
-@frozen
-class Settings:
-    """What the command line decided. `config` and `config_dir` are paths; `demo` stands for both."""
-
-    listen: Listen
-    config: str | None = None
-    config_dir: str | None = None
-    demo: bool = False
-    watch: bool = False
-    allow_config_edit: bool = False
-
-
-# -- what the machine offers -------------------------------------------------------------------------------
-
-
-def state_folder(environ: Mapping[str, str]) -> Path:
-    """Where a service may keep a little of its own: systemd's choice, else the user's state folder."""
-    given = environ.get("STATE_DIRECTORY", "").split(":")[0]
-    if given:
-        return Path(given)
-    home = environ.get("XDG_STATE_HOME") or (environ["HOME"] + "/.local/state" if environ.get("HOME") else "")
-    return Path(home or f"/var/tmp/llamaswap-{os.getuid()}") / "llamaswap"
-
-
-def record_path(listen: Listen, environ: Mapping[str, str]) -> Path | None:
-    """The file that names our servers for the next start at the same address; none where the port is any."""
-    if listen.address is not None and listen.address[1] == 0:
-        return None
-    name = "".join(char if char.isalnum() or char in ".-" else "_" for char in listen.text)
-    return state_folder(environ) / f"servers{name}.json"
-
-
-def write_stdout() -> StdoutWriter:
-    """A writer on the real standard output: `twist` replaces sys.stdout by its log."""
-    stream = sys.__stdout__.buffer if sys.__stdout__ is not None else open(os.devnull, "wb")  # noqa: SIM115
-
-    def write(data: bytes) -> None:
-        stream.write(data)
-        stream.flush()
-
-    return StdoutWriter(write)
-
-
-@implementer(ILogObserver)
-@define
-class Others:
-    """Errors of the libraries below us (an unhandled failure, something printed) as lines of our log."""
-
-    lines: LogLines
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """An observer of every event; ours are written by their own."""
-        namespace = event.get("log_namespace") or ""
-        level = event.get("log_level")
-        if namespace.startswith("llamaswap") or level is None or level.name not in ("error", "critical"):
-            return
-        failure = event.get("log_failure")
-        text = formatEvent(event) or ""
-        if failure is not None:
-            text = f"{text}\n{failure.getTraceback()}".strip()
-        self.lines.line("error", f"{namespace}: {text}")
-
-
-# -- the service -------------------------------------------------------------------------------------------
 
 
 class LlamaSwap(MultiService):
@@ -352,19 +263,20 @@ class LlamaSwap(MultiService):
         self.inference = Inference(self.router, self.dispatcher, keys, self.peers.avoided)
         self.passthrough = Passthrough(self.router, self.dispatcher, keys)
         self.access = AccessLog(self.lines)
-        self.load_tests = LoadTests(lambda: self.router.config, reactor, self._sends_to_itself())
+        self.surface = Surface(self)
+        self.load_tests = LoadTests(lambda: self.router.config, reactor, self.surface.sends_to_itself())
         watch = sources.Watch(settings.config, settings.config_dir)
         self.reloader = Reloader(
             reactor,
             self.bus,
             lambda: self.router.config,
-            lambda: load(self._sources(), {**os.environ}, facts=sources.DiskFacts()),
+            lambda: load(self.sources(), {**os.environ}, facts=sources.DiskFacts()),
             lambda old, new: self.peers.filled(keep(old, new)),
             diff,
             self._apply,
             revisions(watch.changed),
         )
-        site = make_site(self._admin(keys), clock=reactor, access=self.access)
+        site = make_site(self.surface.admin(keys), clock=reactor, access=self.access)
         disk = disk_room()
         self.front = FrontDoorFactory(
             self.inference.is_model_route,
@@ -376,107 +288,6 @@ class LlamaSwap(MultiService):
             largest=lambda head: largest_body(keys, head, disk),
             served=Accessed(self.access, reactor),
         )
-
-    def _admin(self, keys: Gate) -> Admin:
-        """The Klein side: one object for each group of routes."""
-        config = lambda: self.router.config
-        fleet, reactor = self.router, self.reactor
-        ui_root = Path(__file__).with_name("web") / "ui_dist"
-        config_file = ConfigFile(
-            path=Path(self.settings.config) if self.settings.config else None,
-            environ=self.environ,
-            config=config,
-            sources=self._sources,
-            reload=self.reload,
-            allowed=self.settings.allow_config_edit,
-        )
-        groups = [
-            Doors(
-                passthrough.resource(self.inference.serve, reactor),
-                passthrough.resource(self.passthrough.serve_upstream, reactor),
-                passthrough.resource(self.passthrough.serve_comfyui, reactor),
-            ),
-            Listing(fleet, config, time.time, self.peers),
-            Processes(fleet, config),
-            Logs(self.book, config, self.streams),
-            Profiles(fleet, config),
-            peers_routes.Peers(config, self.peers),
-            Ui(ui_root, fleet, config),
-            Events(
-                *(fleet, config, self.bus, self.book, self.inflight, self.activity, self.streams, reactor),
-                peers=self.peers,
-                machine=self.machine,
-            ),
-            activity_routes.Activity(self.activity, self.captures, self.inflight, self.streams),
-            Models(
-                *(fleet, config, self.inflight, self.history, self.book, reactor),
-                stall=self.watchdog.document,
-                vram=self.memory.share,
-                slot_cache=self._slot_cache,
-            ),
-            System(
-                build_info(),
-                self.machine,
-                self.hardware.snapshot,
-                self.meters.render,
-                self._features,
-                self.upgrade.document,
-            ),
-            Editing(config_file, config, Reloads(self.bus, time.time)),
-            Discovery(lambda: config_file.editable, config, self._survey, self.surveyor, reactor, self._own_ports),
-            self.load_tests,
-            OpenApi(routes, build_info()),
-        ]
-        return Admin(groups, keys)
-
-    def _sends_to_itself(self) -> Generator | None:
-        """How load tests reach us: over the loopback, through the front door like anybody. None where they cannot."""
-        address = self.settings.listen.address
-        if address is None or self.settings.listen.secure:
-            return None  # no port that a client of ours could name, or a certificate it could not check
-        senders: list[Generator] = []
-
-        def send(path: str, body: bytes, chunk: Callable[[bytes], None], /) -> Deferred[int]:
-            if not senders:
-                from twisted.web.client import Agent, HTTPConnectionPool  # heavy, and rarely needed
-
-                from llamaswap.web.selfsend import SelfSender
-
-                agent = Agent(self.reactor, pool=HTTPConnectionPool(self.reactor, persistent=False))
-                senders.append(SelfSender(agent, self._own_url, self._own_key))
-            return senders[0](path, body, chunk)
-
-        return send
-
-    def _own_url(self) -> bytes:
-        bound: Any = self._port.getHost() if self._port is not None else None
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(bound.host, bound.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{bound.port}".encode()
-
-    def _own_ports(self) -> tuple[int, ...]:
-        bound: Any = self._port.getHost() if self._port is not None else None
-        return (bound.port,) if hasattr(bound, "port") else ()  # a unix socket has none
-
-    def _survey(self, ports: Collection[int], enough: Enough) -> Found:
-        """What this machine has, on the surveyor's thread."""
-        from llamaswap.discover.survey import survey  # rarely asked for
-
-        home = Path(self.environ.get("HOME") or "/nonexistent")
-        return survey(home, self.environ, skip=ports, ollama=True, enough=enough)
-
-    def _own_key(self) -> bytes | None:
-        keys = self.router.config.api_keys
-        return keys[0].value.encode() if keys else None
-
-    def _features(self) -> dict[str, bool]:
-        return {
-            "performance": self.machine.enabled,
-            "hardware": self.hardware.snapshot() is not None,
-            "config_edit": self.settings.allow_config_edit and bool(self.settings.config),
-            "captures": self.captures.enabled,
-            "store": self.router.config.store is not None,
-            "loadtest": self.load_tests.send is not None,
-        }
 
     def log_observer(self, event: Any) -> None:
         """Every log event of the process: ours become lines of the proxy log, errors of others too."""
@@ -578,7 +389,7 @@ class LlamaSwap(MultiService):
 
         self.watcher(remove)
 
-    def _slot_cache(self, model: str) -> dict[str, Any]:
+    def slot_cache(self, model: str) -> dict[str, Any]:
         """How a model fares with what its servers save."""
         return self.slots.document(self.router.config.models[model])
 
@@ -592,7 +403,7 @@ class LlamaSwap(MultiService):
 
     # -- configuration -------------------------------------------------------------------------------------
 
-    def _sources(self) -> list[Source]:
+    def sources(self) -> list[Source]:
         return sources_of(self.settings)
 
     def _apply(self, config: Config, plan: ReloadPlan) -> None:
@@ -636,39 +447,13 @@ class LlamaSwap(MultiService):
             give_up(f"cannot listen on {listen.text}: {outcome[0].getErrorMessage()}")
         listening.addBoth(lambda _: None)
         self._port = outcome[0]
-        self._say_where()
+        announce(self.settings, self.loaded, self._port.getHost())
         self.reactor.callWhenRunning(self._running)
 
     @property
     def port(self) -> IListeningPort | None:
         """Where it listens, once it does."""
         return self._port
-
-    def _say_where(self) -> None:
-        """The lines that an operator looks for first; also those that say who may come in."""
-        assert self._port is not None
-        listen = self.settings.listen
-        host: Any = self._port.getHost()  # of whatever kind the endpoint is
-        scheme = "https" if listen.secure else "http"
-        if hasattr(host, "port"):
-            shown = "localhost" if host.host in ("", "0.0.0.0", "::", "127.0.0.1") else host.host
-            shown = f"[{shown}]" if ":" in shown else shown
-            where = f"{scheme}://{shown}:{host.port}"
-        else:
-            where = listen.text
-        for warning in self.loaded.warnings:
-            log.warn("configuration: {warning}", warning=str(warning))
-        log.info("listening on {where}", where=where)
-        if not listen.loopback_only:
-            if self.loaded.config.api_keys:
-                log.info("reachable from other machines; -listen localhost:PORT would keep it to this one")
-            else:
-                log.warn(
-                    "reachable from other machines WITHOUT A KEY: set apiKeys, or listen on localhost:PORT",
-                )
-        if self.settings.demo:
-            for line in demo_hints(where, sorted(self.loaded.config.models)):
-                log.info("{line}", line=line)
 
     def _running(self) -> None:
         """The reactor turns: what may take a moment."""
@@ -811,18 +596,6 @@ def encrypted(config: Config) -> bool:
     return any(server is not None and server.scheme == "https" for server in servers)
 
 
-def largest_body(keys: Gate, head: RequestHead, disk: Room) -> int:
-    """How many bytes the body of a request beside the model routes may have. The site spools a body before it looks at
-    the key; so who shows none gets no room, and only servers' own pages get as much as there is."""
-    if not head.path.startswith((b"/upstream/", b"/comfyui/")):
-        return ADMIN_BODY
-    try:
-        keys.admit(head.first)
-    except HttpError:
-        return STRANGERS_BODY
-    return disk.left
-
-
 def revisions(changed: Callable[[], bool]) -> Callable[[], int]:
     """A number that rises whenever `changed` says so: what the reloader compares."""
     number = 0
@@ -833,37 +606,6 @@ def revisions(changed: Callable[[], bool]) -> Callable[[], int]:
         return number
 
     return look
-
-
-def give_up(message: str) -> NoReturn:
-    """Say why the service cannot run and end with status 1; the reactor does not turn yet."""
-    sys.stderr.write(message + "\n")
-    raise SystemExit(1)
-
-
-def demo_hints(where: str, models: list[str]) -> list[str]:
-    """What to try with the demo, line by line."""
-    ask = (
-        "curl -N {where}/v1/chat/completions -H 'Content-Type: application/json' "
-        '-d \'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "hello river"}}]}}\''
-    )
-    lines = ["This is the demo. Ask one model, then another, and they swap:"]
-    lines += ["  " + ask.format(where=where, model=model) for model in models]
-    return [*lines, f"and watch it at {where}/ui/"]
-
-
-def sources_of(settings: Settings) -> list[Source]:
-    """The configuration's texts as they are now."""
-    if settings.demo:
-        return [Source("demo.yaml", demo_config())]
-    return sources.read_sources(settings.config, settings.config_dir)
-
-
-def listening_endpoint(reactor: Any, listen: Listen, inherited: Inherited | None) -> IStreamServerEndpoint:
-    """Where to listen: at the socket an earlier program left, if there is one. Raises as `Listen.endpoint` does."""
-    if inherited is None:
-        return listen.endpoint(reactor)
-    return Adopting(reactor, inherited.listening).endpoint(listen)
 
 
 def build(

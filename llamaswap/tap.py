@@ -93,7 +93,8 @@ def makeService(options: Options) -> IService:
     from llamaswap.listening import Listen
     from llamaswap.notify import given_socket
     from llamaswap.relay.polling import use_plain_poll
-    from llamaswap.service import Settings, build
+    from llamaswap.service import build
+    from llamaswap.settings import Settings
 
     checked, earlier = upgrade.being_checked(os.environ), upgrade.inherited(os.environ)
     # Timers must not jump with the wall clock (suspended hosts, time servers): Twisted's default is time.time.
