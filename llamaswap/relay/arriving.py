@@ -152,6 +152,14 @@ class ArrivingBody:
         feed.pump()
         return feed
 
+    def let_go(self) -> None:
+        """It was held whole, and lives on as somebody else's copy for as long as the request: the other half of the
+        room stays taken."""
+        if self.complete and self._file is None:
+            self._chunks = []
+            self._forgetting = True
+            self._give_memory_back(self._memory_taken // HELD_TWICE)
+
     def close(self) -> None:
         """Forget everything; what still arrives is discarded."""
         if self._closed:

@@ -75,6 +75,14 @@ class Framing:
     upgrade: bool
 
 
+COMMON = 1024  # header fields that are kept as one object for all who send them
+COMMON_NAME = 32
+COMMON_VALUE = 40
+SECRETS = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key"))
+SECRET_SIZES = frozenset(map(len, SECRETS))
+_common: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
+
+
 class _Collector:
     """What llhttp tells about one head."""
 
@@ -94,7 +102,17 @@ class _Collector:
     def on_header(self, name: bytes, value: bytes) -> None:
         if value[-1:] in (b" ", b"\t"):
             value = value.rstrip(b" \t")
-        self.headers.append((name, value))
+        item = (name, value)
+        if len(value) <= COMMON_VALUE and len(name) <= COMMON_NAME:
+            # Clients repeat themselves: thousands of requests under way share one of each.
+            known = _common.get(item)
+            if known is not None:
+                item = known
+            elif len(name) not in SECRET_SIZES or name.lower() not in SECRETS:
+                if len(_common) >= COMMON:
+                    _common.clear()
+                _common[item] = item
+        self.headers.append(item)
 
     def on_headers_complete(self) -> None:
         self.complete = True

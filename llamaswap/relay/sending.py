@@ -23,10 +23,20 @@ def write_through(transport: Any) -> Callable[[bytes], None]:
     """The fastest correct `write` for this transport: its own, unless it is a plain TCP connection."""
     if not isinstance(transport, Connection) or getattr(transport, "TLS", False):
         return transport.write  # type: ignore[no-any-return]
-    queue: Any = transport
-    queued = transport.write
+    return _Through(transport).write
 
-    def write(data: bytes) -> None:
+
+class _Through:
+    """A `write` of which thousands may exist: an object with one slot is a fifth of a closure."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def write(self, data: bytes) -> None:
+        """Send at once, or queue."""
+        queue = self._queue
         if (
             queue._tempDataBuffer
             or queue.dataBuffer
@@ -36,18 +46,16 @@ def write_through(transport: Any) -> Callable[[bytes], None]:
             or queue.TLS
             or len(data) > _SEND_LIMIT
         ):
-            queued(data)
+            queue.write(data)
             return
         try:
             sent = queue.socket.send(data)
         except OSError:
             # Full, or broken: the reactor's own attempt tells which and reports it the usual way.
-            queued(data)
+            queue.write(data)
             return
         if sent < len(data):
-            queued(data[sent:])
-
-    return write
+            queue.write(data[sent:])
 
 
 def unsent(transport: Any) -> bool:

@@ -315,8 +315,10 @@ class Dispatcher:
         try:
             while True:
                 try:
-                    if job.prepare is not None:
-                        await job.prepare(job)
+                    prepare, job.prepare = job.prepare, None
+                    if prepare is not None:
+                        await prepare(job)
+                        del prepare  # it knows the request as it came
                     if job.cancelled:
                         raise Cancelled()
                     if job.model is not None:

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from llamaswap.config import Config
 from llamaswap.errors import BadRequest, ClientGone, LlamaswapError, NoModelNamed
+from llamaswap.relay.arriving import ArrivingBody
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import BodySource, Exchange, RequestHead
 from llamaswap.relay.flow import Flow
@@ -227,6 +228,7 @@ class Inference:
                 )
             if job.bypass and choice is not None:
                 choice.release()
+            del naming, as_it_came  # a long answer need not keep the question in three forms
             await self.dispatcher.run(job)
         finally:
             if choice is not None:
@@ -283,6 +285,11 @@ class Inference:
                 if requested != found[1]:
                     naming.rename(found[1])
             job.body = await body_of(naming, exchange.body)
+            if isinstance(job.body, BytesBody) and job.body is not exchange.body:
+                # Nobody reads it as it came any more, and a long request would keep it for as long.
+                if isinstance(exchange.body, ArrivingBody):
+                    exchange.body.let_go()
+                exchange.body = job.body
             if keep and not isinstance(job.body, BytesBody):
                 job.body = KeptBody(job.body)
             if job.facts is not None and naming.scan is None and isinstance(job.body, BytesBody):

@@ -314,3 +314,15 @@ class Rooms(SynchronousTestCase):
         self.assertTrue(disk.take(400))
         self.assertEqual((disk.left, disk.take(101), disk.take(100)), (100, False, True))
         self.assertGreater(disk_room().left, 0)
+
+    def test_what_lives_on_elsewhere_is_kept_once(self):
+        memory = room(100)
+        body = self.body(20, memory=memory)
+        held = body.hold(100)
+        body.arrived(b"x" * 20)
+        body.finished()
+        self.assertEqual((len(self.successResultOf(held)), memory.used), (20, 40))
+        body.let_go()
+        self.assertEqual((memory.used, body._chunks, body.replayable), (20, [], False))
+        body.close()
+        self.assertEqual(memory.used, 0)
