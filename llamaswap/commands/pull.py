@@ -1,18 +1,20 @@
 """`pull REPO[:QUANT]`: files of a Hugging Face repository into its cache, with a progress bar.
 
-The hub's own client does it: a connection that breaks is taken up where it broke, finished files are not fetched again.
+A download that breaks, or is killed, is taken up where it was; finished files are not fetched again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
 from llamaswap.commands.desk import Desk, local
+from llamaswap.commands.resume import fetch
 from llamaswap.discover.found import command, gguf_models, is_projector, model_name
 
 USUAL = ("Q4_K_M", "Q4_0", "Q8_0")  # what is taken when nothing is said, first one that is there
@@ -80,6 +82,7 @@ def pull(desk: Desk, name: str, revision: str | None, token: str | None, folder:
         chosen = choose(names, quant)
         for number, file in enumerate(chosen, 1):
             desk.note(f"{number} of {len(chosen)}: {file}")
+            _begin(repository, file, revision, token or None, folder)
             more: dict[str, Any] = {"local_dir": folder} if folder else {}
             path = hf_hub_download(repository, file, revision=revision, token=token or None, **more)
             paths.append(Path(path))
@@ -88,6 +91,13 @@ def pull(desk: Desk, name: str, revision: str | None, token: str | None, folder:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise click.ClickException(f"{name}: {error}") from None
     _tell(desk, repository, paths)
+
+
+def _begin(repository: str, file: str, revision: str | None, token: str | None, folder: Path | None) -> None:
+    """Fetch it in a way that can be taken up. A client of another version may lack what that needs; it fetches it all
+    the same, and says what is wrong where something is."""
+    with suppress(ImportError, AttributeError, TypeError):
+        fetch(repository, file, revision, token, folder)
 
 
 def _tell(desk: Desk, repository: str, paths: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.live.product import ROOT, Product
+from tests.live.product import ROOT, Product, wait_for
 from tests.live.test_service import config
 
 
@@ -83,12 +84,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the model hub's interface as a download needs. `cut`: the first answer ends half-way."""
+    """As much of the model hub's interface as a download needs. `cut`: the first answer ends half-way; `hold`: it stops
+    there, and the connection stays open."""
 
     protocol_version = "HTTP/1.1"
     names = ("README.md", "Tiny-Q4_K_M.gguf", "Tiny-Q8_0.gguf")
     ranges: list = []
     cut = False
+    hold: threading.Event | None = None
 
     def do_HEAD(self):
         self._answer(head=True)
@@ -123,7 +126,12 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if not head:
-            if type(self).cut and status == 200 and body is CONTENT:
+            if type(self).hold is not None and status == 200 and body is CONTENT:
+                held, type(self).hold = type(self).hold, None
+                self.wfile.write(body[: len(body) * 11 // 12])
+                held.wait(30)
+                self.close_connection = True
+            elif type(self).cut and status == 200 and body is CONTENT:
                 type(self).cut = False
                 self.wfile.write(body[: len(body) * 11 // 12])
                 self.close_connection = True
@@ -140,7 +148,7 @@ class PullTests(SynchronousTestCase):
     def setUp(self):
         if importlib.util.find_spec("huggingface_hub") is None:
             raise SkipTest("huggingface_hub is not installed (extra: pull)")
-        Hub.ranges, Hub.cut = [], False
+        Hub.ranges, Hub.cut, Hub.hold = [], False, None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
         thread = threading.Thread(target=self.server.serve_forever)
         thread.start()
@@ -149,10 +157,12 @@ class PullTests(SynchronousTestCase):
         self.addCleanup(self.server.shutdown)
         self.home = Path(self.mktemp()).absolute()
 
+    def hub(self):
+        home = {"HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_address[1]}", **home}
+
     def pull(self, *words):
-        port = self.server.server_address[1]
-        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
-        return command("pull", *words, **hub, HF_HUB_DISABLE_TELEMETRY="1")
+        return command("pull", *words, **self.hub())
 
     def test_the_quant_asked_for_comes_into_the_cache(self):
         status, out, err = self.pull("org/Tiny-GGUF:Q8_0", "--json")
@@ -167,6 +177,31 @@ class PullTests(SynchronousTestCase):
         self.assertEqual(status, 0, out + err)
         self.assertEqual(Path(out.splitlines()[0]).read_bytes(), CONTENT)
         self.assertTrue(any(int(asked[6:].partition("-")[0]) for asked in Hub.ranges), Hub.ranges)
+
+    def test_a_download_that_was_killed_is_taken_up_by_the_next_one(self):
+        held = Hub.hold = threading.Event()
+        self.addCleanup(held.set)
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "llamaswap", "pull", "org/Tiny-GGUF"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **self.hub()},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: self.partial() >= 10 * 1024 * 1024, 60, "a part of the file")
+        finally:
+            os.killpg(killed.pid, signal.SIGKILL)
+            killed.wait(10)
+        there = self.partial()
+        status, out, err = self.pull("org/Tiny-GGUF")
+        self.assertEqual(status, 0, out + err)
+        self.assertEqual(Path(out.splitlines()[0]).read_bytes(), CONTENT)
+        self.assertIn(f"bytes={there}-", Hub.ranges)
+
+    def partial(self):
+        """Bytes of unfinished files."""
+        return sum(path.stat().st_size for path in self.home.rglob("*.incomplete"))
 
     def test_a_file_that_is_there_is_not_fetched_again(self):
         self.assertEqual(self.pull("org/Tiny-GGUF")[0], 0)
