@@ -119,11 +119,14 @@ class Ladder:
     def _sweep(self) -> None:
         """Only what the leader left remains. It got our TERM with the leader and has a moment to heed it."""
         assert self.child is not None
+        if self.child.emptied():
+            self._cleared()
+            return
         if self._asked and not self._forced:
             self._after("courtesy", COURTESY, self._kill_rest)
         else:
             self._kill_rest()
-        self._look()
+        self._look_later()
 
     def _kill_rest(self) -> None:
         assert self.child is not None
@@ -135,13 +138,19 @@ class Ladder:
     def _look(self) -> None:
         """Nobody tells us of the end of processes that are not our children; so look, often at first."""
         assert self.child is not None
-        if not self.child.emptied():
-            pause = PAUSES[min(self._looks, len(PAUSES) - 1)]
-            self._looks += 1
-            self._after("look", pause, self._look)
-            if "courtesy" not in self._timers and self._looks % 5 == 0:
-                self.child.signal_remaining(signal.SIGKILL)  # some forked while we were killing
+        if self.child.emptied():
+            self._cleared()
             return
+        self._look_later()
+        if "courtesy" not in self._timers and self._looks % 5 == 0:
+            self.child.signal_remaining(signal.SIGKILL)  # some forked while we were killing
+
+    def _look_later(self) -> None:
+        self._after("look", PAUSES[min(self._looks, len(PAUSES) - 1)], self._look)
+        self._looks += 1
+
+    def _cleared(self) -> None:
+        """Nobody is left."""
         self._forget("courtesy")
         self._forget("lost")
         if self._forced and self.stop_words and not self._stop_worked and self._finish_stop_command():
