@@ -143,6 +143,7 @@ class LlamaSwap(MultiService):
             time_format=config.log_time_format,
             wall=wall,
             from_thread=lambda write, data: reactor.callFromThread(write, data),
+            later=reactor.callLater,
         )
         self.observers: tuple[ILogObserver, ...] = (self.lines, Others(self.lines))
         self.observed = False  # whether somebody passes log events to `log_observer`

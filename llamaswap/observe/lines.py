@@ -12,6 +12,9 @@ from datetime import datetime
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from zope.interface import implementer
 
+GATHER = 0.02  # seconds from a line that needs no haste to its writing
+TOGETHER = 64  # so many do not wait for that
+
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
 _RANK = {LogLevel.debug: 10, LogLevel.info: 20, LogLevel.warn: 30, LogLevel.error: 40, LogLevel.critical: 40}
 _WORD = {10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR"}
@@ -110,7 +113,8 @@ class LogLines:
     """Writes the events of namespace `llamaswap` as lines; anything below the level is dropped.
 
     `write` takes bytes (the proxy monitor's). `from_thread(write, data)` carries a line written by another
-    thread to this one (the reactor's callFromThread). `wall` is only asked for lines that carry no time.
+    thread to this one (the reactor's callFromThread). `wall` is only asked for lines that carry no time. With `later`
+    (the reactor's callLater) lines that need no haste are written several at once.
     """
 
     def __init__(
@@ -123,9 +127,12 @@ class LogLines:
         wall: Callable[[], float],
         local: Callable[[float], datetime] = local_time,
         from_thread: Callable[[Callable[[bytes], None], bytes], None] | None = None,
+        later: Callable[[float, Callable[[], None]], object] | None = None,
         namespace: str = "llamaswap",
     ) -> None:
         self._write = write
+        self._later = later
+        self._gathered: list[bytes] = []
         self._prefix = f"[{prefix}] " if prefix else ""
         self._wall = wall
         self._local = local
@@ -148,10 +155,29 @@ class LogLines:
         return LEVELS[level] >= self._rank
 
     def line(self, level: str, message: str, at: float | None = None) -> None:
-        """Write one line directly, without an event (the access log, which is on every request's way)."""
+        """Write one line without an event and, where there is a `later`, without haste (the access log, which is on
+        every request's way)."""
         rank = LEVELS[level]
-        if rank >= self._rank:
+        if rank < self._rank:
+            return
+        if self._later is None or threading.get_ident() != self._home:
             self._emit(rank, message, self._wall() if at is None else at)
+            return
+        gathered = self._gathered
+        if not gathered:
+            self._later(GATHER, self.flush)
+        stamp = self._stamp(self._wall() if at is None else at) if self._format is not None else ""
+        gathered.append(f"{stamp}{self._prefix}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace"))
+        if len(gathered) >= TOGETHER:
+            self._write(b"".join(gathered))
+            gathered[:] = [b""]  # the call is still due
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        gathered, self._gathered = self._gathered, []
+        data = b"".join(gathered)
+        if data:
+            self._write(data)
 
     def __call__(self, event: LogEvent) -> None:
         namespace = event.get("log_namespace") or ""
@@ -170,9 +196,16 @@ class LogLines:
         stamp = self._stamp(at) if self._format is not None else ""
         data = f"{stamp}{self._prefix}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace")
         if self._from_thread is not None and threading.get_ident() != self._home:
-            self._from_thread(self._write, data)
+            self._from_thread(self._write if self._later is None else self._after_gathered, data)
         else:
-            self._write(data)
+            self._after_gathered(data)
+
+    def _after_gathered(self, data: bytes) -> None:
+        gathered = self._gathered
+        if gathered:
+            data = b"".join((*gathered, data))
+            gathered[:] = [b""]
+        self._write(data)
 
     def _stamp(self, at: float) -> str:
         """The time before a line; lines of one second share it, unless its fraction shows."""

@@ -163,12 +163,24 @@ def _vllm(metrics: Mapping[str, Any], read: int, cached: int) -> tuple[int, int,
     return draft, accepted, prompt_speed, speed
 
 
-def from_document(data: bytes, path: str = "") -> Usage | None:
-    """Usage of a whole JSON answer, None when it says nothing or is no JSON. `/infill` answers are arrays."""
+def _parsed(data: bytes) -> Any:
+    """A JSON text's value, None where it is none."""
     try:
-        document = json.loads(data)
+        return _DECODE(data.decode())
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(data)  # other encodings, which it guesses
     except (ValueError, RecursionError):
         return None
+
+
+_DECODE = json.JSONDecoder().decode
+
+
+def from_document(data: bytes, path: str = "") -> Usage | None:
+    """Usage of a whole JSON answer, None when it says nothing or is no JSON. `/infill` answers are arrays."""
+    document = _parsed(data)
     if isinstance(document, list):
         document = {"timings": _last_timings(document)} if path.startswith("/infill") else None
     if not isinstance(document, dict):

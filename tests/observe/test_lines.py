@@ -3,10 +3,11 @@
 import threading
 from datetime import datetime, timedelta, timezone
 
-from twisted.logger import Logger, LogPublisher
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.lines import TIME_FORMATS, LogLines
+from llamaswap.observe.lines import GATHER, TIME_FORMATS, TOGETHER, LogLines
 
 CET = timezone(timedelta(hours=1), "CET")
 MOMENT = datetime(2026, 2, 3, 4, 5, 6, 70809, CET)
@@ -54,6 +55,26 @@ class TestLogLines(SynchronousTestCase):
         self.out = []
         lines = LogLines(self.out.append, wall=lambda: 0.0, local=lambda seconds: MOMENT, **options)
         return lines, Logger(namespace="llamaswap.router", observer=LogPublisher(lines))
+
+    def test_lines_without_haste_are_written_together_and_in_their_order(self):
+        clock = Clock()
+        lines, _ = self.make(later=clock.callLater)
+        lines.line("info", "one")
+        lines.line("debug", "never")
+        lines.line("info", "two")
+        self.assertEqual(self.out, [])
+        clock.advance(GATHER)
+        self.assertEqual(self.out, [b"[INFO] one\n[INFO] two\n"])
+        lines.line("info", "three")
+        lines({"log_namespace": "llamaswap", "log_format": "now", "log_level": LogLevel.info, "log_time": 0.0})
+        self.assertEqual(self.out[1:], [b"[INFO] three\n[INFO] now\n"])
+        for _ in range(TOGETHER):
+            lines.line("info", "many")
+        self.assertEqual(len(self.out), 3)
+        lines.line("info", "last")
+        clock.advance(GATHER)
+        self.assertEqual(self.out[3:], [b"[INFO] many\n" + b"[INFO] last\n"])
+        self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_the_default_line_has_level_and_text(self):
         _, log = self.make()
