@@ -28,6 +28,7 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 from llamaswap.relay.arriving import SPOOL_THRESHOLD, ArrivingBody
 from llamaswap.relay.bodies import BytesBody
+from llamaswap.relay.ebb import Ebb, trimmer
 from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
 from llamaswap.relay.flow import Under
 from llamaswap.relay.framing import (
@@ -58,10 +59,12 @@ SWEEP_SECONDS = 5.0
 HANDSHAKE_SECONDS = 1.0  # in which a new secure connection usually brings its first request
 PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind an open one
 WATCH_SECONDS = 0.1  # how soon a leaving client is noticed while nothing is read from it
+EBB_SECONDS = 0.02  # in which those who leave together have left
 LINGER_SECONDS = 2.0  # for the client to read our answer before its unread upload resets the connection
 ESTABLISHED = 1  # the kernel's word in TCP_INFO
 
 log = Logger()
+trim = trimmer()
 
 
 class _Turn:
@@ -822,6 +825,7 @@ class FrontDoorFactory(Factory):
         self.draining = False
         self.holding = False
         self._doors: set[FrontDoor] = set()
+        self._ebb = Ebb(lambda: self.clock.callLater(EBB_SECONDS, trim) and None)
         self._sweep: IDelayedCall | None = None
 
     def buildProtocol(self, addr: object) -> FrontDoor:
@@ -896,12 +900,14 @@ class FrontDoorFactory(Factory):
     def joined(self, door: FrontDoor) -> None:
         """A client connected."""
         self._doors.add(door)
+        self._ebb.count(len(self._doors))
         if self._sweep is None:
             self._sweep = self.clock.callLater(SWEEP_SECONDS, self._sweep_doors)
 
     def left(self, door: FrontDoor) -> None:
         """A client's connection is lost."""
         self._doors.discard(door)
+        self._ebb.count(len(self._doors))
         if not self._doors and self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
