@@ -294,7 +294,7 @@ class RouterMachine(RuleBasedStateMachine):
         assert all(one.state == "stopped" and one.asleep_since is None for one in self.fleet.every)
         assert all(one.closed for one in self.fleet.every), "a server could still be started"
         assert not self.faults and not self.failures, (self.faults, self.failures)
-        assert [call for call in self.clock.getDelayedCalls()] == []
+        assert self.clock.getDelayedCalls() == []
 
 
 class RouterMachineTests(SynchronousTestCase):
