@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from llamaswap.bus import Bus, StateChanged, SwapEnded
 from llamaswap.config import Endpoint, Model
-from llamaswap.config.commands import EmptyCommand, split
+from llamaswap.config.commands import split
 from llamaswap.config.schema import Hooks
 from llamaswap.errors import ModelUnloaded, StartFailed
 from llamaswap.router import Status, Supervised
@@ -80,7 +80,7 @@ class Runner:
                 doing.addTimeout(timeout, self._reactor)
             else:
                 doing = self._command(entry, facts, timeout)
-        except (OSError, EmptyCommand) as problem:
+        except Exception as problem:  # whoever waits for it stops or starts a server, and must not fail for it
             log.error("hook {event}: {entry}: {error}", event=event, entry=entry, error=problem)
             return Deferred.fromCoroutine(_nothing())
 

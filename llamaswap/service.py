@@ -352,6 +352,8 @@ class LlamaSwap(MultiService):
         return Deferred.fromCoroutine(self._look(model))
 
     async def _look(self, model: str) -> signs.Signs | None:
+        if model not in self.router.config.models:
+            return None  # a reload took it away meanwhile
         status, said = self.router.status(model), self.heard.counts.get(model, 0)
         if status.pid is None:
             return None
@@ -365,7 +367,8 @@ class LlamaSwap(MultiService):
 
     def _health(self, model: str, limit: float) -> Deferred[bool]:
         """Ask a model's server what it was asked while it started; True where there is none to ask."""
-        found, endpoint = self.router.config.models.get(model), self.router.status(model).endpoint
+        found = self.router.config.models.get(model)
+        endpoint = self.router.status(model).endpoint if found is not None else None
         if found is None or endpoint is None:
             return succeed(True)
         path = found.check_endpoint.strip()
@@ -373,7 +376,8 @@ class LlamaSwap(MultiService):
 
     def _canary(self, model: str, limit: float) -> Deferred[bool]:
         """Ask a model's server for a token; True where there is none to ask."""
-        found, endpoint = self.router.config.models.get(model), self.router.status(model).endpoint
+        found = self.router.config.models.get(model)
+        endpoint = self.router.status(model).endpoint if found is not None else None
         if found is None or endpoint is None:
             return succeed(True)
         return self._asked(endpoint, token(endpoint, found.use_model_name or model), limit)

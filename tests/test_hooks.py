@@ -73,6 +73,13 @@ class HookedTests(SynchronousTestCase):
         self.answers[0].errback(OSError("refused"))
         self.assertEqual(self.successResultOf(starting), "endpoint")
 
+    def test_a_hook_that_cannot_even_be_read_keeps_no_server_from_being_stopped(self):
+        """The router would take it for gone, and load the next one beside it."""
+        for entry in ("echo 'unclosed", "", "no-such-program \0"):
+            inner = Inner("ready")
+            self.successResultOf(self.hooked(inner, before_unload=(entry,)).stop(3.0))
+            self.assertEqual(inner.calls, [("stop", 3.0)])
+
     def test_a_model_that_is_unloaded_while_its_hook_runs_is_not_started(self):
         inner = Inner()
         hooked = self.hooked(inner, before_load=("http://x/a",))

@@ -451,10 +451,10 @@ class Dispatcher:
             acquisition = self.succession.request(self.router, model.id, heir, on_place=place.told, origin=origin)
             if acquisition.refusal is not None:
                 raise acquisition.refusal
-            if loading is None and job.loading and not acquisition.ready and not job.fallbacks:
-                loading = self._show_loading(job, model, watch)
-                place.pass_to(loading.place)
             try:
+                if loading is None and job.loading and not acquisition.ready and not job.fallbacks:
+                    loading = self._show_loading(job, model, watch)
+                    place.pass_to(loading.place)
                 # One that is ready is granted already: nobody can leave meanwhile.
                 granted = acquisition.granted
                 lease: Lease = await (granted if granted.called else self._granted(job, acquisition))
@@ -463,6 +463,9 @@ class Dispatcher:
                     raise
                 retried = True  # it was ready and ended before anybody was told: nothing was sent yet
                 continue
+            except BaseException:
+                acquisition.cancel()  # whatever it was: a place that nobody waits for would be granted one day
+                raise
             finally:
                 self.succession.over(heir, acquisition)
                 if loading is not None:

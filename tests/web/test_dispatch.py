@@ -308,6 +308,18 @@ class Leaving(SynchronousTestCase):
         body.consumer.body_lost()
         self.assertEqual(asked.done, [None])
 
+    def test_a_fault_of_ours_before_the_wait_leaves_no_place_in_the_queue(self):
+        """Granted one day to nobody, it would keep its model loaded for ever."""
+
+        def broken(remarks):
+            raise ZeroDivisionError
+
+        self.stage.router.auto = self.stage.router.ready = False
+        self.stage.dispatcher.shuffled = broken
+        self.stage.post({"model": "alpha", "stream": True})
+        self.assertTrue(self.stage.router.asked[0].cancelled)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_while_the_loading_text_is_shown(self):
         self.stage.router.auto = self.stage.router.ready = False
         asked = self.stage.post({"model": "alpha", "stream": True})
