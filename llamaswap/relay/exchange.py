@@ -16,6 +16,17 @@ from twisted.internet.interfaces import IPushProducer, ITransport
 Headers = list[tuple[bytes, bytes]]
 
 
+_lowered: dict[bytes, bytes] = {}  # of names that came before: thousands of requests under way share them
+LOWERED = 512
+
+
+def _lower(name: bytes) -> bytes:
+    lower = name.lower()
+    if len(_lowered) < LOWERED and len(name) <= 32:
+        _lowered[name] = lower
+    return lower
+
+
 @define  # made for every request: freezing doubles what that costs
 class RequestHead:
     """A request's first lines. `target` is the raw request target (path?query), never decoded.
@@ -45,7 +56,7 @@ class RequestHead:
         if index is None:
             index = self._index = {}
             for key, value in self.headers:
-                index.setdefault(key.lower(), value)
+                index.setdefault(_lowered.get(key) or _lower(key), value)
         return index.get(name)
 
 
@@ -143,8 +154,8 @@ class ResponseSink(Protocol):
 class Exchange:
     """A request under way. `peer` is the client's socket address, `arrived` the clock's seconds at its head.
 
-    `passed` counts the raw body bytes that went out by the sink's `writer`, `last` are the last of them; both are known
-    when the carrying is over.
+    `passed` counts the raw body bytes that went out by the sink's `writer`; `last` stands for the last of them: it ends
+    as they did, a line end where they end a chunk. Both are known when the carrying is over.
     """
 
     head: RequestHead

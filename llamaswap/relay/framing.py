@@ -281,6 +281,11 @@ class ChunkWalker:
         self._trailer = 0  # bytes of trailer lines
         self._state = 0  # 0 size line, 1 payload, 2 its CRLF, 3 trailer lines
 
+    @property
+    def between(self) -> bool:
+        """Whether what was walked ends with a whole chunk."""
+        return not self._state and not self._held
+
     def feed(self, data: bytes, pieces: list[bytes] | None) -> int:
         """Walk on; returns how many bytes of `data` belong to the body. Payload goes to `pieces` when given."""
         at, size = 0, len(data)

@@ -59,6 +59,7 @@ SWEEP_SECONDS = 5.0
 HANDSHAKE_SECONDS = 1.0  # in which a new secure connection usually brings its first request
 PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind an open one
 WATCH_SECONDS = 0.1  # how soon a leaving client is noticed while nothing is read from it
+_LOGGED_AS = "client"
 EBB_SECONDS = 0.02  # in which those who leave together have left
 LINGER_SECONDS = 2.0  # for the client to read our answer before its unread upload resets the connection
 ESTABLISHED = 1  # the kernel's word in TCP_INFO
@@ -467,7 +468,8 @@ class FrontDoor(Protocol):
     def connectionMade(self) -> None:
         self.wire = self.transport
         self.send = write_through(self.wire)
-        self.peer = peer_host(self.wire.getPeer())
+        self.wire.logstr = _LOGGED_AS  # Twisted makes a text for each
+        self.peer = sys.intern(peer_host(self.wire.getPeer()))
         self.secure = bool(ISSLTransport.providedBy(self.wire))
         if hasattr(self.wire, "setTcpNoDelay"):
             self.wire.setTcpNoDelay(True)

@@ -113,7 +113,6 @@ class _Carriage:
         "_feeding_registered",
         "_first",
         "_head",
-        "_last",
         "_observe",
         "_observer",
         "_over",
@@ -180,8 +179,7 @@ class _Carriage:
         self._raw = True
         self._write: Callable[[bytes], None] = exchange.sink.write
         self._observe = observer.data if observer is not None else None
-        self._passed = 0  # raw body bytes that went out by the sink's shortest way, and the last of them
-        self._last = b""
+        self._passed = 0  # raw body bytes that went out by the sink's shortest way
         self._producing = False
         self._upgrade = b""
 
@@ -353,7 +351,6 @@ class _Carriage:
         if self._raw:
             if raw:
                 self._passed += len(raw)
-                self._last = raw
                 self._write(raw)
         else:
             for piece in pieces:
@@ -518,6 +515,8 @@ class _Carriage:
         if self._over:
             return
         self._over = True
+        if self._passed and self._connection is not None:
+            self._exchange.last = b"\r\n" if self._connection.between_chunks else b"..."
         tunnel, self._tunnel = self._tunnel, None
         if tunnel is not None:
             tunnel.cut()
@@ -536,7 +535,6 @@ class _Carriage:
 
     def _leave(self) -> None:
         self._exchange.passed += self._passed
-        self._exchange.last = self._last
         if self._watching:
             self._watching = False
             self._exchange.forget(self._client_gone)

@@ -26,6 +26,7 @@ from llamaswap.errors import UpstreamUnreachable
 from llamaswap.relay.framing import ChunkWalker, Malformed, ResponseHead, find_head_end, parse_response
 from llamaswap.relay.sending import write_through
 
+_LOGGED_AS = "server"
 INTERIM_LIMIT = 100  # 1xx heads before the real one; more is a server gone mad
 _NO_PIECES: list[bytes] = []
 
@@ -176,6 +177,11 @@ class UpstreamConnection(WireProtocol):
         return self._head.length - self._left
 
     @property
+    def between_chunks(self) -> bool:
+        """Whether the present answer is chunked and its last chunk so far complete."""
+        return self._walker is not None and self._walker.between
+
+    @property
     def wire(self) -> Any:
         """The transport."""
         return self._wire
@@ -183,7 +189,9 @@ class UpstreamConnection(WireProtocol):
     # -- what Twisted calls
 
     def connectionMade(self) -> None:
-        self._wire: Any = self.transport
+        wire: Any = self.transport
+        wire.logstr = _LOGGED_AS  # Twisted makes a text for each
+        self._wire: Any = wire
         self.send = write_through(self._wire)
         made, self.on_made = self.on_made, None
         if made is not None:
