@@ -59,6 +59,7 @@ EXTRA = {
     "config/patterns": {"re2"},
     "commands/effective": {"yaml"},
     "commands/pull": {"huggingface_hub"},
+    "commands/resume": {"huggingface_hub"},
 }
 IMPURE = {"time", "random", "os", "subprocess", "socket", "threading", "asyncio", "datetime"}
 # Reads dates that stand in a text; asks for no time of its own.
