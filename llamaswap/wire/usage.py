@@ -8,6 +8,7 @@ and belong off the reactor's thread; `StreamScanner.feed` is what a chunk pays o
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -178,9 +179,59 @@ def _parsed(data: bytes) -> Any:
 _DECODE = json.JSONDecoder().decode
 
 
+_SHORT = 1024  # bytes of an answer that is parsed as soon as its end is found
+_CLOSING = 4096  # bytes from usage to the end of an answer that has it at its end
+# The members behind usage, as far as their nesting is plain: if then one bracket closes everything, usage stands in the
+# outermost object.
+_REST = re.compile(
+    r'(?:\s*,\s*"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[^\s,:{}\[\]"]+|\{[^{}\[\]]*\}))*\s*\}\s*',
+)
+_VALUE = re.compile(r"\s*:\s*")
+
+
+def _closing(data: bytes) -> dict[str, Any] | None:
+    """The members that count, of an object that has them at its end as nearly all servers do; None where one has to
+    parse all of it to be sure. An answer is mostly text that nobody needs to read for its numbers."""
+    at = data.find(b'"usage"')
+    end = at + len(b'"usage"')
+    if at < 1 or data[:1] != b"{" or len(data) - at > _CLOSING or data[at - 1] == 0x5C:
+        return None
+    if data.find(b'"usage"', end) >= 0:
+        return None
+    if data.find(b'"timings"', 0, at) >= 0 or data.find(b'"metrics"', 0, at) >= 0:
+        return None
+    try:
+        text = data[end:].decode()
+        usage, stop = _value(text, 0)
+        if _REST.fullmatch(text, stop) is None:
+            return None
+        found = {"usage": usage}
+        for name in ("timings", "metrics"):
+            quoted = f'"{name}"'
+            begin = text.find(quoted, stop)
+            if begin >= 0:
+                if text.find(quoted, begin + 1) >= 0:
+                    return None
+                found[name], _ = _value(text, begin + len(quoted))
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The value of the member whose key ends there, and its end; ValueError where it was no key."""
+    colon = _VALUE.match(text, at)
+    if colon is None:
+        raise ValueError("no member")
+    return _RAW_DECODE(text, colon.end())
+
+
+_RAW_DECODE = json.JSONDecoder().raw_decode
+
+
 def from_document(data: bytes, path: str = "") -> Usage | None:
     """Usage of a whole JSON answer, None when it says nothing or is no JSON. `/infill` answers are arrays."""
-    document = _parsed(data)
+    document = (_closing(data) if len(data) > _SHORT else None) or _parsed(data)
     if isinstance(document, list):
         document = {"timings": _last_timings(document)} if path.startswith("/infill") else None
     if not isinstance(document, dict):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.wire import usage as usage_module
 from llamaswap.wire.usage import (
     FIRST_LINES,
     LAST_LINES,
@@ -121,6 +122,7 @@ class TestDocuments(SynchronousTestCase):
         """http T132"""
         for data in (b'{"ok":true}', b"plain text", b"", b"[1,2]", b'{"usage":null}', b"7", b"\xff\xfe", b"[" * 99999):
             self.assertIsNone(from_document(data))
+            self.assertIsNone(from_document(data + b" " * 1024))
 
     def test_embeddings_rerank_responses_and_anthropic(self):
         self.assertEqual(seven(document({"usage": {"prompt_tokens": 6, "total_tokens": 6}}))[:3], (6, 0, -1))
@@ -196,3 +198,54 @@ class TestStreams(SynchronousTestCase):
             scanner.feed(event[start : start + 4096])
             self.assertLessEqual(len(scanner._carry), LINE_BOUND + LINE_TAIL + 4096)
         self.assertEqual(from_lines(scanner.lines()).input_tokens, 3)
+
+
+NUMBERS = st.fixed_dictionaries(
+    {}, optional={"prompt_tokens": st.integers(0, 99), "completion_tokens": st.integers(0, 99)}
+)
+TIMES = st.fixed_dictionaries({}, optional={"prompt_n": st.integers(0, 99), "predicted_ms": st.floats(0, 99)})
+LEAVES = (
+    st.none() | st.integers() | st.text() | st.sampled_from(["usage", '"usage":{"prompt_tokens":7}', "}", "{", "\\"])
+)
+NAMES = st.sampled_from(["usage", "timings", "metrics", "id", "choices", '"usage', "x"])
+TREES = st.recursive(
+    LEAVES | NUMBERS | TIMES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4)
+)
+
+
+class TestAnswersReadFromTheirEnd(SynchronousTestCase):
+    @given(
+        st.dictionaries(NAMES, TREES, max_size=5), NUMBERS | TREES, st.dictionaries(NAMES, TIMES | TREES, max_size=3)
+    )
+    def test_it_is_what_reading_all_of_it_says(self, before, usage, after):
+        before.pop("usage", None)
+        document = {**before, "usage": usage, **{k: v for k, v in after.items() if k not in before and k != "usage"}}
+        for options in ({}, {"separators": (",", ":")}, {"indent": 1}, {"ensure_ascii": False}):
+            data = json.dumps(document, **options).encode()
+            whole = usage_module._Ledger()
+            whole.usage(document["usage"])
+            whole.measured(document.get("timings"), document.get("metrics"))
+            self.assertEqual(from_document(data), whole.result(), data)
+            self.assertEqual(from_document(data[:-1] + b" " * 1024 + data[-1:]), whole.result(), data)
+
+    def test_the_usual_ones_are_read_from_their_end(self):
+        for end in (
+            b'"usage":{"prompt_tokens":3,"details":{"cached_tokens":1}}}',
+            b'"usage": {"prompt_tokens": 3}, "id": "x", "timings": {"prompt_n": 2}}\n',
+            b'"usage":{"prompt_tokens":3},"system_fingerprint":null}',
+        ):
+            data = b'{"choices":[{"message":{"content":"not \\"usage\\": {"}}],' + end
+            self.assertIsNotNone(usage_module._closing(data))
+            self.assertEqual(usage_module._closing(data)["usage"], json.loads(data)["usage"])
+
+    def test_what_is_inside_something_else_is_not_taken_for_the_answers(self):
+        for data in (
+            b'{"message":{"usage":{"prompt_tokens":3}}}',
+            b'[{"usage":{"prompt_tokens":3}}]',
+            b'{"a":[{"usage":{"prompt_tokens":3}}]}',
+            b'{"\\"usage":{"prompt_tokens":3}}',
+            b'{"a":"usage"}',
+        ):
+            self.assertIsNone(usage_module._closing(data))
+            self.assertIsNone(from_document(data))
+            self.assertIsNone(from_document(data + b" " * 1024))
