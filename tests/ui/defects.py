@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import threading
 import time
 import urllib.request
@@ -234,6 +235,64 @@ class MockDefects(harness.MockCase):
         page.get_by_text("What saving touches").wait_for()
         self.assertEqual(page.faults, [])
 
+    def test_a_server_without_models_says_what_to_do_first(self) -> None:
+        self.world.empty = True
+        page = self.page()
+        page.get_by_role("heading", name="First steps").wait_for()
+        page.get_by_role("button", name="Insert phi-4-mini").click()
+        page.locator(".cm-content", has_text="phi-4-mini-Q4_K_M.gguf").wait_for()
+        page.goto(f"{self.url}/ui/models")
+        page.get_by_role("heading", name="First steps").wait_for()
+        self.assertEqual(page.faults, [])
+
+    def test_requests_of_a_session_stand_under_one_head_and_waiting_ones_say_for_what(self) -> None:
+        page = self.page()
+        page.locator(".session-head", has_text="agent-7").get_by_text("2 requests · 1 waiting").wait_for()
+        self.assertEqual(page.locator(".session-head").count(), 1)
+        page.locator(".queue", has_text="does not fit beside what is loaded (gpt-oss-120b)").wait_for()
+
+    def test_models_are_sorted_by_size_and_peers_say_whether_they_can_be_reached(self) -> None:
+        page = self.page("models")
+        page.get_by_label("Sort by").select_option("size")
+        page.locator("tr[data-model=gpt-oss-120b]", has_text="20.8 GiB").wait_for()
+        rows = page.locator("tr[data-model]")
+        harness.until(lambda: rows.nth(3).get_attribute("data-model") == "org/mistral-small-24b")
+        page.locator("li", has_text="lab/llama-405b").locator(".chip", has_text="not reachable").wait_for(
+            state="detached"
+        )
+        page.locator("li", has_text="lab/llama-405b").locator(".chip", has_text="reachable").wait_for()
+        page.locator("li", has_text="attic/tiny").locator(".chip", has_text="not reachable").wait_for()
+
+    def test_a_gap_in_a_text_is_filled(self) -> None:
+        page = self.page("playground?tab=complete")
+        self.live(page)
+        page.get_by_role("button", name="Fill a gap").click()
+        page.get_by_label("Model", exact=True).select_option("qwen3-coder-30b")
+        page.get_by_label("Before the gap").fill("def add(a, b):\n    ")
+        page.get_by_label("After the gap").fill("\n    return total")
+        page.get_by_role("button", name="Complete").click()
+        page.locator(".answer", has_text="total = a + b").wait_for()
+        page.get_by_role("button", name="Put into the gap").click()
+        self.assertEqual(page.get_by_label("Before the gap").input_value(), "def add(a, b):\n    total = a + b")
+        sent = next(data for _, url, data in page.asked if url.endswith("/infill"))
+        self.assertEqual(json.loads(sent)["input_suffix"], "\n    return total")
+        self.assertNotIn("n_predict", json.loads(sent))
+
+    def test_tabs_without_a_shared_worker_share_one_stream_and_the_next_leads_on(self) -> None:
+        context = self.context()
+        context.add_init_script("delete window.SharedWorker")
+        first, second, third = [self.page("models", context) for _ in range(3)]
+        for page in (first, second, third):
+            self.live(page)
+            page.locator("tr", has_text="gpt-oss-120b").first.wait_for()
+        harness.until(lambda: self.world.streams == 1)
+        first.close()
+        self.world.set_state("bge-m3", "ready")
+        for page in (second, third):
+            page.locator("tr[data-model=bge-m3] .chip", has_text="ready").wait_for()
+            self.live(page)
+        harness.until(lambda: self.world.streams == 1)
+
     def test_it_works_behind_a_path_prefix(self) -> None:
         page = self.page("../behind/a/prefix/ui/models")
         page.goto(f"{self.url}/behind/a/prefix/ui/models")
@@ -266,6 +325,10 @@ class RealDefects(harness.RealCase):
             running += step
             most = max(most, running)
         self.assertGreaterEqual(most, 12)
+        harness.until(lambda: page.locator(".gantt g").count() == 36)
+        page.reload()
+        page.locator(".gantt").get_by_role("button", name="Table").click()
+        harness.until(lambda: page.locator(".gantt tbody tr").count() == 36)
 
     def test_a_bare_upstream_address_shows_the_models(self) -> None:
         page = self.page()

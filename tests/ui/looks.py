@@ -19,7 +19,7 @@ PAGES = {
     "hardware": "system?tab=hardware",
     "settings": "system?tab=settings",
     **{f"play-{tab}": f"playground?tab={tab}" for tab in (
-        "chat", "compare", "images", "speech", "transcription", "rerank", "embeddings", "loadtest")},
+        "chat", "compare", "complete", "images", "speech", "transcription", "rerank", "embeddings", "loadtest")},
 }  # fmt: skip
 CROWDED = {
     "overview": "",

@@ -73,6 +73,7 @@ class World:
         self.profile: str | None = None
         self.key = ""
         self.down = False
+        self.empty = False
         self.config = CONFIG
         self.streams = 0
         self.busy = 0
@@ -107,14 +108,31 @@ class World:
             )
         self.entries = [
             self.entry(
-                "101", "gpt-oss-120b", "streaming", 14.2, tokens_out=412, tps=31.4, ttft_ms=820, resp_bytes=88211
+                "101",
+                "gpt-oss-120b",
+                "streaming",
+                14.2,
+                tokens_out=412,
+                tps=31.4,
+                ttft_ms=820,
+                resp_bytes=88211,
+                session="agent-7",
             ),
-            self.entry("102", "gpt-oss-120b", "prefill", 2.1, prompt_progress=0.43),
+            self.entry("102", "gpt-oss-120b", "prefill", 2.1, prompt_progress=0.43, session="agent-7"),
             self.entry(
                 "103", "qwen3-coder-30b", "streaming", 6.8, tokens_out=388, tps=58.2, ttft_ms=211, resp_bytes=40211
             ),
             self.entry("104", "gemma-3-27b", "loading", 14.0),
-            self.entry("105", "glm-4.5-air", "queued", 9.0, queue_pos=1),
+            self.entry(
+                "105",
+                "glm-4.5-air",
+                "queued",
+                9.0,
+                queue_pos=1,
+                session="agent-7",
+                reason="does not fit beside what is loaded",
+                waits_for=["gpt-oss-120b"],
+            ),
             self.entry("106", "glm-4.5-air", "queued", 4.0, queue_pos=2),
         ]
 
@@ -138,6 +156,8 @@ class World:
 
     def model_status(self) -> list[dict[str, object]]:
         """What modelStatus says."""
+        if self.empty:
+            return []
         local: list[dict[str, object]] = [
             {
                 "id": i,
@@ -257,7 +277,15 @@ class World:
             for state, begin, end in parts:
                 t1 = None if end is None else stamp(now - end)
                 out.append(
-                    {"model": model, "state": state, "t0": stamp(now - begin), "t1": t1, "reason": "", "swap_id": 8}
+                    {
+                        "model": model,
+                        "state": state,
+                        "t0": stamp(now - begin),
+                        "t1": t1,
+                        "reason": "",
+                        "swap_id": 8,
+                        **({"busy": 2 if "120b" in model else 0, "vram_mb": 21_300} if end is None else {}),
+                    }
                 )
 
         lane("gpt-oss-120b", ("starting", 3000, 2976), ("ready", 2976, 2000), ("stopping", 2000, 1994),
@@ -451,6 +479,14 @@ class Handler(BaseHTTPRequestHandler):
                     "gen_histogram": {"bins": [5], "min": 42, "max": 42, "binSize": 0, "p50": 42, "p95": 42, "p99": 42},
                 }
             )
+        elif path == "/api/metrics/export":
+            lines = ["id,model,generated_tokens,prefill_tps"]
+            for row in self.filtered(query):
+                speed = row["tokens"]["prompt_per_second"]
+                lines.append(
+                    f"{row['id']},{row['model']},{row['tokens']['output_tokens']},{'' if speed < 0 else speed}"
+                )
+            self.text("\n".join(lines) + "\n")
         elif path.startswith("/api/captures/"):
             self.capture(int(path.rsplit("/", 1)[1]))
         elif path == "/api/residency":
@@ -720,6 +756,13 @@ class Handler(BaseHTTPRequestHandler):
             world.tell("inflight", {"operation": "remove", "id": number})
         elif path == "/v1/chat/completions":
             self.chat(json.loads(data))
+        elif path == "/infill":
+            self.stream_head()
+            for word in ("total ", "= a ", "+ b"):
+                self.chunk(f"data: {json.dumps({'content': word, 'stop': False})}\n\n")
+            timings = {"prompt_n": 9, "prompt_per_second": 500.0, "predicted_n": 3, "predicted_per_second": 60.0}
+            self.chunk(f"data: {json.dumps({'content': '', 'stop': True, 'timings': timings})}\n\n")
+            self.wfile.write(b"0\r\n\r\n")
         elif path == "/v1/embeddings":
             texts = json.loads(data)["input"]
             rows = [{"index": i, "embedding": [math.sin(i + k) for k in range(16)]} for i in range(len(texts))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -198,6 +199,32 @@ class Works(harness.RealCase):
         page.get_by_role("button", name="Ask").click()
         page.locator(".column", has_text="Squawk").wait_for()
         page.locator(".column .md").nth(1).wait_for()
+
+    def test_a_column_of_a_comparison_has_its_own_settings(self) -> None:
+        page = self.page("playground?tab=compare")
+        self.live(page)
+        page.get_by_label("Model 1").select_option("parrot")
+        page.get_by_label("Model 2").select_option("poet")
+        page.get_by_role("button", name="Settings of column 2").click()
+        page.get_by_label("The same as for all columns").uncheck()
+        page.get_by_label("Seed").fill("7")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Own settings of column 2").wait_for()
+        page.get_by_label("Prompt for all").fill("Hello")
+        page.get_by_role("button", name="Ask").click()
+        page.locator(".column .md").nth(1).wait_for()
+        sent = [json.loads(data) for _, url, data in page.asked if url.endswith("/v1/chat/completions")]
+        self.assertEqual({body["model"]: body.get("seed") for body in sent}, {"parrot": None, "poet": 7})
+
+    def test_a_text_is_gone_on_with(self) -> None:
+        page = self.page("playground?tab=complete")
+        self.live(page)
+        page.get_by_label("Model", exact=True).select_option("parrot")
+        page.get_by_label("Text", exact=True).fill("Once upon a time")
+        page.get_by_role("button", name="Complete").click()
+        page.locator(".answer", has_text="Once upon a time").wait_for()
+        page.get_by_role("button", name="Add to the text").click()
+        self.assertGreater(len(page.get_by_label("Text", exact=True).input_value()), 20)
 
     def test_keys_open_pages_the_palette_and_the_filter(self) -> None:
         page = self.page()

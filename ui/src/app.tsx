@@ -11,7 +11,7 @@ import { retry, stale, start, status, useKey } from "./lib/link";
 import { type Theme, theme, title } from "./lib/prefs";
 import { followLinks, href, route } from "./lib/router";
 import { inflight, profiles, refreshStatic } from "./lib/state";
-import { Confirm, Dialog, Field, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
+import { Btn, Confirm, Dialog, Field, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
 import { Overview } from "./pages/overview";
 
 type Page = ComponentType;
@@ -91,12 +91,7 @@ function MoreMenu() {
   const rest = NAV.slice(4);
   return (
     <div class="tabbar-more">
-      <button
-        type="button"
-        class={rest.some((item) => item.page === here) ? "on" : ""}
-        aria-expanded={open.value}
-        onClick={() => (open.value = !open.value)}
-      >
+      <button type="button" class={rest.some((item) => item.page === here) ? "on" : ""} aria-expanded={open.value} onClick={() => (open.value = !open.value)}>
         <Icon name="more" size={20} />
         <span>More</span>
       </button>
@@ -134,7 +129,7 @@ function Banner() {
             <b>Offline.</b> {status.value.error || "The event stream is down"}. What you see is from {clockTime(status.value.since)}.
             {status.value.retryAt ? ` Trying again in ${seconds(Math.max(0, status.value.retryAt - at.value))}.` : " Trying again."}
           </span>
-          <button type="button" class="btn small" onClick={retry}>Retry now</button>
+          <Btn small onClick={retry}>Retry now</Btn>
         </div>
       )}
     </div>
@@ -183,9 +178,7 @@ function KeyPrompt() {
           Remember on this device
         </label>
         {error.value && <p class="bad" role="alert">{error.value}</p>}
-        <div class="row end">
-          <button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}><Icon name="key" /> Open</button>
-        </div>
+        <div class="row end"><button type="submit" class="btn primary" disabled={!key.value.trim() || busy.value}><Icon name="key" /> Open</button></div>
       </form>
     </Dialog>
   );
@@ -208,19 +201,13 @@ function Current() {
         pages.set(page, component);
         if (alive) ready.value += 1;
       },
-      () => {
-        failed.value = "This part of the interface could not be fetched. If the server was updated, reload the page.";
-      },
+      () => { failed.value = "This part of the interface could not be fetched. If the server was updated, reload the page."; },
     );
-    return () => {
-      alive = false;
-    };
+    return () => { alive = false; };
   }, [page]);
   void ready.value;
   const Component = pages.get(page);
-  if (Component) {
-    return <Guard key={page}><Component /></Guard>;
-  }
+  if (Component) return <Guard key={page}><Component /></Guard>;
   if (failed.value) return <p class="problem">{failed.value}</p>;
   return <div class="page center"><Spinner /></div>;
 }
@@ -243,9 +230,7 @@ export function App() {
     document.addEventListener("click", followLinks);
     const keys = installKeys();
     // The first call finds out whether a key is needed; the stream starts once that is known.
-    get("/api/version").then(start, (error: ApiError) => {
-      if (error.status !== 401) start();
-    });
+    get("/api/version").then(start, (error: ApiError) => { if (error.status !== 401) start(); });
     return () => {
       document.removeEventListener("click", followLinks);
       keys();

@@ -4,6 +4,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
 import { bytes, clock, count, duration, rate, time } from "../src/lib/format";
+import { bySession } from "../src/lib/sessions";
+import { parameters, sizeText, weight } from "../src/lib/size";
 import { folded, lineDiff } from "../src/lib/linediff";
 import { insertUnder } from "../src/lib/insert";
 import { TimedText, findLine, lineHash, timeOf } from "../src/lib/logtimes";
@@ -185,4 +187,22 @@ test("an address of a line finds it by its text and time, a request its first li
   assert.equal(findLine(lines, 1500, ""), 2);
   assert.equal(findLine(lines, 4000, ""), -1);
   assert.equal(findLine(lines, 4000, lineHash("gone")), -1);
+});
+
+test("requests of one session are one group, in the order of its first", () => {
+  const entries = [["a", "1"], ["", "2"], ["b", "3"], ["a", "4"], ["", "5"]] as const;
+  const groups = bySession(entries, ([session]) => session);
+  assert.deepEqual(groups.map((group) => [group.session, group.entries.map(([, id]) => id).join("")]), [["a", "14"], ["", "2"], ["", "3"], ["", "5"]]);
+});
+
+test("the size of a model is what it was seen to take, else what its name tells", () => {
+  assert.equal(parameters("qwen3-30b-a3b"), 30);
+  assert.equal(parameters("mixtral-8x7B-instruct"), 56);
+  assert.equal(parameters("SmolLM2-135M"), 0.135);
+  assert.equal(parameters("org/llama-3.2-1.5b"), 1.5);
+  assert.equal(parameters("parrot", "Phi 4 14B"), 14);
+  assert.equal(parameters("bge-m3"), 0);
+  assert.equal(sizeText(21_300, 120), "20.8 GiB");
+  assert.deepEqual([sizeText(0, 0.135), sizeText(0, 8), sizeText(0, 0)], ["135M", "8B", "–"]);
+  assert.ok(weight(21_300, 0) > weight(0, 8));
 });

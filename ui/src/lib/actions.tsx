@@ -1,6 +1,6 @@
 // What an operator can do, with one wording and one confirmation rule everywhere: ask only when work would be lost.
 import { signal } from "@preact/signals";
-import { ApiError, pathId, request, send, url } from "./api";
+import { pathId, send } from "./api";
 import { DASH, plural, seconds } from "./format";
 import { inflight, loadedModels, plan, setProfile } from "./state";
 import { attempt, confirm, toast } from "./widgets";
@@ -56,16 +56,7 @@ export async function load(model: string): Promise<void> {
     if (!yes) return;
   }
   mark(model, true);
-  await attempt(`Loading ${model}`, async () => {
-    try {
-      await post(`/api/models/load/${pathId(model)}`);
-    } catch (error) {
-      if (!(error instanceof ApiError) || ![404, 405].includes(error.status)) throw error;
-      // An older server: visiting the model's own root page loads it, whatever that page answers.
-      const response = await request(url(`/upstream/${pathId(model)}/`, { _: Date.now() }));
-      if (response.status === 502 || response.status === 503) throw new ApiError(response.status, await response.text());
-    }
-  });
+  await attempt(`Loading ${model}`, () => post(`/api/models/load/${pathId(model)}`));
   mark(model, false);
 }
 
@@ -84,12 +75,7 @@ export async function unloadMany(models: string[]): Promise<void> {
   const active = models.reduce((sum, model) => sum + activeOn(model), 0);
   const yes =
     !active ||
-    (await confirm(
-      `Unload ${plural(models.length, "model")}?`,
-      <p>{plural(active, "request")} in progress will be cut off.</p>,
-      "Unload",
-      true,
-    ));
+    (await confirm(`Unload ${plural(models.length, "model")}?`, <p>{plural(active, "request")} in progress will be cut off.</p>, "Unload", true));
   if (!yes) return;
   await Promise.all(models.map((model) => attempt(`Unloading ${model}`, () => post(`/api/models/unload/${pathId(model)}`))));
 }

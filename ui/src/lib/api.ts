@@ -3,11 +3,7 @@ import { signal } from "@preact/signals";
 import { prefix } from "./router";
 
 export class ApiError extends Error {
-  constructor(
-    readonly status: number,
-    message: string,
-    readonly body: unknown = null,
-  ) {
+  constructor(readonly status: number, message: string, readonly body: unknown = null) {
     super(message);
   }
 }
@@ -131,13 +127,7 @@ export async function maybe<T>(path: string, params?: Query): Promise<T | null> 
   }
 }
 
-export async function send<T>(
-  method: string,
-  path: string,
-  body?: unknown,
-  headers: Record<string, string> = {},
-  signal?: AbortSignal,
-): Promise<T> {
+export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}, signal?: AbortSignal): Promise<T> {
   const init: RequestInit = { method, headers: { Accept: "application/json", ...headers }, signal };
   if (body !== undefined) {
     if (typeof body === "string" || body instanceof FormData) init.body = body;

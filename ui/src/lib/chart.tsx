@@ -64,9 +64,7 @@ export function Chart(props: ChartProps) {
           legend: { show: latest.current.legend ?? true, live: true },
           scales: {
             x: { time: true, range: () => [latest.current.from / 1000, latest.current.to / 1000] },
-            y: {
-              range: (_u, _min, max) => [0, latest.current.max ?? Math.max(max || 1, latest.current.limit ?? 0) * 1.06],
-            },
+            y: { range: (_u, _min, max) => [0, latest.current.max ?? Math.max(max || 1, latest.current.limit ?? 0) * 1.06] },
           },
           axes: [
             {
@@ -94,10 +92,7 @@ export function Chart(props: ChartProps) {
             setSelect: [
               (u) => {
                 if (u.select.width > 6) {
-                  latest.current.onSelect?.(
-                    u.posToVal(u.select.left, "x") * 1000,
-                    u.posToVal(u.select.left + u.select.width, "x") * 1000,
-                  );
+                  latest.current.onSelect?.(u.posToVal(u.select.left, "x") * 1000, u.posToVal(u.select.left + u.select.width, "x") * 1000);
                 }
                 u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
               },
@@ -135,9 +130,7 @@ export function Chart(props: ChartProps) {
     };
   }, [shape, painted.value]);
 
-  useEffect(() => {
-    plot.current?.setData(data(props));
-  }, [props.times, props.series, props.from, props.to, shown.value]);
+  useEffect(() => { plot.current?.setData(data(props)); }, [props.times, props.series, props.from, props.to, shown.value]);
 
   return (
     <figure class="chart">

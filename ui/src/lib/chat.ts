@@ -6,11 +6,7 @@ import { uid } from "./format";
 
 export type Endpoint = "completions" | "messages" | "responses";
 
-export const PATHS: Record<Endpoint, string> = {
-  completions: "/v1/chat/completions",
-  messages: "/v1/messages",
-  responses: "/v1/responses",
-};
+export const PATHS: Record<Endpoint, string> = { completions: "/v1/chat/completions", messages: "/v1/messages", responses: "/v1/responses" };
 
 export interface Attachment {
   kind: "image" | "audio" | "text";
@@ -102,6 +98,20 @@ function content(message: Message, endpoint: Endpoint): unknown {
   ];
 }
 
+/** The figures that were set, and only those. `limit` is what this endpoint calls the most tokens. */
+function given(numbers: Record<string, string>, limit: string): Json {
+  const set = Object.entries(numbers).filter(([, value]) => value.trim() !== "" && !Number.isNaN(Number(value)));
+  return Object.fromEntries(set.map(([name, value]) => [name === "max_tokens" ? limit : name, Number(value)]));
+}
+
+/** A request without a chat: text to go on with, or with a suffix (not null) the gap before it. */
+export function completion(model: string, text: string, suffix: string | null, numbers: Record<string, string>, stop: string): { path: string; body: Json } {
+  const stops = stop.split("\n").filter(Boolean);
+  const common = { model, stream: true, ...(stops.length ? { stop: stops } : {}) };
+  if (suffix !== null) return { path: "/infill", body: { ...common, input_prefix: text, input_suffix: suffix, ...given(numbers, "n_predict") } };
+  return { path: "/v1/completions", body: { ...common, prompt: text, stream_options: { include_usage: true }, ...given(numbers, "max_tokens") } };
+}
+
 /** The request for these messages. Throws when one of the JSON fields is not JSON. */
 export function build(model: string, messages: Message[], params: Params): { path: string; body: Json } {
   const { endpoint } = params;
@@ -121,10 +131,7 @@ export function build(model: string, messages: Message[], params: Params): { pat
     body.messages = params.system ? [{ role: "system", content: params.system }, ...turns] : turns;
     body.stream_options = { include_usage: true };
   }
-  for (const [name, value] of Object.entries(params.numbers)) {
-    if (value.trim() === "" || Number.isNaN(Number(value))) continue;
-    body[name === "max_tokens" && endpoint === "responses" ? "max_output_tokens" : name] = Number(value);
-  }
+  Object.assign(body, given(params.numbers, endpoint === "responses" ? "max_output_tokens" : "max_tokens"));
   const stops = params.stop.split("\n").filter(Boolean);
   if (stops.length) body[endpoint === "messages" ? "stop_sequences" : "stop"] = stops;
   const json = (text: string, what: string): unknown => {

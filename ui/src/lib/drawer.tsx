@@ -7,7 +7,7 @@ import { Icon } from "./icons";
 import { Answer, type Turn, requestTurns, responseAnswer } from "./convo";
 import { go, href, prefix } from "./router";
 import { localModels } from "./state";
-import { CopyButton, Dialog, Facts, IconButton, Problem, Segmented, Spinner, StatusCode, copyText, saveFile, useLoad } from "./widgets";
+import { Btn, CopyButton, Dialog, Facts, IconButton, Problem, Segmented, Spinner, StatusCode, copyText, saveFile, useLoad } from "./widgets";
 import type { ActivityPage, ActivityRow, Capture } from "./types";
 
 const marked = signal<number | null>(null);
@@ -106,15 +106,7 @@ function Body({ title, bytes, type }: { title: string; bytes: Uint8Array | null;
     <details open={title === "Request body"}>
       <summary>{title} <span class="muted">{count(bytes.length)} bytes</span></summary>
       <div class="row end">
-        <Segmented
-          label="Form"
-          value={mode.value}
-          options={[
-            ["pretty", "Pretty"],
-            ["raw", "Raw"],
-          ]}
-          onChange={(value) => (mode.value = value)}
-        />
+        <Segmented label="Form" value={mode.value} options={[["pretty", "Pretty"], ["raw", "Raw"]]} onChange={(value) => (mode.value = value)} />
         <CopyButton text={shown} />
       </div>
       <pre class="code" tabIndex={0}>{shown.length > 400_000 ? `${shown.slice(0, 400_000)}\n…` : shown}</pre>
@@ -161,40 +153,26 @@ function CaptureView({ id }: { id: number }) {
   return (
     <div class="capture">
       <div class="row wrap">
-        {chat && (
-          <Segmented
-            label="View"
-            value={view.value}
-            options={[
-              ["chat", "Conversation"],
-              ["raw", "Raw"],
-            ]}
-            onChange={(value) => (view.value = value)}
-          />
-        )}
+        {chat && <Segmented label="View" value={view.value} options={[["chat", "Conversation"], ["raw", "Raw"]]} onChange={(value) => (view.value = value)} />}
         <span class="grow" />
         {turns && json && (
-          <button
-            type="button"
-            class="btn small"
+          <Btn small
             onClick={() => {
               replayed.value = { path: data.req_path, body: json };
               go("playground", { tab: "chat" });
             }}
           >
             <Icon name="play" size={13} /> Replay
-          </button>
+          </Btn>
         )}
-        <button type="button" class="btn small" onClick={() => void copyText(curl(data.req_path, reqText, data.req_headers))}>
-          <Icon name="copy" size={13} /> curl
-        </button>
-        <button type="button" class="btn small" onClick={() => saveFile(`capture-${id}.json`, JSON.stringify(data, null, 1), "application/json")}>
+        <Btn small onClick={() => void copyText(curl(data.req_path, reqText, data.req_headers))}><Icon name="copy" size={13} /> curl</Btn>
+        <Btn small onClick={() => saveFile(`capture-${id}.json`, JSON.stringify(data, null, 1), "application/json")}>
           <Icon name="download" size={13} /> JSON
-        </button>
+        </Btn>
         {marked.value !== null && marked.value !== id ? null : (
-          <button type="button" class="btn small" aria-pressed={marked.value === id} onClick={() => (marked.value = marked.value === id ? null : id)}>
+          <Btn small aria-pressed={marked.value === id} onClick={() => (marked.value = marked.value === id ? null : id)}>
             <Icon name="diff" size={13} /> {marked.value === id ? "Marked; open another" : "Compare"}
-          </button>
+          </Btn>
         )}
       </div>
       {marked.value !== null && marked.value !== id && <Comparison first={marked.value} second={data} />}
@@ -287,11 +265,7 @@ export function RequestDrawer(props: { id: number; row?: ActivityRow; previous?:
               ...Object.entries(row.metadata ?? {}).map(([name, value]): [string, string] => [name, value]),
             ]}
           />
-          <div class="row end">
-            <a class="btn small" href={logsOf(row)}>
-              <Icon name="logs" size={13} /> Logs of that time
-            </a>
-          </div>
+          <div class="row end"><a class="btn small" href={logsOf(row)}><Icon name="logs" size={13} /> Logs of that time</a></div>
           {row.has_capture ? <CaptureView id={row.id} key={row.id} /> : <p class="muted">This request was not captured, or its capture has made room for newer ones.</p>}
         </>
       )}

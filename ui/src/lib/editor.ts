@@ -99,9 +99,7 @@ export function open(options: { host: HTMLElement; text: string; readOnly: boole
         keymap.of([...defaultKeymap, ...historyKeymap, ...foldKeymap, ...searchKeymap, ...completionKeymap, indentWithTab]),
         lock.of(EditorState.readOnly.of(options.readOnly)),
         EditorView.contentAttributes.of({ "aria-label": options.label, spellcheck: "false" }),
-        EditorView.updateListener.of((update) => {
-          if (update.docChanged) options.changed(update.state.doc.toString());
-        }),
+        EditorView.updateListener.of((update) => { if (update.docChanged) options.changed(update.state.doc.toString()); }),
       ],
     }),
   });

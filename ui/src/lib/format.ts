@@ -37,9 +37,7 @@ export function bytes(value: number | null | undefined): string {
 
 export const megabytes = (value: number | null | undefined): string => (known(value) ? bytes(value * 1048576) : DASH);
 
-export function gib(mb: number): string {
-  return (mb / 1024).toFixed(1);
-}
+export const gib = (mb: number): string => (mb / 1024).toFixed(1);
 
 /** 0.84 s, 12.3 s, 4:05, 2:10:09, 3 d 4 h */
 export function duration(ms: number | null | undefined): string {
@@ -96,13 +94,9 @@ export function ago(ms: number, now: number): string {
   return `${Math.floor(s / 86400)} d ago`;
 }
 
-export function percent(value: number | null | undefined): string {
-  return known(value) ? `${Math.round(value)} %` : DASH;
-}
+export const percent = (value: number | null | undefined): string => known(value) ? `${Math.round(value)} %` : DASH;
 
-export function plural(n: number, one: string, many = `${one}s`): string {
-  return `${count(n)} ${n === 1 ? one : many}`;
-}
+export const plural = (n: number, one: string, many = `${one}s`): string => `${count(n)} ${n === 1 ? one : many}`;
 
 export function quantile(sorted: readonly number[], q: number): number {
   if (!sorted.length) return Number.NaN;

@@ -3,7 +3,7 @@ import { signal, useSignal } from "@preact/signals";
 import { ApiError, get } from "./api";
 import { bytes, plural } from "./format";
 import { Icon } from "./icons";
-import { CopyButton, Problem, Spinner, useLoad } from "./widgets";
+import { Btn, CopyButton, Problem, Spinner, useLoad } from "./widgets";
 
 export interface Block {
   name: string;
@@ -35,12 +35,10 @@ function Item(props: { name: string; facts: string[]; path?: string; used: strin
         ))}
         {props.used && <span class="tag">in use as {props.used}</span>}
         <span class="grow" />
-        <button type="button" class="btn small" aria-expanded={open.value} onClick={() => (open.value = !open.value)}>Text</button>
-        {!props.used && (
-          <button type="button" class="btn small primary" aria-label={`Insert ${block.name}`} onClick={() => props.insert([block])}>
-            <Icon name="plus" size={13} /> Insert
-          </button>
-        )}
+        <span class="row">
+          <Btn small aria-expanded={open.value} onClick={() => (open.value = !open.value)}>Text</Btn>
+          {!props.used && <Btn small primary aria-label={`Insert ${block.name}`} onClick={() => props.insert([block])}><Icon name="plus" size={13} /> Insert</Btn>}
+        </span>
       </div>
       {props.path && <div class="muted clip" title={props.path}>{props.path}</div>}
       {open.value && (
@@ -64,9 +62,7 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
     [],
   );
   if (error) return <Problem text={error} retry={reload} />;
-  if (loading && !data) {
-    return <p class="row muted"><Spinner /> Looking for models, engines and running servers. This takes up to five seconds.</p>;
-  }
+  if (loading && !data) return <p class="row muted"><Spinner /> Looking for models, engines and running servers. This takes up to five seconds.</p>;
   if (!data) return null;
   if (typeof data === "string") return <p class="muted">{data}</p>;
   const unused = data.models.filter((model) => !model.configured_as && model.usable);
@@ -87,7 +83,7 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
         <section>
           <div class="row">
             <h3 class="grow">Models on this machine</h3>
-            {unused.length > 1 && <button type="button" class="btn small" onClick={() => insert(unused)}>Insert all {unused.length}</button>}
+            {unused.length > 1 && <Btn small onClick={() => insert(unused)}>Insert all {unused.length}</Btn>}
           </div>
           <ul class="plainlist">
             {data.models.map((model) => (
@@ -118,7 +114,7 @@ export function FoundHere({ insert }: { insert: (blocks: Block[]) => void }) {
         <p class="muted">Nothing was found: no GGUF files in the usual folders, no engine in the PATH, no server on the usual ports.</p>
       )}
       {!data.complete && <p class="muted">The search was ended before it was over; there may be more.</p>}
-      <div class="row end"><button type="button" class="btn small" disabled={loading} onClick={reload}>Look again</button></div>
+      <div class="row end"><Btn small disabled={loading} onClick={reload}>Look again</Btn></div>
     </div>
   );
 }

@@ -108,9 +108,7 @@ export class Hub {
 
   private snapshot(topics: string[]): HubEvent[] {
     const events = [...this.latest.values()];
-    if (this.latest.size) {
-      events.push({ type: "inflight", data: { operation: "snapshot", requests: [...this.running.values()] } });
-    }
+    if (this.latest.size) events.push({ type: "inflight", data: { operation: "snapshot", requests: [...this.running.values()] } });
     return events.concat(this.logSnapshot(topics.filter((topic) => this.logs.has(topic.slice(5)))));
   }
 
@@ -221,9 +219,7 @@ export class Hub {
     const events = this.pending;
     this.pending = [];
     for (const client of this.clients.values()) {
-      const own = events.filter(
-        (event) => event.type !== "logData" || client.topics.has(`logs:${(event.data as { source: string }).source}`),
-      );
+      const own = events.filter((event) => event.type !== "logData" || client.topics.has(`logs:${(event.data as { source: string }).source}`));
       if (own.length) client.post({ kind: "events", events: own });
     }
   }

@@ -46,7 +46,5 @@ const PATHS: Record<string, string> = {
 };
 
 export function Icon({ name, size = 16 }: { name: string; size?: number }) {
-  return (
-    <svg class="icon" width={size} height={size} viewBox="0 0 24 24" aria-hidden="true" focusable="false"><path d={PATHS[name] ?? PATHS.info} /></svg>
-  );
+  return <svg class="icon" width={size} height={size} viewBox="0 0 24 24" aria-hidden="true" focusable="false"><path d={PATHS[name] ?? PATHS.info} /></svg>;
 }

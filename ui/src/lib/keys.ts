@@ -27,9 +27,7 @@ function typing(target: EventTarget | null): boolean {
   return !!element?.closest?.("input, textarea, select, [contenteditable=''], [contenteditable=true], .cm-editor");
 }
 
-function rows(): HTMLElement[] {
-  return [...document.querySelectorAll<HTMLElement>("main [data-row]")].filter((row) => row.offsetParent !== null);
-}
+const rows = (): HTMLElement[] => [...document.querySelectorAll<HTMLElement>("main [data-row]")].filter((row) => row.offsetParent !== null);
 
 function move(step: number): void {
   const all = rows();

@@ -99,8 +99,12 @@ function ownHub(): void {
 }
 
 export function start(): void {
-  if (typeof SharedWorker === "undefined") ownHub();
-  else {
+  if (typeof SharedWorker === "undefined") {
+    // Locks and channels are there on secure origins only; elsewhere each visible tab has its own connection.
+    if ("locks" in navigator && typeof BroadcastChannel !== "undefined") {
+      void import("./leader").then(({ share }) => (post = share(`llamaswap ${prefix}`, receive, hello)), ownHub);
+    } else ownHub();
+  } else {
     try {
       const worker = new SharedWorker(new URL(__WORKER__, import.meta.url), { type: "module", name: "llamaswap" });
       let heard = false;
@@ -108,15 +112,11 @@ export function start(): void {
         heard = true;
         receive(event.data);
       };
-      worker.onerror = () => {
-        if (!heard) ownHub();
-      };
+      worker.onerror = () => { if (!heard) ownHub(); };
       post = (message) => worker.port.postMessage(message);
       post(hello());
       addEventListener("pagehide", () => post({ kind: "bye" }));
-      addEventListener("pageshow", (event) => {
-        if ((event as PageTransitionEvent).persisted) location.reload();
-      });
+      addEventListener("pageshow", (event) => { if ((event as PageTransitionEvent).persisted) location.reload(); });
     } catch {
       ownHub();
     }

@@ -82,9 +82,7 @@ export function ansi(line: string): Span[] {
   const spans: Span[] = [];
   const pen = blank();
   let from = 0;
-  const push = (text: string) => {
-    if (text) spans.push({ text, style: css(pen) });
-  };
+  const push = (text: string) => { if (text) spans.push({ text, style: css(pen) }); };
   for (const match of line.matchAll(ESCAPE)) {
     push(line.slice(from, match.index));
     from = match.index + match[0].length;

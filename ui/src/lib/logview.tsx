@@ -279,9 +279,7 @@ export function LogView(props: Props) {
                   hits.value = rows().length;
                   paint(rows(), search.value.toLowerCase());
                 }}
-                onKeyDown={(event) => {
-                  if (event.key === "Enter") step(event.shiftKey ? -1 : 1);
-                }}
+                onKeyDown={(event) => { if (event.key === "Enter") step(event.shiftKey ? -1 : 1); }}
               />
               <span class="num muted" aria-live="polite">{search.value ? `${hit.value + 1}/${hits.value}` : ""}</span>
               <IconButton icon="left" label="Previous match" onClick={() => step(-1)} disabled={!search.value} />
@@ -304,9 +302,7 @@ export function LogView(props: Props) {
         <IconButton icon="wrap" label="Wrap long lines" pressed={wrap.value} onClick={() => (wrap.value = !wrap.value)} />
         {!props.compact && (
           <>
-            <button type="button" class="btn small hide-phone" aria-pressed={stamps.value} onClick={() => (stamps.value = !stamps.value)}>
-              Times
-            </button>
+            <button type="button" class="btn small hide-phone" aria-pressed={stamps.value} onClick={() => (stamps.value = !stamps.value)}>Times</button>
             <button
               type="button"
               class="btn small hide-phone"
@@ -342,9 +338,7 @@ export function LogView(props: Props) {
           onWheel={() => (sought.current = null)}
           onTouchMove={() => (sought.current = null)}
           onKeyDown={() => (sought.current = null)}
-          onScroll={() => {
-            if (atTail()) away.value = false;
-          }}
+          onScroll={() => { if (atTail()) away.value = false; }}
         />
         {(reach.value || picked.value) && (
           <div class="log-note" role="status">

@@ -23,11 +23,7 @@ const maths = (level: "inline" | "block", pattern: RegExp, start: RegExp): Token
     `<${level === "block" ? "div" : "span"} data-tex="${escape(String(token.text))}" data-display="${level === "block"}">${escape(String(token.text))}</${level === "block" ? "div" : "span"}>`,
 });
 
-const marked = new Marked({
-  gfm: true,
-  breaks: false,
-  extensions: undefined,
-});
+const marked = new Marked({ gfm: true, breaks: false, extensions: undefined });
 marked.use({
   extensions: [
     maths("block", /^(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])(?:\n|$)/, /\$\$|\\\[/),

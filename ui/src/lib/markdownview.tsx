@@ -7,9 +7,7 @@ export function Markdown({ text, final }: { text: string; final: boolean }) {
   useEffect(() => {
     let alive = true;
     const draw = () =>
-      void import("./markdown").then(({ show }) => {
-        if (alive && host.current) show(host.current, text, final);
-      });
+      void import("./markdown").then(({ show }) => { if (alive && host.current) show(host.current, text, final); });
     const wait = final ? 0 : Math.max(0, 150 - (performance.now() - last.current));
     const timer = setTimeout(() => {
       last.current = performance.now();

@@ -84,12 +84,8 @@ export function PlanHint({ model }: { model: string }) {
     text.value = "";
     if (!model || state === "ready" || state === undefined) return;
     let alive = true;
-    void plan(model).then((preview) => {
-      if (alive && preview && !preview.running) text.value = planText(preview);
-    });
-    return () => {
-      alive = false;
-    };
+    void plan(model).then((preview) => { if (alive && preview && !preview.running) text.value = planText(preview); });
+    return () => { alive = false; };
   }, [model, state]);
   return text.value ? <span class="muted planhint">{text.value}</span> : null;
 }

@@ -63,9 +63,7 @@ export function usePerformance(): void {
   useEffect(() => {
     users += 1;
     if (users === 1) void poll();
-    return () => {
-      users -= 1;
-    };
+    return () => { users -= 1; };
   }, []);
 }
 

@@ -7,12 +7,7 @@ export interface Route {
   query: URLSearchParams;
 }
 
-const OLD: Record<string, string> = {
-  activity: "requests",
-  performance: "system",
-  hardware: "system",
-  settings: "system",
-};
+const OLD: Record<string, string> = { activity: "requests", performance: "system", hardware: "system", settings: "system" };
 
 /** Every page there is; any other address leads to the overview, which is "". */
 const PAGES = new Set(["", "models", "model", "requests", "swap", "playground", "logs", "config", "system"]);
@@ -74,9 +69,7 @@ export function href(page: string, params: Params = {}): string {
 
 export const route = signal<Route>(parse());
 
-addEventListener("popstate", () => {
-  route.value = parse();
-});
+addEventListener("popstate", () => { route.value = parse(); });
 
 export function go(page: string, params: Params = {}): void {
   history.pushState(null, "", href(page, params));
@@ -97,9 +90,7 @@ export function setQuery(changes: Params, replace = true): void {
 
 /** Plain left clicks on our own links stay in the page. */
 export function followLinks(event: MouseEvent): void {
-  if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) {
-    return;
-  }
+  if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   const link = (event.target as Element | null)?.closest?.("a[href]");
   if (!(link instanceof HTMLAnchorElement) || link.target || link.hasAttribute("download")) return;
   if (link.origin !== location.origin || !link.pathname.startsWith(root) || link.hash) return;

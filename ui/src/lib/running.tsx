@@ -1,10 +1,12 @@
 // Requests in progress: the table of those being served and the queue of those waiting.
 import { effect, signal, useComputed } from "@preact/signals";
+import { Fragment } from "preact";
 import { memo } from "./memo";
 import { cancelRequest, cancelling } from "./actions";
-import { bytes, clock, count, duration, known, rate } from "./format";
+import { bytes, clock, count, duration, known, plural, rate } from "./format";
 import { now } from "./link";
 import { href } from "./router";
+import { type Group, bySession } from "./sessions";
 import { inflight, models, phaseOf, sessionOf } from "./state";
 import { Bar, Empty, IconButton } from "./widgets";
 import type { Inflight } from "./types";
@@ -42,12 +44,12 @@ function Phase({ entry }: { entry: Inflight }) {
   );
 }
 
-const Row = memo(function Row({ entry, showModel }: { entry: Inflight; showModel: boolean }) {
+const Row = memo(function Row({ entry, showModel, grouped }: { entry: Inflight; showModel: boolean; grouped: boolean }) {
   const session = sessionOf(entry);
   return (
-    <tr role="row" data-row>
+    <tr role="row" data-row class={grouped ? "in-session" : undefined}>
       {showModel && <td role="cell" class="strong nobreak"><a href={href("model", { id: entry.model })} data-open>{entry.model}</a></td>}
-      <td role="cell"><Phase entry={entry} /></td>
+      <td role="cell" title={entry.reason && reasonFor(entry)}><Phase entry={entry} /></td>
       <td role="cell" class="num" data-label="Elapsed"><Elapsed entry={entry} /></td>
       <td role="cell" class="num" data-label="TTFT">{duration(entry.ttft_ms)}</td>
       <td role="cell" class="num" data-label="Tokens">{count(entry.tokens_out)}</td>
@@ -67,6 +69,24 @@ const Row = memo(function Row({ entry, showModel }: { entry: Inflight; showModel
     </tr>
   );
 });
+
+function SessionHead({ group, columns }: { group: Group<Inflight>; columns: number }) {
+  const { session, entries } = group;
+  const waits = inflight.value.filter((entry) => phaseOf(entry) === "queued" && sessionOf(entry) === session).length;
+  const facts = [
+    plural(entries.length, "request"),
+    waits ? `${waits} waiting` : "",
+    `${count(entries.reduce((sum, entry) => sum + (entry.tokens_out ?? 0), 0))} tokens`,
+    `${rate(entries.reduce((sum, entry) => sum + (entry.tps ?? 0), 0))} t/s`,
+  ];
+  return (
+    <tr role="row" class="session-head">
+      <th role="cell" colSpan={columns} scope="rowgroup">
+        <a href={href("requests", { session })}>{session}</a> <span class="muted num">{facts.filter(Boolean).join(" · ")}</span>
+      </th>
+    </tr>
+  );
+}
 
 export function RunningTable({ model }: { model?: string }) {
   const list = useComputed(() => inflight.value.filter((entry) => phaseOf(entry) !== "queued"));
@@ -91,8 +111,11 @@ export function RunningTable({ model }: { model?: string }) {
           </tr>
         </thead>
         <tbody role="rowgroup">
-          {shown.map((entry) => (
-            <Row key={entry.id} entry={entry} showModel={!model} />
+          {bySession(shown, sessionOf).map((group) => (
+            <Fragment key={group.session || group.entries[0]?.id}>
+              {group.session && <SessionHead group={group} columns={model ? 10 : 11} />}
+              {group.entries.map((entry) => <Row key={entry.id} entry={entry} showModel={!model} grouped={!!group.session} />)}
+            </Fragment>
           ))}
         </tbody>
       </table>
@@ -102,7 +125,7 @@ export function RunningTable({ model }: { model?: string }) {
 
 /** Why a request waits, in words; the server's own words win. */
 export function reasonFor(entry: Inflight): string {
-  if (entry.reason) return entry.reason;
+  if (entry.reason) return entry.waits_for?.some((id) => !entry.reason?.includes(id)) ? `${entry.reason} (${entry.waits_for.join(", ")})` : entry.reason;
   const own = models.value.find((item) => item.id === entry.model);
   if (own?.state === "starting") return "its model is loading";
   if (own?.state === "stopping") return "its model is unloading first";

@@ -3,18 +3,7 @@ import { computed, signal } from "@preact/signals";
 import { get, listOf, maybe, send } from "./api";
 import { time } from "./format";
 import { on, status } from "./link";
-import type {
-  Features,
-  Inflight,
-  ListedModel,
-  ModelDetail,
-  ModelStatus,
-  PlanPreview,
-  Profiles,
-  Residency,
-  Swap,
-  SwapPhase,
-} from "./types";
+import type { Features, Inflight, ListedModel, ModelDetail, ModelStatus, PlanPreview, Profiles, Residency, Swap, SwapPhase } from "./types";
 
 export const models = signal<ModelStatus[]>([]);
 export const modelsKnown = signal(false);
@@ -136,124 +125,65 @@ const when = (value: unknown): number | null => {
 export async function residency(since: number): Promise<Residency[] | null> {
   const answer = await maybe<unknown>("/api/residency", { since: new Date(since).toISOString() });
   if (!answer) return null;
-  return listOf<Record<string, unknown>>(answer, "residency", "segments")
-    .map((item) => ({
-      model: text(item.model),
-      state: text(item.state),
-      t0: when(item.t0 ?? item.start) ?? 0,
-      t1: when(item.t1 ?? item.end),
-      reason: text(item.reason),
-      swap_id: item.swap_id === null || item.swap_id === undefined ? null : String(item.swap_id),
-    }))
-    .filter((item) => item.model && item.t0);
+  return listOf<Record<string, unknown>>(answer).map((item) => ({
+    model: text(item.model),
+    state: text(item.state),
+    t0: when(item.t0) ?? 0,
+    t1: when(item.t1),
+    reason: text(item.reason),
+    swap_id: item.swap_id === null || item.swap_id === undefined ? null : String(item.swap_id),
+    busy: firstNumber(item.busy) ?? undefined,
+    vram_mb: firstNumber(item.vram_mb),
+  }));
 }
 
 function swapOf(item: Record<string, unknown>): Swap {
-  const phases = listOf<Record<string, unknown>>(item.phases).map((phase) => ({
-    name: text(phase.name ?? phase.phase),
-    start: when(phase.start ?? phase.t0) ?? 0,
-    end: when(phase.end ?? phase.t1),
-  })) as SwapPhase[];
-  const trigger = item.trigger ?? item.trigger_request ?? "";
-  const evicted = listOf<unknown>(item.evicted).map((one) =>
-    typeof one === "string" ? one : text((one as Record<string, unknown>).model),
-  );
-  const tail = item.log_tail;
+  const phases = listOf<Record<string, unknown>>(item.phases).map((phase) => ({ name: text(phase.name), start: when(phase.start) ?? 0, end: when(phase.end) })) as SwapPhase[];
+  const { kind, id } = (item.trigger ?? {}) as Record<string, unknown>;
   return {
     id: String(item.id ?? ""),
     model: text(item.model),
-    trigger: typeof trigger === "object" && trigger ? describeTrigger(trigger as Record<string, unknown>) : text(trigger),
-    evicted,
-    explanation: text(item.explanation ?? item.planner ?? item.reason),
-    outcome: text(item.outcome ?? item.result ?? item.state ?? ""),
-    error: text(item.error ?? item.last_error),
-    exit_code: typeof item.exit_code === "number" ? item.exit_code : null,
-    log_tail: Array.isArray(tail) ? tail.join("\n") : text(tail),
-    start: when(item.began ?? item.start ?? item.t0) ?? phases[0]?.start ?? 0,
-    end: when(item.ended ?? item.end ?? item.t1),
+    trigger: [text(kind), id && `#${text(id)}`].filter(Boolean).join(" "),
+    evicted: listOf<unknown>(item.evicted).map(text),
+    explanation: text(item.reason),
+    outcome: text(item.outcome),
+    error: text(item.error),
+    exit_code: firstNumber(item.exit_code),
+    log_tail: text(item.log_tail),
+    start: when(item.began) ?? phases[0]?.start ?? 0,
+    end: when(item.ended),
     phases,
   };
 }
 
-function describeTrigger(trigger: Record<string, unknown>): string {
-  const parts = [trigger.kind, trigger.method, trigger.path ?? trigger.req_path, trigger.id && `#${trigger.id}`];
-  return parts.filter(Boolean).join(" ");
-}
-
 export async function swaps(): Promise<Swap[] | null> {
   const answer = await maybe<unknown>("/api/swaps");
-  if (!answer) return null;
-  return listOf<Record<string, unknown>>(answer, "swaps")
-    .map(swapOf)
-    .sort((a, b) => b.start - a.start);
+  return answer ? listOf<Record<string, unknown>>(answer).map(swapOf).sort((a, b) => b.start - a.start) : null;
 }
 
-export async function swap(id: string): Promise<Swap> {
-  const answer = await get<Record<string, unknown>>(`/api/swaps/${encodeURIComponent(id)}`);
-  return swapOf((answer.swap as Record<string, unknown>) ?? answer);
-}
+export const swap = async (id: string): Promise<Swap> => swapOf(await get<Record<string, unknown>>(`/api/swaps/${encodeURIComponent(id)}`));
 
 /** A load that was given up because nobody wanted it any more did not fail. */
 export const swapFailed = (item: Swap): boolean =>
   item.error !== "abandoned" && (/fail|error|crash|lost|abort/.test(item.outcome) || (!!item.error && item.outcome !== "ready"));
 
 export async function plan(model: string): Promise<PlanPreview | null> {
-  try {
-    const answer = await maybe<PlanPreview>("/api/plan", { model });
-    if (!answer || typeof answer !== "object") return null;
-    return {
-      model,
-      running: Boolean(answer.running),
-      evicts: listOf<PlanPreview["evicts"][number] | string>(answer.evicts).map((item) =>
-        typeof item === "string" ? { model: item, active: 0 } : { model: item.model, active: item.active ?? 0 },
-      ),
-      waits_for: listOf<unknown>(answer.waits_for).map((item) =>
-        typeof item === "string" ? item : text((item as Record<string, unknown>).model),
-      ),
-      reason: text(answer.reason),
-      eta_ms: answer.eta_ms || null,
-    };
-  } catch {
-    return null;
-  }
+  const answer = await maybe<PlanPreview>("/api/plan", { model }).catch(() => null);
+  return answer && typeof answer === "object" ? { ...answer, eta_ms: answer.eta_ms || null } : null;
 }
 
-const firstNumber = (...values: unknown[]): number | null => {
-  for (const value of values) if (typeof value === "number") return value;
-  return null;
-};
+const firstNumber = (value: unknown): number | null => (typeof value === "number" ? value : null);
 
 export async function modelDetail(id: string): Promise<ModelDetail | null> {
   const answer = await maybe<Record<string, unknown>>(`/api/models/${id.split("/").map(encodeURIComponent).join("/")}`);
-  if (!answer || typeof answer !== "object") {
-    const running = await maybe<{ running: Record<string, unknown>[] }>("/running");
-    const found = running?.running?.find((item) => item.model === id);
-    return found ? { id, cmd: text(found.cmd), proxy: text(found.proxy), ttl_s: firstNumber(found.ttl) } : null;
-  }
-  const cmd = answer.cmd ?? answer.command;
-  const error = answer.last_error;
-  const tail = answer.log_tail ?? answer.last_lines;
+  if (!answer || typeof answer !== "object") return null;
+  const { cmd, log_tail: tail } = answer;
   return {
+    ...(answer as Partial<ModelDetail>),
     id,
-    name: text(answer.name),
-    description: text(answer.description),
-    state: text(answer.state),
     cmd: Array.isArray(cmd) ? cmd.map(String).map(quoted).join(" ") : text(cmd),
-    proxy: text(answer.proxy),
-    pid: firstNumber(answer.pid),
-    port: firstNumber(answer.port),
-    uptime_s: firstNumber(answer.uptime_s, answer.uptime),
-    ttl_s: firstNumber(answer.ttl_s, answer.ttl),
-    ttl_left_s: firstNumber(answer.ttl_left_s, answer.ttl_left),
-    pinned: Boolean(answer.pinned),
-    slots: firstNumber(answer.slots),
-    active: firstNumber(answer.active, answer.in_flight) ?? undefined,
-    groups: listOf<unknown>(answer.groups).map(text),
-    last_error: typeof error === "object" && error ? text((error as Record<string, unknown>).message) : text(error) || null,
-    exit_code: firstNumber(answer.exit_code),
+    last_error: text(answer.last_error) || null,
     log_tail: Array.isArray(tail) ? tail.join("\n") : text(tail),
-    load_ms: listOf<number>(answer.load_ms ?? answer.load_history),
-    aliases: listOf<string>(answer.aliases),
   };
 }
 

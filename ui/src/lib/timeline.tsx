@@ -3,21 +3,16 @@ import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { maybe } from "./api";
 import { Chart } from "./chart";
-import { clockTime, seconds, time } from "./format";
+import { clockTime, megabytes, plural, seconds, time } from "./format";
 import { now, stale, status } from "./link";
 import { gpuLabel, gpus } from "./perf";
 import { pref } from "./prefs";
 import { go, href } from "./router";
 import { activityRevision, byName, residency, swapFailed, swapRevision, swaps } from "./state";
-import { Empty, Panel, Segmented, stateKind } from "./widgets";
+import { Btn, Empty, Panel, Segmented, stateKind } from "./widgets";
 import type { ActivityPage, ActivityRow, Residency } from "./types";
 
-const SPANS = [
-  ["15", "15 min"],
-  ["60", "1 h"],
-  ["360", "6 h"],
-  ["1440", "24 h"],
-] as const;
+const SPANS = [["15", "15 min"], ["60", "1 h"], ["360", "6 h"], ["1440", "24 h"]] as const;
 const LANE = 22;
 
 const span = pref<string>("timeline", "60");
@@ -92,9 +87,7 @@ export function Timeline({ known }: { known: boolean }) {
     const share = (event.clientX - box.left - labels) / plotWidth;
     return from + Math.min(1, Math.max(0, share)) * (to - from);
   };
-  const select = (a: number, b: number) => {
-    zoom.value = [Math.min(a, b), Math.max(a, b)];
-  };
+  const select = (a: number, b: number) => { zoom.value = [Math.min(a, b), Math.max(a, b)]; };
 
   const times = gpuList[0]?.map((item) => item.t) ?? [];
   const speeds = rows.value
@@ -109,10 +102,8 @@ export function Timeline({ known }: { known: boolean }) {
       title="Timeline"
       aside={
         <>
-          {zoom.value && (
-            <button type="button" class="btn small" onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</button>
-          )}
-          <button type="button" class="btn small" aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>Table</button>
+          {zoom.value && <Btn small onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</Btn>}
+          <Btn small aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>Table</Btn>
           <Segmented
             label="Time span"
             value={span.value}
@@ -134,12 +125,8 @@ export function Timeline({ known }: { known: boolean }) {
               height={height}
               role="img"
               aria-label={`Which of ${lanes.length} models were loaded between ${clockTime(from)} and ${clockTime(to)}. The button named Table shows the same as a table.`}
-              onPointerDown={(event) => {
-                if (event.button === 0) drag.value = [at(event), at(event)];
-              }}
-              onPointerMove={(event) => {
-                if (drag.value) drag.value = [drag.value[0], at(event)];
-              }}
+              onPointerDown={(event) => { if (event.button === 0) drag.value = [at(event), at(event)]; }}
+              onPointerMove={(event) => { if (drag.value) drag.value = [drag.value[0], at(event)]; }}
               onPointerUp={() => {
                 const [a, b] = drag.value ?? [0, 0];
                 drag.value = null;
@@ -171,9 +158,9 @@ export function Timeline({ known }: { known: boolean }) {
                     .filter((item) => item.model === lane.id)
                     .map((item) => {
                       const left = x(item.t0);
-                      const kind = stateKind(item.state);
+                      const kind = kindOf(item);
                       const w = Math.max(2, x(item.t1 ?? now.value) - left);
-                      const words = `${lane.id}: ${item.state} ${clockTime(item.t0)} to ${item.t1 ? clockTime(item.t1) : "now"}, ${seconds((item.t1 ?? now.value) - item.t0)}${item.reason ? `, ${item.reason}` : ""}`;
+                      const words = `${lane.id}: ${item.state} ${clockTime(item.t0)} to ${item.t1 ? clockTime(item.t1) : "now"}, ${seconds((item.t1 ?? now.value) - item.t0)}${item.reason ? `, ${item.reason}` : ""}${item.t1 ? "" : stateNow(item)}`;
                       const open = item.swap_id ? () => go("swap", { id: item.swap_id }) : undefined;
                       return (
                         <g key={`${item.t0}${item.state}`} class={open ? "seg open" : "seg"} onClick={open}>
@@ -207,7 +194,7 @@ export function Timeline({ known }: { known: boolean }) {
           </div>
           <p class="legend" aria-hidden="true">
             {(["ready", "busy", "loading", "draining", "failed"] as const)
-              .filter((kind) => shown.some((item) => stateKind(item.state) === kind))
+              .filter((kind) => shown.some((item) => kindOf(item) === kind))
               .map((kind) => (
               <span key={kind}><i class={`swatch lane-${kind} pattern-${kind}`} /> {kind}</span>
             ))}
@@ -235,7 +222,7 @@ export function Timeline({ known }: { known: boolean }) {
                 .map((item) => (
                   <tr key={`${item.model}${item.t0}${item.state}`}>
                     <td><a href={href("model", { id: item.model })}>{item.model}</a></td>
-                    <td>{item.state}</td>
+                    <td>{item.state}{item.t1 ? "" : stateNow(item)}</td>
                     <td class="num">{clockTime(item.t0)}</td>
                     <td class="num">{item.t1 ? clockTime(item.t1) : "now"}</td>
                     <td class="num">{seconds((item.t1 ?? now.value) - item.t0)}</td>
@@ -284,6 +271,12 @@ export function Timeline({ known }: { known: boolean }) {
     </Panel>
   );
 }
+
+const kindOf = (item: Residency): string => (item.busy && item.state === "ready" ? "busy" : stateKind(item.state));
+
+/** What a model that is loaded now does and takes. */
+const stateNow = (item: Residency): string =>
+  [item.busy ? `, ${plural(item.busy, "request")}` : item.state === "ready" && item.busy === 0 ? ", idle" : "", item.vram_mb ? `, ${megabytes(item.vram_mb)}` : ""].join("");
 
 function fit(name: string, width: number): string {
   const most = Math.floor((width - 8) / 6.9);

@@ -29,6 +29,7 @@ export interface Inflight {
   phase?: string;
   queue_pos?: number | null;
   reason?: string;
+  waits_for?: string[];
   ttft_ms?: number | null;
   tokens_out?: number | null;
   tps?: number | null;
@@ -106,6 +107,15 @@ export interface Profiles {
   profiles: { id: string; description: string; pins: Record<string, string> }[];
 }
 
+export interface Peer {
+  id: string;
+  proxy: string;
+  state: string;
+  since: string | null;
+  checked: string | null;
+  error: string | null;
+}
+
 export interface SysSample {
   timestamp: string;
   cpu_util_per_core: number[];
@@ -159,6 +169,9 @@ export interface Residency {
   t1: number | null;
   reason?: string;
   swap_id?: string | null;
+  /** Of a segment that goes on: requests being served, and MiB of video memory. */
+  busy?: number;
+  vram_mb?: number | null;
 }
 
 export interface SwapPhase {

@@ -4,7 +4,7 @@ import { ApiError, errorText, maybe, request } from "./api";
 import { DiffView } from "./diffview";
 import { bytes, clockTime, time } from "./format";
 import type { Version } from "./undoable";
-import { Dialog, Problem, Spinner, useLoad } from "./widgets";
+import { Btn, Dialog, Problem, Spinner, useLoad } from "./widgets";
 
 export const listVersions = (): Promise<Version[]> =>
   maybe<{ versions: Version[] }>("/api/config/history").then(
@@ -51,10 +51,8 @@ export function VersionsDialog(props: {
       onClose={props.onClose}
       footer={
         <>
-          <button type="button" class="btn" disabled={ready === null} onClick={() => ready !== null && props.edit(ready)}>Put into the editor</button>
-          <button type="button" class="btn primary" disabled={ready === null || !!shown?.in_force || props.busy} onClick={() => shown && props.restore(shown)}>
-            Restore and load
-          </button>
+          <Btn disabled={ready === null} onClick={() => ready !== null && props.edit(ready)}>Put into the editor</Btn>
+          <Btn primary disabled={ready === null || !!shown?.in_force || props.busy} onClick={() => shown && props.restore(shown)}>Restore and load</Btn>
         </>
       }
     >
@@ -66,12 +64,7 @@ export function VersionsDialog(props: {
           <ul class="plainlist" aria-label="Versions">
             {versions.map((version) => (
               <li key={version.id}>
-                <button
-                  type="button"
-                  class="histitem"
-                  aria-current={version.id === shown?.id ? "true" : undefined}
-                  onClick={() => (picked.value = version.id)}
-                >
+                <button type="button" class="histitem" aria-current={version.id === shown?.id ? "true" : undefined} onClick={() => (picked.value = version.id)}>
                   <span class="row">
                     <time dateTime={version.time}>{clockTime(time(version.time))}</time>
                     {version.in_force && <span class="chip s-ready">in force</span>}

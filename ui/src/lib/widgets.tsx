@@ -1,6 +1,6 @@
 // The small parts every page is made of.
 import { signal, useSignal } from "@preact/signals";
-import type { ComponentChildren } from "preact";
+import type { ComponentChildren, ComponentProps } from "preact";
 import { useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "./api";
 import { DASH } from "./format";
@@ -41,16 +41,14 @@ export function Toasts() {
           <Icon name={item.kind === "error" ? "error" : item.kind === "ok" ? "check" : "info"} />
           <span class="grow">{item.text}</span>
           {item.action && (
-            <button
-              type="button"
-              class="btn small"
+            <Btn small
               onClick={() => {
                 dismiss(item.id);
                 item.action?.run();
               }}
             >
               {item.action.label}
-            </button>
+            </Btn>
           )}
           <IconButton icon="close" label="Dismiss" onClick={() => dismiss(item.id)} />
         </div>
@@ -73,6 +71,13 @@ export async function attempt(what: string, call: () => Promise<unknown>, done?:
 }
 
 // -- buttons and small marks ------------------------------------------------------------------------------
+
+type ButtonProps = ComponentProps<"button"> & { small?: boolean; primary?: boolean; danger?: boolean };
+
+export function Btn({ small, primary, danger, class: more, ...rest }: ButtonProps) {
+  const names = ["btn", small && "small", primary && "primary", danger && "danger", more].filter(Boolean);
+  return <button type="button" class={names.join(" ")} {...rest} />;
+}
 
 export function IconButton(props: {
   icon: string;
@@ -273,9 +278,7 @@ export function Dialog(props: {
         event.preventDefault();
         props.onClose();
       }}
-      onMouseDown={(event) => {
-        if (event.target === box.current) props.onClose();
-      }}
+      onMouseDown={(event) => { if (event.target === box.current) props.onClose(); }}
     >
       <div class="dialog-inner">
         <header class="dialog-head">
@@ -324,7 +327,7 @@ export function Confirm() {
       onClose={() => asked.answer(false)}
       footer={
         <>
-          <button type="button" class="btn" onClick={() => asked.answer(false)}>Cancel</button>
+          <Btn onClick={() => asked.answer(false)}>Cancel</Btn>
           <button type="button" class={`btn ${asked.danger ? "danger" : "primary"}`} onClick={() => asked.answer(true)}>{asked.yes}</button>
         </>
       }
@@ -386,9 +389,7 @@ export function useLoad<T>(call: (signal: AbortSignal) => Promise<T>, deps: read
     const abort = new AbortController();
     state.value = { ...state.peek(), loading: true };
     call(abort.signal).then(
-      (data) => {
-        if (!abort.signal.aborted) state.value = { data, error: "", loading: false };
-      },
+      (data) => { if (!abort.signal.aborted) state.value = { data, error: "", loading: false }; },
       (error: Error) => {
         if (!abort.signal.aborted) state.value = { ...state.peek(), error: error.message, loading: false };
       },
@@ -399,9 +400,7 @@ export function useLoad<T>(call: (signal: AbortSignal) => Promise<T>, deps: read
     data: state.value.data,
     error: state.value.error,
     loading: state.value.loading,
-    reload: () => {
-      again.value += 1;
-    },
+    reload: () => { again.value += 1; },
   };
 }
 
@@ -410,7 +409,7 @@ export function Problem({ text, retry }: { text: string; retry?: () => void }) {
     <div class="problem" role="alert">
       <Icon name="warn" />
       <span class="grow">{text}</span>
-      {retry && <button type="button" class="btn small" onClick={retry}>Retry</button>}
+      {retry && <Btn small onClick={retry}>Retry</Btn>}
     </div>
   );
 }

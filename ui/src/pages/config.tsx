@@ -16,7 +16,7 @@ import { route, setQuery } from "../lib/router";
 import { features } from "../lib/state";
 import { type Version, undoable } from "../lib/undoable";
 import { VersionsDialog, listVersions } from "../lib/versions";
-import { CopyButton, Dialog, Empty, Problem, Spinner, saveFile, toast } from "../lib/widgets";
+import { Btn, CopyButton, Dialog, Empty, Problem, Spinner, saveFile, toast } from "../lib/widgets";
 import type { Impact, Problem as Fault } from "../lib/types";
 
 interface Checked {
@@ -233,27 +233,20 @@ export function ConfigPage() {
         {ready && (
           <>
             <CopyButton text={() => draft.text.peek()} label="Copy the text" />
-            <button type="button" class="btn" onClick={() => saveFile("config.yaml", draft.text.peek(), "application/yaml")}>
-              <Icon name="download" size={14} /> Download
-            </button>
+            <Btn class="hide-phone" onClick={() => saveFile("config.yaml", draft.text.peek(), "application/yaml")}><Icon name="download" size={14} /> Download</Btn>
             {editable.value && (
               <>
-                <button type="button" class="btn" onClick={() => (dialog.value = "found")}><Icon name="search" size={14} /> Find models</button>
-                <button type="button" class="btn" onClick={() => (dialog.value = "versions")}>Versions</button>
+                <Btn onClick={() => (dialog.value = "found")}><Icon name="search" size={14} /> Find models</Btn>
+                <Btn onClick={() => (dialog.value = "versions")}>Versions</Btn>
                 {before && !dirty && (
-                  <button
-                    type="button"
-                    class="btn"
-                    disabled={saving.value}
-                    onClick={() => void restore(before, "The configuration from before the save is back in force")}
-                  >
+                  <Btn disabled={saving.value} onClick={() => void restore(before, "The configuration from before the save is back in force")}>
                     Undo the last save
-                  </button>
+                  </Btn>
                 )}
-                <button type="button" class="btn" disabled={!dirty} onClick={discard}>Discard</button>
-                <button type="button" class="btn primary" disabled={!dirty || checking.value > 0} onClick={() => void check().then((answer) => answer?.valid && (dialog.value = "review"))}>
+                <Btn disabled={!dirty} onClick={discard}>Discard</Btn>
+                <Btn primary disabled={!dirty || checking.value > 0} onClick={() => void check().then((answer) => answer?.valid && (dialog.value = "review"))}>
                   Review and save
-                </button>
+                </Btn>
               </>
             )}
           </>
@@ -265,7 +258,7 @@ export function ConfigPage() {
         <div class="problem" role="alert">
           <Icon name="warn" />
           <span class="grow">The configuration was loaded anew since this page read it.</span>
-          <button type="button" class="btn small" onClick={() => void open()}>Read it again</button>
+          <Btn small onClick={() => void open()}>Read it again</Btn>
         </div>
       )}
       {!ready && !error.value && !missing.value && <Spinner />}
@@ -282,9 +275,7 @@ export function ConfigPage() {
                       <div class="grow">
                         <div>
                           {fault.line ? (
-                            <button type="button" class="linkish" onClick={() => editor.current?.goTo(fault.line as number)}>
-                              line {fault.line}
-                            </button>
+                            <button type="button" class="linkish" onClick={() => editor.current?.goTo(fault.line as number)}>line {fault.line}</button>
                           ) : null}{" "}
                           {fault.message}
                         </div>
@@ -306,8 +297,8 @@ export function ConfigPage() {
           onClose={() => (dialog.value = "")}
           footer={
             <>
-              <button type="button" class="btn" onClick={() => (dialog.value = "")}>Back</button>
-              <button type="button" class="btn primary" disabled={saving.value} onClick={() => void save()}>Save and load</button>
+              <Btn onClick={() => (dialog.value = "")}>Back</Btn>
+              <Btn primary disabled={saving.value} onClick={() => void save()}>Save and load</Btn>
             </>
           }
         >
@@ -333,11 +324,7 @@ export function ConfigPage() {
 }
 
 function ImpactList({ impact }: { impact: Impact }) {
-  const groups: [string, string[]][] = [
-    ["Will restart", impact.restart ?? []],
-    ["New", impact.add ?? []],
-    ["Removed", impact.remove ?? []],
-  ];
+  const groups: [string, string[]][] = [["Will restart", impact.restart ?? []], ["New", impact.add ?? []], ["Removed", impact.remove ?? []]];
   const some = groups.filter(([, list]) => list.length);
   return (
     <div class="impact">

@@ -10,7 +10,7 @@ import { now } from "../lib/link";
 import { href, prefix, route } from "../lib/router";
 import { Queue, RunningTable, speed } from "../lib/running";
 import { inflight, models, modelsKnown, phaseOf, swapFailed, swapRevision, swaps } from "../lib/state";
-import { CopyButton, Empty, Facts, Panel, Problem, Segmented, Spinner, StateChip, TabLinks, useLoad } from "../lib/widgets";
+import { Btn, CopyButton, Empty, Facts, Panel, Problem, Segmented, Spinner, StateChip, TabLinks, useLoad } from "../lib/widgets";
 import { Capabilities, LoadButton, ownPage } from "./models";
 import { ttlLeft, useDetail } from "./overview";
 import { RequestsView } from "./requests";
@@ -36,11 +36,7 @@ function Snippets({ id }: { id: string }) {
           <Segmented
             label="Client"
             value={kind.value}
-            options={[
-              ["curl", "curl"],
-              ["openai", "OpenAI"],
-              ["anthropic", "Anthropic"],
-            ]}
+            options={[["curl", "curl"], ["openai", "OpenAI"], ["anthropic", "Anthropic"]]}
             onChange={(value) => (kind.value = value)}
           />
           <CopyButton text={() => snippet(kind.value, id)} label="Copy this snippet" />
@@ -122,10 +118,10 @@ function Head({ id }: { id: string }) {
       <StateChip state={model.state === "ready" && active ? "busy" : model.state} />
       {model.state === "ready" && (
         <>
-          <button type="button" class="btn" aria-pressed={pinnedNow} onClick={() => void pin(id, !pinnedNow).then((done) => done && (swapRevision.value += 1))}>
+          <Btn aria-pressed={pinnedNow} onClick={() => void pin(id, !pinnedNow).then((done) => done && (swapRevision.value += 1))}>
             <Icon name="pin" size={14} /> {pinnedNow ? "Kept loaded" : "Keep loaded"}
-          </button>
-          <button type="button" class="btn" onClick={() => void restart(id)}><Icon name="restart" size={14} /> Restart</button>
+          </Btn>
+          <Btn onClick={() => void restart(id)}><Icon name="restart" size={14} /> Restart</Btn>
         </>
       )}
       <a class="btn" href={ownPage(id)} target="_blank" rel="noopener noreferrer"><Icon name="link" size={14} /> Own page</a>

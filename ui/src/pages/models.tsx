@@ -3,11 +3,13 @@ import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { asked, load, planText, unload, unloadMany } from "../lib/actions";
 import { url } from "../lib/api";
-import { ago, count, known, plural, rate, time } from "../lib/format";
+import { ago, clockTime, count, known, plural, rate, time } from "../lib/format";
+import { FirstSteps } from "../lib/first";
 import { Icon } from "../lib/icons";
 import { now } from "../lib/link";
 import { memo } from "../lib/memo";
 import { pref } from "../lib/prefs";
+import { parameters, sizeText, weight } from "../lib/size";
 import { href, route, setQuery } from "../lib/router";
 import {
   activityRevision,
@@ -22,10 +24,12 @@ import {
   plan,
   profiles,
   refreshListed,
+  residency,
+  swapRevision,
 } from "../lib/state";
 import { maybe } from "../lib/api";
-import { Empty, IconButton, Panel, Segmented, StateChip, Spinner } from "../lib/widgets";
-import type { ActivityPage, ModelStatus } from "../lib/types";
+import { Btn, Empty, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
+import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
 
 const pinned = pref<string[]>("models.pinned", []);
 const unlisted = pref<boolean>("models.unlisted", false);
@@ -70,9 +74,7 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
   const look = () => {
     if (!hint.value) void plan(model.id).then((preview) => (hint.value = preview ? planText(preview) : ""));
   };
-  useEffect(() => {
-    hint.value = "";
-  }, [model.state, loadedModels.value]);
+  useEffect(() => { hint.value = ""; }, [model.state, loadedModels.value]);
   if (model.state === "ready" || model.state === "starting") {
     return (
       <button type="button" class={size} onClick={() => void unload(model.id)}>
@@ -80,9 +82,7 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
       </button>
     );
   }
-  if (model.state === "stopping") {
-    return <button type="button" class={size} disabled><Spinner label="Unloading" /> Unloading</button>;
-  }
+  if (model.state === "stopping") return <button type="button" class={size} disabled><Spinner label="Unloading" /> Unloading</button>;
   return (
     <button
       type="button"
@@ -97,6 +97,38 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
       {hint.value && <span class="sr">, {hint.value}</span>}
     </button>
   );
+}
+
+/** MiB of video memory of each model when it was last seen loaded. */
+const seen = pref<Record<string, number>>("models.vram", {});
+
+function useSizes(): void {
+  useEffect(() => {
+    residency(Date.now() - 1000).then(
+      (list) => {
+        const fresh = (list ?? []).filter((item) => item.vram_mb && item.t1 === null).map((item) => [item.model, item.vram_mb as number] as const);
+        if (fresh.some(([id, mb]) => seen.peek()[id] !== mb)) seen.value = { ...seen.peek(), ...Object.fromEntries(fresh) };
+      },
+      () => undefined,
+    );
+  }, [swapRevision.value]);
+}
+
+const weightOf = (model: ModelStatus): number => weight(seen.value[model.id] ?? 0, parameters(model.id, model.name));
+
+function usePeers(wanted: boolean): Map<string, Peer> {
+  const { data, reload } = useLoad(() => (wanted ? maybe<{ peers: Peer[] }>("/api/peers") : Promise.resolve(null)), [wanted]);
+  const turn = Math.floor(now.value / 15_000);
+  useEffect(() => { if (wanted) reload(); }, [turn]);
+  return new Map((data?.peers ?? []).map((peer) => [peer.id, peer]));
+}
+
+const PEER: Record<string, [string, string, string]> = { up: ["ready", "●", "reachable"], down: ["failed", "✕", "not reachable"] };
+
+function PeerChip({ peer }: { peer: Peer }) {
+  const [kind, mark, word] = PEER[peer.state] ?? ["off", "○", "not asked yet"];
+  const since = peer.since ? ` since ${clockTime(time(peer.since))}` : "";
+  return <span class={`chip s-${kind}`} title={[word + since, peer.proxy, peer.error].filter(Boolean).join("; ")}><span aria-hidden="true">{mark}</span> {word}</span>;
 }
 
 interface Use {
@@ -135,6 +167,7 @@ const Row = memo(function Row(props: {
   pick: (id: string) => void;
 }) {
   const { model, use } = props;
+  const mb = seen.value[model.id] ?? 0;
   return (
     <tr role="row" data-row data-model={model.id}>
       <td role="cell" class="tight">
@@ -154,11 +187,10 @@ const Row = memo(function Row(props: {
           </div>
         )}
       </td>
-      <td role="cell">
-        <StateChip state={model.state === "ready" && props.active ? "busy" : model.state} extra={props.active ? `(${props.active})` : ""} />
-      </td>
+      <td role="cell"><StateChip state={model.state === "ready" && props.active ? "busy" : model.state} extra={props.active ? `(${props.active})` : ""} /></td>
       <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
       <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
+      <td role="cell" class="num roomy" data-label="Size" title={mb ? "Video memory, as last seen" : "Parameters, by its name"}>{sizeText(mb, parameters(model.id, model.name))}</td>
       <td role="cell" class="act">
         <IconButton
           icon="pin"
@@ -181,12 +213,11 @@ const family = (id: string): string => (/^(?:.*\/)?([a-zA-Z]+)/.exec(id)?.[1] ??
 export function Models() {
   const picked = useSignal<ReadonlySet<string>>(new Set());
   const uses = useUses();
+  useSizes();
   const { query } = route.value;
   const text = (query.get("q") ?? "").toLowerCase();
   const state = query.get("state") ?? "";
-  useEffect(() => {
-    refreshListed().catch(() => undefined);
-  }, [models.value.length, profiles.value.active]);
+  useEffect(() => { refreshListed().catch(() => undefined); }, [models.value.length, profiles.value.active]);
 
   const hidden = localModels.value.filter((model) => model.unlisted).length;
   const match = (model: ModelStatus) =>
@@ -199,6 +230,7 @@ export function Models() {
       const pins = Number(pinned.value.includes(b.id)) - Number(pinned.value.includes(a.id));
       if (pins) return pins;
       if (sorting.value === "recent") return (uses.get(b.id)?.at ?? 0) - (uses.get(a.id)?.at ?? 0) || byName(a, b);
+      if (sorting.value === "size") return weightOf(b) - weightOf(a) || byName(a, b);
       if (sorting.value === "used") return (uses.get(b.id)?.n ?? 0) - (uses.get(a.id)?.n ?? 0) || byName(a, b);
       if (sorting.value === "state") return stateRank(a) - stateRank(b) || byName(a, b);
       return byName(a, b);
@@ -209,6 +241,7 @@ export function Models() {
     groups.set(key, [...(groups.get(key) ?? []), model]);
   }
   const peers = peerModels.value.filter(match);
+  const peerStates = usePeers(peerModels.value.length > 0);
   const selectors = listed.value.filter((model) => model.meta?.llamaswap?.type === "selector");
   const chosen = [...picked.value].filter((id) => loadedModels.value.some((model) => model.id === id));
   const pick = (id: string) => {
@@ -240,11 +273,7 @@ export function Models() {
         <Segmented
           label="State"
           value={state}
-          options={[
-            ["", "All"],
-            ["loaded", "Loaded"],
-            ["cold", "Not loaded"],
-          ]}
+          options={[["", "All"], ["loaded", "Loaded"], ["cold", "Not loaded"]]}
           onChange={(value) => setQuery({ state: value })}
         />
         <select class="input" aria-label="Sort by" value={sorting.value} onChange={(event) => (sorting.value = event.currentTarget.value)}>
@@ -252,24 +281,21 @@ export function Models() {
           <option value="name">by name</option>
           <option value="recent">by last use</option>
           <option value="used">most used</option>
+          <option value="size">by size</option>
         </select>
         <select class="input" aria-label="Group by" value={grouping.value} onChange={(event) => (grouping.value = event.currentTarget.value)}>
           <option value="none">no groups</option>
           <option value="state">group by state</option>
           <option value="family">group by family</option>
         </select>
-        <button type="button" class="btn" aria-pressed={dense.value} onClick={() => (dense.value = !dense.value)}>Dense</button>
+        <Btn aria-pressed={dense.value} onClick={() => (dense.value = !dense.value)}>Dense</Btn>
         {hidden > 0 && (
           <label class="check">
             <input type="checkbox" checked={unlisted.value} onChange={(event) => (unlisted.value = event.currentTarget.checked)} />
             {plural(hidden, "unlisted model")}
           </label>
         )}
-        {chosen.length > 0 && (
-          <button type="button" class="btn danger" onClick={() => void unloadMany(chosen).then(() => (picked.value = new Set()))}>
-            Unload {chosen.length}
-          </button>
-        )}
+        {chosen.length > 0 && <Btn danger onClick={() => void unloadMany(chosen).then(() => (picked.value = new Set()))}>Unload {chosen.length}</Btn>}
       </div>
       {shown.length ? (
         [...groups].map(([name, list]) => (
@@ -282,6 +308,7 @@ export function Models() {
                   <th role="columnheader">State</th>
                   <th role="columnheader" class="num wide-only">Last used</th>
                   <th role="columnheader" class="num wide-only">t/s</th>
+                  <th role="columnheader" class="num roomy">Size</th>
                   <th role="columnheader"><span class="sr">Actions</span></th>
                 </tr>
               </thead>
@@ -301,6 +328,8 @@ export function Models() {
             </table>
           </Panel>
         ))
+      ) : modelsKnown.value && !models.value.length ? (
+        <FirstSteps />
       ) : (
         <Panel title="Local models">
           <Empty title={!modelsKnown.value ? "Waiting for the server" : text || state ? "No model matches" : "No model is configured"}>
@@ -364,6 +393,7 @@ export function Models() {
                 <a class="strong" data-open href={href("model", { id: model.id })}>{model.id}</a>
                 {model.name && model.name !== model.id && <span class="muted">{model.name}</span>}
                 <span class="tag">{model.peerID}</span>
+                {peerStates.has(model.peerID) && <PeerChip peer={peerStates.get(model.peerID) as Peer} />}
                 <Capabilities model={model} />
               </li>
             ))}

@@ -1,5 +1,6 @@
 // The landing page: what is loaded, what is running, what is wrong; then how it came to be.
 import { useSignal } from "@preact/signals";
+import type { ComponentType } from "preact";
 import { useEffect } from "preact/hooks";
 import { asked, cancelRequest, load, pin, restart, unload, unloadAll } from "../lib/actions";
 import { maybe } from "../lib/api";
@@ -26,7 +27,7 @@ import {
   waiting,
 } from "../lib/state";
 import { Sparkline } from "../lib/chart";
-import { Bar, Empty, IconButton, Panel, StateChip } from "../lib/widgets";
+import { Bar, Btn, Empty, IconButton, Panel, StateChip } from "../lib/widgets";
 import { Timeline } from "../lib/timeline";
 import type { ActivityPage, GpuSample, ModelDetail, ModelStatus, Swap } from "../lib/types";
 
@@ -145,9 +146,7 @@ function LoadedRow({ model }: { model: ModelStatus }) {
         )}
         {model.state === "ready" && <IconButton icon="restart" label={`Restart ${model.id}`} onClick={() => void restart(model.id)} />}
         <a class="iconbtn" href={href("logs", { src: model.id })} aria-label={`Logs of ${model.id}`} title="Logs"><Icon name="logs" /></a>
-        <button type="button" class="btn small" onClick={() => void unload(model.id)} disabled={model.state === "stopping"}>
-          {model.state === "starting" ? "Cancel" : "Unload"}
-        </button>
+        <Btn small onClick={() => void unload(model.id)} disabled={model.state === "stopping"}>{model.state === "starting" ? "Cancel" : "Unload"}</Btn>
       </div>
     </li>
   );
@@ -170,7 +169,7 @@ function LoadedNow() {
       aside={
         <>
           <a href={href("models")}>{plural(localModels.value.length, "model")}</a>
-          {list.length > 0 && <button type="button" class="btn small" onClick={() => void unloadAll()}>Unload all</button>}
+          {list.length > 0 && <Btn small onClick={() => void unloadAll()}>Unload all</Btn>}
         </>
       }
     >
@@ -190,7 +189,7 @@ function LoadedNow() {
               </button>
             ))}
           </div>
-          {modelsKnown.value && !localModels.value.length && <p>No model is configured. <a href={href("config")}>Open the configuration</a>.</p>}
+          {modelsKnown.value && !localModels.value.length && <p>No model is configured.</p>}
         </Empty>
       )}
     </Panel>
@@ -227,9 +226,7 @@ function GpuRow({ s }: { s: GpuSample }) {
             <span>{item.model ?? ""}</span>
           </div>
         ))}
-        {rest > 0 && (
-          <div class="fill rest" style={{ width: part(rest) }} title={`${known_.length ? "not attributed" : "in use"}: ${gib(rest)} GiB`} />
-        )}
+        {rest > 0 && <div class="fill rest" style={{ width: part(rest) }} title={`${known_.length ? "not attributed" : "in use"}: ${gib(rest)} GiB`} />}
       </div>
       <div class="gpu-facts num">
         <span>{percent(s.gpu_util_pct)} busy</span>
@@ -388,11 +385,7 @@ function Attention({ notices }: { notices: Notice[] }) {
               {item.request && (
                 <IconButton icon="close" label="Cancel it" onClick={() => item.request && void cancelRequest(item.request.id, item.request.model)} />
               )}
-              <IconButton
-                icon="check"
-                label={`Dismiss: ${item.title}`}
-                onClick={() => (dismissed.value = [...dismissed.value, item.key].slice(-100))}
-              />
+              <IconButton icon="check" label={`Dismiss: ${item.title}`} onClick={() => (dismissed.value = [...dismissed.value, item.key].slice(-100))} />
             </li>
           ))}
         </ul>
@@ -401,6 +394,14 @@ function Attention({ notices }: { notices: Notice[] }) {
       )}
     </Panel>
   );
+}
+
+/** Fetched only where it is needed: on a server without models. */
+function First() {
+  const part = useSignal<{ Part: ComponentType } | null>(null);
+  useEffect(() => void import("../lib/first").then(({ FirstSteps: Part }) => (part.value = { Part })), []);
+  const Part = part.value?.Part;
+  return Part ? <Part /> : null;
 }
 
 export function Overview() {
@@ -418,6 +419,7 @@ export function Overview() {
           <span class={notices.length ? "bad" : ""}><b>{notices.length}</b> {notices.length === 1 ? "problem" : "problems"}</span>
         </p>
       </div>
+      {modelsKnown.value && !models.value.length && <First />}
       <div class="overview-grid">
         <div class="col">
           <LoadedNow />

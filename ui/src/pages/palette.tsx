@@ -25,9 +25,7 @@ function commands(): Command[] {
     ["System", "system"],
   ].map(([label, page]) => ({ label: label as string, hint: "page", run: () => go(page as string) }));
   list.push({ label: "Requests with errors", hint: "page", run: () => go("requests", { status: "error" }) });
-  for (const model of models.value) {
-    list.push({ label: model.id, hint: "open model", run: () => go("model", { id: model.id }) });
-  }
+  for (const model of models.value) list.push({ label: model.id, hint: "open model", run: () => go("model", { id: model.id }) });
   for (const model of localModels.value) {
     if (model.state === "ready" || model.state === "starting") {
       list.push({ label: `Unload ${model.id}`, hint: "action", run: () => void unload(model.id) });
@@ -85,9 +83,7 @@ function Box() {
     close();
     command?.run();
   };
-  useEffect(() => {
-    list.current?.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest" });
-  }, [at.value]);
+  useEffect(() => { list.current?.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest" }); }, [at.value]);
   return (
     <Dialog title="Go to or do" class="palette" onClose={close}>
       <input

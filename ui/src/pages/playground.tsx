@@ -6,6 +6,7 @@ import { features } from "../lib/state";
 import { TabLinks } from "../lib/widgets";
 import { Chat } from "./play/chat";
 import { Compare } from "./play/compare";
+import { Complete } from "./play/complete";
 import { LoadTest } from "./play/loadtest";
 import { Images, Speech, Transcription } from "./play/media";
 import { Embeddings, Rerank } from "./play/vectors";
@@ -13,6 +14,7 @@ import { Embeddings, Rerank } from "./play/vectors";
 const TABS: [string, string, ComponentType][] = [
   ["chat", "Chat", Chat],
   ["compare", "Compare", Compare],
+  ["complete", "Completion", Complete],
   ["images", "Images", Images],
   ["speech", "Speech", Speech],
   ["transcription", "Transcription", Transcription],

@@ -1,7 +1,7 @@
 // Finished requests: filters live in the address, statistics follow the filter, a drawer shows one request.
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { get, request, url } from "../lib/api";
+import { ApiError, errorText, get, request, url } from "../lib/api";
 import { ago, clockTime, count, duration, plural, rate, short, time } from "../lib/format";
 import { Histogram } from "../lib/histogram";
 import { Icon } from "../lib/icons";
@@ -11,7 +11,7 @@ import { pref } from "../lib/prefs";
 import { href, route, setQuery } from "../lib/router";
 import { activityRevision, localModels, models } from "../lib/state";
 import { useWindow } from "../lib/table";
-import { Dialog, Empty, Field, IconButton, Panel, Problem, Spinner, StatusCode, copyText, saveFile, toast, useLoad } from "../lib/widgets";
+import { Btn, Dialog, Empty, Field, IconButton, Panel, Problem, Spinner, StatusCode, copyText, saveFile, toast, useLoad } from "../lib/widgets";
 import { RequestDrawer } from "../lib/drawer";
 import type { ActivityPage, ActivityRow, Stats } from "../lib/types";
 
@@ -71,13 +71,7 @@ const statsOpen = pref<boolean>("requests.stats", true);
 const ROW = 29;
 
 const FILTERS = ["model", "status", "path", "session", "client", "q", "min_ms", "since", "start", "end", "min_id", "max_id"] as const;
-const SINCE: [string, string][] = [
-  ["", "any time"],
-  ["15m", "last 15 min"],
-  ["1h", "last hour"],
-  ["24h", "last 24 h"],
-  ["7d", "last 7 days"],
-];
+const SINCE: [string, string][] = [["", "any time"], ["15m", "last 15 min"], ["1h", "last hour"], ["24h", "last 24 h"], ["7d", "last 7 days"]];
 
 export function apiQuery(query: URLSearchParams): Record<string, string | string[]> {
   const out: Record<string, string | string[]> = {};
@@ -93,19 +87,6 @@ export function apiQuery(query: URLSearchParams): Record<string, string | string
     else out[name] = value;
   }
   return out;
-}
-
-/** The same filter in the browser, for servers that know only some of it. */
-function keep(row: ActivityRow, query: URLSearchParams): boolean {
-  const status = query.get("status");
-  const code = row.resp_status_code;
-  if (status === "error" && !row.error_msg && code >= 200 && code < 400) return false;
-  if (status && /^[1-5]xx$/.test(status) && Math.floor(code / 100) !== Number(status[0])) return false;
-  if (status && /^\d{3}$/.test(status) && code !== Number(status)) return false;
-  const path = query.get("path");
-  if (path && !row.req_path.includes(path)) return false;
-  const min = Number(query.get("min_ms") ?? 0);
-  return !(min > 0 && row.duration_ms < min);
 }
 
 const Row = memo(function Row({ row, columns, open }: { row: ActivityRow; columns: string; open: (id: number) => void }) {
@@ -166,7 +147,7 @@ function ColumnMenu({ onClose }: { onClose: () => void }) {
     order.value = list;
   };
   return (
-    <Dialog title="Columns" class="narrow" onClose={onClose} footer={<button type="button" class="btn" onClick={() => (order.value = COLUMNS.filter((c) => c.on).map((c) => c.id))}>Defaults</button>}>
+    <Dialog title="Columns" class="narrow" onClose={onClose} footer={<Btn onClick={() => (order.value = COLUMNS.filter((c) => c.on).map((c) => c.id))}>Defaults</Btn>}>
       <ul class="plainlist columns">
         {all.map((id) => {
           const column = COLUMNS.find((c) => c.id === id);
@@ -185,8 +166,8 @@ function ColumnMenu({ onClose }: { onClose: () => void }) {
               </label>
               {on && (
                 <>
-                  <button type="button" class="btn small" aria-label={`Move ${column.label} left`} onClick={() => move(id, -1)}>↑</button>
-                  <button type="button" class="btn small" aria-label={`Move ${column.label} right`} onClick={() => move(id, 1)}>↓</button>
+                  <Btn small aria-label={`Move ${column.label} left`} onClick={() => move(id, -1)}>↑</Btn>
+                  <Btn small aria-label={`Move ${column.label} right`} onClick={() => move(id, 1)}>↓</Btn>
                 </>
               )}
             </li>
@@ -197,50 +178,15 @@ function ColumnMenu({ onClose }: { onClose: () => void }) {
   );
 }
 
-export function exportText(rows: ActivityRow[], format: string): string {
-  const blank = (value: number | undefined): string => (value === undefined || value < 0 ? "" : String(value));
-  const fields: [string, (r: ActivityRow) => string][] = [
-    ["id", (r) => String(r.id)],
-    ["timestamp", (r) => r.timestamp],
-    ["model", (r) => r.model],
-    ["req_path", (r) => r.req_path],
-    ["status", (r) => String(r.resp_status_code)],
-    ["cached_tokens", (r) => blank(r.tokens.cache_tokens)],
-    ["prompt_tokens", (r) => blank(r.tokens.input_tokens)],
-    ["generated_tokens", (r) => blank(r.tokens.output_tokens)],
-    ["prefill_tps", (r) => blank(r.tokens.prompt_per_second)],
-    ["decode_tps", (r) => blank(r.tokens.tokens_per_second)],
-    ["duration_ms", (r) => blank(r.duration_ms)],
-    ["error", (r) => r.error_msg ?? ""],
-  ];
-  if (format === "jsonl") return rows.map((row) => JSON.stringify(row)).join("\n");
-  if (format === "md") {
-    const line = (cells: string[]) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`;
-    return [line(fields.map(([n]) => n)), line(fields.map(() => "---")), ...rows.map((r) => line(fields.map(([, f]) => f(r))))].join("\n");
-  }
-  const quote = (cell: string) => (/[",\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
-  return [fields.map(([n]) => n).join(","), ...rows.map((r) => fields.map(([, f]) => quote(f(r))).join(","))].join("\n");
-}
-
 function ExportDialog({ total, onClose }: { total: number; onClose: () => void }) {
   const format = useSignal("csv");
   const busy = useSignal(false);
-  const fetchAll = async (): Promise<string> => {
-    const query = apiQuery(route.value.query);
-    const response = await request(url("/api/metrics/export", { ...query, format: format.value }));
-    if (response.ok) return response.text();
-    const rows: ActivityRow[] = [];
-    for (let page = 1; page <= 50; page++) {
-      const part = await get<ActivityPage>("/api/metrics/activity", { ...query, limit: 999, page });
-      rows.push(...part.data.filter((row) => keep(row, route.value.query)));
-      if (page >= part.total_pages) break;
-    }
-    return exportText(rows, format.value);
-  };
   const run = async (copy: boolean) => {
     busy.value = true;
     try {
-      const text = await fetchAll();
+      const response = await request(url("/api/metrics/export", { ...apiQuery(route.value.query), format: format.value }));
+      const text = await response.text();
+      if (!response.ok) throw new ApiError(response.status, errorText(response.status, text));
       if (copy) await copyText(text);
       else saveFile(`requests.${{ csv: "csv", jsonl: "jsonl", md: "md" }[format.value]}`, text);
     } catch (error) {
@@ -256,8 +202,8 @@ function ExportDialog({ total, onClose }: { total: number; onClose: () => void }
       footer={
         <>
           {busy.value && <Spinner label="Fetching" />}
-          <button type="button" class="btn" disabled={busy.value} onClick={() => void run(true)}><Icon name="copy" /> Copy</button>
-          <button type="button" class="btn primary" disabled={busy.value} onClick={() => void run(false)}><Icon name="download" /> Download</button>
+          <Btn disabled={busy.value} onClick={() => void run(true)}><Icon name="copy" /> Copy</Btn>
+          <Btn primary disabled={busy.value} onClick={() => void run(false)}><Icon name="download" /> Download</Btn>
         </>
       }
     >
@@ -344,7 +290,7 @@ export function RequestsView({ model }: { model?: string }) {
     try {
       const page = await get<ActivityPage>("/api/metrics/activity", params);
       if (turn !== asked.current) return;
-      const kept = page.data.filter((row) => keep(row, query));
+      const kept = page.data;
       rows.value = more ? [...rows.peek(), ...kept] : kept;
       if (!more) {
         total.value = page.total;
@@ -359,9 +305,7 @@ export function RequestsView({ model }: { model?: string }) {
     loading.value = false;
   };
 
-  useEffect(() => {
-    void fetchPage(false);
-  }, [filterKey, model]);
+  useEffect(() => { void fetchPage(false); }, [filterKey, model]);
 
   const revision = activityRevision.value;
   useEffect(() => {
@@ -424,9 +368,9 @@ export function RequestsView({ model }: { model?: string }) {
         </select>
         <MoreFilters />
         {active.length > 0 && (
-          <button type="button" class="btn" onClick={() => setQuery(Object.fromEntries(FILTERS.filter((n) => !(model && n === "model")).map((n) => [n, null])))}>
+          <Btn onClick={() => setQuery(Object.fromEntries(FILTERS.filter((n) => !(model && n === "model")).map((n) => [n, null])))}>
             Clear {plural(active.length, "filter")}
-          </button>
+          </Btn>
         )}
         <IconButton icon="overview" label="Statistics" pressed={statsOpen.value} onClick={() => (statsOpen.value = !statsOpen.value)} />
         <IconButton icon="columns" label="Columns" onClick={() => (menu.value = "columns")} />
@@ -439,11 +383,7 @@ export function RequestsView({ model }: { model?: string }) {
         title={<span>{total.value ? plural(total.value, "request") : "Requests"}</span>}
         aside={
           <>
-            {fresh.value > 0 && (
-              <button type="button" class="btn small primary" onClick={() => (host.current?.scrollTo(0, 0), void fetchPage(false))}>
-                {fresh.value} new
-              </button>
-            )}
+            {fresh.value > 0 && <Btn small primary onClick={() => (host.current?.scrollTo(0, 0), void fetchPage(false))}>{fresh.value} new</Btn>}
             {loading.value && <Spinner />}
             {rows.value[0] && <span class="muted">latest {ago(time(rows.value[0].timestamp), now.value)}</span>}
           </>
@@ -489,9 +429,7 @@ export function RequestsView({ model }: { model?: string }) {
               </tbody>
             </table>
             {rows.value.length < total.value && (
-              <div class="row center pad">
-                <button type="button" class="btn" disabled={loading.value} onClick={() => void fetchPage(true)}>Older requests</button>
-              </div>
+              <div class="row center pad"><Btn disabled={loading.value} onClick={() => void fetchPage(true)}>Older requests</Btn></div>
             )}
           </div>
         ) : (
@@ -530,9 +468,7 @@ function MoreFilters() {
   );
   return (
     <>
-      <button type="button" class="btn" onClick={() => (shown.value = true)}>
-        <Icon name="filter" size={14} /> More{extra ? ` (${extra})` : ""}
-      </button>
+      <Btn onClick={() => (shown.value = true)}><Icon name="filter" size={14} /> More{extra ? ` (${extra})` : ""}</Btn>
       {shown.value && (
         <Dialog title="More filters" class="narrow" onClose={() => (shown.value = false)}>
           <div class="stack">

@@ -4,7 +4,7 @@ import { clockTime, duration, median, seconds } from "../lib/format";
 import { now } from "../lib/link";
 import { href, route } from "../lib/router";
 import { swap, swapFailed, swapRevision, swaps } from "../lib/state";
-import { Empty, Facts, Panel, Problem, Spinner, useLoad } from "../lib/widgets";
+import { Btn, Empty, Facts, Panel, Problem, Spinner, useLoad } from "../lib/widgets";
 import type { Swap } from "../lib/types";
 
 const KIND: Record<string, string> = {
@@ -79,7 +79,7 @@ export function SwapPage() {
           <p class="crumb"><a href={href("")}>Overview</a></p>
           <h1>{data ? `Swap to ${data.model}` : "Swap"}</h1>
         </div>
-        {data && swapFailed(data) && <button type="button" class="btn primary" onClick={() => void load(data.model)}>Load again</button>}
+        {data && swapFailed(data) && <Btn primary onClick={() => void load(data.model)}>Load again</Btn>}
       </div>
       {error && <Problem text={error} retry={reload} />}
       {!data && loading && <Spinner />}

@@ -9,7 +9,7 @@ import { type Theme, accent, pref, theme, title } from "../lib/prefs";
 import { href, root, route } from "../lib/router";
 import { features, version } from "../lib/state";
 import { alignTo } from "../lib/timeline";
-import { CopyButton, Empty, Facts, Field, Panel, Problem, Segmented, Spinner, TabLinks, useLoad } from "../lib/widgets";
+import { Btn, CopyButton, Empty, Facts, Field, Panel, Problem, Segmented, Spinner, TabLinks, useLoad } from "../lib/widgets";
 import type { GpuSample, Hardware, SysSample } from "../lib/types";
 
 const span = pref<string>("system.span", "15");
@@ -18,9 +18,7 @@ function Charts() {
   usePerformance();
   const zoom = useSignal<[number, number] | null>(null);
   if (watched.value === false) {
-    return (
-      <Empty title="This server does not watch the machine"><p>Set performance.disabled to false in the configuration to have it do so.</p></Empty>
-    );
+    return <Empty title="This server does not watch the machine"><p>Set performance.disabled to false in the configuration to have it do so.</p></Empty>;
   }
   if (!sys.value.length && !gpus.value.size) return <Spinner label="Waiting for the first sample" />;
   const right = Math.ceil(now.value / 5000) * 5000;
@@ -68,19 +66,13 @@ function Charts() {
         <Segmented
           label="Time span"
           value={span.value}
-          options={[
-            ["5", "5 min"],
-            ["15", "15 min"],
-            ["60", "1 h"],
-          ]}
+          options={[["5", "5 min"], ["15", "15 min"], ["60", "1 h"]]}
           onChange={(value) => {
             zoom.value = null;
             span.value = value;
           }}
         />
-        {zoom.value && (
-          <button type="button" class="btn small" onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</button>
-        )}
+        {zoom.value && <Btn small onClick={() => (zoom.value = null)}>{clockTime(from)} to {clockTime(to)}: back to live</Btn>}
         <span class="muted hide-phone">Drag in a chart to zoom; the crosshair is shared.</span>
       </div>
       {gpuSeries.length > 0 && (
@@ -209,11 +201,7 @@ function Settings() {
             <Segmented<Theme>
               label="Theme"
               value={theme.value}
-              options={[
-                ["system", "As the system"],
-                ["light", "Light"],
-                ["dark", "Dark"],
-              ]}
+              options={[["system", "As the system"], ["light", "Light"], ["dark", "Dark"]]}
               onChange={(value) => (theme.value = value)}
             />
           </Field>
@@ -221,12 +209,7 @@ function Settings() {
             <Segmented
               label="Accent"
               value={accent.value}
-              options={[
-                ["teal", "Teal"],
-                ["blue", "Blue"],
-                ["violet", "Violet"],
-                ["rust", "Rust"],
-              ]}
+              options={[["teal", "Teal"], ["blue", "Blue"], ["violet", "Violet"], ["rust", "Rust"]]}
               onChange={(value) => (accent.value = value)}
             />
           </Field>

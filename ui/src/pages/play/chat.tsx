@@ -12,7 +12,7 @@ import { ModelSelect, firstModel } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { route, setQuery } from "../../lib/router";
 import { listed, models } from "../../lib/state";
-import { Bar, CopyButton, Dialog, Field, IconButton, Segmented, confirm, copyText, saveFile, toast } from "../../lib/widgets";
+import { Bar, Btn, CopyButton, Dialog, Field, IconButton, Segmented, confirm, copyText, saveFile, toast } from "../../lib/widgets";
 
 export interface Conversation {
   id: string;
@@ -170,9 +170,7 @@ export function AnswerBody({ message, final, raw }: { message: Message; final: b
         <pre key={i} class="plaintext tool">{tool.name}({tool.args})</pre>
       ))}
       {message.error && <p class="bad" role="alert">{message.error}</p>}
-      {!final && !message.text && !message.reasoning && (
-        <span class="muted typing plaintext">{message.loading || "waiting for the first token"}</span>
-      )}
+      {!final && !message.text && !message.reasoning && <span class="muted typing plaintext">{message.loading || "waiting for the first token"}</span>}
     </>
   );
 }
@@ -236,8 +234,8 @@ function Bubble({ message, index, last }: { message: Message; index: number; las
               onInput={(event) => (editing.value = event.currentTarget.value)}
             />
             <div class="row end">
-              <button type="button" class="btn small" onClick={() => (editing.value = null)}>Cancel</button>
-              <button type="button" class="btn small primary" onClick={() => void edited()}>Send</button>
+              <Btn small onClick={() => (editing.value = null)}>Cancel</Btn>
+              <Btn small primary onClick={() => void edited()}>Send</Btn>
             </div>
           </div>
         )
@@ -266,6 +264,19 @@ function Bubble({ message, index, last }: { message: Message; index: number; las
   );
 }
 
+/** The figures of a request; an empty one is not sent. */
+export function NumberFields({ value, onChange }: { value: Record<string, string>; onChange: (next: Record<string, string>) => void }) {
+  return (
+    <div class="cols2">
+      {NUMBERS.map(([name, label, hint]) => (
+        <Field key={name} label={label} hint={hint}>
+          <input class="input" inputMode="decimal" placeholder="not sent" value={value[name] ?? ""} aria-invalid={Number.isNaN(Number(value[name] ?? 0))} onInput={(event) => onChange({ ...value, [name]: event.currentTarget.value })} />
+        </Field>
+      ))}
+    </div>
+  );
+}
+
 export function ParamsForm({ value, onChange }: { value: Params; onChange: (next: Params) => void }) {
   const set = (update: Partial<Params>) => onChange({ ...value, ...update });
   return (
@@ -274,30 +285,13 @@ export function ParamsForm({ value, onChange }: { value: Params; onChange: (next
       <Segmented
         label="Endpoint"
         value={value.endpoint}
-        options={[
-          ["completions", "Chat completions"],
-          ["messages", "Anthropic messages"],
-          ["responses", "Responses"],
-        ]}
+        options={[["completions", "Chat completions"], ["messages", "Anthropic messages"], ["responses", "Responses"]]}
         onChange={(endpoint) => set({ endpoint })}
       />
       <Field label="System prompt">
         <textarea class="input" rows={3} value={value.system} onInput={(event) => set({ system: event.currentTarget.value })} />
       </Field>
-      <div class="cols2">
-        {NUMBERS.map(([name, label, hint]) => (
-          <Field key={name} label={label} hint={hint}>
-            <input
-              class="input"
-              inputMode="decimal"
-              placeholder="not sent"
-              value={value.numbers[name] ?? ""}
-              aria-invalid={Number.isNaN(Number(value.numbers[name] ?? 0))}
-              onInput={(event) => set({ numbers: { ...value.numbers, [name]: event.currentTarget.value } })}
-            />
-          </Field>
-        ))}
-      </div>
+      <NumberFields value={value.numbers} onChange={(numbers) => set({ numbers })} />
       <Field label="Stop at" hint="one a line">
         <textarea class="input" rows={2} value={value.stop} onInput={(event) => set({ stop: event.currentTarget.value })} />
       </Field>
@@ -310,7 +304,7 @@ export function ParamsForm({ value, onChange }: { value: Params; onChange: (next
       <Field label="Extra JSON" hint="merged into the request">
         <textarea class="input mono" rows={3} value={value.extra} onInput={(event) => set({ extra: event.currentTarget.value })} />
       </Field>
-      <button type="button" class="btn" onClick={() => onChange(NO_PARAMS)}>Reset</button>
+      <Btn onClick={() => onChange(NO_PARAMS)}>Reset</Btn>
     </div>
   );
 }
@@ -341,9 +335,7 @@ function Composer() {
   const files = useSignal<Attachment[]>([]);
   const large = useSignal(false);
   const picker = useRef<HTMLInputElement>(null);
-  const take = async (list: Iterable<File>) => {
-    files.value = [...files.value, ...(await attach(list))].slice(0, 8);
-  };
+  const take = async (list: Iterable<File>) => { files.value = [...files.value, ...(await attach(list))].slice(0, 8); };
   const send = () => {
     if (busy.peek()) return;
     const words = text.peek();
@@ -410,11 +402,9 @@ function Composer() {
           <IconButton icon="clip" label="Attach pictures, audio or text" onClick={() => picker.current?.click()} />
           <IconButton icon="edit" label={large.value ? "Smaller editor" : "Larger editor"} pressed={large.value} onClick={() => (large.value = !large.value)} />
           {busy.value ? (
-            <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
+            <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
           ) : (
-            <button type="button" class="btn primary" onClick={send} disabled={!text.value.trim() && !files.value.length}>
-              <Icon name="send" size={13} /> Send
-            </button>
+            <Btn primary onClick={send} disabled={!text.value.trim() && !files.value.length}><Icon name="send" size={13} /> Send</Btn>
           )}
         </div>
       </div>
@@ -538,14 +528,10 @@ export function Chat() {
             </span>
           )}
           <button type="button" class="btn only-phone-flex" onClick={() => (shelf.value = true)}>History</button>
-          <button type="button" class="btn" onClick={() => (settings.value = true)}>
-            <Icon name="settings" size={14} /> Settings{setCount ? ` (${setCount})` : ""}
-          </button>
+          <Btn onClick={() => (settings.value = true)}><Icon name="settings" size={14} /> Settings{setCount ? ` (${setCount})` : ""}</Btn>
           <IconButton icon="info" label="Show the request" disabled={!current.messages.length} onClick={() => (shown.value = true)} />
           <IconButton icon="download" label="Export this conversation" disabled={!current.messages.length} onClick={() => saveFile(`${current.title || "conversation"}.json`, JSON.stringify(current, null, 1), "application/json")} />
-          <button
-            type="button"
-            class="btn"
+          <Btn
             onClick={() => {
               busy.value?.abort();
               conversation.value = fresh();
@@ -553,7 +539,7 @@ export function Chat() {
             }}
           >
             <Icon name="plus" size={14} /> New
-          </button>
+          </Btn>
         </div>
         <div
           class="transcript"

@@ -7,12 +7,14 @@ import { Icon } from "../../lib/icons";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
 import { listed, models, plan } from "../../lib/state";
-import { Dialog, IconButton, Segmented, onEnter, toast } from "../../lib/widgets";
+import { Btn, Dialog, IconButton, Segmented, onEnter, toast } from "../../lib/widgets";
 import { AnswerBody, ParamsForm, statsLine } from "./chat";
 
 const chosen = pref<string[]>("compare.models", ["", ""]);
 const prompt = pref<string>("compare.prompt", "");
 const settings = pref<Params>("compare.params", NO_PARAMS);
+/** A column's own settings; null where those for all hold. */
+const own = pref<(Params | null)[]>("compare.own", []);
 const order = pref<"auto" | "parallel" | "sequential">("compare.order", "auto");
 const answers = signal<(Message | null)[]>([]);
 const working = signal<AbortController | null>(null);
@@ -31,24 +33,23 @@ const cold = (ids: string[]): boolean =>
   ids.some((id) => models.peek().some((model) => model.id === id && !model.peerID && model.state !== "ready"));
 
 async function start(): Promise<void> {
-  const ids = chosen.peek().filter(Boolean);
+  const columns = chosen.peek().map((id, i) => ({ id, i })).filter(({ id }) => id);
+  const ids = columns.map(({ id }) => id);
   if (ids.length < 2 || !prompt.peek().trim() || working.peek()) {
     if (ids.length < 2) toast("error", "Choose two models at least");
     return;
   }
   const abort = new AbortController();
   working.value = abort;
-  answers.value = ids.map(() => null);
+  answers.value = chosen.peek().map(() => null);
   const one = async (index: number): Promise<void> => {
-    const model = ids[index] as string;
-    const set = (message: Message) => {
-      answers.value = answers.peek().map((old, i) => (i === index ? message : old));
-    };
+    const model = chosen.peek()[index] as string;
+    const set = (message: Message) => { answers.value = answers.peek().map((old, i) => (i === index ? message : old)); };
     let last: Message = { role: "assistant", text: "", model };
     active.value = new Set([...active.peek(), index]);
     set(last);
     try {
-      const { path, body } = build(model, [{ role: "user", text: prompt.peek() }], settings.peek());
+      const { path, body } = build(model, [{ role: "user", text: prompt.peek() }], own.peek()[index] ?? settings.peek());
       await run(path, body, abort.signal, ({ answer, stats }) => {
         last = { role: "assistant", model, text: answer.text, reasoning: answer.reasoning.startsWith("\u2501") ? undefined : answer.reasoning || undefined, loading: answer.loading || undefined, tools: [...answer.tools], stats, error: answer.error || undefined };
         set(last);
@@ -61,13 +62,14 @@ async function start(): Promise<void> {
     active.value = left;
   };
   const apart = order.peek() === "sequential" || (order.peek() === "auto" && (cold(ids) || (await collide(ids))));
-  if (apart) for (let i = 0; i < ids.length && !abort.signal.aborted; i++) await one(i);
-  else await Promise.all(ids.map((_, i) => one(i)));
+  if (apart) for (const { i } of columns) await (abort.signal.aborted ? null : one(i));
+  else await Promise.all(columns.map(({ i }) => one(i)));
   working.value = null;
 }
 
 export function Compare() {
-  const form = useSignal(false);
+  // Whose settings are open: a column, or (-1) all of them.
+  const form = useSignal<number | null>(null);
   const difference = useSignal(false);
   const warning = useSignal("");
   const ids = chosen.value;
@@ -88,9 +90,7 @@ export function Compare() {
     void collide(real).then((yes) => {
       if (alive && yes) warning.value = "These models do not fit together: asked one after the other, each load puts another out.";
     });
-    return () => {
-      alive = false;
-    };
+    return () => { alive = false; };
   }, [ids.join("\n"), states]);
   const first = answers.value[0];
   return (
@@ -99,20 +99,14 @@ export function Compare() {
         <Segmented
           label="Order"
           value={order.value}
-          options={[
-            ["auto", "Automatic"],
-            ["parallel", "At once"],
-            ["sequential", "In turn"],
-          ]}
+          options={[["auto", "Automatic"], ["parallel", "At once"], ["sequential", "In turn"]]}
           onChange={(value) => (order.value = value)}
         />
-        <button type="button" class="btn" onClick={() => (form.value = true)}><Icon name="settings" size={14} /> Settings</button>
-        <button type="button" class="btn" aria-pressed={difference.value} onClick={() => (difference.value = !difference.value)}>
-          <Icon name="diff" size={14} /> Differences
-        </button>
-        <button type="button" class="btn" disabled={ids.length >= 4} onClick={() => (chosen.value = [...ids, ""])}>
+        <Btn onClick={() => (form.value = -1)}><Icon name="settings" size={14} /> Settings</Btn>
+        <Btn aria-pressed={difference.value} onClick={() => (difference.value = !difference.value)}><Icon name="diff" size={14} /> Differences</Btn>
+        <Btn disabled={ids.length >= 4} onClick={() => (chosen.value = [...ids, ""])}>
           <Icon name="plus" size={14} /> Model
-        </button>
+        </Btn>
       </div>
       {warning.value && <p class="muted"><Icon name="warn" size={14} /> {warning.value}</p>}
       <div class="row promptrow">
@@ -126,11 +120,9 @@ export function Compare() {
           onKeyDown={onEnter(() => void start())}
         />
         {working.value ? (
-          <button type="button" class="btn danger" onClick={() => working.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
+          <Btn danger onClick={() => working.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
         ) : (
-          <button type="button" class="btn primary" disabled={!prompt.value.trim()} onClick={() => void start()}>
-            <Icon name="send" size={13} /> Ask
-          </button>
+          <Btn primary disabled={!prompt.value.trim()} onClick={() => void start()}><Icon name="send" size={13} /> Ask</Btn>
         )}
       </div>
       <div class="columns-grid">
@@ -141,6 +133,7 @@ export function Compare() {
               <div class="row pad0">
                 <ModelSelect optional label={`Model ${index + 1}`} value={id} onChange={(next) => (chosen.value = chosen.peek().map((old, i) => (i === index ? next : old)))} />
                 <span class="grow" />
+                <IconButton icon="settings" label={own.value[index] ? `Own settings of column ${index + 1}` : `Settings of column ${index + 1}`} pressed={!!own.value[index]} onClick={() => (form.value = index)} />
                 {ids.length > 2 && (
                   <IconButton
                     icon="close"
@@ -148,6 +141,7 @@ export function Compare() {
                     onClick={() => {
                       chosen.value = ids.filter((_, i) => i !== index);
                       answers.value = answers.value.filter((_, i) => i !== index);
+                      own.value = ids.map((_, i) => own.value[i] ?? null).filter((_, i) => i !== index);
                     }}
                   />
                 )}
@@ -164,11 +158,26 @@ export function Compare() {
           );
         })}
       </div>
-      {form.value && (
-        <Dialog title="Settings for all columns" onClose={() => (form.value = false)}>
-          <ParamsForm value={settings.value} onChange={(next) => (settings.value = next)} />
-        </Dialog>
-      )}
+      {form.value !== null && <ColumnForm index={form.value} onClose={() => (form.value = null)} />}
     </div>
+  );
+}
+
+function ColumnForm({ index, onClose }: { index: number; onClose: () => void }) {
+  const mine = own.value[index] ?? null;
+  const set = (next: Params | null) => {
+    if (index < 0) settings.value = next ?? NO_PARAMS;
+    else own.value = chosen.peek().map((_, i) => (i === index ? next : (own.peek()[i] ?? null)));
+  };
+  return (
+    <Dialog title={index < 0 ? "Settings for all columns" : `Settings of column ${index + 1}`} onClose={onClose}>
+      {index >= 0 && (
+        <label class="check">
+          <input type="checkbox" checked={mine === null} onChange={(event) => set(event.currentTarget.checked ? null : settings.peek())} />
+          The same as for all columns
+        </label>
+      )}
+      {(index < 0 || mine) && <ParamsForm value={mine ?? settings.value} onChange={set} />}
+    </Dialog>
   );
 }

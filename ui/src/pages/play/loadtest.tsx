@@ -5,13 +5,21 @@ import { get, listOf, send } from "../../lib/api";
 import { count, duration, rate } from "../../lib/format";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
-import { Bar, Empty, Field, IconButton, Panel, Problem, attempt, saveFile } from "../../lib/widgets";
+import { Bar, Btn, Empty, Field, IconButton, Panel, Problem, attempt, saveFile } from "../../lib/widgets";
 
 interface Spread {
   p50: number;
   p90?: number;
   p95: number;
   p99: number;
+}
+
+interface Shot {
+  lane: number;
+  began_ms: number;
+  ttft_ms: number | null;
+  duration_ms: number;
+  status: number;
 }
 
 interface Result {
@@ -32,6 +40,8 @@ interface Result {
     itl_ms: Spread | null;
     duration_ms: Spread | null;
   };
+  /** The last requests, one by one; only of a run that the server still knows. */
+  shots?: Shot[];
   /** When this browser saw it end. */
   at?: number;
 }
@@ -71,6 +81,57 @@ function Spreads({ run }: { run: Result }) {
   );
 }
 
+/** Each request as a bar: lighter until its first token. One row for each of those at once. */
+function Gantt({ run }: { run: Result }) {
+  const asTable = useSignal(false);
+  const shots = run.shots ?? [];
+  if (!shots.length) return null;
+  const rows = Math.max(...shots.map((shot) => shot.lane)) + 1;
+  const end = Math.max(...shots.map((shot) => shot.began_ms + shot.duration_ms), 1);
+  const [w, h] = [1000, rows > 24 ? 6 : 12];
+  const x = (ms: number) => (ms / end) * w;
+  const say = (shot: Shot) => `${shot.status === 200 ? "" : `failed (${shot.status || "no answer"}), `}began after ${duration(shot.began_ms)}, first token ${duration(shot.ttft_ms)}, took ${duration(shot.duration_ms)}`;
+  return (
+    <section class="gantt" aria-label="Requests over time">
+      <div class="row">
+        <h3 class="grow">Requests over time</h3>
+        <Btn small aria-pressed={asTable.value} onClick={() => (asTable.value = !asTable.value)}>Table</Btn>
+      </div>
+      <svg viewBox={`0 0 ${w} ${rows * (h + 2)}`} preserveAspectRatio="none" style={{ height: `${Math.min(340, rows * (h + 2))}px` }} role="img" aria-label={`${shots.length} requests in ${rows} rows over ${duration(end)}; the table has them one by one`}>
+        {shots.map((shot, i) => {
+          const first = shot.ttft_ms ?? shot.duration_ms;
+          return (
+            <g key={i} transform={`translate(${x(shot.began_ms)} ${shot.lane * (h + 2)})`}>
+              <title>{say(shot)}</title>
+              <rect class={shot.status === 200 ? "g-wait" : "g-bad"} width={Math.max(1, x(first))} height={h} />
+              <rect class={shot.status === 200 ? "g-run" : "g-bad"} x={x(first)} width={Math.max(0, x(shot.duration_ms - first) - 1)} height={h} />
+            </g>
+          );
+        })}
+      </svg>
+      <p class="legend" aria-hidden="true">
+        <span><i class="swatch g-wait" /> until the first token</span>
+        <span><i class="swatch g-run" /> answering</span>
+        <span><i class="swatch g-bad" /> failed</span>
+        <span class="grow" />
+        <span class="num">0 to {duration(end)}</span>
+      </p>
+      {asTable.value && (
+        <div class="table-scroll short" tabIndex={0} role="region" aria-label="Requests of the test">
+          <table class="table">
+            <thead><tr>{["Row", "Began", "First token", "Took", "Status"].map((name) => <th key={name} class="num">{name}</th>)}</tr></thead>
+            <tbody>
+              {shots.map((shot, i) => (
+                <tr key={i}>{[shot.lane + 1, duration(shot.began_ms), duration(shot.ttft_ms), duration(shot.duration_ms), shot.status || "none"].map((cell, k) => <td key={k} class="num">{cell}</td>)}</tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+    </section>
+  );
+}
+
 function Saved() {
   const picked = useSignal<string[]>([]);
   const best = (pick: (run: Result) => number | null, high: boolean): number | null => {
@@ -88,7 +149,7 @@ function Saved() {
           kept.value.length > 0 && (
             <>
               <IconButton icon="download" label="Download as JSON" onClick={() => saveFile("loadtests.json", JSON.stringify(kept.value, null, 1), "application/json")} />
-              <button type="button" class="btn small" onClick={() => (kept.value = [])}>Forget all</button>
+              <Btn small onClick={() => (kept.value = [])}>Forget all</Btn>
             </>
           )
         }
@@ -161,8 +222,10 @@ export function LoadTest() {
   useEffect(() => {
     get<unknown>("/api/loadtest").then(
       (answer) => {
-        const going = listOf<Result>(answer, "runs").find((item) => item.state === "running");
-        if (going) run.value = going;
+        // The one that runs, else the last one: it is still worth a look after a reload.
+        const runs = listOf<Result>(answer, "runs");
+        const last = runs.find((item) => item.state === "running") ?? runs[0];
+        if (last) return get<Result>(`/api/loadtest/${last.id}`).then((whole) => (run.value ??= whole));
       },
       () => undefined,
     );
@@ -176,7 +239,7 @@ export function LoadTest() {
           // Answers may overtake each other; a test ends once.
           if (run.peek()?.id !== id || run.peek()?.state !== "running") return;
           run.value = next;
-          if (next.state !== "running") kept.value = [{ ...next, at: Date.now() }, ...kept.peek()].slice(0, 40);
+          if (next.state !== "running") kept.value = [{ ...next, shots: undefined, at: Date.now() }, ...kept.peek()].slice(0, 40);
         },
         (problem: Error) => (error.value = problem.message),
       );
@@ -198,9 +261,7 @@ export function LoadTest() {
     }
   };
   const box = (name: "concurrency" | "requests" | "max_tokens", label: string) => (
-    <Field label={label}>
-      <input class="input" inputMode="numeric" value={form[name]} onInput={(event) => set({ [name]: event.currentTarget.value })} />
-    </Field>
+    <Field label={label}><input class="input" inputMode="numeric" value={form[name]} onInput={(event) => set({ [name]: event.currentTarget.value })} /></Field>
   );
   return (
     <div class="stack">
@@ -212,16 +273,12 @@ export function LoadTest() {
             {box("requests", "Requests")}
             {box("max_tokens", "Most tokens each")}
           </div>
-          <Field label="Prompt">
-            <textarea class="input" rows={2} value={form.prompt} onInput={(event) => set({ prompt: event.currentTarget.value })} />
-          </Field>
+          <Field label="Prompt"><textarea class="input" rows={2} value={form.prompt} onInput={(event) => set({ prompt: event.currentTarget.value })} /></Field>
           <div class="row">
             {id ? (
-              <button type="button" class="btn danger" onClick={() => void attempt("Stopping the test", () => send("DELETE", `/api/loadtest/${id}`))}>
-                Stop
-              </button>
+              <Btn danger onClick={() => void attempt("Stopping the test", () => send("DELETE", `/api/loadtest/${id}`))}>Stop</Btn>
             ) : (
-              <button type="button" class="btn primary" disabled={!form.model} onClick={() => void start()}>Run</button>
+              <Btn primary disabled={!form.model} onClick={() => void start()}>Run</Btn>
             )}
           </div>
           {error.value && <Problem text={error.value} />}
@@ -240,6 +297,7 @@ export function LoadTest() {
             </div>
             <Spreads run={run.value} />
           </div>
+          <Gantt run={run.value} />
         </Panel>
       )}
       <Saved />

@@ -8,7 +8,7 @@ import { Icon } from "../../lib/icons";
 import { all, put, remove } from "../../lib/idb";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
-import { CopyButton, Dialog, Field, IconButton, Problem, Segmented, Spinner, onEnter, saveFile, toast } from "../../lib/widgets";
+import { Btn, CopyButton, Dialog, Field, IconButton, Problem, Segmented, Spinner, onEnter, saveFile, toast } from "../../lib/widgets";
 
 const HEADERS = { "X-Session-ID": session };
 
@@ -41,9 +41,7 @@ const SD_FIELDS: [string, string, string][] = [
 
 function addPictures(list: Picture[]): void {
   gallery.value = [...list, ...gallery.peek()];
-  for (const picture of list) {
-    put("gallery", picture).catch((error: Error) => toast("error", `A picture could not be stored: ${error.message}`));
-  }
+  for (const picture of list) put("gallery", picture).catch((error: Error) => toast("error", `A picture could not be stored: ${error.message}`));
 }
 
 function pngUrl(data: string): string {
@@ -114,15 +112,7 @@ export function Images() {
     <div class="stack">
       <div class="toolbar">
         <ModelSelect label="Image model" hint value={imageModel.value} onChange={(id) => (imageModel.value = id)} fits={(model) => !!(model.capabilities?.image_generation || model.capabilities?.image_to_image)} />
-        <Segmented
-          label="API"
-          value={imageMode.value}
-          options={[
-            ["openai", "OpenAI"],
-            ["sdapi", "SD API"],
-          ]}
-          onChange={(value) => (imageMode.value = value)}
-        />
+        <Segmented label="API" value={imageMode.value} options={[["openai", "OpenAI"], ["sdapi", "SD API"]]} onChange={(value) => (imageMode.value = value)} />
         <select class="input" aria-label="Size" value={imageSize.value} onChange={(event) => (imageSize.value = event.currentTarget.value)}>
           {SIZES.map((size) => (
             <option key={size}>{size}</option>
@@ -131,9 +121,9 @@ export function Images() {
         {imageMode.value === "openai" && (
           <>
             <input ref={picker} type="file" hidden accept="image/*" onChange={(event) => (source.value = event.currentTarget.files?.[0] ?? null)} />
-            <button type="button" class="btn" aria-pressed={!!source.value} onClick={() => (source.value ? (source.value = null) : picker.current?.click())}>
+            <Btn aria-pressed={!!source.value} onClick={() => (source.value ? (source.value = null) : picker.current?.click())}>
               <Icon name="clip" size={14} /> {source.value ? `Edit ${source.value.name}` : "Edit a picture"}
-            </button>
+            </Btn>
           </>
         )}
       </div>
@@ -150,7 +140,7 @@ export function Images() {
             <input class="input" value={sd.value.negative_prompt ?? ""} onInput={(event) => (sd.value = { ...sd.value, negative_prompt: event.currentTarget.value })} />
           </Field>
           <div class="row wrap">
-            <button type="button" class="btn small" onClick={() => void findLoras()}>Find LoRAs</button>
+            <Btn small onClick={() => void findLoras()}>Find LoRAs</Btn>
             {offered.value.map((path) => (
               <label key={path} class="check">
                 {path}
@@ -163,9 +153,9 @@ export function Images() {
       <div class="row promptrow">
         <textarea class="input" rows={3} aria-label="Prompt" placeholder="What the picture shows" value={prompt.value} onInput={(event) => (prompt.value = event.currentTarget.value)} onKeyDown={onEnter(() => void generate())} />
         {imageBusy.value ? (
-          <button type="button" class="btn danger" onClick={() => imageBusy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
+          <Btn danger onClick={() => imageBusy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
         ) : (
-          <button type="button" class="btn primary" disabled={!prompt.value.trim()} onClick={() => void generate()}>Generate</button>
+          <Btn primary disabled={!prompt.value.trim()} onClick={() => void generate()}>Generate</Btn>
         )}
       </div>
       {imageBusy.value && <Spinner label="Generating" />}
@@ -263,9 +253,7 @@ export function Speech() {
             <option key={voice}>{voice}</option>
           ))}
         </select>
-        <button type="button" class="btn" onClick={() => void findVoices()} title="Asks the model, which loads it">
-          <Icon name="restart" size={14} /> Find voices
-        </button>
+        <Btn onClick={() => void findVoices()} title="Asks the model, which loads it"><Icon name="restart" size={14} /> Find voices</Btn>
         <label class="check">
           <input type="checkbox" checked={autoplay.value} onChange={(event) => (autoplay.value = event.currentTarget.checked)} />
           Play at once
@@ -274,22 +262,18 @@ export function Speech() {
       <textarea class="input" rows={5} aria-label="Text to speak" placeholder="Text to speak" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} onKeyDown={onEnter(() => void speak())} />
       <div class="row">
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
+          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
         ) : (
-          <button type="button" class="btn primary" disabled={!text.value.trim()} onClick={() => void speak()}>Speak</button>
+          <Btn primary disabled={!text.value.trim()} onClick={() => void speak()}>Speak</Btn>
         )}
-        <button type="button" class="btn" disabled={!text.value && !sound.value} onClick={() => ((text.value = ""), (sound.value = null))}>
-          Clear
-        </button>
+        <Btn disabled={!text.value && !sound.value} onClick={() => ((text.value = ""), (sound.value = null))}>Clear</Btn>
         {busy.value && <Spinner label="Generating" />}
       </div>
       {error.value && <Problem text={error.value} retry={() => void speak()} />}
       {sound.value && (
         <div class="row wrap">
           <audio controls autoplay={autoplay.value} src={sound.value.url} />
-          <a class="btn" href={sound.value.url} download={`speech.${SUFFIX[sound.value.type] ?? "bin"}`}>
-            <Icon name="download" size={14} /> Download
-          </a>
+          <a class="btn" href={sound.value.url} download={`speech.${SUFFIX[sound.value.type] ?? "bin"}`}><Icon name="download" size={14} /> Download</a>
           <span class="muted num">{duration(sound.value.took)}</span>
         </div>
       )}
@@ -363,23 +347,21 @@ export function Transcription() {
         <input ref={picker} type="file" hidden accept="audio/*,video/*" onChange={(event) => (file.value = event.currentTarget.files?.[0] ?? null)} />
         <p>{file.value ? <b>{file.value.name}</b> : "Drop a sound file here"}</p>
         <div class="row wrap center">
-          <button type="button" class="btn" onClick={() => picker.current?.click()}>Choose a file</button>
+          <Btn onClick={() => picker.current?.click()}>Choose a file</Btn>
           {isSecureContext && "mediaDevices" in navigator && (
-            <button type="button" class="btn" aria-pressed={!!recorder.value} onClick={() => void record()}>
+            <Btn aria-pressed={!!recorder.value} onClick={() => void record()}>
               <Icon name="mic" size={14} /> {recorder.value ? "Stop recording" : "Record"}
-            </button>
+            </Btn>
           )}
         </div>
       </div>
       <div class="row">
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
+          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
         ) : (
-          <button type="button" class="btn primary" disabled={!file.value} onClick={() => void hear()}>Transcribe</button>
+          <Btn primary disabled={!file.value} onClick={() => void hear()}>Transcribe</Btn>
         )}
-        <button type="button" class="btn" disabled={!file.value && !result.value} onClick={() => ((file.value = null), (result.value = ""))}>
-          Clear
-        </button>
+        <Btn disabled={!file.value && !result.value} onClick={() => ((file.value = null), (result.value = ""))}>Clear</Btn>
         {busy.value && <Spinner label="Transcribing" />}
       </div>
       {error.value && <Problem text={error.value} retry={() => void hear()} />}

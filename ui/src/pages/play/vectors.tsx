@@ -6,7 +6,7 @@ import { count, duration } from "../../lib/format";
 import { Icon } from "../../lib/icons";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
-import { IconButton, Problem, Segmented, onEnter, saveFile } from "../../lib/widgets";
+import { Btn, IconButton, Problem, Segmented, onEnter, saveFile } from "../../lib/widgets";
 
 const HEADERS = { "X-Session-ID": session };
 const rerankModel = pref("rerank.model", "");
@@ -68,10 +68,7 @@ export function Rerank() {
         <Segmented
           label="Documents as"
           value={mode.value}
-          options={[
-            ["table", "Table"],
-            ["json", "JSON"],
-          ]}
+          options={[["table", "Table"], ["json", "JSON"]]}
           onChange={(value) => {
             if (value === "json") json.value = JSON.stringify(documents.peek(), null, 1);
             else {
@@ -86,9 +83,7 @@ export function Rerank() {
         />
         <span class="grow" />
         <span class="muted num">{note.value}</span>
-        <button
-          type="button"
-          class="btn"
+        <Btn
           onClick={() => {
             documents.value = SAMPLES;
             scores.value = new Map();
@@ -96,14 +91,14 @@ export function Rerank() {
           }}
         >
           Reset
-        </button>
+        </Btn>
       </div>
       <div class="row promptrow">
         <input class="input grow" aria-label="Query" value={query.value} onInput={(event) => (query.value = event.currentTarget.value)} onKeyDown={onEnter(() => void run())} />
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
+          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
         ) : (
-          <button type="button" class="btn primary" disabled={!query.value.trim()} onClick={() => void run()}>Rank</button>
+          <Btn primary disabled={!query.value.trim()} onClick={() => void run()}>Rank</Btn>
         )}
       </div>
       {error.value && <Problem text={error.value} />}
@@ -150,11 +145,7 @@ export function Rerank() {
               ))}
             </tbody>
           </table>
-          <div class="pad">
-            <button type="button" class="btn small" onClick={() => (documents.value = [...documents.value, ""])}>
-              <Icon name="plus" size={13} /> Document
-            </button>
-          </div>
+          <div class="pad"><Btn small onClick={() => (documents.value = [...documents.value, ""])}><Icon name="plus" size={13} /> Document</Btn></div>
         </div>
       )}
     </div>
@@ -218,9 +209,9 @@ export function Embeddings() {
       <textarea class="input" rows={6} aria-label="Texts, one a line" value={text.value} onInput={(event) => (text.value = event.currentTarget.value)} />
       <div class="row">
         {busy.value ? (
-          <button type="button" class="btn danger" onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</button>
+          <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
         ) : (
-          <button type="button" class="btn primary" onClick={() => void run()}>Embed</button>
+          <Btn primary onClick={() => void run()}>Embed</Btn>
         )}
       </div>
       {error.value && <Problem text={error.value} retry={() => void run()} />}

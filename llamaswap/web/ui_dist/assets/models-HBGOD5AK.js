@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-KQSQASQK.js";import"./chunk-3BBIINLR.js";import"./chunk-AQAV7M4Q.js";import"./chunk-HE25NKLV.js";import"./chunk-LJIIVRXN.js";import"./chunk-GC4Y3AFR.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e,f}from"./chunk-XGQW2PAW.js";import"./chunk-7Q2IXETA.js";import"./chunk-U4ELGR47.js";import"./chunk-3BBIINLR.js";import"./chunk-AQAV7M4Q.js";import"./chunk-LJIIVRXN.js";import"./chunk-GC4Y3AFR.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,e as Requests,f as RequestsView,d as StatsStrip,b as apiQuery,c as exportText};
