@@ -822,7 +822,18 @@ class Router:
     def _begin_swap(self, effect: Swap) -> None:
         flight = self._flights[effect.generation] = _Flight(effect)
         swapping = Deferred.fromCoroutine(self._swap(flight))
-        swapping.addErrback(lambda failure: self._log.failure("swap to {model}", failure, model=effect.model))
+        swapping.addErrback(lambda failure: self._broke_down(flight, failure))
+
+    def _broke_down(self, flight: _Flight, failure: Failure) -> None:
+        """A fault of ours in the middle of a swap: those who wait for it must hear of it."""
+        swap = flight.swap
+        self._log.failure("swap to {model}", failure, model=swap.model)
+        if self._flights.pop(swap.generation, None) is None:
+            return
+        now = self._decided_at = self._clock.seconds()
+        error = StartFailed(swap.model, "a fault of the proxy's own, see its log")
+        self._bus.publish(SwapEnded(swap.generation, swap.model, str(error), now))
+        self._perform(self._scheduler.swap_finished(swap.generation, error, now))
 
     def _abandon_swap(self, effect: AbandonSwap) -> None:
         flight = self._flights.get(effect.generation)
@@ -959,7 +970,10 @@ class Router:
 
     def _stopped(self, model: str, asleep: bool = False) -> None:
         """A server has left: none of it is left, or it sleeps."""
-        self._memory.gone(model)
+        try:
+            self._memory.gone(model)
+        except Exception:  # the edge of a floor: what is gone is gone, whoever cannot note it down
+            self._log.failure("noting that {model} is gone", model=model)
         self._stop_reasons.pop(model, None)
         incarnation = self._incarnations.pop(model, None)
         if incarnation is not None:
@@ -972,14 +986,17 @@ class Router:
                 self._log.info("{model} sleeps", model=model)
             self._perform(effects)
             return
-        for waiter in self._until_gone.pop(model, ()):
-            waiter.callback(None)
+        waiters = self._until_gone.pop(model, ())
         if model in self._asleep:
             self._asleep.discard(model)
             self._bus.publish(SleepEnded(model))
+        # First what was decided, then those who waited: one of them may ask for something at once, and what is decided
+        # for that must not overtake what it builds on.
         self._perform(effects)
         if model not in self.config.models:
             self._dismiss(model)
+        for waiter in waiters:
+            waiter.callback(None)
 
     def _all_gone(self, models: Iterable[str]) -> Deferred[None]:
         """Fires when each of these that has a process has none any more."""

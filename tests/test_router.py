@@ -34,7 +34,7 @@ from llamaswap.errors import (
     TooManyRequests,
     UnknownModel,
 )
-from llamaswap.router import Acquisition, Lease, Router
+from llamaswap.router import Acquisition, Lease, NoMemory, Router
 from llamaswap.schedule.matrix import compile_sets
 from llamaswap.supervise.adopt import Ailing, Served
 from tests.doubles import FakeFleet
@@ -421,6 +421,36 @@ class SwapTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(answers, [ServerVanished])
 
+    def test_a_restart_in_the_moment_a_failed_one_is_gone_starts_nothing_beside_it(self) -> None:
+        """What it had displaced is about to come back, and yields."""
+        here = scene("a", "b").loaded("b")
+        here.fleet["a"].failure = StartFailed("a", "exited", 1)
+        most: list[int] = []
+        here.bus.subscribe(StateChanged, lambda news: most.append(len(here.fleet.up)))
+
+        def restart(failure: object) -> None:
+            here.fleet["a"].failure, here.fleet["a"].load = None, 1.0
+            here.router.unload(["a"]).addCallback(lambda _: here.router.load("a"))
+
+        here.router.request("a").granted.addErrback(restart)
+        here.settle()
+        here.clock.advance(1.0)
+        here.settle()
+        self.assertLessEqual(max(most), 1)
+        self.assertEqual(here.fleet.up, ["a"])
+
+    def test_a_swap_that_breaks_down_is_a_failed_start_for_those_who_wait(self) -> None:
+        here = scene("a", "b").loaded("b")
+        here.router._memory = BrokenMemory()
+        answers = results(here.router.request("a"))
+        here.settle()
+        self.assertEqual(answers, [StartFailed])
+        self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
+        here.settle()
+        self.assertEqual(here.router.vitals().loading, 0)
+        here.router._memory = NoMemory()
+        self.assertIsInstance(here.lease("a"), Lease)
+
     def test_the_matrix_decides_with_costs(self) -> None:
         program = compile_sets([("one", "c & a"), ("two", "c & b")], {}, "abc", {"b": 5})
         settings = RouterSettings(matrix=Matrix(program=program))
@@ -440,6 +470,15 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual(here.router.vitals().serving, 0)
         self.assertEqual(here.router.vitals().loading, 0)
         self.assertEqual(here.clock.getDelayedCalls(), [])
+
+
+class BrokenMemory(NoMemory):
+    """A fault of ours, wherever it is asked."""
+
+    def back(self, model: str) -> None:
+        raise ZeroDivisionError
+
+    gone = back
 
 
 @define(eq=False)

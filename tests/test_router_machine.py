@@ -177,6 +177,11 @@ class RouterMachine(RuleBasedStateMachine):
     def somebody_loads(self, model):
         self.note(f"load {model}", self.router.load(model))
 
+    @rule(model=names)
+    def somebody_restarts(self, model):
+        """In the very moment in which it is gone."""
+        self.note(f"restart {model}", self.router.unload([model]).addCallback(lambda _: self.router.load(model)))
+
     @rule(models=st.lists(names, max_size=3))
     def somebody_preloads(self, models):
         self.note(f"preload {models}", self.router.preload(models))
