@@ -91,7 +91,8 @@ def check(desk: Desk, config: Path, strict: bool, effectively: bool, other: Path
         if plan is not None:
             _tell_plan(desk, plan)
         if found and not errors and not effectively and plan is None and not (strict and warnings):
-            desk.say(f"{config}: {len(found[0].config.models)} models, nothing wrong", "green")
+            count = len(found[0].config.models)
+            desk.say(f"{config}: {count} model{'' if count == 1 else 's'}, nothing wrong", "green")
     if bad:
         raise SystemExit(1)
 
