@@ -293,6 +293,28 @@ class MockDefects(harness.MockCase):
             self.live(page)
         harness.until(lambda: self.world.streams == 1)
 
+    def test_a_leading_tab_that_sleeps_is_not_waited_for(self) -> None:
+        context = self.context()
+        context.add_init_script("delete window.SharedWorker")
+        leader = self.page("models", context)
+        self.live(leader)
+        leader.evaluate("setTimeout(() => { const end = Date.now() + 6000; while (Date.now() < end); }, 0)")
+        page = self.page("models", context)
+        self.live(page)
+        self.world.set_state("bge-m3", "ready")
+        for tab in (page, leader):
+            tab.locator("tr[data-model=bge-m3] .chip", has_text="ready").wait_for()
+            self.live(tab)
+        harness.until(lambda: self.world.streams == 1)
+
+    def test_a_model_that_sleeps_is_woken(self) -> None:
+        page = self.page("models")
+        row = page.locator("tr[data-model=kokoro]")
+        row.locator(".chip", has_text="asleep").wait_for()
+        row.get_by_role("button", name="Wake").click()
+        page.locator("dialog").get_by_role("button", name="Load").click()
+        row.locator(".chip", has_text="ready").wait_for()
+
     def test_it_works_behind_a_path_prefix(self) -> None:
         page = self.page("../behind/a/prefix/ui/models")
         page.goto(f"{self.url}/behind/a/prefix/ui/models")

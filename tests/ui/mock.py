@@ -169,6 +169,7 @@ class World:
                 "capabilities": caps,
                 "context_length": context,
                 "aliases": ["big", "gpt"] if i == "gpt-oss-120b" else [],
+                "asleep": i == "kokoro" and self.states[i] == "stopped",
             }
             for i, name, about, _, caps, context in MODELS
         ]

@@ -12,6 +12,8 @@ export interface ModelStatus {
   aliases?: string[];
   capabilities?: Record<string, boolean>;
   context_length?: number;
+  /** Stopped, but its server sleeps and is woken faster than one is started. */
+  asleep?: boolean;
 }
 
 export interface Inflight {

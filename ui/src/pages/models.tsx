@@ -93,7 +93,7 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
       onFocus={look}
       onClick={() => void load(model.id)}
     >
-      {pending ? <Spinner /> : <Icon name="play" size={13} />} Load
+      {pending ? <Spinner /> : <Icon name="play" size={13} />} {model.asleep ? "Wake" : "Load"}
       {hint.value && <span class="sr">, {hint.value}</span>}
     </button>
   );
@@ -187,7 +187,7 @@ const Row = memo(function Row(props: {
           </div>
         )}
       </td>
-      <td role="cell"><StateChip state={model.state === "ready" && props.active ? "busy" : model.state} extra={props.active ? `(${props.active})` : ""} /></td>
+      <td role="cell"><StateChip state={model.asleep && model.state === "stopped" ? "asleep" : model.state === "ready" && props.active ? "busy" : model.state} extra={props.active ? `(${props.active})` : ""} /></td>
       <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
       <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
       <td role="cell" class="num roomy" data-label="Size" title={mb ? "Video memory, as last seen" : "Parameters, by its name"}>{sizeText(mb, parameters(model.id, model.name))}</td>
