@@ -90,7 +90,16 @@ def pull(desk: Desk, name: str, revision: str | None, token: str | None, folder:
         raise click.ClickException(f"{repository}: {error}") from None
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise click.ClickException(f"{name}: {error}") from None
+    except Exception as error:
+        if not from_the_wire(error):
+            raise
+        raise click.ClickException(f"{name}: {error}; can the hub be reached?") from None
     _tell(desk, repository, paths)
+
+
+def from_the_wire(error: Exception) -> bool:
+    """Whether it comes from what the hub's client speaks HTTP with: that is another package in each of its versions."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 
 def _begin(repository: str, file: str, revision: str | None, token: str | None, folder: Path | None) -> None:

@@ -213,6 +213,12 @@ class PullTests(SynchronousTestCase):
         status, _, err = self.pull("org/Tiny-GGUF:Q2_K")
         self.assertEqual((status, "Q4_K_M" in err), (1, True))
 
+    def test_a_hub_that_cannot_be_reached_exits_1_in_words(self):
+        nobody = {**self.hub(), "HF_ENDPOINT": "http://127.0.0.1:9"}
+        status, _, err = command("pull", "org/Tiny-GGUF", **nobody)
+        self.assertEqual((status, "Traceback" in err), (1, False), err)
+        self.assertIn("org/Tiny-GGUF", err)
+
     def test_an_unknown_repository_exits_1_in_words(self):
         status, _, err = self.pull("org/Nothing")
         self.assertEqual((status, "Traceback" in err), (1, False), err)
