@@ -25,6 +25,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
 from llamaswap.listening import Listen
 from llamaswap.relay.exchange import Exchange, Headers, RequestHead
+from llamaswap.relay.flow import Flow
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.relay import Relay
@@ -167,20 +168,26 @@ class Front:
     relay: Relay
     patience: float = 60.0
 
-    def serve(self, exchange: Exchange) -> Deferred[None]:
-        """Answer one request. The Deferred never fails."""
-        return Deferred.fromCoroutine(self._serve(exchange)).addErrback(self._failed, exchange)
+    def serve(self, exchange: Exchange) -> Flow:
+        """Answer one request. It never fails."""
+        return Flow(self._guarded(exchange))
 
-    def _failed(self, failure: Any, exchange: Exchange) -> None:
-        if failure.check(ClientGone) or exchange.gone:
+    async def _guarded(self, exchange: Exchange) -> None:
+        try:
+            await self._serve(exchange)
+        except Exception as error:  # the edge of a floor: each failure becomes an answer here
+            self._failed(error, exchange)
+
+    def _failed(self, error: Exception, exchange: Exchange) -> None:
+        if isinstance(error, ClientGone) or exchange.gone:
             return
         if exchange.sink.started:
             exchange.sink.abort()
             return
-        if not failure.check(HttpError, UpstreamUnreachable):
-            log.failure("a request failed", failure=failure)
+        if not isinstance(error, (HttpError, UpstreamUnreachable)):
+            log.failure("a request failed")
         accept = exchange.head.first(b"accept") or b""
-        status, headers, body = render(failure.value, accept.decode("latin-1"), exchange.head.path.decode("latin-1"))
+        status, headers, body = render(error, accept.decode("latin-1"), exchange.head.path.decode("latin-1"))
         _answer(exchange, status, headers, body)
 
     async def _serve(self, exchange: Exchange) -> None:

@@ -6,8 +6,8 @@ but its server's answer is so spared the half dozen calls that a Deferred costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.python.failure import Failure
 
@@ -19,8 +19,64 @@ class Under(Protocol):
         """Call back with a Failure or a value when it is over; at once if it is."""
 
 
-def _nobody(result: Failure | None) -> None:
+T = TypeVar("T")
+
+
+def _nobody(result: object) -> None:
     """Nobody listens yet."""
+
+
+class Result(Generic[T]):
+    """What one flow awaits: like a Deferred with one reader, whose outcome only awaiting tells."""
+
+    __slots__ = ("_cancel", "_error", "_listener", "_outcome", "_settled")
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel: Callable[[], None] = cancel
+        self._listener: Callable[[None], object] = _nobody
+        self._settled = False
+        self._outcome: T | None = None
+        self._error: BaseException | None = None
+
+    def settle(self, outcome: T) -> None:
+        """It has come. Once, or `fail` once."""
+        self._outcome = outcome
+        self._tell()
+
+    def fail(self, error: BaseException) -> None:
+        """It will not come: awaiting raises this."""
+        self._error = error
+        self._tell()
+
+    def cancel(self) -> None:
+        """Nobody wants it any more; whoever makes it answers to that by failing. Nothing happens once it is settled."""
+        if not self._settled:
+            self._cancel()
+
+    def addBoth(self, callback: Callable[[None], object]) -> None:
+        """Call back when it is settled; at once if it is. There is one listener."""
+        if self._settled:
+            callback(None)
+        else:
+            self._listener = callback
+
+    def __await__(self) -> Generator[Result[T], None, T]:
+        while not self._settled:
+            yield self
+        error, self._error = self._error, None  # a traceback must not keep what it leads to
+        if error is not None:
+            raise error
+        return self._outcome  # type: ignore[return-value] # settled
+
+    def _tell(self) -> None:
+        self._settled = True
+        self._cancel = _nothing
+        listener, self._listener = self._listener, _nobody
+        listener(None)
+
+
+def _nothing() -> None:
+    """It is settled."""
 
 
 class Flow:

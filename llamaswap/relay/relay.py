@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from llamaswap.errors import BadUpstream, ClientGone, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
+from llamaswap.relay.flow import Result
 from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk, tokens, write_head
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.tunnel import Tunnel
@@ -76,15 +77,16 @@ class Relay:
         answered: bool = False,
         cross_back: CrossBack = keep_headers,
         decline: Container[int] = (),
-    ) -> Deferred[Outcome]:
+    ) -> Result[Outcome]:
         """Carry one request, already rewritten for the server, and its answer.
 
         `head.target` and the headers go out as they are; only the body's framing headers and `Expect` are ours.
         `cross_back` crosses the answer's headers. With `answered` a head has gone to the client before: the body
         is appended de-framed. An answer whose status is in `decline` is for nobody's eyes.
 
-        The Deferred errbacks with UpstreamUnreachable (no answer byte came), BadUpstream (no head that could be
-        passed on), UpstreamDeclined, UpstreamTruncated (after the head: nothing was said to the sink), ClientGone.
+        The result is to be awaited in a Flow. It fails with UpstreamUnreachable (no answer byte came), BadUpstream (no
+        head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head: nothing was said to the
+        sink), ClientGone.
         Cancelling it closes the server's connection at once.
         """
         carriage = _Carriage(
@@ -158,7 +160,7 @@ class _Carriage:
         self._answered = answered
         self._cross_back = cross_back
         self._decline = decline
-        self.result: Deferred[Outcome] = Deferred(self._cancelled)
+        self.result: Result[Outcome] = Result(self._cancelled)
         self._over = False
         self._watching = False
         self._dialling: Deferred[UpstreamConnection] | None = None
@@ -490,7 +492,7 @@ class _Carriage:
     def _client_gone(self) -> None:
         self._fail(ClientGone())
 
-    def _cancelled(self, _: object) -> None:
+    def _cancelled(self) -> None:
         self._fail(CancelledError())
 
     def _drop(self) -> None:
@@ -524,14 +526,14 @@ class _Carriage:
         self._leave()
         if self._producing:
             self._sink.unregister_producer()
-        self.result.errback(error)
+        self.result.fail(error)
 
     def _succeed(self, outcome: Outcome) -> None:
         if self._over:
             return
         self._over = True
         self._leave()
-        self.result.callback(outcome)
+        self.result.settle(outcome)
 
     def _leave(self) -> None:
         self._exchange.passed += self._passed

@@ -113,6 +113,12 @@ class Router(Protocol):
     def status(self, model: str) -> Any: ...
 
 
+class Carrying(Awaitable[Any], Protocol):
+    """What the relay gives: awaited once."""
+
+    def cancel(self) -> None: ...
+
+
 class Carrier(Protocol):
     """The relay."""
 
@@ -127,7 +133,7 @@ class Carrier(Protocol):
         answered: bool = False,
         cross_back: Callable[[int, Headers], Headers] = ...,
         decline: Container[int] = ...,
-    ) -> Deferred[Any]: ...
+    ) -> Carrying: ...
 
 
 # -- one request -------------------------------------------------------------------------------------------

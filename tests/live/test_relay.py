@@ -15,6 +15,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
+from llamaswap.relay.flow import Flow
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.klein_door import exchange_from_request
 from llamaswap.relay.pool import Pool
@@ -105,12 +106,15 @@ class _World:
     def handle(self, exchange):
         carried = self.relay.carry(exchange, self.target, head=exchange.head, body=exchange.body)
 
-        def failed(failure):
-            self.errors.append(failure.value)
-            if not exchange.gone:
-                exchange.sink.abort()
+        async def through():
+            try:
+                await carried
+            except Exception as error:
+                self.errors.append(error)
+                if not exchange.gone:
+                    exchange.sink.abort()
 
-        return carried.addCallbacks(lambda outcome: None, failed)
+        return Flow(through())
 
     def server(self):
         result = Deferred()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
@@ -10,6 +9,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.relay.flow import Flow
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.klein_door import exchange_from_request
 from llamaswap.relay.pool import Pool
@@ -182,20 +182,16 @@ class World:
             decline=self.decline,
         )
         self.results.append(result)
-        done = Deferred()
 
-        def ended(outcome):
-            self.outcomes.append(outcome)
-            done.callback(None)
+        async def through():
+            try:
+                self.outcomes.append(await result)
+            except Exception as error:
+                self.errors.append(error)
+                if not exchange.gone:
+                    exchange.sink.abort()
 
-        def failed(failure):
-            self.errors.append(failure.value)
-            if not exchange.gone:
-                exchange.sink.abort()
-            done.callback(None)
-
-        result.addCallbacks(ended, failed)
-        return done
+        return Flow(through())
 
     def client(self):
         """A new client connection."""

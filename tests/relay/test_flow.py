@@ -3,7 +3,7 @@
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.relay.flow import Flow
+from llamaswap.relay.flow import Flow, Result
 
 
 class TestFlow(SynchronousTestCase):
@@ -61,3 +61,46 @@ class TestFlow(SynchronousTestCase):
         at_once = []
         Flow(serve()).addBoth(at_once.append)
         self.assertEqual(at_once, [None])  # the failure was taken by who awaited it first
+
+
+class TestResult(SynchronousTestCase):
+    def setUp(self):
+        self.cancelled, self.got = [], []
+
+    def wait_for(self, result):
+        async def serve():
+            try:
+                self.got.append(await result)
+            except ValueError as error:
+                self.got.append(error)
+
+        Flow(serve())
+
+    def make(self):
+        return Result(lambda: self.cancelled.append(1))
+
+    def test_it_may_be_there_before_or_after_it_is_awaited(self):
+        early, late = self.make(), self.make()
+        early.settle(1)
+        self.wait_for(early)
+        self.wait_for(late)
+        self.assertEqual(self.got, [1])
+        late.settle(2)
+        self.assertEqual(self.got, [1, 2])
+
+    def test_a_failure_is_raised_where_it_is_awaited(self):
+        early, late = self.make(), self.make()
+        early.fail(ValueError("early"))
+        self.wait_for(early)
+        self.wait_for(late)
+        late.fail(ValueError("late"))
+        self.assertEqual([str(error) for error in self.got], ["early", "late"])
+
+    def test_cancelling_is_the_makers_business_and_too_late_afterwards(self):
+        result = self.make()
+        self.wait_for(result)
+        result.cancel()
+        self.assertEqual((self.cancelled, self.got), ([1], []))
+        result.fail(ValueError("cancelled"))
+        result.cancel()
+        self.assertEqual((len(self.cancelled), len(self.got)), (1, 1))
