@@ -198,6 +198,10 @@ class World:
         """A sleeping process ends, or one on its way there."""
         if model in self.dozing and model in self.ready:
             self.perform(self.scheduler.exited(model, self.now))
+            if any(load.swap.model == model and not load.abandoned for load in self.loads.values()):
+                self.dozing.discard(
+                    model
+                )  # it was asked for again meanwhile: it starts once the dead one is cleared up
             assert model not in self.dozing
         elif self.begun(model):
             self.asleep.discard(model)  # its start comes anyway, and is a cold one now
