@@ -199,9 +199,7 @@ class World:
         if model in self.dozing and model in self.ready:
             self.perform(self.scheduler.exited(model, self.now))
             if any(load.swap.model == model and not load.abandoned for load in self.loads.values()):
-                self.dozing.discard(
-                    model
-                )  # it was asked for again meanwhile: it starts once the dead one is cleared up
+                self.dozing.discard(model)  # asked for again meanwhile, it starts once the dead one is cleared up
             assert model not in self.dozing
         elif self.begun(model):
             self.asleep.discard(model)  # its start comes anyway, and is a cold one now
