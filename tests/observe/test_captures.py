@@ -6,7 +6,7 @@ import tracemalloc
 import zlib
 
 import zstandard
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -30,6 +30,7 @@ def tracemalloc_of(make):
 
 
 class TestPacking(SynchronousTestCase):
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
     @given(BODIES, BODIES, st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
     def test_what_is_packed_comes_back(self, asked, answered, headers):
         capture = Capture("/é", headers, asked, headers, answered)
