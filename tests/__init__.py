@@ -1,0 +1,13 @@
+"""The tests. What Hypothesis thinks of is the same each time; with SEARCH set in the environment, other things."""
+
+import os
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # the checks of an installed package do without
+    pass
+else:
+    # A busy machine is no fault: no example has a time limit.
+    settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+    settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("search" if os.environ.get("SEARCH") else "steady")

@@ -6,6 +6,8 @@ asked for is written down here, and everything must have had one end when all is
 
 from __future__ import annotations
 
+import os
+
 from attrs import Factory, define, evolve
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -311,7 +313,7 @@ class RouterMachineTests(SynchronousTestCase):
                 stateful_step_count=40,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
-                derandomize=False,
+                derandomize=not os.environ.get("SEARCH"),
                 database=None,
             ),
         )

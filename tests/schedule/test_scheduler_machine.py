@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from attrs import evolve
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -187,7 +189,8 @@ class SchedulerMachineTests(SynchronousTestCase):
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
-                derandomize=False,
+                # The same histories each time; with SEARCH set, others each time.
+                derandomize=not os.environ.get("SEARCH"),
                 database=None,
             ),
         )

@@ -196,14 +196,14 @@ class World:
 
     def die_asleep(self, model: str) -> None:
         """A sleeping process ends, or one on its way there."""
-        if model in self.dozing and model in self.ready:
+        if self.begun(model):
+            # It was asked for again meanwhile: its start comes anyway, a cold one, and nobody is told that it sleeps.
+            self.asleep.discard(model)
+            self.dozing.discard(model)
             self.perform(self.scheduler.exited(model, self.now))
-            if any(load.swap.model == model and not load.abandoned for load in self.loads.values()):
-                self.dozing.discard(model)  # asked for again meanwhile, it starts once the dead one is cleared up
+        elif model in self.dozing and model in self.ready:
+            self.perform(self.scheduler.exited(model, self.now))
             assert model not in self.dozing
-        elif self.begun(model):
-            self.asleep.discard(model)  # its start comes anyway, and is a cold one now
-            self.perform(self.scheduler.exited(model, self.now))
         elif model in self.asleep:
             self.perform(self.scheduler.exited(model, self.now))
             assert model in self.stopping
@@ -356,17 +356,19 @@ class World:
         for victim in swap.evict:
             assert not self.serving(victim) or victim in self.stopping, f"busy {victim} evicted for {swap.model}"
             assert victim not in self.rules.pinned or not self.up(victim), f"pinned {victim} evicted"
-            assert victim not in self.asleep or self.begun(victim), f"{victim}, which takes up no room, evicted"
+            # One that goes from its sleep and was asked for again meanwhile counts as being there until it is gone.
+            rests = victim in self.asleep and victim not in self.stopping and not self.begun(victim)
+            assert not rests, f"{victim}, which takes up no room, evicted"
             if self.up(victim) and victim in self.ready and self.may_sleep(victim):
                 assert victim in swap.sleep, f"{victim} is stopped, but could sleep"
-        assert all(victim in self.dozing or self.may_sleep(victim) for victim in swap.sleep)
+        assert all(victim in self.stopping or self.may_sleep(victim) for victim in swap.sleep)
         assert not any(load.swap.model == swap.model and not load.abandoned for load in self.loads.values()), (
             f"two loads of {swap.model} at once"
         )
         self.swaps.append(swap)
         self.loads[swap.generation] = Load(swap, set(swap.evict))
+        self.dozing = self.dozing - (set(swap.evict) - swap.sleep) | swap.sleep - self.stopping
         self.stopping.update(swap.evict)
-        self.dozing = self.dozing - set(swap.evict) | swap.sleep
 
     def begun(self, model: str) -> bool:
         """Whether a load of it is under way, or was until just now."""
@@ -378,9 +380,11 @@ class World:
     def check_sleep(self, sleep: Sleep) -> None:
         self.sleeps.append(sleep)
         for model in sleep.models:
-            assert (self.up(model) or self.begun(model)) and self.may_sleep(model) and not self.serving(model)
             assert model not in self.idle, f"{model} goes to sleep with its idle timer running"
             assert model not in self.rules.pinned
+            if model in self.stopping:
+                continue  # it goes on as it goes: what was to sleep is its next process, which never began
+            assert (self.up(model) or self.begun(model)) and self.may_sleep(model) and not self.serving(model)
             self.stopping.add(model)
             self.dozing.add(model)
 
