@@ -369,5 +369,6 @@ class LoadTests(HostileCase):
                     line.close()
                 wait_for(lambda: product.json("/api/models/sink")["active"] == 0, 10, "the end of all requests")
                 time.sleep(0.5)
-            self.assertLess(watch.slowest, 0.25)
+            # A quiet machine takes 50 ms; who is really held up waits for seconds.
+            self.assertLess(watch.slowest, 1.0)
             self.assertEqual(product.json("/v1/chat/completions", chat("other"))["model"], "other")
