@@ -7,7 +7,7 @@ fails is a line in the log and changes nothing else: what it prepares is the ope
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
@@ -18,11 +18,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.bus import Bus, StateChanged, SwapEnded
-from llamaswap.config import Endpoint, Model
+from llamaswap.config import Endpoint
 from llamaswap.config.commands import split
 from llamaswap.config.schema import Hooks
-from llamaswap.errors import ModelUnloaded, StartFailed
-from llamaswap.router import Status, Supervised
+from llamaswap.errors import ModelUnloaded
+from llamaswap.supervised import Around
 
 log = Logger()
 
@@ -134,17 +134,12 @@ async def _nothing() -> None:
 
 
 @define(eq=False)
-class Hooked:
+class Hooked(Around):
     """A supervisor whose starts and stops wait for hooks. Without any it is the supervisor itself, a call further."""
 
     model: str
-    _inner: Supervised
     _runner: Runner
     _stops: int = field(default=0, init=False)
-
-    @property
-    def state(self) -> str:
-        return self._inner.state
 
     def ensure_ready(self) -> Deferred[Endpoint]:
         """Run `before_load` first where a start is needed."""
@@ -174,27 +169,6 @@ class Hooked:
             return self._inner.sleep(grace)
         running = self._runner.run("before_unload", self.model)
         return running.addCallback(lambda _: self._inner.sleep(grace))
-
-    def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
-        return self._inner.preflight(ours)
-
-    def log_tail(self) -> str:
-        return self._inner.log_tail()
-
-    def retune(self, model: Model) -> None:
-        self._inner.retune(model)
-
-    def handover(self) -> Any:
-        return self._inner.handover()
-
-    def adopt(self, served: Any) -> bool:
-        return self._inner.adopt(served)
-
-    def status(self) -> Status:
-        return self._inner.status()
-
-    def close(self) -> object:
-        return self._inner.close()
 
 
 def poster(reactor: Any) -> Callable[[str, bytes], Deferred[Any]]:

@@ -8,7 +8,7 @@ knows nothing of HTTP; supervisors come from a factory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -20,7 +20,6 @@ from twisted.python.failure import Failure
 
 from llamaswap.bus import Bus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
 from llamaswap.config import Config
-from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model, Peer
 from llamaswap.errors import (
     KeepsFailing,
@@ -33,6 +32,7 @@ from llamaswap.errors import (
     Superseded,
     UnknownModel,
 )
+from llamaswap.leases import Acquisition, Incarnation, Lease
 from llamaswap.schedule.backoff import Trouble
 from llamaswap.schedule.effects import (
     AbandonSwap,
@@ -54,6 +54,7 @@ from llamaswap.schedule.rules import rules_of
 from llamaswap.schedule.scheduler import Forecast, Phase, Scheduler
 from llamaswap.schedule.selectors import Choice, Chooser
 from llamaswap.supervise.adopt import Ailing, Served
+from llamaswap.supervised import Status, Supervised, SupervisorFactory
 
 DOWN = ("stopped", "shutdown")
 STOPPING = ("stopping", "shutdown")
@@ -61,83 +62,6 @@ KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill 
 
 
 # -- what the router needs ---------------------------------------------------------------------------------
-
-
-class Status(Protocol):
-    """What is known about one model's server now."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def pid(self) -> int | None: ...
-    @property
-    def port(self) -> int | None: ...
-    @property
-    def started_at(self) -> float | None: ...
-    @property
-    def ready_at(self) -> float | None: ...
-    @property
-    def last_error(self) -> str | None: ...
-    @property
-    def load_seconds(self) -> Sequence[float]: ...
-    @property
-    def cmd(self) -> Sequence[str]: ...
-    @property
-    def endpoint(self) -> Endpoint | None: ...
-    @property
-    def asleep_since(self) -> float | None: ...
-    @property
-    def wake_seconds(self) -> Sequence[float]: ...
-
-
-class Supervised(Protocol):
-    """One model's server. `state` is advisory; decisions are made from what the listener is told."""
-
-    @property
-    def state(self) -> str: ...
-
-    def ensure_ready(self) -> Deferred[Endpoint]:
-        """Fires when the server is ready; fails with a RequestError. Waits out a stop that is under way."""
-
-    def stop(self, grace: float | None = None) -> Deferred[None]:
-        """Never fails; fires when no process is left (or what is left was declared lost)."""
-
-    def sleep(self, grace: float | None = None) -> Deferred[bool]:
-        """Never fails; fires with whether the server sleeps now. Otherwise it is gone, as by `stop`."""
-
-    def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
-        """Why a start would fail at once; asked before anything is stopped for it. `ours` are ports that servers of
-        other models have now and may give back."""
-
-    def log_tail(self) -> str:
-        """The last lines of what the server said since it was last started."""
-
-    def retune(self, model: Model) -> None:
-        """The next start uses this definition."""
-
-    def handover(self) -> Served | None:
-        """What another program in our place needs to go on with the server; None where it is not ready or asleep."""
-
-    def adopt(self, served: Served) -> bool:
-        """Begin with a server that is ready or asleep; returns whether it is what would be started now. OSError."""
-
-    def status(self) -> Status: ...
-
-    def close(self) -> object:
-        """Never start again."""
-
-
-class Listener(Protocol):
-    """Whom a supervisor tells. It may do so in the middle of its own business: nothing is asked of it before later."""
-
-    def state_changed(self, model: str, old: str, new: str) -> None: ...
-
-    def exited(self, model: str, exit_status: int | None, expected: bool) -> None: ...
-
-
-SupervisorFactory = Callable[[Model, Listener], Supervised]
 
 
 class Memory(Protocol):
@@ -189,97 +113,6 @@ class Plan(Protocol):
 
 
 # -- what the router gives ---------------------------------------------------------------------------------
-
-
-@define(eq=False)
-class _Incarnation:
-    """One process of a model, from ready until it is gone."""
-
-    endpoint: Endpoint
-    generation: int
-    lost: bool = False
-
-
-@define(eq=False)
-class Lease:
-    """The right to use a model's server now. Whoever holds one keeps the model loaded: release it in a `finally`."""
-
-    model: str
-    endpoint: Endpoint
-    generation: int
-    priority: int
-    _incarnation: _Incarnation = field(repr=False)
-    _ended: Callable[[], None] | None = field(repr=False)
-
-    @property
-    def lost(self) -> bool:
-        """Whether the server it was granted on has exited."""
-        return self._incarnation.lost
-
-    def release(self) -> None:
-        """The request has ended. Idempotent."""
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended()
-
-
-@define(eq=False)
-class Acquisition:
-    """A request's way to a lease. `refusal` and `ready` are settled when it is handed out.
-
-    `ready` says that the model was ready and free to use: `granted` has fired already.
-    """
-
-    model: str
-    _leave: Callable[[], None] = field(repr=False)
-    on_place: Callable[[int], None] | None = field(default=None, repr=False)
-    number: int = 0
-    refusal: RequestError | None = field(default=None, init=False)
-    ready: bool = field(default=False, init=False)
-    _outcome: Lease | Failure | None = field(default=None, init=False)
-    _granted: Deferred[Lease] | None = field(default=None, init=False)
-    _cancelled: bool = field(default=False, init=False)
-
-    @property
-    def admitted(self) -> bool:
-        """Whether the request is served or waits; if not, `refusal` says why."""
-        return self.refusal is None
-
-    @property
-    def granted(self) -> Deferred[Lease]:
-        """Fires with the lease or fails with a RequestError; always the same Deferred, cancelling it is `cancel`."""
-        if self._granted is None:
-            self._granted = Deferred(lambda _: self.cancel())
-            self._tell()
-        return self._granted
-
-    def cancel(self) -> None:
-        """Nobody wants it any more: leave the queue, or give the lease back. Idempotent, in every phase."""
-        if self._cancelled:
-            return
-        self._cancelled = True
-        if isinstance(self._outcome, Lease):
-            self._outcome.release()
-        elif self._outcome is None:
-            self._outcome = Failure(CancelledError())
-            self._leave()
-            self._tell()
-
-    def settle(self, outcome: Lease | RequestError) -> None:
-        """The router's answer; one, ever."""
-        if self._outcome is not None:
-            if isinstance(outcome, Lease):
-                outcome.release()
-            return
-        self._outcome = outcome if isinstance(outcome, Lease) else Failure(outcome)
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._granted is not None and self._outcome is not None and not self._granted.called:
-            if isinstance(self._outcome, Failure):
-                self._granted.errback(self._outcome)
-            else:
-                self._granted.callback(self._outcome)
 
 
 @frozen
@@ -357,7 +190,7 @@ class Router:
     _models: dict[str, Model] = field(factory=dict, init=False)
     _chooser: Chooser = field(factory=Chooser, init=False)
     _acquisitions: dict[int, Acquisition] = field(factory=dict, init=False)
-    _incarnations: dict[str, _Incarnation] = field(factory=dict, init=False)
+    _incarnations: dict[str, Incarnation] = field(factory=dict, init=False)
     _flights: dict[int, _Flight] = field(factory=dict, init=False)
     _stop_reasons: dict[str, str] = field(factory=dict, init=False)
     _until_gone: dict[str, list[Deferred[None]]] = field(factory=dict, init=False)
@@ -673,7 +506,7 @@ class Router:
             if served.asleep:
                 self._asleep.add(model)
             else:
-                self._incarnations[model] = _Incarnation(served.endpoint, self._scheduler.generation(model))
+                self._incarnations[model] = Incarnation(served.endpoint, self._scheduler.generation(model))
             try:
                 if not supervisor.adopt(served):
                     outdated.append(model)
@@ -942,7 +775,7 @@ class Router:
         if flight.vanished:
             return ServerVanished(model)
         if not flight.abandoned:
-            self._incarnations[model] = _Incarnation(endpoint, flight.swap.generation)
+            self._incarnations[model] = Incarnation(endpoint, flight.swap.generation)
         return None
 
     def _stop_one(self, model: str, grace: float | None = None) -> Deferred[None]:

@@ -175,7 +175,7 @@ class LlamaSwap(MultiService):
                 log=self.heard.writer(model.id, self.book.writer(model.id)),
                 listener=listener,
             )
-            return hooks.Hooked(model.id, slots.Slotted(model, supervisor, self.slots), self.hooks)
+            return hooks.Hooked(slots.Slotted(supervisor, model, self.slots), model.id, self.hooks)
 
         self.gpus = Gpus(gpu_sources(sys.platform, environ, os.getuid(), config.performance.every), reactor.seconds)
         self.memory = Reclaim(self._read_gpus, reactor, self._longest_reclaim)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, Protocol
 
@@ -21,8 +21,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from llamaswap.config import Endpoint, Model
-from llamaswap.errors import ModelUnloaded, StartFailed
-from llamaswap.router import Status, Supervised
+from llamaswap.errors import ModelUnloaded
+from llamaswap.supervised import Around, Status
 
 log = Logger()
 
@@ -215,17 +215,12 @@ def _whole(told: Any, name: str) -> int:
 
 
 @define(eq=False)
-class Slotted:
+class Slotted(Around):
     """A supervisor whose stops save slots and whose starts restore them, for models that want it."""
 
     _model: Model
-    _inner: Supervised
     _slots: Slots
     _stops: int = field(default=0, init=False)
-
-    @property
-    def state(self) -> str:
-        return self._inner.state
 
     def _wanted(self) -> bool:
         return self._model.slots.save and not self._slots.closing and not self._slots.book(self._model.id).why
@@ -253,35 +248,11 @@ class Slotted:
         saving = Deferred.fromCoroutine(self._slots.save(self._model, self._inner.status()))
         return saving.addCallback(lambda _: self._inner.stop(grace))
 
-    def sleep(self, grace: float | None = None) -> Deferred[bool]:
-        return self._inner.sleep(grace)
-
     def retune(self, model: Model) -> None:
         if (model.cmd, model.slots) != (self._model.cmd, self._model.slots):
             self._slots.forget(model.id)
         self._model = model
         self._inner.retune(model)
-
-    def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
-        return self._inner.preflight(ours)
-
-    def log_tail(self) -> str:
-        return self._inner.log_tail()
-
-    def handover(self) -> Any:
-        return self._inner.handover()
-
-    def adopt(self, served: Any) -> bool:
-        return self._inner.adopt(served)
-
-    def status(self) -> Status:
-        return self._inner.status()
-
-    def close(self) -> object:
-        return self._inner.close()
-
-
-_check: type[Supervised] = Slotted
 
 
 def asker(reactor: Any) -> Ask:

@@ -16,8 +16,8 @@ from twisted.internet.task import Clock
 from llamaswap.config import Model
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
-from llamaswap.router import Listener, Supervised
 from llamaswap.supervise.adopt import Served
+from llamaswap.supervised import Listener, Supervised
 
 
 @frozen

@@ -23,6 +23,8 @@ FLOOR = {
     "observe": 1,
     "discover": 1,
     "router": 2,
+    "leases": 2,
+    "supervised": 2,
     "peers": 2,
     "reload": 2,
     "hooks": 2,

@@ -44,7 +44,7 @@ class HookedTests(SynchronousTestCase):
         return Runner(self.clock, lambda: Hooks(**hooks), {}, post)
 
     def hooked(self, inner, **hooks):
-        return Hooked("owl", inner, self.runner(**hooks))
+        return Hooked(inner, "owl", self.runner(**hooks))
 
     def test_without_hooks_it_is_the_supervisor_itself(self):
         inner = Inner()

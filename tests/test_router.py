@@ -34,7 +34,8 @@ from llamaswap.errors import (
     TooManyRequests,
     UnknownModel,
 )
-from llamaswap.router import Acquisition, Lease, NoMemory, Router
+from llamaswap.leases import Acquisition, Lease
+from llamaswap.router import NoMemory, Router
 from llamaswap.schedule.matrix import compile_sets
 from llamaswap.supervise.adopt import Ailing, Served
 from tests.doubles import FakeFleet

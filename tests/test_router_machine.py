@@ -24,7 +24,8 @@ from llamaswap.config import Config, Fifo, Model, Routing
 from llamaswap.config.diff import diff
 from llamaswap.config.schema import Hooks, OnStartup, Scheduler, SchedulerSettings, Sleep
 from llamaswap.errors import RequestError, ShuttingDown, StartFailed, UnknownModel
-from llamaswap.router import Acquisition, Lease, Router
+from llamaswap.leases import Acquisition, Lease
+from llamaswap.router import Router
 from tests.doubles import FakeFleet, FakeSupervisor
 
 NAMES = "abcd"

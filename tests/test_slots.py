@@ -46,7 +46,7 @@ class Scene:
         self.model = Model("a/b", cmd=" ".join(CMD), slots=Wanted(**{"save": True, **wanted}))
         self.inner = Server(self.model, Heard(), self.clock)
         self.inner.cmd = CMD
-        self.server = Slotted(self.model, self.inner, self.slots)
+        self.server = Slotted(self.inner, self.model, self.slots)
 
     def ask(self, endpoint, method, path, body, key):
         self.asked.append((f"{method} {path}", body))

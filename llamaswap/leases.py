@@ -1,0 +1,103 @@
+"""A request's right to use a server, and its way there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import RequestError
+
+
+@define(eq=False)
+class Incarnation:
+    """One process of a model, from ready until it is gone."""
+
+    endpoint: Endpoint
+    generation: int
+    lost: bool = False
+
+
+@define(eq=False)
+class Lease:
+    """The right to use a model's server now. Whoever holds one keeps the model loaded: release it in a `finally`."""
+
+    model: str
+    endpoint: Endpoint
+    generation: int
+    priority: int
+    _incarnation: Incarnation = field(repr=False)
+    _ended: Callable[[], None] | None = field(repr=False)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server it was granted on has exited."""
+        return self._incarnation.lost
+
+    def release(self) -> None:
+        """The request has ended. Idempotent."""
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+
+
+@define(eq=False)
+class Acquisition:
+    """A request's way to a lease. `refusal` and `ready` are settled when it is handed out.
+
+    `ready` says that the model was ready and free to use: `granted` has fired already.
+    """
+
+    model: str
+    _leave: Callable[[], None] = field(repr=False)
+    on_place: Callable[[int], None] | None = field(default=None, repr=False)
+    number: int = 0
+    refusal: RequestError | None = field(default=None, init=False)
+    ready: bool = field(default=False, init=False)
+    _outcome: Lease | Failure | None = field(default=None, init=False)
+    _granted: Deferred[Lease] | None = field(default=None, init=False)
+    _cancelled: bool = field(default=False, init=False)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the request is served or waits; if not, `refusal` says why."""
+        return self.refusal is None
+
+    @property
+    def granted(self) -> Deferred[Lease]:
+        """Fires with the lease or fails with a RequestError; always the same Deferred, cancelling it is `cancel`."""
+        if self._granted is None:
+            self._granted = Deferred(lambda _: self.cancel())
+            self._tell()
+        return self._granted
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: leave the queue, or give the lease back. Idempotent, in every phase."""
+        if self._cancelled:
+            return
+        self._cancelled = True
+        if isinstance(self._outcome, Lease):
+            self._outcome.release()
+        elif self._outcome is None:
+            self._outcome = Failure(CancelledError())
+            self._leave()
+            self._tell()
+
+    def settle(self, outcome: Lease | RequestError) -> None:
+        """The router's answer; one, ever."""
+        if self._outcome is not None:
+            if isinstance(outcome, Lease):
+                outcome.release()
+            return
+        self._outcome = outcome if isinstance(outcome, Lease) else Failure(outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._granted is not None and self._outcome is not None and not self._granted.called:
+            if isinstance(self._outcome, Failure):
+                self._granted.errback(self._outcome)
+            else:
+                self._granted.callback(self._outcome)
