@@ -2,9 +2,10 @@
 
 A program of its own, one for all models, in a session of its own so that no signal to the proxy's group reaches
 it. It reads lines from a pipe whose other end only the proxy holds: ``+ PID START MARK`` for a child that began,
-``- PID`` for one that is gone. The end of the pipe is the end of the proxy, whatever killed it. Then what is left
-of the children gets SIGTERM, a short grace, and SIGKILL: the leaders (which the parent-death signal reached
-already), their groups and sessions, and marked processes that left both.
+``- PID`` for one that is gone. The children there were before it are such lines too, each an argument. The end of
+the pipe is the end of the proxy, whatever killed it. Then what is left of the children gets SIGTERM, a short grace,
+and SIGKILL: the leaders (which the parent-death signal reached already), their groups and sessions, and marked
+processes that left both.
 
 Standard library only. It sleeps in a read and costs nothing meanwhile.
 """
@@ -88,6 +89,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are meant for the proxy; its end is ours
     book = Book()
+    for line in sys.argv[1:]:
+        book.read(os.fsencode(line) + b"\n")
     while data := os.read(0, 65536):
         book.read(data)
     end(book.children)

@@ -37,6 +37,10 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _KEEPER = f"import sys; sys.path.insert(0, {_ROOT!r}); from llamaswap.supervise.keeper import main; main()"
 
 
+def _announcement(birth: Birth) -> str:
+    return f"+ {birth.pid} {birth.start} {birth.mark}"
+
+
 class _Line(ProcessProtocol):
     """The pipe to the keeper."""
 
@@ -113,7 +117,7 @@ class Keeper:
         if self._line is None:
             self._start()
         else:
-            self._tell(birth)
+            self._line.say(_announcement(birth))
 
     def gone(self, birth: Birth) -> None:
         """It needs no watching any more."""
@@ -140,20 +144,14 @@ class Keeper:
     def _start(self) -> None:
         line = _Line(self)
         python = sys.executable or "python3"
+        # What there is already it is born with: between its first moment and a first line we could be killed.
+        words = [python, "-I", "-S", "-c", _KEEPER, *map(_announcement, self._births.values())]
         try:
-            self.processes.spawnProcess(
-                line, python, [python, "-I", "-S", "-c", _KEEPER], env=dict(self.environ), childFDs={0: "w"}
-            )
+            self.processes.spawnProcess(line, python, words, env=dict(self.environ), childFDs={0: "w"})
         except OSError as error:
             _log.warn("no keeper could be started: {error}", error=str(error))
             return
         self._line = line
-        for birth in self._births.values():
-            self._tell(birth)
-
-    def _tell(self, birth: Birth) -> None:
-        if self._line is not None:
-            self._line.say(f"+ {birth.pid} {birth.start} {birth.mark}")
 
 
 @define(eq=False)

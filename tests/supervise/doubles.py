@@ -33,6 +33,7 @@ class Process:
     kill_after: float | None = 0.0
     holds_pipe: bool = False
     written: bytes = b""
+    words: tuple = ()  # what it was spawned with; `argv` is what it became
     argv: tuple = ()
     environ: dict = field(factory=dict)
     executable: str = ""
@@ -137,7 +138,7 @@ class World:
     def spawnProcess(self, protocol, executable, args=(), env=None, path=None, uid=None, gid=None, usePTY=0, **rest):
         if self.refuse_spawn:
             raise OSError(11, "Resource temporarily unavailable")
-        process = self.new(protocol=protocol)
+        process = self.new(protocol=protocol, words=tuple(args))
         protocol.makeConnection(process)
         return process
 

@@ -134,6 +134,8 @@ class KeeperTests(SynchronousTestCase):
 
     def births(self, process):
         book = Book()
+        for line in process.words[process.words.index("-c") + 2 :]:
+            book.read(line.encode() + b"\n")
         book.read(process.written)
         return book.children
 
@@ -154,6 +156,16 @@ class KeeperTests(SynchronousTestCase):
             self.world.clock.advance(0.1)
         self.assertEqual(len(self.world.processes), REVIVALS + 1)
         self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1")})
+
+    def test_a_new_keeper_knows_every_child_from_its_first_moment(self):
+        """Killed before we could write a line to it, we must have left it all there is to know."""
+        self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))
+        self.keeper.started(Birth(8, 80, "m.2", "plum", None))
+        self.world.processes[-1].die(-9)
+        self.world.clock.advance(0.1)
+        self.assertEqual(len(self.world.processes), 2)
+        self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1"), 8: (80, "m.2")})
+        self.assertEqual(self.world.processes[-1].written, b"")
 
     def test_one_that_was_handed_over_is_told_of_every_child_and_not_started_again(self):
         self.keeper.started(Birth(7, 70, "m.1", "kiwi", 5800))
