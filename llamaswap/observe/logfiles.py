@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
+from llamaswap.observe.gathering import Gathering, Start, daemon
 from llamaswap.observe.logs import dropped_marker
 
 BOUND = 4 * 1024 * 1024  # bytes on their way to the disk
@@ -39,10 +38,6 @@ def file_name(log: str) -> str:
     return re.sub(r"[^A-Za-z0-9._:@+-]", "_", log)[:LONGEST_NAME].lstrip(".") + ".log"
 
 
-def _daemon(target: Callable[[], None]) -> None:
-    threading.Thread(target=target, name="logfiles", daemon=True).start()
-
-
 class LogFiles:
     """Call `write` from the reactor. `report` is called in the thread, once for each time the disk begins to refuse."""
 
@@ -51,26 +46,20 @@ class LogFiles:
         settings: Settings | None,
         report: Callable[[str], object],
         *,
-        start: Callable[[Callable[[], None]], None] = _daemon,
+        start: Start | None = None,
         clock: Callable[[], float] = time.monotonic,
         bound: int = BOUND,
     ) -> None:
         self._settings = settings
         self._report = report
-        self._start: Callable[[Callable[[], None]], None] | None = start
         self._clock = clock
-        self._bound = bound
-        self._pieces: deque[tuple[str, bytes]] = deque()
-        self._some = threading.Event()
-        self._end = threading.Event()
-        self._ended = threading.Event()
-        # Each counter has one writing thread, so their difference needs no lock.
-        self._put = 0
-        self._done = 0
+        self._pieces = Gathering(self._sort, start or daemon("logfiles"), bound=bound, gather=GATHER)
         self._overflow: dict[str, int] = {}
         self._missing: dict[str, int] = {}
         self._refuses = False
         self._again_at = 0.0
+        self.close = self._pieces.close
+        self.flush = self._pieces.flush
 
     # -- the reactor's side --------------------------------------------------------------------------------
 
@@ -80,58 +69,31 @@ class LogFiles:
 
     def write(self, log: str, data: bytes) -> None:
         """Have `data` written to a log's file, or count it as dropped. Never waits."""
-        if self._settings is None or self._end.is_set():
+        pieces = self._pieces
+        if self._settings is None or pieces.closed:
             return
-        if self._start is not None:
-            start, self._start = self._start, None
-            start(self._loop)
-        if self._put - self._done + len(data) > self._bound:
+        if not pieces.has_room(len(data)):
             self._overflow[log] = self._overflow.get(log, 0) + len(data)
             return
         if log in self._overflow:
             data = dropped_marker(self._overflow.pop(log)) + data
-        self._put += len(data)
-        self._pieces.append((log, data))
-        if not self._some.is_set():
-            self._some.set()
+        pieces.put((log, data), len(data))
 
     @property
     def idle(self) -> bool:
         """Whether everything was written, or cannot be."""
-        return self._put == self._done
-
-    def close(self, wait: float = 0.0) -> None:
-        """Let the thread end after what is queued, and give it `wait` seconds for that. Idempotent."""
-        self._end.set()
-        self._some.set()
-        if wait and self._start is None:
-            self._ended.wait(wait)
+        return self._pieces.idle
 
     # -- the thread's side ---------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        while True:
-            self._some.wait()
-            ending = self._end.wait(GATHER)
-            self._some.clear()
-            self.flush()
-            if ending:
-                self._ended.set()
-                return
-
-    def flush(self) -> None:
-        """Write what was gathered."""
+    def _sort(self, pieces: list[tuple[str, bytes]]) -> None:
         gathered: dict[str, list[bytes]] = {}
-        taken = 0
-        for _ in range(len(self._pieces)):
-            log, data = self._pieces.popleft()
+        for log, data in pieces:
             gathered.setdefault(log, []).append(data)
-            taken += len(data)
         settings = self._settings
-        for log, pieces in gathered.items():
-            if settings is not None:
-                self._keep(settings, log, b"".join(pieces))
-        self._done += taken
+        if settings is not None:
+            for log, parts in gathered.items():
+                self._keep(settings, log, b"".join(parts))
 
     def _keep(self, settings: Settings, log: str, data: bytes) -> None:
         lost = self._missing.pop(log, 0)
