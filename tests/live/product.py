@@ -148,6 +148,19 @@ def wait_for(condition, seconds=10.0, what="condition"):
         time.sleep(0.01)
 
 
+def within(seconds, tries=5):
+    """Yields, up to `tries` times, what is to be called with the seconds a thing took; ends when it was in time.
+
+    A busy machine may hold up one try of what is promised in milliseconds, and not all of them.
+    """
+    taken = []
+    while len(taken) < tries:
+        yield taken.append
+        if taken[-1] < seconds:
+            return
+    raise AssertionError(f"not once within {seconds} s: {taken}")
+
+
 def alive(pid):
     """Whether a process (not a zombie) has this pid."""
     try:

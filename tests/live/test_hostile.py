@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product, wait_for
+from tests.live.product import Product, wait_for, within
 from tests.live.test_service import chat, config, pids
 
 MEGA = 1024 * 1024
@@ -350,25 +350,29 @@ class LoadTests(HostileCase):
             body = json.dumps(chat("sink", stream=True)).encode()
             head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             head += b"Content-Length: %d\r\n\r\n" % len(body)
-            lines, taken = [connect(product) for _ in range(200)], 0
-            with selectors.DefaultSelector() as waiting:
-                for line in lines:
-                    line.sendall(head + body)
-                    waiting.register(line, selectors.EVENT_READ, [5 * MEGA])
-                while waiting.get_map():
-                    for key, _ in waiting.select(30):
-                        got = len(key.fileobj.recv(1 << 20))
-                        taken += got
-                        key.data[0] -= got
-                        if key.data[0] <= 0 or not got:
-                            waiting.unregister(key.fileobj)
-            self.assertGreaterEqual(taken, 1000 * MEGA)
-            self.assertEqual(product.json("/api/models/sink")["active"], 200)
-            with self.harmless(product) as watch:
-                for line in lines:
-                    line.close()
-                wait_for(lambda: product.json("/api/models/sink")["active"] == 0, 10, "the end of all requests")
-                time.sleep(0.5)
-            # A quiet machine takes 50 ms; who is really held up waits for seconds.
-            self.assertLess(watch.slowest, 1.0)
+            for held_up in within(0.25, tries=3):
+                held_up(self.drop_two_hundred(product, head + body))
             self.assertEqual(product.json("/v1/chat/completions", chat("other"))["model"], "other")
+
+    def drop_two_hundred(self, product, request):
+        """The seconds the slowest request of somebody else took while 200 streams were dropped, each after 5 MB."""
+        lines, taken = [connect(product) for _ in range(200)], 0
+        with selectors.DefaultSelector() as waiting:
+            for line in lines:
+                line.sendall(request)
+                waiting.register(line, selectors.EVENT_READ, [5 * MEGA])
+            while waiting.get_map():
+                for key, _ in waiting.select(30):
+                    got = len(key.fileobj.recv(1 << 20))
+                    taken += got
+                    key.data[0] -= got
+                    if key.data[0] <= 0 or not got:
+                        waiting.unregister(key.fileobj)
+        self.assertGreaterEqual(taken, 1000 * MEGA)
+        self.assertEqual(product.json("/api/models/sink")["active"], 200)
+        with self.harmless(product) as watch:
+            for line in lines:
+                line.close()
+            wait_for(lambda: product.json("/api/models/sink")["active"] == 0, 10, "the end of all requests")
+            time.sleep(0.5)
+        return watch.slowest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product, alive, wait_for
+from tests.live.product import Product, alive, wait_for, within
 from tests.live.test_service import chat, config
 
 
@@ -50,14 +50,12 @@ class CrashTests(SynchronousTestCase):
         """core L18, also where a child of the server keeps its output open (core V37)"""
         with Product(config(plain="", family="--grandchild")) as product:
             for model in ("plain", "family"):
-                delays = []
-                while len(delays) < 5 and min(delays, default=1.0) > 0.15:  # a busy machine may delay one, not five
+                for noticed in within(0.05 + 0.1):  # the question itself takes its time
                     server = pid_of(product, model)
                     began = time.monotonic()
                     os.kill(server, signal.SIGKILL)
                     wait_for(lambda model=model: product.running().get(model) != "ready", 5, "the notice")
-                    delays.append(time.monotonic() - began)
-                self.assertLess(min(delays), 0.05 + 0.1, "the question itself takes its time")
+                    noticed(time.monotonic() - began)
 
     def test_a_request_without_a_byte_is_carried_over_to_a_fresh_server(self):
         """core V35, core W16"""
@@ -247,18 +245,17 @@ class BlockingTests(SynchronousTestCase):
             for thread in threads:
                 thread.start()
             wait_for(lambda: {*product.running().values()} == {"starting", "stopping", "ready"}, 5, "the two")
-            waits = {}
             for path, body in (("/running", None), ("/v1/models", None), ("/v1/chat/completions", chat("other"))):
-                times = []
-                for _ in range(10):
-                    began = time.monotonic()
-                    product.json(path, body)
-                    times.append(time.monotonic() - began)
-                waits[path] = sorted(times)[5]
+                for answered in within(0.05):
+                    times = []
+                    for _ in range(10):
+                        began = time.monotonic()
+                        product.json(path, body)
+                        times.append(time.monotonic() - began)
+                    answered(sorted(times)[5])
             self.assertIn("starting", product.running().values())
             for thread in threads:
                 thread.join(20)
-            self.assertLess(max(waits.values()), 0.25, waits)  # who waits for a start or a stop waits for seconds
 
     def test_a_proxy_of_the_environment_is_not_asked(self):
         """core W31"""

@@ -24,6 +24,7 @@ from llamaswap.supervise.orphans import sweep
 from llamaswap.supervise.readiness import SocketAsk, connector
 from llamaswap.supervise.spawn import Launcher
 from llamaswap.supervise.supervisor import Supervisor
+from tests.live.product import within
 
 ENGINE = f"{sys.executable} -I -S {Path(__file__).with_name('engine.py')}"
 ROOT = Path(__file__).parents[2]
@@ -127,11 +128,12 @@ class LiveCase(TestCase):
 class SupervisorTests(LiveCase):
     async def test_up_and_down_leaves_nothing(self):
         made = self.supervise("--ready-after 0.2")
-        await made.ensure_ready()
-        began = time.monotonic()
-        await made.stop()
-        self.assertLess(time.monotonic() - began, 2.0)
-        self.assertEqual(marked(self.token), [])
+        for stopped in within(0.5):
+            await made.ensure_ready()
+            began = time.monotonic()
+            await made.stop()
+            stopped(time.monotonic() - began)
+            self.assertEqual(marked(self.token), [])
 
     async def test_the_pid_seen_is_the_servers_own_in_a_session_of_its_own(self):
         made = self.supervise("--env MODE --env HOME", env=("MODE=1", "MODE=2"))
@@ -164,15 +166,14 @@ class SupervisorTests(LiveCase):
         self.assertEqual(marked(self.token), [])
 
     async def test_a_crash_is_noticed_within_fifty_milliseconds(self):
-        made, delays = self.supervise("--grandchild"), []
-        while len(delays) < 5 and min(delays, default=1.0) > 0.05:  # a busy machine may delay one, not five
+        made = self.supervise("--grandchild")
+        for noticed in within(0.05):
             await made.ensure_ready()
             killed = time.monotonic()
             os.kill(made.status().pid, signal.SIGKILL)
             while made.state != "stopped":
                 await sleep(0.005)
-            delays.append(self.heard.when(-9) - killed)
-        self.assertLess(min(delays), 0.05)
+            noticed(self.heard.when(-9) - killed)
         self.assertEqual(marked(self.token), [])
 
     async def test_a_start_that_fails_shows_its_last_words(self):
