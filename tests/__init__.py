@@ -8,6 +8,7 @@ except ImportError:  # the checks of an installed package do without
     pass
 else:
     # A busy machine is no fault: no example has a time limit.
-    settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-    settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None)
+    settings.register_profile("steady", steady)
+    settings.register_profile("search", steady, derandomize=False)
     settings.load_profile("search" if os.environ.get("SEARCH") else "steady")

@@ -6,8 +6,6 @@ asked for is written down here, and everything must have had one end when all is
 
 from __future__ import annotations
 
-import os
-
 from attrs import Factory, define, evolve
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -309,12 +307,5 @@ class RouterMachineTests(SynchronousTestCase):
     def test_whatever_happens_everybody_is_answered_once_and_nothing_is_left(self) -> None:
         run(
             RouterMachine,
-            settings=settings(
-                max_examples=150,
-                stateful_step_count=40,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                derandomize=not os.environ.get("SEARCH"),
-                database=None,
-            ),
+            settings=settings(max_examples=150, stateful_step_count=40, suppress_health_check=list(HealthCheck)),
         )

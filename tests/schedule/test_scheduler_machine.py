@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from attrs import evolve
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -184,13 +182,5 @@ class SchedulerMachineTests(SynchronousTestCase):
     def test_nothing_that_may_happen_in_any_order_breaks_the_rules(self) -> None:
         run_state_machine_as_test(
             SchedulerMachine,
-            settings=settings(
-                max_examples=400,
-                stateful_step_count=50,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                # The same histories each time; with SEARCH set, others each time.
-                derandomize=not os.environ.get("SEARCH"),
-                database=None,
-            ),
+            settings=settings(max_examples=400, stateful_step_count=50, suppress_health_check=list(HealthCheck)),
         )
