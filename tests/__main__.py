@@ -144,7 +144,7 @@ def packaging(tally):
 
 def soak(tally):
     """The short version; an hour of it is `python -m tests.soak`."""
-    program(tally, "tests.soak", "--seconds", "90")
+    program(tally, "tests.soak", "--seconds", "120")
 
 
 def ui(tally):
