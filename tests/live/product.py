@@ -148,6 +148,11 @@ def wait_for(condition, seconds=10.0, what="condition"):
         time.sleep(0.01)
 
 
+def wait_for_serving(product, model, count=1):
+    """Until so many requests to the model are with its server."""
+    wait_for(lambda: product.json(f"/api/models/{model}")["active"] == count, 10, f"{count} at {model}")
+
+
 def within(seconds, tries=5):
     """Yields, up to `tries` times, what is to be called with the seconds a thing took; ends when it was in time.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product, alive, wait_for, within
+from tests.live.product import Product, alive, wait_for, wait_for_serving, within
 from tests.live.test_service import chat, config
 
 
@@ -64,6 +64,7 @@ class CrashTests(SynchronousTestCase):
             answers = []
             asking = threading.Thread(target=lambda: answers.append(product.ask("/v1/chat/completions", chat("one"))))
             asking.start()
+            wait_for_serving(product, "one")
             time.sleep(0.3)
             os.kill(server, signal.SIGKILL)
             asking.join(20)

@@ -11,13 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.request
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import ROOT, Product, alive, free_range, group_members, wait_for
+from tests.live.product import ROOT, Product, alive, free_range, group_members, wait_for, wait_for_serving
 
 ENGINE = f"{sys.executable} -I -S {Path(__file__).with_name('engine.py')} --port ${{PORT}}"
 
@@ -73,7 +72,7 @@ class SwapTests(SynchronousTestCase):
             reader = threading.Thread(target=ask)
             product.json("/v1/chat/completions", chat("one"))
             reader.start()
-            time.sleep(0.2)
+            wait_for_serving(product, "one")
             product.json("/v1/chat/completions", chat("two"))
             reader.join(20)
             self.assertEqual(streamed[0].count(b'"tok'), 20, streamed[0])
@@ -99,7 +98,7 @@ class EndTests(SynchronousTestCase):
             ask = lambda: streamed.append(product.ask("/v1/chat/completions", chat("one", stream=True))[2])
             reader = threading.Thread(target=ask)
             reader.start()
-            time.sleep(0.3)
+            wait_for_serving(product, "one")
             product.process.send_signal(signal.SIGTERM)
             reader.join(20)
             self.assertIn(b"[DONE]", streamed[0])

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product, wait_for
+from tests.live.product import Product, wait_for, wait_for_serving
 from tests.live.test_peers import Engine
 from tests.live.test_service import config
 
@@ -494,8 +494,10 @@ class LimitTests(SurfaceTestCase):
 
     def test_an_unload_cuts_a_stream_so_that_its_client_sees_it(self):
         """core V101"""
+        self.product.json("/api/models/load/long", b"", method="POST")
+        wait_for(lambda: self.product.running() == {"long": "ready"}, 10, "the server")
         thread, results = self.in_thread("/v1/chat/completions", {"model": "long", "stream": True})
-        wait_for(lambda: self.product.running() == {"long": "ready"}, 5, "the stream")
+        wait_for_serving(self.product, "long")
         time.sleep(0.3)
         self.assertEqual(self.ask("POST", "/api/models/unload/long")[2], b"OK")
         thread.join(10)

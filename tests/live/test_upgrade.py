@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.live.product import ROOT, Product, alive, group_members, wait_for
+from tests.live.product import ROOT, Product, alive, group_members, wait_for, wait_for_serving
 from tests.live.test_service import chat, config, pids
 
 
@@ -117,7 +117,7 @@ class UpgradeTests(SynchronousTestCase):
             ask = lambda: streamed.append(product.ask("/v1/chat/completions", chat("one", stream=True))[2])
             reader = threading.Thread(target=ask)
             reader.start()
-            time.sleep(0.3)
+            wait_for_serving(product, "one")
             done = upgrade(product)
             reader.join(20)
             self.assertEqual(done["count"], 1)
@@ -365,13 +365,15 @@ class UpgradeTests(SynchronousTestCase):
             product.json("/api/models/pin/one", b"", method="POST")
             product.json("/api/profiles/active", {"name": "quiet"}, method="PUT")
             upgrade(product)
-            self.assertIn(b"REMEMBER-ME", self.history(product, "one"))
+            self.assertTrue(self.remembered(product, "one", b"REMEMBER-ME"))
             self.assertTrue(product.json("/api/models/one")["pinned"])
             self.assertEqual(product.json("/api/profiles")["active"], "quiet")
 
-    def history(self, product, model):
-        where = urlsplit(product.url)
+    def remembered(self, product, model, words):
+        """Whether the stream of the model's log comes to these words."""
+        where, seen = urlsplit(product.url), b""
         with socket.create_connection((where.hostname, where.port), timeout=5) as line:
             line.sendall(f"GET /logs/stream/{model} HTTP/1.0\r\n\r\n".encode())
-            time.sleep(0.3)
-            return line.recv(65536)
+            while words not in seen:
+                seen += line.recv(65536)
+        return True
