@@ -6,7 +6,9 @@ A disk may be slow or huge: whoever looks gives `enough`, which is asked at ever
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -61,8 +63,12 @@ def files(folder: Path, suffix: str, enough: Enough = patient, deepest: int = DE
             seen += 1
             if seen > MOST_FILES or enough():
                 return
-            if entry.is_dir() and not entry.is_symlink():
-                if depth < deepest:
+            try:
+                is_folder = stat.S_ISDIR(entry.stat().st_mode)
+            except OSError:  # closed to us, or a link that leads nowhere
+                continue
+            if is_folder:
+                if depth < deepest and not entry.is_symlink():
                     waiting.append((entry, depth + 1))
             elif entry.name.lower().endswith(suffix):
                 yield entry
@@ -94,7 +100,7 @@ def hub_models(hub: Path, engines: Mapping[str, str], enough: Enough = patient) 
         if ggufs:
             models = gguf_models(ggufs, engines.get("llama-server", "llama-server"))
             found += [evolve(model, note=f"Hugging Face cache: {name}") for model in models]
-        elif (snapshot / "config.json").exists() and next(files(snapshot, ".safetensors"), None):
+        elif os.path.exists(snapshot / "config.json") and next(files(snapshot, ".safetensors"), None):
             words = (engines.get("vllm", "vllm"), "serve", name)
             note = f"Hugging Face cache: {name}"
             tensors = tuple(files(snapshot, ".safetensors", enough))
@@ -126,7 +132,7 @@ def ollama_models(folder: Path, program: str = "llama-server", enough: Enough = 
     """The models in a folder of Ollama's, served by llama-server from the files that are there."""
     manifests = folder / "manifests"
     found: list[FoundModel] = []
-    for path in sorted(path for path in manifests.rglob("*") if path.is_file()) if manifests.is_dir() else []:
+    for path in sorted(files(manifests, "", enough)):
         if enough():
             break
         try:
@@ -137,7 +143,7 @@ def ollama_models(folder: Path, program: str = "llama-server", enough: Enough = 
                 by_kind.setdefault(kind, []).append(folder / "blobs" / layer["digest"].replace(":", "-"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # half a download, or something else
-        if not by_kind.get("model") or not by_kind["model"][0].exists():
+        if not by_kind.get("model") or not os.path.exists(by_kind["model"][0]):
             continue
         found.append(_ollama_model(path.relative_to(manifests), by_kind, program))
     return found

@@ -43,12 +43,12 @@ def survey(
     """
     installed = engines(which)
     program = installed.get("llama-server", "llama-server")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     models: list[FoundModel] = []
     for folder in folders or model_folders(home, environ):
         paths = []
         for path in files(folder, ".gguf", enough):
-            real = path.resolve()
+            real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
                 paths.append(path)
@@ -56,7 +56,7 @@ def survey(
     if not folders:
         models += hub_models(hub_folder(home, environ), installed, enough)
     if ollama:
-        stores = dict.fromkeys(path.resolve() for path in ollama_folders(home, environ))
+        stores = dict.fromkeys(Path(os.path.realpath(path)) for path in ollama_folders(home, environ))
         in_store = partial(ollama_models, program=program, enough=enough)
         models += next(filter(None, map(in_store, stores)), [])
     models = [evolve(model, bytes=sum(map(_size, model.files))) for model in models if _speakable(model)]

@@ -41,3 +41,18 @@ class SurveyTests(SynchronousTestCase):
             (self.home / f"models/a-0000{number}-of-00002.gguf").write_bytes(b"x" * 100 * number)
         [model] = survey(self.home, {}, [self.home / "models"], which=lambda name: None, ask=None).models
         self.assertEqual(model.bytes, 300)
+
+    def test_what_is_closed_to_us_or_leads_nowhere_does_not_end_the_search(self):
+        touch(self.home, "models/good.gguf", "models/closed/secret.gguf")
+        (self.home / "models/loop.gguf").symlink_to("loop.gguf")
+        (self.home / "models/gone.gguf").symlink_to("nothing.gguf")
+        ollama_store(self.home / ".ollama/models")
+        usual = Path.stat
+
+        def stat(path, **how):
+            if {"closed", ".ollama"} & set(path.parts[:-1]):
+                raise PermissionError(13, "Permission denied", str(path))  # nobody refuses root
+            return usual(path, **how)
+
+        self.patch(Path, "stat", stat)
+        self.assertEqual(self.names(ollama=True), ["good"])
