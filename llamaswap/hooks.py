@@ -22,7 +22,7 @@ from llamaswap.config import Endpoint
 from llamaswap.config.commands import split
 from llamaswap.config.schema import Hooks
 from llamaswap.errors import ModelUnloaded
-from llamaswap.supervised import Around
+from llamaswap.supervised import Farewell
 
 log = Logger()
 
@@ -134,41 +134,31 @@ async def _nothing() -> None:
 
 
 @define(eq=False)
-class Hooked(Around):
+class Hooked(Farewell):
     """A supervisor whose starts and stops wait for hooks. Without any it is the supervisor itself, a call further."""
 
     model: str
     _runner: Runner
-    _stops: int = field(default=0, init=False)
 
-    def ensure_ready(self) -> Deferred[Endpoint]:
+    def _start(self) -> Deferred[Endpoint]:
         """Run `before_load` first where a start is needed."""
-        if self._inner.state == "ready" or not self._runner.wants("before_load"):
+        if self._stays or not self._runner.wants("before_load"):
             return self._inner.ensure_ready()
         return Deferred.fromCoroutine(self._prepared())
 
     async def _prepared(self) -> Endpoint:
-        stops = self._stops
+        wishes = self._wishes
         await self._runner.run("before_load", self.model)
-        if stops != self._stops:  # unloaded while the hook ran: whoever asked is told so, and nothing is started
+        if wishes != self._wishes:  # unloaded while the hook ran: whoever asked is told so, and nothing is started
             raise ModelUnloaded(self.model)
         return await self._inner.ensure_ready()
 
-    def stop(self, grace: float | None = None) -> Deferred[None]:
-        """Run `before_unload` first where there is a server that answers."""
-        self._stops += 1
-        if self._inner.state != "ready" or not self._runner.wants("before_unload"):
-            return self._inner.stop(grace)
-        running = self._runner.run("before_unload", self.model)
-        return running.addCallback(lambda _: self._inner.stop(grace))
+    def _before_stop(self, grace: float | None) -> Deferred[None] | None:
+        return self._before_sleep()
 
-    def sleep(self, grace: float | None = None) -> Deferred[bool]:
-        """As `stop`: the same hooks, since the model's room is given up as well."""
-        self._stops += 1
-        if self._inner.state != "ready" or not self._runner.wants("before_unload"):
-            return self._inner.sleep(grace)
-        running = self._runner.run("before_unload", self.model)
-        return running.addCallback(lambda _: self._inner.sleep(grace))
+    def _before_sleep(self) -> Deferred[None] | None:
+        """Sleep or not, the model's room is given up."""
+        return self._runner.run("before_unload", self.model) if self._runner.wants("before_unload") else None
 
 
 def poster(reactor: Any) -> Callable[[str, bytes], Deferred[Any]]:

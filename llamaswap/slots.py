@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 from llamaswap.config import Endpoint, Model
 from llamaswap.errors import ModelUnloaded
-from llamaswap.supervised import Around, Status
+from llamaswap.supervised import Farewell, Status
 
 log = Logger()
 
@@ -215,38 +215,35 @@ def _whole(told: Any, name: str) -> int:
 
 
 @define(eq=False)
-class Slotted(Around):
+class Slotted(Farewell):
     """A supervisor whose stops save slots and whose starts restore them, for models that want it."""
 
     _model: Model
     _slots: Slots
-    _stops: int = field(default=0, init=False)
 
     def _wanted(self) -> bool:
         return self._model.slots.save and not self._slots.closing and not self._slots.book(self._model.id).why
 
-    def ensure_ready(self) -> Deferred[Endpoint]:
+    def _start(self) -> Deferred[Endpoint]:
         """Restore first where a start was needed and there is something to be restored."""
         if self._inner.state == "ready" or not self._wanted() or not self._slots.book(self._model.id).saved:
             return self._inner.ensure_ready()
         return Deferred.fromCoroutine(self._restored())
 
     async def _restored(self) -> Endpoint:
-        stops, asleep = self._stops, self._inner.status().asleep_since is not None
+        wishes, asleep = self._wishes, self._inner.status().asleep_since is not None
         endpoint = await self._inner.ensure_ready()
         if not asleep and self._wanted():
             await self._slots.restore(self._model, self._inner.status())
-            if stops != self._stops:  # unloaded meanwhile: whoever asked is told so
+            if wishes != self._wishes:  # unloaded meanwhile: whoever asked is told so
                 raise ModelUnloaded(self._model.id)
         return endpoint
 
-    def stop(self, grace: float | None = None) -> Deferred[None]:
-        """Save first, where there is a server that answers and time for it."""
-        self._stops += 1
-        if self._inner.state != "ready" or not self._wanted() or grace == 0.0:
-            return self._inner.stop(grace)
-        saving = Deferred.fromCoroutine(self._slots.save(self._model, self._inner.status()))
-        return saving.addCallback(lambda _: self._inner.stop(grace))
+    def _before_stop(self, grace: float | None) -> Deferred[None] | None:
+        """Save, where there is time for it."""
+        if not self._wanted() or grace == 0.0:
+            return None
+        return Deferred.fromCoroutine(self._slots.save(self._model, self._inner.status()))
 
     def retune(self, model: Model) -> None:
         if (model.cmd, model.slots) != (self._model.cmd, self._model.slots):

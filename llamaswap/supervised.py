@@ -1,21 +1,26 @@
 """What the router asks of one model's server, whoever supervises it; and what stands around a supervisor.
 
 Something that has to happen before a start or a stop, and that decides nothing, is an `Around`: it looks like the
-supervisor inside it, and does its part in between.
+supervisor inside it, and does its part in between. What happens before a server goes is a `Farewell`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from attrs import define
+from attrs import define, field
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
-from llamaswap.errors import StartFailed
+from llamaswap.errors import ModelUnloaded, StartFailed
 from llamaswap.supervise.adopt import Served
+
+T = TypeVar("T")
+log = Logger()
 
 
 class Status(Protocol):
@@ -137,3 +142,77 @@ class Around:
 
 
 _check: type[Supervised] = Around
+
+
+@define(eq=False)
+class Farewell(Around):
+    """Has something done for a ready server before it goes: once, whoever wants it gone meanwhile.
+
+    Until that is over the supervisor inside does not know, and would give away a server that is about to go. So who
+    wants it ready then waits, and gets the next one.
+    """
+
+    _wishes: int = field(default=0, init=False)  # how often it was asked to go
+    _going: int = field(default=0, init=False)  # those of them that have not come to their end
+    _saying: Deferred[None] | None = field(default=None, init=False)
+
+    def _start(self) -> Deferred[Endpoint]:
+        """`ensure_ready`, when no farewell is under way."""
+        return self._inner.ensure_ready()
+
+    def _before_stop(self, grace: float | None) -> Deferred[None] | None:
+        """What is to be waited for; None where there is nothing."""
+        return None
+
+    def _before_sleep(self) -> Deferred[None] | None:
+        """The same for a server that is put to sleep."""
+        return None
+
+    @property
+    def _stays(self) -> bool:
+        """Whether there is a server that answers, and that nobody has asked to go."""
+        return self._inner.state == "ready" and not self._going
+
+    def ensure_ready(self) -> Deferred[Endpoint]:
+        """Wait until a server that goes has been told, then have it started anew."""
+        return self._start() if self._saying is None else Deferred.fromCoroutine(self._start_after(self._saying))
+
+    async def _start_after(self, saying: Deferred[None]) -> Endpoint:
+        wishes = self._wishes
+        await _forked(saying)
+        if wishes != self._wishes:
+            raise ModelUnloaded(self._inner.status().model)
+        return await self._start()
+
+    def stop(self, grace: float | None = None) -> Deferred[None]:
+        """After the farewell, if there is to be one."""
+        return self._leave(lambda: self._before_stop(grace), lambda: self._inner.stop(grace))
+
+    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+        """The same."""
+        return self._leave(self._before_sleep, lambda: self._inner.sleep(grace))
+
+    def _leave(self, before: Callable[[], Deferred[None] | None], go: Callable[[], Deferred[T]]) -> Deferred[T]:
+        self._wishes += 1
+        if self._stays:
+            self._saying = before()
+            if self._saying is not None:
+                self._saying.addErrback(lambda failure: log.failure("before a server goes", failure))
+                self._saying.addCallback(self._said)
+        going = go() if self._saying is None else _forked(self._saying).addCallback(lambda _: go())
+        self._going += 1
+        return going.addBoth(self._left)
+
+    def _said(self, _: None) -> None:
+        self._saying = None
+
+    def _left(self, result: T | Failure) -> T | Failure:
+        self._going -= 1
+        return result
+
+
+def _forked(saying: Deferred[None]) -> Deferred[None]:
+    """One more who waits for it, in turn."""
+    waiter: Deferred[None] = Deferred()
+    saying.addCallback(waiter.callback)
+    return waiter

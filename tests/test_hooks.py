@@ -8,9 +8,12 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from llamaswap.bus import Bus, StateChanged, SwapEnded
+from llamaswap.config import Config, Model
 from llamaswap.config.schema import Hooks
 from llamaswap.errors import ModelUnloaded
 from llamaswap.hooks import Hooked, Runner
+from llamaswap.router import Router
+from tests.doubles import FakeFleet
 
 
 class Inner:
@@ -114,6 +117,94 @@ class HookedTests(SynchronousTestCase):
         bus.publish(SwapEnded(2, "owl", "exited", 0.0))
         self.assertEqual([url for url, _ in self.posted], ["http://x/r", "http://x/u", "http://x/f"])
         self.assertIn(b'"error": "exited"', self.posted[-1][1])
+
+
+class MeanwhileTests(SynchronousTestCase):
+    """Between the wish that a server goes and its going there is the hook."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.fleet = FakeFleet(self.clock)
+        self.asked = []
+
+    def post(self, url, document):
+        self.asked.append((url, Deferred()))
+        return self.asked[-1][1]
+
+    def answer(self, url):
+        [(told, answer)] = self.asked
+        self.assertEqual(told, url)
+        self.asked.clear()
+        answer.callback(None)
+        self.settle()
+
+    def settle(self):
+        self.clock.pump([0.0] * 12)
+
+    def router(self, **hooks):
+        runner = Runner(self.clock, lambda: Hooks(**hooks), {}, self.post)
+        config = Config(models={"owl": Model("owl", cmd="serve owl")})
+        supervise = lambda model, listener: Hooked(self.fleet(model, listener), model.id, runner)
+        router = Router(config, supervise, self.clock, Bus(lambda error: None))
+        router.load("owl")
+        self.settle()
+        if "before_load" in hooks:
+            self.answer(*hooks["before_load"])
+        return router
+
+    def test_a_request_that_comes_while_before_unload_runs_does_not_get_the_server_that_goes(self):
+        router = self.router(before_unload=("http://x/u",))
+        router.unload()
+        acquisition = router.request("owl")
+        self.settle()
+        self.assertNoResult(acquisition.granted)
+        self.answer("http://x/u")
+        lease = self.successResultOf(acquisition.granted)
+        self.assertEqual((lease.lost, self.fleet["owl"].state, self.fleet["owl"].spawned), (False, "ready", 2))
+        lease.release()
+        self.assertIsNotNone(router.lease("owl"))
+
+    def test_it_is_woken_where_it_was_put_to_sleep(self):
+        self.router(before_unload=("http://x/u",))
+        runner = Runner(self.clock, lambda: Hooks(before_unload=("http://x/u",)), {}, self.post)
+        hooked = Hooked(self.fleet["owl"], "owl", runner)
+        asleep, ready = hooked.sleep(3.0), hooked.ensure_ready()
+        self.settle()
+        self.assertNoResult(ready)
+        self.answer("http://x/u")
+        self.successResultOf(asleep)
+        self.successResultOf(ready)
+        self.assertEqual((self.fleet["owl"].wakes, self.fleet["owl"].spawned), (1, 1))
+
+    def test_its_start_waits_for_before_load_as_any_other(self):
+        router = self.router(before_unload=("http://x/u",), before_load=("http://x/l",))
+        router.unload()
+        acquisition = router.request("owl")
+        self.settle()
+        self.answer("http://x/u")
+        self.assertNoResult(acquisition.granted)
+        self.answer("http://x/l")
+        self.assertFalse(self.successResultOf(acquisition.granted).lost)
+
+    def test_a_server_that_is_unloaded_twice_has_its_hook_run_once(self):
+        router = self.router(before_unload=("http://x/u",))
+        gone = [router.unload(), router.unload()]
+        self.settle()
+        self.answer("http://x/u")
+        for one in gone:
+            self.successResultOf(one)
+        self.assertEqual(self.fleet["owl"].state, "stopped")
+
+    def test_who_came_while_before_unload_ran_is_told_of_the_unload_that_came_later(self):
+        router = self.router(before_unload=("http://x/u",))
+        router.unload()
+        acquisition = router.request("owl")
+        self.settle()
+        gone = router.unload()
+        self.failureResultOf(acquisition.granted, ModelUnloaded)
+        self.answer("http://x/u")
+        self.successResultOf(gone)
+        self.assertEqual((self.fleet["owl"].state, self.fleet["owl"].spawned), ("stopped", 1))
 
 
 class CommandTests(TestCase):

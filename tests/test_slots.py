@@ -188,6 +188,44 @@ class SlotTests(SynchronousTestCase):
                 made.down(0.0 if what == "crash" else 10.0)
             self.assertEqual(made.asked, [])
 
+    def test_a_server_that_is_wanted_again_while_it_is_saved_goes_and_comes_back(self):
+        """Given out as it is, it would go from under the request."""
+        made = Scene()
+        made.up()
+        gone = made.server.stop(10.0)
+        ready = made.server.ensure_ready()
+        made.clock.pump([0.1] * 3)
+        self.assertNoResult(ready)
+        made.clock.pump([0.1] * 40)
+        self.successResultOf(gone)
+        self.successResultOf(ready)
+        self.assertEqual((made.inner.state, made.inner.spawned), ("ready", 2))
+        self.assertIn("POST /slots/0?action=restore", made.steps())
+
+    def test_a_stop_that_is_asked_for_twice_saves_once(self):
+        """The second save would meet a server that goes, and be given up for it."""
+        made = Scene()
+        made.up()
+        gone = [made.server.stop(10.0)]
+        made.clock.pump([0.1] * 3)
+        gone.append(made.server.stop(10.0))
+        made.clock.pump([0.1] * 40)
+        for one in gone:
+            self.successResultOf(one)
+        self.assertEqual(made.steps().count("GET /slots"), 1)
+        self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
+
+    def test_who_wants_it_while_it_is_saved_is_told_where_it_shall_go_all_the_same(self):
+        for again in ("stop", "sleep"):
+            made = Scene()
+            made.up()
+            made.server.stop(10.0)
+            ready = made.server.ensure_ready()
+            getattr(made.server, again)(10.0)
+            made.clock.pump([0.1] * 40)
+            self.failureResultOf(ready, ModelUnloaded)
+            self.assertEqual((made.inner.state, made.inner.spawned), ("stopped", 1))
+
     def test_flags_are_read_in_both_forms(self):
         self.assertEqual(flags_of(("s", "--slot-save-path=/x", "--api-key", "k")).folder, "/x")
         self.assertEqual(flags_of(("s", "--slot-save-path")).folder, "")
