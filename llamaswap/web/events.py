@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from attrs import define, field
@@ -41,6 +41,7 @@ LOG_GATHER = 0.05  # seconds: a server that writes a line a millisecond makes tw
 LOG_BOUND = 256 * 1024  # bytes gathered meanwhile; beyond, the oldest go
 REPLAY = 1024  # messages a client that was away for a moment can catch up with
 REPLAY_BYTES = 1024 * 1024
+LONGEST_NUMBER = 19  # digits of an event's number; more are none of ours
 log = Logger()
 STATES = frozenset(("starting", "ready", "stopping"))
 
@@ -52,6 +53,8 @@ class _Tail:
     source: str
     _tell: Callable[[str, str], None]
     _clock: IReactorTime
+    since: int
+    """The number of the last event that came before it."""
     _decoder: codecs.IncrementalDecoder = field(
         factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"), init=False
     )
@@ -143,8 +146,7 @@ class Events:
         # What was written but not told yet is part of the history that follows; it must not come twice.
         for tail in self._tails.values():
             tail.flush()
-        missed = self._missed(call, feed)
-        for told in self._history(feed) if missed is None else missed:
+        for told in self._missed(call, feed):
             feed.send(told)
         for told in self._fresh(feed):
             feed.send(told)
@@ -159,18 +161,23 @@ class Events:
         finally:
             self._part(feed)
 
-    def _missed(self, call: Call, feed: Feed) -> list[Message] | None:
-        """What a returning client has not seen yet, None when that is not known any more."""
+    def _missed(self, call: Call, feed: Feed) -> Iterator[Message]:
+        """What a returning client has not seen yet; the whole log where that is not known any more."""
         last = call.first(b"last-event-id") or b""
-        if feed.topics is None or not last.isdigit() or not self._recent:
-            return None
-        number = int(last)
-        if not self._recent[0].number - 1 <= number <= self._number:
-            return None
-        return [told for told in self._recent if told.number > number and feed.wants(told.topic)]
+        number = int(last) if feed.topics is not None and last.isdigit() and len(last) < LONGEST_NUMBER else -1
+        if not self._recent or not self._recent[0].number - 1 <= number <= self._number:
+            yield from self._history(feed, _log_topics(feed))
+            return
+        # A log is followed only while somebody watches it: what nobody heard of is not among the events.
+        followed = {topic for topic, tail in self._tails.items() if tail.since <= number}
+        gaps = _log_topics(feed) - followed
+        for told in self._recent:
+            if told.number > number and feed.wants(told.topic) and told.topic not in gaps:
+                yield told
+        yield from self._history(feed, gaps)
 
-    def _history(self, feed: Feed) -> Iterable[Message]:
-        for topic in ("logs:proxy", "logs:upstream") if feed.topics is None else sorted(feed.topics):
+    def _history(self, feed: Feed, topics: Iterable[str]) -> Iterator[Message]:
+        for topic in sorted(topics):
             monitor = self._monitor(topic)
             if monitor is not None:
                 text = monitor.history().decode("utf-8", "replace")
@@ -222,10 +229,12 @@ class Events:
         wanted = {topic for feed in self._feeds for topic in _log_topics(feed)}
         for topic in self._tails.keys() - wanted:
             self._tails.pop(topic).close()
+            self._number += 1  # who was there until now is told apart from who comes before the next event
         for topic in sorted(wanted - self._tails.keys()):
             monitor = self._monitor(topic)
             if monitor is not None:
-                tail = self._tails[topic] = _Tail(topic.removeprefix("logs:"), self._log_written, self.clock)
+                name = topic.removeprefix("logs:")
+                tail = self._tails[topic] = _Tail(name, self._log_written, self.clock, self._number)
                 tail.subscription = monitor.subscribe(tail.wrote)
 
     def _retune_samples(self) -> None:

@@ -257,6 +257,48 @@ class TopicTests(TestCase):
         stays.leave()
         back.leave()
 
+    def test_lines_written_while_nobody_watched_a_log_are_not_missing_for_who_returns(self):
+        world = World()
+        stays, leaves = self.open(world, "swaps"), self.open(world, "logs:alpha,swaps")
+        world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        last = events(leaves.answer().body)[-1][2]
+        leaves.leave()
+        world.book.model("alpha").write(b"unseen\n")
+        other = self.open(world, "logs:alpha")  # watched again, but not since then
+        world.bus.publish(SwapBegan(2, "beta", (), "", 0.0))
+        back = self.open(world, "logs:alpha,swaps", **{"Last-Event-ID": str(last)})
+        told = [(kind, data) for kind, data, _ in events(back.answer().body) if kind in ("logData", "swap")]
+        self.assertEqual([data["id"] for kind, data in told if kind == "swap"], [2])
+        [log] = [data for kind, data in told if kind == "logData"]
+        self.assertEqual((log["data"], log["reset"]), ("unseen\n", True))
+        for client in (stays, other, back):
+            client.leave()
+
+    def test_a_log_that_was_watched_all_the_time_is_not_sent_anew(self):
+        world = World()
+        stays, leaves = self.open(world, "logs:alpha"), self.open(world, "logs:alpha")
+        world.book.model("alpha").write(b"one\n")
+        world.clock.advance(1)
+        last = events(leaves.answer().body)[-1][2]
+        leaves.leave()
+        world.book.model("alpha").write(b"two\n")
+        back = self.open(world, "logs:alpha", **{"Last-Event-ID": str(last)})
+        self.assertEqual(
+            [data for kind, data, _ in events(back.answer().body) if kind == "logData"],
+            [{"source": "alpha", "data": "two\n"}],
+        )
+        stays.leave()
+        back.leave()
+
+    def test_a_last_event_of_nonsense_gets_the_whole_log(self):
+        world = World()
+        stays = self.open(world, "swaps")
+        world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        client = self.open(world, "logs:alpha", **{"Last-Event-ID": "9" * 5000})
+        self.assertEqual(kinds(client.answer().body)[0], "logData")
+        stays.leave()
+        client.leave()
+
     def test_a_reload_is_told_and_followed_by_a_fresh_picture(self):
         world = World()
         client = self.open(world, "models")
