@@ -387,7 +387,7 @@ class Router:
             if flight.swap.model == model and not flight.abandoned:
                 if flight.starting:
                     return Hold("its model is being loaded", loading=True)
-                left = tuple(name for name in flight.swap.evict if self._scheduler.phase(name) is not Phase.COLD)
+                left = tuple(name for name in flight.swap.evict if self._scheduler.phase(name) is Phase.GOING)
                 if left:
                     return Hold(f"{', '.join(left)} is being unloaded for its model", left, loading=True)
                 return Hold("GPU memory is being given back before its model is loaded", loading=True)

@@ -515,6 +515,13 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual([status.model for status in here.router.sleeping()], ["b"])
         self.assertEqual(here.router.state("b"), "stopped")
 
+    def test_what_sleeps_already_is_not_said_to_be_in_the_way(self) -> None:
+        pair = grouped(pair=Group(swap=False, members=("a", "b")))
+        here = scene(routing=pair, servers={"b": {"exit": 5.0}}, sleep=SLEEP).loaded("a", "b")
+        here.router.request("c")
+        here.settle()
+        self.assertEqual(here.router.hold("c").models, ("b",))
+
     def test_a_lease_of_before_the_sleep_is_lost_and_the_next_is_not(self) -> None:
         here = scene(sleep=SLEEP)
         old = here.lease("a")
