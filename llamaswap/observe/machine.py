@@ -159,7 +159,10 @@ class Machine:
         if self._listeners:
             document = self._document([sample])
             for listener in self._listeners:
-                listener(document)
+                try:
+                    listener(document)
+                except Exception:  # a listener's fault must not end the sampling
+                    log.failure("a listener to samples failed")
 
     def subscribe(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         """Hear of every later sample, as `samples` would tell it; returns the unsubscriber (idempotent)."""

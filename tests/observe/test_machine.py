@@ -116,6 +116,15 @@ class TestMachine(SynchronousTestCase):
         self.clock.advance(5)
         self.assertEqual((len(heard), machine.samples(after=5.0)["gpu_stats"]), (1, []))
 
+    def test_a_listener_that_fails_ends_neither_the_sampling_nor_the_others_hearing(self):
+        machine = self.make()
+        machine.start()
+        heard = []
+        machine.subscribe(lambda document: 1 / 0)
+        machine.subscribe(heard.append)
+        self.clock.pump([5, 5])
+        self.assertEqual((len(heard), len(self.flushLoggedErrors(ZeroDivisionError))), (2, 2))
+
     def test_a_slow_driver_makes_samples_rarer(self):
         run = Later()
         machine = self.make(run=run)
