@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as TimeIsUp
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llamaswap.observe.gpus import Reading
 
 LEAST = 64  # MiB on one board below which a model's share is noise
 NEARLY = 0.9  # of the expected memory counts as all of it: readings are rounded, neighbours grow a little
 LOOK = 0.1  # seconds between two readings while somebody waits
+LATE = 1.0  # seconds past its time that a reading under way may take; a driver that hangs must not keep a model away
 STEADY = 1.0  # seconds without a change after which half of it counts too: a neighbour grew into the rest
 
 log = Logger()
@@ -101,7 +104,8 @@ class Reclaim:
         waiting = Deferred.fromCoroutine(self._wait(model, self._used, self._pending, left))
         self._pending = {}
         # A start must not fail, or hang, because of a reading.
-        return waiting.addErrback(lambda failure: log.failure("reading the GPUs' memory failed", failure))
+        waiting.addTimeout(left + LATE, self.clock)
+        return waiting.addErrback(lambda failure: _unread(failure, model))
 
     def share(self, model: str) -> int | None:
         """MiB that a loaded model took on all boards; None where that is not known."""
@@ -147,7 +151,14 @@ class Reclaim:
     def _ask(self, note: Callable[[Usage], None]) -> None:
         """A reading that nobody waits for."""
         asked = maybeDeferred(self.read).addCallback(lambda readings: note(_by_board(readings)))
-        asked.addErrback(lambda failure: log.failure("reading the GPUs' memory failed", failure))
+        asked.addErrback(_unread)
+
+
+def _unread(failure: Failure, model: str = "") -> None:
+    if failure.check(TimeIsUp):
+        log.warn("{model} is loaded although the GPUs do not tell how much of their memory is in use", model=model)
+    else:
+        log.failure("reading the GPUs' memory failed", failure)
 
 
 def _by_board(readings: Sequence[Reading]) -> Usage:

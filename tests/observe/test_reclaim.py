@@ -1,7 +1,8 @@
 """Memory that comes back late, on boards that a test writes."""
 
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.gpus import Reading
@@ -128,6 +129,19 @@ class ReclaimTests(SynchronousTestCase):
         here.used.clear()
         here.wait(0.1)
         self.successResultOf(back)
+
+    def test_a_driver_that_hangs_keeps_no_model_from_loading(self):
+        here = Boards()
+        here.load("big", 6000)
+        here.reclaim.gone("big")
+        here.reclaim.read = Deferred
+        with capturedLogs() as events:
+            back = here.reclaim.back("next")
+            here.wait(9.9)
+            self.assertNoResult(back)
+            here.wait(1.2)
+            self.successResultOf(back)
+        self.assertIn("next is loaded although", formatEvent(events[-1]))
 
     def test_a_reading_that_fails_fails_no_start(self):
         here = Boards()
