@@ -7,6 +7,7 @@ sent to clients that take them.
 from __future__ import annotations
 
 import mimetypes
+import os
 import re
 from collections.abc import Callable
 from html import escape
@@ -84,12 +85,12 @@ class Ui:
         page = name.startswith("models/") or "." not in name.rsplit("/", 1)[-1] or name == "index.html"
         if found is None and not page:
             return _missing()
-        found = found or self._page(name) or self._file("index.html", call) or self._plain_page()
+        found = found or self._page(call) or self._file("index.html", call) or self._plain_page()
         return evolve(found, headers=(*found.headers, *SAFETY))
 
-    def _page(self, name: str) -> Answer | None:
+    def _page(self, call: Call) -> Answer | None:
         """The document for a page some folders down: its links are relative, so they have to climb."""
-        depth = name.count("/")
+        depth = call.path.partition("/ui/")[2].count("/")  # as the browser counts: %2F is no folder
         path = self.root / "index.html"
         if not depth or not path.is_file():
             return None
@@ -102,7 +103,7 @@ class Ui:
         if any(not part or part.startswith(".") or "\\" in part or "\0" in part for part in parts):
             return None
         path = self.root.joinpath(*parts)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike the path's own method it takes a name that is too long
             return None
         content_type = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         headers: list[tuple[bytes, bytes]] = []

@@ -49,6 +49,14 @@ class FileTests(TestCase):
         self.assertEqual(self.get("/ui/models").body, b'<script src="./app.js">')
         self.assertEqual(self.get("/ui/a/b.js").status, 404)
 
+    def test_a_slash_inside_a_name_is_no_folder_to_climb_out_of(self):
+        self.write("index.html", b'<script src="./app.js">')
+        self.assertEqual(self.get("/ui/models/org%2Fmodel").body, b'<script src="../app.js">')
+
+    def test_an_address_too_long_for_a_file_is_no_error_of_ours(self):
+        self.assertEqual(self.get("/ui/" + "a" * 300).status, 200)
+        self.assertEqual(self.get("/ui/" + "a/" * 3000 + "x.js").status, 404)
+
     def test_scripts_from_elsewhere_and_frames_are_forbidden(self):
         headers = self.get("/ui/").headers
         self.assertIn("default-src 'self'", headers["content-security-policy"])
