@@ -100,6 +100,9 @@ class Activity:
     def use(self, store: Store) -> None:
         """A reload changed where rows are kept: later ones go to `store`, the old one is closed after its last."""
         old, self._store = self._store, store
+        # Ids are the store's: what is known by an old one would be taken for another row's.
+        self._captures.clear()
+        self._recent.clear()
         self._run(old.close).addErrback(lambda failure: log.failure("the old store did not close", failure=failure))
 
     # -- recording -----------------------------------------------------------------------------------------
@@ -160,31 +163,33 @@ class Activity:
         filed, self._filed = self._filed[:BATCH], self._filed[BATCH:]
         bodies, self._backlog_bodies = self._backlog_bodies, sum(recording.size for recording in self._backlog)
         self._writing = True
+        store = self._store
         if (
-            self._store.durable
+            store.durable
             or bodies - self._backlog_bodies > LARGE_BATCH
             or any(isinstance(item, Recording) for item in filed)
         ):
-            written = self._run(lambda: self._file(filed))
+            written = self._run(lambda: self._file(filed, store))
         else:
-            written = maybeDeferred(self._file, filed)
-        written.addCallbacks(self._announce, self._lost)
+            written = maybeDeferred(self._file, filed, store)
+        written.addCallbacks(self._announce, self._lost, callbackArgs=(store,))
         written.addErrback(lambda failure: log.failure("a listener to stored rows failed", failure=failure))
         written.addBoth(lambda _: self._wrote(batch))
 
-    def _file(self, batch: Sequence[_Filed | Recording]) -> tuple[list[Row], list[Blob]]:
+    def _file(self, batch: Sequence[_Filed | Recording], store: Store) -> tuple[list[Row], list[Blob]]:
         """Read the large answers, store the rows, compress the captures. On the worker where that may take a while."""
         filed = [item if isinstance(item, _Filed) else self._digested(item) for item in batch]
-        rows = self._store.insert(item.row for item in filed)
+        rows = store.insert(item.row for item in filed)
         captures = [(item.row.id, item.capture) for item in filed if item.capture is not None]
         return rows, [pack(some, self._compressor) for some in bundles(captures)]
 
-    def _announce(self, stored: tuple[list[Row], list[Blob]]) -> None:
+    def _announce(self, stored: tuple[list[Row], list[Blob]], store: Store) -> None:
         rows, blobs = stored
-        for blob in blobs:
-            self._captures.put(blob)
-        for row in rows[-RECENT:]:
-            self._recent[row.id] = row
+        if store is self._store:
+            for blob in blobs:
+                self._captures.put(blob)
+            for row in rows[-RECENT:]:
+                self._recent[row.id] = row
         while len(self._recent) > RECENT:
             self._recent.popitem(last=False)
         # Told only after the books are in order: a listener may ask for what it hears of.

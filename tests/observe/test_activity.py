@@ -322,6 +322,26 @@ class TestCapturing(SynchronousTestCase):
         page = bench.activity.page_document(result(bench.activity.page(parse_query({}))))
         self.assertEqual([(row["id"], row["has_capture"]) for row in page["data"]], [(3, True), (2, True), (1, False)])
 
+    def test_after_a_change_of_store_no_row_shows_the_capture_of_another(self):
+        """Ids begin anew there; one batch is on its way to the old store meanwhile."""
+        run = Later()
+        bench = Bench(run=run, store=Store(self.mktemp()))
+        for _ in range(2):
+            bench.ask(b"old")
+            bench.clock.advance(GATHER)
+            run.step()
+        bench.ask(b"old")
+        bench.clock.advance(GATHER)
+        bench.activity.use(Store())
+        run.step()
+        self.assertEqual(len(bench.rows), 3)
+        bench.serve(b"")
+        bench.clock.advance(GATHER)
+        self.assertEqual(bench.rows[-1].id, 1)
+        self.assertEqual([bench.captures.has(number) for number in (1, 2, 3)], [False] * 3)
+        self.assertIs(bench.activity.recent(1), bench.rows[-1])
+        self.assertIsNone(bench.activity.recent(3))
+
     def test_captures_in_the_making_share_a_bound(self):
         bench = Bench(buffer=1)
         scopes = [bench.activity.open(facts(number)) for number in range(5)]
