@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import define
+from twisted.logger import Logger
 
 from llamaswap.config import Config, Source, diff, load
 from llamaswap.config.ports import keep
 from llamaswap.web import versions
 from llamaswap.web.editing import Checked
 from llamaswap.web.versions import Author, Version, Versions
+
+log = Logger()
 
 
 @define(eq=False)
@@ -68,7 +71,10 @@ class ConfigFile:
         for place, content in ((backup, old), (fresh, new)):
             versions.write(place, content, mode)
         os.replace(fresh, target)
-        earlier.keep(new, mode, "restored" if restored else "saved", author, restored)
+        try:
+            earlier.keep(new, mode, "restored" if restored else "saved", author, restored)
+        except OSError as error:  # the file is written all the same, and what was in it before is kept
+            log.error("no version could be kept of the new configuration: {error}", error=error)
         self.reload()
 
     def versions(self) -> Sequence[Version]:

@@ -113,14 +113,18 @@ class Versions:
             milliseconds = max(milliseconds, int(versions[0].id.partition("-")[0]) + 1)
         identity = f"{milliseconds:013d}-{digest(content)}"
         self._prepare()
-        write(self._folder / identity, content, mode)
+        self._put(identity, content, mode)
         kept = self._bounded([_version(identity, milliseconds / 1000, len(content), None), *versions])
         known = self._known()
         known[identity] = {"why": why, "address": author.address, "agent": author.agent, "of": of}
         index = {version.id: known[version.id] for version in kept if version.id in known}
-        fresh = self._folder / (INDEX + ".new")
-        write(fresh, json.dumps(index, indent=1).encode(), mode)
-        os.replace(fresh, self._folder / INDEX)
+        self._put(INDEX, json.dumps(index, indent=1).encode(), mode)
+
+    def _put(self, name: str, content: bytes, mode: int) -> None:
+        """Whole or not at all: half a version would be shown, and restored, as a whole one."""
+        fresh = self._folder / "fresh"
+        write(fresh, content, mode)
+        os.replace(fresh, self._folder / name)
 
     def _bounded(self, versions: list[Version]) -> list[Version]:
         """The newest, as many as fit; always the newest two: what is in force and what was before. Others go."""

@@ -6,7 +6,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import Source, load
 from llamaswap.errors import ConfigError
 from llamaswap.web.configfile import ConfigFile
-from llamaswap.web.versions import NOBODY, Author
+from llamaswap.web.versions import NOBODY, Author, Versions
 
 OLD = "models:\n  a:\n    cmd: serve --port ${PORT}\n"
 NEW = OLD + "  b:\n    cmd: serve b --port ${PORT}\n"
@@ -61,6 +61,19 @@ class ConfigFileTests(TestCase):
         self.assertEqual((saved.why, found.why), ("saved", "found"))
         self.assertEqual((saved.author.address, found.author.address), ("10.0.0.7", ""))
         self.assertEqual((self.file.version(saved.id), self.file.version(found.id)), (NEW, OLD))
+
+    def test_a_text_that_is_written_is_loaded_also_where_no_version_of_it_can_be_kept(self):
+        usual = Versions.keep
+
+        def full(versions, content, *more):
+            if content == NEW.encode():
+                raise OSError(28, "No space left on device")
+            usual(versions, content, *more)
+
+        self.patch(Versions, "keep", full)
+        self.file.write(NEW, NOBODY)
+        self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
+        self.assertEqual([version.why for version in self.file.versions()], ["found"])
 
     def test_what_is_restored_says_where_it_comes_from(self):
         self.file.write(NEW, NOBODY)

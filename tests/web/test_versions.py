@@ -58,6 +58,19 @@ class VersionsTests(SynchronousTestCase):
         self.keep(versions, "d" * 50)
         self.assertEqual([version.size for version in versions.all()], [50, 4])
 
+    def test_a_version_that_a_full_disk_cut_short_is_none(self):
+        versions = self.versions()
+        self.keep(versions, "one")
+
+        def full(descriptor):
+            os.truncate(descriptor, 1)
+            raise OSError(28, "No space left on device")
+
+        patched = self.patch(os, "fsync", full)
+        self.assertRaises(OSError, self.keep, versions, "two")
+        patched.restore()
+        self.assertEqual([versions.read(version.id) for version in versions.all()], [b"one"])
+
     def test_nobody_else_may_read_them_who_may_not_read_the_file(self):
         versions = self.versions()
         self.keep(versions, "one", mode=0o640)
