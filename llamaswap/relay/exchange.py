@@ -127,8 +127,8 @@ class ResponseSink(Protocol):
         in the exchange's `passed`, for the sink does not see it."""
 
     def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes before an `abort`, if the framing lets any in at this point; `last` went out by the
-        `writer`."""
+        """Some more body bytes before an `abort`, if the framing lets any in at this point; `last` is the exchange's
+        own."""
 
     def finish(self) -> None:
         """The answer is complete."""
@@ -154,8 +154,8 @@ class ResponseSink(Protocol):
 class Exchange:
     """A request under way. `peer` is the client's socket address, `arrived` the clock's seconds at its head.
 
-    `passed` counts the raw body bytes that went out by the sink's `writer`; `last` stands for the last of them: it ends
-    as they did, a line end where they end a chunk. Both are known when the carrying is over.
+    `passed` counts the raw body bytes that went out by the sink's `writer`; `last` stands for what went out last of an
+    answer that broke off: a line end where that was a whole chunk. Both are known when the carrying is over.
     """
 
     head: RequestHead

@@ -134,7 +134,6 @@ class _ModelTurn(_Turn):
 
     __slots__ = (
         "_framer",
-        "_last",
         "_producing",
         "_request",
         "_sent",
@@ -151,7 +150,6 @@ class _ModelTurn(_Turn):
         self._request = head
         self._producing = False
         self._sent = 0
-        self._last = b""
         self.dead = False
         self.arriving: ArrivingBody | None = None
         body: BodySource
@@ -244,7 +242,6 @@ class _ModelTurn(_Turn):
         """The head, with the first body bytes in the same write."""
         framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw)
         self._sent += len(data)
-        self._last = data
         # A client told to wait with its body may never send it: where the next request begins is then unknown.
         if self.waits_for_continue or not framer.delimited or self.door.closing:
             self.keep_alive = False
@@ -256,7 +253,6 @@ class _ModelTurn(_Turn):
         framer = self._framer
         assert framer is not None  # the head comes first
         self._sent += len(data)
-        self._last = data
         if framer.body and not self.dead:
             self.door.send(as_chunk(data) if framer.chunking else data)
 
@@ -268,7 +264,7 @@ class _ModelTurn(_Turn):
 
     def last_word(self, words: bytes, last: bytes) -> None:
         """Some more body bytes, if there is room for them."""
-        framed = self._framer.last_word(words, last or self._last) if self._framer is not None else None
+        framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and not self.dead:
             self._sent += len(words)
             self.door.send(framed)

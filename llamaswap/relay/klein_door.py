@@ -51,7 +51,6 @@ class KleinSink:
         self._head = head
         self._framer: ResponseFramer | None = None
         self._write: Any = None
-        self._last = b""
         self._producing = False
         self.on_lost: Any = None
 
@@ -86,7 +85,6 @@ class KleinSink:
             keep_alive = False
         self._write = write_through(wire)
         self._write(framer.head(reason, keep_alive=keep_alive, data=data))
-        self._last = data
         request.sentLength += len(data)
 
     def write(self, data: bytes) -> None:
@@ -95,7 +93,6 @@ class KleinSink:
         assert framer is not None  # the head comes first
         if self._wire() is None or not framer.body:
             return
-        self._last = data
         self._request.sentLength += len(data)
         self._write(as_chunk(data) if framer.chunking else data)
 
@@ -104,8 +101,8 @@ class KleinSink:
         return self.write
 
     def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes, if there is room for them; `last` is known here."""
-        framed = self._framer.last_word(words, self._last) if self._framer is not None else None
+        """Some more body bytes, if there is room for them."""
+        framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and self._wire() is not None:
             self._request.sentLength += len(words)
             self._write(framed)

@@ -517,7 +517,7 @@ class _Carriage:
         if self._over:
             return
         self._over = True
-        if self._passed and self._connection is not None:
+        if self._head is not None and self._connection is not None:
             self._exchange.last = b"\r\n" if self._connection.between_chunks else b"..."
         tunnel, self._tunnel = self._tunnel, None
         if tunnel is not None:

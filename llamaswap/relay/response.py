@@ -76,7 +76,6 @@ class ResponseFramer:
             return None
         if not self.chunked:
             return as_chunk(words) if self.chunking else words
-        # Events end in line feeds: this is a chunk's end.
         return as_chunk(words) if last.endswith(b"\r\n") else None
 
     @staticmethod

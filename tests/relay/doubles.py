@@ -133,6 +133,7 @@ class World:
         self.exchanges, self.outcomes, self.errors, self.results = [], [], [], []
         self.notes = Notes()
         self.answered, self.cross_back, self.decline = answered, cross_back, decline
+        self.last_word = b""
         self.handler = self.carry
         self.site_calls = []
         self.factory = None
@@ -189,6 +190,8 @@ class World:
             except Exception as error:
                 self.errors.append(error)
                 if not exchange.gone:
+                    if self.last_word:
+                        exchange.sink.last_word(self.last_word, exchange.last)
                     exchange.sink.abort()
 
         return Flow(through())

@@ -219,6 +219,24 @@ class _Behaviour:
         server.lose()
         self.assertTrue(world.exchanges[0].last.endswith(b"\r\n"))
 
+    def test_a_stream_that_breaks_before_its_first_chunk_has_room_for_a_last_word_too(self):
+        world, client, server = self.talk()
+        client.took()
+        world.last_word = b"sorry"
+        server.give(STREAM)
+        server.lose()
+        self.assertTrue(client.took().endswith(b"\r\n\r\n5\r\nsorry\r\n"))
+
+    def test_no_last_word_is_put_into_a_chunk_that_broke_behind_a_line_of_its_own(self):
+        for rest in (b"", b"20\r\nagain\r\n"):
+            world, client, server = self.talk()
+            world.last_word = b"sorry"
+            server.give(STREAM + (b"5\r\nwhole\r\n" if rest else b"20\r\ndata: x\r\n"))
+            if rest:
+                server.give(rest)
+            server.lose()
+            self.assertNotIn(b"sorry", client.took())
+
     def test_length_that_is_not_reached_is_a_truncation(self):
         world, _, server = self.talk()
         server.give(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
