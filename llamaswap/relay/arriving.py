@@ -308,7 +308,8 @@ class ArrivingBody:
 
     def _refuse(self) -> None:
         """There is no room for what came: its reader is told, the rest is for nobody."""
-        error = self._refusal = NoRoom((self._memory if self._file is None and self._holder else self._disk).name)
+        in_memory = self._file is None and (self._holder is not None or self._forgetting)
+        error = self._refusal = NoRoom((self._memory if in_memory else self._disk).name)
         holder, self._holder = self._holder, None
         feed, self._feed = self._feed, None
         if holder is not None:

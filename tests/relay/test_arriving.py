@@ -278,6 +278,12 @@ class Rooms(SynchronousTestCase):
         one.close()
         self.assertEqual(disk.used, 0)
 
+    def test_what_streams_through_and_finds_no_memory_is_told_that_it_is_the_memory(self):
+        body, reader = self.body(5_000_000, memory=room(1000)), Consumer()
+        body.start(reader, keep=False).pauseProducing()
+        body.arrived(b"x" * 2000)
+        self.assertIn("too much of the memory", reader.refused[0])
+
     def test_an_announced_length_that_the_disk_cannot_take_is_refused_at_once(self):
         body, reader = self.body(1000, threshold=10, disk=room(500, "disk")), Consumer()
         body.start(reader)
