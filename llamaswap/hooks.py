@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import define, field
 from twisted.internet import error as process_errors
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -82,7 +82,7 @@ class Runner:
                 doing = self._command(entry, facts, timeout)
         except Exception as problem:  # whoever waits for it stops or starts a server, and must not fail for it
             log.error("hook {event}: {entry}: {error}", event=event, entry=entry, error=problem)
-            return Deferred.fromCoroutine(_nothing())
+            return succeed(None)
 
         def failed(failure: Failure) -> None:
             reason = failure.getErrorMessage() or "it took too long"
@@ -127,10 +127,6 @@ class Runner:
     def _ended(self, news: SwapEnded) -> None:
         if news.error is not None and self.wants("on_failure"):
             self.run("on_failure", news.model, news.error)
-
-
-async def _nothing() -> None:
-    """An entry that could not be begun is over."""
 
 
 @define(eq=False)

@@ -5,13 +5,14 @@ Results come back on the reactor's thread. Must not know what the work is.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
+
+from llamaswap.observe.gathering import Start, daemon
 
 T = TypeVar("T")
 
@@ -33,11 +34,11 @@ class Worker:
         self,
         name: str,
         from_thread: Callable[[Callable[[], None]], object],
-        start: Callable[[Callable[[], None]], None] | None = None,
+        start: Start | None = None,
     ) -> None:
         self._name = name
         self._from_thread = from_thread
-        self._start = start or self._daemon
+        self._start = start or daemon(name)
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._started = False
         self._closed = False
@@ -71,9 +72,6 @@ class Worker:
         self._closed = True
         self._queue.put(None)
         return last
-
-    def _daemon(self, target: Callable[[], None]) -> None:
-        threading.Thread(target=target, name=self._name, daemon=True).start()
 
     def _loop(self) -> None:
         while (job := self._queue.get()) is not None:

@@ -10,11 +10,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimeIsUp
 from twisted.internet.error import ConnectError, TimeoutError
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.supervise.readiness import Connector
+from llamaswap.supervise.readiness import Connector, connected
 
 
 class _Canary(Protocol):
@@ -55,17 +55,8 @@ class SocketCanary:
         return asked.addErrback(_silent)
 
     async def _ask(self, endpoint: Endpoint, words: bytes, limit: float) -> bool:
-        ways = self.ways(endpoint, limit)
-        for number, way in enumerate(ways):
-            canary = _Canary(words)
-            try:
-                await way.connect(Factory.forProtocol(lambda canary=canary: canary))  # type: ignore[misc]
-            except ConnectError:
-                if number + 1 == len(ways):
-                    raise
-                continue
-            return await canary.heard
-        return False
+        canary = await connected(self.ways(endpoint, limit), lambda: _Canary(words))
+        return await canary.heard
 
 
 def token(endpoint: Endpoint, model: str) -> bytes:

@@ -8,9 +8,9 @@ that says whose listener it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from attrs import define, frozen
 from twisted.internet.defer import CancelledError, Deferred
@@ -50,6 +50,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
 HEAD_BOUND = 4096  # bytes in which a status line must come
 
 _log = Logger()
+Speaker = TypeVar("Speaker", bound=StreamProtocol)
 
 CONNECTED = 0  # the "status" of a question that only asked for a connection
 
@@ -383,25 +384,30 @@ class SocketAsk:
         return asked.addTimeout(limit, self.clock, onTimeoutCancel=_too_slow)
 
     async def _ask(self, endpoint: Endpoint, path: str | None, limit: float, how: Request) -> int:
-        ways = self.ways(endpoint, limit)
-        for number, way in enumerate(ways):
-            question = _Question(self.clock, endpoint, path, how)
-            try:
-                await way.connect(_Single(question))
-            except ConnectError:
-                if number + 1 == len(ways):
-                    raise
-                continue
-            return await question.answer
-        raise ConnectError(string="no way to reach it")
+        question = await connected(self.ways(endpoint, limit), lambda: _Question(self.clock, endpoint, path, how))
+        return await question.answer
+
+
+async def connected(ways: Sequence[IStreamClientEndpoint], make: Callable[[], Speaker]) -> Speaker:
+    """A protocol of this making, connected by the first way that leads there."""
+    for number, way in enumerate(ways):
+        speaker = make()
+        try:
+            await way.connect(_Single(speaker))
+        except ConnectError:
+            if number + 1 == len(ways):
+                raise
+        else:
+            return speaker
+    raise ConnectError(string="no way to reach it")
 
 
 @implementer(IProtocolFactory)
 class _Single:
     """Hands out the one protocol it was made for."""
 
-    def __init__(self, question: _Question) -> None:
-        self._question = question
+    def __init__(self, speaker: StreamProtocol) -> None:
+        self._speaker = speaker
 
     def doStart(self) -> None:
         pass
@@ -409,8 +415,8 @@ class _Single:
     def doStop(self) -> None:
         pass
 
-    def buildProtocol(self, addr: IAddress) -> _Question:
-        return self._question
+    def buildProtocol(self, addr: IAddress) -> StreamProtocol:
+        return self._speaker
 
 
 def _too_slow(result: int | Failure, limit: float) -> int | Failure:
