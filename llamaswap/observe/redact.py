@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-SECRET = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key"})
+from llamaswap.wire.fields import SECRETS
+
 REDACTED = "[REDACTED]"
 
 
@@ -22,7 +23,7 @@ def canonical(name: bytes) -> str:
 def _looks(raw: bytes) -> tuple[bytes, str, bool]:
     """A header's name in lower case, as it is shown, and whether its value is a secret."""
     lower = raw.lower()
-    return lower, canonical(raw), lower in SECRET
+    return lower, canonical(raw), lower in SECRETS
 
 
 def shown(headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[bytes] = frozenset()) -> dict[str, str]:

@@ -13,6 +13,7 @@ import httptools
 from attrs import define
 
 from llamaswap.relay.exchange import Headers, RequestHead
+from llamaswap.wire.fields import SECRETS
 
 HEAD_LIMIT = 64 * 1024  # room for long cookies and traces; beyond it somebody is not speaking HTTP to us
 HEADER_COUNT = 500
@@ -78,7 +79,6 @@ class Framing:
 COMMON = 1024  # header fields that are kept as one object for all who send them
 COMMON_NAME = 32
 COMMON_VALUE = 40
-SECRETS = frozenset((b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key"))
 SECRET_SIZES = frozenset(map(len, SECRETS))
 _common: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
 

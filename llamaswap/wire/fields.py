@@ -32,6 +32,7 @@ ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", 
 # Said by the client about its own way to us; a peer is another operator's machine.
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+SECRETS = CREDENTIALS | {b"proxy-authorization", b"cookie", b"set-cookie"}  # shown to nobody, kept for nobody
 # The head of an event stream of our own.
 EVENT_STREAM = (
     (b"Content-Type", b"text/event-stream"),
