@@ -122,6 +122,27 @@ class MockDefects(harness.MockCase):
         self.assertEqual(page.evaluate("getSelection().toString()"), chosen)
         harness.until(lambda: page.locator(".log .ln", has_text="flood").count() > 300)
 
+    def test_a_log_that_is_sent_anew_takes_nothing_from_who_reads_it(self) -> None:
+        page = self.page("logs?src=proxy")
+        self.live(page)
+        page.locator(".log .ln").nth(60).wait_for()
+        text = "".join(f"[INFO] anew {number}\n" for number in range(80))
+        anew = {"source": "proxy", "data": text, "reset": True}
+        log = page.get_by_role("log")
+        log.evaluate("box => box.scrollTo(0, 90)")
+        self.world.tell("logData", anew)
+        page.locator(".log .ln", has_text="anew 79").wait_for()
+        self.assertEqual(log.evaluate("box => box.scrollTop"), 90)
+        page.get_by_role("button", name="Pause", exact=True).click()
+        self.world.tell("logData", {"source": "proxy", "data": "[INFO] late\n"})
+        page.get_by_role("button", name="Resume, 1 lines held").wait_for()
+        self.world.tell("logData", {**anew, "data": "[INFO] other\n" * 40})
+        page.get_by_role("button", name="Resume, 40 lines held").wait_for()
+        self.assertEqual(page.locator(".log .ln", has_text="anew").count(), 80)
+        page.get_by_role("button", name="Resume, 40 lines held").click()
+        page.locator(".log .ln", has_text="other").nth(39).wait_for()
+        self.assertEqual(page.locator(".log .ln").count(), 40)
+
     def test_running_requests_cost_little(self) -> None:
         page = self.page()
         self.live(page)

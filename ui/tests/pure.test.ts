@@ -6,6 +6,7 @@ import { Answer, requestTurns, responseAnswer } from "../src/lib/convo";
 import { bytes, clock, count, duration, rate, time } from "../src/lib/format";
 import { bySession } from "../src/lib/sessions";
 import { parameters, sizeText, weight } from "../src/lib/size";
+import { Hub } from "../src/lib/hub";
 import { folded, lineDiff } from "../src/lib/linediff";
 import { insertUnder } from "../src/lib/insert";
 import { TimedText, findLine, lineHash, timeOf } from "../src/lib/logtimes";
@@ -205,4 +206,34 @@ test("the size of a model is what it was seen to take, else what its name tells"
   assert.equal(sizeText(21_300, 120), "20.8 GiB");
   assert.deepEqual([sizeText(0, 0.135), sizeText(0, 8), sizeText(0, 0)], ["135M", "8B", "–"]);
   assert.ok(weight(21_300, 0) > weight(0, 8));
+});
+
+test("a log that was left and is opened again is asked for whole, not from the last event on", async () => {
+  const asked: (string | undefined)[] = [];
+  const lines = ["one", "two", "three"];
+  const usual = globalThis.fetch;
+  globalThis.fetch = (async (address: string, init: { headers: Record<string, string> }) => {
+    asked.push(init.headers["Last-Event-ID"]);
+    const source = /logs%3A(\w+)/.exec(address)?.[1];
+    const data = JSON.stringify({ type: "logData", data: { source, data: `${lines.shift()}\n`, reset: true } });
+    return new Response(new ReadableStream({ start: (out) => out.enqueue(new TextEncoder().encode(`id:${asked.length}\ndata:${data}\n\n`)) }));
+  }) as typeof fetch;
+  const hub = new Hub();
+  const number = hub.join(() => undefined);
+  const settle = () => new Promise((done) => setTimeout(done, 5));
+  try {
+    hub.handle(number, { kind: "hello", prefix: "http://x/", key: "", topics: ["logs:a"] });
+    await settle();
+    for (const topic of ["logs:b", "logs:a"]) {
+      hub.handle(number, { kind: "topics", topics: [topic] });
+      await settle();
+    }
+    assert.deepEqual(asked, [undefined, undefined, undefined]);
+    hub.handle(number, { kind: "retry" });
+    await settle();
+    assert.equal(asked[3], "3");
+  } finally {
+    hub.handle(number, { kind: "bye" });
+    globalThis.fetch = usual;
+  }
 });

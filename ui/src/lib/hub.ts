@@ -81,7 +81,7 @@ export class Hub {
     } else if (message.kind === "topics") {
       const added = message.topics.filter((topic) => !client.topics.has(topic));
       client.topics = new Set(message.topics);
-      const known = added.filter((topic) => this.logs.has(topic.slice(5)) && this.open.includes(topic));
+      const known = added.filter((topic) => this.logs.has(topic.slice(5)));
       if (known.length) client.post({ kind: "events", events: this.logSnapshot(known) });
       if (this.lacks()) this.connect();
     } else if (message.kind === "key") {
@@ -133,6 +133,8 @@ export class Hub {
     const abort = new AbortController();
     this.abort = abort;
     this.open = this.wanted();
+    // What is not followed any more has gaps from now on: it is asked for anew when somebody wants it.
+    for (const source of this.logs.keys()) if (!this.open.includes(`logs:${source}`)) this.logs.delete(source);
     if (this.status.state !== "open") this.tell({ ...this.status, state: "connecting", retryAt: null });
     this.run(abort).catch((error: Error) => {
       if (this.abort !== abort) return;

@@ -7,7 +7,7 @@ import { type Level, LEVELS, Lines, ansi, level, matcher, plain } from "./loglin
 import { on, subscribe } from "./link";
 import { pref } from "./prefs";
 import { Icon } from "./icons";
-import { CopyButton, IconButton, copyText, saveFile } from "./widgets";
+import { Btn, CopyButton, IconButton, copyText, saveFile } from "./widgets";
 
 const KEPT = 5000;
 
@@ -43,7 +43,7 @@ interface Props {
 
 export function LogView(props: Props) {
   const pane = useRef<HTMLDivElement>(null);
-  const store = useRef({ lines: [] as Line[], held: [] as Line[], parts: new Map<string, Lines>(), drop: 0 });
+  const store = useRef({ lines: [] as Line[], held: [] as Line[], parts: new Map<string, Lines>(), stale: new Set<string>() });
   const include = useSignal(props.initial ?? "");
   const exclude = useSignal("");
   const search = useSignal("");
@@ -103,6 +103,12 @@ export function LogView(props: Props) {
     away.value = false;
   };
 
+  // A whole log that comes anew takes the place of these sources' lines.
+  const forget = (sources: ReadonlySet<string>): void => {
+    for (const line of store.current.lines) if (sources.has(line.source)) line.row?.remove();
+    store.current.lines = store.current.lines.filter((line) => !sources.has(line.source));
+  };
+
   const append = (fresh: Line[]): void => {
     const box = pane.current;
     if (!box || !fresh.length) return;
@@ -159,7 +165,7 @@ export function LogView(props: Props) {
   };
 
   useEffect(() => {
-    store.current = { lines: [], held: [], parts: new Map(), drop: 0 };
+    store.current = { lines: [], held: [], parts: new Map(), stale: new Set() };
     total.value = 0;
     held.value = 0;
     pane.current?.replaceChildren();
@@ -169,12 +175,13 @@ export function LogView(props: Props) {
         if (!props.sources.includes(log.source)) return;
         const lines = store.current.parts.get(log.source) ?? new Lines();
         store.current.parts.set(log.source, lines);
+        const read = atTail() ? null : (pane.current?.scrollTop ?? null);
         if (log.reset) {
           lines.reset();
-          store.current.lines = store.current.lines.filter((line) => {
-            if (line.source === log.source) line.row?.remove();
-            return line.source !== log.source;
-          });
+          store.current.held = store.current.held.filter((line) => line.source !== log.source);
+          // Who pauses wants to read what is there; it goes when the rest comes.
+          if (paused.peek()) store.current.stale.add(log.source);
+          else forget(new Set([log.source]));
         }
         const now = Date.now();
         const fresh = lines.feed(log.data).map((text, i) => ({ source: log.source, text, at: log.reset ? timeOf(i, log.times ?? []) : now, level: level(text), row: null }));
@@ -186,7 +193,11 @@ export function LogView(props: Props) {
         // Several histories become one, as far as their times are known.
         if (many) store.current.lines.sort((a, b) => a.at - b.at);
         if (many) redraw();
-        else seek();
+        if (read !== null) {
+          pane.current?.scrollTo(0, read);
+          away.value = true;
+        }
+        seek();
       }),
     );
     return () => stops.forEach((stop) => stop());
@@ -227,6 +238,8 @@ export function LogView(props: Props) {
     const waiting = store.current.held;
     store.current.held = [];
     held.value = 0;
+    forget(store.current.stale);
+    store.current.stale.clear();
     append(waiting);
   };
   const pick = (event: MouseEvent): void => {
@@ -303,25 +316,10 @@ export function LogView(props: Props) {
         {!props.compact && (
           <>
             <button type="button" class="btn small hide-phone" aria-pressed={stamps.value} onClick={() => (stamps.value = !stamps.value)}>Times</button>
-            <button
-              type="button"
-              class="btn small hide-phone"
-              aria-label={`${fontSize.value} px text size`}
-              onClick={() => (fontSize.value = fontSize.value >= 16 ? 11 : fontSize.value + 1)}
-            >
-              {fontSize.value} px
-            </button>
+            <Btn small class="hide-phone" aria-label={`${fontSize.value} px text size`} onClick={() => (fontSize.value = fontSize.value >= 16 ? 11 : fontSize.value + 1)}>{fontSize.value} px</Btn>
             <IconButton icon="copy" label="Copy the lines shown" onClick={() => void copyText(text())} />
             <IconButton icon="download" label="Download the lines shown" onClick={() => saveFile(`${props.sources.join("+")}.log`, `${text()}\n`)} />
-            <IconButton
-              icon="trash"
-              label="Clear this view"
-              onClick={() => {
-                store.current.lines = [];
-                total.value = 0;
-                pane.current?.replaceChildren();
-              }}
-            />
+            <IconButton icon="trash" label="Clear this view" onClick={() => (forget(new Set(props.sources)), (total.value = 0))} />
           </>
         )}
       </div>

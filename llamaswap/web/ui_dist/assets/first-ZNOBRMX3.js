@@ -1,1 +1,0 @@
-import{a}from"./chunk-TXKXNMDL.js";import"./chunk-Q4L2XOIK.js";import"./chunk-NMTTSVDB.js";import"./chunk-DPNUTFGI.js";import"./chunk-UCWFQB54.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as FirstSteps};

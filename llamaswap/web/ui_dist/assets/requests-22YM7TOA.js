@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-F63UWCR6.js";import"./chunk-CNRLM4N2.js";import"./chunk-PATZKYBA.js";import"./chunk-NWP46BU3.js";import"./chunk-HQCXTFQC.js";import"./chunk-NMTTSVDB.js";import"./chunk-DPNUTFGI.js";import"./chunk-UCWFQB54.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
