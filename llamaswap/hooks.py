@@ -95,6 +95,7 @@ class Runner:
         env = {**self._environ, **{f"LLAMASWAP_{name.upper()}": value for name, value in facts.items()}}
         command = _Command()
         process = self._reactor.spawnProcess(command, words[0], words, env=env)
+        process.closeStdin()  # who reads there would wait for us
 
         def late() -> None:
             command.late = True

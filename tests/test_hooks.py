@@ -228,6 +228,14 @@ class CommandTests(TestCase):
         await self.run_hook("/no/such/program")
         await self.run_hook("# nothing")
 
+    async def test_a_command_that_reads_its_input_finds_its_end(self):
+        """ssh and docker do; a hook has nothing to say to them."""
+        path = self.mktemp()
+        code = f"import sys; open({path!r}, 'w').write('read' + sys.stdin.read())"
+        await self.run_hook(f'{sys.executable} -c "{code}"', timeout=5.0)
+        with open(path) as file:
+            self.assertEqual(file.read(), "read")
+
     async def test_a_command_that_takes_too_long_is_killed(self):
         began = reactor.seconds()
         await self.run_hook("sleep 20", timeout=0.2)
