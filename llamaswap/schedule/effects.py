@@ -86,7 +86,8 @@ class AbandonSwap:
 class Stop:
     """Stop these models (all in parallel); `gone` comes back for each one of which no process is left.
 
-    `why` is unload, idle, failed (a start), crash (clear up after it), reload, asleep (too many are) or shutdown.
+    `why` is unload, idle, failed (a start), abandoned (one), crash (clear up after it), reload, asleep (too many are)
+    or shutdown.
     """
 
     models: tuple[str, ...]
