@@ -13,6 +13,7 @@ from typing import Any
 from attrs import define, field
 from twisted.internet import error as process_errors
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,28 +28,51 @@ from llamaswap.supervised import Farewell
 log = Logger()
 
 MOST_OUTPUT = 2000  # characters of a hook's output kept for the log
+LAST_WORDS = 0.1  # seconds that what a command printed may take after its exit; who it left running may hold the pipe
 
 
 @define(eq=False)
 class _Command(ProcessProtocol):
     """One command under way; its Deferred fires at its end, errbacks with what it printed where it failed."""
 
-    done: Deferred[None] = field(factory=Deferred)
-    late: bool = False
-    _said: str = ""
+    _clock: IReactorTime
+    _timeout: float
+    done: Deferred[None] = field(factory=Deferred, init=False)
+    _said: str = field(default="", init=False)
+    _exited: bool = field(default=False, init=False)
+    _late: bool = field(default=False, init=False)
+    _process: Any = field(default=None, init=False)  # the transport
+    _timer: IDelayedCall | None = field(default=None, init=False)
+
+    def connectionMade(self) -> None:
+        self._process = self.transport
+        self._process.closeStdin()  # who reads there would wait for us
+        self._timer = self._clock.callLater(self._timeout, self._cut)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         self._said = (self._said + data.decode("utf-8", "replace"))[-MOST_OUTPUT:]
 
+    def processExited(self, reason: Failure) -> None:
+        self._exited = True
+        if self._timer is not None and self._timer.active():
+            self._timer.reset(LAST_WORDS)
+
     def processEnded(self, reason: Failure) -> None:
-        if self.done.called:
-            return
-        if self.late:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._late:
             self.done.errback(TimeoutError("it took too long"))
         elif reason.check(process_errors.ProcessDone):
             self.done.callback(None)
         else:
             self.done.errback(OSError(f"{reason.getErrorMessage()} {self._said.strip()}".strip()))
+
+    def _cut(self) -> None:
+        """Wait no longer: neither for its exit, nor for the pipes that a child of its own may hold."""
+        if not self._exited:
+            self._late = True
+            self._process.signalProcess("KILL")
+        self._process.loseConnection()
 
 
 @define(eq=False)
@@ -93,26 +117,9 @@ class Runner:
     def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
         words = split(entry)
         env = {**self._environ, **{f"LLAMASWAP_{name.upper()}": value for name, value in facts.items()}}
-        command = _Command()
-        process = self._reactor.spawnProcess(command, words[0], words, env=env)
-        process.closeStdin()  # who reads there would wait for us
-
-        def late() -> None:
-            command.late = True
-            try:
-                process.signalProcess("KILL")
-            except process_errors.ProcessExitedAlready:
-                pass
-            process.loseConnection()  # a child of its own may hold its pipes: the end is not waited for there
-
-        timer = self._reactor.callLater(timeout, late)
-
-        def settle(result: Any) -> Any:
-            if timer.active():
-                timer.cancel()
-            return result
-
-        return command.done.addBoth(settle)
+        command = _Command(self._reactor, timeout)
+        self._reactor.spawnProcess(command, words[0], words, env=env)
+        return command.done
 
     def listen(self, bus: Bus) -> None:
         """Run what nobody waits for."""

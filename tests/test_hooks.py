@@ -5,6 +5,7 @@ import sys
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from llamaswap.bus import Bus, StateChanged, SwapEnded
@@ -216,6 +217,16 @@ class CommandTests(TestCase):
         )
         return runner.run("before_load", "owl")
 
+    def setUp(self):
+        self.events = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def faults(self):
+        """What the log says of hooks that failed."""
+        found = [event for event in self.events if event["log_namespace"] == "llamaswap.hooks"]
+        return [formatEvent(event) for event in found if event["log_level"] is LogLevel.error]
+
     async def test_a_command_finds_the_facts_in_its_environment(self):
         path = self.mktemp()
         code = f"import os; open({path!r}, 'w').write(os.environ['LLAMASWAP_EVENT'] + os.environ['LLAMASWAP_MODEL'])"
@@ -236,7 +247,15 @@ class CommandTests(TestCase):
         with open(path) as file:
             self.assertEqual(file.read(), "read")
 
+    async def test_a_command_is_over_when_it_ended_whatever_it_left_running(self):
+        """What runs on in the background may hold the command's output for ever."""
+        began = reactor.seconds()
+        await self.run_hook("sh -c 'sleep 9 & echo $!'")
+        self.assertLess(reactor.seconds() - began, 5)
+        self.assertEqual(self.faults(), [])
+
     async def test_a_command_that_takes_too_long_is_killed(self):
         began = reactor.seconds()
         await self.run_hook("sleep 20", timeout=0.2)
         self.assertLess(reactor.seconds() - began, 10)
+        self.assertEqual(self.faults(), ["hook before_load for owl failed: it took too long"])
