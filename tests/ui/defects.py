@@ -143,6 +143,64 @@ class MockDefects(harness.MockCase):
         page.locator(".log .ln", has_text="other").nth(39).wait_for()
         self.assertEqual(page.locator(".log .ln").count(), 40)
 
+    def test_a_load_test_that_the_server_forgot_is_over(self) -> None:
+        numbers = {"errors": 0, "statuses": {}, "requests_per_second": 1, "tokens_per_second": 1}
+        spreads = {"ttft_ms": None, "itl_ms": None, "duration_ms": None}
+        order = {"model": "bge-m3", "concurrency": 1, "elapsed_ms": 5, "done": 1, "total": 9}
+        run = {**order, "id": "7", "state": "running", "results": {**numbers, **spreads}}
+        answers = iter([run])
+
+        def show(route: object) -> None:
+            told = next(answers, None)
+            route.fulfill(status=200 if told else 404, json=told or {"error": "load test not found"})  # type: ignore[attr-defined]
+
+        page = self.page("models")
+        page.route("**/api/loadtest", lambda route: route.fulfill(json={"runs": [run]}))
+        page.route("**/api/loadtest/7", show)
+        page.goto(f"{self.url}/ui/playground?tab=loadtest")
+        page.get_by_role("heading", name="bge-m3: lost").wait_for()
+        page.get_by_role("button", name="Run", exact=True).wait_for()
+
+    def test_a_column_stays_while_the_models_answer_in_it(self) -> None:
+        page = self.page("playground?tab=compare")
+        self.live(page)
+        page.get_by_role("button", name="Model", exact=True).click()
+        for number, model in enumerate(("gpt-oss-120b", "qwen3-coder-30b", "gemma-3-27b"), 1):
+            page.get_by_label(f"Model {number}", exact=True).select_option(model)
+        page.route("**/v1/chat/completions", lambda route: None)
+        page.get_by_label("Prompt for all").fill("Hello")
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_role("button", name="Stop").wait_for()
+        self.assertTrue(page.get_by_role("button", name="Remove column 1").is_disabled())
+        page.get_by_role("button", name="Stop").click()
+        harness.until(lambda: page.get_by_role("button", name="Remove column 1").is_enabled())
+
+    def test_what_another_tab_chose_is_not_forgotten_by_a_choice_in_this_one(self) -> None:
+        context = self.context()
+        first, second = self.page("models", context), self.page("models", context)
+        for page in (first, second):
+            page.locator("tr", has_text="gpt-oss-120b").first.wait_for()
+        second.get_by_label("Sort by").select_option("size")
+        first.get_by_role("button", name="Dense").click()
+        first.reload()
+        first.get_by_role("button", name="Dense", pressed=True).wait_for()
+        self.assertEqual(first.get_by_label("Sort by").input_value(), "size")
+
+    def test_text_that_is_selected_as_soon_as_it_is_there_stays_selected(self) -> None:
+        context = self.context()
+        context.add_init_script(  # the page's own pauses are long, as on a busy machine
+            "const later = window.setTimeout;"
+            "window.setTimeout = (call, ms, ...more) => later(call, ms >= 100 && ms < 500 ? ms * 10 : ms, ...more);"
+            "new MutationObserver(() => { const row = document.querySelectorAll('.log .ln')[50];"
+            "if (!row || window.chosen) return; window.chosen = row.textContent; const range = document.createRange();"
+            "range.selectNodeContents(row); getSelection().addRange(range); })"
+            ".observe(document, { childList: true, subtree: true })"
+        )
+        page = self.page("logs?src=proxy", context)
+        harness.until(lambda: page.evaluate("window.chosen"))
+        page.wait_for_timeout(2500)
+        self.assertEqual(page.evaluate("getSelection().toString()"), page.evaluate("window.chosen"))
+
     def test_running_requests_cost_little(self) -> None:
         page = self.page()
         self.live(page)

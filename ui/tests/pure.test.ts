@@ -144,8 +144,18 @@ test("what was thrown away does not come back", () => {
   assert.equal(newer({ text: "b", tag: "b" }), true);
   assert.equal(older({ text: "c", tag: "c" }), false);
   draft.typed("d");
-  draft.saved("d");
+  draft.saved("d", "d");
   assert.deepEqual([draft.dirty.value, draft.shown.value?.tag], [false, "d"]);
+});
+
+test("what is typed while a save is under way is not taken for saved", () => {
+  const draft = new Draft();
+  draft.ask()({ text: "a: 1", tag: "1" });
+  draft.typed("a: 2");
+  const sent = draft.text.value;
+  draft.typed("a: 23");
+  draft.saved(sent, "2");
+  assert.deepEqual([draft.text.value, draft.dirty.value, draft.shown.value], ["a: 23", true, { text: "a: 2", tag: "2" }]);
 });
 
 test("a block goes below its section, indented as its neighbours, and nothing else is touched", () => {
@@ -157,6 +167,7 @@ test("a block goes below its section, indented as its neighbours, and nothing el
   const text = "# mine\nmodels:\n    a:\n        cmd: y # here\n\n# about peers\npeers:\n  p: {}\n";
   const after = "# mine\nmodels:\n    a:\n        cmd: y # here\n    new:\n      cmd: x\n\n# about peers\npeers:\n  p: {}\n";
   assert.equal(insertUnder(text, "models", block), after);
+  assert.equal(insertUnder(text.replaceAll("\n", "\r\n"), "models", block), after);
 });
 
 test("only the last save can be undone, by the version before it", () => {

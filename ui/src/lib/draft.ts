@@ -31,10 +31,10 @@ export class Draft {
     return this.text.peek();
   }
 
-  /** The server took the text as it is and calls it so. */
-  saved(tag: string): void {
+  /** The server took this text and calls it so; what was typed meanwhile is not saved. */
+  saved(text: string, tag: string): void {
     this.asked += 1;
-    this.shown.value = { text: this.text.peek(), tag };
+    this.shown.value = { text, tag };
     this.outside.value = false;
   }
 

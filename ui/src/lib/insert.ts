@@ -9,7 +9,7 @@ const idle = (line: string): boolean => !line.trim() || line.trim().startsWith("
  * takes the indentation of its new neighbours. null where the section is not written as a block.
  */
 export function insertUnder(text: string, section: string, block: string): string | null {
-  const lines = text.replace(/\s+$/, "").split("\n");
+  const lines = text.replace(/\s+$/, "").split(/\r?\n/);
   if (lines.length === 1 && !lines[0]) lines.pop();
   const fresh = block.replace(/\s+$/, "").split("\n");
   const at = lines.findIndex((line) => KEY.exec(line)?.[1] === section);

@@ -98,8 +98,7 @@ export function LogView(props: Props) {
   };
 
   const toTail = (): void => {
-    const box = pane.current;
-    if (box) box.scrollTop = box.scrollHeight;
+    pane.current?.scrollTo(0, pane.current.scrollHeight);
     away.value = false;
   };
 
@@ -203,13 +202,17 @@ export function LogView(props: Props) {
     return () => stops.forEach((stop) => stop());
   }, [key]);
 
+  const filters = [include.value, exclude.value, floor.value].join("\n");
+  const drawn = useRef(filters);
   useEffect(() => {
     const timer = setTimeout(() => {
+      if (filters === drawn.current) return; // what was drawn as it came stays, and what is selected of it
+      drawn.current = filters;
       redraw();
       props.onFilter?.(include.value);
     }, 150);
     return () => clearTimeout(timer);
-  }, [include.value, exclude.value, floor.value]);
+  }, [filters]);
 
   const rows = (): HTMLElement[] => {
     const wanted = search.peek().toLowerCase();
@@ -219,12 +222,9 @@ export function LogView(props: Props) {
     const all = rows();
     hits.value = all.length;
     for (const row of pane.current?.querySelectorAll(".hit") ?? []) row.classList.remove("hit");
-    if (!all.length) {
-      hit.value = -1;
-      return;
-    }
-    hit.value = hit.value < 0 ? (by > 0 ? 0 : all.length - 1) : (hit.value + by + all.length) % all.length;
-    const row = all[hit.value] as HTMLElement;
+    hit.value = !all.length ? -1 : hit.value < 0 ? (by > 0 ? 0 : all.length - 1) : (hit.value + by + all.length) % all.length;
+    const row = all[hit.value];
+    if (!row) return;
     row.classList.add("hit");
     row.scrollIntoView({ block: "center" });
     if (props.onPick) {

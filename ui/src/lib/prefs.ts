@@ -18,9 +18,10 @@ function read(): Record<string, unknown> {
 const values = read();
 const known = new Map<string, Signal<unknown>>();
 
-function save(): void {
+function save(name: string, value: unknown): void {
   try {
-    localStorage.setItem(KEY, JSON.stringify(values));
+    // Other tabs write here too: only what was changed in this one is this one's to say.
+    localStorage.setItem(KEY, JSON.stringify(Object.assign(values, read(), { [name]: value })));
   } catch {
     // A full or forbidden store costs the preference, nothing else.
   }
@@ -35,10 +36,7 @@ export function pref<T>(name: string, initial: T): Signal<T> {
   effect(() => {
     const value = made.value;
     if (first) first = false;
-    else {
-      values[name] = value;
-      save();
-    }
+    else save(name, value);
   });
   return made;
 }

@@ -1,6 +1,6 @@
 // What the server told us: one signal per topic, filled by the event stream.
 import { computed, signal } from "@preact/signals";
-import { get, listOf, maybe, send } from "./api";
+import { get, listOf, maybe, pathId, send } from "./api";
 import { time } from "./format";
 import { on, status } from "./link";
 import type { Features, Inflight, ListedModel, ModelDetail, ModelStatus, PlanPreview, Profiles, Residency, Swap, SwapPhase } from "./types";
@@ -175,7 +175,7 @@ export async function plan(model: string): Promise<PlanPreview | null> {
 const firstNumber = (value: unknown): number | null => (typeof value === "number" ? value : null);
 
 export async function modelDetail(id: string): Promise<ModelDetail | null> {
-  const answer = await maybe<Record<string, unknown>>(`/api/models/${id.split("/").map(encodeURIComponent).join("/")}`);
+  const answer = await maybe<Record<string, unknown>>(`/api/models/${pathId(id)}`);
   if (!answer || typeof answer !== "object") return null;
   const { cmd, log_tail: tail } = answer;
   return {

@@ -204,12 +204,13 @@ export function ConfigPage() {
   };
 
   const save = async () => {
-    const tag = await written("PUT", "/api/config", draft.text.peek());
+    const text = draft.text.peek();
+    const tag = await written("PUT", "/api/config", text);
     if (tag === null) return;
     dialog.value = "";
-    draft.saved(tag);
+    draft.saved(text, tag);
     toast("ok", "Saved and loaded");
-    await open();
+    if (!draft.dirty.peek()) await open();
   };
 
   const restore = async (version: Version, told: string) => {

@@ -2,7 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { asked, load, planText, unload, unloadMany } from "../lib/actions";
-import { url } from "../lib/api";
+import { maybe, pathId, url } from "../lib/api";
 import { ago, clockTime, count, known, plural, rate, time } from "../lib/format";
 import { FirstSteps } from "../lib/first";
 import { Icon } from "../lib/icons";
@@ -27,7 +27,6 @@ import {
   residency,
   swapRevision,
 } from "../lib/state";
-import { maybe } from "../lib/api";
 import { Btn, Empty, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
 import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
 
@@ -65,28 +64,22 @@ export function Capabilities({ model }: { model: { capabilities?: Record<string,
 
 /** The model's own web page, served through this server. */
 export const ownPage = (id: string): string =>
-  id === "comfyui_auto" ? url("/comfyui/") : url(`/upstream/${id.split("/").map(encodeURIComponent).join("/")}/`);
+  id === "comfyui_auto" ? url("/comfyui/") : url(`/upstream/${pathId(id)}/`);
 
 export function LoadButton({ model, small = true }: { model: ModelStatus; small?: boolean }) {
   const hint = useSignal("");
   const pending = asked.value.has(model.id) && model.state === "stopped";
-  const size = small ? "btn small" : "btn";
   const look = () => {
     if (!hint.value) void plan(model.id).then((preview) => (hint.value = preview ? planText(preview) : ""));
   };
   useEffect(() => { hint.value = ""; }, [model.state, loadedModels.value]);
   if (model.state === "ready" || model.state === "starting") {
-    return (
-      <button type="button" class={size} onClick={() => void unload(model.id)}>
-        <Icon name="power" size={13} /> {model.state === "starting" ? "Cancel" : "Unload"}
-      </button>
-    );
+    return <Btn small={small} onClick={() => void unload(model.id)}><Icon name="power" size={13} /> {model.state === "starting" ? "Cancel" : "Unload"}</Btn>;
   }
-  if (model.state === "stopping") return <button type="button" class={size} disabled><Spinner label="Unloading" /> Unloading</button>;
+  if (model.state === "stopping") return <Btn small={small} disabled><Spinner label="Unloading" /> Unloading</Btn>;
   return (
-    <button
-      type="button"
-      class={size}
+    <Btn
+      small={small}
       disabled={pending || model.state === "shutdown"}
       title={hint.value || undefined}
       onMouseEnter={look}
@@ -95,7 +88,7 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
     >
       {pending ? <Spinner /> : <Icon name="play" size={13} />} {model.asleep ? "Wake" : "Load"}
       {hint.value && <span class="sr">, {hint.value}</span>}
-    </button>
+    </Btn>
   );
 }
 

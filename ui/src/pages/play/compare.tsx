@@ -137,6 +137,7 @@ export function Compare() {
                 {ids.length > 2 && (
                   <IconButton
                     icon="close"
+                    disabled={!!working.value}
                     label={`Remove column ${index + 1}`}
                     onClick={() => {
                       chosen.value = ids.filter((_, i) => i !== index);

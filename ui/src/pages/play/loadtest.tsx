@@ -1,7 +1,7 @@
 // Load tests are run by the server: a browser has six connections to it, a test wants a hundred.
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { get, listOf, send } from "../../lib/api";
+import { ApiError, get, listOf, send } from "../../lib/api";
 import { count, duration, rate } from "../../lib/format";
 import { ModelSelect } from "../../lib/modelselect";
 import { pref } from "../../lib/prefs";
@@ -238,10 +238,14 @@ export function LoadTest() {
         (next) => {
           // Answers may overtake each other; a test ends once.
           if (run.peek()?.id !== id || run.peek()?.state !== "running") return;
-          run.value = next;
+          [run.value, error.value] = [next, ""];
           if (next.state !== "running") kept.value = [{ ...next, shots: undefined, at: Date.now() }, ...kept.peek()].slice(0, 40);
         },
-        (problem: Error) => (error.value = problem.message),
+        (problem: Error) => {
+          error.value = problem.message;
+          // A server that was started anew knows nothing of it.
+          if (problem instanceof ApiError && problem.status === 404 && run.peek()?.id === id) run.value = { ...(run.peek() as Result), state: "lost" };
+        },
       );
     }, 500);
     return () => clearInterval(timer);

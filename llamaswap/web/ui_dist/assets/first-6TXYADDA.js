@@ -1,1 +1,0 @@
-import{a}from"./chunk-TT5R4LJR.js";import"./chunk-Q4L2XOIK.js";import"./chunk-TRHM5YQZ.js";import"./chunk-DPNUTFGI.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as FirstSteps};

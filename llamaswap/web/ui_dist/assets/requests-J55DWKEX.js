@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-X3PB3UBU.js";import"./chunk-P2DUTVOE.js";import"./chunk-PATZKYBA.js";import"./chunk-NWP46BU3.js";import"./chunk-HQCXTFQC.js";import"./chunk-TRHM5YQZ.js";import"./chunk-DPNUTFGI.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
