@@ -13,6 +13,9 @@ from llamaswap.observe.lines import LogLines
 
 # Polled by health checks and dashboards: a line each would bury everything else.
 SILENT = ("/wol-health", "/api/performance", "/metrics")
+# Bytes of a path, an agent or an address that is kept at hand: a client may send as much of each as a head holds, and
+# another one with every request.
+KEPT = 512
 
 
 def go_duration(seconds: float) -> str:
@@ -49,8 +52,7 @@ def client_ip(forwarded_for: bytes | None, real_ip: bytes | None, peer: str) -> 
     return peer
 
 
-@lru_cache(maxsize=1024)  # paths, agents and addresses repeat
-def _printable(raw: bytes) -> str:
+def _escaped(raw: bytes) -> str:
     """Header text that cannot forge a second line or colour the terminal."""
     text = raw.decode("utf-8", "replace")
     if text.isprintable():
@@ -58,13 +60,17 @@ def _printable(raw: bytes) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-@lru_cache(maxsize=1024)
-def _lead(ip: str, method: bytes, path: bytes, protocol: str) -> str | None:
+def _led(ip: str, method: bytes, path: bytes, protocol: str) -> str | None:
     """The line up to its numbers; None where there is to be none."""
-    shown = _printable(path)
+    shown = _escaped(path)
     if shown.startswith(SILENT):
         return None
-    return f'Request {_printable(ip.encode())} "{_printable(method)} {shown} {protocol}"'
+    return f'Request {_escaped(ip.encode())} "{_escaped(method)} {shown} {protocol}"'
+
+
+# They repeat.
+_known = lru_cache(maxsize=1024)(_escaped)
+_lead = lru_cache(maxsize=1024)(_led)
 
 
 @define  # made for every request: freezing doubles what that costs
@@ -89,10 +95,13 @@ class AccessLog:
 
     def served(self, request: Served) -> None:
         """The response to this request ended."""
-        lead = _lead(request.ip, request.method, request.path, request.protocol)
+        path, agent = request.path, request.user_agent
+        short = len(path) + len(request.ip) <= KEPT
+        lead = (_lead if short else _led)(request.ip, request.method, path, request.protocol)
         if lead is None or not self.lines.wants("info"):
             return
+        told = _known(agent) if len(agent) <= KEPT else _escaped(agent)
         self.lines.line(
             "info",
-            f'{lead} {request.status} {request.sent} "{_printable(request.user_agent)}" {go_duration(request.seconds)}',
+            f'{lead} {request.status} {request.sent} "{told}" {go_duration(request.seconds)}',
         )

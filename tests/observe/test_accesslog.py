@@ -1,5 +1,7 @@
 """The access log."""
 
+import tracemalloc
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.accesslog import AccessLog, Served, client_ip, go_duration
@@ -36,6 +38,17 @@ class TestAccessLog(SynchronousTestCase):
         access = AccessLog(LogLines(out.append, wall=lambda: 0.0, level=level))
         access.served(Served("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
         return b"".join(out).decode()
+
+    def test_long_paths_agents_and_addresses_are_not_kept(self):
+        """They may be as long as a head, and each another."""
+        access = AccessLog(LogLines(lambda data: None, wall=lambda: 0.0))
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        for number in range(200):
+            long = b"/%d" % number + b"x" * 10_000
+            access.served(Served("10.0.0.1", b"GET", long, "HTTP/1.1", 200, 12, long, 0.1))
+            access.served(Served(long.decode(), b"GET", b"/", "HTTP/1.1", 200, 12, b"curl", 0.1))
+        self.assertLess(tracemalloc.get_traced_memory()[0], 500_000)
 
     def test_the_line(self):
         self.assertEqual(self.line(), '[INFO] Request 10.0.0.1 "GET /v1/models HTTP/1.1" 200 12 "curl/8" 1.23ms\n')
