@@ -135,10 +135,6 @@ class UpstreamConnection(WireProtocol):
         self.reusable = False
         self.uses += 1
 
-    def want_payload(self) -> None:
-        """From now on de-frame too (asked from within `answer_began` it holds for the reads to come)."""
-        self._payload = True
-
     def pause(self) -> None:
         """Read no more until `resume`."""
         if not self.paused and not self.closed:

@@ -80,11 +80,6 @@ def is_event_stream(headers: Iterable[Header]) -> bool:
     return b"text/event-stream" in (first(headers, b"content-type") or b"").lower()
 
 
-def is_chunked(headers: Iterable[Header]) -> bool:
-    """Whether the body is sent in chunks."""
-    return b"chunked" in tokens(headers, b"transfer-encoding")
-
-
 def peer_host(address: object) -> str:
     """The host of a socket's other end, "" where it has none (a unix socket).
 
