@@ -138,8 +138,8 @@ def error_message(body: bytes) -> str:
 
 
 def _cut(text: str) -> str:
-    raw = text.encode("utf-8", "replace")
-    return text if len(raw) <= MESSAGE_BOUND else raw[:MESSAGE_BOUND].decode("utf-8", "ignore") + "..."
+    raw = text.encode("utf-8", "replace")  # half a character that JSON can name and no table or document can hold
+    return raw[:MESSAGE_BOUND].decode("utf-8", "ignore") + ("..." if len(raw) > MESSAGE_BOUND else "")
 
 
 def reason(status: int) -> str:

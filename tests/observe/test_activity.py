@@ -101,6 +101,15 @@ class TestRecording(SynchronousTestCase):
         for body in (b'{"ok":true}', b"text", b""):
             self.assertEqual(tokens(Bench().row(body)), (0, 0, 0))
 
+    def test_half_a_character_in_an_error_loses_no_row(self):
+        """A JSON text may name one half of a pair; a table takes none."""
+        for store in (Store(), Store(self.mktemp())):
+            bench = Bench(store=store)
+            bench.row(USAGE)
+            row = bench.row(b'{"error": {"message": "broken \\ud83d emoji"}}', status=500)
+            self.assertEqual(row.error_msg, "broken ? emoji")
+            self.assertEqual([kept.id for kept in result(bench.activity.page(parse_query({}))).rows], [2, 1])
+
     def test_encoded_answers_are_read_as_plain_ones(self):
         """http T133"""
         raw = zlib.compressobj(wbits=-15)
