@@ -95,6 +95,11 @@ def _with_desk(decorated: Any, command: F) -> F:
             return decorated(desk, *args, **options)
         except Trouble as trouble:
             raise click.ClickException(str(trouble)) from None
+        except BrokenPipeError:
+            raise  # who reads has had enough; click ends it quietly
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
 

@@ -20,6 +20,14 @@ class InitTests(SynchronousTestCase):
         self.assertEqual(invoke([*words, "--force"]).exit_code, 0)
         self.assertIn("m.gguf", (folder / "config.yaml").read_text())
 
+    def test_a_file_that_cannot_be_written_is_said_in_words(self):
+        folder = Path(self.mktemp())
+        touch(folder, "m.gguf")
+        for output in ("/nonexistent/folder/config.yaml", "a" * 300):
+            done = invoke(["init", "--no-servers", "--models", str(folder), "-o", output])
+            self.assertEqual(done.exit_code, 1)
+            self.assertIn(f"Error: {output}: ", done.stderr)
+
     def test_it_can_go_to_standard_output(self):
         folder = Path(self.mktemp())
         touch(folder, "m.gguf")
