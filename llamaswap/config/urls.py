@@ -11,6 +11,7 @@ _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _USER = re.compile(r"[A-Za-z0-9\-._:~!$&'()*+,;=%@]*")
 _BAD_IN_HOST = re.compile(r"""[\s"<>\\^`{|}]""")
 PORTS = {"http": 80, "https": 443}
+HIGHEST_PORT = 65535
 
 
 class UrlError(ValueError):
@@ -18,7 +19,7 @@ class UrlError(ValueError):
 
 
 def parse(text: str) -> Endpoint | None:
-    """Where a URL points; None where it is well formed but no http(s) address. Raises UrlError."""
+    """Where a URL points; None where it is well formed but no http(s) address that can be. Raises UrlError."""
     if any(ord(char) < 0x20 or ord(char) == 0x7F for char in text):
         raise UrlError("it contains control characters")
     rest, _, _ = text.partition("#")
@@ -36,7 +37,9 @@ def parse(text: str) -> Endpoint | None:
         raise UrlError("it contains an invalid percent escape")
     if scheme not in PORTS or not host:
         return None
-    number = int(port) if port and len(port) < 10 else PORTS[scheme]
+    number = int(port.lstrip("0")[:6] or 0) if port else PORTS[scheme]
+    if number > HIGHEST_PORT:
+        return None
     return Endpoint(scheme, host, number, (slash + path).rstrip("/"), query)
 
 

@@ -227,6 +227,14 @@ class ModelValues(LoadCase):
         self.err(two.format("[q, q]", "[]"), "duplicate alias", "q")
         self.assertEqual(self.ok(two.format("[bee]", "[]")).real("bee"), "bee")
 
+    def test_a_port_that_no_server_can_have_is_warned_of_and_leads_nowhere(self):
+        for port in (65536, 70000, 10**12):
+            self.assertIsNone(self.owl(f"cmd: x, proxy: 'http://h:{port}'").endpoint)
+            self.warned("owl cannot start", str(port))
+            self.ok(f"peers: {{p: {{proxy: 'http://h:{port}', models: [m]}}}}")
+            self.warned("peers.p.proxy", str(port))
+        self.assertEqual(self.owl("cmd: x, proxy: 'http://h:0065535'").endpoint.port, 65535)
+
     def test_who_may_supersede_is_checked(self):
         self.err(owl("cmd: x, px, supersede: user"), "owl", "supersede", "session, client")
         self.assertEqual(self.owl("cmd: x, px, supersede: client").supersede, "client")
