@@ -100,6 +100,7 @@ WARM_AFTER = (
 SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
 GPU_SECONDS = 5.0  # that a reading of the GPUs may take when a silent server is judged
+LAST_WORK = 2.0  # seconds that disks and drivers have at least for what they still do
 LAST_LINES = 1.0  # seconds that the last lines may take on their way to standard output
 KEPT_FOR_SERVERS = 12.0  # of those, kept back for stopping servers when requests take their time
 
@@ -569,16 +570,25 @@ class LlamaSwap(MultiService):
         self.pool.close()
         self.launcher.close()
         self.keeper.close()
-        await self.machine.stop()
-        await self.activity.close()
-        await self.recorder.close()
-        await self.watcher.close()
-        await self.reader.close()
+        putting_away = Deferred.fromCoroutine(self._put_away())
+        putting_away.addTimeout(max(LAST_WORK, deadline - self.reactor.seconds()), self.reactor)
+        try:
+            await putting_away
+        except Exception as error:
+            log.error("ending without what a disk or a driver still does: {error!r}", error=error)
         log.info("ended")
         if not self.observed:
             globalLogPublisher.removeObserver(self.log_observer)  # type: ignore[arg-type] # the same
         self.log_files.close(LAST_LINES)
         self.stdout.close(LAST_LINES)
+
+    async def _put_away(self) -> None:
+        """Close the store and end the threads."""
+        await self.activity.close()
+        await self.recorder.close()
+        await self.machine.stop()
+        await self.watcher.close()
+        await self.reader.close()
 
     async def _drained(self, until: float) -> None:
         """Until no request is under way, the time is up, or somebody asks a second time."""
