@@ -13,43 +13,32 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHalfCloseableProtocol,
-    IPushProducer,
-    ISSLTransport,
-    ITransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, Request
-from zope.interface import directlyProvides, implementer, providedBy
+from zope.interface import implementer
 
-from llamaswap.relay.arriving import SPOOL_THRESHOLD, ArrivingBody
-from llamaswap.relay.bodies import BytesBody
+from llamaswap.relay.arriving import SPOOL_THRESHOLD
 from llamaswap.relay.ebb import Ebb, trimmer
-from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.relay.exchange import Exchange, RequestHead
 from llamaswap.relay.flow import Under
 from llamaswap.relay.framing import (
-    HEAD_LIMIT,
-    HEADER_COUNT,
-    LAST_CHUNK,
     BodyTooLarge,
-    ChunkWalker,
     Framing,
     Malformed,
     TooLarge,
     TooSlow,
-    as_chunk,
     find_head_end,
     parse_request,
     write_head,
 )
-from llamaswap.relay.response import ResponseFramer, status_line
+from llamaswap.relay.response import status_line
 from llamaswap.relay.room import UNBOUNDED, Room
 from llamaswap.relay.sending import unsent, write_through
+from llamaswap.relay.siteturn import SiteChannel, SiteTransport, SiteTurn
 from llamaswap.relay.tunnel import ClientPipe
+from llamaswap.relay.turns import ModelTurn, Turn
 from llamaswap.wire.fields import peer_host
 
 HEAD_SECONDS = 60.0
@@ -68,372 +57,6 @@ log = Logger()
 trim = trimmer()
 
 
-class _Turn:
-    """One request of a connection, from its head to the end of both its body and its answer."""
-
-    __slots__ = (
-        "_left",
-        "_walker",
-        "answered",
-        "body_done",
-        "door",
-        "keep_alive",
-    )
-
-    def __init__(self, door: FrontDoor, framing: Framing) -> None:
-        length = framing.length
-        self.door = door
-        self.keep_alive = framing.keep_alive
-        self.body_done = length == 0
-        self.answered = False
-        self._left = length or 0
-        self._walker = ChunkWalker() if length is None else None
-
-    def feed(self, data: bytes) -> int:
-        """Take this turn's part of `data`; returns its size."""
-        walker = self._walker
-        if walker is None:
-            if len(data) > self._left:
-                data = data[: self._left]
-            used = len(data)
-            self._left -= used
-            self.body_done = not self._left
-            self.came(data, [data])
-            return used
-        pieces: list[bytes] = []
-        used = walker.feed(data, pieces)
-        self.body_done = walker.done
-        self.came(data if used == len(data) else data[:used], pieces)
-        return used
-
-    @property
-    def rest(self) -> int | None:
-        """Body bytes still to come; None when unknown."""
-        return self._left if self._walker is None else None
-
-    @property
-    def wants(self) -> bool:
-        """Whether to go on reading the body."""
-        raise NotImplementedError
-
-    def came(self, raw: bytes, pieces: list[bytes]) -> None:
-        """Body bytes came."""
-        raise NotImplementedError
-
-    def lost(self, reason: Failure) -> None:
-        """The connection is gone."""
-        raise NotImplementedError
-
-    def spoilt(self) -> bool:
-        """The body's framing is broken; returns whether an answer may still be given."""
-        raise NotImplementedError
-
-
-class _ModelTurn(_Turn):
-    """A request that became an exchange, and the sink of its answer."""
-
-    __slots__ = (
-        "_framer",
-        "_producing",
-        "_request",
-        "_sent",
-        "arriving",
-        "dead",
-        "exchange",
-        "waits_for_continue",
-    )
-
-    def __init__(self, door: FrontDoor, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
-        super().__init__(door, framing)
-        factory = door.owner
-        self._framer: ResponseFramer | None = None
-        self._request = head
-        self._producing = False
-        self._sent = 0
-        self.dead = False
-        self.arriving: ArrivingBody | None = None
-        body: BodySource
-        if whole is not None:
-            self.waits_for_continue = False
-            self.body_done = True
-            self._left = 0
-            body = BytesBody(whole)
-        else:
-            self.waits_for_continue = framing.expects and not self.body_done
-            body = self.arriving = ArrivingBody(
-                factory.clock,
-                framing.length,
-                changed=door.reading_changed,
-                continue_=self._continue,
-                threshold=factory.spool_threshold,
-                folder=factory.spool_folder,
-                memory=factory.memory,
-                disk=factory.disk,
-            )
-        self.exchange: Exchange | None = Exchange(head, body, self, door.peer, factory.clock.seconds(), door.secure)
-
-    # -- the request's way in
-
-    @property
-    def wants(self) -> bool:
-        return self.arriving is None or self.arriving.wants
-
-    def came(self, raw: bytes, pieces: list[bytes]) -> None:
-        self.waits_for_continue = False
-        body = self.arriving
-        if body is None:
-            return
-        for piece in pieces:
-            if piece:
-                body.arrived(piece)
-        if self.body_done:
-            body.finished()
-
-    def _continue(self) -> None:
-        if self.waits_for_continue and self._framer is None:
-            self.waits_for_continue = False
-            self.door.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def lost(self, reason: Failure) -> None:
-        if self.exchange is not None:
-            self.exchange.client_left()
-        if self.arriving is not None:
-            self.arriving.lost()
-            self.arriving.close()
-
-    def spoilt(self) -> bool:
-        started = self.started
-        self.dead = True
-        if self.exchange is not None:
-            self.exchange.client_left()
-        if self.arriving is not None:
-            self.arriving.lost()
-            self.arriving.close()
-        return not started
-
-    def over(self, result: object) -> None:
-        """Whoever serves the exchange is through with it."""
-        exchange, self.exchange = self.exchange, None  # they know each other: untied, they need no garbage collector
-        assert exchange is not None  # it is over once
-        framer = self._framer
-        self.door.owner.served(exchange, framer.status if framer is not None else 0, self._sent)
-        if isinstance(result, Failure):
-            if not exchange.gone:
-                log.failure("handling {target} failed", result, target=exchange.head.target)
-            self.abort()
-        elif not self.dead and not exchange.gone:
-            # A client that left is told to the exchange first, and whoever serves it may be done before we hear of it.
-            log.error("a request for {target} was left without the end of its answer", target=exchange.head.target)
-            self.abort()
-
-    # -- the answer's way out
-
-    @property
-    def started(self) -> bool:
-        """Whether a head has gone out."""
-        return self._framer is not None
-
-    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
-        """A 1xx head."""
-        if not self.dead and self._framer is None:
-            self.door.send(ResponseFramer.interim(status, reason, headers))
-
-    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
-        """The head, with the first body bytes in the same write."""
-        framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw)
-        self._sent += len(data)
-        # A client told to wait with its body may never send it: where the next request begins is then unknown.
-        if self.waits_for_continue or not framer.delimited or self.door.closing:
-            self.keep_alive = False
-        if not self.dead:
-            self.door.send(framer.head(reason, keep_alive=self.keep_alive, data=data))
-
-    def write(self, data: bytes) -> None:
-        """Some body bytes."""
-        framer = self._framer
-        assert framer is not None  # the head comes first
-        self._sent += len(data)
-        if framer.body and not self.dead:
-            self.door.send(as_chunk(data) if framer.chunking else data)
-
-    def writer(self) -> Callable[[bytes], None]:
-        """Straight to the connection, where nothing is to be framed."""
-        framer = self._framer
-        assert framer is not None  # the head comes first
-        return self.door.send if framer.body and not framer.chunking and not self.dead else self.write
-
-    def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes, if there is room for them."""
-        framed = self._framer.last_word(words, last) if self._framer is not None else None
-        if framed and not self.dead:
-            self._sent += len(words)
-            self.door.send(framed)
-
-    def finish(self) -> None:
-        """The answer is complete."""
-        if self.dead:
-            return
-        self.dead = True
-        framer = self._framer
-        if framer is not None and framer.chunking:
-            self.door.send(LAST_CHUNK)
-        if self._producing:
-            self.unregister_producer()
-        self.door.answered(self)
-
-    def abort(self) -> None:
-        """Cut the connection."""
-        if not self.dead:
-            self.dead = True
-            self.unregister_producer()
-            self.door.cut()
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """Back-pressure for the answer."""
-        if not self._producing and not self.dead:
-            self._producing = True
-            self.door.wire.registerProducer(producer, True)
-
-    def unregister_producer(self) -> None:
-        """No more of it."""
-        if self._producing:
-            self._producing = False
-            self.door.wire.unregisterProducer()
-
-    def upgrade(self, status_line_and_head: bytes) -> ITransport:
-        """Hand the connection over for a tunnel."""
-        self._framer = ResponseFramer(self._request, 101, [], raw=True)
-        self.dead = True
-        self.unregister_producer()
-        pipe = ClientPipe(self.door.wire)
-        self.door.send(status_line_and_head)
-        self.door.lend(pipe)
-        return pipe
-
-
-_check: type[ResponseSink] = _ModelTurn
-
-
-# -- requests for the site ---------------------------------------------------------------------------------
-
-
-class _SiteChannel(HTTPChannel):
-    """A twisted.web channel that reads its requests one by one from the front door.
-
-    Heads were judged and bounded before they come here; waiting for the next one is the door's business too.
-    """
-
-    totalHeadersSize = HEAD_LIMIT * 2
-    maxHeaders = HEADER_COUNT
-    MAX_LENGTH = HEAD_LIMIT * 2
-    timeOut = None
-
-    def __init__(self, site: Any, turn_over: Callable[[], None]) -> None:
-        super().__init__()
-        self.factory = self.site = site
-        self.requestFactory = site.requestFactory
-        self._turn_over = turn_over
-
-    def requestDone(self, request: Request) -> None:
-        super().requestDone(request)
-        self._turn_over()
-
-
-@implementer(ITransport, IPushProducer)
-class _SiteTransport:
-    """The connection as the site's channel sees it: its own, though others answer on it in between."""
-
-    def __init__(self, door: FrontDoor) -> None:
-        self._door = door
-        self.paused = False
-        self.producer: Any = None
-        if door.secure:
-            directlyProvides(self, providedBy(self), ISSLTransport)
-
-    def write(self, data: bytes) -> None:
-        self._door.send(data)
-
-    def writeSequence(self, data: Any) -> None:
-        self._door.send(b"".join(data))
-
-    def loseConnection(self) -> None:
-        self._door.lose()
-
-    def abortConnection(self) -> None:
-        self._door.cut()
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """The channel registers itself for good; the wire hears of it during the site's turns only."""
-        self.producer = producer
-
-    def unregisterProducer(self) -> None:
-        self.producer = None
-        self._door.wire.unregisterProducer()
-
-    def pauseProducing(self) -> None:
-        self.paused = True
-        self._door.reading_changed()
-
-    def resumeProducing(self) -> None:
-        self.paused = False
-        self._door.reading_changed()
-
-    def stopProducing(self) -> None:
-        self._door.lose()
-
-    def lend(self, early: bytes, head: bytes) -> ClientPipe:
-        """The channel's request becomes a tunnel: after `head`, the connection is lent to it."""
-        wire = self._door.wire
-        wire.unregisterProducer()
-        pipe = ClientPipe(wire, early)
-        pipe.write(head)
-        self._door.lend(pipe)
-        return pipe
-
-    def __getattr__(self, name: str) -> Any:
-        # getPeer, getHost, disconnecting, getPeerCertificate ...
-        return getattr(self._door.wire, name)
-
-
-class _SiteTurn(_Turn):
-    """A request for the twisted.web site."""
-
-    __slots__ = (
-        "_arrived",
-        "_channel",
-        "_largest",
-        "_transport",
-    )
-
-    def __init__(
-        self, door: FrontDoor, framing: Framing, channel: _SiteChannel, transport: _SiteTransport, largest: int
-    ) -> None:
-        super().__init__(door, framing)
-        self._largest = largest
-        self._arrived = 0
-        self._channel = channel
-        self._transport = transport
-
-    @property
-    def wants(self) -> bool:
-        return not self._transport.paused
-
-    def came(self, raw: bytes, pieces: list[bytes]) -> None:
-        self._arrived += len(raw)
-        if self._arrived > self._largest:  # the site keeps all of a body before it looks at the request
-            raise BodyTooLarge(f"the body may have {self._largest} bytes, framing included")
-        self._channel.dataReceived(raw)
-
-    def lost(self, reason: Failure) -> None:
-        """The channel is told by the door."""
-
-    def spoilt(self) -> bool:
-        return True
-
-
-# -- the connection ----------------------------------------------------------------------------------------
-
-
 @implementer(IHalfCloseableProtocol)
 class FrontDoor(Protocol):
     """One client connection."""
@@ -448,13 +71,13 @@ class FrontDoor(Protocol):
         self.wire: Any = None
         self.send: Callable[[bytes], None] = _drop
         self._buffer = b""
-        self._turn: _Turn | None = None
+        self._turn: Turn | None = None
         self._advancing = False
         self._fresh = True  # no request came yet
         self._closed = False  # nothing read from now on means anything
         self._paused = False
-        self._channel: _SiteChannel | None = None
-        self._site_transport: _SiteTransport | None = None
+        self._channel: SiteChannel | None = None
+        self._site_transport: SiteTransport | None = None
         self._pipe: ClientPipe | None = None
         self._watch: IDelayedCall | None = None
         self._linger: IDelayedCall | None = None
@@ -566,10 +189,10 @@ class FrontDoor(Protocol):
         length = framing.length
         if length is not None and length <= len(rest):
             # What came with the head belongs to the body before anybody asks: most bodies are then whole.
-            turn = self._turn = _ModelTurn(self, head, framing, rest if length == len(rest) else rest[:length])
+            turn = self._turn = ModelTurn(self, head, framing, rest if length == len(rest) else rest[:length])
             rest = rest[length:] if length < len(rest) else b""
         else:
-            turn = self._turn = _ModelTurn(self, head, framing, None)
+            turn = self._turn = ModelTurn(self, head, framing, None)
             if rest:
                 used = turn.feed(rest)
                 rest = rest[used:] if used < len(rest) else b""
@@ -578,7 +201,7 @@ class FrontDoor(Protocol):
         self._handle(turn)
         return rest
 
-    def _handle(self, turn: _ModelTurn) -> None:
+    def _handle(self, turn: ModelTurn) -> None:
         exchange = turn.exchange
         assert exchange is not None  # its turn begins
         try:
@@ -588,11 +211,11 @@ class FrontDoor(Protocol):
             return
         handling.addBoth(turn.over)
 
-    def answered(self, turn: _Turn) -> None:
+    def answered(self, turn: Turn) -> None:
         """A turn's answer is complete."""
         turn.answered = True
         self.since = self.owner.clock.seconds()
-        if isinstance(turn, _ModelTurn) and turn.arriving is not None:
+        if isinstance(turn, ModelTurn) and turn.arriving is not None:
             turn.arriving.close()
             if not turn.body_done and (turn.waits_for_continue or turn.rest is None or turn.rest > PIPELINE_LIMIT):
                 self._hang_up()
@@ -607,10 +230,10 @@ class FrontDoor(Protocol):
             raise BodyTooLarge(f"the body may have {largest} bytes")
         channel, transport = self._channel, self._site_transport
         if channel is None or transport is None:
-            transport = self._site_transport = _SiteTransport(self)
-            channel = self._channel = _SiteChannel(self.owner.site, self._site_answered)
+            transport = self._site_transport = SiteTransport(self)
+            channel = self._channel = SiteChannel(self.owner.site, self._site_answered)
             channel.makeConnection(transport)
-        turn = _SiteTurn(self, framing, channel, transport, largest)
+        turn = SiteTurn(self, framing, channel, transport, largest)
         self._turn = turn
         if transport.producer is not None:
             self.wire.registerProducer(transport.producer, True)
@@ -619,7 +242,7 @@ class FrontDoor(Protocol):
 
     def _site_answered(self) -> None:
         turn = self._turn
-        if isinstance(turn, _SiteTurn) and self._pipe is None:
+        if isinstance(turn, SiteTurn) and self._pipe is None:
             self.wire.unregisterProducer()
             self.answered(turn)
 
@@ -693,7 +316,7 @@ class FrontDoor(Protocol):
         turn = self._turn
         if turn is None or turn.body_done or turn.answered or self._paused or self._closed or self._pipe is not None:
             return False
-        if isinstance(turn, _ModelTurn) and turn.waits_for_continue:
+        if isinstance(turn, ModelTurn) and turn.waits_for_continue:
             return False
         return now - self.since >= self.owner.body_timeout
 
