@@ -50,8 +50,9 @@ from llamaswap.schedule.effects import (
     Swap,
     Ticket,
 )
+from llamaswap.schedule.picture import Forecast, Phase
 from llamaswap.schedule.rules import rules_of
-from llamaswap.schedule.scheduler import Forecast, Phase, Scheduler
+from llamaswap.schedule.scheduler import Scheduler
 from llamaswap.schedule.selectors import Choice, Chooser
 from llamaswap.supervise.adopt import Ailing, Served
 from llamaswap.supervised import Status, Supervised, SupervisorFactory

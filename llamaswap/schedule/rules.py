@@ -7,7 +7,7 @@ from attrs import evolve
 from llamaswap.config import Config
 from llamaswap.schedule.backoff import Backoff
 from llamaswap.schedule.eviction import Eviction, GroupEviction, MatrixEviction
-from llamaswap.schedule.scheduler import ModelRules, Rules
+from llamaswap.schedule.picture import ModelRules, Rules
 
 COMFYUI = "comfyui_auto"
 COMFYUI_LIMIT = 50  # its page opens dozens of requests at once

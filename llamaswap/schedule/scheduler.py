@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Collection, Iterable, Mapping
-from enum import Enum
 from math import ceil
 
-from attrs import Factory, define, field, frozen
+from attrs import define, field
 
 from llamaswap.errors import (
     KeepsFailing,
@@ -35,7 +34,7 @@ from llamaswap.errors import (
     UnknownModel,
     WaitedTooLong,
 )
-from llamaswap.schedule.backoff import Backoff, Trouble, proved
+from llamaswap.schedule.backoff import Trouble, proved
 from llamaswap.schedule.effects import (
     AbandonSwap,
     Admit,
@@ -52,188 +51,25 @@ from llamaswap.schedule.effects import (
     Swap,
     Ticket,
 )
-from llamaswap.schedule.eviction import Eviction
-
-PRIORITY_SCALE = 10.0
-"""A priority of this much halves the patience: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
-
-
-# -- what the scheduler is told about the configuration ----------------------------------------------------
-
-
-@frozen
-class ModelRules:
-    """One model: `limit` is the explicit bound on requests held for it (0: none), `ttl` idle seconds (0: never).
-
-    `sleeps`: it is put to sleep instead of being stopped, and stopped after `sleep_ttl` seconds of it (0: never).
-    """
-
-    limit: int = 0
-    ttl: float = 0.0
-    sleeps: bool = False
-    sleep_ttl: float = 0.0
-
-
-@frozen
-class Rules:
-    """Everything configured that a decision depends on.
-
-    `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
-    wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them, `backoff`
-    spaces the tries of a model that keeps failing, `max_wait` is how long a request may stand in the queue (0: for
-    ever), `max_asleep` how many may sleep (0: any number).
-    """
-
-    models: Mapping[str, ModelRules]
-    evict: Eviction
-    patience: float = 10.0
-    max_queue: int = 1000
-    pinned: frozenset[str] = frozenset()
-    backoff: Backoff = Factory(Backoff)
-    max_wait: float = 0.0
-    max_asleep: int = 0
-
-    def patience_of(self, ticket: Ticket) -> float:
-        return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
-
-
-# -- the picture -------------------------------------------------------------------------------------------
-
-
-class Phase(Enum):
-    """How the scheduler sees a model's server."""
-
-    COLD = "cold"
-    LOADING = "loading"
-    READY = "ready"
-    GOING = "going"
-    ASLEEP = "asleep"
-
-
-@define(eq=False)
-class _Server:
-    """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
-
-    `stale` says that the process runs an outdated definition: it finishes what it has and goes. `worked_at` is when
-    the present process first ended a request. A going one that is `dozing` is about to sleep, one that is `light` goes
-    from its sleep and takes up no room. A sleeping one's `idle_since` is when it fell asleep.
-    """
-
-    model: str
-    phase: Phase = Phase.COLD
-    generation: int = 0
-    serving: set[int] = Factory(set)
-    idle_since: float | None = None
-    armed: bool = False
-    stale: bool = False
-    ready_at: float = 0.0
-    worked_at: float | None = None
-    dozing: bool = False
-    light: bool = False
-
-    @property
-    def takes_room(self) -> bool:
-        return self.phase not in (Phase.COLD, Phase.ASLEEP) and not self.light
-
-
-class _Where(Enum):
-    QUEUED = "queued"
-    JOINED = "joined"
-    SERVING = "serving"
-
-
-@define(eq=False)
-class _Entry:
-    """A ticket and where it stands. `swap` is the generation it joined, `deadline` the end of its patience."""
-
-    ticket: Ticket
-    where: _Where
-    deadline: float = 0.0
-    position: int = 0
-    swap: int = 0
-    claims: bool = False
-
-
-@define(eq=False)
-class _ActiveSwap:
-    generation: int
-    model: str
-    evict: frozenset[str]
-    waiters: dict[int, _Entry]
-    restore: tuple[str, ...]
-
-
-@frozen
-class _Claim:
-    model: str
-    evict: frozenset[str]
-
-
-# -- verdicts ----------------------------------------------------------------------------------------------
-
-
-@frozen
-class _Go:
-    """Ready: grant."""
-
-
-@frozen
-class _Join:
-    """Being loaded: wait with the others."""
-
-    generation: int
-
-
-@frozen
-class _Start:
-    """Load it now; `abandon` are swaps nobody waits for that stand in its way."""
-
-    evict: tuple[str, ...]
-    abandon: tuple[int, ...]
-
-
-@frozen
-class _Wait:
-    """Not now. `evict` is what would have to go, `behind` what is waited for (models)."""
-
-    evict: tuple[str, ...]
-    behind: tuple[str, ...]
-
-
-@frozen
-class _Never:
-    """Not while things are as they are, however long one waits."""
-
-    error: LlamaswapError
-
-
-_Verdict = _Go | _Join | _Start | _Wait | _Never
-_GO = _Go()
-
-
-@frozen
-class Forecast:
-    """What a request for a model would meet now: `action` is serve, join, load, queue or refuse.
-
-    `evicts` would go, `waits_for` is what stands in the way, `reason` the rule behind it in words.
-    """
-
-    model: str
-    action: str
-    evicts: tuple[str, ...] = ()
-    waits_for: tuple[str, ...] = ()
-    reason: str = ""
-
-
-# -- the scheduler -----------------------------------------------------------------------------------------
-
-
-def _queue_key(entry: _Entry) -> tuple[int, int]:
-    return -entry.ticket.priority, entry.ticket.number
-
-
-def _claim_key(entry: _Entry) -> tuple[float, int]:
-    return entry.deadline, entry.ticket.number
+from llamaswap.schedule.picture import (
+    GO,
+    ActiveSwap,
+    Claim,
+    Entry,
+    Forecast,
+    Go,
+    Join,
+    Never,
+    Phase,
+    Rules,
+    Server,
+    Start,
+    Verdict,
+    Wait,
+    Where,
+    claim_key,
+    queue_key,
+)
 
 
 @define(eq=False)
@@ -241,14 +77,14 @@ class Scheduler:
     """See the module. Inputs are named after what has happened or is wished; each returns the effects to perform."""
 
     rules: Rules
-    _servers: dict[str, _Server] = field(factory=dict, init=False)
-    _swaps: dict[int, _ActiveSwap] = field(factory=dict, init=False)
-    _tickets: dict[int, _Entry] = field(factory=dict, init=False)
+    _servers: dict[str, Server] = field(factory=dict, init=False)
+    _swaps: dict[int, ActiveSwap] = field(factory=dict, init=False)
+    _tickets: dict[int, Entry] = field(factory=dict, init=False)
     _held: dict[str, int] = field(factory=dict, init=False)
     _waiting: dict[str, int] = field(factory=dict, init=False)
-    _claimants: list[_Entry] = field(factory=list, init=False)
-    _queue: list[_Entry] = field(factory=list, init=False)
-    _claims: list[_Claim] = field(factory=list, init=False)
+    _claimants: list[Entry] = field(factory=list, init=False)
+    _queue: list[Entry] = field(factory=list, init=False)
+    _claims: list[Claim] = field(factory=list, init=False)
     _claimed: frozenset[str] = field(default=frozenset(), init=False)
     _patience_at: float | None = field(default=None, init=False)
     _troubles: dict[str, Trouble] = field(factory=dict, init=False)
@@ -265,7 +101,7 @@ class Scheduler:
             return [Refuse(ticket, error)]
         server = self._server(ticket.model)
         if server.phase is Phase.READY and not server.stale and ticket.model not in self._claimed:
-            entry = self._tickets[ticket.number] = _Entry(ticket, _Where.SERVING)
+            entry = self._tickets[ticket.number] = Entry(ticket, Where.SERVING)
             self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
             self._grant(entry, server)
             return self._answer()
@@ -273,23 +109,23 @@ class Scheduler:
         if not self.rules.models[ticket.model].limit and waiting >= self.rules.max_queue:
             return [Refuse(ticket, QueueFull(ticket.model, self.rules.max_queue))]
         verdict = self._verdict(ticket.model, self._claims)
-        if isinstance(verdict, _Never):
+        if isinstance(verdict, Never):
             return [Refuse(ticket, verdict.error)]
-        entry = self._tickets[ticket.number] = _Entry(ticket, _Where.QUEUED)
+        entry = self._tickets[ticket.number] = Entry(ticket, Where.QUEUED)
         entry.deadline = ticket.since + self.rules.patience_of(ticket)
         self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
         self._waiting[ticket.model] = waiting + 1
         self._effects.append(Admit(ticket))
-        if isinstance(verdict, _Wait):
+        if isinstance(verdict, Wait):
             self._enqueue(entry)
             if entry.deadline <= now:
                 self._settle(now)
             else:
                 self._place()
                 self._arm_patience(self._moment(entry), now)
-        elif isinstance(verdict, _Join):
+        elif isinstance(verdict, Join):
             self._join(entry, self._swaps[verdict.generation])
-        elif isinstance(verdict, _Start):
+        elif isinstance(verdict, Start):
             self._start(ticket.model, verdict, [entry], now)
         return self._answer()
 
@@ -304,7 +140,7 @@ class Scheduler:
         rules, held = self.rules.models.get(model), self._held.get(model, 0)
         if rules is None or (rules.limit and held >= rules.limit) or self._closed is not None:
             return None
-        self._tickets[ticket.number] = _Entry(ticket, _Where.SERVING)
+        self._tickets[ticket.number] = Entry(ticket, Where.SERVING)
         self._held[model] = held + 1
         server.serving.add(ticket.number)
         server.idle_since = None
@@ -318,10 +154,10 @@ class Scheduler:
         entry = self._tickets.get(ticket.number)
         if entry is None:
             return []
-        if entry.where is _Where.SERVING:
+        if entry.where is Where.SERVING:
             return self.served(ticket, now)
         self._forget(entry)
-        if entry.where is _Where.QUEUED:
+        if entry.where is Where.QUEUED:
             self._dequeue(entry)
             if entry.claims:
                 self._settle(now)
@@ -337,7 +173,7 @@ class Scheduler:
     def served(self, ticket: Ticket, now: float) -> list[Effect]:
         """A granted request has ended, one way or another."""
         entry = self._tickets.get(ticket.number)
-        if entry is None or entry.where is not _Where.SERVING:
+        if entry is None or entry.where is not Where.SERVING:
             return []
         self._forget(entry)
         server = self._servers.get(ticket.model)
@@ -534,13 +370,13 @@ class Scheduler:
             return Forecast(model, "refuse", reason=str(UnknownModel(model)))
         verdict = self._verdict(model, self._claims)
         reason = self.rules.evict.explain(model, self._running(model))
-        if isinstance(verdict, _Go):
+        if isinstance(verdict, Go):
             return Forecast(model, "serve", reason="ready")
-        if isinstance(verdict, _Join):
+        if isinstance(verdict, Join):
             return Forecast(model, "join", reason="already being loaded")
-        if isinstance(verdict, _Start):
+        if isinstance(verdict, Start):
             return Forecast(model, "load", evicts=verdict.evict, reason=reason)
-        if isinstance(verdict, _Wait):
+        if isinstance(verdict, Wait):
             return Forecast(model, "queue", verdict.evict, verdict.behind, reason)
         return Forecast(model, "refuse", reason=str(verdict.error))
 
@@ -602,22 +438,22 @@ class Scheduler:
             return self._left_alone(ticket.model, now)
         return None
 
-    def _verdict(self, model: str, claims: list[_Claim]) -> _Verdict:
+    def _verdict(self, model: str, claims: list[Claim]) -> Verdict:
         """What is to be done for a request for `model` that has to respect `claims`."""
         server = self._server(model)
         others = [claim for claim in claims if claim.model != model]
         holders = tuple(claim.model for claim in others if model in claim.evict)
         if server.phase is Phase.READY:
             if server.stale:
-                return _Wait((), (model,))
-            return _Wait((), holders) if holders else _GO
+                return Wait((), (model,))
+            return Wait((), holders) if holders else GO
         if server.phase is Phase.LOADING:
-            return _Wait((), holders) if holders else _Join(server.generation)
+            return Wait((), holders) if holders else Join(server.generation)
         running = self._running(model)
         evict = self.rules.evict(model, running)
         kept = [victim for victim in evict if victim in self.rules.pinned and not self._leaving(victim)]
         if kept:
-            return _Never(NotReady(model, f"{model} cannot be loaded: {', '.join(kept)} is kept loaded"))
+            return Never(NotReady(model, f"{model} cannot be loaded: {', '.join(kept)} is kept loaded"))
         gone = frozenset(evict)
         behind = [*holders]
         behind += [claim.model for claim in others if self._intrudes(model, gone, running, claim)]
@@ -630,10 +466,10 @@ class Scheduler:
                 else:
                     abandon.append(swap.generation)
         if behind:
-            return _Wait(evict, tuple(dict.fromkeys(behind)))
-        return _Start(evict, tuple(abandon))
+            return Wait(evict, tuple(dict.fromkeys(behind)))
+        return Start(evict, tuple(abandon))
 
-    def _intrudes(self, model: str, evict: frozenset[str], running: tuple[str, ...], claim: _Claim) -> bool:
+    def _intrudes(self, model: str, evict: frozenset[str], running: tuple[str, ...], claim: Claim) -> bool:
         """Whether loading `model` would take away what a claim needs, or put one more in its way."""
         if claim.model in evict or not evict.isdisjoint(claim.evict):
             return True
@@ -646,29 +482,29 @@ class Scheduler:
             self._expire(now)
             self._age(now)
             self._claims = []
-            verdicts: dict[str, _Verdict] = {}
+            verdicts: dict[str, Verdict] = {}
             for entry in [*self._claimants, *self._queue]:
-                if entry.where is not _Where.QUEUED or entry.ticket.number not in self._tickets:
+                if entry.where is not Where.QUEUED or entry.ticket.number not in self._tickets:
                     continue
                 model = entry.ticket.model
                 verdict = verdicts.get(model)
                 if verdict is None:
                     verdict = verdicts[model] = self._verdict(model, self._claims)
-                if isinstance(verdict, _Wait):
+                if isinstance(verdict, Wait):
                     if entry.claims and all(claim.model != model for claim in self._claims):
-                        self._claims.append(_Claim(model, frozenset(verdict.evict)))
+                        self._claims.append(Claim(model, frozenset(verdict.evict)))
                         verdicts.clear()
                     continue
                 self._dequeue(entry)
-                left_alone = self._left_alone(model, now) if isinstance(verdict, _Start) else None
+                left_alone = self._left_alone(model, now) if isinstance(verdict, Start) else None
                 if left_alone is not None:
                     self._refuse(entry, left_alone)
-                elif isinstance(verdict, _Go):
+                elif isinstance(verdict, Go):
                     self._waiting[model] -= 1
                     self._grant(entry, self._servers[model])
-                elif isinstance(verdict, _Join):
+                elif isinstance(verdict, Join):
                     self._join(entry, self._swaps[verdict.generation])
-                elif isinstance(verdict, _Start):
+                elif isinstance(verdict, Start):
                     self._start(model, verdict, [entry], now)
                     verdicts.clear()
                 else:
@@ -696,7 +532,7 @@ class Scheduler:
         for entry in [*self._claimants, *self._queue]:
             if entry.ticket.since + self.rules.max_wait <= now:
                 verdict = self._verdict(entry.ticket.model, [])
-                if isinstance(verdict, _Wait):
+                if isinstance(verdict, Wait):
                     self._dequeue(entry)
                     self._refuse(entry, WaitedTooLong(entry.ticket.model, self.rules.max_wait, verdict.behind))
 
@@ -706,21 +542,21 @@ class Scheduler:
         for entry in impatient:
             self._queue.remove(entry)
             entry.claims = True
-            insort(self._claimants, entry, key=_claim_key)
+            insort(self._claimants, entry, key=claim_key)
 
     def _bring_back(self, now: float) -> None:
         """Load again what was evicted for a model that then failed to start: nobody waits, so it yields to anybody."""
         for model in list(self._restore):
             verdict = self._verdict(model, [])
-            if isinstance(verdict, _Start) and not verdict.evict:
+            if isinstance(verdict, Start) and not verdict.evict:
                 del self._restore[model]
                 self._start(model, verdict, [], now)
-            elif not isinstance(verdict, _Start) or not all(map(self._leaving, verdict.evict)):
+            elif not isinstance(verdict, Start) or not all(map(self._leaving, verdict.evict)):
                 del self._restore[model]
 
     # -- acting on the picture -----------------------------------------------------------------------------
 
-    def _start(self, model: str, verdict: _Start, entries: list[_Entry], now: float) -> None:
+    def _start(self, model: str, verdict: Start, entries: list[Entry], now: float) -> None:
         for generation in verdict.abandon:
             self._abandon(self._swaps[generation], may_sleep=True)
         restore = tuple(victim for victim in verdict.evict if self._servers[victim].phase is Phase.READY)
@@ -739,7 +575,7 @@ class Scheduler:
         server.idle_since = None
         server.stale = server.dozing = server.light = False
         self._restore.pop(model, None)
-        swap = self._swaps[self._generation] = _ActiveSwap(
+        swap = self._swaps[self._generation] = ActiveSwap(
             self._generation, model, frozenset(verdict.evict), {}, restore
         )
         waited = max((now - entry.ticket.since for entry in entries), default=0.0)
@@ -748,13 +584,13 @@ class Scheduler:
         for entry in entries:
             self._join(entry, swap)
 
-    def _join(self, entry: _Entry, swap: _ActiveSwap) -> None:
-        entry.where = _Where.JOINED
+    def _join(self, entry: Entry, swap: ActiveSwap) -> None:
+        entry.where = Where.JOINED
         entry.swap = swap.generation
         entry.claims = False
         swap.waiters[entry.ticket.number] = entry
 
-    def _abandon(self, swap: _ActiveSwap, may_sleep: bool = False) -> list[_Entry]:
+    def _abandon(self, swap: ActiveSwap, may_sleep: bool = False) -> list[Entry]:
         """Give a swap up; returns those who waited for it. Its victims go on going."""
         del self._swaps[swap.generation]
         self._effects.append(AbandonSwap(swap.generation, swap.model))
@@ -765,12 +601,12 @@ class Scheduler:
             self._stop([server], "abandoned")
         return list(swap.waiters.values())
 
-    def _outdate(self, server: _Server) -> None:
+    def _outdate(self, server: Server) -> None:
         if server.phase is Phase.LOADING:
             entries = self._abandon(self._swaps[server.generation])
             for entry in entries:
                 if server.model in self.rules.models:
-                    entry.where = _Where.QUEUED
+                    entry.where = Where.QUEUED
                     self._enqueue(entry)
                 else:
                     self._refuse(entry, UnknownModel(server.model))
@@ -781,13 +617,13 @@ class Scheduler:
         elif server.phase is Phase.COLD and server.model not in self.rules.models:
             del self._servers[server.model]
 
-    def _may_sleep(self, server: _Server) -> bool:
+    def _may_sleep(self, server: Server) -> bool:
         """Whether this server, which has to leave, is put to sleep. One that starts can be, if it was only woken."""
         rules = self.rules.models.get(server.model)
         up = server.phase in (Phase.READY, Phase.LOADING) and not server.stale
         return server.dozing or (up and rules is not None and rules.sleeps)
 
-    def _send_off(self, server: _Server, why: str) -> None:
+    def _send_off(self, server: Server, why: str) -> None:
         """Have one server leave, asleep where it can."""
         if not self._may_sleep(server):
             self._stop([server], why)
@@ -807,13 +643,13 @@ class Scheduler:
             leavable.sort(key=lambda server: server.idle_since or 0.0)
             self._stop(leavable[:surplus], "asleep")
 
-    def _stop(self, servers: list[_Server], why: str) -> None:
+    def _stop(self, servers: list[Server], why: str) -> None:
         for server in servers:
             self._leave(server)
         if servers:
             self._effects.append(Stop(tuple(server.model for server in servers), why))
 
-    def _leave(self, server: _Server) -> None:
+    def _leave(self, server: Server) -> None:
         """From now on this server is not given anything; what it still serves no longer keeps it."""
         if server.armed:
             server.armed = False
@@ -827,7 +663,7 @@ class Scheduler:
         server.stale = False
         server.serving.clear()
 
-    def _rest(self, server: _Server, now: float, since: float | None = None) -> None:
+    def _rest(self, server: Server, now: float, since: float | None = None) -> None:
         """Nobody uses a ready server, or it sleeps: its time runs."""
         server.idle_since = now if since is None else since
         rules = self.rules.models.get(server.model)
@@ -839,8 +675,8 @@ class Scheduler:
             server.armed = False
             self._effects.append(DisarmIdle(server.model))
 
-    def _grant(self, entry: _Entry, server: _Server) -> None:
-        entry.where = _Where.SERVING
+    def _grant(self, entry: Entry, server: Server) -> None:
+        entry.where = Where.SERVING
         server.serving.add(entry.ticket.number)
         server.idle_since = None
         if server.armed:
@@ -848,7 +684,7 @@ class Scheduler:
             self._effects.append(DisarmIdle(server.model))
         self._effects.append(Grant(entry.ticket))
 
-    def _refuse(self, entry: _Entry, error: LlamaswapError) -> None:
+    def _refuse(self, entry: Entry, error: LlamaswapError) -> None:
         self._forget(entry)
         self._effects.append(Refuse(entry.ticket, error))
 
@@ -867,10 +703,10 @@ class Scheduler:
 
     # -- books ---------------------------------------------------------------------------------------------
 
-    def _server(self, model: str) -> _Server:
+    def _server(self, model: str) -> Server:
         server = self._servers.get(model)
         if server is None:
-            server = self._servers[model] = _Server(model)
+            server = self._servers[model] = Server(model)
         return server
 
     def _running(self, target: str) -> tuple[str, ...]:
@@ -883,17 +719,17 @@ class Scheduler:
     def _anyone_queued(self) -> bool:
         return bool(self._queue or self._claimants)
 
-    def _enqueue(self, entry: _Entry) -> None:
+    def _enqueue(self, entry: Entry) -> None:
         entry.position = 0
-        insort(self._queue, entry, key=_queue_key)
+        insort(self._queue, entry, key=queue_key)
 
-    def _dequeue(self, entry: _Entry) -> None:
+    def _dequeue(self, entry: Entry) -> None:
         (self._claimants if entry.claims else self._queue).remove(entry)
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: Entry) -> None:
         model = entry.ticket.model
         del self._tickets[entry.ticket.number]
-        if entry.where is not _Where.SERVING:
+        if entry.where is not Where.SERVING:
             self._waiting[model] -= 1
         self._held[model] -= 1
         if not self._held[model]:
@@ -906,7 +742,7 @@ class Scheduler:
                 entry.position = position
                 self._effects.append(Place(entry.ticket, position))
 
-    def _moment(self, entry: _Entry) -> float:
+    def _moment(self, entry: Entry) -> float:
         """When something is due for a queued entry: its patience ends, or its wait."""
         return min(entry.deadline, entry.ticket.since + self.rules.max_wait) if self.rules.max_wait else entry.deadline
 

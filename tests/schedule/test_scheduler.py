@@ -21,7 +21,7 @@ from llamaswap.errors import (
 )
 from llamaswap.schedule.effects import ArmIdle, DisarmIdle, Grant, Stop
 from llamaswap.schedule.eviction import GroupEviction
-from llamaswap.schedule.scheduler import ModelRules, Phase
+from llamaswap.schedule.picture import ModelRules, Phase
 from tests.schedule.world import World, swapping, world
 
 

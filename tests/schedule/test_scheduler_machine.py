@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import ShuttingDown, StartFailed
-from llamaswap.schedule.scheduler import ModelRules, Phase, Rules
+from llamaswap.schedule.picture import ModelRules, Phase, Rules
 from tests.schedule.world import Conflicts, World
 
 MODELS = "abcde"

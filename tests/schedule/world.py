@@ -27,7 +27,8 @@ from llamaswap.schedule.effects import (
     Swap,
     Ticket,
 )
-from llamaswap.schedule.scheduler import ModelRules, Phase, Rules, Scheduler
+from llamaswap.schedule.picture import ModelRules, Phase, Rules
+from llamaswap.schedule.scheduler import Scheduler
 
 
 def pairs(*conflicts: str) -> frozenset[frozenset[str]]:

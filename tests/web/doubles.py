@@ -21,7 +21,7 @@ from llamaswap.observe.history import History
 from llamaswap.observe.logs import LogBook
 from llamaswap.observe.store import Store
 from llamaswap.peers import Health
-from llamaswap.schedule.scheduler import Forecast
+from llamaswap.schedule.picture import Forecast
 from llamaswap.version import Build
 from llamaswap.web import app, table
 from llamaswap.web.activity import Activity

@@ -1,0 +1,199 @@
+"""What the scheduler knows and says: the rules it is given, its picture of servers and requests, its verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from attrs import Factory, define, frozen
+
+from llamaswap.errors import LlamaswapError
+from llamaswap.schedule.backoff import Backoff
+from llamaswap.schedule.effects import Ticket
+from llamaswap.schedule.eviction import Eviction
+
+PRIORITY_SCALE = 10.0
+"""A priority of this much halves the patience: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
+
+
+# -- what the scheduler is told about the configuration ----------------------------------------------------
+
+
+@frozen
+class ModelRules:
+    """One model: `limit` is the explicit bound on requests held for it (0: none), `ttl` idle seconds (0: never).
+
+    `sleeps`: it is put to sleep instead of being stopped, and stopped after `sleep_ttl` seconds of it (0: never).
+    """
+
+    limit: int = 0
+    ttl: float = 0.0
+    sleeps: bool = False
+    sleep_ttl: float = 0.0
+
+
+@frozen
+class Rules:
+    """Everything configured that a decision depends on.
+
+    `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
+    wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them, `backoff`
+    spaces the tries of a model that keeps failing, `max_wait` is how long a request may stand in the queue (0: for
+    ever), `max_asleep` how many may sleep (0: any number).
+    """
+
+    models: Mapping[str, ModelRules]
+    evict: Eviction
+    patience: float = 10.0
+    max_queue: int = 1000
+    pinned: frozenset[str] = frozenset()
+    backoff: Backoff = Factory(Backoff)
+    max_wait: float = 0.0
+    max_asleep: int = 0
+
+    def patience_of(self, ticket: Ticket) -> float:
+        return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
+
+
+# -- the picture -------------------------------------------------------------------------------------------
+
+
+class Phase(Enum):
+    """How the scheduler sees a model's server."""
+
+    COLD = "cold"
+    LOADING = "loading"
+    READY = "ready"
+    GOING = "going"
+    ASLEEP = "asleep"
+
+
+@define(eq=False)
+class Server:
+    """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
+
+    `stale` says that the process runs an outdated definition: it finishes what it has and goes. `worked_at` is when
+    the present process first ended a request. A going one that is `dozing` is about to sleep, one that is `light` goes
+    from its sleep and takes up no room. A sleeping one's `idle_since` is when it fell asleep.
+    """
+
+    model: str
+    phase: Phase = Phase.COLD
+    generation: int = 0
+    serving: set[int] = Factory(set)
+    idle_since: float | None = None
+    armed: bool = False
+    stale: bool = False
+    ready_at: float = 0.0
+    worked_at: float | None = None
+    dozing: bool = False
+    light: bool = False
+
+    @property
+    def takes_room(self) -> bool:
+        return self.phase not in (Phase.COLD, Phase.ASLEEP) and not self.light
+
+
+class Where(Enum):
+    """Where a request stands."""
+
+    QUEUED = "queued"
+    JOINED = "joined"
+    SERVING = "serving"
+
+
+@define(eq=False)
+class Entry:
+    """A ticket and where it stands. `swap` is the generation it joined, `deadline` the end of its patience."""
+
+    ticket: Ticket
+    where: Where
+    deadline: float = 0.0
+    position: int = 0
+    swap: int = 0
+    claims: bool = False
+
+
+@define(eq=False)
+class ActiveSwap:
+    """A load under way: `evict` goes for it, `waiters` are its requests by number, `restore` comes back if it fails."""
+
+    generation: int
+    model: str
+    evict: frozenset[str]
+    waiters: dict[int, Entry]
+    restore: tuple[str, ...]
+
+
+@frozen
+class Claim:
+    """The right to the next load, of a request that has waited for longer than its patience."""
+
+    model: str
+    evict: frozenset[str]
+
+
+def queue_key(entry: Entry) -> tuple[int, int]:
+    """The order of the queue."""
+    return -entry.ticket.priority, entry.ticket.number
+
+
+def claim_key(entry: Entry) -> tuple[float, int]:
+    """The order in which claims are served."""
+    return entry.deadline, entry.ticket.number
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------
+
+
+@frozen
+class Go:
+    """Ready: grant."""
+
+
+@frozen
+class Join:
+    """Being loaded: wait with the others."""
+
+    generation: int
+
+
+@frozen
+class Start:
+    """Load it now; `abandon` are swaps nobody waits for that stand in its way."""
+
+    evict: tuple[str, ...]
+    abandon: tuple[int, ...]
+
+
+@frozen
+class Wait:
+    """Not now. `evict` is what would have to go, `behind` what is waited for (models)."""
+
+    evict: tuple[str, ...]
+    behind: tuple[str, ...]
+
+
+@frozen
+class Never:
+    """Not while things are as they are, however long one waits."""
+
+    error: LlamaswapError
+
+
+Verdict = Go | Join | Start | Wait | Never
+GO = Go()
+
+
+@frozen
+class Forecast:
+    """What a request for a model would meet now: `action` is serve, join, load, queue or refuse.
+
+    `evicts` would go, `waits_for` is what stands in the way, `reason` the rule behind it in words.
+    """
+
+    model: str
+    action: str
+    evicts: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    reason: str = ""
