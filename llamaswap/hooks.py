@@ -7,6 +7,7 @@ fails is a line in the log and changes nothing else: what it prepares is the ope
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from llamaswap.config import Endpoint
 from llamaswap.config.commands import split
 from llamaswap.config.schema import Hooks
 from llamaswap.errors import ModelUnloaded
+from llamaswap.supervise import procfs
 from llamaswap.supervised import Farewell
 
 log = Logger()
@@ -71,7 +73,10 @@ class _Command(ProcessProtocol):
         """Wait no longer: neither for its exit, nor for the pipes that a child of its own may hold."""
         if not self._exited:
             self._late = True
+            family = procfs.descendants(self._process.pid) or []
             self._process.signalProcess("KILL")
+            for one in family:  # a shell's own end would leave what it had started
+                procfs.signal_one(one.pid, signal.SIGKILL)
         self._process.loseConnection()
 
 

@@ -4,7 +4,7 @@ import sys
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -14,6 +14,7 @@ from llamaswap.config.schema import Hooks
 from llamaswap.errors import ModelUnloaded
 from llamaswap.hooks import Hooked, Runner
 from llamaswap.router import Router
+from llamaswap.supervise import procfs
 from tests.doubles import FakeFleet
 
 
@@ -259,3 +260,14 @@ class CommandTests(TestCase):
         await self.run_hook("sleep 20", timeout=0.2)
         self.assertLess(reactor.seconds() - began, 10)
         self.assertEqual(self.faults(), ["hook before_load for owl failed: it took too long"])
+
+    async def test_what_a_command_that_takes_too_long_had_started_is_killed_with_it(self):
+        path = self.mktemp()
+        await self.run_hook(f"sh -c 'sleep 97 & echo $! > {path}; wait'", timeout=2.0)
+        with open(path) as file:
+            child = int(file.read())
+        for _ in range(500):
+            if (left := procfs.stat(child)) is None or left.dead:
+                return
+            await deferLater(reactor, 0.01)
+        self.fail("it runs on")
