@@ -20,7 +20,8 @@ from llamaswap.relay.arriving import ArrivingBody
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import BodySource, Exchange, RequestHead
 from llamaswap.relay.flow import Flow
-from llamaswap.web.dispatch import Choice, Dispatcher, Job, Router
+from llamaswap.web.dispatch import Choice, Dispatcher, Router
+from llamaswap.web.job import Job
 from llamaswap.web.uploads import KeptBody, SplicedBody, read
 from llamaswap.wire import fields, filters
 from llamaswap.wire.body import JsonBody, MultipartScan, form_value, with_form_value

@@ -17,9 +17,10 @@ from llamaswap.config import Config
 from llamaswap.relay.bodies import BytesBody
 from llamaswap.relay.exchange import Exchange
 from llamaswap.relay.flow import Flow
-from llamaswap.web.dispatch import Dispatcher, Job, Router
+from llamaswap.web.dispatch import Dispatcher, Router
 from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import ALL_ROUTES, Gate, body_of, guarded, ignored_websocket, is_model_path, naming_of
+from llamaswap.web.job import Job
 from llamaswap.wire import fields
 from llamaswap.wire.body import JsonBody
 

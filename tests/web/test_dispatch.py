@@ -15,7 +15,7 @@ from llamaswap.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from llamaswap.web.dispatch import SMALL_PIECE, TOGETHER
+from llamaswap.web.job import SMALL_PIECE, TOGETHER
 from tests.web.pipeline import ArrivingBody, Stage
 
 CHAT = b"/v1/chat/completions"
