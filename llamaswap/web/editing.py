@@ -13,7 +13,7 @@ from llamaswap.errors import ConfigError, Problem
 from llamaswap.observe.lines import local_time, rfc3339
 from llamaswap.web.calls import Answer, Call, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.masking import MASK, known_secrets, masked_yaml, named_secrets
+from llamaswap.web.masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 from llamaswap.web.needs import ReloadBook
 from llamaswap.web.routes import Table
 from llamaswap.web.versions import Author, Version
@@ -190,25 +190,30 @@ def _given(call: Call) -> str:
 def unmasked(text: str, current: str, secrets: Sequence[str]) -> str:
     """An edited text with the secrets back that its editor never saw.
 
-    Each masked line of the text we showed is matched by its content, in order; a line whose mask cannot be
-    traced to one we made is refused rather than guessed.
+    Each masked line of the text we showed is matched by its content, in order. In a line that was edited a mask is
+    known by the word before it, where that had one secret in the whole text; else it is refused rather than guessed.
     """
     if MASK not in text:
         return text
     hidden: dict[str, list[str]] = {}
+    secret: dict[str, set[str]] = {}
     for shown, real in zip(masked_yaml(current, secrets).split("\n"), current.split("\n"), strict=True):
         if shown != real:
             hidden.setdefault(shown.strip(), []).append(real.strip())
+            for before, value in hidden_in(shown, real):
+                secret.setdefault(before, set()).add(value)
     lines: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
-        if MASK in line and not stripped.startswith("#"):
+        if MASK in line:
             found = hidden.get(stripped)
-            if not found:
+            if found:
+                # Equal masked lines keep their order; the last secret serves copies of its line too.
+                line = line.replace(stripped, found.pop(0) if len(found) > 1 else found[0])
+            elif (whole := revealed(line, secret)) is not None:
+                line = whole
+            elif not stripped.startswith("#"):
                 raise HttpError(400, f"line {number} still holds {MASK}: write the value, or leave the line as it was")
-            # Equal masked lines keep their order; the last secret serves copies of its line too.
-            real = found.pop(0) if len(found) > 1 else found[0]
-            line = line.replace(stripped, real)
         lines.append(line)
     return "\n".join(lines)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from llamaswap.config import Config, Source
 from llamaswap.config.documents import parse
@@ -11,6 +12,7 @@ from llamaswap.config.nodes import Items, Node, Table
 from llamaswap.errors import ConfigError
 
 MASK = "***"
+MOST_IN_A_LINE = 20  # masks of a line that are told apart when it was edited
 SHORTEST_NUMBER = 6  # digits; shorter ones under such a name are counts, and hiding them would hide every port
 _WORD = r"(?:api[-_]?key|token|secret|passw(?:or)?d|credential|authorization|auth[-_]?key)"
 # --max-tokens and --tokenizer carry no secrets, however their names sound.
@@ -20,12 +22,17 @@ _HARMLESS = re.compile(r"(?:max|num|n|min|batch|special|stop|eos|bos|pad)[-_]?(?
 _YAML = re.compile(
     rf"(?im)^(?P<lead>[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}[\"']?[ \t]*:[ \t]*)(?P<value>[^\s#\[{{|>&*][^\n#]*)"
 )
-
-
+# A flag and the word behind it, perhaps on the next line, or an assignment, wherever they stand in a text.
+_IN_COMMAND = re.compile(
+    rf"""(?P<lead>(?<![\w-])(?P<flag>--?(?:[\w-]*[-_])?{_WORD}s?)(?:=|[ \t]*\\?\n[ \t]*|[ \t]+)
+    |(?<![\w.-])(?P<name>[\w.-]*{_WORD}s?)=)(?P<value>"[^"\n]*"|'[^'\n]*'|[^\s"',\]}}]+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _KEY = re.compile(rf"[\w.-]*{_WORD}s?", re.IGNORECASE)
 _KEY_LINE = re.compile(rf"[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}s?[\"']?[ \t]*:(?P<rest>.*)", re.IGNORECASE)
 _WORDS = re.compile(r"[^\s,\[\]{}\"'#|>]+")
 _REFERENCE = re.compile(r"\$\{env\.[^}]*\}")
+_REFERRED = "environment-reference"  # stands for one while a text is looked through
 
 
 def _secretive(flag: str) -> bool:
@@ -64,15 +71,46 @@ def masked_text(text: str, known: Iterable[str]) -> str:
 
 
 def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
-    """A configuration file's text without known secrets and without scalar values of keys that name one.
+    """A configuration file's text without known secrets and without what its keys, flags and assignments name as one.
 
-    References to the environment stay: they tell nothing, and show where the secret comes from.
+    References to the environment and to macros stay: they tell nothing, and show where the secret comes from.
     """
 
-    def mask(match: re.Match[str]) -> str:
+    def of_key(match: re.Match[str]) -> str:
         return match[0] if match["value"].lstrip("\"'").startswith("${env.") else f"{match['lead']}{MASK}"
 
-    return masked_text(_YAML.sub(mask, text), known)
+    def in_command(match: re.Match[str]) -> str:
+        flag, value = match["flag"], match["value"].lstrip("\"'")
+        told = value.startswith("${") or (flag and value.startswith("-") and not match["lead"].endswith("="))
+        secret = _secretive(flag) if flag else not _HARMLESS.search(match["name"])
+        return f"{match['lead']}{MASK}" if secret and not told else match[0]
+
+    return masked_text(_IN_COMMAND.sub(in_command, _YAML.sub(of_key, text)), known)
+
+
+def hidden_in(shown: str, real: str) -> list[tuple[str, str]]:
+    """(what stands before it, the secret) of each mask in a shown line whose real one is known."""
+    parts = shown.split(MASK)
+    found = re.fullmatch("(.*?)".join(map(re.escape, parts)), real) if len(parts) <= MOST_IN_A_LINE else None
+    return [] if found is None else list(zip(map(_lead, parts), found.groups(), strict=False))
+
+
+def _lead(text: str) -> str:
+    """The last word of what stands before a mask."""
+    words = text.split()
+    return words[-1] if words else ""
+
+
+def revealed(line: str, secrets: Mapping[str, Collection[str]]) -> str | None:
+    """An edited line with its secrets back, each known by the word before it; None where one is not, or several are."""
+    parts = line.split(MASK)
+    whole = parts[0]
+    for before, after in pairwise(parts):
+        found = secrets.get(_lead(before), ())
+        if len(found) != 1:
+            return None
+        whole += next(iter(found)) + after
+    return whole
 
 
 def named_secrets(text: str) -> list[str]:
@@ -80,12 +118,12 @@ def named_secrets(text: str) -> list[str]:
 
     Of a text that is no YAML every word below such a key: better too many.
     """
-    plain_text = _REFERENCE.sub("reference", text)
+    plain_text = _REFERENCE.sub(_REFERRED, text)
     try:
         root = parse(Source("config", plain_text), {})
     except ConfigError:
         return list(_words_below(plain_text))
-    return [] if root is None else list(_values_below(root, secret=False))
+    return [] if root is None else [value for value in _values_below(root, secret=False) if value != _REFERRED]
 
 
 def _values_below(node: Node, *, secret: bool) -> Iterator[str]:

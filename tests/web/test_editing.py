@@ -82,6 +82,34 @@ class ReplaceTests(TestCase):
         self.assertEqual(world.files.written, [TEXT.replace("proxy: x", "proxy: y")])
         self.assertNotEqual(answer.headers["etag"], shown.headers["etag"])
 
+    COMMANDS = (
+        "apiKeys: [k-secret]\nmodels:\n  a:\n    cmd: serve --api-key one-1 --port 1\n"
+        "    # cmd: serve --api-key one-1\n"
+        "  b:\n    cmd: serve --hf-token two-2\n  c:\n    cmd: serve --hf-token three-3\n"
+    )
+
+    def edited(self, old, new):
+        """What is written, and the status, where one edits this in what was shown of commands with secrets."""
+        world = World(FakeFleet(with_keys("k-secret")), files=FakeFiles(self.COMMANDS, editable=True))
+        shown = world.ask("/api/config", headers=KEY)
+        for secret in ("k-secret", "one-1", "two-2", "three-3"):
+            self.assertNotIn(secret, shown.text)
+        self.assertIn(old, shown.text)
+        answer = self.put(world, shown.text.replace(old, new).encode(), shown.headers["etag"])
+        return answer.status, world.files.written
+
+    def test_a_line_with_a_secret_can_be_edited_beside_it(self):
+        self.assertEqual(
+            self.edited("--api-key *** --port 1", "--verbose --api-key *** --port 2"),
+            (200, [self.COMMANDS.replace("--api-key one-1 --port 1", "--verbose --api-key one-1 --port 2")]),
+        )
+
+    def test_a_secret_in_a_comment_is_not_lost(self):
+        self.assertEqual(self.edited("--port 1", "--port 1"), (200, [self.COMMANDS]))
+
+    def test_which_of_two_secrets_is_meant_is_not_guessed(self):
+        self.assertEqual(self.edited("serve --hf-token ***", "run --hf-token ***"), (400, []))
+
     def test_a_mask_that_is_not_ours_is_refused(self):
         world = self.world()
         tag = world.ask("/api/config", headers=KEY).headers["etag"]
