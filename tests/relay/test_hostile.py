@@ -32,7 +32,7 @@ HEADS = (
 
 
 class HostileTests(SynchronousTestCase):
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(
         st.lists(st.sampled_from(HEADS) | st.binary(max_size=12), max_size=8),
         st.lists(st.integers(1, 60), max_size=12),

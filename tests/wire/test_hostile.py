@@ -13,7 +13,7 @@ from llamaswap.wire.body import MultipartScan
 from llamaswap.wire.sse import EventSplitter
 from llamaswap.wire.usage import LINE_BOUND, LINE_TAIL, StreamScanner, from_document, from_fragment, from_lines
 
-few = settings(max_examples=100, deadline=None)
+few = settings(max_examples=150, deadline=None)
 
 KNOWN = (
     *("usage", "timings", "metrics", "message", "response", "prompt_tokens", "completion_tokens", "total_tokens"),
