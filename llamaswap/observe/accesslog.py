@@ -41,17 +41,6 @@ def _decimal(value: int, unit: int) -> str:
     return f"{whole}.{digits}" if digits else str(whole)
 
 
-def client_ip(forwarded_for: bytes | None, real_ip: bytes | None, peer: str) -> str:
-    """The first X-Forwarded-For item, else X-Real-IP, else the socket's host."""
-    if forwarded_for:
-        first = forwarded_for.split(b",", 1)[0].strip()
-        if first:
-            return first.decode("latin-1")
-    if real_ip and real_ip.strip():
-        return real_ip.strip().decode("latin-1")
-    return peer
-
-
 def _escaped(raw: bytes) -> str:
     """Header text that cannot forge a second line or colour the terminal."""
     text = raw.decode("utf-8", "replace")

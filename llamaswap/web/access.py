@@ -9,8 +9,9 @@ from typing import Any
 
 from attrs import define
 
-from llamaswap.observe.accesslog import AccessLog, Served, client_ip
+from llamaswap.observe.accesslog import AccessLog, Served
 from llamaswap.relay.exchange import Exchange
+from llamaswap.wire.fields import client_address
 
 NOTHING_SENT = 499  # the status of a request whose client left before anything was sent; the field's custom
 
@@ -26,16 +27,15 @@ class Accessed:
         """An exchange is over. `status` 0: nothing went out; `sent`: body bytes, with their framing where it is raw,
         without those that the exchange counted itself."""
         head = exchange.head
-        first = head.first
         self.access.served(
             Served(
-                client_ip(first(b"x-forwarded-for"), first(b"x-real-ip"), exchange.peer),
+                client_address(head.headers, exchange.peer),
                 head.method,
                 head.path,
                 "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0",
                 status or NOTHING_SENT,
                 sent + exchange.passed,
-                first(b"user-agent") or b"",
+                head.first(b"user-agent") or b"",
                 self.clock.seconds() - exchange.arrived,
             )
         )

@@ -21,12 +21,11 @@ from twisted.web.server import Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, RequestRedirect
 
-from llamaswap.observe.accesslog import AccessLog, Served, client_ip
+from llamaswap.observe.accesslog import AccessLog, Served
 from llamaswap.web import errors, gate, table
-from llamaswap.web.calls import TEXT, Call
+from llamaswap.web.calls import TEXT, Call, client_of
 from llamaswap.web.compress import compressed
 from llamaswap.web.routes import Route
-from llamaswap.wire.fields import peer_host
 
 log = Logger()
 
@@ -185,21 +184,15 @@ class AdminSite(Site):
         access = self._access
         if access is None:
             return
-        headers = request.requestHeaders
-
-        def first(name: bytes) -> bytes | None:
-            return headers.getRawHeaders(name, [None])[0]
-
-        peer = peer_host(request.getClientAddress())
         access.served(
             Served(
-                ip=client_ip(first(b"x-forwarded-for"), first(b"x-real-ip"), peer),
+                ip=client_of(request),
                 method=request.method,
                 path=request.uri.partition(b"?")[0],
                 protocol=request.clientproto.decode("latin-1"),
                 status=request.code,
                 sent=request.sentLength,
-                user_agent=first(b"user-agent") or b"",
+                user_agent=(request.requestHeaders.getRawHeaders(b"user-agent") or [b""])[0],
                 seconds=seconds,
             )
         )

@@ -13,11 +13,17 @@ from urllib.parse import parse_qs, unquote
 from attrs import define, field, frozen
 from twisted.web.http import Request
 
-from llamaswap.observe.accesslog import client_ip
-from llamaswap.wire.fields import peer_host
+from llamaswap.wire.fields import client_address, peer_host
 
 JSON = b"application/json"
 TEXT = b"text/plain; charset=utf-8"
+
+
+def client_of(request: Request) -> str:
+    """The client's address, as the access log tells it."""
+    raw = request.requestHeaders.getRawHeaders
+    named = [(name, value) for name in (b"x-forwarded-for", b"x-real-ip") for value in raw(name, ())]
+    return client_address(named, peer_host(request.getClientAddress()))
 
 
 @frozen
@@ -101,8 +107,7 @@ class Call:
     @property
     def client(self) -> str:
         """The client's address, as the access log tells it."""
-        peer = peer_host(self.request.getClientAddress())
-        return client_ip(self.first(b"x-forwarded-for"), self.first(b"x-real-ip"), peer)
+        return client_of(self.request)
 
     @property
     def accept(self) -> str:

@@ -4,7 +4,7 @@ import tracemalloc
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.accesslog import AccessLog, Served, client_ip, go_duration
+from llamaswap.observe.accesslog import AccessLog, Served, go_duration
 from llamaswap.observe.lines import LogLines
 
 
@@ -23,13 +23,6 @@ class TestGoDuration(SynchronousTestCase):
             -0.002: "-2ms",
         }
         self.assertEqual({seconds: go_duration(seconds) for seconds in cases}, cases)
-
-
-class TestClientAddress(SynchronousTestCase):
-    def test_forwarded_first_then_real_ip_then_the_socket(self):
-        self.assertEqual(client_ip(b" 1.2.3.4 , 5.6.7.8", b"9.9.9.9", "127.0.0.1"), "1.2.3.4")
-        self.assertEqual(client_ip(b"", b" 9.9.9.9 ", "127.0.0.1"), "9.9.9.9")
-        self.assertEqual(client_ip(None, None, "127.0.0.1"), "127.0.0.1")
 
 
 class TestAccessLog(SynchronousTestCase):

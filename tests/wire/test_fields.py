@@ -149,5 +149,8 @@ class Reading(SynchronousTestCase):
 
     def test_the_client_is_named_by_the_first_forwarded_address(self):
         self.assertEqual(fields.client_address([(b"X-Forwarded-For", b" 9.9.9.9 , 8.8.8.8")], "1.1.1.1"), "9.9.9.9")
-        self.assertEqual(fields.client_address([(b"X-Real-IP", b"7.7.7.7")], "1.1.1.1"), "7.7.7.7")
+        self.assertEqual(fields.client_address([(b"X-Real-IP", b" 7.7.7.7 ")], "1.1.1.1"), "7.7.7.7")
+        both = [(b"X-Real-IP", b"7.7.7.7"), (b"X-Forwarded-For", b"9.9.9.9")]
+        self.assertEqual(fields.client_address(both, "1.1.1.1"), "9.9.9.9")
+        self.assertEqual(fields.client_address([(b"X-Forwarded-For", b""), both[0]], "1.1.1.1"), "7.7.7.7")
         self.assertEqual(fields.client_address([], "1.1.1.1"), "1.1.1.1")
