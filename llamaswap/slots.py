@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from twisted.logger import Logger
 
 from llamaswap.config import Endpoint, Model
 from llamaswap.errors import ModelUnloaded
+from llamaswap.observe.logfiles import plain
 from llamaswap.supervised import Farewell, Status
 
 log = Logger()
@@ -152,7 +152,7 @@ class Slots:
         flags, endpoint = flags_of(status.cmd), status.endpoint
         assert endpoint is not None
         for slot in await self._slots(endpoint, flags):
-            filename = f"llamaswap-{re.sub(r'[^A-Za-z0-9.-]', '_', model.id)}-{slot}.bin"
+            filename = f"llamaswap-{plain(model.id)}-{slot}.bin"
             path = f"/slots/{slot}?action=save"
             code, told = await self.ask(endpoint, "POST", path, {"filename": filename}, flags.key)
             if code != 200:

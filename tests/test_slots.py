@@ -84,7 +84,7 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual(made.asked, [])
         self.successResultOf(made.down())
         self.assertEqual(made.steps(), ["GET /slots", "POST /slots/0?action=save", "POST /slots/1?action=save"])
-        self.assertEqual(made.asked[1][1], {"filename": "llamaswap-a_b-0.bin"})
+        self.assertEqual(made.asked[1][1], {"filename": "llamaswap-a%2Fb-0.bin"})
         self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
         del made.asked[:]
         ready = made.server.ensure_ready()
@@ -92,7 +92,7 @@ class SlotTests(SynchronousTestCase):
         self.assertNoResult(ready)
         made.clock.pump([0.1] * 10)
         self.successResultOf(ready)
-        self.assertEqual(made.asked, [("POST /slots/0?action=restore", {"filename": "llamaswap-a_b-0.bin"})])
+        self.assertEqual(made.asked, [("POST /slots/0?action=restore", {"filename": "llamaswap-a%2Fb-0.bin"})])
         self.assertEqual(made.keys, {"sesame"})
 
     def test_it_is_given_up_where_it_takes_longer_than_reading(self):
@@ -154,7 +154,7 @@ class SlotTests(SynchronousTestCase):
         made.answers["POST /slots/0?action=save"] = {"n_saved": 900, "n_written": 2_000_000}
         made.up()
         made.down()
-        self.assertEqual(made.removed, ["/cache/llamaswap-a_b-0.bin"])
+        self.assertEqual(made.removed, ["/cache/llamaswap-a%2Fb-0.bin"])
         self.assertEqual(made.slots.document(made.model)["saved_tokens"], 0)
 
     def test_another_definition_gets_nothing_of_it(self):

@@ -8,9 +8,9 @@ it may be moved or deleted at any time.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 from attrs import frozen
 
@@ -33,9 +33,14 @@ class Settings:
     keep: int
 
 
+def plain(name: str, safe: str = "") -> str:
+    """A name that any folder takes, another for each: a model's id may have slashes, and ``a/b`` is not ``a_b``."""
+    return quote(name, safe=safe).replace("..", "%2E%2E")
+
+
 def file_name(log: str) -> str:
-    """The name of a log's file; a model's id may have slashes."""
-    return re.sub(r"[^A-Za-z0-9._:@+-]", "_", log)[:LONGEST_NAME].lstrip(".") + ".log"
+    """The name of a log's file."""
+    return plain(log, ":@+")[:LONGEST_NAME] + ".log"
 
 
 class LogFiles:

@@ -131,8 +131,9 @@ class FileTests(SynchronousTestCase):
         self.assertFalse([one for one in threading.enumerate() if one.name == "logfiles" and one.is_alive()][1:])
 
     def test_names_stay_in_the_folder(self):
-        self.assertEqual(file_name("model-org/x:7b"), "model-org_x:7b.log")
-        self.assertEqual(file_name("../../etc/passwd"), "_.._etc_passwd.log")
+        self.assertEqual(file_name("model-org/x:7b"), "model-org%2Fx:7b.log")
+        self.assertEqual(file_name("../../etc/passwd"), "%2E%2E%2F%2E%2E%2Fetc%2Fpasswd.log")
+        self.assertNotEqual(file_name("model-org/x"), file_name("model-org_x"))
         self.assertLess(len(file_name("x" * 999)), 200)
 
 
