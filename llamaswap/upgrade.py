@@ -376,7 +376,7 @@ class Upgrade:
                 if self.parts.calm():
                     break
                 # A server's idle time ended just now; with nobody served that is over soon.
-                if not await self._until(self.parts.calm, CUT_SECONDS):
+                if not await self._patiently(self.parts.calm, CUT_SECONDS):
                     self.error = "the servers do not come to rest"
                     return
             listening, state = self.parts.collect()
@@ -400,21 +400,29 @@ class Upgrade:
             if last:
                 log.warn("upgrade: what is still under way is cut")
                 parts.cut()
-                await self._until(parts.calm, CUT_SECONDS)
+                await self._patiently(parts.calm, CUT_SECONDS)
                 break
             self.phase = "waiting"
             parts.release()
             await self._until(parts.calm, BETWEEN)
         parts.end_feeds()
-        if not await self._until(parts.still, TRY):
+        if not await self._patiently(parts.still, TRY):
             parts.cut()
-            await self._until(parts.still, TRY)
+            await self._patiently(parts.still, TRY)
 
-    async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+    async def _patiently(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Whether the condition comes true in time. What was cut ends as fast as it can: who hurries hurries nothing
+        then, and an upgrade that did not wait for it would have cut it for nothing."""
+        return await self._until(condition, seconds, lambda: False)
+
+    async def _until(
+        self, condition: Callable[[], bool], seconds: float, hurried: Callable[[], bool] | None = None
+    ) -> bool:
         """Whether the condition comes true in time, or before somebody is in a hurry."""
+        hurried = hurried or (lambda: self._hurried)
         deadline = self.clock.seconds() + seconds
         while not condition():
-            if self._hurried or self.clock.seconds() >= deadline:
+            if hurried() or self.clock.seconds() >= deadline:
                 return False
             await deferLater(self.clock, LOOK)
         return True

@@ -112,6 +112,7 @@ class FakeParts:
     still_at: float = 0.0
     busy_between: tuple = ()
     cut_helps: bool = True
+    cut_takes: float = 0.0
     deeds: list = field(factory=list)
     held: float = 0.0
     _since: float | None = None
@@ -138,7 +139,7 @@ class FakeParts:
     def cut(self):
         self.deeds.append("cut")
         if self.cut_helps:
-            self.calm_at = self.still_at = 0.0
+            self.calm_at = self.still_at = self.clock.seconds() + self.cut_takes
 
     async def flush(self):
         self.deeds.append("flush")
@@ -222,6 +223,14 @@ class WayTests(SynchronousTestCase):
         self.wait(0.1)
         self.assertEqual(len(self.became), 1)
         self.assertIn("cut", self.parts.deeds)
+
+    def test_asked_a_third_time_what_was_cut_is_waited_for_and_was_not_cut_for_nothing(self):
+        self.begin(calm_at=1e9, cut_takes=3.0)
+        for _ in range(3):
+            self.wait(0.5)
+            self.upgrade.ask()
+        self.wait(4.0)
+        self.assertEqual((len(self.became), self.upgrade.attempts), (1, 1))
 
     def test_a_connection_that_does_not_take_the_rest_of_its_answer_is_cut(self):
         self.begin(still_at=1e9)
