@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from attrs import asdict, define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimeIsUp
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 from twisted.internet.protocol import ProcessProtocol
@@ -42,6 +43,7 @@ PATIENCE = 120.0  # seconds in which a moment without requests is waited for whi
 TRY = 1.0  # seconds for which requests are held back to see whether the others end
 BETWEEN = 5.0  # seconds between two such tries: nobody waits for more than a fifth of the time
 LAST_TRY = 30.0  # seconds of the try after which open requests are cut
+FLUSH_SECONDS = 5.0  # for disks and drivers to come to an end, while everybody is held back
 CUT_SECONDS = 10.0  # for what was cut to end; a server that is being loaded takes five
 LOOK = 0.01  # seconds between two looks
 
@@ -372,7 +374,9 @@ class Upgrade:
         try:
             await self._come_to_rest()
             while True:
-                await self.parts.flush()
+                if not await self._flushed():
+                    self.error = f"a disk or a driver did not come to an end within {FLUSH_SECONDS:.0f}s"
+                    return
                 if self.parts.calm():
                     break
                 # A server's idle time ended just now; with nobody served that is over soon.
@@ -387,6 +391,17 @@ class Upgrade:
                 self.error = f"the new program cannot be executed: {error}"
         finally:
             self.parts.release()
+
+    async def _flushed(self) -> bool:
+        """Whether everything was written in time. Who hangs there would hang the replacement as well, and those who are
+        held back meanwhile."""
+        flushing = Deferred.fromCoroutine(self.parts.flush())
+        flushing.addTimeout(FLUSH_SECONDS, self.clock)
+        try:
+            await flushing
+        except TimeIsUp:
+            return False
+        return True
 
     async def _come_to_rest(self) -> None:
         """Hold requests back as soon as that is short: try for a moment, again and again, at last with a cut."""

@@ -13,7 +13,18 @@ from llamaswap import upgrade
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.listening import Listen
 from llamaswap.supervise.adopt import Ailing, Served
-from llamaswap.upgrade import BETWEEN, CUT_SECONDS, LAST_TRY, PATIENCE, TRY, Connection, Inherited, State, Upgrade
+from llamaswap.upgrade import (
+    BETWEEN,
+    CUT_SECONDS,
+    FLUSH_SECONDS,
+    LAST_TRY,
+    PATIENCE,
+    TRY,
+    Connection,
+    Inherited,
+    State,
+    Upgrade,
+)
 
 SERVED = Served(
     model="owl/7b",
@@ -113,6 +124,7 @@ class FakeParts:
     busy_between: tuple = ()
     cut_helps: bool = True
     cut_takes: float = 0.0
+    disk_hangs: bool = False
     deeds: list = field(factory=list)
     held: float = 0.0
     _since: float | None = None
@@ -143,6 +155,8 @@ class FakeParts:
 
     async def flush(self):
         self.deeds.append("flush")
+        if self.disk_hangs:
+            await Deferred()
 
     def collect(self):
         return 5, State()
@@ -243,6 +257,13 @@ class WayTests(SynchronousTestCase):
         self.assertEqual(self.became, [])
         self.assertEqual(self.parts.deeds[-1], "release")
         self.assertIn("rest", self.upgrade.document()["error"])
+
+    def test_a_driver_or_a_disk_that_hangs_does_not_hold_everybody_for_ever(self):
+        self.begin(disk_hangs=True)
+        self.wait(FLUSH_SECONDS + 0.1)
+        self.assertEqual(self.parts.deeds, ["hold", "feeds", "flush", "release"])
+        self.assertIn("a disk or a driver", self.upgrade.document()["error"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_program_that_cannot_be_executed_leaves_everything_as_it_was(self):
         self.begin(fault=OSError(2, "No such file or directory"))
