@@ -6,12 +6,14 @@ The way there is `upgrade`'s affair; here is only what each part of the service 
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from llamaswap.sources import fingerprint
 from llamaswap.supervise.ladder import end_unwanted
 from llamaswap.upgrade import Connection, Parts, State
 
@@ -86,6 +88,11 @@ class Handover:
             if service.reactor.seconds() >= deadline:
                 return
             await deferLater(service.reactor, LOOK)
+
+    def configured(self) -> Hashable:
+        """The files' names, times and sizes."""
+        settings = self.service.settings
+        return tuple(sorted(fingerprint(settings.config, settings.config_dir).items()))
 
     def collect(self) -> tuple[int, State]:
         """What there is now."""

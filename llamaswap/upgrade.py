@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from attrs import asdict, define, field, frozen
@@ -290,6 +290,9 @@ class Parts(Protocol):
     async def flush(self) -> None:
         """Have everything written that is to be."""
 
+    def configured(self) -> Hashable:
+        """Tells one state of the configuration's files from another."""
+
     def collect(self) -> tuple[int, State]:
         """(the listening socket, the rest of the state)."""
 
@@ -366,23 +369,32 @@ class Upgrade:
 
     async def _go(self) -> None:
         """Returns only where it came to nothing."""
+        while await self._outdated():
+            log.info("upgrade: the configuration was changed meanwhile; the new code is tried with it")
+
+    async def _outdated(self) -> bool:
+        """One go. Returns whether what was tried at its beginning is not what would be started at its end."""
         log.info("upgrade: trying the new code")
+        self.phase = "checking"
+        tried = self.parts.configured()
         self.error = await self.check()
         if self.error:
-            return
+            return False
         self.phase = "waiting"
         try:
             await self._come_to_rest()
             while True:
                 if not await self._flushed():
                     self.error = f"a disk or a driver did not come to an end within {FLUSH_SECONDS:.0f}s"
-                    return
+                    return False
                 if self.parts.calm():
                     break
                 # A server's idle time ended just now; with nobody served that is over soon.
                 if not await self._patiently(self.parts.calm, CUT_SECONDS):
                     self.error = "the servers do not come to rest"
-                    return
+                    return False
+            if self.parts.configured() != tried:
+                return True  # the new program would end where it cannot use it, and every server with it
             listening, state = self.parts.collect()
             log.info("upgrade: becoming the new program with {count} servers", count=len(state.servers))
             try:
@@ -391,6 +403,7 @@ class Upgrade:
                 self.error = f"the new program cannot be executed: {error}"
         finally:
             self.parts.release()
+        return False
 
     async def _flushed(self) -> bool:
         """Whether everything was written in time. Who hangs there would hang the replacement as well, and those who are

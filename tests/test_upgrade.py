@@ -125,6 +125,7 @@ class FakeParts:
     cut_helps: bool = True
     cut_takes: float = 0.0
     disk_hangs: bool = False
+    configuration: str = "as it was"
     deeds: list = field(factory=list)
     held: float = 0.0
     _since: float | None = None
@@ -158,6 +159,9 @@ class FakeParts:
         if self.disk_hangs:
             await Deferred()
 
+    def configured(self):
+        return self.configuration
+
     def collect(self):
         return 5, State()
 
@@ -177,8 +181,11 @@ class WayTests(SynchronousTestCase):
             if fault is not None:
                 raise fault
 
+        self.problem, self.checks = problem, 0
+
         async def check():
-            return problem
+            self.checks += 1
+            return self.problem
 
         self.upgrade = Upgrade(self.clock, self.parts, check, become)
         self.upgrade.ask()
@@ -257,6 +264,23 @@ class WayTests(SynchronousTestCase):
         self.assertEqual(self.became, [])
         self.assertEqual(self.parts.deeds[-1], "release")
         self.assertIn("rest", self.upgrade.document()["error"])
+
+    def test_a_configuration_that_became_unusable_while_it_waited_does_not_end_the_service(self):
+        self.begin(calm_at=30.0)
+        self.wait(10.0)
+        self.parts.configuration = "half written"
+        self.problem = "the new code does not come up: not a mapping"
+        self.wait(30.0)
+        self.assertEqual(self.became, [])
+        self.assertEqual(self.parts.deeds[-1], "release")
+        self.assertIn("not a mapping", self.upgrade.document()["error"])
+
+    def test_a_configuration_that_became_another_while_it_waited_is_tried_with_the_new_code(self):
+        self.begin(calm_at=30.0)
+        self.wait(10.0)
+        self.parts.configuration = "another one"
+        self.wait(30.0)
+        self.assertEqual((self.checks, len(self.became), self.upgrade.attempts), (2, 1, 1))
 
     def test_a_driver_or_a_disk_that_hangs_does_not_hold_everybody_for_ever(self):
         self.begin(disk_hangs=True)
