@@ -251,7 +251,13 @@ async def check(reactor: Any, words: Sequence[str], environ: Mapping[str, str]) 
     except OSError as error:
         return f"the new code cannot be started: {error}"
     overdue = reactor.callLater(CHECK_SECONDS, process.signalProcess, "KILL")
-    good = await trial.ended
+    try:
+        good = await trial.ended
+    except CancelledError:  # the service ends: nobody looks after the child any more
+        if overdue.active():
+            overdue.cancel()
+            process.signalProcess("KILL")
+        raise
     text = trial.said.decode("utf-8", "replace").strip()
     if not overdue.active():
         return f"the new code did not come up within {CHECK_SECONDS:.0f}s: {text}"

@@ -5,8 +5,10 @@ import os
 import socket
 
 from attrs import define, evolve, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap import upgrade
@@ -112,6 +114,36 @@ class BecomeTests(SynchronousTestCase):
         self.assertRaises(OSError, upgrade.become, ["/no/such/python"], {}, ":80", here.fileno(), state)
         self.assertFalse(os.get_inheritable(here.fileno()) or os.get_inheritable(there.fileno()))
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+
+class Trials(Clock):
+    """A reactor that starts the child in which new code is tried, and notes how it is signalled."""
+
+    def spawnProcess(self, protocol, *args, **options):
+        self.protocol, self.signals = protocol, []
+        return self
+
+    def signalProcess(self, name):
+        self.signals.append(name)
+
+
+class CheckTests(SynchronousTestCase):
+    def test_the_end_of_the_service_leaves_no_child_that_still_tries_the_new_code(self):
+        reactor = Trials()
+        checking = Deferred.fromCoroutine(upgrade.check(reactor, ["python"], {}))
+        checking.cancel()
+        self.failureResultOf(checking, CancelledError)
+        self.assertEqual(reactor.signals, ["KILL"])
+        self.assertEqual(reactor.getDelayedCalls(), [])
+        reactor.protocol.processEnded(Failure(ProcessTerminated(signal=9)))
+
+    def test_a_child_that_does_not_come_up_in_time_is_killed(self):
+        reactor = Trials()
+        checking = Deferred.fromCoroutine(upgrade.check(reactor, ["python"], {}))
+        reactor.advance(upgrade.CHECK_SECONDS)
+        self.assertEqual(reactor.signals, ["KILL"])
+        reactor.protocol.processEnded(Failure(ProcessTerminated(signal=9)))
+        self.assertIn("within", self.successResultOf(checking))
 
 
 @define(eq=False)
