@@ -235,7 +235,9 @@ class LlamaSwap(MultiService):
             reactor,
             Handover(self),
             lambda: upgrade.check(reactor, words, os.environ),
-            lambda listening, state: upgrade.become(words, os.environ, settings.listen.text, listening, state),
+            lambda listening, state: upgrade.become(
+                words, os.environ, settings.listen.text, listening, state, lambda: self._hurry is not None
+            ),
             count=earlier.count if earlier is not None else 0,
         )
         self.streams = Streams()

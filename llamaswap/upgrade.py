@@ -16,12 +16,14 @@ import sys
 import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from attrs import asdict, define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimeIsUp
 from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IReactorTime, IStreamServerEndpoint
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
@@ -256,7 +258,8 @@ async def check(reactor: Any, words: Sequence[str], environ: Mapping[str, str]) 
     except CancelledError:  # the service ends: nobody looks after the child any more
         if overdue.active():
             overdue.cancel()
-            process.signalProcess("KILL")
+            with suppress(ProcessExitedAlready):
+                process.signalProcess("KILL")
         raise
     text = trial.said.decode("utf-8", "replace").strip()
     if not overdue.active():
@@ -303,21 +306,36 @@ class Parts(Protocol):
         """(the listening socket, the rest of the state)."""
 
 
-def become(words: Sequence[str], environ: Mapping[str, str], where: str, listening: int, state: State) -> None:
+def become(
+    words: Sequence[str],
+    environ: Mapping[str, str],
+    where: str,
+    listening: int,
+    state: State,
+    ending: Callable[[], bool] = lambda: False,
+) -> None:
     """Become the program of `words`; `where` is what the operator called the listening socket.
 
-    Returns only where that is impossible: raises OSError.
+    Returns only where that is impossible: raises OSError; or where the service is `ending`.
     """
-    # The signals that would end a program without handlers for them are ignored until the next one has its own.
-    ours = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGHUP)}
+    # The signals that would end a program without handlers for them are ignored until the next one has its own. Those
+    # that ask for the end do end it until then: handled by us, they would be forgotten with us.
+    until_then: dict[int, Any] = {
+        signal.SIGUSR2: signal.SIG_IGN,
+        signal.SIGHUP: signal.SIG_IGN,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGINT: signal.SIG_DFL,
+    }
+    ours = {number: signal.getsignal(number) for number in until_then}
     deposited = deposit(pack(state))
     crossing = [listening, deposited, *state.descriptors]
     try:
         for descriptor in crossing:
             os.set_inheritable(descriptor, True)
-        for number in ours:
-            signal.signal(number, signal.SIG_IGN)
-        os.execve(words[0], [*words], {**environ, INHERIT: f"{listening}:{deposited}:{where}"})
+        for number, disposition in until_then.items():
+            signal.signal(number, disposition)
+        if not ending():
+            os.execve(words[0], [*words], {**environ, INHERIT: f"{listening}:{deposited}:{where}"})
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)

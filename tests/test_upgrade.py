@@ -1,7 +1,9 @@
 """Upgrades in place: what is handed over, and how the way there is gone."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 
 from attrs import define, evolve, field
@@ -114,6 +116,38 @@ class BecomeTests(SynchronousTestCase):
         self.assertRaises(OSError, upgrade.become, ["/no/such/python"], {}, ":80", here.fileno(), state)
         self.assertFalse(os.get_inheritable(here.fileno()) or os.get_inheritable(there.fileno()))
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def become(self, during):
+        """Become another program, with something done at the moment of it; returns who was executed."""
+        executed, ended = [], []
+        here, there = socket.socketpair()
+        self.addCleanup(here.close)
+        self.addCleanup(there.close)
+
+        def execve(word, words, environ):
+            executed.append(word)
+            self.dispositions = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+            raise OSError("not really")
+
+        def pack(state):
+            during()
+            return b"{}"
+
+        before = signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
+        self.patch(upgrade, "pack", pack)
+        self.patch(os, "execve", execve)
+        with contextlib.suppress(OSError):
+            upgrade.become(["python"], {}, ":80", here.fileno(), State(), lambda: bool(ended))
+        return executed
+
+    def test_who_asks_for_the_end_just_before_is_not_forgotten_by_the_new_program(self):
+        self.assertEqual(self.become(lambda: os.kill(os.getpid(), signal.SIGTERM)), [])
+
+    def test_who_asks_for_the_end_until_the_new_program_listens_to_it_ends_it(self):
+        self.assertEqual(self.become(lambda: None), ["python"])
+        self.assertEqual(self.dispositions, [signal.SIG_DFL, signal.SIG_DFL])
+        self.assertNotIn(signal.getsignal(signal.SIGTERM), (signal.SIG_DFL, signal.SIG_IGN))
 
 
 class Trials(Clock):
