@@ -22,7 +22,7 @@ PAD_BOUND = 10_000  # an array index in a filter path may grow an array at most 
 
 
 class EditError(Exception):
-    """A path leads through something that is neither an object nor an array, or uses wildcards to delete."""
+    """A path names an array's item by a word, leads behind where the document is cut off, or deletes by wildcard."""
 
 
 # -- walking JSON ------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class JsonBody:
         return self.flag("stream")
 
     def set(self, path: str, value: object) -> None:
-        """Give the member at `path` this value; EditError where the path leads through a scalar."""
+        """Give the member at `path` this value. What is in its way and no container makes room. EditError."""
         top = _set(self._top, parse_path(path), encode(value))
         self._changed = self._changed or top
 
@@ -398,10 +398,9 @@ def _set(container: Container, steps: Sequence[Step], value: bytes) -> bool:
             if not _set(inner, rest, value):
                 continue
             new = inner.render()
-        elif old == b"null":
-            new = _nested(rest, value)
         else:
-            raise EditError(f"{step.key} is neither an object nor an array")
+            # A null, a number or a text in the way makes room: the key asks for a container.
+            new = _nested(rest, value)
         if new != old:
             member.new = new
             changed = True

@@ -193,8 +193,11 @@ class EditingJson(SynchronousTestCase):
         self.assertEqual(edited(b'{"ab":1,"ac":2,"b":3}', ("a?", 0)), b'{"ab":0,"ac":0,"b":3}')
         self.assertRaises(EditError, JsonBody.parse(b"{}").delete, "a*")
 
-    def test_a_path_through_a_scalar_is_an_error(self):
-        self.assertRaises(EditError, JsonBody.parse(b'{"a":5}').set, "a.b", 1)
+    def test_a_scalar_in_the_way_of_a_path_makes_room_instead_of_failing_the_request(self):
+        for scalar in (b"null", b"5", b'"text"', b"true"):
+            self.assertEqual(edited(b'{"a":' + scalar + b',"z":1}', ("a.b", 1)), b'{"a":{"b":1},"z":1}')
+        self.assertEqual(edited(b'{"a":[5,6]}', ("a.0.b", 1)), b'{"a":[{"b":1},6]}')
+        self.assertEqual(edited(b'{"a":"text"}', ("a.1", 2)), b'{"a":[null,2]}')
         self.assertEqual(edited(b'{"a":5}', ("a.b",)), b'{"a":5}')
 
     def test_an_index_that_would_fill_the_memory_is_an_error(self):

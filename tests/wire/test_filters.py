@@ -53,5 +53,5 @@ class ApplyingFilters(SynchronousTestCase):
             (Filters(strip_params=("a*",)), "error stripping parameter a* from request"),
             (Filters(set_params={"model2.x": 1}), "error setting parameter model2.x in request"),
         ):
-            error = self.assertRaises(FilterError, filtered, b'{"model2":"s"}', rules)
+            error = self.assertRaises(FilterError, filtered, b'{"model2":["s"]}', rules)
             self.assertIn(word, str(error))
