@@ -1,8 +1,9 @@
 """What was served: records finished requests in batches, and answers questions about them.
 
-A request pays for a small record and nothing more; rows appear a moment after the response ended. Small answers are
-read on the reactor's thread, a handful at a time: handing each to a thread costs more than reading it, and a thread
-that computes keeps the interpreter from the reactor. What is large, blocks or waits for a disk is a worker's.
+A request pays for a small record and nothing more; rows appear a moment after the response ended, or when somebody
+asks. Small answers are read on the reactor's thread, a handful at a time: handing each to a thread costs more than
+reading it, and a thread that computes keeps the interpreter from the reactor. What is large, blocks or waits for a
+disk is a worker's.
 Must not know HTTP's side of the questions beyond the JSON shape of a row.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import zstandard
 from attrs import define
@@ -43,6 +44,8 @@ HELD_PER_BUDGET = 4  # captures in the making are not compressed yet: together t
 RECENT = 64  # rows kept at hand for the event that announces them
 
 log = Logger()
+
+Answer = TypeVar("Answer")
 
 
 @define(eq=False)
@@ -229,21 +232,28 @@ class Activity:
 
     # -- asking --------------------------------------------------------------------------------------------
 
+    def _ask(self, question: Callable[[], Answer]) -> Deferred[Answer]:
+        """The batch that gathers does not wait for more: who asks after its request has ended finds the row."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._write()
+        return self._run(question)
+
     def page(self, query: Query) -> Deferred[Page]:
         """One page of the table."""
-        return self._run(lambda: self._store.page(query))
+        return self._ask(lambda: self._store.page(query))
 
     def stats(self, wanted: Filter | None = None, bucket: int = 0) -> Deferred[dict[str, Any]]:
         """Totals and histograms; with `bucket` seconds also sums over time."""
-        return self._run(lambda: self._store.stats(wanted or Filter(), bucket))
+        return self._ask(lambda: self._store.stats(wanted or Filter(), bucket))
 
     def after(self, wanted: Filter, number: int, count: int) -> Deferred[list[Row]]:
         """The next rows above an id, ascending: how an export walks through the table."""
-        return self._run(lambda: self._store.after(wanted, number, count))
+        return self._ask(lambda: self._store.after(wanted, number, count))
 
     def legacy(self) -> Deferred[list[dict[str, Any]]]:
         """The flat objects of GET /api/metrics, oldest first."""
-        rows = self._run(self._store.newest_good)
+        rows = self._ask(self._store.newest_good)
         return rows.addCallback(lambda found: [self.flat(row) for row in found])
 
     def recent(self, number: int) -> Row | None:

@@ -14,7 +14,7 @@ from llamaswap.errors import TooManyRequests
 from llamaswap.observe import activity as module
 from llamaswap.observe.activity import GATHER, Activity
 from llamaswap.observe.captures import Captures
-from llamaswap.observe.query import Filter, parse_query
+from llamaswap.observe.query import Filter, Query, parse_query
 from llamaswap.observe.store import Store
 from tests.observe.doubles import Later, at_once, facts
 
@@ -419,6 +419,28 @@ class TestAsking(SynchronousTestCase):
                 "duration_ms": 50,
             },
         )
+
+    def test_who_asks_at_once_finds_the_request_that_just_ended(self):
+        bench = Bench()
+        bench.serve(USAGE, 404)
+        bench.serve(USAGE)
+        self.assertEqual([row.id for row in result(bench.activity.page(Query())).rows], [2, 1])
+        bench.serve(USAGE)
+        self.assertEqual(result(bench.activity.stats())["total_requests"], 3)
+        bench.serve(USAGE)
+        self.assertEqual([item["id"] for item in result(bench.activity.legacy())], [2, 3, 4])
+        self.assertTrue(bench.activity.document(bench.rows[-1])["has_capture"])
+        self.assertEqual(bench.clock.getDelayedCalls(), [])
+
+    def test_who_asks_at_once_finds_it_in_a_file_too(self):
+        run = Later()
+        bench = Bench(run=run, store=Store(self.mktemp()))
+        bench.serve(USAGE)
+        asked = bench.activity.page(Query())
+        run.step()
+        run.step()
+        shown = bench.activity.page_document(result(asked))["data"]
+        self.assertEqual([(row["id"], row["has_capture"]) for row in shown], [(1, True)])
 
     def test_a_row_just_stored_is_at_hand_for_its_event(self):
         bench = Bench()
