@@ -23,6 +23,7 @@ TRAILER_LIMIT = 16 * 1024
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n\x00]*)?\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _AUTHORITY = re.compile(rb"^[^/?]*")
+_EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 # Framing has no place behind the body (RFC 9110, 6.5.1): llhttp, and so Node, takes such an answer for a broken one.
 _TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
 
@@ -165,7 +166,7 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
     """Read a request's head, given whole with its blank line."""
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
-    _judge(parser, collector, head)
+    _judge(parser, collector, head if head.isascii() else _escaped(head))
     version = _version(parser)
     keep_alive = version == (1, 1)
     length: int | None = 0
@@ -208,6 +209,18 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
         target = path if path[:1] == b"/" else b"/" + path
     request = RequestHead(method, target, collector.headers, version)
     return request, Framing(length, keep_alive, expects, upgrade)
+
+
+def _escaped(head: bytes) -> bytes:
+    """A request's head with its target in ASCII: curl sends the letters of other alphabets as they were typed."""
+    line, found, rest = head.partition(b"\r\n")
+    return _EIGHT_BIT.sub(lambda byte: b"%%%02X" % byte[0][0], line) + found + rest
+
+
+def with_target(head: bytes, target: bytes) -> bytes:
+    """A judged request's head, asking for the target it was read as."""
+    line, found, rest = head.partition(b"\r\n")
+    return b" ".join((line.partition(b" ")[0], target, line.rpartition(b" ")[2])) + found + rest
 
 
 def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:

@@ -31,6 +31,7 @@ from llamaswap.relay.framing import (
     TooSlow,
     find_head_end,
     parse_request,
+    with_target,
     write_head,
 )
 from llamaswap.relay.response import status_line
@@ -184,7 +185,7 @@ class FrontDoor(Protocol):
         head, framing = parse_request(raw)
         rest = data[end:]
         if not self.owner.routes(head):
-            self._begin_site(raw, framing, self.owner.largest(head))
+            self._begin_site(with_target(raw, head.target), framing, self.owner.largest(head))
             return rest
         length = framing.length
         if length is not None and length <= len(rest):

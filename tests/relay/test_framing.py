@@ -90,6 +90,18 @@ class RequestHeads(SynchronousTestCase):
         ):
             self.assertEqual(request(b"OPTIONS " + target + b" HTTP/1.1")[0].target, path)
 
+    def test_letters_of_other_alphabets_in_a_target_are_read_as_if_they_had_been_escaped(self):
+        line = "GET /upstream/Ü/ä%20b?q=é HTTP/1.1"
+        for encoded, target in (
+            (line.encode(), b"/upstream/%C3%9C/%C3%A4%20b?q=%C3%A9"),
+            (line.encode("latin-1"), b"/upstream/%DC/%E4%20b?q=%E9"),
+        ):
+            head, _ = request(encoded, b"X-Name: \xc3\xa4")
+            self.assertEqual((head.target, head.headers), (target, [(b"X-Name", b"\xc3\xa4")]))
+        for malformed in ("GÉT / HTTP/1.1", "GET / HTTP/1.é"):
+            with self.assertRaises(Malformed):
+                request(malformed.encode())
+
     def test_too_many_fields_are_too_large(self):
         request(b"GET / HTTP/1.1", *[b"A: b"] * HEADER_COUNT)
         with self.assertRaises(TooLarge):

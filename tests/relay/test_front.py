@@ -83,6 +83,17 @@ class Site(SynchronousTestCase):
         self.assertTrue(client.took().endswith(b"site:/health?x=%2F"))
         self.assertEqual(world.exchanges, [])
 
+    def test_a_page_asked_for_in_full_or_in_letters_of_another_alphabet_is_found(self):
+        for line, uri in (
+            (b"GET http://h:1/health?x=%2F HTTP/1.1", b"/health?x=%2F"),
+            (b"GET  HTTP://h  HTTP/1.1", b"/"),
+            ("GET /logs/stream/größe HTTP/1.1".encode(), b"/logs/stream/gr%C3%B6%C3%9Fe"),
+        ):
+            world = World()
+            client = world.client()
+            client.give(line + b"\r\nHost: x\r\n\r\n")
+            self.assertEqual(world.site_calls, [(uri, b"")], client.took())
+
     def test_body_of_a_site_request_arrives_whole_in_any_slices(self):
         for head, body in (
             (b"Content-Length: 4", b"a\r\nb"),
