@@ -127,7 +127,7 @@ def _show(desk: Desk, found: dict[str, Any]) -> None:
         ("tokens_per_second", "tokens/s of one answer"),
     ):
         shown.add_row(title, *("" if found[key][name] is None else f"{found[key][name]:.3f}" for name in columns))
-    desk.out.print(shown)
+    desk.show(shown)
     desk.say(
         f"{found['requests']} requests in {found['elapsed_s']:.2f}s, {found['failed']} failed; "
         f"{found['tokens']} tokens, {found['tokens_per_second_overall'] or 0:.1f} tokens/s over all"

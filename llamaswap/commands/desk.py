@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 import click
 from attrs import define, field
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.text import Text
 
 from llamaswap.commands.client import Client, Trouble
 
 DEFAULT_URL = "http://localhost:8080"
+WIDEST = 2000  # columns of a table: no name is longer
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -49,6 +51,14 @@ class Desk:
     def err(self) -> Console:
         """Standard error, as it is now."""
         return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+    def show(self, drawn: RenderableType) -> None:
+        """Tables in full, however narrow the terminal: a model's name that is cut can be neither searched nor typed."""
+        console = self.out
+        needed = Measurement.get(console, console.options.update(max_width=WIDEST), drawn).maximum
+        if needed > console.width:
+            console = Console(file=sys.stdout, highlight=False, soft_wrap=True, width=needed)
+        console.print(drawn)
 
     def say(self, text: str, style: str = "") -> None:
         """A line for a person; with --json it goes to standard error."""

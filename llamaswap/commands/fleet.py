@@ -79,7 +79,7 @@ def ps(desk: Desk, everything: bool) -> None:
         desk.document(picture)
         return
     if picture["models"]:
-        desk.out.print(table(picture["models"]))
+        desk.show(table(picture["models"]))
     else:
         desk.say("nothing is loaded")
     for waiting in picture["queue"]:

@@ -120,12 +120,28 @@ def top(desk: Desk, every: float, once: bool) -> None:
                 return
             time.sleep(every)
     if once:
-        desk.out.print(view(gather(desk.client)))
+        desk.show(view(gather(desk.client)))
+        return
+    if not desk.out.is_terminal:  # a pipe or a file: one picture after the other
+        _repeat(desk, every)
         return
     with Live(view(gather(desk.client)), console=desk.out, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every)
-            try:
-                live.update(view(gather(desk.client)), refresh=True)
-            except Trouble as trouble:  # a restart: it comes back
-                live.update(Text(str(trouble), style="red"), refresh=True)
+            live.update(_look(desk.client), refresh=True)
+
+
+def _look(client: Client) -> Group | Text:
+    """The picture, or what keeps it from being had: a server that starts anew comes back."""
+    try:
+        return view(gather(client))
+    except Trouble as trouble:
+        return Text(str(trouble), style="red")
+
+
+def _repeat(desk: Desk, every: float) -> None:
+    desk.show(view(gather(desk.client)))
+    while True:
+        time.sleep(every)
+        desk.out.print()
+        desk.show(_look(desk.client))

@@ -40,7 +40,7 @@ class Server:
         answer = self.answers.get(what, (404, {"error": {"message": "not found"}}))
         if callable(answer):
             answer = answer(document)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         status, content = answer if isinstance(answer, tuple) else (200, answer)
         return Answer(status, content if isinstance(content, bytes) else json.dumps(content).encode())

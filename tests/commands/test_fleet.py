@@ -28,6 +28,12 @@ class PsTests(SynchronousTestCase):
         for part in ("owl", "ready", "1m 5s", "waiting 1.5s for late"):
             self.assertIn(part, done.stdout)
 
+    def test_a_long_name_is_shown_in_full_however_narrow_the_terminal(self):
+        name = "qwen3-coder-30b-a3b-instruct-2507-q4_k_m"
+        done = invoke(["ps"], fleet(detail(name)), env={"COLUMNS": "30"})
+        self.assertIn(name, done.stdout)
+        self.assertEqual(len(done.stdout.splitlines()), 3, done.stdout)  # head, model, who waits
+
     def test_json_is_one_document(self):
         done = invoke(["ps", "--json"], fleet(detail("owl")))
         self.assertEqual([row["id"] for row in json.loads(done.stdout)["models"]], ["owl"])

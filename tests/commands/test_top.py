@@ -1,6 +1,7 @@
 """top."""
 
 import json
+import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -25,6 +26,19 @@ class TopTests(SynchronousTestCase):
         self.assertEqual(done.exit_code, 0, done.output)
         for part in ("owl", "H1", "99 W", "streaming", "41.5", "cpu 20% of 2"):
             self.assertIn(part, done.stdout)
+
+    def test_without_a_terminal_it_prints_pictures_instead_of_nothing(self):
+        server = picture()
+        looks = []
+
+        def machine(_):
+            looks.append(1)
+            return KeyboardInterrupt() if len(looks) > 3 else (503, {}) if len(looks) != 2 else OSError(111, "Refused")
+
+        self.patch(time, "sleep", lambda _: None)
+        done = invoke(["top"], server.on("GET /api/performance?max_points=1", machine))
+        self.assertEqual(done.stdout.count("owl    ready"), 2, done.stdout)
+        self.assertEqual(done.stdout.count("Refused"), 1, done.stdout)  # a restart meanwhile ends nothing
 
     def test_json_is_a_line(self):
         found = json.loads(invoke(["top", "--once", "--json"], picture()).stdout)
