@@ -131,7 +131,7 @@ def take_over(service: LlamaSwap, state: State) -> None:
     router.remember(state.ailing)
     for served in router.adopt(state.servers):
         log.warn("{model} is ended: it has no place here", model=served.model)
-        end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model))
+        router.start_after(end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model)))
     for one in state.connections:
         try:
             service.front.adopt(service.reactor, one.descriptor, one.family, one.early)

@@ -200,6 +200,7 @@ class Router:
     _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
     _patience: IDelayedCall | None = field(default=None, init=False)
     _words: dict[str, str] = field(factory=dict, init=False)
+    _before: set[Deferred[Any]] = field(factory=set, init=False)
     _outbox: deque[Effect] = field(factory=deque, init=False)
     _performing: bool = field(default=False, init=False)
     _last_number: int = field(default=0, init=False)
@@ -391,6 +392,8 @@ class Router:
                 left = tuple(name for name in flight.swap.evict if self._scheduler.phase(name) is Phase.GOING)
                 if left:
                     return Hold(f"{', '.join(left)} is being unloaded for its model", left, loading=True)
+                if self._before:
+                    return Hold("servers of an earlier run end before its model is loaded", loading=True)
                 return Hold("GPU memory is being given back before its model is loaded", loading=True)
         forecast = self._scheduler.forecast(model)
         if forecast.action != "queue":
@@ -519,6 +522,17 @@ class Router:
         if outdated:
             self._perform(self._scheduler.retuned(rules_of(self.config, self.pinned), outdated, now))
         return left
+
+    def start_after(self, gone: Deferred[Any]) -> None:
+        """Have no server started before `gone` has fired: servers that are not ours to ask for still end, and have the
+        room and the ports. Its result stays as it is."""
+
+        def over(result: Any) -> Any:
+            self._before.discard(gone)
+            return result
+
+        self._before.add(gone)
+        gone.addBoth(over)
 
     def learn(self, peers: Mapping[str, Peer]) -> None:
         """The peers offer other models now; nothing of ours is touched."""
@@ -744,6 +758,8 @@ class Router:
                 [self._sleep_one(victim) if victim in swap.sleep else self._stop_one(victim) for victim in swap.evict]
             )
             stopped = self._clock.seconds()
+        while self._before:
+            await _outlived(next(iter(self._before)))
         if not flight.abandoned and (back := self._memory.back(swap.model)) is not None:
             await back
         if not flight.abandoned:
@@ -863,8 +879,11 @@ class Router:
         trouble = self._scheduler.troubles().get(model)
         return trouble is not None and trouble.keeps(now)
 
-    def _ports_of_others(self, model: str) -> set[int]:
-        """The ports of the other models' servers: an eviction may be what frees the wanted one."""
+    def _ports_of_others(self, model: str) -> Collection[int]:
+        """The ports of the other models' servers: an eviction may be what frees the wanted one. Any may be, where
+        servers end that nobody has asked for."""
+        if self._before:
+            return range(1 << 16)
         others = (one for name, one in self._supervisors.items() if name != model and one.state not in DOWN)
         return {port for port in (one.status().port for one in others) if port is not None}
 
@@ -886,6 +905,18 @@ class Router:
         effects = self._scheduler.served(ticket, now)
         if effects:
             self._perform(effects)
+
+
+def _outlived(gone: Deferred[Any]) -> Deferred[None]:
+    """Fires when that one has, whatever came of it."""
+    waiter: Deferred[None] = Deferred()
+
+    def over(result: Any) -> Any:
+        waiter.callback(None)
+        return result
+
+    gone.addBoth(over)
+    return waiter
 
 
 def _definition(model: Model) -> str:

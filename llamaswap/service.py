@@ -1,8 +1,8 @@
 """The service: everything built, started in order, and ended in order.
 
-Order of the start: listen (a taken port ends it before any server runs), then sweep what an earlier run left,
-then preload; what is only nice to have (the machine's meters, a spare process) comes after the listener. Order of
-the end: one ladder with one deadline, see `LlamaSwap.stopService`.
+Order of the start: listen (a taken port ends it before any server runs), then sweep what an earlier run left (no model
+is loaded beside it), then preload; what is only nice to have (the machine's meters, a spare process) comes after the
+listener. Order of the end: one ladder with one deadline, see `LlamaSwap.stopService`.
 """
 
 from __future__ import annotations
@@ -484,7 +484,9 @@ class LlamaSwap(MultiService):
         if self.inherited is not None and lost:
             log.error("an upgrade without its servers: {problem}", problem=self.inherited.problem)
         if self.record is not None:
-            for swept in await sweep(self.record, self.reactor, lost=os.getpid() if lost else 0):
+            sweeping = sweep(self.record, self.reactor, lost=os.getpid() if lost else 0)
+            self.router.start_after(sweeping)
+            for swept in await sweeping:
                 word = "ended" if swept.gone else "could not end"
                 log.warn("{word} an orphan of an earlier run: {model}", word=word, model=swept.birth.model)
         if not self.running:

@@ -1,10 +1,14 @@
 """What the service's parts have to do with an upgrade, beyond what the live tests show."""
 
 from attrs import define, field
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap import handover
 from llamaswap.handover import take_over
+from llamaswap.observe.logs import LogBook
 from llamaswap.upgrade import Connection, State
+from tests.test_upgrade import SERVED
 
 
 class Refuses:
@@ -21,6 +25,8 @@ class FakeRouter:
     pinned: list = field(factory=list)
     adopted: object = None
     remembered: object = None
+    homeless: tuple = ()
+    waited: list = field(factory=list)
 
     def select_profile(self, name):
         self.active = name
@@ -33,7 +39,10 @@ class FakeRouter:
 
     def adopt(self, servers):
         self.adopted = servers
-        return []
+        return list(self.homeless)
+
+    def start_after(self, gone):
+        self.waited.append(gone)
 
     def running(self):
         return []
@@ -51,6 +60,8 @@ class FakeService:
     keeper: object = field(factory=Refuses)
     front: object = field(factory=Refuses)
     reactor: object = None
+    launcher: object = None
+    book: object = field(factory=LogBook)
 
 
 class TakeOverTests(SynchronousTestCase):
@@ -59,6 +70,13 @@ class TakeOverTests(SynchronousTestCase):
         take_over(service, State(connections=(Connection(7, 2),), keeper=(9, 8), profile="quiet", pinned=("a", "gone")))
         self.assertEqual((service.router.active, service.router.pinned), ("quiet", ["a"]))
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
+    def test_nothing_is_loaded_beside_a_server_that_has_no_place_any_more(self):
+        ended = Deferred()
+        self.patch(handover, "end_unwanted", lambda *_: ended)
+        service = FakeService(FakeRouter(FakeConfig({}, {}), homeless=(SERVED,)))
+        take_over(service, State(servers=(SERVED,)))
+        self.assertEqual(service.router.waited, [ended])
 
     def test_a_profile_that_is_gone_is_not_chosen(self):
         service = FakeService(FakeRouter(FakeConfig({}, {})))

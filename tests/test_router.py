@@ -609,6 +609,61 @@ class MemoryTests(SynchronousTestCase):
         self.assertEqual((answers, here.fleet.spawned()), ([ModelUnloaded], {}))
 
 
+class LeftoverTests(SynchronousTestCase):
+    """Servers of an earlier run that still end when this one begins."""
+
+    def test_no_second_copy_is_started_beside_a_server_of_an_earlier_run(self) -> None:
+        here, gone = scene(), Deferred()
+        here.router.start_after(gone)
+        answers = results(here.router.request("a"))
+        here.settle()
+        self.assertEqual((answers, here.fleet.spawned()), ([], {}))
+        self.assertIn("earlier run", here.router.hold("a").reason)
+        gone.callback(["what was swept"])
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+        self.assertEqual(len(answers), 1)
+        self.assertEqual(self.successResultOf(gone), ["what was swept"])
+
+    def test_each_of_several_is_waited_for_and_one_that_cannot_be_ended_holds_nobody(self) -> None:
+        here, first, second = scene(), Deferred(), Deferred()
+        here.router.start_after(first)
+        here.router.start_after(second)
+        here.router.request("a")
+        here.settle()
+        first.errback(RuntimeError("out of luck"))
+        self.failureResultOf(first, RuntimeError)
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {})
+        second.callback(None)
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+
+    def test_what_is_not_wanted_any_more_by_then_is_not_started(self) -> None:
+        here, gone = scene(), Deferred()
+        here.router.start_after(gone)
+        answers = results(here.router.request("a"))
+        here.settle()
+        unloaded = here.router.unload(["a"])
+        here.settle()
+        gone.callback(None)
+        here.settle()
+        self.assertEqual((answers, here.fleet.spawned()), ([ModelUnloaded], {}))
+        self.successResultOf(unloaded)
+
+    def test_a_port_that_such_a_server_has_refuses_nobody(self) -> None:
+        here, gone = scene(), Deferred()
+        here.router.start_after(gone)
+        here.router.request("a")
+        self.assertIn(9000, here.fleet["a"].asked_beside[-1])
+
+    def test_what_is_gone_already_delays_nothing(self) -> None:
+        here, gone = scene(), Deferred()
+        gone.callback([])
+        here.router.start_after(gone)
+        self.assertIsInstance(here.lease("a"), Lease)
+
+
 class CrashTests(SynchronousTestCase):
     def test_leases_know_that_their_server_is_gone_and_the_next_request_gets_a_fresh_one(self) -> None:
         """core V36"""

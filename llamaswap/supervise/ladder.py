@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from attrs import define, field
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -28,22 +29,26 @@ _log = Logger()
 PAUSES = (0.002, 0.005, 0.01, 0.02)  # between looks at what is left; the last one is repeated
 
 
-def end_unwanted(served: Served, clock: IReactorTime, launcher: Launcher, log: Callable[[bytes], None]) -> None:
-    """Bring down a server that was handed over to us and has no place any more. Nothing to do where it is gone."""
+def end_unwanted(
+    served: Served, clock: IReactorTime, launcher: Launcher, log: Callable[[bytes], None]
+) -> Deferred[None]:
+    """Bring down a server that was handed over to us and has no place any more. Fires when it is gone, or lost."""
+    done: Deferred[None] = Deferred()
     try:
         child = launcher.adopt(
             Birth(served.pid, served.start, served.mark, served.model, served.endpoint.port), served.output
         )
     except OSError:
-        return
+        return succeed(None)
     try:
         words = render_stop(served.cmd_stop, served.pid) if served.cmd_stop.strip() else None
     except ValueError:
         words = None  # TERM has to do
-    ladder = Ladder(clock, launcher, child, words, served.env, log, lambda lost: None, served.model)
+    ladder = Ladder(clock, launcher, child, words, served.env, log, lambda lost: done.callback(None), served.model)
     child.attend(log, lambda status: ladder.leader_gone(), ladder.output_ended)
     child.watch()
     ladder.go(UNWANTED_GRACE)
+    return done
 
 
 @define(eq=False)
