@@ -29,10 +29,21 @@ class ResponseFramer:
     be put between those of the server, `chunked` as chunks only.
     """
 
-    __slots__ = ("_dated", "_headers", "_version", "body", "chunked", "chunking", "delimited", "open", "status")
+    __slots__ = (
+        "_connection",
+        "_dated",
+        "_headers",
+        "_version",
+        "body",
+        "chunked",
+        "chunking",
+        "delimited",
+        "open",
+        "status",
+    )
 
     def __init__(self, request: RequestHead, status: int, headers: Headers, *, raw: bool) -> None:
-        sized = chunked = self._dated = False
+        sized = chunked = self._dated = self._connection = False
         for item in headers:
             size = len(item[0])
             if size == 14 and item[0].lower() == b"content-length":
@@ -41,6 +52,8 @@ class ResponseFramer:
                 chunked = True
             elif size == 4 and item[0].lower() == b"date":
                 self._dated = True
+            elif size == 10 and item[0].lower() == b"connection":
+                self._connection = True
         self._headers = headers
         self.status = status
         self.chunked = chunked and raw
@@ -62,6 +75,8 @@ class ResponseFramer:
         if not self._dated:
             headers = [*headers, (b"Date", date_line())]
         if not keep_alive:
+            if self._connection:
+                headers = [item for item in headers if item[0].lower() != b"connection"]
             headers = [*headers, (b"Connection", b"close")]
         elif self._version < (1, 1):
             headers = [*headers, (b"Connection", b"keep-alive")]

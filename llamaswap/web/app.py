@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, RequestRedirect
 
@@ -152,7 +152,8 @@ class Front(Resource):
             request.setResponseCode(204)
             for name, value in gate.preflight(first):
                 request.setHeader(name, value)
-            return b""
+            request.finish()  # Twisted would give what is returned a length, and a 204 has none
+            return NOT_DONE_YET
         try:
             return self._inner.render(request)
         except HTTPException:  # a Host header that is no host name

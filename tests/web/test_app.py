@@ -82,6 +82,7 @@ class CorsTests(TestCase):
             self.assertEqual(answer.headers["access-control-allow-headers"], "X-A, X-B")
             self.assertEqual(answer.headers["access-control-allow-origin"], "*")
             self.assertEqual(answer.headers["access-control-max-age"], "86400")
+            self.assertNotIn("content-length", answer.headers)  # a 204 has none
 
     def test_other_answers_get_no_cors_headers(self):
         """http T017"""
