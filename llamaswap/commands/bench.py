@@ -13,7 +13,7 @@ from attrs import frozen
 from rich.table import Table
 
 from llamaswap.commands.client import Client, Trouble
-from llamaswap.commands.desk import Desk, model_names, remote
+from llamaswap.commands.desk import Desk, about, model_names, remote
 from llamaswap.commands.streaming import Tally, collect
 
 PERCENTILES = (50, 90, 99)
@@ -100,7 +100,8 @@ def report(model: str, outcomes: Sequence[Outcome], elapsed: float, warm_s: floa
 def bench(desk: Desk, model: str, requests: int, concurrency: int, prompt: str, max_tokens: int, warm: bool) -> None:
     """Measure a model's speed over the proxy."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
-    warm_s = collect(desk.client, {**body, "max_tokens": 1}).total if warm else None
+    with about(desk.client, model):
+        warm_s = collect(desk.client, {**body, "max_tokens": 1}).total if warm else None
     from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
     with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=desk.err, transient=True) as bar:

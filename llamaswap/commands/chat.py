@@ -9,7 +9,7 @@ import click
 from attrs import define, field
 
 from llamaswap.commands.client import Client, Trouble
-from llamaswap.commands.desk import Desk, model_names, remote
+from llamaswap.commands.desk import Desk, about, model_names, remote
 from llamaswap.commands.streaming import Piece, Tally, collect
 
 HELP = (
@@ -66,7 +66,8 @@ class Printer:
 
 def answer(client: Client, conversation: Conversation, prompt: str, printer: Printer | None) -> Tally:
     """One turn. An answer that is interrupted is not remembered."""
-    tally = collect(client, conversation.order(prompt), printer.show if printer else lambda piece: None)
+    with about(client, conversation.model):
+        tally = collect(client, conversation.order(prompt), printer.show if printer else lambda piece: None)
     conversation.keep(prompt, tally.text)
     return tally
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 from collections.abc import Callable, Generator, Mapping
@@ -15,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from attrs import frozen
 
+PAGES = re.compile(r"/(v1|ui)/*$")  # what clients and browsers are given below a server's own address
 PROMPT = 10.0  # seconds for what a healthy server answers at once
 PATIENT = 24 * 3600.0  # a load, a chat, a followed log: as long as it takes
 
@@ -73,12 +75,11 @@ def sender(url: str) -> Send:
         raise Trouble(f"{url}: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
         raise Trouble(f"{url}: wanted http://HOST:PORT, https://HOST or unix:/PATH")
+    base = PAGES.sub("", parts.path)
     if parts.scheme == "https":
         context = ssl.create_default_context()
-        return _sender(
-            lambda timeout: http.client.HTTPSConnection(host, port, timeout=timeout, context=context), parts.path
-        )
-    return _sender(lambda timeout: http.client.HTTPConnection(host, port, timeout=timeout), parts.path)
+        return _sender(lambda timeout: http.client.HTTPSConnection(host, port, timeout=timeout, context=context), base)
+    return _sender(lambda timeout: http.client.HTTPConnection(host, port, timeout=timeout), base)
 
 
 def _sender(connect: Callable[[float], http.client.HTTPConnection], prefix: str) -> Send:
@@ -178,7 +179,7 @@ class Client:
             finally:
                 response.close()
         except (OSError, http.client.HTTPException) as error:
-            raise Trouble(f"{self.url}: {_words(error)}; is the server running? (--url says where)") from None
+            raise Trouble(f"{self.url}: {_words(error)}; {_advice(error)}") from None
         raise Trouble(_refusal(response.status, told, self.key), response.status)
 
 
@@ -186,6 +187,14 @@ def _words(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "SSL_CERT_FILE names a file with the authority to be trusted"
+    if isinstance(error, ssl.SSLError):
+        return "does it speak TLS? (--url http://... if not)"
+    return "is the server running? (--url says where)"
 
 
 def _refusal(status: int, body: bytes, key: str) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import update_wrapper
 from typing import Any, TypeVar
 
@@ -21,6 +23,7 @@ from rich.text import Text
 from llamaswap.commands.client import Client, Trouble
 
 DEFAULT_URL = "http://localhost:8080"
+MOST_NAMES = 12  # that an error tells
 WIDEST = 2000  # columns of a table: no name is longer
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,6 +119,30 @@ def _with_desk(decorated: Any, command: F) -> F:
     update_wrapper(run, command)
     run.__click_params__ = decorated.__click_params__  # type: ignore[attr-defined]  # where click keeps options
     return run  # type: ignore[return-value]  # click calls it by option names
+
+
+@contextmanager
+def about(client: Client, model: str) -> Iterator[None]:
+    """What is done here is about a model: where there is none of that name, the error tells those there are."""
+    try:
+        yield
+    except Trouble as trouble:
+        if trouble.status != 404:
+            raise
+        raise Trouble(f"{trouble}{_instead(client, model)}", 404) from None
+
+
+def _instead(client: Client, model: str) -> str:
+    try:
+        names = [str(row["id"]) for row in client.json("/v1/models")["data"]]
+    except (Trouble, KeyError, TypeError):
+        return ""
+    if model in names:  # it is the model that does not know the path
+        return ""
+    if near := get_close_matches(model, names, n=1):
+        return f": {model} (did you mean {near[0]}?)"
+    more = ", ..." if len(names) > MOST_NAMES else ""
+    return f": {model} (there is {', '.join(names[:MOST_NAMES])}{more})" if names else f": {model} (there is none)"
 
 
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

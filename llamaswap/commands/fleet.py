@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from llamaswap.commands.client import PATIENT, Client, Trouble, quoted
-from llamaswap.commands.desk import Desk, model_names, remote, seconds
+from llamaswap.commands.desk import Desk, about, model_names, remote, seconds
 
 LOOK = 0.2  # seconds between two looks at a load
 UNDECIDED = 5.0  # seconds after which a load that shows nowhere is called lost
@@ -96,7 +96,8 @@ def load(desk: Desk, models: Sequence[str], wait: bool) -> None:
     for name in models:
         began = time.monotonic()
         before = _newest_swap(desk.client, name)
-        accepted = desk.client.json(f"/api/models/load/{quoted(name)}", method="POST")
+        with about(desk.client, name):
+            accepted = desk.client.json(f"/api/models/load/{quoted(name)}", method="POST")
         state = accepted["state"]
         if wait:
             with desk.err.status(f"loading {name}"):
@@ -146,7 +147,8 @@ def wait_for_load(
 def unload(desk: Desk, models: Sequence[str]) -> None:
     """Unload models; without a name all of them. Returns when they are gone."""
     for name in models:
-        desk.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=PATIENT)
+        with about(desk.client, name):
+            desk.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=PATIENT)
     if not models:
         desk.client.text("/api/models/unload", method="POST", timeout=PATIENT)
     if desk.as_json:

@@ -1,5 +1,8 @@
 """The commands' HTTP client."""
 
+import http.client
+import ssl
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.commands.client import Client, Trouble, quoted, sender
@@ -35,6 +38,13 @@ class ClientTests(SynchronousTestCase):
         trouble = self.refusal(ConnectionRefusedError(111, "Connection refused"))
         self.assertIn("http://somewhere: Connection refused", str(trouble))
 
+    def test_https_to_a_server_without_tls_says_so(self):
+        error = ssl.SSLError(1, "wrong version number")
+        self.assertIn("does it speak TLS? (--url http://", str(self.refusal(error)))
+
+    def test_a_certificate_of_ones_own_says_how_to_trust_it(self):
+        self.assertIn("SSL_CERT_FILE", str(self.refusal(ssl.SSLCertVerificationError(1, "self-signed"))))
+
     def test_what_is_no_json_is_shown(self):
         self.assertIn("<html>", str(self.refusal(b"<html>")))
 
@@ -47,6 +57,24 @@ class UrlTests(SynchronousTestCase):
     def test_each_spelling_is_understood(self):
         for url in ("http://h:1", "https://h", "h:8080", "http://h/prefix", "unix:/run/x.sock"):
             self.assertTrue(callable(sender(url)))
+
+    def test_the_address_a_client_or_browser_has_is_understood_too(self):
+        asked = []
+
+        class Connection:
+            def __init__(self, *words, **more):
+                pass
+
+            def request(self, method, path, body, headers):
+                asked.append(path)
+
+            def getresponse(self):
+                return None
+
+        self.patch(http.client, "HTTPConnection", Connection)
+        for url in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "http://h:1/ui/", "h:1/box/v1"):
+            sender(url)("GET", "/running", None, {}, 1.0)
+        self.assertEqual(asked, ["/running"] * 5 + ["/box/running"])
 
     def test_nonsense_is_refused_in_words(self):
         for url in ("ftp://h", "http://", "http://h:port"):

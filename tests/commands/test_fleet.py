@@ -103,6 +103,29 @@ class LoadTests(SynchronousTestCase):
         self.assertEqual((done.exit_code, "404" in done.stderr), (1, True))
 
 
+class UnknownModelTests(SynchronousTestCase):
+    WORDS = (("load", "parot"), ("unload", "parot"), ("run", "parot", "hello"), ("bench", "parot"))
+
+    def server(self, *names):
+        rows = {"data": [{"id": name} for name in names]}
+        return Server().on("GET /api/swaps", []).on("GET /v1/models", rows)
+
+    def test_a_mistyped_name_is_answered_with_the_right_one(self):
+        for words in self.WORDS:
+            done = invoke(words, self.server("parrot", "poet"))
+            self.assertEqual(done.exit_code, 1)
+            self.assertIn("404: not found: parot (did you mean parrot?)", done.stderr)
+
+    def test_a_name_like_no_other_is_answered_with_all_there_are(self):
+        names = [f"m{number}" for number in range(20)]
+        self.assertIn("(there is owl, cat)", invoke(["load", "parot"], self.server("owl", "cat")).stderr)
+        self.assertIn("m11, ...)", invoke(["load", "parot"], self.server(*names)).stderr)
+        self.assertIn("(there is none)", invoke(["load", "parot"], self.server()).stderr)
+
+    def test_a_404_of_the_models_own_server_is_told_as_it_is(self):
+        self.assertEqual(invoke(["run", "owl", "hello"], self.server("owl")).stderr, "Error: 404: not found\n")
+
+
 class UnloadTests(SynchronousTestCase):
     def test_named_models_are_unloaded_one_by_one(self):
         server = Server().on("POST /api/models/unload/a/b", b"OK").on("POST /api/models/unload/c", b"OK")
