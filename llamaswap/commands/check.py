@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import click
 from llamaswap import sources
 from llamaswap.commands import effective
 from llamaswap.commands.desk import Desk, local
-from llamaswap.config import Config, Loaded, diff, load
+from llamaswap.config import Config, Loaded, commands, diff, load
+from llamaswap.config.keys import keys_of
 from llamaswap.config.ports import keep
 from llamaswap.errors import ConfigError, Problem
 
 PATH = click.Path(path_type=Path)
+KEYS = {attribute.name: name for name, (attribute, _) in keys_of(Config).items()}
 
 
 def loaded(path: Path) -> Loaded:
@@ -44,8 +47,21 @@ def changes(old: Config, new: Config) -> dict[str, list[str]]:
         "retune": list(plan.retuned),
         "add": list(plan.added),
         "remove": list(plan.removed),
-        "settings": sorted(plan.settings),
+        "settings": sorted(KEYS.get(name, name) for name in plan.settings),
     }
+
+
+def missing(config: Config) -> dict[str, list[str]]:
+    """Programs that this machine does not have, each with the models that need it."""
+    found: dict[str, list[str]] = {}
+    for name, model in config.models.items():
+        try:
+            program = commands.split(model.cmd)[0]
+        except commands.EmptyCommand:
+            continue
+        if shutil.which(program) is None:
+            found.setdefault(program, []).append(name)
+    return found
 
 
 @click.command()
@@ -57,7 +73,8 @@ def changes(old: Config, new: Config) -> dict[str, list[str]]:
 def check(desk: Desk, config: Path, strict: bool, effectively: bool, other: Path | None) -> None:
     """Check a configuration file, or a folder of them.
 
-    Exit status 0: it loads. 1: it does not, or with --strict there are warnings.
+    Exit status 0: it loads. 1: it does not, or with --strict there are warnings. A program that is not on this
+    machine is only noted: the file may be meant for another.
     """
     errors: list[Problem] = []
     warnings: list[Problem] = []
@@ -72,12 +89,14 @@ def check(desk: Desk, config: Path, strict: bool, effectively: bool, other: Path
             found.append(one)
             warnings += one.warnings
     bad = bool(errors) or (strict and bool(warnings))
+    absent = missing(found[-1].config) if found and not errors else {}
     plan = changes(found[0].config, found[1].config) if len(found) == 2 else None
     if desk.as_json:
         document: dict[str, Any] = {
             "valid": not bad,
             "errors": [problem(one) for one in errors],
             "warnings": [problem(one) for one in warnings],
+            "missing_programs": absent,
         }
         if effectively and found and not errors:
             document["effective"] = effective.plain(found[-1].config)
@@ -86,15 +105,24 @@ def check(desk: Desk, config: Path, strict: bool, effectively: bool, other: Path
         desk.document(document)
     else:
         _tell(desk, errors, warnings, strict)
+        for program, names in absent.items():
+            desk.note(f"note     {program} is not on this machine, or not in PATH (needed by {', '.join(names)})", "")
         if effectively and found and not errors:
             click.echo(effective.text(found[-1].config), nl=False)
         if plan is not None:
             _tell_plan(desk, plan)
         if found and not errors and not effectively and plan is None and not (strict and warnings):
-            count = len(found[0].config.models)
-            desk.say(f"{config}: {count} model{'' if count == 1 else 's'}, nothing wrong", "green")
+            told = _count(len(found[0].config.models), "model")
+            if warnings:
+                desk.say(f"{config}: {told}, {_count(len(warnings), 'warning')}; it loads", "yellow")
+            else:
+                desk.say(f"{config}: {told}, {'it loads' if absent else 'nothing wrong'}", "green")
     if bad:
         raise SystemExit(1)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _tell(desk: Desk, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:

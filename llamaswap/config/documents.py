@@ -6,6 +6,7 @@ an error for a key that stands twice, and bounds on depth and on what aliases ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -101,6 +102,8 @@ def _compose(text: str, file: str) -> Node | None:
         line = mark.line + 1 if mark is not None else None
         words = ", ".join(part for part in (error.context, error.problem) if part)
         hint = 'quote text that begins with a special character, such as "${MACRO}" in a list'
+        if mark is not None and re.match(r" *\t", "".join(text.split("\n")[mark.line : mark.line + 1])):
+            hint = "indent with blanks, YAML takes no tabs"
         raise fail(f"not valid YAML: {words}", at=Place(file, line), hint=hint)
     except yaml.reader.ReaderError as error:
         raise fail(f"not valid YAML: a character that may not stand in a file ({error.reason})", at=Place(file))

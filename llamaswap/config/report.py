@@ -67,8 +67,24 @@ def fail(message: str, path: str = "", at: Node | Place | None = None, hint: str
 def nearest(name: str, known: Collection[str]) -> str | None:
     """The known word a mistyped one most likely means."""
     folded = {word.lower().replace("_", "").replace("-", ""): word for word in known}
-    close = get_close_matches(name[:80].lower().replace("_", "").replace("-", ""), folded, n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
+    typed = name[:80].lower().replace("_", "").replace("-", "")
+    close = get_close_matches(typed, folded, n=5, cutoff=0.6)
+    # The best by shared letters is often a longer word that happens to hold them all: fewest slips of the finger first.
+    return folded[min(close, key=lambda word: _slips(typed, word))] if close else None
+
+
+def _slips(typed: str, meant: str) -> int:
+    """Letters left out, put in, mistaken or swapped on the way from one word to the other."""
+    before: list[int] = []
+    row = list(range(len(meant) + 1))
+    for i, letter in enumerate(typed, 1):
+        before, last, row = row, before, [i]
+        for j, wanted in enumerate(meant, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == meant[j - 2] and typed[i - 2] == wanted:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

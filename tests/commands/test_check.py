@@ -97,6 +97,26 @@ class CheckTests(SynchronousTestCase):
         found = json.loads(done.stdout)["changes"]
         self.assertEqual((found["restart"], found["add"], found["remove"]), (["owl"], ["new"], []))
 
+    def test_settings_that_change_have_the_files_own_names(self):
+        path = self.file(GOOD + "healthCheckTimeout: 60\nlogRequests: true\n")
+        found = json.loads(invoke(["check", self.file(GOOD), "--diff", path, "--json"]).stdout)["changes"]
+        self.assertEqual(found["settings"], ["healthCheckTimeout", "logRequests"])
+
+    def test_warnings_are_not_called_nothing_wrong(self):
+        done = invoke(["check", self.file(GOOD + "nonsense: 1\n")])
+        self.assertIn("1 model, 1 warning; it loads", done.stdout)
+        self.assertNotIn("nothing wrong", done.stdout)
+
+    def test_a_program_that_is_not_here_is_noted_and_no_error(self):
+        path = self.file(GOOD + "  cat: {cmd: 'serve --port ${PORT}'}\n  dog: {cmd: 'sh -c ${PORT}'}\n")
+        done = invoke(["check", "--strict", path], env={"PATH": "/usr/bin:/bin"})
+        self.assertEqual(done.exit_code, 0, done.output)
+        self.assertIn("note     serve is not on this machine", done.stderr)
+        self.assertIn("(needed by cat, owl)", done.stderr)
+        self.assertNotIn("nothing wrong", done.stdout)
+        found = json.loads(invoke(["check", "--json", path], env={"PATH": "/usr/bin:/bin"}).stdout)
+        self.assertEqual((found["valid"], found["missing_programs"]), (True, {"serve": ["cat", "owl"]}))
+
     def test_no_difference_is_said_in_words(self):
         self.assertIn("change nothing", invoke(["check", self.file(GOOD), "--diff", self.file(GOOD)]).stdout)
 

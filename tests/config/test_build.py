@@ -31,6 +31,17 @@ class Defaults(LoadCase):
         self.assertEqual(dict(self.ok("Models: {owl: {cmd: x}}").models), {})
         self.warned("f0.yaml:1", "Models", "`models`")
 
+    def test_a_slip_of_the_finger_names_the_key_that_was_meant(self):
+        """Of words that are near, not the longer one that holds all the letters: `tll` is no `stall`."""
+        self.owl("cmd: x, proxy: http://h, tll: 5, tlt: 5, macrso: 5")
+        hints = {warning.path.rpartition(".")[2]: warning.hint for warning in self.loaded.warnings}
+        meant = {"tll": "ttl", "tlt": "ttl", "macrso": "macros"}
+        self.assertEqual(hints, {typed: f"did you mean `{word}`?" for typed, word in meant.items()})
+
+    def test_a_tab_is_called_a_tab(self):
+        for text in ("models:\n\towl: {cmd: x}\n", "models:\n  owl:\n  \tcmd: x\n"):
+            self.err(text, "blanks", "no tabs")
+
     def test_a_place_for_anchors_is_no_unknown_key(self):
         self.ok("lib: &a {x: 1}\nx-mine: 2\n")
         self.assertEqual(self.loaded.warnings, ())
