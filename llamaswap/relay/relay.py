@@ -410,7 +410,8 @@ class _Carriage:
             self._connection.resume()
 
     def stopProducing(self) -> None:
-        self._client_gone()
+        # A lost transport says so here before it tells its protocol: who serves the exchange shall know why it ended.
+        self._exchange.client_left()
 
     # -- upgrades
 

@@ -418,13 +418,29 @@ class Handling(SynchronousTestCase):
             return waiting
 
         world.handler = wait
-        said = []
-        globalLogPublisher.addObserver(said.append)
-        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        errors = self.logged_errors()
         client = world.client()
         client.give(POST)
         client.side.connectionLost(Failure(ConnectionDone()))
-        self.assertEqual([event["log_format"] for event in said if event["log_level"] is LogLevel.error], [])
+        self.assertEqual(errors(), [])
+
+    def test_a_client_that_resets_in_the_middle_of_a_stream_is_no_error(self):
+        """A transport stops its producer before it tells the protocol that it is lost."""
+        for clean in (True, False):
+            world = World()
+            errors = self.logged_errors()
+            client = world.client()
+            client.give(POST)
+            world.server().give(STREAM + b"1\r\na\r\n")
+            client.lose(clean)
+            self.assertTrue(world.exchanges[0].gone)
+            self.assertEqual(errors(), [])
+
+    def logged_errors(self):
+        said = []
+        globalLogPublisher.addObserver(said.append)
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        return lambda: [event["log_format"] for event in said if event["log_level"] is LogLevel.error]
 
     def test_handler_that_forgets_to_answer_cuts_the_connection(self):
         world = World()
