@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -10,6 +11,11 @@ from llamaswap.commands.desk import Desk
 from llamaswap.config import Source, load
 from llamaswap.discover.found import Found, configuration
 from llamaswap.errors import ConfigError
+
+NOTHING = (
+    "no model was found: llamaswap init --force --models FOLDER looks for GGUF files there, llamaswap pull REPO:QUANT "
+    "downloads one, llamaswap demo needs none"
+)
 
 
 def write(desk: Desk, found: Found, output: str, force: bool) -> None:
@@ -39,4 +45,10 @@ def write(desk: Desk, found: Found, output: str, force: bool) -> None:
         click.echo(text, nl=False)
     else:
         desk.say(f"{output}: {len(found.models)} models, {len(found.servers)} running servers", "green")
-        desk.say(f"next: llamaswap check {output} && llamaswap -config {output} -listen 127.0.0.1:8080")
+        if any(model.active and model.words[0] == "llama-server" for model in found.models):
+            desk.say("llama-server was not found: install llama.cpp, or write where it is into the commands", "yellow")
+        if not found.models and not found.servers:
+            desk.say(NOTHING, "yellow")
+        else:
+            name = shlex.quote(output)
+            desk.say(f"next: llamaswap check {name} && llamaswap -config {name} -listen 127.0.0.1:8080")

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from attrs import field, frozen
 
 SPLIT = re.compile(r"-(?P<number>\d{5})-of-\d{5}$")
+VARIANT = re.compile(r"(^|[-._])((ud-)?i?q\d\w*|bf16|f16|fp16|f32|mxfp4\w*|mmproj|model)(?=[-._]|$)")
 UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -65,14 +66,31 @@ def gguf_models(paths: Iterable[PurePath], program: str = "llama-server") -> lis
             continue
         words = [program, "-m", str(path)]
         files = _shards(path, ordered) if shard else (path,)
-        beside = [other for other in projectors if other.parent == path.parent]
-        if beside:
-            words += ["--mmproj", str(beside[0])]
+        projector = _projector(path, ordered, projectors)
+        if projector is not None:
+            words += ["--mmproj", str(projector)]
         if is_embedder(path):
             words.append("--embedding")
         name = model_name(SPLIT.sub("", path.stem))
         models.append(FoundModel(name, tuple(words), str(path.parent), files=files))
     return models
+
+
+def _projector(model: PurePath, among: Sequence[PurePath], projectors: Sequence[PurePath]) -> PurePath | None:
+    """The projector of a model: the one that bears its name, or one without a name in a folder of that model alone."""
+    beside = [path for path in projectors if path.parent == model.parent]
+    if not beside:
+        return None
+    name = _kin(model)
+    if named := [path for path in beside if (kin := _kin(path)) and (name.startswith(kin) or kin.startswith(name))]:
+        return max(named, key=lambda path: len(_kin(path)))
+    alone = all(_kin(path) == name for path in among if path.parent == model.parent and path not in beside)
+    return beside[0] if alone else None
+
+
+def _kin(path: PurePath) -> str:
+    """What the quantisations of one model, and its projector, have in common in their names; "" for "mmproj-F16"."""
+    return VARIANT.sub("", SPLIT.sub("", path.stem).lower()).strip("-._")
 
 
 def _shards(first: PurePath, among: Sequence[PurePath]) -> tuple[PurePath, ...]:

@@ -28,6 +28,25 @@ class InitTests(SynchronousTestCase):
             self.assertEqual(done.exit_code, 1)
             self.assertIn(f"Error: {output}: ", done.stderr)
 
+    def test_without_any_model_it_says_where_to_get_one(self):
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        done = invoke(["init", "--no-servers", "--models", str(folder), "-o", str(folder / "c.yaml")])
+        self.assertEqual(done.exit_code, 0, done.output)
+        for words in ("--models FOLDER", "llamaswap pull", "llamaswap demo"):
+            self.assertIn(words, done.stdout)
+        self.assertNotIn("next:", done.stdout)
+
+    def test_without_the_program_that_the_models_need_it_says_so(self):
+        folder = Path(self.mktemp())
+        touch(folder, "m.gguf", "bin/llama-server")
+        (folder / "bin/llama-server").chmod(0o755)
+        words = ["init", "--force", "--no-servers", "--models", str(folder), "-o", str(folder / "c.yaml")]
+        self.assertIn("llama-server was not found", invoke(words, env={"PATH": "/nonexistent"}).stdout)
+        there = invoke(words, env={"PATH": str((folder / "bin").absolute())}).stdout
+        self.assertNotIn("was not found", there)
+        self.assertIn("next:", there)
+
     def test_it_can_go_to_standard_output(self):
         folder = Path(self.mktemp())
         touch(folder, "m.gguf")

@@ -35,6 +35,22 @@ class GgufTests(SynchronousTestCase):
         self.assertIn("/m/v/mmproj-F16.gguf", found["vision-q8_0"])
         self.assertNotIn("--mmproj", found["text"])
 
+    def test_in_a_folder_of_many_models_a_projector_goes_with_its_own(self):
+        flat = ("/m/Qwen2.5-VL-7B-Q4_K_M.gguf", "/m/mmproj-Qwen2.5-VL-7B-f16.gguf", "/m/Text-8B-Q4_K_M.gguf")
+        found = self.models(*flat, "/m/gemma-3-4b-it-UD-Q4_K_XL.gguf", "/m/gemma-3-4b-it-mmproj-model-f16.gguf")
+        given = {name: words[words.index("--mmproj") + 1] for name, words in found.items() if "--mmproj" in words}
+        self.assertEqual(
+            given,
+            {"qwen2.5-vl-7b-q4_k_m": flat[1], "gemma-3-4b-it-ud-q4_k_xl": "/m/gemma-3-4b-it-mmproj-model-f16.gguf"},
+        )
+        nameless = self.models(*flat[::2], "/m/mmproj-F16.gguf")
+        self.assertNotIn("/m/mmproj-F16.gguf", [word for words in nameless.values() for word in words])
+
+    def test_every_quantisation_of_a_model_has_its_projector(self):
+        variants = ("/m/V-Q4_K_M.gguf", "/m/V-IQ2_XS-00001-of-00002.gguf", "/m/V-BF16.gguf")
+        found = self.models(*variants, "/m/mmproj-F16.gguf")
+        self.assertEqual([words[-1] for words in found.values()], ["/m/mmproj-F16.gguf"] * 3)
+
     def test_an_embedding_model_is_started_as_one(self):
         self.assertIn("--embedding", self.models("/m/nomic-embed-text-v1.5.gguf")["nomic-embed-text-v1.5"])
 
