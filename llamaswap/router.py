@@ -44,6 +44,7 @@ from llamaswap.schedule.effects import (
     Effect,
     Grant,
     Place,
+    Reconsider,
     Refuse,
     Sleep,
     Stop,
@@ -199,6 +200,7 @@ class Router:
     _idle_at: dict[str, float] = field(factory=dict, init=False)
     _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
     _patience: IDelayedCall | None = field(default=None, init=False)
+    _recount: IDelayedCall | None = field(default=None, init=False)
     _words: dict[str, str] = field(factory=dict, init=False)
     _before: set[Deferred[Any]] = field(factory=set, init=False)
     _outbox: deque[Effect] = field(factory=deque, init=False)
@@ -570,9 +572,9 @@ class Router:
         for supervisor in self._supervisors.values():
             supervisor.close()
         self._idle_at.clear()
-        timers = [*self._idle_calls.values(), *([self._patience] if self._patience else [])]
+        timers = [*self._idle_calls.values(), *(call for call in (self._patience, self._recount) if call is not None)]
         self._idle_calls.clear()
-        self._patience = None
+        self._patience = self._recount = None
         for timer in timers:
             if timer.active():
                 timer.cancel()
@@ -737,6 +739,14 @@ class Router:
         self._patience = None
         now = self._decided_at = self._clock.seconds()
         self._perform(self._scheduler.patience_expired(now))
+
+    def _reconsider(self, effect: Reconsider) -> None:
+        self._recount = self._clock.callLater(effect.seconds, self._reconsider_due)
+
+    def _reconsider_due(self) -> None:
+        self._recount = None
+        now = self._clock.seconds()
+        self._perform(self._scheduler.reconsidered(now))
 
     # -- swaps and stops -----------------------------------------------------------------------------------
 
@@ -937,4 +947,5 @@ _PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {
     DisarmIdle: Router._disarm_idle,
     ArmPatience: Router._arm_patience,
     DisarmPatience: Router._disarm_patience,
+    Reconsider: Router._reconsider,
 }

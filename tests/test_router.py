@@ -242,6 +242,22 @@ class CancelTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["b"])
         self.assertEqual([event.error for event in here.told(SwapEnded)], ["abandoned", None])
 
+    def test_many_that_leave_at_once_are_told_once_and_the_end_leaves_no_timer(self) -> None:
+        here = scene()
+        here.lease("a")
+        places: list[int] = []
+        waiting = [here.router.request("b", on_place=places.append) for _ in range(200)]
+        places.clear()
+        for one in waiting[:100]:
+            one.cancel()
+        here.clock.advance(0.1)
+        self.assertEqual(places, list(range(1, 101)))
+        waiting[100].cancel()
+        here.router.shutdown(5.0)
+        here.settle()
+        here.clock.advance(5.0)
+        self.assertEqual(here.clock.getDelayedCalls(), [])
+
 
 class SuccessionTests(SynchronousTestCase):
     def test_a_newer_request_takes_the_place_of_one_that_waits_and_nothing_moves_for_it(self) -> None:

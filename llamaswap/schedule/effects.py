@@ -1,7 +1,7 @@
 """What the scheduler may ask for, as values. It decides and returns these; the router performs them.
 
 The scheduler itself calls nothing, reads no clock and starts no timer: times come in as arguments (`now`,
-seconds on any monotonic scale), deadlines go out as `ArmIdle` and `ArmPatience`.
+seconds on any monotonic scale), deadlines go out as `ArmIdle`, `ArmPatience` and `Reconsider`.
 """
 
 from __future__ import annotations
@@ -130,6 +130,13 @@ class DisarmPatience:
     """Nobody waits behind a ready model any more."""
 
 
+@frozen
+class Reconsider:
+    """Call `reconsidered()` after `seconds`: many wait, and some of them have gone. There is one at a time."""
+
+    seconds: float
+
+
 Effect = (
     Admit
     | Refuse
@@ -143,4 +150,5 @@ Effect = (
     | DisarmIdle
     | ArmPatience
     | DisarmPatience
+    | Reconsider
 )

@@ -45,6 +45,7 @@ from llamaswap.schedule.effects import (
     Effect,
     Grant,
     Place,
+    Reconsider,
     Refuse,
     Sleep,
     Stop,
@@ -71,6 +72,9 @@ from llamaswap.schedule.picture import (
     queue_key,
 )
 
+CROWD = 32  # who wait; with more of them it is not looked at all of them for each one that goes
+CROWD_PAUSE = 0.02  # seconds until then: a proxy in front of us that ends takes thousands with it
+
 
 @define(eq=False)
 class Scheduler:
@@ -88,6 +92,7 @@ class Scheduler:
     _claimed: frozenset[str] = field(default=frozenset(), init=False)
     _patience_at: float | None = field(default=None, init=False)
     _troubles: dict[str, Trouble] = field(factory=dict, init=False)
+    _reconsidering: bool = field(default=False, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
     _generation: int = field(default=0, init=False)
     _closed: LlamaswapError | None = field(default=None, init=False)
@@ -159,7 +164,11 @@ class Scheduler:
         self._forget(entry)
         if entry.where is Where.QUEUED:
             self._dequeue(entry)
-            if entry.claims:
+            if len(self._queue) + len(self._claimants) > CROWD:
+                if not self._reconsidering:
+                    self._reconsidering = True
+                    self._effects.append(Reconsider(CROWD_PAUSE))
+            elif entry.claims:
                 self._settle(now)
             else:
                 self._place()
@@ -288,6 +297,12 @@ class Scheduler:
     def patience_expired(self, now: float) -> list[Effect]:
         """Somebody in the queue has waited long enough."""
         self._patience_at = None
+        self._settle(now)
+        return self._answer()
+
+    def reconsidered(self, now: float) -> list[Effect]:
+        """Some of many have gone from the queue."""
+        self._reconsidering = False
         self._settle(now)
         return self._answer()
 

@@ -19,9 +19,10 @@ from llamaswap.errors import (
     UnknownModel,
     WaitedTooLong,
 )
-from llamaswap.schedule.effects import ArmIdle, DisarmIdle, Grant, Stop
+from llamaswap.schedule.effects import ArmIdle, DisarmIdle, Grant, Stop, Ticket
 from llamaswap.schedule.eviction import GroupEviction
 from llamaswap.schedule.picture import ModelRules, Phase
+from llamaswap.schedule.scheduler import CROWD, CROWD_PAUSE
 from tests.schedule.world import World, swapping, world
 
 
@@ -217,6 +218,63 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(here.stops, [])
         here.advance(1.0)
         self.assertEqual(here.stops, [Stop(("a",), "idle")])
+
+
+class CrowdTests(SynchronousTestCase):
+    """Many wait, and many of them go at once: a proxy in front of us ends, a load test is stopped."""
+
+    def crowd(self, count: int = 400, patience: float = 10.0) -> tuple[World, list[Ticket]]:
+        here = swapping(patience=patience)
+        here.request("a")
+        here.load_all()
+        tickets = [here.request(model) for _ in range(count // 2) for model in "bc"]
+        return here, tickets
+
+    def placed_while(self, here: World, leaving: list[Ticket]) -> int:
+        before = here.placed
+        for ticket in leaving:
+            here.cancel(ticket)
+        here.advance(CROWD_PAUSE)
+        return here.placed - before
+
+    def test_hundreds_that_leave_at_once_do_not_each_have_all_the_others_told(self) -> None:
+        here, tickets = self.crowd()
+        self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
+        self.assertEqual(here.scheduler.queued(), [])
+
+    def test_nor_those_who_have_waited_for_long(self) -> None:
+        here, tickets = self.crowd()
+        here.advance(60.0)
+        self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
+        self.assertEqual(here.scheduler.queued(), [])
+
+    def test_who_stays_knows_its_place_a_moment_later(self) -> None:
+        here, tickets = self.crowd()
+        self.placed_while(here, tickets[::2])
+        queued = here.scheduler.queued()
+        self.assertEqual([ticket.number for ticket in queued], [ticket.number for ticket in tickets[1::2]])
+        self.assertEqual([here.positions[ticket.number] for ticket in queued], list(range(1, len(queued) + 1)))
+
+    def test_what_those_who_left_had_a_claim_to_is_given_to_others_a_moment_later(self) -> None:
+        here, tickets = self.crowd(patience=1.0)
+        here.advance(2.0)
+        late = here.request("a")
+        self.assertNotIn(late.number, here.granted, "b and c have waited for long")
+        for ticket in tickets[: -CROWD // 2]:
+            here.cancel(ticket)
+        here.advance(CROWD_PAUSE)
+        for ticket in tickets[-CROWD // 2 :]:
+            here.cancel(ticket)
+        here.advance(CROWD_PAUSE)
+        self.assertIn(late.number, here.granted)
+
+    def test_a_model_that_a_whole_crowd_claimed_is_free_again_when_all_of_it_left_at_once(self) -> None:
+        here, tickets = self.crowd(patience=1.0)
+        here.advance(2.0)
+        for ticket in tickets:
+            here.cancel(ticket)
+        here.advance(CROWD_PAUSE)
+        self.assertIn(here.request("a").number, here.granted)
 
 
 class OneSidedTests(SynchronousTestCase):

@@ -21,6 +21,7 @@ from llamaswap.schedule.effects import (
     Effect,
     Grant,
     Place,
+    Reconsider,
     Refuse,
     Sleep,
     Stop,
@@ -82,6 +83,8 @@ class World:
     positions: dict[int, int] = Factory(dict)
     idle: dict[str, float] = Factory(dict)
     patience: float | None = None
+    reconsider: float | None = None
+    placed: int = 0
     late: list[tuple[int, LlamaswapError | None]] = Factory(list)
     swaps: list[Swap] = Factory(list)
     stops: list[Stop] = Factory(list)
@@ -243,6 +246,8 @@ class World:
             ]
             if self.patience is not None:
                 timers.append((self.patience, "", self._patience_fires))
+            if self.reconsider is not None:
+                timers.append((self.reconsider, "", self._reconsiders))
             due = [timer for timer in timers if timer[0] <= until]
             if not due:
                 break
@@ -257,6 +262,10 @@ class World:
             self.perform(self.scheduler.idle_expired(model, self.now))
 
         return fire
+
+    def _reconsiders(self) -> None:
+        self.reconsider = None
+        self.perform(self.scheduler.reconsidered(self.now))
 
     def _patience_fires(self) -> None:
         self.patience = None
@@ -316,6 +325,7 @@ class World:
             elif isinstance(effect, Place):
                 assert effect.ticket.number in self.waiting
                 self.positions[effect.ticket.number] = effect.position
+                self.placed += 1
             elif isinstance(effect, Swap):
                 self.check_swap(effect)
             elif isinstance(effect, AbandonSwap):
@@ -335,6 +345,9 @@ class World:
                 self.patience = self.now + effect.seconds
             elif isinstance(effect, DisarmPatience):
                 self.patience = None
+            elif isinstance(effect, Reconsider):
+                assert self.reconsider is None, "told twice"
+                self.reconsider = self.now + effect.seconds
         self.begin_starts()
 
     def check_grant(self, ticket: Ticket) -> None:
