@@ -43,6 +43,12 @@ class RoutingTests(TestCase):
         for path in ("/v1/models/alpha", "/tokenize", "/slots", "/api/models", "/v1", "/api"):
             self.assertEqual(World().ask(path).status, 404, path)
 
+    def test_a_slash_at_the_end_of_a_path_changes_nothing(self):
+        for path in ("/health", "/running", "/v1/models", "/api/version"):
+            self.assertEqual(World().ask(path + "/").body, World().ask(path).body, path)
+        answer = World().ask("/v1/chat/completions/", "POST")
+        self.assertEqual(answer.body, b"model POST /v1/chat/completions/")
+
     def test_the_root_leads_to_the_ui(self):
         """http T005, http T007"""
         self.assertEqual(World().ask("/").headers["location"], "/ui")
