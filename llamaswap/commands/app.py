@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -33,6 +34,17 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 COMPLETE = "_LLAMASWAP_COMPLETE"
 
 
+class UnknownCommand(click.ClickException):
+    """A word that is no command. It names help itself: `llamaswap --help` shows the server's flags."""
+
+    exit_code = 2
+
+    def __init__(self, word: str) -> None:
+        near = get_close_matches(word, COMMANDS, n=1)
+        advice = f"did you mean {near[0]}?" if near else "llamaswap help lists them"
+        super().__init__(f"there is no command {word}; {advice}")
+
+
 class Commands(click.Group):
     """A group that imports a command when it is named."""
 
@@ -47,6 +59,14 @@ class Commands(click.Group):
         module, attribute = COMMANDS[cmd_name]
         found: click.Command = getattr(import_module(f"llamaswap.commands.{module}"), attribute)
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was meant."""
+        if args[0] not in COMMANDS:
+            raise UnknownCommand(args[0])
+        return super().resolve_command(ctx, args)
 
 
 @click.command(
@@ -89,7 +109,7 @@ def help_(context: click.Context, name: str | None, as_json: bool) -> None:
     assert parent is not None
     command: click.Command | None = app if name is None else app.get_command(parent, name)
     if command is None:
-        raise click.UsageError(f"no such command: {name}")
+        raise UnknownCommand(str(name))
     asked = parent if name is None else click.Context(command, info_name=name, parent=parent)
     click.echo(json.dumps(described(command, asked), indent=2) if as_json else command.get_help(asked))
 

@@ -24,6 +24,11 @@ class AppTests(SynchronousTestCase):
         self.assertEqual(invoke(["fly"]).exit_code, 2)
         self.assertEqual(invoke(["help", "fly"]).exit_code, 2)
 
+    def test_a_mistyped_command_is_answered_with_the_right_one_and_not_with_the_servers_flags(self):
+        for words in (["unlaod"], ["help", "unlaod"]):
+            self.assertEqual(invoke(words).stderr, "Error: there is no command unlaod; did you mean unload?\n")
+        self.assertEqual(invoke(["xyz"]).stderr, "Error: there is no command xyz; llamaswap help lists them\n")
+
     def test_each_shell_has_a_completion_script(self):
         for shell in ("bash", "zsh", "fish"):
             self.assertIn("_LLAMASWAP_COMPLETE", invoke(["completion", shell]).stdout)
