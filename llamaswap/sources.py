@@ -89,21 +89,34 @@ def fingerprint(config_path: str | None, config_dir: str | None) -> Fingerprint:
 
 @define
 class Watch:
-    """Tells of changes between polls. The first poll is the baseline; what disappears is silent, coming back is not."""
+    """Tells of changes between polls. The first poll is the baseline; what disappears is silent, coming back is not.
+
+    A file that was emptied is believed at the second poll: most editors, and `cp`, empty a file before they write it, and
+    a configuration of nothing is one without any model.
+    """
 
     config_path: str | None
     config_dir: str | None
     _file: Fingerprint | None = None
     _folder: Fingerprint | None = None
     _seen: bool = Factory(bool)
+    _doubted: bool = False
 
     def changed(self) -> bool:
         """Poll once: is there something new to load?"""
         file = fingerprint(self.config_path, None)
         folder = fingerprint(None, self.config_dir)
+        self._doubted = not self._doubted and (_emptied(self._file, file) or _emptied(self._folder, folder))
+        if self._doubted:
+            return False
         fired = self._seen and ((bool(file) and file != self._file) or (bool(folder) and folder != self._folder))
         self._file, self._folder, self._seen = file, folder, True
         return fired
+
+
+def _emptied(before: Fingerprint | None, now: Fingerprint) -> bool:
+    """Whether one of the files lost all it had."""
+    return any(size == 0 and (before or {}).get(path, (0, 0))[1] for path, (_, size) in now.items())
 
 
 class DiskFacts:

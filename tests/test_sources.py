@@ -50,6 +50,29 @@ class Sources(SynchronousTestCase):
         self.put("a.yaml", "longer: text")
         self.assertEqual([watch.changed(), watch.changed()], [True, False])
 
+    def test_a_file_that_is_just_being_written_anew_does_not_take_all_models_away(self):
+        path = self.put("a.yaml")
+        for watch in (Watch(path, None), Watch(None, str(self.folder))):
+            watch.changed()
+            self.put("a.yaml", "")
+            self.assertFalse(watch.changed())
+            self.put("a.yaml", "b: 2222")
+            self.assertEqual([watch.changed(), watch.changed()], [True, False])
+
+    def test_a_file_that_stays_empty_is_believed(self):
+        watch = Watch(self.put("a.yaml"), str(self.folder))
+        watch.changed()
+        self.put("a.yaml", "")
+        self.assertEqual([watch.changed(), watch.changed(), watch.changed()], [False, True, False])
+
+    def test_a_new_file_that_is_empty_keeps_no_other_change_waiting(self):
+        self.put("a.yaml")
+        watch = Watch(None, str(self.folder))
+        watch.changed()
+        self.put("b.yaml", "")
+        self.put("a.yaml", "b: 2222")
+        self.assertTrue(watch.changed())
+
     def test_a_watched_folder_fires_for_its_kind_of_files(self):
         """config T149"""
         self.put("a.yaml")
