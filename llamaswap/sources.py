@@ -91,8 +91,8 @@ def fingerprint(config_path: str | None, config_dir: str | None) -> Fingerprint:
 class Watch:
     """Tells of changes between polls. The first poll is the baseline; what disappears is silent, coming back is not.
 
-    A file that was emptied is believed at the second poll: most editors, and `cp`, empty a file before they write it, and
-    a configuration of nothing is one without any model.
+    A file that was emptied is believed at the second poll: most editors, and `cp`, empty a file before they write it,
+    and a configuration of nothing is one without any model.
     """
 
     config_path: str | None
