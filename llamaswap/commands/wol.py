@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
+from twisted.logger import ILogObserver
 
 LEVELS = ("debug", "info", "warn", "error")
 
@@ -44,21 +45,33 @@ def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcas
             port = await front.begin(reactor, Listen(listen), endpoint, wake, float(timeout))
         except Exception as error:
             raise SystemExit(f"cannot listen on {listen}: {error}") from None
-        front.log.info("listening on {port}, for {url}", port=port.getHost(), url=upstream)
+        host = port.getHost()
+        where = f"{host.host}:{host.port}" if hasattr(host, "port") else listen
+        front.log.info("listening on {where}, for {url}", where=where, url=upstream)
         await Deferred()  # until a signal
 
     react(lambda reactor: Deferred.fromCoroutine(serve(reactor)))
 
 
 def _log(level: str) -> None:
-    from twisted.logger import (
-        FilteringLogObserver,
-        LogLevel,
-        LogLevelFilterPredicate,
-        globalLogBeginner,
-        textFileLogObserver,
-    )
+    from twisted.logger import globalLogBeginner
 
-    least = LogLevelFilterPredicate(LogLevel.lookupByName(level))
-    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [least])
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([observer(sys.stderr, level)], redirectStandardIO=False)
+
+
+def observer(stream: TextIO, level: str) -> ILogObserver:
+    """Writes what is of this level or above; of the libraries' own doings only warnings, but for `debug`."""
+    from twisted.logger import LogLevel, textFileLogObserver
+    from zope.interface import implementer
+
+    least = LogLevel.lookupByName(level)
+    others = least if level == "debug" else max(least, LogLevel.warn)
+    write = textFileLogObserver(stream)
+
+    def observe(event: dict[str, Any]) -> None:
+        own = str(event.get("log_namespace", "")).startswith("llamaswap")
+        if (event.get("log_level") or LogLevel.info) >= (least if own else others):
+            write(event)
+
+    written: ILogObserver = implementer(ILogObserver)(observe)
+    return written
