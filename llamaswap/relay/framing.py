@@ -212,7 +212,7 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
 
 
 def _escaped(head: bytes) -> bytes:
-    """A request's head with its target in ASCII: curl sends the letters of other alphabets as they were typed."""
+    """A request's head with its target in ASCII: some clients send letters of other alphabets as they were typed."""
     line, found, rest = head.partition(b"\r\n")
     return _EIGHT_BIT.sub(lambda byte: b"%%%02X" % byte[0][0], line) + found + rest
 
