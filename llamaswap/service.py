@@ -366,7 +366,7 @@ class LlamaSwap(MultiService):
             gpu = max((board.gpu_util_pct for board in await reading), default=0.0)
         except Exception:  # a driver that does not answer is no sign of life
             gpu = 0.0
-        return evolve(signs.look(status.pid, status.port), said=said, gpu=gpu)
+        return evolve(signs.look(status.pid, status.port), said=said, gpu=gpu, leader=status.pid)
 
     def _health(self, model: str, limit: float) -> Deferred[bool]:
         """Ask a model's server what it was asked while it started; True where there is none to ask."""

@@ -57,6 +57,8 @@ def alive(before: Signs | None, now: Signs | None, seconds: float, stall: Stall)
     """What shows, in two looks so many seconds apart, that a server works; "" where nothing does."""
     if before is None or now is None:
         return "it cannot be looked at"
+    if before.leader != now.leader:
+        return "it was started anew meanwhile"
     if before.unread or now.unread:
         return "its answers wait for a slow reader"
     if "log" in stall.signs and now.said > before.said:

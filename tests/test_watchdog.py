@@ -205,6 +205,13 @@ class SlowTests(SynchronousTestCase):
         here.answer.callback(False)
         self.assertEqual(len(here.hung), 1)
 
+    def test_one_that_was_started_anew_meanwhile_is_not_ended_for_its_predecessor(self):
+        for successor in (evolve(DEAD, leader=2), Signs(None, leader=2)):
+            looks = [evolve(DEAD, leader=1), evolve(DEAD, leader=1), successor]
+            here = Scene(signs=looks, stall=Stall(after=60.0, canary=30.0, signs=("gpu",))).silent(94)
+            here.answer.callback(False)
+            self.assertEqual(here.hung, [])
+
     def test_a_little_cpu_time_is_what_idle_threads_use(self):
         busy = lambda cpu: evolve(DEAD, processes={1: (cpu, 10)})
         self.assertEqual(alive(busy(5.0), busy(5.2), 30.0, Stall()), "")

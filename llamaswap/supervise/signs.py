@@ -23,7 +23,7 @@ class Signs:
 
     `wants` says that one of their threads runs, or would if it got a processor or its disk, `unread` that bytes of its
     answers wait for their reader. `said` is how many bytes it printed so far, `gpu` the load of the busiest board in
-    percent, 0 where that is not known.
+    percent, 0 where that is not known. `leader` is the process that was started, 0 where nobody says.
     """
 
     processes: Mapping[int, tuple[float, int]] | None = Factory(dict)
@@ -31,6 +31,7 @@ class Signs:
     unread: bool = False
     said: int = 0
     gpu: float = 0.0
+    leader: int = 0
 
 
 def look(pid: int, port: int | None) -> Signs:
