@@ -20,7 +20,7 @@ from llamaswap.upgrade import Connection, Parts, State
 if TYPE_CHECKING:
     from llamaswap.service import LlamaSwap
 
-REST = 2.0  # seconds the last child and the last lines are waited for; neither takes long
+REST = 2.0  # seconds the last children and the last lines are waited for; few take that long
 LOOK = 0.005
 
 log = Logger("llamaswap.upgrade")
@@ -76,7 +76,7 @@ class Handover:
             router.unload(under_way).addErrback(lambda failure: log.failure("unload", failure))
 
     async def flush(self) -> None:
-        """The store, standard output, and no child left that nobody would fetch."""
+        """The store, standard output, and no child left that nobody would fetch: a hook would lose its pipes as well."""
         service = self.service
         if service.machine.enabled:
             self._watched = True
@@ -84,7 +84,8 @@ class Handover:
         spare = service.launcher.rest()
         await service.activity.flush()
         deadline = service.reactor.seconds() + REST
-        while (spare is not None and spare.status is None) or not (service.stdout.idle and service.log_files.idle):
+        writing = lambda: not (service.stdout.idle and service.log_files.idle)
+        while (spare is not None and spare.status is None) or service.hooks.busy or writing():
             if service.reactor.seconds() >= deadline:
                 return
             await deferLater(service.reactor, LOOK)

@@ -88,6 +88,12 @@ class Runner:
     _hooks: Callable[[], Hooks]
     _environ: Mapping[str, str]
     _post: Callable[[str, bytes], Deferred[Any]]
+    _under_way: int = field(default=0, init=False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether one has not ended yet."""
+        return self._under_way > 0
 
     def wants(self, event: str) -> bool:
         """Whether anything is to be done."""
@@ -117,7 +123,12 @@ class Runner:
             reason = failure.getErrorMessage() or "it took too long"
             log.error("hook {event} for {model} failed: {error}", event=event, model=model, error=reason)
 
-        return doing.addErrback(failed)
+        def over(result: Any) -> Any:
+            self._under_way -= 1
+            return result
+
+        self._under_way += 1
+        return doing.addErrback(failed).addBoth(over)
 
     def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
         words = split(entry)

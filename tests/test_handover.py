@@ -1,11 +1,12 @@
 """What the service's parts have to do with an upgrade, beyond what the live tests show."""
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap import handover
-from llamaswap.handover import take_over
+from llamaswap.handover import Handover, take_over
 from llamaswap.observe.logs import LogBook
 from llamaswap.upgrade import Connection, State
 from tests.test_upgrade import SERVED
@@ -62,6 +63,51 @@ class FakeService:
     reactor: object = None
     launcher: object = None
     book: object = field(factory=LogBook)
+
+
+@define(eq=False)
+class Quiet:
+    """Every part that has nothing to write and nothing under way."""
+
+    idle: bool = True
+    enabled: bool = False
+    busy: bool = False
+
+    def rest(self):
+        return None
+
+    def flush(self):
+        return succeed(None)
+
+
+@define(eq=False)
+class Flushing:
+    """What a service has that is waited for before it is replaced."""
+
+    reactor: Clock = field(factory=Clock)
+    machine: Quiet = field(factory=Quiet)
+    launcher: Quiet = field(factory=Quiet)
+    activity: Quiet = field(factory=Quiet)
+    stdout: Quiet = field(factory=Quiet)
+    log_files: Quiet = field(factory=Quiet)
+    hooks: Quiet = field(factory=Quiet)
+
+
+class FlushTests(SynchronousTestCase):
+    def test_a_hook_that_runs_beside_keeps_its_pipes_and_somebody_who_fetches_it(self):
+        service = Flushing(hooks=Quiet(busy=True))
+        flushed = Deferred.fromCoroutine(Handover(service).flush())
+        service.reactor.advance(1.0)
+        self.assertNoResult(flushed)
+        service.hooks.busy = False
+        service.reactor.advance(0.1)
+        self.successResultOf(flushed)
+
+    def test_one_that_takes_long_holds_nobody_back_for_long(self):
+        service = Flushing(hooks=Quiet(busy=True))
+        flushed = Deferred.fromCoroutine(Handover(service).flush())
+        service.reactor.pump([0.1] * 21)
+        self.successResultOf(flushed)
 
 
 class TakeOverTests(SynchronousTestCase):

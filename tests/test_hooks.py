@@ -66,6 +66,15 @@ class HookedTests(SynchronousTestCase):
         self.answers[0].callback(None)
         self.assertEqual(self.successResultOf(starting), "endpoint")
 
+    def test_it_is_known_whether_a_hook_is_under_way(self):
+        runner = self.runner(after_ready=("http://x/a", "http://x/b", "/no/such 'command"), timeout=5.0)
+        runner.run("after_ready", "owl")
+        self.assertTrue(runner.busy)
+        self.answers[0].callback(None)
+        self.assertTrue(runner.busy)
+        self.clock.advance(5)
+        self.assertFalse(runner.busy)
+
     def test_a_hook_that_takes_too_long_is_not_waited_for(self):
         inner = Inner()
         starting = self.hooked(inner, before_load=("http://x/a",), timeout=5.0).ensure_ready()
