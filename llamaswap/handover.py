@@ -76,7 +76,7 @@ class Handover:
             router.unload(under_way).addErrback(lambda failure: log.failure("unload", failure))
 
     async def flush(self) -> None:
-        """The store, standard output, and no child left that nobody would fetch: a hook would lose its pipes as well."""
+        """The store, standard output, and no child left: nobody would fetch it, and a hook would lose its pipes."""
         service = self.service
         if service.machine.enabled:
             self._watched = True
