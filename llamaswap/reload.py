@@ -146,7 +146,7 @@ class Reloader:
         for warning in loaded.warnings:
             self._log.warn("configuration: {problem}", problem=str(warning))
         news = ConfigReloaded(plan.added, plan.removed, plan.restarted, plan.retuned)
-        self._log.info("a new configuration is in force: {news}", news=news)
+        self._log.info("a new configuration is in force: {changes}", changes=_in_words(news))
         self._bus.publish(news)
         return ReloadStatus(True, self._clock.seconds(), warnings=tuple(loaded.warnings))
 
@@ -154,3 +154,14 @@ class Reloader:
         self._log.warn("the new configuration is refused, the old one stays: {message}", message=message)
         self._bus.publish(ConfigRejected(message))
         return ReloadStatus(False, self._clock.seconds(), message, problems)
+
+
+def _in_words(news: ConfigReloaded) -> str:
+    """What happened to which models, for a log."""
+    told = (
+        ("new", news.added),
+        ("gone", news.removed),
+        ("to be started anew", news.restarted),
+        ("with other settings", news.retuned),
+    )
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in told if names) or "no model is different"

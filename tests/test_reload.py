@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import Factory, define
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.bus import Bus, ConfigRejected, ConfigReloaded
@@ -73,6 +74,18 @@ class ReloadTests(SynchronousTestCase):
         self.assertEqual(scene.current, scene.disk.config)
         self.assertTrue(reloader.status.ok)
         self.assertEqual(reloader.status.warnings, (odd,))
+
+    def test_the_log_says_in_words_what_a_new_configuration_changed(self) -> None:
+        scene = Scene()
+        reloader = scene.reloader()
+        said: list[str] = []
+        observe = lambda event: said.append(event["changes"]) if "changes" in event else None
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        for disk in (config(a="serve other", b="serve b", c="x"), config(c="x"), config(c="x")):
+            scene.disk = Loaded(disk)
+            self.successResultOf(reloader.reload())
+        self.assertEqual(said, ["new: b, c; to be started anew: a", "gone: a, b", "no model is different"])
 
     def test_the_same_again_changes_nothing_and_is_told(self) -> None:
         scene = Scene()
