@@ -567,13 +567,14 @@ class LlamaSwap(MultiService):
         self.streams.end_all()
         self.load_tests.close()
         self.front.drain()
-        await self._drained(deadline - KEPT_FOR_SERVERS)
+        await self._while(lambda: bool(self.dispatcher.active), deadline - KEPT_FOR_SERVERS)
         self.dispatcher.close()
         await self.router.shutdown(max(1.0, deadline - self.reactor.seconds()))
         self.front.cut()
         self.pool.close()
         self.launcher.close()
         self.keeper.close()
+        await self._while(lambda: self.hooks.busy, deadline)  # what follows an unload follows this one too
         putting_away = Deferred.fromCoroutine(self._put_away())
         putting_away.addTimeout(max(LAST_WORK, deadline - self.reactor.seconds()), self.reactor)
         try:
@@ -594,9 +595,9 @@ class LlamaSwap(MultiService):
         await self.watcher.close()
         await self.reader.close()
 
-    async def _drained(self, until: float) -> None:
-        """Until no request is under way, the time is up, or somebody asks a second time."""
-        while self.dispatcher.active and self.reactor.seconds() < until:
+    async def _while(self, condition: Callable[[], bool], until: float) -> None:
+        """As long as that holds, until the time is up, or somebody asks a second time."""
+        while condition() and self.reactor.seconds() < until:
             if self._hurry is not None and self._hurry.called:
                 return
             await deferLater(self.reactor, DRAIN_LOOK)

@@ -34,3 +34,14 @@ class HooksTests(SynchronousTestCase):
             wait_for(lambda: "on_failure" in lines(), 10, "on_failure")
             self.assertEqual([event for event in lines() if event.startswith("before")][:2], list(events[0:3:2]))
             self.assertEqual(set(lines()), set(events))
+
+    def test_what_follows_an_unload_is_done_when_the_service_ends_too(self):
+        code = "import sys, time; time.sleep(1); print(1, flush=True); open(sys.argv[1], 'w')"
+        told = os.path.abspath(self.mktemp())
+        text = json.loads(config(one=""))
+        text["hooks"] = {"after_unload": [f'{sys.executable} -I -S -c "{code}" {told}']}
+        with Product(json.dumps(text)) as product:
+            product.json("/v1/chat/completions", chat("one"))
+            product.process.terminate()
+            product.process.wait(20)
+            self.assertTrue(os.path.exists(told))
