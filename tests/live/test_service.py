@@ -38,6 +38,18 @@ def pids(product, *models):
     return [product.json(f"/upstream/{model}/pid")["pid"] for model in models]
 
 
+def keeper_of(product):
+    """The process that ends the servers when the product is killed."""
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == str(product.process.pid) and b"supervise.keeper" in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+        except (OSError, IndexError):
+            continue
+    raise AssertionError("there is no keeper")
+
+
 class SwapTests(SynchronousTestCase):
     timeout = 60
 
@@ -122,6 +134,24 @@ class EndTests(SynchronousTestCase):
             product.process.wait(10)
 
             wait_for(lambda: not group_members(group), 10, "the end of the whole group")
+
+    def test_a_start_right_after_a_kill_9_loads_nothing_beside_what_still_ends(self):
+        """reliability R16"""
+        with socket.socket() as finder:
+            finder.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{finder.getsockname()[1]}"
+        with tempfile.TemporaryDirectory() as state:
+            text, env = config(one="--ignore-term"), {"STATE_DIRECTORY": state}
+            with Product(text, "--listen", address, env=env) as first:
+                (left,) = pids(first, "one")
+                first.process.send_signal(signal.SIGSTOP)
+                os.kill(keeper_of(first), signal.SIGKILL)  # so that the next start has to do it
+                first.process.kill()
+                first.process.wait(10)
+                with Product(text, "--listen", address, env=env) as second:
+                    (fresh,) = pids(second, "one")
+                    self.assertFalse(alive(left))
+                    self.assertNotEqual(fresh, left)
 
     def test_a_taken_port_exits_1_and_starts_nothing(self):
         """core V109"""
