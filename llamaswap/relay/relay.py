@@ -22,12 +22,14 @@ from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk,
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.tunnel import Tunnel
 from llamaswap.relay.upstream import Upstream, UpstreamConnection
+from llamaswap.wire.sse import DONE
 
 JOIN_LIMIT = 64 * 1024  # up to here one copy is cheaper than a second system call
 # A larger body, or one of unknown size, may be unrepeatable: it gets a fresh connection, for an idle one might be
 # closing just now. What it costs to connect is little beside such a body.
 FRESH_BEYOND = 1024 * 1024
 BODY_METHODS = (b"POST", b"PUT", b"PATCH")
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # blanks to JSON, ends of a field to a stream of events
 
 CrossBack = Callable[[int, Headers], Headers]
 
@@ -82,7 +84,8 @@ class Relay:
 
         `head.target` and the headers go out as they are; only the body's framing headers and `Expect` are ours.
         `cross_back` crosses the answer's headers. With `answered` a head has gone to the client before: the body
-        is appended de-framed. An answer whose status is in `decline` is for nobody's eyes.
+        is appended de-framed, and a JSON document as an event, since events went before it. An answer whose status is
+        in `decline` is for nobody's eyes.
 
         The result is to be awaited in a Flow. It fails with UpstreamUnreachable (no answer byte came), BadUpstream (no
         head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head: nothing was said to the
@@ -117,6 +120,7 @@ class _Carriage:
         "_head",
         "_observe",
         "_observer",
+        "_opening",
         "_over",
         "_passed",
         "_patience",
@@ -179,6 +183,7 @@ class _Carriage:
         self._status = 0
         self._head: ResponseHead | None = None
         self._raw = True
+        self._opening: bytes | None = None  # of the event that a document becomes; empty once it went out
         self._write: Callable[[bytes], None] = exchange.sink.write
         self._observe = observer.data if observer is not None else None
         self._passed = 0  # raw body bytes that went out by the sink's shortest way
@@ -334,6 +339,7 @@ class _Carriage:
             self._observer.head(head.status, headers)
         if self._answered:
             self._raw = False
+            self._opening = b"data: " if _is_json(headers) else None
             self.answer_data(raw, pieces, ended)
             return
         self._raw = not (head.until_close or (head.chunked and self._exchange.head.version < (1, 1)))
@@ -355,9 +361,20 @@ class _Carriage:
                 self._passed += len(raw)
                 self._write(raw)
         else:
+            if self._opening is not None:
+                pieces = self._as_event(pieces, ended)
             for piece in pieces:
                 self._sink.write(piece)
         self._continue(pieces, ended)
+
+    def _as_event(self, pieces: list[bytes], ended: bool) -> list[bytes]:
+        """Pieces of a JSON document as those of an event with one line, and of the end of the stream."""
+        lines = [piece.translate(_ONE_LINE) for piece in pieces]
+        if lines and self._opening:
+            lines[0], self._opening = self._opening + lines[0], b""
+        if ended:
+            lines.append(DONE if self._opening else b"\n\n" + DONE)
+        return lines
 
     def _continue(self, pieces: list[bytes], ended: bool) -> None:
         if self._over:
@@ -541,3 +558,9 @@ class _Carriage:
         if self._watching:
             self._watching = False
             self._exchange.forget(self._client_gone)
+
+
+def _is_json(headers: Headers) -> bool:
+    """Whether a body is a JSON document that can be read as it comes."""
+    said = {name.lower(): value.lower() for name, value in headers}
+    return b"json" in said.get(b"content-type", b"") and b"content-encoding" not in said

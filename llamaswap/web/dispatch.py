@@ -504,6 +504,10 @@ class Dispatcher:
 
     async def _carry(self, job: Job, way: tuple[Upstream, RequestHead], watch: Watch, *, answered: bool) -> None:
         upstream, head = way
+        if answered:
+            # The head that went out names no coding, so the body must have none.
+            plain = [item for item in head.headers if item[0].lower() != b"accept-encoding"]
+            head = _headed(head, head.target, plain)
         job.phase = "asking"
         carrying = self.relay.carry(
             job.exchange,

@@ -398,6 +398,35 @@ class _Behaviour:
         self.assertEqual(client.took(), b"0\r\n\r\n")
         self.assertEqual(world.notes.over, 1)
 
+    def test_an_error_in_json_behind_a_loading_stream_is_an_event_that_its_client_can_read(self):
+        for answer, events in (
+            (
+                b'Content-Type: application/json\r\nContent-Length: 17\r\n\r\n{"error":\r\n {\n}}\n',
+                b'data: {"error":   { }} \n\ndata: [DONE]\n\n',
+            ),
+            (b"Content-Type: application/json\r\nContent-Length: 0\r\n\r\n", b"data: [DONE]\n\n"),
+            (b"Content-Type: text/plain\r\nContent-Length: 3\r\n\r\na\nb", b"a\nb"),
+        ):
+            world = self.world(answered=True)
+
+            def load(exchange, world=world):
+                exchange.sink.head(200, b"", [(b"Content-Type", b"text/event-stream")], raw=False)
+                return world.carry(exchange)
+
+            world.handler = load
+            client = world.client()
+            client.give(POST)
+            server = world.server()
+            client.took()
+            head, _, body = (b"HTTP/1.1 400 Bad Request\r\n" + answer).partition(b"\r\n\r\n")
+            server.give(head + b"\r\n\r\n" + body[:9])
+            if body[9:]:
+                server.give(body[9:])
+            sent = client.took()
+            self.assertTrue(sent.endswith(b"0\r\n\r\n"), sent)
+            chunks = sent.split(b"\r\n")
+            self.assertEqual((b"".join(chunks[1:-3:2]), world.notes.body), (events, events))
+
 
 class FrontDoorBehaviour(_Behaviour, SynchronousTestCase):
     """Through the listening protocol."""

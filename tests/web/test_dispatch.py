@@ -418,6 +418,15 @@ class Loading(SynchronousTestCase):
         self.assertEqual(witness.body, sink.body)
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
+    def test_the_server_is_asked_for_no_coding_that_the_head_did_not_name(self):
+        asks = (b"Accept-Encoding", b"gzip, br")
+        self.stage.post({"model": "alpha", "stream": True}, CHAT, asks)
+        self.stage.router.asked[0].grant()
+        self.assertIsNone(self.stage.carriage.header(b"accept-encoding"))
+        warm = Stage()
+        warm.post({"model": "alpha", "stream": True}, CHAT, asks)
+        self.assertEqual(warm.carriage.header(b"accept-encoding"), b"gzip")
+
     def test_nothing_is_injected_elsewhere(self):
         """http T108"""
         for body, path in (
