@@ -5,6 +5,7 @@ Turns the words of the command line into a server endpoint. It must not know wha
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 from ipaddress import ip_address
@@ -64,6 +65,8 @@ class Listen:
     def endpoint(self, reactor: Any) -> IStreamServerEndpoint:
         """The endpoint to listen on. Raises ValueError in words, OSError for files or names that cannot be read."""
         if self.address is None:
+            if self.text.isdecimal():
+                raise ValueError(f"--listen {self.text}: a port alone is written :{self.text}")
             try:
                 endpoint: IStreamServerEndpoint = serverFromString(reactor, self.text)
             except Exception as error:  # endpoint parsers raise whatever they like; it is the option's value
@@ -74,13 +77,25 @@ class Listen:
         host, port = self.address
         if port > 65535:
             raise ValueError(f"--listen {self.text}: a port is at most 65535")
-        interface = resolved(host)
+        try:
+            interface = resolved(host)
+        except socket.gaierror as error:
+            raise ValueError(f"--listen {self.text}: {error.strerror}") from error
         if self.cert_file and self.key_file:
             options = tls_options(self.cert_file, self.key_file)
             return SSL4ServerEndpoint(reactor, port, options, backlog=BACKLOG, interface=interface)
         if ":" in interface:
             return TCP6ServerEndpoint(reactor, port, backlog=BACKLOG, interface=interface)
         return TCP4ServerEndpoint(reactor, port, backlog=BACKLOG, interface=interface)
+
+
+def refusal(where: str, error: Exception) -> str:
+    """Why nothing can listen at `where`, in the system's words."""
+    cause = getattr(error, "socketError", error)  # what Twisted's CannotListenError was made of
+    words = getattr(cause, "strerror", None) or str(error)
+    taken = getattr(cause, "errno", None) == errno.EADDRINUSE
+    way = "; is it running already? -listen HOST:PORT takes another" if taken else ""
+    return f"cannot listen on {where}: {words}{way}"
 
 
 def resolved(host: str) -> str:

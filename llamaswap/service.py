@@ -37,6 +37,7 @@ from llamaswap.config.ports import keep
 from llamaswap.config.schema import Stall
 from llamaswap.console import Others, announce, give_up, write_stdout
 from llamaswap.handover import Handover, take_over
+from llamaswap.listening import refusal
 from llamaswap.notify import Notifier, without_ours
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.activity import Activity
@@ -452,7 +453,7 @@ class LlamaSwap(MultiService):
         outcome: list[Any] = []
         listening.addBoth(outcome.append)
         if outcome and isinstance(outcome[0], Failure):
-            give_up(f"cannot listen on {listen.text}: {outcome[0].getErrorMessage()}")
+            give_up(refusal(listen.text, outcome[0].value))
         listening.addBoth(lambda _: None)
         self._port = outcome[0]
         announce(self.settings, self.loaded, self._port.getHost())

@@ -1,10 +1,14 @@
 """Words of the command line to places to listen."""
 
+import errno
+import socket
+
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, UNIXServerEndpoint
+from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.listening import Listen, resolved
+from llamaswap.listening import Listen, refusal, resolved
 
 
 class ListenTests(SynchronousTestCase):
@@ -32,6 +36,26 @@ class ListenTests(SynchronousTestCase):
         for text in ("8080", "host", "127.0.0.1:99999", "nonsense:1:2"):
             error = self.assertRaises(ValueError, Listen(text).endpoint, MemoryReactor())
             self.assertIn(text, str(error))
+
+    def test_a_port_alone_is_told_its_spelling(self):
+        error = self.assertRaises(ValueError, Listen("8080").endpoint, MemoryReactor())
+        self.assertEqual(str(error), "--listen 8080: a port alone is written :8080")
+
+    def test_a_host_without_an_address_is_named(self):
+        def unknown(*words, **more):
+            raise socket.gaierror(-2, "Name or service not known")
+
+        self.patch(socket, "getaddrinfo", unknown)
+        error = self.assertRaises(ValueError, Listen("nosuch.invalid:80").endpoint, MemoryReactor())
+        self.assertEqual(str(error), "--listen nosuch.invalid:80: Name or service not known")
+
+    def test_a_port_that_is_taken_is_said_once_and_with_the_way_out(self):
+        taken = CannotListenError("127.0.0.1", 8080, OSError(errno.EADDRINUSE, "Address already in use"))
+        told = "cannot listen on :8080: Address already in use; is it running already? -listen HOST:PORT takes another"
+        self.assertEqual(refusal(":8080", taken), told)
+        foreign = CannotListenError("192.0.2.1", 1, OSError(errno.EADDRNOTAVAIL, "Cannot assign address"))
+        self.assertEqual(refusal("192.0.2.1:1", foreign), "cannot listen on 192.0.2.1:1: Cannot assign address")
+        self.assertEqual(refusal("x", ValueError("odd")), "cannot listen on x: odd")
 
     def test_only_an_address_of_this_machine_counts_as_loopback(self):
         for text, expected in (

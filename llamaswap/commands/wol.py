@@ -26,7 +26,7 @@ def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcas
     """Wake a sleeping machine when a request comes, and pass the request on."""
     from llamaswap import wol as front
     from llamaswap.config.urls import UrlError, parse
-    from llamaswap.listening import Listen
+    from llamaswap.listening import Listen, refusal
 
     try:
         endpoint = parse(upstream)
@@ -44,7 +44,7 @@ def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcas
         try:
             port = await front.begin(reactor, Listen(listen), endpoint, wake, float(timeout))
         except Exception as error:
-            raise SystemExit(f"cannot listen on {listen}: {error}") from None
+            raise SystemExit(refusal(listen, error)) from None
         host = port.getHost()
         where = f"{host.host}:{host.port}" if hasattr(host, "port") else listen
         front.log.info("listening on {where}, for {url}", where=where, url=upstream)
