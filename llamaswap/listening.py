@@ -89,7 +89,7 @@ class Listen:
         return TCP4ServerEndpoint(reactor, port, backlog=BACKLOG, interface=interface)
 
 
-def refusal(where: str, error: Exception) -> str:
+def refusal(where: str, error: BaseException | None) -> str:
     """Why nothing can listen at `where`, in the system's words."""
     cause = getattr(error, "socketError", error)  # what Twisted's CannotListenError was made of
     words = getattr(cause, "strerror", None) or str(error)
