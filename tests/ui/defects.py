@@ -395,6 +395,15 @@ class MockDefects(harness.MockCase):
         page.locator("dialog").get_by_role("button", name="Load").click()
         row.locator(".chip", has_text="ready").wait_for()
 
+    def test_the_palette_does_what_every_typed_word_names(self) -> None:
+        for name in ("family1-model-050", "family3-model-150"):
+            self.world.add_model(name)
+        page = self.page()
+        self.live(page)
+        page.keyboard.press("Control+k")
+        page.get_by_label("Command", exact=True).fill("load 150")
+        page.locator("[role=option]").first.get_by_text("Load family3-model-150", exact=True).wait_for()
+
     def test_it_works_behind_a_path_prefix(self) -> None:
         page = self.page("../behind/a/prefix/ui/models")
         page.goto(f"{self.url}/behind/a/prefix/ui/models")

@@ -69,6 +69,7 @@ class World:
         self.random = random.Random(7)
         self.listeners: list[tuple[queue.Queue[tuple[str, object] | None], set[str]]] = []
         self.lock = threading.Lock()
+        self.models = list(MODELS)
         self.states = {model[0]: model[3] for model in MODELS}
         self.profile: str | None = None
         self.key = ""
@@ -171,7 +172,7 @@ class World:
                 "aliases": ["big", "gpt"] if i == "gpt-oss-120b" else [],
                 "asleep": i == "kokoro" and self.states[i] == "stopped",
             }
-            for i, name, about, _, caps, context in MODELS
+            for i, name, about, _, caps, context in self.models
         ]
         peers = [
             {"id": f"{peer}/{name}", "name": "", "description": "", "state": "", "unlisted": False, "peerID": peer}
@@ -192,6 +193,16 @@ class World:
         """A model changes state."""
         self.states[model] = state
         self.tell("modelStatus", self.model_status())
+
+    def add_model(self, model: str, state: str = "stopped") -> None:
+        """One more, before the page is opened."""
+        self.models.append((model, "", "", state, {}, 8192))
+        self.states[model] = state
+
+    def finish_a_request(self) -> None:
+        """One more row, and the event that says so."""
+        self.rows.append({**self.rows[-1], "id": len(self.rows) + 1, "timestamp": stamp(time.time())})
+        self.tell("activity", {"id": len(self.rows)})
 
     def performance(self, after: str) -> dict[str, object]:
         """An hour of samples, one each ten seconds."""
@@ -507,7 +518,7 @@ class Handler(BaseHTTPRequestHandler):
                 {"id": i, "name": name, "capabilities": caps, "context_length": context,
                  "status": {"value": "unloaded" if world.states[i] == "stopped" else "loaded"},
                  "meta": {"llamaswap": {"type": "model"}}}
-                for i, name, _, _, caps, context in MODELS if i != "draft-test"
+                for i, name, _, _, caps, context in world.models if i != "draft-test"
             ]  # fmt: skip
             targets = ["gpt-oss-120b", "qwen3-coder-30b"]
             records.append(

@@ -9,7 +9,7 @@ import { Icon } from "./lib/icons";
 import { helpOpen, installKeys, paletteOpen } from "./lib/keys";
 import { retry, stale, start, status, useKey } from "./lib/link";
 import { type Theme, theme, title } from "./lib/prefs";
-import { followLinks, href, route } from "./lib/router";
+import { NAV, followLinks, href, route } from "./lib/router";
 import { inflight, profiles, refreshStatic } from "./lib/state";
 import { Btn, Confirm, Dialog, Field, Guard, IconButton, Spinner, Toasts } from "./lib/widgets";
 import { Overview } from "./pages/overview";
@@ -25,16 +25,6 @@ const LAZY: Record<string, () => Promise<Page>> = {
   config: () => import("./pages/config").then((m) => m.ConfigPage),
   system: () => import("./pages/system").then((m) => m.System),
 };
-
-export const NAV = [
-  { page: "", label: "Overview", icon: "overview", key: "o" },
-  { page: "models", label: "Models", icon: "models", key: "m" },
-  { page: "requests", label: "Requests", icon: "requests", key: "r" },
-  { page: "playground", label: "Playground", icon: "playground", key: "p" },
-  { page: "logs", label: "Logs", icon: "logs", key: "l" },
-  { page: "config", label: "Config", icon: "config", key: "c" },
-  { page: "system", label: "System", icon: "system", key: "s" },
-] as const;
 
 const current = (page: string): string => (page === "model" ? "models" : page === "swap" ? "" : page);
 

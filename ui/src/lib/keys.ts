@@ -2,12 +2,12 @@
 // nothing destructive happens at a single key without a confirmation.
 import { signal } from "@preact/signals";
 import { load, unload } from "./actions";
-import { go } from "./router";
+import { NAV, go } from "./router";
 
 export const paletteOpen = signal(false);
 export const helpOpen = signal(false);
 
-const PAGES: Record<string, string> = { o: "", m: "models", r: "requests", p: "playground", l: "logs", c: "config", s: "system" };
+const PAGES: Record<string, string> = Object.fromEntries(NAV.map(({ key, page }) => [key, page]));
 
 export const HELP: [string, string][] = [
   ["Ctrl K", "Command palette"],

@@ -9,6 +9,17 @@ export interface Route {
 
 const OLD: Record<string, string> = { activity: "requests", performance: "system", hardware: "system", settings: "system" };
 
+/** What the navigation leads to, with the key that follows g. */
+export const NAV = [
+  { page: "", label: "Overview", icon: "overview", key: "o" },
+  { page: "models", label: "Models", icon: "models", key: "m" },
+  { page: "requests", label: "Requests", icon: "requests", key: "r" },
+  { page: "playground", label: "Playground", icon: "playground", key: "p" },
+  { page: "logs", label: "Logs", icon: "logs", key: "l" },
+  { page: "config", label: "Config", icon: "config", key: "c" },
+  { page: "system", label: "System", icon: "system", key: "s" },
+] as const;
+
 /** Every page there is; any other address leads to the overview, which is "". */
 const PAGES = new Set(["", "models", "model", "requests", "swap", "playground", "logs", "config", "system"]);
 

@@ -11,22 +11,7 @@ import { memo } from "../lib/memo";
 import { pref } from "../lib/prefs";
 import { parameters, sizeText, weight } from "../lib/size";
 import { href, route, setQuery } from "../lib/router";
-import {
-  activityRevision,
-  byName,
-  inflight,
-  listed,
-  loadedModels,
-  localModels,
-  models,
-  modelsKnown,
-  peerModels,
-  plan,
-  profiles,
-  refreshListed,
-  residency,
-  swapRevision,
-} from "../lib/state";
+import { activityRevision, byName, inflight, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, residency, swapRevision } from "../lib/state";
 import { Btn, Empty, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
 import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
 

@@ -11,21 +11,7 @@ import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
 import { pref } from "../lib/prefs";
 import { href } from "../lib/router";
 import { elapsed, Queue, RunningTable, speed } from "../lib/running";
-import {
-  activityRevision,
-  inflight,
-  loadedModels,
-  localModels,
-  modelDetail,
-  models,
-  modelsKnown,
-  phaseOf,
-  residency,
-  swapFailed,
-  swapRevision,
-  swaps,
-  waiting,
-} from "../lib/state";
+import { activityRevision, inflight, loadedModels, localModels, modelDetail, models, modelsKnown, phaseOf, residency, swapFailed, swapRevision, swaps, waiting } from "../lib/state";
 import { Sparkline } from "../lib/chart";
 import { Bar, Btn, Empty, IconButton, Panel, StateChip } from "../lib/widgets";
 import { Timeline } from "../lib/timeline";

@@ -4,7 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { load, restart, switchProfile, unload, unloadAll } from "../lib/actions";
 import { HELP, helpOpen, paletteOpen } from "../lib/keys";
 import { type Theme, theme } from "../lib/prefs";
-import { go } from "../lib/router";
+import { NAV, go } from "../lib/router";
 import { localModels, models, profiles } from "../lib/state";
 import { Dialog } from "../lib/widgets";
 
@@ -15,15 +15,7 @@ interface Command {
 }
 
 function commands(): Command[] {
-  const list: Command[] = [
-    ["Overview", ""],
-    ["Models", "models"],
-    ["Requests", "requests"],
-    ["Playground", "playground"],
-    ["Logs", "logs"],
-    ["Config", "config"],
-    ["System", "system"],
-  ].map(([label, page]) => ({ label: label as string, hint: "page", run: () => go(page as string) }));
+  const list: Command[] = NAV.map(({ label, page }) => ({ label, hint: "page", run: () => go(page) }));
   list.push({ label: "Requests with errors", hint: "page", run: () => go("requests", { status: "error" }) });
   for (const model of models.value) list.push({ label: model.id, hint: "open model", run: () => go("model", { id: model.id }) });
   for (const model of localModels.value) {
@@ -46,14 +38,15 @@ function commands(): Command[] {
   return list;
 }
 
-/** Every typed letter in order; earlier and closer together is better. */
-export function score(label: string, typed: string): number {
-  const text = label.toLowerCase();
-  const at = text.indexOf(typed);
-  if (at >= 0) return 1000 - at;
+/** Every typed letter in order; earlier and closer together is better, and every word as it was typed is best. */
+export function score(name: string, typed: string): number {
+  const label = name.toLowerCase();
+  const words = typed.split(" ").filter(Boolean);
+  if (words.every((word) => label.includes(word))) return 1000 - words.reduce((sum, word) => sum + label.indexOf(word), 0);
+  const text = label.replaceAll(" ", "");
   let from = 0;
   let gaps = 0;
-  for (const letter of typed) {
+  for (const letter of words.join("")) {
     const next = text.indexOf(letter, from);
     if (next < 0) return -1;
     gaps += next - from;
@@ -71,9 +64,9 @@ function Box() {
   const typed = useSignal("");
   const at = useSignal(0);
   const list = useRef<HTMLUListElement>(null);
-  const wanted = typed.value.toLowerCase().replaceAll(" ", "");
+  const wanted = typed.value.trim().toLowerCase();
   const found = commands()
-    .map((command) => ({ command, rank: wanted ? score(command.label.replaceAll(" ", ""), wanted) : 0 }))
+    .map((command) => ({ command, rank: wanted ? score(command.label, wanted) : 0 }))
     .filter((item) => item.rank >= 0)
     .sort((a, b) => b.rank - a.rank)
     .slice(0, 40)

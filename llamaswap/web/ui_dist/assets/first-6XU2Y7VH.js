@@ -1,1 +1,0 @@
-import{a}from"./chunk-S4UB7VV6.js";import"./chunk-Q4L2XOIK.js";import"./chunk-ZKAMTEHJ.js";import"./chunk-DPNUTFGI.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as FirstSteps};

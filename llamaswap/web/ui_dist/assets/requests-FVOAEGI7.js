@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-G3CHSZJN.js";import"./chunk-2KEZ6FSJ.js";import"./chunk-PATZKYBA.js";import"./chunk-NWP46BU3.js";import"./chunk-YHGR37PF.js";import"./chunk-ZKAMTEHJ.js";import"./chunk-DPNUTFGI.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
