@@ -404,6 +404,29 @@ class MockDefects(harness.MockCase):
         page.get_by_label("Command", exact=True).fill("load 150")
         page.locator("[role=option]").first.get_by_text("Load family3-model-150", exact=True).wait_for()
 
+    def test_a_long_name_or_a_long_line_makes_nothing_wider_than_the_screen(self) -> None:
+        name = "a-very-long-model-name-" * 6 + "00001-of-00012.gguf"
+        self.world.add_model(name)
+        # Nothing is loaded, and by its name it comes first: the overview offers it as a button.
+        self.world.states = dict.fromkeys(self.world.states, "stopped")
+        context = self.context(width=390)
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        for tab in ("chat", "complete", "images", "speech", "transcription", "rerank", "embeddings"):
+            page = self.page(f"playground?tab={tab}", context)
+            page.get_by_label("model").first.select_option(name)
+            self.assertLessEqual(page.evaluate(wide), 0, tab)
+            page.close()
+        for where in ("", "logs", "models", "requests"):
+            page = self.page(where, context)
+            page.locator("main").get_by_text(name).first.wait_for(state="attached")
+            self.assertLessEqual(page.evaluate(wide), 0, where)
+            page.close()
+        page = self.page("requests?open=420", context)
+        page.locator("dialog").get_by_role("button", name="Raw", exact=True).click()
+        page.locator("dialog").get_by_role("button", name="Raw", exact=True).last.click()
+        page.locator("dialog pre.code").first.wait_for()
+        self.assertTrue(page.evaluate("(b => b.scrollWidth <= b.clientWidth)(document.querySelector('.dialog-body'))"))
+
     def test_it_works_behind_a_path_prefix(self) -> None:
         page = self.page("../behind/a/prefix/ui/models")
         page.goto(f"{self.url}/behind/a/prefix/ui/models")

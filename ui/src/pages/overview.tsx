@@ -171,7 +171,7 @@ function LoadedNow() {
           <div class="row wrap center">
             {localModels.value.slice(0, 6).map((model) => (
               <button type="button" key={model.id} class="btn small" disabled={asked.value.has(model.id)} onClick={() => void load(model.id)}>
-                <Icon name="play" size={12} /> {model.id}
+                <Icon name="play" size={12} /> <span class="clip">{model.id}</span>
               </button>
             ))}
           </div>
