@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import threading
 import time
 import urllib.request
@@ -395,6 +396,65 @@ class MockDefects(harness.MockCase):
         page.locator("dialog").get_by_role("button", name="Load").click()
         row.locator(".chip", has_text="ready").wait_for()
 
+    def test_what_is_typed_into_the_search_of_requests_stays_and_is_searched_for(self) -> None:
+        page = self.page("requests")
+        page.locator("tr[data-row]").first.wait_for()
+        box = page.get_by_label("Search requests")
+        box.press_sequentially("embeddings")
+        page.wait_for_url(re.compile("q=embeddings"))
+        self.assertEqual(box.input_value(), "embeddings")
+        self.gone(page.locator("tr[data-row]", has_text="chat/completions"))
+
+    def test_a_message_that_was_not_sent_is_still_there_after_a_look_elsewhere(self) -> None:
+        page = self.page("playground?tab=rerank")
+        self.live(page)
+        page.get_by_label("Query").fill("Which of them?")
+        page.get_by_role("link", name="Chat", exact=True).click()
+        box = page.get_by_role("textbox", name="Message")
+        box.fill("half a thought")
+        page.get_by_role("link", name="Models", exact=True).first.click()
+        page.get_by_role("heading", name="Models", exact=True).wait_for()
+        page.go_back()
+        harness.until(lambda: box.input_value() == "half a thought")
+        page.get_by_role("link", name="Rerank").click()
+        harness.until(lambda: page.get_by_label("Query").input_value() == "Which of them?")
+
+    def test_a_configuration_that_is_not_saved_is_still_there_after_a_look_elsewhere(self) -> None:
+        page = self.page("config")
+        page.locator(".cm-content").focus()
+        page.keyboard.insert_text("# not saved\n")
+        page.get_by_text("changed, not saved").wait_for()
+        page.get_by_role("link", name="Models", exact=True).first.click()
+        page.get_by_role("heading", name="Models", exact=True).wait_for()
+        self.world.config += "# by somebody else\n"
+        page.go_back()
+        page.locator(".cm-content", has_text="# not saved").wait_for()
+        page.get_by_role("button", name="Discard mine and read it again").click()
+        page.locator(".cm-content", has_text="# by somebody else").wait_for()
+        self.gone(page.locator(".cm-content", has_text="# not saved"))
+        self.assertEqual(page.faults, [])
+
+    def test_a_save_that_the_server_refuses_leaves_its_reason_in_view(self) -> None:
+        page = self.page("config")
+        page.locator(".cm-content").focus()
+        page.keyboard.insert_text("# mine\n")
+        page.get_by_role("button", name="Review and save").click()
+        self.world.config += "# by somebody else\n"
+        page.get_by_role("button", name="Save and load").click()
+        page.get_by_role("alert").get_by_text("loaded anew").wait_for()
+        self.gone(page.locator("dialog"))
+        page.locator(".cm-content", has_text="# mine").wait_for()
+
+    def test_documents_that_are_no_list_leave_the_reranking_page_whole(self) -> None:
+        page = self.page("playground?tab=rerank")
+        self.live(page)
+        page.get_by_role("button", name="JSON").click()
+        page.get_by_label("Documents as JSON").fill('{"a": 1}')
+        page.get_by_role("button", name="Table").click()
+        page.get_by_role("alert").get_by_text("must be a JSON list of strings").wait_for()
+        page.get_by_label("Document 1", exact=True).wait_for()
+        self.assertEqual(page.faults, [])
+
     def test_the_palette_does_what_every_typed_word_names(self) -> None:
         for name in ("family1-model-050", "family3-model-150"):
             self.world.add_model(name)
@@ -403,6 +463,15 @@ class MockDefects(harness.MockCase):
         page.keyboard.press("Control+k")
         page.get_by_label("Command", exact=True).fill("load 150")
         page.locator("[role=option]").first.get_by_text("Load family3-model-150", exact=True).wait_for()
+
+    def test_unloading_several_that_is_not_confirmed_keeps_them_selected(self) -> None:
+        page = self.page("models")
+        box = page.get_by_label("Select gpt-oss-120b")
+        box.check()
+        page.get_by_role("button", name="Unload 1", exact=True).click()
+        page.locator("dialog").get_by_role("button", name="Cancel").click()
+        self.gone(page.locator("dialog"))
+        self.assertTrue(box.is_checked())
 
     def test_a_long_name_or_a_long_line_makes_nothing_wider_than_the_screen(self) -> None:
         name = "a-very-long-model-name-" * 6 + "00001-of-00012.gguf"

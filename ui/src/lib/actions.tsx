@@ -71,13 +71,13 @@ export async function unload(model: string, sure = true): Promise<void> {
   await attempt(`Unloading ${model}`, () => post(`/api/models/unload/${pathId(model)}`), `${model} unloaded`);
 }
 
-export async function unloadMany(models: string[]): Promise<void> {
+export async function unloadMany(models: string[]): Promise<boolean> {
   const active = models.reduce((sum, model) => sum + activeOn(model), 0);
   const yes =
     !active ||
     (await confirm(`Unload ${plural(models.length, "model")}?`, <p>{plural(active, "request")} in progress will be cut off.</p>, "Unload", true));
-  if (!yes) return;
-  await Promise.all(models.map((model) => attempt(`Unloading ${model}`, () => post(`/api/models/unload/${pathId(model)}`))));
+  if (yes) await Promise.all(models.map((model) => attempt(`Unloading ${model}`, () => post(`/api/models/unload/${pathId(model)}`))));
+  return yes;
 }
 
 export async function unloadAll(): Promise<void> {

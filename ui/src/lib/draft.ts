@@ -38,10 +38,11 @@ export class Draft {
     this.outside.value = false;
   }
 
-  /** Call it when the text is asked for; give the answer to what it returns, which says whether it is now shown. */
-  ask(): (fresh: Shown) => boolean {
+  /** Call it when the text is asked for; give the answer to what it returns, which says whether it is now shown.
+   * What was typed before the question makes way for the answer, unless it is to be kept. */
+  ask(keep = false): (fresh: Shown) => boolean {
     const asked = ++this.asked;
-    const edits = this.edits;
+    const edits = keep ? -1 : this.edits;
     return (fresh) => {
       if (asked !== this.asked) return false;
       if (edits !== this.edits && this.dirty.peek()) {

@@ -1,6 +1,6 @@
 // The configuration: shown with masked secrets, checked by the server's own loader, saved where that is allowed.
 import { useSignal } from "@preact/signals";
-import { useEffect, useMemo, useRef } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { ApiError, errorText, maybe, request, send } from "../lib/api";
 import { DiffView } from "../lib/diffview";
 import { Draft, type Shown } from "../lib/draft";
@@ -35,8 +35,11 @@ async function read(): Promise<Shown> {
 
 const YAML = { "Content-Type": "application/yaml" };
 
+// Outlives the page: what is not saved is still there when it is opened again, and the browser asks before it leaves.
+const draft = new Draft();
+addEventListener("beforeunload", (event) => { if (draft.dirty.peek()) event.preventDefault(); });
+
 export function ConfigPage() {
-  const draft = useMemo(() => new Draft(), []);
   const { shown, outside } = draft;
   const error = useSignal("");
   const missing = useSignal(false);
@@ -50,16 +53,17 @@ export function ConfigPage() {
   const editor = useRef<Editor | null>(null);
   const schema = useRef<Schema | null>(null);
 
-  const open = async () => {
+  const open = async (keep = false) => {
     error.value = "";
-    const take = draft.ask();
+    const take = draft.ask(keep);
     try {
       const [text, status] = await Promise.all([read(), maybe<{ editable?: boolean }>("/api/config/status")]);
       editable.value = status?.editable ?? features.value.config_edit ?? false;
       if (editable.peek()) void listVersions().then((found) => (versions.value = found), () => undefined);
-      if (!take(text)) return;
-      checked.value = null;
-      editor.current?.replace(text.text);
+      if (take(text)) {
+        checked.value = null;
+        editor.current?.replace(text.text);
+      } else if (!keep) return;
       if (editable.peek() && chosenBlocks.peek().length) insert(chosenBlocks.peek());
       chosenBlocks.value = [];
     } catch (problem) {
@@ -110,7 +114,7 @@ export function ConfigPage() {
       dialog.value = "found";
       setQuery({ find: null });
     }
-    void open();
+    void open(true);
     maybe<Schema>("/api/config/schema").then((found) => (schema.current = found), () => undefined);
     return on("configReloaded", () => void reloaded());
   }, []);
@@ -206,8 +210,9 @@ export function ConfigPage() {
   const save = async () => {
     const text = draft.text.peek();
     const tag = await written("PUT", "/api/config", text);
-    if (tag === null) return;
+    // Also what was refused is told on the page itself, and mended there.
     dialog.value = "";
+    if (tag === null) return;
     draft.saved(text, tag);
     toast("ok", "Saved and loaded");
     if (!draft.dirty.peek()) await open();
@@ -215,8 +220,8 @@ export function ConfigPage() {
 
   const restore = async (version: Version, told: string) => {
     const tag = await written("POST", `/api/config/history/${encodeURIComponent(version.id)}/restore`);
-    if (tag === null) return;
     dialog.value = "";
+    if (tag === null) return;
     discard();
     toast("ok", told);
     await open();
@@ -259,7 +264,7 @@ export function ConfigPage() {
         <div class="problem" role="alert">
           <Icon name="warn" />
           <span class="grow">The configuration was loaded anew since this page read it.</span>
-          <Btn small onClick={() => void open()}>Read it again</Btn>
+          <Btn small onClick={() => void open()}>{dirty ? "Discard mine and read it again" : "Read it again"}</Btn>
         </div>
       )}
       {!ready && !error.value && !missing.value && <Spinner />}

@@ -273,7 +273,7 @@ export function Models() {
             {plural(hidden, "unlisted model")}
           </label>
         )}
-        {chosen.length > 0 && <Btn danger onClick={() => void unloadMany(chosen).then(() => (picked.value = new Set()))}>Unload {chosen.length}</Btn>}
+        {chosen.length > 0 && <Btn danger onClick={() => void unloadMany(chosen).then((done) => done && (picked.value = new Set()))}>Unload {chosen.length}</Btn>}
       </div>
       {shown.length ? (
         [...groups].map(([name, list]) => (

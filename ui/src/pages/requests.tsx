@@ -15,7 +15,6 @@ import { Btn, Dialog, Empty, Field, IconButton, Panel, Problem, Spinner, StatusC
 import { RequestDrawer } from "../lib/drawer";
 import type { ActivityPage, ActivityRow, Stats } from "../lib/types";
 
-
 interface Column {
   id: string;
   label: string;
@@ -266,6 +265,8 @@ export function RequestsView({ model }: { model?: string }) {
   const error = useSignal("");
   const loading = useSignal(true);
   const menu = useSignal<"" | "columns" | "export">("");
+  // What is typed is a search after a pause; until then it is the box's own, however often the page is drawn.
+  const typed = useSignal<string | null>(null);
   const host = useRef<HTMLDivElement>(null);
   const paged = useRef(false);
   const seen = useRef(0);
@@ -306,6 +307,11 @@ export function RequestsView({ model }: { model?: string }) {
   };
 
   useEffect(() => { void fetchPage(false); }, [filterKey, model]);
+  useEffect(() => {
+    if (typed.value === null) return;
+    const timer = setTimeout(() => (setQuery({ q: typed.peek() }), (typed.value = null)), 400);
+    return () => clearTimeout(timer);
+  }, [typed.value]);
 
   const revision = activityRevision.value;
   useEffect(() => {
@@ -341,8 +347,8 @@ export function RequestsView({ model }: { model?: string }) {
           data-filter
           placeholder="Search model, path, error…"
           aria-label="Search requests"
-          value={address.get("q") ?? ""}
-          onChange={(event) => setQuery({ q: event.currentTarget.value })}
+          value={typed.value ?? address.get("q") ?? ""}
+          onInput={(event) => (typed.value = event.currentTarget.value)}
         />
         {!model && (
           <select class="input" aria-label="Model" value={address.get("model") ?? ""} onChange={(event) => setQuery({ model: event.currentTarget.value })}>

@@ -34,6 +34,8 @@ const conversation = signal<Conversation>(fresh());
 const saved = signal<Conversation[]>([]);
 const loaded = signal(false);
 const busy = signal<AbortController | null>(null);
+const draft = signal("");
+const files = signal<Attachment[]>([]);
 
 async function openStore(): Promise<void> {
   if (loaded.peek()) return;
@@ -109,6 +111,8 @@ async function submit(text: string, attachments: Attachment[]): Promise<void> {
     toast("error", "Choose a model first");
     return;
   }
+  // Only what is sent leaves the box.
+  [draft.value, files.value] = ["", []];
   const messages = [...conversation.peek().messages, { role: "user" as const, text, attachments: attachments.length ? attachments : undefined }];
   change({ messages });
   await answer();
@@ -331,19 +335,11 @@ async function attach(files: Iterable<File>): Promise<Attachment[]> {
 }
 
 function Composer() {
-  const text = useSignal("");
-  const files = useSignal<Attachment[]>([]);
   const large = useSignal(false);
   const picker = useRef<HTMLInputElement>(null);
   const take = async (list: Iterable<File>) => { files.value = [...files.value, ...(await attach(list))].slice(0, 8); };
   const send = () => {
-    if (busy.peek()) return;
-    const words = text.peek();
-    const parts = files.peek();
-    if (!words.trim() && !parts.length) return;
-    text.value = "";
-    files.value = [];
-    void submit(words, parts);
+    void submit(draft.peek(), files.peek());
   };
   return (
     <div
@@ -371,8 +367,8 @@ function Composer() {
           rows={large.value ? 14 : 2}
           aria-label="Message"
           placeholder="Message. Enter sends, Shift+Enter starts a new line"
-          value={text.value}
-          onInput={(event) => (text.value = event.currentTarget.value)}
+          value={draft.value}
+          onInput={(event) => (draft.value = event.currentTarget.value)}
           onPaste={(event) => {
             const list = [...(event.clipboardData?.files ?? [])];
             if (list.length) {
@@ -404,7 +400,7 @@ function Composer() {
           {busy.value ? (
             <Btn danger onClick={() => busy.value?.abort()}><Icon name="stop" size={13} /> Stop</Btn>
           ) : (
-            <Btn primary onClick={send} disabled={!text.value.trim() && !files.value.length}><Icon name="send" size={13} /> Send</Btn>
+            <Btn primary onClick={send} disabled={!draft.value.trim() && !files.value.length}><Icon name="send" size={13} /> Send</Btn>
           )}
         </div>
       </div>

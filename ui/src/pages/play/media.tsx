@@ -48,8 +48,9 @@ function pngUrl(data: string): string {
   return data.startsWith("data:") ? data : `data:image/${data.startsWith("/9j/") ? "jpeg" : data.startsWith("UklGR") ? "webp" : "png"};base64,${data}`;
 }
 
+const prompt = signal("");
+
 export function Images() {
-  const prompt = useSignal("");
   const source = useSignal<File | null>(null);
   const error = useSignal("");
   const big = useSignal<Picture | null>(null);
@@ -207,8 +208,9 @@ function voiceNames(answer: unknown): string[] {
   return list && typeof list === "object" ? Object.keys(list) : [];
 }
 
+const text = signal("");
+
 export function Speech() {
-  const text = useSignal("");
   const voices = useSignal<string[]>(VOICES);
   const sound = useSignal<{ url: string; type: string; took: number } | null>(null);
   const error = useSignal("");

@@ -1,5 +1,5 @@
 // Reranking and embeddings.
-import { useSignal } from "@preact/signals";
+import { signal, useSignal } from "@preact/signals";
 import { send } from "../../lib/api";
 import { session } from "../../lib/chat";
 import { count, duration } from "../../lib/format";
@@ -18,9 +18,18 @@ const SAMPLES = [
   "A reverse proxy forwards requests to servers behind it.",
 ];
 
+// Kept outside the components: a look at another page throws away nothing that was typed.
+const query = signal("Which animals are kept for wool?");
+const documents = signal<string[]>(SAMPLES);
+const text = signal(SAMPLES.join("\n"));
+
+function listOfTexts(json: string): string[] {
+  const list: unknown = JSON.parse(json);
+  if (!Array.isArray(list) || list.some((item) => typeof item !== "string")) throw new Error("The documents must be a JSON list of strings");
+  return list as string[];
+}
+
 export function Rerank() {
-  const query = useSignal("Which animals are kept for wool?");
-  const documents = useSignal<string[]>(SAMPLES);
   const scores = useSignal<Map<number, number>>(new Map());
   const order = useSignal<"none" | "desc" | "asc">("none");
   const mode = useSignal<"table" | "json">("table");
@@ -34,11 +43,7 @@ export function Rerank() {
     error.value = "";
     const began = performance.now();
     try {
-      if (mode.peek() === "json") {
-        const list: unknown = JSON.parse(json.peek());
-        if (!Array.isArray(list) || list.some((item) => typeof item !== "string")) throw new Error("The documents must be a JSON list of strings");
-        documents.value = list as string[];
-      }
+      if (mode.peek() === "json") documents.value = listOfTexts(json.peek());
       const kept = documents.peek().map((text, index) => [text, index] as const).filter(([text]) => text.trim());
       busy.value = abort;
       const answer = await send<{ results: { index: number; relevance_score: number }[]; usage?: { total_tokens?: number; prompt_tokens?: number } }>(
@@ -48,7 +53,8 @@ export function Rerank() {
         HEADERS,
         abort.signal,
       );
-      scores.value = new Map((answer.results ?? []).map((item) => [kept[item.index]?.[1] ?? item.index, item.relevance_score]));
+      if (!answer.results?.length) throw new Error("The answer holds no score");
+      scores.value = new Map(answer.results.map((item) => [kept[item.index]?.[1] ?? item.index, item.relevance_score]));
       const used = answer.usage?.total_tokens ?? answer.usage?.prompt_tokens;
       note.value = `${used ? `${count(used)} tokens, ` : ""}${duration(performance.now() - began)}`;
       if (order.peek() === "none") order.value = "desc";
@@ -73,9 +79,12 @@ export function Rerank() {
             if (value === "json") json.value = JSON.stringify(documents.peek(), null, 1);
             else {
               try {
-                documents.value = JSON.parse(json.peek()) as string[];
-              } catch {
-                error.value = "The documents are not JSON; the table shows the last valid list";
+                const next = listOfTexts(json.peek());
+                if (next.join("\n") !== documents.peek().join("\n")) scores.value = new Map();
+                documents.value = next;
+                error.value = "";
+              } catch (problem) {
+                error.value = `${(problem as Error).message}; the table shows the last valid list`;
               }
             }
             mode.value = value;
@@ -169,7 +178,6 @@ export function cosine(a: readonly number[], b: readonly number[]): number {
 }
 
 export function Embeddings() {
-  const text = useSignal(SAMPLES.join("\n"));
   const vectors = useSignal<{ texts: string[]; list: number[][]; note: string } | null>(null);
   const error = useSignal("");
   const busy = useSignal<AbortController | null>(null);

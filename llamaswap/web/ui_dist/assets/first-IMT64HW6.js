@@ -1,1 +1,0 @@
-import{a}from"./chunk-WIDE3J4P.js";import"./chunk-HKMRPFO4.js";import"./chunk-MRI6J6HL.js";import"./chunk-5UQFU3SK.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as FirstSteps};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-T6YHADQZ.js";import"./chunk-TJBG44GI.js";import"./chunk-BVV3SSON.js";import"./chunk-YSWR5HAN.js";import"./chunk-MUROGWXB.js";import"./chunk-MRI6J6HL.js";import"./chunk-5UQFU3SK.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
