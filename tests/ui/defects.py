@@ -396,6 +396,10 @@ class MockDefects(harness.MockCase):
         page.locator("dialog").get_by_role("button", name="Load").click()
         row.locator(".chip", has_text="ready").wait_for()
 
+    def test_a_model_that_sleeps_says_so_on_its_own_page(self) -> None:
+        page = self.page("model?id=kokoro")
+        page.locator(".head-actions .chip", has_text="asleep").wait_for()
+
     def test_what_is_typed_into_the_search_of_requests_stays_and_is_searched_for(self) -> None:
         page = self.page("requests")
         page.locator("tr[data-row]").first.wait_for()
@@ -404,6 +408,33 @@ class MockDefects(harness.MockCase):
         page.wait_for_url(re.compile("q=embeddings"))
         self.assertEqual(box.input_value(), "embeddings")
         self.gone(page.locator("tr[data-row]", has_text="chat/completions"))
+
+    def test_a_swap_that_the_server_has_forgotten_is_no_error_to_retry(self) -> None:
+        page = self.page("swap?id=999")
+        page.get_by_text("The server no longer knows this swap").wait_for()
+        self.assertEqual(page.get_by_role("button", name="Retry").count(), 0)
+
+    def test_the_figures_above_the_requests_count_the_same_ones_as_the_table(self) -> None:
+        page = self.page("requests")
+        self.live(page)
+        page.locator(".totals dd", has_text="420").wait_for()
+        self.world.finish_a_request()
+        page.get_by_role("heading", name="421 requests").wait_for()
+        page.locator(".totals dd", has_text="421").wait_for()
+
+    def test_requests_of_a_server_that_was_away_are_those_it_has_now(self) -> None:
+        page = self.page("requests")
+        self.live(page)
+        page.get_by_role("heading", name="420 requests").wait_for()
+        self.world.down = True
+        page.locator(".linkmark.s-failed").wait_for()
+        page.get_by_label("Status", exact=True).select_option("error")
+        page.get_by_text("Requests: The server cannot be reached").wait_for()
+        del self.world.rows[:]
+        self.world.down = False
+        page.get_by_text("No request matches these filters").wait_for()
+        self.gone(page.get_by_text("The server cannot be reached"))
+        page.locator(".totals dd").first.get_by_text("0", exact=True).wait_for()
 
     def test_a_message_that_was_not_sent_is_still_there_after_a_look_elsewhere(self) -> None:
         page = self.page("playground?tab=rerank")

@@ -8,6 +8,8 @@ import { prefix } from "./router";
 declare const __WORKER__: string;
 
 export const status = signal<HubStatus>({ state: "connecting", since: Date.now(), retryAt: null, error: "" });
+/** Rises when the link is back: what was fetched before may have changed, or be another server's. */
+export const reopened = signal(0);
 /** True once the link has been down long enough to say so. */
 export const stale = signal(false);
 /** Advances each second while the page is visible and the link is up; frozen otherwise. */
@@ -24,6 +26,7 @@ export function on<T>(type: string, listener: (data: T) => void): () => void {
   return () => set.delete(listener as (data: never) => void);
 }
 
+let opened = false;
 let queue: HubEvent[] = [];
 let scheduled = false;
 
@@ -38,6 +41,10 @@ function deliver(): void {
 
 function receive(message: FromHub): void {
   if (message.kind === "status") {
+    if (message.status.state === "open") {
+      if (opened && status.peek().state !== "open") reopened.value += 1;
+      opened = true;
+    }
     status.value = message.status;
     if (message.status.state === "auth") keyNeeded.value = true;
     return;

@@ -14,6 +14,8 @@ export const features = signal<Features>({});
 export const version = signal<{ version: string; commit: string; build_date: string } | null>(null);
 /** Rises with each finished request; pages that show them refetch. */
 export const activityRevision = signal(0);
+/** The same, at most every two seconds: for what is counted over many of them. */
+export const activitySettled = signal(0);
 export const lastActivity = signal(0);
 /** Rises with each change of a model's state or swap. */
 export const swapRevision = signal(0);
@@ -75,6 +77,13 @@ on<{ id: number }>("activity", ({ id }) => {
   activityRevision.value += 1;
 });
 
+let settling = false;
+activityRevision.subscribe(() => {
+  if (settling) return;
+  settling = true;
+  setTimeout(() => ((settling = false), (activitySettled.value = activityRevision.peek())), 2000);
+});
+
 on("swap", () => (swapRevision.value += 1));
 
 export function phaseOf(entry: Inflight): string {
@@ -84,6 +93,10 @@ export function phaseOf(entry: Inflight): string {
   if (Object.keys(entry.resp_headers ?? {}).length) return "decode";
   return model && model.state !== "ready" && !model.peerID ? "queued" : "prefill";
 }
+
+/** What a model's mark says: also that it sleeps, or has `active` requests. */
+export const stateShown = (model: ModelStatus, active: number | boolean): string =>
+  model.asleep && model.state === "stopped" ? "asleep" : model.state === "ready" && active ? "busy" : model.state;
 
 export function sessionOf(entry: { req_headers: Record<string, string>; session?: string | null }): string {
   if (entry.session) return entry.session;
@@ -161,7 +174,10 @@ export async function swaps(): Promise<Swap[] | null> {
   return answer ? listOf<Record<string, unknown>>(answer).map(swapOf).sort((a, b) => b.start - a.start) : null;
 }
 
-export const swap = async (id: string): Promise<Swap> => swapOf(await get<Record<string, unknown>>(`/api/swaps/${encodeURIComponent(id)}`));
+export async function swap(id: string): Promise<Swap | null> {
+  const answer = await maybe<Record<string, unknown>>(`/api/swaps/${encodeURIComponent(id)}`);
+  return answer && swapOf(answer);
+}
 
 /** A load that was given up because nobody wanted it any more did not fail. */
 export const swapFailed = (item: Swap): boolean =>

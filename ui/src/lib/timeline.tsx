@@ -8,7 +8,7 @@ import { now, stale, status } from "./link";
 import { gpuLabel, gpus } from "./perf";
 import { pref } from "./prefs";
 import { go, href } from "./router";
-import { activityRevision, byName, residency, swapFailed, swapRevision, swaps } from "./state";
+import { activitySettled, byName, residency, swapFailed, swapRevision, swaps } from "./state";
 import { Btn, Empty, Panel, Segmented, stateKind } from "./widgets";
 import type { ActivityPage, ActivityRow, Residency } from "./types";
 
@@ -36,7 +36,6 @@ export function Timeline({ known }: { known: boolean }) {
   const minutes = Number(span.value);
   const online = status.value.state === "open";
   const swapsSeen = swapRevision.value;
-  const requestsSeen = Math.floor(activityRevision.value / 5);
 
   useEffect(() => {
     if (!online) return;
@@ -60,7 +59,7 @@ export function Timeline({ known }: { known: boolean }) {
       300,
     );
     return () => clearTimeout(timer);
-  }, [minutes, requestsSeen, online]);
+  }, [minutes, activitySettled.value, online]);
   useEffect(() => {
     if (!host.current) return;
     const observer = new ResizeObserver(([entry]) => (width.value = Math.max(240, Math.floor(entry?.contentRect.width ?? 900))));

@@ -5,6 +5,7 @@ import { useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "
 import { ApiError } from "./api";
 import { DASH } from "./format";
 import { Icon } from "./icons";
+import { reopened } from "./link";
 
 let ids = 0;
 
@@ -381,7 +382,7 @@ export interface Loaded<T> {
   reload: () => void;
 }
 
-/** Fetches on mount and whenever a dependency changes; keeps the old data on screen meanwhile. */
+/** Fetches on mount, whenever a dependency changes and when the server is back; keeps the old data on screen meanwhile. */
 export function useLoad<T>(call: (signal: AbortSignal) => Promise<T>, deps: readonly unknown[]): Loaded<T> {
   const state = useSignal<{ data?: T; error: string; loading: boolean }>({ error: "", loading: true });
   const again = useSignal(0);
@@ -395,7 +396,7 @@ export function useLoad<T>(call: (signal: AbortSignal) => Promise<T>, deps: read
       },
     );
     return () => abort.abort();
-  }, [...deps, again.value]);
+  }, [...deps, again.value, reopened.value]);
   return {
     data: state.value.data,
     error: state.value.error,

@@ -3,13 +3,13 @@ import { useSignal } from "@preact/signals";
 import { pin, restart } from "../lib/actions";
 import { pathId } from "../lib/api";
 import { Sparkline } from "../lib/chart";
-import { clock, clockTime, count, duration, known, median, rate, seconds } from "../lib/format";
+import { clock, clockTime, duration, known, median, plural, rate, seconds } from "../lib/format";
 import { Icon } from "../lib/icons";
 import { LogView } from "../lib/logview";
 import { now } from "../lib/link";
 import { href, prefix, route } from "../lib/router";
 import { Queue, RunningTable, speed } from "../lib/running";
-import { inflight, models, modelsKnown, phaseOf, swapFailed, swapRevision, swaps } from "../lib/state";
+import { inflight, models, modelsKnown, phaseOf, stateShown, swapFailed, swapRevision, swaps } from "../lib/state";
 import { Btn, CopyButton, Empty, Facts, Panel, Problem, Segmented, Spinner, StateChip, TabLinks, useLoad } from "../lib/widgets";
 import { Capabilities, LoadButton, ownPage } from "./models";
 import { ttlLeft, useDetail } from "./overview";
@@ -59,7 +59,7 @@ function LoadHistory({ times }: { times: number[] }) {
           <span key={i} style={{ height: `${Math.max(6, (t / top) * 100)}%` }} title={seconds(t)} />
         ))}
       </div>
-      <p class="muted">{count(times.length)} loads, median {seconds(median(times))}, last {seconds(times.at(-1) as number)}</p>
+      <p class="muted">{plural(times.length, "load")}, median {duration(median(times))}, last {duration(times.at(-1))}</p>
     </div>
   );
 }
@@ -115,7 +115,7 @@ function Head({ id }: { id: string }) {
   const pinnedNow = record?.detail.pinned ?? false;
   return (
     <div class="row wrap head-actions">
-      <StateChip state={model.state === "ready" && active ? "busy" : model.state} />
+      <StateChip state={stateShown(model, active)} />
       {model.state === "ready" && (
         <>
           <Btn aria-pressed={pinnedNow} onClick={() => void pin(id, !pinnedNow).then((done) => done && (swapRevision.value += 1))}>

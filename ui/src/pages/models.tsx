@@ -6,12 +6,12 @@ import { maybe, pathId, url } from "../lib/api";
 import { ago, clockTime, count, known, plural, rate, time } from "../lib/format";
 import { FirstSteps } from "../lib/first";
 import { Icon } from "../lib/icons";
-import { now } from "../lib/link";
+import { now, reopened } from "../lib/link";
 import { memo } from "../lib/memo";
 import { pref } from "../lib/prefs";
 import { parameters, sizeText, weight } from "../lib/size";
 import { href, route, setQuery } from "../lib/router";
-import { activityRevision, byName, inflight, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, residency, swapRevision } from "../lib/state";
+import { activitySettled, byName, inflight, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, residency, stateShown, swapRevision } from "../lib/state";
 import { Btn, Empty, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
 import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
 
@@ -117,7 +117,6 @@ interface Use {
 
 function useUses(): Map<string, Use> {
   const uses = useSignal<Map<string, Use>>(new Map());
-  const revision = Math.floor(activityRevision.value / 5);
   useEffect(() => {
     maybe<ActivityPage>("/api/metrics/activity", { limit: 500 }).then(
       (page) => {
@@ -132,7 +131,7 @@ function useUses(): Map<string, Use> {
       },
       () => undefined,
     );
-  }, [revision]);
+  }, [activitySettled.value, reopened.value]);
   return uses.value;
 }
 
@@ -165,7 +164,7 @@ const Row = memo(function Row(props: {
           </div>
         )}
       </td>
-      <td role="cell"><StateChip state={model.asleep && model.state === "stopped" ? "asleep" : model.state === "ready" && props.active ? "busy" : model.state} extra={props.active ? `(${props.active})` : ""} /></td>
+      <td role="cell"><StateChip state={stateShown(model, props.active)} extra={props.active ? `(${props.active})` : ""} /></td>
       <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
       <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
       <td role="cell" class="num roomy" data-label="Size" title={mb ? "Video memory, as last seen" : "Parameters, by its name"}>{sizeText(mb, parameters(model.id, model.name))}</td>

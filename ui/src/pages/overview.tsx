@@ -11,7 +11,7 @@ import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
 import { pref } from "../lib/prefs";
 import { href } from "../lib/router";
 import { elapsed, Queue, RunningTable, speed } from "../lib/running";
-import { activityRevision, inflight, loadedModels, localModels, modelDetail, models, modelsKnown, phaseOf, residency, swapFailed, swapRevision, swaps, waiting } from "../lib/state";
+import { activityRevision, inflight, loadedModels, localModels, modelDetail, models, modelsKnown, phaseOf, residency, stateShown, swapFailed, swapRevision, swaps, waiting } from "../lib/state";
 import { Sparkline } from "../lib/chart";
 import { Bar, Btn, Empty, IconButton, Panel, StateChip } from "../lib/widgets";
 import { Timeline } from "../lib/timeline";
@@ -103,13 +103,12 @@ function LoadedRow({ model }: { model: ModelStatus }) {
   const waits = mine.length - active;
   const tps = mine.reduce((sum, entry) => sum + (known(entry.tps) ? entry.tps : 0), 0);
   const vram = vramOf(model.id);
-  const state = model.state === "ready" && active ? "busy" : model.state;
   const history = speed.value.get(model.id);
   return (
     <li class="loaded" data-row data-model={model.id}>
       <div class="loaded-main">
         <a class="loaded-name" href={href("model", { id: model.id })} data-open title={model.name || model.id}>{model.id}</a>
-        <StateChip state={state} />
+        <StateChip state={stateShown(model, active)} />
       </div>
       <div class="loaded-facts">
         {model.state === "starting" && <Loading model={model} detail={detail} />}

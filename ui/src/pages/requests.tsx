@@ -6,10 +6,10 @@ import { ago, clockTime, count, duration, plural, rate, short, time } from "../l
 import { Histogram } from "../lib/histogram";
 import { Icon } from "../lib/icons";
 import { memo } from "../lib/memo";
-import { now } from "../lib/link";
+import { now, reopened } from "../lib/link";
 import { pref } from "../lib/prefs";
 import { href, route, setQuery } from "../lib/router";
-import { activityRevision, localModels, models } from "../lib/state";
+import { activityRevision, activitySettled, localModels, models } from "../lib/state";
 import { useWindow } from "../lib/table";
 import { Btn, Dialog, Empty, Field, IconButton, Panel, Problem, Spinner, StatusCode, copyText, saveFile, toast, useLoad } from "../lib/widgets";
 import { RequestDrawer } from "../lib/drawer";
@@ -219,9 +219,8 @@ function ExportDialog({ total, onClose }: { total: number; onClose: () => void }
 }
 
 export function StatsStrip({ query }: { query: Record<string, string | string[]> }) {
-  const revision = Math.floor(activityRevision.value / 3);
   const key = JSON.stringify(query);
-  const { data } = useLoad((signal) => get<Stats>("/api/metrics/stats", query, signal), [key.replace(/"start":"[^"]*"/, ""), revision]);
+  const { data } = useLoad((signal) => get<Stats>("/api/metrics/stats", query, signal), [key.replace(/"start":"[^"]*"/, ""), activitySettled.value]);
   if (!data) return null;
   return (
     <div class="stats">
@@ -306,7 +305,7 @@ export function RequestsView({ model }: { model?: string }) {
     loading.value = false;
   };
 
-  useEffect(() => { void fetchPage(false); }, [filterKey, model]);
+  useEffect(() => { void fetchPage(false); }, [filterKey, model, reopened.value]);
   useEffect(() => {
     if (typed.value === null) return;
     const timer = setTimeout(() => (setQuery({ q: typed.peek() }), (typed.value = null)), 400);

@@ -1,1 +1,0 @@
-import{a}from"./chunk-WEXSIWLG.js";import"./chunk-4EJUSAFC.js";import"./chunk-DATIC744.js";import"./chunk-DJ4CZZ5I.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as FirstSteps};

@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-HDINAWGK.js";import"./chunk-HVQNDUTZ.js";import"./chunk-YC7AMGHV.js";import"./chunk-R733I5MQ.js";import"./chunk-ML7RJMFG.js";import"./chunk-DATIC744.js";import"./chunk-DJ4CZZ5I.js";import"./chunk-GDROHHKS.js";import"./chunk-ESQJANOX.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
