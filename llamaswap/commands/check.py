@@ -12,7 +12,7 @@ import click
 
 from llamaswap import sources
 from llamaswap.commands import effective
-from llamaswap.commands.desk import Desk, local
+from llamaswap.commands.desk import Desk, counted, local
 from llamaswap.config import Config, Loaded, commands, diff, load
 from llamaswap.config.keys import keys_of
 from llamaswap.config.ports import keep
@@ -112,17 +112,13 @@ def check(desk: Desk, config: Path, strict: bool, effectively: bool, other: Path
         if plan is not None:
             _tell_plan(desk, plan)
         if found and not errors and not effectively and plan is None and not (strict and warnings):
-            told = _count(len(found[0].config.models), "model")
+            told = counted(len(found[0].config.models), "model")
             if warnings:
-                desk.say(f"{config}: {told}, {_count(len(warnings), 'warning')}; it loads", "yellow")
+                desk.say(f"{config}: {told}, {counted(len(warnings), 'warning')}; it loads", "yellow")
             else:
                 desk.say(f"{config}: {told}, {'it loads' if absent else 'nothing wrong'}", "green")
     if bad:
         raise SystemExit(1)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _tell(desk: Desk, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:

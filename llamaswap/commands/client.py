@@ -64,7 +64,9 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def sender(url: str) -> Send:
-    """What sends to `url`: http://host:port/prefix, https://..., host:port or unix:/path. Raises Trouble for others."""
+    """What sends to `url`: http://host:port/prefix, https://..., host:port, :port or unix:/path. Raises Trouble."""
+    if url.startswith(":"):
+        url = f"localhost{url}"  # as -listen takes it
     if url.startswith("unix:"):
         path = url.removeprefix("unix:")
         return _sender(lambda timeout: _UnixConnection(path, timeout), "")

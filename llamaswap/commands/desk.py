@@ -155,6 +155,11 @@ def model_names(context: click.Context, parameter: click.Parameter, incomplete: 
         return []
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def seconds(value: float | None) -> str:
     """A span in words for a table: 4s, 3m 10s, 2h 5m."""
     if value is None:

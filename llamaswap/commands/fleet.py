@@ -22,11 +22,14 @@ def gather(client: Client, everything: bool = False) -> dict[str, Any]:
     """The picture of `ps`: the models that run (or all local ones), and who waits."""
     rows = [row["model"] for row in client.json("/running")["running"]]
     if everything:
-        listed = client.json("/v1/models")["data"]
-        local = (row["id"] for row in listed if _kind(row) in ("", "model"))
-        rows = sorted({*rows, *local})
+        rows = sorted({*rows, *local(client)})
     models = [_detail(client, name) for name in rows]
     return {"models": [model for model in models if model is not None], "queue": _queue(client)}
+
+
+def local(client: Client) -> list[str]:
+    """The models of this machine, in the order they are listed."""
+    return [row["id"] for row in client.json("/v1/models")["data"] if _kind(row) in ("", "model")]
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -132,8 +135,9 @@ def wait_for_load(
         swaps = [swap for swap in client.json("/api/swaps") if swap["model"] == model and int(swap["id"]) > before]
         failed = next((swap for swap in swaps if swap.get("outcome") == "failed"), None)
         if failed is not None:
-            tail = client.json(f"/api/swaps/{failed['id']}").get("log_tail", "").rstrip()
-            raise Trouble(f"{model}: {failed['error']}" + (f"\n{tail}" if tail else ""))
+            error, tail = str(failed["error"]), client.json(f"/api/swaps/{failed['id']}").get("log_tail", "").rstrip()
+            told = error if not tail or error.rstrip().endswith(tail) else f"{error}\n{tail}"
+            raise Trouble(f"{model}: {told}")
         if detail["state"] != "stopped" or detail["waiting"] or swaps:
             last_sign = now()
         elif now() - last_sign > UNDECIDED:

@@ -32,9 +32,14 @@ def inflight(client: Client) -> list[dict[str, Any]]:
     return []
 
 
-def gather(client: Client) -> dict[str, Any]:
-    """Everything the view shows."""
-    picture = fleet.gather(client, everything=True)
+def gather(client: Client, thorough: bool = False) -> dict[str, Any]:
+    """Everything the view shows. Models that are not loaded are asked about one by one only by the `thorough`: every
+    question is a line in the server's log."""
+    picture = fleet.gather(client, everything=thorough)
+    if not thorough:
+        loaded = {model["id"]: model for model in picture["models"]}
+        names = sorted({*loaded, *fleet.local(client)})
+        picture["models"] = [loaded.get(name, {"id": name, "state": "stopped"}) for name in names]
     picture["requests"] = inflight(client)
     picture["gpus"], picture["system"] = _machine(client)
     return picture
@@ -115,7 +120,7 @@ def top(desk: Desk, every: float, once: bool) -> None:
     """Watch models, requests and GPUs."""
     if desk.as_json:
         while True:
-            desk.line(gather(desk.client))
+            desk.line(gather(desk.client, thorough=True))
             if once:
                 return
             time.sleep(every)

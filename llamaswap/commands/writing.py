@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from llamaswap.commands.desk import Desk
+from llamaswap.commands.desk import Desk, counted
 from llamaswap.config import Source, load
 from llamaswap.discover.found import Found, configuration
 from llamaswap.errors import ConfigError
@@ -44,7 +44,8 @@ def write(desk: Desk, found: Found, output: str, force: bool) -> None:
     elif output == "-":
         click.echo(text, nl=False)
     else:
-        desk.say(f"{output}: {len(found.models)} models, {len(found.servers)} running servers", "green")
+        told = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
+        desk.say(f"{output}: {told}", "green")
         if any(model.active and model.words[0] == "llama-server" for model in found.models):
             desk.say("llama-server was not found: install llama.cpp, or write where it is into the commands", "yellow")
         if not found.models and not found.servers:

@@ -72,9 +72,9 @@ class UrlTests(SynchronousTestCase):
                 return None
 
         self.patch(http.client, "HTTPConnection", Connection)
-        for url in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "http://h:1/ui/", "h:1/box/v1"):
+        for url in ("http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "h:1/ui/", ":1", "h:1/box/v1"):
             sender(url)("GET", "/running", None, {}, 1.0)
-        self.assertEqual(asked, ["/running"] * 5 + ["/box/running"])
+        self.assertEqual(asked, ["/running"] * 6 + ["/box/running"])
 
     def test_nonsense_is_refused_in_words(self):
         for url in ("ftp://h", "http://", "http://h:port"):

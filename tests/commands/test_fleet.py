@@ -85,6 +85,11 @@ class LoadTests(SynchronousTestCase):
         server = self.server(["stopped"], swaps).on("GET /api/swaps/5", {"log_tail": "out of memory\n"})
         self.assertEqual(str(self.assertRaises(Trouble, self.wait, server)), "owl: exited\nout of memory")
 
+    def test_the_end_of_the_log_is_told_once(self):
+        swaps = [{"id": 5, "model": "owl", "outcome": "failed", "error": "exited\nno\nmemory\n"}]
+        server = self.server(["stopped"], swaps).on("GET /api/swaps/5", {"log_tail": "no\nmemory\n"})
+        self.assertEqual(str(self.assertRaises(Trouble, self.wait, server)), "owl: exited\nno\nmemory\n")
+
     def test_a_load_of_which_nothing_is_seen_is_given_up(self):
         server = self.server(["stopped"] * int(UNDECIDED * 10), last_error="not today")
         self.assertIn("not today", str(self.assertRaises(Trouble, self.wait, server)))

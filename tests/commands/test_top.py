@@ -40,6 +40,12 @@ class TopTests(SynchronousTestCase):
         self.assertEqual(done.stdout.count("owl    ready"), 2, done.stdout)
         self.assertEqual(done.stdout.count("Refused"), 1, done.stdout)  # a restart meanwhile ends nothing
 
+    def test_models_that_are_not_loaded_are_named_without_a_question_for_each(self):
+        server = picture().on("GET /v1/models", {"data": [{"id": name} for name in ("owl", "cat", "dog")]})
+        done = invoke(["top", "--once"], server)
+        self.assertIn("not loaded: cat, dog", done.stdout)
+        self.assertEqual([what for what in server.asked if "/api/models/" in what], ["GET /api/models/owl"])
+
     def test_json_is_a_line(self):
         found = json.loads(invoke(["top", "--once", "--json"], picture()).stdout)
         self.assertEqual(found["requests"][0]["id"], "9")
