@@ -90,6 +90,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
+        if self.path == "/health":  # asked a hundred times while it loads, more often the more is printed
+            return
         print(f"{self.command} {self.path} {args[1] if len(args) > 1 else ''}", flush=True)
 
     # -- answers -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The demo's servers and configuration, without the product around them."""
 
+import io
 import json
 import subprocess
 import sys
@@ -57,6 +58,13 @@ class ServerTests(SynchronousTestCase):
         data = None if body is None else json.dumps(body).encode()
         with urllib.request.urlopen(urllib.request.Request(url, data), timeout=10) as answer:
             return answer.read()
+
+    def test_its_log_shows_what_was_asked_and_not_every_look_at_its_health(self):
+        written = io.StringIO()
+        self.patch(sys, "stdout", written)
+        for path in ("/health", "/v1/models", "/health"):
+            self.ask(path)
+        self.assertEqual(written.getvalue().split(), ["GET", "/v1/models", "200"])
 
     def test_chat_streams_the_same_words_it_answers_at_once(self):
         body = {"messages": [{"role": "user", "content": "a lamp"}]}
