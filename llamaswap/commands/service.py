@@ -66,17 +66,21 @@ def plan(
     return Plan(files, tuple(start), tuple(stop))
 
 
+def chosen(user: bool, config: Path | None) -> Path:
+    """The configuration the service reads: the one that is named, or the usual."""
+    usual = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "llamaswap/config.yaml"
+    return (config or (usual if user else Path(units.CONFIG))).absolute()
+
+
 def here(user: bool, config: Path | None, listen: str) -> Plan:
     """The plan for this machine."""
-    usual = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "llamaswap/config.yaml"
-    chosen = config or (usual if user else Path(units.CONFIG))
     return plan(
         sys.platform,
         Path.home(),
         os.environ,
         user=user,
         command=program(),
-        config=str(chosen.absolute()),
+        config=str(chosen(user, config)),
         listen=listen,
     )
 
@@ -110,6 +114,9 @@ def install(desk: Desk, user: bool, config: Path | None, listen: str, now: bool,
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}; run it as root, or with --user") from None
+    read = chosen(user, config)
+    if not read.exists():
+        desk.note(f"{read} is not there yet: the service needs it (llamaswap init -o FILE writes one)", "yellow")
     if now:
         perform(made.start)
     if desk.as_json:

@@ -122,6 +122,14 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(invoke(["service", "install", "--user"], env=self.env).exit_code, 1)
         self.assertEqual(invoke(["service", "install", "--user", "--force"], env=self.env).exit_code, 0)
 
+    def test_a_configuration_that_is_not_there_is_said_before_the_service_fails_for_it(self):
+        done = invoke(["service", "install", "--user"], env=self.env)
+        path = self.home / "llamaswap/config.yaml"
+        self.assertIn(f"{path} is not there yet", done.stderr)
+        path.parent.mkdir()
+        path.write_text("models: {}")
+        self.assertNotIn("not there yet", invoke(["service", "install", "--user"], env=self.env).stderr)
+
     def test_show_prints_and_writes_nothing(self):
         done = invoke(["service", "show", "--system", "--json"], env=self.env)
         self.assertIn("/etc/systemd/system/llamaswap.socket", json.loads(done.stdout))
