@@ -196,6 +196,8 @@ def _advice(error: Exception) -> str:
         return "SSL_CERT_FILE names a file with the authority to be trusted"
     if isinstance(error, ssl.SSLError):
         return "does it speak TLS? (--url http://... if not)"
+    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError):
+        return "does it speak TLS alone? (--url https://... if so)"
     return "is the server running? (--url says where)"
 
 

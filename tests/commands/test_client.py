@@ -42,6 +42,10 @@ class ClientTests(SynchronousTestCase):
         error = ssl.SSLError(1, "wrong version number")
         self.assertIn("does it speak TLS? (--url http://", str(self.refusal(error)))
 
+    def test_http_to_a_server_that_speaks_only_tls_says_so(self):
+        error = http.client.RemoteDisconnected("Remote end closed connection without response")
+        self.assertIn("(--url https://... if so)", str(self.refusal(error)))
+
     def test_a_certificate_of_ones_own_says_how_to_trust_it(self):
         self.assertIn("SSL_CERT_FILE", str(self.refusal(ssl.SSLCertVerificationError(1, "self-signed"))))
 
