@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from llamaswap import sources
+from llamaswap.cli import DEFAULT_CONFIG
 from llamaswap.commands import effective
 from llamaswap.commands.desk import Desk, counted, local
 from llamaswap.config import Config, Loaded, commands, diff, load
@@ -65,13 +66,13 @@ def missing(config: Config) -> dict[str, list[str]]:
 
 
 @click.command()
-@click.argument("config", type=PATH)
+@click.argument("config", type=PATH, default=DEFAULT_CONFIG)
 @click.option("--strict", is_flag=True, help="A warning is an error.")
 @click.option("--effective", "effectively", is_flag=True, help="Print what it comes to: expanded, secrets masked.")
 @click.option("--diff", "other", type=PATH, metavar="OTHER", help="Say what a reload from CONFIG to OTHER would do.")
 @local
 def check(desk: Desk, config: Path, strict: bool, effectively: bool, other: Path | None) -> None:
-    """Check a configuration file, or a folder of them.
+    """Check a configuration file, or a folder of them; config.yaml unless named.
 
     Exit status 0: it loads. 1: it does not, or with --strict there are warnings. A program that is not on this
     machine is only noted: the file may be meant for another.

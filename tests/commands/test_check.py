@@ -23,6 +23,12 @@ class CheckTests(SynchronousTestCase):
         done = invoke(["check", self.file(GOOD)])
         self.assertEqual((done.exit_code, "1 model," in done.stdout), (0, True))
 
+    def test_without_a_name_it_checks_the_file_that_the_server_would_take(self):
+        told = json.loads(invoke(["help", "check", "--json"]).stdout)
+        self.assertEqual([(one["name"], one["required"]) for one in told["arguments"]], [("CONFIG", False)])
+        done = invoke(["check"])
+        self.assertIn("config.yaml: cannot be read", done.stderr)
+
     def test_all_errors_and_warnings_are_told_at_once(self):
         done = invoke(
             ["check", self.file("nonsense: 1\nmodels:\n  owl:\n    ttl: -5\n  cat:\n    cmd: a\n    ttl: x\n")]
