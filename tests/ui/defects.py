@@ -486,6 +486,21 @@ class MockDefects(harness.MockCase):
         page.get_by_label("Document 1", exact=True).wait_for()
         self.assertEqual(page.faults, [])
 
+    def test_an_answer_that_was_stopped_by_who_asked_is_no_problem(self) -> None:
+        self.world.rows[-1]["error_msg"] = "client disconnected"
+        self.world.rows[-2]["error_msg"] = "no such tensor"
+        page = self.page()
+        page.locator(".notice", has_text="no such tensor").wait_for()
+        self.assertEqual(page.locator(".notice", has_text="client disconnected").count(), 0)
+
+    def test_before_the_server_has_answered_nothing_is_said_to_be_well(self) -> None:
+        context = self.context()
+        context.route("**/api/version", lambda _: None)
+        page = self.page("", context)
+        panel = page.locator(".panel", has=page.get_by_role("heading", name="Attention"))
+        panel.get_by_text("Waiting for the server").wait_for()
+        self.assertEqual(panel.locator(".allwell").count(), 0)
+
     def test_the_palette_does_what_every_typed_word_names(self) -> None:
         for name in ("family1-model-050", "family3-model-150"):
             self.world.add_model(name)

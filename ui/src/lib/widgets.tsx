@@ -116,18 +116,13 @@ const STATE_WORD: Record<string, string> = {
   failed: "failed",
   "": "peer",
 };
-const STATE_KIND: Record<string, string> = {
-  ready: "ready",
-  busy: "busy",
-  starting: "loading",
-  loading: "loading",
-  stopping: "draining",
-  draining: "draining",
-  failed: "failed",
-};
+const STATE_KIND: Record<string, string> = { starting: "loading", stopping: "draining" };
 const STATE_MARK: Record<string, string> = { ready: "●", busy: "◆", loading: "◐", draining: "◒", failed: "✕", off: "○" };
 
-export const stateKind = (state: string): string => STATE_KIND[state] ?? "off";
+export const stateKind = (state: string): string => {
+  const kind = STATE_KIND[state] ?? state;
+  return kind in STATE_MARK ? kind : "off";
+};
 
 /** A model's state: shape, word and colour together. */
 export function StateChip({ state, extra }: { state: string; extra?: string }) {

@@ -267,6 +267,8 @@ interface Notice {
   request?: { id: string; model: string };
 }
 
+/** Who gave an answer up got what they wanted. */
+const WISHED = new Set(["client disconnected", "request cancelled"]);
 const dismissed = pref<string[]>("dismissed", []);
 
 function useNotices(): Notice[] {
@@ -283,7 +285,7 @@ function useNotices(): Notice[] {
     const timer = setTimeout(
       () =>
         maybe<ActivityPage>("/api/metrics/activity", { has_error: "true", limit: 25 }).then(
-          (page) => page?.data && (errors.value = page.data.filter((row) => row.error_msg || row.resp_status_code >= 400)),
+          (page) => page?.data && (errors.value = page.data.filter((row) => !WISHED.has(row.error_msg ?? "") && (row.error_msg || row.resp_status_code >= 400))),
           () => undefined,
         ),
       errors.peek().length || activity ? 1000 : 0,
@@ -352,6 +354,7 @@ function useNotices(): Notice[] {
 }
 
 function Attention({ notices }: { notices: Notice[] }) {
+  const unknown = stale.value ? "Unknown while offline" : modelsKnown.value ? "" : "Waiting for the server";
   return (
     <Panel title="Attention" aside={notices.length > 0 && <span class="count">{notices.length}</span>}>
       {notices.length ? (
@@ -375,7 +378,7 @@ function Attention({ notices }: { notices: Notice[] }) {
           ))}
         </ul>
       ) : (
-        <p class="allwell"><Icon name="check" /> {stale.value ? "Unknown while offline" : "Nothing needs attention"}</p>
+        <p class={unknown ? "muted" : "allwell"}>{unknown || <><Icon name="check" /> Nothing needs attention</>}</p>
       )}
     </Panel>
   );

@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-3UMK3VTK.js";import"./chunk-BVJT43IP.js";import"./chunk-5ERXAMEU.js";import"./chunk-UFEFE2MF.js";import"./chunk-6GNYDM6T.js";import"./chunk-CORQ7ZC4.js";import"./chunk-VPGDYV5C.js";import"./chunk-SFBWDKW4.js";import"./chunk-HONXV5ZE.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

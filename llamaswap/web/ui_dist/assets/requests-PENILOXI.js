@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-CLZO64E2.js";import"./chunk-FSLWIVMK.js";import"./chunk-6SAA7ZW6.js";import"./chunk-6GNYDM6T.js";import"./chunk-CORQ7ZC4.js";import"./chunk-VPGDYV5C.js";import"./chunk-SFBWDKW4.js";import"./chunk-HONXV5ZE.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
