@@ -501,6 +501,24 @@ class MockDefects(harness.MockCase):
         panel.get_by_text("Waiting for the server").wait_for()
         self.assertEqual(panel.locator(".allwell").count(), 0)
 
+    def test_the_sheet_of_further_pages_closes_at_a_tap_elsewhere(self) -> None:
+        page = self.page("models", width=390)
+        self.live(page)
+        more = page.locator(".tabbar-more > button")
+        sheet = page.locator(".more-sheet")
+        # It listens once it is painted: what comes earlier is done again.
+        for leave in (
+            lambda: page.get_by_role("heading", name="Models", exact=True).click(),
+            lambda: page.keyboard.press("Escape"),
+        ):
+            more.click()
+            sheet.wait_for()
+            harness.until(lambda act=leave: act() or sheet.count() == 0)
+        more.click()
+        sheet.wait_for()
+        more.click()
+        self.gone(sheet)
+
     def test_the_palette_does_what_every_typed_word_names(self) -> None:
         for name in ("family1-model-050", "family3-model-150"):
             self.world.add_model(name)

@@ -57,16 +57,10 @@ function ProfileSelect() {
   );
 }
 
+const LINK = { open: ["ready", "live", "●"], connecting: ["loading", "connecting", "◐"], auth: ["loading", "key needed", "!"], down: ["failed", "offline", "✕"] };
+
 function LinkMark() {
-  const { state } = status.value;
-  const [kind, word, mark] =
-    state === "open"
-      ? ["ready", "live", "●"]
-      : state === "connecting"
-        ? ["loading", "connecting", "◐"]
-        : state === "auth"
-          ? ["loading", "key needed", "!"]
-          : ["failed", "offline", "✕"];
+  const [kind, word, mark] = LINK[status.value.state] as [string, string, string];
   return (
     <span class={`chip s-${kind} linkmark`} title={`Event stream: ${word}`}>
       <span aria-hidden="true">{mark}</span>
@@ -77,6 +71,12 @@ function LinkMark() {
 
 function MoreMenu() {
   const open = useSignal(false);
+  useEffect(() => {
+    if (!open.value) return;
+    const shut = (event: Event) => { if (event.type === "click" || (event as KeyboardEvent).key === "Escape") open.value = false; };
+    for (const type of ["click", "keydown"]) addEventListener(type, shut);
+    return () => { for (const type of ["click", "keydown"]) removeEventListener(type, shut); };
+  }, [open.value]);
   const here = current(route.value.page);
   const rest = NAV.slice(4);
   return (
@@ -86,7 +86,7 @@ function MoreMenu() {
         <span>More</span>
       </button>
       {open.value && (
-        <div class="more-sheet" onClick={() => (open.value = false)}>
+        <div class="more-sheet">
           {rest.map((item) => (
             <a key={item.page} href={href(item.page)} aria-current={item.page === here ? "page" : undefined}>
               <Icon name={item.icon} size={18} />
