@@ -122,14 +122,17 @@ def _with_desk(decorated: Any, command: F) -> F:
 
 
 @contextmanager
-def about(client: Client, model: str) -> Iterator[None]:
-    """What is done here is about a model: where there is none of that name, the error tells those there are."""
+def about(client: Client, model: str, refused: int = 404) -> Iterator[None]:
+    """What is done here is about a model: where there is none of that name (the status `refused`), the error tells
+    those there are."""
     try:
         yield
     except Trouble as trouble:
-        if trouble.status != 404:
+        if trouble.status != refused:
             raise
-        raise Trouble(f"{trouble}{_instead(client, model)}", 404) from None
+        advice = _instead(client, model)
+        named = f": {model}" if advice and model not in str(trouble) else ""
+        raise Trouble(f"{trouble}{named}{advice}", refused) from None
 
 
 def _instead(client: Client, model: str) -> str:
@@ -140,9 +143,9 @@ def _instead(client: Client, model: str) -> str:
     if model in names:  # it is the model that does not know the path
         return ""
     if near := get_close_matches(model, names, n=1):
-        return f": {model} (did you mean {near[0]}?)"
+        return f" (did you mean {near[0]}?)"
     more = ", ..." if len(names) > MOST_NAMES else ""
-    return f": {model} (there is {', '.join(names[:MOST_NAMES])}{more})" if names else f": {model} (there is none)"
+    return f" (there is {', '.join(names[:MOST_NAMES])}{more})" if names else " (there is none)"
 
 
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

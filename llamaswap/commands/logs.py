@@ -7,7 +7,7 @@ import json
 import click
 
 from llamaswap.commands.client import Client, Trouble, quoted
-from llamaswap.commands.desk import Desk, model_names, remote
+from llamaswap.commands.desk import Desk, about, model_names, remote
 
 
 def remembered(client: Client, name: str) -> str:
@@ -24,7 +24,7 @@ def remembered(client: Client, name: str) -> str:
                 break
     finally:
         stream.close()
-    raise Trouble(f"there is no log of the name {name}")
+    raise Trouble(f"there is no log of the name {name}", 404)
 
 
 @click.command()
@@ -35,13 +35,15 @@ def remembered(client: Client, name: str) -> str:
 def logs(desk: Desk, name: str, follow: bool, lines: int | None) -> None:
     """Show the log of a model, the proxy or all together."""
     if not follow or lines is not None:
-        written = remembered(desk.client, name).splitlines()
+        with about(desk.client, name):
+            written = remembered(desk.client, name).splitlines()
         for line in written if lines is None else written[-lines:] if lines else []:
             _tell(desk, line)
     if follow:
         path = f"/logs/stream/{quoted(name)}" if name else "/logs/stream"
-        for line in desk.client.lines(path + ("?no-history" if lines is not None else "")):
-            _tell(desk, line)
+        with about(desk.client, name, refused=400):
+            for line in desk.client.lines(path + ("?no-history" if lines is not None else "")):
+                _tell(desk, line)
 
 
 def _tell(desk: Desk, line: str) -> None:

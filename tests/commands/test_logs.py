@@ -20,6 +20,14 @@ class LogsTests(SynchronousTestCase):
         self.assertEqual(done.exit_code, 1)
         self.assertIn("owl", done.stderr)
 
+    def test_a_mistyped_name_is_answered_with_the_right_one(self):
+        server = Server().on("GET /v1/models", {"data": [{"id": "parrot"}]})
+        server.on("GET /api/events?topics=logs:parot", sse(news("uiConfig", {})))
+        server.on("GET /logs/stream/parot", (400, {"error": "invalid logger"}))
+        told = invoke(["logs", "parot"], server).stderr
+        self.assertEqual(told, "Error: there is no log of the name parot (did you mean parrot?)\n")
+        self.assertIn("invalid logger: parot (did you mean parrot?)", invoke(["logs", "-f", "parot"], server).stderr)
+
     def test_without_a_name_the_combined_log_is_shown(self):
         self.assertEqual(invoke(["logs"], Server().on("GET /logs", b"a\nb\n")).stdout, "a\nb\n")
 
