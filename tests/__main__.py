@@ -149,7 +149,7 @@ def soak(tally):
 
 def ui(tally):
     if (HERE / "ui" / "__main__.py").exists():
-        program(tally, "tests.ui")
+        program(tally, "tests.ui", "-j2")
 
 
 def program(tally, *words):
@@ -158,7 +158,7 @@ def program(tally, *words):
     if done.returncode == 0 and not re.search(r"^\d+ passed", done.stdout, re.MULTILINE):
         tally.skip(words[0], done.stdout.strip()[-300:])
         return
-    print(done.stdout[-6000:])
+    print(done.stdout[-6000 if done.returncode == 0 else -20000 :])
     counts = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", done.stdout, re.MULTILINE)
     good, bad, left = (int(number or 0) for number in counts[-1]) if counts else (0, 1, 0)
     if done.returncode != 0:

@@ -1,11 +1,65 @@
-"""`python -m tests.ui [name ...]`: every browser check, or those whose name contains one of the words."""
+"""`python -m tests.ui [-jN] [name ...]`: every browser check, or those whose name contains one of the words.
+
+With -jN in N processes, each with every Nth check.
+"""
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+import tempfile
 import unittest
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 from tests.ui import defects, harness, looks, works
+
+
+def each(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    """The checks of a suite of suites."""
+    for one in suite:
+        if isinstance(one, unittest.TestSuite):
+            yield from each(one)
+        else:
+            yield one
+
+
+def checks(words: list[str]) -> list[unittest.TestCase]:
+    """Those whose name contains one of the words, all where there are none."""
+    loader = unittest.TestLoader()
+    if words:
+        loader.testNamePatterns = [f"*{word}*" for word in words]
+    return [one for module in (looks, works, defects) for one in each(loader.loadTestsFromModule(module))]
+
+
+def run(found: list[unittest.TestCase]) -> int:
+    """Run them here, one after another."""
+    result = unittest.TextTestRunner(verbosity=2).run(unittest.TestSuite(found))
+    failed = len(result.failures) + len(result.errors)
+    print(f"{result.testsRun - failed - len(result.skipped)} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def share_out(processes: int, words: list[str]) -> int:
+    """Run them in several processes and add up what these say."""
+    command = [sys.executable, "-m", "tests.ui"]
+    with ExitStack() as files:
+        outputs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
+        started = [
+            subprocess.Popen([*command, f"--share={number}/{processes}", *words], stdout=output, stderr=output)
+            for number, output in enumerate(outputs)
+        ]
+        for process in started:
+            process.wait()
+        texts = [output.seek(0) or output.read() for output in outputs]
+    print("\n".join(texts))
+    counts = [re.findall(r"^(\d+) passed, (\d+) failed$", text, re.MULTILINE) for text in texts]
+    # A process that came to no end has failed, whatever it was about.
+    passed = sum(int(count[-1][0]) for count in counts if count)
+    failed = sum(int(count[-1][1]) if count else 1 for count in counts)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or any(process.returncode for process in started) else 0
 
 
 def main(words: list[str]) -> int:
@@ -14,14 +68,12 @@ def main(words: list[str]) -> int:
     if reason:
         print(f"the web interface was not checked in a browser: {reason}")
         return 0
-    loader = unittest.TestLoader()
-    if words:
-        loader.testNamePatterns = [f"*{word}*" for word in words]
-    suite = unittest.TestSuite(loader.loadTestsFromModule(module) for module in (looks, works, defects))
-    result = unittest.TextTestRunner(verbosity=2).run(suite)
-    failed = len(result.failures) + len(result.errors)
-    print(f"{result.testsRun - failed - len(result.skipped)} passed, {failed} failed")
-    return 1 if failed else 0
+    first = words[0] if words else ""
+    if match := re.fullmatch(r"-j(\d+)", first):
+        return share_out(int(match[1]), words[1:])
+    if match := re.fullmatch(r"--share=(\d+)/(\d+)", first):
+        return run(checks(words[1:])[int(match[1]) :: int(match[2])])
+    return run(checks(words))
 
 
 if __name__ == "__main__":
