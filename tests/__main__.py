@@ -7,6 +7,7 @@ The exit status is 0 when nothing failed.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HERE = ROOT / "tests"
+LONGEST = 480  # seconds for all the tests of a step; they take less than half of that
 
 
 class Tally:
@@ -58,21 +60,39 @@ def types(tally):
     tally.check("mypy --strict", run([sys.executable, "-m", "mypy", "llamaswap"]).returncode == 0)
 
 
+def bounded(words):
+    """(its status, what it said) of a command that is ended with its group when it takes too long: a test hangs."""
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            child.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            print(f"FAIL it did not end within {LONGEST} s", flush=True)
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        output.seek(0)
+        return child.returncode, output.read().decode("utf-8", "replace")
+
+
 def trial(tally, name, targets, jobs=0):
     """Run trial, count what it says in its closing line."""
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, "-m", "twisted.trial", f"--temp-directory={scratch}/trial"]
         words += [f"-j{jobs}"] if jobs else []
         words += ["--reporter=bwverbose" if not jobs else "--reporter=text", *targets]
-        done = run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    text = done.stdout
+        print("$ " + " ".join(words), flush=True)
+        status, text = bounded(words)
     closing = re.findall(r"^(PASSED|FAILED)(?: \((.*)\))?$", text, re.MULTILINE)
     counts = dict(re.findall(r"(\w+)=(\d+)", closing[-1][1])) if closing else {}
     good = int(counts.get("successes", 0)) + int(counts.get("expectedFailures", 0))
     bad = int(counts.get("failures", 0)) + int(counts.get("errors", 0)) + int(counts.get("unexpectedSuccesses", 0))
     tally.passed += good
     tally.skipped += int(counts.get("skips", 0))
-    if done.returncode != 0 or not closing:
+    if status != 0 or not closing:
         bad = max(bad, 1)
         print(text[-20000:])
     else:

@@ -61,9 +61,13 @@ class WolTests(SynchronousTestCase):
             process.stderr.close()
 
         self.addCleanup(end)
+        late = threading.Timer(20, process.kill)
+        late.start()
+        self.addCleanup(late.cancel)
         for line in process.stderr:
-            found = re.search(r"listening on .*port=(\d+)", line)
+            found = re.search(r"listening on [\d.]+:(\d+)", line)
             if found:
+                late.cancel()
                 threading.Thread(target=process.stderr.read, daemon=True).start()
                 return f"http://127.0.0.1:{found[1]}"
         raise AssertionError("it never listened")
