@@ -9,11 +9,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 from tests.ui import defects, harness, looks, works
+
+SLOWEST = 8  # checks whose time is told
 
 
 def each(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
@@ -33,9 +37,27 @@ def checks(words: list[str]) -> list[unittest.TestCase]:
     return [one for module in (looks, works, defects) for one in each(loader.loadTestsFromModule(module))]
 
 
+class Timed(unittest.TextTestResult):
+    """Knows how long each check took."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.took: list[tuple[float, str]] = []
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        self.began = time.monotonic()
+        super().startTest(test)
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        self.took.append((time.monotonic() - self.began, test.id().removeprefix("tests.ui.")))
+        super().stopTest(test)
+
+
 def run(found: list[unittest.TestCase]) -> int:
     """Run them here, one after another."""
-    result = unittest.TextTestRunner(verbosity=2).run(unittest.TestSuite(found))
+    result = unittest.TextTestRunner(verbosity=2, resultclass=Timed).run(unittest.TestSuite(found))
+    for seconds, name in sorted(result.took, reverse=True)[:SLOWEST]:
+        print(f"{seconds:6.1f} s {name}")
     failed = len(result.failures) + len(result.errors)
     print(f"{result.testsRun - failed - len(result.skipped)} passed, {failed} failed")
     return 1 if failed else 0
