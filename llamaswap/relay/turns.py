@@ -6,6 +6,7 @@ the site have a file of their own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ class Door(Protocol):
         """Close at once."""
 
 
-class Turn:
+class Turn(ABC):
     """One request of a connection, from its head to the end of both its body and its answer."""
 
     __slots__ = (
@@ -109,21 +110,21 @@ class Turn:
         return self._left if self._walker is None else None
 
     @property
+    @abstractmethod
     def wants(self) -> bool:
         """Whether to go on reading the body."""
-        raise NotImplementedError
 
+    @abstractmethod
     def came(self, raw: bytes, pieces: list[bytes]) -> None:
         """Body bytes came."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lost(self, reason: Failure) -> None:
         """The connection is gone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spoilt(self) -> bool:
         """The body's framing is broken; returns whether an answer may still be given."""
-        raise NotImplementedError
 
 
 class ModelTurn(Turn):
