@@ -6,6 +6,7 @@ When too much waits for it bytes are dropped, counted, and their number is said 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from llamaswap.observe.gathering import Gathering, Start, daemon
 from llamaswap.observe.logs import dropped_marker
@@ -45,7 +46,5 @@ class StdoutWriter:
         return self._lines.idle
 
     def _flush(self, lines: list[bytes]) -> None:
-        try:
+        with suppress(OSError, ValueError):  # stdout is gone: the monitors have everything, nobody else is to be told
             self._write(b"".join(lines))
-        except (OSError, ValueError):
-            pass  # stdout is gone; the monitors still have everything, and there is no one else to tell
