@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 from attrs import Factory, define
 
@@ -69,22 +69,12 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     folded = {word.lower().replace("_", "").replace("-", ""): word for word in known}
     typed = name[:80].lower().replace("_", "").replace("-", "")
     close = get_close_matches(typed, folded, n=5, cutoff=0.6)
-    # The best by shared letters is often a longer word that happens to hold them all: fewest slips of the finger first.
-    return folded[min(close, key=lambda word: _slips(typed, word))] if close else None
+    # By shared letters alone the best is often a longer word that happens to hold them all.
+    return folded[max(close, key=lambda word: _likeness(typed, word))] if close else None
 
 
-def _slips(typed: str, meant: str) -> int:
-    """Letters left out, put in, mistaken or swapped on the way from one word to the other."""
-    before: list[int] = []
-    row = list(range(len(meant) + 1))
-    for i, letter in enumerate(typed, 1):
-        before, last, row = row, before, [i]
-        for j, wanted in enumerate(meant, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
-            if i > 1 and j > 1 and letter == meant[j - 2] and typed[i - 2] == wanted:
-                cost = min(cost, last[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
+def _likeness(typed: str, meant: str) -> float:
+    return SequenceMatcher(None, typed, meant).ratio() - 0.1 * abs(len(typed) - len(meant))
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
