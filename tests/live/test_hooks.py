@@ -4,8 +4,14 @@ import json
 import os
 import sys
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from llamaswap.config.schema import Hooks
+from llamaswap.hooks import Runner
+from llamaswap.supervise import procfs
 from tests.live.product import Product, wait_for
 from tests.live.test_service import chat, config
 
@@ -45,3 +51,67 @@ class HooksTests(SynchronousTestCase):
             product.process.terminate()
             product.process.wait(20)
             self.assertTrue(os.path.exists(told))
+
+
+class CommandTests(TestCase):
+    timeout = 30
+
+    def run_hook(self, command, timeout=10.0):
+        runner = Runner(
+            reactor, lambda: Hooks(before_load=(command,), timeout=timeout), {"PATH": "/usr/bin:/bin"}, None
+        )
+        return runner.run("before_load", "owl")
+
+    def setUp(self):
+        self.events = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    def faults(self):
+        """What the log says of hooks that failed."""
+        found = [event for event in self.events if event["log_namespace"] == "llamaswap.hooks"]
+        return [formatEvent(event) for event in found if event["log_level"] is LogLevel.error]
+
+    async def test_a_command_finds_the_facts_in_its_environment(self):
+        path = self.mktemp()
+        code = f"import os; open({path!r}, 'w').write(os.environ['LLAMASWAP_EVENT'] + os.environ['LLAMASWAP_MODEL'])"
+        await self.run_hook(f'{sys.executable} -c "{code}"')
+        with open(path) as file:
+            self.assertEqual(file.read(), "before_loadowl")
+
+    async def test_a_command_that_fails_or_is_missing_is_over(self):
+        await self.run_hook("false")
+        await self.run_hook("/no/such/program")
+        await self.run_hook("# nothing")
+
+    async def test_a_command_that_reads_its_input_finds_its_end(self):
+        """ssh and docker do; a hook has nothing to say to them."""
+        path = self.mktemp()
+        code = f"import sys; open({path!r}, 'w').write('read' + sys.stdin.read())"
+        await self.run_hook(f'{sys.executable} -c "{code}"', timeout=5.0)
+        with open(path) as file:
+            self.assertEqual(file.read(), "read")
+
+    async def test_a_command_is_over_when_it_ended_whatever_it_left_running(self):
+        """What runs on in the background may hold the command's output for ever."""
+        began = reactor.seconds()
+        await self.run_hook("sh -c 'sleep 9 & echo $!'")
+        self.assertLess(reactor.seconds() - began, 5)
+        self.assertEqual(self.faults(), [])
+
+    async def test_a_command_that_takes_too_long_is_killed(self):
+        began = reactor.seconds()
+        await self.run_hook("sleep 20", timeout=0.2)
+        self.assertLess(reactor.seconds() - began, 10)
+        self.assertEqual(self.faults(), ["hook before_load for owl failed: it took too long"])
+
+    async def test_what_a_command_that_takes_too_long_had_started_is_killed_with_it(self):
+        path = self.mktemp()
+        await self.run_hook(f"sh -c 'sleep 97 & echo $! > {path}; wait'", timeout=2.0)
+        with open(path) as file:
+            child = int(file.read())
+        for _ in range(500):
+            if (left := procfs.stat(child)) is None or left.dead:
+                return
+            await deferLater(reactor, 0.01)
+        self.fail("it runs on")
