@@ -379,8 +379,8 @@ class _Behaviour:
         self.assertIn(b"\r\nDate: ", sent)
         self.assertTrue(sent.endswith(b"\r\n\r\n3\r\none\r\n5\r\nthree\r\n0\r\n\r\n"))
 
-    def test_answered_exchange_gets_the_body_without_its_framing(self):
-        """http T107"""
+    def behind_loading(self):
+        """(the world, a client whose loading stream has begun, the server it waits for)."""
         world = self.world(answered=True)
 
         def load(exchange):
@@ -392,6 +392,11 @@ class _Behaviour:
         client.give(POST)
         server = world.server()
         client.took()
+        return world, client, server
+
+    def test_answered_exchange_gets_the_body_without_its_framing(self):
+        """http T107"""
+        world, client, server = self.behind_loading()
         server.give(STREAM + b"3;x\r\nabc\r\n")
         self.assertEqual(client.took(), b"3\r\nabc\r\n")
         server.give(b"0\r\n\r\n")
@@ -407,17 +412,7 @@ class _Behaviour:
             (b"Content-Type: application/json\r\nContent-Length: 0\r\n\r\n", b"data: [DONE]\n\n"),
             (b"Content-Type: text/plain\r\nContent-Length: 3\r\n\r\na\nb", b"a\nb"),
         ):
-            world = self.world(answered=True)
-
-            def load(exchange, world=world):
-                exchange.sink.head(200, b"", [(b"Content-Type", b"text/event-stream")], raw=False)
-                return world.carry(exchange)
-
-            world.handler = load
-            client = world.client()
-            client.give(POST)
-            server = world.server()
-            client.took()
+            world, client, server = self.behind_loading()
             head, _, body = (b"HTTP/1.1 400 Bad Request\r\n" + answer).partition(b"\r\n\r\n")
             server.give(head + b"\r\n\r\n" + body[:9])
             if body[9:]:
