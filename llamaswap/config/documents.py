@@ -33,6 +33,7 @@ from llamaswap.config.scalars import resolve
 # libyaml where PyYAML has it: ten times faster, and its events are the same.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 100
+TOO_DEEP = f"mappings and lists are nested more than {DEEPEST} deep"
 SMALLEST_BOUND = 100_000
 """Nodes a document may come to with its aliases written out, or its length in characters where that is more."""
 
@@ -82,7 +83,7 @@ def _first_document(text: str, file: str) -> Iterator[Event]:
         if isinstance(event, MappingStartEvent | SequenceStartEvent):
             depth += 1
             if depth > DEEPEST:
-                raise fail(f"mappings and lists are nested more than {DEEPEST} deep", at=Place(file, _line(event)))
+                raise fail(TOO_DEEP, at=Place(file, _line(event)))
         elif isinstance(event, MappingEndEvent | SequenceEndEvent):
             depth -= 1
         yield event
@@ -94,12 +95,24 @@ def _line(event: Event) -> int:
     return event.start_mark.line + 1 if event.start_mark is not None else 1
 
 
+def _flow_depth(text: str) -> int:
+    """The most brackets and braces open at once, quoted ones included: only asked of text that is not valid YAML."""
+    depth = deepest = 0
+    for match in re.finditer(r"[\[{]|[\]}]", text):
+        depth = depth + 1 if match[0] in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def _compose(text: str, file: str) -> Node | None:
     try:
         return _Composer(file, _first_document(text, file), max(SMALLEST_BOUND, len(text))).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else None
+        if _flow_depth(text) > DEEPEST:
+            # The parser reads ahead over open brackets and stops at a limit of its own before ours is reached.
+            raise fail(TOO_DEEP, at=Place(file, line))
         words = ", ".join(part for part in (error.context, error.problem) if part)
         hint = 'quote text that begins with a special character, such as "${MACRO}" in a list'
         if mark is not None and re.match(r" *\t", "".join(text.split("\n")[mark.line : mark.line + 1])):

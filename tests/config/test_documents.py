@@ -32,7 +32,8 @@ class Hostile(LoadCase):
         self.err("\n".join(lines), "aliases", "grow")
 
     def test_absurd_depth_is_refused(self):
-        self.err("a: " + "[" * 5000, "nested", "f0.yaml")
+        for text in ("a: " + "[" * 5000, "a: " + "[" * 500 + "]" * 500, "a: " + "{a: " * 5000, "a:\n" + "- " * 5000):
+            self.err(text, "nested more than 100 deep", "f0.yaml")
 
     def test_an_alias_to_itself_is_refused(self):
         self.err("a: &a [*a]", "*a")
