@@ -10,7 +10,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.wire import fields
 from llamaswap.wire.body import MultipartScan
-from llamaswap.wire.sse import EventSplitter
 from llamaswap.wire.usage import LINE_BOUND, LINE_TAIL, StreamScanner, from_document, from_fragment, from_lines
 
 few = settings(max_examples=150, deadline=None)
@@ -75,21 +74,6 @@ class UsageTests(SynchronousTestCase):
             scanner.feed(piece)
             self.assertLessEqual(len(scanner._carry), LINE_BOUND + LINE_TAIL + len(piece))
         self.sane(from_lines(scanner.lines()))
-
-
-class EventTests(SynchronousTestCase):
-    noise = st.lists(st.sampled_from((b"\r", b"\n", b"\r\n", b"data: x", b":", b"\n\n", b"y" * 50)), max_size=40)
-
-    @few
-    @given(noise, sizes)
-    def test_events_do_not_depend_on_where_the_network_cuts(self, parts, cuts):
-        data = b"".join(parts)
-        whole, pieces = EventSplitter(64), EventSplitter(64)
-        expected = whole.feed(data)
-        found = [event for piece in sliced(data, cuts) for event in pieces.feed(piece)]
-        if b"\r" not in data:  # a blank line of lone carriage returns is known only when the next byte is there
-            self.assertEqual((found, pieces.overlong), (expected, whole.overlong))
-        self.assertLessEqual(len(pieces._held), 64 + 4)
 
 
 class MultipartTests(SynchronousTestCase):

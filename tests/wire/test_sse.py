@@ -1,38 +1,15 @@
-"""Event streams are cut, and broken ones say so."""
+"""The end of an event stream is recognised, and a broken stream reports its failure."""
 
 from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.wire.sse import EventSplitter, Tail, error_event
+from llamaswap.wire.sse import Tail, error_event
 
 
-class Splitting(SynchronousTestCase):
-    @settings(max_examples=80, deadline=None)
-    @given(st.lists(st.integers(1, 9), max_size=30))
-    def test_events_are_the_same_however_the_bytes_arrive(self, sizes):
-        stream = b"data: 1\n\nevent: x\r\ndata: 2\r\n\r\n\n\ndata: 3\r\rdata: part"
-        splitter, events, rest = EventSplitter(100), [], stream
-        for size in [*sizes, len(stream)]:
-            events += splitter.feed(rest[:size])
-            rest = rest[size:]
-        self.assertEqual(events, [b"data: 1", b"event: x\r\ndata: 2", b"data: 3"])
-        self.assertFalse(splitter.clean)
-
-    def test_an_event_beyond_the_bound_is_passed_over(self):
-        splitter = EventSplitter(20)
-        self.assertEqual(splitter.feed(b"data: " + b"x" * 50), [])
-        for _ in range(100):
-            self.assertEqual(splitter.feed(b"y" * 50), [])
-        self.assertLess(len(splitter._held), 30)
-        self.assertEqual(splitter.feed(b"\n\ndata: 1\n\n"), [b"data: 1"])
-        self.assertEqual(splitter.overlong, 1)
-        self.assertTrue(splitter.clean)
-
+class EndOfStream(SynchronousTestCase):
     def test_a_tail_knows_whether_an_event_is_open(self):
         tail = Tail()
         self.assertTrue(tail.clean)
