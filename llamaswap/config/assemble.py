@@ -19,7 +19,6 @@ from llamaswap.config.schema import (
     SIGNS,
     SUPERSEDE,
     USE_GLOBAL_TTL,
-    WINDOWS_CMD_STOP,
     Capabilities,
     Compat,
     Filters,
@@ -68,7 +67,6 @@ def draft(
     own: macros.Macros,
     budget: Budget,
     report: Report,
-    windows: bool,
 ) -> Draft | None:
     """Everything but PORT; None where the entry is no mapping."""
     path = f"models.{model_id}"
@@ -85,8 +83,6 @@ def draft(
             entries[name] = evolve(command, value=stripped, text=stripped)
     if entries.get("proxy") is None or is_null(entries["proxy"]):
         entries["proxy"] = evolve(macros.text(DEFAULT_PROXY), place=node.place)
-    if windows and (entries.get("cmdStop") is None or is_null(entries["cmdStop"])):
-        entries["cmdStop"] = evolve(macros.text(WINDOWS_CMD_STOP), place=node.place)
     effective = macros.effective(model_id, global_macros, own)
     tree = _expanded(model_id, evolve(node, entries=entries), Expander(effective, budget), report)
     in_cmd, in_proxy = macros.uses(tree.get("cmd"), "PORT"), macros.uses(tree.get("proxy"), "PORT")

@@ -56,7 +56,6 @@ def load(
     environ: Mapping[str, str],
     *,
     facts: Facts | None = None,
-    windows: bool = False,
     thorough: bool = False,
 ) -> Loaded:
     """Read, merge, expand, decode and check. Raises ConfigError, which names every problem of the failing stage.
@@ -64,11 +63,11 @@ def load(
     `thorough`: of every stage, as far as later ones can tell something of what earlier ones refused.
     """
     if not thorough:
-        return _load(sources, environ, Report(), facts, windows)
+        return _load(sources, environ, Report(), facts)
     _parse_all(sources, environ)
     report = Report(patient=True)
     try:
-        done = _load(sources, environ, report, facts, windows)
+        done = _load(sources, environ, report, facts)
     except ConfigError as error:  # where nothing more can be found out
         report.errors += error.problems
         report.warnings += error.warnings
@@ -92,9 +91,7 @@ def _parse_all(sources: Sequence[Source], environ: Mapping[str, str]) -> None:
         raise ConfigError(found)
 
 
-def _load(
-    sources: Sequence[Source], environ: Mapping[str, str], report: Report, facts: Facts | None, windows: bool
-) -> Loaded:
+def _load(sources: Sequence[Source], environ: Mapping[str, str], report: Report, facts: Facts | None) -> Loaded:
     tables = [table for table in (parse(source, environ) for source in sources) if table is not None]
     root = merge.merge(tables)
     budget = Budget()
@@ -110,7 +107,7 @@ def _load(
         },
     )
     start_port = _start_port(root, report)
-    drafts = _drafts(root, global_macros, own_macros, budget, report, windows)
+    drafts = _drafts(root, global_macros, own_macros, budget, report)
     report.settle()
     ports = _ports(drafts, start_port)
     placed = {name: drafted.placed(ports[name], budget, report) for name, drafted in drafts.items()}
@@ -160,7 +157,6 @@ def _drafts(
     own: Mapping[str, macros.Macros],
     budget: Budget,
     report: Report,
-    windows: bool,
 ) -> dict[str, Draft]:
     models = root.get("models")
     if models is None or is_null(models):
@@ -170,7 +166,7 @@ def _drafts(
         return {}
     found: dict[str, Draft] = {}
     for name in sorted(models.entries):
-        drafted = assemble.draft(name, models.entries[name], global_macros, own.get(name, {}), budget, report, windows)
+        drafted = assemble.draft(name, models.entries[name], global_macros, own.get(name, {}), budget, report)
         if drafted is None and report.patient:
             drafted = Draft(name, None, own.get(name, {}), frozenset(), False)  # whoever names it is not at fault
         if drafted is not None:

@@ -1,4 +1,4 @@
-"""Command text to an argument list, without a shell: comments, continued lines, quotes; POSIX and Windows dialects."""
+"""Command text to an argument list, without a shell: comments, continued lines, POSIX quotes."""
 
 from __future__ import annotations
 
@@ -19,24 +19,18 @@ def strip_comments(text: str) -> str:
     return "\n".join(line for line in text.split("\n") if not line.strip().startswith("#"))
 
 
-def split(text: str, *, windows: bool = False) -> list[str]:
+def split(text: str) -> list[str]:
     """The arguments of a `cmd` (macros already expanded). Raises EmptyCommand."""
     lines = [_open_ended(line) for line in strip_comments(text).split("\n")]
-    joined = "\n".join(lines)
-    found = arguments(joined, windows=windows)
+    found = list(_words("\n".join(lines)))
     if not found:
         raise EmptyCommand
     return found
 
 
-def arguments(text: str, *, windows: bool = False) -> list[str]:
-    """The words of a text by the dialect's quoting alone; comments and line ends have been seen to."""
-    return list(_windows(text) if windows else _posix(text))
-
-
-def render_stop(text: str, pid: int, *, windows: bool = False) -> list[str]:
+def render_stop(text: str, pid: int) -> list[str]:
     """The arguments of a `cmdStop` for the server with this process ID. Raises EmptyCommand."""
-    return split(text.replace("${PID}", str(pid)), windows=windows)
+    return split(text.replace("${PID}", str(pid)))
 
 
 def _open_ended(line: str) -> str:
@@ -45,7 +39,7 @@ def _open_ended(line: str) -> str:
     return trimmed[:-1] + " " if trimmed.endswith("\\") else line
 
 
-def _posix(text: str) -> Iterator[str]:
+def _words(text: str) -> Iterator[str]:
     word: list[str] | None = None
     quote = ""
     at = 0
@@ -87,40 +81,3 @@ def _append(word: list[str] | None, piece: str) -> list[str]:
     word = [] if word is None else word
     word.append(piece)
     return word
-
-
-def _windows(text: str) -> Iterator[str]:
-    word: list[str] | None = None
-    quoted = False
-    at = 0
-    while at < len(text):
-        char = text[at]
-        if char == "\\":
-            start = at
-            while text[at : at + 1] == "\\":
-                at += 1
-            count = at - start
-            if text[at : at + 1] != '"':
-                word = _append(word, "\\" * count)
-                continue
-            word = _append(word, "\\" * (count // 2))
-            if count % 2:
-                word = _append(word, '"')
-                at += 1
-            continue
-        at += 1
-        if char == '"':
-            if quoted and text[at : at + 1] == '"':
-                word = _append(word, '"')
-                at += 1
-            else:
-                quoted = not quoted
-                word = _append(word, "")
-        elif char in " \t\n\r" and not quoted:
-            if word is not None:
-                yield "".join(word)
-            word = None
-        else:
-            word = _append(word, char)
-    if word is not None:
-        yield "".join(word)

@@ -80,7 +80,6 @@ __all__ = [
     "STRATEGIES",
     "SUPERSEDE",
     "USE_GLOBAL_TTL",
-    "WINDOWS_CMD_STOP",
     "Activity",
     "Capabilities",
     "Compat",
@@ -115,7 +114,6 @@ __all__ = [
     "json_schema",
 ]
 
-WINDOWS_CMD_STOP = "taskkill /f /t /pid ${PID}"
 MINIMUM_HEALTH_CHECK_TIMEOUT = 15.0
 MINIMUM_PERFORMANCE_EVERY = 5.0
 DEFAULT_GROUP = "(default)"

@@ -1,9 +1,9 @@
-"""Commands: comments, quoting, both dialects."""
+"""Commands: comments, quoting."""
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config.commands import EmptyCommand, arguments, render_stop, split, strip_comments
-from tests.config.loading import LoadCase, owl
+from llamaswap.config.commands import EmptyCommand, render_stop, split, strip_comments
+from tests.config.loading import LoadCase
 
 
 class Splitting(SynchronousTestCase):
@@ -28,20 +28,6 @@ class Splitting(SynchronousTestCase):
         ):
             self.assertEqual(split(text), want, text)
 
-    def test_windows_quoting(self):
-        """config T075"""
-        for text, want in (
-            ('C:\\a\\b.exe "C:\\P F\\x" -m C:\\m\\', ["C:\\a\\b.exe", "C:\\P F\\x", "-m", "C:\\m\\"]),
-            ('a\\\\"b c"', ["a\\b c"]),
-            ('a\\"b', ['a"b']),
-            ('"a""b"', ['a"b']),
-            ('"C:\\d\\\\"', ["C:\\d\\"]),
-            ("'a b'", ["'a", "b'"]),
-            ("--g '\"s t\"'", ["--g", "'s t'"]),
-            ("\\\\srv\\sh", ["\\\\srv\\sh"]),
-        ):
-            self.assertEqual(arguments(text, windows=True), want, text)
-
     def test_nothing_left_is_an_empty_command(self):
         """config T076"""
         for text in ("", "  \n\t", "# a\n  # b"):
@@ -63,8 +49,3 @@ class InFiles(LoadCase):
         model = self.ok(text.format("srv -p ${PORT}")).models["owl"]
         self.assertEqual(split(model.cmd), ["srv", "-p", "5800", "#", "mid", "--x"])
         self.err(text.format("# top ${PORT}"), "owl", "proxy", "PORT")
-
-    def test_windows_has_a_stop_command(self):
-        """config T077"""
-        self.assertEqual(self.owl("cmd: x, px", windows=True).cmd_stop, "taskkill /f /t /pid ${PID}")
-        self.assertEqual(self.ok(owl('cmd: x, px, cmdStop: ""'), windows=True).models["owl"].cmd_stop, "")
