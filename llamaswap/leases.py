@@ -62,11 +62,6 @@ class Acquisition:
     _cancelled: bool = field(default=False, init=False)
 
     @property
-    def admitted(self) -> bool:
-        """Whether the request is served or waits; if not, `refusal` says why."""
-        return self.refusal is None
-
-    @property
     def granted(self) -> Deferred[Lease]:
         """Fires with the lease or fails with a RequestError; always the same Deferred, cancelling it is `cancel`."""
         if self._granted is None:

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.bus import Bus, ConfigRejected, ConfigReloaded
 from llamaswap.config import Config, Model
 from llamaswap.config.build import Loaded
-from llamaswap.config.diff import diff
+from llamaswap.config.diff import Plan, diff
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.reload import Reloader
 
@@ -91,7 +91,7 @@ class ReloadTests(SynchronousTestCase):
         scene = Scene()
         self.successResultOf(scene.reloader().reload())
         self.assertEqual(scene.news, [ConfigReloaded()])
-        self.assertTrue(scene.applied[0].empty)
+        self.assertEqual(scene.applied, [Plan()])
 
     def test_a_broken_configuration_leaves_the_old_one_in_force(self) -> None:
         """core V103"""

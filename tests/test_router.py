@@ -111,7 +111,7 @@ class RequestTests(SynchronousTestCase):
         here = scene(servers={"a": {"load": 5.0}})
         acquisitions = [here.router.request("a") for _ in range(100)]
         answers = results(*acquisitions)
-        self.assertTrue(all(one.admitted and not one.ready for one in acquisitions))
+        self.assertTrue(all(one.refusal is None and not one.ready for one in acquisitions))
         here.settle()
         self.assertEqual(answers, [])
         here.clock.advance(5.0)
@@ -141,7 +141,7 @@ class RequestTests(SynchronousTestCase):
         self.assertIsInstance(here.router.request("zebra").refusal, UnknownModel)
         first = here.router.request("a")
         second = here.router.request("a")
-        self.assertTrue(first.admitted)
+        self.assertIsNone(first.refusal)
         self.assertIsInstance(second.refusal, TooManyRequests)
         self.failureResultOf(second.granted, TooManyRequests)
         second.cancel()
@@ -721,7 +721,7 @@ class CrashTests(SynchronousTestCase):
         self.assertEqual((failing.model, failing.count, failing.retry_in), ("b", 2, 1.0))
         self.assertEqual(failing.log_tail, "loading\nout of memory")
         here.clock.advance(1.0)
-        self.assertTrue(here.router.request("b").admitted)
+        self.assertIsNone(here.router.request("b").refusal)
 
     def test_loading_by_hand_tries_at_once(self) -> None:
         here = scene()

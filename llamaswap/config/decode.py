@@ -38,9 +38,7 @@ class Decoder:
 
     report: Report
 
-    def given(
-        self, record: type[Any], node: Table, path: str, *, synonyms: bool = True, warn: bool = True
-    ) -> dict[str, Any]:
+    def given(self, record: type[Any], node: Table, path: str, *, synonyms: bool = True) -> dict[str, Any]:
         """The attributes a table sets, by attribute name; unset and null ones are absent."""
         known = keys_of(record)
         values: dict[str, Any] = {}
@@ -54,8 +52,7 @@ class Decoder:
                 value = self.value(attribute, key, child, f"{path}.{name}" if path else name)
                 if value is not UNSET:
                     values[attribute.name.lstrip("_")] = value
-        if warn:
-            self._unknown(known, node, path, synonyms)
+        self._unknown(known, node, path, synonyms)
         return values
 
     def _unknown(self, known: Mapping[str, tuple[Attribute[Any], Key]], node: Table, path: str, synonyms: bool) -> None:

@@ -24,10 +24,6 @@ class Plan:
     retuned: tuple[str, ...] = ()
     settings: frozenset[str] = frozenset()
 
-    @property
-    def empty(self) -> bool:
-        return self == Plan()
-
 
 def diff(old: Config, new: Config) -> Plan:
     """What changes between two configurations; nothing for equal ones."""

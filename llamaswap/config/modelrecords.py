@@ -206,10 +206,6 @@ class Capabilities:
     reranker: bool = field(default=False, metadata=key("reranker", Boolean(), "The model reranks documents."))
     context: int = field(default=0, metadata=key("context", Integer(), "Context length in tokens.", minimum=0))
 
-    @property
-    def empty(self) -> bool:
-        return not (self.inputs or self.outputs or self.tools or self.reranker or self.context)
-
 
 @frozen
 class Model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -224,8 +224,3 @@ class Hardware:
     def snapshot(self) -> Mapping[str, Any] | None:
         """The document of GET /api/hardware."""
         return self._taken
-
-    @property
-    def gpus(self) -> Sequence[Mapping[str, Any]]:
-        """The accelerators, empty until known."""
-        return self._taken["accelerators"] if self._taken else ()

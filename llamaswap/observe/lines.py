@@ -123,7 +123,6 @@ class LogLines:
         *,
         level: str = "info",
         time_format: str = "",
-        prefix: str = "",
         wall: Callable[[], float],
         local: Callable[[float], datetime] = local_time,
         from_thread: Callable[[Callable[[bytes], None], bytes], None] | None = None,
@@ -133,7 +132,6 @@ class LogLines:
         self._write = write
         self._later = later
         self._gathered: list[bytes] = []
-        self._prefix = f"[{prefix}] " if prefix else ""
         self._wall = wall
         self._local = local
         self._from_thread = from_thread
@@ -167,7 +165,7 @@ class LogLines:
         if not gathered:
             self._later(GATHER, self.flush)
         stamp = self._stamp(self._wall() if at is None else at) if self._format is not None else ""
-        gathered.append(f"{stamp}{self._prefix}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace"))
+        gathered.append(f"{stamp}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace"))
         if len(gathered) >= TOGETHER:
             self._write(b"".join(gathered))
             gathered[:] = [b""]  # the call is still due
@@ -194,7 +192,7 @@ class LogLines:
 
     def _emit(self, rank: int, message: str, at: float) -> None:
         stamp = self._stamp(at) if self._format is not None else ""
-        data = f"{stamp}{self._prefix}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace")
+        data = f"{stamp}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace")
         if self._from_thread is not None and threading.get_ident() != self._home:
             self._from_thread(self._write if self._later is None else self._after_gathered, data)
         else:

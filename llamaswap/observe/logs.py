@@ -265,10 +265,6 @@ class LogBook:
             if monitor is not None:
                 monitor.remember(content)
 
-    def known(self) -> list[str]:
-        """The models that have a log, sorted."""
-        return sorted(self._models)
-
     def retain(self, models: Iterable[str]) -> None:
         """After a reload: forget the logs of models that are configured no more, unless somebody reads them."""
         keep = set(models)

@@ -79,8 +79,7 @@ class _Pace:
 class Tunnel:
     """Join `client` and `server` (transports with a settable `protocol`); `closed` is called once at the end.
 
-    `early_client` and `early_server` are bytes read from that side before the tunnel stood. `sent` counts bytes
-    that went to the client.
+    `early_server` is what the server sent before the tunnel stood. `sent` counts bytes that went to the client.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Tunnel:
         server: Any,
         *,
         closed: Callable[[], None],
-        early_client: bytes = b"",
         early_server: bytes = b"",
     ) -> None:
         self.sent = 0
@@ -104,8 +102,6 @@ class Tunnel:
         server.protocol = self._server
         if early_server:
             self._server.dataReceived(early_server)
-        if early_client:
-            self._client.dataReceived(early_client)
 
     def count(self, end: _End, size: int) -> None:
         """Bytes passed from `end` to the other."""

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from attrs import Factory, define, evolve, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -119,7 +119,6 @@ class Supervisor:
     _asleep_since: float | None = None
     _woken_at: float | None = None
     _wakes: tuple[float, ...] = ()
-    _lost: list[int] = Factory(list)
 
     def __attrs_post_init__(self) -> None:
         self.waiters = Waiters(self.clock, self.model.id)
@@ -594,15 +593,9 @@ class Supervisor:
 
     def _came_down(self, child: Child | None, lost: bool) -> None:
         if lost and child is not None:
-            self._lost.append(child.pid)
             self._last_error = f"pid {child.pid} lives on after {signal.SIGKILL.name} and was given up as lost"
         self._endpoint = self._started_at = self._ready_at = self._woken_at = None
         self._machine.drained()
-
-    @property
-    def lost(self) -> tuple[int, ...]:
-        """Leaders that not even SIGKILL ended; they may hold memory until the machine is restarted."""
-        return tuple(self._lost)
 
 
 def _numeric(host: str) -> str:

@@ -54,7 +54,6 @@ class Feed:
     _queued: int = field(default=0, init=False)
     _paused: bool = field(default=False, init=False)
     _stale: bool = field(default=False, init=False)
-    overflows: int = field(default=0, init=False)
 
     def wants(self, topic: str) -> bool:
         """Whether messages of this topic are for this client. `always` is for everyone, `legacy` for old clients."""
@@ -77,7 +76,6 @@ class Feed:
             self._queue.clear()
             self._queued = 0
             self._stale = True
-            self.overflows += 1
             return
         self._queue.append(data)
         self._queued += len(data)

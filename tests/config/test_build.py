@@ -2,6 +2,7 @@
 
 import json
 
+from llamaswap.config.schema import Capabilities
 from tests.config.loading import ABC, PE, PX, LoadCase, W, owl
 
 
@@ -262,8 +263,8 @@ class ModelValues(LoadCase):
         self.err(owl("cmd: x, px, capabilities: {in: [video]}"), "owl", "capabilities.in", "video")
         self.err(owl("cmd: x, px, capabilities: {out: [Text]}"), "capabilities.out", "Text")
         self.err(owl("cmd: x, px, capabilities: {context: -1}"), "capabilities.context")
-        self.assertTrue(self.owl("cmd: x, px, capabilities: {tools: false}").capabilities.empty)
-        self.assertFalse(self.owl("cmd: x, px, capabilities: {reranker: true}").capabilities.empty)
+        self.assertEqual(self.owl("cmd: x, px, capabilities: {tools: false}").capabilities, Capabilities())
+        self.assertTrue(self.owl("cmd: x, px, capabilities: {reranker: true}").capabilities.reranker)
 
     def test_timeouts_have_defaults_one_by_one(self):
         """config T091"""

@@ -81,10 +81,10 @@ class TestLogLines(SynchronousTestCase):
         log.info("ready {model}", model="owl")
         self.assertEqual(self.out, [b"[INFO] ready owl\n"])
 
-    def test_time_and_prefix_come_first(self):
-        _, log = self.make(time_format=" RFC3339 ", prefix="p")
+    def test_the_time_comes_first(self):
+        _, log = self.make(time_format=" RFC3339 ")
         log.warn("x")
-        self.assertEqual(self.out, [b"2026-02-03T04:05:06+01:00 [p] [WARN] x\n"])
+        self.assertEqual(self.out, [b"2026-02-03T04:05:06+01:00 [WARN] x\n"])
 
     def test_lines_below_the_level_are_dropped(self):
         lines, log = self.make(level="warn")
