@@ -19,6 +19,7 @@ class Incarnation:
     endpoint: Endpoint
     generation: int
     lost: bool = False
+    unloaded: bool = False
 
 
 @define(eq=False)
@@ -36,6 +37,11 @@ class Lease:
     def lost(self) -> bool:
         """Whether the server it was granted on has exited."""
         return self._incarnation.lost
+
+    @property
+    def unloaded(self) -> bool:
+        """Whether an operator unloaded the server it was granted on: its requests are not repeated on another."""
+        return self._incarnation.unloaded
 
     def release(self) -> None:
         """The request has ended. Idempotent."""

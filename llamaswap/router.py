@@ -293,6 +293,9 @@ class Router:
             names = [self.config.real(name) or name for name in models]
         now = self._decided_at = self._clock.seconds()
         effects = self._scheduler.unload_asked(names, now)
+        for name in names:
+            if name in self._incarnations:
+                self._incarnations[name].unloaded = True
         gone = self._all_gone(names)
         self._perform(effects)
         return gone

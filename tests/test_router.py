@@ -924,6 +924,47 @@ class UnloadTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(gone)
 
+    def test_a_lease_knows_an_unload_from_a_crash(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        here.fleet["a"].crash()
+        here.settle()
+        self.assertEqual((lease.lost, lease.unloaded), (True, False))
+        lease.release()
+        lease = here.lease("a")
+        here.router.unload(["a"])
+        self.assertTrue(lease.unloaded)
+        here.settle()
+        self.assertTrue(lease.lost)
+        lease.release()
+        again = here.lease("a")
+        self.assertEqual((again.lost, again.unloaded), (False, False))
+
+    def test_unloading_all_ends_what_is_served_loading_and_waiting_and_starts_nothing(self) -> None:
+        here = scene(servers={"b": {"load": None}, "a": {"exit": 1.0}})
+        lease = here.lease("a")
+        waiting = results(here.router.request("b"), here.router.request("c"))
+        here.settle()
+        gone = here.router.unload()
+        self.assertEqual((waiting, lease.unloaded), ([ModelUnloaded, ModelUnloaded], True))
+        here.clock.advance(1.0)
+        here.settle()
+        lease.release()
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
+
+    def test_unloading_all_during_a_swap_leaves_nothing_up(self) -> None:
+        here = scene(servers={"a": {"exit": 1.0}}).loaded("a")
+        waiting = results(here.router.request("b"))
+        here.settle()
+        gone = here.router.unload()
+        self.assertEqual(waiting, [ModelUnloaded])
+        here.clock.advance(1.0)
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
+
     def test_leases_are_lost(self) -> None:
         here = scene()
         lease = here.lease("a")

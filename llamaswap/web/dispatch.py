@@ -21,6 +21,7 @@ from llamaswap.errors import (
     Cancelled,
     ClientGone,
     LlamaswapError,
+    ModelUnloaded,
     NotReady,
     RequestError,
     ServerVanished,
@@ -50,6 +51,8 @@ EXIT_NEWS = 0.1
 # or not there. A start that fails and a name that a silent peer has yet to tell us mean the same.
 DECLINED = frozenset((429, 502, 503))
 DECLINED_FAILURES = (StartFailed, UnknownModel)
+# What an operator has asked for ends a request: to turn to its next target could load another model at once.
+FINAL = (ModelUnloaded, ShuttingDown)
 
 Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
 
@@ -70,6 +73,8 @@ class Lease(Protocol):
     def priority(self) -> int: ...
     @property
     def lost(self) -> bool: ...
+    @property
+    def unloaded(self) -> bool: ...
     def release(self) -> None: ...
 
 
@@ -278,6 +283,8 @@ class Dispatcher:
         exchange = job.exchange
         if not job.fallbacks or exchange.sink.started or exchange.gone or job.cancelled:
             return False
+        if isinstance(error, FINAL):
+            return False
         if status_of(error) not in DECLINED and not isinstance(error, DECLINED_FAILURES):
             return False
         failed = job.requested
@@ -350,8 +357,16 @@ class Dispatcher:
         try:
             self._note(job, watch, "fifo_priority", str(lease.priority))
             await self._carry(job, self._to_model(job, model, lease.endpoint), watch, answered=answered)
+        except UpstreamTruncated as error:
+            if lease.unloaded:
+                raise UpstreamTruncated(error.where, "the model was unloaded") from error
+            raise
         except UpstreamUnreachable as error:
-            if retried or not await self._died(job, lease) or not self._may_repeat(job):
+            crashed = not retried and await self._died(job, lease)
+            if lease.unloaded:
+                # A repetition would load again what an operator has just unloaded.
+                raise ModelUnloaded(model.id) from error
+            if not crashed or not self._may_repeat(job):
                 raise
             log.info("{model}: {error}; asking a fresh server once", model=model.id, error=error)
             return False

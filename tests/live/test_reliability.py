@@ -72,6 +72,23 @@ class CrashTests(SynchronousTestCase):
             self.assertEqual(status, 200, body)
             self.assertNotEqual(json.loads(body)["pid"], server)
 
+    def test_a_request_of_a_model_that_is_unloaded_ends_and_the_model_stays_down(self):
+        for path in ("/api/models/unload/one", "/unload"):
+            with Product(config(one="--interval 0.5 --tokens 20")) as product:
+                answers = []
+                ask = lambda answers=answers: answers.append(product.ask("/v1/chat/completions", chat("one")))
+                asking = threading.Thread(target=ask)
+                asking.start()
+                wait_for_serving(product, "one")
+                status, _, _ = product.ask(path, {} if path.startswith("/api/") else None)
+                self.assertEqual(status, 200)
+                asking.join(20)
+                status, _, body = answers[0]
+                self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "service_unavailable"))
+                self.assertIn("model unloaded", json.loads(body)["error"]["message"])
+                time.sleep(0.5)  # a repetition would have loaded it by now
+                self.assertEqual(product.running(), {})
+
     def test_a_stream_that_broke_says_so_in_its_callers_dialect_and_is_cut(self):
         """core W2, reliability R35"""
         with Product(config(one="--crash-at 2")) as product:

@@ -66,6 +66,7 @@ class FakeLease:
     endpoint: Endpoint
     priority: int = 0
     lost: bool = False
+    unloaded: bool = False
     released: int = 0
 
     def release(self) -> None:

@@ -86,7 +86,30 @@ class Serving(SynchronousTestCase):
         self.stage.router.auto = False
         asked = self.stage.post({"model": "beta"})
         self.stage.router.asked[0].granted.errback(ModelUnloaded("beta"))
-        self.assertEqual(asked.sink.status, 500)
+        self.assertEqual(asked.sink.status, 503)
+
+    def test_a_request_of_an_unloaded_model_is_refused_and_does_not_load_it_again(self):
+        asked = self.stage.post({"model": "alpha"})
+        lease = self.stage.router.asked[0].lease
+        lease.unloaded = lease.lost = True
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual((asked.sink.status, message(asked.sink)), (503, "unspecific error: model unloaded"))
+        self.assertEqual((len(self.stage.router.asked), lease.released), (1, 1))
+
+    def test_an_unload_is_told_in_the_dialect_of_the_caller(self):
+        asked = self.stage.post({"model": "alpha"}, b"/v1/messages")
+        lease = self.stage.router.asked[0].lease
+        lease.unloaded = lease.lost = True
+        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        told = json.loads(asked.sink.body)
+        self.assertEqual((told["type"], told["error"]["message"]), ("error", "unspecific error: model unloaded"))
+
+    def test_a_stream_that_an_unload_cut_says_so(self):
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.router.asked[0].lease.unloaded = True
+        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.assertIn(b"alpha: answer cut short: the model was unloaded", asked.sink.body)
 
     def test_a_broken_connection_to_a_living_server_is_a_502_with_a_body(self):
         asked = self.stage.post({"model": "alpha"})
@@ -167,7 +190,7 @@ class Serving(SynchronousTestCase):
     def test_peers_are_refused_while_closing(self):
         self.stage.dispatcher.close()
         asked = self.stage.post({"model": "zeta"})
-        self.assertEqual(asked.sink.status, 500)
+        self.assertEqual(asked.sink.status, 503)
         self.assertEqual(message(asked.sink), "unspecific error: peer proxy is shutting down")
 
     def test_our_own_fault_is_a_500_and_a_traceback_in_the_log(self):
