@@ -112,14 +112,12 @@ def to_local(
     peer: str,
     key_header: bytes | None = None,
     metered: bool = False,
-    length: int | None = None,
-    chunked: bool = False,
 ) -> Headers:
     """A client's headers as a local server receives them.
 
     `peer` is the client's socket address, appended to X-Forwarded-For. `key_header` (lower case) carried our own API
-    key and stays here. `metered`: ask only for codings that the usage parser can read. `length`: the exact body
-    length, in place of what the client announced; with `chunked` its length is unknown; neither: no body.
+    key and stays here. `metered`: ask only for codings that the usage parser can read. The body's framing is not
+    among them: the relay adds it.
     """
     kept, hop = _crossing(headers, key_header=key_header, metered=metered)
     if peer:
@@ -131,7 +129,7 @@ def to_local(
                 mine = b", ".join([*seen, mine])
                 break
         kept.append((b"X-Forwarded-For", mine))
-    return _framed(kept, hop, length, chunked)
+    return _with_hop_fields(kept, hop)
 
 
 def to_peer(
@@ -141,8 +139,6 @@ def to_peer(
     api_key: bytes | None = None,
     key_header: bytes | None = None,
     metered: bool = False,
-    length: int | None = None,
-    chunked: bool = False,
 ) -> Headers:
     """A client's headers as a peer receives them: its own Host, its own key, nothing about the client's way to us."""
     kept: Headers = [(b"Host", authority)]
@@ -154,7 +150,7 @@ def to_peer(
         kept.append((name, value))
     if api_key:
         kept += [(b"Authorization", b"Bearer " + api_key), (b"x-api-key", api_key)]
-    return _framed(kept, hop, length, chunked)
+    return _with_hop_fields(kept, hop)
 
 
 def readable_encodings(value: bytes) -> bytes:
@@ -186,8 +182,8 @@ def _crossing(headers: Sequence[Header], *, key_header: bytes | None, metered: b
     return kept, hop
 
 
-def _framed(kept: Headers, hop: Headers, length: int | None, chunked: bool) -> Headers:
-    """Add this hop's own fields: the body's framing, an upgrade, and trailers if the client takes them."""
+def _with_hop_fields(kept: Headers, hop: Headers) -> Headers:
+    """Add this hop's own fields: an upgrade, and trailers if the client takes them."""
     if hop:
         upgrade = wants_upgrade(hop)
         if upgrade:
@@ -196,21 +192,16 @@ def _framed(kept: Headers, hop: Headers, length: int | None, chunked: bool) -> H
             kept.append((b"Te", b"trailers"))
         if upgrade:
             kept.append((b"Connection", b"Upgrade"))
-    if chunked:
-        kept.append((b"Transfer-Encoding", b"chunked"))
-    elif length is not None:
-        kept.append((b"Content-Length", b"%d" % length))
     return kept
 
 
 # -- towards a client --------------------------------------------------------------------------------------
 
 
-def to_client(headers: Sequence[Header], *, chunked: bool = False, upgrade: bool = False) -> Headers:
+def to_client(headers: Sequence[Header]) -> Headers:
     """A server's answer headers as the client receives them.
 
-    With `chunked` the body's own chunk framing crosses too, so its announcement and the trailers' stay. With
-    `upgrade` (a 101) the new protocol is named. An event stream is told to reverse proxies as not to be buffered.
+    The fields of the connection stay here. An event stream gets a field that keeps reverse proxies from buffering it.
     """
     kept: Headers = []
     events = hopping = False
@@ -218,12 +209,9 @@ def to_client(headers: Sequence[Header], *, chunked: bool = False, upgrade: bool
         lower = item[0].lower()
         if lower in HOP_BY_HOP:
             hopping = hopping or lower == b"connection"
-            if not (chunked and lower == b"trailer"):
-                continue
-        elif lower == b"content-type":
-            events = b"text/event-stream" in item[1].lower()
-        elif chunked and lower == b"content-length":  # chunks win over a length beside them
             continue
+        if lower == b"content-type":
+            events = b"text/event-stream" in item[1].lower()
         kept.append(item)
     if hopping:
         named = set(tokens(headers, b"connection")) - ESSENTIAL
@@ -231,9 +219,4 @@ def to_client(headers: Sequence[Header], *, chunked: bool = False, upgrade: bool
     if events:
         kept = [item for item in kept if item[0].lower() != b"x-accel-buffering"]
         kept.append((b"X-Accel-Buffering", b"no"))
-    if upgrade:
-        kept.append((b"Upgrade", first(headers, b"upgrade") or b""))
-        kept.append((b"Connection", b"Upgrade"))
-    elif chunked:
-        kept.append((b"Transfer-Encoding", b"chunked"))
     return kept

@@ -52,10 +52,8 @@ class TowardsALocalServer(SynchronousTestCase):
         self.assertEqual(fields.to_local(both, peer="", key_header=b"authorization"), [(b"X-API-Key", b"theirs")])
         self.assertEqual(fields.to_local(both, peer=""), both)
 
-    def test_the_body_is_announced_exactly(self):
+    def test_the_clients_framing_and_expect_stay_here(self):
         said = [(b"Content-Length", b"7"), (b"Transfer-Encoding", b"chunked"), (b"Expect", b"100-continue")]
-        self.assertEqual(fields.to_local(said, peer="", length=5), [(b"Content-Length", b"5")])
-        self.assertEqual(fields.to_local(said, peer="", chunked=True), [(b"Transfer-Encoding", b"chunked")])
         self.assertEqual(fields.to_local(said, peer=""), [])
 
     def test_an_upgrade_and_trailers_are_asked_for_anew(self):
@@ -109,19 +107,6 @@ class TowardsTheClient(SynchronousTestCase):
         """http T096"""
         answer = [(b"Content-Type", b"Text/Event-Stream; charset=utf-8"), (b"x-accel-buffering", b"yes")]
         self.assertEqual(fields.to_client(answer), [answer[0], (b"X-Accel-Buffering", b"no")])
-
-    def test_chunk_framing_crosses_with_its_trailer(self):
-        answer = [(b"Transfer-Encoding", b"chunked"), (b"Trailer", b"X-T"), (b"Content-Length", b"3")]
-        self.assertEqual(
-            fields.to_client(answer, chunked=True), [(b"Trailer", b"X-T"), (b"Transfer-Encoding", b"chunked")]
-        )
-
-    def test_an_upgrade_is_named(self):
-        answer = [(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"), (b"Sec-WebSocket-Accept", b"x")]
-        self.assertEqual(
-            fields.to_client(answer, upgrade=True),
-            [(b"Sec-WebSocket-Accept", b"x"), (b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")],
-        )
 
 
 class Reading(SynchronousTestCase):
