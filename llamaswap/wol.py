@@ -244,12 +244,8 @@ class Front:
         headers = fields.to_local(head.headers, peer=exchange.peer)
         upstream = Upstream(self.endpoint, tls=self.endpoint.scheme == "https", name="the machine")
         rewritten = RequestHead(head.method, joined(self.endpoint, head.target), headers, head.version)
-        await self.relay.carry(exchange, upstream, head=rewritten, body=exchange.body, cross_back=_cross_back)
+        await self.relay.carry(exchange, upstream, head=rewritten, body=exchange.body)
         self.host.heard()
-
-
-def _cross_back(status: int, headers: Headers) -> Headers:
-    return fields.to_client(headers)
 
 
 def _answer(exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:

@@ -22,6 +22,7 @@ from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk,
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.tunnel import Tunnel
 from llamaswap.relay.upstream import Upstream, UpstreamConnection
+from llamaswap.wire.fields import to_client
 from llamaswap.wire.sse import DONE
 
 JOIN_LIMIT = 64 * 1024  # up to here one copy is cheaper than a second system call
@@ -30,8 +31,6 @@ JOIN_LIMIT = 64 * 1024  # up to here one copy is cheaper than a second system ca
 FRESH_BEYOND = 1024 * 1024
 BODY_METHODS = (b"POST", b"PUT", b"PATCH")
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # blanks to JSON, ends of a field to a stream of events
-
-CrossBack = Callable[[int, Headers], Headers]
 
 
 class Observer(Protocol):
@@ -56,11 +55,6 @@ class Outcome:
     reason: str = "complete"
 
 
-def keep_headers(status: int, headers: Headers) -> Headers:
-    """The cross-back rule of a relay that was given none: everything passes."""
-    return headers
-
-
 class Relay:
     """Carries exchanges over the pool's connections. `clock` provides IReactorTime."""
 
@@ -77,24 +71,21 @@ class Relay:
         body: BodySource,
         observer: Observer | None = None,
         answered: bool = False,
-        cross_back: CrossBack = keep_headers,
         decline: Container[int] = (),
     ) -> Result[Outcome]:
         """Carry one request, already rewritten for the server, and its answer.
 
         `head.target` and the headers go out as they are; only the body's framing headers and `Expect` are ours.
-        `cross_back` crosses the answer's headers. With `answered` a head has gone to the client before: the body
-        is appended de-framed, and a JSON document as an event, since events went before it. An answer whose status is
-        in `decline` is for nobody's eyes.
+        The answer's headers cross as `fields.to_client` says. With `answered` a head has gone to the client before: the
+        body is appended de-framed, and a JSON document as an event, since events went before it. An answer whose status
+        is in `decline` is not passed on.
 
         The result is to be awaited in a Flow. It fails with UpstreamUnreachable (no answer byte came), BadUpstream (no
         head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head: nothing was said to the
         sink), ClientGone.
         Cancelling it closes the server's connection at once.
         """
-        carriage = _Carriage(
-            self._clock, self._pool, exchange, upstream, head, body, observer, answered, cross_back, decline
-        )
+        carriage = _Carriage(self._clock, self._pool, exchange, upstream, head, body, observer, answered, decline)
         carriage.go()
         return carriage.result
 
@@ -110,7 +101,6 @@ class _Carriage:
         "_chunking",
         "_clock",
         "_connection",
-        "_cross_back",
         "_decline",
         "_dialling",
         "_exchange",
@@ -150,7 +140,6 @@ class _Carriage:
         body: BodySource,
         observer: Observer | None,
         answered: bool,
-        cross_back: CrossBack,
         decline: Container[int],
     ) -> None:
         self._clock = clock
@@ -162,7 +151,6 @@ class _Carriage:
         self._body = body
         self._observer = observer
         self._answered = answered
-        self._cross_back = cross_back
         self._decline = decline
         self.result: Result[Outcome] = Result(self._cancelled)
         self._over = False
@@ -391,26 +379,7 @@ class _Carriage:
             self._sink.register_producer(self)
 
     def _client_headers(self, head: ResponseHead) -> Headers:
-        headers: Headers = []
-        stream = buffering_said = False
-        for item in self._cross_back(head.status, head.headers):
-            size = len(item[0])
-            if size == 12:
-                if item[0].lower() == b"content-type" and b"text/event-stream" in item[1].lower():
-                    stream = True
-            elif size == 17:
-                name = item[0].lower()
-                if name == b"transfer-encoding":
-                    continue
-                if name == b"x-accel-buffering":
-                    buffering_said = True
-            elif size == 7 and item[0].lower() == b"trailer":
-                continue
-            headers.append(item)
-        if stream:
-            if buffering_said:
-                headers = [item for item in headers if item[0].lower() != b"x-accel-buffering"]
-            headers.append((b"X-Accel-Buffering", b"no"))  # a proxy in front must not collect events
+        headers = to_client(head.headers)
         if head.chunked and self._exchange.head.version >= (1, 1):
             headers.extend(item for item in head.headers if len(item[0]) == 7 and item[0].lower() == b"trailer")
             headers.append(CHUNKED)

@@ -134,7 +134,6 @@ class Carrier(Protocol):
         body: BodySource,
         observer: Any = None,
         answered: bool = False,
-        cross_back: Callable[[int, Headers], Headers] = ...,
         decline: Container[int] = ...,
     ) -> Carrying: ...
 
@@ -531,7 +530,6 @@ class Dispatcher:
             body=job.body,
             observer=None if job.bypass else watch,
             answered=answered,
-            cross_back=_cross_back,
             decline=DECLINED if job.fallbacks else (),
         )
         job.stop = carrying.cancel
@@ -576,10 +574,6 @@ def joined(endpoint: Endpoint, target: bytes) -> bytes:
 
 def _headed(head: RequestHead, target: bytes, headers: Headers) -> RequestHead:
     return RequestHead(head.method, target, headers, head.version)
-
-
-def _cross_back(status: int, headers: Headers) -> Headers:
-    return fields.to_client(headers)
 
 
 def _unknown(job: Job) -> Exception:

@@ -13,7 +13,7 @@ from llamaswap.relay.flow import Flow
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.klein_door import exchange_from_request
 from llamaswap.relay.pool import Pool
-from llamaswap.relay.relay import Relay, keep_headers
+from llamaswap.relay.relay import Relay
 from llamaswap.relay.upstream import NoLimits, Upstream
 
 POST = b"POST /v1/chat/completions?a=%2F HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
@@ -121,7 +121,6 @@ class World:
         door="front",
         timeouts=None,
         answered=False,
-        cross_back=keep_headers,
         host="127.0.0.1",
         decline=(),
         **options,
@@ -132,7 +131,7 @@ class World:
         self.upstream = Upstream(Endpoint("http", host, 9000), timeouts or NoLimits(), name="owl")
         self.exchanges, self.outcomes, self.errors, self.results = [], [], [], []
         self.notes = Notes()
-        self.answered, self.cross_back, self.decline = answered, cross_back, decline
+        self.answered, self.decline = answered, decline
         self.last_word = b""
         self.handler = self.carry
         self.site_calls = []
@@ -179,7 +178,6 @@ class World:
             body=exchange.body,
             observer=self.notes,
             answered=self.answered,
-            cross_back=self.cross_back,
             decline=self.decline,
         )
         self.results.append(result)

@@ -17,6 +17,7 @@ from llamaswap.web.dispatch import Dispatcher
 from llamaswap.web.errors import render, unauthorized
 from llamaswap.web.inference import Inference
 from llamaswap.web.passthrough import Passthrough
+from llamaswap.wire.fields import to_client
 
 JSON = (b"Content-Type", b"application/json")
 
@@ -159,7 +160,6 @@ class Carriage:
     body: object
     observer: object
     answered: bool
-    cross_back: object
     decline: object = ()
     result: Deferred = None
     stopped: bool = False
@@ -179,7 +179,7 @@ class Carriage:
         if status in self.decline:
             self.result.errback(UpstreamDeclined("there", status))
             return
-        headers = self.cross_back(status, [(b"Content-Type", kind), *headers])
+        headers = to_client([(b"Content-Type", kind), *headers])
         if raw:
             headers.append((b"Transfer-Encoding", b"chunked"))
         self.observer.head(status, headers)
@@ -202,8 +202,8 @@ class Carriage:
 class FakeRelay:
     carried: list = field(factory=list)
 
-    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, cross_back=None, decline=()):
-        carriage = Carriage(exchange, upstream, head, body, observer, answered, cross_back, decline)
+    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, decline=()):
+        carriage = Carriage(exchange, upstream, head, body, observer, answered, decline)
 
         def stop(_):
             carriage.stopped = True
