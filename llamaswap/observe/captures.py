@@ -16,6 +16,8 @@ from typing import Any
 import zstandard
 from attrs import define, field, frozen
 
+from llamaswap.wire.modelroutes import MODEL_ROUTES
+
 LEVEL = 1  # a capture is read seldom and written with every request
 TOGETHER = 64  # captures in one blob, which is also what goes out at once when room is needed
 TOGETHER_BYTES = 128 * 1024  # of their bodies; what is larger is a blob of its own
@@ -25,33 +27,19 @@ MIB = 1024 * 1024
 
 @frozen
 class Mask:
-    """Which of the four parts of a request are kept."""
+    """Which bodies are kept; the headers always are."""
 
-    req_headers: bool = True
-    req_body: bool = True
-    resp_headers: bool = True
-    resp_body: bool = True
+    request: bool = True
+    response: bool = True
 
 
 _ALL = Mask()
-_NO_ANSWER = Mask(resp_body=False)  # audio and images out
-_NO_QUESTION = Mask(req_body=False)  # uploads in
-_HEADERS = Mask(req_body=False, resp_body=False)
-
-MASKS: Mapping[str, Mask] = {
-    "/v1/audio/speech": _NO_ANSWER,
-    "/v1/audio/voices": _NO_QUESTION,
-    "/v1/audio/transcriptions": _NO_QUESTION,
-    "/v1/images/generations": _NO_ANSWER,
-    "/v1/images/edits": _HEADERS,
-    "/sdapi/v1/txt2img": _NO_ANSWER,
-    "/sdapi/v1/img2img": _HEADERS,
-}
+_MASKS = {route.path: Mask(route.keep_request, route.keep_response) for route in MODEL_ROUTES}
 
 
 def mask_for(path: str) -> Mask:
     """The mask of a path as it was requested."""
-    return MASKS.get(path, _ALL)
+    return _MASKS.get(path, _ALL)
 
 
 @define  # not frozen: each request makes one, and freezing doubles what that costs

@@ -73,7 +73,7 @@ class Recording:
             self._scanner = StreamScanner()
         elif not self._content_type.startswith(_MEDIA):
             self._tape = Tape(ENCODED_BOUND if encoded else DOCUMENT_BOUND)
-        if self._allowance is not None and mask_for(self.facts.path).resp_body:
+        if self._allowance is not None and mask_for(self.facts.path).response:
             self._reel = bytearray()
 
     def data(self, data: bytes) -> None:
@@ -143,10 +143,10 @@ class Recording:
         facts, mask = self.facts, mask_for(self.facts.path)
         return Capture(
             facts.stored_path,
-            shown(facts.headers) if mask.req_headers else None,
-            facts.body if mask.req_body else None,
-            shown(self._headers, without=_ENCODING) if mask.resp_headers else None,
-            body if mask.resp_body and self._status == 200 else None,
+            shown(facts.headers),
+            facts.body if mask.request else None,
+            shown(self._headers, without=_ENCODING),
+            body if mask.response and self._status == 200 else None,
         )
 
     def _wind(self, data: bytes) -> None:

@@ -10,6 +10,7 @@ from twisted.web.resource import IResource
 
 from llamaswap.web.calls import Answer, Call, redirect
 from llamaswap.web.routes import Query, Route, Table
+from llamaswap.wire.modelroutes import MODEL_ROUTES, ModelRoute
 
 
 @define(eq=False)
@@ -39,45 +40,18 @@ class Doors:
 
 
 _table = Table(Doors, "inference")
-_JSON_ROUTES = (
-    ("/v1/chat/completions", "OpenAI chat"),
-    ("/v1/responses", "OpenAI responses"),
-    ("/v1/completions", "OpenAI completions"),
-    ("/v1/messages", "Anthropic messages"),
-    ("/v1/messages/count_tokens", "Anthropic token count"),
-    ("/v1/embeddings", "Embeddings"),
-    ("/reranking", "Rerank documents"),
-    ("/rerank", "Rerank documents"),
-    ("/v1/rerank", "Rerank documents"),
-    ("/v1/reranking", "Rerank documents"),
-    ("/infill", "llama.cpp infill"),
-    ("/completion", "llama.cpp completion"),
-    ("/v1/audio/speech", "Text to speech"),
-    ("/v1/audio/voices", "Voices"),
-    ("/v1/images/generations", "Text to image"),
-    ("/sdapi/v1/txt2img", "Text to image (stable-diffusion API)"),
-    ("/sdapi/v1/img2img", "Image to image (stable-diffusion API)"),
-    ("/audioapi/v1/tasks/run", "Audio task, forwarded as /v1/tasks/run"),
-    *(
-        (f"/v/{name}", f"Forwarded as /{name}")
-        for name in (
-            *("chat/completions", "responses", "completions", "messages", "messages/count_tokens"),
-            *("embeddings", "rerank", "reranking"),
-        )
-    ),
-)
-_FORM_ROUTES = (("/v1/audio/transcriptions", "Speech to text"), ("/v1/images/edits", "Edit an image"))
-_QUERY_ROUTES = (
-    ("/v1/audio/voices", "Voices of a model"),
-    ("/sdapi/v1/loras", "LoRAs of a model"),
-    ("/props", "llama.cpp properties of a model"),
-)
 _named = (Query("model", "Which model to ask."),)
 
+
+def _documented(route: ModelRoute) -> Route:
+    if route.body == "query":
+        return _table.get(route.path, Doors.model, route.summary, own_gate=True, query=_named)
+    body = "Inference" if route.body == "json" else "InferenceForm"
+    return _table.post(route.path, Doors.model, route.summary, own_gate=True, body=body)
+
+
 ROUTES: tuple[Route, ...] = (
-    *(_table.post(rule, Doors.model, about, own_gate=True, body="Inference") for rule, about in _JSON_ROUTES),
-    *(_table.post(rule, Doors.model, about, own_gate=True, body="InferenceForm") for rule, about in _FORM_ROUTES),
-    *(_table.get(rule, Doors.model, about, own_gate=True, query=_named) for rule, about in _QUERY_ROUTES),
+    *(_documented(route) for route in MODEL_ROUTES),
     _table.any("/upstream/<rest:path>", Doors.upstream, "One model's own server", own_gate=True, content="*/*"),
     _table.any("/comfyui", Doors.comfy_slash, "To /comfyui/", content="text/html", status=301),
     _table.any("/comfyui/<rest:path>", Doors.comfy, "The ComfyUI model", own_gate=True, content="*/*"),

@@ -25,45 +25,16 @@ from llamaswap.web.job import Job
 from llamaswap.web.uploads import KeptBody, SplicedBody, read
 from llamaswap.wire import fields, filters
 from llamaswap.wire.body import JsonBody, MultipartScan, form_value, with_form_value
+from llamaswap.wire.modelroutes import MODEL_ROUTES
 
 log = Logger()
 
 JSON_BOUND = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
 FORM_BOUND = 10 << 20  # bytes of an urlencoded body
 
-JSON_ROUTES = frozenset(
-    (
-        b"/v1/chat/completions",
-        b"/v1/responses",
-        b"/v1/completions",
-        b"/v1/messages",
-        b"/v1/messages/count_tokens",
-        b"/v1/embeddings",
-        b"/reranking",
-        b"/rerank",
-        b"/v1/rerank",
-        b"/v1/reranking",
-        b"/infill",
-        b"/completion",
-        b"/v1/audio/speech",
-        b"/v1/audio/voices",
-        b"/v1/images/generations",
-        b"/sdapi/v1/txt2img",
-        b"/sdapi/v1/img2img",
-        b"/audioapi/v1/tasks/run",
-        b"/v/chat/completions",
-        b"/v/responses",
-        b"/v/completions",
-        b"/v/messages",
-        b"/v/messages/count_tokens",
-        b"/v/embeddings",
-        b"/v/rerank",
-        b"/v/reranking",
-    )
-)
-FORM_ROUTES = frozenset((b"/v1/audio/transcriptions", b"/v1/images/edits"))
-QUERY_ROUTES = frozenset((b"/v1/audio/voices", b"/sdapi/v1/loras", b"/props"))
-POST_ROUTES = JSON_ROUTES | FORM_ROUTES
+JSON_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "json")
+POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.method == "POST")
+QUERY_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "query")
 ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
 
 LOADING_PATH = b"/v1/chat/completions"
