@@ -86,8 +86,7 @@ class Timeouts:
         default=10.0, metadata=key("tlsHandshake", Seconds(), "For the TLS handshake (seconds, 0 = no limit).")
     )
     expect_continue: float = field(
-        default=1.0,
-        metadata=key("expectContinue", Seconds(), "To wait for 100 Continue before the body goes (seconds)."),
+        default=1.0, metadata=key("expectContinue", Seconds(), "Accepted for compatibility, without effect.")
     )
     idle_conn: float = field(
         default=90.0, metadata=key("idleConn", Seconds(), "To keep an unused connection (seconds, 0 = no limit).")
