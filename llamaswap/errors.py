@@ -300,10 +300,10 @@ class BadRequest(RequestError):
 
 @frozen
 class NoRoom(RequestError):
-    """The bodies of all requests under way together take what they may of `what`, memory or disk.
+    """The bodies of all requests under way together take what they may of `what`: memory or disk, with its limit.
 
-    To be tried again when others are served. If it recurs: fewer large requests at once, or more memory, or more space
-    in the folder of temporary files (`TMPDIR`).
+    The request can be sent again when others are served. If it recurs: fewer large requests at once, or a higher limit
+    on memory, or more space in the folder of temporary files (`TMPDIR`).
     """
 
     what: str

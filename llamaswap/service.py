@@ -59,6 +59,7 @@ from llamaswap.observe.store import Store
 from llamaswap.observe.worker import Worker
 from llamaswap.peers import Peers
 from llamaswap.peers import client as peers_client
+from llamaswap.relay.bodies import SiteContent
 from llamaswap.relay.front import FrontDoorFactory
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.relay import Relay
@@ -281,16 +282,21 @@ class LlamaSwap(MultiService):
             self._apply,
             revisions(watch.changed),
         )
-        site = make_site(self.surface.admin(keys), clock=reactor, access=self.access)
-        disk = disk_room()
+        memory, disk = memory_room(), disk_room()
+        site = make_site(
+            self.surface.admin(keys),
+            clock=reactor,
+            access=self.access,
+            content=lambda length: SiteContent(length, memory, disk),
+        )
         self.front = FrontDoorFactory(
             self.inference.is_model_route,
             self.inference.serve,
             site,
             reactor,
-            memory=memory_room(),
+            memory=memory,
             disk=disk,
-            largest=lambda head: largest_body(keys, head, disk),
+            largest=lambda head: largest_body(keys, head),
             served=Accessed(self.access, reactor),
         )
 

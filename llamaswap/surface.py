@@ -5,6 +5,7 @@ Here, and not in `web`, because these parts are of every floor.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -16,7 +17,6 @@ from twisted.internet.defer import Deferred
 from llamaswap.discover.disk import Enough
 from llamaswap.discover.found import Found
 from llamaswap.relay.exchange import RequestHead
-from llamaswap.relay.room import Room
 from llamaswap.version import build as build_info
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import passthrough
@@ -157,13 +157,13 @@ class Surface:
         }
 
 
-def largest_body(keys: Gate, head: RequestHead, disk: Room) -> int:
-    """How many bytes the body of a request beside the model routes may have. The site spools a body before it looks at
-    the key; so who shows none gets no room, and only servers' own pages get as much as there is."""
+def largest_body(keys: Gate, head: RequestHead) -> int:
+    """How many bytes the body of a request beside the model routes may have. The site keeps a body before it looks at
+    the key; a request without one gets little room, and only servers' own pages get as much as there is."""
     if not head.path.startswith((b"/upstream/", b"/comfyui/")):
         return ADMIN_BODY
     try:
         keys.admit(head.first)
     except HttpError:
         return STRANGERS_BODY
-    return disk.left
+    return sys.maxsize

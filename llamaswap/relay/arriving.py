@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
-from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
+from llamaswap.errors import BodyTooLarge, ClientGone
 from llamaswap.relay.bodies import FED, PIECE, TURN
 from llamaswap.relay.exchange import BodyConsumer, BodySource
 from llamaswap.relay.room import UNBOUNDED, Room
@@ -23,7 +23,7 @@ SPOOL_THRESHOLD = 8 * 1024 * 1024
 AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits
 SMALL = 1024 * 1024  # up to here a body stays readable again even when asked to forget
 DISCARD = 1024 * 1024  # of a body nobody wants; beyond it the connection is closed instead
-HELD_TWICE = 2  # a body that is held whole and edited is there as it came and as it goes
+HELD_COPIES = 3  # of a body that is held whole: as it came, its parts while they are joined, and as it is sent
 DISK_STEP = 4 * 1024 * 1024  # of the room on disk that is asked for at once
 
 
@@ -123,10 +123,10 @@ class ArrivingBody:
         size = max(self._length or 0, self._arrived)
         if size > limit:
             return fail(BodyTooLarge(limit))
-        if not self._take_memory(size * HELD_TWICE - self._memory_taken):
-            return fail(NoRoom(self._memory.name))
+        if not self._take_memory(size * HELD_COPIES - self._memory_taken):
+            return fail(self._memory.full())
         if self.complete:
-            return succeed(self._whole())
+            return self._joined()
         if self._lost:
             return fail(ClientGone())
         if self._holder is not None:
@@ -153,12 +153,12 @@ class ArrivingBody:
         return feed
 
     def let_go(self) -> None:
-        """It was held whole, and lives on as somebody else's copy for as long as the request: the other half of the
+        """It was held whole, and lives on as the edited copy and the one being sent for as long as the request: their
         room stays taken."""
         if self.complete and self._file is None:
             self._chunks = []
             self._forgetting = True
-            self._give_memory_back(self._memory_taken // HELD_TWICE)
+            self._give_memory_back(self._memory_taken // HELD_COPIES)
 
     def close(self) -> None:
         """Forget everything; what still arrives is discarded."""
@@ -168,11 +168,7 @@ class ArrivingBody:
         if self._feed is not None:
             self._feed.stopProducing()
         self._chunks = []
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-        self._disk.give_back(self._disk_taken)
-        self._disk_taken = 0
+        self._close_file()
         self._give_memory_back(self._memory_taken)
         self._changed()
         self._changed = self._continue = _nothing  # unties it from the door
@@ -213,7 +209,7 @@ class ArrivingBody:
         self.complete = True
         holder, self._holder = self._holder, None
         if holder is not None:
-            holder.callback(self._whole())
+            self._joined().chainDeferred(holder)
         elif self._feed is not None:
             self._feed.pump()
 
@@ -232,6 +228,12 @@ class ArrivingBody:
 
     # -- inside
 
+    def _joined(self) -> Deferred[bytes]:
+        try:
+            return succeed(self._whole())
+        except MemoryError:  # the limits were measured, but another part of the process took what was left
+            return fail(self._memory.full())
+
     def _ask(self) -> None:
         if not self.asked:
             self.asked = True
@@ -249,7 +251,7 @@ class ArrivingBody:
             size = len(data)
             if self._holder is not None:
                 # Where the length was announced all of it is taken already.
-                if self._memory_taken < self._arrived * HELD_TWICE and not self._take_memory(size * HELD_TWICE):
+                if self._memory_taken < self._arrived * HELD_COPIES and not self._take_memory(size * HELD_COPIES):
                     return False
                 self._chunks.append(data)
                 return True
@@ -258,8 +260,11 @@ class ArrivingBody:
                 return True
             if self._forgetting:
                 return False
-            return self._spool(data)
-        return self._write(data)
+            if self._spool(data):
+                return True
+        elif self._write(data):
+            return True
+        return self._back_to_memory(data)
 
     def _spool(self, data: bytes) -> bool:
         """Go on in a file: what is here so far, and this."""
@@ -267,15 +272,42 @@ class ArrivingBody:
             return False
         # Writing goes to the page cache: no slower than the memory it saves. The file has no name.
         try:
-            self._file = tempfile.TemporaryFile(prefix="llamaswap-body-", dir=self._folder)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="llamaswap-body-", dir=self._folder, buffering=0)  # noqa: SIM115
         except OSError:
             return False
-        chunks, self._chunks = self._chunks, []
+        if not all(self._write(chunk) for chunk in (*self._chunks, data)):
+            self._close_file()
+            return False
         feed = self._feed
         if feed is not None:
-            feed.at = sum(len(chunk) for chunk in chunks[: feed.at])
+            feed.at = sum(len(chunk) for chunk in self._chunks[: feed.at])
+        self._chunks = []
         self._give_memory_back(self._memory_taken)
-        return all(self._write(chunk) for chunk in (*chunks, data))
+        return True
+
+    def _back_to_memory(self, data: bytes) -> bool:
+        """The disk is full: keep everything in memory, if that has room."""
+        kept = self._spooled
+        announced = (self._length or 0) - self._memory_taken
+        if announced > self._memory.left or not self._take_memory(kept + len(data)):
+            return False
+        if self._file is not None:
+            at = 0 if self._feed is None else self._feed.at
+            self._file.seek(0)
+            self._chunks = [piece for piece in (self._file.read(at), self._file.read(kept - at)) if piece]
+            if self._feed is not None:
+                self._feed.at = 1 if at else 0
+            self._close_file()
+        self._chunks.append(data)
+        return True
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        self._spooled = 0
+        self._disk.give_back(self._disk_taken)
+        self._disk_taken = 0
 
     def _write(self, data: bytes) -> bool:
         assert self._file is not None  # it is written to
@@ -286,9 +318,9 @@ class ArrivingBody:
                 return False
             self._disk_taken += step
         try:
-            self._file.seek(0, 2)
-            self._file.write(data)
-            self._file.flush()
+            self._file.seek(self._spooled)
+            if self._file.write(data) < len(data):
+                return False
         except OSError:  # full after all
             return False
         self._spooled = size
@@ -309,7 +341,7 @@ class ArrivingBody:
     def _refuse(self) -> None:
         """There is no room for what came: its reader is told, the rest is for nobody."""
         in_memory = self._file is None and (self._holder is not None or self._forgetting)
-        error = self._refusal = NoRoom((self._memory if in_memory else self._disk).name)
+        error = self._refusal = (self._memory if in_memory else self._disk).full()
         holder, self._holder = self._holder, None
         feed, self._feed = self._feed, None
         if holder is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from attrs import define
@@ -12,6 +14,7 @@ from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge
 from llamaswap.relay.exchange import BodyConsumer, BodySource
+from llamaswap.relay.room import Room
 
 
 @implementer(IPushProducer)
@@ -32,6 +35,7 @@ FED = _Done()
 
 
 PIECE = 64 * 1024
+SITE_MEMORY = 100_000  # bytes of a body for the site that are kept in memory, as twisted.web does
 TURN = 1024 * 1024  # fed in one go; then the other connections have their turn
 
 
@@ -142,6 +146,86 @@ class FileBody:
         feed, self._feed = self._feed, None
         if feed is not None:
             feed.stopProducing()
+
+
+class SiteContent:
+    """The body of a twisted.web request, file-like: in memory while it is small, then in a file of `disk`'s folder.
+
+    If that disk is full, the body stays in memory as far as `memory` allows; NoRoom from there on. `length` is the
+    announced size, None if it is unknown.
+    """
+
+    def __init__(self, length: int | None, memory: Room, disk: Room) -> None:
+        self._memory = memory
+        self._disk = disk
+        self._file: Any = BytesIO()
+        self._size = 0
+        self._in_memory = 0  # bytes taken of each room
+        self._on_disk = 0
+        if length is not None and length > SITE_MEMORY and max(disk.left, memory.left) < length:
+            raise disk.full()
+
+    def write(self, data: bytes) -> None:
+        """Append some bytes."""
+        size = self._size + len(data)
+        if size > SITE_MEMORY and not self._on_disk and not self._in_memory:
+            self._spool()
+        if not (self._on_disk and self._written(data)):
+            if self._on_disk:
+                self._unspool()
+            if size > SITE_MEMORY:
+                self._take_memory(size - self._in_memory)
+            self._file.write(data)
+        self._size = size
+
+    def close(self) -> None:
+        """Forget the body. Idempotent."""
+        self._file.close()
+        self._memory.give_back(self._in_memory)
+        self._disk.give_back(self._on_disk)
+        self._in_memory = self._on_disk = 0
+
+    def __getattr__(self, name: str) -> Any:
+        # read, seek, tell ...
+        return getattr(self._file, name)
+
+    def _spool(self) -> None:
+        try:
+            file = TemporaryFile(prefix="llamaswap-body-", buffering=0)  # noqa: SIM115
+        except OSError:
+            return
+        small, self._file = self._file, file
+        self._size = 0
+        if self._written(small.getvalue()):
+            self._size = len(small.getvalue())
+            return
+        self._file, self._size = small, len(small.getvalue())
+        file.close()
+
+    def _written(self, data: bytes) -> bool:
+        if not self._disk.take(len(data)):
+            return False
+        self._on_disk += len(data)
+        try:
+            self._file.seek(self._size)
+            return bool(self._file.write(data) == len(data))
+        except OSError:
+            return False
+
+    def _unspool(self) -> None:
+        self._take_memory(self._size)
+        file = self._file
+        file.seek(0)
+        self._file = BytesIO()
+        self._file.write(file.read(self._size))
+        file.close()
+        self._disk.give_back(self._on_disk)
+        self._on_disk = 0
+
+    def _take_memory(self, count: int) -> None:
+        if not self._memory.take(count):
+            raise self._disk.full()
+        self._in_memory += count
 
 
 @define(eq=False)

@@ -43,6 +43,10 @@ class BodyTooLarge(Malformed):
     """A body larger than this request may have."""
 
 
+class CannotStore(Malformed):
+    """A body for which there is no room, in memory or on disk."""
+
+
 class TooLarge(Malformed):
     """A head with more bytes or fields than we take."""
 

@@ -19,12 +19,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from llamaswap.errors import NoRoom
 from llamaswap.relay.arriving import SPOOL_THRESHOLD
 from llamaswap.relay.ebb import Ebb, trimmer
 from llamaswap.relay.exchange import Exchange, RequestHead
 from llamaswap.relay.flow import Under
 from llamaswap.relay.framing import (
     BodyTooLarge,
+    CannotStore,
     Framing,
     Malformed,
     TooLarge,
@@ -167,6 +169,10 @@ class FrontDoor(Protocol):
                     break
         except Malformed as error:
             self._refuse(error)
+        except NoRoom as error:
+            self._refuse(CannotStore(str(error)))
+        except MemoryError:
+            self._refuse(CannotStore(str(self.owner.memory.full())))
         finally:
             self._advancing = False
         self.reading_changed()
@@ -383,6 +389,9 @@ class FrontDoor(Protocol):
             status, reason = 413, b"Content Too Large"
         elif isinstance(error, TooSlow):
             status, reason = 408, b"Request Timeout"
+        elif isinstance(error, CannotStore):
+            status, reason = 507, b"Insufficient Storage"
+            log.warn("a request is refused with status 507: {error}", error=error)
         body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
         headers = [
             (b"Content-Type", b"text/plain; charset=utf-8"),

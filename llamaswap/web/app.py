@@ -165,11 +165,19 @@ class AdminSite(Site):
 
     noisy = False
 
-    def __init__(self, resource: IResource, access: AccessLog | None, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        resource: IResource,
+        access: AccessLog | None,
+        clock: IReactorTime,
+        content: Callable[[int | None], Any] | None = None,
+    ) -> None:
         # Forms are the pipeline's to read; parsing them here would hold big uploads in memory a second time.
         super().__init__(resource, parsePOSTFormSubmission=False, reactor=clock)
         self._access = access
         self._clock = clock
+        if content is not None:
+            self.getContentFile = content  # what twisted.web keeps a body in
 
     def getResourceFor(self, request: Request) -> Any:
         """Note when the request came, and write its line when it is over."""
@@ -199,9 +207,16 @@ class AdminSite(Site):
         )
 
 
-def make_site(admin: Admin, *, clock: IReactorTime, access: AccessLog | None = None) -> Site:
-    """The HTTP factory of everything but the front door's model routes."""
-    return AdminSite(admin.resource(), access, clock)
+def make_site(
+    admin: Admin,
+    *,
+    clock: IReactorTime,
+    access: AccessLog | None = None,
+    content: Callable[[int | None], Any] | None = None,
+) -> Site:
+    """The HTTP factory of everything but the front door's model routes. `content(length)` makes the file-like object
+    that keeps a request's body; None: twisted.web's own."""
+    return AdminSite(admin.resource(), access, clock, content)
 
 
 def routes() -> Sequence[Route]:

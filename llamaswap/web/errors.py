@@ -64,12 +64,14 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.BadRequest: 400,
     errors.BodyTooLarge: 413,
     errors.NoRoom: 507,
+    MemoryError: 507,
     errors.ConfigError: 400,
     BadQuery: 400,
 }
 
 CODES: Mapping[type[BaseException], str] = {
     errors.NoRoom: "no_room",
+    MemoryError: "no_room",
     errors.KeepsFailing: "model_keeps_failing",
     errors.TooManyRequests: "concurrency_limit",
     errors.QueueFull: "queue_full",
@@ -98,6 +100,8 @@ def message_of(error: BaseException) -> str:
         return f"{error}\n{lines}" if lines else str(error)
     if isinstance(error, errors.LlamaswapError):
         return str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory for the request's body; send it again when fewer large requests are under way"
     return "internal error"
 
 

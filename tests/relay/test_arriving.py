@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
 from llamaswap.relay import arriving
 from llamaswap.relay.arriving import AHEAD, DISCARD, ArrivingBody
-from llamaswap.relay.room import LEAST_MEMORY, Room, disk_room, memory_room
+from llamaswap.relay.room import LEAST_MEMORY, MemoryLimit, Room, disk_room, memory_limits, memory_room
 
 
 class Consumer:
@@ -221,7 +221,7 @@ class Rooms(SynchronousTestCase):
         return ArrivingBody(Clock(), length, changed=lambda: None, continue_=lambda: None, **options)
 
     def test_bodies_that_are_held_share_the_memory(self):
-        memory = room(100)
+        memory = room(150)
         one, two = self.body(30, memory=memory), self.body(30, memory=memory)
         held = one.hold(1000)
         error = self.failureResultOf(two.hold(1000), NoRoom)
@@ -234,7 +234,7 @@ class Rooms(SynchronousTestCase):
         self.assertNoResult(two.hold(1000))
 
     def test_one_of_unknown_length_is_refused_when_there_is_no_more(self):
-        memory = room(100)
+        memory = room(150)
         body = self.body(None, memory=memory)
         held = body.hold(1000)
         body.arrived(b"x" * 40)
@@ -262,7 +262,7 @@ class Rooms(SynchronousTestCase):
     def test_a_reader_is_told_when_the_disk_is_taken(self):
         self.patch(arriving, "DISK_STEP", 10)
         disk = room(150, "disk")
-        one, two = (self.body(None, threshold=10, disk=disk) for _ in range(2))
+        one, two = (self.body(None, threshold=10, disk=disk, memory=room(50)) for _ in range(2))
         readers = [Consumer(), Consumer()]
         one.start(readers[0])
         two.start(readers[1])
@@ -285,16 +285,39 @@ class Rooms(SynchronousTestCase):
         self.assertIn("too much of the memory", reader.refused[0])
 
     def test_an_announced_length_that_the_disk_cannot_take_is_refused_at_once(self):
-        body, reader = self.body(1000, threshold=10, disk=room(500, "disk")), Consumer()
+        body, reader = self.body(1000, threshold=10, disk=room(500, "disk"), memory=room(900)), Consumer()
         body.start(reader)
         body.arrived(b"x" * 20)
         self.assertEqual(len(reader.refused), 1)
 
-    def test_a_full_disk_is_a_refusal_too(self):
-        body, reader = self.body(None, threshold=10, folder="/nonexistent/folder"), Consumer()
+    def test_a_full_disk_leaves_what_fits_in_memory(self):
+        memory = room(100)
+        options = {"threshold": 10, "folder": "/nonexistent/folder", "memory": memory, "disk": room(1000, "disk")}
+        body, reader = self.body(None, **options), Consumer()
         body.start(reader)
         body.arrived(b"x" * 20)
-        self.assertEqual(len(reader.refused), 1)
+        body.arrived(b"y" * 70)
+        self.assertEqual((reader.data, reader.refused, memory.used), (b"x" * 20 + b"y" * 70, [], 90))
+        body.arrived(b"z" * 20)
+        self.assertEqual([str(error).count("the disk") for error in map(str, reader.refused)], [1])
+        self.assertEqual(memory.used, 0)
+
+    def test_a_disk_that_fills_up_under_a_body_leaves_it_in_memory(self):
+        self.patch(arriving, "DISK_STEP", 10)
+        memory, disk = room(200), room(60, "disk")
+        body, reader = self.body(None, threshold=10, memory=memory, disk=disk), Consumer()
+        producer = body.start(reader)
+        body.arrived(b"a" * 50)
+        producer.pauseProducing()
+        self.assertEqual((disk.used, memory.used), (50, 0))
+        body.arrived(b"b" * 50)
+        self.assertEqual((disk.used, memory.used), (0, 100))
+        producer.resumeProducing()
+        body._clock.advance(0)
+        body.finished()
+        again = Consumer()
+        body.start(again)
+        self.assertEqual((reader.data, again.data), (b"a" * 50 + b"b" * 50,) * 2)
 
     def test_what_streams_through_is_given_back_as_it_goes(self):
         memory = room(2000)
@@ -308,18 +331,42 @@ class Rooms(SynchronousTestCase):
         self.assertEqual((len(consumer.data), memory.used), (10_000, 0))
 
     def test_how_much_there_is(self):
-        limit = self.mktemp()
-        self.assertEqual(memory_room(lambda: 1 << 40, Path(limit)).left, 1 << 38)
-        Path(limit).write_text("max\n")
-        self.assertEqual(memory_room(lambda: 1 << 40, Path(limit)).left, 1 << 38)
-        Path(limit).write_text("1073741824\n")
-        self.assertEqual(memory_room(lambda: 1 << 40, Path(limit)).left, 1 << 28)
-        self.assertEqual(memory_room(lambda: 1 << 20, Path(limit)).left, LEAST_MEMORY)
+        used, now = [0], [0.0]
+        limits = [
+            MemoryLimit("the machine's memory", 1 << 40, lambda: 0),
+            MemoryLimit("control group /a", 1 << 30, lambda: used[0]),
+        ]
+        memory = memory_room(limits, lambda: now[0])
+        self.assertEqual(memory.left, 1 << 28)
+        self.assertIn("limited to 1024 MiB by control group /a", str(memory.full()))
+        used[0], now[0] = 700 << 20, 1.0
+        self.assertEqual(memory.left, (324 << 20) // 3)
+        used[0], now[0] = 1 << 30, 2.0
+        self.assertEqual(memory.left, LEAST_MEMORY)
         self.assertGreater(memory_room().left, 0)
         disk = disk_room("/somewhere", lambda folder: 1000 - disk.used)
         self.assertTrue(disk.take(400))
         self.assertEqual((disk.left, disk.take(101), disk.take(100)), (100, False, True))
         self.assertGreater(disk_room().left, 0)
+
+    def test_limits_of_the_control_group_and_its_parents_count(self):
+        root = Path(self.mktemp())
+
+        def write(path, text):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+
+        write("proc/self/cgroup", "4:memory:/docker/abc\n0::/system.slice/llamaswap.service\n")
+        unified = "sys/fs/cgroup/system.slice"
+        write(f"{unified}/memory.max", "1000\n")
+        write(f"{unified}/memory.current", "900\n")
+        write(f"{unified}/memory.stat", "anon 500\ninactive_file 300\nactive_file 100\n")
+        write(f"{unified}/llamaswap.service/memory.max", "max\n")
+        write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000\n")
+        write("sys/fs/cgroup/memory/memory.usage_in_bytes", "50\n")
+        write("sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "9223372036854771712\n")
+        found = {limit.name: (limit.size, limit.in_use()) for limit in memory_limits(root) if "group" in limit.name}
+        self.assertEqual(found, {"control group /system.slice": (1000, 500), "control group /": (2000, 50)})
 
     def test_what_lives_on_elsewhere_is_kept_once(self):
         memory = room(100)
@@ -327,8 +374,8 @@ class Rooms(SynchronousTestCase):
         held = body.hold(100)
         body.arrived(b"x" * 20)
         body.finished()
-        self.assertEqual((len(self.successResultOf(held)), memory.used), (20, 40))
+        self.assertEqual((len(self.successResultOf(held)), memory.used), (20, 60))
         body.let_go()
-        self.assertEqual((memory.used, body._chunks, body.replayable), (20, [], False))
+        self.assertEqual((memory.used, body._chunks, body.replayable), (40, [], False))
         body.close()
         self.assertEqual(memory.used, 0)

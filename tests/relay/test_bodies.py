@@ -1,12 +1,14 @@
 """Bodies that are already here."""
 
+import tempfile
 from io import BytesIO
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.errors import BodyTooLarge
-from llamaswap.relay.bodies import PIECE, TURN, BytesBody, FileBody
+from llamaswap.errors import BodyTooLarge, NoRoom
+from llamaswap.relay.bodies import PIECE, TURN, BytesBody, FileBody, SiteContent
+from llamaswap.relay.room import Room
 
 from .test_arriving import Consumer
 
@@ -58,3 +60,53 @@ class Bodies(SynchronousTestCase):
         consumer = Consumer()
         FileBody(Clock(), BytesIO(b"abc"), 5).start(consumer)
         self.assertEqual((consumer.ended, consumer.lost), (0, 1))
+
+
+def room(bound, name):
+    return Room(name, lambda used: bound)
+
+
+class SiteContentTests(SynchronousTestCase):
+    """What a request's body for the twisted.web site is kept in."""
+
+    def content(self, memory, disk, length=None):
+        self.memory, self.disk = room(memory, "memory"), room(disk, "disk")
+        return SiteContent(length, self.memory, self.disk)
+
+    def filled(self, content, pieces):
+        for _ in range(pieces):
+            content.write(b"x" * 50_000)
+        content.seek(0)
+        return len(content.read())
+
+    def test_a_large_body_is_in_a_file(self):
+        content = self.content(0, 10**6)
+        self.assertEqual(self.filled(content, 4), 200_000)
+        self.assertEqual((self.memory.used, self.disk.used), (0, 200_000))
+        content.close()
+        content.close()
+        self.assertEqual(self.disk.used, 0)
+
+    def test_on_a_full_disk_it_is_in_memory(self):
+        content = self.content(10**6, 0)
+        self.assertEqual(self.filled(content, 4), 200_000)
+        self.assertEqual((self.memory.used, self.disk.used), (200_000, 0))
+        content.close()
+        self.assertEqual(self.memory.used, 0)
+
+    def test_a_disk_that_fills_up_moves_it_to_memory(self):
+        content = self.content(10**6, 170_000)
+        self.assertEqual(self.filled(content, 5), 250_000)
+        self.assertEqual((self.memory.used, self.disk.used), (250_000, 0))
+
+    def test_a_folder_that_cannot_be_written_to_is_like_a_full_disk(self):
+        self.patch(tempfile, "tempdir", "/nonexistent")
+        self.assertEqual(self.filled(self.content(10**6, 10**6), 4), 200_000)
+        self.assertEqual(self.memory.used, 200_000)
+
+    def test_without_room_it_is_refused_and_a_small_one_is_not(self):
+        self.assertEqual(self.filled(self.content(0, 0), 2), 100_000)
+        with self.assertRaises(NoRoom):
+            self.filled(self.content(10_000, 0), 3)
+        with self.assertRaises(NoRoom):
+            self.content(10_000, 10_000, length=200_000)

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import ClientGone
 from llamaswap.relay import front
+from llamaswap.relay.room import Room
 
 from .doubles import GET, KEPT, OK, POST, STREAM, World
 
@@ -570,3 +571,17 @@ class Sizes(SynchronousTestCase):
         self.assertEqual(world.site_calls, [(b"/other", b"x" * 500)])
         client.give(b"POST /api/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + b"y" * 100)
         self.assertEqual(world.site_calls[1:], [(b"/api/x", b"y" * 100)])
+
+    def test_a_body_without_room_gets_a_507_that_names_the_limit(self):
+        world = World()
+
+        def full(length):
+            raise Room("disk", lambda used: 0, lambda: "folder of temporary files /full").full()
+
+        world.factory.site.getContentFile = full
+        client = world.client()
+        client.give(b"POST /api/x HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\n\r\n")
+        told = client.took()
+        self.assertTrue(told.startswith(b"HTTP/1.1 507 "))
+        self.assertIn(b"/full", told)
+        self.assertTrue(client.half_closed)
