@@ -35,7 +35,8 @@ def state_folder(environ: Mapping[str, str]) -> Path:
     if given:
         return Path(given)
     home = environ.get("XDG_STATE_HOME") or (environ["HOME"] + "/.local/state" if environ.get("HOME") else "")
-    return Path(home or f"/var/tmp/llamaswap-{os.getuid()}") / "llamaswap"
+    # One folder right below a sticky one: another user can take the name first, but not exchange the folder later.
+    return Path(home) / "llamaswap" if home else Path(f"/var/tmp/llamaswap-{os.geteuid()}")
 
 
 def record_path(listen: Listen, environ: Mapping[str, str]) -> Path | None:

@@ -20,6 +20,7 @@ FLOOR = {
     "supervise": 1,
     "relay": 1,
     "notify": 1,
+    "private_files": 1,
     "observe": 1,
     "discover": 1,
     "router": 2,
@@ -67,7 +68,7 @@ IMPURE = {"time", "random", "os", "subprocess", "socket", "threading", "asyncio"
 # Reads dates that stand in a text; asks for no time of its own.
 PURE_DATES = {"config/scalars"}
 # Rooms of floor 0 that others of floor 0 may use.
-SIDEWAYS = {"errors", "bus", "version", "wire", "schedule", "config"}
+SIDEWAYS = {"errors", "bus", "version", "wire", "schedule", "config", "private_files"}
 
 
 def modules():

@@ -22,6 +22,9 @@ GATHER = 0.25  # seconds from a first line to the write of all that came meanwhi
 PAUSE = 5.0  # seconds for which a disk that takes nothing is left alone
 LONGEST_NAME = 150  # characters of a log's name in its file's; a file system takes 255 bytes
 MODE = 0o640  # what models print is not for everybody
+FOLDER_MODE = 0o750
+# A link in place of a log file would have us write to whatever file another user chose.
+OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @frozen
@@ -121,10 +124,10 @@ class LogFiles:
 
 def _append(settings: Settings, name: str, data: bytes) -> Iterator[int]:
     """Add to a file, putting it aside whenever it is full; tells the bytes written in each go. Raises OSError."""
-    os.makedirs(settings.folder, exist_ok=True)
+    os.makedirs(settings.folder, FOLDER_MODE, exist_ok=True)
     path = os.path.join(settings.folder, name)
     while data:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
+        descriptor = os.open(path, OPEN_FLAGS, MODE)
         try:
             there = os.fstat(descriptor).st_size
             room = settings.size - there

@@ -7,9 +7,11 @@ until somebody asks: most of them are forgotten before that. Must not know Defer
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -229,6 +231,10 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
+            if self._path is not None:
+                # SQLite would make it readable for every user; the files that it makes beside it take its mode.
+                with suppress(OSError):  # it is there, or SQLite says why it cannot be
+                    os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             # The worker is one thread at a time, but not for ever the same one.
             connection = sqlite3.connect(
                 self._path or ":memory:", timeout=BUSY, isolation_level=None, check_same_thread=False

@@ -6,6 +6,7 @@ sweep never touches a stranger who got the number later.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llamaswap.private_files import private_folder
 from llamaswap.supervise import procfs
 from llamaswap.supervise.adopt import Adopted, descriptors
 from llamaswap.supervise.spawn import Birth, Kernel, process_id
@@ -187,18 +189,16 @@ class Record:
             "start": me.start if me else 0,
             "children": [asdict(birth) for birth in self._births.values()],
         }
-        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(document), encoding="utf-8")
-            fresh.replace(self.path)
+            with private_folder(self.path.parent, make=True, links=True) as folder:
+                folder.write(self.path.name, json.dumps(document).encode())
         except OSError as error:
             if not self._complained:
                 self._complained = True
                 _log.warn(
-                    "children are not recorded in {path}: {error}; after a crash the next start will not find them",
+                    "running servers are not recorded in {path}: {error}. After a crash the next start cannot end them",
                     path=str(self.path),
-                    error=str(error),
+                    error=error.strerror or str(error),
                 )
 
 
@@ -213,18 +213,29 @@ class Swept:
 def read(path: Path, boot: str, kernel: Kernel, lost: int = 0) -> list[Birth]:
     """The children an earlier run left, as far as the file can be believed.
 
-    None, where it is of another run of the kernel, or its writer still lives: then they are no orphans. A writer
-    with the pid `lost` lives but knows nothing of them any more.
+    The list is empty where another user could have written the file, where it is of another run of the kernel, and
+    where its writer still lives. A writer with the pid `lost` lives but has no knowledge of them any more.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        with private_folder(path.parent, links=True) as folder:
+            content = folder.read(path.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        _log.error(
+            "the record of an earlier run is not used, so its servers are not ended: {error}",
+            error=f"{path} is a link; delete it" if error.errno == errno.ELOOP else error.strerror or str(error),
+        )
+        return []
+    try:
+        document = json.loads(content)
         births = [
             Birth(int(one["pid"]), int(one["start"]), str(one["mark"]), str(one["model"]), one["port"])
             for one in document["children"]
         ]
         writer, start = int(document["pid"]), int(document["start"])
         same_boot = bool(boot) and document["boot"] == boot
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return []
     living = kernel.stat(writer)
     if not same_boot or (writer != lost and living is not None and living.start == start and not living.dead):

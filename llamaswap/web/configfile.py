@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from llamaswap.config import Config, Source, diff, load
 from llamaswap.config.ports import keep
-from llamaswap.web import versions
+from llamaswap.private_files import create
 from llamaswap.web.editing import Checked
 from llamaswap.web.versions import Author, Version, Versions
 
@@ -63,16 +63,16 @@ class ConfigFile:
             raise FileNotFoundError("there is no single configuration file")
         # Through a symlink the file it points to is replaced, not the link.
         target = path.resolve()
-        mode = target.stat().st_mode & 0o777
+        like = target.stat()
         backup, fresh = (target.with_name(target.name + suffix) for suffix in (".bak", ".new"))
         earlier, old, new = Versions(target, self.wall), target.read_bytes(), text.encode()
         # A text that nobody saved here: an operator's own, so it must not be lost by an edit of the page's.
-        earlier.keep(old, mode, "found")
+        earlier.keep(old, like, "found")
         for place, content in ((backup, old), (fresh, new)):
-            versions.write(place, content, mode)
+            create(place, content, like, sync=True)
         os.replace(fresh, target)
         try:
-            earlier.keep(new, mode, "restored" if restored else "saved", author, restored)
+            earlier.keep(new, like, "restored" if restored else "saved", author, restored)
         except OSError as error:  # the file is written all the same, and what was in it before is kept
             log.error("no version could be kept of the new configuration: {error}", error=error)
         self.reload()

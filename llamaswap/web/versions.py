@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import define, evolve, field, frozen
+
+from llamaswap.private_files import PrivateFolder, private_folder
 
 FOLDER = ".llamaswap"
 INDEX = "index.json"
@@ -72,16 +74,19 @@ class Versions:
         return self._folder
 
     def all(self) -> list[Version]:
-        """Every version, newest first."""
-        known = self._known()
+        """Every version, newest first. Raises OSError where another user could have written them."""
+        with self._opened() as folder:
+            return [] if folder is None else self._all(folder)
+
+    def _all(self, folder: PrivateFolder) -> list[Version]:
+        known = self._known(folder)
         found = []
-        for name in self._names():
+        for name in folder.names():
             match = IDENTITY.fullmatch(name)
             if match is None:
                 continue
             with contextlib.suppress(OSError):  # gone meanwhile
-                size = (self._folder / name).stat().st_size
-                found.append(_version(name, int(match["milliseconds"]) / 1000, size, known.get(name)))
+                found.append(_version(name, int(match["milliseconds"]) / 1000, folder.size(name), known.get(name)))
         return sorted(found, key=lambda version: version.id, reverse=True)
 
     def beside(self, content: bytes) -> list[Version]:
@@ -94,39 +99,35 @@ class Versions:
         return versions
 
     def read(self, identity: str) -> bytes | None:
-        """A version's text; None where there is none of this name."""
+        """A version's text; None where none has this name. Raises OSError."""
         if IDENTITY.fullmatch(identity) is None:  # a name from outside never becomes a path otherwise
             return None
-        try:
-            return (self._folder / identity).read_bytes()
-        except FileNotFoundError:
-            return None
+        with self._opened() as folder:
+            return None if folder is None else _content(folder, identity)
 
-    def keep(self, content: bytes, mode: int, why: str, author: Author = NOBODY, of: str = "") -> None:
-        """Keep this text, unless the newest version is the same; drop the oldest that are too many. Raises OSError."""
-        versions = self.all()
-        if versions and versions[0].id.endswith(digest(content)) and self.read(versions[0].id) == content:
-            return
-        # Names sort by time, also where the clock was turned back.
-        milliseconds = int(self.wall() * 1000)
-        if versions:
-            milliseconds = max(milliseconds, int(versions[0].id.partition("-")[0]) + 1)
-        identity = f"{milliseconds:013d}-{digest(content)}"
-        self._prepare()
-        self._put(identity, content, mode)
-        kept = self._bounded([_version(identity, milliseconds / 1000, len(content), None), *versions])
-        known = self._known()
-        known[identity] = {"why": why, "address": author.address, "agent": author.agent, "of": of}
-        index = {version.id: known[version.id] for version in kept if version.id in known}
-        self._put(INDEX, json.dumps(index, indent=1).encode(), mode)
+    def keep(self, content: bytes, like: os.stat_result, why: str, author: Author = NOBODY, of: str = "") -> None:
+        """Keep this text, unless the newest version is the same; drop the oldest that are too many. Raises OSError.
 
-    def _put(self, name: str, content: bytes, mode: int) -> None:
-        """Whole or not at all: half a version would be shown, and restored, as a whole one."""
-        fresh = self._folder / "fresh"
-        write(fresh, content, mode)
-        os.replace(fresh, self._folder / name)
+        `like` is the status of the configuration file: no more users may read a version than may read the file.
+        """
+        with self._opened(make=True) as folder:
+            assert folder is not None
+            versions = self._all(folder)
+            if versions and versions[0].id.endswith(digest(content)) and _content(folder, versions[0].id) == content:
+                return
+            # Names sort by time, also where the clock was turned back.
+            milliseconds = int(self.wall() * 1000)
+            if versions:
+                milliseconds = max(milliseconds, int(versions[0].id.partition("-")[0]) + 1)
+            identity = f"{milliseconds:013d}-{digest(content)}"
+            folder.write(identity, content, like, sync=True)
+            kept = self._bounded(folder, [_version(identity, milliseconds / 1000, len(content), None), *versions])
+            known = self._known(folder)
+            known[identity] = {"why": why, "address": author.address, "agent": author.agent, "of": of}
+            index = {version.id: known[version.id] for version in kept if version.id in known}
+            folder.write(INDEX, json.dumps(index, indent=1).encode(), like, sync=True)
 
-    def _bounded(self, versions: list[Version]) -> list[Version]:
+    def _bounded(self, folder: PrivateFolder, versions: list[Version]) -> list[Version]:
         """The newest, as many as fit; always the newest two: what is in force and what was before. Others go."""
         kept: list[Version] = []
         total = 0
@@ -136,43 +137,41 @@ class Versions:
                 break
             kept.append(version)
         for version in versions[len(kept) :]:
-            (self._folder / version.id).unlink(missing_ok=True)
+            folder.remove(version.id)
         return kept
 
-    def _prepare(self) -> None:
-        for folder in (self._folder.parent, self._folder):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(0o700)
-        # Whoever may write here decides where we write: a link that somebody put here is not followed.
-        if self._folder.is_symlink() or self._folder.parent.is_symlink():
-            raise NotADirectoryError(f"{self._folder} leads elsewhere")
+    @contextlib.contextmanager
+    def _opened(self, *, make: bool = False) -> Iterator[PrivateFolder | None]:
+        """The folder of the versions; None where it is missing and not to be made."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(private_folder(self._folder.parent, make=make))
+                folder = stack.enter_context(private_folder(self._folder, make=make))
+            except FileNotFoundError:
+                if make:
+                    raise
+                yield None
+            else:
+                yield folder
 
-    def _names(self) -> list[str]:
+    def _known(self, folder: PrivateFolder) -> dict[str, Any]:
         try:
-            return os.listdir(self._folder)
-        except OSError:
-            return []
-
-    def _known(self) -> dict[str, Any]:
-        try:
-            index = json.loads((self._folder / INDEX).read_bytes())
+            index = json.loads(folder.read(INDEX))
         except (OSError, ValueError):
             return {}
         return index if isinstance(index, dict) else {}
 
 
+def _content(folder: PrivateFolder, name: str) -> bytes | None:
+    try:
+        return folder.read(name)
+    except FileNotFoundError:
+        return None
+
+
 def digest(content: bytes) -> str:
     """What a version's name ends with."""
     return hashlib.sha256(content).hexdigest()[:8]
-
-
-def write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that holds keys: never readable for more people than `mode` says, not even for a moment."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _version(identity: str, at: float, size: int, known: object) -> Version:

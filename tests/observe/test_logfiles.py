@@ -90,16 +90,28 @@ class FileTests(SynchronousTestCase):
         files.flush()
         self.assertEqual(self.content(), "\n\u2014 44 bytes dropped \u2014\n".encode() + b"back\n")
 
-    def test_a_full_device_harms_nobody(self):
-        if not os.path.exists("/dev/full"):
-            self.skipTest("no /dev/full")
+    def test_full_disk_is_reported_and_does_not_stop_the_writer(self):
+        def full(descriptor, data):
+            raise OSError(28, "No space left on device")
+
         files = self.make()
-        self.folder.mkdir()
-        os.symlink("/dev/full", self.folder / "one.log")
+        patched = self.patch(os, "write", full)
         files.write("one", LINE)
         files.write("two", LINE)
         files.flush()
+        patched.restore()
         self.assertIn("No space left", self.problems[0])
+
+    def test_link_in_place_of_a_log_file_is_not_followed(self):
+        elsewhere = self.folder.with_name("elsewhere")
+        elsewhere.write_bytes(b"precious")
+        self.folder.mkdir()
+        os.symlink(elsewhere.resolve(), self.folder / "one.log")
+        files = self.make()
+        files.write("one", LINE)
+        files.flush()
+        self.assertEqual(elsewhere.read_bytes(), b"precious")
+        self.assertIn("log files cannot be written", self.problems[0])
 
     def test_what_the_disk_is_too_slow_for_is_dropped_and_counted(self):
         files = self.make(bound=20)

@@ -1,5 +1,6 @@
 """The activity table and the questions it answers."""
 
+import os
 import sqlite3
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -191,6 +192,15 @@ class TestKeeping(SynchronousTestCase):
         store = Store(self.mktemp() + "/missing/db")
         for _ in range(2):
             self.assertRaises(sqlite3.OperationalError, store.insert, [row()])
+
+    def test_other_users_cannot_read_a_database_that_was_made_here(self):
+        previous = os.umask(0o022)
+        self.addCleanup(os.umask, previous)
+        path = self.mktemp()
+        store = filled(row(), path=path)
+        self.addCleanup(store.close)
+        for suffix in ("", "-wal", "-shm"):
+            self.assertEqual(os.stat(path + suffix).st_mode & 0o777, 0o600)
 
     def test_a_failed_batch_leaves_nothing_behind(self):
         store = filled(row(), path=self.mktemp())

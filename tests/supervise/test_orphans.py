@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.supervise.keeper import Book
@@ -100,9 +101,54 @@ class RecordTests(SynchronousTestCase):
         self.assertTrue(self.sweep(lost=proxy.pid)[0].gone)
         self.assertFalse(server.alive)
 
+    def refused(self, server):
+        """A sweep refuses the record: no process is signalled, and the log says what is wrong."""
+        with capturedLogs() as events:
+            self.assertEqual(self.sweep(), [])
+        self.assertTrue(server.alive)
+        self.assertEqual(server.signals, [])
+        [event] = events
+        return formatEvent(event)
+
+    def test_process_named_in_a_state_folder_that_others_may_write_to_is_not_ended(self):
+        server = self.left_behind()
+        self.path.parent.chmod(0o777)
+        self.assertIn(f"{self.path.parent} can be written by other users", self.refused(server))
+
+    def test_process_named_in_a_record_that_others_may_write_to_is_not_ended(self):
+        server = self.left_behind()
+        self.path.chmod(0o666)
+        self.assertIn("chmod go-w", self.refused(server))
+
+    def test_process_named_in_a_record_behind_a_link_is_not_ended(self):
+        server = self.left_behind()
+        elsewhere = Path(self.mktemp())
+        self.path.rename(elsewhere)
+        self.path.symlink_to(elsewhere.resolve())
+        self.assertIn("is a link; delete it", self.refused(server))
+
+    def test_file_behind_a_link_where_the_record_goes_is_not_overwritten(self):
+        victim = Path(self.mktemp())
+        victim.write_text("precious")
+        self.path.parent.mkdir(mode=0o700)
+        for name in (self.path.name, f"{self.path.name}.{os.getpid()}", f"{self.path.name}.{os.getpid()}.new"):
+            (self.path.parent / name).symlink_to(victim.resolve())
+        Record(self.path, self.world, "boot").started(Birth(7, 70, "m.1", "kiwi", 5800))
+        self.assertEqual(victim.read_text(), "precious")
+        self.assertFalse(self.path.is_symlink())
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+
+    def test_record_is_not_written_to_a_state_folder_that_others_may_write_to(self):
+        self.path.parent.mkdir()
+        self.path.parent.chmod(0o777)
+        with capturedLogs() as events:
+            Record(self.path, self.world, "boot").started(Birth(7, 70, "m.1", "kiwi", 5800))
+        self.assertEqual(os.listdir(self.path.parent), [])
+        self.assertIn("remove their right with chmod go-w, or delete it", formatEvent(events[0]))
+
     def test_a_broken_or_missing_record_is_no_orphans(self):
         self.assertEqual(self.sweep(), [])
-        self.path.parent.mkdir()
+        self.path.parent.mkdir(mode=0o700)
         for text in ("", "{}", "[1]", '{"children": [{}]}', "\x00"):
             self.path.write_text(text)
             self.assertEqual(self.sweep(), [])

@@ -17,16 +17,22 @@ class VersionsTests(SynchronousTestCase):
     def versions(self, **bounds):
         return Versions(self.path, lambda: self.now, **bounds)
 
+    def like(self, mode=0o600):
+        """The status of a configuration file with this mode."""
+        self.path.touch()
+        self.path.chmod(mode)
+        return self.path.stat()
+
     def keep(self, versions, *texts, mode=0o600):
         for text in texts:
             self.now += 1
-            versions.keep(text.encode(), mode, "saved")
+            versions.keep(text.encode(), self.like(mode), "saved")
 
     def test_they_stand_newest_first_with_what_is_known_of_them(self):
         versions = self.versions()
-        versions.keep(b"one", 0o600, "found")
+        versions.keep(b"one", self.like(), "found")
         self.now += 5
-        versions.keep(b"two", 0o600, "restored", Author("10.0.0.7", "x" * 999), "earlier")
+        versions.keep(b"two", self.like(), "restored", Author("10.0.0.7", "x" * 999), "earlier")
         two, one = versions.all()
         self.assertEqual((one.at, one.size, one.why), (1000.0, 3, "found"))
         self.assertEqual((two.at, two.why, two.of, two.author.address), (1005.0, "restored", "earlier", "10.0.0.7"))
@@ -92,6 +98,23 @@ class VersionsTests(SynchronousTestCase):
         (self.folder / ".llamaswap").symlink_to(elsewhere.resolve())
         self.assertRaises(OSError, self.keep, self.versions(), "one")
         self.assertRaises(OSError, self.keep, self.versions(), "one")
+
+    def test_history_in_a_folder_that_others_may_write_to_is_refused_with_the_remedy(self):
+        versions = self.versions()
+        self.keep(versions, "one")
+        versions.folder.chmod(0o770)
+        error = self.assertRaises(OSError, self.keep, versions, "two")
+        self.assertIn("can be written by other users and is not used; remove their right with chmod go-w", str(error))
+        self.assertRaises(OSError, versions.all)
+        self.assertEqual(len([name for name in os.listdir(versions.folder) if name != "index.json"]), 1)
+
+    def test_history_keeps_the_mode_of_the_file_whatever_the_umask_is(self):
+        previous = os.umask(0o077)
+        self.addCleanup(os.umask, previous)
+        versions = self.versions()
+        self.keep(versions, "one", mode=0o644)
+        [one] = versions.all()
+        self.assertEqual(os.stat(versions.folder / one.id).st_mode & 0o777, 0o644)
 
     def test_what_the_index_does_not_know_is_shown_all_the_same(self):
         versions = self.versions()
