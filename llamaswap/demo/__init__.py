@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -19,10 +20,10 @@ def demo_config(python: str = sys.executable, *, real: bool | None = None, model
     """The demo's configuration text.
 
     Its servers run on the interpreter `python` (a path). With `real` (None: when installed) two llama.cpp models
-    are added that are generated on first use into the folder `models` (None: the system's temporary one).
+    are added that are generated on first use into the folder `models` (None: one of this user's in the system's temporary folder).
     """
     text = (HERE / "demo.yaml").read_text(encoding="utf-8")
     if real if real is not None else real_inference_present():
         text += (HERE / "llamacpp.yaml").read_text(encoding="utf-8")
-    folder = models if models is not None else str(Path(tempfile.gettempdir()) / "llamaswap-demo")
+    folder = models if models is not None else str(Path(tempfile.gettempdir()) / f"llamaswap-demo-{os.geteuid()}")
     return text.replace("PYTHON", python).replace("FOLDER", str(HERE)).replace("MODELS", folder)

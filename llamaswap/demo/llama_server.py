@@ -15,11 +15,20 @@ def make_model(path: str, arguments: str) -> None:
     """Write the model beside its place and move it there, so that two servers never read a half-written one."""
     import tiny_gguf
 
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     kind, *rest = shlex.split(arguments)
     scratch = f"{path}.{os.getpid()}"
     tiny_gguf.make([kind, scratch, *rest])
     os.replace(scratch, path)
+
+
+def own_folder(path: str) -> None:
+    """Make the folder of a model file, or exit where another user made it and could exchange the file."""
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, 0o700, exist_ok=True)
+    if os.lstat(folder).st_uid != os.geteuid():
+        raise SystemExit(
+            f"{folder} belongs to another user and is not used; delete it, or set TMPDIR to another folder"
+        )
 
 
 def main() -> None:
@@ -47,8 +56,10 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)  # before threads start, so that they inherit it
     time.sleep(a.start_delay)
 
-    if a.make and not os.path.exists(a.model):
-        make_model(a.model, a.make)
+    if a.make:
+        own_folder(a.model)
+        if not os.path.exists(a.model):
+            make_model(a.model, a.make)
 
     import xllamacpp as x
 

@@ -103,11 +103,12 @@ class FileTests(SynchronousTestCase):
         self.assertIn("No space left", self.problems[0])
 
     def test_link_in_place_of_a_log_file_is_not_followed(self):
+        files = self.make()
         elsewhere = self.folder.with_name("elsewhere")
+        elsewhere.parent.mkdir(parents=True, exist_ok=True)
         elsewhere.write_bytes(b"precious")
         self.folder.mkdir()
         os.symlink(elsewhere.resolve(), self.folder / "one.log")
-        files = self.make()
         files.write("one", LINE)
         files.flush()
         self.assertEqual(elsewhere.read_bytes(), b"precious")
