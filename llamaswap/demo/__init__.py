@@ -20,7 +20,8 @@ def demo_config(python: str = sys.executable, *, real: bool | None = None, model
     """The demo's configuration text.
 
     Its servers run on the interpreter `python` (a path). With `real` (None: when installed) two llama.cpp models
-    are added that are generated on first use into the folder `models` (None: one of this user's in the system's temporary folder).
+    are added that are generated on first use into the folder `models` (None: this user's own below the system's
+    temporary folder).
     """
     text = (HERE / "demo.yaml").read_text(encoding="utf-8")
     if real if real is not None else real_inference_present():

@@ -26,9 +26,7 @@ def own_folder(path: str) -> None:
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, 0o700, exist_ok=True)
     if os.lstat(folder).st_uid != os.geteuid():
-        raise SystemExit(
-            f"{folder} belongs to another user and is not used; delete it, or set TMPDIR to another folder"
-        )
+        raise SystemExit(f"{folder} belongs to another user and is not used; delete it, or set TMPDIR")
 
 
 def main() -> None:
