@@ -543,6 +543,11 @@ class Router:
         """The peers offer other models now; nothing of ours is touched."""
         self.config = evolve(self.config, peers=peers)
 
+    def drain(self) -> None:
+        """Answer waiting requests at once and load nothing any more; ready models serve on until `shutdown`."""
+        self._decided_at = self._clock.seconds()
+        self._perform(self._scheduler.draining(ShuttingDown()))
+
     def shutdown(self, deadline: float) -> Deferred[None]:
         """Refuse everybody who waits, stop all servers at once; fires when none is left, or after `deadline` seconds.
 

@@ -99,12 +99,11 @@ GC_THRESHOLD = (10_000, 20, 50)
 WARM_AFTER = (
     0.02  # seconds from a server's readiness, when those who waited for it are served, to the next spare process
 )
-SHUTDOWN = 30.0  # seconds for the whole end: what common supervisors wait before they kill
 DRAIN_LOOK = 0.02  # seconds between two looks whether the last request has ended
 GPU_SECONDS = 5.0  # that a reading of the GPUs may take when a silent server is judged
 LAST_WORK = 2.0  # seconds that disks and drivers have at least for what they still do
 LAST_LINES = 1.0  # seconds that the last lines may take on their way to standard output
-KEPT_FOR_SERVERS = 12.0  # of those, kept back for stopping servers when requests take their time
+KEPT_FOR_SERVERS = 12.0  # seconds for stopping the servers, after the requests had `drainTimeout`
 
 
 class LlamaSwap(MultiService):
@@ -552,15 +551,16 @@ class LlamaSwap(MultiService):
     # -- end -----------------------------------------------------------------------------------------------
 
     def stopService(self) -> Deferred[None]:
-        """Stop listening, end the feeds, drain the requests, refuse who waits, stop the servers, close the store.
+        """Stop listening, refuse waiting requests, end the feeds, drain requests, stop the servers, close the store.
 
-        One deadline over all of it: requests may use most of it, the servers' stop the rest.
+        One deadline over all of it: requests may use `drainTimeout` of it, the servers' stop the rest.
         """
         super().stopService()
         return Deferred.fromCoroutine(self._end())
 
     async def _end(self) -> None:
-        deadline = self.reactor.seconds() + SHUTDOWN
+        drained = self.reactor.seconds() + self.router.config.drain_timeout
+        deadline = drained + KEPT_FOR_SERVERS
         self.slots.closing = True
         log.info("ending: {count} requests under way", count=self.dispatcher.active)
         self.notifier.stopping()
@@ -569,21 +569,23 @@ class LlamaSwap(MultiService):
         self.reloader.stop()
         self.watchdog.stop()
         self.peers.stop()
+        self.router.drain()
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
         self.streams.end_all()
         self.load_tests.close()
         self.front.drain()
-        await self._while(lambda: bool(self.dispatcher.active), deadline - KEPT_FOR_SERVERS)
+        await self._while(lambda: bool(self.dispatcher.active), drained)
         self.dispatcher.close()
         await self.router.shutdown(max(1.0, deadline - self.reactor.seconds()))
+        self.inflight.cancel_all()  # those that peers still answer
         self.front.cut()
         self.pool.close()
         self.launcher.close()
         self.keeper.close()
         await self._while(lambda: self.hooks.busy, deadline)  # what follows an unload follows this one too
         putting_away = Deferred.fromCoroutine(self._put_away())
-        putting_away.addTimeout(max(LAST_WORK, deadline - self.reactor.seconds()), self.reactor)
+        putting_away.addTimeout(max(LAST_WORK, min(KEPT_FOR_SERVERS, deadline - self.reactor.seconds())), self.reactor)
         try:
             await putting_away
         except Exception as error:

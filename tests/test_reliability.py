@@ -42,7 +42,6 @@ class TableTests(SynchronousTestCase):
     def test_the_limits_are_what_the_code_has(self):
         from llamaswap.config.schema import Config, Fifo, Stall
         from llamaswap.relay import front
-        from llamaswap.service import KEPT_FOR_SERVERS, SHUTDOWN
         from llamaswap.supervise import ladder, readiness
 
         fifo, stall, config = Fifo(), Stall(), Config()
@@ -60,9 +59,7 @@ class TableTests(SynchronousTestCase):
             "a request's head": f"{front.HEAD_SECONDS:g} s",
             "the next piece of a request's body": f"{front.BODY_SECONDS:g} s",
             "a client's next request": f"{front.IDLE_SECONDS:g} s",
-            "requests under way when the service ends": (
-                f"{SHUTDOWN - KEPT_FOR_SERVERS:g} s of the {SHUTDOWN:g} s it may take"
-            ),
+            "requests under way when the service ends": f"{config.drain_timeout:g} s",
         }
         self.assertEqual({name: lines.get(name) for name in said}, said)
 

@@ -1187,6 +1187,20 @@ class ShutdownTests(SynchronousTestCase):
         self.assertIsInstance(here.router.request("a").refusal, ShuttingDown)
         self.assertEqual(here.clock.getDelayedCalls(), [])
 
+    def test_draining_answers_who_waits_and_lets_ready_models_serve_on(self) -> None:
+        here = scene(routing=TOGETHER).loaded("a")
+        lease = here.lease("a")
+        here.fleet["c"].load = None
+        waiting = results(here.router.request("c"))
+        here.settle()
+        here.router.drain()
+        self.assertEqual(waiting, [ShuttingDown])
+        self.assertIsInstance(here.router.request("b").refusal, ShuttingDown)
+        here.lease("a").release()  # a request whose body was still on its way
+        here.settle()
+        self.assertEqual((here.fleet.up, lease.lost), (["a"], False))
+        lease.release()
+
     def test_all_stop_at_once_within_the_deadline(self) -> None:
         servers = {name: {"stubborn": True} for name in "abc"}
         here = scene(routing=TOGETHER, servers=servers, unload_timeout=60.0).loaded("a", "b", "c")

@@ -258,6 +258,8 @@ def _resolve(values: dict[str, Any], root: Table, report: Report, facts: Facts |
     if grace < 0:
         report.error("unloadTimeout must not be negative", "unloadTimeout", root.get("unloadTimeout"))
     values["unload_timeout"] = grace or defaults.unload_timeout
+    if values.get("drain_timeout", 0.0) < 0:
+        report.error("drainTimeout must not be negative", "drainTimeout", root.get("drainTimeout"))
     if values.get("metrics_max_in_memory", 1) <= 0:
         values["metrics_max_in_memory"] = defaults.metrics_max_in_memory
     ui: Ui = values.get("ui", defaults.ui)

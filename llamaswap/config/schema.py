@@ -271,6 +271,15 @@ class Config:
         default=10.0,
         metadata=key("unloadTimeout", Seconds(), "Seconds a server may take to stop before it is killed.", minimum=0),
     )
+    drain_timeout: float = field(
+        default=30.0,
+        metadata=key(
+            "drainTimeout",
+            Seconds(),
+            "Seconds that requests under way may take when the service ends; 0 ends them at once.",
+            minimum=0,
+        ),
+    )
     start_port: int = field(
         default=5800, metadata=key("startPort", Integer(), "First port handed out for ${PORT}.", minimum=1)
     )

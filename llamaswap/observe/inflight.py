@@ -328,6 +328,11 @@ class Inflight:
         entry.facts.cancel()
         return True
 
+    def cancel_all(self) -> None:
+        """Ask every request to end."""
+        for entry in list(self._entries.values()):
+            entry.facts.cancel()
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Hear of every later change; returns the unsubscriber (idempotent)."""
         self._listeners = (*self._listeners, listener)

@@ -134,7 +134,7 @@ class ResponseSink(Protocol):
         """The answer is complete."""
 
     def abort(self) -> None:
-        """Cut the connection so that the client sees a truncation. Idempotent."""
+        """Cut the connection so that the client sees a truncation, after a `last_word` has gone out. Idempotent."""
 
     def register_producer(self, producer: IPushProducer) -> None:
         """Pause and resume this producer as the client's socket fills and drains."""

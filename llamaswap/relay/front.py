@@ -225,7 +225,7 @@ class FrontDoor(Protocol):
         if isinstance(turn, ModelTurn) and turn.arriving is not None:
             turn.arriving.close()
             if not turn.body_done and (turn.waits_for_continue or turn.rest is None or turn.rest > PIPELINE_LIMIT):
-                self._hang_up()
+                self.hang_up()
                 return
         if not self._advancing:
             self._advance(self._buffer)
@@ -348,6 +348,11 @@ class FrontDoor(Protocol):
         idle = self._turn is None and self._pipe is None and not self._closed
         return idle and not unsent(self.wire) and not self.expected
 
+    @property
+    def delivering(self) -> bool:
+        """Whether its last answer has ended and is on its way out; that takes a bounded time."""
+        return self._linger is not None
+
     def handover(self) -> tuple[socket.socket, bytes]:
         """(its socket, what was read of the next request)."""
         return self.wire.getHandle(), self._buffer
@@ -364,17 +369,17 @@ class FrontDoor(Protocol):
         self._buffer = b""
         self.wire.abortConnection()
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
         """Close while the client may still be sending: unread bytes would reset away the answer."""
         self._closed = True
         self._buffer = b""
-        if self.secure or not hasattr(self.wire, "loseWriteConnection"):
-            self.wire.loseConnection()
-            return
         if self._paused:
             self._paused = False
             self.wire.resumeProducing()
-        self.wire.loseWriteConnection()
+        if self.secure or not hasattr(self.wire, "loseWriteConnection"):
+            self.wire.loseConnection()
+        else:
+            self.wire.loseWriteConnection()
         self._linger = self.owner.clock.callLater(LINGER_SECONDS, self.cut)
 
     def _refuse(self, error: Malformed) -> None:
@@ -399,7 +404,7 @@ class FrontDoor(Protocol):
             (b"Connection", b"close"),
         ]
         self.send(write_head(status_line(status, reason), headers) + body)
-        self._hang_up()
+        self.hang_up()
 
     def _leave(self, reason: Failure) -> None:
         turn, self._turn = self._turn, None
@@ -523,10 +528,11 @@ class FrontDoorFactory(Factory):
             wire.protocol.dataReceived(early)
 
     def cut(self) -> None:
-        """Close everything at once."""
+        """Close everything at once, but for connections that still deliver the end of an answer."""
         self.draining = True
         for door in list(self._doors):
-            door.cut()
+            if not door.delivering:
+                door.cut()
 
     def joined(self, door: FrontDoor) -> None:
         """A client connected."""

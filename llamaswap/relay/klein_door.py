@@ -52,6 +52,7 @@ class KleinSink:
         self._framer: ResponseFramer | None = None
         self._write: Any = None
         self._producing = False
+        self._explained = False  # a last word says why the answer is incomplete
         self.on_lost: Any = None
 
     @property
@@ -105,6 +106,7 @@ class KleinSink:
         framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and self._wire() is not None:
             self._request.sentLength += len(words)
+            self._explained = True
             self._write(framed)
 
     def finish(self) -> None:
@@ -118,11 +120,14 @@ class KleinSink:
         self._request.finish()
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Cut the connection; a last word is delivered first, because a reset would discard it."""
         wire = self._wire()
         if wire is not None:
             self.unregister_producer()
-            wire.abortConnection()
+            if self._explained:
+                wire.loseConnection()
+            else:
+                wire.abortConnection()
 
     def register_producer(self, producer: IPushProducer) -> None:
         """Back-pressure for the answer."""

@@ -62,6 +62,9 @@ class Door(Protocol):
     def lose(self) -> None:
         """Close, after what was written has gone out."""
 
+    def hang_up(self) -> None:
+        """Close after what was written has gone out, whatever the client still sends; within a bounded time."""
+
     def cut(self) -> None:
         """Close at once."""
 
@@ -131,6 +134,7 @@ class ModelTurn(Turn):
     """A request that became an exchange, and the sink of its answer."""
 
     __slots__ = (
+        "_explained",
         "_framer",
         "_producing",
         "_request",
@@ -147,6 +151,7 @@ class ModelTurn(Turn):
         self._framer: ResponseFramer | None = None
         self._request = head
         self._producing = False
+        self._explained = False  # a last word says why the answer is incomplete
         self._sent = 0
         self.dead = False
         self.arriving: ArrivingBody | None = None
@@ -265,6 +270,7 @@ class ModelTurn(Turn):
         framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and not self.dead:
             self._sent += len(words)
+            self._explained = True
             self.door.send(framed)
 
     def finish(self) -> None:
@@ -280,11 +286,14 @@ class ModelTurn(Turn):
         self.door.answered(self)
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Cut the connection; a last word is delivered first, because a reset would discard it."""
         if not self.dead:
             self.dead = True
             self.unregister_producer()
-            self.door.cut()
+            if self._explained:
+                self.door.hang_up()
+            else:
+                self.door.cut()
 
     def register_producer(self, producer: IPushProducer) -> None:
         """Back-pressure for the answer."""

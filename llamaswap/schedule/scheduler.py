@@ -95,6 +95,7 @@ class Scheduler:
     _reconsidering: bool = field(default=False, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
     _generation: int = field(default=0, init=False)
+    _draining: LlamaswapError | None = field(default=None, init=False)
     _closed: LlamaswapError | None = field(default=None, init=False)
     _effects: list[Effect] = field(factory=list, init=False)
 
@@ -110,6 +111,8 @@ class Scheduler:
             self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
             self._grant(entry, server)
             return self._answer()
+        if self._draining is not None:
+            return [Refuse(ticket, self._draining)]
         waiting = self._waiting.get(ticket.model, 0)
         if not self.rules.models[ticket.model].limit and waiting >= self.rules.max_queue:
             return [Refuse(ticket, QueueFull(ticket.model, self.rules.max_queue))]
@@ -359,9 +362,14 @@ class Scheduler:
         self._settle(now)
         return self._answer()
 
-    def closing(self, error: LlamaswapError) -> list[Effect]:
-        """The end: everybody who waits is refused with `error`, everything that is up is stopped."""
-        self._closed = error
+    def draining(self, error: LlamaswapError) -> list[Effect]:
+        """The end begins: loads are given up and waiting requests refused with `error`; ready models serve on."""
+        self._draining = error
+        self._refuse_waiting(error)
+        self._settle(0.0)
+        return self._answer()
+
+    def _refuse_waiting(self, error: LlamaswapError) -> None:
         self._restore.clear()
         for entry in [*self._claimants, *self._queue]:
             self._dequeue(entry)
@@ -369,6 +377,11 @@ class Scheduler:
         for swap in list(self._swaps.values()):
             for entry in self._abandon(swap):
                 self._refuse(entry, error)
+
+    def closing(self, error: LlamaswapError) -> list[Effect]:
+        """The end: waiting requests are refused with `error`, everything that is up is stopped."""
+        self._closed = error
+        self._refuse_waiting(error)
         self._stop([server for server in self._servers.values() if server.phase is not Phase.COLD], "shutdown")
         self._settle(0.0)
         return self._answer()

@@ -167,7 +167,8 @@ class Dispatcher:
     _upstreams: dict[str, Upstream] = field(factory=dict)
 
     def close(self) -> None:
-        """Refuse requests to peers from now on; the router refuses those to local models."""
+        """Refuse requests to peers from now on, and blame the shutdown for answers that break; the router refuses
+        requests to local models."""
         self._closing = True
 
     async def run(self, job: Job) -> None:
@@ -359,6 +360,8 @@ class Dispatcher:
         except UpstreamTruncated as error:
             if lease.unloaded:
                 raise UpstreamTruncated(error.where, "the model was unloaded") from error
+            if self._closing:
+                raise UpstreamTruncated(error.where, "llamaswap is shutting down") from error
             raise
         except UpstreamUnreachable as error:
             crashed = not retried and await self._died(job, lease)

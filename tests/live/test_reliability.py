@@ -89,15 +89,28 @@ class CrashTests(SynchronousTestCase):
                 time.sleep(0.5)  # a repetition would have loaded it by now
                 self.assertEqual(product.running(), {})
 
-    def test_a_stream_that_broke_says_so_in_its_callers_dialect_and_is_cut(self):
+    def test_a_stream_that_broke_says_so_in_its_callers_dialect_and_stays_incomplete(self):
         """core W2, reliability R35"""
         with Product(config(one="--crash-at 2")) as product:
             data, cut = until_end(stream(product, "/v1/chat/completions", chat("one", stream=True)))
-            self.assertTrue(cut)
+            self.assertFalse(cut)  # a reset may drop the event
+            self.assertNotIn(b"\r\n0\r\n\r\n", data)
             self.assertIn(b'data: {"src":"llama-swap","error":{"message":"one: answer cut short', data)
             data, cut = until_end(stream(product, "/v1/messages", chat("one", stream=True)))
-            self.assertTrue(cut)
+            self.assertFalse(cut)
             self.assertIn(b'event: error\ndata: {"type":"error"', data)
+
+    def test_a_stream_that_the_end_cuts_gets_its_error_event_and_no_reset(self):
+        text = json.loads(config(one="--tokens 200 --interval 0.1")) | {"drainTimeout": 1}
+        with Product(json.dumps(text)) as product:
+            wire = stream(product, "/v1/chat/completions", chat("one", stream=True))
+            self.assertIn(b"200 OK", wire.recv(100))
+            product.process.send_signal(signal.SIGTERM)
+            data, cut = until_end(wire)
+            self.assertFalse(cut)
+            self.assertIn(b"answer cut short: llamaswap is shutting down", data)
+            self.assertNotIn(b"\r\n0\r\n\r\n", data)
+            self.assertEqual(product.process.wait(20), 0)
 
     def test_a_server_that_dies_of_every_request_is_left_alone_after_the_second(self):
         """reliability R45, core W17"""

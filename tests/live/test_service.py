@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -117,6 +118,20 @@ class EndTests(SynchronousTestCase):
             self.assertEqual(product.process.wait(20), 0)
             self.assertFalse(alive(child))
 
+    def test_a_request_that_waits_for_a_load_is_answered_at_once_when_the_service_ends(self):
+        with Product(config(one="--ready-after 30")) as product:
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(product.ask("/v1/chat/completions", chat("one"))))
+            asking.start()
+            wait_for(lambda: product.running() == {"one": "starting"}, 10, "the load")
+            began = time.monotonic()
+            product.process.send_signal(signal.SIGTERM)
+            asking.join(20)
+            self.assertLess(time.monotonic() - began, 3)
+            status, _, body = answers[0]
+            self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "service_unavailable"))
+            self.assertEqual(product.process.wait(20), 0)
+
     def test_a_server_that_ignores_sigterm_is_gone_too(self):
         with Product(config(one="--ignore-term --grandchild-ignores")) as product:
             (child,) = pids(product, "one")
@@ -159,7 +174,7 @@ import threading
 from llamaswap import service
 from llamaswap.tap import Options, makeService
 from twisted.internet import reactor
-service.SHUTDOWN = service.LAST_WORK = 0.2
+service.KEPT_FOR_SERVERS = service.LAST_WORK = 0.2
 options = Options()
 options.parseOptions(["--demo", "--listen", "127.0.0.1:0"])
 made = makeService(options)

@@ -227,6 +227,15 @@ class _Behaviour:
         server.lose()
         self.assertTrue(client.took().endswith(b"\r\n\r\n5\r\nsorry\r\n"))
 
+    def test_a_last_word_is_not_reset_away(self):
+        world, client, server = self.talk()
+        world.last_word = b"sorry"
+        server.give(STREAM)
+        server.lose()
+        self.assertFalse(client.aborted)
+        self.assertTrue(client.half_closed or client.disconnecting)
+        self.assertTrue(client.took().endswith(b"5\r\nsorry\r\n"))  # and no last chunk
+
     def test_no_last_word_is_put_into_a_chunk_that_broke_behind_a_line_of_its_own(self):
         for rest in (b"", b"20\r\nagain\r\n"):
             world, client, server = self.talk()

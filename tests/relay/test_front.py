@@ -519,6 +519,20 @@ class Holding(SynchronousTestCase):
         world.factory.cut_busy()
         self.assertEqual((idle.aborted, busy.aborted), (False, True))
 
+    def test_the_end_of_a_broken_answer_is_not_cut_with_everything_else(self):
+        world = World()
+        world.last_word = b"sorry"
+        broken, busy = world.client(), world.client()
+        broken.give(POST)
+        server = world.server()
+        server.give(STREAM)
+        busy.give(POST)
+        server.lose()
+        world.factory.cut()
+        self.assertEqual((broken.aborted, busy.aborted), (False, True))
+        world.clock.advance(front.LINGER_SECONDS)
+        self.assertTrue(broken.aborted)
+
     def test_secure_connections_are_closed_when_idle(self):
         world = World()
         idle, busy = world.client(), world.client()
