@@ -21,3 +21,21 @@ def parse(text: str) -> float | None:
     if seconds >= MOST:
         return None
     return -seconds if text[0] == "-" else seconds
+
+
+def render(seconds: float) -> str:
+    """Seconds as `1.23ms`, `4.5s`, `1m2s`, `1h0m0s`, exact to a microsecond."""
+    micros = round(seconds * 1_000_000)
+    sign = "-" if micros < 0 else ""
+    micros = abs(micros)
+    if micros == 0:
+        return "0s"
+    if micros < 1_000:
+        return f"{sign}{micros}µs"
+    if micros < 1_000_000:
+        return f"{sign}{micros / 1_000:.6g}ms"
+    minutes, rest = divmod(micros, 60_000_000)
+    hours, minutes = divmod(minutes, 60)
+    lead = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    said = f"{rest / 1_000_000:.6f}".rstrip("0").rstrip(".")
+    return f"{sign}{lead}{said}s"

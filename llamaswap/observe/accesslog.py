@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from attrs import define, frozen
 
+from llamaswap.config import durations
 from llamaswap.observe.lines import LogLines
 
 # Polled by health checks and dashboards: a line each would bury everything else.
@@ -16,29 +17,6 @@ SILENT = ("/wol-health", "/api/performance", "/metrics")
 # Bytes of a path, an agent or an address that is kept at hand: a client may send as much of each as a head holds, and
 # another one with every request.
 KEPT = 512
-
-
-def go_duration(seconds: float) -> str:
-    """Seconds as `1.23ms`, `4.5s`, `1m2s`, `1h0m0s`: the form readers of this log know; exact to a microsecond."""
-    micros = round(seconds * 1_000_000)
-    sign = "-" if micros < 0 else ""
-    micros = abs(micros)
-    if micros == 0:
-        return "0s"
-    if micros < 1_000:
-        return f"{sign}{micros}µs"
-    if micros < 1_000_000:
-        return f"{sign}{micros / 1_000:.6g}ms"
-    minutes, rest = divmod(micros, 60_000_000)
-    hours, minutes = divmod(minutes, 60)
-    lead = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{sign}{lead}{_decimal(rest, 1_000_000)}s"
-
-
-def _decimal(value: int, unit: int) -> str:
-    whole, fraction = divmod(value, unit)
-    digits = str(fraction).rjust(len(str(unit)) - 1, "0").rstrip("0")
-    return f"{whole}.{digits}" if digits else str(whole)
 
 
 def _escaped(raw: bytes) -> str:
@@ -92,5 +70,5 @@ class AccessLog:
         told = _known(agent) if len(agent) <= KEPT else _escaped(agent)
         self.lines.line(
             "info",
-            f'{lead} {request.status} {request.sent} "{told}" {go_duration(request.seconds)}',
+            f'{lead} {request.status} {request.sent} "{told}" {durations.render(request.seconds)}',
         )

@@ -14,10 +14,11 @@ from twisted.internet.error import ConnectError, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from llamaswap.config import durations
 from llamaswap.config.commands import render_stop
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import Request, request_of
-from llamaswap.supervise.readiness import Ask, say_duration
+from llamaswap.supervise.readiness import Ask
 from llamaswap.supervise.spawn import Child, Launcher, say_status
 
 
@@ -73,7 +74,7 @@ class Doing:
             self.ended(problem)
 
     def _too_late(self) -> None:
-        self._end(f"{self.steps[self._at]!r} did not end within {say_duration(self.limit)}")
+        self._end(f"{self.steps[self._at]!r} did not end within {durations.render(self.limit)}")
 
     def _step(self) -> None:
         if self._at == len(self.steps):
@@ -110,7 +111,7 @@ class Doing:
             if self._over and failure.check(CancelledError, ConnectError, TimeoutError):
                 return
             if failure.check(TimeoutError):
-                self._later(f"{step!r} got no answer within {say_duration(self.limit)}")
+                self._later(f"{step!r} got no answer within {durations.render(self.limit)}")
             else:
                 self._later(f"{step!r}: {failure.getErrorMessage()}")
 

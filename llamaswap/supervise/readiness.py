@@ -30,6 +30,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from llamaswap.config import durations
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import Request
 
@@ -82,16 +83,6 @@ class Verdict:
 
     whose: Whose
     who: str = ""
-
-
-def say_duration(seconds: float) -> str:
-    """As the field writes durations: 2m0s, 15s, 1h0m0s, 1.5s, 250ms."""
-    if seconds < 1:
-        return f"{seconds * 1000:.10g}ms" if seconds else "0s"
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    lead = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{lead}{rest:.10g}s"
 
 
 def pause_after(elapsed: float) -> float:
@@ -204,7 +195,7 @@ class Readiness:
             failure.trap(CancelledError, Exception)
             return
         if failure.check(TimeoutError):
-            self._last = f"GET {self.path} got no answer within {say_duration(self._limit)}"
+            self._last = f"GET {self.path} got no answer within {durations.render(self._limit)}"
             self._limit = min(LAST_LIMIT, self._limit * 2)
         elif failure.check(ConnectionRefusedError):
             self._last = f"nothing listens on {self.endpoint.host}:{self.endpoint.port}"
@@ -260,7 +251,7 @@ class Readiness:
 
     def _time_is_up(self) -> None:
         self._alarm = None
-        said = [f"health check timed out after {say_duration(self.deadline)}", self._last, self.explain()]
+        said = [f"health check timed out after {durations.render(self.deadline)}", self._last, self.explain()]
         self.cancel()
         self.failed(": ".join(part for part in said if part))
 
@@ -422,5 +413,5 @@ class _Single:
 def _too_slow(result: int | Failure, limit: float) -> int | Failure:
     """Our own time limit looks like any other timeout."""
     if isinstance(result, Failure) and result.check(CancelledError):
-        raise TimeoutError(string=f"no answer within {say_duration(limit)}")
+        raise TimeoutError(string=f"no answer within {durations.render(limit)}")
     return result

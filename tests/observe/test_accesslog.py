@@ -4,25 +4,8 @@ import tracemalloc
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.accesslog import AccessLog, Served, go_duration
+from llamaswap.observe.accesslog import AccessLog, Served
 from llamaswap.observe.lines import LogLines
-
-
-class TestGoDuration(SynchronousTestCase):
-    def test_the_unit_follows_the_size(self):
-        cases = {
-            0: "0s",
-            0.000001: "1µs",
-            0.00123: "1.23ms",
-            0.5: "500ms",
-            1: "1s",
-            1.05: "1.05s",
-            60: "1m0s",
-            62.5: "1m2.5s",
-            3600: "1h0m0s",
-            -0.002: "-2ms",
-        }
-        self.assertEqual({seconds: go_duration(seconds) for seconds in cases}, cases)
 
 
 class TestAccessLog(SynchronousTestCase):

@@ -17,7 +17,6 @@ from llamaswap.supervise.readiness import (
     connector,
     is_local,
     pause_after,
-    say_duration,
 )
 from tests.supervise.doubles import REFUSED, Asked
 
@@ -109,10 +108,6 @@ class RhythmTests(SynchronousTestCase):
 
 
 class WordsTests(SynchronousTestCase):
-    def test_durations_read_as_the_field_writes_them(self):
-        said = [say_duration(seconds) for seconds in (120, 15, 1.5, 3600, 0.25, 3661, 0)]
-        self.assertEqual(said, ["2m0s", "15s", "1.5s", "1h0m0s", "250ms", "1h1m1s", "0s"])
-
     def test_a_404_that_lasts_names_the_setting_to_change(self):
         asking = Asking(404)
         asking.wait(15.1)
