@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import ceil
 from typing import Any
 
 import click
@@ -15,6 +14,7 @@ from rich.table import Table
 from llamaswap.commands.client import Client, Trouble
 from llamaswap.commands.desk import Desk, about, model_names, remote
 from llamaswap.commands.streaming import Tally, collect
+from llamaswap.observe.stats import percentile
 
 PERCENTILES = (50, 90, 99)
 
@@ -27,21 +27,14 @@ class Outcome:
     error: str = ""
 
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The nearest-rank percentile: a value that was measured, never one in between."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[max(0, ceil(percent / 100 * len(ordered)) - 1)]
-
-
 def summary(values: Sequence[float], digits: int = 4) -> dict[str, float | None]:
     """Mean, extremes and percentiles."""
     if not values:
         return dict.fromkeys(("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max"))
-    ranked = {f"p{percent}": percentile(values, percent) for percent in PERCENTILES}
-    found = {"mean": sum(values) / len(values), "min": min(values), **ranked, "max": max(values)}
-    return {name: None if value is None else round(value, digits) for name, value in found.items()}
+    ordered = sorted(values)
+    ranked = {f"p{percent}": percentile(ordered, percent / 100) for percent in PERCENTILES}
+    found = {"mean": sum(values) / len(values), "min": ordered[0], **ranked, "max": ordered[-1]}
+    return {name: round(value, digits) for name, value in found.items()}
 
 
 def measure(
