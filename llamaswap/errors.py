@@ -272,6 +272,9 @@ class BadUpstream(RequestError):
 # -- talking to a client -----------------------------------------------------------------------------------
 
 
+CLIENT_CLOSED_REQUEST = 499  # reported for a request whose client left before anything was sent; a common custom
+
+
 @frozen
 class ClientGone(LlamaswapError):
     """The client left; there is nobody to tell."""

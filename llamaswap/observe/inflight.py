@@ -16,8 +16,9 @@ from twisted.logger import Logger
 
 from llamaswap.observe.lines import local_time, rfc3339nano
 from llamaswap.observe.recording import session
-from llamaswap.observe.redact import first, shown
+from llamaswap.observe.redact import shown
 from llamaswap.wire.facts import Ending, RequestFacts
+from llamaswap.wire.fields import is_event_stream
 
 COALESCE = 0.25  # seconds: a byte count that changes faster is not read by anyone
 
@@ -103,7 +104,7 @@ class Entry:
             return
         self.status = status
         self._headers = headers
-        self._events = b"text/event-stream" in first(headers, b"content-type")
+        self._events = is_event_stream(headers)
         self._registry.changed(self)
 
     def data(self, data: bytes) -> None:

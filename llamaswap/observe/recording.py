@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 
 from attrs import define, field
 
+from llamaswap.errors import CLIENT_CLOSED_REQUEST
 from llamaswap.observe.captures import Capture, mask_for
 from llamaswap.observe.record import Answer
-from llamaswap.observe.redact import first, shown
+from llamaswap.observe.redact import shown
 from llamaswap.observe.tape import DOCUMENT_BOUND, Allowance, Tape
 from llamaswap.wire.facts import Ending, RequestFacts
+from llamaswap.wire.fields import first
 from llamaswap.wire.usage import StreamScanner
 
 ERROR_BOUND = 16 * 1024  # bytes of a failed answer: its message stands in the first few hundred
 ENCODED_BOUND = 4 * 1024 * 1024  # of a compressed answer; its end cannot be read without its beginning
 _MEDIA = ("audio/", "image/", "video/")
 _ENCODING = frozenset({b"content-encoding"})
-# What a client would have seen had there been a head: see Recording._status.
-CLIENT_CLOSED = 499
 
 
 @define(eq=False)
@@ -63,8 +63,8 @@ class Recording:
             return
         self._status = status
         self._headers = headers
-        self._content_type = first(headers, b"content-type").decode("latin-1")
-        self._encoding = first(headers, b"content-encoding").decode("latin-1").strip().lower()
+        self._content_type = (first(headers, b"content-type") or b"").decode("latin-1")
+        self._encoding = (first(headers, b"content-encoding") or b"").decode("latin-1").strip().lower()
         encoded = self._encoding in ("gzip", "deflate")
         if status != 200:
             self._tape = Tape(ERROR_BOUND)
@@ -168,7 +168,7 @@ class Recording:
     def _unsent(ending: Ending) -> int:
         """The status of a request that ended before any head."""
         # A cancelled waiter's client gets an empty 200; one that left could not be told anything.
-        return {"gone": CLIENT_CLOSED, "cancelled": 200, "complete": 200}.get(ending, 500)
+        return {"gone": CLIENT_CLOSED_REQUEST, "cancelled": 200, "complete": 200}.get(ending, 500)
 
 
 def _trouble(ending: Ending, error: Exception | None) -> str:
@@ -184,7 +184,7 @@ def _trouble(ending: Ending, error: Exception | None) -> str:
 def session(headers: Sequence[tuple[bytes, bytes]], names: Sequence[bytes]) -> str:
     """The first non-empty of the configured session headers (`names` in lower case, in order of preference)."""
     for name in names:
-        value = first(headers, name).strip()
+        value = (first(headers, name) or b"").strip()
         if value:
             return value.decode("utf-8", "replace")
     return ""

@@ -36,11 +36,3 @@ def shown(headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[bytes] =
         if name not in result and lower not in without:
             result[name] = REDACTED if secret else value.decode("utf-8", "replace")
     return result
-
-
-def first(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
-    """The first value of a header (`name` in lower case), b"" without one."""
-    for raw, value in headers:
-        if raw.lower() == name:
-            return value
-    return b""

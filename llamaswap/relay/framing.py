@@ -13,7 +13,7 @@ import httptools
 from attrs import define
 
 from llamaswap.relay.exchange import Headers, RequestHead
-from llamaswap.wire.fields import SECRETS
+from llamaswap.wire.fields import SECRETS, comma_items
 
 HEAD_LIMIT = 64 * 1024  # room for long cookies and traces; beyond it somebody is not speaking HTTP to us
 HEADER_COUNT = 500
@@ -37,10 +37,6 @@ class Malformed(Exception):
 
 class TooSlow(Malformed):
     """A request whose next bytes did not come in time."""
-
-
-class BodyTooLarge(Malformed):
-    """A body larger than this request may have."""
 
 
 class CannotStore(Malformed):
@@ -161,11 +157,6 @@ def _version(parser: Any) -> tuple[int, int]:
     raise Malformed(f"HTTP/{text} is not spoken here")
 
 
-def tokens(value: bytes) -> list[bytes]:
-    """The lower-case items of a comma list."""
-    return [item.strip(b" \t") for item in value.lower().split(b",")]
-
-
 def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
     """Read a request's head, given whole with its blank line."""
     collector = _Collector()
@@ -187,7 +178,7 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
                 raise Malformed("HTTP/1.0 knows no transfer coding")
             length = None
         elif size == 10 and name.lower() == b"connection":
-            asked = tokens(value)
+            asked = comma_items(value)
             if b"close" in asked:
                 keep_alive = False
             elif b"keep-alive" in asked:
@@ -248,11 +239,11 @@ def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
             length = int(value)
         elif size == 17 and name.lower() == b"transfer-encoding":
             coded = True
-            chunked = tokens(value)[-1] == b"chunked"
+            chunked = comma_items(value)[-1] == b"chunked"
         elif size == 10:
             lowered = name.lower()
             if lowered == b"connection":
-                asked = tokens(value)
+                asked = comma_items(value)
                 if b"close" in asked:
                     keep_alive = False
                 elif b"keep-alive" in asked:

@@ -19,13 +19,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from llamaswap.errors import NoRoom
+from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.relay.arriving import SPOOL_THRESHOLD
 from llamaswap.relay.ebb import Ebb, trimmer
 from llamaswap.relay.exchange import Exchange, RequestHead
 from llamaswap.relay.flow import Under
 from llamaswap.relay.framing import (
-    BodyTooLarge,
     CannotStore,
     Framing,
     Malformed,
@@ -167,7 +166,7 @@ class FrontDoor(Protocol):
                 else:
                     self._buffer = data
                     break
-        except Malformed as error:
+        except (Malformed, BodyTooLarge) as error:
             self._refuse(error)
         except NoRoom as error:
             self._refuse(CannotStore(str(error)))
@@ -234,7 +233,7 @@ class FrontDoor(Protocol):
 
     def _begin_site(self, raw: bytes, framing: Framing, largest: int) -> None:
         if (framing.length or 0) > largest:
-            raise BodyTooLarge(f"the body may have {largest} bytes")
+            raise BodyTooLarge(largest)
         channel, transport = self._channel, self._site_transport
         if channel is None or transport is None:
             transport = self._site_transport = SiteTransport(self)
@@ -382,7 +381,7 @@ class FrontDoor(Protocol):
             self.wire.loseWriteConnection()
         self._linger = self.owner.clock.callLater(LINGER_SECONDS, self.cut)
 
-    def _refuse(self, error: Malformed) -> None:
+    def _refuse(self, error: Malformed | BodyTooLarge) -> None:
         turn, self._turn = self._turn, None
         if turn is not None and not turn.spoilt():
             self.cut()

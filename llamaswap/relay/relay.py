@@ -18,11 +18,11 @@ from zope.interface import implementer
 from llamaswap.errors import BadUpstream, ClientGone, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
 from llamaswap.relay.flow import Result
-from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk, tokens, write_head
+from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk, write_head
 from llamaswap.relay.pool import Pool
 from llamaswap.relay.tunnel import Tunnel
 from llamaswap.relay.upstream import Upstream, UpstreamConnection
-from llamaswap.wire.fields import to_client
+from llamaswap.wire.fields import comma_items, to_client
 from llamaswap.wire.sse import DONE
 
 JOIN_LIMIT = 64 * 1024  # up to here one copy is cheaper than a second system call
@@ -422,8 +422,8 @@ class _Carriage:
         self._tunnel = Tunnel(client, connection.wire, closed=self._tunnelled, early_server=rest)
 
     def _agreed(self, offered: bytes) -> bool:
-        asked = tokens(self._upgrade)
-        return bool(offered) and all(token in asked for token in tokens(offered))
+        asked = comma_items(self._upgrade)
+        return bool(offered) and all(token in asked for token in comma_items(offered))
 
     def _tunnelled(self) -> None:
         tunnel = self._tunnel

@@ -10,7 +10,8 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 from zope.interface import directlyProvides, implementer, providedBy
 
-from llamaswap.relay.framing import HEAD_LIMIT, HEADER_COUNT, BodyTooLarge, Framing
+from llamaswap.errors import BodyTooLarge
+from llamaswap.relay.framing import HEAD_LIMIT, HEADER_COUNT, Framing
 from llamaswap.relay.tunnel import ClientPipe
 from llamaswap.relay.turns import Door, Turn
 
@@ -119,7 +120,7 @@ class SiteTurn(Turn):
     def came(self, raw: bytes, pieces: list[bytes]) -> None:
         self._arrived += len(raw)
         if self._arrived > self._largest:  # the site keeps all of a body before it looks at the request
-            raise BodyTooLarge(f"the body may have {self._largest} bytes, framing included")
+            raise BodyTooLarge(self._largest)
         self._channel.dataReceived(raw)
 
     def lost(self, reason: Failure) -> None:

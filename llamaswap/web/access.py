@@ -9,11 +9,10 @@ from typing import Any
 
 from attrs import define
 
+from llamaswap.errors import CLIENT_CLOSED_REQUEST
 from llamaswap.observe.accesslog import AccessLog, Served
 from llamaswap.relay.exchange import Exchange
 from llamaswap.wire.fields import client_address
-
-NOTHING_SENT = 499  # the status of a request whose client left before anything was sent; the field's custom
 
 
 @define(eq=False)
@@ -33,7 +32,7 @@ class Accessed:
                 head.method,
                 head.path,
                 "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0",
-                status or NOTHING_SENT,
+                status or CLIENT_CLOSED_REQUEST,
                 sent + exchange.passed,
                 head.first(b"user-agent") or b"",
                 self.clock.seconds() - exchange.arrived,

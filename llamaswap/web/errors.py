@@ -60,7 +60,7 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.UpstreamDeclined: 502,
     errors.BadUpstream: 502,
     errors.Cancelled: 502,
-    errors.ClientGone: 499,
+    errors.ClientGone: errors.CLIENT_CLOSED_REQUEST,
     errors.BadRequest: 400,
     errors.BodyTooLarge: 413,
     errors.NoRoom: 507,

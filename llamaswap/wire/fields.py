@@ -54,12 +54,17 @@ def first(headers: Iterable[Header], name: bytes) -> bytes | None:
     return None
 
 
+def comma_items(value: bytes) -> list[bytes]:
+    """The items of a comma list, trimmed and in lower case; empty ones stay."""
+    return [item.strip(b" \t") for item in value.lower().split(b",")]
+
+
 def tokens(headers: Iterable[Header], name: bytes) -> list[bytes]:
-    """The comma-separated items of all lines of a header, trimmed and in lower case."""
+    """The items of all lines of a header that is a comma list, without empty ones."""
     found: list[bytes] = []
     for key, value in headers:
         if key.lower() == name:
-            found.extend(item.strip().lower() for item in value.split(b","))
+            found.extend(comma_items(value))
     return [item for item in found if item]
 
 
