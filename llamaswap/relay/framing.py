@@ -39,10 +39,6 @@ class TooSlow(Malformed):
     """A request whose next bytes did not come in time."""
 
 
-class CannotStore(Malformed):
-    """A body for which there is no room, in memory or on disk."""
-
-
 class TooLarge(Malformed):
     """A head with more bytes or fields than we take."""
 

@@ -25,7 +25,6 @@ from llamaswap.relay.ebb import Ebb, trimmer
 from llamaswap.relay.exchange import Exchange, RequestHead
 from llamaswap.relay.flow import Under
 from llamaswap.relay.framing import (
-    CannotStore,
     Framing,
     Malformed,
     TooLarge,
@@ -166,12 +165,10 @@ class FrontDoor(Protocol):
                 else:
                     self._buffer = data
                     break
-        except (Malformed, BodyTooLarge) as error:
+        except (Malformed, BodyTooLarge, NoRoom) as error:
             self._refuse(error)
-        except NoRoom as error:
-            self._refuse(CannotStore(str(error)))
         except MemoryError:
-            self._refuse(CannotStore(str(self.owner.memory.full())))
+            self._refuse(self.owner.memory.full())
         finally:
             self._advancing = False
         self.reading_changed()
@@ -381,7 +378,7 @@ class FrontDoor(Protocol):
             self.wire.loseWriteConnection()
         self._linger = self.owner.clock.callLater(LINGER_SECONDS, self.cut)
 
-    def _refuse(self, error: Malformed | BodyTooLarge) -> None:
+    def _refuse(self, error: Malformed | BodyTooLarge | NoRoom) -> None:
         turn, self._turn = self._turn, None
         if turn is not None and not turn.spoilt():
             self.cut()
@@ -393,7 +390,7 @@ class FrontDoor(Protocol):
             status, reason = 413, b"Content Too Large"
         elif isinstance(error, TooSlow):
             status, reason = 408, b"Request Timeout"
-        elif isinstance(error, CannotStore):
+        elif isinstance(error, NoRoom):
             status, reason = 507, b"Insufficient Storage"
             log.warn("a request is refused with status 507: {error}", error=error)
         body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
