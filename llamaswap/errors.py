@@ -284,6 +284,20 @@ class ClientGone(LlamaswapError):
 
 
 @frozen
+class ReaderStalled(LlamaswapError):
+    """The client read nothing of its response for so long, while a request for `waiting` waited for the model's room.
+
+    Raise `stalledReader`, or let the client read.
+    """
+
+    seconds: float
+    waiting: str
+
+    def __str__(self) -> str:
+        return f"the client has read nothing for {self.seconds:.0f} s while a request for {self.waiting} waits"
+
+
+@frozen
 class Cancelled(LlamaswapError):
     """An operator cancelled the request through the API; its client is still there."""
 

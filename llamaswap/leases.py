@@ -9,7 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.errors import RequestError
+from llamaswap.errors import ReaderStalled, RequestError
+from llamaswap.schedule.effects import Ticket
 
 
 @define(eq=False)
@@ -24,14 +25,28 @@ class Incarnation:
 
 @define(eq=False)
 class Lease:
-    """The right to use a model's server now. Whoever holds one keeps the model loaded: release it in a `finally`."""
+    """The right to use a model's server now. Whoever holds one keeps the model loaded: release it in a `finally`.
 
-    model: str
+    `interrupt` is called when the room is needed and the client has stood still for too long.
+    """
+
+    ticket: Ticket
     endpoint: Endpoint
     generation: int
-    priority: int
     _incarnation: Incarnation = field(repr=False)
-    _ended: Callable[[], None] | None = field(repr=False)
+    _ended: Callable[[Lease], None] | None = field(repr=False)
+    _stalled: Callable[[Lease, float | None], None] = field(repr=False)
+    interrupt: Callable[[ReaderStalled], None] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def model(self) -> str:
+        """The model it is for."""
+        return self.ticket.model
+
+    @property
+    def priority(self) -> int:
+        """The request's priority."""
+        return self.ticket.priority
 
     @property
     def lost(self) -> bool:
@@ -47,7 +62,12 @@ class Lease:
         """The request has ended. Idempotent."""
         ended, self._ended = self._ended, None
         if ended is not None:
-            ended()
+            ended(self)
+
+    def reader_stalled(self, since: float | None) -> None:
+        """The client has read nothing of its response since then; None: it reads again."""
+        if self._ended is not None:
+            self._stalled(self, since)
 
 
 @define(eq=False)

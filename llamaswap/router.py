@@ -25,6 +25,7 @@ from llamaswap.errors import (
     KeepsFailing,
     LlamaswapError,
     NoTarget,
+    ReaderStalled,
     RequestError,
     ServerVanished,
     ShuttingDown,
@@ -43,6 +44,7 @@ from llamaswap.schedule.effects import (
     DisarmPatience,
     Effect,
     Grant,
+    Interrupt,
     Place,
     Reconsider,
     Refuse,
@@ -196,6 +198,7 @@ class Router:
     _flights: dict[int, _Flight] = field(factory=dict, init=False)
     _stop_reasons: dict[str, str] = field(factory=dict, init=False)
     _until_gone: dict[str, list[Deferred[None]]] = field(factory=dict, init=False)
+    _stalled: dict[int, Lease] = field(factory=dict, init=False)
     _asleep: set[str] = field(factory=set, init=False)
     _idle_at: dict[str, float] = field(factory=dict, init=False)
     _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
@@ -664,12 +667,8 @@ class Router:
         incarnation = self._incarnations[ticket.model]
         self._leases += 1
         return Lease(
-            ticket.model,
-            incarnation.endpoint,
-            incarnation.generation,
-            ticket.priority,
-            incarnation,
-            lambda: self._released(ticket),
+            *(ticket, incarnation.endpoint, incarnation.generation, incarnation),
+            *(self._released, self._reader_stalled),
         )
 
     def _place(self, effect: Place) -> None:
@@ -917,12 +916,28 @@ class Router:
         now = self._decided_at = self._clock.seconds()
         self._perform(self._scheduler.cancelled(ticket, now))
 
-    def _released(self, ticket: Ticket) -> None:
+    def _released(self, lease: Lease) -> None:
         self._leases -= 1
+        if self._stalled:
+            self._stalled.pop(lease.ticket.number, None)
         now = self._decided_at = self._clock.seconds()
-        effects = self._scheduler.served(ticket, now)
+        effects = self._scheduler.served(lease.ticket, now)
         if effects:
             self._perform(effects)
+
+    def _reader_stalled(self, lease: Lease, since: float | None) -> None:
+        if since is None:
+            self._stalled.pop(lease.ticket.number, None)
+            self._scheduler.reader_moved(lease.ticket)
+            return
+        self._stalled[lease.ticket.number] = lease
+        now = self._decided_at = self._clock.seconds()
+        self._perform(self._scheduler.reader_stalled(lease.ticket, since, now))
+
+    def _interrupt(self, effect: Interrupt) -> None:
+        lease = self._stalled.pop(effect.ticket.number, None)
+        if lease is not None and lease.interrupt is not None:
+            lease.interrupt(ReaderStalled(effect.seconds, effect.waiting))
 
 
 def _outlived(gone: Deferred[Any]) -> Deferred[None]:
@@ -951,6 +966,7 @@ _PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {
     AbandonSwap: Router._abandon_swap,
     Stop: Router._stop,
     Sleep: Router._sleep,
+    Interrupt: Router._interrupt,
     ArmIdle: Router._arm_idle,
     DisarmIdle: Router._disarm_idle,
     ArmPatience: Router._arm_patience,

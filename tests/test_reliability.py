@@ -53,6 +53,7 @@ class TableTests(SynchronousTestCase):
             "a server to be gone after SIGKILL": f"{ladder.LOST_AFTER:g} s, then it counts as lost",
             "a place in the queue": f"{fifo.max_wait / 3600:g} h",
             "others to be served first": f"{fifo.patience:g} s",
+            "a client that reads nothing of its": f"{fifo.stalled_reader:g} s, then its response is cut",
             "a failing model's next try": f"{fifo.backoff:g} s, doubling to {fifo.backoff_max:g} s",
             "GPU memory of a stopped server": f"{fifo.reclaim:g} s",
             "a silent stream's next byte": f"{stall.after:g} s, then it is watched",

@@ -259,6 +259,43 @@ class CancelTests(SynchronousTestCase):
         self.assertEqual(here.clock.getDelayedCalls(), [])
 
 
+class StalledReaderTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.here = scene()
+        self.lease = self.here.lease("a")
+        self.reasons: list[str] = []
+        self.lease.interrupt = lambda reason: (self.reasons.append(str(reason)), self.lease.release())
+
+    def test_a_stalled_response_is_interrupted_for_a_waiting_request_which_is_then_served(self) -> None:
+        here = self.here
+        self.lease.reader_stalled(here.clock.seconds())
+        here.clock.advance(100.0)
+        answers = results(here.router.request("b"))
+        here.clock.advance(59.0)
+        self.assertEqual((self.reasons, answers), ([], []))
+        here.clock.advance(1.0)
+        here.settle()
+        self.assertEqual(self.reasons, ["the client has read nothing for 160 s while a request for b waits"])
+        self.assertEqual([answer.model for answer in answers], ["b"])
+
+    def test_a_reader_that_goes_on_keeps_its_response(self) -> None:
+        here = self.here
+        self.lease.reader_stalled(here.clock.seconds())
+        here.router.request("b")
+        here.clock.advance(30.0)
+        self.lease.reader_stalled(None)
+        here.clock.advance(300.0)
+        self.assertEqual(self.reasons, [])
+
+    def test_a_released_lease_reports_nothing(self) -> None:
+        here = self.here
+        self.lease.release()
+        self.lease.reader_stalled(here.clock.seconds())
+        results(here.router.request("b"))
+        here.clock.advance(300.0)
+        self.assertEqual(self.reasons, [])
+
+
 class SuccessionTests(SynchronousTestCase):
     def test_a_newer_request_takes_the_place_of_one_that_waits_and_nothing_moves_for_it(self) -> None:
         """reliability R33"""

@@ -108,6 +108,15 @@ class Fifo:
             "maxWait", Duration(), "Longest a request stands in the queue behind other models; then 503. 0s: no limit."
         ),
     )
+    stalled_reader: float = field(
+        default=60.0,
+        metadata=key(
+            "stalledReader",
+            Duration(),
+            "Longest a client may read nothing of its response while another model's request waits for the room; "
+            "then the response is cut. 0s: no limit.",
+        ),
+    )
     backoff: float = field(
         default=1.0,
         metadata=key(

@@ -168,6 +168,7 @@ def scheduler(given: Scheduler, names: Names, root: Table, report: Report) -> Sc
     for name, seconds in (
         ("patience", fifo.patience),
         ("maxWait", fifo.max_wait),
+        ("stalledReader", fifo.stalled_reader),
         ("backoff", fifo.backoff),
         ("backoffMax", fifo.backoff_max),
         ("reclaim", fifo.reclaim),

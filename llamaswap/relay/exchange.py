@@ -136,6 +136,9 @@ class ResponseSink(Protocol):
     def abort(self) -> None:
         """Cut the connection so that the client sees a truncation, after a `last_word` has gone out. Idempotent."""
 
+    def unsent(self) -> int:
+        """Bytes given to the connection that the kernel has not taken yet: fewer after a while if the client reads."""
+
     def register_producer(self, producer: IPushProducer) -> None:
         """Pause and resume this producer as the client's socket fills and drains."""
 

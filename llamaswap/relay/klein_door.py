@@ -17,7 +17,7 @@ from llamaswap.relay.bodies import FileBody
 from llamaswap.relay.exchange import Exchange, Headers, RequestHead, ResponseSink
 from llamaswap.relay.framing import LAST_CHUNK, as_chunk
 from llamaswap.relay.response import ResponseFramer
-from llamaswap.relay.sending import write_through
+from llamaswap.relay.sending import unsent_bytes, write_through
 from llamaswap.relay.tunnel import ClientPipe
 from llamaswap.wire.fields import peer_host
 
@@ -128,6 +128,11 @@ class KleinSink:
                 wire.loseConnection()
             else:
                 wire.abortConnection()
+
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        wire = self._wire()
+        return 0 if wire is None else unsent_bytes(wire)
 
     def register_producer(self, producer: IPushProducer) -> None:
         """Back-pressure for the answer."""

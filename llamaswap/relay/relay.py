@@ -20,6 +20,7 @@ from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
 from llamaswap.relay.flow import Result
 from llamaswap.relay.framing import CHUNKED, LAST_CHUNK, ResponseHead, as_chunk, write_head
 from llamaswap.relay.pool import Pool
+from llamaswap.relay.reader import ReaderWatch, Report
 from llamaswap.relay.tunnel import Tunnel
 from llamaswap.relay.upstream import Upstream, UpstreamConnection
 from llamaswap.wire.fields import comma_items, to_client
@@ -72,20 +73,24 @@ class Relay:
         observer: Observer | None = None,
         answered: bool = False,
         decline: Container[int] = (),
+        reader: Report | None = None,
     ) -> Result[Outcome]:
         """Carry one request, already rewritten for the server, and its answer.
 
         `head.target` and the headers go out as they are; only the body's framing headers and `Expect` are ours.
         The answer's headers cross as `fields.to_client` says. With `answered` a head has gone to the client before: the
         body is appended de-framed, and a JSON document as an event, since events went before it. An answer whose status
-        is in `decline` is not passed on.
+        is in `decline` is not passed on. `reader` hears since when the client takes nothing of its response any more,
+        and None when it reads again.
 
         The result is to be awaited in a Flow. It fails with UpstreamUnreachable (no answer byte came), BadUpstream (no
         head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head: nothing was said to the
         sink), ClientGone.
         Cancelling it closes the server's connection at once.
         """
-        carriage = _Carriage(self._clock, self._pool, exchange, upstream, head, body, observer, answered, decline)
+        carriage = _Carriage(
+            *(self._clock, self._pool, exchange, upstream, head, body, observer, answered, decline), reader
+        )
         carriage.go()
         return carriage.result
 
@@ -117,6 +122,8 @@ class _Carriage:
         "_pool",
         "_producing",
         "_raw",
+        "_reader",
+        "_reader_watch",
         "_request",
         "_retried",
         "_reused",
@@ -141,6 +148,7 @@ class _Carriage:
         observer: Observer | None,
         answered: bool,
         decline: Container[int],
+        reader: Report | None,
     ) -> None:
         self._clock = clock
         self._pool = pool
@@ -176,6 +184,8 @@ class _Carriage:
         self._observe = observer.data if observer is not None else None
         self._passed = 0  # raw body bytes that went out by the sink's shortest way
         self._producing = False
+        self._reader = reader
+        self._reader_watch: ReaderWatch | None = None
         self._upgrade = b""
 
     # -- the way there
@@ -390,10 +400,16 @@ class _Carriage:
     def pauseProducing(self) -> None:
         if self._connection is not None:
             self._connection.pause()
+            if self._reader is not None:
+                if self._reader_watch is None:
+                    self._reader_watch = ReaderWatch(self._clock, self._sink.unsent, self._reader)
+                self._reader_watch.paused()
 
     def resumeProducing(self) -> None:
         if self._connection is not None:
             self._connection.resume()
+            if self._reader_watch is not None:
+                self._reader_watch.resumed()
 
     def stopProducing(self) -> None:
         # A lost transport says so here before it tells its protocol: who serves the exchange shall know why it ended.
@@ -523,6 +539,8 @@ class _Carriage:
         self.result.settle(outcome)
 
     def _leave(self) -> None:
+        if self._reader_watch is not None:
+            self._reader_watch.stop()
         self._exchange.passed += self._passed
         if self._watching:
             self._watching = False

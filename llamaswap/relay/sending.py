@@ -62,3 +62,10 @@ def unsent(transport: Any) -> bool:
     """Whether bytes given to a transport have not gone out yet; below TLS, those of its connection."""
     wire = getattr(transport, "transport", transport)
     return bool(getattr(wire, "_tempDataBuffer", None) or getattr(wire, "dataBuffer", None))
+
+
+def unsent_bytes(transport: Any) -> int:
+    """How many bytes given to a transport have not gone out yet; below TLS, those of its connection."""
+    wire = getattr(transport, "transport", transport)
+    buffered = len(getattr(wire, "dataBuffer", b"")) - getattr(wire, "offset", 0)
+    return int(buffered + getattr(wire, "_tempDataLen", 0))

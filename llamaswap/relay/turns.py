@@ -20,6 +20,7 @@ from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead,
 from llamaswap.relay.framing import LAST_CHUNK, ChunkWalker, Framing, as_chunk
 from llamaswap.relay.response import ResponseFramer
 from llamaswap.relay.room import Room
+from llamaswap.relay.sending import unsent_bytes
 from llamaswap.relay.tunnel import ClientPipe
 
 log = Logger()
@@ -294,6 +295,10 @@ class ModelTurn(Turn):
                 self.door.hang_up()
             else:
                 self.door.cut()
+
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return unsent_bytes(self.door.wire)
 
     def register_producer(self, producer: IPushProducer) -> None:
         """Back-pressure for the answer."""

@@ -104,6 +104,16 @@ class Sleep:
 
 
 @frozen
+class Interrupt:
+    """Cut the response of this granted request, whose client has read nothing for `seconds` while a request for
+    `waiting` waits for its model's room. `served` is told as for every granted request."""
+
+    ticket: Ticket
+    seconds: float
+    waiting: str
+
+
+@frozen
 class ArmIdle:
     """Tell `idle_expired(model)` after `seconds`, unless disarmed or armed anew before."""
 
@@ -146,6 +156,7 @@ Effect = (
     | AbandonSwap
     | Stop
     | Sleep
+    | Interrupt
     | ArmIdle
     | DisarmIdle
     | ArmPatience

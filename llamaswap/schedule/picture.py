@@ -39,7 +39,8 @@ class Rules:
     `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
     wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them, `backoff`
     spaces the tries of a model that keeps failing, `max_wait` is how long a request may stand in the queue (0: for
-    ever), `max_asleep` how many may sleep (0: any number).
+    ever), `max_asleep` how many may sleep (0: any number), `stalled_reader` how long a client may read nothing while
+    another request waits for its model's room (0: for ever).
     """
 
     models: Mapping[str, ModelRules]
@@ -50,6 +51,7 @@ class Rules:
     backoff: Backoff = Factory(Backoff)
     max_wait: float = 0.0
     max_asleep: int = 0
+    stalled_reader: float = 0.0
 
     def patience_of(self, ticket: Ticket) -> float:
         return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))

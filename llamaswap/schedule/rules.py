@@ -53,4 +53,7 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
         models[name] = ModelRules(bound, max(0, model.ttl), sleeps, model.sleep.ttl)
     backoff = Backoff(fifo.backoff, fifo.backoff_max)
     evict = eviction_of(config, kept)
-    return Rules(models, evict, fifo.patience, fifo.max_queue, kept, backoff, fifo.max_wait, fifo.max_asleep)
+    return Rules(
+        *(models, evict, fifo.patience, fifo.max_queue, kept, backoff, fifo.max_wait, fifo.max_asleep),
+        stalled_reader=fifo.stalled_reader,
+    )

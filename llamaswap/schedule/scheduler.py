@@ -12,6 +12,8 @@ Rules, in the order in which they matter:
 - Who can sleep is put to sleep instead of being stopped: it takes up no room then, and is loaded by being woken.
 - Waiting is bounded. Who has waited longer than the patience (priority shortens it) has a claim: what it would evict
   is given no new requests, and nobody who came later may take the room. Claims are served in the order they arose.
+- A client that reads nothing of its response keeps its model for a bounded time while a request waits for the room;
+  while none waits, for as long as it likes.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from llamaswap.schedule.effects import (
     DisarmPatience,
     Effect,
     Grant,
+    Interrupt,
     Place,
     Reconsider,
     Refuse,
@@ -94,6 +97,7 @@ class Scheduler:
     _troubles: dict[str, Trouble] = field(factory=dict, init=False)
     _reconsidering: bool = field(default=False, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
+    _stalled: dict[int, float] = field(factory=dict, init=False)
     _generation: int = field(default=0, init=False)
     _draining: LlamaswapError | None = field(default=None, init=False)
     _closed: LlamaswapError | None = field(default=None, init=False)
@@ -126,11 +130,11 @@ class Scheduler:
         self._effects.append(Admit(ticket))
         if isinstance(verdict, Wait):
             self._enqueue(entry)
-            if entry.deadline <= now:
+            if entry.deadline <= now or self._stalled:
                 self._settle(now)
             else:
                 self._place()
-                self._arm_patience(self._moment(entry), now)
+            self._arm_patience(self._moment(entry), now)
         elif isinstance(verdict, Join):
             self._join(entry, self._swaps[verdict.generation])
         elif isinstance(verdict, Start):
@@ -201,6 +205,19 @@ class Scheduler:
                 if self._anyone_queued():
                     self._settle(now)
         return self._answer()
+
+    def reader_stalled(self, ticket: Ticket, since: float, now: float) -> list[Effect]:
+        """The client of a granted request has read nothing of its response since then."""
+        entry = self._tickets.get(ticket.number)
+        if entry is not None and entry.where is Where.SERVING:
+            self._stalled[ticket.number] = since
+            if self._anyone_queued():
+                self._settle(now)
+        return self._answer()
+
+    def reader_moved(self, ticket: Ticket) -> None:
+        """That client reads again."""
+        self._stalled.pop(ticket.number, None)
 
     # -- inputs: servers -----------------------------------------------------------------------------------
 
@@ -506,6 +523,7 @@ class Scheduler:
 
     def _settle(self, now: float) -> None:
         """Go through the queue once and do for each what can be done now; those who wait too long make claims."""
+        due: list[float] = []
         if self._anyone_queued():
             self._expire(now)
             self._age(now)
@@ -538,17 +556,19 @@ class Scheduler:
                 else:
                     self._refuse(entry, verdict.error)
             self._place()
+            if self._stalled and self.rules.stalled_reader:
+                due = self._interrupt(now)
         elif self._claims:
             self._claims = []
         self._claimed = frozenset().union(*(claim.evict for claim in self._claims))
-        moments = [entry.deadline for entry in self._queue]
+        moments = [*due, *(entry.deadline for entry in self._queue)]
         if self.rules.max_wait:
             moments += [entry.ticket.since + self.rules.max_wait for entry in (*self._queue, *self._claimants)]
         if not moments:
             if self._patience_at is not None:
                 self._patience_at = None
                 self._effects.append(DisarmPatience())
-        elif self._patience_at is None:
+        else:
             self._arm_patience(min(moments), now)
         if self._restore and not self._anyone_queued() and not self._swaps:
             self._bring_back(now)
@@ -563,6 +583,26 @@ class Scheduler:
                 if isinstance(verdict, Wait):
                     self._dequeue(entry)
                     self._refuse(entry, WaitedTooLong(entry.ticket.model, self.rules.max_wait, verdict.behind))
+
+    def _interrupt(self, now: float) -> list[float]:
+        """Cut responses whose clients have stood still for the whole time that a request has waited for their room;
+        returns when the others are due."""
+        oldest: dict[str, float] = {}
+        for entry in (*self._claimants, *self._queue):
+            model, since = entry.ticket.model, entry.ticket.since
+            oldest[model] = min(oldest.get(model, since), since)
+        moments: dict[int, float] = {}
+        for waiting, since in oldest.items():
+            verdict = self._verdict(waiting, [])
+            for model in verdict.behind if isinstance(verdict, Wait) else ():
+                for number in self._server(model).serving & self._stalled.keys():
+                    due = max(self._stalled[number], since) + self.rules.stalled_reader
+                    moments[number] = min(moments.get(number, due), due)
+                    if due <= now:
+                        stood = now - self._stalled.pop(number)
+                        del moments[number]
+                        self._effects.append(Interrupt(self._tickets[number].ticket, stood, waiting))
+        return list(moments.values())
 
     def _age(self, now: float) -> None:
         """Those whose patience has ended stand before all others, in the order in which it ended."""
@@ -756,6 +796,7 @@ class Scheduler:
 
     def _forget(self, entry: Entry) -> None:
         model = entry.ticket.model
+        self._stalled.pop(entry.ticket.number, None)
         del self._tickets[entry.ticket.number]
         if entry.where is not Where.SERVING:
             self._waiting[model] -= 1

@@ -23,6 +23,7 @@ from llamaswap.errors import (
     LlamaswapError,
     ModelUnloaded,
     NotReady,
+    ReaderStalled,
     RequestError,
     ServerVanished,
     ShuttingDown,
@@ -76,6 +77,9 @@ class Lease(Protocol):
     @property
     def unloaded(self) -> bool: ...
     def release(self) -> None: ...
+    def reader_stalled(self, since: float | None) -> None: ...
+
+    interrupt: Callable[[ReaderStalled], None] | None
 
 
 class Acquisition(Protocol):
@@ -135,6 +139,7 @@ class Carrier(Protocol):
         observer: Any = None,
         answered: bool = False,
         decline: Container[int] = ...,
+        reader: Callable[[float | None], None] | None = ...,
     ) -> Carrying: ...
 
 
@@ -214,6 +219,10 @@ class Dispatcher:
             ending, error = "truncated", reason
             log.info("{model}: {reason}", model=job.name, reason=reason)
             self._broken(job, watch, str(reason))
+        except ReaderStalled as reason:
+            ending, error = "truncated", reason
+            log.warn("{model}: the response is cut, because {reason}", model=job.name, reason=reason)
+            job.exchange.sink.abort()  # words behind what the client does not read would not arrive
         except Exception as reason:
             ending, error = "refused", reason
             if not isinstance(reason, LlamaswapError):
@@ -356,7 +365,7 @@ class Dispatcher:
         """Whether the lease's server served the request; if not, its end is to blame and a fresh one may be asked."""
         try:
             self._note(job, watch, "fifo_priority", str(lease.priority))
-            await self._carry(job, self._to_model(job, model, lease.endpoint), watch, answered=answered)
+            await self._carry(job, self._to_model(job, model, lease.endpoint), watch, answered=answered, lease=lease)
         except UpstreamTruncated as error:
             if lease.unloaded:
                 raise UpstreamTruncated(error.where, "the model was unloaded") from error
@@ -519,7 +528,15 @@ class Dispatcher:
 
     # -- both
 
-    async def _carry(self, job: Job, way: tuple[Upstream, RequestHead], watch: Watch, *, answered: bool) -> None:
+    async def _carry(
+        self,
+        job: Job,
+        way: tuple[Upstream, RequestHead],
+        watch: Watch,
+        *,
+        answered: bool,
+        lease: Lease | None = None,
+    ) -> None:
         upstream, head = way
         if answered:
             # The head that went out names no coding, so the body must have none.
@@ -534,12 +551,28 @@ class Dispatcher:
             observer=None if job.bypass else watch,
             answered=answered,
             decline=DECLINED if job.fallbacks else (),
+            reader=lease.reader_stalled if lease is not None else None,
         )
         job.stop = carrying.cancel
+        stalled: ReaderStalled | None = None
+
+        def interrupt(reason: ReaderStalled) -> None:
+            nonlocal stalled
+            stalled = reason
+            carrying.cancel()
+
+        if lease is not None:
+            lease.interrupt = interrupt
         try:
             await carrying
+        except CancelledError:
+            if stalled is None:
+                raise
+            raise stalled from None
         finally:
             job.stop = None
+            if lease is not None:
+                lease.interrupt = None
 
     def _cancelled(self, job: Job, watch: Watch) -> None:
         """An operator ended it and the client is still there."""

@@ -61,6 +61,7 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.BadUpstream: 502,
     errors.Cancelled: 502,
     errors.ClientGone: errors.CLIENT_CLOSED_REQUEST,
+    errors.ReaderStalled: 408,
     errors.BadRequest: 400,
     errors.BodyTooLarge: 413,
     errors.NoRoom: 507,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import time
 import unittest
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -150,3 +152,34 @@ class DiskTests(SynchronousTestCase):
             self.assertIn(b" 507 ", told[:20])
             self.assertIn(str(folder).encode(), told)
             self.assertNotIn("Traceback", product.output)
+
+
+class StalledReaderTests(SynchronousTestCase):
+    timeout = 120
+
+    def test_a_client_that_reads_nothing_does_not_keep_its_model_from_being_unloaded(self):
+        script = Path(self.mktemp()).resolve()
+        script.write_text(SINK)
+        text = json.loads(config(other=""))
+        sink = {"cmd": f"{sys.executable} -I -S {script} ${{PORT}} 0", "checkEndpoint": "/health"}
+        text["models"]["sink"] = sink
+        text["routing"] = {"scheduler": {"settings": {"fifo": {"stalledReader": "2s"}}}}
+        body = b'{"model": "sink", "stream": true}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        with Product(json.dumps(text)) as product, socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            where = urlsplit(product.url)
+            line.connect((where.hostname, where.port))
+            line.settimeout(30)
+            line.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            self.assertIn(b" 200 ", line.recv(100))
+            time.sleep(1)
+            began = time.monotonic()
+            self.assertEqual(product.ask("/v1/chat/completions", chat("other"), timeout=60)[0], 200)
+            self.assertLess(time.monotonic() - began, 30)
+            self.assertIn("the client has read nothing for", product.output)
+            received = b""
+            with self.assertRaises(ConnectionResetError):
+                while data := line.recv(1 << 20):
+                    received += data
+            self.assertNotIn(b"\r\n0\r\n\r\n", received)

@@ -123,6 +123,7 @@ class World:
         answered=False,
         host="127.0.0.1",
         decline=(),
+        reader=None,
         **options,
     ):
         self.clock = MemoryReactorClock()
@@ -132,6 +133,7 @@ class World:
         self.exchanges, self.outcomes, self.errors, self.results = [], [], [], []
         self.notes = Notes()
         self.answered, self.decline = answered, decline
+        self.reader = reader
         self.last_word = b""
         self.handler = self.carry
         self.site_calls = []
@@ -179,6 +181,7 @@ class World:
             observer=self.notes,
             answered=self.answered,
             decline=self.decline,
+            reader=self.reader,
         )
         self.results.append(result)
 

@@ -75,6 +75,32 @@ class _Behaviour:
         self.assertTrue(server.closing)
         self.assertEqual(world.pool.idle, 0)
 
+    def test_a_client_that_reads_nothing_is_reported_once_and_again_when_it_reads(self):
+        heard = []
+        world, client, server = self.talk(reader=heard.append)
+        server.give(STREAM + b"2\r\nhi\r\n")
+        began = world.clock.seconds()
+        client.dataBuffer = b"x" * 1000
+        client.producer.pauseProducing()
+        world.clock.pump([1.0] * 4)
+        self.assertEqual(heard, [])
+        client.dataBuffer = b"x" * 900
+        world.clock.pump([1.0] * 4)
+        self.assertEqual(heard, [])
+        world.clock.pump([1.0] * 20)
+        self.assertEqual(heard, [began + 5.0])
+        client.dataBuffer = b"x" * 800
+        world.clock.pump([1.0] * 5)
+        self.assertEqual(heard[1:], [None])
+        world.clock.pump([1.0] * 10)
+        self.assertEqual(len(heard), 3)
+        client.producer.resumeProducing()
+        self.assertEqual(heard[3:], [None])
+        server.give(b"0\r\n\r\n")
+        self.assertEqual(len(world.outcomes), 1)
+        world.clock.pump([1.0] * 10)
+        self.assertEqual(len(heard), 4)
+
     def test_a_declined_answer_is_for_nobodys_eyes(self):
         world, client, server = self.talk(decline=(503,))
         server.give(b"HTTP/1.1 503 Busy\r\nContent-Length: 3\r\n\r\nno!")

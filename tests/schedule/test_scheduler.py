@@ -512,6 +512,69 @@ class LimitTests(SynchronousTestCase):
         here.end(busy)
         self.assertEqual(here.ready, {"a"})
 
+    def stalled(self, **more: float) -> tuple[World, Ticket]:
+        """Model a serves a client that stands still."""
+        here = swapping()
+        here.retune(evolve(here.rules, stalled_reader=60.0, **more))
+        busy = here.request("a")
+        here.load_all()
+        here.reader_stalled(busy, here.now)
+        return here, busy
+
+    def test_a_stalled_reader_is_cut_when_another_request_has_waited_for_its_room(self) -> None:
+        here, busy = self.stalled()
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+        waiting = here.request("b")
+        here.advance(59.9)
+        self.assertEqual(here.interrupted, [])
+        here.advance(0.1)
+        self.assertEqual(here.interrupted, [(busy.number, 1060.0, "b")])
+        here.advance(100.0)
+        self.assertEqual(len(here.interrupted), 1)
+        here.end(busy)
+        here.load_all()
+        self.assertIn(waiting.number, here.granted)
+
+    def test_a_reader_that_stalls_while_another_request_waits_has_the_whole_time(self) -> None:
+        here = swapping()
+        here.retune(evolve(here.rules, stalled_reader=60.0))
+        busy = here.request("a")
+        here.load_all()
+        here.request("b")
+        here.advance(500.0)
+        here.reader_stalled(busy, here.now - 5.0)
+        here.advance(54.9)
+        self.assertEqual(here.interrupted, [])
+        here.advance(0.1)
+        self.assertEqual(here.interrupted, [(busy.number, 60.0, "b")])
+
+    def test_a_reader_that_reads_again_is_not_cut(self) -> None:
+        here, busy = self.stalled()
+        here.request("b")
+        here.advance(59.0)
+        here.scheduler.reader_moved(busy)
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+
+    def test_a_request_that_waits_for_another_room_cuts_no_stalled_reader(self) -> None:
+        here = world("bc")
+        here.retune(evolve(here.rules, stalled_reader=60.0))
+        stalled, busy = here.requests("a", "b")
+        here.load_all()
+        here.reader_stalled(stalled, here.now)
+        here.request("c")
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+        here.end(busy)
+
+    def test_a_stalled_reader_is_never_cut_without_a_bound(self) -> None:
+        here, _ = self.stalled()
+        here.retune(evolve(here.rules, stalled_reader=0.0))
+        here.request("b")
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+
     def test_the_time_a_load_takes_is_not_waiting(self) -> None:
         here = swapping()
         here.retune(evolve(here.rules, max_wait=60.0))

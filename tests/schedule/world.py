@@ -20,6 +20,7 @@ from llamaswap.schedule.effects import (
     DisarmPatience,
     Effect,
     Grant,
+    Interrupt,
     Place,
     Reconsider,
     Refuse,
@@ -84,6 +85,7 @@ class World:
     idle: dict[str, float] = Factory(dict)
     patience: float | None = None
     reconsider: float | None = None
+    interrupted: list[tuple[int, float, str]] = Factory(list)
     placed: int = 0
     late: list[tuple[int, LlamaswapError | None]] = Factory(list)
     swaps: list[Swap] = Factory(list)
@@ -137,6 +139,9 @@ class World:
         if not self.granted.pop(ticket.number, None):
             self.cut.pop(ticket.number)
         self.perform(self.scheduler.served(ticket, self.now))
+
+    def reader_stalled(self, ticket: Ticket, since: float) -> None:
+        self.perform(self.scheduler.reader_stalled(ticket, since, self.now))
 
     def stopped(self, model: str, may_sleep: bool = True) -> None:
         """The last process of a stopping model is gone; or it sleeps now, where it was to and does."""
@@ -336,6 +341,9 @@ class World:
                 self.check_stop(effect)
             elif isinstance(effect, Sleep):
                 self.check_sleep(effect)
+            elif isinstance(effect, Interrupt):
+                assert effect.ticket.number in self.granted, "interrupted, but not served"
+                self.interrupted.append((effect.ticket.number, effect.seconds, effect.waiting))
             elif isinstance(effect, ArmIdle):
                 assert effect.model in self.ready | self.asleep and not self.serving(effect.model)
                 self.idle[effect.model] = self.now + effect.seconds

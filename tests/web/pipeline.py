@@ -69,9 +69,14 @@ class FakeLease:
     lost: bool = False
     unloaded: bool = False
     released: int = 0
+    interrupt: object = None
+    reader: list = field(factory=list)
 
     def release(self) -> None:
         self.released += 1
+
+    def reader_stalled(self, since):
+        self.reader.append(since)
 
 
 @define(eq=False)
@@ -161,6 +166,7 @@ class Carriage:
     observer: object
     answered: bool
     decline: object = ()
+    reader: object = None
     result: Deferred = None
     stopped: bool = False
 
@@ -202,8 +208,8 @@ class Carriage:
 class FakeRelay:
     carried: list = field(factory=list)
 
-    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, decline=()):
-        carriage = Carriage(exchange, upstream, head, body, observer, answered, decline)
+    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, decline=(), reader=None):
+        carriage = Carriage(exchange, upstream, head, body, observer, answered, decline, reader)
 
         def stop(_):
             carriage.stopped = True
@@ -261,6 +267,9 @@ class FakeSink:
 
     def abort(self):
         self.ending = self.ending or "aborted"
+
+    def unsent(self):
+        return 0
 
     def register_producer(self, producer):
         self.producer = producer

@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import (
     BadUpstream,
     ModelUnloaded,
+    ReaderStalled,
     ServerVanished,
     StartFailed,
     TooManyRequests,
@@ -110,6 +111,17 @@ class Serving(SynchronousTestCase):
         self.stage.router.asked[0].lease.unloaded = True
         self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertIn(b"alpha: answer cut short: the model was unloaded", asked.sink.body)
+
+    def test_a_response_that_its_client_does_not_read_is_cut_for_others(self):
+        asked = self.stage.post({"model": "alpha", "stream": True})
+        lease = self.stage.router.asked[0].lease
+        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.carriage.reader(5.0)
+        self.stage.carriage.reader(None)
+        self.assertEqual(lease.reader, [5.0, None])
+        lease.interrupt(ReaderStalled(60.0, "beta"))
+        self.assertEqual((asked.sink.ending, lease.released, lease.interrupt), ("aborted", 1, None))
+        self.assertTrue(self.stage.carriage.stopped)
 
     def test_a_broken_connection_to_a_living_server_is_a_502_with_a_body(self):
         asked = self.stage.post({"model": "alpha"})
