@@ -36,6 +36,7 @@ from llamaswap.errors import (
 from llamaswap.leases import Acquisition, Incarnation, Lease
 from llamaswap.schedule.backoff import Trouble
 from llamaswap.schedule.effects import (
+    CLEAN_UP,
     AbandonSwap,
     Admit,
     ArmIdle,
@@ -289,13 +290,16 @@ class Router:
         return granted.addCallback(lambda lease: lease.release())
 
     def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
-        """Stop these models (ids or aliases; None: all), whatever they do; fires when none of them has a process."""
+        """Stop these models (ids or aliases; None: all), whatever they do; fires when none of them has a process.
+
+        A model that is named and not up has its stop command run: its container may be up without its client.
+        """
         if models is None:
             names = list(self._supervisors)
         else:
             names = [self.config.real(name) or name for name in models]
         now = self._decided_at = self._clock.seconds()
-        effects = self._scheduler.unload_asked(names, now)
+        effects = self._scheduler.unload_asked(names, now, clean=models is not None)
         for name in names:
             if name in self._incarnations:
                 self._incarnations[name].unloaded = True
@@ -700,7 +704,10 @@ class Router:
     def _stop(self, effect: Stop) -> None:
         for model in effect.models:
             self._stop_reasons[model] = effect.why
-            self._stop_one(model, 0.0 if effect.why == "crash" else None)
+            if effect.why == CLEAN_UP:
+                self._clean_up_one(model)
+            else:
+                self._stop_one(model, 0.0 if effect.why == "crash" else None)
 
     def _sleep(self, effect: Sleep) -> None:
         for model in effect.models:
@@ -820,6 +827,12 @@ class Router:
         stopping: Deferred[Any] = maybeDeferred(supervisor.stop, self._grace(model, grace))
         stopping.addErrback(lambda failure: self._log.failure("stopping {model}", failure, model=model))
         return stopping.addCallback(lambda _: self._stopped(model))
+
+    def _clean_up_one(self, model: str) -> Deferred[None]:
+        """Have the stop command of a server that is not up run; the scheduler hears when it ended. Never fails."""
+        cleaning: Deferred[Any] = maybeDeferred(self._supervisors[model].clean_up)
+        cleaning.addErrback(lambda failure: self._log.failure("cleaning up {model}", failure, model=model))
+        return cleaning.addCallback(lambda _: self._stopped(model))
 
     def _sleep_one(self, model: str) -> Deferred[None]:
         """Put one server to sleep; the scheduler hears when it sleeps, or is gone. Never fails."""

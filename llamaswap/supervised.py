@@ -64,6 +64,9 @@ class Supervised(Protocol):
     def stop(self, grace: float | None = None) -> Deferred[None]:
         """Never fails; fires when no process is left (or what is left was declared lost)."""
 
+    def clean_up(self) -> Deferred[None]:
+        """Run the stop command of a server that is not up, for what may be left of it; never fails."""
+
     def sleep(self, grace: float | None = None) -> Deferred[bool]:
         """Never fails; fires with whether the server sleeps now. Otherwise it is gone, as by `stop`."""
 
@@ -115,6 +118,9 @@ class Around:
 
     def stop(self, grace: float | None = None) -> Deferred[None]:
         return self._inner.stop(grace)
+
+    def clean_up(self) -> Deferred[None]:
+        return self._inner.clean_up()
 
     def sleep(self, grace: float | None = None) -> Deferred[bool]:
         return self._inner.sleep(grace)

@@ -62,6 +62,7 @@ class FakeSupervisor:
     sleepless: bool = False
     asleep_since: float | None = None
     wakes: int = 0
+    cleanings: list[Deferred[None]] = field(factory=list, init=False)
     _dozing: bool = field(default=False, init=False)
     _for_ready: list[Deferred[Endpoint]] = field(factory=list, init=False)
     _for_stop: list[Deferred[None]] = field(factory=list, init=False)
@@ -87,6 +88,9 @@ class FakeSupervisor:
     def stop(self, grace: float | None = None) -> Deferred[None]:
         waiter: Deferred[None] = Deferred()
         self.graces.append(grace)
+        if self.cleanings and not self.cleanings[-1].called:
+            self.cleanings[-1].addCallback(waiter.callback)
+            return waiter
         slept, self.asleep_since = self.asleep_since is not None, None
         if self.state == "stopped" and not slept:
             self._later(lambda: waiter.callback(None))
@@ -106,6 +110,11 @@ class FakeSupervisor:
             self._cancel()
             self._descend(grace)
         return waiter
+
+    def clean_up(self) -> Deferred[None]:
+        """Takes until a test fires the Deferred."""
+        self.cleanings.append(Deferred())
+        return self.cleanings[-1]
 
     def sleep(self, grace: float | None = None) -> Deferred[bool]:
         """Takes as long as a stop; `sleepless` ones are gone then. A start is stopped, as is what stops already."""

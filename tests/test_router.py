@@ -1002,6 +1002,24 @@ class UnloadTests(SynchronousTestCase):
         self.successResultOf(gone)
         self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
 
+    def test_of_a_model_that_is_not_up_it_runs_the_stop_command_and_keeps_its_room(self) -> None:
+        here = scene(cmd_stop="podman stop a")
+        gone = here.router.unload(["a"])
+        self.assertEqual(len(here.fleet["a"].cleanings), 1)
+        waiting = results(here.router.request("b"), here.router.request("a"))
+        here.settle()
+        self.assertEqual((waiting, here.fleet.up), ([], []))
+        self.assertNoResult(gone)
+        here.fleet["a"].cleanings[0].callback(None)
+        here.settle()
+        self.successResultOf(gone)
+        self.assertIsInstance(waiting[0], Lease)
+
+    def test_all_runs_no_stop_command_for_what_is_not_up(self) -> None:
+        here = scene(cmd_stop="podman stop a")
+        self.successResultOf(here.router.unload())
+        self.assertEqual(here.fleet["a"].cleanings, [])
+
     def test_leases_are_lost(self) -> None:
         here = scene()
         lease = here.lease("a")

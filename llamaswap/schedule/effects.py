@@ -10,6 +10,8 @@ from attrs import frozen
 
 from llamaswap.errors import LlamaswapError
 
+CLEAN_UP = "clean up"  # why a model that is not up is stopped: its stop command runs
+
 
 @frozen
 class Ticket:
@@ -86,8 +88,8 @@ class AbandonSwap:
 class Stop:
     """Stop these models (all in parallel); `gone` comes back for each one of which no process is left.
 
-    `why` is unload, idle, failed (a start), abandoned (one), crash (clear up after it), reload, asleep (too many are)
-    or shutdown.
+    `why` is unload, idle, failed (a start), abandoned (one), crash (clear up after it), reload, asleep (too many are),
+    shutdown or `CLEAN_UP`.
     """
 
     models: tuple[str, ...]

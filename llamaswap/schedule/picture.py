@@ -24,12 +24,14 @@ class ModelRules:
     """One model: `limit` is the explicit bound on requests held for it (0: none), `ttl` idle seconds (0: never).
 
     `sleeps`: it is put to sleep instead of being stopped, and stopped after `sleep_ttl` seconds of it (0: never).
+    `cleans`: it has a stop command, which may stop what is left of it when it is not up.
     """
 
     limit: int = 0
     ttl: float = 0.0
     sleeps: bool = False
     sleep_ttl: float = 0.0
+    cleans: bool = False
 
 
 @frozen

@@ -50,7 +50,7 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
         port = _port(model)
         # Who sleeps keeps its port: another model that has the same could not be loaded beside it.
         sleeps = bool(model.sleep.sleep) and (port is None or tenants[port] == 1)
-        models[name] = ModelRules(bound, max(0, model.ttl), sleeps, model.sleep.ttl)
+        models[name] = ModelRules(bound, max(0, model.ttl), sleeps, model.sleep.ttl, bool(model.cmd_stop.strip()))
     backoff = Backoff(fifo.backoff, fifo.backoff_max)
     evict = eviction_of(config, kept)
     return Rules(

@@ -38,6 +38,7 @@ from llamaswap.errors import (
 )
 from llamaswap.schedule.backoff import Trouble, proved
 from llamaswap.schedule.effects import (
+    CLEAN_UP,
     AbandonSwap,
     Admit,
     ArmIdle,
@@ -328,21 +329,28 @@ class Scheduler:
 
     # -- inputs: operators ---------------------------------------------------------------------------------
 
-    def unload_asked(self, models: Iterable[str], now: float) -> list[Effect]:
-        """Stop these at once, in-flight requests or not; who waits for them is refused."""
-        stopping = []
+    def unload_asked(self, models: Iterable[str], now: float, clean: bool = False) -> list[Effect]:
+        """Stop these at once, in-flight requests or not; who waits for them is refused.
+
+        With `clean` the stop commands of those that are not up run too, and their room is not free before that ended.
+        """
+        stopping, cleaning = [], []
         for model in dict.fromkeys(models):
             self._troubles.pop(model, None)
             self._restore.pop(model, None)
             self._refuse_queued(model, ModelUnloaded(model))
             server = self._servers.get(model)
             if server is None or server.phase is Phase.COLD:
+                rules = self.rules.models.get(model)
+                if clean and rules is not None and rules.cleans:
+                    cleaning.append(self._server(model))
                 continue
             if server.phase is Phase.LOADING:
                 for entry in self._abandon(self._swaps[server.generation]):
                     self._refuse(entry, ModelUnloaded(model))
             stopping.append(server)
         self._stop(stopping, "unload")
+        self._stop(cleaning, CLEAN_UP)
         self._settle(now)
         return self._answer()
 

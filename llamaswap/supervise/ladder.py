@@ -1,8 +1,9 @@
 """The way down: from a polite request to the certainty that nothing of a child is left, each rung with its deadline.
 
 stop command, or TERM to the group -> half the grace: TERM (again) -> the grace: KILL to the group -> the leader
-is reaped -> KILL for what it left -> nobody left, or declared lost. Knows one child; who wants it down and why
-is its owner's affair.
+is reaped -> KILL for what it left -> nobody left, or declared lost. A stop command also runs, or is waited for, when
+the leader ended by itself or by a kill: the command may stop more than the child, for example a container. Knows one
+child; who wants it down and why is its owner's affair.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ COURTESY = 0.25  # seconds for what the leader left to end by the TERM it got to
 LOST_AFTER = 5.0  # seconds after SIGKILL: who lives then is stuck in the kernel, and waiting helps nobody
 LAST_WORDS = 0.1  # seconds an exit waits for the rest of the output, where the reason is usually told
 UNWANTED_GRACE = 5.0  # seconds for a server nobody can ask for any more
-STOP_AGAIN = 5.0  # seconds a stop command may take after a forced kill: the container it knows of may live on
+STOP_AGAIN = 5.0  # seconds a stop command has at least when the child is gone: its container may live on
 _log = Logger()
 
 PAUSES = (0.002, 0.005, 0.01, 0.02)  # between looks at what is left; the last one is repeated
@@ -55,7 +56,8 @@ def end_unwanted(
 class Ladder:
     """One child's way down. `stop_words` is the split stop command or None; `done(lost)` is called once, later.
 
-    `log` gets the stop command's output; `words_from` are its environment entries.
+    `child` None: only the stop command has to run. `log` gets its output, `env` are its environment entries, and
+    `stop_limit` is how many seconds it may take for a child that ended by itself.
     """
 
     clock: IReactorTime
@@ -66,9 +68,12 @@ class Ladder:
     log: Callable[[bytes], None]
     done: Callable[[bool], None]
     name: str = ""
+    stop_limit: float = STOP_AGAIN
     _deadline: float = 0.0
+    _stop_asked: bool = False
     _timers: dict[str, IDelayedCall] = field(factory=dict)
     _stopper: Child | None = None
+    _stop_tried: bool = False
     _stop_worked: bool = False
     _asked: bool = False
     _forced: bool = False
@@ -80,10 +85,12 @@ class Ladder:
     def go(self, grace: float) -> None:
         """Begin. With no child, or one already gone, only the cleaning is left to do."""
         if self.child is None:
-            self._after("end", 0.0, self._end, False)
+            if not (self.stop_words and self._finish_stop_command()):
+                self._after("end", 0.0, self._end, False)
         elif self.child.status is not None:
             self._sweep()
         else:
+            self._stop_asked = True
             self._deadline = self.clock.seconds() + grace
             self._after("grace", grace, self._force)
             self._after("half", grace / 2, self._ask)
@@ -158,14 +165,14 @@ class Ladder:
         """Nobody is left."""
         self._forget("courtesy")
         self._forget("lost")
-        if self._forced and self.stop_words and not self._stop_worked and self._finish_stop_command():
+        pending = self._forced or self._stopper is not None or not self._stop_tried
+        if self.stop_words and not self._stop_worked and pending and self._finish_stop_command():
             return
         self._hear_last_words()
 
     def _hear_last_words(self) -> None:
         """The pipe is usually at its end by now, or one turn later."""
-        assert self.child is not None
-        if self.child.closed:
+        if self.child is None or self.child.closed:
             self._end(False)
         else:
             self._after("words", LAST_WORDS, self._end, False)
@@ -205,6 +212,7 @@ class Ladder:
     def _run_stop_command(self) -> bool:
         """Start it; False when that is impossible."""
         assert self.stop_words
+        self._stop_tried = True
         executable = self.launcher.find(self.stop_words[0])
         if executable is None:
             _log.warn(
@@ -235,11 +243,19 @@ class Ladder:
             self._hear_last_words()
 
     def _finish_stop_command(self) -> bool:
-        """After a forced kill the stop command has its say: a killed client leaves its container running."""
+        """Run the stop command to its end after the child's: a client that is gone leaves its container running."""
         if self._stopper is None and not self._run_stop_command():
             return False
-        self._after("again", STOP_AGAIN, self._hear_last_words)
+        left = self._deadline - self.clock.seconds() if self._stop_asked else self.stop_limit
+        self._after("again", max(STOP_AGAIN, left), self._stop_command_overdue)
         return True
+
+    def _stop_command_overdue(self) -> None:
+        _log.error(
+            "{model}: the stop command did not end in time and is killed; what it was to stop may still use memory",
+            model=self.name,
+        )
+        self._hear_last_words()
 
     # -- timers by name --
 

@@ -34,6 +34,9 @@ class Inputs(Protocol):
     def want_stopped(self, waiter: Deferred[None], grace: float) -> None:
         """Somebody wants it gone; `waiter` fires when nothing is left of it."""
 
+    def want_cleaned(self, waiter: Deferred[None]) -> None:
+        """It is down, and its stop command has to run; `waiter` fires when that has ended."""
+
     def want_asleep(self, waiter: Deferred[None], grace: float) -> None:
         """Its room is wanted. `waiter` fires when it sleeps, or is gone because it could not: within `grace` then."""
 
@@ -261,6 +264,12 @@ def _start(inputs: Inputs, hands: Hands, waiter: Deferred[Endpoint]) -> None:
 def _already_down(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace: float) -> None:
     hands.waiters.add_stop(waiter)
     hands.waiters.gone()
+
+
+@Stopped.upon(Inputs.want_cleaned).to(Stopping)
+def _clean_up(inputs: Inputs, hands: Hands, waiter: Deferred[None]) -> None:
+    hands.waiters.add_stop(waiter)
+    hands.descend().go(0.0)
 
 
 @Stopped.upon(Inputs.adopted).to(Ready)
@@ -553,19 +562,19 @@ def _closed_already(inputs: Inputs, hands: Hands, waiter: Deferred[None], grace:
 
 _ON_THE_WAY_UP = (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.wake_failed)
 _INTO_SLEEP = (Inputs.fell_asleep, Inputs.sleep_failed)
-_ADOPTION = (Inputs.adopted, Inputs.adopted_asleep)
+_ONLY_STOPPED = (Inputs.adopted, Inputs.adopted_asleep, Inputs.want_cleaned)
 _late: dict[Any, tuple[Any, ...]] = {
     Stopped: (*_ON_THE_WAY_UP, *_INTO_SLEEP, Inputs.exited, Inputs.drained),
-    Starting: (*_INTO_SLEEP, *_ADOPTION, Inputs.wake_failed, Inputs.drained),
-    Ready: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION, Inputs.drained),
-    Dozing: (*_ON_THE_WAY_UP, *_ADOPTION, Inputs.drained),
-    Stirring: (*_ON_THE_WAY_UP, *_ADOPTION, Inputs.drained),
-    Asleep: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION, Inputs.drained),
-    Waking: (*_INTO_SLEEP, *_ADOPTION, Inputs.start_failed, Inputs.port_lost, Inputs.drained),
-    Stopping: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION),
-    Restarting: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION),
-    Closing: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION),
-    Closed: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ADOPTION, Inputs.exited, Inputs.drained),
+    Starting: (*_INTO_SLEEP, *_ONLY_STOPPED, Inputs.wake_failed, Inputs.drained),
+    Ready: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED, Inputs.drained),
+    Dozing: (*_ON_THE_WAY_UP, *_ONLY_STOPPED, Inputs.drained),
+    Stirring: (*_ON_THE_WAY_UP, *_ONLY_STOPPED, Inputs.drained),
+    Asleep: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED, Inputs.drained),
+    Waking: (*_INTO_SLEEP, *_ONLY_STOPPED, Inputs.start_failed, Inputs.port_lost, Inputs.drained),
+    Stopping: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED),
+    Restarting: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED),
+    Closing: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED),
+    Closed: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED, Inputs.exited, Inputs.drained),
 }
 _BARE = (Stopped, Asleep, Closed)  # own no data
 for _state, _inputs in _late.items():

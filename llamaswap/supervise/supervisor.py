@@ -22,7 +22,7 @@ from llamaswap.errors import ConfigError, StartFailed
 from llamaswap.supervise import lifecycle
 from llamaswap.supervise.adopt import Served
 from llamaswap.supervise.doing import Doing
-from llamaswap.supervise.ladder import Ladder
+from llamaswap.supervise.ladder import STOP_AGAIN, Ladder
 from llamaswap.supervise.lifecycle import Attempt, Descent, Doze, Serving, Waiters
 from llamaswap.supervise.readiness import Ask, Readiness, Verdict, Whose, is_local
 from llamaswap.supervise.sessionleader import CANNOT_RUN
@@ -119,6 +119,7 @@ class Supervisor:
     _asleep_since: float | None = None
     _woken_at: float | None = None
     _wakes: tuple[float, ...] = ()
+    _cleaning: bool = False  # only the stop command runs
 
     def __attrs_post_init__(self) -> None:
         self.waiters = Waiters(self.clock, self.model.id)
@@ -160,6 +161,23 @@ class Supervisor:
         waiter: Deferred[None] = Deferred()
         self._machine.want_asleep(waiter, self.model.unload_timeout if grace is None else grace)
         return waiter.addCallback(lambda _: self._asleep_since is not None)
+
+    def clean_up(self) -> Deferred[None]:
+        """Run the stop command of a server that is not up, for what may be left of it elsewhere; never fails.
+
+        A command with ${PID} in it is for a process that is there, and does not run.
+        """
+        waiter: Deferred[None] = Deferred()
+        command = self.model.cmd_stop
+        if self._word != lifecycle.STOPPED or self._asleep_since is not None or self._cleaning:
+            self._machine.want_stopped(waiter, self.model.unload_timeout)
+        elif not command.strip() or "${PID}" in command:
+            self._machine.want_stopped(waiter, 0.0)
+        else:
+            self._cleaning, self._running = True, self.model
+            self._child = self._down = self._ladder = None
+            self._machine.want_cleaned(waiter)
+        return waiter
 
     def close(self, grace: float = CLOSE_GRACE) -> Deferred[None]:
         """Stop, and start nothing any more."""
@@ -302,6 +320,7 @@ class Supervisor:
                 self.log,
                 lambda lost: self._came_down(child, lost),
                 self.model.id,
+                self._running.unload_timeout + STOP_AGAIN,
             )
             self._down = Descent(ladder.go, ladder.hasten, ladder.leader_gone)
         return self._down
@@ -583,10 +602,10 @@ class Supervisor:
 
     def _stop_words(self) -> Sequence[str] | None:
         """The stop command as words; None where there is none or it cannot be split, and TERM has to do."""
-        if not self._running.cmd_stop.strip() or self._child is None:
+        if not self._running.cmd_stop.strip() or (self._child is None and not self._cleaning):
             return None
         try:
-            return render_stop(self._running.cmd_stop, self._child.pid) or None
+            return render_stop(self._running.cmd_stop, self._child.pid if self._child is not None else 0) or None
         except ValueError as error:
             self.log(f"llamaswap: the stop command cannot be split ({error}); TERM instead\n".encode())
             return None
@@ -595,6 +614,7 @@ class Supervisor:
         if lost and child is not None:
             self._last_error = f"pid {child.pid} lives on after {signal.SIGKILL.name} and was given up as lost"
         self._endpoint = self._started_at = self._ready_at = self._woken_at = None
+        self._cleaning = False
         self._machine.drained()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -62,18 +63,31 @@ class ContainerTests(SynchronousTestCase):
     def names(self):
         return self.run_podman("ps", "--format", "{{.Names}}").stdout.split()
 
-    def test_a_model_runs_in_a_container_and_is_stopped_by_its_cmd_stop(self):
+    def boxed(self):
+        """A configuration with a model in a container."""
         podman = " ".join(self.podman)
         serve = "echo ready > /www/health && exec /bin/busybox httpd -f -p 127.0.0.1:${PORT} -h /www"
         model = {
-            "cmd": f"{podman} run --rm --replace --network=host --name boxed {IMAGE} /bin/busybox sh -c "
+            "cmd": f"{podman} run --rm --network=host --name boxed {IMAGE} /bin/busybox sh -c "
             f"'export PATH=/bin; {serve}'",
             "cmdStop": f"{podman} stop -t 2 boxed",
             "unloadTimeout": 20,
         }
         text = json.loads(config(other="")) | {"healthCheckTimeout": 60}
         text["models"]["boxed"] = model
-        with Product(json.dumps(text), env={"CONTAINERS_CONF": self.env["CONTAINERS_CONF"]}) as product:
+        return json.dumps(text)
+
+    def test_a_container_whose_client_was_killed_is_stopped_and_loads_again(self):
+        with Product(self.boxed(), env={"CONTAINERS_CONF": self.env["CONTAINERS_CONF"]}) as product:
+            self.assertEqual(product.ask("/upstream/boxed/nothing", timeout=90)[0], 404, product.output)
+            client = product.json("/api/models/boxed")["pid"]
+            os.kill(client, signal.SIGKILL)
+            wait_for(lambda: not product.running(), 20, "the model's end")
+            self.assertEqual(self.names(), [])
+            self.assertEqual(product.ask("/upstream/boxed/nothing", timeout=90)[0], 404, product.output)
+
+    def test_a_model_runs_in_a_container_and_is_stopped_by_its_cmd_stop(self):
+        with Product(self.boxed(), env={"CONTAINERS_CONF": self.env["CONTAINERS_CONF"]}) as product:
             status, _, _ = product.ask("/upstream/boxed/nothing", timeout=90)
             self.assertEqual(status, 404, product.output)  # busybox's own: it has no such file
             self.assertEqual(product.running(), {"boxed": "ready"})

@@ -21,6 +21,7 @@ INPUTS = ("want_ready", "want_stopped", "want_asleep", "fell_asleep", "sleep_fai
 TABLE = {
     ("Stopped", "want_ready"): ("Starting", "begin show:starting"),
     ("Stopped", "want_stopped"): ("Stopped", "told:None"),
+    ("Stopped", "want_cleaned"): ("Stopping", "go:0.0"),
     ("Stopped", "closing"): ("Closed", "show:shutdown told:None"),
     ("Stopped", "adopted"): ("Ready", "show:ready"),
     ("Stopped", "want_asleep"): ("Stopped", "told:None"),
@@ -168,6 +169,7 @@ class Drive:
             "want_ready": (waiter,),
             "want_stopped": (waiter, 7.0),
             "want_asleep": (waiter, 7.0),
+            "want_cleaned": (waiter,),
             "closing": (waiter, 7.0),
             "start_failed": (lambda: StartFailed("kiwi", "too slow"),),
             "exited": (lambda: StartFailed("kiwi", "it went"),),

@@ -517,6 +517,83 @@ class StopCommandTests(SynchronousTestCase):
         made.wait(0.15)
         self.successResultOf(stop)
 
+    def test_a_crashed_client_has_its_container_stopped_before_the_model_counts_as_stopped(self):
+        made = scene(cmd_stop="stopper c1")
+        _up(made)
+        made.servers()[0].die(-9)
+        made.wait(0.2)
+        stopper = made.world.commands()[-1]
+        self.assertEqual((stopper.argv, stopper.alive), (("stopper", "c1"), True))
+        self.assertEqual(made.supervisor.state, "stopping")
+        stopper.die(0)
+        made.wait(0.2)
+        self.assertEqual((made.supervisor.state, len(made.world.commands())), ("stopped", 2))
+
+    def test_a_stop_command_after_a_crash_has_a_bounded_time(self):
+        made = scene(cmd_stop="stopper", unload_timeout=10.0)
+        _up(made)
+        made.servers()[0].die(-9)
+        made.wait(14.9)
+        self.assertEqual(made.supervisor.state, "stopping")
+        made.wait(0.3)
+        self.assertEqual(made.supervisor.state, "stopped")
+        self.assertFalse(made.world.commands()[-1].alive)
+
+    def test_a_start_that_fails_is_cleaned_up_by_the_stop_command(self):
+        made = scene(answer=REFUSED, cmd_stop="stopper")
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.02)
+        made.servers()[0].die(125)  # as podman does when the name is in use
+        made.wait(0.2)
+        self.assertNoResult(ready)
+        made.world.commands()[-1].die(0)
+        made.wait(0.2)
+        self.failureResultOf(ready, StartFailed)
+
+    def test_a_stop_command_that_still_runs_when_the_client_ends_is_waited_for(self):
+        made = scene(cmd_stop="stopper")
+        _up(made)
+        stop = made.supervisor.stop(10)
+        made.wait(0.01)
+        stopper = made.world.commands()[-1]
+        made.servers()[0].die(0)
+        made.wait(1)
+        self.assertNoResult(stop)
+        stopper.die(0)
+        made.wait(0.2)
+        self.successResultOf(stop)
+        self.assertEqual(len(made.world.commands()), 2)
+
+    def test_a_server_that_is_not_up_is_cleaned_up_by_its_stop_command(self):
+        made = scene(cmd_stop="stopper c1")
+        for _ in range(2):
+            cleaned = made.supervisor.clean_up()
+            made.wait(0.01)
+            stopper = made.world.commands()[-1]
+            self.assertEqual((stopper.argv, made.servers()), (("stopper", "c1"), []))
+            also = made.supervisor.clean_up()
+            self.assertNoResult(cleaned)
+            stopper.die(0)
+            made.wait(0.2)
+            self.successResultOf(cleaned)
+            self.successResultOf(also)
+        self.assertEqual((made.supervisor.state, made.heard.states, len(made.world.commands())), ("stopped", [], 2))
+
+    def test_a_stop_command_for_a_process_does_not_run_without_one(self):
+        for words in ("kill ${PID}", "", "missing-stopper"):
+            made = scene(cmd_stop=words)
+            cleaned = made.supervisor.clean_up()
+            made.wait(0.2)
+            self.successResultOf(cleaned)
+            self.assertEqual(made.world.commands(), [])
+
+    def test_a_start_that_cannot_be_tried_runs_no_stop_command(self):
+        made = scene(cmd="missing-server", cmd_stop="stopper")
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.2)
+        self.failureResultOf(ready, StartFailed)
+        self.assertEqual(made.world.commands(), [])
+
     def test_its_output_goes_to_the_log(self):
         made = scene(cmd_stop="stopper")
         _up(made)
