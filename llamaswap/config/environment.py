@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from llamaswap.config.nodes import Place
 from llamaswap.config.report import Report, fail
 
 PLACEHOLDER = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
 MOST_TEXT = 32 * 1024 * 1024  # characters; a file that grows beyond is a mistake, and would be held several times
+
+
+class Unexpanded(Mapping[str, str]):
+    """An environment in which every variable is set to a number of its own: a text is read without the real values.
+
+    What is said about such a text then reveals neither a value nor whether a variable is set.
+    """
+
+    FIRST = 10001
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        return self._numbers.setdefault(name, str(self.FIRST + len(self._numbers)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
 
 
 def names_in(text: str) -> frozenset[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
+from llamaswap.wire import fields
 from llamaswap.wire.fields import SECRETS
 
-REDACTED = "[REDACTED]"
+REDACTED = fields.REDACTED.decode()
 KEPT = 64  # bytes of a name that is kept at hand; a client may send as many as a head holds
 
 

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from attrs import define
+from attrs import define, evolve
 from twisted.logger import Logger
 
 from llamaswap.config import Config, Source, diff, load
+from llamaswap.config.environment import Unexpanded, names_in
 from llamaswap.config.ports import keep
+from llamaswap.errors import ConfigError, Problem
 from llamaswap.private_files import create
 from llamaswap.web.editing import Checked
+from llamaswap.web.masking import MASK, SHORTEST_SECRET
 from llamaswap.web.versions import Author, Version, Versions
 
 log = Logger()
+
+UNEXPANDED = Problem(
+    "environment variables are not expanded without --allow-config-edit: each counts as a number here, and a model "
+    "that uses one as changed"
+)
+
+
+def _hiding(values: Sequence[str]) -> Callable[[str], str]:
+    """Takes these values out of a text, in whatever case the loader repeats them."""
+    long = sorted((value for value in values if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
+    if not long:
+        return lambda text: text
+    pattern = re.compile("|".join(map(re.escape, long)), re.IGNORECASE)
+    return lambda text: pattern.sub(MASK, text)
+
+
+def _without(hide: Callable[[str], str], problem: Problem) -> Problem:
+    return evolve(problem, message=hide(problem.message), path=hide(problem.path), hint=hide(problem.hint))
 
 
 @define(eq=False)
@@ -47,14 +69,31 @@ class ConfigFile:
         return "---\n".join(f"# {source.path}\n{source.text.rstrip()}\n" for source in self.sources())
 
     def check(self, text: str) -> Checked:
-        """What the loader says of the text, and what it would touch; ConfigError where it refuses it."""
+        """What the loader says of the text, and what it would touch; ConfigError where it refuses it.
+
+        The text may name any variable of the environment. Without edit rights none is expanded; with them their
+        values are hidden in what is said, since it goes to whoever has a key.
+        """
+        if not self.editable:
+            return self._checked(text, Unexpanded(), (UNEXPANDED,) if names_in(text) else ())
+        hide = _hiding([self.environ.get(name, "") for name in names_in(text)])
+        try:
+            checked = self._checked(text, self.environ)
+        except ConfigError as error:
+            raise ConfigError([_without(hide, problem) for problem in error.problems]) from None
+        return Checked(
+            [_without(hide, problem) for problem in checked.warnings],
+            *(tuple(map(hide, names)) for names in (checked.added, checked.removed, checked.restarted)),
+        )
+
+    def _checked(self, text: str, environ: Mapping[str, str], notes: Sequence[Problem] = ()) -> Checked:
         name = "config" if self.path is None else str(self.path)
         # The files of a folder beside the one edited take part in the whole, so they do in the check.
         others = [source for source in self.sources() if source.path != name] if self.path is not None else []
-        loaded = load([Source(name, text), *others], self.environ)
+        loaded = load([Source(name, text), *others], environ)
         old = self.config()
         plan = diff(old, keep(old, loaded.config))
-        return Checked(loaded.warnings, plan.added, plan.removed, plan.restarted)
+        return Checked([*notes, *loaded.warnings], plan.added, plan.removed, plan.restarted)
 
     def write(self, text: str, author: Author, restored: str = "") -> None:
         """Replace the file in one step and load it; what was in it is kept, as the `.bak` beside it too."""

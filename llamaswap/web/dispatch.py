@@ -275,7 +275,7 @@ class Dispatcher:
             stored_path=job.stored_path or job.path,
             model=job.name,
             requested=job.requested,
-            headers=head.headers,
+            headers=fields.without_keys(head.headers, job.key_headers),
             remote_ip=fields.client_address(head.headers, job.exchange.peer),
             started=job.exchange.arrived,
             timestamp=self.wall() - (self.clock.seconds() - job.exchange.arrived),
@@ -485,7 +485,7 @@ class Dispatcher:
         headers = fields.to_local(
             job.head.headers,
             peer=job.exchange.peer,
-            key_header=job.key_header,
+            key_headers=job.key_headers,
             metered=job.metered,
         )
         upstream = self._upstreams.get(model.id)
@@ -506,7 +506,7 @@ class Dispatcher:
             job.head.headers,
             authority=endpoint.authority.encode("latin-1"),
             api_key=peer.api_key.value.encode() if peer.api_key is not None and peer.api_key.value else None,
-            key_header=job.key_header,
+            key_headers=job.key_headers,
             metered=job.metered,
         )
         upstream = Upstream(endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True)

@@ -17,21 +17,21 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from llamaswap.web.errors import Headers, HttpError, unauthorized
+from llamaswap.wire.fields import ESSENTIAL
 
 First = Callable[[bytes], "bytes | None"]
 
 
-class HasFirst(Protocol):
-    """A request head."""
+NO_HEADERS: frozenset[bytes] = frozenset()
+
+
+class RequestHead(Protocol):
+    """A request's headers, in order and as they came."""
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]: ...
 
     def first(self, name: bytes, /) -> bytes | None: ...
-
-
-@frozen
-class Pass:
-    """A request that may come in. `header` (lower case) carried our key and must not reach a server; None: no keys."""
-
-    header: bytes | None = None
 
 
 @frozen
@@ -40,23 +40,31 @@ class Gate:
 
     keys: Callable[[], Iterable[bytes]]
 
-    def admit(self, first: First) -> Pass:
-        """A Pass, or HttpError(401)."""
-        return Pass(self._header(first))
+    def admit(self, first: First) -> None:
+        """Return where the request may come in, else raise HttpError(401)."""
+        self._admit(first)
 
-    def __call__(self, head: HasFirst) -> bytes | None:
-        """The same for a request head; only the header's name. This is the gate that the model routes take."""
-        return self._header(head.first)
+    def __call__(self, head: RequestHead) -> frozenset[bytes]:
+        """Admit a request to the model routes, or raise HttpError(401).
 
-    def _header(self, first: First) -> bytes | None:
-        keys = tuple(self.keys())
+        Returns the names (lower case) of all headers that carry one of our keys: none of them may reach a server.
+        """
+        keys = self._admit(head.first)
         if not keys:
-            return None
-        header, candidate = presented(first)
-        # Every key is compared, whatever the earlier ones said: the time taken tells nothing about which matched.
-        if sum([hmac.compare_digest(candidate, key) for key in keys]) and candidate:
-            return header
-        raise unauthorized()
+            return NO_HEADERS
+        # The request knows a key by now, so the time that these comparisons take tells it nothing.
+        found = {name.lower() for name, value in head.headers if value in keys or credential(value) in keys}
+        return frozenset(found - ESSENTIAL)
+
+    def _admit(self, first: First) -> tuple[bytes, ...]:
+        """The keys in force, after a check that the request has one of them."""
+        keys = tuple(self.keys())
+        if keys:
+            candidate = presented(first)
+            # Every key is compared, whatever the earlier ones said: the time taken tells nothing about which matched.
+            if not (sum([hmac.compare_digest(candidate, key) for key in keys]) and candidate):
+                raise unauthorized()
+        return keys
 
 
 class KeyRing:
@@ -75,19 +83,20 @@ class KeyRing:
         return self._keys
 
 
-def presented(first: First) -> tuple[bytes, bytes]:
-    """The header that carries the request's one key candidate, and the candidate (empty: none).
+def presented(first: First) -> bytes:
+    """The request's one key candidate, empty where it has none.
 
     Basic's password, else Bearer's token, else x-api-key; the first that is not empty counts, right or wrong.
     """
-    scheme, _, rest = (first(b"authorization") or b"").partition(b" ")
+    return credential(first(b"authorization") or b"") or first(b"x-api-key") or b""
+
+
+def credential(authorization: bytes) -> bytes:
+    """The key candidate in an Authorization header's value: Basic's password or Bearer's token, else empty."""
+    scheme, _, rest = authorization.partition(b" ")
     if scheme.lower() == b"basic":
-        password = _password(rest)
-        if password:
-            return b"authorization", password
-    elif scheme.lower() == b"bearer" and rest:
-        return b"authorization", rest
-    return b"x-api-key", first(b"x-api-key") or b""
+        return _password(rest)
+    return rest if scheme.lower() == b"bearer" else b""
 
 
 def _password(encoded: bytes) -> bytes:

@@ -40,7 +40,7 @@ ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
 LOADING_PATH = b"/v1/chat/completions"
 
 # The lower-case name of the header that carried an accepted key, None where no keys are asked for; raises otherwise.
-Gate = Callable[[RequestHead], "bytes | None"]
+Gate = Callable[[RequestHead], "frozenset[bytes]"]
 
 
 def is_model_path(method: bytes, path: bytes) -> bool:
@@ -166,7 +166,7 @@ class Inference:
 
     async def _serve(self, exchange: Exchange) -> None:
         head = exchange.head
-        key_header = self.gate(head)
+        key_headers = self.gate(head)
         config = self.router.config
         naming = await naming_of(head, exchange.body, wants_json=head.path in JSON_ROUTES)
         if not naming.name:
@@ -192,11 +192,11 @@ class Inference:
                 others, as_it_came = tuple(rest), evolve(naming)
             naming.rename(target)
         try:
-            job = self._job(exchange, config, naming, key_header, metadata, keep=bool(others))
+            job = self._job(exchange, config, naming, key_headers, metadata, keep=bool(others))
             for other in others:
                 keep = other != others[-1]
                 job.fallbacks.append(
-                    partial(self._other_job, other, as_it_came, exchange, config, key_header, metadata, keep)
+                    partial(self._other_job, other, as_it_came, exchange, config, key_headers, metadata, keep)
                 )
             if job.bypass and choice is not None:
                 choice.release()
@@ -221,19 +221,19 @@ class Inference:
         naming: Naming,
         exchange: Exchange,
         config: Config,
-        key_header: bytes | None,
+        key_headers: frozenset[bytes],
         metadata: dict[str, str],
         keep: bool,
     ) -> Job:
         """The job of another target: made only when it comes to that, for a large body takes a while to be cut anew."""
-        return self._job(exchange, config, naming.named(name), key_header, metadata, keep)
+        return self._job(exchange, config, naming.named(name), key_headers, metadata, keep)
 
     def _job(
         self,
         exchange: Exchange,
         config: Config,
         naming: Naming,
-        key_header: bytes | None,
+        key_headers: frozenset[bytes],
         metadata: dict[str, str],
         keep: bool = False,
     ) -> Job:
@@ -289,7 +289,7 @@ class Inference:
             and path.startswith(LOADING_PATH),
             bypass=bypass,
             idle_reason=ignored_websocket(model.id) if bypass and model is not None else None,
-            key_header=key_header,
+            key_headers=key_headers,
             metadata=metadata,
             prepare=prepare,
         )

@@ -42,7 +42,7 @@ class Job:
     loading: bool = False
     bypass: bool = False
     idle_reason: str | None = None
-    key_header: bytes | None = None
+    key_headers: frozenset[bytes] = frozenset()
     metadata: Mapping[str, str] = field(factory=dict)
     prepare: Callable[[Job], Awaitable[None]] | None = None
     fallbacks: list[Callable[[], Job]] = field(factory=list)

@@ -13,6 +13,7 @@ from llamaswap.errors import ConfigError
 
 MASK = "***"
 MOST_IN_A_LINE = 20  # masks of a line that are told apart when it was edited
+SHORTEST_SECRET = 4  # characters of a known secret that is hidden wherever it stands
 SHORTEST_NUMBER = 6  # digits; shorter ones under such a name are counts, and hiding them would hide every port
 _WORD = r"(?:api[-_]?key|token|secret|passw(?:or)?d|credential|authorization|auth[-_]?key)"
 # --max-tokens and --tokenizer carry no secrets, however their names sound.
@@ -63,11 +64,22 @@ def masked_command(argv: Sequence[str], known: Iterable[str] = ()) -> list[str]:
 
 
 def masked_text(text: str, known: Iterable[str]) -> str:
-    """A text without the known secrets. Very short ones are left: they would hide half of everything else."""
+    """A text without the known secrets, and without the values of flags and assignments that name a secret.
+
+    Known secrets of less than four characters are left: they would hide half of everything else.
+    """
+    text = _IN_COMMAND.sub(_in_command, text)
     for secret in sorted(known, key=len, reverse=True):
-        if len(secret) >= 4:
+        if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, MASK)
     return text
+
+
+def _in_command(match: re.Match[str]) -> str:
+    flag, value = match["flag"], match["value"].lstrip("\"'")
+    told = value.startswith("${") or (flag and value.startswith("-") and not match["lead"].endswith("="))
+    secret = _secretive(flag) if flag else not _HARMLESS.search(match["name"])
+    return f"{match['lead']}{MASK}" if secret and not told else match[0]
 
 
 def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
@@ -79,13 +91,7 @@ def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
     def of_key(match: re.Match[str]) -> str:
         return match[0] if match["value"].lstrip("\"'").startswith("${env.") else f"{match['lead']}{MASK}"
 
-    def in_command(match: re.Match[str]) -> str:
-        flag, value = match["flag"], match["value"].lstrip("\"'")
-        told = value.startswith("${") or (flag and value.startswith("-") and not match["lead"].endswith("="))
-        secret = _secretive(flag) if flag else not _HARMLESS.search(match["name"])
-        return f"{match['lead']}{MASK}" if secret and not told else match[0]
-
-    return masked_text(_IN_COMMAND.sub(in_command, _YAML.sub(of_key, text)), known)
+    return masked_text(_YAML.sub(of_key, text), known)
 
 
 def hidden_in(shown: str, real: str) -> list[tuple[str, str]]:

@@ -106,7 +106,7 @@ class Passthrough:
 
     async def _upstream(self, exchange: Exchange) -> None:
         head = exchange.head
-        key_header = self.gate(head)
+        key_headers = self.gate(head)
         config = self.router.config
         path, mark, query = head.target.partition(b"?")
         found = destination(path[len(PREFIX) :], config, self.router.profile) if path.startswith(PREFIX) else None
@@ -147,14 +147,14 @@ class Passthrough:
             metered=metered,
             bypass=bypass,
             idle_reason=idle_reason,
-            key_header=key_header,
+            key_headers=key_headers,
             prepare=prepare if metered or own_name is not None else None,
         )
         await self.dispatcher.run(job)
 
     async def _comfyui(self, exchange: Exchange) -> None:
         head = exchange.head
-        key_header = self.gate(head)
+        key_headers = self.gate(head)
         config = self.router.config
         path, mark, query = head.target.partition(b"?")
         rest = path[len(COMFYUI_PREFIX) :]
@@ -182,7 +182,7 @@ class Passthrough:
             metered=False,
             bypass=bypass,
             idle_reason=idle_reason,
-            key_header=key_header,
+            key_headers=key_headers,
         )
         await self.dispatcher.run(job)
 

@@ -36,7 +36,7 @@ class Processes:
 
     def running(self, call: Call) -> Answer:
         """The servers that are not stopped, by model id; those that sleep and those that fail beside them, if any."""
-        models = self.config().models
+        models, secrets = self.config().models, known_secrets(self.config())
         rows: list[dict[str, Any]] = []
         for status in self.fleet.running():
             model = models.get(status.model)
@@ -44,8 +44,8 @@ class Processes:
                 {
                     "model": status.model,
                     "state": status.state,
-                    "cmd": model.cmd if model else "",
-                    "proxy": model.proxy if model else "",
+                    "cmd": masked_text(model.cmd, secrets) if model else "",
+                    "proxy": masked_text(model.proxy, secrets) if model else "",
                     "ttl": model.ttl if model else 0,
                     "name": (model.name if model else "") or "",
                     "description": (model.description if model else "") or "",

@@ -33,6 +33,7 @@ ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", 
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 SECRETS = CREDENTIALS | {b"proxy-authorization", b"cookie", b"set-cookie"}  # shown to nobody, kept for nobody
+REDACTED = b"[REDACTED]"
 # The head of an event stream of our own.
 EVENT_STREAM = (
     (b"Content-Type", b"text/event-stream"),
@@ -108,6 +109,13 @@ def client_address(headers: Iterable[Header], peer: str) -> str:
     return real.decode("latin-1") if real else peer
 
 
+def without_keys(headers: Sequence[Header], key_headers: frozenset[bytes]) -> Sequence[Header]:
+    """The headers as lists, captures and events may have them: our own keys, in whichever header, are replaced."""
+    if not key_headers:
+        return headers
+    return [(name, REDACTED if name.lower() in key_headers else value) for name, value in headers]
+
+
 # -- towards a server --------------------------------------------------------------------------------------
 
 
@@ -115,16 +123,16 @@ def to_local(
     headers: Sequence[Header],
     *,
     peer: str,
-    key_header: bytes | None = None,
+    key_headers: frozenset[bytes] = frozenset(),
     metered: bool = False,
 ) -> Headers:
     """A client's headers as a local server receives them.
 
-    `peer` is the client's socket address, appended to X-Forwarded-For. `key_header` (lower case) carried our own API
-    key and stays here. `metered`: ask only for codings that the usage parser can read. The body's framing is not
+    `peer` is the client's socket address, appended to X-Forwarded-For. `key_headers` (lower case) carry our own API
+    keys and stay here. `metered`: ask only for codings that the usage parser can read. The body's framing is not
     among them: the relay adds it.
     """
-    kept, hop = _crossing(headers, key_header=key_header, metered=metered)
+    kept, hop = _crossing(headers, key_headers=key_headers, metered=metered)
     if peer:
         mine = peer.encode("latin-1", "replace")
         for name, _ in kept:
@@ -142,12 +150,12 @@ def to_peer(
     *,
     authority: bytes,
     api_key: bytes | None = None,
-    key_header: bytes | None = None,
+    key_headers: frozenset[bytes] = frozenset(),
     metered: bool = False,
 ) -> Headers:
     """A client's headers as a peer receives them: its own Host, its own key, nothing about the client's way to us."""
     kept: Headers = [(b"Host", authority)]
-    crossing, hop = _crossing(headers, key_header=key_header, metered=metered)
+    crossing, hop = _crossing(headers, key_headers=key_headers, metered=metered)
     for name, value in crossing:
         lower = name.lower()
         if lower == b"host" or lower in FORWARDING or (api_key and lower in CREDENTIALS):
@@ -164,7 +172,7 @@ def readable_encodings(value: bytes) -> bytes:
     return b", ".join(item for item in items if item.partition(b";")[0].strip().lower() in READABLE_CODINGS)
 
 
-def _crossing(headers: Sequence[Header], *, key_header: bytes | None, metered: bool) -> tuple[Headers, Headers]:
+def _crossing(headers: Sequence[Header], *, key_headers: frozenset[bytes], metered: bool) -> tuple[Headers, Headers]:
     """What leaves the hop, without any framing; and what was said about the hop itself."""
     kept: Headers = []
     hop: Headers = []
@@ -172,7 +180,7 @@ def _crossing(headers: Sequence[Header], *, key_header: bytes | None, metered: b
         lower = item[0].lower()
         if lower in _STAYS:
             hop.append(item)
-        elif lower == key_header:
+        elif lower in key_headers:
             continue
         elif metered and lower == b"accept-encoding":
             value = readable_encodings(item[1])

@@ -133,8 +133,8 @@ def headers(data: bytes) -> None:
         head, _ = parse_request(data + b"\r\n\r\n")
     except Malformed:
         return
-    local = fields.to_local(head.headers, peer="10.0.0.1", key_header=b"authorization", metered=True)
-    peer = fields.to_peer(head.headers, authority=b"peer", api_key=b"k", key_header=None)
+    local = fields.to_local(head.headers, peer="10.0.0.1", key_headers=frozenset([b"authorization"]), metered=True)
+    peer = fields.to_peer(head.headers, authority=b"peer", api_key=b"k", key_headers=frozenset())
     for crossed in (local, peer):
         lower = [name.lower() for name, _ in crossed]
         assert not {b"transfer-encoding", b"content-length"} & set(lower), "the client's framing crossed"

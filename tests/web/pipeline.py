@@ -399,10 +399,10 @@ class Stage:
 
     def gate(self, head):
         if not self.keys:
-            return None
+            return frozenset()
         for name, key in self.keys.items():
             if head.first(name) == key:
-                return name
+                return frozenset([name])
         raise unauthorized()
 
     def ask(self, method: bytes, target: bytes, body=b"", *headers, serve=None) -> Asked:

@@ -33,6 +33,38 @@ class ConfigFileTests(TestCase):
         self.assertEqual(self.file.check(OLD).restarted, ())
         self.assertRaises(ConfigError, self.file.check, "models: [")
 
+    def told(self, text):
+        """Everything that a check says of a text."""
+        try:
+            return repr(self.file.check(text))
+        except ConfigError as error:
+            return f"{error} {error.problems}"
+
+    def test_check_without_edit_rights_never_tells_a_value_of_the_environment(self):
+        self.file.environ = {"SECRET": "Sesame-Open"}
+        owl = "models:\n  owl:\n    cmd: serve --port ${PORT}\n"
+        texts = (
+            owl + "    ttl: ${env.SECRET}\n",
+            owl + "    aliases: ['${env.SECRET}', '${env.SECRET}']\n",
+            owl + "    proxy: '${env.SECRET}'\n",
+            owl + "logLevel: '${env.SECRET}'\n",
+            owl + "groups:\n  g:\n    members: ['${env.SECRET}']\n",
+            owl + "upstream:\n  ignorePaths: ['(${env.SECRET}']\n",
+            "models:\n  '${env.SECRET}':\n    cmd: serve --port ${PORT}\n",
+            "'${env.SECRET}': 1\n",
+            "macros:\n  word: ${env.SECRET}\n" + owl + "    concurrencyLimit: ${word}\n",
+        )
+        for allowed in (False, True):
+            self.file.allowed = allowed
+            for text in texts:
+                self.assertNotIn("sesame", self.told(text).lower(), text)
+
+    def test_check_without_edit_rights_reads_variables_as_numbers_and_says_so(self):
+        self.file.allowed = False
+        checked = self.file.check(OLD + "    ttl: ${env.NOT_SET}\n    aliases: ['${env.A}', '${env.B}']\n")
+        self.assertIn("environment variables are not expanded without --allow-config-edit", str(checked.warnings[0]))
+        self.assertEqual(self.file.check(OLD).warnings, [])
+
     def test_the_file_is_replaced_in_one_step_with_its_mode_and_a_backup(self):
         self.file.write(NEW, NOBODY)
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -10,6 +11,7 @@ from llamaswap.errors import (
     ClientGone,
     NoTarget,
 )
+from llamaswap.web.gate import Gate
 from llamaswap.web.inference import is_model_path
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
@@ -131,6 +133,19 @@ class NamingTheModel(SynchronousTestCase):
         self.assertEqual(asked.sink.status, 401)
         self.assertEqual(asked.sink.header(b"www-authenticate"), b'Basic realm="llama-swap"')
         self.assertEqual(self.stage.router.asked, [])
+
+    def test_key_in_several_headers_reaches_neither_server_nor_peer_nor_capture(self):
+        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        basic = b"Basic " + b64encode(b"anyone:k-1")
+        for name in ("alpha", "lab/delta"):
+            for authorization in (b"Bearer k-1", basic):
+                headers = ((b"Authorization", authorization), (b"X-Api-Key", b"k-1"), (b"Api-Key", b"k-1"))
+                self.stage.post({"model": name}, CHAT, *headers)
+                sent = self.stage.relay.carried[-1].head.headers
+                self.assertEqual([name for name, value in sent if b"k-1" in value or value == basic], [])
+        for witness in self.stage.witnesses.seen:
+            self.assertEqual([name for name, value in witness.facts.headers if b"k-1" in value or value == basic], [])
+        self.assertEqual(len(self.stage.witnesses.seen), 4)
 
     def test_the_accepted_key_does_not_reach_a_server_but_other_credentials_do(self):
         self.stage.keys = {b"authorization": b"Bearer k-1"}

@@ -1,8 +1,10 @@
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from llamaswap.config import Secret
 from llamaswap.router import Failing
-from tests.web.doubles import FakeFleet, Status, Vitals, World, envelope
+from tests.web.doubles import FakeFleet, Status, Vitals, World, envelope, example_config
 
 
 class RunningTests(TestCase):
@@ -24,6 +26,15 @@ class RunningTests(TestCase):
                 }
             ],
         )
+
+    def test_secrets_in_a_command_and_an_address_are_hidden(self):
+        config = example_config(api_keys=(Secret("k-secret"),))
+        command = "HF_TOKEN=one-1 serve --api-key two-2 --hf-token=three-3 --label k-secret --max-tokens 7"
+        alpha = evolve(config.models["alpha"], cmd=command, proxy="http://h:1/?token=four-4")
+        fleet = FakeFleet(evolve(config, models={"alpha": alpha}), states={"alpha": "ready"})
+        [row] = World(fleet).ask("/running", headers=[("x-api-key", "k-secret")]).json["running"]
+        self.assertEqual(row["cmd"], "HF_TOKEN=*** serve --api-key *** --hf-token=*** --label *** --max-tokens 7")
+        self.assertEqual(row["proxy"], "http://h:1/?token=***")
 
     def test_those_that_sleep_are_told_beside_and_not_as_running(self):
         fleet = FakeFleet(statuses={"alpha": Status("alpha", "stopped", asleep_since=5.0)})

@@ -49,7 +49,9 @@ class TowardsALocalServer(SynchronousTestCase):
 
     def test_the_header_with_our_key_stays_here_and_other_credentials_cross(self):
         both = [(b"Authorization", b"Bearer k-1"), (b"X-API-Key", b"theirs")]
-        self.assertEqual(fields.to_local(both, peer="", key_header=b"authorization"), [(b"X-API-Key", b"theirs")])
+        self.assertEqual(
+            fields.to_local(both, peer="", key_headers=frozenset([b"authorization"])), [(b"X-API-Key", b"theirs")]
+        )
         self.assertEqual(fields.to_local(both, peer=""), both)
 
     def test_the_clients_framing_and_expect_stay_here(self):

@@ -137,7 +137,7 @@ class HeaderTests(SynchronousTestCase):
     @few
     @given(lists, st.booleans())
     def test_towards_a_server(self, headers, metered):
-        options = {"metered": metered, "key_header": b"x-api-key"}
+        options = {"metered": metered, "key_headers": frozenset([b"x-api-key"])}
         crossed = fields.to_local(headers, peer="10.0.0.1", **options)
         self.check(headers, crossed)
         self.assertNotIn(b"x-api-key", [name.lower() for name, _ in crossed])
