@@ -6,6 +6,7 @@ process per model, ever: the machine in `lifecycle.py` sees to that, this module
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
@@ -120,6 +121,7 @@ class Supervisor:
     _woken_at: float | None = None
     _wakes: tuple[float, ...] = ()
     _cleaning: bool = False  # only the stop command runs
+    _external: str = ""  # which server that is not ours was last reported
 
     def __attrs_post_init__(self) -> None:
         self.waiters = Waiters(self.clock, self.model.id)
@@ -198,7 +200,7 @@ class Supervisor:
             plan = self._plan(self.model)
             endpoint = plan.endpoint
             if is_local(endpoint.host) and not self._movable(plan) and endpoint.port not in ours:
-                self._see_free(endpoint)
+                self._see_free(plan)
         except _CannotStart as reason:
             self._last_error = str(reason)
             return StartFailed(self.model.id, str(reason))
@@ -433,7 +435,7 @@ class Supervisor:
         host = _numeric(endpoint.host)
         if self._other_port is None:
             if not self._movable(plan):
-                self._see_free(endpoint)
+                self._see_free(plan)
                 return plan
             if not self.launcher.kernel.taken(host, endpoint.port):
                 return plan
@@ -444,9 +446,17 @@ class Supervisor:
         """Whether the port is ours to choose."""
         return plan.model.port is not None and plan.model.port == plan.endpoint.port
 
-    def _see_free(self, endpoint: Endpoint) -> None:
+    def _see_free(self, plan: _Plan) -> None:
+        endpoint = plan.endpoint
         if self.launcher.kernel.taken(_numeric(endpoint.host), endpoint.port):
+            if _may_be_external(plan.model, endpoint) and not self._held_by_a_model(endpoint.port):
+                return  # it is asked whether it is ready like a server of our own
             raise _CannotStart(f"port {endpoint.port} is already in use{self._by_whom(endpoint.port)}")
+
+    def _held_by_a_model(self, port: int) -> bool:
+        """Whether a server that some llamaswap started listens there."""
+        holder = self.launcher.kernel.holder(port)
+        return holder is not None and self.launcher.kernel.mark_of(holder.pid) is not None
 
     def _by_whom(self, port: int) -> str:
         holder = self.launcher.kernel.holder(port)
@@ -534,8 +544,23 @@ class Supervisor:
         if holder is None:
             return Verdict(Whose.UNKNOWN)
         who = f"pid {holder.pid} ({holder.name})"
-        older = holder.start < child.start
-        return Verdict(Whose.FOREIGN if older or kernel.mark_of(holder.pid) else Whose.NEWCOMER, who)
+        if kernel.mark_of(holder.pid):
+            return Verdict(Whose.FOREIGN, who)
+        if _may_be_external(self._running, endpoint):
+            self._note_external(endpoint, who)
+            return Verdict(Whose.UNKNOWN, who)
+        return Verdict(Whose.FOREIGN if holder.start < child.start else Whose.NEWCOMER, who)
+
+    def _note_external(self, endpoint: Endpoint, who: str) -> None:
+        if self._external != who:
+            self._external = who
+            _log.warn(
+                "{model}: {proxy} is served by {who}, which cmd did not start; requests go there, and unloading the "
+                "model does not stop it. Use ${{PORT}} in cmd if cmd was to start the server",
+                model=self.model.id,
+                proxy=str(endpoint),
+                who=who,
+            )
 
     def _explain(self, child: Child, endpoint: Endpoint) -> str:
         """What a server that runs but was never reached does instead."""
@@ -616,6 +641,12 @@ class Supervisor:
         self._endpoint = self._started_at = self._ready_at = self._woken_at = None
         self._cleaning = False
         self._machine.drained()
+
+
+def _may_be_external(model: Model, endpoint: Endpoint) -> bool:
+    """Whether `proxy` may name a server that runs already: neither ${PORT} nor the port's number is in the command."""
+    own = rf"(?<!\d){endpoint.port}(?!\d)"
+    return model.port is None and not any(re.search(own, text) for text in (model.cmd, *model.env))
 
 
 def _numeric(host: str) -> str:

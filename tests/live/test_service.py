@@ -91,6 +91,20 @@ class SwapTests(SynchronousTestCase):
             self.assertEqual(streamed[0].count(b'"tok'), 20, streamed[0])
             self.assertIn(b"[DONE]", streamed[0])
 
+    def test_a_server_that_runs_already_is_served_behind_a_written_out_proxy(self):
+        engine = ENGINE.replace("${PORT}", "0").split()
+        outside = subprocess.Popen(engine, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(outside.stdout.close)
+        self.addCleanup(outside.wait, 10)
+        self.addCleanup(outside.kill)
+        port = int(outside.stdout.readline().split()[-1])
+        keys = {"cmd": "sleep infinity", "proxy": f"http://127.0.0.1:{port}", "checkEndpoint": "none"}
+        with Product(json.dumps({"models": {"ext": keys}})) as product:
+            self.assertEqual(product.json("/upstream/ext/pid")["pid"], outside.pid)
+            product.ask("/unload")
+            self.assertEqual(product.json("/upstream/ext/pid")["pid"], outside.pid)
+            self.assertEqual(product.output.count("which cmd did not start"), 1)
+
     def test_a_bad_command_is_answered_at_once_and_harms_nobody(self):
         with Product(config(good="", bad={"cmd": "/no/such/program --port ${PORT}"})) as product:
             product.json("/v1/chat/completions", chat("good"))

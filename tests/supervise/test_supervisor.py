@@ -1,5 +1,6 @@
 """A model's server from the router's side, in a world of doubles."""
 
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
@@ -231,6 +232,39 @@ class PortTests(SynchronousTestCase):
         cause = self.failureResultOf(ready, StartFailed).value.cause
         self.assertEqual(cause, f"port 5800 is already in use by pid {squatter.pid} (squatter)")
         self.assertEqual(made.servers(), [])
+
+    def test_a_server_that_runs_already_is_served_where_the_command_names_no_port(self):
+        """As the Go program does: `proxy` is written out, and the command is a placeholder."""
+        made = scene(cmd="server infinity")
+        outside = made.world.new(listens={5800}, name="ollama")
+        said = []
+        globalLogPublisher.addObserver(said.append)
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        self.assertIsNone(made.supervisor.preflight())
+        for _ in range(2):
+            ready = made.supervisor.ensure_ready()
+            made.wait(0.05)
+            self.assertEqual(self.successResultOf(ready).port, 5800)
+            made.supervisor.stop()
+            made.wait(0.3)
+        self.assertTrue(outside.alive)
+        warnings = [formatEvent(event) for event in said if event["log_level"] is LogLevel.warn]
+        self.assertEqual(len(warnings), 1)
+        self.assertIn(f"served by pid {outside.pid} (ollama), which cmd did not start", warnings[0])
+
+    def test_a_server_of_another_model_is_not_taken_for_one_that_runs_already(self):
+        made = scene(cmd="server infinity")
+        other = made.world.new(listens={5800}, name="other")
+        other.mark = "of another model"
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.01)
+        cause = self.failureResultOf(ready, StartFailed).value.cause
+        self.assertEqual(cause, f"port 5800 is already in use by pid {other.pid} (other)")
+
+    def test_a_port_in_the_environment_of_the_command_is_its_own(self):
+        made = scene(cmd="server", env=("HOST=127.0.0.1:5800",))
+        made.world.new(listens={5800}, name="squatter")
+        self.assertIn("port 5800 is already in use", made.supervisor.preflight().cause)
 
     def test_a_port_lost_between_look_and_bind_is_retried_once_elsewhere(self):
         made = scene(answer=REFUSED, port=5800)
