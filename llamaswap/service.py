@@ -42,6 +42,7 @@ from llamaswap.notify import Notifier, without_ours
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.activity import Activity
 from llamaswap.observe.captures import Captures
+from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.gpus import Gpus, Reading
 from llamaswap.observe.hardware import Hardware
 from llamaswap.observe.history import History
@@ -201,7 +202,7 @@ class LlamaSwap(MultiService):
         self.meters.listen(self.bus)
         self.captures = Captures(config.capture_buffer)
         self.activity = Activity(
-            store=Store(config.store.path if config.store else None, config.metrics_max_in_memory),
+            store=self._store(config),
             captures=self.captures,
             run=self.recorder,
             clock=reactor,
@@ -415,6 +416,18 @@ class LlamaSwap(MultiService):
         self.meters.stored(row)
         self.bus.publish(ActivityStored(row.id))
 
+    def _store(self, config: Config) -> Store | FileStore:
+        if config.store is None:
+            return Store(None, config.metrics_max_in_memory)
+        later = self.reactor.callFromThread
+        return FileStore(
+            config.store.path,
+            config.metrics_max_in_memory,
+            say=lambda text: later(log.warn, "{text}", text=text),
+            renumbered=lambda: later(self.activity.renumbered),
+            seconds=self.reactor.seconds,
+        )
+
     # -- configuration -------------------------------------------------------------------------------------
 
     def sources(self) -> list[Source]:
@@ -438,7 +451,7 @@ class LlamaSwap(MultiService):
         self.watchdog.retain(config.models)
         self.peers.retune()
         if config.store != old.store:
-            self.activity.use(Store(config.store.path if config.store else None, config.metrics_max_in_memory))
+            self.activity.use(self._store(config))
         if config.performance.disabled:
             self.machine.stop()
         elif not self.loaded.config.performance.disabled:  # what was off at the start stays off

@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.observe.captures import LEVEL, Blob, Capture, Captures, bundles, pack
+from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.lines import local_time, rfc3339
 from llamaswap.observe.query import Filter, Query
 from llamaswap.observe.record import Row, digest
@@ -66,7 +67,7 @@ class Activity:
     def __init__(
         self,
         *,
-        store: Store,
+        store: Store | FileStore,
         captures: Captures,
         run: Run,
         clock: IReactorTime,
@@ -100,13 +101,16 @@ class Activity:
         self._sessions = tuple(name.lower().encode("latin-1", "replace") for name in sessions)
         self._allowance.bound = self._captures.budget * HELD_PER_BUDGET
 
-    def use(self, store: Store) -> None:
+    def use(self, store: Store | FileStore) -> None:
         """A reload changed where rows are kept: later ones go to `store`, the old one is closed after its last."""
         old, self._store = self._store, store
-        # Ids are the store's: what is known by an old one would be taken for another row's.
+        self.renumbered()
+        self._run(old.close).addErrback(lambda failure: log.failure("the old store did not close", failure=failure))
+
+    def renumbered(self) -> None:
+        """Rows have other ids now: what is known by an old one would be taken for another row's."""
         self._captures.clear()
         self._recent.clear()
-        self._run(old.close).addErrback(lambda failure: log.failure("the old store did not close", failure=failure))
 
     # -- recording -----------------------------------------------------------------------------------------
 
@@ -179,14 +183,14 @@ class Activity:
         written.addErrback(lambda failure: log.failure("a listener to stored rows failed", failure=failure))
         written.addBoth(lambda _: self._wrote(batch))
 
-    def _file(self, batch: Sequence[_Filed | Recording], store: Store) -> tuple[list[Row], list[Blob]]:
+    def _file(self, batch: Sequence[_Filed | Recording], store: Store | FileStore) -> tuple[list[Row], list[Blob]]:
         """Read the large answers, store the rows, compress the captures. On the worker where that may take a while."""
         filed = [item if isinstance(item, _Filed) else self._digested(item) for item in batch]
         rows = store.insert(item.row for item in filed)
         captures = [(item.row.id, item.capture) for item in filed if item.capture is not None]
         return rows, [pack(some, self._compressor) for some in bundles(captures)]
 
-    def _announce(self, stored: tuple[list[Row], list[Blob]], store: Store) -> None:
+    def _announce(self, stored: tuple[list[Row], list[Blob]], store: Store | FileStore) -> None:
         rows, blobs = stored
         if store is self._store:
             for blob in blobs:
@@ -293,8 +297,10 @@ class Activity:
         return shown
 
     def page_document(self, page: Page) -> dict[str, Any]:
-        """A page as the activity API shows it."""
+        """A page as the activity API shows it; `store_error` says why it is from memory alone."""
+        problem = self._store.problem
         return {
+            **({"store_error": problem} if problem else {}),
             "data": [self.document(row) for row in page.rows],
             "page": page.page,
             "limit": page.limit,

@@ -24,7 +24,7 @@ from llamaswap.observe.stats import histogram
 from llamaswap.wire.usage import Usage
 
 DEFAULT_ROWS = 1000  # what an in-memory table keeps unless metricsMaxInMemory says otherwise
-BUSY = 5.0  # seconds to wait for another program's lock on the file
+BUSY = 1.0  # seconds to wait for another program's lock on the file
 
 _TOKENS = "cache_tokens, draft_tokens, draft_acc_tokens, input_tokens, output_tokens"
 _COLUMNS = (
@@ -216,12 +216,14 @@ class _Conditions:
 class Store:
     """Opened by its first use, on the thread that uses it. `path` None: in memory, the newest `keep` rows."""
 
+    problem = ""  # why the table is not in its file now
+
     def __init__(self, path: str | None = None, keep: int = DEFAULT_ROWS) -> None:
         self._path = path
-        self._keep = keep if keep > 0 else DEFAULT_ROWS
+        self.keep = keep if keep > 0 else DEFAULT_ROWS
         self._connection: sqlite3.Connection | None = None
         # Of a table in memory: the newest rows, not in the database yet. Filled by one thread, emptied by another.
-        self._fresh: deque[tuple[int, Row]] = deque(maxlen=self._keep)
+        self._fresh: deque[tuple[int, Row]] = deque(maxlen=self.keep)
         self._last = 0
 
     @property
@@ -273,10 +275,25 @@ class Store:
                 row.id = number
             _insert_origins(connection, ((row.id, row) for row in stored))
         except BaseException:
-            connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):  # a full disk or a broken file has rolled it back already
+                connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
         return stored
+
+    def remember(self, rows: Iterable[Row]) -> None:
+        """Keep rows that have their ids already. For a table in memory."""
+        for row in rows:
+            self._last = row.id
+            self._fresh.append((row.id, row))
+
+    def restore(self, rows: Sequence[Row]) -> None:
+        """Store rows under the ids they have. For a file."""
+        connection = self._open()
+        connection.execute("BEGIN IMMEDIATE")
+        _insert(connection, f"activity (id, {_COLUMNS})", [(row.id, *_values(row)) for row in rows])
+        _insert_origins(connection, ((row.id, row) for row in rows))
+        connection.execute("COMMIT")
 
     def _asked(self) -> sqlite3.Connection:
         """The database with every row in it."""
@@ -287,7 +304,7 @@ class Store:
         if fresh:
             _insert(connection, f"activity (id, {_COLUMNS})", [(number, *_values(row)) for number, row in fresh])
             _insert_origins(connection, fresh)
-            kept = (fresh[-1][0] - self._keep,)
+            kept = (fresh[-1][0] - self.keep,)
             connection.execute("DELETE FROM activity WHERE id <= ?", kept)
             connection.execute("DELETE FROM request_origin WHERE activity_id <= ?", kept)
         return connection
@@ -319,7 +336,7 @@ class Store:
     def newest_good(self, count: int | None = None) -> list[Row]:
         """The newest rows with status 200, oldest first (as many as an in-memory table keeps)."""
         found = self._asked().execute(
-            f"{_SELECT} WHERE resp_status_code = 200 ORDER BY id DESC LIMIT ?", (count or self._keep,)
+            f"{_SELECT} WHERE resp_status_code = 200 ORDER BY id DESC LIMIT ?", (count or self.keep,)
         )
         return [_row(record) for record in found][::-1]
 

@@ -157,7 +157,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         }
     ),
     "Choice": _object({"name": NULL_S}),
-    "ActivityPage": _object({"data": _array(_ROW), "page": INT, "limit": INT, "total": INT, "total_pages": INT}),
+    "ActivityPage": _object(
+        {"data": _array(_ROW), "page": INT, "limit": INT, "total": INT, "total_pages": INT, "store_error": S},
+        ("data", "page", "limit", "total", "total_pages"),
+    ),
     "Stats": _object(
         {
             "total_requests": INT,

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import Product
+from tests.live.product import Product, wait_for
 from tests.live.test_hostile import MEGA, SINK, answer, connect
 from tests.live.test_service import chat, config
 
@@ -183,3 +184,33 @@ class StalledReaderTests(SynchronousTestCase):
                 while data := line.recv(1 << 20):
                     received += data
             self.assertNotIn(b"\r\n0\r\n\r\n", received)
+
+
+class ActivityStoreTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_a_locked_or_corrupt_activity_store_does_not_stop_the_answers(self):
+        with tempfile.TemporaryDirectory(prefix="llamaswap-store-") as folder:
+            path = os.path.join(folder, "activity.db")
+            text = json.loads(config(one="")) | {"store": {"path": path}}
+            Path(path).write_bytes(b"no database at all " * 1000)
+            with Product(json.dumps(text)) as product:
+                self.assertEqual(product.ask("/v1/chat/completions", chat("one"))[0], 200)
+                page = product.json("/api/metrics/activity")
+                self.assertEqual((page["total"], "store_error" in page), (1, False))
+                [aside] = [name for name in os.listdir(folder) if ".corrupt-" in name]
+                wait_for(lambda: aside in product.output, what="the log line")
+                other = sqlite3.connect(path, isolation_level=None)
+                other.execute("BEGIN EXCLUSIVE")
+                self.assertEqual(product.ask("/v1/chat/completions", chat("one"))[0], 200)
+                began = time.monotonic()
+                page = product.json("/api/metrics/activity")
+                self.assertLess(time.monotonic() - began, 4)
+                self.assertEqual(page["total"], 2)
+                self.assertIn("locked", page["store_error"])
+                other.execute("ROLLBACK")
+                other.close()
+                again = lambda: "store_error" not in product.json("/api/metrics/activity")
+                wait_for(again, seconds=15, what="the store")
+                self.assertEqual(product.json("/api/metrics/activity")["total"], 2)
+                self.assertNotIn("Traceback", product.output)

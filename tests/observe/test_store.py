@@ -146,7 +146,7 @@ class TestKeeping(SynchronousTestCase):
         self.assertEqual(store._open().execute("SELECT COUNT(*) FROM request_origin").fetchone(), (3,))
 
     def test_a_bound_that_is_none_means_the_default(self):
-        self.assertEqual((Store(keep=0)._keep, Store(keep=-1)._keep), (1000, 1000))
+        self.assertEqual((Store(keep=0).keep, Store(keep=-1).keep), (1000, 1000))
 
     def test_a_file_keeps_all_and_survives(self):
         """http T145"""

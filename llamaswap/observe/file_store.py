@@ -1,0 +1,179 @@
+"""The activity table in a file, with the newest rows also in memory for the time in which the file cannot be used.
+
+Another program may lock the file, the disk may be full or fail, and the file may be corrupt. Rows are then kept and
+questions answered from memory; the file is tried again every few seconds. Runs on the worker thread, as the store does.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from llamaswap.observe.query import Filter, Query
+from llamaswap.observe.record import Row
+from llamaswap.observe.store import DEFAULT_ROWS, Page, Store
+
+RETRY_SECONDS = 5.0  # between two tries of a file that cannot be used
+
+_CORRUPT = ("malformed", "not a database")
+_UNUSABLE = ("locked", "busy", "unable to open", "readonly", "disk i/o error", "is full", "no such table")
+
+Answer = TypeVar("Answer")
+
+
+def _is_corrupt(error: Exception) -> bool:
+    return isinstance(error, sqlite3.DatabaseError) and any(words in str(error).lower() for words in _CORRUPT)
+
+
+def _is_unusable(error: Exception) -> bool:
+    """Whether the file is to blame, not the question or the row."""
+    return isinstance(error, OSError) or any(words in str(error).lower() for words in _UNUSABLE)
+
+
+def _now_in_a_name() -> str:
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+class FileStore:
+    """A `Store` in a file that goes on in memory. `problem` says why, empty while the file is in use.
+
+    `say(text)` writes to the log; `renumbered()` is called when rows kept in memory have other ids in the file. Both
+    are called on the worker thread. `seconds` is a monotonic clock, `stamp` the time as a part of a file's name.
+    """
+
+    durable = True
+
+    def __init__(
+        self,
+        path: str,
+        keep: int = DEFAULT_ROWS,
+        *,
+        say: Callable[[str], None],
+        renumbered: Callable[[], None],
+        seconds: Callable[[], float],
+        stamp: Callable[[], str] = _now_in_a_name,
+    ) -> None:
+        self._path = path
+        self._keep = keep
+        self._say = say
+        self._renumbered = renumbered
+        self._seconds = seconds
+        self._stamp = stamp
+        self._file = Store(path, keep)
+        self._newest = Store(None, keep)
+        self._pending: list[Row] = []  # not in the file yet
+        self._retry_at = 0.0
+        self.problem = ""
+
+    def insert(self, rows: Iterable[Row]) -> list[Row]:
+        """Store rows and set their ids; in memory alone while the file cannot be used."""
+        stored = list(rows)
+        if self._in_file(lambda file: file.insert(stored)) is not None:
+            self._newest.remember(stored)
+            return stored
+        self._newest.insert(stored)
+        self._pending += stored
+        if len(self._pending) > self._newest.keep:
+            del self._pending[: -self._newest.keep]
+        return stored
+
+    def page(self, query: Query) -> Page:
+        """One page of rows."""
+        return self._answer(lambda store: store.page(query))
+
+    def after(self, wanted: Filter, number: int, count: int) -> list[Row]:
+        """The next `count` rows with a higher id."""
+        return self._answer(lambda store: store.after(wanted, number, count))
+
+    def newest_good(self, count: int | None = None) -> list[Row]:
+        """The newest rows with status 200, oldest first."""
+        return self._answer(lambda store: store.newest_good(count))
+
+    def stats(self, wanted: Filter, bucket: int = 0) -> dict[str, Any]:
+        """Totals and speed histograms of the rows."""
+        return self._answer(lambda store: store.stats(wanted, bucket))
+
+    def close(self) -> None:
+        """Write what is left, if the file can be used, and close it. Idempotent."""
+        if self._pending:
+            self._retry_at = 0.0
+            self._in_file(lambda file: True)
+        if self._pending:
+            self._say(f"{len(self._pending)} rows of activity are lost, because {self.problem}")
+            self._pending = []
+        self._file.close()
+        self._newest.close()
+
+    def _answer(self, question: Callable[[Store], Answer]) -> Answer:
+        found = self._in_file(question)
+        return question(self._newest) if found is None else found
+
+    def _in_file(self, work: Callable[[Store], Answer]) -> Answer | None:
+        """The result of work on the file; None if the file cannot be used now. Errors of the work itself are raised."""
+        if self.problem and self._seconds() < self._retry_at:
+            return None
+        for _ in range(2):  # the second time on the file that takes the place of a corrupt one
+            try:
+                self._write_pending()
+                result = work(self._file)
+            except (sqlite3.Error, OSError) as error:
+                if _is_corrupt(error) and self._set_aside(error):
+                    continue
+                if not _is_unusable(error) and not _is_corrupt(error):
+                    raise
+                self._failed(str(error))
+                return None
+            if self.problem:
+                self.problem = ""
+                self._say(f"the activity store {self._path} is in use again")
+            return result
+        self._failed("it is corrupt again")
+        return None
+
+    def _write_pending(self) -> None:
+        if not self._pending:
+            return
+        before = [row.id for row in self._pending]
+        rows = self._file.insert(self._pending)
+        self._pending = []
+        if before != [row.id for row in rows]:
+            self._newest = Store(None, self._keep)
+            self._newest.remember(rows)
+            self._renumbered()
+
+    def _failed(self, cause: str) -> None:
+        with suppress(sqlite3.Error):
+            self._file.close()
+        self._retry_at = self._seconds() + RETRY_SECONDS
+        if not self.problem:
+            self._say(
+                f"the activity store {self._path} cannot be used: {cause}; the newest {self._newest.keep} rows are "
+                f"kept in memory, and the file is tried again every {RETRY_SECONDS:g} s"
+            )
+        self.problem = f"the activity store {self._path} cannot be used: {cause}"
+
+    def _set_aside(self, error: Exception) -> bool:
+        """Rename a corrupt file and begin a new one with the rows in memory; False if it cannot be renamed."""
+        with suppress(sqlite3.Error):
+            self._file.close()
+        aside = f"{self._path}.corrupt-{self._stamp()}"
+        try:
+            os.rename(self._path, aside)
+            for suffix in ("-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.rename(self._path + suffix, aside + suffix)
+        except OSError:
+            return False
+        self._say(f"the activity store {self._path} is corrupt ({error}): it is kept as {aside}, and a new one begins")
+        self._file = Store(self._path, self._keep)
+        rows = self._newest.after(Filter(), 0, self._newest.keep)
+        try:
+            self._file.restore(rows)
+            self._pending = []
+        except (sqlite3.Error, OSError) as failure:
+            self._failed(str(failure))
+        return True
