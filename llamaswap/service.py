@@ -255,6 +255,7 @@ class LlamaSwap(MultiService):
             shuffled=lambda items: random.sample(list(items), len(items)),
             peer_heard=self.peers.heard,
             placed=self._placed,
+            environment=environment.values(),
         )
         self.watchdog = Watchdog(
             reactor,

@@ -15,6 +15,7 @@ from llamaswap.config.nodes import Node, Scalar, Table, is_null, kind_of
 from llamaswap.config.report import Report
 from llamaswap.config.schema import (
     DEFAULT_PROXY,
+    FORWARD_KEY,
     MODALITIES,
     SIGNS,
     SUPERSEDE,
@@ -152,6 +153,9 @@ def model(drafted: Draft, placed: Draft, port: int | None, inherited: Inherited,
     if values.get("supersede", "") not in SUPERSEDE:
         wrong = f"model {placed.id}: supersede is {values['supersede']!r}, which is none of session, client"
         report.error(wrong, f"{path}.supersede", at)
+    if values.get("forward_key", "") not in ("", *FORWARD_KEY):
+        wrong = f"model {placed.id}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
+        report.error(wrong, f"{path}.forwardKey", at)
     if placed.id == COMFYUI:
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)

@@ -17,6 +17,7 @@ from llamaswap.config.macros import Budget, Expander
 from llamaswap.config.nodes import Node, Table, is_null, kind_of
 from llamaswap.config.report import Report
 from llamaswap.config.schema import (
+    FORWARD_KEY,
     LOG_LEVELS,
     LOG_TARGETS,
     LOG_TIME_FORMATS,
@@ -260,6 +261,9 @@ def _resolve(values: dict[str, Any], root: Table, report: Report, facts: Facts |
     values["unload_timeout"] = grace or defaults.unload_timeout
     if values.get("drain_timeout", 0.0) < 0:
         report.error("drainTimeout must not be negative", "drainTimeout", root.get("drainTimeout"))
+    if values.get("forward_key", defaults.forward_key) not in FORWARD_KEY:
+        wrong = f"forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
+        report.error(wrong, "forwardKey", root.get("forwardKey"))
     if values.get("metrics_max_in_memory", 1) <= 0:
         values["metrics_max_in_memory"] = defaults.metrics_max_in_memory
     ui: Ui = values.get("ui", defaults.ui)

@@ -28,6 +28,7 @@ USE_GLOBAL_TTL = -1
 MODALITIES = ("text", "audio", "image")
 SIGNS = ("cpu", "gpu", "log", "health")
 SUPERSEDE = ("", "session", "client")
+FORWARD_KEY = ("auto", "always", "never")
 
 
 @frozen
@@ -273,6 +274,15 @@ class Model:
             "Whose newer request takes the place of an older one that still waits (it gets 410): `session`, known by "
             "the headers in ui.activity.session_id, or `client`, by address, key and User-Agent too.",
             enum=SUPERSEDE,
+        ),
+    )
+    forward_key: str = field(
+        default="",
+        metadata=key(
+            "forwardKey",
+            Text(),
+            "Whether the accepted API key is passed to the server: see the global forwardKey, which counts when empty.",
+            enum=("", *FORWARD_KEY),
         ),
     )
     filters: Filters = field(

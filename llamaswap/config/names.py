@@ -14,7 +14,17 @@ from llamaswap.config.keys import SectionMap
 from llamaswap.config.lookup import Names
 from llamaswap.config.nodes import Node, Table, is_null, kind_of
 from llamaswap.config.report import Report, did_you_mean
-from llamaswap.config.schema import DEFAULT_GROUP, STRATEGIES, Model, Peer, Profile, Router, Secret, Selector
+from llamaswap.config.schema import (
+    DEFAULT_GROUP,
+    FORWARD_KEY,
+    STRATEGIES,
+    Model,
+    Peer,
+    Profile,
+    Router,
+    Secret,
+    Selector,
+)
 
 
 def with_aliases(models: Mapping[str, Model], report: Report) -> dict[str, Model]:
@@ -81,6 +91,9 @@ def _peer(peer_id: str, values: dict[str, Any], node: Node, path: str, report: R
     values["models"] = tuple(dict.fromkeys(listed or ()))
     if not (values["models"] or values["auto"]):
         report.error(f"{path}: models must not be empty", path, node, "list what the peer offers, or write auto")
+    if values.get("forward_key", "") not in ("", *FORWARD_KEY):
+        wrong = f"{path}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
+        report.error(wrong, f"{path}.forwardKey", node)
     if values.get("api_key") == Secret(""):
         values["api_key"] = None
     peer = Peer(peer_id, **values)

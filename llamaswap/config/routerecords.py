@@ -22,7 +22,7 @@ from llamaswap.config.keys import (
     Texts,
     key,
 )
-from llamaswap.config.modelrecords import Filters, Secret, Timeouts
+from llamaswap.config.modelrecords import FORWARD_KEY, Filters, Secret, Timeouts
 
 STRATEGIES = ("warm", "pin", "spillover", "failover")
 ROUTERS = ("group", "matrix")
@@ -228,6 +228,15 @@ class Peer:
     proxy: str = field(default="", metadata=key("proxy", Text(), "Base URL of the peer."))
     api_key: Secret | None = field(
         default=None, metadata=key("apiKey", Text(secret=True), "Key sent to the peer as Bearer token and x-api-key.")
+    )
+    forward_key: str = field(
+        default="",
+        metadata=key(
+            "forwardKey",
+            Text(),
+            "Whether the accepted API key is passed to the peer: see the global forwardKey, which counts when empty.",
+            enum=("", *FORWARD_KEY),
+        ),
     )
     models: tuple[str, ...] = field(
         default=(), metadata=key("models", Texts(auto=True), "Models the peer offers, or auto to ask it.")

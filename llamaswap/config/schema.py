@@ -27,6 +27,7 @@ from llamaswap.config.keys import (
 )
 from llamaswap.config.modelrecords import (
     DEFAULT_PROXY,
+    FORWARD_KEY,
     MODALITIES,
     SIGNS,
     SUPERSEDE,
@@ -68,6 +69,7 @@ __all__ = [
     "DEFAULT_GROUP",
     "DEFAULT_IGNORE_PATHS",
     "DEFAULT_PROXY",
+    "FORWARD_KEY",
     "LOG_LEVELS",
     "LOG_TARGETS",
     "LOG_TIME_FORMATS",
@@ -293,6 +295,16 @@ class Config:
     api_keys: tuple[Secret, ...] = field(
         default=(),
         metadata=key("apiKeys", Texts(secret=True, strict=True), "Keys that clients must present; empty asks none."),
+    )
+    forward_key: str = field(
+        default="auto",
+        metadata=key(
+            "forwardKey",
+            Text(),
+            "Whether the API key that a client was accepted with is passed on: `auto` to servers whose command or "
+            "environment holds it and to peers without apiKey, `always`, or `never`.",
+            enum=FORWARD_KEY,
+        ),
     )
     macros: Mapping[str, Scalar] = field(
         factory=dict, repr=False, metadata=key("macros", Macros(), "Names for repeated text, used as ${NAME}.")

@@ -6,7 +6,8 @@ status an error has: `render` turns errors into answers.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container, Sequence
+import re
+from collections.abc import Awaitable, Callable, Collection, Container, Sequence
 from http.client import responses
 from typing import Any, Protocol
 
@@ -54,6 +55,8 @@ DECLINED = frozenset((429, 502, 503))
 DECLINED_FAILURES = (StartFailed, UnknownModel)
 # What an operator has asked for ends a request: to turn to its next target could load another model at once.
 FINAL = (ModelUnloaded, ShuttingDown)
+
+WORD_ENDS = re.compile(r"[\s=,\"']+")  # what may stand around a key in a command
 
 Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
 
@@ -152,7 +155,8 @@ class Dispatcher:
 
     `clock` provides IReactorTime, `wall` seconds since the epoch, `uniform(a, b)` and `shuffled(list)` the loading
     stream's chances, `render` the bodies of errors. `placed(request id, position)` hears of places in the queue,
-    `peer_heard(peer id, error)` whether a peer answers.
+    `peer_heard(peer id, error)` whether a peer answers. `environment` are the values of the variables that servers
+    inherit.
     """
 
     router: Router
@@ -165,11 +169,13 @@ class Dispatcher:
     shuffled: Callable[[Sequence[str]], Sequence[str]]
     placed: Callable[[str, int], None] | None = None
     peer_heard: Callable[[str, str | None], None] | None = None
+    environment: Collection[str] = ()
     active: int = 0
     succession: Succession = field(factory=Succession)
     _closing: bool = False
     _number: int = 0
     _upstreams: dict[str, Upstream] = field(factory=dict)
+    _words: dict[str, tuple[Model, frozenset[bytes]]] = field(factory=dict)
 
     def close(self) -> None:
         """Refuse requests to peers from now on, and blame the shutdown for answers that break; the router refuses
@@ -481,11 +487,24 @@ class Dispatcher:
             for scope in watch.scopes:
                 scope.metadata_changed()
 
+    def _known_to(self, model: Model) -> frozenset[bytes]:
+        """The words of a model's command and environment: a key among them is known to its server."""
+        known = self._words.get(model.id)
+        if known is None or known[0] is not model:
+            texts = (model.cmd, *model.env, *self.environment)
+            words = {word.encode() for text in texts for word in WORD_ENDS.split(text) if word}
+            known = self._words[model.id] = model, frozenset(words)
+        return known[1]
+
     def _to_model(self, job: Job, model: Model, endpoint: Endpoint) -> tuple[Upstream, RequestHead]:
+        kept = job.key_headers
+        if kept:
+            forward = model.forward_key or job.config.forward_key
+            kept = fields.withheld(job.head.headers, kept, forward, self._known_to(model))
         headers = fields.to_local(
             job.head.headers,
             peer=job.exchange.peer,
-            key_headers=job.key_headers,
+            key_headers=kept,
             metered=job.metered,
         )
         upstream = self._upstreams.get(model.id)
@@ -502,11 +521,18 @@ class Dispatcher:
         endpoint = peer.endpoint
         if endpoint is None:
             raise _unknown(job)
+        own_key = peer.api_key.value.encode() if peer.api_key is not None else b""
+        kept = fields.withheld(
+            job.head.headers,
+            job.key_headers,
+            peer.forward_key or job.config.forward_key,
+            frozenset((own_key,)) if own_key else None,
+        )
         headers = fields.to_peer(
             job.head.headers,
             authority=endpoint.authority.encode("latin-1"),
-            api_key=peer.api_key.value.encode() if peer.api_key is not None and peer.api_key.value else None,
-            key_headers=job.key_headers,
+            api_key=own_key or None,
+            key_headers=kept,
             metered=job.metered,
         )
         upstream = Upstream(endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True)

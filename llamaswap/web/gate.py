@@ -6,8 +6,6 @@ twisted.web or a request's body.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +15,9 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from llamaswap.web.errors import Headers, HttpError, unauthorized
-from llamaswap.wire.fields import ESSENTIAL
+from llamaswap.wire.fields import ESSENTIAL, NO_HEADERS, credential
 
 First = Callable[[bytes], "bytes | None"]
-
-
-NO_HEADERS: frozenset[bytes] = frozenset()
 
 
 class RequestHead(Protocol):
@@ -89,21 +84,6 @@ def presented(first: First) -> bytes:
     Basic's password, else Bearer's token, else x-api-key; the first that is not empty counts, right or wrong.
     """
     return credential(first(b"authorization") or b"") or first(b"x-api-key") or b""
-
-
-def credential(authorization: bytes) -> bytes:
-    """The key candidate in an Authorization header's value: Basic's password or Bearer's token, else empty."""
-    scheme, _, rest = authorization.partition(b" ")
-    if scheme.lower() == b"basic":
-        return _password(rest)
-    return rest if scheme.lower() == b"bearer" else b""
-
-
-def _password(encoded: bytes) -> bytes:
-    try:
-        return base64.b64decode(encoded, validate=True).partition(b":")[2]
-    except (binascii.Error, ValueError):
-        return b""
 
 
 # -- CORS --------------------------------------------------------------------------------------------------

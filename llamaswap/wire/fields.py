@@ -6,7 +6,9 @@ what crosses stay as they were. Nothing here knows a socket.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import base64
+import binascii
+from collections.abc import Container, Iterable, Sequence
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
@@ -34,6 +36,7 @@ FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 SECRETS = CREDENTIALS | {b"proxy-authorization", b"cookie", b"set-cookie"}  # shown to nobody, kept for nobody
 REDACTED = b"[REDACTED]"
+NO_HEADERS: frozenset[bytes] = frozenset()
 # The head of an event stream of our own.
 EVENT_STREAM = (
     (b"Content-Type", b"text/event-stream"),
@@ -116,6 +119,42 @@ def without_keys(headers: Sequence[Header], key_headers: frozenset[bytes]) -> Se
     return [(name, REDACTED if name.lower() in key_headers else value) for name, value in headers]
 
 
+def credential(authorization: bytes) -> bytes:
+    """The key candidate in an Authorization header's value: Basic's password or Bearer's token, else empty."""
+    scheme, _, rest = authorization.partition(b" ")
+    if scheme.lower() == b"basic":
+        return _password(rest)
+    return rest if scheme.lower() == b"bearer" else b""
+
+
+def _password(encoded: bytes) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def withheld(
+    headers: Iterable[Header], key_headers: frozenset[bytes], forward: str, known: Container[bytes] | None
+) -> frozenset[bytes]:
+    """Which of `key_headers`, the headers with keys of ours, must not reach a server or peer.
+
+    `forward` is its `forwardKey`. With `auto` a key passes that the other side has too: one that is `known` there, or
+    any where `known` is None, because a peer without a key of its own is sent the client's.
+    """
+    if forward == "always" or not key_headers:
+        return NO_HEADERS
+    if forward == "never":
+        return key_headers
+    if known is None:
+        return NO_HEADERS
+    return frozenset(
+        lower
+        for name, value in headers
+        if (lower := name.lower()) in key_headers and value not in known and credential(value) not in known
+    )
+
+
 # -- towards a server --------------------------------------------------------------------------------------
 
 
@@ -123,14 +162,14 @@ def to_local(
     headers: Sequence[Header],
     *,
     peer: str,
-    key_headers: frozenset[bytes] = frozenset(),
+    key_headers: frozenset[bytes] = NO_HEADERS,
     metered: bool = False,
 ) -> Headers:
     """A client's headers as a local server receives them.
 
     `peer` is the client's socket address, appended to X-Forwarded-For. `key_headers` (lower case) carry our own API
-    keys and stay here. `metered`: ask only for codings that the usage parser can read. The body's framing is not
-    among them: the relay adds it.
+    keys and stay here (see `withheld`). `metered`: ask only for codings that the usage parser can read. The body's
+    framing is not among them: the relay adds it.
     """
     kept, hop = _crossing(headers, key_headers=key_headers, metered=metered)
     if peer:
@@ -150,7 +189,7 @@ def to_peer(
     *,
     authority: bytes,
     api_key: bytes | None = None,
-    key_headers: frozenset[bytes] = frozenset(),
+    key_headers: frozenset[bytes] = NO_HEADERS,
     metered: bool = False,
 ) -> Headers:
     """A client's headers as a peer receives them: its own Host, its own key, nothing about the client's way to us."""

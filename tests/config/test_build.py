@@ -252,6 +252,15 @@ class ModelValues(LoadCase):
         self.assertEqual(self.owl("cmd: x, px, supersede: client").supersede, "client")
         self.assertEqual(self.owl("cmd: x, px").supersede, "")
 
+    def test_what_happens_to_the_accepted_key_is_checked(self):
+        self.err(owl("cmd: x, px, forwardKey: maybe"), "owl", "forwardKey", "auto, always, never")
+        self.err("forwardKey: sometimes\nmodels: {}", "forwardKey", "auto, always, never")
+        peer = "models: {}\npeers: {lab: {proxy: 'http://h', models: [m], forwardKey: %s}}"
+        self.err(peer % "maybe", "peers.lab", "forwardKey")
+        self.assertEqual(self.ok(peer % "never").peers["lab"].forward_key, "never")
+        self.assertEqual(self.owl("cmd: x, px, forwardKey: always").forward_key, "always")
+        self.assertEqual((self.owl("cmd: x, px").forward_key, self.ok("models: {}").forward_key), ("", "auto"))
+
     def test_signs_of_life_are_checked(self):
         self.err(owl("cmd: x, px, stall: {signs: [cpu, pulse]}"), "owl", "stall.signs", "pulse")
         self.err(owl("cmd: x, px, stall: {cpu: -1}"), "stall.cpu")

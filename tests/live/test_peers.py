@@ -44,6 +44,19 @@ class PeerTests(SynchronousTestCase):
         (peer,) = product.json("/api/peers")["peers"]
         return peer
 
+    def test_one_key_serves_a_proxy_its_engine_and_a_peer_without_a_key_of_its_own(self):
+        behind = json.loads(config(far="")) | {"apiKeys": ["shared"]}
+        behind["models"]["far"]["env"] = ["LLAMA_API_KEY=shared"]
+        headers = {"Authorization": "Bearer shared"}
+        with Product(json.dumps(behind)) as second:
+            front = {"apiKeys": ["shared"], "peers": {"lab": {"proxy": second.url, "models": ["far"]}}}
+            for more, status in (({}, 200), ({"forwardKey": "never"}, 401)):
+                with Product(json.dumps(front | more)) as first:
+                    asked = first.ask("/v1/chat/completions", chat("far"), headers=headers)
+                    self.assertEqual(asked[0], status, asked)
+            seen = json.loads(second.ask("/upstream/far/echo", headers=headers)[2])
+            self.assertIn("Bearer shared", json.dumps(seen["headers"]))
+
     def test_what_a_peer_offers_is_listed_and_routed_and_its_end_is_seen(self):
         with Engine("--name", "far") as engine, Product(self.text(engine)) as product:
             wait_for(lambda: self.peer(product)["models"] == ["far"], 10, "the peer's list")

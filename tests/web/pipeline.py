@@ -52,6 +52,7 @@ def config(**more) -> Config:
         peers={
             "lab": Peer("lab", api_key=Secret("pk-lab"), models=("delta", "org2/eps"), filters=filters, endpoint=lab),
             "den": Peer("den", models=("delta", "zeta"), endpoint=den),
+            **more.pop("peers", {}),
         },
         selectors={
             "pick": Selector("pick", strategy="pin", targets=("beta:hot", "lab/delta")),

@@ -7,6 +7,7 @@ from base64 import b64encode
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.config import Endpoint, Peer
 from llamaswap.errors import (
     ClientGone,
     NoTarget,
@@ -146,6 +147,41 @@ class NamingTheModel(SynchronousTestCase):
         for witness in self.stage.witnesses.seen:
             self.assertEqual([name for name, value in witness.facts.headers if b"k-1" in value or value == basic], [])
         self.assertEqual(len(self.stage.witnesses.seen), 4)
+
+    def test_a_key_that_proxy_and_engine_share_reaches_the_engine(self):
+        """An engine started with its own --api-key, or with LLAMA_API_KEY, answers 401 without it."""
+        shared = [
+            model("flag", cmd="llama-server --api-key k-1"),
+            model("list", cmd="vllm serve m --api-key=k-0,k-1"),
+            model("quoted", cmd="sh -c 'serve --api-key \"k-1\"'"),
+            model("variable", env=("LLAMA_API_KEY=k-1",)),
+            model("always", cmd="serve --api-key-file keys", forward_key="always"),
+            model("never", cmd="llama-server --api-key k-1", forward_key="never"),
+            model("longer", cmd="llama-server --api-key k-10"),
+        ]
+        self.stage.router.config = config(models=shared)
+        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        for each in shared:
+            self.stage.post({"model": each.id}, CHAT, (b"Authorization", b"Bearer k-1"))
+            passed = None if each.id in ("never", "longer") else b"Bearer k-1"
+            self.assertEqual(self.stage.relay.carried[-1].head.first(b"authorization"), passed, each.id)
+
+    def test_a_key_of_the_environment_that_servers_inherit_reaches_them(self):
+        self.stage.dispatcher.environment = ("/usr/bin", "k-1")
+        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        self.stage.post({"model": "alpha"}, CHAT, (b"x-api-key", b"k-1"))
+        self.assertEqual(self.stage.carriage.header(b"x-api-key"), b"k-1")
+
+    def test_a_key_reaches_a_peer_without_a_key_of_its_own(self):
+        closed = Peer("closed", models=("m",), endpoint=Endpoint("http", "10.0.0.7", 7000), forward_key="never")
+        self.stage.router.config = config(peers={"closed": closed})
+        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        for name, sent in (("den/zeta", b"Bearer k-1"), ("lab/delta", b"Bearer pk-lab"), ("closed/m", None)):
+            self.stage.post({"model": name}, CHAT, (b"Authorization", b"Bearer k-1"))
+            self.assertEqual(self.stage.relay.carried[-1].head.first(b"authorization"), sent, name)
+        self.stage.router.config = config(forward_key="never")
+        self.stage.post({"model": "den/zeta"}, CHAT, (b"Authorization", b"Bearer k-1"))
+        self.assertIsNone(self.stage.relay.carried[-1].head.first(b"authorization"))
 
     def test_the_accepted_key_does_not_reach_a_server_but_other_credentials_do(self):
         self.stage.keys = {b"authorization": b"Bearer k-1"}

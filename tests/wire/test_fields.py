@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 from twisted.internet.address import IPv6Address, UNIXAddress
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -53,6 +55,22 @@ class TowardsALocalServer(SynchronousTestCase):
             fields.to_local(both, peer="", key_headers=frozenset([b"authorization"])), [(b"X-API-Key", b"theirs")]
         )
         self.assertEqual(fields.to_local(both, peer=""), both)
+
+    def test_our_key_passes_where_it_is_known(self):
+        basic = b"Basic " + b64encode(b"any:k-1")
+        names = frozenset([b"authorization", b"x-api-key"])
+        for value in (b"k-1", b"Bearer k-1", basic):
+            both = [(b"Authorization", value), (b"X-API-Key", b"k-2"), (b"Other", b"k-3")]
+            for forward, known, kept in (
+                ("auto", frozenset([b"k-1", b"serve"]), {b"x-api-key"}),
+                ("auto", frozenset(), names),
+                ("auto", None, set()),
+                ("always", frozenset(), set()),
+                ("never", frozenset([b"k-1", b"k-2"]), names),
+                ("never", None, names),
+            ):
+                self.assertEqual(fields.withheld(both, names, forward, known), kept, (value, forward, known))
+        self.assertEqual(fields.withheld([], frozenset(), "never", None), frozenset())
 
     def test_the_clients_framing_and_expect_stay_here(self):
         said = [(b"Content-Length", b"7"), (b"Transfer-Encoding", b"chunked"), (b"Expect", b"100-continue")]
