@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, ClientGone
-from llamaswap.relay.bodies import FED, PIECE, TURN
+from llamaswap.relay.bodies import FED, HELD_COPIES, PIECE, TURN
 from llamaswap.relay.exchange import BodyConsumer, BodySource
 from llamaswap.relay.room import UNBOUNDED, Room
 
@@ -23,7 +23,6 @@ SPOOL_THRESHOLD = 8 * 1024 * 1024
 AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits
 SMALL = 1024 * 1024  # up to here a body stays readable again even when asked to forget
 DISCARD = 1024 * 1024  # of a body nobody wants; beyond it the connection is closed instead
-HELD_COPIES = 3  # of a body that is held whole: as it came, its parts while they are joined, and as it is sent
 DISK_STEP = 4 * 1024 * 1024  # of the room on disk that is asked for at once
 
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
-from llamaswap.errors import BodyTooLarge
+from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.relay.exchange import BodyConsumer, BodySource
 from llamaswap.relay.room import Room
 
@@ -35,6 +35,7 @@ FED = _Done()
 
 
 PIECE = 64 * 1024
+HELD_COPIES = 3  # of a body that is held whole: as it came, as it was edited, and in the connection's buffer
 SITE_MEMORY = 100_000  # bytes of a body for the site that are kept in memory, as twisted.web does
 TURN = 1024 * 1024  # fed in one go; then the other connections have their turn
 
@@ -114,11 +115,13 @@ class FileFeed:
 
 @define(eq=False)
 class FileBody:
-    """A body in a file somebody else filled and closes. `clock` provides IReactorTime."""
+    """A body in a file that its owner filled and closes. `clock` provides IReactorTime, `reserve` takes memory for a
+    body that is held whole, until the file is closed, or raises NoRoom."""
 
     _clock: Any
     _file: IO[bytes]
     _size: int
+    _reserve: Callable[[int], None] | None = None
     replayable: bool = True
     _feed: FileFeed | None = None
 
@@ -131,6 +134,11 @@ class FileBody:
         """Read whole."""
         if self._size > limit:
             return fail(BodyTooLarge(limit))
+        if self._reserve is not None:
+            try:
+                self._reserve(self._size * HELD_COPIES)
+            except NoRoom as error:
+                return fail(error)
         self._file.seek(0)
         return succeed(self._file.read(self._size))
 
@@ -162,6 +170,7 @@ class SiteContent:
         self._size = 0
         self._in_memory = 0  # bytes taken of each room
         self._on_disk = 0
+        self._reserved = 0
         if length is not None and length > SITE_MEMORY and max(disk.left, memory.left) < length:
             raise disk.full()
 
@@ -178,12 +187,19 @@ class SiteContent:
             self._file.write(data)
         self._size = size
 
+    def reserve(self, count: int) -> None:
+        """Take memory for copies of the body outside of it, until it is closed. Once; NoRoom if there is none."""
+        if not self._reserved:
+            if not self._memory.take(count):
+                raise self._memory.full()
+            self._reserved = count
+
     def close(self) -> None:
         """Forget the body. Idempotent."""
         self._file.close()
-        self._memory.give_back(self._in_memory)
+        self._memory.give_back(self._in_memory + self._reserved)
         self._disk.give_back(self._on_disk)
-        self._in_memory = self._on_disk = 0
+        self._in_memory = self._on_disk = self._reserved = 0
 
     def __getattr__(self, name: str) -> Any:
         # read, seek, tell ...

@@ -31,9 +31,10 @@ def exchange_from_request(request: Request, clock: Any) -> Exchange:
     content.seek(0, 2)
     size = content.tell()
     content.seek(0)
+    body = FileBody(clock, content, size, getattr(content, "reserve", None))
     sink = KleinSink(request, head)
     peer = peer_host(request.getClientAddress())
-    exchange = Exchange(head, FileBody(clock, content, size), sink, peer, clock.seconds(), request.isSecure())
+    exchange = Exchange(head, body, sink, peer, clock.seconds(), request.isSecure())
 
     def left(_: Failure) -> None:
         exchange.client_left()

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote_plus, unquote_plus
 
 from attrs import define, field, frozen
@@ -45,6 +46,7 @@ _ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory
 
 _ENDS = b",}]"  # what usually follows a value
 
+LARGE = 1024 * 1024  # bytes of a document whose parts are not copied on the way
 MEMBERS = 10_000  # of a request's top level, where a dozen are usual: each costs a record and a microsecond
 BRACKETS = 1_000_000  # runs of them in one value; a chat of a hundred thousand messages has a third of that
 
@@ -143,7 +145,8 @@ class Container:
 
     def render(self) -> bytes:
         """The text again: what was not changed has its old bytes."""
-        source = self.source
+        # Views of a large source: its parts need no memory of their own. For a small one, copies are faster.
+        source: Any = self.source if len(self.source) < LARGE else memoryview(self.source)
         pieces = [source[: self.opened]]
         for number, member in enumerate(self.members):
             if number:

@@ -104,6 +104,18 @@ class SiteContentTests(SynchronousTestCase):
         self.assertEqual(self.filled(self.content(10**6, 10**6), 4), 200_000)
         self.assertEqual(self.memory.used, 200_000)
 
+    def test_copies_of_a_body_that_is_held_whole_take_memory_until_it_is_closed(self):
+        content = self.content(250_000, 10**6)
+        content.write(b"x" * 80_000)
+        body = FileBody(Clock(), content, 80_000, content.reserve)
+        self.assertEqual(len(self.successResultOf(body.hold(10**6))), 80_000)
+        self.assertEqual(self.memory.used, 240_000)
+        other = SiteContent(None, self.memory, self.disk)
+        other.write(b"x" * 80_000)
+        self.failureResultOf(FileBody(Clock(), other, 80_000, other.reserve).hold(10**6), NoRoom)
+        content.close()
+        self.assertEqual(self.memory.used, 0)
+
     def test_without_room_it_is_refused_and_a_small_one_is_not(self):
         self.assertEqual(self.filled(self.content(0, 0), 2), 100_000)
         with self.assertRaises(NoRoom):

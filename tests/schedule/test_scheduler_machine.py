@@ -47,7 +47,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def begin(self, conflicts, known, patience, max_queue, max_wait, max_asleep, there, asleep):
         relation = Conflicts(frozenset(conflicts))
-        rules = Rules(known, relation, patience, max_queue, max_wait=max_wait, max_asleep=max_asleep)
+        rules = Rules(
+            *(known, relation, patience, max_queue), max_wait=max_wait, max_asleep=max_asleep, stalled_reader=5.0
+        )
         self.world = World(rules, relation)
         for model in there:
             self.world.adopt(model)
@@ -75,6 +77,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def a_served_client_leaves(self, pick):
         tickets = list(self.world.granted.values())
         self.world.cancel(tickets[pick % len(tickets)])
+
+    @precondition(lambda self: self.world.granted)
+    @rule(pick=picks, moves=st.booleans())
+    def a_served_client_stands_still(self, pick, moves):
+        tickets = list(self.world.granted.values())
+        ticket = tickets[pick % len(tickets)]
+        self.world.reader_stalled(ticket, self.world.now)
+        if moves:
+            self.world.scheduler.reader_moved(ticket)
 
     @precondition(lambda self: self.world.stopping)
     @rule(pick=picks, may_sleep=st.sampled_from((True, True, False)))

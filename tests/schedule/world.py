@@ -343,6 +343,9 @@ class World:
                 self.check_sleep(effect)
             elif isinstance(effect, Interrupt):
                 assert effect.ticket.number in self.granted, "interrupted, but not served"
+                rivals = [one for one in self.waiting.values() if one.model == effect.waiting]
+                assert rivals, "interrupted, but no other request waits"
+                assert effect.seconds >= self.rules.stalled_reader > 0, "interrupted too early"
                 self.interrupted.append((effect.ticket.number, effect.seconds, effect.waiting))
             elif isinstance(effect, ArmIdle):
                 assert effect.model in self.ready | self.asleep and not self.serving(effect.model)

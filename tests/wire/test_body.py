@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.wire.body import (
+    LARGE,
     EditError,
     JsonBody,
     MultipartScan,
@@ -146,6 +147,14 @@ class FindingTheModel(SynchronousTestCase):
 
 
 class EditingJson(SynchronousTestCase):
+    def test_a_large_document_keeps_every_byte_that_was_not_edited(self):
+        text = b'{"a": "' + b"x" * LARGE + b'" , "model":"owl", "b": [1, 2]}'
+        body = JsonBody.parse(text)
+        body.set_model("lark")
+        body.set("c", 3)
+        self.assertEqual(body.render(), text.replace(b'"owl"', b'"lark"')[:-1] + b',"c":3}')
+        self.assertIs(type(body.render()), bytes)
+
     def test_stripped_members_take_their_comma_with_them(self):
         text = b'{"model":"m", "temperature":0.1, "x":"1", "stream":true}'
         self.assertEqual(edited(text, ("temperature",), ("stream",)), b'{"model":"m", "x":"1"}')
