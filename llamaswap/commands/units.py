@@ -160,7 +160,7 @@ def launchd(program: str, config: str, listen: str, logs: str, path: str) -> str
         "EnvironmentVariables": {"PATH": path},
         "RunAtLoad": True,
         "KeepAlive": {"SuccessfulExit": False},
-        "ExitTimeOut": 45,
+        "ExitTimeOut": 60,
         "ProcessType": "Interactive",
         "StandardOutPath": str(PurePath(logs) / "llamaswap.log"),
         "StandardErrorPath": str(PurePath(logs) / "llamaswap.log"),

@@ -601,14 +601,15 @@ class Dispatcher:
                 lease.interrupt = None
 
     def _cancelled(self, job: Job, watch: Watch) -> None:
-        """An operator ended it and the client is still there."""
+        """An operator or the end of the service ended it and the client is still there."""
         exchange = job.exchange
+        reason = ShuttingDown() if self._closing else Cancelled()
         if exchange.gone:
             return
         if exchange.sink.started:
-            self._broken(job, watch, str(Cancelled()))
+            self._broken(job, watch, str(reason))
         elif job.phase == "asking":
-            self.answer(exchange, Cancelled(), job.path, watch)
+            self.answer(exchange, reason, job.path, watch)
         else:
             self._send(exchange, 200, [], b"", watch)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.live.product import Product, wait_for
+from tests.live.test_reliability import stream, until_end
 from tests.live.test_service import chat, config
 
 
@@ -56,6 +58,19 @@ class PeerTests(SynchronousTestCase):
                     self.assertEqual(asked[0], status, asked)
             seen = json.loads(second.ask("/upstream/far/echo", headers=headers)[2])
             self.assertIn("Bearer shared", json.dumps(seen["headers"]))
+
+    def test_a_stream_of_a_peer_that_the_end_cuts_gets_its_error_event_and_no_reset(self):
+        with Engine("--name", "far", "--tokens", "200", "--interval", "0.1") as engine:
+            text = json.loads(self.text(engine, models=["far"])) | {"drainTimeout": 1}
+            with Product(json.dumps(text)) as product:
+                wire = stream(product, "/v1/chat/completions", chat("far", stream=True))
+                self.assertIn(b"200 OK", wire.recv(100))
+                product.process.send_signal(signal.SIGTERM)
+                data, cut = until_end(wire)
+                self.assertFalse(cut)
+                self.assertIn(b"llamaswap is shutting down", data)
+                self.assertNotIn(b"\r\n0\r\n\r\n", data)
+                self.assertEqual(product.process.wait(20), 0)
 
     def test_what_a_peer_offers_is_listed_and_routed_and_its_end_is_seen(self):
         with Engine("--name", "far") as engine, Product(self.text(engine)) as product:

@@ -121,6 +121,14 @@ class FailoverTests(SynchronousTestCase):
             self.finish()
             self.assertEqual((self.hosts, asked.sink.status), (["10.0.0.5", "10.0.0.6"], 200))
 
+    def test_a_request_of_an_unloaded_model_is_not_taken_to_the_next_target(self):
+        self.select("alpha", "beta")
+        asked = self.ask()
+        lease = self.stage.router.asked[0].lease
+        lease.unloaded = lease.lost = True
+        self.last.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual((asked.sink.status, len(self.stage.router.asked)), (503, 1))
+
     def test_a_name_that_no_peer_has_told_yet_is_followed_by_the_next(self):
         self.select("lab/later", "alpha")
         asked = self.ask()
