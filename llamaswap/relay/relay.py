@@ -400,9 +400,9 @@ class _Carriage:
     def pauseProducing(self) -> None:
         if self._connection is not None:
             self._connection.pause()
-            if self._reader is not None:
-                if self._reader_watch is None:
-                    self._reader_watch = ReaderWatch(self._clock, self._sink.unsent, self._reader)
+            if self._reader_watch is None:
+                self._watch_reader()
+            if self._reader_watch is not None:
                 self._reader_watch.paused()
 
     def resumeProducing(self) -> None:
@@ -435,7 +435,14 @@ class _Carriage:
             self._exchange.forget(self._client_gone)
         self._stop_feeding()
         client = self._sink.upgrade(raw_head)
-        self._tunnel = Tunnel(client, connection.wire, closed=self._tunnelled, early_server=rest)
+        self._watch_reader()
+        self._tunnel = Tunnel(
+            client, connection.wire, closed=self._tunnelled, early_server=rest, reader=self._reader_watch
+        )
+
+    def _watch_reader(self) -> None:
+        if self._reader is not None:
+            self._reader_watch = ReaderWatch(self._clock, self._sink.unsent, self._reader)
 
     def _agreed(self, offered: bytes) -> bool:
         asked = comma_items(self._upgrade)

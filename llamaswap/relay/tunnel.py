@@ -13,6 +13,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from llamaswap.relay.reader import ReaderWatch
 from llamaswap.relay.sending import write_through
 
 
@@ -61,16 +62,21 @@ class _End(Protocol):
 
 @implementer(IPushProducer)
 class _Pace:
-    """Pauses the side that sends while the side that receives is full."""
+    """Pauses the side that sends while the side that receives is full; `reader` watches the one that receives."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, reader: ReaderWatch | None) -> None:
         self._source = source
+        self._reader = reader
 
     def pauseProducing(self) -> None:
         self._source.pauseProducing()
+        if self._reader is not None:
+            self._reader.paused()
 
     def resumeProducing(self) -> None:
         self._source.resumeProducing()
+        if self._reader is not None:
+            self._reader.resumed()
 
     def stopProducing(self) -> None:
         """The receiving side is lost; `connectionLost` says so too."""
@@ -79,7 +85,8 @@ class _Pace:
 class Tunnel:
     """Join `client` and `server` (transports with a settable `protocol`); `closed` is called once at the end.
 
-    `early_server` is what the server sent before the tunnel stood. `sent` counts bytes that went to the client.
+    `early_server` is what the server sent before the tunnel stood. `sent` counts bytes that went to the client, and
+    `reader` watches whether the client reads.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class Tunnel:
         *,
         closed: Callable[[], None],
         early_server: bytes = b"",
+        reader: ReaderWatch | None = None,
     ) -> None:
         self.sent = 0
         self._closed: Callable[[], None] | None = closed
@@ -96,8 +104,8 @@ class Tunnel:
         for end, wire, other in ((self._client, client, self._server), (self._server, server, self._client)):
             end.attach(wire)
             end.other = other
-        for end, wire in ((self._client, client), (self._server, server)):
-            wire.registerProducer(_Pace(end.other.wire), True)
+        for wire, other, watch in ((client, server, reader), (server, client, None)):
+            wire.registerProducer(_Pace(other, watch), True)
         client.protocol = self._client
         server.protocol = self._server
         if early_server:

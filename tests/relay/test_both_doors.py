@@ -376,6 +376,25 @@ class _Behaviour:
         self.assertTrue(client.closing)
         self.assertEqual(world.outcomes, [Outcome(101, 3, "tunnel")])
 
+    def test_a_tunnels_client_that_reads_nothing_is_reported(self):
+        heard = []
+        ask = b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        world, client, server = self.talk(ask, reader=heard.append)
+        server.give(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        world.clock.pump([1.0] * 60)
+        self.assertEqual(heard, [])
+        client.fill()
+        began = world.clock.seconds()
+        world.clock.pump([1.0] * 20)
+        self.assertEqual(heard, [began])
+        client.drain()
+        self.assertEqual(heard, [began, None])
+        client.fill()
+        world.results[0].cancel()
+        self.assertTrue(client.aborted)
+        world.clock.pump([1.0] * 20)
+        self.assertEqual(len(heard), 2)
+
     def test_upgrade_to_another_protocol_is_bad(self):
         world, _, server = self.talk(
             b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
