@@ -96,7 +96,8 @@ class Admin:
     async def _serve(self, route: Route, call: Call) -> Any:
         try:
             if not route.own_gate:
-                gate.refuse_cross_site(call.method, call.path.encode("latin-1"), call.first)
+                # The rule, not the path as it was written: every spelling that the map routes here is guarded alike.
+                gate.refuse_cross_site(call.method, route.rule.encode(), call.first)
                 if not route.open:
                     self._gate.admit(call.first)
             group = self._groups.get(route.group)

@@ -116,25 +116,28 @@ CHANGES = frozenset((b"POST", b"PUT", b"DELETE", b"PATCH"))
 CHANGING_GETS = frozenset((b"/unload", b"/models/unload"))
 
 
-def changes_state(method: bytes, path: bytes) -> bool:
-    """Whether the admin request does something a page of another site must not trigger."""
-    return (method in CHANGES and path.startswith(b"/api/")) or path in CHANGING_GETS
+def changes_state(method: bytes, rule: bytes) -> bool:
+    """Whether a request that is routed by `rule` does something a page of another site must not trigger."""
+    return (method in CHANGES and rule.startswith(b"/api/")) or rule in CHANGING_GETS
 
 
-def refuse_cross_site(method: bytes, path: bytes, first: First) -> None:
+def refuse_cross_site(method: bytes, rule: bytes, first: First) -> None:
     """Raise HttpError(403) for a state-changing request that a browser sends for another site's page.
 
     Browsers that remember Basic credentials would add them to such a request. Tools send neither header and pass.
     `Sec-Fetch-Site: same-origin` cannot be forged by a page, so it is believed where a reverse proxy rewrote Host.
     """
-    if not changes_state(method, path):
+    if not changes_state(method, rule):
         return
     site = (first(b"sec-fetch-site") or b"").lower()
     if site == b"same-origin":
         return
-    if site == b"cross-site":
+    # A GET needs no Origin: its Sec-Fetch-Site, its Referer and what an image tag accepts show a page of another site.
+    plain = rule in CHANGING_GETS
+    image = plain and not site and (first(b"accept") or b"").lower().startswith(b"image/")
+    if site == b"cross-site" or image or (plain and site not in (b"", b"none")):
         raise HttpError(403, "cross-site request refused: this page is not served by llamaswap")
-    origin = first(b"origin")
+    origin = first(b"origin") or (first(b"referer") if plain else None)
     if origin is None:
         return
     host = (first(b"host") or b"").lower()
