@@ -158,7 +158,14 @@ class LlamaSwap(MultiService):
         token = uuid.uuid4().hex
         self.keeper = Keeper(reactor, environment)
         self.record = record_path(settings.listen, environ)
-        self.launcher = Launcher(reactor, reactor, environment, token, watchers=(self.keeper, Record(self.record)))
+        self.launcher = Launcher(
+            reactor,
+            reactor,
+            environment,
+            token,
+            watchers=(self.keeper, Record(self.record)),
+            secrets=lambda: known_secrets(self.router.config),
+        )
         ask = SocketAsk(reactor, connector(reactor))
         self.pool = Pool(reactor)
 

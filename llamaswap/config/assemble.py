@@ -15,6 +15,7 @@ from llamaswap.config.nodes import Node, Scalar, Table, is_null, kind_of
 from llamaswap.config.report import Report
 from llamaswap.config.schema import (
     DEFAULT_PROXY,
+    ENV_POLICIES,
     FORWARD_KEY,
     MODALITIES,
     SIGNS,
@@ -41,6 +42,7 @@ class Inherited:
     unload_timeout: float
     send_loading_state: bool
     health_check_timeout: float
+    env_policy: str
 
 
 @frozen
@@ -150,6 +152,8 @@ def model(drafted: Draft, placed: Draft, port: int | None, inherited: Inherited,
     values.setdefault("send_loading_state", inherited.send_loading_state)
     values["health_check_timeout"] = inherited.health_check_timeout
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
+    check_env_policy(values.get("env_policy", ""), f"{path}.envPolicy", at, report)
+    values["env_policy"] = values.get("env_policy", "") or inherited.env_policy
     if values.get("supersede", "") not in SUPERSEDE:
         wrong = f"model {placed.id}: supersede is {values['supersede']!r}, which is none of session, client"
         report.error(wrong, f"{path}.supersede", at)
@@ -177,6 +181,12 @@ def _rebuild(drafted: Draft, inherited: Inherited, port: int) -> Model:
     report.settle()
     others = (key for key in made.filters.set_params_by_id if key != made.id and key not in made.aliases)
     return evolve(made, aliases=(*made.aliases, *others))
+
+
+def check_env_policy(given: str, path: str, at: Node | None, report: Report) -> None:
+    """Refuse a policy that does not exist; empty is unset."""
+    if given and given not in ENV_POLICIES:
+        report.error(f"{path} must be one of {', '.join(ENV_POLICIES)}, not {given!r}", path, at)
 
 
 def _check_capabilities(model_id: str, given: Capabilities, at: Node | None, report: Report) -> None:

@@ -210,11 +210,17 @@ def _config(
     base = Config(
         **{
             name: values[name]
-            for name in ("global_ttl", "unload_timeout", "send_loading_state", "health_check_timeout")
+            for name in ("global_ttl", "unload_timeout", "send_loading_state", "health_check_timeout", "env_policy")
             if name in values
         }
     )
-    inherited = Inherited(base.global_ttl, base.unload_timeout, base.send_loading_state, base.health_check_timeout)
+    inherited = Inherited(
+        base.global_ttl,
+        base.unload_timeout,
+        base.send_loading_state,
+        base.health_check_timeout,
+        base.env_policy,
+    )
     models = {
         name: assemble.model(drafted, placed[name], ports[name], inherited, report) for name, drafted in drafts.items()
     }
@@ -309,6 +315,7 @@ def _resolve_logs(values: dict[str, Any], root: Table, report: Report) -> None:
         if count < least:
             where = f"logFiles.{name}"
             report.error(f"{where} must be at least {least}, not {count}", where, root.get("logFiles"))
+    assemble.check_env_policy(values.get("env_policy", ""), "envPolicy", root.get("envPolicy"), report)
     target = values.get("log_to_stdout")
     if target is not None and target not in LOG_TARGETS:
         report.error(

@@ -49,4 +49,4 @@ def _process(model: Model) -> tuple[object, ...]:
         argv = tuple(commands.split(model.cmd))
     except commands.EmptyCommand:
         argv = ()
-    return argv, model.env, model.proxy, model.port
+    return argv, model.env, model.env_policy, model.proxy, model.port

@@ -27,6 +27,7 @@ DEFAULT_PROXY = "http://localhost:${PORT}"
 USE_GLOBAL_TTL = -1
 MODALITIES = ("text", "audio", "image")
 SIGNS = ("cpu", "gpu", "log", "health")
+ENV_POLICIES = ("inherit", "clean")
 SUPERSEDE = ("", "session", "client")
 FORWARD_KEY = ("auto", "always", "never")
 
@@ -229,6 +230,16 @@ class Model:
     )
     env: tuple[str, ...] = field(
         default=(), repr=False, metadata=key("env", Texts(), "NAME=value entries added to the server's environment.")
+    )
+    env_policy: str = field(
+        default="inherit",
+        metadata=key(
+            "envPolicy",
+            Text(),
+            "Which environment variables of llamaswap the server gets besides `env`: `inherit` all, `clean` those of a "
+            "fixed list. Unset takes the global value.",
+            enum=ENV_POLICIES,
+        ),
     )
     check_endpoint: str = field(
         default="/health",

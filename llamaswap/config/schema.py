@@ -27,6 +27,7 @@ from llamaswap.config.keys import (
 )
 from llamaswap.config.modelrecords import (
     DEFAULT_PROXY,
+    ENV_POLICIES,
     FORWARD_KEY,
     MODALITIES,
     SIGNS,
@@ -69,6 +70,7 @@ __all__ = [
     "DEFAULT_GROUP",
     "DEFAULT_IGNORE_PATHS",
     "DEFAULT_PROXY",
+    "ENV_POLICIES",
     "FORWARD_KEY",
     "LOG_LEVELS",
     "LOG_TARGETS",
@@ -304,6 +306,15 @@ class Config:
             "Whether the API key that a client was accepted with is passed on: `auto` to servers whose command or "
             "environment holds it and to peers without apiKey, `always`, or `never`.",
             enum=FORWARD_KEY,
+        ),
+    )
+    env_policy: str = field(
+        default="inherit",
+        metadata=key(
+            "envPolicy",
+            Text(),
+            "Which environment variables of llamaswap servers get: `inherit` all, `clean` those of a fixed list.",
+            enum=ENV_POLICIES,
         ),
     )
     macros: Mapping[str, Scalar] = field(

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from attrs import Factory, define, field, frozen
@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 
 from llamaswap.supervise import procfs, sessionleader
 from llamaswap.supervise.adopt import Adopted, descriptors
+from llamaswap.supervise.environment import for_servers
 from llamaswap.supervise.procfs import MARK
 
 CENSUS = 0.1  # seconds from readiness to the look for who belongs to a server: who waited for it is served first
@@ -295,7 +296,7 @@ def _look(name: str, path: str) -> str | None:
 
 @define(eq=False)
 class Launcher:
-    """Starts children for all models. `environ` is the proxy's own environment.
+    """Starts children for all models. `environ` is the proxy's own environment; values among `secrets` stay here.
 
     `token` is unlike that of any other run of the proxy: children are marked with it.
     """
@@ -308,6 +309,7 @@ class Launcher:
     watchers: Sequence[Watcher] = ()
     look: Callable[[str, str], str | None] = _look
     adoption: Callable[..., Any] = Adopted
+    secrets: Callable[[], Collection[str]] = tuple
     _spare: Child | None = None
     _warming: IDelayedCall | None = None
     _born: int = 0
@@ -320,15 +322,23 @@ class Launcher:
         return self.look(name, self.environ.get("PATH", os.defpath))
 
     def launch(
-        self, executable: str, argv: Sequence[str], env: Iterable[str], *, model: str = "", port: int | None = None
+        self,
+        executable: str,
+        argv: Sequence[str],
+        env: Iterable[str],
+        *,
+        model: str = "",
+        port: int | None = None,
+        policy: str = "inherit",
     ) -> Child:
-        """Become `argv` in a new session, with `env` (K=V, later ones win) over the proxy's environment.
+        """Become `argv` in a new session, with `env` (K=V, later ones win) over what `policy` lets pass of our own.
 
         `model` names a child that must not outlive us: the watchers are told. OSError where no process can be made.
         """
         spare, self._spare = self._spare, None
         child = spare if spare is not None and spare.status is None else self._lead()
-        pairs = [f"{key}={value}" for key, value in self.environ.items()]
+        passed = for_servers(self.environ, policy, self.secrets())
+        pairs = [f"{key}={value}" for key, value in passed.items()]
         pairs += [entry for entry in env if "=" in entry]
         pairs.append(f"{MARK}={child.mark}")
         try:

@@ -466,7 +466,12 @@ class Supervisor:
         self._running, self._endpoint, self._argv = plan.model, plan.endpoint, plan.argv
         try:
             child = self.launcher.launch(
-                plan.executable, plan.argv, plan.model.env, model=plan.model.id, port=plan.endpoint.port
+                plan.executable,
+                plan.argv,
+                plan.model.env,
+                model=plan.model.id,
+                port=plan.endpoint.port,
+                policy=plan.model.env_policy,
             )
         except OSError as error:
             raise _CannotStart(f"failed to start command '{' '.join(plan.argv)}': {error.strerror or error}")

@@ -247,6 +247,13 @@ class ModelValues(LoadCase):
             self.warned("peers.p.proxy", str(port))
         self.assertEqual(self.owl("cmd: x, proxy: 'http://h:0065535'").endpoint.port, 65535)
 
+    def test_model_takes_the_global_environment_policy_unless_it_has_its_own(self):
+        self.assertEqual(self.owl("cmd: x, px").env_policy, "inherit")
+        self.assertEqual(self.owl("cmd: x, px", "envPolicy: clean\n").env_policy, "clean")
+        self.assertEqual(self.owl("cmd: x, px, envPolicy: inherit", "envPolicy: clean\n").env_policy, "inherit")
+        self.err(owl("cmd: x, px, envPolicy: none"), "models.owl.envPolicy", "inherit, clean")
+        self.err("envPolicy: none\n" + owl("cmd: x, px"), "envPolicy", "inherit, clean")
+
     def test_who_may_supersede_is_checked(self):
         self.err(owl("cmd: x, px, supersede: user"), "owl", "supersede", "session, client")
         self.assertEqual(self.owl("cmd: x, px, supersede: client").supersede, "client")

@@ -67,6 +67,30 @@ class LaunchTests(SynchronousTestCase):
         self.assertEqual((first.environ["A"], first.environ["B"]), ("1", "2"))
         self.assertNotIn("no-pair", first.environ)
 
+    def test_variable_that_holds_a_key_of_ours_does_not_reach_the_server(self):
+        world = World()
+        environ = {"PATH": "/bin", "OUR_KEY": "k-secret", "HF_TOKEN": "t"}
+        secrets = ["k-secret"]
+        launcher = Launcher(world, world.clock, environ, "run", kernel=world, look=look, secrets=lambda: secrets)
+        launcher.launch("/bin/a", ["a"], [])
+        launcher.launch("/bin/a", ["a"], ["OUR_KEY=k-secret"])
+        secrets.clear()  # a reload took the key back
+        launcher.launch("/bin/a", ["a"], [])
+        self.assertEqual(
+            [one.environ.get("OUR_KEY") for one in world.commands()],
+            [None, "k-secret", "k-secret"],
+        )
+        self.assertEqual(world.commands()[0].environ["HF_TOKEN"], "t")
+
+    def test_clean_policy_passes_only_the_variables_of_the_list_and_those_of_the_model(self):
+        world = World()
+        environ = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1", "AWS_SECRET": "s", "PATHS": "x"}
+        launcher = Launcher(world, world.clock, environ, "run", kernel=world, look=look)
+        launcher.launch("/bin/a", ["a"], ["MINE=1"], policy="clean")
+        [command] = world.commands()
+        names = {"PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "MINE", "LLAMASWAP_CHILD"}
+        self.assertEqual(set(command.environ), names)
+
     def test_words_keep_their_bytes(self):
         world, launcher = make()
         word = os.fsdecode(b"\xff\xfe caf\xc3\xa9")
