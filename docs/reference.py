@@ -16,19 +16,19 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 TYPES = {
-    "Boolean": "true or false",
-    "Duration": "duration such as 1m30s",
-    "Free": "mapping to anything",
-    "FreeMaps": "mapping of names to mappings",
-    "Integer": "whole number",
-    "IntegerMap": "mapping of names to whole numbers",
-    "Macros": "mapping of names to scalars, in order",
-    "Patterns": "list of RE2 expressions",
-    "Seconds": "whole seconds",
-    "Text": "text",
-    "TextMap": "mapping of names to texts",
-    "TextPairs": "mapping of names to texts, in order",
-    "Texts": "list of texts",
+    "BooleanType": "true or false",
+    "DurationType": "duration such as 1m30s",
+    "FreeType": "mapping to anything",
+    "FreeMapsType": "mapping of names to mappings",
+    "IntegerType": "whole number",
+    "IntegerMapType": "mapping of names to whole numbers",
+    "MacrosType": "mapping of names to scalars, in order",
+    "PatternsType": "list of RE2 expressions",
+    "SecondsType": "whole seconds",
+    "TextType": "text",
+    "TextMapType": "mapping of names to texts",
+    "TextPairsType": "mapping of names to texts, in order",
+    "TextListType": "list of texts",
 }
 
 
@@ -61,16 +61,16 @@ class ConfigKeys(Generated):
 def _keys(
     record: type[Any], described: Mapping[str, Any], schema: Mapping[str, Any], lead: str, top: bool = False
 ) -> Iterator[str]:
-    from llamaswap.config import keys as kinds
+    from llamaswap.config import field_types as kinds
 
     for name, (_, key) in kinds.keys_of(record).items():
         if top:
             yield from ("", name, "-" * len(name))
         path = f"{lead}{name}"
         told = described["properties"][name]
-        nested = key.kind if isinstance(key.kind, kinds.Section | kinds.SectionMap) else None
+        nested = key.kind if isinstance(key.kind, kinds.SectionType | kinds.SectionMapType) else None
         yield from ("", f".. confval:: {path}")
-        one = f"mapping of {nested.one} to the keys below" if isinstance(nested, kinds.SectionMap) else "mapping"
+        one = f"mapping of {nested.one} to the keys below" if isinstance(nested, kinds.SectionMapType) else "mapping"
         yield f"   :type: {one if nested else TYPES[type(key.kind).__name__]}"
         if "default" in told and not nested:
             yield f"   :default: ``{json.dumps(told['default'], ensure_ascii=False)}``"
@@ -80,7 +80,7 @@ def _keys(
             yield f"   Also written {', '.join(f'``{word}``' for word in key.synonyms)}."
         if nested and not (top and name in ("groups", "matrix")):
             inner = schema["definitions"][nested.record.__name__]
-            step = f"{path}.{nested.one}." if isinstance(nested, kinds.SectionMap) else f"{path}."
+            step = f"{path}.{nested.one}." if isinstance(nested, kinds.SectionMapType) else f"{path}."
             yield from _keys(nested.record, inner, schema, step)
 
 
@@ -177,8 +177,8 @@ class CommandLine(Generated):
     """The flags, then every command with its help."""
 
     def lines(self) -> Iterator[str]:
-        from llamaswap.cli import usage
-        from llamaswap.commands.app import app
+        from llamaswap.cli.command_group import app
+        from llamaswap.cli.flags import usage
 
         yield from ("", "Flags", "-----", "", *_literal(usage().split("\n", 1)[1]))
         yield from _commands(app, ["llamaswap"])

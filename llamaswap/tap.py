@@ -18,7 +18,7 @@ from twisted.python.usage import Options as UsageOptions
 from llamaswap.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llamaswap.service import LlamaSwap
+    from llamaswap.app.service import LlamaSwap
 
 DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
 PORT, TLS_PORT = ":8080", ":8443"
@@ -60,7 +60,7 @@ class Options(UsageOptions):
     def postOptions(self) -> None:
         """The last moment before `twist` imports the reactor."""
         if not self["tls-cert-file"] and "ssl:" not in (self["listen"] or ""):
-            from llamaswap.spare import import_reactor_without_tls
+            from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
 
             import_reactor_without_tls()
 
@@ -89,14 +89,14 @@ def makeService(options: Options) -> IService:
         give_up("--tls-cert-file and --tls-key-file belong together: give both or neither")
     from twisted.internet import reactor
 
-    from llamaswap import upgrade
-    from llamaswap.listening import Listen
-    from llamaswap.notify import given_socket
-    from llamaswap.relay.polling import use_plain_poll
-    from llamaswap.service import build
-    from llamaswap.settings import Settings
+    from llamaswap.app.service import build
+    from llamaswap.app.settings import ServiceSettings
+    from llamaswap.app.systemd import given_socket
+    from llamaswap.proxy.fastpath.epoll import use_plain_poll
+    from llamaswap.proxy.listen import ListenAddress
+    from llamaswap.upgrade import coordinator
 
-    checked, earlier = upgrade.being_checked(os.environ), upgrade.inherited(os.environ)
+    checked, earlier = coordinator.being_checked(os.environ), coordinator.inherited(os.environ)
     # Timers must not jump with the wall clock (suspended hosts, time servers): Twisted's default is time.time.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     use_plain_poll(reactor)
@@ -106,13 +106,13 @@ def makeService(options: Options) -> IService:
     listen = listen or (TLS_PORT if options["tls-cert-file"] else PORT)
     if checked and listen.startswith("systemd:"):
         listen = PORT  # such a socket is only for the process it was given to, and nothing listens here
-    settings = Settings(
+    settings = ServiceSettings(
         config=config,
         config_dir=folder,
         demo=demo,
         watch=bool(options["watch-config"]),
         allow_config_edit=bool(options["allow-config-edit"]),
-        listen=Listen(listen, options["tls-cert-file"], options["tls-key-file"]),
+        listen=ListenAddress(listen, options["tls-cert-file"], options["tls-key-file"]),
     )
     try:
         service = build(reactor, settings, dict(os.environ), earlier)
@@ -122,7 +122,7 @@ def makeService(options: Options) -> IService:
     except (OSError, ValueError) as error:
         give_up(f"cannot start: {error}")
     if checked:
-        upgrade.say_fit()
+        coordinator.announce_ready()
         raise SystemExit(0)
     observe(options, service)
     return service

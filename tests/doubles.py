@@ -16,8 +16,8 @@ from twisted.internet.task import Clock
 from llamaswap.config import Model
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
-from llamaswap.supervise.adopt import Served
-from llamaswap.supervised import Listener, Supervised
+from llamaswap.servers.server_snapshot import ServerSnapshot
+from llamaswap.servers.supervisor_protocol import Supervised, SupervisorListener
 
 
 @frozen
@@ -44,7 +44,7 @@ class FakeSupervisor:
     """
 
     model: Model
-    listener: Listener
+    listener: SupervisorListener
     clock: Clock
     load: float | None = 0.0
     exit: float | None = 0.0
@@ -138,11 +138,11 @@ class FakeSupervisor:
         self.model = model
         self.retuned += 1
 
-    def handover(self) -> Served | None:
+    def handover(self) -> ServerSnapshot | None:
         if self.state != "ready" and self.asleep_since is None:
             return None
         here = self.endpoint
-        return Served(
+        return ServerSnapshot(
             model=self.model.id,
             pid=100,
             start=1,
@@ -160,7 +160,7 @@ class FakeSupervisor:
             asleep=self.asleep_since is not None,
         )
 
-    def adopt(self, served: Served) -> bool:
+    def adopt(self, served: ServerSnapshot) -> bool:
         if served.pid < 0:
             raise ChildProcessError("no such child")
         if served.asleep:
@@ -275,7 +275,7 @@ class FakeFleet:
     made: dict[str, FakeSupervisor] = Factory(dict)
     defaults: dict[str, dict[str, object]] = Factory(dict)
 
-    def __call__(self, model: Model, listener: Listener) -> FakeSupervisor:
+    def __call__(self, model: Model, listener: SupervisorListener) -> FakeSupervisor:
         supervisor = FakeSupervisor(model, listener, self.clock, **self.defaults.get(model.id, {}))
         self.made[model.id] = supervisor
         return supervisor

@@ -7,10 +7,10 @@ from pathlib import Path
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Source, load
-from llamaswap.observe import meters
+from llamaswap.config import ConfigText, load
+from llamaswap.observe import metrics
 from llamaswap.observe.machine import SystemReading
-from llamaswap.observe.machinefamilies import families
+from llamaswap.observe.machine_metrics import families
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -28,7 +28,7 @@ class ConfigurationTests(SynchronousTestCase):
         for page in sorted(DOCS.rglob("*.rst")):
             for text in blocks(page.read_text(encoding="utf-8")):
                 if "models" in (yaml.safe_load(text) or {}):
-                    loaded = load([Source(page.name, text)], {"FAR_KEY": "x"})
+                    loaded = load([ConfigText(page.name, text)], {"FAR_KEY": "x"})
                     self.assertEqual(loaded.warnings, (), page.name)
                     tried += 1
         self.assertGreater(tried, 5)
@@ -42,7 +42,7 @@ class ConfigurationTests(SynchronousTestCase):
 class DashboardTests(SynchronousTestCase):
     def meters(self):
         """Names of all families: those of requests as their table is written, those of the machine as they are made."""
-        text = Path(meters.__file__).read_text(encoding="utf-8")
+        text = Path(metrics.__file__).read_text(encoding="utf-8")
         ends = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
         for kind, name in re.findall(r' = (counter|gauge|histogram)\("(\w+)"', text):
             yield f"llamaswap_{name}{ends[kind]}"
@@ -59,7 +59,7 @@ class DashboardTests(SynchronousTestCase):
 
 class PageTests(SynchronousTestCase):
     def test_the_readme_names_only_commands_that_exist(self):
-        from llamaswap.commands.app import COMMANDS
+        from llamaswap.cli.command_group import COMMANDS
 
         pages = [ROOT / "README.md", *DOCS.rglob("*.rst")]
         for page in pages:

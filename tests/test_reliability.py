@@ -40,26 +40,26 @@ class TableTests(SynchronousTestCase):
                 self.assertIn(cell.split(":")[0], {"Cannot happen", "Not ours to decide"}, number)
 
     def test_the_limits_are_what_the_code_has(self):
-        from llamaswap.config.schema import Config, Fifo, Stall
-        from llamaswap.relay import front
-        from llamaswap.supervise import ladder, readiness
+        from llamaswap.config.schema import Config, FifoSettings, HangDetection
+        from llamaswap.proxy import client_connection
+        from llamaswap.servers import readiness, termination
 
-        fifo, stall, config = Fifo(), Stall(), Config()
+        fifo, stall, config = FifoSettings(), HangDetection(), Config()
         lines = {line[:43].strip(): line[44:75].strip() for line in TEXT.splitlines()}
         said = {
             "a server to become ready": f"{config.health_check_timeout:g} s",
             "one readiness question": f"{readiness.FIRST_LIMIT:g} s, growing to {readiness.LAST_LIMIT:g} s",
             "a server to stop after SIGTERM": f"{config.unload_timeout:g} s",
-            "a server to be gone after SIGKILL": f"{ladder.LOST_AFTER:g} s, then it counts as lost",
+            "a server to be gone after SIGKILL": f"{termination.LOST_AFTER:g} s, then it counts as lost",
             "a place in the queue": f"{fifo.max_wait / 3600:g} h",
             "others to be served first": f"{fifo.patience:g} s",
             "a client that reads nothing of its": f"{fifo.stalled_reader:g} s, then its response is cut",
             "a failing model's next try": f"{fifo.backoff:g} s, doubling to {fifo.backoff_max:g} s",
             "GPU memory of a stopped server": f"{fifo.reclaim:g} s",
             "a silent stream's next byte": f"{stall.after:g} s, then it is watched",
-            "a request's head": f"{front.HEAD_SECONDS:g} s",
-            "the next piece of a request's body": f"{front.BODY_SECONDS:g} s",
-            "a client's next request": f"{front.IDLE_SECONDS:g} s",
+            "a request's head": f"{client_connection.HEAD_SECONDS:g} s",
+            "the next piece of a request's body": f"{client_connection.BODY_SECONDS:g} s",
+            "a client's next request": f"{client_connection.IDLE_SECONDS:g} s",
             "requests under way when the service ends": f"{config.drain_timeout:g} s",
         }
         self.assertEqual({name: lines.get(name) for name in said}, said)

@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-from llamaswap.config.build import Facts, Loaded, load
-from llamaswap.config.diff import Plan, diff
-from llamaswap.config.documents import Source
+from llamaswap.config.diff import ConfigDiff, diff
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.loader import LoadedConfig, LoadFacts, load
 from llamaswap.config.schema import (
     Capabilities,
     Compat,
     Config,
-    Fifo,
+    FifoSettings,
     Filters,
     Group,
     Matrix,
     Model,
     Peer,
-    Performance,
+    PerformanceSettings,
     Profile,
     Routing,
     Secret,
     Selector,
-    Store,
+    StoreSettings,
     Timeouts,
     json_schema,
 )
+from llamaswap.config.yaml_tree import ConfigText
 
 __all__ = [
     "Capabilities",
     "Compat",
     "Config",
+    "ConfigDiff",
+    "ConfigText",
     "Endpoint",
-    "Facts",
-    "Fifo",
+    "FifoSettings",
     "Filters",
     "Group",
-    "Loaded",
+    "LoadFacts",
+    "LoadedConfig",
     "Matrix",
     "Model",
     "Peer",
-    "Performance",
-    "Plan",
+    "PerformanceSettings",
     "Profile",
     "Routing",
     "Secret",
     "Selector",
-    "Source",
-    "Store",
+    "StoreSettings",
     "Timeouts",
     "diff",
     "json_schema",

@@ -11,11 +11,11 @@ from typing import Any
 
 from attrs import NOTHING, Attribute, define, evolve, fields
 
-from llamaswap.config import durations, keys
-from llamaswap.config.keys import Key, keys_of
-from llamaswap.config.nodes import Items, Node, Scalar, Table, is_null, kind_of, plain
+from llamaswap.config import durations, field_types
+from llamaswap.config.diagnostics import Diagnostics, did_you_mean
+from llamaswap.config.field_types import Key, keys_of
+from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, is_null, kind_of, plain
 from llamaswap.config.patterns import PathPattern, PatternError
-from llamaswap.config.report import Report, did_you_mean
 from llamaswap.config.schema import Secret
 
 TRUE_WORDS = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"})
@@ -23,7 +23,7 @@ FALSE_WORDS = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF"})
 UNSET: Any = object()
 
 
-class Misfit(Exception):
+class TypeMismatch(Exception):
     """A value of the wrong kind: what was wanted, and a hint."""
 
     def __init__(self, wanted: str, hint: str = "") -> None:
@@ -36,9 +36,9 @@ class Misfit(Exception):
 class Decoder:
     """Reads records; what does not fit goes into `report`."""
 
-    report: Report
+    report: Diagnostics
 
-    def given(self, record: type[Any], node: Table, path: str, *, synonyms: bool = True) -> dict[str, Any]:
+    def given(self, record: type[Any], node: MappingNode, path: str, *, synonyms: bool = True) -> dict[str, Any]:
         """The attributes a table sets, by attribute name; unset and null ones are absent."""
         known = keys_of(record)
         values: dict[str, Any] = {}
@@ -55,7 +55,9 @@ class Decoder:
         self._unknown(known, node, path, synonyms)
         return values
 
-    def _unknown(self, known: Mapping[str, tuple[Attribute[Any], Key]], node: Table, path: str, synonyms: bool) -> None:
+    def _unknown(
+        self, known: Mapping[str, tuple[Attribute[Any], Key]], node: MappingNode, path: str, synonyms: bool
+    ) -> None:
         accepted = set(known)
         if synonyms:
             accepted.update(word for _, key in known.values() for word in key.synonyms)
@@ -69,66 +71,66 @@ class Decoder:
     def value(self, attribute: Attribute[Any], key: Key, node: Node, path: str) -> Any:
         """The value at a key; UNSET where null leaves the default or where it does not fit."""
         kind = key.kind
-        if isinstance(kind, keys.Section):
+        if isinstance(kind, field_types.SectionType):
             return self.section(attribute, kind, node, path)
-        if isinstance(kind, keys.SectionMap):
+        if isinstance(kind, field_types.SectionMapType):
             return self.sections(kind, node, path)
-        if isinstance(kind, keys.Macros):
+        if isinstance(kind, field_types.MacrosType):
             return UNSET  # read and checked before anything was expanded
         if is_null(node):
-            return _NULLS.get(type(kind), UNSET) if not isinstance(kind, keys.Patterns) else UNSET
+            return _NULLS.get(type(kind), UNSET) if not isinstance(kind, field_types.PatternsType) else UNSET
         try:
             return self.plain_value(kind, node, path)
-        except Misfit as misfit:
-            secret = isinstance(kind, keys.Text | keys.Texts) and kind.secret
+        except TypeMismatch as misfit:
+            secret = isinstance(kind, field_types.TextType | field_types.TextListType) and kind.secret
             self.report.error(
                 f"{path}: {_shown(node, secret)} cannot be used, wanted {misfit.wanted}", path, node, misfit.hint
             )
             return UNSET
 
-    def plain_value(self, kind: keys.Kind, node: Node, path: str) -> Any:
-        if isinstance(kind, keys.Text):
+    def plain_value(self, kind: field_types.Kind, node: Node, path: str) -> Any:
+        if isinstance(kind, field_types.TextType):
             return Secret(text(node)) if kind.secret else text(node)
-        if isinstance(kind, keys.Integer):
+        if isinstance(kind, field_types.IntegerType):
             return integer(node)
-        if isinstance(kind, keys.Seconds):
+        if isinstance(kind, field_types.SecondsType):
             return float(integer(node))
-        if isinstance(kind, keys.Boolean):
+        if isinstance(kind, field_types.BooleanType):
             return boolean(node)
-        if isinstance(kind, keys.Duration):
+        if isinstance(kind, field_types.DurationType):
             return duration(node)
-        if isinstance(kind, keys.Texts):
-            if kind.auto and isinstance(node, Scalar) and node.value == "auto":
+        if isinstance(kind, field_types.TextListType):
+            if kind.auto and isinstance(node, ScalarNode) and node.value == "auto":
                 return None
-            if kind.single and isinstance(node, Scalar):
+            if kind.single and isinstance(node, ScalarNode):
                 return (text(node),)
             return self.texts(kind, node, path)
-        if isinstance(kind, keys.Patterns):
+        if isinstance(kind, field_types.PatternsType):
             return self.patterns(node, path)
-        if isinstance(kind, keys.Free):
+        if isinstance(kind, field_types.FreeType):
             return self.free(node, path)
         table = _table(node)
-        if isinstance(kind, keys.FreeMaps):
+        if isinstance(kind, field_types.FreeMapsType):
             return self.each(table, path, lambda child, where: {} if is_null(child) else self.free(child, where))
-        if isinstance(kind, keys.IntegerMap):
+        if isinstance(kind, field_types.IntegerMapType):
             return self.each(table, path, lambda child, _: 0 if is_null(child) else integer(child))
         found = self.each(table, path, lambda child, _: "" if is_null(child) else text(child))
-        return tuple(found.items()) if isinstance(kind, keys.TextPairs) else found
+        return tuple(found.items()) if isinstance(kind, field_types.TextPairsType) else found
 
-    def each(self, table: Table, path: str, read: Callable[[Node, str], Any]) -> dict[str, Any]:
+    def each(self, table: MappingNode, path: str, read: Callable[[Node, str], Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, child in table.entries.items():
             where = f"{path}.{name}"
             try:
                 found[name] = read(child, where)
-            except Misfit as misfit:
+            except TypeMismatch as misfit:
                 shown = _shown(child, secret=False)
                 self.report.error(f"{where}: {shown} cannot be used, wanted {misfit.wanted}", where, child, misfit.hint)
         return found
 
-    def texts(self, kind: keys.Texts, node: Node, path: str) -> tuple[Any, ...]:
-        if not isinstance(node, Items):
-            raise Misfit("a list of texts", "write it as [one, two]")
+    def texts(self, kind: field_types.TextListType, node: Node, path: str) -> tuple[Any, ...]:
+        if not isinstance(node, SequenceNode):
+            raise TypeMismatch("a list of texts", "write it as [one, two]")
         found: list[Any] = []
         for index, item in enumerate(node.items):
             where = f"{path}[{index}]"
@@ -138,13 +140,13 @@ class Decoder:
                 continue
             try:
                 found.append(Secret(text(item)) if kind.secret else text(item))
-            except Misfit as misfit:
+            except TypeMismatch as misfit:
                 self.report.error(f"{where}: {kind_of(item)} cannot be used, wanted {misfit.wanted}", where, item)
         return tuple(found)
 
     def patterns(self, node: Node, path: str) -> Any:
         found: list[PathPattern] = []
-        for expression in self.texts(keys.Texts(), node, path):
+        for expression in self.texts(field_types.TextListType(), node, path):
             try:
                 found.append(PathPattern.compile(expression))
             except PatternError as error:
@@ -157,31 +159,31 @@ class Decoder:
         return value
 
     def _finite(self, node: Node, path: str) -> None:
-        if isinstance(node, Scalar):
+        if isinstance(node, ScalarNode):
             if isinstance(node.value, float) and not math.isfinite(node.value):
                 self.report.error(f"{path}: {node.text} cannot be said in JSON", path, node, "quote it to mean text")
-        elif isinstance(node, Items):
+        elif isinstance(node, SequenceNode):
             for index, item in enumerate(node.items):
                 self._finite(item, f"{path}[{index}]")
         else:
             for name, child in node.entries.items():
                 self._finite(child, f"{path}.{name}")
 
-    def section(self, attribute: Attribute[Any], kind: keys.Section, node: Node, path: str) -> Any:
+    def section(self, attribute: Attribute[Any], kind: field_types.SectionType, node: Node, path: str) -> Any:
         if is_null(node):
             return UNSET
-        if not isinstance(node, Table):
+        if not isinstance(node, MappingNode):
             self.report.error(f"{path}: {_shown(node, False)} cannot be used, wanted a mapping", path, node)
             return UNSET
         values = self.given(kind.record, node, path, synonyms=kind.synonyms)
         default = attribute.default
         return kind.record(**values) if default is None or default is NOTHING else evolve(default, **values)
 
-    def sections(self, kind: keys.SectionMap, node: Node, path: str) -> Any:
+    def sections(self, kind: field_types.SectionMapType, node: Node, path: str) -> Any:
         """Records by name. A null entry is a record of zeros: it skips the defaults."""
         if is_null(node):
             return {}
-        if not isinstance(node, Table):
+        if not isinstance(node, MappingNode):
             wanted = f"a mapping of names to {kind.record.__name__.lower()}s"
             self.report.error(f"{path}: {_shown(node, False)} cannot be used, wanted {wanted}", path, node)
             return UNSET
@@ -193,11 +195,11 @@ class Decoder:
                 found[name] = kind.record(**({"id": name} if kind.named else {}), **values)
         return found
 
-    def entry(self, kind: keys.SectionMap, node: Node, path: str) -> dict[str, Any] | None:
+    def entry(self, kind: field_types.SectionMapType, node: Node, path: str) -> dict[str, Any] | None:
         """What one named entry sets; None where it is no mapping."""
         if is_null(node):
             return zeros(kind.record)
-        if not isinstance(node, Table):
+        if not isinstance(node, MappingNode):
             hint = kind.hint
             self.report.error(f"{path} must be a mapping, not {_shown(node, False)}", path, node, hint)
             return None
@@ -208,75 +210,75 @@ class Decoder:
 
 
 def text(node: Node) -> str:
-    if not isinstance(node, Scalar):
-        raise Misfit("text")
+    if not isinstance(node, ScalarNode):
+        raise TypeMismatch("text")
     return node.text
 
 
 def integer(node: Node) -> int:
-    value = node.value if isinstance(node, Scalar) else None
+    value = node.value if isinstance(node, ScalarNode) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         quoted = isinstance(value, str)
-        raise Misfit("a whole number", "write it without quotes" if quoted else "")
+        raise TypeMismatch("a whole number", "write it without quotes" if quoted else "")
     if isinstance(value, float) and not math.isfinite(value):
-        raise Misfit("a whole number")
+        raise TypeMismatch("a whole number")
     number = int(value)
     if not -(2**63) <= number < 2**63:
-        raise Misfit("a whole number of 64 bits")
+        raise TypeMismatch("a whole number of 64 bits")
     return number
 
 
 def boolean(node: Node) -> bool:
-    value = node.value if isinstance(node, Scalar) else None
+    value = node.value if isinstance(node, ScalarNode) else None
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value in TRUE_WORDS:
         return True
     if isinstance(value, str) and value in FALSE_WORDS:
         return False
-    raise Misfit("true or false", "write it without quotes" if value in ("true", "false") else "")
+    raise TypeMismatch("true or false", "write it without quotes" if value in ("true", "false") else "")
 
 
 def duration(node: Node) -> float:
-    value = node.value if isinstance(node, Scalar) else None
+    value = node.value if isinstance(node, ScalarNode) else None
     seconds = durations.parse(value) if isinstance(value, str) else None
     if seconds is None:
-        raise Misfit("a duration with units, such as 10s or 1m30s")
+        raise TypeMismatch("a duration with units, such as 10s or 1m30s")
     return seconds
 
 
-def _table(node: Node) -> Table:
-    if not isinstance(node, Table):
-        raise Misfit("a mapping")
+def _table(node: Node) -> MappingNode:
+    if not isinstance(node, MappingNode):
+        raise TypeMismatch("a mapping")
     return node
 
 
 def _shown(node: Node, secret: bool) -> str:
     """A misfit as an operator may see it: its kind, and a short value that is no secret."""
-    if isinstance(node, Scalar) and not secret and len(node.text) <= 60:
+    if isinstance(node, ScalarNode) and not secret and len(node.text) <= 60:
         return f"{node.text!r} ({kind_of(node)})"
     return kind_of(node)
 
 
 _NULLS: dict[type[Any], Any] = {
-    keys.Texts: (),
-    keys.TextMap: {},
-    keys.TextPairs: (),
-    keys.IntegerMap: {},
-    keys.Free: {},
-    keys.FreeMaps: {},
+    field_types.TextListType: (),
+    field_types.TextMapType: {},
+    field_types.TextPairsType: (),
+    field_types.IntegerMapType: {},
+    field_types.FreeType: {},
+    field_types.FreeMapsType: {},
 }
 
 _ZEROS: dict[type[Any], Any] = {
     **_NULLS,
-    keys.Text: "",
-    keys.Integer: 0,
-    keys.Seconds: 0.0,
-    keys.Boolean: False,
-    keys.Duration: 0.0,
-    keys.Macros: {},
-    keys.Patterns: (),
-    keys.SectionMap: {},
+    field_types.TextType: "",
+    field_types.IntegerType: 0,
+    field_types.SecondsType: 0.0,
+    field_types.BooleanType: False,
+    field_types.DurationType: 0.0,
+    field_types.MacrosType: {},
+    field_types.PatternsType: (),
+    field_types.SectionMapType: {},
 }
 
 
@@ -288,11 +290,11 @@ def zeros(record: type[Any]) -> dict[str, Any]:
         if found is None:
             continue
         kind = found.kind
-        if isinstance(kind, keys.Section):
+        if isinstance(kind, field_types.SectionType):
             values[attribute.name] = kind.record(**zeros(kind.record))
-        elif isinstance(kind, keys.Text) and kind.secret:
+        elif isinstance(kind, field_types.TextType) and kind.secret:
             values[attribute.name] = None
-        elif isinstance(kind, keys.Boolean) and kind.optional:
+        elif isinstance(kind, field_types.BooleanType) and kind.optional:
             continue
         else:
             values[attribute.name] = _ZEROS[type(kind)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import fields, frozen
 
-from llamaswap.config import commands
+from llamaswap.config import command_line
 from llamaswap.config.schema import Config, Model
 
 NOT_SETTINGS = frozenset({"models", "macros", "groups", "matrix", "_names"})
@@ -12,7 +12,7 @@ NOT_SETTINGS = frozenset({"models", "macros", "groups", "matrix", "_names"})
 
 
 @frozen
-class Plan:
+class ConfigDiff:
     """Model IDs in ascending order, and the names of Config's changed fields.
 
     `restarted` models need a new process; `retuned` ones keep theirs and take their new record into use.
@@ -25,12 +25,12 @@ class Plan:
     settings: frozenset[str] = frozenset()
 
 
-def diff(old: Config, new: Config) -> Plan:
+def diff(old: Config, new: Config) -> ConfigDiff:
     """What changes between two configurations; nothing for equal ones."""
     both = sorted(old.models.keys() & new.models.keys())
     changed = [name for name in both if old.models[name] != new.models[name]]
     restarted = tuple(name for name in changed if _process(old.models[name]) != _process(new.models[name]))
-    return Plan(
+    return ConfigDiff(
         added=tuple(sorted(new.models.keys() - old.models.keys())),
         removed=tuple(sorted(old.models.keys() - new.models.keys())),
         restarted=restarted,
@@ -46,7 +46,7 @@ def diff(old: Config, new: Config) -> Plan:
 def _process(model: Model) -> tuple[object, ...]:
     """What a running process was made of: a command that only reads differently is the same."""
     try:
-        argv = tuple(commands.split(model.cmd))
-    except commands.EmptyCommand:
+        argv = tuple(command_line.split(model.cmd))
+    except command_line.EmptyCommand:
         argv = ()
     return argv, model.env, model.env_policy, model.proxy, model.port

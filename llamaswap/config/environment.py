@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from llamaswap.config.nodes import Place
-from llamaswap.config.report import Report, fail
+from llamaswap.config.diagnostics import Diagnostics, fail
+from llamaswap.config.nodes import SourceLocation
 
 PLACEHOLDER = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
 MOST_TEXT = 32 * 1024 * 1024  # characters; a file that grows beyond is a mistake, and would be held several times
@@ -51,11 +51,11 @@ def substitute(text: str, file: str, environ: Mapping[str, str], required: Calla
 
 
 def _once(text: str, file: str, environ: Mapping[str, str], names: frozenset[str]) -> str:
-    report = Report()
+    report = Diagnostics()
     values: dict[str, str] = {}
     for name in sorted(names):
         value = environ.get(name)
-        at = Place(file, _line_of(text, name))
+        at = SourceLocation(file, _line_of(text, name))
         if value is None:
             report.error(f"environment variable {name} is not set", at=at, hint=f"export {name}, or remove it here")
         elif any(char in value for char in "\n\r\0"):
@@ -68,7 +68,7 @@ def _once(text: str, file: str, environ: Mapping[str, str], names: frozenset[str
     report.settle()
     grown = sum(len(values.get(name, "")) for name in PLACEHOLDER.findall(text))
     if grown > MOST_TEXT:
-        raise fail(f"environment variables make the file longer than {MOST_TEXT} characters", at=Place(file))
+        raise fail(f"environment variables make the file longer than {MOST_TEXT} characters", at=SourceLocation(file))
     return PLACEHOLDER.sub(lambda match: values.get(match.group(1), match.group(0)), text)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import NOTHING, Attribute, Factory
 
-from llamaswap.config import keys
-from llamaswap.config.keys import Key, keys_of
+from llamaswap.config import field_types
+from llamaswap.config.field_types import Key, keys_of
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 MACRO_NAME = "^[A-Za-z0-9_-]{1,63}$"
@@ -69,7 +69,7 @@ def _default(attribute: Attribute[Any]) -> Any:
     if isinstance(value, bool | str | int):
         return value
     if isinstance(value, float):
-        return f"{value:g}s" if isinstance(attribute.metadata["key"].kind, keys.Duration) else int(value)
+        return f"{value:g}s" if isinstance(attribute.metadata["key"].kind, field_types.DurationType) else int(value)
     if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
         return list(value)
     if isinstance(value, Mapping) and not value:
@@ -77,49 +77,49 @@ def _default(attribute: Attribute[Any]) -> Any:
     return NOTHING
 
 
-def _value(kind: keys.Kind, bounds: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def _value(kind: field_types.Kind, bounds: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """What may stand at a key; takes the bounds it words itself out of `bounds`."""
     limits = {name: bounds.pop(name) for name in ("minimum", "maximum") if name in bounds}
-    if isinstance(kind, keys.Text):
+    if isinstance(kind, field_types.TextType):
         words = bounds.pop("enum", None)
         return {"type": ["string", "number"]} if words is None else {"type": "string", "enum": list(words)}
-    if isinstance(kind, keys.Integer | keys.Seconds):
+    if isinstance(kind, field_types.IntegerType | field_types.SecondsType):
         return {"anyOf": [{"type": "integer", **limits}, ONE_MACRO]}
-    if isinstance(kind, keys.Boolean):
+    if isinstance(kind, field_types.BooleanType):
         choices: list[dict[str, Any]] = [{"type": "boolean"}, ONE_MACRO]
         return {"anyOf": [*choices, {"type": "null"}] if kind.optional else choices}
-    if isinstance(kind, keys.Duration):
+    if isinstance(kind, field_types.DurationType):
         return {"anyOf": [{"type": "string", "pattern": DURATION}, ONE_MACRO]}
-    if isinstance(kind, keys.Texts):
+    if isinstance(kind, field_types.TextListType):
         words = bounds.pop("items_enum", None)
         item = {"type": ["string", "number"]} if words is None else {"anyOf": [{"enum": list(words)}, ONE_MACRO]}
         listed = {"type": ["array", "null"], "items": item}
         if kind.single:
             return {"anyOf": [listed, item]}
         return {"anyOf": [listed, {"const": "auto"}]} if kind.auto else listed
-    if isinstance(kind, keys.Patterns):
+    if isinstance(kind, field_types.PatternsType):
         return {"type": ["array", "null"], "items": {"type": "string"}}
-    if isinstance(kind, keys.TextMap | keys.TextPairs):
+    if isinstance(kind, field_types.TextMapType | field_types.TextPairsType):
         return {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "null"]}}
-    if isinstance(kind, keys.IntegerMap):
+    if isinstance(kind, field_types.IntegerMapType):
         least = bounds.pop("values_minimum", None)
         number = {"type": "integer"} if least is None else {"type": "integer", "minimum": least}
         return {"type": ["object", "null"], "additionalProperties": {"anyOf": [number, ONE_MACRO]}}
-    if isinstance(kind, keys.Free):
+    if isinstance(kind, field_types.FreeType):
         return {"type": ["object", "null"]}
-    if isinstance(kind, keys.FreeMaps):
+    if isinstance(kind, field_types.FreeMapsType):
         return {"type": ["object", "null"], "additionalProperties": {"type": ["object", "null"]}}
-    if isinstance(kind, keys.Macros):
+    if isinstance(kind, field_types.MacrosType):
         return {"type": ["object", "null"], "additionalProperties": SCALAR, "propertyNames": {"pattern": MACRO_NAME}}
     return _nested(kind, definitions)
 
 
-def _nested(kind: keys.Section | keys.SectionMap, definitions: dict[str, Any]) -> dict[str, Any]:
+def _nested(kind: field_types.SectionType | field_types.SectionMapType, definitions: dict[str, Any]) -> dict[str, Any]:
     name = kind.record.__name__
     if name not in definitions:
         definitions[name] = {}  # taken, should a record ever contain itself
         definitions[name] = {**_record(kind.record, definitions), "type": ["object", "null"]}
     reference = {"$ref": f"#/definitions/{name}"}
-    if isinstance(kind, keys.Section):
+    if isinstance(kind, field_types.SectionType):
         return {"allOf": [reference]}
     return {"type": ["object", "null"], "additionalProperties": reference}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Names:
+class NameIndex:
     """The indexes behind Config's lookups."""
 
     models: frozenset[str]
@@ -22,7 +22,7 @@ class Names:
     selectors: frozenset[str]
 
     @classmethod
-    def of(cls, models: Mapping[str, Model], peers: Mapping[str, Peer], selectors: Sequence[str]) -> Names:
+    def of(cls, models: Mapping[str, Model], peers: Mapping[str, Peer], selectors: Sequence[str]) -> NameIndex:
         aliases: dict[str, str] = {}
         for model in models.values():
             for alias in model.aliases:

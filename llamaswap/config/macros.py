@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 
 from attrs import Factory, define, evolve
 
-from llamaswap.config.nodes import Items, Node, Scalar, Table, is_null, kind_of
-from llamaswap.config.report import Report, fail, nearest
+from llamaswap.config.diagnostics import Diagnostics, fail, nearest
+from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, is_null, kind_of
 from llamaswap.config.scalars import text_of
 
 PLACEHOLDER = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
@@ -20,25 +20,25 @@ LEFTOVER = re.compile(r"\$\{([A-Za-z0-9_-]+|env\.[A-Za-z_][A-Za-z0-9_]*)\}")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 LONGEST_NAME = 63
 RESERVED = ("PORT", "MODEL_ID", "PID")
-MOST_WORK = 64 * 1024 * 1024
+MAX_EXPANSION_WORK = 64 * 1024 * 1024
 """Characters all expansions of one load may read and write: macros that double each other would never end."""
 
-Macros = Mapping[str, Scalar]
+Macros = Mapping[str, ScalarNode]
 
 
-def declared(node: Node | None, path: str, owner: str, report: Report) -> dict[str, Scalar]:
+def declared(node: Node | None, path: str, owner: str, report: Diagnostics) -> dict[str, ScalarNode]:
     """The macros of a `macros:` block in order; `owner` leads messages ("" or "model owl: ")."""
     if node is None or is_null(node):
         return {}
-    if not isinstance(node, Table):
+    if not isinstance(node, MappingNode):
         report.error(f"{owner}macros must be a mapping of names to values, not {kind_of(node)}", path, node)
         return {}
-    found: dict[str, Scalar] = {}
+    found: dict[str, ScalarNode] = {}
     for name, value in node.entries.items():
         problem = _fault(name, value)
         if problem:
             report.error(f"{owner}macro {name[:80]!r}: {problem}", path, node.where(name))
-        elif isinstance(value, Scalar):
+        elif isinstance(value, ScalarNode):
             found[name] = value
     return found
 
@@ -48,7 +48,7 @@ def _fault(name: str, value: Node) -> str:
         return f"the name exceeds the maximum length of {LONGEST_NAME} characters"
     if not NAME.fullmatch(name):
         return "the name contains invalid characters, only letters, digits, _ and - may be used"
-    if not isinstance(value, Scalar) or value.kind in ("null", "timestamp"):
+    if not isinstance(value, ScalarNode) or value.kind in ("null", "timestamp"):
         return f"the value must be scalar (text, number or true/false), not {kind_of(value)}"
     if isinstance(value.value, str) and f"${{{name}}}" in value.value:
         return "self-reference: a macro cannot use itself"
@@ -57,31 +57,31 @@ def _fault(name: str, value: Node) -> str:
     return ""
 
 
-def value_of(macro: Scalar) -> str | int | float | bool:
+def value_of(macro: ScalarNode) -> str | int | float | bool:
     """A declared macro's value: null was refused where it was declared."""
     return macro.text if macro.value is None else macro.value
 
 
-def number(value: int) -> Scalar:
-    return Scalar("int", value, str(value))
+def number(value: int) -> ScalarNode:
+    return ScalarNode("int", value, str(value))
 
 
-def text(value: str) -> Scalar:
-    return Scalar("str", value, value)
+def text(value: str) -> ScalarNode:
+    return ScalarNode("str", value, value)
 
 
-def effective(model_id: str, globals_: Macros, own: Macros) -> dict[str, Scalar]:
+def effective(model_id: str, globals_: Macros, own: Macros) -> dict[str, ScalarNode]:
     """What a model sees: its ID, the globals with its own in their places, then its other ones."""
     return {"MODEL_ID": text(model_id), **{name: own.get(name, value) for name, value in globals_.items()}, **own}
 
 
 @define
-class Budget:
+class ExpansionBudget:
     """What is left of MOST_WORK."""
 
-    left: int = MOST_WORK
+    left: int = MAX_EXPANSION_WORK
 
-    def spend(self, characters: int, node: Scalar) -> None:
+    def spend(self, characters: int, node: ScalarNode) -> None:
         self.left -= characters
         if self.left < 0:
             raise fail("macros expand to far too much text", at=node, hint="look for macros that use others repeatedly")
@@ -92,7 +92,7 @@ class Expander:
     """Puts the values of `macros` (order counts) into trees."""
 
     macros: Macros
-    budget: Budget = Factory(Budget)
+    budget: ExpansionBudget = Factory(ExpansionBudget)
     _rank: dict[str, int] = Factory(dict)
 
     def __attrs_post_init__(self) -> None:
@@ -100,9 +100,9 @@ class Expander:
 
     def node(self, node: Node) -> Node:
         """The tree with every string expanded; keys stay as they are. An untouched part is returned as it is."""
-        if isinstance(node, Scalar):
+        if isinstance(node, ScalarNode):
             return self.scalar(node)
-        if isinstance(node, Items):
+        if isinstance(node, SequenceNode):
             items = tuple([self.node(item) for item in node.items])
             unchanged = all(new is old for new, old in zip(items, node.items, strict=True))
             return node if unchanged else evolve(node, items=items)
@@ -110,7 +110,7 @@ class Expander:
         unchanged = all(entries[name] is child for name, child in node.entries.items())
         return node if unchanged else evolve(node, entries=entries)
 
-    def scalar(self, node: Scalar) -> Scalar:
+    def scalar(self, node: ScalarNode) -> ScalarNode:
         """A string that is one placeholder takes the macro's type as well; any other is text."""
         if node.kind != "str" or not isinstance(node.value, str) or "${" not in node.value:
             return node
@@ -127,19 +127,19 @@ class Expander:
             macro, placeholder = self.macros[name], f"${{{name}}}"
             value = value_of(macro)
             if current == placeholder and not isinstance(value, str):
-                return Scalar(macro.kind, value, text_of(value), node.place)
+                return ScalarNode(macro.kind, value, text_of(value), node.place)
             inserted = text_of(value)
             self.budget.spend(current.count(placeholder) * len(inserted), node)
             current = current.replace(placeholder, inserted)
-        return node if current == node.value else Scalar("str", current, current, node.place)
+        return node if current == node.value else ScalarNode("str", current, current, node.place)
 
-    def keys(self, table: Table, clash: Callable[[str, str, str], None]) -> Table:
+    def keys(self, table: MappingNode, clash: Callable[[str, str, str], None]) -> MappingNode:
         """The table with its keys expanded as text; `clash(first, second, both)` hears of two that become equal."""
         entries: dict[str, Node] = {}
         places = {}
         origin: dict[str, str] = {}
         for name, child in table.entries.items():
-            value = self.scalar(Scalar("str", name, name, table.where(name))).text
+            value = self.scalar(ScalarNode("str", name, name, table.where(name))).text
             if value in entries:
                 clash(origin[value], name, value)
                 continue
@@ -151,18 +151,18 @@ class Expander:
 
 def uses(node: Node | None, name: str) -> bool:
     """Is the node a string with this placeholder in it?"""
-    return isinstance(node, Scalar) and isinstance(node.value, str) and f"${{{name}}}" in node.value
+    return isinstance(node, ScalarNode) and isinstance(node.value, str) and f"${{{name}}}" in node.value
 
 
-def check_leftovers(node: Node, path: str, report: Report, known: Collection[str], pid: bool = False) -> None:
+def check_leftovers(node: Node, path: str, report: Diagnostics, known: Collection[str], pid: bool = False) -> None:
     """Report every string of the tree that still holds a placeholder.
 
     `known` are the macros declared where the tree stands; `pid`: ${PID} may stay, it is filled when a server stops.
     """
-    if isinstance(node, Items):
+    if isinstance(node, SequenceNode):
         for index, item in enumerate(node.items):
             check_leftovers(item, f"{path}[{index}]", report, known, pid)
-    elif isinstance(node, Table):
+    elif isinstance(node, MappingNode):
         for name, child in node.entries.items():
             check_leftovers(child, f"{path}.{name}" if path else name, report, known, pid)
     elif isinstance(node.value, str) and "${" in node.value:

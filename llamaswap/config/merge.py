@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamaswap.config.nodes import Items, Node, Place, Scalar, Table, is_null, kind_of
-from llamaswap.config.report import fail
+from llamaswap.config.diagnostics import fail
+from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, SourceLocation, is_null, kind_of
 
 # Each child of these belongs to one file: two models of one name are a mistake, even when they are equal.
 IDENTITY = frozenset(
@@ -22,17 +22,17 @@ IDENTITY = frozenset(
 )
 
 
-def merge(tables: Sequence[Table]) -> Table:
+def merge(tables: Sequence[MappingNode]) -> MappingNode:
     """One document of several, earlier ones first. Raises ConfigError naming the key and the later file."""
     if not tables:
-        return Table({})
+        return MappingNode({})
     merged = tables[0]
     for table in tables[1:]:
         merged = _tables(merged, table, (), table.place.file or "")
     return merged
 
 
-def _tables(old: Table, new: Table, path: tuple[str, ...], file: str) -> Table:
+def _tables(old: MappingNode, new: MappingNode, path: tuple[str, ...], file: str) -> MappingNode:
     entries = dict(old.entries)
     places = dict(old.places)
     for name, value in new.entries.items():
@@ -42,15 +42,17 @@ def _tables(old: Table, new: Table, path: tuple[str, ...], file: str) -> Table:
     return _table(entries, places, old, new)
 
 
-def _table(entries: dict[str, Node], places: dict[str, Place], old: Table, new: Table) -> Table:
-    return Table(entries, places, old.place, old.size + new.size, old.anchored or new.anchored)
+def _table(
+    entries: dict[str, Node], places: dict[str, SourceLocation], old: MappingNode, new: MappingNode
+) -> MappingNode:
+    return MappingNode(entries, places, old.place, old.size + new.size, old.anchored or new.anchored)
 
 
-def _both(old: Node, new: Node, path: tuple[str, ...], file: str, parent: Table) -> Node:
+def _both(old: Node, new: Node, path: tuple[str, ...], file: str, parent: MappingNode) -> Node:
     dotted = ".".join(path)
     at = parent.where(path[-1])
     if path in IDENTITY:
-        if not (isinstance(old, Table) and isinstance(new, Table)):
+        if not (isinstance(old, MappingNode) and isinstance(new, MappingNode)):
             raise fail(f"{dotted}: expected a mapping in every file that has this key, also in {file}", dotted, at)
         for name in new.entries:
             if name in old.entries:
@@ -66,11 +68,11 @@ def _both(old: Node, new: Node, path: tuple[str, ...], file: str, parent: Table)
         return new
     if is_null(new):
         return old
-    if isinstance(old, Table) and isinstance(new, Table):
+    if isinstance(old, MappingNode) and isinstance(new, MappingNode):
         return _tables(old, new, path, file)
-    if isinstance(old, Items) and isinstance(new, Items):
-        return Items(old.items + new.items, old.place, old.size + new.size, old.anchored or new.anchored)
-    if isinstance(old, Scalar) and isinstance(new, Scalar):
+    if isinstance(old, SequenceNode) and isinstance(new, SequenceNode):
+        return SequenceNode(old.items + new.items, old.place, old.size + new.size, old.anchored or new.anchored)
+    if isinstance(old, ScalarNode) and isinstance(new, ScalarNode):
         if (old.kind, old.text) != (new.kind, new.text):
             raise fail(
                 f"{dotted} in {file} has a different value than in {old.place.file}",

@@ -6,13 +6,13 @@ import re
 
 from attrs import frozen
 
-from llamaswap.config.commands import render_stop
+from llamaswap.config.command_line import render_stop
 
 _REQUEST = re.compile(r"(GET|POST|PUT|PATCH|DELETE)[ \t]+(\S*)(?:\s+(.*))?", re.DOTALL)
 
 
 @frozen
-class Request:
+class StepRequest:
     """A request to the server itself. `path` may carry a query, `body` is sent as JSON where there is one."""
 
     method: str
@@ -20,12 +20,12 @@ class Request:
     body: str = ""
 
 
-def request_of(step: str) -> Request | None:
+def request_of(step: str) -> StepRequest | None:
     """The request a step stands for; None where it is a command."""
     found = _REQUEST.fullmatch(step.strip())
     if found is None:
         return None
-    return Request(found[1], found[2], (found[3] or "").strip())
+    return StepRequest(found[1], found[2], (found[3] or "").strip())
 
 
 def problem_of(step: str) -> str:

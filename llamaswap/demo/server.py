@@ -67,13 +67,13 @@ def pieces(text: str, limit: int) -> list[str]:
     return re.findall(r"\S+\s*", text)[:limit]
 
 
-class Server(ThreadingHTTPServer):
+class DemoServer(ThreadingHTTPServer):
     """The listening half: knows its model and when it will be loaded."""
 
     daemon_threads = True
 
     def __init__(self, port: int, model: str, voice: str, load_seconds: float) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(("127.0.0.1", port), DemoHandler)
         self.model = model
         self.voice = VOICES[voice]
         self.ready_at = time.monotonic() + load_seconds
@@ -83,10 +83,10 @@ class Server(ThreadingHTTPServer):
         """A client that left is no news."""
 
 
-class Handler(BaseHTTPRequestHandler):
+class DemoHandler(BaseHTTPRequestHandler):
     """One connection."""
 
-    server: Server
+    server: DemoServer
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--voice", choices=sorted(VOICES), default="parrot")
     parser.add_argument("--load-seconds", type=float, default=1.0)
     options = parser.parse_args()
-    server = Server(options.port, options.model, options.voice, options.load_seconds)
+    server = DemoServer(options.port, options.model, options.voice, options.load_seconds)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(f"loading {options.model} for {options.load_seconds:g} s", flush=True)
     threading.Timer(options.load_seconds, print, [f"{options.model} listens on port {server.server_port}"]).start()

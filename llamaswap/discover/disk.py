@@ -14,7 +14,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from llamaswap.discover.found import FoundModel, gguf_models, model_name
+from llamaswap.discover.config_writer import FoundModel, gguf_models, model_name
 
 DEEPEST = 6  # folders below a model folder: publishers keep PUBLISHER/MODEL/FILE
 MOST_FILES = 5000  # of one folder; who has more names the folder he means

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from llamaswap.discover.found import FoundServer
+from llamaswap.discover.config_writer import FoundServer
 
 PORTS: Mapping[int, str] = {
     1234: "lmstudio",

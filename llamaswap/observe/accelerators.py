@@ -15,7 +15,7 @@ from typing import Any
 from attrs import asdict, evolve, frozen
 
 from llamaswap.observe.amd import file_number, file_text, rocm_rows
-from llamaswap.observe.commands import Command
+from llamaswap.observe.command_output import Command
 from llamaswap.observe.nvidia import MIB, text
 
 LIMIT = 5.0  # seconds for each program

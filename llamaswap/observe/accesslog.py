@@ -10,7 +10,7 @@ from functools import lru_cache
 from attrs import define, frozen
 
 from llamaswap.config import durations
-from llamaswap.observe.lines import LogLines
+from llamaswap.observe.log_format import LogFormatter
 
 # Polled by health checks and dashboards: a line each would bury everything else.
 SILENT = ("/wol-health", "/api/performance", "/metrics")
@@ -41,7 +41,7 @@ _lead = lru_cache(maxsize=1024)(_led)
 
 
 @define  # made for every request: freezing doubles what that costs
-class Served:
+class AccessRecord:
     """What the line tells. `path` as received without the query, `sent` the body's bytes, `seconds` the whole time."""
 
     ip: str
@@ -56,11 +56,11 @@ class Served:
 
 @frozen
 class AccessLog:
-    """Writes a `Served` as an info line, unless its path is a poller's."""
+    """Writes an `AccessRecord` as an info line, unless its path is a poller's."""
 
-    lines: LogLines
+    lines: LogFormatter
 
-    def served(self, request: Served) -> None:
+    def served(self, request: AccessRecord) -> None:
         """The response to this request ended."""
         path, agent = request.path, request.user_agent
         short = len(path) + len(request.ip) <= KEPT

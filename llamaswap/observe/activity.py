@@ -21,16 +21,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llamaswap.observe.activity_recorder import ActivityRecorder
+from llamaswap.observe.activity_row import ActivityRow, digest
 from llamaswap.observe.captures import LEVEL, Blob, Capture, Captures, bundles, pack
 from llamaswap.observe.file_store import FileStore
-from llamaswap.observe.lines import local_time, rfc3339
-from llamaswap.observe.query import Filter, Query
-from llamaswap.observe.record import Row, digest
-from llamaswap.observe.recording import Recording
-from llamaswap.observe.store import Page, Store
-from llamaswap.observe.tape import Allowance
-from llamaswap.observe.worker import Run
-from llamaswap.wire.facts import RequestFacts
+from llamaswap.observe.head_tail_buffer import CaptureBudget
+from llamaswap.observe.log_format import local_time, rfc3339
+from llamaswap.observe.query import ActivityFilter, ActivityQuery
+from llamaswap.observe.store import ActivityPage, ActivityStore
+from llamaswap.observe.worker import RunBlocking
+from llamaswap.wire.request_info import RequestInfo
 
 GATHER = 0.25  # seconds between a response's end and its batch: one thread hop for all that ended meanwhile
 SLICE = 16  # answers read in one go: a fraction of a millisecond
@@ -50,14 +50,14 @@ Answer = TypeVar("Answer")
 
 
 @define(eq=False)
-class _Filed:
+class _StoredRequest:
     """A recording read: its row, and its capture if it has one."""
 
-    row: Row
+    row: ActivityRow
     capture: Capture | None
 
 
-class Activity:
+class ActivityLog:
     """A scope factory, the writer behind it, and the reader of its table.
 
     `run` does blocking work in order on one thread; `clock` is monotonic, `wall` gives unix seconds;
@@ -67,12 +67,12 @@ class Activity:
     def __init__(
         self,
         *,
-        store: Store | FileStore,
+        store: ActivityStore | FileStore,
         captures: Captures,
-        run: Run,
+        run: RunBlocking,
         clock: IReactorTime,
         wall: Callable[[], float],
-        stored: Callable[[Row], None] = lambda row: None,
+        stored: Callable[[ActivityRow], None] = lambda row: None,
         sessions: Sequence[str] = (),
         local: Callable[[float], datetime] = local_time,
     ) -> None:
@@ -83,16 +83,18 @@ class Activity:
         self._wall = wall
         self._stored = stored
         self._local = local
-        self._allowance = Allowance(captures.budget * HELD_PER_BUDGET)
+        self._allowance = CaptureBudget(captures.budget * HELD_PER_BUDGET)
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
-        self._backlog: list[Recording] = []
-        self._filed: list[_Filed | Recording] = []  # the backlog's beginning: read, or left to the worker
+        self._backlog: list[ActivityRecorder] = []
+        self._filed: list[
+            _StoredRequest | ActivityRecorder
+        ] = []  # the backlog's beginning: read, or left to the worker
         self._backlog_bodies = 0
         self._writing = False
         self._closed = False
         self._timer: Any = None
         self._idle: list[Deferred[None]] = []
-        self._recent: OrderedDict[int, Row] = OrderedDict()
+        self._recent: OrderedDict[int, ActivityRow] = OrderedDict()
         self.dropped = 0
         self.retune(sessions)
 
@@ -101,7 +103,7 @@ class Activity:
         self._sessions = tuple(name.lower().encode("latin-1", "replace") for name in sessions)
         self._allowance.bound = self._captures.budget * HELD_PER_BUDGET
 
-    def use(self, store: Store | FileStore) -> None:
+    def use(self, store: ActivityStore | FileStore) -> None:
         """A reload changed where rows are kept: later ones go to `store`, the old one is closed after its last."""
         old, self._store = self._store, store
         self.renumbered()
@@ -114,14 +116,14 @@ class Activity:
 
     # -- recording -----------------------------------------------------------------------------------------
 
-    def open(self, facts: RequestFacts) -> Recording | None:
+    def open(self, facts: RequestInfo) -> ActivityRecorder | None:
         """Record this request, if it is one that leaves a row."""
         if not facts.metered:
             return None
         allowance = self._allowance if self._captures.enabled else None
-        return Recording(facts, self._clock.seconds, self._wall, self._sessions, allowance, self._finished)
+        return ActivityRecorder(facts, self._clock.seconds, self._wall, self._sessions, allowance, self._finished)
 
-    def _finished(self, recording: Recording) -> None:
+    def _finished(self, recording: ActivityRecorder) -> None:
         backlog = self._backlog
         if self._closed or len(backlog) >= BACKLOG:
             self._allowance.give_back(recording.held)
@@ -156,12 +158,12 @@ class Activity:
         for recording in self._backlog[len(filed) :]:
             filed.append(self._digested(recording) if len(recording.body) <= SMALL else recording)
 
-    def _digested(self, recording: Recording) -> _Filed:
+    def _digested(self, recording: ActivityRecorder) -> _StoredRequest:
         found = digest(recording.answer())
         body = found.capture_body
         # What is far too large for the shelf is not even compressed.
         wanted = recording.captured and body is not None and recording.size <= self._allowance.bound
-        return _Filed(found.row, recording.capture(body) if wanted and body is not None else None)
+        return _StoredRequest(found.row, recording.capture(body) if wanted and body is not None else None)
 
     def _write(self) -> None:
         self._timer = None
@@ -174,7 +176,7 @@ class Activity:
         if (
             store.durable
             or bodies - self._backlog_bodies > LARGE_BATCH
-            or any(isinstance(item, Recording) for item in filed)
+            or any(isinstance(item, ActivityRecorder) for item in filed)
         ):
             written = self._run(lambda: self._file(filed, store))
         else:
@@ -183,14 +185,16 @@ class Activity:
         written.addErrback(lambda failure: log.failure("a listener to stored rows failed", failure=failure))
         written.addBoth(lambda _: self._wrote(batch))
 
-    def _file(self, batch: Sequence[_Filed | Recording], store: Store | FileStore) -> tuple[list[Row], list[Blob]]:
+    def _file(
+        self, batch: Sequence[_StoredRequest | ActivityRecorder], store: ActivityStore | FileStore
+    ) -> tuple[list[ActivityRow], list[Blob]]:
         """Read the large answers, store the rows, compress the captures. On the worker where that may take a while."""
-        filed = [item if isinstance(item, _Filed) else self._digested(item) for item in batch]
+        filed = [item if isinstance(item, _StoredRequest) else self._digested(item) for item in batch]
         rows = store.insert(item.row for item in filed)
         captures = [(item.row.id, item.capture) for item in filed if item.capture is not None]
         return rows, [pack(some, self._compressor) for some in bundles(captures)]
 
-    def _announce(self, stored: tuple[list[Row], list[Blob]], store: Store | FileStore) -> None:
+    def _announce(self, stored: tuple[list[ActivityRow], list[Blob]], store: ActivityStore | FileStore) -> None:
         rows, blobs = stored
         if store is self._store:
             for blob in blobs:
@@ -206,7 +210,7 @@ class Activity:
     def _lost(self, failure: Failure) -> None:
         log.failure("activity rows could not be stored", failure=failure)
 
-    def _wrote(self, batch: Sequence[Recording]) -> None:
+    def _wrote(self, batch: Sequence[ActivityRecorder]) -> None:
         for recording in batch:
             self._allowance.give_back(recording.held)
         self._writing = False
@@ -243,15 +247,15 @@ class Activity:
             self._write()
         return self._run(question)
 
-    def page(self, query: Query) -> Deferred[Page]:
+    def page(self, query: ActivityQuery) -> Deferred[ActivityPage]:
         """One page of the table."""
         return self._ask(lambda: self._store.page(query))
 
-    def stats(self, wanted: Filter | None = None, bucket: int = 0) -> Deferred[dict[str, Any]]:
+    def stats(self, wanted: ActivityFilter | None = None, bucket: int = 0) -> Deferred[dict[str, Any]]:
         """Totals and histograms; with `bucket` seconds also sums over time."""
-        return self._ask(lambda: self._store.stats(wanted or Filter(), bucket))
+        return self._ask(lambda: self._store.stats(wanted or ActivityFilter(), bucket))
 
-    def after(self, wanted: Filter, number: int, count: int) -> Deferred[list[Row]]:
+    def after(self, wanted: ActivityFilter, number: int, count: int) -> Deferred[list[ActivityRow]]:
         """The next rows above an id, ascending: how an export walks through the table."""
         return self._ask(lambda: self._store.after(wanted, number, count))
 
@@ -260,11 +264,11 @@ class Activity:
         rows = self._ask(self._store.newest_good)
         return rows.addCallback(lambda found: [self.flat(row) for row in found])
 
-    def recent(self, number: int) -> Row | None:
+    def recent(self, number: int) -> ActivityRow | None:
         """A row just stored, for whoever hears its number; None once it is not among the last few."""
         return self._recent.get(number)
 
-    def document(self, row: Row) -> dict[str, Any]:
+    def document(self, row: ActivityRow) -> dict[str, Any]:
         """A row as the activity API shows it."""
         usage = row.usage
         shown: dict[str, Any] = {
@@ -296,7 +300,7 @@ class Activity:
                 shown[name] = value
         return shown
 
-    def page_document(self, page: Page) -> dict[str, Any]:
+    def page_document(self, page: ActivityPage) -> dict[str, Any]:
         """A page as the activity API shows it; `store_error` says why it is from memory alone."""
         problem = self._store.problem
         return {
@@ -308,7 +312,7 @@ class Activity:
             "total_pages": page.total_pages,
         }
 
-    def flat(self, row: Row) -> dict[str, Any]:
+    def flat(self, row: ActivityRow) -> dict[str, Any]:
         """A row as older dashboards know it."""
         usage = row.usage
         return {

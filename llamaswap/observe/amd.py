@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llamaswap.observe.commands import Command, run
-from llamaswap.observe.gpus import Reading
+from llamaswap.observe.command_output import Command, run
+from llamaswap.observe.gpus import GpuReading
 from llamaswap.observe.nvidia import number
 
 MIB = 1024 * 1024
@@ -38,7 +38,7 @@ class Lact:
         asked = environ.get("LACT_DAEMON_SOCKET_PATH", "")
         return cls([path for path in (asked, "/run/lactd.sock", f"/run/user/{uid}/lactd.sock") if path])
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         path = next((path for path in self._paths if os.path.exists(path)), None)
         if path is None:
             raise OSError("no LACT daemon")
@@ -69,7 +69,7 @@ def _ask(stream: Any, question: Mapping[str, Any]) -> Any:
     return answer.get("data")
 
 
-def lact_reading(index: int, device: Mapping[str, Any], stats: Mapping[str, Any]) -> Reading | None:
+def lact_reading(index: int, device: Mapping[str, Any], stats: Mapping[str, Any]) -> GpuReading | None:
     """One device's stats; None for one that does not tell the size of its memory."""
     vram = stats.get("vram") or {}
     if not vram.get("total"):
@@ -77,7 +77,7 @@ def lact_reading(index: int, device: Mapping[str, Any], stats: Mapping[str, Any]
     temps = {str(key).lower(): _celsius(value) for key, value in (stats.get("temps") or {}).items()}
     edge = temps.get("edge") or temps.get("junction") or next(iter(temps.values()), 0.0)
     power = stats.get("power") or {}
-    return Reading(
+    return GpuReading(
         id=index,
         name=str(device.get("name") or device["id"]),
         uuid=str(device["id"]),
@@ -105,7 +105,7 @@ class RocmSmi:
         self._find = find
         self._command = command
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         program = self._find("rocm-smi")
         if program is None:
             raise OSError("rocm-smi is not installed")
@@ -128,7 +128,7 @@ def rocm_rows(text: str) -> Iterable[dict[str, str]]:
             yield dict(zip(names, (value.strip() for value in row), strict=True))
 
 
-def parse_rocm(text: str) -> list[Reading]:
+def parse_rocm(text: str) -> list[GpuReading]:
     """The readings of a rocm-smi csv, by its columns' names, in whatever order they come."""
     readings = []
     for row in rocm_rows(text):
@@ -136,7 +136,7 @@ def parse_rocm(text: str) -> list[Reading]:
         if card is None:
             continue
         readings.append(
-            Reading(
+            GpuReading(
                 id=int(card[1]),
                 name=_rocm_name(row),
                 uuid=row.get("GUID", ""),
@@ -170,7 +170,7 @@ class Amdgpu:
     def __init__(self, root: Path = Path("/sys/class/drm")) -> None:
         self._root = root
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         readings = []
         for card in sorted(self._root.glob("card[0-9]*")):
             device = card / "device"
@@ -179,7 +179,7 @@ class Amdgpu:
                 continue
             sensors = _sensors(device)
             readings.append(
-                Reading(
+                GpuReading(
                     id=int(card.name[4:]),
                     name=file_text(device / "product_name") or f"AMD GPU {card.name}",
                     uuid=file_text(device / "unique_id"),

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llamaswap.observe.commands import Command, run
-from llamaswap.observe.gpus import Reading
+from llamaswap.observe.command_output import Command, run
+from llamaswap.observe.gpus import GpuReading
 
 MIB = 1024 * 1024
 IOREG_LIMIT = 5.0  # seconds
@@ -34,7 +34,7 @@ class AppleGpu:
         self._command = command
         self._memory = memory
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         program = self._find("ioreg")
         if program is None:
             raise OSError("ioreg is not installed")
@@ -48,7 +48,7 @@ class AppleGpu:
             stats = device.get("PerformanceStatistics") or {}
             model = device.get("model", "Apple GPU")
             readings.append(
-                Reading(
+                GpuReading(
                     id=index,
                     name=model.decode("utf-8", "replace").strip("\0") if isinstance(model, bytes) else str(model),
                     gpu_util_pct=stats.get("Device Utilization %") or 0,

@@ -16,7 +16,7 @@ from typing import Any
 import zstandard
 from attrs import define, field, frozen
 
-from llamaswap.wire.modelroutes import MODEL_ROUTES
+from llamaswap.wire.model_routes import MODEL_ROUTES
 
 LEVEL = 1  # a capture is read seldom and written with every request
 TOGETHER = 64  # captures in one blob, which is also what goes out at once when room is needed

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from llamaswap.observe.query import Filter, Query
-from llamaswap.observe.record import Row
-from llamaswap.observe.store import DEFAULT_ROWS, Page, Store
+from llamaswap.observe.activity_row import ActivityRow
+from llamaswap.observe.query import ActivityFilter, ActivityQuery
+from llamaswap.observe.store import DEFAULT_ROWS, ActivityPage, ActivityStore
 
 RETRY_SECONDS = 5.0  # between two tries of a file that cannot be used
 
@@ -39,7 +39,7 @@ def _now_in_a_name() -> str:
 
 
 class FileStore:
-    """A `Store` in a file that goes on in memory. `problem` says why, empty while the file is in use.
+    """An `ActivityStore` in a file that goes on in memory. `problem` says why, empty while the file is in use.
 
     `say(text)` writes to the log; `renumbered()` is called when rows kept in memory have other ids in the file. Both
     are called on the worker thread. `seconds` is a monotonic clock, `stamp` the time as a part of a file's name.
@@ -63,13 +63,13 @@ class FileStore:
         self._renumbered = renumbered
         self._seconds = seconds
         self._stamp = stamp
-        self._file = Store(path, keep)
-        self._newest = Store(None, keep)
-        self._pending: list[Row] = []  # not in the file yet
+        self._file = ActivityStore(path, keep)
+        self._newest = ActivityStore(None, keep)
+        self._pending: list[ActivityRow] = []  # not in the file yet
         self._retry_at = 0.0
         self.problem = ""
 
-    def insert(self, rows: Iterable[Row]) -> list[Row]:
+    def insert(self, rows: Iterable[ActivityRow]) -> list[ActivityRow]:
         """Store rows and set their ids; in memory alone while the file cannot be used."""
         stored = list(rows)
         if self._in_file(lambda file: file.insert(stored)) is not None:
@@ -81,19 +81,19 @@ class FileStore:
             del self._pending[: -self._newest.keep]
         return stored
 
-    def page(self, query: Query) -> Page:
+    def page(self, query: ActivityQuery) -> ActivityPage:
         """One page of rows."""
         return self._answer(lambda store: store.page(query))
 
-    def after(self, wanted: Filter, number: int, count: int) -> list[Row]:
+    def after(self, wanted: ActivityFilter, number: int, count: int) -> list[ActivityRow]:
         """The next `count` rows with a higher id."""
         return self._answer(lambda store: store.after(wanted, number, count))
 
-    def newest_good(self, count: int | None = None) -> list[Row]:
+    def newest_good(self, count: int | None = None) -> list[ActivityRow]:
         """The newest rows with status 200, oldest first."""
         return self._answer(lambda store: store.newest_good(count))
 
-    def stats(self, wanted: Filter, bucket: int = 0) -> dict[str, Any]:
+    def stats(self, wanted: ActivityFilter, bucket: int = 0) -> dict[str, Any]:
         """Totals and speed histograms of the rows."""
         return self._answer(lambda store: store.stats(wanted, bucket))
 
@@ -108,11 +108,11 @@ class FileStore:
         self._file.close()
         self._newest.close()
 
-    def _answer(self, question: Callable[[Store], Answer]) -> Answer:
+    def _answer(self, question: Callable[[ActivityStore], Answer]) -> Answer:
         found = self._in_file(question)
         return question(self._newest) if found is None else found
 
-    def _in_file(self, work: Callable[[Store], Answer]) -> Answer | None:
+    def _in_file(self, work: Callable[[ActivityStore], Answer]) -> Answer | None:
         """The result of work on the file; None if the file cannot be used now. Errors of the work itself are raised."""
         if self.problem and self._seconds() < self._retry_at:
             return None
@@ -141,7 +141,7 @@ class FileStore:
         rows = self._file.insert(self._pending)
         self._pending = []
         if before != [row.id for row in rows]:
-            self._newest = Store(None, self._keep)
+            self._newest = ActivityStore(None, self._keep)
             self._newest.remember(rows)
             self._renumbered()
 
@@ -169,8 +169,8 @@ class FileStore:
         except OSError:
             return False
         self._say(f"the activity store {self._path} is corrupt ({error}): it is kept as {aside}, and a new one begins")
-        self._file = Store(self._path, self._keep)
-        rows = self._newest.after(Filter(), 0, self._newest.keep)
+        self._file = ActivityStore(self._path, self._keep)
+        rows = self._newest.after(ActivityFilter(), 0, self._newest.keep)
         try:
             self._file.restore(rows)
             self._pending = []

@@ -17,7 +17,7 @@ log = Logger()
 
 
 @frozen
-class Reading:
+class GpuReading:
     """One GPU at one moment; a value a source cannot tell is 0."""
 
     id: int
@@ -37,28 +37,28 @@ class Reading:
         return self.mem_used_mb / self.mem_total_mb * 100 if self.mem_total_mb else 0.0
 
 
-class Source(Protocol):
+class GpuSource(Protocol):
     """One way to read GPUs."""
 
     name: str
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         """All GPUs now; raises when this way does not work (here, or any more). May block."""
 
     def close(self) -> None:
         """Give up what is held open. Idempotent; `read` may open it again."""
 
 
-class Gpus:
+class GpuReader:
     """Uses the first source that works, and looks for another when it stops working."""
 
-    def __init__(self, sources: Sequence[Source], seconds: Callable[[], float]) -> None:
+    def __init__(self, sources: Sequence[GpuSource], seconds: Callable[[], float]) -> None:
         self._sources = tuple(sources)
         self._seconds = seconds
-        self._chosen: Source | None = None
+        self._chosen: GpuSource | None = None
         self._look_again = float("-inf")
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         """The readings, none when no source works. Blocks; never raises."""
         if self._chosen is not None:
             found = self._try(self._chosen)
@@ -84,7 +84,7 @@ class Gpus:
             self._chosen.close()
 
     @staticmethod
-    def _try(source: Source) -> Sequence[Reading] | None:
+    def _try(source: GpuSource) -> Sequence[GpuReading] | None:
         try:
             return source.read()
         except Exception as error:  # drivers fail in any way they like; the next source may do better

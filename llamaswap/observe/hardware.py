@@ -18,10 +18,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from llamaswap.observe.accelerators import Accelerator, find_all
-from llamaswap.observe.commands import Command, run
-from llamaswap.observe.lines import rfc3339nano
+from llamaswap.observe.command_output import Command, run
+from llamaswap.observe.log_format import rfc3339nano
 from llamaswap.observe.nvidia import binding
-from llamaswap.observe.worker import Run
+from llamaswap.observe.worker import RunBlocking
 
 log = Logger()
 
@@ -50,7 +50,7 @@ def _counts() -> tuple[int | None, int | None]:
 
 
 @frozen
-class Means:
+class HardwareProbe:
     """How the machine is asked. `uname` gives (system, machine, release)."""
 
     root: Path = Path("/")
@@ -69,7 +69,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def operating_system(means: Means) -> dict[str, Any]:
+def operating_system(means: HardwareProbe) -> dict[str, Any]:
     """Family, distribution, version and kernel."""
     system, _, release = means.uname()
     family = _FAMILIES.get(system, "other")
@@ -90,7 +90,7 @@ def operating_system(means: Means) -> dict[str, Any]:
     return shown
 
 
-def environment(means: Means) -> dict[str, Any]:
+def environment(means: HardwareProbe) -> dict[str, Any]:
     """Bare metal, container, virtual machine or WSL, as far as can be told."""
     system, _, release = means.uname()
     kind, name = "unknown", None
@@ -119,7 +119,7 @@ def _mac_environment(command: Command, sysctl: str) -> str:
         return "unknown"
 
 
-def cpu(means: Means) -> dict[str, Any]:
+def cpu(means: HardwareProbe) -> dict[str, Any]:
     """Vendor, model and counts."""
     text = _read(means.root / "proc/cpuinfo")
 
@@ -149,7 +149,7 @@ def cpu(means: Means) -> dict[str, Any]:
     }
 
 
-def memory_capacity(means: Means) -> int | None:
+def memory_capacity(means: HardwareProbe) -> int | None:
     """What is installed, as far as the kernel tells, within what our control group may use."""
     # MemTotal leaves out what the kernel took at boot; the zones' present pages do not.
     zones = re.split(r"^Node", _read(means.root / "proc/zoneinfo"), flags=re.MULTILINE)
@@ -168,12 +168,12 @@ def memory_capacity(means: Means) -> int | None:
     return capacity or None
 
 
-def _pages_are_4k(means: Means) -> bool:
+def _pages_are_4k(means: HardwareProbe) -> bool:
     # True for x86-64 and most others; where pages may be larger the zones are left out of the sum.
     return means.uname()[1].lower() in ("x86_64", "amd64")
 
 
-def describe(means: Means, *, version: str, at: float) -> dict[str, Any]:
+def describe(means: HardwareProbe, *, version: str, at: float) -> dict[str, Any]:
     """The whole snapshot. Blocks for as long as the programs asked take."""
     system, machine, _ = means.uname()
     architecture = {"name": _ARCHITECTURES.get(machine.lower(), "other"), "raw_name": machine or None}
@@ -205,11 +205,13 @@ def describe(means: Means, *, version: str, at: float) -> dict[str, Any]:
 class Hardware:
     """Takes the snapshot once, in the background, and keeps it; `snapshot()` is None until then, or if it failed."""
 
-    def __init__(self, *, run: Run, wall: Callable[[], float], version: str, means: Means | None = None) -> None:
+    def __init__(
+        self, *, run: RunBlocking, wall: Callable[[], float], version: str, means: HardwareProbe | None = None
+    ) -> None:
         self._run = run
         self._wall = wall
         self._version = version
-        self._means = means or Means()
+        self._means = means or HardwareProbe()
         self._taken: Mapping[str, Any] | None = None
 
     def take(self) -> Deferred[None]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from llamaswap.bus import Bus, StateChanged, SwapBegan, SwapEnded
-from llamaswap.observe.lines import local_time, rfc3339nano
+from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
+from llamaswap.observe.log_format import local_time, rfc3339nano
 
 INTERVALS = 4096  # ended intervals kept: a thousand swaps
 SWAPS = 512  # swaps kept, with their log tails
@@ -21,7 +21,7 @@ TAIL = 4096  # bytes of a failed model's log kept with its swap
 
 
 @frozen
-class Interval:
+class StateInterval:
     """A model was in `state` from `began` to `ended` (unix seconds; None: still is)."""
 
     model: str
@@ -33,7 +33,7 @@ class Interval:
 
 
 @define(eq=False)
-class Swap:
+class SwapRecord:
     """One load: who went for it, why, and how long each phase took."""
 
     number: int
@@ -49,7 +49,7 @@ class Swap:
     log_tail: str = ""
 
 
-class History:
+class SwapHistory:
     """`wall` gives unix seconds, `log_tail(model)` the end of a model's log (asked when a load failed)."""
 
     def __init__(
@@ -64,14 +64,14 @@ class History:
         self._wall = wall
         self._log_tail = log_tail
         self._local = local
-        self._ended: deque[Interval] = deque(maxlen=intervals)
-        self._now: dict[str, Interval] = {}
-        self._swaps: deque[Swap] = deque(maxlen=swaps)
+        self._ended: deque[StateInterval] = deque(maxlen=intervals)
+        self._now: dict[str, StateInterval] = {}
+        self._swaps: deque[SwapRecord] = deque(maxlen=swaps)
         # The swap each model is being loaded by, and the one it is being evicted for.
-        self._loading: dict[str, Swap] = {}
-        self._leaving: dict[str, Swap] = {}
+        self._loading: dict[str, SwapRecord] = {}
+        self._leaving: dict[str, SwapRecord] = {}
 
-    def listen(self, bus: Bus) -> None:
+    def listen(self, bus: EventBus) -> None:
         """Hear of states and swaps."""
         bus.subscribe(StateChanged, self.state_changed)
         bus.subscribe(SwapBegan, self.swap_began)
@@ -84,7 +84,9 @@ class History:
         if before is not None:
             # The wall clock may be set back; an interval never ends before it began.
             self._ended.append(
-                Interval(before.model, before.state, before.began, max(at, before.began), before.reason, before.swap)
+                StateInterval(
+                    before.model, before.state, before.began, max(at, before.began), before.reason, before.swap
+                )
             )
         if event.new == "stopped":
             self._leaving.pop(event.model, None)
@@ -94,11 +96,11 @@ class History:
         if swap is None and not reason:
             swap = self._loading.get(event.model)
             reason = swap.reason if swap else ""
-        self._now[event.model] = Interval(event.model, event.new, at, None, reason, swap.number if swap else None)
+        self._now[event.model] = StateInterval(event.model, event.new, at, None, reason, swap.number if swap else None)
 
     def swap_began(self, event: SwapBegan) -> None:
         """A load was decided."""
-        swap = Swap(event.swap, event.model, event.evicted, event.reason, self._wall(), origin=event.origin)
+        swap = SwapRecord(event.swap, event.model, event.evicted, event.reason, self._wall(), origin=event.origin)
         self._swaps.append(swap)
         self._loading[event.model] = swap
         for model in event.evicted:
@@ -154,7 +156,7 @@ class History:
                 return {**self._summary(swap), "log_tail": swap.log_tail}
         return None
 
-    def _summary(self, swap: Swap) -> dict[str, Any]:
+    def _summary(self, swap: SwapRecord) -> dict[str, Any]:
         phases: list[dict[str, Any]] = []
         # The wait for the decision to load lies before it.
         at = swap.began - swap.phases.get("queued", 0.0)

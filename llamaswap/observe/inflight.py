@@ -14,11 +14,11 @@ from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from llamaswap.observe.lines import local_time, rfc3339nano
-from llamaswap.observe.recording import session
+from llamaswap.observe.activity_recorder import session
+from llamaswap.observe.log_format import local_time, rfc3339nano
 from llamaswap.observe.redact import shown
-from llamaswap.wire.facts import Ending, RequestFacts
-from llamaswap.wire.fields import is_event_stream
+from llamaswap.wire.headers import is_event_stream
+from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 
 COALESCE = 0.25  # seconds: a byte count that changes faster is not read by anyone
 
@@ -30,7 +30,7 @@ _NO_HOST = frozenset({b"host"})
 log = Logger()
 
 
-class Hold(Protocol):
+class WaitReasonLike(Protocol):
     """What keeps requests for a model waiting; `loading`: the model is on its way."""
 
     @property
@@ -41,18 +41,18 @@ class Hold(Protocol):
     def loading(self) -> bool: ...
 
 
-Why = Callable[[str], "Hold | None"]
+Why = Callable[[str], "WaitReasonLike | None"]
 
 
 @define  # made for every request: freezing doubles what that costs
-class Finished:
+class FinishedRequest:
     """What a request was when it ended; times in seconds since its arrival.
 
     `first_byte` is None when no byte ever came, `waited` (for its turn and its model) when it was never granted.
     """
 
-    facts: RequestFacts
-    ending: Ending
+    facts: RequestInfo
+    ending: RequestOutcome
     error: Exception | None
     status: int
     sent: int
@@ -62,11 +62,11 @@ class Finished:
 
 
 @define(eq=False)
-class Entry:
+class InflightRequest:
     """One request under way: a Scope."""
 
-    facts: RequestFacts
-    _registry: Inflight
+    facts: RequestInfo
+    _registry: InflightRequests
     status: int = field(default=0, init=False)
     sent: int = field(default=0, init=False)
     tokens: int = field(default=0, init=False)
@@ -123,7 +123,7 @@ class Entry:
             self.phase = "streaming"
         self._registry.progressed(self)
 
-    def closed(self, ending: Ending, error: Exception | None) -> None:
+    def closed(self, ending: RequestOutcome, error: Exception | None) -> None:
         """The request is over; only the first call counts."""
         if self._open:
             self._open = False
@@ -183,7 +183,7 @@ class Entry:
 Listener = Callable[[dict[str, Any]], None]
 
 
-class Inflight:
+class InflightRequests:
     """The registry, and a scope factory.
 
     `finished` hears of each request's end (the meters do); `why` tells what requests for a model wait for.
@@ -194,7 +194,7 @@ class Inflight:
         *,
         clock: IReactorTime,
         sessions: Sequence[str] = (),
-        finished: Callable[[Finished], None] = lambda finished: None,
+        finished: Callable[[FinishedRequest], None] = lambda finished: None,
         local: Callable[[float], datetime] = local_time,
         why: Why = lambda model: None,
     ) -> None:
@@ -202,9 +202,9 @@ class Inflight:
         self._why = why
         self._finished = finished
         self._local = local
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, InflightRequest] = {}
         self._listeners: tuple[Listener, ...] = ()
-        self._progressed: dict[str, Entry] = {}
+        self._progressed: dict[str, InflightRequest] = {}
         self._timer: IDelayedCall | None = None
         self.opened = 0
         self.closed = 0
@@ -216,12 +216,12 @@ class Inflight:
 
     # -- the requests' side --------------------------------------------------------------------------------
 
-    def open(self, facts: RequestFacts) -> Entry | None:
+    def open(self, facts: RequestInfo) -> InflightRequest | None:
         """List this request, if it belongs into the list."""
         if not facts.tracked:
             return None
         facts.followed = bool(self._listeners)
-        entry = Entry(facts, self)
+        entry = InflightRequest(facts, self)
         self._entries[facts.id] = entry
         self.opened += 1
         self.changed(entry)
@@ -250,13 +250,13 @@ class Inflight:
         """The clock's seconds."""
         return self._clock.seconds()
 
-    def changed(self, entry: Entry) -> None:
+    def changed(self, entry: InflightRequest) -> None:
         """Tell this entry at once."""
         if self._listeners:
             self._progressed.pop(entry.facts.id, None)
             self._tell({"operation": "upsert", "request": self._document(entry)})
 
-    def progressed(self, entry: Entry) -> None:
+    def progressed(self, entry: InflightRequest) -> None:
         """Tell this entry's count with the next coalesced update; costs nothing when nobody listens."""
         if not self._listeners:
             return
@@ -264,7 +264,7 @@ class Inflight:
         if self._timer is None:
             self._timer = self._clock.callLater(COALESCE, self._tell_progress)
 
-    def ended(self, entry: Entry, ending: Ending, error: Exception | None) -> None:
+    def ended(self, entry: InflightRequest, ending: RequestOutcome, error: Exception | None) -> None:
         """The entry leaves the list."""
         facts = entry.facts
         # Two requests never share an id, but a mistake there must not make this one's removal another's.
@@ -277,7 +277,9 @@ class Inflight:
         waited = None if entry.granted is None else max(0.0, entry.granted - facts.started)
         duration = max(0.0, now - facts.started)
         try:
-            self._finished(Finished(facts, ending, error, entry.status, entry.sent, duration, first_byte, waited))
+            self._finished(
+                FinishedRequest(facts, ending, error, entry.status, entry.sent, duration, first_byte, waited)
+            )
         except Exception:  # a meter's fault must not keep a request from ending
             log.failure("a finished request could not be metered")
         if self._listeners:
@@ -355,15 +357,15 @@ class Inflight:
             entry.facts.followed = followed
             entry.facts.flush()
 
-    def _document(self, entry: Entry, why: Why | None = None) -> dict[str, Any]:
+    def _document(self, entry: InflightRequest, why: Why | None = None) -> dict[str, Any]:
         entry.facts.flush()
         return entry.document(self._clock.seconds(), self._sessions, self._local, why or self._why)
 
     def _remembered(self) -> Why:
         """The same answer for all requests of a model: a long queue asks once."""
-        known: dict[str, Hold | None] = {}
+        known: dict[str, WaitReasonLike | None] = {}
 
-        def why(model: str) -> Hold | None:
+        def why(model: str) -> WaitReasonLike | None:
             if model not in known:
                 known[model] = self._why(model)
             return known[model]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from urllib.parse import quote
 
 from attrs import frozen
 
-from llamaswap.observe.gathering import Gathering, Start, daemon
+from llamaswap.config.filenames import filename_for
+from llamaswap.observe.batch_writer import BatchWriter, Start, daemon
 from llamaswap.observe.logs import dropped_marker
 
 BOUND = 4 * 1024 * 1024  # bytes on their way to the disk
@@ -28,7 +28,7 @@ OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEX
 
 
 @frozen
-class Settings:
+class LogFileLimits:
     """`folder` is made where it is missing; a file of more than `size` bytes is put aside, `keep` of them are kept."""
 
     folder: str
@@ -36,14 +36,9 @@ class Settings:
     keep: int
 
 
-def plain(name: str, safe: str = "") -> str:
-    """A name that any folder takes, another for each: a model's id may have slashes, and ``a/b`` is not ``a_b``."""
-    return quote(name, safe=safe).replace("..", "%2E%2E")
-
-
 def file_name(log: str) -> str:
     """The name of a log's file."""
-    return plain(log, ":@+")[:LONGEST_NAME] + ".log"
+    return filename_for(log, ":@+")[:LONGEST_NAME] + ".log"
 
 
 class LogFiles:
@@ -51,7 +46,7 @@ class LogFiles:
 
     def __init__(
         self,
-        settings: Settings | None,
+        settings: LogFileLimits | None,
         report: Callable[[str], object],
         *,
         start: Start | None = None,
@@ -61,7 +56,7 @@ class LogFiles:
         self._settings = settings
         self._report = report
         self._clock = clock
-        self._pieces = Gathering(self._sort, start or daemon("logfiles"), bound=bound, gather=GATHER)
+        self._pieces = BatchWriter(self._sort, start or daemon("logfiles"), bound=bound, gather=GATHER)
         self._overflow: dict[str, int] = {}
         self._missing: dict[str, int] = {}
         self._refuses = False
@@ -71,7 +66,7 @@ class LogFiles:
 
     # -- the reactor's side --------------------------------------------------------------------------------
 
-    def retune(self, settings: Settings | None) -> None:
+    def retune(self, settings: LogFileLimits | None) -> None:
         """Write there from now on; None: nowhere."""
         self._settings = settings
 
@@ -103,7 +98,7 @@ class LogFiles:
             for log, parts in gathered.items():
                 self._keep(settings, log, b"".join(parts))
 
-    def _keep(self, settings: Settings, log: str, data: bytes) -> None:
+    def _keep(self, settings: LogFileLimits, log: str, data: bytes) -> None:
         lost = self._missing.pop(log, 0)
         if self._refuses and self._clock() < self._again_at:
             self._missing[log] = lost + len(data)
@@ -122,7 +117,7 @@ class LogFiles:
                 self._report(f"log files cannot be written in {settings.folder}: {error.strerror or error}")
 
 
-def _append(settings: Settings, name: str, data: bytes) -> Iterator[int]:
+def _append(settings: LogFileLimits, name: str, data: bytes) -> Iterator[int]:
     """Add to a file, putting it aside whenever it is full; tells the bytes written in each go. Raises OSError."""
     os.makedirs(settings.folder, FOLDER_MODE, exist_ok=True)
     path = os.path.join(settings.folder, name)

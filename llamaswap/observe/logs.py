@@ -28,7 +28,7 @@ def dropped_marker(count: int) -> bytes:
     return f"\n\N{EM DASH} {count} bytes dropped \N{EM DASH}\n".encode()
 
 
-class Ring:
+class RingBuffer:
     """The last `capacity` bytes of everything added; may begin in the middle of a line."""
 
     __slots__ = ("_buffer", "_capacity", "_limit")
@@ -117,11 +117,11 @@ class Subscription:
 
 
 @define(eq=False)
-class Monitor:
+class LogMonitor:
     """One named log: its history and its readers."""
 
     name: str
-    _ring: Ring = Factory(Ring)
+    _ring: RingBuffer = Factory(RingBuffer)
     _readers: tuple[Subscription, ...] = ()
     _feeds: tuple[Callable[[bytes], None], ...] = ()
     _wall: Callable[[], float] = time.time
@@ -211,7 +211,7 @@ def _to_no_file(name: str, data: bytes) -> None:
     """Nor files."""
 
 
-class LogBook:
+class LogRegistry:
     """All monitors: `proxy` (our own lines), `upstream` (every server's output), `combined`, and one per model.
 
     `to_stdout` (logToStdout) says what the combined history and stdout get: proxy, upstream, both or none. It
@@ -227,10 +227,10 @@ class LogBook:
         to_file: Callable[[str, bytes], None] = _to_no_file,
     ) -> None:
         self._to_file = to_file
-        self.proxy = Monitor("proxy")
-        self.upstream = Monitor("upstream")
-        self.combined = Monitor("combined")
-        self._models: dict[str, Monitor] = {}
+        self.proxy = LogMonitor("proxy")
+        self.upstream = LogMonitor("upstream")
+        self.combined = LogMonitor("combined")
+        self._models: dict[str, LogMonitor] = {}
         if to_stdout in ("proxy", "both"):
             self.proxy.feed(self.combined.write)
         if to_stdout in ("upstream", "both"):
@@ -238,11 +238,11 @@ class LogBook:
         self.combined.feed(stdout)
         self.proxy.feed(lambda data: to_file("llamaswap", data))
 
-    def model(self, name: str) -> Monitor:
+    def model(self, name: str) -> LogMonitor:
         """The model's own log, made when first asked for; it survives unloading."""
         monitor = self._models.get(name)
         if monitor is None:
-            monitor = self._models[name] = Monitor(name)
+            monitor = self._models[name] = LogMonitor(name)
             monitor.feed(self.upstream.write)
             monitor.feed(lambda data: self._to_file(f"model-{name}", data))
         return monitor

@@ -18,9 +18,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from llamaswap.observe.gpus import Gpus, Reading
-from llamaswap.observe.lines import local_time, rfc3339nano
-from llamaswap.observe.worker import Run
+from llamaswap.observe.gpus import GpuReader, GpuReading
+from llamaswap.observe.log_format import local_time, rfc3339nano
+from llamaswap.observe.worker import RunBlocking
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -69,15 +69,15 @@ def read_system() -> SystemReading:
 
 
 @frozen
-class Sample:
+class MachineSample:
     """What was read at `at` (unix seconds)."""
 
     at: float
     system: SystemReading
-    gpus: tuple[Reading, ...] = ()
+    gpus: tuple[GpuReading, ...] = ()
 
 
-class Machine:
+class MachineMonitor:
     """Samples every `every` seconds between `start` and `stop`; keeps an hour.
 
     `wanted` says whether a model's server runs: else GPUs rest, unless somebody asked within a minute.
@@ -86,11 +86,11 @@ class Machine:
     def __init__(
         self,
         *,
-        run: Run,
+        run: RunBlocking,
         clock: IReactorTime,
         wall: Callable[[], float],
         every: float,
-        gpus: Gpus,
+        gpus: GpuReader,
         wanted: Callable[[], bool] = lambda: True,
         read: Callable[[], SystemReading] = read_system,
         local: Callable[[float], datetime] = local_time,
@@ -103,7 +103,7 @@ class Machine:
         self._read = read
         self._local = local
         self._every = every
-        self._samples: deque[Sample] = deque(maxlen=max(1, int(HOUR / every)))
+        self._samples: deque[MachineSample] = deque(maxlen=max(1, int(HOUR / every)))
         self._loop: LoopingCall | None = None
         self._asked = float("-inf")
         self._listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
@@ -146,15 +146,15 @@ class Machine:
         taken = self._run(lambda: self._take(look))
         return taken.addCallbacks(self._keep, lambda failure: log.failure("a sample failed", failure=failure))
 
-    def _take(self, look: bool) -> Sample:
+    def _take(self, look: bool) -> MachineSample:
         if look:
             gpus = tuple(self._gpus.read())
         else:
             self._gpus.rest()
             gpus = ()
-        return Sample(self._wall(), self._read(), gpus)
+        return MachineSample(self._wall(), self._read(), gpus)
 
-    def _keep(self, sample: Sample) -> None:
+    def _keep(self, sample: MachineSample) -> None:
         self._samples.append(sample)
         if self._listeners:
             document = self._document([sample])
@@ -188,16 +188,16 @@ class Machine:
             document["gpu_stats"] = None
         return document
 
-    def _document(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _document(self, samples: Sequence[MachineSample]) -> dict[str, Any]:
         return {
             "enabled": True,
             "sys_stats": [self._system(sample) for sample in samples],
             "gpu_stats": [self._gpu(sample, reading) for sample in samples for reading in sample.gpus],
         }
 
-    def latest(self) -> tuple[SystemReading | None, list[Reading]]:
+    def latest(self) -> tuple[SystemReading | None, list[GpuReading]]:
         """The newest system reading, and the newest reading of each GPU by id."""
-        newest: dict[int, Reading] = {}
+        newest: dict[int, GpuReading] = {}
         for sample in reversed(self._samples):
             if sample.gpus:
                 newest = {reading.id: reading for reading in sample.gpus}
@@ -208,11 +208,11 @@ class Machine:
     def families(self) -> Iterable[Metric]:
         """For /metrics. A scraper does not count as somebody looking: it would keep GPUs awake for ever."""
         system, gpus = self.latest()
-        from llamaswap.observe.machinefamilies import families
+        from llamaswap.observe.machine_metrics import families
 
         return () if system is None else families(system, gpus)
 
-    def _system(self, sample: Sample) -> dict[str, Any]:
+    def _system(self, sample: MachineSample) -> dict[str, Any]:
         system = sample.system
         one, five, fifteen = system.load_avg
         return {
@@ -231,7 +231,7 @@ class Machine:
             ],
         }
 
-    def _gpu(self, sample: Sample, reading: Reading) -> dict[str, Any]:
+    def _gpu(self, sample: MachineSample, reading: GpuReading) -> dict[str, Any]:
         return {
             "timestamp": rfc3339nano(self._local(sample.at)),
             "id": reading.id,

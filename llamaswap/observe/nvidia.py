@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llamaswap.observe.gpus import Reading
+from llamaswap.observe.gpus import GpuReading
 
 MIB = 1024 * 1024
 FIRST_LINE = 5.0  # seconds a fresh nvidia-smi may take to say its first line: the driver may have to wake up
@@ -39,11 +39,11 @@ class Nvml:
             self._nvml = nvml
         return self._nvml
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         nvml = self._open()
         return [self._reading(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
 
-    def _reading(self, nvml: Any, index: int) -> Reading:
+    def _reading(self, nvml: Any, index: int) -> GpuReading:
         device = nvml.nvmlDeviceGetHandleByIndex(index)
 
         def value(ask: Callable[[], Any]) -> Any:
@@ -55,7 +55,7 @@ class Nvml:
 
         memory = nvml.nvmlDeviceGetMemoryInfo(device)
         rates = value(lambda: nvml.nvmlDeviceGetUtilizationRates(device))
-        return Reading(
+        return GpuReading(
             id=index,
             name=text(nvml.nvmlDeviceGetName(device)),
             uuid=text(value(lambda: nvml.nvmlDeviceGetUUID(device)) or ""),
@@ -97,13 +97,13 @@ def number(value: str) -> float:
         return 0.0
 
 
-def parse_line(line: str) -> Reading | None:
+def parse_line(line: str) -> GpuReading | None:
     """One line of nvidia-smi's csv, None for one that is not a reading."""
     columns = [column.strip() for column in line.split(",")]
     if len(columns) < 9 or not columns[0].isdigit():
         return None
     temperature, busy, used, total, fan, power = (number(column) for column in columns[3:9])
-    return Reading(
+    return GpuReading(
         id=int(columns[0]),
         name=columns[1],
         uuid=columns[2],
@@ -131,10 +131,10 @@ class NvidiaSmi:
         self._find = find
         self._start = start or _spawn
         self._process: subprocess.Popen[str] | None = None
-        self._newest: dict[int, Reading] = {}
+        self._newest: dict[int, GpuReading] = {}
         self._said = threading.Event()
 
-    def read(self) -> Sequence[Reading]:
+    def read(self) -> Sequence[GpuReading]:
         if self._process is not None and self._process.poll() is not None:
             self.close()
             raise OSError("nvidia-smi ended")
@@ -152,7 +152,7 @@ class NvidiaSmi:
         return [reading for _, reading in sorted(self._newest.copy().items())]
 
     @staticmethod
-    def _listen(process: subprocess.Popen[str], newest: dict[int, Reading], said: threading.Event) -> None:
+    def _listen(process: subprocess.Popen[str], newest: dict[int, GpuReading], said: threading.Event) -> None:
         for line in process.stdout or ():
             reading = parse_line(line)
             if reading is not None:

@@ -46,7 +46,7 @@ class BadQuery(LlamaswapError):
 
 
 @frozen
-class Filter:
+class ActivityFilter:
     """Which rows. All given conditions hold together; of several `models`, `statuses` or `paths` one is enough.
 
     `statuses` are codes ("404") or classes ("5xx"); `text` is looked for in model, path, error and metadata.
@@ -69,10 +69,10 @@ class Filter:
 
 
 @frozen
-class Query:
+class ActivityQuery:
     """A page of rows: `page` counts from 1, `column` is a table column."""
 
-    filter: Filter = Filter()
+    filter: ActivityFilter = ActivityFilter()
     page: int = 1
     limit: int = 25
     column: str = "id"
@@ -143,7 +143,7 @@ def _statuses(args: Arguments) -> tuple[str, ...]:
     return given
 
 
-def parse_filter(args: Arguments) -> Filter:
+def parse_filter(args: Arguments) -> ActivityFilter:
     """The filter of a query string's values; BadQuery in the order clients know."""
     start, end = _time(args, "start"), _time(args, "end")
     if start is not None and end is not None and start > end:
@@ -151,7 +151,7 @@ def parse_filter(args: Arguments) -> Filter:
     min_id, max_id = _least(args, "min_id", 1), _least(args, "max_id", 1)
     if min_id is not None and max_id is not None and min_id > max_id:
         raise BadQuery("min_id must be <= max_id")
-    return Filter(
+    return ActivityFilter(
         models=_values(args, "model"),
         start=start,
         end=end,
@@ -168,7 +168,7 @@ def parse_filter(args: Arguments) -> Filter:
     )
 
 
-def parse_query(args: Arguments) -> Query:
+def parse_query(args: Arguments) -> ActivityQuery:
     """A whole page request of a query string's values (name to its values); BadQuery when one cannot be used."""
     wanted = parse_filter(args)
     limit, text = 25, _value(args, "limit")
@@ -186,4 +186,4 @@ def parse_query(args: Arguments) -> Query:
     order = _value(args, "order").lower() or "desc"
     if order not in ("asc", "desc"):
         raise BadQuery("order must be asc or desc")
-    return Query(wanted, page, limit, column, order == "desc")
+    return ActivityQuery(wanted, page, limit, column, order == "desc")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from llamaswap.wire import fields
-from llamaswap.wire.fields import SECRETS
+from llamaswap.wire import headers as header_rules
+from llamaswap.wire.headers import SECRETS
 
-REDACTED = fields.REDACTED.decode()
+REDACTED = header_rules.REDACTED.decode()
 KEPT = 64  # bytes of a name that is kept at hand; a client may send as many as a head holds
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from llamaswap.observe.gathering import Gathering, Start, daemon
+from llamaswap.observe.batch_writer import BatchWriter, Start, daemon
 from llamaswap.observe.logs import dropped_marker
 
 BOUND = 1024 * 1024  # bytes on their way; a terminal swallows more than this in a second
@@ -20,7 +20,7 @@ class StdoutWriter:
 
     def __init__(self, write: Callable[[bytes], object], *, start: Start | None = None, bound: int = BOUND) -> None:
         self._write = write
-        self._lines = Gathering(self._flush, start or daemon("stdout"), bound=bound, gather=GATHER)
+        self._lines = BatchWriter(self._flush, start or daemon("stdout"), bound=bound, gather=GATHER)
         self._missing = 0
         self.dropped = 0
         self.close = self._lines.close

@@ -18,8 +18,8 @@ from typing import Any
 
 from attrs import frozen
 
-from llamaswap.observe.query import Filter, Query
-from llamaswap.observe.record import Row
+from llamaswap.observe.activity_row import ActivityRow
+from llamaswap.observe.query import ActivityFilter, ActivityQuery
 from llamaswap.observe.stats import histogram
 from llamaswap.wire.usage import Usage
 
@@ -86,10 +86,10 @@ _SELECT = (
 
 
 @frozen
-class Page:
+class ActivityPage:
     """Rows of one page, and how many there are in all pages."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ActivityRow, ...]
     page: int
     limit: int
     total: int
@@ -100,7 +100,7 @@ class Page:
         return -(-self.total // self.limit)
 
 
-def _values(row: Row) -> tuple[Any, ...]:
+def _values(row: ActivityRow) -> tuple[Any, ...]:
     usage = row.usage
     return (
         row.created,
@@ -133,7 +133,7 @@ def _insert(connection: sqlite3.Connection, into: str, values: Sequence[tuple[An
     return last
 
 
-def _insert_origins(connection: sqlite3.Connection, rows: Iterable[tuple[int, Row]]) -> None:
+def _insert_origins(connection: sqlite3.Connection, rows: Iterable[tuple[int, ActivityRow]]) -> None:
     origins = [(number, row.session, row.client) for number, row in rows if row.session or row.client]
     _insert(connection, "request_origin", origins)
 
@@ -146,10 +146,10 @@ def _metadata(text: str) -> dict[str, str]:
     return value if isinstance(value, dict) else {}
 
 
-def _row(record: Sequence[Any]) -> Row:
+def _row(record: Sequence[Any]) -> ActivityRow:
     (number, created, model, path, content_type, status, cached, draft, accepted, read, written) = record[:11]
     (prompt_speed, speed, duration, error, metadata, session, client) = record[11:]
-    return Row(
+    return ActivityRow(
         created=created,
         model=model,
         req_path=path,
@@ -174,7 +174,7 @@ def _like(text: str) -> str:
 class _Conditions:
     """A WHERE clause in the making."""
 
-    def __init__(self, wanted: Filter) -> None:
+    def __init__(self, wanted: ActivityFilter) -> None:
         self.terms: list[str] = []
         self.values: list[Any] = []
         if wanted.models:
@@ -213,7 +213,7 @@ class _Conditions:
         return f" WHERE {' AND '.join(self.terms)}" if self.terms else ""
 
 
-class Store:
+class ActivityStore:
     """Opened by its first use, on the thread that uses it. `path` None: in memory, the newest `keep` rows."""
 
     problem = ""  # why the table is not in its file now
@@ -223,7 +223,7 @@ class Store:
         self.keep = keep if keep > 0 else DEFAULT_ROWS
         self._connection: sqlite3.Connection | None = None
         # Of a table in memory: the newest rows, not in the database yet. Filled by one thread, emptied by another.
-        self._fresh: deque[tuple[int, Row]] = deque(maxlen=self.keep)
+        self._fresh: deque[tuple[int, ActivityRow]] = deque(maxlen=self.keep)
         self._last = 0
 
     @property
@@ -257,7 +257,7 @@ class Store:
             self._connection = connection
         return self._connection
 
-    def insert(self, rows: Iterable[Row]) -> list[Row]:
+    def insert(self, rows: Iterable[ActivityRow]) -> list[ActivityRow]:
         """Store rows in one transaction and set their ids; returned in the same order. Blocks only for a file."""
         stored = list(rows)
         if self._path is None:
@@ -281,13 +281,13 @@ class Store:
         connection.execute("COMMIT")
         return stored
 
-    def remember(self, rows: Iterable[Row]) -> None:
+    def remember(self, rows: Iterable[ActivityRow]) -> None:
         """Keep rows that have their ids already. For a table in memory."""
         for row in rows:
             self._last = row.id
             self._fresh.append((row.id, row))
 
-    def restore(self, rows: Sequence[Row]) -> None:
+    def restore(self, rows: Sequence[ActivityRow]) -> None:
         """Store rows under the ids they have. For a file."""
         connection = self._open()
         connection.execute("BEGIN IMMEDIATE")
@@ -298,7 +298,7 @@ class Store:
     def _asked(self) -> sqlite3.Connection:
         """The database with every row in it."""
         connection = self._open()
-        fresh: list[tuple[int, Row]] = []
+        fresh: list[tuple[int, ActivityRow]] = []
         while self._fresh:
             fresh.append(self._fresh.popleft())
         if fresh:
@@ -309,7 +309,7 @@ class Store:
             connection.execute("DELETE FROM request_origin WHERE activity_id <= ?", kept)
         return connection
 
-    def page(self, query: Query) -> Page:
+    def page(self, query: ActivityQuery) -> ActivityPage:
         """One page of rows."""
         connection = self._asked()
         where = _Conditions(query.filter)
@@ -322,9 +322,9 @@ class Store:
         found = connection.execute(
             f"{_SELECT}{where.clause} ORDER BY {order} LIMIT ? OFFSET ?", (*where.values, query.limit, offset)
         )
-        return Page(tuple(map(_row, found)), query.page, query.limit, total)
+        return ActivityPage(tuple(map(_row, found)), query.page, query.limit, total)
 
-    def after(self, wanted: Filter, number: int, count: int) -> list[Row]:
+    def after(self, wanted: ActivityFilter, number: int, count: int) -> list[ActivityRow]:
         """The next `count` rows with a higher id, ascending: an export reads itself through in steps."""
         where = _Conditions(wanted)
         where.terms.append("id > ?")
@@ -333,14 +333,14 @@ class Store:
         )
         return [_row(record) for record in found]
 
-    def newest_good(self, count: int | None = None) -> list[Row]:
+    def newest_good(self, count: int | None = None) -> list[ActivityRow]:
         """The newest rows with status 200, oldest first (as many as an in-memory table keeps)."""
         found = self._asked().execute(
             f"{_SELECT} WHERE resp_status_code = 200 ORDER BY id DESC LIMIT ?", (count or self.keep,)
         )
         return [_row(record) for record in found][::-1]
 
-    def stats(self, wanted: Filter, bucket: int = 0) -> dict[str, Any]:
+    def stats(self, wanted: ActivityFilter, bucket: int = 0) -> dict[str, Any]:
         """Totals and speed histograms of the rows; with `bucket` seconds also a `series` of sums over time."""
         connection = self._asked()
         where = _Conditions(wanted)

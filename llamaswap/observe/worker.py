@@ -12,19 +12,19 @@ from typing import Protocol, TypeVar
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from llamaswap.observe.gathering import Start, daemon
+from llamaswap.observe.batch_writer import Start, daemon
 
 T = TypeVar("T")
 
 
-class Run(Protocol):
+class RunBlocking(Protocol):
     """Does `work` somewhere it may block; the Deferred fires on the reactor's thread."""
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
 
 
-class Worker:
-    """A `Run` with a thread of its own, started by the first work.
+class WorkerThread:
+    """A `RunBlocking` with a thread of its own, started by the first work.
 
     `from_thread` is the reactor's callFromThread. The thread is a daemon: `close` waits for its work, but
     a disk that hangs does not keep the process from ending.

@@ -13,14 +13,14 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.captures import Captures
-from llamaswap.observe.query import Filter, parse_filter, parse_query
-from llamaswap.observe.record import Row
-from llamaswap.web.calls import Answer, Call, json_answer, json_bytes
+from llamaswap.observe.query import ActivityFilter, parse_filter, parse_query
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
-from llamaswap.web.needs import ActivityBook, InflightBook
-from llamaswap.web.routes import Query, Table
-from llamaswap.web.streams import Streams
+from llamaswap.web.interfaces import ActivityBook, InflightBook
+from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.streaming_response import StreamingResponses
 
 STEP = 500  # rows an export reads and holds at a time
 LARGEST_BUCKET = 366 * 24 * 3600
@@ -29,21 +29,21 @@ log = Logger()
 
 
 @define(eq=False)
-class Activity:
+class ActivityEndpoints:
     """The activity table, captures and in-flight requests."""
 
     book: ActivityBook
     captures: Captures
     inflight: InflightBook
-    streams: Streams
+    streams: StreamingResponses
 
-    async def page(self, call: Call) -> Answer:
+    async def page(self, call: AdminRequest) -> Response:
         """One page of rows."""
         query = parse_query(call.query)
         page = await _stored(self.book.page(query), "failed to get activity")
         return json_answer(self.book.page_document(page))
 
-    async def stats(self, call: Call) -> Answer:
+    async def stats(self, call: AdminRequest) -> Response:
         """Totals and histograms of the rows the filter lets through; with `bucket` also sums over time."""
         wanted = parse_filter(call.query)
         text = call.text("bucket")
@@ -52,11 +52,11 @@ class Activity:
         found = await _stored(self.book.stats(wanted, int(text or 0)), "failed to get activity stats")
         return json_answer(found)
 
-    async def legacy(self, call: Call) -> Answer:
+    async def legacy(self, call: AdminRequest) -> Response:
         """The successful requests as a flat array, for older dashboards."""
         return json_answer(await _stored(self.book.legacy(), "failed to get activity"))
 
-    async def export(self, call: Call) -> None:
+    async def export(self, call: AdminRequest) -> None:
         """Every row the filter lets through, oldest first, written as fast as the client reads."""
         name = call.text("format") or "csv"
         form = FORMS.get(name)
@@ -71,7 +71,7 @@ class Activity:
         pull.begin()
         await stream.until_end(pull)
 
-    def capture(self, call: Call) -> Answer:
+    def capture(self, call: AdminRequest) -> Response:
         """One stored request with its answer."""
         text = call.variables["number"]
         try:
@@ -84,9 +84,9 @@ class Activity:
         if found is None:
             raise HttpError(404, "capture not found")
         answer = json_answer(found.document(number))
-        return Answer(200, answer.body.rstrip(b"\n"), answer.content_type)
+        return Response(200, answer.body.rstrip(b"\n"), answer.content_type)
 
-    def cancel(self, call: Call) -> Answer:
+    def cancel(self, call: AdminRequest) -> Response:
         """End a request under way; its end is not waited for."""
         if not self.inflight.cancel(call.variables["number"]):
             raise HttpError(404, "inflight request not found")
@@ -133,7 +133,7 @@ def _line(cells: Iterable[Any]) -> str:
 
 
 @define
-class Form:
+class ExportFormat:
     """A file format: its head, and its lines for some rows."""
 
     content_type: bytes
@@ -142,11 +142,11 @@ class Form:
 
 
 FORMS = {
-    "csv": Form(b"text/csv; charset=utf-8", _csv([COLUMNS]), lambda rows: _csv(map(_cells, rows))),
-    "jsonl": Form(
+    "csv": ExportFormat(b"text/csv; charset=utf-8", _csv([COLUMNS]), lambda rows: _csv(map(_cells, rows))),
+    "jsonl": ExportFormat(
         b"application/jsonl; charset=utf-8", b"", lambda rows: b"".join(json_bytes(row) + b"\n" for row in rows)
     ),
-    "md": Form(
+    "md": ExportFormat(
         b"text/markdown; charset=utf-8",
         (_line(COLUMNS) + "|" + " --- |" * len(COLUMNS) + "\n").encode(),
         lambda rows: "".join(_line(_cells(row)) for row in rows).encode(),
@@ -160,8 +160,8 @@ class _Export:
     """Reads the table in steps; the next one only when the client has room."""
 
     book: ActivityBook
-    wanted: Filter
-    form: Form
+    wanted: ActivityFilter
+    form: ExportFormat
     write: Callable[[bytes], None]
     end: Callable[[], None]
     _last: int = field(default=0, init=False)
@@ -179,7 +179,7 @@ class _Export:
         self._reading = True
         self.book.after(self.wanted, self._last, STEP).addCallbacks(self._read, self._failed)
 
-    def _read(self, rows: list[Row]) -> None:
+    def _read(self, rows: list[ActivityRow]) -> None:
         self._reading = False
         if self._stopped:
             return
@@ -206,46 +206,46 @@ class _Export:
         self._stopped = True
 
 
-_table = Table(Activity, "activity")
+_table = RouteTable(ActivityEndpoints, "activity")
 _FILTER = (
-    Query("model", "Only these models.", repeatable=True),
-    Query("start", "RFC 3339, inclusive."),
-    Query("end", "RFC 3339, inclusive."),
-    Query("min_id", "Smallest id.", "integer"),
-    Query("max_id", "Largest id.", "integer"),
-    Query("after_id", "Only larger ids.", "integer"),
-    Query("status", "Codes or classes (5xx).", repeatable=True),
-    Query("path", "Part of the path.", repeatable=True),
-    Query("session", "One session."),
-    Query("client", "One client address."),
-    Query("q", "Text in model, path, error or metadata."),
-    Query("has_error", "Only failed, or only good ones.", "boolean"),
-    Query("min_ms", "Shortest duration.", "integer"),
+    QueryParameter("model", "Only these models.", repeatable=True),
+    QueryParameter("start", "RFC 3339, inclusive."),
+    QueryParameter("end", "RFC 3339, inclusive."),
+    QueryParameter("min_id", "Smallest id.", "integer"),
+    QueryParameter("max_id", "Largest id.", "integer"),
+    QueryParameter("after_id", "Only larger ids.", "integer"),
+    QueryParameter("status", "Codes or classes (5xx).", repeatable=True),
+    QueryParameter("path", "Part of the path.", repeatable=True),
+    QueryParameter("session", "One session."),
+    QueryParameter("client", "One client address."),
+    QueryParameter("q", "Text in model, path, error or metadata."),
+    QueryParameter("has_error", "Only failed, or only good ones.", "boolean"),
+    QueryParameter("min_ms", "Shortest duration.", "integer"),
 )
 _PAGE = (
     *_FILTER,
-    Query("limit", "Rows on a page, 1 to 999.", "integer"),
-    Query("page", "From 1.", "integer"),
-    Query("sort", "Which column."),
-    Query("order", "asc or desc."),
+    QueryParameter("limit", "Rows on a page, 1 to 999.", "integer"),
+    QueryParameter("page", "From 1.", "integer"),
+    QueryParameter("sort", "Which column."),
+    QueryParameter("order", "asc or desc."),
 )
 ROUTES = (
-    _table.get("/api/metrics/activity", Activity.page, "Requests served", query=_PAGE, schema="ActivityPage"),
+    _table.get("/api/metrics/activity", ActivityEndpoints.page, "Requests served", query=_PAGE, schema="ActivityPage"),
     _table.get(
         "/api/metrics/stats",
-        Activity.stats,
+        ActivityEndpoints.stats,
         "Totals and speed histograms",
-        query=(*_FILTER, Query("bucket", "Seconds of each element of `series`.", "integer")),
+        query=(*_FILTER, QueryParameter("bucket", "Seconds of each element of `series`.", "integer")),
         schema="Stats",
     ),
-    _table.get("/api/metrics", Activity.legacy, "Successful requests as a flat array", schema="Metrics"),
+    _table.get("/api/metrics", ActivityEndpoints.legacy, "Successful requests as a flat array", schema="Metrics"),
     _table.get(
         "/api/metrics/export",
-        Activity.export,
+        ActivityEndpoints.export,
         "The activity as a file",
-        query=(*_FILTER, Query("format", "csv, jsonl or md.")),
+        query=(*_FILTER, QueryParameter("format", "csv, jsonl or md.")),
         content="text/csv",
     ),
-    _table.get("/api/captures/<rest:number>", Activity.capture, "One stored request", schema="Capture"),
-    _table.post("/api/inflight/<string:number>/cancel", Activity.cancel, "End a request", schema="Message"),
+    _table.get("/api/captures/<rest:number>", ActivityEndpoints.capture, "One stored request", schema="Capture"),
+    _table.post("/api/inflight/<string:number>/cancel", ActivityEndpoints.cancel, "End a request", schema="Message"),
 )

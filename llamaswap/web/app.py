@@ -21,16 +21,16 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, RequestRedirect
 
-from llamaswap.observe.accesslog import AccessLog, Served
-from llamaswap.web import errors, gate, table
-from llamaswap.web.calls import TEXT, Call, client_of
+from llamaswap.observe.accesslog import AccessLog, AccessRecord
+from llamaswap.web import auth, errors, route_table
+from llamaswap.web.admin_request import TEXT, AdminRequest, client_of
 from llamaswap.web.compress import compressed
-from llamaswap.web.routes import Route
+from llamaswap.web.route import Route
 
 log = Logger()
 
 
-class Rest(BaseConverter):
+class RestOfPathConverter(BaseConverter):
     """`<rest:name>`: whatever is left of the path, slashes included, also nothing."""
 
     regex = ".*?"
@@ -40,7 +40,7 @@ class Rest(BaseConverter):
 
 def _entry(route: Route) -> Callable[..., Any]:
     def handler(self: Admin, request: Request, **variables: str) -> Any:
-        return self._serve(route, Call(request, variables))
+        return self._serve(route, AdminRequest(request, variables))
 
     return handler
 
@@ -78,26 +78,26 @@ class Admin:
     app = Klein()
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False
-    app.url_map.converters = {**app.url_map.converters, "rest": Rest}
-    for _route in table.ROUTES:
+    app.url_map.converters = {**app.url_map.converters, "rest": RestOfPathConverter}
+    for _route in route_table.ROUTES:
         app.route(_route.rule, methods=list(_route.methods) or None, endpoint=_route.name)(_entry(_route))
     del _route
     app.handle_errors(MethodNotAllowed)(_typed(_wrong_method))
     app.handle_errors(NotFound, RequestRedirect)(_typed(_not_found))
 
-    def __init__(self, groups: Iterable[object], keys: gate.Gate) -> None:
+    def __init__(self, groups: Iterable[object], keys: auth.Authenticator) -> None:
         self._groups = {type(group): group for group in groups}
         self._gate = keys
 
     def resource(self) -> IResource:
         """The root resource: the preflight, then the map."""
-        return Front(self.app.resource())
+        return AdminRoot(self.app.resource())
 
-    async def _serve(self, route: Route, call: Call) -> Any:
+    async def _serve(self, route: Route, call: AdminRequest) -> Any:
         try:
             if not route.own_gate:
                 # The rule, not the path as it was written: every spelling that the map routes here is guarded alike.
-                gate.refuse_cross_site(call.method, route.rule.encode(), call.first)
+                auth.refuse_cross_site(call.method, route.rule.encode(), call.first)
                 if not route.open:
                     self._gate.admit(call.first)
             group = self._groups.get(route.group)
@@ -114,7 +114,7 @@ class Admin:
             return reply
         return call.answer(compressed(reply, call.first(b"accept-encoding")))
 
-    def _failed(self, route: Route, call: Call, error: Exception) -> bytes | None:
+    def _failed(self, route: Route, call: AdminRequest, error: Exception) -> bytes | None:
         status, headers, body = errors.render(error, call.accept, call.path)
         if status == 500:
             log.failure("{route} failed", route=route.name)
@@ -131,7 +131,7 @@ class Admin:
         return body
 
 
-class Front(Resource):
+class AdminRoot(Resource):
     """Before the map: OPTIONS is answered for every path, and nobody is told which software serves."""
 
     isLeaf = True
@@ -151,7 +151,7 @@ class Front(Resource):
 
         if request.method == b"OPTIONS":
             request.setResponseCode(204)
-            for name, value in gate.preflight(first):
+            for name, value in auth.preflight(first):
                 request.setHeader(name, value)
             request.finish()  # Twisted would give what is returned a length, and a 204 has none
             return NOT_DONE_YET
@@ -195,7 +195,7 @@ class AdminSite(Site):
         if access is None:
             return
         access.served(
-            Served(
+            AccessRecord(
                 ip=client_of(request),
                 method=request.method,
                 path=request.uri.partition(b"?")[0],
@@ -222,4 +222,4 @@ def make_site(
 
 def routes() -> Sequence[Route]:
     """Every route of the map, as declared."""
-    return table.ROUTES
+    return route_table.ROUTES

@@ -6,7 +6,7 @@ import gzip
 
 from attrs import evolve
 
-from llamaswap.web.calls import JSON, Answer
+from llamaswap.web.admin_request import JSON, Response
 
 SMALLEST = 1024  # below, the header costs more than it saves
 # Level 1 packs about 100 MB/s: this much holds up the reactor for some 20 ms, more is sent as it is.
@@ -23,7 +23,7 @@ def accepts(accept_encoding: bytes | None, coding: str) -> bool:
     return False
 
 
-def compressed(answer: Answer, accept_encoding: bytes | None) -> Answer:
+def compressed(answer: Response, accept_encoding: bytes | None) -> Response:
     """The answer, packed if that pays."""
     if answer.content_type != JSON or not SMALLEST < len(answer.body) <= LARGEST:
         return answer

@@ -11,14 +11,14 @@ from pathlib import Path
 from attrs import define, evolve
 from twisted.logger import Logger
 
-from llamaswap.config import Config, Source, diff, load
+from llamaswap.config import Config, ConfigText, diff, load
 from llamaswap.config.environment import Unexpanded, names_in
 from llamaswap.config.ports import keep
+from llamaswap.config.private_files import create
 from llamaswap.errors import ConfigError, Problem
-from llamaswap.private_files import create
-from llamaswap.web.editing import Checked
-from llamaswap.web.masking import MASK, SHORTEST_SECRET
-from llamaswap.web.versions import Author, Version, Versions
+from llamaswap.web.config_api import CheckedConfig
+from llamaswap.web.config_history import ConfigHistory, ConfigVersion, VersionAuthor
+from llamaswap.web.secret_masking import MASK, SHORTEST_SECRET
 
 log = Logger()
 
@@ -52,7 +52,7 @@ class ConfigFile:
     path: Path | None
     environ: Mapping[str, str]
     config: Callable[[], Config]
-    sources: Callable[[], list[Source]]
+    sources: Callable[[], list[ConfigText]]
     reload: Callable[[], object]
     allowed: bool = False
     wall: Callable[[], float] = time.time
@@ -68,7 +68,7 @@ class ConfigFile:
             return self.path.read_text(encoding="utf-8")
         return "---\n".join(f"# {source.path}\n{source.text.rstrip()}\n" for source in self.sources())
 
-    def check(self, text: str) -> Checked:
+    def check(self, text: str) -> CheckedConfig:
         """What the loader says of the text, and what it would touch; ConfigError where it refuses it.
 
         The text may name any variable of the environment. Without edit rights none is expanded; with them their
@@ -81,21 +81,21 @@ class ConfigFile:
             checked = self._checked(text, self.environ)
         except ConfigError as error:
             raise ConfigError([_without(hide, problem) for problem in error.problems]) from None
-        return Checked(
+        return CheckedConfig(
             [_without(hide, problem) for problem in checked.warnings],
             *(tuple(map(hide, names)) for names in (checked.added, checked.removed, checked.restarted)),
         )
 
-    def _checked(self, text: str, environ: Mapping[str, str], notes: Sequence[Problem] = ()) -> Checked:
+    def _checked(self, text: str, environ: Mapping[str, str], notes: Sequence[Problem] = ()) -> CheckedConfig:
         name = "config" if self.path is None else str(self.path)
         # The files of a folder beside the one edited take part in the whole, so they do in the check.
         others = [source for source in self.sources() if source.path != name] if self.path is not None else []
-        loaded = load([Source(name, text), *others], environ)
+        loaded = load([ConfigText(name, text), *others], environ)
         old = self.config()
         plan = diff(old, keep(old, loaded.config))
-        return Checked([*notes, *loaded.warnings], plan.added, plan.removed, plan.restarted)
+        return CheckedConfig([*notes, *loaded.warnings], plan.added, plan.removed, plan.restarted)
 
-    def write(self, text: str, author: Author, restored: str = "") -> None:
+    def write(self, text: str, author: VersionAuthor, restored: str = "") -> None:
         """Replace the file in one step and load it; what was in it is kept, as the `.bak` beside it too."""
         path = self.path
         if path is None:
@@ -104,7 +104,7 @@ class ConfigFile:
         target = path.resolve()
         like = target.stat()
         backup, fresh = (target.with_name(target.name + suffix) for suffix in (".bak", ".new"))
-        earlier, old, new = Versions(target, self.wall), target.read_bytes(), text.encode()
+        earlier, old, new = ConfigHistory(target, self.wall), target.read_bytes(), text.encode()
         # A text that nobody saved here: an operator's own, so it must not be lost by an edit of the page's.
         earlier.keep(old, like, "found")
         for place, content in ((backup, old), (fresh, new)):
@@ -116,7 +116,7 @@ class ConfigFile:
             log.error("no version could be kept of the new configuration: {error}", error=error)
         self.reload()
 
-    def versions(self) -> Sequence[Version]:
+    def versions(self) -> Sequence[ConfigVersion]:
         """The texts that were in the file, newest first."""
         return self._versions().beside(self.path.read_bytes()) if self.path is not None else ()
 
@@ -125,6 +125,6 @@ class ConfigFile:
         content = self._versions().read(identity) if self.path is not None else None
         return None if content is None else content.decode("utf-8", "replace")
 
-    def _versions(self) -> Versions:
+    def _versions(self) -> ConfigHistory:
         assert self.path is not None
-        return Versions(self.path.resolve(), self.wall)
+        return ConfigHistory(self.path.resolve(), self.wall)

@@ -17,21 +17,21 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config import Config
-from llamaswap.config.commands import split
-from llamaswap.discover.disk import Enough
-from llamaswap.discover.found import (
-    Found,
+from llamaswap.config.command_line import split
+from llamaswap.discover.config_writer import (
     FoundModel,
     FoundServer,
+    ScanResult,
     engine_entry,
     model_entry,
     server_entry,
     unique,
 )
-from llamaswap.observe.worker import Run
-from llamaswap.web.calls import Answer, Call, json_answer
+from llamaswap.discover.disk import Enough
+from llamaswap.observe.worker import RunBlocking
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.routes import Table
+from llamaswap.web.route import RouteTable
 
 LONGEST = 5.0  # seconds of looking; a page waits that long, and an hour of models is found in one
 PATIENCE = 10.0  # seconds until a client is told that a disk hangs: the search notices its own end only between files
@@ -44,19 +44,19 @@ log = Logger()
 
 
 @define(eq=False)
-class Discovery:
+class DiscoveryEndpoints:
     """`survey` looks (on the thread of `run`) until it is asked to stop, past the ports it is given."""
 
     allowed: Callable[[], bool]
     config: Callable[[], Config]
-    survey: Callable[[Collection[int], Enough], Found]
-    run: Run
+    survey: Callable[[Collection[int], Enough], ScanResult]
+    run: RunBlocking
     clock: IReactorTime
     own_ports: Callable[[], Collection[int]] = tuple
-    _found: tuple[float, Found] | None = field(default=None, init=False)
-    _waiting: list[Deferred[Found]] | None = field(default=None, init=False)
+    _found: tuple[float, ScanResult] | None = field(default=None, init=False)
+    _waiting: list[Deferred[ScanResult]] | None = field(default=None, init=False)
 
-    async def show(self, call: Call) -> Answer:
+    async def show(self, call: AdminRequest) -> Response:
         """Models, engines and servers, each with its YAML."""
         if not self.allowed():
             raise HttpError(403, "looking around is only for who may edit: configuration editing is not enabled")
@@ -73,9 +73,9 @@ class Discovery:
         }
         return json_answer(told)
 
-    def _look(self) -> Deferred[Found]:
+    def _look(self) -> Deferred[ScanResult]:
         """What is found by the search under way, or by one that begins now; an answer of a moment ago does too."""
-        waiter: Deferred[Found] = Deferred(lambda _: self._left(waiter))
+        waiter: Deferred[ScanResult] = Deferred(lambda _: self._left(waiter))
         now = self.clock.seconds()
         if self._found is not None and now - self._found[0] < FRESH:
             waiter.callback(self._found[1])
@@ -92,7 +92,7 @@ class Discovery:
         looking.addBoth(self._looked)
         return waiter
 
-    def _looked(self, found: Found | Failure) -> None:
+    def _looked(self, found: ScanResult | Failure) -> None:
         waiting, self._waiting = self._waiting or [], None
         if isinstance(found, Failure):
             log.failure("looking around", found)
@@ -103,11 +103,11 @@ class Discovery:
         for waiter in waiting:
             waiter.callback(found)
 
-    def _overdue(self, waiter: Deferred[Found]) -> None:
+    def _overdue(self, waiter: Deferred[ScanResult]) -> None:
         self._left(waiter)
         waiter.errback(HttpError(503, "looking around takes too long: a disk or a network folder does not answer"))
 
-    def _left(self, waiter: Deferred[Found]) -> None:
+    def _left(self, waiter: Deferred[ScanResult]) -> None:
         if self._waiting is not None and waiter in self._waiting:
             self._waiting.remove(waiter)
 
@@ -172,5 +172,7 @@ def _ports(config: Config) -> set[int]:
     return {place.port for place in endpoints if place is not None and place.host in LOOPBACK}
 
 
-_table = Table(Discovery, "config")
-ROUTES = (_table.get("/api/discover", Discovery.show, "What this machine has to configure", schema="Discovered"),)
+_table = RouteTable(DiscoveryEndpoints, "config")
+ROUTES = (
+    _table.get("/api/discover", DiscoveryEndpoints.show, "What this machine has to configure", schema="Discovered"),
+)

@@ -34,14 +34,14 @@ from llamaswap.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from llamaswap.relay.exchange import BodySource, Exchange, Headers, RequestHead
-from llamaswap.relay.loading import REMARKS, LoadingStream
-from llamaswap.relay.upstream import Upstream
+from llamaswap.proxy.exchange import BodySource, Exchange, Headers, RequestHead
+from llamaswap.proxy.loading import REMARKS, LoadingStream
+from llamaswap.proxy.upstream import UpstreamTarget
 from llamaswap.web.errors import status_of
-from llamaswap.web.job import Job, Place, Watch
-from llamaswap.web.succession import Succession, heir_of
-from llamaswap.wire import fields
-from llamaswap.wire.facts import Ending, RequestFacts, Scope, ScopeFactory
+from llamaswap.web.proxy_request import ObserverFanout, ProxyRequest, ReportedPosition
+from llamaswap.web.supersede import SupersedeRegistry, supersede_key
+from llamaswap.wire import headers as header_rules
+from llamaswap.wire.request_info import RequestInfo, RequestObserver, RequestObserverFactory, RequestOutcome
 from llamaswap.wire.sse import DONE, error_event, event
 
 log = Logger()
@@ -68,7 +68,7 @@ def _nothing() -> None:
 # -- what is asked of the rooms below ----------------------------------------------------------------------
 
 
-class Lease(Protocol):
+class GrantedLease(Protocol):
     """The right to use a model's server until `release`."""
 
     @property
@@ -85,7 +85,7 @@ class Lease(Protocol):
     interrupt: Callable[[ReaderStalled], None] | None
 
 
-class Acquisition(Protocol):
+class PendingLease(Protocol):
     """A request for a model under way."""
 
     @property
@@ -97,7 +97,7 @@ class Acquisition(Protocol):
     def cancel(self) -> None: ...
 
 
-class Choice(Protocol):
+class TargetChoice(Protocol):
     """What a selector chose, and what else it may be, best first; `release` when the request is over."""
 
     @property
@@ -108,7 +108,7 @@ class Choice(Protocol):
     def release(self) -> Callable[[], None]: ...
 
 
-class Router(Protocol):
+class Admission(Protocol):
     """The router, as far as requests use it."""
 
     @property
@@ -123,19 +123,19 @@ class Router(Protocol):
     def status(self, model: str) -> Any: ...
 
 
-class Carrying(Awaitable[Any], Protocol):
+class ForwardingResponse(Awaitable[Any], Protocol):
     """What the relay gives: awaited once."""
 
     def cancel(self) -> None: ...
 
 
-class Carrier(Protocol):
+class Forwarder(Protocol):
     """The relay."""
 
     def carry(
         self,
         exchange: Exchange,
-        upstream: Upstream,
+        upstream: UpstreamTarget,
         *,
         head: RequestHead,
         body: BodySource,
@@ -143,7 +143,7 @@ class Carrier(Protocol):
         answered: bool = False,
         decline: Container[int] = ...,
         reader: Callable[[float | None], None] | None = ...,
-    ) -> Carrying: ...
+    ) -> ForwardingResponse: ...
 
 
 # -- the dispatcher ----------------------------------------------------------------------------------------
@@ -159,10 +159,10 @@ class Dispatcher:
     inherit.
     """
 
-    router: Router
-    relay: Carrier
+    router: Admission
+    relay: Forwarder
     render: Render
-    scopes: Sequence[ScopeFactory]
+    scopes: Sequence[RequestObserverFactory]
     clock: Any
     wall: Callable[[], float]
     uniform: Callable[[float, float], float]
@@ -171,10 +171,10 @@ class Dispatcher:
     peer_heard: Callable[[str, str | None], None] | None = None
     environment: Collection[str] = ()
     active: int = 0
-    succession: Succession = field(factory=Succession)
+    succession: SupersedeRegistry = field(factory=SupersedeRegistry)
     _closing: bool = False
     _number: int = 0
-    _upstreams: dict[str, Upstream] = field(factory=dict)
+    _upstreams: dict[str, UpstreamTarget] = field(factory=dict)
     _words: dict[str, tuple[Model, frozenset[bytes]]] = field(factory=dict)
 
     def close(self) -> None:
@@ -182,13 +182,13 @@ class Dispatcher:
         requests to local models."""
         self._closing = True
 
-    async def run(self, job: Job) -> None:
+    async def run(self, job: ProxyRequest) -> None:
         """Serve one request to its end. Never raises but for a cancelled coroutine."""
         scopes = self._open(job) if job.tracked or job.metered else []
-        watch = Watch(scopes, job.facts)
+        watch = ObserverFanout(scopes, job.facts)
         if job.facts is not None:
             job.facts.flush = watch.flush
-        ending: Ending = "complete"
+        ending: RequestOutcome = "complete"
         error: Exception | None = None
         self.active += 1
         try:
@@ -243,7 +243,7 @@ class Dispatcher:
                 # Untied from the job: what is recorded later keeps no request alive.
                 job.facts.cancel = job.facts.flush = _nothing
 
-    def answer(self, exchange: Exchange, error: BaseException, path: str, watch: Watch | None = None) -> None:
+    def answer(self, exchange: Exchange, error: BaseException, path: str, watch: ObserverFanout | None = None) -> None:
         """Tell the client of an error in the form it accepts; behind a loading stream as its last events."""
         if exchange.gone:
             return
@@ -262,7 +262,9 @@ class Dispatcher:
         status, headers, body = self.render(error, accept.decode("latin-1"), path)
         self._send(exchange, status, headers, body, watch)
 
-    def _send(self, exchange: Exchange, status: int, headers: Headers, body: bytes, watch: Watch | None) -> None:
+    def _send(
+        self, exchange: Exchange, status: int, headers: Headers, body: bytes, watch: ObserverFanout | None
+    ) -> None:
         headers = [*headers, (b"Content-Length", b"%d" % len(body))]
         if watch is not None:
             watch.head(status, headers)
@@ -271,18 +273,18 @@ class Dispatcher:
         exchange.sink.head(status, responses.get(status, "").encode(), headers, raw=True, data=body)
         exchange.sink.finish()
 
-    def _open(self, job: Job) -> list[Scope]:
+    def _open(self, job: ProxyRequest) -> list[RequestObserver]:
         self._number += 1
         head = job.exchange.head
-        job.facts = facts = RequestFacts(
+        job.facts = facts = RequestInfo(
             id=str(self._number),
             method=head.method.decode("latin-1"),
             path=job.path,
             stored_path=job.stored_path or job.path,
             model=job.name,
             requested=job.requested,
-            headers=fields.without_keys(head.headers, job.key_headers),
-            remote_ip=fields.client_address(head.headers, job.exchange.peer),
+            headers=header_rules.without_keys(head.headers, job.key_headers),
+            remote_ip=header_rules.client_address(head.headers, job.exchange.peer),
             started=job.exchange.arrived,
             timestamp=self.wall() - (self.clock.seconds() - job.exchange.arrived),
             streaming=job.streaming,
@@ -293,7 +295,7 @@ class Dispatcher:
         )
         return [scope for factory in self.scopes if (scope := factory.open(facts)) is not None]
 
-    def _turned(self, job: Job, watch: Watch, error: RequestError) -> bool:
+    def _turned(self, job: ProxyRequest, watch: ObserverFanout, error: RequestError) -> bool:
         """Turn to the next target, where there is one and this failure is a reason to."""
         exchange = job.exchange
         if not job.fallbacks or exchange.sink.started or exchange.gone or job.cancelled:
@@ -313,7 +315,7 @@ class Dispatcher:
 
     # -- a local model
 
-    async def _local(self, job: Job, model: Model, watch: Watch) -> None:
+    async def _local(self, job: ProxyRequest, model: Model, watch: ObserverFanout) -> None:
         if job.idle_reason is not None and self.router.state(model.id) != "ready":
             raise NotReady(model.id, job.idle_reason)
         if job.bypass:
@@ -323,16 +325,16 @@ class Dispatcher:
                 raise ServerVanished(model.id)
             await self._carry(job, self._to_model(job, model, endpoint), watch, answered=False)
             return
-        ready: Lease | None = self.router.lease(model.id)
+        ready: GrantedLease | None = self.router.lease(model.id)
         if ready is not None and await self._served(job, model, watch, ready, answered=False, retried=False):
             return
         loading: LoadingStream | None = None
         retried = ready is not None
         while True:
-            place = Place(self._place_teller(job))
+            place = ReportedPosition(self._place_teller(job))
             origin = f"request:{job.facts.id}" if job.facts is not None else ""
             head, sessions = job.head, job.config.ui.activity.session_id
-            heir = heir_of(model, head.path, head.headers, job.exchange.peer, sessions)
+            heir = supersede_key(model, head.path, head.headers, job.exchange.peer, sessions)
             acquisition = self.succession.request(self.router, model.id, heir, on_place=place.told, origin=origin)
             if acquisition.refusal is not None:
                 raise acquisition.refusal
@@ -342,7 +344,7 @@ class Dispatcher:
                     place.pass_to(loading.place)
                 # One that is ready is granted already: nobody can leave meanwhile.
                 granted = acquisition.granted
-                lease: Lease = await (granted if granted.called else self._granted(job, acquisition))
+                lease: GrantedLease = await (granted if granted.called else self._granted(job, acquisition))
             except ServerVanished:
                 if retried or job.exchange.gone or job.cancelled:
                     raise
@@ -366,7 +368,14 @@ class Dispatcher:
             retried = True
 
     async def _served(
-        self, job: Job, model: Model, watch: Watch, lease: Lease, *, answered: bool, retried: bool
+        self,
+        job: ProxyRequest,
+        model: Model,
+        watch: ObserverFanout,
+        lease: GrantedLease,
+        *,
+        answered: bool,
+        retried: bool,
     ) -> bool:
         """Whether the lease's server served the request; if not, its end is to blame and a fresh one may be asked."""
         try:
@@ -391,16 +400,16 @@ class Dispatcher:
             lease.release()
         return True
 
-    def _place_teller(self, job: Job) -> Callable[[int], None] | None:
+    def _place_teller(self, job: ProxyRequest) -> Callable[[int], None] | None:
         placed, facts = self.placed, job.facts
         if placed is None or facts is None:
             return None
         return lambda position: placed(facts.id, position)
 
-    def _may_repeat(self, job: Job) -> bool:
+    def _may_repeat(self, job: ProxyRequest) -> bool:
         return not job.exchange.gone and not job.cancelled and (job.body.length == 0 or job.body.replayable)
 
-    async def _died(self, job: Job, lease: Lease) -> bool:
+    async def _died(self, job: ProxyRequest, lease: GrantedLease) -> bool:
         """Whether the server that broke the connection is gone, or will be known to be in a moment."""
         if lease.lost:
             return True
@@ -420,7 +429,7 @@ class Dispatcher:
             raise ClientGone()
         return lease.lost
 
-    def _granted(self, job: Job, acquisition: Acquisition) -> Deferred[Any]:
+    def _granted(self, job: ProxyRequest, acquisition: PendingLease) -> Deferred[Any]:
         """The lease; ClientGone or Cancelled the moment the client or an operator ends the wait."""
         job.phase = "waiting"
         exchange = job.exchange
@@ -438,7 +447,7 @@ class Dispatcher:
                 give_up(waiting)
                 waiting.errback(error)
 
-        def granted(lease: Lease) -> None:
+        def granted(lease: GrantedLease) -> None:
             if over:
                 lease.release()
                 return
@@ -464,9 +473,9 @@ class Dispatcher:
         acquisition.granted.addCallbacks(granted, refused)
         return waiting
 
-    def _show_loading(self, job: Job, model: Model, watch: Watch) -> LoadingStream:
+    def _show_loading(self, job: ProxyRequest, model: Model, watch: ObserverFanout) -> LoadingStream:
         sink = job.exchange.sink
-        headers = list(fields.EVENT_STREAM)
+        headers = list(header_rules.EVENT_STREAM)
 
         def write(data: bytes) -> None:
             watch.data(data)
@@ -481,7 +490,7 @@ class Dispatcher:
         loading.start()
         return loading
 
-    def _note(self, job: Job, watch: Watch, key: str, value: str) -> None:
+    def _note(self, job: ProxyRequest, watch: ObserverFanout, key: str, value: str) -> None:
         if job.facts is not None and job.facts.metadata.get(key) != value:
             job.facts.metadata[key] = value
             for scope in watch.scopes:
@@ -496,12 +505,12 @@ class Dispatcher:
             known = self._words[model.id] = model, frozenset(words)
         return known[1]
 
-    def _to_model(self, job: Job, model: Model, endpoint: Endpoint) -> tuple[Upstream, RequestHead]:
+    def _to_model(self, job: ProxyRequest, model: Model, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
         kept = job.key_headers
         if kept:
             forward = model.forward_key or job.config.forward_key
-            kept = fields.withheld(job.head.headers, kept, forward, self._known_to(model))
-        headers = fields.to_local(
+            kept = header_rules.withheld(job.head.headers, kept, forward, self._known_to(model))
+        headers = header_rules.to_local(
             job.head.headers,
             peer=job.exchange.peer,
             key_headers=kept,
@@ -509,33 +518,35 @@ class Dispatcher:
         )
         upstream = self._upstreams.get(model.id)
         if upstream is None or upstream.endpoint is not endpoint or upstream.timeouts is not model.timeouts:
-            upstream = Upstream(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
+            upstream = UpstreamTarget(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
             self._upstreams[model.id] = upstream
         return upstream, _headed(job.head, joined(endpoint, job.head.target), headers)
 
     # -- a peer
 
-    async def _remote(self, job: Job, peer: Peer, watch: Watch) -> None:
+    async def _remote(self, job: ProxyRequest, peer: Peer, watch: ObserverFanout) -> None:
         if self._closing:
             raise ShuttingDown("peer proxy")
         endpoint = peer.endpoint
         if endpoint is None:
             raise _unknown(job)
         own_key = peer.api_key.value.encode() if peer.api_key is not None else b""
-        kept = fields.withheld(
+        kept = header_rules.withheld(
             job.head.headers,
             job.key_headers,
             peer.forward_key or job.config.forward_key,
             frozenset((own_key,)) if own_key else None,
         )
-        headers = fields.to_peer(
+        headers = header_rules.to_peer(
             job.head.headers,
             authority=endpoint.authority.encode("latin-1"),
             api_key=own_key or None,
             key_headers=kept,
             metered=job.metered,
         )
-        upstream = Upstream(endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True)
+        upstream = UpstreamTarget(
+            endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True
+        )
         head = _headed(job.head, joined(endpoint, job.head.target), headers)
         try:
             await self._carry(job, (upstream, head), watch, answered=False)
@@ -556,12 +567,12 @@ class Dispatcher:
 
     async def _carry(
         self,
-        job: Job,
-        way: tuple[Upstream, RequestHead],
-        watch: Watch,
+        job: ProxyRequest,
+        way: tuple[UpstreamTarget, RequestHead],
+        watch: ObserverFanout,
         *,
         answered: bool,
-        lease: Lease | None = None,
+        lease: GrantedLease | None = None,
     ) -> None:
         upstream, head = way
         if answered:
@@ -600,7 +611,7 @@ class Dispatcher:
             if lease is not None:
                 lease.interrupt = None
 
-    def _cancelled(self, job: Job, watch: Watch) -> None:
+    def _cancelled(self, job: ProxyRequest, watch: ObserverFanout) -> None:
         """An operator or the end of the service ended it and the client is still there."""
         exchange = job.exchange
         reason = ShuttingDown() if self._closing else Cancelled()
@@ -613,7 +624,7 @@ class Dispatcher:
         else:
             self._send(exchange, 200, [], b"", watch)
 
-    def _broken(self, job: Job, watch: Watch, message: str) -> None:
+    def _broken(self, job: ProxyRequest, watch: ObserverFanout, message: str) -> None:
         """What the client has is incomplete: say so where the stream has room for it, then cut."""
         sink = job.exchange.sink
         if job.exchange.gone:
@@ -639,5 +650,5 @@ def _headed(head: RequestHead, target: bytes, headers: Headers) -> RequestHead:
     return RequestHead(head.method, target, headers, head.version)
 
 
-def _unknown(job: Job) -> Exception:
+def _unknown(job: ProxyRequest) -> Exception:
     return UnknownModel(job.requested)

@@ -16,16 +16,16 @@ from twisted.logger import Logger
 
 from llamaswap.config import Config
 from llamaswap.errors import BadRequest, ClientGone, LlamaswapError, NoModelNamed
-from llamaswap.relay.arriving import ArrivingBody
-from llamaswap.relay.bodies import BytesBody
-from llamaswap.relay.exchange import BodySource, Exchange, RequestHead
-from llamaswap.relay.flow import Flow
-from llamaswap.web.dispatch import Choice, Dispatcher, Router
-from llamaswap.web.job import Job
+from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
+from llamaswap.proxy.incoming_body import SpooledBody
+from llamaswap.proxy.task import Task
+from llamaswap.web.dispatch import Admission, Dispatcher, TargetChoice
+from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.uploads import KeptBody, SplicedBody, read
-from llamaswap.wire import fields, filters
+from llamaswap.wire import filters, headers
 from llamaswap.wire.body import JsonBody, MultipartScan, form_value, with_form_value
-from llamaswap.wire.modelroutes import MODEL_ROUTES
+from llamaswap.wire.model_routes import MODEL_ROUTES
 
 log = Logger()
 
@@ -62,7 +62,7 @@ def stripped(target: bytes) -> bytes:
 
 
 @define(eq=False)
-class Naming:
+class RequestedModel:
     """The model a request names, and how to make it name another: in its query, JSON, form or multipart body.
 
     After `rename` the edits stand in `json`, `query` or `form`; a multipart body gets them when it is sent.
@@ -77,7 +77,7 @@ class Naming:
     new_name: str | None = None
     text: bytes = b""  # of the JSON body, as it came
 
-    def named(self, name: str) -> Naming:
+    def named(self, name: str) -> RequestedModel:
         """The same request for another model; this one, not edited yet, stays as it is."""
         other = evolve(self, json=JsonBody.parse(self.text) if self.json is not None else None)
         other.rename(name)
@@ -95,7 +95,7 @@ class Naming:
             self.new_name = name
 
 
-async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) -> Naming:
+async def requested_model(head: RequestHead, body: BodySource, *, wants_json: bool) -> RequestedModel:
     """Read as much of the request as it takes to know its model.
 
     With `wants_json` a body that opens like a JSON object is one, whatever its content type says: clients that
@@ -103,7 +103,7 @@ async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) ->
     """
     query = head.query
     if head.method in (b"GET", b"HEAD"):
-        return Naming(form_value(query, "model"), form_value(query, "stream") == "true", query)
+        return RequestedModel(form_value(query, "model"), form_value(query, "stream") == "true", query)
     content_type = head.first(b"content-type") or b""
     kind = content_type.lower()
     if b"multipart/form-data" in kind:
@@ -112,7 +112,9 @@ async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) ->
     json = None
     if b"application/json" in kind:
         json = JsonBody.parse(text)
-        return Naming(json.model if json else "", json.streaming if json else False, query, json=json, text=text)
+        return RequestedModel(
+            json.model if json else "", json.streaming if json else False, query, json=json, text=text
+        )
     name = streaming = ""
     if len(text) <= FORM_BOUND and not (wants_json and text.lstrip()[:1] == b"{"):
         name = form_value(text, "model") or form_value(query, "model")
@@ -120,9 +122,9 @@ async def naming_of(head: RequestHead, body: BodySource, *, wants_json: bool) ->
     elif wants_json:
         json = JsonBody.parse(text)
         if json is not None and json.model:
-            return Naming(json.model, json.streaming, query, json=json, text=text)
+            return RequestedModel(json.model, json.streaming, query, json=json, text=text)
         name, streaming = form_value(query, "model"), form_value(query, "stream")
-    return Naming(name, streaming == "true", query, form=text)
+    return RequestedModel(name, streaming == "true", query, form=text)
 
 
 async def _held(body: BodySource) -> bytes:
@@ -131,14 +133,14 @@ async def _held(body: BodySource) -> bytes:
     return await body.hold(JSON_BOUND)
 
 
-async def _multipart(query: bytes, content_type: bytes, body: BodySource) -> Naming:
+async def _multipart(query: bytes, content_type: bytes, body: BodySource) -> RequestedModel:
     scan = MultipartScan.of(content_type)
     name = form_value(query, "model")
     if not name and not scan.broken:
         await read(body, scan, "model")
         name = scan.value("model") or ""
     streaming = (scan.value("stream") or form_value(query, "stream")) == "true"
-    return Naming(name, streaming, query, scan=scan)
+    return RequestedModel(name, streaming, query, scan=scan)
 
 
 # -- the pipeline ------------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ class Inference:
     `avoided(peer id)` says whether a failover had better ask this peer last.
     """
 
-    router: Router
+    router: Admission
     dispatcher: Dispatcher
     gate: Gate
     avoided: Callable[[str], bool] | None = None
@@ -160,15 +162,15 @@ class Inference:
         """Whether `serve` is the one to answer this request."""
         return is_model_path(head.method, head.path)
 
-    def serve(self, exchange: Exchange) -> Flow:
+    def serve(self, exchange: Exchange) -> Task:
         """Answer one request. It is over when its answer is complete or cut; it never fails."""
-        return Flow(guarded(self.dispatcher, exchange, self._serve(exchange)))
+        return Task(guarded(self.dispatcher, exchange, self._serve(exchange)))
 
     async def _serve(self, exchange: Exchange) -> None:
         head = exchange.head
         key_headers = self.gate(head)
         config = self.router.config
-        naming = await naming_of(head, exchange.body, wants_json=head.path in JSON_ROUTES)
+        naming = await requested_model(head, exchange.body, wants_json=head.path in JSON_ROUTES)
         if not naming.name:
             raise NoModelNamed()
         profile = self.router.profile
@@ -179,7 +181,7 @@ class Inference:
             if not naming.name:
                 raise NoModelNamed()
         metadata: dict[str, str] = {}
-        choice: Choice | None = None
+        choice: TargetChoice | None = None
         others: tuple[str, ...] = ()
         as_it_came = naming
         if naming.name in config.selectors:
@@ -218,13 +220,13 @@ class Inference:
     def _other_job(
         self,
         name: str,
-        naming: Naming,
+        naming: RequestedModel,
         exchange: Exchange,
         config: Config,
         key_headers: frozenset[bytes],
         metadata: dict[str, str],
         keep: bool,
-    ) -> Job:
+    ) -> ProxyRequest:
         """The job of another target: made only when it comes to that, for a large body takes a while to be cut anew."""
         return self._job(exchange, config, naming.named(name), key_headers, metadata, keep)
 
@@ -232,11 +234,11 @@ class Inference:
         self,
         exchange: Exchange,
         config: Config,
-        naming: Naming,
+        naming: RequestedModel,
         key_headers: frozenset[bytes],
         metadata: dict[str, str],
         keep: bool = False,
-    ) -> Job:
+    ) -> ProxyRequest:
         """The job of the named model; with `keep` its body can be sent once more, however large."""
         head = exchange.head
         real = config.real(naming.name)
@@ -244,10 +246,10 @@ class Inference:
         found = config.peer(naming.name) if model is None else None
         peer = config.peers[found[0]] if found is not None else None
         path, mark, _ = stripped(head.target).partition(b"?")
-        bypass = model is not None and model.compat.ignore_websockets and fields.is_websocket(head.headers)
+        bypass = model is not None and model.compat.ignore_websockets and headers.is_websocket(head.headers)
         requested = naming.name
 
-        async def prepare(job: Job) -> None:
+        async def prepare(job: ProxyRequest) -> None:
             if model is not None:
                 _filter(naming, model.filters, requested, model.use_model_name)
                 if model.use_model_name and naming.scan is not None:
@@ -259,7 +261,7 @@ class Inference:
             job.body = await body_of(naming, exchange.body)
             if isinstance(job.body, BytesBody) and job.body is not exchange.body:
                 # Nobody reads it as it came any more, and a long request would keep it for as long.
-                if isinstance(exchange.body, ArrivingBody):
+                if isinstance(exchange.body, SpooledBody):
                     exchange.body.let_go()
                 exchange.body = job.body
             if keep and not isinstance(job.body, BytesBody):
@@ -270,7 +272,7 @@ class Inference:
             if forwarded != head.target:
                 job.head = RequestHead(head.method, forwarded, head.headers, head.version)
 
-        return Job(
+        return ProxyRequest(
             exchange=exchange,
             path=head.path.decode("latin-1"),
             head=head,
@@ -300,12 +302,12 @@ def ignored_websocket(model: str) -> str:
     return f"model {model} is not loaded; ignored websocket requests cannot start it"
 
 
-def _filter(naming: Naming, rules: filters.FilterRules, requested: str, use_model_name: str) -> None:
+def _filter(naming: RequestedModel, rules: filters.FilterRules, requested: str, use_model_name: str) -> None:
     if naming.json is not None:
         filters.apply(naming.json, rules, requested=requested, use_model_name=use_model_name)
 
 
-async def body_of(naming: Naming, source: BodySource) -> BodySource:
+async def body_of(naming: RequestedModel, source: BodySource) -> BodySource:
     """The body to send. What was not changed is sent from where it already lies."""
     if naming.json is not None:
         return BytesBody(naming.json.render())

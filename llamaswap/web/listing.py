@@ -8,9 +8,9 @@ from typing import Any
 from attrs import define
 
 from llamaswap.config import Config, Model
-from llamaswap.web.calls import Answer, Call, json_answer
-from llamaswap.web.needs import Fleet, PeerBook
-from llamaswap.web.routes import Table
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer
+from llamaswap.web.interfaces import ModelManager, PeerBook
+from llamaswap.web.route import RouteTable
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
 # The four members a non-empty capabilities block speaks for; user metadata of the same name would contradict it.
@@ -20,15 +20,15 @@ Record = dict[str, Any]
 
 
 @define(eq=False)
-class Listing:
+class ListingEndpoints:
     """The model listing. `now` gives unix seconds."""
 
-    fleet: Fleet
+    fleet: ModelManager
     config: Callable[[], Config]
     now: Callable[[], float]
     peers: PeerBook | None = None
 
-    def models(self, call: Call) -> Answer:
+    def models(self, call: AdminRequest) -> Response:
         """Every name a request may use now, ascending."""
         records = sorted(self._records(int(self.now())), key=lambda record: str(record["id"]).encode())
         origin = call.first(b"origin")
@@ -166,8 +166,8 @@ def capability_members(model: Model) -> dict[str, Any]:
     return members
 
 
-_table = Table(Listing, "models")
+_table = RouteTable(ListingEndpoints, "models")
 ROUTES = (
-    _table.get("/v1/models", Listing.models, "Every name a request may use", schema="ModelList"),
-    _table.get("/models", Listing.models, "The same as /v1/models", schema="ModelList"),
+    _table.get("/v1/models", ListingEndpoints.models, "Every name a request may use", schema="ModelList"),
+    _table.get("/models", ListingEndpoints.models, "The same as /v1/models", schema="ModelList"),
 )

@@ -17,9 +17,9 @@ from twisted.logger import Logger
 
 from llamaswap.config import Config
 from llamaswap.observe.stats import percentile
-from llamaswap.web.calls import Answer, Call, first_json, json_answer, json_bytes
+from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
-from llamaswap.web.routes import Table
+from llamaswap.web.route import RouteTable
 
 MOST_CONCURRENT = 256
 MOST_REQUESTS = 10_000
@@ -38,7 +38,7 @@ class Generator(Protocol):
 
 
 @frozen
-class Order:
+class LoadTestOrder:
     """What to do."""
 
     model: str
@@ -49,7 +49,7 @@ class Order:
 
 
 @frozen
-class Shot:
+class LoadTestShot:
     """One request's outcome: seconds to the first piece and to the end, pieces seen, and the status (0: none).
 
     `began` in seconds since the run's beginning, `lane` which of the requests at once it was.
@@ -64,15 +64,15 @@ class Shot:
 
 
 @define(eq=False)
-class Run:
+class LoadTestRun:
     """One load test."""
 
     id: str
-    order: Order
+    order: LoadTestOrder
     began: float
     state: str = "running"
     ended: float | None = None
-    shots: list[Shot] = field(factory=list)
+    shots: list[LoadTestShot] = field(factory=list)
     left: int = 0
     flights: set[Deferred[int]] = field(factory=set)
 
@@ -120,10 +120,10 @@ class LoadTests:
     config: Callable[[], Config]
     clock: IReactorTime
     send: Generator | None
-    _runs: OrderedDict[str, Run] = field(factory=OrderedDict, init=False)
+    _runs: OrderedDict[str, LoadTestRun] = field(factory=OrderedDict, init=False)
     _last: int = field(default=0, init=False)
 
-    def begin(self, call: Call) -> Answer:
+    def begin(self, call: AdminRequest) -> Response:
         """Begin a run; its progress is read under its id."""
         if self.send is None:
             raise HttpError(404, "load tests are not available on this server")
@@ -131,7 +131,7 @@ class LoadTests:
             raise HttpError(409, "another load test is running; wait for its end or cancel it")
         order = self._order(call)
         self._last += 1
-        run = Run(str(self._last), order, self.clock.seconds(), left=order.requests)
+        run = LoadTestRun(str(self._last), order, self.clock.seconds(), left=order.requests)
         self._runs[run.id] = run
         while len(self._runs) > KEPT:
             self._runs.popitem(last=False)
@@ -141,16 +141,16 @@ class LoadTests:
         )
         return json_answer(run.document(self.clock.seconds()), 202)
 
-    def show(self, call: Call) -> Answer:
+    def show(self, call: AdminRequest) -> Response:
         """A run's progress and numbers."""
         return json_answer(self._run(call).whole(self.clock.seconds()))
 
-    def index(self, call: Call) -> Answer:
+    def index(self, call: AdminRequest) -> Response:
         """The runs that can be read, newest first."""
         now = self.clock.seconds()
         return json_answer({"runs": [run.document(now) for run in reversed(self._runs.values())]})
 
-    def cancel(self, call: Call) -> Answer:
+    def cancel(self, call: AdminRequest) -> Response:
         """End a run; its requests are cut."""
         run = self._run(call)
         self._stop(run)
@@ -161,7 +161,7 @@ class LoadTests:
         for run in self._runs.values():
             self._stop(run)
 
-    def _stop(self, run: Run) -> None:
+    def _stop(self, run: LoadTestRun) -> None:
         if run.state != "running":
             return
         self._over(run, "cancelled")
@@ -169,13 +169,13 @@ class LoadTests:
         for flight in tuple(run.flights):
             flight.cancel()
 
-    def _run(self, call: Call) -> Run:
+    def _run(self, call: AdminRequest) -> LoadTestRun:
         run = self._runs.get(call.variables["number"])
         if run is None:
             raise HttpError(404, "load test not found")
         return run
 
-    def _order(self, call: Call) -> Order:
+    def _order(self, call: AdminRequest) -> LoadTestOrder:
         try:
             asked = first_json(call.body)
         except ValueError:
@@ -192,16 +192,16 @@ class LoadTests:
         concurrency = _bounded(asked, "concurrency", 4, MOST_CONCURRENT)
         requests = _bounded(asked, "requests", concurrency, MOST_REQUESTS)
         tokens = _bounded(asked, "max_tokens", 128, MOST_TOKENS)
-        return Order(model, prompt, min(concurrency, requests), requests, tokens)
+        return LoadTestOrder(model, prompt, min(concurrency, requests), requests, tokens)
 
-    async def _lane(self, run: Run, lane: int) -> None:
+    async def _lane(self, run: LoadTestRun, lane: int) -> None:
         while run.left > 0:
             run.left -= 1
             shot = await self._shot(run, lane)
             if shot is not None:
                 run.shots.append(shot)
 
-    async def _shot(self, run: Run, lane: int) -> Shot | None:
+    async def _shot(self, run: LoadTestRun, lane: int) -> LoadTestShot | None:
         send = self.send
         if send is None:
             return None
@@ -233,14 +233,14 @@ class LoadTests:
             status = 0
         finally:
             run.flights.discard(flight)
-        return Shot(first, self.clock.seconds() - began, pieces, status, began - run.began, lane)
+        return LoadTestShot(first, self.clock.seconds() - began, pieces, status, began - run.began, lane)
 
-    def _over(self, run: Run, state: str) -> None:
+    def _over(self, run: LoadTestRun, state: str) -> None:
         if run.state == "running":
             run.state = state
             run.ended = self.clock.seconds()
 
-    def _broken(self, run: Run, failure: Any) -> None:
+    def _broken(self, run: LoadTestRun, failure: Any) -> None:
         log.failure("a load test broke", failure=failure)
         self._stop(run)
 
@@ -252,7 +252,7 @@ def _bounded(asked: dict[str, Any], name: str, default: int, most: int) -> int:
     return value
 
 
-def _shown(shot: Shot) -> dict[str, Any]:
+def _shown(shot: LoadTestShot) -> dict[str, Any]:
     """A request as a bar over time: milliseconds since the run's beginning."""
     return {
         "lane": shot.lane,
@@ -263,7 +263,7 @@ def _shown(shot: Shot) -> dict[str, Any]:
     }
 
 
-def _counts(shots: list[Shot]) -> dict[int, int]:
+def _counts(shots: list[LoadTestShot]) -> dict[int, int]:
     counts: dict[int, int] = {}
     for shot in shots:
         counts[shot.status] = counts.get(shot.status, 0) + 1
@@ -277,7 +277,7 @@ def _spread(seconds: list[float]) -> dict[str, float] | None:
     return {f"p{round(p * 100)}": round(percentile(ordered, p), 3) for p in (0.5, 0.9, 0.95, 0.99)}
 
 
-_table = Table(LoadTests, "loadtest")
+_table = RouteTable(LoadTests, "loadtest")
 ROUTES = (
     _table.post("/api/loadtest", LoadTests.begin, "Begin a load test", body="LoadTestOrder", status=202),
     _table.get("/api/loadtest", LoadTests.index, "The last load tests"),

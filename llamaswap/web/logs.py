@@ -7,30 +7,30 @@ from collections.abc import Callable
 from attrs import define
 
 from llamaswap.config import Config
-from llamaswap.observe.logs import LogBook, Monitor
-from llamaswap.web.calls import Answer, Call, redirect
+from llamaswap.observe.logs import LogMonitor, LogRegistry
+from llamaswap.web.admin_request import AdminRequest, Response, redirect
 from llamaswap.web.errors import HttpError
-from llamaswap.web.routes import Query, Table
-from llamaswap.web.streams import Streams
+from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.streaming_response import StreamingResponses
 
 PLAIN = b"text/plain"
 
 
 @define(eq=False)
-class Logs:
+class LogEndpoints:
     """/logs and /logs/stream."""
 
-    book: LogBook
+    book: LogRegistry
     config: Callable[[], Config]
-    streams: Streams
+    streams: StreamingResponses
 
-    def history(self, call: Call) -> Answer:
+    def history(self, call: AdminRequest) -> Response:
         """What is remembered of the combined log; a browser is sent to the page that shows it better."""
         if "text/html" in call.accept:
             return redirect("/ui/", 302, call.method)
-        return Answer(200, self.book.combined.history(), PLAIN)
+        return Response(200, self.book.combined.history(), PLAIN)
 
-    async def stream(self, call: Call) -> None:
+    async def stream(self, call: AdminRequest) -> None:
         """History (unless `no-history` is in the query), then every write, until somebody ends it."""
         monitor = self._monitor(call)
         stream = self.streams.open(call, PLAIN)
@@ -42,7 +42,7 @@ class Logs:
         subscription = monitor.subscribe(stream.write)
         await stream.until_end(subscription)
 
-    def _monitor(self, call: Call) -> Monitor:
+    def _monitor(self, call: AdminRequest) -> LogMonitor:
         segments = [part for part in call.raw_rest("/logs/stream")[1:] if part]
         if not segments:
             return self.book.combined
@@ -56,12 +56,12 @@ class Logs:
         raise HttpError(400, "invalid logger. Use 'proxy', 'upstream' or a model's ID")
 
 
-_table = Table(Logs, "logs")
+_table = RouteTable(LogEndpoints, "logs")
 _plain = {"content": "text/plain"}
-_stream = {**_plain, "query": (Query("no-history", "Leave out what was written before (any value)."),)}
+_stream = {**_plain, "query": (QueryParameter("no-history", "Leave out what was written before (any value)."),)}
 ROUTES = (
-    _table.get("/logs", Logs.history, "The last 100 KiB of the combined log", **_plain),
-    _table.get("/log", Logs.history, "The same as /logs", **_plain),
-    _table.get("/logs/stream", Logs.stream, "The combined log as it is written", **_stream),
-    _table.get("/logs/stream/<rest:name>", Logs.stream, "One log as it is written", **_stream),
+    _table.get("/logs", LogEndpoints.history, "The last 100 KiB of the combined log", **_plain),
+    _table.get("/log", LogEndpoints.history, "The same as /logs", **_plain),
+    _table.get("/logs/stream", LogEndpoints.stream, "The combined log as it is written", **_stream),
+    _table.get("/logs/stream/<rest:name>", LogEndpoints.stream, "One log as it is written", **_stream),
 )

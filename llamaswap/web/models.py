@@ -15,15 +15,15 @@ from twisted.logger import Logger
 from llamaswap.config import Config, Model
 from llamaswap.config.schema import DEFAULT_GROUP
 from llamaswap.errors import LlamaswapError
-from llamaswap.observe.logs import LogBook
+from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.query import timestamp
-from llamaswap.web.calls import Answer, Call, json_answer
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
+from llamaswap.web.interfaces import HistoryBook, InflightBook, ModelManager
 from llamaswap.web.listing import every_alias
-from llamaswap.web.masking import known_secrets, masked_command, masked_text
-from llamaswap.web.needs import Fleet, HistoryBook, InflightBook
-from llamaswap.web.routes import Query, Table
-from llamaswap.web.waiting import shielded
+from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
+from llamaswap.web.shield import shielded
 
 TAIL_LINES = 20
 
@@ -31,16 +31,16 @@ log = Logger()
 
 
 @define(eq=False)
-class Models:
+class ModelEndpoints:
     """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps. `clock` is the statuses' scale, `stall`
     says by which thresholds a model's server counts as hung, and how it stands, `vram` how many MiB of GPU memory a
     loaded model took, where that is known, `slot_cache` how it fares with what its servers save."""
 
-    fleet: Fleet
+    fleet: ModelManager
     config: Callable[[], Config]
     inflight: InflightBook
     history: HistoryBook
-    book: LogBook
+    book: LogRegistry
     clock: IReactorTime
     stall: Callable[[str], dict[str, Any]] = lambda model: {"watched": False}
     vram: Callable[[str], int | None] = lambda model: None
@@ -48,7 +48,7 @@ class Models:
 
     # -- one model -----------------------------------------------------------------------------------------
 
-    def detail(self, call: Call) -> Answer:
+    def detail(self, call: AdminRequest) -> Response:
         """Everything known about one model; its command as it runs, without secrets."""
         model = self._model(call.variables["model"])
         config, status = self.config(), self.fleet.status(model.id)
@@ -89,32 +89,32 @@ class Models:
             detail["log_tail"] = [masked_text(line, secrets) for line in lines[-TAIL_LINES:]]
         return json_answer(detail)
 
-    def load(self, call: Call) -> Answer:
+    def load(self, call: AdminRequest) -> Response:
         """Begin to load; how it goes is told on the event stream."""
         model = self._model(call.variables["model"])
         _watched(self.fleet.load(model.id), f"loading {model.id}")
         return self._accepted(model)
 
-    async def restart(self, call: Call) -> Answer:
+    async def restart(self, call: AdminRequest) -> Response:
         """Stop the server and load it anew; answers when it is down and the load has begun."""
         model = self._model(call.variables["model"])
         await shielded(self.fleet.unload([model.id]), f"restarting {model.id}")
         _watched(self.fleet.load(model.id), f"loading {model.id}")
         return self._accepted(model)
 
-    def pin(self, call: Call) -> Answer:
+    def pin(self, call: AdminRequest) -> Response:
         """Keep the model once it is loaded, until it is unloaded by name."""
         model = self._model(call.variables["model"])
         self.fleet.pin(model.id)
         return self._accepted(model, 200)
 
-    def unpin(self, call: Call) -> Answer:
+    def unpin(self, call: AdminRequest) -> Response:
         """Take a pin back."""
         model = self._model(call.variables["model"])
         self.fleet.unpin(model.id)
         return self._accepted(model, 200)
 
-    def _accepted(self, model: Model, status: int = 202) -> Answer:
+    def _accepted(self, model: Model, status: int = 202) -> Response:
         pinned = model.id in self.fleet.pinned
         return json_answer({"model": model.id, "state": self.fleet.state(model.id), "pinned": pinned}, status)
 
@@ -137,7 +137,7 @@ class Models:
 
     # -- what would happen, what happened ------------------------------------------------------------------
 
-    def plan(self, call: Call) -> Answer:
+    def plan(self, call: AdminRequest) -> Response:
         """What a request for a model would do now; nothing is done."""
         model = self._model(call.text("model"))
         forecast = self.fleet.plan(model.id)
@@ -159,7 +159,7 @@ class Models:
         }
         return json_answer(document)
 
-    def queue(self, call: Call) -> Answer:
+    def queue(self, call: AdminRequest) -> Response:
         """Who waits, for what, since when."""
         rows = [
             {
@@ -173,7 +173,7 @@ class Models:
         ]
         return json_answer({"queue": rows})
 
-    def residency(self, call: Call) -> Answer:
+    def residency(self, call: AdminRequest) -> Response:
         """Which model was in which state from when to when; what is so now also says how busy and how big it is."""
         segments = self.history.residency(_time(call, "since"), _time(call, "until"))
         busy = self.inflight.busy()
@@ -183,11 +183,11 @@ class Models:
             segment |= {"busy": busy.get(model, 0), "vram_mb": self.vram(model)}
         return json_answer(segments)
 
-    def swaps(self, call: Call) -> Answer:
+    def swaps(self, call: AdminRequest) -> Response:
         """The last swaps, newest first."""
         return json_answer([_outward(swap) for swap in self.history.swaps()])
 
-    def swap(self, call: Call) -> Answer:
+    def swap(self, call: AdminRequest) -> Response:
         """One swap with its phases and, where it failed, the end of the model's log."""
         text = call.variables["number"]
         found = self.history.swap(int(text)) if text.isascii() and text.isdigit() and len(text) < 19 else None
@@ -213,7 +213,7 @@ def _groups(config: Config, model: str) -> list[str]:
     return [name for name, group in groups.items() if model in group.members] or [DEFAULT_GROUP]
 
 
-def _time(call: Call, name: str) -> float | None:
+def _time(call: AdminRequest, name: str) -> float | None:
     text = call.text(name)
     if not text:
         return None
@@ -235,18 +235,26 @@ def _watched(work: Deferred[None], what: str) -> None:
     work.addErrback(failed)
 
 
-_table = Table(Models, "models")
+_table = RouteTable(ModelEndpoints, "models")
 _named = {"schema": "Model"}
 _accepted = {"status": 202, "schema": "Accepted"}
 ROUTES = (
-    _table.get("/api/residency", Models.residency, "Model states over time", schema="Residency"),
-    _table.get("/api/swaps", Models.swaps, "The last swaps", schema="Swaps"),
-    _table.get("/api/swaps/<string:number>", Models.swap, "One swap", schema="Swap"),
-    _table.get("/api/plan", Models.plan, "What loading would do", query=(Query("model", "Which."),), schema="Plan"),
-    _table.get("/api/queue", Models.queue, "Who waits", schema="Queue"),
-    _table.post("/api/models/load/<rest:model>", Models.load, "Load a model", **_accepted),
-    _table.post("/api/models/restart/<rest:model>", Models.restart, "Restart a model's server", **_accepted),
-    _table.post("/api/models/pin/<rest:model>", Models.pin, "Keep a model loaded", schema="Accepted"),
-    _table.each(("DELETE",), "/api/models/pin/<rest:model>", Models.unpin, "Take a pin back", schema="Accepted"),
-    _table.get("/api/models/<rest:model>", Models.detail, "Everything known about a model", **_named),
+    _table.get("/api/residency", ModelEndpoints.residency, "Model states over time", schema="Residency"),
+    _table.get("/api/swaps", ModelEndpoints.swaps, "The last swaps", schema="Swaps"),
+    _table.get("/api/swaps/<string:number>", ModelEndpoints.swap, "One swap", schema="Swap"),
+    _table.get(
+        "/api/plan",
+        ModelEndpoints.plan,
+        "What loading would do",
+        query=(QueryParameter("model", "Which."),),
+        schema="Plan",
+    ),
+    _table.get("/api/queue", ModelEndpoints.queue, "Who waits", schema="Queue"),
+    _table.post("/api/models/load/<rest:model>", ModelEndpoints.load, "Load a model", **_accepted),
+    _table.post("/api/models/restart/<rest:model>", ModelEndpoints.restart, "Restart a model's server", **_accepted),
+    _table.post("/api/models/pin/<rest:model>", ModelEndpoints.pin, "Keep a model loaded", schema="Accepted"),
+    _table.each(
+        ("DELETE",), "/api/models/pin/<rest:model>", ModelEndpoints.unpin, "Take a pin back", schema="Accepted"
+    ),
+    _table.get("/api/models/<rest:model>", ModelEndpoints.detail, "Everything known about a model", **_named),
 )

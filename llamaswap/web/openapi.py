@@ -9,8 +9,8 @@ from typing import Any
 from attrs import define
 
 from llamaswap.version import Build
-from llamaswap.web.calls import Answer, Call, json_answer
-from llamaswap.web.routes import Route, Table
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer
+from llamaswap.web.route import Route, RouteTable
 
 ANY = ("GET", "POST", "PUT", "PATCH", "DELETE")
 VARIABLE = re.compile(r"<(?:(\w+):)?(\w+)>")
@@ -392,12 +392,12 @@ class OpenApi:
     build: Build
     _made: dict[str, Any] | None = None
 
-    def show(self, call: Call) -> Answer:
+    def show(self, call: AdminRequest) -> Response:
         """The document."""
         if self._made is None:
             self._made = document(self.routes(), self.build.version)
         return json_answer(self._made)
 
 
-_table = Table(OpenApi, "system")
+_table = RouteTable(OpenApi, "system")
 ROUTES = (_table.get("/api/openapi.json", OpenApi.show, "This document", schema="OpenApi"),)

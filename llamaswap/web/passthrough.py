@@ -14,14 +14,22 @@ from urllib.parse import quote, unquote
 from attrs import define, evolve, frozen
 
 from llamaswap.config import Config
-from llamaswap.relay.bodies import BytesBody
-from llamaswap.relay.exchange import Exchange
-from llamaswap.relay.flow import Flow
-from llamaswap.web.dispatch import Dispatcher, Router
+from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.exchange import Exchange
+from llamaswap.proxy.task import Task
+from llamaswap.web.dispatch import Admission, Dispatcher
 from llamaswap.web.errors import HttpError
-from llamaswap.web.inference import ALL_ROUTES, Gate, body_of, guarded, ignored_websocket, is_model_path, naming_of
-from llamaswap.web.job import Job
-from llamaswap.wire import fields
+from llamaswap.web.inference import (
+    ALL_ROUTES,
+    Gate,
+    body_of,
+    guarded,
+    ignored_websocket,
+    is_model_path,
+    requested_model,
+)
+from llamaswap.web.proxy_request import ProxyRequest
+from llamaswap.wire import headers as header_rules
 from llamaswap.wire.body import JsonBody
 
 if TYPE_CHECKING:
@@ -92,17 +100,17 @@ def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str,
 class Passthrough:
     """Serves both prefixes. `gate` as for the model routes."""
 
-    router: Router
+    router: Admission
     dispatcher: Dispatcher
     gate: Gate
 
-    def serve_upstream(self, exchange: Exchange) -> Flow:
+    def serve_upstream(self, exchange: Exchange) -> Task:
         """Answer a request under /upstream/. It never fails."""
-        return Flow(guarded(self.dispatcher, exchange, self._upstream(exchange)))
+        return Task(guarded(self.dispatcher, exchange, self._upstream(exchange)))
 
-    def serve_comfyui(self, exchange: Exchange) -> Flow:
+    def serve_comfyui(self, exchange: Exchange) -> Task:
         """Answer a request under /comfyui. It never fails."""
-        return Flow(guarded(self.dispatcher, exchange, self._comfyui(exchange)))
+        return Task(guarded(self.dispatcher, exchange, self._comfyui(exchange)))
 
     async def _upstream(self, exchange: Exchange) -> None:
         head = exchange.head
@@ -118,7 +126,7 @@ class Passthrough:
         real = config.real(found.name)
         model = config.models[real] if real is not None else None
         offered = config.peer(found.name) if model is None else None
-        bypass = model is not None and model.compat.ignore_websockets and fields.is_websocket(head.headers)
+        bypass = model is not None and model.compat.ignore_websockets and header_rules.is_websocket(head.headers)
         metered = head.method == b"POST" and found.rest in ALL_ROUTES and not bypass
         idle_reason = None
         if model is not None:
@@ -131,10 +139,10 @@ class Passthrough:
                 idle_reason = f"model {model.id} is not loaded; {decoded} does not start it, /upstream/{model.id}/ does"
         own_name = offered[1] if offered is not None and offered[1] != found.name else None
 
-        async def prepare(job: Job) -> None:
+        async def prepare(job: ProxyRequest) -> None:
             await _prepare(job, exchange, found.name, own_name)
 
-        job = Job(
+        job = ProxyRequest(
             exchange=exchange,
             path=found.rest.decode("latin-1"),
             head=evolve(head, target=found.rest + mark + query),
@@ -164,13 +172,13 @@ class Passthrough:
         model = config.models.get(COMFYUI)
         if model is None:
             raise HttpError(404, f"local model {COMFYUI} not found")
-        bypass = model.compat.ignore_websockets and fields.is_websocket(head.headers)
+        bypass = model.compat.ignore_websockets and header_rules.is_websocket(head.headers)
         idle_reason = None
         if rest != b"/":
             idle_reason = f"model {COMFYUI} is not loaded; only /comfyui/ can start it"
         elif bypass:
             idle_reason = ignored_websocket(COMFYUI)
-        job = Job(
+        job = ProxyRequest(
             exchange=exchange,
             path=rest.decode("latin-1"),
             head=evolve(head, target=rest + mark + query),
@@ -187,14 +195,14 @@ class Passthrough:
         await self.dispatcher.run(job)
 
 
-async def _prepare(job: Job, exchange: Exchange, name: str, own_name: str | None) -> None:
+async def _prepare(job: ProxyRequest, exchange: Exchange, name: str, own_name: str | None) -> None:
     """Keep a metered body for its capture; call a peer's model by the peer's own name where the body qualifies it."""
     head, body = exchange.head, exchange.body
-    kind = (fields.first(head.headers, b"content-type") or b"").lower()
+    kind = (header_rules.first(head.headers, b"content-type") or b"").lower()
     if own_name is not None and any(
         form in kind for form in (b"application/json", b"x-www-form-urlencoded", b"multipart/form-data")
     ):
-        naming = await naming_of(head, body, wants_json=False)
+        naming = await requested_model(head, body, wants_json=False)
         if naming.name == name:
             naming.rename(own_name)
         job.streaming = naming.streaming
@@ -235,7 +243,7 @@ def resource(serve: Callable[[Exchange], object], clock: Any) -> IResource:
     from twisted.web.proxy import ReverseProxyResource  # here: the import installs the reactor
     from twisted.web.server import NOT_DONE_YET
 
-    from llamaswap.relay.klein_door import exchange_from_request
+    from llamaswap.proxy.twisted_web_adapter import exchange_from_request
 
     class Seam(ReverseProxyResource):
         """A request of the map becomes an exchange; host and port are the lease's business."""

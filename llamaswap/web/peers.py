@@ -9,21 +9,21 @@ from typing import Any
 from attrs import define
 
 from llamaswap.config import Config
-from llamaswap.observe.lines import rfc3339
-from llamaswap.web.calls import Answer, Call, json_answer
-from llamaswap.web.masking import known_secrets, masked_text
-from llamaswap.web.needs import PeerBook
-from llamaswap.web.routes import Table
+from llamaswap.observe.log_format import rfc3339
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer
+from llamaswap.web.interfaces import PeerBook
+from llamaswap.web.route import RouteTable
+from llamaswap.web.secret_masking import known_secrets, masked_text
 
 
 @define(eq=False)
-class Peers:
+class PeerEndpoints:
     """/api/peers."""
 
     config: Callable[[], Config]
     book: PeerBook
 
-    def index(self, call: Call) -> Answer:
+    def index(self, call: AdminRequest) -> Response:
         """All peers by id; `since` is when the state last changed, `checked` the last news."""
         config = self.config()
         secrets = known_secrets(config)
@@ -49,5 +49,5 @@ def _when(seconds: float | None) -> str | None:
     return None if seconds is None else rfc3339(datetime.fromtimestamp(seconds).astimezone())
 
 
-_table = Table(Peers, "peers")
-ROUTES = (_table.get("/api/peers", Peers.index, "All peers and how they are doing", schema="Peers"),)
+_table = RouteTable(PeerEndpoints, "peers")
+ROUTES = (_table.get("/api/peers", PeerEndpoints.index, "All peers and how they are doing", schema="Peers"),)

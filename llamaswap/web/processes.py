@@ -8,33 +8,33 @@ from typing import Any
 from attrs import define
 
 from llamaswap.config import Config
-from llamaswap.router import Vitals
-from llamaswap.web.calls import Answer, Call, json_answer, text_answer
+from llamaswap.routing.router import HealthSnapshot
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer, text_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.masking import known_secrets, masked_text
-from llamaswap.web.needs import Fleet
-from llamaswap.web.routes import Table
-from llamaswap.web.waiting import shielded
+from llamaswap.web.interfaces import ModelManager
+from llamaswap.web.route import RouteTable
+from llamaswap.web.secret_masking import known_secrets, masked_text
+from llamaswap.web.shield import shielded
 
 # Who waits, waits for a load or for somebody's request. With neither under way a waiter is one that was forgotten;
 # so long it may take a stop or an effect to be performed.
 FORGOTTEN_AFTER = 15.0
 
 
-def stalled(vitals: Vitals) -> bool:
+def stalled(vitals: HealthSnapshot) -> bool:
     """Whether somebody waits although nothing he could wait for is under way."""
     idle = not vitals.loading and not vitals.serving
     return vitals.oldest_waiter is not None and vitals.oldest_waiter > FORGOTTEN_AFTER and idle
 
 
 @define(eq=False)
-class Processes:
+class ProcessEndpoints:
     """/running, /unload, /health and their kin."""
 
-    fleet: Fleet
+    fleet: ModelManager
     config: Callable[[], Config]
 
-    def running(self, call: Call) -> Answer:
+    def running(self, call: AdminRequest) -> Response:
         """The servers that are not stopped, by model id; those that sleep and those that fail beside them, if any."""
         models, secrets = self.config().models, known_secrets(self.config())
         rows: list[dict[str, Any]] = []
@@ -60,17 +60,17 @@ class Processes:
             told["failing"] = [{"model": name, **facts} for name, facts in failing.items()]
         return json_answer(told)
 
-    async def unload_all(self, call: Call) -> Answer:
+    async def unload_all(self, call: AdminRequest) -> Response:
         """Stop every server; answers when all are gone."""
         await shielded(self.fleet.unload(), "unloading all models")
         return text_answer("OK")
 
-    async def unload_all_json(self, call: Call) -> Answer:
+    async def unload_all_json(self, call: AdminRequest) -> Response:
         """The same, told in JSON."""
         await shielded(self.fleet.unload(), "unloading all models")
         return json_answer({"msg": "ok"})
 
-    async def unload_one(self, call: Call) -> Answer:
+    async def unload_one(self, call: AdminRequest) -> Response:
         """Stop one model's server (id or alias); also when it was not running."""
         real = self.config().real(call.variables["model"])
         if real is None:
@@ -78,11 +78,11 @@ class Processes:
         await shielded(self.fleet.unload([real]), f"unloading {real}")
         return text_answer("OK")
 
-    def health(self, call: Call) -> Answer:
+    def health(self, call: AdminRequest) -> Response:
         """This process serves; says nothing about models and never touches one."""
         return text_answer("OK")
 
-    def ready(self, call: Call) -> Answer:
+    def ready(self, call: AdminRequest) -> Response:
         """Whether requests move: 503 when somebody waits although nothing he could wait for is under way."""
         vitals = self.fleet.vitals()
         moves = not stalled(vitals)
@@ -98,7 +98,7 @@ class Processes:
         return json_answer(report, 200 if moves else 503)
 
 
-def failures(fleet: Fleet, config: Config) -> dict[str, dict[str, Any]]:
+def failures(fleet: ModelManager, config: Config) -> dict[str, dict[str, Any]]:
     """The models that are down because they fail, with how often, why, and when a request may try again."""
     secrets = known_secrets(config)
     return {
@@ -112,15 +112,17 @@ def failures(fleet: Fleet, config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-_table = Table(Processes, "processes")
+_table = RouteTable(ProcessEndpoints, "processes")
 _PLAIN = "text/plain"
 ROUTES = (
-    _table.get("/running", Processes.running, "The servers that are not stopped", schema="Running"),
-    _table.get("/unload", Processes.unload_all, "Stop every server", content=_PLAIN),
-    _table.each(("GET", "POST"), "/models/unload", Processes.unload_all, "The same as /unload", content=_PLAIN),
-    _table.post("/api/models/unload", Processes.unload_all_json, "Stop every server", schema="Message"),
-    _table.post("/api/models/unload/<rest:model>", Processes.unload_one, "Stop one model's server", content=_PLAIN),
-    _table.get("/health", Processes.health, "Whether this process serves", open=True, content=_PLAIN),
-    _table.get("/wol-health", Processes.health, "The same, never in the access log", open=True, content=_PLAIN),
-    _table.get("/readyz", Processes.ready, "Whether requests move", open=True, schema="Readiness"),
+    _table.get("/running", ProcessEndpoints.running, "The servers that are not stopped", schema="Running"),
+    _table.get("/unload", ProcessEndpoints.unload_all, "Stop every server", content=_PLAIN),
+    _table.each(("GET", "POST"), "/models/unload", ProcessEndpoints.unload_all, "The same as /unload", content=_PLAIN),
+    _table.post("/api/models/unload", ProcessEndpoints.unload_all_json, "Stop every server", schema="Message"),
+    _table.post(
+        "/api/models/unload/<rest:model>", ProcessEndpoints.unload_one, "Stop one model's server", content=_PLAIN
+    ),
+    _table.get("/health", ProcessEndpoints.health, "Whether this process serves", open=True, content=_PLAIN),
+    _table.get("/wol-health", ProcessEndpoints.health, "The same, never in the access log", open=True, content=_PLAIN),
+    _table.get("/readyz", ProcessEndpoints.ready, "Whether requests move", open=True, schema="Readiness"),
 )

@@ -7,20 +7,20 @@ from collections.abc import Callable
 from attrs import define
 
 from llamaswap.config import Config
-from llamaswap.web.calls import Answer, Call, first_json, json_answer
+from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.needs import Fleet
-from llamaswap.web.routes import Table
+from llamaswap.web.interfaces import ModelManager
+from llamaswap.web.route import RouteTable
 
 
 @define(eq=False)
-class Profiles:
+class ProfileEndpoints:
     """/api/profiles."""
 
-    fleet: Fleet
+    fleet: ModelManager
     config: Callable[[], Config]
 
-    def index(self, call: Call) -> Answer:
+    def index(self, call: AdminRequest) -> Response:
         """All profiles by id, with the names they pin; an empty target means: disabled."""
         profiles = [
             {"id": name, "description": profile.description or "", "pins": dict(sorted(profile.pins.items()))}
@@ -28,7 +28,7 @@ class Profiles:
         ]
         return json_answer({"active": self.fleet.profile, "profiles": profiles})
 
-    def select(self, call: Call) -> Answer:
+    def select(self, call: AdminRequest) -> Response:
         """Make one the active profile; null or an empty name makes it none."""
         try:
             asked = first_json(call.body)
@@ -50,8 +50,10 @@ class Profiles:
         return json_answer({"active": self.fleet.profile})
 
 
-_table = Table(Profiles, "profiles")
+_table = RouteTable(ProfileEndpoints, "profiles")
 ROUTES = (
-    _table.get("/api/profiles", Profiles.index, "All profiles", schema="Profiles"),
-    _table.put("/api/profiles/active", Profiles.select, "Choose the active profile", schema="Active", body="Choice"),
+    _table.get("/api/profiles", ProfileEndpoints.index, "All profiles", schema="Profiles"),
+    _table.put(
+        "/api/profiles/active", ProfileEndpoints.select, "Choose the active profile", schema="Active", body="Choice"
+    ),
 )

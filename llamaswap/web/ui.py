@@ -17,10 +17,10 @@ from urllib.parse import quote
 from attrs import define, evolve
 
 from llamaswap.config import Config
-from llamaswap.web.calls import Answer, Call, redirect
+from llamaswap.web.admin_request import AdminRequest, Response, redirect
 from llamaswap.web.compress import accepts
-from llamaswap.web.needs import Fleet
-from llamaswap.web.routes import Table
+from llamaswap.web.interfaces import ModelManager
+from llamaswap.web.route import RouteTable
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self' 'unsafe-inline'; "
@@ -50,34 +50,34 @@ RANGE = re.compile(rb"bytes=(\d*)-(\d*)\Z")
 
 
 @define(eq=False)
-class Ui:
+class UiFiles:
     """/ui/ and the redirects to it. `root` is the folder of the built files; it may be missing."""
 
     root: Path
-    fleet: Fleet
+    fleet: ModelManager
     config: Callable[[], Config]
 
-    def home(self, call: Call) -> Answer:
+    def home(self, call: AdminRequest) -> Response:
         """The root goes to the UI."""
         return redirect("/ui", 302, call.method)
 
-    def slash(self, call: Call) -> Answer:
+    def slash(self, call: AdminRequest) -> Response:
         """The UI lives in a folder: relative links need the slash."""
         return redirect(_with_query("/ui/", call), 307, call.method)
 
-    def models(self, call: Call) -> Answer:
+    def models(self, call: AdminRequest) -> Response:
         """A bare /upstream shows the models there are."""
         return redirect("/ui/models", 302, call.method)
 
-    def upstream(self, call: Call) -> Answer:
+    def upstream(self, call: AdminRequest) -> Response:
         """Any other method on a bare /upstream goes to the passthrough, which says that no model is named."""
         return redirect(_with_query("/upstream/", call), 307, call.method)
 
-    def icon(self, call: Call) -> Answer:
+    def icon(self, call: AdminRequest) -> Response:
         """The icon browsers ask for."""
         return self._file("favicon.ico", call) or _missing()
 
-    def file(self, call: Call) -> Answer:
+    def file(self, call: AdminRequest) -> Response:
         """A file; a name without a dot is a page of the UI, which finds its way itself."""
         name = call.variables.get("name", "") or "index.html"
         found = self._file(name, call)
@@ -88,16 +88,16 @@ class Ui:
         found = found or self._page(call) or self._file("index.html", call) or self._plain_page()
         return evolve(found, headers=(*found.headers, *SAFETY))
 
-    def _page(self, call: Call) -> Answer | None:
+    def _page(self, call: AdminRequest) -> Response | None:
         """The document for a page some folders down: its links are relative, so they have to climb."""
         depth = call.path.partition("/ui/")[2].count("/")  # as the browser counts: %2F is no folder
         path = self.root / "index.html"
         if not depth or not path.is_file():
             return None
         body = path.read_bytes().replace(b'"./', b'"' + b"../" * depth)
-        return Answer(200, body, b"text/html; charset=utf-8", ((b"Cache-Control", b"no-cache"),))
+        return Response(200, body, b"text/html; charset=utf-8", ((b"Cache-Control", b"no-cache"),))
 
-    def _file(self, name: str, call: Call) -> Answer | None:
+    def _file(self, name: str, call: AdminRequest) -> Response | None:
         parts = name.split("/")
         # A leading dot covers "..", and keeps hidden files hidden; a NUL makes the filesystem calls raise.
         if any(not part or part.startswith(".") or "\\" in part or "\0" in part for part in parts):
@@ -122,12 +122,12 @@ class Ui:
         headers.append((b"ETag", tag))
         headers.append((b"Cache-Control", FOREVER if HASHED.search(path.name) else b"no-cache"))
         if _matches(call.first(b"if-none-match"), tag):
-            return Answer(304, b"", None, tuple(headers))
+            return Response(304, b"", None, tuple(headers))
         headers.append((b"Accept-Ranges", b"bytes"))
-        whole = Answer(200, chosen.read_bytes(), content_type.encode(), tuple(headers))
+        whole = Response(200, chosen.read_bytes(), content_type.encode(), tuple(headers))
         return _part(whole, call.first(b"range"), call.first(b"if-range"), tag)
 
-    def _plain_page(self) -> Answer:
+    def _plain_page(self) -> Response:
         rows = []
         for model in self.config().models.values():
             state = self.fleet.state(model.id)
@@ -147,14 +147,14 @@ class Ui:
             + '</table><p><a href="/logs/stream">Logs</a> <a href="/v1/models">Models as JSON</a> '
             '<a href="/api/openapi.json">API</a></p></html>\n'
         )
-        return Answer(200, page.encode(), b"text/html; charset=utf-8", ((b"Cache-Control", b"no-cache"),))
+        return Response(200, page.encode(), b"text/html; charset=utf-8", ((b"Cache-Control", b"no-cache"),))
 
 
-def _missing() -> Answer:
-    return Answer(404, b"404 page not found\n", headers=((b"X-Content-Type-Options", b"nosniff"),))
+def _missing() -> Response:
+    return Response(404, b"404 page not found\n", headers=((b"X-Content-Type-Options", b"nosniff"),))
 
 
-def _with_query(path: str, call: Call) -> str:
+def _with_query(path: str, call: AdminRequest) -> str:
     return f"{path}?{call.query_string}" if call.query_string else path
 
 
@@ -164,7 +164,7 @@ def _matches(asked: bytes | None, tag: bytes) -> bool:
     return asked.strip() == b"*" or tag in (item.strip().removeprefix(b"W/") for item in asked.split(b","))
 
 
-def _part(whole: Answer, asked: bytes | None, condition: bytes | None, tag: bytes) -> Answer:
+def _part(whole: Response, asked: bytes | None, condition: bytes | None, tag: bytes) -> Response:
     """The one range asked for; several, or one that cannot be read, get the whole."""
     found = RANGE.match(asked or b"")
     size = len(whole.body)
@@ -176,21 +176,21 @@ def _part(whole: Answer, asked: bytes | None, condition: bytes | None, tag: byte
     else:
         start, stop = int(first), min(size, int(last) + 1 if last else size)
     if start >= stop:
-        return Answer(416, b"", None, ((b"Content-Range", b"bytes */%d" % size),))
+        return Response(416, b"", None, ((b"Content-Range", b"bytes */%d" % size),))
     reach = b"bytes %d-%d/%d" % (start, stop - 1, size)
     return evolve(whole, status=206, body=whole.body[start:stop], headers=(*whole.headers, (b"Content-Range", reach)))
 
 
-_table = Table(Ui, "ui")
+_table = RouteTable(UiFiles, "ui")
 _page = {"content": "text/html"}
 _NOT_GET = ("POST", "PUT", "PATCH", "DELETE")
 ROUTES = (
-    _table.get("/", Ui.home, "To the UI", open=True, status=302, **_page),
-    _table.get("/ui", Ui.slash, "To the UI", open=True, status=307, **_page),
+    _table.get("/", UiFiles.home, "To the UI", open=True, status=302, **_page),
+    _table.get("/ui", UiFiles.slash, "To the UI", open=True, status=307, **_page),
     # Open: the files hold no secret, and the page asks for the key itself, in words, where a browser's prompt has none.
-    _table.get("/ui/", Ui.file, "The UI", open=True, **_page),
-    _table.get("/ui/<rest:name>", Ui.file, "A file or page of the UI", open=True, **_page),
-    _table.get("/favicon.ico", Ui.icon, "The icon", open=True, content="image/x-icon"),
-    _table.get("/upstream", Ui.models, "To the models page", open=True, status=302, **_page),
-    _table.each(_NOT_GET, "/upstream", Ui.upstream, "To the passthrough", open=True, status=307, **_page),
+    _table.get("/ui/", UiFiles.file, "The UI", open=True, **_page),
+    _table.get("/ui/<rest:name>", UiFiles.file, "A file or page of the UI", open=True, **_page),
+    _table.get("/favicon.ico", UiFiles.icon, "The icon", open=True, content="image/x-icon"),
+    _table.get("/upstream", UiFiles.models, "To the models page", open=True, status=302, **_page),
+    _table.each(_NOT_GET, "/upstream", UiFiles.upstream, "To the passthrough", open=True, status=307, **_page),
 )

@@ -13,8 +13,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
 from llamaswap.errors import ClientGone
-from llamaswap.relay.exchange import BodyConsumer, BodySource
-from llamaswap.wire.body import MultipartScan, Place, with_places
+from llamaswap.proxy.exchange import BodyConsumer, BodySource
+from llamaswap.wire.body import MultipartScan, ValueSpan, with_places
 
 
 @define(eq=False)
@@ -84,7 +84,7 @@ class SplicedBody:
     """
 
     source: BodySource
-    places: Sequence[Place]
+    places: Sequence[ValueSpan]
     value: bytes
 
     @property
@@ -154,7 +154,7 @@ class _Splicer:
     """Passes bytes on, but for the replaced places."""
 
     consumer: BodyConsumer
-    places: list[Place]
+    places: list[ValueSpan]
     value: bytes
     offset: int = 0
     out: list[bytes] = field(factory=list)

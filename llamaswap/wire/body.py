@@ -108,7 +108,7 @@ def _text(raw: bytes) -> str | None:
 
 
 @define(eq=False)
-class Member:
+class JsonMember:
     """One member: where it lies in its container's source (lead, value, tail), or the value it was given instead."""
 
     key: str
@@ -120,12 +120,12 @@ class Member:
     lead: bytes | None = None  # a member that we added: its key and colon; it lies nowhere in the source
 
 
-def _added(key: str, lead: bytes, value: bytes) -> Member:
-    return Member(key, 0, 0, 0, 0, value, lead)
+def _added(key: str, lead: bytes, value: bytes) -> JsonMember:
+    return JsonMember(key, 0, 0, 0, 0, value, lead)
 
 
 @define
-class Container:
+class JsonContainer:
     """An object or array cut at its commas: positions in `source`, nothing copied (an image may be 100 MB).
 
     `rest` is where the last understood member ends. `whole` is False where the text is cut off there.
@@ -134,12 +134,12 @@ class Container:
     source: bytes
     is_object: bool
     opened: int  # after the bracket
-    members: list[Member] = field(factory=list)
+    members: list[JsonMember] = field(factory=list)
     rest: int = 0
     whole: bool = False
     dangling: bool = False  # cut off after a comma
 
-    def value(self, member: Member) -> bytes:
+    def value(self, member: JsonMember) -> bytes:
         """A member's value as text."""
         return self.source[member.start : member.stop] if member.new is None else member.new
 
@@ -163,7 +163,7 @@ class Container:
         return b"".join(pieces)
 
 
-def split(data: bytes, most: int = sys.maxsize) -> Container | None:
+def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
     """Cut an object or array at its top level; None where `data` begins with neither, or has over `most` members."""
     start = 0
     if data[:1] != b"{":
@@ -174,7 +174,7 @@ def split(data: bytes, most: int = sys.maxsize) -> Container | None:
     is_object = opening == b"{"
     closing = 0x7D if is_object else 0x5D
     begin, end = start + 1, len(data)
-    cut = Container(data, is_object, begin)
+    cut = JsonContainer(data, is_object, begin)
     members = cut.members
     if data[begin : begin + 1] != b'"':
         first = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
@@ -188,7 +188,7 @@ def split(data: bytes, most: int = sys.maxsize) -> Container | None:
             if simple is not None:
                 start, stop = simple.span(2)
                 after = simple.end()
-                members.append(Member(simple.group(1).decode("utf-8", "replace"), begin, start, stop, after - 1))
+                members.append(JsonMember(simple.group(1).decode("utf-8", "replace"), begin, start, stop, after - 1))
                 begin = after
                 continue
             plain = _KEY.match(data, begin)
@@ -207,7 +207,7 @@ def split(data: bytes, most: int = sys.maxsize) -> Container | None:
         after = stop
         if stop < end and data[stop] not in _ENDS:
             after = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
-        members.append(Member(key, begin, position, stop, after))
+        members.append(JsonMember(key, begin, position, stop, after))
         begin = after
         if after < end and data[after] == 0x2C:
             begin = after + 1
@@ -244,7 +244,7 @@ class JsonBody:
     """A JSON request body, cut once and edited in place."""
 
     _source: bytes
-    _top: Container
+    _top: JsonContainer
     _changed: bool = False
 
     @classmethod
@@ -301,7 +301,7 @@ class JsonBody:
 
     def set_model(self, name: str) -> None:
         """Name another model, in every `model` member (a server may read the last where we read the first)."""
-        self._changed = _set(self._top, (Step("model"),), encode(name)) or self._changed
+        self._changed = _set(self._top, (PathStep("model"),), encode(name)) or self._changed
 
     def delete(self, path: str) -> None:
         """Take out the member at `path`, as often as it stands there; absent is fine. EditError for wildcards."""
@@ -318,7 +318,7 @@ class JsonBody:
 
 
 @frozen
-class Step:
+class PathStep:
     """One component of a path. `index` is set where it may address an array, `glob` where it matches several keys."""
 
     key: str
@@ -331,9 +331,9 @@ class Step:
 
 
 @lru_cache(maxsize=1024)  # filters name the same few for every request
-def parse_path(path: str) -> tuple[Step, ...]:
+def parse_path(path: str) -> tuple[PathStep, ...]:
     """`a.b.0` taken apart. A backslash escapes the next character, a leading colon makes a number an object's key."""
-    steps: list[Step] = []
+    steps: list[PathStep] = []
     key: list[str] = []
     pattern: list[str] = []
     wild = forced = escaped = False
@@ -342,7 +342,7 @@ def parse_path(path: str) -> tuple[Step, ...]:
         text = "".join(key)
         index = None if forced or not (text.isascii() and (text.isdigit() or text == "-1")) else int(text)
         glob = re.compile("".join(pattern), re.DOTALL) if wild else None
-        steps.append(Step(text, index, glob))
+        steps.append(PathStep(text, index, glob))
 
     for character in path:
         if escaped:
@@ -369,14 +369,14 @@ def parse_path(path: str) -> tuple[Step, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _deletable(path: str) -> tuple[Step, ...]:
+def _deletable(path: str) -> tuple[PathStep, ...]:
     steps = parse_path(path)
     if any(step.glob is not None for step in steps):
         raise EditError(f"wildcards cannot be deleted: {path}")
     return steps
 
 
-def _targets(container: Container, step: Step) -> list[Member]:
+def _targets(container: JsonContainer, step: PathStep) -> list[JsonMember]:
     """The members a step addresses."""
     if container.is_object:
         if step.glob is None:
@@ -388,7 +388,7 @@ def _targets(container: Container, step: Step) -> list[Member]:
     return [container.members[step.index]]
 
 
-def _set(container: Container, steps: Sequence[Step], value: bytes) -> bool:
+def _set(container: JsonContainer, steps: Sequence[PathStep], value: bytes) -> bool:
     step, rest = steps[0], steps[1:]
     targets = _targets(container, step)
     changed = False
@@ -413,7 +413,7 @@ def _set(container: Container, steps: Sequence[Step], value: bytes) -> bool:
     return changed
 
 
-def _nested(steps: Sequence[Step], value: bytes) -> bytes:
+def _nested(steps: Sequence[PathStep], value: bytes) -> bytes:
     """The value inside the containers that the steps name."""
     for step in reversed(steps):
         if step.index is None:
@@ -423,7 +423,7 @@ def _nested(steps: Sequence[Step], value: bytes) -> bytes:
     return value
 
 
-def _append(container: Container, step: Step, value: bytes) -> None:
+def _append(container: JsonContainer, step: PathStep, value: bytes) -> None:
     if not container.whole:
         raise EditError("the document is cut off")
     if container.is_object:
@@ -443,7 +443,7 @@ def _bounded(index: int) -> int:
     return index
 
 
-def _delete(container: Container, steps: Sequence[Step]) -> bool:
+def _delete(container: JsonContainer, steps: Sequence[PathStep]) -> bool:
     step, rest = steps[0], steps[1:]
     targets = _targets(container, step)
     if not rest:
@@ -528,7 +528,7 @@ def _unescaped(found: re.Match[bytes]) -> bytes:
 
 
 @frozen
-class Place:
+class ValueSpan:
     """Where a form field's value stands in the body."""
 
     name: str
@@ -548,7 +548,7 @@ class MultipartScan:
 
     _delimiter: bytes
     _names: frozenset[str]
-    places: list[Place] = field(factory=list)
+    places: list[ValueSpan] = field(factory=list)
     ended: bool = False
     broken: bool = False
     _held: bytes = b""
@@ -606,7 +606,9 @@ class MultipartScan:
             return False
         if self._part is not None:
             raw = self._held[:found]
-            self.places.append(Place(self._part, raw.decode("utf-8", "replace"), self._offset, self._offset + len(raw)))
+            self.places.append(
+                ValueSpan(self._part, raw.decode("utf-8", "replace"), self._offset, self._offset + len(raw))
+            )
         self._drop(found + len(self._delimiter))
         self._part, self._in_part, self._begun = None, False, True
         return True
@@ -639,7 +641,7 @@ class MultipartScan:
         return True
 
 
-def with_places(data: bytes, places: Sequence[Place], name: str, value: str) -> bytes:
+def with_places(data: bytes, places: Sequence[ValueSpan], name: str, value: str) -> bytes:
     """Every found field of that name given another value; boundary, headers and files keep their bytes."""
     encoded = value.encode("utf-8", "replace")
     for place in reversed([place for place in places if place.name == name]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Config, Source, load
+from llamaswap.config import Config, ConfigText, load
 from llamaswap.errors import ConfigError
 
 W = 'models: {owl: {cmd: "srv -p ${PORT}"}}\n'
@@ -24,7 +24,7 @@ class LoadCase(SynchronousTestCase):
     """Loads texts, and says what must be in an error."""
 
     def ok(self, *texts, environ=None, **more) -> Config:
-        sources = [Source(f"f{number}.yaml", text) for number, text in enumerate(texts)]
+        sources = [ConfigText(f"f{number}.yaml", text) for number, text in enumerate(texts)]
         self.loaded = load(sources, environ or {}, **more)
         return self.loaded.config
 
@@ -36,7 +36,7 @@ class LoadCase(SynchronousTestCase):
     def err(self, *texts_and_words, environ=None, **more):
         text, *words = texts_and_words
         texts = (text,) if isinstance(text, str) else text
-        sources = [Source(f"f{number}.yaml", text) for number, text in enumerate(texts)]
+        sources = [ConfigText(f"f{number}.yaml", text) for number, text in enumerate(texts)]
         error = self.assertRaises(ConfigError, load, sources, environ or {}, **more)
         for word in words:
             self.assertIn(word, str(error))

@@ -7,7 +7,7 @@ import jsonschema
 import yaml
 
 from llamaswap.config import json_schema
-from llamaswap.config.keys import Section, SectionMap, keys_of
+from llamaswap.config.field_types import SectionMapType, SectionType, keys_of
 from llamaswap.config.schema import Config
 from tests.config.loading import LoadCase
 
@@ -32,9 +32,9 @@ class Shipped(LoadCase):
             for name, (_, key) in keys_of(record).items():
                 if name not in node:
                     yield f"{path}{name}"
-                elif isinstance(key.kind, Section) and node[name] is not None:
+                elif isinstance(key.kind, SectionType) and node[name] is not None:
                     yield from missing(key.kind.record, node[name], f"{path}{name}.")
-                elif isinstance(key.kind, SectionMap) and node[name] is not None:
+                elif isinstance(key.kind, SectionMapType) and node[name] is not None:
                     yield from missing(key.kind.record, next(iter(node[name].values())), f"{path}{name}.*.")
 
         self.assertEqual(list(missing(Config, tree, "")), [])

@@ -1,6 +1,6 @@
 """Macros, ports and environment placeholders."""
 
-from llamaswap.config import commands
+from llamaswap.config import command_line
 from tests.config.loading import PX, LoadCase, W, owl
 
 
@@ -181,7 +181,7 @@ class Macros(LoadCase):
     def test_comments_inside_a_macro_go_when_the_command_is_split(self):
         """config T053"""
         model = self.owl('cmd: "${c}", px', 'macros: {c: "srv # keep\\n# drop\\n--x 1"}\n')
-        self.assertEqual(commands.split(model.cmd), ["srv", "#", "keep", "--x", "1"])
+        self.assertEqual(command_line.split(model.cmd), ["srv", "#", "keep", "--x", "1"])
 
     def test_leftovers_name_model_and_field(self):
         """config T055"""
@@ -227,7 +227,7 @@ class Environment(LoadCase):
         self.assertEqual(self.owl("cmd: x, px, env: ['K=${env.B}']", environ=env).env, ("K=x\\\\y",))
         model = self.ok("models:\n  owl:\n    cmd: srv ${env.B} ${PORT}\n", environ=env).models["owl"]
         self.assertEqual(model.cmd, "srv x\\\\y 5800")
-        self.assertEqual(commands.split(model.cmd)[1], "x\\y")
+        self.assertEqual(command_line.split(model.cmd)[1], "x\\y")
 
     def test_empty_and_breaking_values(self):
         """config T067"""

@@ -1,7 +1,7 @@
 """What a reload changes, and which ports stay."""
 
 from llamaswap.config import diff
-from llamaswap.config.diff import Plan
+from llamaswap.config.diff import ConfigDiff
 from llamaswap.config.ports import keep
 from tests.config.loading import ABC, LoadCase
 
@@ -10,7 +10,7 @@ TWO = 'models: {ant: {cmd: "a ${PORT}"}, bee: {cmd: "b ${PORT}"}}\n'
 
 class Changes(LoadCase):
     def test_equal_configurations_differ_in_nothing(self):
-        self.assertEqual(diff(self.ok(ABC), self.ok(ABC)), Plan())
+        self.assertEqual(diff(self.ok(ABC), self.ok(ABC)), ConfigDiff())
 
     def test_models_are_told_apart_by_what_must_happen(self):
         new = (

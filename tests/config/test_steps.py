@@ -2,17 +2,17 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config.schema import Sleep
-from llamaswap.config.steps import Request, problem_of, request_of
+from llamaswap.config.schema import SuspendSettings
+from llamaswap.config.steps import StepRequest, problem_of, request_of
 from tests.config.loading import LoadCase
 
 
 class StepTests(SynchronousTestCase):
     def test_a_method_and_a_path_are_a_request(self):
-        self.assertEqual(request_of("POST /sleep?level=1"), Request("POST", "/sleep?level=1"))
+        self.assertEqual(request_of("POST /sleep?level=1"), StepRequest("POST", "/sleep?level=1"))
         self.assertEqual(
             request_of(' POST  /collective_rpc {"method": "reload_weights"}\n'),
-            Request("POST", "/collective_rpc", '{"method": "reload_weights"}'),
+            StepRequest("POST", "/collective_rpc", '{"method": "reload_weights"}'),
         )
 
     def test_anything_else_is_a_command(self):
@@ -32,7 +32,8 @@ class SleepTests(LoadCase):
     def test_one_text_stands_for_a_list_of_it(self):
         model = self.given("{sleep: POST /sleep, wake: [POST /wake_up, 'nudge ${PORT} ${PID}'], timeout: 5s, ttl: 1h}")
         self.assertEqual(
-            model.sleep, Sleep(("POST /sleep",), ("POST /wake_up", "nudge 5800 ${PID}"), timeout=5.0, ttl=3600.0)
+            model.sleep,
+            SuspendSettings(("POST /sleep",), ("POST /wake_up", "nudge 5800 ${PID}"), timeout=5.0, ttl=3600.0),
         )
         self.assertEqual(model.with_port(6000).sleep.wake[1], "nudge 6000 ${PID}")
 

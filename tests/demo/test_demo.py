@@ -11,7 +11,7 @@ import urllib.request
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.demo import demo_config
-from llamaswap.demo.server import Server, last_user_text, parrot, pieces, poet
+from llamaswap.demo.server import DemoServer, last_user_text, parrot, pieces, poet
 
 
 class VoiceTests(SynchronousTestCase):
@@ -46,7 +46,7 @@ class ServerTests(SynchronousTestCase):
     """Over loopback: it is a few lines of the standard library, and a browserless client sees what a user would."""
 
     def setUp(self):
-        self.server = Server(0, "poet", "poet", 0.0)
+        self.server = DemoServer(0, "poet", "poet", 0.0)
         thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         self.addCleanup(thread.join, 5)

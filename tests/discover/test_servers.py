@@ -1,6 +1,6 @@
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.discover.found import FoundServer
+from llamaswap.discover.config_writer import FoundServer
 from llamaswap.discover.servers import MOST_MODELS, servers
 
 

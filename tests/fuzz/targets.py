@@ -15,15 +15,15 @@ import httptools
 from attrs import asdict, frozen
 from twisted.logger import globalLogPublisher
 
-from llamaswap.config import Source, load
+from llamaswap.config import ConfigText, load
 from llamaswap.errors import ConfigError
-from llamaswap.relay.framing import Malformed, parse_request, write_head
-from llamaswap.upgrade import unpack
-from llamaswap.wire import fields
+from llamaswap.proxy.framing import MalformedMessage, parse_request, write_head
+from llamaswap.upgrade.coordinator import unpack
+from llamaswap.wire import headers as header_rules
 from llamaswap.wire.body import EditError, JsonBody, MultipartScan, form_value, with_form_value, with_places
 from llamaswap.wire.sse import Tail
 from llamaswap.wire.usage import LINE_BOUND, LINE_TAIL, StreamScanner, from_document, from_fragment, from_lines
-from tests.relay.doubles import World
+from tests.proxy.doubles import World
 
 
 @frozen
@@ -131,10 +131,12 @@ def headers(data: bytes) -> None:
     """A head that is taken crosses without its framing, and is a head again on the other side."""
     try:
         head, _ = parse_request(data + b"\r\n\r\n")
-    except Malformed:
+    except MalformedMessage:
         return
-    local = fields.to_local(head.headers, peer="10.0.0.1", key_headers=frozenset([b"authorization"]), metered=True)
-    peer = fields.to_peer(head.headers, authority=b"peer", api_key=b"k", key_headers=frozenset())
+    local = header_rules.to_local(
+        head.headers, peer="10.0.0.1", key_headers=frozenset([b"authorization"]), metered=True
+    )
+    peer = header_rules.to_peer(head.headers, authority=b"peer", api_key=b"k", key_headers=frozenset())
     for crossed in (local, peer):
         lower = [name.lower() for name, _ in crossed]
         assert not {b"transfer-encoding", b"content-length"} & set(lower), "the client's framing crossed"
@@ -142,9 +144,9 @@ def headers(data: bytes) -> None:
         if b"host" in lower:
             parse_request(write_head(b"POST /x HTTP/1.1", crossed))
     assert b"authorization" not in [name.lower() for name, _ in local], "our key crossed"
-    back = [name.lower() for name, _ in fields.to_client(head.headers)]
+    back = [name.lower() for name, _ in header_rules.to_client(head.headers)]
     assert b"transfer-encoding" not in back
-    fields.client_address(head.headers, "10.0.0.1")
+    header_rules.client_address(head.headers, "10.0.0.1")
 
 
 class _Faults:
@@ -280,7 +282,7 @@ def config(data: bytes) -> None:
     """Any text is a configuration or a ConfigError that says where; never anything else."""
     text = data.decode("utf-8", "replace")
     try:
-        loaded = load([Source("fuzz.yaml", text)], {"HOME": "/root"})
+        loaded = load([ConfigText("fuzz.yaml", text)], {"HOME": "/root"})
     except ConfigError as error:
         assert error.problems and str(error)
         return

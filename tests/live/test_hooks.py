@@ -9,9 +9,9 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from llamaswap.config.schema import Hooks
-from llamaswap.hooks import Runner
-from llamaswap.supervise import procfs
+from llamaswap.config.schema import HookSettings
+from llamaswap.servers import procfs
+from llamaswap.servers.hooks import HookRunner
 from tests.live.product import Product, wait_for
 from tests.live.test_service import chat, config
 
@@ -57,8 +57,8 @@ class CommandTests(TestCase):
     timeout = 30
 
     def run_hook(self, command, timeout=10.0):
-        runner = Runner(
-            reactor, lambda: Hooks(before_load=(command,), timeout=timeout), {"PATH": "/usr/bin:/bin"}, None
+        runner = HookRunner(
+            reactor, lambda: HookSettings(before_load=(command,), timeout=timeout), {"PATH": "/usr/bin:/bin"}, None
         )
         return runner.run("before_load", "owl")
 
@@ -69,7 +69,7 @@ class CommandTests(TestCase):
 
     def faults(self):
         """What the log says of hooks that failed."""
-        found = [event for event in self.events if event["log_namespace"] == "llamaswap.hooks"]
+        found = [event for event in self.events if event["log_namespace"] == "llamaswap.servers.hooks"]
         return [formatEvent(event) for event in found if event["log_level"] is LogLevel.error]
 
     async def test_a_command_finds_the_facts_in_its_environment(self):

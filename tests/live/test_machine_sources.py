@@ -11,8 +11,8 @@ import threading
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from llamaswap.observe.amd import Lact
-from llamaswap.observe.commands import run
-from tests.observe.test_meters import busy
+from llamaswap.observe.command_output import run
+from tests.observe.test_metrics import busy
 
 MIB = 1024 * 1024
 

@@ -2,7 +2,7 @@
 
 from twisted.internet.defer import Deferred, maybeDeferred
 
-from llamaswap.wire.facts import RequestFacts
+from llamaswap.wire.request_info import RequestInfo
 
 
 def at_once(work):
@@ -43,4 +43,4 @@ def facts(number=1, **changes):
         "metered": True,
         "cancel": lambda: None,
     }
-    return RequestFacts(**{**values, **changes})
+    return RequestInfo(**{**values, **changes})

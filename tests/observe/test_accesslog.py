@@ -4,26 +4,26 @@ import tracemalloc
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.accesslog import AccessLog, Served
-from llamaswap.observe.lines import LogLines
+from llamaswap.observe.accesslog import AccessLog, AccessRecord
+from llamaswap.observe.log_format import LogFormatter
 
 
 class TestAccessLog(SynchronousTestCase):
     def line(self, path=b"/v1/models", agent=b"curl/8", level="info"):
         out = []
-        access = AccessLog(LogLines(out.append, wall=lambda: 0.0, level=level))
-        access.served(Served("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
+        access = AccessLog(LogFormatter(out.append, wall=lambda: 0.0, level=level))
+        access.served(AccessRecord("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
         return b"".join(out).decode()
 
     def test_long_paths_agents_and_addresses_are_not_kept(self):
         """They may be as long as a head, and each another."""
-        access = AccessLog(LogLines(lambda data: None, wall=lambda: 0.0))
+        access = AccessLog(LogFormatter(lambda data: None, wall=lambda: 0.0))
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         for number in range(200):
             long = b"/%d" % number + b"x" * 10_000
-            access.served(Served("10.0.0.1", b"GET", long, "HTTP/1.1", 200, 12, long, 0.1))
-            access.served(Served(long.decode(), b"GET", b"/", "HTTP/1.1", 200, 12, b"curl", 0.1))
+            access.served(AccessRecord("10.0.0.1", b"GET", long, "HTTP/1.1", 200, 12, long, 0.1))
+            access.served(AccessRecord(long.decode(), b"GET", b"/", "HTTP/1.1", 200, 12, b"curl", 0.1))
         self.assertLess(tracemalloc.get_traced_memory()[0], 500_000)
 
     def test_the_line(self):

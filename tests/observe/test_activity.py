@@ -12,10 +12,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import TooManyRequests
 from llamaswap.observe import activity as module
-from llamaswap.observe.activity import GATHER, Activity
+from llamaswap.observe.activity import GATHER, ActivityLog
 from llamaswap.observe.captures import Captures
-from llamaswap.observe.query import Filter, Query, parse_query
-from llamaswap.observe.store import Store
+from llamaswap.observe.query import ActivityFilter, ActivityQuery, parse_query
+from llamaswap.observe.store import ActivityStore
 from tests.observe.doubles import Later, at_once, facts
 
 JSON = [(b"Content-Type", b"application/json")]
@@ -29,8 +29,8 @@ class Bench:
         self.clock = Clock()
         self.captures = Captures(buffer)
         self.rows = []
-        self.activity = Activity(
-            store=store or Store(keep=keep),
+        self.activity = ActivityLog(
+            store=store or ActivityStore(keep=keep),
             captures=self.captures,
             run=run,
             clock=self.clock,
@@ -103,7 +103,7 @@ class TestRecording(SynchronousTestCase):
 
     def test_half_a_character_in_an_error_loses_no_row(self):
         """A JSON text may name one half of a pair; a table takes none."""
-        for store in (Store(), Store(self.mktemp())):
+        for store in (ActivityStore(), ActivityStore(self.mktemp())):
             bench = Bench(store=store)
             bench.row(USAGE)
             row = bench.row(b'{"error": {"message": "broken \\ud83d emoji"}}', status=500)
@@ -203,7 +203,7 @@ class TestRecording(SynchronousTestCase):
 
     def test_rows_of_one_moment_are_one_batch(self):
         run = Later()
-        bench = Bench(run=run, store=Store(self.mktemp()))
+        bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         for _ in range(5):
             bench.serve(seconds=0)
         self.assertEqual(run.waiting, [])
@@ -262,13 +262,13 @@ class TestRecording(SynchronousTestCase):
 
     def test_a_slow_store_drops_rows_at_a_bound(self):
         self.patch(module, "BACKLOG", 3)
-        bench = Bench(run=Later(), store=Store(self.mktemp()))
+        bench = Bench(run=Later(), store=ActivityStore(self.mktemp()))
         for _ in range(5):
             bench.serve(seconds=0)
         self.assertEqual((len(bench.activity._backlog), bench.activity.dropped), (3, 2))
 
     def test_a_failing_store_loses_rows_but_nothing_else(self):
-        class Broken(Store):
+        class Broken(ActivityStore):
             def insert(self, rows):
                 raise OSError("disk full")
 
@@ -334,14 +334,14 @@ class TestCapturing(SynchronousTestCase):
     def test_after_a_change_of_store_no_row_shows_the_capture_of_another(self):
         """Ids begin anew there; one batch is on its way to the old store meanwhile."""
         run = Later()
-        bench = Bench(run=run, store=Store(self.mktemp()))
+        bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         for _ in range(2):
             bench.ask(b"old")
             bench.clock.advance(GATHER)
             run.step()
         bench.ask(b"old")
         bench.clock.advance(GATHER)
-        bench.activity.use(Store())
+        bench.activity.use(ActivityStore())
         run.step()
         self.assertEqual(len(bench.rows), 3)
         bench.serve(b"")
@@ -424,7 +424,7 @@ class TestAsking(SynchronousTestCase):
         bench = Bench()
         bench.serve(USAGE, 404)
         bench.serve(USAGE)
-        self.assertEqual([row.id for row in result(bench.activity.page(Query())).rows], [2, 1])
+        self.assertEqual([row.id for row in result(bench.activity.page(ActivityQuery())).rows], [2, 1])
         bench.serve(USAGE)
         self.assertEqual(result(bench.activity.stats())["total_requests"], 3)
         bench.serve(USAGE)
@@ -434,9 +434,9 @@ class TestAsking(SynchronousTestCase):
 
     def test_who_asks_at_once_finds_it_in_a_file_too(self):
         run = Later()
-        bench = Bench(run=run, store=Store(self.mktemp()))
+        bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         bench.serve(USAGE)
-        asked = bench.activity.page(Query())
+        asked = bench.activity.page(ActivityQuery())
         run.step()
         run.step()
         shown = bench.activity.page_document(result(asked))["data"]
@@ -453,4 +453,4 @@ class TestAsking(SynchronousTestCase):
         for _ in range(3):
             bench.row(USAGE)
         self.assertEqual(result(bench.activity.stats())["total_input_tokens"], 9)
-        self.assertEqual([row.id for row in result(bench.activity.after(Filter(), 1, 10))], [2, 3])
+        self.assertEqual([row.id for row in result(bench.activity.after(ActivityFilter(), 1, 10))], [2, 3])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.captures import KEPT, Blob, Capture, Captures, bundles, mask_for, pack, unpack
+from llamaswap.observe.head_tail_buffer import CaptureBudget, HeadTailBuffer, Undecodable, decoded
 from llamaswap.observe.redact import canonical, shown
-from llamaswap.observe.tape import Allowance, Tape, Undecodable, decoded
 
 BODIES = st.none() | st.binary(max_size=50)
 
@@ -126,7 +126,7 @@ class TestRedaction(SynchronousTestCase):
 class TestTape(SynchronousTestCase):
     @given(st.lists(st.binary(max_size=40), max_size=30), st.integers(2, 60))
     def test_small_bodies_are_whole_and_large_ones_keep_their_ends(self, parts, bound):
-        tape = Tape(bound)
+        tape = HeadTailBuffer(bound)
         for part in parts:
             tape.add(part)
         whole = b"".join(parts)
@@ -143,7 +143,7 @@ class TestTape(SynchronousTestCase):
         st.lists(st.binary(max_size=40), max_size=20), st.lists(st.binary(max_size=40), max_size=9), st.integers(2, 60)
     )
     def test_what_another_held_so_far_is_as_if_it_had_been_added(self, held, later, bound):
-        tape, other = Tape(bound), Tape(bound)
+        tape, other = HeadTailBuffer(bound), HeadTailBuffer(bound)
         tape.take_over(bytearray(b"".join(held)))
         other.add(b"".join(held))
         for part in later:
@@ -152,7 +152,7 @@ class TestTape(SynchronousTestCase):
         self.assertEqual((tape.content(), tape.complete, tape.size), (other.content(), other.complete, other.size))
 
     def test_an_allowance_never_gives_more_than_it_has(self):
-        allowance = Allowance(10)
+        allowance = CaptureBudget(10)
         self.assertEqual([allowance.take(6), allowance.take(5), allowance.take(4)], [True, False, True])
         allowance.give_back(6)
         self.assertEqual(allowance.used, 4)

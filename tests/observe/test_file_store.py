@@ -8,9 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe import store as store_module
 from llamaswap.observe.file_store import RETRY_SECONDS, FileStore
-from llamaswap.observe.query import Query, parse_query
-
-from .test_store import row
+from llamaswap.observe.query import ActivityQuery, parse_query
+from tests.observe.test_store import row
 
 
 class FileStoreTests(SynchronousTestCase):
@@ -34,7 +33,7 @@ class FileStoreTests(SynchronousTestCase):
         return store
 
     def models(self, store=None):
-        return [(found.id, found.model) for found in (store or self.store).page(Query(descending=False)).rows]
+        return [(found.id, found.model) for found in (store or self.store).page(ActivityQuery(descending=False)).rows]
 
     def lock(self):
         """Another program keeps the file to itself."""

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.amd import Amdgpu, Lact, RocmSmi, lact_reading, parse_rocm
 from llamaswap.observe.apple import AppleGpu
-from llamaswap.observe.gpus import RETRY, Gpus, Reading
+from llamaswap.observe.gpus import RETRY, GpuReader, GpuReading
 from llamaswap.observe.nvidia import NvidiaSmi, Nvml, parse_line
 
 MIB = 1024 * 1024
@@ -35,26 +35,26 @@ class Fake:
         self.closed += 1
 
 
-ONE = [Reading(0, "gpu")]
+ONE = [GpuReading(0, "gpu")]
 
 
 class TestChoice(SynchronousTestCase):
     def test_the_first_that_works_is_kept(self):
         broken, good = Fake("a", OSError("no")), Fake("b", ONE, ONE)
-        gpus = Gpus([broken, good], lambda: 0.0)
+        gpus = GpuReader([broken, good], lambda: 0.0)
         self.assertEqual([gpus.read(), gpus.read()], [ONE, ONE])
         self.assertEqual((broken.closed, good.closed), (1, 0))
 
     def test_a_source_that_dies_is_replaced(self):
         first, second = Fake("a", ONE, OSError("died"), OSError("still")), Fake("b", ONE)
-        gpus = Gpus([first, second], lambda: 0.0)
+        gpus = GpuReader([first, second], lambda: 0.0)
         gpus.read()
         self.assertEqual(gpus.read(), ONE)
 
     def test_a_machine_without_gpus_is_asked_seldom(self):
         now = [0.0]
         source = Fake("a", [], [], ONE)
-        gpus = Gpus([source], lambda: now[0])
+        gpus = GpuReader([source], lambda: now[0])
         self.assertEqual([gpus.read(), gpus.read()], [(), ()])
         self.assertEqual(len(source.answers), 2)
         now[0] = RETRY
@@ -63,7 +63,7 @@ class TestChoice(SynchronousTestCase):
 
     def test_resting_closes_what_is_open(self):
         source = Fake("a", ONE)
-        gpus = Gpus([source], lambda: 0.0)
+        gpus = GpuReader([source], lambda: 0.0)
         gpus.rest()
         gpus.read()
         gpus.rest()
@@ -144,8 +144,8 @@ class TestNvidia(SynchronousTestCase):
         nvml = FakeNvml()
         source = Nvml(lambda: nvml)
         full, little = source.read()
-        self.assertEqual(full, Reading(0, "NVIDIA H200", "GPU-0", 55, 61, 42, 250, 1000, 0, 123.456))
-        self.assertEqual(little, Reading(1, "small", "GPU-1", mem_used_mb=250, mem_total_mb=1000))
+        self.assertEqual(full, GpuReading(0, "NVIDIA H200", "GPU-0", 55, 61, 42, 250, 1000, 0, 123.456))
+        self.assertEqual(little, GpuReading(1, "small", "GPU-1", mem_used_mb=250, mem_total_mb=1000))
         self.assertEqual(full.mem_util_pct, 25.0)
         source.read()
         self.assertEqual(nvml.open, 1)
@@ -161,7 +161,7 @@ class TestNvidia(SynchronousTestCase):
 
     def test_lines_of_nvidia_smi(self):
         line = "0, NVIDIA H200, GPU-a, 34, 7, 512, 143771, [N/A], 76.5"
-        self.assertEqual(parse_line(line), Reading(0, "NVIDIA H200", "GPU-a", 34, 0, 7, 512, 143771, 0, 76.5))
+        self.assertEqual(parse_line(line), GpuReading(0, "NVIDIA H200", "GPU-a", 34, 0, 7, 512, 143771, 0, 76.5))
         for line in ("", "0, too, few", "x, a, b, 1, 2, 3, 4, 5, 6"):
             self.assertIsNone(parse_line(line))
 
@@ -217,7 +217,9 @@ class TestAmd(SynchronousTestCase):
     def test_rocm_columns_are_found_by_name(self):
         """core V111"""
         (reading,) = parse_rocm(ROCM)
-        self.assertEqual(reading, Reading(1, "Radeon RX 7900 card1 (gfx1100)", "31", 41, 50, 12, 1000, 24560, 15.5, 33))
+        self.assertEqual(
+            reading, GpuReading(1, "Radeon RX 7900 card1 (gfx1100)", "31", 41, 50, 12, 1000, 24560, 15.5, 33)
+        )
         self.assertEqual(parse_rocm("no table"), [])
 
     def test_rocm_smi_is_run_when_it_is_there(self):
@@ -251,7 +253,7 @@ class TestAmd(SynchronousTestCase):
         ):
             where.child(name).setContent(text.encode())
         (reading,) = Amdgpu(Path(root.path)).read()
-        self.assertEqual(reading, Reading(1, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
+        self.assertEqual(reading, GpuReading(1, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
 
     def test_lact_stats(self):
         stats = {
@@ -263,7 +265,7 @@ class TestAmd(SynchronousTestCase):
         }
         self.assertEqual(
             lact_reading(2, {"id": "pci-1", "name": "R"}, stats),
-            Reading(2, "R", "pci-1", 48, 52, 9, 10, 1000, 20.0, 30.5),
+            GpuReading(2, "R", "pci-1", 48, 52, 9, 10, 1000, 20.0, 30.5),
         )
         self.assertIsNone(lact_reading(0, {"id": "x"}, {"vram": {}}))
 
@@ -282,6 +284,6 @@ class TestApple(SynchronousTestCase):
         ]
         found = plistlib.dumps(devices).decode()
         source = AppleGpu(lambda name: "/usr/sbin/" + name, lambda argv, seconds: found, lambda: 100 * MIB)
-        self.assertEqual(source.read(), [Reading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)])
+        self.assertEqual(source.read(), [GpuReading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)])
         self.assertEqual(AppleGpu(lambda name: "x", lambda argv, seconds: "").read(), [])
         self.assertRaises(OSError, AppleGpu(lambda name: None).read)

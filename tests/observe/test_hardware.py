@@ -15,7 +15,7 @@ from llamaswap.observe.accelerators import (
     nvidia_architecture,
     pci_address,
 )
-from llamaswap.observe.hardware import Hardware, Means, describe, environment, memory_capacity
+from llamaswap.observe.hardware import Hardware, HardwareProbe, describe, environment, memory_capacity
 from tests.observe.doubles import at_once
 from tests.observe.test_gpus import FakeNvml
 
@@ -38,7 +38,7 @@ class Folder(SynchronousTestCase):
         def failing(argv, seconds):
             raise OSError("no such program")
 
-        return Means(
+        return HardwareProbe(
             root=self.root,
             command=command or failing,
             find=lambda name: name if name in programs else None,

@@ -4,18 +4,18 @@ from datetime import datetime, timezone
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.bus import Bus, StateChanged, SwapBegan, SwapEnded
-from llamaswap.observe.history import History
+from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
+from llamaswap.observe.history import SwapHistory
 
 
 class TestHistory(SynchronousTestCase):
     def setUp(self):
         self.now = 0.0
-        self.bus = Bus(on_error=self.fail)
+        self.bus = EventBus(on_error=self.fail)
         self.make()
 
     def make(self, **options):
-        self.history = History(
+        self.history = SwapHistory(
             wall=lambda: self.now,
             log_tail=lambda model: b"x" * 9000 + b"last line",
             local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.inflight import COALESCE, Inflight
+from llamaswap.observe.inflight import COALESCE, InflightRequests
 from tests.observe.doubles import facts
 
 SSE = [(b"content-type", b"text/event-stream"), (b"set-cookie", b"secret")]
@@ -26,7 +26,7 @@ class TestInflight(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.finished = []
-        self.inflight = Inflight(
+        self.inflight = InflightRequests(
             clock=self.clock,
             sessions=("X-Session-ID",),
             finished=self.finished.append,
@@ -61,7 +61,7 @@ class TestInflight(SynchronousTestCase):
 
         asked = []
         held = [Held("owl must be done first", ("owl",))]
-        self.inflight = Inflight(clock=self.clock, why=lambda model: asked.append(model) or held[0])
+        self.inflight = InflightRequests(clock=self.clock, why=lambda model: asked.append(model) or held[0])
         self.listen()
         scope = self.inflight.open(facts(7))
         self.inflight.phase("7", "queued", 2)
@@ -86,7 +86,7 @@ class TestInflight(SynchronousTestCase):
 
     def test_a_long_queue_asks_once_for_each_model(self):
         asked = []
-        self.inflight = Inflight(clock=self.clock, why=asked.append)
+        self.inflight = InflightRequests(clock=self.clock, why=asked.append)
         for number in range(9):
             self.inflight.open(facts(number))
         self.inflight.snapshot()
@@ -278,7 +278,7 @@ class Balance(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.finished = []
-        self.inflight = Inflight(clock=self.clock, finished=self.finished.append)
+        self.inflight = InflightRequests(clock=self.clock, finished=self.finished.append)
         self.open = {}
         self.made = 0
         self.seen = None

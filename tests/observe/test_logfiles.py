@@ -6,8 +6,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.logfiles import PAUSE, LogFiles, Settings, file_name
-from llamaswap.observe.logs import LogBook
+from llamaswap.observe.logfiles import PAUSE, LogFileLimits, LogFiles, file_name
+from llamaswap.observe.logs import LogRegistry
 
 LINE = b"0123456789\n"
 
@@ -17,7 +17,7 @@ class FileTests(SynchronousTestCase):
         self.folder = Path(self.mktemp())
         self.problems, self.now = [], 0.0
         return LogFiles(
-            Settings(str(self.folder), size, keep),
+            LogFileLimits(str(self.folder), size, keep),
             self.problems.append,
             start=lambda loop: None,
             clock=lambda: self.now,
@@ -129,14 +129,14 @@ class FileTests(SynchronousTestCase):
         files.write("one", LINE)
         files.flush()
         self.assertFalse(self.folder.exists())
-        files.retune(Settings(str(self.folder), 100, 1))
+        files.retune(LogFileLimits(str(self.folder), 100, 1))
         files.write("one", LINE)
         files.flush()
         self.assertEqual(self.content(), LINE)
 
     def test_a_thread_writes_and_its_end_writes_the_rest(self):
         folder = Path(self.mktemp())
-        files = LogFiles(Settings(str(folder), 100, 1), self.fail)
+        files = LogFiles(LogFileLimits(str(folder), 100, 1), self.fail)
         files.write("one", LINE)
         files.close(5.0)
         self.assertEqual((folder / "one.log").read_bytes(), LINE)
@@ -159,7 +159,7 @@ def _umask():
 class BookTests(SynchronousTestCase):
     def test_a_book_writes_its_own_lines_and_each_models(self):
         told = []
-        book = LogBook(to_file=lambda name, data: told.append((name, data)))
+        book = LogRegistry(to_file=lambda name, data: told.append((name, data)))
         book.proxy.write(b"ours\n")
         book.model("a").write(b"its\n")
         self.assertEqual(told, [("llamaswap", b"ours\n"), ("model-a", b"its\n")])

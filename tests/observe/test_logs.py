@@ -2,32 +2,32 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.logs import HISTORY, LogBook, Monitor, Ring
+from llamaswap.observe.logs import HISTORY, LogMonitor, LogRegistry, RingBuffer
 
 
 class TestRing(SynchronousTestCase):
     def test_keeps_exactly_the_last_capacity_bytes(self):
         """http T160"""
-        ring = Ring()
+        ring = RingBuffer()
         data = bytes(i % 251 for i in range(150_000))
         for start in range(0, len(data), 777):
             ring.add(data[start : start + 777])
         self.assertEqual(ring.content(), data[-HISTORY:])
 
     def test_one_write_larger_than_the_ring_leaves_its_end(self):
-        ring = Ring(10)
+        ring = RingBuffer(10)
         ring.add(b"abc")
         ring.add(b"0123456789xyz")
         self.assertEqual(ring.content(), b"3456789xyz")
 
     def test_cleared_ring_is_empty(self):
-        ring = Ring(10)
+        ring = RingBuffer(10)
         ring.add(b"abc")
         ring.clear()
         self.assertEqual(ring.content(), b"")
 
     def test_memory_stays_bounded(self):
-        ring = Ring(100)
+        ring = RingBuffer(100)
         for _ in range(10_000):
             ring.add(b"x")
         self.assertLessEqual(len(ring._buffer), 150)
@@ -35,7 +35,7 @@ class TestRing(SynchronousTestCase):
 
 class TestMonitor(SynchronousTestCase):
     def test_readers_get_later_writes_only(self):
-        monitor = Monitor("m")
+        monitor = LogMonitor("m")
         monitor.write(b"before")
         got = []
         reader = monitor.subscribe(got.append)
@@ -48,7 +48,7 @@ class TestMonitor(SynchronousTestCase):
 
     def test_the_history_knows_when_its_lines_were_written(self):
         now = [100.0]
-        monitor = Monitor("m", wall=lambda: now[0])
+        monitor = LogMonitor("m", wall=lambda: now[0])
         monitor.remember(b"from before\n")
         monitor.write(b"one\ntwo\nthr")
         now[0] = 100.5
@@ -62,7 +62,7 @@ class TestMonitor(SynchronousTestCase):
 
     def test_times_go_with_the_lines_that_are_forgotten(self):
         now = [0.0]
-        monitor = Monitor("m", wall=lambda: now[0])
+        monitor = LogMonitor("m", wall=lambda: now[0])
         for second in range(1, 3001):
             now[0] = float(second)
             monitor.write(b"%0199d\n" % second)
@@ -72,14 +72,14 @@ class TestMonitor(SynchronousTestCase):
         self.assertLessEqual(len(monitor._marks), lines + 2)
 
     def test_empty_writes_are_not_news(self):
-        monitor = Monitor("m")
+        monitor = LogMonitor("m")
         got = []
         monitor.subscribe(got.append)
         monitor.write(b"")
         self.assertEqual(got, [])
 
     def test_a_paused_reader_gets_what_waited_and_is_told_what_is_missing(self):
-        monitor = Monitor("m")
+        monitor = LogMonitor("m")
         got = []
         reader = monitor.subscribe(got.append, bound=10)
         reader.pauseProducing()
@@ -92,7 +92,7 @@ class TestMonitor(SynchronousTestCase):
         self.assertEqual(reader.dropped, 5)
 
     def test_a_closed_paused_reader_gets_nothing_more(self):
-        monitor = Monitor("m")
+        monitor = LogMonitor("m")
         got = []
         reader = monitor.subscribe(got.append)
         reader.pauseProducing()
@@ -102,7 +102,7 @@ class TestMonitor(SynchronousTestCase):
         self.assertEqual(got, [])
 
     def test_a_failing_reader_is_dropped_and_the_others_go_on(self):
-        monitor = Monitor("m")
+        monitor = LogMonitor("m")
         got = []
 
         def bad(data):
@@ -115,7 +115,7 @@ class TestMonitor(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_readers_may_leave_while_being_told(self):
-        monitor = Monitor("m")
+        monitor = LogMonitor("m")
         got = []
         readers = []
         readers.append(monitor.subscribe(lambda data: [reader.close() for reader in readers]))
@@ -127,7 +127,7 @@ class TestMonitor(SynchronousTestCase):
 class TestLogBook(SynchronousTestCase):
     def book(self, to_stdout):
         out = []
-        book = LogBook(to_stdout=to_stdout, stdout=out.append)
+        book = LogRegistry(to_stdout=to_stdout, stdout=out.append)
         book.proxy.write(b"P")
         book.model("m").write(b"U")
         return book, b"".join(out)
@@ -149,12 +149,12 @@ class TestLogBook(SynchronousTestCase):
         self.assertEqual((book.proxy.history(), book.upstream.history()), (b"P", b"U"))
 
     def test_model_logs_are_made_on_demand_and_stay(self):
-        book = LogBook()
+        book = LogRegistry()
         book.writer("a/b")(b"x")
         self.assertEqual(book.model("a/b").history(), b"x")
 
     def test_a_reload_forgets_logs_of_removed_models_nobody_reads(self):
-        book = LogBook()
+        book = LogRegistry()
         for name in ("kept", "gone", "read"):
             book.model(name)
         book.model("read").subscribe(lambda data: None)
@@ -166,7 +166,7 @@ class TestLogBook(SynchronousTestCase):
         book.writer("a/b")(b"x")
         known = book.histories()
         told = []
-        later = LogBook(stdout=told.append)
+        later = LogRegistry(stdout=told.append)
         later.remember(known | {"nonsense": b"?"})
         self.assertEqual(later.histories(), known)
         self.assertEqual(told, [])

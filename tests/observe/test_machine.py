@@ -6,8 +6,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.exposition import render
-from llamaswap.observe.gpus import Gpus, Reading
-from llamaswap.observe.machine import LOOKING, Machine, SystemReading, read_system, thinned
+from llamaswap.observe.gpus import GpuReader, GpuReading
+from llamaswap.observe.machine import LOOKING, MachineMonitor, SystemReading, read_system, thinned
 from tests.observe.doubles import Later, at_once
 
 SYSTEM = SystemReading((10.5, 20.0), 8192, 4096, 1024, 0, 0, (0.5, 0.25, 0.125), (("eth0", 7, 8),))
@@ -21,7 +21,7 @@ class Source:
 
     def read(self):
         self.reads += 1
-        return [Reading(0, 'A "B"', mem_used_mb=1, mem_total_mb=4)]
+        return [GpuReading(0, 'A "B"', mem_used_mb=1, mem_total_mb=4)]
 
     def close(self):
         self.closes += 1
@@ -32,12 +32,12 @@ class TestMachine(SynchronousTestCase):
         self.clock = Clock()
         self.source = Source()
         self.wanted = True
-        return Machine(
+        return MachineMonitor(
             run=run,
             clock=self.clock,
             wall=self.clock.seconds,
             every=5.0,
-            gpus=Gpus([self.source], self.clock.seconds),
+            gpus=GpuReader([self.source], self.clock.seconds),
             wanted=lambda: self.wanted,
             local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
             **{"read": lambda: SYSTEM, **options},

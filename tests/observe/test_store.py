@@ -5,10 +5,10 @@ import sqlite3
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.query import BadQuery, Filter, Query, parse_filter, parse_query, timestamp
-from llamaswap.observe.record import Row
+from llamaswap.observe.activity_row import ActivityRow
+from llamaswap.observe.query import ActivityFilter, ActivityQuery, BadQuery, parse_filter, parse_query, timestamp
 from llamaswap.observe.stats import histogram
-from llamaswap.observe.store import Store
+from llamaswap.observe.store import ActivityStore
 from llamaswap.wire.usage import Usage
 
 
@@ -22,11 +22,11 @@ def row(model="m", **changes):
         "usage": Usage(1, 2, 3, -1, -1, 10.0, 5.0),
         "duration_ms": 7,
     }
-    return Row(**{**values, **changes})
+    return ActivityRow(**{**values, **changes})
 
 
 def filled(*rows, **options):
-    store = Store(**options)
+    store = ActivityStore(**options)
     store.insert(rows)
     return store
 
@@ -38,7 +38,7 @@ def ids(store, **args):
 class TestPages(SynchronousTestCase):
     def test_an_empty_store(self):
         """http T139"""
-        page = Store().page(Query())
+        page = ActivityStore().page(ActivityQuery())
         self.assertEqual((page.rows, page.page, page.limit, page.total, page.total_pages), ((), 1, 25, 0, 0))
 
     def test_the_last_page_and_the_one_behind_it(self):
@@ -93,7 +93,7 @@ class TestPages(SynchronousTestCase):
     def test_rows_come_back_as_they_went_in(self):
         given = row(metadata={"a": "é"}, error_msg="e", session="s", client="c")
         store = filled(given)
-        (found,) = store.page(Query()).rows
+        (found,) = store.page(ActivityQuery()).rows
         self.assertEqual(
             (found.metadata, found.usage, found.session, found.client), ({"a": "é"}, given.usage, "s", "c")
         )
@@ -130,7 +130,7 @@ class TestQueries(SynchronousTestCase):
         self.assertEqual(self.refusal(order=["up"], limit=["x"], page=["0"], sort=["z"]), "invalid limit")
 
     def test_blank_is_absent(self):
-        self.assertEqual(parse_query({"limit": [""], "page": [" "], "sort": [""], "start": [""]}), Query())
+        self.assertEqual(parse_query({"limit": [""], "page": [" "], "sort": [""], "start": [""]}), ActivityQuery())
 
     def test_fractions_of_a_second(self):
         self.assertEqual(timestamp("1970-01-01T00:00:01.123456789Z"), 1.123456789)
@@ -139,23 +139,23 @@ class TestQueries(SynchronousTestCase):
 class TestKeeping(SynchronousTestCase):
     def test_in_memory_only_the_newest_stay(self):
         """http T145"""
-        store = Store(keep=3)
+        store = ActivityStore(keep=3)
         for _ in range(5):
             store.insert([row(client="c")])
         self.assertEqual(ids(store), [5, 4, 3])
         self.assertEqual(store._open().execute("SELECT COUNT(*) FROM request_origin").fetchone(), (3,))
 
     def test_a_bound_that_is_none_means_the_default(self):
-        self.assertEqual((Store(keep=0).keep, Store(keep=-1).keep), (1000, 1000))
+        self.assertEqual((ActivityStore(keep=0).keep, ActivityStore(keep=-1).keep), (1000, 1000))
 
     def test_a_file_keeps_all_and_survives(self):
         """http T145"""
         path = self.mktemp()
-        store = Store(path, keep=3)
+        store = ActivityStore(path, keep=3)
         store.insert([row()] * 5)
         store.close()
         store.close()
-        again = Store(path)
+        again = ActivityStore(path)
         again.insert([row()])
         self.assertEqual(ids(again), [6, 5, 4, 3, 2, 1])
         self.assertEqual(again._open().execute("PRAGMA journal_mode").fetchone(), ("wal",))
@@ -182,14 +182,16 @@ class TestKeeping(SynchronousTestCase):
         )
         other.commit()
         other.close()
-        store = Store(path)
+        store = ActivityStore(path)
         store.insert([row("ours")])
-        self.assertEqual([(found.id, found.model) for found in store.page(Query()).rows], [(2, "ours"), (1, "theirs")])
+        self.assertEqual(
+            [(found.id, found.model) for found in store.page(ActivityQuery()).rows], [(2, "ours"), (1, "theirs")]
+        )
         self.assertEqual(store._open().execute("SELECT COUNT(*) FROM goose_db_version").fetchone(), (2,))
         store.close()
 
     def test_an_unusable_file_fails_each_time_and_leaks_nothing(self):
-        store = Store(self.mktemp() + "/missing/db")
+        store = ActivityStore(self.mktemp() + "/missing/db")
         for _ in range(2):
             self.assertRaises(sqlite3.OperationalError, store.insert, [row()])
 
@@ -217,7 +219,7 @@ class TestStats(SynchronousTestCase):
     def test_unknown_cache_counts_do_not_count(self):
         """http T147"""
         store = filled(row(usage=Usage(5, 6, 2)), row(usage=Usage(1, 1, -1)))
-        stats = store.stats(Filter())
+        stats = store.stats(ActivityFilter())
         self.assertEqual((stats["total_cache_tokens"], stats["total_requests"]), (2, 2))
         self.assertEqual((stats["total_input_tokens"], stats["total_output_tokens"]), (6, 7))
         self.assertEqual((stats["prompt_histogram"], stats["gen_histogram"]), (None, None))
@@ -226,11 +228,11 @@ class TestStats(SynchronousTestCase):
     def test_stats_of_one_model_and_of_nothing(self):
         store = filled(row("a"), row("b"))
         self.assertEqual(store.stats(parse_filter({"model": ["a"]}))["total_requests"], 1)
-        self.assertEqual(store.stats(Filter(models=("c",)))["total_input_tokens"], 0)
+        self.assertEqual(store.stats(ActivityFilter(models=("c",)))["total_input_tokens"], 0)
 
     def test_a_series_sums_by_time(self):
         store = filled(row(created=59), row(created=60, error_msg="x"), row(created=119))
-        series = store.stats(Filter(), bucket=60)["series"]
+        series = store.stats(ActivityFilter(), bucket=60)["series"]
         self.assertEqual(
             [(part["start"], part["requests"], part["errors"]) for part in series], [(0, 1, 0), (60, 2, 1)]
         )

@@ -5,13 +5,13 @@ import threading
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.worker import Worker
+from llamaswap.observe.worker import WorkerThread
 
 
 class TestWorker(SynchronousTestCase):
     def make(self):
         self.loops = []
-        return Worker("test", lambda call: call(), self.loops.append)
+        return WorkerThread("test", lambda call: call(), self.loops.append)
 
     def test_work_is_done_in_order_and_answers_come_back(self):
         worker = self.make()
@@ -49,7 +49,7 @@ class TestWorker(SynchronousTestCase):
     def test_a_real_thread_ends_with_close(self):
         answered = threading.Event()
         names = []
-        worker = Worker("store", lambda call: (call(), answered.set()))
+        worker = WorkerThread("store", lambda call: (call(), answered.set()))
         worker(lambda: names.append(threading.current_thread()))
         self.assertTrue(answered.wait(10))
         worker.close()

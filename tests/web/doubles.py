@@ -12,37 +12,37 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 
-from llamaswap.bus import Bus
 from llamaswap.config import Capabilities, Config, Filters, Model, Peer, Profile, Secret, Selector
-from llamaswap.discover.found import Found
+from llamaswap.discover.config_writer import ScanResult
+from llamaswap.events import EventBus
 from llamaswap.observe import activity as observed
 from llamaswap.observe.captures import Captures
-from llamaswap.observe.history import History
-from llamaswap.observe.logs import LogBook
-from llamaswap.observe.store import Store
-from llamaswap.peers import Health
-from llamaswap.schedule.picture import Forecast
+from llamaswap.observe.history import SwapHistory
+from llamaswap.observe.logs import LogRegistry
+from llamaswap.observe.store import ActivityStore
+from llamaswap.proxy.peers import Health
+from llamaswap.scheduling.state import Forecast
 from llamaswap.version import Build
-from llamaswap.web import app, table
-from llamaswap.web.activity import Activity
-from llamaswap.web.discovery import Discovery
-from llamaswap.web.doors import Doors
-from llamaswap.web.editing import Checked, Editing
-from llamaswap.web.events import Events
-from llamaswap.web.gate import Gate
-from llamaswap.web.listing import Listing
+from llamaswap.web import app, route_table
+from llamaswap.web.activity import ActivityEndpoints
+from llamaswap.web.auth import Authenticator
+from llamaswap.web.config_api import CheckedConfig, ConfigEndpoints
+from llamaswap.web.config_history import ConfigVersion
+from llamaswap.web.discovery import DiscoveryEndpoints
+from llamaswap.web.event_stream import EventEndpoints
+from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.loadtest import LoadTests
-from llamaswap.web.logs import Logs
-from llamaswap.web.models import Models
+from llamaswap.web.logs import LogEndpoints
+from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.openapi import OpenApi
-from llamaswap.web.peers import Peers
-from llamaswap.web.processes import Processes
-from llamaswap.web.profiles import Profiles
-from llamaswap.web.reloads import Reloads
-from llamaswap.web.streams import Streams
-from llamaswap.web.system import System
-from llamaswap.web.ui import Ui
-from llamaswap.web.versions import Version
+from llamaswap.web.peers import PeerEndpoints
+from llamaswap.web.processes import ProcessEndpoints
+from llamaswap.web.profiles import ProfileEndpoints
+from llamaswap.web.proxy_routes import ProxyRoutes
+from llamaswap.web.reload_status import ReloadEvents
+from llamaswap.web.streaming_response import StreamingResponses
+from llamaswap.web.system import SystemEndpoints
+from llamaswap.web.ui import UiFiles
 from llamaswap.wire import openai
 
 
@@ -238,7 +238,7 @@ class FakeFiles:
     text: str = "models: {}\n"
     editable: bool = False
     written: list = field(factory=list)
-    answer: object = field(factory=Checked)
+    answer: object = field(factory=CheckedConfig)
     kept: dict = field(factory=dict)
     authors: list = field(factory=list)
 
@@ -257,7 +257,7 @@ class FakeFiles:
 
     def versions(self):
         return [
-            Version(name, 1700000000.0 + at, len(text), "saved", in_force=text == self.text)
+            ConfigVersion(name, 1700000000.0 + at, len(text), "saved", in_force=text == self.text)
             for at, (name, text) in reversed(list(enumerate(self.kept.items())))
         ]
 
@@ -297,11 +297,11 @@ class World:
 
     fleet: FakeFleet = field(factory=FakeFleet)
     clock: Clock = field(factory=Clock)
-    book: LogBook = field(factory=LogBook)
-    streams: Streams = field(factory=Streams)
+    book: LogRegistry = field(factory=LogRegistry)
+    streams: StreamingResponses = field(factory=StreamingResponses)
     ui: Path = Path("/nonexistent")
     access: object = None
-    bus: Bus = field(factory=lambda: Bus(on_error=_raise))
+    bus: EventBus = field(factory=lambda: EventBus(on_error=_raise))
     inflight: FakeInflight = field(factory=FakeInflight)
     machine: FakeMachine = field(factory=FakeMachine)
     files: FakeFiles = field(factory=FakeFiles)
@@ -309,14 +309,14 @@ class World:
     hardware: object = None
     page: bytes = b""
     generator: object = None
-    store: Store = field(factory=Store)
+    store: ActivityStore = field(factory=ActivityStore)
     peers: object = field(factory=lambda: FakePeers())
     vram: dict = field(factory=dict)
-    survey: object = lambda ports, enough: Found()
+    survey: object = lambda ports, enough: ScanResult()
     surveyor: object = at_once
 
     def __attrs_post_init__(self):
-        self.activity = observed.Activity(
+        self.activity = observed.ActivityLog(
             store=self.store,
             captures=self.captures,
             run=at_once,
@@ -324,9 +324,9 @@ class World:
             wall=lambda: 1700000000.0,
             local=utc,
         )
-        self.history = History(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n", local=utc)
+        self.history = SwapHistory(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n", local=utc)
         self.history.listen(self.bus)
-        self.events = Events(
+        self.events = EventEndpoints(
             self.fleet,
             self.config,
             self.bus,
@@ -339,8 +339,8 @@ class World:
             self.machine,
         )
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
-        self.reloads = Reloads(self.bus, lambda: 1700000000.0)
-        self.discovery = Discovery(
+        self.reloads = ReloadEvents(self.bus, lambda: 1700000000.0)
+        self.discovery = DiscoveryEndpoints(
             lambda: self.files.editable, self.config, self.survey, self.surveyor, self.clock, lambda: (8080,)
         )
 
@@ -350,25 +350,27 @@ class World:
     def groups(self):
         config, fleet = self.config, self.fleet
         return [
-            Doors(Echo(b"model"), Echo(b"upstream"), Echo(b"comfyui")),
-            Listing(fleet, config, lambda: 1700000000.5, self.peers),
-            Processes(fleet, config),
-            Profiles(fleet, config),
-            Peers(config, self.peers),
-            Logs(self.book, config, self.streams),
-            Ui(self.ui, fleet, config),
+            ProxyRoutes(Echo(b"model"), Echo(b"upstream"), Echo(b"comfyui")),
+            ListingEndpoints(fleet, config, lambda: 1700000000.5, self.peers),
+            ProcessEndpoints(fleet, config),
+            ProfileEndpoints(fleet, config),
+            PeerEndpoints(config, self.peers),
+            LogEndpoints(self.book, config, self.streams),
+            UiFiles(self.ui, fleet, config),
             self.events,
-            Activity(self.activity, self.captures, self.inflight, self.streams),
-            System(Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}),
-            Models(fleet, config, self.inflight, self.history, self.book, self.clock, vram=self.vram.get),
-            Editing(self.files, config, self.reloads),
+            ActivityEndpoints(self.activity, self.captures, self.inflight, self.streams),
+            SystemEndpoints(
+                Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
+            ),
+            ModelEndpoints(fleet, config, self.inflight, self.history, self.book, self.clock, vram=self.vram.get),
+            ConfigEndpoints(self.files, config, self.reloads),
             self.discovery,
             self.loadtests,
-            OpenApi(lambda: table.ROUTES, Build("9")),
+            OpenApi(lambda: route_table.ROUTES, Build("9")),
         ]
 
     def site(self):
-        keys = Gate(lambda: [key.value.encode() for key in self.fleet.config.api_keys])
+        keys = Authenticator(lambda: [key.value.encode() for key in self.fleet.config.api_keys])
         admin = app.Admin(self.groups(), keys)
         site = app.make_site(admin, clock=self.clock, access=self.access)
         site.startFactory = site.stopFactory = lambda: None

@@ -10,14 +10,14 @@ from twisted.internet.task import Clock
 
 from llamaswap.config import Compat, Config, Endpoint, Filters, Model, Peer, Profile, Secret, Selector
 from llamaswap.errors import BodyTooLarge, ClientGone, UpstreamDeclined
-from llamaswap.relay.bodies import BytesBody
-from llamaswap.relay.exchange import Exchange, RequestHead, ResponseSink
-from llamaswap.relay.response import ResponseFramer
+from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.exchange import Exchange, RequestHead, ResponseSink
+from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.web.dispatch import Dispatcher
 from llamaswap.web.errors import render, unauthorized
 from llamaswap.web.inference import Inference
 from llamaswap.web.passthrough import Passthrough
-from llamaswap.wire.fields import to_client
+from llamaswap.wire.headers import to_client
 
 JSON = (b"Content-Type", b"application/json")
 

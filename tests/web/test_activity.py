@@ -7,14 +7,14 @@ import zstandard
 from attrs import evolve
 from twisted.trial.unittest import TestCase
 
+from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.captures import Capture, pack
-from llamaswap.observe.record import Row
 from llamaswap.wire.usage import NOTHING, Usage
 from tests.web.doubles import World, envelope
 
 
 def row(model="m1", status=200, **more):
-    return Row(1700000000, model, "/v1/x", "application/json", status, Usage(3, 4), 12, **more)
+    return ActivityRow(1700000000, model, "/v1/x", "application/json", status, Usage(3, 4), 12, **more)
 
 
 def world_of(*models):
@@ -83,7 +83,11 @@ class StatsTests(TestCase):
         """http T147"""
         world = World()
         world.store.insert(
-            [row(), Row(1, "m2", "/", "", 200, Usage(1, 1, 2), 1), Row(1, "m2", "/", "", 500, NOTHING, 1)]
+            [
+                row(),
+                ActivityRow(1, "m2", "/", "", 200, Usage(1, 1, 2), 1),
+                ActivityRow(1, "m2", "/", "", 500, NOTHING, 1),
+            ]
         )
         stats = world.ask("/api/metrics/stats").json
         self.assertEqual((stats["total_requests"], stats["total_cache_tokens"]), (3, 2))

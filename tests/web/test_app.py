@@ -3,7 +3,7 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
-from llamaswap.web.gate import Gate
+from llamaswap.web.auth import Authenticator
 from tests.web.doubles import Client, FakeFleet, World, envelope, with_keys
 
 
@@ -195,5 +195,5 @@ class AccessLogTests(TestCase):
 
 class AbsentGroupTests(TestCase):
     def test_the_routes_of_a_group_that_is_not_there_are_not_found(self):
-        site = app.make_site(app.Admin([], Gate(tuple)), clock=World().clock)
+        site = app.make_site(app.Admin([], Authenticator(tuple)), clock=World().clock)
         self.assertEqual(Client(site, "/api/loadtest").answer().status, 404)

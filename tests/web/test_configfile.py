@@ -3,10 +3,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from llamaswap.config import Source, load
+from llamaswap.config import ConfigText, load
 from llamaswap.errors import ConfigError
+from llamaswap.web.config_history import NOBODY, ConfigHistory, VersionAuthor
 from llamaswap.web.configfile import ConfigFile
-from llamaswap.web.versions import NOBODY, Author, Versions
 
 OLD = "models:\n  a:\n    cmd: serve --port ${PORT}\n"
 NEW = OLD + "  b:\n    cmd: serve b --port ${PORT}\n"
@@ -18,12 +18,12 @@ class ConfigFileTests(TestCase):
         self.path.write_text(OLD)
         self.path.chmod(0o600)
         self.reloads = []
-        config = load([Source(str(self.path), OLD)], {}).config
+        config = load([ConfigText(str(self.path), OLD)], {}).config
         self.file = ConfigFile(
             self.path,
             {},
             lambda: config,
-            lambda: [Source(str(self.path), self.path.read_text())],
+            lambda: [ConfigText(str(self.path), self.path.read_text())],
             lambda: self.reloads.append(1),
             allowed=True,
         )
@@ -83,26 +83,26 @@ class ConfigFileTests(TestCase):
 
     def test_a_folder_is_shown_and_not_edited(self):
         self.file.path = None
-        self.file.sources = lambda: [Source("a.yaml", "x: 1\n"), Source("b.yaml", "y: 2\n")]
+        self.file.sources = lambda: [ConfigText("a.yaml", "x: 1\n"), ConfigText("b.yaml", "y: 2\n")]
         self.assertFalse(self.file.editable)
         self.assertEqual(self.file.read(), "# a.yaml\nx: 1\n---\n# b.yaml\ny: 2\n")
 
     def test_what_was_in_the_file_and_what_was_saved_are_kept(self):
-        self.file.write(NEW, Author("10.0.0.7", "a browser"))
+        self.file.write(NEW, VersionAuthor("10.0.0.7", "a browser"))
         saved, found = self.file.versions()
         self.assertEqual((saved.why, found.why), ("saved", "found"))
         self.assertEqual((saved.author.address, found.author.address), ("10.0.0.7", ""))
         self.assertEqual((self.file.version(saved.id), self.file.version(found.id)), (NEW, OLD))
 
     def test_a_text_that_is_written_is_loaded_also_where_no_version_of_it_can_be_kept(self):
-        usual = Versions.keep
+        usual = ConfigHistory.keep
 
         def full(versions, content, *more):
             if content == NEW.encode():
                 raise OSError(28, "No space left on device")
             usual(versions, content, *more)
 
-        self.patch(Versions, "keep", full)
+        self.patch(ConfigHistory, "keep", full)
         self.file.write(NEW, NOBODY)
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
         self.assertEqual([version.why for version in self.file.versions()], ["found"])

@@ -3,8 +3,8 @@ from pathlib import PurePosixPath
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from llamaswap.config import Endpoint, Model, Peer, Source, load
-from llamaswap.discover.found import Found, FoundModel, FoundServer
+from llamaswap.config import ConfigText, Endpoint, Model, Peer, load
+from llamaswap.discover.config_writer import FoundModel, FoundServer, ScanResult
 from llamaswap.web.discovery import FRESH, LONGEST, MOST, PATIENCE
 from tests.web.doubles import FakeFiles, FakeFleet, World, at_once, example_config, with_keys
 
@@ -13,7 +13,7 @@ def model(name, path="/m/x.gguf", **more):
     return FoundModel(name, ("/bin/llama-server", "-m", path), files=(PurePosixPath(path),), **more)
 
 
-FOUND = Found(
+FOUND = ScanResult(
     (model("new", bytes=7), model("al", "/m/used.gguf")),
     (FoundServer("vllm", "http://127.0.0.1:8000", ("m",)), FoundServer("lab", "http://127.0.0.1:5001")),
     {"vllm": "/bin/vllm", "docker": "/bin/docker"},
@@ -35,7 +35,7 @@ class DiscoveryTests(TestCase):
         told = self.world().ask("/api/discover").json
         text = "models:\n" + "".join(one["yaml"] for one in told["models"] + told["engines"])
         text += "peers:\n" + "".join(one["yaml"] for one in told["servers"])
-        config = load([Source("x", text)], {}).config
+        config = load([ConfigText("x", text)], {}).config
         self.assertEqual(config.models["new"].cmd.split()[0], "/bin/llama-server")
         self.assertEqual(config.peers["vllm"].models, ("m",))
         self.assertTrue(told["complete"])
@@ -67,7 +67,7 @@ class DiscoveryTests(TestCase):
         self.assertEqual(self.asked, [])
 
     def test_many_models_are_cut_and_that_is_told(self):
-        told = self.world(Found(tuple(model(f"m{n}") for n in range(MOST + 9)))).ask("/api/discover").json
+        told = self.world(ScanResult(tuple(model(f"m{n}") for n in range(MOST + 9)))).ask("/api/discover").json
         self.assertEqual((len(told["models"]), told["complete"]), (MOST, False))
 
     def test_an_answer_of_a_moment_ago_serves_again(self):

@@ -16,7 +16,7 @@ from llamaswap.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from llamaswap.web.job import SMALL_PIECE, TOGETHER
+from llamaswap.web.proxy_request import SMALL_PIECE, TOGETHER
 from tests.web.pipeline import ArrivingBody, Stage
 
 CHAT = b"/v1/chat/completions"

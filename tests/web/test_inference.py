@@ -12,7 +12,7 @@ from llamaswap.errors import (
     ClientGone,
     NoTarget,
 )
-from llamaswap.web.gate import Gate
+from llamaswap.web.auth import Authenticator
 from llamaswap.web.inference import is_model_path
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
@@ -136,7 +136,7 @@ class NamingTheModel(SynchronousTestCase):
         self.assertEqual(self.stage.router.asked, [])
 
     def test_key_in_several_headers_reaches_neither_server_nor_peer_nor_capture(self):
-        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
         basic = b"Basic " + b64encode(b"anyone:k-1")
         for name in ("alpha", "lab/delta"):
             for authorization in (b"Bearer k-1", basic):
@@ -160,7 +160,7 @@ class NamingTheModel(SynchronousTestCase):
             model("longer", cmd="llama-server --api-key k-10"),
         ]
         self.stage.router.config = config(models=shared)
-        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
         for each in shared:
             self.stage.post({"model": each.id}, CHAT, (b"Authorization", b"Bearer k-1"))
             passed = None if each.id in ("never", "longer") else b"Bearer k-1"
@@ -168,14 +168,14 @@ class NamingTheModel(SynchronousTestCase):
 
     def test_a_key_of_the_environment_that_servers_inherit_reaches_them(self):
         self.stage.dispatcher.environment = ("/usr/bin", "k-1")
-        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
         self.stage.post({"model": "alpha"}, CHAT, (b"x-api-key", b"k-1"))
         self.assertEqual(self.stage.carriage.header(b"x-api-key"), b"k-1")
 
     def test_a_key_reaches_a_peer_without_a_key_of_its_own(self):
         closed = Peer("closed", models=("m",), endpoint=Endpoint("http", "10.0.0.7", 7000), forward_key="never")
         self.stage.router.config = config(peers={"closed": closed})
-        self.stage.inference.gate = Gate(lambda: [b"k-1"])
+        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
         for name, sent in (("den/zeta", b"Bearer k-1"), ("lab/delta", b"Bearer pk-lab"), ("closed/m", None)):
             self.stage.post({"model": name}, CHAT, (b"Authorization", b"Bearer k-1"))
             self.assertEqual(self.stage.relay.carried[-1].head.first(b"authorization"), sent, name)

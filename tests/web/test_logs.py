@@ -1,6 +1,6 @@
 from twisted.trial.unittest import TestCase
 
-from llamaswap.observe.logs import LogBook
+from llamaswap.observe.logs import LogRegistry
 from tests.web.doubles import FakeFleet, World, with_keys
 
 
@@ -20,7 +20,7 @@ class HistoryTests(TestCase):
 
     def test_only_the_chosen_logs_are_combined(self):
         """http T161"""
-        world = World(book=LogBook(to_stdout="upstream"))
+        world = World(book=LogRegistry(to_stdout="upstream"))
         world.book.proxy.write(b"ours\n")
         world.book.model("alpha").write(b"theirs\n")
         self.assertEqual(world.ask("/logs").body, b"theirs\n")

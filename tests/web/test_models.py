@@ -1,8 +1,8 @@
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import TestCase
 
-from llamaswap.bus import StateChanged, SwapBegan, SwapEnded
 from llamaswap.errors import StartFailed
+from llamaswap.events import StateChanged, SwapBegan, SwapEnded
 from tests.web.doubles import FakeFleet, Status, World, envelope, with_keys
 
 

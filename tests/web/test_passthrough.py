@@ -16,7 +16,7 @@ from twisted.web.server import Site
 
 from llamaswap.config import Compat, Profile
 from llamaswap.config.patterns import PathPattern
-from llamaswap.config.schema import Upstream
+from llamaswap.config.schema import UpstreamSettings
 from llamaswap.web.passthrough import Destination, destination, resource
 from tests.web.pipeline import JSON, Stage, config, model
 
@@ -167,7 +167,7 @@ class PassingThrough(SynchronousTestCase):
             self.assertEqual(stage.carriage.head.target, b"/base/v1/completions?a=1")
 
     def test_an_ignored_path_does_not_start_its_model(self):
-        ignoring = Upstream(ignore_paths=(PathPattern.compile(r"\.js$"),))
+        ignoring = UpstreamSettings(ignore_paths=(PathPattern.compile(r"\.js$"),))
         stage = Stage(config=config(upstream=ignoring))
         asked = stage.upstream(b"GET", b"/upstream/alpha/app.js?x")
         self.assertEqual(asked.sink.status, 409)

@@ -1,9 +1,9 @@
 from attrs import evolve
 from twisted.trial.unittest import TestCase
 
-from llamaswap.bus import PeersChanged
 from llamaswap.config import Peer, Secret
-from llamaswap.peers import Health
+from llamaswap.events import PeersChanged
+from llamaswap.proxy.peers import Health
 from tests.web.doubles import FakeFleet, FakePeers, World, example_config
 
 

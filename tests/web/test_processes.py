@@ -3,7 +3,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from llamaswap.config import Secret
-from llamaswap.router import Failing
+from llamaswap.routing.router import FailingModel
 from tests.web.doubles import FakeFleet, Status, Vitals, World, envelope, example_config
 
 
@@ -42,7 +42,7 @@ class RunningTests(TestCase):
         self.assertEqual(told, {"running": [], "sleeping": [{"model": "alpha", "pid": 4711}]})
 
     def test_models_that_are_down_because_they_fail_are_told_with_their_last_words(self):
-        broken = Failing("alpha", 3, 1.75, "exited prematurely", "loading\nout of memory")
+        broken = FailingModel("alpha", 3, 1.75, "exited prematurely", "loading\nout of memory")
         told = World(FakeFleet(broken=[broken])).ask("/running").json
         words = ["loading", "out of memory"]
         facts = {"failures": 3, "retry_in_s": 1.75, "error": "exited prematurely", "log_tail": words}

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.wire import fields
+from llamaswap.wire import headers as header_rules
 from llamaswap.wire.body import MultipartScan
 from llamaswap.wire.usage import LINE_BOUND, LINE_TAIL, StreamScanner, from_document, from_fragment, from_lines
 
@@ -131,17 +131,17 @@ class HeaderTests(SynchronousTestCase):
         lower = [name.lower() for name, _ in crossed]
         self.assertEqual([name for name in lower if name in self.never], [])
         self.assertEqual(lower.count(b"transfer-encoding") + lower.count(b"content-length"), 0, "the client's framing")
-        named = set(fields.tokens(given_headers, b"connection"))
+        named = set(header_rules.tokens(given_headers, b"connection"))
         self.assertFalse({b"x-a", b"x-b"} & named & set(lower), "named by Connection, and crossed")
 
     @few
     @given(lists, st.booleans())
     def test_towards_a_server(self, headers, metered):
         options = {"metered": metered, "key_headers": frozenset([b"x-api-key"])}
-        crossed = fields.to_local(headers, peer="10.0.0.1", **options)
+        crossed = header_rules.to_local(headers, peer="10.0.0.1", **options)
         self.check(headers, crossed)
         self.assertNotIn(b"x-api-key", [name.lower() for name, _ in crossed])
-        crossed = fields.to_peer(headers, authority=b"peer", api_key=b"mine", **options)
+        crossed = header_rules.to_peer(headers, authority=b"peer", api_key=b"mine", **options)
         self.check(headers, crossed)
         lower = [name.lower() for name, _ in crossed]
         self.assertEqual([value for name, value in crossed if name.lower() == b"host"], [b"peer"])
@@ -150,8 +150,8 @@ class HeaderTests(SynchronousTestCase):
     @few
     @given(lists)
     def test_towards_a_client(self, headers):
-        crossed = fields.to_client(headers)
+        crossed = header_rules.to_client(headers)
         lower = [name.lower() for name, _ in crossed]
         self.assertEqual([name for name in lower if name in self.never], [])
-        named = set(fields.tokens(headers, b"connection"))
+        named = set(header_rules.tokens(headers, b"connection"))
         self.assertFalse({b"x-a", b"x-b"} & named & set(lower))

@@ -1,0 +1,134 @@
+"""`bench MODEL`: how fast a model answers, seen from a client: time to first token, tokens a second, percentiles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import click
+from attrs import frozen
+from rich.table import Table
+
+from llamaswap.cli.client import ApiClient, ClientError
+from llamaswap.cli.context import CliContext, about, model_names, remote
+from llamaswap.cli.streaming import StreamStats, collect
+from llamaswap.observe.stats import percentile
+
+PERCENTILES = (50, 90, 99)
+
+
+@frozen
+class BenchResult:
+    """One request: its numbers, or why there are none."""
+
+    tally: StreamStats | None
+    error: str = ""
+
+
+def summary(values: Sequence[float], digits: int = 4) -> dict[str, float | None]:
+    """Mean, extremes and percentiles."""
+    if not values:
+        return dict.fromkeys(("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max"))
+    ordered = sorted(values)
+    ranked = {f"p{percent}": percentile(ordered, percent / 100) for percent in PERCENTILES}
+    found = {"mean": sum(values) / len(values), "min": ordered[0], **ranked, "max": ordered[-1]}
+    return {name: round(value, digits) for name, value in found.items()}
+
+
+def measure(
+    client: ApiClient,
+    body: dict[str, Any],
+    requests: int,
+    concurrency: int,
+    done: Callable[[BenchResult], None] = lambda outcome: None,
+    now: Callable[[], float] = time.perf_counter,
+) -> tuple[list[BenchResult], float]:
+    """All requests, `concurrency` at a time; (outcomes, seconds for all)."""
+
+    def one(_: int) -> BenchResult:
+        try:
+            outcome = BenchResult(collect(client, body, now=now))
+        except ClientError as trouble:
+            outcome = BenchResult(None, str(trouble))
+        done(outcome)
+        return outcome
+
+    began = now()
+    with ThreadPoolExecutor(concurrency) as pool:
+        outcomes = list(pool.map(one, range(requests)))
+    return outcomes, now() - began
+
+
+def report(model: str, outcomes: Sequence[BenchResult], elapsed: float, warm_s: float | None) -> dict[str, Any]:
+    """The numbers of a run."""
+    good = [outcome.tally for outcome in outcomes if outcome.tally is not None]
+    tokens = sum(tally.tokens for tally in good)
+    errors = [outcome.error for outcome in outcomes if outcome.tally is None]
+    return {
+        "model": model,
+        "requests": len(outcomes),
+        "failed": len(errors),
+        "errors": sorted(set(errors))[:5],
+        "elapsed_s": round(elapsed, 3),
+        "load_and_first_request_s": None if warm_s is None else round(warm_s, 3),
+        "tokens": tokens,
+        "tokens_per_second_overall": round(tokens / elapsed, 2) if elapsed > 0 else None,
+        "requests_per_second": round(len(good) / elapsed, 3) if elapsed > 0 else None,
+        "ttft_s": summary([tally.first for tally in good if tally.first is not None]),
+        "total_s": summary([tally.total for tally in good]),
+        "tokens_per_second": summary([tally.rate for tally in good if tally.rate is not None], 2),
+    }
+
+
+@click.command()
+@click.argument("model", shell_complete=model_names)
+@click.option("-n", "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
+@click.option("-c", "--concurrency", type=click.IntRange(1, 1000), default=1, show_default=True, help="At a time.")
+@click.option("--prompt", default="Write a short story about a river.", show_default=True, help="What is asked.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Most tokens each.")
+@click.option("--warm/--cold", default=True, help="Ask once before measuring (default), so that loading is not timed.")
+@remote
+def bench(
+    desk: CliContext, model: str, requests: int, concurrency: int, prompt: str, max_tokens: int, warm: bool
+) -> None:
+    """Measure a model's speed over the proxy."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
+    with about(desk.client, model):
+        warm_s = collect(desk.client, {**body, "max_tokens": 1}).total if warm else None
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=desk.err, transient=True) as bar:
+        task = bar.add_task("requests", total=requests)
+        outcomes, elapsed = measure(desk.client, body, requests, concurrency, lambda outcome: bar.advance(task))
+    found = report(model, outcomes, elapsed, warm_s)
+    if desk.as_json:
+        desk.document(found)
+    else:
+        _show(desk, found)
+    if found["failed"] == requests:
+        raise SystemExit(1)
+
+
+def _show(desk: CliContext, found: dict[str, Any]) -> None:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max")
+    shown.add_column(found["model"])
+    for column in columns:
+        shown.add_column(column, justify="right")
+    for key, title in (
+        ("ttft_s", "time to first token (s)"),
+        ("total_s", "whole answer (s)"),
+        ("tokens_per_second", "tokens/s of one answer"),
+    ):
+        shown.add_row(title, *("" if found[key][name] is None else f"{found[key][name]:.3f}" for name in columns))
+    desk.show(shown)
+    desk.say(
+        f"{found['requests']} requests in {found['elapsed_s']:.2f}s, {found['failed']} failed; "
+        f"{found['tokens']} tokens, {found['tokens_per_second_overall'] or 0:.1f} tokens/s over all"
+    )
+    if found["load_and_first_request_s"] is not None:
+        desk.note(f"before that, one request to warm up: {found['load_and_first_request_s']:.2f}s")
+    for error in found["errors"]:
+        desk.note(error, "red")

@@ -1,0 +1,147 @@
+"""All subcommands of `llamaswap` in one click group, found lazily: `llamaswap ps` does not import what `pull` needs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+import click
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "bench": ("bench", "bench"),
+    "check": ("check", "check"),
+    "completion": ("command_group", "completion"),
+    "demo": ("command_group", "demo"),
+    "help": ("command_group", "help_"),
+    "import": ("init", "take_over"),
+    "init": ("init", "init"),
+    "load": ("models", "load"),
+    "logs": ("logs", "logs"),
+    "ps": ("models", "ps"),
+    "pull": ("pull", "pull"),
+    "run": ("chat", "run"),
+    "service": ("service", "service"),
+    "top": ("top", "top"),
+    "unload": ("models", "unload"),
+    "wol": ("wol", "wol"),
+    "upgrade": ("upgrade", "upgrade"),
+}
+"""Name -> (module of this package, attribute)."""
+COMPLETE = "_LLAMASWAP_COMPLETE"
+
+
+class UnknownCommand(click.ClickException):
+    """A word that is no command. It names help itself: `llamaswap --help` shows the server's flags."""
+
+    exit_code = 2
+
+    def __init__(self, word: str) -> None:
+        near = get_close_matches(word, COMMANDS, n=1)
+        advice = f"did you mean {near[0]}?" if near else "llamaswap help lists them"
+        super().__init__(f"there is no command {word}; {advice}")
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        found: click.Command = getattr(import_module(f"llamaswap.cli.{module}"), attribute)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was meant."""
+        if args[0] not in COMMANDS:
+            raise UnknownCommand(args[0])
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Flags without a command start the server, as in the Go program: llamaswap -h shows them.",
+)
+def app() -> None:
+    """One HTTP endpoint in front of every local inference server."""
+
+
+def described(command: click.Command, context: click.Context) -> dict[str, Any]:
+    """A command for a program to read: what it does, what it takes, and the commands below it."""
+    options, arguments = [], []
+    for parameter in command.get_params(context):
+        if isinstance(parameter, click.Option):
+            names = [*parameter.opts, *parameter.secondary_opts]
+            told = {"names": names, "help": parameter.help or "", "takes_value": not parameter.is_flag}
+            options.append({**told, "required": parameter.required, "environment": parameter.envvar})
+        else:
+            told = {"name": parameter.human_readable_name, "required": parameter.required}
+            arguments.append({**told, "many": parameter.nargs != 1})
+    found = {"name": context.info_name, "help": inspect.cleandoc(command.help or "").replace("\b\n", "")}
+    below = []
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            one = command.get_command(context, name)
+            if one is not None:
+                below.append(described(one, click.Context(one, info_name=name, parent=context)))
+    return {**found, "arguments": arguments, "options": options, "commands": below}
+
+
+@click.command(name="help")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def help_(context: click.Context, name: str | None, as_json: bool) -> None:
+    """Show what a command does."""
+    parent = context.parent
+    assert parent is not None
+    command: click.Command | None = app if name is None else app.get_command(parent, name)
+    if command is None:
+        raise UnknownCommand(str(name))
+    asked = parent if name is None else click.Context(command, info_name=name, parent=parent)
+    click.echo(json.dumps(described(command, asked), indent=2) if as_json else command.get_help(asked))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def completion(shell: str, as_json: bool) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash: llamaswap completion bash > ~/.local/share/bash-completion/completions/llamaswap
+    zsh:  llamaswap completion zsh  > a folder of $fpath, as _llamaswap
+    fish: llamaswap completion fish > ~/.config/fish/completions/llamaswap.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # Choice lets only shells of click's through
+    script = kind(app, {}, "llamaswap", COMPLETE).source()
+    click.echo(json.dumps({"shell": shell, "script": script}) if as_json else script)
+
+
+@click.command()
+@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="host:port or :port.")
+def demo(listen: str) -> None:
+    """Run two tiny built-in models, to see a swap without any."""
+    from twisted.application.twist._twist import Twist
+
+    Twist.main(["twist", "llamaswap", "--demo", "--listen", listen])
+
+
+def main(words: Sequence[str]) -> None:
+    """Run a command line whose first word is a command; ends with SystemExit."""
+    app.main(args=list(words), prog_name="llamaswap", complete_var=COMPLETE)

@@ -1,0 +1,55 @@
+"""Configurations that commands write: never over an existing file unasked, always one that loads."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from llamaswap.cli.context import CliContext, counted
+from llamaswap.config import ConfigText, load
+from llamaswap.discover.config_writer import ScanResult, configuration
+from llamaswap.errors import ConfigError
+
+NOTHING = (
+    "no model was found: llamaswap init --force --models FOLDER looks for GGUF files there, llamaswap pull REPO:QUANT "
+    "downloads one, llamaswap demo needs none"
+)
+
+
+def write(desk: CliContext, found: ScanResult, output: str, force: bool) -> None:
+    """The configuration into `output`, to standard output for -; with --json what is in it is told too."""
+    text = configuration(found)
+    try:
+        load([ConfigText(output, text)], {"LLAMASWAP_API_KEY": ""})
+    except ConfigError as error:  # a name or path nobody thought of: show it rather than write it
+        raise click.ClickException(f"what was found makes no configuration that loads:\n{error}\n\n{text}") from None
+    if output != "-":
+        path = Path(output)
+        if path.exists() and not force:
+            raise click.ClickException(f"{path} exists; --force replaces it, -o FILE writes elsewhere")
+        path.write_text(text, encoding="utf-8")
+    if desk.as_json:
+        desk.document(
+            {
+                "output": None if output == "-" else output,
+                "models": [{"name": model.name, "command": list(model.words)} for model in found.models],
+                "servers": [
+                    {"name": server.name, "url": server.url, "models": list(server.models)} for server in found.servers
+                ],
+                "engines": found.engines,
+            }
+        )
+    elif output == "-":
+        click.echo(text, nl=False)
+    else:
+        told = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
+        desk.say(f"{output}: {told}", "green")
+        if any(model.active and model.words[0] == "llama-server" for model in found.models):
+            desk.say("llama-server was not found: install llama.cpp, or write where it is into the commands", "yellow")
+        if not found.models and not found.servers:
+            desk.say(NOTHING, "yellow")
+        else:
+            name = shlex.quote(output)
+            desk.say(f"next: llamaswap check {name} && llamaswap -config {name} -listen 127.0.0.1:8080")

@@ -1,0 +1,102 @@
+"""A resolved configuration written back as YAML: macros expanded, ports placed, defaults filled in, secrets masked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from attrs import fields
+
+from llamaswap.config import Config, Secret
+from llamaswap.config import command_line as command_text
+from llamaswap.config import field_types as kinds
+from llamaswap.config.field_types import keys_of
+from llamaswap.config.patterns import PathPattern
+from llamaswap.config.schema import DEFAULT_GROUP
+from llamaswap.web.secret_masking import MASK, masked_command, masked_text
+
+LEFT_OUT = {"groups", "matrix"}  # older places of what `routing` says
+SECRETIVE = re.compile(r"(api[-_]?key|token|secret|passw(or)?d|credential|authorization|auth[-_]?key)", re.IGNORECASE)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration as a document of the file format. What is empty or unset is left out."""
+    known = [key.value for key in config.api_keys]
+    known += [peer.api_key.value for peer in config.peers.values() if peer.api_key is not None]
+    document = _record(config, known)
+    return {name: value for name, value in document.items() if name not in LEFT_OUT}
+
+
+def text(config: Config) -> str:
+    """The same as YAML."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def _record(record: Any, known: list[str]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for name, (attribute, key) in keys_of(type(record)).items():
+        if name == "macros":
+            continue  # used up
+        value = _value(getattr(record, attribute.name), key.kind, name, known)
+        if value is not None and value != "" and value != [] and value != {}:
+            document[name] = value
+    if getattr(record, "auto", False) and any(attribute.name == "auto" for attribute in fields(type(record))):
+        document["models"] = "auto"
+    return document
+
+
+def _value(value: Any, kind: kinds.Kind, name: str, known: list[str]) -> Any:
+    if value is None:
+        return None
+    if isinstance(kind, kinds.SectionType):
+        return _record(value, known)
+    if isinstance(kind, kinds.SectionMapType):
+        return {key: _record(inner, known) for key, inner in value.items() if key != DEFAULT_GROUP}
+    if isinstance(kind, kinds.DurationType):
+        return f"{value:g}s"
+    if isinstance(kind, kinds.SecondsType):
+        return int(value)
+    if isinstance(kind, kinds.TextPairsType):
+        return dict(value)
+    if name in ("cmd", "cmdStop"):
+        return _command(value, known)
+    if name == "env":
+        return [_assignment(entry, known) for entry in value]
+    return _masked(value, known, name)
+
+
+def _command(value: str, known: list[str]) -> str:
+    """The command's words, each quoted so that it is read as the same word again."""
+    try:
+        words = masked_command(command_text.split(value), known)
+    except command_text.EmptyCommand:
+        return ""
+    return " ".join(_quoted(word) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if re.fullmatch(r"[\w@%+=:,./${}-]+", word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _assignment(entry: str, known: list[str]) -> str:
+    name, equals, value = entry.partition("=")
+    return f"{name}{equals}{MASK}" if SECRETIVE.search(name) else masked_text(entry, known) if value else entry
+
+
+def _masked(value: Any, known: list[str], name: str = "") -> Any:
+    """Plain data without secrets, also in what is free-form."""
+    if isinstance(value, Secret):
+        return MASK
+    if isinstance(value, PathPattern):
+        return value.text
+    if isinstance(value, Mapping):
+        return {key: _masked(inner, known, str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(inner, known) for inner in value]
+    if isinstance(value, str):
+        return MASK if name and SECRETIVE.search(name) else masked_text(value, known)
+    return value

@@ -1,0 +1,125 @@
+"""The `llamaswap` command: the Go program's own command line, running the same service as `twist llamaswap`.
+
+A first word that is no flag is a subcommand (`commands`); everything that starts with a dash is read here. An
+existing unit file or container changes the program's name and nothing else, so the flag rules are those of Go's
+flag package: one or two dashes, `-name value` or `-name=value`, booleans never take the next word, parsing stops at
+the first word that is no flag.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from attrs import field, frozen
+
+VALUE_FLAGS = {
+    "config": "one YAML configuration file",
+    "config-dir": "a directory whose *.yml and *.yaml files are merged, in addition to -config",
+    "listen": "host:port, :port or [v6]:port; default :8080, with TLS :8443",
+    "tls-cert-file": "TLS certificate, together with -tls-key-file",
+    "tls-key-file": "TLS private key, together with -tls-cert-file",
+}
+SWITCHES = {
+    "watch-config": "reload when a configuration source changes",
+    "version": "print the version and exit",
+}
+DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
+TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
+FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
+
+
+class FlagError(Exception):
+    """The command line cannot be read; the text says which word and why."""
+
+
+class HelpRequested(Exception):
+    """-h or -help was among the words."""
+
+
+@frozen
+class ServerFlags:
+    """A command line, read. `values` and `switches` hold what was given, under the flag's name without dashes."""
+
+    values: dict[str, str] = field(factory=dict)
+    switches: dict[str, bool] = field(factory=dict)
+
+
+def parse(words: Sequence[str]) -> ServerFlags:
+    """Read flags from `words` (without the program's name). Raises FlagError or HelpRequested."""
+    flags = ServerFlags()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if len(word) < 2 or word[0] != "-" or word == "--":
+            break
+        name, equals, value = word[2 if word[1] == "-" else 1 :].partition("=")
+        if not name or name[0] in "-=":
+            raise FlagError(f"bad flag syntax: {word}")
+        if name in SWITCHES:
+            if equals and value not in TRUE | FALSE:
+                raise FlagError(f'invalid boolean value "{value}" for -{name}')
+            flags.switches[name] = not equals or value in TRUE
+        elif name in VALUE_FLAGS:
+            if not equals:
+                if not rest:
+                    raise FlagError(f"flag needs an argument: -{name}")
+                value = rest.pop(0)
+            flags.values[name] = value
+        elif name in ("h", "help"):
+            raise HelpRequested
+        else:
+            raise FlagError(f"flag provided but not defined: -{name}")
+    return flags
+
+
+def usage() -> str:
+    """The help text."""
+    lines = [
+        "Usage of llamaswap: flags start the server; a command does something else (llamaswap help lists them).",
+    ]
+    for name, text in sorted({**VALUE_FLAGS, **SWITCHES}.items()):
+        kind = "" if name in SWITCHES else " string"
+        lines.append(f"  -{name}{kind}\n    \t{text}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `llamaswap` console script."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if (words and not words[0].startswith("-")) or "_LLAMASWAP_COMPLETE" in os.environ:
+        from llamaswap.cli.command_group import main as run_command
+
+        run_command(words)
+        return
+    try:
+        flags = parse(words)
+    except HelpRequested:
+        print(usage(), file=sys.stderr)
+        raise SystemExit(0) from None
+    except FlagError as error:
+        print(f"{error}\n{usage()}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if flags.switches.get("version"):
+        from llamaswap.version import describe
+
+        print(describe())
+        raise SystemExit(0)
+    if not flags.values.get("config") and not flags.values.get("config-dir"):
+        if not os.path.exists(DEFAULT_CONFIG):
+            print(
+                f"no configuration: give -config FILE or -config-dir FOLDER (there is no {DEFAULT_CONFIG} here); "
+                "llamaswap init writes one, llamaswap demo needs none",
+                file=sys.stderr,
+            )
+            raise SystemExit(1)
+        flags.values["config"] = DEFAULT_CONFIG
+    from twisted.application.twist._twist import Twist  # what the `twist` script itself runs
+
+    twist = ["twist", "llamaswap"]
+    for name, value in flags.values.items():
+        twist += [f"--{name}", value]
+    if flags.switches.get("watch-config"):
+        twist.append("--watch-config")
+    Twist.main(twist)

@@ -1,0 +1,131 @@
+"""`pull REPO[:QUANT]`: files of a Hugging Face repository into its cache, with a progress bar.
+
+A download that breaks, or is killed, is taken up where it was; finished files are not fetched again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llamaswap.cli.context import CliContext, local
+from llamaswap.cli.hf_download import fetch
+from llamaswap.discover.config_writer import command, gguf_models, is_projector, model_name
+
+USUAL = ("Q4_K_M", "Q4_0", "Q8_0")  # what is taken when nothing is said, first one that is there
+QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)
+
+
+class NoSuchQuant(Exception):
+    """The repository has no files of that quantisation; the text says which it has."""
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """(repository, quant) of REPO[:QUANT]."""
+    repository, _, quant = text.partition(":")
+    return repository, quant
+
+
+def quant_of(name: str) -> str:
+    """The quantisation a file's name tells; "" for none."""
+    found = QUANT.findall(name)
+    return found[-1].upper() if found else ""
+
+
+def choose(names: Sequence[str], quant: str = "") -> list[str]:
+    """The files to fetch: the shards of one quantisation and a projector; a whole repository without GGUF files.
+
+    Raises NoSuchQuant.
+    """
+    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    if not ggufs:
+        if quant:
+            raise NoSuchQuant("the repository has no GGUF files, so no quantisations to choose from")
+        return [name for name in names if not name.lower().endswith((".md", ".gitattributes", ".png", ".jpg"))]
+    projectors = [name for name in ggufs if is_projector(Path(name))]
+    models = [name for name in ggufs if name not in projectors]
+    quants = list(dict.fromkeys(quant_of(name) for name in models))
+    if quant:
+        wanted = [name for name in models if quant_of(name) == quant.upper() or name == quant]
+        if not wanted:
+            raise NoSuchQuant(f"no {quant}; there is {', '.join(filter(None, quants)) or ', '.join(models)}")
+    else:
+        first = next((usual for usual in USUAL if usual in quants), quants[0] if quants else "")
+        wanted = [name for name in models if quant_of(name) == first]
+    by_size = sorted(projectors, key=lambda name: (quant_of(name) != "F16", name))
+    return wanted + by_size[:1]
+
+
+@click.command()
+@click.argument("name", metavar="REPO[:QUANT]")
+@click.option("--revision", help="A branch, tag or commit.")
+@click.option("--token", envvar="HF_TOKEN", help="For gated repositories ($HF_TOKEN).")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder of its own instead of the cache.")
+@local
+def pull(desk: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None) -> None:
+    """Download a model from Hugging Face."""
+    try:
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise click.ClickException("this needs the package huggingface_hub: pip install 'llamaswap[pull]'") from None
+    repository, quant = split_name(name)
+    paths: list[Path] = []
+    try:
+        # An empty token must not become an empty header; False would forbid the one the user logged in with.
+        names = HfApi(token=token or None).list_repo_files(repository, revision=revision)
+        chosen = choose(names, quant)
+        for number, file in enumerate(chosen, 1):
+            desk.note(f"{number} of {len(chosen)}: {file}")
+            _begin(repository, file, revision, token or None, folder)
+            more: dict[str, Any] = {"local_dir": folder} if folder else {}
+            path = hf_hub_download(repository, file, revision=revision, token=token or None, **more)
+            paths.append(Path(path))
+    except NoSuchQuant as error:
+        raise click.ClickException(f"{repository}: {error}") from None
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise click.ClickException(f"{name}: {error}") from None
+    except Exception as error:
+        if not from_the_wire(error):
+            raise
+        raise click.ClickException(f"{name}: {error}; can the hub be reached?") from None
+    _tell(desk, repository, paths)
+
+
+def from_the_wire(error: Exception) -> bool:
+    """Whether it comes from what the hub's client speaks HTTP with: that is another package in each of its versions."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+
+
+def _begin(repository: str, file: str, revision: str | None, token: str | None, folder: Path | None) -> None:
+    """Fetch it in a way that can be taken up. A client of another version may lack what that needs; it fetches it all
+    the same, and says what is wrong where something is."""
+    with suppress(ImportError, AttributeError, TypeError):
+        fetch(repository, file, revision, token, folder)
+
+
+def _tell(desk: CliContext, repository: str, paths: Sequence[Path]) -> None:
+    models = gguf_models(path for path in paths if path.suffix.lower() == ".gguf")
+    if desk.as_json:
+        desk.document(
+            {
+                "repository": repository,
+                "files": [str(path) for path in paths],
+                "models": [{"name": model.name, "command": list(model.words)} for model in models],
+            }
+        )
+        return
+    for path in paths:
+        click.echo(str(path))
+    for model in models:
+        desk.note(f"\nFor the configuration:\n\n  {model.name}:\n    cmd: |")
+        desk.note(command((*model.words[:1], "--port ${PORT}"), "      ").replace('"', ""))
+        desk.note("\n".join(command(model.words, "      ").split("\n")[1:]))
+    if not models:
+        desk.note(f"\nFor the configuration:\n\n  {model_name(repository.rpartition('/')[2])}:")
+        desk.note(f"    cmd: vllm serve {repository} --port ${{PORT}}")

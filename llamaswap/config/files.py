@@ -1,0 +1,138 @@
+"""Configuration files on disk: which ones there are, their text, and whether they changed.
+
+`-config` names one file, `-config-dir` a folder whose *.yml and *.yaml follow it in byte order. Nothing here
+understands what is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+from attrs import Factory, define
+
+from llamaswap.config.yaml_tree import ConfigText
+from llamaswap.errors import ConfigError, Problem
+
+SUFFIXES = (".yml", ".yaml")
+MOST_BYTES = 32 * 1024 * 1024  # a file beyond this was not meant; reading it would stall the service
+
+Fingerprint = Mapping[str, tuple[int, int]]
+"""(mtime in ns, size) of each file, symlinks followed. Missing files are missing here too."""
+
+
+def read_sources(config_path: str | None, config_dir: str | None) -> list[ConfigText]:
+    """The text of all files, the single one first. Raises ConfigError naming the file or folder."""
+    paths = [config_path] if config_path else []
+    if config_dir:
+        try:
+            found = files_in(config_dir)
+        except OSError as error:
+            raise _error(f"-config-dir {config_dir}: cannot be read: {error.strerror}", config_dir)
+        if config_path and os.path.abspath(config_path) in [os.path.abspath(path) for path in found]:
+            raise _error(f"-config {config_path} is also present in -config-dir {config_dir}", config_path)
+        paths += found
+    if not paths:
+        raise _error(
+            f"no configuration sources: {config_dir} holds no *.yml or *.yaml"
+            if config_dir
+            else "no configuration sources: give -config or -config-dir",
+            None,
+        )
+    return [ConfigText(path, _text(path)) for path in paths]
+
+
+def files_in(folder: str) -> list[str]:
+    """Paths of the folder's configuration files, sorted by bytes; not its subfolders'. Raises OSError."""
+    with os.scandir(folder) as entries:
+        names = [entry.path for entry in entries if entry.name.endswith(SUFFIXES) and not entry.is_dir()]
+    return sorted(names, key=os.fsencode)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise _error(f"{path}: cannot be read: {error.strerror}", path)
+    if len(content) > MOST_BYTES:
+        raise _error(f"{path}: larger than {MOST_BYTES} bytes", path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem("not UTF-8 text", file=path, line=line, hint="save the file as UTF-8")])
+
+
+def _error(message: str, file: str | None) -> ConfigError:
+    return ConfigError([Problem(message, file=None if file and file in message else file)])
+
+
+def fingerprint(config_path: str | None, config_dir: str | None) -> Fingerprint:
+    """What tells one state of the files from another. A folder that cannot be read has no files."""
+    paths = [config_path] if config_path else []
+    if config_dir:
+        try:
+            paths += files_in(config_dir)
+        except OSError:
+            pass  # gone for the moment; it fires when it is back
+    found: dict[str, tuple[int, int]] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        found[path] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+@define
+class FileWatch:
+    """Tells of changes between polls. The first poll is the baseline; what disappears is silent, coming back is not.
+
+    A file that was emptied is believed at the second poll: most editors, and `cp`, empty a file before they write it,
+    and a configuration of nothing is one without any model.
+    """
+
+    config_path: str | None
+    config_dir: str | None
+    _file: Fingerprint | None = None
+    _folder: Fingerprint | None = None
+    _seen: bool = Factory(bool)
+    _doubted: bool = False
+
+    def changed(self) -> bool:
+        """Poll once: is there something new to load?"""
+        file = fingerprint(self.config_path, None)
+        folder = fingerprint(None, self.config_dir)
+        self._doubted = not self._doubted and (_emptied(self._file, file) or _emptied(self._folder, folder))
+        if self._doubted:
+            return False
+        fired = self._seen and ((bool(file) and file != self._file) or (bool(folder) and folder != self._folder))
+        self._file, self._folder, self._seen = file, folder, True
+        return fired
+
+
+def _emptied(before: Fingerprint | None, now: Fingerprint) -> bool:
+    """Whether one of the files lost all it had."""
+    return any(size == 0 and (before or {}).get(path, (0, 0))[1] for path, (_, size) in now.items())
+
+
+class DiskFacts:
+    """Answers a configuration's questions about this machine's disk."""
+
+    def store_problem(self, path: str) -> str | None:
+        """Why `path` cannot hold the store, None when it can."""
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            folder = os.path.dirname(path) or "."
+            if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+                return None
+            return f"not writable: its folder {folder} is missing or not writable"
+        except (OSError, ValueError) as error:
+            return str(getattr(error, "strerror", None) or error)
+        if stat.S_ISDIR(status.st_mode):
+            return "is a directory"
+        return None if os.access(path, os.W_OK) else "not writable"

@@ -1,0 +1,356 @@
+"""Sources to a Config: the stages in their order. Each stage tells all it found before the next one begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import evolve, frozen
+
+from llamaswap.config import macros, merge, references
+from llamaswap.config import models as model_sections
+from llamaswap.config import routing as routing_sections
+from llamaswap.config.decode import Decoder, TypeMismatch, integer
+from llamaswap.config.diagnostics import Diagnostics
+from llamaswap.config.field_types import keys_of
+from llamaswap.config.lookup import NameIndex
+from llamaswap.config.macros import Expander, ExpansionBudget
+from llamaswap.config.models import GlobalDefaults, ModelDraft
+from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
+from llamaswap.config.schema import (
+    FORWARD_KEY,
+    LOG_LEVELS,
+    LOG_TARGETS,
+    LOG_TIME_FORMATS,
+    MINIMUM_HEALTH_CHECK_TIMEOUT,
+    MINIMUM_PERFORMANCE_EVERY,
+    Config,
+    HookSettings,
+    LogFileSettings,
+    Model,
+    OnStartup,
+    PerformanceSettings,
+    Routing,
+    Secret,
+    StoreSettings,
+    UiSettings,
+)
+from llamaswap.config.yaml_tree import ConfigText, parse
+from llamaswap.errors import ConfigError, Problem
+
+
+class LoadFacts(Protocol):
+    """What a configuration has to ask of the machine it is for."""
+
+    def store_problem(self, path: str) -> str | None:
+        """Why the file `path` cannot hold the store ("not writable"), None when it can."""
+
+
+@frozen
+class LoadedConfig:
+    """A usable configuration and what is odd about it."""
+
+    config: Config
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(
+    sources: Sequence[ConfigText],
+    environ: Mapping[str, str],
+    *,
+    facts: LoadFacts | None = None,
+    thorough: bool = False,
+) -> LoadedConfig:
+    """Read, merge, expand, decode and check. Raises ConfigError, which names every problem of the failing stage.
+
+    `thorough`: of every stage, as far as later ones can tell something of what earlier ones refused.
+    """
+    if not thorough:
+        return _load(sources, environ, Diagnostics(), facts)
+    _parse_all(sources, environ)
+    report = Diagnostics(patient=True)
+    try:
+        done = _load(sources, environ, report, facts)
+    except ConfigError as error:  # where nothing more can be found out
+        report.errors += error.problems
+        report.warnings += error.warnings
+    except Exception:
+        # A later stage may stumble over what an earlier one has told already. Anything else is a fault of ours.
+        if not report.errors:
+            raise
+    report.end()
+    return done
+
+
+def _parse_all(sources: Sequence[ConfigText], environ: Mapping[str, str]) -> None:
+    """Raise what is wrong with the text of any file; there is no use in looking at half of them."""
+    found: list[Problem] = []
+    for source in sources:
+        try:
+            parse(source, environ)
+        except ConfigError as error:
+            found += error.problems
+    if found:
+        raise ConfigError(found)
+
+
+def _load(
+    sources: Sequence[ConfigText], environ: Mapping[str, str], report: Diagnostics, facts: LoadFacts | None
+) -> LoadedConfig:
+    tables = [table for table in (parse(source, environ) for source in sources) if table is not None]
+    root = merge.merge(tables)
+    budget = ExpansionBudget()
+    global_macros, own_macros = _declared(root, report)
+    report.settle()
+    expander = Expander(global_macros, budget)
+    root = evolve(
+        root,
+        entries={
+            name: child if name == "models" else expander.node(child)
+            for name, child in root.entries.items()
+            if name != "macros"
+        },
+    )
+    start_port = _start_port(root, report)
+    drafts = _drafts(root, global_macros, own_macros, budget, report)
+    report.settle()
+    ports = _ports(drafts, start_port)
+    placed = {name: drafted.placed(ports[name], budget, report) for name, drafted in drafts.items()}
+    report.settle()
+    _check_leftovers(root, placed, global_macros, report)
+    report.settle()
+    config = _config(root, drafts, placed, ports, report, facts)
+    report.settle()
+    return LoadedConfig(
+        evolve(config, macros={name: macros.value_of(macro) for name, macro in global_macros.items()}),
+        report.told_warnings(),
+    )
+
+
+def _declared(root: MappingNode, report: Diagnostics) -> tuple[macros.Macros, dict[str, macros.Macros]]:
+    found = macros.declared(root.get("macros"), "macros", "", report)
+    own: dict[str, macros.Macros] = {}
+    models = root.get("models")
+    if isinstance(models, MappingNode):
+        for name in sorted(models.entries):
+            model = models.entries[name]
+            block = model.get("macros") if isinstance(model, MappingNode) else None
+            own[name] = macros.declared(block, f"models.{name}.macros", f"model {name}: ", report)
+    return found, own
+
+
+def _start_port(root: MappingNode, report: Diagnostics) -> int:
+    node = root.get("startPort")
+    default = Config().start_port
+    if node is None or is_null(node):
+        return default
+    try:
+        port = integer(node)
+    except TypeMismatch as misfit:
+        report.error(
+            f"startPort: {kind_of(node)} cannot be used, wanted {misfit.wanted}", "startPort", node, misfit.hint
+        )
+        return default
+    if port < 1:
+        report.error(f"startPort must be at least 1, not {port}", "startPort", node)
+    return port
+
+
+def _drafts(
+    root: MappingNode,
+    global_macros: macros.Macros,
+    own: Mapping[str, macros.Macros],
+    budget: ExpansionBudget,
+    report: Diagnostics,
+) -> dict[str, ModelDraft]:
+    models = root.get("models")
+    if models is None or is_null(models):
+        return {}
+    if not isinstance(models, MappingNode):
+        report.error(f"models must be a mapping of IDs to models, not {kind_of(models)}", "models", models)
+        return {}
+    found: dict[str, ModelDraft] = {}
+    for name in sorted(models.entries):
+        drafted = model_sections.draft(name, models.entries[name], global_macros, own.get(name, {}), budget, report)
+        if drafted is None and report.patient:
+            drafted = ModelDraft(name, None, own.get(name, {}), frozenset(), False)  # whoever names it is not at fault
+        if drafted is not None:
+            found[name] = drafted
+    return found
+
+
+def _ports(drafts: Mapping[str, ModelDraft], first: int) -> dict[str, int | None]:
+    """Ports rise with the model IDs; a model that asks for none uses none up."""
+    ports: dict[str, int | None] = {}
+    following = first
+    for name, drafted in drafts.items():
+        ports[name] = following if drafted.wants_port else None
+        following += drafted.wants_port
+    return ports
+
+
+def _check_leftovers(
+    root: MappingNode, placed: Mapping[str, ModelDraft], global_macros: macros.Macros, report: Diagnostics
+) -> None:
+    known = keys_of(Config)
+    for name, child in root.entries.items():
+        if name in known and name != "models":
+            macros.check_leftovers(child, name, report, global_macros)
+    for drafted in placed.values():
+        model_sections.check_leftovers(drafted, report)
+
+
+def _config(
+    root: MappingNode,
+    drafts: Mapping[str, ModelDraft],
+    placed: Mapping[str, ModelDraft],
+    ports: Mapping[str, int | None],
+    report: Diagnostics,
+    facts: LoadFacts | None,
+) -> Config:
+    apart = ("models", "peers")
+    plain_root = evolve(root, entries={name: child for name, child in root.entries.items() if name not in apart})
+    values = Decoder(report).given(Config, plain_root, "")
+    peers = references.peers(root.get("peers"), report)
+    _resolve(values, root, report, facts)
+    base = Config(
+        **{
+            name: values[name]
+            for name in ("global_ttl", "unload_timeout", "send_loading_state", "health_check_timeout", "env_policy")
+            if name in values
+        }
+    )
+    inherited = GlobalDefaults(
+        base.global_ttl,
+        base.unload_timeout,
+        base.send_loading_state,
+        base.health_check_timeout,
+        base.env_policy,
+    )
+    models = {
+        name: model_sections.model(drafted, placed[name], ports[name], inherited, report)
+        for name, drafted in drafts.items()
+    }
+    report.settle()
+    models = references.with_aliases(models, report)
+    _warn_of_shared_ports(models, report)
+    routing = values.get("routing", Routing())
+    selectors, profiles = values.get("selectors", {}), values.get("profiles", {})
+    index = NameIndex.of(models, peers, tuple(selectors))
+    router = routing_sections.normalise(root, routing, values.get("groups"), values.get("matrix"), models, report)
+    scheduler = routing_sections.scheduler(routing.scheduler, index, root, report)
+    report.settle()
+    references.check_peer_names(peers, index, profiles, report)
+    references.check_selectors(selectors, router, index, peers, report)
+    references.check_profiles(profiles, selectors, index, peers, report)
+    hooks: HookSettings = values.get("hooks", HookSettings())
+    known = (index.real(name.strip()) for name in hooks.on_startup.preload)
+    values.update(
+        models=models,
+        peers=peers,
+        routing=Routing(router, scheduler),
+        groups=router.settings.groups,
+        matrix=router.settings.matrix,
+        hooks=evolve(hooks, on_startup=OnStartup(tuple(name for name in known if name is not None))),
+    )
+    return Config(**values)
+
+
+def _resolve(values: dict[str, Any], root: MappingNode, report: Diagnostics, facts: LoadFacts | None) -> None:
+    """Check the plain global values, and replace those that are read leniently."""
+    defaults = Config()
+    timeout = values.get("health_check_timeout", defaults.health_check_timeout)
+    values["health_check_timeout"] = max(timeout, MINIMUM_HEALTH_CHECK_TIMEOUT)
+    performance: PerformanceSettings = values.get("performance", defaults.performance)
+    if performance.every == 0:
+        values["performance"] = evolve(performance, every=MINIMUM_PERFORMANCE_EVERY)
+    elif performance.every < MINIMUM_PERFORMANCE_EVERY:
+        report.error("performance.every must be at least 5s", "performance.every", root.get("performance"))
+    if values.get("global_ttl", 0) < 0:
+        report.error("globalTTL must not be negative", "globalTTL", root.get("globalTTL"), "0 never unloads")
+    grace = values.get("unload_timeout", 0.0)
+    if grace < 0:
+        report.error("unloadTimeout must not be negative", "unloadTimeout", root.get("unloadTimeout"))
+    values["unload_timeout"] = grace or defaults.unload_timeout
+    if values.get("drain_timeout", 0.0) < 0:
+        report.error("drainTimeout must not be negative", "drainTimeout", root.get("drainTimeout"))
+    if values.get("forward_key", defaults.forward_key) not in FORWARD_KEY:
+        wrong = f"forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
+        report.error(wrong, "forwardKey", root.get("forwardKey"))
+    if values.get("metrics_max_in_memory", 1) <= 0:
+        values["metrics_max_in_memory"] = defaults.metrics_max_in_memory
+    ui: UiSettings = values.get("ui", defaults.ui)
+    values["ui"] = evolve(ui, activity=evolve(ui.activity, session_id=_headers(ui.activity.session_id)))
+    _check_store(values, root.get("store"), report, facts)
+    _resolve_logs(values, root, report)
+    _check_keys(values.get("api_keys", ()), root.get("apiKeys"), report)
+
+
+def _headers(given: Sequence[str]) -> tuple[str, ...]:
+    kept: dict[str, str] = {}
+    for name in (entry.strip() for entry in given):
+        if name:
+            kept.setdefault(name.lower(), name)
+    return tuple(kept.values())
+
+
+def _check_store(values: dict[str, Any], node: Node | None, report: Diagnostics, facts: LoadFacts | None) -> None:
+    store: StoreSettings | None = values.get("store")
+    if store is None:
+        return
+    path = store.path.strip()
+    values["store"] = StoreSettings(path)
+    problem = "must not be empty" if not path else facts.store_problem(path) if facts is not None else None
+    if problem:
+        report.error(f"store.path: {path + ': ' if path else ''}{problem}", "store.path", node)
+
+
+def _resolve_logs(values: dict[str, Any], root: MappingNode, report: Diagnostics) -> None:
+    for attribute, name, known, fallback in (
+        ("log_level", "logLevel", LOG_LEVELS, "info"),
+        ("log_time_format", "logTimeFormat", LOG_TIME_FORMATS, ""),
+    ):
+        word = values.get(attribute, fallback).strip().lower()
+        if word and word not in known:
+            report.warn(
+                f"{name}: {word!r} is none of {', '.join(known)}; {fallback or 'none'} is used", name, root.get(name)
+            )
+        values[attribute] = word if word in known else fallback
+    files: LogFileSettings = values.get("log_files", LogFileSettings())
+    values["log_files"] = evolve(files, folder=files.folder.strip())
+    for name, count, least in (("size", files.size, 1), ("keep", files.keep, 0)):
+        if count < least:
+            where = f"logFiles.{name}"
+            report.error(f"{where} must be at least {least}, not {count}", where, root.get("logFiles"))
+    model_sections.check_env_policy(values.get("env_policy", ""), "envPolicy", root.get("envPolicy"), report)
+    target = values.get("log_to_stdout")
+    if target is not None and target not in LOG_TARGETS:
+        report.error(
+            f"logToStdout must be one of {', '.join(LOG_TARGETS)}, not {target!r}",
+            "logToStdout",
+            root.get("logToStdout"),
+        )
+
+
+def _check_keys(given: Sequence[Secret], node: Node | None, report: Diagnostics) -> None:
+    for index, key in enumerate(given):
+        path = f"apiKeys[{index}]"
+        if not key.value:
+            report.error(f"{path}: empty api key", path, node, "remove the entry, or fill it")
+        elif " " in key.value:
+            report.error(f"{path}: an api key must not contain blanks", path, node)
+
+
+def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> None:
+    """A port handed out here that another model's proxy names as well: one of the two will not start."""
+    handed = {model.port: model.id for model in models.values() if model.port is not None}
+    for model in models.values():
+        endpoint = model.endpoint
+        if model.port is None and endpoint is not None and endpoint.host in ("localhost", "127.0.0.1", "::1"):
+            other = handed.get(endpoint.port)
+            if other is not None:
+                report.warn(
+                    f"model {model.id}: port {endpoint.port} of its proxy is also handed out to {other}",
+                    f"models.{model.id}.proxy",
+                    hint="set startPort to a free range",
+                )

@@ -1,0 +1,273 @@
+"""Models: macros put in, ports handed out, values resolved. What stood before PORT is kept, to hand out another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from attrs import evolve, frozen
+
+from llamaswap.config import command_line, macros, steps, urls
+from llamaswap.config.decode import Decoder, zeros
+from llamaswap.config.diagnostics import Diagnostics
+from llamaswap.config.macros import Expander, ExpansionBudget
+from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null, kind_of
+from llamaswap.config.schema import (
+    DEFAULT_PROXY,
+    ENV_POLICIES,
+    FORWARD_KEY,
+    MODALITIES,
+    SIGNS,
+    SUPERSEDE,
+    USE_GLOBAL_TTL,
+    Capabilities,
+    Compat,
+    Filters,
+    HangDetection,
+    Model,
+    SlotSettings,
+    SuspendSettings,
+)
+
+COMFYUI = "comfyui_auto"
+COMFYUI_CONCURRENCY = 50  # its page asks for dozens of files at a time
+
+
+@frozen
+class GlobalDefaults:
+    """The global values that models take over."""
+
+    global_ttl: int
+    unload_timeout: float
+    send_loading_state: bool
+    health_check_timeout: float
+    env_policy: str
+
+
+@frozen
+class ModelDraft:
+    """A model whose macros are in and whose ${PORT} is not. `tree` is None for a null entry."""
+
+    id: str
+    tree: MappingNode | None
+    macros: Mapping[str, ScalarNode]
+    known: frozenset[str]
+    wants_port: bool
+
+    def placed(self, port: int | None, budget: ExpansionBudget, report: Diagnostics) -> ModelDraft:
+        """With PORT put in."""
+        if self.tree is None or port is None:
+            return self
+        expander = Expander({"PORT": macros.number(port)}, budget)
+        return evolve(self, tree=_expanded(self.id, self.tree, expander, report))
+
+
+def draft(
+    model_id: str,
+    node: Node,
+    global_macros: macros.Macros,
+    own: macros.Macros,
+    budget: ExpansionBudget,
+    report: Diagnostics,
+) -> ModelDraft | None:
+    """Everything but PORT; None where the entry is no mapping."""
+    path = f"models.{model_id}"
+    if is_null(node):
+        return ModelDraft(model_id, None, own, frozenset(), False)
+    if not isinstance(node, MappingNode):
+        report.error(f"{path} must be a mapping with a `cmd`, not {kind_of(node)}", path, node)
+        return None
+    entries = {name: child for name, child in node.entries.items() if name != "macros"}
+    for name in ("cmd", "cmdStop"):
+        command = entries.get(name)
+        if isinstance(command, ScalarNode) and command.kind == "str":
+            stripped = command_line.strip_comments(command.text)
+            entries[name] = evolve(command, value=stripped, text=stripped)
+    if entries.get("proxy") is None or is_null(entries["proxy"]):
+        entries["proxy"] = evolve(macros.text(DEFAULT_PROXY), place=node.place)
+    effective = macros.effective(model_id, global_macros, own)
+    tree = _expanded(model_id, evolve(node, entries=entries), Expander(effective, budget), report)
+    in_cmd, in_proxy = macros.uses(tree.get("cmd"), "PORT"), macros.uses(tree.get("proxy"), "PORT")
+    if in_proxy and not in_cmd:
+        report.error(
+            f"model {model_id}: proxy uses ${{PORT}} but cmd does not",
+            f"{path}.proxy",
+            tree.get("proxy"),
+            "put ${PORT} into cmd, or set proxy to the address the server listens on",
+        )
+    return ModelDraft(model_id, tree, own, frozenset(effective), in_cmd)
+
+
+def _expanded(model_id: str, tree: MappingNode, expander: Expander, report: Diagnostics) -> MappingNode:
+    """Values, and the keys of filters.setParamsByID."""
+    expanded = expander.node(tree)
+    assert isinstance(expanded, MappingNode)
+    filters = expanded.get("filters")
+    by_id = filters.get("setParamsByID") if isinstance(filters, MappingNode) else None
+    if not (isinstance(filters, MappingNode) and isinstance(by_id, MappingNode)):
+        return expanded
+
+    def clash(first: str, second: str, both: str) -> None:
+        path = f"models.{model_id}.filters.setParamsByID"
+        report.error(
+            f"model {model_id}: setParamsByID keys {first!r} and {second!r} have the same value {both!r}", path, by_id
+        )
+
+    keyed = expander.keys(by_id, clash)
+    filters = evolve(filters, entries={**filters.entries, "setParamsByID": keyed})
+    return evolve(expanded, entries={**expanded.entries, "filters": filters})
+
+
+def check_leftovers(drafted: ModelDraft, report: Diagnostics) -> None:
+    """No placeholder may be left; ${PID} alone waits in cmdStop and in what sends to sleep."""
+    if drafted.tree is None:
+        return
+    path = f"models.{drafted.id}"
+    for name, child in drafted.tree.entries.items():
+        macros.check_leftovers(child, f"{path}.{name}", report, drafted.known, pid=name in ("cmdStop", "sleep"))
+    filters = drafted.tree.get("filters")
+    by_id = filters.get("setParamsByID") if isinstance(filters, MappingNode) else None
+    if isinstance(by_id, MappingNode):
+        for key in by_id.entries:
+            for name in macros.LEFTOVER.findall(key)[:1]:
+                message, where = macros.leftover(name, f"{path}.filters.setParamsByID", drafted.known)
+                report.error(f"{message} (in the setParamsByID key {key!r})", where, by_id.where(key))
+
+
+def model(
+    drafted: ModelDraft, placed: ModelDraft, port: int | None, inherited: GlobalDefaults, report: Diagnostics
+) -> Model:
+    """The record of a placed draft, its values resolved; its setParamsByID aliases are added by `build`."""
+    path = f"models.{placed.id}"
+    tree = placed.tree
+    values: dict[str, Any] = zeros(Model) if tree is None else Decoder(report).given(Model, tree, path)
+    at = tree
+    given_ttl = values.get("ttl", USE_GLOBAL_TTL)
+    if given_ttl < USE_GLOBAL_TTL:
+        report.error(f"model {placed.id}: ttl {given_ttl} is less than -1", f"{path}.ttl", at, "0 never unloads")
+    values["ttl"] = inherited.global_ttl if given_ttl == USE_GLOBAL_TTL else given_ttl
+    grace = values.get("unload_timeout", 0.0)
+    if grace < 0:
+        report.error(f"model {placed.id}: unloadTimeout {grace:.0f} is negative", f"{path}.unloadTimeout", at)
+    values["unload_timeout"] = grace or inherited.unload_timeout
+    values.setdefault("send_loading_state", inherited.send_loading_state)
+    values["health_check_timeout"] = inherited.health_check_timeout
+    values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
+    check_env_policy(values.get("env_policy", ""), f"{path}.envPolicy", at, report)
+    values["env_policy"] = values.get("env_policy", "") or inherited.env_policy
+    if values.get("supersede", "") not in SUPERSEDE:
+        wrong = f"model {placed.id}: supersede is {values['supersede']!r}, which is none of session, client"
+        report.error(wrong, f"{path}.supersede", at)
+    if values.get("forward_key", "") not in ("", *FORWARD_KEY):
+        wrong = f"model {placed.id}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
+        report.error(wrong, f"{path}.forwardKey", at)
+    if placed.id == COMFYUI:
+        values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
+        values["compat"] = Compat(ignore_websockets=True)
+    _check_capabilities(placed.id, values.get("capabilities", Capabilities()), at, report)
+    _check_stall(placed.id, values.get("stall", HangDetection()), at, report)
+    _check_sleep(placed.id, values.get("sleep", SuspendSettings()), at, report)
+    _check_slots(placed.id, values.get("slots", SlotSettings()), values.get("cmd", ""), at, report)
+    values["filters"] = ready(values.get("filters", Filters()))
+    values["macros"] = {name: macros.value_of(macro) for name, macro in placed.macros.items()}
+    values["endpoint"] = _endpoint(placed.id, values.get("proxy", ""), tree, report)
+    rebuild = None if port is None else partial(_rebuild, drafted, inherited)
+    return Model(id=placed.id, port=port, rebuild=rebuild, **values)
+
+
+def _rebuild(drafted: ModelDraft, inherited: GlobalDefaults, port: int) -> Model:
+    report = Diagnostics()
+    placed = drafted.placed(port, ExpansionBudget(), report)
+    made = model(drafted, placed, port, inherited, report)
+    report.settle()
+    others = (key for key in made.filters.set_params_by_id if key != made.id and key not in made.aliases)
+    return evolve(made, aliases=(*made.aliases, *others))
+
+
+def check_env_policy(given: str, path: str, at: Node | None, report: Diagnostics) -> None:
+    """Refuse a policy that does not exist; empty is unset."""
+    if given and given not in ENV_POLICIES:
+        report.error(f"{path} must be one of {', '.join(ENV_POLICIES)}, not {given!r}", path, at)
+
+
+def _check_capabilities(model_id: str, given: Capabilities, at: Node | None, report: Diagnostics) -> None:
+    path = f"models.{model_id}.capabilities"
+    for name, words in (("in", given.inputs), ("out", given.outputs)):
+        for word in words:
+            if word not in MODALITIES:
+                report.error(
+                    f"model {model_id}: capabilities.{name} has {word!r}, which is none of {', '.join(MODALITIES)}",
+                    f"{path}.{name}",
+                    at,
+                )
+    if given.context < 0:
+        report.error(f"model {model_id}: capabilities.context is negative", f"{path}.context", at)
+
+
+def _check_stall(model_id: str, given: HangDetection, at: Node | None, report: Diagnostics) -> None:
+    for word in given.signs:
+        if word not in SIGNS:
+            message = f"model {model_id}: stall.signs has {word!r}, which is none of {', '.join(SIGNS)}"
+            report.error(message, f"models.{model_id}.stall.signs", at)
+    for name, number in (("cpu", given.cpu), ("gpu", given.gpu)):
+        if number < 0:
+            report.error(f"model {model_id}: stall.{name} is negative", f"models.{model_id}.stall.{name}", at)
+
+
+def _check_sleep(model_id: str, given: SuspendSettings, at: Node | None, report: Diagnostics) -> None:
+    path = f"models.{model_id}.sleep"
+    if bool(given.sleep) != bool(given.wake):
+        present, missing = ("sleep", "wake") if given.sleep else ("wake", "sleep")
+        report.error(f"model {model_id}: sleep has {present} but no {missing}", path, at, "give both")
+    for name, listed in (("sleep", given.sleep), ("wake", given.wake)):
+        for step in listed:
+            problem = steps.problem_of(step)
+            if problem:
+                report.error(f"model {model_id}: sleep.{name} has {step!r}: {problem}", f"{path}.{name}", at)
+    if given.ttl < 0:
+        report.error(f"model {model_id}: sleep.ttl is negative", f"{path}.ttl", at)
+    if given.sleep and given.timeout <= 0:
+        report.error(f"model {model_id}: sleep.timeout must be more than 0s", f"{path}.timeout", at)
+
+
+def _check_slots(model_id: str, given: SlotSettings, cmd: str, at: Node | None, report: Diagnostics) -> None:
+    path = f"models.{model_id}.slots"
+    if not given.save:
+        return
+    if given.timeout <= 0:
+        report.error(f"model {model_id}: slots.timeout must be more than 0s", f"{path}.timeout", at)
+    if given.max_size < 1:
+        report.error(f"model {model_id}: slots.maxSize must be at least 1", f"{path}.maxSize", at)
+    if "--slot-save-path" not in cmd:
+        report.warn(
+            f"{path}: the server can save nothing, its command has no --slot-save-path", path, at, "name a folder there"
+        )
+
+
+def ready(filters: Filters) -> Filters:
+    """The sanitised views: `model` is never touched, keys ascend."""
+    names = {name.strip() for name in filters.strip_params_text.split(",")} - {"", "model"}
+    return evolve(
+        filters,
+        strip_params=tuple(sorted(names)),
+        set_params=_without_model(filters.set_params),
+        set_params_by_id={name: _without_model(params) for name, params in filters.set_params_by_id.items()},
+    )
+
+
+def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in sorted(params) if name != "model"}
+
+
+def _endpoint(model_id: str, proxy: str, tree: MappingNode | None, report: Diagnostics) -> Any:
+    path = f"models.{model_id}.proxy"
+    at = (tree.get("proxy") or tree) if tree is not None else None
+    try:
+        endpoint = urls.parse(proxy)
+    except urls.UrlError as error:
+        report.error(f"model {model_id}: proxy {proxy!r} is no valid URL: {error}", path, at)
+        return None
+    if endpoint is None and proxy:
+        report.warn(f"{path}: {proxy!r} is no http:// or https:// address, so {model_id} cannot start", path, at)
+    return endpoint

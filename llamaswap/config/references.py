@@ -1,0 +1,239 @@
+"""Checks of everything that gives models other names: aliases, peers, selectors, profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import evolve
+
+from llamaswap.config import urls
+from llamaswap.config.decode import Decoder, zeros
+from llamaswap.config.diagnostics import Diagnostics, did_you_mean
+from llamaswap.config.field_types import SectionMapType
+from llamaswap.config.lookup import NameIndex
+from llamaswap.config.models import ready
+from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
+from llamaswap.config.schema import (
+    DEFAULT_GROUP,
+    FORWARD_KEY,
+    STRATEGIES,
+    EvictionSettings,
+    Model,
+    Peer,
+    Profile,
+    Secret,
+    Selector,
+)
+
+
+def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, Model]:
+    """Check explicit aliases over all models, then add those that setParamsByID makes."""
+    owner: dict[str, str] = {}
+    for model in models.values():
+        for alias in model.aliases:
+            if alias in owner:
+                report.error(
+                    f"duplicate alias {alias!r} of model {model.id}, already an alias of {owner[alias]}",
+                    f"models.{model.id}.aliases",
+                )
+            owner.setdefault(alias, model.id)
+    found: dict[str, Model] = {}
+    for model in models.values():
+        path = f"models.{model.id}.filters.setParamsByID"
+        added: list[str] = []
+        for key in model.filters.set_params_by_id:
+            if key == model.id:
+                continue
+            if key in models:
+                report.error(f"model {model.id}: setParamsByID key {key!r} is the ID of model {key}", path)
+            elif owner.get(key, model.id) != model.id:
+                report.error(f"duplicate alias {key!r}: setParamsByID of {model.id} and an alias of {owner[key]}", path)
+            elif key not in owner:
+                owner[key] = model.id
+                added.append(key)
+        found[model.id] = evolve(model, aliases=(*model.aliases, *added)) if added else model
+    return found
+
+
+def peers(node: Node | None, report: Diagnostics) -> dict[str, Peer]:
+    """Read and check the `peers` section."""
+    if node is None or is_null(node):
+        return {}
+    if not isinstance(node, MappingNode):
+        report.error(f"peers must be a mapping of names to peers, not {kind_of(node)}", "peers", node)
+        return {}
+    decoder = Decoder(report)
+    found: dict[str, Peer] = {}
+    for peer_id, child in node.entries.items():
+        path = f"peers.{peer_id}"
+        if is_null(child):
+            found[peer_id] = Peer(peer_id, **zeros(Peer))
+            continue
+        values = decoder.entry(SectionMapType(Peer), child, path)
+        if values is not None:
+            found[peer_id] = _peer(peer_id, values, child, path, report)
+    return found
+
+
+def _peer(peer_id: str, values: dict[str, Any], node: Node, path: str, report: Diagnostics) -> Peer:
+    if not values.get("proxy"):
+        report.error(f"{path}: proxy is required", path, node, "give the peer's base URL")
+    else:
+        try:
+            values["endpoint"] = urls.parse(values["proxy"])
+            if values["endpoint"] is None:
+                report.warn(f"{path}.proxy: {values['proxy']!r} is no http:// or https:// address", path, node)
+        except urls.UrlError as error:
+            report.error(f"{path}: proxy URL {values['proxy']!r} is invalid: {error}", path, node)
+    listed = values.get("models", ())
+    values["auto"] = listed is None
+    values["models"] = tuple(dict.fromkeys(listed or ()))
+    if not (values["models"] or values["auto"]):
+        report.error(f"{path}: models must not be empty", path, node, "list what the peer offers, or write auto")
+    if values.get("forward_key", "") not in ("", *FORWARD_KEY):
+        wrong = f"{path}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
+        report.error(wrong, f"{path}.forwardKey", node)
+    if values.get("api_key") == Secret(""):
+        values["api_key"] = None
+    peer = Peer(peer_id, **values)
+    return evolve(peer, filters=ready(peer.filters))
+
+
+def check_peer_names(
+    found: Mapping[str, Peer], names: NameIndex, profiles: Mapping[str, Profile], report: Diagnostics
+) -> None:
+    """PEER/MODEL must mean one thing."""
+    seen: dict[str, tuple[str, str]] = {}
+    pins = {pin for profile in profiles.values() for pin in profile.pins}
+    for peer_id in sorted(found):
+        for model in found[peer_id].models:
+            name = f"{peer_id}/{model}"
+            path = f"peers.{peer_id}.models"
+            if name in seen:
+                other = seen[name]
+                report.error(
+                    f"{name!r} is ambiguous: model {other[1]!r} of peer {other[0]!r} and {model!r} of {peer_id!r}", path
+                )
+                continue
+            seen[name] = (peer_id, model)
+            clashes = (
+                ("a model ID", name in names.models),
+                ("an alias", name in names.aliases),
+                ("a selector ID", name in names.selectors),
+                ("a profile's pin name", name in pins),
+            )
+            for kind, clash in clashes:
+                if clash:
+                    report.error(f"{name!r} is {kind}, but the name is reserved for model {model!r} of a peer", path)
+
+
+def check_selectors(
+    selectors: Mapping[str, Selector],
+    router: EvictionSettings,
+    names: NameIndex,
+    found: Mapping[str, Peer],
+    report: Diagnostics,
+) -> None:
+    """The first fault of each selector is told."""
+    for selector in selectors.values():
+        fault = _selector_fault(selector, selectors, router, names, found)
+        if fault:
+            report.error(f"selector {selector.id!r}: {fault}", f"selectors.{selector.id}")
+
+
+def _selector_fault(
+    selector: Selector,
+    selectors: Mapping[str, Selector],
+    router: EvictionSettings,
+    names: NameIndex,
+    found: Mapping[str, Peer],
+) -> str:
+    if not selector.id.strip():
+        return "the ID is empty"
+    if selector.id in names.models:
+        return f"{selector.id} is already a model ID"
+    if selector.id in names.aliases:
+        return f"{selector.id} is already an alias of model {names.aliases[selector.id]}"
+    if not selector.strategy:
+        return f"strategy is required, one of {', '.join(STRATEGIES)}"
+    if selector.strategy not in STRATEGIES:
+        return f"strategy {selector.strategy!r} is unknown, use one of {', '.join(STRATEGIES)}"
+    if not selector.targets:
+        return "targets needs at least one entry"
+    for index, target in enumerate(selector.targets):
+        if target in selectors:
+            return f"targets[{index}] {target!r} is a selector, and chaining selectors is unsupported"
+        if names.base(target) is None and not _may_be_discovered(target, found):
+            near = did_you_mean(target, [*names.models, *names.aliases, *names.qualified])
+            return f"targets[{index}] {target!r} is an unknown model" + (f" ({near})" if near else "")
+        if selector.strategy == "warm" and names.real(target) is None:
+            return f"targets[{index}] {target!r} must be a local model, strategy warm knows only those"
+    return _spillover_fault(selector, router, names) if selector.strategy == "spillover" else ""
+
+
+def _may_be_discovered(target: str, found: Mapping[str, Peer]) -> bool:
+    """Could a peer that is asked for its models offer this one?"""
+    return any(peer.auto and target.startswith(f"{peer_id}/") for peer_id, peer in found.items())
+
+
+def _spillover_fault(selector: Selector, router: EvictionSettings, names: NameIndex) -> str:
+    if selector.spillover < 1:
+        return "settings.spillover must be >= 1"
+    resolved: list[str] = []
+    local: list[str] = []
+    for target in selector.targets:
+        real = names.real(target)
+        peer = None if real is not None else names.peer(target)
+        name = real if real is not None else "/".join(peer) if peer else target
+        if name in resolved:
+            return f"targets has a duplicate: {name}"
+        resolved.append(name)
+        if real is not None:
+            local.append(real)
+    return _together_fault(local, router) if len(local) >= 2 else ""
+
+
+def _together_fault(local: list[str], router: EvictionSettings) -> str:
+    """Why these models cannot run side by side, "" when they can."""
+    if router.settings.matrix is not None:
+        if router.settings.matrix.program.can_coexist(local):
+            return ""
+        return f"the local targets {', '.join(local)} are not in one expanded matrix set, so they cannot run together"
+    homes = {
+        name: (group_id, group)
+        for group_id, group in (router.settings.groups or {}).items()
+        for name in group.members
+        if name in local
+    }
+    if any(name not in homes or homes[name][0] == DEFAULT_GROUP for name in local):
+        stray = next(name for name in local if name not in homes or homes[name][0] == DEFAULT_GROUP)
+        return f"target {stray} is not in a group; local targets must share a group with swap: false"
+    if len({group_id for group_id, _ in homes.values()}) > 1:
+        return "local targets must share one group"
+    group_id, group = homes[local[0]]
+    return f"group {group_id} of the local targets must have swap: false" if group.swap else ""
+
+
+def check_profiles(
+    profiles: Mapping[str, Profile],
+    selectors: Mapping[str, Selector],
+    names: NameIndex,
+    found: Mapping[str, Peer],
+    report: Diagnostics,
+) -> None:
+    for profile_id, profile in profiles.items():
+        path = f"profiles.{profile_id}"
+        if not profile_id.strip():
+            report.error("a profile's name must not be blank", "profiles")
+        if not profile.pins:
+            report.error(f"profile {profile_id!r}: pins needs at least one entry", path)
+        for pin, target in profile.pins.items():
+            if not pin.strip():
+                report.error(f"profile {profile_id!r}: a pin's name must not be blank", f"{path}.pins")
+            known = target in selectors or names.base(target) is not None or _may_be_discovered(target, found)
+            if target and not known:
+                near = did_you_mean(target, [*names.models, *names.aliases, *names.qualified, *selectors])
+                report.error(
+                    f"profile {profile_id!r}: pin {pin!r}: unknown model {target!r}", f"{path}.pins.{pin}", hint=near
+                )

@@ -1,0 +1,415 @@
+"""The frozen records a configuration becomes, with every default and the YAML key each field is read from.
+
+Durations are float seconds, sizes say their unit. Values are resolved: a model's `ttl` has the global one
+folded in, `routing` is filled whichever spelling the file used. Knows nothing of YAML, files or time. Those of
+a model and of routing are files of their own; they are imported from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from llamaswap.config.field_types import (
+    BooleanType,
+    DurationType,
+    IntegerType,
+    MacrosType,
+    PatternsType,
+    SecondsType,
+    SectionMapType,
+    SectionType,
+    TextListType,
+    TextType,
+    key,
+)
+from llamaswap.config.patterns import PathPattern
+from llamaswap.config.schema.model import (
+    DEFAULT_PROXY,
+    ENV_POLICIES,
+    FORWARD_KEY,
+    MODALITIES,
+    SIGNS,
+    SUPERSEDE,
+    USE_GLOBAL_TTL,
+    Capabilities,
+    Compat,
+    Filters,
+    HangDetection,
+    Model,
+    Scalar,
+    Secret,
+    SlotSettings,
+    SuspendSettings,
+    Timeouts,
+)
+from llamaswap.config.schema.routing import (
+    ROUTERS,
+    SCHEDULERS,
+    STRATEGIES,
+    EvictionSettings,
+    FifoSettings,
+    Group,
+    Matrix,
+    Peer,
+    Profile,
+    QueueSettings,
+    RouterSettings,
+    Routing,
+    SchedulerSettings,
+    Selector,
+    SelectorSettings,
+)
+
+if TYPE_CHECKING:
+    from llamaswap.config.lookup import NameIndex
+
+__all__ = [
+    "DEFAULT_GROUP",
+    "DEFAULT_IGNORE_PATHS",
+    "DEFAULT_PROXY",
+    "ENV_POLICIES",
+    "FORWARD_KEY",
+    "LOG_LEVELS",
+    "LOG_TARGETS",
+    "LOG_TIME_FORMATS",
+    "MINIMUM_HEALTH_CHECK_TIMEOUT",
+    "MINIMUM_PERFORMANCE_EVERY",
+    "MODALITIES",
+    "ROUTERS",
+    "SCHEDULERS",
+    "SIGNS",
+    "STRATEGIES",
+    "SUPERSEDE",
+    "USE_GLOBAL_TTL",
+    "ActivitySettings",
+    "Capabilities",
+    "Compat",
+    "Config",
+    "EvictionSettings",
+    "FifoSettings",
+    "Filters",
+    "Group",
+    "HangDetection",
+    "HookSettings",
+    "LogFileSettings",
+    "Matrix",
+    "Model",
+    "OnStartup",
+    "Peer",
+    "PerformanceSettings",
+    "Profile",
+    "QueueSettings",
+    "RouterSettings",
+    "Routing",
+    "Scalar",
+    "SchedulerSettings",
+    "Secret",
+    "Selector",
+    "SelectorSettings",
+    "SlotSettings",
+    "StoreSettings",
+    "SuspendSettings",
+    "Timeouts",
+    "UiSettings",
+    "UpstreamSettings",
+    "json_schema",
+]
+
+MINIMUM_HEALTH_CHECK_TIMEOUT = 15.0
+MINIMUM_PERFORMANCE_EVERY = 5.0
+DEFAULT_GROUP = "(default)"
+DEFAULT_IGNORE_PATHS = (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",)
+LOG_LEVELS = ("debug", "info", "warn", "error")
+LOG_TARGETS = ("proxy", "upstream", "both", "none")
+LOG_TIME_FORMATS = (
+    *("ansic", "unixdate", "rubydate", "rfc822", "rfc822z", "rfc850", "rfc1123", "rfc1123z"),
+    *("rfc3339", "rfc3339nano", "kitchen", "stamp", "stampmilli", "stampmicro", "stampnano"),
+)
+
+
+@frozen
+class StoreSettings:
+    """Where activity is kept over restarts."""
+
+    path: str = field(default="", metadata=key("path", TextType(), "File of the activity store."))
+
+
+@frozen
+class LogFileSettings:
+    """Logs in files, llamaswap.log and model-ID.log, rotated without another program."""
+
+    folder: str = field(
+        default="", metadata=key("folder", TextType(), "Folder of the files, made where it is missing; empty for none.")
+    )
+    size: int = field(
+        default=10, metadata=key("size", IntegerType(), "MiB after which a file is put aside as NAME.1.", minimum=1)
+    )
+    keep: int = field(
+        default=5, metadata=key("keep", IntegerType(), "How many files put aside are kept of each log.", minimum=0)
+    )
+
+
+@frozen
+class ActivitySettings:
+    """What the activity list shows."""
+
+    session_id: tuple[str, ...] = field(
+        default=("X-Session-ID", "X-Litellm-Session-Id"),
+        metadata=key(
+            "session_id", TextListType(), "Request headers that name a session; the first present one counts."
+        ),
+    )
+
+
+@frozen
+class UiSettings:
+    """Settings of the web UI."""
+
+    activity: ActivitySettings = field(
+        default=ActivitySettings(),
+        metadata=key("activity", SectionType(ActivitySettings), "What the activity list shows."),
+    )
+
+
+@frozen
+class PerformanceSettings:
+    """The machine's readings."""
+
+    disabled: bool = field(default=False, metadata=key("disabled", BooleanType(), "Take no readings of the machine."))
+    every: float = field(
+        default=5.0, metadata=key("every", DurationType(), "Time between readings, at least 5s.", example="15s")
+    )
+
+
+@frozen
+class OnStartup:
+    """What happens when the service has started."""
+
+    preload: tuple[str, ...] = field(
+        default=(), metadata=key("preload", TextListType(), "Models to load, in this order.")
+    )
+
+
+@frozen
+class HookSettings:
+    """What happens at certain moments."""
+
+    on_startup: OnStartup = field(
+        default=OnStartup(), metadata=key("on_startup", SectionType(OnStartup), "When the service has started.")
+    )
+    before_load: tuple[str, ...] = field(
+        default=(),
+        metadata=key("before_load", TextListType(), "Commands or URLs to be done before a model is started."),
+    )
+    after_ready: tuple[str, ...] = field(
+        default=(), metadata=key("after_ready", TextListType(), "Commands or URLs for when a model has become ready.")
+    )
+    before_unload: tuple[str, ...] = field(
+        default=(),
+        metadata=key("before_unload", TextListType(), "Commands or URLs to be done before a model is stopped."),
+    )
+    after_unload: tuple[str, ...] = field(
+        default=(), metadata=key("after_unload", TextListType(), "Commands or URLs for when a model's server has gone.")
+    )
+    on_failure: tuple[str, ...] = field(
+        default=(), metadata=key("on_failure", TextListType(), "Commands or URLs for when a model could not be loaded.")
+    )
+    timeout: float = field(
+        default=10.0, metadata=key("timeout", DurationType(), "Time each of the commands and URLs may take.")
+    )
+
+
+@frozen
+class UpstreamSettings:
+    """Rules for /upstream/MODEL/... requests."""
+
+    ignore_paths: tuple[PathPattern, ...] = field(
+        default=tuple(PathPattern(text) for text in DEFAULT_IGNORE_PATHS),
+        metadata=key(
+            "ignorePaths",
+            PatternsType(),
+            "Regular expressions (RE2) of paths that never load a model; requests for them get 409 instead.",
+            default=DEFAULT_IGNORE_PATHS,
+        ),
+    )
+
+
+@frozen
+class Config:
+    """A whole configuration, resolved and checked. Lookups by name are methods."""
+
+    health_check_timeout: float = field(
+        default=120.0,
+        metadata=key(
+            "healthCheckTimeout", SecondsType(), "Seconds a server may take to become ready; raised to 15 if less."
+        ),
+    )
+    log_requests: bool = field(
+        default=False, metadata=key("logRequests", BooleanType(), "Accepted for compatibility, without effect.")
+    )
+    log_level: str = field(
+        default="info", metadata=key("logLevel", TextType(), "Least level logged.", known=LOG_LEVELS)
+    )
+    log_time_format: str = field(
+        default="",
+        metadata=key("logTimeFormat", TextType(), "Time before each log line; empty for none.", known=LOG_TIME_FORMATS),
+    )
+    log_to_stdout: str = field(
+        default="proxy", metadata=key("logToStdout", TextType(), "Which logs go to standard output.", enum=LOG_TARGETS)
+    )
+    log_files: LogFileSettings = field(
+        default=LogFileSettings(),
+        metadata=key("logFiles", SectionType(LogFileSettings), "Write logs to files as well, one per model."),
+    )
+    metrics_max_in_memory: int = field(
+        default=1000, metadata=key("metricsMaxInMemory", IntegerType(), "Requests remembered without a store.")
+    )
+    capture_buffer: int = field(
+        default=5, metadata=key("captureBuffer", IntegerType(), "MiB of request captures kept in memory; 0 for none.")
+    )
+    store: StoreSettings | None = field(
+        default=None,
+        metadata=key("store", SectionType(StoreSettings), "Keep activity over restarts; unset keeps it in memory."),
+    )
+    ui: UiSettings = field(default=UiSettings(), metadata=key("ui", SectionType(UiSettings), "Settings of the web UI."))
+    performance: PerformanceSettings = field(
+        default=PerformanceSettings(),
+        metadata=key("performance", SectionType(PerformanceSettings), "The machine's readings."),
+    )
+    global_ttl: int = field(
+        default=0,
+        metadata=key("globalTTL", IntegerType(), "Idle seconds before any model is unloaded; 0 never.", minimum=0),
+    )
+    unload_timeout: float = field(
+        default=10.0,
+        metadata=key(
+            "unloadTimeout", SecondsType(), "Seconds a server may take to stop before it is killed.", minimum=0
+        ),
+    )
+    drain_timeout: float = field(
+        default=30.0,
+        metadata=key(
+            "drainTimeout",
+            SecondsType(),
+            "Seconds that requests under way may take when the service ends; 0 ends them at once.",
+            minimum=0,
+        ),
+    )
+    start_port: int = field(
+        default=5800, metadata=key("startPort", IntegerType(), "First port handed out for ${PORT}.", minimum=1)
+    )
+    send_loading_state: bool = field(
+        default=False,
+        metadata=key("sendLoadingState", BooleanType(), "Stream progress as reasoning text while a model loads."),
+    )
+    include_aliases_in_list: bool = field(
+        default=False, metadata=key("includeAliasesInList", BooleanType(), "List aliases as models of their own.")
+    )
+    api_keys: tuple[Secret, ...] = field(
+        default=(),
+        metadata=key(
+            "apiKeys", TextListType(secret=True, strict=True), "Keys that clients must present; empty asks none."
+        ),
+    )
+    forward_key: str = field(
+        default="auto",
+        metadata=key(
+            "forwardKey",
+            TextType(),
+            "Whether the API key that a client was accepted with is passed on: `auto` to servers whose command or "
+            "environment holds it and to peers without apiKey, `always`, or `never`.",
+            enum=FORWARD_KEY,
+        ),
+    )
+    env_policy: str = field(
+        default="inherit",
+        metadata=key(
+            "envPolicy",
+            TextType(),
+            "Which environment variables of llamaswap servers get: `inherit` all, `clean` those of a fixed list.",
+            enum=ENV_POLICIES,
+        ),
+    )
+    macros: Mapping[str, Scalar] = field(
+        factory=dict, repr=False, metadata=key("macros", MacrosType(), "Names for repeated text, used as ${NAME}.")
+    )
+    models: Mapping[str, Model] = field(
+        factory=dict, metadata=key("models", SectionMapType(Model, named=True, one="MODEL"), "The local models.")
+    )
+    groups: Mapping[str, Group] | None = field(
+        default=None,
+        metadata=key("groups", SectionMapType(Group, one="GROUP"), "Older place of routing.router.settings.groups."),
+    )
+    matrix: Matrix | None = field(
+        default=None, metadata=key("matrix", SectionType(Matrix), "Older place of routing.router.settings.matrix.")
+    )
+    routing: Routing = field(
+        default=Routing(), metadata=key("routing", SectionType(Routing), "Who is unloaded, who is served first.")
+    )
+    profiles: Mapping[str, Profile] = field(
+        factory=dict,
+        metadata=key(
+            "profiles",
+            SectionMapType(
+                Profile,
+                one="PROFILE",
+                hint="write `NAME: {description: ..., pins: {requested-name: model}}`",
+            ),
+            "Switchable sets of names for models.",
+        ),
+    )
+    selectors: Mapping[str, Selector] = field(
+        factory=dict,
+        metadata=key(
+            "selectors", SectionMapType(Selector, named=True, one="SELECTOR"), "Names that choose among several models."
+        ),
+    )
+    hooks: HookSettings = field(
+        default=HookSettings(), metadata=key("hooks", SectionType(HookSettings), "What happens at certain moments.")
+    )
+    peers: Mapping[str, Peer] = field(
+        factory=dict,
+        metadata=key("peers", SectionMapType(Peer, named=True, one="PEER"), "Other servers and the models they offer."),
+    )
+    upstream: UpstreamSettings = field(
+        default=UpstreamSettings(),
+        metadata=key("upstream", SectionType(UpstreamSettings), "Rules for /upstream/MODEL/... requests."),
+    )
+    _names: NameIndex = field(init=False, eq=False, repr=False)
+
+    @_names.default
+    def _index_names(self) -> NameIndex:
+        from llamaswap.config.lookup import NameIndex
+
+        return NameIndex.of(self.models, self.peers, tuple(self.selectors))
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Alias to model ID, explicit ones and those that setParamsByID made."""
+        return self._names.aliases
+
+    def real(self, name: str) -> str | None:
+        """The local model of this ID or alias; an ID wins over an equal alias."""
+        return self._names.real(name)
+
+    def peer(self, name: str) -> tuple[str, str] | None:
+        """(peer ID, its model) for PEER/MODEL, or for a bare model name that exactly one peer offers."""
+        return self._names.peer(name)
+
+    def base(self, name: str) -> str | None:
+        """The local model's ID, or `name` itself where a peer offers it."""
+        return self._names.base(name)
+
+    def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
+        """(name, segments used) of the longest leading run that names a model; empty segments are skipped."""
+        return self._names.split_path(segments)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors; read off the records above."""
+    from llamaswap.config.jsonschema import describe
+
+    return describe(Config)

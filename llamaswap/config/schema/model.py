@@ -1,0 +1,374 @@
+"""The records of a model, and what models and peers share. See `schema`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.field_types import (
+    BooleanType,
+    DurationType,
+    FreeMapsType,
+    FreeType,
+    IntegerType,
+    MacrosType,
+    SecondsType,
+    SectionType,
+    TextListType,
+    TextType,
+    key,
+)
+
+Scalar = str | int | float | bool
+DEFAULT_PROXY = "http://localhost:${PORT}"
+USE_GLOBAL_TTL = -1
+MODALITIES = ("text", "audio", "image")
+SIGNS = ("cpu", "gpu", "log", "health")
+ENV_POLICIES = ("inherit", "clean")
+SUPERSEDE = ("", "session", "client")
+FORWARD_KEY = ("auto", "always", "never")
+
+
+@frozen
+class Secret:
+    """A text that must not reach a log: ask for `value` where it is used, print anything else."""
+
+    value: str = field(repr=lambda _: "***")
+
+    def __str__(self) -> str:
+        return "***"
+
+
+# -- what models and peers share ---------------------------------------------------------------------------
+
+
+@frozen
+class Filters:
+    """Changes made to a request's parameters: ready to apply, in ascending key order, never touching `model`."""
+
+    strip_params_text: str = field(
+        default="",
+        metadata=key(
+            "stripParams",
+            TextType(),
+            "Comma-separated request parameters to remove before forwarding.",
+            synonyms=("strip_params",),
+        ),
+    )
+    set_params: Mapping[str, Any] = field(
+        factory=dict,
+        metadata=key("setParams", FreeType(), "Request parameters to set, replacing what the client sent."),
+    )
+    set_params_by_id: Mapping[str, Mapping[str, Any]] = field(
+        factory=dict,
+        metadata=key(
+            "setParamsByID",
+            FreeMapsType(),
+            "Parameters to set when the request named the model by this ID; each ID becomes an alias.",
+        ),
+    )
+    strip_params: tuple[str, ...] = ()
+
+
+@frozen
+class Timeouts:
+    """Limits on the connection to a server, in seconds; 0 switches one off."""
+
+    connect: float = field(default=30.0, metadata=key("connect", SecondsType(), "To connect (seconds, 0 = no limit)."))
+    keepalive: float = field(
+        default=30.0, metadata=key("keepalive", SecondsType(), "Between TCP keep-alive probes (seconds, 0 = off).")
+    )
+    response_header: float = field(
+        default=0.0,
+        metadata=key("responseHeader", SecondsType(), "Until the head of the answer arrives (seconds, 0 = no limit)."),
+    )
+    tls_handshake: float = field(
+        default=10.0, metadata=key("tlsHandshake", SecondsType(), "For the TLS handshake (seconds, 0 = no limit).")
+    )
+    expect_continue: float = field(
+        default=1.0, metadata=key("expectContinue", SecondsType(), "Accepted for compatibility, without effect.")
+    )
+    idle_conn: float = field(
+        default=90.0, metadata=key("idleConn", SecondsType(), "To keep an unused connection (seconds, 0 = no limit).")
+    )
+
+
+# -- models ------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Compat:
+    """Switches for servers with habits of their own."""
+
+    ignore_websockets: bool = field(
+        default=False,
+        metadata=key("ignoreWebsockets", BooleanType(), "A websocket neither loads the model nor keeps it loaded."),
+    )
+
+
+@frozen
+class HangDetection:
+    """When a server counts as hung: its streams are silent, no sign of life is seen, and it answers nothing."""
+
+    after: float = field(
+        default=120.0,
+        metadata=key(
+            "after",
+            DurationType(),
+            "Least silence of streams that were under way. 0s: never. Not watched by default where compat."
+            "ignoreWebsockets is set.",
+        ),
+    )
+    times: int = field(
+        default=10,
+        metadata=key(
+            "times", IntegerType(), "And so many times the longest pause this model came back from.", minimum=1
+        ),
+    )
+    canary: float = field(
+        default=30.0,
+        metadata=key(
+            "canary",
+            DurationType(),
+            "How long a silent server is watched for signs of life, and then a one-token request may take.",
+        ),
+    )
+    signs: tuple[str, ...] = field(
+        default=SIGNS,
+        metadata=key(
+            "signs",
+            TextListType(),
+            "What counts as a sign of life: its processes use CPU time or a disk (also where nobody can know), a GPU "
+            "is busy, it writes to its log, it answers checkEndpoint.",
+            items_enum=SIGNS,
+        ),
+    )
+    cpu: int = field(
+        default=1,
+        metadata=key(
+            "cpu", IntegerType(), "More CPU time than this percentage of one core is a sign of life.", minimum=0
+        ),
+    )
+    gpu: int = field(
+        default=5,
+        metadata=key("gpu", IntegerType(), "A GPU busier than this percentage is a sign of life.", minimum=0),
+    )
+
+
+@frozen
+class SuspendSettings:
+    """How a server is put to sleep instead of being stopped: what it held is free, its process stays."""
+
+    sleep: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            "sleep",
+            TextListType(single=True),
+            "What puts the server to sleep: requests to it (POST /sleep?level=1) or commands, one after the other.",
+        ),
+    )
+    wake: tuple[str, ...] = field(
+        default=(), metadata=key("wake", TextListType(single=True), "What wakes it up again, in the same words.")
+    )
+    timeout: float = field(
+        default=30.0,
+        metadata=key(
+            "timeout", DurationType(), "Longest that either may take; then the server is stopped, or started anew."
+        ),
+    )
+    ttl: float = field(
+        default=0.0, metadata=key("ttl", DurationType(), "Stop the server after so long a sleep; 0s never.")
+    )
+
+
+@frozen
+class SlotSettings:
+    """What a llama.cpp server has read, kept over its stop in files of its own; needs its `--slot-save-path`."""
+
+    save: bool = field(
+        default=False,
+        metadata=key("save", BooleanType(), "Save what was read when the model goes, restore it when it comes back."),
+    )
+    timeout: float = field(
+        default=5.0, metadata=key("timeout", DurationType(), "Longest that a save may take, or a restore.")
+    )
+    max_size: int = field(
+        default=2048,
+        metadata=key("maxSize", IntegerType(), "Largest file in MiB that is kept, one per slot.", minimum=1),
+    )
+
+
+@frozen
+class Capabilities:
+    """What a model can do, for listings; all-zero means nothing was declared."""
+
+    inputs: tuple[str, ...] = field(
+        default=(), metadata=key("in", TextListType(), "Kinds of input the model takes.", items_enum=MODALITIES)
+    )
+    outputs: tuple[str, ...] = field(
+        default=(), metadata=key("out", TextListType(), "Kinds of output the model gives.", items_enum=MODALITIES)
+    )
+    tools: bool = field(default=False, metadata=key("tools", BooleanType(), "The model can call tools."))
+    reranker: bool = field(default=False, metadata=key("reranker", BooleanType(), "The model reranks documents."))
+    context: int = field(default=0, metadata=key("context", IntegerType(), "Context length in tokens.", minimum=0))
+
+
+@frozen
+class Model:
+    """One local model. `endpoint` is None where `proxy` is no http(s) URL: such a model cannot start."""
+
+    id: str
+    cmd: str = field(
+        default="",
+        repr=False,
+        metadata=key("cmd", TextType(), "The command that starts the server; # lines are comments."),
+    )
+    cmd_stop: str = field(
+        default="",
+        repr=False,
+        metadata=key(
+            "cmdStop", TextType(), "A command that stops the server; ${PID} is its process ID. Default: SIGTERM."
+        ),
+    )
+    proxy: str = field(
+        default="",
+        metadata=key("proxy", TextType(), "URL the server listens on.", default=DEFAULT_PROXY),
+    )
+    aliases: tuple[str, ...] = field(
+        default=(), metadata=key("aliases", TextListType(), "Other names that requests may use for this model.")
+    )
+    env: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata=key("env", TextListType(), "NAME=value entries added to the server's environment."),
+    )
+    env_policy: str = field(
+        default="inherit",
+        metadata=key(
+            "envPolicy",
+            TextType(),
+            "Which environment variables of llamaswap the server gets besides `env`: `inherit` all, `clean` those of a "
+            "fixed list. Unset takes the global value.",
+            enum=ENV_POLICIES,
+        ),
+    )
+    check_endpoint: str = field(
+        default="/health",
+        metadata=key(
+            "checkEndpoint", TextType(), "Path that answers 200 once the server is ready; none skips the check."
+        ),
+    )
+    ttl: int = field(
+        default=0,
+        metadata=key(
+            "ttl",
+            IntegerType(),
+            "Unload after so many idle seconds; 0 never, -1 takes globalTTL.",
+            minimum=-1,
+            default=USE_GLOBAL_TTL,
+        ),
+    )
+    unload_timeout: float = field(
+        default=10.0,
+        metadata=key(
+            "unloadTimeout",
+            SecondsType(),
+            "Seconds a server may take to stop before it is killed; 0 takes the global value.",
+            minimum=0,
+            default=0,
+        ),
+    )
+    unlisted: bool = field(default=False, metadata=key("unlisted", BooleanType(), "Leave the model out of listings."))
+    use_model_name: str = field(
+        default="", metadata=key("useModelName", TextType(), "The model name sent to the server instead of the ID.")
+    )
+    name: str = field(default="", metadata=key("name", TextType(), "Name shown in listings."))
+    description: str = field(default="", metadata=key("description", TextType(), "Description shown in listings."))
+    concurrency_limit: int = field(
+        default=0,
+        metadata=key(
+            "concurrencyLimit", IntegerType(), "Most requests at one time; more get 429. 0 leaves the built-in limit."
+        ),
+    )
+    supersede: str = field(
+        default="",
+        metadata=key(
+            "supersede",
+            TextType(),
+            "Whose newer request takes the place of an older one that still waits (it gets 410): `session`, known by "
+            "the headers in ui.activity.session_id, or `client`, by address, key and User-Agent too.",
+            enum=SUPERSEDE,
+        ),
+    )
+    forward_key: str = field(
+        default="",
+        metadata=key(
+            "forwardKey",
+            TextType(),
+            "Whether the accepted API key is passed to the server: see the global forwardKey, which counts when empty.",
+            enum=("", *FORWARD_KEY),
+        ),
+    )
+    filters: Filters = field(
+        default=Filters(),
+        metadata=key("filters", SectionType(Filters), "Changes made to the request before forwarding."),
+    )
+    macros: Mapping[str, Scalar] = field(
+        factory=dict, repr=False, metadata=key("macros", MacrosType(), "Macros of this model; they hide global ones.")
+    )
+    metadata: Mapping[str, Any] = field(
+        factory=dict, metadata=key("metadata", FreeType(), "Anything; shown as meta.llamaswap in /v1/models.")
+    )
+    send_loading_state: bool = field(
+        default=False,
+        metadata=key(
+            "sendLoadingState",
+            BooleanType(optional=True),
+            "Stream progress as reasoning text while the model loads; unset takes the global value.",
+            default=None,
+        ),
+    )
+    timeouts: Timeouts = field(
+        default=Timeouts(), metadata=key("timeouts", SectionType(Timeouts), "Limits on connections to the server.")
+    )
+    compat: Compat = field(
+        default=Compat(), metadata=key("compat", SectionType(Compat), "Switches for servers with habits of their own.")
+    )
+    stall: HangDetection = field(
+        default=HangDetection(),
+        metadata=key("stall", SectionType(HangDetection), "When a server counts as hung and is restarted."),
+    )
+    sleep: SuspendSettings = field(
+        default=SuspendSettings(),
+        metadata=key(
+            "sleep",
+            SectionType(SuspendSettings),
+            "Put the server to sleep instead of stopping it when others need room.",
+        ),
+    )
+    slots: SlotSettings = field(
+        default=SlotSettings(),
+        metadata=key(
+            "slots", SectionType(SlotSettings), "Keep what a llama.cpp server has read over swaps, if that is quicker."
+        ),
+    )
+    capabilities: Capabilities = field(
+        default=Capabilities(),
+        metadata=key("capabilities", SectionType(Capabilities), "What the model can do, for listings."),
+    )
+    health_check_timeout: float = field(
+        default=120.0,
+        metadata=key("healthCheckTimeout", SecondsType(), "Accepted for compatibility: the global value is used."),
+    )
+    endpoint: Endpoint | None = None
+    port: int | None = None
+    _rebuild: Callable[[int], Model] | None = field(default=None, eq=False, repr=False)
+
+    def with_port(self, port: int) -> Model:
+        """This model with another PORT wherever ${PORT} stood; itself where the model uses none."""
+        if self.port is None or self.port == port or self._rebuild is None:
+            return self
+        return self._rebuild(port)

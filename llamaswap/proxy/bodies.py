@@ -1,0 +1,276 @@
+"""Request bodies that are already here, in memory or in a file: whole, readable any number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from attrs import define
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from zope.interface import implementer
+
+from llamaswap.errors import BodyTooLarge, NoRoom
+from llamaswap.proxy.byte_budget import ByteBudget
+from llamaswap.proxy.exchange import BodyConsumer, BodySource
+
+
+@implementer(IPushProducer)
+class _Done:
+    """The producer of a feeding that is over."""
+
+    def pauseProducing(self) -> None:
+        """Nothing more comes."""
+
+    def resumeProducing(self) -> None:
+        """Nothing more comes."""
+
+    def stopProducing(self) -> None:
+        """Nothing more comes."""
+
+
+FED = _Done()
+
+
+PIECE = 64 * 1024
+HELD_COPIES = 3  # of a body that is held whole: as it came, as it was edited, and in the connection's buffer
+SITE_MEMORY = 100_000  # bytes of a body for the site that are kept in memory, as twisted.web does
+TURN = 1024 * 1024  # fed in one go; then the other connections have their turn
+
+
+@implementer(IPushProducer)
+class FileFeed:
+    """Feeds a consumer from a file of known size, a piece at a time, until paused, stopped or through.
+
+    `at_end` is called with the position reached instead of `body_ended`, when given: more may follow from
+    elsewhere. `clock` provides IReactorTime.
+    """
+
+    def __init__(
+        self,
+        clock: Any,
+        file: IO[bytes],
+        size: int,
+        consumer: BodyConsumer,
+        at_end: Callable[[], None] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._file = file
+        self._size = size
+        self._consumer = consumer
+        self._at_end = at_end or consumer.body_ended
+        self._at = 0
+        self._paused = False
+        self._stopped = False
+        self._running = False
+        self._later: IDelayedCall | None = None
+
+    def run(self) -> None:
+        """Feed now, up to a turn's worth."""
+        if self._running:
+            return
+        self._running = True
+        budget = TURN
+        while not self._paused and not self._stopped and self._at < self._size and budget > 0:
+            # Another reader may have moved the file's position since the last piece.
+            self._file.seek(self._at)
+            data = self._file.read(min(PIECE, self._size - self._at))
+            if not data:
+                self._stopped = True
+                self._consumer.body_lost()
+                break
+            self._at += len(data)
+            budget -= len(data)
+            self._consumer.body_data(data)
+        self._running = False
+        if self._paused or self._stopped:
+            return
+        if self._at >= self._size:
+            self._stopped = True
+            self._at_end()
+        elif self._later is None:
+            self._later = self._clock.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._later = None
+        self.run()
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        # From a later turn: the transport resumes us from within its own write.
+        if not self._stopped and self._later is None:
+            self._later = self._clock.callLater(0, self._next_turn)
+
+    def stopProducing(self) -> None:
+        self._stopped = True
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+
+
+@define(eq=False)
+class FileBody:
+    """A body in a file that its owner filled and closes. `clock` provides IReactorTime, `reserve` takes memory for a
+    body that is held whole, until the file is closed, or raises NoRoom."""
+
+    _clock: Any
+    _file: IO[bytes]
+    _size: int
+    _reserve: Callable[[int], None] | None = None
+    replayable: bool = True
+    _feed: FileFeed | None = None
+
+    @property
+    def length(self) -> int | None:
+        """Its size."""
+        return self._size
+
+    def hold(self, limit: int) -> Deferred[bytes]:
+        """Read whole."""
+        if self._size > limit:
+            return fail(BodyTooLarge(limit))
+        if self._reserve is not None:
+            try:
+                self._reserve(self._size * HELD_COPIES)
+            except NoRoom as error:
+                return fail(error)
+        self._file.seek(0)
+        return succeed(self._file.read(self._size))
+
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Piece by piece, as the consumer's back-pressure allows."""
+        self.close()
+        feed = self._feed = FileFeed(self._clock, self._file, self._size, consumer)
+        feed.run()
+        return feed
+
+    def close(self) -> None:
+        """Stop a running feeding; the file is its owner's."""
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            feed.stopProducing()
+
+
+class SiteContent:
+    """The body of a twisted.web request, file-like: in memory while it is small, then in a file of `disk`'s folder.
+
+    If that disk is full, the body stays in memory as far as `memory` allows; NoRoom from there on. `length` is the
+    announced size, None if it is unknown.
+    """
+
+    def __init__(self, length: int | None, memory: ByteBudget, disk: ByteBudget) -> None:
+        self._memory = memory
+        self._disk = disk
+        self._file: Any = BytesIO()
+        self._size = 0
+        self._in_memory = 0  # bytes taken of each room
+        self._on_disk = 0
+        self._reserved = 0
+        if length is not None and length > SITE_MEMORY and max(disk.left, memory.left) < length:
+            raise disk.full()
+
+    def write(self, data: bytes) -> None:
+        """Append some bytes."""
+        size = self._size + len(data)
+        if size > SITE_MEMORY and not self._on_disk and not self._in_memory:
+            self._spool()
+        if not (self._on_disk and self._written(data)):
+            if self._on_disk:
+                self._unspool()
+            if size > SITE_MEMORY:
+                self._take_memory(size - self._in_memory)
+            self._file.write(data)
+        self._size = size
+
+    def reserve(self, count: int) -> None:
+        """Take memory for copies of the body outside of it, until it is closed. Once; NoRoom if there is none."""
+        if not self._reserved:
+            if not self._memory.take(count):
+                raise self._memory.full()
+            self._reserved = count
+
+    def close(self) -> None:
+        """Forget the body. Idempotent."""
+        self._file.close()
+        self._memory.give_back(self._in_memory + self._reserved)
+        self._disk.give_back(self._on_disk)
+        self._in_memory = self._on_disk = self._reserved = 0
+
+    def __getattr__(self, name: str) -> Any:
+        # read, seek, tell ...
+        return getattr(self._file, name)
+
+    def _spool(self) -> None:
+        try:
+            file = TemporaryFile(prefix="llamaswap-body-", buffering=0)  # noqa: SIM115
+        except OSError:
+            return
+        small, self._file = self._file, file
+        self._size = 0
+        if self._written(small.getvalue()):
+            self._size = len(small.getvalue())
+            return
+        self._file, self._size = small, len(small.getvalue())
+        file.close()
+
+    def _written(self, data: bytes) -> bool:
+        if not self._disk.take(len(data)):
+            return False
+        self._on_disk += len(data)
+        try:
+            self._file.seek(self._size)
+            return bool(self._file.write(data) == len(data))
+        except OSError:
+            return False
+
+    def _unspool(self) -> None:
+        self._take_memory(self._size)
+        file = self._file
+        file.seek(0)
+        self._file = BytesIO()
+        self._file.write(file.read(self._size))
+        file.close()
+        self._disk.give_back(self._on_disk)
+        self._on_disk = 0
+
+    def _take_memory(self, count: int) -> None:
+        if not self._memory.take(count):
+            raise self._disk.full()
+        self._in_memory += count
+
+
+@define(eq=False)
+class BytesBody:
+    """A body held in memory, as the pipeline makes one after an edit. Its bound is the caller's `hold` limit."""
+
+    data: bytes
+    replayable: bool = True
+
+    @property
+    def length(self) -> int | None:
+        """Its size."""
+        return len(self.data)
+
+    def hold(self, limit: int) -> Deferred[bytes]:
+        """Itself."""
+        if len(self.data) > limit:
+            return fail(BodyTooLarge(limit))
+        return succeed(self.data)
+
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Everything at once: it is in memory already, so pausing would save nothing."""
+        if self.data:
+            consumer.body_data(self.data)
+        consumer.body_ended()
+        return FED
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+_check: tuple[type[BodySource], type[BodySource]] = (BytesBody, FileBody)

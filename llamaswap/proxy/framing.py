@@ -1,0 +1,361 @@
+"""Where an HTTP/1 message's head and body end, to the byte. Pure: bytes in, positions and records out.
+
+httptools (llhttp) judges every head, with its strictness. It says *what* it met but not *where*, and the relay
+passes bodies on as they came, so chunk framing is walked here: sizes are read, payload is only pointed at.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httptools
+from attrs import define
+
+from llamaswap.proxy.exchange import Headers, RequestHead
+from llamaswap.wire.headers import SECRETS, comma_items
+
+HEAD_LIMIT = 64 * 1024  # room for long cookies and traces; beyond it somebody is not speaking HTTP to us
+HEADER_COUNT = 500
+SIZE_LINE_LIMIT = 4096  # a chunk size with its extensions
+TRAILER_LIMIT = 16 * 1024
+
+_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n\x00]*)?\r\n")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_AUTHORITY = re.compile(rb"^[^/?]*")
+_EIGHT_BIT = re.compile(rb"[\x80-\xff]")
+# Framing has no place behind the body (RFC 9110, 6.5.1): llhttp, and so Node, takes such an answer for a broken one.
+_TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
+
+CHUNKED = (b"Transfer-Encoding", b"chunked")
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class MalformedMessage(Exception):
+    """The bytes are not HTTP as we accept it; the text says what was met."""
+
+
+class HeadTooSlow(MalformedMessage):
+    """A request whose next bytes did not come in time."""
+
+
+class HeadTooLarge(MalformedMessage):
+    """A head with more bytes or fields than we take."""
+
+
+@define  # not frozen: a record of every request, and freezing doubles what making one costs
+class ResponseHead:
+    """A server's first lines. `length` is the body's size, None when `chunked` or ended by the connection's close."""
+
+    status: int
+    reason: bytes
+    headers: Headers
+    version: tuple[int, int]
+    length: int | None
+    chunked: bool
+    keep_alive: bool
+    server: bytes = b""
+    keep_alive_hint: bytes = b""
+
+    @property
+    def until_close(self) -> bool:
+        """Whether only the end of the connection ends the body."""
+        return self.length is None and not self.chunked
+
+
+@define
+class Framing:
+    """How a request's body is delimited: `length` bytes, or chunked when it is None."""
+
+    length: int | None
+    keep_alive: bool
+    expects: bool
+    upgrade: bool
+
+
+COMMON = 1024  # header fields that are kept as one object for all who send them
+COMMON_NAME = 32
+COMMON_VALUE = 40
+SECRET_SIZES = frozenset(map(len, SECRETS))
+_common: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
+
+
+class _Collector:
+    """What llhttp tells about one head."""
+
+    __slots__ = ("complete", "headers", "line")
+
+    def __init__(self) -> None:
+        self.headers: Headers = []
+        self.line = b""
+        self.complete = False
+
+    def on_url(self, piece: bytes) -> None:
+        self.line += piece
+
+    def on_status(self, piece: bytes) -> None:
+        self.line += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if value[-1:] in (b" ", b"\t"):
+            value = value.rstrip(b" \t")
+        item = (name, value)
+        if len(value) <= COMMON_VALUE and len(name) <= COMMON_NAME:
+            # Clients repeat themselves: thousands of requests under way share one of each.
+            known = _common.get(item)
+            if known is not None:
+                item = known
+            elif len(name) not in SECRET_SIZES or name.lower() not in SECRETS:
+                if len(_common) >= COMMON:
+                    _common.clear()
+                _common[item] = item
+        self.headers.append(item)
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def find_head_end(data: bytes, limit: int = HEAD_LIMIT) -> int:
+    """The position just behind a head's blank line, or -1 while it is incomplete; HeadTooLarge, Malformed."""
+    end = data.find(b"\r\n\r\n")
+    if end >= 0:
+        if end > limit:
+            raise HeadTooLarge(f"head larger than {limit} bytes")
+        return end + 4
+    if len(data) > limit:
+        raise HeadTooLarge(f"head larger than {limit} bytes")
+    if _BARE_LF.search(data):
+        raise MalformedMessage("line ended by LF alone")
+    return -1
+
+
+def _judge(parser: Any, collector: _Collector, head: bytes) -> None:
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # it stops behind an upgrade's head, which is all it was given
+    except httptools.HttpParserError as error:
+        # A 101 without the headers that belong to it also stops the parser behind its head.
+        if not (collector.complete and "Upgrade" in str(error)):
+            raise MalformedMessage(str(error))
+    if not collector.complete:
+        raise MalformedMessage("incomplete head")
+    if len(collector.headers) > HEADER_COUNT:
+        raise HeadTooLarge(f"more than {HEADER_COUNT} header fields")
+
+
+def _version(parser: Any) -> tuple[int, int]:
+    text = parser.get_http_version()
+    if text == "1.1":
+        return (1, 1)
+    if text == "1.0":
+        return (1, 0)
+    raise MalformedMessage(f"HTTP/{text} is not spoken here")
+
+
+def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
+    """Read a request's head, given whole with its blank line."""
+    collector = _Collector()
+    parser = httptools.HttpRequestParser(collector)
+    _judge(parser, collector, head if head.isascii() else _escaped(head))
+    version = _version(parser)
+    keep_alive = version == (1, 1)
+    length: int | None = 0
+    expects = upgrade = False
+    hosts = 0
+    for name, value in collector.headers:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            length = int(value)
+        elif size == 17 and name.lower() == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise MalformedMessage("a transfer coding other than chunked")
+            if version == (1, 0):
+                raise MalformedMessage("HTTP/1.0 knows no transfer coding")
+            length = None
+        elif size == 10 and name.lower() == b"connection":
+            asked = comma_items(value)
+            if b"close" in asked:
+                keep_alive = False
+            elif b"keep-alive" in asked:
+                keep_alive = True
+        elif size == 6 and name.lower() == b"expect":
+            expects = value.lower() == b"100-continue" and version == (1, 1)
+        elif size == 7 and name.lower() == b"upgrade":
+            upgrade = True
+        elif size == 4 and name.lower() == b"host":
+            hosts += 1
+    if hosts > 1:
+        raise MalformedMessage("more than one Host")
+    method = parser.get_method()
+    if method == b"CONNECT":
+        raise MalformedMessage("CONNECT is not served")
+    target = collector.line
+    if target[:1] != b"/" and target != b"*":
+        # The absolute form meant for proxies is to be understood by every server (RFC 9112, 3.2.2).
+        scheme, found, rest = target.partition(b"://")
+        if not found or scheme.lower() not in (b"http", b"https"):
+            raise MalformedMessage("a target that is no path")
+        path = _AUTHORITY.sub(b"", rest)
+        target = path if path[:1] == b"/" else b"/" + path
+    request = RequestHead(method, target, collector.headers, version)
+    return request, Framing(length, keep_alive, expects, upgrade)
+
+
+def _escaped(head: bytes) -> bytes:
+    """A request's head with its target in ASCII: some clients send letters of other alphabets as they were typed."""
+    line, found, rest = head.partition(b"\r\n")
+    return _EIGHT_BIT.sub(lambda byte: b"%%%02X" % byte[0][0], line) + found + rest
+
+
+def with_target(head: bytes, target: bytes) -> bytes:
+    """A judged request's head, asking for the target it was read as."""
+    line, found, rest = head.partition(b"\r\n")
+    return b" ".join((line.partition(b" ")[0], target, line.rpartition(b" ")[2])) + found + rest
+
+
+def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
+    """Read a response's head, given whole; `bodyless` says that it answers a HEAD."""
+    collector = _Collector()
+    parser = httptools.HttpResponseParser(collector)
+    # Some servers send a length beside the chunks; the chunks count (RFC 9112, 6.3).
+    parser.set_dangerous_leniencies(lenient_chunked_length=True)
+    _judge(parser, collector, head)
+    version = _version(parser)
+    status = parser.get_status_code()
+    if status < 100:  # llhttp takes 099, but nobody else does
+        raise MalformedMessage(f"status {status}")
+    keep_alive = version == (1, 1)
+    length: int | None = None
+    coded = chunked = False
+    server = hint = b""
+    for name, value in collector.headers:
+        size = len(name)
+        if size == 14 and name.lower() == b"content-length":
+            length = int(value)
+        elif size == 17 and name.lower() == b"transfer-encoding":
+            coded = True
+            chunked = comma_items(value)[-1] == b"chunked"
+        elif size == 10:
+            lowered = name.lower()
+            if lowered == b"connection":
+                asked = comma_items(value)
+                if b"close" in asked:
+                    keep_alive = False
+                elif b"keep-alive" in asked:
+                    keep_alive = True
+            elif lowered == b"keep-alive":
+                hint = value
+        elif size == 6 and name.lower() == b"server":
+            server = value
+    headers = collector.headers
+    if coded and length is not None:
+        headers = [item for item in headers if item[0].lower() != b"content-length"]
+        length = None
+    if bodyless or status in (204, 304) or 100 <= status < 200:
+        length, chunked = 0, False
+    return ResponseHead(status, collector.line, headers, version, length, chunked, keep_alive, server, hint)
+
+
+def write_head(first_line: bytes, headers: Headers) -> bytes:
+    """A head's bytes with its blank line. Names and values come from a judged head or from our own code."""
+    lines = [first_line]
+    for name, value in headers:
+        lines.append(name + b": " + value)
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+# Chunk size lines seen before: those of a stream of events are few, and looking one up costs a fraction of reading it.
+_known_sizes: dict[bytes, int] = {}
+KNOWN_SIZES = 1024
+KNOWN_LINE = 6  # bytes of a line that is remembered
+
+
+class ChunkWalker:
+    """Walks a chunked body through any slicing of its bytes, and finds its exact end."""
+
+    __slots__ = ("_held", "_left", "_state", "_trailer", "done", "payload")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.payload = 0  # payload bytes seen
+        self._left = 0  # of the present chunk
+        self._held = b""  # an incomplete line
+        self._trailer = 0  # bytes of trailer lines
+        self._state = 0  # 0 size line, 1 payload, 2 its CRLF, 3 trailer lines
+
+    @property
+    def between(self) -> bool:
+        """Whether what was walked ends with a whole chunk."""
+        return not self._state and not self._held
+
+    def feed(self, data: bytes, pieces: list[bytes] | None) -> int:
+        """Walk on; returns how many bytes of `data` belong to the body. Payload goes to `pieces` when given."""
+        at, size = 0, len(data)
+        if not self._state and not self._held:
+            # Whole chunks with size lines met before: nearly every read of an event stream is one.
+            while True:
+                begin = data.find(b"\n", at) + 1
+                length = _known_sizes.get(data[at:begin])
+                if length is None or not data.startswith(b"\r\n", begin + length):
+                    break
+                self.payload += length
+                if pieces is not None:
+                    pieces.append(data[begin : begin + length])
+                at = begin + length + 2
+                if at == size:
+                    return size
+        while at < size and not self.done:
+            if self._state == 1:
+                take = size - at
+                if take > self._left:
+                    take = self._left
+                if pieces is not None:
+                    pieces.append(data[at : at + take])
+                at += take
+                self._left -= take
+                if not self._left:
+                    self._state = 2
+                continue
+            if self._state == 2 and not self._held and data.startswith(b"\r\n", at):
+                at += 2
+                self._state = 0
+                continue
+            end = data.find(b"\n", at) + 1
+            if not end:
+                self._held += data[at:]
+                if len(self._held) > SIZE_LINE_LIMIT:
+                    raise MalformedMessage("chunk line too long")
+                return size
+            line = self._held + data[at:end] if self._held else data[at:end]
+            self._held = b""
+            at = end
+            self._line(line)
+        return at
+
+    def _line(self, line: bytes) -> None:
+        if self._state == 0:
+            match = _SIZE.fullmatch(line)
+            if match is None or len(line) > SIZE_LINE_LIMIT:
+                raise MalformedMessage("invalid chunk size")
+            self._left = left = int(match.group(1), 16)
+            self.payload += left
+            self._state = 1 if left else 3
+            if left and len(line) <= KNOWN_LINE and len(_known_sizes) < KNOWN_SIZES:
+                _known_sizes[line] = left
+        elif self._state == 2:
+            if line != b"\r\n":
+                raise MalformedMessage("chunk without its end")
+            self._state = 0
+        elif line == b"\r\n":
+            self.done = True
+        else:
+            self._trailer += len(line)
+            if self._trailer > TRAILER_LIMIT or _TRAILER.fullmatch(line) is None:
+                raise MalformedMessage("invalid trailer")
+
+
+def as_chunk(data: bytes) -> bytes:
+    """`data` (not empty) as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

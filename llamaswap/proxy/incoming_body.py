@@ -1,0 +1,467 @@
+"""A request body that is still arriving at the front door.
+
+It is kept in memory, and from a threshold on in an unlinked file, until somebody reads it for the last time; then
+it streams through. Nobody reading means that the client is made to wait, not that memory fills.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import IO, Any
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from zope.interface import implementer
+
+from llamaswap.errors import BodyTooLarge, ClientGone
+from llamaswap.proxy.bodies import FED, HELD_COPIES, PIECE, TURN
+from llamaswap.proxy.byte_budget import UNBOUNDED, ByteBudget
+from llamaswap.proxy.exchange import BodyConsumer, BodySource
+
+SPOOL_THRESHOLD = 8 * 1024 * 1024
+AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits
+SMALL = 1024 * 1024  # up to here a body stays readable again even when asked to forget
+DISCARD = 1024 * 1024  # of a body nobody wants; beyond it the connection is closed instead
+DISK_STEP = 4 * 1024 * 1024  # of the room on disk that is asked for at once
+
+
+def _nothing() -> None:
+    """Nobody is told."""
+
+
+class SpooledBody:
+    """Fed by the door through `arrived`, `finished` and `lost`; `changed` is called when `wants` may differ.
+
+    `length` is None for a chunked body, until its end. `continue_` is called when the first byte is asked for.
+    `memory` and `disk` are the rooms that all bodies share; readers are told NoRoom when they are full.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_changed",
+        "_chunks",
+        "_clock",
+        "_closed",
+        "_continue",
+        "_discarded",
+        "_disk",
+        "_disk_taken",
+        "_feed",
+        "_file",
+        "_folder",
+        "_forgetting",
+        "_hold_limit",
+        "_holder",
+        "_length",
+        "_lost",
+        "_memory",
+        "_memory_taken",
+        "_refusal",
+        "_spooled",
+        "_threshold",
+        "asked",
+        "complete",
+    )
+
+    def __init__(
+        self,
+        clock: Any,
+        length: int | None,
+        *,
+        changed: Callable[[], None],
+        continue_: Callable[[], None],
+        threshold: int = SPOOL_THRESHOLD,
+        folder: str | None = None,
+        memory: ByteBudget = UNBOUNDED,
+        disk: ByteBudget = UNBOUNDED,
+    ) -> None:
+        self.complete = length == 0
+        self.asked = False
+        self._clock = clock
+        self._length = length
+        self._changed = changed
+        self._continue = continue_
+        self._threshold = threshold
+        self._folder = folder
+        self._arrived = 0
+        self._chunks: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        self._lost = False
+        self._closed = False
+        self._forgetting = False
+        self._discarded = 0
+        self._feed: _Feed | None = None
+        self._holder: Deferred[bytes] | None = None
+        self._hold_limit = 0
+        self._memory = memory
+        self._memory_taken = 0
+        self._disk = disk
+        self._disk_taken = 0
+        self._spooled = 0  # bytes in the file
+        self._refusal: Exception | None = None
+
+    # -- what readers call
+
+    @property
+    def length(self) -> int | None:
+        """Total bytes; None for a chunked body still arriving."""
+        return self._arrived if self.complete else self._length
+
+    @property
+    def replayable(self) -> bool:
+        """Whether it can be started from its first byte."""
+        return not self._forgetting and not self._closed
+
+    def hold(self, limit: int) -> Deferred[bytes]:
+        """The whole body in memory."""
+        if self._refusal is not None:
+            return fail(self._refusal)
+        if not self.replayable:
+            raise RuntimeError("the body was let go")
+        size = max(self._length or 0, self._arrived)
+        if size > limit:
+            return fail(BodyTooLarge(limit))
+        if not self._take_memory(size * HELD_COPIES - self._memory_taken):
+            return fail(self._memory.full())
+        if self.complete:
+            return self._joined()
+        if self._lost:
+            return fail(ClientGone())
+        if self._holder is not None:
+            raise RuntimeError("the body is being held already")
+        self._hold_limit = limit
+        holder = self._holder = Deferred(self._unhold)
+        self._ask()
+        return holder
+
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Feed from the first byte; see BodySource."""
+        if self._refusal is not None:
+            consumer.body_refused(self._refusal)
+            return FED
+        if not self.replayable:
+            raise RuntimeError("the body was let go")
+        if self._feed is not None:
+            self._feed.stopProducing()
+        # What is here whole costs nothing to keep, and a small body is worth a second try.
+        self._forgetting = not (keep or self.complete or (self._length is not None and self._length <= SMALL))
+        feed = self._feed = _Feed(self, consumer)
+        self._ask()
+        feed.pump()
+        return feed
+
+    def let_go(self) -> None:
+        """It was held whole, and lives on as the edited copy and the one being sent for as long as the request: their
+        room stays taken."""
+        if self.complete and self._file is None:
+            self._chunks = []
+            self._forgetting = True
+            self._give_memory_back(self._memory_taken // HELD_COPIES)
+
+    def close(self) -> None:
+        """Forget everything; what still arrives is discarded."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._feed is not None:
+            self._feed.stopProducing()
+        self._chunks = []
+        self._close_file()
+        self._give_memory_back(self._memory_taken)
+        self._changed()
+        self._changed = self._continue = _nothing  # unties it from the door
+
+    # -- what the door calls
+
+    @property
+    def wants(self) -> bool:
+        """Whether the door should go on reading."""
+        if self._closed:
+            return self._discarded < DISCARD
+        if self._holder is not None:
+            return True
+        if self._feed is not None:
+            return not self._feed.paused
+        return self._arrived < AHEAD
+
+    def arrived(self, data: bytes) -> None:
+        """Payload bytes from the client."""
+        self._arrived += len(data)
+        if self._closed:
+            self._discarded += len(data)
+            return
+        feed = self._feed
+        if self._forgetting and feed is not None and feed.direct:
+            feed.consumer.body_data(data)
+            return
+        if not self._keep(data):
+            self._refuse()
+        elif self._holder is not None and self._arrived > self._hold_limit:
+            holder, self._holder = self._holder, None
+            holder.errback(BodyTooLarge(self._hold_limit))
+        elif feed is not None:
+            feed.pump()
+
+    def finished(self) -> None:
+        """That was all."""
+        self.complete = True
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            self._joined().chainDeferred(holder)
+        elif self._feed is not None:
+            self._feed.pump()
+
+    def lost(self) -> None:
+        """The client left. An incomplete body will never be complete."""
+        self._lost = True
+        if self.complete:
+            return
+        holder, self._holder = self._holder, None
+        feed, self._feed = self._feed, None
+        if holder is not None:
+            holder.errback(ClientGone())
+        if feed is not None:
+            feed.stopped = True
+            feed.consumer.body_lost()
+
+    # -- inside
+
+    def _joined(self) -> Deferred[bytes]:
+        try:
+            return succeed(self._whole())
+        except MemoryError:  # the limits were measured, but another part of the process took what was left
+            return fail(self._memory.full())
+
+    def _ask(self) -> None:
+        if not self.asked:
+            self.asked = True
+            if not self._arrived and not self.complete:
+                self._continue()
+        self._changed()
+
+    def _unhold(self, _: object) -> None:
+        self._holder = None
+        self._changed()
+
+    def _keep(self, data: bytes) -> bool:
+        """Keep some more; False where there is no room for it."""
+        if self._file is None:
+            size = len(data)
+            if self._holder is not None:
+                # Where the length was announced all of it is taken already.
+                if self._memory_taken < self._arrived * HELD_COPIES and not self._take_memory(size * HELD_COPIES):
+                    return False
+                self._chunks.append(data)
+                return True
+            if (self._arrived <= self._threshold or self._forgetting) and self._take_memory(size):
+                self._chunks.append(data)
+                return True
+            if self._forgetting:
+                return False
+            if self._spool(data):
+                return True
+        elif self._write(data):
+            return True
+        return self._back_to_memory(data)
+
+    def _spool(self, data: bytes) -> bool:
+        """Go on in a file: what is here so far, and this."""
+        if self._disk.left < (self._length or 0):
+            return False
+        # Writing goes to the page cache: no slower than the memory it saves. The file has no name.
+        try:
+            self._file = tempfile.TemporaryFile(prefix="llamaswap-body-", dir=self._folder, buffering=0)  # noqa: SIM115
+        except OSError:
+            return False
+        if not all(self._write(chunk) for chunk in (*self._chunks, data)):
+            self._close_file()
+            return False
+        feed = self._feed
+        if feed is not None:
+            feed.at = sum(len(chunk) for chunk in self._chunks[: feed.at])
+        self._chunks = []
+        self._give_memory_back(self._memory_taken)
+        return True
+
+    def _back_to_memory(self, data: bytes) -> bool:
+        """The disk is full: keep everything in memory, if that has room."""
+        kept = self._spooled
+        announced = (self._length or 0) - self._memory_taken
+        if announced > self._memory.left or not self._take_memory(kept + len(data)):
+            return False
+        if self._file is not None:
+            at = 0 if self._feed is None else self._feed.at
+            self._file.seek(0)
+            self._chunks = [piece for piece in (self._file.read(at), self._file.read(kept - at)) if piece]
+            if self._feed is not None:
+                self._feed.at = 1 if at else 0
+            self._close_file()
+        self._chunks.append(data)
+        return True
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        self._spooled = 0
+        self._disk.give_back(self._disk_taken)
+        self._disk_taken = 0
+
+    def _write(self, data: bytes) -> bool:
+        assert self._file is not None  # it is written to
+        size = self._spooled + len(data)
+        if size > self._disk_taken:
+            step = max(DISK_STEP, size - self._disk_taken)
+            if not self._disk.take(step):
+                return False
+            self._disk_taken += step
+        try:
+            self._file.seek(self._spooled)
+            if self._file.write(data) < len(data):
+                return False
+        except OSError:  # full after all
+            return False
+        self._spooled = size
+        return True
+
+    def _take_memory(self, count: int) -> bool:
+        if count > 0:
+            if not self._memory.take(count):
+                return False
+            self._memory_taken += count
+        return True
+
+    def _give_memory_back(self, count: int) -> None:
+        count = min(count, self._memory_taken)
+        self._memory.give_back(count)
+        self._memory_taken -= count
+
+    def _refuse(self) -> None:
+        """There is no room for what came: its reader is told, the rest is for nobody."""
+        in_memory = self._file is None and (self._holder is not None or self._forgetting)
+        error = self._refusal = (self._memory if in_memory else self._disk).full()
+        holder, self._holder = self._holder, None
+        feed, self._feed = self._feed, None
+        if holder is not None:
+            holder.errback(error)
+        if feed is not None:
+            feed.stopped = True
+            feed.consumer.body_refused(error)
+        self.close()
+
+    def _whole(self) -> bytes:
+        if self._file is not None:
+            self._file.seek(0)
+            return self._file.read()
+        if len(self._chunks) != 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0]
+
+    def _next(self, feed: _Feed) -> bytes:
+        """The feed's next piece; empty when it has had all that is here."""
+        if self._file is not None:
+            self._file.seek(feed.at)
+            data = self._file.read(PIECE)
+            feed.at += len(data)
+            return data
+        while feed.at < len(self._chunks):
+            data = self._chunks[feed.at]
+            if self._forgetting:
+                self._chunks[feed.at] = b""
+                self._give_memory_back(len(data))
+            feed.at += 1
+            if data:
+                return data
+        if self._forgetting:
+            self._chunks.clear()
+            feed.at = 0
+        return b""
+
+    def _fed(self, feed: _Feed) -> None:
+        if self._feed is feed:
+            self._feed = None
+
+
+@implementer(IPushProducer)
+class _Feed:
+    """One reading of the body. `at` counts chunks in memory, or bytes once there is a file."""
+
+    __slots__ = (
+        "_body",
+        "_later",
+        "_pumping",
+        "at",
+        "consumer",
+        "direct",
+        "paused",
+        "stopped",
+    )
+
+    def __init__(self, body: SpooledBody, consumer: BodyConsumer) -> None:
+        self.consumer = consumer
+        self.at = 0
+        self.paused = False
+        self.stopped = False
+        self.direct = False  # caught up: what arrives may be handed on without being kept
+        self._body = body
+        self._pumping = False
+        self._later: IDelayedCall | None = None
+
+    def pump(self) -> None:
+        """Feed what is here, as far as the consumer takes it, up to a turn's worth."""
+        if self._pumping or self._later is not None:
+            return
+        body = self._body
+        budget = TURN
+        self._pumping = True
+        self.direct = False
+        while not self.paused and not self.stopped:
+            if budget <= 0:
+                self._later = body._clock.callLater(0, self._again)
+                break
+            data = body._next(self)
+            if not data:
+                if body.complete:
+                    self.stopped = True
+                    body._fed(self)
+                    self.consumer.body_ended()
+                else:
+                    self.direct = True
+                break
+            budget -= len(data)
+            self.consumer.body_data(data)
+        self._pumping = False
+
+    def _again(self) -> None:
+        self._later = None
+        self.pump()
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        self.direct = False
+        self._body._changed()
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        if self.stopped:
+            return
+        # On a later turn: a transport resumes us from within its own write.
+        if self._later is None:
+            self._later = self._body._clock.callLater(0, self._again)
+        self._body._changed()
+
+    def stopProducing(self) -> None:
+        self.stopped = True
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+        body = self._body
+        body._fed(self)
+        if body._forgetting:
+            body.close()  # what passed is gone: the rest is of no use to anybody
+        else:
+            body._changed()
+
+
+_check: type[BodySource] = SpooledBody

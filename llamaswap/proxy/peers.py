@@ -1,0 +1,344 @@
+"""The peers: how each is doing, and what those offer whose models are asked for (`models: auto`).
+
+A peer with `models: auto` is asked for its list now and every minute; every peer's health is also learned from the
+requests that go to it. What requests do about a peer that is down is decided elsewhere: this room only knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from attrs import define, evolve, field, frozen
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol as BodyProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.config import Config, Peer
+from llamaswap.config.endpoints import Endpoint
+
+EVERY = 60.0  # seconds between two questions to a peer that answers
+SOONER = 10.0  # and to one that does not: after a reboot of both, the one that is up first waits for the other
+PATIENCE = 10.0  # seconds one question may take, its whole answer included
+BOUND = 1 << 20  # bytes of a list; a thousand models with all their metadata are a quarter of it
+NAMES = 2000  # models taken from one peer; every page and every listing carries them
+AVOIDED = 30.0  # seconds a peer that did not answer is asked last: a machine that is off costs the whole dialling time
+KEPT = 600.0  # seconds the names of a silent peer stay routable: a restart must not turn requests into 404s
+
+UNKNOWN, UP, DOWN = "unknown", "up", "down"
+
+
+class PeerClient(Protocol):
+    """The part of treq that is used."""
+
+    def get(self, url: str, **more: Any) -> Deferred[Any]: ...
+
+
+class PeerError(Exception):
+    """A peer's answer to the question for its models is no list of models."""
+
+
+@frozen
+class Health:
+    """How a peer is doing. `since` and `checked` are unix seconds: of the last change of `state`, of the last news."""
+
+    state: str = UNKNOWN
+    since: float | None = None
+    checked: float | None = None
+    error: str | None = None
+
+
+@define(eq=False)
+class _Known:
+    """What is known of one peer at one address."""
+
+    endpoint: Endpoint | None
+    health: Health = Health()
+    names: tuple[str, ...] = ()
+    heard_at: float | None = None  # of the last good list, in the clock's seconds
+    asked_at: float | None = None
+
+
+@define(eq=False)
+class PeerDirectory:
+    """See the module.
+
+    `config` gives the configuration in force; `learned(peers)` is told the peers with their models whenever what they
+    offer changed, `changed()` whenever a state did. `wall` gives unix seconds.
+    """
+
+    _clock: IReactorTime
+    _wall: Callable[[], float]
+    _client: PeerClient
+    _config: Callable[[], Config]
+    _learned: Callable[[Mapping[str, Peer]], object]
+    _changed: Callable[[], object]
+    _known: dict[str, _Known] = field(factory=dict, init=False)
+    _loop: LoopingCall | None = field(default=None, init=False)
+    _asking: dict[str, Deferred[None]] = field(factory=dict, init=False)
+    _log: Logger = field(factory=lambda: Logger("llamaswap.proxy.peers"), init=False, repr=False)
+
+    # -- begin and end -------------------------------------------------------------------------------------
+
+    def retune(self) -> None:
+        """Fit to the configuration in force: ask while a peer wants asking, forget those that left. Also the start."""
+        peers = self._config().peers
+        for name in [name for name in self._known if name not in peers]:
+            del self._known[name]
+        for name in [name for name in self._asking if name not in peers or not peers[name].auto]:
+            self._asking.pop(name).cancel()
+        if not any(peer.auto for peer in peers.values()):
+            self.stop()
+        elif self._loop is None:
+            self._loop = LoopingCall(self._ask_who_is_due)
+            self._loop.clock = self._clock
+            looping = self._loop.start(SOONER, now=True)
+            looping.addErrback(lambda failure: self._log.failure("asking the peers", failure))
+        else:
+            self._ask_who_is_due()
+
+    def stop(self) -> None:
+        """Ask nobody any more. Idempotent."""
+        loop, self._loop = self._loop, None
+        if loop is not None and loop.running:
+            loop.stop()
+        for asking in tuple(self._asking.values()):
+            asking.cancel()
+        self._asking.clear()
+
+    # -- what is known -------------------------------------------------------------------------------------
+
+    def health(self, peer: str) -> Health:
+        """How this peer is doing."""
+        known = self._known.get(peer)
+        return known.health if known is not None else Health()
+
+    def heard(self, peer: str, error: str | None) -> None:
+        """A request to this peer got an answer (`error` None), or none at all."""
+        configured = self._config().peers.get(peer)
+        if configured is not None:
+            self._note(self._of(configured), peer, error)
+
+    def avoided(self, peer: str) -> bool:
+        """Whether this peer did not answer a moment ago, so that others had better be asked first."""
+        health = self.health(peer)
+        return health.state == DOWN and health.checked is not None and self._wall() - health.checked < AVOIDED
+
+    def filled(self, config: Config) -> Config:
+        """This configuration with what is known of its peers' models."""
+        peers = {name: self._filled(peer, config) for name, peer in config.peers.items()}
+        return config if peers == dict(config.peers) else evolve(config, peers=peers)
+
+    def _filled(self, peer: Peer, config: Config) -> Peer:
+        if not peer.auto:
+            return peer
+        known = self._known.get(peer.id)
+        if known is None or known.endpoint != peer.endpoint:
+            return evolve(peer, models=())
+        # A model of ours or a selector that is called PEER/MODEL keeps its name.
+        mine = lambda name: config.real(name) is not None or name in config.selectors
+        return evolve(peer, models=tuple(name for name in known.names if not mine(f"{peer.id}/{name}")))
+
+    def _of(self, peer: Peer) -> _Known:
+        known = self._known.get(peer.id)
+        if known is None or known.endpoint != peer.endpoint:
+            known = self._known[peer.id] = _Known(peer.endpoint)
+        return known
+
+    def _note(self, known: _Known, peer: str, error: str | None) -> None:
+        now, before = self._wall(), known.health
+        state = UP if error is None else DOWN
+        if state == before.state and error == before.error:
+            known.health = evolve(before, checked=now)
+            return
+        known.health = Health(state, before.since if state == before.state else now, now, error)
+        if state == before.state:
+            return
+        if error is not None:
+            self._log.warn("peer {peer} does not answer: {error}", peer=peer, error=error)
+        elif before.state == DOWN:
+            self._log.info("peer {peer} answers again", peer=peer)
+        self._changed()
+
+    # -- asking --------------------------------------------------------------------------------------------
+
+    def _ask_who_is_due(self) -> None:
+        now = self._clock.seconds()
+        for peer in self._config().peers.values():
+            if not peer.auto or peer.endpoint is None or peer.id in self._asking:
+                continue
+            known = self._of(peer)
+            wait = EVERY if known.health.state == UP else SOONER
+            # Half a beat early is due: beats come a little late, and a whole one would be lost.
+            if known.asked_at is None or now >= known.asked_at + wait - SOONER / 2:
+                known.asked_at = now
+                self._begin(peer, known)
+
+    def _begin(self, peer: Peer, known: _Known) -> None:
+        asking = Deferred.fromCoroutine(self._ask(peer, known))
+        if not asking.called:
+            self._asking[peer.id] = asking
+
+        def over(result: Any) -> None:
+            if self._asking.get(peer.id) is asking:
+                del self._asking[peer.id]
+            if isinstance(result, Failure) and not result.check(CancelledError):
+                self._log.failure("asking peer {peer}", result, peer=peer.id)
+
+        asking.addBoth(over)
+
+    async def _ask(self, peer: Peer, known: _Known) -> None:
+        error: str | None = None
+        names = known.names
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            answering.cancel()
+
+        answering = Deferred.fromCoroutine(self._answer(peer))
+        timer = self._clock.callLater(PATIENCE, give_up)
+        try:
+            names = await answering
+        except CancelledError:
+            if not late:
+                raise  # nobody wants to know any more
+            error = f"no list of models within {PATIENCE:g} s"
+        except PeerError as trouble:
+            error = str(trouble)
+        except Exception as trouble:  # the edge: whatever the network does, the next question follows
+            error = _words(trouble)
+        finally:
+            if timer.active():
+                timer.cancel()
+        if self._known.get(peer.id) is not known:
+            return  # the configuration changed meanwhile
+        now = self._clock.seconds()
+        if error is None:
+            known.heard_at = now
+        elif known.heard_at is not None and now - known.heard_at > KEPT:
+            names = ()
+        told, known.names = known.names, names
+        self._note(known, peer.id, error)
+        if told != names:
+            self._log.info("peer {peer} offers {count} models", peer=peer.id, count=len(names))
+            self._learned(self.filled(self._config()).peers)
+
+    async def _answer(self, peer: Peer) -> tuple[str, ...]:
+        headers = {"Accept": "application/json"}
+        if peer.api_key is not None and peer.api_key.value:
+            headers |= {"Authorization": f"Bearer {peer.api_key.value}", "x-api-key": peer.api_key.value}
+        url = f"{peer.endpoint}/v1/models"
+        response = await self._client.get(
+            url, headers=headers, reactor=self._clock, unbuffered=True, allow_redirects=False
+        )
+        body = _Body()
+        response.deliverBody(body)
+        if response.code != 200:
+            body.close()
+            raise PeerError(f"asked for its models it answers with status {response.code}")
+        return offered(await body.whole)
+
+
+def offered(body: bytes) -> tuple[str, ...]:
+    """The models in a `/v1/models` document, each once, in order; raises PeerError where it is none.
+
+    What the other server only passes on from peers of its own is left out: two that ask each other would offer each
+    other's names back and forth, longer with every minute.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise PeerError("its list of models is no JSON") from None
+    data = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(data, list):
+        raise PeerError("its list of models has no data")
+    names: dict[str, None] = {}
+    for record in data:
+        name = record.get("id") if isinstance(record, dict) else None
+        if isinstance(name, str) and name.strip() and not _passed_on(record):
+            names[name] = None
+    return tuple(names)[:NAMES]
+
+
+def _passed_on(record: Mapping[str, Any]) -> bool:
+    meta = record.get("meta")
+    own = meta.get("llamaswap") if isinstance(meta, dict) else None
+    return isinstance(own, dict) and bool(own.get("peerID"))
+
+
+class _Body(BodyProtocol):
+    """An answer's body, whole. Too long, cancelled or closed: the connection is cut."""
+
+    def __init__(self) -> None:
+        self.whole: Deferred[bytes] = Deferred(lambda _: self.close())
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Read no more."""
+        self._closed = True
+        transport, self.transport = self.transport, None
+        if transport is not None:
+            transport.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._size += len(data)
+        self._pieces.append(data)
+        if self._size > BOUND and not self.whole.called:
+            self.close()
+            self.whole.errback(PeerError(f"its list of models is longer than {BOUND} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._closed or self.whole.called:
+            return
+        from twisted.web.client import ResponseDone
+        from twisted.web.http import PotentialDataLoss
+
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(b"".join(self._pieces))
+        else:
+            self.whole.errback(reason)
+
+
+def _words(error: BaseException) -> str:
+    """A network failure as one line; Twisted wraps some in lists of reasons."""
+    reasons: Iterable[Any] = getattr(error, "reasons", None) or ()
+    for reason in reasons:
+        if isinstance(reason, Failure) and reason.value is not None:
+            return _words(reason.value)
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+@define(eq=False)
+class _Treq:
+    """treq, imported with the first question: few have peers to ask, and it takes long to import."""
+
+    reactor: Any
+    _client: Any = None
+
+    def get(self, url: str, **more: Any) -> Deferred[Any]:
+        """Ask over a connection of its own; a question a minute is no reason to keep one open."""
+        if self._client is None:
+            from treq.client import HTTPClient
+            from twisted.web.client import Agent, HTTPConnectionPool
+
+            pool = HTTPConnectionPool(self.reactor, persistent=False)
+            self._client = HTTPClient(Agent(self.reactor, connectTimeout=PATIENCE, pool=pool))
+        answer: Deferred[Any] = self._client.get(url, **more)
+        return answer
+
+
+def client(reactor: Any) -> PeerClient:
+    """The real Client."""
+    return _Treq(reactor)
+
+
+__all__ = ["Health", "PeerClient", "PeerDirectory", "client", "offered"]

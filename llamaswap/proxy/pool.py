@@ -1,0 +1,176 @@
+"""Idle connections to servers, kept only where the server can bear it.
+
+Local servers built on cpp-httplib have a handful of threads, and an idle kept connection holds one for seconds:
+after a burst the next requests wait five seconds for a thread. So a server we do not know gets at most one idle
+connection, for at most two seconds. A server that names itself as event-driven, and a peer, gets a real pool.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from functools import lru_cache
+from typing import Any
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.proxy.framing import ResponseHead
+from llamaswap.proxy.upstream import Connector, UpstreamConnection, UpstreamTarget
+
+UNKNOWN_IDLE = 1
+UNKNOWN_SECONDS = 2.0  # cpp-httplib's own limit is 5 s and its thread is blocked meanwhile
+EVENT_DRIVEN_IDLE = 64
+MARGIN = 1.0  # a connection the server may be closing right now is not used
+PEER_SECONDS = 30.0
+# Default idle limits of servers that run an event loop, less the margin where they are short.
+EVENT_DRIVEN = {
+    b"uvicorn": 4.0,  # its own default is 5 s
+    b"hypercorn": 4.0,  # 5 s
+    b"aiohttp": 60.0,  # 75 s and more
+    b"nginx": 60.0,  # 75 s
+    b"vllm": 4.0,  # uvicorn inside
+    b"granian": 4.0,
+}
+# As a word anywhere: "Python/3.12 aiohttp/3.11", "hypercorn-h11", "uvicorn".
+_NAME = re.compile(rb"\b(?:%b)\b" % b"|".join(EVENT_DRIVEN))
+# A peer that is such a server itself, or has one behind it: a new connection costs little without TLS.
+_FEW_THREADS = re.compile(rb"llama\.cpp|cpp-httplib", re.IGNORECASE)
+_HINT = re.compile(rb"(?:^|[\s,;])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def _event_driven(server: bytes) -> float | None:
+    """The idle limit of a server that names itself so, in seconds; None when it is not known as event-driven."""
+    named = _NAME.search(server.lower())
+    return None if named is None else EVENT_DRIVEN[named.group()]
+
+
+@define(eq=False)
+class _Idle:
+    connection: UpstreamConnection
+    until: float
+
+
+@define(eq=False)
+class Pool:
+    """Connections that wait for their next request. `reactor` provides IReactorTCP and IReactorTime."""
+
+    _reactor: Any
+    _dialer: Connector = field()
+    _idle: dict[tuple[Endpoint, bool], deque[_Idle]] = field(factory=dict, init=False)
+    _sweep: IDelayedCall | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    @_dialer.default
+    def _own_dialer(self) -> Connector:
+        return Connector(self._reactor)
+
+    def take(self, upstream: UpstreamTarget) -> UpstreamConnection | None:
+        """The most recently used idle connection that is surely open, or None."""
+        waiting = self._idle.get((upstream.endpoint, upstream.encrypted))
+        if not waiting:
+            return None
+        now = self._reactor.seconds()
+        while waiting:
+            entry = waiting.pop()
+            connection = entry.connection
+            connection.on_idle_loss = None
+            if connection.closed:
+                continue
+            if entry.until > now:
+                return connection
+            connection.close()
+        return None
+
+    def dial(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
+        """A fresh connection; UpstreamUnreachable(sent=False)."""
+        return self._dialer.dial(upstream)
+
+    def give(self, upstream: UpstreamTarget, connection: UpstreamConnection, head: ResponseHead) -> None:
+        """Take back a connection whose answer is complete: keep it if the server can bear it, else close it."""
+        if self._closed or not connection.reusable:
+            connection.close()
+            return
+        bound, seconds = self._policy(upstream, head)
+        if seconds <= 0:
+            connection.close()
+            return
+        # A connection left paused would be deaf to its next answer.
+        connection.resume()
+        key = (upstream.endpoint, upstream.encrypted)
+        waiting = self._idle.get(key)
+        if waiting is None:
+            waiting = self._idle[key] = deque()
+        if len(waiting) >= bound:
+            waiting.popleft().connection.close()
+        connection.on_idle_loss = self._lost
+        until = self._reactor.seconds() + seconds
+        waiting.append(_Idle(connection, until))
+        if self._sweep is None:
+            self._sweep = self._reactor.callLater(seconds, self._sweep_idle)
+        elif self._sweep.getTime() > until:
+            self._sweep.reset(seconds)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """The server there has stopped: its idle connections are worth nothing."""
+        for key in [key for key in self._idle if key[0] == endpoint]:
+            for entry in self._idle.pop(key):
+                entry.connection.close()
+
+    def close(self) -> None:
+        """Close everything idle and keep nothing from now on."""
+        self._closed = True
+        for endpoint, _ in list(self._idle):
+            self.forget(endpoint)
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait."""
+        return sum(len(waiting) for waiting in self._idle.values())
+
+    def _policy(self, upstream: UpstreamTarget, head: ResponseHead) -> tuple[int, float]:
+        bound, seconds = UNKNOWN_IDLE, UNKNOWN_SECONDS
+        known = _event_driven(head.server) if head.server else None
+        if known is not None:
+            bound, seconds = EVENT_DRIVEN_IDLE, known
+        elif upstream.peer and (upstream.encrypted or not _FEW_THREADS.search(head.server)):
+            bound, seconds = EVENT_DRIVEN_IDLE, PEER_SECONDS
+        if head.keep_alive_hint:
+            hint = _HINT.search(head.keep_alive_hint)
+            if hint is not None:
+                offered = int(hint.group(1)) - MARGIN
+                seconds = offered if bound > UNKNOWN_IDLE else min(seconds, offered)
+        limit = upstream.timeouts.idle_conn
+        return bound, min(seconds, limit) if limit else seconds
+
+    def _lost(self, connection: UpstreamConnection) -> None:
+        for key, waiting in self._idle.items():
+            for entry in waiting:
+                if entry.connection is connection:
+                    waiting.remove(entry)
+                    if not waiting:
+                        del self._idle[key]
+                    return
+
+    def _sweep_idle(self) -> None:
+        self._sweep = None
+        now = self._reactor.seconds()
+        soonest: float | None = None
+        for key, waiting in list(self._idle.items()):
+            for entry in [entry for entry in waiting if entry.until <= now]:
+                waiting.remove(entry)
+                entry.connection.close()
+            if not waiting:
+                del self._idle[key]
+            for entry in waiting:
+                if soonest is None or entry.until < soonest:
+                    soonest = entry.until
+        if soonest is not None:
+            # Not sooner than a moment from now: a busy pool would wake for each connection by itself.
+            self._sweep = self._reactor.callLater(max(soonest - now, 0.25), self._sweep_idle)

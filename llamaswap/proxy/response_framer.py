@@ -1,0 +1,106 @@
+"""How an answer's head and body are framed for a client: shared by both doors."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from http.client import responses
+
+from llamaswap.proxy.exchange import Headers, RequestHead
+from llamaswap.proxy.framing import CHUNKED, as_chunk, write_head
+
+_date: tuple[int, bytes] = (0, b"")
+
+
+def date_line() -> bytes:
+    """The present moment as a Date header wants it; made once a second."""
+    global _date
+    now = int(time.time())
+    if now != _date[0]:
+        _date = (now, formatdate(now, usegmt=True).encode("ascii"))
+    return _date[1]
+
+
+class ResponseFramer:
+    """Decides how one answer is delimited.
+
+    `body`: whether body bytes may follow the head; `chunking`: whether the door frames what it is given;
+    `delimited`: whether the client can tell the end without the connection's close; `open`: whether more body bytes may
+    be put between those of the server, `chunked` as chunks only.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_dated",
+        "_headers",
+        "_version",
+        "body",
+        "chunked",
+        "chunking",
+        "delimited",
+        "open",
+        "status",
+    )
+
+    def __init__(self, request: RequestHead, status: int, headers: Headers, *, raw: bool) -> None:
+        sized = chunked = self._dated = self._connection = False
+        for item in headers:
+            size = len(item[0])
+            if size == 14 and item[0].lower() == b"content-length":
+                sized = True
+            elif size == 17 and item[0].lower() == b"transfer-encoding":
+                chunked = True
+            elif size == 4 and item[0].lower() == b"date":
+                self._dated = True
+            elif size == 10 and item[0].lower() == b"connection":
+                self._connection = True
+        self._headers = headers
+        self.status = status
+        self.chunked = chunked and raw
+        self.open = chunked or not raw
+        self._version = request.version
+        self.body = request.method != b"HEAD" and status not in (204, 304)
+        self.chunking = False
+        self.delimited = True
+        if self.body and not sized and not (chunked and raw):
+            if raw or request.version < (1, 1):
+                self.delimited = False
+            else:
+                self.chunking = True
+                self._headers = [*headers, CHUNKED]
+
+    def head(self, reason: bytes, *, keep_alive: bool, data: bytes = b"") -> bytes:
+        """The head's bytes and the framed first body bytes."""
+        headers = self._headers
+        if not self._dated:
+            headers = [*headers, (b"Date", date_line())]
+        if not keep_alive:
+            if self._connection:
+                headers = [item for item in headers if item[0].lower() != b"connection"]
+            headers = [*headers, (b"Connection", b"close")]
+        elif self._version < (1, 1):
+            headers = [*headers, (b"Connection", b"keep-alive")]
+        head = write_head(status_line(self.status, reason), headers)
+        if not data or not self.body:
+            return head
+        return head + (as_chunk(data) if self.chunking else data)
+
+    def last_word(self, words: bytes, last: bytes) -> bytes | None:
+        """More body bytes behind `last`, as they may be written there; None where the framing lets none in."""
+        if not self.open or not self.body:
+            return None
+        if not self.chunked:
+            return as_chunk(words) if self.chunking else words
+        return as_chunk(words) if last.endswith(b"\r\n") else None
+
+    @staticmethod
+    def interim(status: int, reason: bytes, headers: Headers) -> bytes:
+        """A 1xx head's bytes."""
+        return write_head(status_line(status, reason), headers)
+
+
+def status_line(status: int, reason: bytes = b"") -> bytes:
+    """Without its line end; a missing reason becomes the usual one."""
+    if not reason:
+        reason = responses.get(status, "").encode("ascii")
+    return b"HTTP/1.1 %d %b" % (status, reason)

@@ -1,0 +1,220 @@
+"""A byte tunnel: two transports, each fed by the other, until either side closes. Nothing is looked at.
+
+Back-pressure runs both ways. When one side ends, what it sent is flushed to the other before that is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.interfaces import IHalfCloseableDescriptor, IHalfCloseableProtocol, IPushProducer, ITransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from llamaswap.proxy.fastpath.direct_write import write_through
+from llamaswap.proxy.reader import ReaderWatch
+
+
+@implementer(IHalfCloseableProtocol)
+class _End(Protocol):
+    """One side: what arrives here goes to the other one's transport."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
+        self.other: _End
+        self.wire: Any = None
+        self.lost = False
+        self.ended = False  # it will send no more
+        self.write: Callable[[bytes], None]
+
+    def attach(self, wire: Any) -> None:
+        self.wire = wire
+        self.write = write_through(wire)
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self.other.lost:
+            self._tunnel.count(self, len(data))
+            self.other.write(data)
+
+    def readConnectionLost(self) -> None:
+        # Half-closed: pass it on where the other transport can do that, else it is the end.
+        self.ended = True
+        if self.other.ended or not self.other.half_close():
+            self._tunnel.over()
+
+    def half_close(self) -> bool:
+        """Tell this side that nothing more will come; False where its transport cannot."""
+        able: bool = IHalfCloseableDescriptor.providedBy(self.wire)
+        if not able:
+            return False
+        self.wire.loseWriteConnection()
+        return True
+
+    def writeConnectionLost(self) -> None:
+        """Our own half-close went out."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = True
+        self._tunnel.over()
+
+
+@implementer(IPushProducer)
+class _Pace:
+    """Pauses the side that sends while the side that receives is full; `reader` watches the one that receives."""
+
+    def __init__(self, source: Any, reader: ReaderWatch | None) -> None:
+        self._source = source
+        self._reader = reader
+
+    def pauseProducing(self) -> None:
+        self._source.pauseProducing()
+        if self._reader is not None:
+            self._reader.paused()
+
+    def resumeProducing(self) -> None:
+        self._source.resumeProducing()
+        if self._reader is not None:
+            self._reader.resumed()
+
+    def stopProducing(self) -> None:
+        """The receiving side is lost; `connectionLost` says so too."""
+
+
+class Tunnel:
+    """Join `client` and `server` (transports with a settable `protocol`); `closed` is called once at the end.
+
+    `early_server` is what the server sent before the tunnel stood. `sent` counts bytes that went to the client, and
+    `reader` watches whether the client reads.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        server: Any,
+        *,
+        closed: Callable[[], None],
+        early_server: bytes = b"",
+        reader: ReaderWatch | None = None,
+    ) -> None:
+        self.sent = 0
+        self._closed: Callable[[], None] | None = closed
+        self._client, self._server = _End(self), _End(self)
+        for end, wire, other in ((self._client, client, self._server), (self._server, server, self._client)):
+            end.attach(wire)
+            end.other = other
+        for wire, other, watch in ((client, server, reader), (server, client, None)):
+            wire.registerProducer(_Pace(other, watch), True)
+        client.protocol = self._client
+        server.protocol = self._server
+        if early_server:
+            self._server.dataReceived(early_server)
+
+    def count(self, end: _End, size: int) -> None:
+        """Bytes passed from `end` to the other."""
+        if end is self._server:
+            self.sent += size
+
+    def over(self) -> None:
+        """Either side is finished: flush and close what is left, and say so once."""
+        closed, self._closed = self._closed, None
+        if closed is None:
+            return
+        for end in (self._client, self._server):
+            if not end.lost:
+                end.wire.unregisterProducer()
+                end.wire.loseConnection()
+        closed()
+
+    def cut(self) -> None:
+        """End it now, whatever is under way."""
+        closed, self._closed = self._closed, None
+        if closed is None:
+            return
+        for end in (self._client, self._server):
+            if not end.lost:
+                end.wire.abortConnection()
+        closed()
+
+
+@implementer(ITransport, IPushProducer)
+class ClientPipe:
+    """A client's connection lent to a tunnel: a transport whose `protocol` can be set.
+
+    The door that owns the connection keeps receiving for it and passes everything on through `received` and
+    `lost`.
+    """
+
+    def __init__(self, wire: Any, early: bytes = b"") -> None:
+        self._wire = wire
+        self._early = early
+        self._protocol: Any = None
+        self._lost: Failure | None = None
+        self.write: Any = write_through(wire)
+
+    @property
+    def protocol(self) -> Any:
+        """Who gets the client's bytes."""
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+        early, self._early = self._early, b""
+        if early:
+            protocol.dataReceived(early)
+        if self._lost is not None:
+            protocol.connectionLost(self._lost)
+
+    def received(self, data: bytes) -> None:
+        """The door read this from the client."""
+        if self._protocol is None:
+            self._early += data
+        else:
+            self._protocol.dataReceived(data)
+
+    def half_lost(self) -> None:
+        """The client sends no more, but may still listen."""
+        half: Any = self._protocol
+        if half is not None and IHalfCloseableProtocol.providedBy(half):
+            half.readConnectionLost()
+        else:
+            self._wire.loseConnection()
+
+    def lost(self, reason: Failure) -> None:
+        """The door's connection is lost."""
+        if self._protocol is None:
+            self._lost = reason
+        else:
+            self._protocol.connectionLost(reason)
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        self.write(b"".join(data))
+
+    def loseConnection(self) -> None:
+        self._wire.loseConnection()
+
+    def abortConnection(self) -> None:
+        self._wire.abortConnection()
+
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        self._wire.registerProducer(producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        self._wire.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        self._wire.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._wire.resumeProducing()
+
+    def stopProducing(self) -> None:
+        self._wire.loseConnection()
+
+    def getPeer(self) -> Any:
+        return self._wire.getPeer()
+
+    def getHost(self) -> Any:
+        return self._wire.getHost()

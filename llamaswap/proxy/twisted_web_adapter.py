@@ -1,0 +1,182 @@
+"""The Klein door: a twisted.web request seen as an exchange.
+
+twisted.web has read and kept the request's body; the answer is written past its header and chunk machinery, so
+that the server's bytes pass untouched here too. Klein itself is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer, ITransport
+from twisted.python.failure import Failure
+from twisted.web.http import Request
+
+from llamaswap.proxy.bodies import FileBody
+from llamaswap.proxy.exchange import Exchange, Headers, RequestHead, ResponseSink
+from llamaswap.proxy.fastpath.direct_write import unsent_bytes, write_through
+from llamaswap.proxy.framing import LAST_CHUNK, as_chunk
+from llamaswap.proxy.response_framer import ResponseFramer
+from llamaswap.proxy.tunnel import ClientPipe
+from llamaswap.wire.headers import peer_host
+
+
+def exchange_from_request(request: Request, clock: Any) -> Exchange:
+    """The exchange a request stands for; its `gone` follows the request's connection. `clock`: IReactorTime."""
+    version = (1, 1) if request.clientproto == b"HTTP/1.1" else (1, 0)
+    headers: Headers = [(name, value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values]
+    head = RequestHead(request.method, request.uri, headers, version)
+    content: Any = request.content
+    content.seek(0, 2)
+    size = content.tell()
+    content.seek(0)
+    body = FileBody(clock, content, size, getattr(content, "reserve", None))
+    sink = RequestSink(request, head)
+    peer = peer_host(request.getClientAddress())
+    exchange = Exchange(head, body, sink, peer, clock.seconds(), request.isSecure())
+
+    def left(_: Failure) -> None:
+        exchange.client_left()
+
+    request.notifyFinish().addErrback(left)
+    sink.on_lost = exchange.client_left
+    return exchange
+
+
+class RequestSink:
+    """Writes an answer to a twisted.web request's channel."""
+
+    def __init__(self, request: Any, head: RequestHead) -> None:
+        self._request = request
+        self._head = head
+        self._framer: ResponseFramer | None = None
+        self._write: Any = None
+        self._producing = False
+        self._explained = False  # a last word says why the answer is incomplete
+        self.on_lost: Any = None
+
+    @property
+    def started(self) -> bool:
+        """Whether a head has gone out."""
+        return self._framer is not None
+
+    def _wire(self) -> Any:
+        """The channel's transport; None when the client has left or the answer is complete."""
+        channel = getattr(self._request, "channel", None)
+        return None if channel is None else channel.transport
+
+    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
+        """A 1xx head."""
+        wire = self._wire()
+        if wire is not None and self._framer is None:
+            wire.write(ResponseFramer.interim(status, reason, headers))
+
+    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+        """The head, with the first body bytes."""
+        wire = self._wire()
+        request = self._request
+        framer = self._framer = ResponseFramer(self._head, status, headers, raw=raw)
+        request.code = status
+        request.startedWriting = 1  # its own header writing must not run after ours
+        if wire is None:
+            return
+        keep_alive = bool(request.channel.persistent) and self._head.version >= (1, 1)
+        if not framer.delimited or not keep_alive:
+            request.channel.persistent = 0
+            keep_alive = False
+        self._write = write_through(wire)
+        self._write(framer.head(reason, keep_alive=keep_alive, data=data))
+        request.sentLength += len(data)
+
+    def write(self, data: bytes) -> None:
+        """Some body bytes."""
+        framer = self._framer
+        assert framer is not None  # the head comes first
+        if self._wire() is None or not framer.body:
+            return
+        self._request.sentLength += len(data)
+        self._write(as_chunk(data) if framer.chunking else data)
+
+    def writer(self) -> Callable[[bytes], None]:
+        """It counts what it writes."""
+        return self.write
+
+    def last_word(self, words: bytes, last: bytes) -> None:
+        """Some more body bytes, if there is room for them."""
+        framed = self._framer.last_word(words, last) if self._framer is not None else None
+        if framed and self._wire() is not None:
+            self._request.sentLength += len(words)
+            self._explained = True
+            self._write(framed)
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        framer = self._framer
+        if self._wire() is None or self._request.finished:
+            return
+        if framer is not None and framer.chunking:
+            self._write(LAST_CHUNK)
+        self.unregister_producer()
+        self._request.finish()
+
+    def abort(self) -> None:
+        """Cut the connection; a last word is delivered first, because a reset would discard it."""
+        wire = self._wire()
+        if wire is not None:
+            self.unregister_producer()
+            if self._explained:
+                wire.loseConnection()
+            else:
+                wire.abortConnection()
+
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        wire = self._wire()
+        return 0 if wire is None else unsent_bytes(wire)
+
+    def register_producer(self, producer: IPushProducer) -> None:
+        """Back-pressure for the answer."""
+        if self._wire() is not None and not self._producing:
+            self._producing = True
+            self._request.registerProducer(producer, True)
+
+    def unregister_producer(self) -> None:
+        """No more of it."""
+        if self._producing:
+            self._producing = False
+            if self._wire() is not None:
+                self._request.unregisterProducer()
+
+    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+        """Take the connection out of the channel's hands."""
+        request = self._request
+        channel = request.channel
+        wire = channel.transport
+        request.code = 101
+        request.startedWriting = 1
+        self._framer = ResponseFramer(self._head, 101, [], raw=True)
+        channel.persistent = 0
+        channel.setTimeout(None)
+        kept, channel._dataBuffer = b"".join(channel._dataBuffer), []
+        lend = getattr(wire, "lend", None)
+        if lend is not None:
+            # Behind the front door the channel does not own the connection: the door passes its bytes on.
+            lent: ITransport = lend(kept, status_line_and_head)
+            return lent
+        wire.unregisterProducer()
+        pipe = ClientPipe(wire, kept)
+        forget = channel.connectionLost
+
+        def lost(reason: Failure) -> None:
+            pipe.lost(reason)
+            forget(reason)
+
+        channel.dataReceived = pipe.received
+        channel.connectionLost = lost
+        wire.resumeProducing()
+        pipe.write(status_line_and_head)
+        return pipe
+
+
+_check: type[ResponseSink] = RequestSink

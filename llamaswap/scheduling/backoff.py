@@ -1,0 +1,51 @@
+"""How long a model that keeps failing is left alone, and when it counts as failing at all.
+
+A failed start costs whoever was evicted for it a reload, and a server that crashes on every request costs each
+client a wait for nothing. One failure proves nothing, so the first pause is none; from the second in a row on they
+double. What was proved wrong is forgotten: by work done, by time, by an operator. Pure; times are arguments.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+STEADY = 60.0  # seconds ready after which a crash is news of its own, not the next in a row
+OUTLIVED = 1.0  # seconds a server has to live after an answer: the answer it dies of ends a moment before it does
+SOON = 2.0  # a pause grows by this factor with each failure in a row
+
+
+@frozen
+class RepeatedFailure:
+    """A model failed `count` times in a row, the last time for `cause`; nothing is tried before `until`."""
+
+    count: int
+    until: float
+    cause: str
+
+    def keeps(self, now: float) -> bool:
+        """Whether it is left alone at this moment."""
+        return now < self.until
+
+
+@frozen
+class Backoff:
+    """The pauses: `first` seconds after the second failure in a row (0: never any), doubling up to `longest`."""
+
+    first: float = 1.0
+    longest: float = 60.0
+
+    def pause(self, count: int) -> float:
+        """How long to leave a model alone after its `count`-th failure in a row."""
+        if count < 2:
+            return 0.0
+        return min(self.longest, self.first * SOON ** min(count - 2, 60))
+
+    def another(self, earlier: RepeatedFailure | None, cause: str, now: float) -> RepeatedFailure:
+        """It failed once more."""
+        count = 1 if earlier is None else earlier.count + 1
+        return RepeatedFailure(count, now + self.pause(count), cause)
+
+
+def proved(ready_at: float, worked_at: float | None, now: float) -> bool:
+    """Whether a server that ends now had shown that it can work: it stood for long, or outlived its first answer."""
+    return now - ready_at >= STEADY or (worked_at is not None and now - worked_at >= OUTLIVED)

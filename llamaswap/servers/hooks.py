@@ -1,0 +1,198 @@
+"""What an operator has done when models come and go: commands and URLs of the configuration's `hooks`.
+
+`before_load` and `before_unload` are waited for, each entry at most `hooks.timeout`; the others run beside. A hook that
+fails is a line in the log and changes nothing else: what it prepares is the operator's, the model is the client's.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import define, field
+from twisted.internet import error as process_errors
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.config import Endpoint
+from llamaswap.config.command_line import split
+from llamaswap.config.schema import HookSettings
+from llamaswap.errors import ModelUnloaded
+from llamaswap.events import EventBus, StateChanged, SwapEnded
+from llamaswap.servers import procfs
+from llamaswap.servers.supervisor_protocol import PreStopDecorator
+
+log = Logger()
+
+MOST_OUTPUT = 2000  # characters of a hook's output kept for the log
+LAST_WORDS = 0.1  # seconds that what a command printed may take after its exit; who it left running may hold the pipe
+
+
+@define(eq=False)
+class _Command(ProcessProtocol):
+    """One command under way; its Deferred fires at its end, errbacks with what it printed where it failed."""
+
+    _clock: IReactorTime
+    _timeout: float
+    done: Deferred[None] = field(factory=Deferred, init=False)
+    _said: str = field(default="", init=False)
+    _exited: bool = field(default=False, init=False)
+    _late: bool = field(default=False, init=False)
+    _process: Any = field(default=None, init=False)  # the transport
+    _timer: IDelayedCall | None = field(default=None, init=False)
+
+    def connectionMade(self) -> None:
+        self._process = self.transport
+        self._process.closeStdin()  # who reads there would wait for us
+        self._timer = self._clock.callLater(self._timeout, self._cut)
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        self._said = (self._said + data.decode("utf-8", "replace"))[-MOST_OUTPUT:]
+
+    def processExited(self, reason: Failure) -> None:
+        self._exited = True
+        if self._timer is not None and self._timer.active():
+            self._timer.reset(LAST_WORDS)
+
+    def processEnded(self, reason: Failure) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._late:
+            self.done.errback(TimeoutError("it took too long"))
+        elif reason.check(process_errors.ProcessDone):
+            self.done.callback(None)
+        else:
+            self.done.errback(OSError(f"{reason.getErrorMessage()} {self._said.strip()}".strip()))
+
+    def _cut(self) -> None:
+        """Wait no longer: neither for its exit, nor for the pipes that a child of its own may hold."""
+        if not self._exited:
+            self._late = True
+            family = procfs.descendants(self._process.pid) or []
+            self._process.signalProcess("KILL")
+            for one in family:  # a shell's own end would leave what it had started
+                procfs.signal_one(one.pid, signal.SIGKILL)
+        self._process.loseConnection()
+
+
+@define(eq=False)
+class HookRunner:
+    """Runs entries. `hooks` gives those in force; `post(url, document)` sends one, `environ` is for commands."""
+
+    _reactor: Any
+    _hooks: Callable[[], HookSettings]
+    _environ: Mapping[str, str]
+    _post: Callable[[str, bytes], Deferred[Any]]
+    _under_way: int = field(default=0, init=False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether one has not ended yet."""
+        return self._under_way > 0
+
+    def wants(self, event: str) -> bool:
+        """Whether anything is to be done."""
+        return bool(getattr(self._hooks(), event))
+
+    def run(self, event: str, model: str, error: str = "") -> Deferred[None]:
+        """Do all of an event's entries at once. Never fails; fires when each has ended or used up its time."""
+        hooks = self._hooks()
+        entries: Sequence[str] = getattr(hooks, event)
+        doing = [self._one(entry, event, model, error, hooks.timeout) for entry in entries]
+        return DeferredList(doing, consumeErrors=True).addCallback(lambda _: None)
+
+    def _one(self, entry: str, event: str, model: str, error: str, timeout: float) -> Deferred[Any]:
+        log.debug("hook {event} for {model}: {entry}", event=event, model=model, entry=entry)
+        facts = {"event": event, "model": model, "error": error}
+        try:
+            if entry.startswith(("http://", "https://")):
+                doing = self._post(entry, json.dumps(facts).encode())
+                doing.addTimeout(timeout, self._reactor)
+            else:
+                doing = self._command(entry, facts, timeout)
+        except Exception as problem:  # whoever waits for it stops or starts a server, and must not fail for it
+            log.error("hook {event}: {entry}: {error}", event=event, entry=entry, error=problem)
+            return succeed(None)
+
+        def failed(failure: Failure) -> None:
+            reason = failure.getErrorMessage() or "it took too long"
+            log.error("hook {event} for {model} failed: {error}", event=event, model=model, error=reason)
+
+        def over(result: Any) -> Any:
+            self._under_way -= 1
+            return result
+
+        self._under_way += 1
+        return doing.addErrback(failed).addBoth(over)
+
+    def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
+        words = split(entry)
+        env = {**self._environ, **{f"LLAMASWAP_{name.upper()}": value for name, value in facts.items()}}
+        command = _Command(self._reactor, timeout)
+        self._reactor.spawnProcess(command, words[0], words, env=env)
+        return command.done
+
+    def listen(self, bus: EventBus) -> None:
+        """Run what nobody waits for."""
+        bus.subscribe(StateChanged, self._changed)
+        bus.subscribe(SwapEnded, self._ended)
+
+    def _changed(self, news: StateChanged) -> None:
+        if news.new == "ready" and self.wants("after_ready"):
+            self.run("after_ready", news.model)
+        elif news.new == "stopped" and news.old != "starting" and self.wants("after_unload"):
+            self.run("after_unload", news.model)
+
+    def _ended(self, news: SwapEnded) -> None:
+        if news.error is not None and self.wants("on_failure"):
+            self.run("on_failure", news.model, news.error)
+
+
+@define(eq=False)
+class HookedSupervisor(PreStopDecorator):
+    """A supervisor whose starts and stops wait for hooks. Without any it is the supervisor itself, a call further."""
+
+    model: str
+    _runner: HookRunner
+
+    def _start(self) -> Deferred[Endpoint]:
+        """Run `before_load` first where a start is needed."""
+        if self._stays or not self._runner.wants("before_load"):
+            return self._inner.ensure_ready()
+        return Deferred.fromCoroutine(self._prepared())
+
+    async def _prepared(self) -> Endpoint:
+        wishes = self._wishes
+        await self._runner.run("before_load", self.model)
+        if wishes != self._wishes:  # unloaded while the hook ran: whoever asked is told so, and nothing is started
+            raise ModelUnloaded(self.model)
+        return await self._inner.ensure_ready()
+
+    def _before_stop(self, grace: float | None) -> Deferred[None] | None:
+        return self._before_sleep()
+
+    def _before_sleep(self) -> Deferred[None] | None:
+        """Sleep or not, the model's room is given up."""
+        return self._runner.run("before_unload", self.model) if self._runner.wants("before_unload") else None
+
+
+def poster(reactor: Any) -> Callable[[str, bytes], Deferred[Any]]:
+    """What sends a document to a URL; an answer of 400 or more is a failure."""
+
+    async def post(url: str, document: bytes) -> None:
+        from treq.client import HTTPClient
+        from twisted.web.client import Agent, HTTPConnectionPool
+        from twisted.web.http_headers import Headers
+
+        client = HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))
+        answer = await client.post(url, data=document, headers=Headers({b"Content-Type": [b"application/json"]}))
+        await answer.content()
+        if answer.code >= 400:
+            raise OSError(f"{url} answered {answer.code}")
+
+    return lambda url, document: Deferred.fromCoroutine(post(url, document))

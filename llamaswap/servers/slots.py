@@ -1,0 +1,275 @@
+"""What a llama.cpp server has read, saved when its model goes and restored when it comes back.
+
+The server writes and reads the files itself (`--slot-save-path`, `POST /slots/<id>?action=save`). A long conversation
+is then not read anew after a swap. Whether that is quicker depends on the machine, so it is measured: what the saving
+and restoring took, against what the first request after it did not have to read. A model it does not help goes without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, Protocol
+
+from attrs import Factory, define, field, frozen
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimeIsUp
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from llamaswap.config import Endpoint, Model
+from llamaswap.config.filenames import filename_for
+from llamaswap.errors import ModelUnloaded
+from llamaswap.servers.supervisor_protocol import PreStopDecorator, ServerStatus
+
+log = Logger()
+
+MOST_SLOTS = 16  # of one server; each is a file
+SPEEDS = 9  # readings kept of how fast a model reads
+FAIR = 16  # tokens below which a speed is noise
+TRIALS = 3  # restores after which the sums are compared
+
+
+class SlotRequest(Protocol):
+    """One request to a server: the status and the JSON body, {} where there is none."""
+
+    def __call__(
+        self, endpoint: Endpoint, method: str, path: str, body: Any, key: str, /
+    ) -> Deferred[tuple[int, Any]]: ...
+
+
+@frozen
+class SavedSlot:
+    """One slot's file."""
+
+    slot: int
+    filename: str
+    tokens: int
+
+
+@define(eq=False)
+class SlotTable:
+    """What is known of one model: `why` it goes without, the sums over `trials`, and what lies in files now."""
+
+    why: str = ""
+    trials: int = 0
+    cost: float = 0.0
+    gain: float = 0.0
+    saved: list[SavedSlot] = Factory(list)
+    restored: set[int] = Factory(set)
+    written_by: tuple[str, ...] = ()  # what the server that wrote them was made of
+    speeds: list[float] = Factory(list)
+    saving: float = 0.0  # seconds the last save took
+    trial: tuple[int, float] | None = None  # tokens restored, and what that took; until the next request has ended
+
+    def document(self, wanted: bool) -> dict[str, Any]:
+        """For the API."""
+        return {
+            "state": "off" if not wanted else "given up" if self.why else "on",
+            "why": self.why,
+            "saved_tokens": sum(one.tokens for one in self.saved),
+            "trials": self.trials,
+            "cost_ms": round(self.cost * 1000),
+            "gain_ms": round(self.gain * 1000),
+        }
+
+
+@frozen
+class SlotFlags:
+    """What a server's command says of it: where its files are, and what key it wants."""
+
+    folder: str
+    key: str
+
+
+def flags_of(cmd: Sequence[str]) -> SlotFlags:
+    """The flags of a command in words; empty where they are not there."""
+    found = {"--slot-save-path": "", "--api-key": ""}
+    for at, word in enumerate(cmd):
+        name, sign, value = word.partition("=")
+        if name in found:
+            found[name] = value if sign else "".join(cmd[at + 1 : at + 2])
+    return SlotFlags(found["--slot-save-path"], found["--api-key"].split(",")[0])
+
+
+@define(eq=False)
+class SlotStore:
+    """The books of all models. `ask` puts requests, `remove` deletes a file elsewhere than on the reactor."""
+
+    clock: IReactorTime
+    ask: SlotRequest
+    remove: Callable[[str], object]
+    _books: dict[str, SlotTable] = field(factory=dict, init=False)
+    closing: bool = field(default=False, init=False)
+
+    def book(self, model: str) -> SlotTable:
+        return self._books.setdefault(model, SlotTable())
+
+    def forget(self, model: str) -> None:
+        """Its definition has changed: everything begins anew."""
+        self._books.pop(model, None)
+
+    def document(self, model: Model) -> dict[str, Any]:
+        """How it stands, for the API."""
+        return self.book(model.id).document(model.slots.save)
+
+    def read(self, model: str, tokens: int, cached: int, speed: float) -> None:
+        """A request of this model has ended: it read `tokens`, did not have to read `cached`, at `speed` a second."""
+        book = self._books.get(model)
+        if book is None:
+            return
+        if tokens >= FAIR and speed > 0:
+            book.speeds = [*book.speeds, speed][-SPEEDS:]
+        if book.trial is None or not book.speeds:
+            return
+        (restored, cost), book.trial = book.trial, None
+        book.trials += 1
+        book.cost += cost
+        book.gain += min(max(0, cached), restored) / median(book.speeds)
+        if book.trials >= TRIALS and book.gain < book.cost:
+            self._give_up(
+                model,
+                f"{book.trials} times it took {book.cost:.2f}s and saved {book.gain:.2f}s of reading",
+            )
+
+    def _give_up(self, model: str, why: str) -> None:
+        book = self.book(model)
+        book.why, book.saved = why, []
+        log.info("{model} goes without saved slots from now on: {why}", model=model, why=why)
+
+    # -- saving and restoring ------------------------------------------------------------------------------
+
+    async def save(self, model: Model, status: ServerStatus) -> None:
+        """Have the server write what it has read. Never fails, and takes no longer than the model's limit."""
+        book, began = self.book(model.id), self.clock.seconds()
+        book.saved, book.written_by = [], _made_of(status)
+        await self._within(model, self._save(model, status, book), "saved")
+        book.saving = self.clock.seconds() - began
+
+    async def _save(self, model: Model, status: ServerStatus, book: SlotTable) -> None:
+        flags, endpoint = flags_of(status.cmd), status.endpoint
+        assert endpoint is not None
+        for slot in await self._slots(endpoint, flags):
+            filename = f"llamaswap-{filename_for(model.id)}-{slot}.bin"
+            path = f"/slots/{slot}?action=save"
+            code, told = await self.ask(endpoint, "POST", path, {"filename": filename}, flags.key)
+            if code != 200:
+                self._give_up(model.id, f"POST {path} was answered {code}")
+                return
+            if _whole(told, "n_written") > model.slots.max_size * 1024 * 1024:
+                if flags.folder:
+                    self.remove(os.path.join(flags.folder, filename))
+                log.info("{model}: what slot {slot} has read is too much to keep", model=model.id, slot=slot)
+            elif _whole(told, "n_saved") > 0:
+                book.saved.append(SavedSlot(slot, filename, _whole(told, "n_saved")))
+
+    async def _slots(self, endpoint: Endpoint, flags: SlotFlags) -> list[int]:
+        """The numbers of the server's slots; the first one alone where it does not tell."""
+        code, told = await self.ask(endpoint, "GET", "/slots", None, flags.key)
+        if code != 200 or not isinstance(told, list):
+            return [0]
+        return [_whole(slot, "id") for slot in told[:MOST_SLOTS]]
+
+    async def restore(self, model: Model, status: ServerStatus) -> None:
+        """Have a fresh server read what the last one wrote. Never fails, and takes no longer than the limit."""
+        book, began = self.book(model.id), self.clock.seconds()
+        saved, book.saved = book.saved, []
+        if book.written_by != _made_of(status):
+            return  # another definition: what was read is worth nothing to it, and may be taken all the same
+        book.restored.clear()
+        await self._within(model, self._restore(status, saved, book), "restored")
+        restored = sum(one.tokens for one in saved if one.slot in book.restored)
+        book.trial = (restored, book.saving + self.clock.seconds() - began)
+
+    async def _restore(self, status: ServerStatus, saved: Sequence[SavedSlot], book: SlotTable) -> None:
+        flags, endpoint = flags_of(status.cmd), status.endpoint
+        assert endpoint is not None
+        for one in saved:
+            path = f"/slots/{one.slot}?action=restore"
+            code, _ = await self.ask(endpoint, "POST", path, {"filename": one.filename}, flags.key)
+            if code == 200:
+                book.restored.add(one.slot)
+
+    async def _within(self, model: Model, work: Any, what: str) -> None:
+        doing: Deferred[None] = Deferred.fromCoroutine(work)
+        doing.addTimeout(model.slots.timeout, self.clock)
+        try:
+            await doing
+        except (TimeIsUp, CancelledError):
+            self._give_up(model.id, f"its slots could not be {what} within {model.slots.timeout:g}s")
+        except Exception as error:  # whatever it is, the model goes or comes all the same
+            log.warn("{model}: its slots were not {what}: {error}", model=model.id, what=what, error=error)
+
+
+def _made_of(status: ServerStatus) -> tuple[str, ...]:
+    """A server's command without its port, which may be another each time."""
+    port = str(status.endpoint.port) if status.endpoint is not None else ""
+    return tuple(word.replace(port, "PORT") if port else word for word in status.cmd)
+
+
+def _whole(told: Any, name: str) -> int:
+    value = told.get(name) if isinstance(told, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+@define(eq=False)
+class SlotSavingSupervisor(PreStopDecorator):
+    """A supervisor whose stops save slots and whose starts restore them, for models that want it."""
+
+    _model: Model
+    _slots: SlotStore
+
+    def _wanted(self) -> bool:
+        return self._model.slots.save and not self._slots.closing and not self._slots.book(self._model.id).why
+
+    def _start(self) -> Deferred[Endpoint]:
+        """Restore first where a start was needed and there is something to be restored."""
+        if self._inner.state == "ready" or not self._wanted() or not self._slots.book(self._model.id).saved:
+            return self._inner.ensure_ready()
+        return Deferred.fromCoroutine(self._restored())
+
+    async def _restored(self) -> Endpoint:
+        wishes, asleep = self._wishes, self._inner.status().asleep_since is not None
+        endpoint = await self._inner.ensure_ready()
+        if not asleep and self._wanted():
+            await self._slots.restore(self._model, self._inner.status())
+            if wishes != self._wishes:  # unloaded meanwhile: whoever asked is told so
+                raise ModelUnloaded(self._model.id)
+        return endpoint
+
+    def _before_stop(self, grace: float | None) -> Deferred[None] | None:
+        """Save, where there is time for it."""
+        if not self._wanted() or grace == 0.0:
+            return None
+        return Deferred.fromCoroutine(self._slots.save(self._model, self._inner.status()))
+
+    def retune(self, model: Model) -> None:
+        if (model.cmd, model.slots) != (self._model.cmd, self._model.slots):
+            self._slots.forget(model.id)
+        self._model = model
+        self._inner.retune(model)
+
+
+def asker(reactor: Any) -> SlotRequest:
+    """Asks over a connection of its own."""
+
+    async def put(endpoint: Endpoint, method: str, path: str, body: Any, key: str) -> tuple[int, Any]:
+        from treq.client import HTTPClient
+        from twisted.web.client import Agent, HTTPConnectionPool
+        from twisted.web.http_headers import Headers
+
+        client = HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))
+        headers = Headers({b"Content-Type": [b"application/json"]})
+        if key:
+            headers.addRawHeader(b"Authorization", f"Bearer {key}".encode())
+        data = None if body is None else json.dumps(body).encode()
+        answer = await client.request(method, f"{str(endpoint).rstrip('/')}{path}", data=data, headers=headers)
+        content = await answer.content()
+        try:
+            return answer.code, json.loads(content)
+        except ValueError:
+            return answer.code, {}
+
+    return lambda endpoint, method, path, body, key, /: Deferred.fromCoroutine(put(endpoint, method, path, body, key))

@@ -1,0 +1,150 @@
+"""A request and its answer as handlers see them: values in, a value out.
+
+Handlers of plain endpoints never touch twisted.web; only the streaming ones reach for `AdminRequest.request`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+from attrs import define, field, frozen
+from twisted.web.http import Request
+
+from llamaswap.wire.headers import client_address, peer_host
+
+JSON = b"application/json"
+TEXT = b"text/plain; charset=utf-8"
+
+
+def client_of(request: Request) -> str:
+    """The client's address, as the access log tells it."""
+    raw = request.requestHeaders.getRawHeaders
+    named = [(name, value) for name in (b"x-forwarded-for", b"x-real-ip") for value in raw(name, ())]
+    return client_address(named, peer_host(request.getClientAddress()))
+
+
+@frozen
+class Response:
+    """A whole answer. `content_type` None leaves the header out."""
+
+    status: int = 200
+    body: bytes = field(default=b"", repr=False)
+    content_type: bytes | None = TEXT
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def json_bytes(value: object) -> bytes:
+    """Compact JSON in UTF-8, without a line end."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def json_answer(value: object, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
+    """A JSON document, ended by one line feed."""
+    return Response(status, json_bytes(value) + b"\n", JSON, headers)
+
+
+def text_answer(text: str, status: int = 200) -> Response:
+    """A plain text."""
+    return Response(status, text.encode())
+
+
+def redirect(location: str, status: int, method: bytes) -> Response:
+    """Go elsewhere. Only a GET shows a page, so only it gets one."""
+    headers = ((b"Location", location.encode("utf-8")),)
+    if method not in (b"GET", b"HEAD"):
+        return Response(status, b"", None, headers)
+    target = location.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return Response(status, f'<a href="{target}">{target}</a>\n'.encode(), b"text/html; charset=utf-8", headers)
+
+
+@define(eq=False)
+class AdminRequest:
+    """One admin request. `variables` are the route's path variables, percent-decoded."""
+
+    request: Request
+    variables: Mapping[str, str] = field(factory=dict)
+    _query: dict[str, list[str]] | None = None
+
+    @property
+    def method(self) -> bytes:
+        """GET, POST, ..."""
+        return bytes(self.request.method)
+
+    @property
+    def target(self) -> bytes:
+        """The raw request target (path?query)."""
+        return bytes(self.request.uri)
+
+    @property
+    def path(self) -> str:
+        """The raw path, as text."""
+        return self.target.partition(b"?")[0].decode("latin-1")
+
+    @property
+    def query_string(self) -> str:
+        """The raw query, without the question mark."""
+        return self.target.partition(b"?")[2].decode("latin-1")
+
+    @property
+    def query(self) -> dict[str, list[str]]:
+        """The decoded query; keys without a value are kept."""
+        if self._query is None:
+            self._query = parse_qs(self.query_string, keep_blank_values=True)
+        return self._query
+
+    def text(self, name: str) -> str:
+        """The first value of a query parameter, trimmed; empty when absent (blank and absent are the same)."""
+        return self.query.get(name, [""])[0].strip()
+
+    def first(self, name: bytes) -> bytes | None:
+        """The first value of a header (`name` in lower case), or None."""
+        values = self.request.requestHeaders.getRawHeaders(name)
+        return values[0] if values else None
+
+    @property
+    def client(self) -> str:
+        """The client's address, as the access log tells it."""
+        return client_of(self.request)
+
+    @property
+    def accept(self) -> str:
+        """The Accept header's text."""
+        return (self.first(b"accept") or b"").decode("latin-1")
+
+    @property
+    def body(self) -> bytes:
+        """The whole request body (twisted.web has spooled it before a handler is called)."""
+        content = self.request.content
+        if content is None:
+            return b""
+        content.seek(0)
+        return bytes(content.read())
+
+    def raw_rest(self, prefix: str) -> list[str]:
+        """The path's segments after `prefix`, split before decoding: an encoded slash stays inside its segment."""
+        return [unquote(segment) for segment in self.path[len(prefix) :].split("/")]
+
+    def answer(self, answer: Response) -> bytes:
+        """Put head and status on the request; returns the body to write."""
+        request = self.request
+        request.setResponseCode(answer.status)
+        headers = request.responseHeaders
+        if answer.content_type is not None:
+            headers.setRawHeaders(b"Content-Type", [answer.content_type])
+        for name, value in answer.headers:
+            headers.addRawHeader(name, value)
+        if answer.status not in (204, 304):
+            headers.setRawHeaders(b"Content-Length", [b"%d" % len(answer.body)])
+        return answer.body
+
+
+def first_json(text: bytes) -> Any:
+    """The first JSON value of a body; what follows it is not looked at. ValueError when there is none."""
+    decoded = text.decode("utf-8", "replace").lstrip(" \t\r\n")
+    try:
+        return json.JSONDecoder().raw_decode(decoded)[0]
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

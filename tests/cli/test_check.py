@@ -1,0 +1,167 @@
+"""check."""
+
+import json
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cli.effective import plain, text
+from llamaswap.config import ConfigText, diff, load
+from tests.cli.doubles import invoke
+
+EXAMPLE = Path(__file__).parent.parent.parent / "config" / "example.yaml"
+GOOD = "models:\n  owl:\n    cmd: serve --port ${PORT}\n"
+
+
+class CheckTests(SynchronousTestCase):
+    def file(self, content):
+        path = Path(self.mktemp())
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    def test_a_good_file_exits_0(self):
+        done = invoke(["check", self.file(GOOD)])
+        self.assertEqual((done.exit_code, "1 model," in done.stdout), (0, True))
+
+    def test_without_a_name_it_checks_the_file_that_the_server_would_take(self):
+        told = json.loads(invoke(["help", "check", "--json"]).stdout)
+        self.assertEqual([(one["name"], one["required"]) for one in told["arguments"]], [("CONFIG", False)])
+        done = invoke(["check"])
+        self.assertIn("config.yaml: cannot be read", done.stderr)
+
+    def test_all_errors_and_warnings_are_told_at_once(self):
+        done = invoke(
+            ["check", self.file("nonsense: 1\nmodels:\n  owl:\n    ttl: -5\n  cat:\n    cmd: a\n    ttl: x\n")]
+        )
+        self.assertEqual(done.exit_code, 1)
+        for part in ("owl", "cat"):
+            self.assertIn(part, done.stderr)
+
+    def test_what_every_stage_has_to_say_is_said_and_each_thing_once(self):
+        text = """
+            startPort: zero
+            logToStdout: nowhere
+            macros: {PORT: 3}
+            nonsense: 1
+            models:
+              owl: 5
+              cat: {cmd: "a ${nope}", ttl: soon, proxy: "http://h"}
+              dog: {cmd: "a ${PORT}", proxy: "http://[bad"}
+            selectors: {s: {strategy: pin, targets: [owl, zebra]}}
+            profiles: {p: {pins: {x: ghost}}}
+            groups: {g: {members: [dog, dog]}}
+        """
+        done = invoke(["check", "--json", self.file(text)])
+        found = json.loads(done.stdout)
+        words = [
+            "macro 'PORT'",
+            "startPort",
+            "owl must be",
+            "nope",
+            "logToStdout",
+            "ttl",
+            "[bad",
+            "twice",
+            "zebra",
+            "ghost",
+        ]
+        messages = [one["message"] for one in found["errors"]]
+        for word in words:
+            self.assertEqual(sum(word in message for message in messages), 1, (word, messages))
+        self.assertEqual(len(messages), len(words), messages)
+        self.assertIn("nonsense", str(found["warnings"]))
+
+    def test_the_text_of_each_file_is_looked_at(self):
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        (folder / "a.yaml").write_text("models: [")
+        (folder / "b.yaml").write_text("models: {")
+        found = json.loads(invoke(["check", "--json", str(folder)]).stdout)
+        self.assertEqual([Path(one["file"]).name for one in found["errors"]], ["a.yaml", "b.yaml"])
+
+    def test_a_warning_is_an_error_only_when_strict(self):
+        path = self.file(GOOD + "nonsense: 1\n")
+        self.assertEqual(invoke(["check", path]).exit_code, 0)
+        done = invoke(["check", "--strict", path])
+        self.assertEqual((done.exit_code, "nonsense" in done.stderr), (1, True))
+
+    def test_a_folder_is_merged(self):
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        (folder / "a.yaml").write_text(GOOD)
+        (folder / "b.yml").write_text(GOOD.replace("owl", "cat"))
+        self.assertIn("2 models", invoke(["check", str(folder)]).stdout)
+
+    def test_json_tells_file_line_and_hint(self):
+        path = self.file("models:\n  owl:\n    ttl: -5\n")
+        found = json.loads(invoke(["check", "--json", path]).stdout)
+        self.assertEqual((found["valid"], found["errors"][0]["file"], found["errors"][0]["line"]), (False, path, 3))
+
+    def test_a_difference_says_what_a_reload_restarts(self):
+        new = "models:\n  owl:\n    cmd: serve --port ${PORT} --more\n  new:\n    cmd: x --port ${PORT}\n"
+        done = invoke(["check", self.file(GOOD), "--diff", self.file(new), "--json"])
+        found = json.loads(done.stdout)["changes"]
+        self.assertEqual((found["restart"], found["add"], found["remove"]), (["owl"], ["new"], []))
+
+    def test_settings_that_change_have_the_files_own_names(self):
+        path = self.file(GOOD + "healthCheckTimeout: 60\nlogRequests: true\n")
+        found = json.loads(invoke(["check", self.file(GOOD), "--diff", path, "--json"]).stdout)["changes"]
+        self.assertEqual(found["settings"], ["healthCheckTimeout", "logRequests"])
+
+    def test_warnings_are_not_called_nothing_wrong(self):
+        done = invoke(["check", self.file(GOOD + "nonsense: 1\n")])
+        self.assertIn("1 model, 1 warning; it loads", done.stdout)
+        self.assertNotIn("nothing wrong", done.stdout)
+
+    def test_a_program_that_is_not_here_is_noted_and_no_error(self):
+        path = self.file(GOOD + "  cat: {cmd: 'serve --port ${PORT}'}\n  dog: {cmd: 'sh -c ${PORT}'}\n")
+        done = invoke(["check", "--strict", path], env={"PATH": "/usr/bin:/bin"})
+        self.assertEqual(done.exit_code, 0, done.output)
+        self.assertIn("note     serve is not on this machine", done.stderr)
+        self.assertIn("(needed by cat, owl)", done.stderr)
+        self.assertNotIn("nothing wrong", done.stdout)
+        found = json.loads(invoke(["check", "--json", path], env={"PATH": "/usr/bin:/bin"}).stdout)
+        self.assertEqual((found["valid"], found["missing_programs"]), (True, {"serve": ["cat", "owl"]}))
+
+    def test_no_difference_is_said_in_words(self):
+        self.assertIn("change nothing", invoke(["check", self.file(GOOD), "--diff", self.file(GOOD)]).stdout)
+
+    def test_effective_prints_what_macros_come_to(self):
+        done = invoke(["check", "--effective", self.file("macros: {m: hello}\nmodels: {owl: {cmd: 'x ${m} ${PORT}'}}")])
+        self.assertIn("x hello 5800", done.stdout)
+
+
+class EffectiveTests(SynchronousTestCase):
+    def test_it_loads_again_and_means_the_same(self):
+        environ = {"LLAMASWAP_API_KEY": "abcdef", "HOME": "/root"}
+        first = load([ConfigText("a", EXAMPLE.read_text(encoding="utf-8"))], environ).config
+        second = load([ConfigText("b", text(first))], environ).config
+        plan = diff(first, second)
+        self.assertEqual((plan.added, plan.removed, plan.retuned), ((), (), ()))
+        self.assertEqual(plan.settings - {"api_keys", "peers"}, frozenset())
+        self.assertEqual(plain(second), plain(first))
+
+    def test_secrets_are_masked_wherever_they_stand(self):
+        content = """
+apiKeys: [hunter2hunter2]
+models:
+  owl:
+    cmd: serve --api-key topsecret1 --max-tokens 5 --port ${PORT} --seen hunter2hunter2
+    env: [HF_TOKEN=topsecret2, PLAIN=ok]
+    metadata: {note: hunter2hunter2, password: topsecret3}
+peers:
+  box: {proxy: http://box, apiKey: topsecret4, models: [far]}
+"""
+        shown = text(load([ConfigText("a", content)], {}).config)
+        for secret in ("hunter2hunter2", "topsecret1", "topsecret2", "topsecret3", "topsecret4"):
+            self.assertNotIn(secret, shown)
+        for part in ("--max-tokens 5", "PLAIN=ok"):
+            self.assertIn(part, shown)
+
+    def test_words_with_blanks_and_quotes_are_the_same_words_again(self):
+        content = "models:\n  owl:\n    cmd: |\n      serve --port ${PORT} --say 'a \"b\" c\\d $x' ''\n"
+        first = load([ConfigText("a", content)], {}).config
+        from llamaswap.config.command_line import split
+
+        again = load([ConfigText("b", text(first))], {}).config
+        self.assertEqual(split(again.models["owl"].cmd), split(first.models["owl"].cmd))

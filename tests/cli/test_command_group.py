@@ -1,0 +1,73 @@
+"""The commands as a whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cli.command_group import COMMANDS
+from tests.cli.doubles import invoke
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class AppTests(SynchronousTestCase):
+    def test_every_command_has_help(self):
+        for name in COMMANDS:
+            done = invoke(["help", name])
+            self.assertEqual(done.exit_code, 0, done.output)
+            self.assertIn("Usage:", done.stdout)
+
+    def test_an_unknown_command_exits_2(self):
+        self.assertEqual(invoke(["fly"]).exit_code, 2)
+        self.assertEqual(invoke(["help", "fly"]).exit_code, 2)
+
+    def test_a_mistyped_command_is_answered_with_the_right_one_and_not_with_the_servers_flags(self):
+        for words in (["unlaod"], ["help", "unlaod"]):
+            self.assertEqual(invoke(words).stderr, "Error: there is no command unlaod; did you mean unload?\n")
+        self.assertEqual(invoke(["xyz"]).stderr, "Error: there is no command xyz; llamaswap help lists them\n")
+
+    def test_each_shell_has_a_completion_script(self):
+        for shell in ("bash", "zsh", "fish"):
+            self.assertIn("_LLAMASWAP_COMPLETE", invoke(["completion", shell]).stdout)
+
+    def test_every_command_but_those_without_a_result_prints_json(self):
+        def without(told):
+            if told["commands"]:
+                return {name for below in told["commands"] for name in without(below)}
+            has = any("--json" in option["names"] for option in told["options"])
+            return set() if has else {told["name"]}
+
+        told = json.loads(invoke(["help", "--json"]).stdout)
+        self.assertEqual({below["name"] for below in told["commands"]}, set(COMMANDS))
+        # These two serve until they are ended: what they write is a log.
+        self.assertEqual(without(told), {"demo", "wol"})
+
+    def test_help_of_one_command_names_what_it_takes(self):
+        told = json.loads(invoke(["help", "--json", "bench"]).stdout)
+        self.assertEqual([one["name"] for one in told["arguments"]], ["MODEL"])
+        self.assertIn(["-n", "--requests"], [one["names"] for one in told["options"]])
+
+    def test_a_completion_script_can_be_had_in_json(self):
+        told = json.loads(invoke(["completion", "fish", "--json"]).stdout)
+        self.assertEqual(told["script"] + "\n", invoke(["completion", "fish"]).stdout)
+
+    def run_module(self, *words, **env):
+        return subprocess.run(
+            [sys.executable, "-m", "llamaswap", *words],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin", **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def test_the_module_runs_commands_and_flags(self):
+        self.assertIn("version:", self.run_module("-version").stdout)
+        self.assertIn("Usage: llamaswap ps", self.run_module("help", "ps").stdout)
+
+    def test_a_shell_is_told_the_commands(self):
+        done = self.run_module(_LLAMASWAP_COMPLETE="bash_complete", COMP_WORDS="llamaswap un", COMP_CWORD="1")
+        self.assertEqual(done.stdout, "plain,unload\n")

@@ -1,0 +1,83 @@
+"""The Go program's command line, word for word."""
+
+import io
+import os
+from contextlib import redirect_stderr, redirect_stdout
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cli.flags import FlagError, HelpRequested, main, parse
+
+
+class ParsingTests(SynchronousTestCase):
+    def test_one_or_two_dashes_with_space_or_equals(self):
+        """config T147"""
+        for words in (["-config", "f"], ["--config", "f"], ["-config=f"], ["--config=f"]):
+            self.assertEqual(parse(words).values, {"config": "f"})
+
+    def test_a_switch_takes_its_value_only_after_equals(self):
+        self.assertEqual(parse(["-watch-config=false"]).switches, {"watch-config": False})
+        self.assertEqual(parse(["-watch-config"]).switches, {"watch-config": True})
+        for word in ("1", "t", "T", "TRUE", "true", "True"):
+            self.assertTrue(parse([f"-watch-config={word}"]).switches["watch-config"])
+
+    def test_parsing_stops_at_the_first_word_that_is_no_flag(self):
+        """config T147"""
+        flags = parse(["-watch-config", "true", "-config", "f"])
+        self.assertEqual((flags.values, flags.switches), ({}, {"watch-config": True}))
+        self.assertEqual(parse(["-listen", ":1", "--", "-config", "f"]).values, {"listen": ":1"})
+
+    def test_a_value_flag_takes_the_next_word_even_with_a_dash(self):
+        self.assertEqual(parse(["-config", "-listen"]).values, {"config": "-listen"})
+
+    def test_bad_words_are_named(self):
+        for words, part in (
+            (["-nope"], "-nope"),
+            (["-config"], "-config"),
+            (["-watch-config=maybe"], "maybe"),
+            (["---x"], "---x"),
+        ):
+            with self.assertRaises(FlagError) as caught:
+                parse(words)
+            self.assertIn(part, str(caught.exception))
+
+    def test_help_is_asked_for_in_each_spelling(self):
+        for word in ("-h", "-help", "--help"):
+            self.assertRaises(HelpRequested, parse, [word])
+
+
+class ExitTests(SynchronousTestCase):
+    def run_main(self, *words):
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            stop = self.assertRaises(SystemExit, main, list(words))
+        return stop.code, out.getvalue(), err.getvalue()
+
+    def test_version_is_printed_on_stdout_and_exits_0(self):
+        code, out, _ = self.run_main("-version", "-config", "/does/not/exist")
+        self.assertEqual(code, 0)
+        self.assertIn("version:", out)
+
+    def test_an_unknown_flag_exits_2_with_the_usage(self):
+        code, _, err = self.run_main("-nope")
+        self.assertEqual(code, 2)
+        self.assertIn("-watch-config", err)
+
+    def test_help_exits_0(self):
+        self.assertEqual(self.run_main("-h")[0], 0)
+
+    def test_without_a_configuration_it_says_what_to_do_and_exits_1(self):
+        """config T141"""
+        folder = self.mktemp()
+        os.makedirs(folder)
+        back = os.getcwd()
+        self.addCleanup(os.chdir, back)
+        os.chdir(folder)
+        code, _, err = self.run_main()
+        self.assertEqual(code, 1)
+        for part in ("-config", "-config-dir", "llamaswap init"):
+            self.assertIn(part, err)
+
+    def test_a_first_word_that_is_no_flag_is_a_command(self):
+        code, out, _ = self.run_main("help", "ps")
+        self.assertEqual((code, "Usage: llamaswap ps" in out), (0, True))

@@ -1,0 +1,100 @@
+"""Streamed chat answers, and the commands that read them: run and bench."""
+
+import json
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.cli.bench import summary
+from llamaswap.cli.chat import Conversation
+from llamaswap.cli.client import ApiClient, ClientError
+from llamaswap.cli.streaming import CHAT, collect
+from llamaswap.proxy.loading import reasoning
+from tests.cli.doubles import Server, chat, invoke, sse
+
+
+class CollectTests(SynchronousTestCase):
+    def collect(self, body):
+        ticks = iter(range(100))
+        server = Server().on(f"POST {CHAT}", body)
+        return collect(ApiClient("x", server.send), {"model": "owl"}, now=lambda: float(next(ticks)))
+
+    def test_pieces_are_joined_and_timed(self):
+        tally = self.collect(chat("a", "b", "c", usage={"completion_tokens": 30}))
+        self.assertEqual((tally.text, tally.first, tally.tokens), ("abc", 1.0, 30))
+        self.assertAlmostEqual(tally.rate, 29 / (tally.total - 1))
+
+    def test_without_a_count_the_pieces_are_counted(self):
+        self.assertEqual(self.collect(chat("a", "b")).tokens, 2)
+
+    def test_reasoning_is_apart(self):
+        tally = self.collect(sse({"id": "x", "choices": [{"delta": {"reasoning_content": "hm"}}]}, "[DONE]"))
+        self.assertEqual((tally.text, tally.reasoning, tally.first), ("", "hm", 1.0))
+
+    def test_what_is_said_while_the_model_loads_is_no_token_and_no_part_of_the_answer(self):
+        words = [json.loads(reasoning(text).partition(b":")[2]) for text in ("llama-swap", " loading")]
+        said = {"id": "x", "choices": [{"index": 0, "delta": {"content": "hello"}}]}
+        shown = []
+        ticks = iter(range(100))
+        server = Server().on(f"POST {CHAT}", sse(*words, said, "[DONE]"))
+        tally = collect(ApiClient("x", server.send), {}, shown.append, now=lambda: float(next(ticks)))
+        self.assertEqual((tally.text, tally.reasoning, tally.pieces, tally.first), ("hello", "", 1, 3.0))
+        self.assertEqual([piece.reasoning for piece in shown if piece.loading], ["llama-swap", " loading"])
+
+    def test_an_error_in_the_stream_is_raised(self):
+        body = sse({"choices": [{"delta": {"content": "a"}}]}, {"error": {"message": "broken off"}})
+        self.assertEqual(str(self.assertRaises(ClientError, self.collect, body)), "broken off")
+
+    def test_one_token_has_no_rate(self):
+        self.assertIsNone(self.collect(chat("a")).rate)
+
+
+class RunTests(SynchronousTestCase):
+    def test_a_prompt_gets_one_answer(self):
+        server = Server().on(f"POST {CHAT}", chat("Hello", "!"))
+        done = invoke(["run", "owl", "say", "hello", "--system", "be kind", "--temperature", "0"], server)
+        self.assertEqual(done.stdout, "Hello!\n")
+        body = server.bodies[0]
+        self.assertEqual([message["content"] for message in body["messages"]], ["be kind", "say hello"])
+        self.assertEqual((body["temperature"], body["stream"]), (0.0, True))
+
+    def test_what_is_piped_in_follows_the_prompt(self):
+        server = Server().on(f"POST {CHAT}", chat("x"))
+        invoke(["run", "owl", "sum up:"], server, stdin="a text\n")
+        self.assertEqual(server.bodies[0]["messages"][-1]["content"], "sum up:\n\na text")
+
+    def test_json_holds_the_text_and_the_numbers(self):
+        server = Server().on(f"POST {CHAT}", chat("a", "b", usage={"completion_tokens": 2}))
+        found = json.loads(invoke(["run", "owl", "hi", "--json"], server).stdout)
+        self.assertEqual((found["content"], found["usage"]), ("ab", {"completion_tokens": 2}))
+
+    def test_nothing_to_say_is_a_usage_error(self):
+        self.assertEqual(invoke(["run", "owl"]).exit_code, 2)
+
+    def test_a_conversation_is_sent_whole_without_the_reasoning(self):
+        talk = Conversation("owl", "kind")
+        talk.keep("q1", "a1")
+        roles = [(message["role"], message["content"]) for message in talk.order("q2")["messages"]]
+        self.assertEqual(roles, [("system", "kind"), ("user", "q1"), ("assistant", "a1"), ("user", "q2")])
+
+
+class BenchTests(SynchronousTestCase):
+    def test_percentiles_are_the_ones_the_server_reports(self):
+        found = summary([float(number) for number in range(1, 102)])
+        self.assertEqual([found[name] for name in ("min", "p50", "p90", "p99", "max")], [1, 51, 91, 100, 101])
+        self.assertEqual(summary([3.0])["p50"], 3.0)
+
+    def test_nothing_measured_has_no_summary(self):
+        self.assertEqual(set(summary([]).values()), {None})
+
+    def test_every_request_is_made_and_counted(self):
+        server = Server().on(f"POST {CHAT}", lambda _: chat("a", "b", usage={"completion_tokens": 2}))
+        done = invoke(["bench", "owl", "-n", "3", "-c", "2", "--json"], server)
+        found = json.loads(done.stdout)
+        self.assertEqual((found["requests"], found["failed"], found["tokens"]), (3, 0, 6))
+        self.assertEqual(len(server.asked), 4)  # one to warm up
+
+    def test_if_every_request_fails_it_exits_1_and_says_why(self):
+        server = Server().on(f"POST {CHAT}", (500, {"error": {"message": "no memory"}}))
+        done = invoke(["bench", "owl", "-n", "2", "--cold"], server)
+        self.assertEqual(done.exit_code, 1)
+        self.assertIn("no memory", done.stderr)

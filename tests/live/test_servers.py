@@ -1,0 +1,272 @@
+"""Supervision of real processes: what the doubles cannot prove."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from attrs import evolve
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema import Model
+from llamaswap.errors import StartFailed
+from llamaswap.servers import procfs
+from llamaswap.servers.orphans import sweep
+from llamaswap.servers.readiness import SocketReadinessRequest, connector
+from llamaswap.servers.spawn import Launcher
+from llamaswap.servers.supervisor import Supervisor
+from tests.live.product import within
+
+ENGINE = f"{sys.executable} -I -S {Path(__file__).with_name('engine.py')}"
+ROOT = Path(__file__).parents[2]
+
+# A proxy in miniature: starts one model with its keeper and record, says so, and waits to be killed.
+PROXY = """
+import os, sys
+from pathlib import Path
+from twisted.internet import reactor
+from llamaswap.servers.orphans import GuardianClient, ChildRecordFile
+from llamaswap.servers.spawn import Launcher
+keeper = GuardianClient(reactor, dict(os.environ))
+record = ChildRecordFile(Path(sys.argv[1]))
+launcher = Launcher(reactor, reactor, dict(os.environ), sys.argv[2], watchers=[record] + [keeper] * int(sys.argv[3]))
+def go():
+    child = launcher.launch(sys.argv[4], sys.argv[4:], [], model="kiwi", port=1)
+    child.attend(lambda data: os.write(1, data))
+reactor.callWhenRunning(go)
+reactor.run()
+"""
+
+
+class Heard:
+    def __init__(self):
+        self.news = []
+
+    def state_changed(self, model, old, new):
+        self.news.append((time.monotonic(), new))
+
+    def exited(self, model, exit_status, expected):
+        self.news.append((time.monotonic(), exit_status))
+
+    def when(self, what):
+        return next(at for at, news in reversed(self.news) if news == what)
+
+
+def spare_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def marked(token):
+    """Living processes of a launcher, wherever they hid."""
+    found = []
+    for one in procfs.everyone():
+        mark = procfs.mark_of(one.pid)
+        if mark is not None and mark.startswith(token + ".") and not one.dead:
+            found.append(one.pid)
+    return found
+
+
+def end(pids):
+    for pid in pids:
+        procfs.signal_one(pid, signal.SIGKILL)
+
+
+async def sleep(seconds):
+    await deferLater(reactor, seconds)
+
+
+class LiveCase(TestCase):
+    timeout = 30
+
+    def setUp(self):
+        if not procfs.available():
+            self.skipTest("needs /proc")
+        self.token = f"live{os.getpid()}-{time.monotonic_ns()}"
+        self.launcher = Launcher(reactor, reactor, dict(os.environ), self.token)
+        self.heard = Heard()
+        self.output = []
+        self.supervisors = []
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.clean()))
+
+    async def clean(self):
+        for supervisor in self.supervisors:
+            await supervisor.close(0.2)
+        self.launcher.close()
+        left = marked(self.token)
+        end(left)
+        await sleep(0.35)  # the spare leaves, cut pipes close
+        self.assertEqual(left, [])
+
+    def supervise(self, flags="", cmd=None, **fields):
+        port = spare_port()
+        endpoint = Endpoint("http", "127.0.0.1", port)
+        cmd = (cmd or "ENGINE --port PORT " + flags).replace("ENGINE", ENGINE).replace("PORT", str(port))
+        model = Model(id="kiwi", cmd=cmd, proxy=str(endpoint), endpoint=endpoint, **fields)
+        made = Supervisor(
+            evolve(model, health_check_timeout=fields.get("health_check_timeout", 15.0)),
+            clock=reactor,
+            launcher=self.launcher,
+            ask=SocketReadinessRequest(reactor, connector(reactor)),
+            log=self.output.append,
+            listener=self.heard,
+        )
+        self.supervisors.append(made)
+        return made
+
+
+class SupervisorTests(LiveCase):
+    async def test_up_and_down_leaves_nothing(self):
+        made = self.supervise("--ready-after 0.2")
+        for stopped in within(0.5):
+            await made.ensure_ready()
+            began = time.monotonic()
+            await made.stop()
+            stopped(time.monotonic() - began)
+            self.assertEqual(marked(self.token), [])
+
+    async def test_the_pid_seen_is_the_servers_own_in_a_session_of_its_own(self):
+        made = self.supervise("--env MODE --env HOME", env=("MODE=1", "MODE=2"))
+        await made.ensure_ready()
+        found = procfs.stat(made.status().pid)
+        self.assertEqual((found.group, found.session), (found.pid, found.pid))
+        self.assertIn(b"MODE=2\n", b"".join(self.output))
+
+    async def test_one_that_ignores_term_and_its_stubborn_child_are_gone_with_the_grace(self):
+        made = self.supervise("--ignore-term --grandchild-ignores")
+        await made.ensure_ready()
+        began = time.monotonic()
+        await made.stop(0.5)
+        self.assertLess(time.monotonic() - began, 1.5)
+        self.assertEqual(marked(self.token), [])
+
+    async def test_one_that_left_our_session_is_found_by_its_mark(self):
+        made = self.supervise("--double-fork --ignore-term")
+        await made.ensure_ready()
+        self.assertEqual(len(marked(self.token)), 2)
+        await made.stop(0.3)
+        self.assertEqual(marked(self.token), [])
+
+    async def test_a_wrapper_that_leaves_a_child_on_the_pipe_fails_at_once(self):
+        """core V37 (fix)"""
+        made = self.supervise("--grandchild-ignores --leave")
+        began = time.monotonic()
+        await self.assertFailure(made.ensure_ready(), StartFailed)
+        self.assertLess(time.monotonic() - began, 2.0)
+        self.assertEqual(marked(self.token), [])
+
+    async def test_a_crash_is_noticed_within_fifty_milliseconds(self):
+        made = self.supervise("--grandchild")
+        for noticed in within(0.05):
+            await made.ensure_ready()
+            killed = time.monotonic()
+            os.kill(made.status().pid, signal.SIGKILL)
+            while made.state != "stopped":
+                await sleep(0.005)
+            noticed(self.heard.when(-9) - killed)
+        self.assertEqual(marked(self.token), [])
+
+    async def test_a_start_that_fails_shows_its_last_words(self):
+        made = self.supervise("--exit-at-once")
+        error = await self.assertFailure(made.ensure_ready(), StartFailed)
+        self.assertEqual((error.exit_status, error.log_tail), (7, "error: invalid argument: --no-mmap"))
+
+    async def test_a_file_that_cannot_be_executed_is_a_failed_start_with_its_reason(self):
+        script = Path(self.mktemp())
+        script.write_bytes(b"\x7fnot a program")
+        script.chmod(0o755)
+        made = self.supervise(cmd=str(script.resolve()))
+        error = await self.assertFailure(made.ensure_ready(), StartFailed)
+        self.assertIn("failed to start command", error.cause)
+        self.assertEqual(error.exit_status, 127)
+
+    async def test_the_stop_command_gets_the_pid(self):
+        """core V25"""
+        made = self.supervise(cmd_stop="kill -KILL ${PID}")
+        await made.ensure_ready()
+        await made.stop()
+        self.assertNotIn(b"SIGTERM", b"".join(self.output))
+
+    async def test_a_left_over_on_the_port_is_not_taken_for_the_server(self):
+        made = self.supervise()
+        with socket.socket() as squatter:
+            squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            squatter.bind(("127.0.0.1", made.model.endpoint.port))
+            squatter.listen()
+            error = await self.assertFailure(made.ensure_ready(), StartFailed)
+        self.assertIn(f"already in use by pid {os.getpid()}", error.cause)
+
+    async def test_a_restart_is_not_troubled_by_the_remains_of_connections(self):
+        made = self.supervise("--no-keepalive")
+        for _ in range(3):
+            endpoint = await made.ensure_ready()
+            self.assertEqual(endpoint, made.model.endpoint)
+            await made.stop()
+
+    async def test_a_flood_leaves_time_for_others(self):
+        made = self.supervise("--flood 0")
+        await made.ensure_ready()
+        turns, until = 0, time.monotonic() + 0.5
+        while time.monotonic() < until:
+            await sleep(0.001)
+            turns += 1
+        self.assertGreater(turns, 50)
+        self.assertLess(sum(map(len, self.output)), 20_000_000)
+        await made.stop(1.0)
+
+
+class KilledProxyTests(LiveCase):
+    """What a proxy killed with SIGKILL leaves behind."""
+
+    def start(self, keeper, flags):
+        self.path = Path(self.mktemp()).resolve() / "children.json"
+        words = [sys.executable, "-c", textwrap.dedent(PROXY), str(self.path), self.token, str(keeper)]
+        proxy = subprocess.Popen(
+            [*words, *ENGINE.split(), "--port", "0", *flags], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self.addCleanup(proxy.stdout.close)
+        self.addCleanup(proxy.wait)
+        self.addCleanup(proxy.kill)
+        while b"listening" not in proxy.stdout.readline():
+            self.assertIsNone(proxy.poll())
+        return proxy
+
+    async def until_gone(self, limit):
+        began = time.monotonic()
+        while marked(self.token):
+            self.assertLess(time.monotonic() - began, limit, f"still there: {marked(self.token)}")
+            await sleep(0.01)
+        return time.monotonic() - began
+
+    async def test_nothing_survives_the_death_of_the_proxy(self):
+        proxy = self.start(1, ["--grandchild", "--double-fork"])
+        self.assertGreaterEqual(len(marked(self.token)), 2)
+        proxy.kill()
+        seconds = await self.until_gone(3.0)
+        print(f"gone {seconds * 1000:.0f} ms after kill -9")
+
+    async def test_not_even_what_ignores_term(self):
+        proxy = self.start(1, ["--grandchild-ignores", "--ignore-term"])
+        proxy.kill()
+        seconds = await self.until_gone(6.0)
+        print(f"gone {seconds * 1000:.0f} ms after kill -9, SIGTERM ignored")
+
+    async def test_what_escaped_without_a_keeper_is_swept_by_the_next_start(self):
+        proxy = self.start(0, ["--ignore-term"])
+        proxy.kill()
+        proxy.wait()
+        self.assertEqual(len(json.loads(self.path.read_text())["children"]), 1)
+        self.assertEqual(len(marked(self.token)), 1)
+        (swept,) = await sweep(self.path, reactor)
+        self.assertTrue(swept.gone)
+        self.assertEqual(marked(self.token), [])

@@ -1,0 +1,131 @@
+"""Our own log lines."""
+
+import threading
+from datetime import datetime, timedelta, timezone
+
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel, LogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.log_format import GATHER, TIME_FORMATS, TOGETHER, LogFormatter
+
+CET = timezone(timedelta(hours=1), "CET")
+MOMENT = datetime(2026, 2, 3, 4, 5, 6, 70809, CET)
+
+RENDERED = {
+    "ansic": "Tue Feb  3 04:05:06 2026",
+    "unixdate": "Tue Feb  3 04:05:06 CET 2026",
+    "rubydate": "Tue Feb 03 04:05:06 +0100 2026",
+    "rfc822": "03 Feb 26 04:05 CET",
+    "rfc822z": "03 Feb 26 04:05 +0100",
+    "rfc850": "Tuesday, 03-Feb-26 04:05:06 CET",
+    "rfc1123": "Tue, 03 Feb 2026 04:05:06 CET",
+    "rfc1123z": "Tue, 03 Feb 2026 04:05:06 +0100",
+    "rfc3339": "2026-02-03T04:05:06+01:00",
+    "rfc3339nano": "2026-02-03T04:05:06.070809+01:00",
+    "kitchen": "4:05AM",
+    "stamp": "Feb  3 04:05:06",
+    "stampmilli": "Feb  3 04:05:06.070",
+    "stampmicro": "Feb  3 04:05:06.070809",
+    "stampnano": "Feb  3 04:05:06.070809000",
+}
+
+
+class TestTimeFormats(SynchronousTestCase):
+    def test_every_name_renders_as_known(self):
+        self.assertEqual({name: form(MOMENT) for name, form in TIME_FORMATS.items()}, RENDERED)
+
+    def test_utc_is_z_and_trailing_zeros_are_cut(self):
+        utc = datetime(2026, 2, 3, 4, 5, 6, 70000, timezone.utc)
+        self.assertEqual(TIME_FORMATS["rfc3339nano"](utc), "2026-02-03T04:05:06.07Z")
+        self.assertEqual(TIME_FORMATS["rfc3339nano"](utc.replace(microsecond=0)), "2026-02-03T04:05:06Z")
+
+    def test_noon_and_midnight_in_the_kitchen(self):
+        self.assertEqual(TIME_FORMATS["kitchen"](MOMENT.replace(hour=12)), "12:05PM")
+        self.assertEqual(TIME_FORMATS["kitchen"](MOMENT.replace(hour=0)), "12:05AM")
+
+    def test_a_zone_without_abbreviation_is_its_offset(self):
+        nameless = MOMENT.replace(tzinfo=timezone(timedelta(hours=-3, minutes=-30)))
+        self.assertEqual(TIME_FORMATS["rfc1123"](nameless), "Tue, 03 Feb 2026 04:05:06 -0330")
+        self.assertEqual(TIME_FORMATS["rfc3339"](nameless), "2026-02-03T04:05:06-03:30")
+
+
+class TestLogLines(SynchronousTestCase):
+    def make(self, **options):
+        self.out = []
+        lines = LogFormatter(self.out.append, wall=lambda: 0.0, local=lambda seconds: MOMENT, **options)
+        return lines, Logger(namespace="llamaswap.routing.router", observer=LogPublisher(lines))
+
+    def test_lines_without_haste_are_written_together_and_in_their_order(self):
+        clock = Clock()
+        lines, _ = self.make(later=clock.callLater)
+        lines.line("info", "one")
+        lines.line("debug", "never")
+        lines.line("info", "two")
+        self.assertEqual(self.out, [])
+        clock.advance(GATHER)
+        self.assertEqual(self.out, [b"[INFO] one\n[INFO] two\n"])
+        lines.line("info", "three")
+        lines({"log_namespace": "llamaswap", "log_format": "now", "log_level": LogLevel.info, "log_time": 0.0})
+        self.assertEqual(self.out[1:], [b"[INFO] three\n[INFO] now\n"])
+        for _ in range(TOGETHER):
+            lines.line("info", "many")
+        self.assertEqual(len(self.out), 3)
+        lines.line("info", "last")
+        clock.advance(GATHER)
+        self.assertEqual(self.out[3:], [b"[INFO] many\n" + b"[INFO] last\n"])
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_the_default_line_has_level_and_text(self):
+        _, log = self.make()
+        log.info("ready {model}", model="owl")
+        self.assertEqual(self.out, [b"[INFO] ready owl\n"])
+
+    def test_the_time_comes_first(self):
+        _, log = self.make(time_format=" RFC3339 ")
+        log.warn("x")
+        self.assertEqual(self.out, [b"2026-02-03T04:05:06+01:00 [WARN] x\n"])
+
+    def test_lines_below_the_level_are_dropped(self):
+        lines, log = self.make(level="warn")
+        log.debug("d")
+        log.info("i")
+        log.warn("w")
+        log.error("e")
+        log.critical("c")
+        lines.line("info", "access")
+        self.assertEqual(self.out, [b"[WARN] w\n", b"[ERROR] e\n", b"[ERROR] c\n"])
+
+    def test_a_reload_changes_level_and_time(self):
+        lines, log = self.make(level="error")
+        lines.retune("debug", "kitchen")
+        log.debug("now")
+        lines.retune("nonsense", "nonsense")
+        log.debug("hidden")
+        log.info("shown")
+        self.assertEqual(self.out, [b"4:05AM [DEBUG] now\n", b"[INFO] shown\n"])
+
+    def test_foreign_namespaces_are_not_ours(self):
+        lines, _ = self.make()
+        for namespace in ("twisted.web", "llamaswapper", ""):
+            Logger(namespace=namespace, observer=LogPublisher(lines)).error("no")
+        self.assertEqual(self.out, [])
+
+    def test_a_failure_brings_its_traceback(self):
+        _, log = self.make()
+        try:
+            raise ValueError("why")
+        except ValueError:
+            log.failure("store failed")
+        self.assertTrue(self.out[0].startswith(b"[ERROR] store failed\nTraceback"))
+        self.assertIn(b"ValueError: why", self.out[0])
+
+    def test_a_line_from_another_thread_is_carried_over(self):
+        carried = []
+        lines, _ = self.make(from_thread=lambda write, data: carried.append((write, data)))
+        lines.line("info", "here")
+        thread = threading.Thread(target=lines.line, args=("info", "there"))
+        thread.start()
+        thread.join()
+        self.assertEqual(self.out, [b"[INFO] here\n"])
+        self.assertEqual(carried, [(self.out.append, b"[INFO] there\n")])

@@ -1,0 +1,123 @@
+"""Bodies that are already here."""
+
+import tempfile
+from io import BytesIO
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.errors import BodyTooLarge, NoRoom
+from llamaswap.proxy.bodies import PIECE, TURN, BytesBody, FileBody, SiteContent
+from llamaswap.proxy.byte_budget import ByteBudget
+from tests.proxy.test_incoming_body import Consumer
+
+
+class Bodies(SynchronousTestCase):
+    def both(self, data):
+        self.clock = Clock()
+        return BytesBody(data), FileBody(self.clock, BytesIO(data), len(data))
+
+    def test_they_are_read_any_number_of_times(self):
+        for body in self.both(b"abc"):
+            for _ in range(2):
+                consumer = Consumer()
+                body.start(consumer)
+                self.assertEqual((consumer.data, consumer.ended), (b"abc", 1))
+            self.assertEqual(self.successResultOf(body.hold(3)), b"abc")
+            self.assertEqual((body.length, body.replayable), (3, True))
+            self.failureResultOf(body.hold(2), BodyTooLarge)
+
+    def test_empty_ones_end_at_once(self):
+        for body in self.both(b""):
+            consumer = Consumer()
+            body.start(consumer, keep=False)
+            self.assertEqual((consumer.data, consumer.ended, body.length), (b"", 1, 0))
+
+    def test_file_is_fed_in_turns_and_pauses(self):
+        data = b"x" * (2 * TURN + 5)
+        _, body = self.both(data)
+        consumer = Consumer()
+        producer = body.start(consumer)
+        self.assertEqual(len(consumer.data), TURN)
+        producer.pauseProducing()
+        self.clock.advance(0)
+        self.assertEqual(len(consumer.data), TURN)
+        producer.resumeProducing()
+        self.clock.advance(0)
+        self.clock.advance(0)
+        self.assertEqual((len(consumer.data), consumer.ended), (len(data), 1))
+
+    def test_stopped_feeding_is_silent(self):
+        _, body = self.both(b"x" * (TURN + PIECE))
+        consumer = Consumer()
+        body.start(consumer)
+        body.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(consumer.ended, 0)
+
+    def test_file_shorter_than_announced_is_a_loss(self):
+        consumer = Consumer()
+        FileBody(Clock(), BytesIO(b"abc"), 5).start(consumer)
+        self.assertEqual((consumer.ended, consumer.lost), (0, 1))
+
+
+def room(bound, name):
+    return ByteBudget(name, lambda used: bound)
+
+
+class SiteContentTests(SynchronousTestCase):
+    """What a request's body for the twisted.web site is kept in."""
+
+    def content(self, memory, disk, length=None):
+        self.memory, self.disk = room(memory, "memory"), room(disk, "disk")
+        return SiteContent(length, self.memory, self.disk)
+
+    def filled(self, content, pieces):
+        for _ in range(pieces):
+            content.write(b"x" * 50_000)
+        content.seek(0)
+        return len(content.read())
+
+    def test_a_large_body_is_in_a_file(self):
+        content = self.content(0, 10**6)
+        self.assertEqual(self.filled(content, 4), 200_000)
+        self.assertEqual((self.memory.used, self.disk.used), (0, 200_000))
+        content.close()
+        content.close()
+        self.assertEqual(self.disk.used, 0)
+
+    def test_on_a_full_disk_it_is_in_memory(self):
+        content = self.content(10**6, 0)
+        self.assertEqual(self.filled(content, 4), 200_000)
+        self.assertEqual((self.memory.used, self.disk.used), (200_000, 0))
+        content.close()
+        self.assertEqual(self.memory.used, 0)
+
+    def test_a_disk_that_fills_up_moves_it_to_memory(self):
+        content = self.content(10**6, 170_000)
+        self.assertEqual(self.filled(content, 5), 250_000)
+        self.assertEqual((self.memory.used, self.disk.used), (250_000, 0))
+
+    def test_a_folder_that_cannot_be_written_to_is_like_a_full_disk(self):
+        self.patch(tempfile, "tempdir", "/nonexistent")
+        self.assertEqual(self.filled(self.content(10**6, 10**6), 4), 200_000)
+        self.assertEqual(self.memory.used, 200_000)
+
+    def test_copies_of_a_body_that_is_held_whole_take_memory_until_it_is_closed(self):
+        content = self.content(250_000, 10**6)
+        content.write(b"x" * 80_000)
+        body = FileBody(Clock(), content, 80_000, content.reserve)
+        self.assertEqual(len(self.successResultOf(body.hold(10**6))), 80_000)
+        self.assertEqual(self.memory.used, 240_000)
+        other = SiteContent(None, self.memory, self.disk)
+        other.write(b"x" * 80_000)
+        self.failureResultOf(FileBody(Clock(), other, 80_000, other.reserve).hold(10**6), NoRoom)
+        content.close()
+        self.assertEqual(self.memory.used, 0)
+
+    def test_without_room_it_is_refused_and_a_small_one_is_not(self):
+        self.assertEqual(self.filled(self.content(0, 0), 2), 100_000)
+        with self.assertRaises(NoRoom):
+            self.filled(self.content(10_000, 0), 3)
+        with self.assertRaises(NoRoom):
+            self.content(10_000, 10_000, length=200_000)

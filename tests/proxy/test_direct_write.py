@@ -1,0 +1,113 @@
+"""Sending at once, and only when nothing waits before it."""
+
+import socket
+
+from twisted.internet.tcp import Connection
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.proxy.fastpath.direct_write import unsent, write_through
+
+
+class Turns:
+    """A reactor that only notes who wants to write."""
+
+    def __init__(self):
+        self.writers = set()
+
+    def addWriter(self, writer):
+        self.writers.add(writer)
+
+    def removeWriter(self, writer):
+        self.writers.discard(writer)
+
+    addReader = removeReader = lambda self, reader: None
+
+
+class WriteThrough(SynchronousTestCase):
+    def setUp(self):
+        near, self.far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(self.far.close)
+        self.turns = Turns()
+        self.wire = Connection(near, None, self.turns)
+        self.wire.connected = 1
+        self.write = write_through(self.wire)
+
+    def test_private_names_it_reads_still_exist(self):
+        self.assertIsNot(self.write, self.wire.write)
+        self.assertEqual(self.wire._tempDataBuffer, [])
+        self.assertEqual(
+            (self.wire.dataBuffer, self.wire._writeDisconnecting, self.wire.disconnecting), (b"", False, 0)
+        )
+        self.wire.write(b"x")
+        self.assertEqual(self.wire._tempDataBuffer, [b"x"])
+        self.wire.doWrite()
+        self.assertEqual((self.wire._tempDataBuffer, self.wire.dataBuffer), ([], b""))
+        self.assertFalse(self.wire.TLS)
+
+    def test_what_has_not_gone_out_yet_is_known(self):
+        self.assertFalse(unsent(self.wire))
+        self.wire.write(b"x")
+        self.assertTrue(unsent(self.wire))
+        self.wire.doWrite()
+        self.assertFalse(unsent(self.wire))
+
+    def test_bytes_leave_at_once(self):
+        self.write(b"hello")
+        self.assertEqual(self.far.recv(10), b"hello")
+        self.assertEqual(self.turns.writers, set())
+
+    def test_bytes_wait_behind_queued_ones(self):
+        self.wire.write(b"one")
+        self.write(b"two")
+        self.far.setblocking(False)
+        with self.assertRaises(BlockingIOError):
+            self.far.recv(10)
+        self.wire.doWrite()
+        self.assertEqual(self.far.recv(10), b"onetwo")
+
+    def test_what_the_kernel_does_not_take_is_queued_in_order(self):
+        data = bytes(range(256)) * 3000
+        self.write(data)
+        self.write(b"end")
+        self.assertEqual(self.turns.writers, {self.wire})
+        got = b""
+        while len(got) < len(data) + 3:
+            got += self.far.recv(1 << 20)
+            if self.wire in self.turns.writers:
+                self.wire.doWrite()
+        self.assertEqual(got, data + b"end")
+
+    def test_full_queue_pauses_the_producer(self):
+        paused = []
+
+        class Producer:
+            def pauseProducing(self):
+                paused.append(1)
+
+        self.wire.producer, self.wire.streamingProducer = Producer(), True
+        self.write(b"x" * 1000000)
+        self.assertEqual(paused, [1])
+
+    def test_nothing_is_sent_on_a_lost_connection(self):
+        self.wire.connected = 0
+        self.write(b"x")
+        self.assertEqual(self.turns.writers, set())
+
+    def test_bytes_before_a_close_still_go_out(self):
+        self.wire.write(b"a")
+        self.wire.loseConnection()
+        self.write(b"b")
+        self.wire.doWrite()
+        self.assertEqual(self.far.recv(10), b"ab")
+
+    def test_broken_connection_is_left_to_the_reactor(self):
+        self.far.close()
+        self.write(b"x")
+        self.assertEqual(self.turns.writers, {self.wire})
+
+    def test_other_transports_write_for_themselves(self):
+        transport = StringTransport()
+        write_through(transport)(b"x")
+        self.assertEqual(transport.value(), b"x")

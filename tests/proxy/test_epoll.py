@@ -1,0 +1,134 @@
+"""The plain poll loop on the reactor it was written for."""
+
+import itertools
+import socket
+import sys
+
+from twisted.internet.task import Clock
+from twisted.internet.tcp import Connection
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.proxy.fastpath import epoll
+from llamaswap.proxy.fastpath.epoll import use_plain_poll
+
+
+class Received:
+    def __init__(self):
+        self.data, self.reasons = b"", []
+
+    def dataReceived(self, data):
+        self.data += data
+        if data == b"raise":
+            raise RuntimeError("a protocol's fault")
+
+    def connectionLost(self, reason):
+        self.reasons.append(reason.type.__name__)
+
+
+class PlainPoll(SynchronousTestCase):
+    if not sys.platform.startswith("linux"):
+        skip = "epoll is Linux's"
+
+    def setUp(self):
+        from twisted.internet.epollreactor import EPollReactor
+
+        self.reactor = EPollReactor()
+        self.addCleanup(self.reactor._poller.close)
+        self.assertTrue(use_plain_poll(self.reactor))
+        near, self.far = socket.socketpair()
+        self.addCleanup(self.far.close)
+        self.received = Received()
+        self.wire = Connection(near, self.received, self.reactor)
+        self.wire.connected = 1
+        self.wire.startReading()
+
+    def test_bytes_are_delivered_and_sent(self):
+        self.far.send(b"hello")
+        self.wire.write(b"back")
+        self.reactor.doIteration(0.5)
+        self.reactor.doIteration(0)
+        self.assertEqual((self.received.data, self.far.recv(10)), (b"hello", b"back"))
+
+    def test_end_of_a_connection_is_told(self):
+        self.far.close()
+        self.reactor.doIteration(0.5)
+        self.assertEqual(len(self.received.reasons), 1)
+
+    def test_fault_of_a_protocol_costs_its_own_connection(self):
+        self.far.send(b"raise")
+        self.reactor.doIteration(0.5)
+        self.assertEqual(len(self.received.reasons), 1)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_quiet_poll_returns(self):
+        self.reactor.doIteration(0)
+        self.assertEqual(self.received.data, b"")
+
+    def test_other_reactors_are_left_alone(self):
+        self.assertFalse(use_plain_poll(Clock()))
+
+
+class ServersFirst(SynchronousTestCase):
+    """Streams under way do not wait behind a crowd of clients."""
+
+    if not sys.platform.startswith("linux"):
+        skip = "epoll is Linux's"
+
+    def setUp(self):
+        from twisted.internet.epollreactor import EPollReactor
+
+        class FromServer(Connection):
+            """Stands for a connection that we made."""
+
+        self.patch(epoll, "Client", FromServer)
+        self.server_kind = FromServer
+        self.reactor = EPollReactor()
+        self.addCleanup(self.reactor._poller.close)
+        self.assertTrue(use_plain_poll(self.reactor, lambda: next(self.time)))
+        self.time = itertools.repeat(0.0)
+        self.heard = []
+
+    def connection(self, name, kind=Connection):
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(far.close)
+
+        class Told(Received):
+            def dataReceived(told, data):
+                self.heard.append(name)
+                super().dataReceived(data)
+
+        wire = kind(near, Told(), self.reactor)
+        wire.connected = 1
+        wire.startReading()
+        return far
+
+    def test_what_servers_say_is_read_first(self):
+        clients = [self.connection(f"client {number}") for number in range(3)]
+        server = self.connection("server", self.server_kind)
+        for far in (*clients, server):
+            far.send(b"x")
+        self.reactor.doIteration(0.5)
+        self.assertEqual(self.heard, ["server", "client 0", "client 1", "client 2"])
+
+    def test_a_long_round_is_broken_off_and_nobody_is_served_twice_before_all_were_once(self):
+        self.time = itertools.count()
+        clients = [self.connection(str(number)) for number in range(4)]
+        server = self.connection("server", self.server_kind)
+        for far in clients:
+            far.send(b"x")
+        for _ in range(4):
+            server.send(b"y")
+            clients[0].send(b"more")  # one that always has something to say
+            self.reactor.doIteration(0.5)
+        self.assertEqual([name for name in self.heard if name == "server"], ["server"] * 4)
+        self.assertEqual([name for name in self.heard if name != "server"], ["0", "1", "2", "3"])
+
+    def test_a_servers_end_and_a_protocols_fault_are_told(self):
+        fault, end = self.connection("fault", self.server_kind), self.connection("end", self.server_kind)
+        fault.send(b"raise")
+        end.close()
+        self.reactor.doIteration(0.5)
+        self.reactor.doIteration(0)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual([wire for wire in self.reactor.getReaders() if isinstance(wire, Connection)], [])

@@ -1,0 +1,381 @@
+"""Bodies still arriving: held, streamed, spooled, read again, let go."""
+
+from pathlib import Path
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
+from llamaswap.proxy import incoming_body
+from llamaswap.proxy.byte_budget import LEAST_MEMORY, ByteBudget, MemoryLimit, disk_room, memory_limits, memory_room
+from llamaswap.proxy.incoming_body import AHEAD, DISCARD, SpooledBody
+
+
+class Consumer:
+    def __init__(self):
+        self.data, self.ended, self.lost, self.refused = b"", 0, 0, []
+        self.producer = None
+
+    def body_data(self, data):
+        self.data += data
+
+    def body_ended(self):
+        self.ended += 1
+
+    def body_lost(self):
+        self.lost += 1
+
+    def body_refused(self, error):
+        self.refused.append(str(error))
+
+
+class Arriving(SynchronousTestCase):
+    def body(self, length=10, **options):
+        self.clock, self.changes, self.continues = Clock(), [], []
+        return SpooledBody(
+            self.clock,
+            length,
+            changed=lambda: self.changes.append(1),
+            continue_=lambda: self.continues.append(1),
+            **options,
+        )
+
+    def test_held_body_comes_whole(self):
+        body = self.body()
+        held = body.hold(10)
+        body.arrived(b"01234")
+        self.assertNoResult(held)
+        body.arrived(b"56789")
+        body.finished()
+        self.assertEqual(self.successResultOf(held), b"0123456789")
+        self.assertEqual(self.successResultOf(body.hold(10)), b"0123456789")
+        self.assertEqual((body.length, body.replayable), (10, True))
+
+    def test_announced_length_beyond_the_limit_fails_at_once(self):
+        self.failureResultOf(self.body(11).hold(10), BodyTooLarge)
+
+    def test_chunked_body_beyond_the_limit_fails_and_can_still_be_streamed(self):
+        body = self.body(None)
+        held = body.hold(4)
+        body.arrived(b"01234")
+        self.failureResultOf(held, BodyTooLarge)
+        consumer = Consumer()
+        body.start(consumer)
+        body.arrived(b"5")
+        body.finished()
+        self.assertEqual((consumer.data, consumer.ended, body.length), (b"012345", 1, 6))
+
+    def test_client_leaving_fails_a_hold(self):
+        body = self.body()
+        held = body.hold(10)
+        body.lost()
+        self.failureResultOf(held, ClientGone)
+        self.failureResultOf(body.hold(10), ClientGone)
+
+    def test_complete_body_survives_its_client(self):
+        body = self.body(2)
+        body.arrived(b"ab")
+        body.finished()
+        body.lost()
+        self.assertEqual(self.successResultOf(body.hold(10)), b"ab")
+
+    def test_body_can_be_read_again(self):
+        body = self.body()
+        body.arrived(b"01234")
+        first, second = Consumer(), Consumer()
+        body.start(first).stopProducing()
+        body.start(second)
+        body.arrived(b"56789")
+        body.finished()
+        third = Consumer()
+        body.start(third)
+        self.assertEqual((first.data, second.data, third.data), (b"01234", b"0123456789", b"0123456789"))
+
+    def test_paused_reader_waits(self):
+        body = self.body(5_000_000)
+        consumer = Consumer()
+        producer = body.start(consumer, keep=False)
+        producer.pauseProducing()
+        self.assertFalse(body.wants)
+        body.arrived(b"a")
+        self.assertEqual(consumer.data, b"")
+        producer.resumeProducing()
+        self.assertTrue(body.wants)
+        self.clock.advance(0)
+        body.arrived(b"b")
+        self.assertEqual(consumer.data, b"ab")
+
+    def test_large_stream_is_forgotten_as_it_passes(self):
+        body = self.body(5_000_000)
+        consumer = Consumer()
+        body.start(consumer, keep=False)
+        self.assertFalse(body.replayable)
+        for _ in range(5):
+            body.arrived(b"x" * 1000)
+        self.assertEqual((len(consumer.data), body._chunks), (5000, []))
+
+    def test_small_stream_stays_readable(self):
+        body = self.body()
+        body.start(Consumer(), keep=False)
+        self.assertTrue(body.replayable)
+
+    def test_body_beyond_the_threshold_is_spooled_and_read_back(self):
+        body = self.body(None, threshold=100)
+        first = Consumer()
+        body.start(first)
+        data = b"".join(b"%05d" % number for number in range(100))
+        for at in range(0, 500, 50):
+            body.arrived(data[at : at + 50])
+        body.finished()
+        self.assertEqual(body._chunks, [])
+        again = Consumer()
+        body.start(again)
+        self.assertEqual((first.data, again.data), (data, data))
+        self.assertEqual(self.successResultOf(body.hold(500)), data)
+        body.close()
+
+    def test_spooled_reader_that_pauses_misses_nothing(self):
+        body = self.body(None, threshold=100)
+        consumer = Consumer()
+        body.arrived(b"a" * 60)
+        producer = body.start(consumer)
+        producer.pauseProducing()
+        body.arrived(b"b" * 60)
+        body.arrived(b"c" * 60)
+        producer.resumeProducing()
+        self.clock.advance(0)
+        body.arrived(b"d" * 60)
+        body.finished()
+        self.assertEqual(consumer.data, b"a" * 60 + b"b" * 60 + b"c" * 60 + b"d" * 60)
+        self.assertEqual(consumer.ended, 1)
+        body.close()
+
+    def test_long_feeding_leaves_turns_to_others(self):
+        body = self.body(4 << 20)
+        body.arrived(b"x" * (3 << 20))
+        body.arrived(b"y" * (1 << 20))
+        body.finished()
+        consumer = Consumer()
+        body.start(consumer)
+        self.assertEqual((len(consumer.data), consumer.ended), (3 << 20, 0))
+        self.clock.advance(0)
+        self.clock.advance(0)
+        self.assertEqual((len(consumer.data), consumer.ended), (4 << 20, 1))
+
+    def test_nobody_reading_bounds_what_is_read_ahead(self):
+        body = self.body(None)
+        body.arrived(b"x" * AHEAD)
+        self.assertFalse(body.wants)
+        body.start(Consumer())
+        self.assertTrue(body.wants)
+
+    def test_closed_body_discards_within_a_bound(self):
+        body = self.body(None)
+        body.arrived(b"x")
+        body.close()
+        self.assertTrue(body.wants)
+        body.arrived(b"x" * DISCARD)
+        self.assertFalse(body.wants)
+        self.assertFalse(body.replayable)
+
+    def test_continue_is_asked_for_once_and_only_before_the_first_byte(self):
+        body = self.body()
+        body.start(Consumer()).stopProducing()
+        body.start(Consumer())
+        self.assertEqual(self.continues, [1])
+        body = self.body()
+        body.arrived(b"x")
+        body.start(Consumer())
+        self.assertEqual(self.continues, [])
+
+    def test_client_leaving_is_told_to_the_reader(self):
+        body = self.body()
+        consumer = Consumer()
+        body.start(consumer)
+        body.lost()
+        self.assertEqual((consumer.lost, consumer.ended), (1, 0))
+
+    def test_empty_body_ends_at_once(self):
+        body = self.body(0)
+        consumer = Consumer()
+        body.start(consumer)
+        self.assertEqual((consumer.ended, body.length), (1, 0))
+
+    def test_stopping_a_forgetful_reader_lets_the_rest_go(self):
+        body = self.body(5_000_000)
+        body.start(Consumer(), keep=False).stopProducing()
+        body.arrived(b"x")
+        self.assertEqual(body._chunks, [])
+        with self.assertRaises(RuntimeError):
+            body.start(Consumer())
+
+
+def room(bound, name="memory"):
+    return ByteBudget(name, lambda used: bound)
+
+
+class Rooms(SynchronousTestCase):
+    """All bodies together have their bounds."""
+
+    def body(self, length, **options):
+        return SpooledBody(Clock(), length, changed=lambda: None, continue_=lambda: None, **options)
+
+    def test_bodies_that_are_held_share_the_memory(self):
+        memory = room(150)
+        one, two = self.body(30, memory=memory), self.body(30, memory=memory)
+        held = one.hold(1000)
+        error = self.failureResultOf(two.hold(1000), NoRoom)
+        self.assertIn("too much of the memory", error.getErrorMessage())
+        one.arrived(b"x" * 30)
+        one.finished()
+        self.assertEqual(len(self.successResultOf(held)), 30)
+        one.close()
+        self.assertEqual(memory.used, 0)
+        self.assertNoResult(two.hold(1000))
+
+    def test_one_of_unknown_length_is_refused_when_there_is_no_more(self):
+        memory = room(150)
+        body = self.body(None, memory=memory)
+        held = body.hold(1000)
+        body.arrived(b"x" * 40)
+        self.assertNoResult(held)
+        body.arrived(b"x" * 40)
+        self.failureResultOf(held, NoRoom)
+        self.assertEqual((memory.used, body.wants), (0, True))
+        body.arrived(bytes(DISCARD))
+        self.assertFalse(body.wants)
+        self.failureResultOf(body.hold(1000), NoRoom)
+
+    def test_where_memory_is_short_bodies_go_to_disk(self):
+        memory = room(100)
+        body, consumer = self.body(None, memory=memory), Consumer()
+        body.start(consumer)
+        body.arrived(b"a" * 60)
+        body.arrived(b"b" * 60)
+        body.finished()
+        again = Consumer()
+        body.start(again)
+        self.assertEqual((consumer.data, again.data), (b"a" * 60 + b"b" * 60,) * 2)
+        self.assertEqual((memory.used, body._chunks), (0, []))
+        body.close()
+
+    def test_a_reader_is_told_when_the_disk_is_taken(self):
+        self.patch(incoming_body, "DISK_STEP", 10)
+        disk = room(150, "disk")
+        one, two = (self.body(None, threshold=10, disk=disk, memory=room(50)) for _ in range(2))
+        readers = [Consumer(), Consumer()]
+        one.start(readers[0])
+        two.start(readers[1])
+        one.arrived(b"x" * 100)
+        two.arrived(b"y" * 100)
+        self.assertEqual([len(reader.refused) for reader in readers], [0, 1])
+        self.assertIn("too much of the disk", readers[1].refused[0])
+        self.assertEqual(disk.used, 100)
+        late = Consumer()
+        two.start(late)
+        self.assertEqual((len(late.refused), late.lost), (1, 0))
+        one.close()
+        one.close()
+        self.assertEqual(disk.used, 0)
+
+    def test_what_streams_through_and_finds_no_memory_is_told_that_it_is_the_memory(self):
+        body, reader = self.body(5_000_000, memory=room(1000)), Consumer()
+        body.start(reader, keep=False).pauseProducing()
+        body.arrived(b"x" * 2000)
+        self.assertIn("too much of the memory", reader.refused[0])
+
+    def test_an_announced_length_that_the_disk_cannot_take_is_refused_at_once(self):
+        body, reader = self.body(1000, threshold=10, disk=room(500, "disk"), memory=room(900)), Consumer()
+        body.start(reader)
+        body.arrived(b"x" * 20)
+        self.assertEqual(len(reader.refused), 1)
+
+    def test_a_full_disk_leaves_what_fits_in_memory(self):
+        memory = room(100)
+        options = {"threshold": 10, "folder": "/nonexistent/folder", "memory": memory, "disk": room(1000, "disk")}
+        body, reader = self.body(None, **options), Consumer()
+        body.start(reader)
+        body.arrived(b"x" * 20)
+        body.arrived(b"y" * 70)
+        self.assertEqual((reader.data, reader.refused, memory.used), (b"x" * 20 + b"y" * 70, [], 90))
+        body.arrived(b"z" * 20)
+        self.assertEqual([str(error).count("the disk") for error in map(str, reader.refused)], [1])
+        self.assertEqual(memory.used, 0)
+
+    def test_a_disk_that_fills_up_under_a_body_leaves_it_in_memory(self):
+        self.patch(incoming_body, "DISK_STEP", 10)
+        memory, disk = room(200), room(60, "disk")
+        body, reader = self.body(None, threshold=10, memory=memory, disk=disk), Consumer()
+        producer = body.start(reader)
+        body.arrived(b"a" * 50)
+        producer.pauseProducing()
+        self.assertEqual((disk.used, memory.used), (50, 0))
+        body.arrived(b"b" * 50)
+        self.assertEqual((disk.used, memory.used), (0, 100))
+        producer.resumeProducing()
+        body._clock.advance(0)
+        body.finished()
+        again = Consumer()
+        body.start(again)
+        self.assertEqual((reader.data, again.data), (b"a" * 50 + b"b" * 50,) * 2)
+
+    def test_what_streams_through_is_given_back_as_it_goes(self):
+        memory = room(2000)
+        body, consumer = self.body(5_000_000, memory=memory), Consumer()
+        producer = body.start(consumer, keep=False)
+        for _ in range(10):
+            producer.pauseProducing()
+            body.arrived(b"x" * 1000)
+            producer.resumeProducing()
+            body._clock.advance(0)
+        self.assertEqual((len(consumer.data), memory.used), (10_000, 0))
+
+    def test_how_much_there_is(self):
+        used, now = [0], [0.0]
+        limits = [
+            MemoryLimit("the machine's memory", 1 << 40, lambda: 0),
+            MemoryLimit("control group /a", 1 << 30, lambda: used[0]),
+        ]
+        memory = memory_room(limits, lambda: now[0])
+        self.assertEqual(memory.left, 1 << 28)
+        self.assertIn("limited to 1024 MiB by control group /a", str(memory.full()))
+        used[0], now[0] = 700 << 20, 1.0
+        self.assertEqual(memory.left, (324 << 20) // 3)
+        used[0], now[0] = 1 << 30, 2.0
+        self.assertEqual(memory.left, LEAST_MEMORY)
+        self.assertGreater(memory_room().left, 0)
+        disk = disk_room("/somewhere", lambda folder: 1000 - disk.used)
+        self.assertTrue(disk.take(400))
+        self.assertEqual((disk.left, disk.take(101), disk.take(100)), (100, False, True))
+        self.assertGreater(disk_room().left, 0)
+
+    def test_limits_of_the_control_group_and_its_parents_count(self):
+        root = Path(self.mktemp())
+
+        def write(path, text):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+
+        write("proc/self/cgroup", "4:memory:/docker/abc\n0::/system.slice/llamaswap.service\n")
+        unified = "sys/fs/cgroup/system.slice"
+        write(f"{unified}/memory.max", "1000\n")
+        write(f"{unified}/memory.current", "900\n")
+        write(f"{unified}/memory.stat", "anon 500\ninactive_file 300\nactive_file 100\n")
+        write(f"{unified}/llamaswap.service/memory.max", "max\n")
+        write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000\n")
+        write("sys/fs/cgroup/memory/memory.usage_in_bytes", "50\n")
+        write("sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "9223372036854771712\n")
+        found = {limit.name: (limit.size, limit.in_use()) for limit in memory_limits(root) if "group" in limit.name}
+        self.assertEqual(found, {"control group /system.slice": (1000, 500), "control group /": (2000, 50)})
+
+    def test_what_lives_on_elsewhere_is_kept_once(self):
+        memory = room(100)
+        body = self.body(20, memory=memory)
+        held = body.hold(100)
+        body.arrived(b"x" * 20)
+        body.finished()
+        self.assertEqual((len(self.successResultOf(held)), memory.used), (20, 60))
+        body.let_go()
+        self.assertEqual((memory.used, body._chunks, body.replayable), (40, [], False))
+        body.close()
+        self.assertEqual(memory.used, 0)

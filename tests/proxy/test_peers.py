@@ -1,0 +1,295 @@
+import json
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.protocol import connectionDone
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import ResponseDone
+
+from llamaswap.config import Config, Endpoint, Model, Peer, Secret, Selector
+from llamaswap.proxy.peers import (
+    AVOIDED,
+    BOUND,
+    KEPT,
+    NAMES,
+    PATIENCE,
+    SOONER,
+    Health,
+    PeerDirectory,
+    PeerError,
+    offered,
+)
+
+
+@define(eq=False)
+class Question:
+    """One request to a peer, answered by hand."""
+
+    url: str
+    headers: dict
+    answer: Deferred = field(factory=Deferred)
+    body: object = None
+    code: int = 200
+    cut: bool = False
+
+    def deliverBody(self, body):
+        self.body = body
+        body.transport = self
+
+    def loseConnection(self):
+        self.cut = True
+        self.body.connectionLost(Failure(connectionDone.value))
+
+    def reply(self, document=None, *, code=200, raw=None, end=True):
+        self.code = code
+        self.answer.callback(self)
+        self.body.dataReceived(json.dumps(document).encode() if raw is None else raw)
+        if end:
+            self.body.connectionLost(Failure(ResponseDone()))
+
+    def models(self, *names):
+        self.reply({"object": "list", "data": [{"id": name} for name in names]})
+
+    def fail(self, error=None):
+        self.answer.errback(error or ConnectionRefusedError("111: refused"))
+
+
+@define(eq=False)
+class HandClient:
+    asked: list = field(factory=list)
+
+    def get(self, url, *, headers, **more):
+        assert more["allow_redirects"] is False and more["unbuffered"] is True
+        self.asked.append(Question(url, headers))
+        return self.asked[-1].answer
+
+    @property
+    def last(self):
+        return self.asked[-1]
+
+
+def auto(name="lab", **more):
+    endpoint = more.pop("endpoint", Endpoint("http", "10.0.0.5", 7000, "/base"))
+    return Peer(name, endpoint=endpoint, auto=True, **more)
+
+
+class PeersTestCase(SynchronousTestCase):
+    def setUp(self):
+        self.clock, self.client = Clock(), HandClient()
+        self.config = Config(peers={"lab": auto(api_key=Secret("pk"))})
+        self.changes = 0
+        self.peers = self.make()
+
+    def make(self):
+        return PeerDirectory(
+            self.clock, lambda: 1000.0 + self.clock.seconds(), self.client, lambda: self.config, self.learn, self.change
+        )
+
+    def learn(self, peers):
+        self.config = Config(models=self.config.models, selectors=self.config.selectors, peers=peers)
+
+    def change(self):
+        self.changes += 1
+
+    @property
+    def names(self):
+        return self.config.peers["lab"].models
+
+    def pass_time(self, seconds):
+        self.clock.pump([SOONER] * round(seconds / SOONER))
+
+
+class DiscoveryTests(PeersTestCase):
+    def test_a_peer_is_asked_with_its_key_and_its_models_become_routable(self):
+        self.peers.retune()
+        question = self.client.last
+        self.assertEqual(question.url, "http://10.0.0.5:7000/base/v1/models")
+        self.assertEqual((question.headers["Authorization"], question.headers["x-api-key"]), ("Bearer pk", "pk"))
+        question.models("owl", "org/hen", "owl")
+        self.assertEqual(self.names, ("owl", "org/hen"))
+        self.assertEqual(self.config.peer("lab/org/hen"), ("lab", "org/hen"))
+
+    def test_a_peer_without_a_key_is_asked_without_one(self):
+        self.config = Config(peers={"lab": auto()})
+        self.peers.retune()
+        self.assertEqual(self.client.last.headers, {"Accept": "application/json"})
+
+    def test_it_is_asked_again_every_minute(self):
+        self.peers.retune()
+        self.client.last.models("owl")
+        self.pass_time(50)
+        self.assertEqual(len(self.client.asked), 1)
+        self.pass_time(10)
+        self.assertEqual(len(self.client.asked), 2)
+        self.client.last.models("hen")
+        self.assertEqual(self.names, ("hen",))
+
+    def test_a_silent_peer_is_asked_sooner(self):
+        self.peers.retune()
+        self.client.last.fail()
+        self.pass_time(10)
+        self.assertEqual(len(self.client.asked), 2)
+
+    def test_there_is_no_timer_without_such_peers(self):
+        self.config = Config(peers={"den": Peer("den", models=("owl",))})
+        self.peers.retune()
+        self.assertEqual((self.client.asked, self.clock.getDelayedCalls()), ([], []))
+
+    def test_the_timer_ends_when_a_reload_takes_the_last_one_away(self):
+        self.peers.retune()
+        self.config = Config()
+        self.peers.retune()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(self.peers.health("lab"), Health())
+
+    def test_stopping_ends_a_question_under_way(self):
+        self.peers.retune()
+        self.client.last.answer.callback(self.client.last)
+        self.peers.stop()
+        self.peers.stop()
+        self.assertTrue(self.client.last.cut)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_names_outlive_a_short_silence_but_not_a_long_one(self):
+        self.peers.retune()
+        self.client.last.models("owl")
+        for _ in range(round(KEPT / 60) - 1):
+            self.pass_time(60)
+            if not self.client.last.answer.called:
+                self.client.last.fail()
+        self.assertEqual(self.names, ("owl",))
+        for _ in range(10):
+            self.pass_time(10)
+            if not self.client.last.answer.called:
+                self.client.last.fail()
+        self.assertEqual(self.names, ())
+
+    def test_a_reload_keeps_what_was_learned_of_the_same_address_only(self):
+        self.peers.retune()
+        self.client.last.models("owl")
+        fresh = Config(peers={"lab": auto()})
+        self.assertEqual(self.peers.filled(fresh).peers["lab"].models, ("owl",))
+        moved = Config(peers={"lab": auto(endpoint=Endpoint("http", "10.0.0.9", 7000))})
+        self.assertEqual(self.peers.filled(moved).peers["lab"].models, ())
+
+    def test_an_answer_that_comes_after_the_peer_moved_is_dropped(self):
+        self.peers.retune()
+        question = self.client.last
+        self.config = Config(peers={"lab": auto(endpoint=Endpoint("http", "10.0.0.9", 7000))})
+        self.peers.heard("lab", None)
+        question.models("owl")
+        self.assertEqual(self.names, ())
+
+    def test_our_own_names_are_not_taken(self):
+        self.config = Config(
+            models={"lab/owl": Model("lab/owl")},
+            selectors={"lab/hen": Selector("lab/hen", strategy="pin", targets=("lab/owl",))},
+            peers={"lab": auto()},
+        )
+        self.peers.retune()
+        self.client.last.models("owl", "hen", "cat")
+        self.assertEqual(self.names, ("cat",))
+
+    def test_a_discovered_name_takes_no_bare_name_from_a_written_one(self):
+        self.config = Config(peers={"lab": auto(), "den": Peer("den", models=("owl",))})
+        self.peers.retune()
+        self.client.last.models("owl", "hen")
+        self.assertEqual(self.config.peer("owl"), ("den", "owl"))
+        self.assertEqual(self.config.peer("hen"), ("lab", "hen"))
+        self.assertEqual(self.config.peer("lab/owl"), ("lab", "owl"))
+
+
+class HealthTests(PeersTestCase):
+    def test_health_begins_unknown_and_follows_the_answers(self):
+        self.assertEqual(self.peers.health("lab"), Health("unknown"))
+        self.peers.retune()
+        self.client.last.fail()
+        self.assertEqual(
+            self.peers.health("lab"),
+            Health("down", 1000.0, 1000.0, "Connection was refused by other side: 111: refused"),
+        )
+        self.pass_time(10)
+        self.client.last.models("owl")
+        self.assertEqual(self.peers.health("lab"), Health("up", 1010.0, 1010.0, None))
+        self.assertEqual(self.changes, 2)
+
+    def test_requests_tell_of_a_peers_health_too(self):
+        self.peers.heard("lab", "connection refused")
+        self.clock.advance(5)
+        self.peers.heard("lab", "connection refused")
+        self.assertEqual(self.peers.health("lab"), Health("down", 1000.0, 1005.0, "connection refused"))
+        self.peers.heard("lab", None)
+        self.assertEqual(self.peers.health("lab").state, "up")
+        self.assertEqual(self.changes, 2)
+
+    def test_a_peer_that_did_not_answer_is_avoided_for_a_while(self):
+        self.assertFalse(self.peers.avoided("lab"))
+        self.peers.heard("lab", "no route to host")
+        self.assertTrue(self.peers.avoided("lab"))
+        self.clock.advance(AVOIDED)
+        self.assertFalse(self.peers.avoided("lab"))
+        self.peers.heard("lab", "no route to host")
+        self.peers.heard("lab", None)
+        self.assertFalse(self.peers.avoided("lab"))
+
+    def test_a_peer_that_nobody_knows_is_not_remembered(self):
+        self.peers.heard("ghost", "x")
+        self.assertEqual(self.peers.health("ghost"), Health())
+
+    def assertDown(self, *words):
+        health = self.peers.health("lab")
+        self.assertEqual(health.state, "down")
+        for word in words:
+            self.assertIn(word, health.error)
+
+    def test_a_status_other_than_200_is_no_list(self):
+        self.peers.retune()
+        self.client.last.reply({}, code=401, end=False)
+        self.assertDown("401")
+        self.assertTrue(self.client.last.cut)
+
+    def test_a_list_that_is_too_long_is_cut(self):
+        self.peers.retune()
+        self.client.last.reply(raw=b" " * (BOUND + 1), end=False)
+        self.assertDown(str(BOUND))
+        self.assertTrue(self.client.last.cut)
+
+    def test_a_peer_that_never_answers_is_given_up(self):
+        self.peers.retune()
+        self.clock.advance(PATIENCE)
+        self.assertDown("within 10 s")
+
+    def test_a_peer_that_stalls_in_its_answer_is_given_up_and_cut(self):
+        self.peers.retune()
+        self.client.last.reply(raw=b'{"data"', end=False)
+        self.clock.advance(PATIENCE)
+        self.assertDown("within 10 s")
+        self.assertTrue(self.client.asked[0].cut)
+
+    def test_an_answer_that_breaks_off_is_no_list(self):
+        self.peers.retune()
+        self.client.last.reply(raw=b'{"data"', end=False)
+        self.client.last.body.connectionLost(Failure(ConnectionRefusedError("gone")))
+        self.assertDown("gone")
+
+
+class OfferedTests(SynchronousTestCase):
+    def test_nonsense_is_no_list(self):
+        for body in (b"", b"<html>", b"[]", b"{}", b'{"data": {}}', b"[" * 100_000, b'{"data": null}'):
+            self.assertRaises(PeerError, offered, body)
+
+    def test_only_named_records_count(self):
+        self.assertEqual(offered(b'{"data": [1, {}, {"id": 5}, {"id": " "}, {"id": "a"}]}'), ("a",))
+
+    def test_what_it_passes_on_from_its_own_peers_is_left_out(self):
+        """Two that ask each other would otherwise offer a/b/a/b/... in the end."""
+        record = {"id": "us/owl", "meta": {"llamaswap": {"type": "peer", "peerID": "us"}}}
+        body = json.dumps({"data": [record, {"id": "hen", "meta": {"llamaswap": {"type": "model"}}}]}).encode()
+        self.assertEqual(offered(body), ("hen",))
+
+    def test_the_number_of_names_is_bounded(self):
+        body = json.dumps({"data": [{"id": str(number)} for number in range(NAMES + 5)]}).encode()
+        self.assertEqual(len(offered(body)), NAMES)

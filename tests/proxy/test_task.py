@@ -1,0 +1,106 @@
+"""A coroutine run without Deferreds of its own."""
+
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.proxy.task import Future, Task
+
+
+class TestFlow(SynchronousTestCase):
+    def run_flow(self, coroutine):
+        self.results = []
+        flow = Task(coroutine)
+        flow.addBoth(self.results.append)
+        return flow
+
+    def test_one_that_waits_for_nothing_is_over_at_once(self):
+        async def serve():
+            return None
+
+        self.run_flow(serve())
+        self.assertEqual(self.results, [None])
+
+    def test_it_goes_on_with_each_result_and_is_told_of_once(self):
+        first, second, seen = Deferred(), Deferred(), []
+
+        async def serve():
+            seen.append(await first)
+            seen.append(await succeed(2))
+            seen.append(await second)
+
+        self.run_flow(serve())
+        first.callback(1)
+        self.assertEqual((seen, self.results), ([1, 2], []))
+        second.callback(3)
+        self.assertEqual((seen, self.results), ([1, 2, 3], [None]))
+
+    def test_failures_are_raised_where_they_were_awaited(self):
+        later, seen = Deferred(), []
+
+        async def serve():
+            for waiting in (later, fail(KeyError("k"))):
+                try:
+                    await waiting
+                except (ValueError, KeyError) as error:
+                    seen.append(type(error))
+
+        self.run_flow(serve())
+        later.errback(ValueError("v"))
+        self.assertEqual((seen, self.results), ([ValueError, KeyError], [None]))
+
+    def test_what_is_not_caught_is_the_listeners(self):
+        waiting = Deferred()
+
+        async def serve():
+            await waiting
+
+        self.run_flow(serve())
+        waiting.cancel()
+        (failure,) = self.results
+        self.assertIs(failure.type, CancelledError)
+        at_once = []
+        Task(serve()).addBoth(at_once.append)
+        self.assertEqual(at_once, [None])  # the failure was taken by who awaited it first
+
+
+class TestResult(SynchronousTestCase):
+    def setUp(self):
+        self.cancelled, self.got = [], []
+
+    def wait_for(self, result):
+        async def serve():
+            try:
+                self.got.append(await result)
+            except ValueError as error:
+                self.got.append(error)
+
+        Task(serve())
+
+    def make(self):
+        return Future(lambda: self.cancelled.append(1))
+
+    def test_it_may_be_there_before_or_after_it_is_awaited(self):
+        early, late = self.make(), self.make()
+        early.settle(1)
+        self.wait_for(early)
+        self.wait_for(late)
+        self.assertEqual(self.got, [1])
+        late.settle(2)
+        self.assertEqual(self.got, [1, 2])
+
+    def test_a_failure_is_raised_where_it_is_awaited(self):
+        early, late = self.make(), self.make()
+        early.fail(ValueError("early"))
+        self.wait_for(early)
+        self.wait_for(late)
+        late.fail(ValueError("late"))
+        self.assertEqual([str(error) for error in self.got], ["early", "late"])
+
+    def test_cancelling_is_the_makers_business_and_too_late_afterwards(self):
+        result = self.make()
+        self.wait_for(result)
+        result.cancel()
+        self.assertEqual((self.cancelled, self.got), ([1], []))
+        result.fail(ValueError("cancelled"))
+        result.cancel()
+        self.assertEqual((len(self.cancelled), len(self.got)), (1, 1))

@@ -1,0 +1,1418 @@
+"""The router: leases, swaps performed with stand-in servers, unloading, reload and the end."""
+
+from __future__ import annotations
+
+from attrs import Factory, define, evolve
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Config, FifoSettings, Group, Matrix, Model, Profile, Routing, Selector
+from llamaswap.config.diff import diff
+from llamaswap.config.matrix import compile_sets
+from llamaswap.config.schema import EvictionSettings as RouterConfig
+from llamaswap.config.schema import (
+    HookSettings,
+    OnStartup,
+    QueueSettings,
+    RouterSettings,
+    SchedulerSettings,
+    SuspendSettings,
+)
+from llamaswap.errors import (
+    KeepsFailing,
+    ModelUnloaded,
+    NoTarget,
+    NotReady,
+    QueueFull,
+    ServerVanished,
+    ShuttingDown,
+    StartFailed,
+    Superseded,
+    TooManyRequests,
+    UnknownModel,
+)
+from llamaswap.events import EventBus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
+from llamaswap.routing.leases import Acquisition, Lease
+from llamaswap.routing.router import NoMemoryReclaim, Router
+from llamaswap.servers.server_snapshot import FailureRecord, ServerSnapshot
+from tests.doubles import FakeFleet
+
+
+def models(*names: str, **changes: object) -> dict[str, Model]:
+    return {name: Model(name, cmd=f"serve {name}", **changes) for name in names}
+
+
+def grouped(**groups: Group) -> Routing:
+    return Routing(router=RouterConfig("group", RouterSettings(groups=groups)))
+
+
+TOGETHER = grouped(all=Group(swap=False, members=("a", "b", "c")))
+
+
+@define(eq=False)
+class Scene:
+    """A router over stand-in servers, on a clock."""
+
+    config: Config
+    clock: Clock = Factory(Clock)
+    fleet: FakeFleet = Factory(lambda self: FakeFleet(self.clock), takes_self=True)
+    news: list[object] = Factory(list)
+    faults: list[Exception] = Factory(list)
+    bus: EventBus = Factory(lambda self: EventBus(self.faults.append), takes_self=True)
+    router: Router = Factory(lambda self: self.build(), takes_self=True)
+
+    def build(self) -> Router:
+        for kind in (StateChanged, SleepEnded, SwapBegan, SwapEnded, ProfileChanged, Preloaded):
+            self.bus.subscribe(kind, self.news.append)
+        return Router(self.config, self.fleet, self.clock, self.bus)
+
+    def told(self, kind: type) -> list:
+        return [event for event in self.news if type(event) is kind]
+
+    def settle(self, turns: int = 12) -> None:
+        self.clock.pump([0.0] * turns)
+
+    def lease(self, model: str) -> Lease:
+        leases: list[Lease] = []
+        self.router.request(model).granted.addCallback(leases.append)
+        self.settle()
+        [lease] = leases
+        return lease
+
+    def loaded(self, *names: str) -> Scene:
+        for name in names:
+            self.lease(name).release()
+        self.settle()
+        return self
+
+
+def scene(*names: str, routing: Routing | None = None, servers: dict | None = None, **changes: object) -> Scene:
+    clock = Clock()
+    fleet = FakeFleet(clock, defaults=servers or {})
+    return Scene(Config(models=models(*(names or "abc"), **changes), routing=routing or Routing()), clock, fleet)
+
+
+def results(*acquisitions: Acquisition) -> list[object]:
+    """What each was answered so far, in the order asked; failures by class."""
+    found: list[object] = []
+    for acquisition in acquisitions:
+        acquisition.granted.addBoth(
+            lambda result: found.append(result if isinstance(result, Lease) else type(result.value))
+        )
+    return found
+
+
+class RequestTests(SynchronousTestCase):
+    def test_a_cold_model_is_loaded_once_for_a_hundred_requests(self) -> None:
+        """core V13, and llama-swap issue 281"""
+        here = scene(servers={"a": {"load": 5.0}})
+        acquisitions = [here.router.request("a") for _ in range(100)]
+        answers = results(*acquisitions)
+        self.assertTrue(all(one.refusal is None and not one.ready for one in acquisitions))
+        here.settle()
+        self.assertEqual(answers, [])
+        here.clock.advance(5.0)
+        here.settle()
+        self.assertEqual(len(answers), 100)
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+        self.assertEqual(
+            [(one.old, one.new) for one in here.told(StateChanged)], [("stopped", "starting"), ("starting", "ready")]
+        )
+
+    def test_a_lease_says_where_and_with_what_priority(self) -> None:
+        routing = Routing(scheduler=QueueSettings("fifo", SchedulerSettings(FifoSettings(priority={"a": 7}))))
+        here = scene(routing=routing)
+        lease = here.lease("a")
+        self.assertEqual((lease.model, lease.endpoint, lease.priority), ("a", here.fleet["a"].endpoint, 7))
+        self.assertFalse(lease.lost)
+
+    def test_a_ready_model_is_granted_at_once(self) -> None:
+        here = scene().loaded("a")
+        acquisition = here.router.request("a")
+        self.assertTrue(acquisition.ready)
+        self.assertIsInstance(self.successResultOf(acquisition.granted), Lease)
+
+    def test_refusals_are_known_before_anything_is_awaited(self) -> None:
+        """core V51"""
+        here = scene(concurrency_limit=1)
+        self.assertIsInstance(here.router.request("zebra").refusal, UnknownModel)
+        first = here.router.request("a")
+        second = here.router.request("a")
+        self.assertIsNone(first.refusal)
+        self.assertIsInstance(second.refusal, TooManyRequests)
+        self.failureResultOf(second.granted, TooManyRequests)
+        second.cancel()
+
+    def test_the_queue_of_a_model_is_bounded(self) -> None:
+        routing = Routing(scheduler=QueueSettings("fifo", SchedulerSettings(FifoSettings(max_queue=3))))
+        here = scene(routing=routing)
+        for _ in range(3):
+            here.router.request("a")
+        self.assertIsInstance(here.router.request("a").refusal, QueueFull)
+
+    def test_places_are_told_and_change(self) -> None:
+        """core V97"""
+        here = scene("a", "b", "c", "d")
+        lease = here.lease("a")
+        places: dict[str, list[int]] = {"b": [], "c": []}
+        first = here.router.request("b", on_place=places["b"].append)
+        here.router.request("c", on_place=places["c"].append)
+        self.assertEqual(places, {"b": [1], "c": [2]})
+        self.assertEqual([(one.model, one.position) for one in here.router.queue()], [("b", 1), ("c", 2)])
+        first.cancel()
+        self.assertEqual(places["c"], [2, 1])
+        lease.release()
+
+    def test_releasing_twice_counts_once(self) -> None:
+        here = scene()
+        first, second = here.lease("a"), here.lease("a")
+        first.release()
+        first.release()
+        self.assertEqual(here.router.vitals().serving, 1)
+        second.release()
+        self.assertEqual(here.router.vitals().serving, 0)
+
+    def test_a_request_made_while_another_is_granted_is_answered_in_order(self) -> None:
+        here = scene()
+        order: list[str] = []
+
+        def granted(lease: Lease) -> None:
+            order.append("first")
+            lease.release()
+            here.router.request("a").granted.addCallback(lambda lease: order.append("nested"))
+            order.append("asked")
+
+        here.router.request("a").granted.addCallback(granted)
+        here.router.request("a").granted.addCallback(lambda lease: order.append("second"))
+        here.settle()
+        self.assertEqual(order, ["first", "asked", "second", "nested"])
+        self.assertEqual(here.router.vitals().serving, 2)
+
+    def test_one_callers_fault_does_not_keep_others_from_hearing(self) -> None:
+        here = scene()
+        here.lease("a")
+
+        def broken(place: int) -> None:
+            raise ZeroDivisionError
+
+        here.router.request("b", on_place=broken)
+        places: list[int] = []
+        here.router.request("c", on_place=places.append)
+        self.assertEqual(places, [2])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class CancelTests(SynchronousTestCase):
+    def test_a_queued_request_leaves(self) -> None:
+        """core V53"""
+        here = scene()
+        here.lease("a")
+        acquisition = here.router.request("b")
+        granted = acquisition.granted
+        acquisition.cancel()
+        acquisition.cancel()
+        self.failureResultOf(granted, CancelledError)
+        self.assertEqual(here.router.queue(), [])
+
+    def test_cancelling_the_deferred_is_the_same(self) -> None:
+        here = scene()
+        here.lease("a")
+        granted = here.router.request("b").granted
+        granted.cancel()
+        self.failureResultOf(granted, CancelledError)
+        self.assertEqual(here.router.queue(), [])
+
+    def test_after_the_grant_the_lease_is_given_back(self) -> None:
+        here = scene().loaded("a")
+        acquisition = here.router.request("a")
+        acquisition.cancel()
+        self.assertEqual(here.router.vitals().serving, 0)
+
+    def test_a_load_nobody_wants_makes_room_for_one_that_is_wanted(self) -> None:
+        """core V49 as we mend it"""
+        here = scene(servers={"a": {"load": 60.0}})
+        here.router.request("a").cancel()
+        here.settle()
+        wanted = results(here.router.request("b"))
+        here.settle()
+        self.assertIsInstance(wanted[0], Lease)
+        self.assertEqual(here.fleet.up, ["b"])
+        self.assertEqual([event.error for event in here.told(SwapEnded)], ["abandoned", None])
+
+    def test_many_that_leave_at_once_are_told_once_and_the_end_leaves_no_timer(self) -> None:
+        here = scene()
+        here.lease("a")
+        places: list[int] = []
+        waiting = [here.router.request("b", on_place=places.append) for _ in range(200)]
+        places.clear()
+        for one in waiting[:100]:
+            one.cancel()
+        here.clock.advance(0.1)
+        self.assertEqual(places, list(range(1, 101)))
+        waiting[100].cancel()
+        here.router.shutdown(5.0)
+        here.settle()
+        here.clock.advance(5.0)
+        self.assertEqual(here.clock.getDelayedCalls(), [])
+
+
+class StalledReaderTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.here = scene()
+        self.lease = self.here.lease("a")
+        self.reasons: list[str] = []
+        self.lease.interrupt = lambda reason: (self.reasons.append(str(reason)), self.lease.release())
+
+    def test_a_stalled_response_is_interrupted_for_a_waiting_request_which_is_then_served(self) -> None:
+        here = self.here
+        self.lease.reader_stalled(here.clock.seconds())
+        here.clock.advance(100.0)
+        answers = results(here.router.request("b"))
+        here.clock.advance(59.0)
+        self.assertEqual((self.reasons, answers), ([], []))
+        here.clock.advance(1.0)
+        here.settle()
+        self.assertEqual(self.reasons, ["the client has read nothing for 160 s while a request for b waits"])
+        self.assertEqual([answer.model for answer in answers], ["b"])
+
+    def test_a_reader_that_goes_on_keeps_its_response(self) -> None:
+        here = self.here
+        self.lease.reader_stalled(here.clock.seconds())
+        here.router.request("b")
+        here.clock.advance(30.0)
+        self.lease.reader_stalled(None)
+        here.clock.advance(300.0)
+        self.assertEqual(self.reasons, [])
+
+    def test_a_released_lease_reports_nothing(self) -> None:
+        here = self.here
+        self.lease.release()
+        self.lease.reader_stalled(here.clock.seconds())
+        results(here.router.request("b"))
+        here.clock.advance(300.0)
+        self.assertEqual(self.reasons, [])
+
+
+class SuccessionTests(SynchronousTestCase):
+    def test_a_newer_request_takes_the_place_of_one_that_waits_and_nothing_moves_for_it(self) -> None:
+        """reliability R33"""
+        here = scene("a", "b", "c")
+        lease = here.lease("a")
+        places: list[int] = []
+        older = here.router.request("b")
+        other = here.router.request("c")
+        gone = results(older)
+        newer = here.router.succeed(older, on_place=places.append)
+        assert newer is not None
+        self.assertEqual(gone, [Superseded])
+        self.assertEqual([(one.model, one.position) for one in here.router.queue()], [("b", 1), ("c", 2)])
+        self.assertEqual(places, [1])
+        older.cancel()  # its client leaves too, which is nobody's business any more
+        self.assertEqual(len(here.router.queue()), 2)
+        answers = results(newer, other)
+        lease.release()
+        here.settle()
+        assert isinstance(answers[0], Lease)
+        self.assertEqual([event.model for event in here.told(SwapBegan)], ["a", "b"])
+
+    def test_a_whole_train_of_requests_is_one_that_waits_and_loads_nothing_twice(self) -> None:
+        here = scene("a", "b", servers={"b": {"load": 2.0}})
+        lease = here.lease("a")
+        last = here.router.request("b")
+        refused: list[object] = []
+        for _ in range(200):
+            last.granted.addErrback(lambda failure: refused.append(failure.type))
+            newer = here.router.succeed(last)
+            assert newer is not None
+            last = newer
+            here.clock.advance(0.1)
+        self.assertEqual((len(here.router.queue()), refused), (1, [Superseded] * 200))
+        self.assertGreater(here.router.queue()[0].age, 19.0, "the train is as old as its first")
+        lease.release()
+        here.settle()
+        newer = here.router.succeed(last)
+        assert newer is not None, "it waits for the load now"
+        answers = results(newer)
+        here.clock.advance(2.0)
+        here.settle()
+        assert isinstance(answers[0], Lease)
+        self.assertEqual(here.fleet["b"].spawned, 1)
+
+    def test_one_that_is_served_or_gone_is_left_alone(self) -> None:
+        here = scene("a", "b").loaded("a")
+        served = here.router.request("a")
+        self.assertIsNone(here.router.succeed(served))
+        waiting = here.router.request("b")
+        waiting.cancel()
+        self.assertIsNone(here.router.succeed(waiting))
+        self.assertIsInstance(results(served)[0], Lease)
+
+    def test_an_heir_that_leaves_takes_the_place_with_it(self) -> None:
+        here = scene("a", "b")
+        lease = here.lease("a")
+        older = here.router.request("b")
+        newer = here.router.succeed(older)
+        assert newer is not None
+        newer.cancel()
+        self.assertEqual(here.router.queue(), [])
+        lease.release()
+        here.settle()
+        self.assertEqual(here.fleet.up, ["a"], "nobody wants b any more")
+
+
+class SwapTests(SynchronousTestCase):
+    def test_victims_stop_at_the_same_time_each_with_its_own_grace(self) -> None:
+        """core V23 as we mend it"""
+        routing = grouped(quiet=Group(swap=False, exclusive=False, members=("a", "b")))
+        here = scene(routing=routing, servers={"a": {"stubborn": True}, "b": {"stubborn": True}})
+        config = evolve(
+            here.config, models={**here.config.models, "a": evolve(here.config.models["a"], unload_timeout=3.0)}
+        )
+        here.router.apply(config, diff(here.config, config))
+        here.loaded("a", "b")
+        wanted = results(here.router.request("c"))
+        here.settle()
+        self.assertEqual(here.fleet["a"].graces[-1:] + here.fleet["b"].graces[-1:], [3.0, 10.0])
+        here.clock.advance(3.0)
+        self.assertEqual(here.fleet.up, ["b"])
+        here.clock.advance(6.9)
+        self.assertEqual(here.fleet.spawned(), {"a": 1, "b": 1})
+        here.clock.advance(0.1)
+        here.settle()
+        self.assertIsInstance(wanted[0], Lease)
+        self.assertEqual(here.fleet.up, ["c"])
+
+    def test_a_swap_is_told_with_its_phases(self) -> None:
+        here = scene(servers={"a": {"exit": 2.0}, "b": {"load": 3.0}})
+        lease = here.lease("a")
+        here.news.clear()
+        here.router.request("b")
+        here.clock.advance(4.0)
+        lease.release()
+        here.clock.advance(2.0)
+        here.settle()
+        here.clock.advance(3.0)
+        here.settle()
+        [began], [ended] = here.told(SwapBegan), here.told(SwapEnded)
+        self.assertEqual((began.model, began.evicted, began.at), ("b", ("a",), 4.0))
+        self.assertIn("(default)", began.reason)
+        self.assertEqual((ended.swap, ended.error, ended.at), (began.swap, None, 9.0))
+        self.assertEqual(ended.phases, {"queued": 4.0, "stop": 2.0, "start": 3.0})
+
+    def test_a_stream_is_not_cut_for_another_users_request(self) -> None:
+        """llama.cpp issue 21678"""
+        here = scene()
+        lease = here.lease("a")
+        here.router.request("b")
+        here.clock.pump([1.0] * 9)
+        self.assertFalse(lease.lost)
+        self.assertEqual(here.fleet.up, ["a"])
+        lease.release()
+        here.settle()
+        self.assertEqual(here.fleet.up, ["b"])
+
+    def test_a_ready_exclusive_model_serves_while_a_neighbour_is_busy(self) -> None:
+        """core V64 as we mend it: upstream makes the request wait, and then kills the neighbour; core V76"""
+        routing = grouped(loud=Group(members=("a",)), shy=Group(exclusive=False, members=("c",)))
+        here = scene(routing=routing).loaded("a")
+        here.lease("c")
+        acquisition = here.router.request("a")
+        self.assertTrue(acquisition.ready)
+        self.assertEqual(here.fleet.up, ["a", "c"])
+
+    def test_patience_ends_overtaking(self) -> None:
+        here = scene()
+        first = here.lease("a")
+        waiting = results(here.router.request("b"))
+        here.clock.advance(9.0)
+        second = here.lease("a")
+        here.clock.advance(1.5)
+        held = here.router.request("a")
+        self.assertFalse(held.ready)
+        first.release()
+        second.release()
+        here.settle()
+        self.assertIsInstance(waiting[0], Lease)
+
+    def test_a_failed_start_is_told_to_all_and_what_it_displaced_comes_back(self) -> None:
+        """core V39 as we mend it, core V40"""
+        here = scene(servers={"b": {"failure": StartFailed("b", "upstream command exited prematurely", 1, "oops")}})
+        here.loaded("a")
+        answers = results(*(here.router.request("b") for _ in range(3)))
+        here.settle(30)
+        self.assertEqual(answers, [StartFailed] * 3)
+        self.assertEqual(here.fleet.up, ["a"])
+        self.assertEqual(here.fleet.spawned(), {"a": 2, "b": 1})
+
+    def test_nothing_is_evicted_for_a_model_that_cannot_start(self) -> None:
+        """core V39 as we mend it"""
+        error = StartFailed("b", "no such executable file")
+        here = scene(servers={"b": {"unstartable": error}}).loaded("a")
+        acquisition = here.router.request("b")
+        self.assertIs(acquisition.refusal, error)
+        self.failureResultOf(acquisition.granted, StartFailed)
+        acquisition.cancel()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+        self.assertEqual(here.fleet.up, ["a"])
+
+    def test_a_supervisor_that_fails_oddly_is_a_failed_start(self) -> None:
+        here = scene(servers={"a": {"failure": ZeroDivisionError("odd")}})
+        answers = results(here.router.request("a"))
+        here.settle()
+        self.assertEqual(answers, [StartFailed])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_ready_and_gone_before_those_who_wait_were_told_is_no_grant(self) -> None:
+        """core V57"""
+        here = scene(servers={"a": {"load": None}})
+        answers = results(here.router.request("a"))
+        here.settle()
+        here.fleet["a"].become_ready()
+        here.fleet["a"].crash()
+        here.settle()
+        self.assertEqual(answers, [ServerVanished])
+
+    def test_a_restart_in_the_moment_a_failed_one_is_gone_starts_nothing_beside_it(self) -> None:
+        """What it had displaced is about to come back, and yields."""
+        here = scene("a", "b").loaded("b")
+        here.fleet["a"].failure = StartFailed("a", "exited", 1)
+        most: list[int] = []
+        here.bus.subscribe(StateChanged, lambda news: most.append(len(here.fleet.up)))
+
+        def restart(failure: object) -> None:
+            here.fleet["a"].failure, here.fleet["a"].load = None, 1.0
+            here.router.unload(["a"]).addCallback(lambda _: here.router.load("a"))
+
+        here.router.request("a").granted.addErrback(restart)
+        here.settle()
+        here.clock.advance(1.0)
+        here.settle()
+        self.assertLessEqual(max(most), 1)
+        self.assertEqual(here.fleet.up, ["a"])
+
+    def test_a_swap_that_breaks_down_is_a_failed_start_for_those_who_wait(self) -> None:
+        here = scene("a", "b").loaded("b")
+        here.router._memory = BrokenMemory()
+        answers = results(here.router.request("a"))
+        here.settle()
+        self.assertEqual(answers, [StartFailed])
+        self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
+        here.settle()
+        self.assertEqual(here.router.vitals().loading, 0)
+        here.router._memory = NoMemoryReclaim()
+        self.assertIsInstance(here.lease("a"), Lease)
+
+    def test_the_matrix_decides_with_costs(self) -> None:
+        program = compile_sets([("one", "c & a"), ("two", "c & b")], {}, "abc", {"b": 5})
+        settings = RouterSettings(matrix=Matrix(program=program))
+        here = scene(routing=Routing(router=RouterConfig("matrix", settings)))
+        here.loaded("b")
+        plan = here.router.plan("c")
+        self.assertEqual((plan.action, plan.evicts), ("load", ()))
+        self.assertIn("matrix set two", plan.reason)
+
+    def test_a_hundred_swaps_leave_nothing_behind(self) -> None:
+        """llama-swap issue 119, lmp issue 11"""
+        here = scene()
+        for turn in range(100):
+            here.lease("abc"[turn % 3]).release()
+            here.settle()
+        self.assertEqual(len(here.fleet.up), 1)
+        self.assertEqual(here.router.vitals().serving, 0)
+        self.assertEqual(here.router.vitals().loading, 0)
+        self.assertEqual(here.clock.getDelayedCalls(), [])
+
+
+class BrokenMemory(NoMemoryReclaim):
+    """A fault of ours, wherever it is asked."""
+
+    def back(self, model: str) -> None:
+        raise ZeroDivisionError
+
+    gone = back
+
+
+@define(eq=False)
+class SlowMemory:
+    """Memory that comes back when the test says so."""
+
+    told: list[str] = Factory(list)
+    waits: Deferred[None] | None = None
+
+    def back(self, model: str) -> Deferred[None] | None:
+        self.told.append(f"back for {model}")
+        return self.waits
+
+    def loading(self, model: str) -> None:
+        self.told.append(f"loading {model}")
+
+    def loaded(self, model: str) -> None:
+        self.told.append(f"loaded {model}")
+
+    def gone(self, model: str) -> None:
+        self.told.append(f"gone {model}")
+
+
+SLEEP = SuspendSettings(("POST /sleep",), ("POST /wake_up",))
+
+
+class SleepTests(SynchronousTestCase):
+    def test_a_swap_puts_to_sleep_and_wakes(self) -> None:
+        here = scene(sleep=SLEEP).loaded("a", "b", "a")
+        self.assertEqual(here.fleet.spawned(), {"a": 1, "b": 1})
+        self.assertEqual((here.fleet["a"].wakes, here.fleet["b"].wakes), (1, 0))
+        self.assertEqual([status.model for status in here.router.running()], ["a"])
+        self.assertEqual([status.model for status in here.router.sleeping()], ["b"])
+        self.assertEqual(here.router.state("b"), "stopped")
+
+    def test_what_sleeps_already_is_not_said_to_be_in_the_way(self) -> None:
+        pair = grouped(pair=Group(swap=False, members=("a", "b")))
+        here = scene(routing=pair, servers={"b": {"exit": 5.0}}, sleep=SLEEP).loaded("a", "b")
+        here.router.request("c")
+        here.settle()
+        self.assertEqual(here.router.hold("c").models, ("b",))
+
+    def test_a_lease_of_before_the_sleep_is_lost_and_the_next_is_not(self) -> None:
+        here = scene(sleep=SLEEP)
+        old = here.lease("a")
+        old.release()
+        here.loaded("b")
+        self.assertTrue(old.lost)
+        self.assertFalse(here.lease("a").lost)
+
+    def test_one_that_does_not_go_to_sleep_is_stopped_and_started_again(self) -> None:
+        here = scene(servers={"a": {"sleepless": True}}, sleep=SLEEP).loaded("a", "b", "a")
+        self.assertEqual(here.fleet.spawned(), {"a": 2, "b": 1})
+
+    def test_an_unload_ends_sleeping_ones_too(self) -> None:
+        here = scene(servers={"a": {"exit": 1.0}}, sleep=SLEEP).loaded("a")
+        here.router.load("b")
+        here.clock.advance(1.0)
+        here.settle()
+        gone = here.router.unload(["a"])
+        here.settle()
+        self.assertNoResult(gone)
+        here.clock.advance(1.0)
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual(here.router.sleeping(), [])
+        self.assertEqual(here.told(SleepEnded), [SleepEnded("a")])
+
+    def test_idleness_sends_to_sleep_and_a_longer_one_stops(self) -> None:
+        here = scene(ttl=10, sleep=evolve(SLEEP, ttl=100.0)).loaded("a")
+        here.clock.advance(10.0)
+        here.settle()
+        self.assertEqual([status.model for status in here.router.sleeping()], ["a"])
+        self.assertEqual(here.router.idle_left("a"), 100.0)
+        here.clock.advance(100.0)
+        here.settle()
+        self.assertEqual(here.router.sleeping(), [])
+
+    def test_the_end_stops_those_who_sleep(self) -> None:
+        here = scene(sleep=SLEEP).loaded("a", "b")
+        down = here.router.shutdown(10.0)
+        here.settle()
+        self.successResultOf(down)
+        self.assertEqual((here.router.sleeping(), here.router.running()), ([], []))
+
+    def test_a_sleeping_one_is_handed_over_and_taken_over_asleep(self) -> None:
+        here = scene(sleep=SLEEP).loaded("a", "b")
+        self.assertTrue(here.router.settled)
+        servers = here.router.handover()
+        self.assertEqual([(one.model, one.asleep) for one in servers], [("a", True), ("b", False)])
+        after = scene(sleep=SLEEP)
+        self.assertEqual(after.router.adopt(servers), [])
+        after.settle()
+        after.loaded("a")
+        self.assertEqual((after.fleet.spawned(), after.fleet["a"].wakes), ({}, 1))
+        self.assertEqual([status.model for status in after.router.sleeping()], ["b"])
+
+
+class MemoryTests(SynchronousTestCase):
+    def test_a_start_after_an_eviction_waits_for_the_memory(self) -> None:
+        """reliability R17, core W30"""
+        memory = SlowMemory()
+        here = scene()
+        here.router = Router(here.config, here.fleet, here.clock, here.bus, memory)
+        here.loaded("a")
+        memory.told.clear()
+        memory.waits = Deferred()
+        waiting = here.router.request("b")
+        here.settle()
+        self.assertEqual(here.fleet.up, [])
+        self.assertEqual(memory.told, ["gone a", "back for b"])
+        memory.waits.callback(None)
+        here.settle()
+        self.assertIsInstance(self.successResultOf(waiting.granted), Lease)
+        self.assertEqual(memory.told[2:], ["loading b", "loaded b"])
+
+    def test_a_start_given_up_during_that_wait_never_begins(self) -> None:
+        memory = SlowMemory()
+        here = scene()
+        here.router = Router(here.config, here.fleet, here.clock, here.bus, memory)
+        memory.waits = Deferred()
+        answers = results(here.router.request("b"))
+        here.settle()
+        here.router.unload(["b"])
+        memory.waits.callback(None)
+        here.settle()
+        self.assertEqual((answers, here.fleet.spawned()), ([ModelUnloaded], {}))
+
+
+class LeftoverTests(SynchronousTestCase):
+    """Servers of an earlier run that still end when this one begins."""
+
+    def test_no_second_copy_is_started_beside_a_server_of_an_earlier_run(self) -> None:
+        here, gone = scene(), Deferred()
+        here.router.start_after(gone)
+        answers = results(here.router.request("a"))
+        here.settle()
+        self.assertEqual((answers, here.fleet.spawned()), ([], {}))
+        self.assertIn("earlier run", here.router.hold("a").reason)
+        gone.callback(["what was swept"])
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+        self.assertEqual(len(answers), 1)
+        self.assertEqual(self.successResultOf(gone), ["what was swept"])
+
+    def test_each_of_several_is_waited_for_and_one_that_cannot_be_ended_holds_nobody(self) -> None:
+        here, first, second = scene(), Deferred(), Deferred()
+        here.router.start_after(first)
+        here.router.start_after(second)
+        here.router.request("a")
+        here.settle()
+        first.errback(RuntimeError("out of luck"))
+        self.failureResultOf(first, RuntimeError)
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {})
+        second.callback(None)
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+
+    def test_what_is_not_wanted_any_more_by_then_is_not_started(self) -> None:
+        here, gone = scene(), Deferred()
+        here.router.start_after(gone)
+        answers = results(here.router.request("a"))
+        here.settle()
+        unloaded = here.router.unload(["a"])
+        here.settle()
+        gone.callback(None)
+        here.settle()
+        self.assertEqual((answers, here.fleet.spawned()), ([ModelUnloaded], {}))
+        self.successResultOf(unloaded)
+
+    def test_a_port_that_such_a_server_has_refuses_nobody(self) -> None:
+        here, gone = scene(), Deferred()
+        here.router.start_after(gone)
+        here.router.request("a")
+        self.assertIn(9000, here.fleet["a"].asked_beside[-1])
+
+    def test_what_is_gone_already_delays_nothing(self) -> None:
+        here, gone = scene(), Deferred()
+        gone.callback([])
+        here.router.start_after(gone)
+        self.assertIsInstance(here.lease("a"), Lease)
+
+
+class CrashTests(SynchronousTestCase):
+    def test_leases_know_that_their_server_is_gone_and_the_next_request_gets_a_fresh_one(self) -> None:
+        """core V36"""
+        here = scene()
+        lease = here.lease("a")
+        here.fleet["a"].crash()
+        self.assertTrue(lease.lost)
+        fresh = here.lease("a")
+        self.assertFalse(fresh.lost)
+        self.assertGreater(fresh.generation, lease.generation)
+        lease.release()
+        fresh.release()
+        self.assertEqual(here.fleet.spawned(), {"a": 2})
+        self.assertEqual(here.router.vitals().serving, 0)
+
+    def test_a_request_in_the_same_turn_as_the_crash_is_not_given_the_dead_one(self) -> None:
+        here = scene().loaded("a")
+        here.fleet["a"].crash()
+        acquisition = here.router.request("a")
+        self.assertFalse(acquisition.ready)
+        answers = results(acquisition)
+        here.settle()
+        self.assertIsInstance(answers[0], Lease)
+
+    def test_a_model_that_keeps_crashing_is_refused_at_once_with_its_last_words_and_shown(self) -> None:
+        """core W17: nobody healthy goes for another doomed try"""
+        here = scene(servers={"b": {"said": "loading\nout of memory"}})
+        for _ in range(2):
+            here.lease("b").release()
+            here.fleet["b"].crash()
+            here.settle()
+        here.loaded("a")
+        acquisition = here.router.request("b")
+        refusal = acquisition.refusal
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after, refusal.log_tail), (2, 1, "loading\nout of memory"))
+        self.assertEqual(here.fleet.up, ["a"])
+        [failing] = here.router.failing()
+        self.assertEqual((failing.model, failing.count, failing.retry_in), ("b", 2, 1.0))
+        self.assertEqual(failing.log_tail, "loading\nout of memory")
+        here.clock.advance(1.0)
+        self.assertIsNone(here.router.request("b").refusal)
+
+    def test_loading_by_hand_tries_at_once(self) -> None:
+        here = scene()
+        for _ in range(2):
+            here.lease("b").release()
+            here.fleet["b"].crash()
+            here.settle()
+        self.assertIsInstance(here.router.request("b").refusal, KeepsFailing)
+        loaded = here.router.load("b")
+        here.settle()
+        self.successResultOf(loaded)
+        self.assertEqual(here.router.failing(), [])
+
+    def failed_and_replaced(self, **changes: object) -> Scene:
+        """b failed twice; then another program takes over, with b's definition changed so."""
+        here = scene(servers={"b": {"said": "out of memory"}})
+        for _ in range(2):
+            here.lease("b").release()
+            here.fleet["b"].crash()
+            here.settle()
+        ailing = here.router.ailing()
+        later = scene(**changes)
+        later.clock.advance(here.clock.seconds())
+        later.router.remember(ailing)
+        return later
+
+    def test_who_was_left_alone_is_left_alone_by_the_next_program_too(self) -> None:
+        here = self.failed_and_replaced()
+        refusal = here.router.request("b").refusal
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after, refusal.log_tail), (2, 1, "out of memory"))
+        [failing] = here.router.failing()
+        self.assertEqual((failing.model, failing.count, failing.log_tail), ("b", 2, "out of memory"))
+        self.assertEqual(here.fleet["b"].spawned, 0)
+        here.clock.advance(1.0)
+        lease = here.lease("b")
+        here.fleet["b"].crash()
+        lease.release()
+        here.settle()
+        refusal = here.router.request("b").refusal
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after), (3, 2), "and it goes on counting")
+        self.assertEqual(refusal.log_tail, "", "its own words count, once it was started")
+
+    def test_loading_by_hand_ends_what_the_earlier_program_left(self) -> None:
+        here = self.failed_and_replaced()
+        loaded = here.router.load("b")
+        here.settle()
+        self.successResultOf(loaded)
+        self.assertEqual((here.router.failing(), here.router.ailing()), ([], []))
+
+    def test_a_definition_that_changed_with_the_program_is_worth_a_try(self) -> None:
+        here = self.failed_and_replaced(env=("A=1",))
+        self.assertIsNone(here.router.request("b").refusal)
+        here = self.failed_and_replaced()
+        here.router.remember([FailureRecord("stranger", "", 3, 1e9, "it ended")])
+        self.assertEqual([one.model for one in here.router.failing()], ["b"])
+
+    def test_ports_of_other_servers_are_no_obstacle_before_an_eviction(self) -> None:
+        here = scene().loaded("a")
+        here.router.request("b")
+        self.assertEqual(here.fleet["b"].asked_beside, [{here.fleet["a"].endpoint.port}])
+
+
+class HangTests(SynchronousTestCase):
+    def test_a_server_that_hangs_is_ended_and_its_leases_are_lost(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        here.router.hangs("a", "it hung")
+        self.assertTrue(lease.lost)
+        here.settle()
+        self.assertEqual((here.fleet.up, here.fleet["a"].graces), ([], [0.0]))
+        self.assertEqual([one.cause for one in here.router.failing()], ["it hung"])
+        fresh = here.lease("a")
+        self.assertFalse(fresh.lost)
+        lease.release()
+        fresh.release()
+        self.assertEqual(here.router.vitals().serving, 0)
+
+    def test_one_that_is_not_ready_any_more_is_left_alone(self) -> None:
+        here = scene()
+        here.router.hangs("a", "it hung")
+        self.assertEqual((here.router.failing(), here.fleet["a"].graces), ([], []))
+
+
+class IdleTests(SynchronousTestCase):
+    def test_it_goes_after_its_ttl_counted_from_the_last_byte(self) -> None:
+        """core V15, V16"""
+        here = scene(ttl=3)
+        lease = here.lease("a")
+        here.clock.advance(20.0)
+        self.assertIsNone(here.router.idle_left("a"))
+        lease.release()
+        here.clock.advance(2.0)
+        self.assertEqual(here.router.idle_left("a"), 1.0)
+        self.assertEqual(here.fleet.up, ["a"])
+        here.lease("a").release()
+        here.clock.advance(2.0)
+        self.assertEqual(here.fleet.up, ["a"])
+        here.clock.advance(1.0)
+        here.settle()
+        self.assertEqual(here.fleet.up, [])
+
+    def test_one_that_nobody_waited_for_counts_from_ready(self) -> None:
+        """core V17 as we mend it"""
+        here = scene(ttl=30, servers={"a": {"load": 1.0}})
+        here.router.request("a").cancel()
+        here.clock.advance(1.0)
+        here.settle()
+        here.clock.advance(29.0)
+        self.assertEqual(here.fleet.up, ["a"])
+        here.clock.advance(1.0)
+        here.settle()
+        self.assertEqual(here.fleet.up, [])
+
+    def test_a_request_during_the_stop_waits_for_the_next_process(self) -> None:
+        """core V20, V33"""
+        here = scene(ttl=3, servers={"a": {"exit": 2.0}}).loaded("a")
+        here.clock.advance(3.0)
+        answers = results(here.router.request("a"))
+        here.settle()
+        self.assertEqual(here.fleet["a"].spawned, 1)
+        here.clock.advance(2.0)
+        here.settle()
+        self.assertIsInstance(answers[0], Lease)
+        self.assertEqual(here.fleet["a"].spawned, 2)
+
+    def test_many_short_requests_keep_one_timer(self) -> None:
+        here = scene(ttl=30).loaded("a")
+        for _ in range(50):
+            self.successResultOf(here.router.request("a").granted).release()
+        self.assertEqual(len(here.clock.getDelayedCalls()), 1)
+
+
+class UnloadTests(SynchronousTestCase):
+    def test_models_stop_in_parallel_and_others_go_on(self) -> None:
+        """core V99 as we mend it; upstream stalls everything"""
+        here = scene(routing=TOGETHER, servers={"a": {"stubborn": True}, "b": {"stubborn": True}})
+        here.loaded("a", "b", "c")
+        gone = here.router.unload(["a", "b"])
+        self.assertTrue(here.router.request("c").ready)
+        here.clock.advance(9.9)
+        self.assertNoResult(gone)
+        here.clock.advance(0.1)
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual(here.fleet.up, ["c"])
+
+    def test_all_means_all(self) -> None:
+        here = scene(routing=TOGETHER).loaded("a", "b")
+        gone = here.router.unload()
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual(here.router.running(), [])
+        self.successResultOf(here.router.unload())
+
+    def test_it_ends_a_load(self) -> None:
+        """core V31; llama-swap issue 125"""
+        here = scene(servers={"a": {"load": None}})
+        answers = results(here.router.request("a"))
+        here.settle()
+        gone = here.router.unload(["a"])
+        self.assertEqual(answers, [ModelUnloaded])
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual(here.fleet.up, [])
+
+    def test_a_request_right_after_it_is_always_served(self) -> None:
+        """core V59 as we mend it; upstream delivers the old load's end to the new request"""
+        here = scene(servers={"a": {"load": 2.0, "exit": 1.0}})
+        results(here.router.request("a"))
+        here.settle()
+        here.router.unload(["a"])
+        answers = results(here.router.request("a"))
+        here.clock.advance(1.0)
+        here.settle()
+        here.clock.advance(2.0)
+        here.settle()
+        self.assertIsInstance(answers[0], Lease)
+
+    def test_of_a_model_whose_victims_still_stop_it_means_no_start(self) -> None:
+        """core V100 as we mend it"""
+        here = scene(servers={"a": {"exit": 3.0}}).loaded("a")
+        answers = results(here.router.request("b"))
+        here.settle()
+        gone = here.router.unload(["b"])
+        self.assertEqual(answers, [ModelUnloaded])
+        here.settle()
+        self.successResultOf(gone)
+        here.clock.advance(3.0)
+        here.settle()
+        self.assertEqual(here.fleet.spawned(), {"a": 1})
+
+    def test_of_a_model_that_is_stopping_it_waits_for_the_end(self) -> None:
+        here = scene(ttl=3, servers={"a": {"exit": 2.0}}).loaded("a")
+        here.clock.advance(3.0)
+        gone = here.router.unload(["a"])
+        self.assertNoResult(gone)
+        here.clock.advance(2.0)
+        here.settle()
+        self.successResultOf(gone)
+
+    def test_a_lease_knows_an_unload_from_a_crash(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        here.fleet["a"].crash()
+        here.settle()
+        self.assertEqual((lease.lost, lease.unloaded), (True, False))
+        lease.release()
+        lease = here.lease("a")
+        here.router.unload(["a"])
+        self.assertTrue(lease.unloaded)
+        here.settle()
+        self.assertTrue(lease.lost)
+        lease.release()
+        again = here.lease("a")
+        self.assertEqual((again.lost, again.unloaded), (False, False))
+
+    def test_unloading_all_ends_what_is_served_loading_and_waiting_and_starts_nothing(self) -> None:
+        here = scene(servers={"b": {"load": None}, "a": {"exit": 1.0}})
+        lease = here.lease("a")
+        waiting = results(here.router.request("b"), here.router.request("c"))
+        here.settle()
+        gone = here.router.unload()
+        self.assertEqual((waiting, lease.unloaded), ([ModelUnloaded, ModelUnloaded], True))
+        here.clock.advance(1.0)
+        here.settle()
+        lease.release()
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
+
+    def test_unloading_all_during_a_swap_leaves_nothing_up(self) -> None:
+        here = scene(servers={"a": {"exit": 1.0}}).loaded("a")
+        waiting = results(here.router.request("b"))
+        here.settle()
+        gone = here.router.unload()
+        self.assertEqual(waiting, [ModelUnloaded])
+        here.clock.advance(1.0)
+        here.settle()
+        self.successResultOf(gone)
+        self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
+
+    def test_of_a_model_that_is_not_up_it_runs_the_stop_command_and_keeps_its_room(self) -> None:
+        here = scene(cmd_stop="podman stop a")
+        gone = here.router.unload(["a"])
+        self.assertEqual(len(here.fleet["a"].cleanings), 1)
+        waiting = results(here.router.request("b"), here.router.request("a"))
+        here.settle()
+        self.assertEqual((waiting, here.fleet.up), ([], []))
+        self.assertNoResult(gone)
+        here.fleet["a"].cleanings[0].callback(None)
+        here.settle()
+        self.successResultOf(gone)
+        self.assertIsInstance(waiting[0], Lease)
+
+    def test_all_runs_no_stop_command_for_what_is_not_up(self) -> None:
+        here = scene(cmd_stop="podman stop a")
+        self.successResultOf(here.router.unload())
+        self.assertEqual(here.fleet["a"].cleanings, [])
+
+    def test_leases_are_lost(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        here.router.unload(["a"])
+        here.settle()
+        self.assertTrue(lease.lost)
+        lease.release()
+
+    def test_pins_keep_until_an_operator_unloads(self) -> None:
+        here = scene(ttl=3).loaded("a")
+        here.router.pin("a")
+        here.clock.advance(100.0)
+        self.assertIsInstance(here.router.request("b").refusal, NotReady)
+        self.assertEqual(here.fleet.up, ["a"])
+        here.router.unload(["a"])
+        here.settle()
+        self.assertEqual(here.fleet.up, [])
+        here.loaded("a")
+        here.router.unpin("a")
+        here.clock.advance(3.0)
+        here.settle()
+        self.assertEqual(here.fleet.up, [])
+        self.assertRaises(UnknownModel, here.router.pin, "zebra")
+
+
+class OperatorTests(SynchronousTestCase):
+    def test_load_loads_and_holds_nothing(self) -> None:
+        here = scene()
+        done = here.router.load("a")
+        here.settle()
+        self.successResultOf(done)
+        self.assertEqual(here.router.state("a"), "ready")
+        self.assertEqual(here.router.vitals().serving, 0)
+        self.failureResultOf(here.router.load("zebra"), UnknownModel)
+
+    def test_running_names_what_is_not_down_in_order(self) -> None:
+        here = scene(routing=TOGETHER).loaded("c", "a")
+        self.assertEqual([one.model for one in here.router.running()], ["a", "c"])
+        self.assertEqual(here.router.status("a").state, "ready")
+        self.assertRaises(UnknownModel, here.router.status, "zebra")
+        self.assertEqual(here.router.state("zebra"), "stopped")
+
+    def test_a_profile_is_chosen_and_told_once(self) -> None:
+        """core V88, http T067"""
+        here = scene()
+        config = evolve(here.config, profiles={"work": Profile(pins={"gpt": "a"})})
+        here.router.apply(config, diff(here.config, config))
+        here.router.select_profile("work")
+        here.router.select_profile("work")
+        self.assertEqual(here.router.profile, "work")
+        self.assertRaises(KeyError, here.router.select_profile, "zz")
+        here.router.select_profile(None)
+        self.assertEqual(here.told(ProfileChanged), [ProfileChanged("work"), ProfileChanged(None)])
+
+    def test_selectors_look_at_the_servers(self) -> None:
+        """core V80"""
+        here = scene(routing=TOGETHER)
+        config = evolve(here.config, selectors={"pub": Selector("pub", "warm", ("a", "b"))})
+        here.router.apply(config, diff(here.config, config))
+        here.loaded("b")
+        self.assertEqual(here.router.choose("pub").target, "b")
+        self.assertRaises(NoTarget, here.router.choose, "nope")
+
+    def test_vitals_show_a_stuck_waiter(self) -> None:
+        """llama.cpp issue 28829: health says nothing of a dead scheduler"""
+        here = scene()
+        here.lease("a")
+        here.router.request("b")
+        here.clock.advance(5.0)
+        vitals = here.router.vitals()
+        self.assertEqual((vitals.oldest_waiter, vitals.waiting, vitals.serving), (5.0, 1, 1))
+        self.assertEqual(vitals.last_decision, 5.0)
+
+
+class PreloadTests(SynchronousTestCase):
+    def preloading(self, *names: str, routing: Routing | None = None, **servers: dict) -> Scene:
+        here = scene(routing=routing, servers=servers)
+        here.router.config = evolve(here.config, hooks=HookSettings(OnStartup(preload=names)))
+        return here
+
+    def test_what_may_be_up_together_loads_together(self) -> None:
+        """core V108 as we mend it"""
+        here = self.preloading("a", "b", routing=TOGETHER, a={"load": 5.0}, b={"load": 5.0})
+        done = here.router.preload()
+        here.settle()
+        here.clock.advance(5.0)
+        here.settle()
+        self.successResultOf(done)
+        self.assertEqual(here.fleet.up, ["a", "b"])
+        self.assertEqual(here.told(Preloaded), [Preloaded("a", True), Preloaded("b", True)])
+
+    def test_the_others_load_one_after_the_other(self) -> None:
+        """core V108"""
+        here = self.preloading("a", "b")
+        done = here.router.preload()
+        here.settle(30)
+        self.successResultOf(done)
+        self.assertEqual(here.fleet.up, ["b"])
+        self.assertEqual([swap.model for swap in here.told(SwapBegan)], ["a", "b"])
+
+    def test_one_failure_does_not_stop_the_rest(self) -> None:
+        here = self.preloading("a", "b", a={"failure": StartFailed("a", "no")})
+        done = here.router.preload()
+        here.settle(30)
+        self.successResultOf(done)
+        self.assertEqual(here.told(Preloaded), [Preloaded("a", False), Preloaded("b", True)])
+
+
+class ApplyTests(SynchronousTestCase):
+    def change(self, here: Scene, **changes: Model | None) -> None:
+        after = {**here.router.config.models, **changes}
+        config = evolve(here.router.config, models={name: model for name, model in after.items() if model})
+        here.router.apply(config, diff(here.router.config, config))
+
+    def test_an_unchanged_model_keeps_its_process_its_requests_and_its_clock(self) -> None:
+        here = scene(routing=TOGETHER, ttl=30).loaded("a")
+        lease = here.lease("b")
+        here.clock.advance(20.0)
+        self.change(here, c=Model("c", cmd="other"))
+        here.settle()
+        self.assertFalse(lease.lost)
+        self.assertEqual(here.fleet.spawned(), {"a": 1, "b": 1})
+        here.clock.advance(10.0)
+        here.settle()
+        self.assertEqual(here.fleet.up, ["b"])
+
+    def test_a_changed_command_takes_effect_after_the_requests_in_flight(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        self.change(here, a=Model("a", cmd="other"))
+        answers = results(here.router.request("a"))
+        here.settle()
+        self.assertFalse(lease.lost)
+        self.assertEqual(answers, [])
+        lease.release()
+        here.settle()
+        self.assertIsInstance(answers[0], Lease)
+        self.assertEqual(here.fleet["a"].model.cmd, "other")
+        self.assertEqual(here.fleet["a"].spawned, 2)
+
+    def test_a_removed_model_is_unknown_drains_and_is_forgotten(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        self.change(here, a=None)
+        self.assertIsInstance(here.router.request("a").refusal, UnknownModel)
+        self.assertFalse(lease.lost)
+        lease.release()
+        here.settle()
+        self.assertTrue(here.fleet["a"].closed)
+        self.assertRaises(UnknownModel, here.router.status, "a")
+
+    def test_a_removed_model_that_returns_while_it_drains_is_started_anew(self) -> None:
+        here = scene()
+        old = here.config.models["a"]
+        lease = here.lease("a")
+        self.change(here, a=None)
+        self.change(here, a=old)
+        answers = results(here.router.request("a"))
+        lease.release()
+        here.settle()
+        self.assertIsInstance(answers[0], Lease)
+        self.assertEqual(here.fleet["a"].spawned, 2)
+
+    def test_an_added_model_can_be_used(self) -> None:
+        here = scene()
+        self.change(here, d=Model("d", cmd="serve d"))
+        self.assertIsInstance(here.lease("d"), Lease)
+
+    def test_what_needs_no_new_process_is_adjusted_in_place(self) -> None:
+        here = scene().loaded("a")
+        self.change(here, a=evolve(here.config.models["a"], ttl=5))
+        self.assertEqual(here.fleet["a"].retuned, 1)
+        here.clock.advance(5.0)
+        here.settle()
+        self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
+
+    def test_the_profile_is_none_afterwards(self) -> None:
+        """core V87"""
+        here = scene()
+        config = evolve(here.config, profiles={"work": Profile(pins={"gpt": "a"})})
+        here.router.apply(config, diff(here.config, config))
+        here.router.select_profile("work")
+        self.change(here, d=Model("d", cmd="serve d"))
+        self.assertIsNone(here.router.profile)
+
+    def test_preload_follows_only_what_is_new(self) -> None:
+        here = scene(routing=TOGETHER)
+        config = evolve(here.config, hooks=HookSettings(OnStartup(preload=("a", "b"))))
+        here.router.config = config
+        self.change(here, b=Model("b", cmd="other"))
+        here.settle()
+        self.assertEqual(here.told(Preloaded), [Preloaded("b", True)])
+
+    def test_a_hundred_reloads_under_load_lose_no_request_and_start_nothing_twice(self) -> None:
+        here = scene(routing=TOGETHER)
+        lease = here.lease("b")
+        for turn in range(100):
+            answers = results(here.router.request("a"))
+            self.change(here, a=Model("a", cmd=f"serve {turn}"))
+            here.settle()
+            [answer] = answers
+            answer.release()
+            here.settle()
+        self.assertFalse(lease.lost)
+        self.assertEqual(here.fleet["b"].spawned, 1)
+
+
+class ShutdownTests(SynchronousTestCase):
+    def test_who_waits_is_refused_and_nothing_is_left(self) -> None:
+        here = scene(routing=TOGETHER).loaded("a", "b")
+        here.fleet["c"].load = None
+        waiting = results(here.router.request("c"))
+        here.settle()
+        done = here.router.shutdown(10.0)
+        self.assertEqual(waiting, [ShuttingDown])
+        here.settle()
+        self.successResultOf(done)
+        self.assertEqual(here.fleet.up, [])
+        self.assertTrue(all(one.closed for one in here.fleet.made.values()))
+        self.assertIsInstance(here.router.request("a").refusal, ShuttingDown)
+        self.assertEqual(here.clock.getDelayedCalls(), [])
+
+    def test_draining_answers_who_waits_and_lets_ready_models_serve_on(self) -> None:
+        here = scene(routing=TOGETHER).loaded("a")
+        lease = here.lease("a")
+        here.fleet["c"].load = None
+        waiting = results(here.router.request("c"))
+        here.settle()
+        here.router.drain()
+        self.assertEqual(waiting, [ShuttingDown])
+        self.assertIsInstance(here.router.request("b").refusal, ShuttingDown)
+        here.lease("a").release()  # a request whose body was still on its way
+        here.settle()
+        self.assertEqual((here.fleet.up, lease.lost), (["a"], False))
+        lease.release()
+
+    def test_all_stop_at_once_within_the_deadline(self) -> None:
+        servers = {name: {"stubborn": True} for name in "abc"}
+        here = scene(routing=TOGETHER, servers=servers, unload_timeout=60.0).loaded("a", "b", "c")
+        done = here.router.shutdown(5.0)
+        here.clock.advance(4.0)
+        here.settle()
+        self.successResultOf(done)
+        self.assertEqual(here.fleet["a"].graces, [4.0])
+
+    def test_the_deadline_is_honoured_when_something_does_not_go(self) -> None:
+        here = scene(servers={"a": {"exit": None}}).loaded("a")
+        done = here.router.shutdown(5.0)
+        here.clock.advance(4.9)
+        self.assertNoResult(done)
+        here.clock.advance(0.1)
+        self.successResultOf(done)
+
+    def test_a_second_call_may_be_less_patient(self) -> None:
+        here = scene(servers={"a": {"stubborn": True}}).loaded("a")
+        first, second = here.router.shutdown(30.0), here.router.shutdown(1.0)
+        here.clock.advance(1.0)
+        here.settle()
+        self.successResultOf(second)
+        self.successResultOf(first)
+
+
+class HandoverTests(SynchronousTestCase):
+    """What another program in the place of this one gets, and how it begins."""
+
+    def handed(self, **fields: object) -> list[ServerSnapshot]:
+        here = scene(routing=TOGETHER, **fields).loaded("a", "b")
+        here.clock.advance(3.0)
+        return here.router.handover()
+
+    def test_ready_and_unused_servers_are_handed_over_with_their_idle_clock(self) -> None:
+        here = scene(routing=TOGETHER).loaded("a", "b", "c")
+        lease = here.lease("b")
+        here.clock.advance(2.0)
+        self.assertFalse(here.router.settled)
+        self.assertEqual([one.model for one in here.router.handover()], ["a", "c"])
+        lease.release()
+        self.assertTrue(here.router.settled)
+        self.assertEqual(
+            [one.idle_since for one in here.router.handover()],
+            [here.clock.seconds() - 2.0, here.clock.seconds(), here.clock.seconds() - 2.0],
+        )
+
+    def test_what_loads_or_stops_is_not_settled(self) -> None:
+        here = scene(routing=TOGETHER)
+        here.fleet["a"].load = None
+        here.router.load("a").addErrback(lambda _: None)
+        here.settle()
+        self.assertFalse(here.router.settled)
+        here.fleet["a"].become_ready()
+        here.settle()
+        self.assertTrue(here.router.settled)
+        here.fleet["a"].exit = None
+        here.router.unload(["a"])
+        self.assertFalse(here.router.settled)
+
+    def test_adopted_servers_serve_at_once_and_are_not_started(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        self.assertEqual(here.router.adopt(there), [])
+        self.assertEqual([status.model for status in here.router.running()], ["a", "b"])
+        acquisition = here.router.request("a")
+        self.assertTrue(acquisition.ready)
+        self.assertEqual(self.successResultOf(acquisition.granted).endpoint, there[0].endpoint)
+        self.assertEqual(here.fleet["a"].spawned, 0)
+
+    def test_the_idle_clock_goes_on(self) -> None:
+        there = [evolve(one, idle_since=-7.0) for one in self.handed()]
+        here = scene(routing=TOGETHER, ttl=10)
+        here.router.adopt(there)
+        here.clock.advance(2.9)
+        self.assertEqual(len(here.router.running()), 2)
+        here.clock.advance(0.2)
+        here.settle()
+        self.assertEqual(here.router.running(), [])
+
+    def test_one_whose_definition_changed_is_stopped(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        here.router.adopt([evolve(there[0], argv=("another",)), there[1]])
+        here.settle()
+        self.assertEqual([status.model for status in here.router.running()], ["b"])
+
+    def test_one_that_is_not_there_leaves_its_model_cold_and_the_others_alone(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        lost = evolve(there[0], pid=-1)
+        stranger = evolve(there[0], model="zebra")
+        self.assertEqual(here.router.adopt([lost, stranger, there[1]]), [lost, stranger])
+        self.assertEqual(len(self.flushLoggedErrors(ChildProcessError)), 1)
+        here.settle()
+        self.assertEqual([status.model for status in here.router.running()], ["b"])
+        self.assertTrue(here.router.settled)
+        self.assertEqual(here.lease("a").model, "a")
+
+    def test_one_that_ended_in_between_is_a_crash_and_is_started_anew(self) -> None:
+        there = self.handed()
+        here = scene(routing=TOGETHER)
+        self.assertEqual(here.router.adopt([evolve(there[0], pid=1)]), [])
+        here.settle()
+        self.assertEqual(here.router.running(), [])
+        self.assertEqual(here.lease("a").model, "a")
+        self.assertEqual(here.fleet["a"].spawned, 1)
+
+
+class HoldTests(SynchronousTestCase):
+    def test_who_waits_is_told_for_what(self) -> None:
+        here = scene(servers={"a": {"exit": 2.0}, "b": {"load": 5.0}})
+        lease = here.lease("a")
+        here.router.request("b", origin="request:7")
+        here.settle()
+        self.assertEqual(here.router.hold("b").models, ("a",))
+        self.assertFalse(here.router.hold("b").loading)
+        self.assertIsNone(here.router.hold("a"))
+        lease.release()
+        here.settle()
+        stopping = here.router.hold("b")
+        self.assertEqual((stopping.models, stopping.loading), (("a",), True))
+        self.assertIn("unloaded", stopping.reason)
+        here.clock.advance(2.0)
+        here.settle()
+        self.assertEqual(here.router.hold("b").reason, "its model is being loaded")
+        here.clock.advance(5.0)
+        here.settle()
+        self.assertIsNone(here.router.hold("b"))
+        self.assertEqual([event.origin for event in here.told(SwapBegan)], ["", "request:7"])
+
+    def test_a_model_that_is_unknown_holds_nobody(self) -> None:
+        self.assertIsNone(scene().router.hold("lab/x"))
+
+
+class OriginTests(SynchronousTestCase):
+    def test_a_swap_says_what_asked_for_it(self) -> None:
+        here = scene(routing=TOGETHER)
+        here.router.load("a")
+        here.router.preload(["b"])
+        here.settle()
+        self.assertEqual([event.origin for event in here.told(SwapBegan)], ["manual", "preload"])
+
+    def test_a_stop_says_why(self) -> None:
+        here = scene(ttl=5).loaded("a")
+        here.clock.advance(5.0)
+        here.settle()
+        stopping = [event.why for event in here.told(StateChanged) if event.new == "stopping"]
+        self.assertEqual(stopping, ["idle"])
+        here.loaded("b")
+        here.router.unload(["b"])
+        here.settle()
+        stopping = [event.why for event in here.told(StateChanged) if event.new == "stopping"]
+        self.assertEqual(stopping, ["idle", "unload"])
+
+    def test_a_failed_start_says_how_its_server_ended(self) -> None:
+        here = scene(servers={"a": {"load": 5.0}})
+        here.router.request("a").granted.addErrback(lambda _: None)
+        here.settle()
+        here.fleet["a"].crash(3)
+        here.settle()
+        self.assertEqual([event.exit_status for event in here.told(SwapEnded)], [3])

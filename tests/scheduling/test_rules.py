@@ -1,0 +1,29 @@
+"""What the scheduler is told of a configuration."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Config, Model
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema import SuspendSettings
+from llamaswap.scheduling.rules import rules_of
+
+NAP = SuspendSettings(sleep=("POST /sleep",), wake=("POST /wake_up",))
+
+
+def sleepers(**servers: tuple[str, int]) -> set[str]:
+    """Which of the models, all of which could sleep, are put to sleep; each value is where its server listens."""
+    models = {
+        name: Model(name, cmd="serve", sleep=NAP, endpoint=Endpoint("http", host, port, "", ""))
+        for name, (host, port) in servers.items()
+    }
+    return {name for name, rules in rules_of(Config(models=models)).models.items() if rules.sleeps}
+
+
+class SleepTests(SynchronousTestCase):
+    def test_models_that_share_a_port_are_stopped_since_a_sleeping_one_would_keep_it(self) -> None:
+        self.assertEqual(sleepers(a=("127.0.0.1", 9000), b=("localhost", 9000), c=("127.0.0.1", 9001)), {"c"})
+
+    def test_ports_of_other_machines_are_their_affair(self) -> None:
+        self.assertEqual(sleepers(a=("box", 9000), b=("box", 9000), c=("127.0.0.1", 9000)), {"a", "b", "c"})

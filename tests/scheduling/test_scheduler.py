@@ -1,0 +1,1123 @@
+"""The scheduler's decisions, one by one."""
+
+from __future__ import annotations
+
+import time
+
+from attrs import evolve
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Group
+from llamaswap.errors import (
+    KeepsFailing,
+    ModelUnloaded,
+    NotReady,
+    QueueFull,
+    ShuttingDown,
+    StartFailed,
+    TooManyRequests,
+    UnknownModel,
+    WaitedTooLong,
+)
+from llamaswap.scheduling.effects import ArmIdle, DisarmIdle, Grant, Stop, Ticket
+from llamaswap.scheduling.eviction import GroupEviction
+from llamaswap.scheduling.scheduler import MANY_WAITERS, MANY_WAITERS_PAUSE
+from llamaswap.scheduling.state import ModelRules, Phase
+from tests.scheduling.world import World, swapping, world
+
+
+def loaded(here: World, *models: str) -> World:
+    """Have these loaded, one after the other, with nobody using them."""
+    for model in models:
+        ticket = here.request(model)
+        here.load_all()
+        here.end(ticket)
+    here.swaps.clear()
+    here.stops.clear()
+    here.served.clear()
+    return here
+
+
+def evictions(here: World) -> list[tuple[str, tuple[str, ...]]]:
+    return [(swap.model, swap.evict) for swap in here.swaps]
+
+
+class LoadingTests(SynchronousTestCase):
+    def test_a_hundred_requests_for_a_cold_model_are_one_load(self) -> None:
+        """core V13, core V76"""
+        here = world()
+        tickets = here.requests(*"a" * 100)
+        here.load_all()
+        self.assertEqual(evictions(here), [("a", ())])
+        self.assertEqual(len(here.granted), 100)
+        self.assertEqual(here.spawns, {"a": 1})
+        self.assertEqual(set(here.granted), {ticket.number for ticket in tickets})
+
+    def test_an_idle_model_goes_for_another(self) -> None:
+        """core V43"""
+        here = loaded(swapping(), "a")
+        here.request("b")
+        here.load_all()
+        self.assertEqual(evictions(here), [("b", ("a",))])
+        self.assertEqual(here.ready, {"b"})
+
+    def test_an_unknown_model_is_refused(self) -> None:
+        here = world()
+        ticket = here.request("zebra")
+        self.assertEqual(repr(here.refused[ticket.number]), repr(UnknownModel("zebra")))
+
+    def test_compatible_models_load_at_the_same_time(self) -> None:
+        """core V79"""
+        here = world("ac", "bc")
+        here.requests("a", "b")
+        self.assertEqual(len(here.startable()), 2)
+        ticket = here.request("c")
+        self.assertEqual(here.positions[ticket.number], 1)
+        here.load_all()
+        self.assertEqual(here.served, ["a", "b"])
+        for served in list(here.granted.values()):
+            here.end(served)
+        here.load_all()
+        self.assertEqual(evictions(here)[-1], ("c", ("a", "b")))
+        self.assertEqual(here.served, ["a", "b", "c"])
+
+    def test_swaps_that_share_a_victim_wait_for_it_to_be_gone(self) -> None:
+        """core V55; upstream waits for the whole of the other swap, which is more than the victim asks for"""
+        here = loaded(world("ca", "cb"), "c")
+        here.requests("a", "b")
+        self.assertEqual(evictions(here), [("a", ("c",))])
+        here.stopped("c")
+        self.assertEqual(evictions(here), [("a", ("c",)), ("b", ())])
+
+    def test_a_request_for_a_model_that_stops_waits_for_its_next_process(self) -> None:
+        """core V20, V33"""
+        here = loaded(world(a=ModelRules(ttl=3.0)), "a")
+        here.advance(3.0)
+        self.assertEqual(here.stopping, {"a"})
+        here.request("a")
+        self.assertEqual(here.spawns, {"a": 1})
+        here.load_all()
+        self.assertEqual(here.spawns, {"a": 2})
+        self.assertEqual(here.served, ["a"])
+
+    def test_two_cold_models_asked_for_at_once_are_both_served(self) -> None:
+        """Not one of them queued for ever (llama.cpp issue 28443); the first is not evicted before it was used."""
+        here = swapping()
+        first = here.request("a")
+        here.request("b")
+        here.load_all()
+        self.assertEqual(here.served, ["a"])
+        self.assertEqual(evictions(here), [("a", ())])
+        here.end(first)
+        here.load_all()
+        self.assertEqual(here.served, ["a", "b"])
+
+
+class QueueTests(SynchronousTestCase):
+    def test_requests_for_one_model_are_collected_when_its_turn_comes(self) -> None:
+        """core V47"""
+        here = swapping()
+        here.requests(*"abcabc")
+        for _ in range(3):
+            here.load_all()
+            for ticket in list(here.granted.values()):
+                here.end(ticket)
+        self.assertEqual("".join(here.served), "aabbcc")
+        self.assertEqual([swap.model for swap in here.swaps], ["a", "b", "c"])
+
+    def test_higher_priorities_stand_before_lower_ones_and_equals_in_order(self) -> None:
+        """core V48"""
+        here = swapping()
+        busy = here.request("a")
+        here.load_all()
+        for model, priority in (("b", 0), ("c", 5), ("d", 5), ("e", 9)):
+            here.request(model, priority)
+        self.assertEqual([ticket.model for ticket in here.scheduler.queued()], ["e", "c", "d", "b"])
+        here.end(busy)
+        for _ in range(4):
+            here.load_all()
+            here.end(next(iter(here.granted.values())))
+        self.assertEqual(here.served, ["a", "e", "c", "d", "b"])
+
+    def test_everybody_hears_when_a_place_changes(self) -> None:
+        """core V97"""
+        here = swapping()
+        here.request("a")
+        here.load_all()
+        first, second, third = here.requests("b", "c", "d")
+        self.assertEqual([here.positions[one.number] for one in (first, second, third)], [1, 2, 3])
+        here.cancel(first)
+        self.assertEqual([here.positions[one.number] for one in (second, third)], [1, 2])
+        urgent = here.request("e", 1)
+        self.assertEqual([here.positions[one.number] for one in (urgent, second, third)], [1, 2, 3])
+
+    def test_what_is_blocked_does_not_block_what_stands_behind_it(self) -> None:
+        here = world("ab")
+        here.request("a")
+        here.load_all()
+        here.requests("b", "c")
+        here.load_all()
+        self.assertEqual(here.served, ["a", "c"])
+
+    def test_a_failed_load_lets_the_queue_move(self) -> None:
+        """core V40, V56"""
+        here = swapping()
+        tickets = here.requests("a", "a", "a", "b")
+        here.fail("a")
+        errors = [here.refused[ticket.number] for ticket in tickets[:3]]
+        self.assertEqual(len(set(map(id, errors))), 1)
+        self.assertIsInstance(errors[0], StartFailed)
+        here.load_all()
+        self.assertEqual(here.served, ["b"])
+        self.assertEqual(here.spawns, {"a": 1, "b": 1})
+
+    def test_a_client_that_leaves_the_queue_gives_its_slot_back(self) -> None:
+        """core V53"""
+        here = swapping(b=ModelRules(limit=1))
+        here.request("a")
+        here.load_all()
+        first = here.request("b")
+        here.cancel(first)
+        second = here.request("b")
+        self.assertNotIn(second.number, here.refused)
+
+    def test_a_load_that_nobody_wants_any_more_yields(self) -> None:
+        """core V49 as we mend it"""
+        here = swapping()
+        only = here.request("a")
+        here.cancel(only)
+        self.assertEqual(here.scheduler.swaps, 1, "nothing else wants the room")
+        here.request("b")
+        here.load_all()
+        self.assertEqual(here.served, ["b"])
+        self.assertNotIn("a", here.ready)
+
+    def test_a_load_yields_also_when_its_last_client_leaves_with_somebody_queued_already(self) -> None:
+        here = swapping()
+        only = here.request("a")
+        here.request("b")
+        here.cancel(only)
+        self.assertEqual([swap.model for swap in here.swaps], ["a", "b"])
+        here.load_all()
+        self.assertEqual(here.served, ["b"])
+
+    def test_a_load_given_up_while_it_evicts_never_starts(self) -> None:
+        here = loaded(swapping(), "a")
+        here.cancel(here.request("b"))
+        here.request("c")
+        here.load_all()
+        self.assertEqual(here.spawns, {"a": 1, "c": 1})
+
+    def test_a_load_nobody_waits_for_may_end_when_nothing_wants_its_room(self) -> None:
+        """core V17 as we mend it"""
+        here = world(a=ModelRules(ttl=30.0))
+        here.cancel(here.request("a"))
+        here.load_all()
+        self.assertEqual(here.ready, {"a"})
+        here.advance(29.0)
+        self.assertEqual(here.stops, [])
+        here.advance(1.0)
+        self.assertEqual(here.stops, [Stop(("a",), "idle")])
+
+
+class CrowdTests(SynchronousTestCase):
+    """Many wait, and many of them go at once: a proxy in front of us ends, a load test is stopped."""
+
+    def crowd(self, count: int = 400, patience: float = 10.0) -> tuple[World, list[Ticket]]:
+        here = swapping(patience=patience)
+        here.request("a")
+        here.load_all()
+        tickets = [here.request(model) for _ in range(count // 2) for model in "bc"]
+        return here, tickets
+
+    def placed_while(self, here: World, leaving: list[Ticket]) -> int:
+        before = here.placed
+        for ticket in leaving:
+            here.cancel(ticket)
+        here.advance(MANY_WAITERS_PAUSE)
+        return here.placed - before
+
+    def test_hundreds_that_leave_at_once_do_not_each_have_all_the_others_told(self) -> None:
+        here, tickets = self.crowd()
+        self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
+        self.assertEqual(here.scheduler.queued(), [])
+
+    def test_nor_those_who_have_waited_for_long(self) -> None:
+        here, tickets = self.crowd()
+        here.advance(60.0)
+        self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
+        self.assertEqual(here.scheduler.queued(), [])
+
+    def test_who_stays_knows_its_place_a_moment_later(self) -> None:
+        here, tickets = self.crowd()
+        self.placed_while(here, tickets[::2])
+        queued = here.scheduler.queued()
+        self.assertEqual([ticket.number for ticket in queued], [ticket.number for ticket in tickets[1::2]])
+        self.assertEqual([here.positions[ticket.number] for ticket in queued], list(range(1, len(queued) + 1)))
+
+    def test_what_those_who_left_had_a_claim_to_is_given_to_others_a_moment_later(self) -> None:
+        here, tickets = self.crowd(patience=1.0)
+        here.advance(2.0)
+        late = here.request("a")
+        self.assertNotIn(late.number, here.granted, "b and c have waited for long")
+        for ticket in tickets[: -MANY_WAITERS // 2]:
+            here.cancel(ticket)
+        here.advance(MANY_WAITERS_PAUSE)
+        for ticket in tickets[-MANY_WAITERS // 2 :]:
+            here.cancel(ticket)
+        here.advance(MANY_WAITERS_PAUSE)
+        self.assertIn(late.number, here.granted)
+
+    def test_a_model_that_a_whole_crowd_claimed_is_free_again_when_all_of_it_left_at_once(self) -> None:
+        here, tickets = self.crowd(patience=1.0)
+        here.advance(2.0)
+        for ticket in tickets:
+            here.cancel(ticket)
+        here.advance(MANY_WAITERS_PAUSE)
+        self.assertIn(here.request("a").number, here.granted)
+
+
+class OneSidedTests(SynchronousTestCase):
+    def test_a_victim_does_not_come_back_while_the_swap_it_made_room_for_goes_on(self) -> None:
+        """c would not evict a (groups are one-sided), but a's load has just sent c away."""
+        here = world()
+        here.rules = evolve(
+            here.rules, evict=GroupEviction({"g": Group(members=("a",)), "h": Group(exclusive=False, members=("c",))})
+        )
+        here.retune(here.rules)
+        loaded(here, "c")
+        here.request("a")
+        here.request("c")
+        self.assertEqual(evictions(here), [("a", ("c",))])
+        here.load_all()
+        self.assertEqual(evictions(here), [("a", ("c",)), ("c", ())])
+        self.assertEqual(here.ready, {"a", "c"})
+
+
+class FairnessTests(SynchronousTestCase):
+    def test_a_ready_model_goes_on_serving_while_another_waits(self) -> None:
+        """core V44"""
+        here = swapping()
+        first = here.request("a")
+        here.load_all()
+        here.advance(1.0)
+        here.request("b")
+        here.advance(1.0)
+        second = here.request("a")
+        self.assertIn(second.number, here.granted)
+        here.advance(2.0)
+        here.end(first)
+        here.advance(1.0)
+        self.assertEqual([swap.model for swap in here.swaps], ["a"])
+        here.end(second)
+        self.assertEqual([swap.model for swap in here.swaps], ["a", "b"])
+
+    def test_a_moderate_priority_leaves_a_second_of_overtaking(self) -> None:
+        """core V45"""
+        here = swapping()
+        first = here.request("a")
+        here.load_all()
+        here.advance(1.0)
+        here.request("b", 50)
+        here.advance(1.0)
+        self.assertIn(here.request("a").number, here.granted)
+        here.end(first)
+
+    def test_two_overlapping_clients_cannot_keep_another_waiting(self) -> None:
+        """Upstream starves the third for ever."""
+        here = swapping()
+        streams = here.requests("a")
+        here.load_all()
+        waiting = here.request("b")
+        served_at = None
+        for _ in range(40):
+            here.advance(1.0)
+            streams.append(here.request("a"))
+            old = streams.pop(0)
+            if old.number in here.granted:
+                here.end(old)
+            here.load_all()
+            if waiting.number in here.granted:
+                served_at = here.now
+                break
+        assert served_at is not None
+        self.assertLessEqual(served_at - waiting.since, 12.0)
+
+    def test_after_the_patience_the_model_drains_and_the_queue_moves(self) -> None:
+        here = swapping()
+        stream = here.request("a")
+        here.load_all()
+        here.request("b")
+        here.advance(9.9)
+        overtaker = here.request("a")
+        self.assertIn(overtaker.number, here.granted)
+        here.advance(0.1)
+        held = here.request("a")
+        self.assertEqual(here.positions[held.number], 2)
+        here.end(overtaker)
+        here.end(stream)
+        here.load_all()
+        self.assertEqual(here.served, ["a", "a", "b"])
+        here.end(next(iter(here.granted.values())))
+        here.load_all()
+        self.assertIn(held.number, here.granted)
+
+    def test_priority_shortens_the_patience(self) -> None:
+        here = swapping()
+        here.request("a")
+        here.load_all()
+        here.request("b", 10)
+        here.advance(4.9)
+        self.assertIn(here.request("a").number, here.granted)
+        here.advance(0.2)
+        self.assertIn(here.request("a").number, here.waiting)
+
+    def test_priorities_do_not_starve_either(self) -> None:
+        """A stream of urgent requests for others does not keep a patient one waiting beyond its bound."""
+        here = swapping(patience=10.0)
+        busy = here.request("a")
+        here.load_all()
+        patient = here.request("b")
+        here.end(busy)
+        here.cancel(patient)
+        busy = here.request("a")
+        here.load_all()
+        patient = here.request("b")
+        here.advance(6.0)
+        here.request("c", 9)
+        here.advance(8.0)
+        self.assertEqual([ticket.model for ticket in here.scheduler.queued()], ["b", "c"])
+        here.end(busy)
+        here.load_all()
+        self.assertIn(patient.number, here.granted)
+
+    def test_nobody_may_put_one_more_in_the_way_of_a_claim(self) -> None:
+        """c and a both stand in b's way; a is cold when b's patience ends, and stays so until b was served."""
+        here = world("ab", "cb")
+        busy = here.request("c")
+        here.load_all()
+        waiting = here.request("b")
+        here.advance(10.0)
+        late = here.request("a")
+        self.assertIn(late.number, here.waiting)
+        self.assertNotIn("a", here.alive)
+        here.end(busy)
+        here.load_all()
+        self.assertIn(waiting.number, here.granted)
+
+    def test_requests_do_not_join_a_load_past_a_claim_on_its_room(self) -> None:
+        here = swapping()
+        here.request("a")
+        here.request("b")
+        here.advance(10.0)
+        late = here.request("a")
+        here.load_all()
+        self.assertNotIn(late.number, here.granted)
+        here.end(next(iter(here.granted.values())))
+        here.load_all()
+        self.assertEqual(here.served, ["a", "b"])
+
+    def test_a_claim_ends_with_its_client(self) -> None:
+        here = swapping()
+        here.request("a")
+        here.load_all()
+        waiting = here.request("b")
+        here.advance(10.0)
+        held = here.request("a")
+        self.assertIn(held.number, here.waiting)
+        here.cancel(waiting)
+        self.assertIn(held.number, here.granted)
+
+    def test_claims_are_served_in_the_order_in_which_they_arose(self) -> None:
+        here = swapping()
+        busy = here.request("a")
+        here.load_all()
+        here.request("b")
+        here.advance(1.0)
+        here.request("c")
+        here.advance(20.0)
+        here.end(busy)
+        here.load_all()
+        self.assertEqual(here.served, ["a", "b"])
+
+    def test_each_of_several_gets_its_own_turn_at_patience(self) -> None:
+        """c waits for a alone; its patience ends long after b's."""
+        here = world("ab", "ac", "bd")
+        here.requests("a", "d")
+        here.load_all()
+        here.request("b")
+        here.advance(6.0)
+        here.request("c")
+        here.advance(5.0)
+        here.cancel(next(ticket for ticket in here.waiting.values() if ticket.model == "b"))
+        self.assertIn(here.request("a").number, here.granted)
+        here.advance(5.0)
+        self.assertIn(here.request("a").number, here.waiting)
+
+    def test_the_bound_is_configurable(self) -> None:
+        here = swapping(patience=0.0)
+        here.request("a")
+        here.load_all()
+        here.request("b")
+        self.assertIn(here.request("a").number, here.waiting)
+
+
+class LimitTests(SynchronousTestCase):
+    def test_an_explicit_limit_counts_loading_queued_and_serving(self) -> None:
+        """core V51"""
+        here = world(a=ModelRules(limit=2))
+        tickets = here.requests("a", "a", "a")
+        self.assertEqual(list(here.refused), [tickets[2].number])
+        self.assertIsInstance(here.refused[tickets[2].number], TooManyRequests)
+        self.assertEqual(here.refused[tickets[2].number].retry_after, 1)
+        here.load_all()
+        here.end(tickets[0])
+        self.assertIn(here.request("a").number, here.granted)
+        self.assertIn(here.request("a").number, here.refused)
+
+    def test_without_a_limit_a_ready_model_is_given_everything(self) -> None:
+        """core V52; upstream refuses the eleventh; http T101"""
+        here = world()
+        here.requests(*"a" * 11)
+        here.load_all()
+        here.requests(*"a" * 2000)
+        self.assertEqual(here.refused, {})
+        self.assertEqual(len(here.granted), 2011)
+
+    def test_waiting_requests_are_bounded_per_model(self) -> None:
+        here = world()
+        here.requests(*"a" * 1000)
+        extra = here.request("a")
+        self.assertEqual(list(here.refused), [extra.number])
+        self.assertIsInstance(here.refused[extra.number], QueueFull)
+        self.assertNotIn(here.request("b").number, here.refused)
+
+    def test_a_wait_in_the_queue_has_an_end(self) -> None:
+        here = swapping()
+        here.retune(evolve(here.rules, max_wait=60.0))
+        busy = here.request("a")
+        here.load_all()
+        early, late = here.request("b"), None
+        here.advance(30.0)
+        late = here.request("c")
+        here.advance(29.9)
+        self.assertEqual(here.refused, {})
+        here.advance(0.1)
+        error = here.refused[early.number]
+        assert isinstance(error, WaitedTooLong)
+        self.assertEqual(str(error), "b could not be loaded within 60s: other requests for a are still served")
+        self.assertIn(late.number, here.waiting)
+        here.advance(30.0)
+        self.assertIn(late.number, here.refused)
+        here.end(busy)
+        self.assertEqual(here.ready, {"a"})
+
+    def stalled(self, **more: float) -> tuple[World, Ticket]:
+        """Model a serves a client that stands still."""
+        here = swapping()
+        here.retune(evolve(here.rules, stalled_reader=60.0, **more))
+        busy = here.request("a")
+        here.load_all()
+        here.reader_stalled(busy, here.now)
+        return here, busy
+
+    def test_a_stalled_reader_is_cut_when_another_request_has_waited_for_its_room(self) -> None:
+        here, busy = self.stalled()
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+        waiting = here.request("b")
+        here.advance(59.9)
+        self.assertEqual(here.interrupted, [])
+        here.advance(0.1)
+        self.assertEqual(here.interrupted, [(busy.number, 1060.0, "b")])
+        here.advance(100.0)
+        self.assertEqual(len(here.interrupted), 1)
+        here.end(busy)
+        here.load_all()
+        self.assertIn(waiting.number, here.granted)
+
+    def test_a_reader_that_stalls_while_another_request_waits_has_the_whole_time(self) -> None:
+        here = swapping()
+        here.retune(evolve(here.rules, stalled_reader=60.0))
+        busy = here.request("a")
+        here.load_all()
+        here.request("b")
+        here.advance(500.0)
+        here.reader_stalled(busy, here.now - 5.0)
+        here.advance(54.9)
+        self.assertEqual(here.interrupted, [])
+        here.advance(0.1)
+        self.assertEqual(here.interrupted, [(busy.number, 60.0, "b")])
+
+    def test_a_reader_that_reads_again_is_not_cut(self) -> None:
+        here, busy = self.stalled()
+        here.request("b")
+        here.advance(59.0)
+        here.scheduler.reader_moved(busy)
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+
+    def test_a_request_that_waits_for_another_room_cuts_no_stalled_reader(self) -> None:
+        here = world("bc")
+        here.retune(evolve(here.rules, stalled_reader=60.0))
+        stalled, busy = here.requests("a", "b")
+        here.load_all()
+        here.reader_stalled(stalled, here.now)
+        here.request("c")
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+        here.end(busy)
+
+    def test_a_stalled_reader_is_never_cut_without_a_bound(self) -> None:
+        here, _ = self.stalled()
+        here.retune(evolve(here.rules, stalled_reader=0.0))
+        here.request("b")
+        here.advance(1000.0)
+        self.assertEqual(here.interrupted, [])
+
+    def test_the_time_a_load_takes_is_not_waiting(self) -> None:
+        here = swapping()
+        here.retune(evolve(here.rules, max_wait=60.0))
+        here.request("a")
+        here.advance(3600.0)
+        self.assertEqual(here.refused, {})
+        here.load_all()
+        self.assertEqual(here.served, ["a"])
+
+    def test_the_bound_counts_the_queue_as_well_as_those_who_joined(self) -> None:
+        here = swapping()
+        here.rules = evolve(here.rules, max_queue=2)
+        here.retune(here.rules)
+        here.request("a")
+        here.load_all()
+        tickets = here.requests("b", "b", "b")
+        self.assertEqual(list(here.refused), [tickets[2].number])
+        here.cancel(tickets[0])
+        self.assertIn(here.request("b").number, here.waiting)
+
+    def test_a_thousand_waiting_requests_do_not_make_decisions_slow(self) -> None:
+        here = swapping()
+        busy = here.request("a")
+        here.load_all()
+        began = time.perf_counter()
+        for number in range(999):
+            here.scheduler.requested(evolve(busy, number=10_000 + number, model="bcde"[number % 4]), here.now)
+        here.scheduler.served(busy, here.now)
+        self.assertLess(time.perf_counter() - began, 2.0)
+
+
+class IdleTests(SynchronousTestCase):
+    def test_the_time_runs_from_the_end_of_the_last_request(self) -> None:
+        """core V15, V16"""
+        here = world(a=ModelRules(ttl=3.0))
+        first, second = here.requests("a", "a")
+        here.load_all()
+        here.advance(20.0)
+        here.end(first)
+        here.advance(20.0)
+        here.end(second)
+        here.advance(2.9)
+        self.assertEqual(here.stops, [])
+        here.advance(0.1)
+        self.assertEqual(here.stops, [Stop(("a",), "idle")])
+
+    def test_use_takes_the_timer_back(self) -> None:
+        """core V21"""
+        here = world(a=ModelRules(ttl=3.0))
+        loaded(here, "a")
+        for _ in range(10):
+            here.advance(2.0)
+            here.end(here.request("a"))
+        self.assertEqual(here.stops, [])
+
+    def test_a_request_and_an_expiry_cannot_race(self) -> None:
+        """An expiry that was under way when a request came is void (llama-swap issue 946)."""
+        here = world(a=ModelRules(ttl=3.0))
+        loaded(here, "a")
+        here.advance(2.9)
+        here.request("a")
+        self.assertEqual(here.scheduler.idle_expired("a", here.now), [])
+
+    def test_requests_around_the_expiry_are_all_served(self) -> None:
+        for offset in range(-5, 6):
+            here = world(a=ModelRules(ttl=3.0))
+            loaded(here, "a")
+            here.advance(3.0 + offset / 1000)
+            ticket = here.request("a")
+            here.load_all()
+            self.assertIn(ticket.number, here.granted)
+
+    def test_a_model_without_a_ttl_stays(self) -> None:
+        here = loaded(world(), "a")
+        here.advance(1e9)
+        self.assertEqual(here.ready, {"a"})
+
+    def test_nothing_is_armed_for_a_model_that_is_never_idle(self) -> None:
+        here = world(a=ModelRules(ttl=3.0))
+        ticket = here.request("a")
+        here.load_all()
+        self.assertEqual(here.idle, {})
+        effects = here.scheduler.served(ticket, here.now)
+        self.assertEqual(effects, [ArmIdle("a", 3.0)])
+        again = evolve(ticket, number=99)
+        self.assertEqual(here.scheduler.requested(again, here.now), [DisarmIdle("a"), Grant(again)])
+
+
+SLEEPS = ModelRules(sleeps=True)
+
+
+class SleepTests(SynchronousTestCase):
+    def test_who_can_sleep_is_put_to_sleep_for_another_and_woken_for_the_next_request(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a")
+        here.end(here.request("a"))
+        ticket = here.request("b")
+        self.assertEqual([(swap.evict, swap.sleep) for swap in here.swaps], [(("a",), {"a"})])
+        here.load_all()
+        self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
+        here.end(ticket)
+        here.request("a")
+        here.load_all()
+        self.assertEqual(evictions(here)[-1], ("a", ("b",)))
+        self.assertEqual((here.spawns["a"], here.wakes["a"]), (1, 1))
+
+    def test_who_sleeps_takes_up_no_room_on_its_way_out_either(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a", "b")
+        here.unload("a")
+        self.assertEqual(here.stopping, {"a"})
+        here.unload("b")
+        here.stopped("b")
+        here.request("c")
+        self.assertEqual(len(here.startable()), 1)
+        self.assertEqual(evictions(here), [("c", ())])
+
+    def test_idleness_is_sleep_first_and_a_stop_later(self) -> None:
+        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True, sleep_ttl=60.0)), "a")
+        here.advance(5.0)
+        self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "idle")])
+        here.stopped("a")
+        here.advance(59.0)
+        self.assertEqual(here.stops, [])
+        here.advance(1.0)
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "idle")])
+
+    def test_without_a_limit_it_sleeps_for_ever(self) -> None:
+        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True)), "a")
+        here.advance(5.0)
+        here.stopped("a")
+        here.advance(1e6)
+        self.assertEqual((here.asleep, here.stops), ({"a"}, []))
+
+    def test_a_request_ends_the_time_to_sleep(self) -> None:
+        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True, sleep_ttl=60.0)), "a")
+        here.advance(5.0)
+        here.stopped("a")
+        here.request("a")
+        self.assertEqual(here.idle, {})
+
+    def test_one_that_does_not_go_to_sleep_is_gone(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a")
+        here.request("b")
+        here.stopped("a", may_sleep=False)
+        self.assertIs(here.scheduler.phase("a"), Phase.COLD)
+        here.load_all()
+        self.assertEqual(here.ready, {"b"})
+
+    def test_one_that_ends_in_its_sleep_is_cold_and_its_next_load_is_tried_at_once(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a", "b")
+        for _ in range(5):
+            here.die_asleep("a")
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "crash")])
+        here.stopped("a")
+        self.assertEqual(here.scheduler.troubles(), {})
+        self.assertEqual(here.scheduler.forecast("a").action, "load")
+
+    def test_too_many_asleep_and_the_one_that_sleeps_longest_is_stopped(self) -> None:
+        here = swapping(**dict.fromkeys("abcd", SLEEPS))
+        here.rules = here.scheduler.rules = evolve(here.rules, max_asleep=2)
+        for model in "abc":
+            loaded(here, model)
+            here.advance(1.0)
+        self.assertEqual(here.asleep, {"a", "b"})
+        loaded(here, "d")
+        self.assertEqual(here.asleep, {"b", "c"})
+        here.retune(evolve(here.rules, max_asleep=1))
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("b",), "asleep")])
+
+    def test_a_pinned_one_is_woken_and_never_stopped_for_its_sleep(self) -> None:
+        here = swapping(**dict.fromkeys("abc", ModelRules(sleeps=True, sleep_ttl=5.0)))
+        here.rules = here.scheduler.rules = evolve(here.rules, max_asleep=1)
+        loaded(here, "a", "b")
+        here.pin("a")
+        self.assertEqual(here.idle, {})
+        loaded(here, "c")
+        self.assertEqual(here.asleep, {"a"})
+
+    def test_a_restarted_or_removed_one_does_not_sleep_on(self) -> None:
+        here = loaded(swapping(**dict.fromkeys("abc", SLEEPS)), "a", "b", "c")
+        self.assertEqual(here.asleep, {"a", "b"})
+        here.retune(evolve(here.rules, models=dict.fromkeys("bcde", SLEEPS)), "b")
+        self.assertEqual(here.stopping, {"a", "b"})
+        here.retune(evolve(here.rules, models={model: ModelRules() for model in "bcde"}))
+        here.request("d")
+        self.assertEqual(here.swaps[-1].sleep, frozenset())
+
+    def test_one_on_its_way_to_sleep_is_stopped_where_its_definition_changes(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a")
+        here.request("b")
+        here.retune(here.rules, "a")
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "reload")])
+
+    def test_a_wake_nobody_waits_for_any_more_is_sent_back_to_sleep(self) -> None:
+        here = loaded(swapping(a=SLEEPS), "a", "b")
+        here.cancel(here.request("a"))
+        here.load_until_starting("a")
+        here.request("b")
+        self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "abandoned")])
+        here.load_all()
+        self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
+
+    def test_it_begins_with_those_that_slept_before(self) -> None:
+        here = swapping(a=ModelRules(sleeps=True, sleep_ttl=60.0))
+        here.adopt_asleep("a", idle=50.0)
+        self.assertTrue(here.scheduler.settled)
+        self.assertEqual(here.scheduler.idle_since("a"), here.now - 50.0)
+        here.advance(10.0)
+        self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "idle")])
+
+
+class UnloadTests(SynchronousTestCase):
+    def test_a_load_is_ended_and_those_who_wait_are_told(self) -> None:
+        """core V31, V59"""
+        here = world()
+        first = here.request("a")
+        here.unload("a")
+        self.assertEqual(repr(here.refused[first.number]), repr(ModelUnloaded("a")))
+        second = here.request("a")
+        here.stopped("a")
+        here.deliver_late()
+        here.load_all()
+        self.assertIn(second.number, here.granted)
+        self.assertEqual(here.spawns, {"a": 2})
+
+    def test_an_unload_while_others_still_stop_means_that_it_does_not_start(self) -> None:
+        """core V100 as we mend it"""
+        here = loaded(swapping(), "a")
+        ticket = here.request("b")
+        here.unload("b")
+        self.assertEqual(repr(here.refused[ticket.number]), repr(ModelUnloaded("b")))
+        here.load_all()
+        self.assertEqual(here.alive, set())
+        self.assertEqual(here.spawns, {"a": 1})
+
+    def test_queued_requests_of_the_model_are_refused(self) -> None:
+        here = swapping()
+        here.request("a")
+        here.load_all()
+        ticket = here.request("b")
+        here.unload("b")
+        self.assertEqual(repr(here.refused[ticket.number]), repr(ModelUnloaded("b")))
+        self.assertEqual(here.ready, {"a"})
+
+    def test_several_stop_in_parallel_and_others_are_served_meanwhile(self) -> None:
+        """core V99 as we mend it"""
+        here = loaded(world(), "a", "b", "c")
+        here.unload("a", "b")
+        self.assertEqual(here.stops, [Stop(("a", "b"), "unload")])
+        self.assertIn(here.request("c").number, here.granted)
+
+    def test_requests_in_flight_are_not_waited_for(self) -> None:
+        """core V101"""
+        here = world()
+        ticket = here.request("a")
+        here.load_all()
+        here.unload("a")
+        self.assertEqual(here.stopping, {"a"})
+        here.stopped("a")
+        self.assertEqual(here.scheduler.held("a"), 1)
+        here.end(ticket)
+        self.assertEqual(here.scheduler.held("a"), 0)
+
+    def test_a_model_that_is_stopping_already_is_told_again(self) -> None:
+        here = loaded(swapping(), "a")
+        here.request("b")
+        here.unload("a")
+        self.assertEqual(here.stops, [Stop(("a",), "unload")])
+        here.load_all()
+        self.assertEqual(here.served, ["b"])
+
+
+class MisfortuneTests(SynchronousTestCase):
+    def test_a_crashed_model_is_started_afresh(self) -> None:
+        """core V36"""
+        here = loaded(world(), "a")
+        here.crash("a")
+        self.assertEqual(here.stops, [Stop(("a",), "crash")])
+        here.request("a")
+        here.load_all()
+        self.assertEqual(here.served, ["a"])
+
+    def test_requests_on_a_dead_server_keep_nobody_waiting(self) -> None:
+        here = swapping()
+        lost = here.request("a")
+        here.load_all()
+        here.request("b")
+        here.crash("a")
+        here.load_all()
+        self.assertEqual(here.served, ["a", "b"])
+        here.end(lost)
+
+    def test_late_results_of_given_up_loads_are_dropped(self) -> None:
+        here = world()
+        here.request("a")
+        here.unload("a")
+        here.request("a")
+        self.assertEqual(here.scheduler.swap_finished(here.swaps[0].generation, None, here.now), [])
+        self.assertEqual(here.granted, {})
+
+    def test_what_was_evicted_for_a_model_that_fails_comes_back(self) -> None:
+        """core V39 as we mend it"""
+        here = loaded(swapping(), "a")
+        ticket = here.request("b")
+        here.stopped("a")
+        here.fail("b")
+        self.assertIsInstance(here.refused[ticket.number], StartFailed)
+        here.load_all()
+        self.assertEqual(here.ready, {"a"})
+
+    def test_nothing_comes_back_while_somebody_waits_for_something_else(self) -> None:
+        here = loaded(swapping(), "a")
+        here.requests("b", "c")
+        here.stopped("a")
+        here.fail("b")
+        here.load_all()
+        self.assertEqual(here.ready, {"c"})
+        self.assertEqual(here.spawns, {"a": 1, "b": 1, "c": 1})
+
+    def test_a_model_coming_back_yields_to_a_request(self) -> None:
+        here = loaded(swapping(), "a")
+        here.request("b")
+        here.stopped("a")
+        here.fail("b")
+        here.stopped("b")
+        self.assertEqual(here.swaps[-1].model, "a")
+        here.request("c")
+        here.load_all()
+        self.assertEqual(here.served, ["c"])
+
+    def test_a_model_that_fails_again_and_again_is_left_alone_and_its_neighbour_with_it(self) -> None:
+        """core W17: a doomed try evicts nobody"""
+        here = loaded(swapping(), "a")
+        for _ in range(2):
+            here.request("b")
+            here.load_until_starting("b")
+            here.fail("b")
+            here.load_all()
+        self.assertEqual((here.ready, here.spawns), ({"a"}, {"a": 3, "b": 2}))
+        early = here.request("b")
+        refusal = here.refused[early.number]
+        assert isinstance(refusal, KeepsFailing)
+        self.assertEqual((refusal.count, refusal.retry_after), (2, 1))
+        self.assertIn("upstream command exited prematurely; b failed 2 times in a row", str(refusal))
+        self.assertEqual((here.ready, here.stopping), ({"a"}, set()))
+        here.advance(1.0)
+        here.request("b")
+        self.assertEqual(here.stopping, {"a"})
+
+    def test_the_pauses_double_and_an_operator_ends_them(self) -> None:
+        here = world()
+        for pause in (0.0, 1.0, 2.0, 4.0):
+            here.request("a")
+            here.fail("a")
+            here.load_all()
+            if pause:
+                here.advance(pause - 0.1)
+                self.assertIn(here.request("a").number, here.refused)
+                here.advance(0.1)
+        here.request("a")
+        here.fail("a")
+        here.load_all()
+        self.assertEqual(here.scheduler.troubles()["a"].count, 5)
+        here.unload("a")
+        here.request("a")
+        self.assertEqual(here.spawns, {"a": 6}, "an operator's unload makes a new start")
+        here.fail("a")
+        here.load_all()
+        here.request("a")
+        here.fail("a")
+        here.load_all()
+        here.scheduler.forgiven(["a"])
+        here.request("a")
+        self.assertEqual(here.spawns, {"a": 8})
+
+    def test_one_that_crashes_on_each_first_request_is_left_alone_too(self) -> None:
+        """an image server without its text encoder does that"""
+        here = world()
+        for _ in range(2):
+            ticket = here.request("a")
+            here.load_all()
+            here.crash("a")
+            here.end(ticket)
+            here.load_all()
+        refused = here.request("a")
+        self.assertIsInstance(here.refused[refused.number], KeepsFailing)
+
+    def test_one_that_worked_between_two_crashes_is_not(self) -> None:
+        here = world()
+        for _ in range(5):
+            ticket = here.request("a")
+            here.load_all()
+            here.end(ticket)
+            here.advance(2.0)
+            here.crash("a")
+            here.load_all()
+        self.assertNotIn(here.request("a").number, here.refused)
+
+    def test_success_forgets_failures(self) -> None:
+        here = world()
+        here.request("a")
+        here.fail("a")
+        here.load_all()
+        loaded(here, "a")
+        here.advance(2.0)
+        here.crash("a")
+        here.load_all()
+        self.assertEqual(here.scheduler.troubles()["a"].count, 1)
+        here.request("a")
+        self.assertEqual(here.spawns, {"a": 3})
+
+    def test_an_orderly_end_forgets_a_crash(self) -> None:
+        here = loaded(swapping(), "a")
+        here.crash("a")
+        here.load_all()
+        loaded(here, "a", "b")
+        self.assertEqual(dict(here.scheduler.troubles()), {})
+
+
+class PinTests(SynchronousTestCase):
+    def test_a_pinned_model_is_neither_idle_nor_evicted(self) -> None:
+        here = swapping(a=ModelRules(ttl=3.0))
+        loaded(here, "a")
+        here.pin("a")
+        self.assertEqual(here.idle, {})
+        here.advance(100.0)
+        ticket = here.request("b")
+        error = here.refused[ticket.number]
+        self.assertIsInstance(error, NotReady)
+        self.assertIn("a is kept loaded", str(error))
+        self.assertEqual(here.ready, {"a"})
+
+    def test_a_pin_refuses_those_who_already_wait_for_its_room(self) -> None:
+        here = swapping()
+        here.request("a")
+        here.load_all()
+        ticket = here.request("b")
+        here.pin("a")
+        self.assertIsInstance(here.refused[ticket.number], NotReady)
+
+    def test_an_operator_may_unload_a_pinned_model(self) -> None:
+        here = loaded(swapping(), "a")
+        here.pin("a")
+        here.unload("a")
+        here.request("b")
+        here.load_all()
+        self.assertEqual(here.served, ["b"])
+
+    def test_the_time_of_an_unpinned_model_runs_from_its_last_use(self) -> None:
+        here = world(a=ModelRules(ttl=30.0))
+        loaded(here, "a")
+        here.pin("a")
+        here.advance(20.0)
+        here.pin()
+        self.assertAlmostEqual(here.idle["a"] - here.now, 10.0)
+
+
+class ReloadTests(SynchronousTestCase):
+    def test_an_unchanged_model_is_not_touched(self) -> None:
+        here = world(a=ModelRules(ttl=30.0))
+        loaded(here, "a", "b")
+        due = here.idle["a"]
+        here.advance(5.0)
+        here.retune(here.rules, "b")
+        self.assertEqual(here.idle["a"], due)
+        self.assertEqual(here.stopping, {"b"})
+
+    def test_a_changed_model_finishes_what_it_serves_before_it_goes(self) -> None:
+        here = world()
+        stream = here.request("a")
+        here.load_all()
+        here.retune(here.rules, "a")
+        self.assertEqual(here.stops, [])
+        late = here.request("a")
+        self.assertIn(late.number, here.waiting)
+        here.end(stream)
+        self.assertEqual(here.stops, [Stop(("a",), "reload")])
+        here.load_all()
+        self.assertIn(late.number, here.granted)
+        self.assertEqual(here.spawns, {"a": 2})
+
+    def test_a_load_of_a_changed_model_begins_anew_and_loses_nobody(self) -> None:
+        here = world()
+        ticket = here.request("a")
+        here.retune(here.rules, "a")
+        here.load_all()
+        self.assertIn(ticket.number, here.granted)
+        self.assertEqual(here.spawns, {"a": 2})
+
+    def test_a_removed_model_drains_and_those_who_wait_for_it_are_told(self) -> None:
+        here = swapping()
+        stream = here.request("a")
+        here.load_all()
+        waiting = here.request("b")
+        models = {name: rules for name, rules in here.rules.models.items() if name not in "ab"}
+        here.retune(evolve(here.rules, models=models))
+        self.assertEqual(repr(here.refused[waiting.number]), repr(UnknownModel("b")))
+        self.assertEqual(repr(here.refused[here.request("a").number]), repr(UnknownModel("a")))
+        here.end(stream)
+        here.load_all()
+        self.assertEqual(here.alive, set())
+        self.assertIs(here.scheduler.phase("a"), Phase.COLD)
+
+    def test_another_ttl_counts_from_the_same_moment(self) -> None:
+        here = world(a=ModelRules(ttl=30.0))
+        loaded(here, "a")
+        here.advance(5.0)
+        here.retune(evolve(here.rules, models={**here.rules.models, "a": ModelRules(ttl=8.0)}))
+        self.assertAlmostEqual(here.idle["a"] - here.now, 3.0)
+        here.retune(evolve(here.rules, models={**here.rules.models, "a": ModelRules()}))
+        self.assertEqual(here.idle, {})
+
+
+class EndTests(SynchronousTestCase):
+    def test_everybody_who_waits_is_refused_and_everything_stops(self) -> None:
+        here = swapping()
+        stream = here.request("a")
+        here.load_all()
+        queued = here.request("b")
+        here.perform(here.scheduler.closing(ShuttingDown()))
+        self.assertEqual(repr(here.refused[queued.number]), repr(ShuttingDown()))
+        self.assertEqual(here.stops, [Stop(("a",), "shutdown")])
+        self.assertEqual(repr(here.refused[here.request("a").number]), repr(ShuttingDown()))
+        here.end(stream)
+        here.load_all()
+        self.assertEqual(here.alive, set())
+
+
+class ForecastTests(SynchronousTestCase):
+    def test_it_says_what_a_request_would_do_and_does_nothing(self) -> None:
+        here = swapping()
+        self.assertEqual(here.scheduler.forecast("a").action, "load")
+        ticket = here.request("a")
+        self.assertEqual(here.scheduler.forecast("a").action, "join")
+        here.load_all()
+        self.assertEqual(here.scheduler.forecast("a").action, "serve")
+        queue = here.scheduler.forecast("b")
+        self.assertEqual((queue.action, queue.evicts, queue.waits_for), ("queue", ("a",), ("a",)))
+        here.end(ticket)
+        load = here.scheduler.forecast("b")
+        self.assertEqual((load.action, load.evicts, load.reason), ("load", ("a",), "relation"))
+        here.pin("a")
+        refuse = here.scheduler.forecast("b")
+        self.assertEqual(refuse.action, "refuse")
+        self.assertIn("kept loaded", refuse.reason)
+        self.assertEqual(here.scheduler.forecast("zebra").action, "refuse")
+        self.assertEqual(len(here.swaps), 1)

@@ -1,0 +1,470 @@
+"""A world for the scheduler to act upon: it keeps its own account of processes and requests, and checks each effect.
+
+What is up, who waits and who was granted is written down here from the effects and events alone; nothing is read from
+the scheduler except where a test compares the two accounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from attrs import Factory, define, evolve
+
+from llamaswap.errors import LlamaswapError, ModelUnloaded, QueueFull, StartFailed
+from llamaswap.scheduling.effects import (
+    AbandonSwap,
+    Admit,
+    ArmIdle,
+    ArmPatience,
+    DisarmIdle,
+    DisarmPatience,
+    Effect,
+    Grant,
+    Interrupt,
+    QueuePosition,
+    Reconsider,
+    Refuse,
+    StartSwap,
+    Stop,
+    Suspend,
+    Ticket,
+)
+from llamaswap.scheduling.scheduler import Scheduler
+from llamaswap.scheduling.state import ModelRules, Phase, Rules
+
+
+def pairs(*conflicts: str) -> frozenset[frozenset[str]]:
+    """Pairs from two-letter words: "ab" says that a and b cannot be up together."""
+    return frozenset(frozenset(conflict) for conflict in conflicts)
+
+
+@define(eq=False)
+class Conflicts:
+    """A policy that is a plain relation: whatever conflicts with the target goes."""
+
+    pairs: Collection[frozenset[str]]
+
+    def __call__(self, target: str, running: Sequence[str], /) -> tuple[str, ...]:
+        assert target not in running and list(running) == sorted(running)
+        return tuple(model for model in running if frozenset((target, model)) in self.pairs)
+
+    def explain(self, target: str, running: Sequence[str], /) -> str:
+        return "relation"
+
+
+@define(eq=False)
+class Load:
+    swap: StartSwap
+    awaited: set[str]
+    abandoned: bool = False
+    started: bool = False
+
+
+@define(eq=False)
+class World:
+    """See the module."""
+
+    rules: Rules
+    conflicts: Conflicts
+    now: float = 100.0
+    scheduler: Scheduler = Factory(lambda self: Scheduler(self.rules), takes_self=True)
+    alive: set[str] = Factory(set)
+    ready: set[str] = Factory(set)
+    stopping: set[str] = Factory(set)
+    dozing: set[str] = Factory(set)
+    asleep: set[str] = Factory(set)
+    woken: set[str] = Factory(set)
+    wakes: dict[str, int] = Factory(dict)
+    loads: dict[int, Load] = Factory(dict)
+    waiting: dict[int, Ticket] = Factory(dict)
+    granted: dict[int, Ticket] = Factory(dict)
+    cut: dict[int, Ticket] = Factory(dict)
+    refused: dict[int, LlamaswapError] = Factory(dict)
+    admitted: set[int] = Factory(set)
+    positions: dict[int, int] = Factory(dict)
+    idle: dict[str, float] = Factory(dict)
+    patience: float | None = None
+    reconsider: float | None = None
+    interrupted: list[tuple[int, float, str]] = Factory(list)
+    placed: int = 0
+    late: list[tuple[int, LlamaswapError | None]] = Factory(list)
+    swaps: list[StartSwap] = Factory(list)
+    stops: list[Stop] = Factory(list)
+    sleeps: list[Suspend] = Factory(list)
+    served: list[str] = Factory(list)
+    spawns: dict[str, int] = Factory(dict)
+    outdated: set[str] = Factory(set)
+    last_number: int = 0
+
+    # -- what happens --------------------------------------------------------------------------------------
+
+    def adopt(self, model: str, idle: float = 1.0) -> None:
+        """It was up before everything began, unless that would conflict with what is up."""
+        if model not in self.alive and not self.conflicts(model, sorted(self.alive)):
+            self.alive.add(model)
+            self.ready.add(model)
+            self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now))
+
+    def adopt_asleep(self, model: str, idle: float = 1.0) -> None:
+        """It slept before everything began."""
+        if model not in self.alive | self.asleep and self.rules.models[model].sleeps:
+            self.asleep.add(model)
+            self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now, asleep=True))
+
+    def request(self, model: str, priority: int = 0) -> Ticket:
+        self.last_number += 1
+        ticket = Ticket(self.last_number, model, self.now, priority)
+        self.waiting[ticket.number] = ticket
+        taken = self.scheduler.taken(ticket)
+        if taken is None:
+            effects = self.scheduler.requested(ticket, self.now)
+            assert Grant(ticket) not in effects, "it could have been had at once"
+        else:
+            effects = [*taken, Grant(ticket)]
+        self.perform(effects)
+        if ticket.number in self.waiting:
+            assert ticket.number in self.admitted, "waits without having been admitted"
+        return ticket
+
+    def requests(self, *models: str) -> list[Ticket]:
+        return [self.request(model) for model in models]
+
+    def cancel(self, ticket: Ticket) -> None:
+        self.waiting.pop(ticket.number, None)
+        self.granted.pop(ticket.number, None)
+        self.cut.pop(ticket.number, None)
+        self.perform(self.scheduler.cancelled(ticket, self.now))
+
+    def end(self, ticket: Ticket) -> None:
+        if not self.granted.pop(ticket.number, None):
+            self.cut.pop(ticket.number)
+        self.perform(self.scheduler.served(ticket, self.now))
+
+    def reader_stalled(self, ticket: Ticket, since: float) -> None:
+        self.perform(self.scheduler.reader_stalled(ticket, since, self.now))
+
+    def stopped(self, model: str, may_sleep: bool = True) -> None:
+        """The last process of a stopping model is gone; or it sleeps now, where it was to and does."""
+        self.stopping.remove(model)
+        sleeps = may_sleep and model in self.dozing and model in self.ready | self.woken | self.asleep
+        self.dozing.discard(model)
+        self.woken.discard(model)
+        self.asleep.discard(model)
+        if model in self.alive:
+            self.lose(model)
+        for generation, load in list(self.loads.items()):
+            load.awaited.discard(model)
+            if load.swap.model == model and load.started:
+                # The start was aborted; its result comes late, and not always before other news.
+                self.late.append((generation, ModelUnloaded(model)))
+                del self.loads[generation]
+        if sleeps:
+            self.asleep.add(model)
+            self.perform(self.scheduler.slept(model, self.now))
+        else:
+            self.perform(self.scheduler.gone(model, self.now))
+        self.begin_starts()
+
+    def started(self, generation: int, error: LlamaswapError | None = None) -> None:
+        load = self.loads.pop(generation)
+        assert load.started
+        if error is None:
+            self.woken.discard(load.swap.model)
+            self.ready.add(load.swap.model)
+        # A failed start may leave something behind: it takes up room until it has been stopped.
+        self.perform(self.scheduler.swap_finished(generation, error, self.now))
+
+    def load_all(self) -> None:
+        """Everything that is stopping stops and everything that starts becomes ready, until all is quiet."""
+        while self.stopping or self.startable():
+            for model in sorted(self.stopping):
+                self.stopped(model)
+            for generation in self.startable():
+                self.started(generation)
+
+    def load_until_starting(self, model: str) -> None:
+        """Everything in the way of a model's start stops; the start itself is left to be told how it ends."""
+        while model not in self.alive or model in self.stopping:
+            self.stopped(min(self.stopping))
+
+    def startable(self) -> list[int]:
+        return [generation for generation, load in self.loads.items() if load.started and self.up(load.swap.model)]
+
+    def up(self, model: str) -> bool:
+        return model in self.alive and model not in self.stopping
+
+    def fail(self, model: str) -> None:
+        [generation] = [each for each in self.startable() if self.loads[each].swap.model == model]
+        self.started(generation, StartFailed(model, "upstream command exited prematurely", 7))
+
+    def crash(self, model: str) -> None:
+        assert model in self.ready
+        self.lose(model)
+        self.alive.add(model)  # its leftovers, until they are cleared up
+        self.perform(self.scheduler.exited(model, self.now))
+
+    def die_asleep(self, model: str) -> None:
+        """A sleeping process ends, or one on its way there."""
+        if self.begun(model):
+            # It was asked for again meanwhile: its start comes anyway, a cold one, and nobody is told that it sleeps.
+            self.asleep.discard(model)
+            self.dozing.discard(model)
+            self.perform(self.scheduler.exited(model, self.now))
+        elif model in self.dozing and model in self.ready:
+            self.perform(self.scheduler.exited(model, self.now))
+            assert model not in self.dozing
+        elif model in self.asleep:
+            self.perform(self.scheduler.exited(model, self.now))
+            assert model in self.stopping
+
+    def deliver_late(self) -> None:
+        late, self.late = self.late, []
+        for generation, error in late:
+            self.perform(self.scheduler.swap_finished(generation, error, self.now))
+
+    def unload(self, *models: str) -> None:
+        self.perform(self.scheduler.unload_asked(models, self.now))
+        assert not [ticket for ticket in self.waiting.values() if ticket.model in models]
+        assert not [model for model in models if self.up(model)]
+        assert not set(models) & (self.dozing | self.asleep - self.stopping)
+
+    def retune(self, rules: Rules, *stale: str) -> None:
+        self.rules = rules
+        old = {*stale, *(model for model in self.alive | self.asleep if model not in rules.models)}
+        loading = [load for load in self.loads.values() if load.swap.model in old]
+        self.outdated |= old & self.ready - self.stopping
+        self.perform(self.scheduler.retuned(rules, stale, self.now))
+        assert all(load.abandoned for load in loading), "an outdated load goes on"
+        old.update(stale)
+        assert not old & (self.dozing | self.asleep - self.stopping), "an outdated one sleeps on"
+        assert not [ticket for ticket in self.waiting.values() if ticket.model not in rules.models]
+
+    def pin(self, *models: str) -> None:
+        self.retune(evolve(self.rules, pinned=frozenset(models)))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; timers go off in their order."""
+        until = self.now + seconds
+        while True:
+            timers: list[tuple[float, str, Callable[[], None]]] = [
+                (at, model, self._idle_fires(model)) for model, at in self.idle.items()
+            ]
+            if self.patience is not None:
+                timers.append((self.patience, "", self._patience_fires))
+            if self.reconsider is not None:
+                timers.append((self.reconsider, "", self._reconsiders))
+            due = [timer for timer in timers if timer[0] <= until]
+            if not due:
+                break
+            at, _, fire = min(due, key=lambda timer: timer[:2])
+            self.now = max(self.now, at)
+            fire()
+        self.now = until
+
+    def _idle_fires(self, model: str) -> Callable[[], None]:
+        def fire() -> None:
+            del self.idle[model]
+            self.perform(self.scheduler.idle_expired(model, self.now))
+
+        return fire
+
+    def _reconsiders(self) -> None:
+        self.reconsider = None
+        self.perform(self.scheduler.reconsidered(self.now))
+
+    def _patience_fires(self) -> None:
+        self.patience = None
+        self.perform(self.scheduler.patience_expired(self.now))
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def lose(self, model: str) -> None:
+        self.alive.discard(model)
+        self.outdated.discard(model)
+        self.ready.discard(model)
+        for number, ticket in list(self.granted.items()):
+            if ticket.model == model:
+                self.cut[number] = self.granted.pop(number)
+
+    def begin_starts(self) -> None:
+        """A supervisor starts a model once all it waits for has gone, its own former process included."""
+        for generation, load in list(self.loads.items()):
+            if load.awaited or load.started:
+                continue
+            if load.abandoned:
+                del self.loads[generation]
+            elif load.swap.model not in self.stopping:
+                model = load.swap.model
+                rivals = [other for other in self.alive if frozenset((model, other)) in self.conflicts.pairs]
+                assert not rivals, f"{model} starts while {rivals} are up"
+                assert model not in self.alive, f"a second process of {model}"
+                self.alive.add(model)
+                if model in self.asleep:
+                    self.asleep.discard(model)
+                    self.woken.add(model)
+                    self.wakes[model] = self.wakes.get(model, 0) + 1
+                else:
+                    self.spawns[model] = self.spawns.get(model, 0) + 1
+                load.started = True
+
+    def serving(self, model: str) -> list[int]:
+        return [number for number, ticket in self.granted.items() if ticket.model == model]
+
+    # -- effects -------------------------------------------------------------------------------------------
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Admit):
+                assert effect.ticket.number in self.waiting
+                self.admitted.add(effect.ticket.number)
+            elif isinstance(effect, Grant):
+                self.check_grant(effect.ticket)
+            elif isinstance(effect, Refuse):
+                assert self.waiting.pop(effect.ticket.number, None), "refused, but did not wait"
+                self.positions.pop(effect.ticket.number, None)
+                self.refused[effect.ticket.number] = effect.error
+                if isinstance(effect.error, QueueFull):
+                    rivals = [one for one in self.waiting.values() if one.model == effect.ticket.model]
+                    # More than the bound may wait already: a reload can lower it, or take an explicit limit away.
+                    assert len(rivals) >= self.rules.max_queue, "the queue is not full"
+            elif isinstance(effect, QueuePosition):
+                assert effect.ticket.number in self.waiting
+                self.positions[effect.ticket.number] = effect.position
+                self.placed += 1
+            elif isinstance(effect, StartSwap):
+                self.check_swap(effect)
+            elif isinstance(effect, AbandonSwap):
+                load = self.loads.get(effect.generation)
+                if load is not None:
+                    load.abandoned = True
+            elif isinstance(effect, Stop):
+                self.check_stop(effect)
+            elif isinstance(effect, Suspend):
+                self.check_sleep(effect)
+            elif isinstance(effect, Interrupt):
+                assert effect.ticket.number in self.granted, "interrupted, but not served"
+                rivals = [one for one in self.waiting.values() if one.model == effect.waiting]
+                assert rivals, "interrupted, but no other request waits"
+                assert effect.seconds >= self.rules.stalled_reader > 0, "interrupted too early"
+                self.interrupted.append((effect.ticket.number, effect.seconds, effect.waiting))
+            elif isinstance(effect, ArmIdle):
+                assert effect.model in self.ready | self.asleep and not self.serving(effect.model)
+                self.idle[effect.model] = self.now + effect.seconds
+            elif isinstance(effect, DisarmIdle):
+                self.idle.pop(effect.model, None)
+            elif isinstance(effect, ArmPatience):
+                self.patience = self.now + effect.seconds
+            elif isinstance(effect, DisarmPatience):
+                self.patience = None
+            elif isinstance(effect, Reconsider):
+                assert self.reconsider is None, "told twice"
+                self.reconsider = self.now + effect.seconds
+        self.begin_starts()
+
+    def check_grant(self, ticket: Ticket) -> None:
+        assert self.waiting.pop(ticket.number, None), "granted, but did not wait"
+        self.positions.pop(ticket.number, None)
+        assert ticket.model in self.ready and self.up(ticket.model), f"granted {ticket.model}, which is not ready"
+        assert ticket.model not in self.outdated, "granted on an outdated process"
+        assert ticket.model not in self.idle, "granted with the idle timer running"
+        for other in self.waiting.values():
+            impatient = other.since + self.rules.patience_of(other)
+            rivals = frozenset((other.model, ticket.model)) in self.conflicts.pairs
+            assert not (rivals and impatient < ticket.since), (
+                f"{ticket} overtakes {other}, which has waited long enough"
+            )
+        self.granted[ticket.number] = ticket
+        self.served.append(ticket.model)
+
+    def check_swap(self, swap: StartSwap) -> None:
+        assert swap.model not in swap.evict
+        for victim in swap.evict:
+            assert not self.serving(victim) or victim in self.stopping, f"busy {victim} evicted for {swap.model}"
+            assert victim not in self.rules.pinned or not self.up(victim), f"pinned {victim} evicted"
+            # One that goes from its sleep and was asked for again meanwhile counts as being there until it is gone.
+            rests = victim in self.asleep and victim not in self.stopping and not self.begun(victim)
+            assert not rests, f"{victim}, which takes up no room, evicted"
+            if self.up(victim) and victim in self.ready and self.may_sleep(victim):
+                assert victim in swap.sleep, f"{victim} is stopped, but could sleep"
+        assert all(victim in self.stopping or self.may_sleep(victim) for victim in swap.sleep)
+        assert not any(load.swap.model == swap.model and not load.abandoned for load in self.loads.values()), (
+            f"two loads of {swap.model} at once"
+        )
+        self.swaps.append(swap)
+        self.loads[swap.generation] = Load(swap, set(swap.evict))
+        self.dozing = self.dozing - (set(swap.evict) - swap.sleep) | swap.sleep - self.stopping
+        self.stopping.update(swap.evict)
+
+    def begun(self, model: str) -> bool:
+        """Whether a load of it is under way, or was until just now."""
+        return any(load.swap.model == model for load in self.loads.values())
+
+    def may_sleep(self, model: str) -> bool:
+        return model in self.rules.models and self.rules.models[model].sleeps and model not in self.outdated
+
+    def check_sleep(self, sleep: Suspend) -> None:
+        self.sleeps.append(sleep)
+        for model in sleep.models:
+            assert model not in self.idle, f"{model} goes to sleep with its idle timer running"
+            assert model not in self.rules.pinned
+            if model in self.stopping:
+                continue  # it goes on as it goes: what was to sleep is its next process, which never began
+            assert (self.up(model) or self.begun(model)) and self.may_sleep(model) and not self.serving(model)
+            self.stopping.add(model)
+            self.dozing.add(model)
+
+    def check_stop(self, stop: Stop) -> None:
+        self.stops.append(stop)
+        for model in stop.models:
+            if stop.why == "idle":
+                assert not self.serving(model), f"{model} stopped as idle while it serves"
+                assert model not in self.rules.pinned
+                assert model in self.asleep or not self.may_sleep(model), f"{model} stopped, but could sleep"
+            if stop.why == "asleep":
+                assert model in self.asleep and model not in self.rules.pinned
+            if stop.why == "reload":
+                assert not self.serving(model), f"{model} restarted while it serves"
+            assert model not in self.idle, f"{model} stops with its idle timer running"
+            self.stopping.add(model)
+            self.dozing.discard(model)
+
+    # -- invariants ----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """What holds between any two events."""
+        for pair in self.conflicts.pairs:
+            assert not pair <= self.alive, f"{sorted(pair)} are up together"
+        settled = self.asleep - self.stopping
+        for model in settled:
+            phase = self.scheduler.phase(model)
+            loading = any(load.swap.model == model and not load.abandoned for load in self.loads.values())
+            assert phase is (Phase.LOADING if loading else Phase.ASLEEP), f"{model} sleeps and is {phase}"
+        if self.rules.max_asleep:
+            settled -= {load.swap.model for load in self.loads.values()}
+            kept = len(settled & self.rules.pinned)
+            assert len(settled) <= max(self.rules.max_asleep, kept), f"{sorted(settled)} sleep"
+        if self.waiting:
+            moving = self.stopping or self.granted or self.loads or self.late
+            assert moving, f"{sorted(self.waiting)} wait and nothing moves"
+        for model in set("abcde"):
+            books = [*self.waiting.values(), *self.granted.values(), *self.cut.values()]
+            held = sum(ticket.model == model for ticket in books)
+            assert self.scheduler.held(model) == held, f"{model}: {self.scheduler.held(model)} held, not {held}"
+            assert self.scheduler.serving(model) in (0, len(self.serving(model)))
+            limit = self.rules.models[model].limit if model in self.rules.models else 0
+            assert not limit or held <= limit
+        queued = [ticket.number for ticket in self.scheduler.queued()]
+        assert [self.positions[number] for number in queued] == list(range(1, len(queued) + 1))
+
+
+def world(*conflicts: str, models: str = "abcde", patience: float = 10.0, **rules: ModelRules) -> World:
+    """A world of one-letter models, all quick and unlimited unless told otherwise."""
+    relation = Conflicts(pairs(*conflicts))
+    known = {model: rules.get(model, ModelRules()) for model in models}
+    return World(Rules(known, relation, patience), relation)
+
+
+def swapping(models: str = "abcde", patience: float = 10.0, **rules: ModelRules) -> World:
+    """A world in which only one model may be up at a time."""
+    conflicts = [one + other for one in models for other in models if one < other]
+    return world(*conflicts, models=models, patience=patience, **rules)

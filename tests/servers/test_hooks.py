@@ -1,0 +1,213 @@
+"""What is done when models come and go: commands and URLs, waited for or not, and never in the way."""
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Config, Model
+from llamaswap.config.schema import HookSettings
+from llamaswap.errors import ModelUnloaded
+from llamaswap.events import EventBus, StateChanged, SwapEnded
+from llamaswap.routing.router import Router
+from llamaswap.servers.hooks import HookedSupervisor, HookRunner
+from tests.doubles import FakeFleet
+
+
+class Inner:
+    """As much of a supervisor as is asked here."""
+
+    def __init__(self, state="stopped"):
+        self.state = state
+        self.calls = []
+
+    def ensure_ready(self):
+        self.calls.append("ensure_ready")
+        return succeed("endpoint")
+
+    def stop(self, grace=None):
+        self.calls.append(("stop", grace))
+        return succeed(None)
+
+
+class HookedTests(SynchronousTestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.posted = []
+        self.answers = []
+
+    def runner(self, **hooks):
+        def post(url, document):
+            self.posted.append((url, document))
+            self.answers.append(Deferred())
+            return self.answers[-1]
+
+        return HookRunner(self.clock, lambda: HookSettings(**hooks), {}, post)
+
+    def hooked(self, inner, **hooks):
+        return HookedSupervisor(inner, "owl", self.runner(**hooks))
+
+    def test_without_hooks_it_is_the_supervisor_itself(self):
+        inner = Inner()
+        hooked = self.hooked(inner)
+        self.assertEqual(self.successResultOf(hooked.ensure_ready()), "endpoint")
+        self.successResultOf(hooked.stop(3.0))
+        self.assertEqual(inner.calls, ["ensure_ready", ("stop", 3.0)])
+
+    def test_a_start_waits_for_before_load(self):
+        inner = Inner()
+        starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
+        self.assertEqual(inner.calls, [])
+        self.assertEqual(self.posted, [("http://x/a", b'{"event": "before_load", "model": "owl", "error": ""}')])
+        self.answers[0].callback(None)
+        self.assertEqual(self.successResultOf(starting), "endpoint")
+
+    def test_it_is_known_whether_a_hook_is_under_way(self):
+        runner = self.runner(after_ready=("http://x/a", "http://x/b", "/no/such 'command"), timeout=5.0)
+        runner.run("after_ready", "owl")
+        self.assertTrue(runner.busy)
+        self.answers[0].callback(None)
+        self.assertTrue(runner.busy)
+        self.clock.advance(5)
+        self.assertFalse(runner.busy)
+
+    def test_a_hook_that_takes_too_long_is_not_waited_for(self):
+        inner = Inner()
+        starting = self.hooked(inner, before_load=("http://x/a",), timeout=5.0).ensure_ready()
+        self.clock.advance(5)
+        self.assertEqual(self.successResultOf(starting), "endpoint")
+
+    def test_a_hook_that_fails_changes_nothing(self):
+        inner = Inner()
+        starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
+        self.answers[0].errback(OSError("refused"))
+        self.assertEqual(self.successResultOf(starting), "endpoint")
+
+    def test_a_hook_that_cannot_even_be_read_keeps_no_server_from_being_stopped(self):
+        """The router would take it for gone, and load the next one beside it."""
+        for entry in ("echo 'unclosed", "", "no-such-program \0"):
+            inner = Inner("ready")
+            self.successResultOf(self.hooked(inner, before_unload=(entry,)).stop(3.0))
+            self.assertEqual(inner.calls, [("stop", 3.0)])
+
+    def test_a_model_that_is_unloaded_while_its_hook_runs_is_not_started(self):
+        inner = Inner()
+        hooked = self.hooked(inner, before_load=("http://x/a",))
+        starting = hooked.ensure_ready()
+        self.successResultOf(hooked.stop())
+        self.answers[0].callback(None)
+        self.failureResultOf(starting, ModelUnloaded)
+        self.assertNotIn("ensure_ready", inner.calls)
+
+    def test_a_server_that_is_ready_already_needs_no_hook(self):
+        inner = Inner("ready")
+        self.successResultOf(self.hooked(inner, before_load=("http://x/a",)).ensure_ready())
+        self.assertEqual(self.posted, [])
+
+    def test_a_stop_waits_for_before_unload_only_where_something_answers(self):
+        for state, asked in (("ready", 1), ("starting", 1), ("stopped", 1)):
+            inner = Inner(state)
+            stopping = self.hooked(inner, before_unload=("http://x/a",)).stop(2.0)
+            if state == "ready":
+                self.assertEqual(inner.calls, [])
+                self.answers[0].callback(None)
+            self.successResultOf(stopping)
+            self.assertEqual((inner.calls, len(self.posted)), ([("stop", 2.0)], asked))
+
+    def test_the_others_follow_the_news(self):
+        bus = EventBus(lambda error: None)
+        self.runner(after_ready=("http://x/r",), after_unload=("http://x/u",), on_failure=("http://x/f",)).listen(bus)
+        bus.publish(StateChanged("owl", "stopped", "starting"))
+        bus.publish(StateChanged("owl", "starting", "ready"))
+        bus.publish(StateChanged("owl", "stopping", "stopped"))
+        bus.publish(SwapEnded(1, "owl", None, 0.0))
+        bus.publish(SwapEnded(2, "owl", "exited", 0.0))
+        self.assertEqual([url for url, _ in self.posted], ["http://x/r", "http://x/u", "http://x/f"])
+        self.assertIn(b'"error": "exited"', self.posted[-1][1])
+
+
+class MeanwhileTests(SynchronousTestCase):
+    """Between the wish that a server goes and its going there is the hook."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.fleet = FakeFleet(self.clock)
+        self.asked = []
+
+    def post(self, url, document):
+        self.asked.append((url, Deferred()))
+        return self.asked[-1][1]
+
+    def answer(self, url):
+        [(told, answer)] = self.asked
+        self.assertEqual(told, url)
+        self.asked.clear()
+        answer.callback(None)
+        self.settle()
+
+    def settle(self):
+        self.clock.pump([0.0] * 12)
+
+    def router(self, **hooks):
+        runner = HookRunner(self.clock, lambda: HookSettings(**hooks), {}, self.post)
+        config = Config(models={"owl": Model("owl", cmd="serve owl")})
+        supervise = lambda model, listener: HookedSupervisor(self.fleet(model, listener), model.id, runner)
+        router = Router(config, supervise, self.clock, EventBus(lambda error: None))
+        router.load("owl")
+        self.settle()
+        if "before_load" in hooks:
+            self.answer(*hooks["before_load"])
+        return router
+
+    def test_a_request_that_comes_while_before_unload_runs_does_not_get_the_server_that_goes(self):
+        router = self.router(before_unload=("http://x/u",))
+        router.unload()
+        acquisition = router.request("owl")
+        self.settle()
+        self.assertNoResult(acquisition.granted)
+        self.answer("http://x/u")
+        lease = self.successResultOf(acquisition.granted)
+        self.assertEqual((lease.lost, self.fleet["owl"].state, self.fleet["owl"].spawned), (False, "ready", 2))
+        lease.release()
+        self.assertIsNotNone(router.lease("owl"))
+
+    def test_it_is_woken_where_it_was_put_to_sleep(self):
+        self.router(before_unload=("http://x/u",))
+        runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), {}, self.post)
+        hooked = HookedSupervisor(self.fleet["owl"], "owl", runner)
+        asleep, ready = hooked.sleep(3.0), hooked.ensure_ready()
+        self.settle()
+        self.assertNoResult(ready)
+        self.answer("http://x/u")
+        self.successResultOf(asleep)
+        self.successResultOf(ready)
+        self.assertEqual((self.fleet["owl"].wakes, self.fleet["owl"].spawned), (1, 1))
+
+    def test_its_start_waits_for_before_load_as_any_other(self):
+        router = self.router(before_unload=("http://x/u",), before_load=("http://x/l",))
+        router.unload()
+        acquisition = router.request("owl")
+        self.settle()
+        self.answer("http://x/u")
+        self.assertNoResult(acquisition.granted)
+        self.answer("http://x/l")
+        self.assertFalse(self.successResultOf(acquisition.granted).lost)
+
+    def test_a_server_that_is_unloaded_twice_has_its_hook_run_once(self):
+        router = self.router(before_unload=("http://x/u",))
+        gone = [router.unload(), router.unload()]
+        self.settle()
+        self.answer("http://x/u")
+        for one in gone:
+            self.successResultOf(one)
+        self.assertEqual(self.fleet["owl"].state, "stopped")
+
+    def test_who_came_while_before_unload_ran_is_told_of_the_unload_that_came_later(self):
+        router = self.router(before_unload=("http://x/u",))
+        router.unload()
+        acquisition = router.request("owl")
+        self.settle()
+        gone = router.unload()
+        self.failureResultOf(acquisition.granted, ModelUnloaded)
+        self.answer("http://x/u")
+        self.successResultOf(gone)
+        self.assertEqual((self.fleet["owl"].state, self.fleet["owl"].spawned), ("stopped", 1))

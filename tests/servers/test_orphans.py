@@ -1,0 +1,281 @@
+"""The record of children, its sweep, and our side of the keeper."""
+
+import json
+import os
+from pathlib import Path
+
+from twisted.logger import capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.servers.guardian import ChildTable
+from llamaswap.servers.orphans import REVIVALS, ChildRecordFile, GuardianClient, read, sweep
+from llamaswap.servers.spawn import ChildRecord
+from tests.servers.doubles import KILL, TERM, World
+
+
+class RecordTests(SynchronousTestCase):
+    def setUp(self):
+        self.world = World()
+        self.path = Path(self.mktemp()) / "children.json"
+
+    def left_behind(self, **fields):
+        """A server of an earlier run, with its line in the record."""
+        server = self.world.new(mark="old.1", **fields)
+        self.write([ChildRecord(server.pid, server.start, "old.1", "kiwi", 5800)])
+        return server
+
+    def write(self, births, pid=999999, start=1, boot="boot"):
+        record = ChildRecordFile(self.path, self.world, boot)
+        for birth in births:
+            record.started(birth)
+        document = json.loads(self.path.read_text())
+        self.path.write_text(json.dumps({**document, "pid": pid, "start": start}))
+
+    def sweep(self, boot="boot", lost=0):
+        swept = sweep(self.path, self.world.clock, boot=boot, kernel=self.world, lost=lost)
+        for _ in range(500):
+            self.world.clock.advance(0.02)
+        return self.successResultOf(swept)
+
+    def test_children_are_written_and_struck_out(self):
+        record = ChildRecordFile(self.path, self.world, "boot")
+        one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
+        record.started(one)
+        record.started(two)
+        record.gone(one)
+        self.assertEqual(read(self.path, "boot", self.world), [two])
+        self.assertEqual(self.path.parent.stat().st_mode & 0o777, 0o700)
+        self.assertEqual(os.listdir(self.path.parent), ["children.json"])
+
+    def test_a_failing_disk_does_not_fail_a_start(self):
+        blocked = Path(self.mktemp())
+        blocked.write_text("a file")
+        ChildRecordFile(blocked / "children.json", self.world, "boot").started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+
+    def test_an_orphan_is_ended_politely_first(self):
+        server = self.left_behind(term_after=0.5)
+        (swept,) = self.sweep()
+        self.assertEqual((swept.birth.model, swept.gone, server.signals), ("kiwi", True, [TERM]))
+
+    def test_an_orphan_that_ignores_term_is_killed(self):
+        server = self.left_behind(term_after=None)
+        self.assertTrue(self.sweep()[0].gone)
+        self.assertEqual(server.signals, [TERM, KILL])
+
+    def test_an_orphan_that_survives_kill_is_reported(self):
+        self.left_behind(term_after=None, kill_after=None)
+        self.assertFalse(self.sweep()[0].gone)
+
+    def test_descendants_of_a_dead_leader_are_found_by_their_mark(self):
+        server = self.left_behind()
+        worker = self.world.orphan(server, term_after=None)
+        server.alive = False
+        self.assertTrue(self.sweep()[0].gone)
+        self.assertFalse(worker.alive)
+
+    def test_a_stranger_with_the_same_number_is_left_alone(self):
+        server = self.left_behind()
+        server.alive = False
+        stranger = self.world.new(pid=server.pid, group=server.pid, start=server.start + 5)
+        member = self.world.orphan(stranger)
+        self.assertEqual(self.sweep(), [])
+        self.assertEqual((stranger.signals, member.signals), ([], []))
+
+    def test_another_run_of_the_kernel_means_nothing_here(self):
+        server = self.left_behind()
+        self.assertEqual(self.sweep(boot="another"), [])
+        self.assertTrue(server.alive)
+
+    def test_children_of_a_proxy_that_lives_are_no_orphans(self):
+        proxy = self.world.new()
+        server = self.world.new(mark="old.1")
+        self.write([ChildRecord(server.pid, server.start, "old.1", "kiwi", 5800)], proxy.pid, proxy.start)
+        self.assertEqual(self.sweep(), [])
+        self.assertTrue(server.alive)
+
+    def test_children_that_their_own_proxy_knows_nothing_of_any_more_are(self):
+        """A process that became another program, and the state it should have got could not be read."""
+        proxy = self.world.new()
+        server = self.world.new(mark="old.1")
+        self.write([ChildRecord(server.pid, server.start, "old.1", "kiwi", 5800)], proxy.pid, proxy.start)
+        self.assertTrue(self.sweep(lost=proxy.pid)[0].gone)
+        self.assertFalse(server.alive)
+
+    def refused(self, server):
+        """A sweep refuses the record: no process is signalled, and the log says what is wrong."""
+        with capturedLogs() as events:
+            self.assertEqual(self.sweep(), [])
+        self.assertTrue(server.alive)
+        self.assertEqual(server.signals, [])
+        [event] = events
+        return formatEvent(event)
+
+    def test_process_named_in_a_state_folder_that_others_may_write_to_is_not_ended(self):
+        server = self.left_behind()
+        self.path.parent.chmod(0o777)
+        self.assertIn(f"{self.path.parent} can be written by other users", self.refused(server))
+
+    def test_process_named_in_a_record_that_others_may_write_to_is_not_ended(self):
+        server = self.left_behind()
+        self.path.chmod(0o666)
+        self.assertIn("chmod go-w", self.refused(server))
+
+    def test_process_named_in_a_record_behind_a_link_is_not_ended(self):
+        server = self.left_behind()
+        elsewhere = Path(self.mktemp())
+        self.path.rename(elsewhere)
+        self.path.symlink_to(elsewhere.resolve())
+        self.assertIn("is a link; delete it", self.refused(server))
+
+    def test_file_behind_a_link_where_the_record_goes_is_not_overwritten(self):
+        victim = Path(self.mktemp())
+        victim.write_text("precious")
+        self.path.parent.mkdir(mode=0o700)
+        for name in (self.path.name, f"{self.path.name}.{os.getpid()}", f"{self.path.name}.{os.getpid()}.new"):
+            (self.path.parent / name).symlink_to(victim.resolve())
+        ChildRecordFile(self.path, self.world, "boot").started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.assertEqual(victim.read_text(), "precious")
+        self.assertFalse(self.path.is_symlink())
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+
+    def test_record_is_not_written_to_a_state_folder_that_others_may_write_to(self):
+        self.path.parent.mkdir()
+        self.path.parent.chmod(0o777)
+        with capturedLogs() as events:
+            ChildRecordFile(self.path, self.world, "boot").started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.assertEqual(os.listdir(self.path.parent), [])
+        self.assertIn("remove their right with chmod go-w, or delete it", formatEvent(events[0]))
+
+    def test_a_broken_or_missing_record_is_no_orphans(self):
+        self.assertEqual(self.sweep(), [])
+        self.path.parent.mkdir(mode=0o700)
+        for text in ("", "{}", "[1]", '{"children": [{}]}', "\x00"):
+            self.path.write_text(text)
+            self.assertEqual(self.sweep(), [])
+
+
+class Pipe:
+    def __init__(self, descriptor):
+        self.fileno = lambda: descriptor
+
+
+class KeeperTests(SynchronousTestCase):
+    def setUp(self):
+        self.world = World()
+        self.keeper = GuardianClient(self.world, {})
+
+    def direct(self, process, room=1 << 16):
+        """What writes to the pipe itself, as long as there is room."""
+
+        def write(descriptor, data):
+            nonlocal room
+            if not room:
+                raise BlockingIOError
+            taken = data[:room]
+            room -= len(taken)
+            process.written += taken
+            return len(taken)
+
+        return write
+
+    def births(self, process):
+        book = ChildTable()
+        for line in process.words[process.words.index("-c") + 2 :]:
+            book.read(line.encode() + b"\n")
+        book.read(process.written)
+        return book.children
+
+    def test_it_starts_with_the_first_child_and_knows_all_that_live(self):
+        self.assertEqual(self.world.processes, [])
+        one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
+        self.keeper.started(one)
+        self.keeper.started(two)
+        self.keeper.gone(one)
+        self.assertEqual(len(self.world.processes), 1)
+        self.assertEqual(self.births(self.world.processes[0]), {8: (80, "m.2")})
+
+    def test_a_killed_keeper_is_replaced_and_told_everything_a_bounded_number_of_times(self):
+        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        for _ in range(REVIVALS + 3):
+            last = self.world.processes[-1]
+            last.die(-9)
+            self.world.clock.advance(0.1)
+        self.assertEqual(len(self.world.processes), REVIVALS + 1)
+        self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1")})
+
+    def test_a_new_keeper_knows_every_child_from_its_first_moment(self):
+        """Killed before we could write a line to it, we must have left it all there is to know."""
+        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.keeper.started(ChildRecord(8, 80, "m.2", "plum", None))
+        self.world.processes[-1].die(-9)
+        self.world.clock.advance(0.1)
+        self.assertEqual(len(self.world.processes), 2)
+        self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1"), 8: (80, "m.2")})
+        self.assertEqual(self.world.processes[-1].written, b"")
+
+    def test_one_that_was_handed_over_is_told_of_every_child_and_not_started_again(self):
+        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        process = self.world.processes[0]
+        process.pipes = {0: Pipe(33)}
+        self.assertEqual(self.keeper.handover(), (process.pid, 33))
+        adopted = []
+
+        def adoption(reactor, pid, protocol, *, reading, writing):
+            adopted.append((pid, reading, writing))
+            protocol.makeConnection(process)
+            return process
+
+        later = GuardianClient(self.world, {}, adoption, self.direct(process))
+        self.assertIsNone(later.handover())
+        later.adopt(process.pid, 33)
+        later.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        later.started(ChildRecord(8, 80, "m.2", "plum", None))
+        self.assertEqual(adopted, [(process.pid, {}, {0: 33})])
+        self.assertEqual((len(self.world.processes), later.pid), (1, process.pid))
+        self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
+
+    def piped(self):
+        """A keeper whose pipe is at hand, and its process."""
+        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        process = self.world.processes[0]
+        process.pipes = {0: Pipe(33)}
+
+        def adoption(reactor, pid, protocol, *, reading, writing):
+            protocol.makeConnection(process)
+            return process
+
+        keeper = GuardianClient(self.world, {}, adoption)
+        keeper.adopt(process.pid, 33)
+        return keeper, process
+
+    def test_it_is_told_without_a_turn_of_the_reactor(self):
+        """Killed in the moment after a start, we must not take the news with us in a buffer."""
+        keeper, process = self.piped()
+        told, write = [], self.direct(process)
+        keeper.write = lambda pipe, data: told.append((pipe, write(pipe, data))) or told[-1][1]
+        keeper.started(ChildRecord(8, 80, "m.2", "plum", None))
+        self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
+        self.assertEqual(told, [(33, len("+ 8 80 m.2\n"))])
+
+    def test_a_full_pipe_keeps_the_order(self):
+        keeper, process = self.piped()
+        keeper.write = self.direct(process, room=4)
+        keeper.started(ChildRecord(8, 80, "m.2", "plum", None))
+        keeper.write = lambda *_: self.fail("overtook what waits")
+        keeper.gone(ChildRecord(8, 80, "m.2", "plum", None))
+        self.assertEqual(self.births(process), {7: (70, "m.1")})
+
+    def test_closing_ends_it_and_it_is_not_replaced(self):
+        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.keeper.close()
+        process = self.world.processes[0]
+        self.assertTrue(process.stdin_closed)
+        process.die(0)
+        self.world.clock.advance(0.1)
+        self.assertEqual(len(self.world.processes), 1)
+
+    def test_lines_may_come_in_pieces(self):
+        book = ChildTable()
+        for piece in (b"+ 7 7", b"0 m.1\n+ 8 80", b" m.2\n- 7\n+ 9"):
+            book.read(piece)
+        self.assertEqual(book.children, {8: (80, "m.2")})

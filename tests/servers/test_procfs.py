@@ -1,0 +1,106 @@
+"""What the kernel tells about ourselves and about ports of our own."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.servers import procfs
+
+
+class ProcessTests(SynchronousTestCase):
+    def setUp(self):
+        if not procfs.available():
+            self.skipTest("needs /proc")
+
+    def test_our_own_process_is_known(self):
+        me = procfs.stat(os.getpid())
+        self.assertEqual(
+            (me.pid, me.parent, me.group, me.session), (os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0))
+        )
+        self.assertFalse(me.dead)
+        self.assertIn(me.pid, [one.pid for one in procfs.everyone()])
+
+    def test_a_process_that_is_not_there_is_none(self):
+        self.assertIsNone(procfs.stat(2**22 + 1))
+        self.assertIsNone(procfs.mark_of(2**22 + 1))
+        self.assertIsNone(procfs.sockets(2**22 + 1))
+
+    def test_a_group_whose_number_was_given_away_has_no_members_of_ours(self):
+        # A group of our own: the leader of the one we run in may be gone, as behind a shell that went on.
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self.addCleanup(child.communicate)
+        leader = procfs.stat(child.pid)
+        self.assertIn(child.pid, [one.pid for one in procfs.members(child.pid, leader.start, "no-such-mark")])
+        self.assertEqual(procfs.members(child.pid, leader.start - 1, "no-such-mark"), [])
+
+    def test_descendants_are_found_through_their_living_parents(self):
+        code = (
+            "import subprocess, sys\n"
+            "inner = subprocess.Popen([sys.executable, '-I', '-S', '-c', 'import sys; sys.stdin.read()'])\n"
+            "print(inner.pid, flush=True)\n"
+            "inner.wait()\n"
+        )
+        child = subprocess.Popen([sys.executable, "-I", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(child.communicate)
+        inner = int(child.stdout.readline())
+        found = procfs.descendants(child.pid)
+        if found is None:
+            self.skipTest("a kernel that does not tell of children")
+        self.assertEqual([one.pid for one in found], [inner])
+        self.assertEqual([one.parent for one in found], [child.pid])
+        self.assertEqual(procfs.descendants(2**22 + 1), [])
+
+    def test_who_listens_is_known_by_the_sockets_it_holds(self):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            port = listener.getsockname()[1]
+            self.assertTrue(procfs.listening(port) & procfs.sockets(os.getpid()))
+            self.assertEqual(procfs.holder(port).pid, os.getpid())
+            self.assertIn(port, procfs.ports_of({os.getpid()}))
+        self.assertIsNone(procfs.holder(port))
+
+    def test_both_ways_to_ask_for_listeners_agree(self):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            mine = [one for one in procfs._listeners() if one[0] == listener.getsockname()[1]]
+            self.assertEqual(len(mine), 1)
+            self.assertIn(mine[0], procfs._listeners_in_proc())
+
+
+class PortTests(SynchronousTestCase):
+    def bound(self, *options):
+        made = socket.socket()
+        self.addCleanup(made.close)
+        for option in options:
+            made.setsockopt(socket.SOL_SOCKET, option, 1)
+        made.bind(("127.0.0.1", 0))
+        return made, made.getsockname()[1]
+
+    def test_a_free_port_is_free(self):
+        self.assertFalse(procfs.taken("127.0.0.1", procfs.free_port("127.0.0.1")))
+
+    def test_a_listener_that_would_share_its_port_still_has_it(self):
+        made, port = self.bound(socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+        made.listen()
+        self.assertTrue(procfs.taken("127.0.0.1", port))
+
+    def test_a_port_that_is_bound_and_does_not_listen_is_taken(self):
+        _, port = self.bound()
+        self.assertTrue(procfs.taken("127.0.0.1", port))
+
+    def test_the_remains_of_connections_do_not_take_a_port(self):
+        made, port = self.bound(socket.SO_REUSEADDR)
+        made.listen()
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            answerer, _ = made.accept()
+            answerer.close()  # who closes first keeps TIME_WAIT
+            caller.recv(1)
+        made.close()
+        self.assertFalse(procfs.taken("127.0.0.1", port))

@@ -1,0 +1,231 @@
+"""Asking whether a server is ready: how often, what counts, what goes over the wire."""
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectError, ConnectionDone, TimeoutError
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.steps import StepRequest
+from llamaswap.servers.readiness import (
+    PortOwner,
+    Readiness,
+    SocketReadinessRequest,
+    Verdict,
+    connector,
+    is_local,
+    pause_after,
+)
+from tests.servers.doubles import REFUSED, Asked
+
+HERE = Endpoint("http", "127.0.0.1", 5800)
+OURS = Verdict(PortOwner.OURS)
+
+
+class Asking:
+    def __init__(self, answer, verdict=OURS, path="/health"):
+        self.clock, self.asked, self.passed, self.failed = Clock(), Asked(answer), [], []
+        self.readiness = Readiness(
+            clock=self.clock,
+            ask=self.asked,
+            endpoint=HERE,
+            path=path,
+            deadline=15.0,
+            whose=lambda: verdict,
+            passed=lambda: self.passed.append(self.clock.seconds()),
+            failed=self.failed.append,
+            name="kiwi",
+        )
+        self.readiness.start()
+
+    def wait(self, seconds):
+        for _ in range(round(seconds / 0.005)):
+            self.clock.advance(0.005)
+
+
+class RhythmTests(SynchronousTestCase):
+    def test_questions_are_dense_at_first_and_never_further_apart_than_a_tenth(self):
+        self.assertEqual([pause_after(at) for at in (0, 0.4, 0.6, 1.9)], [0.01, 0.01, 0.025, 0.025])
+        self.assertTrue(all(pause_after(at) <= pause_after(at + 1) <= 0.1 for at in range(200)))
+        self.assertEqual(pause_after(100), 0.1)
+
+    def test_output_prompts_a_question_but_a_flood_prompts_no_flood(self):
+        asking = Asking(503)
+        asking.wait(3.0)
+        before = len(asking.asked.questions)
+        for _ in range(100):
+            asking.readiness.hint()
+            asking.clock.advance(0.0001)
+        self.assertLessEqual(len(asking.asked.questions) - before, 1)
+        asking.wait(0.1)
+        asking.readiness.hint()
+        asking.clock.advance(0.05)
+        self.assertGreaterEqual(len(asking.asked.questions) - before, 2)
+
+    def test_a_line_that_announces_the_server_prompts_a_question_at_once(self):
+        asking = Asking(503)
+        asking.wait(0.1)
+        before = len(asking.asked.questions)
+        asking.clock.advance(0.002)
+        asking.readiness.hint(b"INFO: Application startup complete.\n")
+        asking.clock.advance(0)
+        self.assertEqual(len(asking.asked.questions) - before, 1)
+        for _ in range(20):  # not for each of a flood of them
+            asking.readiness.hint(b"already listening")
+            asking.clock.advance(0.0001)
+        self.assertLessEqual(len(asking.asked.questions) - before, 2)
+
+    def test_what_is_said_while_a_question_is_open_prompts_the_next_one(self):
+        asking = Asking(None)
+        asking.wait(0.3)
+        [pending] = asking.asked.pending
+        asking.readiness.hint(b"server is listening")
+        asking.asked.answer = 200
+        pending.callback(503)
+        asking.clock.advance(0)
+        self.assertEqual(len(asking.asked.questions), 2)
+
+    def test_the_limit_of_a_question_grows_with_its_timeouts_to_five_seconds(self):
+        asking = Asking(TimeoutError("slow"))
+        asking.wait(1.0)
+        limits = [limit for _, _, limit in asking.asked.questions]
+        self.assertEqual(limits[:5], [1.0, 2.0, 4.0, 5.0, 5.0])
+
+    def test_nothing_is_asked_or_timed_after_the_end(self):
+        for answer in (200, 503, None):
+            asking = Asking(answer)
+            asking.wait(1.0)
+            asking.readiness.cancel()
+            self.assertEqual(asking.clock.getDelayedCalls(), [])
+
+    def test_a_silent_question_is_cancelled_when_time_is_up(self):
+        asking = Asking(None)
+        asking.wait(15.1)
+        self.assertEqual(len(asking.failed), 1)
+        self.assertTrue(asking.asked.pending[0].called)
+
+
+class WordsTests(SynchronousTestCase):
+    def test_a_404_that_lasts_names_the_setting_to_change(self):
+        asking = Asking(404)
+        asking.wait(15.1)
+        self.assertEqual(
+            asking.failed,
+            [
+                "health check timed out after 15s: GET /health answered 404; "
+                "set checkEndpoint to a path that answers 200 once the server is ready"
+            ],
+        )
+
+    def test_a_port_nobody_listens_on_is_said(self):
+        asking = Asking(REFUSED)
+        asking.wait(15.1)
+        self.assertIn("nothing listens on 127.0.0.1:5800", asking.failed[0])
+
+    def test_which_hosts_are_this_machine(self):
+        self.assertTrue(all(is_local(host) for host in ("localhost", "127.0.0.1", "127.3.2.1", "::1", "0.0.0.0")))
+        self.assertFalse(any(is_local(host) for host in ("10.0.0.1", "gpu.example", "12.7.0.0")))
+
+
+class BelieveTests(SynchronousTestCase):
+    def test_unknown_listeners_are_believed_and_foreign_ones_never(self):
+        unknown = Asking(200, Verdict(PortOwner.UNKNOWN))
+        foreign = Asking(200, Verdict(PortOwner.FOREIGN, "pid 7 (other)"))
+        unknown.wait(0.1)
+        foreign.wait(14.9)
+        self.assertEqual((len(unknown.passed), foreign.passed), (1, []))
+        foreign.wait(0.2)
+        self.assertIn("port 5800 is answered by pid 7 (other)", foreign.failed[0])
+
+
+class WireTests(SynchronousTestCase):
+    def ask(self, endpoint=HERE, path="/health", limit=1.0):
+        reactor = MemoryReactorClock()
+        asked = SocketReadinessRequest(reactor, connector(reactor))(endpoint, path, limit)
+        return reactor, asked
+
+    def connect(self, reactor, number=-1):
+        factory = reactor.tcpClients[number][2]
+        protocol = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 5800))
+        transport = StringTransport()
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    def test_the_question_is_a_plain_get_that_keeps_nothing_open(self):
+        reactor, asked = self.ask(Endpoint("http", "localhost", 5800, "/base", "k=v"), "/health?deep=1")
+        protocol, transport = self.connect(reactor)
+        head = transport.value().decode()
+        self.assertTrue(head.startswith("GET /base/health?deep=1&k=v HTTP/1.1\r\nHost: localhost:5800\r\n"))
+        self.assertIn("\r\nConnection: close\r\n", head)
+        self.assertTrue(head.endswith("\r\n\r\n"))
+        protocol.dataReceived(b"HTTP/1.1 20")
+        self.assertNoResult(asked)
+        protocol.dataReceived(b"4 No Content\r\n\r\n")
+        self.assertEqual(self.successResultOf(asked), 204)
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(reactor.getDelayedCalls(), [])
+
+    def test_another_request_has_its_method_and_body(self):
+        reactor = MemoryReactorClock()
+        SocketReadinessRequest(reactor, connector(reactor))(
+            HERE, "/sleep?level=1", 1.0, StepRequest("POST", "/sleep?level=1")
+        )
+        head = self.connect(reactor)[1].value().decode()
+        self.assertTrue(head.startswith("POST /sleep?level=1 HTTP/1.1\r\n"))
+        self.assertIn("\r\nContent-Length: 0\r\n", head)
+        SocketReadinessRequest(reactor, connector(reactor))(
+            HERE, "/rpc", 1.0, StepRequest("POST", "/rpc", '{"m": "é"}')
+        )
+        head = self.connect(reactor)[1].value().decode()
+        self.assertIn("\r\nContent-Type: application/json\r\nContent-Length: 11\r\n", head)
+        self.assertTrue(head.endswith('\r\n\r\n{"m": "é"}'))
+
+    def test_interim_answers_are_skipped(self):
+        reactor, asked = self.ask()
+        protocol, _ = self.connect(reactor)
+        protocol.dataReceived(
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\n"
+        )
+        self.assertEqual(self.successResultOf(asked), 200)
+        protocol.connectionLost(Failure(ConnectionDone()))
+
+    def test_what_is_not_http_is_an_error(self):
+        for data in (b"SSH-2.0-x\r\n", b"x" * 5000, b"HTTP/1.1 banana\r\n"):
+            reactor, asked = self.ask()
+            protocol, transport = self.connect(reactor)
+            transport.abortConnection = lambda: None
+            protocol.dataReceived(data)
+            self.failureResultOf(asked, ConnectError)
+
+    def test_a_close_without_an_answer_is_an_error(self):
+        reactor, asked = self.ask()
+        protocol, _ = self.connect(reactor)
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.failureResultOf(asked, ConnectError)
+
+    def test_silence_ends_with_the_limit_and_the_connection(self):
+        reactor, asked = self.ask(limit=1.0)
+        _, transport = self.connect(reactor)
+        aborted = []
+        transport.abortConnection = lambda: aborted.append(True)
+        reactor.advance(1.1)
+        self.failureResultOf(asked, TimeoutError)
+        self.assertEqual(aborted, [True])
+
+    def test_localhost_is_tried_in_both_families(self):
+        reactor, asked = self.ask(Endpoint("http", "localhost", 5800))
+        reactor.tcpClients[0][2].clientConnectionFailed(None, Failure(REFUSED))
+        self.assertEqual([client[0] for client in reactor.tcpClients], ["127.0.0.1", "::1"])
+        protocol, _ = self.connect(reactor)
+        protocol.dataReceived(b"HTTP/1.1 200 OK\r\n\r\n")
+        self.assertEqual(self.successResultOf(asked), 200)
+        protocol.connectionLost(Failure(ConnectionDone()))
+
+    def test_without_a_path_a_connection_is_enough(self):
+        reactor, asked = self.ask(path=None)
+        _, transport = self.connect(reactor)
+        self.assertEqual(self.successResultOf(asked), 0)
+        self.assertEqual(transport.value(), b"")
+        self.assertTrue(transport.disconnecting)

@@ -1,0 +1,231 @@
+"""What servers have read, saved and restored around stops and starts; and given up where it does not help."""
+
+from __future__ import annotations
+
+from attrs import evolve
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Model
+from llamaswap.config.schema import SlotSettings as Wanted
+from llamaswap.errors import ModelUnloaded
+from llamaswap.servers.slots import SlotSavingSupervisor, SlotStore, flags_of
+from tests.doubles import FakeStatus, FakeSupervisor
+
+CMD = ("llama-server", "--port", "5801", "--slot-save-path", "/cache", "--api-key", "sesame,other")
+
+
+class Server(FakeSupervisor):
+    """Made of a command."""
+
+    def status(self) -> FakeStatus:
+        told = super().status()
+        return evolve(told, cmd=tuple(word.replace("5801", str(told.port)) for word in self.cmd))
+
+
+class Heard:
+    def state_changed(self, model, old, new):
+        """Not of interest."""
+
+    exited = state_changed
+
+
+class Scene:
+    def __init__(self, **wanted):
+        self.clock = Clock()
+        self.asked, self.removed, self.keys = [], [], set()
+        self.answers = {
+            "GET /slots": [{"id": 0}, {"id": 1}],
+            "POST /slots/0?action=save": {"n_saved": 900, "n_written": 1000},
+            "POST /slots/1?action=save": {"n_saved": 0, "n_written": 100},
+            "POST /slots/0?action=restore": {"n_restored": 900},
+        }
+        self.delay = 0.5
+        self.slots = SlotStore(self.clock, self.ask, self.removed.append)
+        self.model = Model("a/b", cmd=" ".join(CMD), slots=Wanted(**{"save": True, **wanted}))
+        self.inner = Server(self.model, Heard(), self.clock)
+        self.inner.cmd = CMD
+        self.server = SlotSavingSupervisor(self.inner, self.model, self.slots)
+
+    def ask(self, endpoint, method, path, body, key):
+        self.asked.append((f"{method} {path}", body))
+        self.keys.add(key)
+        answer = self.answers[f"{method} {path}"]
+        if isinstance(answer, Exception):
+            return fail(answer)
+        if isinstance(answer, Deferred):
+            return answer
+        told = succeed((answer, {}) if isinstance(answer, int) else (200, answer))
+        if method == "GET" or not self.delay:
+            return told
+        waiting = Deferred()
+        self.clock.callLater(self.delay, waiting.callback, None)
+        return waiting.addCallback(lambda _: told)
+
+    def up(self):
+        ready = self.server.ensure_ready()
+        self.clock.pump([0.1] * 20)
+        return ready
+
+    def down(self, grace=10.0):
+        gone = self.server.stop(grace)
+        self.clock.pump([0.1] * 20)
+        return gone
+
+    def steps(self):
+        return [step for step, _ in self.asked]
+
+
+class SlotTests(SynchronousTestCase):
+    def test_what_was_read_is_saved_before_the_stop_and_restored_after_the_start(self):
+        made = Scene()
+        self.successResultOf(made.up())
+        self.assertEqual(made.asked, [])
+        self.successResultOf(made.down())
+        self.assertEqual(made.steps(), ["GET /slots", "POST /slots/0?action=save", "POST /slots/1?action=save"])
+        self.assertEqual(made.asked[1][1], {"filename": "llamaswap-a%2Fb-0.bin"})
+        self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
+        del made.asked[:]
+        ready = made.server.ensure_ready()
+        made.clock.pump([0.1] * 3)
+        self.assertNoResult(ready)
+        made.clock.pump([0.1] * 10)
+        self.successResultOf(ready)
+        self.assertEqual(made.asked, [("POST /slots/0?action=restore", {"filename": "llamaswap-a%2Fb-0.bin"})])
+        self.assertEqual(made.keys, {"sesame"})
+
+    def test_it_is_given_up_where_it_takes_longer_than_reading(self):
+        made = Scene()
+        for _ in range(3):
+            made.up()
+            made.slots.read("a/b", tokens=20, cached=900, speed=9000.0)
+            made.down()
+        self.assertEqual(made.slots.document(made.model)["state"], "on")
+        made.up()
+        made.slots.read("a/b", tokens=20, cached=900, speed=9000.0)
+        told = made.slots.document(made.model)
+        self.assertEqual((told["state"], told["trials"], told["gain_ms"]), ("given up", 3, 300))
+        self.assertIn("saved 0.30s", told["why"])
+        del made.asked[:]
+        made.down()
+        made.up()
+        self.assertEqual(made.asked, [])
+
+    def test_it_is_kept_where_reading_is_slow(self):
+        made = Scene()
+        for _ in range(8):
+            made.up()
+            made.slots.read("a/b", tokens=20, cached=900, speed=100.0)
+            made.down()
+        told = made.slots.document(made.model)
+        self.assertEqual((told["state"], told["trials"]), ("on", 7))
+        self.assertGreater(told["gain_ms"], told["cost_ms"])
+
+    def test_what_the_first_request_did_not_use_is_no_gain(self):
+        made = Scene()
+        for _ in range(5):
+            made.up()
+            made.slots.read("a/b", tokens=800, cached=0, speed=100.0)
+            made.down()
+        self.assertEqual(made.slots.document(made.model)["state"], "given up")
+
+    def test_a_save_or_restore_that_hangs_is_given_up_and_nobody_waits_longer(self):
+        made = Scene(timeout=1.0)
+        made.answers["POST /slots/0?action=save"] = Deferred()
+        made.up()
+        gone = made.server.stop(10.0)
+        made.clock.pump([0.1] * 9)
+        self.assertNoResult(gone)
+        made.clock.pump([0.1] * 5)
+        self.successResultOf(gone)
+        self.assertIn("within 1s", made.slots.document(made.model)["why"])
+
+    def test_a_server_without_it_is_asked_once_and_one_that_fails_is_stopped_all_the_same(self):
+        for answer in (501, ConnectionError("gone")):
+            made = Scene()
+            made.answers["POST /slots/0?action=save"] = answer
+            made.up()
+            self.successResultOf(made.down())
+            self.assertEqual(made.slots.document(made.model)["saved_tokens"], 0)
+
+    def test_what_is_too_large_is_deleted(self):
+        made = Scene(max_size=1)
+        made.answers["POST /slots/0?action=save"] = {"n_saved": 900, "n_written": 2_000_000}
+        made.up()
+        made.down()
+        self.assertEqual(made.removed, ["/cache/llamaswap-a%2Fb-0.bin"])
+        self.assertEqual(made.slots.document(made.model)["saved_tokens"], 0)
+
+    def test_another_definition_gets_nothing_of_it(self):
+        made = Scene()
+        made.up()
+        made.server.retune(evolve(made.model, cmd="llama-server --model other"))
+        made.down()
+        made.inner.cmd = ("llama-server", "--model", "other")
+        del made.asked[:]
+        made.up()
+        self.assertEqual(made.asked, [])
+
+    def test_an_unload_during_the_restore_ends_the_wait(self):
+        made = Scene()
+        made.up()
+        made.down()
+        ready = made.server.ensure_ready()
+        made.clock.pump([0.1] * 3)
+        made.server.stop(10.0)
+        made.clock.pump([0.1] * 20)
+        self.failureResultOf(ready, ModelUnloaded)
+
+    def test_a_crash_a_sleep_the_end_and_who_does_not_want_it_save_nothing(self):
+        for what in ("crash", "sleep", "end", "unwanted"):
+            made = Scene(save=what != "unwanted")
+            made.up()
+            made.slots.closing = what == "end"
+            if what == "sleep":
+                made.server.sleep(10.0)
+            else:
+                made.down(0.0 if what == "crash" else 10.0)
+            self.assertEqual(made.asked, [])
+
+    def test_a_server_that_is_wanted_again_while_it_is_saved_goes_and_comes_back(self):
+        """Given out as it is, it would go from under the request."""
+        made = Scene()
+        made.up()
+        gone = made.server.stop(10.0)
+        ready = made.server.ensure_ready()
+        made.clock.pump([0.1] * 3)
+        self.assertNoResult(ready)
+        made.clock.pump([0.1] * 40)
+        self.successResultOf(gone)
+        self.successResultOf(ready)
+        self.assertEqual((made.inner.state, made.inner.spawned), ("ready", 2))
+        self.assertIn("POST /slots/0?action=restore", made.steps())
+
+    def test_a_stop_that_is_asked_for_twice_saves_once(self):
+        """The second save would meet a server that goes, and be given up for it."""
+        made = Scene()
+        made.up()
+        gone = [made.server.stop(10.0)]
+        made.clock.pump([0.1] * 3)
+        gone.append(made.server.stop(10.0))
+        made.clock.pump([0.1] * 40)
+        for one in gone:
+            self.successResultOf(one)
+        self.assertEqual(made.steps().count("GET /slots"), 1)
+        self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
+
+    def test_who_wants_it_while_it_is_saved_is_told_where_it_shall_go_all_the_same(self):
+        for again in ("stop", "sleep"):
+            made = Scene()
+            made.up()
+            made.server.stop(10.0)
+            ready = made.server.ensure_ready()
+            getattr(made.server, again)(10.0)
+            made.clock.pump([0.1] * 40)
+            self.failureResultOf(ready, ModelUnloaded)
+            self.assertEqual((made.inner.state, made.inner.spawned), ("stopped", 1))
+
+    def test_flags_are_read_in_both_forms(self):
+        self.assertEqual(flags_of(("s", "--slot-save-path=/x", "--api-key", "k")).folder, "/x")
+        self.assertEqual(flags_of(("s", "--slot-save-path")).folder, "")

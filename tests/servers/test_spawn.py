@@ -1,0 +1,286 @@
+"""Children and how they are launched."""
+
+import os
+import signal
+
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.servers.spawn import (
+    AFTERMATH,
+    CENSUS,
+    LOOKS,
+    SPARE_DELAY,
+    WINDOW,
+    WINDOW_BYTES,
+    Launcher,
+    exit_status,
+    say_status,
+)
+from tests.servers.doubles import KILL, TERM, World, look
+
+
+def make():
+    world = World()
+    return world, Launcher(world, world.clock, {"PATH": "/bin", "A": "1"}, "run", kernel=world, look=look)
+
+
+class LaunchTests(SynchronousTestCase):
+    def test_a_spare_leader_is_used_and_replaced_later(self):
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        spare = world.processes[0]
+        child = launcher.launch("/bin/a", ["a"], [])
+        self.assertEqual(child.pid, spare.pid)
+        self.assertEqual(len(world.processes), 1)
+        world.clock.advance(SPARE_DELAY)
+        self.assertEqual(len(world.processes), 2)
+
+    def test_a_spare_that_died_is_not_used(self):
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        world.processes[0].die(-9)
+        self.assertNotEqual(launcher.launch("/bin/a", ["a"], []).pid, world.processes[0].pid)
+
+    def test_closing_lets_the_spare_go_and_starts_no_other(self):
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        launcher.launch("/bin/a", ["a"], [])
+        launcher.close()
+        self.assertEqual(world.clock.getDelayedCalls(), [])
+        world, launcher = make()
+        launcher.warm()
+        world.clock.advance(0)
+        launcher.close()
+        self.assertFalse(world.processes[0].alive)
+
+    def test_every_child_has_a_mark_of_its_own_whatever_the_model_sets(self):
+        world, launcher = make()
+        children = [launcher.launch("/bin/a", ["a"], ["LLAMASWAP_CHILD=x", "B=2", "no-pair"]) for _ in range(2)]
+        first, second = world.commands()
+        self.assertEqual([one.environ["LLAMASWAP_CHILD"] for one in (first, second)], ["run.1", "run.2"])
+        self.assertEqual([child.mark for child in children], ["run.1", "run.2"])
+        self.assertEqual((first.environ["A"], first.environ["B"]), ("1", "2"))
+        self.assertNotIn("no-pair", first.environ)
+
+    def test_variable_that_holds_a_key_of_ours_does_not_reach_the_server(self):
+        world = World()
+        environ = {"PATH": "/bin", "OUR_KEY": "k-secret", "HF_TOKEN": "t"}
+        secrets = ["k-secret"]
+        launcher = Launcher(world, world.clock, environ, "run", kernel=world, look=look, secrets=lambda: secrets)
+        launcher.launch("/bin/a", ["a"], [])
+        launcher.launch("/bin/a", ["a"], ["OUR_KEY=k-secret"])
+        secrets.clear()  # a reload took the key back
+        launcher.launch("/bin/a", ["a"], [])
+        self.assertEqual(
+            [one.environ.get("OUR_KEY") for one in world.commands()],
+            [None, "k-secret", "k-secret"],
+        )
+        self.assertEqual(world.commands()[0].environ["HF_TOKEN"], "t")
+
+    def test_clean_policy_passes_only_the_variables_of_the_list_and_those_of_the_model(self):
+        world = World()
+        environ = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1", "AWS_SECRET": "s", "PATHS": "x"}
+        launcher = Launcher(world, world.clock, environ, "run", kernel=world, look=look)
+        launcher.launch("/bin/a", ["a"], ["MINE=1"], policy="clean")
+        [command] = world.commands()
+        names = {"PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "MINE", "LLAMASWAP_CHILD"}
+        self.assertEqual(set(command.environ), names)
+
+    def test_words_keep_their_bytes(self):
+        world, launcher = make()
+        word = os.fsdecode(b"\xff\xfe caf\xc3\xa9")
+        launcher.launch("/bin/a", ["a", word, ""], [])
+        payload = world.processes[0].written
+        self.assertIn(b"\xff\xfe caf\xc3\xa9\0\0", payload)
+
+    def test_what_no_program_can_be_given_is_an_error_not_another_command(self):
+        """A NUL ends a word on its way: what follows it would be read as the next one."""
+        for argv, env in ((["a", "x\0y"], []), (["a"], ["A=1\0B=2"]), (["a", "\ud800"], [])):
+            world, launcher = make()
+            self.assertRaises(OSError, launcher.launch, "/bin/a", argv, env, model="kiwi")
+            self.assertEqual(world.processes[0].written, b"")
+            self.assertFalse(world.processes[0].alive, "its leader is let go")
+
+    def test_who_watches_knows_of_a_child_before_it_becomes_the_command(self):
+        world, launcher = make()
+        launcher.watchers = (book := Book(world),)
+        launcher.launch("/bin/a", ["a"], [], model="kiwi")
+        self.assertEqual(book.said_before, [b""])
+
+
+class ChildTests(SynchronousTestCase):
+    def test_a_flood_is_read_no_faster_than_its_allowance(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        got = []
+        child.attend(got.append)
+        process = world.commands()[0]
+        while not process.paused:
+            process.say(b"x" * 8192)
+        self.assertLessEqual(sum(map(len, got)), WINDOW_BYTES + 8192)
+        world.clock.advance(WINDOW)
+        self.assertFalse(process.paused)
+
+    def test_the_end_of_a_flooding_child_is_heard(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        exits = []
+        child.attend(lambda data: None, exits.append)
+        process = world.commands()[0]
+        while not process.paused:
+            process.say(b"x" * 65536)
+        process.die(3)
+        self.assertFalse(process.paused)
+        launcher.close()
+        world.clock.advance(1)
+        self.assertEqual((exits, world.clock.getDelayedCalls()), ([3], []))
+
+    def test_a_leader_that_leads_no_group_yet_is_signalled_alone(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        world.commands()[0].group = 1
+        child.signal(TERM)
+        self.assertEqual(world.commands()[0].signals, [TERM])
+
+    def test_a_leader_that_was_counted_and_was_alone_is_gone_without_a_look_at_everybody(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [], model="kiwi")
+        child.settle()
+        child.settle()
+        world.clock.advance(CENSUS)
+        child.signal(TERM)
+        world.clock.advance(0)
+        world.members = lambda *birth: self.fail("somebody waits")
+        self.assertTrue(child.emptied())
+        self.assertTrue(child.doubtful)
+
+    def test_what_was_never_counted_is_looked_for_among_all(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        child.settle()
+        stray = world.new(mark=child.mark)
+        world.commands()[0].die(0)
+        self.assertFalse(child.emptied())
+        stray.die()
+        self.assertTrue(child.emptied())
+        self.assertFalse(child.doubtful)
+        self.assertEqual([call for call in world.clock.getDelayedCalls() if call.func == child._count], [])
+
+    def test_a_stray_that_was_counted_or_is_a_descendant_is_waited_for(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        daemon = world.new(mark=child.mark)
+        child.settle()
+        world.clock.advance(CENSUS)
+        worker = world.new(mark="", parent=child.pid)
+        child.signal(TERM)
+        world.clock.advance(0)
+        worker.mark = child.mark  # so that a look at everybody sees it too
+        for stray in (daemon, worker):
+            self.assertFalse(child.emptied())
+            stray.die()
+        self.assertTrue(child.emptied())
+
+    def test_where_the_kernel_tells_of_no_children_everybody_is_looked_at(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        child.settle()
+        world.clock.advance(CENSUS)
+        world.descendants = lambda pid: None
+        child.signal(TERM)
+        world.clock.advance(0)
+        self.assertTrue(child.emptied())
+        self.assertFalse(child.doubtful)
+
+    def test_the_family_is_told_the_likeliest_first_and_each_once(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        worker = world.new(mark=child.mark, parent=child.pid)
+        other = world.new(mark=child.mark)
+        self.assertEqual(list(child.family()), [child.pid, worker.pid, other.pid])
+        world.members = lambda *birth: self.fail("not asked for")
+        asked = child.family()
+        self.assertEqual([next(asked), next(asked)], [child.pid, worker.pid])
+
+    def test_a_reaped_leader_is_never_signalled(self):
+        world, launcher = make()
+        child = launcher.launch("/bin/a", ["a"], [])
+        world.commands()[0].die(0)
+        world.commands()[0].alive = True  # the number belongs to somebody else now
+        child.signal(KILL)
+        self.assertEqual(world.commands()[0].signals, [])
+
+    def test_exit_statuses_in_numbers_and_words(self):
+        self.assertEqual(exit_status(Failure(ProcessDone(0))), 0)
+        self.assertEqual(exit_status(Failure(ProcessTerminated(7, None, 0))), 7)
+        self.assertEqual(exit_status(Failure(ProcessTerminated(None, signal.SIGSEGV, 0))), -11)
+        self.assertEqual([say_status(one) for one in (7, -9, -200)], ["exit status 7", "signal SIGKILL", "signal 200"])
+
+
+class Book:
+    """A watcher that writes down who is gone."""
+
+    def __init__(self, world=None):
+        self.left, self.said_before, self.world = [], [], world
+
+    def started(self, birth):
+        if self.world is not None:
+            self.said_before.append(self.world.processes[-1].written)
+
+    def gone(self, birth):
+        self.left.append(birth.model)
+
+
+class AftermathTests(SynchronousTestCase):
+    def gone(self):
+        world, launcher = make()
+        book = Book()
+        launcher.watchers = (book,)
+        child = launcher.launch("/bin/a", ["a"], [], model="kiwi")
+        child.settle()
+        world.clock.advance(CENSUS)
+        child.signal(TERM)
+        world.clock.advance(0)
+        self.assertTrue(child.emptied())
+        return world, launcher, child, book
+
+    def test_a_doubtful_child_is_forgotten_after_a_second_look(self):
+        world, launcher, child, book = self.gone()
+        launcher.gone(child)
+        self.assertEqual(book.left, [])
+        world.clock.advance(AFTERMATH)
+        self.assertEqual(book.left, ["kiwi"])
+        launcher.gone(child)
+        launcher.close()
+        self.assertEqual((book.left, world.clock.getDelayedCalls()), (["kiwi"], []))
+
+    def test_what_escaped_unseen_is_killed_then(self):
+        world, launcher, child, book = self.gone()
+        stray = world.new(mark=child.mark)
+        launcher.gone(child)
+        world.clock.advance(AFTERMATH)
+        self.assertEqual((stray.signals, book.left), ([KILL], []))
+        world.clock.advance(AFTERMATH)
+        self.assertEqual(book.left, ["kiwi"])
+
+    def test_what_cannot_be_killed_is_given_up_one_day(self):
+        world, launcher, child, book = self.gone()
+        world.new(mark=child.mark, kill_after=None)
+        launcher.gone(child)
+        for _ in range(LOOKS + 1):
+            world.clock.advance(AFTERMATH)
+        self.assertEqual(book.left, ["kiwi"])
+
+    def test_the_end_does_not_wait_for_the_second_look(self):
+        world, launcher, child, _ = self.gone()
+        stray = world.new(mark=child.mark)
+        launcher.gone(child)
+        launcher.close()
+        self.assertEqual(stray.signals, [KILL])
+        world.clock.advance(0)
+        self.assertFalse(stray.alive)

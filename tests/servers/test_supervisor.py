@@ -1,0 +1,718 @@
+"""A model's server from the router's side, in a world of doubles."""
+
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
+from tests.servers.doubles import INT, KILL, REFUSED, TERM, model, scene
+
+
+class StartTests(SynchronousTestCase):
+    def test_a_ready_answer_makes_it_ready(self):
+        """core V1 (without the quarter second before the first question)"""
+        made = scene()
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.02)
+        self.assertEqual(self.successResultOf(ready), Endpoint("http", "127.0.0.1", 5800))
+        self.assertEqual(made.heard.states, [("stopped", "starting"), ("starting", "ready")])
+        self.assertEqual(made.asked.questions[0][:2], (5800, "/health"))
+
+    def test_a_server_slow_by_nature_is_served_within_a_question_of_its_readiness(self):
+        """core V3 (fix)"""
+        made = scene(answer=lambda _: 200 if made.clock.seconds() >= 0.4 else 503)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.43)
+        self.successResultOf(ready)
+        self.assertLess(made.supervisor.status().load_seconds[0], 0.42)
+
+    def test_many_wishes_at_once_make_one_process(self):
+        """core V13"""
+        made = scene()
+        wishes = [made.supervisor.ensure_ready() for _ in range(100)]
+        made.wait(0.05)
+        self.assertEqual([self.successResultOf(wish).port for wish in wishes], [5800] * 100)
+        self.assertEqual(len(made.servers()), 1)
+        self.assertEqual(made.heard.states.count(("starting", "ready")), 1)
+
+    def test_only_200_counts(self):
+        """core V4"""
+        for status in (204, 302, 404, 503):
+            made = scene(answer=status)
+            ready = made.supervisor.ensure_ready()
+            made.wait(5.0)
+            self.assertNoResult(ready)
+            made.asked.answer = 200
+            made.wait(0.2)
+            self.successResultOf(ready)
+
+    def test_the_deadline_ends_a_server_that_never_becomes_ready(self):
+        """core V5"""
+        made = scene(answer=503)
+        ready = made.supervisor.ensure_ready()
+        made.wait(15.0)
+        made.wait(0.2)
+        error = self.failureResultOf(ready, StartFailed).value
+        self.assertEqual(error.cause, "health check timed out after 15s: GET /health answered 503")
+        self.assertEqual(made.servers()[0].signals, [TERM])
+        self.assertEqual(made.supervisor.state, "stopped")
+
+    def test_the_deadline_kills_after_five_seconds_what_ignores_term(self):
+        """core V5"""
+        made = scene(answer=503, on_become=lambda server: setattr(server, "term_after", None))
+        ready = made.supervisor.ensure_ready()
+        made.wait(19.5)
+        self.assertNoResult(ready)
+        made.wait(0.7)
+        self.failureResultOf(ready, StartFailed)
+        self.assertEqual(made.servers()[0].signals, [TERM, TERM, KILL])
+
+    def test_a_silent_health_endpoint_does_not_outlast_the_deadline(self):
+        """core V8 (fix)"""
+        made = scene(answer=None)
+        ready = made.supervisor.ensure_ready()
+        made.wait(15.3)
+        self.failureResultOf(ready, StartFailed)
+
+    def test_none_waits_for_the_port_to_accept(self):
+        """core V7 (fix: W20)"""
+        made = scene(answer=REFUSED, check_endpoint="  none ")
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.3)
+        self.assertNoResult(ready)
+        made.asked.answer = 0
+        made.wait(0.05)
+        self.successResultOf(ready)
+        self.assertEqual({path for _, path, _ in made.asked.questions}, {None})
+
+    def test_none_for_another_machine_is_ready_at_once(self):
+        """core V7"""
+        far = Endpoint("http", "10.9.8.7", 80)
+        made = scene(check_endpoint="none", endpoint=far, proxy=str(far))
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.005)
+        self.successResultOf(ready)
+        self.assertEqual(made.asked.questions, [])
+
+    def test_an_exit_before_readiness_is_told_with_its_last_words(self):
+        """core V9"""
+        made = scene(answer=REFUSED)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.6)
+        server = made.servers()[0]
+        server.say(b"loading\nerror: invalid argument: --no-")
+        server.say(b"mmap\n")
+        server.die(7)
+        made.wait(0.02)
+        error = self.failureResultOf(ready, StartFailed).value
+        self.assertEqual(error.cause, "upstream command exited prematurely (exit status 7)")
+        self.assertEqual((error.exit_status, error.log_tail), (7, "loading\nerror: invalid argument: --no-mmap"))
+        self.assertEqual(made.supervisor.state, "stopped")
+        self.assertEqual(made.heard.exits, [(7, False)])
+
+    def test_only_the_last_lines_go_with_the_error(self):
+        made = scene(answer=REFUSED)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.02)
+        made.servers()[0].say(b"".join(b"line %d\n" % number for number in range(5000)))
+        made.servers()[0].die(1)
+        made.wait(0.02)
+        lines = self.failureResultOf(ready, StartFailed).value.log_tail.splitlines()
+        self.assertEqual((len(lines), lines[-1]), (20, "line 4999"))
+
+    def test_the_next_wish_after_a_failure_tries_afresh(self):
+        made = scene(answer=REFUSED)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.02)
+        made.servers()[0].die(7)
+        made.wait(0.02)
+        self.failureResultOf(ready, StartFailed)
+        made.asked.answer = 200
+        again = made.supervisor.ensure_ready()
+        made.wait(0.05)
+        self.successResultOf(again)
+        self.assertEqual(len(made.servers()), 2)
+
+    def test_what_cannot_start_says_why_at_once(self):
+        cases = [
+            ({"cmd": " \n# only a note\n"}, "empty command"),
+            ({"proxy": " "}, "upstream proxy missing"),
+            ({"proxy": "ftp://x", "endpoint": None}, "upstream proxy 'ftp://x' is not an http or https URL"),
+            (
+                {"cmd": "missing-server --fast"},
+                "failed to start command 'missing-server --fast': missing-server: executable file not found in PATH",
+            ),
+        ]
+        for fields, cause in cases:
+            made = scene(**fields)
+            self.assertEqual(made.supervisor.preflight().cause, cause)
+            ready = made.supervisor.ensure_ready()
+            made.wait(0.005)
+            made.wait(0.005)
+            self.assertEqual(self.failureResultOf(ready, StartFailed).value.cause, cause)
+            self.assertEqual(made.supervisor.state, "stopped")
+            self.assertEqual(made.world.processes, [])
+
+    def test_a_fixed_port_that_a_stranger_holds_is_known_before_anything_is_evicted(self):
+        """core W6"""
+        made = scene()
+        made.world.new(listens={5800}, name="squatter")
+        self.assertIn("port 5800 is already in use by pid", made.supervisor.preflight().cause)
+        self.assertIsNone(made.supervisor.preflight({5800}), "the one to be evicted has it")
+
+    def test_a_port_of_our_choosing_is_no_reason_not_to_try(self):
+        made = scene(port=5800)
+        made.world.foreign.add(5800)
+        self.assertIsNone(made.supervisor.preflight())
+
+    def test_a_machine_out_of_processes_is_a_failed_start(self):
+        made = scene()
+        made.world.refuse_spawn = True
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.01)
+        error = self.failureResultOf(ready, StartFailed).value
+        self.assertIn("failed to start command 'server --port 5800': Resource temporarily", error.cause)
+
+    def test_a_leader_that_cannot_become_the_command_names_the_reason(self):
+        made = scene(answer=REFUSED)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.01)
+        made.servers()[0].say(b"cannot run /bin/server: Permission denied\n")
+        made.servers()[0].die(127)
+        made.wait(0.02)
+        error = self.failureResultOf(ready, StartFailed).value
+        self.assertEqual(error.cause, "failed to start command 'server --port 5800': /bin/server: Permission denied")
+
+    def test_the_command_is_split_without_a_shell_and_gets_the_environment_later_entries_winning(self):
+        """core V11, core V12"""
+        cmd = "# note\nserver \\\n  --a 'x y'\n# tail"
+        made = scene(cmd=cmd, env=("MODE=1", "MODE=2", "PATH=/elsewhere"))
+        made.supervisor.ensure_ready()
+        made.wait(0.01)
+        server = made.servers()[0]
+        self.assertEqual(server.argv, ("server", "--a", "x y"))
+        self.assertEqual(server.environ["MODE"], "2")
+        self.assertEqual((server.executable, server.environ["PATH"]), ("/bin/server", "/elsewhere"))
+
+    def test_retune_counts_from_the_next_start(self):
+        made = scene()
+        self.successResultOf(_up(made))
+        made.supervisor.retune(model(cmd="server --new"))
+        self.assertEqual(made.supervisor.status().cmd, ("server", "--port", "5800"))
+        made.supervisor.stop()
+        made.wait(0.3)
+        self.successResultOf(_up(made))
+        self.assertEqual(made.supervisor.status().cmd, ("server", "--new"))
+
+    def test_cancelling_a_wish_does_not_cancel_the_start(self):
+        made = scene()
+        ready = made.supervisor.ensure_ready()
+        ready.addErrback(lambda _: None)
+        ready.cancel()
+        made.wait(0.05)
+        self.assertEqual(made.supervisor.state, "ready")
+
+
+class PortTests(SynchronousTestCase):
+    def test_a_port_of_ours_that_is_taken_is_exchanged(self):
+        """core V104 (fix)"""
+        made = scene(port=5800)
+        made.world.foreign.add(5800)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.05)
+        self.assertEqual(self.successResultOf(ready).port, 40001)
+        self.assertEqual(made.servers()[0].argv, ("server", "--port", "40001"))
+        self.assertEqual(made.supervisor.status().port, 40001)
+
+    def test_a_fixed_port_that_is_taken_is_an_error_that_names_the_holder(self):
+        made = scene()
+        squatter = made.world.new(listens={5800}, name="squatter")
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.01)
+        cause = self.failureResultOf(ready, StartFailed).value.cause
+        self.assertEqual(cause, f"port 5800 is already in use by pid {squatter.pid} (squatter)")
+        self.assertEqual(made.servers(), [])
+
+    def test_a_server_that_runs_already_is_served_where_the_command_names_no_port(self):
+        """As the Go program does: `proxy` is written out, and the command is a placeholder."""
+        made = scene(cmd="server infinity")
+        outside = made.world.new(listens={5800}, name="ollama")
+        said = []
+        globalLogPublisher.addObserver(said.append)
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        self.assertIsNone(made.supervisor.preflight())
+        for _ in range(2):
+            ready = made.supervisor.ensure_ready()
+            made.wait(0.05)
+            self.assertEqual(self.successResultOf(ready).port, 5800)
+            made.supervisor.stop()
+            made.wait(0.3)
+        self.assertTrue(outside.alive)
+        warnings = [formatEvent(event) for event in said if event["log_level"] is LogLevel.warn]
+        self.assertEqual(len(warnings), 1)
+        self.assertIn(f"served by pid {outside.pid} (ollama), which cmd did not start", warnings[0])
+
+    def test_a_server_of_another_model_is_not_taken_for_one_that_runs_already(self):
+        made = scene(cmd="server infinity")
+        other = made.world.new(listens={5800}, name="other")
+        other.mark = "of another model"
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.01)
+        cause = self.failureResultOf(ready, StartFailed).value.cause
+        self.assertEqual(cause, f"port 5800 is already in use by pid {other.pid} (other)")
+
+    def test_a_port_in_the_environment_of_the_command_is_its_own(self):
+        made = scene(cmd="server", env=("HOST=127.0.0.1:5800",))
+        made.world.new(listens={5800}, name="squatter")
+        self.assertIn("port 5800 is already in use", made.supervisor.preflight().cause)
+
+    def test_a_port_lost_between_look_and_bind_is_retried_once_elsewhere(self):
+        made = scene(answer=REFUSED, port=5800)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.05)
+        made.world.foreign.add(5800)
+        made.servers()[0].die(1)
+        made.asked.answer = 200
+        made.wait(0.05)
+        self.assertEqual(self.successResultOf(ready).port, 40001)
+        self.assertEqual([server.argv[2] for server in made.servers()], ["5800", "40001"])
+
+    def test_the_second_loss_is_an_error(self):
+        made = scene(answer=REFUSED, port=5800)
+        ready = made.supervisor.ensure_ready()
+        for lost in (5800, 40001):
+            made.wait(0.05)
+            made.world.foreign.add(lost)
+            made.servers()[-1].die(1)
+        made.wait(0.05)
+        self.failureResultOf(ready, StartFailed)
+        self.assertEqual(len(made.servers()), 2)
+
+    def test_an_answer_from_an_older_process_is_not_believed(self):
+        made = scene(answer=200)
+        squatter = made.world.new(name="squatter")
+        ready = made.supervisor.ensure_ready()
+        squatter.listens.add(5800)
+        made.wait(15.2)
+        cause = self.failureResultOf(ready, StartFailed).value.cause
+        self.assertIn(f"port 5800 is answered by pid {squatter.pid} (squatter), which is not this model's", cause)
+
+    def test_an_answer_from_another_models_server_is_not_believed(self):
+        made = scene(answer=200)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.005)
+        made.world.new(listens={5800}, mark="run.77")
+        made.wait(15.2)
+        self.failureResultOf(ready, StartFailed)
+
+    def test_a_younger_stranger_is_taken_for_a_containers_proxy_after_a_while(self):
+        made = scene(answer=200)
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.005)
+        made.world.new(listens={5800}, name="docker-proxy")
+        made.wait(1.0)
+        self.assertNoResult(ready)
+        made.wait(1.2)
+        self.successResultOf(ready)
+
+    def test_a_listener_in_our_group_is_ours(self):
+        made = scene(answer=200)
+        ready = made.supervisor.ensure_ready()
+        made.world.orphan(made.servers()[0], listens={5800})
+        made.wait(0.05)
+        self.successResultOf(ready)
+
+    def test_a_server_on_the_wrong_port_is_named_when_time_is_up(self):
+        made = scene(answer=REFUSED)
+        ready = made.supervisor.ensure_ready()
+        made.servers()[0].listens.add(9999)
+        made.wait(15.2)
+        cause = self.failureResultOf(ready, StartFailed).value.cause
+        self.assertIn("nothing listens on 127.0.0.1:5800", cause)
+        self.assertIn("the server listens on port 9999 instead", cause)
+
+
+class StopTests(SynchronousTestCase):
+    def test_a_stop_is_one_term_and_done_when_all_is_gone(self):
+        """core V32"""
+        made = scene(on_become=lambda server: setattr(server, "term_after", 0.2))
+        _up(made)
+        stops = [made.supervisor.stop(), made.supervisor.stop()]
+        self.assertEqual(made.supervisor.state, "stopping")
+        made.wait(0.25)
+        for stop in stops:
+            self.successResultOf(stop)
+        self.assertEqual(made.servers()[0].signals, [TERM])
+        self.assertEqual(made.heard.states[-2:], [("ready", "stopping"), ("stopping", "stopped")])
+        self.assertEqual(made.heard.exits, [(-TERM, True)])
+
+    def test_term_is_repeated_halfway_and_kill_ends_the_grace(self):
+        """core V23 (fix: the grace that was asked for)"""
+        made = scene(on_become=lambda server: setattr(server, "term_after", None))
+        _up(made)
+        stop = made.supervisor.stop(2.0)
+        made.wait(0.99)
+        self.assertEqual(made.servers()[0].signals, [TERM])
+        made.wait(0.1)
+        self.assertEqual(made.servers()[0].signals, [TERM, TERM])
+        self.assertNoResult(stop)
+        made.wait(0.95)
+        self.successResultOf(stop)
+        self.assertEqual(made.servers()[0].signals, [TERM, TERM, KILL])
+
+    def test_the_default_grace_is_the_models_unload_timeout(self):
+        made = scene(unload_timeout=3.0, on_become=lambda server: setattr(server, "term_after", None))
+        _up(made)
+        stop = made.supervisor.stop()
+        made.wait(2.9)
+        self.assertNoResult(stop)
+        made.wait(0.2)
+        self.successResultOf(stop)
+
+    def test_a_less_patient_stop_hastens_a_patient_one(self):
+        made = scene(on_become=lambda server: setattr(server, "term_after", None))
+        _up(made)
+        patient, hasty = made.supervisor.stop(100), made.supervisor.stop(1.0)
+        made.wait(1.1)
+        self.successResultOf(patient)
+        self.successResultOf(hasty)
+
+    def test_a_stop_of_what_is_stopped_is_done(self):
+        made = scene()
+        stop = made.supervisor.stop()
+        made.wait(0.005)
+        self.successResultOf(stop)
+        self.assertEqual(made.heard.states, [])
+
+    def test_a_stop_during_the_start_takes_at_most_five_seconds(self):
+        """core V31"""
+        made = scene(answer=503, on_become=lambda server: setattr(server, "term_after", None))
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.1)
+        stop = made.supervisor.stop(100.0)
+        made.wait(4.9)
+        self.assertEqual(made.supervisor.state, "starting")
+        self.assertNoResult(stop)
+        made.wait(0.2)
+        self.successResultOf(stop)
+        self.failureResultOf(ready, ModelUnloaded)
+        self.assertEqual(made.supervisor.state, "stopped")
+
+    def test_a_wish_during_a_stop_waits_and_gets_a_new_process(self):
+        """core V20, core V33"""
+        made = scene(on_become=lambda server: setattr(server, "term_after", 2.0))
+        _up(made)
+        stop = made.supervisor.stop()
+        ready = made.supervisor.ensure_ready()
+        made.wait(1.9)
+        self.assertEqual(len(made.servers()), 1)
+        made.wait(0.2)
+        self.successResultOf(stop)
+        self.successResultOf(ready)
+        self.assertEqual(len(made.servers()), 2)
+        self.assertEqual(
+            made.heard.states[2:],
+            [("ready", "stopping"), ("stopping", "stopped"), ("stopped", "starting"), ("starting", "ready")],
+        )
+
+    def test_what_the_leader_left_gets_a_moment_then_kill(self):
+        """core V29"""
+        made = scene()
+        _up(made)
+        polite = made.world.orphan(made.servers()[0], term_after=0.1)
+        rude = made.world.orphan(made.servers()[0], term_after=None)
+        stop = made.supervisor.stop(10)
+        made.wait(0.2)
+        self.assertFalse(polite.alive)
+        self.assertNoResult(stop)
+        made.wait(0.1)
+        self.successResultOf(stop)
+        self.assertEqual(rude.signals, [TERM, KILL])
+
+    def test_an_escaped_descendant_is_known_by_its_mark(self):
+        made = scene()
+        _up(made)
+        escaped = made.world.new(mark=made.servers()[0].mark, term_after=None)
+        stop = made.supervisor.stop(1)
+        made.wait(0.4)
+        self.successResultOf(stop)
+        self.assertFalse(escaped.alive)
+
+    def test_what_survives_kill_is_declared_lost_and_the_room_is_freed(self):
+        made = scene(on_become=lambda one: (setattr(one, "term_after", None), setattr(one, "kill_after", None)))
+        _up(made)
+        stop = made.supervisor.stop(1)
+        made.wait(5.9)
+        self.assertNoResult(stop)
+        made.wait(0.2)
+        self.successResultOf(stop)
+        self.assertEqual(made.supervisor.state, "stopped")
+        self.assertIn(f"pid {made.servers()[0].pid} ", made.supervisor.status().last_error)
+        self.assertIn("given up as lost", made.supervisor.status().last_error)
+        made.servers()[0].die(-9)
+        self.assertEqual(made.supervisor.state, "stopped")
+
+    def test_a_pipe_held_by_somebody_out_of_sight_is_cut(self):
+        """core V37 (fix: not ten seconds)"""
+        made = scene()
+        _up(made)
+        holder = made.world.orphan(made.servers()[0], holds_pipe=True)
+        holder.mark, holder.group, holder.start = "", 1, 0
+        made.world.settle_pipes = lambda group: None
+        stop = made.supervisor.stop(1)
+        made.wait(0.4)
+        self.successResultOf(stop)
+        made.wait(0.3)
+        self.assertTrue(made.servers()[0].pipes_cut)
+
+    def test_close_stops_and_refuses_from_then_on(self):
+        made = scene(on_become=lambda server: setattr(server, "term_after", None))
+        _up(made)
+        closed = made.supervisor.close()
+        self.assertEqual(made.supervisor.state, "shutdown")
+        self.failureResultOf(_up(made), ShuttingDown)
+        made.wait(1.1)
+        self.successResultOf(closed)
+        self.assertEqual(made.heard.states[-1], ("ready", "shutdown"))
+
+
+class StopCommandTests(SynchronousTestCase):
+    def test_the_stop_command_gets_the_pid_and_no_term_is_sent(self):
+        """core V25"""
+        made = scene(cmd_stop="kill -INT ${PID}")
+        _up(made)
+        server = made.servers()[0]
+        server.term_after = 0.2
+        stop = made.supervisor.stop(10)
+        made.wait(0.01)
+        stopper = made.world.commands()[-1]
+        self.assertEqual(stopper.argv, ("kill", "-INT", str(server.pid)))
+        server.hear(INT)
+        stopper.die(0)
+        made.wait(0.3)
+        self.successResultOf(stop)
+        self.assertEqual(server.signals, [INT])
+
+    def test_a_failing_stop_command_falls_back_to_term_at_once(self):
+        made = scene(cmd_stop="stopper")
+        _up(made)
+        stop = made.supervisor.stop(10)
+        made.wait(0.01)
+        made.world.commands()[-1].die(1)
+        made.wait(0.02)
+        self.successResultOf(stop)
+        self.assertEqual(made.servers()[0].signals, [TERM])
+
+    def test_a_missing_stop_command_falls_back_to_term_at_once(self):
+        """core V28"""
+        for words in ("missing-stopper", "'missing-unbalanced", "# nothing"):
+            made = scene(cmd_stop=words)
+            _up(made)
+            stop = made.supervisor.stop(10)
+            made.wait(0.02)
+            self.successResultOf(stop)
+            self.assertEqual(made.servers()[0].signals, [TERM])
+
+    def test_a_stop_command_that_does_nothing_is_followed_by_term_halfway(self):
+        made = scene(cmd_stop="stopper")
+        _up(made)
+        stop = made.supervisor.stop(4)
+        made.wait(0.01)
+        made.world.commands()[-1].die(0)
+        made.wait(1.9)
+        self.assertEqual(made.servers()[0].signals, [])
+        made.wait(0.2)
+        self.successResultOf(stop)
+
+    def test_a_stop_command_that_hangs_does_not_hold_up_the_kill(self):
+        """core V27"""
+        made = scene(cmd_stop="sleep 60", on_become=_stubborn_server)
+        _up(made)
+        stop = made.supervisor.stop(3)
+        made.wait(3.05)
+        self.assertEqual(made.servers()[0].signals[-1], KILL)
+        self.assertFalse(made.servers()[0].alive)
+        made.wait(5.2)
+        self.successResultOf(stop)
+        self.assertFalse(made.world.commands()[-1].alive)
+
+    def test_after_a_forced_kill_the_stop_command_still_has_its_say(self):
+        made = scene(cmd_stop="stopper", on_become=_stubborn_server)
+        _up(made)
+        stop = made.supervisor.stop(1)
+        made.wait(0.01)
+        made.world.commands()[-1].die(1)
+        made.wait(1.1)
+        again = made.world.commands()[-1]
+        self.assertEqual(len(made.world.commands()), 3)
+        self.assertTrue(again.alive)
+        self.assertNoResult(stop)
+        again.die(0)
+        made.wait(0.15)
+        self.successResultOf(stop)
+
+    def test_a_crashed_client_has_its_container_stopped_before_the_model_counts_as_stopped(self):
+        made = scene(cmd_stop="stopper c1")
+        _up(made)
+        made.servers()[0].die(-9)
+        made.wait(0.2)
+        stopper = made.world.commands()[-1]
+        self.assertEqual((stopper.argv, stopper.alive), (("stopper", "c1"), True))
+        self.assertEqual(made.supervisor.state, "stopping")
+        stopper.die(0)
+        made.wait(0.2)
+        self.assertEqual((made.supervisor.state, len(made.world.commands())), ("stopped", 2))
+
+    def test_a_stop_command_after_a_crash_has_a_bounded_time(self):
+        made = scene(cmd_stop="stopper", unload_timeout=10.0)
+        _up(made)
+        made.servers()[0].die(-9)
+        made.wait(14.9)
+        self.assertEqual(made.supervisor.state, "stopping")
+        made.wait(0.3)
+        self.assertEqual(made.supervisor.state, "stopped")
+        self.assertFalse(made.world.commands()[-1].alive)
+
+    def test_a_start_that_fails_is_cleaned_up_by_the_stop_command(self):
+        made = scene(answer=REFUSED, cmd_stop="stopper")
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.02)
+        made.servers()[0].die(125)  # as podman does when the name is in use
+        made.wait(0.2)
+        self.assertNoResult(ready)
+        made.world.commands()[-1].die(0)
+        made.wait(0.2)
+        self.failureResultOf(ready, StartFailed)
+
+    def test_a_stop_command_that_still_runs_when_the_client_ends_is_waited_for(self):
+        made = scene(cmd_stop="stopper")
+        _up(made)
+        stop = made.supervisor.stop(10)
+        made.wait(0.01)
+        stopper = made.world.commands()[-1]
+        made.servers()[0].die(0)
+        made.wait(1)
+        self.assertNoResult(stop)
+        stopper.die(0)
+        made.wait(0.2)
+        self.successResultOf(stop)
+        self.assertEqual(len(made.world.commands()), 2)
+
+    def test_a_server_that_is_not_up_is_cleaned_up_by_its_stop_command(self):
+        made = scene(cmd_stop="stopper c1")
+        for _ in range(2):
+            cleaned = made.supervisor.clean_up()
+            made.wait(0.01)
+            stopper = made.world.commands()[-1]
+            self.assertEqual((stopper.argv, made.servers()), (("stopper", "c1"), []))
+            also = made.supervisor.clean_up()
+            self.assertNoResult(cleaned)
+            stopper.die(0)
+            made.wait(0.2)
+            self.successResultOf(cleaned)
+            self.successResultOf(also)
+        self.assertEqual((made.supervisor.state, made.heard.states, len(made.world.commands())), ("stopped", [], 2))
+
+    def test_a_stop_command_for_a_process_does_not_run_without_one(self):
+        for words in ("kill ${PID}", "", "missing-stopper"):
+            made = scene(cmd_stop=words)
+            cleaned = made.supervisor.clean_up()
+            made.wait(0.2)
+            self.successResultOf(cleaned)
+            self.assertEqual(made.world.commands(), [])
+
+    def test_a_start_that_cannot_be_tried_runs_no_stop_command(self):
+        made = scene(cmd="missing-server", cmd_stop="stopper")
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.2)
+        self.failureResultOf(ready, StartFailed)
+        self.assertEqual(made.world.commands(), [])
+
+    def test_its_output_goes_to_the_log(self):
+        made = scene(cmd_stop="stopper")
+        _up(made)
+        made.supervisor.stop(1)
+        made.world.commands()[-1].say(b"stopping kiwi\n")
+        self.assertEqual(made.said, [b"stopping kiwi\n"])
+
+
+class CrashTests(SynchronousTestCase):
+    def test_an_exit_while_idle_is_seen_at_once_and_the_next_wish_starts_again(self):
+        """core V36"""
+        made = scene()
+        _up(made)
+        made.servers()[0].die(-11)
+        self.assertEqual(made.heard.exits, [(-11, False)])
+        made.wait(0.01)
+        self.assertEqual(made.supervisor.state, "stopped")
+        self.assertEqual(made.supervisor.status().last_error, "upstream command exited unexpectedly (signal SIGSEGV)")
+        self.successResultOf(_up(made))
+        self.assertEqual(len(made.servers()), 2)
+
+    def test_a_crash_leaves_no_group_member_behind_and_does_not_wait_for_the_pipe(self):
+        """core V37 (fix)"""
+        made = scene()
+        _up(made)
+        left = made.world.orphan(made.servers()[0], term_after=None, holds_pipe=True)
+        made.servers()[0].die(1)
+        made.wait(0.05)
+        self.assertEqual(left.signals, [KILL])
+        self.assertEqual(made.supervisor.state, "stopped")
+
+    def test_the_exit_of_an_earlier_process_says_nothing_about_the_present_one(self):
+        made = scene(on_become=lambda one: (setattr(one, "term_after", None), setattr(one, "kill_after", None)))
+        _up(made)
+        made.supervisor.stop(0.1)
+        made.wait(5.3)
+        made.world.on_become = lambda one: None
+        self.successResultOf(_up(made))
+        made.servers()[0].die(-9)
+        made.wait(0.05)
+        self.assertEqual(made.supervisor.state, "ready")
+
+
+class WatchTests(SynchronousTestCase):
+    def test_watchers_are_told_of_servers_and_not_of_stop_commands(self):
+        told = []
+
+        class Watcher:
+            def started(self, birth):
+                told.append(("started", birth.model, birth.port))
+
+            def gone(self, birth):
+                told.append(("gone", birth.model, birth.port))
+
+        made = scene(watchers=[Watcher()], cmd_stop="stopper")
+        _up(made)
+        made.supervisor.stop()
+        made.world.commands()[-1].die(1)
+        made.wait(0.3)
+        self.assertEqual(told, [("started", "kiwi", 5800), ("gone", "kiwi", 5800)])
+
+    def test_status_tells_what_runs(self):
+        made = scene()
+        status = made.supervisor.status()
+        self.assertEqual((status.state, status.pid, status.port, status.cmd), ("stopped", None, 5800, ()))
+        _up(made)
+        status = made.supervisor.status()
+        self.assertEqual((status.state, status.pid), ("ready", made.servers()[0].pid))
+        self.assertEqual(status.started_at, 0.0)
+        self.assertAlmostEqual(status.ready_at, status.load_seconds[0])
+
+    def test_nothing_is_timed_while_nothing_runs(self):
+        made = scene()
+        _up(made)
+        made.supervisor.stop()
+        made.wait(2.0)
+        self.assertEqual(made.clock.getDelayedCalls(), [])
+
+
+def _up(made):
+    ready = made.supervisor.ensure_ready()
+    made.wait(0.02)
+    return ready
+
+
+def _stubborn_server(process):
+    if process.argv[0] == "server":
+        process.term_after = None

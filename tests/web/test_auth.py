@@ -1,0 +1,148 @@
+from base64 import b64encode
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.config import Secret
+from llamaswap.web.auth import Authenticator, KeyRing, preflight, refuse_cross_site
+from llamaswap.web.errors import HttpError
+
+
+def reader(**headers):
+    values = {name.replace("_", "-").encode(): value.encode("latin-1") for name, value in headers.items()}
+    return values.get
+
+
+class Head:
+    """A request head with these headers."""
+
+    def __init__(self, *headers):
+        self.headers = headers
+
+    def first(self, name):
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+def carriers(gate, **headers):
+    """The headers that carry a key, of a request with these headers."""
+    return gate(Head(*((name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items())))
+
+
+AUTHORIZATION, X_API_KEY = frozenset([b"authorization"]), frozenset([b"x-api-key"])
+
+
+def basic(text):
+    return "Basic " + b64encode(text.encode()).decode()
+
+
+GATE = Authenticator(lambda: [b"k-1", b"k-2"])
+
+
+class KeyTests(SynchronousTestCase):
+    def refused(self, **headers):
+        error = self.assertRaises(HttpError, GATE.admit, reader(**headers))
+        self.assertEqual(error.status, 401)
+
+    def test_without_configured_keys_everyone_comes_in_and_no_header_is_ours(self):
+        self.assertEqual(carriers(Authenticator(tuple), authorization="Bearer theirs"), frozenset())
+
+    def test_each_way_to_present_a_key_is_known_and_reported(self):
+        """http T019, http T020, http T021"""
+        self.assertEqual(carriers(GATE, authorization="Bearer k-2"), AUTHORIZATION)
+        self.assertEqual(carriers(GATE, authorization="bEARER k-2"), AUTHORIZATION)
+        self.assertEqual(carriers(GATE, x_api_key="k-1"), X_API_KEY)
+        self.assertEqual(carriers(GATE, authorization=basic("anyone:k-1")), AUTHORIZATION)
+
+    def test_every_header_that_carries_a_key_is_named(self):
+        names = carriers(GATE, authorization="Bearer k-1", x_api_key="k-1", api_key="k-2", accept="*/*")
+        self.assertEqual(names, frozenset([b"authorization", b"x-api-key", b"api-key"]))
+        names = carriers(GATE, authorization=basic("anyone:k-1"), x_api_key="k-2", x_forwarded_key="Bearer k-1")
+        self.assertEqual(names, frozenset([b"authorization", b"x-api-key", b"x-forwarded-key"]))
+        self.assertEqual(carriers(GATE, authorization="Bearer k-1", x_api_key="theirs"), AUTHORIZATION)
+
+    def test_key_in_the_second_of_two_equal_headers_is_named(self):
+        head = Head((b"X-Api-Key", b"theirs"), (b"x-api-key", b"k-1"), (b"Authorization", b"Bearer k-1"))
+        self.assertEqual(GATE(head), AUTHORIZATION | X_API_KEY)
+
+    def test_key_that_equals_the_host_does_not_remove_the_host(self):
+        self.assertEqual(carriers(Authenticator(lambda: [b"box"]), host="box", x_api_key="box"), X_API_KEY)
+
+    def test_the_keys_in_force_are_read_anew_when_they_change(self):
+        keys = [(Secret("k-1"),)]
+        gate = Authenticator(KeyRing(lambda: keys[0]))
+        self.assertEqual(carriers(gate, x_api_key="k-1"), X_API_KEY)
+        keys[0] = (Secret("k-2"),)
+        self.assertRaises(HttpError, gate.admit, reader(x_api_key="k-1"))
+        self.assertEqual(carriers(gate, x_api_key="k-2"), X_API_KEY)
+        keys[0] = ()
+        self.assertEqual(carriers(gate), frozenset())
+
+    def test_a_wrong_key_is_not_rescued_by_a_right_one(self):
+        """http T023"""
+        self.refused(authorization="Bearer wrong", x_api_key="k-1")
+        self.refused(authorization=basic("u:wrong"), x_api_key="k-1")
+
+    def test_a_basic_header_without_a_password_is_no_key(self):
+        """http T024, http T025"""
+        for value in ("Basic %%%", basic("user:"), basic("nocolon"), "Bearer", "Digest x"):
+            self.assertEqual(carriers(GATE, authorization=value, x_api_key="k-1"), X_API_KEY, value)
+
+    def test_the_scheme_ends_at_the_first_space(self):
+        """http T027"""
+        self.refused(authorization="Bearer  k-1")
+
+    def test_nothing_and_almost_right_are_refused(self):
+        self.refused()
+        self.refused(x_api_key="K-1")
+        self.refused(x_api_key="k-1 ")
+
+    def test_an_empty_configured_key_lets_nobody_in(self):
+        self.assertRaises(HttpError, Authenticator(lambda: [b""]).admit, reader())
+
+    def test_a_reload_changes_the_keys(self):
+        keys = [b"old"]
+        gate = Authenticator(lambda: keys)
+        keys[:] = [b"new"]
+        self.assertEqual(carriers(gate, x_api_key="new"), X_API_KEY)
+
+
+class PreflightTests(SynchronousTestCase):
+    def allowed(self, asked):
+        return dict(preflight(reader(access_control_request_headers=asked)))[b"Access-Control-Allow-Headers"]
+
+    def test_only_tokens_survive_in_their_order(self):
+        """http T011, http T012"""
+        self.assertEqual(self.allowed("b@d"), b"")
+        self.assertEqual(self.allowed("content-type,\tauthorization,,"), b"content-type, authorization")
+        self.assertEqual(self.allowed("X-A, bad header, X-B"), b"X-A, X-B")
+        self.assertEqual(self.allowed("X-A\r\nEvil: 1"), b"")
+
+    def test_without_a_wish_the_usual_headers_are_allowed(self):
+        self.assertIn(b"Authorization", self.allowed(""))
+
+
+class CrossSiteTests(SynchronousTestCase):
+    def passes(self, method, path, **headers):
+        try:
+            refuse_cross_site(method, path, reader(host="box:8080", **headers))
+        except HttpError as error:
+            self.assertEqual(error.status, 403)
+            return False
+        return True
+
+    def test_tools_and_our_own_pages_pass(self):
+        self.assertTrue(self.passes(b"POST", b"/api/models/unload"))
+        self.assertTrue(self.passes(b"POST", b"/api/models/unload", origin="http://box:8080"))
+        self.assertTrue(self.passes(b"GET", b"/unload", sec_fetch_site="none"))
+
+    def test_other_pages_are_refused_where_state_would_change(self):
+        self.assertFalse(self.passes(b"POST", b"/api/models/unload", origin="http://box:9090"))
+        self.assertFalse(self.passes(b"DELETE", b"/api/x", origin="null"))
+        self.assertFalse(self.passes(b"GET", b"/unload", sec_fetch_site="cross-site"))
+        self.assertFalse(self.passes(b"POST", b"/models/unload", origin="https://evil.example"))
+
+    def test_reading_and_inference_are_left_to_the_browsers_own_rules(self):
+        self.assertTrue(self.passes(b"GET", b"/api/events", sec_fetch_site="cross-site"))
+        self.assertTrue(self.passes(b"POST", b"/v1/chat/completions", origin="http://app.example"))
+
+    def test_a_proxy_that_rewrote_host_is_forgiven_where_the_browser_vouches(self):
+        self.assertTrue(self.passes(b"PUT", b"/api/config", origin="https://llm.lan", sec_fetch_site="same-origin"))

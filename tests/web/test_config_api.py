@@ -1,0 +1,189 @@
+from twisted.trial.unittest import TestCase
+
+from llamaswap.errors import ConfigError, Problem
+from llamaswap.events import ConfigRejected, ConfigReloaded
+from llamaswap.web.config_api import CheckedConfig
+from tests.web.doubles import FakeFiles, FakeFleet, World, with_keys
+
+TEXT = "apiKeys: [k-secret]\npeers:\n  a: {proxy: x}\n  b:\n    apiKey: one-1\n  c:\n    apiKey: two-2\n"
+KEY = [("x-api-key", "k-secret")]
+
+
+class ShowTests(TestCase):
+    def test_the_text_is_shown_with_masked_secrets_and_a_tag(self):
+        world = World(FakeFleet(with_keys("k-secret")), files=FakeFiles(TEXT))
+        answer = world.ask("/api/config", headers=KEY)
+        for secret in ("k-secret", "one-1", "two-2"):
+            self.assertNotIn(secret, answer.text)
+        self.assertEqual(answer.headers["content-type"], "application/yaml; charset=utf-8")
+        again = world.ask("/api/config", headers=[*KEY, ("If-None-Match", answer.headers["etag"])])
+        self.assertEqual(again.status, 304)
+
+    def test_schema_and_status_are_told(self):
+        world = World()
+        self.assertIn("properties", world.ask("/api/config/schema").json)
+        self.assertEqual(world.ask("/api/config/status").json["result"], "started")
+        world.bus.publish(ConfigRejected("line 3"))
+        status = world.ask("/api/config/status").json
+        self.assertEqual((status["result"], status["message"]), ("rejected", "line 3"))
+        world.bus.publish(ConfigReloaded(added=("x",)))
+        self.assertEqual(world.ask("/api/config/status").json["touched"]["added"], ["x"])
+
+
+class CheckTests(TestCase):
+    def test_a_good_text_tells_what_it_would_touch(self):
+        world = World(files=FakeFiles(answer=CheckedConfig((Problem("odd"),), ("new",), ("old",), ("same",))))
+        answer = world.ask("/api/config/validate", "POST", body=b"models: {}")
+        self.assertTrue(answer.json["valid"])
+        self.assertEqual(answer.json["impact"], {"restart": ["same"], "add": ["new"], "remove": ["old"]})
+        self.assertEqual(answer.json["warnings"][0]["message"], "odd")
+
+    def test_a_bad_text_tells_where(self):
+        error = ConfigError([Problem("no", "models.x.cmd", "f.yaml", 3)])
+        world = World(files=FakeFiles(answer=error))
+        [problem] = world.ask("/api/config/validate", "POST", body=b"x").json["errors"]
+        self.assertEqual((problem["path"], problem["line"], problem["message"]), ("models.x.cmd", 3, "no"))
+        self.assertEqual(world.ask("/api/config/validate", "POST", body=b"\xff").status, 400)
+
+
+class ReplaceTests(TestCase):
+    def world(self, **more):
+        return World(FakeFleet(with_keys("k-secret")), files=FakeFiles(TEXT, editable=True, **more))
+
+    def put(self, world, body, tag):
+        return world.ask("/api/config", "PUT", [*KEY, ("If-Match", tag)], body)
+
+    def test_it_needs_the_operators_word(self):
+        world = World()
+        self.assertEqual(world.ask("/api/config", "PUT", body=b"models: {}").status, 403)
+        self.assertEqual(world.files.written, [])
+
+    def test_an_edit_of_an_old_text_is_refused(self):
+        world = self.world()
+        self.assertEqual(world.ask("/api/config", "PUT", KEY, b"x").status, 428)
+        self.assertEqual(self.put(world, b"x", '"other"').status, 412)
+        self.assertEqual(world.files.written, [])
+
+    def test_a_tag_that_a_proxy_made_weak_or_put_among_others_is_known(self):
+        """nginx does that where it compresses: every edit through it was refused as one of an old text."""
+        world = self.world()
+        tag = world.ask("/api/config", headers=KEY).headers["etag"]
+        self.assertEqual(world.ask("/api/config", headers=[*KEY, ("If-None-Match", f'"x", W/{tag}')]).status, 304)
+        self.assertEqual(self.put(world, b"x", 'W/"other"').status, 412)
+        self.assertEqual(self.put(world, b"models: {}", f"W/{tag}").status, 200)
+        self.assertEqual(world.files.written, ["models: {}"])
+
+    def test_masked_secrets_come_back_in_their_places(self):
+        world = self.world()
+        shown = world.ask("/api/config", headers=KEY)
+        edited = shown.text.replace("proxy: x", "proxy: y").encode()
+        answer = self.put(world, edited, shown.headers["etag"])
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(world.files.written, [TEXT.replace("proxy: x", "proxy: y")])
+        self.assertNotEqual(answer.headers["etag"], shown.headers["etag"])
+
+    COMMANDS = (
+        "apiKeys: [k-secret]\nmodels:\n  a:\n    cmd: serve --api-key one-1 --port 1\n"
+        "    # cmd: serve --api-key one-1\n"
+        "  b:\n    cmd: serve --hf-token two-2\n  c:\n    cmd: serve --hf-token three-3\n"
+    )
+
+    def edited(self, old, new):
+        """What is written, and the status, where one edits this in what was shown of commands with secrets."""
+        world = World(FakeFleet(with_keys("k-secret")), files=FakeFiles(self.COMMANDS, editable=True))
+        shown = world.ask("/api/config", headers=KEY)
+        for secret in ("k-secret", "one-1", "two-2", "three-3"):
+            self.assertNotIn(secret, shown.text)
+        self.assertIn(old, shown.text)
+        answer = self.put(world, shown.text.replace(old, new).encode(), shown.headers["etag"])
+        return answer.status, world.files.written
+
+    def test_a_line_with_a_secret_can_be_edited_beside_it(self):
+        self.assertEqual(
+            self.edited("--api-key *** --port 1", "--verbose --api-key *** --port 2"),
+            (200, [self.COMMANDS.replace("--api-key one-1 --port 1", "--verbose --api-key one-1 --port 2")]),
+        )
+
+    def test_a_secret_in_a_comment_is_not_lost(self):
+        self.assertEqual(self.edited("--port 1", "--port 1"), (200, [self.COMMANDS]))
+
+    def test_which_of_two_secrets_is_meant_is_not_guessed(self):
+        self.assertEqual(self.edited("serve --hf-token ***", "run --hf-token ***"), (400, []))
+
+    def test_a_mask_that_is_not_ours_is_refused(self):
+        world = self.world()
+        tag = world.ask("/api/config", headers=KEY).headers["etag"]
+        self.assertEqual(self.put(world, b"peers:\n  z:\n    other: ***\n", tag).status, 400)
+
+    def test_a_text_that_cannot_be_loaded_is_not_written(self):
+        world = self.world(answer=ConfigError([Problem("no")]))
+        tag = world.ask("/api/config", headers=KEY).headers["etag"]
+        self.assertEqual(self.put(world, b"x", tag).status, 422)
+        self.assertEqual(world.files.written, [])
+
+
+class HistoryTests(TestCase):
+    OLD = TEXT.replace("k-secret", "k-earlier").replace("proxy: x", "proxy: w")
+    FIRST = "1700000000000-00000000"
+
+    def world(self, **more):
+        now = "1700000001000-11111111"
+        files = FakeFiles(TEXT, **{"editable": True, **more}, kept={self.FIRST: self.OLD, now: TEXT})
+        return World(FakeFleet(with_keys("k-secret")), files=files)
+
+    def restore(self, world, *headers, version=FIRST):
+        return world.ask(f"/api/config/history/{version}/restore", "POST", [*KEY, *headers])
+
+    def test_the_versions_are_told_newest_first_and_which_is_in_force(self):
+        versions = self.world().ask("/api/config/history", headers=KEY).json["versions"]
+        self.assertEqual([version["in_force"] for version in versions], [True, False])
+        self.assertEqual(
+            (versions[1]["id"], versions[1]["why"], versions[1]["size"]), (self.FIRST, "saved", len(self.OLD))
+        )
+
+    def test_a_key_that_was_changed_since_is_masked_too(self):
+        answer = self.world().ask(f"/api/config/history/{self.FIRST}", headers=KEY)
+        self.assertEqual(answer.status, 200)
+        for secret in ("k-earlier", "one-1", "two-2"):
+            self.assertNotIn(secret, answer.text)
+        self.assertIn("proxy: w", answer.text)
+
+    def test_an_earlier_text_comes_back_whole_and_says_who_brought_it(self):
+        world = self.world()
+        tag = world.ask("/api/config", headers=KEY).headers["etag"]
+        answer = self.restore(world, ("If-Match", tag), ("User-Agent", "curl/8"), ("X-Forwarded-For", "10.0.0.7"))
+        self.assertEqual(answer.status, 200)
+        self.assertIn("impact", answer.json)
+        self.assertEqual(world.files.written, [self.OLD])
+        self.assertEqual(world.files.authors, [("10.0.0.7", "curl/8", self.FIRST)])
+
+    def test_restoring_has_the_rules_of_replacing(self):
+        world = self.world()
+        self.assertEqual(self.restore(world).status, 428)
+        self.assertEqual(self.restore(world, ("If-Match", '"other"')).status, 412)
+        self.assertEqual(self.restore(world, ("If-Match", "*"), ("Sec-Fetch-Site", "cross-site")).status, 403)
+        self.assertEqual(self.restore(world, ("If-Match", "*"), ("Origin", "http://evil.example")).status, 403)
+        self.assertEqual(self.restore(world, ("If-Match", "*"), version="1700000000000-ffffffff").status, 404)
+        refused = self.world(answer=ConfigError([Problem("no", "models.x.cmd", "f.yaml", 3)]))
+        answer = self.restore(refused, ("If-Match", "*"))
+        self.assertEqual((answer.status, answer.json["errors"][0]["line"]), (422, 3))
+        self.assertEqual(world.files.written + refused.files.written, [])
+
+    def test_without_the_operators_word_there_is_no_history(self):
+        world = self.world(editable=False)
+        self.assertEqual(world.ask("/api/config/history", headers=KEY).status, 403)
+        self.assertEqual(world.ask(f"/api/config/history/{self.FIRST}", headers=KEY).status, 403)
+        self.assertEqual(self.restore(world, ("If-Match", "*")).status, 403)
+
+    def test_it_wants_a_key_like_everything_here(self):
+        self.assertEqual(self.world().ask("/api/config/history").status, 401)
+
+
+class FreshSecretTests(TestCase):
+    def test_a_key_that_is_in_the_file_but_not_in_force_yet_is_masked(self):
+        world = World(FakeFleet(with_keys("k-secret")), files=FakeFiles("apiKeys: [k-tomorrow]\n", editable=True))
+        shown = world.ask("/api/config", headers=KEY)
+        self.assertNotIn("k-tomorrow", shown.text)
+        headers = [*KEY, ("If-Match", shown.headers["etag"])]
+        self.assertEqual(world.ask("/api/config", "PUT", headers, b"# more\n" + shown.body).status, 200)
+        self.assertEqual(world.files.written, ["# more\napiKeys: [k-tomorrow]\n"])

@@ -1,0 +1,314 @@
+import json
+
+from twisted.trial.unittest import TestCase
+
+from llamaswap.events import (
+    ActivityStored,
+    ConfigRejected,
+    ConfigReloaded,
+    ProfileChanged,
+    StateChanged,
+    SwapBegan,
+    SwapEnded,
+)
+from llamaswap.observe.activity_row import ActivityRow
+from llamaswap.web.sse_feed import MESSAGES
+from llamaswap.wire.usage import Usage
+from tests.web.doubles import FakeFleet, World
+
+
+def events(body):
+    """(type, decoded payload, id) of each message; heartbeats left out."""
+    found = []
+    for block in body.decode().split("\n\n")[:-1]:
+        number = None
+        for line in block.split("\n"):
+            if line.startswith("id:"):
+                number = int(line[3:])
+            elif line.startswith("data:"):
+                envelope = json.loads(line[5:])
+                found.append((envelope["type"], json.loads(envelope["data"]), number))
+    return found
+
+
+def kinds(body):
+    return [kind for kind, _, _ in events(body)]
+
+
+def told(client):
+    return {kind: data for kind, data, _ in events(client.answer().body)}
+
+
+def row(**more):
+    return ActivityRow(1700000000, "alpha", "/v1/x", "application/json", 200, Usage(3, 4), 12, **more)
+
+
+class ConnectTests(TestCase):
+    def test_the_first_messages_come_in_the_known_order_and_form(self):
+        """http T153"""
+        world = World()
+        world.book.proxy.write("[INFO] ö\n".encode() + b"\xff")
+        client = world.open("/api/events")
+        answer = client.answer()
+        self.assertEqual(answer.headers["content-type"], "text/event-stream")
+        self.assertEqual(answer.headers["cache-control"], "no-cache")
+        self.assertEqual(answer.headers["x-accel-buffering"], "no")
+        self.assertEqual(answer.headers["x-content-type-options"], "nosniff")
+        expected = ["logData", "logData", "modelStatus", "uiConfig", "profileChanged", "inflight", "metrics"]
+        self.assertEqual(kinds(answer.body), expected)
+        told = events(answer.body)
+        self.assertEqual(told[0][1], {"source": "proxy", "data": "[INFO] ö\n\ufffd"})
+        self.assertEqual(told[1][1], {"source": "upstream", "data": ""})
+        self.assertEqual(told[3][1], {"activity": {"session_id": ["X-Session-ID", "X-Litellm-Session-Id"]}})
+        self.assertEqual(told[4][1], {"active": None})
+        self.assertEqual(told[5][1], {"operation": "snapshot"})
+        self.assertEqual(told[6][1], [])
+        first = answer.body.split(b"\n\n")[1]
+        self.assertEqual(
+            first, b'event:message\ndata:{"type":"logData","data":"{\\"source\\":\\"upstream\\",\\"data\\":\\"\\"}"}'
+        )
+        client.leave()
+
+    def test_every_local_model_and_every_peers_model_is_told(self):
+        """http T157"""
+        world = World(FakeFleet(states={"alpha": "ready", "beta": "shutdown"}))
+        client = world.open("/api/events")
+        models = {row["id"]: row for row in told(client)["modelStatus"]}
+        self.assertEqual(
+            models["alpha"],
+            {
+                "id": "alpha",
+                "name": "Alpha",
+                "description": " first ",
+                "state": "ready",
+                "unlisted": False,
+                "peerID": "",
+                "aliases": ["al"],
+                "capabilities": {"vision": True, "function_calling": True},
+                "context_length": 8192,
+            },
+        )
+        self.assertEqual((models["org/gamma"]["unlisted"], models["org/gamma"]["state"]), (True, "stopped"))
+        self.assertEqual(models["beta"]["state"], "stopped")
+        self.assertEqual((models["lab/delta"]["peerID"], models["lab/delta"]["state"]), ("lab", ""))
+        self.assertNotIn("pick", models)
+        client.leave()
+
+    def test_head_answers_and_ends(self):
+        world = World()
+        self.assertEqual(world.ask("/api/events", "HEAD").status, 200)
+        self.assertEqual((world.inflight.listeners, world.clock.getDelayedCalls()), ([], []))
+
+
+class LiveTests(TestCase):
+    def setUp(self):
+        self.world = World()
+        self.client = self.world.open("/api/events")
+        self.seen = len(self.client.answer().body)
+
+    def tearDown(self):
+        self.client.leave()
+        self.assertEqual(self.world.clock.getDelayedCalls(), [])
+        self.assertEqual((self.world.inflight.listeners, self.world.book.proxy.readers), ([], 0))
+
+    def fresh(self):
+        body = self.client.answer().body[self.seen :]
+        self.seen += len(body)
+        return body
+
+    def test_state_and_profile_changes_are_told(self):
+        self.world.fleet.states["alpha"] = "starting"
+        self.world.bus.publish(StateChanged("alpha", "stopped", "starting"))
+        self.world.bus.publish(ProfileChanged("work"))
+        self.assertEqual(kinds(self.fresh()), ["modelStatus", "profileChanged", "modelStatus"])
+
+    def test_requests_in_flight_are_told_as_they_change(self):
+        self.world.inflight.tell({"operation": "remove", "id": "7"})
+        self.assertEqual(events(self.fresh()), [("inflight", {"operation": "remove", "id": "7"}, None)])
+
+    def test_a_stored_row_is_told_in_both_vocabularies(self):
+        [stored] = self.world.store.insert([row()])
+        self.world.activity._recent[stored.id] = stored
+        self.world.bus.publish(ActivityStored(stored.id))
+        told = events(self.fresh())
+        self.assertEqual(told[0][:2], ("activity", {"id": 1}))
+        self.assertEqual((told[1][0], told[1][1][0]["input_tokens"]), ("metrics", 3))
+
+    def test_log_writes_are_gathered_and_cut_characters_joined(self):
+        self.world.book.proxy.write("a\u20ac".encode()[:2])
+        self.world.book.proxy.write("a\u20ac".encode()[2:])
+        self.assertEqual(self.fresh(), b"")
+        self.world.clock.advance(0.05)
+        self.assertEqual(events(self.fresh()), [("logData", {"source": "proxy", "data": "a\u20ac"}, None)])
+
+    def test_a_flood_of_log_bytes_is_bounded_and_said(self):
+        for _ in range(40):
+            self.world.book.proxy.write(b"x" * 10_000)
+        self.world.clock.advance(0.05)
+        body = self.fresh()
+        self.assertLess(len(body), 300_000)
+        self.assertIn("characters dropped", events(body)[0][1]["data"])
+
+    def test_a_heartbeat_comes_every_fifteen_seconds(self):
+        self.world.clock.advance(15)
+        self.assertEqual(self.fresh(), b": ping\n\n")
+        self.world.clock.advance(15)
+        self.assertEqual(self.fresh(), b": ping\n\n")
+
+    def test_swaps_are_not_told_to_clients_of_the_old_vocabulary(self):
+        self.world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        self.assertEqual(self.fresh(), b"")
+
+    def test_a_reload_ends_it_so_that_the_client_begins_anew(self):
+        """http T168"""
+        self.world.bus.publish(ConfigReloaded(added=("x",)))
+        self.assertTrue(self.client.answer().ended)
+
+
+class BackPressureTests(TestCase):
+    def test_a_client_that_falls_behind_gets_a_fresh_picture_instead_of_its_queue(self):
+        world = World()
+        slow, quick = world.open("/api/events"), world.open("/api/events")
+        seen = len(slow.answer().body)
+        slow.transport.producer.pauseProducing()
+        for number in range(MESSAGES + 1):
+            world.inflight.tell({"operation": "remove", "id": str(number)})
+        self.assertEqual(len(slow.answer().body), seen)
+        self.assertIn('\\"id\\":\\"1024\\"', quick.answer().text)
+        slow.transport.producer.resumeProducing()
+        self.assertEqual(kinds(slow.answer().body[seen:]), ["modelStatus", "uiConfig", "profileChanged", "inflight"])
+        seen = len(slow.answer().body)
+        world.inflight.tell({"operation": "remove", "id": "x"})
+        self.assertEqual(kinds(slow.answer().body[seen:]), ["inflight"])
+        slow.leave()
+        quick.leave()
+
+    def test_a_short_pause_loses_nothing(self):
+        world = World()
+        client = world.open("/api/events")
+        seen = len(client.answer().body)
+        client.transport.producer.pauseProducing()
+        for number in range(3):
+            world.inflight.tell({"operation": "remove", "id": str(number)})
+        client.transport.producer.resumeProducing()
+        self.assertEqual([data["id"] for _, data, _ in events(client.answer().body[seen:])], ["0", "1", "2"])
+        client.leave()
+
+
+class TopicTests(TestCase):
+    def open(self, world, topics, **headers):
+        return world.open(f"/api/events?topics={topics}", headers=list(headers.items()))
+
+    def test_only_what_was_asked_for_is_told_and_each_event_has_an_id(self):
+        world = World()
+        client = self.open(world, "swaps,activity")
+        self.assertEqual(kinds(client.answer().body), ["uiConfig", "profileChanged"])
+        seen = len(client.answer().body)
+        world.bus.publish(StateChanged("alpha", "stopped", "starting"))
+        world.bus.publish(SwapBegan(3, "alpha", ("beta",), "group", 0.0))
+        world.bus.publish(SwapEnded(3, "alpha", None, 0.0))
+        told = events(client.answer().body[seen:])
+        self.assertEqual([(kind, data["id"]) for kind, data, _ in told], [("swap", 3), ("swap", 3)])
+        self.assertLess(told[0][2], told[1][2])
+        client.leave()
+
+    def test_samples_are_told_only_to_who_asked_and_nobody_watches_for_others(self):
+        world = World()
+        plain, other = self.open(world, "models"), world.open("/api/events")
+        self.assertEqual(world.machine.listeners, [])
+        one, two = self.open(world, "performance"), self.open(world, "performance,models")
+        [tell] = world.machine.listeners
+        sample = {"enabled": True, "sys_stats": [1], "gpu_stats": []}
+        tell(sample)
+        self.assertEqual(events(one.answer().body)[-1][:2], ("performance", sample))
+        for client in (plain, other):
+            self.assertNotIn("performance", kinds(client.answer().body))
+        one.leave()
+        self.assertEqual(len(world.machine.listeners), 1)
+        two.leave()
+        self.assertEqual(world.machine.listeners, [])
+        plain.leave()
+        other.leave()
+
+    def test_one_models_log_can_be_watched_and_no_client_invents_logs(self):
+        world = World()
+        world.book.model("alpha").write(b"old\n")
+        client = self.open(world, "logs:alpha,logs:ghost")
+        told = events(client.answer().body)
+        self.assertEqual([line for line, _ in told[0][1].pop("times")], [0])
+        self.assertEqual(told[0][1], {"source": "alpha", "data": "old\n", "reset": True})
+        self.assertNotIn("model:ghost", world.book.histories())
+        world.book.model("alpha").write(b"new\n")
+        world.clock.advance(1)
+        self.assertEqual(events(client.answer().body)[-1][1], {"source": "alpha", "data": "new\n"})
+        client.leave()
+        self.assertEqual(world.book.model("alpha").readers, 0)
+
+    def test_a_client_that_was_away_for_a_moment_hears_what_it_missed(self):
+        world = World()
+        stays, leaves = self.open(world, "swaps"), self.open(world, "swaps")
+        world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        last = events(leaves.answer().body)[-1][2]
+        leaves.leave()
+        world.bus.publish(SwapBegan(2, "beta", (), "", 0.0))
+        back = self.open(world, "swaps", **{"Last-Event-ID": str(last)})
+        swaps = [data["id"] for kind, data, _ in events(back.answer().body) if kind == "swap"]
+        self.assertEqual(swaps, [2])
+        stays.leave()
+        back.leave()
+
+    def test_lines_written_while_nobody_watched_a_log_are_not_missing_for_who_returns(self):
+        world = World()
+        stays, leaves = self.open(world, "swaps"), self.open(world, "logs:alpha,swaps")
+        world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        last = events(leaves.answer().body)[-1][2]
+        leaves.leave()
+        world.book.model("alpha").write(b"unseen\n")
+        other = self.open(world, "logs:alpha")  # watched again, but not since then
+        world.bus.publish(SwapBegan(2, "beta", (), "", 0.0))
+        back = self.open(world, "logs:alpha,swaps", **{"Last-Event-ID": str(last)})
+        told = [(kind, data) for kind, data, _ in events(back.answer().body) if kind in ("logData", "swap")]
+        self.assertEqual([data["id"] for kind, data in told if kind == "swap"], [2])
+        [log] = [data for kind, data in told if kind == "logData"]
+        self.assertEqual((log["data"], log["reset"]), ("unseen\n", True))
+        for client in (stays, other, back):
+            client.leave()
+
+    def test_a_log_that_was_watched_all_the_time_is_not_sent_anew(self):
+        world = World()
+        stays, leaves = self.open(world, "logs:alpha"), self.open(world, "logs:alpha")
+        world.book.model("alpha").write(b"one\n")
+        world.clock.advance(1)
+        last = events(leaves.answer().body)[-1][2]
+        leaves.leave()
+        world.book.model("alpha").write(b"two\n")
+        back = self.open(world, "logs:alpha", **{"Last-Event-ID": str(last)})
+        self.assertEqual(
+            [data for kind, data, _ in events(back.answer().body) if kind == "logData"],
+            [{"source": "alpha", "data": "two\n"}],
+        )
+        stays.leave()
+        back.leave()
+
+    def test_a_last_event_of_nonsense_gets_the_whole_log(self):
+        world = World()
+        stays = self.open(world, "swaps")
+        world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        client = self.open(world, "logs:alpha", **{"Last-Event-ID": "9" * 5000})
+        self.assertEqual(kinds(client.answer().body)[0], "logData")
+        stays.leave()
+        client.leave()
+
+    def test_a_reload_is_told_and_followed_by_a_fresh_picture(self):
+        world = World()
+        client = self.open(world, "models")
+        seen = len(client.answer().body)
+        world.bus.publish(ConfigReloaded(added=("x",)))
+        world.bus.publish(ConfigRejected("no"))
+        answer = client.answer()
+        self.assertEqual(
+            kinds(answer.body[seen:]),
+            ["configReloaded", "modelStatus", "uiConfig", "profileChanged", "configRejected"],
+        )
+        self.assertFalse(answer.ended)
+        client.leave()

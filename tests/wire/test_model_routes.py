@@ -1,0 +1,39 @@
+"""The table of model routes, and what is made from it."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from llamaswap.observe.captures import mask_for
+from llamaswap.web.inference import JSON_ROUTES, is_model_path
+from llamaswap.web.proxy_routes import ROUTES
+from llamaswap.wire.model_routes import MODEL_ROUTES
+
+
+class ModelRoutes(SynchronousTestCase):
+    def test_no_route_is_listed_twice(self):
+        named = [(route.method, route.path) for route in MODEL_ROUTES]
+        self.assertEqual(len(named), len(set(named)))
+
+    def test_only_query_routes_are_get_routes(self):
+        for route in MODEL_ROUTES:
+            self.assertEqual(route.method == "GET", route.body == "query", route.path)
+
+    def test_a_path_has_the_same_mask_for_all_of_its_methods(self):
+        """A capture knows the path of its request alone."""
+        for route in MODEL_ROUTES:
+            mask = mask_for(route.path)
+            self.assertEqual((mask.request, mask.response), (route.keep_request, route.keep_response), route.path)
+
+    def test_every_route_is_served_documented_and_gated_by_the_pipeline(self):
+        documented = {(method, route.rule): route for route in ROUTES for method in route.methods}
+        for route in MODEL_ROUTES:
+            self.assertTrue(is_model_path(route.method.encode(), route.path.encode()), route.path)
+            self.assertEqual(documented[route.method, route.path].summary, route.summary)
+            self.assertTrue(documented[route.method, route.path].own_gate)
+
+    def test_get_and_post_of_a_path_are_told_apart(self):
+        self.assertTrue(is_model_path(b"HEAD", b"/props"))
+        self.assertFalse(is_model_path(b"POST", b"/props"))
+        self.assertFalse(is_model_path(b"GET", b"/v1/embeddings"))
+        self.assertNotIn(b"/v1/images/edits", JSON_ROUTES)
