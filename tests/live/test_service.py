@@ -44,7 +44,7 @@ def keeper_of(product):
     for entry in Path("/proc").iterdir():
         try:
             parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == str(product.process.pid) and b"supervise.keeper" in (entry / "cmdline").read_bytes():
+            if parent == str(product.process.pid) and b"servers.guardian" in (entry / "cmdline").read_bytes():
                 return int(entry.name)
         except (OSError, IndexError):
             continue
@@ -185,7 +185,7 @@ class EndTests(SynchronousTestCase):
     def test_a_driver_or_a_disk_that_hangs_does_not_keep_the_process_from_ending(self):
         program = """
 import threading
-from llamaswap import service
+from llamaswap.app import service
 from llamaswap.tap import Options, makeService
 from twisted.internet import reactor
 service.KEPT_FOR_SERVERS = service.LAST_WORK = 0.2

@@ -308,7 +308,7 @@ class UpgradeTests(SynchronousTestCase):
                     words = (entry / "cmdline").read_bytes()
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-                if int(parent) == product.process.pid and b"supervise.keeper" in words and alive(int(entry.name)):
+                if int(parent) == product.process.pid and b"servers.guardian" in words and alive(int(entry.name)):
                     found.append(int(entry.name))
         return found
 

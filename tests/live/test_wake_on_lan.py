@@ -43,8 +43,8 @@ class WolTests(SynchronousTestCase):
     def front(self, patience):
         port = self.packets.getsockname()[1]
         code = (
-            "import sys; from llamaswap import wol; real = wol.broadcaster;"
-            f"wol.broadcaster = lambda mac, address: real(mac, '127.0.0.1', {port});"
+            "import sys; from llamaswap.app import wake_on_lan; real = wake_on_lan.broadcaster;"
+            f"wake_on_lan.broadcaster = lambda mac, address: real(mac, '127.0.0.1', {port});"
             "from llamaswap.cli import main; main(sys.argv[1:])"
         )
         words = ["wol", "-mac", "01:23:45:67:89:ab", "-upstream", f"http://127.0.0.1:{self.port}"]
