@@ -207,6 +207,7 @@ class LlamaSwap(MultiService):
         )
 
         # What is seen.
+        self.parser = WorkerThread("parser", reactor.callFromThread)
         self.recorder = WorkerThread("recorder", reactor.callFromThread)
         self.watcher = WorkerThread("watcher", reactor.callFromThread)
         # Of its own: a network folder that hangs must not keep the meters.
@@ -280,8 +281,8 @@ class LlamaSwap(MultiService):
             self._canary,
             lambda model, why: self.router.hangs(model, why),
         )
-        self.inference = Inference(self.router, self.dispatcher, keys, self.peers.avoided)
-        self.passthrough = Passthrough(self.router, self.dispatcher, keys)
+        self.inference = Inference(self.router, self.dispatcher, keys, self.peers.avoided, self.parser)
+        self.passthrough = Passthrough(self.router, self.dispatcher, keys, self.parser)
         self.access = AccessLog(self.lines)
         self.surface = Surface(self)
         self.load_tests = LoadTests(lambda: self.router.config, reactor, self.surface.sends_to_itself())
@@ -630,6 +631,7 @@ class LlamaSwap(MultiService):
         await self.machine.stop()
         await self.watcher.close()
         await self.reader.close()
+        await self.parser.close()
 
     async def _while(self, condition: Callable[[], bool], until: float) -> None:
         """As long as that holds, until the time is up, or somebody asks a second time."""

@@ -13,9 +13,11 @@ from urllib.parse import parse_qs, unquote
 from attrs import define, field, frozen
 from twisted.web.http import Request
 
+from llamaswap.errors import BodyTooLarge
 from llamaswap.wire.headers import client_address, peer_host
 
 JSON = b"application/json"
+JSON_BOUND = 1 << 20  # bytes of an admin request's JSON body; the largest holds a load test's prompt
 TEXT = b"text/plain; charset=utf-8"
 
 
@@ -142,7 +144,12 @@ class AdminRequest:
 
 
 def first_json(text: bytes) -> Any:
-    """The first JSON value of a body; what follows it is not looked at. ValueError when there is none."""
+    """The first JSON value of a body; what follows it is not looked at.
+
+    ValueError if there is none, BodyTooLarge beyond `JSON_BOUND` bytes, because it is parsed on the reactor.
+    """
+    if len(text) > JSON_BOUND:
+        raise BodyTooLarge(JSON_BOUND)
     decoded = text.decode("utf-8", "replace").lstrip(" \t\r\n")
     try:
         return json.JSONDecoder().raw_decode(decoded)[0]

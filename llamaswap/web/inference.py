@@ -6,16 +6,18 @@ exchanges to the same `Inference`, so nothing here knows how a request came in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import define, evolve
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 
 from llamaswap.config import Config
-from llamaswap.errors import BadRequest, ClientGone, LlamaswapError, NoModelNamed
+from llamaswap.errors import BadRequest, BodyTooLarge, ClientGone, LlamaswapError, NoModelNamed
+from llamaswap.observe.worker import RunBlocking
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
@@ -24,18 +26,21 @@ from llamaswap.web.dispatch import Admission, Dispatcher, TargetChoice
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.uploads import KeptBody, SplicedBody, read
 from llamaswap.wire import filters, headers
-from llamaswap.wire.body import JsonBody, MultipartScan, form_value, with_form_value
+from llamaswap.wire.body import LARGE, JsonBody, MultipartScan, form_value, with_form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
 
 log = Logger()
+T = TypeVar("T")
 
 JSON_BOUND = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
-FORM_BOUND = 10 << 20  # bytes of an urlencoded body
+FORM_BOUND = 2 << 20  # bytes of an urlencoded body: searched in one turn of the reactor
 
 JSON_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "json")
 POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.method == "POST")
 QUERY_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "query")
 ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
+
+OPENS_OBJECT = re.compile(rb"[ \t\r\n]{0,10000}\{")
 
 LOADING_PATH = b"/v1/chat/completions"
 
@@ -75,13 +80,16 @@ class RequestedModel:
     form: bytes | None = None
     scan: MultipartScan | None = None
     new_name: str | None = None
-    text: bytes = b""  # of the JSON body, as it came
 
     def named(self, name: str) -> RequestedModel:
         """The same request for another model; this one, not edited yet, stays as it is."""
-        other = evolve(self, json=JsonBody.parse(self.text) if self.json is not None else None)
+        other = self.copy()
         other.rename(name)
         return other
+
+    def copy(self) -> RequestedModel:
+        """The same request, to be edited apart from this one."""
+        return evolve(self, json=self.json.copy() if self.json is not None else None)
 
     def rename(self, name: str) -> None:
         """Name another model wherever the request names one."""
@@ -89,13 +97,25 @@ class RequestedModel:
         self.query = with_form_value(self.query, "model", name)
         if self.json is not None:
             self.json.set_model(name)
-        elif self.form is not None:
+        elif self.form is not None and len(self.form) <= FORM_BOUND:
             self.form = with_form_value(self.form, "model", name)
         elif self.scan is not None:
             self.new_name = name
 
 
-async def requested_model(head: RequestHead, body: BodySource, *, wants_json: bool) -> RequestedModel:
+def at_once(work: Callable[[], T]) -> Deferred[T]:
+    """A `RunBlocking` that does the work here and now."""
+    return maybeDeferred(work)
+
+
+async def parsed(text: bytes, run: RunBlocking) -> JsonBody | None:
+    """A JSON body, cut at its members; a large one by `run`, because that takes up to seconds."""
+    return JsonBody.parse(text) if len(text) <= LARGE else await run(lambda: JsonBody.parse(text))
+
+
+async def requested_model(
+    head: RequestHead, body: BodySource, *, wants_json: bool, run: RunBlocking = at_once
+) -> RequestedModel:
     """Read as much of the request as it takes to know its model.
 
     With `wants_json` a body that opens like a JSON object is one, whatever its content type says: clients that
@@ -111,19 +131,20 @@ async def requested_model(head: RequestHead, body: BodySource, *, wants_json: bo
     text = body.data if isinstance(body, BytesBody) else await _held(body)
     json = None
     if b"application/json" in kind:
-        json = JsonBody.parse(text)
-        return RequestedModel(
-            json.model if json else "", json.streaming if json else False, query, json=json, text=text
-        )
-    name = streaming = ""
-    if len(text) <= FORM_BOUND and not (wants_json and text.lstrip()[:1] == b"{"):
+        json = await parsed(text, run)
+        return RequestedModel(json.model if json else "", json.streaming if json else False, query, json=json)
+    if wants_json and OPENS_OBJECT.match(text):
+        json = await parsed(text, run)
+        if json is not None and json.model:
+            return RequestedModel(json.model, json.streaming, query, json=json)
+        name, streaming = form_value(query, "model"), form_value(query, "stream")
+    elif len(text) <= FORM_BOUND:
         name = form_value(text, "model") or form_value(query, "model")
         streaming = form_value(text, "stream") or form_value(query, "stream")
-    elif wants_json:
-        json = JsonBody.parse(text)
-        if json is not None and json.model:
-            return RequestedModel(json.model, json.streaming, query, json=json, text=text)
+    else:
         name, streaming = form_value(query, "model"), form_value(query, "stream")
+        if not name or b"x-www-form-urlencoded" in kind:
+            raise BodyTooLarge(FORM_BOUND)
     return RequestedModel(name, streaming == "true", query, form=text)
 
 
@@ -150,13 +171,14 @@ async def _multipart(query: bytes, content_type: bytes, body: BodySource) -> Req
 class Inference:
     """Serves the model routes. `gate` says which header carried the key, or raises what `render` turns into a 401.
 
-    `avoided(peer id)` says whether a failover had better ask this peer last.
+    `avoided(peer id)` says whether a failover had better ask this peer last. `run` parses large bodies.
     """
 
     router: Admission
     dispatcher: Dispatcher
     gate: Gate
     avoided: Callable[[str], bool] | None = None
+    run: RunBlocking = at_once
 
     def is_model_route(self, head: RequestHead) -> bool:
         """Whether `serve` is the one to answer this request."""
@@ -170,7 +192,7 @@ class Inference:
         head = exchange.head
         key_headers = self.gate(head)
         config = self.router.config
-        naming = await requested_model(head, exchange.body, wants_json=head.path in JSON_ROUTES)
+        naming = await requested_model(head, exchange.body, wants_json=head.path in JSON_ROUTES, run=self.run)
         if not naming.name:
             raise NoModelNamed()
         profile = self.router.profile
@@ -191,7 +213,7 @@ class Inference:
             target = choice.target
             if config.selectors[selector].strategy == "failover":
                 target, *rest = self._in_turn(config, (choice.target, *choice.others))
-                others, as_it_came = tuple(rest), evolve(naming)
+                others, as_it_came = tuple(rest), naming.copy()
             naming.rename(target)
         try:
             job = self._job(exchange, config, naming, key_headers, metadata, keep=bool(others))
@@ -251,11 +273,11 @@ class Inference:
 
         async def prepare(job: ProxyRequest) -> None:
             if model is not None:
-                _filter(naming, model.filters, requested, model.use_model_name)
+                await _filter(naming, model.filters, requested, model.use_model_name, self.run)
                 if model.use_model_name and naming.scan is not None:
                     naming.rename(model.use_model_name)
             elif peer is not None and found is not None:
-                _filter(naming, peer.filters, requested, "")
+                await _filter(naming, peer.filters, requested, "", self.run)
                 if requested != found[1]:
                     naming.rename(found[1])
             job.body = await body_of(naming, exchange.body)
@@ -302,9 +324,17 @@ def ignored_websocket(model: str) -> str:
     return f"model {model} is not loaded; ignored websocket requests cannot start it"
 
 
-def _filter(naming: RequestedModel, rules: filters.FilterRules, requested: str, use_model_name: str) -> None:
-    if naming.json is not None:
-        filters.apply(naming.json, rules, requested=requested, use_model_name=use_model_name)
+async def _filter(
+    naming: RequestedModel, rules: filters.FilterRules, requested: str, use_model_name: str, run: RunBlocking
+) -> None:
+    json = naming.json
+    if json is None:
+        return
+    work = partial(filters.apply, json, rules, requested=requested, use_model_name=use_model_name)
+    if json.large:
+        await run(work)
+    else:
+        work()
 
 
 async def body_of(naming: RequestedModel, source: BodySource) -> BodySource:

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from attrs import define, evolve, frozen
 
 from llamaswap.config import Config
+from llamaswap.observe.worker import RunBlocking
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.proxy.task import Task
@@ -22,15 +23,16 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import (
     ALL_ROUTES,
     Gate,
+    at_once,
     body_of,
     guarded,
     ignored_websocket,
     is_model_path,
+    parsed,
     requested_model,
 )
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.wire import headers as header_rules
-from llamaswap.wire.body import JsonBody
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -98,11 +100,12 @@ def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str,
 
 @define(eq=False)
 class Passthrough:
-    """Serves both prefixes. `gate` as for the model routes."""
+    """Serves both prefixes. `gate` and `run` as for the model routes."""
 
     router: Admission
     dispatcher: Dispatcher
     gate: Gate
+    run: RunBlocking = at_once
 
     def serve_upstream(self, exchange: Exchange) -> Task:
         """Answer a request under /upstream/. It never fails."""
@@ -140,7 +143,7 @@ class Passthrough:
         own_name = offered[1] if offered is not None and offered[1] != found.name else None
 
         async def prepare(job: ProxyRequest) -> None:
-            await _prepare(job, exchange, found.name, own_name)
+            await _prepare(job, exchange, found.name, own_name, self.run)
 
         job = ProxyRequest(
             exchange=exchange,
@@ -195,14 +198,14 @@ class Passthrough:
         await self.dispatcher.run(job)
 
 
-async def _prepare(job: ProxyRequest, exchange: Exchange, name: str, own_name: str | None) -> None:
+async def _prepare(job: ProxyRequest, exchange: Exchange, name: str, own_name: str | None, run: RunBlocking) -> None:
     """Keep a metered body for its capture; call a peer's model by the peer's own name where the body qualifies it."""
     head, body = exchange.head, exchange.body
     kind = (header_rules.first(head.headers, b"content-type") or b"").lower()
     if own_name is not None and any(
         form in kind for form in (b"application/json", b"x-www-form-urlencoded", b"multipart/form-data")
     ):
-        naming = await requested_model(head, body, wants_json=False)
+        naming = await requested_model(head, body, wants_json=False, run=run)
         if naming.name == name:
             naming.rename(own_name)
         job.streaming = naming.streaming
@@ -213,7 +216,7 @@ async def _prepare(job: ProxyRequest, exchange: Exchange, name: str, own_name: s
         text = await body.hold(CAPTURE_BOUND)
         job.body = BytesBody(text)
         if b"application/json" in kind:
-            json = JsonBody.parse(text)
+            json = await parsed(text, run)
             job.streaming = json is not None and json.streaming
     if job.facts is not None:
         job.facts.streaming = job.streaming

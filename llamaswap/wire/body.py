@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote_plus, unquote_plus
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from llamaswap.wire.openai import encode
 
@@ -26,27 +26,41 @@ class EditError(Exception):
     """A path names an array's item by a word, leads behind where the document is cut off, or deletes by wildcard."""
 
 
+class MalformedBodyError(EditError):
+    """The body itself stops the edit: it is cut off, or has more parts than are looked at."""
+
+
 # -- walking JSON ------------------------------------------------------------------------------------------
 
-_SPACE = re.compile(rb"[ \t\r\n]*")
+# Every repetition is bounded, because other threads wait while one match runs: a body parsed on a worker thread
+# (`inference.py`) lets the reactor go on between two matches. What exceeds a bound ends the walk there.
+_SPACE = re.compile(rb"[ \t\r\n]{0,65536}")
 # One member up to its value, for the keys that need no unescaping: nearly all.
-_KEY = re.compile(rb'[ \t\r\n]*"([^"\\]*)"[ \t\r\n]*:[ \t\r\n]*')
+_KEY = re.compile(rb'[ \t\r\n]{0,65536}"([^"\\]{0,1000})"[ \t\r\n]{0,1000}:[ \t\r\n]{0,1000}')
 # A whole member with a short plain string or a scalar, up to its comma: nearly all but the messages.
-_MEMBER = re.compile(rb'[ \t\r\n]*"([^"\\]*)"[ \t\r\n]*:[ \t\r\n]*("[^"\\]{0,200}"|[^ \t\r\n,\]}"\[{]+)[ \t\r\n]*,')
-_SCALAR = re.compile(rb"[^ \t\r\n,\]}\"\[{]+")
-# The rest of a string with many escapes. Unrolled: a run of plain bytes is one step, an escape another.
-_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-# Up to the next run of brackets, over all short strings on the way, or to the quote of the next one
-# (a long one, or the thousandth: the matcher's memory is bounded).
+_MEMBER = re.compile(
+    rb'[ \t\r\n]{0,1000}"([^"\\]{0,1000})"[ \t\r\n]{0,1000}:[ \t\r\n]{0,1000}'
+    rb'("[^"\\]{0,200}"|[^ \t\r\n,\]}"\[{]{1,200})[ \t\r\n]{0,1000},'
+)
+LONGEST_SCALAR = 4096  # characters of a number; a longer one is malformed
+_SCALAR = re.compile(rb"[^ \t\r\n,\]}\"\[{]{1,4096}")
+# The next stretch of a string with many escapes. Unrolled: a run of plain bytes is one step, an escape another.
+_STRING = re.compile(rb'[^"\\]{0,1000}(?:\\.[^"\\]{0,1000}){0,1000}("?)', re.DOTALL)
+# Up to the next run of brackets, over all short strings on the way, or to the quote of the next one (a long one,
+# or the thousandth), or as far as one match goes.
 _STRUCTURE = re.compile(
-    rb'[^"\[\]{}]*(?:"[^"\\]{0,64}(?:\\.[^"\\]{0,64}){0,9}"[^"\[\]{}]*){0,1000}([\[{]+|[\]}]+|")', re.DOTALL
+    rb'[^"\[\]{}]{0,10000}(?:"[^"\\]{0,64}(?:\\.[^"\\]{0,64}){0,9}"[^"\[\]{}]{0,1000}){0,1000}'
+    rb'([\[{]{1,10000}|[\]}]{1,10000}|"|)',
+    re.DOTALL,
 )
 _ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory speed (images); then text: the regex
 
 
 _ENDS = b",}]"  # what usually follows a value
 
-LARGE = 1024 * 1024  # bytes of a document whose parts are not copied on the way
+LARGE = 1024 * 1024  # bytes of a document whose parts are not copied on the way, and that a worker thread parses
+LONGEST_NAME = 65_536  # bytes of a key with escapes, a scalar member or a model's name; a longer one is not read
+PARTS = 200_000  # members of a container that a filter's path leads into
 MEMBERS = 10_000  # of a request's top level, where a dozen are usual: each costs a record and a microsecond
 BRACKETS = 1_000_000  # runs of them in one value; a chat of a hundred thousand messages has a third of that
 
@@ -58,13 +72,21 @@ def _string_end(data: bytes, start: int) -> int:
         position = data.find(b'"', position + 1)
         if position < 0:
             return -1
-        slashes = position
-        while data[slashes - 1] == 0x5C:
-            slashes -= 1
-        if (position - slashes) % 2 == 0:
+        before = data[max(start + 1, position - 64) : position]
+        slashes = len(before) - len(before.rstrip(b"\\"))
+        if slashes == 64:
+            position = start  # a longer run of backslashes may begin anywhere
+            break
+        if slashes % 2 == 0:
             return position + 1
-    found = _STRING.match(data, position + 1)
-    return found.end() if found else -1
+    position += 1
+    while True:
+        found = _STRING.match(data, position)
+        if found is None or found.end() == position:
+            return -1
+        position = found.end()
+        if found.group(1):
+            return position
 
 
 def _value_end(data: bytes, start: int) -> int:
@@ -74,13 +96,18 @@ def _value_end(data: bytes, start: int) -> int:
         return _string_end(data, start)
     if opening not in (b"{", b"["):
         scalar = _SCALAR.match(data, start)
-        return scalar.end() if scalar else -1
+        return scalar.end() if scalar and scalar.end() - start < LONGEST_SCALAR else -1
     depth, position, next_run = 0, start, _STRUCTURE.match
     for _ in range(BRACKETS):
         found = next_run(data, position)
         if found is None:
             return -1
+        stretch = position
         begin, position = found.span(1)
+        if begin == position:
+            if position == stretch:
+                return -1
+            continue
         byte = data[begin]
         if byte == 0x22:
             position = _string_end(data, begin)
@@ -227,7 +254,7 @@ def _escaped_key(data: bytes, begin: int) -> tuple[str, int] | None:
     if data[start : start + 1] != b'"':
         return None
     stop = _string_end(data, start)
-    if stop < 0:
+    if stop < 0 or stop - start > LONGEST_NAME:
         return None
     colon = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
     if data[colon : colon + 1] != b":":
@@ -253,6 +280,15 @@ class JsonBody:
         top = split(data, MEMBERS)
         return cls(data, top) if top is not None and top.is_object else None
 
+    def copy(self) -> JsonBody:
+        """The same body, to be edited apart from this one."""
+        return JsonBody(self._source, evolve(self._top, members=list(map(evolve, self._top.members))), self._changed)
+
+    @property
+    def large(self) -> bool:
+        """Whether an edit may take longer than one turn of the reactor."""
+        return len(self._source) > LARGE
+
     def raw(self, key: str) -> bytes | None:
         """The text of a top-level member's value; the first of several counts."""
         for member in self._top.members:
@@ -263,7 +299,7 @@ class JsonBody:
     def scalar(self, key: str) -> str:
         """A top-level member as text: numbers and booleans as written; absent, null, objects and arrays are empty."""
         raw = self.raw(key)
-        if raw is None or raw == b"null" or raw[:1] in (b"{", b"["):
+        if raw is None or raw == b"null" or raw[:1] in (b"{", b"[") or len(raw) > LONGEST_NAME:
             return ""
         if raw[:1] == b'"':
             return _text(raw) or ""
@@ -394,7 +430,7 @@ def _set(container: JsonContainer, steps: Sequence[PathStep], value: bytes) -> b
     changed = False
     for member in targets:
         old = container.value(member)
-        inner = split(old) if rest else None
+        inner = _inner(old) if rest else None
         if not rest:
             new = value
         elif inner is not None:
@@ -413,6 +449,13 @@ def _set(container: JsonContainer, steps: Sequence[PathStep], value: bytes) -> b
     return changed
 
 
+def _inner(value: bytes) -> JsonContainer | None:
+    inner = split(value, PARTS)
+    if inner is None and value[:1] in (b"{", b"["):
+        raise MalformedBodyError(f"an object or array has more than {PARTS} members")
+    return inner
+
+
 def _nested(steps: Sequence[PathStep], value: bytes) -> bytes:
     """The value inside the containers that the steps name."""
     for step in reversed(steps):
@@ -425,7 +468,7 @@ def _nested(steps: Sequence[PathStep], value: bytes) -> bytes:
 
 def _append(container: JsonContainer, step: PathStep, value: bytes) -> None:
     if not container.whole:
-        raise EditError("the document is cut off")
+        raise MalformedBodyError("the JSON document is cut off or malformed")
     if container.is_object:
         container.members.append(_added(step.key, encode(step.key) + b":", value))
         return
@@ -452,7 +495,7 @@ def _delete(container: JsonContainer, steps: Sequence[PathStep]) -> bool:
         return bool(targets)
     changed = False
     for member in targets:
-        inner = split(container.value(member))
+        inner = _inner(container.value(member))
         if inner is not None and _delete(inner, rest):
             member.new = inner.render()
             changed = True
@@ -462,41 +505,25 @@ def _delete(container: JsonContainer, steps: Sequence[PathStep]) -> bool:
 # -- forms and queries -------------------------------------------------------------------------------------
 
 
-@frozen
-class FormField:
-    """A field's decoded value and where its encoded form stands in the text."""
-
-    value: str
-    start: int
-    end: int
-
-
-def form_fields(text: bytes, name: str) -> list[FormField]:
-    """The fields of that name in an urlencoded text (a body or a query), in order."""
-    found: list[FormField] = []
-    start = 0
-    for pair in text.split(b"&"):
-        key, _, value = pair.partition(b"=")
-        if _unquoted(key) == name:
-            begin = start + len(pair) - len(value)
-            found.append(FormField(_unquoted(value), begin, start + len(pair)))
-        start += len(pair) + 1
-    return found
+@lru_cache(maxsize=64)
+def _form_field(name: str) -> re.Pattern[bytes]:
+    """Finds a field in an encoded text that begins with `&`; the key may have any of its bytes percent-encoded."""
+    letters = (
+        b"(?:%s|(?i:%%%02x))" % (b"\\+" if byte == 0x20 else re.escape(bytes((byte,))), byte) for byte in name.encode()
+    )
+    return re.compile(b"(&" + b"".join(letters) + b")(?:=([^&]*)|(?=&)|\\Z)")
 
 
 def form_value(text: bytes, name: str) -> str:
-    """The first field of that name; empty where there is none."""
-    found = form_fields(text, name)
-    return found[0].value if found else ""
+    """The first field of that name in an urlencoded text (a body or a query); empty where there is none."""
+    found = _form_field(name).search(b"&" + text)
+    return _unquoted((found.group(2) or b"")[:LONGEST_NAME]) if found else ""
 
 
 def with_form_value(text: bytes, name: str, value: str) -> bytes:
     """Every field of that name given another value; the other bytes stay."""
     encoded = quote_plus(value.encode("utf-8", "replace")).encode("ascii")
-    for place in reversed(form_fields(text, name)):
-        equals = b"" if text[place.start - 1 : place.start] == b"=" else b"="
-        text = text[: place.start] + equals + encoded + text[place.end :]
-    return text
+    return _form_field(name).sub(rb"\1=" + encoded, b"&" + text)[1:]
 
 
 def _unquoted(text: bytes) -> str:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from llamaswap.errors import LlamaswapError
-from llamaswap.wire.body import EditError, JsonBody
+from llamaswap.errors import BadRequest, LlamaswapError
+from llamaswap.wire.body import EditError, JsonBody, MalformedBodyError
 
 
 @frozen
@@ -36,7 +36,9 @@ class FilterRules(Protocol):
 
 
 def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name: str = "") -> None:
-    """Rename, strip, set, set by name, in this order; FilterError where a path cannot be followed.
+    """Rename, strip, set, set by name, in this order.
+
+    FilterError if a path cannot be followed, BadRequest if the body is malformed.
 
     `requested` is the name that the request asked for, after profile and selector. `model` is only ever changed
     by `use_model_name`.
@@ -45,14 +47,14 @@ def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name:
         try:
             body.set_model(use_model_name)
         except EditError as error:
-            raise FilterError(f"error rewriting model name in JSON: {error}")
+            raise _failure(f"error rewriting model name in JSON: {error}", error)
     for parameter in rules.strip_params:
         if parameter == "model":
             continue
         try:
             body.delete(parameter)
         except EditError as error:
-            raise FilterError(f"error stripping parameter {parameter} from request: {error}")
+            raise _failure(f"error stripping parameter {parameter} from request: {error}", error)
     if rules.set_params:
         _set_all(body, rules.set_params)
     if rules.set_params_by_id:
@@ -66,7 +68,12 @@ def _set_all(body: JsonBody, parameters: Mapping[str, Any]) -> None:
         try:
             body.set(parameter, _plain(parameters[parameter]))
         except EditError as error:
-            raise FilterError(f"error setting parameter {parameter} in request: {error}")
+            raise _failure(f"error setting parameter {parameter} in request: {error}", error)
+
+
+def _failure(message: str, error: EditError) -> LlamaswapError:
+    """The client's fault (400) if its body is malformed, else the configuration's: its path cannot be followed."""
+    return BadRequest(message) if isinstance(error, MalformedBodyError) else FilterError(message)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.web.admin_request import first_json
+from llamaswap.errors import BodyTooLarge
+from llamaswap.web.admin_request import JSON_BOUND, first_json
 
 
 class FirstJsonTests(SynchronousTestCase):
@@ -10,3 +11,6 @@ class FirstJsonTests(SynchronousTestCase):
     def test_what_is_none_is_a_value_error(self):
         for text in (b"", b"nonsense", b"[" * 200_000, b'{"a":' * 200_000):
             self.assertRaises(ValueError, first_json, text)
+
+    def test_large_body_is_refused_with_its_limit(self):
+        self.assertRaises(BodyTooLarge, first_json, b"1" * (JSON_BOUND + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Endpoint, Peer
@@ -13,7 +14,8 @@ from llamaswap.errors import (
     NoTarget,
 )
 from llamaswap.web.auth import Authenticator
-from llamaswap.web.inference import is_model_path
+from llamaswap.web.inference import FORM_BOUND, is_model_path
+from llamaswap.wire.body import LARGE
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
 CHAT = b"/v1/chat/completions"
@@ -298,6 +300,32 @@ class Rewriting(SynchronousTestCase):
         stage = Stage(profile="work")
         stage.ask(b"GET", b"/props?z=1&model=pool%2Fx&a=%7e")
         self.assertEqual(stage.carriage.head.target, b"/props?z=1&model=org%2Fgamma&a=%7e")
+
+    def test_unclosed_json_body_that_a_filter_adds_to_is_answered_400(self):
+        stage = Stage()
+        asked = stage.post(b'{"model":"beta","x":')
+        self.assertEqual(asked.sink.status, 400)
+        self.assertIn(b"cut off or malformed", asked.sink.body)
+
+    def test_large_urlencoded_form_is_refused_with_its_limit(self):
+        asked = Stage().ask(b"POST", CHAT, b"&" * (FORM_BOUND + 1) + b"model=beta", FORM)
+        self.assertEqual(asked.sink.status, 413)
+        self.assertIn(str(FORM_BOUND).encode(), asked.sink.body)
+
+    def test_large_json_body_is_cut_by_the_worker(self):
+        stage, works = Stage(), []
+        waiting = Deferred()
+
+        def run(work):
+            works.append(work)
+            return waiting if len(works) == 1 else succeed(work())
+
+        stage.inference.run = run
+        stage.post(b'{"model":"beta","x":"' + b"x" * LARGE + b'"}')
+        self.assertEqual(stage.router.asked, [])
+        waiting.callback(works[0]())
+        self.assertEqual(stage.carriage.upstream.name, "beta")
+        self.assertEqual(len(works), 2)  # one to cut it, one to apply the filters
 
     def test_a_filter_that_cannot_apply_is_recorded_as_500(self):
         from llamaswap.config import Filters

@@ -15,7 +15,6 @@ from llamaswap.wire.body import (
     JsonBody,
     MultipartScan,
     boundary,
-    form_fields,
     form_value,
     parse_path,
     with_form_value,
@@ -230,6 +229,35 @@ class EditingJson(SynchronousTestCase):
         self.assertEqual([step.index for step in steps], [None, None, 1, None])
 
 
+class BoundTests(SynchronousTestCase):
+    def test_long_array_of_numbers_is_walked_to_its_end(self):
+        body = JsonBody.parse(b'{"input":[' + b"12," * 50_000 + b'1],"model":"m"}')
+        self.assertEqual(body.model, "m")
+
+    def test_long_string_with_escapes_is_walked_to_its_end(self):
+        for text in (b"\\n" * 1_200_000, b'\\"' * 5000, b"\\" * 5000, b'x\\"' + b"\\" * 5000, b"y" * 3000 + b'\\"' * 9):
+            body = JsonBody.parse(b'{"x":"' + text + b'","model":"m"}')
+            self.assertEqual(body.model, "m", text[:20])
+
+    def test_string_that_never_closes_ends_the_walk(self):
+        for text in (b"x" * 3000, b'\\"' * 3000, b'\\"' * 3000 + b"\\"):
+            self.assertEqual(JsonBody.parse(b'{"model":"m","x":"' + text).model, "m")
+
+    def test_deep_nesting_is_walked_to_its_end(self):
+        body = JsonBody.parse(b'{"x":' + b"[" * 25_000 + b"]" * 25_000 + b',"model":"m"}')
+        self.assertEqual(body.model, "m")
+
+    def test_endless_number_ends_the_walk(self):
+        self.assertEqual(JsonBody.parse(b'{"x":' + b"1" * 300 + b',"model":"m"}').model, "m")
+        self.assertEqual(JsonBody.parse(b'{"x":' + b"1" * 5000 + b',"model":"m"}').model, "")
+
+    def test_copy_of_a_body_is_edited_apart(self):
+        body = JsonBody.parse(b'{"model":"m"}')
+        other = body.copy()
+        other.set_model("n")
+        self.assertEqual((body.render(), other.render()), (b'{"model":"m"}', b'{"model":"n"}'))
+
+
 class Forms(SynchronousTestCase):
     def test_fields_are_decoded(self):
         self.assertEqual(form_value(b"a=1&model=org%2Fa+b&model=c", "model"), "org/a b")
@@ -242,10 +270,7 @@ class Forms(SynchronousTestCase):
         )
         self.assertEqual(with_form_value(b"model&a", "model", "x"), b"model=x&a")
         self.assertEqual(with_form_value(b"a=1", "model", "x"), b"a=1")
-
-    def test_positions_are_those_of_the_encoded_value(self):
-        (field,) = form_fields(b"a=1&model=x%20y", "model")
-        self.assertEqual((field.value, field.start, field.end), ("x y", 10, 15))
+        self.assertEqual(with_form_value(b"m%6Fdel=1&models=2", "model", "7"), b"m%6Fdel=7&models=2")
 
 
 MULTIPART = (
