@@ -106,6 +106,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         }
     ),
     "Message": _object({"msg": S}),
+    "ModelName": _object({"model": S}),
     "ModelList": _object(
         {
             "object": S,

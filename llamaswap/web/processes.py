@@ -8,11 +8,12 @@ from typing import Any
 from attrs import define
 
 from llamaswap.config import Config
+from llamaswap.config.diagnostics import nearest
 from llamaswap.routing.router import HealthSnapshot
-from llamaswap.web.admin_request import AdminRequest, Response, json_answer, text_answer
+from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer, text_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.interfaces import ModelManager
-from llamaswap.web.route import RouteTable
+from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.shield import shielded
 
@@ -61,14 +62,30 @@ class ProcessEndpoints:
         return json_answer(told)
 
     async def unload_all(self, call: AdminRequest) -> Response:
-        """Stop every server; answers when all are gone."""
-        await shielded(self.fleet.unload(), "unloading all models")
+        """Stop the named models' servers, every server where none is named; answers when they are gone."""
+        await self._unload(call)
         return text_answer("OK")
 
     async def unload_all_json(self, call: AdminRequest) -> Response:
-        """The same, told in JSON."""
-        await shielded(self.fleet.unload(), "unloading all models")
+        """The same, answered in JSON."""
+        await self._unload(call)
         return json_answer({"msg": "ok"})
+
+    async def _unload(self, call: AdminRequest) -> None:
+        names = _named(call)
+        if not names:
+            await shielded(self.fleet.unload(), "unloading all models")
+            return
+        config = self.config()
+        reals = []
+        for name in names:
+            real = config.real(name)
+            if real is None:
+                near = nearest(name, list(config.models))
+                hint = f"; did you mean {near!r}?" if near else ""
+                raise HttpError(404, f"model {name!r} not found, nothing is unloaded{hint}")
+            reals.append(real)
+        await shielded(self.fleet.unload(reals), f"unloading {', '.join(reals)}")
 
     async def unload_one(self, call: AdminRequest) -> Response:
         """Stop one model's server (id or alias); also when it was not running."""
@@ -98,6 +115,24 @@ class ProcessEndpoints:
         return json_answer(report, 200 if moves else 503)
 
 
+def _named(call: AdminRequest) -> list[str]:
+    """The models that the query or the JSON body names; 400 for a body or a name that cannot be understood."""
+    names: list[object] = list(call.query.get("model", []))
+    if body := call.body.strip():
+        try:
+            told = first_json(body)
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise HttpError(400, 'the body is not a JSON object such as {"model": "name"}, nothing is unloaded')
+        if "model" in told:
+            names.append(told["model"])
+    texts = [name for name in names if isinstance(name, str) and name]
+    if len(texts) != len(names):
+        raise HttpError(400, "'model' must be the name of a model, nothing is unloaded")
+    return texts
+
+
 def failures(fleet: ModelManager, config: Config) -> dict[str, dict[str, Any]]:
     """The models that are down because they fail, with how often, why, and when a request may try again."""
     secrets = known_secrets(config)
@@ -114,11 +149,29 @@ def failures(fleet: ModelManager, config: Config) -> dict[str, dict[str, Any]]:
 
 _table = RouteTable(ProcessEndpoints, "processes")
 _PLAIN = "text/plain"
+_NAMED = (QueryParameter("model", "Stop only this model's server (id or alias).", repeatable=True),)
 ROUTES = (
     _table.get("/running", ProcessEndpoints.running, "The servers that are not stopped", schema="Running"),
-    _table.get("/unload", ProcessEndpoints.unload_all, "Stop every server", content=_PLAIN),
-    _table.each(("GET", "POST"), "/models/unload", ProcessEndpoints.unload_all, "The same as /unload", content=_PLAIN),
-    _table.post("/api/models/unload", ProcessEndpoints.unload_all_json, "Stop every server", schema="Message"),
+    _table.get(
+        "/unload", ProcessEndpoints.unload_all, "Stop the named servers, or every server", content=_PLAIN, query=_NAMED
+    ),
+    _table.get("/models/unload", ProcessEndpoints.unload_all, "The same as /unload", content=_PLAIN, query=_NAMED),
+    _table.post(
+        "/models/unload",
+        ProcessEndpoints.unload_all,
+        "The same, the model named in the body",
+        content=_PLAIN,
+        query=_NAMED,
+        body="ModelName",
+    ),
+    _table.post(
+        "/api/models/unload",
+        ProcessEndpoints.unload_all_json,
+        "Stop the named servers, or every server",
+        schema="Message",
+        query=_NAMED,
+        body="ModelName",
+    ),
     _table.post(
         "/api/models/unload/<rest:model>", ProcessEndpoints.unload_one, "Stop one model's server", content=_PLAIN
     ),

@@ -60,6 +60,39 @@ class UnloadTests(TestCase):
         self.assertEqual(world.ask("/api/models/unload", "POST").json, {"msg": "ok"})
         self.assertEqual(world.fleet.unloaded, [None] * 4)
 
+    def test_a_model_named_in_the_body_or_the_query_is_unloaded_alone(self):
+        """Before, every model was unloaded, whatever the request named."""
+        world = World()
+        body = b'{"model": "al"}'
+        self.assertEqual(world.ask("/models/unload", "POST", body=body).body, b"OK")
+        self.assertEqual(world.ask("/api/models/unload", "POST", body=body).json, {"msg": "ok"})
+        self.assertEqual(world.ask("/unload?model=alpha").body, b"OK")
+        self.assertEqual(world.ask("/models/unload?model=al&model=org/gamma").body, b"OK")
+        self.assertEqual(world.fleet.unloaded, [["alpha"], ["alpha"], ["alpha"], ["alpha", "org/gamma"]])
+
+    def test_an_unload_that_names_no_model_unloads_all(self):
+        world = World()
+        for body in (b"", b" ", b"{}"):
+            self.assertEqual(world.ask("/models/unload", "POST", body=body).status, 200)
+        self.assertEqual(world.fleet.unloaded, [None] * 3)
+
+    def test_an_unload_of_an_unknown_model_unloads_nothing_and_names_the_nearest(self):
+        world = World()
+        for path, body in (("/models/unload", b'{"model": "alhpa"}'), ("/models/unload?model=al&model=alhpa", b"")):
+            answer = world.ask(path, "POST", body=body)
+            self.assertEqual(answer.status, 404)
+            self.assertIn("'alhpa'", answer.text)
+            self.assertIn("'alpha'", answer.text)
+        self.assertEqual(world.fleet.unloaded, [])
+
+    def test_an_unload_whose_body_cannot_be_understood_unloads_nothing(self):
+        world = World()
+        bodies = (b"{", b"[]", b'"alpha"', b"null", b'{"model": ""}', b'{"model": 7}', b'{"model": null}', b"[" * 9999)
+        for body in (*bodies, b'{"model": "\xff'):
+            self.assertEqual(world.ask("/models/unload", "POST", body=body).status, 400, body[:20])
+        self.assertEqual(world.ask("/unload?model=").status, 400)
+        self.assertEqual(world.fleet.unloaded, [])
+
     def test_one_is_stopped_by_id_or_alias_raw_or_encoded(self):
         """http T088"""
         world = World()
