@@ -78,6 +78,20 @@ class UnknownModel(RequestError):
 
 
 @frozen
+class PeerLoop(RequestError):
+    """Peers pass the request on to each other. Remove the peer whose `proxy` leads back to this server."""
+
+    peer: str
+    hops: int
+
+    def __str__(self) -> str:
+        return (
+            f"loop detected: {self.hops} servers have passed this request on already, so it is not sent to peer"
+            f" {self.peer}; remove the peer that leads back to an earlier one"
+        )
+
+
+@frozen
 class TooManyRequests(RequestError):
     """The model's explicit `concurrencyLimit` is used up. Raise it, or retry after `retry_after` seconds."""
 

@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from llamaswap.app.settings import ServiceSettings
 from llamaswap.config import LoadedConfig
+from llamaswap.config.references import peers_that_lead_back
 from llamaswap.observe.log_format import LogFormatter
 from llamaswap.observe.stdout import StdoutWriter
 
@@ -63,6 +64,10 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, host: Any) -> None
     for warning in loaded.warnings:
         log.warn("configuration: {warning}", warning=str(warning))
     log.info("listening on {where}", where=where)
+    for peer in peers_that_lead_back(loaded.config.peers, getattr(host, "port", 0)):
+        log.error(
+            "peer {peer} is this server itself; requests for its models fail with 508, remove it from peers", peer=peer
+        )
     if not listen.loopback_only:
         if loaded.config.api_keys:
             log.info("reachable from other machines; -listen localhost:PORT would keep it to this one")

@@ -16,6 +16,7 @@ from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import Config, LoadedConfig, command_line, diff, files, load
 from llamaswap.config.field_types import keys_of
 from llamaswap.config.ports import keep
+from llamaswap.config.references import peers_that_lead_back
 from llamaswap.errors import ConfigError, Problem
 
 PATH = click.Path(path_type=Path)
@@ -64,13 +65,29 @@ def missing(config: Config) -> dict[str, list[str]]:
     return found
 
 
+def loops(config: Config, listen: str) -> list[Problem]:
+    """An error for each peer whose address is where the server itself listens (`listen` is host:port or :port)."""
+    port = listen.rpartition(":")[2]
+    if not port.isdigit():  # an endpoint without a port, such as a unix socket
+        return []
+    return [
+        Problem(
+            f"peer {name} is this server itself: its proxy leads to port {port} of this machine",
+            f"peers.{name}.proxy",
+            hint="remove it, or name the server's own address with --listen if that is another one",
+        )
+        for name in peers_that_lead_back(config.peers, int(port))
+    ]
+
+
 @click.command()
 @click.argument("config", type=PATH, default=DEFAULT_CONFIG)
 @click.option("--strict", is_flag=True, help="A warning is an error.")
 @click.option("--effective", "effectively", is_flag=True, help="Print what it comes to: expanded, secrets masked.")
 @click.option("--diff", "other", type=PATH, metavar="OTHER", help="Say what a reload from CONFIG to OTHER would do.")
+@click.option("--listen", default=":8080", show_default=True, help="Where the server listens: no peer may lead there.")
 @local
-def check(desk: CliContext, config: Path, strict: bool, effectively: bool, other: Path | None) -> None:
+def check(desk: CliContext, config: Path, strict: bool, effectively: bool, other: Path | None, listen: str) -> None:
     """Check a configuration file, or a folder of them; config.yaml unless named.
 
     Exit status 0: it loads. 1: it does not, or with --strict there are warnings. A program that is not on this
@@ -88,6 +105,7 @@ def check(desk: CliContext, config: Path, strict: bool, effectively: bool, other
         else:
             found.append(one)
             warnings += one.warnings
+            errors += loops(one.config, listen)
     bad = bool(errors) or (strict and bool(warnings))
     absent = missing(found[-1].config) if found and not errors else {}
     plan = changes(found[0].config, found[1].config) if len(found) == 2 else None

@@ -20,6 +20,11 @@ class Endpoint:
     query: str = ""
 
     @property
+    def on_this_machine(self) -> bool:
+        """Whether the host is a name or an address of the loopback interface."""
+        return self.host.lower() in ("localhost", "::1", "0.0.0.0", "::") or self.host.startswith("127.")
+
+    @property
     def authority(self) -> str:
         """host[:port] as a Host header wants it: brackets around IPv6, the default port left out."""
         host = f"[{self.host}]" if ":" in self.host else self.host

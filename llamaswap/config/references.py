@@ -100,6 +100,15 @@ def _peer(peer_id: str, values: dict[str, Any], node: Node, path: str, report: D
     return evolve(peer, filters=ready(peer.filters))
 
 
+def peers_that_lead_back(found: Mapping[str, Peer], port: int) -> list[str]:
+    """The peers whose address is this machine's own at `port`, where the server itself listens."""
+    return [
+        name
+        for name, peer in sorted(found.items())
+        if peer.endpoint is not None and peer.endpoint.on_this_machine and peer.endpoint.port == port
+    ]
+
+
 def check_peer_names(
     found: Mapping[str, Peer], names: NameIndex, profiles: Mapping[str, Profile], report: Diagnostics
 ) -> None:

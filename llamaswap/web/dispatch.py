@@ -24,6 +24,7 @@ from llamaswap.errors import (
     LlamaswapError,
     ModelUnloaded,
     NotReady,
+    PeerLoop,
     ReaderStalled,
     RequestError,
     ServerVanished,
@@ -530,6 +531,9 @@ class Dispatcher:
         endpoint = peer.endpoint
         if endpoint is None:
             raise _unknown(job)
+        hops = header_rules.hops(job.head.headers)
+        if hops >= header_rules.HOP_LIMIT:
+            raise PeerLoop(peer.id, hops)
         own_key = peer.api_key.value.encode() if peer.api_key is not None else b""
         kept = header_rules.withheld(
             job.head.headers,

@@ -44,6 +44,7 @@ def unauthorized() -> HttpError:
 STATUSES: Mapping[type[BaseException], int] = {
     errors.NoModelNamed: 404,
     errors.UnknownModel: 404,
+    errors.PeerLoop: 508,
     errors.TooManyRequests: 429,
     errors.QueueFull: 429,
     errors.WaitedTooLong: 503,
@@ -74,6 +75,7 @@ CODES: Mapping[type[BaseException], str] = {
     errors.NoRoom: "no_room",
     MemoryError: "no_room",
     errors.KeepsFailing: "model_keeps_failing",
+    errors.PeerLoop: "peer_loop",
     errors.TooManyRequests: "concurrency_limit",
     errors.QueueFull: "queue_full",
     errors.WaitedTooLong: "queue_timeout",

@@ -26,14 +26,17 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     )
 )
-# Not passed on as they came: the hop's own, the framing (each hop announces its own body), and Expect: it is answered
-# at the door, and a server must not wait for a 100 that was already given.
-_STAYS = HOP_BY_HOP | {b"content-length", b"expect"}
+_HOPS = b"x-llamaswap-hops"
+# Not passed on as they came: the hop's own, the count of hops, the framing (each hop announces its own body), and
+# Expect: the proxy has answered it, and a server must not wait for a 100 that was already given.
+_STAYS = HOP_BY_HOP | {b"content-length", b"expect", _HOPS}
 # Naming these in Connection would break the message itself; they cross whatever it says.
 ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", b"connection"))
 # Said by the client about its own way to us; a peer is another operator's machine.
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+HOPS = b"X-Llamaswap-Hops"  # how many proxies of this kind passed the request on to a peer before
+HOP_LIMIT = 2  # a third would be a loop in any sensible arrangement
 SECRETS = CREDENTIALS | {b"proxy-authorization", b"cookie", b"set-cookie"}  # shown to nobody, kept for nobody
 REDACTED = b"[REDACTED]"
 NO_HEADERS: frozenset[bytes] = frozenset()
@@ -110,6 +113,14 @@ def client_address(headers: Iterable[Header], peer: str) -> str:
         elif size == 9 and not real and name.lower() == b"x-real-ip":
             real = value.strip()
     return real.decode("latin-1") if real else peer
+
+
+def hops(headers: Iterable[Header]) -> int:
+    """How many proxies of this kind have passed the request on; a value that is not a number counts as the limit."""
+    value = first(headers, _HOPS)
+    if value is None:
+        return 0
+    return int(value) if value.isdigit() and len(value) < 4 else HOP_LIMIT
 
 
 def without_keys(headers: Sequence[Header], key_headers: frozenset[bytes]) -> Sequence[Header]:
@@ -202,6 +213,7 @@ def to_peer(
         kept.append((name, value))
     if api_key:
         kept += [(b"Authorization", b"Bearer " + api_key), (b"x-api-key", api_key)]
+    kept.append((HOPS, b"%d" % (hops(headers) + 1)))
     return _with_hop_fields(kept, hop)
 
 

@@ -23,6 +23,14 @@ class CheckTests(SynchronousTestCase):
         done = invoke(["check", self.file(GOOD)])
         self.assertEqual((done.exit_code, "1 model," in done.stdout), (0, True))
 
+    def test_a_peer_that_is_the_server_itself_is_an_error(self):
+        for host, port in (("127.0.0.1", 8080), ("localhost", 9000), ("[::1]", 8080)):
+            path = self.file(f'peers:\n  me: {{proxy: "http://{host}:{port}", models: [loop]}}\n')
+            done = invoke(["check", path, "--listen", f":{port}"])
+            self.assertEqual(done.exit_code, 1)
+            self.assertIn("peer me is this server itself", done.stderr)
+            self.assertEqual(invoke(["check", path, "--listen", "127.0.0.1:1"]).exit_code, 0)
+
     def test_without_a_name_it_checks_the_file_that_the_server_would_take(self):
         told = json.loads(invoke(["help", "check", "--json"]).stdout)
         self.assertEqual([(one["name"], one["required"]) for one in told["arguments"]], [("CONFIG", False)])

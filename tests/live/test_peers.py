@@ -59,6 +59,20 @@ class PeerTests(SynchronousTestCase):
             seen = json.loads(second.ask("/upstream/far/echo", headers=headers)[2])
             self.assertIn("Bearer shared", json.dumps(seen["headers"]))
 
+    def test_a_request_that_two_peers_pass_around_ends_at_the_third_hop(self):
+        """Before, one request went round 19,900 times."""
+        with Product(json.dumps({"models": {}})) as first:
+            back = {"peers": {"back": {"proxy": first.url, "models": ["loop"]}}}
+            with Product(json.dumps(back)) as second:
+                first.config.write_text(json.dumps({"peers": {"on": {"proxy": second.url, "models": ["loop"]}}}))
+                first.process.send_signal(signal.SIGHUP)
+                wait_for(lambda: "loop" in str(first.json("/v1/models")))
+                status, _, body = first.ask("/v1/chat/completions", chat("loop"))
+                self.assertEqual(status, 508, body)
+                self.assertIn(b"loop detected", body)
+                rows = sum(len(one.json("/api/metrics")) for one in (first, second))
+                self.assertLessEqual(rows, 3)
+
     def test_a_stream_of_a_peer_that_the_end_cuts_gets_its_error_event_and_no_reset(self):
         with Engine("--name", "far", "--tokens", "200", "--interval", "0.1") as engine:
             text = json.loads(self.text(engine, models=["far"])) | {"drainTimeout": 1}

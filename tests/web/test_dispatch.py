@@ -199,6 +199,16 @@ class Serving(SynchronousTestCase):
         self.stage.carriage.result.errback(UpstreamUnreachable(upstream.where, "refused"))
         self.assertEqual((asked.sink.status, asked.sink.body), (502, b"llama-swap: peer proxy error: refused"))
 
+    def test_a_request_that_peers_pass_around_is_refused_at_the_third_hop(self):
+        """A peer that is oneself was asked 9,900 times by one request."""
+        asked = self.stage.post({"model": "zeta"}, CHAT, (b"X-Llamaswap-Hops", b"1"))
+        self.assertEqual(asked.sink.status, 0)
+        self.assertIn((b"X-Llamaswap-Hops", b"2"), self.stage.carriage.head.headers)
+        refused = self.stage.post({"model": "zeta"}, CHAT, (b"X-Llamaswap-Hops", b"2"))
+        self.assertEqual(refused.sink.status, 508)
+        self.assertIn("loop detected", message(refused.sink))
+        self.assertEqual(len(self.stage.relay.carried), 1)
+
     def test_peers_are_refused_while_closing(self):
         self.stage.dispatcher.close()
         asked = self.stage.post({"model": "zeta"})

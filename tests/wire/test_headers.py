@@ -104,13 +104,22 @@ class TowardsAPeer(SynchronousTestCase):
                 (b"X", b"1"),
                 (b"Authorization", b"Bearer pk"),
                 (b"x-api-key", b"pk"),
+                (b"X-Llamaswap-Hops", b"1"),
             ],
         )
+
+    def test_the_hops_between_peers_are_counted_and_a_server_does_not_see_them(self):
+        for sent, hops, next_hop in ((b"1", 1, b"2"), (b"x", 2, b"3"), (b"-1", 2, b"3"), (b"9" * 5000, 2, b"3")):
+            headers = [(b"x-llamaswap-hops", sent)]
+            self.assertEqual(header_rules.hops(headers), hops)
+            passed = header_rules.to_peer(headers, authority=b"p")
+            self.assertEqual(passed, [(b"Host", b"p"), (b"X-Llamaswap-Hops", next_hop)])
+            self.assertEqual(header_rules.to_local(headers, peer=""), [])
 
     def test_without_a_key_of_its_own_the_clients_credentials_reach_it(self):
         """http T063"""
         sent = [(b"Authorization", b"Bearer mine")]
-        self.assertEqual(header_rules.to_peer(sent, authority=b"p"), [(b"Host", b"p"), *sent])
+        self.assertEqual(header_rules.to_peer(sent, authority=b"p")[:-1], [(b"Host", b"p"), *sent])
 
 
 class TowardsTheClient(SynchronousTestCase):
