@@ -43,7 +43,7 @@ from llamaswap.web.ui import UiFiles
 if TYPE_CHECKING:
     from llamaswap.app.service import LlamaSwap
 
-ADMIN_BODY = 16 * 1024 * 1024  # bytes; four times the largest configuration
+ADMIN_BODY = 16 * 1024 * 1024  # bytes; many times the largest configuration
 STRANGERS_BODY = 64 * 1024  # bytes of which a 401 is the answer
 
 
@@ -64,7 +64,7 @@ class Surface:
             environ=part.environ,
             config=config,
             sources=part.sources,
-            reload=part.reload,
+            reload=lambda: reactor.callFromThread(part.reload),
             allowed=part.settings.allow_config_edit,
         )
         groups = [
@@ -99,7 +99,7 @@ class Surface:
                 self._features,
                 part.upgrade.document,
             ),
-            ConfigEndpoints(config_file, config, ReloadEvents(part.bus, time.time)),
+            ConfigEndpoints(config_file, config, ReloadEvents(part.bus, time.time), part.configurer),
             DiscoveryEndpoints(
                 lambda: config_file.editable, config, self._survey, part.surveyor, reactor, self._own_ports
             ),

@@ -207,7 +207,9 @@ class LlamaSwap(MultiService):
         )
 
         # What is seen.
+        # What these two do in the end may be broken off: a configuration is written in one step.
         self.parser = WorkerThread("parser", reactor.callFromThread)
+        self.configurer = WorkerThread("configuration", reactor.callFromThread, collect=False)
         self.recorder = WorkerThread("recorder", reactor.callFromThread)
         self.watcher = WorkerThread("watcher", reactor.callFromThread)
         # Of its own: a network folder that hangs must not keep the meters.
@@ -291,7 +293,7 @@ class LlamaSwap(MultiService):
             reactor,
             self.bus,
             lambda: self.router.config,
-            lambda: load(self.sources(), {**os.environ}, facts=config_files.DiskFacts()),
+            lambda: self.configurer(lambda: load(self.sources(), {**os.environ}, facts=config_files.DiskFacts())),
             lambda old, new: self.peers.filled(keep(old, new)),
             diff,
             self._apply,
@@ -631,7 +633,6 @@ class LlamaSwap(MultiService):
         await self.machine.stop()
         await self.watcher.close()
         await self.reader.close()
-        await self.parser.close()
 
     async def _while(self, condition: Callable[[], bool], until: float) -> None:
         """As long as that holds, until the time is up, or somebody asks a second time."""

@@ -29,11 +29,11 @@ def diff(old: Config, new: Config) -> ConfigDiff:
     """What changes between two configurations; nothing for equal ones."""
     both = sorted(old.models.keys() & new.models.keys())
     changed = [name for name in both if old.models[name] != new.models[name]]
-    restarted = tuple(name for name in changed if _process(old.models[name]) != _process(new.models[name]))
+    restarted = {name for name in changed if _process(old.models[name]) != _process(new.models[name])}
     return ConfigDiff(
         added=tuple(sorted(new.models.keys() - old.models.keys())),
         removed=tuple(sorted(old.models.keys() - new.models.keys())),
-        restarted=restarted,
+        restarted=tuple(sorted(restarted)),
         retuned=tuple(name for name in changed if name not in restarted),
         settings=frozenset(
             attribute.name

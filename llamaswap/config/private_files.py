@@ -17,7 +17,9 @@ from attrs import field, frozen
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
-LARGEST = 16 * 1024 * 1024  # bytes of a file that is read; our own are a few kilobytes, a configuration at most 4 MiB
+LARGEST = (
+    16 * 1024 * 1024
+)  # bytes of a file that is read; our own are a few kilobytes, a configuration over HTTP at most 1 MiB
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a FIFO must not stop us
 

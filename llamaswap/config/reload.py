@@ -61,13 +61,14 @@ class Reloader:
     """Reloads on demand, and with `watch()` whenever `fingerprint` changes.
 
     `current` gives the configuration in force, `load` the one on disk (raising ConfigError or OSError), `keep` fits the
-    new one's ports to the old one's, `diff` compares them, `apply` puts the new one in force. All run on the reactor.
+    new one's ports to the old one's, `diff` compares them, `apply` puts the new one in force. All are called on the
+    reactor; `load` may return a Deferred, because a large file is read on another thread.
     """
 
     _clock: IReactorTime
     _bus: EventBus
     _current: Callable[[], Config]
-    _load: Callable[[], LoadResult]
+    _load: Callable[[], LoadResult | Deferred[LoadResult]]
     _keep: Callable[[Config, Config], Config]
     _diff: Callable[[Config, Config], ReloadDiff]
     _apply: Callable[[Config, ReloadDiff], object]
@@ -131,7 +132,9 @@ class Reloader:
 
     async def _once(self) -> ReloadStatus:
         try:
-            loaded: LoadResult = await maybeDeferred(self._load)
+            loaded = self._load()
+            if isinstance(loaded, Deferred):
+                loaded = await loaded
             old = self._current()
             new = self._keep(old, loaded.config)
             plan = self._diff(old, new)

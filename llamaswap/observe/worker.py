@@ -5,11 +5,12 @@ Results come back on the reactor's thread. Must not know what the work is.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.python.failure import Failure
 
 from llamaswap.observe.batch_writer import Start, daemon
@@ -23,11 +24,17 @@ class RunBlocking(Protocol):
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
 
 
+def at_once(work: Callable[[], T], /) -> Deferred[T]:
+    """A `RunBlocking` that does the work before it returns, on the caller's thread."""
+    return maybeDeferred(work)
+
+
 class WorkerThread:
     """A `RunBlocking` with a thread of its own, started by the first work.
 
     `from_thread` is the reactor's callFromThread. The thread is a daemon: `close` waits for its work, but
-    a disk that hangs does not keep the process from ending.
+    a disk that hangs does not keep the process from ending. With `collect` False cyclic garbage is not collected during
+    the work: a collection over a large result that is being built stops all threads for more than 100 ms.
     """
 
     def __init__(
@@ -35,10 +42,13 @@ class WorkerThread:
         name: str,
         from_thread: Callable[[Callable[[], None]], object],
         start: Start | None = None,
+        *,
+        collect: bool = True,
     ) -> None:
         self._name = name
         self._from_thread = from_thread
         self._start = start or daemon(name)
+        self._collect = collect
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._started = False
         self._closed = False
@@ -75,4 +85,11 @@ class WorkerThread:
 
     def _loop(self) -> None:
         while (job := self._queue.get()) is not None:
-            job()
+            paused = not self._collect and gc.isenabled()
+            if paused:
+                gc.disable()
+            try:
+                job()
+            finally:
+                if paused:
+                    gc.enable()

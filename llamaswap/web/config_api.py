@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any, Protocol
 
 from attrs import define, frozen
@@ -11,14 +12,15 @@ from attrs import define, frozen
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.observe.log_format import local_time, rfc3339
+from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.config_history import ConfigVersion, VersionAuthor
 from llamaswap.web.errors import HttpError
 from llamaswap.web.interfaces import ReloadBook
-from llamaswap.web.route import RouteTable
+from llamaswap.web.route import Handler, RouteTable
 from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 
-LARGEST = 4 * 1024 * 1024  # bytes of a configuration text; the longest seen in the wild are 100 KB
+LARGEST = 1024 * 1024  # bytes of a configuration over HTTP; checking it takes seconds. The longest known have 100 KB
 
 
 @frozen
@@ -54,14 +56,26 @@ class ConfigFiles(Protocol):
         """One of them; None where there is none of that name."""
 
 
+def _on_worker(handler: Callable[[ConfigEndpoints, AdminRequest], Response]) -> Handler:
+    """The handler, called by the group's `run`: texts are parsed and written there, one request after another."""
+
+    @wraps(handler)
+    def handle(group: ConfigEndpoints, call: AdminRequest) -> Awaitable[Response]:
+        return group.run(partial(handler, group, call))
+
+    return handle
+
+
 @define(eq=False)
 class ConfigEndpoints:
-    """/api/config and its kin. `last` is how the last reload ended."""
+    """/api/config and its kin. `last` is how the last reload ended; `run` calls what would delay the reactor."""
 
     files: ConfigFiles
     config: Callable[[], Config]
     last: ReloadBook
+    run: RunBlocking = at_once
 
+    @_on_worker
     def show(self, call: AdminRequest) -> Response:
         """The text with masked secrets; its tag names the unmasked one."""
         text = self._text()
@@ -71,12 +85,14 @@ class ConfigEndpoints:
             return Response(304, b"", None, headers)
         return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
 
+    @_on_worker
     def replace(self, call: AdminRequest) -> Response:
         """Put a new text in force, if it is still the old one that was edited and the new one can be used."""
         current = self._current(call)
         text = unmasked(_given(call), current, self._secrets(current))
         return self._written(call, text)
 
+    @_on_worker
     def validate(self, call: AdminRequest) -> Response:
         """Whether a text could be used, and what it would change. Nothing is changed."""
         current = self._text()
@@ -96,6 +112,7 @@ class ConfigEndpoints:
 
     # -- what was in the file ------------------------------------------------------------------------------
 
+    @_on_worker
     def history(self, call: AdminRequest) -> Response:
         """The texts that were in the file, newest first."""
         self._allowed()
@@ -105,6 +122,7 @@ class ConfigEndpoints:
             raise HttpError(500, f"earlier configurations could not be read: {error.strerror or error}")
         return json_answer({"versions": list(map(_version, found))})
 
+    @_on_worker
     def earlier(self, call: AdminRequest) -> Response:
         """One of them, secrets masked."""
         self._allowed()
@@ -114,6 +132,7 @@ class ConfigEndpoints:
         headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
         return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
 
+    @_on_worker
     def restore(self, call: AdminRequest) -> Response:
         """Put an earlier text in force again, by the rules of a new one."""
         self._current(call)
@@ -180,7 +199,11 @@ def _tags(condition: bytes | None) -> set[bytes]:
 def _given(call: AdminRequest) -> str:
     body = call.body
     if len(body) > LARGEST:
-        raise HttpError(413, f"a configuration is at most {LARGEST} bytes")
+        raise HttpError(
+            413,
+            f"the configuration has {len(body)} bytes, over HTTP at most {LARGEST} are accepted; "
+            "change the file on disk instead",
+        )
     try:
         return body.decode("utf-8")
     except UnicodeDecodeError:

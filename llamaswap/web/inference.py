@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from attrs import define, evolve
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from llamaswap.config import Config
 from llamaswap.errors import BadRequest, BodyTooLarge, ClientGone, LlamaswapError, NoModelNamed
-from llamaswap.observe.worker import RunBlocking
+from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
@@ -30,10 +30,9 @@ from llamaswap.wire.body import LARGE, JsonBody, MultipartScan, form_value, with
 from llamaswap.wire.model_routes import MODEL_ROUTES
 
 log = Logger()
-T = TypeVar("T")
 
 JSON_BOUND = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
-FORM_BOUND = 2 << 20  # bytes of an urlencoded body: searched in one turn of the reactor
+FORM_BOUND = 1 << 20  # bytes of an urlencoded body: searched in one turn of the reactor
 
 JSON_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "json")
 POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.method == "POST")
@@ -101,11 +100,6 @@ class RequestedModel:
             self.form = with_form_value(self.form, "model", name)
         elif self.scan is not None:
             self.new_name = name
-
-
-def at_once(work: Callable[[], T]) -> Deferred[T]:
-    """A `RunBlocking` that does the work here and now."""
-    return maybeDeferred(work)
 
 
 async def parsed(text: bytes, run: RunBlocking) -> JsonBody | None:

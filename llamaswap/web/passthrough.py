@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 from attrs import define, evolve, frozen
 
 from llamaswap.config import Config
-from llamaswap.observe.worker import RunBlocking
+from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.proxy.task import Task
@@ -23,7 +23,6 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import (
     ALL_ROUTES,
     Gate,
-    at_once,
     body_of,
     guarded,
     ignored_websocket,

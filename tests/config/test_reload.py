@@ -64,6 +64,17 @@ class Scene:
 
 
 class ReloadTests(SynchronousTestCase):
+    def test_configuration_loaded_on_another_thread_is_applied_when_it_is_there(self) -> None:
+        scene = Scene()
+        loaded: Deferred = Deferred()
+        scene.disk = loaded
+        done = scene.reloader().reload()
+        self.assertNoResult(done)
+        self.assertEqual(scene.applied, [])
+        loaded.callback(LoadedConfig(config(a="serve b")))
+        self.successResultOf(done)
+        self.assertEqual(scene.current, config(a="serve b"))
+
     def test_what_changed_is_applied_and_told(self) -> None:
         scene = Scene()
         reloader = scene.reloader()

@@ -1,5 +1,6 @@
 """The thread that may block."""
 
+import gc
 import threading
 
 from twisted.internet.defer import CancelledError
@@ -31,6 +32,18 @@ class TestWorker(SynchronousTestCase):
         self.failureResultOf(failed, ZeroDivisionError)
         self.assertEqual(self.successResultOf(fine), "fine")
         self.successResultOf(closed)
+
+    def test_garbage_collection_is_paused_during_the_work_if_asked(self):
+        self.assertTrue(gc.isenabled())
+        for collect in (True, False):
+            loops = []
+            worker = WorkerThread("test", lambda call: call(), loops.append, collect=collect)
+            fine, failed = worker(gc.isenabled), worker(lambda: 1 / 0)
+            worker.close()
+            loops[0]()
+            self.assertEqual(self.successResultOf(fine), collect)
+            self.failureResultOf(failed, ZeroDivisionError)
+            self.assertTrue(gc.isenabled())
 
     def test_an_answer_nobody_waits_for_is_dropped(self):
         worker = self.make()

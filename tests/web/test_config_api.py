@@ -2,7 +2,7 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.events import ConfigRejected, ConfigReloaded
-from llamaswap.web.config_api import CheckedConfig
+from llamaswap.web.config_api import LARGEST, CheckedConfig
 from tests.web.doubles import FakeFiles, FakeFleet, World, with_keys
 
 TEXT = "apiKeys: [k-secret]\npeers:\n  a: {proxy: x}\n  b:\n    apiKey: one-1\n  c:\n    apiKey: two-2\n"
@@ -44,6 +44,11 @@ class CheckTests(TestCase):
         [problem] = world.ask("/api/config/validate", "POST", body=b"x").json["errors"]
         self.assertEqual((problem["path"], problem["line"], problem["message"]), ("models.x.cmd", 3, "no"))
         self.assertEqual(world.ask("/api/config/validate", "POST", body=b"\xff").status, 400)
+
+    def test_text_beyond_the_limit_is_refused_with_the_limit(self):
+        answer = World().ask("/api/config/validate", "POST", body=b"#" * (LARGEST + 1))
+        self.assertEqual(answer.status, 413)
+        self.assertIn(str(LARGEST), answer.text)
 
 
 class ReplaceTests(TestCase):
