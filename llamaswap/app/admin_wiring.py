@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -22,7 +23,7 @@ from llamaswap.web import activity as activity_routes
 from llamaswap.web import passthrough
 from llamaswap.web import peers as peers_routes
 from llamaswap.web.app import Admin, routes
-from llamaswap.web.auth import Authenticator
+from llamaswap.web.auth import Authenticator, HostCheck, machine_names
 from llamaswap.web.config_api import ConfigEndpoints
 from llamaswap.web.configfile import ConfigFile
 from llamaswap.web.discovery import DiscoveryEndpoints
@@ -106,7 +107,7 @@ class Surface:
             part.load_tests,
             OpenApi(routes, build_info()),
         ]
-        return Admin(groups, keys)
+        return Admin(groups, keys, HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts))
 
     def sends_to_itself(self) -> Generator | None:
         """How load tests reach us: over the loopback, through the front door like anybody. None where they cannot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -284,6 +285,7 @@ def _resolve(values: dict[str, Any], root: MappingNode, report: Diagnostics, fac
     _check_store(values, root.get("store"), report, facts)
     _resolve_logs(values, root, report)
     _check_keys(values.get("api_keys", ()), root.get("apiKeys"), report)
+    _check_hosts(values.get("allowed_hosts", ()), root.get("allowedHosts"), report)
 
 
 def _headers(given: Sequence[str]) -> tuple[str, ...]:
@@ -339,6 +341,16 @@ def _check_keys(given: Sequence[Secret], node: Node | None, report: Diagnostics)
             report.error(f"{path}: empty api key", path, node, "remove the entry, or fill it")
         elif " " in key.value:
             report.error(f"{path}: an api key must not contain blanks", path, node)
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?\Z")
+
+
+def _check_hosts(given: Sequence[str], node: Node | None, report: Diagnostics) -> None:
+    for index, name in enumerate(given):
+        if name != "*" and not _HOST_NAME.match(name):
+            path = f"allowedHosts[{index}]"
+            report.error(f"{path}: {name!r} is not a host name", path, node, "write it without scheme, port and path")
 
 
 def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> None:

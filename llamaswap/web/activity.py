@@ -247,5 +247,11 @@ ROUTES = (
         content="text/csv",
     ),
     _table.get("/api/captures/<rest:number>", ActivityEndpoints.capture, "One stored request", schema="Capture"),
-    _table.post("/api/inflight/<string:number>/cancel", ActivityEndpoints.cancel, "End a request", schema="Message"),
+    _table.post(
+        "/api/inflight/<string:number>/cancel",
+        ActivityEndpoints.cancel,
+        "End a request",
+        changes_state=True,
+        schema="Message",
+    ),
 )

@@ -85,9 +85,10 @@ class Admin:
     app.handle_errors(MethodNotAllowed)(_typed(_wrong_method))
     app.handle_errors(NotFound, RequestRedirect)(_typed(_not_found))
 
-    def __init__(self, groups: Iterable[object], keys: auth.Authenticator) -> None:
+    def __init__(self, groups: Iterable[object], keys: auth.Authenticator, hosts: auth.HostCheck) -> None:
         self._groups = {type(group): group for group in groups}
         self._gate = keys
+        self._hosts = hosts
 
     def resource(self) -> IResource:
         """The root resource: the preflight, then the map."""
@@ -95,11 +96,11 @@ class Admin:
 
     async def _serve(self, route: Route, call: AdminRequest) -> Any:
         try:
-            if not route.own_gate:
-                # The rule, not the path as it was written: every spelling that the map routes here is guarded alike.
-                auth.refuse_cross_site(call.method, route.rule.encode(), call.first)
-                if not route.open:
-                    self._gate.admit(call.first)
+            if route.changes_state:
+                auth.refuse_cross_site(call.first)
+                self._hosts(call.first)
+            if not route.own_gate and not route.open:
+                self._gate.admit(call.first)
             group = self._groups.get(route.group)
             if group is None:
                 return _plain(call.request, 404, b"404 page not found\n")

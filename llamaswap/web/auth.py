@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -111,33 +112,21 @@ def sanitised(asked: bytes) -> bytes:
 
 # -- other sites' pages ------------------------------------------------------------------------------------
 
-CHANGES = frozenset((b"POST", b"PUT", b"DELETE", b"PATCH"))
-# They stop models although they are (also) GET: an <img> on any page could ask for them.
-CHANGING_GETS = frozenset((b"/unload", b"/models/unload"))
 
+def refuse_cross_site(first: First) -> None:
+    """Raise HttpError(403) for a request that a browser sends for another site's page.
 
-def changes_state(method: bytes, rule: bytes) -> bool:
-    """Whether a request that is routed by `rule` does something a page of another site must not trigger."""
-    return (method in CHANGES and rule.startswith(b"/api/")) or rule in CHANGING_GETS
-
-
-def refuse_cross_site(method: bytes, rule: bytes, first: First) -> None:
-    """Raise HttpError(403) for a state-changing request that a browser sends for another site's page.
-
-    Browsers that remember Basic credentials would add them to such a request. Tools send neither header and pass.
+    Browsers that remember Basic credentials would add them to such a request. Tools send no such header and pass.
     `Sec-Fetch-Site: same-origin` cannot be forged by a page, so it is believed where a reverse proxy rewrote Host.
     """
-    if not changes_state(method, rule):
-        return
     site = (first(b"sec-fetch-site") or b"").lower()
     if site == b"same-origin":
         return
-    # A GET needs no Origin: its Sec-Fetch-Site, its Referer and what an image tag accepts show a page of another site.
-    plain = rule in CHANGING_GETS
-    image = plain and not site and (first(b"accept") or b"").lower().startswith(b"image/")
-    if site == b"cross-site" or image or (plain and site not in (b"", b"none")):
+    # A browser that sends no Sec-Fetch-Site asks for an image tag's picture without an Origin.
+    image = not site and (first(b"accept") or b"").lower().startswith(b"image/")
+    if image or site not in (b"", b"none"):
         raise HttpError(403, "cross-site request refused: this page is not served by llamaswap")
-    origin = first(b"origin") or (first(b"referer") if plain else None)
+    origin = first(b"origin") or first(b"referer")
     if origin is None:
         return
     host = (first(b"host") or b"").lower()
@@ -155,3 +144,57 @@ def _authority(origin: bytes) -> bytes:
         return urlsplit(origin.decode("ascii")).netloc.lower().encode()
     except (UnicodeDecodeError, ValueError):
         return b""
+
+
+# -- DNS rebinding -----------------------------------------------------------------------------------------
+
+
+@frozen
+class HostCheck:
+    """Compare a request's Host with this server's names, because a page may give its own name our address and would
+    then have our origin. An address or localhost cannot be such a name.
+
+    `own` are the machine's names in lower case; `allowed` gives `allowedHosts`, per request because a reload may change
+    it.
+    """
+
+    own: frozenset[str] = frozenset()
+    allowed: Callable[[], Iterable[str]] = tuple
+
+    def __call__(self, first: First) -> None:
+        """Raise HttpError(403) if Host is another server's name. Only tools send none at all."""
+        given = (first(b"host") or b"").decode("latin-1")
+        name = host_name(given)
+        if not given or _is_address(name) or name == "localhost" or name.endswith(".localhost") or name in self.own:
+            return
+        allowed = {host_name(entry) for entry in self.allowed()}
+        if name not in allowed and "*" not in allowed:
+            raise HttpError(
+                403,
+                f"request refused: {name} is not known as a name of this server; add it to allowedHosts in the "
+                "configuration, or use the server's IP address",
+            )
+
+
+_LITERAL = re.compile(r"\[([^\[\]]+)\](?::[0-9]*)?\Z")  # an IPv6 address, perhaps with a port
+
+
+def machine_names(hostname: str) -> frozenset[str]:
+    """The names of a machine called `hostname`: in full, without its domain, and as mDNS announces it."""
+    full = hostname.lower().rstrip(".")
+    short = full.partition(".")[0]
+    return frozenset((full, short, f"{short}.local")) if short else frozenset()
+
+
+def host_name(authority: str) -> str:
+    """The host of `host:port` in lower case, without brackets and without the dot that ends a full name."""
+    literal = _LITERAL.match(authority)
+    return literal[1] if literal else authority.partition(":")[0].lower().removesuffix(".")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -281,12 +281,24 @@ def _refused(error: ConfigError) -> Response:
 
 
 _table = RouteTable(ConfigEndpoints, "config")
-_YAML = {"content": "application/yaml"}
+_YAML: dict[str, Any] = {"content": "application/yaml"}
 ROUTES = (
     _table.get("/api/config", ConfigEndpoints.show, "The configuration file, secrets masked", **_YAML),
-    _table.put("/api/config", ConfigEndpoints.replace, "Replace the configuration file", body="Yaml", schema="Impact"),
+    _table.put(
+        "/api/config",
+        ConfigEndpoints.replace,
+        "Replace the configuration file",
+        changes_state=True,
+        body="Yaml",
+        schema="Impact",
+    ),
     _table.post(
-        "/api/config/validate", ConfigEndpoints.validate, "Check a configuration", body="Yaml", schema="Validation"
+        "/api/config/validate",
+        ConfigEndpoints.validate,
+        "Check a configuration",
+        changes_state=True,
+        body="Yaml",
+        schema="Validation",
     ),
     _table.get("/api/config/schema", ConfigEndpoints.schema, "The file's JSON schema", schema="JsonSchema"),
     _table.get("/api/config/history", ConfigEndpoints.history, "Texts that were in the file", schema="ConfigHistory"),
@@ -295,6 +307,7 @@ ROUTES = (
         "/api/config/history/<string:version>/restore",
         ConfigEndpoints.restore,
         "Put an earlier text in force again",
+        changes_state=True,
         schema="Impact",
     ),
     _table.get("/api/config/status", ConfigEndpoints.status, "How the last reload ended", schema="ReloadStatus"),

@@ -279,8 +279,17 @@ def _spread(seconds: list[float]) -> dict[str, float] | None:
 
 _table = RouteTable(LoadTests, "loadtest")
 ROUTES = (
-    _table.post("/api/loadtest", LoadTests.begin, "Begin a load test", body="LoadTestOrder", status=202),
+    _table.post(
+        "/api/loadtest", LoadTests.begin, "Begin a load test", changes_state=True, body="LoadTestOrder", status=202
+    ),
     _table.get("/api/loadtest", LoadTests.index, "The last load tests"),
     _table.get("/api/loadtest/<string:number>", LoadTests.show, "A load test's numbers", schema="LoadTest"),
-    _table.each(("DELETE",), "/api/loadtest/<string:number>", LoadTests.cancel, "End a load test", schema="LoadTest"),
+    _table.each(
+        ("DELETE",),
+        "/api/loadtest/<string:number>",
+        LoadTests.cancel,
+        "End a load test",
+        changes_state=True,
+        schema="LoadTest",
+    ),
 )

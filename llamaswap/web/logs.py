@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from attrs import define
 
@@ -57,8 +58,11 @@ class LogEndpoints:
 
 
 _table = RouteTable(LogEndpoints, "logs")
-_plain = {"content": "text/plain"}
-_stream = {**_plain, "query": (QueryParameter("no-history", "Leave out what was written before (any value)."),)}
+_plain: dict[str, Any] = {"content": "text/plain"}
+_stream: dict[str, Any] = {
+    **_plain,
+    "query": (QueryParameter("no-history", "Leave out what was written before (any value)."),),
+}
 ROUTES = (
     _table.get("/logs", LogEndpoints.history, "The last 100 KiB of the combined log", **_plain),
     _table.get("/log", LogEndpoints.history, "The same as /logs", **_plain),

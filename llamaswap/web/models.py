@@ -236,7 +236,7 @@ def _watched(work: Deferred[None], what: str) -> None:
 
 
 _table = RouteTable(ModelEndpoints, "models")
-_named = {"schema": "Model"}
+_named: dict[str, Any] = {"schema": "Model"}
 _accepted = {"status": 202, "schema": "Accepted"}
 ROUTES = (
     _table.get("/api/residency", ModelEndpoints.residency, "Model states over time", schema="Residency"),
@@ -250,11 +250,24 @@ ROUTES = (
         schema="Plan",
     ),
     _table.get("/api/queue", ModelEndpoints.queue, "Who waits", schema="Queue"),
-    _table.post("/api/models/load/<rest:model>", ModelEndpoints.load, "Load a model", **_accepted),
-    _table.post("/api/models/restart/<rest:model>", ModelEndpoints.restart, "Restart a model's server", **_accepted),
-    _table.post("/api/models/pin/<rest:model>", ModelEndpoints.pin, "Keep a model loaded", schema="Accepted"),
+    _table.post("/api/models/load/<rest:model>", ModelEndpoints.load, "Load a model", changes_state=True, **_accepted),
+    _table.post(
+        "/api/models/restart/<rest:model>",
+        ModelEndpoints.restart,
+        "Restart a model's server",
+        changes_state=True,
+        **_accepted,
+    ),
+    _table.post(
+        "/api/models/pin/<rest:model>", ModelEndpoints.pin, "Keep a model loaded", changes_state=True, schema="Accepted"
+    ),
     _table.each(
-        ("DELETE",), "/api/models/pin/<rest:model>", ModelEndpoints.unpin, "Take a pin back", schema="Accepted"
+        ("DELETE",),
+        "/api/models/pin/<rest:model>",
+        ModelEndpoints.unpin,
+        "Take a pin back",
+        changes_state=True,
+        schema="Accepted",
     ),
     _table.get("/api/models/<rest:model>", ModelEndpoints.detail, "Everything known about a model", **_named),
 )

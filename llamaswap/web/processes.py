@@ -153,13 +153,26 @@ _NAMED = (QueryParameter("model", "Stop only this model's server (id or alias)."
 ROUTES = (
     _table.get("/running", ProcessEndpoints.running, "The servers that are not stopped", schema="Running"),
     _table.get(
-        "/unload", ProcessEndpoints.unload_all, "Stop the named servers, or every server", content=_PLAIN, query=_NAMED
+        "/unload",
+        ProcessEndpoints.unload_all,
+        "Stop the named servers, or every server",
+        changes_state=True,
+        content=_PLAIN,
+        query=_NAMED,
     ),
-    _table.get("/models/unload", ProcessEndpoints.unload_all, "The same as /unload", content=_PLAIN, query=_NAMED),
+    _table.get(
+        "/models/unload",
+        ProcessEndpoints.unload_all,
+        "The same as /unload",
+        changes_state=True,
+        content=_PLAIN,
+        query=_NAMED,
+    ),
     _table.post(
         "/models/unload",
         ProcessEndpoints.unload_all,
         "The same, the model named in the body",
+        changes_state=True,
         content=_PLAIN,
         query=_NAMED,
         body="ModelName",
@@ -168,12 +181,17 @@ ROUTES = (
         "/api/models/unload",
         ProcessEndpoints.unload_all_json,
         "Stop the named servers, or every server",
+        changes_state=True,
         schema="Message",
         query=_NAMED,
         body="ModelName",
     ),
     _table.post(
-        "/api/models/unload/<rest:model>", ProcessEndpoints.unload_one, "Stop one model's server", content=_PLAIN
+        "/api/models/unload/<rest:model>",
+        ProcessEndpoints.unload_one,
+        "Stop one model's server",
+        changes_state=True,
+        content=_PLAIN,
     ),
     _table.get("/health", ProcessEndpoints.health, "Whether this process serves", open=True, content=_PLAIN),
     _table.get("/wol-health", ProcessEndpoints.health, "The same, never in the access log", open=True, content=_PLAIN),

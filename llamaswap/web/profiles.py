@@ -54,6 +54,11 @@ _table = RouteTable(ProfileEndpoints, "profiles")
 ROUTES = (
     _table.get("/api/profiles", ProfileEndpoints.index, "All profiles", schema="Profiles"),
     _table.put(
-        "/api/profiles/active", ProfileEndpoints.select, "Choose the active profile", schema="Active", body="Choice"
+        "/api/profiles/active",
+        ProfileEndpoints.select,
+        "Choose the active profile",
+        changes_state=True,
+        schema="Active",
+        body="Choice",
     ),
 )

@@ -47,12 +47,28 @@ def _documented(route: ModelRoute) -> Route:
     if route.body == "query":
         return _table.get(route.path, ProxyRoutes.model, route.summary, own_gate=True, query=_named)
     body = "Inference" if route.body == "json" else "InferenceForm"
-    return _table.post(route.path, ProxyRoutes.model, route.summary, own_gate=True, body=body)
+    return _table.post(route.path, ProxyRoutes.model, route.summary, changes_state=False, own_gate=True, body=body)
 
 
 ROUTES: tuple[Route, ...] = (
     *(_documented(route) for route in MODEL_ROUTES),
-    _table.any("/upstream/<rest:path>", ProxyRoutes.upstream, "One model's own server", own_gate=True, content="*/*"),
-    _table.any("/comfyui", ProxyRoutes.comfy_slash, "To /comfyui/", content="text/html", status=301),
-    _table.any("/comfyui/<rest:path>", ProxyRoutes.comfy, "The ComfyUI model", own_gate=True, content="*/*"),
+    _table.any(
+        "/upstream/<rest:path>",
+        ProxyRoutes.upstream,
+        "One model's own server",
+        changes_state=False,
+        own_gate=True,
+        content="*/*",
+    ),
+    _table.any(
+        "/comfyui", ProxyRoutes.comfy_slash, "To /comfyui/", changes_state=False, content="text/html", status=301
+    ),
+    _table.any(
+        "/comfyui/<rest:path>",
+        ProxyRoutes.comfy,
+        "The ComfyUI model",
+        changes_state=False,
+        own_gate=True,
+        content="*/*",
+    ),
 )

@@ -34,8 +34,9 @@ class Route:
     """A path with its methods and its handler (an unbound method of `group`).
 
     `rule` is a Klein rule; `<rest:name>` matches anything, slashes and nothing included. `methods` empty: any.
-    `open` routes need no key; `own_gate` routes check it themselves. `content` is the answer's media type,
-    `schema` names one of openapi's schemas for it, `body` the request's.
+    `changes_state`: the request does something that a page of another site must not cause, so it is refused for such
+    pages and for a `Host` that could be theirs. `open` routes need no key; `own_gate` routes check it themselves.
+    `content` is the answer's media type, `schema` names one of openapi's schemas for it, `body` the request's.
     """
 
     rule: str
@@ -44,6 +45,7 @@ class Route:
     handler: Handler
     summary: str
     tag: str
+    changes_state: bool
     open: bool = False
     own_gate: bool = False
     query: tuple[QueryParameter, ...] = ()
@@ -60,27 +62,37 @@ class Route:
 
 @frozen
 class RouteTable:
-    """Writes the routes of one group."""
+    """Writes the routes of one group. Every route but a plain GET says whether it changes state: forgetting it would
+    leave the route unguarded."""
 
     group: type
     tag: str
 
-    def get(self, rule: str, handler: Handler, summary: str, **more: Any) -> Route:
+    def get(self, rule: str, handler: Handler, summary: str, *, changes_state: bool = False, **more: Any) -> Route:
         """A GET route; HEAD comes with it."""
-        return Route(rule, ("GET",), self.group, handler, summary, self.tag, **more)
+        return Route(rule, ("GET",), self.group, handler, summary, self.tag, changes_state, **more)
 
-    def post(self, rule: str, handler: Handler, summary: str, **more: Any) -> Route:
+    def post(self, rule: str, handler: Handler, summary: str, *, changes_state: bool, **more: Any) -> Route:
         """A POST route."""
-        return Route(rule, ("POST",), self.group, handler, summary, self.tag, **more)
+        return Route(rule, ("POST",), self.group, handler, summary, self.tag, changes_state, **more)
 
-    def put(self, rule: str, handler: Handler, summary: str, **more: Any) -> Route:
+    def put(self, rule: str, handler: Handler, summary: str, *, changes_state: bool, **more: Any) -> Route:
         """A PUT route."""
-        return Route(rule, ("PUT",), self.group, handler, summary, self.tag, **more)
+        return Route(rule, ("PUT",), self.group, handler, summary, self.tag, changes_state, **more)
 
-    def any(self, rule: str, handler: Handler, summary: str, **more: Any) -> Route:
+    def any(self, rule: str, handler: Handler, summary: str, *, changes_state: bool, **more: Any) -> Route:
         """A route for every method."""
-        return Route(rule, (), self.group, handler, summary, self.tag, **more)
+        return Route(rule, (), self.group, handler, summary, self.tag, changes_state, **more)
 
-    def each(self, methods: tuple[str, ...], rule: str, handler: Handler, summary: str, **more: Any) -> Route:
+    def each(
+        self,
+        methods: tuple[str, ...],
+        rule: str,
+        handler: Handler,
+        summary: str,
+        *,
+        changes_state: bool,
+        **more: Any,
+    ) -> Route:
         """A route for these methods."""
-        return Route(rule, methods, self.group, handler, summary, self.tag, **more)
+        return Route(rule, methods, self.group, handler, summary, self.tag, changes_state, **more)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from attrs import define, evolve
@@ -182,7 +183,7 @@ def _part(whole: Response, asked: bytes | None, condition: bytes | None, tag: by
 
 
 _table = RouteTable(UiFiles, "ui")
-_page = {"content": "text/html"}
+_page: dict[str, Any] = {"content": "text/html"}
 _NOT_GET = ("POST", "PUT", "PATCH", "DELETE")
 ROUTES = (
     _table.get("/", UiFiles.home, "To the UI", open=True, status=302, **_page),
@@ -192,5 +193,14 @@ ROUTES = (
     _table.get("/ui/<rest:name>", UiFiles.file, "A file or page of the UI", open=True, **_page),
     _table.get("/favicon.ico", UiFiles.icon, "The icon", open=True, content="image/x-icon"),
     _table.get("/upstream", UiFiles.models, "To the models page", open=True, status=302, **_page),
-    _table.each(_NOT_GET, "/upstream", UiFiles.upstream, "To the passthrough", open=True, status=307, **_page),
+    _table.each(
+        _NOT_GET,
+        "/upstream",
+        UiFiles.upstream,
+        "To the passthrough",
+        changes_state=False,
+        open=True,
+        status=307,
+        **_page,
+    ),
 )

@@ -130,6 +130,12 @@ class Defaults(LoadCase):
 
 
 class Sections(LoadCase):
+    def test_allowed_hosts_are_names_without_port_and_scheme(self):
+        names = self.ok('allowedHosts: ["*", models.example.net, gpu_box]').allowed_hosts
+        self.assertEqual(names, ("*", "models.example.net", "gpu_box"))
+        for wrong in ("http://a.example", "a.example:80", "a.example/x", "*.example", ""):
+            self.err(f'allowedHosts: ["{wrong}"]', "allowedHosts[0]")
+
     def test_api_keys_are_checked_without_being_told(self):
         """config T095"""
         said = self.err('apiKeys: [ok, "b d"]', "apiKeys[1]")

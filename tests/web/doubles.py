@@ -25,7 +25,7 @@ from llamaswap.scheduling.state import Forecast
 from llamaswap.version import Build
 from llamaswap.web import app, route_table
 from llamaswap.web.activity import ActivityEndpoints
-from llamaswap.web.auth import Authenticator
+from llamaswap.web.auth import Authenticator, HostCheck
 from llamaswap.web.config_api import CheckedConfig, ConfigEndpoints
 from llamaswap.web.config_history import ConfigVersion
 from llamaswap.web.discovery import DiscoveryEndpoints
@@ -371,7 +371,7 @@ class World:
 
     def site(self):
         keys = Authenticator(lambda: [key.value.encode() for key in self.fleet.config.api_keys])
-        admin = app.Admin(self.groups(), keys)
+        admin = app.Admin(self.groups(), keys, HostCheck(frozenset({"here"}), lambda: self.fleet.config.allowed_hosts))
         site = app.make_site(admin, clock=self.clock, access=self.access)
         site.startFactory = site.stopFactory = lambda: None
         return site

@@ -3,8 +3,8 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
-from llamaswap.web.auth import Authenticator
-from tests.web.doubles import Client, FakeFleet, World, envelope, with_keys
+from llamaswap.web.auth import Authenticator, HostCheck
+from tests.web.doubles import Client, FakeFiles, FakeFleet, World, envelope, example_config, with_keys
 
 
 class RoutingTests(TestCase):
@@ -152,6 +152,24 @@ class GateTests(TestCase):
         self.assertEqual(world.ask("/unload", "GET", []).status, 200)
 
 
+class DnsRebindingTests(TestCase):
+    def test_a_page_that_gave_its_own_name_our_address_changes_nothing(self):
+        files = FakeFiles("models: {}\n", editable=True)
+        world = World(files=files)
+        own = [("Origin", "http://evil.example:8080"), ("Sec-Fetch-Site", "same-origin"), ("If-Match", "*")]
+        answer = world.ask("/api/config", "PUT", own, b"models: {}\n", host="evil.example:8080")
+        self.assertEqual(answer.status, 403)
+        self.assertIn("allowedHosts", answer.text)
+        self.assertEqual(world.ask("/unload", host="evil.example").status, 403)
+        self.assertEqual(world.ask("/api/models/unload", "POST", host="evil.example").status, 403)
+        self.assertEqual((files.written, world.fleet.unloaded), ([], []))
+        self.assertEqual(world.ask("/running", host="evil.example").status, 200)
+
+    def test_a_listed_name_may_change_things(self):
+        world = World(FakeFleet(example_config(allowed_hosts=("models.example.net",))))
+        self.assertEqual(world.ask("/unload", host="models.example.net").status, 200)
+
+
 class FailureTests(TestCase):
     def test_a_fault_of_our_own_is_logged_and_not_described_to_the_client(self):
         world = World()
@@ -195,5 +213,5 @@ class AccessLogTests(TestCase):
 
 class AbsentGroupTests(TestCase):
     def test_the_routes_of_a_group_that_is_not_there_are_not_found(self):
-        site = app.make_site(app.Admin([], Authenticator(tuple)), clock=World().clock)
+        site = app.make_site(app.Admin([], Authenticator(tuple), HostCheck()), clock=World().clock)
         self.assertEqual(Client(site, "/api/loadtest").answer().status, 404)

@@ -3,7 +3,7 @@ from base64 import b64encode
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Secret
-from llamaswap.web.auth import Authenticator, KeyRing, preflight, refuse_cross_site
+from llamaswap.web.auth import Authenticator, HostCheck, KeyRing, machine_names, preflight, refuse_cross_site
 from llamaswap.web.errors import HttpError
 
 
@@ -121,28 +121,92 @@ class PreflightTests(SynchronousTestCase):
 
 
 class CrossSiteTests(SynchronousTestCase):
-    def passes(self, method, path, **headers):
+    def passes(self, **headers):
         try:
-            refuse_cross_site(method, path, reader(host="box:8080", **headers))
+            refuse_cross_site(reader(host="box:8080", **headers))
         except HttpError as error:
             self.assertEqual(error.status, 403)
             return False
         return True
 
     def test_tools_and_our_own_pages_pass(self):
-        self.assertTrue(self.passes(b"POST", b"/api/models/unload"))
-        self.assertTrue(self.passes(b"POST", b"/api/models/unload", origin="http://box:8080"))
-        self.assertTrue(self.passes(b"GET", b"/unload", sec_fetch_site="none"))
+        self.assertTrue(self.passes())
+        self.assertTrue(self.passes(accept="*/*"))
+        self.assertTrue(self.passes(origin="http://box:8080"))
+        self.assertTrue(self.passes(referer="http://box:8080/ui/models"))
+        self.assertTrue(self.passes(sec_fetch_site="none"))
 
-    def test_other_pages_are_refused_where_state_would_change(self):
-        self.assertFalse(self.passes(b"POST", b"/api/models/unload", origin="http://box:9090"))
-        self.assertFalse(self.passes(b"DELETE", b"/api/x", origin="null"))
-        self.assertFalse(self.passes(b"GET", b"/unload", sec_fetch_site="cross-site"))
-        self.assertFalse(self.passes(b"POST", b"/models/unload", origin="https://evil.example"))
-
-    def test_reading_and_inference_are_left_to_the_browsers_own_rules(self):
-        self.assertTrue(self.passes(b"GET", b"/api/events", sec_fetch_site="cross-site"))
-        self.assertTrue(self.passes(b"POST", b"/v1/chat/completions", origin="http://app.example"))
+    def test_other_pages_are_refused(self):
+        self.assertFalse(self.passes(origin="http://box:9090"))
+        self.assertFalse(self.passes(origin="null"))
+        self.assertFalse(self.passes(origin="http://[broken"))
+        self.assertFalse(self.passes(sec_fetch_site="cross-site"))
+        self.assertFalse(self.passes(sec_fetch_site="Same-Site"))
+        self.assertFalse(self.passes(referer="https://evil.example/page"))
+        self.assertFalse(self.passes(accept="image/avif,*/*"))
 
     def test_a_proxy_that_rewrote_host_is_forgiven_where_the_browser_vouches(self):
-        self.assertTrue(self.passes(b"PUT", b"/api/config", origin="https://llm.lan", sec_fetch_site="same-origin"))
+        self.assertTrue(self.passes(origin="https://llm.lan", sec_fetch_site="same-origin"))
+
+
+class HostCheckTests(SynchronousTestCase):
+    def setUp(self):
+        self.allowed = []
+        self.check = HostCheck(machine_names("Box.lan"), lambda: self.allowed)
+
+    def passes(self, host):
+        try:
+            self.check(reader(host=host))
+        except HttpError as error:
+            self.assertEqual(error.status, 403)
+            self.assertIn("allowedHosts", error.message)
+            return False
+        return True
+
+    def test_addresses_and_names_of_this_machine_pass(self):
+        for host in (
+            "127.0.0.1",
+            "10.1.2.3:8080",
+            "[::1]:8080",
+            "[fe80::1]",
+            "localhost:8080",
+            "LocalHost.",
+            "llama.localhost:1",
+            "box:8080",
+            "BOX.lan",
+            "box.local",
+        ):
+            self.assertTrue(self.passes(host), host)
+
+    def test_tools_that_send_no_host_pass(self):
+        self.assertIsNone(self.check(reader()))
+
+    def test_names_that_only_look_like_ours_are_refused(self):
+        for host in (
+            "evil.example",
+            "evil.example:8080",
+            "127.0.0.1.evil.example",
+            "127.1",
+            "localhost.evil.example",
+            "notlocalhost",
+            "box.evil.example",
+            "box.lan.evil.example:80",
+            "[evil.example]",
+            "[::1].evil.example",
+            "::1",
+            "127.0.0.1@evil.example",
+            "*",
+            ":8080",
+        ):
+            self.assertFalse(self.passes(host), host)
+
+    def test_listed_names_pass_from_the_next_reload_on(self):
+        self.assertFalse(self.passes("models.example.net"))
+        self.allowed = ["Models.Example.net"]
+        self.assertTrue(self.passes("models.example.net:443"))
+        self.assertFalse(self.passes("x.models.example.net"))
+        self.allowed = ["*"]
+        self.assertTrue(self.passes("evil.example"))
+
+    def test_a_machine_without_a_name_lends_none(self):
+        self.assertEqual(machine_names(""), frozenset())

@@ -314,6 +314,15 @@ class Config:
             "apiKeys", TextListType(secret=True, strict=True), "Keys that clients must present; empty asks none."
         ),
     )
+    allowed_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            "allowedHosts",
+            TextListType(),
+            "Host names under which browsers may change something here, besides IP addresses, localhost and the "
+            "machine's own name; `*` for any name.",
+        ),
+    )
     forward_key: str = field(
         default="auto",
         metadata=key(
