@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from twisted.web.http import Request
 
 from llamaswap.errors import BodyTooLarge
-from llamaswap.wire.headers import client_address, peer_host
+from llamaswap.wire.headers import PROXY_HEADERS, client_address, from_this_machine, peer_host
 
 JSON = b"application/json"
 JSON_BOUND = 1 << 20  # bytes of an admin request's JSON body; the largest holds a load test's prompt
@@ -23,9 +23,12 @@ TEXT = b"text/plain; charset=utf-8"
 
 def client_of(request: Request) -> str:
     """The client's address, as the access log tells it."""
+    return client_address(_forwarding(request), peer_host(request.getClientAddress()))
+
+
+def _forwarding(request: Request) -> list[tuple[bytes, bytes]]:
     raw = request.requestHeaders.getRawHeaders
-    named = [(name, value) for name in (b"x-forwarded-for", b"x-real-ip") for value in raw(name, ())]
-    return client_address(named, peer_host(request.getClientAddress()))
+    return [(name, value) for name in PROXY_HEADERS for value in raw(name, ())]
 
 
 @frozen
@@ -110,6 +113,11 @@ class AdminRequest:
     def client(self) -> str:
         """The client's address, as the access log tells it."""
         return client_of(self.request)
+
+    @property
+    def from_this_machine(self) -> bool:
+        """Whether the client is on this machine, as far as its socket and the proxies in front of us tell."""
+        return from_this_machine(_forwarding(self.request), peer_host(self.request.getClientAddress()))
 
     @property
     def accept(self) -> str:

@@ -25,6 +25,7 @@ from llamaswap.observe.accesslog import AccessLog, AccessRecord
 from llamaswap.web import auth, errors, route_table
 from llamaswap.web.admin_request import TEXT, AdminRequest, client_of
 from llamaswap.web.compress import compressed
+from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route
 
 log = Logger()
@@ -101,6 +102,12 @@ class Admin:
                 self._hosts(call.first)
             if not route.own_gate and not route.open:
                 self._gate.admit(call.first)
+            if route.runs_commands and not self._gate.required and not call.from_this_machine:
+                raise HttpError(
+                    403,
+                    "the configuration decides which commands run, so without an API key it can be changed only from "
+                    "the server's own machine; set apiKeys to change it from others",
+                )
             group = self._groups.get(route.group)
             if group is None:
                 return _plain(call.request, 404, b"404 page not found\n")

@@ -40,6 +40,11 @@ class Authenticator:
         """Return where the request may come in, else raise HttpError(401)."""
         self._admit(first)
 
+    @property
+    def required(self) -> bool:
+        """Whether a key is asked for at all."""
+        return any(True for _ in self.keys())
+
     def __call__(self, head: AuthorizableHead) -> frozenset[bytes]:
         """Admit a request to the model routes, or raise HttpError(401).
 

@@ -36,7 +36,9 @@ class Route:
     `rule` is a Klein rule; `<rest:name>` matches anything, slashes and nothing included. `methods` empty: any.
     `changes_state`: the request does something that a page of another site must not cause, so it is refused for such
     pages and for a `Host` that could be theirs. `open` routes need no key; `own_gate` routes check it themselves.
-    `content` is the answer's media type, `schema` names one of openapi's schemas for it, `body` the request's.
+    `runs_commands`: the request can make the server run a command of the caller's choice, so a client of another
+    machine needs a key. `content` is the answer's media type, `schema` names one of openapi's schemas for it, `body`
+    the request's.
     """
 
     rule: str
@@ -46,6 +48,7 @@ class Route:
     summary: str
     tag: str
     changes_state: bool
+    runs_commands: bool = False
     open: bool = False
     own_gate: bool = False
     query: tuple[QueryParameter, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Container, Iterable, Sequence
+from ipaddress import ip_address
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
@@ -32,8 +33,12 @@ _HOPS = b"x-llamaswap-hops"
 _STAYS = HOP_BY_HOP | {b"content-length", b"expect", _HOPS}
 # Naming these in Connection would break the message itself; they cross whatever it says.
 ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", b"connection"))
+# These name the client for us.
+CLIENT_NAMING = (b"x-forwarded-for", b"x-real-ip")
 # Said by the client about its own way to us; a peer is another operator's machine.
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+# Any of them shows that a reverse proxy is in front.
+PROXY_HEADERS = (*CLIENT_NAMING, *sorted(FORWARDING - {*CLIENT_NAMING}), b"via")
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 HOPS = b"X-Llamaswap-Hops"  # how many proxies of this kind passed the request on to a peer before
 HOP_LIMIT = 2  # a third would be a loop in any sensible arrangement
@@ -121,6 +126,30 @@ def hops(headers: Iterable[Header]) -> int:
     if value is None:
         return 0
     return int(value) if value.isdigit() and len(value) < 4 else HOP_LIMIT
+
+
+def from_this_machine(headers: Iterable[Header], peer: str) -> bool:
+    """Whether a request comes from this machine: over a unix socket (`peer` "") or the loopback, and not through a
+    reverse proxy that names a client elsewhere or names none.
+    """
+    addresses = [peer] if peer else []
+    proxied = named = False
+    for name, value in headers:
+        lower = name.lower()
+        if lower in CLIENT_NAMING:
+            named = True
+            addresses += [item.strip() for item in value.decode("latin-1").split(",")]
+        elif lower in PROXY_HEADERS:
+            proxied = True
+    return (named or not proxied) and all(map(is_loopback, addresses))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, written in numbers, is one of the loopback's."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def without_keys(headers: Sequence[Header], key_headers: frozenset[bytes]) -> Sequence[Header]:

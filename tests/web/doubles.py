@@ -5,6 +5,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from attrs import define, field
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
@@ -44,6 +45,8 @@ from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
 from llamaswap.wire import openai
+
+LOOPBACK = IPv4Address("TCP", "127.0.0.1", 50000)
 
 
 def example_config(**more):
@@ -376,13 +379,13 @@ class World:
         site.startFactory = site.stopFactory = lambda: None
         return site
 
-    def open(self, path, method="GET", headers=(), body=b"", host="here:8080"):
+    def open(self, path, method="GET", headers=(), body=b"", host="here:8080", peer=LOOPBACK):
         """A client that has sent one request."""
-        return Client(self.site(), path, method, headers, body, host)
+        return Client(self.site(), path, method, headers, body, host, peer)
 
-    def ask(self, path, method="GET", headers=(), body=b"", host="here:8080"):
+    def ask(self, path, method="GET", headers=(), body=b"", host="here:8080", peer=LOOPBACK):
         """The whole answer to one request that is answered at once."""
-        client = self.open(path, method, headers, body, host)
+        client = self.open(path, method, headers, body, host, peer)
         answer = client.answer()
         client.leave()
         return answer
@@ -391,8 +394,8 @@ class World:
 class Client:
     """One connection with one request."""
 
-    def __init__(self, site, path, method="GET", headers=(), body=b"", host="here:8080"):
-        self.transport = StringTransport()
+    def __init__(self, site, path, method="GET", headers=(), body=b"", host="here:8080", peer=LOOPBACK):
+        self.transport = StringTransport(peerAddress=peer)
         self.transport.abortConnection = self.transport.loseConnection
         self.channel = site.buildProtocol(None)
         self.channel.makeConnection(self.transport)

@@ -1,10 +1,11 @@
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
 from llamaswap.web.auth import Authenticator, HostCheck
-from tests.web.doubles import Client, FakeFiles, FakeFleet, World, envelope, example_config, with_keys
+from tests.web.doubles import LOOPBACK, Client, FakeFiles, FakeFleet, World, envelope, example_config, with_keys
 
 
 class RoutingTests(TestCase):
@@ -168,6 +169,64 @@ class DnsRebindingTests(TestCase):
     def test_a_listed_name_may_change_things(self):
         world = World(FakeFleet(example_config(allowed_hosts=("models.example.net",))))
         self.assertEqual(world.ask("/unload", host="models.example.net").status, 200)
+
+
+class EditingFromElsewhereTests(TestCase):
+    REMOTE = IPv4Address("TCP", "192.168.1.7", 50000)
+
+    def setUp(self):
+        self.files = FakeFiles("models: {}\n", editable=True)
+
+    def status(self, *forwarded, peer=LOOPBACK, fleet=None, more=()):
+        world = World(fleet or FakeFleet(), files=self.files)
+        answer = world.ask("/api/config", "PUT", [("If-Match", "*"), *forwarded, *more], b"# new\n", peer=peer)
+        if answer.status == 403:
+            self.assertIn("apiKeys", answer.text)
+        return answer.status
+
+    def test_without_keys_another_machine_cannot_edit(self):
+        self.assertEqual(self.status(peer=self.REMOTE), 403)
+        # What a client says of itself does not make it local.
+        self.assertEqual(self.status(("X-Forwarded-For", "127.0.0.1"), peer=self.REMOTE), 403)
+        self.assertEqual(self.status(peer=IPv6Address("TCP", "fe80::1", 50000)), 403)
+        self.assertEqual(self.status(peer=IPv6Address("TCP", "::ffff:10.0.0.1", 50000)), 403)
+        world = World(files=self.files)
+        restore = world.ask("/api/config/history/v1/restore", "POST", [("If-Match", "*")], peer=self.REMOTE)
+        self.assertEqual(restore.status, 403)
+        self.assertEqual(self.files.written, [])
+
+    def test_without_keys_this_machine_can_edit(self):
+        for peer in (
+            LOOPBACK,
+            IPv4Address("TCP", "127.8.9.1", 50000),
+            IPv6Address("TCP", "::1", 50000),
+            IPv6Address("TCP", "::ffff:127.0.0.1", 50000),
+            UNIXAddress(None),
+        ):
+            self.assertEqual(self.status(peer=peer), 200, peer)
+        self.assertEqual(self.status(("X-Forwarded-For", "127.0.0.1")), 200)
+
+    def test_a_client_behind_a_proxy_on_this_machine_counts_as_remote(self):
+        for forwarded in (
+            [("X-Forwarded-For", "10.0.0.9")],
+            [("X-Forwarded-For", "127.0.0.1, 10.0.0.9")],
+            [("X-Forwarded-For", "10.0.0.9, 127.0.0.1")],
+            [("X-Forwarded-For", "127.0.0.1"), ("X-Forwarded-For", "10.0.0.9")],
+            [("X-Forwarded-For", "unknown")],
+            [("X-Forwarded-For", "")],
+            [("X-Real-IP", "10.0.0.9")],
+            [("Forwarded", "for=127.0.0.1")],
+            [("X-Forwarded-Proto", "https")],
+            [("Via", "1.1 proxy")],
+        ):
+            for peer in (LOOPBACK, UNIXAddress(None)):
+                self.assertEqual(self.status(*forwarded, peer=peer), 403, forwarded)
+        self.assertEqual(self.files.written, [])
+
+    def test_with_keys_a_client_that_has_one_can_edit_from_anywhere(self):
+        fleet = FakeFleet(with_keys("k-1"))
+        self.assertEqual(self.status(peer=self.REMOTE, fleet=fleet, more=[("X-Api-Key", "k-1")]), 200)
+        self.assertEqual(self.status(fleet=fleet), 401)
 
 
 class FailureTests(TestCase):
