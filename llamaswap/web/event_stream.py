@@ -41,6 +41,7 @@ LOG_GATHER = 0.05  # seconds: a server that writes a line a millisecond makes tw
 LOG_BOUND = 256 * 1024  # bytes gathered meanwhile; beyond, the oldest go
 REPLAY = 1024  # messages a client that was away for a moment can catch up with
 REPLAY_BYTES = 1024 * 1024
+SHARED = 0.25  # seconds: who connects within them gets the same rendered state, unless an event came between
 LONGEST_NUMBER = 19  # digits of an event's number; more are none of ours
 log = Logger()
 STATES = frozenset(("starting", "ready", "stopping"))
@@ -96,6 +97,15 @@ class _Tail:
             self.subscription.close()
 
 
+@define
+class _Rendered:
+    """Messages rendered once for all who connect in the same moment. `number` is that of the last event before."""
+
+    messages: list[FeedMessage] = field(factory=list)
+    number: int = -1
+    until: float = 0.0
+
+
 @define(eq=False)
 class EventEndpoints:
     """The hub and its endpoint. `listen` once, when the service starts."""
@@ -111,6 +121,14 @@ class EventEndpoints:
     peers: PeerBook | None = None
     machine: MachineBook | None = None
     _feeds: dict[Feed, None] = field(factory=dict, init=False)
+    _reading: dict[Feed, None] = field(factory=dict, init=False)
+    """The feeds that get events; not those that fell behind and have not read since."""
+    _state: _Rendered = field(factory=lambda: _Rendered(), init=False)
+    _logs: dict[tuple[str, bool], _Rendered] = field(factory=dict, init=False)
+    _rows: _Rendered = field(factory=lambda: _Rendered(), init=False)
+    _rows_wanted: dict[Feed, None] = field(factory=dict, init=False)
+    """The clients of the old vocabulary that wait for the finished requests: one reading serves all of them."""
+    _rows_asked: bool = field(default=False, init=False)
     _tails: dict[str, _Tail] = field(factory=dict, init=False)
     _number: int = field(default=0, init=False)
     _recent: deque[FeedMessage] = field(factory=deque, init=False)
@@ -142,7 +160,7 @@ class EventEndpoints:
         )
         if stream.ended:
             return
-        feed = Feed(stream, topics, self._fresh)
+        feed = Feed(stream, topics, self._caught_up)
         # What was written but not told yet is part of the history that follows; it must not come twice.
         for tail in self._tails.values():
             tail.flush()
@@ -152,14 +170,35 @@ class EventEndpoints:
             feed.send(told)
         self._join(feed)
         if topics is None:
-            self.activity.legacy().addCallbacks(
-                lambda rows: feed.send(message("legacy", "metrics", rows)),
-                lambda failure: log.failure("older dashboards get no rows", failure=failure),
-            )
+            self._send_rows(feed)
         try:
             await stream.until_end(feed)
         finally:
             self._part(feed)
+
+    def _send_rows(self, feed: Feed) -> None:
+        """The finished requests, for a client of the old vocabulary; read and rendered once for all who wait."""
+        if self._rows.until > self.clock.seconds():
+            feed.send(self._rows.messages[0])
+            return
+        self._rows_wanted[feed] = None
+        if not self._rows_asked:
+            self._rows_asked = True
+            self.activity.legacy().addCallback(self._rows_read).addErrback(
+                lambda failure: log.failure("older dashboards get no rows", failure=failure)
+            ).addBoth(lambda _: self._rows_over())
+
+    def _rows_read(self, rows: list[dict[str, Any]]) -> None:
+        if not self._rows_wanted:
+            return
+        told = message("legacy", "metrics", rows)
+        self._rows = _Rendered([told], until=self.clock.seconds() + SHARED)
+        for feed in self._rows_wanted:
+            feed.send(told)
+
+    def _rows_over(self) -> None:
+        self._rows_asked = False
+        self._rows_wanted.clear()
 
     def _missed(self, call: AdminRequest, feed: Feed) -> Iterator[FeedMessage]:
         """What a returning client has not seen yet; the whole log where that is not known any more."""
@@ -179,29 +218,49 @@ class EventEndpoints:
     def _history(self, feed: Feed, topics: Iterable[str]) -> Iterator[FeedMessage]:
         for topic in sorted(topics):
             monitor = self._monitor(topic)
-            if monitor is not None:
-                text = monitor.history().decode("utf-8", "replace")
-                data: dict[str, Any] = {"source": topic.removeprefix("logs:"), "data": text}
-                if feed.topics is not None:
-                    data["reset"] = True
-                    data["times"] = [[line, round(when * 1000)] for line, when in monitor.times()]
-                yield message(topic, "logData", data, self._number)
+            if monitor is None:
+                continue
+            old = feed.topics is None
+            kept = self._logs.get((topic, old))
+            # A log that is followed cannot have grown without an event; of another the last rendering may be short.
+            if kept is None or kept.number != self._number or topic not in self._tails:
+                kept = _Rendered([self._log_so_far(topic, monitor, old)], self._number)
+                self._logs[topic, old] = kept
+            yield from kept.messages
+
+    def _log_so_far(self, topic: str, monitor: LogMonitor, old: bool) -> FeedMessage:
+        data: dict[str, Any] = {
+            "source": topic.removeprefix("logs:"),
+            "data": monitor.history().decode("utf-8", "replace"),
+        }
+        if not old:
+            data["reset"] = True
+            data["times"] = [[line, round(when * 1000)] for line, when in monitor.times()]
+        return message(topic, "logData", data, self._number)
 
     def _fresh(self, feed: Feed) -> list[FeedMessage]:
         """The state of things: all a client needs that knows nothing."""
-        number = self._number
-        told = [
-            message("models", "modelStatus", self._models(), number),
-            message("always", "uiConfig", self._ui_config(), number),
-            message("always", "profileChanged", {"active": self.fleet.profile}, number),
-            message("inflight", "inflight", self.inflight.snapshot(), number),
-        ]
-        return [one for one in told if feed.wants(one.topic)]
+        number, now = self._number, self.clock.seconds()
+        if not self._feeds or self._state.number != number or now >= self._state.until:
+            told = [
+                message("models", "modelStatus", self._models(), number),
+                message("always", "uiConfig", self._ui_config(), number),
+                message("always", "profileChanged", {"active": self.fleet.profile}, number),
+                message("inflight", "inflight", self.inflight.snapshot(), number),
+            ]
+            self._state = _Rendered(told, number, now + SHARED)
+        return [one for one in self._state.messages if feed.wants(one.topic)]
+
+    def _caught_up(self, feed: Feed) -> list[FeedMessage]:
+        """A client that had fallen behind reads again: it gets the state of things, and events from now on."""
+        if feed in self._feeds:
+            self._reading[feed] = None
+        return self._fresh(feed)
 
     # -- who listens ---------------------------------------------------------------------------------------
 
     def _join(self, feed: Feed) -> None:
-        self._feeds[feed] = None
+        self._feeds[feed] = self._reading[feed] = None
         if self._leave_inflight is None:
             self._leave_inflight = self.inflight.subscribe(self._inflight_changed)
         if self._heart is None:
@@ -211,6 +270,8 @@ class EventEndpoints:
 
     def _part(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)
+        self._reading.pop(feed, None)
+        self._rows_wanted.pop(feed, None)
         self._retune_tails()
         self._retune_samples()
         if self._feeds:
@@ -224,6 +285,8 @@ class EventEndpoints:
         # What happens from now on is not seen, so nobody can catch up with it either.
         self._recent.clear()
         self._recent_bytes = 0
+        self._state, self._rows = _Rendered(), _Rendered()
+        self._logs.clear()
 
     def _retune_tails(self) -> None:
         wanted = {topic for feed in self._feeds for topic in _log_topics(feed)}
@@ -274,9 +337,11 @@ class EventEndpoints:
         self._recent_bytes += len(told.wire)
         while len(self._recent) > REPLAY or self._recent_bytes > REPLAY_BYTES:
             self._recent_bytes -= len(self._recent.popleft().wire)
-        for feed in tuple(self._feeds):
+        for feed in tuple(self._reading):
             if feed.wants(topic):
                 feed.send(told)
+                if feed.stale:
+                    del self._reading[feed]
 
     def _models_changed(self) -> None:
         if self._feeds:
@@ -290,6 +355,7 @@ class EventEndpoints:
         self.tell("inflight", "inflight", event)
 
     def _activity_stored(self, event: ActivityStored) -> None:
+        self._rows.until = 0.0
         self.tell("activity", "activity", {"id": event.row})
         row = self.activity.recent(event.row)
         if row is not None and row.resp_status_code == 200:

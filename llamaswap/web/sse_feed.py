@@ -44,16 +44,19 @@ def message(topic: str, kind: str, data: object, number: int = 0) -> FeedMessage
 class Feed:
     """A push producer over one stream. `topics` None is a client of the old vocabulary: everything, no ids.
 
-    `fresh` makes the messages that bring a client up to date after its queue was dropped.
+    `fresh` makes the messages that bring a client up to date after its queue was dropped. A paused client keeps
+    references to the shared messages, so a thousand clients that read nothing hold each message once.
     """
 
     stream: StreamingResponse
     topics: frozenset[str] | None
     _fresh: Callable[[Feed], Collection[FeedMessage]]
-    _queue: deque[bytes] = field(factory=deque, init=False)
+    _queue: deque[FeedMessage] = field(factory=deque, init=False)
     _queued: int = field(default=0, init=False)
     _paused: bool = field(default=False, init=False)
-    _stale: bool = field(default=False, init=False)
+    _stopped: bool = field(default=False, init=False)
+    stale: bool = field(default=False, init=False)
+    """Whether the client fell behind: it gets nothing until it reads again, and then the `fresh` messages."""
 
     def wants(self, topic: str) -> bool:
         """Whether messages of this topic are for this client. `always` is for everyone, `legacy` for old clients."""
@@ -62,23 +65,21 @@ class Feed:
         return topic == "always" or topic in self.topics
 
     def send(self, told: FeedMessage) -> None:
-        """Send now, keep while the socket is full, or fall behind."""
-        self.send_raw(told.form(self.topics is not None))
-
-    def send_raw(self, data: bytes) -> None:
-        """The same for bytes in their final form."""
-        if self._stale:
+        """Send now, keep while the socket is full, or fall behind. After the client left: nothing."""
+        if self.stale or self._stopped:
             return
         if not self._paused:
-            self.stream.write(data)
-            return
-        if len(self._queue) >= MESSAGES or self._queued + len(data) > BYTES:
-            self._queue.clear()
-            self._queued = 0
-            self._stale = True
-            return
-        self._queue.append(data)
-        self._queued += len(data)
+            self.stream.write(told.form(self.topics is not None))
+        elif len(self._queue) >= MESSAGES or self._queued + len(told.wire) > BYTES:
+            self._drop()
+            self.stale = True
+        else:
+            self._queue.append(told)
+            self._queued += len(told.wire)
+
+    def _drop(self) -> None:
+        self._queue.clear()
+        self._queued = 0
 
     def beat(self) -> None:
         """A sign of life; a full socket needs none."""
@@ -90,19 +91,18 @@ class Feed:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        if self._stale:
-            self._stale = False
+        if self.stale:
+            self.stale = False
             for told in self._fresh(self):
                 self.send(told)
             return
-        held = b"".join(self._queue)
-        self._queue.clear()
-        self._queued = 0
+        held = b"".join([told.form(self.topics is not None) for told in self._queue])
+        self._drop()
         self.stream.write(held)
 
     def stopProducing(self) -> None:
-        self._paused = True
-        self._queue.clear()
+        self._stopped = True
+        self._drop()
 
 
 LEGACY_TOPICS = frozenset(("always", "legacy", "models", "inflight", "activity", "logs:proxy", "logs:upstream"))

@@ -183,8 +183,10 @@ class FakeInflight:
     listeners: list = field(factory=list)
     cancelled: list = field(factory=list)
     counts: dict = field(factory=dict)
+    snapshots: int = 0
 
     def snapshot(self):
+        self.snapshots += 1
         return {"operation": "snapshot", **({"requests": self.requests} if self.requests else {})}
 
     def subscribe(self, listener):

@@ -1,5 +1,6 @@
 import json
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from llamaswap.events import (
@@ -12,7 +13,8 @@ from llamaswap.events import (
     SwapEnded,
 )
 from llamaswap.observe.activity_row import ActivityRow
-from llamaswap.web.sse_feed import MESSAGES
+from llamaswap.web.event_stream import SHARED
+from llamaswap.web.sse_feed import MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
 from tests.web.doubles import FakeFleet, World
 
@@ -193,6 +195,103 @@ class BackPressureTests(TestCase):
         client.transport.producer.resumeProducing()
         self.assertEqual([data["id"] for _, data, _ in events(client.answer().body[seen:])], ["0", "1", "2"])
         client.leave()
+
+
+class Rows:
+    """An activity book whose rows come when the test says so."""
+
+    def __init__(self):
+        self.asked = []
+
+    def legacy(self):
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+
+class CrowdTests(TestCase):
+    """5,000 clients that came and left at once cost 46 s of work afterwards and a gigabyte for good."""
+
+    def setUp(self):
+        self.world = World()
+        self.rows = self.world.events.activity = Rows()
+
+    def test_clients_that_come_together_share_one_reading_of_the_finished_requests(self):
+        clients = [self.world.open("/api/events") for _ in range(5)]
+        self.assertEqual(len(self.rows.asked), 1)
+        self.rows.asked[0].callback([{"id": 1}])
+        clients.append(self.world.open("/api/events"))
+        self.assertEqual(len(self.rows.asked), 1)
+        for client in clients:
+            self.assertEqual(told(client)["metrics"], [{"id": 1}])
+            client.leave()
+
+    def test_finished_requests_are_read_again_after_a_moment_or_a_further_one(self):
+        first = self.world.open("/api/events")
+        self.rows.asked[0].callback([])
+        self.world.clock.advance(SHARED)
+        later = self.world.open("/api/events")
+        self.rows.asked[1].callback([{"id": 1}])
+        self.assertEqual(told(later)["metrics"], [{"id": 1}])
+        first.leave()
+        later.leave()
+
+    def test_work_for_a_client_ends_with_the_client(self):
+        for _ in range(50):
+            self.world.open("/api/events").leave()
+        self.assertEqual(len(self.rows.asked), 1)
+        stays = self.world.open("/api/events")
+        rows = [{"id": 1}]
+        self.rows.asked[0].callback(rows)
+        self.assertEqual(told(stays)["metrics"], rows)
+        stays.leave()
+
+    def test_a_reading_that_fails_leaves_the_next_client_its_rows(self):
+        first = self.world.open("/api/events")
+        self.rows.asked[0].errback(OSError("disk"))
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        second = self.world.open("/api/events")
+        self.rows.asked[1].callback([])
+        self.assertEqual(told(second)["metrics"], [])
+        first.leave()
+        second.leave()
+
+    def test_state_is_rendered_once_for_clients_that_come_together(self):
+        clients = [self.world.open("/api/events?topics=inflight") for _ in range(5)]
+        self.assertEqual(self.world.inflight.snapshots, 1)
+        self.world.inflight.requests.append({"id": "9"})
+        self.world.inflight.tell({"operation": "add", "id": "9"})
+        clients.append(self.world.open("/api/events?topics=inflight"))
+        self.assertEqual(told(clients[-1])["inflight"]["requests"], [{"id": "9"}])
+        self.assertEqual(self.world.inflight.snapshots, 2)
+        for client in clients:
+            client.leave()
+
+    def test_a_log_that_grew_unwatched_is_rendered_again(self):
+        first = self.world.open("/api/events?topics=logs:alpha")
+        self.world.book.model("alpha").write(b"one\n")
+        second = self.world.open("/api/events?topics=logs:alpha")
+        self.assertIn("one", told(second)["logData"]["data"])
+        first.leave()
+        second.leave()
+        self.world.book.model("alpha").write(b"two\n")
+        third = self.world.open("/api/events?topics=logs:alpha")
+        self.assertIn("two", told(third)["logData"]["data"])
+        third.leave()
+
+    def test_a_feed_that_was_stopped_keeps_nothing_sent_later(self):
+        written = []
+
+        class Stream:
+            def write(self, data):
+                written.append(data)
+
+        feed = Feed(Stream(), frozenset(("a",)), lambda feed: [])
+        feed.pauseProducing()
+        feed.send(message("a", "x", 1, 1))
+        feed.stopProducing()
+        feed.send(message("a", "x", 2, 2))
+        feed.resumeProducing()
+        self.assertEqual([data for data in written if data], [])
 
 
 class TopicTests(TestCase):
