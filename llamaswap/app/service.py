@@ -293,8 +293,8 @@ class LlamaSwap(MultiService):
             reactor,
             self.bus,
             lambda: self.router.config,
-            lambda: self.configurer(lambda: load(self.sources(), {**os.environ}, facts=config_files.DiskFacts())),
-            lambda old, new: self.peers.filled(keep(old, new)),
+            lambda: self.configurer(self._load),
+            lambda old, new: self.peers.filled(new),
             diff,
             self._apply,
             revisions(watch.changed),
@@ -450,14 +450,20 @@ class LlamaSwap(MultiService):
     def sources(self) -> list[ConfigText]:
         return sources_of(self.settings)
 
+    def _load(self) -> LoadedConfig:
+        """The configuration on disk, with the ports of the one in force; called on the configuration's thread."""
+        loaded = load(self.sources(), {**os.environ}, facts=config_files.DiskFacts())
+        return evolve(loaded, config=keep(self.router.config, loaded.config))
+
     def _apply(self, config: Config, plan: ReloadPlan) -> None:
         """Put a new configuration in force: the router's models, then everybody who works by its settings."""
         old = self.router.config
         if encrypted(config):
             enable_tls()
-        for model in old.models.values():
-            if model.endpoint is not None and model.id in (*plan.removed, *plan.restarted):
-                self.pool.forget(model.endpoint)
+        for name in (*plan.removed, *plan.restarted):
+            endpoint = old.models[name].endpoint
+            if endpoint is not None:
+                self.pool.forget(endpoint)
         self.router.apply(config, plan)
         self.lines.retune(config.log_level, config.log_time_format)
         self.inflight.retune(config.ui.activity.session_id)

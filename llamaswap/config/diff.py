@@ -29,7 +29,7 @@ def diff(old: Config, new: Config) -> ConfigDiff:
     """What changes between two configurations; nothing for equal ones."""
     both = sorted(old.models.keys() & new.models.keys())
     changed = [name for name in both if old.models[name] != new.models[name]]
-    restarted = {name for name in changed if _process(old.models[name]) != _process(new.models[name])}
+    restarted = {name for name in changed if not _same_process(old.models[name], new.models[name])}
     return ConfigDiff(
         added=tuple(sorted(new.models.keys() - old.models.keys())),
         removed=tuple(sorted(old.models.keys() - new.models.keys())),
@@ -43,10 +43,15 @@ def diff(old: Config, new: Config) -> ConfigDiff:
     )
 
 
-def _process(model: Model) -> tuple[object, ...]:
-    """What a running process was made of: a command that only reads differently is the same."""
+def _same_process(old: Model, new: Model) -> bool:
+    """Whether a running process of the old model serves as the new one's: a command may be written differently."""
+    return (old.env, old.env_policy, old.proxy, old.port) == (new.env, new.env_policy, new.proxy, new.port) and (
+        old.cmd == new.cmd or _argv(old) == _argv(new)
+    )
+
+
+def _argv(model: Model) -> tuple[str, ...]:
     try:
-        argv = tuple(command_line.split(model.cmd))
+        return tuple(command_line.split(model.cmd))
     except command_line.EmptyCommand:
-        argv = ()
-    return argv, model.env, model.env_policy, model.proxy, model.port
+        return ()

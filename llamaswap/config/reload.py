@@ -60,9 +60,9 @@ class ReloadStatus:
 class Reloader:
     """Reloads on demand, and with `watch()` whenever `fingerprint` changes.
 
-    `current` gives the configuration in force, `load` the one on disk (raising ConfigError or OSError), `keep` fits the
-    new one's ports to the old one's, `diff` compares them, `apply` puts the new one in force. All are called on the
-    reactor; `load` may return a Deferred, because a large file is read on another thread.
+    `current` gives the configuration in force, `load` the one on disk (raising ConfigError or OSError), `keep` adds to
+    the new one what only the old one knows, `diff` compares them, `apply` puts the new one in force. All are called on
+    the reactor; `load` may return a Deferred, because a large file is read on another thread.
     """
 
     _clock: IReactorTime

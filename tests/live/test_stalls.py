@@ -153,7 +153,7 @@ class StallTests(SynchronousTestCase):
         text = json.loads(product.config.read_text())
         text["logLevel"] = "warn"
         extra = b"".join(b"# %d\n" % number for number in range(100_000))
-        names = {f"m{number}": {"cmd": "serve ${PORT}"} for number in range(400)}
+        names = {f"m{number}": {"cmd": "serve ${PORT}"} for number in range(4000)}
         text["models"].update(names)
 
         def reload():
@@ -164,4 +164,4 @@ class StallTests(SynchronousTestCase):
             wait_for(lambda: product.json("/api/config/status") != before, 60, "the reload")
             return product.json("/api/config/status")["result"]
 
-        self.beside(ticker, "reload of 1 MB with 400 models", reload)
+        self.beside(ticker, "reload of 4000 models", reload)
