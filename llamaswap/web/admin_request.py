@@ -80,12 +80,12 @@ class AdminRequest:
 
     @property
     def target(self) -> bytes:
-        """The raw request target (path?query)."""
+        """The request target (path?query), its path in normal form."""
         return bytes(self.request.uri)
 
     @property
     def path(self) -> str:
-        """The raw path, as text."""
+        """The path in normal form, still encoded, as text."""
         return self.target.partition(b"?")[0].decode("latin-1")
 
     @property

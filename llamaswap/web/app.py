@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from inspect import isawaitable
 from typing import Any
+from urllib.parse import unquote
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
@@ -27,6 +28,7 @@ from llamaswap.web.admin_request import TEXT, AdminRequest, client_of
 from llamaswap.web.compress import compressed
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route
+from llamaswap.wire.paths import normalised_target
 
 log = Logger()
 
@@ -41,7 +43,7 @@ class RestOfPathConverter(BaseConverter):
 
 def _entry(route: Route) -> Callable[..., Any]:
     def handler(self: Admin, request: Request, **variables: str) -> Any:
-        return self._serve(route, AdminRequest(request, variables))
+        return self._serve(route, AdminRequest(request, {name: unquote(value) for name, value in variables.items()}))
 
     return handler
 
@@ -189,7 +191,11 @@ class AdminSite(Site):
             self.getContentFile = content  # what twisted.web keeps a body in
 
     def getResourceFor(self, request: Request) -> Any:
-        """Note when the request came, and write its line when it is over."""
+        """Give the path its one spelling, and write the request's line when it is over."""
+        request.uri = normalised_target(request.uri)
+        request.path = request.uri.partition(b"?")[0]
+        # Still encoded: the map separates at real slashes only, and decodes the variables it found.
+        request.postpath = request.path[1:].split(b"/")
         if self._access is not None:
             began = self._clock.seconds()
             request.notifyFinish().addBoth(lambda _: self._served(request, self._clock.seconds() - began))

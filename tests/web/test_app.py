@@ -1,3 +1,5 @@
+import re
+
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
@@ -5,6 +7,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
 from llamaswap.web.auth import Authenticator, HostCheck
+from llamaswap.wire.model_routes import MODEL_ROUTES
 from tests.web.doubles import LOOPBACK, Client, FakeFiles, FakeFleet, World, envelope, example_config, with_keys
 
 
@@ -122,25 +125,6 @@ class GateTests(TestCase):
         self.assertEqual(world.fleet.unloaded, [])
         self.assertEqual(world.ask("/api/models/unload", "POST", [("Origin", "http://here:8080")]).status, 200)
 
-    def test_another_spelling_of_the_path_does_not_pass_the_cross_site_guard(self):
-        world = World()
-        foreign = [("Sec-Fetch-Site", "cross-site")]
-        for method, path in (
-            ("GET", "/unload/"),
-            ("GET", "/%75nload"),
-            ("GET", "/models/unload/"),
-            ("POST", "/models/unload/"),
-            ("POST", "/api%2Fmodels/unload"),
-            ("POST", "/%61pi/models/unload"),
-            ("POST", "/%61pi/models/load/a"),
-            ("PUT", "/%61pi/profiles/active"),
-        ):
-            # A spelling that the map does not know is not found; none may reach a handler.
-            self.assertIn(world.ask(path, method, foreign).status, (403, 404), path)
-        self.assertEqual(world.ask("/%75nload", "GET", foreign).status, 403)
-        self.assertEqual(world.ask("/%61pi/models/unload", "POST", foreign).status, 403)
-        self.assertEqual(world.fleet.unloaded, [])
-
     def test_an_image_tag_of_another_page_does_not_unload(self):
         world = World()
         for header in (
@@ -151,6 +135,88 @@ class GateTests(TestCase):
             self.assertEqual(world.ask("/unload", "GET", [header]).status, 403, header)
         self.assertEqual(world.fleet.unloaded, [])
         self.assertEqual(world.ask("/unload", "GET", []).status, 200)
+
+
+def spellings(path):
+    """Other ways to write a path, and whether they mean the same."""
+    head, _, tail = path[1:].partition("/")
+    letter = f"%{ord(head[0]):02x}"
+    yield f"/{letter}{path[2:]}", True
+    yield f"/{letter.upper()}{path[2:]}", True
+    yield f"/{path}", True
+    yield path.replace("/", "//"), True
+    yield f"/.{path}", True
+    yield f"/x/..{path}", True
+    yield f"/x/%2e%2E{path}", True
+    yield f"/ui/..{path}", True
+    yield f"/..{path}", True
+    yield f"{path}?model=", True
+    if tail:
+        yield f"/{head}%2F{tail}", False
+        yield f"/{head}%2f{tail}", False
+        yield f"/{head}%252F{tail}", False
+    yield f"/%2F{path[1:]}", False
+    yield f"/upstream/..{path}", False
+    yield f"/upstream/%2e%2e{path}", False
+    yield f"/comfyui/..{path}", False
+
+
+CHANGING = [
+    (method, re.sub("<[^>]+>", "alpha", route.rule))
+    for route in app.routes()
+    if route.changes_state
+    for method in {*route.methods, *(("HEAD",) if "GET" in route.methods else ())}
+]
+
+
+class SpellingTests(TestCase):
+    def ask(self, method, path, *headers):
+        """The status, and what the fleet and the files went through."""
+        world = World(files=FakeFiles(editable=True, kept={"alpha": "models: {}\n"}))
+        before = repr((world.fleet, world.files))
+        body = b"" if method in ("GET", "HEAD") else b"{}"
+        answer = world.ask(path, method, [("If-Match", "*"), *headers], body)
+        return answer.status, repr((world.fleet, world.files)) != before, answer.body
+
+    def test_every_route_that_is_not_a_get_says_what_it_changes(self):
+        harmless = {route.rule for route in app.routes() if not route.changes_state and route.methods != ("GET",)}
+        models = {route.path for route in MODEL_ROUTES}
+        self.assertEqual(harmless - models, {"/upstream", "/upstream/<rest:path>", "/comfyui", "/comfyui/<rest:path>"})
+        self.assertTrue({("GET", "/unload"), ("HEAD", "/unload"), ("GET", "/models/unload")} <= set(CHANGING))
+
+    def test_no_spelling_of_a_changing_path_passes_for_another_sites_page(self):
+        for method, path in CHANGING:
+            for spelling, same in [(path, True), (f"{path}/", True), *spellings(path)]:
+                for foreign in (("Sec-Fetch-Site", "cross-site"), ("Origin", "http://evil.example")):
+                    status, changed, body = self.ask(method, spelling, foreign)
+                    with_guard = status == 403
+                    if same:
+                        self.assertTrue(with_guard, (method, spelling, status))
+                    elif not spelling.startswith(("/upstream/", "/comfyui/")):
+                        self.assertEqual(status, 404, (method, spelling))
+                    else:
+                        self.assertTrue(body.startswith((b"upstream ", b"comfyui ")) or method == "HEAD", spelling)
+                    self.assertFalse(changed, (method, spelling))
+
+    def test_every_spelling_means_the_same_to_a_tool(self):
+        for method, path in CHANGING:
+            plain = self.ask(method, path)[:2]
+            for spelling, same in spellings(path):
+                if same and "?" not in spelling:
+                    self.assertEqual(self.ask(method, spelling)[:2], plain, (method, spelling))
+        self.assertEqual(self.ask("GET", "/%75nload")[:2], (200, True))
+        self.assertEqual(self.ask("PUT", "/%61pi/config")[:2], (200, True))
+
+    def test_an_encoded_slash_stays_inside_a_models_name(self):
+        world = World()
+        self.assertEqual(world.ask("/api/models/load/org%2Fgamma", "POST").status, 202)
+        self.assertEqual(world.ask("/%61pi//models/load/org%2fgamma", "POST").status, 202)
+        self.assertEqual(world.fleet.loaded, ["org/gamma", "org/gamma"])
+        self.assertEqual(world.ask("/api/models/load/org%252Fgamma", "POST").status, 404)
+
+    def test_bytes_that_are_not_utf8_are_an_unknown_name(self):
+        self.assertEqual(World().ask("/api/models/load/%FF", "POST").status, 404)
+        self.assertEqual(World().ask("/%FF").status, 404)
 
 
 class DnsRebindingTests(TestCase):
@@ -263,6 +329,8 @@ class AccessLogTests(TestCase):
         world = World(access=AccessLog(Lines()))
         world.ask("/running?x=1", headers=[("X-Forwarded-For", "9.9.9.9, 1.1.1.1"), ("User-Agent", "probe")])
         self.assertEqual(lines, ['Request 9.9.9.9 "GET /running HTTP/1.1" 200 15 "probe" 0s'])
+        world.ask("/x/..//%72unning?y=//")
+        self.assertIn('"GET /running HTTP/1.1" 200', lines.pop())
         world.fleet.work = Deferred()
         client = world.open("/unload")
         world.clock.advance(1.5)
