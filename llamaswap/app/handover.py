@@ -129,10 +129,12 @@ def take_over(service: LlamaSwap, state: UpgradeState) -> None:
     for model in state.pinned:
         if model in router.config.models:
             router.pin(model)
-    router.remember(state.ailing)
+    router.restore_failures(state.ailing)
     for served in router.adopt(state.servers):
         log.warn("{model} is ended: it has no place here", model=served.model)
-        router.start_after(end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model)))
+        router.delay_starts_until(
+            end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model))
+        )
     for one in state.connections:
         try:
             service.front.adopt(service.reactor, one.descriptor, one.family, one.early)

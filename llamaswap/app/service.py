@@ -281,7 +281,7 @@ class LlamaSwap(MultiService):
             self._signs,
             self._health,
             self._canary,
-            lambda model, why: self.router.hangs(model, why),
+            lambda model, why: self.router.mark_hung(model, why),
         )
         self.inference = Inference(self.router, self.dispatcher, keys, self.peers.avoided, self.parser)
         self.passthrough = Passthrough(self.router, self.dispatcher, keys, self.parser)
@@ -355,7 +355,7 @@ class LlamaSwap(MultiService):
                 self.pool.forget(endpoint)
 
     def _learned(self, peers: Mapping[str, Peer]) -> None:
-        self.router.learn(peers)
+        self.router.update_peers(peers)
         self._peers_changed()
 
     def _peers_changed(self) -> None:
@@ -527,7 +527,7 @@ class LlamaSwap(MultiService):
             log.error("an upgrade without its servers: {problem}", problem=self.inherited.problem)
         if self.record is not None:
             sweeping = sweep(self.record, self.reactor, lost=os.getpid() if lost else 0)
-            self.router.start_after(sweeping)
+            self.router.delay_starts_until(sweeping)
             for swept in await sweeping:
                 word = "ended" if swept.gone else "could not end"
                 log.warn("{word} an orphan of an earlier run: {model}", word=word, model=swept.birth.model)

@@ -95,7 +95,7 @@ class VramReclaim:
             for board, taken in share.items():
                 self._pending[board] = self._pending.get(board, 0) + taken
 
-    def back(self, model: str) -> Deferred[None] | None:
+    def wait_for_reclaim(self, model: str) -> Deferred[None] | None:
         """Fires when what ended models held is back, or has had its time; None when there is nothing to wait for."""
         left = self._pending_since + self.longest() - self.clock.seconds()
         if not self._pending or self._used is None or left <= 0:

@@ -40,9 +40,9 @@ from llamaswap.scheduling.effects import (
     AbandonSwap,
     Admit,
     ArmIdle,
-    ArmPatience,
+    ArmQueueTimer,
     DisarmIdle,
-    DisarmPatience,
+    DisarmQueueTimer,
     Effect,
     Grant,
     Interrupt,
@@ -72,7 +72,7 @@ KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill 
 class MemoryReclaim(Protocol):
     """Knows whether what a server held that is gone is free again."""
 
-    def back(self, model: str) -> Deferred[None] | None:
+    def wait_for_reclaim(self, model: str) -> Deferred[None] | None:
         """Fires when `model` may start, soon at the latest; None: at once."""
 
     def loading(self, model: str) -> None:
@@ -88,7 +88,7 @@ class MemoryReclaim(Protocol):
 class NoMemoryReclaim:
     """Nothing is known of memory, nobody waits for it."""
 
-    def back(self, model: str) -> None:
+    def wait_for_reclaim(self, model: str) -> None:
         """At once."""
 
     def loading(self, model: str) -> None:
@@ -203,7 +203,7 @@ class Router:
     _asleep: set[str] = field(factory=set, init=False)
     _idle_at: dict[str, float] = field(factory=dict, init=False)
     _idle_calls: dict[str, IDelayedCall] = field(factory=dict, init=False)
-    _patience: IDelayedCall | None = field(default=None, init=False)
+    _queue_timer: IDelayedCall | None = field(default=None, init=False)
     _recount: IDelayedCall | None = field(default=None, init=False)
     _words: dict[str, str] = field(factory=dict, init=False)
     _before: set[Deferred[Any]] = field(factory=set, init=False)
@@ -225,19 +225,15 @@ class Router:
 
     def lease(self, model: str) -> Lease | None:
         """A local model (its real id), if it is ready and free to use; None: nothing has changed, `request` it."""
-        if self._performing:
+        if self._performing or not self._scheduler.can_grant(model):
             return None
-        now = self._clock.seconds()
-        number = self._last_number + 1
+        now = self._decided_at = self._clock.seconds()
+        self._last_number += 1
         priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
-        ticket = Ticket(number, model, now, priority)
-        effects = self._scheduler.taken(ticket)
-        if effects is None:
-            return None
-        self._last_number = number
-        self._decided_at = now
-        if effects:
-            self._perform(effects)
+        ticket = Ticket(self._last_number, model, now, priority)
+        *before, _ = self._scheduler.requested(ticket, now)  # the last effect is the grant, which is the lease
+        if before:
+            self._perform(before)
         return self._leased(ticket)
 
     def request(self, model: str, *, on_place: Callable[[int], None] | None = None, origin: str = "") -> Acquisition:
@@ -248,7 +244,11 @@ class Router:
         priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
         ticket = Ticket(self._last_number, model, now, priority, origin)
         acquisition = Acquisition(model, lambda: self._left(ticket), on_place, ticket.number)
-        if self._scheduler.phase(model) is Phase.COLD and model in self.config.models and not self._resting(model, now):
+        if (
+            self._scheduler.phase(model) is Phase.STOPPED
+            and model in self.config.models
+            and not self._resting(model, now)
+        ):
             error = self._supervisors[model].preflight(self._ports_of_others(model))
             if error is not None:
                 # Nothing is evicted for a model that cannot start, and nobody waits for it.
@@ -285,7 +285,7 @@ class Router:
         Who asks for this means it: earlier failures do not keep the model from being tried.
         """
         name = self.config.real(model) or model
-        self._scheduler.forgiven([name])
+        self._scheduler.clear_backoff([name])
         granted = self.request(name, origin=origin).granted
         return granted.addCallback(lambda lease: lease.release())
 
@@ -299,7 +299,7 @@ class Router:
         else:
             names = [self.config.real(name) or name for name in models]
         now = self._decided_at = self._clock.seconds()
-        effects = self._scheduler.unload_asked(names, now, clean=models is not None)
+        effects = self._scheduler.unload_requested(names, now, clean=models is not None)
         for name in names:
             if name in self._incarnations:
                 self._incarnations[name].unloaded = True
@@ -340,7 +340,7 @@ class Router:
     def _repin(self, pinned: frozenset[str]) -> None:
         self.pinned = pinned
         now = self._decided_at = self._clock.seconds()
-        self._perform(self._scheduler.retuned(rules_of(self.config, pinned), (), now))
+        self._perform(self._scheduler.rules_changed(rules_of(self.config, pinned), (), now))
 
     def preload(self, models: Iterable[str] | None = None) -> Deferred[None]:
         """Load what the configuration says (or `models`): together what may be up together, the rest in order."""
@@ -401,7 +401,7 @@ class Router:
             if flight.swap.model == model and not flight.abandoned:
                 if flight.starting:
                     return WaitReason("its model is being loaded", loading=True)
-                left = tuple(name for name in flight.swap.evict if self._scheduler.phase(name) is Phase.GOING)
+                left = tuple(name for name in flight.swap.evict if self._scheduler.phase(name) is Phase.STOPPING)
                 if left:
                     return WaitReason(f"{', '.join(left)} is being unloaded for its model", left, loading=True)
                 if self._before:
@@ -416,7 +416,7 @@ class Router:
         """The models that are down because they fail, by ascending id."""
         now = self._clock.seconds()
         found = []
-        for name, trouble in sorted(self._scheduler.troubles().items()):
+        for name, trouble in sorted(self._scheduler.failures().items()):
             supervisor = self._supervisors.get(name)
             if supervisor is not None and supervisor.state in DOWN:
                 left = max(0.0, trouble.until - now)
@@ -459,7 +459,7 @@ class Router:
             elif name in stale or model != self._models[name]:
                 self._models[name] = model
                 self._supervisors[name].retune(model)
-        self._perform(self._scheduler.retuned(rules_of(config, self.pinned), sorted(stale), now))
+        self._perform(self._scheduler.rules_changed(rules_of(config, self.pinned), sorted(stale), now))
         for name in [name for name in self._supervisors if name not in config.models]:
             self._dismiss(name)
         self.select_profile(None)
@@ -490,16 +490,16 @@ class Router:
             FailureRecord(
                 name, _definition(self._models[name]), one.count, one.until, one.cause, self._last_words(name)
             )
-            for name, one in sorted(self._scheduler.troubles().items())
+            for name, one in sorted(self._scheduler.failures().items())
             if name in self._models
         ]
 
-    def remember(self, ailing: Iterable[FailureRecord]) -> None:
+    def restore_failures(self, ailing: Iterable[FailureRecord]) -> None:
         """Go on leaving alone what failed under an earlier program; what is defined anew is worth a try."""
         for one in ailing:
             model = self._models.get(one.model)
             if model is not None and _definition(model) == one.definition:
-                self._scheduler.remembered(one.model, RepeatedFailure(one.count, one.until, one.cause))
+                self._scheduler.restore_failure(one.model, RepeatedFailure(one.count, one.until, one.cause))
                 self._words[one.model] = one.tail
 
     def _last_words(self, model: str) -> str:
@@ -534,10 +534,10 @@ class Router:
                 effects += self._scheduler.exited(model, now, str(error))
             self._perform(effects)
         if outdated:
-            self._perform(self._scheduler.retuned(rules_of(self.config, self.pinned), outdated, now))
+            self._perform(self._scheduler.rules_changed(rules_of(self.config, self.pinned), outdated, now))
         return left
 
-    def start_after(self, gone: Deferred[Any]) -> None:
+    def delay_starts_until(self, gone: Deferred[Any]) -> None:
         """Have no server started before `gone` has fired: servers that are not ours to ask for still end, and have the
         room and the ports. Its result stays as it is."""
 
@@ -548,7 +548,7 @@ class Router:
         self._before.add(gone)
         gone.addBoth(over)
 
-    def learn(self, peers: Mapping[str, Peer]) -> None:
+    def update_peers(self, peers: Mapping[str, Peer]) -> None:
         """The peers offer other models now; nothing of ours is touched."""
         self.config = evolve(self.config, peers=peers)
 
@@ -564,7 +564,7 @@ class Router:
         """
         now = self._decided_at = self._clock.seconds()
         self._shutdown_grace = max(deadline - KILL_MARGIN, deadline / 2)
-        effects = self._scheduler.closing(ShuttingDown())
+        effects = self._scheduler.shutdown(ShuttingDown())
         gone = self._all_gone(self._supervisors)
         self._perform(effects)
         done: Deferred[None] = Deferred()
@@ -577,7 +577,7 @@ class Router:
                 done.callback(None)
 
         def too_late() -> None:
-            left = sorted(name for name in self._supervisors if self._scheduler.phase(name) is not Phase.COLD)
+            left = sorted(name for name in self._supervisors if self._scheduler.phase(name) is not Phase.STOPPED)
             self._log.error("after {deadline}s these are not gone: {left}", deadline=deadline, left=", ".join(left))
             finish(None)
 
@@ -589,16 +589,19 @@ class Router:
         for supervisor in self._supervisors.values():
             supervisor.close()
         self._idle_at.clear()
-        timers = [*self._idle_calls.values(), *(call for call in (self._patience, self._recount) if call is not None)]
+        timers = [
+            *self._idle_calls.values(),
+            *(call for call in (self._queue_timer, self._recount) if call is not None),
+        ]
         self._idle_calls.clear()
-        self._patience = self._recount = None
+        self._queue_timer = self._recount = None
         for timer in timers:
             if timer.active():
                 timer.cancel()
 
     # -- what supervisors tell -----------------------------------------------------------------------------
 
-    def hangs(self, model: str, why: str) -> None:
+    def mark_hung(self, model: str, why: str) -> None:
         """A server that is ready does not work any more: it is ended as if it had crashed, only that we must do it."""
         incarnation = self._incarnations.get(model)
         if incarnation is not None:
@@ -742,19 +745,19 @@ class Router:
         self._decided_at = now
         self._perform(self._scheduler.idle_expired(model, now))
 
-    def _arm_patience(self, effect: ArmPatience) -> None:
-        self._disarm_patience()
-        self._patience = self._clock.callLater(effect.seconds, self._patience_due)
+    def _arm_queue_timer(self, effect: ArmQueueTimer) -> None:
+        self._disarm_queue_timer()
+        self._queue_timer = self._clock.callLater(effect.seconds, self._queue_timer_due)
 
-    def _disarm_patience(self, effect: DisarmPatience | None = None) -> None:
-        if self._patience is not None and self._patience.active():
-            self._patience.cancel()
-        self._patience = None
+    def _disarm_queue_timer(self, effect: DisarmQueueTimer | None = None) -> None:
+        if self._queue_timer is not None and self._queue_timer.active():
+            self._queue_timer.cancel()
+        self._queue_timer = None
 
-    def _patience_due(self) -> None:
-        self._patience = None
+    def _queue_timer_due(self) -> None:
+        self._queue_timer = None
         now = self._decided_at = self._clock.seconds()
-        self._perform(self._scheduler.patience_expired(now))
+        self._perform(self._scheduler.queue_timer_expired(now))
 
     def _reconsider(self, effect: Reconsider) -> None:
         self._recount = self._clock.callLater(effect.seconds, self._reconsider_due)
@@ -786,8 +789,8 @@ class Router:
             stopped = self._clock.seconds()
         while self._before:
             await _outlived(next(iter(self._before)))
-        if not flight.abandoned and (back := self._memory.back(swap.model)) is not None:
-            await back
+        if not flight.abandoned and (reclaimed := self._memory.wait_for_reclaim(swap.model)) is not None:
+            await reclaimed
         if not flight.abandoned:
             flight.starting = True
             error = await self._start(flight)
@@ -861,7 +864,7 @@ class Router:
         if incarnation is not None:
             incarnation.lost = True
         now = self._decided_at = self._clock.seconds()
-        effects = self._scheduler.slept(model, now) if asleep else self._scheduler.gone(model, now)
+        effects = self._scheduler.suspended(model, now) if asleep else self._scheduler.stopped(model, now)
         if asleep:
             if self._scheduler.phase(model) is Phase.ASLEEP:
                 self._asleep.add(model)
@@ -884,7 +887,7 @@ class Router:
         """Fires when each of these that has a process has none any more."""
         waits = []
         for model in dict.fromkeys(models):
-            if self._scheduler.phase(model) is not Phase.COLD:
+            if self._scheduler.phase(model) is not Phase.STOPPED:
                 waiter: Deferred[None] = Deferred()
                 self._until_gone.setdefault(model, []).append(waiter)
                 waits.append(waiter)
@@ -898,7 +901,7 @@ class Router:
 
     def _dismiss(self, model: str) -> None:
         """A model that left the configuration has no process any more: forget it."""
-        if self._scheduler.phase(model) is Phase.COLD and model in self._supervisors:
+        if self._scheduler.phase(model) is Phase.STOPPED and model in self._supervisors:
             self._supervisors.pop(model).close()
             del self._models[model]
 
@@ -908,7 +911,7 @@ class Router:
 
     def _resting(self, model: str, now: float) -> bool:
         """Whether a failing model is left alone for now."""
-        trouble = self._scheduler.troubles().get(model)
+        trouble = self._scheduler.failures().get(model)
         return trouble is not None and trouble.keeps(now)
 
     def _ports_of_others(self, model: str) -> Collection[int]:
@@ -984,7 +987,7 @@ _PERFORMERS: dict[type[Any], Callable[[Router, Any], None]] = {
     Interrupt: Router._interrupt,
     ArmIdle: Router._arm_idle,
     DisarmIdle: Router._disarm_idle,
-    ArmPatience: Router._arm_patience,
-    DisarmPatience: Router._disarm_patience,
+    ArmQueueTimer: Router._arm_queue_timer,
+    DisarmQueueTimer: Router._disarm_queue_timer,
     Reconsider: Router._reconsider,
 }

@@ -1,7 +1,7 @@
-"""What the scheduler may ask for, as values. It decides and returns these; the router performs them.
+"""Effects: what the scheduler decides, as values. The router performs them.
 
 The scheduler itself calls nothing, reads no clock and starts no timer: times come in as arguments (`now`,
-seconds on any monotonic scale), deadlines go out as `ArmIdle`, `ArmPatience` and `Reconsider`.
+seconds on any monotonic scale), deadlines go out as `ArmIdle`, `ArmQueueTimer` and `Reconsider`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ CLEAN_UP = "clean up"  # why a model that is not up is stopped: its stop command
 
 @frozen
 class Ticket:
-    """One request's place in the scheduler's books, from `requested` to `served` or `cancelled`.
+    """One request as the scheduler knows it, from `requested` to `served` or `cancelled`.
 
-    `number` is unique and rises in arrival order; `since` is the arrival time in seconds; `origin` says who asked, for
-    show.
+    `number` is unique and rises in arrival order; `since` is the arrival time in seconds; `origin` names what asked,
+    for display only.
     """
 
     number: int
@@ -30,14 +30,14 @@ class Ticket:
 
 @frozen
 class Admit:
-    """The request will be served or told otherwise later: its caller may begin to wait (and show a loading state)."""
+    """The request waits; `Grant` or `Refuse` follows later. Its caller may show a loading state meanwhile."""
 
     ticket: Ticket
 
 
 @frozen
 class Refuse:
-    """The request ends here with `error`; its ticket is gone."""
+    """The request ends with `error`; its ticket is no longer valid."""
 
     ticket: Ticket
     error: LlamaswapError
@@ -45,7 +45,7 @@ class Refuse:
 
 @frozen
 class Grant:
-    """The model is ready and counts this request as in flight until `served` is told."""
+    """The model is ready and counts this request as in flight until `served` is called."""
 
     ticket: Ticket
 
@@ -60,11 +60,10 @@ class QueuePosition:
 
 @frozen
 class StartSwap:
-    """Stop `evict` (all in parallel), then make `model` ready, then tell `swap_finished(generation, error)`.
+    """Stop `evict` (all in parallel), then make `model` ready, then call `swap_finished(generation, error)`.
 
-    Those of them that are in `sleep` are put to sleep, as in `Suspend`.
-    `waited` is how long the oldest of those waiting for it has stood in the queue, in seconds; `origin` is its
-    ticket's.
+    The models of `evict` that are in `sleep` are suspended, as in `Suspend`. `waited` is how long the oldest request
+    for the model has been queued, in seconds; `origin` is that of its ticket.
     """
 
     generation: int
@@ -78,7 +77,7 @@ class StartSwap:
 
 @frozen
 class AbandonSwap:
-    """Nobody waits for this swap any more and something else wants its room: abort it."""
+    """Abort this swap: no request waits for it any more, and another load needs its memory."""
 
     generation: int
     model: str
@@ -86,10 +85,10 @@ class AbandonSwap:
 
 @frozen
 class Stop:
-    """Stop these models (all in parallel); `gone` comes back for each one of which no process is left.
+    """Stop these models (all in parallel); `stopped` is called for each one once it has no process left.
 
-    `why` is unload, idle, failed (a start), abandoned (one), crash (clear up after it), reload, asleep (too many are),
-    shutdown or `CLEAN_UP`.
+    `why` is unload, idle, failed (a start), abandoned (one), crash (clean up after it), reload, asleep (too
+    many are suspended), shutdown or `CLEAN_UP`.
     """
 
     models: tuple[str, ...]
@@ -98,8 +97,11 @@ class Stop:
 
 @frozen
 class Suspend:
-    """Put these models to sleep (all in parallel); `slept` comes back for each one that sleeps, `gone` for each that
-    had to be stopped instead. `why` is idle or abandoned."""
+    """Suspend these models (all in parallel).
+
+    `suspended` is called for each one that is suspended, `stopped` for each one that had to be stopped instead. `why`
+    is idle or abandoned.
+    """
 
     models: tuple[str, ...]
     why: str
@@ -107,8 +109,8 @@ class Suspend:
 
 @frozen
 class Interrupt:
-    """Cut the response of this granted request, whose client has read nothing for `seconds` while a request for
-    `waiting` waits for its model's room. `served` is told as for every granted request."""
+    """Interrupt the response of this granted request: its client has read nothing for `seconds`, and a request for
+    `waiting` cannot be loaded before it ends. `served` is called as for every granted request."""
 
     ticket: Ticket
     seconds: float
@@ -117,7 +119,7 @@ class Interrupt:
 
 @frozen
 class ArmIdle:
-    """Tell `idle_expired(model)` after `seconds`, unless disarmed or armed anew before."""
+    """Call `idle_expired(model)` after `seconds`, unless the timer is disarmed or armed again before."""
 
     model: str
     seconds: float
@@ -125,26 +127,26 @@ class ArmIdle:
 
 @frozen
 class DisarmIdle:
-    """Forget the idle timer of this model."""
+    """Cancel the idle timer of this model."""
 
     model: str
 
 
 @frozen
-class ArmPatience:
-    """Call `patience_expired()` after `seconds` (replaces an earlier one): somebody has waited long enough by then."""
+class ArmQueueTimer:
+    """Call `queue_timer_expired()` after `seconds`, when the next deadline in the queue is due. Replaces the earlier timer."""
 
     seconds: float
 
 
 @frozen
-class DisarmPatience:
-    """Nobody waits behind a ready model any more."""
+class DisarmQueueTimer:
+    """Cancel the queue timer: no queued request has a deadline."""
 
 
 @frozen
 class Reconsider:
-    """Call `reconsidered()` after `seconds`: many wait, and some of them have gone. There is one at a time."""
+    """Call `reconsidered()` after `seconds`: requests left a long queue. At most one is pending."""
 
     seconds: float
 
@@ -161,7 +163,7 @@ Effect = (
     | Interrupt
     | ArmIdle
     | DisarmIdle
-    | ArmPatience
-    | DisarmPatience
+    | ArmQueueTimer
+    | DisarmQueueTimer
     | Reconsider
 )

@@ -1,19 +1,31 @@
-"""The scheduler: who is served, who waits, what is loaded and what has to go for it.
+"""The scheduler: which request is granted, which waits, which model is loaded and which models are evicted for it.
 
-Every input changes the state fully and then returns effects; nothing is called, no clock is read (`now` is seconds on
-any monotonic scale). The picture of what is up is the scheduler's own and is fed by inputs alone.
+Each input changes the state completely and then returns effects. The scheduler calls nothing and reads no clock (`now`
+is seconds on any monotonic scale), and only inputs change its state.
 
-Rules, in the order in which they matter:
+The decision tree for a request, in order; the first rule that applies decides:
 
-- A model that is ready is given its requests at once; evictions are a matter of loading, never of being served.
-- A model has one process, ever: requests for one that is being loaded join that load.
-- A swap starts when nothing it would evict is busy and no other swap touches what it touches; what waits does not
-  block what stands behind it.
-- Who can sleep is put to sleep instead of being stopped: it takes up no room then, and is loaded by being woken.
-- Waiting is bounded. Who has waited longer than the patience (priority shortens it) has a claim: what it would evict
-  is given no new requests, and nobody who came later may take the room. Claims are served in the order they arose.
-- A client that reads nothing of its response keeps its model for a bounded time while a request waits for the room;
-  while none waits, for as long as it likes.
+1. The model is ready, below its limit and not reserved for another request: grant at once. (`can_grant`)
+2. The service is closed, the model is unknown, or its explicit limit is reached: refuse. (`_refusal`)
+3. The model is down and in backoff after repeated failures: refuse and say when the next attempt is allowed.
+4. The service is draining, or too many requests wait for the model already: refuse.
+5. The model is ready but outdated: wait until its present process has finished its requests.
+6. A starved request holds a reservation that includes this model: wait for that request.
+7. The model is being loaded: join that load. One model never has two processes.
+8. Loading the model would evict a pinned model: refuse.
+9. The load conflicts with a reservation, an eviction candidate still serves requests, or a running swap that other
+   requests wait for touches the same models: wait in the queue. Requests behind this one are not blocked by it.
+10. Otherwise start the swap. Evicted models that can suspend are suspended, the others are stopped; swaps that no
+    request waits for are abandoned if they are in the way.
+
+Each event that may free a model runs the queue through rules 5 to 10 again (`_reschedule`), with three additions:
+
+- A request that has waited longer than its fairness window (a priority shortens it) is starved. It moves to the front
+  and reserves the models that it would evict: they get no new requests, and later requests cannot take their place.
+  Starved requests are served in the order in which their windows ended.
+- A request that has waited for `max_wait` is refused with the names of the models that were in the way.
+- A client that reads nothing of its response is interrupted after `stalled_reader` seconds if a request waits for its
+  model to finish; if no request waits, it is never interrupted.
 """
 
 from __future__ import annotations
@@ -42,9 +54,9 @@ from llamaswap.scheduling.effects import (
     AbandonSwap,
     Admit,
     ArmIdle,
-    ArmPatience,
+    ArmQueueTimer,
     DisarmIdle,
-    DisarmPatience,
+    DisarmQueueTimer,
     Effect,
     Grant,
     Interrupt,
@@ -57,7 +69,7 @@ from llamaswap.scheduling.effects import (
     Ticket,
 )
 from llamaswap.scheduling.state import (
-    GO,
+    GRANT_NOW,
     ActiveSwap,
     Forecast,
     GrantNow,
@@ -72,8 +84,8 @@ from llamaswap.scheduling.state import (
     StartNow,
     Verdict,
     WaitFor,
-    claim_key,
     queue_key,
+    starved_key,
 )
 
 MANY_WAITERS = 32  # who wait; with more of them it is not looked at all of them for each one that goes
@@ -90,12 +102,12 @@ class Scheduler:
     _tickets: dict[int, QueuedRequest] = field(factory=dict, init=False)
     _held: dict[str, int] = field(factory=dict, init=False)
     _waiting: dict[str, int] = field(factory=dict, init=False)
-    _claimants: list[QueuedRequest] = field(factory=list, init=False)
+    _starved: list[QueuedRequest] = field(factory=list, init=False)
     _queue: list[QueuedRequest] = field(factory=list, init=False)
-    _claims: list[Reservation] = field(factory=list, init=False)
-    _claimed: frozenset[str] = field(default=frozenset(), init=False)
-    _patience_at: float | None = field(default=None, init=False)
-    _troubles: dict[str, RepeatedFailure] = field(factory=dict, init=False)
+    _reservations: list[Reservation] = field(factory=list, init=False)
+    _reserved: frozenset[str] = field(default=frozenset(), init=False)
+    _timer_at: float | None = field(default=None, init=False)
+    _failures: dict[str, RepeatedFailure] = field(factory=dict, init=False)
     _reconsidering: bool = field(default=False, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
     _stalled: dict[int, float] = field(factory=dict, init=False)
@@ -107,60 +119,39 @@ class Scheduler:
     # -- inputs: requests ----------------------------------------------------------------------------------
 
     def requested(self, ticket: Ticket, now: float) -> list[Effect]:
-        """A request wants a model."""
-        if (error := self._refusal(ticket, now)) is not None:
-            return [Refuse(ticket, error)]
-        server = self._server(ticket.model)
-        if server.phase is Phase.READY and not server.stale and ticket.model not in self._claimed:
+        """A request wants a model. The grant is the last effect if `can_grant` was true before."""
+        if self.can_grant(ticket.model):
             entry = self._tickets[ticket.number] = QueuedRequest(ticket, RequestStage.SERVING)
             self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
-            self._grant(entry, server)
+            self._grant(entry, self._servers[ticket.model])
             return self._answer()
+        if (error := self._refusal(ticket, now)) is not None:
+            return [Refuse(ticket, error)]
         if self._draining is not None:
             return [Refuse(ticket, self._draining)]
         waiting = self._waiting.get(ticket.model, 0)
         if not self.rules.models[ticket.model].limit and waiting >= self.rules.max_queue:
             return [Refuse(ticket, QueueFull(ticket.model, self.rules.max_queue))]
-        verdict = self._verdict(ticket.model, self._claims)
+        verdict = self._verdict(ticket.model, self._reservations)
         if isinstance(verdict, RefuseForever):
             return [Refuse(ticket, verdict.error)]
         entry = self._tickets[ticket.number] = QueuedRequest(ticket, RequestStage.QUEUED)
-        entry.deadline = ticket.since + self.rules.patience_of(ticket)
+        entry.deadline = ticket.since + self.rules.fairness_window_of(ticket)
         self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
         self._waiting[ticket.model] = waiting + 1
         self._effects.append(Admit(ticket))
         if isinstance(verdict, WaitFor):
             self._enqueue(entry)
             if entry.deadline <= now or self._stalled:
-                self._settle(now)
+                self._reschedule(now)
             else:
                 self._place()
-            self._arm_patience(self._moment(entry), now)
+            self._arm_timer(self._next_deadline(entry), now)
         elif isinstance(verdict, JoinSwap):
             self._join(entry, self._swaps[verdict.generation])
         elif isinstance(verdict, StartNow):
             self._start(ticket.model, verdict, [entry], now)
         return self._answer()
-
-    def taken(self, ticket: Ticket) -> list[Effect] | None:
-        """A request wants a model, and has it if that is ready and free to use: the grant is in the books, not among
-        the effects. None: nothing has changed, and `requested` is to decide. Most requests need no more than this.
-        """
-        model = ticket.model
-        server = self._servers.get(model)
-        if server is None or server.phase is not Phase.READY or server.stale or model in self._claimed:
-            return None
-        rules, held = self.rules.models.get(model), self._held.get(model, 0)
-        if rules is None or (rules.limit and held >= rules.limit) or self._closed is not None:
-            return None
-        self._tickets[ticket.number] = QueuedRequest(ticket, RequestStage.SERVING)
-        self._held[model] = held + 1
-        server.serving.add(ticket.number)
-        server.idle_since = None
-        if not server.armed:
-            return []
-        server.armed = False
-        return [DisarmIdle(model)]
 
     def cancelled(self, ticket: Ticket, now: float) -> list[Effect]:
         """A request is no longer interested, wherever it stands. Unknown tickets are none of our business."""
@@ -172,19 +163,19 @@ class Scheduler:
         self._forget(entry)
         if entry.where is RequestStage.QUEUED:
             self._dequeue(entry)
-            if len(self._queue) + len(self._claimants) > MANY_WAITERS:
+            if len(self._queue) + len(self._starved) > MANY_WAITERS:
                 if not self._reconsidering:
                     self._reconsidering = True
                     self._effects.append(Reconsider(MANY_WAITERS_PAUSE))
-            elif entry.claims:
-                self._settle(now)
+            elif entry.starved:
+                self._reschedule(now)
             else:
                 self._place()
         else:
             swap = self._swaps[entry.swap]
             del swap.waiters[ticket.number]
             if not swap.waiters and self._anyone_queued():
-                self._settle(now)
+                self._reschedule(now)
         return self._answer()
 
     def served(self, ticket: Ticket, now: float) -> list[Effect]:
@@ -202,9 +193,9 @@ class Scheduler:
                 if server.stale:
                     self._stop([server], "reload")
                 else:
-                    self._rest(server, now)
+                    self._mark_idle(server, now)
                 if self._anyone_queued():
-                    self._settle(now)
+                    self._reschedule(now)
         return self._answer()
 
     def reader_stalled(self, ticket: Ticket, since: float, now: float) -> list[Effect]:
@@ -213,7 +204,7 @@ class Scheduler:
         if entry is not None and entry.where is RequestStage.SERVING:
             self._stalled[ticket.number] = since
             if self._anyone_queued():
-                self._settle(now)
+                self._reschedule(now)
         return self._answer()
 
     def reader_moved(self, ticket: Ticket) -> None:
@@ -237,70 +228,70 @@ class Scheduler:
                 self._waiting[swap.model] -= 1
                 self._grant(entry, server)
             if not entries:
-                self._rest(server, now)
+                self._mark_idle(server, now)
         else:
             if isinstance(error, (StartFailed, ServerVanished)):
                 cause = error.cause if isinstance(error, StartFailed) else str(error)
-                self._troubles[swap.model] = self.rules.backoff.another(self._troubles.get(swap.model), cause, now)
+                self._failures[swap.model] = self.rules.backoff.another(self._failures.get(swap.model), cause, now)
             for entry in entries:
                 self._refuse(entry, error)
             self._stop([server], "failed")
             self._restore.update(dict.fromkeys(swap.restore))
-        self._settle(now)
+        self._reschedule(now)
         return self._answer()
 
     def exited(self, model: str, now: float, cause: str = "the server ended") -> list[Effect]:
         """A server that was ready ended without being asked; what it was serving is lost, leftovers are cleared up."""
         server = self._servers.get(model)
-        if server is not None and (server.phase is Phase.ASLEEP or server.dozing):
+        if server is not None and (server.phase is Phase.ASLEEP or server.suspending):
             self._stop([server], "crash")
-            self._settle(now)
+            self._reschedule(now)
             return self._answer()
         if server is None or server.phase is not Phase.READY:
             return []
-        earlier = None if proved(server.ready_at, server.worked_at, now) else self._troubles.get(model)
+        earlier = None if proved(server.ready_at, server.worked_at, now) else self._failures.get(model)
         self._stop([server], "crash")
-        self._troubles[model] = self.rules.backoff.another(earlier, cause, now)
-        self._settle(now)
+        self._failures[model] = self.rules.backoff.another(earlier, cause, now)
+        self._reschedule(now)
         return self._answer()
 
     def adopted(self, model: str, ready_at: float, idle_since: float, now: float, asleep: bool = False) -> list[Effect]:
         """A server that was up, or asleep, before everything began, and unused since `idle_since`."""
         server = self._server(model)
-        if model not in self.rules.models or server.phase is not Phase.COLD or self._closed is not None:
+        if model not in self.rules.models or server.phase is not Phase.STOPPED or self._closed is not None:
             return []
         self._generation += 1
         server.phase = Phase.ASLEEP if asleep else Phase.READY
         server.generation = self._generation
         server.ready_at = ready_at
         server.worked_at = idle_since
-        self._rest(server, now, idle_since)
+        self._mark_idle(server, now, idle_since)
         if asleep:
             self._limit_sleepers()
         return self._answer()
 
-    def slept(self, model: str, now: float) -> list[Effect]:
+    def suspended(self, model: str, now: float) -> list[Effect]:
         """A model that was to be put to sleep sleeps."""
         server = self._servers.get(model)
-        if server is None or not server.dozing:
+        if server is None or not server.suspending:
             return []  # its stop was asked for meanwhile, and its end will be told
         server.phase = Phase.ASLEEP
-        server.dozing = False
-        self._rest(server, now)
+        server.suspending = False
+        self._mark_idle(server, now)
         self._limit_sleepers()
-        self._settle(now)
+        self._reschedule(now)
         return self._answer()
 
-    def gone(self, model: str, now: float) -> list[Effect]:
+    def stopped(self, model: str, now: float) -> list[Effect]:
         """No process of a model that was stopping is left."""
         server = self._servers.get(model)
-        if server is None or server.phase is not Phase.GOING:
+        if server is None or server.phase is not Phase.STOPPING:
             return []
-        server.phase = Phase.COLD
-        server.stale = server.dozing = server.light = False
+        server.phase = Phase.STOPPED
+        server.stale = server.suspending = server.freed_memory = False
         if model not in self.rules.models:
             del self._servers[model]
-        self._settle(now)
+        self._reschedule(now)
         return self._answer()
 
     # -- inputs: time --------------------------------------------------------------------------------------
@@ -311,36 +302,36 @@ class Scheduler:
         if server is None or not server.armed or server.idle_since is None:
             return []
         server.armed = False
-        self._send_off(server, "idle")
-        self._settle(now)
+        self._suspend_or_stop(server, "idle")
+        self._reschedule(now)
         return self._answer()
 
-    def patience_expired(self, now: float) -> list[Effect]:
+    def queue_timer_expired(self, now: float) -> list[Effect]:
         """Somebody in the queue has waited long enough."""
-        self._patience_at = None
-        self._settle(now)
+        self._timer_at = None
+        self._reschedule(now)
         return self._answer()
 
     def reconsidered(self, now: float) -> list[Effect]:
         """Some of many have gone from the queue."""
         self._reconsidering = False
-        self._settle(now)
+        self._reschedule(now)
         return self._answer()
 
     # -- inputs: operators ---------------------------------------------------------------------------------
 
-    def unload_asked(self, models: Iterable[str], now: float, clean: bool = False) -> list[Effect]:
+    def unload_requested(self, models: Iterable[str], now: float, clean: bool = False) -> list[Effect]:
         """Stop these at once, in-flight requests or not; who waits for them is refused.
 
         With `clean` the stop commands of those that are not up run too, and their room is not free before that ended.
         """
         stopping, cleaning = [], []
         for model in dict.fromkeys(models):
-            self._troubles.pop(model, None)
+            self._failures.pop(model, None)
             self._restore.pop(model, None)
             self._refuse_queued(model, ModelUnloaded(model))
             server = self._servers.get(model)
-            if server is None or server.phase is Phase.COLD:
+            if server is None or server.phase is Phase.STOPPED:
                 rules = self.rules.models.get(model)
                 if clean and rules is not None and rules.cleans:
                     cleaning.append(self._server(model))
@@ -351,27 +342,27 @@ class Scheduler:
             stopping.append(server)
         self._stop(stopping, "unload")
         self._stop(cleaning, CLEAN_UP)
-        self._settle(now)
+        self._reschedule(now)
         return self._answer()
 
-    def remembered(self, model: str, trouble: RepeatedFailure) -> None:
+    def restore_failure(self, model: str, trouble: RepeatedFailure) -> None:
         """It failed before everything began."""
         if model in self.rules.models and self._closed is None:
-            self._troubles[model] = trouble
+            self._failures[model] = trouble
 
-    def forgiven(self, models: Iterable[str]) -> None:
+    def clear_backoff(self, models: Iterable[str]) -> None:
         """An operator wants these tried at once, however often they failed."""
         for model in models:
-            self._troubles.pop(model, None)
+            self._failures.pop(model, None)
 
-    def retuned(self, rules: Rules, stale: Collection[str], now: float) -> list[Effect]:
+    def rules_changed(self, rules: Rules, stale: Collection[str], now: float) -> list[Effect]:
         """Other rules are in force. `stale` models must be started anew; those not in the rules any more must go.
 
         Both finish what they serve first; requests waiting for a stale one wait for its next process.
         """
         self.rules = rules
         for model in [*stale, *(name for name in self._servers if name not in rules.models)]:
-            self._troubles.pop(model, None)
+            self._failures.pop(model, None)
             self._restore.pop(model, None)
             if model not in rules.models:
                 self._refuse_queued(model, UnknownModel(model))
@@ -382,46 +373,56 @@ class Scheduler:
             if server.phase is Phase.ASLEEP and not rules.models[server.model].sleeps:
                 self._stop([server], "reload")
             elif server.phase in (Phase.READY, Phase.ASLEEP) and server.idle_since is not None:
-                self._rest(server, now, server.idle_since)
+                self._mark_idle(server, now, server.idle_since)
         self._limit_sleepers()
-        self._settle(now)
+        self._reschedule(now)
         return self._answer()
 
     def draining(self, error: LlamaswapError) -> list[Effect]:
         """The end begins: loads are given up and waiting requests refused with `error`; ready models serve on."""
         self._draining = error
         self._refuse_waiting(error)
-        self._settle(0.0)
+        self._reschedule(0.0)
         return self._answer()
 
     def _refuse_waiting(self, error: LlamaswapError) -> None:
         self._restore.clear()
-        for entry in [*self._claimants, *self._queue]:
+        for entry in [*self._starved, *self._queue]:
             self._dequeue(entry)
             self._refuse(entry, error)
         for swap in list(self._swaps.values()):
             for entry in self._abandon(swap):
                 self._refuse(entry, error)
 
-    def closing(self, error: LlamaswapError) -> list[Effect]:
+    def shutdown(self, error: LlamaswapError) -> list[Effect]:
         """The end: waiting requests are refused with `error`, everything that is up is stopped."""
         self._closed = error
         self._refuse_waiting(error)
-        self._stop([server for server in self._servers.values() if server.phase is not Phase.COLD], "shutdown")
-        self._settle(0.0)
+        self._stop([server for server in self._servers.values() if server.phase is not Phase.STOPPED], "shutdown")
+        self._reschedule(0.0)
         return self._answer()
 
-    # -- reads, for display only ---------------------------------------------------------------------------
+    # -- reads ---------------------------------------------------------------------------------------------
 
-    def troubles(self) -> Mapping[str, RepeatedFailure]:
+    def can_grant(self, model: str) -> bool:
+        """Whether a request for `model` would be granted at once: branch 1 of the decision tree."""
+        server = self._servers.get(model)
+        if server is None or server.phase is not Phase.READY or server.stale or model in self._reserved:
+            return False
+        rules = self.rules.models.get(model)
+        if rules is None or self._closed is not None:
+            return False
+        return not rules.limit or self._held.get(model, 0) < rules.limit
+
+    def failures(self) -> Mapping[str, RepeatedFailure]:
         """The models that failed last time they were tried, by name, and how often in a row."""
-        return self._troubles
+        return self._failures
 
     def forecast(self, model: str) -> Forecast:
         """What a request for `model` would meet now."""
         if model not in self.rules.models:
             return Forecast(model, "refuse", reason=str(UnknownModel(model)))
-        verdict = self._verdict(model, self._claims)
+        verdict = self._verdict(model, self._reservations)
         reason = self.rules.evict.explain(model, self._running(model))
         if isinstance(verdict, GrantNow):
             return Forecast(model, "serve", reason="ready")
@@ -435,7 +436,7 @@ class Scheduler:
 
     def queued(self) -> list[Ticket]:
         """Who stands in the queue, in the order of positions."""
-        return [entry.ticket for entry in (*self._claimants, *self._queue)]
+        return [entry.ticket for entry in (*self._starved, *self._queue)]
 
     def joined(self) -> list[Ticket]:
         """Who waits for a load that is under way."""
@@ -444,7 +445,7 @@ class Scheduler:
     def phase(self, model: str) -> Phase:
         """How the scheduler sees this model."""
         server = self._servers.get(model)
-        return Phase.COLD if server is None else server.phase
+        return Phase.STOPPED if server is None else server.phase
 
     def held(self, model: str) -> int:
         """How many requests exist for this model: waiting, in flight, or losing their server just now."""
@@ -468,8 +469,8 @@ class Scheduler:
     @property
     def settled(self) -> bool:
         """Whether nobody is served or waits, and every server is ready, asleep or down."""
-        at_rest = (Phase.COLD, Phase.READY, Phase.ASLEEP)
-        return not self._tickets and all(server.phase in at_rest for server in self._servers.values())
+        quiet = (Phase.STOPPED, Phase.READY, Phase.ASLEEP)
+        return not self._tickets and all(server.phase in quiet for server in self._servers.values())
 
     @property
     def swaps(self) -> int:
@@ -487,19 +488,19 @@ class Scheduler:
             return UnknownModel(ticket.model)
         if rules.limit and self._held.get(ticket.model, 0) >= rules.limit:
             return TooManyRequests(ticket.model, rules.limit)
-        if self._server(ticket.model).phase in (Phase.COLD, Phase.GOING):
-            return self._left_alone(ticket.model, now)
+        if self._server(ticket.model).phase in (Phase.STOPPED, Phase.STOPPING):
+            return self._backoff_error(ticket.model, now)
         return None
 
-    def _verdict(self, model: str, claims: list[Reservation]) -> Verdict:
-        """What is to be done for a request for `model` that has to respect `claims`."""
+    def _verdict(self, model: str, reservations: list[Reservation]) -> Verdict:
+        """What is to be done for a request for `model` that has to respect `reservations`."""
         server = self._server(model)
-        others = [claim for claim in claims if claim.model != model]
-        holders = tuple(claim.model for claim in others if model in claim.evict)
+        others = [reservation for reservation in reservations if reservation.model != model]
+        holders = tuple(reservation.model for reservation in others if model in reservation.evict)
         if server.phase is Phase.READY:
             if server.stale:
                 return WaitFor((), (model,))
-            return WaitFor((), holders) if holders else GO
+            return WaitFor((), holders) if holders else GRANT_NOW
         if server.phase is Phase.LOADING:
             return WaitFor((), holders) if holders else JoinSwap(server.generation)
         running = self._running(model)
@@ -509,7 +510,9 @@ class Scheduler:
             return RefuseForever(NotReady(model, f"{model} cannot be loaded: {', '.join(kept)} is kept loaded"))
         gone = frozenset(evict)
         behind = [*holders]
-        behind += [claim.model for claim in others if self._intrudes(model, gone, running, claim)]
+        behind += [
+            reservation.model for reservation in others if self._violates_reservation(model, gone, running, reservation)
+        ]
         behind += [victim for victim in evict if self._servers[victim].serving]
         abandon = []
         for swap in self._swaps.values():
@@ -522,35 +525,37 @@ class Scheduler:
             return WaitFor(evict, tuple(dict.fromkeys(behind)))
         return StartNow(evict, tuple(abandon))
 
-    def _intrudes(self, model: str, evict: frozenset[str], running: tuple[str, ...], claim: Reservation) -> bool:
-        """Whether loading `model` would take away what a claim needs, or put one more in its way."""
-        if claim.model in evict or not evict.isdisjoint(claim.evict):
+    def _violates_reservation(
+        self, model: str, evict: frozenset[str], running: tuple[str, ...], reservation: Reservation
+    ) -> bool:
+        """Whether loading `model` would take away what a reservation needs, or put one more in its way."""
+        if reservation.model in evict or not evict.isdisjoint(reservation.evict):
             return True
-        present = sorted({*running, model} - {claim.model})
-        return model in self.rules.evict(claim.model, present)
+        present = sorted({*running, model} - {reservation.model})
+        return model in self.rules.evict(reservation.model, present)
 
-    def _settle(self, now: float) -> None:
-        """Go through the queue once and do for each what can be done now; those who wait too long make claims."""
+    def _reschedule(self, now: float) -> None:
+        """Decide once for each queued request in order; starved requests that still wait make reservations."""
         due: list[float] = []
         if self._anyone_queued():
             self._expire(now)
             self._age(now)
-            self._claims = []
+            self._reservations = []
             verdicts: dict[str, Verdict] = {}
-            for entry in [*self._claimants, *self._queue]:
+            for entry in [*self._starved, *self._queue]:
                 if entry.where is not RequestStage.QUEUED or entry.ticket.number not in self._tickets:
                     continue
                 model = entry.ticket.model
                 verdict = verdicts.get(model)
                 if verdict is None:
-                    verdict = verdicts[model] = self._verdict(model, self._claims)
+                    verdict = verdicts[model] = self._verdict(model, self._reservations)
                 if isinstance(verdict, WaitFor):
-                    if entry.claims and all(claim.model != model for claim in self._claims):
-                        self._claims.append(Reservation(model, frozenset(verdict.evict)))
+                    if entry.starved and all(reservation.model != model for reservation in self._reservations):
+                        self._reservations.append(Reservation(model, frozenset(verdict.evict)))
                         verdicts.clear()
                     continue
                 self._dequeue(entry)
-                left_alone = self._left_alone(model, now) if isinstance(verdict, StartNow) else None
+                left_alone = self._backoff_error(model, now) if isinstance(verdict, StartNow) else None
                 if left_alone is not None:
                     self._refuse(entry, left_alone)
                 elif isinstance(verdict, GrantNow):
@@ -566,26 +571,26 @@ class Scheduler:
             self._place()
             if self._stalled and self.rules.stalled_reader:
                 due = self._interrupt(now)
-        elif self._claims:
-            self._claims = []
-        self._claimed = frozenset().union(*(claim.evict for claim in self._claims))
+        elif self._reservations:
+            self._reservations = []
+        self._reserved = frozenset().union(*(reservation.evict for reservation in self._reservations))
         moments = [*due, *(entry.deadline for entry in self._queue)]
         if self.rules.max_wait:
-            moments += [entry.ticket.since + self.rules.max_wait for entry in (*self._queue, *self._claimants)]
+            moments += [entry.ticket.since + self.rules.max_wait for entry in (*self._queue, *self._starved)]
         if not moments:
-            if self._patience_at is not None:
-                self._patience_at = None
-                self._effects.append(DisarmPatience())
+            if self._timer_at is not None:
+                self._timer_at = None
+                self._effects.append(DisarmQueueTimer())
         else:
-            self._arm_patience(min(moments), now)
+            self._arm_timer(min(moments), now)
         if self._restore and not self._anyone_queued() and not self._swaps:
-            self._bring_back(now)
+            self._restore_evicted(now)
 
     def _expire(self, now: float) -> None:
         """Nobody stands in the queue for ever: who cannot be served in time is told what stood in the way."""
         if not self.rules.max_wait:
             return
-        for entry in [*self._claimants, *self._queue]:
+        for entry in [*self._starved, *self._queue]:
             if entry.ticket.since + self.rules.max_wait <= now:
                 verdict = self._verdict(entry.ticket.model, [])
                 if isinstance(verdict, WaitFor):
@@ -596,7 +601,7 @@ class Scheduler:
         """Cut responses whose clients have stood still for the whole time that a request has waited for their room;
         returns when the others are due."""
         oldest: dict[str, float] = {}
-        for entry in (*self._claimants, *self._queue):
+        for entry in (*self._starved, *self._queue):
             model, since = entry.ticket.model, entry.ticket.since
             oldest[model] = min(oldest.get(model, since), since)
         moments: dict[int, float] = {}
@@ -613,14 +618,14 @@ class Scheduler:
         return list(moments.values())
 
     def _age(self, now: float) -> None:
-        """Those whose patience has ended stand before all others, in the order in which it ended."""
+        """Requests whose fairness window has ended move before all others, in the order in which it ended."""
         impatient = [entry for entry in self._queue if entry.deadline <= now]
         for entry in impatient:
             self._queue.remove(entry)
-            entry.claims = True
-            insort(self._claimants, entry, key=claim_key)
+            entry.starved = True
+            insort(self._starved, entry, key=starved_key)
 
-    def _bring_back(self, now: float) -> None:
+    def _restore_evicted(self, now: float) -> None:
         """Load again what was evicted for a model that then failed to start: nobody waits, so it yields to anybody."""
         for model in list(self._restore):
             verdict = self._verdict(model, [])
@@ -640,7 +645,7 @@ class Scheduler:
         reason = self.rules.evict.explain(model, self._running(model)) if entries else "back after a failed start"
         for victim in verdict.evict:
             self._leave(self._servers[victim])
-            self._servers[victim].dozing = victim in sleep
+            self._servers[victim].suspending = victim in sleep
         self._generation += 1
         server = self._server(model)
         if server.armed:
@@ -649,7 +654,7 @@ class Scheduler:
         server.phase = Phase.LOADING
         server.generation = self._generation
         server.idle_since = None
-        server.stale = server.dozing = server.light = False
+        server.stale = server.suspending = server.freed_memory = False
         self._restore.pop(model, None)
         swap = self._swaps[self._generation] = ActiveSwap(
             self._generation, model, frozenset(verdict.evict), {}, restore
@@ -663,7 +668,7 @@ class Scheduler:
     def _join(self, entry: QueuedRequest, swap: ActiveSwap) -> None:
         entry.where = RequestStage.JOINED
         entry.swap = swap.generation
-        entry.claims = False
+        entry.starved = False
         swap.waiters[entry.ticket.number] = entry
 
     def _abandon(self, swap: ActiveSwap, may_sleep: bool = False) -> list[QueuedRequest]:
@@ -672,7 +677,7 @@ class Scheduler:
         self._effects.append(AbandonSwap(swap.generation, swap.model))
         server = self._servers[swap.model]
         if may_sleep:
-            self._send_off(server, "abandoned")
+            self._suspend_or_stop(server, "abandoned")
         else:
             self._stop([server], "abandoned")
         return list(swap.waiters.values())
@@ -688,24 +693,24 @@ class Scheduler:
                     self._refuse(entry, UnknownModel(server.model))
         elif server.phase is Phase.READY and server.serving:
             server.stale = True
-        elif server.phase in (Phase.READY, Phase.ASLEEP) or server.dozing:
+        elif server.phase in (Phase.READY, Phase.ASLEEP) or server.suspending:
             self._stop([server], "reload")
-        elif server.phase is Phase.COLD and server.model not in self.rules.models:
+        elif server.phase is Phase.STOPPED and server.model not in self.rules.models:
             del self._servers[server.model]
 
     def _may_sleep(self, server: ModelState) -> bool:
         """Whether this server, which has to leave, is put to sleep. One that starts can be, if it was only woken."""
         rules = self.rules.models.get(server.model)
         up = server.phase in (Phase.READY, Phase.LOADING) and not server.stale
-        return server.dozing or (up and rules is not None and rules.sleeps)
+        return server.suspending or (up and rules is not None and rules.sleeps)
 
-    def _send_off(self, server: ModelState, why: str) -> None:
+    def _suspend_or_stop(self, server: ModelState, why: str) -> None:
         """Have one server leave, asleep where it can."""
         if not self._may_sleep(server):
             self._stop([server], why)
             return
         self._leave(server)
-        server.dozing = True
+        server.suspending = True
         self._effects.append(Suspend((server.model,), why))
 
     def _limit_sleepers(self) -> None:
@@ -731,15 +736,15 @@ class Scheduler:
             server.armed = False
             self._effects.append(DisarmIdle(server.model))
         if server.phase is Phase.READY:
-            self._troubles.pop(server.model, None)
-        server.light = server.phase is Phase.ASLEEP or server.light
-        server.dozing = False
-        server.phase = Phase.GOING
+            self._failures.pop(server.model, None)
+        server.freed_memory = server.phase is Phase.ASLEEP or server.freed_memory
+        server.suspending = False
+        server.phase = Phase.STOPPING
         server.idle_since = None
         server.stale = False
         server.serving.clear()
 
-    def _rest(self, server: ModelState, now: float, since: float | None = None) -> None:
+    def _mark_idle(self, server: ModelState, now: float, since: float | None = None) -> None:
         """Nobody uses a ready server, or it sleeps: its time runs."""
         server.idle_since = now if since is None else since
         rules = self.rules.models.get(server.model)
@@ -765,14 +770,14 @@ class Scheduler:
         self._effects.append(Refuse(entry.ticket, error))
 
     def _refuse_queued(self, model: str, error: LlamaswapError) -> None:
-        for entry in [*self._claimants, *self._queue]:
+        for entry in [*self._starved, *self._queue]:
             if entry.ticket.model == model:
                 self._dequeue(entry)
                 self._refuse(entry, error)
 
-    def _left_alone(self, model: str, now: float) -> KeepsFailing | None:
+    def _backoff_error(self, model: str, now: float) -> KeepsFailing | None:
         """What is told to who wants a model that failed again and again, as long as it is not to be tried."""
-        trouble = self._troubles.get(model)
+        trouble = self._failures.get(model)
         if trouble is None or not trouble.keeps(now):
             return None
         return KeepsFailing(model, trouble.cause, trouble.count, max(1, ceil(trouble.until - now)))
@@ -790,17 +795,17 @@ class Scheduler:
         return tuple(sorted(model for model, server in self._servers.items() if server.takes_room and model != target))
 
     def _leaving(self, model: str) -> bool:
-        return self._servers[model].phase is Phase.GOING
+        return self._servers[model].phase is Phase.STOPPING
 
     def _anyone_queued(self) -> bool:
-        return bool(self._queue or self._claimants)
+        return bool(self._queue or self._starved)
 
     def _enqueue(self, entry: QueuedRequest) -> None:
         entry.position = 0
         insort(self._queue, entry, key=queue_key)
 
     def _dequeue(self, entry: QueuedRequest) -> None:
-        (self._claimants if entry.claims else self._queue).remove(entry)
+        (self._starved if entry.starved else self._queue).remove(entry)
 
     def _forget(self, entry: QueuedRequest) -> None:
         model = entry.ticket.model
@@ -814,19 +819,19 @@ class Scheduler:
             self._waiting.pop(model, None)
 
     def _place(self) -> None:
-        for position, entry in enumerate((*self._claimants, *self._queue), 1):
+        for position, entry in enumerate((*self._starved, *self._queue), 1):
             if entry.position != position:
                 entry.position = position
                 self._effects.append(QueuePosition(entry.ticket, position))
 
-    def _moment(self, entry: QueuedRequest) -> float:
-        """When something is due for a queued entry: its patience ends, or its wait."""
+    def _next_deadline(self, entry: QueuedRequest) -> float:
+        """When something is due for a queued entry: its fairness window ends, or its wait."""
         return min(entry.deadline, entry.ticket.since + self.rules.max_wait) if self.rules.max_wait else entry.deadline
 
-    def _arm_patience(self, deadline: float, now: float) -> None:
-        if self._patience_at is None or deadline < self._patience_at:
-            self._patience_at = deadline
-            self._effects.append(ArmPatience(max(0.0, deadline - now)))
+    def _arm_timer(self, deadline: float, now: float) -> None:
+        if self._timer_at is None or deadline < self._timer_at:
+            self._timer_at = deadline
+            self._effects.append(ArmQueueTimer(max(0.0, deadline - now)))
 
     def _answer(self) -> list[Effect]:
         effects, self._effects = self._effects, []

@@ -13,7 +13,7 @@ from llamaswap.scheduling.effects import Ticket
 from llamaswap.scheduling.eviction import Eviction
 
 PRIORITY_SCALE = 10.0
-"""A priority of this much halves the patience: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
+"""A priority of this much halves the fairness window: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
 
 
 # -- what the scheduler is told about the configuration ----------------------------------------------------
@@ -38,16 +38,16 @@ class ModelRules:
 class Rules:
     """Everything configured that a decision depends on.
 
-    `patience` is how long requests for a ready model may overtake a waiting one, `max_queue` how many requests may
-    wait for one model that has no explicit limit, `pinned` models leave only when an operator unloads them, `backoff`
-    spaces the tries of a model that keeps failing, `max_wait` is how long a request may stand in the queue (0: for
-    ever), `max_asleep` how many may sleep (0: any number), `stalled_reader` how long a client may read nothing while
-    another request waits for its model's room (0: for ever).
+    `fairness_window`: seconds for which requests for a ready model may overtake a waiting one. `max_queue`: how many
+    requests may wait for one model without an explicit limit. `pinned`: models that only an operator unloads.
+    `backoff`: the pauses between attempts to load a failing model. `max_wait`: seconds a request may be queued (0: no
+    bound). `max_asleep`: how many models may be suspended (0: no bound). `stalled_reader`: seconds a client may read
+    nothing while another request waits for its model to finish (0: no bound).
     """
 
     models: Mapping[str, ModelRules]
     evict: Eviction
-    patience: float = 10.0
+    fairness_window: float = 10.0
     max_queue: int = 1000
     pinned: frozenset[str] = frozenset()
     backoff: Backoff = Factory(Backoff)
@@ -55,8 +55,8 @@ class Rules:
     max_asleep: int = 0
     stalled_reader: float = 0.0
 
-    def patience_of(self, ticket: Ticket) -> float:
-        return self.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
+    def fairness_window_of(self, ticket: Ticket) -> float:
+        return self.fairness_window * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
 
 
 # -- the picture -------------------------------------------------------------------------------------------
@@ -65,10 +65,10 @@ class Rules:
 class Phase(Enum):
     """How the scheduler sees a model's server."""
 
-    COLD = "cold"
+    STOPPED = "stopped"
     LOADING = "loading"
     READY = "ready"
-    GOING = "going"
+    STOPPING = "stopping"
     ASLEEP = "asleep"
 
 
@@ -76,13 +76,14 @@ class Phase(Enum):
 class ModelState:
     """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
 
-    `stale` says that the process runs an outdated definition: it finishes what it has and goes. `worked_at` is when
-    the present process first ended a request. A going one that is `dozing` is about to sleep, one that is `light` goes
-    from its sleep and takes up no room. A sleeping one's `idle_since` is when it fell asleep.
+    `stale`: the process runs an outdated definition; it finishes its requests and is then stopped. `worked_at` is when
+    the present process first finished a request. A stopping model with `suspending` set is about to be suspended; one
+    with `freed_memory` set was suspended before and occupies no memory. A suspended model's `idle_since` is when it
+    was suspended.
     """
 
     model: str
-    phase: Phase = Phase.COLD
+    phase: Phase = Phase.STOPPED
     generation: int = 0
     serving: set[int] = Factory(set)
     idle_since: float | None = None
@@ -90,12 +91,12 @@ class ModelState:
     stale: bool = False
     ready_at: float = 0.0
     worked_at: float | None = None
-    dozing: bool = False
-    light: bool = False
+    suspending: bool = False
+    freed_memory: bool = False
 
     @property
     def takes_room(self) -> bool:
-        return self.phase not in (Phase.COLD, Phase.ASLEEP) and not self.light
+        return self.phase not in (Phase.STOPPED, Phase.ASLEEP) and not self.freed_memory
 
 
 class RequestStage(Enum):
@@ -108,14 +109,14 @@ class RequestStage(Enum):
 
 @define(eq=False)
 class QueuedRequest:
-    """A ticket and where it stands. `swap` is the generation it joined, `deadline` the end of its patience."""
+    """A ticket and where it stands. `swap` is the generation it joined, `deadline` the end of its fairness window."""
 
     ticket: Ticket
     where: RequestStage
     deadline: float = 0.0
     position: int = 0
     swap: int = 0
-    claims: bool = False
+    starved: bool = False
 
 
 @define(eq=False)
@@ -131,7 +132,7 @@ class ActiveSwap:
 
 @frozen
 class Reservation:
-    """The right to the next load, of a request that has waited for longer than its patience."""
+    """The right to the next load, of a request that has waited for longer than its fairness window."""
 
     model: str
     evict: frozenset[str]
@@ -142,8 +143,8 @@ def queue_key(entry: QueuedRequest) -> tuple[int, int]:
     return -entry.ticket.priority, entry.ticket.number
 
 
-def claim_key(entry: QueuedRequest) -> tuple[float, int]:
-    """The order in which claims are served."""
+def starved_key(entry: QueuedRequest) -> tuple[float, int]:
+    """The order in which starved requests are served."""
     return entry.deadline, entry.ticket.number
 
 
@@ -186,7 +187,7 @@ class RefuseForever:
 
 
 Verdict = GrantNow | JoinSwap | StartNow | WaitFor | RefuseForever
-GO = GrantNow()
+GRANT_NOW = GrantNow()
 
 
 @frozen

@@ -35,14 +35,14 @@ class FakeRouter:
     def pin(self, model):
         self.pinned.append(model)
 
-    def remember(self, ailing):
+    def restore_failures(self, ailing):
         self.remembered = ailing
 
     def adopt(self, servers):
         self.adopted = servers
         return list(self.homeless)
 
-    def start_after(self, gone):
+    def delay_starts_until(self, gone):
         self.waited.append(gone)
 
     def running(self):

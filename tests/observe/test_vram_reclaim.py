@@ -40,7 +40,7 @@ class ReclaimTests(SynchronousTestCase):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
-        back = here.reclaim.back("next")
+        back = here.reclaim.wait_for_reclaim("next")
         here.wait(2.0)
         self.assertNoResult(back)
         here.used[0] = 700
@@ -60,7 +60,7 @@ class ReclaimTests(SynchronousTestCase):
         here.load("big", 6000)
         here.used[0] = 500
         here.reclaim.gone("big")
-        self.successResultOf(here.reclaim.back("next"))
+        self.successResultOf(here.reclaim.wait_for_reclaim("next"))
         self.assertEqual(here.asked, 3)
 
     def test_the_wait_has_an_end_and_the_log_says_what_is_missing(self):
@@ -68,7 +68,7 @@ class ReclaimTests(SynchronousTestCase):
         here = Boards()
         here.load("big", 6000, board=1)
         here.reclaim.gone("big")
-        back = here.reclaim.back("next")
+        back = here.reclaim.wait_for_reclaim("next")
         here.wait(9.8)
         self.assertNoResult(back)
         here.wait(0.4)
@@ -78,7 +78,7 @@ class ReclaimTests(SynchronousTestCase):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
-        back = here.reclaim.back("next")
+        back = here.reclaim.wait_for_reclaim("next")
         here.used[0] = 2500
         here.wait(0.9)
         self.assertNoResult(back)
@@ -90,13 +90,13 @@ class ReclaimTests(SynchronousTestCase):
         here.reclaim.loading("big")
         here.reclaim.loaded("big")
         here.reclaim.gone("big")
-        self.assertIsNone(here.reclaim.back("next"))
+        self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_a_model_that_lives_in_the_machines_memory_is_not_waited_for(self):
         here = Boards()
         here.load("small", 20)
         here.reclaim.gone("small")
-        self.assertIsNone(here.reclaim.back("next"))
+        self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_two_models_that_load_at_once_are_not_told_apart(self):
         here = Boards()
@@ -106,26 +106,26 @@ class ReclaimTests(SynchronousTestCase):
         here.reclaim.loaded("one")
         here.reclaim.loaded("two")
         here.reclaim.gone("one")
-        self.assertIsNone(here.reclaim.back("next"))
+        self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_a_cap_of_nothing_switches_it_off(self):
         here = Boards(longest=0.0)
         here.load("big", 6000)
         here.reclaim.gone("big")
-        self.assertIsNone(here.reclaim.back("next"))
+        self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_what_went_long_ago_is_not_waited_for(self):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
         here.clock.advance(11.0)
-        self.assertIsNone(here.reclaim.back("next"))
+        self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_readings_that_end_end_the_wait(self):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
-        back = here.reclaim.back("next")
+        back = here.reclaim.wait_for_reclaim("next")
         here.used.clear()
         here.wait(0.1)
         self.successResultOf(back)
@@ -136,7 +136,7 @@ class ReclaimTests(SynchronousTestCase):
         here.reclaim.gone("big")
         here.reclaim.read = Deferred
         with capturedLogs() as events:
-            back = here.reclaim.back("next")
+            back = here.reclaim.wait_for_reclaim("next")
             here.wait(9.9)
             self.assertNoResult(back)
             here.wait(1.2)
@@ -148,7 +148,7 @@ class ReclaimTests(SynchronousTestCase):
         here.load("big", 6000)
         here.reclaim.gone("big")
         here.reclaim.read = lambda: 1 / 0
-        self.successResultOf(here.reclaim.back("next"))
+        self.successResultOf(here.reclaim.wait_for_reclaim("next"))
         here.reclaim.loading("next")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
@@ -158,5 +158,5 @@ class ReclaimTests(SynchronousTestCase):
             here.load(f"model-{number}", 1000)
             here.used[0] = 500
             here.reclaim.gone(f"model-{number}")
-            here.reclaim.back("next")
+            here.reclaim.wait_for_reclaim("next")
         self.assertEqual((here.reclaim._shares, here.reclaim._loading, here.reclaim._pending), ({}, {}, {}))

@@ -527,10 +527,10 @@ class SwapTests(SynchronousTestCase):
 class BrokenMemory(NoMemoryReclaim):
     """A fault of ours, wherever it is asked."""
 
-    def back(self, model: str) -> None:
+    def wait_for_reclaim(self, model: str) -> None:
         raise ZeroDivisionError
 
-    gone = back
+    gone = wait_for_reclaim
 
 
 @define(eq=False)
@@ -540,7 +540,7 @@ class SlowMemory:
     told: list[str] = Factory(list)
     waits: Deferred[None] | None = None
 
-    def back(self, model: str) -> Deferred[None] | None:
+    def wait_for_reclaim(self, model: str) -> Deferred[None] | None:
         self.told.append(f"back for {model}")
         return self.waits
 
@@ -665,7 +665,7 @@ class LeftoverTests(SynchronousTestCase):
 
     def test_no_second_copy_is_started_beside_a_server_of_an_earlier_run(self) -> None:
         here, gone = scene(), Deferred()
-        here.router.start_after(gone)
+        here.router.delay_starts_until(gone)
         answers = results(here.router.request("a"))
         here.settle()
         self.assertEqual((answers, here.fleet.spawned()), ([], {}))
@@ -678,8 +678,8 @@ class LeftoverTests(SynchronousTestCase):
 
     def test_each_of_several_is_waited_for_and_one_that_cannot_be_ended_holds_nobody(self) -> None:
         here, first, second = scene(), Deferred(), Deferred()
-        here.router.start_after(first)
-        here.router.start_after(second)
+        here.router.delay_starts_until(first)
+        here.router.delay_starts_until(second)
         here.router.request("a")
         here.settle()
         first.errback(RuntimeError("out of luck"))
@@ -692,7 +692,7 @@ class LeftoverTests(SynchronousTestCase):
 
     def test_what_is_not_wanted_any_more_by_then_is_not_started(self) -> None:
         here, gone = scene(), Deferred()
-        here.router.start_after(gone)
+        here.router.delay_starts_until(gone)
         answers = results(here.router.request("a"))
         here.settle()
         unloaded = here.router.unload(["a"])
@@ -704,14 +704,14 @@ class LeftoverTests(SynchronousTestCase):
 
     def test_a_port_that_such_a_server_has_refuses_nobody(self) -> None:
         here, gone = scene(), Deferred()
-        here.router.start_after(gone)
+        here.router.delay_starts_until(gone)
         here.router.request("a")
         self.assertIn(9000, here.fleet["a"].asked_beside[-1])
 
     def test_what_is_gone_already_delays_nothing(self) -> None:
         here, gone = scene(), Deferred()
         gone.callback([])
-        here.router.start_after(gone)
+        here.router.delay_starts_until(gone)
         self.assertIsInstance(here.lease("a"), Lease)
 
 
@@ -780,7 +780,7 @@ class CrashTests(SynchronousTestCase):
         ailing = here.router.ailing()
         later = scene(**changes)
         later.clock.advance(here.clock.seconds())
-        later.router.remember(ailing)
+        later.router.restore_failures(ailing)
         return later
 
     def test_who_was_left_alone_is_left_alone_by_the_next_program_too(self) -> None:
@@ -812,7 +812,7 @@ class CrashTests(SynchronousTestCase):
         here = self.failed_and_replaced(env=("A=1",))
         self.assertIsNone(here.router.request("b").refusal)
         here = self.failed_and_replaced()
-        here.router.remember([FailureRecord("stranger", "", 3, 1e9, "it ended")])
+        here.router.restore_failures([FailureRecord("stranger", "", 3, 1e9, "it ended")])
         self.assertEqual([one.model for one in here.router.failing()], ["b"])
 
     def test_ports_of_other_servers_are_no_obstacle_before_an_eviction(self) -> None:
@@ -825,7 +825,7 @@ class HangTests(SynchronousTestCase):
     def test_a_server_that_hangs_is_ended_and_its_leases_are_lost(self) -> None:
         here = scene()
         lease = here.lease("a")
-        here.router.hangs("a", "it hung")
+        here.router.mark_hung("a", "it hung")
         self.assertTrue(lease.lost)
         here.settle()
         self.assertEqual((here.fleet.up, here.fleet["a"].graces), ([], [0.0]))
@@ -838,7 +838,7 @@ class HangTests(SynchronousTestCase):
 
     def test_one_that_is_not_ready_any_more_is_left_alone(self) -> None:
         here = scene()
-        here.router.hangs("a", "it hung")
+        here.router.mark_hung("a", "it hung")
         self.assertEqual((here.router.failing(), here.fleet["a"].graces), ([], []))
 
 

@@ -226,7 +226,7 @@ class RouterMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def a_server_hangs(self, pick):
         there = self.in_state("ready")
-        self.router.hangs(there[pick % len(there)], "it hung")
+        self.router.mark_hung(there[pick % len(there)], "it hung")
 
     @rule(model=names, broken=st.booleans())
     def its_starts_fail_from_now_on(self, model, broken):

@@ -223,8 +223,8 @@ class QueueTests(SynchronousTestCase):
 class CrowdTests(SynchronousTestCase):
     """Many wait, and many of them go at once: a proxy in front of us ends, a load test is stopped."""
 
-    def crowd(self, count: int = 400, patience: float = 10.0) -> tuple[World, list[Ticket]]:
-        here = swapping(patience=patience)
+    def crowd(self, count: int = 400, fairness_window: float = 10.0) -> tuple[World, list[Ticket]]:
+        here = swapping(fairness_window=fairness_window)
         here.request("a")
         here.load_all()
         tickets = [here.request(model) for _ in range(count // 2) for model in "bc"]
@@ -256,7 +256,7 @@ class CrowdTests(SynchronousTestCase):
         self.assertEqual([here.positions[ticket.number] for ticket in queued], list(range(1, len(queued) + 1)))
 
     def test_what_those_who_left_had_a_claim_to_is_given_to_others_a_moment_later(self) -> None:
-        here, tickets = self.crowd(patience=1.0)
+        here, tickets = self.crowd(fairness_window=1.0)
         here.advance(2.0)
         late = here.request("a")
         self.assertNotIn(late.number, here.granted, "b and c have waited for long")
@@ -269,7 +269,7 @@ class CrowdTests(SynchronousTestCase):
         self.assertIn(late.number, here.granted)
 
     def test_a_model_that_a_whole_crowd_claimed_is_free_again_when_all_of_it_left_at_once(self) -> None:
-        here, tickets = self.crowd(patience=1.0)
+        here, tickets = self.crowd(fairness_window=1.0)
         here.advance(2.0)
         for ticket in tickets:
             here.cancel(ticket)
@@ -343,7 +343,7 @@ class FairnessTests(SynchronousTestCase):
         assert served_at is not None
         self.assertLessEqual(served_at - waiting.since, 12.0)
 
-    def test_after_the_patience_the_model_drains_and_the_queue_moves(self) -> None:
+    def test_after_the_fairness_window_the_model_drains_and_the_queue_moves(self) -> None:
         here = swapping()
         stream = here.request("a")
         here.load_all()
@@ -362,7 +362,7 @@ class FairnessTests(SynchronousTestCase):
         here.load_all()
         self.assertIn(held.number, here.granted)
 
-    def test_priority_shortens_the_patience(self) -> None:
+    def test_priority_shortens_the_fairness_window(self) -> None:
         here = swapping()
         here.request("a")
         here.load_all()
@@ -374,7 +374,7 @@ class FairnessTests(SynchronousTestCase):
 
     def test_priorities_do_not_starve_either(self) -> None:
         """A stream of urgent requests for others does not keep a patient one waiting beyond its bound."""
-        here = swapping(patience=10.0)
+        here = swapping(fairness_window=10.0)
         busy = here.request("a")
         here.load_all()
         patient = here.request("b")
@@ -392,7 +392,7 @@ class FairnessTests(SynchronousTestCase):
         self.assertIn(patient.number, here.granted)
 
     def test_nobody_may_put_one_more_in_the_way_of_a_claim(self) -> None:
-        """c and a both stand in b's way; a is cold when b's patience ends, and stays so until b was served."""
+        """c and a both stand in b's way; a is cold when b's fairness window ends, and stays so until b was served."""
         here = world("ab", "cb")
         busy = here.request("c")
         here.load_all()
@@ -440,8 +440,8 @@ class FairnessTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["a", "b"])
 
-    def test_each_of_several_gets_its_own_turn_at_patience(self) -> None:
-        """c waits for a alone; its patience ends long after b's."""
+    def test_each_starved_request_has_its_own_fairness_window(self) -> None:
+        """c waits for a alone; its fairness window ends long after b's."""
         here = world("ab", "ac", "bd")
         here.requests("a", "d")
         here.load_all()
@@ -455,7 +455,7 @@ class FairnessTests(SynchronousTestCase):
         self.assertIn(here.request("a").number, here.waiting)
 
     def test_the_bound_is_configurable(self) -> None:
-        here = swapping(patience=0.0)
+        here = swapping(fairness_window=0.0)
         here.request("a")
         here.load_all()
         here.request("b")
@@ -718,7 +718,7 @@ class SleepTests(SynchronousTestCase):
         here = loaded(swapping(a=SLEEPS), "a")
         here.request("b")
         here.stopped("a", may_sleep=False)
-        self.assertIs(here.scheduler.phase("a"), Phase.COLD)
+        self.assertIs(here.scheduler.phase("a"), Phase.STOPPED)
         here.load_all()
         self.assertEqual(here.ready, {"b"})
 
@@ -728,7 +728,7 @@ class SleepTests(SynchronousTestCase):
             here.die_asleep("a")
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "crash")])
         here.stopped("a")
-        self.assertEqual(here.scheduler.troubles(), {})
+        self.assertEqual(here.scheduler.failures(), {})
         self.assertEqual(here.scheduler.forecast("a").action, "load")
 
     def test_too_many_asleep_and_the_one_that_sleeps_longest_is_stopped(self) -> None:
@@ -936,7 +936,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.request("a")
         here.fail("a")
         here.load_all()
-        self.assertEqual(here.scheduler.troubles()["a"].count, 5)
+        self.assertEqual(here.scheduler.failures()["a"].count, 5)
         here.unload("a")
         here.request("a")
         self.assertEqual(here.spawns, {"a": 6}, "an operator's unload makes a new start")
@@ -945,7 +945,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.request("a")
         here.fail("a")
         here.load_all()
-        here.scheduler.forgiven(["a"])
+        here.scheduler.clear_backoff(["a"])
         here.request("a")
         self.assertEqual(here.spawns, {"a": 8})
 
@@ -981,7 +981,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.advance(2.0)
         here.crash("a")
         here.load_all()
-        self.assertEqual(here.scheduler.troubles()["a"].count, 1)
+        self.assertEqual(here.scheduler.failures()["a"].count, 1)
         here.request("a")
         self.assertEqual(here.spawns, {"a": 3})
 
@@ -990,7 +990,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.crash("a")
         here.load_all()
         loaded(here, "a", "b")
-        self.assertEqual(dict(here.scheduler.troubles()), {})
+        self.assertEqual(dict(here.scheduler.failures()), {})
 
 
 class PinTests(SynchronousTestCase):
@@ -1075,7 +1075,7 @@ class ReloadTests(SynchronousTestCase):
         here.end(stream)
         here.load_all()
         self.assertEqual(here.alive, set())
-        self.assertIs(here.scheduler.phase("a"), Phase.COLD)
+        self.assertIs(here.scheduler.phase("a"), Phase.STOPPED)
 
     def test_another_ttl_counts_from_the_same_moment(self) -> None:
         here = world(a=ModelRules(ttl=30.0))
@@ -1093,7 +1093,7 @@ class EndTests(SynchronousTestCase):
         stream = here.request("a")
         here.load_all()
         queued = here.request("b")
-        here.perform(here.scheduler.closing(ShuttingDown()))
+        here.perform(here.scheduler.shutdown(ShuttingDown()))
         self.assertEqual(repr(here.refused[queued.number]), repr(ShuttingDown()))
         self.assertEqual(here.stops, [Stop(("a",), "shutdown")])
         self.assertEqual(repr(here.refused[here.request("a").number]), repr(ShuttingDown()))

@@ -38,17 +38,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         conflicts=st.sets(st.sampled_from(every_pair), min_size=2),
         known=st.fixed_dictionaries(dict.fromkeys(MODELS, model_rules)),
-        patience=st.sampled_from((0.0, 2.0, 2.0, 10.0)),
+        fairness_window=st.sampled_from((0.0, 2.0, 2.0, 10.0)),
         max_queue=st.sampled_from((2, 1000)),
         max_wait=st.sampled_from((0.0, 0.0, 8.0)),
         max_asleep=st.sampled_from((0, 1, 2)),
         there=st.lists(models, max_size=2),
         asleep=st.lists(models, max_size=2),
     )
-    def begin(self, conflicts, known, patience, max_queue, max_wait, max_asleep, there, asleep):
+    def begin(self, conflicts, known, fairness_window, max_queue, max_wait, max_asleep, there, asleep):
         relation = Conflicts(frozenset(conflicts))
         rules = Rules(
-            *(known, relation, patience, max_queue), max_wait=max_wait, max_asleep=max_asleep, stalled_reader=5.0
+            *(known, relation, fairness_window, max_queue), max_wait=max_wait, max_asleep=max_asleep, stalled_reader=5.0
         )
         self.world = World(rules, relation)
         for model in there:
@@ -174,7 +174,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert world.scheduler.swaps == 0
         assert not world.outdated
         waiting = world.requests("a", "b") if {"a", "b"} <= world.rules.models.keys() else []
-        world.perform(world.scheduler.closing(ShuttingDown()))
+        world.perform(world.scheduler.shutdown(ShuttingDown()))
         world.check()
         assert not world.waiting
         late = world.request("c")
@@ -185,8 +185,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for model in sorted(world.stopping):
             world.stopped(model)
         assert not world.alive and not world.asleep
-        assert all(world.scheduler.phase(model) is Phase.COLD for model in MODELS)
-        assert world.patience is None
+        assert all(world.scheduler.phase(model) is Phase.STOPPED for model in MODELS)
+        assert world.fairness_window is None
 
 
 class SchedulerMachineTests(SynchronousTestCase):

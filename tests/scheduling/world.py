@@ -15,9 +15,9 @@ from llamaswap.scheduling.effects import (
     AbandonSwap,
     Admit,
     ArmIdle,
-    ArmPatience,
+    ArmQueueTimer,
     DisarmIdle,
-    DisarmPatience,
+    DisarmQueueTimer,
     Effect,
     Grant,
     Interrupt,
@@ -83,7 +83,7 @@ class World:
     admitted: set[int] = Factory(set)
     positions: dict[int, int] = Factory(dict)
     idle: dict[str, float] = Factory(dict)
-    patience: float | None = None
+    fairness_window: float | None = None
     reconsider: float | None = None
     interrupted: list[tuple[int, float, str]] = Factory(list)
     placed: int = 0
@@ -115,12 +115,9 @@ class World:
         self.last_number += 1
         ticket = Ticket(self.last_number, model, self.now, priority)
         self.waiting[ticket.number] = ticket
-        taken = self.scheduler.taken(ticket)
-        if taken is None:
-            effects = self.scheduler.requested(ticket, self.now)
-            assert Grant(ticket) not in effects, "it could have been had at once"
-        else:
-            effects = [*taken, Grant(ticket)]
+        at_once = self.scheduler.can_grant(model)
+        effects = self.scheduler.requested(ticket, self.now)
+        assert (effects[-1:] == [Grant(ticket)]) is at_once, "can_grant and requested disagree"
         self.perform(effects)
         if ticket.number in self.waiting:
             assert ticket.number in self.admitted, "waits without having been admitted"
@@ -160,9 +157,9 @@ class World:
                 del self.loads[generation]
         if sleeps:
             self.asleep.add(model)
-            self.perform(self.scheduler.slept(model, self.now))
+            self.perform(self.scheduler.suspended(model, self.now))
         else:
-            self.perform(self.scheduler.gone(model, self.now))
+            self.perform(self.scheduler.stopped(model, self.now))
         self.begin_starts()
 
     def started(self, generation: int, error: LlamaswapError | None = None) -> None:
@@ -223,7 +220,7 @@ class World:
             self.perform(self.scheduler.swap_finished(generation, error, self.now))
 
     def unload(self, *models: str) -> None:
-        self.perform(self.scheduler.unload_asked(models, self.now))
+        self.perform(self.scheduler.unload_requested(models, self.now))
         assert not [ticket for ticket in self.waiting.values() if ticket.model in models]
         assert not [model for model in models if self.up(model)]
         assert not set(models) & (self.dozing | self.asleep - self.stopping)
@@ -233,7 +230,7 @@ class World:
         old = {*stale, *(model for model in self.alive | self.asleep if model not in rules.models)}
         loading = [load for load in self.loads.values() if load.swap.model in old]
         self.outdated |= old & self.ready - self.stopping
-        self.perform(self.scheduler.retuned(rules, stale, self.now))
+        self.perform(self.scheduler.rules_changed(rules, stale, self.now))
         assert all(load.abandoned for load in loading), "an outdated load goes on"
         old.update(stale)
         assert not old & (self.dozing | self.asleep - self.stopping), "an outdated one sleeps on"
@@ -249,8 +246,8 @@ class World:
             timers: list[tuple[float, str, Callable[[], None]]] = [
                 (at, model, self._idle_fires(model)) for model, at in self.idle.items()
             ]
-            if self.patience is not None:
-                timers.append((self.patience, "", self._patience_fires))
+            if self.fairness_window is not None:
+                timers.append((self.fairness_window, "", self._queue_timer_fires))
             if self.reconsider is not None:
                 timers.append((self.reconsider, "", self._reconsiders))
             due = [timer for timer in timers if timer[0] <= until]
@@ -272,9 +269,9 @@ class World:
         self.reconsider = None
         self.perform(self.scheduler.reconsidered(self.now))
 
-    def _patience_fires(self) -> None:
-        self.patience = None
-        self.perform(self.scheduler.patience_expired(self.now))
+    def _queue_timer_fires(self) -> None:
+        self.fairness_window = None
+        self.perform(self.scheduler.queue_timer_expired(self.now))
 
     # -- processes -----------------------------------------------------------------------------------------
 
@@ -352,10 +349,10 @@ class World:
                 self.idle[effect.model] = self.now + effect.seconds
             elif isinstance(effect, DisarmIdle):
                 self.idle.pop(effect.model, None)
-            elif isinstance(effect, ArmPatience):
-                self.patience = self.now + effect.seconds
-            elif isinstance(effect, DisarmPatience):
-                self.patience = None
+            elif isinstance(effect, ArmQueueTimer):
+                self.fairness_window = self.now + effect.seconds
+            elif isinstance(effect, DisarmQueueTimer):
+                self.fairness_window = None
             elif isinstance(effect, Reconsider):
                 assert self.reconsider is None, "told twice"
                 self.reconsider = self.now + effect.seconds
@@ -368,7 +365,7 @@ class World:
         assert ticket.model not in self.outdated, "granted on an outdated process"
         assert ticket.model not in self.idle, "granted with the idle timer running"
         for other in self.waiting.values():
-            impatient = other.since + self.rules.patience_of(other)
+            impatient = other.since + self.rules.fairness_window_of(other)
             rivals = frozenset((other.model, ticket.model)) in self.conflicts.pairs
             assert not (rivals and impatient < ticket.since), (
                 f"{ticket} overtakes {other}, which has waited long enough"
@@ -457,14 +454,14 @@ class World:
         assert [self.positions[number] for number in queued] == list(range(1, len(queued) + 1))
 
 
-def world(*conflicts: str, models: str = "abcde", patience: float = 10.0, **rules: ModelRules) -> World:
+def world(*conflicts: str, models: str = "abcde", fairness_window: float = 10.0, **rules: ModelRules) -> World:
     """A world of one-letter models, all quick and unlimited unless told otherwise."""
     relation = Conflicts(pairs(*conflicts))
     known = {model: rules.get(model, ModelRules()) for model in models}
-    return World(Rules(known, relation, patience), relation)
+    return World(Rules(known, relation, fairness_window), relation)
 
 
-def swapping(models: str = "abcde", patience: float = 10.0, **rules: ModelRules) -> World:
+def swapping(models: str = "abcde", fairness_window: float = 10.0, **rules: ModelRules) -> World:
     """A world in which only one model may be up at a time."""
     conflicts = [one + other for one in models for other in models if one < other]
-    return world(*conflicts, models=models, patience=patience, **rules)
+    return world(*conflicts, models=models, fairness_window=fairness_window, **rules)
