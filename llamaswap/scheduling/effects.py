@@ -134,7 +134,7 @@ class DisarmIdle:
 
 @frozen
 class ArmQueueTimer:
-    """Call `queue_timer_expired()` after `seconds`, when the next deadline in the queue is due. Replaces the earlier timer."""
+    """Call `queue_timer_expired()` after `seconds`, the next deadline in the queue. Replaces the earlier timer."""
 
     seconds: float
 
