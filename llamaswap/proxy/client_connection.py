@@ -22,7 +22,7 @@ from zope.interface import implementer
 from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.byte_budget import UNBOUNDED, ByteBudget
 from llamaswap.proxy.exchange import Exchange, RequestHead
-from llamaswap.proxy.fastpath.direct_write import unsent, write_through
+from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, write_through
 from llamaswap.proxy.fastpath.memory_trim import LowWaterTrimmer, trimmer
 from llamaswap.proxy.framing import (
     Framing,
@@ -116,6 +116,7 @@ class ClientConnection(Protocol):
         self.owner.left(self)
         self._closed = True
         self.send = _drop
+        forget_unsent(self.wire)
         for call in (self._watch, self._linger):
             if call is not None and call.active():
                 call.cancel()

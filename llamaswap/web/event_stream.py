@@ -41,6 +41,8 @@ LOG_GATHER = 0.05  # seconds: a server that writes a line a millisecond makes tw
 LOG_BOUND = 256 * 1024  # bytes gathered meanwhile; beyond, the oldest go
 REPLAY = 1024  # messages a client that was away for a moment can catch up with
 REPLAY_BYTES = 1024 * 1024
+AT_ONCE = 16  # clients that get each event when it happens; of more, each waits for its share of the reactor:
+SHARE = 0.0005  # seconds of gathering for each client, so that writing to all takes a twentieth of the time
 SHARED = 0.25  # seconds: who connects within them gets the same rendered state, unless an event came between
 LONGEST_NUMBER = 19  # digits of an event's number; more are none of ours
 log = Logger()
@@ -123,6 +125,9 @@ class EventEndpoints:
     _feeds: dict[Feed, None] = field(factory=dict, init=False)
     _reading: dict[Feed, None] = field(factory=dict, init=False)
     """The feeds that get events; not those that fell behind and have not read since."""
+    _pending: list[FeedMessage] = field(factory=list, init=False)
+    """Events that were not sent yet, because so many clients listen that they are gathered."""
+    _gathering: IDelayedCall | None = field(default=None, init=False)
     _state: _Rendered = field(factory=lambda: _Rendered(), init=False)
     _logs: dict[tuple[str, bool], _Rendered] = field(factory=dict, init=False)
     _rows: _Rendered = field(factory=lambda: _Rendered(), init=False)
@@ -255,12 +260,14 @@ class EventEndpoints:
         """A client that had fallen behind reads again: it gets the state of things, and events from now on."""
         if feed in self._feeds:
             self._reading[feed] = None
+            feed.since = self._number
         return self._fresh(feed)
 
     # -- who listens ---------------------------------------------------------------------------------------
 
     def _join(self, feed: Feed) -> None:
         self._feeds[feed] = self._reading[feed] = None
+        feed.since = self._number
         if self._leave_inflight is None:
             self._leave_inflight = self.inflight.subscribe(self._inflight_changed)
         if self._heart is None:
@@ -285,6 +292,8 @@ class EventEndpoints:
         # What happens from now on is not seen, so nobody can catch up with it either.
         self._recent.clear()
         self._recent_bytes = 0
+        self._pending.clear()
+        self._send_pending()
         self._state, self._rows = _Rendered(), _Rendered()
         self._logs.clear()
 
@@ -337,8 +346,29 @@ class EventEndpoints:
         self._recent_bytes += len(told.wire)
         while len(self._recent) > REPLAY or self._recent_bytes > REPLAY_BYTES:
             self._recent_bytes -= len(self._recent.popleft().wire)
+        self._pending.append(told)
+        if len(self._reading) <= AT_ONCE:
+            self._send_pending()
+        elif self._gathering is None:
+            self._gathering = self.clock.callLater(SHARE * len(self._reading), self._send_pending)
+
+    def _send_pending(self) -> None:
+        """Send the gathered events: joined once for all clients that want the same."""
+        if self._gathering is not None and self._gathering.active():
+            self._gathering.cancel()
+        self._gathering = None
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        joined: dict[tuple[frozenset[str] | None, int], FeedMessage] = {}
         for feed in tuple(self._reading):
-            if feed.wants(topic):
+            since = max(feed.since, pending[0].number - 1)
+            told = joined.get((feed.topics, since))
+            if told is None:
+                wanted = [one for one in pending if one.number > since and feed.wants(one.topic)]
+                wire = b"".join([one.form(feed.topics is not None) for one in wanted])
+                told = joined[feed.topics, since] = FeedMessage("always", wire)
+            if told.wire:
                 feed.send(told)
                 if feed.stale:
                     del self._reading[feed]
@@ -376,10 +406,12 @@ class EventEndpoints:
             "restarted": list(event.restarted),
             "retuned": list(event.retuned),
         }
+        self._send_pending()
         for feed in tuple(self._feeds):
             if feed.topics is None:
                 feed.stream.end()
         self.tell("always", "configReloaded", touched)
+        self._send_pending()
         for feed in tuple(self._feeds):
             for told in self._fresh(feed):
                 feed.send(told)

@@ -55,6 +55,8 @@ class Feed:
     _queued: int = field(default=0, init=False)
     _paused: bool = field(default=False, init=False)
     _stopped: bool = field(default=False, init=False)
+    since: int = field(default=0, init=False)
+    """The number of the last event whose effect the client knows from the state that it was sent."""
     stale: bool = field(default=False, init=False)
     """Whether the client fell behind: it gets nothing until it reads again, and then the `fresh` messages."""
 

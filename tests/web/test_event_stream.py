@@ -13,7 +13,7 @@ from llamaswap.events import (
     SwapEnded,
 )
 from llamaswap.observe.activity_row import ActivityRow
-from llamaswap.web.event_stream import SHARED
+from llamaswap.web.event_stream import AT_ONCE, SHARE, SHARED
 from llamaswap.web.sse_feed import MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
 from tests.web.doubles import FakeFleet, World
@@ -265,6 +265,23 @@ class CrowdTests(TestCase):
         self.assertEqual(self.world.inflight.snapshots, 2)
         for client in clients:
             client.leave()
+
+    def test_many_clients_get_events_gathered_and_each_event_once(self):
+        clients = [self.world.open("/api/events?topics=inflight") for _ in range(AT_ONCE + 1)]
+        for number in range(3):
+            self.world.inflight.tell({"operation": "remove", "id": str(number)})
+        late = self.world.open("/api/events?topics=inflight")
+        seen = [len(client.answer().body) for client in clients]
+        self.world.clock.advance(SHARE * (AT_ONCE + 2))
+        for client, before in zip(clients, seen, strict=True):
+            got = events(client.answer().body[before:])
+            self.assertEqual([data["id"] for _, data, _ in got], ["0", "1", "2"])
+            self.assertEqual(len({number for _, _, number in got}), 3)
+            client.leave()
+        self.assertEqual(
+            [data["operation"] for kind, data, _ in events(late.answer().body) if kind == "inflight"], ["snapshot"]
+        )
+        late.leave()
 
     def test_a_log_that_grew_unwatched_is_rendered_again(self):
         first = self.world.open("/api/events?topics=logs:alpha")

@@ -58,6 +58,16 @@ class _DirectWriter:
             queue.write(data[sent:])
 
 
+def forget_unsent(transport: Any) -> None:
+    """Drop what a lost connection can no longer send: its objects may wait for a garbage collection."""
+    wire = getattr(transport, "transport", transport)
+    if getattr(wire, "dataBuffer", None):
+        wire.dataBuffer = b""
+    if getattr(wire, "_tempDataBuffer", None):
+        wire._tempDataBuffer = []
+        wire._tempDataLen = 0
+
+
 def unsent(transport: Any) -> bool:
     """Whether bytes given to a transport have not gone out yet; below TLS, those of its connection."""
     wire = getattr(transport, "transport", transport)
