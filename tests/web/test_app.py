@@ -175,7 +175,9 @@ class SpellingTests(TestCase):
         world = World(files=FakeFiles(editable=True, kept={"alpha": "models: {}\n"}))
         before = repr((world.fleet, world.files))
         body = b"" if method in ("GET", "HEAD") else b"{}"
-        answer = world.ask(path, method, [("If-Match", "*"), *headers], body)
+        host = dict(headers).get("Host", "here:8080")
+        sent = [("If-Match", "*"), *(header for header in headers if header[0] != "Host")]
+        answer = world.ask(path, method, sent, body, host=host)
         return answer.status, repr((world.fleet, world.files)) != before, answer.body
 
     def test_every_route_that_is_not_a_get_says_what_it_changes(self):
@@ -206,6 +208,23 @@ class SpellingTests(TestCase):
                     self.assertEqual(self.ask(method, spelling)[:2], plain, (method, spelling))
         self.assertEqual(self.ask("GET", "/%75nload")[:2], (200, True))
         self.assertEqual(self.ask("PUT", "/%61pi/config")[:2], (200, True))
+
+    def test_requests_that_once_passed_for_another_sites_page_are_refused(self):
+        foreign = [("Sec-Fetch-Site", "cross-site")]
+        for method, path, headers, status in (
+            ("PUT", "/api/config", foreign, 403),
+            ("PUT", "/%61pi/config", foreign, 403),
+            ("POST", "/%61pi/models/load/alpha", foreign, 403),
+            ("GET", "/unload/", foreign, 403),
+            ("GET", "/%75nload", foreign, 403),
+            ("GET", "/models/unload/", foreign, 403),
+            ("POST", "/models/unload/", foreign, 403),
+            ("POST", "/api%2Fmodels/unload", foreign, 404),  # not a path of ours
+            ("GET", "/unload", [("Sec-Fetch-Site", "same-site")], 403),
+            ("GET", "/unload", [("Accept", "image/avif,image/webp,*/*;q=0.8")], 403),
+            ("PUT", "/api/config", [("Host", "evil.example:8080"), ("Sec-Fetch-Site", "same-origin")], 403),
+        ):
+            self.assertEqual(self.ask(method, path, *headers)[:2], (status, False), (method, path, headers))
 
     def test_an_encoded_slash_stays_inside_a_models_name(self):
         world = World()
