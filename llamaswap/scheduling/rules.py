@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from attrs import evolve
-
 from llamaswap.config import Config, Model
 from llamaswap.scheduling.backoff import Backoff
-from llamaswap.scheduling.eviction import Eviction, GroupEviction, MatrixEviction
+from llamaswap.scheduling.eviction import Eviction
+from llamaswap.scheduling.policies import POLICIES
 from llamaswap.scheduling.state import ModelRules, Rules
 
 COMFYUI = "comfyui_auto"
@@ -16,18 +15,17 @@ COMFYUI_LIMIT = 50  # its page opens dozens of requests at once
 
 THIS_MACHINE = ("localhost", "::1", "0.0.0.0", "::")
 
-NEVER_CHEAPER = 1_000_000
-"""What evicting a pinned model costs the matrix: any combination that keeps it is better."""
+DEFAULT_POLICY = "group"
 
 
 def eviction_of(config: Config, pinned: frozenset[str] = frozenset()) -> Eviction:
-    """The policy in force; the matrix is told to prefer combinations that keep the pinned models."""
-    settings = config.routing.router.settings
-    if config.routing.router.use == "matrix" and settings.matrix is not None:
-        program = settings.matrix.program
-        costs = {**program.costs, **dict.fromkeys(pinned, NEVER_CHEAPER)}
-        return MatrixEviction(evolve(program, costs=costs))
-    return GroupEviction(settings.groups or {})
+    """The eviction policy that `config` selects; the group policy if the selected one has no settings."""
+    chosen = config.routing.router
+    for name in (chosen.use or DEFAULT_POLICY, DEFAULT_POLICY):
+        policy = POLICIES[name](chosen.settings, pinned)
+        if policy is not None:
+            return policy
+    raise AssertionError("the default policy needs no settings")
 
 
 def _port(model: Model) -> int | None:

@@ -6,7 +6,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Group
 from llamaswap.config.matrix import compile_sets
-from llamaswap.scheduling.eviction import DEFAULT_GROUP, GroupEviction, MatrixEviction
+from llamaswap.config.schema.routing import ROUTERS
+from llamaswap.scheduling.policies import POLICIES
+from llamaswap.scheduling.policies.groups import DEFAULT_GROUP, GroupEviction
+from llamaswap.scheduling.policies.matrix import MatrixEviction
 
 
 def groups(**members: Group) -> GroupEviction:
@@ -66,3 +69,8 @@ class MatrixTests(SynchronousTestCase):
         self.assertEqual(evict("a", ("b", "c")), ("b",))
         self.assertEqual(evict.explain("a", ("b", "c")), "matrix set two (a & c) with a, c, cost 1")
         self.assertEqual(evict.explain("d", ("b",)), "matrix: in no set, runs alone")
+
+
+class PoliciesTests(SynchronousTestCase):
+    def test_every_policy_that_the_configuration_accepts_is_registered(self) -> None:
+        self.assertEqual(tuple(POLICIES), ROUTERS)

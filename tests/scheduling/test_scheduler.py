@@ -20,7 +20,7 @@ from llamaswap.errors import (
     WaitedTooLong,
 )
 from llamaswap.scheduling.effects import ArmIdle, DisarmIdle, Grant, Stop, Ticket
-from llamaswap.scheduling.eviction import GroupEviction
+from llamaswap.scheduling.policies.groups import GroupEviction
 from llamaswap.scheduling.scheduler import MANY_WAITERS, MANY_WAITERS_PAUSE
 from llamaswap.scheduling.state import ModelRules, Phase
 from tests.scheduling.world import World, swapping, world
