@@ -30,7 +30,6 @@ Each event that may free a model runs the queue through rules 5 to 10 again (`_r
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Collection, Iterable, Mapping
 from math import ceil
 
@@ -60,7 +59,6 @@ from llamaswap.scheduling.effects import (
     Effect,
     Grant,
     Interrupt,
-    QueuePosition,
     Reconsider,
     Refuse,
     StartSwap,
@@ -84,9 +82,8 @@ from llamaswap.scheduling.state import (
     StartNow,
     Verdict,
     WaitFor,
-    queue_key,
-    starved_key,
 )
+from llamaswap.scheduling.wait_queue import WaitQueue
 
 MANY_WAITERS = 32  # who wait; with more of them it is not looked at all of them for each one that goes
 MANY_WAITERS_PAUSE = 0.02  # seconds until then: a proxy in front of us that ends takes thousands with it
@@ -102,8 +99,7 @@ class Scheduler:
     _tickets: dict[int, QueuedRequest] = field(factory=dict, init=False)
     _held: dict[str, int] = field(factory=dict, init=False)
     _waiting: dict[str, int] = field(factory=dict, init=False)
-    _starved: list[QueuedRequest] = field(factory=list, init=False)
-    _queue: list[QueuedRequest] = field(factory=list, init=False)
+    _queue: WaitQueue = field(factory=WaitQueue, init=False)
     _reservations: list[Reservation] = field(factory=list, init=False)
     _reserved: frozenset[str] = field(default=frozenset(), init=False)
     _timer_at: float | None = field(default=None, init=False)
@@ -141,11 +137,11 @@ class Scheduler:
         self._waiting[ticket.model] = waiting + 1
         self._effects.append(Admit(ticket))
         if isinstance(verdict, WaitFor):
-            self._enqueue(entry)
+            self._queue.add(entry)
             if entry.deadline <= now or self._stalled:
                 self._reschedule(now)
             else:
-                self._place()
+                self._effects += self._queue.renumber()
             self._arm_timer(self._next_deadline(entry), now)
         elif isinstance(verdict, JoinSwap):
             self._join(entry, self._swaps[verdict.generation])
@@ -162,19 +158,19 @@ class Scheduler:
             return self.served(ticket, now)
         self._forget(entry)
         if entry.where is RequestStage.QUEUED:
-            self._dequeue(entry)
-            if len(self._queue) + len(self._starved) > MANY_WAITERS:
+            self._queue.remove(entry)
+            if len(self._queue) > MANY_WAITERS:
                 if not self._reconsidering:
                     self._reconsidering = True
                     self._effects.append(Reconsider(MANY_WAITERS_PAUSE))
             elif entry.starved:
                 self._reschedule(now)
             else:
-                self._place()
+                self._effects += self._queue.renumber()
         else:
             swap = self._swaps[entry.swap]
             del swap.waiters[ticket.number]
-            if not swap.waiters and self._anyone_queued():
+            if not swap.waiters and self._queue:
                 self._reschedule(now)
         return self._answer()
 
@@ -194,7 +190,7 @@ class Scheduler:
                     self._stop([server], "reload")
                 else:
                     self._mark_idle(server, now)
-                if self._anyone_queued():
+                if self._queue:
                     self._reschedule(now)
         return self._answer()
 
@@ -203,7 +199,7 @@ class Scheduler:
         entry = self._tickets.get(ticket.number)
         if entry is not None and entry.where is RequestStage.SERVING:
             self._stalled[ticket.number] = since
-            if self._anyone_queued():
+            if self._queue:
                 self._reschedule(now)
         return self._answer()
 
@@ -387,8 +383,8 @@ class Scheduler:
 
     def _refuse_waiting(self, error: LlamaswapError) -> None:
         self._restore.clear()
-        for entry in [*self._starved, *self._queue]:
-            self._dequeue(entry)
+        for entry in [*self._queue]:
+            self._queue.remove(entry)
             self._refuse(entry, error)
         for swap in list(self._swaps.values()):
             for entry in self._abandon(swap):
@@ -436,7 +432,7 @@ class Scheduler:
 
     def queued(self) -> list[Ticket]:
         """Who stands in the queue, in the order of positions."""
-        return [entry.ticket for entry in (*self._starved, *self._queue)]
+        return [entry.ticket for entry in self._queue]
 
     def joined(self) -> list[Ticket]:
         """Who waits for a load that is under way."""
@@ -537,12 +533,12 @@ class Scheduler:
     def _reschedule(self, now: float) -> None:
         """Decide once for each queued request in order; starved requests that still wait make reservations."""
         due: list[float] = []
-        if self._anyone_queued():
+        if self._queue:
             self._expire(now)
-            self._age(now)
+            self._queue.promote_starved(now)
             self._reservations = []
             verdicts: dict[str, Verdict] = {}
-            for entry in [*self._starved, *self._queue]:
+            for entry in [*self._queue]:
                 if entry.where is not RequestStage.QUEUED or entry.ticket.number not in self._tickets:
                     continue
                 model = entry.ticket.model
@@ -554,7 +550,7 @@ class Scheduler:
                         self._reservations.append(Reservation(model, frozenset(verdict.evict)))
                         verdicts.clear()
                     continue
-                self._dequeue(entry)
+                self._queue.remove(entry)
                 left_alone = self._backoff_error(model, now) if isinstance(verdict, StartNow) else None
                 if left_alone is not None:
                     self._refuse(entry, left_alone)
@@ -568,40 +564,40 @@ class Scheduler:
                     verdicts.clear()
                 else:
                     self._refuse(entry, verdict.error)
-            self._place()
+            self._effects += self._queue.renumber()
             if self._stalled and self.rules.stalled_reader:
                 due = self._interrupt(now)
         elif self._reservations:
             self._reservations = []
         self._reserved = frozenset().union(*(reservation.evict for reservation in self._reservations))
-        moments = [*due, *(entry.deadline for entry in self._queue)]
+        moments = [*due, *self._queue.fairness_deadlines()]
         if self.rules.max_wait:
-            moments += [entry.ticket.since + self.rules.max_wait for entry in (*self._queue, *self._starved)]
+            moments += [entry.ticket.since + self.rules.max_wait for entry in self._queue]
         if not moments:
             if self._timer_at is not None:
                 self._timer_at = None
                 self._effects.append(DisarmQueueTimer())
         else:
             self._arm_timer(min(moments), now)
-        if self._restore and not self._anyone_queued() and not self._swaps:
+        if self._restore and not self._queue and not self._swaps:
             self._restore_evicted(now)
 
     def _expire(self, now: float) -> None:
         """Nobody stands in the queue for ever: who cannot be served in time is told what stood in the way."""
         if not self.rules.max_wait:
             return
-        for entry in [*self._starved, *self._queue]:
+        for entry in [*self._queue]:
             if entry.ticket.since + self.rules.max_wait <= now:
                 verdict = self._verdict(entry.ticket.model, [])
                 if isinstance(verdict, WaitFor):
-                    self._dequeue(entry)
+                    self._queue.remove(entry)
                     self._refuse(entry, WaitedTooLong(entry.ticket.model, self.rules.max_wait, verdict.behind))
 
     def _interrupt(self, now: float) -> list[float]:
         """Cut responses whose clients have stood still for the whole time that a request has waited for their room;
         returns when the others are due."""
         oldest: dict[str, float] = {}
-        for entry in (*self._starved, *self._queue):
+        for entry in self._queue:
             model, since = entry.ticket.model, entry.ticket.since
             oldest[model] = min(oldest.get(model, since), since)
         moments: dict[int, float] = {}
@@ -616,14 +612,6 @@ class Scheduler:
                         del moments[number]
                         self._effects.append(Interrupt(self._tickets[number].ticket, stood, waiting))
         return list(moments.values())
-
-    def _age(self, now: float) -> None:
-        """Requests whose fairness window has ended move before all others, in the order in which it ended."""
-        impatient = [entry for entry in self._queue if entry.deadline <= now]
-        for entry in impatient:
-            self._queue.remove(entry)
-            entry.starved = True
-            insort(self._starved, entry, key=starved_key)
 
     def _restore_evicted(self, now: float) -> None:
         """Load again what was evicted for a model that then failed to start: nobody waits, so it yields to anybody."""
@@ -688,7 +676,7 @@ class Scheduler:
             for entry in entries:
                 if server.model in self.rules.models:
                     entry.where = RequestStage.QUEUED
-                    self._enqueue(entry)
+                    self._queue.add(entry)
                 else:
                     self._refuse(entry, UnknownModel(server.model))
         elif server.phase is Phase.READY and server.serving:
@@ -770,9 +758,9 @@ class Scheduler:
         self._effects.append(Refuse(entry.ticket, error))
 
     def _refuse_queued(self, model: str, error: LlamaswapError) -> None:
-        for entry in [*self._starved, *self._queue]:
+        for entry in [*self._queue]:
             if entry.ticket.model == model:
-                self._dequeue(entry)
+                self._queue.remove(entry)
                 self._refuse(entry, error)
 
     def _backoff_error(self, model: str, now: float) -> KeepsFailing | None:
@@ -797,16 +785,6 @@ class Scheduler:
     def _leaving(self, model: str) -> bool:
         return self._servers[model].phase is Phase.STOPPING
 
-    def _anyone_queued(self) -> bool:
-        return bool(self._queue or self._starved)
-
-    def _enqueue(self, entry: QueuedRequest) -> None:
-        entry.position = 0
-        insort(self._queue, entry, key=queue_key)
-
-    def _dequeue(self, entry: QueuedRequest) -> None:
-        (self._starved if entry.starved else self._queue).remove(entry)
-
     def _forget(self, entry: QueuedRequest) -> None:
         model = entry.ticket.model
         self._stalled.pop(entry.ticket.number, None)
@@ -817,12 +795,6 @@ class Scheduler:
         if not self._held[model]:
             del self._held[model]
             self._waiting.pop(model, None)
-
-    def _place(self) -> None:
-        for position, entry in enumerate((*self._starved, *self._queue), 1):
-            if entry.position != position:
-                entry.position = position
-                self._effects.append(QueuePosition(entry.ticket, position))
 
     def _next_deadline(self, entry: QueuedRequest) -> float:
         """When something is due for a queued entry: its fairness window ends, or its wait."""

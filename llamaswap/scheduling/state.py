@@ -138,16 +138,6 @@ class Reservation:
     evict: frozenset[str]
 
 
-def queue_key(entry: QueuedRequest) -> tuple[int, int]:
-    """The order of the queue."""
-    return -entry.ticket.priority, entry.ticket.number
-
-
-def starved_key(entry: QueuedRequest) -> tuple[float, int]:
-    """The order in which starved requests are served."""
-    return entry.deadline, entry.ticket.number
-
-
 # -- verdicts ----------------------------------------------------------------------------------------------
 
 
