@@ -45,6 +45,8 @@ HINT_GAP_LATER = 0.05
 ANNOUNCES = re.compile(rb"listen|ready|running on|startup complete|started|serving|fired up|please connect", re.I)
 ANNOUNCEMENT = 2048  # bytes at the end of what was said in which it is looked for
 ANNOUNCED_GAP = 0.001  # seconds after which such a line is believed: nothing else is worth asking twice for
+DEADLINE_STEP = 1.0  # seconds between looks at the deadline
+STEP_AT_MOST = 2.0  # seconds one such step counts at most: a longer one means that this process did not run
 COMPLAIN_404 = 5.0  # seconds of nothing but 404 before the log says what to do
 NEWCOMER_PATIENCE = 2.0  # seconds a stranger younger than our child may hold the port before we take it for ours
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
@@ -101,7 +103,7 @@ def is_local(host: str) -> bool:
 
 @define(eq=False)
 class Readiness:
-    """Asks until the server is ready, or until `deadline` seconds have passed.
+    """Asks until the server is ready, or until `deadline` seconds have passed in which this process ran.
 
     `path` None asks for a connection only. `whose` says who answered. Exactly one of `passed()` and
     `failed(cause)` is called, unless `cancel` came first. `explain` adds what is known when time is up.
@@ -118,6 +120,8 @@ class Readiness:
     explain: Callable[[], str] = lambda: ""
     name: str = ""
     _began: float = 0.0
+    _waited: float = 0.0
+    _stepped_at: float = 0.0
     _limit: float = FIRST_LIMIT
     _timer: IDelayedCall | None = None
     _alarm: IDelayedCall | None = None
@@ -133,8 +137,8 @@ class Readiness:
 
     def start(self) -> None:
         """Begin; the first question comes after a moment, since no process is up at once."""
-        self._began = self.clock.seconds()
-        self._alarm = self.clock.callLater(self.deadline, self._time_is_up)
+        self._began = self._stepped_at = self.clock.seconds()
+        self._alarm = self.clock.callLater(min(DEADLINE_STEP, self.deadline), self._count_time)
         self._timer = self.clock.callLater(FAST_PROBE_INTERVAL, self._question)
 
     def hint(self, said: bytes = b"") -> None:
@@ -248,6 +252,17 @@ class Readiness:
 
     def _about(self) -> dict[str, object]:
         return {"model": self.name, "path": self.path, "port": self.endpoint.port}
+
+    def _count_time(self) -> None:
+        """Add the time since the last step; a proxy that was stopped must not fail a start on being continued."""
+        now = self.clock.seconds()
+        self._waited += min(now - self._stepped_at, STEP_AT_MOST)
+        self._stepped_at = now
+        left = self.deadline - self._waited
+        if left > 1e-6:  # sums of floating-point steps fall short of the deadline by less than this
+            self._alarm = self.clock.callLater(min(DEADLINE_STEP, left), self._count_time)
+        else:
+            self._time_is_up()
 
     def _time_is_up(self) -> None:
         self._alarm = None

@@ -107,6 +107,27 @@ class RhythmTests(SynchronousTestCase):
         self.assertTrue(asking.asked.pending[0].called)
 
 
+class StoppedProxyTests(SynchronousTestCase):
+    def test_a_proxy_that_was_stopped_for_25_seconds_does_not_fail_the_start(self):
+        asking = Asking(503)
+        asking.wait(2.0)
+        asking.clock.advance(25.0)
+        asking.wait(5.0)
+        self.assertEqual(asking.failed, [])
+        asking.asked.answer = 200
+        asking.wait(0.2)
+        self.assertEqual(len(asking.passed), 1)
+
+    def test_the_deadline_still_ends_a_start_after_the_time_in_which_the_proxy_ran(self):
+        asking = Asking(503)
+        asking.wait(2.0)
+        asking.clock.advance(25.0)
+        asking.wait(10.9)
+        self.assertEqual(asking.failed, [])
+        asking.wait(2.2)
+        self.assertEqual(len(asking.failed), 1)
+
+
 class WordsTests(SynchronousTestCase):
     def test_a_404_that_lasts_names_the_setting_to_change(self):
         asking = Asking(404)
