@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, NoReturn
 from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
 
+from llamaswap import early_signals
 from llamaswap.errors import ConfigError
 
 if TYPE_CHECKING:
     from llamaswap.app.service import LlamaSwap
+
+early_signals.catch()  # `twist` loads this module only for `twist llamaswap`
 
 DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
 PORT, TLS_PORT = ":8080", ":8443"

@@ -16,6 +16,7 @@ LAYER = {
     "scheduling": 0,
     "wire": 0,
     "errors": 0,
+    "early_signals": 0,
     "events": 0,
     "version": 0,
     "_build": 0,

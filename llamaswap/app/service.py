@@ -28,6 +28,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
+from llamaswap import early_signals
 from llamaswap.app.admin_wiring import Surface, largest_body
 from llamaswap.app.handover import ServiceHandover, take_over
 from llamaswap.app.settings import ServiceSettings, listening_endpoint, record_path, sources_of
@@ -553,6 +554,8 @@ class LlamaSwap(MultiService):
             for number in (signal.SIGTERM, signal.SIGINT):
                 # Not through Twisted's handlers: with them the process ends by the signal, not with status 0.
                 signal.signal(number, lambda *_: self._asked_to_end())
+            if early_signals.reload_asked():
+                self.reactor.callFromThread(self.reload)
         except ValueError:  # not the main thread: an embedding program has its own ideas
             pass
 

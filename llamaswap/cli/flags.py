@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from attrs import field, frozen
 
+from llamaswap import early_signals
+
 VALUE_FLAGS = {
     "config": "one YAML configuration file",
     "config-dir": "a directory whose *.yml and *.yaml files are merged, in addition to -config",
@@ -91,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (words and not words[0].startswith("-")) or "_LLAMASWAP_COMPLETE" in os.environ:
         from llamaswap.cli.command_group import main as run_command
 
+        early_signals.release()  # a closed terminal ends a command
         run_command(words)
         return
+    early_signals.catch()
     try:
         flags = parse(words)
     except HelpRequested:

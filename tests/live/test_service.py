@@ -350,6 +350,23 @@ class ConfigurationTests(SynchronousTestCase):
             self.assertEqual(product.json("/v1/chat/completions", chat("one"))["model"], "one")
 
 
+class EarlySignalTests(SynchronousTestCase):
+    timeout = 120
+
+    def test_sighup_and_sigusr2_while_the_program_starts_do_not_end_it(self):
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signals_itself = (  # the signals begin with the program's first line, wherever the interpreter's start ends
+                "import os, threading, time; import llamaswap.__main__; pid = os.getpid();"
+                f"os.kill(pid, {int(number)});"
+                f"threading.Thread(target=lambda: [(os.kill(pid, {int(number)}), time.sleep(0.01)) for _ in range(30)],"
+                " daemon=True).start(); llamaswap.__main__.main()"
+            )
+            with Product(config(one=""), "-listen", "127.0.0.1:0", program=("-c", signals_itself)) as product:
+                self.assertEqual(product.json("/v1/chat/completions", chat("one"))["model"], "one")
+                if number == signal.SIGHUP:
+                    wait_for(lambda: product.json("/api/config/status")["result"] is not None, 10, "the reload")
+
+
 class DemoTests(SynchronousTestCase):
     timeout = 60
 
