@@ -29,6 +29,7 @@ SORT_COLUMNS: Mapping[str, str] = {
     "duration": "duration_ms",
 }
 MOST_ROWS = 999
+MOST_VALUES = 100  # of one parameter: each is a condition of the question that the database is asked
 _BIGGEST = 2**63 - 1  # what an id column holds
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:\d\d)")
 
@@ -91,7 +92,13 @@ def timestamp(text: str) -> float:
 
 
 def _values(args: Arguments, name: str) -> tuple[str, ...]:
-    return tuple(value.strip() for value in args.get(name, ()) if value.strip())
+    return _few(name, [value.strip() for value in args.get(name, ()) if value.strip()])
+
+
+def _few(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    if len(values) > MOST_VALUES:
+        raise BadQuery(f"{name} may have at most {MOST_VALUES} values")
+    return tuple(values)
 
 
 def _value(args: Arguments, name: str) -> str:
@@ -134,9 +141,8 @@ def _flag(args: Arguments, name: str) -> bool | None:
 
 
 def _statuses(args: Arguments) -> tuple[str, ...]:
-    given = tuple(
-        part.strip().lower() for value in _values(args, "status") for part in value.split(",") if part.strip()
-    )
+    parts = [part.strip().lower() for value in _values(args, "status") for part in value.split(",") if part.strip()]
+    given = _few("status", parts)
     for status in given:
         if not re.fullmatch(r"[1-9](xx|[0-9]{2})", status):
             raise BadQuery("status must be a code or a class like 5xx")

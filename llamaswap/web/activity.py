@@ -22,7 +22,7 @@ from llamaswap.web.interfaces import ActivityBook, InflightBook
 from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.streaming_response import StreamingResponses
 
-STEP = 500  # rows an export reads and holds at a time
+STEP = 100  # rows an export reads, renders in one turn of the reactor, and writes
 LARGEST_BUCKET = 366 * 24 * 3600
 
 log = Logger()

@@ -7,7 +7,7 @@ encoded once however many listen.
 from __future__ import annotations
 
 import codecs
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -41,6 +41,7 @@ LOG_GATHER = 0.05  # seconds: a server that writes a line a millisecond makes tw
 LOG_BOUND = 256 * 1024  # bytes gathered meanwhile; beyond, the oldest go
 REPLAY = 1024  # messages a client that was away for a moment can catch up with
 REPLAY_BYTES = 1024 * 1024
+GATHERED = 256 * 1024  # bytes of gathered events that are sent without waiting any longer
 AT_ONCE = 16  # clients that get each event when it happens; of more, each waits for its share of the reactor:
 SHARE = 0.0005  # seconds of gathering for each client, so that writing to all takes a twentieth of the time
 SHARED = 0.25  # seconds: who connects within them gets the same rendered state, unless an event came between
@@ -127,6 +128,7 @@ class EventEndpoints:
     """The feeds that get events; not those that fell behind and have not read since."""
     _pending: list[FeedMessage] = field(factory=list, init=False)
     """Events that were not sent yet, because so many clients listen that they are gathered."""
+    _pending_bytes: int = field(default=0, init=False)
     _gathering: IDelayedCall | None = field(default=None, init=False)
     _state: _Rendered = field(factory=lambda: _Rendered(), init=False)
     _logs: dict[tuple[str, bool], _Rendered] = field(factory=dict, init=False)
@@ -134,7 +136,13 @@ class EventEndpoints:
     _rows_wanted: dict[Feed, None] = field(factory=dict, init=False)
     """The clients of the old vocabulary that wait for the finished requests: one reading serves all of them."""
     _rows_asked: bool = field(default=False, init=False)
+    _rows_outdated: bool = field(default=False, init=False)
+    """A request was stored while the rows were being read: they serve the clients that wait, and none later."""
     _tails: dict[str, _Tail] = field(factory=dict, init=False)
+    _followers: Counter[str] = field(factory=Counter, init=False)
+    """How many feeds want each log."""
+    _sampled: int = field(default=0, init=False)
+    """How many feeds want samples of the machine."""
     _number: int = field(default=0, init=False)
     _recent: deque[FeedMessage] = field(factory=deque, init=False)
     _recent_bytes: int = field(default=0, init=False)
@@ -188,7 +196,7 @@ class EventEndpoints:
             return
         self._rows_wanted[feed] = None
         if not self._rows_asked:
-            self._rows_asked = True
+            self._rows_asked, self._rows_outdated = True, False
             self.activity.legacy().addCallback(self._rows_read).addErrback(
                 lambda failure: log.failure("older dashboards get no rows", failure=failure)
             ).addBoth(lambda _: self._rows_over())
@@ -197,7 +205,8 @@ class EventEndpoints:
         if not self._rows_wanted:
             return
         told = message("legacy", "metrics", rows)
-        self._rows = _Rendered([told], until=self.clock.seconds() + SHARED)
+        if not self._rows_outdated:
+            self._rows = _Rendered([told], until=self.clock.seconds() + SHARED)
         for feed in self._rows_wanted:
             feed.send(told)
 
@@ -272,14 +281,22 @@ class EventEndpoints:
             self._leave_inflight = self.inflight.subscribe(self._inflight_changed)
         if self._heart is None:
             self._heart = self.clock.callLater(HEARTBEAT, self._beat)
-        self._retune_tails()
+        for topic in _log_topics(feed):
+            self._followers[topic] += 1
+            self._follow(topic)
+        self._sampled += feed.wants("performance")
         self._retune_samples()
 
     def _part(self, feed: Feed) -> None:
         self._feeds.pop(feed, None)
         self._reading.pop(feed, None)
         self._rows_wanted.pop(feed, None)
-        self._retune_tails()
+        for topic in _log_topics(feed):
+            self._followers[topic] -= 1
+            if not self._followers[topic]:
+                del self._followers[topic]
+                self._unfollow(topic)
+        self._sampled -= feed.wants("performance")
         self._retune_samples()
         if self._feeds:
             return
@@ -297,21 +314,22 @@ class EventEndpoints:
         self._state, self._rows = _Rendered(), _Rendered()
         self._logs.clear()
 
-    def _retune_tails(self) -> None:
-        wanted = {topic for feed in self._feeds for topic in _log_topics(feed)}
-        for topic in self._tails.keys() - wanted:
-            self._tails.pop(topic).close()
-            self._number += 1  # who was there until now is told apart from who comes before the next event
-        for topic in sorted(wanted - self._tails.keys()):
-            monitor = self._monitor(topic)
-            if monitor is not None:
-                name = topic.removeprefix("logs:")
-                tail = self._tails[topic] = _Tail(name, self._log_written, self.clock, self._number)
-                tail.subscription = monitor.subscribe(tail.wrote)
+    def _follow(self, topic: str) -> None:
+        monitor = None if topic in self._tails else self._monitor(topic)
+        if monitor is not None:
+            name = topic.removeprefix("logs:")
+            tail = self._tails[topic] = _Tail(name, self._log_written, self.clock, self._number)
+            tail.subscription = monitor.subscribe(tail.wrote)
+
+    def _unfollow(self, topic: str) -> None:
+        tail = self._tails.pop(topic, None)
+        if tail is not None:
+            tail.close()
+            self._number += 1  # a client that was there until now is told apart from one before the next event
 
     def _retune_samples(self) -> None:
         """The machine is watched only for those who asked for it: GPUs may sleep otherwise."""
-        wanted = any(feed.wants("performance") for feed in self._feeds)
+        wanted = self._sampled > 0
         if wanted and self._leave_machine is None and self.machine is not None:
             self._leave_machine = self.machine.subscribe(lambda sample: self.tell("performance", "performance", sample))
         elif not wanted and self._leave_machine is not None:
@@ -347,7 +365,8 @@ class EventEndpoints:
         while len(self._recent) > REPLAY or self._recent_bytes > REPLAY_BYTES:
             self._recent_bytes -= len(self._recent.popleft().wire)
         self._pending.append(told)
-        if len(self._reading) <= AT_ONCE:
+        self._pending_bytes += len(told.wire)
+        if len(self._reading) <= AT_ONCE or self._pending_bytes > GATHERED:
             self._send_pending()
         elif self._gathering is None:
             self._gathering = self.clock.callLater(SHARE * len(self._reading), self._send_pending)
@@ -357,7 +376,7 @@ class EventEndpoints:
         if self._gathering is not None and self._gathering.active():
             self._gathering.cancel()
         self._gathering = None
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
         if not pending:
             return
         joined: dict[tuple[frozenset[str] | None, int], FeedMessage] = {}
@@ -386,6 +405,7 @@ class EventEndpoints:
 
     def _activity_stored(self, event: ActivityStored) -> None:
         self._rows.until = 0.0
+        self._rows_outdated = True
         self.tell("activity", "activity", {"id": event.row})
         row = self.activity.recent(event.row)
         if row is not None and row.resp_status_code == 200:
@@ -412,6 +432,8 @@ class EventEndpoints:
                 feed.stream.end()
         self.tell("always", "configReloaded", touched)
         self._send_pending()
+        for topic in sorted(self._followers):  # the log of a model that is new
+            self._follow(topic)
         for feed in tuple(self._feeds):
             for told in self._fresh(feed):
                 feed.send(told)

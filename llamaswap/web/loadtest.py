@@ -39,10 +39,9 @@ class Generator(Protocol):
 
 @frozen
 class LoadTestOrder:
-    """What to do."""
+    """What to do; the prompt stands in the run's body."""
 
     model: str
-    prompt: str
     concurrency: int
     requests: int
     max_tokens: int
@@ -65,10 +64,11 @@ class LoadTestShot:
 
 @define(eq=False)
 class LoadTestRun:
-    """One load test."""
+    """One load test. `body` is that of each of its requests, empty once it has ended: a prompt may be large."""
 
     id: str
     order: LoadTestOrder
+    body: bytes = field(repr=False)
     began: float
     state: str = "running"
     ended: float | None = None
@@ -120,21 +120,21 @@ class LoadTests:
     config: Callable[[], Config]
     clock: IReactorTime
     send: Generator | None
-    _runs: OrderedDict[str, LoadTestRun] = field(factory=OrderedDict, init=False)
+    runs: OrderedDict[str, LoadTestRun] = field(factory=OrderedDict, init=False)
     _last: int = field(default=0, init=False)
 
     def begin(self, call: AdminRequest) -> Response:
         """Begin a run; its progress is read under its id."""
         if self.send is None:
             raise HttpError(404, "load tests are not available on this server")
-        if any(run.state == "running" for run in self._runs.values()):
+        if any(run.state == "running" for run in self.runs.values()):
             raise HttpError(409, "another load test is running; wait for its end or cancel it")
-        order = self._order(call)
+        order, body = self._order(call)
         self._last += 1
-        run = LoadTestRun(str(self._last), order, self.clock.seconds(), left=order.requests)
-        self._runs[run.id] = run
-        while len(self._runs) > KEPT:
-            self._runs.popitem(last=False)
+        run = LoadTestRun(str(self._last), order, body, self.clock.seconds(), left=order.requests)
+        self.runs[run.id] = run
+        while len(self.runs) > KEPT:
+            self.runs.popitem(last=False)
         lanes = [Deferred.fromCoroutine(self._lane(run, lane)) for lane in range(order.concurrency)]
         gatherResults(lanes, consumeErrors=True).addCallbacks(
             lambda _: self._over(run, "done"), lambda failure: self._broken(run, failure)
@@ -148,7 +148,7 @@ class LoadTests:
     def index(self, call: AdminRequest) -> Response:
         """The runs that can be read, newest first."""
         now = self.clock.seconds()
-        return json_answer({"runs": [run.document(now) for run in reversed(self._runs.values())]})
+        return json_answer({"runs": [run.document(now) for run in reversed(self.runs.values())]})
 
     def cancel(self, call: AdminRequest) -> Response:
         """End a run; its requests are cut."""
@@ -158,7 +158,7 @@ class LoadTests:
 
     def close(self) -> None:
         """The service stops: no run goes on."""
-        for run in self._runs.values():
+        for run in self.runs.values():
             self._stop(run)
 
     def _stop(self, run: LoadTestRun) -> None:
@@ -170,12 +170,12 @@ class LoadTests:
             flight.cancel()
 
     def _run(self, call: AdminRequest) -> LoadTestRun:
-        run = self._runs.get(call.variables["number"])
+        run = self.runs.get(call.variables["number"])
         if run is None:
             raise HttpError(404, "load test not found")
         return run
 
-    def _order(self, call: AdminRequest) -> LoadTestOrder:
+    def _order(self, call: AdminRequest) -> tuple[LoadTestOrder, bytes]:
         try:
             asked = first_json(call.body)
         except ValueError:
@@ -192,7 +192,13 @@ class LoadTests:
         concurrency = _bounded(asked, "concurrency", 4, MOST_CONCURRENT)
         requests = _bounded(asked, "requests", concurrency, MOST_REQUESTS)
         tokens = _bounded(asked, "max_tokens", 128, MOST_TOKENS)
-        return LoadTestOrder(model, prompt, min(concurrency, requests), requests, tokens)
+        body = {
+            "model": model,
+            "stream": True,
+            "max_tokens": tokens,
+            "messages": [{"role": "user", "content": prompt}],
+        }
+        return LoadTestOrder(model, min(concurrency, requests), requests, tokens), json_bytes(body)
 
     async def _lane(self, run: LoadTestRun, lane: int) -> None:
         while run.left > 0:
@@ -205,13 +211,6 @@ class LoadTests:
         send = self.send
         if send is None:
             return None
-        order = run.order
-        body = {
-            "model": order.model,
-            "stream": True,
-            "max_tokens": order.max_tokens,
-            "messages": [{"role": "user", "content": order.prompt}],
-        }
         began, pieces = self.clock.seconds(), 0
         first: float | None = None
 
@@ -222,7 +221,7 @@ class LoadTests:
                 first = self.clock.seconds() - began
             pieces += seen
 
-        flight = send("/v1/chat/completions", json_bytes(body), chunk)
+        flight = send("/v1/chat/completions", run.body, chunk)
         run.flights.add(flight)
         try:
             status = await flight
@@ -239,6 +238,7 @@ class LoadTests:
         if run.state == "running":
             run.state = state
             run.ended = self.clock.seconds()
+            run.body = b""
 
     def _broken(self, run: LoadTestRun, failure: Any) -> None:
         log.failure("a load test broke", failure=failure)

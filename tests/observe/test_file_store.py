@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe import store as store_module
 from llamaswap.observe.file_store import RETRY_SECONDS, FileStore
-from llamaswap.observe.query import ActivityQuery, parse_query
+from llamaswap.observe.query import ActivityFilter, ActivityQuery
 from tests.observe.test_store import row
 
 
@@ -61,7 +61,7 @@ class FileStoreTests(SynchronousTestCase):
         self.assertEqual((late.id, self.models()), (2, [(1, "a"), (2, "b")]))
         self.assertIn("locked", self.store.problem)
         self.assertEqual(len(self.said), 1)
-        self.assertEqual(self.store.stats(parse_query({}).filter)["total_requests"], 2)
+        self.assertEqual(self.store.stats(ActivityFilter())["total_requests"], 2)
         other.execute("ROLLBACK")
         self.store.insert([row("c")])
         self.assertEqual(self.in_file(), [(1, "a")])
@@ -112,7 +112,7 @@ class FileStoreTests(SynchronousTestCase):
 
     def test_a_question_that_cannot_be_asked_is_not_the_files_fault(self):
         self.store.insert([row("a")])
-        wanted = parse_query({"path": [f"p{number}" for number in range(2000)]})
+        wanted = ActivityQuery(ActivityFilter(paths=tuple(f"p{number}" for number in range(2000))))
         with self.assertRaises(sqlite3.OperationalError):
             self.store.page(wanted)
         self.assertEqual((self.store.problem, self.said), ("", []))

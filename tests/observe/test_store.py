@@ -103,6 +103,13 @@ class TestQueries(SynchronousTestCase):
     def refusal(self, **args):
         return str(self.assertRaises(BadQuery, parse_query, args))
 
+    def test_two_thousand_values_of_a_filter_are_refused(self):
+        """They were a 500: the database refuses so many conditions."""
+        for name in ("path", "model", "status"):
+            values = ["404" if name == "status" else f"v{number}" for number in range(2000)]
+            self.assertEqual(self.refusal(**{name: values}), f"{name} may have at most 100 values")
+        self.assertEqual(self.refusal(status=[",".join(["404"] * 2000)]), "status may have at most 100 values")
+
     def test_messages(self):
         """http T143"""
         self.assertEqual(self.refusal(limit=["0"]), "limit must be between 1 and 999")

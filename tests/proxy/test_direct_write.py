@@ -6,7 +6,7 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.proxy.fastpath.direct_write import unsent, write_through
+from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, unsent_bytes, write_through
 
 
 class Turns:
@@ -52,6 +52,16 @@ class WriteThrough(SynchronousTestCase):
         self.assertTrue(unsent(self.wire))
         self.wire.doWrite()
         self.assertFalse(unsent(self.wire))
+
+    def test_a_lost_connection_keeps_no_unsent_bytes(self):
+        """2,000 clients that left kept 600 MB until a full garbage collection."""
+        data = b"x" * 1000000
+        self.wire.write(data)
+        self.wire.doWrite()
+        self.wire.write(data)
+        self.assertGreater(unsent_bytes(self.wire), len(data))
+        forget_unsent(self.wire)
+        self.assertEqual((unsent_bytes(self.wire), unsent(self.wire)), (0, False))
 
     def test_bytes_leave_at_once(self):
         self.write(b"hello")

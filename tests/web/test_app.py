@@ -186,6 +186,11 @@ class SpellingTests(TestCase):
         self.assertEqual(harmless - models, {"/upstream", "/upstream/<rest:path>", "/comfyui", "/comfyui/<rest:path>"})
         self.assertTrue({("GET", "/unload"), ("HEAD", "/unload"), ("GET", "/models/unload")} <= set(CHANGING))
 
+    def test_a_get_that_does_what_a_changing_route_does_is_guarded_like_it(self):
+        changing = {route.handler for route in app.routes() if route.changes_state}
+        unguarded = [route.name for route in app.routes() if route.handler in changing and not route.changes_state]
+        self.assertEqual(unguarded, [])
+
     def test_no_spelling_of_a_changing_path_passes_for_another_sites_page(self):
         for method, path in CHANGING:
             for spelling, same in [(path, True), (f"{path}/", True), *spellings(path)]:

@@ -13,7 +13,7 @@ from llamaswap.events import (
     SwapEnded,
 )
 from llamaswap.observe.activity_row import ActivityRow
-from llamaswap.web.event_stream import AT_ONCE, SHARE, SHARED
+from llamaswap.web.event_stream import AT_ONCE, GATHERED, SHARE, SHARED
 from llamaswap.web.sse_feed import MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
 from tests.web.doubles import FakeFleet, World
@@ -234,6 +234,38 @@ class CrowdTests(TestCase):
         self.assertEqual(told(later)["metrics"], [{"id": 1}])
         first.leave()
         later.leave()
+
+    def test_a_request_stored_while_the_rows_are_read_is_not_hidden_by_the_shared_rows(self):
+        first = self.world.open("/api/events")
+        self.rows.recent = lambda number: None
+        self.world.bus.publish(ActivityStored(2))
+        self.rows.asked[0].callback([{"id": 1}])
+        second = self.world.open("/api/events")
+        self.rows.asked[1].callback([{"id": 1}, {"id": 2}])
+        self.assertEqual(told(second)["metrics"], [{"id": 1}, {"id": 2}])
+        first.leave()
+        second.leave()
+
+    def test_gathered_events_are_sent_when_they_are_many_bytes(self):
+        clients = [self.world.open("/api/events?topics=inflight") for _ in range(AT_ONCE + 1)]
+        before = len(clients[0].answer().body)
+        self.world.inflight.tell({"operation": "add", "id": "1" * 1000})
+        self.assertEqual(len(clients[0].answer().body), before)
+        self.world.inflight.tell({"operation": "add", "id": "2" * GATHERED})
+        self.assertEqual(kinds(clients[0].answer().body[before:]), ["inflight", "inflight"])
+        for client in clients:
+            client.leave()
+
+    def test_a_log_is_followed_until_its_last_client_has_left(self):
+        first, second = (self.world.open("/api/events?topics=logs:proxy") for _ in range(2))
+        first.leave()
+        self.assertEqual(self.world.book.proxy.readers, 1)
+        before = len(second.answer().body)
+        self.world.book.proxy.write(b"more\n")
+        self.world.clock.advance(1)
+        self.assertIn(b"more", second.answer().body[before:])
+        second.leave()
+        self.assertEqual(self.world.book.proxy.readers, 0)
 
     def test_work_for_a_client_ends_with_the_client(self):
         for _ in range(50):

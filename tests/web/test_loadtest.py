@@ -30,6 +30,25 @@ class LoadTestTests(TestCase):
     def numbers(self):
         return self.world.ask("/api/loadtest/1").json
 
+    def test_a_run_that_ended_keeps_nothing_of_its_prompt(self):
+        """Twenty load tests with prompts of 15 MB kept 290 MB for good."""
+        for cancelled in (False, True):
+            self.begin(concurrency=1, requests=1, prompt="p" * 1000)
+            number = str(len(self.generator.sent))
+            run = self.world.loadtests.runs[number]
+            self.assertIn(b"ppp", run.body)
+            if cancelled:
+                self.world.ask(f"/api/loadtest/{number}", "DELETE")
+            else:
+                self.generator.sent[-1][3].callback(200)
+            self.assertEqual((run.state, run.body), ("cancelled" if cancelled else "done", b""))
+
+    def test_a_prompt_beyond_the_limit_is_refused_with_the_limit(self):
+        answer = self.begin(prompt="p" * (1 << 20))
+        self.assertEqual(answer.status, 413)
+        self.assertIn(str(1 << 20), answer.text)
+        self.assertEqual(self.generator.sent, [])
+
     def test_so_many_requests_run_at_once_and_the_next_begins_when_one_ends(self):
         answer = self.begin(concurrency=2, requests=3, max_tokens=9, prompt="p")
         self.assertEqual((answer.status, answer.json["id"]), (202, "1"))

@@ -63,6 +63,7 @@ def forget_unsent(transport: Any) -> None:
     wire = getattr(transport, "transport", transport)
     if getattr(wire, "dataBuffer", None):
         wire.dataBuffer = b""
+        wire.offset = 0
     if getattr(wire, "_tempDataBuffer", None):
         wire._tempDataBuffer = []
         wire._tempDataLen = 0
