@@ -130,9 +130,9 @@ class Superseded(RequestError):
 
 @frozen
 class WaitedTooLong(RequestError):
-    """The request stood in the queue for longer than anybody shall. Raise `maxWait`, or look at what is served so long.
+    """The request waited in the queue longer than `maxWait`. Raise it, or look at which requests take so long.
 
-    `behind` are the models that stood in its way.
+    `behind` are the models whose requests had to finish first.
     """
 
     model: str
@@ -142,7 +142,7 @@ class WaitedTooLong(RequestError):
 
     def __str__(self) -> str:
         names = f" for {', '.join(self.behind)}" if self.behind else ""
-        return f"{self.model} could not be loaded within {self.waited:g}s: other requests{names} are still served"
+        return f"{self.model} could not be loaded within {self.waited:g}s: other requests{names} are still being served"
 
 
 @frozen
@@ -340,12 +340,12 @@ class NoRoom(RequestError):
     what: str
 
     def __str__(self) -> str:
-        return f"no room for the request's body: with it, bodies under way would take too much of the {self.what}"
+        return f"request body rejected: buffered bodies have used up their share of the {self.what}"
 
 
 @frozen
 class BodyTooLarge(RequestError):
-    """The body is larger than we are willing to hold. `bound` is in bytes."""
+    """The body is larger than the limit for its kind of request. `bound` is in bytes."""
 
     bound: int
 

@@ -123,7 +123,7 @@ def take_over(service: LlamaSwap, state: UpgradeState) -> None:
         if state.keeper is not None:
             service.keeper.adopt(*state.keeper)
     except Exception:  # its pipe is closed with us, and another is started with the next child
-        log.failure("the keeper is not taken over")
+        log.failure("the process guardian could not be taken over")
     if state.profile in router.config.profiles:
         router.select_profile(state.profile)
     for model in state.pinned:
@@ -131,7 +131,7 @@ def take_over(service: LlamaSwap, state: UpgradeState) -> None:
             router.pin(model)
     router.restore_failures(state.ailing)
     for served in router.adopt(state.servers):
-        log.warn("{model} is ended: it has no place here", model=served.model)
+        log.warn("stopping {model}: it is no longer configured", model=served.model)
         router.delay_starts_until(
             end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model))
         )
@@ -139,7 +139,7 @@ def take_over(service: LlamaSwap, state: UpgradeState) -> None:
         try:
             service.front.adopt(service.reactor, one.descriptor, one.family, one.early)
         except Exception:  # one client's trouble must not cost the others
-            log.failure("a connection is not taken over")
+            log.failure("a client connection could not be taken over")
     log.info(
         "upgraded in place: pid {pid}, {models} with their servers, {clients} connections",
         pid=os.getpid(),

@@ -525,7 +525,7 @@ class LlamaSwap(MultiService):
     async def _begin(self) -> None:
         lost = self.inherited is not None and self.inherited.state is None
         if self.inherited is not None and lost:
-            log.error("an upgrade without its servers: {problem}", problem=self.inherited.problem)
+            log.error("upgrade: the model servers could not be taken over: {problem}", problem=self.inherited.problem)
         if self.record is not None:
             sweeping = sweep(self.record, self.reactor, lost=os.getpid() if lost else 0)
             self.router.delay_starts_until(sweeping)
@@ -573,7 +573,7 @@ class LlamaSwap(MultiService):
     def _hurry_up(self) -> None:
         hurry = self._hurry
         if hurry is not None and not hurry.called:
-            log.warn("asked to end again: not waiting for requests any more")
+            log.warn("second signal received: shutting down without draining")
             hurry.callback(None)
 
     def reload(self) -> None:
@@ -601,7 +601,7 @@ class LlamaSwap(MultiService):
         drained = self.reactor.seconds() + self.router.config.drain_timeout
         deadline = drained + KEPT_FOR_SERVERS
         self.slots.closing = True
-        log.info("ending: {count} requests under way", count=self.dispatcher.active)
+        log.info("shutting down: {count} requests in progress", count=self.dispatcher.active)
         self.notifier.stopping()
         self.notifier.rest()
         self.upgrade.cancel()
@@ -628,8 +628,8 @@ class LlamaSwap(MultiService):
         try:
             await putting_away
         except Exception as error:
-            log.error("ending without what a disk or a driver still does: {error!r}", error=error)
-        log.info("ended")
+            log.error("giving up on pending disk or driver work: {error!r}", error=error)
+        log.info("shutdown complete")
         if not self.observed:
             globalLogPublisher.removeObserver(self.log_observer)  # type: ignore[arg-type] # the same
         self.log_files.close(LAST_LINES)

@@ -70,10 +70,10 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, host: Any) -> None
         )
     if not listen.loopback_only:
         if loaded.config.api_keys:
-            log.info("reachable from other machines; -listen localhost:PORT would keep it to this one")
+            log.info("listening on all interfaces; use -listen localhost:PORT to restrict it to this machine")
         else:
             log.warn(
-                "reachable from other machines WITHOUT A KEY: set apiKeys, or listen on localhost:PORT",
+                "listening on all interfaces without authentication; set apiKeys or -listen localhost:PORT",
             )
     if settings.demo:
         for line in demo_hints(where, sorted(loaded.config.models)):

@@ -71,7 +71,7 @@ class SystemdNotifier:
         try:
             self._send("\n".join(f"{name}={value}" for name, value in fields.items()).encode())
         except OSError as error:
-            log.debug("the service manager was not told: {error}", error=error)
+            log.debug("could not notify the service manager: {error}", error=error)
 
     def ready(self, status: str) -> None:
         """It listens (again)."""
@@ -94,7 +94,7 @@ class SystemdNotifier:
             if healthy():
                 self.tell(WATCHDOG="1")
             else:
-                log.error("requests do not move: the service manager's watchdog is not fed")
+                log.error("requests are stalled: withholding the systemd watchdog keep-alive")
 
         self._loop = loop = LoopingCall(feed)
         loop.clock = self._clock

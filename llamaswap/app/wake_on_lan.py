@@ -149,11 +149,11 @@ class WakeableHost:
                     continue
                 if self._waiting and self._clock.seconds() - self._sent >= PACKET_EVERY:
                     self._sent = self._clock.seconds()
-                    log.info("the machine sleeps: a magic packet is sent")
+                    log.info("the machine is asleep: sending a magic packet")
                     try:
                         self._wake()
                     except OSError as error:
-                        log.error("the magic packet cannot be sent: {error}", error=error)
+                        log.error("could not send the magic packet: {error}", error=error)
                 await deferLater(self._clock, LOOK)
         finally:
             self._looking = False
@@ -202,7 +202,7 @@ class WakingProxy:
             elif path == b"/api/events":
                 _answer(exchange, 204, [], b"")
             else:
-                raise HttpError(503, "the machine sleeps")
+                raise HttpError(503, "the machine is asleep")
         elif exchange.head.method == b"GET" and (path in (b"/", b"/ui") or path.startswith(b"/ui/")):
             if await self.host.look():
                 await self._carry(exchange)

@@ -101,7 +101,7 @@ def run(
         _once(desk, conversation, words, stats)
         return
     if desk.as_json:
-        raise click.UsageError("--json wants a PROMPT")
+        raise click.UsageError("--json needs a PROMPT")
     _talk(desk, conversation, stats)
 
 

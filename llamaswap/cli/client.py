@@ -76,7 +76,7 @@ def sender(url: str) -> Send:
     except ValueError as error:
         raise ClientError(f"{url}: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise ClientError(f"{url}: wanted http://HOST:PORT, https://HOST or unix:/PATH")
+        raise ClientError(f"{url}: expected http://HOST:PORT, https://HOST or unix:/PATH")
     base = PAGES.sub("", parts.path)
     if parts.scheme == "https":
         context = ssl.create_default_context()
@@ -118,7 +118,7 @@ class ApiClient:
         try:
             return json.loads(data)
         except ValueError:
-            raise ClientError(f"{self.url}{path}: the answer is no JSON: {data[:200]!r}") from None
+            raise ClientError(f"{self.url}{path}: the response is not JSON: {data[:200]!r}") from None
 
     def text(self, path: str, body: Any = None, *, method: str | None = None, timeout: float = PROMPT) -> str:
         """The whole answer as text."""
@@ -126,7 +126,7 @@ class ApiClient:
         try:
             return response.read().decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"{self.url}{path}: the answer broke off: {_words(error)}") from None
+            raise ClientError(f"{self.url}{path}: the response ended early: {_words(error)}") from None
         finally:
             response.close()
 
@@ -137,7 +137,7 @@ class ApiClient:
             while line := response.readline():
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"{self.url}{path}: the answer broke off: {_words(error)}") from None
+            raise ClientError(f"{self.url}{path}: the response ended early: {_words(error)}") from None
         finally:
             response.close()
 

@@ -24,7 +24,7 @@ def write(desk: CliContext, found: ScanResult, output: str, force: bool) -> None
     try:
         load([ConfigText(output, text)], {"LLAMASWAP_API_KEY": ""})
     except ConfigError as error:  # a name or path nobody thought of: show it rather than write it
-        raise click.ClickException(f"what was found makes no configuration that loads:\n{error}\n\n{text}") from None
+        raise click.ClickException(f"the generated configuration is invalid:\n{error}\n\n{text}") from None
     if output != "-":
         path = Path(output)
         if path.exists() and not force:
@@ -47,7 +47,7 @@ def write(desk: CliContext, found: ScanResult, output: str, force: bool) -> None
         told = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
         desk.say(f"{output}: {told}", "green")
         if any(model.active and model.words[0] == "llama-server" for model in found.models):
-            desk.say("llama-server was not found: install llama.cpp, or write where it is into the commands", "yellow")
+            desk.say("llama-server was not found: install llama.cpp, or put its path into the commands", "yellow")
         if not found.models and not found.servers:
             desk.say(NOTHING, "yellow")
         else:

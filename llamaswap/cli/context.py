@@ -123,8 +123,7 @@ def _with_desk(decorated: Any, command: F) -> F:
 
 @contextmanager
 def about(client: ApiClient, model: str, refused: int = 404) -> Iterator[None]:
-    """What is done here is about a model: where there is none of that name (the status `refused`), the error tells
-    those there are."""
+    """Adds the list of known models to an error with the status `refused`, which says that `model` is unknown."""
     try:
         yield
     except ClientError as trouble:

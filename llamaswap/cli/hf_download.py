@@ -20,7 +20,7 @@ BLOCK = 4 * 1024 * 1024  # bytes read at a time
 def fetch(repository: str, file: str, revision: str | None, token: str | None, folder: Path | None) -> None:
     """Have a file complete where the hub's client looks for it: in its cache, or in `folder`.
 
-    Raises what its client raises for a file that is not to be had, OSError for a disk that takes no more.
+    Raises what its client raises for a file that is unavailable, OSError for a disk that takes no more.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name

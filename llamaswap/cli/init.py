@@ -59,5 +59,5 @@ def ollama(desk: CliContext, folder: Path | None, output: str, force: bool) -> N
             write(desk, evolve(ScanResult(engines=installed), models=tuple(models)), output, force)
             return
     raise click.ClickException(
-        f"no models of Ollama's in {', '.join(map(str, places))}; --from FOLDER or $OLLAMA_MODELS says where they are"
+        f"no Ollama models in {', '.join(map(str, places))}; set --from FOLDER or $OLLAMA_MODELS"
     )

@@ -24,7 +24,7 @@ def remembered(client: ApiClient, name: str) -> str:
                 break
     finally:
         stream.close()
-    raise ClientError(f"there is no log of the name {name}", 404)
+    raise ClientError(f"no log is named {name}", 404)
 
 
 @click.command()

@@ -93,7 +93,7 @@ def pull(desk: CliContext, name: str, revision: str | None, token: str | None, f
     except Exception as error:
         if not from_the_wire(error):
             raise
-        raise click.ClickException(f"{name}: {error}; can the hub be reached?") from None
+        raise click.ClickException(f"{name}: {error}; is the hub reachable?") from None
     _tell(desk, repository, paths)
 
 

@@ -109,7 +109,7 @@ def install(desk: CliContext, user: bool, config: Path | None, listen: str, now:
     made = here(user, config, listen)
     present = [path for path, text in made.files.items() if path.exists() and path.read_text() != text]
     if present and not force:
-        raise click.ClickException(f"{present[0]} is there and differs; --force replaces it")
+        raise click.ClickException(f"{present[0]} exists and differs; replace it with --force")
     try:
         for path, text in made.files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def install(desk: CliContext, user: bool, config: Path | None, listen: str, now:
         raise click.ClickException(f"{error.filename}: {error.strerror}; run it as root, or with --user") from None
     read = chosen(user, config)
     if not read.exists():
-        desk.note(f"{read} is not there yet: the service needs it (llamaswap init -o FILE writes one)", "yellow")
+        desk.note(f"{read} does not exist yet, and the service needs it (llamaswap init -o FILE writes one)", "yellow")
     if now:
         perform(made.start)
     if desk.as_json:
@@ -168,6 +168,6 @@ def perform(commands: tuple[tuple[str, ...], ...], patient: bool = False) -> Non
         try:
             done = subprocess.run(words, capture_output=True, text=True)
         except FileNotFoundError:
-            raise click.ClickException(f"{words[0]} is not on this machine") from None
+            raise click.ClickException(f"{words[0]} is not installed") from None
         if done.returncode and not patient:
             raise click.ClickException(f"{shlex.join(words)}: {done.stderr.strip() or done.returncode}")

@@ -16,8 +16,8 @@ CHAT = "/v1/chat/completions"
 
 @frozen
 class StreamPiece:
-    """One event of the answer. `reasoning` is text that is thought, not said; `loading`: it is the service's own text
-    for who waits until the model is loaded, none of the model's."""
+    """One event of the answer. `reasoning` is the model's thinking; `loading`: the text is the
+    service's own, sent while the model loads."""
 
     text: str = ""
     reasoning: str = ""
@@ -75,7 +75,7 @@ def stream(client: ApiClient, body: Mapping[str, Any]) -> Generator[StreamPiece,
         try:
             document = json.loads(data)
         except ValueError:
-            raise ClientError(f"an event is no JSON: {data[:200]}") from None
+            raise ClientError(f"an event is not JSON: {data[:200]}") from None
         if "error" in document:
             error = document["error"]
             raise ClientError(str(error.get("message", error) if isinstance(error, dict) else error))

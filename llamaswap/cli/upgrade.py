@@ -26,7 +26,7 @@ def told(pid: int) -> None:
     except psutil.Error:
         words = []
     if not any("llamaswap" in word for word in words):
-        raise ClientError(f"process {pid} is no llamaswap of this machine; --pid says which is meant")
+        raise ClientError(f"process {pid} is not a llamaswap process; choose one with --pid")
     try:
         os.kill(pid, signal.SIGUSR2)
     except OSError as error:
@@ -47,9 +47,9 @@ def follow(
         if state["count"] > before["count"]:
             return state
         if state["attempts"] > before["attempts"] and state["phase"] == "idle":
-            raise ClientError(f"no upgrade, the server goes on as before: {state['error'] or 'it was called off'}")
+            raise ClientError(f"not upgraded, the server runs on unchanged: {state['error'] or 'it was called off'}")
         sleep(LOOK)
-    raise ClientError(f"no end in sight after {PATIENT:.0f}s; the server's log says what it waits for")
+    raise ClientError(f"upgrade not finished after {PATIENT:.0f} s; see the server log")
 
 
 @click.command()
@@ -67,7 +67,7 @@ def upgrade(desk: CliContext, pid: int | None, wait: bool) -> None:
         return
     before = desk.client.json("/api/upgrade")
     if pid is not None and pid != before["pid"]:
-        raise ClientError(f"the server at {desk.url} is process {before['pid']}, not {pid}; --url says which is meant")
+        raise ClientError(f"the server at {desk.url} is process {before['pid']}, not {pid}; choose one with --url")
     began = time.monotonic()
     told(before["pid"])
     state = before

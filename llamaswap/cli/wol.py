@@ -34,7 +34,7 @@ def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcas
     except (UrlError, ValueError) as error:
         raise click.BadParameter(str(error)) from None
     if endpoint is None:
-        raise click.BadParameter(f"{upstream}: wanted http://HOST:PORT")
+        raise click.BadParameter(f"{upstream}: expected http://HOST:PORT")
     _log(level)
 
     from twisted.internet.defer import Deferred

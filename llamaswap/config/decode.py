@@ -150,7 +150,7 @@ class Decoder:
             try:
                 found.append(PathPattern.compile(expression))
             except PatternError as error:
-                self.report.error(f"{path}: {expression!r} is no regular expression (RE2): {error}", path, node)
+                self.report.error(f"{path}: {expression!r} is not a regular expression (RE2): {error}", path, node)
         return tuple(found) if found else UNSET
 
     def free(self, node: Node, path: str) -> dict[str, Any]:
@@ -161,7 +161,9 @@ class Decoder:
     def _finite(self, node: Node, path: str) -> None:
         if isinstance(node, ScalarNode):
             if isinstance(node.value, float) and not math.isfinite(node.value):
-                self.report.error(f"{path}: {node.text} cannot be said in JSON", path, node, "quote it to mean text")
+                self.report.error(
+                    f"{path}: {node.text} cannot be represented in JSON", path, node, "quote it to mean text"
+                )
         elif isinstance(node, SequenceNode):
             for index, item in enumerate(node.items):
                 self._finite(item, f"{path}[{index}]")

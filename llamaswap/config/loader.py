@@ -340,7 +340,7 @@ def _check_keys(given: Sequence[Secret], node: Node | None, report: Diagnostics)
         if not key.value:
             report.error(f"{path}: empty api key", path, node, "remove the entry, or fill it")
         elif " " in key.value:
-            report.error(f"{path}: an api key must not contain blanks", path, node)
+            report.error(f"{path}: an API key must not contain spaces", path, node)
 
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?\Z")

@@ -84,7 +84,7 @@ class ExpansionBudget:
     def spend(self, characters: int, node: ScalarNode) -> None:
         self.left -= characters
         if self.left < 0:
-            raise fail("macros expand to far too much text", at=node, hint="look for macros that use others repeatedly")
+            raise fail("macros expand to too much text", at=node, hint="look for macros that use others repeatedly")
 
 
 @define

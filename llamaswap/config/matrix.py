@@ -86,7 +86,7 @@ def _tokens(text: str, set_name: str) -> Iterator[_Token]:
         elif char == "+":
             end = _name_end(text, at + 1)
             if end == at + 1:
-                raise MatrixError(f"+ must be followed at once by the name of a set (position {at + 1})", set_name)
+                raise MatrixError(f"+ must be followed immediately by the name of a set (position {at + 1})", set_name)
             yield _Reference(text[at + 1 : end])
             at = end
         else:
@@ -152,7 +152,7 @@ def _parse(text: str, set_name: str) -> _Tree:
     if token is None:
         raise MatrixError("the expression is empty", set_name)
     if operand_wanted:
-        raise MatrixError("unexpected token: the expression ends where a name or ( is wanted", set_name)
+        raise MatrixError("unexpected token: the expression ends where a name or ( is expected", set_name)
     if len(stack) > 1:
         raise MatrixError("missing closing parenthesis", set_name)
     return stack[0].closed()

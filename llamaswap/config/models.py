@@ -241,7 +241,10 @@ def _check_slots(model_id: str, given: SlotSettings, cmd: str, at: Node | None, 
         report.error(f"model {model_id}: slots.maxSize must be at least 1", f"{path}.maxSize", at)
     if "--slot-save-path" not in cmd:
         report.warn(
-            f"{path}: the server can save nothing, its command has no --slot-save-path", path, at, "name a folder there"
+            f"{path}: the server cannot save slots: its command has no --slot-save-path",
+            path,
+            at,
+            "name a folder there",
         )
 
 
@@ -266,8 +269,8 @@ def _endpoint(model_id: str, proxy: str, tree: MappingNode | None, report: Diagn
     try:
         endpoint = urls.parse(proxy)
     except urls.UrlError as error:
-        report.error(f"model {model_id}: proxy {proxy!r} is no valid URL: {error}", path, at)
+        report.error(f"model {model_id}: proxy {proxy!r} is not a valid URL: {error}", path, at)
         return None
     if endpoint is None and proxy:
-        report.warn(f"{path}: {proxy!r} is no http:// or https:// address, so {model_id} cannot start", path, at)
+        report.warn(f"{path}: {proxy!r} is not an http:// or https:// address, so {model_id} cannot start", path, at)
     return endpoint

@@ -83,7 +83,7 @@ def _peer(peer_id: str, values: dict[str, Any], node: Node, path: str, report: D
         try:
             values["endpoint"] = urls.parse(values["proxy"])
             if values["endpoint"] is None:
-                report.warn(f"{path}.proxy: {values['proxy']!r} is no http:// or https:// address", path, node)
+                report.warn(f"{path}.proxy: {values['proxy']!r} is not an http:// or https:// address", path, node)
         except urls.UrlError as error:
             report.error(f"{path}: proxy URL {values['proxy']!r} is invalid: {error}", path, node)
     listed = values.get("models", ())

@@ -149,12 +149,12 @@ class Reloader:
         for warning in loaded.warnings:
             self._log.warn("configuration: {problem}", problem=str(warning))
         news = ConfigReloaded(plan.added, plan.removed, plan.restarted, plan.retuned)
-        self._log.info("a new configuration is in force: {changes}", changes=_in_words(news))
+        self._log.info("configuration reloaded: {changes}", changes=_in_words(news))
         self._bus.publish(news)
         return ReloadStatus(True, self._clock.seconds(), warnings=tuple(loaded.warnings))
 
     def _rejected(self, message: str, problems: tuple[Problem, ...] = ()) -> ReloadStatus:
-        self._log.warn("the new configuration is refused, the old one stays: {message}", message=message)
+        self._log.warn("new configuration rejected, keeping the previous one: {message}", message=message)
         self._bus.publish(ConfigRejected(message))
         return ReloadStatus(False, self._clock.seconds(), message, problems)
 
@@ -162,9 +162,9 @@ class Reloader:
 def _in_words(news: ConfigReloaded) -> str:
     """What happened to which models, for a log."""
     told = (
-        ("new", news.added),
-        ("gone", news.removed),
-        ("to be started anew", news.restarted),
-        ("with other settings", news.retuned),
+        ("added", news.added),
+        ("removed", news.removed),
+        ("restarting", news.restarted),
+        ("settings changed", news.retuned),
     )
-    return "; ".join(f"{word}: {', '.join(names)}" for word, names in told if names) or "no model is different"
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in told if names) or "no model changed"

@@ -43,7 +43,7 @@ def normalise(
     current = bool(use) or settings.matrix is not None or bool(settings.groups)
     if legacy and current:
         report.error(
-            "top-level groups or matrix beside routing.router: migrate the older keys into routing.router",
+            "top-level groups or matrix together with routing.router: migrate the older keys into routing.router",
             "routing.router",
             root.where("matrix" if matrix is not None else "groups"),
             "move groups to routing.router.settings.groups, matrix to routing.router.settings.matrix",
@@ -91,7 +91,7 @@ def _groups(
         where = f"{path}.{group_id}"
         if group_id == DEFAULT_GROUP:
             report.error(
-                f"{where}: the group {DEFAULT_GROUP} is made by itself, of all models in no other group",
+                f"{where}: the group {DEFAULT_GROUP} is created automatically, from the models in no other group",
                 where,
                 hint="give the group another name",
             )
@@ -99,7 +99,7 @@ def _groups(
         kept: list[str] = []
         for member in group.members:
             if home.get(member) == group_id:
-                report.error(f"member {member!r} stands twice in group {group_id!r}", f"{where}.members")
+                report.error(f"member {member!r} appears twice in group {group_id!r}", f"{where}.members")
             elif member in home:
                 report.error(f"member {member!r} is in groups {home[member]!r} and {group_id!r}", f"{where}.members")
             elif member not in models:

@@ -120,7 +120,7 @@ def _compose(text: str, file: str) -> Node | None:
         raise fail(f"not valid YAML: {words}", at=SourceLocation(file, line), hint=hint)
     except yaml.reader.ReaderError as error:
         raise fail(
-            f"not valid YAML: a character that may not stand in a file ({error.reason})", at=SourceLocation(file)
+            f"not valid YAML: a character that is not allowed in a file ({error.reason})", at=SourceLocation(file)
         )
     except (yaml.YAMLError, UnicodeError):
         raise fail("not valid YAML text", at=SourceLocation(file))

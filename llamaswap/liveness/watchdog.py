@@ -109,7 +109,9 @@ class Watchdog:
         """Look from now on."""
         self._loop = loop = LoopingCall(self.look)
         loop.clock = self.clock
-        loop.start(LOOK, now=False).addErrback(lambda failure: log.failure("nobody looks for hung servers", failure))
+        loop.start(LOOK, now=False).addErrback(
+            lambda failure: log.failure("hang detection stopped unexpectedly", failure)
+        )
 
     def stop(self) -> None:
         """No more."""

@@ -64,7 +64,7 @@ class GpuReader:
             found = self._try(self._chosen)
             if found is not None:
                 return found
-            log.warn("GPU readings through {name} ended; looking for another way", name=self._chosen.name)
+            log.warn("GPU source {name} stopped; trying another", name=self._chosen.name)
             self._chosen = None
             self._look_again = float("-inf")
         if self._seconds() < self._look_again:
@@ -73,7 +73,7 @@ class GpuReader:
             found = self._try(source)
             if found:
                 self._chosen = source
-                log.info("GPUs are read through {name}", name=source.name)
+                log.info("reading GPUs through {name}", name=source.name)
                 return found
         self._look_again = self._seconds() + RETRY
         return ()

@@ -217,7 +217,7 @@ class Hardware:
     def take(self) -> Deferred[None]:
         """Ask the machine; call it after the port is open. Never fails."""
         taken = self._run(lambda: describe(self._means, version=self._version, at=self._wall()))
-        return taken.addCallbacks(self._keep, lambda failure: log.failure("the hardware is unknown", failure=failure))
+        return taken.addCallbacks(self._keep, lambda failure: log.failure("hardware detection failed", failure=failure))
 
     def _keep(self, snapshot: dict[str, Any]) -> None:
         self._taken = snapshot

@@ -281,7 +281,7 @@ class InflightRequests:
                 FinishedRequest(facts, ending, error, entry.status, entry.sent, duration, first_byte, waited)
             )
         except Exception:  # a meter's fault must not keep a request from ending
-            log.failure("a finished request could not be metered")
+            log.failure("a finished request could not be counted in the metrics")
         if self._listeners:
             self._tell({"operation": "remove", "id": facts.id})
 

@@ -141,7 +141,7 @@ class VramReclaim:
             if now >= until:
                 words = ", ".join(f"{amount} MiB on GPU {board}" for board, amount in sorted(missing.items()))
                 log.warn(
-                    "{model} is loaded although {words} of what was unloaded before it is still in use",
+                    "loading {model} although {words} has not been released yet",
                     model=model,
                     words=words,
                 )
@@ -156,7 +156,7 @@ class VramReclaim:
 
 def _unread(failure: Failure, model: str = "") -> None:
     if failure.check(TimeIsUp):
-        log.warn("{model} is loaded although the GPUs do not tell how much of their memory is in use", model=model)
+        log.warn("loading {model} although the GPUs do not report their memory use", model=model)
     else:
         log.failure("reading the GPUs' memory failed", failure)
 

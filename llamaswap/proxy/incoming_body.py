@@ -118,7 +118,7 @@ class SpooledBody:
         if self._refusal is not None:
             return fail(self._refusal)
         if not self.replayable:
-            raise RuntimeError("the body was let go")
+            raise RuntimeError("the body was released")
         size = max(self._length or 0, self._arrived)
         if size > limit:
             return fail(BodyTooLarge(limit))
@@ -129,7 +129,7 @@ class SpooledBody:
         if self._lost:
             return fail(ClientGone())
         if self._holder is not None:
-            raise RuntimeError("the body is being held already")
+            raise RuntimeError("the body is already being read whole")
         self._hold_limit = limit
         holder = self._holder = Deferred(self._unhold)
         self._ask()
@@ -141,7 +141,7 @@ class SpooledBody:
             consumer.body_refused(self._refusal)
             return FED
         if not self.replayable:
-            raise RuntimeError("the body was let go")
+            raise RuntimeError("the body was released")
         if self._feed is not None:
             self._feed.stopProducing()
         # What is here whole costs nothing to keep, and a small body is worth a second try.

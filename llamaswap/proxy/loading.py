@@ -1,4 +1,4 @@
-"""The loading stream: what a chat client reads while its model is being loaded.
+"""The loading stream: what a chat client reads while the model is being loaded.
 
 Pieces of text as reasoning deltas of an event stream, typed out on timers of their own. Nothing ever waits for the
 typing: at the grant what is left goes out at once. It must not know routers or models, only a name.

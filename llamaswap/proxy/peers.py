@@ -242,7 +242,7 @@ class PeerDirectory:
         response.deliverBody(body)
         if response.code != 200:
             body.close()
-            raise PeerError(f"asked for its models it answers with status {response.code}")
+            raise PeerError(f"it answered the request for its models with status {response.code}")
         return offered(await body.whole)
 
 
@@ -255,7 +255,7 @@ def offered(body: bytes) -> tuple[str, ...]:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        raise PeerError("its list of models is no JSON") from None
+        raise PeerError("its list of models is not JSON") from None
     data = document.get("data") if isinstance(document, dict) else None
     if not isinstance(data, list):
         raise PeerError("its list of models has no data")

@@ -227,7 +227,10 @@ class ProxyTransaction(HttpTransaction):
             self.abort()
         elif not self.dead and not exchange.gone:
             # A client that left is told to the exchange first, and whoever serves it may be done before we hear of it.
-            log.error("a request for {target} was left without the end of its answer", target=exchange.head.target)
+            log.error(
+                "handler for {target} returned before the response was complete; the connection is closed",
+                target=exchange.head.target,
+            )
             self.abort()
 
     # -- the answer's way out

@@ -122,7 +122,7 @@ class ModelChanges(Protocol):
 
 @frozen
 class WaitingRequest:
-    """One request that waits. `position` is its 1-based place in the queue, 0 when its model is being loaded."""
+    """One request that waits. `position` is its 1-based place in the queue, 0 when the model is being loaded."""
 
     number: int
     model: str
@@ -400,17 +400,17 @@ class Router:
         for flight in self._flights.values():
             if flight.swap.model == model and not flight.abandoned:
                 if flight.starting:
-                    return WaitReason("its model is being loaded", loading=True)
+                    return WaitReason("the model is being loaded", loading=True)
                 left = tuple(name for name in flight.swap.evict if self._scheduler.phase(name) is Phase.STOPPING)
                 if left:
-                    return WaitReason(f"{', '.join(left)} is being unloaded for its model", left, loading=True)
+                    return WaitReason(f"waiting for {', '.join(left)} to unload", left, loading=True)
                 if self._before:
-                    return WaitReason("servers of an earlier run end before its model is loaded", loading=True)
-                return WaitReason("GPU memory is being given back before its model is loaded", loading=True)
+                    return WaitReason("waiting for servers of an earlier run to stop", loading=True)
+                return WaitReason("waiting for GPU memory to be released", loading=True)
         forecast = self._scheduler.forecast(model)
         if forecast.action != "queue":
             return None
-        return WaitReason(f"{', '.join(forecast.waits_for)} must be done first", forecast.waits_for)
+        return WaitReason(f"waiting for {', '.join(forecast.waits_for)} to finish", forecast.waits_for)
 
     def failing(self) -> list[FailingModel]:
         """The models that are down because they fail, by ascending id."""
@@ -578,7 +578,7 @@ class Router:
 
         def too_late() -> None:
             left = sorted(name for name in self._supervisors if self._scheduler.phase(name) is not Phase.STOPPED)
-            self._log.error("after {deadline}s these are not gone: {left}", deadline=deadline, left=", ".join(left))
+            self._log.error("still running after {deadline} s: {left}", deadline=deadline, left=", ".join(left))
             finish(None)
 
         overdue = self._clock.callLater(max(0.0, now + deadline - self._clock.seconds()), too_late)
@@ -609,7 +609,7 @@ class Router:
         now = self._decided_at = self._clock.seconds()
         effects = self._scheduler.exited(model, now, why)
         if effects:
-            self._log.warn("{model} is ended: {why}", model=model, why=why)
+            self._log.warn("stopping {model}: {why}", model=model, why=why)
             self._perform(effects)
 
     def state_changed(self, model: str, old: str, new: str) -> None:
@@ -634,7 +634,7 @@ class Router:
             cause = self._supervisors[model].status().last_error or f"the server ended (status {exit_status})"
             effects = self._scheduler.exited(model, now, cause)
             if effects:
-                self._log.warn("{model} ended on its own: {cause}", model=model, cause=cause)
+                self._log.warn("{model} exited unexpectedly: {cause}", model=model, cause=cause)
                 self._outbox.extend(effects)
                 self._clock.callLater(0, self._perform, ())
 
@@ -697,7 +697,7 @@ class Router:
         if self._flights.pop(swap.generation, None) is None:
             return
         now = self._decided_at = self._clock.seconds()
-        error = StartFailed(swap.model, "a fault of the proxy's own, see its log")
+        error = StartFailed(swap.model, "an internal error of the proxy; see its log")
         self._bus.publish(SwapEnded(swap.generation, swap.model, str(error), now))
         self._perform(self._scheduler.swap_finished(swap.generation, error, now))
 
@@ -777,7 +777,7 @@ class Router:
             "loading {model}: {reason}; evicts {evicts}",
             model=swap.model,
             reason=swap.reason,
-            evicts=", ".join(going) or "nobody",
+            evicts=", ".join(going) or "nothing",
         )
         self._bus.publish(SwapBegan(swap.generation, swap.model, swap.evict, swap.reason, began, swap.origin))
         error: LlamaswapError | None = None
@@ -858,7 +858,7 @@ class Router:
         try:
             self._memory.gone(model)
         except Exception:  # the edge of a floor: what is gone is gone, whoever cannot note it down
-            self._log.failure("noting that {model} is gone", model=model)
+            self._log.failure("recording that {model} has stopped", model=model)
         self._stop_reasons.pop(model, None)
         incarnation = self._incarnations.pop(model, None)
         if incarnation is not None:
@@ -868,7 +868,7 @@ class Router:
         if asleep:
             if self._scheduler.phase(model) is Phase.ASLEEP:
                 self._asleep.add(model)
-                self._log.info("{model} sleeps", model=model)
+                self._log.info("{model} is asleep", model=model)
             self._perform(effects)
             return
         waiters = self._until_gone.pop(model, ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-STEADY = 60.0  # seconds ready after which a crash is news of its own, not the next in a row
+STEADY = 60.0  # seconds ready after which a crash starts a new series of failures
 OUTLIVED = 1.0  # seconds a server has to live after an answer: the answer it dies of ends a moment before it does
 SOON = 2.0  # a pause grows by this factor with each failure in a row
 

@@ -503,7 +503,7 @@ class Scheduler:
         evict = self.rules.evict(model, running)
         kept = [victim for victim in evict if victim in self.rules.pinned and not self._leaving(victim)]
         if kept:
-            return RefuseForever(NotReady(model, f"{model} cannot be loaded: {', '.join(kept)} is kept loaded"))
+            return RefuseForever(NotReady(model, f"cannot load {model}: {', '.join(kept)} is pinned"))
         gone = frozenset(evict)
         behind = [*holders]
         behind += [

@@ -1,4 +1,4 @@
-"""The one who stays when the proxy is killed: ends every child whose proxy is no longer there to do it.
+"""Guardian process: terminates model servers when the proxy dies.
 
 A program of its own, one for all models, in a session of its own so that no signal to the proxy's group reaches
 it. It reads lines from a pipe whose other end only the proxy holds: ``+ PID START MARK`` for a child that began,

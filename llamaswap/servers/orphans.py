@@ -138,7 +138,7 @@ class GuardianClient:
         if self._line is not line:
             return
         self._line = None
-        _log.warn("the keeper of our children ended")
+        _log.warn("process guardian exited unexpectedly")
         if self._births and self._revivals < REVIVALS:
             self._revivals += 1
             self._start()
@@ -151,7 +151,9 @@ class GuardianClient:
         try:
             self.processes.spawnProcess(line, python, words, env=dict(self.environ), childFDs={0: "w"})
         except OSError as error:
-            _log.warn("no keeper could be started: {error}", error=str(error))
+            _log.warn(
+                "process guardian could not be started: {error}; servers would outlive a killed proxy", error=str(error)
+            )
             return
         self._line = line
 

@@ -190,7 +190,7 @@ def _ask_diag(family: int) -> list[tuple[int, int]]:
                 if kind == 3:  # NLMSG_DONE
                     return found
                 if kind == 2 or length < 16:  # NLMSG_ERROR
-                    raise OSError("inet_diag is not to be had")
+                    raise OSError("inet_diag is unavailable")
                 (port,) = struct.unpack_from(">H", data, 20)
                 (inode,) = struct.unpack_from("=I", data, 84)
                 found.append((port, inode))

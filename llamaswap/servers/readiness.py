@@ -210,7 +210,7 @@ class Readiness:
 
     def _broke(self, failure: Failure) -> None:
         """A fault of ours must not leave the model starting for ever without a word."""
-        _log.failure("asking {model} for its readiness failed", failure=failure, model=self.name)
+        _log.failure("readiness check of {model} failed", failure=failure, model=self.name)
         if not self._over and self._timer is None:
             self._again(self.clock.seconds())
 
@@ -244,7 +244,7 @@ class Readiness:
         if now - self._stranger_since < NEWCOMER_PATIENCE:
             return False
         _log.warn(
-            "{model}: port {port} is answered by {who}, which the command did not start itself; taken for the server",
+            "{model}: port {port} is served by {who}, not started by this command; assuming it is the server",
             who=verdict.who,
             **self._about(),
         )

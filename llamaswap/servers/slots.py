@@ -137,7 +137,7 @@ class SlotStore:
     def _give_up(self, model: str, why: str) -> None:
         book = self.book(model)
         book.why, book.saved = why, []
-        log.info("{model} goes without saved slots from now on: {why}", model=model, why=why)
+        log.info("slot saving disabled for {model}: {why}", model=model, why=why)
 
     # -- saving and restoring ------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class SlotStore:
             if _whole(told, "n_written") > model.slots.max_size * 1024 * 1024:
                 if flags.folder:
                     self.remove(os.path.join(flags.folder, filename))
-                log.info("{model}: what slot {slot} has read is too much to keep", model=model.id, slot=slot)
+                log.info("{model}: slot {slot} exceeds the size limit, not saved", model=model.id, slot=slot)
             elif _whole(told, "n_saved") > 0:
                 book.saved.append(SavedSlot(slot, filename, _whole(told, "n_saved")))
 
@@ -200,7 +200,7 @@ class SlotStore:
         except (TimeIsUp, CancelledError):
             self._give_up(model.id, f"its slots could not be {what} within {model.slots.timeout:g}s")
         except Exception as error:  # whatever it is, the model goes or comes all the same
-            log.warn("{model}: its slots were not {what}: {error}", model=model.id, what=what, error=error)
+            log.warn("{model}: slots were not {what}: {error}", model=model.id, what=what, error=error)
 
 
 def _made_of(status: ServerStatus) -> tuple[str, ...]:

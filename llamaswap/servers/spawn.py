@@ -397,7 +397,7 @@ class Launcher:
                 continue
             model = child.birth.model if child.birth is not None else ""
             _log.warn(
-                "{model}: processes {left} left its session and outlived it; they are killed",
+                "{model}: processes {left} left its session and are still running; killing them",
                 model=model,
                 left=[one.pid for one in left],
             )
@@ -441,7 +441,7 @@ class Launcher:
         try:
             self._spare = self._lead()
         except OSError as error:
-            _log.warn("no process can be started ahead: {error}", error=str(error))
+            _log.warn("could not start a spare process: {error}", error=str(error))
             return
         spare = self._spare
         spare.attend(_NOTHING, lambda status: self._spare_died(spare))

@@ -1,6 +1,6 @@
 """Steps done one after the other to a running server, within one time limit: requests to it, or commands.
 
-What they are for is not known here; who has them done is told once how it ended, on a later turn.
+Reports the outcome once, on a later turn of the reactor. Knows nothing about the steps' purpose.
 """
 
 from __future__ import annotations

@@ -389,7 +389,9 @@ class Supervisor:
         if problem:
             self._last_error = f"could not be put to sleep: {problem}"
             _log.warn(
-                "{model} could not be put to sleep and is stopped: {problem}", model=self.model.id, problem=problem
+                "stopping {model}, because it could not be put to sleep: {problem}",
+                model=self.model.id,
+                problem=problem,
             )
             self._machine.sleep_failed()
         else:
@@ -405,7 +407,7 @@ class Supervisor:
 
     def _wake_failed(self, problem: str) -> None:
         self._last_error = f"did not wake up: {problem}"
-        _log.warn("{model} is started anew, since it did not wake up: {why}", model=self.model.id, why=problem)
+        _log.warn("restarting {model}, because it did not wake up: {why}", model=self.model.id, why=problem)
         self._machine.wake_failed()
 
     # -- starting --

@@ -126,7 +126,7 @@ class TerminationSequence:
 
     def _force(self) -> None:
         assert self.child is not None
-        _log.warn("{model} did not stop in time and is killed", model=self.name)
+        _log.warn("{model} did not stop in time; killing it", model=self.name)
         self._forced = True
         self._forget("half")
         self.child.signal(signal.SIGKILL)
@@ -190,9 +190,7 @@ class TerminationSequence:
     def _give_up(self) -> None:
         assert self.child is not None
         left = [one.pid for one in self.child.remaining()]
-        _log.error(
-            "{model}: processes {left} live on after SIGKILL and are given up as lost", model=self.name, left=left
-        )
+        _log.error("{model}: processes {left} survived SIGKILL; giving up on them", model=self.name, left=left)
         self._end(True)
 
     def _end(self, lost: bool) -> None:
@@ -220,13 +218,19 @@ class TerminationSequence:
         executable = self.launcher.find(self.stop_words[0])
         if executable is None:
             _log.warn(
-                "{model}: stop command {word} is not found; TERM instead", model=self.name, word=self.stop_words[0]
+                "{model}: stop command {word} not found; sending SIGTERM instead",
+                model=self.name,
+                word=self.stop_words[0],
             )
             return False
         try:
             stopper = self.launcher.launch(executable, self.stop_words, self.env)
         except OSError as error:
-            _log.warn("{model}: stop command cannot start: {error}; TERM instead", model=self.name, error=str(error))
+            _log.warn(
+                "{model}: stop command cannot start: {error}; sending SIGTERM instead",
+                model=self.name,
+                error=str(error),
+            )
             return False
         self._stopper = stopper
         stopper.attend(self.log, lambda status: self._stop_command_ended(stopper, status))

@@ -101,7 +101,7 @@ def unpack(data: bytes) -> UpgradeState:
     try:
         document = json.loads(data)
         if document["format"] != FORMAT:
-            raise ValueError(f"format {document['format']!r} of the earlier program's state is not known here")
+            raise ValueError(f"format {document['format']!r} of the earlier program's state is unknown")
         keeper = document.get("keeper")
         return UpgradeState(
             servers=tuple(_served(one) for one in document["servers"]),
@@ -383,7 +383,7 @@ class Upgrade:
     def _ended(self) -> None:
         self.phase, self._going = "idle", None
         if self.error:
-            log.error("no upgrade, everything goes on as before: {error}", error=self.error)
+            log.error("upgrade failed, the service runs on unchanged: {error}", error=self.error)
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
@@ -420,7 +420,7 @@ class Upgrade:
             if self.parts.configured() != tried:
                 return True  # the new program would end where it cannot use it, and every server with it
             listening, state = self.parts.collect()
-            log.info("upgrade: becoming the new program with {count} servers", count=len(state.servers))
+            log.info("upgrade: switching to the new program, keeping {count} servers", count=len(state.servers))
             try:
                 self.become(listening, state)
             except OSError as error:
@@ -450,7 +450,7 @@ class Upgrade:
             if await self._until(parts.calm, LAST_TRY if last else TRY):
                 break
             if last:
-                log.warn("upgrade: what is still under way is cut")
+                log.warn("upgrade: closing connections that are still in use")
                 parts.cut()
                 await self._patiently(parts.calm, CUT_SECONDS)
                 break

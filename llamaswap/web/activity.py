@@ -192,7 +192,7 @@ class _Export:
             self._next()
 
     def _failed(self, failure: Any) -> None:
-        log.failure("an export broke off", failure=failure)
+        log.failure("an export failed", failure=failure)
         self.end()
 
     def pauseProducing(self) -> None:

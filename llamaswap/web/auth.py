@@ -130,7 +130,7 @@ def refuse_cross_site(first: First) -> None:
     # A browser that sends no Sec-Fetch-Site asks for an image tag's picture without an Origin.
     image = not site and (first(b"accept") or b"").lower().startswith(b"image/")
     if image or site not in (b"", b"none"):
-        raise HttpError(403, "cross-site request refused: this page is not served by llamaswap")
+        raise HttpError(403, "cross-site request refused: the page that sent it is not served by llamaswap")
     origin = first(b"origin") or first(b"referer")
     if origin is None:
         return

@@ -59,7 +59,9 @@ class DiscoveryEndpoints:
     async def show(self, call: AdminRequest) -> Response:
         """Models, engines and servers, each with its YAML."""
         if not self.allowed():
-            raise HttpError(403, "looking around is only for who may edit: configuration editing is not enabled")
+            raise HttpError(
+                403, "discovery requires configuration editing, which is disabled; start with --allow-config-edit"
+            )
         found = await self._look()
         config = self.config()
         engines = [
@@ -97,7 +99,7 @@ class DiscoveryEndpoints:
         if isinstance(found, Failure):
             log.failure("looking around", found)
             for waiter in waiting:
-                waiter.errback(HttpError(500, f"looking around failed: {found.getErrorMessage()}"))
+                waiter.errback(HttpError(500, f"discovery failed: {found.getErrorMessage()}"))
             return
         self._found = (self.clock.seconds(), found)
         for waiter in waiting:
@@ -105,7 +107,7 @@ class DiscoveryEndpoints:
 
     def _overdue(self, waiter: Deferred[ScanResult]) -> None:
         self._left(waiter)
-        waiter.errback(HttpError(503, "looking around takes too long: a disk or a network folder does not answer"))
+        waiter.errback(HttpError(503, "discovery takes too long: a disk or a network folder does not answer"))
 
     def _left(self, waiter: Deferred[ScanResult]) -> None:
         if self._waiting is not None and waiter in self._waiting:

@@ -307,7 +307,7 @@ class Dispatcher:
             return False
         failed = job.requested
         job.turn_to(job.fallbacks.pop(0)())
-        log.info("{failed}: {error}; turning to {next}", failed=failed, error=error, next=job.requested)
+        log.info("{failed}: {error}; trying {next} next", failed=failed, error=error, next=job.requested)
         if job.facts is not None:
             job.facts.metadata.pop("fifo_priority", None)
             tried = job.facts.metadata.get("failover") or failed
@@ -395,7 +395,7 @@ class Dispatcher:
                 raise ModelUnloaded(model.id) from error
             if not crashed or not self._may_repeat(job):
                 raise
-            log.info("{model}: {error}; asking a fresh server once", model=model.id, error=error)
+            log.info("{model}: {error}; retrying once on a new server", model=model.id, error=error)
             return False
         finally:
             lease.release()

@@ -198,7 +198,9 @@ class EventEndpoints:
         if not self._rows_asked:
             self._rows_asked, self._rows_outdated = True, False
             self.activity.legacy().addCallback(self._rows_read).addErrback(
-                lambda failure: log.failure("older dashboards get no rows", failure=failure)
+                lambda failure: log.failure(
+                    "the finished requests could not be read for older dashboards", failure=failure
+                )
             ).addBoth(lambda _: self._rows_over())
 
     def _rows_read(self, rows: list[dict[str, Any]]) -> None:

@@ -241,7 +241,7 @@ class LoadTests:
             run.body = b""
 
     def _broken(self, run: LoadTestRun, failure: Any) -> None:
-        log.failure("a load test broke", failure=failure)
+        log.failure("a load test failed", failure=failure)
         self._stop(run)
 
 

@@ -23,7 +23,7 @@ FORGOTTEN_AFTER = 15.0
 
 
 def stalled(vitals: HealthSnapshot) -> bool:
-    """Whether somebody waits although nothing he could wait for is under way."""
+    """Whether requests are queued but nothing is in progress that could serve them."""
     idle = not vitals.loading and not vitals.serving
     return vitals.oldest_waiter is not None and vitals.oldest_waiter > FORGOTTEN_AFTER and idle
 
@@ -100,7 +100,7 @@ class ProcessEndpoints:
         return text_answer("OK")
 
     def ready(self, call: AdminRequest) -> Response:
-        """Whether requests move: 503 when somebody waits although nothing he could wait for is under way."""
+        """Whether requests move: 503 if requests are queued but nothing is in progress."""
         vitals = self.fleet.vitals()
         moves = not stalled(vitals)
         report = {

@@ -473,7 +473,7 @@ def _append(container: JsonContainer, step: PathStep, value: bytes) -> None:
         container.members.append(_added(step.key, encode(step.key) + b":", value))
         return
     if step.index is None:
-        raise EditError(f"{step.key} is no index of an array")
+        raise EditError(f"{step.key} is not an array index")
     if step.index >= 0:
         missing = _bounded(step.index) - len(container.members)
         container.members.extend(_added("", b"", b"null") for _ in range(missing))

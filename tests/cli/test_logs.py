@@ -25,7 +25,7 @@ class LogsTests(SynchronousTestCase):
         server.on("GET /api/events?topics=logs:parot", sse(news("uiConfig", {})))
         server.on("GET /logs/stream/parot", (400, {"error": "invalid logger"}))
         told = invoke(["logs", "parot"], server).stderr
-        self.assertEqual(told, "Error: there is no log of the name parot (did you mean parrot?)\n")
+        self.assertEqual(told, "Error: no log is named parot (did you mean parrot?)\n")
         self.assertIn("invalid logger: parot (did you mean parrot?)", invoke(["logs", "-f", "parot"], server).stderr)
 
     def test_without_a_name_the_combined_log_is_shown(self):

@@ -125,7 +125,7 @@ class CommandTests(SynchronousTestCase):
     def test_a_configuration_that_is_not_there_is_said_before_the_service_fails_for_it(self):
         done = invoke(["service", "install", "--user"], env=self.env)
         path = self.home / "llamaswap/config.yaml"
-        self.assertIn(f"{path} is not there yet", done.stderr)
+        self.assertIn(f"{path} does not exist yet", done.stderr)
         path.parent.mkdir()
         path.write_text("models: {}")
         self.assertNotIn("not there yet", invoke(["service", "install", "--user"], env=self.env).stderr)

@@ -96,7 +96,7 @@ class ReloadTests(SynchronousTestCase):
         for disk in (config(a="serve other", b="serve b", c="x"), config(c="x"), config(c="x")):
             scene.disk = LoadedConfig(disk)
             self.successResultOf(reloader.reload())
-        self.assertEqual(said, ["new: b, c; to be started anew: a", "gone: a, b", "no model is different"])
+        self.assertEqual(said, ["added: b, c; restarting: a", "removed: a, b", "no model changed"])
 
     def test_the_same_again_changes_nothing_and_is_told(self) -> None:
         scene = Scene()

@@ -32,7 +32,7 @@ class LogFileTests(SynchronousTestCase):
         with open(os.path.join(folder, "llamaswap.log")) as file:
             said = file.read()
         self.assertIn("ready one", said)
-        self.assertIn("ended", said)
+        self.assertIn("shutdown complete", said)
         for name in there():
             self.assertLessEqual(os.path.getsize(os.path.join(folder, name)), 1024 * 1024)
 

@@ -201,7 +201,7 @@ reactor.run()
         words = [sys.executable, "-c", program]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        self.assertIn("ending without what a disk or a driver still does", done.stdout + done.stderr)
+        self.assertIn("giving up on pending disk or driver work", done.stdout + done.stderr)
 
     def test_a_taken_port_exits_1_and_starts_nothing(self):
         """core V109"""

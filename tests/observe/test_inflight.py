@@ -60,7 +60,7 @@ class TestInflight(SynchronousTestCase):
             loading: bool = False
 
         asked = []
-        held = [Held("owl must be done first", ("owl",))]
+        held = [Held("waiting for owl to finish", ("owl",))]
         self.inflight = InflightRequests(clock=self.clock, why=lambda model: asked.append(model) or held[0])
         self.listen()
         scope = self.inflight.open(facts(7))
@@ -68,11 +68,11 @@ class TestInflight(SynchronousTestCase):
         told = self.heard[-1]["request"]
         told = [told[key] for key in ("phase", "reason", "waits_for", "queue_pos")]
         self.assertEqual(told, ["queued", held[0].reason, ["owl"], 2])
-        held[0] = Held("its model is being loaded", loading=True)
+        held[0] = Held("the model is being loaded", loading=True)
         self.inflight.held()
         self.clock.advance(COALESCE)
         told = self.heard[-1]["request"]
-        self.assertEqual((told["phase"], told["reason"]), ("loading", "its model is being loaded"))
+        self.assertEqual((told["phase"], told["reason"]), ("loading", "the model is being loaded"))
         self.assertNotIn("queue_pos", told)
         self.assertEqual(self.inflight.busy(), {})
         self.inflight.phase("7", "prefill")

@@ -141,7 +141,7 @@ class ReclaimTests(SynchronousTestCase):
             self.assertNoResult(back)
             here.wait(1.2)
             self.successResultOf(back)
-        self.assertIn("next is loaded although", formatEvent(events[-1]))
+        self.assertIn("loading next although", formatEvent(events[-1]))
 
     def test_a_reading_that_fails_fails_no_start(self):
         here = Boards()

@@ -225,7 +225,7 @@ class Rooms(SynchronousTestCase):
         one, two = self.body(30, memory=memory), self.body(30, memory=memory)
         held = one.hold(1000)
         error = self.failureResultOf(two.hold(1000), NoRoom)
-        self.assertIn("too much of the memory", error.getErrorMessage())
+        self.assertIn("share of the memory", error.getErrorMessage())
         one.arrived(b"x" * 30)
         one.finished()
         self.assertEqual(len(self.successResultOf(held)), 30)
@@ -269,7 +269,7 @@ class Rooms(SynchronousTestCase):
         one.arrived(b"x" * 100)
         two.arrived(b"y" * 100)
         self.assertEqual([len(reader.refused) for reader in readers], [0, 1])
-        self.assertIn("too much of the disk", readers[1].refused[0])
+        self.assertIn("share of the disk", readers[1].refused[0])
         self.assertEqual(disk.used, 100)
         late = Consumer()
         two.start(late)
@@ -282,7 +282,7 @@ class Rooms(SynchronousTestCase):
         body, reader = self.body(5_000_000, memory=room(1000)), Consumer()
         body.start(reader, keep=False).pauseProducing()
         body.arrived(b"x" * 2000)
-        self.assertIn("too much of the memory", reader.refused[0])
+        self.assertIn("share of the memory", reader.refused[0])
 
     def test_an_announced_length_that_the_disk_cannot_take_is_refused_at_once(self):
         body, reader = self.body(1000, threshold=10, disk=room(500, "disk"), memory=room(900)), Consumer()

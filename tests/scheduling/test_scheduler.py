@@ -505,7 +505,7 @@ class LimitTests(SynchronousTestCase):
         here.advance(0.1)
         error = here.refused[early.number]
         assert isinstance(error, WaitedTooLong)
-        self.assertEqual(str(error), "b could not be loaded within 60s: other requests for a are still served")
+        self.assertEqual(str(error), "b could not be loaded within 60s: other requests for a are still being served")
         self.assertIn(late.number, here.waiting)
         here.advance(30.0)
         self.assertIn(late.number, here.refused)
@@ -1003,7 +1003,7 @@ class PinTests(SynchronousTestCase):
         ticket = here.request("b")
         error = here.refused[ticket.number]
         self.assertIsInstance(error, NotReady)
-        self.assertIn("a is kept loaded", str(error))
+        self.assertIn("a is pinned", str(error))
         self.assertEqual(here.ready, {"a"})
 
     def test_a_pin_refuses_those_who_already_wait_for_its_room(self) -> None:
@@ -1118,6 +1118,6 @@ class ForecastTests(SynchronousTestCase):
         here.pin("a")
         refuse = here.scheduler.forecast("b")
         self.assertEqual(refuse.action, "refuse")
-        self.assertIn("kept loaded", refuse.reason)
+        self.assertIn("pinned", refuse.reason)
         self.assertEqual(here.scheduler.forecast("zebra").action, "refuse")
         self.assertEqual(len(here.swaps), 1)

@@ -48,7 +48,7 @@ class Uploads(SynchronousTestCase):
             asked = stage.ask(b"POST", path, body, MULTIPART)
             body.consumer.body_refused(NoRoom("disk"))
             self.assertEqual((asked.sink.status, asked.sink.json.get("type")), (507, kind))
-            self.assertIn("too much of the disk", message(asked.sink))
+            self.assertIn("share of the disk", message(asked.sink))
 
     def test_a_model_behind_the_file_is_found(self):
         body = ArrivingBody()
