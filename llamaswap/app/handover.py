@@ -103,7 +103,7 @@ class ServiceHandover:
         return port.fileno(), UpgradeState(
             servers=tuple(service.router.handover()),
             connections=tuple(connections),
-            keeper=service.keeper.handover(),
+            keeper=service.guardian.handover(),
             profile=service.router.profile,
             pinned=tuple(sorted(service.router.pinned)),
             logs=service.book.histories(),
@@ -121,7 +121,7 @@ def take_over(service: LlamaSwap, state: UpgradeState) -> None:
     router = service.router
     try:
         if state.keeper is not None:
-            service.keeper.adopt(*state.keeper)
+            service.guardian.adopt(*state.keeper)
     except Exception:  # its pipe is closed with us, and another is started with the next child
         log.failure("the process guardian could not be taken over")
     if state.profile in router.config.profiles:

@@ -159,14 +159,14 @@ class LlamaSwap(MultiService):
         environment = without_ours(environ)
         self.notifier = SystemdNotifier.of(environ, reactor)
         token = uuid.uuid4().hex
-        self.keeper = GuardianClient(reactor, environment)
+        self.guardian = GuardianClient(reactor, environment)
         self.record = record_path(settings.listen, environ)
         self.launcher = Launcher(
             reactor,
             reactor,
             environment,
             token,
-            watchers=(self.keeper, ChildRecordFile(self.record)),
+            watchers=(self.guardian, ChildRecordFile(self.record)),
             secrets=lambda: known_secrets(self.router.config),
         )
         ask = SocketReadinessRequest(reactor, connector(reactor))
@@ -621,7 +621,7 @@ class LlamaSwap(MultiService):
         self.front.cut()
         self.pool.close()
         self.launcher.close()
-        self.keeper.close()
+        self.guardian.close()
         await self._while(lambda: self.hooks.busy, deadline)  # what follows an unload follows this one too
         putting_away = Deferred.fromCoroutine(self._put_away())
         putting_away.addTimeout(max(LAST_WORK, min(KEPT_FOR_SERVERS, deadline - self.reactor.seconds())), self.reactor)

@@ -91,27 +91,27 @@ def report(model: str, outcomes: Sequence[BenchResult], elapsed: float, warm_s: 
 @click.option("--warm/--cold", default=True, help="Ask once before measuring (default), so that loading is not timed.")
 @remote
 def bench(
-    desk: CliContext, model: str, requests: int, concurrency: int, prompt: str, max_tokens: int, warm: bool
+    context: CliContext, model: str, requests: int, concurrency: int, prompt: str, max_tokens: int, warm: bool
 ) -> None:
     """Measure a model's speed over the proxy."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
-    with about(desk.client, model):
-        warm_s = collect(desk.client, {**body, "max_tokens": 1}).total if warm else None
+    with about(context.client, model):
+        warm_s = collect(context.client, {**body, "max_tokens": 1}).total if warm else None
     from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=desk.err, transient=True) as bar:
+    with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=context.err, transient=True) as bar:
         task = bar.add_task("requests", total=requests)
-        outcomes, elapsed = measure(desk.client, body, requests, concurrency, lambda outcome: bar.advance(task))
+        outcomes, elapsed = measure(context.client, body, requests, concurrency, lambda outcome: bar.advance(task))
     found = report(model, outcomes, elapsed, warm_s)
-    if desk.as_json:
-        desk.document(found)
+    if context.as_json:
+        context.document(found)
     else:
-        _show(desk, found)
+        _show(context, found)
     if found["failed"] == requests:
         raise SystemExit(1)
 
 
-def _show(desk: CliContext, found: dict[str, Any]) -> None:
+def _show(context: CliContext, found: dict[str, Any]) -> None:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     columns = ("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max")
     shown.add_column(found["model"])
@@ -123,12 +123,12 @@ def _show(desk: CliContext, found: dict[str, Any]) -> None:
         ("tokens_per_second", "tokens/s of one answer"),
     ):
         shown.add_row(title, *("" if found[key][name] is None else f"{found[key][name]:.3f}" for name in columns))
-    desk.show(shown)
-    desk.say(
+    context.show(shown)
+    context.say(
         f"{found['requests']} requests in {found['elapsed_s']:.2f}s, {found['failed']} failed; "
         f"{found['tokens']} tokens, {found['tokens_per_second_overall'] or 0:.1f} tokens/s over all"
     )
     if found["load_and_first_request_s"] is not None:
-        desk.note(f"before that, one request to warm up: {found['load_and_first_request_s']:.2f}s")
+        context.note(f"before that, one request to warm up: {found['load_and_first_request_s']:.2f}s")
     for error in found["errors"]:
-        desk.note(error, "red")
+        context.note(error, "red")

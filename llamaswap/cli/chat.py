@@ -81,7 +81,7 @@ def answer(client: ApiClient, conversation: Conversation, prompt: str, printer: 
 @click.option("--stats", is_flag=True, help="Say how fast each answer came.")
 @remote
 def run(
-    desk: CliContext,
+    context: CliContext,
     model: str,
     prompt: tuple[str, ...],
     system: str,
@@ -98,22 +98,22 @@ def run(
     if words or not sys.stdin or not sys.stdin.isatty():
         if not words:
             raise click.UsageError("nothing to say: give a PROMPT, or pipe one in")
-        _once(desk, conversation, words, stats)
+        _once(context, conversation, words, stats)
         return
-    if desk.as_json:
+    if context.as_json:
         raise click.UsageError("--json needs a PROMPT")
-    _talk(desk, conversation, stats)
+    _talk(context, conversation, stats)
 
 
-def _once(desk: CliContext, conversation: Conversation, prompt: str, stats: bool) -> None:
-    printer = None if desk.as_json else Printer(sys.stdout.isatty())
+def _once(context: CliContext, conversation: Conversation, prompt: str, stats: bool) -> None:
+    printer = None if context.as_json else Printer(sys.stdout.isatty())
     try:
-        tally = answer(desk.client, conversation, prompt, printer)
+        tally = answer(context.client, conversation, prompt, printer)
     finally:
         if printer:
             printer.end()
-    if desk.as_json:
-        desk.document(
+    if context.as_json:
+        context.document(
             {
                 "model": conversation.model,
                 "content": tally.text,
@@ -124,15 +124,15 @@ def _once(desk: CliContext, conversation: Conversation, prompt: str, stats: bool
             }
         )
     elif stats:
-        desk.note(_told(tally))
+        context.note(_told(tally))
 
 
-def _talk(desk: CliContext, conversation: Conversation, stats: bool) -> None:
+def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
     try:
         import readline  # noqa: F401  # line editing and history for input()
     except ImportError:
         pass
-    desk.note(HELP)
+    context.note(HELP)
     while True:
         try:
             line = input("> ").strip()
@@ -149,25 +149,25 @@ def _talk(desk: CliContext, conversation: Conversation, stats: bool) -> None:
         elif word == "/system":
             conversation.system = rest.strip()
         elif word.startswith("/") and "/" not in word[1:]:
-            desk.note(HELP)
+            context.note(HELP)
         else:
-            _turn(desk, conversation, line, stats)
+            _turn(context, conversation, line, stats)
 
 
-def _turn(desk: CliContext, conversation: Conversation, line: str, stats: bool) -> None:
+def _turn(context: CliContext, conversation: Conversation, line: str, stats: bool) -> None:
     printer = Printer(sys.stdout.isatty())
     try:
-        tally = answer(desk.client, conversation, line, printer)
+        tally = answer(context.client, conversation, line, printer)
     except ClientError as trouble:
         printer.end()
-        desk.note(str(trouble), "red")
+        context.note(str(trouble), "red")
     except KeyboardInterrupt:
         printer.end()
-        desk.note("ended")
+        context.note("ended")
     else:
         printer.end()
         if stats:
-            desk.note(_told(tally))
+            context.note(_told(tally))
 
 
 def speeds(tally: StreamStats) -> dict[str, float | None]:

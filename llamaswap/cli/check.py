@@ -87,7 +87,7 @@ def loops(config: Config, listen: str) -> list[Problem]:
 @click.option("--diff", "other", type=PATH, metavar="OTHER", help="Say what a reload from CONFIG to OTHER would do.")
 @click.option("--listen", default=":8080", show_default=True, help="Where the server listens: no peer may lead there.")
 @local
-def check(desk: CliContext, config: Path, strict: bool, effectively: bool, other: Path | None, listen: str) -> None:
+def check(context: CliContext, config: Path, strict: bool, effectively: bool, other: Path | None, listen: str) -> None:
     """Check a configuration file, or a folder of them; config.yaml unless named.
 
     Exit status 0: it loads. 1: it does not, or with --strict there are warnings. A program that is not on this
@@ -109,7 +109,7 @@ def check(desk: CliContext, config: Path, strict: bool, effectively: bool, other
     bad = bool(errors) or (strict and bool(warnings))
     absent = missing(found[-1].config) if found and not errors else {}
     plan = changes(found[0].config, found[1].config) if len(found) == 2 else None
-    if desk.as_json:
+    if context.as_json:
         document: dict[str, Any] = {
             "valid": not bad,
             "errors": [problem(one) for one in errors],
@@ -120,30 +120,32 @@ def check(desk: CliContext, config: Path, strict: bool, effectively: bool, other
             document["effective"] = effective.plain(found[-1].config)
         if plan is not None:
             document["changes"] = plan
-        desk.document(document)
+        context.document(document)
     else:
-        _tell(desk, errors, warnings, strict)
+        _tell(context, errors, warnings, strict)
         for program, names in absent.items():
-            desk.note(f"note     {program} is not on this machine, or not in PATH (needed by {', '.join(names)})", "")
+            context.note(
+                f"note     {program} is not on this machine, or not in PATH (needed by {', '.join(names)})", ""
+            )
         if effectively and found and not errors:
             click.echo(effective.text(found[-1].config), nl=False)
         if plan is not None:
-            _tell_plan(desk, plan)
+            _tell_plan(context, plan)
         if found and not errors and not effectively and plan is None and not (strict and warnings):
             told = counted(len(found[0].config.models), "model")
             if warnings:
-                desk.say(f"{config}: {told}, {counted(len(warnings), 'warning')}; it loads", "yellow")
+                context.say(f"{config}: {told}, {counted(len(warnings), 'warning')}; it loads", "yellow")
             else:
-                desk.say(f"{config}: {told}, {'it loads' if absent else 'nothing wrong'}", "green")
+                context.say(f"{config}: {told}, {'it loads' if absent else 'nothing wrong'}", "green")
     if bad:
         raise SystemExit(1)
 
 
-def _tell(desk: CliContext, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:
+def _tell(context: CliContext, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:
     for one in errors:
-        desk.err.print(f"[red]error[/]    {_escaped(one)}")
+        context.err.print(f"[red]error[/]    {_escaped(one)}")
     for one in warnings:
-        desk.err.print(f"[{'red' if strict else 'yellow'}]warning[/]  {_escaped(one)}")
+        context.err.print(f"[{'red' if strict else 'yellow'}]warning[/]  {_escaped(one)}")
 
 
 def _escaped(one: Problem) -> str:
@@ -152,7 +154,7 @@ def _escaped(one: Problem) -> str:
     return escape(str(one))
 
 
-def _tell_plan(desk: CliContext, plan: dict[str, list[str]]) -> None:
+def _tell_plan(context: CliContext, plan: dict[str, list[str]]) -> None:
     words = {
         "restart": "restarted",
         "retune": "keep running, with new settings",
@@ -161,10 +163,10 @@ def _tell_plan(desk: CliContext, plan: dict[str, list[str]]) -> None:
         "settings": "settings that change",
     }
     if not any(plan.values()):
-        desk.say("a reload would change nothing")
+        context.say("a reload would change nothing")
         return
     for name, told in words.items():
         if plan[name]:
-            desk.say(f"{told}: {', '.join(plan[name])}")
+            context.say(f"{told}: {', '.join(plan[name])}")
     if not (plan["restart"] or plan["remove"]):
-        desk.say("no running server would be touched", "green")
+        context.say("no running server would be touched", "green")

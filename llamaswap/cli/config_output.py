@@ -18,7 +18,7 @@ NOTHING = (
 )
 
 
-def write(desk: CliContext, found: ScanResult, output: str, force: bool) -> None:
+def write(context: CliContext, found: ScanResult, output: str, force: bool) -> None:
     """The configuration into `output`, to standard output for -; with --json what is in it is told too."""
     text = configuration(found)
     try:
@@ -30,8 +30,8 @@ def write(desk: CliContext, found: ScanResult, output: str, force: bool) -> None
         if path.exists() and not force:
             raise click.ClickException(f"{path} exists; --force replaces it, -o FILE writes elsewhere")
         path.write_text(text, encoding="utf-8")
-    if desk.as_json:
-        desk.document(
+    if context.as_json:
+        context.document(
             {
                 "output": None if output == "-" else output,
                 "models": [{"name": model.name, "command": list(model.words)} for model in found.models],
@@ -45,11 +45,11 @@ def write(desk: CliContext, found: ScanResult, output: str, force: bool) -> None
         click.echo(text, nl=False)
     else:
         told = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
-        desk.say(f"{output}: {told}", "green")
+        context.say(f"{output}: {told}", "green")
         if any(model.active and model.words[0] == "llama-server" for model in found.models):
-            desk.say("llama-server was not found: install llama.cpp, or put its path into the commands", "yellow")
+            context.say("llama-server was not found: install llama.cpp, or put its path into the commands", "yellow")
         if not found.models and not found.servers:
-            desk.say(NOTHING, "yellow")
+            context.say(NOTHING, "yellow")
         else:
             name = shlex.quote(output)
-            desk.say(f"next: llamaswap check {name} && llamaswap -config {name} -listen 127.0.0.1:8080")
+            context.say(f"next: llamaswap check {name} && llamaswap -config {name} -listen 127.0.0.1:8080")

@@ -81,12 +81,12 @@ class CliContext:
 
 
 def local(command: F) -> F:
-    """A command on this machine: `--json`, and the desk as first argument."""
+    """A command on this machine: `--json`, and the context as first argument."""
     return _with_desk(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command), command)
 
 
 def remote(command: F) -> F:
-    """A command on a running server: `--url`, `--key`, `--json`, and the desk as first argument."""
+    """A command on a running server: `--url`, `--key`, `--json`, and the context as first argument."""
     wrapped = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
     wrapped = click.option("--key", envvar="LLAMASWAP_API_KEY", default="", help="API key ($LLAMASWAP_API_KEY).")(
         wrapped
@@ -100,12 +100,12 @@ def remote(command: F) -> F:
 def _with_desk(decorated: Any, command: F) -> F:
     def run(*args: Any, **options: Any) -> Any:
         found = click.get_current_context().find_object(CliContext)
-        desk = CliContext() if found is None else found
-        desk.as_json = options.pop("as_json", False)
-        desk.url = options.pop("url", desk.url)
-        desk.key = options.pop("key", desk.key)
+        context = CliContext() if found is None else found
+        context.as_json = options.pop("as_json", False)
+        context.url = options.pop("url", context.url)
+        context.key = options.pop("key", context.key)
         try:
-            return decorated(desk, *args, **options)
+            return decorated(context, *args, **options)
         except ClientError as trouble:
             raise click.ClickException(str(trouble)) from None
         except BrokenPipeError:

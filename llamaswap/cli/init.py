@@ -30,13 +30,13 @@ FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 @OUTPUT
 @FORCE
 @local
-def init(desk: CliContext, folders: Sequence[Path], servers: bool, output: str, force: bool) -> None:
+def init(context: CliContext, folders: Sequence[Path], servers: bool, output: str, force: bool) -> None:
     """Write a configuration of what is on this machine.
 
     Looks for GGUF files, the Hugging Face cache, installed engines and running OpenAI-compatible servers.
     """
     found = survey(Path.home(), os.environ, folders, ask=ask if servers else None)
-    write(desk, found, output, force)
+    write(context, found, output, force)
 
 
 @click.group(name="import")
@@ -49,14 +49,14 @@ def take_over() -> None:
 @OUTPUT
 @FORCE
 @local
-def ollama(desk: CliContext, folder: Path | None, output: str, force: bool) -> None:
+def ollama(context: CliContext, folder: Path | None, output: str, force: bool) -> None:
     """Write a configuration that serves Ollama's models from Ollama's files, without copying them."""
     places = [folder] if folder else disk.ollama_folders(Path.home(), os.environ)
     installed = disk.engines()
     for place in places:
         models = disk.ollama_models(place, installed.get("llama-server", "llama-server"))
         if models:
-            write(desk, evolve(ScanResult(engines=installed), models=tuple(models)), output, force)
+            write(context, evolve(ScanResult(engines=installed), models=tuple(models)), output, force)
             return
     raise click.ClickException(
         f"no Ollama models in {', '.join(map(str, places))}; set --from FOLDER or $OLLAMA_MODELS"

@@ -32,22 +32,22 @@ def remembered(client: ApiClient, name: str) -> str:
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is written.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last so many lines of what was written.")
 @remote
-def logs(desk: CliContext, name: str, follow: bool, lines: int | None) -> None:
+def logs(context: CliContext, name: str, follow: bool, lines: int | None) -> None:
     """Show the log of a model, the proxy or all together."""
     if not follow or lines is not None:
-        with about(desk.client, name):
-            written = remembered(desk.client, name).splitlines()
+        with about(context.client, name):
+            written = remembered(context.client, name).splitlines()
         for line in written if lines is None else written[-lines:] if lines else []:
-            _tell(desk, line)
+            _tell(context, line)
     if follow:
         path = f"/logs/stream/{quoted(name)}" if name else "/logs/stream"
-        with about(desk.client, name, refused=400):
-            for line in desk.client.lines(path + ("?no-history" if lines is not None else "")):
-                _tell(desk, line)
+        with about(context.client, name, refused=400):
+            for line in context.client.lines(path + ("?no-history" if lines is not None else "")):
+                _tell(context, line)
 
 
-def _tell(desk: CliContext, line: str) -> None:
-    if desk.as_json:
-        desk.line({"line": line})
+def _tell(context: CliContext, line: str) -> None:
+    if context.as_json:
+        context.line({"line": line})
     else:
         click.echo(line)

@@ -75,42 +75,42 @@ def table(models: Sequence[dict[str, Any]], title: str | None = None) -> Table:
 @click.command()
 @click.option("--all", "-a", "everything", is_flag=True, help="Also models that are not loaded.")
 @remote
-def ps(desk: CliContext, everything: bool) -> None:
+def ps(context: CliContext, everything: bool) -> None:
     """Show which models run."""
-    picture = gather(desk.client, everything)
-    if desk.as_json:
-        desk.document(picture)
+    picture = gather(context.client, everything)
+    if context.as_json:
+        context.document(picture)
         return
     if picture["models"]:
-        desk.show(table(picture["models"]))
+        context.show(table(picture["models"]))
     else:
-        desk.say("nothing is loaded")
+        context.say("nothing is loaded")
     for waiting in picture["queue"]:
-        desk.say(f"waiting {waiting['wait_ms'] / 1000:.1f}s for {waiting['model']} (place {waiting['position']})")
+        context.say(f"waiting {waiting['wait_ms'] / 1000:.1f}s for {waiting['model']} (place {waiting['position']})")
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=model_names)
 @click.option("--wait/--no-wait", default=True, help="Return when it is ready (default), or at once.")
 @remote
-def load(desk: CliContext, models: Sequence[str], wait: bool) -> None:
+def load(context: CliContext, models: Sequence[str], wait: bool) -> None:
     """Load models, one after the other."""
     told = []
     for name in models:
         began = time.monotonic()
-        before = _newest_swap(desk.client, name)
-        with about(desk.client, name):
-            accepted = desk.client.json(f"/api/models/load/{quoted(name)}", method="POST")
+        before = _newest_swap(context.client, name)
+        with about(context.client, name):
+            accepted = context.client.json(f"/api/models/load/{quoted(name)}", method="POST")
         state = accepted["state"]
         if wait:
-            with desk.err.status(f"loading {name}"):
-                state = wait_for_load(desk.client, accepted["model"], before)
+            with context.err.status(f"loading {name}"):
+                state = wait_for_load(context.client, accepted["model"], before)
         took = round(time.monotonic() - began, 3)
         told.append({"model": accepted["model"], "state": state, "seconds": took})
-        if not desk.as_json:
-            desk.say(f"{accepted['model']}: {state}" + (f" after {took:.1f}s" if wait else ""))
-    if desk.as_json:
-        desk.document(told)
+        if not context.as_json:
+            context.say(f"{accepted['model']}: {state}" + (f" after {took:.1f}s" if wait else ""))
+    if context.as_json:
+        context.document(told)
 
 
 def _newest_swap(client: ApiClient, model: str) -> int:
@@ -148,14 +148,14 @@ def wait_for_load(
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]", shell_complete=model_names)
 @remote
-def unload(desk: CliContext, models: Sequence[str]) -> None:
+def unload(context: CliContext, models: Sequence[str]) -> None:
     """Unload models; without a name all of them. Returns when they are gone."""
     for name in models:
-        with about(desk.client, name):
-            desk.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=PATIENT)
+        with about(context.client, name):
+            context.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=PATIENT)
     if not models:
-        desk.client.text("/api/models/unload", method="POST", timeout=PATIENT)
-    if desk.as_json:
-        desk.document({"unloaded": list(models) or "all"})
+        context.client.text("/api/models/unload", method="POST", timeout=PATIENT)
+    if context.as_json:
+        context.document({"unloaded": list(models) or "all"})
     else:
-        desk.say(f"unloaded {', '.join(models) or 'all models'}")
+        context.say(f"unloaded {', '.join(models) or 'all models'}")

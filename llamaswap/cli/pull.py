@@ -67,7 +67,7 @@ def choose(names: Sequence[str], quant: str = "") -> list[str]:
 @click.option("--token", envvar="HF_TOKEN", help="For gated repositories ($HF_TOKEN).")
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder of its own instead of the cache.")
 @local
-def pull(desk: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None) -> None:
+def pull(context: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None) -> None:
     """Download a model from Hugging Face."""
     try:
         from huggingface_hub import HfApi, hf_hub_download
@@ -81,7 +81,7 @@ def pull(desk: CliContext, name: str, revision: str | None, token: str | None, f
         names = HfApi(token=token or None).list_repo_files(repository, revision=revision)
         chosen = choose(names, quant)
         for number, file in enumerate(chosen, 1):
-            desk.note(f"{number} of {len(chosen)}: {file}")
+            context.note(f"{number} of {len(chosen)}: {file}")
             _begin(repository, file, revision, token or None, folder)
             more: dict[str, Any] = {"local_dir": folder} if folder else {}
             path = hf_hub_download(repository, file, revision=revision, token=token or None, **more)
@@ -94,7 +94,7 @@ def pull(desk: CliContext, name: str, revision: str | None, token: str | None, f
         if not from_the_wire(error):
             raise
         raise click.ClickException(f"{name}: {error}; is the hub reachable?") from None
-    _tell(desk, repository, paths)
+    _tell(context, repository, paths)
 
 
 def from_the_wire(error: Exception) -> bool:
@@ -109,10 +109,10 @@ def _begin(repository: str, file: str, revision: str | None, token: str | None, 
         fetch(repository, file, revision, token, folder)
 
 
-def _tell(desk: CliContext, repository: str, paths: Sequence[Path]) -> None:
+def _tell(context: CliContext, repository: str, paths: Sequence[Path]) -> None:
     models = gguf_models(path for path in paths if path.suffix.lower() == ".gguf")
-    if desk.as_json:
-        desk.document(
+    if context.as_json:
+        context.document(
             {
                 "repository": repository,
                 "files": [str(path) for path in paths],
@@ -123,9 +123,9 @@ def _tell(desk: CliContext, repository: str, paths: Sequence[Path]) -> None:
     for path in paths:
         click.echo(str(path))
     for model in models:
-        desk.note(f"\nFor the configuration:\n\n  {model.name}:\n    cmd: |")
-        desk.note(command((*model.words[:1], "--port ${PORT}"), "      ").replace('"', ""))
-        desk.note("\n".join(command(model.words, "      ").split("\n")[1:]))
+        context.note(f"\nFor the configuration:\n\n  {model.name}:\n    cmd: |")
+        context.note(command((*model.words[:1], "--port ${PORT}"), "      ").replace('"', ""))
+        context.note("\n".join(command(model.words, "      ").split("\n")[1:]))
     if not models:
-        desk.note(f"\nFor the configuration:\n\n  {model_name(repository.rpartition('/')[2])}:")
-        desk.note(f"    cmd: vllm serve {repository} --port ${{PORT}}")
+        context.note(f"\nFor the configuration:\n\n  {model_name(repository.rpartition('/')[2])}:")
+        context.note(f"    cmd: vllm serve {repository} --port ${{PORT}}")

@@ -104,7 +104,7 @@ LISTEN = click.option(
 @click.option("--now", is_flag=True, help="Start it, and at every boot (or login).")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @local
-def install(desk: CliContext, user: bool, config: Path | None, listen: str, now: bool, force: bool) -> None:
+def install(context: CliContext, user: bool, config: Path | None, listen: str, now: bool, force: bool) -> None:
     """Write the service's files."""
     made = here(user, config, listen)
     present = [path for path, text in made.files.items() if path.exists() and path.read_text() != text]
@@ -118,22 +118,24 @@ def install(desk: CliContext, user: bool, config: Path | None, listen: str, now:
         raise click.ClickException(f"{error.filename}: {error.strerror}; run it as root, or with --user") from None
     read = chosen(user, config)
     if not read.exists():
-        desk.note(f"{read} does not exist yet, and the service needs it (llamaswap init -o FILE writes one)", "yellow")
+        context.note(
+            f"{read} does not exist yet, and the service needs it (llamaswap init -o FILE writes one)", "yellow"
+        )
     if now:
         perform(made.start)
-    if desk.as_json:
-        desk.document({"files": [str(path) for path in made.files], "started": now})
+    if context.as_json:
+        context.document({"files": [str(path) for path in made.files], "started": now})
         return
     for path in made.files:
-        desk.say(f"wrote {path}", "green")
+        context.say(f"wrote {path}", "green")
     if not now:
-        desk.say("to start it: " + " && ".join(shlex.join(words) for words in made.start))
+        context.say("to start it: " + " && ".join(shlex.join(words) for words in made.start))
 
 
 @service.command()
 @USER
 @local
-def uninstall(desk: CliContext, user: bool) -> None:
+def uninstall(context: CliContext, user: bool) -> None:
     """Stop the service and remove its files."""
     made = here(user, None, service_files.LISTEN)
     present = [path for path in made.files if path.exists()]
@@ -141,10 +143,10 @@ def uninstall(desk: CliContext, user: bool) -> None:
         perform(made.stop, patient=True)
     for path in present:
         path.unlink()
-    if desk.as_json:
-        desk.document({"removed": [str(path) for path in present]})
+    if context.as_json:
+        context.document({"removed": [str(path) for path in present]})
     else:
-        desk.say(f"removed {', '.join(map(str, present))}" if present else "nothing was installed")
+        context.say(f"removed {', '.join(map(str, present))}" if present else "nothing was installed")
 
 
 @service.command()
@@ -152,11 +154,11 @@ def uninstall(desk: CliContext, user: bool) -> None:
 @CONFIG
 @LISTEN
 @local
-def show(desk: CliContext, user: bool, config: Path | None, listen: str) -> None:
+def show(context: CliContext, user: bool, config: Path | None, listen: str) -> None:
     """Print the service's files instead of writing them."""
     made = here(user, config, listen)
-    if desk.as_json:
-        desk.document({str(path): text for path, text in made.files.items()})
+    if context.as_json:
+        context.document({str(path): text for path, text in made.files.items()})
         return
     for path, text in made.files.items():
         click.echo(f"# -- {path}\n{text}")

@@ -116,24 +116,24 @@ def _requests(rows: list[dict[str, Any]]) -> Table:
 @click.option("--every", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Draw one picture and leave.")
 @remote
-def top(desk: CliContext, every: float, once: bool) -> None:
+def top(context: CliContext, every: float, once: bool) -> None:
     """Watch models, requests and GPUs."""
-    if desk.as_json:
+    if context.as_json:
         while True:
-            desk.line(gather(desk.client, thorough=True))
+            context.line(gather(context.client, thorough=True))
             if once:
                 return
             time.sleep(every)
     if once:
-        desk.show(view(gather(desk.client)))
+        context.show(view(gather(context.client)))
         return
-    if not desk.out.is_terminal:  # a pipe or a file: one picture after the other
-        _repeat(desk, every)
+    if not context.out.is_terminal:  # a pipe or a file: one picture after the other
+        _repeat(context, every)
         return
-    with Live(view(gather(desk.client)), console=desk.out, screen=True, auto_refresh=False) as live:
+    with Live(view(gather(context.client)), console=context.out, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every)
-            live.update(_look(desk.client), refresh=True)
+            live.update(_look(context.client), refresh=True)
 
 
 def _look(client: ApiClient) -> Group | Text:
@@ -144,9 +144,9 @@ def _look(client: ApiClient) -> Group | Text:
         return Text(str(trouble), style="red")
 
 
-def _repeat(desk: CliContext, every: float) -> None:
-    desk.show(view(gather(desk.client)))
+def _repeat(context: CliContext, every: float) -> None:
+    context.show(view(gather(context.client)))
     while True:
         time.sleep(every)
-        desk.out.print()
-        desk.show(_look(desk.client))
+        context.out.print()
+        context.show(_look(context.client))

@@ -56,28 +56,28 @@ def follow(
 @click.option("--pid", type=int, help="The server's process; by default the server at --url says which it is.")
 @click.option("--wait/--no-wait", default=True, help="Return when it is done (default), or when it was asked for.")
 @remote
-def upgrade(desk: CliContext, pid: int | None, wait: bool) -> None:
+def upgrade(context: CliContext, pid: int | None, wait: bool) -> None:
     """Have the running server become the installed code.
 
     Its process, its socket and the loaded models stay; requests wait for a moment and none fails.
     """
     if pid is not None and not wait:
         told(pid)
-        desk.say(f"process {pid} was asked to upgrade")
+        context.say(f"process {pid} was asked to upgrade")
         return
-    before = desk.client.json("/api/upgrade")
+    before = context.client.json("/api/upgrade")
     if pid is not None and pid != before["pid"]:
-        raise ClientError(f"the server at {desk.url} is process {before['pid']}, not {pid}; choose one with --url")
+        raise ClientError(f"the server at {context.url} is process {before['pid']}, not {pid}; choose one with --url")
     began = time.monotonic()
     told(before["pid"])
     state = before
     if wait:
-        with desk.err.status("upgrading"):
-            state = follow(desk.client, before)
-    if desk.as_json:
-        desk.document({**state, "seconds": round(time.monotonic() - began, 3)})
+        with context.err.status("upgrading"):
+            state = follow(context.client, before)
+    if context.as_json:
+        context.document({**state, "seconds": round(time.monotonic() - began, 3)})
     elif not wait:
-        desk.say(f"process {before['pid']} was asked to upgrade")
+        context.say(f"process {before['pid']} was asked to upgrade")
     else:
-        version = desk.client.json("/api/version")["version"]
-        desk.say(f"process {state['pid']} runs version {version} after {time.monotonic() - began:.1f}s")
+        version = context.client.json("/api/version")["version"]
+        context.say(f"process {state['pid']} runs version {version} after {time.monotonic() - began:.1f}s")

@@ -1,4 +1,4 @@
-"""What must be known of our children where we no longer are: to the keeper while we run, on disk for the next start.
+"""What must be known of our children where we no longer are: to the guardian while we run, on disk for the next start.
 
 A record names a process by pid *and* start time, and its descendants by mark, within one run of the kernel: so a
 sweep never touches a stranger who got the number later.
@@ -31,12 +31,12 @@ from llamaswap.servers.spawn import ChildRecord, Kernel, process_id
 SWEEP_GRACE = 2.0  # seconds an orphan has between TERM and KILL; nobody is served by it
 SWEEP_PAUSE = 0.02
 GIVE_UP = 5.0  # seconds after KILL
-REVIVALS = 5  # how often a killed keeper is replaced; who kills it more often means it
+REVIVALS = 5  # how often a killed guardian is replaced; who kills it more often means it
 
 _log = Logger()
 
 _ROOT = str(Path(__file__).resolve().parents[2])
-_KEEPER = f"import sys; sys.path.insert(0, {_ROOT!r}); from llamaswap.servers.guardian import main; main()"
+_GUARDIAN = f"import sys; sys.path.insert(0, {_ROOT!r}); from llamaswap.servers.guardian import main; main()"
 
 
 def _announcement(birth: ChildRecord) -> str:
@@ -44,10 +44,10 @@ def _announcement(birth: ChildRecord) -> str:
 
 
 class _GuardianPipe(ProcessProtocol):
-    """The pipe to the keeper."""
+    """The pipe to the guardian."""
 
-    def __init__(self, keeper: GuardianClient) -> None:
-        self._keeper = keeper
+    def __init__(self, guardian: GuardianClient) -> None:
+        self._guardian = guardian
         self._behind = False
         self.pid = 0
 
@@ -55,13 +55,13 @@ class _GuardianPipe(ProcessProtocol):
         self.pid = process_id(self.transport)
 
     def say(self, line: str) -> None:
-        """One line to the keeper, at once: who kills us the next moment must not find it in a buffer of ours."""
+        """One line to the guardian, at once: who kills us the next moment must not find it in a buffer of ours."""
         transport, pipe, data = self.transport, self.pipe, line.encode() + b"\n"
         if transport is None:
             return
         if pipe is not None and not self._behind:
             try:
-                data = data[self._keeper.write(pipe, data) :]
+                data = data[self._guardian.write(pipe, data) :]
             except OSError:
                 pass  # full, or nobody reads any more, of which the transport hears
         if data:
@@ -70,7 +70,7 @@ class _GuardianPipe(ProcessProtocol):
 
     @property
     def pipe(self) -> int | None:
-        """Our end of the pipe to the keeper."""
+        """Our end of the pipe to the guardian."""
         return None if self.transport is None else descriptors(self.transport).get(0)
 
     def hang_up(self) -> None:
@@ -79,7 +79,7 @@ class _GuardianPipe(ProcessProtocol):
             self.transport.closeStdin()
 
     def processEnded(self, reason: Failure) -> None:
-        self._keeper.ended(self)
+        self._guardian.ended(self)
 
 
 @define(eq=False)
@@ -96,7 +96,7 @@ class GuardianClient:
 
     @property
     def pid(self) -> int | None:
-        """The keeper's process, while there is one."""
+        """The guardian's process, while there is one."""
         return None if self._line is None else self._line.pid
 
     def handover(self) -> tuple[int, int] | None:
@@ -107,7 +107,7 @@ class GuardianClient:
         return line.pid, line.pipe
 
     def adopt(self, pid: int, pipe: int) -> None:
-        """Go on with the keeper that an earlier program of this process started. OSError where there is none."""
+        """Go on with the guardian that an earlier program of this process started. OSError where there is none."""
         line = _GuardianPipe(self)
         adopted = self.adoption(self.processes, pid, line, reading={}, writing={0: pipe})
         self._line = line
@@ -127,7 +127,7 @@ class GuardianClient:
             self._line.say(f"- {birth.pid}")
 
     def close(self) -> None:
-        """The end of the line; a keeper with nobody to watch over ends at once."""
+        """The end of the line; a guardian with nobody to watch over ends at once."""
         line, self._line = self._line, None
         self._revivals = REVIVALS
         if line is not None:
@@ -147,7 +147,7 @@ class GuardianClient:
         line = _GuardianPipe(self)
         python = sys.executable or "python3"
         # What there is already it is born with: between its first moment and a first line we could be killed.
-        words = [python, "-I", "-S", "-c", _KEEPER, *map(_announcement, self._births.values())]
+        words = [python, "-I", "-S", "-c", _GUARDIAN, *map(_announcement, self._births.values())]
         try:
             self.processes.spawnProcess(line, python, words, env=dict(self.environ), childFDs={0: "w"})
         except OSError as error:

@@ -1,6 +1,6 @@
 """What the kernel can tell about processes and ports, where there is a /proc; elsewhere every answer is "unknown".
 
-Standard library only and cheap to import: the keeper uses it in an interpreter without site-packages. Knows
+Standard library only and cheap to import: the guardian uses it in an interpreter without site-packages. Knows
 nothing of models or supervisors.
 """
 

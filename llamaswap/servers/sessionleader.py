@@ -49,7 +49,7 @@ def _die_with_parent(parent: int) -> None:
 
         ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGTERM
     except (ImportError, OSError, AttributeError):
-        return  # a libc without it: the keeper alone has to do
+        return  # a libc without it: the guardian alone has to do
     if os.getppid() != parent:
         os._exit(0)  # it died before we asked
 

@@ -66,8 +66,11 @@ class IdleConnection:
 
 @frozen
 class UpgradeState:
-    """What the next program must know. `keeper` is (pid, descriptor of the pipe to it), `logs` the last of each log,
-    `ailing` are models that fail."""
+    """What the next program must know.
+
+    `keeper` is the guardian's (pid, descriptor of the pipe to it), under the name that earlier programs give it; `logs`
+    is the last of each log; `ailing` are the models that fail.
+    """
 
     servers: tuple[ServerSnapshot, ...] = ()
     connections: tuple[IdleConnection, ...] = ()

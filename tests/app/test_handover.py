@@ -58,7 +58,7 @@ class FakeConfig:
 @define(eq=False)
 class FakeService:
     router: FakeRouter
-    keeper: object = field(factory=Refuses)
+    guardian: object = field(factory=Refuses)
     front: object = field(factory=Refuses)
     reactor: object = None
     launcher: object = None

@@ -66,7 +66,11 @@ def chat(*texts, **more):
 def invoke(words, server=None, stdin=None, env=None):
     """Run a command line; the result has exit_code, stdout, stderr."""
     chosen = server or Server()
-    desk = CliContext(connect=lambda url, key: ApiClient(url, chosen.send, key))
+    context = CliContext(connect=lambda url, key: ApiClient(url, chosen.send, key))
     return CliRunner().invoke(
-        app, list(words), obj=desk, input=stdin, env={"LLAMASWAP_URL": None, "LLAMASWAP_API_KEY": None, **(env or {})}
+        app,
+        list(words),
+        obj=context,
+        input=stdin,
+        env={"LLAMASWAP_URL": None, "LLAMASWAP_API_KEY": None, **(env or {})},
     )

@@ -29,16 +29,16 @@ from tests.live.product import within
 ENGINE = f"{sys.executable} -I -S {Path(__file__).with_name('engine.py')}"
 ROOT = Path(__file__).parents[2]
 
-# A proxy in miniature: starts one model with its keeper and record, says so, and waits to be killed.
+# A proxy in miniature: starts one model with its guardian and record, says so, and waits to be killed.
 PROXY = """
 import os, sys
 from pathlib import Path
 from twisted.internet import reactor
 from llamaswap.servers.orphans import GuardianClient, ChildRecordFile
 from llamaswap.servers.spawn import Launcher
-keeper = GuardianClient(reactor, dict(os.environ))
+guardian = GuardianClient(reactor, dict(os.environ))
 record = ChildRecordFile(Path(sys.argv[1]))
-launcher = Launcher(reactor, reactor, dict(os.environ), sys.argv[2], watchers=[record] + [keeper] * int(sys.argv[3]))
+launcher = Launcher(reactor, reactor, dict(os.environ), sys.argv[2], watchers=[record] + [guardian] * int(sys.argv[3]))
 def go():
     child = launcher.launch(sys.argv[4], sys.argv[4:], [], model="kiwi", port=1)
     child.attend(lambda data: os.write(1, data))
@@ -228,9 +228,9 @@ class SupervisorTests(LiveCase):
 class KilledProxyTests(LiveCase):
     """What a proxy killed with SIGKILL leaves behind."""
 
-    def start(self, keeper, flags):
+    def start(self, guardian, flags):
         self.path = Path(self.mktemp()).resolve() / "children.json"
-        words = [sys.executable, "-c", textwrap.dedent(PROXY), str(self.path), self.token, str(keeper)]
+        words = [sys.executable, "-c", textwrap.dedent(PROXY), str(self.path), self.token, str(guardian)]
         proxy = subprocess.Popen(
             [*words, *ENGINE.split(), "--port", "0", *flags], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
         )

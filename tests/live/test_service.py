@@ -39,7 +39,7 @@ def pids(product, *models):
     return [product.json(f"/upstream/{model}/pid")["pid"] for model in models]
 
 
-def keeper_of(product):
+def guardian_of(product):
     """The process that ends the servers when the product is killed."""
     for entry in Path("/proc").iterdir():
         try:
@@ -48,7 +48,7 @@ def keeper_of(product):
                 return int(entry.name)
         except (OSError, IndexError):
             continue
-    raise AssertionError("there is no keeper")
+    raise AssertionError("there is no guardian")
 
 
 class SwapTests(SynchronousTestCase):
@@ -174,7 +174,7 @@ class EndTests(SynchronousTestCase):
             with Product(text, "--listen", address, env=env) as first:
                 (left,) = pids(first, "one")
                 first.process.send_signal(signal.SIGSTOP)
-                os.kill(keeper_of(first), signal.SIGKILL)  # so that the next start has to do it
+                os.kill(guardian_of(first), signal.SIGKILL)  # so that the next start has to do it
                 first.process.kill()
                 first.process.wait(10)
                 with Product(text, "--listen", address, env=env) as second:

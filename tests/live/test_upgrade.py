@@ -267,30 +267,30 @@ class UpgradeTests(SynchronousTestCase):
             wait_for(lambda: not any(map(group_members, groups)), 10, "the end of both groups")
 
     def test_the_parent_death_signal_alone_ends_a_server_at_once(self):
-        """The keeper is stopped dead; what the server leaves is ended as soon as it can go on."""
+        """The guardian is stopped dead; what the server leaves is ended as soon as it can go on."""
         with Product(together(one="--grandchild-ignores")) as product:
             (server,) = pids(product, "one")
-            group, (keeper,) = os.getpgid(server), self.keepers(product)
+            group, (guardian,) = os.getpgid(server), self.guardians(product)
             self.assertEqual(upgrade(product)["count"], 1)
-            self.assertEqual(self.keepers(product), [keeper], "it is the same one")
-            os.kill(keeper, signal.SIGSTOP)
+            self.assertEqual(self.guardians(product), [guardian], "it is the same one")
+            os.kill(guardian, signal.SIGSTOP)
             try:
                 self.kill(product)
                 wait_for(lambda: not alive(server), 1, "the server's end by the signal")
                 self.assertTrue(group_members(group), "what it started got no signal")
             finally:
-                os.kill(keeper, signal.SIGCONT)
+                os.kill(guardian, signal.SIGCONT)
             wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
     def test_a_keeper_that_is_killed_after_an_upgrade_is_replaced_and_knows_all(self):
         with Product(together(one="--ignore-term --grandchild-ignores")) as product:
             (server,) = pids(product, "one")
-            group, (keeper,) = os.getpgid(server), self.keepers(product)
+            group, (guardian,) = os.getpgid(server), self.guardians(product)
             upgrade(product)
-            os.kill(keeper, signal.SIGKILL)
+            os.kill(guardian, signal.SIGKILL)
             deadline = time.monotonic() + 5
-            while self.keepers(product) in ([], [keeper]):  # without a pause: it is to know all when it is there
-                self.assertLess(time.monotonic(), deadline, "no other keeper came")
+            while self.guardians(product) in ([], [guardian]):  # without a pause: it is to know all when it is there
+                self.assertLess(time.monotonic(), deadline, "no other guardian came")
             self.kill(product)
             wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
@@ -298,8 +298,8 @@ class UpgradeTests(SynchronousTestCase):
         product.process.kill()
         product.process.wait(10)
 
-    def keepers(self, product):
-        """The living keepers of the product."""
+    def guardians(self, product):
+        """The living guardians of the product."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""The record of children, its sweep, and our side of the keeper."""
+"""The record of children, its sweep, and our side of the guardian."""
 
 import json
 import os
@@ -162,7 +162,7 @@ class Pipe:
 class KeeperTests(SynchronousTestCase):
     def setUp(self):
         self.world = World()
-        self.keeper = GuardianClient(self.world, {})
+        self.guardian = GuardianClient(self.world, {})
 
     def direct(self, process, room=1 << 16):
         """What writes to the pipe itself, as long as there is room."""
@@ -188,14 +188,14 @@ class KeeperTests(SynchronousTestCase):
     def test_it_starts_with_the_first_child_and_knows_all_that_live(self):
         self.assertEqual(self.world.processes, [])
         one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
-        self.keeper.started(one)
-        self.keeper.started(two)
-        self.keeper.gone(one)
+        self.guardian.started(one)
+        self.guardian.started(two)
+        self.guardian.gone(one)
         self.assertEqual(len(self.world.processes), 1)
         self.assertEqual(self.births(self.world.processes[0]), {8: (80, "m.2")})
 
     def test_a_killed_keeper_is_replaced_and_told_everything_a_bounded_number_of_times(self):
-        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         for _ in range(REVIVALS + 3):
             last = self.world.processes[-1]
             last.die(-9)
@@ -205,8 +205,8 @@ class KeeperTests(SynchronousTestCase):
 
     def test_a_new_keeper_knows_every_child_from_its_first_moment(self):
         """Killed before we could write a line to it, we must have left it all there is to know."""
-        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
-        self.keeper.started(ChildRecord(8, 80, "m.2", "plum", None))
+        self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
         self.world.processes[-1].die(-9)
         self.world.clock.advance(0.1)
         self.assertEqual(len(self.world.processes), 2)
@@ -214,10 +214,10 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(self.world.processes[-1].written, b"")
 
     def test_one_that_was_handed_over_is_told_of_every_child_and_not_started_again(self):
-        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         process = self.world.processes[0]
         process.pipes = {0: Pipe(33)}
-        self.assertEqual(self.keeper.handover(), (process.pid, 33))
+        self.assertEqual(self.guardian.handover(), (process.pid, 33))
         adopted = []
 
         def adoption(reactor, pid, protocol, *, reading, writing):
@@ -235,8 +235,8 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
 
     def piped(self):
-        """A keeper whose pipe is at hand, and its process."""
-        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        """A guardian whose pipe is at hand, and its process."""
+        self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         process = self.world.processes[0]
         process.pipes = {0: Pipe(33)}
 
@@ -244,30 +244,30 @@ class KeeperTests(SynchronousTestCase):
             protocol.makeConnection(process)
             return process
 
-        keeper = GuardianClient(self.world, {}, adoption)
-        keeper.adopt(process.pid, 33)
-        return keeper, process
+        guardian = GuardianClient(self.world, {}, adoption)
+        guardian.adopt(process.pid, 33)
+        return guardian, process
 
     def test_it_is_told_without_a_turn_of_the_reactor(self):
         """Killed in the moment after a start, we must not take the news with us in a buffer."""
-        keeper, process = self.piped()
+        guardian, process = self.piped()
         told, write = [], self.direct(process)
-        keeper.write = lambda pipe, data: told.append((pipe, write(pipe, data))) or told[-1][1]
-        keeper.started(ChildRecord(8, 80, "m.2", "plum", None))
+        guardian.write = lambda pipe, data: told.append((pipe, write(pipe, data))) or told[-1][1]
+        guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
         self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
         self.assertEqual(told, [(33, len("+ 8 80 m.2\n"))])
 
     def test_a_full_pipe_keeps_the_order(self):
-        keeper, process = self.piped()
-        keeper.write = self.direct(process, room=4)
-        keeper.started(ChildRecord(8, 80, "m.2", "plum", None))
-        keeper.write = lambda *_: self.fail("overtook what waits")
-        keeper.gone(ChildRecord(8, 80, "m.2", "plum", None))
+        guardian, process = self.piped()
+        guardian.write = self.direct(process, room=4)
+        guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
+        guardian.write = lambda *_: self.fail("overtook what waits")
+        guardian.gone(ChildRecord(8, 80, "m.2", "plum", None))
         self.assertEqual(self.births(process), {7: (70, "m.1")})
 
     def test_closing_ends_it_and_it_is_not_replaced(self):
-        self.keeper.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
-        self.keeper.close()
+        self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
+        self.guardian.close()
         process = self.world.processes[0]
         self.assertTrue(process.stdin_closed)
         process.die(0)
