@@ -1,626 +1,361 @@
-"""One server's life as a machine: which states there are, what may happen in each, and who is answered when.
+"""The state machine of one model's server: its states, and what each event does in each state.
 
-Inputs are past facts and wishes and return None. What a state owns (a probe, a ladder) is its data, so that no
-timer outlives its state. Everything the machine does, it does through `Actions`; it starts no process and reads no
-clock itself. `describe` writes the drawing in docs/lifecycle.rst.
+Inputs are events and wishes and return None. What runs during a state (readiness checks, a stop) is the state's data,
+so that no timer outlives its state. The machine acts through `Actions` alone; it starts no process and reads no clock.
+docs/lifecycle.rst contains the drawing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Concatenate, TypeVar
 
-from attrs import Factory, define, frozen
 from automat import TypeMachineBuilder
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.errors import LlamaswapError, ModelUnloaded, ShuttingDown
+from llamaswap.errors import LlamaswapError
+from llamaswap.servers.lifecycle_interfaces import Actions, Inputs, StateTask, StopInProgress
 
-ABORT_GRACE = 5.0  # seconds a server may take to stop that was never ready: nothing of worth is lost
-CRASH_GRACE = 0.0  # what a crashed leader left is not asked
+ABORT_GRACE = 5.0  # seconds a server that was never ready may take to stop: it has no work to finish
+CRASH_GRACE = 0.0  # processes that a crashed server left are killed at once
 
 STOPPED, STARTING, READY, STOPPING, SHUTDOWN = "stopped", "starting", "ready", "stopping", "shutdown"
-ASLEEP = "asleep"  # told outside as stopped, since it takes up no room, with a fact beside it
+SUSPENDED = "asleep"  # shown as stopped, because it uses no memory that another model needs
 
+T = TypeVar("T")
 
-class Inputs(Protocol):
-    """What may happen to a server."""
 
-    def want_ready(self, waiter: Deferred[Endpoint]) -> None:
-        """Somebody needs it. `waiter` gets the endpoint, or why not."""
+def _data(make: Callable[[Actions], T]) -> Callable[Concatenate[Inputs, Actions, ...], T]:
+    """A state's data, made by an action that needs no argument of the input."""
+    return lambda inputs, actions, *args, **kwargs: make(actions)
 
-    def want_stopped(self, waiter: Deferred[None], grace: float) -> None:
-        """Somebody wants it gone; `waiter` fires when nothing is left of it."""
 
-    def want_cleaned(self, waiter: Deferred[None]) -> None:
-        """It is down, and its stop command has to run; `waiter` fires when that has ended."""
+def _suspend(inputs: Inputs, actions: Actions, waiter: object, grace: float = 0.0) -> StateTask:
+    return actions.suspend(grace)
 
-    def want_asleep(self, waiter: Deferred[None], grace: float) -> None:
-        """Its room is wanted. `waiter` fires when it sleeps, or is gone because it could not: within `grace` then."""
 
-    def fell_asleep(self) -> None:
-        """It has given back what it held."""
-
-    def sleep_failed(self) -> None:
-        """It could not be put to sleep, or not in time."""
-
-    def wake_failed(self) -> None:
-        """It does not wake up, or not in time. A fresh start is worth a try."""
-
-    def probe_passed(self) -> None:
-        """It answers as a ready server does."""
-
-    def start_failed(self, error: Callable[[], LlamaswapError]) -> None:
-        """It could not be started, or not in time. `error` is asked when its last words are in."""
-
-    def port_lost(self) -> None:
-        """It went at once because somebody else had its port; another one is worth a try."""
-
-    def exited(self, error: Callable[[], LlamaswapError]) -> None:
-        """The process ended; `error` says how, to those who wait for it to be ready."""
-
-    def drained(self) -> None:
-        """Nothing of it is left, or what is left was declared lost."""
-
-    def closing(self, waiter: Deferred[None], grace: float) -> None:
-        """It shall stop and never start again."""
-
-    def adopted(self) -> None:
-        """It is there and ready already: an earlier program of this process started it."""
-
-    def adopted_asleep(self) -> None:
-        """It is there and sleeps."""
-
-
-# -- what the states own -----------------------------------------------------------------------------------
-
-
-@frozen
-class StartInProgress:
-    """A start under way; `abandon` ends its probing and its deadline, not its process."""
-
-    abandon: Callable[[], None]
-
-
-@frozen
-class Serving:
-    """A server that is ready."""
-
-    endpoint: Endpoint
-
-
-@frozen
-class SuspendInProgress:
-    """A way into sleep under way; `abandon` ends the asking. `grace` is for the way down where it does not succeed."""
-
-    abandon: Callable[[], None]
-    grace: float
-
-
-@frozen
-class StopInProgress:
-    """A way down under way. `hasten(grace)` for the less patient, `leader_gone()` when the process ended."""
-
-    go: Callable[[float], None]
-    hasten: Callable[[float], None]
-    leader_gone: Callable[[], None]
-
-
-class Actions(Protocol):
-    """What the machine needs done. Nothing here may call an input before the next turn of the reactor."""
-
-    @property
-    def waiters(self) -> LifecycleWaiters: ...
-
-    def begin(self) -> StartInProgress: ...
-
-    def serve(self) -> Serving: ...
-
-    def doze(self, grace: float) -> SuspendInProgress:
-        """The way into sleep that is under way, or else a fresh one."""
-
-    def wake(self) -> StartInProgress:
-        """Have a sleeping server woken up and probed."""
-
-    def descend(self) -> StopInProgress:
-        """The way down that is under way, or else a fresh one for the child there is."""
-
-    def show(self, word: str) -> None:
-        """The state as the outside sees it is now `word`."""
-
-
-@define(eq=False)
-class LifecycleWaiters:
-    """Who waits for what. They are told on a later turn, never inside an input: they may well call one."""
-
-    clock: IReactorTime
-    model: str
-    _for_ready: list[Deferred[Endpoint]] = Factory(list)
-    _for_stop: list[Deferred[None]] = Factory(list)
-    _doomed: list[tuple[Deferred[Endpoint], Callable[[], LlamaswapError]]] = Factory(list)
-    _tellings: list[Callable[[], None]] = Factory(list)
-
-    def add_ready(self, waiter: Deferred[Endpoint]) -> None:
-        self._for_ready.append(waiter)
-
-    def add_stop(self, waiter: Deferred[None]) -> None:
-        self._for_stop.append(waiter)
-
-    def ready(self, endpoint: Endpoint) -> None:
-        """All who wait for it get it."""
-        waiting, self._for_ready = self._for_ready, []
-        for waiter in waiting:
-            self._later(_calling(waiter, endpoint))
-
-    def doom(self, error: Callable[[], LlamaswapError]) -> None:
-        """Those who wait now will be told `error`, but not before the process is gone and its room is free."""
-        self._doomed += [(waiter, error) for waiter in self._for_ready]
-        self._for_ready = []
-
-    def abort(self) -> None:
-        """Those who wait now will hear that it was stopped meanwhile."""
-        self.doom(lambda: ModelUnloaded(self.model))
-
-    def gone(self) -> None:
-        """It is down: tell those who wanted that, and those whose start failed."""
-        doomed, self._doomed = self._doomed, []
-        for waiter, error in doomed:
-            self._later(_failing(waiter, error()))
-        stopped, self._for_stop = self._for_stop, []
-        for done in stopped:
-            self._later(_calling(done, None))
-
-    def refuse(self, waiter: Deferred[Endpoint]) -> None:
-        """Nothing is started any more."""
-        self._later(_failing(waiter, ShuttingDown(self.model)))
-
-    def shut_down(self) -> None:
-        """Those who wait to be served now will hear that nothing is started any more."""
-        self.doom(lambda: ShuttingDown(self.model))
-
-    def _later(self, telling: Callable[[], None]) -> None:
-        if not self._tellings:
-            self.clock.callLater(0, self._tell)
-        self._tellings.append(telling)
-
-    def _tell(self) -> None:
-        tellings, self._tellings = self._tellings, []
-        for telling in tellings:
-            telling()
-
-
-def _calling(waiter: Deferred[Any], value: object) -> Callable[[], None]:
-    """A waiter may have been cancelled by its owner, who then was told already."""
-
-    def tell() -> None:
-        if not waiter.called:
-            waiter.callback(value)
-
-    return tell
-
-
-def _failing(waiter: Deferred[Any], error: Exception) -> Callable[[], None]:
-    def tell() -> None:
-        if not waiter.called:
-            waiter.errback(error)
-
-    return tell
-
-
-# -- the machine -------------------------------------------------------------------------------------------
-
-
-def _begin(inputs: Inputs, hands: Actions, *args: Any, **kwargs: Any) -> StartInProgress:
-    return hands.begin()
-
-
-def _serve(inputs: Inputs, hands: Actions, *args: Any, **kwargs: Any) -> Serving:
-    return hands.serve()
-
-
-def _descend(inputs: Inputs, hands: Actions, *args: Any, **kwargs: Any) -> StopInProgress:
-    return hands.descend()
-
-
-def _doze(inputs: Inputs, hands: Actions, waiter: object, grace: float = 0.0) -> SuspendInProgress:
-    return hands.doze(grace)
-
-
-def _wake(inputs: Inputs, hands: Actions, *args: Any, **kwargs: Any) -> StartInProgress:
-    return hands.wake()
-
-
-builder = TypeMachineBuilder(Inputs, Actions)  # type: ignore[type-abstract]  # a Protocol is what Automat wants here
+builder = TypeMachineBuilder(Inputs, Actions)  # type: ignore[type-abstract]  # Automat takes a Protocol here
+_termination = _data(lambda actions: actions.terminate())
+_idle = _data(lambda actions: StateTask())
 
 Stopped = builder.state("Stopped")
-Starting = builder.state("Starting", _begin)
-Ready = builder.state("Ready", _serve)
-Suspending = builder.state("Suspending", _doze)
-SuspendingThenResume = builder.state("SuspendingThenResume", _doze)
-Suspended = builder.state("Suspended")
-Resuming = builder.state("Resuming", _wake)
-Stopping = builder.state("Stopping", _descend)
-Restarting = builder.state("Restarting", _descend)
-Closing = builder.state("Closing", _descend)
+Starting = builder.state("Starting", _data(lambda actions: actions.start(False)))
+StartingElsewhere = builder.state("StartingElsewhere", _data(lambda actions: actions.start(True)))
+Ready = builder.state("Ready", _idle)
+Suspending = builder.state("Suspending", _suspend)
+SuspendingThenResume = builder.state("SuspendingThenResume", _suspend)
+Suspended = builder.state("Suspended", _idle)
+Resuming = builder.state("Resuming", _data(lambda actions: actions.resume()))
+Stopping = builder.state("Stopping", _termination)
+Restarting = builder.state("Restarting", _termination)
+Relocating = builder.state("Relocating", _termination)
+Closing = builder.state("Closing", _termination)
 Closed = builder.state("Closed")
 
 
-# It is down.
+# Down.
 
 
 @Stopped.upon(Inputs.want_ready).to(Starting)
-def _start(inputs: Inputs, hands: Actions, waiter: Deferred[Endpoint]) -> None:
-    hands.waiters.add_ready(waiter)
-    hands.show(STARTING)
+def _start(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
+    actions.waiters.add_ready(waiter)
+    actions.show(STARTING)
 
 
 @Stopped.upon(Inputs.want_stopped).loop()
-@Stopped.upon(Inputs.want_asleep).loop()
+@Stopped.upon(Inputs.want_suspended).loop()
+@Suspended.upon(Inputs.want_suspended, nodata=True).loop()
 @Closed.upon(Inputs.want_stopped).loop()
-@Closed.upon(Inputs.want_asleep).loop()
-@Suspended.upon(Inputs.want_asleep).loop()
-def _already_down(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.waiters.add_stop(waiter)
-    hands.waiters.gone()
+@Closed.upon(Inputs.want_suspended).loop()
+@Closed.upon(Inputs.closing).loop()
+def _already_down(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float) -> None:
+    actions.waiters.add_stop(waiter)
+    actions.waiters.stopped()
 
 
 @Stopped.upon(Inputs.want_cleaned).to(Stopping)
-def _clean_up(inputs: Inputs, hands: Actions, waiter: Deferred[None]) -> None:
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(0.0)
+def _clean_up(inputs: Inputs, actions: Actions, waiter: Deferred[None]) -> None:
+    actions.waiters.add_stop(waiter)
+    actions.terminate().begin(0.0)
 
 
 @Stopped.upon(Inputs.adopted).to(Ready)
-def _take_over(inputs: Inputs, hands: Actions) -> None:
-    hands.show(READY)
+def _adopt(inputs: Inputs, actions: Actions) -> None:
+    actions.show(READY)
 
 
-@Stopped.upon(Inputs.adopted_asleep).to(Suspended)
-def _take_over_asleep(inputs: Inputs, hands: Actions) -> None:
-    hands.show(ASLEEP)
+@Stopped.upon(Inputs.adopted_suspended).to(Suspended)
+def _adopt_suspended(inputs: Inputs, actions: Actions) -> None:
+    actions.show(SUSPENDED)
 
 
 @Stopped.upon(Inputs.closing).to(Closed)
-def _close_at_once(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.show(SHUTDOWN)
-    hands.waiters.add_stop(waiter)
-    hands.waiters.gone()
+def _close_at_once(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float) -> None:
+    actions.show(SHUTDOWN)
+    actions.waiters.add_stop(waiter)
+    actions.waiters.stopped()
 
 
-# It starts.
+@Closing.upon(Inputs.want_ready, nodata=True).loop()
+@Closed.upon(Inputs.want_ready).loop()
+def _refuse(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
+    actions.waiters.refuse(waiter)
+
+
+# Up.
 
 
 @Starting.upon(Inputs.want_ready, nodata=True).loop()
+@StartingElsewhere.upon(Inputs.want_ready, nodata=True).loop()
 @Resuming.upon(Inputs.want_ready, nodata=True).loop()
 @Suspending.upon(Inputs.want_ready, nodata=True).to(SuspendingThenResume)
 @SuspendingThenResume.upon(Inputs.want_ready, nodata=True).loop()
 @Stopping.upon(Inputs.want_ready, nodata=True).to(Restarting)
 @Restarting.upon(Inputs.want_ready, nodata=True).loop()
-def _wait_for_it(inputs: Inputs, hands: Actions, waiter: Deferred[Endpoint]) -> None:
-    hands.waiters.add_ready(waiter)
+@Relocating.upon(Inputs.want_ready, nodata=True).loop()
+def _wait_for_it(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
+    actions.waiters.add_ready(waiter)
+
+
+@Ready.upon(Inputs.want_ready, nodata=True).loop()
+def _is_ready(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
+    actions.waiters.add_ready(waiter)
+    actions.waiters.ready(actions.endpoint())
+
+
+@Suspended.upon(Inputs.want_ready, nodata=True).to(Resuming)
+def _resume(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
+    actions.waiters.add_ready(waiter)
+    actions.show(STARTING)
 
 
 @Starting.upon(Inputs.probe_passed).to(Ready)
+@StartingElsewhere.upon(Inputs.probe_passed).to(Ready)
 @Resuming.upon(Inputs.probe_passed).to(Ready)
-def _became_ready(inputs: Inputs, hands: Actions, attempt: StartInProgress) -> None:
-    attempt.abandon()
-    hands.show(READY)
-    hands.waiters.ready(hands.serve().endpoint)
-
-
-@Starting.upon(Inputs.want_stopped).to(Stopping)
-@Starting.upon(Inputs.want_asleep).to(Stopping)
-@Resuming.upon(Inputs.want_stopped).to(Stopping)
-def _abort(inputs: Inputs, hands: Actions, attempt: StartInProgress, waiter: Deferred[None], grace: float) -> None:
-    attempt.abandon()
-    hands.waiters.abort()
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(min(grace, ABORT_GRACE))
+def _became_ready(inputs: Inputs, actions: Actions, task: StateTask) -> None:
+    task.abandon()
+    actions.show(READY)
+    actions.waiters.ready(actions.endpoint())
 
 
 @Starting.upon(Inputs.start_failed).to(Stopping)
-def _give_up(inputs: Inputs, hands: Actions, attempt: StartInProgress, error: Callable[[], LlamaswapError]) -> None:
-    attempt.abandon()
-    hands.waiters.doom(error)
-    hands.descend().go(ABORT_GRACE)
+@StartingElsewhere.upon(Inputs.start_failed).to(Stopping)
+def _give_up(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[[], LlamaswapError]) -> None:
+    task.abandon()
+    actions.waiters.fail_when_stopped(error)
+    actions.terminate().begin(ABORT_GRACE)
 
 
 @Starting.upon(Inputs.exited).to(Stopping)
-def _exited_early(
-    inputs: Inputs, hands: Actions, attempt: StartInProgress, error: Callable[[], LlamaswapError]
-) -> None:
-    attempt.abandon()
-    hands.waiters.doom(error)
-    hands.descend().go(CRASH_GRACE)
+@StartingElsewhere.upon(Inputs.exited).to(Stopping)
+@StartingElsewhere.upon(Inputs.port_lost).to(Stopping)
+def _exited_early(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[[], LlamaswapError]) -> None:
+    task.abandon()
+    actions.waiters.fail_when_stopped(error)
+    actions.terminate().begin(CRASH_GRACE)
 
 
-@Starting.upon(Inputs.port_lost).to(Restarting)
-def _try_another_port(inputs: Inputs, hands: Actions, attempt: StartInProgress) -> None:
-    attempt.abandon()
-    hands.descend().go(CRASH_GRACE)
-
-
-@Starting.upon(Inputs.closing).to(Closing)
-@Resuming.upon(Inputs.closing).to(Closing)
-def _close_start(
-    inputs: Inputs, hands: Actions, attempt: StartInProgress, waiter: Deferred[None], grace: float
-) -> None:
-    attempt.abandon()
-    hands.show(SHUTDOWN)
-    hands.waiters.shut_down()
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(min(grace, ABORT_GRACE))
-
-
-# It serves.
-
-
-@Ready.upon(Inputs.want_ready).loop()
-def _is_ready(inputs: Inputs, hands: Actions, serving: Serving, waiter: Deferred[Endpoint]) -> None:
-    hands.waiters.add_ready(waiter)
-    hands.waiters.ready(serving.endpoint)
-
-
-@Ready.upon(Inputs.want_stopped, nodata=True).to(Stopping)
-def _stop(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.show(STOPPING)
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(grace)
+# The process is gone, or of no use.
 
 
 @Ready.upon(Inputs.exited, nodata=True).to(Stopping)
-def _crashed(inputs: Inputs, hands: Actions, error: Callable[[], LlamaswapError]) -> None:
-    hands.show(STOPPING)
-    hands.descend().go(CRASH_GRACE)
+def _crashed(inputs: Inputs, actions: Actions, error: Callable[[], LlamaswapError]) -> None:
+    actions.show(STOPPING)
+    actions.terminate().begin(CRASH_GRACE)
 
 
-@Ready.upon(Inputs.closing, nodata=True).to(Closing)
-def _close(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.show(SHUTDOWN)
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(grace)
-
-
-# It goes to sleep, sleeps, wakes up.
-
-
-@Ready.upon(Inputs.want_asleep, nodata=True).to(Suspending)
-def _fall_asleep(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.show(STOPPING)
-    hands.waiters.add_stop(waiter)
-
-
-@Suspending.upon(Inputs.want_asleep, nodata=True).loop()
-def _dozes_already(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.waiters.add_stop(waiter)
-
-
-@SuspendingThenResume.upon(Inputs.want_asleep, nodata=True).to(Suspending)
-def _sleep_after_all(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.waiters.abort()
-    hands.waiters.add_stop(waiter)
-
-
-@Suspending.upon(Inputs.fell_asleep).to(Suspended)
-def _asleep(inputs: Inputs, hands: Actions, doze: SuspendInProgress) -> None:
-    hands.show(ASLEEP)
-    hands.waiters.gone()
-
-
-@SuspendingThenResume.upon(Inputs.fell_asleep, nodata=True).to(Resuming)
-def _wake_at_once(inputs: Inputs, hands: Actions) -> None:
-    hands.show(ASLEEP)
-    hands.show(STARTING)
-    hands.waiters.gone()
-
-
-@Suspending.upon(Inputs.sleep_failed).to(Stopping)
-@SuspendingThenResume.upon(Inputs.sleep_failed).to(Restarting)
-def _stop_instead(inputs: Inputs, hands: Actions, doze: SuspendInProgress) -> None:
-    hands.descend().go(doze.grace)
-
-
+@Starting.upon(Inputs.port_lost).to(Relocating)
+@Resuming.upon(Inputs.exited).to(Restarting)
 @Suspending.upon(Inputs.exited).to(Stopping)
 @SuspendingThenResume.upon(Inputs.exited).to(Restarting)
-def _exited_dozing(
-    inputs: Inputs, hands: Actions, doze: SuspendInProgress, error: Callable[[], LlamaswapError]
-) -> None:
-    doze.abandon()
-    hands.descend().go(CRASH_GRACE)
+@Suspended.upon(Inputs.exited).to(Stopping)
+def _exited(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[[], LlamaswapError]) -> None:
+    task.abandon()
+    actions.terminate().begin(CRASH_GRACE)
 
 
+@Resuming.upon(Inputs.resume_failed).to(Restarting)
+def _start_instead(inputs: Inputs, actions: Actions, task: StateTask) -> None:
+    task.abandon()
+    actions.terminate().begin(ABORT_GRACE)
+
+
+@Suspending.upon(Inputs.suspend_failed).to(Stopping)
+@SuspendingThenResume.upon(Inputs.suspend_failed).to(Restarting)
+def _stop_instead(inputs: Inputs, actions: Actions, task: StateTask) -> None:
+    actions.terminate().begin(task.suspend_grace)
+
+
+# A caller wants it suspended.
+
+
+@Ready.upon(Inputs.want_suspended).to(Suspending)
+@Resuming.upon(Inputs.want_suspended).to(Suspending)
+def _begin_suspending(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[None], grace: float) -> None:
+    task.abandon()
+    actions.show(STOPPING)
+    actions.waiters.abort()
+    actions.waiters.add_stop(waiter)
+
+
+@Suspending.upon(Inputs.want_suspended, nodata=True).loop()
+@SuspendingThenResume.upon(Inputs.want_suspended, nodata=True).to(Suspending)
+def _suspend_without_resume(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float) -> None:
+    actions.waiters.abort()
+    actions.waiters.add_stop(waiter)
+
+
+@Suspending.upon(Inputs.suspended, nodata=True).to(Suspended)
+def _is_suspended(inputs: Inputs, actions: Actions) -> None:
+    actions.show(SUSPENDED)
+    actions.waiters.stopped()
+
+
+@SuspendingThenResume.upon(Inputs.suspended, nodata=True).to(Resuming)
+def _resume_at_once(inputs: Inputs, actions: Actions) -> None:
+    actions.show(SUSPENDED)
+    actions.show(STARTING)
+    actions.waiters.stopped()
+
+
+# A caller wants it stopped.
+
+
+@Ready.upon(Inputs.want_stopped, nodata=True).to(Stopping)
+def _stop(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float) -> None:
+    actions.show(STOPPING)
+    actions.waiters.add_stop(waiter)
+    actions.terminate().begin(grace)
+
+
+@Starting.upon(Inputs.want_stopped).to(Stopping)
+@Starting.upon(Inputs.want_suspended).to(Stopping)
+@StartingElsewhere.upon(Inputs.want_stopped).to(Stopping)
+@StartingElsewhere.upon(Inputs.want_suspended).to(Stopping)
+@Resuming.upon(Inputs.want_stopped).to(Stopping)
 @Suspending.upon(Inputs.want_stopped).to(Stopping)
 @SuspendingThenResume.upon(Inputs.want_stopped).to(Stopping)
-def _stop_dozing(inputs: Inputs, hands: Actions, doze: SuspendInProgress, waiter: Deferred[None], grace: float) -> None:
-    doze.abandon()
-    hands.waiters.abort()
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(grace)
+@Suspended.upon(Inputs.want_stopped).to(Stopping)
+def _abort(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[None], grace: float) -> None:
+    task.abandon()
+    actions.waiters.abort()
+    actions.waiters.add_stop(waiter)
+    actions.terminate().begin(min(grace, task.max_grace))
 
 
+@Starting.upon(Inputs.closing).to(Closing)
+@StartingElsewhere.upon(Inputs.closing).to(Closing)
+@Ready.upon(Inputs.closing).to(Closing)
 @Suspending.upon(Inputs.closing).to(Closing)
 @SuspendingThenResume.upon(Inputs.closing).to(Closing)
-def _close_dozing(
-    inputs: Inputs, hands: Actions, doze: SuspendInProgress, waiter: Deferred[None], grace: float
-) -> None:
-    doze.abandon()
-    hands.show(SHUTDOWN)
-    hands.waiters.shut_down()
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(grace)
-
-
-@Suspended.upon(Inputs.want_ready).to(Resuming)
-def _wake_up(inputs: Inputs, hands: Actions, waiter: Deferred[Endpoint]) -> None:
-    hands.waiters.add_ready(waiter)
-    hands.show(STARTING)
-
-
-@Suspended.upon(Inputs.want_stopped).to(Stopping)
-def _stop_asleep(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(grace)
-
-
-@Suspended.upon(Inputs.exited).to(Stopping)
-def _died_asleep(inputs: Inputs, hands: Actions, error: Callable[[], LlamaswapError]) -> None:
-    hands.descend().go(CRASH_GRACE)
-
-
 @Suspended.upon(Inputs.closing).to(Closing)
-def _close_asleep(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.show(SHUTDOWN)
-    hands.waiters.add_stop(waiter)
-    hands.descend().go(grace)
-
-
-@Resuming.upon(Inputs.want_asleep).to(Suspending)
-def _sleep_again(
-    inputs: Inputs, hands: Actions, attempt: StartInProgress, waiter: Deferred[None], grace: float
-) -> None:
-    attempt.abandon()
-    hands.show(STOPPING)
-    hands.waiters.abort()
-    hands.waiters.add_stop(waiter)
-
-
-@Resuming.upon(Inputs.wake_failed).to(Restarting)
-def _start_instead(inputs: Inputs, hands: Actions, attempt: StartInProgress) -> None:
-    attempt.abandon()
-    hands.descend().go(ABORT_GRACE)
-
-
-@Resuming.upon(Inputs.exited).to(Restarting)
-def _exited_waking(
-    inputs: Inputs, hands: Actions, attempt: StartInProgress, error: Callable[[], LlamaswapError]
-) -> None:
-    attempt.abandon()
-    hands.descend().go(CRASH_GRACE)
-
-
-# It stops.
+@Resuming.upon(Inputs.closing).to(Closing)
+def _close(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[None], grace: float) -> None:
+    task.abandon()
+    actions.show(SHUTDOWN)
+    actions.waiters.shut_down()
+    actions.waiters.add_stop(waiter)
+    actions.terminate().begin(min(grace, task.max_grace))
 
 
 @Stopping.upon(Inputs.want_stopped).loop()
-@Stopping.upon(Inputs.want_asleep).loop()
-@Closing.upon(Inputs.want_stopped).loop()
-@Closing.upon(Inputs.want_asleep).loop()
-@Closing.upon(Inputs.closing).loop()
-def _stop_too(inputs: Inputs, hands: Actions, descent: StopInProgress, waiter: Deferred[None], grace: float) -> None:
-    hands.waiters.add_stop(waiter)
-    descent.hasten(grace)
-
-
+@Stopping.upon(Inputs.want_suspended).loop()
 @Restarting.upon(Inputs.want_stopped).to(Stopping)
-@Restarting.upon(Inputs.want_asleep).to(Stopping)
-def _stop_after_all(
-    inputs: Inputs, hands: Actions, descent: StopInProgress, waiter: Deferred[None], grace: float
+@Restarting.upon(Inputs.want_suspended).to(Stopping)
+@Relocating.upon(Inputs.want_stopped).to(Stopping)
+@Relocating.upon(Inputs.want_suspended).to(Stopping)
+def _stop_without_restart(
+    inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
 ) -> None:
-    hands.waiters.abort()
-    hands.waiters.add_stop(waiter)
-    descent.hasten(grace)
+    actions.waiters.abort()
+    actions.waiters.add_stop(waiter)
+    stop.shorten_grace(grace)
+
+
+@Closing.upon(Inputs.want_stopped).loop()
+@Closing.upon(Inputs.want_suspended).loop()
+@Closing.upon(Inputs.closing).loop()
+def _closes_already(
+    inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
+) -> None:
+    actions.waiters.add_stop(waiter)
+    stop.shorten_grace(grace)
 
 
 @Stopping.upon(Inputs.closing).to(Closing)
 @Restarting.upon(Inputs.closing).to(Closing)
+@Relocating.upon(Inputs.closing).to(Closing)
 def _close_after_stop(
-    inputs: Inputs, hands: Actions, descent: StopInProgress, waiter: Deferred[None], grace: float
+    inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
 ) -> None:
-    hands.show(SHUTDOWN)
-    hands.waiters.shut_down()
-    hands.waiters.add_stop(waiter)
-    descent.hasten(grace)
+    actions.show(SHUTDOWN)
+    actions.waiters.shut_down()
+    actions.waiters.add_stop(waiter)
+    stop.shorten_grace(grace)
 
 
 @Stopping.upon(Inputs.exited).loop()
 @Restarting.upon(Inputs.exited).loop()
+@Relocating.upon(Inputs.exited).loop()
 @Closing.upon(Inputs.exited).loop()
-def _leader_gone(inputs: Inputs, hands: Actions, descent: StopInProgress, error: Callable[[], LlamaswapError]) -> None:
-    descent.leader_gone()
+def _leader_exited(inputs: Inputs, actions: Actions, stop: StopInProgress, error: Callable[[], LlamaswapError]) -> None:
+    stop.leader_exited()
 
 
 @Stopping.upon(Inputs.drained).to(Stopped)
-def _down(inputs: Inputs, hands: Actions, descent: StopInProgress) -> None:
-    hands.show(STOPPED)
-    hands.waiters.gone()
+def _stopped(inputs: Inputs, actions: Actions, stop: StopInProgress) -> None:
+    actions.show(STOPPED)
+    actions.waiters.stopped()
 
 
 @Restarting.upon(Inputs.drained, nodata=True).to(Starting)
-def _start_again(inputs: Inputs, hands: Actions) -> None:
-    hands.show(STOPPED)
-    hands.show(STARTING)
-    hands.waiters.gone()
+@Relocating.upon(Inputs.drained, nodata=True).to(StartingElsewhere)
+def _start_again(inputs: Inputs, actions: Actions) -> None:
+    actions.show(STOPPED)
+    actions.show(STARTING)
+    actions.waiters.stopped()
 
 
 @Closing.upon(Inputs.drained).to(Closed)
-def _closed(inputs: Inputs, hands: Actions, descent: StopInProgress) -> None:
-    hands.waiters.gone()
+def _closed(inputs: Inputs, actions: Actions, stop: StopInProgress) -> None:
+    actions.waiters.stopped()
 
 
-# It is closed, or closing.
+# Every other event comes too late: its sender could not know that the state has changed.
 
-
-@Closing.upon(Inputs.want_ready, nodata=True).loop()
-@Closed.upon(Inputs.want_ready).loop()
-def _refuse(inputs: Inputs, hands: Actions, waiter: Deferred[Endpoint]) -> None:
-    hands.waiters.refuse(waiter)
-
-
-@Closed.upon(Inputs.closing).loop()
-def _closed_already(inputs: Inputs, hands: Actions, waiter: Deferred[None], grace: float) -> None:
-    hands.waiters.add_stop(waiter)
-    hands.waiters.gone()
-
-
-# News that comes too late: what it tells of is over. Its sender could not know.
-
-_ON_THE_WAY_UP = (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.wake_failed)
-_INTO_SLEEP = (Inputs.fell_asleep, Inputs.sleep_failed)
-_ONLY_STOPPED = (Inputs.adopted, Inputs.adopted_asleep, Inputs.want_cleaned)
-_late: dict[Any, tuple[Any, ...]] = {
-    Stopped: (*_ON_THE_WAY_UP, *_INTO_SLEEP, Inputs.exited, Inputs.drained),
-    Starting: (*_INTO_SLEEP, *_ONLY_STOPPED, Inputs.wake_failed, Inputs.drained),
-    Ready: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED, Inputs.drained),
-    Suspending: (*_ON_THE_WAY_UP, *_ONLY_STOPPED, Inputs.drained),
-    SuspendingThenResume: (*_ON_THE_WAY_UP, *_ONLY_STOPPED, Inputs.drained),
-    Suspended: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED, Inputs.drained),
-    Resuming: (*_INTO_SLEEP, *_ONLY_STOPPED, Inputs.start_failed, Inputs.port_lost, Inputs.drained),
-    Stopping: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED),
-    Restarting: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED),
-    Closing: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED),
-    Closed: (*_ON_THE_WAY_UP, *_INTO_SLEEP, *_ONLY_STOPPED, Inputs.exited, Inputs.drained),
+_UP = (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.resume_failed)
+_EVENTS: tuple[Callable[..., None], ...] = (
+    *_UP,
+    Inputs.suspended,
+    Inputs.suspend_failed,
+    Inputs.exited,
+    Inputs.drained,
+)
+_ADOPTIONS: tuple[Callable[..., None], ...] = (Inputs.adopted, Inputs.adopted_suspended, Inputs.want_cleaned)
+_STARTUP = (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.exited)
+_SUSPENSION = (Inputs.suspended, Inputs.suspend_failed, Inputs.exited)
+_HANDLED = {
+    Starting: _STARTUP,
+    StartingElsewhere: _STARTUP,
+    Ready: (Inputs.exited,),
+    Suspending: _SUSPENSION,
+    SuspendingThenResume: _SUSPENSION,
+    Suspended: (Inputs.exited,),
+    Resuming: (Inputs.probe_passed, Inputs.resume_failed, Inputs.exited),
 }
-_BARE = (Stopped, Suspended, Closed)  # own no data
-for _state, _inputs in _late.items():
-    for _input in _inputs:
-        if _state in _BARE:
-            _state.upon(_input).loop().returns(None)
-        else:
-            _state.upon(_input, nodata=True).loop().returns(None)
+_HANDLED_STOP = (Inputs.exited, Inputs.drained)
+for _input in _EVENTS:
+    Stopped.upon(_input).loop().returns(None)
+    Closed.upon(_input).loop().returns(None)
+for _input in (*_EVENTS, *_ADOPTIONS):
+    for _running, _handled in _HANDLED.items():
+        if _input not in _handled:
+            _running.upon(_input, nodata=True).loop().returns(None)
+    for _stopping in (Stopping, Restarting, Relocating, Closing):
+        if _input not in _HANDLED_STOP:
+            _stopping.upon(_input, nodata=True).loop().returns(None)
+for _input in _ADOPTIONS:
+    Closed.upon(_input).loop().returns(None)
 
 machine = builder.build()
-
-
-# -- the drawing -------------------------------------------------------------------------------------------
-
-_LATE = "returns(None)"
-
-
-def describe() -> str:
-    """The machine drawn with Graphviz in reStructuredText, and as a table; without late news, which changes nothing."""
-    moves = sorted(
-        (old.name, name, new.name)
-        for old, name, new, outputs in machine.__automat_automaton__.allTransitions()
-        if outputs[-1].name != _LATE
-    )
-    arrows: dict[tuple[str, str], list[str]] = {}
-    for old, name, new in moves:
-        arrows.setdefault((old, new), []).append(name)
-    lines = [".. graphviz::", "", "   digraph lifecycle {"]
-    lines += [f'      {old} -> {new} [label="{", ".join(names)}"];' for (old, new), names in arrows.items()]
-    lines += ["   }", "", ".. list-table::", "   :header-rows: 1", ""]
-    for row in (("in state", "upon", "goes to"), *moves):
-        lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
-    return "\n".join(lines) + "\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 from attrs import define, frozen
@@ -33,6 +32,7 @@ from zope.interface import implementer
 from llamaswap.config import durations
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import StepRequest
+from llamaswap.servers.port_ownership import PortOwner, Verdict
 
 FAST_PROBE_INTERVAL = 0.010  # seconds between questions in the first half second: small models load in a tenth
 NORMAL_PROBE_INTERVAL = 0.025  # up to the second second
@@ -49,22 +49,12 @@ DEADLINE_STEP = 1.0  # seconds between looks at the deadline
 STEP_AT_MOST = 2.0  # seconds one such step counts at most: a longer one means that this process did not run
 COMPLAIN_404 = 5.0  # seconds of nothing but 404 before the log says what to do
 NEWCOMER_PATIENCE = 2.0  # seconds a stranger younger than our child may hold the port before we take it for ours
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
 HEAD_BOUND = 4096  # bytes in which a status line must come
 
 _log = Logger()
 Speaker = TypeVar("Speaker", bound=StreamProtocol)
 
 CONNECTED = 0  # the "status" of a question that only asked for a connection
-
-
-class PortOwner(Enum):
-    """To whom the listener belongs that answered."""
-
-    OURS = "ours"
-    UNKNOWN = "unknown"  # we may not look; accepted
-    NEWCOMER = "newcomer"  # not our child's, but younger: a container's proxy looks like that, and so does a thief
-    FOREIGN = "foreign"
 
 
 GET = StepRequest("GET", "/")
@@ -79,14 +69,6 @@ class ReadinessRequest(Protocol):
     def __call__(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest = GET) -> Deferred[int]: ...
 
 
-@frozen
-class Verdict:
-    """`whose`, and in words who it is where that matters."""
-
-    whose: PortOwner
-    who: str = ""
-
-
 def pause_after(elapsed: float) -> float:
     """How long to wait for the next question, `elapsed` seconds after the start."""
     if elapsed < 0.5:
@@ -96,16 +78,11 @@ def pause_after(elapsed: float) -> float:
     return min(SLOW_PROBE_INTERVAL, NORMAL_PROBE_INTERVAL + (elapsed - 2.0) * 0.01)
 
 
-def is_local(host: str) -> bool:
-    """Whether the server would listen on this machine's loopback."""
-    return host in LOOPBACK or host.startswith("127.")
-
-
 @define(eq=False)
 class Readiness:
     """Asks until the server is ready, or until `deadline` seconds have passed in which this process ran.
 
-    `path` None asks for a connection only. `whose` says who answered. Exactly one of `passed()` and
+    `path` None asks for a connection only. `find_owner` says whose listener answered. Exactly one of `passed()` and
     `failed(cause)` is called, unless `cancel` came first. `explain` adds what is known when time is up.
     """
 
@@ -114,7 +91,7 @@ class Readiness:
     endpoint: Endpoint
     path: str | None
     deadline: float
-    whose: Callable[[], Verdict]
+    find_owner: Callable[[], Verdict]
     passed: Callable[[], None]
     failed: Callable[[str], None]
     explain: Callable[[], str] = lambda: ""
@@ -181,12 +158,12 @@ class Readiness:
         now = self.clock.seconds()
         self._note_missing(status, now)
         if status in (CONNECTED, 200):
-            verdict = self.whose()
+            verdict = self.find_owner()
             if self._believable(verdict, now):
                 self.cancel()
                 self.passed()
                 return
-            self._last = f"port {self.endpoint.port} is answered by {verdict.who}, which is not this model's server"
+            self._last = f"port {self.endpoint.port} is answered by {verdict.process}, which is not this model's server"
         else:
             self._last = f"GET {self.path} answered {status}"
             if status == 404:
@@ -235,17 +212,17 @@ class Readiness:
             )
 
     def _believable(self, verdict: Verdict, now: float) -> bool:
-        if verdict.whose in (PortOwner.OURS, PortOwner.UNKNOWN):
+        if verdict.owner in (PortOwner.OURS, PortOwner.UNKNOWN, PortOwner.EXTERNAL):
             return True
-        if verdict.whose is PortOwner.FOREIGN:
+        if verdict.owner is PortOwner.FOREIGN:
             return False
         if self._stranger_since is None:
             self._stranger_since = now
         if now - self._stranger_since < NEWCOMER_PATIENCE:
             return False
         _log.warn(
-            "{model}: port {port} is served by {who}, not started by this command; assuming it is the server",
-            who=verdict.who,
+            "{model}: port {port} is served by {process}, not started by this command; assuming it is the server",
+            process=verdict.process,
             **self._about(),
         )
         return True

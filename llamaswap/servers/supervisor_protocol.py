@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,33 +24,26 @@ T = TypeVar("T")
 log = Logger()
 
 
-class ServerStatus(Protocol):
-    """What is known about one model's server now."""
+@frozen
+class ServerStatus:
+    """How one model's server is now. Times are on the clock's scale; `load_seconds` are the last loads, oldest first.
 
-    @property
-    def model(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def pid(self) -> int | None: ...
-    @property
-    def port(self) -> int | None: ...
-    @property
-    def started_at(self) -> float | None: ...
-    @property
-    def ready_at(self) -> float | None: ...
-    @property
-    def last_error(self) -> str | None: ...
-    @property
-    def load_seconds(self) -> Sequence[float]: ...
-    @property
-    def cmd(self) -> Sequence[str]: ...
-    @property
-    def endpoint(self) -> Endpoint | None: ...
-    @property
-    def asleep_since(self) -> float | None: ...
-    @property
-    def wake_seconds(self) -> Sequence[float]: ...
+    `asleep_since` is set while the server is suspended: it is shown as stopped then, but has a process, and
+    `wake_seconds` are its last resumes.
+    """
+
+    model: str
+    state: str
+    pid: int | None = None
+    port: int | None = None
+    started_at: float | None = None
+    ready_at: float | None = None
+    last_error: str | None = ""
+    load_seconds: Sequence[float] = ()
+    cmd: Sequence[str] = ()
+    endpoint: Endpoint | None = None
+    asleep_since: float | None = None
+    wake_seconds: Sequence[float] = ()
 
 
 class Supervised(Protocol):

@@ -50,9 +50,9 @@ def end_unwanted(
     ladder = TerminationSequence(
         clock, launcher, child, words, served.env, log, lambda lost: done.callback(None), served.model
     )
-    child.attend(log, lambda status: ladder.leader_gone(), ladder.output_ended)
+    child.attend(log, lambda status: ladder.leader_exited(), ladder.output_ended)
     child.watch()
-    ladder.go(UNWANTED_GRACE)
+    ladder.begin(UNWANTED_GRACE)
     return done
 
 
@@ -86,7 +86,7 @@ class TerminationSequence:
 
     # -- the owner's side --
 
-    def go(self, grace: float) -> None:
+    def begin(self, grace: float) -> None:
         """Begin. With no child, or one already gone, only the cleaning is left to do."""
         if self.child is None:
             if not (self.stop_words and self._finish_stop_command()):
@@ -101,7 +101,7 @@ class TerminationSequence:
             if not (self.stop_words and self._run_stop_command()):
                 self._ask()
 
-    def hasten(self, grace: float) -> None:
+    def shorten_grace(self, grace: float) -> None:
         """Somebody who is less patient wants it down too."""
         now = self.clock.seconds()
         if not self._ended and not self._forced and "grace" in self._timers and now + grace < self._deadline:
@@ -109,7 +109,7 @@ class TerminationSequence:
             self._after("grace", grace, self._force)
             self._after("half", grace / 2, self._ask)
 
-    def leader_gone(self) -> None:
+    def leader_exited(self) -> None:
         """The leader was reaped; what it left goes next."""
         for name in ("half", "grace"):
             self._forget(name)

@@ -9,13 +9,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import StepRequest
+from llamaswap.servers.port_ownership import PortOwner, Verdict, is_local
 from llamaswap.servers.readiness import (
-    PortOwner,
     Readiness,
     SocketReadinessRequest,
-    Verdict,
     connector,
-    is_local,
     pause_after,
 )
 from tests.servers.doubles import REFUSED, Asked
@@ -33,7 +31,7 @@ class Asking:
             endpoint=HERE,
             path=path,
             deadline=15.0,
-            whose=lambda: verdict,
+            find_owner=lambda: verdict,
             passed=lambda: self.passed.append(self.clock.seconds()),
             failed=self.failed.append,
             name="kiwi",
