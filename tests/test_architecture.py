@@ -44,7 +44,7 @@ VIOLATIONS: dict[tuple[str, str], str] = {}
 # What each layer imports from outside, besides the standard library.
 LIBRARIES = {
     0: {"attrs"},
-    1: {"attrs", "twisted", "zope", "automat", "httptools", "psutil", "prometheus_client", "zstandard", "pynvml"},
+    1: {"attrs", "twisted", "zope", "automat", "httptools", "psutil", "zstandard", "pynvml"},
     2: {"attrs", "twisted", "zope", "treq"},
     3: {"attrs", "twisted", "zope", "klein", "werkzeug", "treq"},
     4: {"attrs", "twisted", "zope", "treq", "OpenSSL"},

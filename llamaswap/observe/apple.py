@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llamaswap.observe.command_output import Command, run
-from llamaswap.observe.gpus import GpuReading
+from llamaswap.observe.gpus import MIB, GpuReading
 
-MIB = 1024 * 1024
 IOREG_LIMIT = 5.0  # seconds
 
 

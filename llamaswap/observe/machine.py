@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
@@ -18,16 +18,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from llamaswap.observe.gpus import GpuReader, GpuReading
+from llamaswap.observe.exposition import MetricFamily
+from llamaswap.observe.gpus import MIB, GpuReader, GpuReading
 from llamaswap.observe.log_format import local_time, rfc3339nano
+from llamaswap.observe.machine_metrics import machine_families
 from llamaswap.observe.worker import RunBlocking
-
-if TYPE_CHECKING:
-    from prometheus_client import Metric
 
 HOUR = 3600.0
 LOOKING = 60.0  # seconds after a question during which somebody counts as looking
-MIB = 1024 * 1024
 
 log = Logger()
 T = TypeVar("T")
@@ -205,12 +203,10 @@ class MachineMonitor:
         system = self._samples[-1].system if self._samples else None
         return system, [newest[number] for number in sorted(newest)]
 
-    def families(self) -> Iterable[Metric]:
-        """For /metrics. A scraper does not count as somebody looking: it would keep GPUs awake for ever."""
+    def families(self) -> Iterable[MetricFamily]:
+        """For /metrics. A scrape does not count as a question: it would keep GPUs awake for ever."""
         system, gpus = self.latest()
-        from llamaswap.observe.machine_metrics import families
-
-        return () if system is None else families(system, gpus)
+        return () if system is None else machine_families(system, gpus)
 
     def _system(self, sample: MachineSample) -> dict[str, Any]:
         system = sample.system

@@ -1,38 +1,15 @@
-"""The machine's newest readings as Prometheus families; their names are those dashboards already know."""
+"""The newest readings of the machine as metric families. Existing dashboards rely on the names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from llamaswap.observe.exposition import MetricFamily
+from llamaswap.observe.gpus import MIB, GpuReading
 
-from llamaswap.observe.gpus import GpuReading
-
-MIB = 1024 * 1024
-
-
-class SystemMetrics(Protocol):
-    """What is needed of a system reading."""
-
-    @property
-    def cpu_util_per_core(self) -> Sequence[float]: ...
-    @property
-    def mem_total_mb(self) -> int: ...
-    @property
-    def mem_used_mb(self) -> int: ...
-    @property
-    def mem_free_mb(self) -> int: ...
-    @property
-    def swap_total_mb(self) -> int: ...
-    @property
-    def swap_used_mb(self) -> int: ...
-    @property
-    def load_avg(self) -> tuple[float, float, float]: ...
-    @property
-    def net_io(self) -> Sequence[tuple[str, int, int]]: ...
-
+if TYPE_CHECKING:
+    from llamaswap.observe.machine import SystemReading
 
 _GPU: Sequence[tuple[str, str, Callable[[GpuReading], float]]] = (
     ("temperature_celsius", "Temperature of the GPU.", lambda gpu: gpu.temp_c),
@@ -46,34 +23,31 @@ _GPU: Sequence[tuple[str, str, Callable[[GpuReading], float]]] = (
 )
 
 
-def families(system: SystemMetrics, gpus: Sequence[GpuReading]) -> Iterable[Metric]:
-    """Every family that has a value."""
-    cpu = GaugeMetricFamily("llamaswap_cpu_util_percent", "How busy each core is.", labels=["core"])
-    for core, share in enumerate(system.cpu_util_per_core):
-        cpu.add_metric([str(core)], share)
+def machine_families(system: SystemReading, gpus: Sequence[GpuReading]) -> Iterator[MetricFamily]:
+    """The families of the system, then those of the GPUs."""
+    cpu = MetricFamily("gauge", "cpu_util_percent", "How busy each core is.", "core")
+    cpu.values = {(str(core),): share for core, share in enumerate(system.cpu_util_per_core)}
     yield cpu
-    for name, text, megabytes in (
+    for name, help_text, megabytes in (
         ("memory_total", "Memory there is.", system.mem_total_mb),
         ("memory_used", "Memory in use.", system.mem_used_mb),
         ("memory_free", "Memory nobody uses.", system.mem_free_mb),
         ("swap_total", "Swap space there is.", system.swap_total_mb),
         ("swap_used", "Swap space in use.", system.swap_used_mb),
     ):
-        yield GaugeMetricFamily(f"llamaswap_{name}_bytes", text, value=megabytes * MIB)
-    load = GaugeMetricFamily("llamaswap_load_average", "Processes that want to run.", labels=["interval"])
-    for interval, value in zip(("1m", "5m", "15m"), system.load_avg, strict=True):
-        load.add_metric([interval], value)
+        size = MetricFamily("gauge", f"{name}_bytes", help_text)
+        size.values[()] = megabytes * MIB
+        yield size
+    load = MetricFamily("gauge", "load_average", "Processes that want to run.", "interval")
+    load.values = {(interval,): value for interval, value in zip(("1m", "5m", "15m"), system.load_avg, strict=True)}
     yield load
-    network = CounterMetricFamily(
-        "llamaswap_network_bytes", "Bytes that passed an interface.", labels=["interface", "direction"]
-    )
+    network = MetricFamily("counter", "network_bytes", "Bytes that passed an interface.", "interface", "direction")
     for interface, received, sent in system.net_io:
-        network.add_metric([interface, "recv"], received)
-        network.add_metric([interface, "sent"], sent)
+        network.values[interface, "recv"] = received
+        network.values[interface, "sent"] = sent
     yield network
-    for name, text, value_of in _GPU:
-        family = GaugeMetricFamily(f"llamaswap_gpu_{name}", text)
+    for name, help_text, value_of in _GPU:
+        family = MetricFamily("gauge", f"gpu_{name}", help_text, "id", "name", "uuid")
         for gpu in gpus:
-            labels = {"id": str(gpu.id), "name": gpu.name, **({"uuid": gpu.uuid} if gpu.uuid else {})}
-            family.add_sample(family.name, labels, value_of(gpu))
+            family.values[(str(gpu.id), gpu.name, gpu.uuid) if gpu.uuid else (str(gpu.id), gpu.name)] = value_of(gpu)
         yield family

@@ -11,9 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llamaswap.observe.gpus import GpuReading
+from llamaswap.observe.gpus import MIB, GpuReading
 
-MIB = 1024 * 1024
 FIRST_LINE = 5.0  # seconds a fresh nvidia-smi may take to say its first line: the driver may have to wake up
 _FIELDS = "index,name,uuid,temperature.gpu,utilization.gpu,memory.used,memory.total,fan.speed,power.draw"
 

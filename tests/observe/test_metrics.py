@@ -1,14 +1,14 @@
 """What Prometheus reads."""
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import TooManyRequests, UnknownModel
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.activity_row import ActivityRow
-from llamaswap.observe.exposition import render
+from llamaswap.observe.exposition import MetricFamily, render
 from llamaswap.observe.inflight import FinishedRequest
-from llamaswap.observe.metrics import MOST_REASONS, Metrics, error_kind
+from llamaswap.observe.metrics import MAX_REASONS, Metrics, error_kind
 from llamaswap.wire.usage import Usage
 from tests.observe.doubles import facts
 
@@ -77,7 +77,7 @@ class TestMeters(SynchronousTestCase):
         meters = Metrics()
         for number in range(100):
             meters.swap_began(SwapBegan(number, "owl", (), f"r{number}", 0.0))
-        self.assertEqual(meters.render().count(b"llamaswap_swaps_total{"), MOST_REASONS + 1)
+        self.assertEqual(meters.render().count(b"llamaswap_swaps_total{"), MAX_REASONS + 1)
 
     def test_kinds_of_errors(self):
         self.assertEqual(error_kind(finished()), None)
@@ -90,16 +90,25 @@ class TestMeters(SynchronousTestCase):
 
 
 class TestExposition(SynchronousTestCase):
-    def test_whole_numbers_are_whole_and_values_escaped(self):
-        gauge = GaugeMetricFamily("g", "a\\b\nc", labels=["b", "a"])
-        gauge.add_metric(['A "B"\\\n', "x"], 8589934592)
-        gauge.add_metric(["", ""], 10.5)
-        gauge.add_metric(["n", ""], float("nan"))
-        counter = CounterMetricFamily("c", "text", value=3)
-        empty = GaugeMetricFamily("none", "text", labels=["a"])
+    def test_whole_numbers_are_written_as_such_and_label_values_are_escaped(self):
+        gauge = MetricFamily("gauge", "g", "a\\b\nc", "b", "a")
+        gauge.add(8589934592, 'A "B"\\\n', "x")
+        gauge.add(10.5, "", "")
+        gauge.add(float("nan"), "n")
+        counter = MetricFamily("counter", "c", "text")
+        counter.add(3)
+        empty = MetricFamily("gauge", "none", "text", "a")
         self.assertEqual(
             render([gauge, counter, empty]).decode(),
-            "# HELP g a\\\\b\\nc\n# TYPE g gauge\n"
-            'g{b="A \\"B\\"\\\\\\n",a="x"} 8589934592\ng{b="",a=""} 10.5\ng{b="n",a=""} NaN\n'
-            "# HELP c_total text\n# TYPE c_total counter\nc_total 3\n",
+            "# HELP llamaswap_g a\\\\b\\nc\n# TYPE llamaswap_g gauge\n"
+            'llamaswap_g{b="A \\"B\\"\\\\\\n",a="x"} 8589934592\nllamaswap_g{b="",a=""} 10.5\nllamaswap_g{b="n"} NaN\n'
+            "# HELP llamaswap_c_total text\n# TYPE llamaswap_c_total counter\nllamaswap_c_total 3\n",
         )
+
+    def test_prometheus_library_reads_the_page(self):
+        families = {family.name: family for family in text_string_to_metric_families(busy().render().decode())}
+        requests = families["llamaswap_requests"]
+        self.assertEqual((requests.type, len(requests.samples)), ("counter", 2))
+        self.assertEqual(requests.samples[0].labels, {"model": "owl", "code": "200"})
+        loads = families["llamaswap_model_load_seconds"]
+        self.assertEqual((loads.type, [sample.value for sample in loads.samples][-3:]), ("histogram", [1, 1, 2]))

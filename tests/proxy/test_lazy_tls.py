@@ -13,7 +13,7 @@ spared = import_reactor_without_tls()
 import llamaswap.tap, llamaswap.app.service
 from twisted.internet import reactor
 assert spared and "OpenSSL" not in sys.modules, spared
-early = {"prometheus_client", "psutil", "re2", "twisted.web.client", "llamaswap.discover.scan"} & set(sys.modules)
+early = {"psutil", "re2", "twisted.web.client", "llamaswap.discover.scan"} & set(sys.modules)
 assert not early, early  # asked for by few, or later
 from llamaswap.servers.readiness import wrapClientTLS
 from twisted.internet.endpoints import TCP4ClientEndpoint
