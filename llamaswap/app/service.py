@@ -200,7 +200,7 @@ class LlamaSwap(MultiService):
 
         self.bus.subscribe(StateChanged, self._server_changed)
         self.bus.subscribe(SwapBegan, self._swap_began)
-        self.reader = WorkerThread("reader", reactor.callFromThread)
+        self.reader = WorkerThread("reader", reactor)
         self.ahead = ReadAhead(self.reader, self._command, reactor.seconds)
 
         self.peers = PeerDirectory(
@@ -209,12 +209,12 @@ class LlamaSwap(MultiService):
 
         # What is seen.
         # What these two do in the end may be broken off: a configuration is written in one step.
-        self.parser = WorkerThread("parser", reactor.callFromThread)
-        self.configurer = WorkerThread("configuration", reactor.callFromThread, collect=False)
-        self.recorder = WorkerThread("recorder", reactor.callFromThread)
-        self.watcher = WorkerThread("watcher", reactor.callFromThread)
+        self.parser = WorkerThread("parser", reactor)
+        self.configurer = WorkerThread("configuration", reactor, collect=False)
+        self.recorder = WorkerThread("recorder", reactor)
+        self.watcher = WorkerThread("watcher", reactor)
         # Of its own: a network folder that hangs must not keep the meters.
-        self.surveyor = WorkerThread("surveyor", reactor.callFromThread)
+        self.surveyor = WorkerThread("surveyor", reactor)
         self.meters = Metrics(in_flight=lambda: self.inflight.by_model(), machine=lambda: self.machine.families())
         self.meters.listen(self.bus)
         self.captures = Captures(config.capture_buffer)

@@ -1,25 +1,26 @@
 """One thread that does blocking work in order: the store, parsing, compressing, the machine's meters.
 
-Results come back on the reactor's thread. Must not know what the work is.
+Results come back on the reactor's thread. This module must not know what the work is.
 """
 
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from functools import partial
 from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.python.failure import Failure
-
-from llamaswap.observe.batch_writer import Start, daemon
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
 
 T = TypeVar("T")
 
 
 class RunBlocking(Protocol):
-    """Does `work` somewhere it may block; the Deferred fires on the reactor's thread."""
+    """Does `work` on a thread that may block; the Deferred fires on the reactor's thread."""
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]: ...
 
@@ -29,27 +30,30 @@ def at_once(work: Callable[[], T], /) -> Deferred[T]:
     return maybeDeferred(work)
 
 
-class WorkerThread:
-    """A `RunBlocking` with a thread of its own, started by the first work.
+class _DaemonThread(threading.Thread):
+    def start(self) -> None:
+        self.daemon = True
+        super().start()
 
-    `from_thread` is the reactor's callFromThread. The thread is a daemon: `close` waits for its work, but
-    a disk that hangs does not keep the process from ending. With `collect` False cyclic garbage is not collected during
-    the work: a collection over a large result that is being built stops all threads for more than 100 ms.
+
+class WorkerThread:
+    """A `RunBlocking` with one thread, which the first work starts.
+
+    The thread is a daemon: `close` waits for its work, but a disk that hangs does not keep the process from ending.
+    With `collect` False cyclic garbage is not collected during the work: a collection over a large result that is
+    being built stops all threads for more than 100 ms.
     """
 
     def __init__(
-        self,
-        name: str,
-        from_thread: Callable[[Callable[[], None]], object],
-        start: Start | None = None,
-        *,
-        collect: bool = True,
+        self, name: str, reactor: IReactorFromThreads, pool: ThreadPool | None = None, *, collect: bool = True
     ) -> None:
         self._name = name
-        self._from_thread = from_thread
-        self._start = start or daemon(name)
+        self._reactor = reactor
+        if pool is None:
+            pool = ThreadPool(0, 1, name)
+            pool.threadFactory = _DaemonThread
+        self._pool = pool
         self._collect = collect
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._started = False
         self._closed = False
 
@@ -58,38 +62,24 @@ class WorkerThread:
             raise RuntimeError(f"the {self._name} worker is closed")
         if not self._started:
             self._started = True
-            self._start(self._loop)
-        done: Deferred[T] = Deferred()
-
-        def job() -> None:
-            try:
-                result = work()
-            except BaseException:  # whatever it is belongs to whoever asked
-                failure = Failure()
-                self._from_thread(lambda: done.errback(failure))
-            else:
-                self._from_thread(lambda: done.callback(result))
-
-        self._queue.put(job)
-        return done
+            self._pool.start()
+        return deferToThreadPool(self._reactor, self._pool, work if self._collect else partial(_uncollected, work))
 
     def close(self) -> Deferred[None]:
-        """Fires after everything queued is done; nothing is taken any more. Idempotent."""
+        """Fires after all queued work is done; later work is refused. Idempotent."""
         if self._closed or not self._started:
             self._closed = True
             return succeed(None)
         last = self(lambda: None)
         self._closed = True
-        self._queue.put(None)
-        return last
+        return last.addCallback(lambda _: self._pool.stop())
 
-    def _loop(self) -> None:
-        while (job := self._queue.get()) is not None:
-            paused = not self._collect and gc.isenabled()
-            if paused:
-                gc.disable()
-            try:
-                job()
-            finally:
-                if paused:
-                    gc.enable()
+
+def _uncollected(work: Callable[[], T]) -> T:
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        return work()
+    finally:
+        if paused:
+            gc.enable()
