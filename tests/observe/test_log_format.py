@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.log_format import GATHER, TIME_FORMATS, TOGETHER, LogFormatter
+from llamaswap.observe.log_format import MAX_GATHERED, TIME_FORMATS, WRITE_DELAY, LogFormatter
 
 CET = timezone(timedelta(hours=1), "CET")
 MOMENT = datetime(2026, 2, 3, 4, 5, 6, 70809, CET)
@@ -32,19 +32,19 @@ RENDERED = {
 
 
 class TestTimeFormats(SynchronousTestCase):
-    def test_every_name_renders_as_known(self):
+    def test_every_time_format_is_rendered_as_in_go(self):
         self.assertEqual({name: form(MOMENT) for name, form in TIME_FORMATS.items()}, RENDERED)
 
-    def test_utc_is_z_and_trailing_zeros_are_cut(self):
+    def test_rfc3339_writes_utc_as_z_and_cuts_trailing_zeros(self):
         utc = datetime(2026, 2, 3, 4, 5, 6, 70000, timezone.utc)
         self.assertEqual(TIME_FORMATS["rfc3339nano"](utc), "2026-02-03T04:05:06.07Z")
         self.assertEqual(TIME_FORMATS["rfc3339nano"](utc.replace(microsecond=0)), "2026-02-03T04:05:06Z")
 
-    def test_noon_and_midnight_in_the_kitchen(self):
+    def test_kitchen_format_writes_noon_and_midnight_as_twelve(self):
         self.assertEqual(TIME_FORMATS["kitchen"](MOMENT.replace(hour=12)), "12:05PM")
         self.assertEqual(TIME_FORMATS["kitchen"](MOMENT.replace(hour=0)), "12:05AM")
 
-    def test_a_zone_without_abbreviation_is_its_offset(self):
+    def test_zone_without_abbreviation_is_written_as_its_offset(self):
         nameless = MOMENT.replace(tzinfo=timezone(timedelta(hours=-3, minutes=-30)))
         self.assertEqual(TIME_FORMATS["rfc1123"](nameless), "Tue, 03 Feb 2026 04:05:06 -0330")
         self.assertEqual(TIME_FORMATS["rfc3339"](nameless), "2026-02-03T04:05:06-03:30")
@@ -56,32 +56,32 @@ class TestLogLines(SynchronousTestCase):
         lines = LogFormatter(self.out.append, wall=lambda: 0.0, local=lambda seconds: MOMENT, **options)
         return lines, Logger(namespace="llamaswap.routing.router", observer=LogPublisher(lines))
 
-    def test_lines_without_haste_are_written_together_and_in_their_order(self):
+    def test_gathered_lines_are_written_together_and_in_order(self):
         clock = Clock()
         lines, _ = self.make(later=clock.callLater)
         lines.line("info", "one")
         lines.line("debug", "never")
         lines.line("info", "two")
         self.assertEqual(self.out, [])
-        clock.advance(GATHER)
+        clock.advance(WRITE_DELAY)
         self.assertEqual(self.out, [b"[INFO] one\n[INFO] two\n"])
         lines.line("info", "three")
         lines({"log_namespace": "llamaswap", "log_format": "now", "log_level": LogLevel.info, "log_time": 0.0})
         self.assertEqual(self.out[1:], [b"[INFO] three\n[INFO] now\n"])
-        for _ in range(TOGETHER):
+        for _ in range(MAX_GATHERED):
             lines.line("info", "many")
         self.assertEqual(len(self.out), 3)
         lines.line("info", "last")
-        clock.advance(GATHER)
+        clock.advance(WRITE_DELAY)
         self.assertEqual(self.out[3:], [b"[INFO] many\n" + b"[INFO] last\n"])
         self.assertEqual(clock.getDelayedCalls(), [])
 
-    def test_the_default_line_has_level_and_text(self):
+    def test_default_line_has_level_and_text(self):
         _, log = self.make()
         log.info("ready {model}", model="owl")
         self.assertEqual(self.out, [b"[INFO] ready owl\n"])
 
-    def test_the_time_comes_first(self):
+    def test_time_comes_first_in_a_line(self):
         _, log = self.make(time_format=" RFC3339 ")
         log.warn("x")
         self.assertEqual(self.out, [b"2026-02-03T04:05:06+01:00 [WARN] x\n"])
@@ -105,13 +105,13 @@ class TestLogLines(SynchronousTestCase):
         log.info("shown")
         self.assertEqual(self.out, [b"4:05AM [DEBUG] now\n", b"[INFO] shown\n"])
 
-    def test_foreign_namespaces_are_not_ours(self):
+    def test_events_of_other_namespaces_are_ignored(self):
         lines, _ = self.make()
         for namespace in ("twisted.web", "llamaswapper", ""):
             Logger(namespace=namespace, observer=LogPublisher(lines)).error("no")
         self.assertEqual(self.out, [])
 
-    def test_a_failure_brings_its_traceback(self):
+    def test_logged_failure_has_its_traceback(self):
         _, log = self.make()
         try:
             raise ValueError("why")
@@ -120,7 +120,7 @@ class TestLogLines(SynchronousTestCase):
         self.assertTrue(self.out[0].startswith(b"[ERROR] store failed\nTraceback"))
         self.assertIn(b"ValueError: why", self.out[0])
 
-    def test_a_line_from_another_thread_is_carried_over(self):
+    def test_line_of_another_thread_is_passed_to_the_reactors(self):
         carried = []
         lines, _ = self.make(from_thread=lambda write, data: carried.append((write, data)))
         lines.line("info", "here")
