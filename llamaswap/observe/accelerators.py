@@ -16,8 +16,8 @@ from attrs import asdict, evolve, frozen
 
 from llamaswap.observe.amd import file_number, file_text, rocm_rows
 from llamaswap.observe.command_output import Command
-from llamaswap.observe.gpus import MIB
 from llamaswap.observe.nvidia import text
+from llamaswap.wire.byte_budget import MIB
 
 LIMIT = 5.0  # seconds for each program
 _NVIDIA_FIELDS = "index,name,pci.bus_id,memory.total,driver_version,power.limit,compute_cap"

@@ -1,10 +1,9 @@
-"""What was served: records finished requests in batches, and answers questions about them.
+"""The activity log: it stores finished requests in batches, and answers questions about them.
 
-A request pays for a small record and nothing more; rows appear a moment after the response ended, or when somebody
-asks. Small answers are read on the reactor's thread, a handful at a time: handing each to a thread costs more than
-reading it, and a thread that computes keeps the interpreter from the reactor. What is large, blocks or waits for a
-disk is a worker's.
-Must not know HTTP's side of the questions beyond the JSON shape of a row.
+A request pays for a small record; its row appears a moment after the response ended, or when a question is asked.
+Small responses are parsed on the reactor's thread, a few at a time: passing each to a thread costs more than parsing
+it, and a busy thread keeps the interpreter from the reactor. Large responses and files are a worker's. This module
+knows the JSON shape of a row, and nothing else of HTTP.
 """
 
 from __future__ import annotations
@@ -12,56 +11,47 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import zstandard
-from attrs import define
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from llamaswap.observe.activity_recorder import ActivityRecorder
-from llamaswap.observe.activity_row import ActivityRow, digest
-from llamaswap.observe.captures import LEVEL, Blob, Capture, Captures, bundles, pack
+from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
+from llamaswap.observe.captures import LEVEL, Blob, Captures, bundles, pack
 from llamaswap.observe.file_store import FileStore
-from llamaswap.observe.head_tail_buffer import CaptureBudget
 from llamaswap.observe.log_format import local_time, rfc3339
 from llamaswap.observe.query import ActivityFilter, ActivityQuery
 from llamaswap.observe.store import ActivityPage, ActivityStore
 from llamaswap.observe.worker import RunBlocking
+from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.request_info import RequestInfo
 
-GATHER = 0.25  # seconds between a response's end and its batch: one thread hop for all that ended meanwhile
-SLICE = 16  # answers read in one go: a fraction of a millisecond
-SMALL = 16 * 1024  # bytes of an answer that is read on the reactor's thread
-BATCH = 256  # rows per transaction: keeps the wait of a reader behind it under a few milliseconds
-BATCH_BODIES = 1024 * 1024  # bytes of bodies that are written without waiting for more
-LARGE_BATCH = 128 * 1024  # bytes of bodies whose compression is the worker's: a millisecond
-BACKLOG = 10_000  # finished requests that may wait for a slow disk; beyond, rows are dropped and counted
-BACKLOG_CAPTURES = 8 * 1024 * 1024  # bytes of bodies those may hold; beyond, requests are not captured
-BACKLOG_BODIES = 64 * 1024 * 1024  # bytes of answers those may hold; beyond, rows come without their tokens
-HELD_PER_BUDGET = 4  # captures in the making are not compressed yet: together they may hold this many budgets
-RECENT = 64  # rows kept at hand for the event that announces them
+BATCH_DELAY = 0.25  # seconds between a response's end and its batch: one change of thread for all that ended meanwhile
+SLICE_ROWS = 16  # responses parsed at once: a fraction of a millisecond
+SMALL_BODY = 16 * 1024  # bytes of a response that is parsed on the reactor's thread
+BATCH_ROWS = 256  # rows per transaction: keeps a question behind it waiting for less than a few milliseconds
+BATCH_BYTES = 1024 * 1024  # of bodies that are written without waiting for more
+LARGE_BATCH = 128 * 1024  # bytes of bodies whose compression takes a millisecond: the worker's
+BACKLOG_ROWS = 10_000  # finished requests that may wait for a slow disk; later ones are dropped and counted
+BACKLOG_CAPTURES = 8 * 1024 * 1024  # bytes of bodies those may hold; later requests are not captured
+BACKLOG_BODIES = 64 * 1024 * 1024  # bytes of responses those may hold; later rows lack their tokens
+UNCOMPRESSED_BUDGETS = 4  # captures are compressed at the end; before, all together may hold this many times the budget
+RECENT_ROWS = 64  # rows kept for the events that announce them
 
 log = Logger()
 
-Answer = TypeVar("Answer")
-
-
-@define(eq=False)
-class _StoredRequest:
-    """A recording read: its row, and its capture if it has one."""
-
-    row: ActivityRow
-    capture: Capture | None
+Result = TypeVar("Result")
+Document = dict[str, object]
 
 
 class ActivityLog:
-    """A scope factory, the writer behind it, and the reader of its table.
+    """Observes requests, stores their rows, and reads the table.
 
-    `run` does blocking work in order on one thread; `clock` is monotonic, `wall` gives unix seconds;
-    `stored(row)` hears of each stored row. `sessions` are the configured session headers.
+    `run` does blocking work in order on one thread; `clock` is monotonic, `wall` gives unix seconds; `stored(row)` is
+    called for each stored row. `sessions` are the configured session headers.
     """
 
     def __init__(
@@ -83,167 +73,162 @@ class ActivityLog:
         self._wall = wall
         self._stored = stored
         self._local = local
-        self._allowance = CaptureBudget(captures.budget * HELD_PER_BUDGET)
+        self.uncompressed = ByteBudget("captures", lambda used: captures.budget * UNCOMPRESSED_BUDGETS)
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
         self._backlog: list[ActivityRecorder] = []
-        self._filed: list[
-            _StoredRequest | ActivityRecorder
-        ] = []  # the backlog's beginning: read, or left to the worker
-        self._backlog_bodies = 0
+        self._seen = 0  # of the backlog: these are digested, or too large for the reactor's thread
+        self._backlog_bytes = 0
         self._writing = False
         self._closed = False
-        self._timer: Any = None
-        self._idle: list[Deferred[None]] = []
+        self._timer: IDelayedCall | None = None
+        self._flushed: list[Deferred[None]] = []
         self._recent: OrderedDict[int, ActivityRow] = OrderedDict()
         self.dropped = 0
         self.retune(sessions)
 
     def retune(self, sessions: Sequence[str]) -> None:
-        """A reload changed the session headers, and perhaps the captures' budget."""
+        """A reload changed the session headers."""
         self._sessions = tuple(name.lower().encode("latin-1", "replace") for name in sessions)
-        self._allowance.bound = self._captures.budget * HELD_PER_BUDGET
 
     def use(self, store: ActivityStore | FileStore) -> None:
-        """A reload changed where rows are kept: later ones go to `store`, the old one is closed after its last."""
+        """A reload changed the store: later rows go to `store`; the old one is closed after its last row."""
         old, self._store = self._store, store
         self.renumbered()
-        self._run(old.close).addErrback(lambda failure: log.failure("the old store did not close", failure=failure))
+        self._run(old.close).addErrback(lambda failure: log.failure("closing the old store failed", failure=failure))
 
     def renumbered(self) -> None:
-        """Rows have other ids now: what is known by an old one would be taken for another row's."""
+        """Forget everything known by a row's id, because rows have other ids now."""
         self._captures.clear()
         self._recent.clear()
 
     # -- recording -----------------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> int:
+        """How many finished requests are not being stored yet."""
+        return len(self._backlog)
+
     def open(self, facts: RequestInfo) -> ActivityRecorder | None:
-        """Record this request, if it is one that leaves a row."""
+        """The observer of this request, None if it leaves no row."""
         if not facts.metered:
             return None
-        allowance = self._allowance if self._captures.enabled else None
-        return ActivityRecorder(facts, self._clock.seconds, self._wall, self._sessions, allowance, self._finished)
+        budget = self.uncompressed if self._captures.enabled else None
+        return ActivityRecorder(facts, self._clock.seconds, self._wall, self._sessions, budget, self._finished)
 
-    def _finished(self, recording: ActivityRecorder) -> None:
+    def _finished(self, recorder: ActivityRecorder) -> None:
         backlog = self._backlog
-        if self._closed or len(backlog) >= BACKLOG:
-            self._allowance.give_back(recording.held)
+        if self._closed or len(backlog) >= BACKLOG_ROWS:
+            self.uncompressed.give_back(recorder.held)
             if not self.dropped and not self._closed:
-                log.warn("activity rows are dropped: the store is slower than the requests")
+                log.warn("dropping activity rows: the store is slower than the requests")
             self.dropped += 1
             return
-        size = recording.size
-        if self._backlog_bodies + size > BACKLOG_CAPTURES:
-            recording.forget_capture()
-            size = recording.size
-        if self._backlog_bodies + size > BACKLOG_BODIES:
-            self._allowance.give_back(recording.held)
-            recording.forget_bodies()
+        size = recorder.size
+        if self._backlog_bytes + size > BACKLOG_CAPTURES:
+            recorder.forget_capture()
+            size = recorder.size
+        if self._backlog_bytes + size > BACKLOG_BODIES:
+            self.uncompressed.give_back(recorder.held)
+            recorder.forget_bodies()
             size = 0
-        self._backlog_bodies += size
-        backlog.append(recording)
-        if len(backlog) - len(self._filed) >= SLICE:
-            self._read()
+        self._backlog_bytes += size
+        backlog.append(recorder)
+        if len(backlog) - self._seen >= SLICE_ROWS:
+            self._digest_small()
         if self._writing:
             return
-        if len(backlog) >= BATCH or self._backlog_bodies >= BATCH_BODIES:
-            if self._timer is not None:
-                self._timer.cancel()
+        if len(backlog) >= BATCH_ROWS or self._backlog_bytes >= BATCH_BYTES:
             self._write()
         elif self._timer is None:
-            self._timer = self._clock.callLater(GATHER, self._write)
+            self._timer = self._clock.callLater(BATCH_DELAY, self._write)
 
-    def _read(self) -> None:
-        """Read what was not read yet and is small."""
-        filed = self._filed
-        for recording in self._backlog[len(filed) :]:
-            filed.append(self._digested(recording) if len(recording.body) <= SMALL else recording)
-
-    def _digested(self, recording: ActivityRecorder) -> _StoredRequest:
-        found = digest(recording.answer())
-        body = found.capture_body
-        # What is far too large for the shelf is not even compressed.
-        wanted = recording.captured and body is not None and recording.size <= self._allowance.bound
-        return _StoredRequest(found.row, recording.capture(body) if wanted and body is not None else None)
+    def _digest_small(self) -> None:
+        for recorder in self._backlog[self._seen :]:
+            if len(recorder.body) <= SMALL_BODY:
+                recorder.digest()
+        self._seen = len(self._backlog)
 
     def _write(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
         self._timer = None
-        self._read()
-        batch, self._backlog = self._backlog[:BATCH], self._backlog[BATCH:]
-        filed, self._filed = self._filed[:BATCH], self._filed[BATCH:]
-        bodies, self._backlog_bodies = self._backlog_bodies, sum(recording.size for recording in self._backlog)
+        self._digest_small()
+        batch, self._backlog = self._backlog[:BATCH_ROWS], self._backlog[BATCH_ROWS:]
+        self._seen = len(self._backlog)
+        bytes_before, self._backlog_bytes = self._backlog_bytes, sum(recorder.size for recorder in self._backlog)
         self._writing = True
         store = self._store
-        if (
-            store.durable
-            or bodies - self._backlog_bodies > LARGE_BATCH
-            or any(isinstance(item, ActivityRecorder) for item in filed)
-        ):
-            written = self._run(lambda: self._file(filed, store))
+        large = bytes_before - self._backlog_bytes > LARGE_BATCH or any(recorder.row is None for recorder in batch)
+        if store.durable or large:
+            written = self._run(lambda: self._store_batch(batch, store))
         else:
-            written = maybeDeferred(self._file, filed, store)
-        written.addCallbacks(self._announce, self._lost, callbackArgs=(store,))
+            written = maybeDeferred(self._store_batch, batch, store)
+        written.addCallbacks(
+            lambda stored: self._announce(stored[0], stored[1], store),
+            lambda failure: log.failure("storing activity rows failed; they are lost", failure=failure),
+        )
         written.addErrback(lambda failure: log.failure("a listener to stored rows failed", failure=failure))
-        written.addBoth(lambda _: self._wrote(batch))
+        written.addBoth(lambda _: self._written(batch))
 
-    def _file(
-        self, batch: Sequence[_StoredRequest | ActivityRecorder], store: ActivityStore | FileStore
+    def _store_batch(
+        self, batch: Sequence[ActivityRecorder], store: ActivityStore | FileStore
     ) -> tuple[list[ActivityRow], list[Blob]]:
-        """Read the large answers, store the rows, compress the captures. On the worker where that may take a while."""
-        filed = [item if isinstance(item, _StoredRequest) else self._digested(item) for item in batch]
-        rows = store.insert(item.row for item in filed)
-        captures = [(item.row.id, item.capture) for item in filed if item.capture is not None]
+        """Parse the large responses, store the rows, compress the captures. On the worker if that takes long."""
+        for recorder in batch:
+            if recorder.row is None:
+                recorder.digest()
+        rows = store.insert(recorder.row for recorder in batch if recorder.row is not None)
+        captures = [
+            (recorder.row.id, recorder.capture)
+            for recorder in batch
+            if recorder.row is not None and recorder.capture is not None
+        ]
         return rows, [pack(some, self._compressor) for some in bundles(captures)]
 
-    def _announce(self, stored: tuple[list[ActivityRow], list[Blob]], store: ActivityStore | FileStore) -> None:
-        rows, blobs = stored
+    def _announce(self, rows: Sequence[ActivityRow], blobs: Sequence[Blob], store: ActivityStore | FileStore) -> None:
         if store is self._store:
             for blob in blobs:
                 self._captures.put(blob)
-            for row in rows[-RECENT:]:
+            for row in rows[-RECENT_ROWS:]:
                 self._recent[row.id] = row
-        while len(self._recent) > RECENT:
+        while len(self._recent) > RECENT_ROWS:
             self._recent.popitem(last=False)
-        # Told only after the books are in order: a listener may ask for what it hears of.
+        # Last, because a listener may ask for the row that it is called with.
         for row in rows:
             self._stored(row)
 
-    def _lost(self, failure: Failure) -> None:
-        log.failure("activity rows could not be stored", failure=failure)
-
-    def _wrote(self, batch: Sequence[ActivityRecorder]) -> None:
-        for recording in batch:
-            self._allowance.give_back(recording.held)
+    def _written(self, batch: Sequence[ActivityRecorder]) -> None:
+        for recorder in batch:
+            self.uncompressed.give_back(recorder.held)
         self._writing = False
         if self._backlog:
             self._write()
             return
-        waiting, self._idle = self._idle, []
-        for waiter in waiting:
-            waiter.callback(None)
+        flushed, self._flushed = self._flushed, []
+        for done in flushed:
+            done.callback(None)
 
     def flush(self) -> Deferred[None]:
-        """Fires when everything finished so far is stored (or was lost)."""
+        """Fires when every request finished so far is stored (or was lost)."""
         if self._timer is not None:
-            self._timer.cancel()
             self._write()
         if not self._writing:
             return succeed(None)
         done: Deferred[None] = Deferred()
-        self._idle.append(done)
+        self._flushed.append(done)
         return done
 
     async def close(self) -> None:
-        """Store what is left and close the store; what ends later leaves no row."""
+        """Store the backlog and close the store; requests that end later leave no row."""
         self._closed = True
         await self.flush()
         await self._run(self._store.close)
 
-    # -- asking --------------------------------------------------------------------------------------------
+    # -- questions -----------------------------------------------------------------------------------------
 
-    def _ask(self, question: Callable[[], Answer]) -> Deferred[Answer]:
-        """The batch that gathers does not wait for more: who asks after its request has ended finds the row."""
+    def _ask(self, question: Callable[[], Result]) -> Deferred[Result]:
+        """Write the backlog first, so that the client of a request that just ended finds its row."""
         if self._timer is not None:
-            self._timer.cancel()
             self._write()
         return self._run(question)
 
@@ -251,56 +236,45 @@ class ActivityLog:
         """One page of the table."""
         return self._ask(lambda: self._store.page(query))
 
-    def stats(self, wanted: ActivityFilter | None = None, bucket: int = 0) -> Deferred[dict[str, Any]]:
+    def stats(self, wanted: ActivityFilter | None = None, bucket: int = 0) -> Deferred[Document]:
         """Totals and histograms; with `bucket` seconds also sums over time."""
         return self._ask(lambda: self._store.stats(wanted or ActivityFilter(), bucket))
 
     def after(self, wanted: ActivityFilter, number: int, count: int) -> Deferred[list[ActivityRow]]:
-        """The next rows above an id, ascending: how an export walks through the table."""
+        """The next rows above an id, ascending: the steps of an export."""
         return self._ask(lambda: self._store.after(wanted, number, count))
 
-    def legacy(self) -> Deferred[list[dict[str, Any]]]:
+    def legacy(self) -> Deferred[list[Document]]:
         """The flat objects of GET /api/metrics, oldest first."""
         rows = self._ask(self._store.newest_good)
         return rows.addCallback(lambda found: [self.flat(row) for row in found])
 
     def recent(self, number: int) -> ActivityRow | None:
-        """A row just stored, for whoever hears its number; None once it is not among the last few."""
+        """The row with this id if it is among those just stored."""
         return self._recent.get(number)
 
-    def document(self, row: ActivityRow) -> dict[str, Any]:
+    def document(self, row: ActivityRow) -> Document:
         """A row as the activity API shows it."""
-        usage = row.usage
-        shown: dict[str, Any] = {
+        optional = {
+            "error_msg": row.error_msg,
+            "metadata": dict(row.metadata),
+            "session": row.session,
+            "client": row.client,
+        }
+        return {
             "id": row.id,
             "timestamp": rfc3339(self._local(row.created)),
             "model": row.model,
             "req_path": row.req_path,
             "resp_content_type": row.resp_content_type,
             "resp_status_code": row.resp_status_code,
-            "tokens": {
-                "cache_tokens": usage.cache_tokens,
-                "draft_tokens": usage.draft_tokens,
-                "draft_acc_tokens": usage.draft_acc_tokens,
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "prompt_per_second": usage.prompt_per_second,
-                "tokens_per_second": usage.tokens_per_second,
-            },
+            "tokens": {name: getattr(row.usage, name) for name in USAGE_COLUMNS},
             "duration_ms": row.duration_ms,
             "has_capture": self._captures.has(row.id),
+            **{name: value for name, value in optional.items() if value},
         }
-        for name, value in (
-            ("error_msg", row.error_msg),
-            ("metadata", dict(row.metadata)),
-            ("session", row.session),
-            ("client", row.client),
-        ):
-            if value:
-                shown[name] = value
-        return shown
 
-    def page_document(self, page: ActivityPage) -> dict[str, Any]:
+    def page_document(self, page: ActivityPage) -> Document:
         """A page as the activity API shows it; `store_error` says why it is from memory alone."""
         problem = self._store.problem
         return {
@@ -312,17 +286,13 @@ class ActivityLog:
             "total_pages": page.total_pages,
         }
 
-    def flat(self, row: ActivityRow) -> dict[str, Any]:
+    def flat(self, row: ActivityRow) -> Document:
         """A row as older dashboards know it."""
-        usage = row.usage
+        drafts = ("draft_tokens", "draft_acc_tokens")
         return {
             "id": row.id,
             "timestamp": rfc3339(self._local(row.created)),
             "model": row.model,
-            "cache_tokens": usage.cache_tokens,
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "prompt_per_second": usage.prompt_per_second,
-            "tokens_per_second": usage.tokens_per_second,
+            **{name: getattr(row.usage, name) for name in USAGE_COLUMNS if name not in drafts},
             "duration_ms": row.duration_ms,
         }

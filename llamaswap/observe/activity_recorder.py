@@ -1,7 +1,7 @@
-"""The scope of one request that ends as a row: it watches the answer pass and holds as little as it can.
+"""The observer of one request that becomes a row: it counts the response's bytes and keeps few of them.
 
-Everything here runs between a server's bytes and its client, so it only counts and keeps. Reading what was
-kept is record.py's work, later and elsewhere.
+`head`, `data` and `closed` run between a server's bytes and its client. `digest` parses what was kept, later and, if
+that takes long, on a worker's thread.
 """
 
 from __future__ import annotations
@@ -11,37 +11,51 @@ from collections.abc import Callable, Sequence
 from attrs import define, field
 
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
-from llamaswap.observe.activity_row import RecordedResponse
+from llamaswap.observe.activity_row import ActivityRow, error_message, status_text
 from llamaswap.observe.captures import Capture, mask_for
-from llamaswap.observe.head_tail_buffer import DOCUMENT_BOUND, CaptureBudget, HeadTailBuffer
+from llamaswap.observe.head_tail_buffer import DOCUMENT_BOUND, HeadTailBuffer, Undecodable, decoded
 from llamaswap.observe.redact import shown
+from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.headers import first
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
-from llamaswap.wire.usage import StreamScanner
+from llamaswap.wire.usage import NOTHING, StreamScanner, Usage, from_document, from_fragment, from_lines
 
-ERROR_BOUND = 16 * 1024  # bytes of a failed answer: its message stands in the first few hundred
-ENCODED_BOUND = 4 * 1024 * 1024  # of a compressed answer; its end cannot be read without its beginning
+MAX_ERROR = 16 * 1024  # bytes kept of an error response: its message is in the first few hundred
+MAX_ENCODED = 4 * 1024 * 1024  # of a compressed response; its end cannot be read without its beginning
 _MEDIA = ("audio/", "image/", "video/")
 _ENCODING = frozenset({b"content-encoding"})
+
+# The status of a request that ended before any head. A client that left got none; one whose waiting request was
+# cancelled gets an empty 200.
+_STATUS_WITHOUT_HEAD = {"gone": CLIENT_CLOSED_REQUEST, "cancelled": 200, "complete": 200}
+_OUTCOME_MESSAGES = {
+    "gone": "client disconnected",
+    "cancelled": "request cancelled",
+    "truncated": "answer cut short",
+}
 
 
 @define(eq=False)
 class ActivityRecorder:
-    """A Scope. `done` takes it when it is over; `allowance` bounds what all captures in the making hold (None: no
-    captures). From then on it is read: `answer` for the row, `capture` for the capture, `held` bytes to give back.
+    """A `RequestObserver`. `done` receives it when the request is over.
+
+    `budget` bounds the bytes of all responses kept for captures (None: no captures); `held` of its bytes are this
+    recorder's, to be given back after its use. `row` and `capture` are set by `digest`.
     """
 
-    facts: RequestInfo
+    info: RequestInfo
     _seconds: Callable[[], float]
     _wall: Callable[[], float]
     _sessions: Sequence[bytes]
-    _allowance: CaptureBudget | None
+    _budget: ByteBudget | None
     _done: Callable[[ActivityRecorder], None]
     held: int = field(default=0, init=False)
-    captured: bool = field(default=False, init=False)
+    row: ActivityRow | None = field(default=None, init=False)
+    capture: Capture | None = field(default=None, init=False)
     body: bytes = field(default=b"", init=False, repr=False)
-    _whole: bool = field(default=False, init=False)
-    _trouble: str = field(default="", init=False)
+    _captured: bool = field(default=False, init=False)
+    _complete: bool = field(default=False, init=False)
+    _outcome_message: str = field(default="", init=False)
     _ended: float = field(default=0.0, init=False)
     _milliseconds: int = field(default=0, init=False)
     _status: int = field(default=0, init=False)
@@ -50,15 +64,17 @@ class ActivityRecorder:
     _encoding: str = field(default="", init=False)
     _sent: int = field(default=0, init=False)
     _scanner: StreamScanner | None = field(default=None, init=False)
-    _tape: HeadTailBuffer | None = field(default=None, init=False)
-    _reel: bytearray | None = field(default=None, init=False)
-    _lost: bool = field(default=False, init=False)
+    _ends: HeadTailBuffer | None = field(default=None, init=False)
+    _capture_body: bytearray | None = field(default=None, init=False)
+    _over_budget: bool = field(default=False, init=False)
+
+    # -- while the response passes -------------------------------------------------------------------------
 
     def metadata_changed(self) -> None:
         """Metadata is read when the request is over."""
 
     def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """The first head wins: with a loading stream the client has a 200 whatever the server says later."""
+        """Only the first head counts: after a loading stream the client has a 200 whatever the server says later."""
         if self._status:
             return
         self._status = status
@@ -67,122 +83,139 @@ class ActivityRecorder:
         self._encoding = (first(headers, b"content-encoding") or b"").decode("latin-1").strip().lower()
         encoded = self._encoding in ("gzip", "deflate")
         if status != 200:
-            self._tape = HeadTailBuffer(ERROR_BOUND)
+            self._ends = HeadTailBuffer(MAX_ERROR)
             return
         if "text/event-stream" in self._content_type and not encoded:
             self._scanner = StreamScanner()
         elif not self._content_type.startswith(_MEDIA):
-            self._tape = HeadTailBuffer(ENCODED_BOUND if encoded else DOCUMENT_BOUND)
-        if self._allowance is not None and mask_for(self.facts.path).response:
-            self._reel = bytearray()
+            self._ends = HeadTailBuffer(MAX_ENCODED if encoded else DOCUMENT_BOUND)
+        if self._budget is not None and mask_for(self.info.path).response:
+            self._capture_body = bytearray()
 
     def data(self, data: bytes) -> None:
-        """Count, and keep what is to be kept."""
+        """Count the bytes, and keep those that the row or the capture needs."""
         self._sent += len(data)
         if self._scanner is not None:
             self._scanner.feed(data)
-        if self._reel is not None:
-            self._wind(data)
-        elif self._tape is not None:
-            self._tape.add(data)
+        if self._capture_body is not None:
+            self._keep_for_capture(data)
+        elif self._ends is not None:
+            self._ends.add(data)
 
     def closed(self, ending: RequestOutcome, error: Exception | None) -> None:
-        """Let go of what only the watching needed, and hand over."""
-        reel = self._reel
-        if reel is not None:
-            self.held = len(reel)
-            self.body, self._whole, self._reel, self._tape = bytes(reel), True, None, None
-        elif self._tape is not None:
-            self.body, self._whole, self._tape = self._tape.content(), self._tape.complete, None
-        self.captured = self._allowance is not None and not self._lost and self._status != 0
+        """Drop what only watching needed, and call `done`."""
+        kept = self._capture_body
+        if kept is not None:
+            self.held = len(kept)
+            self.body, self._complete, self._capture_body, self._ends = bytes(kept), True, None, None
+        elif self._ends is not None:
+            self.body, self._complete, self._ends = self._ends.content(), self._ends.complete, None
+        self._captured = self._budget is not None and not self._over_budget and self._status != 0
         if not self._status:
-            self._status = self._unsent(ending)
+            self._status = _STATUS_WITHOUT_HEAD.get(ending, 500)
         if ending != "complete":
-            self._trouble = _trouble(ending, error)
+            self._outcome_message = str(error or "") or _OUTCOME_MESSAGES.get(ending, "")
         self._ended = self._wall()
-        self._milliseconds = max(0, int((self._seconds() - self.facts.started) * 1000))
+        self._milliseconds = max(0, int((self._seconds() - self.info.started) * 1000))
         self._done(self)
+
+    def _keep_for_capture(self, data: bytes) -> None:
+        """Keep the body for its capture; give the capture up if all of them together hold too much."""
+        kept, budget = self._capture_body, self._budget
+        if kept is None or budget is None:
+            return
+        # One capture may hold half: a body far larger than all captures may take would be thrown away at the end.
+        if len(kept) + len(data) <= budget.bound(0) // 2 and budget.take(len(data)):
+            kept += data
+            return
+        self._capture_body = None
+        self._over_budget = True
+        budget.give_back(len(kept))
+        if self._ends is not None:
+            self._ends.take_over(kept)
+            self._ends.add(data)
+
+    # -- when the request is over --------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """Bytes of bodies it keeps alive."""
-        return len(self.body) + len(self.facts.body or b"")
+        """Bytes of bodies that it keeps in memory."""
+        return len(self.body) + len(self.info.body or b"")
 
     def forget_capture(self) -> None:
-        """There is no room for what was asked, only for what the row needs."""
-        self.captured, self.facts.body = False, None
+        """Drop the request's body and the capture, and keep what the row needs."""
+        self._captured, self.info.body = False, None
 
     def forget_bodies(self) -> None:
-        """Only the row is left, and it will not know of tokens."""
-        self.body, self._whole, self.captured, self.held, self.facts.body = b"", False, False, 0, None
+        """Keep only the row, which then lacks its tokens."""
+        self.body, self._complete, self._captured, self.held, self.info.body = b"", False, False, 0, None
 
-    def answer(self) -> RecordedResponse:
-        """What the row is made from."""
-        facts = self.facts
-        return RecordedResponse(
-            facts.model,
-            facts.path,
-            facts.stored_path,
-            self._ended,
-            self._status,
+    def digest(self) -> None:
+        """Make the row and the capture. Takes as long as parsing the body."""
+        if self._status != 200:
+            self._make_row(NOTHING, self._error_of_body())
+            self._make_capture(b"")
+        elif not self._sent:
+            self._make_row(NOTHING, self._outcome_message)
+        else:
+            try:
+                body = decoded(self.body, self._encoding)
+            except Undecodable as error:
+                self._make_row(NOTHING, f"response decompression failed: {error}")
+            else:
+                self._make_row(self._usage(body) or NOTHING, self._outcome_message)
+                self._make_capture(body)
+
+    def _error_of_body(self) -> str:
+        try:
+            body = decoded(self.body, self._encoding)
+        except Undecodable as error:
+            return f"response decode failed: {error}"
+        return error_message(body) or self._outcome_message or status_text(self._status)
+
+    def _usage(self, body: bytes) -> Usage | None:
+        if self._scanner is not None:
+            return from_lines(self._scanner.lines())
+        if "text/event-stream" in self._content_type:
+            return from_lines(body.split(b"\n"))
+        if self._complete:
+            return from_document(body, self.info.path)
+        return from_fragment(body) if "json" in self._content_type else None
+
+    def _make_row(self, usage: Usage, error: str) -> None:
+        info = self.info
+        self.row = ActivityRow(
+            int(self._ended),
+            info.model,
+            info.stored_path,
             self._content_type,
-            self._encoding,
-            self._milliseconds,
-            self.body,
-            self._whole,
-            self._sent,
-            None if self._scanner is None else tuple(self._scanner.lines()),
-            self._trouble,
-            facts.metadata,
-            session(facts.headers, self._sessions) if self._sessions else "",
-            facts.remote_ip,
+            self._status,
+            usage,
+            # The server's times may exceed ours by rounding; a row never shows less than the work in it.
+            max(self._milliseconds, usage.server_ms),
+            error,
+            info.metadata,
+            session(info.headers, self._sessions) if self._sessions else "",
+            info.remote_ip,
         )
 
-    def capture(self, body: bytes) -> Capture:
-        """The capture, within its path's mask, with this decoded answer (of a failure the answer is left out)."""
-        facts, mask = self.facts, mask_for(self.facts.path)
-        return Capture(
-            facts.stored_path,
-            shown(facts.headers),
-            facts.body if mask.request else None,
+    def _make_capture(self, body: bytes) -> None:
+        """The capture within its path's mask, with this decoded body (an error response's body is left out)."""
+        # A request far larger than all captures may take is not even compressed.
+        if not self._captured or self._budget is None or self.size > self._budget.bound(0):
+            return
+        info, mask = self.info, mask_for(self.info.path)
+        self.capture = Capture(
+            info.stored_path,
+            shown(info.headers),
+            info.body if mask.request else None,
             shown(self._headers, without=_ENCODING),
             body if mask.response and self._status == 200 else None,
         )
 
-    def _wind(self, data: bytes) -> None:
-        """Keep the body for its capture; when too much is held by everyone, give this capture up."""
-        if self._reel is None or self._allowance is None:
-            return
-        # What is far too large for the shelf would be thrown away at the end.
-        if len(self._reel) + len(data) <= self._allowance.most and self._allowance.take(len(data)):
-            self._reel += data
-            return
-        reel, self._reel = self._reel, None
-        self._lost = True
-        self._allowance.give_back(len(reel))
-        if self._tape is not None:
-            self._tape.take_over(reel)
-            self._tape.add(data)
-
-    @staticmethod
-    def _unsent(ending: RequestOutcome) -> int:
-        """The status of a request that ended before any head."""
-        # A cancelled waiter's client gets an empty 200; one that left could not be told anything.
-        return {"gone": CLIENT_CLOSED_REQUEST, "cancelled": 200, "complete": 200}.get(ending, 500)
-
-
-def _trouble(ending: RequestOutcome, error: Exception | None) -> str:
-    if ending == "complete":
-        return ""
-    if error is not None and str(error):
-        return str(error)
-    return {"gone": "client disconnected", "cancelled": "request cancelled", "truncated": "answer cut short"}.get(
-        ending, ""
-    )
-
 
 def session(headers: Sequence[tuple[bytes, bytes]], names: Sequence[bytes]) -> str:
-    """The first non-empty of the configured session headers (`names` in lower case, in order of preference)."""
+    """The first non-empty value among the session headers `names` (lower case, in order of preference)."""
     for name in names:
         value = (first(headers, name) or b"").strip()
         if value:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llamaswap.observe.command_output import Command, run
-from llamaswap.observe.gpus import MIB, GpuReading
+from llamaswap.observe.gpus import GpuReading
 from llamaswap.observe.nvidia import number
+from llamaswap.wire.byte_budget import MIB
 
 DIAL, TALK = 2.0, 5.0  # seconds to reach the daemon, and for each answer
 ROCM_LIMIT = 5.0  # seconds for rocm-smi: it wakes sleeping GPUs

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llamaswap.observe.command_output import Command, run
-from llamaswap.observe.gpus import MIB, GpuReading
+from llamaswap.observe.gpus import GpuReading
+from llamaswap.wire.byte_budget import MIB
 
 IOREG_LIMIT = 5.0  # seconds
 

@@ -1,8 +1,8 @@
-"""Whole requests and answers, kept compressed in memory within a budget, oldest out first.
+"""Whole requests and responses, compressed in memory within a budget. The oldest are dropped first.
 
-What is kept of which path, and that secrets never are, is decided here. Must not know the activity store:
-a capture's id is whatever its row got. Captures that were finished in the same moment are compressed as one: that
-costs a tenth, and they resemble each other.
+This module decides what is kept of which path. It must not know the activity store: a capture's id is that of its row.
+Captures that ended at the same time are compressed together, because they resemble each other: that takes a tenth of
+the time.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import base64
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import zstandard
 from attrs import define, field, frozen
 
+from llamaswap.wire.byte_budget import MIB
 from llamaswap.wire.model_routes import MODEL_ROUTES
 
-LEVEL = 1  # a capture is read seldom and written with every request
-TOGETHER = 64  # captures in one blob, which is also what goes out at once when room is needed
-TOGETHER_BYTES = 128 * 1024  # of their bodies; what is larger is a blob of its own
-KEPT = 128  # bytes that finding a capture again takes, beside its own
-MIB = 1024 * 1024
+LEVEL = 1  # of compression: a capture is read seldom and written with every request
+BLOB_CAPTURES = 64  # captures in one blob; a blob is also what is dropped at once
+BLOB_BYTES = 128 * 1024  # of their bodies; a larger capture is a blob alone
+ENTRY_BYTES = 128  # memory for a capture's place in the table, beside its own bytes
 
 
 @frozen
@@ -38,7 +37,7 @@ _MASKS = {route.path: Mask(route.keep_request, route.keep_response) for route in
 
 
 def mask_for(path: str) -> Mask:
-    """The mask of a path as it was requested."""
+    """The mask of a path as the client sent it."""
     return _MASKS.get(path, _ALL)
 
 
@@ -52,7 +51,7 @@ class Capture:
     resp_headers: Mapping[str, str] | None
     resp_body: bytes | None = field(repr=False)
 
-    def document(self, number: int) -> dict[str, Any]:
+    def document(self, number: int) -> dict[str, object]:
         """The JSON document of GET /api/captures/<id>."""
         return {
             "id": number,
@@ -77,16 +76,16 @@ class Blob:
 
     @property
     def size(self) -> int:
-        """Bytes that keeping it takes."""
-        return len(self.data) + KEPT * len(self.numbers)
+        """Bytes of memory that it takes."""
+        return len(self.data) + ENTRY_BYTES * len(self.numbers)
 
 
 def bundles(captures: Sequence[tuple[int, Capture]]) -> Iterator[Sequence[tuple[int, Capture]]]:
-    """What to compress together: neighbours, up to a number and a size."""
+    """Neighbouring captures to compress together, up to a number and a size."""
     begin = size = 0
     for at, (_, capture) in enumerate(captures):
         more = len(capture.req_body or b"") + len(capture.resp_body or b"")
-        if at > begin and (at - begin >= TOGETHER or size + more > TOGETHER_BYTES):
+        if at > begin and (at - begin >= BLOB_CAPTURES or size + more > BLOB_BYTES):
             yield captures[begin:at]
             begin, size = at, 0
         size += more
@@ -96,7 +95,7 @@ def bundles(captures: Sequence[tuple[int, Capture]]) -> Iterator[Sequence[tuple[
 
 def pack(captures: Sequence[tuple[int, Capture]], compressor: zstandard.ZstdCompressor) -> Blob:
     """(row id, capture) pairs as one blob; meant for a thread."""
-    heads: list[Any] = []
+    heads: list[object] = []
     bodies: list[bytes] = []
     for _, capture in captures:
         asked, answered = capture.req_body, capture.resp_body
@@ -105,7 +104,7 @@ def pack(captures: Sequence[tuple[int, Capture]], compressor: zstandard.ZstdComp
         bodies += (asked or b"", answered or b"")
     head = _ENCODE(heads).encode()
     data = compressor.compress(b"".join((len(head).to_bytes(4, "big"), head, *bodies)))
-    # Copied: the compressor's own result keeps the room that the worst case would have needed, a hundred times as much.
+    # Copied, because the compressor's result keeps the memory of the worst case, a hundred times as much.
     return Blob([number for number, _ in captures], bytes(memoryview(data)))
 
 
@@ -113,7 +112,7 @@ _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def unpack(blob: Blob, number: int) -> Capture:
-    """One of those that `pack` packed."""
+    """One of the captures that `pack` packed."""
     raw = zstandard.ZstdDecompressor().decompress(blob.data)
     start = 4 + int.from_bytes(raw[:4], "big")
     wanted = blob.numbers.index(number)
@@ -133,53 +132,53 @@ def unpack(blob: Blob, number: int) -> Capture:
 
 
 class Captures:
-    """The shelf: compressed captures by row id, `mebibytes` of them (0 or less: none are kept)."""
+    """Compressed captures by row id, `mebibytes` of them (0 or less: none are kept)."""
 
     def __init__(self, mebibytes: int) -> None:
         self.budget = max(0, mebibytes) * MIB
         self.used = 0
-        self._shelf: deque[Blob] = deque()
-        self._where: dict[int, Blob] = {}
+        self._blobs: deque[Blob] = deque()
+        self._by_number: dict[int, Blob] = {}
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is kept at all."""
+        """Whether captures are kept."""
         return self.budget > 0
 
     def put(self, blob: Blob) -> None:
-        """Keep packed captures; the oldest make room. A blob larger than the whole budget is not kept."""
+        """Keep packed captures and drop the oldest for them. A blob larger than the whole budget is not kept."""
         size = blob.size
         if size > self.budget:
             return
         self._shrink(self.budget - size)
-        self._shelf.append(blob)
+        self._blobs.append(blob)
         self.used += size
         for number in blob.numbers:
-            self._where[number] = blob
+            self._by_number[number] = blob
 
     def has(self, number: int) -> bool:
-        """Whether this row's capture is still here."""
-        return number in self._where
+        """Whether this row's capture is kept."""
+        return number in self._by_number
 
     def get(self, number: int) -> Capture | None:
-        """The capture of a row, None when it never was or went."""
-        blob = self._where.get(number)
+        """The capture of a row, None if there never was one or it was dropped."""
+        blob = self._by_number.get(number)
         return None if blob is None else unpack(blob, number)
 
     def resize(self, mebibytes: int) -> None:
-        """A reload changed captureBuffer: what no longer fits goes, oldest first."""
+        """A reload changed captureBuffer: drop the oldest that do not fit any more."""
         self.budget = max(0, mebibytes) * MIB
         self._shrink(self.budget)
 
     def clear(self) -> None:
-        """Forget all of them."""
-        self._shelf.clear()
-        self._where.clear()
+        """Drop all captures."""
+        self._blobs.clear()
+        self._by_number.clear()
         self.used = 0
 
     def _shrink(self, bound: int) -> None:
         while self.used > bound:
-            oldest = self._shelf.popleft()
+            oldest = self._blobs.popleft()
             self.used -= oldest.size
             for number in oldest.numbers:
-                self._where.pop(number, None)
+                self._by_number.pop(number, None)

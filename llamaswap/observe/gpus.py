@@ -11,7 +11,6 @@ from typing import Protocol
 from attrs import frozen
 from twisted.logger import Logger
 
-MIB = 1024 * 1024
 RETRY = 60.0  # seconds between looks for a source while none works: most machines simply have no GPU
 
 log = Logger()

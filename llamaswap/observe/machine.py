@@ -19,10 +19,11 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from llamaswap.observe.exposition import MetricFamily
-from llamaswap.observe.gpus import MIB, GpuReader, GpuReading
+from llamaswap.observe.gpus import GpuReader, GpuReading
 from llamaswap.observe.log_format import local_time, rfc3339nano
 from llamaswap.observe.machine_metrics import machine_families
 from llamaswap.observe.worker import RunBlocking
+from llamaswap.wire.byte_budget import MIB
 
 HOUR = 3600.0
 LOOKING = 60.0  # seconds after a question during which somebody counts as looking

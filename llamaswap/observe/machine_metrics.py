@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llamaswap.observe.exposition import MetricFamily
-from llamaswap.observe.gpus import MIB, GpuReading
+from llamaswap.observe.gpus import GpuReading
+from llamaswap.wire.byte_budget import MIB
 
 if TYPE_CHECKING:
     from llamaswap.observe.machine import SystemReading

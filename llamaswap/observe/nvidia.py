@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llamaswap.observe.gpus import MIB, GpuReading
+from llamaswap.observe.gpus import GpuReading
+from llamaswap.wire.byte_budget import MIB
 
 FIRST_LINE = 5.0  # seconds a fresh nvidia-smi may take to say its first line: the driver may have to wake up
 _FIELDS = "index,name,uuid,temperature.gpu,utilization.gpu,memory.used,memory.total,fan.speed,power.draw"

@@ -13,8 +13,8 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, NoRoom
-from llamaswap.proxy.byte_budget import ByteBudget
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
+from llamaswap.wire.byte_budget import ByteBudget
 
 
 @implementer(IPushProducer)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import define, frozen
 
-from llamaswap.errors import NoRoom
+from llamaswap.wire.byte_budget import ByteBudget
 
 MEMORY_SHARE = 4  # bodies may take a quarter of each limit,
 FREE_SHARE = 3  # and a third of what the limit leaves beside everything else: announced bodies are not there yet
@@ -22,36 +22,6 @@ DISK_SHARE = 2  # half of what would be free without us: others write there too
 SAMPLE_SECONDS = 0.1  # how long a measurement of the memory in use counts,
 SAMPLE_BYTES = 1024 * 1024  # unless bodies grew by this much since
 _NO_LIMIT = 1 << 60  # version 1 of the control groups writes the largest number of pages for "no limit"
-
-
-@define(eq=False)
-class ByteBudget:
-    """Bytes that may be taken. `bound` is asked each time, with the bytes taken so far; `words` names the limit."""
-
-    name: str
-    bound: Callable[[int], int]
-    words: Callable[[], str] | None = None
-    used: int = 0
-
-    @property
-    def left(self) -> int:
-        """How much may still be taken."""
-        return max(0, self.bound(self.used) - self.used)
-
-    def take(self, count: int) -> bool:
-        """Whether so many more bytes fit; if so they are taken."""
-        if self.used + count > self.bound(self.used):
-            return False
-        self.used += count
-        return True
-
-    def give_back(self, count: int) -> None:
-        """They are free again."""
-        self.used -= count
-
-    def full(self) -> NoRoom:
-        """The error for a request whose body does not fit: it names the limit."""
-        return NoRoom(self.name if self.words is None else f"{self.name} ({self.words()})")
 
 
 @frozen
@@ -182,6 +152,3 @@ def _free(folder: str) -> int:
     except OSError:
         return 0
     return found.f_bavail * found.f_frsize
-
-
-UNBOUNDED = ByteBudget("any", lambda used: used + (1 << 62))

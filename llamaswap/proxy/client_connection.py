@@ -20,7 +20,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, NoRoom
-from llamaswap.proxy.byte_budget import UNBOUNDED, ByteBudget
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, write_through
 from llamaswap.proxy.fastpath.memory_trim import LowWaterTrimmer, trimmer
@@ -40,6 +39,7 @@ from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteT
 from llamaswap.proxy.task import Awaitable
 from llamaswap.proxy.transaction import HttpTransaction, ProxyTransaction
 from llamaswap.proxy.tunnel import ClientPipe
+from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
 from llamaswap.wire.headers import peer_host
 
 HEAD_SECONDS = 60.0

@@ -16,8 +16,8 @@ from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, ClientGone
 from llamaswap.proxy.bodies import FED, HELD_COPIES, PIECE, TURN
-from llamaswap.proxy.byte_budget import UNBOUNDED, ByteBudget
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
+from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
 
 SPOOL_THRESHOLD = 8 * 1024 * 1024
 AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits

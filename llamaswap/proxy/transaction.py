@@ -15,13 +15,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.proxy.bodies import BytesBody
-from llamaswap.proxy.byte_budget import ByteBudget
 from llamaswap.proxy.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
 from llamaswap.proxy.fastpath.direct_write import unsent_bytes
 from llamaswap.proxy.framing import LAST_CHUNK, ChunkWalker, Framing, as_chunk
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.proxy.tunnel import ClientPipe
+from llamaswap.wire.byte_budget import ByteBudget
 
 log = Logger()
 

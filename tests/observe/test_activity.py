@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import TooManyRequests
 from llamaswap.observe import activity as module
-from llamaswap.observe.activity import GATHER, ActivityLog
+from llamaswap.observe.activity import BATCH_DELAY, ActivityLog
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.query import ActivityFilter, ActivityQuery, parse_query
 from llamaswap.observe.store import ActivityStore
@@ -60,7 +60,7 @@ class Bench:
 
     def row(self, *args, **known):
         self.serve(*args, **known)
-        self.clock.advance(GATHER)
+        self.clock.advance(BATCH_DELAY)
         return self.rows[-1]
 
 
@@ -169,7 +169,7 @@ class TestRecording(SynchronousTestCase):
         scope.head(500, JSON)
         scope.data(b"data: x\n\n")
         scope.closed("refused", None)
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[0].resp_status_code, 200)
 
     def test_requests_that_ended_before_a_head(self):
@@ -198,7 +198,7 @@ class TestRecording(SynchronousTestCase):
         bench = Bench(sessions=("X-Session-ID", "X-Litellm-Session-Id"))
         scope = bench.activity.open(facts(headers=headers))
         scope.closed("complete", None)
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[0].session, "s-7")
 
     def test_rows_of_one_moment_are_one_batch(self):
@@ -207,7 +207,7 @@ class TestRecording(SynchronousTestCase):
         for _ in range(5):
             bench.serve(seconds=0)
         self.assertEqual(run.waiting, [])
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual(len(run.waiting), 1)
         bench.serve(seconds=0)
         bench.clock.advance(1)
@@ -215,24 +215,24 @@ class TestRecording(SynchronousTestCase):
         run.step()
         run.step()
         self.assertEqual([row.id for row in bench.rows], [1, 2, 3, 4, 5, 6])
-        self.assertEqual((bench.clock.getDelayedCalls(), bench.activity._allowance.used), ([], 0))
+        self.assertEqual((bench.clock.getDelayedCalls(), bench.activity.uncompressed.used), ([], 0))
 
     def test_many_rows_do_not_wait_for_their_moment(self):
         bench = Bench()
-        for _ in range(module.BATCH):
+        for _ in range(module.BATCH_ROWS):
             bench.serve(USAGE, seconds=0)
-        self.assertEqual([row.id for row in bench.rows], list(range(1, module.BATCH + 1)))
+        self.assertEqual([row.id for row in bench.rows], list(range(1, module.BATCH_ROWS + 1)))
         self.assertEqual(bench.clock.getDelayedCalls(), [])
-        self.assertEqual(bench.captures.get(module.BATCH).resp_body, USAGE)
+        self.assertEqual(bench.captures.get(module.BATCH_ROWS).resp_body, USAGE)
 
     def test_only_what_blocks_or_is_large_goes_to_the_thread(self):
         run = Later()
         bench = Bench(run=run)
         bench.row(USAGE)
         self.assertEqual((run.waiting, tokens(bench.rows[0])), ([], (3, 4, -1)))
-        bench.serve(b" " * (module.SMALL + 1) + USAGE)
+        bench.serve(b" " * (module.SMALL_BODY + 1) + USAGE)
         bench.serve(USAGE)
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual(len(bench.rows), 1)
         run.step()
         self.assertEqual([(row.id, tokens(row)) for row in bench.rows], [(n, (3, 4, -1)) for n in (1, 2, 3)])
@@ -241,31 +241,31 @@ class TestRecording(SynchronousTestCase):
         run = Later()
         bench = Bench(run=run)
         bench.ask(bytes(module.LARGE_BATCH + 1))
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual((bench.rows, len(run.waiting)), ([], 1))
         run.step()
-        bench.ask(bytes(module.BATCH_BODIES))
+        bench.ask(bytes(module.BATCH_BYTES))
         self.assertEqual(len(run.waiting), 1)
         run.step()
         self.assertEqual([row.id for row in bench.rows], [1, 2])
-        self.assertEqual(len(bench.captures.get(2).req_body), module.BATCH_BODIES)
+        self.assertEqual(len(bench.captures.get(2).req_body), module.BATCH_BYTES)
 
     def test_captures_are_given_up_before_tokens_when_too_much_waits(self):
         self.patch(module, "BACKLOG_CAPTURES", 1000)
         bench = Bench()
         for _ in range(3):
             bench.ask(bytes(600))
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual([tokens(row) for row in bench.rows], [(3, 4, -1)] * 3)
         self.assertEqual([bench.captures.has(row.id) for row in bench.rows], [True, False, False])
-        self.assertEqual(bench.activity._allowance.used, 0)
+        self.assertEqual(bench.activity.uncompressed.used, 0)
 
     def test_a_slow_store_drops_rows_at_a_bound(self):
-        self.patch(module, "BACKLOG", 3)
+        self.patch(module, "BACKLOG_ROWS", 3)
         bench = Bench(run=Later(), store=ActivityStore(self.mktemp()))
         for _ in range(5):
             bench.serve(seconds=0)
-        self.assertEqual((len(bench.activity._backlog), bench.activity.dropped), (3, 2))
+        self.assertEqual((bench.activity.waiting, bench.activity.dropped), (3, 2))
 
     def test_a_failing_store_loses_rows_but_nothing_else(self):
         class Broken(ActivityStore):
@@ -274,11 +274,11 @@ class TestRecording(SynchronousTestCase):
 
         bench = Bench(store=Broken())
         bench.serve()
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
-        self.assertEqual((bench.rows, bench.activity._allowance.used), ([], 0))
+        self.assertEqual((bench.rows, bench.activity.uncompressed.used), ([], 0))
         bench.serve()
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
 
     def test_closing_stores_what_is_left(self):
@@ -301,7 +301,7 @@ class TestCapturing(SynchronousTestCase):
         scope.head(200, answer)
         scope.data(gzip.compress(USAGE))
         scope.closed("complete", None)
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         capture = bench.captures.get(1)
         self.assertEqual((capture.req_body, capture.resp_body), (b'{"model":"owl"}', USAGE))
         self.assertEqual(capture.req_headers, {"Authorization": "[REDACTED]", "X-Api-Key": "[REDACTED]", "A": "1"})
@@ -337,15 +337,15 @@ class TestCapturing(SynchronousTestCase):
         bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         for _ in range(2):
             bench.ask(b"old")
-            bench.clock.advance(GATHER)
+            bench.clock.advance(BATCH_DELAY)
             run.step()
         bench.ask(b"old")
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         bench.activity.use(ActivityStore())
         run.step()
         self.assertEqual(len(bench.rows), 3)
         bench.serve(b"")
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[-1].id, 1)
         self.assertEqual([bench.captures.has(number) for number in (1, 2, 3)], [False] * 3)
         self.assertIs(bench.activity.recent(1), bench.rows[-1])
@@ -357,11 +357,11 @@ class TestCapturing(SynchronousTestCase):
         for scope in scopes:
             scope.head(200, JSON)
             scope.data(b"x" * (1024 * 1024))
-        self.assertEqual(bench.activity._allowance.used, 4 * 1024 * 1024)
+        self.assertEqual(bench.activity.uncompressed.used, 4 * 1024 * 1024)
         for scope in scopes:
             scope.closed("complete", None)
-        bench.clock.advance(GATHER)
-        self.assertEqual(bench.activity._allowance.used, 0)
+        bench.clock.advance(BATCH_DELAY)
+        self.assertEqual(bench.activity.uncompressed.used, 0)
         self.assertEqual([bench.captures.has(number) for number in (1, 2, 3, 4, 5)], [True] * 4 + [False])
 
     def test_nothing_is_held_when_captures_are_off(self):
@@ -369,9 +369,9 @@ class TestCapturing(SynchronousTestCase):
         scope = bench.activity.open(facts())
         scope.head(200, SSE)
         scope.data(b"data: x\n\n" * 100_000)
-        self.assertIsNone(scope._reel)
+        self.assertEqual(bench.activity.uncompressed.used, 0)
         scope.closed("complete", None)
-        bench.clock.advance(GATHER)
+        bench.clock.advance(BATCH_DELAY)
         self.assertFalse(bench.captures.has(1))
 
 

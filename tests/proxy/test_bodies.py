@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.bodies import PIECE, TURN, BytesBody, FileBody, SiteContent
-from llamaswap.proxy.byte_budget import ByteBudget
+from llamaswap.wire.byte_budget import ByteBudget
 from tests.proxy.test_incoming_body import Consumer
 
 

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import ClientGone
 from llamaswap.proxy import client_connection
-from llamaswap.proxy.byte_budget import ByteBudget
+from llamaswap.wire.byte_budget import ByteBudget
 from tests.proxy.doubles import GET, KEPT, OK, POST, STREAM, World
 
 SITE = b"GET /health?x=%2F HTTP/1.1\r\nHost: x\r\n\r\n"

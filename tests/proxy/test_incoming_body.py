@@ -7,8 +7,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
 from llamaswap.proxy import incoming_body
-from llamaswap.proxy.byte_budget import LEAST_MEMORY, ByteBudget, MemoryLimit, disk_room, memory_limits, memory_room
+from llamaswap.proxy.byte_budget import LEAST_MEMORY, MemoryLimit, disk_room, memory_limits, memory_room
 from llamaswap.proxy.incoming_body import AHEAD, DISCARD, SpooledBody
+from llamaswap.wire.byte_budget import ByteBudget
 
 
 class Consumer:
