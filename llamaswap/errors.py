@@ -194,22 +194,41 @@ class StartFailed(RequestError):
 
 
 @frozen
-class KeepsFailing(RequestError):
-    """The model failed several times in a row and is left alone for a while. Mend it; loading it by hand tries at once.
+class FailureRecord:
+    """A model failed `count` times in a row, the last time for `cause`; no request starts it before `until`.
 
-    `cause` is the last failure in words, `count` how many there were, `retry_after` the whole seconds until a request
-    may cause the next try, `log_tail` its server's last lines.
+    `until` is on the monotonic clock. `definition` is a digest of what the model's server is started with, `tail` the
+    last lines of its output; both are empty in the scheduler, which does not know them. An upgrade in place hands the
+    record to the next program under these names.
     """
 
     model: str
-    cause: str
+    definition: str
     count: int
+    until: float
+    cause: str = field(repr=False)
+    tail: str = field(default="", repr=False)
+
+
+@frozen
+class KeepsFailing(RequestError):
+    """The model failed several times in a row and is in backoff. Correct its definition; loading it by hand tries at
+    once.
+
+    `retry_after` is the number of whole seconds until a request may cause the next attempt.
+    """
+
+    failure: FailureRecord
     retry_after: int
-    log_tail: str = field(default="", repr=False)
+
+    @property
+    def log_tail(self) -> str:
+        """The last lines of the server's output."""
+        return self.failure.tail
 
     def __str__(self) -> str:
         return (
-            f"unspecific error: {self.cause}; {self.model} failed {self.count} times in a row "
+            f"unspecific error: {self.failure.cause}; {self.failure.model} failed {self.failure.count} times in a row "
             f"and is tried again in {self.retry_after}s at the earliest"
         )
 

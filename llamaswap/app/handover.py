@@ -101,14 +101,14 @@ class ServiceHandover:
         port: Any = service.port
         connections = [IdleConnection(one.fileno(), int(one.family), early) for one, early in service.front.handover()]
         return port.fileno(), UpgradeState(
-            servers=tuple(service.router.handover()),
+            servers=tuple(service.router.handover.snapshots()),
             connections=tuple(connections),
             keeper=service.guardian.handover(),
             profile=service.router.profile,
             pinned=tuple(sorted(service.router.pinned)),
             logs=service.book.histories(),
             count=service.upgrade.count + 1,
-            ailing=tuple(service.router.ailing()),
+            ailing=tuple(service.router.failures()),
         )
 
 
@@ -129,8 +129,8 @@ def take_over(service: LlamaSwap, state: UpgradeState) -> None:
     for model in state.pinned:
         if model in router.config.models:
             router.pin(model)
-    router.restore_failures(state.ailing)
-    for served in router.adopt(state.servers):
+    router.handover.restore_failures(state.ailing)
+    for served in router.handover.adopt(state.servers):
         log.warn("stopping {model}: it is no longer configured", model=served.model)
         router.delay_starts_until(
             end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model))

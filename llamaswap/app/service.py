@@ -231,7 +231,7 @@ class LlamaSwap(MultiService):
             clock=reactor,
             sessions=config.ui.activity.session_id,
             finished=self.meters.finished,
-            why=lambda model: self.router.hold(model),
+            why=lambda model: self.router.wait_reason(model),
         )
         for news in (StateChanged, SwapBegan, SwapEnded):
             self.bus.subscribe(news, lambda event: self.inflight.held())
@@ -509,7 +509,7 @@ class LlamaSwap(MultiService):
     def _running(self) -> None:
         """The reactor turns: what may take a moment."""
         self.notifier.ready("listening")
-        self.notifier.watch(lambda: not stalled(self.router.vitals()))
+        self.notifier.watch(lambda: not stalled(self.router.health()))
         if not self.observed:
             globalLogPublisher.addObserver(self.log_observer)  # type: ignore[arg-type] # a method is callable
         self._handle_signals()

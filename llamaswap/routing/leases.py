@@ -1,8 +1,9 @@
-"""A request's right to use a server, and its way there."""
+"""A request's right to use a model's server, and the wait for that right."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,7 +16,7 @@ from llamaswap.scheduling.effects import Ticket
 
 @define(eq=False)
 class ProcessInstance:
-    """One process of a model, from ready until it is gone."""
+    """One process of a model, from ready until it has exited. `unloaded`: an operator stopped it."""
 
     endpoint: Endpoint
     generation: int
@@ -23,24 +24,29 @@ class ProcessInstance:
     unloaded: bool = False
 
 
+class LeaseOwner(Protocol):
+    """Receives what happens to a lease."""
+
+    def lease_released(self, lease: Lease) -> None: ...
+
+    def reader_stalled(self, lease: Lease, since: float | None) -> None: ...
+
+
 @define(eq=False)
 class Lease:
-    """The right to use a model's server now. Whoever holds one keeps the model loaded: release it in a `finally`.
+    """The right to use a model's server. It keeps the model loaded, so release it in a `finally`.
 
-    `interrupt` is called when the room is needed and the client has stood still for too long.
+    `interrupt` is called if another request needs the model's memory and the client has read nothing for too long.
     """
 
     ticket: Ticket
-    endpoint: Endpoint
-    generation: int
-    _incarnation: ProcessInstance = field(repr=False)
-    _ended: Callable[[Lease], None] | None = field(repr=False)
-    _stalled: Callable[[Lease, float | None], None] = field(repr=False)
+    _process: ProcessInstance = field(repr=False)
+    _owner: LeaseOwner | None = field(repr=False)
     interrupt: Callable[[ReaderStalled], None] | None = field(default=None, init=False, repr=False)
 
     @property
     def model(self) -> str:
-        """The model it is for."""
+        """The id of the leased model."""
         return self.ticket.model
 
     @property
@@ -49,37 +55,48 @@ class Lease:
         return self.ticket.priority
 
     @property
+    def endpoint(self) -> Endpoint:
+        """Where the server listens."""
+        return self._process.endpoint
+
+    @property
+    def generation(self) -> int:
+        """The number of the load that the server's process came from."""
+        return self._process.generation
+
+    @property
     def lost(self) -> bool:
-        """Whether the server it was granted on has exited."""
-        return self._incarnation.lost
+        """Whether the server's process has exited."""
+        return self._process.lost
 
     @property
     def unloaded(self) -> bool:
-        """Whether an operator unloaded the server it was granted on: its requests are not repeated on another."""
-        return self._incarnation.unloaded
+        """Whether an operator unloaded the server: its requests are then not repeated on another process."""
+        return self._process.unloaded
 
     def release(self) -> None:
         """The request has ended. Idempotent."""
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended(self)
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.lease_released(self)
 
     def reader_stalled(self, since: float | None) -> None:
         """The client has read nothing of its response since then; None: it reads again."""
-        if self._ended is not None:
-            self._stalled(self, since)
+        if self._owner is not None:
+            self._owner.reader_stalled(self, since)
 
 
 @define(eq=False)
-class Acquisition:
-    """A request's way to a lease. `refusal` and `ready` are settled when it is handed out.
+class PendingLease:
+    """A request that waits for its lease. `refusal` and `ready` are final when the router returns it.
 
-    `ready` says that the model was ready and free to use: `granted` has fired already.
+    `ready`: the model was ready and could be used at once, so `granted` has fired already. `on_position` receives the
+    request's 1-based positions in the queue, `number` is that of its ticket.
     """
 
     model: str
-    _leave: Callable[[], None] = field(repr=False)
-    on_place: Callable[[int], None] | None = field(default=None, repr=False)
+    _leave_queue: Callable[[], None] = field(repr=False)
+    on_position: Callable[[int], None] | None = field(default=None, repr=False)
     number: int = 0
     refusal: RequestError | None = field(default=None, init=False)
     ready: bool = field(default=False, init=False)
@@ -92,11 +109,11 @@ class Acquisition:
         """Fires with the lease or fails with a RequestError; always the same Deferred, cancelling it is `cancel`."""
         if self._granted is None:
             self._granted = Deferred(lambda _: self.cancel())
-            self._tell()
+            self._fire()
         return self._granted
 
     def cancel(self) -> None:
-        """Nobody wants it any more: leave the queue, or give the lease back. Idempotent, in every phase."""
+        """Leave the queue, or release the lease if it was granted. Idempotent, in every phase."""
         if self._cancelled:
             return
         self._cancelled = True
@@ -104,19 +121,23 @@ class Acquisition:
             self._outcome.release()
         elif self._outcome is None:
             self._outcome = Failure(CancelledError())
-            self._leave()
-            self._tell()
+            self._leave_queue()
+            self._fire()
 
     def settle(self, outcome: Lease | RequestError) -> None:
-        """The router's answer; one, ever."""
+        """Set the outcome. Only the first one counts; a later lease is released."""
         if self._outcome is not None:
             if isinstance(outcome, Lease):
                 outcome.release()
             return
         self._outcome = outcome if isinstance(outcome, Lease) else Failure(outcome)
-        self._tell()
+        self._fire()
 
-    def _tell(self) -> None:
+    def transfer(self, on_position: Callable[[int], None] | None) -> PendingLease:
+        """A second wait for the same ticket; the caller settles this one."""
+        return PendingLease(self.model, self._leave_queue, on_position, self.number)
+
+    def _fire(self) -> None:
         if self._granted is not None and self._outcome is not None and not self._granted.called:
             if isinstance(self._outcome, Failure):
                 self._granted.errback(self._outcome)

@@ -9,22 +9,11 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from llamaswap.errors import FailureRecord
+
 STEADY = 60.0  # seconds ready after which a crash starts a new series of failures
 OUTLIVED = 1.0  # seconds a server has to live after an answer: the answer it dies of ends a moment before it does
 SOON = 2.0  # a pause grows by this factor with each failure in a row
-
-
-@frozen
-class RepeatedFailure:
-    """A model failed `count` times in a row, the last time for `cause`; nothing is tried before `until`."""
-
-    count: int
-    until: float
-    cause: str
-
-    def keeps(self, now: float) -> bool:
-        """Whether it is left alone at this moment."""
-        return now < self.until
 
 
 @frozen
@@ -40,10 +29,10 @@ class Backoff:
             return 0.0
         return min(self.longest, self.first * SOON ** min(count - 2, 60))
 
-    def another(self, earlier: RepeatedFailure | None, cause: str, now: float) -> RepeatedFailure:
-        """It failed once more."""
+    def failed_again(self, model: str, earlier: FailureRecord | None, cause: str, now: float) -> FailureRecord:
+        """The record of one more failure after `earlier`."""
         count = 1 if earlier is None else earlier.count + 1
-        return RepeatedFailure(count, now + self.pause(count), cause)
+        return FailureRecord(model, "", count, now + self.pause(count), cause)
 
 
 def proved(ready_at: float, worked_at: float | None, now: float) -> bool:

@@ -36,6 +36,7 @@ from math import ceil
 from attrs import define, field
 
 from llamaswap.errors import (
+    FailureRecord,
     KeepsFailing,
     LlamaswapError,
     ModelUnloaded,
@@ -47,7 +48,7 @@ from llamaswap.errors import (
     UnknownModel,
     WaitedTooLong,
 )
-from llamaswap.scheduling.backoff import RepeatedFailure, proved
+from llamaswap.scheduling.backoff import proved
 from llamaswap.scheduling.effects import (
     CLEAN_UP,
     AbandonSwap,
@@ -103,7 +104,7 @@ class Scheduler:
     _reservations: list[Reservation] = field(factory=list, init=False)
     _reserved: frozenset[str] = field(default=frozenset(), init=False)
     _timer_at: float | None = field(default=None, init=False)
-    _failures: dict[str, RepeatedFailure] = field(factory=dict, init=False)
+    _failures: dict[str, FailureRecord] = field(factory=dict, init=False)
     _reconsidering: bool = field(default=False, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
     _stalled: dict[int, float] = field(factory=dict, init=False)
@@ -114,13 +115,18 @@ class Scheduler:
 
     # -- inputs: requests ----------------------------------------------------------------------------------
 
-    def requested(self, ticket: Ticket, now: float) -> list[Effect]:
-        """A request wants a model. The grant is the last effect if `can_grant` was true before."""
+    def requested(self, ticket: Ticket, now: float, *, only_if_ready: bool = False) -> list[Effect]:
+        """A request wants a model. If it can be granted at once, the grant is the last effect.
+
+        With `only_if_ready` a request that cannot be granted at once is ignored, without any effect.
+        """
         if self.can_grant(ticket.model):
             entry = self._tickets[ticket.number] = QueuedRequest(ticket, RequestStage.SERVING)
             self._held[ticket.model] = self._held.get(ticket.model, 0) + 1
             self._grant(entry, self._servers[ticket.model])
             return self._answer()
+        if only_if_ready:
+            return []
         if (error := self._refusal(ticket, now)) is not None:
             return [Refuse(ticket, error)]
         if self._draining is not None:
@@ -228,7 +234,9 @@ class Scheduler:
         else:
             if isinstance(error, (StartFailed, ServerVanished)):
                 cause = error.cause if isinstance(error, StartFailed) else str(error)
-                self._failures[swap.model] = self.rules.backoff.another(self._failures.get(swap.model), cause, now)
+                self._failures[swap.model] = self.rules.backoff.failed_again(
+                    swap.model, self._failures.get(swap.model), cause, now
+                )
             for entry in entries:
                 self._refuse(entry, error)
             self._stop([server], "failed")
@@ -247,7 +255,7 @@ class Scheduler:
             return []
         earlier = None if proved(server.ready_at, server.worked_at, now) else self._failures.get(model)
         self._stop([server], "crash")
-        self._failures[model] = self.rules.backoff.another(earlier, cause, now)
+        self._failures[model] = self.rules.backoff.failed_again(model, earlier, cause, now)
         self._reschedule(now)
         return self._answer()
 
@@ -341,10 +349,10 @@ class Scheduler:
         self._reschedule(now)
         return self._answer()
 
-    def restore_failure(self, model: str, trouble: RepeatedFailure) -> None:
-        """It failed before everything began."""
-        if model in self.rules.models and self._closed is None:
-            self._failures[model] = trouble
+    def restore_failure(self, failure: FailureRecord) -> None:
+        """A model failed before the scheduler was created."""
+        if failure.model in self.rules.models and self._closed is None:
+            self._failures[failure.model] = failure
 
     def clear_backoff(self, models: Iterable[str]) -> None:
         """An operator wants these tried at once, however often they failed."""
@@ -410,9 +418,14 @@ class Scheduler:
             return False
         return not rules.limit or self._held.get(model, 0) < rules.limit
 
-    def failures(self) -> Mapping[str, RepeatedFailure]:
+    def failures(self) -> Mapping[str, FailureRecord]:
         """The models that failed last time they were tried, by name, and how often in a row."""
         return self._failures
+
+    def in_backoff(self, model: str, now: float) -> bool:
+        """Whether no request may start this model yet, because it failed repeatedly."""
+        failure = self._failures.get(model)
+        return failure is not None and now < failure.until
 
     def forecast(self, model: str) -> Forecast:
         """What a request for `model` would meet now."""
@@ -765,10 +778,10 @@ class Scheduler:
 
     def _backoff_error(self, model: str, now: float) -> KeepsFailing | None:
         """What is told to who wants a model that failed again and again, as long as it is not to be tried."""
-        trouble = self._failures.get(model)
-        if trouble is None or not trouble.keeps(now):
+        if not self.in_backoff(model, now):
             return None
-        return KeepsFailing(model, trouble.cause, trouble.count, max(1, ceil(trouble.until - now)))
+        failure = self._failures[model]
+        return KeepsFailing(failure, max(1, ceil(failure.until - now)))
 
     # -- books ---------------------------------------------------------------------------------------------
 

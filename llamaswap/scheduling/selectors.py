@@ -43,7 +43,7 @@ Look = Callable[[str], str | None]
 
 
 @frozen
-class Choice:
+class TargetChoice:
     """The target chosen, as it is written in the selector. `others` are the rest, best first, should it fail.
 
     `release` is to be called once the request has ended; it is idempotent.
@@ -61,7 +61,7 @@ class Chooser:
     _counts: dict[tuple[str, str], int] = field(factory=dict, init=False)
     _turns: dict[str, int] = field(factory=dict, init=False)
 
-    def choose(self, selector: SelectorRules, look: Look) -> Choice:
+    def choose(self, selector: SelectorRules, look: Look) -> TargetChoice:
         """Choose a target for one request; raises NoTarget."""
         if selector.strategy == "spillover":
             order = self._spillover(selector, look)
@@ -78,7 +78,7 @@ class Chooser:
         """How many requests this selector has on this target."""
         return self._counts.get((selector, target), 0)
 
-    def _hold(self, selector: str, target: str, others: tuple[str, ...]) -> Choice:
+    def _hold(self, selector: str, target: str, others: tuple[str, ...]) -> TargetChoice:
         key = selector, target
         self._counts[key] = self._counts.get(key, 0) + 1
         released = False
@@ -91,7 +91,7 @@ class Chooser:
                 if not self._counts[key]:
                     del self._counts[key]
 
-        return Choice(target, release, others)
+        return TargetChoice(target, release, others)
 
     def _spillover(self, selector: SelectorRules, look: Look) -> list[str]:
         """Fill the active targets up to the threshold, then wake a cold one, then share among all."""

@@ -46,21 +46,6 @@ class ServerSnapshot:
     wake_seconds: tuple[float, ...] = ()
 
 
-@frozen
-class FailureRecord:
-    """A model that failed the last `count` times, for `cause`, and is left alone until `until` (monotonic clock).
-
-    `definition` names what it was started by, without telling it; `tail` are its last words.
-    """
-
-    model: str
-    definition: str
-    count: int
-    until: float
-    cause: str = field(repr=False)
-    tail: str = field(default="", repr=False)
-
-
 class Adopted(Process):
     """A child of this process that an earlier program started. `reading` and `writing` map its descriptors to ours.
 

@@ -31,8 +31,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import FailureRecord
 from llamaswap.proxy.listen import ListenAddress
-from llamaswap.servers.server_snapshot import FailureRecord, ServerSnapshot
+from llamaswap.servers.server_snapshot import ServerSnapshot
 
 FORMAT = 1  # of the state; what one program writes, the next must read
 INHERIT = "LLAMASWAP_UPGRADE"  # the environment variable that hands over "LISTENING:STATE:WHERE", two descriptors

@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.config import Config, Model, Peer
+from llamaswap.config import Model, Peer
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import (
     Cancelled,
@@ -38,6 +38,8 @@ from llamaswap.errors import (
 from llamaswap.proxy.exchange import BodySource, Exchange, Headers, RequestHead
 from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.upstream import UpstreamTarget
+from llamaswap.routing.interfaces import Admission
+from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.web.errors import status_of
 from llamaswap.web.proxy_request import ObserverFanout, ProxyRequest, ReportedPosition
 from llamaswap.web.supersede import SupersedeRegistry, supersede_key
@@ -67,61 +69,6 @@ def _nothing() -> None:
 
 
 # -- what is asked of the rooms below ----------------------------------------------------------------------
-
-
-class GrantedLease(Protocol):
-    """The right to use a model's server until `release`."""
-
-    @property
-    def endpoint(self) -> Endpoint: ...
-    @property
-    def priority(self) -> int: ...
-    @property
-    def lost(self) -> bool: ...
-    @property
-    def unloaded(self) -> bool: ...
-    def release(self) -> None: ...
-    def reader_stalled(self, since: float | None) -> None: ...
-
-    interrupt: Callable[[ReaderStalled], None] | None
-
-
-class PendingLease(Protocol):
-    """A request for a model under way."""
-
-    @property
-    def refusal(self) -> Exception | None: ...
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def granted(self) -> Deferred[Any]: ...
-    def cancel(self) -> None: ...
-
-
-class TargetChoice(Protocol):
-    """What a selector chose, and what else it may be, best first; `release` when the request is over."""
-
-    @property
-    def target(self) -> str: ...
-    @property
-    def others(self) -> tuple[str, ...]: ...
-    @property
-    def release(self) -> Callable[[], None]: ...
-
-
-class Admission(Protocol):
-    """The router, as far as requests use it."""
-
-    @property
-    def config(self) -> Config: ...
-    @property
-    def profile(self) -> str | None: ...
-    def choose(self, selector_id: str) -> Any: ...
-    def lease(self, model: str) -> Any: ...
-    def request(self, model: str, *, on_place: Callable[[int], None] | None = None, origin: str = "") -> Any: ...
-    def succeed(self, waiting: Any, *, on_place: Callable[[int], None] | None = None) -> Any: ...
-    def state(self, model: str) -> str: ...
-    def status(self, model: str) -> Any: ...
 
 
 class ForwardingResponse(Awaitable[Any], Protocol):
@@ -326,7 +273,7 @@ class Dispatcher:
                 raise ServerVanished(model.id)
             await self._carry(job, self._to_model(job, model, endpoint), watch, answered=False)
             return
-        ready: GrantedLease | None = self.router.lease(model.id)
+        ready: Lease | None = self.router.lease(model.id)
         if ready is not None and await self._served(job, model, watch, ready, answered=False, retried=False):
             return
         loading: LoadingStream | None = None
@@ -336,7 +283,7 @@ class Dispatcher:
             origin = f"request:{job.facts.id}" if job.facts is not None else ""
             head, sessions = job.head, job.config.ui.activity.session_id
             heir = supersede_key(model, head.path, head.headers, job.exchange.peer, sessions)
-            acquisition = self.succession.request(self.router, model.id, heir, on_place=place.told, origin=origin)
+            acquisition = self.succession.request(self.router, model.id, heir, on_position=place.told, origin=origin)
             if acquisition.refusal is not None:
                 raise acquisition.refusal
             try:
@@ -345,7 +292,7 @@ class Dispatcher:
                     place.pass_to(loading.place)
                 # One that is ready is granted already: nobody can leave meanwhile.
                 granted = acquisition.granted
-                lease: GrantedLease = await (granted if granted.called else self._granted(job, acquisition))
+                lease: Lease = await (granted if granted.called else self._granted(job, acquisition))
             except ServerVanished:
                 if retried or job.exchange.gone or job.cancelled:
                     raise
@@ -373,7 +320,7 @@ class Dispatcher:
         job: ProxyRequest,
         model: Model,
         watch: ObserverFanout,
-        lease: GrantedLease,
+        lease: Lease,
         *,
         answered: bool,
         retried: bool,
@@ -410,7 +357,7 @@ class Dispatcher:
     def _may_repeat(self, job: ProxyRequest) -> bool:
         return not job.exchange.gone and not job.cancelled and (job.body.length == 0 or job.body.replayable)
 
-    async def _died(self, job: ProxyRequest, lease: GrantedLease) -> bool:
+    async def _died(self, job: ProxyRequest, lease: Lease) -> bool:
         """Whether the server that broke the connection is gone, or will be known to be in a moment."""
         if lease.lost:
             return True
@@ -430,25 +377,25 @@ class Dispatcher:
             raise ClientGone()
         return lease.lost
 
-    def _granted(self, job: ProxyRequest, acquisition: PendingLease) -> Deferred[Any]:
+    def _granted(self, job: ProxyRequest, acquisition: PendingLease) -> Deferred[Lease]:
         """The lease; ClientGone or Cancelled the moment the client or an operator ends the wait."""
         job.phase = "waiting"
         exchange = job.exchange
         over = False
         left: Callable[[], None] = _nothing
 
-        def give_up(_: Deferred[Any]) -> None:
+        def give_up(_: Deferred[Lease]) -> None:
             settle()
             acquisition.cancel()
 
-        waiting: Deferred[Any] = Deferred(give_up)
+        waiting: Deferred[Lease] = Deferred(give_up)
 
         def end(error: Exception) -> None:
             if not over:
                 give_up(waiting)
                 waiting.errback(error)
 
-        def granted(lease: GrantedLease) -> None:
+        def granted(lease: Lease) -> None:
             if over:
                 lease.release()
                 return
@@ -576,7 +523,7 @@ class Dispatcher:
         watch: ObserverFanout,
         *,
         answered: bool,
-        lease: GrantedLease | None = None,
+        lease: Lease | None = None,
     ) -> None:
         upstream, head = way
         if answered:

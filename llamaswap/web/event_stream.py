@@ -451,7 +451,7 @@ class EventEndpoints:
     def _models(self) -> list[dict[str, Any]]:
         config = self.config()
         rows: list[dict[str, Any]] = []
-        sleeping = {status.model for status in self.fleet.sleeping()}
+        sleeping = {status.model for status in self.fleet.suspended()}
         for model in config.models.values():
             state = self.fleet.state(model.id)
             row: dict[str, Any] = {

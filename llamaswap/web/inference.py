@@ -22,7 +22,8 @@ from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.task import Task
-from llamaswap.web.dispatch import Admission, Dispatcher, TargetChoice
+from llamaswap.routing.interfaces import Admission, TargetChoice
+from llamaswap.web.dispatch import Dispatcher
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.uploads import KeptBody, SplicedBody, read
 from llamaswap.wire import filters, headers

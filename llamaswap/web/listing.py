@@ -37,7 +37,7 @@ class ListingEndpoints:
 
     def _records(self, created: int) -> Iterator[Record]:
         config = self.config()
-        failing = {one.model: one.count for one in self.fleet.failing()}
+        failing = {failure.model: failure.count for failure, _ in self.fleet.failing()}
         for model in config.models.values():
             if not model.unlisted:
                 yield from self._local(config, model, created, failing.get(model.id, 0))

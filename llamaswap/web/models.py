@@ -68,7 +68,7 @@ class ModelEndpoints:
             "port": status.port,
             "uptime_s": None if status.ready_at is None else round(max(0.0, now - status.ready_at), 3),
             "ttl_s": model.ttl,
-            "ttl_left_s": self.fleet.idle_left(model.id),
+            "ttl_left_s": self.fleet.seconds_until_idle(model.id),
             "pinned": model.id in self.fleet.pinned,
             "slots": model.concurrency_limit or None,
             "active": self.inflight.by_model().get(model.id, 0),
@@ -140,7 +140,7 @@ class ModelEndpoints:
     def plan(self, call: AdminRequest) -> Response:
         """What a request for a model would do now; nothing is done."""
         model = self._model(call.text("model"))
-        forecast = self.fleet.plan(model.id)
+        forecast = self.fleet.forecast(model.id)
         active = self.inflight.by_model()
         status = self.fleet.status(model.id)
         asleep = status.asleep_since is not None

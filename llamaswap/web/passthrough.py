@@ -18,7 +18,8 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.proxy.task import Task
-from llamaswap.web.dispatch import Admission, Dispatcher
+from llamaswap.routing.interfaces import Admission
+from llamaswap.web.dispatch import Dispatcher
 from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import (
     ALL_ROUTES,

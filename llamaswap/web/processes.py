@@ -9,7 +9,7 @@ from attrs import define
 
 from llamaswap.config import Config
 from llamaswap.config.diagnostics import nearest
-from llamaswap.routing.router import HealthSnapshot
+from llamaswap.routing.interfaces import HealthSnapshot
 from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer, text_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.interfaces import ModelManager
@@ -53,7 +53,7 @@ class ProcessEndpoints:
                 }
             )
         told: dict[str, Any] = {"running": sorted(rows, key=lambda row: str(row["model"]))}
-        sleeping = [{"model": status.model, "pid": status.pid} for status in self.fleet.sleeping()]
+        sleeping = [{"model": status.model, "pid": status.pid} for status in self.fleet.suspended()]
         if sleeping:
             told["sleeping"] = sleeping
         failing = failures(self.fleet, self.config())
@@ -101,7 +101,7 @@ class ProcessEndpoints:
 
     def ready(self, call: AdminRequest) -> Response:
         """Whether requests move: 503 if requests are queued but nothing is in progress."""
-        vitals = self.fleet.vitals()
+        vitals = self.fleet.health()
         moves = not stalled(vitals)
         report = {
             "ready": moves,
@@ -137,13 +137,13 @@ def failures(fleet: ModelManager, config: Config) -> dict[str, dict[str, Any]]:
     """The models that are down because they fail, with how often, why, and when a request may try again."""
     secrets = known_secrets(config)
     return {
-        one.model: {
-            "failures": one.count,
-            "retry_in_s": round(one.retry_in, 3),
-            "error": masked_text(one.cause, secrets),
-            "log_tail": [masked_text(line, secrets) for line in one.log_tail.splitlines()],
+        failure.model: {
+            "failures": failure.count,
+            "retry_in_s": round(retry_in, 3),
+            "error": masked_text(failure.cause, secrets),
+            "log_tail": [masked_text(line, secrets) for line in failure.tail.splitlines()],
         }
-        for one in fleet.failing()
+        for failure, retry_in in fleet.failing()
     }
 
 

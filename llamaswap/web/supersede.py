@@ -5,20 +5,14 @@ one is wanted. Where a model says so (`supersede`), what still waits in its queu
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
 
 from attrs import define, field
 
 from llamaswap.config import Model
 from llamaswap.observe.activity_recorder import session
+from llamaswap.routing.interfaces import Admission
+from llamaswap.routing.leases import PendingLease
 from llamaswap.wire import headers as header_rules
-
-
-class WaiterReplacer(Protocol):
-    """The router, as far as requests that wait are concerned."""
-
-    def request(self, model: str, *, on_place: Callable[[int], None] | None = None, origin: str = "") -> Any: ...
-    def succeed(self, waiting: Any, *, on_place: Callable[[int], None] | None = None) -> Any: ...
 
 
 def supersede_key(
@@ -41,29 +35,29 @@ def supersede_key(
 class SupersedeRegistry:
     """The last request of each session that waits."""
 
-    _waiting: dict[Hashable, Any] = field(factory=dict, init=False)
+    _waiting: dict[Hashable, PendingLease] = field(factory=dict, init=False)
 
     def request(
         self,
-        router: WaiterReplacer,
+        router: Admission,
         model: str,
         heir: Hashable | None,
         *,
-        on_place: Callable[[int], None] | None = None,
+        on_position: Callable[[int], None] | None = None,
         origin: str = "",
-    ) -> Any:
+    ) -> PendingLease:
         """Ask for a model, in the place of an older request of the same `heir` where one waits."""
         if heir is None:
-            return router.request(model, on_place=on_place, origin=origin)
+            return router.request(model, on_position=on_position, origin=origin)
         older = self._waiting.pop(heir, None)
-        acquisition = router.succeed(older, on_place=on_place) if older is not None else None
+        acquisition = router.supersede(older, on_position=on_position) if older is not None else None
         if acquisition is None:
-            acquisition = router.request(model, on_place=on_place, origin=origin)
+            acquisition = router.request(model, on_position=on_position, origin=origin)
         if acquisition.refusal is None and not acquisition.ready:
             self._waiting[heir] = acquisition
         return acquisition
 
-    def over(self, heir: Hashable | None, acquisition: Any) -> None:
+    def over(self, heir: Hashable | None, acquisition: PendingLease) -> None:
         """It does not wait any more."""
         if heir is not None and self._waiting.get(heir) is acquisition:
             del self._waiting[heir]

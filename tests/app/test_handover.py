@@ -1,6 +1,6 @@
 """What the service's parts have to do with an upgrade, beyond what the live tests show."""
 
-from attrs import define, field
+from attrs import Factory, define, field
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -23,6 +23,7 @@ class Refuses:
 class FakeRouter:
     config: object
     active: object = None
+    handover: object = field(default=Factory(lambda self: self, takes_self=True))
     pinned: list = field(factory=list)
     adopted: object = None
     remembered: object = None

@@ -20,6 +20,7 @@ from llamaswap.config.schema import (
     SuspendSettings,
 )
 from llamaswap.errors import (
+    FailureRecord,
     KeepsFailing,
     ModelUnloaded,
     NoTarget,
@@ -33,9 +34,10 @@ from llamaswap.errors import (
     UnknownModel,
 )
 from llamaswap.events import EventBus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
-from llamaswap.routing.leases import Acquisition, Lease
-from llamaswap.routing.router import NoMemoryReclaim, Router
-from llamaswap.servers.server_snapshot import FailureRecord, ServerSnapshot
+from llamaswap.routing.interfaces import MemoryReclaim, NoMemoryReclaim
+from llamaswap.routing.leases import Lease, PendingLease
+from llamaswap.routing.router import Router
+from llamaswap.servers.server_snapshot import ServerSnapshot
 from tests.doubles import FakeFleet
 
 
@@ -60,12 +62,13 @@ class Scene:
     news: list[object] = Factory(list)
     faults: list[Exception] = Factory(list)
     bus: EventBus = Factory(lambda self: EventBus(self.faults.append), takes_self=True)
+    memory: MemoryReclaim = Factory(NoMemoryReclaim)
     router: Router = Factory(lambda self: self.build(), takes_self=True)
 
     def build(self) -> Router:
         for kind in (StateChanged, SleepEnded, SwapBegan, SwapEnded, ProfileChanged, Preloaded):
             self.bus.subscribe(kind, self.news.append)
-        return Router(self.config, self.fleet, self.clock, self.bus)
+        return Router(self.config, self.fleet, self.clock, self.bus, self.memory)
 
     def told(self, kind: type) -> list:
         return [event for event in self.news if type(event) is kind]
@@ -87,13 +90,20 @@ class Scene:
         return self
 
 
-def scene(*names: str, routing: Routing | None = None, servers: dict | None = None, **changes: object) -> Scene:
+def scene(
+    *names: str,
+    routing: Routing | None = None,
+    servers: dict | None = None,
+    memory: MemoryReclaim | None = None,
+    **changes: object,
+) -> Scene:
     clock = Clock()
     fleet = FakeFleet(clock, defaults=servers or {})
-    return Scene(Config(models=models(*(names or "abc"), **changes), routing=routing or Routing()), clock, fleet)
+    config = Config(models=models(*(names or "abc"), **changes), routing=routing or Routing())
+    return Scene(config, clock, fleet, memory=memory or NoMemoryReclaim())
 
 
-def results(*acquisitions: Acquisition) -> list[object]:
+def results(*acquisitions: PendingLease) -> list[object]:
     """What each was answered so far, in the order asked; failures by class."""
     found: list[object] = []
     for acquisition in acquisitions:
@@ -156,8 +166,8 @@ class RequestTests(SynchronousTestCase):
         here = scene("a", "b", "c", "d")
         lease = here.lease("a")
         places: dict[str, list[int]] = {"b": [], "c": []}
-        first = here.router.request("b", on_place=places["b"].append)
-        here.router.request("c", on_place=places["c"].append)
+        first = here.router.request("b", on_position=places["b"].append)
+        here.router.request("c", on_position=places["c"].append)
         self.assertEqual(places, {"b": [1], "c": [2]})
         self.assertEqual([(one.model, one.position) for one in here.router.queue()], [("b", 1), ("c", 2)])
         first.cancel()
@@ -169,9 +179,9 @@ class RequestTests(SynchronousTestCase):
         first, second = here.lease("a"), here.lease("a")
         first.release()
         first.release()
-        self.assertEqual(here.router.vitals().serving, 1)
+        self.assertEqual(here.router.health().serving, 1)
         second.release()
-        self.assertEqual(here.router.vitals().serving, 0)
+        self.assertEqual(here.router.health().serving, 0)
 
     def test_a_request_made_while_another_is_granted_is_answered_in_order(self) -> None:
         here = scene()
@@ -187,7 +197,7 @@ class RequestTests(SynchronousTestCase):
         here.router.request("a").granted.addCallback(lambda lease: order.append("second"))
         here.settle()
         self.assertEqual(order, ["first", "asked", "second", "nested"])
-        self.assertEqual(here.router.vitals().serving, 2)
+        self.assertEqual(here.router.health().serving, 2)
 
     def test_one_callers_fault_does_not_keep_others_from_hearing(self) -> None:
         here = scene()
@@ -196,9 +206,9 @@ class RequestTests(SynchronousTestCase):
         def broken(place: int) -> None:
             raise ZeroDivisionError
 
-        here.router.request("b", on_place=broken)
+        here.router.request("b", on_position=broken)
         places: list[int] = []
-        here.router.request("c", on_place=places.append)
+        here.router.request("c", on_position=places.append)
         self.assertEqual(places, [2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
@@ -227,7 +237,7 @@ class CancelTests(SynchronousTestCase):
         here = scene().loaded("a")
         acquisition = here.router.request("a")
         acquisition.cancel()
-        self.assertEqual(here.router.vitals().serving, 0)
+        self.assertEqual(here.router.health().serving, 0)
 
     def test_a_load_nobody_wants_makes_room_for_one_that_is_wanted(self) -> None:
         """core V49 as we mend it"""
@@ -244,7 +254,7 @@ class CancelTests(SynchronousTestCase):
         here = scene()
         here.lease("a")
         places: list[int] = []
-        waiting = [here.router.request("b", on_place=places.append) for _ in range(200)]
+        waiting = [here.router.request("b", on_position=places.append) for _ in range(200)]
         places.clear()
         for one in waiting[:100]:
             one.cancel()
@@ -303,7 +313,7 @@ class SuccessionTests(SynchronousTestCase):
         older = here.router.request("b")
         other = here.router.request("c")
         gone = results(older)
-        newer = here.router.succeed(older, on_place=places.append)
+        newer = here.router.supersede(older, on_position=places.append)
         assert newer is not None
         self.assertEqual(gone, [Superseded])
         self.assertEqual([(one.model, one.position) for one in here.router.queue()], [("b", 1), ("c", 2)])
@@ -323,7 +333,7 @@ class SuccessionTests(SynchronousTestCase):
         refused: list[object] = []
         for _ in range(200):
             last.granted.addErrback(lambda failure: refused.append(failure.type))
-            newer = here.router.succeed(last)
+            newer = here.router.supersede(last)
             assert newer is not None
             last = newer
             here.clock.advance(0.1)
@@ -331,7 +341,7 @@ class SuccessionTests(SynchronousTestCase):
         self.assertGreater(here.router.queue()[0].age, 19.0, "the train is as old as its first")
         lease.release()
         here.settle()
-        newer = here.router.succeed(last)
+        newer = here.router.supersede(last)
         assert newer is not None, "it waits for the load now"
         answers = results(newer)
         here.clock.advance(2.0)
@@ -342,17 +352,17 @@ class SuccessionTests(SynchronousTestCase):
     def test_one_that_is_served_or_gone_is_left_alone(self) -> None:
         here = scene("a", "b").loaded("a")
         served = here.router.request("a")
-        self.assertIsNone(here.router.succeed(served))
+        self.assertIsNone(here.router.supersede(served))
         waiting = here.router.request("b")
         waiting.cancel()
-        self.assertIsNone(here.router.succeed(waiting))
+        self.assertIsNone(here.router.supersede(waiting))
         self.assertIsInstance(results(served)[0], Lease)
 
     def test_an_heir_that_leaves_takes_the_place_with_it(self) -> None:
         here = scene("a", "b")
         lease = here.lease("a")
         older = here.router.request("b")
-        newer = here.router.succeed(older)
+        newer = here.router.supersede(older)
         assert newer is not None
         newer.cancel()
         self.assertEqual(here.router.queue(), [])
@@ -492,15 +502,16 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["a"])
 
     def test_a_swap_that_breaks_down_is_a_failed_start_for_those_who_wait(self) -> None:
-        here = scene("a", "b").loaded("b")
-        here.router._memory = BrokenMemory()
+        memory = BrokenMemory()
+        here = scene("a", "b", memory=memory).loaded("b")
+        memory.broken = True
         answers = results(here.router.request("a"))
         here.settle()
         self.assertEqual(answers, [StartFailed])
         self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
         here.settle()
-        self.assertEqual(here.router.vitals().loading, 0)
-        here.router._memory = NoMemoryReclaim()
+        self.assertEqual(here.router.health().loading, 0)
+        memory.broken = False
         self.assertIsInstance(here.lease("a"), Lease)
 
     def test_the_matrix_decides_with_costs(self) -> None:
@@ -508,7 +519,7 @@ class SwapTests(SynchronousTestCase):
         settings = RouterSettings(matrix=Matrix(program=program))
         here = scene(routing=Routing(router=RouterConfig("matrix", settings)))
         here.loaded("b")
-        plan = here.router.plan("c")
+        plan = here.router.forecast("c")
         self.assertEqual((plan.action, plan.evicts), ("load", ()))
         self.assertIn("matrix set two", plan.reason)
 
@@ -519,16 +530,19 @@ class SwapTests(SynchronousTestCase):
             here.lease("abc"[turn % 3]).release()
             here.settle()
         self.assertEqual(len(here.fleet.up), 1)
-        self.assertEqual(here.router.vitals().serving, 0)
-        self.assertEqual(here.router.vitals().loading, 0)
+        self.assertEqual(here.router.health().serving, 0)
+        self.assertEqual(here.router.health().loading, 0)
         self.assertEqual(here.clock.getDelayedCalls(), [])
 
 
 class BrokenMemory(NoMemoryReclaim):
-    """A fault of ours, wherever it is asked."""
+    """An observation of memory that fails while `broken` is set."""
+
+    broken = False
 
     def wait_for_reclaim(self, model: str) -> None:
-        raise ZeroDivisionError
+        if self.broken:
+            raise ZeroDivisionError
 
     gone = wait_for_reclaim
 
@@ -563,7 +577,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(here.fleet.spawned(), {"a": 1, "b": 1})
         self.assertEqual((here.fleet["a"].wakes, here.fleet["b"].wakes), (1, 0))
         self.assertEqual([status.model for status in here.router.running()], ["a"])
-        self.assertEqual([status.model for status in here.router.sleeping()], ["b"])
+        self.assertEqual([status.model for status in here.router.suspended()], ["b"])
         self.assertEqual(here.router.state("b"), "stopped")
 
     def test_what_sleeps_already_is_not_said_to_be_in_the_way(self) -> None:
@@ -571,7 +585,7 @@ class SleepTests(SynchronousTestCase):
         here = scene(routing=pair, servers={"b": {"exit": 5.0}}, sleep=SLEEP).loaded("a", "b")
         here.router.request("c")
         here.settle()
-        self.assertEqual(here.router.hold("c").models, ("b",))
+        self.assertEqual(here.router.wait_reason("c").models, ("b",))
 
     def test_a_lease_of_before_the_sleep_is_lost_and_the_next_is_not(self) -> None:
         here = scene(sleep=SLEEP)
@@ -596,45 +610,44 @@ class SleepTests(SynchronousTestCase):
         here.clock.advance(1.0)
         here.settle()
         self.successResultOf(gone)
-        self.assertEqual(here.router.sleeping(), [])
+        self.assertEqual(here.router.suspended(), [])
         self.assertEqual(here.told(SleepEnded), [SleepEnded("a")])
 
     def test_idleness_sends_to_sleep_and_a_longer_one_stops(self) -> None:
         here = scene(ttl=10, sleep=evolve(SLEEP, ttl=100.0)).loaded("a")
         here.clock.advance(10.0)
         here.settle()
-        self.assertEqual([status.model for status in here.router.sleeping()], ["a"])
-        self.assertEqual(here.router.idle_left("a"), 100.0)
+        self.assertEqual([status.model for status in here.router.suspended()], ["a"])
+        self.assertEqual(here.router.seconds_until_idle("a"), 100.0)
         here.clock.advance(100.0)
         here.settle()
-        self.assertEqual(here.router.sleeping(), [])
+        self.assertEqual(here.router.suspended(), [])
 
     def test_the_end_stops_those_who_sleep(self) -> None:
         here = scene(sleep=SLEEP).loaded("a", "b")
         down = here.router.shutdown(10.0)
         here.settle()
         self.successResultOf(down)
-        self.assertEqual((here.router.sleeping(), here.router.running()), ([], []))
+        self.assertEqual((here.router.suspended(), here.router.running()), ([], []))
 
     def test_a_sleeping_one_is_handed_over_and_taken_over_asleep(self) -> None:
         here = scene(sleep=SLEEP).loaded("a", "b")
         self.assertTrue(here.router.settled)
-        servers = here.router.handover()
+        servers = here.router.handover.snapshots()
         self.assertEqual([(one.model, one.asleep) for one in servers], [("a", True), ("b", False)])
         after = scene(sleep=SLEEP)
-        self.assertEqual(after.router.adopt(servers), [])
+        self.assertEqual(after.router.handover.adopt(servers), [])
         after.settle()
         after.loaded("a")
         self.assertEqual((after.fleet.spawned(), after.fleet["a"].wakes), ({}, 1))
-        self.assertEqual([status.model for status in after.router.sleeping()], ["b"])
+        self.assertEqual([status.model for status in after.router.suspended()], ["b"])
 
 
 class MemoryTests(SynchronousTestCase):
     def test_a_start_after_an_eviction_waits_for_the_memory(self) -> None:
         """reliability R17, core W30"""
         memory = SlowMemory()
-        here = scene()
-        here.router = Router(here.config, here.fleet, here.clock, here.bus, memory)
+        here = scene(memory=memory)
         here.loaded("a")
         memory.told.clear()
         memory.waits = Deferred()
@@ -649,8 +662,7 @@ class MemoryTests(SynchronousTestCase):
 
     def test_a_start_given_up_during_that_wait_never_begins(self) -> None:
         memory = SlowMemory()
-        here = scene()
-        here.router = Router(here.config, here.fleet, here.clock, here.bus, memory)
+        here = scene(memory=memory)
         memory.waits = Deferred()
         answers = results(here.router.request("b"))
         here.settle()
@@ -669,7 +681,7 @@ class LeftoverTests(SynchronousTestCase):
         answers = results(here.router.request("a"))
         here.settle()
         self.assertEqual((answers, here.fleet.spawned()), ([], {}))
-        self.assertIn("earlier run", here.router.hold("a").reason)
+        self.assertIn("earlier run", here.router.wait_reason("a").reason)
         gone.callback(["what was swept"])
         here.settle()
         self.assertEqual(here.fleet.spawned(), {"a": 1})
@@ -728,7 +740,7 @@ class CrashTests(SynchronousTestCase):
         lease.release()
         fresh.release()
         self.assertEqual(here.fleet.spawned(), {"a": 2})
-        self.assertEqual(here.router.vitals().serving, 0)
+        self.assertEqual(here.router.health().serving, 0)
 
     def test_a_request_in_the_same_turn_as_the_crash_is_not_given_the_dead_one(self) -> None:
         here = scene().loaded("a")
@@ -750,11 +762,13 @@ class CrashTests(SynchronousTestCase):
         acquisition = here.router.request("b")
         refusal = acquisition.refusal
         assert isinstance(refusal, KeepsFailing)
-        self.assertEqual((refusal.count, refusal.retry_after, refusal.log_tail), (2, 1, "loading\nout of memory"))
+        self.assertEqual(
+            (refusal.failure.count, refusal.retry_after, refusal.log_tail), (2, 1, "loading\nout of memory")
+        )
         self.assertEqual(here.fleet.up, ["a"])
-        [failing] = here.router.failing()
-        self.assertEqual((failing.model, failing.count, failing.retry_in), ("b", 2, 1.0))
-        self.assertEqual(failing.log_tail, "loading\nout of memory")
+        [(failure, retry_in)] = here.router.failing()
+        self.assertEqual((failure.model, failure.count, retry_in), ("b", 2, 1.0))
+        self.assertEqual(failure.tail, "loading\nout of memory")
         here.clock.advance(1.0)
         self.assertIsNone(here.router.request("b").refusal)
 
@@ -777,19 +791,19 @@ class CrashTests(SynchronousTestCase):
             here.lease("b").release()
             here.fleet["b"].crash()
             here.settle()
-        ailing = here.router.ailing()
+        ailing = here.router.failures()
         later = scene(**changes)
         later.clock.advance(here.clock.seconds())
-        later.router.restore_failures(ailing)
+        later.router.handover.restore_failures(ailing)
         return later
 
     def test_who_was_left_alone_is_left_alone_by_the_next_program_too(self) -> None:
         here = self.failed_and_replaced()
         refusal = here.router.request("b").refusal
         assert isinstance(refusal, KeepsFailing)
-        self.assertEqual((refusal.count, refusal.retry_after, refusal.log_tail), (2, 1, "out of memory"))
-        [failing] = here.router.failing()
-        self.assertEqual((failing.model, failing.count, failing.log_tail), ("b", 2, "out of memory"))
+        self.assertEqual((refusal.failure.count, refusal.retry_after, refusal.log_tail), (2, 1, "out of memory"))
+        [(failure, _)] = here.router.failing()
+        self.assertEqual((failure.model, failure.count, failure.tail), ("b", 2, "out of memory"))
         self.assertEqual(here.fleet["b"].spawned, 0)
         here.clock.advance(1.0)
         lease = here.lease("b")
@@ -798,7 +812,7 @@ class CrashTests(SynchronousTestCase):
         here.settle()
         refusal = here.router.request("b").refusal
         assert isinstance(refusal, KeepsFailing)
-        self.assertEqual((refusal.count, refusal.retry_after), (3, 2), "and it goes on counting")
+        self.assertEqual((refusal.failure.count, refusal.retry_after), (3, 2), "and it goes on counting")
         self.assertEqual(refusal.log_tail, "", "its own words count, once it was started")
 
     def test_loading_by_hand_ends_what_the_earlier_program_left(self) -> None:
@@ -806,14 +820,14 @@ class CrashTests(SynchronousTestCase):
         loaded = here.router.load("b")
         here.settle()
         self.successResultOf(loaded)
-        self.assertEqual((here.router.failing(), here.router.ailing()), ([], []))
+        self.assertEqual((here.router.failing(), here.router.failures()), ([], []))
 
     def test_a_definition_that_changed_with_the_program_is_worth_a_try(self) -> None:
         here = self.failed_and_replaced(env=("A=1",))
         self.assertIsNone(here.router.request("b").refusal)
         here = self.failed_and_replaced()
-        here.router.restore_failures([FailureRecord("stranger", "", 3, 1e9, "it ended")])
-        self.assertEqual([one.model for one in here.router.failing()], ["b"])
+        here.router.handover.restore_failures([FailureRecord("stranger", "", 3, 1e9, "it ended")])
+        self.assertEqual([failure.model for failure, _ in here.router.failing()], ["b"])
 
     def test_ports_of_other_servers_are_no_obstacle_before_an_eviction(self) -> None:
         here = scene().loaded("a")
@@ -829,12 +843,12 @@ class HangTests(SynchronousTestCase):
         self.assertTrue(lease.lost)
         here.settle()
         self.assertEqual((here.fleet.up, here.fleet["a"].graces), ([], [0.0]))
-        self.assertEqual([one.cause for one in here.router.failing()], ["it hung"])
+        self.assertEqual([failure.cause for failure, _ in here.router.failing()], ["it hung"])
         fresh = here.lease("a")
         self.assertFalse(fresh.lost)
         lease.release()
         fresh.release()
-        self.assertEqual(here.router.vitals().serving, 0)
+        self.assertEqual(here.router.health().serving, 0)
 
     def test_one_that_is_not_ready_any_more_is_left_alone(self) -> None:
         here = scene()
@@ -848,10 +862,10 @@ class IdleTests(SynchronousTestCase):
         here = scene(ttl=3)
         lease = here.lease("a")
         here.clock.advance(20.0)
-        self.assertIsNone(here.router.idle_left("a"))
+        self.assertIsNone(here.router.seconds_until_idle("a"))
         lease.release()
         here.clock.advance(2.0)
-        self.assertEqual(here.router.idle_left("a"), 1.0)
+        self.assertEqual(here.router.seconds_until_idle("a"), 1.0)
         self.assertEqual(here.fleet.up, ["a"])
         here.lease("a").release()
         here.clock.advance(2.0)
@@ -1050,7 +1064,7 @@ class OperatorTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(done)
         self.assertEqual(here.router.state("a"), "ready")
-        self.assertEqual(here.router.vitals().serving, 0)
+        self.assertEqual(here.router.health().serving, 0)
         self.failureResultOf(here.router.load("zebra"), UnknownModel)
 
     def test_running_names_what_is_not_down_in_order(self) -> None:
@@ -1087,7 +1101,7 @@ class OperatorTests(SynchronousTestCase):
         here.lease("a")
         here.router.request("b")
         here.clock.advance(5.0)
-        vitals = here.router.vitals()
+        vitals = here.router.health()
         self.assertEqual((vitals.oldest_waiter, vitals.waiting, vitals.serving), (5.0, 1, 1))
         self.assertEqual(vitals.last_decision, 5.0)
 
@@ -1286,18 +1300,18 @@ class HandoverTests(SynchronousTestCase):
     def handed(self, **fields: object) -> list[ServerSnapshot]:
         here = scene(routing=TOGETHER, **fields).loaded("a", "b")
         here.clock.advance(3.0)
-        return here.router.handover()
+        return here.router.handover.snapshots()
 
     def test_ready_and_unused_servers_are_handed_over_with_their_idle_clock(self) -> None:
         here = scene(routing=TOGETHER).loaded("a", "b", "c")
         lease = here.lease("b")
         here.clock.advance(2.0)
         self.assertFalse(here.router.settled)
-        self.assertEqual([one.model for one in here.router.handover()], ["a", "c"])
+        self.assertEqual([one.model for one in here.router.handover.snapshots()], ["a", "c"])
         lease.release()
         self.assertTrue(here.router.settled)
         self.assertEqual(
-            [one.idle_since for one in here.router.handover()],
+            [one.idle_since for one in here.router.handover.snapshots()],
             [here.clock.seconds() - 2.0, here.clock.seconds(), here.clock.seconds() - 2.0],
         )
 
@@ -1317,7 +1331,7 @@ class HandoverTests(SynchronousTestCase):
     def test_adopted_servers_serve_at_once_and_are_not_started(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
-        self.assertEqual(here.router.adopt(there), [])
+        self.assertEqual(here.router.handover.adopt(there), [])
         self.assertEqual([status.model for status in here.router.running()], ["a", "b"])
         acquisition = here.router.request("a")
         self.assertTrue(acquisition.ready)
@@ -1327,7 +1341,7 @@ class HandoverTests(SynchronousTestCase):
     def test_the_idle_clock_goes_on(self) -> None:
         there = [evolve(one, idle_since=-7.0) for one in self.handed()]
         here = scene(routing=TOGETHER, ttl=10)
-        here.router.adopt(there)
+        here.router.handover.adopt(there)
         here.clock.advance(2.9)
         self.assertEqual(len(here.router.running()), 2)
         here.clock.advance(0.2)
@@ -1337,7 +1351,7 @@ class HandoverTests(SynchronousTestCase):
     def test_one_whose_definition_changed_is_stopped(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
-        here.router.adopt([evolve(there[0], argv=("another",)), there[1]])
+        here.router.handover.adopt([evolve(there[0], argv=("another",)), there[1]])
         here.settle()
         self.assertEqual([status.model for status in here.router.running()], ["b"])
 
@@ -1346,7 +1360,7 @@ class HandoverTests(SynchronousTestCase):
         here = scene(routing=TOGETHER)
         lost = evolve(there[0], pid=-1)
         stranger = evolve(there[0], model="zebra")
-        self.assertEqual(here.router.adopt([lost, stranger, there[1]]), [lost, stranger])
+        self.assertEqual(here.router.handover.adopt([lost, stranger, there[1]]), [lost, stranger])
         self.assertEqual(len(self.flushLoggedErrors(ChildProcessError)), 1)
         here.settle()
         self.assertEqual([status.model for status in here.router.running()], ["b"])
@@ -1356,7 +1370,7 @@ class HandoverTests(SynchronousTestCase):
     def test_one_that_ended_in_between_is_a_crash_and_is_started_anew(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
-        self.assertEqual(here.router.adopt([evolve(there[0], pid=1)]), [])
+        self.assertEqual(here.router.handover.adopt([evolve(there[0], pid=1)]), [])
         here.settle()
         self.assertEqual(here.router.running(), [])
         self.assertEqual(here.lease("a").model, "a")
@@ -1369,24 +1383,24 @@ class HoldTests(SynchronousTestCase):
         lease = here.lease("a")
         here.router.request("b", origin="request:7")
         here.settle()
-        self.assertEqual(here.router.hold("b").models, ("a",))
-        self.assertFalse(here.router.hold("b").loading)
-        self.assertIsNone(here.router.hold("a"))
+        self.assertEqual(here.router.wait_reason("b").models, ("a",))
+        self.assertFalse(here.router.wait_reason("b").loading)
+        self.assertIsNone(here.router.wait_reason("a"))
         lease.release()
         here.settle()
-        stopping = here.router.hold("b")
+        stopping = here.router.wait_reason("b")
         self.assertEqual((stopping.models, stopping.loading), (("a",), True))
         self.assertIn("unload", stopping.reason)
         here.clock.advance(2.0)
         here.settle()
-        self.assertEqual(here.router.hold("b").reason, "the model is being loaded")
+        self.assertEqual(here.router.wait_reason("b").reason, "the model is being loaded")
         here.clock.advance(5.0)
         here.settle()
-        self.assertIsNone(here.router.hold("b"))
+        self.assertIsNone(here.router.wait_reason("b"))
         self.assertEqual([event.origin for event in here.told(SwapBegan)], ["", "request:7"])
 
     def test_a_model_that_is_unknown_holds_nobody(self) -> None:
-        self.assertIsNone(scene().router.hold("lab/x"))
+        self.assertIsNone(scene().router.wait_reason("lab/x"))
 
 
 class OriginTests(SynchronousTestCase):

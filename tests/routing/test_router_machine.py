@@ -22,7 +22,7 @@ from llamaswap.config.diff import diff
 from llamaswap.config.schema import HookSettings, OnStartup, QueueSettings, SchedulerSettings, SuspendSettings
 from llamaswap.errors import RequestError, ShuttingDown, StartFailed, UnknownModel
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
-from llamaswap.routing.leases import Acquisition, Lease
+from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.router import Router
 from tests.doubles import FakeFleet, FakeSupervisor
 
@@ -36,7 +36,7 @@ WAKE = ("POST /sleep", "POST /wake")
 class Asked:
     """A request and what became of it; `lease` while it is served."""
 
-    acquisition: Acquisition | None
+    acquisition: PendingLease | None
     lease: Lease | None = None
     error: type[BaseException] | None = None
     answers: int = 0
@@ -145,7 +145,7 @@ class RouterMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def a_newer_one_takes_its_place(self, pick):
         older = self.waiting()[pick % len(self.waiting())]
-        newer = self.router.succeed(older.acquisition)
+        newer = self.router.supersede(older.acquisition)
         assert newer is not None and older.answers == 1, "it waits, and cannot be succeeded"
         asked = Asked(newer)
         newer.granted.addBoth(asked.told)
@@ -254,12 +254,12 @@ class RouterMachine(RuleBasedStateMachine):
             assert asked.answers <= 1
             if asked.lease is not None and not asked.lease.lost:
                 assert self.fleet[asked.lease.model].state in ("ready", "stopping"), "a lease on nothing"
-        vitals = self.router.vitals()
+        vitals = self.router.health()
         assert vitals.waiting >= len(self.waiting())
         assert vitals.serving == len(self.served()), (vitals, len(self.served()))
         for name in NAMES:
-            self.router.plan(name)
-        self.router.queue(), self.router.failing(), self.router.running(), self.router.ailing()
+            self.router.forecast(name)
+        self.router.queue(), self.router.failing(), self.router.running(), self.router.failures()
 
     def teardown(self):
         """Whatever was going on: everybody is answered, then everything ends, also in the middle of a load."""
@@ -285,12 +285,12 @@ class RouterMachine(RuleBasedStateMachine):
         assert not self.waiting(), f"{[asked.acquisition for asked in self.waiting()]} wait for ever"
         assert all(done.ended == 1 for done in self.done), [done for done in self.done if done.ended != 1]
         self.clock.pump([0.0] * 3 + [0.4] * 20)
-        vitals = self.router.vitals()
+        vitals = self.router.health()
         assert (vitals.waiting, vitals.serving, vitals.loading) == (0, 0, 0), vitals
-        books = self.router
-        assert not books._acquisitions and not books._flights and not books._until_gone
+        assert self.router.settled and not self.router.queue()
         assert set(self.swaps.values()) <= {"ended"}, self.swaps
-        assert books._supervisors.keys() == books.config.models.keys()
+        supervised = sorted(one.model.id for one in self.fleet.every if not one.closed)
+        assert supervised == sorted(self.router.config.models)
         last = [Asked(self.router.request(name)) for name in NAMES for _ in range(2)]
         for asked in last:
             asked.acquisition.granted.addBoth(asked.told)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.scheduling.backoff import OUTLIVED, STEADY, Backoff, RepeatedFailure, proved
+from llamaswap.errors import FailureRecord
+from llamaswap.scheduling.backoff import OUTLIVED, STEADY, Backoff, proved
 
 
 class BackoffTests(SynchronousTestCase):
@@ -19,11 +20,10 @@ class BackoffTests(SynchronousTestCase):
 
     def test_failures_in_a_row_are_counted_and_the_last_cause_is_kept(self) -> None:
         backoff = Backoff()
-        once = backoff.another(None, "no model file", 5.0)
-        self.assertEqual(once, RepeatedFailure(1, 5.0, "no model file"))
-        twice = backoff.another(once, "out of memory", 7.0)
-        self.assertEqual(twice, RepeatedFailure(2, 8.0, "out of memory"))
-        self.assertEqual((twice.keeps(7.9), twice.keeps(8.0)), (True, False))
+        once = backoff.failed_again("m", None, "no model file", 5.0)
+        self.assertEqual(once, FailureRecord("m", "", 1, 5.0, "no model file"))
+        twice = backoff.failed_again("m", once, "out of memory", 7.0)
+        self.assertEqual(twice, FailureRecord("m", "", 2, 8.0, "out of memory"))
 
     @given(st.integers(1, 10**9), st.floats(0, 100), st.floats(0, 1000))
     def test_no_number_of_failures_makes_a_pause_longer_than_the_longest(self, count, first, longest) -> None:

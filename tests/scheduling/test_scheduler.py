@@ -916,7 +916,7 @@ class MisfortuneTests(SynchronousTestCase):
         early = here.request("b")
         refusal = here.refused[early.number]
         assert isinstance(refusal, KeepsFailing)
-        self.assertEqual((refusal.count, refusal.retry_after), (2, 1))
+        self.assertEqual((refusal.failure.count, refusal.retry_after), (2, 1))
         self.assertIn("upstream command exited prematurely; b failed 2 times in a row", str(refusal))
         self.assertEqual((here.ready, here.stopping), ({"a"}, set()))
         here.advance(1.0)

@@ -14,8 +14,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import FailureRecord
 from llamaswap.proxy.listen import ListenAddress
-from llamaswap.servers.server_snapshot import FailureRecord, ServerSnapshot
+from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.upgrade import coordinator
 from llamaswap.upgrade.coordinator import (
     BETWEEN,

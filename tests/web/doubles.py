@@ -127,7 +127,7 @@ class FakeFleet:
     broken: list = field(factory=list)
     pinned: frozenset = frozenset()
     left: dict = field(factory=dict)
-    forecast: object = None
+    expected: object = None
     statuses: dict = field(factory=dict)
 
     def state(self, model):
@@ -139,7 +139,7 @@ class FakeFleet:
     def running(self):
         return [Status(name, state) for name, state in sorted(self.states.items()) if state != "stopped"]
 
-    def sleeping(self):
+    def suspended(self):
         return [status for _, status in sorted(self.statuses.items()) if status.asleep_since is not None]
 
     def select_profile(self, name):
@@ -159,13 +159,13 @@ class FakeFleet:
     def unpin(self, model):
         self.pinned -= {model}
 
-    def plan(self, model):
-        return self.forecast or Forecast(model, "load", ("beta",), ("org",), "group")
+    def forecast(self, model):
+        return self.expected or Forecast(model, "load", ("beta",), ("org",), "group")
 
-    def vitals(self):
+    def health(self):
         return self.told
 
-    def idle_left(self, model):
+    def seconds_until_idle(self, model):
         return self.left.get(model)
 
     def queue(self):

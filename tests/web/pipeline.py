@@ -83,7 +83,7 @@ class FakeLease:
 @define(eq=False)
 class FakeAcquisition:
     model: str
-    on_place: object
+    on_position: object
     refusal: Exception | None = None
     ready: bool = True
     granted: Deferred = field(factory=Deferred)
@@ -141,14 +141,14 @@ class FakeRouter:
         self.asked.append(FakeAcquisition(model, None))
         return self.asked[-1].grant()
 
-    def request(self, model, *, on_place=None, origin=""):
-        acquisition = FakeAcquisition(model, on_place, self.refusal, self.ready)
+    def request(self, model, *, on_position=None, origin=""):
+        acquisition = FakeAcquisition(model, on_position, self.refusal, self.ready)
         self.asked.append(acquisition)
         if self.auto and self.refusal is None:
             acquisition.grant()
         return acquisition
 
-    def succeed(self, waiting, *, on_place=None):
+    def supersede(self, waiting, *, on_position=None):
         return None
 
     def state(self, model):

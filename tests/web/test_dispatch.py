@@ -497,7 +497,7 @@ class Loading(SynchronousTestCase):
     def test_a_place_in_the_queue_is_told(self):
         """http T111"""
         asked = self.stage.post({"model": "alpha", "stream": True})
-        self.stage.router.asked[0].on_place(1)
+        self.stage.router.asked[0].on_position(1)
         self.stage.clock.pump([0.05] * 60)
         text = asked.sink.body.replace(b'"}}]}\n\ndata: {"choices":[{"delta":{"reasoning_content":"', b"")
         self.assertIn(b"Queue position: #1", text)
@@ -507,7 +507,7 @@ class Loading(SynchronousTestCase):
         told = []
         self.stage.dispatcher.placed = lambda request, position: told.append((request, position))
         asked = self.stage.post({"model": "org"})
-        self.stage.router.asked[0].on_place(2)
+        self.stage.router.asked[0].on_position(2)
         self.assertEqual(told, [("1", 2)])
         asked.leave()
 

@@ -47,7 +47,9 @@ class RenderTests(SynchronousTestCase):
         self.assertIn(b"line 49", body)
 
     def test_a_model_that_keeps_failing_is_unavailable_for_so_long(self):
-        error = errors.KeepsFailing("m", "upstream command exited prematurely", 3, 2, "boom")
+        error = errors.KeepsFailing(
+            errors.FailureRecord("m", "", 3, 1e9, "upstream command exited prematurely", "boom"), 2
+        )
         status, headers, body = render(error, "")
         self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "model_keeps_failing"))
         self.assertIn((b"Retry-After", b"2"), headers)

@@ -2,7 +2,7 @@ from attrs import evolve
 from twisted.trial.unittest import TestCase
 
 from llamaswap.config import Selector
-from llamaswap.routing.router import FailingModel
+from llamaswap.errors import FailureRecord
 from tests.web.doubles import FakeFleet, World, example_config
 
 
@@ -46,7 +46,11 @@ class ListingTests(TestCase):
         )
 
     def test_a_model_that_is_down_because_it_fails_says_how_often_it_did(self):
-        listed = World(FakeFleet(broken=[FailingModel("alpha", 3, 1.75, "exited", "")])).ask("/v1/models").json["data"]
+        listed = (
+            World(FakeFleet(broken=[(FailureRecord("alpha", "", 3, 1e9, "exited"), 1.75)]))
+            .ask("/v1/models")
+            .json["data"]
+        )
         told = {one["id"]: one["meta"]["llamaswap"].get("failures") for one in listed}
         self.assertEqual((told["alpha"], told["beta"]), (3, None))
 

@@ -3,7 +3,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from llamaswap.config import Secret
-from llamaswap.routing.router import FailingModel
+from llamaswap.errors import FailureRecord
 from tests.web.doubles import FakeFleet, Status, Vitals, World, envelope, example_config
 
 
@@ -42,7 +42,7 @@ class RunningTests(TestCase):
         self.assertEqual(told, {"running": [], "sleeping": [{"model": "alpha", "pid": 4711}]})
 
     def test_models_that_are_down_because_they_fail_are_told_with_their_last_words(self):
-        broken = FailingModel("alpha", 3, 1.75, "exited prematurely", "loading\nout of memory")
+        broken = FailureRecord("alpha", "", 3, 1e9, "exited prematurely", "loading\nout of memory"), 1.75
         told = World(FakeFleet(broken=[broken])).ask("/running").json
         words = ["loading", "out of memory"]
         facts = {"failures": 3, "retry_in_s": 1.75, "error": "exited prematurely", "log_tail": words}

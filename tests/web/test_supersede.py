@@ -52,12 +52,12 @@ class Router:
     def __init__(self):
         self.ready, self.refusal, self.waiting = False, None, []
 
-    def request(self, model, *, on_place=None, origin=""):
-        made = FakeAcquisition(model, on_place, self.refusal, self.ready)
+    def request(self, model, *, on_position=None, origin=""):
+        made = FakeAcquisition(model, on_position, self.refusal, self.ready)
         self.waiting.append(made)
         return made
 
-    def succeed(self, waiting, *, on_place=None):
+    def supersede(self, waiting, *, on_position=None):
         if waiting not in self.waiting or waiting.granted.called:
             return None
         return self.request(waiting.model)

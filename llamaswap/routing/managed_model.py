@@ -1,0 +1,63 @@
+"""What the router keeps about one model, in one record."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+
+from llamaswap.config.schema import Model
+from llamaswap.routing.leases import ProcessInstance
+from llamaswap.servers.supervisor_protocol import Supervised
+
+STOPPED_STATES = ("stopped", "shutdown")
+
+
+@define(eq=False)
+class ManagedModel:
+    """A model of the configuration, or one that was removed from it (`configured` False) and still has a process.
+
+    `config` is the definition for its next start, `process` its present process while that is ready, `stop_reason` why
+    the process is being stopped. `suspended` is set while the server is suspended. `earlier_log_tail` are the last
+    lines of output of a failed start that happened before an upgrade in place.
+    """
+
+    config: Model
+    supervisor: Supervised
+    configured: bool = field(default=True, init=False)
+    process: ProcessInstance | None = field(default=None, init=False)
+    stop_reason: str = field(default="", init=False)
+    suspended: bool = field(default=False, init=False)
+    earlier_log_tail: str = field(default="", init=False)
+    idle_deadline: float | None = field(default=None, init=False)
+    idle_timer: IDelayedCall | None = field(default=None, init=False)
+    stop_waiters: list[Deferred[None]] = field(factory=list, init=False)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the supervisor shows the server as stopped; a suspended one is shown so too."""
+        return self.supervisor.state in STOPPED_STATES
+
+    @property
+    def log_tail(self) -> str:
+        """The last lines of the server's output."""
+        return self.supervisor.log_tail() or self.earlier_log_tail
+
+    @property
+    def definition(self) -> str:
+        """A digest that is equal for definitions that start the same server. It hides the environment's secrets."""
+        parts = self.config.cmd, self.config.env, self.config.proxy
+        return sha256(repr(parts).encode("utf-8", "replace")).hexdigest()
+
+    def mark_lost(self) -> None:
+        """The present process has exited, or is about to be stopped as unusable: its leases are lost."""
+        if self.process is not None:
+            self.process.lost = True
+
+    def until_stopped(self) -> Deferred[None]:
+        """Fires when the model has no process left."""
+        waiter: Deferred[None] = Deferred()
+        self.stop_waiters.append(waiter)
+        return waiter

@@ -1,0 +1,108 @@
+"""The read-only half of the router: what runs, waits, fails and is being loaded. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from attrs import define, evolve, field
+from twisted.internet.interfaces import IReactorTime
+
+from llamaswap.config import Config
+from llamaswap.errors import FailureRecord, UnknownModel
+from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest, WaitReason
+from llamaswap.routing.managed_model import ManagedModel
+from llamaswap.routing.swaps import Swaps
+from llamaswap.scheduling.scheduler import Scheduler
+from llamaswap.scheduling.state import Forecast
+from llamaswap.servers.supervisor_protocol import ServerStatus
+
+
+@define(eq=False)
+class ModelQueries:
+    """Views of the models by their real ids. `config` is the present configuration."""
+
+    config: Config
+    _clock: IReactorTime
+    _scheduler: Scheduler = field(init=False)
+    _models: dict[str, ManagedModel] = field(factory=dict, init=False)
+    _swaps: Swaps = field(init=False)
+    _lease_count: int = field(default=0, init=False)
+    _last_decision: float = field(default=0.0, init=False)
+
+    def running(self) -> list[ServerStatus]:
+        """The servers that are not stopped, by ascending model id."""
+        return [managed.supervisor.status() for _, managed in sorted(self._models.items()) if not managed.stopped]
+
+    def suspended(self) -> list[ServerStatus]:
+        """The suspended servers, by ascending model id: they are shown as stopped, but have a process."""
+        found = (managed.supervisor.status() for _, managed in sorted(self._models.items()))
+        return [status for status in found if status.asleep_since is not None]
+
+    def state(self, model: str) -> str:
+        """The state of a model's server in the words of the API."""
+        managed = self._models.get(model)
+        return "stopped" if managed is None else managed.supervisor.state
+
+    def status(self, model: str) -> ServerStatus:
+        """Everything known about a model's server; raises UnknownModel."""
+        managed = self._models.get(model)
+        if managed is None:
+            raise UnknownModel(model)
+        return managed.supervisor.status()
+
+    def forecast(self, model: str) -> Forecast:
+        """What a request for this model (id or alias) would cause now."""
+        return self._scheduler.forecast(self.config.real(model) or model)
+
+    def wait_reason(self, model: str) -> WaitReason | None:
+        """What requests for this model wait for now; None if they would be served, or if the model is unknown."""
+        loading = self._swaps.wait_reason(model)
+        if loading is not None:
+            return loading
+        forecast = self._scheduler.forecast(model)
+        if forecast.action != "queue":
+            return None
+        return WaitReason(f"waiting for {', '.join(forecast.waits_for)} to finish", forecast.waits_for)
+
+    def failing(self) -> list[tuple[FailureRecord, float]]:
+        """The stopped models whose last attempts failed, by ascending id, each with the seconds until the next."""
+        now = self._clock.seconds()
+        return [
+            (failure, max(0.0, failure.until - now))
+            for failure in self.failures()
+            if self._models[failure.model].stopped
+        ]
+
+    def failures(self) -> list[FailureRecord]:
+        """The models that failed when they were last started, by ascending id."""
+        return [
+            evolve(failure, definition=self._models[model].definition, tail=self._models[model].log_tail)
+            for model, failure in sorted(self._scheduler.failures().items())
+            if model in self._models
+        ]
+
+    def queue(self) -> list[WaitingRequest]:
+        """The waiting requests: first those whose model is being loaded, then the queue in its order."""
+        now = self._clock.seconds()
+        joined = [(ticket, 0) for ticket in self._scheduler.joined()]
+        queued = [(ticket, position) for position, ticket in enumerate(self._scheduler.queued(), 1)]
+        return [
+            WaitingRequest(ticket.number, ticket.model, position, now - ticket.since, ticket.priority)
+            for ticket, position in (*joined, *queued)
+        ]
+
+    def seconds_until_idle(self, model: str) -> float | None:
+        """Seconds until an unused model is unloaded; None if it is in use or is never unloaded for idleness."""
+        managed = self._models.get(model)
+        deadline = None if managed is None else managed.idle_deadline
+        return None if deadline is None else max(0.0, deadline - self._clock.seconds())
+
+    def health(self) -> HealthSnapshot:
+        """Whether requests are moving, for health checks."""
+        now = self._clock.seconds()
+        waiting = [*self._scheduler.joined(), *self._scheduler.queued()]
+        oldest = max((now - ticket.since for ticket in waiting), default=None)
+        return HealthSnapshot(oldest, now - self._last_decision, len(waiting), self._lease_count, self._scheduler.swaps)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no request is served or waits, and every server is ready, suspended or stopped."""
+        return self._scheduler.settled and not self._swaps.in_progress

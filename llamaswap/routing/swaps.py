@@ -1,0 +1,278 @@
+"""Swaps and stops: what the scheduler decided about servers, performed with their supervisors.
+
+A swap stops the evicted models, waits until their memory can be used again, and starts its model. Results go to the
+scheduler, whose decisions go to `perform`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from llamaswap.errors import LlamaswapError, ServerVanished, StartFailed
+from llamaswap.events import EventBus, SleepEnded, SwapBegan, SwapEnded
+from llamaswap.routing.interfaces import MemoryReclaim, WaitReason
+from llamaswap.routing.leases import ProcessInstance
+from llamaswap.routing.managed_model import ManagedModel
+from llamaswap.scheduling.effects import CLEAN_UP, Effect, StartSwap
+from llamaswap.scheduling.scheduler import Scheduler
+from llamaswap.scheduling.state import Phase
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class SwapInProgress:
+    """A swap from `StartSwap` to its result.
+
+    `abandoned`: the scheduler gave it up. `starting`: its model's supervisor was asked to start. `vanished`: the model
+    became ready and exited before the swap could report that it is ready.
+    """
+
+    effect: StartSwap
+    abandoned: bool = False
+    starting: bool = False
+    was_ready: bool = False
+    vanished: bool = False
+
+    def state_changed(self, model: str, state: str) -> None:
+        """The server of a model is in another state."""
+        if self.starting and model == self.effect.model:
+            self.was_ready = self.was_ready or state == "ready"
+            self.vanished = self.was_ready and state != "ready"
+
+
+@define(eq=False)
+class Swaps:
+    """Performs swaps, stops and suspensions. `maximum_grace` bounds the grace of every stop (None: no bound)."""
+
+    _models: dict[str, ManagedModel]
+    _clock: IReactorTime
+    _bus: EventBus
+    _memory: MemoryReclaim
+    _scheduler: Scheduler
+    _perform: Callable[[Iterable[Effect]], None]
+    maximum_grace: float | None = field(default=None, init=False)
+    in_progress: dict[int, SwapInProgress] = field(factory=dict, init=False)
+    _start_blockers: list[Deferred[None]] = field(factory=list, init=False)
+    _log: Logger = field(factory=lambda: Logger("llamaswap.routing.router"), init=False, repr=False)
+
+    # -- swaps ---------------------------------------------------------------------------------------------
+
+    def begin(self, effect: StartSwap) -> None:
+        """Begin a swap; its result goes to the scheduler."""
+        swap = self.in_progress[effect.generation] = SwapInProgress(effect)
+        Deferred.fromCoroutine(self._run(swap)).addErrback(lambda failure: self._broken(swap, failure))
+
+    def abandon(self, generation: int) -> None:
+        """Do not start the swap's model, if it has not been started yet."""
+        if generation in self.in_progress:
+            self.in_progress[generation].abandoned = True
+
+    async def _run(self, swap: SwapInProgress) -> None:
+        effect, began = swap.effect, self._clock.seconds()
+        leaving = [f"{victim} (suspended)" if victim in effect.sleep else victim for victim in effect.evict]
+        self._log.info(
+            "loading {model}: {reason}; evicts {evicts}",
+            model=effect.model,
+            reason=effect.reason,
+            evicts=", ".join(leaving) or "nothing",
+        )
+        self._bus.publish(SwapBegan(effect.generation, effect.model, effect.evict, effect.reason, began, effect.origin))
+        await gatherResults(
+            [self.suspend(victim) if victim in effect.sleep else self.stop(victim) for victim in effect.evict]
+        )
+        stopped = self._clock.seconds()
+        while self._start_blockers:
+            await self._start_blockers[0]
+        if not swap.abandoned and (reclaimed := self._memory.wait_for_reclaim(effect.model)) is not None:
+            await reclaimed
+        error: LlamaswapError | None = None
+        if not swap.abandoned:
+            swap.starting = True
+            error = await self._start(swap)
+        ended = self._clock.seconds()
+        phases = {"queued": effect.waited, "stop": stopped - began, "start": ended - stopped}
+        self._finish(swap, error, began, phases)
+
+    async def _start(self, swap: SwapInProgress) -> LlamaswapError | None:
+        """Start the swap's model; returns what failed, whatever it was."""
+        model = swap.effect.model
+        try:
+            self._memory.loading(model)
+            endpoint = await self._models[model].supervisor.ensure_ready()
+            self._memory.loaded(model)
+        except LlamaswapError as error:
+            return error
+        except Exception as error:  # the waiting requests must get an answer, whatever failed
+            self._log.failure("{model} could not be started", model=model)
+            return StartFailed(model, str(error))
+        if swap.vanished:
+            return ServerVanished(model)
+        if not swap.abandoned:
+            self._models[model].process = ProcessInstance(endpoint, swap.effect.generation)
+        return None
+
+    def _finish(
+        self, swap: SwapInProgress, error: LlamaswapError | None, began: float, phases: dict[str, float]
+    ) -> None:
+        effect, ended = swap.effect, self._clock.seconds()
+        del self.in_progress[effect.generation]
+        message = "abandoned" if swap.abandoned else None if error is None else str(error)
+        if message is None:
+            self._log.info("ready {model} in {secs:.2f}s", model=effect.model, secs=ended - began)
+        else:
+            self._log.warn("{model} was not loaded: {error}", model=effect.model, error=message)
+        exit_status = error.exit_status if isinstance(error, StartFailed) else None
+        self._bus.publish(SwapEnded(effect.generation, effect.model, message, ended, phases, exit_status))
+        self._perform(self._scheduler.swap_finished(effect.generation, error, ended))
+
+    def _broken(self, swap: SwapInProgress, failure: Failure) -> None:
+        """The swap itself failed because of a fault of ours: the requests that wait for it are refused."""
+        effect, now = swap.effect, self._clock.seconds()
+        self._log.failure("swap to {model}", failure, model=effect.model)
+        if self.in_progress.pop(effect.generation, None) is None:
+            return
+        error = StartFailed(effect.model, "an internal error of the proxy; see its log")
+        self._bus.publish(SwapEnded(effect.generation, effect.model, str(error), now))
+        self._perform(self._scheduler.swap_finished(effect.generation, error, now))
+
+    # -- stops ---------------------------------------------------------------------------------------------
+
+    def stop_all(self, models: Iterable[str], why: str) -> None:
+        """Stop these in parallel; the scheduler learns of each one that has no process left."""
+        for model in models:
+            self._models[model].stop_reason = why
+            if why == CLEAN_UP:
+                self._clean_up(model)
+            else:
+                self.stop(model, 0.0 if why == "crash" else None)
+
+    def suspend_all(self, models: Iterable[str], why: str) -> None:
+        """Suspend these in parallel; the scheduler learns of each one that is suspended, or had to be stopped."""
+        for model in models:
+            self._models[model].stop_reason = why
+            self.suspend(model)
+
+    def stop(self, model: str, grace: float | None = None) -> Deferred[None]:
+        """Stop one server. Never fails."""
+        managed = self._models.get(model)
+        if managed is None:
+            return succeed(None)
+        stopping: Deferred[None] = maybeDeferred(managed.supervisor.stop, self._grace(managed, grace))
+        stopping.addErrback(lambda failure: self._log.failure("stopping {model}", failure, model=model))
+        return stopping.addCallback(lambda _: self._stopped(managed))
+
+    def _clean_up(self, model: str) -> None:
+        """Run the stop command of a server that is not up."""
+        managed = self._models[model]
+        cleaning: Deferred[None] = maybeDeferred(managed.supervisor.clean_up)
+        cleaning.addErrback(lambda failure: self._log.failure("cleaning up {model}", failure, model=model))
+        cleaning.addCallback(lambda _: self._stopped(managed))
+
+    def suspend(self, model: str) -> Deferred[None]:
+        """Suspend one server. Never fails."""
+        managed = self._models.get(model)
+        if managed is None:
+            return succeed(None)
+        suspending: Deferred[bool] = maybeDeferred(managed.supervisor.sleep, self._grace(managed))
+        suspending.addErrback(lambda failure: self._log.failure("suspending {model}", failure, model=model))
+        return suspending.addCallback(lambda done: self._suspended(managed) if done else self._stopped(managed))
+
+    def _grace(self, managed: ManagedModel, grace: float | None = None) -> float:
+        """How long the stop of a server may take."""
+        wanted = managed.config.unload_timeout if grace is None else grace
+        return wanted if self.maximum_grace is None else min(wanted, self.maximum_grace)
+
+    def _left(self, managed: ManagedModel) -> None:
+        """A server has no process any more, or is suspended."""
+        model = managed.config.id
+        try:
+            self._memory.gone(model)
+        except Exception:  # a fault in the observation of memory must not keep the model from being stopped
+            self._log.failure("recording that {model} has stopped", model=model)
+        managed.stop_reason = ""
+        managed.mark_lost()
+        managed.process = None
+
+    def _suspended(self, managed: ManagedModel) -> None:
+        model = managed.config.id
+        self._left(managed)
+        effects = self._scheduler.suspended(model, self._clock.seconds())
+        if self._scheduler.phase(model) is Phase.ASLEEP:
+            managed.suspended = True
+            self._log.info("{model} is suspended", model=model)
+        self._perform(effects)
+
+    def _stopped(self, managed: ManagedModel) -> None:
+        model = managed.config.id
+        self._left(managed)
+        effects = self._scheduler.stopped(model, self._clock.seconds())
+        waiters, managed.stop_waiters = managed.stop_waiters, []
+        if managed.suspended:
+            managed.suspended = False
+            self._bus.publish(SleepEnded(model))
+        # First the effects, then the waiters: a waiter may ask for a model at once, and the effects of that must not
+        # precede those it builds on.
+        self._perform(effects)
+        self.forget_removed(managed)
+        for waiter in waiters:
+            waiter.callback(None)
+
+    def forget_removed(self, managed: ManagedModel) -> None:
+        """Forget a model that is not configured any more once it has no process."""
+        model = managed.config.id
+        if not managed.configured and model in self._models and self._scheduler.phase(model) is Phase.STOPPED:
+            managed.supervisor.close()
+            if managed.idle_timer is not None:
+                managed.idle_timer.cancel()
+            del self._models[model]
+
+    def until_stopped(self, models: Iterable[str]) -> Deferred[None]:
+        """Fires when none of these has a process."""
+        up = [model for model in dict.fromkeys(models) if self._scheduler.phase(model) is not Phase.STOPPED]
+        return gatherResults([self._models[model].until_stopped() for model in up]).addCallback(lambda _: None)
+
+    # -- other servers -------------------------------------------------------------------------------------
+
+    def delay_starts_until(self, ended: Deferred[T]) -> None:
+        """Start no server before `ended` has fired, whose result is kept.
+
+        Servers that an earlier program left are being stopped, and still hold memory and ports.
+        """
+        blocker: Deferred[None] = Deferred()
+        self._start_blockers.append(blocker)
+
+        def over(result: T | Failure) -> T | Failure:
+            self._start_blockers.remove(blocker)
+            blocker.callback(None)
+            return result
+
+        ended.addBoth(over)
+
+    @property
+    def starts_are_delayed(self) -> bool:
+        """Whether servers of an earlier program are being stopped."""
+        return bool(self._start_blockers)
+
+    # -- reads ---------------------------------------------------------------------------------------------
+
+    def wait_reason(self, model: str) -> WaitReason | None:
+        """What the swap of this model waits for; None if no swap loads it."""
+        for swap in self.in_progress.values():
+            if swap.effect.model == model and not swap.abandoned:
+                if swap.starting:
+                    return WaitReason("the model is being loaded", loading=True)
+                left = tuple(name for name in swap.effect.evict if self._scheduler.phase(name) is Phase.STOPPING)
+                if left:
+                    return WaitReason(f"waiting for {', '.join(left)} to unload", left, loading=True)
+                if self._start_blockers:
+                    return WaitReason("waiting for servers of an earlier run to stop", loading=True)
+                return WaitReason("waiting for GPU memory to be released", loading=True)
+        return None
