@@ -6,7 +6,8 @@ that is under way, a stop ends a start.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred
@@ -16,6 +17,7 @@ from twisted.internet.task import Clock
 from llamaswap.config import Model
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
+from llamaswap.http_client import HttpResponse, RequestFailed, SendRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.supervisor_protocol import Supervised, SupervisorListener
 
@@ -293,3 +295,45 @@ class FakeFleet:
 
 
 _check: type[Supervised] = FakeSupervisor
+
+
+@define(eq=False)
+class SentRequest:
+    """One request of an `http_client`, answered by hand."""
+
+    method: str
+    url: str
+    timeout: float
+    body: bytes | None
+    headers: Mapping[str, str]
+    cancelled: bool = False
+    response: Deferred[HttpResponse] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.response = Deferred(lambda _: setattr(self, "cancelled", True))
+
+    def reply(self, document: object = None, *, status: int = 200) -> None:
+        self.response.callback(HttpResponse(status, json.dumps(document).encode()))
+
+    def fail(self, reason: str = "refused") -> None:
+        self.response.errback(RequestFailed(reason))
+
+
+@define(eq=False)
+class SentRequests:
+    """A SendRequest that keeps its requests."""
+
+    requests: list[SentRequest] = field(factory=list)
+
+    def __call__(
+        self, method: str, url: str, *, timeout: float, body: bytes | None = None, headers: Mapping[str, str] = {}
+    ) -> Deferred[HttpResponse]:
+        self.requests.append(SentRequest(method, url, timeout, body, headers))
+        return self.last.response
+
+    @property
+    def last(self) -> SentRequest:
+        return self.requests[-1]
+
+
+_sends: SendRequest = SentRequests()

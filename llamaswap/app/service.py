@@ -37,14 +37,14 @@ from llamaswap.app.systemd import SystemdNotifier, without_ours
 from llamaswap.config import Config, ConfigText, LoadedConfig, Model, Peer, diff, load
 from llamaswap.config import files as config_files
 from llamaswap.config.command_line import split
-from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.ports import keep
 from llamaswap.config.reload import ReloadDiff as ReloadPlan
 from llamaswap.config.reload import Reloader
 from llamaswap.config.schema import HangDetection
 from llamaswap.events import ActivityStored, EventBus, PeersChanged, StateChanged, SwapBegan, SwapEnded
+from llamaswap.http_client import HttpClient
 from llamaswap.liveness import sample
-from llamaswap.liveness.probe import SocketProbe, page, token
+from llamaswap.liveness.probe import page, responds, token
 from llamaswap.liveness.watchdog import OpenStream, OutputCounter, Watchdog, stall_of
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.activity import ActivityLog
@@ -72,13 +72,12 @@ from llamaswap.proxy.fastpath.lazy_tls import enable_tls
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.listen import refusal
 from llamaswap.proxy.peers import PeerDirectory
-from llamaswap.proxy.peers import client as peers_client
 from llamaswap.proxy.pool import Pool
 from llamaswap.routing.router import Router
 from llamaswap.servers import hooks, slots
 from llamaswap.servers.orphans import ChildRecordFile, GuardianClient, sweep
 from llamaswap.servers.readahead import ReadAhead
-from llamaswap.servers.readiness import SocketReadinessRequest, connector
+from llamaswap.servers.server_request import SocketRequest, connector
 from llamaswap.servers.spawn import Launcher
 from llamaswap.servers.supervisor import Supervisor
 from llamaswap.upgrade import coordinator
@@ -169,22 +168,23 @@ class LlamaSwap(MultiService):
             watchers=(self.guardian, ChildRecordFile(self.record)),
             secrets=lambda: known_secrets(self.router.config),
         )
-        ask = SocketReadinessRequest(reactor, connector(reactor))
+        self.ask = SocketRequest(reactor, connector(reactor))
         self.pool = Pool(reactor)
 
-        self.hooks = hooks.HookRunner(reactor, lambda: self.router.config.hooks, environment, hooks.poster(reactor))
+        send = HttpClient(reactor)
+        self.hooks = hooks.HookRunner(reactor, lambda: self.router.config.hooks, environment, send)
         self.hooks.listen(self.bus)
 
         self.heard = OutputCounter()
 
-        self.slots = slots.SlotStore(reactor, slots.asker(reactor), self._remove)
+        self.slots = slots.SlotStore(reactor, send, self._remove)
 
         def supervise(model: Model, listener: Any) -> hooks.HookedSupervisor:
             supervisor = Supervisor(
                 model,
                 clock=reactor,
                 launcher=self.launcher,
-                ask=ask,
+                ask=self.ask,
                 log=self.heard.writer(model.id, self.book.writer(model.id)),
                 listener=listener,
             )
@@ -203,9 +203,7 @@ class LlamaSwap(MultiService):
         self.reader = WorkerThread("reader", reactor)
         self.ahead = ReadAhead(self.reader, self._command, reactor.seconds)
 
-        self.peers = PeerDirectory(
-            reactor, wall, peers_client(reactor), lambda: self.router.config, self._learned, self._peers_changed
-        )
+        self.peers = PeerDirectory(reactor, wall, send, lambda: self.router.config, self._learned, self._peers_changed)
 
         # What is seen.
         # What these two do in the end may be broken off: a configuration is written in one step.
@@ -400,7 +398,7 @@ class LlamaSwap(MultiService):
         if found is None or endpoint is None:
             return succeed(True)
         path = found.check_endpoint.strip()
-        return succeed(False) if path == "none" else self._asked(endpoint, page(endpoint, path), limit)
+        return succeed(False) if path == "none" else responds(self.ask, endpoint, page(path), limit)
 
     def _canary(self, model: str, limit: float) -> Deferred[bool]:
         """Ask a model's server for a token; True where there is none to ask."""
@@ -408,10 +406,7 @@ class LlamaSwap(MultiService):
         endpoint = self.router.status(model).endpoint if found is not None else None
         if found is None or endpoint is None:
             return succeed(True)
-        return self._asked(endpoint, token(endpoint, found.use_model_name or model), limit)
-
-    def _asked(self, endpoint: Endpoint, words: bytes, limit: float) -> Deferred[bool]:
-        return SocketProbe(self.reactor, connector(self.reactor))(endpoint, words, limit)
+        return responds(self.ask, endpoint, token(found.use_model_name or model), limit)
 
     def _remove(self, path: str) -> None:
         """Delete a file beside the reactor; one that is gone is no matter."""

@@ -23,6 +23,7 @@ from twisted.web.server import Site
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
+from llamaswap.http_client import HttpClient, RequestFailed, SendRequest
 from llamaswap.proxy.client_connection import ProxyServerFactory
 from llamaswap.proxy.exchange import Exchange, Headers, RequestHead
 from llamaswap.proxy.forward import RequestForwarder
@@ -256,22 +257,16 @@ def _answer(exchange: Exchange, status: int, headers: Headers, body: bytes) -> N
     exchange.sink.finish()
 
 
-def prober(reactor: Any, endpoint: Endpoint) -> Callable[[], Deferred[bool]]:
-    """What asks the machine once, over a connection of its own: one that slept through is never used."""
-    from treq.client import HTTPClient
-    from twisted.web.client import Agent, HTTPConnectionPool
-
-    client = HTTPClient(Agent(reactor, connectTimeout=PROBE, pool=HTTPConnectionPool(reactor, persistent=False)))
-    url = f"{endpoint}/wol-health"
+def prober(send: SendRequest, endpoint: Endpoint) -> Callable[[], Deferred[bool]]:
+    """What asks the machine once, over a new connection: one from before its sleep may be dead."""
 
     async def ask() -> bool:
         try:
-            answer = await client.get(url, timeout=PROBE, unbuffered=True)
-            await answer.content()
-        except Exception as error:  # refused, no route, silence: each is a machine that does not answer
+            response = await send("GET", f"{endpoint}/wol-health", timeout=PROBE)
+        except RequestFailed as error:  # refused, no route, silence: each is a machine that does not answer
             log.debug("no answer: {error}", error=error)
             return False
-        return bool(answer.code < 500)
+        return response.status < 500
 
     return lambda: Deferred.fromCoroutine(ask())
 
@@ -280,7 +275,7 @@ def begin(
     reactor: Any, listen: ListenAddress, endpoint: Endpoint, wake: Callable[[], None], patience: float
 ) -> Deferred[Any]:
     """Listen and serve. Fires with the port, or errbacks where the address is taken."""
-    host = WakeableHost(reactor, prober(reactor, endpoint), wake)
+    host = WakeableHost(reactor, prober(HttpClient(reactor), endpoint), wake)
     front = WakingProxy(host, endpoint, RequestForwarder(reactor, Pool(reactor)), patience)
     factory = ProxyServerFactory(lambda head: True, front.serve, Site(Resource()), reactor)
     return maybeDeferred(listen.endpoint(reactor).listen, factory)

@@ -7,36 +7,28 @@ requests that go to it. What requests do about a peer that is down is decided el
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Protocol as BodyProtocol
-from twisted.internet.protocol import connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config import Config, Peer
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.http_client import RequestFailed, SendRequest
 
 EVERY = 60.0  # seconds between two questions to a peer that answers
 SOONER = 10.0  # and to one that does not: after a reboot of both, the one that is up first waits for the other
 PATIENCE = 10.0  # seconds one question may take, its whole answer included
-BOUND = 1 << 20  # bytes of a list; a thousand models with all their metadata are a quarter of it
 NAMES = 2000  # models taken from one peer; every page and every listing carries them
 AVOIDED = 30.0  # seconds a peer that did not answer is asked last: a machine that is off costs the whole dialling time
 KEPT = 600.0  # seconds the names of a silent peer stay routable: a restart must not turn requests into 404s
 
 UNKNOWN, UP, DOWN = "unknown", "up", "down"
-
-
-class PeerClient(Protocol):
-    """The part of treq that is used."""
-
-    def get(self, url: str, **more: Any) -> Deferred[Any]: ...
 
 
 class PeerError(Exception):
@@ -74,7 +66,7 @@ class PeerDirectory:
 
     _clock: IReactorTime
     _wall: Callable[[], float]
-    _client: PeerClient
+    _send: SendRequest
     _config: Callable[[], Config]
     _learned: Callable[[Mapping[str, Peer]], object]
     _changed: Callable[[], object]
@@ -195,28 +187,10 @@ class PeerDirectory:
     async def _ask(self, peer: Peer, known: _Known) -> None:
         error: str | None = None
         names = known.names
-        late = False
-
-        def give_up() -> None:
-            nonlocal late
-            late = True
-            answering.cancel()
-
-        answering = Deferred.fromCoroutine(self._answer(peer))
-        timer = self._clock.callLater(PATIENCE, give_up)
         try:
-            names = await answering
-        except CancelledError:
-            if not late:
-                raise  # nobody wants to know any more
-            error = f"no list of models within {PATIENCE:g} s"
-        except PeerError as trouble:
+            names = await self._list_models(peer)
+        except (PeerError, RequestFailed) as trouble:
             error = str(trouble)
-        except Exception as trouble:  # the edge: whatever the network does, the next question follows
-            error = _words(trouble)
-        finally:
-            if timer.active():
-                timer.cancel()
         if self._known.get(peer.id) is not known:
             return  # the configuration changed meanwhile
         now = self._clock.seconds()
@@ -230,20 +204,14 @@ class PeerDirectory:
             self._log.info("peer {peer} offers {count} models", peer=peer.id, count=len(names))
             self._learned(self.filled(self._config()).peers)
 
-    async def _answer(self, peer: Peer) -> tuple[str, ...]:
+    async def _list_models(self, peer: Peer) -> tuple[str, ...]:
         headers = {"Accept": "application/json"}
         if peer.api_key is not None and peer.api_key.value:
             headers |= {"Authorization": f"Bearer {peer.api_key.value}", "x-api-key": peer.api_key.value}
-        url = f"{peer.endpoint}/v1/models"
-        response = await self._client.get(
-            url, headers=headers, reactor=self._clock, unbuffered=True, allow_redirects=False
-        )
-        body = _Body()
-        response.deliverBody(body)
-        if response.code != 200:
-            body.close()
-            raise PeerError(f"it answered the request for its models with status {response.code}")
-        return offered(await body.whole)
+        response = await self._send("GET", f"{peer.endpoint}/v1/models", timeout=PATIENCE, headers=headers)
+        if response.status != 200:
+            raise PeerError(f"it answered the request for its models with status {response.status}")
+        return offered(response.body)
 
 
 def offered(body: bytes) -> tuple[str, ...]:
@@ -273,72 +241,4 @@ def _passed_on(record: Mapping[str, Any]) -> bool:
     return isinstance(own, dict) and bool(own.get("peerID"))
 
 
-class _Body(BodyProtocol):
-    """An answer's body, whole. Too long, cancelled or closed: the connection is cut."""
-
-    def __init__(self) -> None:
-        self.whole: Deferred[bytes] = Deferred(lambda _: self.close())
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._closed = False
-
-    def close(self) -> None:
-        """Read no more."""
-        self._closed = True
-        transport, self.transport = self.transport, None
-        if transport is not None:
-            transport.loseConnection()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._size += len(data)
-        self._pieces.append(data)
-        if self._size > BOUND and not self.whole.called:
-            self.close()
-            self.whole.errback(PeerError(f"its list of models is longer than {BOUND} bytes"))
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._closed or self.whole.called:
-            return
-        from twisted.web.client import ResponseDone
-        from twisted.web.http import PotentialDataLoss
-
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.whole.callback(b"".join(self._pieces))
-        else:
-            self.whole.errback(reason)
-
-
-def _words(error: BaseException) -> str:
-    """A network failure as one line; Twisted wraps some in lists of reasons."""
-    reasons: Iterable[Any] = getattr(error, "reasons", None) or ()
-    for reason in reasons:
-        if isinstance(reason, Failure) and reason.value is not None:
-            return _words(reason.value)
-    return str(error).strip().rstrip(".") or type(error).__name__
-
-
-@define(eq=False)
-class _Treq:
-    """treq, imported with the first question: few have peers to ask, and it takes long to import."""
-
-    reactor: Any
-    _client: Any = None
-
-    def get(self, url: str, **more: Any) -> Deferred[Any]:
-        """Ask over a connection of its own; a question a minute is no reason to keep one open."""
-        if self._client is None:
-            from treq.client import HTTPClient
-            from twisted.web.client import Agent, HTTPConnectionPool
-
-            pool = HTTPConnectionPool(self.reactor, persistent=False)
-            self._client = HTTPClient(Agent(self.reactor, connectTimeout=PATIENCE, pool=pool))
-        answer: Deferred[Any] = self._client.get(url, **more)
-        return answer
-
-
-def client(reactor: Any) -> PeerClient:
-    """The real Client."""
-    return _Treq(reactor)
-
-
-__all__ = ["Health", "PeerClient", "PeerDirectory", "client", "offered"]
+__all__ = ["Health", "PeerDirectory", "offered"]

@@ -24,6 +24,7 @@ from llamaswap.config.command_line import split
 from llamaswap.config.schema import HookSettings
 from llamaswap.errors import ModelUnloaded
 from llamaswap.events import EventBus, StateChanged, SwapEnded
+from llamaswap.http_client import HttpResponse, SendRequest
 from llamaswap.servers import procfs
 from llamaswap.servers.supervisor_protocol import PreStopDecorator
 
@@ -82,12 +83,12 @@ class _Command(ProcessProtocol):
 
 @define(eq=False)
 class HookRunner:
-    """Runs entries. `hooks` gives those in force; `post(url, document)` sends one, `environ` is for commands."""
+    """Runs entries. `hooks` gives those in force, `send` makes requests, `environ` is for commands."""
 
     _reactor: Any
     _hooks: Callable[[], HookSettings]
     _environ: Mapping[str, str]
-    _post: Callable[[str, bytes], Deferred[Any]]
+    _send: SendRequest
     _under_way: int = field(default=0, init=False)
 
     @property
@@ -111,8 +112,7 @@ class HookRunner:
         facts = {"event": event, "model": model, "error": error}
         try:
             if entry.startswith(("http://", "https://")):
-                doing = self._post(entry, json.dumps(facts).encode())
-                doing.addTimeout(timeout, self._reactor)
+                doing = self._post(entry, facts, timeout)
             else:
                 doing = self._command(entry, facts, timeout)
         except Exception as problem:  # whoever waits for it stops or starts a server, and must not fail for it
@@ -129,6 +129,13 @@ class HookRunner:
 
         self._under_way += 1
         return doing.addErrback(failed).addBoth(over)
+
+    def _post(self, url: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
+        def check(response: HttpResponse) -> None:
+            if response.status >= 300:  # a redirect is not followed: the hook was not run
+                raise OSError(f"{url} answered {response.status}")
+
+        return self._send("POST", url, timeout=timeout, body=json.dumps(facts).encode()).addCallback(check)
 
     def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
         words = split(entry)
@@ -179,20 +186,3 @@ class HookedSupervisor(PreStopDecorator):
     def _before_sleep(self) -> Deferred[None] | None:
         """Sleep or not, the model's room is given up."""
         return self._runner.run("before_unload", self.model) if self._runner.wants("before_unload") else None
-
-
-def poster(reactor: Any) -> Callable[[str, bytes], Deferred[Any]]:
-    """What sends a document to a URL; an answer of 400 or more is a failure."""
-
-    async def post(url: str, document: bytes) -> None:
-        from treq.client import HTTPClient
-        from twisted.web.client import Agent, HTTPConnectionPool
-        from twisted.web.http_headers import Headers
-
-        client = HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))
-        answer = await client.post(url, data=document, headers=Headers({b"Content-Type": [b"application/json"]}))
-        await answer.content()
-        if answer.code >= 400:
-            raise OSError(f"{url} answered {answer.code}")
-
-    return lambda url, document: Deferred.fromCoroutine(post(url, document))

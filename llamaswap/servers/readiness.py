@@ -8,31 +8,19 @@ that says whose listener it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
 
-from attrs import define, frozen
+from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IProtocolFactory,
-    IReactorTCP,
-    IReactorTime,
-    IStreamClientEndpoint,
-)
-from twisted.internet.protocol import Protocol as StreamProtocol
-from twisted.internet.protocol import connectionDone
+from twisted.internet.error import ConnectionRefusedError, TimeoutError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from llamaswap.config import durations
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.steps import StepRequest
 from llamaswap.servers.port_ownership import PortOwner, Verdict
+from llamaswap.servers.server_request import CONNECTED, ServerRequest
 
 FAST_PROBE_INTERVAL = 0.010  # seconds between questions in the first half second: small models load in a tenth
 NORMAL_PROBE_INTERVAL = 0.025  # up to the second second
@@ -49,24 +37,8 @@ DEADLINE_STEP = 1.0  # seconds between looks at the deadline
 STEP_AT_MOST = 2.0  # seconds one such step counts at most: a longer one means that this process did not run
 COMPLAIN_404 = 5.0  # seconds of nothing but 404 before the log says what to do
 NEWCOMER_PATIENCE = 2.0  # seconds a stranger younger than our child may hold the port before we take it for ours
-HEAD_BOUND = 4096  # bytes in which a status line must come
 
 _log = Logger()
-Speaker = TypeVar("Speaker", bound=StreamProtocol)
-
-CONNECTED = 0  # the "status" of a question that only asked for a connection
-
-
-GET = StepRequest("GET", "/")
-
-
-class ReadinessRequest(Protocol):
-    """One question: GET `path` (None: only connect), the status back; errback on anything else.
-
-    `how` gives another method, and a body; its path does not count.
-    """
-
-    def __call__(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest = GET) -> Deferred[int]: ...
 
 
 def pause_after(elapsed: float) -> float:
@@ -87,7 +59,7 @@ class Readiness:
     """
 
     clock: IReactorTime
-    ask: ReadinessRequest
+    ask: ServerRequest
     endpoint: Endpoint
     path: str | None
     deadline: float
@@ -246,166 +218,3 @@ class Readiness:
         said = [f"health check timed out after {durations.render(self.deadline)}", self._last, self.explain()]
         self.cancel()
         self.failed(": ".join(part for part in said if part))
-
-
-# -- asking over a socket ----------------------------------------------------------------------------------
-
-
-class _ReadinessConnection(StreamProtocol):
-    """A minimal request: the status line is all we want. The rest is let come, briefly: no server sees a reset."""
-
-    def __init__(self, clock: IReactorTime, endpoint: Endpoint, path: str | None, how: StepRequest) -> None:
-        self.answer: Deferred[int] = Deferred(self._give_up)
-        self._clock = clock
-        self._endpoint = endpoint
-        self._path = path
-        self._how = how
-        self._head = b""
-        self._cut: IDelayedCall | None = None
-        self._pipe: Any = None  # the transport; aborting is only in the TCP one
-
-    def connectionMade(self) -> None:
-        self._pipe = self.transport
-        if self._path is None:
-            self._tell(CONNECTED)
-            self._pipe.loseConnection()
-            return
-        target = f"{self._endpoint.path}/{self._path.lstrip('/')}"
-        if self._endpoint.query:
-            target += ("&" if "?" in target else "?") + self._endpoint.query
-        body = self._how.body.encode()
-        lines = [
-            f"{self._how.method} {target} HTTP/1.1",
-            f"Host: {self._endpoint.authority}",
-            "User-Agent: llamaswap",
-            "Accept: */*",
-            "Connection: close",  # several servers have few threads, and a kept connection holds one
-        ]
-        if body:
-            lines.append("Content-Type: application/json")
-        if self._how.method != "GET":
-            lines.append(f"Content-Length: {len(body)}")
-        self._pipe.write("\r\n".join([*lines, "\r\n"]).encode("utf-8") + body)
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._cut is not None:
-            return
-        self._head += data
-        line, end, rest = self._head.partition(b"\r\n")
-        if not end:
-            if len(self._head) > HEAD_BOUND:
-                self._fail("the answer is not HTTP")
-            return
-        words = line.split(b" ", 2)
-        if not words[0].startswith(b"HTTP/") or len(words) < 2 or not words[1].isdigit():
-            self._fail("the answer is not HTTP")
-            return
-        status = int(words[1])
-        if status < 200:  # an interim answer: skip its head, the real one follows
-            _, over, self._head = rest.partition(b"\r\n\r\n") if not rest.startswith(b"\r\n") else (b"", b"x", rest[2:])
-            if over:
-                self.dataReceived(b"")
-            return
-        self._cut = self._clock.callLater(0.25, self._pipe.abortConnection)
-        self._tell(status)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._cut is not None and self._cut.active():
-            self._cut.cancel()
-        if not self.answer.called:
-            self.answer.errback(ConnectError(string="the connection closed without an answer"))
-
-    def _tell(self, status: int) -> None:
-        if not self.answer.called:
-            self.answer.callback(status)
-
-    def _fail(self, why: str) -> None:
-        self._pipe.abortConnection()
-        if not self.answer.called:
-            self.answer.errback(ConnectError(string=why))
-
-    def _give_up(self, answer: Deferred[int]) -> None:
-        self._pipe.abortConnection()
-
-
-Connector = Callable[[Endpoint, float], list[IStreamClientEndpoint]]
-
-
-def connector(reactor: IReactorTCP) -> Connector:
-    """Ways to reach an endpoint, the likeliest first. `localhost` is both families: servers bind either."""
-
-    def ways(endpoint: Endpoint, limit: float) -> list[IStreamClientEndpoint]:
-        four = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(endpoint.host, endpoint.host)
-        found: list[IStreamClientEndpoint] = []
-        if endpoint.host in ("::", "::1"):
-            found.append(TCP6ClientEndpoint(reactor, "::1", endpoint.port, timeout=limit))
-        elif four.replace(".", "").isdigit():
-            found.append(TCP4ClientEndpoint(reactor, four, endpoint.port, timeout=limit))
-            if endpoint.host == "localhost":
-                found.append(TCP6ClientEndpoint(reactor, "::1", endpoint.port, timeout=limit))
-        else:
-            found.append(HostnameEndpoint(reactor, endpoint.host.encode(), endpoint.port, timeout=limit))
-        if endpoint.scheme == "https":
-            from twisted.internet.ssl import optionsForClientTLS  # an extra: only who configures https needs it
-
-            options = optionsForClientTLS(endpoint.host)
-            found = [wrapClientTLS(options, way) for way in found]
-        return found
-
-    return ways
-
-
-@frozen
-class SocketReadinessRequest:
-    """Ask over a connection of its own, with one time limit over everything."""
-
-    clock: IReactorTime
-    ways: Connector
-
-    def __call__(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest = GET) -> Deferred[int]:
-        asked = Deferred.fromCoroutine(self._ask(endpoint, path, limit, how))
-        return asked.addTimeout(limit, self.clock, onTimeoutCancel=_too_slow)
-
-    async def _ask(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest) -> int:
-        question = await connected(
-            self.ways(endpoint, limit), lambda: _ReadinessConnection(self.clock, endpoint, path, how)
-        )
-        return await question.answer
-
-
-async def connected(ways: Sequence[IStreamClientEndpoint], make: Callable[[], Speaker]) -> Speaker:
-    """A protocol of this making, connected by the first way that leads there."""
-    for number, way in enumerate(ways):
-        speaker = make()
-        try:
-            await way.connect(_Single(speaker))
-        except ConnectError:
-            if number + 1 == len(ways):
-                raise
-        else:
-            return speaker
-    raise ConnectError(string="no way to reach it")
-
-
-@implementer(IProtocolFactory)
-class _Single:
-    """Hands out the one protocol it was made for."""
-
-    def __init__(self, speaker: StreamProtocol) -> None:
-        self._speaker = speaker
-
-    def doStart(self) -> None:
-        pass
-
-    def doStop(self) -> None:
-        pass
-
-    def buildProtocol(self, addr: IAddress) -> StreamProtocol:
-        return self._speaker
-
-
-def _too_slow(result: int | Failure, limit: float) -> int | Failure:
-    """Our own time limit looks like any other timeout."""
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise TimeoutError(string=f"no answer within {durations.render(limit)}")
-    return result

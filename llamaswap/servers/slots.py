@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from llamaswap.config import Endpoint, Model
 from llamaswap.config.filenames import filename_for
 from llamaswap.errors import ModelUnloaded
+from llamaswap.http_client import SendRequest
 from llamaswap.servers.supervisor_protocol import PreStopDecorator, ServerStatus
 
 log = Logger()
@@ -30,14 +31,7 @@ MOST_SLOTS = 16  # of one server; each is a file
 SPEEDS = 9  # readings kept of how fast a model reads
 FAIR = 16  # tokens below which a speed is noise
 TRIALS = 3  # restores after which the sums are compared
-
-
-class SlotRequest(Protocol):
-    """One request to a server: the status and the JSON body, {} where there is none."""
-
-    def __call__(
-        self, endpoint: Endpoint, method: str, path: str, body: Any, key: str, /
-    ) -> Deferred[tuple[int, Any]]: ...
+REQUEST_TIMEOUT = 600.0  # seconds; the limit of the model is usually shorter
 
 
 @frozen
@@ -96,10 +90,10 @@ def flags_of(cmd: Sequence[str]) -> SlotFlags:
 
 @define(eq=False)
 class SlotStore:
-    """The books of all models. `ask` puts requests, `remove` deletes a file elsewhere than on the reactor."""
+    """The books of all models. `send` makes requests, `remove` deletes a file elsewhere than on the reactor."""
 
     clock: IReactorTime
-    ask: SlotRequest
+    send: SendRequest
     remove: Callable[[str], object]
     _books: dict[str, SlotTable] = field(factory=dict, init=False)
     closing: bool = field(default=False, init=False)
@@ -154,7 +148,7 @@ class SlotStore:
         for slot in await self._slots(endpoint, flags):
             filename = f"llamaswap-{filename_for(model.id)}-{slot}.bin"
             path = f"/slots/{slot}?action=save"
-            code, told = await self.ask(endpoint, "POST", path, {"filename": filename}, flags.key)
+            code, told = await self._ask(endpoint, "POST", path, {"filename": filename}, flags.key)
             if code != 200:
                 self._give_up(model.id, f"POST {path} was answered {code}")
                 return
@@ -167,7 +161,7 @@ class SlotStore:
 
     async def _slots(self, endpoint: Endpoint, flags: SlotFlags) -> list[int]:
         """The numbers of the server's slots; the first one alone where it does not tell."""
-        code, told = await self.ask(endpoint, "GET", "/slots", None, flags.key)
+        code, told = await self._ask(endpoint, "GET", "/slots", None, flags.key)
         if code != 200 or not isinstance(told, list):
             return [0]
         return [_whole(slot, "id") for slot in told[:MOST_SLOTS]]
@@ -188,9 +182,20 @@ class SlotStore:
         assert endpoint is not None
         for one in saved:
             path = f"/slots/{one.slot}?action=restore"
-            code, _ = await self.ask(endpoint, "POST", path, {"filename": one.filename}, flags.key)
+            code, _ = await self._ask(endpoint, "POST", path, {"filename": one.filename}, flags.key)
             if code == 200:
                 book.restored.add(one.slot)
+
+    async def _ask(self, endpoint: Endpoint, method: str, path: str, document: object, key: str) -> tuple[int, object]:
+        """The status and the JSON of a response, {} if it is not JSON. The caller limits the time."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        body = None if document is None else json.dumps(document).encode()
+        url = f"{str(endpoint).rstrip('/')}{path}"
+        response = await self.send(method, url, timeout=REQUEST_TIMEOUT, body=body, headers=headers)
+        try:
+            return response.status, json.loads(response.body)
+        except ValueError:
+            return response.status, {}
 
     async def _within(self, model: Model, work: Any, what: str) -> None:
         doing: Deferred[None] = Deferred.fromCoroutine(work)
@@ -250,26 +255,3 @@ class SlotSavingSupervisor(PreStopDecorator):
             self._slots.forget(model.id)
         self._model = model
         self._inner.retune(model)
-
-
-def asker(reactor: Any) -> SlotRequest:
-    """Asks over a connection of its own."""
-
-    async def put(endpoint: Endpoint, method: str, path: str, body: Any, key: str) -> tuple[int, Any]:
-        from treq.client import HTTPClient
-        from twisted.web.client import Agent, HTTPConnectionPool
-        from twisted.web.http_headers import Headers
-
-        client = HTTPClient(Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False)))
-        headers = Headers({b"Content-Type": [b"application/json"]})
-        if key:
-            headers.addRawHeader(b"Authorization", f"Bearer {key}".encode())
-        data = None if body is None else json.dumps(body).encode()
-        answer = await client.request(method, f"{str(endpoint).rstrip('/')}{path}", data=data, headers=headers)
-        content = await answer.content()
-        try:
-            return answer.code, json.loads(content)
-        except ValueError:
-            return answer.code, {}
-
-    return lambda endpoint, method, path, body, key, /: Deferred.fromCoroutine(put(endpoint, method, path, body, key))

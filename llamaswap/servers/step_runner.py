@@ -18,7 +18,7 @@ from llamaswap.config import durations
 from llamaswap.config.command_line import render_stop
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import StepRequest, request_of
-from llamaswap.servers.readiness import ReadinessRequest
+from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.spawn import Child, Launcher, say_status
 
 
@@ -32,7 +32,7 @@ class StepRunner:
 
     clock: IReactorTime
     launcher: Launcher
-    ask: ReadinessRequest
+    ask: ServerRequest
     endpoint: Endpoint
     pid: int
     steps: Sequence[str]

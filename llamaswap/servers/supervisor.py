@@ -23,7 +23,8 @@ from llamaswap.servers.launch_plan import CannotStart, LaunchPlan, check_launch,
 from llamaswap.servers.lifecycle_interfaces import Inputs, StateTask
 from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
 from llamaswap.servers.port_ownership import PortOwner, Verdict, bind_address, explain_wrong_port, find_owner, is_local
-from llamaswap.servers.readiness import Readiness, ReadinessRequest
+from llamaswap.servers.readiness import Readiness
+from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.sessionleader import CANNOT_RUN
 from llamaswap.servers.spawn import Child, ChildRecord, Launcher, say_status
@@ -51,7 +52,7 @@ class Supervisor:
     model: Model
     clock: IReactorTime = field(kw_only=True)
     launcher: Launcher = field(kw_only=True)
-    ask: ReadinessRequest = field(kw_only=True)
+    ask: ServerRequest = field(kw_only=True)
     log: Callable[[bytes], None] = field(kw_only=True)
     listener: SupervisorListener = field(kw_only=True)
     waiters: LifecycleWaiters = field(init=False)

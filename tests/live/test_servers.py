@@ -21,7 +21,7 @@ from llamaswap.config.schema import Model
 from llamaswap.errors import StartFailed
 from llamaswap.servers import procfs
 from llamaswap.servers.orphans import sweep
-from llamaswap.servers.readiness import SocketReadinessRequest, connector
+from llamaswap.servers.server_request import SocketRequest, connector
 from llamaswap.servers.spawn import Launcher
 from llamaswap.servers.supervisor import Supervisor
 from tests.live.product import within
@@ -117,7 +117,7 @@ class LiveCase(TestCase):
             evolve(model, health_check_timeout=fields.get("health_check_timeout", 15.0)),
             clock=reactor,
             launcher=self.launcher,
-            ask=SocketReadinessRequest(reactor, connector(reactor)),
+            ask=SocketRequest(reactor, connector(reactor)),
             log=self.output.append,
             listener=self.heard,
         )

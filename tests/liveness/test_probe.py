@@ -1,60 +1,42 @@
-"""The question to a server that may hang."""
+"""The liveness probe of a server that may hang."""
 
 import json
 
-from twisted.internet.defer import fail
-from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.error import ConnectionRefusedError
-from twisted.internet.task import Clock
-from twisted.internet.testing import MemoryReactor, StringTransport
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.liveness.probe import SocketProbe, page, token
+from llamaswap.config.steps import StepRequest
+from llamaswap.liveness.probe import page, responds, token
 
 HERE = Endpoint("http", "127.0.0.1", 5800, "/base")
 
 
-class CanaryTests(SynchronousTestCase):
-    def setUp(self):
-        self.reactor, self.clock = MemoryReactor(), Clock()
-        ways = lambda endpoint, limit: [TCP4ClientEndpoint(self.reactor, endpoint.host, endpoint.port, timeout=limit)]
-        self.asked = SocketProbe(self.clock, ways)(HERE, token(HERE, "kiwi"), 30.0)
+class LivenessProbeTests(SynchronousTestCase):
+    def probe(self, answer):
+        self.sent = []
 
-    def connect(self):
-        protocol = self.reactor.tcpClients[0][2].buildProtocol(None)
-        self.wire = StringTransport()
-        protocol.makeConnection(self.wire)
-        return protocol
+        def send(endpoint, path, limit, how):
+            self.sent.append((endpoint, path, limit, how))
+            return answer
 
-    def test_it_asks_for_one_token(self):
-        self.connect()
-        head, _, body = self.wire.value().partition(b"\r\n\r\n")
-        self.assertTrue(head.startswith(b"POST /base/v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:5800"))
-        self.assertIn(b"Content-Length: %d" % len(body), head)
-        asked = json.loads(body)
+        return responds(send, HERE, token("kiwi"), 30.0)
+
+    def test_token_probe_asks_for_one_token_within_the_limit(self):
+        self.probe(Deferred())
+        [(endpoint, path, limit, how)] = self.sent
+        self.assertEqual((endpoint, path, limit, how.method), (HERE, "/v1/chat/completions", 30.0, "POST"))
+        asked = json.loads(how.body)
         self.assertEqual((asked["model"], asked["max_tokens"]), ("kiwi", 1))
 
-    def test_it_may_ask_for_a_page(self):
-        self.assertEqual(
-            page(HERE, "health"),
-            b"GET /base/health HTTP/1.1\r\nHost: 127.0.0.1:5800\r\nUser-Agent: llamaswap\r\nConnection: close\r\n\r\n",
-        )
+    def test_page_probe_asks_for_the_page(self):
+        self.assertEqual(page("/health"), StepRequest("GET", "/health"))
 
-    def test_any_answer_is_a_sign_of_life(self):
-        self.connect().dataReceived(b"HTTP/1.1 404 Not Found\r\n")
-        self.assertTrue(self.successResultOf(self.asked))
-        self.assertTrue(self.wire.disconnecting or self.wire.disconnected)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+    def test_any_response_shows_that_the_server_works(self):
+        for status in (200, 404, 503):
+            self.assertTrue(self.successResultOf(self.probe(succeed(status))))
 
-    def test_silence_is_none(self):
-        self.connect()
-        self.clock.advance(29.9)
-        self.assertNoResult(self.asked)
-        self.clock.advance(0.2)
-        self.assertFalse(self.successResultOf(self.asked))
-
-    def test_a_connection_that_is_not_taken_is_none_either(self):
-        way = type("Way", (), {"connect": lambda self, factory: fail(ConnectionRefusedError())})()
-        asked = SocketProbe(self.clock, lambda endpoint, limit: [way])(HERE, token(HERE, "kiwi"), 30.0)
-        self.assertFalse(self.successResultOf(asked))
+    def test_silence_and_a_refused_connection_do_not(self):
+        for error in (TimeoutError(), ConnectionRefusedError(), ConnectError()):
+            self.assertFalse(self.successResultOf(self.probe(fail(error))))

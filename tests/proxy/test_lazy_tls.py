@@ -15,7 +15,7 @@ from twisted.internet import reactor
 assert spared and "OpenSSL" not in sys.modules, spared
 early = {"psutil", "re2", "twisted.web.client", "llamaswap.discover.scan"} & set(sys.modules)
 assert not early, early  # asked for by few, or later
-from llamaswap.servers.readiness import wrapClientTLS
+from llamaswap.servers.server_request import wrapClientTLS
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 way = TCP4ClientEndpoint(reactor, "127.0.0.1", 9)

@@ -12,7 +12,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.servers import sessionleader
 from llamaswap.servers.procfs import MARK, Stat
-from llamaswap.servers.readiness import GET
+from llamaswap.servers.server_request import GET
 from llamaswap.servers.spawn import Kernel, Launcher
 from llamaswap.servers.supervisor import Supervisor
 

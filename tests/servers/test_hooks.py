@@ -2,12 +2,14 @@
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Config, Model
 from llamaswap.config.schema import HookSettings
 from llamaswap.errors import ModelUnloaded
 from llamaswap.events import EventBus, StateChanged, SwapEnded
+from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.routing.router import Router
 from llamaswap.servers.hooks import HookedSupervisor, HookRunner
 from tests.doubles import FakeFleet
@@ -33,15 +35,16 @@ class HookedTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.posted = []
-        self.answers = []
+        self.answers, self.timeouts = [], []
 
     def runner(self, **hooks):
-        def post(url, document):
-            self.posted.append((url, document))
+        def send(method, url, *, timeout, body):
+            self.posted.append((url, body))
+            self.timeouts.append(timeout)
             self.answers.append(Deferred())
             return self.answers[-1]
 
-        return HookRunner(self.clock, lambda: HookSettings(**hooks), {}, post)
+        return HookRunner(self.clock, lambda: HookSettings(**hooks), {}, send)
 
     def hooked(self, inner, **hooks):
         return HookedSupervisor(inner, "owl", self.runner(**hooks))
@@ -58,22 +61,23 @@ class HookedTests(SynchronousTestCase):
         starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
         self.assertEqual(inner.calls, [])
         self.assertEqual(self.posted, [("http://x/a", b'{"event": "before_load", "model": "owl", "error": ""}')])
-        self.answers[0].callback(None)
+        self.answers[0].callback(HttpResponse(200, b""))
         self.assertEqual(self.successResultOf(starting), "endpoint")
 
     def test_it_is_known_whether_a_hook_is_under_way(self):
         runner = self.runner(after_ready=("http://x/a", "http://x/b", "/no/such 'command"), timeout=5.0)
         runner.run("after_ready", "owl")
         self.assertTrue(runner.busy)
-        self.answers[0].callback(None)
+        self.answers[0].callback(HttpResponse(200, b""))
         self.assertTrue(runner.busy)
-        self.clock.advance(5)
+        self.answers[1].errback(RequestFailed("no response within 5 s"))
         self.assertFalse(runner.busy)
 
-    def test_a_hook_that_takes_too_long_is_not_waited_for(self):
+    def test_start_waits_for_a_hook_request_no_longer_than_its_timeout(self):
         inner = Inner()
         starting = self.hooked(inner, before_load=("http://x/a",), timeout=5.0).ensure_ready()
-        self.clock.advance(5)
+        self.assertEqual(self.timeouts, [5.0])
+        self.answers[0].errback(RequestFailed("no response within 5 s"))
         self.assertEqual(self.successResultOf(starting), "endpoint")
 
     def test_a_hook_that_fails_changes_nothing(self):
@@ -81,6 +85,19 @@ class HookedTests(SynchronousTestCase):
         starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
         self.answers[0].errback(OSError("refused"))
         self.assertEqual(self.successResultOf(starting), "endpoint")
+
+    def test_hook_request_that_is_redirected_or_refused_counts_as_failed(self):
+        lines = []
+        observer = lambda event: lines.append(formatEvent(event))
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        for status in (200, 204, 302, 404):
+            self.runner(after_ready=("http://x/a",)).run("after_ready", "owl")
+            self.answers[-1].callback(HttpResponse(status, b""))
+        failed = [line for line in lines if "failed" in line]
+        self.assertEqual(
+            failed, [f"hook after_ready for owl failed: http://x/a answered {status}" for status in (302, 404)]
+        )
 
     def test_a_hook_that_cannot_even_be_read_keeps_no_server_from_being_stopped(self):
         """The router would take it for gone, and load the next one beside it."""
@@ -94,7 +111,7 @@ class HookedTests(SynchronousTestCase):
         hooked = self.hooked(inner, before_load=("http://x/a",))
         starting = hooked.ensure_ready()
         self.successResultOf(hooked.stop())
-        self.answers[0].callback(None)
+        self.answers[0].callback(HttpResponse(200, b""))
         self.failureResultOf(starting, ModelUnloaded)
         self.assertNotIn("ensure_ready", inner.calls)
 
@@ -109,7 +126,7 @@ class HookedTests(SynchronousTestCase):
             stopping = self.hooked(inner, before_unload=("http://x/a",)).stop(2.0)
             if state == "ready":
                 self.assertEqual(inner.calls, [])
-                self.answers[0].callback(None)
+                self.answers[0].callback(HttpResponse(200, b""))
             self.successResultOf(stopping)
             self.assertEqual((inner.calls, len(self.posted)), ([("stop", 2.0)], asked))
 
@@ -133,7 +150,7 @@ class MeanwhileTests(SynchronousTestCase):
         self.fleet = FakeFleet(self.clock)
         self.asked = []
 
-    def post(self, url, document):
+    def send(self, method, url, *, timeout, body):
         self.asked.append((url, Deferred()))
         return self.asked[-1][1]
 
@@ -141,14 +158,14 @@ class MeanwhileTests(SynchronousTestCase):
         [(told, answer)] = self.asked
         self.assertEqual(told, url)
         self.asked.clear()
-        answer.callback(None)
+        answer.callback(HttpResponse(200, b""))
         self.settle()
 
     def settle(self):
         self.clock.pump([0.0] * 12)
 
     def router(self, **hooks):
-        runner = HookRunner(self.clock, lambda: HookSettings(**hooks), {}, self.post)
+        runner = HookRunner(self.clock, lambda: HookSettings(**hooks), {}, self.send)
         config = Config(models={"owl": Model("owl", cmd="serve owl")})
         supervise = lambda model, listener: HookedSupervisor(self.fleet(model, listener), model.id, runner)
         router = Router(config, supervise, self.clock, EventBus(lambda error: None))
@@ -172,7 +189,7 @@ class MeanwhileTests(SynchronousTestCase):
 
     def test_it_is_woken_where_it_was_put_to_sleep(self):
         self.router(before_unload=("http://x/u",))
-        runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), {}, self.post)
+        runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), {}, self.send)
         hooked = HookedSupervisor(self.fleet["owl"], "owl", runner)
         asleep, ready = hooked.sleep(3.0), hooked.ensure_ready()
         self.settle()

@@ -12,10 +12,9 @@ from llamaswap.config.steps import StepRequest
 from llamaswap.servers.port_ownership import PortOwner, Verdict, is_local
 from llamaswap.servers.readiness import (
     Readiness,
-    SocketReadinessRequest,
-    connector,
     pause_after,
 )
+from llamaswap.servers.server_request import SocketRequest, connector
 from tests.servers.doubles import REFUSED, Asked
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
@@ -162,7 +161,7 @@ class BelieveTests(SynchronousTestCase):
 class WireTests(SynchronousTestCase):
     def ask(self, endpoint=HERE, path="/health", limit=1.0):
         reactor = MemoryReactorClock()
-        asked = SocketReadinessRequest(reactor, connector(reactor))(endpoint, path, limit)
+        asked = SocketRequest(reactor, connector(reactor))(endpoint, path, limit)
         return reactor, asked
 
     def connect(self, reactor, number=-1):
@@ -188,15 +187,11 @@ class WireTests(SynchronousTestCase):
 
     def test_another_request_has_its_method_and_body(self):
         reactor = MemoryReactorClock()
-        SocketReadinessRequest(reactor, connector(reactor))(
-            HERE, "/sleep?level=1", 1.0, StepRequest("POST", "/sleep?level=1")
-        )
+        SocketRequest(reactor, connector(reactor))(HERE, "/sleep?level=1", 1.0, StepRequest("POST", "/sleep?level=1"))
         head = self.connect(reactor)[1].value().decode()
         self.assertTrue(head.startswith("POST /sleep?level=1 HTTP/1.1\r\n"))
         self.assertIn("\r\nContent-Length: 0\r\n", head)
-        SocketReadinessRequest(reactor, connector(reactor))(
-            HERE, "/rpc", 1.0, StepRequest("POST", "/rpc", '{"m": "é"}')
-        )
+        SocketRequest(reactor, connector(reactor))(HERE, "/rpc", 1.0, StepRequest("POST", "/rpc", '{"m": "é"}'))
         head = self.connect(reactor)[1].value().decode()
         self.assertIn("\r\nContent-Type: application/json\r\nContent-Length: 11\r\n", head)
         self.assertTrue(head.endswith('\r\n\r\n{"m": "é"}'))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -10,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config import Model
 from llamaswap.config.schema import SlotSettings as Wanted
 from llamaswap.errors import ModelUnloaded
+from llamaswap.http_client import HttpResponse
 from llamaswap.servers.slots import SlotSavingSupervisor, SlotStore, flags_of
 from tests.doubles import FakeStatus, FakeSupervisor
 
@@ -31,6 +34,12 @@ class Heard:
     exited = state_changed
 
 
+def reply(answer):
+    if isinstance(answer, int):
+        return HttpResponse(answer, b"")
+    return HttpResponse(200, json.dumps(answer).encode())
+
+
 class Scene:
     def __init__(self, **wanted):
         self.clock = Clock()
@@ -42,21 +51,22 @@ class Scene:
             "POST /slots/0?action=restore": {"n_restored": 900},
         }
         self.delay = 0.5
-        self.slots = SlotStore(self.clock, self.ask, self.removed.append)
+        self.slots = SlotStore(self.clock, self.send, self.removed.append)
         self.model = Model("a/b", cmd=" ".join(CMD), slots=Wanted(**{"save": True, **wanted}))
         self.inner = Server(self.model, Heard(), self.clock)
         self.inner.cmd = CMD
         self.server = SlotSavingSupervisor(self.inner, self.model, self.slots)
 
-    def ask(self, endpoint, method, path, body, key):
-        self.asked.append((f"{method} {path}", body))
-        self.keys.add(key)
+    def send(self, method, url, *, timeout, body=None, headers):
+        path = url.removeprefix(str(self.inner.endpoint).rstrip("/"))
+        self.asked.append((f"{method} {path}", body and json.loads(body)))
+        self.keys.add(headers["Authorization"])
         answer = self.answers[f"{method} {path}"]
         if isinstance(answer, Exception):
             return fail(answer)
         if isinstance(answer, Deferred):
             return answer
-        told = succeed((answer, {}) if isinstance(answer, int) else (200, answer))
+        told = succeed(reply(answer))
         if method == "GET" or not self.delay:
             return told
         waiting = Deferred()
@@ -93,7 +103,7 @@ class SlotTests(SynchronousTestCase):
         made.clock.pump([0.1] * 10)
         self.successResultOf(ready)
         self.assertEqual(made.asked, [("POST /slots/0?action=restore", {"filename": "llamaswap-a%2Fb-0.bin"})])
-        self.assertEqual(made.keys, {"sesame"})
+        self.assertEqual(made.keys, {"Bearer sesame"})
 
     def test_it_is_given_up_where_it_takes_longer_than_reading(self):
         made = Scene()

@@ -1,0 +1,151 @@
+"""The HTTP client for requests beside the data path: hooks, slots, the model lists of peers, wake-up probes.
+
+Each request has a timeout over everything and a bound on the response body, uses a new connection and follows no
+redirect. treq and the web client are imported with the first request, because the import takes long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import define, field, frozen
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.protocol import Protocol as BodyProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.iweb import IBodyProducer
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from twisted.web.iweb import IAgent
+
+CONNECT_TIMEOUT = 10.0  # seconds
+BODY_LIMIT = 1 << 20  # bytes of a response
+
+
+class RequestFailed(Exception):
+    """A request got no complete response; `str()` says why in one line."""
+
+
+@frozen
+class HttpResponse:
+    """A complete response."""
+
+    status: int
+    body: bytes
+
+
+class SendRequest(Protocol):
+    """Sends one request. Fires with the response, fails with RequestFailed; cancelling closes the connection."""
+
+    def __call__(
+        self, method: str, url: str, *, timeout: float, body: bytes | None = None, headers: Mapping[str, str] = ...
+    ) -> Deferred[HttpResponse]: ...
+
+
+@define(eq=False)
+class HttpClient:
+    """A SendRequest. A body is sent as JSON; `agent` is Twisted's, made with the first request."""
+
+    _reactor: IReactorTime
+    _agent: IAgent | None = None
+
+    def __call__(
+        self, method: str, url: str, *, timeout: float, body: bytes | None = None, headers: Mapping[str, str] = {}
+    ) -> Deferred[HttpResponse]:
+        if body is not None:
+            headers = {"Content-Type": "application/json", **headers}
+        exchange = Deferred.fromCoroutine(self._exchange(method, url, body, headers))
+        exchange.addTimeout(timeout, self._reactor, onTimeoutCancel=_timed_out)
+        return exchange.addErrback(_explain)
+
+    async def _exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> HttpResponse:
+        from treq.client import HTTPClient
+        from twisted.web.client import Agent, HTTPConnectionPool
+        from twisted.web.http_headers import Headers
+
+        if self._agent is None:
+            pool = HTTPConnectionPool(self._reactor, persistent=False)
+            self._agent = Agent(self._reactor, connectTimeout=CONNECT_TIMEOUT, pool=pool)
+        client = HTTPClient(self._agent, data_to_body_producer=_BytesProducer)  # a new one keeps no cookies
+        fields = Headers({name: [value] for name, value in headers.items()})
+        response = await client.request(method, url, data=body, headers=fields, allow_redirects=False, unbuffered=True)
+        receiver = _BodyReceiver()
+        response.deliverBody(receiver)
+        return HttpResponse(response.code, await receiver.whole)
+
+
+@implementer(IBodyProducer)
+@define(eq=False)
+class _BytesProducer:
+    """Writes a small body at once."""
+
+    _body: bytes
+    length: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.length = len(self._body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def stopProducing(self) -> None:
+        """The body was written."""
+
+    pauseProducing = resumeProducing = stopProducing
+
+
+class _BodyReceiver(BodyProtocol):
+    """Collects a response body. A body that is too long, or cancelling `whole`, closes the connection."""
+
+    def __init__(self) -> None:
+        self.whole: Deferred[bytes] = Deferred(lambda _: self._close())
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._size += len(data)
+        self._pieces.append(data)
+        if self._size > BODY_LIMIT and not self.whole.called:
+            self._close()
+            self.whole.errback(RequestFailed(f"the response is longer than {BODY_LIMIT} bytes"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        from twisted.web.client import ResponseDone
+        from twisted.web.http import PotentialDataLoss
+
+        if self.whole.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(b"".join(self._pieces))
+        else:
+            self.whole.errback(reason)
+
+
+def _timed_out(result: HttpResponse | Failure, timeout: float) -> HttpResponse | Failure:
+    if isinstance(result, Failure):
+        raise RequestFailed(f"no response within {timeout:g} s")
+    return result
+
+
+def _explain(failure: Failure) -> HttpResponse:
+    """Each failure of the network becomes a RequestFailed; a cancelled request stays cancelled."""
+    if failure.check(RequestFailed, CancelledError):
+        failure.raiseException()
+    raise RequestFailed(reason_of(failure.value))
+
+
+def reason_of(error: BaseException | None) -> str:
+    """A network failure as one line; Twisted wraps some in lists of reasons."""
+    reasons: Iterable[object] = getattr(error, "reasons", None) or ()
+    for reason in reasons:
+        if isinstance(reason, Failure):
+            return reason_of(reason.value)
+    return str(error).strip().rstrip(".") or type(error).__name__
