@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from twisted.application.service import IService
 from twisted.python.usage import Options as UsageOptions
@@ -92,6 +92,7 @@ def makeService(options: Options) -> IService:
         give_up("--tls-cert-file and --tls-key-file belong together: give both or neither")
     from twisted.internet import reactor
 
+    from llamaswap.app.context import IServiceReactor
     from llamaswap.app.service import build
     from llamaswap.app.settings import ServiceSettings
     from llamaswap.app.systemd import given_socket
@@ -118,7 +119,7 @@ def makeService(options: Options) -> IService:
         listen=ListenAddress(listen, options["tls-cert-file"], options["tls-key-file"]),
     )
     try:
-        service = build(reactor, settings, dict(os.environ), earlier)
+        service = build(cast(IServiceReactor, reactor), settings, dict(os.environ), earlier)
     except ConfigError as error:
         where = " and ".join(str(place) for place in (config, folder) if place)
         give_up(f"configuration not usable ({where}):\n{error}")
@@ -140,4 +141,4 @@ def observe(options: Options, service: LlamaSwap) -> None:
     if parent is None or any(word.startswith(("--log-format", "--log-file")) for word in sys.argv):
         return
     service.observed = True
-    parent["fileLogObserverFactory"] = lambda _: service.log_observer
+    parent["fileLogObserverFactory"] = lambda _: service.observe

@@ -1,128 +1,132 @@
-"""The service as an upgrade sees it: how it comes to rest, what it hands over, and how it begins with what it got.
-
-The way there is `upgrade`'s affair; here is only what each part of the service has to do with it.
+"""What an upgrade does with the service's parts: how they come to rest, what is handed over, and how the new program
+begins with it. When that happens is decided in `upgrade`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
 
 from attrs import define
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from llamaswap.app.parts import ServiceParts
 from llamaswap.config.files import fingerprint
 from llamaswap.servers.termination import end_unwanted
 from llamaswap.upgrade.coordinator import IdleConnection, UpgradeHost, UpgradeState
 
-if TYPE_CHECKING:
-    from llamaswap.app.service import LlamaSwap
-
-REST = 2.0  # seconds the last children and the last lines are waited for; few take that long
-LOOK = 0.005
+FLUSH_TIMEOUT = 2.0  # seconds that the last children and the last log lines are waited for; few take that long
+FLUSH_POLL = 0.005  # seconds between two looks whether they are done
 
 log = Logger("llamaswap.upgrade.coordinator")
 
 
 @define(eq=False)
 class ServiceHandover:
-    """The parts of a running service, for `Upgrade`."""
+    """The parts of a running service, for `Upgrade`. `port` gives the listening port, `count` is how many upgrades
+    there were when the next program runs."""
 
-    service: LlamaSwap
+    parts: ServiceParts
+    port: Callable[[], object]
+    count: int
     _held: bool = False
-    _watched: bool = False
+    _monitored: bool = False
 
     def calm(self) -> bool:
-        """Whether no request is under way, and each server is ready or down."""
-        return not self.service.dispatcher.active and self.service.router.settled
+        """Whether no request is in progress, and each server is ready or down."""
+        return not self.parts.web.dispatcher.active and self.parts.models.router.settled
 
     def still(self) -> bool:
-        """Whether besides no connection has anything to send or to finish."""
-        return self.calm() and not self.service.front.busy
+        """Whether, in addition, no connection has anything left to send."""
+        return self.calm() and not self.parts.web.factory.busy
 
     def hold(self) -> None:
-        """Connections wait in the backlog, or unread."""
+        """Leave new connections in the kernel's queue, and accepted ones unread."""
         self._held = True
-        port: Any = self.service.port
-        port.stopReading()
-        self.service.front.hold()
+        self._listening_port.stopReading()
+        self.parts.web.factory.hold()
 
     def release(self) -> None:
-        """Everything goes on."""
+        """Go on serving."""
         if not self._held:
             return
         self._held = False
-        port: Any = self.service.port
-        port.startReading()
-        self.service.front.release()
-        self.service.streams.resume()
-        self.service.launcher.warm()
-        if self._watched:
-            self._watched = False
-            self.service.machine.start()
+        self._listening_port.startReading()
+        self.parts.web.factory.release()
+        self.parts.web.streams.resume()
+        self.parts.models.launcher.warm()
+        if self._monitored:
+            self._monitored = False
+            self.parts.observability.machine.start()
 
     def end_feeds(self) -> None:
-        """Feeds are asked for again by whoever wants them."""
-        self.service.streams.end_all()
+        """End the event and log streams; their clients connect again."""
+        self.parts.web.streams.end_all()
 
     def cut(self) -> None:
-        """Requests lose their connection, servers that are being loaded are stopped."""
-        router = self.service.router
-        self.service.front.cut_busy()
-        under_way = [status.model for status in router.running() if status.state != "ready"]
-        if under_way:
-            router.unload(under_way).addErrback(lambda failure: log.failure("unload", failure))
+        """Close the connections of running requests, and stop servers that are being loaded."""
+        router = self.parts.models.router
+        self.parts.web.factory.cut_busy()
+        loading = [status.model for status in router.running() if status.state != "ready"]
+        if loading:
+            router.unload(loading).addErrback(lambda failure: log.failure("unload", failure))
 
     async def flush(self) -> None:
-        """The store, standard output, and no child left: nobody would fetch it, and a hook would lose its pipes."""
-        service = self.service
-        if service.machine.enabled:
-            self._watched = True
-            await service.machine.stop()
-        spare = service.launcher.rest()
-        await service.activity.flush()
-        deadline = service.reactor.seconds() + REST
-        writing = lambda: not (service.stdout.idle and service.log_files.idle)
-        while (spare is not None and spare.status is None) or service.hooks.busy or writing():
-            if service.reactor.seconds() >= deadline:
+        """Write the store and the logs, and leave no child: the new program would not reap it, and a hook would lose
+        its pipes."""
+        parts = self.parts
+        if parts.observability.machine.enabled:
+            self._monitored = True
+            await parts.observability.machine.stop()
+        spare = parts.models.launcher.rest()
+        await parts.observability.activity.flush()
+        deadline = parts.context.reactor.seconds() + FLUSH_TIMEOUT
+        while (spare is not None and spare.status is None) or parts.models.hooks.busy or not parts.logs.idle:
+            if parts.context.reactor.seconds() >= deadline:
                 return
-            await deferLater(service.reactor, LOOK)
+            await deferLater(parts.context.reactor, FLUSH_POLL)
 
     def configured(self) -> Hashable:
-        """The files' names, times and sizes."""
-        settings = self.service.settings
+        """The names, times and sizes of the configuration files."""
+        settings = self.parts.context.settings
         return tuple(sorted(fingerprint(settings.config, settings.config_dir).items()))
 
     def collect(self) -> tuple[int, UpgradeState]:
-        """What there is now."""
-        service = self.service
-        port: Any = service.port
-        connections = [IdleConnection(one.fileno(), int(one.family), early) for one, early in service.front.handover()]
-        return port.fileno(), UpgradeState(
-            servers=tuple(service.router.handover.snapshots()),
+        """(descriptor of the listening socket, everything else)."""
+        models, handover = self.parts.models, self.parts.web.factory.handover()
+        connections = [IdleConnection(one.fileno(), int(one.family), early) for one, early in handover]
+        return self._listening_port.fileno(), UpgradeState(
+            servers=tuple(models.router.handover.snapshots()),
             connections=tuple(connections),
-            keeper=service.guardian.handover(),
-            profile=service.router.profile,
-            pinned=tuple(sorted(service.router.pinned)),
-            logs=service.book.histories(),
-            count=service.upgrade.count + 1,
-            ailing=tuple(service.router.failures()),
+            keeper=models.guardian.handover(),
+            profile=models.router.profile,
+            pinned=tuple(sorted(models.router.pinned)),
+            logs=self.parts.logs.registry.histories(),
+            count=self.count,
+            ailing=tuple(models.router.failures()),
         )
+
+    @property
+    def _listening_port(self) -> FileDescriptor:
+        port = self.port()
+        assert isinstance(port, FileDescriptor)  # as all of Twisted's ports; an upgrade begins after `startService`
+        return port
 
 
 _check: type[UpgradeHost] = ServiceHandover
 
 
-def take_over(service: LlamaSwap, state: UpgradeState) -> None:
-    """Begin with what an earlier program of this process had. What cannot be taken over is ended or left out, and said;
+def take_over(parts: ServiceParts, state: UpgradeState) -> None:
+    """Begin with what the program before an upgrade had. What cannot be taken over is ended or left out, and logged;
     nothing keeps the service from running."""
-    router = service.router
+    models = parts.models
+    router = models.router
     try:
         if state.keeper is not None:
-            service.guardian.adopt(*state.keeper)
-    except Exception:  # its pipe is closed with us, and another is started with the next child
+            models.guardian.adopt(*state.keeper)
+    except Exception:  # its pipe is closed with us, and another one is started with the next child
         log.failure("the process guardian could not be taken over")
     if state.profile in router.config.profiles:
         router.select_profile(state.profile)
@@ -130,15 +134,15 @@ def take_over(service: LlamaSwap, state: UpgradeState) -> None:
         if model in router.config.models:
             router.pin(model)
     router.handover.restore_failures(state.ailing)
-    for served in router.handover.adopt(state.servers):
-        log.warn("stopping {model}: it is no longer configured", model=served.model)
+    for server in router.handover.adopt(state.servers):
+        log.warn("stopping {model}: it is no longer configured", model=server.model)
         router.delay_starts_until(
-            end_unwanted(served, service.reactor, service.launcher, service.book.writer(served.model))
+            end_unwanted(server, parts.context.reactor, models.launcher, parts.logs.registry.writer(server.model))
         )
     for one in state.connections:
         try:
-            service.front.adopt(service.reactor, one.descriptor, one.family, one.early)
-        except Exception:  # one client's trouble must not cost the others
+            parts.web.factory.adopt(parts.context.reactor, one.descriptor, one.family, one.early)
+        except Exception:  # the other connections are taken over all the same
             log.failure("a client connection could not be taken over")
     log.info(
         "upgraded in place: pid {pid}, {models} with their servers, {clients} connections",

@@ -1,15 +1,15 @@
-"""Notices servers that hang: their streams stand still, nothing shows that they work, and they answer nothing.
+"""Detects servers that hang: their streams are silent, no activity is visible, and they do not answer.
 
-A pause alone proves nothing: servers think, wait for tools, prepare a long prompt. So only streams that were under way
-count, and silence is measured against the longest pause that the same model ever came back from. Then the server is
-watched for a while, and any sign of life acquits it; a question that may have to queue behind the silent stream comes
-last and never alone. What is done about a hung server is the router's business.
+Silence alone proves nothing: servers think, wait for tools, prepare a long prompt. So only streams that had output
+count, and silence is compared with the longest pause after which the same model ever went on. Then the server is
+sampled for a while, and any sign of life clears it. A request, which may have to queue behind the silent stream, comes
+last and never alone. What follows for a hung server is decided by the router.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -20,15 +20,15 @@ from twisted.logger import Logger
 from llamaswap.config.schema import HangDetection, Model
 from llamaswap.liveness.sample import LivenessSample
 
-LOOK = 2.0  # seconds between two looks; pauses are measured this coarsely, which is fine enough for minutes
-LEFT = 3 * LOOK  # seconds of silence before its client left that make an ended stream worth remembering
+CHECK_INTERVAL = 2.0  # seconds between two looks at the streams; pauses of minutes need no finer measure
+ABANDONED_SILENCE = 3 * CHECK_INTERVAL  # seconds of silence after which a client that leaves does not end the silence
 
 log = Logger()
 
 
 @frozen
 class OpenStream:
-    """One stream under way: how many bytes its client was sent, `granted` once its model's server has it."""
+    """One stream: `sent` bytes went to its client; `granted` says that the model's server has the request."""
 
     request: str
     model: str
@@ -36,8 +36,35 @@ class OpenStream:
     granted: bool
 
 
+class WatchedModels(Protocol):
+    """What the watchdog needs of the models. An answer must come within `limit` seconds; any answer counts."""
+
+    def streams(self) -> Iterable[OpenStream]:
+        """The open streams of all models."""
+
+    def has_requests(self, model: str) -> bool:
+        """Whether requests of a model are in flight."""
+
+    def settings(self, model: str) -> HangDetection | None:
+        """The thresholds for a model; None if it is not watched."""
+
+    def sample(self, model: str) -> Awaitable[LivenessSample | None]:
+        """A sample of a model's server; None if it has none."""
+
+    def answers_health_check(self, model: str, limit: float) -> Awaitable[bool]:
+        """Whether a model's server answers its health check."""
+
+    def answers_request(self, model: str, limit: float) -> Awaitable[bool]:
+        """Whether a model's server answers a request for one token."""
+
+    def mark_hung(self, model: str, why: str) -> None:
+        """A model's server hangs."""
+
+
 @define
-class _Seen:
+class _StreamProgress:
+    """When a stream's count last changed. `flowing`: it had output from the server, not only our loading messages."""
+
     model: str
     sent: int
     at: float
@@ -45,36 +72,38 @@ class _Seen:
     flowing: bool = False
 
 
-def stall_of(model: Model) -> HangDetection | None:
-    """The thresholds for a model; None where nobody is to watch, as by default where websockets are ignored."""
+def settings_of(model: Model) -> HangDetection | None:
+    """The thresholds of a model; None if it is not watched, which is the default if websockets are ignored."""
     stall = model.stall
     if stall.after <= 0 or (model.compat.ignore_websockets and stall == HangDetection()):
         return None
     return stall
 
 
-def alive(before: LivenessSample | None, now: LivenessSample | None, seconds: float, stall: HangDetection) -> str:
-    """What shows, in two looks so many seconds apart, that a server works; "" where nothing does."""
+def sign_of_life(
+    before: LivenessSample | None, now: LivenessSample | None, seconds: float, settings: HangDetection
+) -> str:
+    """What shows, in two samples `seconds` apart, that a server works; "" if nothing does."""
     if before is None or now is None:
-        return "it cannot be looked at"
+        return "it cannot be observed"
     if before.leader != now.leader:
-        return "it was started anew meanwhile"
+        return "it was restarted meanwhile"
     if before.unread or now.unread:
-        return "its answers wait for a slow reader"
-    if "log" in stall.signs and now.said > before.said:
+        return "its output waits for a slow reader"
+    if "log" in settings.signs and now.said > before.said:
         return "it writes to its log"
-    if "gpu" in stall.signs and max(before.gpu, now.gpu) > stall.gpu:
+    if "gpu" in settings.signs and max(before.gpu, now.gpu) > settings.gpu:
         return f"a GPU is busy ({max(before.gpu, now.gpu):.0f} %)"
-    if "cpu" not in stall.signs:
+    if "cpu" not in settings.signs:
         return ""
     if before.processes is None or now.processes is None:
-        return "its processes cannot be looked at"
+        return "its processes cannot be observed"
     if before.wants or now.wants:
         return "it runs, or waits for a processor or a disk"
     if before.processes.keys() != now.processes.keys():
         return "its processes come and go"
     spent = sum(cpu - before.processes[pid][0] for pid, (cpu, _) in now.processes.items())
-    if spent * 100 > stall.cpu * seconds:
+    if spent * 100 > settings.cpu * seconds:
         return f"its processes used {spent:.2f}s of CPU time in {seconds:.0f}s"
     if any(pages > before.processes[pid][1] for pid, (_, pages) in now.processes.items()):
         return "it reads from disk"
@@ -83,179 +112,168 @@ def alive(before: LivenessSample | None, now: LivenessSample | None, seconds: fl
 
 @define(eq=False)
 class Watchdog:
-    """`streams` lists what is under way, `waiting` says whether requests of a model are, `stall` gives its thresholds.
-
-    `signs` looks at a model's server, `health` and `canary` ask it (a small question, a chat of one token) and say
-    whether it answered within so many seconds. `hangs(model, why)` is told of a server that hangs.
-    """
+    """Watches the streams of `models` from `start` to `stop`."""
 
     clock: IReactorTime
-    streams: Callable[[], Iterable[OpenStream]]
-    waiting: Callable[[str], bool]
-    stall: Callable[[str], HangDetection | None]
-    signs: Callable[[str], Deferred[LivenessSample | None]]
-    health: Callable[[str, float], Deferred[bool]]
-    canary: Callable[[str, float], Deferred[bool]]
-    hangs: Callable[[str, str], None]
-    _seen: dict[str, _Seen] = field(factory=dict, init=False)
-    _pauses: dict[str, float] = field(factory=dict, init=False)
-    _left: dict[str, float] = field(factory=dict, init=False)
-    _acquitted: dict[str, tuple[float, str]] = field(factory=dict, init=False)
-    _asking: set[str] = field(factory=set, init=False)
+    models: WatchedModels
+    _progress: dict[str, _StreamProgress] = field(factory=dict, init=False)  # by request
+    _longest_pauses: dict[str, float] = field(factory=dict, init=False)  # by model, as all that follow
+    _abandoned: dict[str, float] = field(factory=dict, init=False)  # since when; its client left during the silence
+    _cleared: dict[str, tuple[float, str]] = field(factory=dict, init=False)
+    _judging: set[str] = field(factory=set, init=False)
     _hung: dict[str, int] = field(factory=dict, init=False)
     _loop: LoopingCall | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Look from now on."""
+        """Look at the streams from now on."""
         self._loop = loop = LoopingCall(self.look)
         loop.clock = self.clock
-        loop.start(LOOK, now=False).addErrback(
+        loop.start(CHECK_INTERVAL, now=False).addErrback(
             lambda failure: log.failure("hang detection stopped unexpectedly", failure)
         )
 
     def stop(self) -> None:
-        """No more."""
+        """Look at nothing any more."""
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
 
     def retain(self, models: Iterable[str]) -> None:
-        """Only these models exist now."""
+        """Forget all models but these."""
         kept = set(models)
-        for books in (self._pauses, self._left, self._acquitted, self._hung):
-            for model in books.keys() - kept:
-                del books[model]
+        for known in (self._longest_pauses, self._abandoned, self._cleared, self._hung):
+            for model in known.keys() - kept:
+                del known[model]
 
-    def document(self, model: str) -> dict[str, Any]:
-        """How a model stands, and the thresholds it is judged by, for the API."""
-        stall = self.stall(model)
-        if stall is None:
+    def document(self, model: str) -> dict[str, object]:
+        """A model's state and thresholds, for the API."""
+        settings = self.models.settings(model)
+        if settings is None:
             return {"watched": False}
         silence = self._silences().get(model)
-        acquitted = self._acquitted.get(model)
+        cleared = self._cleared.get(model)
         return {
             "watched": True,
-            "after_s": stall.after,
-            "times": stall.times,
-            "canary_s": stall.canary,
-            "signs": list(stall.signs),
-            "cpu_pct": stall.cpu,
-            "gpu_pct": stall.gpu,
-            "longest_pause_s": round(self._pauses.get(model, 0.0), 3),
+            "after_s": settings.after,
+            "times": settings.times,
+            "canary_s": settings.canary,
+            "signs": list(settings.signs),
+            "cpu_pct": settings.cpu,
+            "gpu_pct": settings.gpu,
+            "longest_pause_s": round(self._longest_pauses.get(model, 0.0), 3),
             "silent_s": None if silence is None else round(self.clock.seconds() - silence, 3),
-            "judged_at_s": self._patience(model, stall),
-            "asking": model in self._asking,
-            "last_sign": None if acquitted is None else acquitted[1],
+            "judged_at_s": self._threshold(model, settings),
+            "asking": model in self._judging,
+            "last_sign": None if cleared is None else cleared[1],
             "ended": self._hung.get(model, 0),
         }
 
     # -- silence -------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """One look at all streams."""
+        """Look once at all streams."""
         now = self.clock.seconds()
-        earlier, self._seen = self._seen, {}
-        moving: set[str] = set()
-        for stream in self.streams():
-            seen = earlier.pop(stream.request, None)
-            if seen is None:
-                seen = _Seen(stream.model, stream.sent, now, stream.granted)
-            elif seen.sent != stream.sent:
-                if seen.flowing:
-                    self._note_pause(stream.model, now - seen.at)
-                # What came before the grant, or just then, was our own text about the loading.
-                seen = _Seen(stream.model, stream.sent, now, stream.granted, flowing=seen.granted)
-            seen.granted = stream.granted
-            if seen.at == now:
-                moving.add(stream.model)
-            self._seen[stream.request] = seen
-        for gone in earlier.values():
-            if gone.flowing and now - gone.at >= LEFT:
-                # Its client lost patience before us, and so may the next one: the silence goes on.
-                self._left[gone.model] = min(gone.at, self._left.get(gone.model, gone.at))
-        for model in moving:
-            self._moved(model)
+        for model in self._update_progress(now):
+            self._abandoned.pop(model, None)
+            self._cleared.pop(model, None)
         for model, since in self._silences().items():
-            stall = self.stall(model)
-            if model in self._asking or stall is None or now - since < self._patience(model, stall):
+            settings = self.models.settings(model)
+            if model in self._judging or settings is None or now - since < self._threshold(model, settings):
                 continue
-            if now - self._acquitted.get(model, (-stall.after, ""))[0] >= stall.after:
-                self._asking.add(model)
-                asked = Deferred.fromCoroutine(self._judge(model, now - since, stall))
-                asked.addErrback(lambda failure: log.failure("judging a silent server failed", failure))
+            if now - self._cleared.get(model, (-settings.after, ""))[0] >= settings.after:
+                self._judging.add(model)
+                judging = Deferred.fromCoroutine(self._judge(model, now - since, settings))
+                judging.addErrback(lambda failure: log.failure("checking a silent server failed", failure))
+
+    def _update_progress(self, now: float) -> set[str]:
+        """Note how far each stream is; returns the models whose streams moved."""
+        earlier, self._progress = self._progress, {}
+        moved: set[str] = set()
+        for stream in self.models.streams():
+            progress = earlier.pop(stream.request, None)
+            if progress is None:
+                progress = _StreamProgress(stream.model, stream.sent, now, stream.granted)
+            elif progress.sent != stream.sent:
+                if progress.flowing:
+                    pause = now - progress.at
+                    self._longest_pauses[stream.model] = max(pause, self._longest_pauses.get(stream.model, 0.0))
+                # What came before the grant, or just then, was our own text about the loading.
+                progress = _StreamProgress(stream.model, stream.sent, now, stream.granted, flowing=progress.granted)
+            progress.granted = stream.granted
+            if progress.at == now:
+                moved.add(stream.model)
+            self._progress[stream.request] = progress
+        for ended in earlier.values():
+            if ended.flowing and now - ended.at >= ABANDONED_SILENCE:
+                # Its client gave up before us, and the next one may do the same: the silence goes on.
+                self._abandoned[ended.model] = min(ended.at, self._abandoned.get(ended.model, ended.at))
+        return moved
 
     def _silences(self) -> dict[str, float]:
-        """Since when the models with streams under way are silent."""
-        silences = {model: since for model, since in self._left.items() if self.waiting(model)}
+        """Since when the models with streams are silent."""
+        abandoned = {model: since for model, since in self._abandoned.items() if self.models.has_requests(model)}
         last: dict[str, float] = {}
-        for seen in self._seen.values():
-            if seen.flowing:
-                last[seen.model] = max(seen.at, last.get(seen.model, seen.at))
-        return {**last, **silences}
+        for progress in self._progress.values():
+            if progress.flowing:
+                last[progress.model] = max(progress.at, last.get(progress.model, progress.at))
+        return {**last, **abandoned}
 
-    def _patience(self, model: str, stall: HangDetection) -> float:
-        return max(stall.after, stall.times * self._pauses.get(model, 0.0))
-
-    def _moved(self, model: str) -> None:
-        self._left.pop(model, None)
-        self._acquitted.pop(model, None)
-
-    def _note_pause(self, model: str, pause: float) -> None:
-        self._pauses[model] = max(pause, self._pauses.get(model, 0.0))
+    def _threshold(self, model: str, settings: HangDetection) -> float:
+        """Seconds of silence after which a model's server is checked."""
+        return max(settings.after, settings.times * self._longest_pauses.get(model, 0.0))
 
     def _counts(self, model: str) -> dict[str, int]:
-        return {stream.request: stream.sent for stream in self.streams() if stream.model == model and stream.sent}
+        return {one.request: one.sent for one in self.models.streams() if one.model == model and one.sent}
 
-    # -- judgement -----------------------------------------------------------------------------------------
+    # -- the check -----------------------------------------------------------------------------------------
 
-    async def _judge(self, model: str, silence: float, stall: HangDetection) -> None:
-        log.info("{model}: no byte on any stream for {silence:.0f}s; looking at it", model=model, silence=silence)
+    async def _judge(self, model: str, silence: float, settings: HangDetection) -> None:
+        log.info("{model}: no output on any stream for {silence:.0f}s; checking it", model=model, silence=silence)
         began, before = self.clock.seconds(), self._counts(model)
         try:
-            sign = await self._sign_of_life(model, stall)
+            sign = await self._find_sign_of_life(model, settings)
         finally:
-            self._asking.discard(model)
+            self._judging.discard(model)
         if any(before.get(request) != sent for request, sent in self._counts(model).items()):
-            return  # something came: no more has to be known
+            return  # there was output meanwhile
         now = self.clock.seconds()
+        self._abandoned.pop(model, None)
         if sign:
-            self._acquitted[model] = now, sign
-            self._left.pop(model, None)
+            self._cleared[model] = now, sign
             log.info("{model} is silent but alive: {sign}", model=model, sign=sign)
             return
-        self._left.pop(model, None)
         self._hung[model] = self._hung.get(model, 0) + 1
         watched = f"no sign of life and no answer in {now - began:.0f}s"
-        self.hangs(model, f"it hung: no byte on its streams for {silence:.0f}s, then {watched}")
+        self.models.mark_hung(model, f"it hung: no byte on its streams for {silence:.0f}s, then {watched}")
 
-    async def _sign_of_life(self, model: str, stall: HangDetection) -> str:
-        """What acquits it, in words; "" for nothing at all."""
-        began, first = self.clock.seconds(), await self.signs(model)
-        if "health" in stall.signs and await self.health(model, stall.canary):
+    async def _find_sign_of_life(self, model: str, settings: HangDetection) -> str:
+        """A sign of life of a model's server; "" if there is none."""
+        models, began = self.models, self.clock.seconds()
+        first = await models.sample(model)
+        if "health" in settings.signs and await models.answers_health_check(model, settings.canary):
             return "it answers the health check"
-        left = stall.canary - (self.clock.seconds() - began)
+        left = settings.canary - (self.clock.seconds() - began)
         if left > 0:
             await deferLater(self.clock, left)
-        second = await self.signs(model)
-        sign = alive(first, second, self.clock.seconds() - began, stall)
+        sign = sign_of_life(first, await models.sample(model), self.clock.seconds() - began, settings)
         if sign:
             return sign
-        if await self.canary(model, stall.canary):
+        if await models.answers_request(model, settings.canary):
             return "it answers a request"
-        return alive(first, await self.signs(model), self.clock.seconds() - began, stall)
+        return sign_of_life(first, await models.sample(model), self.clock.seconds() - began, settings)
 
 
 @define(eq=False)
 class OutputCounter:
-    """Counts what servers print."""
+    """Counts the bytes that servers print, by model."""
 
     counts: dict[str, int] = field(factory=dict)
 
     def writer(self, model: str, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """`write`, and note how much passed."""
+        """`write`, and count what passes."""
 
-        def heard(data: bytes) -> None:
+        def counted(data: bytes) -> None:
             self.counts[model] = self.counts.get(model, 0) + len(data)
             write(data)
 
-        return heard
+        return counted

@@ -90,11 +90,20 @@ class HookRunner:
     _environ: Mapping[str, str]
     _send: SendRequest
     _under_way: int = field(default=0, init=False)
+    _until_idle: list[Deferred[None]] = field(factory=list, init=False)
 
     @property
     def busy(self) -> bool:
         """Whether one has not ended yet."""
         return self._under_way > 0
+
+    def when_idle(self) -> Deferred[None]:
+        """Fires when no hook is running."""
+        if not self.busy:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._until_idle.append(done)
+        return done
 
     def wants(self, event: str) -> bool:
         """Whether anything is to be done."""
@@ -125,6 +134,10 @@ class HookRunner:
 
         def over(result: Any) -> Any:
             self._under_way -= 1
+            if not self._under_way:
+                waiting, self._until_idle = self._until_idle, []
+                for done in waiting:
+                    done.callback(None)
             return result
 
         self._under_way += 1

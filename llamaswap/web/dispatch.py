@@ -12,7 +12,7 @@ from http.client import responses
 from typing import Any, Protocol
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -121,6 +121,7 @@ class Dispatcher:
     active: int = 0
     succession: SupersedeRegistry = field(factory=SupersedeRegistry)
     _closing: bool = False
+    _until_idle: list[Deferred[None]] = field(factory=list)
     _number: int = 0
     _upstreams: dict[str, UpstreamTarget] = field(factory=dict)
     _words: dict[str, tuple[Model, frozenset[bytes]]] = field(factory=dict)
@@ -129,6 +130,14 @@ class Dispatcher:
         """Refuse requests to peers from now on, and blame the shutdown for answers that break; the router refuses
         requests to local models."""
         self._closing = True
+
+    def when_idle(self) -> Deferred[None]:
+        """Fires when no request is in progress."""
+        if not self.active:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._until_idle.append(done)
+        return done
 
     async def run(self, job: ProxyRequest) -> None:
         """Serve one request to its end. Never raises but for a cancelled coroutine."""
@@ -190,6 +199,10 @@ class Dispatcher:
             if job.facts is not None:
                 # Untied from the job: what is recorded later keeps no request alive.
                 job.facts.cancel = job.facts.flush = _nothing
+            if self._until_idle and not self.active:
+                waiting, self._until_idle = self._until_idle, []
+                for done in waiting:
+                    done.callback(None)
 
     def answer(self, exchange: Exchange, error: BaseException, path: str, watch: ObserverFanout | None = None) -> None:
         """Tell the client of an error in the form it accepts; behind a loading stream as its last events."""

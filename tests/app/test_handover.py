@@ -1,4 +1,6 @@
-"""What the service's parts have to do with an upgrade, beyond what the live tests show."""
+"""What an upgrade does with the service's parts, beyond what the live tests show."""
+
+from types import SimpleNamespace
 
 from attrs import Factory, define, field
 from twisted.internet.defer import Deferred, succeed
@@ -13,7 +15,7 @@ from tests.upgrade.test_coordinator import SERVED
 
 
 class Refuses:
-    """Every part that fails at everything."""
+    """A part that fails at everything."""
 
     def adopt(self, *args):
         raise RuntimeError("out of luck")
@@ -56,19 +58,19 @@ class FakeConfig:
     models: dict
 
 
-@define(eq=False)
-class FakeService:
-    router: FakeRouter
-    guardian: object = field(factory=Refuses)
-    front: object = field(factory=Refuses)
-    reactor: object = None
-    launcher: object = None
-    book: object = field(factory=LogRegistry)
+def parts_of(router):
+    """The parts of a service with this router, all of whose other parts fail."""
+    return SimpleNamespace(
+        context=SimpleNamespace(reactor=None),
+        logs=SimpleNamespace(registry=LogRegistry()),
+        models=SimpleNamespace(router=router, guardian=Refuses(), launcher=None),
+        web=SimpleNamespace(factory=Refuses()),
+    )
 
 
 @define(eq=False)
 class Quiet:
-    """Every part that has nothing to write and nothing under way."""
+    """A part that has nothing to write and nothing in progress."""
 
     idle: bool = True
     enabled: bool = False
@@ -81,54 +83,47 @@ class Quiet:
         return succeed(None)
 
 
-@define(eq=False)
-class Flushing:
-    """What a service has that is waited for before it is replaced."""
-
-    reactor: Clock = field(factory=Clock)
-    machine: Quiet = field(factory=Quiet)
-    launcher: Quiet = field(factory=Quiet)
-    activity: Quiet = field(factory=Quiet)
-    stdout: Quiet = field(factory=Quiet)
-    log_files: Quiet = field(factory=Quiet)
-    hooks: Quiet = field(factory=Quiet)
-
-
 class FlushTests(SynchronousTestCase):
-    def test_a_hook_that_runs_beside_keeps_its_pipes_and_somebody_who_fetches_it(self):
-        service = Flushing(hooks=Quiet(busy=True))
-        flushed = Deferred.fromCoroutine(ServiceHandover(service).flush())
-        service.reactor.advance(1.0)
-        self.assertNoResult(flushed)
-        service.hooks.busy = False
-        service.reactor.advance(0.1)
-        self.successResultOf(flushed)
+    def setUp(self):
+        self.clock, self.hooks = Clock(), Quiet(busy=True)
+        parts = SimpleNamespace(
+            context=SimpleNamespace(reactor=self.clock),
+            logs=Quiet(),
+            models=SimpleNamespace(launcher=Quiet(), hooks=self.hooks),
+            observability=SimpleNamespace(machine=Quiet(), activity=Quiet()),
+        )
+        self.flushed = Deferred.fromCoroutine(ServiceHandover(parts, lambda: None, 1).flush())
 
-    def test_one_that_takes_long_holds_nobody_back_for_long(self):
-        service = Flushing(hooks=Quiet(busy=True))
-        flushed = Deferred.fromCoroutine(ServiceHandover(service).flush())
-        service.reactor.pump([0.1] * 21)
-        self.successResultOf(flushed)
+    def test_upgrade_waits_for_a_running_hook(self):
+        self.clock.advance(1.0)
+        self.assertNoResult(self.flushed)
+        self.hooks.busy = False
+        self.clock.advance(0.1)
+        self.successResultOf(self.flushed)
+
+    def test_hook_that_runs_long_delays_the_upgrade_for_two_seconds_only(self):
+        self.clock.pump([0.1] * 21)
+        self.successResultOf(self.flushed)
 
 
 class TakeOverTests(SynchronousTestCase):
-    def test_what_cannot_be_taken_over_costs_nothing_else(self):
-        service = FakeService(FakeRouter(FakeConfig({"quiet": 1}, {"a": 1})))
+    def test_part_that_cannot_be_taken_over_costs_nothing_else(self):
+        router = FakeRouter(FakeConfig({"quiet": 1}, {"a": 1}))
         take_over(
-            service,
+            parts_of(router),
             UpgradeState(connections=(IdleConnection(7, 2),), keeper=(9, 8), profile="quiet", pinned=("a", "gone")),
         )
-        self.assertEqual((service.router.active, service.router.pinned), ("quiet", ["a"]))
+        self.assertEqual((router.active, router.pinned), ("quiet", ["a"]))
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
 
-    def test_nothing_is_loaded_beside_a_server_that_has_no_place_any_more(self):
+    def test_starts_wait_for_the_end_of_a_server_that_is_no_longer_configured(self):
         ended = Deferred()
         self.patch(handover, "end_unwanted", lambda *_: ended)
-        service = FakeService(FakeRouter(FakeConfig({}, {}), homeless=(SERVED,)))
-        take_over(service, UpgradeState(servers=(SERVED,)))
-        self.assertEqual(service.router.waited, [ended])
+        router = FakeRouter(FakeConfig({}, {}), homeless=(SERVED,))
+        take_over(parts_of(router), UpgradeState(servers=(SERVED,)))
+        self.assertEqual(router.waited, [ended])
 
-    def test_a_profile_that_is_gone_is_not_chosen(self):
-        service = FakeService(FakeRouter(FakeConfig({}, {})))
-        take_over(service, UpgradeState(profile="quiet"))
-        self.assertIsNone(service.router.active)
+    def test_removed_profile_is_not_selected(self):
+        router = FakeRouter(FakeConfig({}, {}))
+        take_over(parts_of(router), UpgradeState(profile="quiet"))
+        self.assertIsNone(router.active)

@@ -185,15 +185,16 @@ class EndTests(SynchronousTestCase):
     def test_a_driver_or_a_disk_that_hangs_does_not_keep_the_process_from_ending(self):
         program = """
 import threading
-from llamaswap.app import service
+from llamaswap.app import shutdown
 from llamaswap.tap import Options, makeService
 from twisted.internet import reactor
-service.KEPT_FOR_SERVERS = service.LAST_WORK = 0.2
+shutdown.SERVERS_TIMEOUT = shutdown.CLOSE_TIMEOUT = 0.2
 options = Options()
 options.parseOptions(["--demo", "--listen", "127.0.0.1:0"])
 made = makeService(options)
 made.startService()
-for worker in (made.watcher, made.reader, made.recorder):
+models = made.parts.models
+for worker in (models.driver_thread, models.disk_thread, made.parts.observability.recorder):
     worker(threading.Event().wait)
 reactor.callLater(0.2, lambda: made.stopService().addBoth(lambda _: reactor.stop()))
 reactor.run()

@@ -1,4 +1,4 @@
-"""Servers that hang, and servers that only think."""
+"""Hung servers, and slow ones that must not be taken for them."""
 
 import os
 import socket
@@ -11,71 +11,90 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config import Compat, Model
 from llamaswap.config.schema import HangDetection
 from llamaswap.liveness.sample import LivenessSample, look
-from llamaswap.liveness.watchdog import LOOK, OpenStream, OutputCounter, Watchdog, alive, stall_of
+from llamaswap.liveness.watchdog import (
+    CHECK_INTERVAL,
+    OpenStream,
+    OutputCounter,
+    Watchdog,
+    WatchedModels,
+    settings_of,
+    sign_of_life,
+)
 
-DEAD = LivenessSample({1: (5.0, 10)}, said=100)  # looked at twice: nothing happened
+DEAD = LivenessSample({1: (5.0, 10)}, said=100)  # two such samples: nothing happened
 
 
 @define(eq=False)
-class Scene:
-    """Streams a test writes, a server it shows, questions it answers."""
+class FakeModels:
+    """Streams that a test writes, samples of a server that it shows, and requests that it answers."""
 
-    clock: Clock = field(factory=Clock)
-    streams: dict = field(factory=dict)
+    clock: Clock
+    open_streams: dict = field(factory=dict)
     stall: HangDetection | None = field(factory=lambda: HangDetection(after=60.0, times=10, canary=30.0))
     asked: list = field(factory=list)
     hung: list = field(factory=list)
     waits: bool = False
-    signs: list = field(factory=lambda: [DEAD])
+    samples: list = field(factory=lambda: [DEAD])
     looks: int = 0
     healthy: bool = False
     answer: Deferred | None = None
-    watchdog: Watchdog = field(init=False)
 
-    def __attrs_post_init__(self):
-        self.watchdog = Watchdog(
-            self.clock,
-            lambda: list(self.streams.values()),
-            lambda model: self.waits,
-            lambda model: self.stall,
-            self.see,
-            self.health,
-            self.canary,
-            lambda model, why: self.hung.append((model, why)),
-        )
-        self.watchdog.start()
+    def streams(self):
+        return list(self.open_streams.values())
 
-    def see(self, model):
-        """The looks in their order; the last one repeats itself."""
+    def has_requests(self, model):
+        return self.waits
+
+    def settings(self, model):
+        return self.stall
+
+    def sample(self, model):
+        """The samples in their order; the last one repeats."""
         self.looks += 1
-        return succeed(self.signs.pop(0) if len(self.signs) > 1 else self.signs[0])
+        return succeed(self.samples.pop(0) if len(self.samples) > 1 else self.samples[0])
 
-    def health(self, model, limit):
+    def answers_health_check(self, model, limit):
         if self.healthy:
             return succeed(True)
         silent = Deferred()
         self.clock.callLater(limit, silent.callback, False)
         return silent
 
-    def canary(self, model, limit):
+    def answers_request(self, model, limit):
         self.asked.append((model, limit))
         self.answer = Deferred()
         return self.answer
 
-    def stream(self, request, sent=100, model="a", granted=True):
-        self.streams[request] = OpenStream(request, model, sent, granted)
+    def mark_hung(self, model, why):
+        self.hung.append((model, why))
 
-    def flow(self, *requests, seconds=4 * LOOK, every=LOOK):
+
+_check: type[WatchedModels] = FakeModels
+
+
+class Scene:
+    """A watchdog over models that a test plays."""
+
+    def __init__(self, **models):
+        self.clock = Clock()
+        self.models = FakeModels(self.clock, **models)
+        self.watchdog = Watchdog(self.clock, self.models)
+        self.watchdog.start()
+
+    def stream(self, request, sent=100, model="a", granted=True):
+        self.models.open_streams[request] = OpenStream(request, model, sent, granted)
+
+    def flow(self, *requests, seconds=4 * CHECK_INTERVAL, every=CHECK_INTERVAL):
         """These streams go on for a while."""
         for _ in range(round(seconds / every)):
             for request in requests:
-                stream = self.streams[request]
-                self.streams[request] = evolve(stream, sent=stream.sent + 50)
+                stream = self.models.open_streams[request]
+                self.models.open_streams[request] = evolve(stream, sent=stream.sent + 50)
             self.wait(every)
 
     def wait(self, seconds):
-        for _ in range(round(seconds / LOOK)):
-            self.clock.advance(LOOK)
+        for _ in range(round(seconds / CHECK_INTERVAL)):
+            self.clock.advance(CHECK_INTERVAL)
 
     def silent(self, seconds=400):
         """One stream that flows and then stands still."""
@@ -86,196 +105,204 @@ class Scene:
 
 
 class HangTests(SynchronousTestCase):
-    def test_one_that_shows_no_sign_of_life_and_answers_nothing_is_hung(self):
+    def test_server_without_sign_of_life_or_answer_is_hung(self):
         here = Scene().silent(56)
-        self.assertEqual(here.looks, 0)
+        self.assertEqual(here.models.looks, 0)
         here.wait(6)
-        self.assertEqual((here.looks, here.asked), (1, []), "the question that may queue comes last")
+        self.assertEqual((here.models.looks, here.models.asked), (1, []), "the request that may queue comes last")
         here.wait(30)
-        self.assertEqual(here.asked, [("a", 30.0)])
-        self.assertEqual(here.hung, [])
-        here.answer.callback(False)
-        [(model, why)] = here.hung
+        self.assertEqual(here.models.asked, [("a", 30.0)])
+        self.assertEqual(here.models.hung, [])
+        here.models.answer.callback(False)
+        [(model, why)] = here.models.hung
         self.assertEqual(model, "a")
         self.assertIn("no sign of life and no answer", why)
         self.assertEqual(here.watchdog.document("a")["ended"], 1)
 
-    def test_one_whose_stream_goes_on_meanwhile_is_not(self):
+    def test_server_whose_stream_continues_during_the_check_is_not_hung(self):
         here = Scene().silent(94)
-        here.flow("1", seconds=LOOK)
-        here.answer.callback(False)
-        self.assertEqual(here.hung, [])
+        here.flow("1", seconds=CHECK_INTERVAL)
+        here.models.answer.callback(False)
+        self.assertEqual(here.models.hung, [])
 
-    def test_one_that_begins_another_stream_meanwhile_is_not(self):
+    def test_server_that_begins_another_stream_during_the_check_is_not_hung(self):
         here = Scene().silent(94)
         here.stream("2", sent=10)
-        here.answer.callback(False)
-        self.assertEqual(here.hung, [])
+        here.models.answer.callback(False)
+        self.assertEqual(here.models.hung, [])
 
-    def test_one_that_prints_its_last_words_while_the_question_is_out_is_not(self):
-        here = Scene(signs=[DEAD, DEAD, evolve(DEAD, said=101)]).silent(94)
-        here.answer.callback(False)
-        self.assertEqual(here.hung, [])
+    def test_server_that_prints_during_the_last_request_is_not_hung(self):
+        here = Scene(samples=[DEAD, DEAD, evolve(DEAD, said=101)]).silent(94)
+        here.models.answer.callback(False)
+        self.assertEqual(here.models.hung, [])
 
-    def test_it_is_judged_once_at_a_time_and_nothing_is_kept_of_ended_streams(self):
+    def test_silent_server_is_judged_once_at_a_time(self):
         here = Scene().silent(300)
-        self.assertEqual(len(here.asked), 1)
-        here.answer.callback(True)
-        here.streams.clear()
-        here.wait(LOOK)
+        self.assertEqual(len(here.models.asked), 1)
+
+    def test_removed_model_is_forgotten(self):
+        here = Scene().silent(94)
+        here.models.answer.callback(False)
+        self.assertEqual(here.watchdog.document("a")["ended"], 1)
+        here.flow("1", seconds=20, every=20)
+        self.assertGreater(here.watchdog.document("a")["longest_pause_s"], 90)
         here.watchdog.retain([])
-        books = here.watchdog
-        self.assertEqual((books._seen, books._pauses, books._left, books._acquitted), ({}, {}, {}, {}))
-        books.stop()
+        document = here.watchdog.document("a")
+        self.assertEqual((document["ended"], document["longest_pause_s"], document["last_sign"]), (0, 0.0, None))
+
+    def test_stopped_watchdog_leaves_no_timer(self):
+        here = Scene().silent(50)
+        here.watchdog.stop()
         self.assertEqual(here.clock.getDelayedCalls(), [])
 
-    def test_clients_that_lose_patience_first_do_not_hide_it(self):
-        """The next one waits for its first byte, which alone would prove nothing."""
+    def test_clients_that_give_up_early_do_not_hide_a_hung_server(self):
+        """The next client waits for its first byte, which alone would prove nothing."""
         here = Scene(waits=True).silent(40)
-        here.streams.clear()
+        here.models.open_streams.clear()
         here.wait(60)
-        here.answer.callback(False)
-        self.assertEqual(len(here.hung), 1)
+        here.models.answer.callback(False)
+        self.assertEqual(len(here.models.hung), 1)
 
-    def test_a_silence_that_ended_with_its_client_is_forgotten_when_something_moves(self):
+    def test_abandoned_silence_is_forgotten_when_another_stream_moves(self):
         here = Scene(waits=True).silent(40)
-        here.streams.clear()
+        here.models.open_streams.clear()
         here.wait(10)
         here.stream("2")
         here.flow("2")
-        here.streams.clear()
+        here.models.open_streams.clear()
         here.wait(400)
-        self.assertEqual((here.looks, here.hung), (0, []))
+        self.assertEqual((here.models.looks, here.models.hung), (0, []))
 
-    def test_an_unused_model_is_not_looked_at_for_what_once_was(self):
+    def test_model_without_requests_is_not_sampled(self):
         here = Scene(waits=False).silent(40)
-        here.streams.clear()
+        here.models.open_streams.clear()
         here.wait(400)
-        self.assertEqual(here.looks, 0)
+        self.assertEqual(here.models.looks, 0)
 
 
 class SlowTests(SynchronousTestCase):
-    """A working request must never be ended: whatever shows life acquits."""
+    """A working request must never be ended: any sign of life clears the server."""
 
     def kept(self, **scene):
         here = Scene(**scene).silent(900)
-        self.assertEqual((here.asked, here.hung), ([], []), "it is not even asked for a token")
-        self.assertGreater(here.looks, 2, "but looked at again")
+        self.assertEqual((here.models.asked, here.models.hung), ([], []), "it is not even asked for a token")
+        self.assertGreater(here.models.looks, 2, "but looked at again")
         return here
 
-    def test_one_slot_that_works_for_many_minutes_without_a_byte_is_never_ended(self):
+    def test_server_that_works_for_minutes_without_output_is_never_hung(self):
         working = [LivenessSample({1: (float(second), 10)}, said=100) for second in range(100)]
-        here = self.kept(signs=working)
+        here = self.kept(samples=working)
         self.assertIn("CPU time", here.watchdog.document("a")["last_sign"])
 
-    def test_one_slot_that_is_blocked_but_answers_its_health_check_is_never_ended(self):
+    def test_server_that_answers_its_health_check_is_never_hung(self):
         here = Scene(healthy=True).silent(900)
-        self.assertEqual((here.asked, here.hung), ([], []))
+        self.assertEqual((here.models.asked, here.models.hung), ([], []))
         self.assertEqual(here.watchdog.document("a")["last_sign"], "it answers the health check")
 
-    def test_one_that_waits_for_a_busy_gpu_is_never_ended(self):
-        self.kept(signs=[evolve(DEAD, gpu=97.0)])
+    def test_server_on_a_busy_gpu_is_never_hung(self):
+        self.kept(samples=[evolve(DEAD, gpu=97.0)])
 
-    def test_one_that_writes_to_its_log_is_never_ended(self):
-        self.kept(signs=[evolve(DEAD, said=count) for count in range(100)])
+    def test_server_that_writes_to_its_log_is_never_hung(self):
+        self.kept(samples=[evolve(DEAD, said=count) for count in range(100)])
 
-    def test_one_that_reads_its_weights_from_a_slow_disk_is_never_ended(self):
-        self.kept(signs=[LivenessSample({1: (5.0, pages)}) for pages in range(100)])
+    def test_server_that_reads_from_disk_is_never_hung(self):
+        self.kept(samples=[LivenessSample({1: (5.0, pages)}) for pages in range(100)])
 
-    def test_one_that_gets_no_processor_on_a_busy_machine_is_never_ended(self):
-        self.kept(signs=[evolve(DEAD, wants=True)])
+    def test_server_that_waits_for_a_processor_is_never_hung(self):
+        self.kept(samples=[evolve(DEAD, wants=True)])
 
-    def test_one_whose_client_reads_slowly_is_never_ended(self):
-        """Its answer waits in a socket; a server with one thread then does nothing and answers nobody."""
-        self.kept(signs=[evolve(DEAD, unread=True)], stall=HangDetection(after=60.0, signs=()))
+    def test_server_with_a_slow_reader_is_never_hung(self):
+        """Its answer waits in a socket; a server with one thread then does nothing else."""
+        self.kept(samples=[evolve(DEAD, unread=True)], stall=HangDetection(after=60.0, signs=()))
 
-    def test_one_in_a_container_is_never_ended_by_default(self):
-        self.kept(signs=[LivenessSample(None)])
-        self.kept(signs=[None])
+    def test_server_in_a_container_is_never_hung_by_default(self):
+        self.kept(samples=[LivenessSample(None)])
+        self.kept(samples=[None])
 
-    def test_one_that_answers_a_request_is_alive(self):
+    def test_server_that_answers_a_request_is_alive(self):
         here = Scene().silent(94)
-        here.answer.callback(True)
-        self.assertEqual(here.hung, [])
+        here.models.answer.callback(True)
+        self.assertEqual(here.models.hung, [])
         here.wait(50)
-        self.assertEqual(here.looks, 2, "it has peace for as long as the first silence had")
+        self.assertEqual(here.models.looks, 2, "it is left alone for as long as the first silence lasted")
 
-    def test_what_counts_as_life_can_be_narrowed(self):
+    def test_configured_signs_narrow_what_counts_as_life(self):
         here = Scene(
-            healthy=True, signs=[LivenessSample(None)], stall=HangDetection(after=60.0, signs=("log",))
+            healthy=True, samples=[LivenessSample(None)], stall=HangDetection(after=60.0, signs=("log",))
         ).silent(94)
-        here.answer.callback(False)
-        self.assertEqual(len(here.hung), 1)
+        here.models.answer.callback(False)
+        self.assertEqual(len(here.models.hung), 1)
 
-    def test_one_that_was_started_anew_meanwhile_is_not_ended_for_its_predecessor(self):
+    def test_server_restarted_during_the_check_is_not_hung(self):
         for successor in (evolve(DEAD, leader=2), LivenessSample(None, leader=2)):
             looks = [evolve(DEAD, leader=1), evolve(DEAD, leader=1), successor]
-            here = Scene(signs=looks, stall=HangDetection(after=60.0, canary=30.0, signs=("gpu",))).silent(94)
-            here.answer.callback(False)
-            self.assertEqual(here.hung, [])
+            here = Scene(samples=looks, stall=HangDetection(after=60.0, canary=30.0, signs=("gpu",))).silent(94)
+            here.models.answer.callback(False)
+            self.assertEqual(here.models.hung, [])
 
-    def test_a_little_cpu_time_is_what_idle_threads_use(self):
+    def test_cpu_time_of_idle_threads_is_not_a_sign_of_life(self):
         busy = lambda cpu: evolve(DEAD, processes={1: (cpu, 10)})
-        self.assertEqual(alive(busy(5.0), busy(5.2), 30.0, HangDetection()), "")
-        self.assertNotEqual(alive(busy(5.0), busy(5.4), 30.0, HangDetection()), "")
-        self.assertNotEqual(alive(busy(5.0), busy(5.01), 30.0, HangDetection(cpu=0)), "")
+        self.assertEqual(sign_of_life(busy(5.0), busy(5.2), 30.0, HangDetection()), "")
+        self.assertNotEqual(sign_of_life(busy(5.0), busy(5.4), 30.0, HangDetection()), "")
+        self.assertNotEqual(sign_of_life(busy(5.0), busy(5.01), 30.0, HangDetection(cpu=0)), "")
         self.assertIn(
-            "come and go", alive(DEAD, LivenessSample({1: (5.0, 10), 2: (0.0, 0)}, said=100), 30.0, HangDetection())
+            "come and go",
+            sign_of_life(DEAD, LivenessSample({1: (5.0, 10), 2: (0.0, 0)}, said=100), 30.0, HangDetection()),
         )
 
 
 class SilenceTests(SynchronousTestCase):
-    def test_a_long_prompt_before_the_first_byte_is_no_stall(self):
+    def test_long_prompt_before_the_first_byte_is_not_silence(self):
         here = Scene()
         here.stream("1", sent=0)
         here.wait(3600)
-        self.assertEqual(here.looks, 0)
+        self.assertEqual(here.models.looks, 0)
 
-    def test_the_loading_text_does_not_count_as_the_servers_own_words(self):
+    def test_loading_messages_do_not_count_as_server_output(self):
         here = Scene()
         here.stream("1", granted=False)
         here.flow("1")
-        here.streams["1"] = evolve(here.streams["1"], granted=True, sent=900)
+        here.models.open_streams["1"] = evolve(here.models.open_streams["1"], granted=True, sent=900)
         here.wait(3600)
-        self.assertEqual(here.looks, 0)
+        self.assertEqual(here.models.looks, 0)
 
-    def test_a_server_whose_other_streams_flow_is_alive(self):
+    def test_server_with_another_moving_stream_is_alive(self):
         here = Scene()
         here.stream("1")
         here.stream("2")
         here.flow("1", "2")
         here.flow("2", seconds=300)
-        self.assertEqual(here.looks, 0)
+        self.assertEqual(here.models.looks, 0)
 
-    def test_silence_is_measured_against_the_pauses_the_model_came_back_from(self):
+    def test_silence_is_compared_with_the_longest_pause_of_the_model(self):
         here = Scene()
         here.stream("1")
         here.flow("1")
         here.flow("1", seconds=40, every=20)
         here.wait(180)
-        self.assertEqual(here.looks, 0, "ten times twenty seconds")
+        self.assertEqual(here.models.looks, 0, "ten times twenty seconds")
         here.wait(40)
-        self.assertGreater(here.looks, 0)
+        self.assertGreater(here.models.looks, 0)
 
-    def test_models_may_be_left_alone(self):
+    def test_unwatched_model_is_not_sampled(self):
         here = Scene(stall=None)
         here.stream("1")
         here.flow("1")
         here.wait(3600)
-        self.assertEqual(here.looks, 0)
+        self.assertEqual(here.models.looks, 0)
 
-    def test_websocket_servers_are_watched_only_if_told(self):
+    def test_websocket_server_is_watched_only_if_configured(self):
         sockets = Compat(ignore_websockets=True)
-        self.assertEqual(stall_of(Model("a")), HangDetection())
-        self.assertIsNone(stall_of(Model("a", compat=sockets)))
+        self.assertEqual(settings_of(Model("a")), HangDetection())
+        self.assertIsNone(settings_of(Model("a", compat=sockets)))
         self.assertEqual(
-            stall_of(Model("a", compat=sockets, stall=HangDetection(after=60.0))), HangDetection(after=60.0)
+            settings_of(Model("a", compat=sockets, stall=HangDetection(after=60.0))), HangDetection(after=60.0)
         )
-        self.assertIsNone(stall_of(Model("a", stall=HangDetection(after=0.0))))
+        self.assertIsNone(settings_of(Model("a", stall=HangDetection(after=0.0))))
 
 
 class DocumentTests(SynchronousTestCase):
-    def test_every_threshold_and_the_present_silence_can_be_seen(self):
+    def test_document_shows_thresholds_and_silence(self):
         here = Scene().silent(50)
         told = here.watchdog.document("a")
         wanted = {"watched": True, "after_s": 60.0, "times": 10, "canary_s": 30.0, "cpu_pct": 1, "gpu_pct": 5}
@@ -283,7 +310,7 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual(told["signs"], ["cpu", "gpu", "log", "health"])
         self.assertEqual((told["judged_at_s"], told["asking"], told["ended"]), (60.0, False, 0))
         self.assertEqual(told["silent_s"], 50.0)
-        here.stall = None
+        here.models.stall = None
         self.assertEqual(here.watchdog.document("a"), {"watched": False})
 
 
@@ -295,27 +322,27 @@ class SignsTests(SynchronousTestCase):
         self.addCleanup(self.listener.close)
         self.port = self.listener.getsockname()[1]
 
-    def test_a_listener_of_the_process_is_known_with_what_it_spent(self):
+    def test_listening_process_is_sampled_with_its_cpu_time(self):
         seen = look(os.getpid(), self.port)
         self.assertGreater(seen.processes[os.getpid()][0], 0.0)
-        self.assertTrue(seen.wants, "it runs this very moment")
+        self.assertTrue(seen.wants, "it runs at this moment")
         self.assertFalse(seen.unread)
 
-    def test_a_port_that_somebody_else_holds_says_nothing(self):
+    def test_port_of_another_process_gives_no_sample(self):
         self.assertIsNone(look(os.getpid(), 1).processes)
         self.assertIsNone(look(2**22 + 1, self.port).processes)
 
-    def test_bytes_nobody_reads_are_seen(self):
+    def test_unread_output_is_sampled(self):
         client = socket.create_connection(("127.0.0.1", self.port))
         self.addCleanup(client.close)
         server, _ = self.listener.accept()
         self.addCleanup(server.close)
         client.sendall(b"a question")
-        self.assertFalse(look(os.getpid(), self.port).unread, "the server has not read it: that is its own affair")
+        self.assertFalse(look(os.getpid(), self.port).unread, "the server has not read its request")
         server.sendall(b"an answer")
         self.assertTrue(look(os.getpid(), self.port).unread)
 
-    def test_what_servers_print_is_counted_and_passed_on(self):
+    def test_output_counter_counts_and_passes_on(self):
         passed, heard = [], OutputCounter()
         write = heard.writer("a", passed.append)
         write(b"12")

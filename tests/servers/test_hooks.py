@@ -64,14 +64,18 @@ class HookedTests(SynchronousTestCase):
         self.answers[0].callback(HttpResponse(200, b""))
         self.assertEqual(self.successResultOf(starting), "endpoint")
 
-    def test_it_is_known_whether_a_hook_is_under_way(self):
+    def test_runner_is_busy_until_the_last_hook_ends(self):
         runner = self.runner(after_ready=("http://x/a", "http://x/b", "/no/such 'command"), timeout=5.0)
         runner.run("after_ready", "owl")
         self.assertTrue(runner.busy)
         self.answers[0].callback(HttpResponse(200, b""))
         self.assertTrue(runner.busy)
+        idle = runner.when_idle()
+        self.assertNoResult(idle)
         self.answers[1].errback(RequestFailed("no response within 5 s"))
         self.assertFalse(runner.busy)
+        self.successResultOf(idle)
+        self.successResultOf(runner.when_idle())
 
     def test_start_waits_for_a_hook_request_no_longer_than_its_timeout(self):
         inner = Inner()

@@ -1,0 +1,181 @@
+"""The parts that run models: the router, their servers, and the peers that have further models."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import frozen
+from twisted.internet.defer import Deferred, succeed
+
+from llamaswap.app.context import ServiceContext
+from llamaswap.app.settings import record_path
+from llamaswap.config import Config, Model, Peer
+from llamaswap.config.command_line import split
+from llamaswap.events import EventBus, PeersChanged, StateChanged, SwapBegan
+from llamaswap.http_client import HttpClient
+from llamaswap.liveness.watchdog import OutputCounter
+from llamaswap.observe.gpu_sources import usual as gpu_sources
+from llamaswap.observe.gpus import GpuReader, GpuReading
+from llamaswap.observe.logs import LogRegistry
+from llamaswap.observe.vram_reclaim import VramReclaim
+from llamaswap.observe.worker import WorkerThread
+from llamaswap.proxy.fastpath.lazy_tls import enable_tls
+from llamaswap.proxy.peers import PeerDirectory
+from llamaswap.proxy.pool import Pool
+from llamaswap.routing.router import Router
+from llamaswap.servers import hooks, slots
+from llamaswap.servers.orphans import ChildRecordFile, GuardianClient
+from llamaswap.servers.readahead import ReadAhead
+from llamaswap.servers.server_request import SocketRequest, connector
+from llamaswap.servers.spawn import Launcher
+from llamaswap.servers.supervisor import Supervisor
+from llamaswap.servers.supervisor_protocol import SupervisorListener
+from llamaswap.web.secret_masking import known_secrets
+
+WARM_DELAY = 0.02  # seconds from a server's readiness, when waiting requests are served, to the next spare process
+
+
+@frozen(eq=False)
+class ModelParts:
+    """The parts that run models. `child_record` is the file that names our servers for the next start, `ask` sends them
+    small requests, `output` counts what they print, `driver_thread` is for calls into drivers and `disk_thread` for reading model files ahead."""
+
+    bus: EventBus
+    driver_thread: WorkerThread
+    disk_thread: WorkerThread
+    guardian: GuardianClient
+    child_record: Path | None
+    launcher: Launcher
+    ask: SocketRequest
+    pool: Pool
+    hooks: hooks.HookRunner
+    slots: slots.SlotStore
+    output: OutputCounter
+    gpus: GpuReader
+    memory: VramReclaim
+    router: Router
+    read_ahead: ReadAhead
+    peers: PeerDirectory
+
+    def subscribe(self) -> None:
+        """Follow the servers' states."""
+        self.hooks.listen(self.bus)
+        self.bus.subscribe(StateChanged, self._server_changed)
+        self.bus.subscribe(SwapBegan, self._swap_began)
+
+    def read_gpus(self) -> Deferred[Sequence[GpuReading]]:
+        """The present readings of the GPUs, taken on the driver thread."""
+        if self.router.config.performance.disabled:
+            return succeed(())
+        return self.driver_thread(self.gpus.read)
+
+    def slot_cache(self, model: str) -> dict[str, object]:
+        """The state of a model's saved slots, for the API."""
+        return self.slots.document(self.router.config.models[model])
+
+    def forget_connections(self, model: str) -> None:
+        """Drop the pooled connections to a model's server: another one may listen on the same port next."""
+        endpoint = self.router.status(model).endpoint
+        if endpoint is not None:
+            self.pool.forget(endpoint)
+
+    def _server_changed(self, event: StateChanged) -> None:
+        if event.new == "starting":
+            self.read_ahead.end(event.model)
+        if event.new == "ready":
+            self.launcher.warm(WARM_DELAY)
+        if event.new == "stopped":
+            self.forget_connections(event.model)
+
+    def _swap_began(self, event: SwapBegan) -> None:
+        """Prepare the start while the evicted models stop."""
+        if event.evicted:
+            self.launcher.warm()
+            self.read_ahead.begin(event.model)
+
+
+def build_models(context: ServiceContext, config: Config, registry: LogRegistry) -> ModelParts:
+    """The model parts for a configuration; `registry` has the log of each model."""
+    reactor, bus = context.reactor, context.bus
+    router: Router  # below; the parts before it read its configuration later
+    current = lambda: router.config
+    driver_thread = WorkerThread("watcher", reactor)
+    disk_thread = WorkerThread("reader", reactor)
+    guardian = GuardianClient(reactor, context.child_environ)
+    child_record = record_path(context.settings.listen, context.environ)
+    launcher = Launcher(
+        reactor,
+        reactor,
+        context.child_environ,
+        uuid.uuid4().hex,
+        watchers=(guardian, ChildRecordFile(child_record)),
+        secrets=lambda: known_secrets(current()),
+    )
+    ask, send = SocketRequest(reactor, connector(reactor)), HttpClient(reactor)
+    hook_runner = hooks.HookRunner(reactor, lambda: current().hooks, context.child_environ, send)
+    slot_store = slots.SlotStore(reactor, send, lambda path: driver_thread(lambda: _remove(path)))
+    output = OutputCounter()
+
+    def supervise(model: Model, listener: SupervisorListener) -> hooks.HookedSupervisor:
+        writer = output.writer(model.id, registry.writer(model.id))
+        supervisor = Supervisor(model, clock=reactor, launcher=launcher, ask=ask, log=writer, listener=listener)
+        saving = slots.SlotSavingSupervisor(supervisor, model, slot_store)
+        return hooks.HookedSupervisor(saving, model.id, hook_runner)
+
+    gpus = GpuReader(gpu_sources(sys.platform, context.environ, os.getuid(), config.performance.every), reactor.seconds)
+    memory = VramReclaim(lambda: parts.read_gpus(), reactor, lambda: current().routing.scheduler.settings.fifo.reclaim)
+    router = Router(config, supervise, reactor, bus, memory)
+
+    def learned(peers: Mapping[str, Peer]) -> None:
+        router.update_peers(peers)
+        bus.publish(PeersChanged())
+
+    peers = PeerDirectory(reactor, time.time, send, current, learned, lambda: bus.publish(PeersChanged()))
+    parts = ModelParts(
+        bus=bus,
+        driver_thread=driver_thread,
+        disk_thread=disk_thread,
+        guardian=guardian,
+        child_record=child_record,
+        launcher=launcher,
+        ask=ask,
+        pool=Pool(reactor),
+        hooks=hook_runner,
+        slots=slot_store,
+        output=output,
+        gpus=gpus,
+        memory=memory,
+        router=router,
+        read_ahead=ReadAhead(disk_thread, lambda model: _command(current(), model), reactor.seconds),
+        peers=peers,
+    )
+    parts.subscribe()
+    return parts
+
+
+def enable_tls_if_needed(config: Config) -> None:
+    """Load TLS if a server or a peer of the configuration is reached by it."""
+    endpoints = [model.endpoint for model in config.models.values()]
+    endpoints += [peer.endpoint for peer in config.peers.values()]
+    if any(endpoint is not None and endpoint.scheme == "https" for endpoint in endpoints):
+        enable_tls()
+
+
+def _command(config: Config, model: str) -> Sequence[str]:
+    """The words of a model's command; empty if the model or its command cannot be used."""
+    definition = config.models.get(model)
+    try:
+        return split(definition.cmd) if definition is not None else ()
+    except ValueError:
+        return ()
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

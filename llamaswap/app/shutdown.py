@@ -1,0 +1,110 @@
+"""The end of the service: Draining, then StoppingServers, then Closing, within one deadline.
+
+Each phase ends with an event (the last request, the last process, the last write) or when its time is up. A second
+signal ends the wait of a phase at once.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as TimeIsUp
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+SERVERS_TIMEOUT = 12.0  # seconds for stopping the servers, after the requests had `drainTimeout`
+CLOSE_TIMEOUT = 2.0  # seconds that disks and drivers have at least for their pending work
+STOP_TIMEOUT = 1.0  # seconds that the servers have at least
+
+log = Logger("llamaswap.app.service")
+
+
+class ShutdownPhase(Enum):
+    """How far the shutdown is."""
+
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPING_SERVERS = "stopping servers"
+    CLOSING = "closing"
+    DONE = "done"
+
+
+class ShutdownHost(Protocol):
+    """What a shutdown does with the service's parts, in the order in which it does it."""
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds that running requests get."""
+
+    async def stop_accepting(self) -> None:
+        """Take no further work: close the listening socket, refuse waiting requests, end the feeds."""
+
+    def requests_done(self) -> Deferred[None]:
+        """Fires when no request is in progress."""
+
+    async def stop_servers(self, seconds: float) -> None:
+        """Stop all servers within `seconds`, and then cut what is still connected."""
+
+    def hooks_done(self) -> Deferred[None]:
+        """Fires when no hook is running: what follows an unload follows this one too."""
+
+    async def close(self) -> None:
+        """Close the store and end the threads."""
+
+
+@define(eq=False)
+class Shutdown:
+    """One shutdown of `host`. `requested` is set by the first signal, before the reactor hears of it."""
+
+    clock: IReactorTime
+    host: ShutdownHost
+    phase: ShutdownPhase = field(default=ShutdownPhase.RUNNING, init=False)
+    requested: bool = field(default=False, init=False)
+    _hurried: bool = field(default=False, init=False)
+    _waiting: Deferred[None] | None = field(default=None, init=False)
+
+    async def run(self) -> None:
+        """Go through all phases. Never waits longer than the deadline and `CLOSE_TIMEOUT`."""
+        drained = self.clock.seconds() + self.host.drain_timeout
+        deadline = drained + SERVERS_TIMEOUT
+        self.phase = ShutdownPhase.DRAINING
+        await self.host.stop_accepting()
+        await self._wait(self.host.requests_done(), drained)
+        self.phase = ShutdownPhase.STOPPING_SERVERS
+        await self.host.stop_servers(max(STOP_TIMEOUT, deadline - self.clock.seconds()))
+        await self._wait(self.host.hooks_done(), deadline)
+        self.phase = ShutdownPhase.CLOSING
+        closing = Deferred.fromCoroutine(self.host.close())
+        closing.addTimeout(max(CLOSE_TIMEOUT, min(SERVERS_TIMEOUT, deadline - self.clock.seconds())), self.clock)
+        try:
+            await closing
+        except Exception as error:
+            log.error("giving up on pending disk or driver work: {error!r}", error=error)
+        self.phase = ShutdownPhase.DONE
+
+    def hurry(self) -> None:
+        """Wait for no request any more, as a second signal asks."""
+        if self._hurried or self.phase is ShutdownPhase.DONE:
+            return
+        self._hurried = True
+        log.warn("second signal received: shutting down without draining")
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _wait(self, done: Deferred[None], until: float) -> None:
+        """Wait for `done` until that time, or until a second signal."""
+        left = until - self.clock.seconds()
+        if self._hurried or left <= 0:
+            done.addErrback(lambda failure: failure.trap(CancelledError) and None)
+            done.cancel()
+            return
+        self._waiting = done.addTimeout(left, self.clock)
+        try:
+            await done
+        except (TimeIsUp, CancelledError):
+            pass
+        finally:
+            self._waiting = None

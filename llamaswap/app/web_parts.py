@@ -1,0 +1,139 @@
+"""The parts that serve requests: the listening factory, the model routes, and the admin site."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from functools import partial
+
+from attrs import frozen
+
+from llamaswap.app.admin_wiring import AdminWiring
+from llamaswap.app.context import ServiceContext, ServiceControl
+from llamaswap.app.log_output import LogParts
+from llamaswap.app.model_parts import ModelParts
+from llamaswap.app.observability import ObservabilityParts
+from llamaswap.liveness.watchdog import Watchdog
+from llamaswap.observe.accesslog import AccessLog
+from llamaswap.observe.worker import WorkerThread
+from llamaswap.proxy.bodies import SiteContent
+from llamaswap.proxy.byte_budget import disk_room, memory_room
+from llamaswap.proxy.client_connection import ProxyServerFactory
+from llamaswap.proxy.exchange import RequestHead
+from llamaswap.proxy.forward import RequestForwarder
+from llamaswap.web import errors
+from llamaswap.web.access_log import AccessLogger
+from llamaswap.web.app import make_site
+from llamaswap.web.auth import Authenticator, KeyRing
+from llamaswap.web.dispatch import Dispatcher
+from llamaswap.web.errors import HttpError
+from llamaswap.web.inference import Inference
+from llamaswap.web.loadtest import LoadTests
+from llamaswap.web.passthrough import Passthrough
+from llamaswap.web.secret_masking import known_secrets, masked_text
+from llamaswap.web.streaming_response import StreamingResponses
+
+ADMIN_BODY_LIMIT = 16 * 1024 * 1024  # bytes; many times the largest configuration
+UNAUTHENTICATED_BODY_LIMIT = 64 * 1024  # bytes of a body whose response is 401
+
+
+@frozen(eq=False)
+class WebParts:
+    """The parts that serve requests. `factory` makes the client connections, `streams` are the open feeds."""
+
+    streams: StreamingResponses
+    dispatcher: Dispatcher
+    load_tests: LoadTests
+    factory: ProxyServerFactory
+
+
+def build_web(
+    context: ServiceContext,
+    control: ServiceControl,
+    logs: LogParts,
+    models: ModelParts,
+    observability: ObservabilityParts,
+    watchdog: Watchdog,
+    config_thread: WorkerThread,
+) -> WebParts:
+    """The web parts around the others."""
+    reactor, router = context.reactor, models.router
+    keys = Authenticator(KeyRing(lambda: router.config.api_keys))
+    dispatcher = build_dispatcher(context, models, observability)
+    parser = WorkerThread("parser", reactor)
+    inference = Inference(router, dispatcher, keys, models.peers.avoided, parser)
+    streams = StreamingResponses()
+    wiring = AdminWiring(
+        context=context,
+        control=control,
+        logs=logs,
+        models=models,
+        observability=observability,
+        watchdog=watchdog,
+        streams=streams,
+        inference=inference,
+        passthrough=Passthrough(router, dispatcher, keys, parser),
+        config_thread=config_thread,
+        discovery_thread=WorkerThread("surveyor", reactor),
+    )
+    load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
+    access, memory, disk = AccessLog(logs.formatter), memory_room(), disk_room()
+    site = make_site(
+        wiring.admin(keys, load_tests),
+        clock=reactor,
+        access=access,
+        content=lambda length: SiteContent(length, memory, disk),
+    )
+    factory = ProxyServerFactory(
+        inference.is_model_route,
+        inference.serve,
+        site,
+        reactor,
+        memory=memory,
+        disk=disk,
+        largest=lambda head: body_limit(keys, head),
+        served=AccessLogger(access, reactor),
+    )
+    return WebParts(streams, dispatcher, load_tests, factory)
+
+
+def build_dispatcher(context: ServiceContext, models: ModelParts, observability: ObservabilityParts) -> Dispatcher:
+    """The dispatcher of requests to models and peers."""
+    router, inflight = models.router, observability.inflight
+
+    def queued(request: str, position: int) -> None:
+        """A request waits behind others: its model's files are read ahead meanwhile."""
+        inflight.phase(request, "queued", position)
+        model = inflight.model(request)
+        if model is not None and router.state(model) == "stopped":
+            models.read_ahead.begin(model)
+
+    return Dispatcher(
+        router=router,
+        relay=RequestForwarder(context.reactor, models.pool),
+        render=partial(errors.render, hide=lambda text: masked_text(text, known_secrets(router.config))),
+        scopes=(inflight, observability.activity),
+        clock=context.reactor,
+        wall=time.time,
+        uniform=random.uniform,
+        shuffled=lambda items: random.sample(list(items), len(items)),
+        peer_heard=models.peers.heard,
+        placed=queued,
+        environment=context.child_environ.values(),
+    )
+
+
+def body_limit(keys: Authenticator, head: RequestHead) -> int:
+    """The largest body in bytes of a request beside the model routes.
+
+    The site reads a body before it checks the key, so a request without a valid key may only send a short one. The
+    servers' own pages have no limit.
+    """
+    if not head.path.startswith((b"/upstream/", b"/comfyui/")):
+        return ADMIN_BODY_LIMIT
+    try:
+        keys.admit(head.first)
+    except HttpError:
+        return UNAUTHENTICATED_BODY_LIMIT
+    return sys.maxsize
