@@ -43,8 +43,11 @@ WARM_DELAY = 0.02  # seconds from a server's readiness, when waiting requests ar
 
 @frozen(eq=False)
 class ModelParts:
-    """The parts that run models. `child_record` is the file that names our servers for the next start, `ask` sends them
-    small requests, `output` counts what they print, `driver_thread` is for calls into drivers and `disk_thread` for reading model files ahead."""
+    """The parts that run models.
+
+    `child_record` is the file that names our servers for the next start; `ask` sends the servers small requests, and
+    `output` counts what they print. `driver_thread` is for calls into drivers, `disk_thread` for reading files ahead.
+    """
 
     bus: EventBus
     driver_thread: WorkerThread
