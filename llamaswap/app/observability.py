@@ -122,5 +122,5 @@ def build_observability(
     metrics.listen(bus)
     parts.history.listen(bus)
     for event in (StateChanged, SwapBegan, SwapEnded):
-        bus.subscribe(event, lambda _: parts.inflight.held())
+        bus.subscribe(event, lambda _: parts.inflight.wait_reasons_changed())
     return parts

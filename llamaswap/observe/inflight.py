@@ -1,14 +1,16 @@
-"""What is being served right now: one entry per request, with its progress and a way to end it.
+"""The requests in flight: an entry for each, with its progress and a way to cancel it.
 
-Entries come and go with the scopes of requests; counts always balance with them. Must not know how the list
-is shown or sent; a listener gets plain JSON-ready objects, synchronously, in each request's own order.
+Listeners get objects ready for JSON, synchronously, in each request's order. This module must not know how the list is
+shown or sent.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from functools import lru_cache
+from typing import Literal, Protocol
 
 from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -20,18 +22,20 @@ from llamaswap.observe.redact import shown
 from llamaswap.wire.headers import is_event_stream
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 
-COALESCE = 0.25  # seconds: a byte count that changes faster is not read by anyone
+UPDATE_DELAY = 0.25  # seconds; updates of a byte count are sent at most this often
 
-# queued: waits for its turn · loading: its model is being made ready · prefill: sent, nothing came back yet ·
-# streaming: bytes are coming.
+# queued: waits for its model · loading: its model is being loaded · prefill: sent, without a response yet · streaming:
+# the response has begun.
 Phase = Literal["queued", "loading", "prefill", "streaming"]
+Document = dict[str, object]
+Listener = Callable[[Document], None]
 
-_NO_HOST = frozenset({b"host"})
+_HOST = frozenset({b"host"})
 log = Logger()
 
 
 class WaitReasonLike(Protocol):
-    """What keeps requests for a model waiting; `loading`: the model is on its way."""
+    """Why requests for a model wait, and for which `models`; with `loading` their model is being loaded."""
 
     @property
     def reason(self) -> str: ...
@@ -46,9 +50,9 @@ Why = Callable[[str], "WaitReasonLike | None"]
 
 @define  # made for every request: freezing doubles what that costs
 class FinishedRequest:
-    """What a request was when it ended; times in seconds since its arrival.
+    """A request that ended; times are in seconds since its arrival.
 
-    `first_byte` is None when no byte ever came, `waited` (for its turn and its model) when it was never granted.
+    `first_byte` is None if no byte was sent, `waited` (for its model) if the request was never granted.
     """
 
     facts: RequestInfo
@@ -63,7 +67,7 @@ class FinishedRequest:
 
 @define(eq=False)
 class InflightRequest:
-    """One request under way: a Scope."""
+    """An entry, and the `RequestObserver` of its request."""
 
     facts: RequestInfo
     _registry: InflightRequests
@@ -74,22 +78,17 @@ class InflightRequest:
     queue_position: int = field(default=0, init=False)
     first_byte: float | None = field(default=None, init=False)
     granted: float | None = field(default=None, init=False)
+    streams: bool = field(default=False, init=False)  # whether the response is an event stream
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
-    _events: bool = field(default=False, init=False)
     _open: bool = field(default=True, init=False)
 
     @property
-    def streams(self) -> bool:
-        """Whether its answer is an event stream."""
-        return self._events
-
-    @property
     def waits(self) -> bool:
-        """Whether it waits for its turn or its model."""
+        """Whether it waits for its model."""
         return self.granted is None and self.phase in ("queued", "loading")
 
     def metadata_changed(self) -> None:
-        """Show it. A local grant notes its priority, so that entry also tells that the waiting is over."""
+        """Update the listeners. A local grant sets the priority in the metadata: the request waits no longer."""
         if not self._open:
             return
         if self.granted is None and "fifo_priority" in self.facts.metadata:
@@ -99,24 +98,24 @@ class InflightRequest:
         self._registry.changed(self)
 
     def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """The client sees an answer's head."""
+        """The response's head was sent."""
         if not self._open:
             return
         self.status = status
         self._headers = headers
-        self._events = is_event_stream(headers)
+        self.streams = is_event_stream(headers)
         self._registry.changed(self)
 
     def data(self, data: bytes) -> None:
-        """Count; telling it waits for the next coalesced update."""
+        """Count bytes and tokens; listeners get the counts with the next delayed update."""
         if not self._open:
             return
         self.sent += len(data)
         if self.facts.loading:
             self._registry.progressed(self)
-            return  # our own words: the first token is still to come
-        if self._events:
-            # An event a token is what servers do; an estimate until the row brings the server's own number.
+            return  # our text about the load: the first token is still to come
+        if self.streams:
+            # Servers send an event per token: an estimate until the row has the server's number.
             self.tokens += data.count(b"data:")
         if self.first_byte is None:
             self.first_byte = self._registry.now()
@@ -130,7 +129,7 @@ class InflightRequest:
             self._registry.ended(self, ending, error)
 
     def moved(self, phase: Phase, queue_position: int) -> None:
-        """The request reached another phase, or another place in the queue."""
+        """The request has another phase, or another position in the queue."""
         if self._open and (phase, queue_position) != (self.phase, self.queue_position):
             self.phase = phase
             self.queue_position = queue_position
@@ -138,18 +137,16 @@ class InflightRequest:
                 self.granted = self._registry.now()
             self._registry.changed(self)
 
-    def document(
-        self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime], why: Why
-    ) -> dict[str, Any]:
-        """The entry as its listeners see it; built only when somebody listens."""
+    def document(self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime], why: Why) -> Document:
+        """The entry as listeners see it; only made if there are listeners."""
         facts = self.facts
-        shown_entry: dict[str, Any] = {
+        document: Document = {
             "id": facts.id,
             "timestamp": rfc3339nano(local(facts.timestamp)),
             "model": facts.model,
             "req_path": facts.path,
             "method": facts.method,
-            "req_headers": shown(facts.headers, without=_NO_HOST),
+            "req_headers": shown(facts.headers, without=_HOST),
             "remote_ip": facts.remote_ip,
             "resp_headers": shown(self._headers),
             "resp_bytes": self.sent,
@@ -157,36 +154,33 @@ class InflightRequest:
             "phase": self.phase,
         }
         if facts.metadata:
-            shown_entry["metadata"] = dict(facts.metadata)
+            document["metadata"] = dict(facts.metadata)
         if self.waits:
-            hold = why(facts.model)
-            if hold is not None:
-                shown_entry["reason"] = hold.reason
-                if hold.models:
-                    shown_entry["waits_for"] = list(hold.models)
-                if hold.loading:
-                    shown_entry["phase"] = "loading"
-            if shown_entry["phase"] == "queued" and self.queue_position:
-                shown_entry["queue_pos"] = self.queue_position
+            wait = why(facts.model)
+            if wait is not None:
+                document["reason"] = wait.reason
+                if wait.models:
+                    document["waits_for"] = list(wait.models)
+                if wait.loading:
+                    document["phase"] = "loading"
+            if document["phase"] == "queued" and self.queue_position:
+                document["queue_pos"] = self.queue_position
         if self.first_byte is not None:
-            shown_entry["ttft_ms"] = max(0, int((self.first_byte - facts.started) * 1000))
-            if self._events:
-                shown_entry["tokens_out"] = self.tokens
+            document["ttft_ms"] = max(0, int((self.first_byte - facts.started) * 1000))
+            if self.streams:
+                document["tokens_out"] = self.tokens
                 if now > self.first_byte:
-                    shown_entry["tps"] = round(self.tokens / (now - self.first_byte), 2)
+                    document["tps"] = round(self.tokens / (now - self.first_byte), 2)
         name = session(facts.headers, sessions)
         if name:
-            shown_entry["session"] = name
-        return shown_entry
-
-
-Listener = Callable[[dict[str, Any]], None]
+            document["session"] = name
+        return document
 
 
 class InflightRequests:
-    """The registry, and a scope factory.
+    """The entries of all requests, and their `RequestObserverFactory`.
 
-    `finished` hears of each request's end (the meters do); `why` tells what requests for a model wait for.
+    `finished` is called at each request's end (by it the metrics count); `why` says what requests for a model wait for.
     """
 
     def __init__(
@@ -206,41 +200,38 @@ class InflightRequests:
         self._listeners: tuple[Listener, ...] = ()
         self._progressed: dict[str, InflightRequest] = {}
         self._timer: IDelayedCall | None = None
-        self.opened = 0
-        self.closed = 0
         self.retune(sessions)
 
     def retune(self, sessions: Sequence[str]) -> None:
         """A reload changed the session headers."""
         self._sessions = tuple(name.lower().encode("latin-1", "replace") for name in sessions)
 
-    # -- the requests' side --------------------------------------------------------------------------------
+    # -- called for requests -------------------------------------------------------------------------------
 
     def open(self, facts: RequestInfo) -> InflightRequest | None:
-        """List this request, if it belongs into the list."""
+        """A new entry; None for a request that is not listed."""
         if not facts.tracked:
             return None
         facts.followed = bool(self._listeners)
         entry = InflightRequest(facts, self)
         self._entries[facts.id] = entry
-        self.opened += 1
         self.changed(entry)
-        self.progressed(entry)  # whether it waits, and for what, is known in a moment
+        self.progressed(entry)  # a moment later it is known whether it waits, and for what
         return entry
 
     def model(self, request: str) -> str | None:
-        """The model that this request wants; None when it is not listed."""
+        """The model of this request; None if it is not listed."""
         entry = self._entries.get(request)
         return None if entry is None else entry.facts.model
 
     def phase(self, request: str, phase: Phase, queue_position: int = 0) -> None:
-        """The request with this id reached another phase; one that is not listed is no fault."""
+        """The request with this id has another phase; an id that is not listed is ignored."""
         entry = self._entries.get(request)
         if entry is not None:
             entry.moved(phase, queue_position)
 
-    def held(self) -> None:
-        """What requests wait for may have changed: those that wait are told anew, soon."""
+    def wait_reasons_changed(self) -> None:
+        """Send listeners the waiting requests again, with the next delayed update."""
         if self._listeners:
             for entry in self._entries.values():
                 if entry.waits:
@@ -251,80 +242,71 @@ class InflightRequests:
         return self._clock.seconds()
 
     def changed(self, entry: InflightRequest) -> None:
-        """Tell this entry at once."""
+        """Send this entry to the listeners at once."""
         if self._listeners:
             self._progressed.pop(entry.facts.id, None)
-            self._tell({"operation": "upsert", "request": self._document(entry)})
+            self._send({"operation": "upsert", "request": self._document(entry, self._why)})
 
     def progressed(self, entry: InflightRequest) -> None:
-        """Tell this entry's count with the next coalesced update; costs nothing when nobody listens."""
+        """Send this entry with the next delayed update; costs nothing without listeners."""
         if not self._listeners:
             return
         self._progressed[entry.facts.id] = entry
         if self._timer is None:
-            self._timer = self._clock.callLater(COALESCE, self._tell_progress)
+            self._timer = self._clock.callLater(UPDATE_DELAY, self._send_progress)
 
     def ended(self, entry: InflightRequest, ending: RequestOutcome, error: Exception | None) -> None:
-        """The entry leaves the list."""
+        """Remove the entry."""
         facts = entry.facts
-        # Two requests never share an id, but a mistake there must not make this one's removal another's.
+        # Ids are unique; if a fault repeats one, the other request's entry stays.
         if self._entries.get(facts.id) is entry:
             del self._entries[facts.id]
-        self.closed += 1
         self._progressed.pop(facts.id, None)
-        now = self._clock.seconds()
         first_byte = None if entry.first_byte is None else entry.first_byte - facts.started
         waited = None if entry.granted is None else max(0.0, entry.granted - facts.started)
-        duration = max(0.0, now - facts.started)
+        duration = max(0.0, self._clock.seconds() - facts.started)
         try:
             self._finished(
                 FinishedRequest(facts, ending, error, entry.status, entry.sent, duration, first_byte, waited)
             )
-        except Exception:  # a meter's fault must not keep a request from ending
+        except Exception:  # a fault in the metrics must not keep a request from ending
             log.failure("a finished request could not be counted in the metrics")
         if self._listeners:
-            self._tell({"operation": "remove", "id": facts.id})
+            self._send({"operation": "remove", "id": facts.id})
 
-    # -- the watchers' side --------------------------------------------------------------------------------
+    # -- called by those that show the list ----------------------------------------------------------------
 
     @property
     def count(self) -> int:
-        """How many requests are under way."""
+        """The number of requests in flight."""
         return len(self._entries)
 
     def by_model(self) -> dict[str, int]:
-        """How many for each model."""
-        counts: dict[str, int] = {}
-        for entry in self._entries.values():
-            counts[entry.facts.model] = counts.get(entry.facts.model, 0) + 1
-        return counts
+        """The number of requests in flight of each model."""
+        return Counter(entry.facts.model for entry in self._entries.values())
 
     def busy(self) -> dict[str, int]:
-        """How many of them are served now, for each model that serves any."""
-        counts: dict[str, int] = {}
-        for entry in self._entries.values():
-            if not entry.waits:
-                counts[entry.facts.model] = counts.get(entry.facts.model, 0) + 1
-        return counts
+        """The number of requests being served, of each model that serves any."""
+        return Counter(entry.facts.model for entry in self._entries.values() if not entry.waits)
 
     def streams(self) -> Iterator[tuple[str, str, int, bool]]:
-        """The event streams under way: (request, model, bytes sent, whether it was granted its model's server)."""
+        """The event streams in flight: (request, model, bytes sent, whether it was granted its model's server)."""
         for entry in self._entries.values():
             if entry.streams:
                 entry.facts.flush()
                 yield entry.facts.id, entry.facts.model, entry.sent, entry.granted is not None
 
-    def snapshot(self) -> dict[str, Any]:
-        """The whole list as one event: oldest first; without `requests` when there is none."""
+    def snapshot(self) -> Document:
+        """All entries as one event, oldest first; without `requests` if there are none."""
         ordered = sorted(self._entries.values(), key=lambda entry: (entry.facts.timestamp, int(entry.facts.id)))
-        event: dict[str, Any] = {"operation": "snapshot"}
+        event: Document = {"operation": "snapshot"}
         if ordered:
-            why = self._remembered()
+            why = self._cached_why()
             event["requests"] = [self._document(entry, why) for entry in ordered]
         return event
 
     def cancel(self, request: str) -> bool:
-        """Ask the request to end; False when no such request is under way."""
+        """Cancel the request with this id; False if it is not listed."""
         entry = self._entries.get(request)
         if entry is None:
             return False
@@ -332,12 +314,12 @@ class InflightRequests:
         return True
 
     def cancel_all(self) -> None:
-        """Ask every request to end."""
+        """Cancel every request."""
         for entry in list(self._entries.values()):
             entry.facts.cancel()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Hear of every later change; returns the unsubscriber (idempotent)."""
+        """Call `listener` with every later change; returns the unsubscriber (idempotent)."""
         self._listeners = (*self._listeners, listener)
         self._follow(True)
 
@@ -357,32 +339,25 @@ class InflightRequests:
             entry.facts.followed = followed
             entry.facts.flush()
 
-    def _document(self, entry: InflightRequest, why: Why | None = None) -> dict[str, Any]:
+    def _document(self, entry: InflightRequest, why: Why) -> Document:
         entry.facts.flush()
-        return entry.document(self._clock.seconds(), self._sessions, self._local, why or self._why)
+        return entry.document(self._clock.seconds(), self._sessions, self._local, why)
 
-    def _remembered(self) -> Why:
-        """The same answer for all requests of a model: a long queue asks once."""
-        known: dict[str, WaitReasonLike | None] = {}
+    def _cached_why(self) -> Why:
+        """Asks once for all requests of a model, because a queue may be long."""
+        return lru_cache(maxsize=None)(self._why)
 
-        def why(model: str) -> WaitReasonLike | None:
-            if model not in known:
-                known[model] = self._why(model)
-            return known[model]
-
-        return why
-
-    def _tell_progress(self) -> None:
+    def _send_progress(self) -> None:
         self._timer = None
-        told, self._progressed = self._progressed, {}
-        why = self._remembered()
-        for entry in told.values():
+        progressed, self._progressed = self._progressed, {}
+        why = self._cached_why()
+        for entry in progressed.values():
             if self._entries.get(entry.facts.id) is entry:
-                self._tell({"operation": "upsert", "request": self._document(entry, why)})
+                self._send({"operation": "upsert", "request": self._document(entry, why)})
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _send(self, event: Document) -> None:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:  # a listener's fault must not reach the request it hears of
+            except Exception:  # a fault in a listener must not reach the request
                 log.failure("a listener to requests in flight failed")
