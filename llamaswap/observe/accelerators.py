@@ -1,7 +1,6 @@
-"""Which accelerators the machine has: found once, by every way that works, merged by PCI address.
+"""The machine's accelerators, found once in every way that works, and merged by PCI address.
 
-All blocking; for a worker's thread. Each finder takes its means as parameters and returns nothing where
-they do not work.
+Everything here blocks: for a worker's thread.
 """
 
 from __future__ import annotations
@@ -10,23 +9,23 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from attrs import asdict, evolve, frozen
 
 from llamaswap.observe.amd import file_number, file_text, rocm_rows
 from llamaswap.observe.command_output import Command
-from llamaswap.observe.nvidia import text
+from llamaswap.observe.nvidia import supported, text
 from llamaswap.wire.byte_budget import MIB
 
-LIMIT = 5.0  # seconds for each program
+COMMAND_TIMEOUT = 5.0  # seconds for each program
 _NVIDIA_FIELDS = "index,name,pci.bus_id,memory.total,driver_version,power.limit,compute_cap"
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 
 @frozen
 class Accelerator:
-    """One device; None is unknown. `pci` only serves to recognise it."""
+    """One device; None is unknown. `pci` identifies it."""
 
     pci: str
     vendor: str | None = None
@@ -38,9 +37,8 @@ class Accelerator:
     driver_version: str | None = None
     power_limit_watts: float | None = None
 
-    def document(self, index: int) -> dict[str, Any]:
+    def document(self, index: int) -> dict[str, object]:
         """The element of the snapshot's `accelerators`."""
-        driver = {"name": self.driver, "version": self.driver_version} if self.driver else None
         return {
             "index": index,
             "kind": "gpu",
@@ -48,7 +46,7 @@ class Accelerator:
             "model": self.model,
             "architecture": self.architecture,
             "memory": {"kind": self.memory_kind, "capacity_bytes": self.capacity_bytes},
-            "driver": driver,
+            "driver": {"name": self.driver, "version": self.driver_version} if self.driver else None,
             "power_limit_watts": self.power_limit_watts,
         }
 
@@ -60,7 +58,7 @@ def pci_address(raw: str) -> str:
 
 
 def nvidia_architecture(capability: str) -> str | None:
-    """The generation's name of a compute capability, None for one not known here."""
+    """The name of the generation with this compute capability, None if it is not known here."""
     match = re.fullmatch(r"(\d+)\.(\d+)", capability.strip())
     if match is None:
         return None
@@ -72,8 +70,8 @@ def nvidia_architecture(capability: str) -> str | None:
     return exact.get((major, minor)) or whole.get(major)
 
 
-def by_nvml(nvml: Any) -> list[Accelerator]:
-    """Through the driver's library (the binding, imported)."""
+def by_nvml(nvml: ModuleType) -> list[Accelerator]:
+    """Found through the driver's library; `nvml` is the imported binding."""
     nvml.nvmlInit()
     try:
         driver = text(nvml.nvmlSystemGetDriverVersion())
@@ -82,17 +80,10 @@ def by_nvml(nvml: Any) -> list[Accelerator]:
         nvml.nvmlShutdown()
 
 
-def _nvml_device(nvml: Any, index: int, driver: str) -> Accelerator:
+def _nvml_device(nvml: ModuleType, index: int, driver: str) -> Accelerator:
     device = nvml.nvmlDeviceGetHandleByIndex(index)
-
-    def value(ask: Callable[[Any], Any]) -> Any:
-        try:
-            return ask(device)
-        except nvml.NVMLError:
-            return None
-
-    capability = value(nvml.nvmlDeviceGetCudaComputeCapability)
-    limit = value(nvml.nvmlDeviceGetEnforcedPowerLimit)
+    capability = supported(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(device))
+    limit = supported(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(device))
     return Accelerator(
         pci=pci_address(text(nvml.nvmlDeviceGetPciInfo(device).busId)),
         vendor="NVIDIA",
@@ -107,9 +98,9 @@ def _nvml_device(nvml: Any, index: int, driver: str) -> Accelerator:
 
 
 def by_nvidia_smi(program: str, command: Command) -> list[Accelerator]:
-    """Through nvidia-smi."""
+    """Found through nvidia-smi."""
     found = []
-    asked = command([program, f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits"], LIMIT)
+    asked = command([program, f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits"], COMMAND_TIMEOUT)
     for line in asked.splitlines():
         columns = [column.strip() for column in line.split(",")]
         if len(columns) != 7:
@@ -132,12 +123,12 @@ def by_nvidia_smi(program: str, command: Command) -> list[Accelerator]:
 
 
 def by_rocm_smi(program: str, command: Command) -> list[Accelerator]:
-    """Through rocm-smi; older ones do not know all the questions, so fewer are asked when it fails."""
+    """Found through rocm-smi. If it fails it is asked for less, because older ones do not know all options."""
     base = [program, "-i", "--showmeminfo", "vram", "--showproductname", "--showbus", "--csv"]
     try:
-        answer = command([*base, "--showdriverversion", "--showmaxpower"], LIMIT)
+        answer = command([*base, "--showdriverversion", "--showmaxpower"], COMMAND_TIMEOUT)
     except OSError:
-        answer = command(base, LIMIT)
+        answer = command(base, COMMAND_TIMEOUT)
     version = re.search(r"Driver version[^\n]*\n[^,\n]*,([^,\n]+)", answer)
     return [
         Accelerator(
@@ -157,7 +148,7 @@ def by_rocm_smi(program: str, command: Command) -> list[Accelerator]:
 
 
 def by_drm(root: Path) -> list[Accelerator]:
-    """Through the kernel's files: names less, needs nothing. Only cards with a render node count."""
+    """Found in the kernel's files, which know less and need no program. Only cards with a render node count."""
     found = []
     for card in sorted(root.glob("card[0-9]*")):
         device = card / "device"
@@ -181,7 +172,7 @@ def by_drm(root: Path) -> list[Accelerator]:
 
 
 def by_kfd(root: Path) -> list[Accelerator]:
-    """The compute driver's topology knows the architecture of AMD's."""
+    """The architectures of AMD devices, from the topology of the compute driver."""
     found = []
     for node in sorted(root.glob("*/properties")):
         values = dict(line.split(None, 1) for line in file_text(node).splitlines() if len(line.split()) == 2)
@@ -201,34 +192,34 @@ def by_kfd(root: Path) -> list[Accelerator]:
 
 
 def merged(found: Iterable[Accelerator]) -> list[Accelerator]:
-    """One of each address: what an earlier one does not know, a later one fills in. Sorted by address."""
+    """One device per address, sorted by it: a later one fills in what an earlier one does not know."""
     known: dict[str, Accelerator] = {}
     for device in found:
         before = known.get(device.pci)
         if before is None:
             known[device.pci] = device
             continue
-        told, unknown = asdict(device), (None, "unknown")
-        fill = {name: told[name] for name, value in asdict(before).items() if value in unknown}
-        known[device.pci] = evolve(before, **fill)
+        later = asdict(device)
+        unknown = [name for name, value in asdict(before).items() if value in (None, "unknown")]
+        known[device.pci] = evolve(before, **{name: later[name] for name in unknown})
     return [known[pci] for pci in sorted(known)]
 
 
 def find_all(
     *,
     command: Command,
-    nvml: Callable[[], Any],
+    nvml: Callable[[], ModuleType],
     find: Callable[[str], str | None] = shutil.which,
     sys: Path = Path("/sys"),
 ) -> tuple[list[Accelerator], list[str]]:
-    """Everything found, and what went wrong on the way (for the debug log)."""
-    troubles: list[str] = []
+    """All accelerators, and the errors on the way (for the debug log)."""
+    errors: list[str] = []
 
     def attempt(finder: Callable[[], Sequence[Accelerator]]) -> Sequence[Accelerator]:
         try:
             return finder()
-        except Exception as error:  # a broken driver hides its own devices, not the others'
-            troubles.append(f"{type(error).__name__}: {error}")
+        except Exception as error:  # a broken driver must not hide the devices of others
+            errors.append(f"{type(error).__name__}: {error}")
             return ()
 
     found = list(attempt(lambda: by_nvml(nvml())))
@@ -238,10 +229,10 @@ def find_all(
     if rocm_smi:
         found += attempt(lambda: by_rocm_smi(rocm_smi, command))
     found += attempt(lambda: by_drm(sys / "class/drm"))
-    # Last, and only to fill in: a node without a card is not a device of its own.
+    # A node only fills in what a card does not know.
     cards = {device.pci for device in found}
     found += [device for device in attempt(lambda: by_kfd(sys / "class/kfd/kfd/topology/nodes")) if device.pci in cards]
-    return merged(found), troubles
+    return merged(found), errors
 
 
 def _decimal(value: str) -> float | None:

@@ -1,102 +1,22 @@
-"""AMD GPUs (and others LACT knows): the LACT daemon's socket, rocm-smi, or the amdgpu driver's files.
-
-All block and belong to a worker's thread.
-"""
+"""AMD GPUs, read with rocm-smi or from the amdgpu driver's files. Both block: for a worker's thread."""
 
 from __future__ import annotations
 
 import csv
-import json
-import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llamaswap.observe.command_output import Command, run
-from llamaswap.observe.gpus import GpuReading
+from llamaswap.observe.gpus import GpuReading, GpuSource
 from llamaswap.observe.nvidia import number
 from llamaswap.wire.byte_budget import MIB
 
-DIAL, TALK = 2.0, 5.0  # seconds to reach the daemon, and for each answer
-ROCM_LIMIT = 5.0  # seconds for rocm-smi: it wakes sleeping GPUs
+ROCM_TIMEOUT = 5.0  # seconds for rocm-smi: it wakes sleeping GPUs
 
 
-class Lact:
-    """Asks the LACT daemon over its socket, with a fresh connection for each reading."""
-
-    name = "LACT"
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = tuple(paths)
-
-    @classmethod
-    def usual(cls, environ: Mapping[str, str], uid: int) -> Lact:
-        """Where the daemon listens on this machine."""
-        asked = environ.get("LACT_DAEMON_SOCKET_PATH", "")
-        return cls([path for path in (asked, "/run/lactd.sock", f"/run/user/{uid}/lactd.sock") if path])
-
-    def read(self) -> Sequence[GpuReading]:
-        path = next((path for path in self._paths if os.path.exists(path)), None)
-        if path is None:
-            raise OSError("no LACT daemon")
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(DIAL)
-            connection.connect(path)
-            connection.settimeout(TALK)
-            with connection.makefile("rwb") as stream:
-                devices = _ask(stream, {"command": "list_devices"})
-                readings = []
-                for index, device in enumerate(devices):
-                    stats = _ask(stream, {"command": "device_stats", "args": {"id": device["id"]}})
-                    reading = lact_reading(index, device, stats)
-                    if reading is not None:
-                        readings.append(reading)
-        return readings
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def _ask(stream: Any, question: Mapping[str, Any]) -> Any:
-    stream.write(json.dumps(question).encode() + b"\n")
-    stream.flush()
-    answer = json.loads(stream.readline() or b"{}")
-    if answer.get("status") != "ok":
-        raise OSError(f"LACT: {answer}")
-    return answer.get("data")
-
-
-def lact_reading(index: int, device: Mapping[str, Any], stats: Mapping[str, Any]) -> GpuReading | None:
-    """One device's stats; None for one that does not tell the size of its memory."""
-    vram = stats.get("vram") or {}
-    if not vram.get("total"):
-        return None
-    temps = {str(key).lower(): _celsius(value) for key, value in (stats.get("temps") or {}).items()}
-    edge = temps.get("edge") or temps.get("junction") or next(iter(temps.values()), 0.0)
-    power = stats.get("power") or {}
-    return GpuReading(
-        id=index,
-        name=str(device.get("name") or device["id"]),
-        uuid=str(device["id"]),
-        temp_c=edge,
-        vram_temp_c=temps.get("mem") or temps.get("vram") or 0.0,
-        gpu_util_pct=stats.get("busy_percent") or 0,
-        mem_used_mb=int(vram.get("used") or 0) // MIB,
-        mem_total_mb=int(vram["total"]) // MIB,
-        fan_speed_pct=round(((stats.get("fan") or {}).get("pwm_current") or 0) / 255 * 100, 1),
-        power_draw_w=power.get("average") or power.get("current") or 0,
-    )
-
-
-def _celsius(value: Any) -> float:
-    current = value.get("current") if isinstance(value, dict) else value
-    return float(current) if isinstance(current, (int, float)) else 0.0
-
-
-class RocmSmi:
+class RocmSmi(GpuSource):
     """Runs rocm-smi for each reading."""
 
     name = "rocm-smi"
@@ -110,14 +30,11 @@ class RocmSmi:
         if program is None:
             raise OSError("rocm-smi is not installed")
         argv = [program, "-i", "-P", "-t", "-f", "-u", "--showmemuse", "--showmeminfo", "vram", "--showproductname"]
-        return parse_rocm(self._command([*argv, "--csv"], ROCM_LIMIT))
-
-    def close(self) -> None:
-        """Nothing is held."""
+        return parse_rocm(self._command([*argv, "--csv"], ROCM_TIMEOUT))
 
 
 def rocm_rows(text: str) -> Iterable[dict[str, str]]:
-    """The csv's rows by column name; a row with another number of columns than the header is left out."""
+    """The rows of a csv by column name, without rows that have more or fewer columns than the header."""
     rows = [row for row in csv.reader(text.splitlines()) if row]
     header = next((row for row in rows if row[0].strip().lower() == "device"), None)
     if header is None:
@@ -162,8 +79,8 @@ def _rocm_name(row: Mapping[str, str]) -> str:
     return f"{name} {row['device']}" + (f" ({version})" if version else "")
 
 
-class Amdgpu:
-    """Reads the amdgpu driver's files; needs no program and wakes nothing."""
+class Amdgpu(GpuSource):
+    """Reads the amdgpu driver's files; needs no program and wakes no GPU."""
 
     name = "amdgpu"
 
@@ -193,9 +110,6 @@ class Amdgpu:
                 )
             )
         return readings
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def file_text(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""Programs asked about the machine: run with a time limit, on a worker's thread, never on the reactor's."""
+"""The output of programs, run with a time limit on a worker's thread, never on the reactor's."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Sequence
 
-# Runs a program for at most so many seconds and returns its standard output; OSError for every kind of failure.
+# Runs a program for at most so many seconds and returns its standard output; raises OSError for every failure.
 Command = Callable[[Sequence[str], float], str]
 
 

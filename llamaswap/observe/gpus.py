@@ -1,6 +1,6 @@
-"""The GPUs' readings, and which of several ways to get them is used.
+"""Readings of the GPUs, and the choice between several sources of them.
 
-A source is asked on a worker's thread and may block. Must not know who shows the readings.
+A source is read on a worker's thread and may block. This module must not know who shows the readings.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Protocol
 from attrs import frozen
 from twisted.logger import Logger
 
-RETRY = 60.0  # seconds between looks for a source while none works: most machines simply have no GPU
+RETRY_DELAY = 60.0  # seconds between searches for a source that works: most machines have no GPU
 
 log = Logger()
 
 
 @frozen
 class GpuReading:
-    """One GPU at one moment; a value a source cannot tell is 0."""
+    """One GPU at one moment; a value that the source does not give is 0."""
 
     id: int
     name: str
@@ -43,31 +43,31 @@ class GpuSource(Protocol):
     name: str
 
     def read(self) -> Sequence[GpuReading]:
-        """All GPUs now; raises when this way does not work (here, or any more). May block."""
+        """All GPUs now. Raises if this source does not work here, or stopped working. May block."""
 
     def close(self) -> None:
-        """Give up what is held open. Idempotent; `read` may open it again."""
+        """Close what is open. Idempotent; `read` may open it again."""
+        return
 
 
 class GpuReader:
-    """Uses the first source that works, and looks for another when it stops working."""
+    """Reads the first source that works, and searches for another when that one stops working."""
 
     def __init__(self, sources: Sequence[GpuSource], seconds: Callable[[], float]) -> None:
         self._sources = tuple(sources)
         self._seconds = seconds
         self._chosen: GpuSource | None = None
-        self._look_again = float("-inf")
+        self._search_at = float("-inf")
 
     def read(self) -> Sequence[GpuReading]:
-        """The readings, none when no source works. Blocks; never raises."""
+        """The readings; none if no source works. Blocks; never raises."""
         if self._chosen is not None:
             found = self._try(self._chosen)
             if found is not None:
                 return found
             log.warn("GPU source {name} stopped; trying another", name=self._chosen.name)
             self._chosen = None
-            self._look_again = float("-inf")
-        if self._seconds() < self._look_again:
+        elif self._seconds() < self._search_at:
             return ()
         for source in self._sources:
             found = self._try(source)
@@ -75,11 +75,11 @@ class GpuReader:
                 self._chosen = source
                 log.info("reading GPUs through {name}", name=source.name)
                 return found
-        self._look_again = self._seconds() + RETRY
+        self._search_at = self._seconds() + RETRY_DELAY
         return ()
 
     def rest(self) -> None:
-        """Nobody wants readings for a while: hold nothing open."""
+        """Close the source until the next reading."""
         if self._chosen is not None:
             self._chosen.close()
 
@@ -87,7 +87,7 @@ class GpuReader:
     def _try(source: GpuSource) -> Sequence[GpuReading] | None:
         try:
             return source.read()
-        except Exception as error:  # drivers fail in any way they like; the next source may do better
+        except Exception as error:  # drivers fail in many ways; the next source may work
             log.debug("GPU source {name}: {error}", name=source.name, error=error)
             source.close()
             return None

@@ -1,6 +1,7 @@
-"""The machine we run on, described once: taken on a worker's thread after the listener is up.
+"""A description of the machine, made once, on a worker's thread, after the port is open.
 
-Must not know who shows it. Files and programs are parameters, so that any machine can be described in a test.
+Files and programs are parameters, so that a test can describe any machine. This module must not know who shows the
+description.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from attrs import frozen
 from twisted.internet.defer import Deferred
@@ -25,8 +26,10 @@ from llamaswap.observe.worker import RunBlocking
 
 log = Logger()
 
-_ARCHITECTURES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "arm64", "aarch64": "arm64"}
-_ARCHITECTURES.update({"armv7l": "armv7", "ppc64le": "ppc64le", "riscv64": "riscv64", "s390x": "s390x"})
+Document = dict[str, object]
+PROGRAM_TIMEOUT = 5.0  # seconds for each program
+_ARCHITECTURES = {name: name for name in ("x86_64", "arm64", "ppc64le", "riscv64", "s390x")}
+_ARCHITECTURES |= {"amd64": "x86_64", "aarch64": "arm64", "armv7l": "armv7"}
 _FAMILIES = {"Linux": "linux", "Darwin": "macos", "Windows": "windows", "FreeBSD": "freebsd"}
 _CONTAINERS = ("docker", "podman", "lxc", "lxc-libvirt", "systemd-nspawn", "rkt", "container-other")
 _CGROUP_LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -38,7 +41,7 @@ def _uname() -> tuple[str, str, str]:
 
 
 def _memory() -> int:
-    import psutil  # on the worker's thread: listening need not wait for it
+    import psutil  # on the worker's thread, because the import takes longer than opening the port may
 
     return int(psutil.virtual_memory().total)
 
@@ -51,15 +54,25 @@ def _counts() -> tuple[int | None, int | None]:
 
 @frozen
 class HardwareProbe:
-    """How the machine is asked. `uname` gives (system, machine, release)."""
+    """Where the description comes from. `uname` gives (system, machine, release)."""
 
     root: Path = Path("/")
     command: Command = run
     find: Callable[[str], str | None] = shutil.which
     uname: Callable[[], tuple[str, str, str]] = _uname
-    nvml: Callable[[], Any] = binding
+    nvml: Callable[[], ModuleType] = binding
     memory: Callable[[], int] = _memory
     counts: Callable[[], tuple[int | None, int | None]] = _counts
+
+    def output(self, program: str, *arguments: str) -> str | None:
+        """The output of a program; "" if it fails, None if it is not installed."""
+        path = self.find(program)
+        if path is None:
+            return None
+        try:
+            return self.command([path, *arguments], PROGRAM_TIMEOUT).strip()
+        except OSError:
+            return ""
 
 
 def _read(path: Path) -> str:
@@ -69,59 +82,44 @@ def _read(path: Path) -> str:
         return ""
 
 
-def operating_system(means: HardwareProbe) -> dict[str, Any]:
+def operating_system(probe: HardwareProbe) -> Document:
     """Family, distribution, version and kernel."""
-    system, _, release = means.uname()
+    system, _, release = probe.uname()
     family = _FAMILIES.get(system, "other")
-    told = dict(
-        re.findall(r'^([A-Z_]+)="?(.*?)"?$', _read(means.root / "etc/os-release"), re.MULTILINE)
-        if system != "Darwin"
-        else ()
-    )
-    version = told.get("VERSION_ID") or (platform.mac_ver()[0] if family == "macos" else "") or None
-    shown: dict[str, Any] = {
+    release_file = dict(re.findall(r'^([A-Z_]+)="?(.*?)"?$', _read(probe.root / "etc/os-release"), re.MULTILINE))
+    raw = {"raw_family": system} if family == "other" and system else {}
+    return {
         "family": family,
-        "name": told.get("NAME") or ("macOS" if family == "macos" else system) or None,
-        "version": version,
+        "name": release_file.get("NAME") or ("macOS" if family == "macos" else system) or None,
+        "version": release_file.get("VERSION_ID") or (platform.mac_ver()[0] if family == "macos" else "") or None,
         "kernel": release or None,
+        **raw,
     }
-    if family == "other" and system:
-        shown["raw_family"] = system
-    return shown
 
 
-def environment(means: HardwareProbe) -> dict[str, Any]:
-    """Bare metal, container, virtual machine or WSL, as far as can be told."""
-    system, _, release = means.uname()
+def environment(probe: HardwareProbe) -> Document:
+    """Bare metal, container, virtual machine or WSL, as far as the system shows it."""
+    system, _, release = probe.uname()
     kind, name = "unknown", None
     if "microsoft" in release.lower():
         kind, name = "wsl", "WSL"
-    elif (means.root / ".dockerenv").exists():
+    elif (probe.root / ".dockerenv").exists():
         kind, name = "container", "docker"
-    elif (means.root / "run/.containerenv").exists():
+    elif (probe.root / "run/.containerenv").exists():
         kind, name = "container", "podman"
-    elif system == "Linux" and (detect := means.find("systemd-detect-virt")):
-        try:
-            raw = means.command([detect], 5.0).strip()
-        except OSError:
-            # It exits with 1 when it finds nothing, and says so.
-            return {"kind": "native", "name": None, "version": None}
-        kind, name = ("container" if raw in _CONTAINERS else "wsl" if raw == "wsl" else "virtual_machine"), raw
-    elif system == "Darwin" and (sysctl := means.find("sysctl")):
-        kind = _mac_environment(means.command, sysctl)
+    elif system == "Linux" and (detected := probe.output("systemd-detect-virt")) is not None:
+        # On bare metal it exits with 1.
+        kind, name = "container" if detected in _CONTAINERS else "virtual_machine", detected or None
+        kind = {"": "native", "wsl": "wsl"}.get(detected, kind)
+    elif system == "Darwin":
+        virtual = probe.output("sysctl", "-n", "kern.hv_vmm_present")
+        kind = {"1": "virtual_machine"}.get(virtual, "native") if virtual else "unknown"
     return {"kind": kind, "name": name, "version": None}
 
 
-def _mac_environment(command: Command, sysctl: str) -> str:
-    try:
-        return "virtual_machine" if command([sysctl, "-n", "kern.hv_vmm_present"], 5.0).strip() == "1" else "native"
-    except OSError:
-        return "unknown"
-
-
-def cpu(means: HardwareProbe) -> dict[str, Any]:
+def cpu(probe: HardwareProbe) -> Document:
     """Vendor, model and counts."""
-    text = _read(means.root / "proc/cpuinfo")
+    text = _read(probe.root / "proc/cpuinfo")
 
     def field(*names: str) -> str | None:
         for name in names:
@@ -132,14 +130,11 @@ def cpu(means: HardwareProbe) -> dict[str, Any]:
 
     model = field("model name", "Model", "cpu model")
     vendor = field("vendor_id", "CPU implementer")
-    if model is None and means.uname()[0] == "Darwin" and (sysctl := means.find("sysctl")):
-        try:
-            model = means.command([sysctl, "-n", "machdep.cpu.brand_string"], 5.0).strip() or None
-        except OSError:
-            model = None
+    if model is None and probe.uname()[0] == "Darwin":
+        model = probe.output("sysctl", "-n", "machdep.cpu.brand_string") or None
         vendor = "Apple" if model and model.startswith("Apple") else vendor
     sockets = len(set(re.findall(r"^physical id\s*:\s*(\d+)", text, re.MULTILINE)))
-    physical, logical = means.counts()
+    physical, logical = probe.counts()
     return {
         "vendor": {"GenuineIntel": "Intel", "AuthenticAMD": "AMD", "0x41": "ARM"}.get(vendor or "", vendor),
         "model": model,
@@ -149,42 +144,43 @@ def cpu(means: HardwareProbe) -> dict[str, Any]:
     }
 
 
-def memory_capacity(means: HardwareProbe) -> int | None:
-    """What is installed, as far as the kernel tells, within what our control group may use."""
-    # MemTotal leaves out what the kernel took at boot; the zones' present pages do not.
-    zones = re.split(r"^Node", _read(means.root / "proc/zoneinfo"), flags=re.MULTILINE)
+def memory_capacity(probe: HardwareProbe) -> int | None:
+    """Bytes of installed memory as far as the kernel knows, at most those that our control group may use."""
+    # MemTotal lacks the memory that the kernel took at boot; the present pages of the zones contain it.
+    zones = re.split(r"^Node", _read(probe.root / "proc/zoneinfo"), flags=re.MULTILINE)
     present = sum(
         int(match[1])
         for zone in zones
         if not re.match(r"\s*\d+, zone\s+Device", zone)
         and (match := re.search(r"^\s+present\s+(\d+)", zone, re.MULTILINE))
     )
-    capacity = max(means.memory(), present * 4096 if _pages_are_4k(means) else 0)
-    for limit in _CGROUP_LIMITS:
-        told = _read(means.root / limit).strip()
-        if told.isdigit():
-            capacity = min(capacity, int(told)) if capacity else int(told)
-            break
-    return capacity or None
+    capacity = max(probe.memory(), present * 4096 if _pages_are_4k(probe) else 0)
+    limits = [_read(probe.root / path).strip() for path in _CGROUP_LIMITS]
+    limit = next((int(text) for text in limits if text.isdigit()), capacity)
+    return min(capacity or limit, limit) or None
 
 
-def _pages_are_4k(means: HardwareProbe) -> bool:
-    # True for x86-64 and most others; where pages may be larger the zones are left out of the sum.
-    return means.uname()[1].lower() in ("x86_64", "amd64")
+def _pages_are_4k(probe: HardwareProbe) -> bool:
+    # On other architectures pages may be larger; the zones are then left out of the sum.
+    return probe.uname()[1].lower() in ("x86_64", "amd64")
 
 
-def describe(means: HardwareProbe, *, version: str, at: float) -> dict[str, Any]:
-    """The whole snapshot. Blocks for as long as the programs asked take."""
-    system, machine, _ = means.uname()
+def describe(probe: HardwareProbe, *, version: str, at: float) -> Document:
+    """The whole description. Blocks until the programs that it runs have ended."""
+    system, machine, _ = probe.uname()
     architecture = {"name": _ARCHITECTURES.get(machine.lower(), "other"), "raw_name": machine or None}
-    capacity = memory_capacity(means)
-    processor = cpu(means)
-    found, troubles = find_all(command=means.command, nvml=means.nvml, find=means.find, sys=means.root / "sys")
+    capacity = memory_capacity(probe)
+    processor = cpu(probe)
+    found, errors = find_all(command=probe.command, nvml=probe.nvml, find=probe.find, sys=probe.root / "sys")
     if system == "Darwin" and architecture["name"] == "arm64":
-        # An Apple chip is its own GPU, and all memory is its.
-        found = [Accelerator("", "Apple", processor["model"], memory_kind="unified", capacity_bytes=capacity)]
-    for trouble in troubles:
-        log.debug("hardware: {trouble}", trouble=trouble)
+        # The GPU is a part of an Apple chip, and uses the machine's memory.
+        found = [
+            Accelerator(
+                "", "Apple", str(processor["model"] or "") or None, memory_kind="unified", capacity_bytes=capacity
+            )
+        ]
+    for error in errors:
+        log.debug("hardware: {error}", error=error)
     return {
         "schema_version": 1,
         "captured_at": rfc3339nano(datetime.fromtimestamp(at, timezone.utc)),
@@ -194,8 +190,8 @@ def describe(means: HardwareProbe, *, version: str, at: float) -> dict[str, Any]
             "detector": {"name": "llamaswap", "version": version},
         },
         "architecture": architecture,
-        "operating_system": operating_system(means),
-        "environment": environment(means),
+        "operating_system": operating_system(probe),
+        "environment": environment(probe),
         "cpu": processor,
         "memory": {"capacity_bytes": capacity},
         "accelerators": [device.document(index) for index, device in enumerate(found)],
@@ -203,26 +199,25 @@ def describe(means: HardwareProbe, *, version: str, at: float) -> dict[str, Any]
 
 
 class Hardware:
-    """Takes the snapshot once, in the background, and keeps it; `snapshot()` is None until then, or if it failed."""
+    """Makes the description once, in the background. `snapshot()` is None before that, and if it failed."""
 
     def __init__(
-        self, *, run: RunBlocking, wall: Callable[[], float], version: str, means: HardwareProbe | None = None
+        self, *, run: RunBlocking, wall: Callable[[], float], version: str, probe: HardwareProbe | None = None
     ) -> None:
         self._run = run
         self._wall = wall
         self._version = version
-        self._means = means or HardwareProbe()
-        self._taken: Mapping[str, Any] | None = None
+        self._probe = probe or HardwareProbe()
+        self._taken: Document | None = None
 
     def take(self) -> Deferred[None]:
-        """Ask the machine; call it after the port is open. Never fails."""
-        taken = self._run(lambda: describe(self._means, version=self._version, at=self._wall()))
+        """Describe the machine; to be called after the port is open. The Deferred never fails."""
+        taken = self._run(lambda: describe(self._probe, version=self._version, at=self._wall()))
         return taken.addCallbacks(self._keep, lambda failure: log.failure("hardware detection failed", failure=failure))
 
-    def _keep(self, snapshot: dict[str, Any]) -> None:
+    def _keep(self, snapshot: Document) -> None:
         self._taken = snapshot
-        log.debug("hardware: {count} accelerators", count=len(snapshot["accelerators"]))
 
-    def snapshot(self) -> Mapping[str, Any] | None:
+    def snapshot(self) -> Document | None:
         """The document of GET /api/hardware."""
         return self._taken

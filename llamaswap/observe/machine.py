@@ -1,7 +1,7 @@
 """The machine over the last hour: CPU, memory, load, network and GPUs, sampled on a worker's thread.
 
-Idle costs next to nothing: GPUs are only asked while a model's server runs or somebody looks, because a
-query can keep a board from sleeping. Must not know how GPUs are read (gpus.py) or who shows the samples.
+GPUs are only read while a model's server runs or a client asks for samples, because a query can keep a board from
+sleeping. This module must not know how GPUs are read (gpus.py) or who shows the samples.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from attrs import frozen
+from attrs import asdict, frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -25,11 +25,12 @@ from llamaswap.observe.machine_metrics import machine_families
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.wire.byte_budget import MIB
 
-HOUR = 3600.0
-LOOKING = 60.0  # seconds after a question during which somebody counts as looking
+KEPT_SECONDS = 3600.0
+ASKED_SECONDS = 60.0  # after a question the GPUs are read for so long
 
 log = Logger()
 T = TypeVar("T")
+Document = dict[str, object]
 
 
 @frozen
@@ -47,8 +48,8 @@ class SystemReading:
 
 
 def read_system() -> SystemReading:
-    """Ask psutil; the CPU's share is since the last call."""
-    import psutil  # on the worker's thread: listening need not wait for it
+    """Ask psutil; the CPU's utilisation is that since the last call."""
+    import psutil  # on the worker's thread, because the import takes longer than opening the port may
 
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     return SystemReading(
@@ -69,7 +70,7 @@ def read_system() -> SystemReading:
 
 @frozen
 class MachineSample:
-    """What was read at `at` (unix seconds)."""
+    """The readings at the time `at` (unix seconds)."""
 
     at: float
     system: SystemReading
@@ -79,7 +80,7 @@ class MachineSample:
 class MachineMonitor:
     """Samples every `every` seconds between `start` and `stop`; keeps an hour.
 
-    `wanted` says whether a model's server runs: else GPUs rest, unless somebody asked within a minute.
+    `wanted` says whether a model's server runs. If not, the GPUs are only read in the minute after a question.
     """
 
     def __init__(
@@ -102,26 +103,28 @@ class MachineMonitor:
         self._read = read
         self._local = local
         self._every = every
-        self._samples: deque[MachineSample] = deque(maxlen=max(1, int(HOUR / every)))
+        self._samples: deque[MachineSample] = deque(maxlen=max(1, int(KEPT_SECONDS / every)))
         self._loop: LoopingCall | None = None
         self._asked = float("-inf")
-        self._listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
+        self._listeners: tuple[Callable[[Document], None], ...] = ()
 
     @property
     def enabled(self) -> bool:
-        """Whether sampling goes on."""
+        """Whether it samples."""
         return self._loop is not None
 
     def start(self) -> None:
-        """Begin; the first sample is taken at once."""
+        """Begin to sample; the first sample is taken at once."""
         if self._loop is not None:
             return
         self._loop = loop = LoopingCall(self._sample)
         loop.clock = self._clock
-        loop.start(self._every).addErrback(lambda failure: log.failure("sampling ended", failure=failure))
+        loop.start(self._every).addErrback(
+            lambda failure: log.failure("sampling stopped unexpectedly", failure=failure)
+        )
 
     def stop(self) -> Deferred[None]:
-        """End; what GPU sources hold open is closed."""
+        """Stop sampling and close the GPU source."""
         if self._loop is None:
             return succeed(None)
         loop, self._loop = self._loop, None
@@ -133,24 +136,22 @@ class MachineMonitor:
         if every == self._every:
             return
         self._every = every
-        self._samples = deque(self._samples, maxlen=max(1, int(HOUR / every)))
+        self._samples = deque(self._samples, maxlen=max(1, int(KEPT_SECONDS / every)))
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
             self.start()
 
     def _sample(self) -> Deferred[None]:
-        # The loop waits for this, so a slow driver makes samples rarer and never piles them up.
-        look = self._wanted() or bool(self._listeners) or self._clock.seconds() - self._asked < LOOKING
-        taken = self._run(lambda: self._take(look))
+        # The loop waits for this Deferred, so with a slow driver samples become rarer instead of piling up.
+        with_gpus = self._wanted() or bool(self._listeners) or self._clock.seconds() - self._asked < ASKED_SECONDS
+        taken = self._run(lambda: self._take(with_gpus))
         return taken.addCallbacks(self._keep, lambda failure: log.failure("a sample failed", failure=failure))
 
-    def _take(self, look: bool) -> MachineSample:
-        if look:
-            gpus = tuple(self._gpus.read())
-        else:
+    def _take(self, with_gpus: bool) -> MachineSample:
+        if not with_gpus:
             self._gpus.rest()
-            gpus = ()
+        gpus = tuple(self._gpus.read()) if with_gpus else ()
         return MachineSample(self._wall(), self._read(), gpus)
 
     def _keep(self, sample: MachineSample) -> None:
@@ -160,11 +161,11 @@ class MachineMonitor:
             for listener in self._listeners:
                 try:
                     listener(document)
-                except Exception:  # a listener's fault must not end the sampling
+                except Exception:  # a fault in a listener must not end the sampling
                     log.failure("a listener to samples failed")
 
-    def subscribe(self, listener: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-        """Hear of every later sample, as `samples` would tell it; returns the unsubscriber (idempotent)."""
+    def subscribe(self, listener: Callable[[Document], None]) -> Callable[[], None]:
+        """Call `listener` with the document of each later sample; returns the unsubscriber (idempotent)."""
         self._listeners = (*self._listeners, listener)
 
         def leave() -> None:
@@ -172,14 +173,14 @@ class MachineMonitor:
 
         return leave
 
-    # -- asking --------------------------------------------------------------------------------------------
+    # -- questions -----------------------------------------------------------------------------------------
 
-    def samples(self, after: float | None = None, max_points: int | None = None) -> dict[str, Any]:
+    def samples(self, after: float | None = None, max_points: int | None = None) -> Document:
         """The document of GET /api/performance: samples later than `after`, at most `max_points` of each thing."""
         self._asked = self._clock.seconds()
         if not self._samples:
-            # "Nothing yet" and "nothing later" are told apart.
-            nothing: list[Any] | None = None if after is None else []
+            # Without any sample the lists are null, without a later one they are empty.
+            nothing: list[Document] | None = None if after is None else []
             return {"enabled": True, "sys_stats": nothing, "gpu_stats": nothing}
         chosen = thinned([sample for sample in self._samples if after is None or sample.at > after], max_points)
         document = self._document(chosen)
@@ -187,7 +188,7 @@ class MachineMonitor:
             document["gpu_stats"] = None
         return document
 
-    def _document(self, samples: Sequence[MachineSample]) -> dict[str, Any]:
+    def _document(self, samples: Sequence[MachineSample]) -> Document:
         return {
             "enabled": True,
             "sys_stats": [self._system(sample) for sample in samples],
@@ -209,44 +210,28 @@ class MachineMonitor:
         system, gpus = self.latest()
         return () if system is None else machine_families(system, gpus)
 
-    def _system(self, sample: MachineSample) -> dict[str, Any]:
-        system = sample.system
-        one, five, fifteen = system.load_avg
+    def _system(self, sample: MachineSample) -> Document:
+        document = asdict(sample.system, retain_collection_types=False)
+        one, five, fifteen = document.pop("load_avg")
         return {
             "timestamp": rfc3339nano(self._local(sample.at)),
-            "cpu_util_per_core": list(system.cpu_util_per_core),
-            "mem_total_mb": system.mem_total_mb,
-            "mem_used_mb": system.mem_used_mb,
-            "mem_free_mb": system.mem_free_mb,
-            "swap_total_mb": system.swap_total_mb,
-            "swap_used_mb": system.swap_used_mb,
+            **document,
             "load_avg_1": one,
             "load_avg_5": five,
             "load_avg_15": fifteen,
             "net_io": [
-                {"name": name, "bytes_recv": received, "bytes_sent": sent} for name, received, sent in system.net_io
+                {"name": name, "bytes_recv": received, "bytes_sent": sent}
+                for name, received, sent in sample.system.net_io
             ],
         }
 
-    def _gpu(self, sample: MachineSample, reading: GpuReading) -> dict[str, Any]:
-        return {
-            "timestamp": rfc3339nano(self._local(sample.at)),
-            "id": reading.id,
-            "name": reading.name,
-            "uuid": reading.uuid,
-            "temp_c": reading.temp_c,
-            "vram_temp_c": reading.vram_temp_c,
-            "gpu_util_pct": reading.gpu_util_pct,
-            "mem_util_pct": round(reading.mem_util_pct, 2),
-            "mem_used_mb": reading.mem_used_mb,
-            "mem_total_mb": reading.mem_total_mb,
-            "fan_speed_pct": reading.fan_speed_pct,
-            "power_draw_w": reading.power_draw_w,
-        }
+    def _gpu(self, sample: MachineSample, reading: GpuReading) -> Document:
+        timestamp = rfc3339nano(self._local(sample.at))
+        return {"timestamp": timestamp, **asdict(reading), "mem_util_pct": round(reading.mem_util_pct, 2)}
 
 
-def thinned(items: Sequence[T], most: int | None) -> Sequence[T]:
-    """At most `most` of the items, evenly spread, the last always among them."""
-    if most is None or most <= 0 or len(items) <= most:
+def thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most `limit` of the items, evenly spread and with the last one."""
+    if limit is None or limit <= 0 or len(items) <= limit:
         return items
-    return [items[-1 - (step * len(items)) // most] for step in range(most)][::-1]
+    return [items[-1 - (step * len(items)) // limit] for step in range(limit)][::-1]

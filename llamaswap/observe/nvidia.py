@@ -1,6 +1,6 @@
-"""NVIDIA GPUs: NVML through its own Python binding (optional), else a long-lived nvidia-smi.
+"""NVIDIA GPUs, read through NVML's Python binding (optional) or a long-lived nvidia-smi.
 
-Both block and belong to a worker's thread.
+Both block: for a worker's thread.
 """
 
 from __future__ import annotations
@@ -9,30 +9,33 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TypeVar
 
-from llamaswap.observe.gpus import GpuReading
+from llamaswap.observe.gpus import GpuReading, GpuSource
 from llamaswap.wire.byte_budget import MIB
 
-FIRST_LINE = 5.0  # seconds a fresh nvidia-smi may take to say its first line: the driver may have to wake up
+FIRST_LINE_TIMEOUT = 5.0  # seconds until a started nvidia-smi writes: the driver may have to wake up
 _FIELDS = "index,name,uuid,temperature.gpu,utilization.gpu,memory.used,memory.total,fan.speed,power.draw"
 
+T = TypeVar("T")
 
-def text(value: Any) -> str:
-    """The binding returned bytes in older releases."""
+
+def text(value: bytes | str) -> str:
+    """A name from the binding, whose older releases returned bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-class Nvml:
-    """Reads through the driver's library; about a millisecond for each GPU, no process."""
+class Nvml(GpuSource):
+    """Reads through the driver's library: a millisecond per GPU, without a process."""
 
     name = "NVML"
 
-    def __init__(self, load: Callable[[], Any] | None = None) -> None:
+    def __init__(self, load: Callable[[], ModuleType] | None = None) -> None:
         self._load = load or binding
-        self._nvml: Any = None
+        self._nvml: ModuleType | None = None
 
-    def _open(self) -> Any:
+    def _open(self) -> ModuleType:
         if self._nvml is None:
             nvml = self._load()
             nvml.nvmlInit()
@@ -43,15 +46,11 @@ class Nvml:
         nvml = self._open()
         return [self._reading(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
 
-    def _reading(self, nvml: Any, index: int) -> GpuReading:
+    def _reading(self, nvml: ModuleType, index: int) -> GpuReading:
         device = nvml.nvmlDeviceGetHandleByIndex(index)
 
-        def value(ask: Callable[[], Any]) -> Any:
-            # A board without a fan, a virtual GPU without power: each value may be unsupported on its own.
-            try:
-                return ask()
-            except nvml.NVMLError:
-                return None
+        def value(ask: Callable[[], T]) -> T | None:
+            return supported(nvml, ask)
 
         memory = nvml.nvmlDeviceGetMemoryInfo(device)
         rates = value(lambda: nvml.nvmlDeviceGetUtilizationRates(device))
@@ -74,19 +73,27 @@ class Nvml:
             try:
                 nvml.nvmlShutdown()
             except nvml.NVMLError:
-                pass  # a driver that was unloaded has nothing left to shut down
+                pass  # an unloaded driver has nothing to shut down
 
 
-def _memory_temperature(nvml: Any, device: Any) -> int:
+def _memory_temperature(nvml: ModuleType, device: object) -> int:
     (field,) = nvml.nvmlDeviceGetFieldValues(device, [nvml.NVML_FI_DEV_MEMORY_TEMP])
     return int(field.value.uiVal) if field.nvmlReturn == nvml.NVML_SUCCESS else 0
 
 
-def binding() -> Any:
-    # Optional: most machines have no NVIDIA GPU.
+def supported(nvml: ModuleType, ask: Callable[[], T]) -> T | None:
+    """One value of a device, None if it does not support it: a board may lack a fan, a virtual GPU its power draw."""
+    try:
+        return ask()
+    except nvml.NVMLError:
+        return None
+
+
+def binding() -> ModuleType:
+    """NVML's Python binding, which is optional: most machines have no NVIDIA GPU."""
     import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]  # it ships no types
 
-    return pynvml
+    return pynvml  # type: ignore[no-any-return,unused-ignore]
 
 
 def number(value: str) -> float:
@@ -98,7 +105,7 @@ def number(value: str) -> float:
 
 
 def parse_line(line: str) -> GpuReading | None:
-    """One line of nvidia-smi's csv, None for one that is not a reading."""
+    """The reading in a line of nvidia-smi's csv, None if it has none."""
     columns = [column.strip() for column in line.split(",")]
     if len(columns) < 9 or not columns[0].isdigit():
         return None
@@ -116,8 +123,8 @@ def parse_line(line: str) -> GpuReading | None:
     )
 
 
-class NvidiaSmi:
-    """One `nvidia-smi --loop`, its newest line of each GPU. Restarted when it died, ended when nobody wants it."""
+class NvidiaSmi(GpuSource):
+    """Runs `nvidia-smi --loop` and keeps its newest line of each GPU. `read` starts it, also after it ended."""
 
     name = "nvidia-smi"
 
@@ -132,7 +139,7 @@ class NvidiaSmi:
         self._start = start or _spawn
         self._process: subprocess.Popen[str] | None = None
         self._newest: dict[int, GpuReading] = {}
-        self._said = threading.Event()
+        self._first_line = threading.Event()
 
     def read(self) -> Sequence[GpuReading]:
         if self._process is not None and self._process.poll() is not None:
@@ -143,28 +150,31 @@ class NvidiaSmi:
             if program is None:
                 raise OSError("nvidia-smi is not installed")
             argv = [program, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits", "--loop", str(self._loop)]
-            self._newest, self._said = {}, threading.Event()
+            self._newest, self._first_line = {}, threading.Event()
             self._process = self._start(argv)
             threading.Thread(
-                target=self._listen, args=(self._process, self._newest, self._said), name="nvidia-smi", daemon=True
+                target=self._listen,
+                args=(self._process, self._newest, self._first_line),
+                name="nvidia-smi",
+                daemon=True,
             ).start()
-            self._said.wait(FIRST_LINE)
+            self._first_line.wait(FIRST_LINE_TIMEOUT)
         return [reading for _, reading in sorted(self._newest.copy().items())]
 
     @staticmethod
-    def _listen(process: subprocess.Popen[str], newest: dict[int, GpuReading], said: threading.Event) -> None:
+    def _listen(process: subprocess.Popen[str], newest: dict[int, GpuReading], first_line: threading.Event) -> None:
         for line in process.stdout or ():
             reading = parse_line(line)
             if reading is not None:
                 newest[reading.id] = reading
-                said.set()
-        said.set()
+                first_line.set()
+        first_line.set()
 
     def close(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
             process.kill()
-            process.wait(FIRST_LINE)
+            process.wait(FIRST_LINE_TIMEOUT)
 
 
 def _spawn(argv: list[str]) -> subprocess.Popen[str]:

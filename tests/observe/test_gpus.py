@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.amd import Amdgpu, Lact, RocmSmi, lact_reading, parse_rocm
+from llamaswap.observe.amd import Amdgpu, RocmSmi, parse_rocm
 from llamaswap.observe.apple import AppleGpu
-from llamaswap.observe.gpus import RETRY, GpuReader, GpuReading
+from llamaswap.observe.gpus import RETRY_DELAY, GpuReader, GpuReading
 from llamaswap.observe.nvidia import NvidiaSmi, Nvml, parse_line
 
 MIB = 1024 * 1024
@@ -39,29 +39,29 @@ ONE = [GpuReading(0, "gpu")]
 
 
 class TestChoice(SynchronousTestCase):
-    def test_the_first_that_works_is_kept(self):
+    def test_first_source_that_works_is_kept(self):
         broken, good = Fake("a", OSError("no")), Fake("b", ONE, ONE)
         gpus = GpuReader([broken, good], lambda: 0.0)
         self.assertEqual([gpus.read(), gpus.read()], [ONE, ONE])
         self.assertEqual((broken.closed, good.closed), (1, 0))
 
-    def test_a_source_that_dies_is_replaced(self):
+    def test_source_that_stops_working_is_replaced(self):
         first, second = Fake("a", ONE, OSError("died"), OSError("still")), Fake("b", ONE)
         gpus = GpuReader([first, second], lambda: 0.0)
         gpus.read()
         self.assertEqual(gpus.read(), ONE)
 
-    def test_a_machine_without_gpus_is_asked_seldom(self):
+    def test_machine_without_gpus_is_searched_seldom(self):
         now = [0.0]
         source = Fake("a", [], [], ONE)
         gpus = GpuReader([source], lambda: now[0])
         self.assertEqual([gpus.read(), gpus.read()], [(), ()])
         self.assertEqual(len(source.answers), 2)
-        now[0] = RETRY
+        now[0] = RETRY_DELAY
         gpus.read()
         self.assertEqual(len(source.answers), 1)
 
-    def test_resting_closes_what_is_open(self):
+    def test_rest_closes_the_source(self):
         source = Fake("a", ONE)
         gpus = GpuReader([source], lambda: 0.0)
         gpus.rest()
@@ -140,7 +140,7 @@ class FakeNvml:
 
 
 class TestNvidia(SynchronousTestCase):
-    def test_nvml_tells_what_each_board_supports(self):
+    def test_nvml_reads_the_values_that_each_board_supports(self):
         nvml = FakeNvml()
         source = Nvml(lambda: nvml)
         full, little = source.read()
@@ -153,20 +153,20 @@ class TestNvidia(SynchronousTestCase):
         source.close()
         self.assertEqual(nvml.open, 0)
 
-    def test_a_missing_binding_is_a_source_that_does_not_work(self):
+    def test_missing_binding_is_an_error(self):
         def missing():
             raise ImportError("pynvml")
 
         self.assertRaises(ImportError, Nvml(missing).read)
 
-    def test_lines_of_nvidia_smi(self):
+    def test_lines_of_nvidia_smi_are_parsed(self):
         line = "0, NVIDIA H200, GPU-a, 34, 7, 512, 143771, [N/A], 76.5"
         self.assertEqual(parse_line(line), GpuReading(0, "NVIDIA H200", "GPU-a", 34, 0, 7, 512, 143771, 0, 76.5))
         for line in ("", "0, too, few", "x, a, b, 1, 2, 3, 4, 5, 6"):
             self.assertIsNone(parse_line(line))
 
-    def test_the_loop_is_started_read_and_ended(self):
-        started = []
+    def test_nvidia_smi_is_started_read_restarted_and_ended(self):
+        started, processes = [], []
 
         class Process:
             def __init__(self, lines):
@@ -184,7 +184,8 @@ class TestNvidia(SynchronousTestCase):
 
         def start(argv):
             started.append(argv)
-            return Process("1, b, u1, 1, 2, 3, 4, 5, 6\n0, a, u0, 1, 2, 3, 4, 5, 6\n")
+            processes.append(Process("1, b, u1, 1, 2, 3, 4, 5, 6\n0, a, u0, 1, 2, 3, 4, 5, 6\n"))
+            return processes[-1]
 
         source = NvidiaSmi(2.5, find=lambda name: "/bin/" + name, start=start)
         source.read()
@@ -192,14 +193,14 @@ class TestNvidia(SynchronousTestCase):
             thread.join(5)
         self.assertEqual([reading.name for reading in source.read()], ["a", "b"])
         self.assertEqual((started[0][0], started[0][-2:]), ("/bin/nvidia-smi", ["--loop", "2"]))
-        source._process.code = 1
+        processes[0].code = 1
         self.assertRaises(OSError, source.read)
         source.read()
         self.assertEqual(len(started), 2)
         source.close()
         source.close()
 
-    def test_without_the_program_it_does_not_work(self):
+    def test_missing_nvidia_smi_is_an_error(self):
         self.assertRaises(OSError, NvidiaSmi(5, find=lambda name: None).read)
 
 
@@ -222,7 +223,7 @@ class TestAmd(SynchronousTestCase):
         )
         self.assertEqual(parse_rocm("no table"), [])
 
-    def test_rocm_smi_is_run_when_it_is_there(self):
+    def test_rocm_smi_is_run_if_installed(self):
         ran = []
 
         def command(argv, seconds):
@@ -233,7 +234,7 @@ class TestAmd(SynchronousTestCase):
         self.assertEqual(ran[0][0], "/opt/rocm-smi")
         self.assertRaises(OSError, RocmSmi(lambda name: None, command).read)
 
-    def test_the_driver_s_files(self):
+    def test_amdgpu_files_are_read(self):
         root = FilePath(self.mktemp())
         device = root.child("card1").child("device")
         monitor = device.child("hwmon").child("hwmon3")
@@ -255,27 +256,9 @@ class TestAmd(SynchronousTestCase):
         (reading,) = Amdgpu(Path(root.path)).read()
         self.assertEqual(reading, GpuReading(1, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
 
-    def test_lact_stats(self):
-        stats = {
-            "fan": {"pwm_current": 51},
-            "vram": {"total": 1000 * MIB, "used": 10 * MIB},
-            "power": {"average": None, "current": 30.5},
-            "temps": {"junction": {"current": 48}, "VRAM": {"current": 52}},
-            "busy_percent": 9,
-        }
-        self.assertEqual(
-            lact_reading(2, {"id": "pci-1", "name": "R"}, stats),
-            GpuReading(2, "R", "pci-1", 48, 52, 9, 10, 1000, 20.0, 30.5),
-        )
-        self.assertIsNone(lact_reading(0, {"id": "x"}, {"vram": {}}))
-
-    def test_lact_s_usual_places(self):
-        source = Lact.usual({"LACT_DAEMON_SOCKET_PATH": "/x"}, 7)
-        self.assertEqual(source._paths, ("/x", "/run/lactd.sock", "/run/user/7/lactd.sock"))
-
 
 class TestApple(SynchronousTestCase):
-    def test_the_registry_tells_use_and_memory(self):
+    def test_apple_registry_is_read(self):
         devices = [
             {
                 "model": b"Apple M3\0",

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.exposition import render
 from llamaswap.observe.gpus import GpuReader, GpuReading
-from llamaswap.observe.machine import LOOKING, MachineMonitor, SystemReading, read_system, thinned
+from llamaswap.observe.machine import ASKED_SECONDS, MachineMonitor, SystemReading, read_system, thinned
 from tests.observe.doubles import Later, at_once
 
 SYSTEM = SystemReading((10.5, 20.0), 8192, 4096, 1024, 0, 0, (0.5, 0.25, 0.125), (("eth0", 7, 8),))
@@ -43,7 +43,7 @@ class TestMachine(SynchronousTestCase):
             **{"read": lambda: SYSTEM, **options},
         )
 
-    def test_nothing_yet_and_nothing_later_are_told_apart(self):
+    def test_samples_are_null_before_the_first_and_empty_after_the_last(self):
         """http T164"""
         machine = self.make()
         self.assertEqual(machine.samples(), {"enabled": True, "sys_stats": None, "gpu_stats": None})
@@ -51,7 +51,7 @@ class TestMachine(SynchronousTestCase):
         self.assertEqual(list(machine.families()), [])
         self.assertFalse(machine.enabled)
 
-    def test_samples_come_oldest_first_and_later_ones_can_be_asked_for(self):
+    def test_samples_come_oldest_first_and_can_begin_after_a_time(self):
         machine = self.make()
         machine.start()
         machine.start()
@@ -80,7 +80,7 @@ class TestMachine(SynchronousTestCase):
         self.successResultOf(machine.stop())
         self.assertEqual((self.clock.getDelayedCalls(), machine.enabled), ([], False))
 
-    def test_an_hour_is_kept(self):
+    def test_samples_of_an_hour_are_kept(self):
         machine = self.make()
         machine.start()
         self.clock.pump([5] * 800)
@@ -89,7 +89,7 @@ class TestMachine(SynchronousTestCase):
         self.assertEqual(len(machine.samples()["sys_stats"]), 60)
         self.assertEqual(len(machine.samples(max_points=7)["sys_stats"]), 7)
 
-    def test_gpus_rest_while_no_model_runs_and_nobody_looks(self):
+    def test_gpus_are_not_read_while_no_model_runs_and_no_client_asks(self):
         machine = self.make()
         self.wanted = False
         machine.start()
@@ -98,11 +98,11 @@ class TestMachine(SynchronousTestCase):
         machine.samples()
         self.clock.advance(5)
         self.assertEqual(self.source.reads, 1)
-        self.clock.pump([5] * (int(LOOKING) // 5 + 3))
+        self.clock.pump([5] * (int(ASKED_SECONDS) // 5 + 3))
         self.assertEqual(self.source.reads, 11)
         self.assertGreater(self.source.closes, 0)
 
-    def test_who_subscribed_hears_each_sample_and_keeps_the_gpus_awake(self):
+    def test_listener_gets_each_sample_and_has_the_gpus_read(self):
         machine = self.make()
         self.wanted = False
         machine.start()
@@ -116,7 +116,7 @@ class TestMachine(SynchronousTestCase):
         self.clock.advance(5)
         self.assertEqual((len(heard), machine.samples(after=5.0)["gpu_stats"]), (1, []))
 
-    def test_a_listener_that_fails_ends_neither_the_sampling_nor_the_others_hearing(self):
+    def test_failing_listener_disturbs_neither_sampling_nor_other_listeners(self):
         machine = self.make()
         machine.start()
         heard = []
@@ -125,7 +125,7 @@ class TestMachine(SynchronousTestCase):
         self.clock.pump([5, 5])
         self.assertEqual((len(heard), len(self.flushLoggedErrors(ZeroDivisionError))), (2, 2))
 
-    def test_a_slow_driver_makes_samples_rarer(self):
+    def test_slow_driver_makes_samples_rarer(self):
         run = Later()
         machine = self.make(run=run)
         machine.start()
@@ -135,7 +135,7 @@ class TestMachine(SynchronousTestCase):
         self.clock.advance(5)
         self.assertEqual(len(run.waiting), 1)
 
-    def test_a_failing_sample_is_logged_and_sampling_goes_on(self):
+    def test_failing_sample_is_logged_and_the_next_is_taken(self):
         answers = [OSError("proc is gone"), SYSTEM]
 
         def read():
@@ -150,7 +150,7 @@ class TestMachine(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
         self.assertEqual(len(machine.samples()["sys_stats"]), 1)
 
-    def test_the_newest_sample_is_what_prometheus_reads(self):
+    def test_metric_families_show_the_newest_sample(self):
         """http T165"""
         machine = self.make()
         machine.start()
@@ -173,7 +173,7 @@ class TestMachine(SynchronousTestCase):
 
 
 class TestThinning(SynchronousTestCase):
-    def test_points_are_spread_and_end_with_the_last(self):
+    def test_thinned_points_are_spread_and_end_with_the_last(self):
         self.assertEqual(thinned(list(range(10)), 3), [3, 6, 9])
         self.assertEqual(thinned([1, 2], 5), [1, 2])
         self.assertEqual(thinned([1, 2], None), [1, 2])
