@@ -211,11 +211,12 @@ class MachineMonitor:
         return () if system is None else machine_families(system, gpus)
 
     def _system(self, sample: MachineSample) -> Document:
-        document = asdict(sample.system, retain_collection_types=False)
+        document = asdict(sample.system)
         one, five, fifteen = document.pop("load_avg")
         return {
             "timestamp": rfc3339nano(self._local(sample.at)),
             **document,
+            "cpu_util_per_core": list(sample.system.cpu_util_per_core),
             "load_avg_1": one,
             "load_avg_5": five,
             "load_avg_15": fifteen,
