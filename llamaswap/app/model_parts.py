@@ -121,7 +121,7 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
         secrets=lambda: known_secrets(current()),
     )
     ask, send = SocketRequest(reactor, connector(reactor)), HttpClient(reactor)
-    hook_runner = hooks.HookRunner(reactor, lambda: current().hooks, context.child_environ, send)
+    hook_runner = hooks.HookRunner(reactor, lambda: current().hooks, launcher, send)
     slot_store = slots.SlotStore(reactor, send, lambda path: driver_thread(lambda: _remove(path)))
     output = OutputCounter()
 

@@ -7,15 +7,12 @@ fails is a line in the log and changes nothing else: what it prepares is the ope
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
-from twisted.internet import error as process_errors
 from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -25,69 +22,22 @@ from llamaswap.config.schema import HookSettings
 from llamaswap.errors import ModelUnloaded
 from llamaswap.events import EventBus, StateChanged, SwapEnded
 from llamaswap.http_client import HttpResponse, SendRequest
-from llamaswap.servers import procfs
+from llamaswap.servers.command import CommandFailed, start_command
+from llamaswap.servers.spawn import Launcher, say_status
 from llamaswap.servers.supervisor_protocol import PreStopDecorator
 
 log = Logger()
 
-MOST_OUTPUT = 2000  # characters of a hook's output kept for the log
-LAST_WORDS = 0.1  # seconds that what a command printed may take after its exit; who it left running may hold the pipe
-
-
-@define(eq=False)
-class _Command(ProcessProtocol):
-    """One command under way; its Deferred fires at its end, errbacks with what it printed where it failed."""
-
-    _clock: IReactorTime
-    _timeout: float
-    done: Deferred[None] = field(factory=Deferred, init=False)
-    _said: str = field(default="", init=False)
-    _exited: bool = field(default=False, init=False)
-    _late: bool = field(default=False, init=False)
-    _process: Any = field(default=None, init=False)  # the transport
-    _timer: IDelayedCall | None = field(default=None, init=False)
-
-    def connectionMade(self) -> None:
-        self._process = self.transport
-        self._process.closeStdin()  # who reads there would wait for us
-        self._timer = self._clock.callLater(self._timeout, self._cut)
-
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        self._said = (self._said + data.decode("utf-8", "replace"))[-MOST_OUTPUT:]
-
-    def processExited(self, reason: Failure) -> None:
-        self._exited = True
-        if self._timer is not None and self._timer.active():
-            self._timer.reset(LAST_WORDS)
-
-    def processEnded(self, reason: Failure) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        if self._late:
-            self.done.errback(TimeoutError("it took too long"))
-        elif reason.check(process_errors.ProcessDone):
-            self.done.callback(None)
-        else:
-            self.done.errback(OSError(f"{reason.getErrorMessage()} {self._said.strip()}".strip()))
-
-    def _cut(self) -> None:
-        """Wait no longer: neither for its exit, nor for the pipes that a child of its own may hold."""
-        if not self._exited:
-            self._late = True
-            family = procfs.descendants(self._process.pid) or []
-            self._process.signalProcess("KILL")
-            for one in family:  # a shell's own end would leave what it had started
-                procfs.signal_one(one.pid, signal.SIGKILL)
-        self._process.loseConnection()
+OUTPUT_KEPT = 2000  # bytes of a command's output that accompany its failure
 
 
 @define(eq=False)
 class HookRunner:
-    """Runs entries. `hooks` gives those in force, `send` makes requests, `environ` is for commands."""
+    """Runs entries. `hooks` gives those in force, `send` makes requests, `launcher` runs commands."""
 
-    _reactor: Any
+    _clock: IReactorTime
     _hooks: Callable[[], HookSettings]
-    _environ: Mapping[str, str]
+    _launcher: Launcher
     _send: SendRequest
     _under_way: int = field(default=0, init=False)
     _until_idle: list[Deferred[None]] = field(factory=list, init=False)
@@ -129,7 +79,7 @@ class HookRunner:
             return succeed(None)
 
         def failed(failure: Failure) -> None:
-            reason = failure.getErrorMessage() or "it took too long"
+            reason = failure.getErrorMessage()
             log.error("hook {event} for {model} failed: {error}", event=event, model=model, error=reason)
 
         def over(result: Any) -> Any:
@@ -151,11 +101,20 @@ class HookRunner:
         return self._send("POST", url, timeout=timeout, body=json.dumps(facts).encode()).addCallback(check)
 
     def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
-        words = split(entry)
-        env = {**self._environ, **{f"LLAMASWAP_{name.upper()}": value for name, value in facts.items()}}
-        command = _Command(self._reactor, timeout)
-        self._reactor.spawnProcess(command, words[0], words, env=env)
-        return command.done
+        """Run an entry with the whole environment, keys included: a hook may have to send requests to this proxy."""
+        environ = {**self._launcher.environ, **{f"LLAMASWAP_{name.upper()}": value for name, value in facts.items()}}
+        output = bytearray()
+
+        def collect(data: bytes) -> None:
+            output[:] = (output + data)[-OUTPUT_KEPT:]
+
+        def check(status: int) -> None:
+            if status:
+                raise CommandFailed(f"{say_status(status)} {output.decode('utf-8', 'replace').strip()}".strip())
+
+        pairs = [f"{name}={value}" for name, value in environ.items()]
+        _, ended = start_command(self._launcher, split(entry), pairs, collect)
+        return ended.addTimeout(timeout, self._clock, onTimeoutCancel=_too_long).addCallback(check)
 
     def listen(self, bus: EventBus) -> None:
         """Run what nobody waits for."""
@@ -171,6 +130,12 @@ class HookRunner:
     def _ended(self, news: SwapEnded) -> None:
         if news.error is not None and self.wants("on_failure"):
             self.run("on_failure", news.model, news.error)
+
+
+def _too_long(result: int | Failure, timeout: float) -> int:
+    if isinstance(result, Failure):
+        raise TimeoutError("it took too long")
+    return result
 
 
 @define(eq=False)

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from llamaswap.config.command_line import render_stop
+from llamaswap.servers.command import CommandFailed, start_command
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.spawn import Child, ChildRecord, Launcher, say_status
 
@@ -212,32 +213,19 @@ class TerminationSequence:
     # -- the stop command --
 
     def _run_stop_command(self) -> bool:
-        """Start it; False when that is impossible."""
+        """Start it; False if that is impossible."""
         assert self.stop_words
         self._stop_tried = True
-        executable = self.launcher.find(self.stop_words[0])
-        if executable is None:
-            _log.warn(
-                "{model}: stop command {word} not found; sending SIGTERM instead",
-                model=self.name,
-                word=self.stop_words[0],
-            )
-            return False
         try:
-            stopper = self.launcher.launch(executable, self.stop_words, self.env)
-        except OSError as error:
-            _log.warn(
-                "{model}: stop command cannot start: {error}; sending SIGTERM instead",
-                model=self.name,
-                error=str(error),
-            )
+            self._stopper, ended = start_command(self.launcher, self.stop_words, self.env, self.log)
+        except CommandFailed as error:
+            _log.warn("{model}: stop command: {error}; sending SIGTERM instead", model=self.name, error=error)
             return False
-        self._stopper = stopper
-        stopper.attend(self.log, lambda status: self._stop_command_ended(stopper, status))
+        stopper = self._stopper
+        ended.addCallback(lambda status: self._stop_command_ended(stopper, status))
         return True
 
     def _stop_command_ended(self, stopper: Child, status: int) -> None:
-        stopper.release_pipes()
         if self._stopper is not stopper or self._ended:
             return
         self._stopper = None

@@ -5,6 +5,7 @@ import os
 import sys
 
 from twisted.internet import reactor
+from twisted.internet.process import ProcessReader
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -12,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from llamaswap.config.schema import HookSettings
 from llamaswap.servers import procfs
 from llamaswap.servers.hooks import HookRunner
+from llamaswap.servers.spawn import Launcher
 from tests.live.product import Product, wait_for
 from tests.live.test_service import chat, config
 
@@ -57,15 +59,22 @@ class CommandTests(TestCase):
     timeout = 30
 
     def run_hook(self, command, timeout=10.0):
-        runner = HookRunner(
-            reactor, lambda: HookSettings(before_load=(command,), timeout=timeout), {"PATH": "/usr/bin:/bin"}, None
-        )
-        return runner.run("before_load", "owl")
+        launcher = Launcher(reactor, reactor, {"PATH": "/usr/bin:/bin"}, "test")
+        self.addCleanup(launcher.close)
+        hooks = HookSettings(before_load=(command,), timeout=timeout)
+        return HookRunner(reactor, lambda: hooks, launcher, None).run("before_load", "owl")
 
     def setUp(self):
         self.events = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+
+    async def tearDown(self):
+        """A command that was killed is reaped a moment after its hook is over."""
+        for _ in range(500):
+            if not any(isinstance(reader, ProcessReader) for reader in reactor.getReaders()):
+                break
+            await deferLater(reactor, 0.01)
 
     def faults(self):
         """What the log says of hooks that failed."""

@@ -13,6 +13,7 @@ from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.routing.router import Router
 from llamaswap.servers.hooks import HookedSupervisor, HookRunner
 from tests.doubles import FakeFleet
+from tests.servers.doubles import scene
 
 
 class Inner:
@@ -34,6 +35,7 @@ class Inner:
 class HookedTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
+        self.launcher = scene().supervisor.launcher
         self.posted = []
         self.answers, self.timeouts = [], []
 
@@ -44,7 +46,7 @@ class HookedTests(SynchronousTestCase):
             self.answers.append(Deferred())
             return self.answers[-1]
 
-        return HookRunner(self.clock, lambda: HookSettings(**hooks), {}, send)
+        return HookRunner(self.clock, lambda: HookSettings(**hooks), self.launcher, send)
 
     def hooked(self, inner, **hooks):
         return HookedSupervisor(inner, "owl", self.runner(**hooks))
@@ -65,7 +67,7 @@ class HookedTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(starting), "endpoint")
 
     def test_runner_is_busy_until_the_last_hook_ends(self):
-        runner = self.runner(after_ready=("http://x/a", "http://x/b", "/no/such 'command"), timeout=5.0)
+        runner = self.runner(after_ready=("http://x/a", "http://x/b", "missing-command"), timeout=5.0)
         runner.run("after_ready", "owl")
         self.assertTrue(runner.busy)
         self.answers[0].callback(HttpResponse(200, b""))
@@ -105,7 +107,7 @@ class HookedTests(SynchronousTestCase):
 
     def test_a_hook_that_cannot_even_be_read_keeps_no_server_from_being_stopped(self):
         """The router would take it for gone, and load the next one beside it."""
-        for entry in ("echo 'unclosed", "", "no-such-program \0"):
+        for entry in ("missing 'unclosed", "", "missing-program \0"):
             inner = Inner("ready")
             self.successResultOf(self.hooked(inner, before_unload=(entry,)).stop(3.0))
             self.assertEqual(inner.calls, [("stop", 3.0)])
@@ -151,6 +153,7 @@ class MeanwhileTests(SynchronousTestCase):
 
     def setUp(self):
         self.clock = Clock()
+        self.launcher = scene().supervisor.launcher
         self.fleet = FakeFleet(self.clock)
         self.asked = []
 
@@ -169,7 +172,7 @@ class MeanwhileTests(SynchronousTestCase):
         self.clock.pump([0.0] * 12)
 
     def router(self, **hooks):
-        runner = HookRunner(self.clock, lambda: HookSettings(**hooks), {}, self.send)
+        runner = HookRunner(self.clock, lambda: HookSettings(**hooks), self.launcher, self.send)
         config = Config(models={"owl": Model("owl", cmd="serve owl")})
         supervise = lambda model, listener: HookedSupervisor(self.fleet(model, listener), model.id, runner)
         router = Router(config, supervise, self.clock, EventBus(lambda error: None))
@@ -193,7 +196,7 @@ class MeanwhileTests(SynchronousTestCase):
 
     def test_it_is_woken_where_it_was_put_to_sleep(self):
         self.router(before_unload=("http://x/u",))
-        runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), {}, self.send)
+        runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), self.launcher, self.send)
         hooked = HookedSupervisor(self.fleet["owl"], "owl", runner)
         asleep, ready = hooked.sleep(3.0), hooked.ensure_ready()
         self.settle()
