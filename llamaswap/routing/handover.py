@@ -56,12 +56,12 @@ class Handover:
                 continue
             # The scheduler first: the supervisor may report during the adoption that the server has exited.
             effects = self._scheduler.adopted(
-                model, snapshot.ready_at, snapshot.idle_since, now, asleep=snapshot.asleep
+                model, snapshot.ready_at, snapshot.idle_since, now, suspended=snapshot.asleep
             )
             if snapshot.asleep:
                 managed.suspended = True
             else:
-                managed.process = ProcessInstance(snapshot.endpoint, self._scheduler.generation(model))
+                managed.process = ProcessInstance(snapshot.endpoint, self._scheduler.state_of(model).generation)
             try:
                 if not managed.supervisor.adopt(snapshot):
                     outdated.append(model)

@@ -10,6 +10,7 @@ from llamaswap.errors import FailureRecord, UnknownModel
 from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest, WaitReason
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
+from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import Forecast
 from llamaswap.servers.supervisor_protocol import ServerStatus
@@ -50,17 +51,17 @@ class ModelQueries:
 
     def forecast(self, model: str) -> Forecast:
         """What a request for this model (id or alias) would cause now."""
-        return self._scheduler.forecast(self.config.real(model) or model)
+        return forecast(self._scheduler, self.config.real(model) or model, self._clock.seconds())
 
     def wait_reason(self, model: str) -> WaitReason | None:
         """What requests for this model wait for now; None if they would be served, or if the model is unknown."""
         loading = self._swaps.wait_reason(model)
         if loading is not None:
             return loading
-        forecast = self._scheduler.forecast(model)
-        if forecast.action != "queue":
+        expected = forecast(self._scheduler, model, self._clock.seconds())
+        if expected.action != "queue":
             return None
-        return WaitReason(f"waiting for {', '.join(forecast.waits_for)} to finish", forecast.waits_for)
+        return WaitReason(f"waiting for {', '.join(expected.waits_for)} to finish", expected.waits_for)
 
     def failing(self) -> list[tuple[FailureRecord, float]]:
         """The stopped models whose last attempts failed, by ascending id, each with the seconds until the next."""
@@ -75,7 +76,7 @@ class ModelQueries:
         """The models that failed when they were last started, by ascending id."""
         return [
             evolve(failure, definition=self._models[model].definition, tail=self._models[model].log_tail)
-            for model, failure in sorted(self._scheduler.failures().items())
+            for model, failure in sorted(self._scheduler.failures.items())
             if model in self._models
         ]
 
@@ -83,7 +84,7 @@ class ModelQueries:
         """The waiting requests: first those whose model is being loaded, then the queue in its order."""
         now = self._clock.seconds()
         joined = [(ticket, 0) for ticket in self._scheduler.joined()]
-        queued = [(ticket, position) for position, ticket in enumerate(self._scheduler.queued(), 1)]
+        queued = [(entry.ticket, entry.position) for entry in self._scheduler.queue]
         return [
             WaitingRequest(ticket.number, ticket.model, position, now - ticket.since, ticket.priority)
             for ticket, position in (*joined, *queued)
@@ -98,9 +99,11 @@ class ModelQueries:
     def health(self) -> HealthSnapshot:
         """Whether requests are moving, for health checks."""
         now = self._clock.seconds()
-        waiting = [*self._scheduler.joined(), *self._scheduler.queued()]
+        waiting = [*self._scheduler.joined(), *(entry.ticket for entry in self._scheduler.queue)]
         oldest = max((now - ticket.since for ticket in waiting), default=None)
-        return HealthSnapshot(oldest, now - self._last_decision, len(waiting), self._lease_count, self._scheduler.swaps)
+        return HealthSnapshot(
+            oldest, now - self._last_decision, len(waiting), self._lease_count, len(self._scheduler.loads)
+        )
 
     @property
     def settled(self) -> bool:

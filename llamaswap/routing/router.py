@@ -173,9 +173,9 @@ class Router(ModelQueries):
         newer = self._pending[waiting.number] = waiting.transfer(on_position)
         waiting.settle(Superseded(waiting.model))
         if on_position is not None:
-            numbers = [ticket.number for ticket in self._scheduler.queued()]
-            if newer.number in numbers:
-                on_position(numbers.index(newer.number) + 1)
+            for entry in self._scheduler.queue:
+                if entry.ticket.number == newer.number:
+                    on_position(entry.position)
         return newer
 
     def _cancelled(self, ticket: Ticket) -> None:

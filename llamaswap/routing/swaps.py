@@ -77,7 +77,7 @@ class Swaps:
 
     async def _run(self, swap: SwapInProgress) -> None:
         effect, began = swap.effect, self._clock.seconds()
-        leaving = [f"{victim} (suspended)" if victim in effect.sleep else victim for victim in effect.evict]
+        leaving = [f"{victim} (suspended)" if victim in effect.suspend else victim for victim in effect.evict]
         self._log.info(
             "loading {model}: {reason}; evicts {evicts}",
             model=effect.model,
@@ -86,7 +86,7 @@ class Swaps:
         )
         self._bus.publish(SwapBegan(effect.generation, effect.model, effect.evict, effect.reason, began, effect.origin))
         await gatherResults(
-            [self.suspend(victim) if victim in effect.sleep else self.stop(victim) for victim in effect.evict]
+            [self.suspend(victim) if victim in effect.suspend else self.stop(victim) for victim in effect.evict]
         )
         stopped = self._clock.seconds()
         while self._start_blockers:
@@ -205,7 +205,7 @@ class Swaps:
         model = managed.config.id
         self._left(managed)
         effects = self._scheduler.suspended(model, self._clock.seconds())
-        if self._scheduler.phase(model) is Phase.ASLEEP:
+        if self._scheduler.phase(model) is Phase.SUSPENDED:
             managed.suspended = True
             self._log.info("{model} is suspended", model=model)
         self._perform(effects)

@@ -62,7 +62,7 @@ class QueuePosition:
 class StartSwap:
     """Stop `evict` (all in parallel), then make `model` ready, then call `swap_finished(generation, error)`.
 
-    The models of `evict` that are in `sleep` are suspended, as in `Suspend`. `waited` is how long the oldest request
+    The models of `evict` that are in `suspend` are suspended, as in `Suspend`. `waited` is how long the oldest request
     for the model has been queued, in seconds; `origin` is that of its ticket.
     """
 
@@ -71,7 +71,7 @@ class StartSwap:
     evict: tuple[str, ...]
     reason: str
     waited: float = 0.0
-    sleep: frozenset[str] = frozenset()
+    suspend: frozenset[str] = frozenset()
     origin: str = ""
 
 

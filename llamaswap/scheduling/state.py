@@ -1,37 +1,50 @@
-"""What the scheduler knows and says: the rules it is given, its picture of servers and requests, its verdicts."""
+"""What the scheduler knows: the rules of the configuration, and its view of models, loads and requests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from math import inf
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
-from llamaswap.errors import LlamaswapError
+from llamaswap.errors import FailureRecord, LlamaswapError
 from llamaswap.scheduling.backoff import Backoff
-from llamaswap.scheduling.effects import Ticket
+from llamaswap.scheduling.effects import Effect, Ticket
 from llamaswap.scheduling.eviction import Eviction
 
 PRIORITY_SCALE = 10.0
 """A priority of this much halves the fairness window: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
 
+MINIMUM_STAY_LOADS = 5.0
+"""How many times its own load time a model may be used by new requests before starved requests make it drain.
 
-# -- what the scheduler is told about the configuration ----------------------------------------------------
+A model that is drained after k load times spends 1 / (k + 1) of the time on loads: a sixth.
+"""
+
+IDLE_LINGER_LOADS = 0.05
+"""How many times its own load time an unused model is kept during its minimum stay, if another model is requested.
+
+Clients that send their next request after each response find the model so, for a twentieth of what a load costs.
+"""
+
+
+# -- rules -------------------------------------------------------------------------------------------------
 
 
 @frozen
 class ModelRules:
-    """One model: `limit` is the explicit bound on requests held for it (0: none), `ttl` idle seconds (0: never).
+    """One model: `limit` is the explicit bound on its requests (0: none), `ttl` its idle seconds (0: unlimited).
 
-    `sleeps`: it is put to sleep instead of being stopped, and stopped after `sleep_ttl` seconds of it (0: never).
-    `cleans`: it has a stop command, which may stop what is left of it when it is not up.
+    `can_suspend`: it is suspended instead of being stopped, and stopped after `suspended_ttl` seconds (0: never).
+    `has_stop_command`: a command may stop what is left of it when it is not up.
     """
 
     limit: int = 0
     ttl: float = 0.0
-    sleeps: bool = False
-    sleep_ttl: float = 0.0
-    cleans: bool = False
+    can_suspend: bool = False
+    suspended_ttl: float = 0.0
+    has_stop_command: bool = False
 
 
 @frozen
@@ -41,7 +54,7 @@ class Rules:
     `fairness_window`: seconds for which requests for a ready model may overtake a waiting one. `max_queue`: how many
     requests may wait for one model without an explicit limit. `pinned`: models that only an operator unloads.
     `backoff`: the pauses between attempts to load a failing model. `max_wait`: seconds a request may be queued (0: no
-    bound). `max_asleep`: how many models may be suspended (0: no bound). `stalled_reader`: seconds a client may read
+    bound). `max_suspended`: how many models may be suspended (0: no bound). `stalled_reader`: seconds a client may read
     nothing while another request waits for its model to finish (0: no bound).
     """
 
@@ -52,14 +65,15 @@ class Rules:
     pinned: frozenset[str] = frozenset()
     backoff: Backoff = Factory(Backoff)
     max_wait: float = 0.0
-    max_asleep: int = 0
+    max_suspended: int = 0
     stalled_reader: float = 0.0
 
     def fairness_window_of(self, ticket: Ticket) -> float:
+        """The fairness window of a request, which its priority shortens."""
         return self.fairness_window * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
 
 
-# -- the picture -------------------------------------------------------------------------------------------
+# -- records -----------------------------------------------------------------------------------------------
 
 
 class Phase(Enum):
@@ -69,38 +83,58 @@ class Phase(Enum):
     LOADING = "loading"
     READY = "ready"
     STOPPING = "stopping"
-    ASLEEP = "asleep"
+    SUSPENDED = "suspended"
 
 
 @define(eq=False)
 class ModelState:
     """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
 
+    `held` counts its requests that wait, are in flight or have just lost their server, `waiting` those that wait.
     `stale`: the process runs an outdated definition; it finishes its requests and is then stopped. `worked_at` is when
-    the present process first finished a request. A stopping model with `suspending` set is about to be suspended; one
-    with `freed_memory` set was suspended before and occupies no memory. A suspended model's `idle_since` is when it
-    was suspended.
+    the present process first finished a request, `load_seconds` how long its load took. A stopping model with
+    `suspending` set is about to be suspended; one with `freed_memory` set was suspended before and occupies no memory.
+    A suspended model's `idle_since` is when it was suspended. `idle_armed`: its idle timer runs.
     """
 
     model: str
     phase: Phase = Phase.STOPPED
     generation: int = 0
     serving: set[int] = Factory(set)
+    held: int = 0
+    waiting: int = 0
     idle_since: float | None = None
-    armed: bool = False
+    idle_armed: bool = False
     stale: bool = False
+    load_began: float = 0.0
+    load_seconds: float = 0.0
     ready_at: float = 0.0
     worked_at: float | None = None
     suspending: bool = False
     freed_memory: bool = False
 
     @property
-    def takes_room(self) -> bool:
-        return self.phase not in (Phase.STOPPED, Phase.ASLEEP) and not self.freed_memory
+    def uses_memory(self) -> bool:
+        """Whether it is up, on its way up, or on its way down from there."""
+        return self.phase not in (Phase.STOPPED, Phase.SUSPENDED) and not self.freed_memory
+
+    @property
+    def stay_end(self) -> float:
+        """The end of its minimum stay: until then starved requests do not keep new requests from it."""
+        if self.phase is Phase.READY:
+            return self.ready_at + MINIMUM_STAY_LOADS * self.load_seconds
+        return inf if self.phase is Phase.LOADING else 0.0
+
+    @property
+    def linger_end(self) -> float:
+        """Until when it is not evicted although it is unused; in the past if it was unused for long enough."""
+        if self.phase is not Phase.READY or self.idle_since is None:
+            return 0.0
+        return min(self.stay_end, self.idle_since + IDLE_LINGER_LOADS * self.load_seconds)
 
 
 class RequestStage(Enum):
-    """Where a request stands."""
+    """How far a request has come."""
 
     QUEUED = "queued"
     JOINED = "joined"
@@ -109,10 +143,10 @@ class RequestStage(Enum):
 
 @define(eq=False)
 class QueuedRequest:
-    """A ticket and where it stands. `swap` is the generation it joined, `deadline` the end of its fairness window."""
+    """A ticket and its stage. `swap` is the generation it joined, `deadline` the end of its fairness window."""
 
     ticket: Ticket
-    where: RequestStage
+    stage: RequestStage
     deadline: float = 0.0
     position: int = 0
     swap: int = 0
@@ -121,7 +155,7 @@ class QueuedRequest:
 
 @define(eq=False)
 class ActiveSwap:
-    """A load under way: `evict` goes for it, `waiters` are its requests by number, `restore` comes back if it fails."""
+    """A load that runs: `evict` leave for it, `waiters` are its requests by number, `restore` return if it fails."""
 
     generation: int
     model: str
@@ -132,59 +166,18 @@ class ActiveSwap:
 
 @frozen
 class Reservation:
-    """The right to the next load, of a request that has waited for longer than its fairness window."""
+    """The right of a starved request to the next load. `closed` are those of `evict` that get no new requests."""
 
     model: str
     evict: frozenset[str]
-
-
-# -- verdicts ----------------------------------------------------------------------------------------------
-
-
-@frozen
-class GrantNow:
-    """Ready: grant."""
-
-
-@frozen
-class JoinSwap:
-    """Being loaded: wait with the others."""
-
-    generation: int
-
-
-@frozen
-class StartNow:
-    """Load it now; `abandon` are swaps nobody waits for that stand in its way."""
-
-    evict: tuple[str, ...]
-    abandon: tuple[int, ...]
-
-
-@frozen
-class WaitFor:
-    """Not now. `evict` is what would have to go, `behind` what is waited for (models)."""
-
-    evict: tuple[str, ...]
-    behind: tuple[str, ...]
-
-
-@frozen
-class RefuseForever:
-    """Not while things are as they are, however long one waits."""
-
-    error: LlamaswapError
-
-
-Verdict = GrantNow | JoinSwap | StartNow | WaitFor | RefuseForever
-GRANT_NOW = GrantNow()
+    closed: frozenset[str]
 
 
 @frozen
 class Forecast:
     """What a request for a model would meet now: `action` is serve, join, load, queue or refuse.
 
-    `evicts` would go, `waits_for` is what stands in the way, `reason` the rule behind it in words.
+    `evicts` would be evicted, `waits_for` is in the way, `reason` names the rule in words.
     """
 
     model: str
@@ -192,3 +185,65 @@ class Forecast:
     evicts: tuple[str, ...] = ()
     waits_for: tuple[str, ...] = ()
     reason: str = ""
+
+
+# -- the whole ---------------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class SchedulerState:
+    """Everything the scheduler has learned, and the questions about it. Only `Scheduler` changes it."""
+
+    rules: Rules
+    models: dict[str, ModelState] = field(factory=dict, init=False)
+    loads: dict[int, ActiveSwap] = field(factory=dict, init=False)
+    requests: dict[int, QueuedRequest] = field(factory=dict, init=False)
+    reservations: list[Reservation] = field(factory=list, init=False)
+    closed_models: frozenset[str] = field(default=frozenset(), init=False)
+    failures: dict[str, FailureRecord] = field(factory=dict, init=False)
+    stalled_readers: dict[int, float] = field(factory=dict, init=False)
+    shutdown_error: LlamaswapError | None = field(default=None, init=False)
+    _effects: list[Effect] = field(factory=list, init=False)
+
+    def can_grant(self, model: str) -> bool:
+        """Whether a request for `model` would be granted at once: rule 1 of the decision tree."""
+        server = self.models.get(model)
+        if server is None or server.phase is not Phase.READY or server.stale or model in self.closed_models:
+            return False
+        rules = self.rules.models.get(model)
+        if rules is None or self.shutdown_error is not None:
+            return False
+        return not rules.limit or server.held < rules.limit
+
+    def in_backoff(self, model: str, now: float) -> bool:
+        """Whether no request may start this model yet, because it failed repeatedly."""
+        failure = self.failures.get(model)
+        return failure is not None and now < failure.until
+
+    def joined(self) -> list[Ticket]:
+        """The requests that wait for a load that runs."""
+        return [entry.ticket for swap in self.loads.values() for entry in swap.waiters.values()]
+
+    def state_of(self, model: str) -> ModelState:
+        """The state of a model, created if nothing is known of it."""
+        return self.models.get(model) or self.models.setdefault(model, ModelState(model))
+
+    def phase(self, model: str) -> Phase:
+        """How the scheduler sees this model."""
+        server = self.models.get(model)
+        return Phase.STOPPED if server is None else server.phase
+
+    def idle_since(self, model: str) -> float | None:
+        """Since when a ready model is unused, or a suspended one suspended; None in any other case."""
+        server = self.models.get(model)
+        return server.idle_since if server is not None else None
+
+    def running(self, target: str) -> tuple[str, ...]:
+        """All models besides the target that use memory, in ascending order."""
+        return tuple(sorted(model for model, server in self.models.items() if server.uses_memory and model != target))
+
+    @property
+    def settled(self) -> bool:
+        """Whether no request is served or waits, and every server is ready, suspended or stopped."""
+        quiet = (Phase.STOPPED, Phase.READY, Phase.SUSPENDED)
+        return not self.requests and all(server.phase in quiet for server in self.models.values())

@@ -18,7 +18,7 @@ def sleepers(**servers: tuple[str, int]) -> set[str]:
         name: Model(name, cmd="serve", sleep=NAP, endpoint=Endpoint("http", host, port, "", ""))
         for name, (host, port) in servers.items()
     }
-    return {name for name, rules in rules_of(Config(models=models)).models.items() if rules.sleeps}
+    return {name for name, rules in rules_of(Config(models=models)).models.items() if rules.can_suspend}
 
 
 class SleepTests(SynchronousTestCase):

@@ -20,8 +20,9 @@ from llamaswap.errors import (
     WaitedTooLong,
 )
 from llamaswap.scheduling.effects import ArmIdle, DisarmIdle, Grant, Stop, Ticket
+from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.policies.groups import GroupEviction
-from llamaswap.scheduling.scheduler import MANY_WAITERS, MANY_WAITERS_PAUSE
+from llamaswap.scheduling.scheduler import LONG_QUEUE, RECONSIDER_DELAY
 from llamaswap.scheduling.state import ModelRules, Phase
 from tests.scheduling.world import World, swapping, world
 
@@ -132,7 +133,7 @@ class QueueTests(SynchronousTestCase):
         here.load_all()
         for model, priority in (("b", 0), ("c", 5), ("d", 5), ("e", 9)):
             here.request(model, priority)
-        self.assertEqual([ticket.model for ticket in here.scheduler.queued()], ["e", "c", "d", "b"])
+        self.assertEqual([ticket.model for ticket in here.queued()], ["e", "c", "d", "b"])
         here.end(busy)
         for _ in range(4):
             here.load_all()
@@ -186,7 +187,7 @@ class QueueTests(SynchronousTestCase):
         here = swapping()
         only = here.request("a")
         here.cancel(only)
-        self.assertEqual(here.scheduler.swaps, 1, "nothing else wants the room")
+        self.assertEqual(len(here.scheduler.loads), 1, "nothing else wants the room")
         here.request("b")
         here.load_all()
         self.assertEqual(here.served, ["b"])
@@ -234,24 +235,24 @@ class CrowdTests(SynchronousTestCase):
         before = here.placed
         for ticket in leaving:
             here.cancel(ticket)
-        here.advance(MANY_WAITERS_PAUSE)
+        here.advance(RECONSIDER_DELAY)
         return here.placed - before
 
     def test_hundreds_that_leave_at_once_do_not_each_have_all_the_others_told(self) -> None:
         here, tickets = self.crowd()
         self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
-        self.assertEqual(here.scheduler.queued(), [])
+        self.assertEqual(here.queued(), [])
 
     def test_nor_those_who_have_waited_for_long(self) -> None:
         here, tickets = self.crowd()
         here.advance(60.0)
         self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
-        self.assertEqual(here.scheduler.queued(), [])
+        self.assertEqual(here.queued(), [])
 
     def test_who_stays_knows_its_place_a_moment_later(self) -> None:
         here, tickets = self.crowd()
         self.placed_while(here, tickets[::2])
-        queued = here.scheduler.queued()
+        queued = here.queued()
         self.assertEqual([ticket.number for ticket in queued], [ticket.number for ticket in tickets[1::2]])
         self.assertEqual([here.positions[ticket.number] for ticket in queued], list(range(1, len(queued) + 1)))
 
@@ -260,12 +261,12 @@ class CrowdTests(SynchronousTestCase):
         here.advance(2.0)
         late = here.request("a")
         self.assertNotIn(late.number, here.granted, "b and c have waited for long")
-        for ticket in tickets[: -MANY_WAITERS // 2]:
+        for ticket in tickets[: -LONG_QUEUE // 2]:
             here.cancel(ticket)
-        here.advance(MANY_WAITERS_PAUSE)
-        for ticket in tickets[-MANY_WAITERS // 2 :]:
+        here.advance(RECONSIDER_DELAY)
+        for ticket in tickets[-LONG_QUEUE // 2 :]:
             here.cancel(ticket)
-        here.advance(MANY_WAITERS_PAUSE)
+        here.advance(RECONSIDER_DELAY)
         self.assertIn(late.number, here.granted)
 
     def test_a_model_that_a_whole_crowd_claimed_is_free_again_when_all_of_it_left_at_once(self) -> None:
@@ -273,7 +274,7 @@ class CrowdTests(SynchronousTestCase):
         here.advance(2.0)
         for ticket in tickets:
             here.cancel(ticket)
-        here.advance(MANY_WAITERS_PAUSE)
+        here.advance(RECONSIDER_DELAY)
         self.assertIn(here.request("a").number, here.granted)
 
 
@@ -386,7 +387,7 @@ class FairnessTests(SynchronousTestCase):
         here.advance(6.0)
         here.request("c", 9)
         here.advance(8.0)
-        self.assertEqual([ticket.model for ticket in here.scheduler.queued()], ["b", "c"])
+        self.assertEqual([ticket.model for ticket in here.queued()], ["b", "c"])
         here.end(busy)
         here.load_all()
         self.assertIn(patient.number, here.granted)
@@ -405,17 +406,60 @@ class FairnessTests(SynchronousTestCase):
         here.load_all()
         self.assertIn(waiting.number, here.granted)
 
-    def test_requests_do_not_join_a_load_past_a_claim_on_its_room(self) -> None:
+    def test_requests_join_a_load_although_a_starved_request_waits_for_its_model(self) -> None:
         here = swapping()
         here.request("a")
-        here.request("b")
+        waiting = here.request("b")
         here.advance(10.0)
-        late = here.request("a")
+        joined = here.request("a")
         here.load_all()
-        self.assertNotIn(late.number, here.granted)
-        here.end(next(iter(here.granted.values())))
+        self.assertIn(joined.number, here.granted)
+        overtaker = here.request("a")
+        self.assertIn(overtaker.number, here.granted)
+        self.assertIn(waiting.number, here.waiting)
+
+    def test_starved_request_closes_a_model_at_the_end_of_its_minimum_stay(self) -> None:
+        here = swapping()
+        stream = here.request("a")
+        here.advance(2.0)
         here.load_all()
-        self.assertEqual(here.served, ["a", "b"])
+        here.request("b")
+        here.advance(9.9)
+        self.assertIn(here.request("a").number, here.granted)
+        here.advance(0.1)
+        closed = here.request("a")
+        self.assertIn(closed.number, here.waiting)
+        for number in here.serving("a"):
+            here.end(here.granted[number])
+        here.load_all()
+        self.assertEqual(here.served[-1], "b")
+        self.assertNotIn(stream.number, here.granted)
+
+    def test_unused_model_lingers_for_a_moment_in_its_minimum_stay_and_then_yields(self) -> None:
+        here = swapping()
+        stream = here.request("a")
+        here.advance(10.0)
+        here.load_all()
+        here.request("b")
+        here.end(stream)
+        self.assertEqual(len(here.swaps), 1)
+        here.advance(0.4)
+        again = here.request("a")
+        self.assertIn(again.number, here.granted, "its client found the model still loaded")
+        here.end(again)
+        here.advance(0.5)
+        here.load_all()
+        self.assertEqual(here.served, ["a", "a", "b"])
+
+    def test_model_that_is_unused_for_long_enough_yields_at_once(self) -> None:
+        here = swapping()
+        stream = here.request("a")
+        here.advance(10.0)
+        here.load_all()
+        here.end(stream)
+        here.advance(0.5)
+        here.request("b")
+        self.assertEqual([swap.evict for swap in here.swaps], [(), ("a",)])
 
     def test_a_claim_ends_with_its_client(self) -> None:
         here = swapping()
@@ -663,7 +707,7 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(here.scheduler.requested(again, here.now), [DisarmIdle("a"), Grant(again)])
 
 
-SLEEPS = ModelRules(sleeps=True)
+SLEEPS = ModelRules(can_suspend=True)
 
 
 class SleepTests(SynchronousTestCase):
@@ -671,7 +715,7 @@ class SleepTests(SynchronousTestCase):
         here = loaded(swapping(a=SLEEPS), "a")
         here.end(here.request("a"))
         ticket = here.request("b")
-        self.assertEqual([(swap.evict, swap.sleep) for swap in here.swaps], [(("a",), {"a"})])
+        self.assertEqual([(swap.evict, swap.suspend) for swap in here.swaps], [(("a",), {"a"})])
         here.load_all()
         self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
         here.end(ticket)
@@ -691,7 +735,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(evictions(here), [("c", ())])
 
     def test_idleness_is_sleep_first_and_a_stop_later(self) -> None:
-        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True, sleep_ttl=60.0)), "a")
+        here = loaded(swapping(a=ModelRules(ttl=5.0, can_suspend=True, suspended_ttl=60.0)), "a")
         here.advance(5.0)
         self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "idle")])
         here.stopped("a")
@@ -701,14 +745,14 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "idle")])
 
     def test_without_a_limit_it_sleeps_for_ever(self) -> None:
-        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True)), "a")
+        here = loaded(swapping(a=ModelRules(ttl=5.0, can_suspend=True)), "a")
         here.advance(5.0)
         here.stopped("a")
         here.advance(1e6)
         self.assertEqual((here.asleep, here.stops), ({"a"}, []))
 
     def test_a_request_ends_the_time_to_sleep(self) -> None:
-        here = loaded(swapping(a=ModelRules(ttl=5.0, sleeps=True, sleep_ttl=60.0)), "a")
+        here = loaded(swapping(a=ModelRules(ttl=5.0, can_suspend=True, suspended_ttl=60.0)), "a")
         here.advance(5.0)
         here.stopped("a")
         here.request("a")
@@ -728,24 +772,24 @@ class SleepTests(SynchronousTestCase):
             here.die_asleep("a")
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "crash")])
         here.stopped("a")
-        self.assertEqual(here.scheduler.failures(), {})
-        self.assertEqual(here.scheduler.forecast("a").action, "load")
+        self.assertEqual(here.scheduler.failures, {})
+        self.assertEqual(forecast(here.scheduler, "a", here.now).action, "load")
 
     def test_too_many_asleep_and_the_one_that_sleeps_longest_is_stopped(self) -> None:
         here = swapping(**dict.fromkeys("abcd", SLEEPS))
-        here.rules = here.scheduler.rules = evolve(here.rules, max_asleep=2)
+        here.rules = here.scheduler.rules = evolve(here.rules, max_suspended=2)
         for model in "abc":
             loaded(here, model)
             here.advance(1.0)
         self.assertEqual(here.asleep, {"a", "b"})
         loaded(here, "d")
         self.assertEqual(here.asleep, {"b", "c"})
-        here.retune(evolve(here.rules, max_asleep=1))
+        here.retune(evolve(here.rules, max_suspended=1))
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("b",), "asleep")])
 
     def test_a_pinned_one_is_woken_and_never_stopped_for_its_sleep(self) -> None:
-        here = swapping(**dict.fromkeys("abc", ModelRules(sleeps=True, sleep_ttl=5.0)))
-        here.rules = here.scheduler.rules = evolve(here.rules, max_asleep=1)
+        here = swapping(**dict.fromkeys("abc", ModelRules(can_suspend=True, suspended_ttl=5.0)))
+        here.rules = here.scheduler.rules = evolve(here.rules, max_suspended=1)
         loaded(here, "a", "b")
         here.pin("a")
         self.assertEqual(here.idle, {})
@@ -759,7 +803,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(here.stopping, {"a", "b"})
         here.retune(evolve(here.rules, models={model: ModelRules() for model in "bcde"}))
         here.request("d")
-        self.assertEqual(here.swaps[-1].sleep, frozenset())
+        self.assertEqual(here.swaps[-1].suspend, frozenset())
 
     def test_one_on_its_way_to_sleep_is_stopped_where_its_definition_changes(self) -> None:
         here = loaded(swapping(a=SLEEPS), "a")
@@ -777,7 +821,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
 
     def test_it_begins_with_those_that_slept_before(self) -> None:
-        here = swapping(a=ModelRules(sleeps=True, sleep_ttl=60.0))
+        here = swapping(a=ModelRules(can_suspend=True, suspended_ttl=60.0))
         here.adopt_asleep("a", idle=50.0)
         self.assertTrue(here.scheduler.settled)
         self.assertEqual(here.scheduler.idle_since("a"), here.now - 50.0)
@@ -833,9 +877,9 @@ class UnloadTests(SynchronousTestCase):
         here.unload("a")
         self.assertEqual(here.stopping, {"a"})
         here.stopped("a")
-        self.assertEqual(here.scheduler.held("a"), 1)
+        self.assertEqual(here.scheduler.models["a"].held, 1)
         here.end(ticket)
-        self.assertEqual(here.scheduler.held("a"), 0)
+        self.assertEqual(here.scheduler.models["a"].held, 0)
 
     def test_a_model_that_is_stopping_already_is_told_again(self) -> None:
         here = loaded(swapping(), "a")
@@ -936,7 +980,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.request("a")
         here.fail("a")
         here.load_all()
-        self.assertEqual(here.scheduler.failures()["a"].count, 5)
+        self.assertEqual(here.scheduler.failures["a"].count, 5)
         here.unload("a")
         here.request("a")
         self.assertEqual(here.spawns, {"a": 6}, "an operator's unload makes a new start")
@@ -981,7 +1025,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.advance(2.0)
         here.crash("a")
         here.load_all()
-        self.assertEqual(here.scheduler.failures()["a"].count, 1)
+        self.assertEqual(here.scheduler.failures["a"].count, 1)
         here.request("a")
         self.assertEqual(here.spawns, {"a": 3})
 
@@ -990,7 +1034,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.crash("a")
         here.load_all()
         loaded(here, "a", "b")
-        self.assertEqual(dict(here.scheduler.failures()), {})
+        self.assertEqual(dict(here.scheduler.failures), {})
 
 
 class PinTests(SynchronousTestCase):
@@ -1105,19 +1149,19 @@ class EndTests(SynchronousTestCase):
 class ForecastTests(SynchronousTestCase):
     def test_it_says_what_a_request_would_do_and_does_nothing(self) -> None:
         here = swapping()
-        self.assertEqual(here.scheduler.forecast("a").action, "load")
+        self.assertEqual(forecast(here.scheduler, "a", here.now).action, "load")
         ticket = here.request("a")
-        self.assertEqual(here.scheduler.forecast("a").action, "join")
+        self.assertEqual(forecast(here.scheduler, "a", here.now).action, "join")
         here.load_all()
-        self.assertEqual(here.scheduler.forecast("a").action, "serve")
-        queue = here.scheduler.forecast("b")
+        self.assertEqual(forecast(here.scheduler, "a", here.now).action, "serve")
+        queue = forecast(here.scheduler, "b", here.now)
         self.assertEqual((queue.action, queue.evicts, queue.waits_for), ("queue", ("a",), ("a",)))
         here.end(ticket)
-        load = here.scheduler.forecast("b")
+        load = forecast(here.scheduler, "b", here.now)
         self.assertEqual((load.action, load.evicts, load.reason), ("load", ("a",), "relation"))
         here.pin("a")
-        refuse = here.scheduler.forecast("b")
+        refuse = forecast(here.scheduler, "b", here.now)
         self.assertEqual(refuse.action, "refuse")
         self.assertIn("pinned", refuse.reason)
-        self.assertEqual(here.scheduler.forecast("zebra").action, "refuse")
+        self.assertEqual(forecast(here.scheduler, "zebra", here.now).action, "refuse")
         self.assertEqual(len(here.swaps), 1)

@@ -48,7 +48,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self, conflicts, known, fairness_window, max_queue, max_wait, max_asleep, there, asleep):
         relation = Conflicts(frozenset(conflicts))
         rules = Rules(
-            *(known, relation, fairness_window, max_queue), max_wait=max_wait, max_asleep=max_asleep, stalled_reader=5.0
+            *(known, relation, fairness_window, max_queue),
+            max_wait=max_wait,
+            max_suspended=max_asleep,
+            stalled_reader=5.0,
         )
         self.world = World(rules, relation)
         for model in there:
@@ -139,7 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stale, removed = data.draw(st.sets(models, max_size=2)), data.draw(st.sets(models, max_size=1))
         world = self.world
         known = data.draw(model_rules)
-        if any(known.limit and world.scheduler.held(model) > known.limit for model in MODELS):
+        if any(known.limit and state.held > known.limit for state in world.scheduler.models.values()):
             known = evolve(known, limit=0)
         rules = {model: known for model in MODELS if model not in removed}
         world.retune(evolve(world.rules, models=rules, pinned=world.rules.pinned - removed), *sorted(stale - removed))
@@ -167,11 +170,13 @@ class SchedulerMachine(RuleBasedStateMachine):
                 world.started(world.startable()[0])
             elif world.late:
                 world.deliver_late()
+            elif world.lingering():
+                world.advance(1.0)
             else:
                 break
             world.check()
         assert not world.waiting, f"{list(world.waiting.values())} still wait"
-        assert world.scheduler.swaps == 0
+        assert not world.scheduler.loads
         assert not world.outdated
         waiting = world.requests("a", "b") if {"a", "b"} <= world.rules.models.keys() else []
         world.perform(world.scheduler.shutdown(ShuttingDown()))

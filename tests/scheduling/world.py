@@ -30,7 +30,7 @@ from llamaswap.scheduling.effects import (
     Ticket,
 )
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.state import ModelRules, Phase, Rules
+from llamaswap.scheduling.state import IDLE_LINGER_LOADS, MINIMUM_STAY_LOADS, ModelRules, ModelState, Phase, Rules
 
 
 def pairs(*conflicts: str) -> frozenset[frozenset[str]]:
@@ -56,6 +56,7 @@ class Conflicts:
 class Load:
     swap: StartSwap
     awaited: set[str]
+    began: float
     abandoned: bool = False
     started: bool = False
 
@@ -88,6 +89,9 @@ class World:
     interrupted: list[tuple[int, float, str]] = Factory(list)
     placed: int = 0
     late: list[tuple[int, LlamaswapError | None]] = Factory(list)
+    load_seconds: dict[str, float] = Factory(dict)
+    stay_end: dict[str, float] = Factory(dict)
+    unused_since: dict[str, float] = Factory(dict)
     swaps: list[StartSwap] = Factory(list)
     stops: list[Stop] = Factory(list)
     sleeps: list[Suspend] = Factory(list)
@@ -107,9 +111,9 @@ class World:
 
     def adopt_asleep(self, model: str, idle: float = 1.0) -> None:
         """It slept before everything began."""
-        if model not in self.alive | self.asleep and self.rules.models[model].sleeps:
+        if model not in self.alive | self.asleep and self.rules.models[model].can_suspend:
             self.asleep.add(model)
-            self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now, asleep=True))
+            self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now, suspended=True))
 
     def request(self, model: str, priority: int = 0) -> Ticket:
         self.last_number += 1
@@ -130,11 +134,13 @@ class World:
         self.waiting.pop(ticket.number, None)
         self.granted.pop(ticket.number, None)
         self.cut.pop(ticket.number, None)
+        self.unused_since[ticket.model] = self.now
         self.perform(self.scheduler.cancelled(ticket, self.now))
 
     def end(self, ticket: Ticket) -> None:
         if not self.granted.pop(ticket.number, None):
             self.cut.pop(ticket.number)
+        self.unused_since[ticket.model] = self.now
         self.perform(self.scheduler.served(ticket, self.now))
 
     def reader_stalled(self, ticket: Ticket, since: float) -> None:
@@ -167,7 +173,11 @@ class World:
         assert load.started
         if error is None:
             self.woken.discard(load.swap.model)
-            self.ready.add(load.swap.model)
+            model, seconds = load.swap.model, self.now - load.began
+            self.ready.add(model)
+            self.load_seconds[model] = seconds
+            self.stay_end[model] = self.now + MINIMUM_STAY_LOADS * seconds
+            self.unused_since[model] = self.now
         # A failed start may leave something behind: it takes up room until it has been stopped.
         self.perform(self.scheduler.swap_finished(generation, error, self.now))
 
@@ -304,6 +314,17 @@ class World:
                     self.spawns[model] = self.spawns.get(model, 0) + 1
                 load.started = True
 
+    def queued(self) -> list[Ticket]:
+        return [entry.ticket for entry in self.scheduler.queue]
+
+    def lingering(self) -> set[str]:
+        """The unused models that may be kept for a moment: they were loaded, or used, only just now."""
+        return {
+            model
+            for model in self.ready
+            if self.now < self.unused_since.get(model, self.now) + IDLE_LINGER_LOADS * self.load_seconds.get(model, 0.0)
+        }
+
     def serving(self, model: str) -> list[int]:
         return [number for number, ticket in self.granted.items() if ticket.model == model]
 
@@ -367,7 +388,8 @@ class World:
         for other in self.waiting.values():
             impatient = other.since + self.rules.fairness_window_of(other)
             rivals = frozenset((other.model, ticket.model)) in self.conflicts.pairs
-            assert not (rivals and impatient < ticket.since), (
+            stays = self.now <= self.stay_end.get(ticket.model, 0.0)
+            assert stays or not (rivals and impatient < ticket.since), (
                 f"{ticket} overtakes {other}, which has waited long enough"
             )
         self.granted[ticket.number] = ticket
@@ -382,14 +404,14 @@ class World:
             rests = victim in self.asleep and victim not in self.stopping and not self.begun(victim)
             assert not rests, f"{victim}, which takes up no room, evicted"
             if self.up(victim) and victim in self.ready and self.may_sleep(victim):
-                assert victim in swap.sleep, f"{victim} is stopped, but could sleep"
-        assert all(victim in self.stopping or self.may_sleep(victim) for victim in swap.sleep)
+                assert victim in swap.suspend, f"{victim} is stopped, but could sleep"
+        assert all(victim in self.stopping or self.may_sleep(victim) for victim in swap.suspend)
         assert not any(load.swap.model == swap.model and not load.abandoned for load in self.loads.values()), (
             f"two loads of {swap.model} at once"
         )
         self.swaps.append(swap)
-        self.loads[swap.generation] = Load(swap, set(swap.evict))
-        self.dozing = self.dozing - (set(swap.evict) - swap.sleep) | swap.sleep - self.stopping
+        self.loads[swap.generation] = Load(swap, set(swap.evict), self.now)
+        self.dozing = self.dozing - (set(swap.evict) - swap.suspend) | swap.suspend - self.stopping
         self.stopping.update(swap.evict)
 
     def begun(self, model: str) -> bool:
@@ -397,7 +419,7 @@ class World:
         return any(load.swap.model == model for load in self.loads.values())
 
     def may_sleep(self, model: str) -> bool:
-        return model in self.rules.models and self.rules.models[model].sleeps and model not in self.outdated
+        return model in self.rules.models and self.rules.models[model].can_suspend and model not in self.outdated
 
     def check_sleep(self, sleep: Suspend) -> None:
         self.sleeps.append(sleep)
@@ -435,22 +457,24 @@ class World:
         for model in settled:
             phase = self.scheduler.phase(model)
             loading = any(load.swap.model == model and not load.abandoned for load in self.loads.values())
-            assert phase is (Phase.LOADING if loading else Phase.ASLEEP), f"{model} sleeps and is {phase}"
-        if self.rules.max_asleep:
+            assert phase is (Phase.LOADING if loading else Phase.SUSPENDED), f"{model} sleeps and is {phase}"
+        if self.rules.max_suspended:
             settled -= {load.swap.model for load in self.loads.values()}
             kept = len(settled & self.rules.pinned)
-            assert len(settled) <= max(self.rules.max_asleep, kept), f"{sorted(settled)} sleep"
+            assert len(settled) <= max(self.rules.max_suspended, kept), f"{sorted(settled)} sleep"
         if self.waiting:
-            moving = self.stopping or self.granted or self.loads or self.late
+            moving = self.stopping or self.granted or self.loads or self.late or self.lingering()
             assert moving, f"{sorted(self.waiting)} wait and nothing moves"
         for model in set("abcde"):
             books = [*self.waiting.values(), *self.granted.values(), *self.cut.values()]
             held = sum(ticket.model == model for ticket in books)
-            assert self.scheduler.held(model) == held, f"{model}: {self.scheduler.held(model)} held, not {held}"
-            assert self.scheduler.serving(model) in (0, len(self.serving(model)))
+            state = self.scheduler.models.get(model, ModelState(model))
+            assert state.held == held, f"{model}: {state.held} held, not {held}"
+            assert state.waiting == sum(ticket.model == model for ticket in self.waiting.values())
+            assert len(state.serving) in (0, len(self.serving(model)))
             limit = self.rules.models[model].limit if model in self.rules.models else 0
             assert not limit or held <= limit
-        queued = [ticket.number for ticket in self.scheduler.queued()]
+        queued = [ticket.number for ticket in self.queued()]
         assert [self.positions[number] for number in queued] == list(range(1, len(queued) + 1))
 
 

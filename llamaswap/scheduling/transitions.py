@@ -1,0 +1,190 @@
+"""Transitions: the changes of one model's or one request's state, each with its effects. They decide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import define, field
+
+from llamaswap.errors import LlamaswapError
+from llamaswap.scheduling.effects import (
+    AbandonSwap,
+    ArmIdle,
+    DisarmIdle,
+    Effect,
+    Grant,
+    Refuse,
+    StartSwap,
+    Stop,
+    Suspend,
+    Ticket,
+)
+from llamaswap.scheduling.planner import StartNow
+from llamaswap.scheduling.state import ActiveSwap, ModelState, Phase, QueuedRequest, RequestStage, SchedulerState
+from llamaswap.scheduling.wait_queue import WaitQueue
+
+
+@define(eq=False)
+class Transitions(SchedulerState):
+    """The scheduler's state with what changes it. Effects are collected until an input returns them."""
+
+    queue: WaitQueue = field(factory=WaitQueue, init=False)
+    _restore: dict[str, None] = field(factory=dict, init=False)
+    _generation: int = field(default=0, init=False)
+
+    def _take_effects(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def _accept(self, ticket: Ticket, stage: RequestStage, server: ModelState) -> QueuedRequest:
+        entry = self.requests[ticket.number] = QueuedRequest(ticket, stage)
+        server.held += 1
+        if stage is RequestStage.QUEUED:
+            server.waiting += 1
+        return entry
+
+    def _grant(self, entry: QueuedRequest, server: ModelState) -> None:
+        if entry.stage is not RequestStage.SERVING:
+            entry.stage = RequestStage.SERVING
+            server.waiting -= 1
+        server.serving.add(entry.ticket.number)
+        server.idle_since = None
+        self._disarm_idle(server)
+        self._effects.append(Grant(entry.ticket))
+
+    def _forget(self, entry: QueuedRequest) -> None:
+        """The request has ended, wherever it stood."""
+        server = self.models[entry.ticket.model]
+        self.stalled_readers.pop(entry.ticket.number, None)
+        del self.requests[entry.ticket.number]
+        server.held -= 1
+        if entry.stage is not RequestStage.SERVING:
+            server.waiting -= 1
+        self._discard_unused(server)
+
+    def _discard_unused(self, server: ModelState) -> None:
+        """Drop the state of a model that is not configured, once it has no process and no request."""
+        if not server.held and server.phase is Phase.STOPPED and server.model not in self.rules.models:
+            self.models.pop(server.model, None)
+
+    def _refuse(self, entry: QueuedRequest, error: LlamaswapError) -> None:
+        self._forget(entry)
+        self._effects.append(Refuse(entry.ticket, error))
+
+    def _refuse_queued(self, error: LlamaswapError, model: str | None = None) -> None:
+        """Refuse the queued requests for a model (None: for all models)."""
+        for entry in [*self.queue]:
+            if model is None or entry.ticket.model == model:
+                self.queue.remove(entry)
+                self._refuse(entry, error)
+
+    def _join(self, entry: QueuedRequest, swap: ActiveSwap) -> None:
+        entry.stage = RequestStage.JOINED
+        entry.swap = swap.generation
+        entry.starved = False
+        swap.waiters[entry.ticket.number] = entry
+
+    # -- loads ---------------------------------------------------------------------------------------------
+
+    def _start(self, model: str, verdict: StartNow, entry: QueuedRequest | None, now: float) -> None:
+        """Load a model for a request; without one it returns to where it was before a failed swap."""
+        for generation in verdict.abandon:
+            self._abandon(self.loads[generation], may_suspend=True)
+        victims = [self.models[victim] for victim in verdict.evict]
+        restore = tuple(victim.model for victim in victims if victim.phase is Phase.READY)
+        suspend = frozenset(victim.model for victim in victims if self._may_suspend(victim))
+        reason = self.rules.evict.explain(model, self.running(model)) if entry else "back after a failed start"
+        for victim in victims:
+            self._leave(victim)
+            victim.suspending = victim.model in suspend
+        self._generation += 1
+        server = self.state_of(model)
+        self._disarm_idle(server)
+        server.phase = Phase.LOADING
+        server.generation = self._generation
+        server.load_began = now
+        server.idle_since = None
+        server.stale = server.suspending = server.freed_memory = False
+        self._restore.pop(model, None)
+        swap = ActiveSwap(self._generation, model, frozenset(verdict.evict), {}, restore)
+        self.loads[swap.generation] = swap
+        waited, origin = (now - entry.ticket.since, entry.ticket.origin) if entry else (0.0, "restored")
+        self._effects.append(StartSwap(swap.generation, model, verdict.evict, reason, waited, suspend, origin))
+        if entry:
+            self._join(entry, swap)
+
+    def _abandon(self, swap: ActiveSwap, may_suspend: bool = False) -> list[QueuedRequest]:
+        """Give up a load; returns its requests. Models that leave for it go on leaving."""
+        del self.loads[swap.generation]
+        self._effects.append(AbandonSwap(swap.generation, swap.model))
+        server = self.models[swap.model]
+        if may_suspend:
+            self._suspend_or_stop(server, "abandoned")
+        else:
+            self._stop([server], "abandoned")
+        return list(swap.waiters.values())
+
+    # -- servers -------------------------------------------------------------------------------------------
+
+    def _may_suspend(self, server: ModelState) -> bool:
+        """Whether a server that has to leave is suspended. One that is loading is, if it was only being resumed."""
+        rules = self.rules.models.get(server.model)
+        up = server.phase in (Phase.READY, Phase.LOADING) and not server.stale
+        return server.suspending or (up and rules is not None and rules.can_suspend)
+
+    def _suspend_or_stop(self, server: ModelState, why: str) -> None:
+        if not self._may_suspend(server):
+            self._stop([server], why)
+            return
+        self._leave(server)
+        server.suspending = True
+        self._effects.append(Suspend((server.model,), why))
+
+    def _limit_suspended(self) -> None:
+        """Stop the models that have been suspended longest, if too many are."""
+        if not self.rules.max_suspended:
+            return
+        suspended = [server for server in self.models.values() if server.phase is Phase.SUSPENDED]
+        surplus = len(suspended) - self.rules.max_suspended
+        if surplus > 0:
+            unpinned = [server for server in suspended if server.model not in self.rules.pinned]
+            unpinned.sort(key=lambda server: server.idle_since or 0.0)
+            self._stop(unpinned[:surplus], "asleep")
+
+    def _stop(self, servers: Iterable[ModelState], why: str) -> None:
+        models = []
+        for server in servers:
+            self._leave(server)
+            models.append(server.model)
+        if models:
+            self._effects.append(Stop(tuple(models), why))
+
+    def _leave(self, server: ModelState) -> None:
+        """The server gets no more requests, and those it serves no longer keep it."""
+        self._disarm_idle(server)
+        if server.phase is Phase.READY:
+            self.failures.pop(server.model, None)
+        server.freed_memory = server.phase is Phase.SUSPENDED or server.freed_memory
+        server.suspending = False
+        server.phase = Phase.STOPPING
+        server.idle_since = None
+        server.stale = False
+        server.serving.clear()
+
+    def _mark_idle(self, server: ModelState, now: float, since: float | None = None) -> None:
+        """A server is ready and unused, or suspended: its idle time begins, or began at `since`."""
+        server.idle_since = now if since is None else since
+        rules = self.rules.models.get(server.model)
+        ttl = 0.0 if rules is None else rules.suspended_ttl if server.phase is Phase.SUSPENDED else rules.ttl
+        if ttl > 0 and server.model not in self.rules.pinned:
+            server.idle_armed = True
+            self._effects.append(ArmIdle(server.model, max(0.0, server.idle_since + ttl - now)))
+        else:
+            self._disarm_idle(server)
+
+    def _disarm_idle(self, server: ModelState) -> None:
+        if server.idle_armed:
+            server.idle_armed = False
+            self._effects.append(DisarmIdle(server.model))
