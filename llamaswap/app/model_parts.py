@@ -30,10 +30,10 @@ from llamaswap.proxy.peers import PeerDirectory
 from llamaswap.proxy.pool import Pool
 from llamaswap.routing.router import Router
 from llamaswap.servers import hooks, slots
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.orphans import ChildRecordFile, GuardianClient
 from llamaswap.servers.readahead import ReadAhead
 from llamaswap.servers.server_request import SocketRequest, connector
-from llamaswap.servers.spawn import Launcher
 from llamaswap.servers.supervisor import Supervisor
 from llamaswap.servers.supervisor_protocol import SupervisorListener
 from llamaswap.web.secret_masking import known_secrets

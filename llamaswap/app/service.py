@@ -143,7 +143,7 @@ class LlamaSwap(MultiService):
             models.router.delay_starts_until(sweeping)
             for swept in await sweeping:
                 outcome = "ended" if swept.gone else "could not end"
-                log.warn("{outcome} an orphan of an earlier run: {model}", outcome=outcome, model=swept.birth.model)
+                log.warn("{outcome} an orphan of an earlier run: {model}", outcome=outcome, model=swept.record.model)
         if not self.running:
             return
         models.launcher.warm()

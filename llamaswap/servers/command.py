@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from twisted.internet.defer import Deferred
 
-from llamaswap.servers.spawn import Child, Launcher
+from llamaswap.servers.launcher import Launcher
+from llamaswap.servers.spawn import Child
 
 
 class CommandFailed(Exception):

@@ -23,7 +23,8 @@ from llamaswap.errors import ModelUnloaded
 from llamaswap.events import EventBus, StateChanged, SwapEnded
 from llamaswap.http_client import HttpResponse, SendRequest
 from llamaswap.servers.command import CommandFailed, start_command
-from llamaswap.servers.spawn import Launcher, say_status
+from llamaswap.servers.launcher import Launcher
+from llamaswap.servers.spawn import say_status
 from llamaswap.servers.supervisor_protocol import PreStopDecorator
 
 log = Logger()

@@ -9,8 +9,9 @@ from attrs import frozen
 from llamaswap.config.command_line import EmptyCommand, split
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.port_ownership import bind_address, is_local, may_be_external
-from llamaswap.servers.spawn import Kernel, Launcher
+from llamaswap.servers.spawn import Kernel
 
 
 class CannotStart(Exception):

@@ -39,8 +39,8 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _GUARDIAN = f"import sys; sys.path.insert(0, {_ROOT!r}); from llamaswap.servers.guardian import main; main()"
 
 
-def _announcement(birth: ChildRecord) -> str:
-    return f"+ {birth.pid} {birth.start} {birth.mark}"
+def _announcement(record: ChildRecord) -> str:
+    return f"+ {record.pid} {record.start} {record.mark}"
 
 
 class _GuardianPipe(ProcessProtocol):
@@ -79,7 +79,7 @@ class _GuardianPipe(ProcessProtocol):
             self.transport.closeStdin()
 
     def processEnded(self, reason: Failure) -> None:
-        self._guardian.ended(self)
+        self._guardian.pipe_closed(self)
 
 
 @define(eq=False)
@@ -91,7 +91,7 @@ class GuardianClient:
     adoption: Callable[..., Any] = Adopted
     write: Callable[[int, bytes], int] = os.write
     _line: _GuardianPipe | None = None
-    _births: dict[int, ChildRecord] = Factory(dict)
+    _children: dict[int, ChildRecord] = Factory(dict)
     _revivals: int = 0
 
     @property
@@ -113,18 +113,18 @@ class GuardianClient:
         self._line = line
         adopted.watch()
 
-    def started(self, birth: ChildRecord) -> None:
+    def started(self, record: ChildRecord) -> None:
         """Watch over this child."""
-        self._births[birth.pid] = birth
+        self._children[record.pid] = record
         if self._line is None:
             self._start()
         else:
-            self._line.say(_announcement(birth))
+            self._line.say(_announcement(record))
 
-    def gone(self, birth: ChildRecord) -> None:
+    def ended(self, record: ChildRecord) -> None:
         """It needs no watching any more."""
-        if self._births.pop(birth.pid, None) is not None and self._line is not None:
-            self._line.say(f"- {birth.pid}")
+        if self._children.pop(record.pid, None) is not None and self._line is not None:
+            self._line.say(f"- {record.pid}")
 
     def close(self) -> None:
         """The end of the line; a guardian with nobody to watch over ends at once."""
@@ -133,13 +133,13 @@ class GuardianClient:
         if line is not None:
             line.hang_up()
 
-    def ended(self, line: _GuardianPipe) -> None:
+    def pipe_closed(self, line: _GuardianPipe) -> None:
         """It should not end before us."""
         if self._line is not line:
             return
         self._line = None
         _log.warn("process guardian exited unexpectedly")
-        if self._births and self._revivals < REVIVALS:
+        if self._children and self._revivals < REVIVALS:
             self._revivals += 1
             self._start()
 
@@ -147,7 +147,7 @@ class GuardianClient:
         line = _GuardianPipe(self)
         python = sys.executable or "python3"
         # What there is already it is born with: between its first moment and a first line we could be killed.
-        words = [python, "-I", "-S", "-c", _GUARDIAN, *map(_announcement, self._births.values())]
+        words = [python, "-I", "-S", "-c", _GUARDIAN, *map(_announcement, self._children.values())]
         try:
             self.processes.spawnProcess(line, python, words, env=dict(self.environ), childFDs={0: "w"})
         except OSError as error:
@@ -168,17 +168,17 @@ class ChildRecordFile:
     path: Path | None
     kernel: Kernel = field(default=procfs)
     boot: str = Factory(procfs.boot)
-    _births: dict[int, ChildRecord] = Factory(dict)
+    _children: dict[int, ChildRecord] = Factory(dict)
     _complained: bool = False
 
-    def started(self, birth: ChildRecord) -> None:
+    def started(self, record: ChildRecord) -> None:
         """Note it down."""
-        self._births[birth.pid] = birth
+        self._children[record.pid] = record
         self._write()
 
-    def gone(self, birth: ChildRecord) -> None:
+    def ended(self, record: ChildRecord) -> None:
         """Strike it out."""
-        if self._births.pop(birth.pid, None) is not None:
+        if self._children.pop(record.pid, None) is not None:
             self._write()
 
     def _write(self) -> None:
@@ -189,7 +189,7 @@ class ChildRecordFile:
             "boot": self.boot,
             "pid": os.getpid(),
             "start": me.start if me else 0,
-            "children": [asdict(birth) for birth in self._births.values()],
+            "children": [asdict(record) for record in self._children.values()],
         }
         try:
             with private_folder(self.path.parent, make=True, links=True) as folder:
@@ -208,7 +208,7 @@ class ChildRecordFile:
 class SweptOrphan:
     """An orphan that was ended, and whether it is gone."""
 
-    birth: ChildRecord
+    record: ChildRecord
     gone: bool
 
 
@@ -231,7 +231,7 @@ def read(path: Path, boot: str, kernel: Kernel, lost: int = 0) -> list[ChildReco
         return []
     try:
         document = json.loads(content)
-        births = [
+        records = [
             ChildRecord(int(one["pid"]), int(one["start"]), str(one["mark"]), str(one["model"]), one["port"])
             for one in document["children"]
         ]
@@ -242,17 +242,17 @@ def read(path: Path, boot: str, kernel: Kernel, lost: int = 0) -> list[ChildReco
     living = kernel.stat(writer)
     if not same_boot or (writer != lost and living is not None and living.start == start and not living.dead):
         return []
-    return births
+    return records
 
 
-def left_of(birth: ChildRecord, kernel: Kernel) -> list[procfs.Stat]:
+def left_of(record: ChildRecord, kernel: Kernel) -> list[procfs.Stat]:
     """Living processes that surely are this child's: the leader with the known start time, with its session and
     group; and whoever carries the mark. Without the leader, number alone proves nothing."""
-    found = kernel.members(birth.pid, birth.start, birth.mark)
-    leader = kernel.stat(birth.pid)
-    if leader is not None and leader.start == birth.start:
+    found = kernel.members(record.pid, record.start, record.mark)
+    leader = kernel.stat(record.pid)
+    if leader is not None and leader.start == record.start:
         return found
-    return [one for one in found if kernel.mark_of(one.pid) == birth.mark]
+    return [one for one in found if kernel.mark_of(one.pid) == record.mark]
 
 
 def sweep(
@@ -262,23 +262,23 @@ def sweep(
 
     `lost` is our own pid where this process ran another program before and its children were not handed over.
     """
-    births = read(path, procfs.boot() if boot is None else boot, kernel, lost)
-    return Deferred.fromCoroutine(_sweep([one for one in births if one.start], clock, kernel))
+    records = read(path, procfs.boot() if boot is None else boot, kernel, lost)
+    return Deferred.fromCoroutine(_sweep([one for one in records if one.start], clock, kernel))
 
 
-async def _sweep(births: list[ChildRecord], clock: IReactorTime, kernel: Kernel) -> list[SweptOrphan]:
-    found = [birth for birth in births if left_of(birth, kernel)]
-    for birth in found:
-        for one in left_of(birth, kernel):
+async def _sweep(records: list[ChildRecord], clock: IReactorTime, kernel: Kernel) -> list[SweptOrphan]:
+    found = [record for record in records if left_of(record, kernel)]
+    for record in found:
+        for one in left_of(record, kernel):
             kernel.signal_one(one.pid, signal.SIGTERM)
     began = clock.seconds()
-    while any(left_of(birth, kernel) for birth in found):
+    while any(left_of(record, kernel) for record in found):
         waited = clock.seconds() - began
         if waited >= SWEEP_GRACE + GIVE_UP:
             break
         if waited >= SWEEP_GRACE:
-            for birth in found:
-                for one in left_of(birth, kernel):
+            for record in found:
+                for one in left_of(record, kernel):
                     kernel.signal_one(one.pid, signal.SIGKILL)
         await deferLater(clock, SWEEP_PAUSE)
-    return [SweptOrphan(birth, not left_of(birth, kernel)) for birth in found]
+    return [SweptOrphan(record, not left_of(record, kernel)) for record in found]

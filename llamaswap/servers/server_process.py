@@ -8,10 +8,11 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.errors import ConfigError, StartFailed
 from llamaswap.servers.launch_plan import CannotStart, LaunchPlan, make_plan
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.port_ownership import bind_address, is_local
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.sessionleader import CANNOT_RUN
-from llamaswap.servers.spawn import Child, ChildRecord, Launcher, say_status
+from llamaswap.servers.spawn import Child, ChildRecord, say_status
 
 TAIL_LINES = 20  # of output that accompany an error: the end of a traceback and what led to it
 TAIL_BYTES = 8192

@@ -21,6 +21,7 @@ from llamaswap.config.schema import Model
 from llamaswap.errors import StartFailed
 from llamaswap.servers import lifecycle
 from llamaswap.servers.launch_plan import CannotStart, check_launch, plan_launch
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.lifecycle_interfaces import Inputs, StateTask
 from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
 from llamaswap.servers.port_ownership import PortOwner, Verdict, explain_wrong_port, find_owner, is_local
@@ -28,7 +29,7 @@ from llamaswap.servers.readiness import Readiness
 from llamaswap.servers.server_process import ServerProcess
 from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
-from llamaswap.servers.spawn import Launcher, say_status
+from llamaswap.servers.spawn import say_status
 from llamaswap.servers.supervisor_protocol import ServerStatus, SupervisorListener
 from llamaswap.servers.suspend import StepRunner
 from llamaswap.servers.termination import STOP_AGAIN, TerminationSequence
@@ -184,7 +185,6 @@ class Supervisor:
         else:
             self._machine.adopted()
         process.child.watch()
-        process.child.settle()
         return current
 
     @property
@@ -256,7 +256,6 @@ class Supervisor:
     def _passed(self, process: ServerProcess) -> None:
         if process is self._running:
             self._machine.probe_passed()
-            process.child.settle()
 
     def _timed_out(self, cause: str) -> None:
         self._last_error = cause

@@ -16,8 +16,9 @@ from llamaswap.config.command_line import render_stop
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import StepRequest, request_of
 from llamaswap.servers.command import CommandFailed, start_command
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.server_request import ServerRequest
-from llamaswap.servers.spawn import Launcher, say_status
+from llamaswap.servers.spawn import say_status
 
 
 class StepFailed(Exception):

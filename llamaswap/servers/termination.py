@@ -18,8 +18,9 @@ from twisted.logger import Logger
 
 from llamaswap.config.command_line import render_stop
 from llamaswap.servers.command import CommandFailed, start_command
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.server_snapshot import ServerSnapshot
-from llamaswap.servers.spawn import Child, ChildRecord, Launcher, say_status
+from llamaswap.servers.spawn import Child, ChildRecord, say_status
 
 LEFTOVERS_GRACE = (
     0.25  # seconds for what the leader left to end by the TERM it got too; they are often busy freeing memory
@@ -205,9 +206,9 @@ class TerminationSequence:
         if self.child is not None:
             self.child.release_pipes()
             if lost:
-                self.child.abandon()
+                self.child.attend()
             else:
-                self.launcher.gone(self.child)
+                self.launcher.ended(self.child)
         self.done(lost)
 
     # -- the stop command --

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from llamaswap.config.schema import HookSettings
 from llamaswap.servers import procfs
 from llamaswap.servers.hooks import HookRunner
-from llamaswap.servers.spawn import Launcher
+from llamaswap.servers.launcher import Launcher
 from tests.live.product import Product, wait_for
 from tests.live.test_service import chat, config
 

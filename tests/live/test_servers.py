@@ -20,9 +20,9 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.errors import StartFailed
 from llamaswap.servers import procfs
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.orphans import sweep
 from llamaswap.servers.server_request import SocketRequest, connector
-from llamaswap.servers.spawn import Launcher
 from llamaswap.servers.supervisor import Supervisor
 from tests.live.product import within
 
@@ -35,7 +35,7 @@ import os, sys
 from pathlib import Path
 from twisted.internet import reactor
 from llamaswap.servers.orphans import GuardianClient, ChildRecordFile
-from llamaswap.servers.spawn import Launcher
+from llamaswap.servers.launcher import Launcher
 guardian = GuardianClient(reactor, dict(os.environ))
 record = ChildRecordFile(Path(sys.argv[1]))
 launcher = Launcher(reactor, reactor, dict(os.environ), sys.argv[2], watchers=[record] + [guardian] * int(sys.argv[3]))

@@ -11,9 +11,10 @@ from twisted.python.failure import Failure
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.servers import sessionleader
+from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.procfs import MARK, Stat
 from llamaswap.servers.server_request import GET
-from llamaswap.servers.spawn import Kernel, Launcher
+from llamaswap.servers.spawn import Kernel
 from llamaswap.servers.supervisor import Supervisor
 
 TERM, KILL, INT = 15, 9, 2
@@ -299,7 +300,7 @@ def scene(answer=200, watchers=(), on_become=None, **fields):
     if on_become is not None:
         world.on_become = on_become
     launcher = Launcher(
-        world, world.clock, {"PATH": "/bin", "MODE": "0"}, "run", kernel=world, watchers=watchers, look=look
+        world, world.clock, {"PATH": "/bin", "MODE": "0"}, "run", kernel=world, watchers=watchers, which=which
     )
     asked, heard, said = Asked(answer), Heard(), []
     supervisor = Supervisor(
@@ -308,6 +309,6 @@ def scene(answer=200, watchers=(), on_become=None, **fields):
     return Scene(world, asked, heard, said, supervisor)
 
 
-def look(name, path):
+def which(name, path):
     """Every command exists here but those called missing."""
     return None if name.startswith("missing") else f"/bin/{name}"

@@ -24,10 +24,10 @@ class RecordTests(SynchronousTestCase):
         self.write([ChildRecord(server.pid, server.start, "old.1", "kiwi", 5800)])
         return server
 
-    def write(self, births, pid=999999, start=1, boot="boot"):
-        record = ChildRecordFile(self.path, self.world, boot)
-        for birth in births:
-            record.started(birth)
+    def write(self, children, pid=999999, start=1, boot="boot"):
+        file = ChildRecordFile(self.path, self.world, boot)
+        for record in children:
+            file.started(record)
         document = json.loads(self.path.read_text())
         self.path.write_text(json.dumps({**document, "pid": pid, "start": start}))
 
@@ -42,7 +42,7 @@ class RecordTests(SynchronousTestCase):
         one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
         record.started(one)
         record.started(two)
-        record.gone(one)
+        record.ended(one)
         self.assertEqual(read(self.path, "boot", self.world), [two])
         self.assertEqual(self.path.parent.stat().st_mode & 0o777, 0o700)
         self.assertEqual(os.listdir(self.path.parent), ["children.json"])
@@ -55,7 +55,7 @@ class RecordTests(SynchronousTestCase):
     def test_an_orphan_is_ended_politely_first(self):
         server = self.left_behind(term_after=0.5)
         (swept,) = self.sweep()
-        self.assertEqual((swept.birth.model, swept.gone, server.signals), ("kiwi", True, [TERM]))
+        self.assertEqual((swept.record.model, swept.gone, server.signals), ("kiwi", True, [TERM]))
 
     def test_an_orphan_that_ignores_term_is_killed(self):
         server = self.left_behind(term_after=None)
@@ -178,7 +178,7 @@ class KeeperTests(SynchronousTestCase):
 
         return write
 
-    def births(self, process):
+    def children(self, process):
         book = ChildTable()
         for line in process.words[process.words.index("-c") + 2 :]:
             book.read(line.encode() + b"\n")
@@ -190,9 +190,9 @@ class KeeperTests(SynchronousTestCase):
         one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
         self.guardian.started(one)
         self.guardian.started(two)
-        self.guardian.gone(one)
+        self.guardian.ended(one)
         self.assertEqual(len(self.world.processes), 1)
-        self.assertEqual(self.births(self.world.processes[0]), {8: (80, "m.2")})
+        self.assertEqual(self.children(self.world.processes[0]), {8: (80, "m.2")})
 
     def test_a_killed_keeper_is_replaced_and_told_everything_a_bounded_number_of_times(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
@@ -201,7 +201,7 @@ class KeeperTests(SynchronousTestCase):
             last.die(-9)
             self.world.clock.advance(0.1)
         self.assertEqual(len(self.world.processes), REVIVALS + 1)
-        self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1")})
+        self.assertEqual(self.children(self.world.processes[-1]), {7: (70, "m.1")})
 
     def test_a_new_keeper_knows_every_child_from_its_first_moment(self):
         """Killed before we could write a line to it, we must have left it all there is to know."""
@@ -210,7 +210,7 @@ class KeeperTests(SynchronousTestCase):
         self.world.processes[-1].die(-9)
         self.world.clock.advance(0.1)
         self.assertEqual(len(self.world.processes), 2)
-        self.assertEqual(self.births(self.world.processes[-1]), {7: (70, "m.1"), 8: (80, "m.2")})
+        self.assertEqual(self.children(self.world.processes[-1]), {7: (70, "m.1"), 8: (80, "m.2")})
         self.assertEqual(self.world.processes[-1].written, b"")
 
     def test_one_that_was_handed_over_is_told_of_every_child_and_not_started_again(self):
@@ -232,7 +232,7 @@ class KeeperTests(SynchronousTestCase):
         later.started(ChildRecord(8, 80, "m.2", "plum", None))
         self.assertEqual(adopted, [(process.pid, {}, {0: 33})])
         self.assertEqual((len(self.world.processes), later.pid), (1, process.pid))
-        self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
+        self.assertEqual(self.children(process), {7: (70, "m.1"), 8: (80, "m.2")})
 
     def piped(self):
         """A guardian whose pipe is at hand, and its process."""
@@ -254,7 +254,7 @@ class KeeperTests(SynchronousTestCase):
         told, write = [], self.direct(process)
         guardian.write = lambda pipe, data: told.append((pipe, write(pipe, data))) or told[-1][1]
         guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
-        self.assertEqual(self.births(process), {7: (70, "m.1"), 8: (80, "m.2")})
+        self.assertEqual(self.children(process), {7: (70, "m.1"), 8: (80, "m.2")})
         self.assertEqual(told, [(33, len("+ 8 80 m.2\n"))])
 
     def test_a_full_pipe_keeps_the_order(self):
@@ -262,8 +262,8 @@ class KeeperTests(SynchronousTestCase):
         guardian.write = self.direct(process, room=4)
         guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
         guardian.write = lambda *_: self.fail("overtook what waits")
-        guardian.gone(ChildRecord(8, 80, "m.2", "plum", None))
-        self.assertEqual(self.births(process), {7: (70, "m.1")})
+        guardian.ended(ChildRecord(8, 80, "m.2", "plum", None))
+        self.assertEqual(self.children(process), {7: (70, "m.1")})
 
     def test_closing_ends_it_and_it_is_not_replaced(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))

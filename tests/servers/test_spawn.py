@@ -7,23 +7,14 @@ from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.servers.spawn import (
-    AFTERMATH,
-    CENSUS,
-    LOOKS,
-    SPARE_DELAY,
-    WINDOW,
-    WINDOW_BYTES,
-    Launcher,
-    exit_status,
-    say_status,
-)
-from tests.servers.doubles import KILL, TERM, World, look
+from llamaswap.servers.launcher import SPARE_DELAY, Launcher
+from llamaswap.servers.spawn import OUTPUT_WINDOW, WINDOW_BYTES, exit_status, say_status
+from tests.servers.doubles import KILL, TERM, World, which
 
 
 def make():
     world = World()
-    return world, Launcher(world, world.clock, {"PATH": "/bin", "A": "1"}, "run", kernel=world, look=look)
+    return world, Launcher(world, world.clock, {"PATH": "/bin", "A": "1"}, "run", kernel=world, which=which)
 
 
 class LaunchTests(SynchronousTestCase):
@@ -71,7 +62,7 @@ class LaunchTests(SynchronousTestCase):
         world = World()
         environ = {"PATH": "/bin", "OUR_KEY": "k-secret", "HF_TOKEN": "t"}
         secrets = ["k-secret"]
-        launcher = Launcher(world, world.clock, environ, "run", kernel=world, look=look, secrets=lambda: secrets)
+        launcher = Launcher(world, world.clock, environ, "run", kernel=world, which=which, secrets=lambda: secrets)
         launcher.launch("/bin/a", ["a"], [])
         launcher.launch("/bin/a", ["a"], ["OUR_KEY=k-secret"])
         secrets.clear()  # a reload took the key back
@@ -85,7 +76,7 @@ class LaunchTests(SynchronousTestCase):
     def test_clean_policy_passes_only_the_variables_of_the_list_and_those_of_the_model(self):
         world = World()
         environ = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1", "AWS_SECRET": "s", "PATHS": "x"}
-        launcher = Launcher(world, world.clock, environ, "run", kernel=world, look=look)
+        launcher = Launcher(world, world.clock, environ, "run", kernel=world, which=which)
         launcher.launch("/bin/a", ["a"], ["MINE=1"], policy="clean")
         [command] = world.commands()
         names = {"PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "MINE", "LLAMASWAP_CHILD"}
@@ -106,11 +97,11 @@ class LaunchTests(SynchronousTestCase):
             self.assertEqual(world.processes[0].written, b"")
             self.assertFalse(world.processes[0].alive, "its leader is let go")
 
-    def test_who_watches_knows_of_a_child_before_it_becomes_the_command(self):
+    def test_watchers_hear_of_a_server_before_it_becomes_the_command(self):
         world, launcher = make()
         launcher.watchers = (book := Book(world),)
         launcher.launch("/bin/a", ["a"], [], model="kiwi")
-        self.assertEqual(book.said_before, [b""])
+        self.assertEqual(book.told_before, [b""])
 
 
 class ChildTests(SynchronousTestCase):
@@ -123,7 +114,7 @@ class ChildTests(SynchronousTestCase):
         while not process.paused:
             process.say(b"x" * 8192)
         self.assertLessEqual(sum(map(len, got)), WINDOW_BYTES + 8192)
-        world.clock.advance(WINDOW)
+        world.clock.advance(OUTPUT_WINDOW)
         self.assertFalse(process.paused)
 
     def test_the_end_of_a_flooding_child_is_heard(self):
@@ -147,55 +138,46 @@ class ChildTests(SynchronousTestCase):
         child.signal(TERM)
         self.assertEqual(world.commands()[0].signals, [TERM])
 
-    def test_a_leader_that_was_counted_and_was_alone_is_gone_without_a_look_at_everybody(self):
+    def test_child_that_was_alone_when_its_stop_began_is_gone_without_a_walk_through_all_processes(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [], model="kiwi")
-        child.settle()
-        child.settle()
-        world.clock.advance(CENSUS)
         child.signal(TERM)
         world.clock.advance(0)
-        world.members = lambda *birth: self.fail("somebody waits")
+        world.members = lambda *record: self.fail("a request waits meanwhile")
         self.assertTrue(child.emptied())
-        self.assertTrue(child.doubtful)
 
-    def test_what_was_never_counted_is_looked_for_among_all(self):
+    def test_child_that_ended_by_itself_is_gone_when_no_process_has_its_mark(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
-        child.settle()
         stray = world.new(mark=child.mark)
         world.commands()[0].die(0)
         self.assertFalse(child.emptied())
         stray.die()
         self.assertTrue(child.emptied())
-        self.assertFalse(child.doubtful)
-        self.assertEqual([call for call in world.clock.getDelayedCalls() if call.func == child._count], [])
 
-    def test_a_stray_that_was_counted_or_is_a_descendant_is_waited_for(self):
+    def test_stop_waits_for_marked_processes_and_descendants_that_left_the_group(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         daemon = world.new(mark=child.mark)
-        child.settle()
-        world.clock.advance(CENSUS)
         worker = world.new(mark="", parent=child.pid)
         child.signal(TERM)
         world.clock.advance(0)
-        worker.mark = child.mark  # so that a look at everybody sees it too
+        worker.mark = child.mark  # so that the walk through all processes sees it too
         for stray in (daemon, worker):
             self.assertFalse(child.emptied())
             stray.die()
         self.assertTrue(child.emptied())
 
-    def test_where_the_kernel_tells_of_no_children_everybody_is_looked_at(self):
+    def test_stop_finds_marked_processes_if_the_kernel_tells_no_children(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
-        child.settle()
-        world.clock.advance(CENSUS)
+        daemon = world.new(mark=child.mark)
         world.descendants = lambda pid: None
         child.signal(TERM)
         world.clock.advance(0)
+        self.assertFalse(child.emptied())
+        daemon.die()
         self.assertTrue(child.emptied())
-        self.assertFalse(child.doubtful)
 
     def test_the_family_is_told_the_likeliest_first_and_each_once(self):
         world, launcher = make()
@@ -203,7 +185,7 @@ class ChildTests(SynchronousTestCase):
         worker = world.new(mark=child.mark, parent=child.pid)
         other = world.new(mark=child.mark)
         self.assertEqual(list(child.family()), [child.pid, worker.pid, other.pid])
-        world.members = lambda *birth: self.fail("not asked for")
+        world.members = lambda *record: self.fail("not asked for")
         asked = child.family()
         self.assertEqual([next(asked), next(asked)], [child.pid, worker.pid])
 
@@ -223,64 +205,10 @@ class ChildTests(SynchronousTestCase):
 
 
 class Book:
-    """A watcher that writes down who is gone."""
+    """A watcher that notes what a child had been told when it heard of it."""
 
-    def __init__(self, world=None):
-        self.left, self.said_before, self.world = [], [], world
+    def __init__(self, world):
+        self.told_before, self.world = [], world
 
-    def started(self, birth):
-        if self.world is not None:
-            self.said_before.append(self.world.processes[-1].written)
-
-    def gone(self, birth):
-        self.left.append(birth.model)
-
-
-class AftermathTests(SynchronousTestCase):
-    def gone(self):
-        world, launcher = make()
-        book = Book()
-        launcher.watchers = (book,)
-        child = launcher.launch("/bin/a", ["a"], [], model="kiwi")
-        child.settle()
-        world.clock.advance(CENSUS)
-        child.signal(TERM)
-        world.clock.advance(0)
-        self.assertTrue(child.emptied())
-        return world, launcher, child, book
-
-    def test_a_doubtful_child_is_forgotten_after_a_second_look(self):
-        world, launcher, child, book = self.gone()
-        launcher.gone(child)
-        self.assertEqual(book.left, [])
-        world.clock.advance(AFTERMATH)
-        self.assertEqual(book.left, ["kiwi"])
-        launcher.gone(child)
-        launcher.close()
-        self.assertEqual((book.left, world.clock.getDelayedCalls()), (["kiwi"], []))
-
-    def test_what_escaped_unseen_is_killed_then(self):
-        world, launcher, child, book = self.gone()
-        stray = world.new(mark=child.mark)
-        launcher.gone(child)
-        world.clock.advance(AFTERMATH)
-        self.assertEqual((stray.signals, book.left), ([KILL], []))
-        world.clock.advance(AFTERMATH)
-        self.assertEqual(book.left, ["kiwi"])
-
-    def test_what_cannot_be_killed_is_given_up_one_day(self):
-        world, launcher, child, book = self.gone()
-        world.new(mark=child.mark, kill_after=None)
-        launcher.gone(child)
-        for _ in range(LOOKS + 1):
-            world.clock.advance(AFTERMATH)
-        self.assertEqual(book.left, ["kiwi"])
-
-    def test_the_end_does_not_wait_for_the_second_look(self):
-        world, launcher, child, _ = self.gone()
-        stray = world.new(mark=child.mark)
-        launcher.gone(child)
-        launcher.close()
-        self.assertEqual(stray.signals, [KILL])
-        world.clock.advance(0)
-        self.assertFalse(stray.alive)
+    def started(self, record):
+        self.told_before.append(self.world.processes[-1].written)

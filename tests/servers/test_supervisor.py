@@ -676,18 +676,18 @@ class WatchTests(SynchronousTestCase):
         told = []
 
         class Watcher:
-            def started(self, birth):
-                told.append(("started", birth.model, birth.port))
+            def started(self, record):
+                told.append(("started", record.model, record.port))
 
-            def gone(self, birth):
-                told.append(("gone", birth.model, birth.port))
+            def ended(self, record):
+                told.append(("ended", record.model, record.port))
 
         made = scene(watchers=[Watcher()], cmd_stop="stopper")
         _up(made)
         made.supervisor.stop()
         made.world.commands()[-1].die(1)
         made.wait(0.3)
-        self.assertEqual(told, [("started", "kiwi", 5800), ("gone", "kiwi", 5800)])
+        self.assertEqual(told, [("started", "kiwi", 5800), ("ended", "kiwi", 5800)])
 
     def test_status_tells_what_runs(self):
         made = scene()
