@@ -1,92 +1,101 @@
-"""What the reactor gathers and one thread writes, a few times a second.
+"""Bytes of several logs that the reactor collects and one thread writes, a few times a second.
 
-A thread woken for each piece would take the interpreter away from the reactor each time. What is on its way has a
-bound: who puts more there is told that there is no room, and drops it.
+A thread woken for each piece would take the interpreter from the reactor each time. The bytes on their way have a
+bound: what does not fit is dropped and counted, and the next bytes of that log begin with a line that says so.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
 
-Piece = TypeVar("Piece")
+from llamaswap.observe.logs import dropped_marker
+
+Piece = tuple[str, bytes]  # a log's name, and bytes for it
 Start = Callable[[Callable[[], None]], None]
 
 
-def daemon(name: str) -> Start:
-    """Starts threads of this name that never keep the process from ending: what they write to may block for ever."""
-    return lambda target: threading.Thread(target=target, name=name, daemon=True).start()
+class BatchWriter:
+    """`write` is called in the thread `thread_name` with the pieces of `delay` seconds. Call all else from the reactor.
 
-
-class BatchWriter(Generic[Piece]):
-    """`write` is called in the thread with what came within `gather` seconds; `start` runs a function in a thread.
-
-    `bound` is in whatever unit the sizes given to `put` are. All else is called from the reactor.
+    `bound` is in bytes; `start` runs a function in a thread.
     """
 
-    def __init__(self, write: Callable[[list[Piece]], object], start: Start, *, bound: int, gather: float) -> None:
+    def __init__(
+        self,
+        write: Callable[[Sequence[Piece]], object],
+        thread_name: str,
+        *,
+        bound: int,
+        delay: float,
+        start: Start | None = None,
+    ) -> None:
         self._write = write
-        self._start: Start | None = start
+        self._thread_name = thread_name
+        self._start: Start | None = start or self._start_daemon
         self._bound = bound
-        self._gather = gather
-        self._pieces: deque[tuple[Piece, int]] = deque()
-        self._some = threading.Event()
-        self._end = threading.Event()
+        self._delay = delay
+        self._pieces: deque[Piece] = deque()
+        self._missing: dict[str, int] = {}
+        self.dropped = 0
+        self._filled = threading.Event()
+        self._closing = threading.Event()
         self._ended = threading.Event()
-        # Each counter has one writing thread, so their difference needs no lock.
+        # Each counter is written by one thread, so their difference needs no lock.
         self._put = 0
         self._done = 0
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is taken any more."""
-        return self._end.is_set()
-
-    def has_room(self, size: int) -> bool:
-        """Whether a piece of this size is taken now. The thread runs from the first question on."""
+    def put(self, log: str, data: bytes) -> None:
+        """Have `data` written, or count it as dropped. Never waits; the first call starts the thread."""
+        if self._closing.is_set():
+            return
         if self._start is not None:
             start, self._start = self._start, None
             start(self._loop)
-        return self._put - self._done + size <= self._bound
-
-    def put(self, piece: Piece, size: int) -> None:
-        """Have it written. Never waits."""
-        self._put += size
-        self._pieces.append((piece, size))
-        if not self._some.is_set():
-            self._some.set()
+        if self._put - self._done + len(data) > self._bound:
+            self._missing[log] = self._missing.get(log, 0) + len(data)
+            self.dropped += len(data)
+            return
+        if log in self._missing:
+            data = dropped_marker(self._missing.pop(log)) + data
+        self._put += len(data)
+        self._pieces.append((log, data))
+        if not self._filled.is_set():
+            self._filled.set()
 
     @property
     def idle(self) -> bool:
-        """Whether everything was written, or cannot be."""
+        """Whether every byte was written, or cannot be."""
         return self._put == self._done
 
     def close(self, wait: float = 0.0) -> None:
-        """Let the thread end after what is queued, and give it `wait` seconds for that. Idempotent.
+        """Let the thread end after the last piece, and wait at most `wait` seconds for that. Idempotent.
 
-        The thread is a daemon: without a wait the process may end before the last pieces are out.
+        The thread is a daemon, because its writes may block for ever: without a wait the process may end before the
+        last pieces are written.
         """
-        self._end.set()
-        self._some.set()
+        self._closing.set()
+        self._filled.set()
         if wait and self._start is None:
             self._ended.wait(wait)
 
     def flush(self) -> None:
-        """Write what was gathered: the thread's own step."""
+        """Write the collected pieces: the thread's step."""
         pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
         if pieces:
-            self._write([piece for piece, _ in pieces])
-            self._done += sum(size for _, size in pieces)
+            self._write(pieces)
+            self._done += sum(len(data) for _, data in pieces)
+
+    def _start_daemon(self, target: Callable[[], None]) -> None:
+        threading.Thread(target=target, name=self._thread_name, daemon=True).start()
 
     def _loop(self) -> None:
         while True:
-            self._some.wait()
-            # Who writes first after a pause waits a moment for those behind it; the end waits for nobody.
-            ending = self._end.wait(self._gather)
-            self._some.clear()  # before taking: a piece that comes now is taken, or wakes us again
+            self._filled.wait()
+            closing = self._closing.wait(self._delay)
+            self._filled.clear()  # before taking the pieces: one that comes now is taken, or wakes the thread again
             self.flush()
-            if ending:
+            if closing:
                 self._ended.set()
                 return

@@ -1,60 +1,69 @@
-"""The thread that writes what the reactor gathers."""
+"""The thread that writes what the reactor collects."""
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.batch_writer import BatchWriter, daemon
+from llamaswap.observe.batch_writer import BatchWriter
 
 
-class TestGathering(SynchronousTestCase):
+class BatchWriterTests(SynchronousTestCase):
     def make(self, write=None):
         self.out, self.threads = [], []
-        return BatchWriter(write or self.out.append, self.threads.append, bound=10, gather=3600.0)
+        return BatchWriter(write or self.out.append, "test", bound=10, delay=3600.0, start=self.threads.append)
 
-    def test_the_thread_starts_with_the_first_question_and_once(self):
-        pieces = self.make()
+    def test_thread_starts_once_with_the_first_piece(self):
+        writer = self.make()
         self.assertEqual(self.threads, [])
-        pieces.has_room(1)
-        pieces.has_room(1)
+        writer.put("log", b"a")
+        writer.put("log", b"b")
         self.assertEqual(len(self.threads), 1)
 
-    def test_what_came_together_is_written_together_and_in_order(self):
-        pieces = self.make()
-        for piece in ("a", "b"):
-            pieces.put(piece, 1)
-        pieces.flush()
-        pieces.flush()
-        self.assertEqual(self.out, [["a", "b"]])
+    def test_collected_pieces_are_written_together_and_in_order(self):
+        writer = self.make()
+        writer.put("one", b"a")
+        writer.put("two", b"b")
+        writer.flush()
+        writer.flush()
+        self.assertEqual(self.out, [[("one", b"a"), ("two", b"b")]])
 
-    def test_there_is_room_again_for_what_was_written(self):
-        pieces = self.make()
-        pieces.put("a", 8)
-        self.assertEqual((pieces.has_room(2), pieces.has_room(3)), (True, False))
-        pieces.flush()
-        self.assertTrue(pieces.has_room(10))
+    def test_bytes_beyond_the_bound_are_dropped_and_the_gap_is_marked_in_its_log(self):
+        writer = self.make()
+        writer.put("one", b"12345678")
+        writer.put("one", b"lost")
+        writer.flush()
+        writer.put("two", b"other")
+        writer.put("one", b"back")
+        writer.flush()
+        self.assertEqual(writer.dropped, 4)
+        marked = "\n\u2014 4 bytes dropped \u2014\nback".encode()
+        self.assertEqual(self.out[1:], [[("two", b"other"), ("one", marked)]])
 
-    def test_a_piece_counts_until_its_write_is_done(self):
+    def test_piece_counts_until_its_write_is_done(self):
         seen = []
-        pieces = self.make(lambda _: seen.append((pieces.idle, pieces.has_room(3))))
-        pieces.put("a", 8)
-        pieces.flush()
-        self.assertEqual((seen, pieces.idle), ([(False, False)], True))
 
-    def test_the_end_waits_for_nobody_behind_the_last_piece(self):
-        pieces = self.make()
-        pieces.has_room(1)
-        pieces.put("a", 1)
-        pieces.close()
-        pieces.close()
-        self.threads[0]()  # with an hour to gather, it must come back at once
-        self.assertEqual((self.out, pieces.closed), ([["a"]], True))
+        def write(pieces):
+            seen.append(writer.idle)
+            writer.put("log", b"123")
 
-    def test_the_last_pieces_are_out_when_a_waiting_close_returns(self):
+        writer = self.make(write)
+        writer.put("log", b"12345678")
+        writer.flush()
+        self.assertEqual((seen, writer.dropped, writer.idle), ([False], 3, True))
+
+    def test_closed_writer_writes_the_last_piece_without_delay_and_takes_no_more(self):
+        writer = self.make()
+        writer.put("log", b"a")
+        writer.close()
+        writer.close()
+        writer.put("log", b"b")
+        self.threads[0]()  # with a delay of an hour it must return at once
+        self.assertEqual(self.out, [[("log", b"a")]])
+
+    def test_waiting_close_returns_after_the_last_piece_is_written(self):
         out = []
-        pieces = BatchWriter(out.append, daemon("a test"), bound=10, gather=3600.0)
-        pieces.has_room(1)
-        pieces.put("last words", 10)
-        pieces.close(10.0)
-        self.assertEqual(out, [["last words"]])
+        writer = BatchWriter(out.append, "test", bound=10, delay=3600.0)
+        writer.put("log", b"last words")
+        writer.close(10.0)
+        self.assertEqual(out, [[("log", b"last words")]])
 
-    def test_a_waiting_close_of_what_never_began_returns_at_once(self):
+    def test_waiting_close_of_an_unused_writer_returns_at_once(self):
         self.make().close(3600.0)

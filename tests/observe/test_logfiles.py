@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.logfiles import PAUSE, LogFileLimits, LogFiles, file_name
+from llamaswap.observe.logfiles import RETRY_DELAY, LogFileLimits, LogFiles, file_name
 from llamaswap.observe.logs import LogRegistry
 
 LINE = b"0123456789\n"
@@ -38,7 +38,7 @@ class FileTests(SynchronousTestCase):
         self.assertEqual((self.content(), self.content("two.log")), (b"a\nc\n", b"b\n"))
         self.assertEqual(os.stat(self.folder / "one.log").st_mode & 0o777, 0o640 & ~_umask())
 
-    def test_a_full_file_is_put_aside_between_two_lines_and_the_oldest_goes(self):
+    def test_full_file_is_rotated_between_two_lines_and_the_oldest_is_deleted(self):
         files = self.make(size=25, keep=2)
         for number in range(10):
             files.write("one", b"line %d....\n" % number)
@@ -48,13 +48,13 @@ class FileTests(SynchronousTestCase):
         self.assertEqual(self.content("one.log.1"), b"line 6....\nline 7....\n")
         self.assertEqual(self.content("one.log.2"), b"line 4....\nline 5....\n")
 
-    def test_a_line_longer_than_a_file_is_cut(self):
+    def test_line_longer_than_a_file_is_cut(self):
         files = self.make(size=10, keep=9)
         files.write("one", b"x" * 25 + b"\n")
         files.flush()
         self.assertEqual([len(self.content(name)) for name in ("one.log.2", "one.log.1", "one.log")], [10, 10, 6])
 
-    def test_none_may_be_kept(self):
+    def test_rotated_file_is_deleted_if_none_are_kept(self):
         files = self.make(size=15, keep=0)
         for _ in range(3):
             files.write("one", LINE)
@@ -62,7 +62,7 @@ class FileTests(SynchronousTestCase):
         self.assertEqual(os.listdir(self.folder), ["one.log"])
         self.assertEqual(self.content(), LINE)
 
-    def test_a_file_may_be_deleted_or_moved_at_any_time(self):
+    def test_file_may_be_deleted_at_any_time(self):
         files = self.make()
         files.write("one", LINE)
         files.flush()
@@ -71,7 +71,7 @@ class FileTests(SynchronousTestCase):
         files.flush()
         self.assertEqual(self.content(), LINE)
 
-    def test_a_disk_that_takes_nothing_is_reported_once_and_left_alone_for_a_while(self):
+    def test_refusing_disk_is_reported_once_and_tried_again_later(self):
         files = self.make()
         self.folder.write_text("a file where a folder should be")
         for _ in range(3):
@@ -85,7 +85,7 @@ class FileTests(SynchronousTestCase):
         files.write("one", LINE)
         files.flush()
         self.assertFalse(self.folder.exists(), "left alone")
-        self.now += PAUSE
+        self.now += RETRY_DELAY
         files.write("one", b"back\n")
         files.flush()
         self.assertEqual(self.content(), "\n\u2014 44 bytes dropped \u2014\n".encode() + b"back\n")
@@ -114,7 +114,7 @@ class FileTests(SynchronousTestCase):
         self.assertEqual(elsewhere.read_bytes(), b"precious")
         self.assertIn("log files cannot be written", self.problems[0])
 
-    def test_what_the_disk_is_too_slow_for_is_dropped_and_counted(self):
+    def test_bytes_beyond_the_bound_are_dropped_and_counted(self):
         files = self.make(bound=20)
         for _ in range(3):
             files.write("one", LINE)
@@ -123,7 +123,7 @@ class FileTests(SynchronousTestCase):
         files.flush()
         self.assertEqual(self.content(), LINE + "\n\u2014 22 bytes dropped \u2014\n".encode() + b"last\n")
 
-    def test_nowhere_is_nowhere_until_there_is_a_place(self):
+    def test_files_are_written_after_a_reload_names_a_folder(self):
         files = self.make()
         files.retune(None)
         files.write("one", LINE)
@@ -134,7 +134,7 @@ class FileTests(SynchronousTestCase):
         files.flush()
         self.assertEqual(self.content(), LINE)
 
-    def test_a_thread_writes_and_its_end_writes_the_rest(self):
+    def test_waiting_close_writes_the_last_bytes(self):
         folder = Path(self.mktemp())
         files = LogFiles(LogFileLimits(str(folder), 100, 1), self.fail)
         files.write("one", LINE)
@@ -143,7 +143,7 @@ class FileTests(SynchronousTestCase):
         files.write("one", LINE)
         self.assertFalse([one for one in threading.enumerate() if one.name == "logfiles" and one.is_alive()][1:])
 
-    def test_names_stay_in_the_folder(self):
+    def test_file_names_stay_in_the_folder(self):
         self.assertEqual(file_name("model-org/x:7b"), "model-org%2Fx:7b.log")
         self.assertEqual(file_name("../../etc/passwd"), "%2E%2E%2F%2E%2E%2Fetc%2Fpasswd.log")
         self.assertNotEqual(file_name("model-org/x"), file_name("model-org_x"))
@@ -156,10 +156,10 @@ def _umask():
     return mask
 
 
-class BookTests(SynchronousTestCase):
-    def test_a_book_writes_its_own_lines_and_each_models(self):
-        told = []
-        book = LogRegistry(to_file=lambda name, data: told.append((name, data)))
-        book.proxy.write(b"ours\n")
-        book.model("a").write(b"its\n")
-        self.assertEqual(told, [("llamaswap", b"ours\n"), ("model-a", b"its\n")])
+class RegistryTests(SynchronousTestCase):
+    def test_registry_writes_its_lines_and_those_of_each_model(self):
+        written = []
+        registry = LogRegistry(to_file=lambda name, data: written.append((name, data)))
+        registry.proxy.write(b"ours\n")
+        registry.model("a").write(b"its\n")
+        self.assertEqual(written, [("llamaswap", b"ours\n"), ("model-a", b"its\n")])
