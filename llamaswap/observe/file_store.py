@@ -11,18 +11,18 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.query import ActivityFilter, ActivityQuery
-from llamaswap.observe.store import DEFAULT_ROWS, ActivityPage, ActivityStore
+from llamaswap.observe.store import DEFAULT_ROWS, ActivityPage, ActivityStore, Document
 
-RETRY_SECONDS = 5.0  # between two tries of a file that cannot be used
+RETRY_DELAY = 5.0  # seconds between two tries of a file that cannot be used
 
 _CORRUPT = ("malformed", "not a database")
 _UNUSABLE = ("locked", "busy", "unable to open", "readonly", "disk i/o error", "is full", "no such table")
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def _is_corrupt(error: Exception) -> bool:
@@ -30,16 +30,12 @@ def _is_corrupt(error: Exception) -> bool:
 
 
 def _is_unusable(error: Exception) -> bool:
-    """Whether the file is to blame, not the question or the row."""
+    """Whether the file caused the error, not the question or the row."""
     return isinstance(error, OSError) or any(words in str(error).lower() for words in _UNUSABLE)
 
 
-def _now_in_a_name() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")
-
-
 class FileStore:
-    """An `ActivityStore` in a file that goes on in memory. `problem` says why, empty while the file is in use.
+    """An `ActivityStore` in a file that continues in memory. `problem` says why; it is empty while the file is in use.
 
     `say(text)` writes to the log; `renumbered()` is called when rows kept in memory have other ids in the file. Both
     are called on the worker thread. `seconds` is a monotonic clock, `stamp` the time as a part of a file's name.
@@ -55,7 +51,7 @@ class FileStore:
         say: Callable[[str], None],
         renumbered: Callable[[], None],
         seconds: Callable[[], float],
-        stamp: Callable[[], str] = _now_in_a_name,
+        stamp: Callable[[], str] = lambda: time.strftime("%Y%m%d-%H%M%S"),
     ) -> None:
         self._path = path
         self._keep = keep
@@ -70,35 +66,33 @@ class FileStore:
         self.problem = ""
 
     def insert(self, rows: Iterable[ActivityRow]) -> list[ActivityRow]:
-        """Store rows and set their ids; in memory alone while the file cannot be used."""
+        """Store rows and set their ids; only in memory while the file cannot be used."""
         stored = list(rows)
         if self._in_file(lambda file: file.insert(stored)) is not None:
             self._newest.remember(stored)
             return stored
         self._newest.insert(stored)
-        self._pending += stored
-        if len(self._pending) > self._newest.keep:
-            del self._pending[: -self._newest.keep]
+        self._pending = (self._pending + stored)[-self._newest.keep :]
         return stored
 
     def page(self, query: ActivityQuery) -> ActivityPage:
         """One page of rows."""
-        return self._answer(lambda store: store.page(query))
+        return self._ask(lambda store: store.page(query))
 
     def after(self, wanted: ActivityFilter, number: int, count: int) -> list[ActivityRow]:
         """The next `count` rows with a higher id."""
-        return self._answer(lambda store: store.after(wanted, number, count))
+        return self._ask(lambda store: store.after(wanted, number, count))
 
     def newest_good(self, count: int | None = None) -> list[ActivityRow]:
         """The newest rows with status 200, oldest first."""
-        return self._answer(lambda store: store.newest_good(count))
+        return self._ask(lambda store: store.newest_good(count))
 
-    def stats(self, wanted: ActivityFilter, bucket: int = 0) -> dict[str, Any]:
+    def stats(self, wanted: ActivityFilter, bucket: int = 0) -> Document:
         """Totals and speed histograms of the rows."""
-        return self._answer(lambda store: store.stats(wanted, bucket))
+        return self._ask(lambda store: store.stats(wanted, bucket))
 
     def close(self) -> None:
-        """Write what is left, if the file can be used, and close it. Idempotent."""
+        """Write the pending rows, if the file can be used, and close it. Idempotent."""
         if self._pending:
             self._retry_at = 0.0
             self._in_file(lambda file: True)
@@ -108,20 +102,20 @@ class FileStore:
         self._file.close()
         self._newest.close()
 
-    def _answer(self, question: Callable[[ActivityStore], Answer]) -> Answer:
-        found = self._in_file(question)
-        return question(self._newest) if found is None else found
+    def _ask(self, question: Callable[[ActivityStore], Result]) -> Result:
+        result = self._in_file(question)
+        return question(self._newest) if result is None else result
 
-    def _in_file(self, work: Callable[[ActivityStore], Answer]) -> Answer | None:
+    def _in_file(self, work: Callable[[ActivityStore], Result]) -> Result | None:
         """The result of work on the file; None if the file cannot be used now. Errors of the work itself are raised."""
         if self.problem and self._seconds() < self._retry_at:
             return None
-        for _ in range(2):  # the second time on the file that takes the place of a corrupt one
+        for _ in range(2):  # the second time with the file that replaces a corrupt one
             try:
                 self._write_pending()
                 result = work(self._file)
             except (sqlite3.Error, OSError) as error:
-                if _is_corrupt(error) and self._set_aside(error):
+                if _is_corrupt(error) and self._replace_corrupt(error):
                     continue
                 if not _is_unusable(error) and not _is_corrupt(error):
                     raise
@@ -148,16 +142,16 @@ class FileStore:
     def _failed(self, cause: str) -> None:
         with suppress(sqlite3.Error):
             self._file.close()
-        self._retry_at = self._seconds() + RETRY_SECONDS
+        self._retry_at = self._seconds() + RETRY_DELAY
         if not self.problem:
             self._say(
                 f"the activity store {self._path} cannot be used: {cause}; the newest {self._newest.keep} rows are "
-                f"kept in memory, and the file is tried again every {RETRY_SECONDS:g} s"
+                f"kept in memory, and the file is tried again every {RETRY_DELAY:g} s"
             )
         self.problem = f"the activity store {self._path} cannot be used: {cause}"
 
-    def _set_aside(self, error: Exception) -> bool:
-        """Rename a corrupt file and begin a new one with the rows in memory; False if it cannot be renamed."""
+    def _replace_corrupt(self, error: Exception) -> bool:
+        """Rename a corrupt file and begin another with the rows in memory; False if it cannot be renamed."""
         with suppress(sqlite3.Error):
             self._file.close()
         aside = f"{self._path}.corrupt-{self._stamp()}"
@@ -170,9 +164,8 @@ class FileStore:
             return False
         self._say(f"the activity store {self._path} is corrupt ({error}): it is kept as {aside}, and a new one begins")
         self._file = ActivityStore(self._path, self._keep)
-        rows = self._newest.after(ActivityFilter(), 0, self._newest.keep)
         try:
-            self._file.restore(rows)
+            self._file.restore(self._newest.after(ActivityFilter(), 0, self._newest.keep))
             self._pending = []
         except (sqlite3.Error, OSError) as failure:
             self._failed(str(failure))

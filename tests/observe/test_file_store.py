@@ -7,14 +7,14 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe import store as store_module
-from llamaswap.observe.file_store import RETRY_SECONDS, FileStore
+from llamaswap.observe.file_store import RETRY_DELAY, FileStore
 from llamaswap.observe.query import ActivityFilter, ActivityQuery
 from tests.observe.test_store import row
 
 
 class FileStoreTests(SynchronousTestCase):
     def setUp(self):
-        self.patch(store_module, "BUSY", 0.01)
+        self.patch(store_module, "LOCK_TIMEOUT", 0.01)
         self.path = os.path.abspath(self.mktemp())
         self.now = 0.0
         self.said, self.renumbered = [], []
@@ -54,7 +54,7 @@ class FileStoreTests(SynchronousTestCase):
         self.assertEqual(self.in_file(), [(1, "a"), (2, "b")])
         self.assertEqual((self.models(), self.store.problem, self.said), ([(1, "a"), (2, "b")], "", []))
 
-    def test_a_locked_file_loses_no_row_and_leaves_no_question_unanswered(self):
+    def test_locked_file_loses_no_row_and_questions_are_answered(self):
         self.store.insert([row("a")])
         other = self.lock()
         [late] = self.store.insert([row("b")])
@@ -65,7 +65,7 @@ class FileStoreTests(SynchronousTestCase):
         other.execute("ROLLBACK")
         self.store.insert([row("c")])
         self.assertEqual(self.in_file(), [(1, "a")])
-        self.now += RETRY_SECONDS
+        self.now += RETRY_DELAY
         self.store.insert([row("d")])
         self.assertEqual(self.in_file(), [(1, "a"), (2, "b"), (3, "c"), (4, "d")])
         self.assertEqual((self.store.problem, self.renumbered), ("", []))
@@ -79,22 +79,22 @@ class FileStoreTests(SynchronousTestCase):
             "INSERT INTO activity (ts_created, model_id, req_path, resp_content_type) VALUES (1, 'x', '', '')"
         )
         other.execute("COMMIT")
-        self.now += RETRY_SECONDS
+        self.now += RETRY_DELAY
         self.assertEqual(self.models(), [(1, "a"), (2, "x"), (3, "b")])
         self.assertEqual(self.renumbered, [1])
 
-    def test_a_file_that_cannot_be_opened_is_used_when_it_can_be(self):
+    def test_file_that_cannot_be_opened_is_used_later(self):
         self.path = os.path.join(self.path, "db")
         store = self.opened()
         store.insert([row("a")])
         self.assertEqual(self.models(store), [(1, "a")])
         self.assertIn("unable to open", store.problem)
         os.mkdir(os.path.dirname(self.path))
-        self.now += RETRY_SECONDS
+        self.now += RETRY_DELAY
         store.insert([row("b")])
         self.assertEqual(self.in_file(), [(1, "a"), (2, "b")])
 
-    def test_a_corrupt_file_is_set_aside_and_a_new_one_begun(self):
+    def test_corrupt_file_is_renamed_and_a_new_one_begins(self):
         Path(self.path).write_bytes(b"no database at all " * 1000)
         self.store.insert([row("a")])
         self.assertEqual((self.in_file(), self.models(), self.store.problem), ([(1, "a")], [(1, "a")], ""))
@@ -102,7 +102,7 @@ class FileStoreTests(SynchronousTestCase):
         self.assertTrue(aside.read_bytes().startswith(b"no database"))
         self.assertIn(str(aside), self.said[0])
 
-    def test_a_file_that_becomes_corrupt_leaves_the_newest_rows(self):
+    def test_file_that_becomes_corrupt_keeps_the_newest_rows(self):
         self.store.insert([row("a"), row("b")])
         self.store.close()
         Path(self.path).write_bytes(b"x" * 100_000)
@@ -110,7 +110,7 @@ class FileStoreTests(SynchronousTestCase):
         self.store.insert([row("c")])
         self.assertEqual(self.in_file(), [(1, "a"), (2, "b"), (3, "c")])
 
-    def test_a_question_that_cannot_be_asked_is_not_the_files_fault(self):
+    def test_refused_question_does_not_mark_the_file_as_unusable(self):
         self.store.insert([row("a")])
         wanted = ActivityQuery(ActivityFilter(paths=tuple(f"p{number}" for number in range(2000))))
         with self.assertRaises(sqlite3.OperationalError):
@@ -125,7 +125,7 @@ class FileStoreTests(SynchronousTestCase):
             store.insert([row(f"m{number}")])
         self.assertEqual([model for _, model in self.models(store)], ["m7", "m8", "m9"])
 
-    def test_rows_that_never_reach_the_file_are_said_at_the_end(self):
+    def test_rows_lost_at_the_end_are_logged(self):
         self.store.insert([row("a")])
         self.lock()
         self.store.insert([row("b")])

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from contextlib import closing
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -31,26 +32,32 @@ def filled(*rows, **options):
     return store
 
 
+def in_file(path, statement):
+    """What another program gets from the file."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        return other.execute(statement).fetchall()
+
+
 def ids(store, **args):
     return [found.id for found in store.page(parse_query(args)).rows]
 
 
-class TestPages(SynchronousTestCase):
-    def test_an_empty_store(self):
+class PageTests(SynchronousTestCase):
+    def test_empty_store_has_an_empty_page(self):
         """http T139"""
         page = ActivityStore().page(ActivityQuery())
         self.assertEqual((page.rows, page.page, page.limit, page.total, page.total_pages), ((), 1, 25, 0, 0))
 
-    def test_the_last_page_and_the_one_behind_it(self):
+    def test_page_behind_the_last_is_empty(self):
         """http T140"""
-        store = filled(*[row()] * 27)
+        store = filled(*[row() for _ in range(27)])
         page = store.page(parse_query({"limit": ["10"], "page": ["3"]}))
         self.assertEqual((len(page.rows), page.total_pages), (7, 3))
         page = store.page(parse_query({"limit": ["10"], "page": ["4"]}))
         self.assertEqual((page.rows, page.total), ((), 27))
         self.assertEqual(store.page(parse_query({"page": [str(2**63 - 1)]})).rows, ())
 
-    def test_filters(self):
+    def test_filters_of_models_and_ids(self):
         """http T141"""
         store = filled(row("m1"), row("m2"), row("m1"), row("m3"))
         self.assertEqual(ids(store, model=["m1", "m3"]), [4, 3, 1])
@@ -58,12 +65,12 @@ class TestPages(SynchronousTestCase):
         self.assertEqual(ids(store, model=["m1"], min_id=["2"]), [3])
         self.assertEqual(ids(store, model=[" "]), [4, 3, 2, 1])
 
-    def test_times_are_inclusive(self):
+    def test_filter_by_time_is_inclusive(self):
         store = filled(row(created=100), row(created=200), row(created=300))
         args = {"start": ["1970-01-01T00:01:40Z"], "end": ["1970-01-01T01:03:20+01:00"]}
         self.assertEqual(ids(store, **args), [2, 1])
 
-    def test_our_own_filters(self):
+    def test_filters_of_status_path_session_client_error_and_text(self):
         store = filled(
             row(resp_status_code=404, error_msg="100% lost", session="s", client="10.0.0.1"),
             row(resp_status_code=502, error_msg="x", duration_ms=900),
@@ -85,12 +92,12 @@ class TestPages(SynchronousTestCase):
         ):
             self.assertEqual(ids(store, **args), expected, args)
 
-    def test_sorting_breaks_ties_by_id_in_the_same_direction(self):
+    def test_equal_rows_are_sorted_by_id_in_the_same_direction(self):
         store = filled(row(duration_ms=5), row(duration_ms=1), row(duration_ms=5))
         self.assertEqual(ids(store, sort=["duration"]), [3, 1, 2])
         self.assertEqual(ids(store, sort=["duration"], order=["ASC"]), [2, 1, 3])
 
-    def test_rows_come_back_as_they_went_in(self):
+    def test_stored_row_is_read_back_unchanged(self):
         given = row(metadata={"a": "é"}, error_msg="e", session="s", client="c")
         store = filled(given)
         (found,) = store.page(ActivityQuery()).rows
@@ -99,18 +106,18 @@ class TestPages(SynchronousTestCase):
         )
 
 
-class TestQueries(SynchronousTestCase):
+class QueryTests(SynchronousTestCase):
     def refusal(self, **args):
         return str(self.assertRaises(BadQuery, parse_query, args))
 
-    def test_two_thousand_values_of_a_filter_are_refused(self):
+    def test_filter_with_two_thousand_values_is_refused(self):
         """They were a 500: the database refuses so many conditions."""
         for name in ("path", "model", "status"):
             values = ["404" if name == "status" else f"v{number}" for number in range(2000)]
             self.assertEqual(self.refusal(**{name: values}), f"{name} may have at most 100 values")
         self.assertEqual(self.refusal(status=[",".join(["404"] * 2000)]), "status may have at most 100 values")
 
-    def test_messages(self):
+    def test_unusable_parameter_is_named_in_the_message(self):
         """http T143"""
         self.assertEqual(self.refusal(limit=["0"]), "limit must be between 1 and 999")
         self.assertEqual(self.refusal(limit=["1000"]), "limit must be between 1 and 999")
@@ -125,7 +132,7 @@ class TestQueries(SynchronousTestCase):
         self.assertEqual(self.refusal(status=["ok"]), "status must be a code or a class like 5xx")
         self.assertEqual(self.refusal(has_error=["maybe"]), "has_error must be true or false")
 
-    def test_times(self):
+    def test_times_must_be_rfc3339_and_in_order(self):
         """http T144"""
         self.assertEqual(self.refusal(end=["2026-01-01"]), "invalid 'end' timestamp, use RFC3339 format")
         self.assertEqual(self.refusal(start=["2026-13-01T00:00:00Z"]), "invalid 'start' timestamp, use RFC3339 format")
@@ -133,29 +140,29 @@ class TestQueries(SynchronousTestCase):
         self.assertEqual(self.refusal(start=[later], end=[earlier]), "start must be before end")
         self.assertEqual(parse_filter({"start": [later], "end": [later]}).start, int(timestamp(later)))
 
-    def test_the_first_fault_in_the_known_order_is_told(self):
+    def test_first_error_in_the_order_of_the_parameters_is_reported(self):
         self.assertEqual(self.refusal(order=["up"], limit=["x"], page=["0"], sort=["z"]), "invalid limit")
 
-    def test_blank_is_absent(self):
+    def test_blank_parameter_counts_as_absent(self):
         self.assertEqual(parse_query({"limit": [""], "page": [" "], "sort": [""], "start": [""]}), ActivityQuery())
 
-    def test_fractions_of_a_second(self):
+    def test_timestamp_may_have_fractions_of_a_second(self):
         self.assertEqual(timestamp("1970-01-01T00:00:01.123456789Z"), 1.123456789)
 
 
-class TestKeeping(SynchronousTestCase):
-    def test_in_memory_only_the_newest_stay(self):
+class KeepingTests(SynchronousTestCase):
+    def test_table_in_memory_keeps_the_newest_rows(self):
         """http T145"""
         store = ActivityStore(keep=3)
         for _ in range(5):
             store.insert([row(client="c")])
         self.assertEqual(ids(store), [5, 4, 3])
-        self.assertEqual(store._open().execute("SELECT COUNT(*) FROM request_origin").fetchone(), (3,))
+        self.assertEqual(ids(store, client=["c"]), [5, 4, 3])
 
-    def test_a_bound_that_is_none_means_the_default(self):
+    def test_limit_below_one_means_the_default(self):
         self.assertEqual((ActivityStore(keep=0).keep, ActivityStore(keep=-1).keep), (1000, 1000))
 
-    def test_a_file_keeps_all_and_survives(self):
+    def test_file_keeps_all_rows_and_is_read_again(self):
         """http T145"""
         path = self.mktemp()
         store = ActivityStore(path, keep=3)
@@ -165,12 +172,12 @@ class TestKeeping(SynchronousTestCase):
         again = ActivityStore(path)
         again.insert([row()])
         self.assertEqual(ids(again), [6, 5, 4, 3, 2, 1])
-        self.assertEqual(again._open().execute("PRAGMA journal_mode").fetchone(), ("wal",))
-        versions = again._open().execute("SELECT version_id, is_applied FROM goose_db_version ORDER BY id").fetchall()
-        self.assertEqual(versions, [(0, 1), (1, 1)])
         again.close()
+        self.assertEqual(in_file(path, "PRAGMA journal_mode"), [("wal",)])
+        versions = in_file(path, "SELECT version_id, is_applied FROM goose_db_version ORDER BY id")
+        self.assertEqual(versions, [(0, 1), (1, 1)])
 
-    def test_a_file_another_program_made_is_used_as_it_is(self):
+    def test_file_of_another_program_is_used_unchanged(self):
         path = self.mktemp()
         other = sqlite3.connect(path)
         other.executescript(
@@ -194,15 +201,15 @@ class TestKeeping(SynchronousTestCase):
         self.assertEqual(
             [(found.id, found.model) for found in store.page(ActivityQuery()).rows], [(2, "ours"), (1, "theirs")]
         )
-        self.assertEqual(store._open().execute("SELECT COUNT(*) FROM goose_db_version").fetchone(), (2,))
         store.close()
+        self.assertEqual(in_file(path, "SELECT COUNT(*) FROM goose_db_version"), [(2,)])
 
-    def test_an_unusable_file_fails_each_time_and_leaks_nothing(self):
+    def test_unusable_file_fails_each_time(self):
         store = ActivityStore(self.mktemp() + "/missing/db")
         for _ in range(2):
             self.assertRaises(sqlite3.OperationalError, store.insert, [row()])
 
-    def test_other_users_cannot_read_a_database_that_was_made_here(self):
+    def test_other_users_cannot_read_a_new_database(self):
         previous = os.umask(0o022)
         self.addCleanup(os.umask, previous)
         path = self.mktemp()
@@ -211,19 +218,21 @@ class TestKeeping(SynchronousTestCase):
         for suffix in ("", "-wal", "-shm"):
             self.assertEqual(os.stat(path + suffix).st_mode & 0o777, 0o600)
 
-    def test_a_failed_batch_leaves_nothing_behind(self):
+    def test_failed_batch_stores_none_of_its_rows(self):
         store = filled(row(), path=self.mktemp())
         self.assertRaises(sqlite3.Error, store.insert, [row(), row(model=None)])
         self.assertEqual(ids(store), [1])
 
-    def test_ids_are_not_used_twice(self):
-        store = filled(row(), row())
-        store._open().execute("DELETE FROM activity")
+    def test_ids_of_deleted_rows_are_not_used_again(self):
+        path = self.mktemp()
+        store = filled(row(), row(), path=path)
+        self.addCleanup(store.close)
+        in_file(path, "DELETE FROM activity")
         self.assertEqual(store.insert([row()])[0].id, 3)
 
 
-class TestStats(SynchronousTestCase):
-    def test_unknown_cache_counts_do_not_count(self):
+class StatsTests(SynchronousTestCase):
+    def test_unknown_cache_counts_add_nothing_to_the_totals(self):
         """http T147"""
         store = filled(row(usage=Usage(5, 6, 2)), row(usage=Usage(1, 1, -1)))
         stats = store.stats(ActivityFilter())
@@ -237,20 +246,20 @@ class TestStats(SynchronousTestCase):
         self.assertEqual(store.stats(parse_filter({"model": ["a"]}))["total_requests"], 1)
         self.assertEqual(store.stats(ActivityFilter(models=("c",)))["total_input_tokens"], 0)
 
-    def test_a_series_sums_by_time(self):
+    def test_series_has_the_sums_of_each_bucket(self):
         store = filled(row(created=59), row(created=60, error_msg="x"), row(created=119))
         series = store.stats(ActivityFilter(), bucket=60)["series"]
         self.assertEqual(
             [(part["start"], part["requests"], part["errors"]) for part in series], [(0, 1, 0), (60, 2, 1)]
         )
 
-    def test_equal_speeds_are_one_bin(self):
+    def test_histogram_of_equal_speeds_has_one_bin(self):
         self.assertEqual(
             histogram([4.0, 4.0, -1, 0]),
             {"bins": [2], "min": 4.0, "max": 4.0, "binSize": 0.0, "p50": 4.0, "p95": 4.0, "p99": 4.0},
         )
 
-    def test_bins_have_equal_width_and_the_last_is_closed(self):
+    def test_histogram_bins_have_equal_width_and_the_last_is_closed(self):
         shape = histogram([float(n) for n in range(1, 101)])
         self.assertEqual((len(shape["bins"]), sum(shape["bins"]), shape["min"], shape["max"]), (8, 100, 1.0, 100.0))
         self.assertAlmostEqual(shape["p50"], 50.5)
