@@ -131,7 +131,7 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
         saving = slots.SlotSavingSupervisor(supervisor, model, slot_store)
         return hooks.HookedSupervisor(saving, model.id, hook_runner)
 
-    gpus = GpuReader(gpu_sources(sys.platform, config.performance.every), reactor.seconds)
+    gpus = GpuReader(gpu_sources(sys.platform), reactor.seconds)
     memory = VramReclaim(lambda: parts.read_gpus(), reactor, lambda: current().routing.scheduler.settings.fifo.reclaim)
     router = Router(config, supervise, reactor, bus, memory)
 

@@ -8,6 +8,6 @@ from llamaswap.observe.gpus import GpuSource
 from llamaswap.observe.nvidia import NvidiaSmi, Nvml
 
 
-def usual(platform: str, every: float) -> list[GpuSource]:
-    """`platform` is sys.platform, `every` the seconds between readings."""
-    return [AppleGpu()] if platform == "darwin" else [Nvml(), NvidiaSmi(every), RocmSmi(), Amdgpu()]
+def usual(platform: str) -> list[GpuSource]:
+    """`platform` is sys.platform."""
+    return [AppleGpu()] if platform == "darwin" else [Nvml(), NvidiaSmi(), RocmSmi(), Amdgpu()]

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, read through NVML's Python binding (optional) or a long-lived nvidia-smi.
+"""NVIDIA GPUs, read through NVML's Python binding (optional) or with nvidia-smi.
 
 Both block: for a worker's thread.
 """
@@ -6,16 +6,15 @@ Both block: for a worker's thread.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TypeVar
 
+from llamaswap.observe.command_output import Command, run
 from llamaswap.observe.gpus import GpuReading, GpuSource
 from llamaswap.wire.byte_budget import MIB
 
-FIRST_LINE_TIMEOUT = 5.0  # seconds until a started nvidia-smi writes: the driver may have to wake up
+SMI_TIMEOUT = 5.0  # seconds for nvidia-smi
 _FIELDS = "index,name,uuid,temperature.gpu,utilization.gpu,memory.used,memory.total,fan.speed,power.draw"
 
 T = TypeVar("T")
@@ -124,60 +123,17 @@ def parse_line(line: str) -> GpuReading | None:
 
 
 class NvidiaSmi(GpuSource):
-    """Runs `nvidia-smi --loop` and keeps its newest line of each GPU. `read` starts it, also after it ended."""
+    """Runs nvidia-smi for each reading, which takes longer than NVML: the driver may have to wake up."""
 
     name = "nvidia-smi"
 
-    def __init__(
-        self,
-        every: float,
-        find: Callable[[str], str | None] = shutil.which,
-        start: Callable[[list[str]], subprocess.Popen[str]] | None = None,
-    ) -> None:
-        self._loop = max(1, int(every))
+    def __init__(self, find: Callable[[str], str | None] = shutil.which, command: Command = run) -> None:
         self._find = find
-        self._start = start or _spawn
-        self._process: subprocess.Popen[str] | None = None
-        self._newest: dict[int, GpuReading] = {}
-        self._first_line = threading.Event()
+        self._command = command
 
     def read(self) -> Sequence[GpuReading]:
-        if self._process is not None and self._process.poll() is not None:
-            self.close()
-            raise OSError("nvidia-smi ended")
-        if self._process is None:
-            program = self._find("nvidia-smi")
-            if program is None:
-                raise OSError("nvidia-smi is not installed")
-            argv = [program, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits", "--loop", str(self._loop)]
-            self._newest, self._first_line = {}, threading.Event()
-            self._process = self._start(argv)
-            threading.Thread(
-                target=self._listen,
-                args=(self._process, self._newest, self._first_line),
-                name="nvidia-smi",
-                daemon=True,
-            ).start()
-            self._first_line.wait(FIRST_LINE_TIMEOUT)
-        return [reading for _, reading in sorted(self._newest.copy().items())]
-
-    @staticmethod
-    def _listen(process: subprocess.Popen[str], newest: dict[int, GpuReading], first_line: threading.Event) -> None:
-        for line in process.stdout or ():
-            reading = parse_line(line)
-            if reading is not None:
-                newest[reading.id] = reading
-                first_line.set()
-        first_line.set()
-
-    def close(self) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.kill()
-            process.wait(FIRST_LINE_TIMEOUT)
-
-
-def _spawn(argv: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
-    )
+        program = self._find("nvidia-smi")
+        if program is None:
+            raise OSError("nvidia-smi is not installed")
+        lines = self._command([program, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"], SMI_TIMEOUT)
+        return [reading for line in lines.splitlines() if (reading := parse_line(line)) is not None]

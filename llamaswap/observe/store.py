@@ -1,8 +1,8 @@
 """The activity table: SQLite, in memory or in a file that the Go program's versions can open as well.
 
-Questions, and everything about a file, block: they are for one worker thread. Rows of a table in memory are queued until
-a question is asked, because most of them are dropped before that. This module must not know Deferreds, HTTP or the
-clock.
+Questions, and everything about a file, block: they are for one worker thread. Rows of a table in memory are queued
+until a question is asked, because most of them are dropped before that. This module must not know Deferreds, HTTP or
+the clock.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _where(wanted: ActivityFilter) -> tuple[str, list[object]]:
 
 
 class ActivityStore:
-    """Opened by its first use, on the thread that uses it. With `path` None it keeps the newest `keep` rows in memory."""
+    """Opened by its first use, on the thread that uses it. With `path` None the newest `keep` rows are in memory."""
 
     problem = ""  # why the table is not in its file now
 

@@ -1,8 +1,6 @@
 """GPU sources and the choice between them."""
 
-import io
 import plistlib
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,43 +163,21 @@ class TestNvidia(SynchronousTestCase):
         for line in ("", "0, too, few", "x, a, b, 1, 2, 3, 4, 5, 6"):
             self.assertIsNone(parse_line(line))
 
-    def test_nvidia_smi_is_started_read_restarted_and_ended(self):
-        started, processes = [], []
+    def test_nvidia_smi_is_run_for_each_reading(self):
+        ran = []
 
-        class Process:
-            def __init__(self, lines):
-                self.stdout = io.StringIO(lines)
-                self.code = None
+        def command(argv, seconds):
+            ran.append(argv)
+            return "1, b, u1, 1, 2, 3, 4, 5, 6\nnot a reading\n0, a, u0, 1, 2, 3, 4, 5, 6\n"
 
-            def poll(self):
-                return self.code
-
-            def kill(self):
-                self.code = -9
-
-            def wait(self, timeout):
-                return self.code
-
-        def start(argv):
-            started.append(argv)
-            processes.append(Process("1, b, u1, 1, 2, 3, 4, 5, 6\n0, a, u0, 1, 2, 3, 4, 5, 6\n"))
-            return processes[-1]
-
-        source = NvidiaSmi(2.5, find=lambda name: "/bin/" + name, start=start)
+        source = NvidiaSmi(lambda name: "/bin/" + name, command)
+        self.assertEqual([reading.name for reading in source.read()], ["b", "a"])
         source.read()
-        for thread in [thread for thread in threading.enumerate() if thread.name == "nvidia-smi"]:
-            thread.join(5)
-        self.assertEqual([reading.name for reading in source.read()], ["a", "b"])
-        self.assertEqual((started[0][0], started[0][-2:]), ("/bin/nvidia-smi", ["--loop", "2"]))
-        processes[0].code = 1
-        self.assertRaises(OSError, source.read)
-        source.read()
-        self.assertEqual(len(started), 2)
-        source.close()
+        self.assertEqual([argv[0] for argv in ran], ["/bin/nvidia-smi"] * 2)
         source.close()
 
     def test_missing_nvidia_smi_is_an_error(self):
-        self.assertRaises(OSError, NvidiaSmi(5, find=lambda name: None).read)
+        self.assertRaises(OSError, NvidiaSmi(lambda name: None).read)
 
 
 ROCM = """WARNING: AMD GPU device(s) is/are in a low-power state
