@@ -1,7 +1,4 @@
-"""The access log: one line a request on the proxy log, after the response ended.
-
-Knows the line's shape and whose address counts as the client's; must not know where lines go.
-"""
+"""The access log: one line per request in the proxy log, after the response ended."""
 
 from __future__ import annotations
 
@@ -12,37 +9,34 @@ from attrs import define, frozen
 from llamaswap.config import durations
 from llamaswap.observe.log_format import LogFormatter
 
-# Polled by health checks and dashboards: a line each would bury everything else.
-SILENT = ("/wol-health", "/api/performance", "/metrics")
-# Bytes of a path, an agent or an address that is kept at hand: a client may send as much of each as a head holds, and
-# another one with every request.
-KEPT = 512
+# Health checks and dashboards poll these paths: lines for them would hide all others.
+UNLOGGED_PATHS = ("/wol-health", "/api/performance", "/metrics")
+MAX_CACHED = 512  # bytes of a path or a user agent; a client may send longer ones, which must not fill the cache
 
 
 def _escaped(raw: bytes) -> str:
-    """Header text that cannot forge a second line or colour the terminal."""
+    """Header text without the characters that could forge a line or colour the terminal."""
     text = raw.decode("utf-8", "replace")
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _led(ip: str, method: bytes, path: bytes, protocol: str) -> str | None:
-    """The line up to its numbers; None where there is to be none."""
+def _beginning(ip: str, method: bytes, path: bytes, protocol: str) -> str | None:
+    """The line up to the status; None for a path that is not logged."""
     shown = _escaped(path)
-    if shown.startswith(SILENT):
+    if shown.startswith(UNLOGGED_PATHS):
         return None
     return f'Request {_escaped(ip.encode())} "{_escaped(method)} {shown} {protocol}"'
 
 
-# They repeat.
-_known = lru_cache(maxsize=1024)(_escaped)
-_lead = lru_cache(maxsize=1024)(_led)
+_cached_escaped = lru_cache(maxsize=1024)(_escaped)
+_cached_beginning = lru_cache(maxsize=1024)(_beginning)
 
 
 @define  # made for every request: freezing doubles what that costs
 class AccessRecord:
-    """What the line tells. `path` as received without the query, `sent` the body's bytes, `seconds` the whole time."""
+    """The parts of a line. `path` is as received, without the query; `sent` are the body's bytes."""
 
     ip: str
     method: bytes
@@ -56,19 +50,20 @@ class AccessRecord:
 
 @frozen
 class AccessLog:
-    """Writes an `AccessRecord` as an info line, unless its path is a poller's."""
+    """Writes each `AccessRecord` as an info line, unless its path is one of `UNLOGGED_PATHS`."""
 
     lines: LogFormatter
 
     def served(self, request: AccessRecord) -> None:
         """The response to this request ended."""
         path, agent = request.path, request.user_agent
-        short = len(path) + len(request.ip) <= KEPT
-        lead = (_lead if short else _led)(request.ip, request.method, path, request.protocol)
-        if lead is None or not self.lines.wants("info"):
+        short = len(path) + len(request.ip) <= MAX_CACHED
+        make = _cached_beginning if short else _beginning
+        beginning = make(request.ip, request.method, path, request.protocol)
+        if beginning is None or not self.lines.wants("info"):
             return
-        told = _known(agent) if len(agent) <= KEPT else _escaped(agent)
+        shown = _cached_escaped(agent) if len(agent) <= MAX_CACHED else _escaped(agent)
         self.lines.line(
             "info",
-            f'{lead} {request.status} {request.sent} "{told}" {durations.render(request.seconds)}',
+            f'{beginning} {request.status} {request.sent} "{shown}" {durations.render(request.seconds)}',
         )

@@ -1,8 +1,8 @@
-"""What was written: the last bytes of each log, and whoever wants to read along.
+"""The logs: the last bytes of each, and its readers.
 
-A monitor takes raw bytes (a model's output is never parsed, cut into lines or decoded here), keeps the last
-100 KiB and tells its subscribers. Writing never waits: a reader that is slow loses bytes and is told how many.
-This module must not know HTTP, files or the reactor. It belongs to the reactor's thread.
+A monitor takes raw bytes (a model's output is not parsed, split or decoded here), keeps the last 100 KiB and passes
+them to its readers. Writing never waits: a slow reader loses bytes, and gets their number. This module must not know
+HTTP, files or the reactor. It is for the reactor's thread.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-HISTORY = 102_400  # bytes a monitor remembers; the size readers of /logs are used to
-MARK = 1.0  # seconds between two places in a log of which the time is known
-READER_BOUND = 256 * 1024  # bytes kept for one paused reader: more than a whole history, and no more
+HISTORY_SIZE = 102_400  # bytes that a monitor keeps, as the Go program does
+MARK_INTERVAL = 1.0  # seconds between two offsets in a log whose time is recorded
+READER_BOUND = 256 * 1024  # bytes kept for one paused reader: more than a history
 
 log = Logger()
 
 
 def dropped_marker(count: int) -> bytes:
-    """The line a reader finds where bytes are missing."""
+    """The line that replaces missing bytes."""
     return f"\n\N{EM DASH} {count} bytes dropped \N{EM DASH}\n".encode()
 
 
 class RingBuffer:
-    """The last `capacity` bytes of everything added; may begin in the middle of a line."""
+    """The last `capacity` of the bytes added; it may begin in the middle of a line."""
 
     __slots__ = ("_buffer", "_capacity", "_limit")
 
-    def __init__(self, capacity: int = HISTORY) -> None:
+    def __init__(self, capacity: int = HISTORY_SIZE) -> None:
         self._capacity = capacity
-        # Trimming only every half capacity makes the copying cost a constant per byte, whatever the chunk size.
+        # It is only trimmed after half a capacity more, so that copying costs the same per byte for any chunk size.
         self._limit = capacity + capacity // 2
         self._buffer = bytearray()
 
     def add(self, data: bytes) -> None:
-        """Append; the oldest bytes go."""
+        """Append bytes and drop the oldest."""
         if len(data) >= self._capacity:
             self._buffer = bytearray(data[-self._capacity :])
             return
@@ -49,12 +49,8 @@ class RingBuffer:
             del self._buffer[: -self._capacity]
 
     def content(self) -> bytes:
-        """What is remembered, oldest first."""
+        """The kept bytes, oldest first."""
         return bytes(self._buffer[-self._capacity :])
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._buffer = bytearray()
 
 
 @implementer(IPushProducer)
@@ -62,8 +58,7 @@ class RingBuffer:
 class Subscription:
     """One reader of a monitor: a push producer, so that a socket's transport can pause it.
 
-    While paused, up to `bound` bytes wait; what is beyond is dropped, newest first, and the reader finds a
-    marker with the number of missing bytes where they would have been.
+    While paused, it keeps up to `bound` bytes; later bytes are dropped, and a line with their number replaces them.
     """
 
     _deliver: Callable[[bytes], None]
@@ -77,13 +72,13 @@ class Subscription:
     _waiting_bytes: int = field(default=0, init=False)
 
     def offer(self, data: bytes) -> None:
-        """New bytes of the monitor: delivered at once, kept, or counted as lost."""
+        """Deliver new bytes of the monitor, keep them, or count them as dropped."""
         if self._closed:
             return
         if not self._paused:
             self._deliver(data)
         elif self._missing or self._waiting_bytes + len(data) > self._bound:
-            # Once something is missing, later bytes are too, until the reader is back: the gap stays one gap.
+            # After the first dropped bytes all are dropped until the reader resumes, so that there is one gap.
             self._missing += len(data)
             self.dropped += len(data)
         else:
@@ -108,7 +103,7 @@ class Subscription:
         self.close()
 
     def close(self) -> None:
-        """Read no further. Idempotent."""
+        """Stop reading. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -130,11 +125,11 @@ class LogMonitor:
     _marks: deque[tuple[int, float]] = field(factory=deque, init=False)
 
     def write(self, data: bytes) -> None:
-        """Remember `data` and pass it on. Never waits, never raises."""
+        """Keep `data` and pass it on. Never waits, never raises."""
         if not data:
             return
         now = self._wall()
-        if not 0 <= now - self._marked < MARK:
+        if not 0 <= now - self._marked < MARK_INTERVAL:
             self._mark(now)
         self._written += len(data)
         self._ring.add(data)
@@ -143,37 +138,37 @@ class LogMonitor:
         for reader in self._readers:
             try:
                 reader.offer(data)
-            except Exception:  # a reader's fault must not reach the server whose output this is
+            except Exception:  # a fault in a reader must not reach the server that wrote this
                 reader.close()
                 log.failure("a reader of the log {name} failed and was dropped", name=self.name)
 
     def remember(self, data: bytes) -> None:
-        """What was written before there was this monitor: it becomes history, nobody is told."""
+        """Add earlier output to the history, without passing it to readers."""
         self._written += len(data)
         self._ring.add(data)
 
     def _mark(self, now: float) -> None:
-        # What follows was written now. Of the marks before the history one is enough: it tells of the history's start.
+        # Later bytes were written at `now`. Of the marks before the history only the last is needed, for its beginning.
         self._marked = now
         self._marks.append((self._written, now))
-        start = self._written - HISTORY
+        start = self._written - HISTORY_SIZE
         while len(self._marks) > 1 and self._marks[1][0] <= start:
             self._marks.popleft()
 
     def times(self) -> list[tuple[int, float]]:
-        """Places in the history (lines from its beginning, 0 the first) and the unix time at which each was written.
+        """Lines of the history, counted from 0, with the unix time at which each was written.
 
-        A line lasts from its mark to the next; lines before the first mark were written nobody knows when.
+        The lines up to the next one have the same time; the time of lines before the first one is unknown.
         """
         history = self.history()
         start = self._written - len(history)
         found: dict[int, float] = {}
         lines, at = 0, 0
-        for place, when in self._marks:
-            offset = max(0, place - start)
+        for written, when in self._marks:
+            offset = max(0, written - start)
             lines += history.count(b"\n", at, offset)
             at = max(at, offset)
-            # A line that was begun earlier keeps the time of its beginning.
+            # A line that began earlier keeps the time of its beginning.
             whole = offset == 0 or history[offset - 1 : offset] == b"\n"
             line = lines if whole else lines + 1
             if whole or line not in found:
@@ -192,39 +187,30 @@ class LogMonitor:
 
     @property
     def readers(self) -> int:
-        """How many read along now."""
+        """The number of readers."""
         return len(self._readers)
 
     def feed(self, into: Callable[[bytes], None]) -> None:
-        """Wire a permanent receiver (another monitor's `write`, stdout); it must neither wait nor raise."""
+        """Add a permanent receiver (another monitor's `write`, stdout), which must neither wait nor raise."""
         self._feeds = (*self._feeds, into)
 
     def _forget(self, reader: Subscription) -> None:
         self._readers = tuple(other for other in self._readers if other is not reader)
 
 
-def _nowhere(data: bytes) -> None:
-    """The stdout of a service that has none."""
-
-
-def _to_no_file(name: str, data: bytes) -> None:
-    """Nor files."""
-
-
 class LogRegistry:
     """All monitors: `proxy` (our own lines), `upstream` (every server's output), `combined`, and one per model.
 
-    `to_stdout` (logToStdout) says what the combined history and stdout get: proxy, upstream, both or none. It
-    is fixed for the life of the book. `stdout` must take bytes without waiting (see stdout.StdoutWriter), and so must
-    `to_file`, which gets a log's name and its bytes (see logfiles.LogFiles).
+    `to_stdout` (logToStdout) says what the combined history and stdout get: proxy, upstream, both or none. `stdout`
+    (see stdout.StdoutWriter) and `to_file`, which gets a log's name and bytes (see logfiles.LogFiles), must not wait.
     """
 
     def __init__(
         self,
         *,
         to_stdout: str = "proxy",
-        stdout: Callable[[bytes], None] = _nowhere,
-        to_file: Callable[[str, bytes], None] = _to_no_file,
+        stdout: Callable[[bytes], None] = lambda data: None,
+        to_file: Callable[[str, bytes], None] = lambda name, data: None,
     ) -> None:
         self._to_file = to_file
         self.proxy = LogMonitor("proxy")
@@ -239,7 +225,7 @@ class LogRegistry:
         self.proxy.feed(lambda data: to_file("llamaswap", data))
 
     def model(self, name: str) -> LogMonitor:
-        """The model's own log, made when first asked for; it survives unloading."""
+        """The model's log, made by the first call; it survives unloading."""
         monitor = self._models.get(name)
         if monitor is None:
             monitor = self._models[name] = LogMonitor(name)
@@ -248,16 +234,16 @@ class LogRegistry:
         return monitor
 
     def writer(self, name: str) -> Callable[[bytes], None]:
-        """Where a model's server writes its output."""
+        """The function that takes the output of a model's server."""
         return self.model(name).write
 
     def histories(self) -> dict[str, bytes]:
-        """What each log remembers; a model's is under "model:" and its name."""
+        """The history of each log; a model's is under "model:" and its name."""
         ours = {monitor.name: monitor.history() for monitor in (self.proxy, self.upstream, self.combined)}
         return ours | {f"model:{name}": monitor.history() for name, monitor in self._models.items()}
 
     def remember(self, histories: Mapping[str, bytes]) -> None:
-        """Begin with what another book remembered (`histories`)."""
+        """Begin with the `histories` of another registry."""
         ours = {monitor.name: monitor for monitor in (self.proxy, self.upstream, self.combined)}
         for name, content in histories.items():
             model = name.removeprefix("model:")
@@ -266,7 +252,7 @@ class LogRegistry:
                 monitor.remember(content)
 
     def retain(self, models: Iterable[str]) -> None:
-        """After a reload: forget the logs of models that are configured no more, unless somebody reads them."""
+        """After a reload: drop the logs of models that are not configured any more and have no reader."""
         keep = set(models)
         for name in [name for name, monitor in self._models.items() if name not in keep and not monitor.readers]:
             del self._models[name]

@@ -1,6 +1,6 @@
-"""Questions about the activity table: the query string of the API as a checked value.
+"""Questions about the activity table: a query string of the API as a checked value.
 
-Knows the parameters, their order of checking and their messages; must not know SQL's side of it (store.py).
+This module knows the parameters, the order of their checks and the messages; it must not know SQL (store.py does).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SORT_COLUMNS: Mapping[str, str] = {
     "gen_speed": "tokens_per_second",
     "duration": "duration_ms",
 }
-MOST_ROWS = 999
-MOST_VALUES = 100  # of one parameter: each is a condition of the question that the database is asked
-_BIGGEST = 2**63 - 1  # what an id column holds
+MAX_ROWS = 999
+MAX_VALUES = 100  # of one parameter: each becomes a condition of the SQL statement
+_MAX_ID = 2**63 - 1  # the largest value of an id column
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:\d\d)")
 
 Arguments = Mapping[str, Sequence[str]]
@@ -48,9 +48,9 @@ class BadQuery(LlamaswapError):
 
 @frozen
 class ActivityFilter:
-    """Which rows. All given conditions hold together; of several `models`, `statuses` or `paths` one is enough.
+    """Which rows. All given conditions must hold; of several `models`, `statuses` or `paths` one must.
 
-    `statuses` are codes ("404") or classes ("5xx"); `text` is looked for in model, path, error and metadata.
+    `statuses` are codes ("404") or classes ("5xx"); `text` is searched in model, path, error and metadata.
     `start` and `end` are whole unix seconds, inclusive.
     """
 
@@ -91,14 +91,13 @@ def timestamp(text: str) -> float:
     return whole + (float(f"0.{fraction}") if fraction else 0.0)
 
 
-def _values(args: Arguments, name: str) -> tuple[str, ...]:
-    return _few(name, [value.strip() for value in args.get(name, ()) if value.strip()])
-
-
-def _few(name: str, values: Sequence[str]) -> tuple[str, ...]:
-    if len(values) > MOST_VALUES:
-        raise BadQuery(f"{name} may have at most {MOST_VALUES} values")
-    return tuple(values)
+def _values(args: Arguments, name: str, separator: str | None = None) -> tuple[str, ...]:
+    """All values without blank ones; with a `separator` each may be a list."""
+    lists = (value.split(separator) if separator else (value,) for value in args.get(name, ()))
+    values = tuple(part.strip() for parts in lists for part in parts if part.strip())
+    if len(values) > MAX_VALUES:
+        raise BadQuery(f"{name} may have at most {MAX_VALUES} values")
+    return values
 
 
 def _value(args: Arguments, name: str) -> str:
@@ -121,13 +120,13 @@ def _integer(text: str) -> int | None:
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,19}", text) else None
 
 
-def _least(args: Arguments, name: str, least: int) -> int | None:
+def _at_least(args: Arguments, name: str, minimum: int) -> int | None:
     text = _value(args, name)
     if not text:
         return None
     number = _integer(text)
-    if number is None or not least <= number <= _BIGGEST:
-        raise BadQuery(f"{name} must be >= {least}")
+    if number is None or not minimum <= number <= _MAX_ID:
+        raise BadQuery(f"{name} must be >= {minimum}")
     return number
 
 
@@ -141,20 +140,18 @@ def _flag(args: Arguments, name: str) -> bool | None:
 
 
 def _statuses(args: Arguments) -> tuple[str, ...]:
-    parts = [part.strip().lower() for value in _values(args, "status") for part in value.split(",") if part.strip()]
-    given = _few("status", parts)
-    for status in given:
-        if not re.fullmatch(r"[1-9](xx|[0-9]{2})", status):
-            raise BadQuery("status must be a code or a class like 5xx")
-    return given
+    statuses = tuple(status.lower() for status in _values(args, "status", ","))
+    if not all(re.fullmatch(r"[1-9](xx|[0-9]{2})", status) for status in statuses):
+        raise BadQuery("status must be a code or a class like 5xx")
+    return statuses
 
 
 def parse_filter(args: Arguments) -> ActivityFilter:
-    """The filter of a query string's values; BadQuery in the order clients know."""
+    """The filter in a query string's values; raises BadQuery for the first parameter that cannot be used."""
     start, end = _time(args, "start"), _time(args, "end")
     if start is not None and end is not None and start > end:
         raise BadQuery("start must be before end")
-    min_id, max_id = _least(args, "min_id", 1), _least(args, "max_id", 1)
+    min_id, max_id = _at_least(args, "min_id", 1), _at_least(args, "max_id", 1)
     if min_id is not None and max_id is not None and min_id > max_id:
         raise BadQuery("min_id must be <= max_id")
     return ActivityFilter(
@@ -163,29 +160,29 @@ def parse_filter(args: Arguments) -> ActivityFilter:
         end=end,
         min_id=min_id,
         max_id=max_id,
-        after_id=_least(args, "after_id", 0),
+        after_id=_at_least(args, "after_id", 0),
         statuses=_statuses(args),
         paths=_values(args, "path"),
         session=_value(args, "session"),
         client=_value(args, "client"),
         text=_value(args, "q"),
         has_error=_flag(args, "has_error"),
-        min_ms=_least(args, "min_ms", 0),
+        min_ms=_at_least(args, "min_ms", 0),
     )
 
 
 def parse_query(args: Arguments) -> ActivityQuery:
-    """A whole page request of a query string's values (name to its values); BadQuery when one cannot be used."""
+    """The page in a query string's values; raises BadQuery for the first parameter that cannot be used."""
     wanted = parse_filter(args)
     limit, text = 25, _value(args, "limit")
     if text:
         number = _integer(text)
         if number is None:
             raise BadQuery("invalid limit")
-        if not 1 <= number <= MOST_ROWS:
-            raise BadQuery(f"limit must be between 1 and {MOST_ROWS}")
+        if not 1 <= number <= MAX_ROWS:
+            raise BadQuery(f"limit must be between 1 and {MAX_ROWS}")
         limit = number
-    page = _least(args, "page", 1) or 1
+    page = _at_least(args, "page", 1) or 1
     column = SORT_COLUMNS.get(_value(args, "sort") or "id")
     if column is None:
         raise BadQuery("invalid sort column")

@@ -1,7 +1,4 @@
-"""Headers as they may be shown: one value each, canonical names, secrets replaced.
-
-The only place that decides what of a header leaves this process through a list, a capture or an event.
-"""
+"""Headers as lists, captures and events show them: one value each, canonical names, secrets replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from llamaswap.wire import headers as header_rules
 from llamaswap.wire.headers import SECRETS
 
 REDACTED = header_rules.REDACTED.decode()
-KEPT = 64  # bytes of a name that is kept at hand; a client may send as many as a head holds
+MAX_CACHED_NAME = 64  # bytes; a client may send longer names, which must not fill the cache
 
 
 def canonical(name: bytes) -> str:
@@ -20,20 +17,20 @@ def canonical(name: bytes) -> str:
     return "-".join(part.capitalize() for part in name.decode("latin-1").split("-"))
 
 
-def _looks(raw: bytes) -> tuple[bytes, str, bool]:
-    """A header's name in lower case, as it is shown, and whether its value is a secret."""
+def _name(raw: bytes) -> tuple[bytes, str, bool]:
+    """A header's name in lower case and in canonical form, and whether its value is a secret."""
     lower = raw.lower()
     return lower, canonical(raw), lower in SECRETS
 
 
-_known = lru_cache(maxsize=512)(_looks)  # a handful of names make nearly all headers
+_cached_name = lru_cache(maxsize=512)(_name)  # nearly all headers have one of few names
 
 
 def shown(headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[bytes] = frozenset()) -> dict[str, str]:
-    """First value per header; values of secret headers are replaced; `without` names (lower case) to leave out."""
+    """The first value of each header, with secret values replaced; `without` are names (lower case) to leave out."""
     result: dict[str, str] = {}
     for raw, value in headers:
-        lower, name, secret = _known(raw) if len(raw) <= KEPT else _looks(raw)
+        lower, name, secret = _cached_name(raw) if len(raw) <= MAX_CACHED_NAME else _name(raw)
         if name not in result and lower not in without:
             result[name] = REDACTED if secret else value.decode("utf-8", "replace")
     return result

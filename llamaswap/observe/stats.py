@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, log2
-from typing import Any
 
-LEAST_BINS, MOST_BINS = 5, 20
+MIN_BINS, MAX_BINS = 5, 20
 
 
 def percentile(ascending: Sequence[float], p: float) -> float:
@@ -17,8 +16,8 @@ def percentile(ascending: Sequence[float], p: float) -> float:
     return ascending[low] + (ascending[high] - ascending[low]) * (rank - low)
 
 
-def histogram(values: Sequence[float]) -> dict[str, Any] | None:
-    """Bins of equal width over the positive values, with percentiles; None when there is none."""
+def histogram(values: Sequence[float]) -> dict[str, object] | None:
+    """Bins of equal width over the positive values, with percentiles; None without any."""
     speeds = sorted(value for value in values if value > 0)
     if not speeds:
         return None
@@ -26,14 +25,13 @@ def histogram(values: Sequence[float]) -> dict[str, Any] | None:
     if low == high:
         bins, width = [len(speeds)], 0.0
     else:
-        count = max(LEAST_BINS, min(MOST_BINS, ceil(log2(len(speeds))) + 1))
+        count = max(MIN_BINS, min(MAX_BINS, ceil(log2(len(speeds))) + 1))
         width = (high - low) / count
         bins = [0] * count
         for speed in speeds:
-            # The last bin is closed, and rounding must not open one behind it. A span too small to be divided
-            # (subnormal width) falls into the first bin.
-            place = int((speed - low) / width) if width > 0 else 0
-            bins[min(count - 1, place)] += 1
+            # The last bin is closed: rounding must not exceed it. If the width underflows to 0 all are in the first.
+            index = int((speed - low) / width) if width > 0 else 0
+            bins[min(count - 1, index)] += 1
     return {
         "bins": bins,
         "min": low,

@@ -1,9 +1,8 @@
-"""Whether the GPU memory of a server that ended is back, asked before the next one starts.
+"""Waits until the GPU memory of a stopped server is free, before the next server starts.
 
-A process that is gone holds no memory of the machine's, but a driver may take seconds to give a board's back, and the
-next model then fails for lack of it. What a model took is learned while it loads: the difference between two readings.
-Where there are no readings, or none that can be trusted (two models loaded at once), nobody waits. Must not know why
-something stopped or starts.
+A process that ended uses no memory of the machine, but a driver may take seconds to release a GPU's, and the next model
+then fails to load. The memory of a model is the difference between the readings before and after its load. Without
+readings, or if two models loaded at once, no start waits. This module must not know why a server stops or starts.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.defer import TimeoutError as TimeIsUp
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -20,22 +19,22 @@ from twisted.python.failure import Failure
 
 from llamaswap.observe.gpus import GpuReading
 
-LEAST = 64  # MiB on one board below which a model's share is noise
-NEARLY = 0.9  # of the expected memory counts as all of it: readings are rounded, neighbours grow a little
-LOOK = 0.1  # seconds between two readings while somebody waits
-LATE = 1.0  # seconds past its time that a reading under way may take; a driver that hangs must not keep a model away
-STEADY = 1.0  # seconds without a change after which half of it counts too: a neighbour grew into the rest
+MIN_SHARE = 64  # MiB on one GPU; less is noise
+ENOUGH = 0.9  # of the expected memory counts as all: readings are rounded, other processes grow a little
+POLL_INTERVAL = 0.1  # seconds between two readings during a wait
+READ_GRACE = 1.0  # seconds for a reading at the end of a wait; a driver that hangs must not block a start
+STEADY = 1.0  # seconds without a change after which half the memory is enough: another process took the rest
 
 log = Logger()
-Usage = dict[int, int]  # MiB in use by board
+Usage = dict[int, int]  # MiB in use by GPU
 
 
 @define(eq=False)
 class VramReclaim:
-    """Knows what each model took, and waits for it to come back.
+    """Knows the GPU memory of each model, and waits for its release.
 
-    `read` asks the boards (elsewhere than on the reactor), `longest` says how many seconds a start may wait at most;
-    0: none ever waits.
+    `read` reads the GPUs (not on the reactor's thread); `longest` returns the seconds that a start may wait at most, 0
+    for none.
     """
 
     read: Callable[[], Deferred[Sequence[GpuReading]]]
@@ -46,69 +45,65 @@ class VramReclaim:
     _loading: dict[str, Usage | None] = field(factory=dict)
     _pending: Usage = field(factory=dict)
     _pending_since: float = 0.0
-    _turn: int = 0
+    _generation: int = 0  # a reading is only used if no server started or stopped since it began
 
-    # -- what happens --------------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------------
 
     def loading(self, model: str) -> None:
-        """A server of this model is being started."""
-        self._turn += 1
+        """A server of this model starts."""
+        self._generation += 1
         alone = not self._loading
         self._loading[model] = None
         if not alone:
-            self._loading = dict.fromkeys(self._loading)  # what was read before is of no use to any of them
+            self._loading = dict.fromkeys(self._loading)  # readings cannot tell the models apart
             return
-        turn = self._turn
 
-        def note(usage: Usage) -> None:
-            if self._turn == turn and usage:
-                self._loading[model] = usage
+        def keep(usage: Usage) -> None:
+            self._loading[model] = usage
 
-        self._ask(note)
+        self._read_then(keep)
 
     def loaded(self, model: str) -> None:
-        """It is ready."""
+        """The model's server is ready."""
         before = self._loading.pop(model, None)
-        self._turn += 1
-        turn = self._turn
+        self._generation += 1
         if before is None:
             return
-        began = before
+        earlier = before
 
-        def note(usage: Usage) -> None:
-            if self._turn == turn and usage:
-                share = {board: used - began.get(board, 0) for board, used in usage.items()}
-                self._shares[model] = {board: taken for board, taken in share.items() if taken >= LEAST}
-                self._used = usage
+        def keep(usage: Usage) -> None:
+            share = {gpu: used - earlier.get(gpu, 0) for gpu, used in usage.items()}
+            self._shares[model] = {gpu: size for gpu, size in share.items() if size >= MIN_SHARE}
+            self._used = usage
 
-        self._ask(note)
+        self._read_then(keep)
 
     def gone(self, model: str) -> None:
-        """Its server is no more, or never became ready."""
-        self._turn += 1
+        """The model's server ended, or never became ready."""
+        self._generation += 1
         self._loading.pop(model, None)
         share = self._shares.pop(model, {})
         if share and self._used is not None:
             if self.clock.seconds() - self._pending_since > self.longest():
                 self._pending = {}
             self._pending_since = self.clock.seconds()
-            for board, taken in share.items():
-                self._pending[board] = self._pending.get(board, 0) + taken
+            for gpu, size in share.items():
+                self._pending[gpu] = self._pending.get(gpu, 0) + size
 
     def wait_for_reclaim(self, model: str) -> Deferred[None] | None:
-        """Fires when what ended models held is back, or has had its time; None when there is nothing to wait for."""
+        """Fires when the memory of stopped servers is free, or the time is over; None if no start has to wait."""
         left = self._pending_since + self.longest() - self.clock.seconds()
         if not self._pending or self._used is None or left <= 0:
             self._pending = {}
             return None
         waiting = Deferred.fromCoroutine(self._wait(model, self._used, self._pending, left))
         self._pending = {}
-        # A start must not fail, or hang, because of a reading.
-        waiting.addTimeout(left + LATE, self.clock)
-        return waiting.addErrback(lambda failure: _unread(failure, model))
+        # A start must neither fail nor hang because of a reading.
+        waiting.addTimeout(left + READ_GRACE, self.clock)
+        return waiting.addErrback(lambda failure: _log_failed_reading(failure, model))
 
     def share(self, model: str) -> int | None:
-        """MiB that a loaded model took on all boards; None where that is not known."""
+        """MiB of a loaded model on all GPUs; None if unknown."""
         share = self._shares.get(model)
         return None if share is None else sum(share.values())
 
@@ -116,50 +111,47 @@ class VramReclaim:
 
     async def _wait(self, model: str, used: Usage, expected: Usage, left: float) -> None:
         until = self.clock.seconds() + left
-        lowest: Usage = dict(used)
+        best: Usage = dict.fromkeys(expected, 0)
         changed = self.clock.seconds()
         while True:
-            usage = _by_board(await self.read())
+            usage = _by_gpu(await self.read())
             now = self.clock.seconds()
             if not usage:
                 self._used = None
                 return
             self._used = usage
-            missing = {
-                board: taken - (used.get(board, 0) - usage.get(board, 0))
-                for board, taken in expected.items()
-                if used.get(board, 0) - usage.get(board, 0) < taken * NEARLY
-            }
+            freed = {gpu: used.get(gpu, 0) - usage.get(gpu, 0) for gpu in expected}
+            missing = {gpu: size - freed[gpu] for gpu, size in expected.items() if freed[gpu] < size * ENOUGH}
             if not missing:
                 return
-            if any(usage.get(board, 0) < lowest.get(board, 0) for board in expected):
-                lowest = usage
-                changed = now
-            halved = all(used.get(board, 0) - usage.get(board, 0) >= taken / 2 for board, taken in expected.items())
-            if halved and now - changed >= STEADY:
+            if any(freed[gpu] > best[gpu] for gpu in expected):
+                best, changed = freed, now
+            if now - changed >= STEADY and all(freed[gpu] >= size / 2 for gpu, size in expected.items()):
                 return
             if now >= until:
-                words = ", ".join(f"{amount} MiB on GPU {board}" for board, amount in sorted(missing.items()))
-                log.warn(
-                    "loading {model} although {words} has not been released yet",
-                    model=model,
-                    words=words,
-                )
+                words = ", ".join(f"{size} MiB on GPU {gpu}" for gpu, size in sorted(missing.items()))
+                log.warn("loading {model} although {words} has not been released yet", model=model, words=words)
                 return
-            await deferLater(self.clock, min(LOOK, until - now))
+            await deferLater(self.clock, min(POLL_INTERVAL, until - now))
 
-    def _ask(self, note: Callable[[Usage], None]) -> None:
-        """A reading that nobody waits for."""
-        asked = maybeDeferred(self.read).addCallback(lambda readings: note(_by_board(readings)))
-        asked.addErrback(_unread)
+    def _read_then(self, keep: Callable[[Usage], None]) -> None:
+        """Call `keep` with a reading, unless a server starts or stops before it arrives."""
+        generation = self._generation
+
+        def arrived(readings: Sequence[GpuReading]) -> None:
+            usage = _by_gpu(readings)
+            if usage and self._generation == generation:
+                keep(usage)
+
+        maybeDeferred(self.read).addCallback(arrived).addErrback(_log_failed_reading)
 
 
-def _unread(failure: Failure, model: str = "") -> None:
-    if failure.check(TimeIsUp):
+def _log_failed_reading(failure: Failure, model: str = "") -> None:
+    if failure.check(DeferredTimeout):
         log.warn("loading {model} although the GPUs do not report their memory use", model=model)
     else:
         log.failure("reading the GPUs' memory failed", failure)
 
 
-def _by_board(readings: Sequence[GpuReading]) -> Usage:
+def _by_gpu(readings: Sequence[GpuReading]) -> Usage:
     return {reading.id: reading.mem_used_mb for reading in readings if reading.mem_total_mb}

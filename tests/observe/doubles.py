@@ -1,4 +1,6 @@
-"""Stand-ins shared by the tests of this room."""
+"""Doubles shared by the tests of observe."""
+
+import tracemalloc
 
 from twisted.internet.defer import Deferred, maybeDeferred
 
@@ -24,6 +26,18 @@ class Later:
     def step(self):
         work, done = self.waiting.pop(0)
         maybeDeferred(work).chainDeferred(done)
+
+
+def traced_memory(make):
+    """Bytes of the object that `make` returns."""
+    tracemalloc.start()
+    try:
+        kept = make()
+        now, _ = tracemalloc.get_traced_memory()
+        del kept
+        return now
+    finally:
+        tracemalloc.stop()
 
 
 def facts(number=1, **changes):

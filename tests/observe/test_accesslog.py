@@ -8,14 +8,14 @@ from llamaswap.observe.accesslog import AccessLog, AccessRecord
 from llamaswap.observe.log_format import LogFormatter
 
 
-class TestAccessLog(SynchronousTestCase):
+class AccessLogTests(SynchronousTestCase):
     def line(self, path=b"/v1/models", agent=b"curl/8", level="info"):
         out = []
         access = AccessLog(LogFormatter(out.append, wall=lambda: 0.0, level=level))
         access.served(AccessRecord("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
         return b"".join(out).decode()
 
-    def test_long_paths_agents_and_addresses_are_not_kept(self):
+    def test_long_paths_agents_and_addresses_are_not_cached(self):
         """They may be as long as a head, and each another."""
         access = AccessLog(LogFormatter(lambda data: None, wall=lambda: 0.0))
         tracemalloc.start()
@@ -26,17 +26,17 @@ class TestAccessLog(SynchronousTestCase):
             access.served(AccessRecord(long.decode(), b"GET", b"/", "HTTP/1.1", 200, 12, b"curl", 0.1))
         self.assertLess(tracemalloc.get_traced_memory()[0], 500_000)
 
-    def test_the_line(self):
+    def test_line_has_address_request_status_size_agent_and_time(self):
         self.assertEqual(self.line(), '[INFO] Request 10.0.0.1 "GET /v1/models HTTP/1.1" 200 12 "curl/8" 1.23ms\n')
 
-    def test_pollers_leave_no_line(self):
+    def test_polled_paths_are_not_logged(self):
         for path in (b"/wol-health", b"/api/performance", b"/metrics"):
             self.assertEqual(self.line(path=path), "")
 
     def test_no_line_when_info_is_filtered(self):
         self.assertEqual(self.line(level="warn"), "")
 
-    def test_a_header_cannot_forge_a_line(self):
+    def test_header_cannot_forge_a_line(self):
         line = self.line(agent=b"x\n[INFO] forged\x1b[0m")
         self.assertIn('"x\\n[INFO] forged\\x1b[0m"', line)
         self.assertEqual(line.count("\n"), 1)

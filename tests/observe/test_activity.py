@@ -78,30 +78,30 @@ def tokens(row):
 USAGE = json.dumps({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}).encode()
 
 
-class TestRecording(SynchronousTestCase):
-    def test_a_document_s_tokens_are_stored_with_the_request(self):
+class RecordingTests(SynchronousTestCase):
+    def test_tokens_of_a_document_are_stored_with_the_request(self):
         row = Bench().row(USAGE, metadata={"selector": "pick"}, stored_path="/chat/completions")
         self.assertEqual(tokens(row), (3, 4, -1))
         self.assertEqual((row.id, row.model, row.req_path, row.resp_status_code), (1, "owl", "/chat/completions", 200))
         self.assertEqual((row.created, row.duration_ms), (1_770_000_100, 50))
         self.assertEqual((row.metadata, row.client, row.error_msg), ({"selector": "pick"}, "10.0.0.1", ""))
 
-    def test_the_server_s_longer_time_is_the_duration(self):
+    def test_longer_time_of_the_server_is_the_duration(self):
         """http T123"""
         timings = {"prompt_n": 31, "predicted_n": 64, "prompt_ms": 99.9, "predicted_ms": 1515.2}
         self.assertEqual(Bench().row(json.dumps({"timings": timings}).encode()).duration_ms, 1615)
 
-    def test_a_stream_is_scanned_as_it_passes(self):
+    def test_stream_is_scanned_while_it_passes(self):
         stream = b'data: {"x":1}\n\n' * 300 + b'data: {"usage":{"prompt_tokens":5}}\n\ndata: [DONE]\n\n'
         for buffer in (0, 5):
             self.assertEqual(tokens(Bench(buffer=buffer).row(stream, headers=SSE)), (5, 0, -1))
 
-    def test_answers_without_numbers_are_zero_rows(self):
+    def test_response_without_usage_is_a_row_of_zeros(self):
         """http T132"""
         for body in (b'{"ok":true}', b"text", b""):
             self.assertEqual(tokens(Bench().row(body)), (0, 0, 0))
 
-    def test_half_a_character_in_an_error_loses_no_row(self):
+    def test_half_a_surrogate_pair_in_an_error_loses_no_row(self):
         """A JSON text may name one half of a pair; a table takes none."""
         for store in (ActivityStore(), ActivityStore(self.mktemp())):
             bench = Bench(store=store)
@@ -110,7 +110,7 @@ class TestRecording(SynchronousTestCase):
             self.assertEqual(row.error_msg, "broken ? emoji")
             self.assertEqual([kept.id for kept in result(bench.activity.page(parse_query({}))).rows], [2, 1])
 
-    def test_encoded_answers_are_read_as_plain_ones(self):
+    def test_encoded_response_is_decoded(self):
         """http T133"""
         raw = zlib.compressobj(wbits=-15)
         for encoding, body in (
@@ -122,13 +122,13 @@ class TestRecording(SynchronousTestCase):
             self.assertEqual(tokens(bench.row(body, headers=[*JSON, (b"content-encoding", encoding)])), (3, 4, -1))
             self.assertEqual(bench.captures.get(1).resp_body, USAGE)
 
-    def test_an_encoded_stream_is_read_too(self):
+    def test_encoded_stream_is_decoded(self):
         body = gzip.compress(b'data: {"usage":{"prompt_tokens":5}}\n\n')
         for buffer in (0, 5):
             row = Bench(buffer=buffer).row(body, headers=[*SSE, (b"content-encoding", b"gzip")])
             self.assertEqual(tokens(row), (5, 0, -1))
 
-    def test_a_broken_encoding_is_said_and_not_captured(self):
+    def test_broken_encoding_is_the_error_of_the_row_and_not_captured(self):
         bench = Bench()
         row = bench.row(b"not gzip", headers=[*JSON, (b"content-encoding", b"gzip")])
         self.assertTrue(row.error_msg.startswith("response decompression failed: "), row.error_msg)
@@ -148,12 +148,12 @@ class TestRecording(SynchronousTestCase):
         }
         self.assertEqual({body: Bench().row(body.encode(), 500).error_msg for body in cases}, cases)
 
-    def test_unnamed_codes_and_undecodable_errors(self):
+    def test_error_without_a_message_is_described_by_its_status(self):
         self.assertEqual(Bench().row(b"", 599).error_msg, "HTTP 599")
         row = Bench().row(b"zz", 500, [(b"content-encoding", b"gzip")])
         self.assertTrue(row.error_msg.startswith("response decode failed: "), row.error_msg)
 
-    def test_only_200_is_success(self):
+    def test_only_status_200_is_a_success(self):
         """http T136"""
         row = Bench().row(USAGE, 201)
         self.assertEqual((tokens(row), row.error_msg), ((0, 0, 0), "201 Created"))
@@ -162,7 +162,7 @@ class TestRecording(SynchronousTestCase):
         """http T137"""
         self.assertIsNone(Bench().activity.open(facts(metered=False)))
 
-    def test_the_first_head_wins(self):
+    def test_first_head_decides_the_status(self):
         bench = Bench()
         scope = bench.activity.open(facts())
         scope.head(200, SSE)
@@ -172,7 +172,7 @@ class TestRecording(SynchronousTestCase):
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[0].resp_status_code, 200)
 
-    def test_requests_that_ended_before_a_head(self):
+    def test_request_that_ended_before_a_head_has_a_status(self):
         bench = Bench()
         gone = bench.row(b"", status=0, ending="gone")
         self.assertEqual((gone.resp_status_code, gone.error_msg), (499, "client disconnected"))
@@ -182,14 +182,14 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual((refused.resp_status_code, refused.error_msg), (500, "Too many requests"))
         self.assertFalse(bench.captures.has(1))
 
-    def test_a_cut_stream_keeps_what_it_told(self):
+    def test_truncated_stream_keeps_its_usage_and_capture(self):
         stream = b'data: {"message":{"usage":{"input_tokens":40}}}\n\n'
         bench = Bench()
         row = bench.row(stream, headers=SSE, ending="gone")
         self.assertEqual((tokens(row), row.error_msg), ((40, 0, -1), "client disconnected"))
         self.assertEqual(bench.captures.get(1).resp_body, stream)
 
-    def test_a_huge_document_is_read_at_its_ends(self):
+    def test_usage_of_a_huge_document_is_read_from_its_ends(self):
         body = b'{"object":"list","usage":{"prompt_tokens":9},"data":[' + b"0.5," * 400_000 + b"0]}"
         self.assertEqual(tokens(Bench(buffer=0).row(body)), (9, 0, -1))
 
@@ -201,7 +201,7 @@ class TestRecording(SynchronousTestCase):
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[0].session, "s-7")
 
-    def test_rows_of_one_moment_are_one_batch(self):
+    def test_rows_that_end_together_are_one_batch(self):
         run = Later()
         bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         for _ in range(5):
@@ -217,7 +217,7 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual([row.id for row in bench.rows], [1, 2, 3, 4, 5, 6])
         self.assertEqual((bench.clock.getDelayedCalls(), bench.activity.uncompressed.used), ([], 0))
 
-    def test_many_rows_do_not_wait_for_their_moment(self):
+    def test_full_batch_is_written_without_delay(self):
         bench = Bench()
         for _ in range(module.BATCH_ROWS):
             bench.serve(USAGE, seconds=0)
@@ -225,7 +225,7 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual(bench.clock.getDelayedCalls(), [])
         self.assertEqual(bench.captures.get(module.BATCH_ROWS).resp_body, USAGE)
 
-    def test_only_what_blocks_or_is_large_goes_to_the_thread(self):
+    def test_only_large_responses_and_files_use_the_thread(self):
         run = Later()
         bench = Bench(run=run)
         bench.row(USAGE)
@@ -237,7 +237,7 @@ class TestRecording(SynchronousTestCase):
         run.step()
         self.assertEqual([(row.id, tokens(row)) for row in bench.rows], [(n, (3, 4, -1)) for n in (1, 2, 3)])
 
-    def test_large_bodies_do_not_wait_for_more_and_are_compressed_on_the_thread(self):
+    def test_large_bodies_are_written_without_delay_and_compressed_on_the_thread(self):
         run = Later()
         bench = Bench(run=run)
         bench.ask(bytes(module.LARGE_BATCH + 1))
@@ -250,7 +250,7 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual([row.id for row in bench.rows], [1, 2])
         self.assertEqual(len(bench.captures.get(2).req_body), module.BATCH_BYTES)
 
-    def test_captures_are_given_up_before_tokens_when_too_much_waits(self):
+    def test_full_backlog_gives_up_captures_before_tokens(self):
         self.patch(module, "BACKLOG_CAPTURES", 1000)
         bench = Bench()
         for _ in range(3):
@@ -260,14 +260,14 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual([bench.captures.has(row.id) for row in bench.rows], [True, False, False])
         self.assertEqual(bench.activity.uncompressed.used, 0)
 
-    def test_a_slow_store_drops_rows_at_a_bound(self):
+    def test_slow_store_drops_rows_beyond_the_backlog(self):
         self.patch(module, "BACKLOG_ROWS", 3)
         bench = Bench(run=Later(), store=ActivityStore(self.mktemp()))
         for _ in range(5):
             bench.serve(seconds=0)
         self.assertEqual((bench.activity.waiting, bench.activity.dropped), (3, 2))
 
-    def test_a_failing_store_loses_rows_but_nothing_else(self):
+    def test_failing_store_loses_its_rows_only(self):
         class Broken(ActivityStore):
             def insert(self, rows):
                 raise OSError("disk full")
@@ -281,7 +281,7 @@ class TestRecording(SynchronousTestCase):
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
 
-    def test_closing_stores_what_is_left(self):
+    def test_close_stores_the_backlog(self):
         bench = Bench()
         bench.serve()
         self.successResultOf(Deferred.fromCoroutine(bench.activity.close()))
@@ -290,8 +290,8 @@ class TestRecording(SynchronousTestCase):
         self.assertEqual(bench.clock.getDelayedCalls(), [])
 
 
-class TestCapturing(SynchronousTestCase):
-    def test_all_four_parts_of_a_chat_without_its_secrets(self):
+class CapturingTests(SynchronousTestCase):
+    def test_chat_is_captured_without_its_secrets(self):
         """http T148"""
         bench = Bench()
         headers = [(b"authorization", b"Bearer k-1"), (b"X-API-Key", b"k-1"), (b"a", b"1"), (b"A", b"2")]
@@ -307,7 +307,7 @@ class TestCapturing(SynchronousTestCase):
         self.assertEqual(capture.req_headers, {"Authorization": "[REDACTED]", "X-Api-Key": "[REDACTED]", "A": "1"})
         self.assertEqual(capture.resp_headers, {"Content-Type": "application/json", "Set-Cookie": "[REDACTED]"})
 
-    def test_speech_keeps_no_answer_and_a_failure_keeps_its_question(self):
+    def test_capture_of_speech_lacks_the_audio_and_that_of_a_failure_the_response(self):
         """http T149"""
         bench = Bench()
         bench.row(b"RIFF", headers=[(b"content-type", b"audio/wav")], path="/v1/audio/speech")
@@ -318,12 +318,12 @@ class TestCapturing(SynchronousTestCase):
         self.assertEqual(failed.resp_body, None)
         self.assertIsNotNone(failed.req_headers)
 
-    def test_an_empty_success_is_not_captured(self):
+    def test_empty_success_is_not_captured(self):
         bench = Bench()
         bench.row(b"")
         self.assertFalse(bench.captures.has(1))
 
-    def test_the_oldest_capture_goes_and_its_row_says_so(self):
+    def test_oldest_capture_is_dropped_and_its_row_shows_that(self):
         """http T151"""
         bench = Bench(buffer=1)
         for _ in range(3):
@@ -331,7 +331,7 @@ class TestCapturing(SynchronousTestCase):
         page = bench.activity.page_document(result(bench.activity.page(parse_query({}))))
         self.assertEqual([(row["id"], row["has_capture"]) for row in page["data"]], [(3, True), (2, True), (1, False)])
 
-    def test_after_a_change_of_store_no_row_shows_the_capture_of_another(self):
+    def test_change_of_store_gives_no_row_the_capture_of_another(self):
         """Ids begin anew there; one batch is on its way to the old store meanwhile."""
         run = Later()
         bench = Bench(run=run, store=ActivityStore(self.mktemp()))
@@ -351,7 +351,7 @@ class TestCapturing(SynchronousTestCase):
         self.assertIs(bench.activity.recent(1), bench.rows[-1])
         self.assertIsNone(bench.activity.recent(3))
 
-    def test_captures_in_the_making_share_a_bound(self):
+    def test_uncompressed_captures_share_a_budget(self):
         bench = Bench(buffer=1)
         scopes = [bench.activity.open(facts(number)) for number in range(5)]
         for scope in scopes:
@@ -364,7 +364,7 @@ class TestCapturing(SynchronousTestCase):
         self.assertEqual(bench.activity.uncompressed.used, 0)
         self.assertEqual([bench.captures.has(number) for number in (1, 2, 3, 4, 5)], [True] * 4 + [False])
 
-    def test_nothing_is_held_when_captures_are_off(self):
+    def test_no_body_is_kept_without_captures(self):
         bench = Bench(buffer=0)
         scope = bench.activity.open(facts())
         scope.head(200, SSE)
@@ -375,8 +375,8 @@ class TestCapturing(SynchronousTestCase):
         self.assertFalse(bench.captures.has(1))
 
 
-class TestAsking(SynchronousTestCase):
-    def test_the_row_s_document(self):
+class AskingTests(SynchronousTestCase):
+    def test_document_of_a_row_has_the_columns(self):
         bench = Bench()
         bench.row(USAGE, remote_ip="")
         document = bench.activity.document(bench.rows[0])
@@ -398,7 +398,7 @@ class TestAsking(SynchronousTestCase):
             ),
         )
 
-    def test_older_dashboards_get_flat_objects_of_good_requests(self):
+    def test_legacy_list_has_flat_objects_of_successful_requests(self):
         """http T152"""
         bench = Bench()
         for status in (200, 500, 200):
@@ -420,7 +420,7 @@ class TestAsking(SynchronousTestCase):
             },
         )
 
-    def test_who_asks_at_once_finds_the_request_that_just_ended(self):
+    def test_question_finds_the_request_that_just_ended(self):
         bench = Bench()
         bench.serve(USAGE, 404)
         bench.serve(USAGE)
@@ -432,7 +432,7 @@ class TestAsking(SynchronousTestCase):
         self.assertTrue(bench.activity.document(bench.rows[-1])["has_capture"])
         self.assertEqual(bench.clock.getDelayedCalls(), [])
 
-    def test_who_asks_at_once_finds_it_in_a_file_too(self):
+    def test_question_finds_the_request_that_just_ended_in_a_file(self):
         run = Later()
         bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         bench.serve(USAGE)
@@ -442,7 +442,7 @@ class TestAsking(SynchronousTestCase):
         shown = bench.activity.page_document(result(asked))["data"]
         self.assertEqual([(row["id"], row["has_capture"]) for row in shown], [(1, True)])
 
-    def test_a_row_just_stored_is_at_hand_for_its_event(self):
+    def test_row_just_stored_is_kept_for_its_event(self):
         bench = Bench()
         bench.row(USAGE)
         self.assertEqual(bench.activity.recent(1), bench.rows[0])

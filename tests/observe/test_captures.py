@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import tracemalloc
 import zlib
 
 import zstandard
@@ -13,26 +12,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.observe.captures import ENTRY_BYTES, Blob, Capture, Captures, bundles, mask_for, pack, unpack
 from llamaswap.observe.head_tail_buffer import HeadTailBuffer, Undecodable, decoded
 from llamaswap.observe.redact import canonical, shown
+from tests.observe.doubles import traced_memory
 
 BODIES = st.none() | st.binary(max_size=50)
 
 
-def tracemalloc_of(make):
-    """Bytes that what `make` returns keeps."""
-    tracemalloc.start()
-    try:
-        kept = make()
-        now, _ = tracemalloc.get_traced_memory()
-        del kept
-        return now
-    finally:
-        tracemalloc.stop()
-
-
-class TestPacking(SynchronousTestCase):
+class PackingTests(SynchronousTestCase):
     @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
     @given(BODIES, BODIES, st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
-    def test_what_is_packed_comes_back(self, asked, answered, headers):
+    def test_packed_captures_are_unpacked_unchanged(self, asked, answered, headers):
         capture = Capture("/é", headers, asked, headers, answered)
         other = Capture("/other", None, b"1", {"A": "é"}, b"2")
         blob = pack([(7, other), (8, capture), (9, other)], zstandard.ZstdCompressor())
@@ -46,7 +34,7 @@ class TestPacking(SynchronousTestCase):
         self.assertEqual([[n for n, _ in some] for some in bundles(mixed)], [[1], [2], [3, 4]])
         self.assertEqual(list(bundles([])), [])
 
-    def test_missing_parts_are_null_and_empty_ones_are_empty(self):
+    def test_document_of_a_capture_shows_missing_parts_as_null(self):
         self.assertEqual(
             Capture("/p", {"A": "1"}, b"", None, None).document(7),
             {
@@ -61,15 +49,15 @@ class TestPacking(SynchronousTestCase):
         self.assertEqual(Capture("/p", None, b"a?", None, b"\xff").document(1)["req_body"], "YT8=")
 
 
-class TestShelf(SynchronousTestCase):
-    def test_one_larger_than_the_budget_is_not_kept_and_evicts_nobody(self):
+class CaptureStoreTests(SynchronousTestCase):
+    def test_blob_larger_than_the_budget_is_not_kept_and_evicts_none(self):
         captures = Captures(1)
         captures.put(Blob([1], b"x"))
         captures.put(Blob([2], os.urandom(1024 * 1024 + 1)))
         self.assertEqual((captures.has(1), captures.has(2), captures.used), (True, False, 1 + ENTRY_BYTES))
         self.assertIsNone(captures.get(2))
 
-    def test_a_smaller_budget_evicts_the_oldest(self):
+    def test_smaller_budget_evicts_the_oldest_captures(self):
         captures = Captures(2)
         for number in (1, 2, 3):
             captures.put(Blob([number, -number], bytes(600 * 1024)))
@@ -79,7 +67,7 @@ class TestShelf(SynchronousTestCase):
         captures.resize(-3)
         self.assertEqual((captures.used, captures.enabled), (0, False))
 
-    def test_many_small_ones_have_their_bound_too(self):
+    def test_number_of_small_captures_is_bounded(self):
         captures = Captures(1)
         for number in range(20_000):
             captures.put(Blob([number], b"x"))
@@ -87,13 +75,13 @@ class TestShelf(SynchronousTestCase):
         self.assertLess(len(kept), 1024 * 1024 // ENTRY_BYTES)
         self.assertEqual(kept[-1], 19_999)
 
-    def test_a_blob_holds_no_more_memory_than_it_has_bytes(self):
+    def test_blob_takes_no_more_memory_than_its_bytes(self):
         capture = Capture("/p", None, b"w " * 50_000, None, b"")
         blob = pack([(1, capture)], zstandard.ZstdCompressor())
-        before = tracemalloc_of(lambda: pack([(1, capture)], zstandard.ZstdCompressor()))
+        before = traced_memory(lambda: pack([(1, capture)], zstandard.ZstdCompressor()))
         self.assertLess(before, len(blob.data) + 5_000)
 
-    def test_clearing_forgets_all(self):
+    def test_clear_drops_all_captures(self):
         captures = Captures(1)
         captures.put(Blob([1], b"x"))
         captures.clear()
@@ -114,17 +102,17 @@ class TestShelf(SynchronousTestCase):
             self.assertEqual((mask_for(path).request, mask_for(path).response), kept, path)
 
 
-class TestRedaction(SynchronousTestCase):
+class RedactionTests(SynchronousTestCase):
     def test_secrets_in_any_case_are_replaced_and_first_values_win(self):
         names = (b"AUTHORIZATION", b"Proxy-authorization", b"cookie", b"Set-Cookie", b"x-API-key")
         self.assertEqual(set(shown((name, b"secret") for name in names).values()), {"[REDACTED]"})
         self.assertEqual(shown([(b"a-b", b"1"), (b"A-B", b"2")]), {"A-B": "1"})
 
-    def test_names_are_canonical(self):
+    def test_header_names_are_canonical(self):
         self.assertEqual(canonical(b"x-REQUEST-id"), "X-Request-Id")
 
 
-class TestTape(SynchronousTestCase):
+class HeadTailBufferTests(SynchronousTestCase):
     @given(st.lists(st.binary(max_size=40), max_size=30), st.integers(2, 60))
     def test_small_bodies_are_whole_and_large_ones_keep_their_ends(self, parts, bound):
         tape = HeadTailBuffer(bound)
@@ -142,7 +130,7 @@ class TestTape(SynchronousTestCase):
     @given(
         st.lists(st.binary(max_size=40), max_size=20), st.lists(st.binary(max_size=40), max_size=9), st.integers(2, 60)
     )
-    def test_what_another_held_so_far_is_as_if_it_had_been_added(self, held, later, bound):
+    def test_buffer_taken_over_is_like_added_bytes(self, held, later, bound):
         tape, other = HeadTailBuffer(bound), HeadTailBuffer(bound)
         tape.take_over(bytearray(b"".join(held)))
         other.add(b"".join(held))
@@ -151,7 +139,7 @@ class TestTape(SynchronousTestCase):
             other.add(part)
         self.assertEqual((tape.content(), tape.complete), (other.content(), other.complete))
 
-    def test_encodings(self):
+    def test_body_is_decoded_by_its_encoding(self):
         raw = zlib.compressobj(wbits=-15)
         deflated = raw.compress(b"text") + raw.flush()
         self.assertEqual(decoded(gzip.compress(b"a") + gzip.compress(b"b"), "gzip"), b"ab")

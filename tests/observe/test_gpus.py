@@ -36,7 +36,7 @@ class Fake:
 ONE = [GpuReading(0, "gpu")]
 
 
-class TestChoice(SynchronousTestCase):
+class ChoiceTests(SynchronousTestCase):
     def test_first_source_that_works_is_kept(self):
         broken, good = Fake("a", OSError("no")), Fake("b", ONE, ONE)
         gpus = GpuReader([broken, good], lambda: 0.0)
@@ -137,7 +137,7 @@ class FakeNvml:
         return SimpleNamespace(busId=f"00000000:{device}B:00.0")
 
 
-class TestNvidia(SynchronousTestCase):
+class NvidiaTests(SynchronousTestCase):
     def test_nvml_reads_the_values_that_each_board_supports(self):
         nvml = FakeNvml()
         source = Nvml(lambda: nvml)
@@ -190,7 +190,7 @@ system,1,2,3,4,5,6,7,8,9,10,11
 """
 
 
-class TestAmd(SynchronousTestCase):
+class AmdTests(SynchronousTestCase):
     def test_rocm_columns_are_found_by_name(self):
         """core V111"""
         (reading,) = parse_rocm(ROCM)
@@ -233,7 +233,7 @@ class TestAmd(SynchronousTestCase):
         self.assertEqual(reading, GpuReading(1, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
 
 
-class TestApple(SynchronousTestCase):
+class AppleTests(SynchronousTestCase):
     def test_apple_registry_is_read(self):
         devices = [
             {

@@ -8,7 +8,7 @@ from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.history import SwapHistory
 
 
-class TestHistory(SynchronousTestCase):
+class HistoryTests(SynchronousTestCase):
     def setUp(self):
         self.now = 0.0
         self.bus = EventBus(on_error=self.fail)
@@ -41,7 +41,7 @@ class TestHistory(SynchronousTestCase):
             for part in self.history.residency(**span)
         ]
 
-    def test_a_swap_as_intervals(self):
+    def test_swap_makes_intervals_of_both_models(self):
         self.swap()
         self.assertEqual(
             self.told(),
@@ -53,7 +53,7 @@ class TestHistory(SynchronousTestCase):
             ],
         )
 
-    def test_what_asked_for_a_swap_and_how_its_server_ended_are_kept(self):
+    def test_trigger_and_exit_code_of_a_swap_are_kept(self):
         self.tell(1, SwapBegan(1, "owl", (), "", 0.0, "request:17"))
         self.tell(2, SwapBegan(2, "hen", (), "", 0.0, "preload"))
         self.tell(3, SwapBegan(3, "jay", (), "", 0.0))
@@ -63,17 +63,17 @@ class TestHistory(SynchronousTestCase):
         self.assertEqual((hen["trigger"], jay["trigger"]), ({"kind": "preload"}, {"kind": "unknown"}))
         self.assertEqual((hen["exit_code"], owl["exit_code"]), (-9, None))
 
-    def test_a_server_that_is_stopped_says_why(self):
+    def test_interval_of_a_stopping_server_has_the_reason(self):
         self.tell(1, StateChanged("hen", "stopped", "ready"))
         self.tell(2, StateChanged("hen", "ready", "stopping", "idle"))
         self.assertEqual(self.told()[-1][4], "idle")
 
-    def test_a_span_cuts_what_does_not_touch_it(self):
+    def test_residency_lists_intervals_that_overlap_the_span(self):
         self.swap()
         self.assertEqual([part[:2] for part in self.told(since=12.0)], [("owl", "starting"), ("owl", "ready")])
         self.assertEqual([part[:2] for part in self.told(until=5.0)], [("hen", "ready")])
 
-    def test_a_good_swap_s_record(self):
+    def test_successful_swap_has_its_phases(self):
         self.swap()
         self.tell(13, SwapEnded(7, "owl", None, 0.0, {"queued": 2.0, "stop": 1.0, "start": 2.0}))
         (swap,) = self.history.swaps()
@@ -85,25 +85,25 @@ class TestHistory(SynchronousTestCase):
         self.assertEqual(self.history.swap(7), {**swap, "log_tail": ""})
         self.assertIsNone(self.history.swap(8))
 
-    def test_a_failed_swap_keeps_the_end_of_the_log(self):
+    def test_failed_swap_keeps_the_end_of_the_log(self):
         self.swap()
         self.tell(13, SwapEnded(7, "owl", "exited", 0.0, {}))
         swap = self.history.swap(7)
         self.assertEqual((swap["error"], len(swap["log_tail"])), ("exited", 4096))
         self.assertTrue(swap["log_tail"].endswith("last line"))
 
-    def test_later_states_are_not_put_down_to_an_ended_swap(self):
+    def test_states_after_a_swap_are_not_attributed_to_it(self):
         self.swap()
         self.tell(13, SwapEnded(7, "owl", None, 0.0))
         self.tell(20, StateChanged("owl", "ready", "stopping"))
         self.assertEqual(self.told()[-1][4:], ("", None))
 
-    def test_a_clock_set_back_makes_no_negative_interval(self):
+    def test_clock_set_back_makes_no_negative_interval(self):
         self.tell(10, StateChanged("hen", "stopped", "ready"))
         self.tell(5, StateChanged("hen", "ready", "stopped"))
         self.assertEqual(self.told()[0][2:4], ("10Z", "10Z"))
 
-    def test_both_memories_are_bounded(self):
+    def test_intervals_and_swaps_are_bounded(self):
         self.make(intervals=3, swaps=2)
         for number in range(10):
             self.tell(number, SwapBegan(number, "owl", (), "r", 0.0))

@@ -31,7 +31,7 @@ RENDERED = {
 }
 
 
-class TestTimeFormats(SynchronousTestCase):
+class TimeFormatsTests(SynchronousTestCase):
     def test_every_time_format_is_rendered_as_in_go(self):
         self.assertEqual({name: form(MOMENT) for name, form in TIME_FORMATS.items()}, RENDERED)
 
@@ -50,7 +50,7 @@ class TestTimeFormats(SynchronousTestCase):
         self.assertEqual(TIME_FORMATS["rfc3339"](nameless), "2026-02-03T04:05:06-03:30")
 
 
-class TestLogLines(SynchronousTestCase):
+class LogLinesTests(SynchronousTestCase):
     def make(self, **options):
         self.out = []
         lines = LogFormatter(self.out.append, wall=lambda: 0.0, local=lambda seconds: MOMENT, **options)

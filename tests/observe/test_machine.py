@@ -27,7 +27,7 @@ class Source:
         self.closes += 1
 
 
-class TestMachine(SynchronousTestCase):
+class MachineTests(SynchronousTestCase):
     def make(self, run=at_once, **options):
         self.clock = Clock()
         self.source = Source()
@@ -172,7 +172,7 @@ class TestMachine(SynchronousTestCase):
         self.assertTrue(all(0 <= share <= 100 for share in found.cpu_util_per_core))
 
 
-class TestThinning(SynchronousTestCase):
+class ThinningTests(SynchronousTestCase):
     def test_thinned_points_are_spread_and_end_with_the_last(self):
         self.assertEqual(thinned(list(range(10)), 3), [3, 6, 9])
         self.assertEqual(thinned([1, 2], 5), [1, 2])

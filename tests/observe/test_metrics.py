@@ -38,7 +38,7 @@ def busy():
     return meters
 
 
-class TestMeters(SynchronousTestCase):
+class MetersTests(SynchronousTestCase):
     def test_a_page(self):
         lines = busy().render().decode().splitlines()
         for line in (
@@ -89,7 +89,7 @@ class TestMeters(SynchronousTestCase):
         self.assertEqual(error_kind(finished("truncated")), "truncated")
 
 
-class TestExposition(SynchronousTestCase):
+class ExpositionTests(SynchronousTestCase):
     def test_whole_numbers_are_written_as_such_and_label_values_are_escaped(self):
         gauge = MetricFamily("gauge", "g", "a\\b\nc", "b", "a")
         gauge.add(8589934592, 'A "B"\\\n', "x")

@@ -6,7 +6,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.gpus import GpuReading
-from llamaswap.observe.vram_reclaim import LOOK, VramReclaim
+from llamaswap.observe.vram_reclaim import POLL_INTERVAL, VramReclaim
 
 
 class Boards:
@@ -30,12 +30,12 @@ class Boards:
         self.reclaim.loaded(model)
 
     def wait(self, seconds):
-        for _ in range(round(seconds / LOOK)):
-            self.clock.advance(LOOK)
+        for _ in range(round(seconds / POLL_INTERVAL)):
+            self.clock.advance(POLL_INTERVAL)
 
 
 class ReclaimTests(SynchronousTestCase):
-    def test_a_start_waits_until_the_memory_of_the_evicted_is_back(self):
+    def test_start_waits_until_the_memory_of_the_evicted_model_is_free(self):
         """reliability R17, core W30"""
         here = Boards()
         here.load("big", 6000)
@@ -47,7 +47,7 @@ class ReclaimTests(SynchronousTestCase):
         here.wait(0.1)
         self.successResultOf(back)
 
-    def test_what_a_model_took_is_known_while_it_is_loaded(self):
+    def test_memory_of_a_loaded_model_is_known(self):
         here = Boards()
         self.assertIsNone(here.reclaim.share("big"))
         here.load("big", 6000)
@@ -55,7 +55,7 @@ class ReclaimTests(SynchronousTestCase):
         here.reclaim.gone("big")
         self.assertIsNone(here.reclaim.share("big"))
 
-    def test_memory_that_is_back_already_costs_one_look(self):
+    def test_memory_that_is_free_already_costs_one_reading(self):
         here = Boards()
         here.load("big", 6000)
         here.used[0] = 500
@@ -63,7 +63,7 @@ class ReclaimTests(SynchronousTestCase):
         self.successResultOf(here.reclaim.wait_for_reclaim("next"))
         self.assertEqual(here.asked, 3)
 
-    def test_the_wait_has_an_end_and_the_log_says_what_is_missing(self):
+    def test_wait_ends_after_its_time_and_the_log_names_the_missing_memory(self):
         """reliability R19"""
         here = Boards()
         here.load("big", 6000, board=1)
@@ -74,7 +74,7 @@ class ReclaimTests(SynchronousTestCase):
         here.wait(0.4)
         self.successResultOf(back)
 
-    def test_half_of_it_is_enough_once_nothing_moves_any_more(self):
+    def test_half_of_the_memory_is_enough_if_readings_are_steady(self):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
@@ -85,20 +85,20 @@ class ReclaimTests(SynchronousTestCase):
         here.wait(0.4)
         self.successResultOf(back)
 
-    def test_without_boards_nobody_waits(self):
+    def test_start_does_not_wait_without_gpus(self):
         here = Boards(boards=0)
         here.reclaim.loading("big")
         here.reclaim.loaded("big")
         here.reclaim.gone("big")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
-    def test_a_model_that_lives_in_the_machines_memory_is_not_waited_for(self):
+    def test_model_without_gpu_memory_is_not_waited_for(self):
         here = Boards()
         here.load("small", 20)
         here.reclaim.gone("small")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
-    def test_two_models_that_load_at_once_are_not_told_apart(self):
+    def test_memory_of_models_that_load_together_is_unknown(self):
         here = Boards()
         here.reclaim.loading("one")
         here.reclaim.loading("two")
@@ -108,20 +108,20 @@ class ReclaimTests(SynchronousTestCase):
         here.reclaim.gone("one")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
-    def test_a_cap_of_nothing_switches_it_off(self):
+    def test_limit_of_zero_disables_the_wait(self):
         here = Boards(longest=0.0)
         here.load("big", 6000)
         here.reclaim.gone("big")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
-    def test_what_went_long_ago_is_not_waited_for(self):
+    def test_memory_of_a_model_stopped_long_ago_is_not_waited_for(self):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
         here.clock.advance(11.0)
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
-    def test_readings_that_end_end_the_wait(self):
+    def test_wait_ends_if_there_are_no_readings_any_more(self):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
@@ -130,7 +130,7 @@ class ReclaimTests(SynchronousTestCase):
         here.wait(0.1)
         self.successResultOf(back)
 
-    def test_a_driver_that_hangs_keeps_no_model_from_loading(self):
+    def test_hanging_driver_does_not_block_a_load(self):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
@@ -143,7 +143,7 @@ class ReclaimTests(SynchronousTestCase):
             self.successResultOf(back)
         self.assertIn("loading next although", formatEvent(events[-1]))
 
-    def test_a_reading_that_fails_fails_no_start(self):
+    def test_failing_reading_does_not_fail_a_start(self):
         here = Boards()
         here.load("big", 6000)
         here.reclaim.gone("big")
@@ -152,11 +152,12 @@ class ReclaimTests(SynchronousTestCase):
         here.reclaim.loading("next")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
-    def test_nothing_is_kept_of_models_that_are_gone(self):
+    def test_shares_of_stopped_models_are_dropped(self):
         here = Boards()
         for number in range(50):
             here.load(f"model-{number}", 1000)
             here.used[0] = 500
             here.reclaim.gone(f"model-{number}")
             here.reclaim.wait_for_reclaim("next")
-        self.assertEqual((here.reclaim._shares, here.reclaim._loading, here.reclaim._pending), ({}, {}, {}))
+        self.assertEqual([here.reclaim.share(f"model-{number}") for number in range(50)], [None] * 50)
+        self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
