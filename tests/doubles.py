@@ -38,6 +38,19 @@ class FakeStatus:
     wake_seconds: tuple[float, ...] = ()
 
 
+class NoMemoryReclaim:
+    """Observes no memory: every model may start at once."""
+
+    def wait_for_reclaim(self, model: str) -> None:
+        return None
+
+    def loading(self, model: str) -> None: ...
+
+    def loaded(self, model: str) -> None: ...
+
+    def gone(self, model: str) -> None: ...
+
+
 @define(eq=False)
 class FakeSupervisor:
     """A server that is ready `load` seconds after its start and gone `exit` seconds after its stop.

@@ -136,7 +136,7 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
     router.handover.restore_failures(state.ailing)
     for server in router.handover.adopt(state.servers):
         log.warn("stopping {model}: it is no longer configured", model=server.model)
-        router.delay_starts_until(
+        router.swaps.delay_starts_until(
             end_unwanted(server, parts.context.reactor, models.launcher, parts.logs.registry.writer(server.model))
         )
     for one in state.connections:

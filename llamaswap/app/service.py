@@ -140,7 +140,7 @@ class LlamaSwap(MultiService):
             log.error("upgrade: the model servers could not be taken over: {problem}", problem=self.inherited.problem)
         if models.child_record is not None:
             sweeping = sweep(models.child_record, self.reactor, lost=os.getpid() if lost else 0)
-            models.router.delay_starts_until(sweeping)
+            models.router.swaps.delay_starts_until(sweeping)
             for swept in await sweeping:
                 outcome = "ended" if swept.gone else "could not end"
                 log.warn("{outcome} an orphan of an earlier run: {model}", outcome=outcome, model=swept.record.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Protocol
 
 from attrs import frozen
@@ -29,38 +29,6 @@ class MemoryReclaim(Protocol):
 
     def gone(self, model: str) -> None:
         """No process of the model is left."""
-
-
-class NoMemoryReclaim:
-    """Observes no memory: every model may start at once."""
-
-    def wait_for_reclaim(self, model: str) -> None:
-        """Start at once."""
-
-    def loading(self, model: str) -> None:
-        """Not observed."""
-
-    def loaded(self, model: str) -> None:
-        """Not observed."""
-
-    def gone(self, model: str) -> None:
-        """Not observed."""
-
-
-_check: type[MemoryReclaim] = NoMemoryReclaim
-
-
-class ModelChanges(Protocol):
-    """The difference between two configurations: ids of models to restart and of those to adjust in place."""
-
-    @property
-    def added(self) -> Collection[str]: ...
-    @property
-    def removed(self) -> Collection[str]: ...
-    @property
-    def restarted(self) -> Collection[str]: ...
-    @property
-    def retuned(self) -> Collection[str]: ...
 
 
 class Admission(Protocol):

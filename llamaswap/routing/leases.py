@@ -45,11 +45,6 @@ class Lease:
     interrupt: Callable[[ReaderStalled], None] | None = field(default=None, init=False, repr=False)
 
     @property
-    def model(self) -> str:
-        """The id of the leased model."""
-        return self.ticket.model
-
-    @property
     def priority(self) -> int:
         """The request's priority."""
         return self.ticket.priority
@@ -58,11 +53,6 @@ class Lease:
     def endpoint(self) -> Endpoint:
         """Where the server listens."""
         return self._process.endpoint
-
-    @property
-    def generation(self) -> int:
-        """The number of the load that the server's process came from."""
-        return self._process.generation
 
     @property
     def lost(self) -> bool:

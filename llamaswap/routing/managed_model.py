@@ -61,3 +61,9 @@ class ManagedModel:
         waiter: Deferred[None] = Deferred()
         self.stop_waiters.append(waiter)
         return waiter
+
+    def cancel_idle_timer(self) -> None:
+        """Cancel the pending call that would report the model as idle."""
+        if self.idle_timer is not None:
+            self.idle_timer.cancel()
+            self.idle_timer = None

@@ -18,13 +18,13 @@ from llamaswap.servers.supervisor_protocol import ServerStatus
 
 @define(eq=False)
 class ModelQueries:
-    """Views of the models by their real ids. `config` is the present configuration."""
+    """Views of the models by their real ids. `config` is the present configuration, `swaps` performs the loads."""
 
     config: Config
     _clock: IReactorTime
     _scheduler: Scheduler = field(init=False)
     _models: dict[str, ManagedModel] = field(factory=dict, init=False)
-    _swaps: Swaps = field(init=False)
+    swaps: Swaps = field(init=False)
     _lease_count: int = field(default=0, init=False)
     _last_decision: float = field(default=0.0, init=False)
 
@@ -55,7 +55,7 @@ class ModelQueries:
 
     def wait_reason(self, model: str) -> WaitReason | None:
         """What requests for this model wait for now; None if they would be served, or if the model is unknown."""
-        loading = self._swaps.wait_reason(model)
+        loading = self.swaps.wait_reason(model)
         if loading is not None:
             return loading
         expected = forecast(self._scheduler, model, self._clock.seconds())
@@ -108,4 +108,4 @@ class ModelQueries:
     @property
     def settled(self) -> bool:
         """Whether no request is served or waits, and every server is ready, suspended or stopped."""
-        return self._scheduler.settled and not self._swaps.in_progress
+        return self._scheduler.settled and not self.swaps.in_progress

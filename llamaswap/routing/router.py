@@ -1,13 +1,10 @@
 """The router: performs what the scheduler decides, with one supervisor per model, and hands out leases.
 
-All effects go through one outbox. A call that adds to it while its effects are being performed returns at once: a
-client that is called back in the middle of a decision can so request another model without meeting half-changed state.
-The router knows nothing of HTTP; supervisors come from a factory.
+It knows nothing of HTTP; supervisors come from a factory.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from attrs import define, evolve, field
@@ -17,12 +14,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config import Config
+from llamaswap.config.reload import ReloadDiff
 from llamaswap.config.schema import Model, Peer
 from llamaswap.errors import (
-    KeepsFailing,
-    LlamaswapError,
     NoTarget,
-    ReaderStalled,
     RequestError,
     ShuttingDown,
     StartFailed,
@@ -30,31 +25,14 @@ from llamaswap.errors import (
     UnknownModel,
 )
 from llamaswap.events import EventBus, Preloaded, ProfileChanged, StateChanged
+from llamaswap.routing.effect_performer import EffectPerformer
 from llamaswap.routing.handover import Handover
-from llamaswap.routing.interfaces import Admission, MemoryReclaim, ModelChanges, NoMemoryReclaim
+from llamaswap.routing.interfaces import Admission, MemoryReclaim
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.managed_model import ManagedModel
-from llamaswap.routing.queries import ModelQueries
-from llamaswap.routing.swaps import Swaps, T
+from llamaswap.routing.swaps import Swaps
 from llamaswap.routing.timers import Timers
-from llamaswap.scheduling.effects import (
-    AbandonSwap,
-    Admit,
-    ArmIdle,
-    ArmQueueTimer,
-    DisarmIdle,
-    DisarmQueueTimer,
-    Effect,
-    Grant,
-    Interrupt,
-    QueuePosition,
-    Reconsider,
-    Refuse,
-    StartSwap,
-    Stop,
-    Suspend,
-    Ticket,
-)
+from llamaswap.scheduling.effects import Admit, Refuse, Ticket
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.selectors import Chooser, TargetChoice
@@ -66,7 +44,7 @@ KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill 
 
 
 @define(eq=False)
-class Router(ModelQueries):
+class Router(EffectPerformer):
     """Leases, loads and unloads models. `profile` is the active profile, `pinned` the ids of pinned models.
 
     `handover` is for an upgrade in place.
@@ -76,16 +54,11 @@ class Router(ModelQueries):
     _make_supervisor: SupervisorFactory
     _clock: IReactorTime
     _bus: EventBus
-    _memory: MemoryReclaim = field(factory=NoMemoryReclaim)
+    _memory: MemoryReclaim
     profile: str | None = field(default=None, init=False)
     pinned: frozenset[str] = field(default=frozenset(), init=False)
     handover: Handover = field(init=False)
-    _timers: Timers = field(init=False)
     _chooser: Chooser = field(factory=Chooser, init=False)
-    _pending: dict[int, PendingLease] = field(factory=dict, init=False)
-    _stalled: dict[int, Lease] = field(factory=dict, init=False)
-    _outbox: deque[Effect] = field(factory=deque, init=False)
-    _performing: bool = field(default=False, init=False)
     _last_number: int = field(default=0, init=False)
     _log: Logger = field(factory=lambda: Logger("llamaswap.routing.router"), init=False, repr=False)
 
@@ -93,7 +66,7 @@ class Router(ModelQueries):
         self._scheduler = Scheduler(rules_of(self.config))
         self._last_decision = self._clock.seconds()
         self._timers = Timers(self._models, self._clock, self._scheduler, self._perform)
-        self._swaps = Swaps(self._models, self._clock, self._bus, self._memory, self._scheduler, self._perform)
+        self.swaps = Swaps(self._models, self._clock, self._bus, self._memory, self._scheduler, self._perform)
         self.handover = Handover(self._models, self._scheduler, self._perform, self._clock.seconds)
         for model in self.config.models.values():
             self._manage(model)
@@ -156,7 +129,7 @@ class Router(ModelQueries):
     def _ports_of_others(self, model: str) -> Collection[int]:
         """The ports that other models' servers use: an eviction may free the wanted one. While servers of an earlier
         program are being stopped, any port may become free."""
-        if self._swaps.starts_are_delayed:
+        if self.swaps.starts_are_delayed:
             return range(1 << 16)
         others = [managed for name, managed in self._models.items() if name != model and not managed.stopped]
         return {port for managed in others if (port := managed.supervisor.status().port) is not None}
@@ -182,25 +155,6 @@ class Router(ModelQueries):
         """A request was cancelled before it was granted or refused."""
         self._pending.pop(ticket.number, None)
         self._perform(self._scheduler.cancelled(ticket, self._clock.seconds()))
-
-    def lease_released(self, lease: Lease) -> None:
-        """The request of a lease has ended."""
-        self._lease_count -= 1
-        if self._stalled:
-            self._stalled.pop(lease.ticket.number, None)
-        now = self._last_decision = self._clock.seconds()
-        effects = self._scheduler.served(lease.ticket, now)
-        if effects:
-            self._perform(effects)
-
-    def reader_stalled(self, lease: Lease, since: float | None) -> None:
-        """The client of a lease has read nothing since then; None: it reads again."""
-        if since is None:
-            self._stalled.pop(lease.ticket.number, None)
-            self._scheduler.reader_moved(lease.ticket)
-        else:
-            self._stalled[lease.ticket.number] = lease
-            self._perform(self._scheduler.reader_stalled(lease.ticket, since, self._clock.seconds()))
 
     def choose(self, selector_id: str) -> TargetChoice:
         """Choose a selector's target for one request; raises NoTarget."""
@@ -235,7 +189,7 @@ class Router(ModelQueries):
             managed = self._models.get(name)
             if managed is not None and managed.process is not None:
                 managed.process.unloaded = True
-        stopped = self._swaps.until_stopped(names)
+        stopped = self.swaps.until_stopped(names)
         self._perform(effects)
         return stopped
 
@@ -291,10 +245,10 @@ class Router(ModelQueries):
 
     # -- configuration and shutdown ------------------------------------------------------------------------
 
-    def apply(self, config: Config, plan: ModelChanges) -> None:
+    def apply(self, config: Config, changes: ReloadDiff) -> None:
         """Use a new configuration: unchanged models are not touched, models to restart finish their requests first."""
         old, self.config = self.config, config
-        stale = {name for name in (*plan.restarted, *plan.added) if name in self._models}
+        stale = {name for name in (*changes.restarted, *changes.added) if name in self._models}
         for name, model in config.models.items():
             managed = self._models.get(name)
             if managed is None:
@@ -306,10 +260,10 @@ class Router(ModelQueries):
             managed.configured = name in config.models
         self._change_rules(self.pinned & config.models.keys(), sorted(stale))
         for managed in list(self._models.values()):
-            self._swaps.forget_removed(managed)
+            self.swaps.forget_removed(managed)
         self.select_profile(None)
         before = {old.real(name) for name in old.hooks.on_startup.preload}
-        changed = {*plan.added, *plan.restarted}
+        changed = {*changes.added, *changes.restarted}
         names = [config.real(name) for name in config.hooks.on_startup.preload]
         wanted = [name for name in names if name is not None and (name in changed or name not in before)]
         if wanted:
@@ -318,10 +272,6 @@ class Router(ModelQueries):
     def update_peers(self, peers: Mapping[str, Peer]) -> None:
         """The peers offer other models; local models are not touched."""
         self.config = evolve(self.config, peers=peers)
-
-    def delay_starts_until(self, ended: Deferred[T]) -> None:
-        """Start no server before `ended` has fired: servers of an earlier program hold memory and ports until then."""
-        self._swaps.delay_starts_until(ended)
 
     def drain(self) -> None:
         """Refuse waiting requests and load nothing any more; ready models serve until `shutdown`."""
@@ -332,29 +282,21 @@ class Router(ModelQueries):
 
         May be called again with a shorter deadline.
         """
-        self._swaps.maximum_grace = max(deadline - KILL_MARGIN, deadline / 2)
+        self.swaps.maximum_grace = max(deadline - KILL_MARGIN, deadline / 2)
         effects = self._scheduler.shutdown(ShuttingDown())
-        stopped = self._swaps.until_stopped(self._models)
-        done: Deferred[None] = Deferred()
 
-        def finish(_: object) -> None:
-            if not done.called:
-                if timeout.active():
-                    timeout.cancel()
-                self._timers.cancel_all()
-                for managed in self._models.values():
-                    managed.supervisor.close()
-                done.callback(None)
-
-        def too_late() -> None:
+        def too_late(_: object, seconds: float) -> None:
             left = sorted(name for name in self._models if self._scheduler.phase(name) is not Phase.STOPPED)
-            self._log.error("still running after {deadline} s: {left}", deadline=deadline, left=", ".join(left))
-            finish(None)
+            self._log.error("still running after {deadline} s: {left}", deadline=seconds, left=", ".join(left))
 
-        timeout = self._clock.callLater(deadline, too_late)
+        def close(_: None) -> None:
+            self._timers.cancel_all()
+            for managed in self._models.values():
+                managed.supervisor.close()
+
+        stopped = self.swaps.until_stopped(self._models).addTimeout(deadline, self._clock, too_late)
         self._perform(effects)
-        stopped.addCallback(finish)
-        return done
+        return stopped.addCallback(close)
 
     # -- reports of supervisors ----------------------------------------------------------------------------
 
@@ -369,7 +311,7 @@ class Router(ModelQueries):
                 managed.suspended = False
             if new in STOPPING_STATES:
                 reason = managed.stop_reason
-        for swap in self._swaps.in_progress.values():
+        for swap in self.swaps.in_progress.values():
             swap.state_changed(model, new)
         self._bus.publish(StateChanged(model, old, new, reason))
 
@@ -396,80 +338,6 @@ class Router(ModelQueries):
         if effects:
             self._log.warn("stopping {model}: {why}", model=model, why=why)
             self._perform(effects)
-
-    # -- effects -------------------------------------------------------------------------------------------
-
-    def _perform(self, effects: Iterable[Effect]) -> None:
-        self._outbox.extend(effects)
-        if self._performing:
-            return
-        self._last_decision = self._clock.seconds()
-        self._performing = True
-        try:
-            while self._outbox:
-                effect = self._outbox.popleft()
-                try:
-                    self._perform_one(effect)
-                except Exception:  # the fault of one waiting request must not cost the others their answers
-                    self._log.failure("while performing {effect}", effect=effect)
-        finally:
-            self._performing = False
-
-    def _perform_one(self, effect: Effect) -> None:
-        match effect:
-            case Grant(ticket):
-                self._grant(ticket)
-            case Admit():
-                pass  # `request` has told its caller
-            case Refuse(ticket, error):
-                if ticket.number in self._pending:
-                    self._pending.pop(ticket.number).settle(self._refusal(error))
-            case QueuePosition(ticket, position):
-                pending = self._pending.get(ticket.number)
-                if pending is not None and pending.on_position is not None:
-                    pending.on_position(position)
-            case ArmIdle(model, seconds):
-                self._timers.arm_idle(model, seconds)
-            case DisarmIdle(model):
-                self._timers.disarm_idle(model)
-            case ArmQueueTimer(seconds):
-                self._timers.arm_queue(seconds)
-            case DisarmQueueTimer():
-                self._timers.disarm_queue()
-            case Reconsider(seconds):
-                self._timers.arm_reconsider(seconds)
-            case StartSwap():
-                self._swaps.begin(effect)
-            case AbandonSwap(generation):
-                self._swaps.abandon(generation)
-            case Stop(models, why):
-                self._swaps.stop_all(models, why)
-            case Suspend(models, why):
-                self._swaps.suspend_all(models, why)
-            case Interrupt(ticket, seconds, waiting):
-                lease = self._stalled.pop(ticket.number, None)
-                if lease is not None and lease.interrupt is not None:
-                    lease.interrupt(ReaderStalled(seconds, waiting))
-
-    def _grant(self, ticket: Ticket) -> None:
-        pending = self._pending.pop(ticket.number, None)
-        lease = self._leased(ticket)
-        if pending is None:
-            lease.release()
-        else:
-            pending.settle(lease)
-
-    def _leased(self, ticket: Ticket) -> Lease:
-        process = self._models[ticket.model].process
-        assert process is not None, "the scheduler grants only models that are ready"
-        self._lease_count += 1
-        return Lease(ticket, process, self)
-
-    def _refusal(self, error: LlamaswapError) -> RequestError:
-        """The error of a refused request; the scheduler only ever refuses with RequestErrors."""
-        if isinstance(error, KeepsFailing) and error.failure.model in self._models:
-            return evolve(error, failure=evolve(error.failure, tail=self._models[error.failure.model].log_tail))
-        return error if isinstance(error, RequestError) else StartFailed("", str(error))
 
 
 _check: type[Admission] = Router

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -162,9 +162,7 @@ class Swaps:
 
     def stop(self, model: str, grace: float | None = None) -> Deferred[None]:
         """Stop one server. Never fails."""
-        managed = self._models.get(model)
-        if managed is None:
-            return succeed(None)
+        managed = self._models[model]
         stopping: Deferred[None] = maybeDeferred(managed.supervisor.stop, self._grace(managed, grace))
         stopping.addErrback(lambda failure: self._log.failure("stopping {model}", failure, model=model))
         return stopping.addCallback(lambda _: self._stopped(managed))
@@ -178,9 +176,7 @@ class Swaps:
 
     def suspend(self, model: str) -> Deferred[None]:
         """Suspend one server. Never fails."""
-        managed = self._models.get(model)
-        if managed is None:
-            return succeed(None)
+        managed = self._models[model]
         suspending: Deferred[bool] = maybeDeferred(managed.supervisor.sleep, self._grace(managed))
         suspending.addErrback(lambda failure: self._log.failure("suspending {model}", failure, model=model))
         return suspending.addCallback(lambda done: self._suspended(managed) if done else self._stopped(managed))
@@ -230,14 +226,15 @@ class Swaps:
         model = managed.config.id
         if not managed.configured and model in self._models and self._scheduler.phase(model) is Phase.STOPPED:
             managed.supervisor.close()
-            if managed.idle_timer is not None:
-                managed.idle_timer.cancel()
+            managed.cancel_idle_timer()
             del self._models[model]
 
     def until_stopped(self, models: Iterable[str]) -> Deferred[None]:
         """Fires when none of these has a process."""
         up = [model for model in dict.fromkeys(models) if self._scheduler.phase(model) is not Phase.STOPPED]
-        return gatherResults([self._models[model].until_stopped() for model in up]).addCallback(lambda _: None)
+        return gatherResults([self._models[model].until_stopped() for model in up], consumeErrors=True).addCallback(
+            lambda _: None
+        )
 
     # -- other servers -------------------------------------------------------------------------------------
 

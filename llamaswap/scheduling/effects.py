@@ -1,7 +1,7 @@
 """Effects: what the scheduler decides, as values. The router performs them.
 
 The scheduler itself calls nothing, reads no clock and starts no timer: times come in as arguments (`now`,
-seconds on any monotonic scale), deadlines go out as `ArmIdle`, `ArmQueueTimer` and `Reconsider`.
+seconds on any monotonic scale), deadlines go out as `SetIdleTimer` and `SetQueueTimer`.
 """
 
 from __future__ import annotations
@@ -118,37 +118,19 @@ class Interrupt:
 
 
 @frozen
-class ArmIdle:
-    """Call `idle_expired(model)` after `seconds`, unless the timer is disarmed or armed again before."""
+class SetIdleTimer:
+    """Call `idle_expired(model)` after `seconds`; None: do not. Replaces the model's earlier timer."""
 
     model: str
-    seconds: float
+    seconds: float | None
 
 
 @frozen
-class DisarmIdle:
-    """Cancel the idle timer of this model."""
+class SetQueueTimer:
+    """Call `queue_timer_expired()` after `seconds`, the next deadline in the queue; None: do not. Replaces the earlier
+    timer."""
 
-    model: str
-
-
-@frozen
-class ArmQueueTimer:
-    """Call `queue_timer_expired()` after `seconds`, the next deadline in the queue. Replaces the earlier timer."""
-
-    seconds: float
-
-
-@frozen
-class DisarmQueueTimer:
-    """Cancel the queue timer: no queued request has a deadline."""
-
-
-@frozen
-class Reconsider:
-    """Call `reconsidered()` after `seconds`: requests left a long queue. At most one is pending."""
-
-    seconds: float
+    seconds: float | None
 
 
 Effect = (
@@ -161,9 +143,6 @@ Effect = (
     | Stop
     | Suspend
     | Interrupt
-    | ArmIdle
-    | DisarmIdle
-    | ArmQueueTimer
-    | DisarmQueueTimer
-    | Reconsider
+    | SetIdleTimer
+    | SetQueueTimer
 )

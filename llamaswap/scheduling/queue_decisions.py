@@ -7,7 +7,7 @@ from math import ceil, inf
 from attrs import define, field
 
 from llamaswap.errors import KeepsFailing, WaitedTooLong
-from llamaswap.scheduling.effects import ArmQueueTimer, DisarmQueueTimer, Interrupt
+from llamaswap.scheduling.effects import Interrupt, SetQueueTimer
 from llamaswap.scheduling.planner import (
     GrantNow,
     JoinSwap,
@@ -45,7 +45,7 @@ class QueueDecisions(Transitions):
             self._arm_timer(min(deadlines), now)
         elif self._timer_at is not None:
             self._timer_at = None
-            self._effects.append(DisarmQueueTimer())
+            self._effects.append(SetQueueTimer(None))
         if self._restore and not self.queue and not self.loads:
             self._restore_evicted(now)
 
@@ -126,7 +126,7 @@ class QueueDecisions(Transitions):
     def _arm_timer(self, deadline: float, now: float) -> None:
         if self._timer_at is None or deadline < self._timer_at:
             self._timer_at = deadline
-            self._effects.append(ArmQueueTimer(max(0.0, deadline - now)))
+            self._effects.append(SetQueueTimer(max(0.0, deadline - now)))
 
     def _backoff_error(self, model: str, now: float) -> KeepsFailing:
         failure = self.failures[model]

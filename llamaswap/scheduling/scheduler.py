@@ -49,7 +49,7 @@ from llamaswap.errors import (
     UnknownModel,
 )
 from llamaswap.scheduling.backoff import proved
-from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Reconsider, Refuse, Ticket
+from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
 from llamaswap.scheduling.planner import JoinSwap, RefuseForever, StartNow, WaitFor, verdict_for
 from llamaswap.scheduling.queue_decisions import QueueDecisions
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
@@ -62,7 +62,6 @@ RECONSIDER_DELAY = 0.02  # seconds
 class Scheduler(QueueDecisions):
     """Inputs are named after what has happened or is wanted; each returns the effects to perform."""
 
-    _reconsidering: bool = field(default=False, init=False)
     _drain_error: LlamaswapError | None = field(default=None, init=False)
 
     # -- inputs: requests ----------------------------------------------------------------------------------
@@ -111,9 +110,7 @@ class Scheduler(QueueDecisions):
         if entry.stage is RequestStage.QUEUED:
             self.queue.remove(entry)
             if len(self.queue) > LONG_QUEUE:
-                if not self._reconsidering:
-                    self._reconsidering = True
-                    self._effects.append(Reconsider(RECONSIDER_DELAY))
+                self._arm_timer(now + RECONSIDER_DELAY, now)
             elif entry.starved:
                 self._reschedule(now)
             else:
@@ -261,12 +258,6 @@ class Scheduler(QueueDecisions):
     def queue_timer_expired(self, now: float) -> list[Effect]:
         """A deadline in the queue has passed."""
         self._timer_at = None
-        self._reschedule(now)
-        return self._take_effects()
-
-    def reconsidered(self, now: float) -> list[Effect]:
-        """The delay after requests left a long queue is over."""
-        self._reconsidering = False
         self._reschedule(now)
         return self._take_effects()
 

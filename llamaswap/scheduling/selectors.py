@@ -6,36 +6,15 @@ each target, which only `spillover` uses. Whether the chosen model then has room
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from attrs import define, field, frozen
 
+from llamaswap.config.schema import Selector
 from llamaswap.errors import NoTarget
 
 READY, STARTING = "ready", "starting"
 LEAVING = ("stopping", "shutdown")
-
-
-class SpilloverSettings(Protocol):
-    @property
-    def spillover(self) -> int: ...
-
-
-class SelectorRules(Protocol):
-    """A configured selector."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def strategy(self) -> str: ...
-
-    @property
-    def targets(self) -> Sequence[str]: ...
-
-    @property
-    def settings(self) -> SpilloverSettings: ...
 
 
 Look = Callable[[str], str | None]
@@ -61,7 +40,7 @@ class Chooser:
     _counts: dict[tuple[str, str], int] = field(factory=dict, init=False)
     _turns: dict[str, int] = field(factory=dict, init=False)
 
-    def choose(self, selector: SelectorRules, look: Look) -> TargetChoice:
+    def choose(self, selector: Selector, look: Look) -> TargetChoice:
         """Choose a target for one request; raises NoTarget."""
         if selector.strategy == "spillover":
             order = self._spillover(selector, look)
@@ -93,7 +72,7 @@ class Chooser:
 
         return TargetChoice(target, release, others)
 
-    def _spillover(self, selector: SelectorRules, look: Look) -> list[str]:
+    def _spillover(self, selector: Selector, look: Look) -> list[str]:
         """Fill the active targets up to the threshold, then wake a cold one, then share among all."""
         active: list[str] = []
         cold: list[str] = []
@@ -115,7 +94,7 @@ class Chooser:
         return order
 
 
-def _warm(selector: SelectorRules, look: Look) -> list[str]:
+def _warm(selector: Selector, look: Look) -> list[str]:
     """The ready ones, then those being loaded, then the rest, each in the order written."""
     ranks = {READY: 0, STARTING: 1}
     return sorted(selector.targets, key=lambda target: ranks.get(look(target) or "", 2))

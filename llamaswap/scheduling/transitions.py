@@ -9,11 +9,10 @@ from attrs import define, field
 from llamaswap.errors import LlamaswapError
 from llamaswap.scheduling.effects import (
     AbandonSwap,
-    ArmIdle,
-    DisarmIdle,
     Effect,
     Grant,
     Refuse,
+    SetIdleTimer,
     StartSwap,
     Stop,
     Suspend,
@@ -180,11 +179,11 @@ class Transitions(SchedulerState):
         ttl = 0.0 if rules is None else rules.suspended_ttl if server.phase is Phase.SUSPENDED else rules.ttl
         if ttl > 0 and server.model not in self.rules.pinned:
             server.idle_armed = True
-            self._effects.append(ArmIdle(server.model, max(0.0, server.idle_since + ttl - now)))
+            self._effects.append(SetIdleTimer(server.model, max(0.0, server.idle_since + ttl - now)))
         else:
             self._disarm_idle(server)
 
     def _disarm_idle(self, server: ModelState) -> None:
         if server.idle_armed:
             server.idle_armed = False
-            self._effects.append(DisarmIdle(server.model))
+            self._effects.append(SetIdleTimer(server.model, None))

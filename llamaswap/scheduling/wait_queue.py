@@ -45,10 +45,6 @@ class WaitQueue:
             entry.starved = True
             insort(self._starved, entry, key=_starved_key)
 
-    def fairness_deadlines(self) -> list[float]:
-        """When the fairness windows of the requests that are not starved end."""
-        return [entry.deadline for entry in self._others]
-
     def renumber(self) -> list[QueuePosition]:
         """Update the 1-based positions; returns an effect for each one that changed."""
         moved = []

@@ -26,6 +26,7 @@ class FakeRouter:
     config: object
     active: object = None
     handover: object = field(default=Factory(lambda self: self, takes_self=True))
+    swaps: object = field(default=Factory(lambda self: self, takes_self=True))
     pinned: list = field(factory=list)
     adopted: object = None
     remembered: object = None

@@ -24,7 +24,7 @@ from llamaswap.errors import RequestError, ShuttingDown, StartFailed, UnknownMod
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.router import Router
-from tests.doubles import FakeFleet, FakeSupervisor
+from tests.doubles import FakeFleet, FakeSupervisor, NoMemoryReclaim
 
 NAMES = "abcd"
 names = st.sampled_from(NAMES)
@@ -118,7 +118,9 @@ class RouterMachine(RuleBasedStateMachine):
         self.words = {}  # a sleeping server that is stopped says nothing of it: it takes up no room
         self.bus.subscribe(StateChanged, lambda news: self.words.update({news.model: news.new}))
         globalLogPublisher.addObserver(self.heard)
-        self.router = Router(Config(models=dict(models), routing=routing), self.fleet, self.clock, self.bus)
+        self.router = Router(
+            Config(models=dict(models), routing=routing), self.fleet, self.clock, self.bus, NoMemoryReclaim()
+        )
         self.asked, self.done, self.closed = [], [], False
 
     def heard(self, event):
@@ -253,7 +255,7 @@ class RouterMachine(RuleBasedStateMachine):
         for asked in self.asked:
             assert asked.answers <= 1
             if asked.lease is not None and not asked.lease.lost:
-                assert self.fleet[asked.lease.model].state in ("ready", "stopping"), "a lease on nothing"
+                assert self.fleet[asked.lease.ticket.model].state in ("ready", "stopping"), "a lease on nothing"
         vitals = self.router.health()
         assert vitals.waiting >= len(self.waiting())
         assert vitals.serving == len(self.served()), (vitals, len(self.served()))

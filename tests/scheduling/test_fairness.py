@@ -10,7 +10,7 @@ from random import Random
 from attrs import Factory, define, field
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.scheduling.effects import ArmQueueTimer, DisarmQueueTimer, Effect, Grant, StartSwap, Ticket
+from llamaswap.scheduling.effects import Effect, Grant, SetQueueTimer, StartSwap, Ticket
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import MINIMUM_STAY_LOADS, ModelRules, Rules
 from tests.scheduling.world import Conflicts, pairs
@@ -88,11 +88,10 @@ class Simulation:
             for victim in effect.evict:
                 self.after(0.0, lambda victim=victim: self.scheduler.stopped(victim, self.now))
             self.after(LOAD, lambda: self.loaded(effect.generation))
-        elif isinstance(effect, ArmQueueTimer):
+        elif isinstance(effect, SetQueueTimer):
             self.timer = number = next(self.numbers)
-            heappush(self.events, (self.now + effect.seconds, number, lambda: self.timer_due(number)))
-        elif isinstance(effect, DisarmQueueTimer):
-            self.timer = -1
+            if effect.seconds is not None:
+                heappush(self.events, (self.now + effect.seconds, number, lambda: self.timer_due(number)))
 
     @property
     def throughput(self) -> int:

@@ -19,7 +19,7 @@ from llamaswap.errors import (
     UnknownModel,
     WaitedTooLong,
 )
-from llamaswap.scheduling.effects import ArmIdle, DisarmIdle, Grant, Stop, Ticket
+from llamaswap.scheduling.effects import Grant, SetIdleTimer, Stop, Ticket
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.policies.groups import GroupEviction
 from llamaswap.scheduling.scheduler import LONG_QUEUE, RECONSIDER_DELAY
@@ -702,9 +702,9 @@ class IdleTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.idle, {})
         effects = here.scheduler.served(ticket, here.now)
-        self.assertEqual(effects, [ArmIdle("a", 3.0)])
+        self.assertEqual(effects, [SetIdleTimer("a", 3.0)])
         again = evolve(ticket, number=99)
-        self.assertEqual(here.scheduler.requested(again, here.now), [DisarmIdle("a"), Grant(again)])
+        self.assertEqual(here.scheduler.requested(again, here.now), [SetIdleTimer("a", None), Grant(again)])
 
 
 SLEEPS = ModelRules(can_suspend=True)

@@ -191,7 +191,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             world.stopped(model)
         assert not world.alive and not world.asleep
         assert all(world.scheduler.phase(model) is Phase.STOPPED for model in MODELS)
-        assert world.fairness_window is None
+        assert world.queue_deadline is None
 
 
 class SchedulerMachineTests(SynchronousTestCase):

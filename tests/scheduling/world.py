@@ -14,16 +14,13 @@ from llamaswap.errors import LlamaswapError, ModelUnloaded, QueueFull, StartFail
 from llamaswap.scheduling.effects import (
     AbandonSwap,
     Admit,
-    ArmIdle,
-    ArmQueueTimer,
-    DisarmIdle,
-    DisarmQueueTimer,
     Effect,
     Grant,
     Interrupt,
     QueuePosition,
-    Reconsider,
     Refuse,
+    SetIdleTimer,
+    SetQueueTimer,
     StartSwap,
     Stop,
     Suspend,
@@ -84,8 +81,7 @@ class World:
     admitted: set[int] = Factory(set)
     positions: dict[int, int] = Factory(dict)
     idle: dict[str, float] = Factory(dict)
-    fairness_window: float | None = None
-    reconsider: float | None = None
+    queue_deadline: float | None = None
     interrupted: list[tuple[int, float, str]] = Factory(list)
     placed: int = 0
     late: list[tuple[int, LlamaswapError | None]] = Factory(list)
@@ -256,10 +252,8 @@ class World:
             timers: list[tuple[float, str, Callable[[], None]]] = [
                 (at, model, self._idle_fires(model)) for model, at in self.idle.items()
             ]
-            if self.fairness_window is not None:
-                timers.append((self.fairness_window, "", self._queue_timer_fires))
-            if self.reconsider is not None:
-                timers.append((self.reconsider, "", self._reconsiders))
+            if self.queue_deadline is not None:
+                timers.append((self.queue_deadline, "", self._queue_timer_fires))
             due = [timer for timer in timers if timer[0] <= until]
             if not due:
                 break
@@ -275,12 +269,8 @@ class World:
 
         return fire
 
-    def _reconsiders(self) -> None:
-        self.reconsider = None
-        self.perform(self.scheduler.reconsidered(self.now))
-
     def _queue_timer_fires(self) -> None:
-        self.fairness_window = None
+        self.queue_deadline = None
         self.perform(self.scheduler.queue_timer_expired(self.now))
 
     # -- processes -----------------------------------------------------------------------------------------
@@ -365,18 +355,13 @@ class World:
                 assert rivals, "interrupted, but no other request waits"
                 assert effect.seconds >= self.rules.stalled_reader > 0, "interrupted too early"
                 self.interrupted.append((effect.ticket.number, effect.seconds, effect.waiting))
-            elif isinstance(effect, ArmIdle):
+            elif isinstance(effect, SetIdleTimer) and effect.seconds is not None:
                 assert effect.model in self.ready | self.asleep and not self.serving(effect.model)
                 self.idle[effect.model] = self.now + effect.seconds
-            elif isinstance(effect, DisarmIdle):
+            elif isinstance(effect, SetIdleTimer):
                 self.idle.pop(effect.model, None)
-            elif isinstance(effect, ArmQueueTimer):
-                self.fairness_window = self.now + effect.seconds
-            elif isinstance(effect, DisarmQueueTimer):
-                self.fairness_window = None
-            elif isinstance(effect, Reconsider):
-                assert self.reconsider is None, "told twice"
-                self.reconsider = self.now + effect.seconds
+            elif isinstance(effect, SetQueueTimer):
+                self.queue_deadline = None if effect.seconds is None else self.now + effect.seconds
         self.begin_starts()
 
     def check_grant(self, ticket: Ticket) -> None:

@@ -12,7 +12,7 @@ from llamaswap.events import EventBus, StateChanged, SwapEnded
 from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.routing.router import Router
 from llamaswap.servers.hooks import HookedSupervisor, HookRunner
-from tests.doubles import FakeFleet
+from tests.doubles import FakeFleet, NoMemoryReclaim
 from tests.servers.doubles import scene
 
 
@@ -175,7 +175,7 @@ class MeanwhileTests(SynchronousTestCase):
         runner = HookRunner(self.clock, lambda: HookSettings(**hooks), self.launcher, self.send)
         config = Config(models={"owl": Model("owl", cmd="serve owl")})
         supervise = lambda model, listener: HookedSupervisor(self.fleet(model, listener), model.id, runner)
-        router = Router(config, supervise, self.clock, EventBus(lambda error: None))
+        router = Router(config, supervise, self.clock, EventBus(lambda error: None), NoMemoryReclaim())
         router.load("owl")
         self.settle()
         if "before_load" in hooks:

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from attrs import field, frozen
 
-from llamaswap.config.schema import RouterSettings
+from llamaswap.config.schema import Group, RouterSettings
 
 DEFAULT_GROUP = "(default)"
-
-
-class GroupRules(Protocol):
-    """A configured group."""
-
-    @property
-    def swap(self) -> bool: ...
-
-    @property
-    def exclusive(self) -> bool: ...
-
-    @property
-    def persistent(self) -> bool: ...
-
-    @property
-    def members(self) -> Sequence[str]: ...
 
 
 @frozen
@@ -46,7 +29,7 @@ class GroupEviction:
     A running model that is in no group (it has left the configuration) counts as a member of the default group.
     """
 
-    groups: Mapping[str, GroupRules]
+    groups: Mapping[str, Group]
     _of: Mapping[str, _Group] = field(init=False, repr=False)
 
     @_of.default

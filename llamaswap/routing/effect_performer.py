@@ -1,0 +1,130 @@
+"""The part of the router that performs effects: one outbox, and what becomes of leases.
+
+A call that adds to the outbox while its effects are being performed returns at once: a client that is called back in
+the middle of a decision can so request another model without meeting half-changed state.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from attrs import define, evolve, field
+from twisted.logger import Logger
+
+from llamaswap.errors import KeepsFailing, LlamaswapError, ReaderStalled, RequestError, StartFailed
+from llamaswap.routing.leases import Lease, PendingLease
+from llamaswap.routing.queries import ModelQueries
+from llamaswap.routing.timers import Timers
+from llamaswap.scheduling.effects import (
+    AbandonSwap,
+    Admit,
+    Effect,
+    Grant,
+    Interrupt,
+    QueuePosition,
+    Refuse,
+    SetIdleTimer,
+    SetQueueTimer,
+    StartSwap,
+    Stop,
+    Suspend,
+    Ticket,
+)
+
+
+@define(eq=False)
+class EffectPerformer(ModelQueries):
+    """Performs the scheduler's effects in their order. `_pending` and `_stalled` are keyed by the ticket's number."""
+
+    _timers: Timers = field(init=False)
+    _pending: dict[int, PendingLease] = field(factory=dict, init=False)
+    _stalled: dict[int, Lease] = field(factory=dict, init=False)
+    _outbox: deque[Effect] = field(factory=deque, init=False)
+    _performing: bool = field(default=False, init=False)
+    _log: Logger = field(factory=lambda: Logger("llamaswap.routing.router"), init=False, repr=False)
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        self._outbox.extend(effects)
+        if self._performing:
+            return
+        self._last_decision = self._clock.seconds()
+        self._performing = True
+        try:
+            while self._outbox:
+                effect = self._outbox.popleft()
+                try:
+                    self._perform_one(effect)
+                except Exception:  # the fault of one waiting request must not cost the others their answers
+                    self._log.failure("while performing {effect}", effect=effect)
+        finally:
+            self._performing = False
+
+    def _perform_one(self, effect: Effect) -> None:
+        match effect:
+            case Grant(ticket):
+                self._grant(ticket)
+            case Admit():
+                pass  # `request` has told its caller
+            case Refuse(ticket, error):
+                if ticket.number in self._pending:
+                    self._pending.pop(ticket.number).settle(self._refusal(error))
+            case QueuePosition(ticket, position):
+                pending = self._pending.get(ticket.number)
+                if pending is not None and pending.on_position is not None:
+                    pending.on_position(position)
+            case SetIdleTimer(model, seconds):
+                self._timers.set_idle(model, seconds)
+            case SetQueueTimer(seconds):
+                self._timers.set_queue(seconds)
+            case StartSwap():
+                self.swaps.begin(effect)
+            case AbandonSwap(generation):
+                self.swaps.abandon(generation)
+            case Stop(models, why):
+                self.swaps.stop_all(models, why)
+            case Suspend(models, why):
+                self.swaps.suspend_all(models, why)
+            case Interrupt(ticket, seconds, waiting):
+                lease = self._stalled.pop(ticket.number, None)
+                if lease is not None and lease.interrupt is not None:
+                    lease.interrupt(ReaderStalled(seconds, waiting))
+
+    def _grant(self, ticket: Ticket) -> None:
+        pending = self._pending.pop(ticket.number, None)
+        lease = self._leased(ticket)
+        if pending is None:
+            lease.release()
+        else:
+            pending.settle(lease)
+
+    def _leased(self, ticket: Ticket) -> Lease:
+        process = self._models[ticket.model].process
+        assert process is not None, "the scheduler grants only models that are ready"
+        self._lease_count += 1
+        return Lease(ticket, process, self)
+
+    def _refusal(self, error: LlamaswapError) -> RequestError:
+        """The error of a refused request; the scheduler only ever refuses with RequestErrors."""
+        if isinstance(error, KeepsFailing) and error.failure.model in self._models:
+            return evolve(error, failure=evolve(error.failure, tail=self._models[error.failure.model].log_tail))
+        return error if isinstance(error, RequestError) else StartFailed("", str(error))
+
+    def lease_released(self, lease: Lease) -> None:
+        """The request of a lease has ended."""
+        self._lease_count -= 1
+        if self._stalled:
+            self._stalled.pop(lease.ticket.number, None)
+        now = self._last_decision = self._clock.seconds()
+        effects = self._scheduler.served(lease.ticket, now)
+        if effects:
+            self._perform(effects)
+
+    def reader_stalled(self, lease: Lease, since: float | None) -> None:
+        """The client of a lease has read nothing since then; None: it reads again."""
+        if since is None:
+            self._stalled.pop(lease.ticket.number, None)
+            self._scheduler.reader_moved(lease.ticket)
+        else:
+            self._stalled[lease.ticket.number] = lease
+            self._perform(self._scheduler.reader_stalled(lease.ticket, since, self._clock.seconds()))
