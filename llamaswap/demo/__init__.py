@@ -19,9 +19,8 @@ def real_inference_present() -> bool:
 def demo_config(python: str = sys.executable, *, real: bool | None = None, models: str | None = None) -> str:
     """The demo's configuration text.
 
-    Its servers run on the interpreter `python` (a path). With `real` (None: when installed) two llama.cpp models
-    are added that are generated on first use into the folder `models` (None: this user's own below the system's
-    temporary folder).
+    Its servers run on the interpreter `python` (a path). `real` adds two llama.cpp models (None: if their packages are
+    installed), generated on first use in the folder `models` (None: one of this user in the temporary folder).
     """
     text = (HERE / "demo.yaml").read_text(encoding="utf-8")
     if real if real is not None else real_inference_present():

@@ -1,8 +1,7 @@
-"""A tiny model server for the demo: speaks enough of the OpenAI, Anthropic and llama.cpp APIs to be swapped and seen.
+"""A tiny model server for the demo: enough of the OpenAI, Anthropic and llama.cpp APIs to be swapped and shown.
 
-It knows no language model: a "voice" turns the last user message into words. It takes `--load-seconds` to load
-(503 on every path until then), streams a word at a time, reports usage and timings, and exits on SIGTERM.
-Standard library only; it must not import anything of the product.
+It has no language model: a "voice" turns the last user message into words. It answers 503 for `--load-seconds`, streams
+a word at a time, reports usage and timings, and exits on SIGTERM. It uses the standard library only.
 """
 
 from __future__ import annotations
@@ -18,20 +17,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
-MAX_BODY = 8 << 20  # a demo does not take books
+MAX_BODY = 8 << 20  # bytes
 WORDS_PER_SECOND = 40.0
 
-
-def parrot(heard: str) -> str:
-    """Say it again, with feathers."""
-    return f"Squawk! {heard.strip() or 'Polly wants a prompt'} ... squawk!"
+JsonObject = dict[str, object]
+Choice = Callable[[str], JsonObject]
 
 
-def poet(heard: str) -> str:
-    """A verse of four lines around the longest word heard; the same word gives the same verse."""
-    words = [word.strip(".,;:!?\"'()") for word in heard.split()]
+def parrot(prompt: str) -> str:
+    """Repeat the prompt."""
+    return f"Squawk! {prompt.strip() or 'Polly wants a prompt'} ... squawk!"
+
+
+def poet(prompt: str) -> str:
+    """A verse of four lines around the longest word of the prompt; the same word gives the same verse."""
+    words = [word.strip(".,;:!?\"'()") for word in prompt.split()]
     theme = max(words, key=len, default="") or "silence"
     rng = random.Random(theme.lower())
     firsts = ["Slow", "Bright", "Small", "Far", "Warm", "Late"]
@@ -49,9 +50,10 @@ def poet(heard: str) -> str:
 VOICES: dict[str, Callable[[str], str]] = {"parrot": parrot, "poet": poet}
 
 
-def last_user_text(body: dict[str, Any]) -> str:
-    """The newest user text of a chat, completion or messages body; empty when there is none."""
-    for message in reversed(body.get("messages") or []):
+def last_user_text(body: JsonObject) -> str:
+    """The text of the last user message of a chat, completion or messages body; empty without one."""
+    messages = body.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else []):
         if isinstance(message, dict) and message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, str):
@@ -63,12 +65,12 @@ def last_user_text(body: dict[str, Any]) -> str:
 
 
 def pieces(text: str, limit: int) -> list[str]:
-    """The answer cut into words with the blanks after them, at most `limit` of them."""
+    """A text cut into words with the blanks after them, at most `limit` of them."""
     return re.findall(r"\S+\s*", text)[:limit]
 
 
 class DemoServer(ThreadingHTTPServer):
-    """The listening half: knows its model and when it will be loaded."""
+    """Listens on a port of this machine; `ready_at` is when its model will be loaded."""
 
     daemon_threads = True
 
@@ -77,10 +79,10 @@ class DemoServer(ThreadingHTTPServer):
         self.model = model
         self.voice = VOICES[voice]
         self.ready_at = time.monotonic() + load_seconds
-        self.numbers = itertools.count(1)
+        self.ids = itertools.count(1)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that left is no news."""
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that closed its connection is not worth a traceback."""
 
 
 class DemoHandler(BaseHTTPRequestHandler):
@@ -89,12 +91,11 @@ class DemoHandler(BaseHTTPRequestHandler):
     server: DemoServer
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: Any) -> None:
-        if self.path == "/health":  # asked a hundred times while it loads, more often the more is printed
-            return
-        print(f"{self.command} {self.path} {args[1] if len(args) > 1 else ''}", flush=True)
+    def log_message(self, format: str, *args: object) -> None:
+        if self.path != "/health":  # requested a hundred times while it loads
+            print(f"{self.command} {self.path} {args[1] if len(args) > 1 else ''}", flush=True)
 
-    # -- answers -------------------------------------------------------------------------------------------
+    # -- responses -----------------------------------------------------------------------------------------
 
     def send_json(self, document: object, status: int = 200) -> None:
         data = json.dumps(document).encode()
@@ -104,8 +105,8 @@ class DemoHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def send_error_json(self, status: int, message: str) -> None:
-        self.send_json({"error": {"message": message, "type": "invalid_request_error", "code": status}}, status)
+    def send_error_json(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+        self.send_json({"error": {"message": message, "type": kind, "code": status}}, status)
 
     def begin_stream(self) -> None:
         self.send_response(200)
@@ -113,54 +114,53 @@ class DemoHandler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
 
-    def event(self, document: object, name: str = "") -> None:
+    def send_event(self, document: object, name: str = "") -> None:
         lead = f"event: {name}\n" if name else ""
         text = document if isinstance(document, str) else json.dumps(document)
-        self.chunk(f"{lead}data: {text}\n\n".encode())
+        self.send_chunk(f"{lead}data: {text}\n\n".encode())
 
-    def chunk(self, data: bytes) -> None:
+    def send_chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
-    def loading(self) -> bool:
-        if time.monotonic() >= self.server.ready_at:
-            return False
-        self.send_json({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, 503)
-        return True
+    def refuse_while_loading(self) -> bool:
+        loading = time.monotonic() < self.server.ready_at
+        if loading:
+            self.send_error_json(503, "Loading model", "unavailable_error")
+        return loading
 
     # -- requests ------------------------------------------------------------------------------------------
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if self.loading():
+        pages = {
+            "/health": {"status": "ok"},
+            "/v1/models": {"object": "list", "data": [{"id": self.server.model, "object": "model"}]},
+            "/": {"model": self.server.model, "hint": "POST /v1/chat/completions"},
+        }
+        if self.refuse_while_loading():
             return
-        if path == "/health":
-            self.send_json({"status": "ok"})
-        elif path == "/v1/models":
-            self.send_json({"object": "list", "data": [{"id": self.server.model, "object": "model"}]})
-        elif path == "/":
-            self.send_json({"model": self.server.model, "hint": "POST /v1/chat/completions"})
+        if path in pages:
+            self.send_json(pages[path])
         else:
             self.send_error_json(404, f"no such path: {path}")
 
     def do_POST(self) -> None:
         body = self.read_body()
-        if body is None or self.loading():
+        if body is None or self.refuse_while_loading():
             return
-        path = self.path.partition("?")[0].removeprefix("/v1")
         routes = {
             "/chat/completions": self.chat,
             "/completions": self.completion,
             "/messages": self.messages,
-            "/embeddings": self.embeddings,
         }
-        answer = routes.get(path)
-        if answer is None:
+        respond = routes.get(self.path.partition("?")[0].removeprefix("/v1"))
+        if respond is None:
             self.send_error_json(404, f"no such path: {self.path}")
         else:
-            answer(body)
+            respond(body)
 
-    def read_body(self) -> dict[str, Any] | None:
+    def read_body(self) -> JsonObject | None:
         length = int(self.headers.get("Content-Length") or 0)
         if length > MAX_BODY:
             self.close_connection = True
@@ -176,21 +176,21 @@ class DemoHandler(BaseHTTPRequestHandler):
             return None
         return body
 
-    def say(self, body: dict[str, Any]) -> tuple[Iterator[str], list[str], int]:
-        """The answer's tokens at speaking speed, all of them at once, and the number of prompt tokens."""
-        heard = last_user_text(body)
-        limit = body.get("max_tokens") or body.get("max_completion_tokens") or 512
-        tokens = pieces(self.server.voice(heard), limit if isinstance(limit, int) else 512)
+    def generate(self, body: JsonObject) -> tuple[Iterator[str], list[str], int]:
+        """The tokens of the answer at the speed of a model, all of them at once, and the number of prompt tokens."""
+        prompt = last_user_text(body)
+        limit = body.get("max_tokens") or body.get("max_completion_tokens")
+        tokens = pieces(self.server.voice(prompt), limit if isinstance(limit, int) else 512)
 
-        def spoken() -> Iterator[str]:
+        def paced() -> Iterator[str]:
             for token in tokens:
                 time.sleep(1 / WORDS_PER_SECOND)
                 yield token
 
-        return spoken(), tokens, max(1, len(heard.split()))
+        return paced(), tokens, max(1, len(prompt.split()))
 
-    def figures(self, prompt: int, tokens: list[str], began: float) -> dict[str, Any]:
-        """usage and llama.cpp's timings."""
+    def usage(self, prompt: int, tokens: list[str], began: float) -> JsonObject:
+        """OpenAI's usage and llama.cpp's timings."""
         seconds = max(time.monotonic() - began, 1e-3)
         usage = {"prompt_tokens": prompt, "completion_tokens": len(tokens), "total_tokens": prompt + len(tokens)}
         timings = {
@@ -203,64 +203,55 @@ class DemoHandler(BaseHTTPRequestHandler):
         }
         return {"usage": usage, "timings": timings}
 
-    def chat(self, body: dict[str, Any]) -> None:
-        self.openai(body, "chat.completion", lambda text: {"delta": {"content": text}}, "message")
+    def chat(self, body: JsonObject) -> None:
+        whole: Choice = lambda text: {"message": {"role": "assistant", "content": text}}
+        self.openai(body, "chat.completion", "chat.completion.chunk", whole, lambda text: {"delta": {"content": text}})
 
-    def completion(self, body: dict[str, Any]) -> None:
-        self.openai(body, "text_completion", lambda text: {"text": text}, "text")
+    def completion(self, body: JsonObject) -> None:
+        choice: Choice = lambda text: {"text": text}
+        self.openai(body, "text_completion", "text_completion", choice, choice)
 
-    def openai(self, body: dict[str, Any], kind: str, choice: Callable[[str], dict[str, Any]], member: str) -> None:
+    def openai(self, body: JsonObject, kind: str, chunk_kind: str, whole: Choice, part: Choice) -> None:
+        """Answer at once, or as a stream; `whole` and `part` make the choice with a text."""
         began = time.monotonic()
-        spoken, tokens, prompt = self.say(body)
-        lead = {"id": f"tiny-{next(self.server.numbers)}", "created": int(time.time()), "model": self.server.model}
+        paced, tokens, prompt = self.generate(body)
+        head = {"id": f"tiny-{next(self.server.ids)}", "created": int(time.time()), "model": self.server.model}
         if not body.get("stream"):
-            text = "".join(spoken)
-            whole: object = {"role": "assistant", "content": text} if member == "message" else text
-            done = {"index": 0, member: whole, "finish_reason": "stop"}
-            self.send_json({**lead, "object": kind, "choices": [done], **self.figures(prompt, tokens, began)})
+            choice = {"index": 0, **whole("".join(paced)), "finish_reason": "stop"}
+            self.send_json({**head, "object": kind, "choices": [choice], **self.usage(prompt, tokens, began)})
             return
-        chunk = {**lead, "object": kind + ".chunk" if member == "message" else kind}
+        head["object"] = chunk_kind
         self.begin_stream()
-        for token in spoken:
-            self.event({**chunk, "choices": [{"index": 0, **choice(token), "finish_reason": None}]})
-        last = {"index": 0, **choice(""), "finish_reason": "stop"}
-        self.event({**chunk, "choices": [last], **self.figures(prompt, tokens, began)})
-        self.event("[DONE]")
-        self.chunk(b"")
+        for token in paced:
+            self.send_event({**head, "choices": [{"index": 0, **part(token), "finish_reason": None}]})
+        last = {"index": 0, **part(""), "finish_reason": "stop"}
+        self.send_event({**head, "choices": [last], **self.usage(prompt, tokens, began)})
+        self.send_event("[DONE]")
+        self.send_chunk(b"")
 
-    def messages(self, body: dict[str, Any]) -> None:
-        spoken, tokens, prompt = self.say(body)
+    def messages(self, body: JsonObject) -> None:
+        paced, tokens, prompt = self.generate(body)
         usage = {"input_tokens": prompt, "output_tokens": len(tokens)}
-        whole: dict[str, Any] = {"id": f"msg_{next(self.server.numbers)}", "type": "message", "role": "assistant"}
-        whole |= {"model": self.server.model, "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}
+        message: JsonObject = {"id": f"msg_{next(self.server.ids)}", "type": "message", "role": "assistant"}
+        message |= {"model": self.server.model, "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}
         if not body.get("stream"):
-            self.send_json({**whole, "content": [{"type": "text", "text": "".join(spoken)}]})
+            self.send_json({**message, "content": [{"type": "text", "text": "".join(paced)}]})
             return
-        self.begin_stream()
-        opening: dict[str, Any] = {**whole, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 0}}
-        self.typed({"type": "message_start", "message": opening})
-        self.typed({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}})
-        for token in spoken:
-            delta = {"type": "text_delta", "text": token}
-            self.typed({"type": "content_block_delta", "index": 0, "delta": delta})
-        self.typed({"type": "content_block_stop", "index": 0})
+        deltas: Iterator[JsonObject] = ({"index": 0, "delta": {"type": "text_delta", "text": text}} for text in paced)
+        opening = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 0}}
         ended = {"stop_reason": "end_turn", "stop_sequence": None}
-        self.typed({"type": "message_delta", "delta": ended, "usage": {"output_tokens": len(tokens)}})
-        self.typed({"type": "message_stop"})
-        self.chunk(b"")
+        self.begin_stream()
+        self.send_typed("message_start", {"message": opening})
+        self.send_typed("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}})
+        for delta in deltas:
+            self.send_typed("content_block_delta", delta)
+        self.send_typed("content_block_stop", {"index": 0})
+        self.send_typed("message_delta", {"delta": ended, "usage": {"output_tokens": len(tokens)}})
+        self.send_typed("message_stop", {})
+        self.send_chunk(b"")
 
-    def typed(self, event: dict[str, Any]) -> None:
-        self.event(event, str(event["type"]))
-
-    def embeddings(self, body: dict[str, Any]) -> None:
-        texts = body.get("input", "")
-        texts = texts if isinstance(texts, list) else [texts]
-        data = []
-        for index, text in enumerate(texts):
-            rng = random.Random(str(text))
-            data.append({"object": "embedding", "index": index, "embedding": [rng.uniform(-1, 1) for _ in range(16)]})
-        usage = {"prompt_tokens": sum(len(str(text).split()) for text in texts), "total_tokens": 0}
-        self.send_json({"object": "list", "data": data, "model": self.server.model, "usage": usage})
+    def send_typed(self, kind: str, event: JsonObject) -> None:
+        self.send_event({"type": kind, **event}, kind)
 
 
 def main() -> None:

@@ -17,15 +17,16 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.demo import demo_config
 from tests.live.product import Product, free_range, wait_for
 
 MISSING = [name for name in ("xllamacpp", "gguf", "openai", "anthropic") if importlib.util.find_spec(name) is None]
-DEMO = Path(__file__).parent.parent.parent / "llamaswap" / "demo"
+LIVE = Path(__file__).parent
 REPLY = {"alpha": "Alpha here: every byte of this came through.", "beta": "Beta answers now, Alpha made room."}
 
 
 def config(folder):
-    server = f'"{sys.executable}" "{DEMO}/llama_server.py" --port ${{PORT}} -t 1 -a ${{MODEL_ID}}'
+    server = f'"{sys.executable}" "{LIVE}/llama_server.py" --port ${{PORT}} -t 1 -a ${{MODEL_ID}}'
     lines = ["healthCheckTimeout: 60", f"startPort: {free_range()}", "models:"]
     for model, reply in REPLY.items():
         lines += [f"  {model}:", "    cmd: |", f'      {server} -m "{folder}/{model}.gguf" --slot-save-path "{folder}"']
@@ -68,6 +69,24 @@ class Stage:
         self.anthropic.close()
         self.product.__exit__()
         self.folder.cleanup()
+
+
+class DemoModelTests(SynchronousTestCase):
+    if MISSING:
+        skip = f"not installed: {', '.join(MISSING)} (extra: live)"
+
+    timeout = 120
+
+    def test_the_generated_models_of_the_demo_give_their_replies(self):
+        with tempfile.TemporaryDirectory(prefix="llamaswap-demo-") as folder:
+            text = demo_config(real=True, models=f"{folder}/models").replace(
+                "startPort: 5900", f"startPort: {free_range()}"
+            )
+            with Product(text) as product:
+                for model, name in (("llama-alpha", "Alpha"), ("llama-beta", "Beta")):
+                    body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+                    choice = product.json("/v1/chat/completions", body)["choices"][0]
+                    self.assertEqual((choice["message"]["content"].split()[0], choice["finish_reason"]), (name, "stop"))
 
 
 class RealServerTests(SynchronousTestCase):

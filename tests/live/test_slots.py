@@ -8,13 +8,13 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.live.product import Product, free_range, wait_for
-from tests.live.test_real_llama import DEMO, MISSING, REPLY
+from tests.live.test_real_llama import LIVE, MISSING, REPLY
 
 LONG = " ".join(f"word{number}" for number in range(120))
 
 
 def config(folder, **slots):
-    server = f'"{sys.executable}" "{DEMO}/llama_server.py" --port ${{PORT}} -t 1 -a ${{MODEL_ID}}'
+    server = f'"{sys.executable}" "{LIVE}/llama_server.py" --port ${{PORT}} -t 1 -a ${{MODEL_ID}}'
     models = {}
     for model, reply in REPLY.items():
         files = f'-m "{folder}/{model}.gguf" --slot-save-path "{folder}"'
