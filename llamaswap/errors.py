@@ -177,6 +177,16 @@ class ShuttingDown(RequestError):
 
 
 @frozen
+class BeingUpgraded(RequestError):
+    """The request waited when an upgrade in place closed requests. Send it again after `retry_after` seconds."""
+
+    retry_after: int = 5
+
+    def __str__(self) -> str:
+        return f"llamaswap is being upgraded; send the request again in {self.retry_after}s"
+
+
+@frozen
 class StartFailed(RequestError):
     """The model's server did not become ready. `log_tail` holds its last lines: the reason is usually there.
 

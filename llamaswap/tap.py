@@ -98,9 +98,10 @@ def makeService(options: Options) -> IService:
     from llamaswap.app.systemd import given_socket
     from llamaswap.proxy.fastpath.epoll import use_plain_poll
     from llamaswap.proxy.listen import ListenAddress
-    from llamaswap.upgrade import coordinator
+    from llamaswap.upgrade.inherited import inherited
+    from llamaswap.upgrade.program import announce_ready, being_checked
 
-    checked, earlier = coordinator.being_checked(os.environ), coordinator.inherited(os.environ)
+    checked, earlier = being_checked(os.environ), inherited(os.environ)
     # Timers must not jump with the wall clock (suspended hosts, time servers): Twisted's default is time.time.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     use_plain_poll(reactor)
@@ -126,7 +127,7 @@ def makeService(options: Options) -> IService:
     except (OSError, ValueError) as error:
         give_up(f"cannot start: {error}")
     if checked:
-        coordinator.announce_ready()
+        announce_ready()
         raise SystemExit(0)
     observe(options, service)
     return service

@@ -14,10 +14,13 @@ from twisted.logger import Logger
 
 from llamaswap.app.parts import ServiceParts
 from llamaswap.config.files import fingerprint
+from llamaswap.errors import BeingUpgraded
 from llamaswap.servers.termination import end_unwanted
-from llamaswap.upgrade.coordinator import IdleConnection, UpgradeHost, UpgradeState
+from llamaswap.upgrade.coordinator import UpgradeHost
+from llamaswap.upgrade.state import IdleConnection, UpgradeState
 
 FLUSH_TIMEOUT = 2.0  # seconds that the last children and the last log lines are waited for; few take that long
+RESPONSE_TIME = 0.2  # seconds for the responses of refused requests to go out before connections are closed
 FLUSH_POLL = 0.005  # seconds between two looks whether they are done
 
 log = Logger("llamaswap.upgrade.coordinator")
@@ -32,7 +35,13 @@ class ServiceHandover:
     port: Callable[[], object]
     count: int
     _held: bool = False
+    _refusing: bool = False
     _monitored: bool = False
+
+    @property
+    def drain_timeout(self) -> float:
+        """Seconds that running requests get, as at the end of the service."""
+        return self.parts.models.router.config.drain_timeout
 
     def calm(self) -> bool:
         """Whether no request is in progress, and each server is ready or down."""
@@ -53,6 +62,10 @@ class ServiceHandover:
         if not self._held:
             return
         self._held = False
+        if self._refusing:
+            self._refusing = False
+            self.parts.models.router.resume()
+            self.parts.web.dispatcher.reopen()
         self._listening_port.startReading()
         self.parts.web.factory.release()
         self.parts.web.streams.resume()
@@ -65,13 +78,20 @@ class ServiceHandover:
         """End the event and log streams; their clients connect again."""
         self.parts.web.streams.end_all()
 
-    def cut(self) -> None:
-        """Close the connections of running requests, and stop servers that are being loaded."""
-        router = self.parts.models.router
+    def busy_with(self) -> str:
+        """What keeps the service from being calm, in words."""
+        models = [f"{status.model} is {status.state}" for status in self.parts.models.router.running()]
+        unready = [text for text in models if not text.endswith(" is ready")]
+        return ", ".join([f"{self.parts.web.dispatcher.active} requests in progress", *unready])
+
+    async def close_requests(self) -> None:
+        """Answer waiting requests with 503, end running ones with an error event, and give up loads."""
+        self._refusing = True
+        self.parts.models.router.drain(BeingUpgraded())
+        self.parts.web.dispatcher.close(BeingUpgraded())
+        self.parts.observability.inflight.cancel_all()
+        await deferLater(self.parts.context.reactor, RESPONSE_TIME)
         self.parts.web.factory.cut_busy()
-        loading = [status.model for status in router.running() if status.state != "ready"]
-        if loading:
-            router.unload(loading).addErrback(lambda failure: log.failure("unload", failure))
 
     async def flush(self) -> None:
         """Write the store and the logs, and leave no child: the new program would not reap it, and a hook would lose

@@ -33,8 +33,9 @@ from llamaswap.config import files as config_files
 from llamaswap.events import EventBus
 from llamaswap.proxy.listen import refusal
 from llamaswap.servers.orphans import sweep
-from llamaswap.upgrade import coordinator
-from llamaswap.upgrade.coordinator import InheritedState, Upgrade
+from llamaswap.upgrade import program
+from llamaswap.upgrade.coordinator import Upgrade
+from llamaswap.upgrade.inherited import InheritedState
 from llamaswap.web.processes import stalled
 
 log = Logger("llamaswap.app.service")
@@ -81,12 +82,12 @@ class LlamaSwap(MultiService):
     def _build_upgrade(self, parts: ServiceParts) -> Upgrade:
         earlier = self.inherited.state if self.inherited is not None else None
         count = earlier.count if earlier is not None else 0
-        words, where = coordinator.command_line(), self.settings.listen.text
+        words, where = program.command_line(), self.settings.listen.text
         return Upgrade(
             self.reactor,
             ServiceHandover(parts, lambda: self.port, count + 1),
-            lambda: coordinator.check(self.reactor, words, os.environ),
-            lambda listening, state: coordinator.exec_new_process(
+            lambda: program.check(self.reactor, self.reactor, words, os.environ),
+            lambda listening, state: program.exec_new_process(
                 words, os.environ, where, listening, state, lambda: self.shutdown.requested
             ),
             count=count,
@@ -173,7 +174,7 @@ class LlamaSwap(MultiService):
 
     def _upgrade_requested(self) -> None:
         if self.running:
-            self.upgrade.ask()
+            self.upgrade.request()
 
     def _stop_requested(self) -> None:
         if self.shutdown.requested:

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from llamaswap.config import ConfigText, files
 from llamaswap.demo import demo_config
 from llamaswap.proxy.listen import ListenAddress
-from llamaswap.upgrade.coordinator import Adopting, InheritedState
+from llamaswap.upgrade.inherited import AdoptingReactor, InheritedState
 
 
 @frozen
@@ -58,4 +58,4 @@ def listening_endpoint(reactor: Any, listen: ListenAddress, inherited: Inherited
     does."""
     if inherited is None:
         return listen.endpoint(reactor)
-    return Adopting(reactor, inherited.listening).endpoint(listen)
+    return AdoptingReactor(reactor, inherited.listening).endpoint(listen)

@@ -25,5 +25,5 @@ def handle_signals(
             signal.signal(number, lambda *_: stop())
     except ValueError:  # not the main thread: the program that embeds the service handles signals
         return
-    if early_signals.reload_asked():
+    if early_signals.reload_requested():
         reactor.callFromThread(reload)

@@ -1,4 +1,4 @@
-"""`upgrade`: have the running server become the code that is installed now."""
+"""`upgrade`: have the running server switch to the installed code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import click
 import psutil
@@ -14,13 +14,15 @@ import psutil
 from llamaswap.cli.client import ApiClient, ClientError
 from llamaswap.cli.context import CliContext, remote
 
-LOOK = 0.2  # seconds between two looks at how it goes
-ANSWER = 60.0  # seconds one look may take: while the program is replaced nobody is answered
-PATIENT = 300.0  # seconds for all of it; a server waits for open requests for half of that at most
+POLL_INTERVAL = 0.2  # seconds between two requests for the state
+RESPONSE_TIMEOUT = 60.0  # seconds; the server answers no request while it replaces its program
+WAIT_TIMEOUT = 300.0  # seconds for the whole upgrade; the server waits for requests for half of that at most
+
+UpgradeStatus = dict[str, object]
 
 
-def told(pid: int) -> None:
-    """Ask a process to upgrade. Raises Trouble where it is none of ours: the signal would end a stranger."""
+def send_signal(pid: int) -> None:
+    """Ask a process to upgrade. Raises ClientError if it is not llamaswap: the signal would end another program."""
     try:
         words = psutil.Process(pid).cmdline()
     except psutil.Error:
@@ -35,49 +37,60 @@ def told(pid: int) -> None:
 
 def follow(
     client: ApiClient,
-    before: dict[str, Any],
+    before: UpgradeStatus,
     *,
+    insist: Callable[[], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
-) -> dict[str, Any]:
-    """Until the upgrade that was asked for is over. `before` is how things were. Raises Trouble where it failed."""
-    deadline = now() + PATIENT
+) -> UpgradeStatus:
+    """Wait for the end of the upgrade that was requested after the state `before`, and return the state then.
+
+    `insist` is called once, when the server waits for requests. Raises ClientError if the upgrade fails.
+    """
+    deadline = now() + WAIT_TIMEOUT
     while now() < deadline:
-        state: dict[str, Any] = client.json("/api/upgrade", timeout=ANSWER)
-        if state["count"] > before["count"]:
+        state = cast(UpgradeStatus, client.json("/api/upgrade", timeout=RESPONSE_TIMEOUT))
+        if state["count"] != before["count"]:
             return state
-        if state["attempts"] > before["attempts"] and state["phase"] == "idle":
-            raise ClientError(f"not upgraded, the server runs on unchanged: {state['error'] or 'it was called off'}")
-        sleep(LOOK)
-    raise ClientError(f"upgrade not finished after {PATIENT:.0f} s; see the server log")
+        if state["attempts"] != before["attempts"] and state["phase"] == "idle":
+            raise ClientError(f"not upgraded, the server runs on unchanged: {state['error'] or 'it was cancelled'}")
+        if insist is not None and state["phase"] in ("waiting", "draining"):
+            insist()
+            insist = None
+        sleep(POLL_INTERVAL)
+    raise ClientError(f"upgrade not finished after {WAIT_TIMEOUT:.0f} s; see the server log")
 
 
 @click.command()
-@click.option("--pid", type=int, help="The server's process; by default the server at --url says which it is.")
-@click.option("--wait/--no-wait", default=True, help="Return when it is done (default), or when it was asked for.")
+@click.option("--pid", type=int, help="The server's process; by default the server at --url reports its own.")
+@click.option("--wait/--no-wait", default=True, help="Return when the upgrade is done (default), or at once.")
+@click.option("--force", is_flag=True, help="Close requests that run longer than drainTimeout once the server waits.")
 @remote
-def upgrade(context: CliContext, pid: int | None, wait: bool) -> None:
-    """Have the running server become the installed code.
+def upgrade(context: CliContext, pid: int | None, wait: bool, force: bool) -> None:
+    """Have the running server switch to the installed code.
 
-    Its process, its socket and the loaded models stay; requests wait for a moment and none fails.
+    Its process, its socket and the loaded models stay; new requests wait for a moment and none fails.
     """
+    if force and not wait:
+        raise click.UsageError("--force needs --wait")
     if pid is not None and not wait:
-        told(pid)
+        send_signal(pid)
         context.say(f"process {pid} was asked to upgrade")
         return
-    before = context.client.json("/api/upgrade")
-    if pid is not None and pid != before["pid"]:
-        raise ClientError(f"the server at {context.url} is process {before['pid']}, not {pid}; choose one with --url")
+    before = cast(UpgradeStatus, context.client.json("/api/upgrade"))
+    server = cast(int, before["pid"])
+    if pid is not None and pid != server:
+        raise ClientError(f"the server at {context.url} is process {server}, not {pid}; choose one with --url")
     began = time.monotonic()
-    told(before["pid"])
+    send_signal(server)
     state = before
     if wait:
         with context.err.status("upgrading"):
-            state = follow(context.client, before)
+            state = follow(context.client, before, insist=(lambda: send_signal(server)) if force else None)
     if context.as_json:
         context.document({**state, "seconds": round(time.monotonic() - began, 3)})
     elif not wait:
-        context.say(f"process {before['pid']} was asked to upgrade")
+        context.say(f"process {server} was asked to upgrade")
     else:
         version = context.client.json("/api/version")["version"]
-        context.say(f"process {state['pid']} runs version {version} after {time.monotonic() - began:.1f}s")
+        context.say(f"process {server} runs version {version} after {time.monotonic() - began:.1f}s")

@@ -273,9 +273,13 @@ class Router(EffectPerformer):
         """The peers offer other models; local models are not touched."""
         self.config = evolve(self.config, peers=peers)
 
-    def drain(self) -> None:
-        """Refuse waiting requests and load nothing any more; ready models serve until `shutdown`."""
-        self._perform(self._scheduler.draining(ShuttingDown()))
+    def drain(self, error: LlamaswapError | None = None) -> None:
+        """Refuse waiting requests, with `error` if it is given, and load nothing until `resume`; ready models serve."""
+        self._perform(self._scheduler.draining(error or ShuttingDown()))
+
+    def resume(self) -> None:
+        """Queue requests and load models again, after `drain`."""
+        self._scheduler.resumed()
 
     def shutdown(self, deadline: float) -> Deferred[None]:
         """Refuse waiting requests and stop all servers; fires when none is left, or after `deadline` seconds.

@@ -337,7 +337,7 @@ class Scheduler(QueueDecisions):
             self._discard_unused(server)
 
     def draining(self, error: LlamaswapError) -> list[Effect]:
-        """The service is about to end: loads are abandoned, waiting requests refused; ready models serve on."""
+        """Loads are abandoned and waiting requests refused with `error`, until `resumed`; ready models serve on."""
         self._drain_error = error
         self._restore.clear()
         self._refuse_queued(error)
@@ -346,6 +346,10 @@ class Scheduler(QueueDecisions):
                 self._refuse(entry, error)
         self._reschedule(0.0)
         return self._take_effects()
+
+    def resumed(self) -> None:
+        """Requests are queued and models loaded again, after `draining`."""
+        self._drain_error = None
 
     def shutdown(self, error: LlamaswapError) -> list[Effect]:
         """The service ends: waiting requests are refused, every server is stopped."""

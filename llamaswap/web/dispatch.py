@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from llamaswap.config import Model, Peer
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import (
+    BeingUpgraded,
     Cancelled,
     ClientGone,
     LlamaswapError,
@@ -57,7 +58,7 @@ EXIT_NEWS = 0.1
 DECLINED = frozenset((429, 502, 503))
 DECLINED_FAILURES = (StartFailed, UnknownModel)
 # What an operator has asked for ends a request: to turn to its next target could load another model at once.
-FINAL = (ModelUnloaded, ShuttingDown)
+FINAL = (BeingUpgraded, ModelUnloaded, ShuttingDown)
 
 WORD_ENDS = re.compile(r"[\s=,\"']+")  # what may stand around a key in a command
 
@@ -120,16 +121,20 @@ class Dispatcher:
     environment: Collection[str] = ()
     active: int = 0
     succession: SupersedeRegistry = field(factory=SupersedeRegistry)
-    _closing: bool = False
+    _closing: RequestError | None = None
     _until_idle: list[Deferred[None]] = field(factory=list)
     _number: int = 0
     _upstreams: dict[str, UpstreamTarget] = field(factory=dict)
     _words: dict[str, tuple[Model, frozenset[bytes]]] = field(factory=dict)
 
-    def close(self) -> None:
-        """Refuse requests to peers from now on, and blame the shutdown for answers that break; the router refuses
-        requests to local models."""
-        self._closing = True
+    def close(self, reason: RequestError | None = None) -> None:
+        """Refuse requests to peers and name `reason` (by default the shutdown) in cancelled responses, until
+        `reopen`. The router refuses requests to local models."""
+        self._closing = reason or ShuttingDown()
+
+    def reopen(self) -> None:
+        """Serve requests to peers again."""
+        self._closing = None
 
     def when_idle(self) -> Deferred[None]:
         """Fires when no request is in progress."""
@@ -487,7 +492,7 @@ class Dispatcher:
 
     async def _remote(self, job: ProxyRequest, peer: Peer, watch: ObserverFanout) -> None:
         if self._closing:
-            raise ShuttingDown("peer proxy")
+            raise ShuttingDown("peer proxy") if isinstance(self._closing, ShuttingDown) else self._closing
         endpoint = peer.endpoint
         if endpoint is None:
             raise _unknown(job)
@@ -578,7 +583,7 @@ class Dispatcher:
     def _cancelled(self, job: ProxyRequest, watch: ObserverFanout) -> None:
         """An operator or the end of the service ended it and the client is still there."""
         exchange = job.exchange
-        reason = ShuttingDown() if self._closing else Cancelled()
+        reason = self._closing or Cancelled()
         if exchange.gone:
             return
         if exchange.sink.started:

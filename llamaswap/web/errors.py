@@ -52,6 +52,7 @@ STATUSES: Mapping[type[BaseException], int] = {
     errors.NoTarget: 503,
     errors.ModelUnloaded: 503,
     errors.ShuttingDown: 503,
+    errors.BeingUpgraded: 503,
     errors.StartFailed: 500,
     errors.KeepsFailing: 503,
     errors.NotReady: 409,
@@ -71,9 +72,18 @@ STATUSES: Mapping[type[BaseException], int] = {
     BadQuery: 400,
 }
 
+RETRY_LATER = (
+    errors.TooManyRequests,
+    errors.QueueFull,
+    errors.KeepsFailing,
+    errors.WaitedTooLong,
+    errors.BeingUpgraded,
+)
+
 CODES: Mapping[type[BaseException], str] = {
     errors.NoRoom: "no_room",
     MemoryError: "no_room",
+    errors.BeingUpgraded: "upgrading",
     errors.KeepsFailing: "model_keeps_failing",
     errors.PeerLoop: "peer_loop",
     errors.TooManyRequests: "concurrency_limit",
@@ -121,7 +131,7 @@ def render(
     headers: Headers = []
     if isinstance(error, HttpError):
         headers.extend(error.headers)
-    if isinstance(error, (errors.TooManyRequests, errors.QueueFull, errors.KeepsFailing, errors.WaitedTooLong)):
+    if isinstance(error, RETRY_LATER):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
     if isinstance(error, errors.Superseded):
         headers.append((b"X-Should-Retry", b"false"))  # read by the usual SDKs: a second try would supersede in turn

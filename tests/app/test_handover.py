@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.app import handover
 from llamaswap.app.handover import ServiceHandover, take_over
 from llamaswap.observe.logs import LogRegistry
-from llamaswap.upgrade.coordinator import IdleConnection, UpgradeState
-from tests.upgrade.test_coordinator import SERVED
+from llamaswap.upgrade.state import IdleConnection, UpgradeState
+from tests.upgrade.test_state import SERVED
 
 
 class Refuses:

@@ -1,4 +1,4 @@
-"""`upgrade`: whom it signals, and how it follows what comes of it."""
+"""`upgrade`: which process it signals, and how it waits for the result."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ import sys
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.client import ApiClient, ClientError
-from llamaswap.cli.upgrade import PATIENT, follow, told
+from llamaswap.cli.upgrade import WAIT_TIMEOUT, follow, send_signal
 from tests.cli.doubles import Server, invoke
 
 IDLE = {"pid": 1, "count": 2, "attempts": 1, "phase": "idle", "error": ""}
 
 
 class FollowTests(SynchronousTestCase):
-    def follow(self, *states):
+    def follow(self, *states, insist=None):
         states = list(states)
         server = Server().on("GET /api/upgrade", lambda _: states.pop(0) if len(states) > 1 else states[0])
         self.slept = 0.0
@@ -23,25 +23,31 @@ class FollowTests(SynchronousTestCase):
         def sleep(seconds):
             self.slept += seconds
 
-        return follow(ApiClient("http://here", server.send), IDLE, sleep=sleep, now=lambda: self.slept)
+        return follow(ApiClient("http://here", server.send), IDLE, insist=insist, sleep=sleep, now=lambda: self.slept)
 
-    def test_a_higher_count_is_the_end(self):
+    def test_higher_count_ends_the_wait(self):
         checking = {**IDLE, "attempts": 2, "phase": "checking"}
         after = {**IDLE, "count": 3, "attempts": 0}
         self.assertEqual(self.follow(IDLE, checking, after), after)
 
-    def test_a_failure_is_told_with_its_reason(self):
+    def test_failed_upgrade_is_reported_with_its_reason(self):
         failed = {**IDLE, "attempts": 2, "error": "the new code does not come up: ImportError"}
         trouble = self.assertRaises(ClientError, self.follow, IDLE, failed)
         self.assertIn("ImportError", str(trouble))
 
-    def test_an_earlier_failure_is_not_taken_for_this_one(self):
+    def test_error_of_an_earlier_attempt_does_not_end_the_wait(self):
         after = {**IDLE, "count": 3}
         self.assertEqual(self.follow({**IDLE, "error": "an old story"}, after), after)
 
-    def test_it_does_not_wait_for_ever(self):
+    def test_forced_upgrade_is_requested_again_once_the_server_waits(self):
+        checking, waiting = ({**IDLE, "attempts": 2, "phase": phase} for phase in ("checking", "waiting"))
+        insisted = []
+        self.follow(checking, waiting, waiting, {**IDLE, "count": 3}, insist=lambda: insisted.append(self.slept))
+        self.assertEqual(insisted, [0.2])
+
+    def test_wait_is_bounded(self):
         self.assertRaises(ClientError, self.follow, {**IDLE, "attempts": 2, "phase": "waiting"})
-        self.assertGreaterEqual(self.slept, PATIENT)
+        self.assertGreaterEqual(self.slept, WAIT_TIMEOUT)
 
 
 class SignalTests(SynchronousTestCase):
@@ -55,37 +61,37 @@ class SignalTests(SynchronousTestCase):
         self.addCleanup(child.kill)
         return child
 
-    def test_a_server_of_ours_gets_the_signal(self):
+    def test_llamaswap_process_gets_the_signal(self):
         child = self.child("llamaswap")
-        told(child.pid)
+        send_signal(child.pid)
         self.assertEqual(child.wait(10), -signal.SIGUSR2)
 
-    def test_a_stranger_does_not(self):
-        """A server in a container tells a pid that is somebody else's out here."""
+    def test_other_process_does_not_get_the_signal(self):
+        """The pid that a server in a container reports belongs to another process outside."""
         child = self.child("something-else")
-        self.assertRaises(ClientError, told, child.pid)
+        self.assertRaises(ClientError, send_signal, child.pid)
         self.assertIsNone(child.poll())
 
-    def test_nobody_is_no_llamaswap_either(self):
+    def test_ended_process_is_reported(self):
         child = self.child()
         child.kill()
         child.wait()
-        self.assertRaises(ClientError, told, child.pid)
+        self.assertRaises(ClientError, send_signal, child.pid)
 
 
 class CommandTests(SynchronousTestCase):
-    def test_a_pid_that_is_not_the_servers_is_refused(self):
+    def test_pid_of_another_process_is_refused(self):
         server = Server().on("GET /api/upgrade", IDLE)
         result = invoke(["upgrade", "--pid", "3"], server)
         self.assertEqual(result.exit_code, 1)
         self.assertIn("is process 1, not 3", result.stderr)
 
-    def test_without_a_server_it_says_where_it_looked(self):
+    def test_unreachable_server_is_reported_with_the_url_option(self):
         result = invoke(["upgrade"], Server().on("GET /api/upgrade", OSError(111, "Connection refused")))
         self.assertEqual(result.exit_code, 1)
         self.assertIn("--url", result.stderr)
 
-    def test_a_process_can_be_asked_without_a_url(self):
+    def test_process_can_be_signalled_without_a_url(self):
         child = SignalTests.child(self, "llamaswap")
         result = invoke(["upgrade", "--no-wait", "--pid", str(child.pid)])
         self.assertEqual(result.exit_code, 0, result.output)

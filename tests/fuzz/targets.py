@@ -18,7 +18,7 @@ from twisted.logger import globalLogPublisher
 from llamaswap.config import ConfigText, load
 from llamaswap.errors import ConfigError
 from llamaswap.proxy.framing import MalformedMessage, parse_request, write_head
-from llamaswap.upgrade.coordinator import unpack
+from llamaswap.upgrade.state import unpack
 from llamaswap.wire import headers as header_rules
 from llamaswap.wire.body import EditError, JsonBody, MultipartScan, form_value, with_form_value, with_places
 from llamaswap.wire.sse import Tail

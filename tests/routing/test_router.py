@@ -20,6 +20,7 @@ from llamaswap.config.schema import (
     SuspendSettings,
 )
 from llamaswap.errors import (
+    BeingUpgraded,
     FailureRecord,
     KeepsFailing,
     ModelUnloaded,
@@ -1267,6 +1268,14 @@ class ShutdownTests(SynchronousTestCase):
         here.settle()
         self.assertEqual((here.fleet.up, lease.lost), (["a"], False))
         lease.release()
+
+    def test_router_that_resumes_after_draining_loads_models_again(self) -> None:
+        here = scene(routing=TOGETHER)
+        here.router.drain(BeingUpgraded())
+        self.assertIsInstance(here.router.request("b").refusal, BeingUpgraded)
+        here.router.resume()
+        here.lease("b").release()
+        self.assertEqual(here.fleet.up, ["b"])
 
     def test_all_stop_at_once_within_the_deadline(self) -> None:
         servers = {name: {"stubborn": True} for name in "abc"}

@@ -1,0 +1,124 @@
+"""The new program: the check that it works, and the `exec` that makes this process become it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.interfaces import IReactorProcess, IReactorTime
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from llamaswap.upgrade.state import FORMAT, INHERIT, UpgradeState, pack, write_memfd
+
+CHECK = "LLAMASWAP_UPGRADE_CHECK"  # set in the child that only checks the new code
+CHECK_PASSED = f"llamaswap-upgrade-check: reads format {FORMAT}"
+CHECK_TIMEOUT = 60.0  # seconds for the new code to start once; reading a large configuration takes well under one
+CHECK_OUTPUT_LIMIT = 8192  # bytes of the child's output that are kept
+
+# Their handlers end with the old program. They are blocked until the new one has its own: see `early_signals`.
+KEPT_SIGNALS = (signal.SIGHUP, signal.SIGUSR2)
+# These end the process until then: our handlers would forget them with the old program.
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def being_checked(environ: MutableMapping[str, str]) -> bool:
+    """Whether this process only checks that the new code starts. Removes the notice from `environ`."""
+    return environ.pop(CHECK, None) is not None
+
+
+def announce_ready() -> None:
+    """Report to the earlier program: everything was imported, and the configuration can be used."""
+    sys.stdout.write(f"{CHECK_PASSED}\n")
+    sys.stdout.flush()
+
+
+def command_line() -> list[str]:
+    """The command line of this program."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+class _CheckProcess(ProcessProtocol):
+    def __init__(self) -> None:
+        self.output = b""
+        self.ended: Deferred[bool] = Deferred()
+
+    def connectionMade(self) -> None:
+        if self.transport is not None:
+            self.transport.closeStdin()
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        self.output = (self.output + data)[-CHECK_OUTPUT_LIMIT:]
+
+    def processEnded(self, reason: Failure) -> None:
+        self.ended.callback(getattr(reason.value, "exitCode", None) == 0)
+
+
+async def check(
+    processes: IReactorProcess, clock: IReactorTime, words: Sequence[str], environ: Mapping[str, str]
+) -> str:
+    """Start the new code once in a child. Returns why it cannot replace this program; "" if it can."""
+    checking = _CheckProcess()
+    try:
+        process = processes.spawnProcess(checking, words[0], words, env={**environ, CHECK: "1"})
+    except OSError as error:
+        return f"the new code cannot be started: {error}"
+    overdue = clock.callLater(CHECK_TIMEOUT, process.signalProcess, "KILL")
+    try:
+        good = await checking.ended
+    except CancelledError:  # the service ends, and would leave the child behind
+        if overdue.active():
+            overdue.cancel()
+            with suppress(ProcessExitedAlready):
+                process.signalProcess("KILL")
+        raise
+    text = checking.output.decode("utf-8", "replace").strip()
+    if not overdue.active():
+        return f"the new code did not come up within {CHECK_TIMEOUT:.0f}s: {text}"
+    overdue.cancel()
+    if not good:
+        return f"the new code does not come up: {text}"
+    return "" if CHECK_PASSED in text else f"the new code cannot take over from this one: {text}"
+
+
+def exec_new_process(
+    words: Sequence[str],
+    environ: Mapping[str, str],
+    where: str,
+    listening: int,
+    state: UpgradeState,
+    ending: Callable[[], bool] = lambda: False,
+) -> None:
+    """Become the program of `words`; `where` is what the operator called the listening socket.
+
+    Returns only if that is impossible (raises OSError) or if the service is `ending`.
+    """
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (*KEPT_SIGNALS, *END_SIGNALS)}
+    deposited = write_memfd(pack(state))
+    crossing = [listening, deposited, *state.descriptors]
+    try:
+        for descriptor in crossing:
+            os.set_inheritable(descriptor, True)
+        for number in KEPT_SIGNALS:  # another thread may still receive it
+            signal.signal(number, lambda number, _: came.append(number))
+        signal.pthread_sigmask(signal.SIG_BLOCK, KEPT_SIGNALS)
+        for number in END_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        if not ending():
+            for missed in came:
+                signal.pthread_kill(threading.get_ident(), missed)  # pending in this thread, it crosses the exec
+            os.execve(words[0], [*words], {**environ, INHERIT: f"{listening}:{deposited}:{where}"})
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, KEPT_SIGNALS)
+        for descriptor in crossing:
+            os.set_inheritable(descriptor, False)
+        os.close(deposited)
