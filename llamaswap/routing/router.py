@@ -17,6 +17,7 @@ from llamaswap.config import Config
 from llamaswap.config.reload import ReloadDiff
 from llamaswap.config.schema import Model, Peer
 from llamaswap.errors import (
+    LlamaswapError,
     NoTarget,
     RequestError,
     ShuttingDown,
