@@ -242,7 +242,7 @@ def _config(
     scheduler = routing_sections.scheduler(routing.scheduler, index, root, report)
     report.settle()
     references.check_peer_names(peers, index, profiles, report)
-    references.check_selectors(selectors, router, index, peers, report)
+    references.check_selectors(selectors, routing_sections.eviction_of(router), index, peers, report)
     references.check_profiles(profiles, selectors, index, peers, report)
     hooks: HookSettings = values.get("hooks", HookSettings())
     known = (index.real(name.strip()) for name in hooks.on_startup.preload)

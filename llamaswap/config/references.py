@@ -14,11 +14,10 @@ from llamaswap.config.field_types import SectionMapType
 from llamaswap.config.lookup import NameIndex
 from llamaswap.config.models import ready
 from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
+from llamaswap.config.policies.eviction import Eviction
 from llamaswap.config.schema import (
-    DEFAULT_GROUP,
     FORWARD_KEY,
     STRATEGIES,
-    EvictionSettings,
     Model,
     Peer,
     Profile,
@@ -139,14 +138,14 @@ def check_peer_names(
 
 def check_selectors(
     selectors: Mapping[str, Selector],
-    router: EvictionSettings,
+    eviction: Eviction,
     names: NameIndex,
     found: Mapping[str, Peer],
     report: Diagnostics,
 ) -> None:
     """The first fault of each selector is told."""
     for selector in selectors.values():
-        fault = _selector_fault(selector, selectors, router, names, found)
+        fault = _selector_fault(selector, selectors, eviction, names, found)
         if fault:
             report.error(f"selector {selector.id!r}: {fault}", f"selectors.{selector.id}")
 
@@ -154,7 +153,7 @@ def check_selectors(
 def _selector_fault(
     selector: Selector,
     selectors: Mapping[str, Selector],
-    router: EvictionSettings,
+    eviction: Eviction,
     names: NameIndex,
     found: Mapping[str, Peer],
 ) -> str:
@@ -178,7 +177,7 @@ def _selector_fault(
             return f"targets[{index}] {target!r} is an unknown model" + (f" ({near})" if near else "")
         if selector.strategy == "warm" and names.real(target) is None:
             return f"targets[{index}] {target!r} must be a local model, strategy warm knows only those"
-    return _spillover_fault(selector, router, names) if selector.strategy == "spillover" else ""
+    return _spillover_fault(selector, eviction, names) if selector.strategy == "spillover" else ""
 
 
 def _may_be_discovered(target: str, found: Mapping[str, Peer]) -> bool:
@@ -186,7 +185,7 @@ def _may_be_discovered(target: str, found: Mapping[str, Peer]) -> bool:
     return any(peer.auto and target.startswith(f"{peer_id}/") for peer_id, peer in found.items())
 
 
-def _spillover_fault(selector: Selector, router: EvictionSettings, names: NameIndex) -> str:
+def _spillover_fault(selector: Selector, eviction: Eviction, names: NameIndex) -> str:
     if selector.spillover < 1:
         return "settings.spillover must be >= 1"
     resolved: list[str] = []
@@ -200,28 +199,7 @@ def _spillover_fault(selector: Selector, router: EvictionSettings, names: NameIn
         resolved.append(name)
         if real is not None:
             local.append(real)
-    return _together_fault(local, router) if len(local) >= 2 else ""
-
-
-def _together_fault(local: list[str], router: EvictionSettings) -> str:
-    """Why these models cannot run side by side, "" when they can."""
-    if router.settings.matrix is not None:
-        if router.settings.matrix.program.can_coexist(local):
-            return ""
-        return f"the local targets {', '.join(local)} are not in one expanded matrix set, so they cannot run together"
-    homes = {
-        name: (group_id, group)
-        for group_id, group in (router.settings.groups or {}).items()
-        for name in group.members
-        if name in local
-    }
-    if any(name not in homes or homes[name][0] == DEFAULT_GROUP for name in local):
-        stray = next(name for name in local if name not in homes or homes[name][0] == DEFAULT_GROUP)
-        return f"target {stray} is not in a group; local targets must share a group with swap: false"
-    if len({group_id for group_id, _ in homes.values()}) > 1:
-        return "local targets must share one group"
-    group_id, group = homes[local[0]]
-    return f"group {group_id} of the local targets must have swap: false" if group.swap else ""
+    return eviction.conflict(local) if len(local) >= 2 else ""
 
 
 def check_profiles(

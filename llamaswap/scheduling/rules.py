@@ -5,27 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 from llamaswap.config import Config, Model
+from llamaswap.config.routing import eviction_of
 from llamaswap.scheduling.backoff import Backoff
-from llamaswap.scheduling.eviction import Eviction
-from llamaswap.scheduling.policies import POLICIES
 from llamaswap.scheduling.state import ModelRules, Rules
 
 COMFYUI = "comfyui_auto"
 COMFYUI_LIMIT = 50  # its page opens dozens of requests at once
 
 THIS_MACHINE = ("localhost", "::1", "0.0.0.0", "::")
-
-DEFAULT_POLICY = "group"
-
-
-def eviction_of(config: Config, pinned: frozenset[str] = frozenset()) -> Eviction:
-    """The eviction policy that `config` selects; the group policy if the selected one has no settings."""
-    chosen = config.routing.router
-    for name in (chosen.use or DEFAULT_POLICY, DEFAULT_POLICY):
-        policy = POLICIES[name](chosen.settings, pinned)
-        if policy is not None:
-            return policy
-    raise AssertionError("the default policy needs no settings")
 
 
 def _port(model: Model) -> int | None:
@@ -50,7 +37,7 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
         sleeps = bool(model.sleep.sleep) and (port is None or tenants[port] == 1)
         models[name] = ModelRules(bound, max(0, model.ttl), sleeps, model.sleep.ttl, bool(model.cmd_stop.strip()))
     backoff = Backoff(fifo.backoff, fifo.backoff_max)
-    evict = eviction_of(config, kept)
+    evict = eviction_of(config.routing.router, kept)
     return Rules(
         *(models, evict, fifo.patience, fifo.max_queue, kept, backoff, fifo.max_wait, fifo.max_asleep),
         stalled_reader=fifo.stalled_reader,

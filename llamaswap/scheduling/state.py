@@ -8,10 +8,10 @@ from math import inf
 
 from attrs import Factory, define, field, frozen
 
+from llamaswap.config.policies.eviction import Eviction
 from llamaswap.errors import FailureRecord, LlamaswapError
 from llamaswap.scheduling.backoff import Backoff
 from llamaswap.scheduling.effects import Effect, Ticket
-from llamaswap.scheduling.eviction import Eviction
 
 PRIORITY_SCALE = 10.0
 """A priority of this much halves the fairness window: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""

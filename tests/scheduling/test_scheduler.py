@@ -8,6 +8,7 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Group
+from llamaswap.config.policies.groups import GroupEviction
 from llamaswap.errors import (
     KeepsFailing,
     ModelUnloaded,
@@ -21,7 +22,6 @@ from llamaswap.errors import (
 )
 from llamaswap.scheduling.effects import Grant, SetIdleTimer, Stop, Ticket
 from llamaswap.scheduling.planner import forecast
-from llamaswap.scheduling.policies.groups import GroupEviction
 from llamaswap.scheduling.scheduler import LONG_QUEUE, RECONSIDER_DELAY
 from llamaswap.scheduling.state import ModelRules, Phase
 from tests.scheduling.world import World, swapping, world

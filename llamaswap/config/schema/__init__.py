@@ -26,6 +26,9 @@ from llamaswap.config.field_types import (
     key,
 )
 from llamaswap.config.patterns import PathPattern
+from llamaswap.config.policies import RouterSettings
+from llamaswap.config.policies.groups import DEFAULT_GROUP, Group
+from llamaswap.config.policies.matrix import Matrix
 from llamaswap.config.schema.model import (
     DEFAULT_PROXY,
     ENV_POLICIES,
@@ -46,17 +49,13 @@ from llamaswap.config.schema.model import (
     Timeouts,
 )
 from llamaswap.config.schema.routing import (
-    ROUTERS,
     SCHEDULERS,
     STRATEGIES,
     EvictionSettings,
     FifoSettings,
-    Group,
-    Matrix,
     Peer,
     Profile,
     QueueSettings,
-    RouterSettings,
     Routing,
     SchedulerSettings,
     Selector,
@@ -78,7 +77,6 @@ __all__ = [
     "MINIMUM_HEALTH_CHECK_TIMEOUT",
     "MINIMUM_PERFORMANCE_EVERY",
     "MODALITIES",
-    "ROUTERS",
     "SCHEDULERS",
     "SIGNS",
     "STRATEGIES",
@@ -120,7 +118,6 @@ __all__ = [
 
 MINIMUM_HEALTH_CHECK_TIMEOUT = 15.0
 MINIMUM_PERFORMANCE_EVERY = 5.0
-DEFAULT_GROUP = "(default)"
 DEFAULT_IGNORE_PATHS = (r".*\.(js|json|css|png|gif|jpg|jpeg|ico|txt)$",)
 LOG_LEVELS = ("debug", "info", "warn", "error")
 LOG_TARGETS = ("proxy", "upstream", "both", "none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.field_types import (
@@ -14,72 +14,26 @@ from llamaswap.config.field_types import (
     FreeType,
     IntegerMapType,
     IntegerType,
-    SectionMapType,
     SectionType,
     TextListType,
     TextMapType,
-    TextPairsType,
     TextType,
     key,
 )
+from llamaswap.config.policies import DEFAULT_POLICY, POLICIES, RouterSettings
 from llamaswap.config.schema.model import FORWARD_KEY, Filters, Secret, Timeouts
 
 STRATEGIES = ("warm", "pin", "spillover", "failover")
-ROUTERS = ("group", "matrix")
 SCHEDULERS = ("fifo",)
 
 
 @frozen
-class Group:
-    """Models that share a rule about who may run beside whom."""
-
-    swap: bool = field(default=True, metadata=key("swap", BooleanType(), "Only one member runs at a time."))
-    exclusive: bool = field(
-        default=True, metadata=key("exclusive", BooleanType(), "Loading a member unloads models of other groups.")
-    )
-    persistent: bool = field(
-        default=False, metadata=key("persistent", BooleanType(), "Other groups cannot unload this group's members.")
-    )
-    members: tuple[str, ...] = field(default=(), metadata=key("members", TextListType(), "Model IDs in the group."))
-
-
-@frozen
-class Matrix:
-    """Sets of models that may run together. `program` is the compiled `sets`, `costs` has variables resolved."""
-
-    vars: Mapping[str, str] = field(factory=dict, metadata=key("vars", TextMapType(), "Short names for model IDs."))
-    evict_costs: Mapping[str, int] = field(
-        factory=dict,
-        metadata=key(
-            "evict_costs", IntegerMapType(), "What unloading a model costs; unlisted models cost 1.", values_minimum=1
-        ),
-    )
-    sets: tuple[tuple[str, str], ...] = field(
-        default=(), metadata=key("sets", TextPairsType(), "Named expressions of models that may run together.")
-    )
-    costs: Mapping[str, int] = Factory(dict)
-    program: Any = field(default=None, eq=False, repr=False)
-
-
-@frozen
-class RouterSettings:
-    """The settings of the engine in use; the other's is None."""
-
-    groups: Mapping[str, Group] | None = field(
-        default=None, metadata=key("groups", SectionMapType(Group, one="GROUP"), "Groups for `use: group`.")
-    )
-    matrix: Matrix | None = field(
-        default=None, metadata=key("matrix", SectionType(Matrix), "The matrix for `use: matrix`.")
-    )
-
-
-@frozen
 class EvictionSettings:
-    """Which engine decides who is evicted."""
+    """Which policy decides which models are evicted."""
 
     use: str = field(
-        default="group",
-        metadata=key("use", TextType(), "The engine that decides who is unloaded for whom.", enum=("", *ROUTERS)),
+        default=DEFAULT_POLICY,
+        metadata=key("use", TextType(), "The engine that decides who is unloaded for whom.", enum=("", *POLICIES)),
     )
     settings: RouterSettings = field(
         default=RouterSettings(), metadata=key("settings", SectionType(RouterSettings), "Settings of the engines.")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from attrs import fields
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Group
 from llamaswap.config.matrix import compile_sets
-from llamaswap.config.schema.routing import ROUTERS
-from llamaswap.scheduling.policies import POLICIES
-from llamaswap.scheduling.policies.groups import DEFAULT_GROUP, GroupEviction
-from llamaswap.scheduling.policies.matrix import MatrixEviction
+from llamaswap.config.policies import POLICIES, RouterSettings
+from llamaswap.config.policies.groups import DEFAULT_GROUP, GroupEviction
+from llamaswap.config.policies.matrix import MatrixEviction
 
 
 def groups(**members: Group) -> GroupEviction:
@@ -72,5 +72,15 @@ class MatrixTests(SynchronousTestCase):
 
 
 class PoliciesTests(SynchronousTestCase):
-    def test_every_policy_that_the_configuration_accepts_is_registered(self) -> None:
-        self.assertEqual(tuple(POLICIES), ROUTERS)
+    def test_each_policy_has_a_field_for_its_settings(self) -> None:
+        self.assertEqual({policy.section for policy in POLICIES.values()}, {one.name for one in fields(RouterSettings)})
+
+    def test_policy_says_why_targets_of_a_selector_conflict(self) -> None:
+        evict = groups(pair=Group(members=("a", "b")), both=Group(swap=False, members=("c", "d")))
+        self.assertIn("must have swap: false", evict.conflict(("a", "b")))
+        self.assertIn("share one group", evict.conflict(("a", "c")))
+        self.assertIn("e is not in a group", evict.conflict(("c", "e")))
+        self.assertEqual(evict.conflict(("c", "d")), "")
+        matrix = MatrixEviction(compile_sets([("one", "a & b")], {}, "abc", {}))
+        self.assertEqual(matrix.conflict(("a", "b")), "")
+        self.assertIn("a, c are not in one", matrix.conflict(("a", "c")))
