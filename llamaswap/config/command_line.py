@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+
+from attrs import frozen
+
+_PIECE = re.compile(
+    r"""'(?P<single>[^']*)'?
+      | "(?P<double>(?:[^"\\]|\\.)*)(?:"|\\?\Z)
+      | \\(?P<escaped>.?)
+      | (?P<blank>[ \t\n]+)
+      | (?P<plain>[^'"\\ \t\n]+)""",
+    re.DOTALL | re.VERBOSE,
+)
+_ESCAPE_IN_QUOTES = re.compile(r'\\(?:\n|([$`"\\]))')
 
 
 class EmptyCommand(ValueError):
-    """Nothing is left to run once comments and blanks are gone."""
+    """The command has no words besides comments and blanks."""
 
     def __str__(self) -> str:
         return "empty command"
 
 
+@frozen
+class Word:
+    """An argument, and whether a part of it was quoted."""
+
+    text: str
+    quoted: bool
+
+
 def strip_comments(text: str) -> str:
-    """The text without lines that begin with #; all other lines stay as they are."""
+    """The text without lines that begin with #; all other lines are unchanged."""
     if "#" not in text:
         return text
     return "\n".join(line for line in text.split("\n") if not line.strip().startswith("#"))
@@ -21,8 +42,7 @@ def strip_comments(text: str) -> str:
 
 def split(text: str) -> list[str]:
     """The arguments of a `cmd` (macros already expanded). Raises EmptyCommand."""
-    lines = [_open_ended(line) for line in strip_comments(text).split("\n")]
-    found = list(_words("\n".join(lines)))
+    found = [word.text for word in words(text)]
     if not found:
         raise EmptyCommand
     return found
@@ -33,51 +53,25 @@ def render_stop(text: str, pid: int) -> list[str]:
     return split(text.replace("${PID}", str(pid)))
 
 
-def _open_ended(line: str) -> str:
-    """A backslash at a line's end separates, as the line break itself does."""
+def words(text: str) -> Iterator[Word]:
+    """The arguments of a command. A quote that is not closed ends with the text."""
+    word: str | None = None
+    quoted = False
+    for piece in _PIECE.finditer("\n".join(map(_continued, strip_comments(text).split("\n")))):
+        kind = piece.lastgroup or ""
+        part = piece[kind]
+        if kind == "blank":
+            if word is not None:
+                yield Word(word, quoted)
+            word, quoted = None, False
+        elif kind != "escaped" or part not in ("", "\n"):
+            word = (word or "") + (_ESCAPE_IN_QUOTES.sub(r"\1", part) if kind == "double" else part)
+            quoted = quoted or kind != "plain"
+    if word is not None:
+        yield Word(word, quoted)
+
+
+def _continued(line: str) -> str:
+    """A backslash at a line's end separates words, as the line break does."""
     trimmed = line.strip()
     return trimmed[:-1] + " " if trimmed.endswith("\\") else line
-
-
-def _words(text: str) -> Iterator[str]:
-    word: list[str] | None = None
-    quote = ""
-    at = 0
-    while at < len(text):
-        char = text[at]
-        at += 1
-        if quote == "'":
-            if char == "'":
-                quote = ""
-            else:
-                word = _append(word, char)
-        elif char == "\\":
-            follower = text[at : at + 1]
-            at += 1
-            if follower == "\n" or (not follower and not quote):
-                continue
-            if quote and follower not in ("$", "`", '"', "\\"):
-                word = _append(word, char)
-            word = _append(word, follower)
-        elif quote:
-            if char == quote:
-                quote = ""
-            else:
-                word = _append(word, char)
-        elif char in "'\"":
-            quote = char
-            word = _append(word, "")
-        elif char in " \t\n":
-            if word is not None:
-                yield "".join(word)
-            word = None
-        else:
-            word = _append(word, char)
-    if word is not None:
-        yield "".join(word)
-
-
-def _append(word: list[str] | None, piece: str) -> list[str]:
-    word = [] if word is None else word
-    word.append(piece)
-    return word

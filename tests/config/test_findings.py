@@ -1,0 +1,156 @@
+"""What a configuration that loads, or nearly loads, is warned of: names, ports, commands, and where they stand."""
+
+import json
+
+from llamaswap.config import ConfigText, load
+from llamaswap.errors import ConfigError
+from tests.config.loading import LoadCase
+
+TWO = """
+models:
+  owl:
+    cmd: serve --port ${PORT}
+  hen:
+    cmd: serve --port ${PORT}
+"""
+
+
+class FindingCase(LoadCase):
+    def found(self, text):
+        """The text of each error, or of each warning of a configuration that loads."""
+        try:
+            self.ok(text)
+        except ConfigError as error:
+            return [str(problem) for problem in error.problems]
+        return [str(warning) for warning in self.loaded.warnings]
+
+    def only(self, text, *words):
+        """The one finding, which contains these words."""
+        found = self.found(text)
+        self.assertEqual(len(found), 1, found)
+        for word in words:
+            self.assertIn(word, found[0])
+
+    def cmd(self, cmd, more=""):
+        return f"models:\n  owl:\n    proxy: http://127.0.0.1:18342\n    cmd: {json.dumps(cmd)}\n{more}"
+
+
+class NameTests(FindingCase):
+    def test_unknown_preloaded_name_is_a_warning_with_its_line(self):
+        text = TWO + "hooks:\n  on_startup:\n    preload:\n      - owl\n      - typo-model\n"
+        self.only(text, "f0.yaml:11", "'typo-model'", "neither a model nor a group")
+        self.assertEqual(self.loaded.config.hooks.on_startup.preload, ("owl",))
+
+    def test_preload_of_a_group_loads_its_members(self):
+        text = TWO + "groups: {g: {swap: false, members: [owl, hen]}}\nhooks: {on_startup: {preload: [g]}}\n"
+        self.assertEqual(self.ok(text).hooks.on_startup.preload, ("owl", "hen"))
+        self.assertEqual(self.loaded.warnings, ())
+
+    def test_model_is_preloaded_rather_than_a_group_of_its_name(self):
+        text = TWO + "groups: {owl: {members: [hen]}}\nhooks: {on_startup: {preload: [owl]}}\n"
+        self.assertEqual(self.ok(text).hooks.on_startup.preload, ("owl",))
+
+    def test_unknown_group_member_is_reported_with_its_line(self):
+        self.only(TWO + "groups:\n  g:\n    members:\n      - owl\n      - hne\n", "f0.yaml:11", "'hne'", "`hen`")
+
+    def test_member_of_two_groups_is_reported_with_its_line(self):
+        text = TWO + "groups:\n  g: {members: [owl]}\n  h:\n    members:\n      - hen\n      - owl\n"
+        self.only(text, "f0.yaml:12", "is in groups 'g' and 'h'")
+
+    def test_duplicate_alias_is_reported_with_its_line_and_the_other_model(self):
+        text = (
+            "models:\n  a:\n    cmd: s ${PORT}\n    aliases: [same]\n"
+            "  b:\n    cmd: s ${PORT}\n    aliases:\n      - other\n      - same\n"
+        )
+        self.only(text, "f0.yaml:9", "duplicate alias 'same' of model b", "alias of a")
+
+    def test_unknown_matrix_names_are_reported_with_their_lines(self):
+        matrix = TWO + "matrix:\n  vars:\n    o: owl\n    h: hne\n  sets:\n    s: o\n"
+        self.only(matrix, "f0.yaml:10", "unknown model 'hne'", "`hen`")
+        self.only(TWO + "matrix:\n  sets:\n    s: owl\n    t: owl & hne\n", "f0.yaml:10", "'hne'")
+        self.only(TWO + "matrix:\n  evict_costs:\n    hne: 5\n  sets: {s: owl}\n", "f0.yaml:9", "'hne'")
+
+    def test_unknown_selector_target_is_reported_with_its_line(self):
+        text = TWO + "selectors:\n  s:\n    strategy: pin\n    targets:\n      - owl\n      - hne\n"
+        self.only(text, "f0.yaml:12", "targets[1]", "'hne'", "`hen`")
+
+    def test_unknown_pin_of_a_profile_is_reported_with_its_line(self):
+        self.only(TWO + "profiles:\n  p:\n    pins:\n      big: owl\n      small: hne\n", "f0.yaml:11", "'hne'")
+
+    def test_unknown_model_in_the_priorities_is_reported_with_its_line(self):
+        text = TWO + "routing:\n  scheduler:\n    settings:\n      fifo:\n        priority:\n          hne: 5\n"
+        self.only(text, "f0.yaml:12", "'hne'")
+
+    def test_name_is_found_in_the_file_that_contains_it(self):
+        sources = [ConfigText("a.yaml", TWO), ConfigText("b.yaml", "hooks:\n  on_startup: {preload: [hne]}\n")]
+        [warning] = load(sources, {}).warnings
+        self.assertEqual((warning.file, warning.line), ("b.yaml", 2))
+
+
+class KeyTests(FindingCase):
+    def test_top_level_key_inside_a_model_is_called_that(self):
+        text = TWO + "    healthCheckTimeout: 90\n    startPort: 7000\n    groups: {}\n"
+        found = self.found(text)
+        self.assertEqual(len(found), 2, found)
+        self.assertIn("f0.yaml:8", found[0])
+        self.assertIn("`startPort` is a top-level key: move it out of the model", found[0])
+        self.assertIn("`groups` is a top-level key", found[1])
+
+    def test_key_of_a_model_at_the_top_level_is_called_that(self):
+        self.only(TWO + "concurrencyLimit: 3\n", "f0.yaml:7", "belongs inside a model")
+
+    def test_model_beside_the_models_is_called_that(self):
+        self.only(TWO + "hawk:\n  cmd: serve --port ${PORT}\n", "f0.yaml:7", "move it below `models:`")
+
+
+class CommandTests(FindingCase):
+    def test_missing_cmd_is_called_missing(self):
+        self.only("models:\n  a: {cmd: 's ${PORT}'}\n  c:\n    name: forgotten\n", "f0.yaml:3", "model c: cmd is missing")
+
+    def test_empty_cmd_is_called_missing(self):
+        self.only("models:\n  c:\n    cmd: ''\n", "model c: cmd is missing")
+
+    def test_port_of_the_command_that_differs_from_the_proxys_is_a_warning(self):
+        for cmd in ("serve --port 18341", "serve --port=18341 -x", "serve -port 18341"):
+            self.only(self.cmd(cmd), "f0.yaml:4", "owl", "listens on port 18341", "18342")
+        for cmd in ("serve --port 18342", "serve", "serve --port auto", "docker run -p 18342:8000 img --port 8000"):
+            self.assertEqual(self.found(self.cmd(cmd)), [], cmd)
+        remote = "models:\n  owl: {cmd: 'serve --port 1', proxy: 'http://far.example:2'}\n"
+        self.assertEqual(self.found(remote), [])
+
+    def test_shell_syntax_in_a_command_is_a_warning(self):
+        for cmd, word in (
+            ("CUDA_VISIBLE_DEVICES=0 serve", "CUDA_VISIBLE_DEVICES=0"),
+            ("cd /srv && serve", "&&"),
+            ("serve | tee ./log", "|"),
+            ("serve; true", "serve;"),
+            ("serve > log", ">"),
+            ("serve 2>&1", "2>&1"),
+            ("serve -m ~/x.gguf", "~/x.gguf"),
+            ("serve --model=~/x.gguf", "~/x.gguf"),
+            ("serve -m $HOME/x.gguf", "$HOME"),
+            ("serve -m `pwd`", "`pwd`"),
+            ("serve -m $(pwd)/x", "$(pwd)"),
+        ):
+            self.only(self.cmd(cmd), "f0.yaml:4", "owl", word, "shell")
+
+    def test_hint_for_a_variable_before_the_program_names_env(self):
+        self.only(self.cmd("A=1 serve"), "`env:`")
+
+    def test_text_for_a_shell_is_not_a_warning(self):
+        for cmd in (
+            'sh -c "cd /srv && A=1 serve -m $HOME/x | tee log"',
+            "bash -lc 'serve > log'",
+            "env A=1 serve",
+            "serve --chat-template-kwargs '{\"a\": 1}' --regex 'foo$' --cost '$5'",
+            "serve --text 'a | b; c' --glob a~b",
+            "docker run --rm img sh -c 'serve > /log'",
+            "serve '|' \"&&\"",
+        ):
+            self.assertEqual(self.found(self.cmd(cmd)), [], cmd)
+
+    def test_named_container_without_cmd_stop_is_a_warning(self):
+        for cmd in ("docker run --name c1 img", "podman run --rm --name=c1 img", "/usr/bin/docker run -d --name c1 img"):
+            self.only(self.cmd(cmd), "f0.yaml:4", "owl", "container c1", "cmdStop")
+        self.assertEqual(self.found(self.cmd("docker run --name c1 img", "    cmdStop: docker stop c1\n")), [])
+        self.assertEqual(self.found(self.cmd("docker run img")), [])
