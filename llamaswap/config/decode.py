@@ -6,7 +6,7 @@ A value that does not fit is reported and left out; the caller settles the repor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from attrs import NOTHING, Attribute, define, evolve, fields
@@ -16,7 +16,7 @@ from llamaswap.config.diagnostics import Diagnostics, did_you_mean
 from llamaswap.config.field_types import Key, keys_of
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, is_null, kind_of, plain
 from llamaswap.config.patterns import PathPattern, PatternError
-from llamaswap.config.schema import Secret
+from llamaswap.config.schema import Config, Model, Secret
 
 TRUE_WORDS = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"})
 FALSE_WORDS = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF"})
@@ -66,7 +66,19 @@ class Decoder:
             if name in accepted or child.anchored or name.startswith(("x-", ".")):
                 continue
             where = f"{path}.{name}" if path else name
-            self.report.warn("unknown key, ignored", where, node.where(name), did_you_mean(name, known))
+            self.report.warn("unknown key, ignored", where, node.where(name), self._hint(name, child, known, path))
+
+    @staticmethod
+    def _hint(name: str, child: Node, known: Collection[str], path: str) -> str:
+        """What to do about an unknown key; "" if that is unknown as well."""
+        if path.startswith("models.") and name in keys_of(Config):
+            return f"`{name}` is a top-level key: move it out of the model"
+        if not path and isinstance(child, MappingNode) and child.get("cmd") is not None:
+            return "a model: move it below `models:`"
+        near = did_you_mean(name, known)
+        if not path and not near and name in keys_of(Model):
+            return f"`{name}` belongs inside a model"
+        return near
 
     def value(self, attribute: Attribute[Any], key: Key, node: Node, path: str) -> Any:
         """The value at a key; UNSET where null leaves the default or where it does not fit."""

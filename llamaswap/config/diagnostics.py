@@ -1,75 +1,82 @@
-"""Collecting what is wrong, so that one load tells everything a stage found and not only the first of it."""
+"""Collects the problems of a configuration, so that one load reports all that a stage finds, not only the first."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import SequenceMatcher, get_close_matches
 
-from attrs import Factory, define
+from attrs import Factory, define, evolve
 
-from llamaswap.config.nodes import NOWHERE, Node, SourceLocation
+from llamaswap.config.nodes import NOWHERE, MappingNode, Node, SourceLocation, locate
 from llamaswap.errors import ConfigError, Problem
 
-MOST_TOLD = 50  # beyond that nobody reads on; a count says the rest
+MAX_REPORTED = 50  # problems that are reported one by one; the others are counted
 
 
 @define
 class Diagnostics:
-    """Errors and warnings of one load. A `patient` one lets later stages look as well, for what they can find: what
-    they say of a place that an earlier one refused comes of that, and is left out."""
+    """Errors and warnings of one load. A problem without a location gets that of its `path` in the document `root`.
 
-    patient: bool = False
+    With `collect_all` later stages run in spite of errors. Their errors at a path that an earlier stage refused are
+    left out, because they follow from that.
+    """
+
+    collect_all: bool = False
+    root: MappingNode | None = None
     errors: list[Problem] = Factory(list)
     warnings: list[Problem] = Factory(list)
     _refused: set[str] = Factory(set)
 
     def error(self, message: str, path: str = "", at: Node | SourceLocation | None = None, hint: str = "") -> None:
-        if path and path in self._refused:
-            return
-        self.errors.append(_problem(message, path, at, hint))
+        if not path or path not in self._refused:
+            self.errors.append(_problem(message, path, at, hint))
 
     def warn(self, message: str, path: str = "", at: Node | SourceLocation | None = None, hint: str = "") -> None:
         self.warnings.append(_problem(message, path, at, hint))
 
-    def settle(self) -> None:
-        """Raise ConfigError if anything is wrong so far: later stages build on what earlier ones checked."""
-        if not self.patient:
-            self.end()
+    def raise_if_errors(self) -> None:
+        """Raise ConfigError after errors, unless all are collected: later stages rely on earlier ones' checks."""
+        if not self.collect_all:
+            self.finish()
         self._refused.update(problem.path for problem in self.errors)
 
-    def end(self) -> None:
-        """Raise ConfigError if anything is wrong; each thing is told once."""
-        if not self.errors:
-            return
-        self.errors = list(dict.fromkeys(self.errors))
-        told = self.errors[:MOST_TOLD]
-        if len(self.errors) > MOST_TOLD:
-            told.append(Problem(f"and {len(self.errors) - MOST_TOLD} more problems"))
-        raise ConfigError(told, self.told_warnings())
+    def finish(self) -> None:
+        """Raise ConfigError after errors; each error is reported once."""
+        if self.errors:
+            raise ConfigError(self._reported(list(dict.fromkeys(self.errors)), "problems"), self.reported_warnings())
 
-    def told_warnings(self) -> tuple[Problem, ...]:
-        if len(self.warnings) <= MOST_TOLD:
-            return tuple(self.warnings)
-        rest = Problem(f"and {len(self.warnings) - MOST_TOLD} more warnings")
-        return (*self.warnings[:MOST_TOLD], rest)
+    def reported_warnings(self) -> tuple[Problem, ...]:
+        return tuple(self._reported(self.warnings, "warnings"))
+
+    def _reported(self, problems: Sequence[Problem], noun: str) -> list[Problem]:
+        reported = [self._located(problem) for problem in problems[:MAX_REPORTED]]
+        if len(problems) > MAX_REPORTED:
+            reported.append(Problem(f"and {len(problems) - MAX_REPORTED} more {noun}"))
+        return reported
+
+    def _located(self, problem: Problem) -> Problem:
+        if self.root is None or not problem.path or problem.file is not None:
+            return problem
+        location = locate(self.root, problem.path)
+        return evolve(problem, file=location.file, line=location.line)
 
 
 def _problem(message: str, path: str, at: Node | SourceLocation | None, hint: str) -> Problem:
-    place = NOWHERE if at is None else at if isinstance(at, SourceLocation) else at.place
-    return Problem(message, path, place.file, place.line, hint)
+    location = NOWHERE if at is None else at if isinstance(at, SourceLocation) else at.place
+    return Problem(message, path, location.file, location.line, hint)
 
 
 def fail(message: str, path: str = "", at: Node | SourceLocation | None = None, hint: str = "") -> ConfigError:
-    """A ConfigError of one problem, to raise where nothing more can be found out."""
+    """A ConfigError of one problem, to raise if nothing more can be checked."""
     return ConfigError([_problem(message, path, at, hint)])
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """The known word a mistyped one most likely means."""
+    """The known word that a mistyped one most likely means."""
     folded = {word.lower().replace("_", "").replace("-", ""): word for word in known}
     typed = name[:80].lower().replace("_", "").replace("-", "")
     close = get_close_matches(typed, folded, n=5, cutoff=0.6)
-    # By shared letters alone the best is often a longer word that happens to hold them all.
+    # By shared letters alone the best is often a longer word that happens to contain them all.
     return folded[max(close, key=lambda word: _likeness(typed, word))] if close else None
 
 
@@ -78,6 +85,6 @@ def _likeness(typed: str, meant: str) -> float:
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """A hint with the nearest known word, "" where none is near."""
+    """A hint with the nearest known word, "" if none is near."""
     close = nearest(name, known)
     return f"did you mean `{close}`?" if close is not None else ""

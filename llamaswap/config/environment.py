@@ -65,7 +65,7 @@ def _once(text: str, file: str, environ: Mapping[str, str], names: frozenset[str
             )
         else:
             values[name] = value.replace("\\", "\\\\").replace('"', '\\"')
-    report.settle()
+    report.raise_if_errors()
     grown = sum(len(values.get(name, "")) for name in PLACEHOLDER.findall(text))
     if grown > MOST_TEXT:
         raise fail(f"environment variables make the file longer than {MOST_TEXT} characters", at=SourceLocation(file))

@@ -11,13 +11,14 @@ from attrs import evolve, frozen
 from llamaswap.config import macros, merge, references
 from llamaswap.config import models as model_sections
 from llamaswap.config import routing as routing_sections
+from llamaswap.config.command_findings import check_command
 from llamaswap.config.decode import Decoder, TypeMismatch, integer
 from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.field_types import keys_of
 from llamaswap.config.lookup import NameIndex
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.models import GlobalDefaults, ModelDraft
-from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
+from llamaswap.config.nodes import MappingNode, is_null, kind_of
 from llamaswap.config.schema import (
     FORWARD_KEY,
     LOG_LEVELS,
@@ -69,7 +70,7 @@ def load(
     if not thorough:
         return _load(sources, environ, Diagnostics(), facts)
     _parse_all(sources, environ)
-    report = Diagnostics(patient=True)
+    report = Diagnostics(collect_all=True)
     try:
         done = _load(sources, environ, report, facts)
     except ConfigError as error:  # where nothing more can be found out
@@ -79,7 +80,7 @@ def load(
         # A later stage may stumble over what an earlier one has told already. Anything else is a fault of ours.
         if not report.errors:
             raise
-    report.end()
+    report.finish()
     return done
 
 
@@ -99,10 +100,10 @@ def _load(
     sources: Sequence[ConfigText], environ: Mapping[str, str], report: Diagnostics, facts: LoadFacts | None
 ) -> LoadedConfig:
     tables = [table for table in (parse(source, environ) for source in sources) if table is not None]
-    root = merge.merge(tables)
+    root = report.root = merge.merge(tables)
     budget = ExpansionBudget()
     global_macros, own_macros = _declared(root, report)
-    report.settle()
+    report.raise_if_errors()
     expander = Expander(global_macros, budget)
     root = evolve(
         root,
@@ -114,17 +115,17 @@ def _load(
     )
     start_port = _start_port(root, report)
     drafts = _drafts(root, global_macros, own_macros, budget, report)
-    report.settle()
+    report.raise_if_errors()
     ports = _ports(drafts, start_port)
     placed = {name: drafted.placed(ports[name], budget, report) for name, drafted in drafts.items()}
-    report.settle()
+    report.raise_if_errors()
     _check_leftovers(root, placed, global_macros, report)
-    report.settle()
+    report.raise_if_errors()
     config = _config(root, drafts, placed, ports, report, facts)
-    report.settle()
+    report.raise_if_errors()
     return LoadedConfig(
         evolve(config, macros={name: macros.value_of(macro) for name, macro in global_macros.items()}),
-        report.told_warnings(),
+        report.reported_warnings(),
     )
 
 
@@ -153,7 +154,7 @@ def _start_port(root: MappingNode, report: Diagnostics) -> int:
         )
         return default
     if port < 1:
-        report.error(f"startPort must be at least 1, not {port}", "startPort", node)
+        report.error(f"startPort must be at least 1, not {port}", "startPort")
     return port
 
 
@@ -173,7 +174,7 @@ def _drafts(
     found: dict[str, ModelDraft] = {}
     for name in sorted(models.entries):
         drafted = model_sections.draft(name, models.entries[name], global_macros, own.get(name, {}), budget, report)
-        if drafted is None and report.patient:
+        if drafted is None and report.collect_all:
             drafted = ModelDraft(name, None, own.get(name, {}), frozenset(), False)  # whoever names it is not at fault
         if drafted is not None:
             found[name] = drafted
@@ -232,27 +233,29 @@ def _config(
         name: model_sections.model(drafted, placed[name], ports[name], inherited, report)
         for name, drafted in drafts.items()
     }
-    report.settle()
+    report.raise_if_errors()
     models = references.with_aliases(models, report)
     _warn_of_shared_ports(models, report)
+    for model in models.values():
+        check_command(model, report)
     routing = values.get("routing", Routing())
     selectors, profiles = values.get("selectors", {}), values.get("profiles", {})
     index = NameIndex.of(models, peers, tuple(selectors))
     router = routing_sections.normalise(root, routing, values.get("groups"), values.get("matrix"), models, report)
-    scheduler = routing_sections.scheduler(routing.scheduler, index, root, report)
-    report.settle()
+    scheduler = routing_sections.scheduler(routing.scheduler, index, report)
+    report.raise_if_errors()
     references.check_peer_names(peers, index, profiles, report)
     references.check_selectors(selectors, routing_sections.eviction_of(router), index, peers, report)
     references.check_profiles(profiles, selectors, index, peers, report)
     hooks: HookSettings = values.get("hooks", HookSettings())
-    known = (index.real(name.strip()) for name in hooks.on_startup.preload)
+    preload = references.preloaded(hooks.on_startup.preload, index, router.settings.groups or {}, report)
     values.update(
         models=models,
         peers=peers,
         routing=Routing(router, scheduler),
         groups=router.settings.groups,
         matrix=router.settings.matrix,
-        hooks=evolve(hooks, on_startup=OnStartup(tuple(name for name in known if name is not None))),
+        hooks=evolve(hooks, on_startup=OnStartup(preload)),
     )
     return Config(**values)
 
@@ -266,26 +269,26 @@ def _resolve(values: dict[str, Any], root: MappingNode, report: Diagnostics, fac
     if performance.every == 0:
         values["performance"] = evolve(performance, every=MINIMUM_PERFORMANCE_EVERY)
     elif performance.every < MINIMUM_PERFORMANCE_EVERY:
-        report.error("performance.every must be at least 5s", "performance.every", root.get("performance"))
+        report.error("performance.every must be at least 5s", "performance.every")
     if values.get("global_ttl", 0) < 0:
-        report.error("globalTTL must not be negative", "globalTTL", root.get("globalTTL"), "0 never unloads")
+        report.error("globalTTL must not be negative", "globalTTL", hint="0 never unloads")
     grace = values.get("unload_timeout", 0.0)
     if grace < 0:
-        report.error("unloadTimeout must not be negative", "unloadTimeout", root.get("unloadTimeout"))
+        report.error("unloadTimeout must not be negative", "unloadTimeout")
     values["unload_timeout"] = grace or defaults.unload_timeout
     if values.get("drain_timeout", 0.0) < 0:
-        report.error("drainTimeout must not be negative", "drainTimeout", root.get("drainTimeout"))
+        report.error("drainTimeout must not be negative", "drainTimeout")
     if values.get("forward_key", defaults.forward_key) not in FORWARD_KEY:
         wrong = f"forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
-        report.error(wrong, "forwardKey", root.get("forwardKey"))
+        report.error(wrong, "forwardKey")
     if values.get("metrics_max_in_memory", 1) <= 0:
         values["metrics_max_in_memory"] = defaults.metrics_max_in_memory
     ui: UiSettings = values.get("ui", defaults.ui)
     values["ui"] = evolve(ui, activity=evolve(ui.activity, session_id=_headers(ui.activity.session_id)))
-    _check_store(values, root.get("store"), report, facts)
+    _check_store(values, report, facts)
     _resolve_logs(values, root, report)
-    _check_keys(values.get("api_keys", ()), root.get("apiKeys"), report)
-    _check_hosts(values.get("allowed_hosts", ()), root.get("allowedHosts"), report)
+    _check_keys(values.get("api_keys", ()), report)
+    _check_hosts(values.get("allowed_hosts", ()), report)
 
 
 def _headers(given: Sequence[str]) -> tuple[str, ...]:
@@ -296,7 +299,7 @@ def _headers(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept.values())
 
 
-def _check_store(values: dict[str, Any], node: Node | None, report: Diagnostics, facts: LoadFacts | None) -> None:
+def _check_store(values: dict[str, Any], report: Diagnostics, facts: LoadFacts | None) -> None:
     store: StoreSettings | None = values.get("store")
     if store is None:
         return
@@ -304,7 +307,7 @@ def _check_store(values: dict[str, Any], node: Node | None, report: Diagnostics,
     values["store"] = StoreSettings(path)
     problem = "must not be empty" if not path else facts.store_problem(path) if facts is not None else None
     if problem:
-        report.error(f"store.path: {path + ': ' if path else ''}{problem}", "store.path", node)
+        report.error(f"store.path: {path + ': ' if path else ''}{problem}", "store.path")
 
 
 def _resolve_logs(values: dict[str, Any], root: MappingNode, report: Diagnostics) -> None:
@@ -314,43 +317,40 @@ def _resolve_logs(values: dict[str, Any], root: MappingNode, report: Diagnostics
     ):
         word = values.get(attribute, fallback).strip().lower()
         if word and word not in known:
-            report.warn(
-                f"{name}: {word!r} is none of {', '.join(known)}; {fallback or 'none'} is used", name, root.get(name)
-            )
+            report.warn(f"{name}: {word!r} is none of {', '.join(known)}; {fallback or 'none'} is used", name)
         values[attribute] = word if word in known else fallback
     files: LogFileSettings = values.get("log_files", LogFileSettings())
     values["log_files"] = evolve(files, folder=files.folder.strip())
     for name, count, least in (("size", files.size, 1), ("keep", files.keep, 0)):
         if count < least:
             where = f"logFiles.{name}"
-            report.error(f"{where} must be at least {least}, not {count}", where, root.get("logFiles"))
-    model_sections.check_env_policy(values.get("env_policy", ""), "envPolicy", root.get("envPolicy"), report)
+            report.error(f"{where} must be at least {least}, not {count}", where)
+    model_sections.check_env_policy(values.get("env_policy", ""), "envPolicy", report)
     target = values.get("log_to_stdout")
     if target is not None and target not in LOG_TARGETS:
         report.error(
             f"logToStdout must be one of {', '.join(LOG_TARGETS)}, not {target!r}",
             "logToStdout",
-            root.get("logToStdout"),
         )
 
 
-def _check_keys(given: Sequence[Secret], node: Node | None, report: Diagnostics) -> None:
+def _check_keys(given: Sequence[Secret], report: Diagnostics) -> None:
     for index, key in enumerate(given):
         path = f"apiKeys[{index}]"
         if not key.value:
-            report.error(f"{path}: empty api key", path, node, "remove the entry, or fill it")
+            report.error(f"{path}: empty api key", path, hint="remove the entry, or fill it")
         elif " " in key.value:
-            report.error(f"{path}: an API key must not contain spaces", path, node)
+            report.error(f"{path}: an API key must not contain spaces", path)
 
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?\Z")
 
 
-def _check_hosts(given: Sequence[str], node: Node | None, report: Diagnostics) -> None:
+def _check_hosts(given: Sequence[str], report: Diagnostics) -> None:
     for index, name in enumerate(given):
         if name != "*" and not _HOST_NAME.match(name):
             path = f"allowedHosts[{index}]"
-            report.error(f"{path}: {name!r} is not a host name", path, node, "write it without scheme, port and path")
+            report.error(f"{path}: {name!r} is not a host name", path, hint="write it without scheme, port and path")
 
 
 def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> None:

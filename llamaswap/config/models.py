@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from llamaswap.config import command_line, macros, steps, urls
 from llamaswap.config.decode import Decoder, zeros
 from llamaswap.config.diagnostics import Diagnostics
+from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null, kind_of
 from llamaswap.config.schema import (
@@ -89,14 +90,23 @@ def draft(
     effective = macros.effective(model_id, global_macros, own)
     tree = _expanded(model_id, evolve(node, entries=entries), Expander(effective, budget), report)
     in_cmd, in_proxy = macros.uses(tree.get("cmd"), "PORT"), macros.uses(tree.get("proxy"), "PORT")
-    if in_proxy and not in_cmd:
+    if _is_blank(tree.get("cmd")) and in_proxy:
+        report.error(
+            f"model {model_id}: cmd is missing, and proxy uses ${{PORT}}",
+            path,
+            hint="set cmd to the command that starts its server, or proxy to the address of one that runs",
+        )
+    elif in_proxy and not in_cmd:
         report.error(
             f"model {model_id}: proxy uses ${{PORT}} but cmd does not",
             f"{path}.proxy",
-            tree.get("proxy"),
-            "put ${PORT} into cmd, or set proxy to the address the server listens on",
+            hint="put ${PORT} into cmd, or set proxy to the address the server listens on",
         )
     return ModelDraft(model_id, tree, own, frozenset(effective), in_cmd)
+
+
+def _is_blank(node: Node | None) -> bool:
+    return node is None or is_null(node) or (isinstance(node, ScalarNode) and not node.text.strip())
 
 
 def _expanded(model_id: str, tree: MappingNode, expander: Expander, report: Diagnostics) -> MappingNode:
@@ -142,36 +152,35 @@ def model(
     path = f"models.{placed.id}"
     tree = placed.tree
     values: dict[str, Any] = zeros(Model) if tree is None else Decoder(report).given(Model, tree, path)
-    at = tree
     given_ttl = values.get("ttl", USE_GLOBAL_TTL)
     if given_ttl < USE_GLOBAL_TTL:
-        report.error(f"model {placed.id}: ttl {given_ttl} is less than -1", f"{path}.ttl", at, "0 never unloads")
+        report.error(f"model {placed.id}: ttl {given_ttl} is less than -1", f"{path}.ttl", hint="0 never unloads")
     values["ttl"] = inherited.global_ttl if given_ttl == USE_GLOBAL_TTL else given_ttl
     grace = values.get("unload_timeout", 0.0)
     if grace < 0:
-        report.error(f"model {placed.id}: unloadTimeout {grace:.0f} is negative", f"{path}.unloadTimeout", at)
+        report.error(f"model {placed.id}: unloadTimeout {grace:.0f} is negative", f"{path}.unloadTimeout")
     values["unload_timeout"] = grace or inherited.unload_timeout
     values.setdefault("send_loading_state", inherited.send_loading_state)
     values["health_check_timeout"] = inherited.health_check_timeout
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
-    check_env_policy(values.get("env_policy", ""), f"{path}.envPolicy", at, report)
+    check_env_policy(values.get("env_policy", ""), f"{path}.envPolicy", report)
     values["env_policy"] = values.get("env_policy", "") or inherited.env_policy
     if values.get("supersede", "") not in SUPERSEDE:
         wrong = f"model {placed.id}: supersede is {values['supersede']!r}, which is none of session, client"
-        report.error(wrong, f"{path}.supersede", at)
+        report.error(wrong, f"{path}.supersede")
     if values.get("forward_key", "") not in ("", *FORWARD_KEY):
         wrong = f"model {placed.id}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
-        report.error(wrong, f"{path}.forwardKey", at)
+        report.error(wrong, f"{path}.forwardKey")
     if placed.id == COMFYUI:
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)
-    _check_capabilities(placed.id, values.get("capabilities", Capabilities()), at, report)
-    _check_stall(placed.id, values.get("stall", HangDetection()), at, report)
-    _check_sleep(placed.id, values.get("sleep", SuspendSettings()), at, report)
-    _check_slots(placed.id, values.get("slots", SlotSettings()), values.get("cmd", ""), at, report)
+    _check_capabilities(placed.id, values.get("capabilities", Capabilities()), report)
+    _check_stall(placed.id, values.get("stall", HangDetection()), report)
+    _check_sleep(placed.id, values.get("sleep", SuspendSettings()), report)
+    _check_slots(placed.id, values.get("slots", SlotSettings()), values.get("cmd", ""), report)
     values["filters"] = ready(values.get("filters", Filters()))
     values["macros"] = {name: macros.value_of(macro) for name, macro in placed.macros.items()}
-    values["endpoint"] = _endpoint(placed.id, values.get("proxy", ""), tree, report)
+    values["endpoint"] = _endpoint(placed.id, values.get("proxy", ""), report)
     rebuild = None if port is None else partial(_rebuild, drafted, inherited)
     return Model(id=placed.id, port=port, rebuild=rebuild, **values)
 
@@ -180,18 +189,18 @@ def _rebuild(drafted: ModelDraft, inherited: GlobalDefaults, port: int) -> Model
     report = Diagnostics()
     placed = drafted.placed(port, ExpansionBudget(), report)
     made = model(drafted, placed, port, inherited, report)
-    report.settle()
+    report.raise_if_errors()
     others = (key for key in made.filters.set_params_by_id if key != made.id and key not in made.aliases)
     return evolve(made, aliases=(*made.aliases, *others))
 
 
-def check_env_policy(given: str, path: str, at: Node | None, report: Diagnostics) -> None:
+def check_env_policy(given: str, path: str, report: Diagnostics) -> None:
     """Refuse a policy that does not exist; empty is unset."""
     if given and given not in ENV_POLICIES:
-        report.error(f"{path} must be one of {', '.join(ENV_POLICIES)}, not {given!r}", path, at)
+        report.error(f"{path} must be one of {', '.join(ENV_POLICIES)}, not {given!r}", path)
 
 
-def _check_capabilities(model_id: str, given: Capabilities, at: Node | None, report: Diagnostics) -> None:
+def _check_capabilities(model_id: str, given: Capabilities, report: Diagnostics) -> None:
     path = f"models.{model_id}.capabilities"
     for name, words in (("in", given.inputs), ("out", given.outputs)):
         for word in words:
@@ -199,52 +208,50 @@ def _check_capabilities(model_id: str, given: Capabilities, at: Node | None, rep
                 report.error(
                     f"model {model_id}: capabilities.{name} has {word!r}, which is none of {', '.join(MODALITIES)}",
                     f"{path}.{name}",
-                    at,
                 )
     if given.context < 0:
-        report.error(f"model {model_id}: capabilities.context is negative", f"{path}.context", at)
+        report.error(f"model {model_id}: capabilities.context is negative", f"{path}.context")
 
 
-def _check_stall(model_id: str, given: HangDetection, at: Node | None, report: Diagnostics) -> None:
+def _check_stall(model_id: str, given: HangDetection, report: Diagnostics) -> None:
     for word in given.signs:
         if word not in SIGNS:
             message = f"model {model_id}: stall.signs has {word!r}, which is none of {', '.join(SIGNS)}"
-            report.error(message, f"models.{model_id}.stall.signs", at)
+            report.error(message, f"models.{model_id}.stall.signs")
     for name, number in (("cpu", given.cpu), ("gpu", given.gpu)):
         if number < 0:
-            report.error(f"model {model_id}: stall.{name} is negative", f"models.{model_id}.stall.{name}", at)
+            report.error(f"model {model_id}: stall.{name} is negative", f"models.{model_id}.stall.{name}")
 
 
-def _check_sleep(model_id: str, given: SuspendSettings, at: Node | None, report: Diagnostics) -> None:
+def _check_sleep(model_id: str, given: SuspendSettings, report: Diagnostics) -> None:
     path = f"models.{model_id}.sleep"
     if bool(given.sleep) != bool(given.wake):
         present, missing = ("sleep", "wake") if given.sleep else ("wake", "sleep")
-        report.error(f"model {model_id}: sleep has {present} but no {missing}", path, at, "give both")
+        report.error(f"model {model_id}: sleep has {present} but no {missing}", path, hint="give both")
     for name, listed in (("sleep", given.sleep), ("wake", given.wake)):
         for step in listed:
             problem = steps.problem_of(step)
             if problem:
-                report.error(f"model {model_id}: sleep.{name} has {step!r}: {problem}", f"{path}.{name}", at)
+                report.error(f"model {model_id}: sleep.{name} has {step!r}: {problem}", f"{path}.{name}")
     if given.ttl < 0:
-        report.error(f"model {model_id}: sleep.ttl is negative", f"{path}.ttl", at)
+        report.error(f"model {model_id}: sleep.ttl is negative", f"{path}.ttl")
     if given.sleep and given.timeout <= 0:
-        report.error(f"model {model_id}: sleep.timeout must be more than 0s", f"{path}.timeout", at)
+        report.error(f"model {model_id}: sleep.timeout must be more than 0s", f"{path}.timeout")
 
 
-def _check_slots(model_id: str, given: SlotSettings, cmd: str, at: Node | None, report: Diagnostics) -> None:
+def _check_slots(model_id: str, given: SlotSettings, cmd: str, report: Diagnostics) -> None:
     path = f"models.{model_id}.slots"
     if not given.save:
         return
     if given.timeout <= 0:
-        report.error(f"model {model_id}: slots.timeout must be more than 0s", f"{path}.timeout", at)
+        report.error(f"model {model_id}: slots.timeout must be more than 0s", f"{path}.timeout")
     if given.max_size < 1:
-        report.error(f"model {model_id}: slots.maxSize must be at least 1", f"{path}.maxSize", at)
+        report.error(f"model {model_id}: slots.maxSize must be at least 1", f"{path}.maxSize")
     if "--slot-save-path" not in cmd:
         report.warn(
             f"{path}: the server cannot save slots: its command has no --slot-save-path",
             path,
-            at,
-            "name a folder there",
+            hint="name a folder there",
         )
 
 
@@ -263,14 +270,13 @@ def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: params[name] for name in sorted(params) if name != "model"}
 
 
-def _endpoint(model_id: str, proxy: str, tree: MappingNode | None, report: Diagnostics) -> Any:
+def _endpoint(model_id: str, proxy: str, report: Diagnostics) -> Endpoint | None:
     path = f"models.{model_id}.proxy"
-    at = (tree.get("proxy") or tree) if tree is not None else None
     try:
         endpoint = urls.parse(proxy)
     except urls.UrlError as error:
-        report.error(f"model {model_id}: proxy {proxy!r} is not a valid URL: {error}", path, at)
+        report.error(f"model {model_id}: proxy {proxy!r} is not a valid URL: {error}", path)
         return None
     if endpoint is None and proxy:
-        report.warn(f"{path}: {proxy!r} is not an http:// or https:// address, so {model_id} cannot start", path, at)
+        report.warn(f"{path}: {proxy!r} is not an http:// or https:// address, so {model_id} cannot start", path)
     return endpoint

@@ -1,7 +1,8 @@
-"""A document as a tree of immutable nodes, each with its place in a file. Sharing one (a YAML alias) is harmless."""
+"""A document as a tree of immutable nodes, each with its location in a file. A YAML alias shares a node."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ NOWHERE = SourceLocation()
 
 @frozen(eq=False)
 class ScalarNode:
-    """A single value. `kind` is str, int, float, bool, null or timestamp; `text` is what stood in the file."""
+    """A single value. `kind` is str, int, float, bool, null or timestamp; `text` is the text in the file."""
 
     kind: str
     value: str | int | float | bool | None
@@ -33,7 +34,7 @@ class ScalarNode:
 
 @frozen(eq=False)
 class SequenceNode:
-    """A list. `size` counts the nodes in it, `anchored` says whether a YAML anchor stands in it; so for tables."""
+    """A list. `size` counts its nodes, `anchored` says whether it contains a YAML anchor; both as in mappings."""
 
     items: tuple[Node, ...]
     place: SourceLocation = NOWHERE
@@ -43,7 +44,7 @@ class SequenceNode:
 
 @frozen(eq=False)
 class MappingNode:
-    """An ordered mapping; keys are the text that stood in the file. `places` says where each key stands."""
+    """An ordered mapping; keys are the text in the file. `places` has the location of each key."""
 
     entries: Mapping[str, Node]
     places: Mapping[str, SourceLocation] = field(factory=dict)
@@ -55,7 +56,7 @@ class MappingNode:
         return self.entries.get(name)
 
     def where(self, name: str) -> SourceLocation:
-        """The place of the key, of the table where that is not known."""
+        """The location of the key, or of the mapping if that is unknown."""
         return self.places.get(name, self.place)
 
 
@@ -63,12 +64,33 @@ Node = ScalarNode | SequenceNode | MappingNode
 
 
 def is_null(node: Node | None) -> bool:
-    """Is the value null? (An absent one is not.)"""
+    """Whether the value is null. (An absent one is not.)"""
     return isinstance(node, ScalarNode) and node.kind == "null"
 
 
+def locate(root: Node, path: str) -> SourceLocation:
+    """The location of the value at a dotted path (`models.owl.aliases[1]`), or of its innermost part that exists."""
+    node, place, rest = root, root.place, path
+    while rest:
+        if isinstance(node, MappingNode):
+            rest = rest.removeprefix(".")
+            # A name may contain dots: the longest one that fits is meant.
+            names = sorted(node.entries, key=len, reverse=True)
+            name = next((name for name in names if name and f"{rest}.".startswith((f"{name}.", f"{name}["))), "")
+            if not name:
+                break
+            place, node, rest = node.where(name), node.entries[name], rest[len(name) :]
+        else:
+            index = re.match(r"\[(\d+)\]", rest)
+            if index is None or not isinstance(node, SequenceNode) or int(index[1]) >= len(node.items):
+                break
+            node, rest = node.items[int(index[1])], rest[index.end() :]
+            place = node.place
+    return place
+
+
 def kind_of(node: Node) -> str:
-    """What a node is, in an operator's words."""
+    """The kind of a node, as messages call it."""
     if isinstance(node, MappingNode):
         return "a mapping"
     if isinstance(node, SequenceNode):
@@ -84,7 +106,7 @@ def kind_of(node: Node) -> str:
 
 
 def plain(node: Node) -> Any:
-    """The node as JSON would say it: whole floats become ints, dates stay RFC 3339 text."""
+    """The node as a JSON value: whole floats become ints, dates stay RFC 3339 text."""
     if isinstance(node, MappingNode):
         return {name: plain(child) for name, child in node.entries.items()}
     if isinstance(node, SequenceNode):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -18,6 +18,7 @@ from llamaswap.config.policies.eviction import Eviction
 from llamaswap.config.schema import (
     FORWARD_KEY,
     STRATEGIES,
+    Group,
     Model,
     Peer,
     Profile,
@@ -30,11 +31,11 @@ def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, 
     """Check explicit aliases over all models, then add those that setParamsByID makes."""
     owner: dict[str, str] = {}
     for model in models.values():
-        for alias in model.aliases:
+        for index, alias in enumerate(model.aliases):
             if alias in owner:
                 report.error(
                     f"duplicate alias {alias!r} of model {model.id}, already an alias of {owner[alias]}",
-                    f"models.{model.id}.aliases",
+                    f"models.{model.id}.aliases[{index}]",
                 )
             owner.setdefault(alias, model.id)
     found: dict[str, Model] = {}
@@ -55,12 +56,32 @@ def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, 
     return found
 
 
+def preloaded(
+    given: Sequence[str], names: NameIndex, groups: Mapping[str, Group], report: Diagnostics
+) -> tuple[str, ...]:
+    """The IDs of the models to preload: each name is that of a model, or of a group for all its members."""
+    found: list[str] = []
+    for index, name in enumerate(entry.strip() for entry in given):
+        real = names.real(name)
+        if real is not None:
+            found.append(real)
+        elif name in groups:
+            found += groups[name].members
+        elif name:
+            report.warn(
+                f"hooks.on_startup.preload: {name!r} is neither a model nor a group, ignored",
+                f"hooks.on_startup.preload[{index}]",
+                hint=did_you_mean(name, [*names.models, *names.aliases, *groups]),
+            )
+    return tuple(found)
+
+
 def peers(node: Node | None, report: Diagnostics) -> dict[str, Peer]:
     """Read and check the `peers` section."""
     if node is None or is_null(node):
         return {}
     if not isinstance(node, MappingNode):
-        report.error(f"peers must be a mapping of names to peers, not {kind_of(node)}", "peers", node)
+        report.error(f"peers must be a mapping of names to peers, not {kind_of(node)}", "peers")
         return {}
     decoder = Decoder(report)
     found: dict[str, Peer] = {}
@@ -71,28 +92,28 @@ def peers(node: Node | None, report: Diagnostics) -> dict[str, Peer]:
             continue
         values = decoder.entry(SectionMapType(Peer), child, path)
         if values is not None:
-            found[peer_id] = _peer(peer_id, values, child, path, report)
+            found[peer_id] = _peer(peer_id, values, path, report)
     return found
 
 
-def _peer(peer_id: str, values: dict[str, Any], node: Node, path: str, report: Diagnostics) -> Peer:
+def _peer(peer_id: str, values: dict[str, Any], path: str, report: Diagnostics) -> Peer:
     if not values.get("proxy"):
-        report.error(f"{path}: proxy is required", path, node, "give the peer's base URL")
+        report.error(f"{path}: proxy is required", path, hint="give the peer's base URL")
     else:
         try:
             values["endpoint"] = urls.parse(values["proxy"])
             if values["endpoint"] is None:
-                report.warn(f"{path}.proxy: {values['proxy']!r} is not an http:// or https:// address", path, node)
+                report.warn(f"{path}.proxy: {values['proxy']!r} is not an http:// or https:// address", f"{path}.proxy")
         except urls.UrlError as error:
-            report.error(f"{path}: proxy URL {values['proxy']!r} is invalid: {error}", path, node)
+            report.error(f"{path}: proxy URL {values['proxy']!r} is invalid: {error}", f"{path}.proxy")
     listed = values.get("models", ())
     values["auto"] = listed is None
     values["models"] = tuple(dict.fromkeys(listed or ()))
     if not (values["models"] or values["auto"]):
-        report.error(f"{path}: models must not be empty", path, node, "list what the peer offers, or write auto")
+        report.error(f"{path}: models must not be empty", path, hint="list what the peer offers, or write auto")
     if values.get("forward_key", "") not in ("", *FORWARD_KEY):
         wrong = f"{path}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
-        report.error(wrong, f"{path}.forwardKey", node)
+        report.error(wrong, f"{path}.forwardKey")
     if values.get("api_key") == Secret(""):
         values["api_key"] = None
     peer = Peer(peer_id, **values)
@@ -143,20 +164,23 @@ def check_selectors(
     found: Mapping[str, Peer],
     report: Diagnostics,
 ) -> None:
-    """The first fault of each selector is told."""
+    """Report the first error of each selector."""
     for selector in selectors.values():
-        fault = _selector_fault(selector, selectors, eviction, names, found)
+        path = f"selectors.{selector.id}"
+        fault = _selector_fault(selector, names)
+        if not fault:
+            targets = enumerate(selector.targets)
+            faults = ((index, _target_fault(selector, target, selectors, names, found)) for index, target in targets)
+            index, fault = next(((index, fault) for index, fault in faults if fault), (0, ""))
+            if fault:
+                path, fault = f"{path}.targets[{index}]", f"targets[{index}] {fault}"
+        if not fault and selector.strategy == "spillover":
+            fault = _spillover_fault(selector, eviction, names)
         if fault:
-            report.error(f"selector {selector.id!r}: {fault}", f"selectors.{selector.id}")
+            report.error(f"selector {selector.id!r}: {fault}", path)
 
 
-def _selector_fault(
-    selector: Selector,
-    selectors: Mapping[str, Selector],
-    eviction: Eviction,
-    names: NameIndex,
-    found: Mapping[str, Peer],
-) -> str:
+def _selector_fault(selector: Selector, names: NameIndex) -> str:
     if not selector.id.strip():
         return "the ID is empty"
     if selector.id in names.models:
@@ -167,17 +191,20 @@ def _selector_fault(
         return f"strategy is required, one of {', '.join(STRATEGIES)}"
     if selector.strategy not in STRATEGIES:
         return f"strategy {selector.strategy!r} is unknown, use one of {', '.join(STRATEGIES)}"
-    if not selector.targets:
-        return "targets needs at least one entry"
-    for index, target in enumerate(selector.targets):
-        if target in selectors:
-            return f"targets[{index}] {target!r} is a selector, and chaining selectors is unsupported"
-        if names.base(target) is None and not _may_be_discovered(target, found):
-            near = did_you_mean(target, [*names.models, *names.aliases, *names.qualified])
-            return f"targets[{index}] {target!r} is an unknown model" + (f" ({near})" if near else "")
-        if selector.strategy == "warm" and names.real(target) is None:
-            return f"targets[{index}] {target!r} must be a local model, strategy warm knows only those"
-    return _spillover_fault(selector, eviction, names) if selector.strategy == "spillover" else ""
+    return "" if selector.targets else "targets needs at least one entry"
+
+
+def _target_fault(
+    selector: Selector, target: str, selectors: Mapping[str, Selector], names: NameIndex, found: Mapping[str, Peer]
+) -> str:
+    if target in selectors:
+        return f"{target!r} is a selector, and chaining selectors is unsupported"
+    if names.base(target) is None and not _may_be_discovered(target, found):
+        near = did_you_mean(target, [*names.models, *names.aliases, *names.qualified])
+        return f"{target!r} is an unknown model" + (f" ({near})" if near else "")
+    if selector.strategy == "warm" and names.real(target) is None:
+        return f"{target!r} must be a local model, strategy warm knows only those"
+    return ""
 
 
 def _may_be_discovered(target: str, found: Mapping[str, Peer]) -> bool:

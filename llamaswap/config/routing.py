@@ -32,8 +32,7 @@ def normalise(
 ) -> EvictionSettings:
     """The eviction policy in use with its settings checked and complete; those of the others are None."""
     settings = routing.router.settings
-    use_node = _dig(root, "routing", "router", "use")
-    use = use_node.text if isinstance(use_node, ScalarNode) and not is_null(use_node) else ""
+    use = _router_in_use(root)
     legacy = matrix is not None or bool(groups)
     current = bool(use) or settings.matrix is not None or bool(settings.groups)
     if legacy and current:
@@ -45,14 +44,13 @@ def normalise(
         )
         return EvictionSettings()
     if legacy and matrix is not None and groups:
-        report.error("cannot use both groups and matrix", "matrix", root.where("matrix"), "keep one of the two")
+        report.error("cannot use both groups and matrix", "matrix", hint="keep one of the two")
         return EvictionSettings()
     if use not in ("", *POLICIES):
         report.error(
             f"routing.router.use: unknown router {use!r}, use one of {', '.join(POLICIES)}",
             "routing.router.use",
-            use_node,
-            did_you_mean(use, POLICIES),
+            hint=did_you_mean(use, POLICIES),
         )
         return EvictionSettings()
     if legacy:
@@ -63,7 +61,7 @@ def normalise(
     given = getattr(settings, policy.section)
     path = policy.section if legacy else f"routing.router.settings.{policy.section}"
     if given is None and policy.required:
-        report.error(f"routing.router.use is {use}, but {path} is not set", path, use_node)
+        report.error(f"routing.router.use is {use}, but {path} is not set", path)
         return EvictionSettings()
     checked = policy.check(given, models, path, report)
     return EvictionSettings(use or DEFAULT_POLICY, evolve(RouterSettings(), **{policy.section: checked}))
@@ -75,18 +73,19 @@ def eviction_of(router: EvictionSettings, pinned: frozenset[str] = frozenset()) 
     return policy.build(getattr(router.settings, policy.section), pinned)
 
 
-def _dig(node: Node | None, *names: str) -> Node | None:
-    for name in names:
+def _router_in_use(root: MappingNode) -> str:
+    """routing.router.use as it is written: the record cannot tell its default from an explicit one."""
+    node: Node | None = root
+    for name in ("routing", "router", "use"):
         node = node.get(name) if isinstance(node, MappingNode) else None
-    return node
+    return node.text if isinstance(node, ScalarNode) and not is_null(node) else ""
 
 
-def scheduler(given: QueueSettings, names: NameIndex, root: MappingNode, report: Diagnostics) -> QueueSettings:
+def scheduler(given: QueueSettings, names: NameIndex, report: Diagnostics) -> QueueSettings:
     """Priorities by real ID; bounds checked."""
     path = "routing.scheduler"
-    node = _dig(root, "routing", "scheduler", "use")
     if given.use not in ("", *SCHEDULERS):
-        report.error(f"{path}.use: unknown scheduler {given.use!r}, use {', '.join(SCHEDULERS)}", f"{path}.use", node)
+        report.error(f"{path}.use: unknown scheduler {given.use!r}, use {', '.join(SCHEDULERS)}", f"{path}.use")
     fifo = given.settings.fifo
     priority: dict[str, int] = {}
     for name, rank in fifo.priority.items():
@@ -96,8 +95,7 @@ def scheduler(given: QueueSettings, names: NameIndex, root: MappingNode, report:
             report.error(
                 f"{path}.settings.fifo.priority: unknown model {name!r}",
                 f"{path}.settings.fifo.priority.{name}",
-                _dig(root, "routing", "scheduler", "settings", "fifo", "priority"),
-                near,
+                hint=near,
             )
         else:
             priority[real] = rank
@@ -111,8 +109,8 @@ def scheduler(given: QueueSettings, names: NameIndex, root: MappingNode, report:
         ("maxAsleep", fifo.max_asleep),
     ):
         if seconds < 0:
-            report.error(f"{path}.settings.fifo.{name} must not be negative", f"{path}.settings.fifo.{name}", node)
+            report.error(f"{path}.settings.fifo.{name} must not be negative", f"{path}.settings.fifo.{name}")
     if fifo.max_queue < 1:
-        report.error(f"{path}.settings.fifo.maxQueue must be at least 1", f"{path}.settings.fifo.maxQueue", node)
+        report.error(f"{path}.settings.fifo.maxQueue must be at least 1", f"{path}.settings.fifo.maxQueue")
     settled = evolve(fifo, priority=priority)
     return QueueSettings("fifo", evolve(given.settings, fifo=settled))

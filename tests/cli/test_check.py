@@ -101,9 +101,9 @@ class CheckTests(SynchronousTestCase):
         self.assertIn("2 models", invoke(["check", str(folder)]).stdout)
 
     def test_json_tells_file_line_and_hint(self):
-        path = self.file("models:\n  owl:\n    ttl: -5\n")
+        path = self.file(GOOD + "    ttl: -5\n")
         found = json.loads(invoke(["check", "--json", path]).stdout)
-        self.assertEqual((found["valid"], found["errors"][0]["file"], found["errors"][0]["line"]), (False, path, 3))
+        self.assertEqual((found["valid"], found["errors"][0]["file"], found["errors"][0]["line"]), (False, path, 4))
 
     def test_a_difference_says_what_a_reload_restarts(self):
         new = "models:\n  owl:\n    cmd: serve --port ${PORT} --more\n  new:\n    cmd: x --port ${PORT}\n"

@@ -105,7 +105,9 @@ class KeyTests(FindingCase):
 
 class CommandTests(FindingCase):
     def test_missing_cmd_is_called_missing(self):
-        self.only("models:\n  a: {cmd: 's ${PORT}'}\n  c:\n    name: forgotten\n", "f0.yaml:3", "model c: cmd is missing")
+        self.only(
+            "models:\n  a: {cmd: 's ${PORT}'}\n  c:\n    name: forgotten\n", "f0.yaml:3", "model c: cmd is missing"
+        )
 
     def test_empty_cmd_is_called_missing(self):
         self.only("models:\n  c:\n    cmd: ''\n", "model c: cmd is missing")
@@ -150,7 +152,11 @@ class CommandTests(FindingCase):
             self.assertEqual(self.found(self.cmd(cmd)), [], cmd)
 
     def test_named_container_without_cmd_stop_is_a_warning(self):
-        for cmd in ("docker run --name c1 img", "podman run --rm --name=c1 img", "/usr/bin/docker run -d --name c1 img"):
+        for cmd in (
+            "docker run --name c1 img",
+            "podman run --rm --name=c1 img",
+            "/usr/bin/docker run -d --name c1 img",
+        ):
             self.only(self.cmd(cmd), "f0.yaml:4", "owl", "container c1", "cmdStop")
         self.assertEqual(self.found(self.cmd("docker run --name c1 img", "    cmdStop: docker stop c1\n")), [])
         self.assertEqual(self.found(self.cmd("docker run img")), [])

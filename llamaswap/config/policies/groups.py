@@ -43,14 +43,15 @@ def _check(
             )
             continue
         kept: list[str] = []
-        for member in group.members:
+        for index, member in enumerate(group.members):
+            at = f"{where}.members[{index}]"
             if home.get(member) == group_id:
-                report.error(f"member {member!r} appears twice in group {group_id!r}", f"{where}.members")
+                report.error(f"member {member!r} appears twice in group {group_id!r}", at)
             elif member in home:
-                report.error(f"member {member!r} is in groups {home[member]!r} and {group_id!r}", f"{where}.members")
+                report.error(f"member {member!r} is in groups {home[member]!r} and {group_id!r}", at)
             elif member not in models:
                 near = did_you_mean(member, models)
-                report.warn(f"group {group_id!r}: unknown model {member!r}, ignored", f"{where}.members", hint=near)
+                report.warn(f"group {group_id!r}: unknown model {member!r}, ignored", at, hint=near)
             else:
                 kept.append(member)
             home.setdefault(member, group_id)

@@ -186,7 +186,7 @@ class OnStartup:
     """What happens when the service has started."""
 
     preload: tuple[str, ...] = field(
-        default=(), metadata=key("preload", TextListType(), "Models to load, in this order.")
+        default=(), metadata=key("preload", TextListType(), "Models to load, in this order; a group loads its members.")
     )
 
 

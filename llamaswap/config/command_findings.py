@@ -1,0 +1,88 @@
+"""Warnings about a model's command: it is run without a shell, and its port should be that of the proxy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from llamaswap.config.command_line import Word, words
+from llamaswap.config.diagnostics import Diagnostics
+from llamaswap.config.schema import Model
+
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish"})
+_CONTAINER_CLIENTS = frozenset({"docker", "podman", "nerdctl"})
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_OPERATOR = re.compile(r"&&?|\|[|&]?|;;?|<|[0-9&]?>>?[&\w./-]*|.*[^\\];")
+_HOME = re.compile(r"(?:^|=)~(?:/|$)")
+_EXPANSION = re.compile(r"(?:^|[=/:,])\$(?:\(|\{?[A-Z_][A-Z0-9_]*\b)|^`.*`$")
+_PORT = re.compile(r"--?port(?:=([0-9]+))?")
+
+
+def check_command(model: Model, report: Diagnostics) -> None:
+    """Warn of the first thing in a model's `cmd` that a shell would be needed for, and of its port and container."""
+    found = list(words(model.cmd))
+    if not found:
+        return
+    path = f"models.{model.id}.cmd"
+    program = _name(found[0])
+    if program not in _SHELLS:
+        _check_shell_syntax(model.id, found, path, report)
+    if program in _CONTAINER_CLIENTS:
+        _check_container(model, found, path, report)
+    else:
+        _check_port(model, found, path, report)
+
+
+def _name(word: Word) -> str:
+    return word.text.rpartition("/")[2]
+
+
+def _check_shell_syntax(model: str, found: Sequence[Word], path: str, report: Diagnostics) -> None:
+    if _ASSIGNMENT.match(found[0].text):
+        report.warn(
+            f"model {model}: {found[0].text!r} is run as a program, because cmd is not read by a shell",
+            path,
+            hint="set variables in `env:`",
+        )
+        return
+    for word in found:
+        text = word.text
+        operator = not word.quoted and _OPERATOR.fullmatch(text)
+        if operator or (not re.search(r"\s", text) and (_HOME.search(text) or _EXPANSION.search(text))):
+            report.warn(
+                f"model {model}: {text!r} reaches the program as it is, because cmd is not read by a shell",
+                path,
+                hint="write the value out, or run the command with sh -c '...'",
+            )
+            return
+
+
+def _check_port(model: Model, found: Sequence[Word], path: str, report: Diagnostics) -> None:
+    endpoint = model.endpoint
+    if endpoint is None or not endpoint.on_this_machine:
+        return
+    for word, following in zip(found, (*found[1:], Word("", False)), strict=True):
+        match = _PORT.fullmatch(word.text)
+        port = (match[1] or following.text) if match else ""
+        if port.isdigit() and int(port) != endpoint.port:
+            report.warn(
+                f"model {model.id}: the command listens on port {port}, but proxy leads to port {endpoint.port}",
+                path,
+                hint="use the same port, or ${PORT} in both",
+            )
+            return
+
+
+def _check_container(model: Model, found: Sequence[Word], path: str, report: Diagnostics) -> None:
+    texts = [word.text for word in found]
+    if "run" not in texts or model.cmd_stop.strip():
+        return
+    for text, following in zip(texts, (*texts[1:], ""), strict=True):
+        name = following if text == "--name" else text.removeprefix("--name=") if text.startswith("--name=") else ""
+        if name:
+            report.warn(
+                f"model {model.id}: container {name} may outlive its client, and the next load then fails",
+                path,
+                hint=f"set cmdStop: {found[0].text} stop {name}",
+            )
+            return
