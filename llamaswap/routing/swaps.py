@@ -32,10 +32,12 @@ class SwapInProgress:
     """A swap from `StartSwap` to its result.
 
     `abandoned`: the scheduler gave it up. `starting`: its model's supervisor was asked to start. `vanished`: the model
-    became ready and exited before the swap could report that it is ready.
+    became ready and exited before the swap could report that it is ready. `stopped_at` is when the evicted models had
+    left.
     """
 
     effect: StartSwap
+    stopped_at: float | None = None
     abandoned: bool = False
     starting: bool = False
     was_ready: bool = False
@@ -68,7 +70,7 @@ class Swaps:
     def begin(self, effect: StartSwap) -> None:
         """Begin a swap; its result goes to the scheduler."""
         swap = self.in_progress[effect.generation] = SwapInProgress(effect)
-        Deferred.fromCoroutine(self._run(swap)).addErrback(lambda failure: self._broken(swap, failure))
+        Deferred.fromCoroutine(self._run(swap)).addErrback(lambda failure: self._log.failure("swap", failure))
 
     def abandon(self, generation: int) -> None:
         """Do not start the swap's model, if it has not been started yet."""
@@ -77,71 +79,54 @@ class Swaps:
 
     async def _run(self, swap: SwapInProgress) -> None:
         effect, began = swap.effect, self._clock.seconds()
+        model, generation = effect.model, effect.generation
         leaving = [f"{victim} (suspended)" if victim in effect.suspend else victim for victim in effect.evict]
-        self._log.info(
-            "loading {model}: {reason}; evicts {evicts}",
-            model=effect.model,
-            reason=effect.reason,
-            evicts=", ".join(leaving) or "nothing",
-        )
-        self._bus.publish(SwapBegan(effect.generation, effect.model, effect.evict, effect.reason, began, effect.origin))
+        evicts = ", ".join(leaving) or "nothing"
+        self._log.info("loading {model}: {reason}; evicts {evicts}", model=model, reason=effect.reason, evicts=evicts)
+        self._bus.publish(SwapBegan(generation, model, effect.evict, effect.reason, began, effect.origin))
+        try:
+            error = await self._load(swap)
+        except Exception:  # a fault of ours: the waiting requests must get an answer
+            self._log.failure("{model} could not be loaded", model=model)
+            error = StartFailed(model, "an internal error of the proxy; see its log")
+        del self.in_progress[generation]
+        ended = self._clock.seconds()
+        message = "abandoned" if swap.abandoned else None if error is None else str(error)
+        if message is None:
+            self._log.info("ready {model} in {secs:.2f}s", model=model, secs=ended - began)
+        else:
+            self._log.warn("{model} was not loaded: {error}", model=model, error=message)
+        stopped = ended if swap.stopped_at is None else swap.stopped_at
+        phases = {"queued": effect.waited, "stop": stopped - began, "start": ended - stopped}
+        exit_status = error.exit_status if isinstance(error, StartFailed) else None
+        self._bus.publish(SwapEnded(generation, model, message, ended, phases, exit_status))
+        self._perform(self._scheduler.swap_finished(generation, error, ended))
+
+    async def _load(self, swap: SwapInProgress) -> LlamaswapError | None:
+        """Make room for the swap's model and start it; returns why it is not ready."""
+        effect, model = swap.effect, swap.effect.model
         await gatherResults(
             [self.suspend(victim) if victim in effect.suspend else self.stop(victim) for victim in effect.evict]
         )
-        stopped = self._clock.seconds()
+        swap.stopped_at = self._clock.seconds()
         while self._start_blockers:
             await self._start_blockers[0]
-        if not swap.abandoned and (reclaimed := self._memory.wait_for_reclaim(effect.model)) is not None:
+        if not swap.abandoned and (reclaimed := self._memory.wait_for_reclaim(model)) is not None:
             await reclaimed
-        error: LlamaswapError | None = None
-        if not swap.abandoned:
-            swap.starting = True
-            error = await self._start(swap)
-        ended = self._clock.seconds()
-        phases = {"queued": effect.waited, "stop": stopped - began, "start": ended - stopped}
-        self._finish(swap, error, began, phases)
-
-    async def _start(self, swap: SwapInProgress) -> LlamaswapError | None:
-        """Start the swap's model; returns what failed, whatever it was."""
-        model = swap.effect.model
+        if swap.abandoned:
+            return None
+        swap.starting = True
         try:
             self._memory.loading(model)
             endpoint = await self._models[model].supervisor.ensure_ready()
             self._memory.loaded(model)
         except LlamaswapError as error:
             return error
-        except Exception as error:  # the waiting requests must get an answer, whatever failed
-            self._log.failure("{model} could not be started", model=model)
-            return StartFailed(model, str(error))
         if swap.vanished:
             return ServerVanished(model)
         if not swap.abandoned:
-            self._models[model].process = ProcessInstance(endpoint, swap.effect.generation)
+            self._models[model].process = ProcessInstance(endpoint, effect.generation)
         return None
-
-    def _finish(
-        self, swap: SwapInProgress, error: LlamaswapError | None, began: float, phases: dict[str, float]
-    ) -> None:
-        effect, ended = swap.effect, self._clock.seconds()
-        del self.in_progress[effect.generation]
-        message = "abandoned" if swap.abandoned else None if error is None else str(error)
-        if message is None:
-            self._log.info("ready {model} in {secs:.2f}s", model=effect.model, secs=ended - began)
-        else:
-            self._log.warn("{model} was not loaded: {error}", model=effect.model, error=message)
-        exit_status = error.exit_status if isinstance(error, StartFailed) else None
-        self._bus.publish(SwapEnded(effect.generation, effect.model, message, ended, phases, exit_status))
-        self._perform(self._scheduler.swap_finished(effect.generation, error, ended))
-
-    def _broken(self, swap: SwapInProgress, failure: Failure) -> None:
-        """The swap itself failed because of a fault of ours: the requests that wait for it are refused."""
-        effect, now = swap.effect, self._clock.seconds()
-        self._log.failure("swap to {model}", failure, model=effect.model)
-        if self.in_progress.pop(effect.generation, None) is None:
-            return
-        error = StartFailed(effect.model, "an internal error of the proxy; see its log")
-        self._bus.publish(SwapEnded(effect.generation, effect.model, str(error), now))
-        self._perform(self._scheduler.swap_finished(effect.generation, error, now))
 
     # -- stops ---------------------------------------------------------------------------------------------
 

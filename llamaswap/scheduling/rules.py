@@ -1,4 +1,4 @@
-"""From a configuration to the rules the scheduler decides by."""
+"""The scheduler's rules, made from a configuration."""
 
 from __future__ import annotations
 
@@ -10,35 +10,44 @@ from llamaswap.scheduling.backoff import Backoff
 from llamaswap.scheduling.state import ModelRules, Rules
 
 COMFYUI = "comfyui_auto"
-COMFYUI_LIMIT = 50  # its page opens dozens of requests at once
+COMFYUI_LIMIT = 50  # requests; its page opens dozens at once
 
-THIS_MACHINE = ("localhost", "::1", "0.0.0.0", "::")
+LOCAL_HOSTS = ("localhost", "::1", "0.0.0.0", "::")
 
 
-def _port(model: Model) -> int | None:
-    """The port of this machine that a model's server has; None where it is another machine's."""
-    here = model.endpoint
-    if here is None or not (here.host in THIS_MACHINE or here.host.startswith("127.")):
+def _local_port(model: Model) -> int | None:
+    """The port of a model's server on this machine; None if the server is on another machine."""
+    endpoint = model.endpoint
+    if endpoint is None or not (endpoint.host in LOCAL_HOSTS or endpoint.host.startswith("127.")):
         return None
-    return here.port
+    return endpoint.port
 
 
 def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
-    """Everything in `config` that decisions depend on; `pinned` are the models an operator wants kept."""
-    kept = pinned & config.models.keys()
+    """Everything in `config` that decisions depend on; `pinned` are the models that an operator has pinned."""
+    pinned &= config.models.keys()
     fifo = config.routing.scheduler.settings.fifo
-    tenants = Counter(map(_port, config.models.values()))
+    users = Counter(map(_local_port, config.models.values()))
     models = {}
     for name, model in config.models.items():
         limit = max(0, model.concurrency_limit)
-        bound = max(limit, COMFYUI_LIMIT) if limit and name == COMFYUI else limit
-        port = _port(model)
-        # Who sleeps keeps its port: another model that has the same could not be loaded beside it.
-        sleeps = bool(model.sleep.sleep) and (port is None or tenants[port] == 1)
-        models[name] = ModelRules(bound, max(0, model.ttl), sleeps, model.sleep.ttl, bool(model.cmd_stop.strip()))
-    backoff = Backoff(fifo.backoff, fifo.backoff_max)
-    evict = eviction_of(config.routing.router, kept)
+        port = _local_port(model)
+        models[name] = ModelRules(
+            limit=max(limit, COMFYUI_LIMIT) if limit and name == COMFYUI else limit,
+            ttl=max(0, model.ttl),
+            # A suspended model keeps its port: another model with the same port could not be loaded beside it.
+            can_suspend=bool(model.sleep.sleep) and (port is None or users[port] == 1),
+            suspended_ttl=model.sleep.ttl,
+            has_stop_command=bool(model.cmd_stop.strip()),
+        )
     return Rules(
-        *(models, evict, fifo.patience, fifo.max_queue, kept, backoff, fifo.max_wait, fifo.max_asleep),
+        models,
+        eviction_of(config.routing.router, pinned),
+        fairness_window=fifo.patience,
+        max_queue=fifo.max_queue,
+        pinned=pinned,
+        backoff=Backoff(fifo.backoff, fifo.backoff_max),
+        max_wait=fifo.max_wait,
+        max_suspended=fifo.max_asleep,
         stalled_reader=fifo.stalled_reader,
     )

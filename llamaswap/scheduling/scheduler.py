@@ -48,7 +48,7 @@ from llamaswap.errors import (
     TooManyRequests,
     UnknownModel,
 )
-from llamaswap.scheduling.backoff import proved
+from llamaswap.scheduling.backoff import has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
 from llamaswap.scheduling.planner import JoinSwap, RefuseForever, StartNow, WaitFor, verdict_for
 from llamaswap.scheduling.queue_decisions import QueueDecisions
@@ -190,7 +190,7 @@ class Scheduler(QueueDecisions):
         if server is None:
             return []
         if server.phase is Phase.READY:
-            earlier = None if proved(server.ready_at, server.worked_at, now) else self.failures.get(model)
+            earlier = None if has_worked(server.ready_at, server.worked_at, now) else self.failures.get(model)
             self._stop([server], "crash")
             self._record_failure(model, earlier, cause, now)
         elif server.phase is Phase.SUSPENDED or server.suspending:

@@ -30,7 +30,7 @@ class GroupTests(SynchronousTestCase):
         self.assertEqual(evict("d", ("a", "c")), ())
         self.assertEqual(evict("b", ("a", "c", "d")), ("a", "c", "d"))
 
-    def test_persistent_shields_from_other_groups_only(self) -> None:
+    def test_persistent_group_is_protected_from_other_groups_only(self) -> None:
         """core V63"""
         evict = groups(keep=Group(persistent=True, members=("f", "g")), other=Group(members=("a",)))
         self.assertEqual(evict("a", ("f",)), ())
@@ -53,18 +53,18 @@ class GroupTests(SynchronousTestCase):
         self.assertEqual(evict("bee", ("ant",)), ())
         self.assertEqual(evict("elk", ("fox",)), ("fox",))
 
-    def test_what_left_the_configuration_counts_as_ungrouped(self) -> None:
+    def test_model_that_left_the_configuration_counts_as_ungrouped(self) -> None:
         evict = groups(g=Group(members=("a",)))
         self.assertEqual(evict("a", ("gone",)), ("gone",))
 
-    def test_it_says_why(self) -> None:
+    def test_group_policy_explains_its_answer(self) -> None:
         evict = groups(g=Group(members=("a",)), h=Group(swap=False, exclusive=False, members=("b",)))
         self.assertEqual(evict.explain("a", ()), "group g (swap, exclusive)")
         self.assertEqual(evict.explain("b", ()), "group h")
 
 
 class MatrixTests(SynchronousTestCase):
-    def test_the_matrix_decides_and_says_why(self) -> None:
+    def test_matrix_policy_decides_and_explains_its_answer(self) -> None:
         evict = MatrixEviction(compile_sets([("one", "a & b"), ("two", "a & c")], {}, "abcd", {"c": 3}))
         self.assertEqual(evict("a", ("b", "c")), ("b",))
         self.assertEqual(evict.explain("a", ("b", "c")), "matrix set two (a & c) with a, c, cost 1")

@@ -115,7 +115,7 @@ def results(*acquisitions: PendingLease) -> list[object]:
 
 
 class RequestTests(SynchronousTestCase):
-    def test_a_cold_model_is_loaded_once_for_a_hundred_requests(self) -> None:
+    def test_stopped_model_is_loaded_once_for_a_hundred_requests(self) -> None:
         """core V13, and llama-swap issue 281"""
         here = scene(servers={"a": {"load": 5.0}})
         acquisitions = [here.router.request("a") for _ in range(100)]
@@ -131,7 +131,7 @@ class RequestTests(SynchronousTestCase):
             [(one.old, one.new) for one in here.told(StateChanged)], [("stopped", "starting"), ("starting", "ready")]
         )
 
-    def test_a_lease_says_where_and_with_what_priority(self) -> None:
+    def test_lease_has_the_endpoint_and_the_priority(self) -> None:
         routing = Routing(scheduler=QueueSettings("fifo", SchedulerSettings(FifoSettings(priority={"a": 7}))))
         here = scene(routing=routing)
         lease = here.lease("a")
@@ -144,7 +144,7 @@ class RequestTests(SynchronousTestCase):
         self.assertTrue(acquisition.ready)
         self.assertIsInstance(self.successResultOf(acquisition.granted), Lease)
 
-    def test_refusals_are_known_before_anything_is_awaited(self) -> None:
+    def test_refusal_is_known_when_the_request_returns(self) -> None:
         """core V51"""
         here = scene(concurrency_limit=1)
         self.assertIsInstance(here.router.request("zebra").refusal, UnknownModel)
@@ -162,7 +162,7 @@ class RequestTests(SynchronousTestCase):
             here.router.request("a")
         self.assertIsInstance(here.router.request("a").refusal, QueueFull)
 
-    def test_places_are_told_and_change(self) -> None:
+    def test_positions_are_reported_when_they_change(self) -> None:
         """core V97"""
         here = scene("a", "b", "c", "d")
         lease = here.lease("a")
@@ -175,7 +175,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(places["c"], [2, 1])
         lease.release()
 
-    def test_releasing_twice_counts_once(self) -> None:
+    def test_lease_released_twice_counts_once(self) -> None:
         here = scene()
         first, second = here.lease("a"), here.lease("a")
         first.release()
@@ -184,7 +184,7 @@ class RequestTests(SynchronousTestCase):
         second.release()
         self.assertEqual(here.router.health().serving, 0)
 
-    def test_a_request_made_while_another_is_granted_is_answered_in_order(self) -> None:
+    def test_request_made_while_another_is_granted_is_answered_in_order(self) -> None:
         here = scene()
         order: list[str] = []
 
@@ -200,7 +200,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(order, ["first", "asked", "second", "nested"])
         self.assertEqual(here.router.health().serving, 2)
 
-    def test_one_callers_fault_does_not_keep_others_from_hearing(self) -> None:
+    def test_fault_of_one_caller_does_not_delay_the_others(self) -> None:
         here = scene()
         here.lease("a")
 
@@ -215,7 +215,7 @@ class RequestTests(SynchronousTestCase):
 
 
 class CancelTests(SynchronousTestCase):
-    def test_a_queued_request_leaves(self) -> None:
+    def test_queued_request_can_be_cancelled(self) -> None:
         """core V53"""
         here = scene()
         here.lease("a")
@@ -226,7 +226,7 @@ class CancelTests(SynchronousTestCase):
         self.failureResultOf(granted, CancelledError)
         self.assertEqual(here.router.queue(), [])
 
-    def test_cancelling_the_deferred_is_the_same(self) -> None:
+    def test_cancelling_the_deferred_cancels_the_request(self) -> None:
         here = scene()
         here.lease("a")
         granted = here.router.request("b").granted
@@ -234,13 +234,13 @@ class CancelTests(SynchronousTestCase):
         self.failureResultOf(granted, CancelledError)
         self.assertEqual(here.router.queue(), [])
 
-    def test_after_the_grant_the_lease_is_given_back(self) -> None:
+    def test_cancelling_a_granted_request_releases_its_lease(self) -> None:
         here = scene().loaded("a")
         acquisition = here.router.request("a")
         acquisition.cancel()
         self.assertEqual(here.router.health().serving, 0)
 
-    def test_a_load_nobody_wants_makes_room_for_one_that_is_wanted(self) -> None:
+    def test_load_without_requests_yields_to_a_requested_model(self) -> None:
         """core V49 as we mend it"""
         here = scene(servers={"a": {"load": 60.0}})
         here.router.request("a").cancel()
@@ -251,7 +251,7 @@ class CancelTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["b"])
         self.assertEqual([event.error for event in here.told(SwapEnded)], ["abandoned", None])
 
-    def test_many_that_leave_at_once_are_told_once_and_the_end_leaves_no_timer(self) -> None:
+    def test_many_cancelled_requests_cause_one_report_and_shutdown_leaves_no_timer(self) -> None:
         here = scene()
         here.lease("a")
         places: list[int] = []
@@ -287,7 +287,7 @@ class StalledReaderTests(SynchronousTestCase):
         self.assertEqual(self.reasons, ["the client has read nothing for 160 s while a request for b waits"])
         self.assertEqual([answer.ticket.model for answer in answers], ["b"])
 
-    def test_a_reader_that_goes_on_keeps_its_response(self) -> None:
+    def test_reader_that_reads_again_keeps_its_response(self) -> None:
         here = self.here
         self.lease.reader_stalled(here.clock.seconds())
         here.router.request("b")
@@ -306,7 +306,7 @@ class StalledReaderTests(SynchronousTestCase):
 
 
 class SuccessionTests(SynchronousTestCase):
-    def test_a_newer_request_takes_the_place_of_one_that_waits_and_nothing_moves_for_it(self) -> None:
+    def test_newer_request_takes_the_place_of_a_waiting_one_and_no_other_moves(self) -> None:
         """reliability R33"""
         here = scene("a", "b", "c")
         lease = here.lease("a")
@@ -327,7 +327,7 @@ class SuccessionTests(SynchronousTestCase):
         assert isinstance(answers[0], Lease)
         self.assertEqual([event.model for event in here.told(SwapBegan)], ["a", "b"])
 
-    def test_a_whole_train_of_requests_is_one_that_waits_and_loads_nothing_twice(self) -> None:
+    def test_superseding_requests_in_a_row_keep_one_place_and_cause_one_load(self) -> None:
         here = scene("a", "b", servers={"b": {"load": 2.0}})
         lease = here.lease("a")
         last = here.router.request("b")
@@ -350,7 +350,7 @@ class SuccessionTests(SynchronousTestCase):
         assert isinstance(answers[0], Lease)
         self.assertEqual(here.fleet["b"].spawned, 1)
 
-    def test_one_that_is_served_or_gone_is_left_alone(self) -> None:
+    def test_served_or_cancelled_request_cannot_be_superseded(self) -> None:
         here = scene("a", "b").loaded("a")
         served = here.router.request("a")
         self.assertIsNone(here.router.supersede(served))
@@ -359,7 +359,7 @@ class SuccessionTests(SynchronousTestCase):
         self.assertIsNone(here.router.supersede(waiting))
         self.assertIsInstance(results(served)[0], Lease)
 
-    def test_an_heir_that_leaves_takes_the_place_with_it(self) -> None:
+    def test_cancelled_newer_request_frees_the_place(self) -> None:
         here = scene("a", "b")
         lease = here.lease("a")
         older = here.router.request("b")
@@ -373,7 +373,7 @@ class SuccessionTests(SynchronousTestCase):
 
 
 class SwapTests(SynchronousTestCase):
-    def test_victims_stop_at_the_same_time_each_with_its_own_grace(self) -> None:
+    def test_victims_stop_in_parallel_each_with_its_own_grace(self) -> None:
         """core V23 as we mend it"""
         routing = grouped(quiet=Group(swap=False, exclusive=False, members=("a", "b")))
         here = scene(routing=routing, servers={"a": {"stubborn": True}, "b": {"stubborn": True}})
@@ -394,7 +394,7 @@ class SwapTests(SynchronousTestCase):
         self.assertIsInstance(wanted[0], Lease)
         self.assertEqual(here.fleet.up, ["c"])
 
-    def test_a_swap_is_told_with_its_phases(self) -> None:
+    def test_swap_events_contain_the_phases(self) -> None:
         here = scene(servers={"a": {"exit": 2.0}, "b": {"load": 3.0}})
         lease = here.lease("a")
         here.news.clear()
@@ -411,7 +411,7 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual((ended.swap, ended.error, ended.at), (began.swap, None, 9.0))
         self.assertEqual(ended.phases, {"queued": 4.0, "stop": 2.0, "start": 3.0})
 
-    def test_a_stream_is_not_cut_for_another_users_request(self) -> None:
+    def test_stream_is_not_interrupted_for_another_request(self) -> None:
         """llama.cpp issue 21678"""
         here = scene()
         lease = here.lease("a")
@@ -423,7 +423,7 @@ class SwapTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(here.fleet.up, ["b"])
 
-    def test_a_ready_exclusive_model_serves_while_a_neighbour_is_busy(self) -> None:
+    def test_ready_exclusive_model_serves_while_a_neighbour_is_busy(self) -> None:
         """core V64 as we mend it: upstream makes the request wait, and then kills the neighbour; core V76"""
         routing = grouped(loud=Group(members=("a",)), shy=Group(exclusive=False, members=("c",)))
         here = scene(routing=routing).loaded("a")
@@ -432,7 +432,7 @@ class SwapTests(SynchronousTestCase):
         self.assertTrue(acquisition.ready)
         self.assertEqual(here.fleet.up, ["a", "c"])
 
-    def test_patience_ends_overtaking(self) -> None:
+    def test_starved_request_ends_overtaking(self) -> None:
         here = scene()
         first = here.lease("a")
         waiting = results(here.router.request("b"))
@@ -446,7 +446,7 @@ class SwapTests(SynchronousTestCase):
         here.settle()
         self.assertIsInstance(waiting[0], Lease)
 
-    def test_a_failed_start_is_told_to_all_and_what_it_displaced_comes_back(self) -> None:
+    def test_failed_start_refuses_all_its_requests_and_the_evicted_model_is_restored(self) -> None:
         """core V39 as we mend it, core V40"""
         here = scene(servers={"b": {"failure": StartFailed("b", "upstream command exited prematurely", 1, "oops")}})
         here.loaded("a")
@@ -456,7 +456,7 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["a"])
         self.assertEqual(here.fleet.spawned(), {"a": 2, "b": 1})
 
-    def test_nothing_is_evicted_for_a_model_that_cannot_start(self) -> None:
+    def test_model_that_cannot_start_evicts_nothing(self) -> None:
         """core V39 as we mend it"""
         error = StartFailed("b", "no such executable file")
         here = scene(servers={"b": {"unstartable": error}}).loaded("a")
@@ -467,14 +467,14 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual(here.fleet.spawned(), {"a": 1})
         self.assertEqual(here.fleet.up, ["a"])
 
-    def test_a_supervisor_that_fails_oddly_is_a_failed_start(self) -> None:
+    def test_unexpected_error_of_a_supervisor_is_a_failed_start(self) -> None:
         here = scene(servers={"a": {"failure": ZeroDivisionError("odd")}})
         answers = results(here.router.request("a"))
         here.settle()
         self.assertEqual(answers, [StartFailed])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_ready_and_gone_before_those_who_wait_were_told_is_no_grant(self) -> None:
+    def test_server_that_exits_before_its_requests_are_granted_is_not_granted(self) -> None:
         """core V57"""
         here = scene(servers={"a": {"load": None}})
         answers = results(here.router.request("a"))
@@ -484,7 +484,7 @@ class SwapTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(answers, [ServerVanished])
 
-    def test_a_restart_in_the_moment_a_failed_one_is_gone_starts_nothing_beside_it(self) -> None:
+    def test_restart_at_the_end_of_a_failed_start_starts_no_second_model(self) -> None:
         """What it had displaced is about to come back, and yields."""
         here = scene("a", "b").loaded("b")
         here.fleet["a"].failure = StartFailed("a", "exited", 1)
@@ -502,7 +502,7 @@ class SwapTests(SynchronousTestCase):
         self.assertLessEqual(max(most), 1)
         self.assertEqual(here.fleet.up, ["a"])
 
-    def test_a_swap_that_breaks_down_is_a_failed_start_for_those_who_wait(self) -> None:
+    def test_internal_error_in_a_swap_refuses_its_requests(self) -> None:
         memory = BrokenMemory()
         here = scene("a", "b", memory=memory).loaded("b")
         memory.broken = True
@@ -515,7 +515,7 @@ class SwapTests(SynchronousTestCase):
         memory.broken = False
         self.assertIsInstance(here.lease("a"), Lease)
 
-    def test_the_matrix_decides_with_costs(self) -> None:
+    def test_matrix_policy_decides_by_costs(self) -> None:
         program = compile_sets([("one", "c & a"), ("two", "c & b")], {}, "abc", {"b": 5})
         settings = RouterSettings(matrix=Matrix(program=program))
         here = scene(routing=Routing(router=RouterConfig("matrix", settings)))
@@ -524,7 +524,7 @@ class SwapTests(SynchronousTestCase):
         self.assertEqual((plan.action, plan.evicts), ("load", ()))
         self.assertIn("matrix set two", plan.reason)
 
-    def test_a_hundred_swaps_leave_nothing_behind(self) -> None:
+    def test_hundred_swaps_leave_no_server_timer_or_lease(self) -> None:
         """llama-swap issue 119, lmp issue 11"""
         here = scene()
         for turn in range(100):
@@ -573,7 +573,7 @@ SLEEP = SuspendSettings(("POST /sleep",), ("POST /wake_up",))
 
 
 class SleepTests(SynchronousTestCase):
-    def test_a_swap_puts_to_sleep_and_wakes(self) -> None:
+    def test_swap_suspends_and_resumes(self) -> None:
         here = scene(sleep=SLEEP).loaded("a", "b", "a")
         self.assertEqual(here.fleet.spawned(), {"a": 1, "b": 1})
         self.assertEqual((here.fleet["a"].wakes, here.fleet["b"].wakes), (1, 0))
@@ -581,14 +581,14 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual([status.model for status in here.router.suspended()], ["b"])
         self.assertEqual(here.router.state("b"), "stopped")
 
-    def test_what_sleeps_already_is_not_said_to_be_in_the_way(self) -> None:
+    def test_suspended_model_is_not_named_as_in_the_way(self) -> None:
         pair = grouped(pair=Group(swap=False, members=("a", "b")))
         here = scene(routing=pair, servers={"b": {"exit": 5.0}}, sleep=SLEEP).loaded("a", "b")
         here.router.request("c")
         here.settle()
         self.assertEqual(here.router.wait_reason("c").models, ("b",))
 
-    def test_a_lease_of_before_the_sleep_is_lost_and_the_next_is_not(self) -> None:
+    def test_lease_from_before_the_suspension_is_lost_and_the_next_is_not(self) -> None:
         here = scene(sleep=SLEEP)
         old = here.lease("a")
         old.release()
@@ -596,11 +596,11 @@ class SleepTests(SynchronousTestCase):
         self.assertTrue(old.lost)
         self.assertFalse(here.lease("a").lost)
 
-    def test_one_that_does_not_go_to_sleep_is_stopped_and_started_again(self) -> None:
+    def test_model_that_cannot_be_suspended_is_stopped_and_started_again(self) -> None:
         here = scene(servers={"a": {"sleepless": True}}, sleep=SLEEP).loaded("a", "b", "a")
         self.assertEqual(here.fleet.spawned(), {"a": 2, "b": 1})
 
-    def test_an_unload_ends_sleeping_ones_too(self) -> None:
+    def test_unload_stops_suspended_models(self) -> None:
         here = scene(servers={"a": {"exit": 1.0}}, sleep=SLEEP).loaded("a")
         here.router.load("b")
         here.clock.advance(1.0)
@@ -614,7 +614,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(here.router.suspended(), [])
         self.assertEqual(here.told(SleepEnded), [SleepEnded("a")])
 
-    def test_idleness_sends_to_sleep_and_a_longer_one_stops(self) -> None:
+    def test_idle_model_is_suspended_and_later_stopped(self) -> None:
         here = scene(ttl=10, sleep=evolve(SLEEP, ttl=100.0)).loaded("a")
         here.clock.advance(10.0)
         here.settle()
@@ -624,14 +624,14 @@ class SleepTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(here.router.suspended(), [])
 
-    def test_the_end_stops_those_who_sleep(self) -> None:
+    def test_shutdown_stops_suspended_models(self) -> None:
         here = scene(sleep=SLEEP).loaded("a", "b")
         down = here.router.shutdown(10.0)
         here.settle()
         self.successResultOf(down)
         self.assertEqual((here.router.suspended(), here.router.running()), ([], []))
 
-    def test_a_sleeping_one_is_handed_over_and_taken_over_asleep(self) -> None:
+    def test_suspended_model_is_handed_over_suspended(self) -> None:
         here = scene(sleep=SLEEP).loaded("a", "b")
         self.assertTrue(here.router.settled)
         servers = here.router.handover.snapshots()
@@ -661,7 +661,7 @@ class MemoryTests(SynchronousTestCase):
         self.assertIsInstance(self.successResultOf(waiting.granted), Lease)
         self.assertEqual(memory.told[2:], ["loading b", "loaded b"])
 
-    def test_a_start_given_up_during_that_wait_never_begins(self) -> None:
+    def test_start_that_is_abandoned_while_it_waits_for_memory_never_begins(self) -> None:
         memory = SlowMemory()
         here = scene(memory=memory)
         memory.waits = Deferred()
@@ -676,7 +676,7 @@ class MemoryTests(SynchronousTestCase):
 class LeftoverTests(SynchronousTestCase):
     """Servers of an earlier run that still end when this one begins."""
 
-    def test_no_second_copy_is_started_beside_a_server_of_an_earlier_run(self) -> None:
+    def test_model_is_not_started_beside_its_server_of_an_earlier_run(self) -> None:
         here, gone = scene(), Deferred()
         here.router.swaps.delay_starts_until(gone)
         answers = results(here.router.request("a"))
@@ -689,7 +689,7 @@ class LeftoverTests(SynchronousTestCase):
         self.assertEqual(len(answers), 1)
         self.assertEqual(self.successResultOf(gone), ["what was swept"])
 
-    def test_each_of_several_is_waited_for_and_one_that_cannot_be_ended_holds_nobody(self) -> None:
+    def test_start_waits_for_each_earlier_server_even_if_stopping_it_fails(self) -> None:
         here, first, second = scene(), Deferred(), Deferred()
         here.router.swaps.delay_starts_until(first)
         here.router.swaps.delay_starts_until(second)
@@ -703,7 +703,7 @@ class LeftoverTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(here.fleet.spawned(), {"a": 1})
 
-    def test_what_is_not_wanted_any_more_by_then_is_not_started(self) -> None:
+    def test_cancelled_request_starts_nothing_when_the_earlier_servers_have_stopped(self) -> None:
         here, gone = scene(), Deferred()
         here.router.swaps.delay_starts_until(gone)
         answers = results(here.router.request("a"))
@@ -715,13 +715,13 @@ class LeftoverTests(SynchronousTestCase):
         self.assertEqual((answers, here.fleet.spawned()), ([ModelUnloaded], {}))
         self.successResultOf(unloaded)
 
-    def test_a_port_that_such_a_server_has_refuses_nobody(self) -> None:
+    def test_port_of_an_earlier_server_refuses_no_request(self) -> None:
         here, gone = scene(), Deferred()
         here.router.swaps.delay_starts_until(gone)
         here.router.request("a")
         self.assertIn(9000, here.fleet["a"].asked_beside[-1])
 
-    def test_what_is_gone_already_delays_nothing(self) -> None:
+    def test_earlier_server_that_has_stopped_delays_no_start(self) -> None:
         here, gone = scene(), Deferred()
         gone.callback([])
         here.router.swaps.delay_starts_until(gone)
@@ -729,7 +729,7 @@ class LeftoverTests(SynchronousTestCase):
 
 
 class CrashTests(SynchronousTestCase):
-    def test_leases_know_that_their_server_is_gone_and_the_next_request_gets_a_fresh_one(self) -> None:
+    def test_leases_of_a_crashed_server_are_lost_and_the_next_request_gets_a_new_process(self) -> None:
         """core V36"""
         here = scene()
         lease = here.lease("a")
@@ -743,7 +743,7 @@ class CrashTests(SynchronousTestCase):
         self.assertEqual(here.fleet.spawned(), {"a": 2})
         self.assertEqual(here.router.health().serving, 0)
 
-    def test_a_request_in_the_same_turn_as_the_crash_is_not_given_the_dead_one(self) -> None:
+    def test_request_in_the_same_turn_as_the_crash_does_not_get_the_crashed_server(self) -> None:
         here = scene().loaded("a")
         here.fleet["a"].crash()
         acquisition = here.router.request("a")
@@ -752,7 +752,7 @@ class CrashTests(SynchronousTestCase):
         here.settle()
         self.assertIsInstance(answers[0], Lease)
 
-    def test_a_model_that_keeps_crashing_is_refused_at_once_with_its_last_words_and_shown(self) -> None:
+    def test_model_that_crashes_repeatedly_is_refused_with_its_log_tail_and_listed_as_failing(self) -> None:
         """core W17: nobody healthy goes for another doomed try"""
         here = scene(servers={"b": {"said": "loading\nout of memory"}})
         for _ in range(2):
@@ -773,7 +773,7 @@ class CrashTests(SynchronousTestCase):
         here.clock.advance(1.0)
         self.assertIsNone(here.router.request("b").refusal)
 
-    def test_loading_by_hand_tries_at_once(self) -> None:
+    def test_load_by_an_operator_ignores_backoff(self) -> None:
         here = scene()
         for _ in range(2):
             here.lease("b").release()
@@ -798,7 +798,7 @@ class CrashTests(SynchronousTestCase):
         later.router.handover.restore_failures(ailing)
         return later
 
-    def test_who_was_left_alone_is_left_alone_by_the_next_program_too(self) -> None:
+    def test_backoff_continues_in_the_next_program(self) -> None:
         here = self.failed_and_replaced()
         refusal = here.router.request("b").refusal
         assert isinstance(refusal, KeepsFailing)
@@ -816,14 +816,14 @@ class CrashTests(SynchronousTestCase):
         self.assertEqual((refusal.failure.count, refusal.retry_after), (3, 2), "and it goes on counting")
         self.assertEqual(refusal.log_tail, "", "its own words count, once it was started")
 
-    def test_loading_by_hand_ends_what_the_earlier_program_left(self) -> None:
+    def test_load_by_an_operator_ends_the_backoff_of_the_earlier_program(self) -> None:
         here = self.failed_and_replaced()
         loaded = here.router.load("b")
         here.settle()
         self.successResultOf(loaded)
         self.assertEqual((here.router.failing(), here.router.failures()), ([], []))
 
-    def test_a_definition_that_changed_with_the_program_is_worth_a_try(self) -> None:
+    def test_changed_definition_ends_the_backoff_of_the_earlier_program(self) -> None:
         here = self.failed_and_replaced(env=("A=1",))
         self.assertIsNone(here.router.request("b").refusal)
         here = self.failed_and_replaced()
@@ -837,7 +837,7 @@ class CrashTests(SynchronousTestCase):
 
 
 class HangTests(SynchronousTestCase):
-    def test_a_server_that_hangs_is_ended_and_its_leases_are_lost(self) -> None:
+    def test_hung_server_is_stopped_and_its_leases_are_lost(self) -> None:
         here = scene()
         lease = here.lease("a")
         here.router.mark_hung("a", "it hung")
@@ -851,14 +851,14 @@ class HangTests(SynchronousTestCase):
         fresh.release()
         self.assertEqual(here.router.health().serving, 0)
 
-    def test_one_that_is_not_ready_any_more_is_left_alone(self) -> None:
+    def test_server_that_is_not_ready_cannot_be_marked_hung(self) -> None:
         here = scene()
         here.router.mark_hung("a", "it hung")
         self.assertEqual((here.router.failing(), here.fleet["a"].graces), ([], []))
 
 
 class IdleTests(SynchronousTestCase):
-    def test_it_goes_after_its_ttl_counted_from_the_last_byte(self) -> None:
+    def test_idle_model_is_unloaded_after_its_ttl_counted_from_the_last_response(self) -> None:
         """core V15, V16"""
         here = scene(ttl=3)
         lease = here.lease("a")
@@ -875,7 +875,7 @@ class IdleTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(here.fleet.up, [])
 
-    def test_one_that_nobody_waited_for_counts_from_ready(self) -> None:
+    def test_ttl_of_a_model_without_requests_counts_from_ready(self) -> None:
         """core V17 as we mend it"""
         here = scene(ttl=30, servers={"a": {"load": 1.0}})
         here.router.request("a").cancel()
@@ -899,7 +899,7 @@ class IdleTests(SynchronousTestCase):
         self.assertIsInstance(answers[0], Lease)
         self.assertEqual(here.fleet["a"].spawned, 2)
 
-    def test_many_short_requests_keep_one_timer(self) -> None:
+    def test_many_short_requests_use_one_timer(self) -> None:
         here = scene(ttl=30).loaded("a")
         for _ in range(50):
             self.successResultOf(here.router.request("a").granted).release()
@@ -907,7 +907,7 @@ class IdleTests(SynchronousTestCase):
 
 
 class UnloadTests(SynchronousTestCase):
-    def test_models_stop_in_parallel_and_others_go_on(self) -> None:
+    def test_unloaded_models_stop_in_parallel_and_others_serve_on(self) -> None:
         """core V99 as we mend it; upstream stalls everything"""
         here = scene(routing=TOGETHER, servers={"a": {"stubborn": True}, "b": {"stubborn": True}})
         here.loaded("a", "b", "c")
@@ -920,7 +920,7 @@ class UnloadTests(SynchronousTestCase):
         self.successResultOf(gone)
         self.assertEqual(here.fleet.up, ["c"])
 
-    def test_all_means_all(self) -> None:
+    def test_unload_without_names_stops_every_model(self) -> None:
         here = scene(routing=TOGETHER).loaded("a", "b")
         gone = here.router.unload()
         here.settle()
@@ -928,7 +928,7 @@ class UnloadTests(SynchronousTestCase):
         self.assertEqual(here.router.running(), [])
         self.successResultOf(here.router.unload())
 
-    def test_it_ends_a_load(self) -> None:
+    def test_unload_ends_a_load(self) -> None:
         """core V31; llama-swap issue 125"""
         here = scene(servers={"a": {"load": None}})
         answers = results(here.router.request("a"))
@@ -939,7 +939,7 @@ class UnloadTests(SynchronousTestCase):
         self.successResultOf(gone)
         self.assertEqual(here.fleet.up, [])
 
-    def test_a_request_right_after_it_is_always_served(self) -> None:
+    def test_request_right_after_an_unload_is_served(self) -> None:
         """core V59 as we mend it; upstream delivers the old load's end to the new request"""
         here = scene(servers={"a": {"load": 2.0, "exit": 1.0}})
         results(here.router.request("a"))
@@ -952,7 +952,7 @@ class UnloadTests(SynchronousTestCase):
         here.settle()
         self.assertIsInstance(answers[0], Lease)
 
-    def test_of_a_model_whose_victims_still_stop_it_means_no_start(self) -> None:
+    def test_unload_of_a_model_whose_victims_still_stop_prevents_its_start(self) -> None:
         """core V100 as we mend it"""
         here = scene(servers={"a": {"exit": 3.0}}).loaded("a")
         answers = results(here.router.request("b"))
@@ -965,7 +965,7 @@ class UnloadTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(here.fleet.spawned(), {"a": 1})
 
-    def test_of_a_model_that_is_stopping_it_waits_for_the_end(self) -> None:
+    def test_unload_of_a_stopping_model_waits_until_it_has_stopped(self) -> None:
         here = scene(ttl=3, servers={"a": {"exit": 2.0}}).loaded("a")
         here.clock.advance(3.0)
         gone = here.router.unload(["a"])
@@ -974,7 +974,7 @@ class UnloadTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(gone)
 
-    def test_a_lease_knows_an_unload_from_a_crash(self) -> None:
+    def test_lease_distinguishes_an_unload_from_a_crash(self) -> None:
         here = scene()
         lease = here.lease("a")
         here.fleet["a"].crash()
@@ -990,7 +990,7 @@ class UnloadTests(SynchronousTestCase):
         again = here.lease("a")
         self.assertEqual((again.lost, again.unloaded), (False, False))
 
-    def test_unloading_all_ends_what_is_served_loading_and_waiting_and_starts_nothing(self) -> None:
+    def test_unload_of_all_models_ends_requests_and_loads_and_starts_nothing(self) -> None:
         here = scene(servers={"b": {"load": None}, "a": {"exit": 1.0}})
         lease = here.lease("a")
         waiting = results(here.router.request("b"), here.router.request("c"))
@@ -1004,7 +1004,7 @@ class UnloadTests(SynchronousTestCase):
         self.successResultOf(gone)
         self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
 
-    def test_unloading_all_during_a_swap_leaves_nothing_up(self) -> None:
+    def test_unload_of_all_models_during_a_swap_leaves_no_server(self) -> None:
         here = scene(servers={"a": {"exit": 1.0}}).loaded("a")
         waiting = results(here.router.request("b"))
         here.settle()
@@ -1015,7 +1015,7 @@ class UnloadTests(SynchronousTestCase):
         self.successResultOf(gone)
         self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
 
-    def test_of_a_model_that_is_not_up_it_runs_the_stop_command_and_keeps_its_room(self) -> None:
+    def test_unload_of_a_stopped_model_runs_its_stop_command_and_blocks_its_memory_meanwhile(self) -> None:
         here = scene(cmd_stop="podman stop a")
         gone = here.router.unload(["a"])
         self.assertEqual(len(here.fleet["a"].cleanings), 1)
@@ -1028,12 +1028,12 @@ class UnloadTests(SynchronousTestCase):
         self.successResultOf(gone)
         self.assertIsInstance(waiting[0], Lease)
 
-    def test_all_runs_no_stop_command_for_what_is_not_up(self) -> None:
+    def test_unload_without_names_runs_no_stop_command_for_stopped_models(self) -> None:
         here = scene(cmd_stop="podman stop a")
         self.successResultOf(here.router.unload())
         self.assertEqual(here.fleet["a"].cleanings, [])
 
-    def test_leases_are_lost(self) -> None:
+    def test_unload_marks_leases_as_lost(self) -> None:
         here = scene()
         lease = here.lease("a")
         here.router.unload(["a"])
@@ -1041,7 +1041,7 @@ class UnloadTests(SynchronousTestCase):
         self.assertTrue(lease.lost)
         lease.release()
 
-    def test_pins_keep_until_an_operator_unloads(self) -> None:
+    def test_pinned_model_stays_loaded_until_an_operator_unloads_it(self) -> None:
         here = scene(ttl=3).loaded("a")
         here.router.pin("a")
         here.clock.advance(100.0)
@@ -1059,7 +1059,7 @@ class UnloadTests(SynchronousTestCase):
 
 
 class OperatorTests(SynchronousTestCase):
-    def test_load_loads_and_holds_nothing(self) -> None:
+    def test_load_by_an_operator_holds_no_lease(self) -> None:
         here = scene()
         done = here.router.load("a")
         here.settle()
@@ -1068,14 +1068,14 @@ class OperatorTests(SynchronousTestCase):
         self.assertEqual(here.router.health().serving, 0)
         self.failureResultOf(here.router.load("zebra"), UnknownModel)
 
-    def test_running_names_what_is_not_down_in_order(self) -> None:
+    def test_running_lists_models_that_are_not_stopped_in_order(self) -> None:
         here = scene(routing=TOGETHER).loaded("c", "a")
         self.assertEqual([one.model for one in here.router.running()], ["a", "c"])
         self.assertEqual(here.router.status("a").state, "ready")
         self.assertRaises(UnknownModel, here.router.status, "zebra")
         self.assertEqual(here.router.state("zebra"), "stopped")
 
-    def test_a_profile_is_chosen_and_told_once(self) -> None:
+    def test_profile_change_is_published_once(self) -> None:
         """core V88, http T067"""
         here = scene()
         config = evolve(here.config, profiles={"work": Profile(pins={"gpt": "a"})})
@@ -1087,7 +1087,7 @@ class OperatorTests(SynchronousTestCase):
         here.router.select_profile(None)
         self.assertEqual(here.told(ProfileChanged), [ProfileChanged("work"), ProfileChanged(None)])
 
-    def test_selectors_look_at_the_servers(self) -> None:
+    def test_selector_chooses_by_the_states_of_servers(self) -> None:
         """core V80"""
         here = scene(routing=TOGETHER)
         config = evolve(here.config, selectors={"pub": Selector("pub", "warm", ("a", "b"))})
@@ -1096,7 +1096,7 @@ class OperatorTests(SynchronousTestCase):
         self.assertEqual(here.router.choose("pub").target, "b")
         self.assertRaises(NoTarget, here.router.choose, "nope")
 
-    def test_vitals_show_a_stuck_waiter(self) -> None:
+    def test_health_shows_a_stuck_request(self) -> None:
         """llama.cpp issue 28829: health says nothing of a dead scheduler"""
         here = scene()
         here.lease("a")
@@ -1113,7 +1113,7 @@ class PreloadTests(SynchronousTestCase):
         here.router.config = evolve(here.config, hooks=HookSettings(OnStartup(preload=names)))
         return here
 
-    def test_what_may_be_up_together_loads_together(self) -> None:
+    def test_preload_loads_compatible_models_in_parallel(self) -> None:
         """core V108 as we mend it"""
         here = self.preloading("a", "b", routing=TOGETHER, a={"load": 5.0}, b={"load": 5.0})
         done = here.router.preload()
@@ -1124,7 +1124,7 @@ class PreloadTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["a", "b"])
         self.assertEqual(here.told(Preloaded), [Preloaded("a", True), Preloaded("b", True)])
 
-    def test_the_others_load_one_after_the_other(self) -> None:
+    def test_preload_loads_conflicting_models_one_after_the_other(self) -> None:
         """core V108"""
         here = self.preloading("a", "b")
         done = here.router.preload()
@@ -1133,7 +1133,7 @@ class PreloadTests(SynchronousTestCase):
         self.assertEqual(here.fleet.up, ["b"])
         self.assertEqual([swap.model for swap in here.told(SwapBegan)], ["a", "b"])
 
-    def test_one_failure_does_not_stop_the_rest(self) -> None:
+    def test_preload_continues_after_a_failure(self) -> None:
         here = self.preloading("a", "b", a={"failure": StartFailed("a", "no")})
         done = here.router.preload()
         here.settle(30)
@@ -1173,7 +1173,7 @@ class ApplyTests(SynchronousTestCase):
         self.assertEqual(here.fleet["a"].model.cmd, "other")
         self.assertEqual(here.fleet["a"].spawned, 2)
 
-    def test_a_removed_model_is_unknown_drains_and_is_forgotten(self) -> None:
+    def test_removed_model_is_unknown_drains_and_is_forgotten(self) -> None:
         here = scene()
         lease = here.lease("a")
         self.change(here, a=None)
@@ -1184,7 +1184,7 @@ class ApplyTests(SynchronousTestCase):
         self.assertTrue(here.fleet["a"].closed)
         self.assertRaises(UnknownModel, here.router.status, "a")
 
-    def test_a_removed_model_that_returns_while_it_drains_is_started_anew(self) -> None:
+    def test_removed_model_that_is_added_while_it_drains_is_restarted(self) -> None:
         here = scene()
         old = here.config.models["a"]
         lease = here.lease("a")
@@ -1201,7 +1201,7 @@ class ApplyTests(SynchronousTestCase):
         self.change(here, d=Model("d", cmd="serve d"))
         self.assertIsInstance(here.lease("d"), Lease)
 
-    def test_what_needs_no_new_process_is_adjusted_in_place(self) -> None:
+    def test_change_that_needs_no_new_process_is_applied_in_place(self) -> None:
         here = scene().loaded("a")
         self.change(here, a=evolve(here.config.models["a"], ttl=5))
         self.assertEqual(here.fleet["a"].retuned, 1)
@@ -1209,7 +1209,7 @@ class ApplyTests(SynchronousTestCase):
         here.settle()
         self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
 
-    def test_the_profile_is_none_afterwards(self) -> None:
+    def test_reload_deactivates_the_profile(self) -> None:
         """core V87"""
         here = scene()
         config = evolve(here.config, profiles={"work": Profile(pins={"gpt": "a"})})
@@ -1218,7 +1218,7 @@ class ApplyTests(SynchronousTestCase):
         self.change(here, d=Model("d", cmd="serve d"))
         self.assertIsNone(here.router.profile)
 
-    def test_preload_follows_only_what_is_new(self) -> None:
+    def test_reload_preloads_only_new_models(self) -> None:
         here = scene(routing=TOGETHER)
         config = evolve(here.config, hooks=HookSettings(OnStartup(preload=("a", "b"))))
         here.router.config = config
@@ -1226,7 +1226,7 @@ class ApplyTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(here.told(Preloaded), [Preloaded("b", True)])
 
-    def test_a_hundred_reloads_under_load_lose_no_request_and_start_nothing_twice(self) -> None:
+    def test_hundred_reloads_under_load_lose_no_request_and_start_no_model_twice(self) -> None:
         here = scene(routing=TOGETHER)
         lease = here.lease("b")
         for turn in range(100):
@@ -1241,7 +1241,7 @@ class ApplyTests(SynchronousTestCase):
 
 
 class ShutdownTests(SynchronousTestCase):
-    def test_who_waits_is_refused_and_nothing_is_left(self) -> None:
+    def test_shutdown_refuses_waiting_requests_and_leaves_no_server(self) -> None:
         here = scene(routing=TOGETHER).loaded("a", "b")
         here.fleet["c"].load = None
         waiting = results(here.router.request("c"))
@@ -1255,7 +1255,7 @@ class ShutdownTests(SynchronousTestCase):
         self.assertIsInstance(here.router.request("a").refusal, ShuttingDown)
         self.assertEqual(here.clock.getDelayedCalls(), [])
 
-    def test_draining_answers_who_waits_and_lets_ready_models_serve_on(self) -> None:
+    def test_draining_refuses_waiting_requests_while_ready_models_serve_on(self) -> None:
         here = scene(routing=TOGETHER).loaded("a")
         lease = here.lease("a")
         here.fleet["c"].load = None
@@ -1277,7 +1277,7 @@ class ShutdownTests(SynchronousTestCase):
         here.lease("b").release()
         self.assertEqual(here.fleet.up, ["b"])
 
-    def test_all_stop_at_once_within_the_deadline(self) -> None:
+    def test_shutdown_stops_all_models_in_parallel_within_the_deadline(self) -> None:
         servers = {name: {"stubborn": True} for name in "abc"}
         here = scene(routing=TOGETHER, servers=servers, unload_timeout=60.0).loaded("a", "b", "c")
         done = here.router.shutdown(5.0)
@@ -1286,7 +1286,7 @@ class ShutdownTests(SynchronousTestCase):
         self.successResultOf(done)
         self.assertEqual(here.fleet["a"].graces, [4.0])
 
-    def test_the_deadline_is_honoured_when_something_does_not_go(self) -> None:
+    def test_shutdown_ends_at_the_deadline_if_a_server_does_not_stop(self) -> None:
         here = scene(servers={"a": {"exit": None}}).loaded("a")
         done = here.router.shutdown(5.0)
         here.clock.advance(4.9)
@@ -1294,7 +1294,7 @@ class ShutdownTests(SynchronousTestCase):
         here.clock.advance(0.1)
         self.successResultOf(done)
 
-    def test_a_second_call_may_be_less_patient(self) -> None:
+    def test_second_shutdown_may_have_a_shorter_deadline(self) -> None:
         here = scene(servers={"a": {"stubborn": True}}).loaded("a")
         first, second = here.router.shutdown(30.0), here.router.shutdown(1.0)
         here.clock.advance(1.0)
@@ -1324,7 +1324,7 @@ class HandoverTests(SynchronousTestCase):
             [here.clock.seconds() - 2.0, here.clock.seconds(), here.clock.seconds() - 2.0],
         )
 
-    def test_what_loads_or_stops_is_not_settled(self) -> None:
+    def test_router_that_loads_or_stops_a_model_is_not_settled(self) -> None:
         here = scene(routing=TOGETHER)
         here.fleet["a"].load = None
         here.router.load("a").addErrback(lambda _: None)
@@ -1337,7 +1337,7 @@ class HandoverTests(SynchronousTestCase):
         here.router.unload(["a"])
         self.assertFalse(here.router.settled)
 
-    def test_adopted_servers_serve_at_once_and_are_not_started(self) -> None:
+    def test_adopted_servers_serve_at_once_without_a_start(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
         self.assertEqual(here.router.handover.adopt(there), [])
@@ -1347,7 +1347,7 @@ class HandoverTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(acquisition.granted).endpoint, there[0].endpoint)
         self.assertEqual(here.fleet["a"].spawned, 0)
 
-    def test_the_idle_clock_goes_on(self) -> None:
+    def test_idle_time_of_an_adopted_server_continues(self) -> None:
         there = [evolve(one, idle_since=-7.0) for one in self.handed()]
         here = scene(routing=TOGETHER, ttl=10)
         here.router.handover.adopt(there)
@@ -1357,14 +1357,14 @@ class HandoverTests(SynchronousTestCase):
         here.settle()
         self.assertEqual(here.router.running(), [])
 
-    def test_one_whose_definition_changed_is_stopped(self) -> None:
+    def test_adopted_server_with_a_changed_definition_is_stopped(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
         here.router.handover.adopt([evolve(there[0], argv=("another",)), there[1]])
         here.settle()
         self.assertEqual([status.model for status in here.router.running()], ["b"])
 
-    def test_one_that_is_not_there_leaves_its_model_cold_and_the_others_alone(self) -> None:
+    def test_missing_server_is_not_adopted_and_others_are(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
         lost = evolve(there[0], pid=-1)
@@ -1376,7 +1376,7 @@ class HandoverTests(SynchronousTestCase):
         self.assertTrue(here.router.settled)
         self.assertEqual(here.lease("a").ticket.model, "a")
 
-    def test_one_that_ended_in_between_is_a_crash_and_is_started_anew(self) -> None:
+    def test_server_that_exited_during_the_upgrade_counts_as_crashed(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
         self.assertEqual(here.router.handover.adopt([evolve(there[0], pid=1)]), [])
@@ -1387,7 +1387,7 @@ class HandoverTests(SynchronousTestCase):
 
 
 class HoldTests(SynchronousTestCase):
-    def test_who_waits_is_told_for_what(self) -> None:
+    def test_wait_reason_names_what_a_request_waits_for(self) -> None:
         here = scene(servers={"a": {"exit": 2.0}, "b": {"load": 5.0}})
         lease = here.lease("a")
         here.router.request("b", origin="request:7")
@@ -1408,19 +1408,19 @@ class HoldTests(SynchronousTestCase):
         self.assertIsNone(here.router.wait_reason("b"))
         self.assertEqual([event.origin for event in here.told(SwapBegan)], ["", "request:7"])
 
-    def test_a_model_that_is_unknown_holds_nobody(self) -> None:
+    def test_unknown_model_has_no_wait_reason(self) -> None:
         self.assertIsNone(scene().router.wait_reason("lab/x"))
 
 
 class OriginTests(SynchronousTestCase):
-    def test_a_swap_says_what_asked_for_it(self) -> None:
+    def test_swap_event_names_its_origin(self) -> None:
         here = scene(routing=TOGETHER)
         here.router.load("a")
         here.router.preload(["b"])
         here.settle()
         self.assertEqual([event.origin for event in here.told(SwapBegan)], ["manual", "preload"])
 
-    def test_a_stop_says_why(self) -> None:
+    def test_state_change_of_a_stop_contains_the_reason(self) -> None:
         here = scene(ttl=5).loaded("a")
         here.clock.advance(5.0)
         here.settle()
@@ -1432,7 +1432,7 @@ class OriginTests(SynchronousTestCase):
         stopping = [event.why for event in here.told(StateChanged) if event.new == "stopping"]
         self.assertEqual(stopping, ["idle", "unload"])
 
-    def test_a_failed_start_says_how_its_server_ended(self) -> None:
+    def test_swap_event_of_a_failed_start_contains_the_exit_status(self) -> None:
         here = scene(servers={"a": {"load": 5.0}})
         here.router.request("a").granted.addErrback(lambda _: None)
         here.settle()

@@ -310,7 +310,7 @@ class RouterMachine(RuleBasedStateMachine):
 
 
 class RouterMachineTests(SynchronousTestCase):
-    def test_whatever_happens_everybody_is_answered_once_and_nothing_is_left(self) -> None:
+    def test_router_answers_every_request_once_in_any_order_of_events(self) -> None:
         run(
             RouterMachine,
             settings=settings(max_examples=150, stateful_step_count=40, suppress_health_check=list(HealthCheck)),

@@ -22,8 +22,8 @@ def sleepers(**servers: tuple[str, int]) -> set[str]:
 
 
 class SleepTests(SynchronousTestCase):
-    def test_models_that_share_a_port_are_stopped_since_a_sleeping_one_would_keep_it(self) -> None:
+    def test_models_that_share_a_port_are_stopped_because_a_suspended_one_would_keep_it(self) -> None:
         self.assertEqual(sleepers(a=("127.0.0.1", 9000), b=("localhost", 9000), c=("127.0.0.1", 9001)), {"c"})
 
-    def test_ports_of_other_machines_are_their_affair(self) -> None:
+    def test_models_on_other_machines_may_share_a_port(self) -> None:
         self.assertEqual(sleepers(a=("box", 9000), b=("box", 9000), c=("127.0.0.1", 9000)), {"a", "b", "c"})

@@ -44,7 +44,7 @@ def evictions(here: World) -> list[tuple[str, tuple[str, ...]]]:
 
 
 class LoadingTests(SynchronousTestCase):
-    def test_a_hundred_requests_for_a_cold_model_are_one_load(self) -> None:
+    def test_hundred_requests_for_a_stopped_model_cause_one_load(self) -> None:
         """core V13, core V76"""
         here = world()
         tickets = here.requests(*"a" * 100)
@@ -54,7 +54,7 @@ class LoadingTests(SynchronousTestCase):
         self.assertEqual(here.spawns, {"a": 1})
         self.assertEqual(set(here.granted), {ticket.number for ticket in tickets})
 
-    def test_an_idle_model_goes_for_another(self) -> None:
+    def test_idle_model_is_evicted_for_another(self) -> None:
         """core V43"""
         here = loaded(swapping(), "a")
         here.request("b")
@@ -82,7 +82,7 @@ class LoadingTests(SynchronousTestCase):
         self.assertEqual(evictions(here)[-1], ("c", ("a", "b")))
         self.assertEqual(here.served, ["a", "b", "c"])
 
-    def test_swaps_that_share_a_victim_wait_for_it_to_be_gone(self) -> None:
+    def test_swaps_that_share_a_victim_wait_until_it_has_stopped(self) -> None:
         """core V55; upstream waits for the whole of the other swap, which is more than the victim asks for"""
         here = loaded(world("ca", "cb"), "c")
         here.requests("a", "b")
@@ -101,7 +101,7 @@ class LoadingTests(SynchronousTestCase):
         self.assertEqual(here.spawns, {"a": 2})
         self.assertEqual(here.served, ["a"])
 
-    def test_two_cold_models_asked_for_at_once_are_both_served(self) -> None:
+    def test_two_stopped_models_requested_at_once_are_both_served(self) -> None:
         """Not one of them queued for ever (llama.cpp issue 28443); the first is not evicted before it was used."""
         here = swapping()
         first = here.request("a")
@@ -115,7 +115,7 @@ class LoadingTests(SynchronousTestCase):
 
 
 class QueueTests(SynchronousTestCase):
-    def test_requests_for_one_model_are_collected_when_its_turn_comes(self) -> None:
+    def test_queued_requests_for_one_model_join_its_load_together(self) -> None:
         """core V47"""
         here = swapping()
         here.requests(*"abcabc")
@@ -126,7 +126,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual("".join(here.served), "aabbcc")
         self.assertEqual([swap.model for swap in here.swaps], ["a", "b", "c"])
 
-    def test_higher_priorities_stand_before_lower_ones_and_equals_in_order(self) -> None:
+    def test_queue_is_ordered_by_priority_and_then_by_arrival(self) -> None:
         """core V48"""
         here = swapping()
         busy = here.request("a")
@@ -140,7 +140,7 @@ class QueueTests(SynchronousTestCase):
             here.end(next(iter(here.granted.values())))
         self.assertEqual(here.served, ["a", "e", "c", "d", "b"])
 
-    def test_everybody_hears_when_a_place_changes(self) -> None:
+    def test_each_changed_position_is_reported(self) -> None:
         """core V97"""
         here = swapping()
         here.request("a")
@@ -152,7 +152,7 @@ class QueueTests(SynchronousTestCase):
         urgent = here.request("e", 1)
         self.assertEqual([here.positions[one.number] for one in (urgent, second, third)], [1, 2, 3])
 
-    def test_what_is_blocked_does_not_block_what_stands_behind_it(self) -> None:
+    def test_blocked_request_does_not_block_requests_behind_it(self) -> None:
         here = world("ab")
         here.request("a")
         here.load_all()
@@ -172,7 +172,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(here.served, ["b"])
         self.assertEqual(here.spawns, {"a": 1, "b": 1})
 
-    def test_a_client_that_leaves_the_queue_gives_its_slot_back(self) -> None:
+    def test_client_that_leaves_the_queue_frees_its_slot(self) -> None:
         """core V53"""
         here = swapping(b=ModelRules(limit=1))
         here.request("a")
@@ -182,7 +182,7 @@ class QueueTests(SynchronousTestCase):
         second = here.request("b")
         self.assertNotIn(second.number, here.refused)
 
-    def test_a_load_that_nobody_wants_any_more_yields(self) -> None:
+    def test_load_without_requests_yields_to_a_request(self) -> None:
         """core V49 as we mend it"""
         here = swapping()
         only = here.request("a")
@@ -193,7 +193,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(here.served, ["b"])
         self.assertNotIn("a", here.ready)
 
-    def test_a_load_yields_also_when_its_last_client_leaves_with_somebody_queued_already(self) -> None:
+    def test_load_yields_when_its_last_client_leaves_while_another_request_is_queued(self) -> None:
         here = swapping()
         only = here.request("a")
         here.request("b")
@@ -202,14 +202,14 @@ class QueueTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["b"])
 
-    def test_a_load_given_up_while_it_evicts_never_starts(self) -> None:
+    def test_load_that_is_abandoned_during_its_evictions_never_starts(self) -> None:
         here = loaded(swapping(), "a")
         here.cancel(here.request("b"))
         here.request("c")
         here.load_all()
         self.assertEqual(here.spawns, {"a": 1, "c": 1})
 
-    def test_a_load_nobody_waits_for_may_end_when_nothing_wants_its_room(self) -> None:
+    def test_load_without_requests_continues_if_no_request_needs_its_memory(self) -> None:
         """core V17 as we mend it"""
         here = world(a=ModelRules(ttl=30.0))
         here.cancel(here.request("a"))
@@ -238,25 +238,25 @@ class CrowdTests(SynchronousTestCase):
         here.advance(RECONSIDER_DELAY)
         return here.placed - before
 
-    def test_hundreds_that_leave_at_once_do_not_each_have_all_the_others_told(self) -> None:
+    def test_positions_are_not_reported_for_each_of_hundreds_of_clients_that_leave_at_once(self) -> None:
         here, tickets = self.crowd()
         self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
         self.assertEqual(here.queued(), [])
 
-    def test_nor_those_who_have_waited_for_long(self) -> None:
+    def test_positions_are_not_reported_for_each_of_hundreds_of_starved_clients_that_leave_at_once(self) -> None:
         here, tickets = self.crowd()
         here.advance(60.0)
         self.assertLess(self.placed_while(here, tickets), 4 * len(tickets))
         self.assertEqual(here.queued(), [])
 
-    def test_who_stays_knows_its_place_a_moment_later(self) -> None:
+    def test_remaining_request_gets_its_position_a_moment_after_a_crowd_left(self) -> None:
         here, tickets = self.crowd()
         self.placed_while(here, tickets[::2])
         queued = here.queued()
         self.assertEqual([ticket.number for ticket in queued], [ticket.number for ticket in tickets[1::2]])
         self.assertEqual([here.positions[ticket.number] for ticket in queued], list(range(1, len(queued) + 1)))
 
-    def test_what_those_who_left_had_a_claim_to_is_given_to_others_a_moment_later(self) -> None:
+    def test_reservations_of_a_crowd_that_left_end_a_moment_later(self) -> None:
         here, tickets = self.crowd(fairness_window=1.0)
         here.advance(2.0)
         late = here.request("a")
@@ -269,7 +269,7 @@ class CrowdTests(SynchronousTestCase):
         here.advance(RECONSIDER_DELAY)
         self.assertIn(late.number, here.granted)
 
-    def test_a_model_that_a_whole_crowd_claimed_is_free_again_when_all_of_it_left_at_once(self) -> None:
+    def test_model_reserved_by_a_crowd_is_free_when_the_whole_crowd_left_at_once(self) -> None:
         here, tickets = self.crowd(fairness_window=1.0)
         here.advance(2.0)
         for ticket in tickets:
@@ -279,7 +279,7 @@ class CrowdTests(SynchronousTestCase):
 
 
 class OneSidedTests(SynchronousTestCase):
-    def test_a_victim_does_not_come_back_while_the_swap_it_made_room_for_goes_on(self) -> None:
+    def test_victim_is_not_loaded_while_the_swap_that_evicted_it_runs(self) -> None:
         """c would not evict a (groups are one-sided), but a's load has just sent c away."""
         here = world()
         here.rules = evolve(
@@ -296,7 +296,7 @@ class OneSidedTests(SynchronousTestCase):
 
 
 class FairnessTests(SynchronousTestCase):
-    def test_a_ready_model_goes_on_serving_while_another_waits(self) -> None:
+    def test_ready_model_serves_on_while_a_request_for_another_waits(self) -> None:
         """core V44"""
         here = swapping()
         first = here.request("a")
@@ -313,7 +313,7 @@ class FairnessTests(SynchronousTestCase):
         here.end(second)
         self.assertEqual([swap.model for swap in here.swaps], ["a", "b"])
 
-    def test_a_moderate_priority_leaves_a_second_of_overtaking(self) -> None:
+    def test_moderate_priority_leaves_a_fairness_window_of_a_second(self) -> None:
         """core V45"""
         here = swapping()
         first = here.request("a")
@@ -324,7 +324,7 @@ class FairnessTests(SynchronousTestCase):
         self.assertIn(here.request("a").number, here.granted)
         here.end(first)
 
-    def test_two_overlapping_clients_cannot_keep_another_waiting(self) -> None:
+    def test_two_overlapping_clients_cannot_starve_a_third(self) -> None:
         """Upstream starves the third for ever."""
         here = swapping()
         streams = here.requests("a")
@@ -344,7 +344,7 @@ class FairnessTests(SynchronousTestCase):
         assert served_at is not None
         self.assertLessEqual(served_at - waiting.since, 12.0)
 
-    def test_after_the_fairness_window_the_model_drains_and_the_queue_moves(self) -> None:
+    def test_model_drains_after_the_fairness_window_and_the_queue_moves(self) -> None:
         here = swapping()
         stream = here.request("a")
         here.load_all()
@@ -373,7 +373,7 @@ class FairnessTests(SynchronousTestCase):
         here.advance(0.2)
         self.assertIn(here.request("a").number, here.waiting)
 
-    def test_priorities_do_not_starve_either(self) -> None:
+    def test_priorities_do_not_starve_a_request(self) -> None:
         """A stream of urgent requests for others does not keep a patient one waiting beyond its bound."""
         here = swapping(fairness_window=10.0)
         busy = here.request("a")
@@ -392,7 +392,7 @@ class FairnessTests(SynchronousTestCase):
         here.load_all()
         self.assertIn(patient.number, here.granted)
 
-    def test_nobody_may_put_one_more_in_the_way_of_a_claim(self) -> None:
+    def test_load_that_would_conflict_with_a_reservation_waits(self) -> None:
         """c and a both stand in b's way; a is cold when b's fairness window ends, and stays so until b was served."""
         here = world("ab", "cb")
         busy = here.request("c")
@@ -461,7 +461,7 @@ class FairnessTests(SynchronousTestCase):
         here.request("b")
         self.assertEqual([swap.evict for swap in here.swaps], [(), ("a",)])
 
-    def test_a_claim_ends_with_its_client(self) -> None:
+    def test_reservation_ends_when_its_client_leaves(self) -> None:
         here = swapping()
         here.request("a")
         here.load_all()
@@ -472,7 +472,7 @@ class FairnessTests(SynchronousTestCase):
         here.cancel(waiting)
         self.assertIn(held.number, here.granted)
 
-    def test_claims_are_served_in_the_order_in_which_they_arose(self) -> None:
+    def test_reservations_are_served_in_the_order_in_which_they_were_made(self) -> None:
         here = swapping()
         busy = here.request("a")
         here.load_all()
@@ -498,7 +498,7 @@ class FairnessTests(SynchronousTestCase):
         here.advance(5.0)
         self.assertIn(here.request("a").number, here.waiting)
 
-    def test_the_bound_is_configurable(self) -> None:
+    def test_fairness_window_is_configurable(self) -> None:
         here = swapping(fairness_window=0.0)
         here.request("a")
         here.load_all()
@@ -507,7 +507,7 @@ class FairnessTests(SynchronousTestCase):
 
 
 class LimitTests(SynchronousTestCase):
-    def test_an_explicit_limit_counts_loading_queued_and_serving(self) -> None:
+    def test_explicit_limit_counts_joined_queued_and_served_requests(self) -> None:
         """core V51"""
         here = world(a=ModelRules(limit=2))
         tickets = here.requests("a", "a", "a")
@@ -519,7 +519,7 @@ class LimitTests(SynchronousTestCase):
         self.assertIn(here.request("a").number, here.granted)
         self.assertIn(here.request("a").number, here.refused)
 
-    def test_without_a_limit_a_ready_model_is_given_everything(self) -> None:
+    def test_ready_model_without_a_limit_gets_every_request(self) -> None:
         """core V52; upstream refuses the eleventh; http T101"""
         here = world()
         here.requests(*"a" * 11)
@@ -536,7 +536,7 @@ class LimitTests(SynchronousTestCase):
         self.assertIsInstance(here.refused[extra.number], QueueFull)
         self.assertNotIn(here.request("b").number, here.refused)
 
-    def test_a_wait_in_the_queue_has_an_end(self) -> None:
+    def test_queued_request_is_refused_after_the_longest_wait(self) -> None:
         here = swapping()
         here.retune(evolve(here.rules, max_wait=60.0))
         busy = here.request("a")
@@ -565,7 +565,7 @@ class LimitTests(SynchronousTestCase):
         here.reader_stalled(busy, here.now)
         return here, busy
 
-    def test_a_stalled_reader_is_cut_when_another_request_has_waited_for_its_room(self) -> None:
+    def test_stalled_reader_is_interrupted_when_another_request_has_waited_for_its_model(self) -> None:
         here, busy = self.stalled()
         here.advance(1000.0)
         self.assertEqual(here.interrupted, [])
@@ -580,7 +580,7 @@ class LimitTests(SynchronousTestCase):
         here.load_all()
         self.assertIn(waiting.number, here.granted)
 
-    def test_a_reader_that_stalls_while_another_request_waits_has_the_whole_time(self) -> None:
+    def test_reader_that_stalls_while_another_request_waits_has_the_whole_time(self) -> None:
         here = swapping()
         here.retune(evolve(here.rules, stalled_reader=60.0))
         busy = here.request("a")
@@ -593,7 +593,7 @@ class LimitTests(SynchronousTestCase):
         here.advance(0.1)
         self.assertEqual(here.interrupted, [(busy.number, 60.0, "b")])
 
-    def test_a_reader_that_reads_again_is_not_cut(self) -> None:
+    def test_reader_that_reads_again_is_not_interrupted(self) -> None:
         here, busy = self.stalled()
         here.request("b")
         here.advance(59.0)
@@ -601,7 +601,7 @@ class LimitTests(SynchronousTestCase):
         here.advance(1000.0)
         self.assertEqual(here.interrupted, [])
 
-    def test_a_request_that_waits_for_another_room_cuts_no_stalled_reader(self) -> None:
+    def test_request_that_waits_for_another_model_interrupts_no_stalled_reader(self) -> None:
         here = world("bc")
         here.retune(evolve(here.rules, stalled_reader=60.0))
         stalled, busy = here.requests("a", "b")
@@ -612,14 +612,14 @@ class LimitTests(SynchronousTestCase):
         self.assertEqual(here.interrupted, [])
         here.end(busy)
 
-    def test_a_stalled_reader_is_never_cut_without_a_bound(self) -> None:
+    def test_stalled_reader_is_never_interrupted_without_a_bound(self) -> None:
         here, _ = self.stalled()
         here.retune(evolve(here.rules, stalled_reader=0.0))
         here.request("b")
         here.advance(1000.0)
         self.assertEqual(here.interrupted, [])
 
-    def test_the_time_a_load_takes_is_not_waiting(self) -> None:
+    def test_time_of_the_load_does_not_count_as_wait(self) -> None:
         here = swapping()
         here.retune(evolve(here.rules, max_wait=60.0))
         here.request("a")
@@ -628,7 +628,7 @@ class LimitTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["a"])
 
-    def test_the_bound_counts_the_queue_as_well_as_those_who_joined(self) -> None:
+    def test_bound_on_waiting_requests_counts_queued_and_joined_ones(self) -> None:
         here = swapping()
         here.rules = evolve(here.rules, max_queue=2)
         here.retune(here.rules)
@@ -639,7 +639,7 @@ class LimitTests(SynchronousTestCase):
         here.cancel(tickets[0])
         self.assertIn(here.request("b").number, here.waiting)
 
-    def test_a_thousand_waiting_requests_do_not_make_decisions_slow(self) -> None:
+    def test_decisions_stay_fast_with_a_thousand_waiting_requests(self) -> None:
         here = swapping()
         busy = here.request("a")
         here.load_all()
@@ -651,7 +651,7 @@ class LimitTests(SynchronousTestCase):
 
 
 class IdleTests(SynchronousTestCase):
-    def test_the_time_runs_from_the_end_of_the_last_request(self) -> None:
+    def test_idle_time_begins_at_the_end_of_the_last_request(self) -> None:
         """core V15, V16"""
         here = world(a=ModelRules(ttl=3.0))
         first, second = here.requests("a", "a")
@@ -665,7 +665,7 @@ class IdleTests(SynchronousTestCase):
         here.advance(0.1)
         self.assertEqual(here.stops, [Stop(("a",), "idle")])
 
-    def test_use_takes_the_timer_back(self) -> None:
+    def test_request_cancels_the_idle_timer(self) -> None:
         """core V21"""
         here = world(a=ModelRules(ttl=3.0))
         loaded(here, "a")
@@ -674,7 +674,7 @@ class IdleTests(SynchronousTestCase):
             here.end(here.request("a"))
         self.assertEqual(here.stops, [])
 
-    def test_a_request_and_an_expiry_cannot_race(self) -> None:
+    def test_request_and_idle_expiry_cannot_race(self) -> None:
         """An expiry that was under way when a request came is void (llama-swap issue 946)."""
         here = world(a=ModelRules(ttl=3.0))
         loaded(here, "a")
@@ -682,7 +682,7 @@ class IdleTests(SynchronousTestCase):
         here.request("a")
         self.assertEqual(here.scheduler.idle_expired("a", here.now), [])
 
-    def test_requests_around_the_expiry_are_all_served(self) -> None:
+    def test_requests_around_the_idle_expiry_are_all_served(self) -> None:
         for offset in range(-5, 6):
             here = world(a=ModelRules(ttl=3.0))
             loaded(here, "a")
@@ -696,7 +696,7 @@ class IdleTests(SynchronousTestCase):
         here.advance(1e9)
         self.assertEqual(here.ready, {"a"})
 
-    def test_nothing_is_armed_for_a_model_that_is_never_idle(self) -> None:
+    def test_model_that_is_never_idle_has_no_timer(self) -> None:
         here = world(a=ModelRules(ttl=3.0))
         ticket = here.request("a")
         here.load_all()
@@ -711,7 +711,7 @@ SLEEPS = ModelRules(can_suspend=True)
 
 
 class SleepTests(SynchronousTestCase):
-    def test_who_can_sleep_is_put_to_sleep_for_another_and_woken_for_the_next_request(self) -> None:
+    def test_model_that_can_suspend_is_suspended_for_another_and_resumed_for_the_next_request(self) -> None:
         here = loaded(swapping(a=SLEEPS), "a")
         here.end(here.request("a"))
         ticket = here.request("b")
@@ -724,7 +724,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(evictions(here)[-1], ("a", ("b",)))
         self.assertEqual((here.spawns["a"], here.wakes["a"]), (1, 1))
 
-    def test_who_sleeps_takes_up_no_room_on_its_way_out_either(self) -> None:
+    def test_suspended_model_uses_no_memory_while_it_stops(self) -> None:
         here = loaded(swapping(a=SLEEPS), "a", "b")
         here.unload("a")
         self.assertEqual(here.stopping, {"a"})
@@ -734,7 +734,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(len(here.startable()), 1)
         self.assertEqual(evictions(here), [("c", ())])
 
-    def test_idleness_is_sleep_first_and_a_stop_later(self) -> None:
+    def test_idle_model_is_suspended_first_and_stopped_later(self) -> None:
         here = loaded(swapping(a=ModelRules(ttl=5.0, can_suspend=True, suspended_ttl=60.0)), "a")
         here.advance(5.0)
         self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "idle")])
@@ -744,21 +744,21 @@ class SleepTests(SynchronousTestCase):
         here.advance(1.0)
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "idle")])
 
-    def test_without_a_limit_it_sleeps_for_ever(self) -> None:
+    def test_suspended_model_without_a_limit_stays_suspended(self) -> None:
         here = loaded(swapping(a=ModelRules(ttl=5.0, can_suspend=True)), "a")
         here.advance(5.0)
         here.stopped("a")
         here.advance(1e6)
         self.assertEqual((here.asleep, here.stops), ({"a"}, []))
 
-    def test_a_request_ends_the_time_to_sleep(self) -> None:
+    def test_request_cancels_the_timer_of_a_suspended_model(self) -> None:
         here = loaded(swapping(a=ModelRules(ttl=5.0, can_suspend=True, suspended_ttl=60.0)), "a")
         here.advance(5.0)
         here.stopped("a")
         here.request("a")
         self.assertEqual(here.idle, {})
 
-    def test_one_that_does_not_go_to_sleep_is_gone(self) -> None:
+    def test_model_that_cannot_be_suspended_counts_as_stopped(self) -> None:
         here = loaded(swapping(a=SLEEPS), "a")
         here.request("b")
         here.stopped("a", may_sleep=False)
@@ -766,7 +766,7 @@ class SleepTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.ready, {"b"})
 
-    def test_one_that_ends_in_its_sleep_is_cold_and_its_next_load_is_tried_at_once(self) -> None:
+    def test_suspended_model_that_exits_is_loaded_at_once_for_the_next_request(self) -> None:
         here = loaded(swapping(a=SLEEPS), "a", "b")
         for _ in range(5):
             here.die_asleep("a")
@@ -775,7 +775,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(here.scheduler.failures, {})
         self.assertEqual(forecast(here.scheduler, "a", here.now).action, "load")
 
-    def test_too_many_asleep_and_the_one_that_sleeps_longest_is_stopped(self) -> None:
+    def test_longest_suspended_model_is_stopped_if_too_many_are_suspended(self) -> None:
         here = swapping(**dict.fromkeys("abcd", SLEEPS))
         here.rules = here.scheduler.rules = evolve(here.rules, max_suspended=2)
         for model in "abc":
@@ -787,7 +787,7 @@ class SleepTests(SynchronousTestCase):
         here.retune(evolve(here.rules, max_suspended=1))
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("b",), "asleep")])
 
-    def test_a_pinned_one_is_woken_and_never_stopped_for_its_sleep(self) -> None:
+    def test_pinned_model_is_resumed_and_never_stopped_for_being_suspended(self) -> None:
         here = swapping(**dict.fromkeys("abc", ModelRules(can_suspend=True, suspended_ttl=5.0)))
         here.rules = here.scheduler.rules = evolve(here.rules, max_suspended=1)
         loaded(here, "a", "b")
@@ -796,7 +796,7 @@ class SleepTests(SynchronousTestCase):
         loaded(here, "c")
         self.assertEqual(here.asleep, {"a"})
 
-    def test_a_restarted_or_removed_one_does_not_sleep_on(self) -> None:
+    def test_restarted_or_removed_model_does_not_stay_suspended(self) -> None:
         here = loaded(swapping(**dict.fromkeys("abc", SLEEPS)), "a", "b", "c")
         self.assertEqual(here.asleep, {"a", "b"})
         here.retune(evolve(here.rules, models=dict.fromkeys("bcde", SLEEPS)), "b")
@@ -805,13 +805,13 @@ class SleepTests(SynchronousTestCase):
         here.request("d")
         self.assertEqual(here.swaps[-1].suspend, frozenset())
 
-    def test_one_on_its_way_to_sleep_is_stopped_where_its_definition_changes(self) -> None:
+    def test_model_that_is_being_suspended_is_stopped_if_its_definition_changes(self) -> None:
         here = loaded(swapping(a=SLEEPS), "a")
         here.request("b")
         here.retune(here.rules, "a")
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "reload")])
 
-    def test_a_wake_nobody_waits_for_any_more_is_sent_back_to_sleep(self) -> None:
+    def test_resumed_model_without_requests_is_suspended_again(self) -> None:
         here = loaded(swapping(a=SLEEPS), "a", "b")
         here.cancel(here.request("a"))
         here.load_until_starting("a")
@@ -820,7 +820,7 @@ class SleepTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
 
-    def test_it_begins_with_those_that_slept_before(self) -> None:
+    def test_scheduler_begins_with_models_that_were_suspended_before(self) -> None:
         here = swapping(a=ModelRules(can_suspend=True, suspended_ttl=60.0))
         here.adopt_asleep("a", idle=50.0)
         self.assertTrue(here.scheduler.settled)
@@ -830,7 +830,7 @@ class SleepTests(SynchronousTestCase):
 
 
 class UnloadTests(SynchronousTestCase):
-    def test_a_load_is_ended_and_those_who_wait_are_told(self) -> None:
+    def test_unload_during_a_load_refuses_the_waiting_requests(self) -> None:
         """core V31, V59"""
         here = world()
         first = here.request("a")
@@ -843,7 +843,7 @@ class UnloadTests(SynchronousTestCase):
         self.assertIn(second.number, here.granted)
         self.assertEqual(here.spawns, {"a": 2})
 
-    def test_an_unload_while_others_still_stop_means_that_it_does_not_start(self) -> None:
+    def test_model_that_is_unloaded_while_its_victims_stop_does_not_start(self) -> None:
         """core V100 as we mend it"""
         here = loaded(swapping(), "a")
         ticket = here.request("b")
@@ -853,7 +853,7 @@ class UnloadTests(SynchronousTestCase):
         self.assertEqual(here.alive, set())
         self.assertEqual(here.spawns, {"a": 1})
 
-    def test_queued_requests_of_the_model_are_refused(self) -> None:
+    def test_unload_refuses_queued_requests_of_the_model(self) -> None:
         here = swapping()
         here.request("a")
         here.load_all()
@@ -862,14 +862,14 @@ class UnloadTests(SynchronousTestCase):
         self.assertEqual(repr(here.refused[ticket.number]), repr(ModelUnloaded("b")))
         self.assertEqual(here.ready, {"a"})
 
-    def test_several_stop_in_parallel_and_others_are_served_meanwhile(self) -> None:
+    def test_several_models_stop_in_parallel_while_others_serve(self) -> None:
         """core V99 as we mend it"""
         here = loaded(world(), "a", "b", "c")
         here.unload("a", "b")
         self.assertEqual(here.stops, [Stop(("a", "b"), "unload")])
         self.assertIn(here.request("c").number, here.granted)
 
-    def test_requests_in_flight_are_not_waited_for(self) -> None:
+    def test_unload_does_not_wait_for_requests_in_flight(self) -> None:
         """core V101"""
         here = world()
         ticket = here.request("a")
@@ -881,7 +881,7 @@ class UnloadTests(SynchronousTestCase):
         here.end(ticket)
         self.assertEqual(here.scheduler.models["a"].held, 0)
 
-    def test_a_model_that_is_stopping_already_is_told_again(self) -> None:
+    def test_unload_of_a_stopping_model_stops_it_again(self) -> None:
         here = loaded(swapping(), "a")
         here.request("b")
         here.unload("a")
@@ -891,7 +891,7 @@ class UnloadTests(SynchronousTestCase):
 
 
 class MisfortuneTests(SynchronousTestCase):
-    def test_a_crashed_model_is_started_afresh(self) -> None:
+    def test_crashed_model_is_started_again(self) -> None:
         """core V36"""
         here = loaded(world(), "a")
         here.crash("a")
@@ -900,7 +900,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["a"])
 
-    def test_requests_on_a_dead_server_keep_nobody_waiting(self) -> None:
+    def test_requests_on_a_crashed_server_delay_no_other_request(self) -> None:
         here = swapping()
         lost = here.request("a")
         here.load_all()
@@ -910,7 +910,7 @@ class MisfortuneTests(SynchronousTestCase):
         self.assertEqual(here.served, ["a", "b"])
         here.end(lost)
 
-    def test_late_results_of_given_up_loads_are_dropped(self) -> None:
+    def test_late_results_of_abandoned_loads_are_ignored(self) -> None:
         here = world()
         here.request("a")
         here.unload("a")
@@ -918,7 +918,7 @@ class MisfortuneTests(SynchronousTestCase):
         self.assertEqual(here.scheduler.swap_finished(here.swaps[0].generation, None, here.now), [])
         self.assertEqual(here.granted, {})
 
-    def test_what_was_evicted_for_a_model_that_fails_comes_back(self) -> None:
+    def test_evicted_model_is_restored_after_a_failed_start(self) -> None:
         """core V39 as we mend it"""
         here = loaded(swapping(), "a")
         ticket = here.request("b")
@@ -928,7 +928,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.ready, {"a"})
 
-    def test_nothing_comes_back_while_somebody_waits_for_something_else(self) -> None:
+    def test_evicted_model_is_not_restored_while_another_request_waits(self) -> None:
         here = loaded(swapping(), "a")
         here.requests("b", "c")
         here.stopped("a")
@@ -937,7 +937,7 @@ class MisfortuneTests(SynchronousTestCase):
         self.assertEqual(here.ready, {"c"})
         self.assertEqual(here.spawns, {"a": 1, "b": 1, "c": 1})
 
-    def test_a_model_coming_back_yields_to_a_request(self) -> None:
+    def test_restored_model_yields_to_a_request(self) -> None:
         here = loaded(swapping(), "a")
         here.request("b")
         here.stopped("a")
@@ -948,7 +948,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["c"])
 
-    def test_a_model_that_fails_again_and_again_is_left_alone_and_its_neighbour_with_it(self) -> None:
+    def test_model_that_fails_repeatedly_is_not_started_and_evicts_nothing(self) -> None:
         """core W17: a doomed try evicts nobody"""
         here = loaded(swapping(), "a")
         for _ in range(2):
@@ -967,7 +967,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.request("b")
         self.assertEqual(here.stopping, {"a"})
 
-    def test_the_pauses_double_and_an_operator_ends_them(self) -> None:
+    def test_pauses_double_and_an_operator_ends_them(self) -> None:
         here = world()
         for pause in (0.0, 1.0, 2.0, 4.0):
             here.request("a")
@@ -993,7 +993,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.request("a")
         self.assertEqual(here.spawns, {"a": 8})
 
-    def test_one_that_crashes_on_each_first_request_is_left_alone_too(self) -> None:
+    def test_model_that_crashes_on_each_first_request_gets_backoff(self) -> None:
         """an image server without its text encoder does that"""
         here = world()
         for _ in range(2):
@@ -1005,7 +1005,7 @@ class MisfortuneTests(SynchronousTestCase):
         refused = here.request("a")
         self.assertIsInstance(here.refused[refused.number], KeepsFailing)
 
-    def test_one_that_worked_between_two_crashes_is_not(self) -> None:
+    def test_model_that_worked_between_two_crashes_gets_no_backoff(self) -> None:
         here = world()
         for _ in range(5):
             ticket = here.request("a")
@@ -1016,7 +1016,7 @@ class MisfortuneTests(SynchronousTestCase):
             here.load_all()
         self.assertNotIn(here.request("a").number, here.refused)
 
-    def test_success_forgets_failures(self) -> None:
+    def test_successful_work_ends_a_series_of_failures(self) -> None:
         here = world()
         here.request("a")
         here.fail("a")
@@ -1029,7 +1029,7 @@ class MisfortuneTests(SynchronousTestCase):
         here.request("a")
         self.assertEqual(here.spawns, {"a": 3})
 
-    def test_an_orderly_end_forgets_a_crash(self) -> None:
+    def test_orderly_stop_ends_a_series_of_failures(self) -> None:
         here = loaded(swapping(), "a")
         here.crash("a")
         here.load_all()
@@ -1050,7 +1050,7 @@ class PinTests(SynchronousTestCase):
         self.assertIn("a is pinned", str(error))
         self.assertEqual(here.ready, {"a"})
 
-    def test_a_pin_refuses_those_who_already_wait_for_its_room(self) -> None:
+    def test_pin_refuses_requests_that_wait_for_the_pinned_model_to_leave(self) -> None:
         here = swapping()
         here.request("a")
         here.load_all()
@@ -1066,7 +1066,7 @@ class PinTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.served, ["b"])
 
-    def test_the_time_of_an_unpinned_model_runs_from_its_last_use(self) -> None:
+    def test_idle_time_of_an_unpinned_model_begins_at_its_last_use(self) -> None:
         here = world(a=ModelRules(ttl=30.0))
         loaded(here, "a")
         here.pin("a")
@@ -1085,7 +1085,7 @@ class ReloadTests(SynchronousTestCase):
         self.assertEqual(here.idle["a"], due)
         self.assertEqual(here.stopping, {"b"})
 
-    def test_a_changed_model_finishes_what_it_serves_before_it_goes(self) -> None:
+    def test_changed_model_finishes_its_requests_before_it_is_stopped(self) -> None:
         here = world()
         stream = here.request("a")
         here.load_all()
@@ -1099,7 +1099,7 @@ class ReloadTests(SynchronousTestCase):
         self.assertIn(late.number, here.granted)
         self.assertEqual(here.spawns, {"a": 2})
 
-    def test_a_load_of_a_changed_model_begins_anew_and_loses_nobody(self) -> None:
+    def test_load_of_a_changed_model_restarts_and_keeps_its_requests(self) -> None:
         here = world()
         ticket = here.request("a")
         here.retune(here.rules, "a")
@@ -1107,7 +1107,7 @@ class ReloadTests(SynchronousTestCase):
         self.assertIn(ticket.number, here.granted)
         self.assertEqual(here.spawns, {"a": 2})
 
-    def test_a_removed_model_drains_and_those_who_wait_for_it_are_told(self) -> None:
+    def test_removed_model_drains_and_its_waiting_requests_are_refused(self) -> None:
         here = swapping()
         stream = here.request("a")
         here.load_all()
@@ -1121,7 +1121,7 @@ class ReloadTests(SynchronousTestCase):
         self.assertEqual(here.alive, set())
         self.assertIs(here.scheduler.phase("a"), Phase.STOPPED)
 
-    def test_another_ttl_counts_from_the_same_moment(self) -> None:
+    def test_changed_ttl_counts_from_the_same_moment(self) -> None:
         here = world(a=ModelRules(ttl=30.0))
         loaded(here, "a")
         here.advance(5.0)
@@ -1132,7 +1132,7 @@ class ReloadTests(SynchronousTestCase):
 
 
 class EndTests(SynchronousTestCase):
-    def test_everybody_who_waits_is_refused_and_everything_stops(self) -> None:
+    def test_shutdown_refuses_waiting_requests_and_stops_every_model(self) -> None:
         here = swapping()
         stream = here.request("a")
         here.load_all()
@@ -1147,7 +1147,7 @@ class EndTests(SynchronousTestCase):
 
 
 class ForecastTests(SynchronousTestCase):
-    def test_it_says_what_a_request_would_do_and_does_nothing(self) -> None:
+    def test_forecast_says_what_a_request_would_cause_and_changes_nothing(self) -> None:
         here = swapping()
         self.assertEqual(forecast(here.scheduler, "a", here.now).action, "load")
         ticket = here.request("a")

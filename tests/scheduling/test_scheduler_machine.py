@@ -195,7 +195,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 class SchedulerMachineTests(SynchronousTestCase):
-    def test_nothing_that_may_happen_in_any_order_breaks_the_rules(self) -> None:
+    def test_scheduler_keeps_its_rules_in_any_order_of_events(self) -> None:
         run_state_machine_as_test(
             SchedulerMachine,
             settings=settings(max_examples=400, stateful_step_count=50, suppress_health_check=list(HealthCheck)),

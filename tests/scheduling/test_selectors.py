@@ -20,12 +20,12 @@ def states(**known: str):
 
 
 class PinAndWarmTests(SynchronousTestCase):
-    def test_pin_takes_the_first_as_it_is_written(self) -> None:
+    def test_pin_chooses_the_first_target_as_written(self) -> None:
         """core V85"""
         choice = Chooser().choose(selector("pin", "alias-a", "b"), states(b="ready"))
         self.assertEqual((choice.target, choice.others), ("alias-a", ("b",)))
 
-    def test_warm_prefers_ready_then_starting_then_the_first(self) -> None:
+    def test_warm_prefers_a_ready_target_then_a_starting_one_then_the_first(self) -> None:
         """core V80, http T076"""
         three = selector("warm", "a", "b", "c")
         chooser = Chooser()
@@ -34,26 +34,26 @@ class PinAndWarmTests(SynchronousTestCase):
         self.assertEqual(chooser.choose(three, states(a="starting", b="starting")).target, "a")
         self.assertEqual(chooser.choose(three, states()).target, "a")
 
-    def test_the_others_follow_in_order_of_preference(self) -> None:
+    def test_other_targets_follow_in_order_of_preference(self) -> None:
         choice = Chooser().choose(selector("warm", "a", "b", "c"), states(b="starting", c="ready"))
         self.assertEqual((choice.target, choice.others), ("c", ("b", "a")))
 
 
 class FailoverTests(SynchronousTestCase):
-    def test_the_order_is_the_one_written_whatever_is_loaded(self) -> None:
+    def test_failover_keeps_the_written_order_whatever_is_loaded(self) -> None:
         choice = Chooser().choose(selector("failover", "rem/x", "a", "b"), states(b="ready"))
         self.assertEqual((choice.target, choice.others), ("rem/x", ("a", "b")))
 
 
 class SpilloverTests(SynchronousTestCase):
-    def test_cold_targets_are_woken_one_by_one(self) -> None:
+    def test_stopped_targets_are_loaded_one_by_one(self) -> None:
         """core V81"""
         three = selector("spillover", "a", "b", "c", spillover=2)
         chooser = Chooser()
         targets = [chooser.choose(three, states()).target for _ in range(5)]
         self.assertEqual(targets, ["a", "a", "b", "b", "c"])
 
-    def test_the_least_busy_of_the_ready_ones_is_taken(self) -> None:
+    def test_least_busy_ready_target_is_chosen(self) -> None:
         """core V81"""
         three = selector("spillover", "a", "b", "c", spillover=2)
         chooser = Chooser()
@@ -61,7 +61,7 @@ class SpilloverTests(SynchronousTestCase):
         targets = [chooser.choose(three, ready).target for _ in range(6)]
         self.assertEqual(targets, ["a", "b", "c", "a", "b", "c"])
 
-    def test_peers_are_cold_once_their_requests_ended(self) -> None:
+    def test_peer_targets_count_as_inactive_once_their_requests_ended(self) -> None:
         """core V84"""
         two = selector("spillover", "rem/x", "rem/y")
         chooser = Chooser()
@@ -73,7 +73,7 @@ class SpilloverTests(SynchronousTestCase):
         self.assertEqual(chooser.choose(two, states()).target, "rem/x")
         self.assertEqual(chooser.count("pub", "rem/y"), 0)
 
-    def test_models_on_their_way_down_are_passed_over(self) -> None:
+    def test_stopping_targets_are_passed_over(self) -> None:
         """http T075"""
         two = selector("spillover", "a", "b")
         self.assertEqual(Chooser().choose(two, states(a="stopping")).target, "b")
@@ -82,7 +82,7 @@ class SpilloverTests(SynchronousTestCase):
         self.assertEqual(caught.exception.selector, "pub")
         self.assertEqual(str(caught.exception), 'selector "pub" has no available spillover targets')
 
-    def test_when_all_are_full_the_least_busy_is_shared(self) -> None:
+    def test_least_busy_target_is_shared_if_all_are_full(self) -> None:
         two = selector("spillover", "a", "b")
         chooser = Chooser()
         ready = states(a="ready", b="ready")
@@ -91,7 +91,7 @@ class SpilloverTests(SynchronousTestCase):
         held[1].release()
         self.assertEqual(chooser.choose(two, ready).target, "b")
 
-    def test_equals_take_turns(self) -> None:
+    def test_equally_busy_targets_take_turns(self) -> None:
         """http T075"""
         two = selector("spillover", "a", "b")
         chooser = Chooser()
@@ -102,7 +102,7 @@ class SpilloverTests(SynchronousTestCase):
             choice.release()
         self.assertEqual(targets, ["a", "b", "a", "b"])
 
-    def test_selectors_count_apart(self) -> None:
+    def test_each_selector_counts_its_own_requests(self) -> None:
         chooser = Chooser()
         chooser.choose(selector("spillover", "a", "b"), states())
         other = Selector("own", "spillover", ("a", "b"), SelectorSettings(1))
