@@ -18,6 +18,7 @@ from llamaswap.config.schema import (
     DEFAULT_PROXY,
     ENV_POLICIES,
     FORWARD_KEY,
+    MINIMUM_HEALTH_CHECK_TIMEOUT,
     MODALITIES,
     SIGNS,
     SUPERSEDE,
@@ -161,7 +162,10 @@ def model(
         report.error(f"model {placed.id}: unloadTimeout {grace:.0f} is negative", f"{path}.unloadTimeout")
     values["unload_timeout"] = grace or inherited.unload_timeout
     values.setdefault("send_loading_state", inherited.send_loading_state)
-    values["health_check_timeout"] = inherited.health_check_timeout
+    own_timeout = values.get("health_check_timeout", 0.0)
+    values["health_check_timeout"] = (
+        max(own_timeout, MINIMUM_HEALTH_CHECK_TIMEOUT) if own_timeout else inherited.health_check_timeout
+    )
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
     check_env_policy(values.get("env_policy", ""), f"{path}.envPolicy", report)
     values["env_policy"] = values.get("env_policy", "") or inherited.env_policy

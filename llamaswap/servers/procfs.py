@@ -15,6 +15,7 @@ from collections.abc import Iterator
 MARK = "LLAMASWAP_CHILD"  # the environment variable by which a descendant is known even after it left its session
 
 _LISTENING = "0A"
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Stat:
@@ -93,6 +94,18 @@ def descendants(pid: int) -> list[Stat] | None:
                 found.append(one)
                 waiting.append(child)
     return found
+
+
+def work_of(pid: int) -> tuple[int, int]:
+    """The bytes that a process and its descendants have in memory, and those they have read from files and sockets."""
+    memory = read = 0
+    for one in (pid, *(child.pid for child in descendants(pid) or ())):
+        try:
+            memory += int(_read(f"/proc/{one}/statm").split()[1]) * _PAGE
+            read += int(_read(f"/proc/{one}/io").split()[1])  # rchar, also what came from the page cache
+        except (OSError, IndexError, ValueError):
+            continue  # it ended, or we may not look
+    return memory, read
 
 
 def _children(pid: int) -> list[int] | None:

@@ -34,6 +34,7 @@ from llamaswap.servers.supervisor_protocol import ServerStatus, SupervisorListen
 from llamaswap.servers.suspend import StepRunner
 from llamaswap.servers.termination import STOP_AGAIN, TerminationSequence
 
+LONGEST_START = 10  # times healthCheckTimeout, for a server that makes progress
 TIMES_KEPT = 20  # load and resume times remembered per model
 CLOSE_GRACE = 1.0  # seconds for a server whose supervisor is closed without an orderly stop before
 
@@ -210,7 +211,8 @@ class Supervisor:
             call = self.clock.callLater(0, self._machine.start_failed, lambda: error)
             return StateTask(lambda: call.cancel() if call.active() else None, lifecycle.ABORT_GRACE)
         self._attend(process)
-        self._check_readiness(process, plan.model.health_check_timeout, self._timed_out)
+        timeout = plan.model.health_check_timeout
+        self._check_readiness(process, timeout, timeout * LONGEST_START, self._timed_out)
         return StateTask(self._abandon, lifecycle.ABORT_GRACE)
 
     def endpoint(self) -> Endpoint:
@@ -225,8 +227,10 @@ class Supervisor:
             lambda: self._output_ended(process),
         )
 
-    def _check_readiness(self, process: ServerProcess, limit: float, failed: Callable[[str], None]) -> None:
-        """Ask the server until it is ready, for at most `limit` seconds."""
+    def _check_readiness(
+        self, process: ServerProcess, limit: float, longest: float, failed: Callable[[str], None]
+    ) -> None:
+        """Ask the server until it is ready, for `limit` seconds without progress and `longest` at most."""
         child, endpoint = process.child, process.endpoint
         path: str | None = process.model.check_endpoint.strip()
         if path == "none":
@@ -236,13 +240,15 @@ class Supervisor:
                 return
         self._readiness = Readiness(
             clock=self.clock,
-            ask=self.ask,
+            send=self.ask,
             endpoint=endpoint,
             path=path,
-            deadline=limit,
+            timeout=limit,
+            longest=longest,
             find_owner=lambda: self._find_owner(process),
             passed=lambda: self._passed(process),
             failed=failed,
+            work=lambda: self.launcher.kernel.work_of(child.pid),
             explain=lambda: explain_wrong_port(self.launcher.kernel, child, endpoint),
             name=self.model.id,
         )
@@ -303,7 +309,7 @@ class Supervisor:
             steps.cancel()
             self._abandon()
 
-        steps.addCallbacks(lambda _: self._check_readiness(process, limit, self._resume_failed), failed)
+        steps.addCallbacks(lambda _: self._check_readiness(process, limit, limit, self._resume_failed), failed)
         return StateTask(abandon, lifecycle.ABORT_GRACE)
 
     def _run_steps(self, process: ServerProcess, steps: Sequence[str]) -> Deferred[None]:

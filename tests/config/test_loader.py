@@ -53,10 +53,12 @@ class Defaults(LoadCase):
             self.assertEqual(self.ok(f"healthCheckTimeout: {text}").health_check_timeout, want)
         self.err('healthCheckTimeout: "60"', "healthCheckTimeout", "number")
 
-    def test_a_models_own_health_check_timeout_is_overwritten(self):
-        """config T005"""
-        model = self.owl('cmd: "s ${PORT}", healthCheckTimeout: 33', "healthCheckTimeout: 200\n")
-        self.assertEqual(model.health_check_timeout, 200)
+    def test_model_health_check_timeout_counts_for_the_model_and_is_at_least_15(self):
+        """config T005 (difference)"""
+        for text, want in (("33", 33), ("600", 600), ("3", 15), ("0", 200), ("~", 200)):
+            model = self.owl(f'cmd: "s ${{PORT}}", healthCheckTimeout: {text}', "healthCheckTimeout: 200\n")
+            self.assertEqual(model.health_check_timeout, want)
+        self.assertEqual(self.owl('cmd: "s ${PORT}"', "healthCheckTimeout: 200\n").health_check_timeout, 200)
 
     def test_log_words_are_read_leniently(self):
         """config T007"""

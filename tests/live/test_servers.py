@@ -135,6 +135,24 @@ class SupervisorTests(LiveCase):
             stopped(time.monotonic() - began)
             self.assertEqual(marked(self.token), [])
 
+    async def test_server_whose_health_check_takes_longer_than_any_short_limit_becomes_ready(self):
+        code = (
+            "import sys, time\n"
+            "from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer\n"
+            "class Handler(BaseHTTPRequestHandler):\n"
+            "    def do_GET(self):\n"
+            "        time.sleep(5.5)\n"
+            "        self.send_response(200)\n"
+            "        self.end_headers()\n"
+            "ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()\n"
+        )
+        path = os.path.abspath(self.mktemp())
+        with open(path, "w") as file:
+            file.write(code)
+        made = self.supervise(cmd=f"{sys.executable} -I {path} PORT")
+        await made.ensure_ready()
+        self.assertLess(made.status().load_seconds[0], 9.0)
+
     async def test_the_pid_seen_is_the_servers_own_in_a_session_of_its_own(self):
         made = self.supervise("--env MODE --env HOME", env=("MODE=1", "MODE=2"))
         await made.ensure_ready()

@@ -126,6 +126,7 @@ class World:
     foreign: set = field(factory=set)
     on_become: object = lambda process: None
     refuse_spawn: bool = False
+    work: tuple = (0, 0)
     next_pid: int = 100
     next_free: int = 40000
 
@@ -202,6 +203,9 @@ class World:
 
     def ports_of(self, pids):
         return {port for one in self.processes if one.pid in pids for port in one.listens}
+
+    def work_of(self, pid):
+        return self.work
 
     def mark_of(self, pid):
         return next((one.mark or None for one in self.processes if one.pid == pid and one.alive), None)

@@ -55,6 +55,26 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual([one.parent for one in found], [child.pid])
         self.assertEqual(procfs.descendants(2**22 + 1), [])
 
+    def test_work_of_a_process_grows_with_what_it_reads_and_holds_in_memory(self):
+        code = (
+            "import sys\n"
+            "sys.stdin.readline()\n"
+            "held = bytearray(b'x') * (32 << 20)\n"
+            "open('/dev/zero', 'rb').read(16 << 20)\n"
+            "print(1, flush=True)\n"
+            "sys.stdin.readline()\n"
+        )
+        child = subprocess.Popen([sys.executable, "-I", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(child.communicate)
+        before = procfs.work_of(child.pid)
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        after = procfs.work_of(child.pid)
+        self.assertGreater(after[0] - before[0], 30 << 20)
+        self.assertGreater(after[1] - before[1], 15 << 20)
+        self.assertEqual(procfs.work_of(2**22 + 1), (0, 0))
+
     def test_who_listens_is_known_by_the_sockets_it_holds(self):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))

@@ -1,6 +1,7 @@
 """Asking whether a server is ready: how often, what counts, what goes over the wire."""
 
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError, ConnectionDone, TimeoutError
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
@@ -23,13 +24,16 @@ OURS = Verdict(PortOwner.OURS)
 
 class Asking:
     def __init__(self, answer, verdict=OURS, path="/health"):
+        self.work = (0, 0)
         self.clock, self.asked, self.passed, self.failed = Clock(), Asked(answer), [], []
         self.readiness = Readiness(
             clock=self.clock,
-            ask=self.asked,
+            send=self.asked,
             endpoint=HERE,
             path=path,
-            deadline=15.0,
+            timeout=15.0,
+            longest=150.0,
+            work=lambda: self.work,
             find_owner=lambda: verdict,
             passed=lambda: self.passed.append(self.clock.seconds()),
             failed=self.failed.append,
@@ -87,7 +91,7 @@ class RhythmTests(SynchronousTestCase):
     def test_the_limit_of_a_question_grows_with_its_timeouts_to_five_seconds(self):
         asking = Asking(TimeoutError("slow"))
         asking.wait(1.0)
-        limits = [limit for _, _, limit in asking.asked.questions]
+        limits = [limit for _, _, limit in asking.asked.questions if limit < 15.0]
         self.assertEqual(limits[:5], [1.0, 2.0, 4.0, 5.0, 5.0])
 
     def test_nothing_is_asked_or_timed_after_the_end(self):
@@ -102,6 +106,57 @@ class RhythmTests(SynchronousTestCase):
         asking.wait(15.1)
         self.assertEqual(len(asking.failed), 1)
         self.assertTrue(asking.asked.pending[0].called)
+
+
+class SlowServerTests(SynchronousTestCase):
+    def slow(self, seconds):
+        """A check whose server takes so many seconds to answer each request."""
+        asking = Asking(503)
+        clock, self.open, self.most_open = asking.clock, 0, 0
+
+        def send(endpoint, path, limit):
+            self.open += 1
+            self.most_open = max(self.open, self.most_open)
+            late = limit < seconds
+            calls = []
+
+            def end(fire, result):
+                self.open -= 1
+                fire(result)
+
+            response = Deferred(lambda _: (calls[0].cancel(), end(lambda _: None, None)))
+            fire, result = (response.errback, TimeoutError("slow")) if late else (response.callback, 200)
+            calls.append(clock.callLater(min(limit, seconds), end, fire, result))
+            return response
+
+        asking.readiness.send = send
+        return asking
+
+    def test_health_check_that_takes_six_seconds_for_each_answer_is_waited_for(self):
+        asking = self.slow(6.0)
+        asking.wait(7.2)
+        self.assertEqual(len(asking.passed), 1)
+        self.assertEqual((self.open, self.most_open, asking.clock.getDelayedCalls()), (0, 2, []))
+
+    def test_health_check_slower_than_the_timeout_fails_the_start(self):
+        asking = self.slow(20.0)
+        asking.wait(15.1)
+        self.assertIn("health check timed out after 15s: GET /health got no answer", asking.failed[0])
+        self.assertEqual((self.open, asking.clock.getDelayedCalls()), (0, []))
+
+    def test_late_answer_of_a_loading_server_is_not_readiness(self):
+        asking = Asking(None)
+        asking.wait(0.1)
+        [pending] = asking.asked.pending
+        pending.errback(TimeoutError("slow"))
+        patient = asking.asked.pending[1]
+        patient.callback(503)
+        asking.wait(1.0)
+        self.assertEqual((asking.passed, asking.failed), ([], []))
+        asking.asked.answer = 200
+        asking.asked.pending[2].callback(503)
+        asking.wait(1.0)
+        self.assertEqual(len(asking.passed), 1)
 
 
 class StoppedProxyTests(SynchronousTestCase):

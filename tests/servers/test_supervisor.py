@@ -74,6 +74,58 @@ class StartTests(SynchronousTestCase):
         made.wait(15.3)
         self.failureResultOf(ready, StartFailed)
 
+    def test_server_that_prints_its_progress_past_the_timeout_becomes_ready(self):
+        made = scene(answer=REFUSED)
+        ready = made.supervisor.ensure_ready()
+        for second in range(40):
+            made.wait(1.0)
+            made.servers()[0].say(b"downloading %d%%\n" % second)
+        made.asked.answer = 200
+        made.wait(0.2)
+        self.successResultOf(ready)
+
+    def test_server_that_grows_in_memory_or_reads_past_the_timeout_becomes_ready(self):
+        for work in (lambda second: (second << 21, 0), lambda second: (0, second << 21)):
+            made = scene(answer=503)
+            ready = made.supervisor.ensure_ready()
+            for second in range(40):
+                made.world.work = work(second)
+                made.wait(1.0)
+            made.asked.answer = 200
+            made.wait(0.2)
+            self.successResultOf(ready)
+
+    def test_log_lines_about_the_health_check_are_not_progress(self):
+        made = scene(answer=503)
+        ready = made.supervisor.ensure_ready()
+        for port in range(16):
+            made.wait(1.0)
+            made.servers()[0].say(b'INFO: 127.0.0.1:%d - "GET /health HTTP/1.1" 503\n' % (50000 + port))
+        self.failureResultOf(ready, StartFailed)
+
+    def test_start_without_progress_fails_the_timeout_after_the_last_progress(self):
+        made = scene(answer=503)
+        ready = made.supervisor.ensure_ready()
+        made.wait(20 * 0.5)
+        made.servers()[0].say(b"loading tensors\n")
+        made.wait(14.0)
+        self.assertNoResult(ready)
+        made.wait(1.2)
+        cause = self.failureResultOf(ready, StartFailed).value.cause
+        self.assertEqual(
+            cause, "health check timed out after 25s, 15s after the last output or progress: GET /health answered 503"
+        )
+
+    def test_progress_without_end_fails_the_start_after_ten_times_the_timeout(self):
+        made = scene(answer=503)
+        ready = made.supervisor.ensure_ready()
+        for second in range(151):
+            if second == 149:
+                self.assertNoResult(ready)
+            made.world.work = (second << 21, 0)
+            made.wait(1.0)
+        self.failureResultOf(ready, StartFailed)
+
     def test_none_waits_for_the_port_to_accept(self):
         """core V7 (fix: W20)"""
         made = scene(answer=REFUSED, check_endpoint="  none ")

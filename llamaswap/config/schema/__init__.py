@@ -241,7 +241,9 @@ class Config:
     health_check_timeout: float = field(
         default=120.0,
         metadata=key(
-            "healthCheckTimeout", SecondsType(), "Seconds a server may take to become ready; raised to 15 if less."
+            "healthCheckTimeout",
+            SecondsType(),
+            "Seconds a starting server may go without progress before it fails; raised to 15 if less.",
         ),
     )
     log_requests: bool = field(

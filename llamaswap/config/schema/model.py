@@ -361,7 +361,11 @@ class Model:
     )
     health_check_timeout: float = field(
         default=120.0,
-        metadata=key("healthCheckTimeout", SecondsType(), "Accepted for compatibility: the global value is used."),
+        metadata=key(
+            "healthCheckTimeout",
+            SecondsType(),
+            "Seconds the server may take to become ready, as the global key; 0s: the global value.",
+        ),
     )
     endpoint: Endpoint | None = None
     port: int | None = None
