@@ -47,7 +47,7 @@ def _record(record: Any, known: list[str]) -> dict[str, Any]:
     return document
 
 
-def _value(value: Any, kind: kinds.Kind, name: str, known: list[str]) -> Any:
+def _value(value: Any, kind: kinds.FieldType, name: str, known: list[str]) -> Any:
     if value is None:
         return None
     if isinstance(kind, kinds.SectionType):

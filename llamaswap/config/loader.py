@@ -12,9 +12,9 @@ from llamaswap.config import macros, merge, references
 from llamaswap.config import models as model_sections
 from llamaswap.config import routing as routing_sections
 from llamaswap.config.command_findings import check_command
-from llamaswap.config.decode import Decoder, TypeMismatch, integer
+from llamaswap.config.decode import Decoder
 from llamaswap.config.diagnostics import Diagnostics
-from llamaswap.config.field_types import keys_of
+from llamaswap.config.field_types import TypeMismatch, integer, keys_of
 from llamaswap.config.lookup import NameIndex
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.models import GlobalDefaults, ModelDraft

@@ -32,16 +32,6 @@ SUPERSEDE = ("", "session", "client")
 FORWARD_KEY = ("auto", "always", "never")
 
 
-@frozen
-class Secret:
-    """A text that must not reach a log: ask for `value` where it is used, print anything else."""
-
-    value: str = field(repr=lambda _: "***")
-
-    def __str__(self) -> str:
-        return "***"
-
-
 # -- what models and peers share ---------------------------------------------------------------------------
 
 

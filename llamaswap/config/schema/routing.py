@@ -14,6 +14,7 @@ from llamaswap.config.field_types import (
     FreeType,
     IntegerMapType,
     IntegerType,
+    Secret,
     SectionType,
     TextListType,
     TextMapType,
@@ -21,7 +22,7 @@ from llamaswap.config.field_types import (
     key,
 )
 from llamaswap.config.policies import DEFAULT_POLICY, POLICIES, RouterSettings
-from llamaswap.config.schema.model import FORWARD_KEY, Filters, Secret, Timeouts
+from llamaswap.config.schema.model import FORWARD_KEY, Filters, Timeouts
 
 STRATEGIES = ("warm", "pin", "spillover", "failover")
 SCHEDULERS = ("fifo",)
