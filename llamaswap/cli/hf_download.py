@@ -1,93 +1,101 @@
-"""A file of a model hub fetched so that a killed download is taken up by the next one.
+"""Downloads a file of the Hugging Face hub so that the next process can resume a download that was killed.
 
-The hub's own client does so for connections that break, but begins anew in another process. So a file is fetched here
-beside its place, under a name that the next process finds again, and put there when it is whole; the client then finds
-it done. Whatever goes wrong is left to the client, which says it better.
+The hub's own client starts such a download again from the beginning. So the file is fetched here, beside its place and
+under a name that the next process finds, and moved there when it is complete; the client then finds it done.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
-BLOCK = 4 * 1024 * 1024  # bytes read at a time
+BLOCK_SIZE = 4 * 1024 * 1024  # bytes read at a time
+READ_TIMEOUT = 60.0  # seconds between two pieces of the file
+SHA256_LENGTH = 64  # of the etag of a large file; the hash of a small one is of another kind
 
 
 def fetch(repository: str, file: str, revision: str | None, token: str | None, folder: Path | None) -> None:
-    """Have a file complete where the hub's client looks for it: in its cache, or in `folder`.
+    """Make a file complete in the hub's cache, or in `folder`. Leaves a file alone that another process downloads.
 
-    Raises what its client raises for a file that is unavailable, OSError for a disk that takes no more.
+    Raises what the hub's client raises for an unavailable file, and OSError.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers  # documented in huggingface_hub.utils
 
     url = hf_hub_url(repository, file, revision=revision)
-    facts = get_hf_file_metadata(url, token=token)
-    if not facts.etag or facts.size is None:
+    metadata = get_hf_file_metadata(url, token=token)
+    if not metadata.etag or metadata.size is None:
         return
-    if folder is None:
-        cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-        place = cached / "blobs" / facts.etag
-    else:
-        place = folder / file
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "blobs"
+    place = folder / file if folder else blobs / metadata.etag
     if place.exists():
         return
-    location = facts.location or url
+    location = metadata.location or url
     headers = build_hf_headers(token=token)
     if urlsplit(location).netloc != urlsplit(url).netloc:
-        headers.pop("authorization", None)  # the file lies elsewhere, and the address says who may have it
-    part = place.with_name(f"{facts.etag}.resume.incomplete")
+        headers.pop("authorization", None)  # a signed address of another host
+    part = place.with_name(f"{metadata.etag}.resume.incomplete")
     part.parent.mkdir(parents=True, exist_ok=True)
-
-    def more(sink: Any, there: int) -> None:
-        http_get(location, sink, resume_size=there, headers=headers, expected_size=facts.size, displayed_filename=file)
-
-    if complete(part, facts.size, facts.etag, more):
+    if complete(part, metadata.size, metadata.etag, lambda sink: _download(location, headers, sink)):
         os.replace(part, place)
 
 
-def complete(part: Path, size: int, etag: str, more: Callable[[Any, int], None]) -> bool:
-    """Fetch what is missing of `size` bytes with `more(file, bytes there)`; False where another process is at it.
+def _download(location: str, headers: dict[str, str], sink: BinaryIO) -> None:
+    """Append what the file at `location` has beyond the length of `sink`."""
+    there = sink.tell()
+    request = Request(location, headers={**headers, "Range": f"bytes={there}-"} if there else headers)
+    with urlopen(request, timeout=READ_TIMEOUT) as response:
+        if there and response.status != 206:  # the whole file after all
+            sink.truncate(0)
+            sink.seek(0)
+        shutil.copyfileobj(response, sink)
 
-    What was taken up is checked against `etag` where that is a SHA-256, and thrown away if it does not fit.
+
+def complete(part: Path, size: int, etag: str, download: Callable[[BinaryIO], None]) -> bool:
+    """Have `download` append what is missing of `size` bytes, again if its connection breaks; returns whether the file
+    is complete.
+
+    A file that another process writes is left alone. A resumed one is checked against `etag` if that is a SHA-256, and
+    emptied if it does not match.
     """
     with part.open("ab") as sink:
-        if not _ours_alone(sink):
+        try:
+            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process writes it, or the file system has no locks
             return False
-        there = sink.tell()
-        if there > size:
+        if sink.tell() > size:
             sink.truncate(0)
-            there = 0
-        if there < size:
-            more(sink, there)
+            sink.seek(0)
+        resumed = sink.tell() > 0
+        while (start := sink.tell()) < size:
+            try:
+                download(sink)
+            except (OSError, HTTPException):
+                if sink.tell() <= start:
+                    raise
             sink.flush()
-        fits = sink.tell() == size and (not there or _fits(part, etag))
-        if not fits:
+            if sink.tell() == start:
+                raise OSError(f"the download stopped at {start} of {size} bytes; run the command again to resume it")
+            resumed = resumed or sink.tell() < size
+        matches = sink.tell() == size and (not resumed or _matches(part, etag))
+        if not matches:
             sink.truncate(0)
-        return fits
+        return matches
 
 
-def _ours_alone(sink: Any) -> bool:
-    """Whether no other process writes to it. Where that cannot be known, the client's own way is taken."""
-    try:
-        import fcntl
-
-        fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def _fits(part: Path, etag: str) -> bool:
-    if len(etag) != 64:
-        return True  # small files have a hash of another kind; their size is right
+def _matches(part: Path, etag: str) -> bool:
+    if len(etag) != SHA256_LENGTH:
+        return True
     digest = hashlib.sha256()
     with part.open("rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_SIZE):
             digest.update(block)
     return digest.hexdigest() == etag

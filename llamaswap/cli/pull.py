@@ -1,15 +1,13 @@
-"""`pull REPO[:QUANT]`: files of a Hugging Face repository into its cache, with a progress bar.
+"""`pull REPO[:QUANT]`: downloads files of a Hugging Face repository into its cache.
 
-A download that breaks, or is killed, is taken up where it was; finished files are not fetched again.
+A download that broke or was killed is resumed; complete files are not downloaded again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,12 +15,12 @@ from llamaswap.cli.context import CliContext, local
 from llamaswap.cli.hf_download import fetch
 from llamaswap.discover.config_writer import command, gguf_models, is_projector, model_name
 
-USUAL = ("Q4_K_M", "Q4_0", "Q8_0")  # what is taken when nothing is said, first one that is there
+DEFAULT_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")  # the first one that the repository has, if none is named
 QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)
 
 
 class NoSuchQuant(Exception):
-    """The repository has no files of that quantisation; the text says which it has."""
+    """The repository has no files of that quantisation; the text lists those it has."""
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -32,13 +30,13 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def quant_of(name: str) -> str:
-    """The quantisation a file's name tells; "" for none."""
+    """The quantisation in a file's name; "" if there is none."""
     found = QUANT.findall(name)
     return found[-1].upper() if found else ""
 
 
 def choose(names: Sequence[str], quant: str = "") -> list[str]:
-    """The files to fetch: the shards of one quantisation and a projector; a whole repository without GGUF files.
+    """The files to download: the shards of one quantisation and a projector, or all files of a repository without GGUF.
 
     Raises NoSuchQuant.
     """
@@ -53,9 +51,9 @@ def choose(names: Sequence[str], quant: str = "") -> list[str]:
     if quant:
         wanted = [name for name in models if quant_of(name) == quant.upper() or name == quant]
         if not wanted:
-            raise NoSuchQuant(f"no {quant}; there is {', '.join(filter(None, quants)) or ', '.join(models)}")
+            raise NoSuchQuant(f"no {quant}; available: {', '.join(filter(None, quants)) or ', '.join(models)}")
     else:
-        first = next((usual for usual in USUAL if usual in quants), quants[0] if quants else "")
+        first = next((default for default in DEFAULT_QUANTS if default in quants), quants[0] if quants else "")
         wanted = [name for name in models if quant_of(name) == first]
     by_size = sorted(projectors, key=lambda name: (quant_of(name) != "F16", name))
     return wanted + by_size[:1]
@@ -65,7 +63,7 @@ def choose(names: Sequence[str], quant: str = "") -> list[str]:
 @click.argument("name", metavar="REPO[:QUANT]")
 @click.option("--revision", help="A branch, tag or commit.")
 @click.option("--token", envvar="HF_TOKEN", help="For gated repositories ($HF_TOKEN).")
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder of its own instead of the cache.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Download into this folder instead of the cache.")
 @local
 def pull(context: CliContext, name: str, revision: str | None, token: str | None, folder: Path | None) -> None:
     """Download a model from Hugging Face."""
@@ -73,7 +71,9 @@ def pull(context: CliContext, name: str, revision: str | None, token: str | None
         from huggingface_hub import HfApi, hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
-        raise click.ClickException("this needs the package huggingface_hub: pip install 'llamaswap[pull]'") from None
+        raise click.ClickException(
+            "this command needs the package huggingface_hub: pip install 'llamaswap[pull]'"
+        ) from None
     repository, quant = split_name(name)
     paths: list[Path] = []
     try:
@@ -82,34 +82,26 @@ def pull(context: CliContext, name: str, revision: str | None, token: str | None
         chosen = choose(names, quant)
         for number, file in enumerate(chosen, 1):
             context.note(f"{number} of {len(chosen)}: {file}")
-            _begin(repository, file, revision, token or None, folder)
-            more: dict[str, Any] = {"local_dir": folder} if folder else {}
-            path = hf_hub_download(repository, file, revision=revision, token=token or None, **more)
+            fetch(repository, file, revision, token or None, folder)
+            path = hf_hub_download(repository, file, revision=revision, token=token or None, local_dir=folder)
             paths.append(Path(path))
     except NoSuchQuant as error:
         raise click.ClickException(f"{repository}: {error}") from None
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise click.ClickException(f"{name}: {error}") from None
     except Exception as error:
-        if not from_the_wire(error):
+        if not is_network_error(error):
             raise
         raise click.ClickException(f"{name}: {error}; is the hub reachable?") from None
-    _tell(context, repository, paths)
+    _report(context, repository, paths)
 
 
-def from_the_wire(error: Exception) -> bool:
-    """Whether it comes from what the hub's client speaks HTTP with: that is another package in each of its versions."""
+def is_network_error(error: Exception) -> bool:
+    """Whether an error is one of the HTTP package that the hub's client uses, which differs between its versions."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 
-def _begin(repository: str, file: str, revision: str | None, token: str | None, folder: Path | None) -> None:
-    """Fetch it in a way that can be taken up. A client of another version may lack what that needs; it fetches it all
-    the same, and says what is wrong where something is."""
-    with suppress(ImportError, AttributeError, TypeError):
-        fetch(repository, file, revision, token, folder)
-
-
-def _tell(context: CliContext, repository: str, paths: Sequence[Path]) -> None:
+def _report(context: CliContext, repository: str, paths: Sequence[Path]) -> None:
     models = gguf_models(path for path in paths if path.suffix.lower() == ".gguf")
     if context.as_json:
         context.document(
