@@ -28,7 +28,7 @@ def fetch(repository: str, file: str, revision: str | None, token: str | None, f
     Raises what the hub's client raises for an unavailable file, and OSError.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers  # documented in huggingface_hub.utils
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # documented there
 
     url = hf_hub_url(repository, file, revision=revision)
     metadata = get_hf_file_metadata(url, token=token)

@@ -1,12 +1,18 @@
-"""`wol`: the front for a machine that sleeps, with the flags of the Go program's wol-proxy."""
+"""`wol`: the proxy in front of a machine that sleeps, with the flags of the Go program's wol-proxy."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
-from twisted.logger import ILogObserver
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    textFileLogObserver,
+)
 
 LEVELS = ("debug", "info", "warn", "error")
 
@@ -19,59 +25,47 @@ LEVELS = ("debug", "info", "warn", "error")
     "--timeout", "-timeout", type=click.IntRange(min=1), default=60, show_default=True, help="Seconds to wait."
 )
 @click.option(
-    "--log", "-log", "level", type=click.Choice(LEVELS), default="info", show_default=True, help="Least level."
+    "--log", "-log", "level", type=click.Choice(LEVELS), default="info", show_default=True, help="Lowest level."
 )
-@click.option("--broadcast", "-broadcast", default="255.255.255.255", show_default=True, help="Where the packet goes.")
+@click.option("--broadcast", "-broadcast", default="255.255.255.255", show_default=True, help="Address of the packet.")
 def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcast: str) -> None:
-    """Wake a sleeping machine when a request comes, and pass the request on."""
-    from llamaswap.app import wake_on_lan as front
+    """Wake a sleeping machine when a request comes, and forward the request."""
+    from llamaswap.app import wake_on_lan
+    from llamaswap.app.context import IServiceReactor
     from llamaswap.config.urls import UrlError, parse
     from llamaswap.proxy.listen import ListenAddress, refusal
 
     try:
         endpoint = parse(upstream)
-        wake = front.broadcaster(mac, broadcast)
+        send_packet = wake_on_lan.broadcaster(mac, broadcast)
     except (UrlError, ValueError) as error:
         raise click.BadParameter(str(error)) from None
     if endpoint is None:
         raise click.BadParameter(f"{upstream}: expected http://HOST:PORT")
-    _log(level)
 
     from twisted.internet.defer import Deferred
     from twisted.internet.task import react
+    from twisted.logger import globalLogBeginner
 
-    async def serve(reactor: Any) -> None:
+    globalLogBeginner.beginLoggingTo([observer(sys.stderr, level)], redirectStandardIO=False)
+
+    async def serve(reactor: IServiceReactor) -> None:
         try:
-            port = await front.begin(reactor, ListenAddress(listen), endpoint, wake, float(timeout))
+            address = ListenAddress(listen)
+            port = await wake_on_lan.listen_and_serve(reactor, address, endpoint, send_packet, float(timeout))
         except Exception as error:
             raise SystemExit(refusal(listen, error)) from None
         host = port.getHost()
         where = f"{host.host}:{host.port}" if hasattr(host, "port") else listen
-        front.log.info("listening on {where}, for {url}", where=where, url=upstream)
+        wake_on_lan.log.info("listening on {where}, for {url}", where=where, url=upstream)
         await Deferred()  # until a signal
 
     react(lambda reactor: Deferred.fromCoroutine(serve(reactor)))
 
 
-def _log(level: str) -> None:
-    from twisted.logger import globalLogBeginner
-
-    globalLogBeginner.beginLoggingTo([observer(sys.stderr, level)], redirectStandardIO=False)
-
-
 def observer(stream: TextIO, level: str) -> ILogObserver:
-    """Writes what is of this level or above; of the libraries' own doings only warnings, but for `debug`."""
-    from twisted.logger import LogLevel, textFileLogObserver
-    from zope.interface import implementer
-
-    least = LogLevel.lookupByName(level)
-    others = least if level == "debug" else max(least, LogLevel.warn)
-    write = textFileLogObserver(stream)
-
-    def observe(event: dict[str, Any]) -> None:
-        own = str(event.get("log_namespace", "")).startswith("llamaswap")
-        if (event.get("log_level") or LogLevel.info) >= (least if own else others):
-            write(event)
-
-    written: ILogObserver = implementer(ILogObserver)(observe)
-    return written
+    """Writes events of `level` and above; of the libraries only warnings and above, unless it is debug."""
+    lowest = LogLevel.lookupByName(level)
+    levels = LogLevelFilterPredicate(lowest if level == "debug" else max(lowest, LogLevel.warn))
+    levels.setLogLevelForNamespace("llamaswap", lowest)
+    return FilteringLogObserver(textFileLogObserver(stream), [levels])
