@@ -85,6 +85,7 @@ class WakeableHost:
     _send_packet: Callable[[], None]
     failures: int = field(default=0, init=False)
     _answered_at: float = field(default=float("-inf"), init=False)
+    _probed_at: float = field(default=float("-inf"), init=False)
     _packet_at: float = field(default=float("-inf"), init=False)
     _waking: int = field(default=0, init=False)
     _probing: list[Deferred[bool]] = field(factory=list, init=False)
@@ -110,8 +111,8 @@ class WakeableHost:
 
     def is_awake(self) -> Deferred[bool]:
         """Whether it is awake; probes if that is not known, once for all callers. Never wakes it."""
-        if self.known_awake:
-            return succeed(True)
+        if self.known_awake or self._clock.seconds() - self._probed_at < POLL_INTERVAL:
+            return succeed(self.known_awake)
         caller: Deferred[bool] = Deferred(self._probing.remove)
         self._probing.append(caller)
         if len(self._probing) == 1:
@@ -119,6 +120,7 @@ class WakeableHost:
         return caller
 
     def _probed(self, awake: bool) -> None:
+        self._probed_at = self._clock.seconds()
         if awake:
             self.answered()
         else:
@@ -188,7 +190,7 @@ class WakingProxy:
             await self._forward(exchange)
         elif is_page:
             Deferred.fromCoroutine(self.host.wake(self.timeout)).addErrback(
-                lambda failure: log.failure("wake", failure)
+                lambda failure: log.failure("waking the machine", failure)
             )
             _send(exchange, 200, [(b"Content-Type", b"text/html"), (b"Cache-Control", b"no-store")], PAGE)
         elif path == b"/api/events":

@@ -43,6 +43,7 @@ def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcas
     if endpoint is None:
         raise click.BadParameter(f"{upstream}: expected http://HOST:PORT")
 
+    from twisted.internet.address import IPv4Address, IPv6Address
     from twisted.internet.defer import Deferred
     from twisted.internet.task import react
     from twisted.logger import globalLogBeginner
@@ -55,8 +56,9 @@ def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcas
             port = await wake_on_lan.listen_and_serve(reactor, address, endpoint, send_packet, float(timeout))
         except Exception as error:
             raise SystemExit(refusal(listen, error)) from None
-        host = port.getHost()
-        where = f"{host.host}:{host.port}" if hasattr(host, "port") else listen
+        where: object = port.getHost()
+        if isinstance(where, (IPv4Address, IPv6Address)):
+            where = f"{where.host}:{where.port}"
         wake_on_lan.log.info("listening on {where}, for {url}", where=where, url=upstream)
         await Deferred()  # until a signal
 
