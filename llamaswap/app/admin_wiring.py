@@ -20,7 +20,7 @@ from llamaswap.app.model_parts import ModelParts
 from llamaswap.app.observability import ObservabilityParts
 from llamaswap.app.settings import sources_of
 from llamaswap.discover.config_writer import ScanResult
-from llamaswap.discover.disk import Enough
+from llamaswap.discover.disk import ShouldStop
 from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.version import build as build_info
@@ -193,10 +193,10 @@ class AdminWiring:
         keys = self.models.router.config.api_keys
         return keys[0].value.encode() if keys else None
 
-    def _scan(self, ports: Collection[int], enough: Enough) -> ScanResult:
+    def _scan(self, ports: Collection[int], should_stop: ShouldStop) -> ScanResult:
         """What this machine has; called on the discovery thread."""
-        from llamaswap.discover.scan import survey  # rarely needed
+        from llamaswap.discover.scan import scan  # rarely needed
 
         environ = self.context.environ
         home = Path(environ.get("HOME") or "/nonexistent")
-        return survey(home, environ, skip=ports, ollama=True, enough=enough)
+        return scan(home, environ, skip=ports, ollama=True, should_stop=should_stop)

@@ -13,7 +13,7 @@ from llamaswap.cli.config_output import write
 from llamaswap.cli.context import CliContext, local
 from llamaswap.discover import disk
 from llamaswap.discover.config_writer import ScanResult
-from llamaswap.discover.scan import survey
+from llamaswap.discover.scan import scan
 from llamaswap.discover.servers import ask
 
 OUTPUT = click.option(
@@ -35,7 +35,7 @@ def init(context: CliContext, folders: Sequence[Path], servers: bool, output: st
 
     Looks for GGUF files, the Hugging Face cache, installed engines and running OpenAI-compatible servers.
     """
-    found = survey(Path.home(), os.environ, folders, ask=ask if servers else None)
+    found = scan(Path.home(), os.environ, folders, ask=ask if servers else None)
     write(context, found, output, force)
 
 

@@ -1,4 +1,4 @@
-"""What this machine has to offer: models on its disks, engines, running servers; and the configuration made of them.
+"""Models on this machine's disks, engines and running servers, and a configuration made of them.
 
-Blocks as disks do: called from commands, or on a thread. Must not know who asks.
+Everything here blocks as disks do: for commands and threads. It must not know who calls it.
 """

@@ -1,4 +1,4 @@
-"""Models and servers found on a machine, and the commented configuration made of them. Reads no disk, no network."""
+"""The records of found models and servers, and the commented configuration made of them. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @frozen
 class FoundModel:
-    """A model that could be served. `words` is the command without --port; `note` says where it comes from."""
+    """A model that an engine could serve.
+
+    `words` is the command without --port, `note` its origin, `files` the model with all its shards, `bytes` their size
+    (0 if unknown). An engine for a model that is not `active` was not found.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -24,9 +28,7 @@ class FoundModel:
     check_endpoint: str = ""
     active: bool = True
     files: tuple[PurePath, ...] = ()
-    """What is loaded: the model with all its shards."""
     bytes: int = 0
-    """Of these files; 0 where nobody looked."""
 
 
 @frozen
@@ -40,23 +42,21 @@ class FoundServer:
 
 @frozen
 class ScanResult:
-    """Everything, in the order it was found."""
+    """Everything found, in that order. `engines` maps names to paths; not `complete` if the search was stopped."""
 
     models: tuple[FoundModel, ...] = ()
     servers: tuple[FoundServer, ...] = ()
     engines: dict[str, str] = field(factory=dict)
-    """Engine name to program path."""
     complete: bool = True
-    """False where the search was ended before it was over."""
 
 
 def model_name(text: str) -> str:
-    """A name that is comfortable to type, from a file or repository name."""
+    """A name that is easy to type, from the name of a file or a repository."""
     return UNNAMEABLE.sub("-", text).strip("-.").lower() or "model"
 
 
 def gguf_models(paths: Iterable[PurePath], program: str = "llama-server") -> list[FoundModel]:
-    """One model for each set of GGUF files; a projector beside a model goes with it, further shards are not told."""
+    """One model for each set of GGUF files, with the projector beside it and without its further shards."""
     ordered = sorted(paths)
     projectors = [path for path in ordered if is_projector(path)]
     models = []
@@ -77,19 +77,21 @@ def gguf_models(paths: Iterable[PurePath], program: str = "llama-server") -> lis
 
 
 def _projector(model: PurePath, among: Sequence[PurePath], projectors: Sequence[PurePath]) -> PurePath | None:
-    """The projector of a model: the one that bears its name, or one without a name in a folder of that model alone."""
+    """The projector with the model's name, or one without a name in a folder that only has this model."""
     beside = [path for path in projectors if path.parent == model.parent]
     if not beside:
         return None
-    name = _kin(model)
-    if named := [path for path in beside if (kin := _kin(path)) and (name.startswith(kin) or kin.startswith(name))]:
-        return max(named, key=lambda path: len(_kin(path)))
-    alone = all(_kin(path) == name for path in among if path.parent == model.parent and path not in beside)
+    name = _family(model)
+    if named := [
+        path for path in beside if (family := _family(path)) and (name.startswith(family) or family.startswith(name))
+    ]:
+        return max(named, key=lambda path: len(_family(path)))
+    alone = all(_family(path) == name for path in among if path.parent == model.parent and path not in beside)
     return beside[0] if alone else None
 
 
-def _kin(path: PurePath) -> str:
-    """What the quantisations of one model, and its projector, have in common in their names; "" for "mmproj-F16"."""
+def _family(path: PurePath) -> str:
+    """The part that the names of all quantisations of a model and its projector share; "" for "mmproj-F16"."""
     return VARIANT.sub("", SPLIT.sub("", path.stem).lower()).strip("-._")
 
 
@@ -99,17 +101,17 @@ def _shards(first: PurePath, among: Sequence[PurePath]) -> tuple[PurePath, ...]:
 
 
 def is_projector(path: PurePath) -> bool:
-    """A file that is of no use alone: the vision half of a model."""
+    """Whether the file is the vision part of a model, which cannot be served alone."""
     return "mmproj" in path.name.lower()
 
 
 def is_embedder(path: PurePath) -> bool:
-    """By its name a model that embeds."""
+    """Whether the name is that of an embedding model."""
     return bool(re.search(r"embed|(^|[-_])(bge|gte|e5|minilm)[-_]", path.name.lower()))
 
 
 def unique(models: Iterable[FoundModel], names: Iterable[str] = ()) -> list[tuple[str, FoundModel]]:
-    """Each model with a name nobody else has; `names` are given away already."""
+    """Each model with a unique name that is not among `names`."""
     taken = set(names)
     named = []
     for model in models:
@@ -122,21 +124,21 @@ def unique(models: Iterable[FoundModel], names: Iterable[str] = ()) -> list[tupl
 
 
 def _text(value: str) -> str:
-    """A YAML scalar: plain where that is safe, else in double quotes (JSON's are YAML's)."""
+    """A YAML scalar: plain if that is safe, else in double quotes as in JSON."""
     if re.fullmatch(r"[A-Za-z][\w./:-]*[\w/]", value) and value.lower() not in ("true", "false", "yes", "no", "null"):
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def _word(word: str) -> str:
-    """A word of a command, quoted where it has to be, and safe from macros."""
+    """A word of a command, quoted if necessary."""
     if re.fullmatch(r"[\w@%+=:,./${}-]+", word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def command(words: Sequence[str], indent: str) -> str:
-    """A `cmd:` of several lines: the program with its port, then one flag a line."""
+    """The lines of a `cmd:`: the program, then one flag per line."""
     lines = [_word(words[0])]
     for word in words[1:]:
         if word.startswith("-") or len(lines) == 1:
@@ -147,7 +149,7 @@ def command(words: Sequence[str], indent: str) -> str:
 
 
 def configuration(found: ScanResult) -> str:
-    """A configuration file of it, with comments. Loads as it stands."""
+    """A configuration file with comments, which loads unchanged."""
     lines = [
         "# Written by `llamaswap init`. Every key: config/example.yaml and the documentation.",
         "",
@@ -176,40 +178,37 @@ def _engines(found: ScanResult) -> list[str]:
 
 def _models(found: ScanResult) -> list[str]:
     named = unique(found.models)
-    active = [(name, model) for name, model in named if model.active]
     lines = ["# ${PORT} is a free port that llamaswap hands out; `proxy` follows it by itself."]
-    lines += ["models:"] if active else ["models: {}"]
-    for name, model in active:
-        lines += _model(name, model, "  ")
-    asleep = [(name, model) for name, model in named if not model.active]
-    if asleep:
+    lines.append("models:" if any(model.active for _, model in named) else "models: {}")
+    for name, model in named:
+        if model.active:
+            lines += _model(name, model, "  ")
+    inactive = [(name, model) for name, model in named if not model.active]
+    if inactive:
         lines += ["", "# Found too, but the engine they need was not:"]
-        for name, model in asleep:
-            lines += [f"#{line}" for line in _model(name, model, "  ")]
+    for name, model in inactive:
+        lines += [f"#{line}" for line in "\n".join(_model(name, model, "  ")).split("\n")]
     return [*lines, ""]
 
 
 def _model(name: str, model: FoundModel, indent: str, port: str = "--port") -> list[str]:
     lines = [f"{indent}# {model.note}"] if model.note else []
-    # The port is the first flag: `vllm serve NAME` must stay together.
-    verbs = next((place for place, word in enumerate(model.words) if word.startswith("-")), len(model.words))
-    lines += [f"{indent}{_text(name)}:", f"{indent}  cmd: |"]
-    lines += command(model.words[:verbs], indent + "    ").split("\n")
-    lines.append(f"{indent}    {port} ${{PORT}}")
-    if model.words[verbs:]:
-        lines += command(("", *model.words[verbs:]), indent + "    ").split("\n")[1:]
+    # The port comes before the other flags: `vllm serve NAME` must not be split.
+    flags = next((index for index, word in enumerate(model.words) if word.startswith("-")), len(model.words))
+    words = (*model.words[:flags], port, "${PORT}", *model.words[flags:])
+    lines += [f"{indent}{_text(name)}:", f"{indent}  cmd: |", command(words, indent + "    ")]
     if model.check_endpoint:
         lines.append(f"{indent}  checkEndpoint: {model.check_endpoint}")
     return lines
 
 
 def model_entry(name: str, model: FoundModel) -> str:
-    """A model as it stands below `models:`."""
+    """The entry of a model below `models:`."""
     return "\n".join(_model(name, model, "  ")) + "\n"
 
 
 def server_entry(name: str, server: FoundServer) -> str:
-    """A server as it stands below `peers:`."""
+    """The entry of a server below `peers:`."""
     return "\n".join(_server(name, server)) + "\n"
 
 
@@ -223,32 +222,27 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "whisper-server": ("-m", "/path/to/ggml-model.bin", "--inference-path", "/v1/audio/transcriptions"),
     "sd-server": ("-m", "/path/to/model.safetensors"),
 }
-"""What follows an engine's program and its port in a command; a program that serves no model by itself has none."""
+"""The arguments of an engine besides its port; programs that serve no model by themselves are not listed."""
 PORT_FLAGS = {"sd-server": "--listen-port"}
 
 
 def engine_entry(name: str, program: str) -> str:
-    """An example below `models:` of how this engine is started; empty where it serves nothing by itself."""
+    """An example entry below `models:` for an engine; "" for a program that serves no model by itself."""
     words = TEMPLATES.get(name)
     if words is None:
         return ""
     check = {"whisper-server": "/", "sd-server": "/", "mlx_lm.server": "/v1/models"}.get(name, "")
-    model = FoundModel(f"my-{model_name(name)}", (program, *words), "put the model's own path or name here", check)
+    model = FoundModel(f"my-{model_name(name)}", (program, *words), "put the model's path or name here", check)
     return "\n".join(_model(model.name, model, "  ", PORT_FLAGS.get(name, "--port"))) + "\n"
 
 
 def _servers(found: ScanResult) -> list[str]:
     if not found.servers:
         return []
-    lines = ["# Servers that run already; their models are asked for as NAME/MODEL, or by their bare name."]
-    lines.append("peers:")
-    for server in found.servers:
-        lines += _server(server.name, server)
-    return [*lines, ""]
+    comment = "# Servers that run already; their models are asked for as NAME/MODEL, or by their bare name."
+    return [comment, "peers:", *(line for server in found.servers for line in _server(server.name, server)), ""]
 
 
 def _server(name: str, server: FoundServer) -> list[str]:
-    lines = [f"  {_text(name)}:", f"    proxy: {server.url}"]
-    if server.models:
-        return [*lines, "    models:", *(f"      - {_text(model)}" for model in server.models)]
-    return [*lines, "    models: auto"]
+    models = ["    models:", *(f"      - {_text(model)}" for model in server.models)]
+    return [f"  {_text(name)}:", f"    proxy: {server.url}", *(models if server.models else ["    models: auto"])]

@@ -1,6 +1,6 @@
-"""What lies on this machine's disks: GGUF folders, the Hugging Face cache, Ollama's models, and engines on PATH.
+"""What is on this machine's disks: GGUF folders, the Hugging Face cache, Ollama's models, and engines on PATH.
 
-A disk may be slow or huge: whoever looks gives `enough`, which is asked at every step and ends the search.
+A disk may be slow or huge: `should_stop` is called at every step, and ends the search.
 """
 
 from __future__ import annotations
@@ -10,48 +10,43 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import evolve
 
 from llamaswap.discover.config_writer import FoundModel, gguf_models, model_name
 
-DEEPEST = 6  # folders below a model folder: publishers keep PUBLISHER/MODEL/FILE
-MOST_FILES = 5000  # of one folder; who has more names the folder he means
+MAX_DEPTH = 6  # levels of folders below a model folder; the usual layout is PUBLISHER/MODEL/FILE
+MAX_FILES = 5000  # entries read of one folder and those in it
 ENGINES = (
     *("llama-server", "llamafile", "koboldcpp", "vllm", "sglang", "mlx_lm.server", "tabbyapi", "ollama"),
     *("whisper-server", "sd-server", "podman", "docker"),
 )
-Enough = Callable[[], bool]
+ShouldStop = Callable[[], bool]
 
 
-def patient() -> bool:
-    """However long it takes."""
+def never_stop() -> bool:
+    """A `ShouldStop` for a search without a limit."""
     return False
 
 
 def model_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
-    """Where programs keep GGUF files."""
+    """The folders in which programs keep GGUF files."""
     named = [environ[name] for name in ("LLAMA_CACHE", "LLAMA_ARG_MODELS_DIR") if environ.get(name)]
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return [
-        *map(Path, named),
-        home / "models",
-        home / "Models",
-        cache / "llama.cpp",
-        home / "Library/Caches/llama.cpp",
-        home / ".lmstudio/models",
-        cache / "lm-studio/models",
-        home / ".local/share/nomic.ai/GPT4All",
-        home / "jan/models",
-        Path("/models"),
-        Path("/srv/models"),
-        Path("/opt/models"),
-    ]
+    folders = (
+        *("models", "Models", cache / "llama.cpp", "Library/Caches/llama.cpp", ".lmstudio/models"),
+        *(cache / "lm-studio/models", ".local/share/nomic.ai/GPT4All", "jan/models"),
+        *("/models", "/srv/models", "/opt/models"),
+    )
+    return [*map(Path, named), *(home / folder for folder in folders)]
 
 
-def files(folder: Path, suffix: str, enough: Enough = patient, deepest: int = DEEPEST) -> Iterator[Path]:
-    """Files of a folder and the folders in it; what cannot be read is passed over, links to folders too."""
+def files(
+    folder: Path, suffix: str, should_stop: ShouldStop = never_stop, max_depth: int = MAX_DEPTH
+) -> Iterator[Path]:
+    """Files of a folder and the folders in it, without those that cannot be read and without links to folders."""
     waiting, seen = [(folder, 0)], 0
     while waiting:
         here, depth = waiting.pop()
@@ -61,14 +56,14 @@ def files(folder: Path, suffix: str, enough: Enough = patient, deepest: int = DE
             continue
         for entry in entries:
             seen += 1
-            if seen > MOST_FILES or enough():
+            if seen > MAX_FILES or should_stop():
                 return
             try:
                 is_folder = stat.S_ISDIR(entry.stat().st_mode)
-            except OSError:  # closed to us, or a link that leads nowhere
+            except OSError:  # no permission, or a broken link
                 continue
             if is_folder:
-                if depth < deepest and not entry.is_symlink():
+                if depth < MAX_DEPTH and not entry.is_symlink():
                     waiting.append((entry, depth + 1))
             elif entry.name.lower().endswith(suffix):
                 yield entry
@@ -82,7 +77,7 @@ def hub_folder(home: Path, environ: Mapping[str, str]) -> Path:
     return Path(root) / "hub"
 
 
-def hub_models(hub: Path, engines: Mapping[str, str], enough: Enough = patient) -> list[FoundModel]:
+def hub_models(hub: Path, engines: Mapping[str, str], should_stop: ShouldStop = never_stop) -> list[FoundModel]:
     """Models of the Hugging Face cache: GGUF for llama-server, safetensors for vLLM."""
     found: list[FoundModel] = []
     try:
@@ -91,49 +86,50 @@ def hub_models(hub: Path, engines: Mapping[str, str], enough: Enough = patient) 
         return []
     for repository in repositories:
         name = repository.name.removeprefix("models--").replace("--", "/")
+        note = f"Hugging Face cache: {name}"
         snapshot = _newest_snapshot(repository)
-        if enough():
+        if should_stop():
             break
         if snapshot is None:
             continue
-        ggufs = list(files(snapshot, ".gguf", enough))
+        ggufs = list(files(snapshot, ".gguf", should_stop))
+        tensors = tuple(files(snapshot, ".safetensors", should_stop))
         if ggufs:
             models = gguf_models(ggufs, engines.get("llama-server", "llama-server"))
-            found += [evolve(model, note=f"Hugging Face cache: {name}") for model in models]
-        elif os.path.exists(snapshot / "config.json") and next(files(snapshot, ".safetensors"), None):
+            found += [evolve(model, note=note) for model in models]
+        elif tensors and os.path.exists(snapshot / "config.json"):
             words = (engines.get("vllm", "vllm"), "serve", name)
-            note = f"Hugging Face cache: {name}"
-            tensors = tuple(files(snapshot, ".safetensors", enough))
             active = "vllm" in engines
             found.append(FoundModel(model_name(name.rpartition("/")[2]), words, note, active=active, files=tensors))
     return found
 
 
 def _newest_snapshot(repository: Path) -> Path | None:
-    try:
+    """The snapshot of the branch main, else the newest one."""
+    snapshots = repository / "snapshots"
+    with suppress(OSError):
         revision = (repository / "refs/main").read_text(encoding="utf-8").strip()
-        if revision and (repository / "snapshots" / revision).is_dir():
-            return repository / "snapshots" / revision
-        return max((repository / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, default=None)
-    except OSError:
-        try:
-            return max((repository / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime, default=None)
-        except OSError:
-            return None
+        if revision and (snapshots / revision).is_dir():
+            return snapshots / revision
+    with suppress(OSError):
+        return max(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, default=None)
+    return None
 
 
 def ollama_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
-    """Where Ollama keeps its models: the user's, the service's."""
+    """The folders of Ollama's models: the user's and the service's."""
     given = [Path(environ["OLLAMA_MODELS"])] if environ.get("OLLAMA_MODELS") else []
     return [*given, home / ".ollama/models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/models")]
 
 
-def ollama_models(folder: Path, program: str = "llama-server", enough: Enough = patient) -> list[FoundModel]:
-    """The models in a folder of Ollama's, served by llama-server from the files that are there."""
+def ollama_models(
+    folder: Path, program: str = "llama-server", should_stop: ShouldStop = never_stop
+) -> list[FoundModel]:
+    """The models in a folder of Ollama's, which llama-server can serve from their files."""
     manifests = folder / "manifests"
     found: list[FoundModel] = []
-    for path in sorted(files(manifests, "", enough)):
-        if enough():
+    for path in sorted(files(manifests, "", should_stop)):
+        if should_stop():
             break
         try:
             layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
@@ -142,7 +138,7 @@ def ollama_models(folder: Path, program: str = "llama-server", enough: Enough = 
                 kind = layer["mediaType"].rpartition(".")[2]
                 by_kind.setdefault(kind, []).append(folder / "blobs" / layer["digest"].replace(":", "-"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # half a download, or something else
+            continue  # an incomplete download, or another file
         if not by_kind.get("model") or not os.path.exists(by_kind["model"][0]):
             continue
         found.append(_ollama_model(path.relative_to(manifests), by_kind, program))
@@ -162,7 +158,7 @@ def _ollama_model(manifest: Path, layers: Mapping[str, Sequence[Path]], program:
 
 
 def _ollama_parameters(paths: Sequence[Path]) -> list[str]:
-    """The parameters that llama-server has flags for; stop words it knows from the model's own template."""
+    """The parameters that llama-server has flags for; it knows stop words from the model's template."""
     flags = {"num_ctx": "-c", "temperature": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p"}
     words: list[str] = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Look everywhere: disks, engines, running servers."""
+"""Searches disks for models, PATH for engines, and the loopback interface for servers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from attrs import evolve
 
 from llamaswap.discover.config_writer import FoundModel, ScanResult, gguf_models
 from llamaswap.discover.disk import (
-    Enough,
+    ShouldStop,
     engines,
     files,
     hub_folder,
     hub_models,
     model_folders,
+    never_stop,
     ollama_folders,
     ollama_models,
-    patient,
 )
 from llamaswap.discover.servers import Ask, ask, servers
 
 
-def survey(
+def scan(
     home: Path,
     environ: Mapping[str, str],
     folders: Sequence[Path] = (),
@@ -34,12 +34,12 @@ def survey(
     ask: Ask | None = ask,
     skip: Collection[int] = (),
     ollama: bool = False,
-    enough: Enough = patient,
+    should_stop: ShouldStop = never_stop,
 ) -> ScanResult:
-    """What there is; only in `folders` for models where some are given.
+    """Everything found; with `folders` models are only searched there.
 
-    `ask` None asks no running servers, `skip` are ports not to ask. `ollama` also tells the models in Ollama's store,
-    as llama-server would serve them; beside a running Ollama they would be told twice.
+    With `ask` None no running servers are asked; ports in `skip` are not asked. With `ollama` the models in Ollama's
+    store are found as well, for llama-server; a running Ollama would list them a second time.
     """
     installed = engines(which)
     program = installed.get("llama-server", "llama-server")
@@ -47,20 +47,22 @@ def survey(
     models: list[FoundModel] = []
     for folder in folders or model_folders(home, environ):
         paths = []
-        for path in files(folder, ".gguf", enough):
+        for path in files(folder, ".gguf", should_stop):
             real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
                 paths.append(path)
         models += gguf_models(paths, program)
     if not folders:
-        models += hub_models(hub_folder(home, environ), installed, enough)
+        models += hub_models(hub_folder(home, environ), installed, should_stop)
     if ollama:
         stores = dict.fromkeys(Path(os.path.realpath(path)) for path in ollama_folders(home, environ))
-        in_store = partial(ollama_models, program=program, enough=enough)
+        in_store = partial(ollama_models, program=program, should_stop=should_stop)
         models += next(filter(None, map(in_store, stores)), [])
-    models = [evolve(model, bytes=sum(map(_size, model.files))) for model in models if _speakable(model)]
-    return ScanResult(tuple(models), tuple(servers(ask, skip=skip)) if ask else (), installed, complete=not enough())
+    models = [evolve(model, bytes=sum(map(_size, model.files))) for model in models if _is_writable(model)]
+    return ScanResult(
+        tuple(models), tuple(servers(ask, skip=skip)) if ask else (), installed, complete=not should_stop()
+    )
 
 
 def _size(path: PurePath) -> int:
@@ -70,6 +72,6 @@ def _size(path: PurePath) -> int:
         return 0
 
 
-def _speakable(model: FoundModel) -> bool:
-    """Whether a configuration can say it: a line feed in a file's name would be another line of it, `${` a macro."""
+def _is_writable(model: FoundModel) -> bool:
+    """Whether a configuration can contain it: a line feed in a file's name would begin a line, `${` a macro."""
     return all(text.isprintable() and "${" not in text for text in (*model.words, model.note))

@@ -1,6 +1,7 @@
-"""OpenAI-compatible servers that run on this machine: the ports that such programs use are asked for their models.
+"""OpenAI-compatible servers that run on this machine: the usual ports of such programs are asked for their models.
 
-Only the loopback is asked, each port once, with one deadline for the whole answer: what listens there may be anything.
+Only the loopback interface is asked, each port once, with a deadline for the whole response: any program may listen
+there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from urllib.parse import urlsplit
 
 from llamaswap.discover.config_writer import FoundServer
@@ -29,20 +29,21 @@ PORTS: Mapping[int, str] = {
     11434: "ollama",
     30000: "sglang",
 }
-ANSWER = 1.0  # seconds a local server has to list its models
-LARGEST = 1024 * 1024  # bytes of a listing; a thousand models are a tenth of it
-MOST_MODELS = 200  # of one server
-OURS = "llama-swap"  # owner of the models that a server like this one lists: it stands in front of others itself
+TIMEOUT = 1.0  # seconds for a server to list its models
+MAX_BYTES = 1024 * 1024  # of a list; that of a thousand models has a tenth of it
+MAX_MODELS = 200  # of one server
+OWNER = "llama-swap"  # of models listed by a server like this one, which is a proxy of others
 
-Ask = Callable[[str], Any]
+Listing = dict[str, list[dict[str, str]]]
+Ask = Callable[[str], Listing]
 """URL of a server -> its /v1/models document. Raises OSError, HTTPException or ValueError."""
 
 
-def ask(url: str) -> Any:
+def ask(url: str) -> Listing:
     """Ask a server for its models."""
     parts = urlsplit(url)
-    until = time.monotonic() + ANSWER
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER)
+    until = time.monotonic() + TIMEOUT
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT)
     try:
         connection.connect()
         connected: socket.socket = connection.sock
@@ -51,31 +52,32 @@ def ask(url: str) -> Any:
         if response.status != 200:
             raise ValueError(f"status {response.status}")
         body = b""
-        # A server that sends a byte now and then would pass a limit on silence alone.
-        while (left := until - time.monotonic()) > 0 and len(body) <= LARGEST:
+        # The time is limited as a whole: a server that sends a byte now and then never reaches a socket's timeout.
+        while (left := until - time.monotonic()) > 0 and len(body) <= MAX_BYTES:
             connected.settimeout(left)
             piece = response.read1(65536)
             if not piece:
-                return json.loads(body)
+                document: Listing = json.loads(body)
+                return document
             body += piece
-        raise ValueError("the answer is too long, or takes too long")
+        raise ValueError("the response is too long, or takes too long")
     finally:
         connection.close()
 
 
 def servers(ask: Ask = ask, ports: Mapping[int, str] = PORTS, skip: Collection[int] = ()) -> list[FoundServer]:
-    """Those that answer with a list of models, except at the ports `skip`."""
+    """The servers that list models, without those at the ports `skip`."""
 
-    def look(port: int) -> FoundServer | None:
+    def find(port: int) -> FoundServer | None:
         url = f"http://127.0.0.1:{port}"
         try:
-            rows = ask(url)["data"][:MOST_MODELS]
-            if rows and all(row.get("owned_by") == OURS for row in rows):
+            rows = ask(url)["data"][:MAX_MODELS]
+            if rows and all(row.get("owned_by") == OWNER for row in rows):
                 return None
             return FoundServer(ports[port], url, tuple(str(row["id"]) for row in rows))
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
-            return None  # nobody, or something else
+            return None  # no server, or another program
 
     chosen = [port for port in ports if port not in skip]
     with ThreadPoolExecutor(max(1, len(chosen))) as pool:
-        return [server for server in pool.map(look, chosen) if server is not None]
+        return [server for server in pool.map(find, chosen) if server is not None]

@@ -27,7 +27,7 @@ from llamaswap.discover.config_writer import (
     server_entry,
     unique,
 )
-from llamaswap.discover.disk import Enough
+from llamaswap.discover.disk import ShouldStop
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
@@ -49,7 +49,7 @@ class DiscoveryEndpoints:
 
     allowed: Callable[[], bool]
     config: Callable[[], Config]
-    survey: Callable[[Collection[int], Enough], ScanResult]
+    survey: Callable[[Collection[int], ShouldStop], ScanResult]
     run: RunBlocking
     clock: IReactorTime
     own_ports: Callable[[], Collection[int]] = tuple

@@ -30,12 +30,12 @@ class GgufTests(SynchronousTestCase):
         [model] = gguf_models(map(PurePosixPath, [*names, "/m/Big-Q8_0-00002-of-00002.gguf"]))
         self.assertEqual([str(path) for path in model.files], names)
 
-    def test_a_projector_goes_with_the_model_beside_it(self):
+    def test_projector_belongs_to_the_model_beside_it(self):
         found = self.models("/m/v/Vision-Q8_0.gguf", "/m/v/mmproj-F16.gguf", "/m/t/Text.gguf")
         self.assertIn("/m/v/mmproj-F16.gguf", found["vision-q8_0"])
         self.assertNotIn("--mmproj", found["text"])
 
-    def test_in_a_folder_of_many_models_a_projector_goes_with_its_own(self):
+    def test_projector_in_a_folder_of_many_models_belongs_to_its_own(self):
         flat = ("/m/Qwen2.5-VL-7B-Q4_K_M.gguf", "/m/mmproj-Qwen2.5-VL-7B-f16.gguf", "/m/Text-8B-Q4_K_M.gguf")
         found = self.models(*flat, "/m/gemma-3-4b-it-UD-Q4_K_XL.gguf", "/m/gemma-3-4b-it-mmproj-model-f16.gguf")
         given = {name: words[words.index("--mmproj") + 1] for name, words in found.items() if "--mmproj" in words}
@@ -51,10 +51,10 @@ class GgufTests(SynchronousTestCase):
         found = self.models(*variants, "/m/mmproj-F16.gguf")
         self.assertEqual([words[-1] for words in found.values()], ["/m/mmproj-F16.gguf"] * 3)
 
-    def test_an_embedding_model_is_started_as_one(self):
+    def test_embedding_model_is_started_as_one(self):
         self.assertIn("--embedding", self.models("/m/nomic-embed-text-v1.5.gguf")["nomic-embed-text-v1.5"])
 
-    def test_names_are_comfortable_and_unique(self):
+    def test_model_names_are_easy_to_type_and_unique(self):
         self.assertEqual(model_name("Qwen3 8B (Q4)!"), "qwen3-8b-q4")
         twice = [FoundModel("a", ("x",)), FoundModel("a", ("y",))]
         self.assertEqual([name for name, _ in unique(twice)], ["a", "a-2"])
@@ -62,7 +62,7 @@ class GgufTests(SynchronousTestCase):
 
 
 class ConfigurationTests(SynchronousTestCase):
-    def test_what_is_written_loads_and_means_the_commands_found(self):
+    def test_written_configuration_loads_with_the_commands_found(self):
         odd = '/models/with blank "and" quotes.gguf'
         found = ScanResult(
             (
@@ -84,21 +84,21 @@ class ConfigurationTests(SynchronousTestCase):
         self.assertEqual(loaded.config.peers["ollama"].models, ("a:latest", "true", "7"))
         self.assertIn("#  asleep:", text)
 
-    def test_a_server_that_lists_nothing_yet_is_asked_again(self):
+    def test_server_without_models_is_a_peer_with_auto(self):
         text = configuration(ScanResult(servers=(FoundServer("lab", "http://127.0.0.1:5001"),)))
         self.assertTrue(load([ConfigText("x", text)], {}).config.peers["lab"].auto)
 
-    def test_with_nothing_found_it_loads_too(self):
+    def test_configuration_of_nothing_loads(self):
         self.assertEqual(dict(load([ConfigText("x", configuration(ScanResult()))], {}).config.models), {})
 
-    def test_a_verb_stays_with_its_program(self):
+    def test_subcommand_stays_with_its_program(self):
         found = ScanResult((FoundModel("m", ("vllm", "serve", "org/M")),))
         model = load([ConfigText("x", configuration(found))], {}).config.models["m"]
         self.assertEqual(split(model.cmd), ["vllm", "serve", "org/M", "--port", str(model.port)])
 
 
 class EntryTests(SynchronousTestCase):
-    def test_every_entry_is_one_model_or_peer_that_loads(self):
+    def test_every_entry_loads_as_one_model_or_peer(self):
         text = "models:\n" + model_entry("a", FoundModel("a", ("llama-server", "-m", "/m/a.gguf"), "a note"))
         text += "".join(engine_entry(name, f"/bin/{name}") for name in ENGINES)
         text += "peers:\n" + server_entry("x", FoundServer("x", "http://127.0.0.1:8000", ("m",)))
@@ -109,5 +109,5 @@ class EntryTests(SynchronousTestCase):
         for model in loaded.config.models.values():
             self.assertIn(str(model.port), split(model.cmd))
 
-    def test_what_serves_no_model_by_itself_has_none(self):
+    def test_program_that_serves_no_model_has_no_entry(self):
         self.assertEqual(engine_entry("docker", "/bin/docker"), "")

@@ -11,17 +11,17 @@ class FolderTests(SynchronousTestCase):
         self.home = Path(self.mktemp()).absolute()
         self.home.mkdir()
 
-    def test_files_are_found_below_a_folder_and_what_is_missing_is_no_error(self):
+    def test_files_are_found_below_a_folder_and_a_missing_folder_is_not_an_error(self):
         touch(self.home, "a/b/c/m.gguf", "n.GGUF", "x.txt")
         self.assertEqual(sorted(path.name for path in files(self.home, ".gguf")), ["m.gguf", "n.GGUF"])
         self.assertEqual(list(files(self.home / "nowhere", ".gguf")), [])
 
-    def test_a_folder_that_links_to_itself_ends(self):
+    def test_search_of_a_folder_that_links_to_itself_ends(self):
         (self.home / "loop").symlink_to(self.home)
         touch(self.home, "m.gguf")
         self.assertEqual(len(list(files(self.home, ".gguf"))), 1)
 
-    def test_the_hugging_face_cache_gives_gguf_and_safetensors_models(self):
+    def test_hugging_face_cache_has_gguf_and_safetensors_models(self):
         one, two = "models--org--One-GGUF", "models--org--Two"
         touch(self.home, f"{one}/snapshots/abc/One-Q4_K_M.gguf")
         touch(self.home, f"{two}/snapshots/new/config.json", f"{two}/snapshots/new/model.safetensors")
@@ -34,10 +34,10 @@ class FolderTests(SynchronousTestCase):
         self.assertIn("One-Q4_K_M.gguf", found["one-q4_k_m"].words[-1])
         self.assertFalse({model.name: model for model in hub_models(self.home, {})}["two"].active)
 
-    def test_engines_are_those_on_the_path(self):
+    def test_engines_are_found_on_the_path(self):
         self.assertEqual(engines({"vllm": "/bin/vllm"}.get), {"vllm": "/bin/vllm"})
 
-    def test_who_has_had_enough_gets_what_was_found_so_far(self):
+    def test_stopped_search_returns_the_files_found_so_far(self):
         touch(self.home, *(f"{number}.gguf" for number in range(9)))
         left = iter([False, False, False, True])
         self.assertEqual(len(list(files(self.home, ".gguf", lambda: next(left)))), 3)
@@ -50,7 +50,7 @@ class OllamaTests(SynchronousTestCase):
         self.root = ollama_store(Path(self.mktemp()).absolute(), *given, **more)
         return ollama_models(self.root)
 
-    def test_a_model_is_served_from_its_blob_with_its_parameters(self):
+    def test_ollama_model_is_served_from_its_blob_with_its_parameters(self):
         (model,) = self.models()
         blob = str(self.root / "blobs/sha256-aa")
         projector = str(self.root / "blobs/sha256-bb")
@@ -59,10 +59,10 @@ class OllamaTests(SynchronousTestCase):
         )
         self.assertEqual((model.name, model.note), ("llama3.2-1b", "Ollama: llama3.2:1b"))
 
-    def test_the_usual_tag_and_another_publisher_are_named_as_ollama_names_them(self):
+    def test_ollama_models_have_ollamas_names(self):
         (model,) = self.models("registry.ollama.ai/someone/tiny/latest")
         self.assertEqual(model.note, "Ollama: someone/tiny")
 
-    def test_what_is_no_manifest_is_passed_over(self):
+    def test_file_that_is_not_a_manifest_is_skipped(self):
         self.assertEqual(self.models(layers=[{"nothing": 1}]), [])
         self.assertEqual(self.models(layers=[]), [])
