@@ -41,7 +41,7 @@ class TableTests(SynchronousTestCase):
 
     def test_the_limits_are_what_the_code_has(self):
         from llamaswap.config.schema import Config, FifoSettings, HangDetection
-        from llamaswap.proxy import client_connection
+        from llamaswap.proxy import server_factory
         from llamaswap.servers import readiness, termination
 
         fifo, stall, config = FifoSettings(), HangDetection(), Config()
@@ -57,9 +57,9 @@ class TableTests(SynchronousTestCase):
             "a failing model's next try": f"{fifo.backoff:g} s, doubling to {fifo.backoff_max:g} s",
             "GPU memory of a stopped server": f"{fifo.reclaim:g} s",
             "a silent stream's next byte": f"{stall.after:g} s, then it is watched",
-            "a request's head": f"{client_connection.HEAD_SECONDS:g} s",
-            "the next piece of a request's body": f"{client_connection.BODY_SECONDS:g} s",
-            "a client's next request": f"{client_connection.IDLE_SECONDS:g} s",
+            "a request's head": f"{server_factory.HEAD_TIMEOUT:g} s",
+            "the next piece of a request's body": f"{server_factory.BODY_TIMEOUT:g} s",
+            "a client's next request": f"{server_factory.IDLE_TIMEOUT:g} s",
             "requests under way when the service ends": f"{config.drain_timeout:g} s",
         }
         self.assertEqual({name: lines.get(name) for name in said}, said)

@@ -45,7 +45,7 @@ class ServiceHandover:
 
     def calm(self) -> bool:
         """Whether no request is in progress, and each server is ready or down."""
-        return not self.parts.web.dispatcher.active and self.parts.models.router.settled
+        return not self.parts.web.proxy.active and self.parts.models.router.settled
 
     def still(self) -> bool:
         """Whether, in addition, no connection has anything left to send."""

@@ -214,7 +214,7 @@ class ServiceEnd:
 
     async def stop_accepting(self) -> None:
         models, web = self.parts.models, self.parts.web
-        log.info("shutting down: {count} requests in progress", count=web.dispatcher.active)
+        log.info("shutting down: {count} requests in progress", count=web.proxy.active)
         models.slots.closing = True
         self.parts.reloader.stop()
         self.parts.watchdog.stop()
@@ -228,11 +228,11 @@ class ServiceEnd:
         web.factory.drain()
 
     def requests_done(self) -> Deferred[None]:
-        return self.parts.web.dispatcher.when_idle()
+        return self.parts.web.proxy.when_idle()
 
     async def stop_servers(self, seconds: float) -> None:
         models, web = self.parts.models, self.parts.web
-        web.dispatcher.close()
+        web.proxy.close()
         await models.router.shutdown(seconds)
         self.parts.observability.inflight.cancel_all()  # requests to peers
         web.factory.cut()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable
-from http.client import responses
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -24,15 +23,16 @@ from llamaswap.app.context import IServiceReactor
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
 from llamaswap.http_client import HttpClient, RequestFailed, SendRequest
-from llamaswap.proxy.client_connection import ProxyServerFactory
-from llamaswap.proxy.exchange import Exchange, Headers, RequestHead
+from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.listen import ListenAddress
 from llamaswap.proxy.pool import Pool
+from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
 from llamaswap.proxy.upstream import UpstreamTarget
-from llamaswap.web.dispatch import joined
+from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError, render
+from llamaswap.web.upstream_request import joined
 from llamaswap.wire import headers as header_rules
 
 log = Logger()
@@ -175,7 +175,7 @@ class WakingProxy:
             if not isinstance(error, (HttpError, UpstreamUnreachable)):
                 log.failure("a request failed")
             accept = exchange.head.first(b"accept") or b""
-            _send(exchange, *render(error, accept.decode("latin-1"), exchange.head.path.decode("latin-1")))
+            send_response(exchange, *render(error, accept.decode("latin-1"), exchange.head.path.decode("latin-1")))
 
     async def _respond(self, exchange: Exchange) -> None:
         path = exchange.head.path
@@ -183,7 +183,7 @@ class WakingProxy:
         if path == b"/status":
             state = "waking" if self.host.waking else "ready" if await self.host.is_awake() else "not ready"
             text = f"status: {state}\nfailures: {self.host.failures}\n"
-            _send(exchange, 200, [(b"Content-Type", b"text/plain")], text.encode())
+            send_response(exchange, 200, [(b"Content-Type", b"text/plain")], text.encode())
         elif not is_page and path not in NEVER_WAKES:
             await self._wake_and_forward(exchange)
         elif await self.host.is_awake():
@@ -192,9 +192,9 @@ class WakingProxy:
             Deferred.fromCoroutine(self.host.wake(self.timeout)).addErrback(
                 lambda failure: log.failure("waking the machine", failure)
             )
-            _send(exchange, 200, [(b"Content-Type", b"text/html"), (b"Cache-Control", b"no-store")], PAGE)
+            send_response(exchange, 200, [(b"Content-Type", b"text/html"), (b"Cache-Control", b"no-store")], PAGE)
         elif path == b"/api/events":
-            _send(exchange, 204, [], b"")
+            send_response(exchange, 204, [], b"")
         else:
             raise HttpError(503, "the machine is asleep")
 
@@ -228,16 +228,8 @@ class WakingProxy:
         headers = header_rules.to_local(head.headers, peer=exchange.peer)
         upstream = UpstreamTarget(self.endpoint, tls=self.endpoint.scheme == "https", name="the machine")
         rewritten = RequestHead(head.method, joined(self.endpoint, head.target), headers, head.version)
-        await self.forwarder.carry(exchange, upstream, head=rewritten, body=exchange.body)
+        await self.forwarder.forward(exchange, upstream, head=rewritten, body=exchange.body)
         self.host.answered()
-
-
-def _send(exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
-    if exchange.gone:
-        return
-    framing: Headers = [] if status == 204 else [(b"Content-Length", b"%d" % len(body))]
-    exchange.sink.head(status, responses.get(status, "").encode(), [*headers, *framing], raw=True, data=body)
-    exchange.sink.finish()
 
 
 def probe_of(send: SendRequest, endpoint: Endpoint) -> Callable[[], Deferred[bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 
 from attrs import frozen
@@ -19,20 +20,23 @@ from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.proxy.bodies import SiteContent
 from llamaswap.proxy.byte_budget import disk_room, memory_room
-from llamaswap.proxy.client_connection import ProxyServerFactory
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.forward import RequestForwarder
+from llamaswap.proxy.loading import REMARKS, LoadingStream
+from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.web import errors
 from llamaswap.web.access_log import AccessLogger
 from llamaswap.web.app import make_site
 from llamaswap.web.auth import Authenticator, KeyRing
-from llamaswap.web.dispatch import Dispatcher
+from llamaswap.web.error_response import ErrorSender
 from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import Inference
 from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.passthrough import Passthrough
+from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.streaming_response import StreamingResponses
+from llamaswap.web.upstream_request import UpstreamRequests
 
 ADMIN_BODY_LIMIT = 16 * 1024 * 1024  # bytes; many times the largest configuration
 UNAUTHENTICATED_BODY_LIMIT = 64 * 1024  # bytes of a body whose response is 401
@@ -43,7 +47,7 @@ class WebParts:
     """The parts that serve requests. `factory` makes the client connections, `streams` are the open feeds."""
 
     streams: StreamingResponses
-    dispatcher: Dispatcher
+    proxy: ProxyHandler
     load_tests: LoadTests
     factory: ProxyServerFactory
 
@@ -60,9 +64,9 @@ def build_web(
     """The web parts around the others."""
     reactor, router = context.reactor, models.router
     keys = Authenticator(KeyRing(lambda: router.config.api_keys))
-    dispatcher = build_dispatcher(context, models, observability)
     parser = WorkerThread("parser", reactor)
-    inference = Inference(router, dispatcher, keys, models.peers.avoided, parser)
+    proxy = build_proxy(context, models, observability, parser)
+    inference = Inference(router, proxy, keys, models.peers.avoided, parser)
     streams = StreamingResponses()
     wiring = AdminWiring(
         context=context,
@@ -73,7 +77,7 @@ def build_web(
         watchdog=watchdog,
         streams=streams,
         inference=inference,
-        passthrough=Passthrough(router, dispatcher, keys, parser),
+        passthrough=Passthrough(router, proxy, keys, parser),
         config_thread=config_thread,
         discovery_thread=WorkerThread("surveyor", reactor),
     )
@@ -92,15 +96,20 @@ def build_web(
         reactor,
         memory=memory,
         disk=disk,
-        largest=lambda head: body_limit(keys, head),
+        body_limit=lambda head: body_limit(keys, head),
         served=AccessLogger(access, reactor),
     )
-    return WebParts(streams, dispatcher, load_tests, factory)
+    return WebParts(streams, proxy, load_tests, factory)
 
 
-def build_dispatcher(context: ServiceContext, models: ModelParts, observability: ObservabilityParts) -> Dispatcher:
-    """The dispatcher of requests to models and peers."""
-    router, inflight = models.router, observability.inflight
+def build_proxy(
+    context: ServiceContext, models: ModelParts, observability: ObservabilityParts, parser: WorkerThread
+) -> ProxyHandler:
+    """The handler of requests to models and peers."""
+    reactor, router, inflight = context.reactor, models.router, observability.inflight
+
+    def loading_stream(model: str, write: Callable[[bytes], None]) -> LoadingStream:
+        return LoadingStream(reactor, model, write, random.uniform, random.sample(REMARKS, len(REMARKS)))
 
     def queued(request: str, position: int) -> None:
         """A request waits behind others: its model's files are read ahead meanwhile."""
@@ -109,18 +118,18 @@ def build_dispatcher(context: ServiceContext, models: ModelParts, observability:
         if model is not None and router.state(model) == "stopped":
             models.read_ahead.begin(model)
 
-    return Dispatcher(
+    return ProxyHandler(
         router=router,
-        relay=RequestForwarder(context.reactor, models.pool),
-        render=partial(errors.render, hide=lambda text: masked_text(text, known_secrets(router.config))),
-        scopes=(inflight, observability.activity),
-        clock=context.reactor,
+        forwarder=RequestForwarder(reactor, models.pool),
+        errors=ErrorSender(partial(errors.render, hide=lambda text: masked_text(text, known_secrets(router.config)))),
+        observers=(inflight, observability.activity),
+        clock=reactor,
         wall=time.time,
-        uniform=random.uniform,
-        shuffled=lambda items: random.sample(list(items), len(items)),
-        peer_heard=models.peers.heard,
-        placed=queued,
-        environment=context.child_environ.values(),
+        loading_stream=loading_stream,
+        upstream_requests=UpstreamRequests(context.child_environ.values()),
+        position_changed=queued,
+        peer_answered=models.peers.heard,
+        run=parser,
     )
 
 

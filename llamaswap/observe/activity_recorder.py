@@ -1,6 +1,6 @@
 """The observer of one request that becomes a row: it counts the response's bytes and keeps few of them.
 
-`head`, `data` and `closed` run between a server's bytes and its client. `digest` parses what was kept, later and, if
+`head`, `data` and `ended` run between a server's bytes and its client. `digest` parses what was kept, later and, if
 that takes long, on a worker's thread.
 """
 
@@ -16,7 +16,7 @@ from llamaswap.observe.captures import Capture, mask_for
 from llamaswap.observe.head_tail_buffer import DOCUMENT_BOUND, HeadTailBuffer, Undecodable, decoded
 from llamaswap.observe.redact import shown
 from llamaswap.wire.byte_budget import ByteBudget
-from llamaswap.wire.headers import first
+from llamaswap.wire.headers import ResponseHeaders, first
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 from llamaswap.wire.usage import NOTHING, StreamScanner, Usage, from_document, from_fragment, from_lines
 
@@ -70,17 +70,20 @@ class ActivityRecorder:
 
     # -- while the response passes -------------------------------------------------------------------------
 
-    def metadata_changed(self) -> None:
-        """Metadata is read when the request is over."""
+    def granted(self) -> None:
+        """The priority is in the metadata, which is read when the request is over."""
 
-    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def retargeted(self) -> None:
+        """The model is read when the request is over."""
+
+    def head(self, status: int, headers: ResponseHeaders) -> None:
         """Only the first head counts: after a loading stream the client has a 200 whatever the server says later."""
         if self._status:
             return
         self._status = status
-        self._headers = headers
-        self._content_type = (first(headers, b"content-type") or b"").decode("latin-1")
-        self._encoding = (first(headers, b"content-encoding") or b"").decode("latin-1").strip().lower()
+        self._headers = headers.items
+        self._content_type = headers.content_type.decode("latin-1")
+        self._encoding = headers.content_encoding.decode("latin-1").strip().lower()
         encoded = self._encoding in ("gzip", "deflate")
         if status != 200:
             self._ends = HeadTailBuffer(MAX_ERROR)
@@ -102,7 +105,7 @@ class ActivityRecorder:
         elif self._ends is not None:
             self._ends.add(data)
 
-    def closed(self, ending: RequestOutcome, error: Exception | None) -> None:
+    def ended(self, ending: RequestOutcome, error: Exception | None) -> None:
         """Drop what only watching needed, and call `done`."""
         kept = self._capture_body
         if kept is not None:
@@ -140,15 +143,15 @@ class ActivityRecorder:
     @property
     def size(self) -> int:
         """Bytes of bodies that it keeps in memory."""
-        return len(self.body) + len(self.info.body or b"")
+        return len(self.body) + len(self.info.captured_body or b"")
 
     def forget_capture(self) -> None:
         """Drop the request's body and the capture, and keep what the row needs."""
-        self._captured, self.info.body = False, None
+        self._captured, self.info.captured_body = False, None
 
     def forget_bodies(self) -> None:
         """Keep only the row, which then lacks its tokens."""
-        self.body, self._complete, self._captured, self.held, self.info.body = b"", False, False, 0, None
+        self.body, self._complete, self._captured, self.held, self.info.captured_body = b"", False, False, 0, None
 
     def digest(self) -> None:
         """Make the row and the capture. Takes as long as parsing the body."""
@@ -208,7 +211,7 @@ class ActivityRecorder:
         self.capture = Capture(
             info.stored_path,
             shown(info.headers),
-            info.body if mask.request else None,
+            info.captured_body if mask.request else None,
             shown(self._headers, without=_ENCODING),
             body if mask.response and self._status == 200 else None,
         )

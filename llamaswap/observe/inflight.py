@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from llamaswap.observe.activity_recorder import session
 from llamaswap.observe.log_format import local_time, rfc3339nano
 from llamaswap.observe.redact import shown
-from llamaswap.wire.headers import is_event_stream
+from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 
 UPDATE_DELAY = 0.25  # seconds; updates of a byte count are sent at most this often
@@ -77,7 +77,7 @@ class InflightRequest:
     phase: Phase = field(default="queued", init=False)
     queue_position: int = field(default=0, init=False)
     first_byte: float | None = field(default=None, init=False)
-    granted: float | None = field(default=None, init=False)
+    granted_at: float | None = field(default=None, init=False)
     streams: bool = field(default=False, init=False)  # whether the response is an event stream
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
     _open: bool = field(default=True, init=False)
@@ -85,25 +85,32 @@ class InflightRequest:
     @property
     def waits(self) -> bool:
         """Whether it waits for its model."""
-        return self.granted is None and self.phase in ("queued", "loading")
+        return self.granted_at is None and self.phase in ("queued", "loading")
 
-    def metadata_changed(self) -> None:
-        """Update the listeners. A local grant sets the priority in the metadata: the request waits no longer."""
+    def granted(self) -> None:
+        """A server is reserved for the request: it waits no longer."""
         if not self._open:
             return
-        if self.granted is None and "fifo_priority" in self.facts.metadata:
-            self.granted = self._registry.now()
+        if self.granted_at is None:
+            self.granted_at = self._registry.now()
             if self.phase != "streaming":
                 self.phase, self.queue_position = "prefill", 0
         self._registry.changed(self)
 
-    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def retargeted(self) -> None:
+        """The request waits again, for another model."""
+        if self._open:
+            self.granted_at = None
+            self.phase, self.queue_position = "queued", 0
+            self._registry.changed(self)
+
+    def head(self, status: int, headers: ResponseHeaders) -> None:
         """The response's head was sent."""
         if not self._open:
             return
         self.status = status
-        self._headers = headers
-        self.streams = is_event_stream(headers)
+        self._headers = headers.items
+        self.streams = headers.event_stream
         self._registry.changed(self)
 
     def data(self, data: bytes) -> None:
@@ -122,19 +129,19 @@ class InflightRequest:
             self.phase = "streaming"
         self._registry.progressed(self)
 
-    def closed(self, ending: RequestOutcome, error: Exception | None) -> None:
+    def ended(self, outcome: RequestOutcome, error: Exception | None) -> None:
         """The request is over; only the first call counts."""
         if self._open:
             self._open = False
-            self._registry.ended(self, ending, error)
+            self._registry.ended(self, outcome, error)
 
     def moved(self, phase: Phase, queue_position: int) -> None:
         """The request has another phase, or another position in the queue."""
         if self._open and (phase, queue_position) != (self.phase, self.queue_position):
             self.phase = phase
             self.queue_position = queue_position
-            if phase == "prefill" and self.granted is None:
-                self.granted = self._registry.now()
+            if phase == "prefill" and self.granted_at is None:
+                self.granted_at = self._registry.now()
             self._registry.changed(self)
 
     def document(self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime], why: Why) -> Document:
@@ -263,7 +270,7 @@ class InflightRequests:
             del self._entries[facts.id]
         self._progressed.pop(facts.id, None)
         first_byte = None if entry.first_byte is None else entry.first_byte - facts.started
-        waited = None if entry.granted is None else max(0.0, entry.granted - facts.started)
+        waited = None if entry.granted_at is None else max(0.0, entry.granted_at - facts.started)
         duration = max(0.0, self._clock.seconds() - facts.started)
         try:
             self._finished(
@@ -294,7 +301,7 @@ class InflightRequests:
         for entry in self._entries.values():
             if entry.streams:
                 entry.facts.flush()
-                yield entry.facts.id, entry.facts.model, entry.sent, entry.granted is not None
+                yield entry.facts.id, entry.facts.model, entry.sent, entry.granted_at is not None
 
     def snapshot(self) -> Document:
         """All entries as one event, oldest first; without `requests` if there are none."""

@@ -13,6 +13,8 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer, ITransport
 
+from llamaswap.wire.headers import ResponseHeaders
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -112,7 +114,7 @@ class ResponseSink(Protocol):
     def interim(self, status: int, reason: bytes, headers: Headers) -> None:
         """Send a 1xx head (never 100 or 101) before the real one."""
 
-    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+    def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:
         """Send the head, and `data` as the first body bytes in the same write.
 
         With `raw` the writes carry the body's framing themselves, as the headers announce it

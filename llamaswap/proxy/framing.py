@@ -27,7 +27,6 @@ _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 # Framing has no place behind the body (RFC 9110, 6.5.1): llhttp, and so Node, takes such an answer for a broken one.
 _TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
 
-CHUNKED = (b"Transfer-Encoding", b"chunked")
 LAST_CHUNK = b"0\r\n\r\n"
 
 

@@ -151,7 +151,7 @@ class SpooledBody:
         feed.pump()
         return feed
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """It was held whole, and lives on as the edited copy and the one being sent for as long as the request: their
         room stays taken."""
         if self.complete and self._file is None:

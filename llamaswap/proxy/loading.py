@@ -96,8 +96,8 @@ class LoadingStream:
         self._line(f"llama-swap loading model: {self.model}", lead=False)
         self._type()
 
-    def place(self, position: int) -> None:
-        """The request stands at this position (from 1) of the queue; only the newest is told, at the next tick."""
+    def show_position(self, position: int) -> None:
+        """The request is at this position (from 1) of the queue; only the newest is shown, at the next tick."""
         self._position = position
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""How an answer's head and body are framed for a client: shared by both doors."""
+"""How a response's head and body are framed for a client, on the listening socket and in the Klein app."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from email.utils import formatdate
 from http.client import responses
 
 from llamaswap.proxy.exchange import Headers, RequestHead
-from llamaswap.proxy.framing import CHUNKED, as_chunk, write_head
+from llamaswap.proxy.framing import as_chunk, write_head
+from llamaswap.wire.headers import CHUNKED, ResponseHeaders
 
 _date: tuple[int, bytes] = (0, b"")
 
@@ -22,64 +23,44 @@ def date_line() -> bytes:
 
 
 class ResponseFramer:
-    """Decides how one answer is delimited.
+    """Decides how one response is delimited.
 
-    `body`: whether body bytes may follow the head; `chunking`: whether the door frames what it is given;
+    `body`: whether body bytes may follow the head; `chunking`: whether what is written must be framed here;
     `delimited`: whether the client can tell the end without the connection's close; `open`: whether more body bytes may
     be put between those of the server, `chunked` as chunks only.
     """
 
-    __slots__ = (
-        "_connection",
-        "_dated",
-        "_headers",
-        "_version",
-        "body",
-        "chunked",
-        "chunking",
-        "delimited",
-        "open",
-        "status",
-    )
+    __slots__ = ("_headers", "_version", "body", "chunked", "chunking", "delimited", "open", "status")
 
-    def __init__(self, request: RequestHead, status: int, headers: Headers, *, raw: bool) -> None:
-        sized = chunked = self._dated = self._connection = False
-        for item in headers:
-            size = len(item[0])
-            if size == 14 and item[0].lower() == b"content-length":
-                sized = True
-            elif size == 17 and item[0].lower() == b"transfer-encoding":
-                chunked = True
-            elif size == 4 and item[0].lower() == b"date":
-                self._dated = True
-            elif size == 10 and item[0].lower() == b"connection":
-                self._connection = True
+    def __init__(self, request: RequestHead, status: int, headers: ResponseHeaders, *, raw: bool) -> None:
         self._headers = headers
-        self.status = status
-        self.chunked = chunked and raw
-        self.open = chunked or not raw
         self._version = request.version
+        self.status = status
+        self.chunked = headers.chunked and raw
+        self.open = headers.chunked or not raw
         self.body = request.method != b"HEAD" and status not in (204, 304)
         self.chunking = False
         self.delimited = True
-        if self.body and not sized and not (chunked and raw):
+        if self.body and not headers.sized and not self.chunked:
             if raw or request.version < (1, 1):
                 self.delimited = False
             else:
                 self.chunking = True
-                self._headers = [*headers, CHUNKED]
 
     def head(self, reason: bytes, *, keep_alive: bool, data: bytes = b"") -> bytes:
         """The head's bytes and the framed first body bytes."""
-        headers = self._headers
-        if not self._dated:
-            headers = [*headers, (b"Date", date_line())]
+        response = self._headers
+        headers = list(response.items)
+        if self.chunking:
+            headers.append(CHUNKED)
+        if not response.dated:
+            headers.append((b"Date", date_line()))
         if not keep_alive:
-            if self._connection:
+            if response.connection:
                 headers = [item for item in headers if item[0].lower() != b"connection"]
-            headers = [*headers, (b"Connection", b"close")]
+            headers.append((b"Connection", b"close"))
         elif self._version < (1, 1):
-            headers = [*headers, (b"Connection", b"keep-alive")]
+            headers.append((b"Connection", b"keep-alive"))
         head = write_head(status_line(self.status, reason), headers)
         if not data or not self.body:
             return head

@@ -1,4 +1,4 @@
-"""Requests for the twisted.web site, on a connection that others answer on in between."""
+"""Requests for the twisted.web site, on a connection that also carries requests for the proxy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITransport
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
+from twisted.web.server import Site
 from zope.interface import directlyProvides, implementer, providedBy
 
 from llamaswap.errors import BodyTooLarge
@@ -17,9 +18,9 @@ from llamaswap.proxy.tunnel import ClientPipe
 
 
 class SiteChannel(HTTPChannel):
-    """A twisted.web channel that reads its requests one by one from the front door.
+    """A twisted.web channel that gets its requests one by one from a ClientConnection.
 
-    Heads were judged and bounded before they come here; waiting for the next one is the door's business too.
+    The connection has checked and bounded the heads, and it also watches the time until the next one.
     """
 
     totalHeadersSize = HEAD_LIMIT * 2
@@ -27,89 +28,89 @@ class SiteChannel(HTTPChannel):
     MAX_LENGTH = HEAD_LIMIT * 2
     timeOut = None
 
-    def __init__(self, site: Any, turn_over: Callable[[], None]) -> None:
+    def __init__(self, site: Site, completed: Callable[[], None]) -> None:
         super().__init__()
         self.factory = self.site = site
         self.requestFactory = site.requestFactory
-        self._turn_over = turn_over
+        self._completed = completed
 
     def requestDone(self, request: Request) -> None:
         super().requestDone(request)
-        self._turn_over()
+        self._completed()
 
 
 @implementer(ITransport, IPushProducer)
 class SiteTransport:
-    """The connection as the site's channel sees it: its own, though others answer on it in between."""
+    """The connection as the site's channel sees it: as if it were the channel's alone."""
 
-    def __init__(self, door: ClientTransport) -> None:
-        self._door = door
+    def __init__(self, connection: ClientTransport) -> None:
+        self._connection = connection
         self.paused = False
         self.producer: Any = None
-        if door.secure:
+        if connection.secure:
             directlyProvides(self, providedBy(self), ISSLTransport)
 
     def write(self, data: bytes) -> None:
-        self._door.send(data)
+        self._connection.send(data)
 
     def writeSequence(self, data: Any) -> None:
-        self._door.send(b"".join(data))
+        self._connection.send(b"".join(data))
 
     def loseConnection(self) -> None:
-        self._door.lose()
+        self._connection.lose()
 
     def abortConnection(self) -> None:
-        self._door.cut()
+        self._connection.cut()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """The channel registers itself for good; the wire hears of it during the site's turns only."""
+        """The channel registers itself for good, the connection only while it handles a request for the site."""
         self.producer = producer
 
     def unregisterProducer(self) -> None:
         self.producer = None
-        self._door.wire.unregisterProducer()
+        self._connection.wire.unregisterProducer()
 
     def pauseProducing(self) -> None:
         self.paused = True
-        self._door.reading_changed()
+        self._connection.reading_changed()
 
     def resumeProducing(self) -> None:
         self.paused = False
-        self._door.reading_changed()
+        self._connection.reading_changed()
 
     def stopProducing(self) -> None:
-        self._door.lose()
+        self._connection.lose()
 
     def lend(self, early: bytes, head: bytes) -> ClientPipe:
-        """The channel's request becomes a tunnel: after `head`, the connection is lent to it."""
-        wire = self._door.wire
+        """Turn the channel's request into a tunnel, which gets the connection after `head` was sent."""
+        wire = self._connection.wire
         wire.unregisterProducer()
         pipe = ClientPipe(wire, early)
         pipe.write(head)
-        self._door.lend(pipe)
+        self._connection.lend(pipe)
         return pipe
 
     def __getattr__(self, name: str) -> Any:
         # getPeer, getHost, disconnecting, getPeerCertificate ...
-        return getattr(self._door.wire, name)
+        return getattr(self._connection.wire, name)
 
 
 class SiteTransaction(HttpTransaction):
     """A request for the twisted.web site."""
 
-    __slots__ = (
-        "_arrived",
-        "_channel",
-        "_largest",
-        "_transport",
-    )
+    __slots__ = ("_body_limit", "_channel", "_received", "_transport")
 
     def __init__(
-        self, door: ClientTransport, framing: Framing, channel: SiteChannel, transport: SiteTransport, largest: int
+        self,
+        connection: ClientTransport,
+        framing: Framing,
+        channel: SiteChannel,
+        transport: SiteTransport,
+        body_limit: int,
     ) -> None:
-        super().__init__(door, framing)
-        self._largest = largest
-        self._arrived = 0
+        super().__init__(connection, framing)
+        self._body_limit = body_limit
+        self._received = 0
         self._channel = channel
         self._transport = transport
 
@@ -118,13 +119,13 @@ class SiteTransaction(HttpTransaction):
         return not self._transport.paused
 
     def came(self, raw: bytes, pieces: list[bytes]) -> None:
-        self._arrived += len(raw)
-        if self._arrived > self._largest:  # the site keeps all of a body before it looks at the request
-            raise BodyTooLarge(self._largest)
+        self._received += len(raw)
+        if self._received > self._body_limit:  # the site holds the whole body before it handles the request
+            raise BodyTooLarge(self._body_limit)
         self._channel.dataReceived(raw)
 
     def lost(self, reason: Failure) -> None:
-        """The channel is told by the door."""
+        """The connection tells the channel itself."""
 
-    def spoilt(self) -> bool:
+    def body_failed(self) -> bool:
         return True

@@ -31,8 +31,8 @@ class Future(Generic[T]):
 
     __slots__ = ("_cancel", "_error", "_listener", "_outcome", "_settled")
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        self._cancel: Callable[[], None] = cancel
+    def __init__(self, cancel: Callable[[BaseException | None], None]) -> None:
+        self._cancel = cancel
         self._listener: Callable[[None], object] = _nobody
         self._settled = False
         self._outcome: T | None = None
@@ -48,10 +48,10 @@ class Future(Generic[T]):
         self._error = error
         self._tell()
 
-    def cancel(self) -> None:
-        """Nobody wants it any more; whoever makes it answers to that by failing. Nothing happens once it is settled."""
+    def cancel(self, error: BaseException | None = None) -> None:
+        """Ask its maker to end the work and fail it, with this error if one is given. Without effect once settled."""
         if not self._settled:
-            self._cancel()
+            self._cancel(error)
 
     def addBoth(self, callback: Callable[[None], object]) -> None:
         """Call back when it is settled; at once if it is. There is one listener."""
@@ -75,8 +75,8 @@ class Future(Generic[T]):
         listener(None)
 
 
-def _nothing() -> None:
-    """It is settled."""
+def _nothing(error: BaseException | None) -> None:
+    """The future is settled."""
 
 
 class Task:

@@ -1,7 +1,7 @@
-"""A request's turn on a client's connection: from its head to the end of both its body and its answer.
+"""One request of a client's connection: from its head to the end of its body, its response and its handling.
 
-What the connection does for its turns is a `ClientTransport`. Here are the turns of requests that become an exchange;
-those of the site have a file of their own.
+`ClientTransport` is what the connection does for its transactions. Here are those of requests for the proxy;
+`site_transaction` has those for the twisted.web site.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IPushProducer, ITransport
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IPushProducer, IReactorTime, ITransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.server import Site
 
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
@@ -20,25 +22,40 @@ from llamaswap.proxy.fastpath.direct_write import unsent_bytes
 from llamaswap.proxy.framing import LAST_CHUNK, ChunkWalker, Framing, as_chunk
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.response_framer import ResponseFramer
+from llamaswap.proxy.task import Awaitable
 from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.wire.byte_budget import ByteBudget
+from llamaswap.wire.headers import ResponseHeaders
 
 log = Logger()
 
 
 class ConnectionOwner(Protocol):
-    """What all connections have in common: where bodies go, and who is told of an answer's end."""
+    """What all connections have in common; see `ProxyServerFactory`."""
 
-    clock: Any
+    clock: IReactorTime
+    routes: Callable[[RequestHead], bool]
+    handler: Callable[[Exchange], Awaitable]
+    site: Site
+    body_limit: Callable[[RequestHead], int]
+    body_timeout: float
     spool_threshold: int
     spool_folder: str | None
     memory: ByteBudget
     disk: ByteBudget
     served: Callable[[Exchange, int, int], None]
+    draining: bool
+    holding: bool
+
+    def joined(self, connection: Any, /) -> None:
+        """A client has connected."""
+
+    def left(self, connection: Any, /) -> None:
+        """A client has disconnected."""
 
 
 class ClientTransport(Protocol):
-    """A client's connection, as its turns see it. `wire` is its transport, `send` writes to it."""
+    """A client's connection, as its transactions see it. `wire` is its transport, `send` writes to it."""
 
     peer: str
     secure: bool
@@ -49,16 +66,16 @@ class ClientTransport(Protocol):
     def owner(self) -> ConnectionOwner: ...
     @property
     def closing(self) -> bool:
-        """Whether this answer shall be the connection's last."""
+        """Whether the present response must be the connection's last."""
 
     def reading_changed(self) -> None:
-        """The present turn can take more of its body, or no more."""
+        """The present transaction can take more of its body, or no more."""
 
-    def answered(self, turn: HttpTransaction) -> None:
-        """A turn's answer is complete."""
+    def completed(self, transaction: HttpTransaction) -> None:
+        """A transaction's response is complete, and its handler has ended."""
 
     def lend(self, pipe: ClientPipe) -> None:
-        """From now on the client's bytes belong to a tunnel."""
+        """Pass the client's bytes on to a tunnel from now on."""
 
     def lose(self) -> None:
         """Close, after what was written has gone out."""
@@ -71,28 +88,20 @@ class ClientTransport(Protocol):
 
 
 class HttpTransaction(ABC):
-    """One request of a connection, from its head to the end of both its body and its answer."""
+    """One request of a connection, from its head to the end of its body, its response and its handling."""
 
-    __slots__ = (
-        "_left",
-        "_walker",
-        "answered",
-        "body_done",
-        "door",
-        "keep_alive",
-    )
+    __slots__ = ("_left", "_walker", "body_done", "connection", "keep_alive")
 
-    def __init__(self, door: ClientTransport, framing: Framing) -> None:
+    def __init__(self, connection: ClientTransport, framing: Framing) -> None:
         length = framing.length
-        self.door = door
+        self.connection = connection
         self.keep_alive = framing.keep_alive
         self.body_done = length == 0
-        self.answered = False
         self._left = length or 0
         self._walker = ChunkWalker() if length is None else None
 
     def feed(self, data: bytes) -> int:
-        """Take this turn's part of `data`; returns its size."""
+        """Take the part of `data` that belongs to this request's body; returns its size."""
         walker = self._walker
         if walker is None:
             if len(data) > self._left:
@@ -109,8 +118,8 @@ class HttpTransaction(ABC):
         return used
 
     @property
-    def rest(self) -> int | None:
-        """Body bytes still to come; None when unknown."""
+    def body_left(self) -> int | None:
+        """Bytes of the body still to come; None if unknown."""
         return self._left if self._walker is None else None
 
     @property
@@ -120,42 +129,45 @@ class HttpTransaction(ABC):
 
     @abstractmethod
     def came(self, raw: bytes, pieces: list[bytes]) -> None:
-        """Body bytes came."""
+        """Some bytes of the body, with their framing and as pieces without it."""
 
     @abstractmethod
     def lost(self, reason: Failure) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
 
     @abstractmethod
-    def spoilt(self) -> bool:
-        """The body's framing is broken; returns whether an answer may still be given."""
+    def body_failed(self) -> bool:
+        """The rest of the body cannot be taken; returns whether a response may still be given."""
 
 
 class ProxyTransaction(HttpTransaction):
-    """A request that became an exchange, and the sink of its answer."""
+    """A request that became an exchange, and the sink of its response. `whole` is its body, if that came with the head
+    completely."""
 
     __slots__ = (
         "_explained",
         "_framer",
         "_producing",
         "_request",
+        "_response_sent",
         "_sent",
-        "arriving",
-        "dead",
         "exchange",
+        "response_closed",
+        "spooled_body",
         "waits_for_continue",
     )
 
-    def __init__(self, door: ClientTransport, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
-        super().__init__(door, framing)
-        factory = door.owner
+    def __init__(self, connection: ClientTransport, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
+        super().__init__(connection, framing)
+        factory = connection.owner
         self._framer: ResponseFramer | None = None
         self._request = head
         self._producing = False
-        self._explained = False  # a last word says why the answer is incomplete
+        self._explained = False  # a last word says why the response is incomplete
+        self._response_sent = False
         self._sent = 0
-        self.dead = False
-        self.arriving: SpooledBody | None = None
+        self.response_closed = False  # nothing more is written: the response is complete, or will never be
+        self.spooled_body: SpooledBody | None = None
         body: BodySource
         if whole is not None:
             self.waits_for_continue = False
@@ -164,27 +176,29 @@ class ProxyTransaction(HttpTransaction):
             body = BytesBody(whole)
         else:
             self.waits_for_continue = framing.expects and not self.body_done
-            body = self.arriving = SpooledBody(
+            body = self.spooled_body = SpooledBody(
                 factory.clock,
                 framing.length,
-                changed=door.reading_changed,
+                changed=connection.reading_changed,
                 continue_=self._continue,
                 threshold=factory.spool_threshold,
                 folder=factory.spool_folder,
                 memory=factory.memory,
                 disk=factory.disk,
             )
-        self.exchange: Exchange | None = Exchange(head, body, self, door.peer, factory.clock.seconds(), door.secure)
+        self.exchange: Exchange | None = Exchange(
+            head, body, self, connection.peer, factory.clock.seconds(), connection.secure
+        )
 
     # -- the request's way in
 
     @property
     def wants(self) -> bool:
-        return self.arriving is None or self.arriving.wants
+        return self.spooled_body is None or self.spooled_body.wants
 
     def came(self, raw: bytes, pieces: list[bytes]) -> None:
         self.waits_for_continue = False
-        body = self.arriving
+        body = self.spooled_body
         if body is None:
             return
         for piece in pieces:
@@ -196,44 +210,43 @@ class ProxyTransaction(HttpTransaction):
     def _continue(self) -> None:
         if self.waits_for_continue and self._framer is None:
             self.waits_for_continue = False
-            self.door.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def lost(self, reason: Failure) -> None:
         if self.exchange is not None:
             self.exchange.client_left()
-        if self.arriving is not None:
-            self.arriving.lost()
-            self.arriving.close()
+        if self.spooled_body is not None:
+            self.spooled_body.lost()
+            self.spooled_body.close()
 
-    def spoilt(self) -> bool:
+    def body_failed(self) -> bool:
         started = self.started
-        self.dead = True
-        if self.exchange is not None:
-            self.exchange.client_left()
-        if self.arriving is not None:
-            self.arriving.lost()
-            self.arriving.close()
+        self.response_closed = True
+        self.lost(Failure(ConnectionDone()))
         return not started
 
-    def over(self, result: object) -> None:
-        """Whoever serves the exchange is through with it."""
+    def handled(self, result: object) -> None:
+        """The exchange's handler has ended."""
         exchange, self.exchange = self.exchange, None  # they know each other: untied, they need no garbage collector
-        assert exchange is not None  # it is over once
+        assert exchange is not None  # its handler ends once
         framer = self._framer
-        self.door.owner.served(exchange, framer.status if framer is not None else 0, self._sent)
+        connection = self.connection
+        connection.owner.served(exchange, framer.status if framer is not None else 0, self._sent)
         if isinstance(result, Failure):
             if not exchange.gone:
                 log.failure("handling {target} failed", result, target=exchange.head.target)
             self.abort()
-        elif not self.dead and not exchange.gone:
-            # A client that left is told to the exchange first, and whoever serves it may be done before we hear of it.
+        elif not self.response_closed and not exchange.gone:
+            # The exchange hears of a client that left before its connection does.
             log.error(
                 "handler for {target} returned before the response was complete; the connection is closed",
                 target=exchange.head.target,
             )
             self.abort()
+        if self._response_sent:
+            connection.completed(self)
 
-    # -- the answer's way out
+    # -- the response's way out
 
     @property
     def started(self) -> bool:
@@ -242,87 +255,88 @@ class ProxyTransaction(HttpTransaction):
 
     def interim(self, status: int, reason: bytes, headers: Headers) -> None:
         """A 1xx head."""
-        if not self.dead and self._framer is None:
-            self.door.send(ResponseFramer.interim(status, reason, headers))
+        if not self.response_closed and self._framer is None:
+            self.connection.send(ResponseFramer.interim(status, reason, headers))
 
-    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+    def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:
         """The head, with the first body bytes in the same write."""
         framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw)
         self._sent += len(data)
         # A client told to wait with its body may never send it: where the next request begins is then unknown.
-        if self.waits_for_continue or not framer.delimited or self.door.closing:
+        if self.waits_for_continue or not framer.delimited or self.connection.closing:
             self.keep_alive = False
-        if not self.dead:
-            self.door.send(framer.head(reason, keep_alive=self.keep_alive, data=data))
+        if not self.response_closed:
+            self.connection.send(framer.head(reason, keep_alive=self.keep_alive, data=data))
 
     def write(self, data: bytes) -> None:
         """Some body bytes."""
         framer = self._framer
         assert framer is not None  # the head comes first
         self._sent += len(data)
-        if framer.body and not self.dead:
-            self.door.send(as_chunk(data) if framer.chunking else data)
+        if framer.body and not self.response_closed:
+            self.connection.send(as_chunk(data) if framer.chunking else data)
 
     def writer(self) -> Callable[[bytes], None]:
-        """Straight to the connection, where nothing is to be framed."""
+        """Straight to the connection, if nothing has to be framed."""
         framer = self._framer
         assert framer is not None  # the head comes first
-        return self.door.send if framer.body and not framer.chunking and not self.dead else self.write
+        return self.connection.send if framer.body and not framer.chunking and not self.response_closed else self.write
 
     def last_word(self, words: bytes, last: bytes) -> None:
         """Some more body bytes, if there is room for them."""
         framed = self._framer.last_word(words, last) if self._framer is not None else None
-        if framed and not self.dead:
+        if framed and not self.response_closed:
             self._sent += len(words)
             self._explained = True
-            self.door.send(framed)
+            self.connection.send(framed)
 
     def finish(self) -> None:
-        """The answer is complete."""
-        if self.dead:
+        """The response is complete."""
+        if self.response_closed:
             return
-        self.dead = True
+        self.response_closed = self._response_sent = True
         framer = self._framer
         if framer is not None and framer.chunking:
-            self.door.send(LAST_CHUNK)
+            self.connection.send(LAST_CHUNK)
         if self._producing:
             self.unregister_producer()
-        self.door.answered(self)
+        if self.exchange is None:
+            self.connection.completed(self)
 
     def abort(self) -> None:
         """Cut the connection; a last word is delivered first, because a reset would discard it."""
-        if not self.dead:
-            self.dead = True
+        if not self.response_closed:
+            self.response_closed = True
             self.unregister_producer()
             if self._explained:
-                self.door.hang_up()
+                self.connection.hang_up()
             else:
-                self.door.cut()
+                self.connection.cut()
 
     def unsent(self) -> int:
         """Bytes that the kernel has not taken yet."""
-        return unsent_bytes(self.door.wire)
+        return unsent_bytes(self.connection.wire)
 
     def register_producer(self, producer: IPushProducer) -> None:
-        """Back-pressure for the answer."""
-        if not self._producing and not self.dead:
+        """Back-pressure for the response."""
+        if not self._producing and not self.response_closed:
             self._producing = True
-            self.door.wire.registerProducer(producer, True)
+            self.connection.wire.registerProducer(producer, True)
 
     def unregister_producer(self) -> None:
-        """No more of it."""
+        """The producer is done."""
         if self._producing:
             self._producing = False
-            self.door.wire.unregisterProducer()
+            self.connection.wire.unregisterProducer()
 
     def upgrade(self, status_line_and_head: bytes) -> ITransport:
         """Hand the connection over for a tunnel."""
-        self._framer = ResponseFramer(self._request, 101, [], raw=True)
-        self.dead = True
+        self._framer = ResponseFramer(self._request, 101, ResponseHeaders([]), raw=True)
+        self.response_closed = True
         self.unregister_producer()
-        pipe = ClientPipe(self.door.wire)
-        self.door.send(status_line_and_head)
-        self.door.lend(pipe)
+        pipe = ClientPipe(self.connection.wire)
+        self.connection.send(status_line_and_head)
+        self.connection.lend(pipe)
         return pipe
 
 

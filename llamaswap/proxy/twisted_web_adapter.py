@@ -19,7 +19,7 @@ from llamaswap.proxy.fastpath.direct_write import unsent_bytes, write_through
 from llamaswap.proxy.framing import LAST_CHUNK, as_chunk
 from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.proxy.tunnel import ClientPipe
-from llamaswap.wire.headers import peer_host
+from llamaswap.wire.headers import ResponseHeaders, peer_host
 
 
 def exchange_from_request(request: Request, clock: Any) -> Exchange:
@@ -72,7 +72,7 @@ class RequestSink:
         if wire is not None and self._framer is None:
             wire.write(ResponseFramer.interim(status, reason, headers))
 
-    def head(self, status: int, reason: bytes, headers: Headers, *, raw: bool, data: bytes = b"") -> None:
+    def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:
         """The head, with the first body bytes."""
         wire = self._wire()
         request = self._request
@@ -155,7 +155,7 @@ class RequestSink:
         wire = channel.transport
         request.code = 101
         request.startedWriting = 1
-        self._framer = ResponseFramer(self._head, 101, [], raw=True)
+        self._framer = ResponseFramer(self._head, 101, ResponseHeaders([]), raw=True)
         channel.persistent = 0
         channel.setTimeout(None)
         kept, channel._dataBuffer = b"".join(channel._dataBuffer), []

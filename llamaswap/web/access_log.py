@@ -28,7 +28,7 @@ class AccessLogger:
         head = exchange.head
         self.access.served(
             AccessRecord(
-                client_address(head.headers, exchange.peer),
+                client_address(head.first, exchange.peer),
                 head.method,
                 head.path,
                 "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0",

@@ -23,7 +23,8 @@ TEXT = b"text/plain; charset=utf-8"
 
 def client_of(request: Request) -> str:
     """The client's address, as the access log tells it."""
-    return client_address(_forwarding(request), peer_host(request.getClientAddress()))
+    raw = request.requestHeaders.getRawHeaders
+    return client_address(lambda name: raw(name, (None,))[0], peer_host(request.getClientAddress()))
 
 
 def _forwarding(request: Request) -> list[tuple[bytes, bytes]]:

@@ -1,37 +1,31 @@
 """`/upstream/MODEL/...` and `/comfyui/...`: one model's own server, its path and query forwarded as they were sent.
 
-Paths are matched decoded and forwarded raw: an encoded slash stays one. The resources at the end are how a request
-that came through the Klein map enters the relay.
+Paths are matched decoded and forwarded raw, so an encoded slash stays encoded. The resource at the end is how a request
+that came through the Klein app enters the proxy.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
+from twisted.internet.interfaces import IReactorTime
 
-from llamaswap.config import Config
+from llamaswap.config import Config, Model
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BytesBody
-from llamaswap.proxy.exchange import Exchange
+from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.task import Task
 from llamaswap.routing.interfaces import Admission
-from llamaswap.web.dispatch import Dispatcher
+from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
-from llamaswap.web.inference import (
-    ALL_ROUTES,
-    Gate,
-    body_of,
-    guarded,
-    ignored_websocket,
-    is_model_path,
-    parsed,
-    requested_model,
-)
-from llamaswap.web.proxy_request import ProxyRequest
+from llamaswap.web.inference import ALL_ROUTES, Authenticate, ignored_websocket, is_model_path
+from llamaswap.web.proxy_handler import ProxyHandler
+from llamaswap.web.proxy_request import ProxyRequest, Target
+from llamaswap.web.request_content import parse_json, read_content
 from llamaswap.wire import headers as header_rules
 
 if TYPE_CHECKING:
@@ -39,11 +33,11 @@ if TYPE_CHECKING:
     from twisted.web.resource import IResource
 
 PREFIX = b"/upstream/"
-COMFYUI = "comfyui_auto"
+COMFYUI_MODEL = "comfyui_auto"
 COMFYUI_PREFIX = b"/comfyui"
-CAPTURE_BOUND = 16 << 20  # bytes of a metered body kept for its capture; a larger one streams by
+CAPTURE_LIMIT = 16 << 20  # bytes of a metered body kept for its capture; a larger one is streamed
 
-# Asked by monitors again and again: an answer is not worth a load (goniz/llama-swap issue 14).
+# Monitors ask for these again and again: that must not load a model (goniz/llama-swap issue 14).
 PROBES = frozenset((b"/health", b"/metrics", b"/models", b"/props", b"/slots"))
 
 _SEPARATOR = re.compile(rb"/|%2[fF]")
@@ -100,24 +94,25 @@ def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str,
 
 @define(eq=False)
 class Passthrough:
-    """Serves both prefixes. `gate` and `run` as for the model routes."""
+    """Serves both prefixes."""
 
     router: Admission
-    dispatcher: Dispatcher
-    gate: Gate
+    handler: ProxyHandler
+    authenticate: Authenticate
     run: RunBlocking = at_once
 
     def serve_upstream(self, exchange: Exchange) -> Task:
-        """Answer a request under /upstream/. It never fails."""
-        return Task(guarded(self.dispatcher, exchange, self._upstream(exchange)))
+        """Respond to a request under /upstream/; see `ProxyHandler.serve`."""
+        return self.handler.serve(exchange, self.prepare_upstream)
 
     def serve_comfyui(self, exchange: Exchange) -> Task:
-        """Answer a request under /comfyui. It never fails."""
-        return Task(guarded(self.dispatcher, exchange, self._comfyui(exchange)))
+        """Respond to a request under /comfyui; see `ProxyHandler.serve`."""
+        return self.handler.serve(exchange, self.prepare_comfyui)
 
-    async def _upstream(self, exchange: Exchange) -> None:
+    async def prepare_upstream(self, exchange: Exchange) -> ProxyRequest | None:
+        """The request under /upstream/MODEL/; None after a redirect to that."""
         head = exchange.head
-        key_headers = self.gate(head)
+        key_headers = self.authenticate(head)
         config = self.router.config
         path, mark, query = head.target.partition(b"?")
         found = destination(path[len(PREFIX) :], config, self.router.profile) if path.startswith(PREFIX) else None
@@ -125,123 +120,125 @@ class Passthrough:
             raise HttpError(404, "model not found")
         if not found.rest:
             _redirect(exchange, PREFIX + quote(found.name).encode() + b"/")
-            return
-        real = config.real(found.name)
-        model = config.models[real] if real is not None else None
-        offered = config.peer(found.name) if model is None else None
-        bypass = model is not None and model.compat.ignore_websockets and header_rules.is_websocket(head.headers)
-        metered = head.method == b"POST" and found.rest in ALL_ROUTES and not bypass
-        idle_reason = None
-        if model is not None:
-            decoded = unquote(found.rest.decode("latin-1"), errors="replace")
-            if bypass:
-                idle_reason = ignored_websocket(model.id)
-            elif any(pattern.search(decoded) for pattern in config.upstream.ignore_paths):
-                idle_reason = f"model {model.id} is not loaded; path matches upstream.ignorePaths"
-            elif head.method in (b"GET", b"HEAD") and found.rest in PROBES:
-                idle_reason = f"model {model.id} is not loaded; {decoded} does not start it, /upstream/{model.id}/ does"
-        own_name = offered[1] if offered is not None and offered[1] != found.name else None
-
-        async def prepare(job: ProxyRequest) -> None:
-            await _prepare(job, exchange, found.name, own_name, self.run)
-
-        job = ProxyRequest(
-            exchange=exchange,
+            return None
+        target = Target.named(config, found.name)
+        model = target.model
+        bypass = model is not None and _bypasses(model, head)
+        request = ProxyRequest.of(
+            exchange,
+            config,
+            target,
             path=found.rest.decode("latin-1"),
-            head=evolve(head, target=found.rest + mark + query),
-            body=exchange.body,
-            config=config,
-            requested=found.name,
-            model=model,
-            peer=config.peers[offered[0]] if offered is not None else None,
-            tracked=is_model_path(head.method, found.rest) and not bypass,
-            metered=metered,
-            bypass=bypass,
-            idle_reason=idle_reason,
+            raw_target=found.rest + mark + query,
             key_headers=key_headers,
-            prepare=prepare if metered or own_name is not None else None,
+            tracked=is_model_path(head.method, found.rest),
+            metered=head.method == b"POST" and found.rest in ALL_ROUTES,
+            load_refusal=_load_refusal(config, model, head, found.rest, bypass) if model is not None else None,
+            bypass=bypass,
         )
-        await self.dispatcher.run(job)
+        if target.peer is not None and target.peer_model != found.name and _is_readable(head):
+            await self._rename(request)
+        elif request.metered:
+            await self._capture(request)
+        return request
 
-    async def _comfyui(self, exchange: Exchange) -> None:
+    async def prepare_comfyui(self, exchange: Exchange) -> ProxyRequest | None:
+        """The request under /comfyui/; None after a redirect to that."""
         head = exchange.head
-        key_headers = self.gate(head)
+        key_headers = self.authenticate(head)
         config = self.router.config
         path, mark, query = head.target.partition(b"?")
         rest = path[len(COMFYUI_PREFIX) :]
         if not rest:
             _redirect(exchange, COMFYUI_PREFIX + b"/")
-            return
-        model = config.models.get(COMFYUI)
+            return None
+        model = config.models.get(COMFYUI_MODEL)
         if model is None:
-            raise HttpError(404, f"local model {COMFYUI} not found")
-        bypass = model.compat.ignore_websockets and header_rules.is_websocket(head.headers)
-        idle_reason = None
+            raise HttpError(404, f"local model {COMFYUI_MODEL} not found")
+        bypass = _bypasses(model, head)
+        load_refusal = None
         if rest != b"/":
-            idle_reason = f"model {COMFYUI} is not loaded; only /comfyui/ can start it"
+            load_refusal = f"model {COMFYUI_MODEL} is not loaded; only /comfyui/ can start it"
         elif bypass:
-            idle_reason = ignored_websocket(COMFYUI)
-        job = ProxyRequest(
-            exchange=exchange,
+            load_refusal = ignored_websocket(COMFYUI_MODEL)
+        return ProxyRequest.of(
+            exchange,
+            config,
+            Target(COMFYUI_MODEL, model),
             path=rest.decode("latin-1"),
-            head=evolve(head, target=rest + mark + query),
-            body=exchange.body,
-            config=config,
-            requested=COMFYUI,
-            model=model,
+            raw_target=rest + mark + query,
+            key_headers=key_headers,
             tracked=False,
             metered=False,
+            load_refusal=load_refusal,
             bypass=bypass,
-            idle_reason=idle_reason,
-            key_headers=key_headers,
         )
-        await self.dispatcher.run(job)
 
+    async def _rename(self, request: ProxyRequest) -> None:
+        """Name a peer's model as the peer does, if the body names it as we do."""
+        exchange = request.exchange
+        content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
+        if content.model == request.requested:
+            content.rename(request.target.peer_model)
+        request.streaming = content.streaming
+        request.source = await content.body(exchange.body)
+        path = request.raw_target.partition(b"?")[0]
+        request.raw_target = path + (b"?" + content.query if content.query else b"")
+        if isinstance(request.source, BytesBody):
+            request.captured_body = request.source.data
 
-async def _prepare(job: ProxyRequest, exchange: Exchange, name: str, own_name: str | None, run: RunBlocking) -> None:
-    """Keep a metered body for its capture; call a peer's model by the peer's own name where the body qualifies it."""
-    head, body = exchange.head, exchange.body
-    kind = (header_rules.first(head.headers, b"content-type") or b"").lower()
-    if own_name is not None and any(
-        form in kind for form in (b"application/json", b"x-www-form-urlencoded", b"multipart/form-data")
-    ):
-        naming = await requested_model(head, body, wants_json=False, run=run)
-        if naming.name == name:
-            naming.rename(own_name)
-        job.streaming = naming.streaming
-        job.body = await body_of(naming, body)
-        path = job.head.path
-        job.head = evolve(job.head, target=path + (b"?" + naming.query if naming.query else b""))
-    elif b"multipart/form-data" not in kind and body.length is not None and 0 < body.length <= CAPTURE_BOUND:
-        text = await body.hold(CAPTURE_BOUND)
-        job.body = BytesBody(text)
+    async def _capture(self, request: ProxyRequest) -> None:
+        """Hold a body of moderate size for its capture; other bodies are streamed."""
+        head, body = request.exchange.head, request.exchange.body
+        kind = (head.first(b"content-type") or b"").lower()
+        if b"multipart/form-data" in kind or body.length is None or not 0 < body.length <= CAPTURE_LIMIT:
+            return
+        text = await body.hold(CAPTURE_LIMIT)
+        request.source = BytesBody(text)
+        request.captured_body = text
         if b"application/json" in kind:
-            json = await parsed(text, run)
-            job.streaming = json is not None and json.streaming
-    if job.facts is not None:
-        job.facts.streaming = job.streaming
-        if isinstance(job.body, BytesBody):
-            job.facts.body = job.body.data
+            json = await parse_json(text, self.run)
+            request.streaming = json is not None and json.streaming
+
+
+def _bypasses(model: Model, head: RequestHead) -> bool:
+    return model.compat.ignore_websockets and header_rules.is_websocket(head.headers)
+
+
+def _load_refusal(config: Config, model: Model, head: RequestHead, rest: bytes, bypass: bool) -> str | None:
+    """Why a request for this path of a model's server does not load the model; None: it does."""
+    if bypass:
+        return ignored_websocket(model.id)
+    decoded = unquote(rest.decode("latin-1"), errors="replace")
+    if any(pattern.search(decoded) for pattern in config.upstream.ignore_paths):
+        return f"model {model.id} is not loaded; path matches upstream.ignorePaths"
+    if head.method in (b"GET", b"HEAD") and rest in PROBES:
+        return f"model {model.id} is not loaded; {decoded} does not start it, /upstream/{model.id}/ does"
+    return None
+
+
+def _is_readable(head: RequestHead) -> bool:
+    """Whether the body is of a type in which the model's name can be found."""
+    kind = (head.first(b"content-type") or b"").lower()
+    return any(form in kind for form in (b"application/json", b"x-www-form-urlencoded", b"multipart/form-data"))
 
 
 def _redirect(exchange: Exchange, path: bytes) -> None:
-    """To the folder form of a path: relative links of the model's pages need the slash."""
+    """To the path with a slash at its end: the relative links of the model's pages need it."""
     head = exchange.head
     location = path + (b"?" + head.query if head.query else b"")
     status = 301 if head.method in (b"GET", b"HEAD") else 308
-    headers = [(b"Location", location), (b"Content-Length", b"0")]
-    exchange.sink.head(status, b"", headers, raw=True)
-    exchange.sink.finish()
+    send_response(exchange, status, [(b"Location", location)], b"")
 
 
-# -- through the Klein map ---------------------------------------------------------------------------------
+# -- through the Klein app ---------------------------------------------------------------------------------
 
 
-def resource(serve: Callable[[Exchange], object], clock: Any) -> IResource:
+def resource(serve: Callable[[Exchange], object], clock: IReactorTime) -> IResource:
     """A leaf resource that hands its requests to `serve` as exchanges. `clock` provides IReactorTime.
 
-    It sits where twisted.web's reverse proxy resource sits and replaces that one's client, which would buffer the
-    request, close the connection and end a truncated answer like a complete one.
+    It is a ReverseProxyResource with another client: twisted.web's would buffer the request, close the connection and
+    end a truncated response like a complete one.
     """
     from twisted.web.proxy import ReverseProxyResource  # here: the import installs the reactor
     from twisted.web.server import NOT_DONE_YET
@@ -249,7 +246,7 @@ def resource(serve: Callable[[Exchange], object], clock: Any) -> IResource:
     from llamaswap.proxy.twisted_web_adapter import exchange_from_request
 
     class Seam(ReverseProxyResource):
-        """A request of the map becomes an exchange; host and port are the lease's business."""
+        """Turns a request of the Klein app into an exchange; the lease knows the host and port."""
 
         isLeaf = True
 
@@ -257,11 +254,11 @@ def resource(serve: Callable[[Exchange], object], clock: Any) -> IResource:
             super().__init__("", 0, b"", reactor=clock)
 
         def getChild(self, path: bytes, request: Request) -> IResource:
-            """Everything below is this resource: the raw target says what is asked for."""
+            """This resource serves all paths below it, because it reads the raw target itself."""
             return self
 
         def render(self, request: Request) -> int:
-            """Serve it; the answer is written by the relay."""
+            """Serve the request; the forwarder writes the response."""
             serve(exchange_from_request(request, clock))
             return NOT_DONE_YET
 

@@ -1,156 +1,288 @@
-"""One request on its way: what it is, who watches its answer, and where it stands in the queue."""
+"""One request whose model is known: what will be sent where, and who observes its response."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from llamaswap.config import Config, Model, Peer
-from llamaswap.proxy.exchange import BodySource, Exchange, Headers, RequestHead
+from llamaswap.errors import Cancelled
+from llamaswap.observe.worker import RunBlocking
+from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.exchange import BodySource, Exchange
+from llamaswap.proxy.incoming_body import SpooledBody
+from llamaswap.proxy.loading import LoadingStream
+from llamaswap.routing.interfaces import TargetChoice
+from llamaswap.web.request_content import RequestContent
+from llamaswap.web.uploads import KeptBody
 from llamaswap.wire import headers as header_rules
-from llamaswap.wire.request_info import RequestInfo, RequestObserver
+from llamaswap.wire.headers import ResponseHeaders
+from llamaswap.wire.request_info import RequestInfo, RequestObserver, RequestObserverFactory, RequestOutcome
 from llamaswap.wire.sse import Tail
 
-TOGETHER = 8  # small pieces of an answer that are told to its watchers at once
-SMALL_PIECE = 2048  # bytes; what is larger is told when it comes
+PIECES_JOINED = 8  # small pieces of an event stream that reach the observers in one call
+SMALL_PIECE = 2048  # bytes; a larger piece reaches them at once
 
 
-@define(eq=False)
-class ProxyRequest:
-    """One request whose model is known. `head` and `body` are what will be sent; `path` is for errors' dialect.
+@frozen
+class Target:
+    """A model that may serve a request: a local `model`, or a `peer`'s that is called `peer_model` there.
 
-    `model` is the local model, else `peer` the peer; neither: nobody has it. `loading` allows the loading stream,
-    `idle_reason` says why this request must not load the model (None: it may), `bypass` that it is served beside the
-    scheduler. `tracked` and `metered` tell who watches. `prepare` does what is left before sending (filters); its
-    failure is recorded like any other. `fallbacks` make the jobs of the targets to turn to, in order, should
-    this one fail before a byte of an answer was seen.
+    Both are None if nothing has this name.
+    """
+
+    name: str
+    model: Model | None = None
+    peer: Peer | None = None
+    peer_model: str = ""
+
+    @classmethod
+    def named(cls, config: Config, name: str) -> Target:
+        """What a model's id, alias or peer name leads to."""
+        real = config.real(name)
+        if real is not None:
+            return cls(name, config.models[real])
+        found = config.peer(name)
+        return cls(name) if found is None else cls(name, None, config.peers[found[0]], found[1])
+
+
+@define(eq=False, kw_only=True)
+class ProxyRequest(RequestInfo):
+    """A request from the moment its model is known to the end of its response; the forwarder's observer.
+
+    `raw_target` (path and query) and `source` (the body) are what will be sent. `load_refusal` says why the request
+    must not load its model (None: it may), `bypass` that it is served beside the scheduler. `shows_loading` allows the
+    loading stream. `other_targets` follow, in order, if this one fails before a byte of its response went out;
+    `content` is the request as it came, to be edited for them. `choice` is the selector's, if one was asked.
+    `failure` is why its content cannot be sent.
     """
 
     exchange: Exchange
-    path: str
-    head: RequestHead
-    body: BodySource
     config: Config
-    requested: str
-    model: Model | None = None
-    peer: Peer | None = None
-    stored_path: str = ""
-    streaming: bool = False
-    tracked: bool = True
-    metered: bool = True
-    loading: bool = False
+    target: Target
+    raw_target: bytes
+    source: BodySource
+    key_headers: frozenset[bytes] = header_rules.NO_HEADERS
+    load_refusal: str | None = None
     bypass: bool = False
-    idle_reason: str | None = None
-    key_headers: frozenset[bytes] = frozenset()
-    metadata: Mapping[str, str] = field(factory=dict)
-    prepare: Callable[[ProxyRequest], Awaitable[None]] | None = None
-    fallbacks: list[Callable[[], ProxyRequest]] = field(factory=list)
-    facts: RequestInfo | None = None
+    shows_loading: bool = False
+    content: RequestContent | None = None
+    other_targets: list[Target] = field(factory=list)
+    choice: TargetChoice | None = None
+    failure: Exception | None = None
     cancelled: bool = False
-    phase: str = "new"  # then: waiting, asking
-    stop: Callable[[], None] | None = None
+    forwarding: bool = False  # whether a server or peer has been asked
+    stop: Callable[[Exception], None] | None = None  # ends the present wait
+    status: int = 0
+    event_stream: bool = False
+    queue_position: int | None = None
+    _loading_stream: LoadingStream | None = None
+    _observers: list[RequestObserver] = field(factory=list)
+    _tail: Tail = field(factory=Tail)
+    _pieces: list[bytes] = field(factory=list)
+    _pieces_limit: int = 1  # the first piece reaches the observers at once
+
+    @classmethod
+    def of(
+        cls,
+        exchange: Exchange,
+        config: Config,
+        target: Target,
+        *,
+        path: str,
+        raw_target: bytes,
+        key_headers: frozenset[bytes],
+        stored_path: str = "",
+        streaming: bool = False,
+        tracked: bool = True,
+        metered: bool = True,
+        load_refusal: str | None = None,
+        bypass: bool = False,
+    ) -> ProxyRequest:
+        """The request of an exchange; its number and its time are set when it is opened."""
+        head = exchange.head
+        return cls(
+            "",
+            head.method.decode("latin-1"),
+            path,
+            stored_path or path,
+            target.model.id if target.model is not None else target.name,
+            target.name,
+            header_rules.without_keys(head.headers, key_headers),
+            header_rules.client_address(head.first, exchange.peer),
+            exchange.arrived,
+            0.0,
+            streaming,
+            tracked and not bypass,
+            metered and not bypass,
+            exchange=exchange,
+            config=config,
+            target=target,
+            raw_target=raw_target,
+            source=exchange.body,
+            key_headers=key_headers,
+            load_refusal=load_refusal,
+            bypass=bypass,
+        )
+
+    # -- what is sent --------------------------------------------------------------------------------------
+
+    async def send_content(self, content: RequestContent, run: RunBlocking) -> None:
+        """Send this content, with the target's filters and under the target's own name for the model."""
+        model, peer = self.target.model, self.target.peer
+        if model is not None:
+            await content.filter(model.filters, model.use_model_name, run)
+            if model.use_model_name and content.scan is not None:
+                content.rename(model.use_model_name)
+        elif peer is not None:
+            await content.filter(peer.filters, "", run)
+            if self.target.peer_model != content.model:
+                content.rename(self.target.peer_model)
+        exchange = self.exchange
+        self.source = await content.body(exchange.body)
+        if isinstance(self.source, BytesBody):
+            if content.scan is None:
+                self.captured_body = self.source.data
+            if self.source is not exchange.body:
+                # The body as it came is not read again, and a long response would keep it in memory.
+                if isinstance(exchange.body, SpooledBody):
+                    exchange.body.release()
+                exchange.body = self.source
+        elif self.other_targets:
+            self.source = KeptBody(self.source)
+        path, query_mark, _ = self.raw_target.partition(b"?")
+        self.raw_target = path + b"?" + content.query if query_mark else path
+
+    async def retarget(self, run: RunBlocking) -> None:
+        """Go on to the next of `other_targets`."""
+        assert self.content is not None  # kept for the other targets
+        failed = self.requested
+        self.target = target = self.other_targets.pop(0)
+        self.requested = target.name
+        self.model = target.model.id if target.model is not None else target.name
+        content = self.content.copy()
+        content.rename(target.name)
+        await self.send_content(content, run)
+        self.metadata.pop("fifo_priority", None)
+        self.metadata["failover"] = f"{self.metadata.get('failover') or failed},{target.name}"
+        for observer in self._observers:
+            observer.retargeted()
 
     @property
-    def name(self) -> str:
-        """The resolved model; what was asked for where nothing has it."""
-        return self.model.id if self.model is not None else self.requested
-
-    def turn_to(self, other: ProxyRequest) -> None:
-        """Aim where `other` aims; what was begun (facts, watchers) goes on."""
-        self.requested, self.model, self.peer = other.requested, other.model, other.peer
-        self.head, self.body, self.prepare = other.head, other.body, other.prepare
-        self.loading, self.bypass, self.idle_reason = other.loading, other.bypass, other.idle_reason
-        if self.facts is not None:
-            self.facts.model, self.facts.requested = self.name, self.requested
+    def repeatable(self) -> bool:
+        """Whether the request may be sent once more."""
+        return not self.exchange.gone and not self.cancelled and (self.source.length == 0 or self.source.replayable)
 
     def cancel(self) -> None:
-        """An operator ends the request. Idempotent."""
+        """End the request because an operator asks for it. Idempotent."""
         if not self.cancelled:
             self.cancelled = True
             if self.stop is not None:
-                self.stop()
+                self.stop(Cancelled())
 
+    # -- its observers -------------------------------------------------------------------------------------
 
-@define(eq=False)
-class ObserverFanout:
-    """Tells every scope what passes to the client, and remembers what an error must know of it.
+    def open(self, number: int, timestamp: float, factories: Iterable[RequestObserverFactory]) -> None:
+        """Let the observers begin; `timestamp` is its arrival in seconds since the epoch."""
+        self.id = str(number)
+        self.timestamp = timestamp
+        if self.tracked or self.metered:
+            self._observers = [observer for factory in factories if (observer := factory.open(self)) is not None]
 
-    Small pieces are told some at a time: to look at each of them is the greater part of what a stream costs.
-    """
+    def close(self, outcome: RequestOutcome, error: Exception | None) -> None:
+        """Tell the observers of the end, and let go of everything that only the serving needed."""
+        self.flush()
+        observers, self._observers = self._observers, []
+        for observer in observers:
+            observer.ended(outcome, error)
+        if self.choice is not None:
+            self.choice.release()
+        self.content = self.choice = self.stop = self._loading_stream = None
+        del self.exchange, self.source  # an observer may keep the record of the request for a while
 
-    scopes: Sequence[RequestObserver]
-    facts: RequestInfo | None = None
-    status: int = 0
-    events: bool = False
-    _tail: Tail = field(factory=Tail)
-    _held: list[bytes] = field(factory=list)
-    _most: int = 1  # pieces to hold: the very first is told at once
+    def granted(self, priority: int) -> None:
+        """A server is reserved for the request."""
+        self.metadata["fifo_priority"] = str(priority)
+        for observer in self._observers:
+            observer.granted()
 
-    def head(self, status: int, headers: Headers) -> None:
-        """The first head counts: behind a loading stream the server's own is never seen by the client."""
+    def response_head(self, status: int, headers: ResponseHeaders) -> None:
+        """The head that the client receives. Behind a loading stream the server's own is not seen by the client."""
         if self.status:
             return
         self.status = status
-        self.events = header_rules.is_event_stream(headers)
-        for scope in self.scopes:
-            scope.head(status, headers)
+        self.event_stream = headers.event_stream
+        for observer in self._observers:
+            observer.head(status, headers)
 
-    def data(self, data: bytes) -> None:
-        """Some body bytes."""
-        if self._most == 1 and not self.events:
-            # A document, most often whole in its first piece: nothing to hold.
-            self._most = 1 if self.facts is not None and self.facts.loading else TOGETHER
-            for scope in self.scopes:
-                scope.data(data)
+    def response_data(self, data: bytes) -> None:
+        """Some bytes of the body. To observe each small piece would be most of what relaying a stream costs."""
+        if self._pieces_limit == 1 and not self.event_stream:
+            # A document, most often complete in its first piece.
+            self._pieces_limit = 1 if self.loading else PIECES_JOINED
+            for observer in self._observers:
+                observer.data(data)
             return
-        held = self._held
-        held.append(data)
-        if len(held) >= self._most or len(data) > SMALL_PIECE or (self.facts is not None and self.facts.followed):
+        pieces = self._pieces
+        pieces.append(data)
+        if len(pieces) >= self._pieces_limit or len(data) > SMALL_PIECE or self.followed:
             self.flush()
 
     def flush(self) -> None:
-        """Tell what is held back."""
-        held = self._held
-        if not held:
+        """Pass on to the observers what is held back."""
+        pieces = self._pieces
+        if not pieces:
             return
-        self._held = []
-        data = held[0] if len(held) == 1 else b"".join(held)
-        if self.events:
+        self._pieces = []
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self.event_stream:
             self._tail.feed(data)
-        for scope in self.scopes:
-            scope.data(data)
-        # What we say ourselves while a model loads must not be taken for the server's words.
-        self._most = 1 if self.facts is not None and self.facts.loading else TOGETHER
+        for observer in self._observers:
+            observer.data(data)
+        # Our own text about the load must not be joined with the server's data.
+        self._pieces_limit = 1 if self.loading else PIECES_JOINED
 
     @property
-    def clean(self) -> bool:
-        """Whether the stream stands between two events."""
+    def between_events(self) -> bool:
+        """Whether the last event of the stream so far is complete."""
         self.flush()
         return self._tail.clean
 
-    def ended(self) -> None:
-        """The end is told by whoever carries."""
+    # -- while its model loads -----------------------------------------------------------------------------
 
+    def show_loading(self, stream: LoadingStream) -> None:
+        """Begin the response with a stream that tells of the load."""
+        sink = self.exchange.sink
+        headers = ResponseHeaders.of(list(header_rules.EVENT_STREAM))
+        self.loading = True
+        self._loading_stream = stream
+        self.response_head(200, headers)
+        sink.head(200, b"OK", headers, raw=False)
+        sink.register_producer(stream)
+        stream.start()
+        if self.queue_position is not None:
+            stream.show_position(self.queue_position)
 
-@define(eq=False)
-class ReportedPosition:
-    """The newest queue position, kept until somebody shows it."""
+    def write_loading(self, data: bytes) -> None:
+        """Some of the loading stream's text."""
+        self.response_data(data)
+        self.exchange.sink.write(data)
 
-    also: Callable[[int], None] | None = None
-    latest: int | None = None
-    listener: Callable[[int], None] | None = None
+    def end_loading(self) -> None:
+        """The wait is over, however it ended: complete the loading stream, if there is one."""
+        stream, self._loading_stream = self._loading_stream, None
+        if stream is None:
+            return
+        self.exchange.sink.unregister_producer()
+        if self.exchange.gone:
+            stream.stop()
+        else:
+            stream.finish()
+        self.loading = False
 
-    def told(self, position: int) -> None:
-        """The request stands there now."""
-        self.latest = position
-        if self.also is not None:
-            self.also(position)
-        if self.listener is not None:
-            self.listener(position)
-
-    def pass_to(self, listener: Callable[[int], None]) -> None:
-        """From now on somebody shows it."""
-        self.listener = listener
-        if self.latest is not None:
-            listener(self.latest)
+    def moved_in_queue(self, position: int) -> None:
+        """The request stands at this position, counted from 1."""
+        self.queue_position = position
+        if self._loading_stream is not None:
+            self._loading_stream.show_position(position)

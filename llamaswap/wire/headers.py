@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from ipaddress import ip_address
+
+from attrs import define
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
@@ -45,13 +47,15 @@ HOP_LIMIT = 2  # a third would be a loop in any sensible arrangement
 SECRETS = CREDENTIALS | {b"proxy-authorization", b"cookie", b"set-cookie"}  # shown to nobody, kept for nobody
 REDACTED = b"[REDACTED]"
 NO_HEADERS: frozenset[bytes] = frozenset()
+EVENT_STREAM_TYPE = b"text/event-stream"
 # The head of an event stream of our own.
 EVENT_STREAM = (
-    (b"Content-Type", b"text/event-stream"),
+    (b"Content-Type", EVENT_STREAM_TYPE),
     (b"Cache-Control", b"no-cache"),
     (b"Connection", b"keep-alive"),
     (b"X-Accel-Buffering", b"no"),
 )
+CHUNKED = (b"Transfer-Encoding", b"chunked")
 READABLE_CODINGS = frozenset((b"gzip", b"deflate"))  # what usage parsing can decode
 
 
@@ -92,11 +96,6 @@ def is_websocket(headers: Iterable[Header]) -> bool:
     return b"upgrade" in tokens(pairs, b"connection") and b"websocket" in tokens(pairs, b"upgrade")
 
 
-def is_event_stream(headers: Iterable[Header]) -> bool:
-    """Whether an answer with these headers is a stream of server-sent events."""
-    return b"text/event-stream" in (first(headers, b"content-type") or b"").lower()
-
-
 def peer_host(address: object) -> str:
     """The host of a socket's other end, "" where it has none (a unix socket).
 
@@ -106,18 +105,13 @@ def peer_host(address: object) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
-def client_address(headers: Iterable[Header], peer: str) -> str:
-    """Whom to name in logs and lists: the first X-Forwarded-For item, else X-Real-IP, else the socket's address."""
-    real = b""
-    for name, value in headers:
-        size = len(name)
-        if size == 15 and name.lower() == b"x-forwarded-for":
-            told = value.partition(b",")[0].strip()
-            if told:
-                return told.decode("latin-1")
-        elif size == 9 and not real and name.lower() == b"x-real-ip":
-            real = value.strip()
-    return real.decode("latin-1") if real else peer
+def client_address(first: Callable[[bytes], bytes | None], peer: str) -> str:
+    """The client that logs and lists name: the first X-Forwarded-For item, else X-Real-IP, else the socket's address.
+
+    `first(name)` gives a header's first value, None if it is absent.
+    """
+    forwarded = (first(b"x-forwarded-for") or b"").partition(b",")[0].strip() or (first(b"x-real-ip") or b"").strip()
+    return forwarded.decode("latin-1") if forwarded else peer
 
 
 def hops(headers: Iterable[Header]) -> int:
@@ -204,13 +198,16 @@ def to_local(
     peer: str,
     key_headers: frozenset[bytes] = NO_HEADERS,
     metered: bool = False,
+    plain: bool = False,
 ) -> Headers:
     """A client's headers as a local server receives them.
 
     `peer` is the client's socket address, appended to X-Forwarded-For. `key_headers` (lower case) carry our own API
-    keys and stay here (see `withheld`). `metered`: ask only for codings that the usage parser can read. The body's
-    framing is not among them: the relay adds it.
+    keys and are removed (see `withheld`). `metered`: ask only for codings that the usage parser can read; `plain`: ask
+    for none. The body's framing is not among them: the forwarder adds it.
     """
+    if plain:
+        headers = [item for item in headers if item[0].lower() != b"accept-encoding"]
     kept, hop = _crossing(headers, key_headers=key_headers, metered=metered)
     if peer:
         mine = peer.encode("latin-1", "replace")
@@ -291,25 +288,89 @@ def _with_hop_fields(kept: Headers, hop: Headers) -> Headers:
 # -- towards a client --------------------------------------------------------------------------------------
 
 
-def to_client(headers: Sequence[Header]) -> Headers:
-    """A server's answer headers as the client receives them.
+@define
+class ResponseHeaders:
+    """A response's headers as the client receives them, and what one walk over them has shown.
 
-    The fields of the connection stay here. An event stream gets a field that keeps reverse proxies from buffering it.
+    `event_stream`: the body is a stream of server-sent events. `sized`, `dated` and `connection` say whether
+    Content-Length, Date and Connection are among `items`; `chunked` whether Transfer-Encoding is.
+    """
+
+    items: Headers
+    content_type: bytes = b""
+    content_encoding: bytes = b""
+    event_stream: bool = False
+    sized: bool = False
+    dated: bool = False
+    connection: bool = False
+    chunked: bool = False
+
+    @classmethod
+    def of(cls, items: Headers) -> ResponseHeaders:
+        """Headers of a response of our own."""
+        found = {name.lower(): value for name, value in reversed(items)}
+        content_type = found.get(b"content-type", b"")
+        return cls(
+            items,
+            content_type=content_type,
+            event_stream=EVENT_STREAM_TYPE in content_type.lower(),
+            content_encoding=found.get(b"content-encoding", b""),
+            sized=b"content-length" in found,
+            dated=b"date" in found,
+            connection=b"connection" in found,
+            chunked=b"transfer-encoding" in found,
+        )
+
+    @property
+    def plain_json(self) -> bool:
+        """Whether the body is a JSON document without a content coding."""
+        return b"json" in self.content_type.lower() and not self.content_encoding
+
+
+def to_client(headers: Iterable[Header], *, chunked: bool = False) -> ResponseHeaders:
+    """A server's response headers as the client receives them.
+
+    The fields of the server's connection are removed. With `chunked` the body keeps the server's chunks, so its
+    Trailer fields stay and Transfer-Encoding is added. An event stream gets X-Accel-Buffering: no, because reverse
+    proxies would otherwise buffer it.
     """
     kept: Headers = []
-    events = hopping = False
+    response = ResponseHeaders(kept)
+    trailers: Headers = []
+    connection: list[bytes] = []
+    buffering = False
     for item in headers:
         lower = item[0].lower()
         if lower in HOP_BY_HOP:
-            hopping = hopping or lower == b"connection"
+            if lower == b"connection":
+                connection += comma_items(item[1])
+            elif lower == b"trailer":
+                trailers.append(item)
             continue
-        if lower == b"content-type":
-            events = b"text/event-stream" in item[1].lower()
+        if lower == b"content-length":
+            response.sized = True
+        elif lower == b"content-type":
+            response.content_type = response.content_type or item[1]
+            response.event_stream = EVENT_STREAM_TYPE in response.content_type.lower()
+        elif lower == b"content-encoding":
+            response.content_encoding = response.content_encoding or item[1]
+        elif lower == b"date":
+            response.dated = True
+        elif lower == b"x-accel-buffering":
+            buffering = True
         kept.append(item)
-    if hopping:
-        named = set(tokens(headers, b"connection")) - ESSENTIAL
-        kept = [item for item in kept if item[0].lower() not in named]
-    if events:
-        kept = [item for item in kept if item[0].lower() != b"x-accel-buffering"]
+    named = set(connection) - ESSENTIAL
+    if named:
+        kept = response.items = [item for item in kept if item[0].lower() not in named]
+        response.dated = response.dated and b"date" not in named
+        if b"content-encoding" in named:
+            response.content_encoding = b""
+    if response.event_stream:
+        if buffering:
+            kept = response.items = [item for item in kept if item[0].lower() != b"x-accel-buffering"]
         kept.append((b"X-Accel-Buffering", b"no"))
-    return kept
+    if chunked:
+        kept += trailers
+        kept.append(CHUNKED)
+        response.chunked = True
+    return response

@@ -1,42 +1,40 @@
-"""What is known about one request under way, and who may watch it.
+"""What is known about one request under way, and the interface of those who observe it.
 
-The pipeline writes these facts, the observers (in-flight list, activity, captures) read them. It must not
-know who the observers are: a watcher is anything with `open`.
+The proxy handler fills the record in and calls the observers (in-flight list, activity, captures). It does not know
+who they are: an observer is what a RequestObserverFactory opens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from attrs import define, field
 
-# complete: the whole answer went out · refused: the proxy answered with an error of its own · truncated: the
-# server's answer broke off after its head · gone: the client left · cancelled: an operator ended it.
+from llamaswap.wire.headers import Header, ResponseHeaders
+
+# complete: the whole response went out · refused: the proxy answered with an error of its own · truncated: the
+# server's response broke off after its head · gone: the client left · cancelled: an operator ended it.
 RequestOutcome = Literal["complete", "refused", "truncated", "gone", "cancelled"]
-
-
-def nothing_held() -> None:
-    """What `flush` does where nobody holds anything back."""
 
 
 @define(eq=False)
 class RequestInfo:
-    """One request, from the moment its model is known to the end of its answer.
+    """One request, from the moment its model is known to the end of its response.
 
-    `id` is a decimal, rising with every request. `path` is the path as received (the remainder for /upstream),
-    `stored_path` the one after a leading /v or /audioapi is taken off. `model` is the resolved id, `requested` the
-    name asked for after profile and selector. `headers` are the client's, as received. `started` is in
-    the clock's seconds, `timestamp` in seconds since the epoch. `tracked` says whether it belongs into the in-flight
-    list, `metered` whether into activity and captures. `cancel` ends the request; idempotent.
+    `id` is a decimal that rises with every request. `path` is the path as received (the remainder for /upstream),
+    `stored_path` the one without a leading /v or /audioapi. `model` is the resolved id, `requested` the name asked for
+    after profile and selector. `headers` are the client's, with our API keys replaced. `started` is in the clock's
+    seconds, `timestamp` in seconds since the epoch. `tracked` says whether the request belongs in the in-flight list,
+    `metered` whether it belongs in activity and captures.
 
-    While `loading` what passes is our own text about the load, none of the server's answer.
+    While `loading` the response data is our own text about the load, not the server's.
 
-    What passes is told to the watchers a few pieces at a time. `flush` tells them what is still held back: call it
-    before saying how far a request is. With `followed` nothing is held back, for somebody looks on all the time.
+    Small pieces of the response reach the observers a few at a time; `flush` passes on what is held back, so call it
+    before reporting progress. With `followed` nothing is held back, because an event client watches all the time.
 
-    `body` (the bytes after the filters, None where they were not held in memory) and `metadata` grow while the
-    request moves on: read them when the request is over.
+    `captured_body` (the request's body after the filters, None if it was not held in memory) and `metadata` change
+    while the request moves on: read them when it has ended.
     """
 
     id: str
@@ -45,40 +43,46 @@ class RequestInfo:
     stored_path: str
     model: str
     requested: str
-    headers: Sequence[tuple[bytes, bytes]]
+    headers: Sequence[Header]
     remote_ip: str
     started: float
     timestamp: float
     streaming: bool
     tracked: bool
     metered: bool
-    cancel: Callable[[], None] = field(repr=False)
     metadata: dict[str, str] = field(factory=dict)
-    body: bytes | None = field(default=None, repr=False)
+    captured_body: bytes | None = field(default=None, repr=False)
     loading: bool = False
     followed: bool = False
-    flush: Callable[[], None] = field(default=nothing_held, repr=False)
+
+    def cancel(self) -> None:
+        """End the request. Idempotent."""
+
+    def flush(self) -> None:
+        """Pass on to the observers what is held back."""
 
 
 class RequestObserver(Protocol):
-    """Watches one request. Every call must be cheap: they stand between the server's bytes and the client."""
+    """Observes one request. Every call must be cheap: the response waits for it."""
 
-    def metadata_changed(self) -> None:
-        """`facts.metadata` has a new entry."""
+    def granted(self) -> None:
+        """A server is ready and reserved for the request; once for each attempt."""
 
-    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """The answer's head as the client sees it; at most once."""
+    def retargeted(self) -> None:
+        """The request goes on to another model, because the one before could not serve it."""
+
+    def head(self, status: int, headers: ResponseHeaders) -> None:
+        """The response's head as the client receives it; at most once."""
 
     def data(self, data: bytes) -> None:
-        """Some bytes of the answer's body, without framing: one piece of it, or several that came one after another.
-        They may still be content-encoded."""
+        """Some bytes of the response's body, without framing: one piece or several joined, perhaps content-encoded."""
 
-    def closed(self, ending: RequestOutcome, error: Exception | None) -> None:
-        """The request is over; exactly once, also when no head was ever sent."""
+    def ended(self, outcome: RequestOutcome, error: Exception | None) -> None:
+        """The request is over; called exactly once, also if no head was ever sent."""
 
 
 class RequestObserverFactory(Protocol):
-    """Opens a scope for each request that it wants to see."""
+    """Opens an observer for each request that it is interested in."""
 
-    def open(self, facts: RequestInfo) -> RequestObserver | None:
-        """A scope for this request, or None where it is none of this factory's business."""
+    def open(self, request: RequestInfo) -> RequestObserver | None:
+        """An observer of this request, or None."""

@@ -144,9 +144,9 @@ def headers(data: bytes) -> None:
         if b"host" in lower:
             parse_request(write_head(b"POST /x HTTP/1.1", crossed))
     assert b"authorization" not in [name.lower() for name, _ in local], "our key crossed"
-    back = [name.lower() for name, _ in header_rules.to_client(head.headers)]
+    back = [name.lower() for name, _ in header_rules.to_client(head.headers).items]
     assert b"transfer-encoding" not in back
-    header_rules.client_address(head.headers, "10.0.0.1")
+    header_rules.client_address(head.first, "10.0.0.1")
 
 
 class _Faults:

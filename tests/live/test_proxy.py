@@ -15,9 +15,9 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
-from llamaswap.proxy.client_connection import ProxyServerFactory
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.pool import Pool
+from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
 from llamaswap.proxy.twisted_web_adapter import exchange_from_request
 from llamaswap.proxy.upstream import NoLimits, UpstreamTarget

@@ -40,6 +40,10 @@ def traced_memory(make):
         tracemalloc.stop()
 
 
+class Request(RequestInfo):
+    """A request whose `cancel` and `flush` a test may replace."""
+
+
 def facts(number=1, **changes):
     values = {
         "id": str(number),
@@ -55,6 +59,9 @@ def facts(number=1, **changes):
         "streaming": False,
         "tracked": True,
         "metered": True,
-        "cancel": lambda: None,
     }
-    return RequestInfo(**{**values, **changes})
+    cancel = changes.pop("cancel", None)
+    request = Request(**{**values, **changes})
+    if cancel is not None:
+        request.cancel = cancel
+    return request

@@ -16,6 +16,7 @@ from llamaswap.observe.activity import BATCH_DELAY, ActivityLog
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.query import ActivityFilter, ActivityQuery, parse_query
 from llamaswap.observe.store import ActivityStore
+from llamaswap.wire.headers import ResponseHeaders
 from tests.observe.doubles import Later, at_once, facts
 
 JSON = [(b"Content-Type", b"application/json")]
@@ -45,18 +46,18 @@ class Bench:
         scope = self.activity.open(request)
         self.clock.advance(seconds)
         if status:
-            scope.head(status, headers)
+            scope.head(status, ResponseHeaders.of(headers))
         for start in range(0, len(body), 1000):
             scope.data(body[start : start + 1000])
-        scope.closed(ending, error)
+        scope.ended(ending, error)
         return request
 
     def ask(self, body):
         """A request with this body, answered at once."""
-        scope = self.activity.open(facts(body=body))
-        scope.head(200, JSON)
+        scope = self.activity.open(facts(captured_body=body))
+        scope.head(200, ResponseHeaders.of(JSON))
         scope.data(USAGE)
-        scope.closed("complete", None)
+        scope.ended("complete", None)
 
     def row(self, *args, **known):
         self.serve(*args, **known)
@@ -165,10 +166,10 @@ class RecordingTests(SynchronousTestCase):
     def test_first_head_decides_the_status(self):
         bench = Bench()
         scope = bench.activity.open(facts())
-        scope.head(200, SSE)
-        scope.head(500, JSON)
+        scope.head(200, ResponseHeaders.of(SSE))
+        scope.head(500, ResponseHeaders.of(JSON))
         scope.data(b"data: x\n\n")
-        scope.closed("refused", None)
+        scope.ended("refused", None)
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[0].resp_status_code, 200)
 
@@ -197,7 +198,7 @@ class RecordingTests(SynchronousTestCase):
         headers = [(b"x-session-id", b" "), (b"X-Litellm-Session-Id", b"s-7")]
         bench = Bench(sessions=("X-Session-ID", "X-Litellm-Session-Id"))
         scope = bench.activity.open(facts(headers=headers))
-        scope.closed("complete", None)
+        scope.ended("complete", None)
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[0].session, "s-7")
 
@@ -296,11 +297,11 @@ class CapturingTests(SynchronousTestCase):
         bench = Bench()
         headers = [(b"authorization", b"Bearer k-1"), (b"X-API-Key", b"k-1"), (b"a", b"1"), (b"A", b"2")]
         answer = [*JSON, (b"Content-Encoding", b"gzip"), (b"Set-Cookie", b"c")]
-        request = facts(headers=headers, body=b'{"model":"owl"}')
+        request = facts(headers=headers, captured_body=b'{"model":"owl"}')
         scope = bench.activity.open(request)
-        scope.head(200, answer)
+        scope.head(200, ResponseHeaders.of(answer))
         scope.data(gzip.compress(USAGE))
-        scope.closed("complete", None)
+        scope.ended("complete", None)
         bench.clock.advance(BATCH_DELAY)
         capture = bench.captures.get(1)
         self.assertEqual((capture.req_body, capture.resp_body), (b'{"model":"owl"}', USAGE))
@@ -355,11 +356,11 @@ class CapturingTests(SynchronousTestCase):
         bench = Bench(buffer=1)
         scopes = [bench.activity.open(facts(number)) for number in range(5)]
         for scope in scopes:
-            scope.head(200, JSON)
+            scope.head(200, ResponseHeaders.of(JSON))
             scope.data(b"x" * (1024 * 1024))
         self.assertEqual(bench.activity.uncompressed.used, 4 * 1024 * 1024)
         for scope in scopes:
-            scope.closed("complete", None)
+            scope.ended("complete", None)
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.activity.uncompressed.used, 0)
         self.assertEqual([bench.captures.has(number) for number in (1, 2, 3, 4, 5)], [True] * 4 + [False])
@@ -367,10 +368,10 @@ class CapturingTests(SynchronousTestCase):
     def test_no_body_is_kept_without_captures(self):
         bench = Bench(buffer=0)
         scope = bench.activity.open(facts())
-        scope.head(200, SSE)
+        scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"data: x\n\n" * 100_000)
         self.assertEqual(bench.activity.uncompressed.used, 0)
-        scope.closed("complete", None)
+        scope.ended("complete", None)
         bench.clock.advance(BATCH_DELAY)
         self.assertFalse(bench.captures.has(1))
 

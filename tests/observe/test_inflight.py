@@ -17,6 +17,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.inflight import UPDATE_DELAY, InflightRequests
+from llamaswap.wire.headers import ResponseHeaders
 from tests.observe.doubles import facts
 
 SSE = [(b"content-type", b"text/event-stream"), (b"set-cookie", b"secret")]
@@ -41,10 +42,10 @@ class InflightTests(SynchronousTestCase):
         """http T155"""
         self.listen()
         scope = self.inflight.open(facts(7))
-        scope.head(200, SSE)
+        scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"data: x\n\n")
         self.clock.advance(UPDATE_DELAY)
-        scope.closed("complete", None)
+        scope.ended("complete", None)
         told = [(event["operation"], event.get("id")) for event in self.heard]
         self.assertEqual(told, [("upsert", None)] * 3 + [("remove", "7")])
         first, headed, counted = (event["request"] for event in self.heard[:3])
@@ -82,7 +83,7 @@ class InflightTests(SynchronousTestCase):
         self.inflight.wait_reasons_changed()
         self.clock.advance(UPDATE_DELAY)
         self.assertEqual(len(self.heard), count)
-        scope.closed("complete", None)
+        scope.ended("complete", None)
 
     def test_wait_reason_is_asked_once_per_model(self):
         asked = []
@@ -94,20 +95,19 @@ class InflightTests(SynchronousTestCase):
 
     def test_event_streams_are_listed_with_their_progress(self):
         stream, plain = self.inflight.open(facts(1)), self.inflight.open(facts(2))
-        plain.head(200, [(b"content-type", b"application/json")])
-        stream.head(200, SSE)
+        plain.head(200, ResponseHeaders.of([(b"content-type", b"application/json")]))
+        stream.head(200, ResponseHeaders.of(SSE))
         stream.data(b"data: x\n\n")
         [(request, _, sent, granted)] = self.inflight.streams()
         self.assertEqual((request, sent, granted), ("1", 9, False))
-        stream.facts.metadata["fifo_priority"] = "0"
-        stream.metadata_changed()
+        stream.granted()
         [(_, _, _, granted)] = self.inflight.streams()
         self.assertTrue(granted)
 
     def test_bytes_held_back_are_counted_before_an_entry_is_shown(self):
         request = facts(1)
         scope = self.inflight.open(request)
-        scope.head(200, SSE)
+        scope.head(200, ResponseHeaders.of(SSE))
         request.flush = lambda: scope.data(b"held")
         self.assertEqual(self.inflight.snapshot()["requests"][0]["resp_bytes"], 4)
         self.assertEqual([sent for _, _, sent, _ in self.inflight.streams()], [8])
@@ -197,7 +197,7 @@ class InflightTests(SynchronousTestCase):
         self.inflight.phase("unknown", "loading")
         self.clock.advance(0.5)
         self.inflight.phase("1", "prefill")
-        scope.head(200, SSE)
+        scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"data: a\n\ndata: b\n\n")
         self.clock.advance(2)
         entry = self.inflight.snapshot()["requests"][0]
@@ -207,7 +207,7 @@ class InflightTests(SynchronousTestCase):
     def test_text_about_the_load_does_not_count_as_the_first_token(self):
         told = facts(loading=True)
         scope = self.inflight.open(told)
-        scope.head(200, SSE)
+        scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"data: loading\n\n")
         self.clock.advance(3.0)
         entry = self.inflight.snapshot()["requests"][0]
@@ -217,42 +217,48 @@ class InflightTests(SynchronousTestCase):
         entry = self.inflight.snapshot()["requests"][0]
         self.assertEqual((entry["phase"], entry["ttft_ms"], entry["tokens_out"]), ("streaming", 3000, 1))
 
-    def test_priority_of_the_grant_ends_the_waiting(self):
-        request = facts(metadata={"selector": "pick"})
-        scope = self.inflight.open(request)
-        scope.metadata_changed()
+    def test_a_grant_ends_the_wait(self):
+        scope = self.inflight.open(facts(metadata={"selector": "pick"}))
         self.assertEqual(self.inflight.snapshot()["requests"][0]["phase"], "queued")
         self.clock.advance(3)
-        request.metadata["fifo_priority"] = "0"
-        scope.metadata_changed()
+        scope.granted()
         self.assertEqual(self.inflight.snapshot()["requests"][0]["phase"], "prefill")
         self.clock.advance(1)
-        scope.closed("complete", None)
-        scope.metadata_changed()
+        scope.ended("complete", None)
+        scope.granted()
         self.assertEqual((self.finished[0].waited, self.inflight.count), (3.0, 0))
+
+    def test_a_request_that_goes_on_to_another_model_waits_again(self):
+        request = facts()
+        scope = self.inflight.open(request)
+        scope.granted()
+        request.model = "finch"
+        scope.retargeted()
+        entry = self.inflight.snapshot()["requests"][0]
+        self.assertEqual((entry["model"], entry["phase"]), ("finch", "queued"))
 
     def test_cancel_asks_the_request_and_may_be_repeated(self):
         """http T156"""
         asked = []
         scope = self.inflight.open(facts(5, cancel=lambda: asked.append(5)))
         self.assertEqual([self.inflight.cancel("5"), self.inflight.cancel("5")], [True, True])
-        scope.closed("cancelled", None)
+        scope.ended("cancelled", None)
         self.assertEqual((asked, self.inflight.cancel("5"), self.inflight.cancel("6")), ([5, 5], False, False))
 
     def test_cancel_may_end_the_request_before_it_returns(self):
         scopes = []
-        scopes.append(self.inflight.open(facts(5, cancel=lambda: scopes[0].closed("cancelled", None))))
+        scopes.append(self.inflight.open(facts(5, cancel=lambda: scopes[0].ended("cancelled", None))))
         self.assertTrue(self.inflight.cancel("5"))
         self.assertEqual(self.inflight.count, 0)
 
     def test_metrics_count_the_end_once(self):
         scope = self.inflight.open(facts())
         self.clock.advance(1)
-        scope.head(200, SSE)
+        scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"abc")
         self.clock.advance(1)
-        scope.closed("complete", None)
-        scope.closed("gone", None)
+        scope.ended("complete", None)
+        scope.ended("gone", None)
         scope.data(b"late")
         (finished,) = self.finished
         self.assertEqual((finished.status, finished.sent, finished.duration, finished.first_byte), (200, 3, 2.0, 1.0))
@@ -264,7 +270,7 @@ class InflightTests(SynchronousTestCase):
         self.inflight = InflightRequests(clock=self.clock, finished=bad)
         self.inflight.subscribe(bad)
         self.listen()
-        self.inflight.open(facts()).closed("complete", None)
+        self.inflight.open(facts()).ended("complete", None)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
         self.assertEqual((len(self.heard), self.inflight.count), (2, 0))
 
@@ -294,7 +300,7 @@ class Balance(RuleBasedStateMachine):
 
     @rule(pair=scopes, status=st.sampled_from([200, 500]))
     def answers(self, pair, status):
-        pair[1].head(status, SSE)
+        pair[1].head(status, ResponseHeaders.of(SSE))
 
     @rule(pair=scopes, data=st.binary(min_size=1, max_size=9))
     def streams(self, pair, data):
@@ -306,7 +312,7 @@ class Balance(RuleBasedStateMachine):
 
     @rule(pair=scopes, ending=st.sampled_from(["complete", "refused", "truncated", "gone", "cancelled"]))
     def ends(self, pair, ending):
-        pair[1].closed(ending, None)
+        pair[1].ended(ending, None)
         self.open.pop(pair[0], None)
 
     @rule(pair=consumes(scopes))

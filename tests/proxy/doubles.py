@@ -9,12 +9,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.proxy.client_connection import ProxyServerFactory
+from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.pool import Pool
+from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
 from llamaswap.proxy.twisted_web_adapter import exchange_from_request
 from llamaswap.proxy.upstream import NoLimits, UpstreamTarget
+from llamaswap.wire.headers import to_local
 
 POST = b"POST /v1/chat/completions?a=%2F HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
 GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -101,16 +103,13 @@ class Notes:
     """An observer that keeps what it heard."""
 
     def __init__(self):
-        self.heads, self.body, self.over = [], b"", 0
+        self.heads, self.body = [], b""
 
-    def head(self, status, headers):
-        self.heads.append((status, headers))
+    def response_head(self, status, headers):
+        self.heads.append((status, headers.items))
 
-    def data(self, data):
+    def response_data(self, data):
         self.body += data
-
-    def ended(self):
-        self.over += 1
 
 
 class World:
@@ -120,7 +119,6 @@ class World:
         self,
         door="front",
         timeouts=None,
-        answered=False,
         host="127.0.0.1",
         decline=(),
         reader=None,
@@ -128,14 +126,14 @@ class World:
     ):
         self.clock = MemoryReactorClock()
         self.pool = Pool(self.clock)
-        self.relay = RequestForwarder(self.clock, self.pool)
+        self.forwarder = RequestForwarder(self.clock, self.pool)
         self.upstream = UpstreamTarget(Endpoint("http", host, 9000), timeouts or NoLimits(), name="owl")
         self.exchanges, self.outcomes, self.errors, self.results = [], [], [], []
         self.notes = Notes()
-        self.answered, self.decline = answered, decline
+        self.decline = decline
         self.reader = reader
         self.last_word = b""
-        self.handler = self.carry
+        self.handler = self.forward
         self.site_calls = []
         self.factory = None
         if door == "front":
@@ -159,7 +157,7 @@ class World:
                     world.waiting = request
                     return NOT_DONE_YET
                 if request.uri.startswith(b"/through"):
-                    world.carry(exchange_from_request(request, world.clock))
+                    world.forward(exchange_from_request(request, world.clock))
                     return NOT_DONE_YET
                 request.setHeader(b"Content-Type", b"text/plain")
                 return b"site:" + request.uri
@@ -172,14 +170,14 @@ class World:
         self.exchanges.append(exchange)
         return self.handler(exchange)
 
-    def carry(self, exchange):
-        result = self.relay.carry(
+    def forward(self, exchange):
+        head = exchange.head
+        result = self.forwarder.forward(
             exchange,
             self.upstream,
-            head=exchange.head,
+            head=RequestHead(head.method, head.target, to_local(head.headers, peer=""), head.version),
             body=exchange.body,
             observer=self.notes,
-            answered=self.answered,
             decline=self.decline,
             reader=self.reader,
         )

@@ -6,6 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import BadUpstream, ClientGone, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.proxy.forward import ForwardOutcome
 from llamaswap.proxy.upstream import NoLimits
+from llamaswap.wire.headers import ResponseHeaders
 from tests.proxy.doubles import GET, KEPT, OK, POST, STREAM, World
 
 
@@ -65,7 +66,7 @@ class _Behaviour:
         server.give(b"0\r\nX-Sum: 1\r\n\r\n")
         self.assertEqual(client.took(), b"0\r\nX-Sum: 1\r\n\r\n")
         self.assertEqual(world.outcomes, [ForwardOutcome(200, 6)])
-        self.assertEqual((world.notes.body, world.notes.over), (b"data: ", 1))
+        self.assertEqual((world.notes.body, len(world.outcomes)), (b"data: ", 1))
 
     def test_bytes_behind_the_end_of_an_answer_reach_nobody(self):
         world, client, server = self.talk()
@@ -103,7 +104,7 @@ class _Behaviour:
     def test_a_declined_answer_is_for_nobodys_eyes(self):
         world, client, server = self.talk(decline=(503,))
         server.give(b"HTTP/1.1 503 Busy\r\nContent-Length: 3\r\n\r\nno!")
-        self.assertEqual((client.took(), world.notes.body, world.notes.over), (b"", b"", 0))
+        self.assertEqual((client.took(), world.notes.body, world.outcomes), (b"", b"", []))
         (error,) = world.errors
         self.assertEqual((type(error), error.where, error.status), (UpstreamDeclined, "owl", 503))
         self.assertTrue(server.closing)
@@ -420,7 +421,7 @@ class _Behaviour:
         def answer(exchange):
             from twisted.internet.defer import succeed
 
-            exchange.sink.head(200, b"", [(b"Content-Type", b"text/plain")], raw=False, data=b"one")
+            exchange.sink.head(200, b"", ResponseHeaders.of([(b"Content-Type", b"text/plain")]), raw=False, data=b"one")
             exchange.sink.write(b"three")
             exchange.sink.finish()
             return succeed(None)
@@ -435,11 +436,13 @@ class _Behaviour:
 
     def behind_loading(self):
         """(the world, a client whose loading stream has begun, the server it waits for)."""
-        world = self.world(answered=True)
+        world = self.world()
 
         def load(exchange):
-            exchange.sink.head(200, b"", [(b"Content-Type", b"text/event-stream")], raw=False, data=b"wait")
-            return world.carry(exchange)
+            exchange.sink.head(
+                200, b"", ResponseHeaders.of([(b"Content-Type", b"text/event-stream")]), raw=False, data=b"wait"
+            )
+            return world.forward(exchange)
 
         world.handler = load
         client = world.client()
@@ -455,7 +458,7 @@ class _Behaviour:
         self.assertEqual(client.took(), b"3\r\nabc\r\n")
         server.give(b"0\r\n\r\n")
         self.assertEqual(client.took(), b"0\r\n\r\n")
-        self.assertEqual(world.notes.over, 1)
+        self.assertEqual(len(world.outcomes), 1)
 
     def test_an_error_in_json_behind_a_loading_stream_is_an_event_that_its_client_can_read(self):
         for answer, events in (

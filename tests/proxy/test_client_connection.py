@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import ClientGone
 from llamaswap.proxy import client_connection
 from llamaswap.wire.byte_budget import ByteBudget
+from llamaswap.wire.headers import ResponseHeaders
 from tests.proxy.doubles import GET, KEPT, OK, POST, STREAM, World
 
 SITE = b"GET /health?x=%2F HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -222,7 +223,7 @@ class Expecting(SynchronousTestCase):
         world = World()
 
         def refuse(exchange):
-            exchange.sink.head(401, b"", [(b"Content-Length", b"0")], raw=False)
+            exchange.sink.head(401, b"", ResponseHeaders.of([(b"Content-Length", b"0")]), raw=False)
             exchange.sink.finish()
             return succeed(None)
 
@@ -287,8 +288,8 @@ class Reading(SynchronousTestCase):
         client.give(POST)
         server = world.server()
         client.give(b"x" * client_connection.PIPELINE_LIMIT)
-        client.side._departed = lambda: True
-        world.clock.advance(client_connection.WATCH_SECONDS)
+        self.patch(client_connection, "has_departed", lambda wire: True)
+        world.clock.advance(client_connection.DEPARTURE_INTERVAL)
         self.assertTrue(server.aborted)
         self.assertEqual(world.told(), [repr(ClientGone())])
 
@@ -555,14 +556,14 @@ class Holding(SynchronousTestCase):
         self.assertIn(b"site:", new.took())
         self.assertTrue(new.closing)
         world.clock.advance(client_connection.HANDSHAKE_SECONDS)
-        self.assertTrue(silent.side.resting)
+        self.assertTrue(silent.side.idle)
 
 
 class Sizes(SynchronousTestCase):
     """A page's body is kept whole before anybody looks at the request, so it has a bound."""
 
     def refused(self, *pieces):
-        world = World(largest=lambda head: 100 if head.path.startswith(b"/api") else 10**9)
+        world = World(body_limit=lambda head: 100 if head.path.startswith(b"/api") else 10**9)
         client = world.client()
         for piece in pieces:
             client.give(piece)
@@ -578,7 +579,7 @@ class Sizes(SynchronousTestCase):
         self.refused(head, *[b"a\r\n0123456789\r\n"] * 7)
 
     def test_others_may_have_more(self):
-        world = World(largest=lambda head: 100 if head.path.startswith(b"/api") else 10**9)
+        world = World(body_limit=lambda head: 100 if head.path.startswith(b"/api") else 10**9)
         client = world.client()
         client.give(b"POST /other HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n" + b"x" * 500)
         self.assertEqual(world.site_calls, [(b"/other", b"x" * 500)])

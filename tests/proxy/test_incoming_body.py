@@ -376,7 +376,7 @@ class Rooms(SynchronousTestCase):
         body.arrived(b"x" * 20)
         body.finished()
         self.assertEqual((len(self.successResultOf(held)), memory.used), (20, 60))
-        body.let_go()
+        body.release()
         self.assertEqual((memory.used, body._chunks, body.replayable), (40, [], False))
         body.close()
         self.assertEqual(memory.used, 0)

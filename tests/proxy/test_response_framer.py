@@ -4,12 +4,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.response_framer import ResponseFramer
-from llamaswap.wire.headers import EVENT_STREAM
+from llamaswap.wire.headers import EVENT_STREAM, ResponseHeaders
 
 
 class ConnectionHeaders(SynchronousTestCase):
     def said(self, version, keep_alive):
-        framer = ResponseFramer(RequestHead(b"POST", b"/", [], version), 200, list(EVENT_STREAM), raw=False)
+        framer = ResponseFramer(
+            RequestHead(b"POST", b"/", [], version), 200, ResponseHeaders.of(list(EVENT_STREAM)), raw=False
+        )
         lines = framer.head(b"OK", keep_alive=keep_alive).split(b"\r\n")
         return [line for line in lines if line.lower().startswith(b"connection:")]
 

@@ -77,7 +77,7 @@ class TestResult(SynchronousTestCase):
         Task(serve())
 
     def make(self):
-        return Future(lambda: self.cancelled.append(1))
+        return Future(lambda error: self.cancelled.append(1))
 
     def test_it_may_be_there_before_or_after_it_is_awaited(self):
         early, late = self.make(), self.make()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from llamaswap.config import Compat, Config, Endpoint, Filters, Model, Peer, Profile, Secret, Selector
 from llamaswap.errors import BodyTooLarge, ClientGone, UpstreamDeclined
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead, ResponseSink
+from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.response_framer import ResponseFramer
-from llamaswap.web.dispatch import Dispatcher
+from llamaswap.web.error_response import ErrorSender
 from llamaswap.web.errors import render, unauthorized
 from llamaswap.web.inference import Inference
 from llamaswap.web.passthrough import Passthrough
-from llamaswap.wire.headers import to_client
+from llamaswap.web.proxy_handler import ProxyHandler
+from llamaswap.wire.headers import ResponseHeaders, to_client
 
 JSON = (b"Content-Type", b"application/json")
 
@@ -92,6 +94,9 @@ class FakeAcquisition:
 
     def cancel(self) -> None:
         self.cancelled = True
+        if not self.granted.called:
+            self.granted.errback(CancelledError())
+            self.granted.addErrback(lambda failure: None)  # perhaps nothing waits for it
 
     def grant(self, **more) -> FakeLease:
         self.lease = FakeLease(Endpoint("http", "127.0.0.1", 9001), **more)
@@ -158,8 +163,23 @@ class FakeRouter:
         return FakeStatus(Endpoint("http", "127.0.0.1", 9002))
 
 
+class Outcome(Deferred):
+    """Like a Future: cancelling it may name the error it fails with."""
+
+    def __init__(self, forwarding):
+        super().__init__()
+        self.forwarding = forwarding
+
+    def cancel(self, error=None):
+        if not self.called:
+            self.forwarding.stopped = True
+            self.errback(error or CancelledError())
+
+
 @define(eq=False)
-class Carriage:
+class Forwarding:
+    """One request that was sent to a server or peer; the test plays the server."""
+
     exchange: Exchange
     upstream: object
     head: RequestHead
@@ -186,45 +206,38 @@ class Carriage:
         if status in self.decline:
             self.result.errback(UpstreamDeclined("there", status))
             return
-        headers = to_client([(b"Content-Type", kind), *headers])
-        if raw:
-            headers.append((b"Transfer-Encoding", b"chunked"))
-        self.observer.head(status, headers)
+        head = to_client([(b"Content-Type", kind), *headers], chunked=raw)
+        self.observer.response_head(status, head)
         if not self.answered:
-            self.exchange.sink.head(status, b"", headers, raw=raw)
+            self.exchange.sink.head(status, b"", head, raw=raw)
         for piece in data:
             self.more(piece, raw=raw and not self.answered)
 
     def more(self, piece: bytes, raw: bool = True):
-        self.observer.data(piece)
+        self.observer.response_data(piece)
         self.exchange.sink.write(b"%x\r\n%b\r\n" % (len(piece), piece) if raw else piece)
 
     def end(self):
         self.exchange.sink.finish()
-        self.observer.ended()
         self.result.callback(None)
 
 
 @define(eq=False, slots=False)
-class FakeRelay:
-    carried: list = field(factory=list)
+class FakeForwarder:
+    forwarded: list = field(factory=list)
 
-    def carry(self, exchange, upstream, *, head, body, observer=None, answered=False, decline=(), reader=None):
-        carriage = Carriage(exchange, upstream, head, body, observer, answered, decline, reader)
-
-        def stop(_):
-            carriage.stopped = True
-
-        carriage.result = Deferred(stop)
-        self.carried.append(carriage)
+    def forward(self, exchange, upstream, *, head, body, observer=None, decline=(), reader=None):
+        forwarding = Forwarding(exchange, upstream, head, body, observer, exchange.sink.started, decline, reader)
+        forwarding.result = Outcome(forwarding)
+        self.forwarded.append(forwarding)
 
         def left():
-            if not carriage.result.called:
-                carriage.stopped = True
-                carriage.result.errback(ClientGone())
+            if not forwarding.result.called:
+                forwarding.stopped = True
+                forwarding.result.errback(ClientGone())
 
         exchange.on_gone(left)
-        return carriage.result
+        return forwarding.result
 
 
 @define(eq=False)
@@ -246,7 +259,8 @@ class FakeSink:
 
     def head(self, status, reason, headers, *, raw, data=b""):
         assert not self.started
-        self.started, self.status, self.headers, self.raw, self.body = True, status, headers, raw, data
+        assert isinstance(headers, ResponseHeaders)
+        self.started, self.status, self.headers, self.raw, self.body = True, status, headers.items, raw, data
         self.framer = ResponseFramer(RequestHead(b"POST", b"/", []), status, headers, raw=raw)
 
     def write(self, data):
@@ -345,24 +359,28 @@ class ArrivingBody:
 
 @define(eq=False)
 class Witness:
-    """A scope, and the factory of itself."""
+    """An observer of one request."""
 
     facts: object
     heads: list = field(factory=list)
     body: bytes = b""
     endings: list = field(factory=list)
-    changes: int = 0
+    grants: int = 0
+    retargets: int = 0
 
-    def metadata_changed(self):
-        self.changes += 1
+    def granted(self):
+        self.grants += 1
+
+    def retargeted(self):
+        self.retargets += 1
 
     def head(self, status, headers):
-        self.heads.append((status, list(headers)))
+        self.heads.append((status, headers.items))
 
     def data(self, data):
         self.body += data
 
-    def closed(self, ending, error):
+    def ended(self, ending, error):
         self.endings.append((ending, error))
 
 
@@ -382,23 +400,22 @@ class Stage:
         self.clock = Clock()
         self.clock.advance(100)
         self.router = FakeRouter(**router)
-        self.relay = FakeRelay()
+        self.forwarder = FakeForwarder()
         self.witnesses = Witnesses()
         self.keys: dict[bytes, bytes] = {}
-        self.dispatcher = Dispatcher(
-            self.router,
-            self.relay,
-            render,
-            [self.witnesses],
-            self.clock,
-            lambda: 1_000_000.0,
-            lambda low, high: low,
-            lambda remarks: remarks,
+        self.handler = ProxyHandler(
+            router=self.router,
+            forwarder=self.forwarder,
+            errors=ErrorSender(render),
+            observers=[self.witnesses],
+            clock=self.clock,
+            wall=lambda: 1_000_000.0,
+            loading_stream=lambda model, write: LoadingStream(self.clock, model, write, min, REMARKS),
         )
-        self.inference = Inference(self.router, self.dispatcher, self.gate)
-        self.passthrough = Passthrough(self.router, self.dispatcher, self.gate)
+        self.inference = Inference(self.router, self.handler, self.authenticate)
+        self.passthrough = Passthrough(self.router, self.handler, self.authenticate)
 
-    def gate(self, head):
+    def authenticate(self, head):
         if not self.keys:
             return frozenset()
         for name, key in self.keys.items():
@@ -428,10 +445,10 @@ class Stage:
         return self.ask(method, target, body, *headers, serve=self.passthrough.serve_comfyui)
 
     @property
-    def carriage(self) -> Carriage:
+    def forwarding(self) -> Forwarding:
         """The one request that was sent to a server."""
-        (carriage,) = self.relay.carried
-        return carriage
+        (forwarding,) = self.forwarder.forwarded
+        return forwarding
 
     @property
     def witness(self) -> Witness:

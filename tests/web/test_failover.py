@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config import Selector
 from llamaswap.errors import StartFailed, TooManyRequests, UpstreamTruncated, UpstreamUnreachable
 from tests.web.pipeline import ArrivingBody, Stage, config
-from tests.web.test_dispatch import MULTIPART, message, upload
+from tests.web.test_proxy_handler import MULTIPART, message, upload
 
 REFUSED = UpstreamUnreachable("there", "connection refused", sent=False)
 
@@ -25,7 +25,7 @@ class FailoverTests(SynchronousTestCase):
 
     @property
     def last(self):
-        return self.stage.relay.carried[-1]
+        return self.stage.forwarder.forwarded[-1]
 
     def finish(self):
         self.last.begin(b"{}")
@@ -33,7 +33,7 @@ class FailoverTests(SynchronousTestCase):
 
     @property
     def hosts(self):
-        return [carriage.upstream.endpoint.host for carriage in self.stage.relay.carried]
+        return [forwarding.upstream.endpoint.host for forwarding in self.stage.forwarder.forwarded]
 
     def metadata(self):
         return self.stage.witness.facts.metadata
@@ -165,7 +165,7 @@ class FailoverTests(SynchronousTestCase):
         self.last.result.errback(REFUSED)
         facts = self.stage.witness.facts
         self.assertEqual((facts.model, facts.requested), ("beta", "beta:hot"))
-        self.assertGreater(self.stage.witness.changes, 0)
+        self.assertGreater(self.stage.witness.retargets, 0)
 
     def test_who_leaves_between_two_targets_is_not_served_any_more(self):
         asked = self.ask()
@@ -194,7 +194,7 @@ class FailoverTests(SynchronousTestCase):
         self.stage.ask(b"GET", b"/v1/audio/voices?model=safe&x=1")
         self.last.result.errback(REFUSED)
         self.last.begin(status=503)
-        targets = [carriage.head.target for carriage in self.stage.relay.carried]
+        targets = [forwarding.head.target for forwarding in self.stage.forwarder.forwarded]
         self.assertEqual(
             targets,
             [
@@ -245,18 +245,18 @@ class PeerNewsTests(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
         self.heard = []
-        self.stage.dispatcher.peer_heard = lambda peer, error: self.heard.append((peer, error))
+        self.stage.handler.peer_answered = lambda peer, error: self.heard.append((peer, error))
         self.stage.post({"model": "zeta"})
 
     def test_an_answer_is_good_news(self):
-        self.stage.carriage.begin(b"{}", status=500)
-        self.stage.carriage.end()
+        self.stage.forwarding.begin(b"{}", status=500)
+        self.stage.forwarding.end()
         self.assertEqual(self.heard, [("den", None)])
 
     def test_a_connection_that_fails_is_bad_news(self):
-        self.stage.carriage.result.errback(REFUSED)
+        self.stage.forwarding.result.errback(REFUSED)
         self.assertEqual(self.heard, [("den", "connection refused")])
 
     def test_slowness_is_no_news(self):
-        self.stage.carriage.result.errback(UpstreamUnreachable("there", "no answer within 60 s", sent=True))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("there", "no answer within 60 s", sent=True))
         self.assertEqual(self.heard, [])

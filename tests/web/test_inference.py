@@ -14,7 +14,9 @@ from llamaswap.errors import (
     NoTarget,
 )
 from llamaswap.web.auth import Authenticator
-from llamaswap.web.inference import FORM_BOUND, is_model_path
+from llamaswap.web.inference import is_model_path
+from llamaswap.web.request_content import FORM_LIMIT
+from llamaswap.web.upstream_request import UpstreamRequests
 from llamaswap.wire.body import LARGE
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
@@ -51,13 +53,13 @@ class NamingTheModel(SynchronousTestCase):
         self.assertEqual((asked.sink.status, asked.sink.ending), (status, "finished"))
         self.assertEqual(message(asked.sink), text)
         self.assertEqual(asked.done, [None])
-        self.assertEqual(self.stage.relay.carried, [])
+        self.assertEqual(self.stage.forwarder.forwarded, [])
 
     def test_an_alias_leads_to_its_model_and_the_body_stays(self):
         """http T035"""
         self.stage.post({"model": "al"})
-        self.assertEqual(self.stage.carriage.upstream.name, "alpha")
-        self.assertEqual(self.stage.carriage.sent, b'{"model":"al"}')
+        self.assertEqual(self.stage.forwarding.upstream.name, "alpha")
+        self.assertEqual(self.stage.forwarding.sent, b'{"model":"al"}')
         self.assertEqual(self.stage.router.asked[0].model, "alpha")
 
     def test_a_request_without_a_model_is_answered_and_not_recorded(self):
@@ -77,17 +79,17 @@ class NamingTheModel(SynchronousTestCase):
     def test_json_without_a_content_type_is_json(self):
         """http T040"""
         self.stage.ask(b"POST", b"/v1/completions", b' {"model":"beta","temperature":1}')
-        self.assertEqual(json.loads(self.stage.carriage.sent), {"model": "beta-up", "top_k": 7})
+        self.assertEqual(json.loads(self.stage.forwarding.sent), {"model": "beta-up", "top_k": 7})
 
     def test_the_query_names_the_model_of_an_empty_post(self):
         """http T041"""
         self.stage.ask(b"POST", b"/v1/completions?model=alpha")
-        self.assertEqual(self.stage.carriage.head.target, b"/v1/completions?model=alpha")
+        self.assertEqual(self.stage.forwarding.head.target, b"/v1/completions?model=alpha")
 
     def test_get_routes_read_the_query(self):
         """http T043, T044, T045"""
         self.stage.ask(b"GET", b"/v1/audio/voices?model=alpha")
-        self.assertEqual(self.stage.carriage.head.target, b"/v1/audio/voices?model=alpha")
+        self.assertEqual(self.stage.forwarding.head.target, b"/v1/audio/voices?model=alpha")
         self.refused_stage(b"/v1/audio/voices", "no model id could be identified")
         self.refused_stage(b"/sdapi/v1/loras?model=ghost", "no router for requested model")
 
@@ -98,19 +100,19 @@ class NamingTheModel(SynchronousTestCase):
     def test_a_number_names_a_model(self):
         """http T047"""
         self.stage.post(b'{"model":42}')
-        self.assertEqual(self.stage.carriage.upstream.name, "42")
+        self.assertEqual(self.stage.forwarding.upstream.name, "42")
 
     def test_the_first_model_member_counts(self):
         """http T048"""
         self.stage.post(b'{"model":"alpha","model":"org"}')
-        self.assertEqual(self.stage.carriage.upstream.name, "alpha")
+        self.assertEqual(self.stage.forwarding.upstream.name, "alpha")
 
     def test_a_charset_does_not_hide_json(self):
         """http T052"""
         self.stage.ask(
             b"POST", b"/v1/embeddings", b'{"model":"alpha"}', (b"Content-Type", b"Application/JSON; charset=utf-8")
         )
-        self.assertEqual(self.stage.carriage.upstream.name, "alpha")
+        self.assertEqual(self.stage.forwarding.upstream.name, "alpha")
 
     def test_prefixes_are_taken_off_when_forwarding(self):
         """http T053, T055"""
@@ -122,13 +124,13 @@ class NamingTheModel(SynchronousTestCase):
         ):
             stage = Stage()
             stage.post({"model": "alpha"}, path)
-            self.assertEqual(stage.carriage.head.target, forwarded)
+            self.assertEqual(stage.forwarding.head.target, forwarded)
             self.assertEqual(stage.witness.facts.path, path.decode().partition("?")[0])
             self.assertEqual(stage.witness.facts.stored_path, forwarded.decode().partition("?")[0])
 
     def test_an_urlencoded_form_names_a_model_and_is_not_filtered(self):
         self.stage.ask(b"POST", CHAT, b"model=beta&temperature=1", FORM)
-        self.assertEqual(self.stage.carriage.sent, b"model=beta&temperature=1")
+        self.assertEqual(self.stage.forwarding.sent, b"model=beta&temperature=1")
 
     def test_a_key_is_asked_for_before_anything_is_read(self):
         self.stage.keys = {b"authorization": b"Bearer k-1"}
@@ -138,13 +140,13 @@ class NamingTheModel(SynchronousTestCase):
         self.assertEqual(self.stage.router.asked, [])
 
     def test_key_in_several_headers_reaches_neither_server_nor_peer_nor_capture(self):
-        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
+        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
         basic = b"Basic " + b64encode(b"anyone:k-1")
         for name in ("alpha", "lab/delta"):
             for authorization in (b"Bearer k-1", basic):
                 headers = ((b"Authorization", authorization), (b"X-Api-Key", b"k-1"), (b"Api-Key", b"k-1"))
                 self.stage.post({"model": name}, CHAT, *headers)
-                sent = self.stage.relay.carried[-1].head.headers
+                sent = self.stage.forwarder.forwarded[-1].head.headers
                 self.assertEqual([name for name, value in sent if b"k-1" in value or value == basic], [])
         for witness in self.stage.witnesses.seen:
             self.assertEqual([name for name, value in witness.facts.headers if b"k-1" in value or value == basic], [])
@@ -162,34 +164,34 @@ class NamingTheModel(SynchronousTestCase):
             model("longer", cmd="llama-server --api-key k-10"),
         ]
         self.stage.router.config = config(models=shared)
-        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
+        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
         for each in shared:
             self.stage.post({"model": each.id}, CHAT, (b"Authorization", b"Bearer k-1"))
             passed = None if each.id in ("never", "longer") else b"Bearer k-1"
-            self.assertEqual(self.stage.relay.carried[-1].head.first(b"authorization"), passed, each.id)
+            self.assertEqual(self.stage.forwarder.forwarded[-1].head.first(b"authorization"), passed, each.id)
 
     def test_a_key_of_the_environment_that_servers_inherit_reaches_them(self):
-        self.stage.dispatcher.environment = ("/usr/bin", "k-1")
-        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
+        self.stage.handler.upstream_requests = UpstreamRequests(("/usr/bin", "k-1"))
+        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
         self.stage.post({"model": "alpha"}, CHAT, (b"x-api-key", b"k-1"))
-        self.assertEqual(self.stage.carriage.header(b"x-api-key"), b"k-1")
+        self.assertEqual(self.stage.forwarding.header(b"x-api-key"), b"k-1")
 
     def test_a_key_reaches_a_peer_without_a_key_of_its_own(self):
         closed = Peer("closed", models=("m",), endpoint=Endpoint("http", "10.0.0.7", 7000), forward_key="never")
         self.stage.router.config = config(peers={"closed": closed})
-        self.stage.inference.gate = Authenticator(lambda: [b"k-1"])
+        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
         for name, sent in (("den/zeta", b"Bearer k-1"), ("lab/delta", b"Bearer pk-lab"), ("closed/m", None)):
             self.stage.post({"model": name}, CHAT, (b"Authorization", b"Bearer k-1"))
-            self.assertEqual(self.stage.relay.carried[-1].head.first(b"authorization"), sent, name)
+            self.assertEqual(self.stage.forwarder.forwarded[-1].head.first(b"authorization"), sent, name)
         self.stage.router.config = config(forward_key="never")
         self.stage.post({"model": "den/zeta"}, CHAT, (b"Authorization", b"Bearer k-1"))
-        self.assertIsNone(self.stage.relay.carried[-1].head.first(b"authorization"))
+        self.assertIsNone(self.stage.forwarder.forwarded[-1].head.first(b"authorization"))
 
     def test_the_accepted_key_does_not_reach_a_server_but_other_credentials_do(self):
         self.stage.keys = {b"authorization": b"Bearer k-1"}
         self.stage.post({"model": "alpha"}, CHAT, (b"Authorization", b"Bearer k-1"), (b"X-Api-Key", b"theirs"))
-        self.assertIsNone(self.stage.carriage.header(b"authorization"))
-        self.assertEqual(self.stage.carriage.header(b"x-api-key"), b"theirs")
+        self.assertIsNone(self.stage.forwarding.header(b"authorization"))
+        self.assertEqual(self.stage.forwarding.header(b"x-api-key"), b"theirs")
 
     def test_anthropic_callers_find_the_type_that_their_client_reads(self):
         asked = self.stage.post({"model": "ghost"}, b"/v1/messages")
@@ -215,31 +217,31 @@ class Rewriting(SynchronousTestCase):
     def test_filters_of_the_model_apply(self):
         """http T056"""
         self.stage.post({"model": "beta", "temperature": 0.2, "stream": False, "x": 1})
-        self.assertEqual(self.stage.carriage.sent, b'{"model":"beta-up","x":1,"top_k":7}')
-        self.assertEqual(self.stage.witness.facts.body, b'{"model":"beta-up","x":1,"top_k":7}')
+        self.assertEqual(self.stage.forwarding.sent, b'{"model":"beta-up","x":1,"top_k":7}')
+        self.assertEqual(self.stage.witness.facts.captured_body, b'{"model":"beta-up","x":1,"top_k":7}')
 
     def test_filters_of_the_requested_name_apply(self):
         """http T057"""
         self.stage.post({"model": "beta:hot", "temperature": 0.2})
-        sent = json.loads(self.stage.carriage.sent)
+        sent = json.loads(self.stage.forwarding.sent)
         self.assertEqual(sent, {"model": "beta-up", "top_k": 9, "temperature": 1.5})
 
     def test_an_untouched_body_keeps_its_bytes(self):
         """http T060"""
         text = b'{ "model" : "alpha" , "seed":12345678901234567890 }'
         self.stage.post(text)
-        self.assertIs(self.stage.carriage.sent, text)
+        self.assertIs(self.stage.forwarding.sent, text)
 
     def test_a_qualified_peer_is_asked_by_its_own_name(self):
         """http T061, core V93"""
         self.stage.post({"model": "lab/delta", "seed": 1, "n": 2}, CHAT, *MINE)
-        carriage = self.stage.carriage
-        self.assertEqual(carriage.sent, b'{"model":"delta","n":2}')
-        self.assertEqual(carriage.head.target, b"/base/v1/chat/completions")
-        self.assertEqual(carriage.header(b"authorization"), b"Bearer pk-lab")
-        self.assertEqual(carriage.header(b"x-api-key"), b"pk-lab")
-        self.assertEqual(carriage.header(b"host"), b"10.0.0.5:7000")
-        self.assertIsNone(carriage.header(b"x-forwarded-for"))
+        forwarding = self.stage.forwarding
+        self.assertEqual(forwarding.sent, b'{"model":"delta","n":2}')
+        self.assertEqual(forwarding.head.target, b"/base/v1/chat/completions")
+        self.assertEqual(forwarding.header(b"authorization"), b"Bearer pk-lab")
+        self.assertEqual(forwarding.header(b"x-api-key"), b"pk-lab")
+        self.assertEqual(forwarding.header(b"host"), b"10.0.0.5:7000")
+        self.assertIsNone(forwarding.header(b"x-forwarded-for"))
         self.assertEqual(self.stage.router.asked, [])
         self.assertEqual(self.stage.witness.facts.model, "lab/delta")
 
@@ -247,14 +249,14 @@ class Rewriting(SynchronousTestCase):
         """core V92"""
         self.stage = Stage(config=config(models=[model("zeta")]))
         self.stage.post({"model": "zeta"})
-        self.assertEqual(self.stage.carriage.upstream.endpoint.host, "127.0.0.1")
+        self.assertEqual(self.stage.forwarding.upstream.endpoint.host, "127.0.0.1")
 
     def test_a_bare_peer_name_is_sent_unchanged(self):
         """http T063"""
         self.stage.post({"model": "zeta"}, CHAT, (b"Authorization", b"Bearer mine"))
-        self.assertEqual(self.stage.carriage.sent, b'{"model":"zeta"}')
-        self.assertEqual(self.stage.carriage.header(b"authorization"), b"Bearer mine")
-        self.assertEqual(self.stage.carriage.upstream.endpoint.host, "10.0.0.6")
+        self.assertEqual(self.stage.forwarding.sent, b'{"model":"zeta"}')
+        self.assertEqual(self.stage.forwarding.header(b"authorization"), b"Bearer mine")
+        self.assertEqual(self.stage.forwarding.upstream.endpoint.host, "10.0.0.6")
 
     def test_a_bare_name_of_two_peers_is_nobodys(self):
         asked = self.stage.post({"model": "delta"})
@@ -263,14 +265,14 @@ class Rewriting(SynchronousTestCase):
     def test_a_selector_is_replaced_by_its_target_as_written(self):
         """http T064, core V85"""
         asked = self.stage.post({"model": "pick", "temperature": 0.1})
-        sent = json.loads(self.stage.carriage.sent)
+        sent = json.loads(self.stage.forwarding.sent)
         self.assertEqual(sent, {"model": "beta-up", "top_k": 9, "temperature": 1.5})
         facts = self.stage.witness.facts
         self.assertEqual((facts.model, facts.metadata), ("beta", {"fifo_priority": "0", "selector": "pick"}))
         (choice,) = self.stage.router.choices
         self.assertEqual(choice.released, 0)
-        self.stage.carriage.begin()
-        self.stage.carriage.end()
+        self.stage.forwarding.begin()
+        self.stage.forwarding.end()
         self.assertEqual((choice.released, asked.done), (1, [None]))
 
     def test_a_selector_without_a_target_is_said(self):
@@ -284,7 +286,7 @@ class Rewriting(SynchronousTestCase):
         """http T068"""
         self.stage.router.profile = "work"
         self.stage.post({"model": "chat"})
-        self.assertEqual(self.stage.carriage.sent, b'{"model":"alpha"}')
+        self.assertEqual(self.stage.forwarding.sent, b'{"model":"alpha"}')
 
     def test_a_disabled_pin_is_no_model(self):
         """http T069"""
@@ -296,10 +298,10 @@ class Rewriting(SynchronousTestCase):
         """The Go program answers the form with 404."""
         self.stage.router.profile = "work"
         self.stage.ask(b"POST", CHAT, b"b=1&model=chat&c=%7e", FORM)
-        self.assertEqual(self.stage.carriage.sent, b"b=1&model=alpha&c=%7e")
+        self.assertEqual(self.stage.forwarding.sent, b"b=1&model=alpha&c=%7e")
         stage = Stage(profile="work")
         stage.ask(b"GET", b"/props?z=1&model=pool%2Fx&a=%7e")
-        self.assertEqual(stage.carriage.head.target, b"/props?z=1&model=org%2Fgamma&a=%7e")
+        self.assertEqual(stage.forwarding.head.target, b"/props?z=1&model=org%2Fgamma&a=%7e")
 
     def test_unclosed_json_body_that_a_filter_adds_to_is_answered_400(self):
         stage = Stage()
@@ -308,9 +310,9 @@ class Rewriting(SynchronousTestCase):
         self.assertIn(b"cut off or malformed", asked.sink.body)
 
     def test_large_urlencoded_form_is_refused_with_its_limit(self):
-        asked = Stage().ask(b"POST", CHAT, b"&" * (FORM_BOUND + 1) + b"model=beta", FORM)
+        asked = Stage().ask(b"POST", CHAT, b"&" * (FORM_LIMIT + 1) + b"model=beta", FORM)
         self.assertEqual(asked.sink.status, 413)
-        self.assertIn(str(FORM_BOUND).encode(), asked.sink.body)
+        self.assertIn(str(FORM_LIMIT).encode(), asked.sink.body)
 
     def test_large_json_body_is_cut_by_the_worker(self):
         stage, works = Stage(), []
@@ -324,7 +326,7 @@ class Rewriting(SynchronousTestCase):
         stage.post(b'{"model":"beta","x":"' + b"x" * LARGE + b'"}')
         self.assertEqual(stage.router.asked, [])
         waiting.callback(works[0]())
-        self.assertEqual(stage.carriage.upstream.name, "beta")
+        self.assertEqual(stage.forwarding.upstream.name, "beta")
         self.assertEqual(len(works), 2)  # one to cut it, one to apply the filters
 
     def test_a_filter_that_cannot_apply_is_recorded_as_500(self):
@@ -354,11 +356,11 @@ class Websockets(SynchronousTestCase):
     def test_an_ignored_one_counts_nowhere(self):
         self.stage.router.states["sock"] = "ready"
         self.stage.ask(b"GET", b"/props?model=sock", b"", *self.UPGRADE)
-        self.assertEqual(self.stage.carriage.upstream.endpoint.port, 9002)
-        self.assertEqual(self.stage.carriage.header(b"upgrade"), b"WebSocket")
+        self.assertEqual(self.stage.forwarding.upstream.endpoint.port, 9002)
+        self.assertEqual(self.stage.forwarding.header(b"upgrade"), b"WebSocket")
         self.assertEqual((self.stage.router.asked, self.stage.witnesses.seen), ([], []))
 
     def test_any_other_is_a_request_like_all(self):
         self.stage.ask(b"GET", b"/props?model=alpha", b"", *self.UPGRADE)
         self.assertEqual(len(self.stage.router.asked), 1)
-        self.assertEqual(self.stage.carriage.header(b"connection"), b"Upgrade")
+        self.assertEqual(self.stage.forwarding.header(b"connection"), b"Upgrade")

@@ -18,6 +18,7 @@ from llamaswap.config import Compat, Profile
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.schema import UpstreamSettings
 from llamaswap.web.passthrough import Destination, destination, resource
+from llamaswap.wire.headers import ResponseHeaders
 from tests.web.pipeline import JSON, Stage, config, model
 
 UPGRADE = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
@@ -106,35 +107,35 @@ class PassingThrough(SynchronousTestCase):
         self.stage.keys = {b"x-api-key": b"k"}
         self.assertEqual(self.stage.upstream(b"GET", b"/upstream/alpha").sink.status, 401)
         self.stage.upstream(b"GET", b"/upstream/alpha/", b"", (b"X-Api-Key", b"k"))
-        self.assertIsNone(self.stage.carriage.header(b"x-api-key"))
+        self.assertIsNone(self.stage.forwarding.header(b"x-api-key"))
 
     def test_path_and_query_are_forwarded_raw(self):
         """http T115"""
         self.stage.upstream(b"POST", b"/upstream/org%2Fgamma/api/a%2Fb?p=1&&q", b"x")
-        self.assertEqual(self.stage.carriage.head.target, b"/api/a%2Fb?p=1&&q")
-        self.assertEqual(self.stage.carriage.upstream.name, "org/gamma")
+        self.assertEqual(self.stage.forwarding.head.target, b"/api/a%2Fb?p=1&&q")
+        self.assertEqual(self.stage.forwarding.upstream.name, "org/gamma")
         self.assertEqual(self.stage.router.asked[0].model, "org/gamma")
 
     def test_a_peer_gets_its_own_base(self):
         """http T117"""
         self.stage.upstream(b"GET", b"/upstream/lab/delta/v1/models")
-        self.assertEqual(self.stage.carriage.head.target, b"/base/v1/models")
+        self.assertEqual(self.stage.forwarding.head.target, b"/base/v1/models")
         self.assertEqual(self.stage.router.asked, [])
 
     def test_bodies_are_not_filtered_and_model_paths_are_metered(self):
         """http T119"""
         text = b'{"model":"beta","temperature":1}'
         self.stage.upstream(b"POST", b"/upstream/beta/v1/chat/completions", text, JSON)
-        self.assertEqual(self.stage.carriage.sent, text)
+        self.assertEqual(self.stage.forwarding.sent, text)
         facts = self.stage.witness.facts
         self.assertEqual((facts.path, facts.stored_path), ("/v1/chat/completions",) * 2)
-        self.assertEqual((facts.tracked, facts.metered, facts.body), (True, True, text))
+        self.assertEqual((facts.tracked, facts.metered, facts.captured_body), (True, True, text))
 
     def test_other_paths_are_neither_tracked_nor_metered(self):
         """http T119"""
         self.stage.upstream(b"POST", b"/upstream/beta/probe", b"{}", JSON)
         self.assertEqual(self.stage.witnesses.seen, [])
-        self.assertIs(self.stage.carriage.body, self.stage.carriage.exchange.body)
+        self.assertIs(self.stage.forwarding.body, self.stage.forwarding.exchange.body)
 
     def test_a_get_of_a_model_path_is_tracked_only_and_a_post_of_a_get_path_metered_only(self):
         self.stage.router.states["alpha"] = "ready"
@@ -163,8 +164,8 @@ class PassingThrough(SynchronousTestCase):
         ):
             stage = Stage()
             stage.upstream(b"POST", b"/upstream/lab/delta/v1/completions?a=1", body, kind)
-            self.assertEqual(stage.carriage.sent, sent)
-            self.assertEqual(stage.carriage.head.target, b"/base/v1/completions?a=1")
+            self.assertEqual(stage.forwarding.sent, sent)
+            self.assertEqual(stage.forwarding.head.target, b"/base/v1/completions?a=1")
 
     def test_an_ignored_path_does_not_start_its_model(self):
         ignoring = UpstreamSettings(ignore_paths=(PathPattern.compile(r"\.js$"),))
@@ -175,7 +176,7 @@ class PassingThrough(SynchronousTestCase):
         stage.upstream(b"GET", b"/upstream/zeta/app.js")
         stage.router.states["alpha"] = "ready"
         stage.upstream(b"GET", b"/upstream/alpha/app.js")
-        self.assertEqual([each.upstream.name for each in stage.relay.carried], ["peer proxy error", "alpha"])
+        self.assertEqual([each.upstream.name for each in stage.forwarder.forwarded], ["peer proxy error", "alpha"])
 
     def test_a_monitors_probe_does_not_start_its_model(self):
         """A watched model would never stay unloaded."""
@@ -190,7 +191,7 @@ class PassingThrough(SynchronousTestCase):
     def test_a_websocket_is_carried_as_an_upgrade(self):
         """http T104"""
         self.stage.upstream(b"GET", b"/upstream/alpha/ws", b"", *UPGRADE)
-        self.assertEqual(self.stage.carriage.header(b"upgrade"), b"websocket")
+        self.assertEqual(self.stage.forwarding.header(b"upgrade"), b"websocket")
         self.assertEqual(len(self.stage.router.asked), 1)
 
     def test_an_ignored_websocket_needs_a_ready_model(self):
@@ -199,7 +200,7 @@ class PassingThrough(SynchronousTestCase):
         self.assertEqual(asked.sink.status, 409)
         self.stage.router.states["sock"] = "ready"
         self.stage.upstream(b"GET", b"/upstream/sock/ws", b"", *UPGRADE)
-        self.assertIsNone(self.stage.carriage.observer)
+        self.assertIsNone(self.stage.forwarding.observer)
         self.assertEqual(self.stage.router.asked, [])
 
 
@@ -226,20 +227,20 @@ class ComfyUi(SynchronousTestCase):
             self.assertEqual(asked.sink.status, 409)
             self.assertEqual(message(asked), "model comfyui_auto is not loaded; only /comfyui/ can start it")
         self.stage.comfyui(b"GET", b"/comfyui/?t=1")
-        self.assertEqual(self.stage.carriage.head.target, b"/?t=1")
+        self.assertEqual(self.stage.forwarding.head.target, b"/?t=1")
         self.assertEqual(len(self.stage.router.asked), 1)
 
     def test_a_ready_one_serves_every_path_raw_and_unseen(self):
         """http T121"""
         self.stage.router.states["comfyui_auto"] = "ready"
         self.stage.comfyui(b"GET", b"/comfyui/api/u/a%2Fb.json")
-        self.assertEqual(self.stage.carriage.head.target, b"/api/u/a%2Fb.json")
+        self.assertEqual(self.stage.forwarding.head.target, b"/api/u/a%2Fb.json")
         self.assertEqual(self.stage.witnesses.seen, [])
 
     def test_its_websockets_count_nowhere(self):
         self.stage.router.states["comfyui_auto"] = "ready"
         self.stage.comfyui(b"GET", b"/comfyui/ws?clientId=1", b"", *UPGRADE)
-        self.assertEqual(self.stage.carriage.head.target, b"/ws?clientId=1")
+        self.assertEqual(self.stage.forwarding.head.target, b"/ws?clientId=1")
         self.assertEqual(self.stage.router.asked, [])
 
     def test_a_key_is_asked_for(self):
@@ -257,7 +258,7 @@ class ThroughTheMap(SynchronousTestCase):
 
         def serve(exchange):
             served.append((exchange.head, self.successResultOf(exchange.body.hold(10))))
-            exchange.sink.head(200, b"OK", [(b"Content-Length", b"2")], raw=True, data=b"hi")
+            exchange.sink.head(200, b"OK", ResponseHeaders.of([(b"Content-Length", b"2")]), raw=True, data=b"hi")
             exchange.sink.finish()
             return succeed(None)
 

@@ -4,6 +4,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Model
 from llamaswap.errors import Superseded
+from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import render
 from llamaswap.web.supersede import SupersedeRegistry, supersede_key
 from tests.web.pipeline import FakeAcquisition
@@ -13,7 +14,7 @@ NAMED = [(b"X-Session-Id", b"s1")]
 
 
 def heir(headers, supersede="session", path=b"/infill", peer="10.0.0.1", model="a"):
-    return supersede_key(Model(model, supersede=supersede), path, headers, peer, SESSIONS)
+    return supersede_key(Model(model, supersede=supersede), RequestHead(b"POST", path, list(headers)), peer, SESSIONS)
 
 
 class HeirTests(SynchronousTestCase):
@@ -73,9 +74,9 @@ class SuccessionTests(SynchronousTestCase):
     def test_the_last_one_of_a_session_is_kept_until_its_wait_is_over(self):
         first = self.ask()
         second = self.ask()
-        self.here.over("me", first)
+        self.here.ended("me", first)
         self.assertEqual(list(self.here._waiting.values()), [second])
-        self.here.over("me", second)
+        self.here.ended("me", second)
         self.assertEqual(self.here._waiting, {})
 
     def test_nothing_is_kept_of_those_who_do_not_wait(self):

@@ -29,8 +29,8 @@ class Uploads(SynchronousTestCase):
     def test_an_upload_is_forwarded_byte_for_byte(self):
         """http T049"""
         self.stage.ask(b"POST", self.TRANSCRIBE, upload(), MULTIPART)
-        self.assertEqual(self.stage.carriage.sent, upload())
-        self.assertIsNone(self.stage.witness.facts.body)
+        self.assertEqual(self.stage.forwarding.sent, upload())
+        self.assertIsNone(self.stage.witness.facts.captured_body)
 
     def test_the_model_is_asked_for_before_the_upload_is_complete(self):
         body = ArrivingBody()
@@ -38,7 +38,7 @@ class Uploads(SynchronousTestCase):
         self.assertEqual(self.stage.router.asked, [])
         body.feed(upload()[:100])
         self.assertEqual(len(self.stage.router.asked), 1)
-        self.assertIs(self.stage.carriage.body, body)
+        self.assertIs(self.stage.forwarding.body, body)
         self.assertEqual(body.stops, 1)
 
     def test_an_upload_for_which_there_is_no_room_is_refused_in_words(self):
@@ -76,10 +76,10 @@ class Uploads(SynchronousTestCase):
                 body.feed(text[start : start + 7])
             body.length = len(text)
             body.end()
-            self.assertEqual(stage.carriage.sent, upload("whisper-v3", last))
-            self.assertEqual(stage.carriage.body.length, len(text) + 3)
+            self.assertEqual(stage.forwarding.sent, upload("whisper-v3", last))
+            self.assertEqual(stage.forwarding.body.length, len(text) + 3)
             self.assertEqual(stage.witness.facts.model, "whisper")
-            self.assertEqual(self.streamed(stage.carriage.body), upload("whisper-v3", last))
+            self.assertEqual(self.streamed(stage.forwarding.body), upload("whisper-v3", last))
 
     def streamed(self, body) -> bytes:
         class Taker:
@@ -105,5 +105,5 @@ class Uploads(SynchronousTestCase):
     def test_the_querys_model_wins_and_the_body_is_not_read(self):
         body = ArrivingBody()
         self.stage.ask(b"POST", self.TRANSCRIBE + b"?model=alpha", body, MULTIPART)
-        self.assertIs(self.stage.carriage.body, body)
+        self.assertIs(self.stage.forwarding.body, body)
         self.assertIsNone(body.consumer)

@@ -150,7 +150,7 @@ class HeaderTests(SynchronousTestCase):
     @few
     @given(lists)
     def test_towards_a_client(self, headers):
-        crossed = header_rules.to_client(headers)
+        crossed = header_rules.to_client(headers).items
         lower = [name.lower() for name, _ in crossed]
         self.assertEqual([name for name in lower if name in self.never], [])
         named = set(header_rules.tokens(headers, b"connection"))

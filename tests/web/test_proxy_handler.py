@@ -16,7 +16,7 @@ from llamaswap.errors import (
     UpstreamTruncated,
     UpstreamUnreachable,
 )
-from llamaswap.web.proxy_request import SMALL_PIECE, TOGETHER
+from llamaswap.web.proxy_request import PIECES_JOINED, SMALL_PIECE
 from tests.web.pipeline import ArrivingBody, Stage
 
 CHAT = b"/v1/chat/completions"
@@ -39,22 +39,22 @@ class Serving(SynchronousTestCase):
 
     def test_a_request_is_carried_to_the_leases_server_and_the_lease_given_back(self):
         asked = self.stage.post({"model": "alpha"}, CHAT, (b"Accept-Encoding", b"br, gzip"))
-        carriage, lease = self.stage.carriage, self.stage.router.asked[0].lease
-        self.assertEqual(carriage.upstream.endpoint.port, 9001)
-        self.assertEqual(carriage.header(b"x-forwarded-for"), b"1.2.3.4")
-        self.assertEqual(carriage.header(b"accept-encoding"), b"gzip")
-        carriage.begin(b"{}", headers=[(b"X-Req", b"7"), (b"Keep-Alive", b"x")])
+        forwarding, lease = self.stage.forwarding, self.stage.router.asked[0].lease
+        self.assertEqual(forwarding.upstream.endpoint.port, 9001)
+        self.assertEqual(forwarding.header(b"x-forwarded-for"), b"1.2.3.4")
+        self.assertEqual(forwarding.header(b"accept-encoding"), b"gzip")
+        forwarding.begin(b"{}", headers=[(b"X-Req", b"7"), (b"Keep-Alive", b"x")])
         self.assertEqual(lease.released, 0)
-        idle = self.stage.dispatcher.when_idle()
+        idle = self.stage.handler.when_idle()
         self.assertNoResult(idle)
-        carriage.end()
+        forwarding.end()
         self.successResultOf(idle)
         self.assertEqual((lease.released, asked.done, asked.sink.ending), (1, [None], "finished"))
         self.assertEqual(asked.sink.header(b"x-req"), b"7")
         self.assertIsNone(asked.sink.header(b"keep-alive"))
         witness = self.stage.witness
         self.assertEqual((witness.body, witness.endings), (b"{}", [("complete", None)]))
-        self.assertEqual(self.stage.dispatcher.active, 0)
+        self.assertEqual(self.stage.handler.active, 0)
 
     def test_facts_say_who_asked_for_what_and_when(self):
         self.stage.post({"model": "al", "stream": True}, b"/v1/completions", (b"X-Forwarded-For", b"9.9.9.9, 8.8.8.8"))
@@ -69,7 +69,7 @@ class Serving(SynchronousTestCase):
         self.stage.ask(b"GET", b"/props?model=alpha", b"", (b"Accept-Encoding", b"br"))
         facts = self.stage.witness.facts
         self.assertEqual((facts.tracked, facts.metered), (True, False))
-        self.assertEqual(self.stage.carriage.header(b"accept-encoding"), b"br")
+        self.assertEqual(self.stage.forwarding.header(b"accept-encoding"), b"br")
 
     def test_a_refusal_is_told_at_once_in_json(self):
         """http T100"""
@@ -96,7 +96,7 @@ class Serving(SynchronousTestCase):
         asked = self.stage.post({"model": "alpha"})
         lease = self.stage.router.asked[0].lease
         lease.unloaded = lease.lost = True
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, message(asked.sink)), (503, "unspecific error: model unloaded"))
         self.assertEqual((len(self.stage.router.asked), lease.released), (1, 1))
 
@@ -104,31 +104,31 @@ class Serving(SynchronousTestCase):
         asked = self.stage.post({"model": "alpha"}, b"/v1/messages")
         lease = self.stage.router.asked[0].lease
         lease.unloaded = lease.lost = True
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         told = json.loads(asked.sink.body)
         self.assertEqual((told["type"], told["error"]["message"]), ("error", "unspecific error: model unloaded"))
 
     def test_a_stream_that_an_unload_cut_says_so(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
-        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         self.stage.router.asked[0].lease.unloaded = True
-        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertIn(b"alpha: answer cut short: the model was unloaded", asked.sink.body)
 
     def test_a_response_that_its_client_does_not_read_is_cut_for_others(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
         lease = self.stage.router.asked[0].lease
-        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
-        self.stage.carriage.reader(5.0)
-        self.stage.carriage.reader(None)
+        self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.forwarding.reader(5.0)
+        self.stage.forwarding.reader(None)
         self.assertEqual(lease.reader, [5.0, None])
         lease.interrupt(ReaderStalled(60.0, "beta"))
         self.assertEqual((asked.sink.ending, lease.released, lease.interrupt), ("aborted", 1, None))
-        self.assertTrue(self.stage.carriage.stopped)
+        self.assertTrue(self.stage.forwarding.stopped)
 
     def test_a_broken_connection_to_a_living_server_is_a_502_with_a_body(self):
         asked = self.stage.post({"model": "alpha"})
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection refused", sent=False))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection refused", sent=False))
         self.stage.clock.advance(1)
         self.assertEqual((asked.sink.status, message(asked.sink)), (502, "alpha: connection refused"))
         self.assertEqual(len(self.stage.router.asked), 1)
@@ -139,9 +139,9 @@ class Serving(SynchronousTestCase):
         asked = self.stage.post({"model": "alpha"})
         first = self.stage.router.asked[0].lease
         first.lost = True
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual(first.released, 1)
-        again = self.stage.relay.carried[1]
+        again = self.stage.forwarder.forwarded[1]
         self.assertEqual(again.sent, b'{"model":"alpha"}')
         again.begin(b"{}")
         again.end()
@@ -150,11 +150,11 @@ class Serving(SynchronousTestCase):
 
     def test_a_server_whose_exit_is_heard_of_late_is_replaced_too(self):
         self.stage.post({"model": "alpha"})
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.stage.clock.advance(0.02)
         self.stage.router.asked[0].lease.lost = True
         self.stage.clock.advance(0.1)
-        self.assertEqual(len(self.stage.relay.carried), 2)
+        self.assertEqual(len(self.stage.forwarder.forwarded), 2)
 
     def test_a_server_that_ends_between_its_readiness_and_the_grant_is_replaced_once(self):
         """core W15, core V57"""
@@ -162,9 +162,9 @@ class Serving(SynchronousTestCase):
         asked = self.stage.post({"model": "alpha"})
         self.stage.router.asked[0].granted.errback(ServerVanished("alpha"))
         self.stage.router.asked[1].grant()
-        self.assertEqual(self.stage.carriage.sent, b'{"model":"alpha"}')
-        self.stage.carriage.begin(b"{}")
-        self.stage.carriage.end()
+        self.assertEqual(self.stage.forwarding.sent, b'{"model":"alpha"}')
+        self.stage.forwarding.begin(b"{}")
+        self.stage.forwarding.end()
         self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
 
     def test_one_that_does_so_twice_is_told(self):
@@ -178,8 +178,8 @@ class Serving(SynchronousTestCase):
         asked = self.stage.post({"model": "alpha"})
         for turn in (0, 1):
             self.stage.router.asked[turn].lease.lost = True
-            self.stage.relay.carried[turn].result.errback(UpstreamUnreachable("alpha", "connection reset"))
-        self.assertEqual((asked.sink.status, len(self.stage.relay.carried)), (502, 2))
+            self.stage.forwarder.forwarded[turn].result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 2))
         self.assertEqual([acquisition.lease.released for acquisition in self.stage.router.asked], [1, 1])
 
     def test_a_body_that_is_gone_is_not_sent_again(self):
@@ -187,33 +187,33 @@ class Serving(SynchronousTestCase):
         asked = self.stage.ask(b"POST", b"/v1/audio/transcriptions", body, MULTIPART)
         body.feed(upload())
         self.stage.router.asked[0].lease.lost = True
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "connection reset"))
-        self.assertEqual((asked.sink.status, len(self.stage.relay.carried)), (502, 1))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
+        self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 1))
 
     def test_what_is_no_http_is_a_502(self):
         asked = self.stage.post({"model": "alpha"})
-        self.stage.carriage.result.errback(BadUpstream("alpha", "garbage"))
+        self.stage.forwarding.result.errback(BadUpstream("alpha", "garbage"))
         self.assertEqual(asked.sink.status, 502)
 
     def test_a_peer_that_is_down_says_so_in_the_clients_form(self):
         """http T099, core V92"""
         asked = self.stage.post({"model": "zeta"}, CHAT, (b"Accept", b"text/plain"))
-        upstream = self.stage.carriage.upstream
-        self.stage.carriage.result.errback(UpstreamUnreachable(upstream.where, "refused"))
+        upstream = self.stage.forwarding.upstream
+        self.stage.forwarding.result.errback(UpstreamUnreachable(upstream.where, "refused"))
         self.assertEqual((asked.sink.status, asked.sink.body), (502, b"llama-swap: peer proxy error: refused"))
 
     def test_a_request_that_peers_pass_around_is_refused_at_the_third_hop(self):
         """A peer that is oneself was asked 9,900 times by one request."""
         asked = self.stage.post({"model": "zeta"}, CHAT, (b"X-Llamaswap-Hops", b"1"))
         self.assertEqual(asked.sink.status, 0)
-        self.assertIn((b"X-Llamaswap-Hops", b"2"), self.stage.carriage.head.headers)
+        self.assertIn((b"X-Llamaswap-Hops", b"2"), self.stage.forwarding.head.headers)
         refused = self.stage.post({"model": "zeta"}, CHAT, (b"X-Llamaswap-Hops", b"2"))
         self.assertEqual(refused.sink.status, 508)
         self.assertIn("loop detected", message(refused.sink))
-        self.assertEqual(len(self.stage.relay.carried), 1)
+        self.assertEqual(len(self.stage.forwarder.forwarded), 1)
 
     def test_peers_are_refused_while_closing(self):
-        self.stage.dispatcher.close()
+        self.stage.handler.close()
         asked = self.stage.post({"model": "zeta"})
         self.assertEqual(asked.sink.status, 503)
         self.assertEqual(message(asked.sink), "unspecific error: peer proxy is shutting down")
@@ -222,7 +222,7 @@ class Serving(SynchronousTestCase):
         def broken(*_, **__):
             raise RuntimeError("secret")
 
-        self.stage.relay.carry = broken
+        self.stage.forwarder.forward = broken
         asked = self.stage.post({"model": "alpha"})
         self.assertEqual((asked.sink.status, message(asked.sink)), (500, "internal error"))
         self.assertEqual(self.stage.router.asked[0].lease.released, 1)
@@ -249,8 +249,8 @@ class BreakingOff(SynchronousTestCase):
     def test_a_chunked_event_stream_gets_an_error_event_and_is_cut(self):
         """http T103 (the Go program ends it like a complete one)"""
         asked = self.stage.post({"model": "alpha", "stream": True})
-        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
-        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
         *_, last = self.events(asked)
         self.assertEqual(json.loads(last.removeprefix(b"data: "))["error"]["code"], "bad_gateway")
         self.assertEqual(asked.sink.ending, "aborted")
@@ -259,34 +259,34 @@ class BreakingOff(SynchronousTestCase):
 
     def test_nothing_is_put_inside_a_broken_chunk(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
-        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         asked.exchange.sink.write(b"20\r\ndata: 2")
         before = asked.sink.body
-        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
 
     def test_what_went_past_the_sinks_counts_as_the_last_bytes(self):
         for last, room in ((b"20\r\ndata: 2", False), (b"9\r\ndata: 2\n\n\r\n", True)):
             self.setUp()
             asked = self.stage.post({"model": "alpha", "stream": True})
-            self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+            self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
             before = asked.sink.body
             asked.exchange.last = last
-            self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+            self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
             self.assertEqual((asked.sink.body != before, asked.sink.ending), (room, "aborted"))
 
     def test_a_stream_that_we_frame_gets_its_event_plain(self):
         asked = self.stage.post({"model": "alpha"}, b"/v1/messages")
-        self.stage.carriage.begin(b"data: {", kind=b"text/event-stream", raw=False)
-        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.stage.forwarding.begin(b"data: {", kind=b"text/event-stream", raw=False)
+        self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertIn(b'data: {\n\nevent: error\ndata: {"type":"error"', asked.sink.body)
         self.assertEqual(asked.sink.ending, "aborted")
 
     def test_any_other_answer_is_cut(self):
         asked = self.stage.post({"model": "alpha"})
-        self.stage.carriage.begin(b'{"a":')
+        self.stage.forwarding.begin(b'{"a":')
         before = asked.sink.body
-        self.stage.carriage.result.errback(UpstreamTruncated("alpha", "connection lost"))
+        self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
 
 
@@ -296,34 +296,34 @@ class Telling(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
         self.stage.post({"model": "alpha", "stream": True})
-        self.carriage = self.stage.carriage
-        self.carriage.begin(b"data: 0\n\n", kind=b"text/event-stream")
-        self.facts = self.carriage.observer.facts
+        self.forwarding = self.stage.forwarding
+        self.forwarding.begin(b"data: 0\n\n", kind=b"text/event-stream")
+        self.facts = self.forwarding.observer
 
     def test_the_first_is_told_at_once_and_later_ones_together_in_order(self):
         self.assertEqual(self.stage.witness.body, b"data: 0\n\n")
-        for number in range(1, TOGETHER):
-            self.carriage.more(b"data: %d\n\n" % number)
+        for number in range(1, PIECES_JOINED):
+            self.forwarding.more(b"data: %d\n\n" % number)
         self.assertEqual(self.stage.witness.body, b"data: 0\n\n")
-        self.carriage.more(b"data: last\n\n")
-        told = b"".join(b"data: %d\n\n" % number for number in range(TOGETHER))
+        self.forwarding.more(b"data: last\n\n")
+        told = b"".join(b"data: %d\n\n" % number for number in range(PIECES_JOINED))
         self.assertEqual(self.stage.witness.body, told + b"data: last\n\n")
 
     def test_a_large_one_and_the_end_leave_nothing_untold(self):
-        self.carriage.more(b"data: small\n\n")
-        self.carriage.more(bytes(SMALL_PIECE + 1))
+        self.forwarding.more(b"data: small\n\n")
+        self.forwarding.more(bytes(SMALL_PIECE + 1))
         self.assertTrue(self.stage.witness.body.endswith(b"small\n\n" + bytes(SMALL_PIECE + 1)))
-        self.carriage.more(b"rest")
-        self.carriage.end()
+        self.forwarding.more(b"rest")
+        self.forwarding.end()
         self.assertTrue(self.stage.witness.body.endswith(b"rest"))
         self.assertEqual(self.stage.witness.endings[0][0], "complete")
 
     def test_nothing_is_held_back_from_who_asks_or_follows(self):
-        self.carriage.more(b"1")
+        self.forwarding.more(b"1")
         self.facts.flush()
         self.assertTrue(self.stage.witness.body.endswith(b"1"))
         self.facts.followed = True
-        self.carriage.more(b"2")
+        self.forwarding.more(b"2")
         self.assertTrue(self.stage.witness.body.endswith(b"12"))
 
 
@@ -341,13 +341,6 @@ class Leaving(SynchronousTestCase):
         self.assertEqual((asked.done, asked.sink.started), ([None], False))
         self.assertEqual(self.stage.witness.endings[0][0], "gone")
 
-    def test_a_grant_that_comes_too_late_is_given_back(self):
-        self.stage.router.auto = False
-        asked = self.stage.post({"model": "beta"})
-        asked.leave()
-        self.assertEqual(self.stage.router.asked[0].grant().released, 1)
-        self.assertEqual(self.stage.relay.carried, [])
-
     def test_before_the_request_was_even_read(self):
         stage = Stage()
         body = ArrivingBody()
@@ -359,11 +352,11 @@ class Leaving(SynchronousTestCase):
     def test_a_fault_of_ours_before_the_wait_leaves_no_place_in_the_queue(self):
         """Granted one day to nobody, it would keep its model loaded for ever."""
 
-        def broken(remarks):
+        def broken(model, write):
             raise ZeroDivisionError
 
         self.stage.router.auto = self.stage.router.ready = False
-        self.stage.dispatcher.shuffled = broken
+        self.stage.handler.loading_stream = broken
         self.stage.post({"model": "alpha", "stream": True})
         self.assertTrue(self.stage.router.asked[0].cancelled)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -381,20 +374,20 @@ class Leaving(SynchronousTestCase):
     def test_while_the_server_works(self):
         asked = self.stage.post({"model": "alpha"})
         asked.leave()
-        self.assertTrue(self.stage.carriage.stopped)
+        self.assertTrue(self.stage.forwarding.stopped)
         self.assertEqual(self.stage.router.asked[0].lease.released, 1)
         self.assertEqual(self.stage.witness.endings[0][0], "gone")
 
     def test_while_the_answer_streams(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
-        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         asked.leave()
         self.assertEqual(self.stage.router.asked[0].lease.released, 1)
         self.assertEqual(asked.sink.ending, "")
 
     def test_while_a_dead_server_is_looked_into(self):
         asked = self.stage.post({"model": "alpha"})
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "reset"))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "reset"))
         asked.leave()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
         self.assertEqual((asked.done, self.stage.witness.endings[0][0]), ([None], "gone"))
@@ -421,22 +414,22 @@ class Cancelling(SynchronousTestCase):
     def test_a_request_without_an_answer_yet_is_a_502(self):
         asked = self.stage.post({"model": "alpha"})
         self.cancel()
-        self.assertTrue(self.stage.carriage.stopped)
+        self.assertTrue(self.stage.forwarding.stopped)
         self.assertEqual((asked.sink.status, asked.sink.ending), (502, "finished"))
         self.assertEqual(self.stage.router.asked[0].lease.released, 1)
 
     def test_a_stream_is_cut_and_says_why(self):
         """http T156 (the Go program ends it like a complete one)"""
         asked = self.stage.post({"model": "alpha", "stream": True})
-        self.stage.carriage.begin(b"data: 1\n\n", kind=b"text/event-stream")
+        self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         self.cancel()
         self.assertIn(b"request cancelled", asked.sink.body)
         self.assertEqual(asked.sink.ending, "aborted")
 
     def test_a_finished_request_does_not_mind(self):
         self.stage.post({"model": "alpha"})
-        self.stage.carriage.begin(b"{}")
-        self.stage.carriage.end()
+        self.stage.forwarding.begin(b"{}")
+        self.stage.forwarding.end()
         self.cancel()
         self.assertEqual(len(self.stage.witness.endings), 1)
 
@@ -455,10 +448,10 @@ class Loading(SynchronousTestCase):
         self.stage.clock.advance(0.1)
         self.stage.router.asked[0].grant()
         self.assertIn(b"Done! (", sink.body.replace(b'"}}]}\n\ndata: {"choices":[{"delta":{"reasoning_content":"', b""))
-        carriage = self.stage.carriage
-        self.assertTrue(carriage.answered)
-        carriage.begin(b"data: real\n\n", kind=b"text/event-stream")
-        carriage.end()
+        forwarding = self.stage.forwarding
+        self.assertTrue(forwarding.answered)
+        forwarding.begin(b"data: real\n\n", kind=b"text/event-stream")
+        forwarding.end()
         self.assertTrue(sink.body.endswith(b"data: real\n\n"))
         self.assertEqual((sink.ending, sink.producer), ("finished", None))
         witness = self.stage.witness
@@ -470,10 +463,10 @@ class Loading(SynchronousTestCase):
         asks = (b"Accept-Encoding", b"gzip, br")
         self.stage.post({"model": "alpha", "stream": True}, CHAT, asks)
         self.stage.router.asked[0].grant()
-        self.assertIsNone(self.stage.carriage.header(b"accept-encoding"))
+        self.assertIsNone(self.stage.forwarding.header(b"accept-encoding"))
         warm = Stage()
         warm.post({"model": "alpha", "stream": True}, CHAT, asks)
-        self.assertEqual(warm.carriage.header(b"accept-encoding"), b"gzip")
+        self.assertEqual(warm.forwarding.header(b"accept-encoding"), b"gzip")
 
     def test_nothing_is_injected_elsewhere(self):
         """http T108"""
@@ -508,7 +501,7 @@ class Loading(SynchronousTestCase):
 
     def test_a_place_in_the_queue_is_told_to_the_list_of_requests_too(self):
         told = []
-        self.stage.dispatcher.placed = lambda request, position: told.append((request, position))
+        self.stage.handler.position_changed = lambda request, position: told.append((request, position))
         asked = self.stage.post({"model": "org"})
         self.stage.router.asked[0].on_position(2)
         self.assertEqual(told, [("1", 2)])
@@ -523,10 +516,10 @@ class Loading(SynchronousTestCase):
     def test_a_retry_goes_on_in_the_same_stream(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
         self.stage.router.asked[0].grant(lost=True)
-        self.stage.carriage.result.errback(UpstreamUnreachable("alpha", "reset"))
+        self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "reset"))
         self.stage.router.asked[1].grant()
-        carriage = self.stage.relay.carried[1]
-        self.assertTrue(carriage.answered)
-        carriage.begin(b"data: real\n\n", kind=b"text/event-stream")
-        carriage.end()
+        forwarding = self.stage.forwarder.forwarded[1]
+        self.assertTrue(forwarding.answered)
+        forwarding.begin(b"data: real\n\n", kind=b"text/event-stream")
+        forwarding.end()
         self.assertEqual(asked.sink.ending, "finished")

@@ -1,0 +1,279 @@
+"""One response on its way from the server to the client: its head, its body with back-pressure, or a tunnel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from enum import Enum, auto
+from typing import Protocol
+
+from attrs import define
+from twisted.internet.interfaces import IPushProducer, IReactorTime
+from zope.interface import implementer
+
+from llamaswap.errors import BadUpstream, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
+from llamaswap.proxy.exchange import Exchange
+from llamaswap.proxy.framing import ResponseHead
+from llamaswap.proxy.reader import ReaderWatch, Report
+from llamaswap.proxy.tunnel import Tunnel
+from llamaswap.proxy.upstream import UpstreamConnection
+from llamaswap.wire.headers import ResponseHeaders, comma_items, to_client
+from llamaswap.wire.sse import DONE
+
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # white space in JSON, but the end of a field in a stream of events
+
+
+class ResponseObserver(Protocol):
+    """Sees what the client receives, without framing. Must be cheap: the stream waits for it."""
+
+    def response_head(self, status: int, headers: ResponseHeaders) -> None:
+        """The response's status and headers."""
+
+    def response_data(self, data: bytes) -> None:
+        """Some bytes of its body."""
+
+
+@define
+class ForwardOutcome:
+    """How a response ended well. `bytes_sent`: bytes of its body without framing; `reason`: "complete" or "tunnel"."""
+
+    status: int
+    bytes_sent: int
+    reason: str = "complete"
+
+
+class SendingRequest(Protocol):
+    """The request that this response belongs to; it owns the server's connection."""
+
+    @property
+    def asked_upgrade(self) -> bytes: ...
+    def head_came(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def retry(self, silent: bool) -> bool: ...
+    def stop_body(self) -> IPushProducer | None: ...
+    def give_connection(self) -> UpstreamConnection: ...
+    def release_connection(self, head: ResponseHead) -> int: ...
+    def succeed(self, outcome: ForwardOutcome) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+
+
+class ReceiveState(Enum):
+    """How far a response has got on its way to the client."""
+
+    WAITING = auto()
+    STREAMING = auto()
+    TUNNELLING = auto()
+    ENDED = auto()
+
+
+@implementer(IPushProducer)
+class ResponseForwarder:
+    """Receives one response and passes it on; the producer of what the client reads."""
+
+    __slots__ = (
+        "_clock",
+        "_decline",
+        "_event_start",
+        "_exchange",
+        "_head",
+        "_observe",
+        "_observer",
+        "_passed",
+        "_producing",
+        "_raw",
+        "_reader",
+        "_reader_watch",
+        "_sink",
+        "_state",
+        "_tunnel",
+        "_where",
+        "_write",
+        "appended",
+        "sending",
+    )
+
+    sending: SendingRequest
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        exchange: Exchange,
+        where: str,
+        observer: ResponseObserver | None,
+        decline: Container[int],
+        reader: Report | None,
+    ) -> None:
+        sink = exchange.sink
+        self._clock = clock
+        self._exchange = exchange
+        self._sink = sink
+        self._where = where
+        self._observer = observer
+        self._observe = observer.response_data if observer is not None else None
+        self._decline = decline
+        self._reader = reader
+        self._reader_watch: ReaderWatch | None = None  # from the first time that the client's socket is full
+        self.appended = sink.started  # whether the body follows a head that went out before
+        self._state = ReceiveState.WAITING
+        self._head: ResponseHead | None = None
+        self._raw = True  # whether the body's framing is passed on as it came
+        self._event_start: bytes | None = None  # of the event that a document becomes; empty after it went out
+        self._write: Callable[[bytes], None] = sink.write
+        self._passed = 0  # bytes, with framing, that went out by the sink's `writer`
+        self._producing = False
+        self._tunnel: Tunnel | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the response's head has been received."""
+        return self._head is not None
+
+    @property
+    def needs_payload(self) -> bool:
+        """Whether the body is wanted without its framing too."""
+        return self._observer is not None or self.appended or self._exchange.head.version < (1, 1)
+
+    # -- what the connection calls -------------------------------------------------------------------------
+
+    def answer_interim(self, head: ResponseHead) -> None:
+        if not self.appended and self._exchange.head.version >= (1, 1):
+            self._sink.interim(head.status, head.reason, head.headers)
+
+    def answer_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+        if head.status in self._decline:
+            self.sending.fail(UpstreamDeclined(self._where, head.status))
+            return
+        self._state = ReceiveState.STREAMING
+        self._head = head
+        self.sending.head_came()
+        request = self._exchange.head
+        chunks = head.chunked and request.version >= (1, 1)
+        headers = to_client(head.headers, chunked=chunks)
+        if not head.chunked and request.method == b"HEAD":
+            headers.items += [item for item in head.headers if item[0].lower() == b"transfer-encoding"]
+        if self._observer is not None:
+            self._observer.response_head(head.status, headers)
+        if self.appended:
+            self._raw = False
+            self._event_start = b"data: " if headers.plain_json else None
+            self.answer_data(raw, pieces, ended)
+            return
+        self._raw = chunks or head.length is not None
+        data = raw if self._raw else b"".join(pieces)
+        self._sink.head(head.status, head.reason, headers, raw=self._raw, data=data)
+        if self._raw and not ended:
+            self._write = self._sink.writer()
+        self._observe_and_go_on(pieces, ended)
+
+    def answer_data(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+        # Each chunk of a stream comes this way, hence the few steps.
+        if self._raw:
+            if raw:
+                self._passed += len(raw)
+                self._write(raw)
+        else:
+            if self._event_start is not None:
+                pieces = self._as_event(pieces, ended)
+            for piece in pieces:
+                self._sink.write(piece)
+        self._observe_and_go_on(pieces, ended)
+
+    def answer_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
+        offered = b",".join(value for name, value in head.headers if name.lower() == b"upgrade")
+        asked = comma_items(self.sending.asked_upgrade)
+        agreed = offered and all(item and item in asked for item in comma_items(offered))
+        if not agreed or self.appended:
+            self.sending.fail(BadUpstream(self._where, "switched to a protocol that the client did not ask for"))
+            return
+        self._state = ReceiveState.TUNNELLING
+        self._head = head
+        self.sending.head_came()
+        if self._observer is not None:
+            self._observer.response_head(101, ResponseHeaders.of(head.headers))
+        self.sending.stop_body()
+        connection = self.sending.give_connection()
+        client = self._sink.upgrade(raw_head)
+        self._tunnel = Tunnel(
+            client, connection.wire, closed=self._tunnel_closed, early_server=rest, reader=self._watch_reader()
+        )
+
+    def answer_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
+        if self._state is ReceiveState.STREAMING:
+            self.sending.fail(UpstreamTruncated(self._where, cause))
+        elif malformed:
+            self.sending.fail(BadUpstream(self._where, cause))
+        elif not self.sending.retry(silent):
+            self.sending.fail(UpstreamUnreachable(self._where, cause))
+
+    # -- the body ------------------------------------------------------------------------------------------
+
+    def _observe_and_go_on(self, pieces: list[bytes], ended: bool) -> None:
+        if self._state is not ReceiveState.STREAMING:
+            return
+        observe = self._observe
+        if observe is not None:
+            for piece in pieces:
+                observe(piece)
+        if ended:
+            self._complete()
+        elif not self._producing:
+            # Not sooner, because most responses are complete in their first read and need no producer.
+            self._producing = True
+            self._sink.register_producer(self)
+
+    def _as_event(self, pieces: list[bytes], ended: bool) -> list[bytes]:
+        """Pieces of a JSON document as those of an event with one line, and of the end of the stream."""
+        lines = [piece.translate(_ONE_LINE) for piece in pieces]
+        if lines and self._event_start:
+            lines[0], self._event_start = self._event_start + lines[0], b""
+        if ended:
+            lines.append(DONE if self._event_start else b"\n\n" + DONE)
+        return lines
+
+    def _complete(self) -> None:
+        head = self._head
+        assert head is not None  # the body follows it
+        self._state = ReceiveState.ENDED
+        if self._producing:
+            self._sink.unregister_producer()
+        received = self.sending.release_connection(head)
+        self._sink.finish()
+        self.sending.succeed(ForwardOutcome(head.status, received))
+
+    def _tunnel_closed(self) -> None:
+        tunnel = self._tunnel
+        self.sending.succeed(ForwardOutcome(101, tunnel.sent if tunnel is not None else 0, "tunnel"))
+
+    def stop(self) -> None:
+        """The request is over, for whatever reason."""
+        state, self._state = self._state, ReceiveState.ENDED
+        if state is ReceiveState.TUNNELLING and self._tunnel is not None:
+            self._tunnel.cut()
+        self._tunnel = None
+        if state is ReceiveState.STREAMING and self._producing:
+            self._sink.unregister_producer()
+        if self._reader_watch is not None:
+            self._reader_watch.stop()
+        self._exchange.passed += self._passed
+
+    # -- the client's back-pressure ------------------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        self.sending.pause()
+        watch = self._reader_watch or self._watch_reader()
+        if watch is not None:
+            watch.paused()
+
+    def resumeProducing(self) -> None:
+        self.sending.resume()
+        if self._reader_watch is not None:
+            self._reader_watch.resumed()
+
+    def stopProducing(self) -> None:
+        # A lost transport calls this before its protocol hears of the loss; the handler must see the right cause.
+        self._exchange.client_left()
+
+    def _watch_reader(self) -> ReaderWatch | None:
+        if self._reader is not None:
+            self._reader_watch = ReaderWatch(self._clock, self._sink.unsent, self._reader)
+        return self._reader_watch

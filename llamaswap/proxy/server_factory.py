@@ -1,0 +1,178 @@
+"""Listens for clients: the factory of their connections, with the limits and queries that concern all of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.web.server import Site
+
+from llamaswap.proxy.client_connection import ClientConnection
+from llamaswap.proxy.exchange import Exchange, RequestHead
+from llamaswap.proxy.fastpath.memory_trim import LowWaterTrimmer, trimmer
+from llamaswap.proxy.incoming_body import SPOOL_THRESHOLD
+from llamaswap.proxy.task import Awaitable
+from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
+
+HEAD_TIMEOUT = 60.0  # seconds for a head to be complete
+IDLE_TIMEOUT = 75.0  # seconds; longer than the 60 for which common proxies keep their side
+BODY_TIMEOUT = 120.0  # seconds between two pieces of a body; a stalled client may hold a model that others wait for
+SWEEP_INTERVAL = 5.0  # seconds
+TRIM_DELAY = 0.02  # seconds in which clients that leave together have left
+
+trim = trimmer()
+
+
+class ProxyServerFactory(Factory):
+    """Makes a ClientConnection for each client.
+
+    `routes(head)` says whether a request goes to `handler(exchange)`; every other goes to the twisted.web `site`. What
+    the handler returns ends when the response is complete or will never be; then `served(exchange, status, bytes)` is
+    called with what went out (status 0: nothing). Times are in seconds, `spool_threshold` in bytes; `spool_folder` None
+    is the system's folder for temporary files. `body_limit(head)` is how many bytes the body of a request for the site
+    may have; `memory` and `disk` bound all other bodies.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        routes: Callable[[RequestHead], bool],
+        handler: Callable[[Exchange], Awaitable],
+        site: Site,
+        clock: IReactorTime,
+        *,
+        head_timeout: float = HEAD_TIMEOUT,
+        idle_timeout: float = IDLE_TIMEOUT,
+        body_timeout: float = BODY_TIMEOUT,
+        spool_threshold: int = SPOOL_THRESHOLD,
+        spool_folder: str | None = None,
+        memory: ByteBudget = UNBOUNDED,
+        disk: ByteBudget = UNBOUNDED,
+        body_limit: Callable[[RequestHead], int] = lambda head: sys.maxsize,
+        served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None,
+    ) -> None:
+        self.routes = routes
+        self.served = served
+        self.handler = handler
+        self.site = site
+        self.clock = clock
+        self.head_timeout = head_timeout
+        self.idle_timeout = idle_timeout
+        self.body_timeout = body_timeout
+        self.spool_threshold = spool_threshold
+        self.spool_folder = spool_folder
+        self.memory = memory
+        self.disk = disk
+        self.body_limit = body_limit
+        self.draining = False
+        self.holding = False
+        self._connections: set[ClientConnection] = set()
+        self._memory_trimmer = LowWaterTrimmer(self._trim_soon)
+        self._sweep: IDelayedCall | None = None
+
+    def _trim_soon(self) -> None:
+        self.clock.callLater(TRIM_DELAY, trim)
+
+    def buildProtocol(self, addr: object) -> ClientConnection:
+        return ClientConnection(self)
+
+    def startFactory(self) -> None:
+        self.site.doStart()
+
+    def stopFactory(self) -> None:
+        self.site.doStop()
+
+    @property
+    def connections(self) -> int:
+        """Open client connections."""
+        return len(self._connections)
+
+    def drain(self) -> None:
+        """Close what is idle now, and every other connection after its present response."""
+        self.draining = True
+        for connection in list(self._connections):
+            if connection.idle_since() is not None:
+                connection.lose()
+
+    def hold(self) -> None:
+        """Begin no request that has not come yet: what clients send meanwhile stays unread. Secure connections are
+        closed as soon as they are idle, because their state cannot be handed over."""
+        self.holding = True
+        for connection in list(self._connections):
+            if connection.secure and not connection.expected and connection.idle_since() is not None:
+                connection.lose()
+            else:
+                connection.reading_changed()
+
+    def release(self) -> None:
+        """Read requests again."""
+        self.holding = False
+        for connection in list(self._connections):
+            connection.reading_changed()
+
+    @property
+    def busy(self) -> int:
+        """Connections with a request under way, or with the rest of a response to send."""
+        return sum(not connection.idle for connection in self._connections)
+
+    def cut_busy(self) -> None:
+        """Close all busy connections at once."""
+        for connection in list(self._connections):
+            if not connection.idle:
+                connection.cut()
+
+    def handover(self) -> list[tuple[socket.socket, bytes]]:
+        """The socket of each idle connection, and what was read of its next request, for the next program."""
+        return [connection.handover() for connection in self._connections if connection.idle and not connection.secure]
+
+    def adopt(self, reactor: Any, descriptor: int, family: int, early: bytes) -> None:
+        """Serve a connection that was handed over, unless it was closed meanwhile."""
+        try:
+            wire = reactor.adoptStreamConnection(descriptor, family, self)
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)  # the transport has its own
+        if early:
+            wire.protocol.dataReceived(early)
+
+    def cut(self) -> None:
+        """Close every connection at once, except those that still deliver the end of a response."""
+        self.draining = True
+        for connection in list(self._connections):
+            if not connection.delivering:
+                connection.cut()
+
+    def joined(self, connection: ClientConnection) -> None:
+        """A client connected."""
+        self._connections.add(connection)
+        self._memory_trimmer.count(len(self._connections))
+        if self._sweep is None:
+            self._sweep = self.clock.callLater(SWEEP_INTERVAL, self._sweep_connections)
+
+    def left(self, connection: ClientConnection) -> None:
+        """A client has disconnected."""
+        self._connections.discard(connection)
+        self._memory_trimmer.count(len(self._connections))
+        if not self._connections and self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    def _sweep_connections(self) -> None:
+        # One walk every few seconds costs less than a timer that every request moves.
+        now = self.clock.seconds()
+        self._sweep = self.clock.callLater(SWEEP_INTERVAL, self._sweep_connections)
+        for connection in list(self._connections):
+            waiting = connection.idle_since()
+            if waiting is not None:
+                since, begun = waiting
+                if now - since >= (self.head_timeout if begun else self.idle_timeout):
+                    connection.lose()
+            elif connection.stalls(now):
+                connection.refuse_stalled()

@@ -1,0 +1,77 @@
+"""Sends errors to clients of the proxy: the one place where a failed request gets its response or its last event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http.client import responses
+from typing import Protocol
+
+from attrs import frozen
+
+from llamaswap.proxy.exchange import Exchange
+from llamaswap.web.errors import Headers
+from llamaswap.wire.headers import ResponseHeaders
+from llamaswap.wire.sse import DONE, error_event, event
+
+# error, Accept, path -> status, headers, body
+Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
+
+
+class SentResponse(Protocol):
+    """What is known of a response, and who observes it."""
+
+    @property
+    def event_stream(self) -> bool: ...
+    @property
+    def between_events(self) -> bool: ...
+    def response_head(self, status: int, headers: ResponseHeaders) -> None: ...
+    def response_data(self, data: bytes) -> None: ...
+
+
+@frozen(eq=False)
+class ErrorSender:
+    """Sends an error in the form that the client accepts and in the dialect of the path it asked for."""
+
+    render: Render
+
+    def send(self, exchange: Exchange, error: BaseException, path: str, response: SentResponse | None = None) -> None:
+        """Respond with an error. Behind our own loading stream it becomes the stream's last event."""
+        if exchange.gone:
+            return
+        sink = exchange.sink
+        if not sink.started:
+            accept = b", ".join(value for name, value in exchange.head.headers if name.lower() == b"accept")
+            send_response(exchange, *self.render(error, accept.decode("latin-1"), path), response)
+        elif response is not None and response.event_stream:
+            _, _, body = self.render(error, "application/json", path)
+            last = event(body) + DONE
+            response.response_data(last)
+            sink.write(last)
+            sink.finish()
+        else:
+            sink.abort()
+
+    def cut(self, exchange: Exchange, message: str, path: str, response: SentResponse) -> None:
+        """Cut a response that is incomplete; an event stream says why first, if its framing allows one more event."""
+        if exchange.gone:
+            return
+        if response.event_stream:
+            last = error_event(path, 502, message, clean=response.between_events)
+            exchange.sink.last_word(last, exchange.last)
+        exchange.sink.abort()
+
+
+def send_response(
+    exchange: Exchange, status: int, headers: Headers, body: bytes, response: SentResponse | None = None
+) -> None:
+    """Send a complete response of our own, if the client is there. With status 204 it has no Content-Length."""
+    if exchange.gone:
+        return
+    length = [] if status == 204 else [(b"Content-Length", b"%d" % len(body))]
+    sent = ResponseHeaders.of([*headers, *length])
+    if response is not None:
+        response.response_head(status, sent)
+        if body:
+            response.response_data(body)
+    exchange.sink.head(status, responses.get(status, "").encode(), sent, raw=True, data=body)
+    exchange.sink.finish()

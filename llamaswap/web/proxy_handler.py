@@ -1,0 +1,354 @@
+"""Serves the requests for models: prepare, wait for the model's server, forward, and record how it ended.
+
+The model routes and the passthrough come here. How a model's name was found is not known here, nor which status an
+error has: `ErrorSender` turns errors into responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from llamaswap.config import Model, Peer
+from llamaswap.errors import (
+    Cancelled,
+    ClientGone,
+    LlamaswapError,
+    ModelUnloaded,
+    NotReady,
+    ReaderStalled,
+    RequestError,
+    ServerVanished,
+    ShuttingDown,
+    StartFailed,
+    UnknownModel,
+    UpstreamDeclined,
+    UpstreamTruncated,
+    UpstreamUnreachable,
+)
+from llamaswap.observe.worker import RunBlocking, at_once
+from llamaswap.proxy.exchange import Exchange, RequestHead
+from llamaswap.proxy.forward import RequestForwarder
+from llamaswap.proxy.loading import LoadingStream
+from llamaswap.proxy.task import Task
+from llamaswap.proxy.upstream import UpstreamTarget
+from llamaswap.routing.interfaces import Admission
+from llamaswap.routing.leases import Lease
+from llamaswap.web.error_response import ErrorSender, send_response
+from llamaswap.web.errors import status_of
+from llamaswap.web.proxy_request import ProxyRequest
+from llamaswap.web.supersede import SupersedeRegistry, supersede_key
+from llamaswap.web.upstream_request import UpstreamRequests
+from llamaswap.wire.request_info import RequestObserverFactory, RequestOutcome
+
+log = Logger()
+
+EXIT_NOTICE_DELAY = 0.1  # seconds: a server's closed socket is noticed before its exit
+
+# A target with one of these statuses or failures is too busy or absent: the next target of the selector may serve.
+# UnknownModel is among them because a peer that does not answer has not told us its models yet.
+DECLINED_STATUSES = frozenset((429, 502, 503))
+DECLINED_FAILURES = (StartFailed, UnknownModel)
+# An operator asked for these: to go on to the next target could load another model at once.
+FINAL_FAILURES = (ModelUnloaded, ShuttingDown)
+
+# Authenticates the request and finds out what it asks for; None if it has got its response already (a redirect).
+Prepare = Callable[[Exchange], Awaitable["ProxyRequest | None"]]
+
+
+@define(eq=False)
+class ProxyHandler:
+    """Serves requests for models.
+
+    `wall` gives seconds since the epoch, `loading_stream` the text that a model's clients see while it loads.
+    `position_changed(request id, position)` hears of positions in the queue, `peer_answered(peer id, error)` of every
+    request to a peer (None: it answered). `run` edits large bodies in a thread.
+    """
+
+    router: Admission
+    forwarder: RequestForwarder
+    errors: ErrorSender
+    observers: Sequence[RequestObserverFactory]
+    clock: IReactorTime
+    wall: Callable[[], float]
+    loading_stream: Callable[[str, Callable[[bytes], None]], LoadingStream]
+    upstream_requests: UpstreamRequests = field(factory=UpstreamRequests)
+    position_changed: Callable[[str, int], None] = lambda request, position: None
+    peer_answered: Callable[[str, str | None], None] = lambda peer, error: None
+    run: RunBlocking = at_once
+    active: int = field(default=0, init=False)
+    _superseded: SupersedeRegistry = field(factory=SupersedeRegistry, init=False)
+    _closing: bool = field(default=False, init=False)
+    _number: int = field(default=0, init=False)
+    _until_idle: list[Deferred[None]] = field(factory=list, init=False)
+
+    def close(self) -> None:
+        """Refuse requests to peers from now on, and name the shutdown as the cause if a response breaks off. The router
+        refuses requests to local models."""
+        self._closing = True
+
+    def when_idle(self) -> Deferred[None]:
+        """Fires when no request is in progress."""
+        if not self.active:
+            return succeed(None)
+        done: Deferred[None] = Deferred()
+        self._until_idle.append(done)
+        return done
+
+    def serve(self, exchange: Exchange, prepare: Prepare) -> Task:
+        """Serve one request. The task ends when the response is complete or cut; it never fails."""
+        return Task(self._serve(exchange, prepare))
+
+    async def _serve(self, exchange: Exchange, prepare: Prepare) -> None:
+        try:
+            request = await prepare(exchange)
+        except (ClientGone, CancelledError):
+            if not exchange.gone:
+                exchange.sink.abort()
+            return
+        except Exception as error:
+            if not isinstance(error, LlamaswapError):
+                log.failure("request failed: {target}", target=exchange.head.target)
+            self.errors.send(exchange, error, exchange.head.path.decode("latin-1"))
+            return
+        if request is None:
+            return
+        self._number += 1
+        timestamp = self.wall() - (self.clock.seconds() - exchange.arrived)
+        request.open(self._number, timestamp, self.observers)
+        self.active += 1
+        outcome: RequestOutcome = "complete"
+        failure: Exception | None = None
+        try:
+            await self._forward(request)
+        except Exception as error:
+            outcome, failure = self._failed(request, error)
+        finally:
+            self.active -= 1
+            request.close(outcome, failure)
+            if self._until_idle and not self.active:
+                waiting, self._until_idle = self._until_idle, []
+                for done in waiting:
+                    done.callback(None)
+
+    # -- to one target after the other ---------------------------------------------------------------------
+
+    async def _forward(self, request: ProxyRequest) -> None:
+        if request.failure is not None:
+            raise request.failure
+        while True:
+            try:
+                target = request.target
+                if request.cancelled:
+                    raise Cancelled()
+                if target.model is not None:
+                    return await self._to_model(request, target.model)
+                if target.peer is not None:
+                    return await self._to_peer(request, target.peer)
+                raise UnknownModel(request.requested)
+            except RequestError as error:
+                if not may_fail_over(request, error):
+                    raise
+                failed, cause = request.requested, str(error)
+            await request.retarget(self.run)
+            log.info("{failed}: {error}; trying {next} next", failed=failed, error=cause, next=request.requested)
+
+    # -- a local model -------------------------------------------------------------------------------------
+
+    async def _to_model(self, request: ProxyRequest, model: Model) -> None:
+        if request.load_refusal is not None and self.router.state(model.id) != "ready":
+            raise NotReady(model.id, request.load_refusal)
+        if request.bypass:
+            # It is not counted and makes no other request wait: it ends when the model is stopped.
+            endpoint = self.router.status(model.id).endpoint
+            if endpoint is None:
+                raise ServerVanished(model.id)
+            return await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
+        may_retry = True
+        lease: Lease | None = self.router.lease(model.id)
+        while True:
+            if lease is None:
+                try:
+                    lease = await self._acquire(request, model)
+                except ServerVanished:
+                    if not may_retry or request.exchange.gone or request.cancelled:
+                        raise
+                    may_retry = False  # the server exited between its readiness and the grant
+                    continue
+            if await self._served_with(lease, request, model, may_retry):
+                return None
+            lease, may_retry = None, False
+
+    async def _acquire(self, request: ProxyRequest, model: Model) -> Lease:
+        """Wait for the model's server; ClientGone or Cancelled as soon as the client or an operator ends the wait."""
+        exchange = request.exchange
+        sessions = request.config.ui.activity.session_id
+        key = supersede_key(model, exchange.head, exchange.peer, sessions)
+        listed = request.tracked or request.metered
+        acquisition = self._superseded.request(
+            self.router,
+            model.id,
+            key,
+            on_position=partial(self._moved_in_queue, request),
+            origin=f"request:{request.id}" if listed else "",
+        )
+        if acquisition.refusal is not None:
+            raise acquisition.refusal
+        request.stop = lambda _: acquisition.cancel()
+        exchange.on_gone(acquisition.cancel)
+        try:
+            # Without other targets only: behind a loading stream none of them could be tried.
+            shows = request.shows_loading and not request.other_targets and not exchange.sink.started
+            if shows and not acquisition.ready:
+                request.show_loading(self.loading_stream(model.id, request.write_loading))
+            return await acquisition.granted
+        except BaseException as error:
+            acquisition.cancel()  # otherwise a lease could be granted later that is never released
+            if isinstance(error, CancelledError):
+                raise ClientGone() if exchange.gone else Cancelled() from None
+            raise
+        finally:
+            request.stop = None
+            exchange.forget(acquisition.cancel)
+            self._superseded.ended(key, acquisition)
+            request.end_loading()
+
+    def _moved_in_queue(self, request: ProxyRequest, position: int) -> None:
+        request.moved_in_queue(position)
+        if request.tracked or request.metered:
+            self.position_changed(request.id, position)
+
+    async def _served_with(self, lease: Lease, request: ProxyRequest, model: Model, may_retry: bool) -> bool:
+        """Whether the lease's server served the request. If not, it exited, and a new one may be asked once."""
+        try:
+            request.granted(lease.priority)
+            upstream, head = self.upstream_requests.to_model(request, model, lease.endpoint)
+            await self._send(request, upstream, head, lease)
+        except UpstreamTruncated as error:
+            if lease.unloaded:
+                raise UpstreamTruncated(error.where, "the model was unloaded") from error
+            if self._closing:
+                raise UpstreamTruncated(error.where, "llamaswap is shutting down") from error
+            raise
+        except UpstreamUnreachable as error:
+            exited = may_retry and await self._exited(lease, request.exchange)
+            if lease.unloaded:
+                # A second attempt would load again what an operator has just unloaded.
+                raise ModelUnloaded(model.id) from error
+            if not exited or not request.repeatable:
+                raise
+            log.info("{model}: {error}; retrying once on a new server", model=model.id, error=error)
+            return False
+        finally:
+            lease.release()
+        return True
+
+    async def _exited(self, lease: Lease, exchange: Exchange) -> bool:
+        """Whether the server that closed the connection has exited, or is known to have in a moment."""
+        if lease.lost:
+            return True
+        waited: Deferred[None] = Deferred()
+        timer = self.clock.callLater(EXIT_NOTICE_DELAY, waited.callback, None)
+
+        def client_gone() -> None:
+            timer.cancel()
+            waited.callback(None)
+
+        exchange.on_gone(client_gone)
+        await waited
+        exchange.forget(client_gone)
+        if exchange.gone:
+            raise ClientGone()
+        return lease.lost
+
+    # -- a peer --------------------------------------------------------------------------------------------
+
+    async def _to_peer(self, request: ProxyRequest, peer: Peer) -> None:
+        if self._closing:
+            raise ShuttingDown("peer proxy")
+        if peer.endpoint is None:
+            raise UnknownModel(request.requested)
+        upstream, head = self.upstream_requests.to_peer(request, peer, peer.endpoint)
+        try:
+            await self._send(request, upstream, head)
+        except UpstreamUnreachable as error:
+            if not error.sent:  # otherwise the peer is there, and perhaps its model takes long to load
+                self.peer_answered(peer.id, error.cause)
+            raise
+        except (UpstreamDeclined, UpstreamTruncated):
+            self.peer_answered(peer.id, None)
+            raise
+        self.peer_answered(peer.id, None)
+
+    # -- both ----------------------------------------------------------------------------------------------
+
+    async def _send(
+        self, request: ProxyRequest, upstream: UpstreamTarget, head: RequestHead, lease: Lease | None = None
+    ) -> None:
+        request.forwarding = True
+        forwarding = self.forwarder.forward(
+            request.exchange,
+            upstream,
+            head=head,
+            body=request.source,
+            observer=None if request.bypass else request,
+            decline=DECLINED_STATUSES if request.other_targets else (),
+            reader=lease.reader_stalled if lease is not None else None,
+        )
+        request.stop = forwarding.cancel
+        if lease is not None:
+            lease.interrupt = forwarding.cancel
+        try:
+            await forwarding
+        finally:
+            request.stop = None
+            if lease is not None:
+                lease.interrupt = None
+
+    # -- failures ------------------------------------------------------------------------------------------
+
+    def _failed(self, request: ProxyRequest, error: Exception) -> tuple[RequestOutcome, Exception]:
+        """Tell the client, if it is there, that its request failed; returns what is recorded."""
+        exchange, path = request.exchange, request.path
+        if isinstance(error, CancelledError):
+            error = Cancelled() if request.cancelled else ClientGone()
+        if isinstance(error, ClientGone):
+            if not exchange.gone:
+                exchange.sink.abort()
+            return "gone", error
+        if isinstance(error, Cancelled):
+            reason = ShuttingDown() if self._closing else error
+            if exchange.sink.started:
+                self.errors.cut(exchange, str(reason), path, request)
+            elif request.forwarding:
+                self.errors.send(exchange, reason, path, request)
+            else:
+                send_response(exchange, 200, [], b"", request)
+            return "cancelled", error
+        if isinstance(error, UpstreamTruncated):
+            log.info("{model}: {reason}", model=request.model, reason=error)
+            self.errors.cut(exchange, str(error), path, request)
+            return "truncated", error
+        if isinstance(error, ReaderStalled):
+            log.warn("{model}: the response is cut, because {reason}", model=request.model, reason=error)
+            exchange.sink.abort()  # a last event would not reach a client that does not read
+            return "truncated", error
+        if not isinstance(error, LlamaswapError):
+            log.failure("request to {model} failed", model=request.model)
+        self.errors.send(exchange, error, path, request)
+        return "refused", error
+
+
+def may_fail_over(request: ProxyRequest, error: RequestError) -> bool:
+    """Whether the selector's next target may serve the request after this failure."""
+    exchange = request.exchange
+    if not request.other_targets or exchange.sink.started or exchange.gone or request.cancelled:
+        return False
+    if isinstance(error, FINAL_FAILURES):
+        return False
+    return status_of(error) in DECLINED_STATUSES or isinstance(error, DECLINED_FAILURES)

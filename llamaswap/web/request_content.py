@@ -1,0 +1,139 @@
+"""What a request says in its query and body: the model it names, and how to make it name another.
+
+A JSON or form body is held in memory; a multipart body stays where it is and is read only as far as necessary.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from attrs import define, evolve
+
+from llamaswap.errors import BadRequest, BodyTooLarge
+from llamaswap.observe.worker import RunBlocking, at_once
+from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.exchange import BodySource, RequestHead
+from llamaswap.web.uploads import SplicedBody, read
+from llamaswap.wire import filters
+from llamaswap.wire.body import LARGE, JsonBody, MultipartScan, form_value, with_form_value
+
+JSON_LIMIT = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
+FORM_LIMIT = 1 << 20  # bytes of an urlencoded body: it is searched without giving other requests a turn
+
+_OPENS_OBJECT = re.compile(rb"[ \t\r\n]{0,10000}\{")
+
+
+@define(eq=False)
+class RequestContent:
+    """A request's query and parsed body.
+
+    `model` is the name it asks for. After `rename` the edits are in `json`, `query` or `form`; a multipart body is
+    edited while it is sent.
+    """
+
+    model: str
+    streaming: bool
+    query: bytes = b""
+    json: JsonBody | None = None
+    form: bytes | None = None
+    scan: MultipartScan | None = None
+    new_name: str | None = None
+
+    def copy(self) -> RequestContent:
+        """The same content, to be edited apart from this one."""
+        return evolve(self, json=self.json.copy() if self.json is not None else None)
+
+    def rename(self, name: str) -> None:
+        """Name another model wherever the request names one."""
+        self.model = name
+        self.query = with_form_value(self.query, "model", name)
+        if self.json is not None:
+            self.json.set_model(name)
+        elif self.form is not None and len(self.form) <= FORM_LIMIT:
+            self.form = with_form_value(self.form, "model", name)
+        elif self.scan is not None:
+            self.new_name = name
+
+    async def filter(self, rules: filters.FilterRules, use_model_name: str, run: RunBlocking) -> None:
+        """Apply a model's or peer's filters to a JSON body; a large one in a thread by `run`."""
+        if self.json is None:
+            return
+        work = partial(filters.apply, self.json, rules, requested=self.model, use_model_name=use_model_name)
+        if self.json.large:
+            await run(work)
+        else:
+            work()
+
+    async def body(self, source: BodySource) -> BodySource:
+        """The body to send. One that was not edited is sent from `source`, where it already lies."""
+        if self.json is not None:
+            return BytesBody(self.json.render())
+        if self.form is not None:
+            return BytesBody(self.form)
+        if self.scan is None or self.new_name is None:
+            return source
+        scan = self.scan
+        if not scan.ended:
+            # Every model field is replaced, and one may stand behind the files.
+            scan = self.scan = scan.restarted()
+            await read(source, scan, None)
+        if scan.broken:
+            raise BadRequest("could not parse multipart form")
+        places = [place for place in scan.places if place.name == "model"]
+        return SplicedBody(source, places, self.new_name.encode("utf-8", "replace"))
+
+
+async def read_content(
+    head: RequestHead, body: BodySource, *, wants_json: bool, run: RunBlocking = at_once
+) -> RequestContent:
+    """Read as much of the request as it takes to know its model.
+
+    With `wants_json` a body that opens like a JSON object counts as one, whatever its content type says, because many
+    clients forget the header. Raises BodyTooLarge, and ClientGone if the client leaves before its body is complete.
+    """
+    query = head.query
+    if head.method in (b"GET", b"HEAD"):
+        return RequestContent(form_value(query, "model"), form_value(query, "stream") == "true", query)
+    content_type = head.first(b"content-type") or b""
+    kind = content_type.lower()
+    if b"multipart/form-data" in kind:
+        return await _read_multipart(query, content_type, body)
+    text = await _held(body)
+    if b"application/json" in kind:
+        json = await parse_json(text, run)
+        return RequestContent(json.model if json else "", json.streaming if json else False, query, json=json)
+    if wants_json and _OPENS_OBJECT.match(text):
+        json = await parse_json(text, run)
+        if json is not None and json.model:
+            return RequestContent(json.model, json.streaming, query, json=json)
+        name, streaming = form_value(query, "model"), form_value(query, "stream")
+    elif len(text) <= FORM_LIMIT:
+        name = form_value(text, "model") or form_value(query, "model")
+        streaming = form_value(text, "stream") or form_value(query, "stream")
+    else:
+        name, streaming = form_value(query, "model"), form_value(query, "stream")
+        if not name or b"x-www-form-urlencoded" in kind:
+            raise BodyTooLarge(FORM_LIMIT)
+    return RequestContent(name, streaming == "true", query, form=text)
+
+
+async def parse_json(text: bytes, run: RunBlocking) -> JsonBody | None:
+    """A JSON body's members, None if it is not an object; a large one by `run`, because that takes up to seconds."""
+    return JsonBody.parse(text) if len(text) <= LARGE else await run(partial(JsonBody.parse, text))
+
+
+async def _held(body: BodySource) -> bytes:
+    if isinstance(body, BytesBody):
+        return body.data
+    return b"" if body.length == 0 else await body.hold(JSON_LIMIT)
+
+
+async def _read_multipart(query: bytes, content_type: bytes, body: BodySource) -> RequestContent:
+    scan = MultipartScan.of(content_type)
+    name = form_value(query, "model")
+    if not name and not scan.broken:
+        await read(body, scan, "model")
+        name = scan.value("model") or ""
+    streaming = (scan.value("stream") or form_value(query, "stream")) == "true"
+    return RequestContent(name, streaming, query, scan=scan)

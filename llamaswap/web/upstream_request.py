@@ -1,0 +1,99 @@
+"""The request as a server or peer receives it: its address, its target and its headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from attrs import define, field
+
+from llamaswap.config import Model, Peer
+from llamaswap.config.endpoints import Endpoint
+from llamaswap.errors import PeerLoop
+from llamaswap.proxy.exchange import RequestHead
+from llamaswap.proxy.upstream import UpstreamTarget
+from llamaswap.web.proxy_request import ProxyRequest
+from llamaswap.wire import headers as header_rules
+
+_WORD_ENDS = re.compile(r"[\s=,\"']+")  # what may stand around a key in a command
+
+
+@define(eq=False)
+class UpstreamRequests:
+    """Makes the heads of requests to servers and peers. `environment` are the values of the variables that servers
+    inherit: a key among them is known to every server."""
+
+    environment: Collection[str] = ()
+    _upstreams: dict[str, UpstreamTarget] = field(factory=dict, init=False)
+    _words: dict[str, tuple[Model, frozenset[bytes]]] = field(factory=dict, init=False)
+
+    def to_model(self, request: ProxyRequest, model: Model, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
+        """A request to a model's own server."""
+        exchange = request.exchange
+        withheld = request.key_headers
+        if withheld:
+            forward = model.forward_key or request.config.forward_key
+            withheld = header_rules.withheld(exchange.head.headers, withheld, forward, self._words_of(model))
+        headers = header_rules.to_local(
+            exchange.head.headers,
+            peer=exchange.peer,
+            key_headers=withheld,
+            metered=request.metered,
+            plain=exchange.sink.started,  # the head that the client has names no content coding
+        )
+        upstream = self._upstreams.get(model.id)
+        if upstream is None or upstream.endpoint is not endpoint or upstream.timeouts is not model.timeouts:
+            upstream = UpstreamTarget(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
+            self._upstreams[model.id] = upstream
+        return upstream, _head(request, endpoint, headers)
+
+    def to_peer(self, request: ProxyRequest, peer: Peer, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
+        """A request to a peer; raises PeerLoop if it came by too many of them."""
+        received = request.exchange.head.headers
+        hops = header_rules.hops(received)
+        if hops >= header_rules.HOP_LIMIT:
+            raise PeerLoop(peer.id, hops)
+        own_key = peer.api_key.value.encode() if peer.api_key is not None else b""
+        withheld = header_rules.withheld(
+            received,
+            request.key_headers,
+            peer.forward_key or request.config.forward_key,
+            frozenset((own_key,)) if own_key else None,
+        )
+        headers = header_rules.to_peer(
+            received,
+            authority=endpoint.authority.encode("latin-1"),
+            api_key=own_key or None,
+            key_headers=withheld,
+            metered=request.metered,
+        )
+        upstream = UpstreamTarget(
+            endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True
+        )
+        return upstream, _head(request, endpoint, headers)
+
+    def _words_of(self, model: Model) -> frozenset[bytes]:
+        """The words of a model's command and environment: its server knows a key that is among them."""
+        known = self._words.get(model.id)
+        if known is None or known[0] is not model:
+            texts = (model.cmd, *model.env, *self.environment)
+            words = {word.encode() for text in texts for word in _WORD_ENDS.split(text) if word}
+            known = self._words[model.id] = model, frozenset(words)
+        return known[1]
+
+
+def _head(request: ProxyRequest, endpoint: Endpoint, headers: header_rules.Headers) -> RequestHead:
+    head = request.exchange.head
+    return RequestHead(head.method, joined(endpoint, request.raw_target), headers, head.version)
+
+
+def joined(endpoint: Endpoint, target: bytes) -> bytes:
+    """The request's raw target behind the endpoint's own path and query."""
+    if not endpoint.path and not endpoint.query and target.startswith(b"/"):
+        return target
+    path, mark, query = target.partition(b"?")
+    if not path.startswith(b"/"):
+        path = b"/" + path
+    own = endpoint.query.encode("latin-1", "replace")
+    merged = own + b"&" + query if own and query else own or query
+    return endpoint.path.encode("latin-1", "replace") + path + (b"?" + merged if merged or mark else b"")
