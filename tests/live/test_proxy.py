@@ -1,4 +1,4 @@
-"""The relay over real loopback sockets: who leaves is noticed, who is slow slows the other, TLS in front."""
+"""The proxy over real loopback sockets: who leaves is noticed, who is slow slows the other, TLS in front."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
+from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.pool import Pool
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
 from llamaswap.proxy.twisted_web_adapter import exchange_from_request
 from llamaswap.proxy.upstream import NoLimits, UpstreamTarget
+from llamaswap.wire.headers import to_local
 from tests.live.product import within
 
 PROMPT = 0.1  # seconds
@@ -68,7 +70,7 @@ class _World:
         self.errors = []
         self.upstream_port = await self.listen(Factory.forProtocol(self.new_side))
         self.pool = Pool(reactor)
-        self.relay = RequestForwarder(reactor, self.pool)
+        self.forwarder = RequestForwarder(reactor, self.pool)
         self.target = UpstreamTarget(
             Endpoint("http", "127.0.0.1", self.upstream_port.getHost().port), NoLimits(connect=5), name="owl"
         )
@@ -93,7 +95,7 @@ class _World:
                 await side.lost
         await self.port.stopListening()
         await self.upstream_port.stopListening()
-        await deferLater(reactor, 0.02, lambda: None)  # the relay's own ends hear of it a turn later
+        await deferLater(reactor, 0.02, lambda: None)  # the forwarder's own connections are lost a turn later
 
     def run_live(self, scenario):
         async def whole():
@@ -106,7 +108,9 @@ class _World:
         return Deferred.fromCoroutine(whole())
 
     def handle(self, exchange):
-        carried = self.relay.carry(exchange, self.target, head=exchange.head, body=exchange.body)
+        received = exchange.head
+        head = RequestHead(received.method, received.target, to_local(received.headers, peer=""), received.version)
+        carried = self.forwarder.forward(exchange, self.target, head=head, body=exchange.body)
 
         async def through():
             try:
