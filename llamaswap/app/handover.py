@@ -65,7 +65,7 @@ class ServiceHandover:
         if self._refusing:
             self._refusing = False
             self.parts.models.router.resume()
-            self.parts.web.dispatcher.reopen()
+            self.parts.web.proxy.reopen()
         self._listening_port.startReading()
         self.parts.web.factory.release()
         self.parts.web.streams.resume()
@@ -82,13 +82,13 @@ class ServiceHandover:
         """What keeps the service from being calm, in words."""
         models = [f"{status.model} is {status.state}" for status in self.parts.models.router.running()]
         unready = [text for text in models if not text.endswith(" is ready")]
-        return ", ".join([f"{self.parts.web.dispatcher.active} requests in progress", *unready])
+        return ", ".join([f"{self.parts.web.proxy.active} requests in progress", *unready])
 
     async def close_requests(self) -> None:
         """Answer waiting requests with 503, end running ones with an error event, and give up loads."""
         self._refusing = True
         self.parts.models.router.drain(BeingUpgraded())
-        self.parts.web.dispatcher.close(BeingUpgraded())
+        self.parts.web.proxy.close(BeingUpgraded())
         self.parts.observability.inflight.cancel_all()
         await deferLater(self.parts.context.reactor, RESPONSE_TIME)
         self.parts.web.factory.cut_busy()

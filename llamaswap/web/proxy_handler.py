@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from llamaswap.config import Model, Peer
 from llamaswap.errors import (
+    BeingUpgraded,
     Cancelled,
     ClientGone,
     LlamaswapError,
@@ -55,7 +56,7 @@ EXIT_NOTICE_DELAY = 0.1  # seconds: a server's closed socket is noticed before i
 DECLINED_STATUSES = frozenset((429, 502, 503))
 DECLINED_FAILURES = (StartFailed, UnknownModel)
 # An operator asked for these: to go on to the next target could load another model at once.
-FINAL_FAILURES = (ModelUnloaded, ShuttingDown)
+FINAL_FAILURES = (BeingUpgraded, ModelUnloaded, ShuttingDown)
 
 # Authenticates the request and finds out what it asks for; None if it has got its response already (a redirect).
 Prepare = Callable[[Exchange], Awaitable["ProxyRequest | None"]]
@@ -83,14 +84,18 @@ class ProxyHandler:
     run: RunBlocking = at_once
     active: int = field(default=0, init=False)
     _superseded: SupersedeRegistry = field(factory=SupersedeRegistry, init=False)
-    _closing: bool = field(default=False, init=False)
+    _closing: RequestError | None = field(default=None, init=False)
     _number: int = field(default=0, init=False)
     _until_idle: list[Deferred[None]] = field(factory=list, init=False)
 
-    def close(self) -> None:
-        """Refuse requests to peers from now on, and name the shutdown as the cause if a response breaks off. The router
-        refuses requests to local models."""
-        self._closing = True
+    def close(self, reason: RequestError | None = None) -> None:
+        """Refuse requests to peers and name `reason` (by default the shutdown) in cancelled responses, until `reopen`.
+        The router refuses requests to local models."""
+        self._closing = reason or ShuttingDown()
+
+    def reopen(self) -> None:
+        """Serve requests to peers again."""
+        self._closing = None
 
     def when_idle(self) -> Deferred[None]:
         """Fires when no request is in progress."""
@@ -269,8 +274,8 @@ class ProxyHandler:
     # -- a peer --------------------------------------------------------------------------------------------
 
     async def _to_peer(self, request: ProxyRequest, peer: Peer) -> None:
-        if self._closing:
-            raise ShuttingDown("peer proxy")
+        if self._closing is not None:
+            raise ShuttingDown("peer proxy") if isinstance(self._closing, ShuttingDown) else self._closing
         if peer.endpoint is None:
             raise UnknownModel(request.requested)
         upstream, head = self.upstream_requests.to_peer(request, peer, peer.endpoint)
@@ -322,7 +327,7 @@ class ProxyHandler:
                 exchange.sink.abort()
             return "gone", error
         if isinstance(error, Cancelled):
-            reason = ShuttingDown() if self._closing else error
+            reason = self._closing or error
             if exchange.sink.started:
                 self.errors.cut(exchange, str(reason), path, request)
             elif request.forwarding:
