@@ -32,6 +32,7 @@ from llamaswap.routing.router import Router
 from llamaswap.servers import hooks, slots
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.orphans import ChildRecordFile, GuardianClient
+from llamaswap.servers.prepared_supervisor import PreparedSupervisor
 from llamaswap.servers.readahead import ReadAhead
 from llamaswap.servers.server_request import SocketRequest, connector
 from llamaswap.servers.supervisor import Supervisor
@@ -125,11 +126,11 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
     slot_store = slots.SlotStore(reactor, send, lambda path: driver_thread(lambda: _remove(path)))
     output = OutputCounter()
 
-    def supervise(model: Model, listener: SupervisorListener) -> hooks.HookedSupervisor:
+    def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:
         writer = output.writer(model.id, registry.writer(model.id))
         supervisor = Supervisor(model, clock=reactor, launcher=launcher, ask=ask, log=writer, listener=listener)
-        saving = slots.SlotSavingSupervisor(supervisor, model, slot_store)
-        return hooks.HookedSupervisor(saving, model.id, hook_runner)
+        preparations = (hooks.HookPreparation(model.id, hook_runner), slots.SlotPreparation(model, slot_store))
+        return PreparedSupervisor(supervisor, preparations)
 
     gpus = GpuReader(gpu_sources(sys.platform), reactor.seconds)
     memory = VramReclaim(lambda: parts.read_gpus(), reactor, lambda: current().routing.scheduler.settings.fifo.reclaim)

@@ -21,9 +21,9 @@ from twisted.logger import Logger
 
 from llamaswap.config import Endpoint, Model
 from llamaswap.config.filenames import filename_for
-from llamaswap.errors import ModelUnloaded
 from llamaswap.http_client import SendRequest
-from llamaswap.servers.supervisor_protocol import PreStopDecorator, ServerStatus
+from llamaswap.servers.prepared_supervisor import Preparation
+from llamaswap.servers.supervisor_protocol import ServerStatus
 
 log = Logger()
 
@@ -90,59 +90,59 @@ def flags_of(cmd: Sequence[str]) -> SlotFlags:
 
 @define(eq=False)
 class SlotStore:
-    """The books of all models. `send` makes requests, `remove` deletes a file elsewhere than on the reactor."""
+    """The tables of all models. `send` makes requests, `remove` deletes a file elsewhere than on the reactor."""
 
     clock: IReactorTime
     send: SendRequest
     remove: Callable[[str], object]
-    _books: dict[str, SlotTable] = field(factory=dict, init=False)
+    _tables: dict[str, SlotTable] = field(factory=dict, init=False)
     closing: bool = field(default=False, init=False)
 
-    def book(self, model: str) -> SlotTable:
-        return self._books.setdefault(model, SlotTable())
+    def table(self, model: str) -> SlotTable:
+        return self._tables.setdefault(model, SlotTable())
 
     def forget(self, model: str) -> None:
         """Its definition has changed: everything begins anew."""
-        self._books.pop(model, None)
+        self._tables.pop(model, None)
 
     def document(self, model: Model) -> dict[str, Any]:
         """How it stands, for the API."""
-        return self.book(model.id).document(model.slots.save)
+        return self.table(model.id).document(model.slots.save)
 
     def read(self, model: str, tokens: int, cached: int, speed: float) -> None:
         """A request of this model has ended: it read `tokens`, did not have to read `cached`, at `speed` a second."""
-        book = self._books.get(model)
-        if book is None:
+        table = self._tables.get(model)
+        if table is None:
             return
         if tokens >= FAIR and speed > 0:
-            book.speeds = [*book.speeds, speed][-SPEEDS:]
-        if book.trial is None or not book.speeds:
+            table.speeds = [*table.speeds, speed][-SPEEDS:]
+        if table.trial is None or not table.speeds:
             return
-        (restored, cost), book.trial = book.trial, None
-        book.trials += 1
-        book.cost += cost
-        book.gain += min(max(0, cached), restored) / median(book.speeds)
-        if book.trials >= TRIALS and book.gain < book.cost:
+        (restored, cost), table.trial = table.trial, None
+        table.trials += 1
+        table.cost += cost
+        table.gain += min(max(0, cached), restored) / median(table.speeds)
+        if table.trials >= TRIALS and table.gain < table.cost:
             self._give_up(
                 model,
-                f"{book.trials} times it took {book.cost:.2f}s and saved {book.gain:.2f}s of reading",
+                f"{table.trials} times it took {table.cost:.2f}s and saved {table.gain:.2f}s of reading",
             )
 
     def _give_up(self, model: str, why: str) -> None:
-        book = self.book(model)
-        book.why, book.saved = why, []
+        table = self.table(model)
+        table.why, table.saved = why, []
         log.info("slot saving disabled for {model}: {why}", model=model, why=why)
 
     # -- saving and restoring ------------------------------------------------------------------------------
 
     async def save(self, model: Model, status: ServerStatus) -> None:
         """Have the server write what it has read. Never fails, and takes no longer than the model's limit."""
-        book, began = self.book(model.id), self.clock.seconds()
-        book.saved, book.written_by = [], _made_of(status)
-        await self._within(model, self._save(model, status, book), "saved")
-        book.saving = self.clock.seconds() - began
+        table, began = self.table(model.id), self.clock.seconds()
+        table.saved, table.written_by = [], _made_of(status)
+        await self._within(model, self._save(model, status, table), "saved")
+        table.saving = self.clock.seconds() - began
 
-    async def _save(self, model: Model, status: ServerStatus, book: SlotTable) -> None:
+    async def _save(self, model: Model, status: ServerStatus, table: SlotTable) -> None:
         flags, endpoint = flags_of(status.cmd), status.endpoint
         assert endpoint is not None
         for slot in await self._slots(endpoint, flags):
@@ -157,7 +157,7 @@ class SlotStore:
                     self.remove(os.path.join(flags.folder, filename))
                 log.info("{model}: slot {slot} exceeds the size limit, not saved", model=model.id, slot=slot)
             elif _whole(told, "n_saved") > 0:
-                book.saved.append(SavedSlot(slot, filename, _whole(told, "n_saved")))
+                table.saved.append(SavedSlot(slot, filename, _whole(told, "n_saved")))
 
     async def _slots(self, endpoint: Endpoint, flags: SlotFlags) -> list[int]:
         """The numbers of the server's slots; the first one alone where it does not tell."""
@@ -168,23 +168,23 @@ class SlotStore:
 
     async def restore(self, model: Model, status: ServerStatus) -> None:
         """Have a fresh server read what the last one wrote. Never fails, and takes no longer than the limit."""
-        book, began = self.book(model.id), self.clock.seconds()
-        saved, book.saved = book.saved, []
-        if book.written_by != _made_of(status):
+        table, began = self.table(model.id), self.clock.seconds()
+        saved, table.saved = table.saved, []
+        if table.written_by != _made_of(status):
             return  # another definition: what was read is worth nothing to it, and may be taken all the same
-        book.restored.clear()
-        await self._within(model, self._restore(status, saved, book), "restored")
-        restored = sum(one.tokens for one in saved if one.slot in book.restored)
-        book.trial = (restored, book.saving + self.clock.seconds() - began)
+        table.restored.clear()
+        await self._within(model, self._restore(status, saved, table), "restored")
+        restored = sum(one.tokens for one in saved if one.slot in table.restored)
+        table.trial = (restored, table.saving + self.clock.seconds() - began)
 
-    async def _restore(self, status: ServerStatus, saved: Sequence[SavedSlot], book: SlotTable) -> None:
+    async def _restore(self, status: ServerStatus, saved: Sequence[SavedSlot], table: SlotTable) -> None:
         flags, endpoint = flags_of(status.cmd), status.endpoint
         assert endpoint is not None
         for one in saved:
             path = f"/slots/{one.slot}?action=restore"
             code, _ = await self._ask(endpoint, "POST", path, {"filename": one.filename}, flags.key)
             if code == 200:
-                book.restored.add(one.slot)
+                table.restored.add(one.slot)
 
     async def _ask(self, endpoint: Endpoint, method: str, path: str, document: object, key: str) -> tuple[int, object]:
         """The status and the JSON of a response, {} if it is not JSON. The caller limits the time."""
@@ -220,38 +220,25 @@ def _whole(told: Any, name: str) -> int:
 
 
 @define(eq=False)
-class SlotSavingSupervisor(PreStopDecorator):
-    """A supervisor whose stops save slots and whose starts restore them, for models that want it."""
+class SlotPreparation(Preparation):
+    """Saves the slots of a model before its stops and restores them after its starts, if its definition wants that."""
 
     _model: Model
     _slots: SlotStore
 
+    @property
     def _wanted(self) -> bool:
-        return self._model.slots.save and not self._slots.closing and not self._slots.book(self._model.id).why
+        return self._model.slots.save and not self._slots.closing and not self._slots.table(self._model.id).why
 
-    def _start(self) -> Deferred[Endpoint]:
-        """Restore first where a start was needed and there is something to be restored."""
-        if self._inner.state == "ready" or not self._wanted() or not self._slots.book(self._model.id).saved:
-            return self._inner.ensure_ready()
-        return Deferred.fromCoroutine(self._restored())
+    async def after_load(self, status: ServerStatus) -> None:
+        if self._wanted and self._slots.table(self._model.id).saved:
+            await self._slots.restore(self._model, status)
 
-    async def _restored(self) -> Endpoint:
-        wishes, asleep = self._wishes, self._inner.status().asleep_since is not None
-        endpoint = await self._inner.ensure_ready()
-        if not asleep and self._wanted():
-            await self._slots.restore(self._model, self._inner.status())
-            if wishes != self._wishes:  # unloaded meanwhile: whoever asked is told so
-                raise ModelUnloaded(self._model.id)
-        return endpoint
-
-    def _before_stop(self, grace: float | None) -> Deferred[None] | None:
-        """Save, where there is time for it."""
-        if not self._wanted() or grace == 0.0:
-            return None
-        return Deferred.fromCoroutine(self._slots.save(self._model, self._inner.status()))
+    async def before_stop(self, status: ServerStatus, grace: float | None) -> None:
+        if self._wanted and grace != 0.0:
+            await self._slots.save(self._model, status)
 
     def retune(self, model: Model) -> None:
         if (model.cmd, model.slots) != (self._model.cmd, self._model.slots):
             self._slots.forget(model.id)
         self._model = model
-        self._inner.retune(model)

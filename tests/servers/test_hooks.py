@@ -11,7 +11,9 @@ from llamaswap.errors import ModelUnloaded
 from llamaswap.events import EventBus, StateChanged, SwapEnded
 from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.routing.router import Router
-from llamaswap.servers.hooks import HookedSupervisor, HookRunner
+from llamaswap.servers.hooks import HookPreparation, HookRunner
+from llamaswap.servers.prepared_supervisor import PreparedSupervisor
+from llamaswap.servers.supervisor_protocol import ServerStatus
 from tests.doubles import FakeFleet, NoMemoryReclaim
 from tests.servers.doubles import scene
 
@@ -26,6 +28,9 @@ class Inner:
     def ensure_ready(self):
         self.calls.append("ensure_ready")
         return succeed("endpoint")
+
+    def status(self):
+        return ServerStatus("owl", self.state)
 
     def stop(self, grace=None):
         self.calls.append(("stop", grace))
@@ -49,7 +54,7 @@ class HookedTests(SynchronousTestCase):
         return HookRunner(self.clock, lambda: HookSettings(**hooks), self.launcher, send)
 
     def hooked(self, inner, **hooks):
-        return HookedSupervisor(inner, "owl", self.runner(**hooks))
+        return PreparedSupervisor(inner, [HookPreparation("owl", self.runner(**hooks))])
 
     def test_without_hooks_it_is_the_supervisor_itself(self):
         inner = Inner()
@@ -174,7 +179,9 @@ class MeanwhileTests(SynchronousTestCase):
     def router(self, **hooks):
         runner = HookRunner(self.clock, lambda: HookSettings(**hooks), self.launcher, self.send)
         config = Config(models={"owl": Model("owl", cmd="serve owl")})
-        supervise = lambda model, listener: HookedSupervisor(self.fleet(model, listener), model.id, runner)
+        supervise = lambda model, listener: PreparedSupervisor(
+            self.fleet(model, listener), [HookPreparation(model.id, runner)]
+        )
         router = Router(config, supervise, self.clock, EventBus(lambda error: None), NoMemoryReclaim())
         router.load("owl")
         self.settle()
@@ -197,7 +204,7 @@ class MeanwhileTests(SynchronousTestCase):
     def test_it_is_woken_where_it_was_put_to_sleep(self):
         self.router(before_unload=("http://x/u",))
         runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), self.launcher, self.send)
-        hooked = HookedSupervisor(self.fleet["owl"], "owl", runner)
+        hooked = PreparedSupervisor(self.fleet["owl"], [HookPreparation("owl", runner)])
         asleep, ready = hooked.sleep(3.0), hooked.ensure_ready()
         self.settle()
         self.assertNoResult(ready)

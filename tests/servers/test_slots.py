@@ -13,7 +13,8 @@ from llamaswap.config import Model
 from llamaswap.config.schema import SlotSettings as Wanted
 from llamaswap.errors import ModelUnloaded
 from llamaswap.http_client import HttpResponse
-from llamaswap.servers.slots import SlotSavingSupervisor, SlotStore, flags_of
+from llamaswap.servers.prepared_supervisor import PreparedSupervisor
+from llamaswap.servers.slots import SlotPreparation, SlotStore, flags_of
 from tests.doubles import FakeStatus, FakeSupervisor
 
 CMD = ("llama-server", "--port", "5801", "--slot-save-path", "/cache", "--api-key", "sesame,other")
@@ -55,7 +56,7 @@ class Scene:
         self.model = Model("a/b", cmd=" ".join(CMD), slots=Wanted(**{"save": True, **wanted}))
         self.inner = Server(self.model, Heard(), self.clock)
         self.inner.cmd = CMD
-        self.server = SlotSavingSupervisor(self.inner, self.model, self.slots)
+        self.server = PreparedSupervisor(self.inner, [SlotPreparation(self.model, self.slots)])
 
     def send(self, method, url, *, timeout, body=None, headers):
         path = url.removeprefix(str(self.inner.endpoint).rstrip("/"))
