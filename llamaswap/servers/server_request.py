@@ -6,10 +6,11 @@ gets a request every 10 ms, and one through treq takes four times the CPU time o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from attrs import frozen
+from httptools import HttpParserError, HttpResponseParser
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, TimeoutError
@@ -30,7 +31,6 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import StepRequest
 
 CONNECTED = 0  # the "status" of a request that only asked for a connection
-HEAD_BOUND = 4096  # bytes in which a status line must come
 READ_REST = 0.25  # seconds for the rest of a response: an abort at once would look like an error to the server
 
 GET = StepRequest("GET", "/")
@@ -59,8 +59,17 @@ class SocketRequest:
 
     async def _request(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest) -> int:
         message = b"" if path is None else _message(endpoint, path, how)
-        connection = await _connect(self.connector(endpoint, limit), self.clock, message)
-        return await connection.status
+        ways = self.connector(endpoint, limit)
+        for number, way in enumerate(ways, 1):
+            response = _ResponseStatus(self.clock, message)
+            try:
+                await way.connect(_SingleUse(response))
+            except ConnectError:
+                if number == len(ways):
+                    raise
+            else:
+                break
+        return await response.status
 
 
 def connector(reactor: IReactorTCP) -> Connector:
@@ -106,39 +115,26 @@ def _message(endpoint: Endpoint, path: str, how: StepRequest) -> bytes:
     return "\r\n".join([*lines, "\r\n"]).encode() + body
 
 
-async def _connect(ways: Sequence[IStreamClientEndpoint], clock: IReactorTime, message: bytes) -> _RequestConnection:
-    for number, way in enumerate(ways):
-        connection = _RequestConnection(clock, message)
-        try:
-            await way.connect(_SingleUse(connection))
-        except ConnectError:
-            if number + 1 == len(ways):
-                raise
-        else:
-            return connection
-    raise ConnectError(string="no way to reach it")
-
-
 class _SingleUse(Factory):
-    """Hands out the one protocol it was made for."""
+    """Hands out one protocol; Twisted's `connectProtocol` makes a class each time, which takes as long as the request."""
 
     noisy = False
 
-    def __init__(self, connection: StreamProtocol) -> None:
-        self._connection = connection
+    def __init__(self, protocol: StreamProtocol) -> None:
+        self._protocol = protocol
 
     def buildProtocol(self, addr: IAddress | None) -> StreamProtocol:
-        return self._connection
+        return self._protocol
 
 
-class _RequestConnection(StreamProtocol):
-    """Sends `message` and reads the status line; without a message the connection is all."""
+class _ResponseStatus(StreamProtocol):
+    """Sends `message` and reads the status of the response; without a message the connection is all."""
 
     def __init__(self, clock: IReactorTime, message: bytes) -> None:
         self.status: Deferred[int] = Deferred(lambda _: self._abort())
         self._clock = clock
         self._message = message
-        self._head = b""
+        self._parser = HttpResponseParser(self)
         self._closing: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -146,45 +142,34 @@ class _RequestConnection(StreamProtocol):
         if self._message:
             self.transport.write(self._message)
         else:
-            self._succeed(CONNECTED)
+            self.status.callback(CONNECTED)
             self.transport.loseConnection()
 
     def dataReceived(self, data: bytes) -> None:
         if self._closing is not None:
             return
-        self._head += data
-        line, end, rest = self._head.partition(b"\r\n")
-        if not end:
-            if len(self._head) > HEAD_BOUND:
-                self._fail("the answer is not HTTP")
-            return
-        words = line.split(b" ", 2)
-        if not words[0].startswith(b"HTTP/") or len(words) < 2 or not words[1].isdigit():
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError:
+            self._abort()
             self._fail("the answer is not HTTP")
-            return
-        status = int(words[1])
-        if status < 200:  # an interim response: skip its head, the real one follows
-            _, over, self._head = rest.partition(b"\r\n\r\n") if not rest.startswith(b"\r\n") else (b"", b"x", rest[2:])
-            if over:
-                self.dataReceived(b"")
-            return
-        self._closing = self._clock.callLater(READ_REST, self._abort)
-        self._succeed(status)
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser, also for interim responses."""
+        status = self._parser.get_status_code()
+        if status >= 200 and self._closing is None:
+            self._closing = self._clock.callLater(READ_REST, self._abort)
+            if not self.status.called:
+                self.status.callback(status)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._closing is not None and self._closing.active():
             self._closing.cancel()
-        if not self.status.called:
-            self.status.errback(ConnectError(string="the connection closed without an answer"))
+        self._fail("the connection closed without an answer")
 
-    def _succeed(self, status: int) -> None:
+    def _fail(self, reason: str) -> None:
         if not self.status.called:
-            self.status.callback(status)
-
-    def _fail(self, why: str) -> None:
-        self._abort()
-        if not self.status.called:
-            self.status.errback(ConnectError(string=why))
+            self.status.errback(ConnectError(string=reason))
 
     def _abort(self) -> None:
         cast(ITCPTransport, self.transport).abortConnection()

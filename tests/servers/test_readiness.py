@@ -255,7 +255,7 @@ class WireTests(SynchronousTestCase):
         reactor, asked = self.ask()
         protocol, _ = self.connect(reactor)
         protocol.dataReceived(
-            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\n"
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nX: y\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
         )
         self.assertEqual(self.successResultOf(asked), 200)
         protocol.connectionLost(Failure(ConnectionDone()))
