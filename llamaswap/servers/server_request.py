@@ -116,7 +116,7 @@ def _message(endpoint: Endpoint, path: str, how: StepRequest) -> bytes:
 
 
 class _SingleUse(Factory):
-    """Hands out one protocol; Twisted's `connectProtocol` makes a class each time, which takes as long as the request."""
+    """Hands out one protocol. Twisted's `connectProtocol` makes a class each time, as slow as the request itself."""
 
     noisy = False
 
