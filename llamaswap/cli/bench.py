@@ -1,17 +1,16 @@
-"""`bench MODEL`: how fast a model answers, seen from a client: time to first token, tokens a second, percentiles."""
+"""`bench MODEL`: measures a model's speed as a client sees it: time to first token, tokens per second, percentiles."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import click
 from attrs import frozen
 from rich.table import Table
 
-from llamaswap.cli.client import ApiClient, ClientError
+from llamaswap.cli.client import ApiClient, ClientError, JsonObject
 from llamaswap.cli.context import CliContext, about, model_names, remote
 from llamaswap.cli.streaming import StreamStats, collect
 from llamaswap.observe.stats import percentile
@@ -21,14 +20,14 @@ PERCENTILES = (50, 90, 99)
 
 @frozen
 class BenchResult:
-    """One request: its numbers, or why there are none."""
+    """One request: its measurements, or its error."""
 
-    tally: StreamStats | None
+    stats: StreamStats | None
     error: str = ""
 
 
 def summary(values: Sequence[float], digits: int = 4) -> dict[str, float | None]:
-    """Mean, extremes and percentiles."""
+    """Mean, extremes and percentiles of the values; None for each if there are no values."""
     if not values:
         return dict.fromkeys(("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max"))
     ordered = sorted(values)
@@ -39,36 +38,36 @@ def summary(values: Sequence[float], digits: int = 4) -> dict[str, float | None]
 
 def measure(
     client: ApiClient,
-    body: dict[str, Any],
+    body: JsonObject,
     requests: int,
     concurrency: int,
-    done: Callable[[BenchResult], None] = lambda outcome: None,
+    done: Callable[[BenchResult], None] = lambda result: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[BenchResult], float]:
-    """All requests, `concurrency` at a time; (outcomes, seconds for all)."""
+    """Make all requests, `concurrency` at a time; returns (results, seconds for all)."""
 
     def one(_: int) -> BenchResult:
         try:
-            outcome = BenchResult(collect(client, body, now=now))
-        except ClientError as trouble:
-            outcome = BenchResult(None, str(trouble))
-        done(outcome)
-        return outcome
+            result = BenchResult(collect(client, body, now=now))
+        except ClientError as error:
+            result = BenchResult(None, str(error))
+        done(result)
+        return result
 
     began = now()
     with ThreadPoolExecutor(concurrency) as pool:
-        outcomes = list(pool.map(one, range(requests)))
-    return outcomes, now() - began
+        results = list(pool.map(one, range(requests)))
+    return results, now() - began
 
 
-def report(model: str, outcomes: Sequence[BenchResult], elapsed: float, warm_s: float | None) -> dict[str, Any]:
-    """The numbers of a run."""
-    good = [outcome.tally for outcome in outcomes if outcome.tally is not None]
-    tokens = sum(tally.tokens for tally in good)
-    errors = [outcome.error for outcome in outcomes if outcome.tally is None]
+def report(model: str, results: Sequence[BenchResult], elapsed: float, warm_s: float | None) -> JsonObject:
+    """The result of a benchmark, for --json."""
+    good = [result.stats for result in results if result.stats is not None]
+    tokens = sum(stats.tokens for stats in good)
+    errors = [result.error for result in results if result.stats is None]
     return {
         "model": model,
-        "requests": len(outcomes),
+        "requests": len(results),
         "failed": len(errors),
         "errors": sorted(set(errors))[:5],
         "elapsed_s": round(elapsed, 3),
@@ -76,19 +75,19 @@ def report(model: str, outcomes: Sequence[BenchResult], elapsed: float, warm_s: 
         "tokens": tokens,
         "tokens_per_second_overall": round(tokens / elapsed, 2) if elapsed > 0 else None,
         "requests_per_second": round(len(good) / elapsed, 3) if elapsed > 0 else None,
-        "ttft_s": summary([tally.first for tally in good if tally.first is not None]),
-        "total_s": summary([tally.total for tally in good]),
-        "tokens_per_second": summary([tally.rate for tally in good if tally.rate is not None], 2),
+        "ttft_s": summary([stats.first for stats in good if stats.first is not None]),
+        "total_s": summary([stats.total for stats in good]),
+        "tokens_per_second": summary([stats.rate for stats in good if stats.rate is not None], 2),
     }
 
 
 @click.command()
 @click.argument("model", shell_complete=model_names)
-@click.option("-n", "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
+@click.option("-n", "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="Requests.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1000), default=1, show_default=True, help="At a time.")
-@click.option("--prompt", default="Write a short story about a river.", show_default=True, help="What is asked.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Most tokens each.")
-@click.option("--warm/--cold", default=True, help="Ask once before measuring (default), so that loading is not timed.")
+@click.option("--prompt", default="Write a short story about a river.", show_default=True, help="The prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Token limit.")
+@click.option("--warm/--cold", default=True, help="Send one request before measuring (default).")
 @remote
 def bench(
     context: CliContext, model: str, requests: int, concurrency: int, prompt: str, max_tokens: int, warm: bool
@@ -101,8 +100,8 @@ def bench(
 
     with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=context.err, transient=True) as bar:
         task = bar.add_task("requests", total=requests)
-        outcomes, elapsed = measure(context.client, body, requests, concurrency, lambda outcome: bar.advance(task))
-    found = report(model, outcomes, elapsed, warm_s)
+        results, elapsed = measure(context.client, body, requests, concurrency, lambda result: bar.advance(task))
+    found = report(model, results, elapsed, warm_s)
     if context.as_json:
         context.document(found)
     else:
@@ -111,7 +110,7 @@ def bench(
         raise SystemExit(1)
 
 
-def _show(context: CliContext, found: dict[str, Any]) -> None:
+def _show(context: CliContext, found: JsonObject) -> None:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     columns = ("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max")
     shown.add_column(found["model"])
@@ -119,8 +118,8 @@ def _show(context: CliContext, found: dict[str, Any]) -> None:
         shown.add_column(column, justify="right")
     for key, title in (
         ("ttft_s", "time to first token (s)"),
-        ("total_s", "whole answer (s)"),
-        ("tokens_per_second", "tokens/s of one answer"),
+        ("total_s", "whole response (s)"),
+        ("tokens_per_second", "tokens/s of one response"),
     ):
         shown.add_row(title, *("" if found[key][name] is None else f"{found[key][name]:.3f}" for name in columns))
     context.show(shown)

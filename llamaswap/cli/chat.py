@@ -1,44 +1,41 @@
-"""`run MODEL`: a chat in the terminal. With a prompt (an argument, or piped in) one answer; without, a conversation."""
+"""`run MODEL`: a chat in the terminal: one response to a prompt (an argument, or piped in), or a conversation."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 from attrs import define, field
 
-from llamaswap.cli.client import ApiClient, ClientError
+from llamaswap.cli.client import ApiClient, ClientError, JsonObject
 from llamaswap.cli.context import CliContext, about, model_names, remote
 from llamaswap.cli.streaming import StreamPiece, StreamStats, collect
 
-HELP = (
-    "/clear forgets the conversation, /system TEXT sets the system prompt, /bye or Ctrl-D leaves; Ctrl-C ends an answer"
-)
+HELP = "/clear forgets the conversation, /system TEXT sets the system prompt, /bye or Ctrl-D leaves; Ctrl-C interrupts"
 
 
 @define
 class Conversation:
-    """What was said so far, and how to ask on."""
+    """The messages so far, and the options of the next request."""
 
     model: str
     system: str = ""
-    options: dict[str, Any] = field(factory=dict)
-    said: list[dict[str, str]] = field(factory=list)
+    options: JsonObject = field(factory=dict)
+    messages: list[dict[str, str]] = field(factory=list)
 
-    def order(self, prompt: str) -> dict[str, Any]:
-        """The request for the next answer."""
+    def request(self, prompt: str) -> JsonObject:
+        """The request for the next response."""
         lead = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*lead, *self.said, {"role": "user", "content": prompt}]
+        messages = [*lead, *self.messages, {"role": "user", "content": prompt}]
         return {"model": self.model, "messages": messages, **self.options}
 
-    def keep(self, prompt: str, answer: str) -> None:
-        """Remember a turn. The reasoning is not sent back: models do not want it."""
-        self.said += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    def add(self, prompt: str, response: str) -> None:
+        """Add a prompt and its response. The reasoning is not sent back, as models expect."""
+        self.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 class Printer:
-    """Writes pieces as they come; reasoning is dim on a terminal and left out of a pipe."""
+    """Writes pieces as they come; reasoning is dim on a terminal, and left out of a pipe."""
 
     def __init__(self, terminal: bool) -> None:
         self._terminal = terminal
@@ -59,17 +56,17 @@ class Printer:
         sys.stdout.flush()
 
     def end(self) -> None:
-        """The answer is over."""
+        """End the line of a complete response."""
         if self._written or self._thinking:
             click.echo()
 
 
-def answer(client: ApiClient, conversation: Conversation, prompt: str, printer: Printer | None) -> StreamStats:
-    """One turn. An answer that is interrupted is not remembered."""
+def respond(client: ApiClient, conversation: Conversation, prompt: str, printer: Printer | None) -> StreamStats:
+    """Print and return one response. An interrupted one is not added to the conversation."""
     with about(client, conversation.model):
-        tally = collect(client, conversation.order(prompt), printer.show if printer else lambda piece: None)
-    conversation.keep(prompt, tally.text)
-    return tally
+        measured = collect(client, conversation.request(prompt), printer.show if printer else lambda piece: None)
+    conversation.add(prompt, measured.text)
+    return measured
 
 
 @click.command()
@@ -77,8 +74,8 @@ def answer(client: ApiClient, conversation: Conversation, prompt: str, printer: 
 @click.argument("prompt", nargs=-1)
 @click.option("--system", default="", help="The system prompt.")
 @click.option("--temperature", type=float, help="Sampling temperature.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of an answer.")
-@click.option("--stats", is_flag=True, help="Say how fast each answer came.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Limit of tokens per response.")
+@click.option("--stats", is_flag=True, help="Print the speed of each response.")
 @remote
 def run(
     context: CliContext,
@@ -89,7 +86,7 @@ def run(
     max_tokens: int | None,
     stats: bool,
 ) -> None:
-    """Chat with a model; it is loaded if need be."""
+    """Chat with a model; it is loaded if necessary."""
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = {name: value for name, value in given.items() if value is not None}
     conversation = Conversation(model, system, options)
@@ -97,7 +94,7 @@ def run(
     words = "\n\n".join(part for part in (" ".join(prompt), piped) if part)
     if words or not sys.stdin or not sys.stdin.isatty():
         if not words:
-            raise click.UsageError("nothing to say: give a PROMPT, or pipe one in")
+            raise click.UsageError("no prompt: give a PROMPT, or pipe one in")
         _once(context, conversation, words, stats)
         return
     if context.as_json:
@@ -108,7 +105,7 @@ def run(
 def _once(context: CliContext, conversation: Conversation, prompt: str, stats: bool) -> None:
     printer = None if context.as_json else Printer(sys.stdout.isatty())
     try:
-        tally = answer(context.client, conversation, prompt, printer)
+        measured = respond(context.client, conversation, prompt, printer)
     finally:
         if printer:
             printer.end()
@@ -116,15 +113,15 @@ def _once(context: CliContext, conversation: Conversation, prompt: str, stats: b
         context.document(
             {
                 "model": conversation.model,
-                "content": tally.text,
-                "reasoning": tally.reasoning,
-                "usage": tally.usage,
-                "timings": tally.timings,
-                **speeds(tally),
+                "content": measured.text,
+                "reasoning": measured.reasoning,
+                "usage": measured.usage,
+                "timings": measured.timings,
+                **speeds(measured),
             }
         )
     elif stats:
-        context.note(_told(tally))
+        context.note(_speed_text(measured))
 
 
 def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
@@ -145,7 +142,7 @@ def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
         if word in ("/bye", "/exit", "/quit"):
             return
         if word == "/clear":
-            conversation.said.clear()
+            conversation.messages.clear()
         elif word == "/system":
             conversation.system = rest.strip()
         elif word.startswith("/") and "/" not in word[1:]:
@@ -157,29 +154,29 @@ def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
 def _turn(context: CliContext, conversation: Conversation, line: str, stats: bool) -> None:
     printer = Printer(sys.stdout.isatty())
     try:
-        tally = answer(context.client, conversation, line, printer)
-    except ClientError as trouble:
+        measured = respond(context.client, conversation, line, printer)
+    except ClientError as error:
         printer.end()
-        context.note(str(trouble), "red")
+        context.note(str(error), "red")
     except KeyboardInterrupt:
         printer.end()
-        context.note("ended")
+        context.note("interrupted")
     else:
         printer.end()
         if stats:
-            context.note(_told(tally))
+            context.note(_speed_text(measured))
 
 
-def speeds(tally: StreamStats) -> dict[str, float | None]:
-    """The measured numbers, rounded."""
+def speeds(measured: StreamStats) -> dict[str, float | None]:
+    """The measurements, rounded."""
     return {
-        "ttft_s": None if tally.first is None else round(tally.first, 4),
-        "total_s": round(tally.total, 4),
-        "tokens_per_second": None if tally.rate is None else round(tally.rate, 2),
+        "ttft_s": None if measured.first is None else round(measured.first, 4),
+        "total_s": round(measured.total, 4),
+        "tokens_per_second": None if measured.rate is None else round(measured.rate, 2),
     }
 
 
-def _told(tally: StreamStats) -> str:
-    first = "" if tally.first is None else f"first token after {tally.first:.2f}s, "
-    rate = "" if tally.rate is None else f", {tally.rate:.1f} tokens/s"
-    return f"{first}{tally.tokens} tokens in {tally.total:.2f}s{rate}"
+def _speed_text(measured: StreamStats) -> str:
+    first = "" if measured.first is None else f"first token after {measured.first:.2f}s, "
+    rate = "" if measured.rate is None else f", {measured.rate:.1f} tokens/s"
+    return f"{first}{measured.tokens} tokens in {measured.total:.2f}s{rate}"

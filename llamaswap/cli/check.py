@@ -1,4 +1,4 @@
-"""`check CONFIG`: whether a configuration loads, what is odd about it, what it comes to, and what a reload would do."""
+"""`check CONFIG`: validates a configuration, prints it expanded, and compares it with another one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -24,24 +23,18 @@ KEYS = {attribute.name: name for name, (attribute, _) in keys_of(Config).items()
 
 
 def loaded(path: Path) -> LoadedConfig:
-    """The configuration at a file, or of a folder's files. Raises ConfigError, with all that is wrong."""
+    """The configuration in a file, or in the files of a folder. Raises ConfigError with all problems."""
     file, folder = (None, str(path)) if path.is_dir() else (str(path), None)
     return load(files.read_sources(file, folder), dict(os.environ), facts=files.DiskFacts(), thorough=True)
 
 
-def problem(found: Problem) -> dict[str, Any]:
+def problem(found: Problem) -> dict[str, object]:
     """A problem as JSON."""
-    return {
-        "message": found.message,
-        "path": found.path,
-        "file": found.file,
-        "line": found.line,
-        "hint": found.hint,
-    }
+    return {name: getattr(found, name) for name in ("message", "path", "file", "line", "hint")}
 
 
 def changes(old: Config, new: Config) -> dict[str, list[str]]:
-    """What a reload from one to the other does, as `diff` plans it with the ports that the running models keep."""
+    """What a reload from `old` to `new` does, with the ports that the running models keep."""
     plan = diff(old, keep(old, new))
     return {
         "restart": list(plan.restarted),
@@ -53,7 +46,7 @@ def changes(old: Config, new: Config) -> dict[str, list[str]]:
 
 
 def missing(config: Config) -> dict[str, list[str]]:
-    """Programs that this machine does not have, each with the models that need it."""
+    """The programs that are not installed here, each with the models that need it."""
     found: dict[str, list[str]] = {}
     for name, model in config.models.items():
         try:
@@ -66,7 +59,7 @@ def missing(config: Config) -> dict[str, list[str]]:
 
 
 def loops(config: Config, listen: str) -> list[Problem]:
-    """An error for each peer whose address is where the server itself listens (`listen` is host:port or :port)."""
+    """An error for each peer whose address is the server's own; `listen` is host:port or :port."""
     port = listen.rpartition(":")[2]
     if not port.isdigit():  # an endpoint without a port, such as a unix socket
         return []
@@ -83,15 +76,15 @@ def loops(config: Config, listen: str) -> list[Problem]:
 @click.command()
 @click.argument("config", type=PATH, default=DEFAULT_CONFIG)
 @click.option("--strict", is_flag=True, help="A warning is an error.")
-@click.option("--effective", "effectively", is_flag=True, help="Print what it comes to: expanded, secrets masked.")
-@click.option("--diff", "other", type=PATH, metavar="OTHER", help="Say what a reload from CONFIG to OTHER would do.")
-@click.option("--listen", default=":8080", show_default=True, help="Where the server listens: no peer may lead there.")
+@click.option("--effective", "effectively", is_flag=True, help="Print it expanded, with masked secrets.")
+@click.option("--diff", "other", type=PATH, metavar="OTHER", help="Show what a reload from CONFIG to OTHER would do.")
+@click.option("--listen", default=":8080", show_default=True, help="The server's address; no peer may have it.")
 @local
 def check(context: CliContext, config: Path, strict: bool, effectively: bool, other: Path | None, listen: str) -> None:
-    """Check a configuration file, or a folder of them; config.yaml unless named.
+    """Check a configuration file, or the files of a folder; by default config.yaml.
 
-    Exit status 0: it loads. 1: it does not, or with --strict there are warnings. A program that is not on this
-    machine is only noted: the file may be meant for another.
+    The exit status is 0 if it is valid, and 1 if it is not, or if there are warnings with --strict. A program that is
+    not installed is only noted: the file may be meant for another machine.
     """
     errors: list[Problem] = []
     warnings: list[Problem] = []
@@ -110,7 +103,7 @@ def check(context: CliContext, config: Path, strict: bool, effectively: bool, ot
     absent = missing(found[-1].config) if found and not errors else {}
     plan = changes(found[0].config, found[1].config) if len(found) == 2 else None
     if context.as_json:
-        document: dict[str, Any] = {
+        document: dict[str, object] = {
             "valid": not bad,
             "errors": [problem(one) for one in errors],
             "warnings": [problem(one) for one in warnings],
@@ -122,7 +115,7 @@ def check(context: CliContext, config: Path, strict: bool, effectively: bool, ot
             document["changes"] = plan
         context.document(document)
     else:
-        _tell(context, errors, warnings, strict)
+        _print_problems(context, errors, warnings, strict)
         for program, names in absent.items():
             context.note(
                 f"note     {program} is not on this machine, or not in PATH (needed by {', '.join(names)})", ""
@@ -130,18 +123,18 @@ def check(context: CliContext, config: Path, strict: bool, effectively: bool, ot
         if effectively and found and not errors:
             click.echo(effective.text(found[-1].config), nl=False)
         if plan is not None:
-            _tell_plan(context, plan)
+            _print_changes(context, plan)
         if found and not errors and not effectively and plan is None and not (strict and warnings):
-            told = counted(len(found[0].config.models), "model")
+            count = counted(len(found[0].config.models), "model")
             if warnings:
-                context.say(f"{config}: {told}, {counted(len(warnings), 'warning')}; it loads", "yellow")
+                context.say(f"{config}: {count}, {counted(len(warnings), 'warning')}; it loads", "yellow")
             else:
-                context.say(f"{config}: {told}, {'it loads' if absent else 'nothing wrong'}", "green")
+                context.say(f"{config}: {count}, {'it loads' if absent else 'nothing wrong'}", "green")
     if bad:
         raise SystemExit(1)
 
 
-def _tell(context: CliContext, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:
+def _print_problems(context: CliContext, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:
     for one in errors:
         context.err.print(f"[red]error[/]    {_escaped(one)}")
     for one in warnings:
@@ -154,8 +147,8 @@ def _escaped(one: Problem) -> str:
     return escape(str(one))
 
 
-def _tell_plan(context: CliContext, plan: dict[str, list[str]]) -> None:
-    words = {
+def _print_changes(context: CliContext, plan: dict[str, list[str]]) -> None:
+    titles = {
         "restart": "restarted",
         "retune": "keep running, with new settings",
         "add": "added",
@@ -165,8 +158,8 @@ def _tell_plan(context: CliContext, plan: dict[str, list[str]]) -> None:
     if not any(plan.values()):
         context.say("a reload would change nothing")
         return
-    for name, told in words.items():
+    for name, title in titles.items():
         if plan[name]:
-            context.say(f"{told}: {', '.join(plan[name])}")
+            context.say(f"{title}: {', '.join(plan[name])}")
     if not (plan["restart"] or plan["remove"]):
         context.say("no running server would be touched", "green")

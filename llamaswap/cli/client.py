@@ -1,6 +1,6 @@
-"""A small HTTP client for a running llamaswap (or any OpenAI-compatible server): JSON, lines and event streams.
+"""A small blocking HTTP client for a running llamaswap (or any OpenAI-compatible server): JSON, lines, event streams.
 
-It blocks, as commands may. Whatever goes wrong is a `ClientError` whose text an operator can act on.
+Every failure is a `ClientError` whose text an operator can act on.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from attrs import frozen
 
-PAGES = re.compile(r"/(v1|ui)/*$")  # what clients and browsers are given below a server's own address
-PROMPT = 10.0  # seconds for what a healthy server answers at once
-PATIENT = 24 * 3600.0  # a load, a chat, a followed log: as long as it takes
+PAGES = re.compile(r"/(v1|ui)/*$")  # what clients and browsers append to a server's address
+RESPONSE_TIMEOUT = 10.0  # seconds for what a healthy server answers at once
+WORK_TIMEOUT = 24 * 3600.0  # seconds for a load, a chat or a followed log
+
+JsonObject = dict[str, Any]
 
 
 class ClientError(Exception):
-    """The server cannot be reached, refused, or answered with something else than was asked for."""
+    """The server cannot be reached, refused the request, or sent an unusable response."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -33,17 +36,10 @@ class ClientResponse(Protocol):
     """What is used of `http.client.HTTPResponse`."""
 
     @property
-    def status(self) -> int:
-        """The status."""
-
-    def read(self) -> bytes:
-        """The rest of the body."""
-
-    def readline(self) -> bytes:
-        """The next line with its end; empty at the end."""
-
-    def close(self) -> None:
-        """Let the connection go."""
+    def status(self) -> int: ...
+    def read(self) -> bytes: ...
+    def readline(self) -> bytes: ...
+    def close(self) -> None: ...
 
 
 Send = Callable[[str, str, bytes | None, Mapping[str, str], float], ClientResponse]
@@ -64,12 +60,12 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def sender(url: str) -> Send:
-    """What sends to `url`: http://host:port/prefix, https://..., host:port, :port or unix:/path. Raises Trouble."""
-    if url.startswith(":"):
-        url = f"localhost{url}"  # as -listen takes it
+    """Sends to `url`: http://host:port/prefix, https://..., host:port, :port or unix:/path. Raises ClientError."""
     if url.startswith("unix:"):
         path = url.removeprefix("unix:")
         return _sender(lambda timeout: _UnixConnection(path, timeout), "")
+    if url.startswith(":"):
+        url = f"localhost{url}"  # as -listen takes it
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port
@@ -77,11 +73,8 @@ def sender(url: str) -> Send:
         raise ClientError(f"{url}: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
         raise ClientError(f"{url}: expected http://HOST:PORT, https://HOST or unix:/PATH")
-    base = PAGES.sub("", parts.path)
-    if parts.scheme == "https":
-        context = ssl.create_default_context()
-        return _sender(lambda timeout: http.client.HTTPSConnection(host, port, timeout=timeout, context=context), base)
-    return _sender(lambda timeout: http.client.HTTPConnection(host, port, timeout=timeout), base)
+    connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return _sender(lambda timeout: connection(host, port, timeout=timeout), PAGES.sub("", parts.path))
 
 
 def _sender(connect: Callable[[float], http.client.HTTPConnection], prefix: str) -> Send:
@@ -101,7 +94,7 @@ def _sender(connect: Callable[[float], http.client.HTTPConnection], prefix: str)
 
 @frozen
 class ApiClient:
-    """One server. `url` is only told in messages; `key` goes as a Bearer token."""
+    """One server. `url` is only used in messages; `key` is sent as a Bearer token."""
 
     url: str
     send: Send
@@ -109,42 +102,36 @@ class ApiClient:
 
     @classmethod
     def at(cls, url: str, key: str = "") -> ApiClient:
-        """The client of a URL. Raises Trouble where it is none."""
+        """The client of a URL. Raises ClientError."""
         return cls(url, sender(url), key)
 
-    def json(self, path: str, body: Any = None, *, method: str | None = None, timeout: float = PROMPT) -> Any:
-        """The parsed answer. `body` goes as JSON, with POST unless told otherwise."""
+    def json(
+        self, path: str, body: object = None, *, method: str | None = None, timeout: float = RESPONSE_TIMEOUT
+    ) -> Any:
+        """The parsed response. `body` is sent as JSON, by default with POST."""
         data = self.text(path, body, method=method, timeout=timeout)
         try:
             return json.loads(data)
         except ValueError:
             raise ClientError(f"{self.url}{path}: the response is not JSON: {data[:200]!r}") from None
 
-    def text(self, path: str, body: Any = None, *, method: str | None = None, timeout: float = PROMPT) -> str:
-        """The whole answer as text."""
-        response = self.open(path, body, method=method, timeout=timeout)
-        try:
+    def text(
+        self, path: str, body: object = None, *, method: str | None = None, timeout: float = RESPONSE_TIMEOUT
+    ) -> str:
+        """The whole response as text."""
+        with self._open(path, body, method, timeout) as response:
             return response.read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"{self.url}{path}: the response ended early: {_words(error)}") from None
-        finally:
-            response.close()
 
-    def lines(self, path: str, body: Any = None, *, timeout: float = PATIENT) -> Generator[str, None, None]:
-        """The answer line by line as it comes, without line ends. Closing the iterator closes the connection."""
-        response = self.open(path, body, timeout=timeout)
-        try:
+    def lines(self, path: str, body: object = None, *, timeout: float = WORK_TIMEOUT) -> Generator[str, None, None]:
+        """The response line by line as it comes, without line ends. Closing the iterator closes the connection."""
+        with self._open(path, body, None, timeout) as response:
             while line := response.readline():
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
-        except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"{self.url}{path}: the response ended early: {_words(error)}") from None
-        finally:
-            response.close()
 
     def events(
-        self, path: str, body: Any = None, *, timeout: float = PATIENT
+        self, path: str, body: object = None, *, timeout: float = WORK_TIMEOUT
     ) -> Generator[tuple[str, str], None, None]:
-        """(event name, data) of each server-sent event; the name is "" where none is given."""
+        """(event name, data) of each server-sent event; the name is "" if the event has none."""
         name = ""
         data: list[str] = []
         for line in self.lines(path, body, timeout=timeout):
@@ -162,10 +149,10 @@ class ApiClient:
         if data:
             yield name, "\n".join(data)
 
-    def open(
-        self, path: str, body: Any = None, *, method: str | None = None, timeout: float = PROMPT
-    ) -> ClientResponse:
-        """Ask, and hand out the response of a request that succeeded. Raises Trouble."""
+    @contextmanager
+    def _open(
+        self, path: str, body: object, method: str | None, timeout: float
+    ) -> Generator[ClientResponse, None, None]:
         headers = {"Accept": "application/json, text/event-stream, text/plain", "User-Agent": "llamaswap"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -173,38 +160,39 @@ class ApiClient:
         if body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
-        chosen = method or ("GET" if body is None else "POST")
+        method = method or ("GET" if body is None else "POST")
         try:
-            response = self.send(chosen, path, data, headers, timeout)
-            if response.status < 400:
-                return response
-            try:
-                told = response.read()
-            finally:
-                response.close()
+            response = self.send(method, path, data, headers, timeout)
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"{self.url}: {_words(error)}; {_advice(error)}") from None
-        raise ClientError(_refusal(response.status, told, self.key), response.status)
+            raise ClientError(f"{self.url}: {_reason(error)}; {_advice(error)}") from None
+        try:
+            if response.status >= 400:
+                raise ClientError(_refusal(response.status, response.read(), self.key), response.status)
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            raise ClientError(f"{self.url}{path}: the response ended early: {_reason(error)}") from None
+        finally:
+            response.close()
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _advice(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return "SSL_CERT_FILE names a file with the authority to be trusted"
+        return "set SSL_CERT_FILE to a file with the certificate authority to trust"
     if isinstance(error, ssl.SSLError):
         return "does it speak TLS? (--url http://... if not)"
     if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError):
-        return "does it speak TLS alone? (--url https://... if so)"
-    return "is the server running? (--url says where)"
+        return "does it speak TLS only? (--url https://... if so)"
+    return "is the server running? (choose another one with --url)"
 
 
 def _refusal(status: int, body: bytes, key: str) -> str:
-    """What a server said with an error status, in one line."""
+    """An error response in one line."""
     text = body.decode("utf-8", "replace").strip()
     try:
         document = json.loads(text)

@@ -1,4 +1,4 @@
-"""All subcommands of `llamaswap` in one click group, found lazily: `llamaswap ps` does not import what `pull` needs."""
+"""All subcommands of `llamaswap` in one click group; each is imported when it is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
 
 import click
 
@@ -35,25 +34,25 @@ COMPLETE = "_LLAMASWAP_COMPLETE"
 
 
 class UnknownCommand(click.ClickException):
-    """A word that is no command. It names help itself: `llamaswap --help` shows the server's flags."""
+    """The first word is not a command. Click would name `llamaswap --help`, which shows the server's flags."""
 
     exit_code = 2
 
     def __init__(self, word: str) -> None:
         near = get_close_matches(word, COMMANDS, n=1)
         advice = f"did you mean {near[0]}?" if near else "llamaswap help lists them"
-        super().__init__(f"there is no command {word}; {advice}")
+        super().__init__(f"unknown command {word}; {advice}")
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is named."""
+    """A group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in order."""
+        """All names, sorted."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name."""
+        """The command with this name."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name]
@@ -63,7 +62,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that was meant."""
+        """The command that the words name."""
         if args[0] not in COMMANDS:
             raise UnknownCommand(args[0])
         return super().resolve_command(ctx, args)
@@ -78,17 +77,21 @@ def app() -> None:
     """One HTTP endpoint in front of every local inference server."""
 
 
-def described(command: click.Command, context: click.Context) -> dict[str, Any]:
-    """A command for a program to read: what it does, what it takes, and the commands below it."""
+def described(command: click.Command, context: click.Context) -> dict[str, object]:
+    """A command as JSON: its help, arguments, options and subcommands."""
     options, arguments = [], []
     for parameter in command.get_params(context):
         if isinstance(parameter, click.Option):
             names = [*parameter.opts, *parameter.secondary_opts]
-            told = {"names": names, "help": parameter.help or "", "takes_value": not parameter.is_flag}
-            options.append({**told, "required": parameter.required, "environment": parameter.envvar})
+            entry: dict[str, object] = {
+                "names": names,
+                "help": parameter.help or "",
+                "takes_value": not parameter.is_flag,
+            }
+            options.append({**entry, "required": parameter.required, "environment": parameter.envvar})
         else:
-            told = {"name": parameter.human_readable_name, "required": parameter.required}
-            arguments.append({**told, "many": parameter.nargs != 1})
+            entry = {"name": parameter.human_readable_name, "required": parameter.required}
+            arguments.append({**entry, "many": parameter.nargs != 1})
     found = {"name": context.info_name, "help": inspect.cleandoc(command.help or "").replace("\b\n", "")}
     below = []
     if isinstance(command, click.Group):
@@ -104,7 +107,7 @@ def described(command: click.Command, context: click.Context) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def help_(context: click.Context, name: str | None, as_json: bool) -> None:
-    """Show what a command does."""
+    """Show the help of a command."""
     parent = context.parent
     assert parent is not None
     command: click.Command | None = app if name is None else app.get_command(parent, name)
@@ -128,7 +131,7 @@ def completion(shell: str, as_json: bool) -> None:
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
-    assert kind is not None  # Choice lets only shells of click's through
+    assert kind is not None  # click knows all three
     script = kind(app, {}, "llamaswap", COMPLETE).source()
     click.echo(json.dumps({"shell": shell, "script": script}) if as_json else script)
 
@@ -136,12 +139,12 @@ def completion(shell: str, as_json: bool) -> None:
 @click.command()
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, help="host:port or :port.")
 def demo(listen: str) -> None:
-    """Run two tiny built-in models, to see a swap without any."""
+    """Run two tiny built-in models, to try a swap without installing any."""
     from twisted.application.twist._twist import Twist
 
     Twist.main(["twist", "llamaswap", "--demo", "--listen", listen])
 
 
 def main(words: Sequence[str]) -> None:
-    """Run a command line whose first word is a command; ends with SystemExit."""
+    """Run a command line whose first word is a command; raises SystemExit."""
     app.main(args=list(words), prog_name="llamaswap", complete_var=COMPLETE)

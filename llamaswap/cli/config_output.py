@@ -1,4 +1,4 @@
-"""Configurations that commands write: never over an existing file unasked, always one that loads."""
+"""Writes generated configurations: only valid ones, and over an existing file only with --force."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from llamaswap.config import ConfigText, load
 from llamaswap.discover.config_writer import ScanResult, configuration
 from llamaswap.errors import ConfigError
 
-NOTHING = (
+NO_MODEL_HINT = (
     "no model was found: llamaswap init --force --models FOLDER looks for GGUF files there, llamaswap pull REPO:QUANT "
     "downloads one, llamaswap demo needs none"
 )
 
 
 def write(context: CliContext, found: ScanResult, output: str, force: bool) -> None:
-    """The configuration into `output`, to standard output for -; with --json what is in it is told too."""
+    """Write the configuration to `output` (- is standard output) and print a summary, as JSON with --json."""
     text = configuration(found)
     try:
         load([ConfigText(output, text)], {"LLAMASWAP_API_KEY": ""})
-    except ConfigError as error:  # a name or path nobody thought of: show it rather than write it
+    except ConfigError as error:  # a name or path that the writer does not quote right
         raise click.ClickException(f"the generated configuration is invalid:\n{error}\n\n{text}") from None
     if output != "-":
         path = Path(output)
@@ -44,12 +44,12 @@ def write(context: CliContext, found: ScanResult, output: str, force: bool) -> N
     elif output == "-":
         click.echo(text, nl=False)
     else:
-        told = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
-        context.say(f"{output}: {told}", "green")
+        summary = f"{counted(len(found.models), 'model')}, {counted(len(found.servers), 'running server')}"
+        context.say(f"{output}: {summary}", "green")
         if any(model.active and model.words[0] == "llama-server" for model in found.models):
             context.say("llama-server was not found: install llama.cpp, or put its path into the commands", "yellow")
         if not found.models and not found.servers:
-            context.say(NOTHING, "yellow")
+            context.say(NO_MODEL_HINT, "yellow")
         else:
             name = shlex.quote(output)
             context.say(f"next: llamaswap check {name} && llamaswap -config {name} -listen 127.0.0.1:8080")

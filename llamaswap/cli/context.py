@@ -1,7 +1,7 @@
-"""What every command has at hand: the terminal, the environment, a client; and the options they share.
+"""What all commands share: output, the client of the server, and common options.
 
-Commands print through a `CliContext`, so that `--json` is one document (or one line an event) on standard output and
-everything else is on standard error.
+Commands print through a `CliContext`. With `--json`, standard output is one document (or one line per event), and
+everything else goes to standard error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import update_wrapper
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 from attrs import define, field
@@ -23,14 +23,14 @@ from rich.text import Text
 from llamaswap.cli.client import ApiClient, ClientError
 
 DEFAULT_URL = "http://localhost:8080"
-MOST_NAMES = 12  # that an error tells
-WIDEST = 2000  # columns of a table: no name is longer
-F = TypeVar("F", bound=Callable[..., Any])
+NAME_LIMIT = 12  # model names in an error
+TABLE_WIDTH_LIMIT = 2000  # columns; no name is longer
+F = TypeVar("F", bound=Callable[..., object])
 
 
 @define(eq=False)
 class CliContext:
-    """`connect` makes the client of (url, key); tests hand in another."""
+    """`connect` returns the client of (url, key); tests pass another one."""
 
     connect: Callable[[str, str], ApiClient] = ApiClient.at
     as_json: bool = False
@@ -40,53 +40,53 @@ class CliContext:
 
     @property
     def client(self) -> ApiClient:
-        """The server the options name."""
+        """The client of the server that the options name."""
         if self._client is None:
             self._client = self.connect(self.url, self.key)
         return self._client
 
     @property
     def out(self) -> Console:
-        """Standard output, as it is now."""
+        """Standard output."""
         return Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
     @property
     def err(self) -> Console:
-        """Standard error, as it is now."""
+        """Standard error."""
         return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
     def show(self, drawn: RenderableType) -> None:
-        """Tables in full, however narrow the terminal: a model's name that is cut can be neither searched nor typed."""
+        """Print a table in full on a narrow terminal too: a truncated model name can be neither searched nor typed."""
         console = self.out
-        needed = Measurement.get(console, console.options.update(max_width=WIDEST), drawn).maximum
+        needed = Measurement.get(console, console.options.update(max_width=TABLE_WIDTH_LIMIT), drawn).maximum
         if needed > console.width:
             console = Console(file=sys.stdout, highlight=False, soft_wrap=True, width=needed)
         console.print(drawn)
 
     def say(self, text: str, style: str = "") -> None:
-        """A line for a person; with --json it goes to standard error."""
+        """Print a line of the result; with --json it goes to standard error."""
         (self.err if self.as_json else self.out).print(Text(text, style=style))
 
     def note(self, text: str, style: str = "dim") -> None:
-        """A line beside the result: progress, a hint."""
+        """Print progress or a hint to standard error."""
         self.err.print(Text(text, style=style))
 
-    def document(self, value: Any) -> None:
-        """The result with --json, indented."""
+    def document(self, value: object) -> None:
+        """Print the result with --json, indented."""
         click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
-    def line(self, value: Any) -> None:
-        """One result of many with --json, on a line of its own."""
+    def line(self, value: object) -> None:
+        """Print one result of many with --json, on one line."""
         click.echo(json.dumps(value, ensure_ascii=False))
 
 
 def local(command: F) -> F:
-    """A command on this machine: `--json`, and the context as first argument."""
-    return _with_desk(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command), command)
+    """Decorates a command on this machine: adds `--json`, and the context as first argument."""
+    return _with_context(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command), command)
 
 
 def remote(command: F) -> F:
-    """A command on a running server: `--url`, `--key`, `--json`, and the context as first argument."""
+    """Decorates a command on a running server: adds `--url`, `--key`, `--json`, and the context as first argument."""
     wrapped = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
     wrapped = click.option("--key", envvar="LLAMASWAP_API_KEY", default="", help="API key ($LLAMASWAP_API_KEY).")(
         wrapped
@@ -94,22 +94,22 @@ def remote(command: F) -> F:
     wrapped = click.option(
         "--url", envvar="LLAMASWAP_URL", default=DEFAULT_URL, help=f"The server ($LLAMASWAP_URL; {DEFAULT_URL})."
     )(wrapped)
-    return _with_desk(wrapped, command)
+    return _with_context(wrapped, command)
 
 
-def _with_desk(decorated: Any, command: F) -> F:
-    def run(*args: Any, **options: Any) -> Any:
+def _with_context(decorated: Callable[..., object], command: F) -> F:
+    def run(*args: object, **options: object) -> object:
         found = click.get_current_context().find_object(CliContext)
         context = CliContext() if found is None else found
-        context.as_json = options.pop("as_json", False)
-        context.url = options.pop("url", context.url)
-        context.key = options.pop("key", context.key)
+        context.as_json = bool(options.pop("as_json", False))
+        context.url = str(options.pop("url", context.url))
+        context.key = str(options.pop("key", context.key))
         try:
             return decorated(context, *args, **options)
-        except ClientError as trouble:
-            raise click.ClickException(str(trouble)) from None
+        except ClientError as error:
+            raise click.ClickException(str(error)) from None
         except BrokenPipeError:
-            raise  # who reads has had enough; click ends it quietly
+            raise  # the reader of a pipe has ended; click exits quietly
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{where}{error.strerror or error}") from None
@@ -123,32 +123,32 @@ def _with_desk(decorated: Any, command: F) -> F:
 
 @contextmanager
 def about(client: ApiClient, model: str, refused: int = 404) -> Iterator[None]:
-    """Adds the list of known models to an error with the status `refused`, which says that `model` is unknown."""
+    """Adds the known models to an error with the status `refused`, which says that `model` is unknown."""
     try:
         yield
-    except ClientError as trouble:
-        if trouble.status != refused:
+    except ClientError as error:
+        if error.status != refused:
             raise
-        advice = _instead(client, model)
-        named = f": {model}" if advice and model not in str(trouble) else ""
-        raise ClientError(f"{trouble}{named}{advice}", refused) from None
+        advice = _suggestion(client, model)
+        named = f": {model}" if advice and model not in str(error) else ""
+        raise ClientError(f"{error}{named}{advice}", refused) from None
 
 
-def _instead(client: ApiClient, model: str) -> str:
+def _suggestion(client: ApiClient, model: str) -> str:
     try:
         names = [str(row["id"]) for row in client.json("/v1/models")["data"]]
     except (ClientError, KeyError, TypeError):
         return ""
-    if model in names:  # it is the model that does not know the path
+    if model in names:  # its own server does not know the path
         return ""
     if near := get_close_matches(model, names, n=1):
         return f" (did you mean {near[0]}?)"
-    more = ", ..." if len(names) > MOST_NAMES else ""
-    return f" (there is {', '.join(names[:MOST_NAMES])}{more})" if names else " (there is none)"
+    more = ", ..." if len(names) > NAME_LIMIT else ""
+    return f" (available: {', '.join(names[:NAME_LIMIT])}{more})" if names else " (no model is configured)"
 
 
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Shell completion of a model's name: whatever the server lists; nothing where there is no server."""
+    """Shell completion of a model name: the models that the server lists, none if there is no server."""
     url = context.params.get("url") or DEFAULT_URL
     try:
         listed = ApiClient.at(url, context.params.get("key") or "").json("/v1/models", timeout=1.0)
@@ -158,12 +158,12 @@ def model_names(context: click.Context, parameter: click.Parameter, incomplete: 
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things in words."""
+    """A number of things: 1 model, 2 models."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def seconds(value: float | None) -> str:
-    """A span in words for a table: 4s, 3m 10s, 2h 5m."""
+    """A duration for a table: 4s, 3m 10s, 2h 5m."""
     if value is None:
         return ""
     whole = int(value)

@@ -1,13 +1,13 @@
-"""A resolved configuration written back as YAML: macros expanded, ports placed, defaults filled in, secrets masked."""
+"""Writes a loaded configuration as YAML: macros expanded, ports assigned, defaults filled in, secrets masked."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import yaml
-from attrs import fields
+from attrs import AttrsInstance, fields
 
 from llamaswap.config import Config, Secret
 from llamaswap.config import command_line as command_text
@@ -17,28 +17,28 @@ from llamaswap.config.patterns import PathPattern
 from llamaswap.config.schema import DEFAULT_GROUP
 from llamaswap.web.secret_masking import MASK, masked_command, masked_text
 
-LEFT_OUT = {"groups", "matrix"}  # older places of what `routing` says
-SECRETIVE = re.compile(r"(api[-_]?key|token|secret|passw(or)?d|credential|authorization|auth[-_]?key)", re.IGNORECASE)
+LEGACY_KEYS = {"groups", "matrix"}  # `routing` has the same settings
+SECRET_NAME = re.compile(r"(api[-_]?key|token|secret|passw(or)?d|credential|authorization|auth[-_]?key)", re.IGNORECASE)
 
 
-def plain(config: Config) -> dict[str, Any]:
-    """The configuration as a document of the file format. What is empty or unset is left out."""
+def plain(config: Config) -> dict[str, object]:
+    """The configuration as a document of the file format, without empty and unset values."""
     known = [key.value for key in config.api_keys]
     known += [peer.api_key.value for peer in config.peers.values() if peer.api_key is not None]
     document = _record(config, known)
-    return {name: value for name, value in document.items() if name not in LEFT_OUT}
+    return {name: value for name, value in document.items() if name not in LEGACY_KEYS}
 
 
 def text(config: Config) -> str:
-    """The same as YAML."""
+    """The configuration as YAML."""
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def _record(record: Any, known: list[str]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
+def _record(record: AttrsInstance, known: list[str]) -> dict[str, object]:
+    document: dict[str, object] = {}
     for name, (attribute, key) in keys_of(type(record)).items():
         if name == "macros":
-            continue  # used up
+            continue  # expanded already
         value = _value(getattr(record, attribute.name), key.kind, name, known)
         if value is not None and value != "" and value != [] and value != {}:
             document[name] = value
@@ -47,28 +47,29 @@ def _record(record: Any, known: list[str]) -> dict[str, Any]:
     return document
 
 
-def _value(value: Any, kind: kinds.FieldType, name: str, known: list[str]) -> Any:
+def _value(value: object, kind: kinds.FieldType, name: str, known: list[str]) -> object:
     if value is None:
         return None
     if isinstance(kind, kinds.SectionType):
-        return _record(value, known)
+        return _record(cast(AttrsInstance, value), known)
     if isinstance(kind, kinds.SectionMapType):
-        return {key: _record(inner, known) for key, inner in value.items() if key != DEFAULT_GROUP}
+        records = cast(Mapping[str, AttrsInstance], value)
+        return {key: _record(record, known) for key, record in records.items() if key != DEFAULT_GROUP}
     if isinstance(kind, kinds.DurationType):
         return f"{value:g}s"
     if isinstance(kind, kinds.SecondsType):
-        return int(value)
+        return int(cast(float, value))
     if isinstance(kind, kinds.TextPairsType):
-        return dict(value)
+        return dict(cast(Mapping[str, str], value))
     if name in ("cmd", "cmdStop"):
-        return _command(value, known)
+        return _command(cast(str, value), known)
     if name == "env":
-        return [_assignment(entry, known) for entry in value]
+        return [_assignment(entry, known) for entry in cast(list[str], value)]
     return _masked(value, known, name)
 
 
 def _command(value: str, known: list[str]) -> str:
-    """The command's words, each quoted so that it is read as the same word again."""
+    """The command's words, each quoted so that it is parsed as the same word again."""
     try:
         words = masked_command(command_text.split(value), known)
     except command_text.EmptyCommand:
@@ -84,11 +85,11 @@ def _quoted(word: str) -> str:
 
 def _assignment(entry: str, known: list[str]) -> str:
     name, equals, value = entry.partition("=")
-    return f"{name}{equals}{MASK}" if SECRETIVE.search(name) else masked_text(entry, known) if value else entry
+    return f"{name}{equals}{MASK}" if SECRET_NAME.search(name) else masked_text(entry, known) if value else entry
 
 
-def _masked(value: Any, known: list[str], name: str = "") -> Any:
-    """Plain data without secrets, also in what is free-form."""
+def _masked(value: object, known: list[str], name: str = "") -> object:
+    """Plain data without secrets, free-form values included."""
     if isinstance(value, Secret):
         return MASK
     if isinstance(value, PathPattern):
@@ -98,5 +99,5 @@ def _masked(value: Any, known: list[str], name: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [_masked(inner, known) for inner in value]
     if isinstance(value, str):
-        return MASK if name and SECRETIVE.search(name) else masked_text(value, known)
+        return MASK if name and SECRET_NAME.search(name) else masked_text(value, known)
     return value

@@ -1,9 +1,8 @@
 """The `llamaswap` command: the Go program's own command line, running the same service as `twist llamaswap`.
 
-A first word that is no flag is a subcommand (`commands`); everything that starts with a dash is read here. An
-existing unit file or container changes the program's name and nothing else, so the flag rules are those of Go's
-flag package: one or two dashes, `-name value` or `-name=value`, booleans never take the next word, parsing stops at
-the first word that is no flag.
+If the first word is not a flag, it is a subcommand. An existing unit file or container only has to change the program's
+name, so the flag rules are those of Go's flag package: one or two dashes, `-name value` or `-name=value`, booleans
+never take the next word, and parsing stops at the first word that is not a flag.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ SWITCHES = {
     "watch-config": "reload when a configuration source changes",
     "version": "print the version and exit",
 }
-DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
+DEFAULT_CONFIG = "config.yaml"  # in the current folder, if no configuration is named
 TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 
 
 class FlagError(Exception):
-    """The command line cannot be read; the text says which word and why."""
+    """The command line cannot be parsed; the text names the word and the reason."""
 
 
 class HelpRequested(Exception):
@@ -42,14 +41,14 @@ class HelpRequested(Exception):
 
 @frozen
 class ServerFlags:
-    """A command line, read. `values` and `switches` hold what was given, under the flag's name without dashes."""
+    """A parsed command line. `values` and `switches` hold the given flags by their name without dashes."""
 
     values: dict[str, str] = field(factory=dict)
     switches: dict[str, bool] = field(factory=dict)
 
 
 def parse(words: Sequence[str]) -> ServerFlags:
-    """Read flags from `words` (without the program's name). Raises FlagError or HelpRequested."""
+    """Parse `words` (without the program's name). Raises FlagError or HelpRequested."""
     flags = ServerFlags()
     rest = list(words)
     while rest:
@@ -93,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (words and not words[0].startswith("-")) or "_LLAMASWAP_COMPLETE" in os.environ:
         from llamaswap.cli.command_group import main as run_command
 
-        early_signals.release()  # a closed terminal ends a command
+        early_signals.release()  # a closed terminal must end a command
         run_command(words)
         return
     early_signals.catch()
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not flags.values.get("config") and not flags.values.get("config-dir"):
         if not os.path.exists(DEFAULT_CONFIG):
             print(
-                f"no configuration: give -config FILE or -config-dir FOLDER (there is no {DEFAULT_CONFIG} here); "
+                f"no configuration: {DEFAULT_CONFIG} does not exist here; give -config FILE or -config-dir FOLDER; "
                 "llamaswap init writes one, llamaswap demo needs none",
                 file=sys.stderr,
             )

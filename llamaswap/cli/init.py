@@ -1,4 +1,4 @@
-"""`init` and `import`: a first configuration from what is there."""
+"""`init` and `import`: generate a first configuration from what is installed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,30 @@ from llamaswap.discover.scan import scan
 from llamaswap.discover.servers import ask
 
 OUTPUT = click.option(
-    "-o", "--output", default="config.yaml", show_default=True, metavar="FILE", help="Where to; - is standard output."
+    "-o",
+    "--output",
+    default="config.yaml",
+    show_default=True,
+    metavar="FILE",
+    help="File to write, or - (stdout).",
 )
 FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 
 
 @click.command()
 @click.option(
-    "--models", "folders", multiple=True, type=click.Path(path_type=Path, exists=True), help="Look for GGUF files here."
+    "--models",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Search here for GGUF files.",
 )
 @click.option("--servers/--no-servers", default=True, help="Ask local ports for running servers (default).")
 @OUTPUT
 @FORCE
 @local
 def init(context: CliContext, folders: Sequence[Path], servers: bool, output: str, force: bool) -> None:
-    """Write a configuration of what is on this machine.
+    """Write a configuration for the models and servers of this machine.
 
     Looks for GGUF files, the Hugging Face cache, installed engines and running OpenAI-compatible servers.
     """
@@ -41,7 +50,7 @@ def init(context: CliContext, folders: Sequence[Path], servers: bool, output: st
 
 @click.group(name="import")
 def take_over() -> None:
-    """Use what another program has downloaded."""
+    """Use models that another program has downloaded."""
 
 
 @take_over.command()
@@ -50,7 +59,7 @@ def take_over() -> None:
 @FORCE
 @local
 def ollama(context: CliContext, folder: Path | None, output: str, force: bool) -> None:
-    """Write a configuration that serves Ollama's models from Ollama's files, without copying them."""
+    """Write a configuration that serves Ollama's models from its files, without copying them."""
     places = [folder] if folder else disk.ollama_folders(Path.home(), os.environ)
     installed = disk.engines()
     for place in places:

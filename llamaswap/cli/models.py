@@ -1,59 +1,54 @@
-"""`ps`, `load`, `unload`: which models there are, and having them come and go."""
+"""`ps`, `load`, `unload`: show the models, load and unload them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import click
 from rich.table import Table
 
-from llamaswap.cli.client import PATIENT, ApiClient, ClientError, quoted
+from llamaswap.cli.client import WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
 from llamaswap.cli.context import CliContext, about, model_names, remote, seconds
 
-LOOK = 0.2  # seconds between two looks at a load
-UNDECIDED = 5.0  # seconds after which a load that shows nowhere is called lost
+POLL_INTERVAL = 0.2  # seconds between two requests for the state of a load
+UNSEEN_TIMEOUT = 5.0  # seconds after which a load that the server does not report has failed
 
 STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "shutdown": "red"}
 
 
-def gather(client: ApiClient, everything: bool = False) -> dict[str, Any]:
-    """The picture of `ps`: the models that run (or all local ones), and who waits."""
+def gather(client: ApiClient, everything: bool = False) -> JsonObject:
+    """The data of `ps`: the running models (or all local ones), and the waiting requests."""
     rows = [row["model"] for row in client.json("/running")["running"]]
     if everything:
         rows = sorted({*rows, *local(client)})
     models = [_detail(client, name) for name in rows]
-    return {"models": [model for model in models if model is not None], "queue": _queue(client)}
+    queue = client.json("/api/queue")["queue"]
+    return {"models": [model for model in models if model is not None], "queue": queue}
 
 
 def local(client: ApiClient) -> list[str]:
-    """The models of this machine, in the order they are listed."""
+    """The local models, in the order of the model list."""
     return [row["id"] for row in client.json("/v1/models")["data"] if _kind(row) in ("", "model")]
 
 
-def _kind(row: dict[str, Any]) -> str:
+def _kind(row: JsonObject) -> str:
     meta = (row.get("meta") or {}).get("llamaswap") or {}
     return str(meta.get("type", ""))
 
 
-def _detail(client: ApiClient, name: str) -> dict[str, Any] | None:
+def _detail(client: ApiClient, name: str) -> JsonObject | None:
     try:
-        found: dict[str, Any] = client.json(f"/api/models/{quoted(name)}")
-    except ClientError as trouble:
-        if trouble.status == 404:  # gone by a reload meanwhile
+        detail: JsonObject = client.json(f"/api/models/{quoted(name)}")
+    except ClientError as error:
+        if error.status == 404:  # removed by a reload meanwhile
             return None
         raise
-    return found
+    return detail
 
 
-def _queue(client: ApiClient) -> list[dict[str, Any]]:
-    queue: list[dict[str, Any]] = client.json("/api/queue")["queue"]
-    return queue
-
-
-def table(models: Sequence[dict[str, Any]], title: str | None = None) -> Table:
-    """Models as rows."""
+def table(models: Sequence[JsonObject], title: str | None = None) -> Table:
+    """A table of models."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in ("MODEL", "STATE", "UP", "ACTIVE", "WAITING", "TTL", "PID", "PORT"):
         shown.add_column(name, justify="right" if name in ("ACTIVE", "WAITING", "PID", "PORT") else "left")
@@ -73,29 +68,29 @@ def table(models: Sequence[dict[str, Any]], title: str | None = None) -> Table:
 
 
 @click.command()
-@click.option("--all", "-a", "everything", is_flag=True, help="Also models that are not loaded.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Include models that are not loaded.")
 @remote
 def ps(context: CliContext, everything: bool) -> None:
-    """Show which models run."""
-    picture = gather(context.client, everything)
+    """Show the running models."""
+    data = gather(context.client, everything)
     if context.as_json:
-        context.document(picture)
+        context.document(data)
         return
-    if picture["models"]:
-        context.show(table(picture["models"]))
+    if data["models"]:
+        context.show(table(data["models"]))
     else:
         context.say("nothing is loaded")
-    for waiting in picture["queue"]:
+    for waiting in data["queue"]:
         context.say(f"waiting {waiting['wait_ms'] / 1000:.1f}s for {waiting['model']} (place {waiting['position']})")
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=model_names)
-@click.option("--wait/--no-wait", default=True, help="Return when it is ready (default), or at once.")
+@click.option("--wait/--no-wait", default=True, help="Return when the model is ready (default), or at once.")
 @remote
 def load(context: CliContext, models: Sequence[str], wait: bool) -> None:
     """Load models, one after the other."""
-    told = []
+    loaded = []
     for name in models:
         began = time.monotonic()
         before = _newest_swap(context.client, name)
@@ -106,15 +101,15 @@ def load(context: CliContext, models: Sequence[str], wait: bool) -> None:
             with context.err.status(f"loading {name}"):
                 state = wait_for_load(context.client, accepted["model"], before)
         took = round(time.monotonic() - began, 3)
-        told.append({"model": accepted["model"], "state": state, "seconds": took})
+        loaded.append({"model": accepted["model"], "state": state, "seconds": took})
         if not context.as_json:
             context.say(f"{accepted['model']}: {state}" + (f" after {took:.1f}s" if wait else ""))
     if context.as_json:
-        context.document(told)
+        context.document(loaded)
 
 
 def _newest_swap(client: ApiClient, model: str) -> int:
-    """The number of the newest swap, whoever's: later ones have a higher."""
+    """The number of the newest swap of all models; later swaps have higher numbers."""
     return max((int(swap["id"]) for swap in client.json("/api/swaps")), default=-1)
 
 
@@ -126,8 +121,8 @@ def wait_for_load(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Until the model is ready. `before` is the newest swap at the time of asking. Raises Trouble when it fails."""
-    last_sign = now()
+    """Wait until the model is ready. `before` was the newest swap before the load. Raises ClientError if it fails."""
+    last_seen = now()
     while True:
         detail = client.json(f"/api/models/{quoted(model)}")
         if detail["state"] == "ready":
@@ -136,25 +131,25 @@ def wait_for_load(
         failed = next((swap for swap in swaps if swap.get("outcome") == "failed"), None)
         if failed is not None:
             error, tail = str(failed["error"]), client.json(f"/api/swaps/{failed['id']}").get("log_tail", "").rstrip()
-            told = error if not tail or error.rstrip().endswith(tail) else f"{error}\n{tail}"
-            raise ClientError(f"{model}: {told}")
+            reason = error if not tail or error.rstrip().endswith(tail) else f"{error}\n{tail}"
+            raise ClientError(f"{model}: {reason}")
         if detail["state"] != "stopped" or detail["waiting"] or swaps:
-            last_sign = now()
-        elif now() - last_sign > UNDECIDED:
-            raise ClientError(f"{model}: not loaded: {detail.get('last_error') or 'the server does not say why'}")
-        sleep(LOOK)
+            last_seen = now()
+        elif now() - last_seen > UNSEEN_TIMEOUT:
+            raise ClientError(f"{model}: not loaded: {detail.get('last_error') or 'the server gives no reason'}")
+        sleep(POLL_INTERVAL)
 
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL...]", shell_complete=model_names)
 @remote
 def unload(context: CliContext, models: Sequence[str]) -> None:
-    """Unload models; without a name all of them. Returns when they are gone."""
+    """Unload the named models, or all models. Returns when they have stopped."""
     for name in models:
         with about(context.client, name):
-            context.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=PATIENT)
+            context.client.text(f"/api/models/unload/{quoted(name)}", method="POST", timeout=WORK_TIMEOUT)
     if not models:
-        context.client.text("/api/models/unload", method="POST", timeout=PATIENT)
+        context.client.text("/api/models/unload", method="POST", timeout=WORK_TIMEOUT)
     if context.as_json:
         context.document({"unloaded": list(models) or "all"})
     else:

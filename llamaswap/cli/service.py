@@ -21,7 +21,7 @@ SYSTEM_UNITS = Path("/etc/systemd/system")
 
 @frozen
 class InstallPlan:
-    """Files to write, and the commands that make the service manager see and start them (or forget them)."""
+    """Files to write, and the commands with which the service manager starts (or stops and forgets) the service."""
 
     files: Mapping[Path, str]
     start: tuple[tuple[str, ...], ...]
@@ -29,7 +29,7 @@ class InstallPlan:
 
 
 def program() -> str:
-    """How this very program is started from anywhere: its own script, else this Python with the module."""
+    """The command that starts this program from any folder: its script, else this Python with the module."""
     script = shutil.which(sys.argv[0]) if os.path.basename(sys.argv[0]).startswith("llamaswap") else None
     if script:
         return shlex.quote(os.path.abspath(script))
@@ -39,7 +39,7 @@ def program() -> str:
 def plan(
     platform: str, home: Path, environ: Mapping[str, str], *, user: bool, command: str, config: str, listen: str
 ) -> InstallPlan:
-    """What to do on this platform."""
+    """The files and commands for a platform."""
     if platform == "darwin":
         folder = home / "Library/LaunchAgents" if user else Path("/Library/LaunchDaemons")
         logs = home / "Library/Logs" if user else Path("/Library/Logs")
@@ -58,21 +58,21 @@ def plan(
     }
     start = [(*systemctl, "daemon-reload"), (*systemctl, "enable", "--now", *names)]
     stop = [(*systemctl, "disable", "--now", *names)]
-    if not user:  # a user's manager has no sleep.target
-        asleep = f"{service_files.NAME}-before-sleep.service"
-        files[base / asleep] = service_files.before_sleep(command, listen)
-        start.append((*systemctl, "enable", asleep))
-        stop.append((*systemctl, "disable", asleep))
+    if not user:  # the manager of a user has no sleep.target
+        sleep_unit = f"{service_files.NAME}-before-sleep.service"
+        files[base / sleep_unit] = service_files.before_sleep(command, listen)
+        start.append((*systemctl, "enable", sleep_unit))
+        stop.append((*systemctl, "disable", sleep_unit))
     return InstallPlan(files, tuple(start), tuple(stop))
 
 
-def chosen(user: bool, config: Path | None) -> Path:
-    """The configuration the service reads: the one that is named, or the usual."""
-    usual = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "llamaswap/config.yaml"
-    return (config or (usual if user else Path(service_files.CONFIG))).absolute()
+def config_path(user: bool, config: Path | None) -> Path:
+    """The configuration file of the service: `config`, or the default path."""
+    default = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "llamaswap/config.yaml"
+    return (config or (default if user else Path(service_files.CONFIG))).absolute()
 
 
-def here(user: bool, config: Path | None, listen: str) -> InstallPlan:
+def local_plan(user: bool, config: Path | None, listen: str) -> InstallPlan:
     """The plan for this machine."""
     return plan(
         sys.platform,
@@ -80,20 +80,20 @@ def here(user: bool, config: Path | None, listen: str) -> InstallPlan:
         os.environ,
         user=user,
         command=program(),
-        config=str(chosen(user, config)),
+        config=str(config_path(user, config)),
         listen=listen,
     )
 
 
 @click.group()
 def service() -> None:
-    """Run llamaswap as a service: systemd's, or launchd's on macOS."""
+    """Run llamaswap as a service of systemd, or of launchd on macOS."""
 
 
-USER = click.option("--user/--system", default=os.getuid() != 0, help="For you alone, or for the machine (root).")
+USER = click.option("--user/--system", default=os.getuid() != 0, help="For your user, or for the machine (root).")
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="The configuration file.")
 LISTEN = click.option(
-    "--listen", default=service_files.LISTEN, show_default=True, help="host:port, :port or a socket's path."
+    "--listen", default=service_files.LISTEN, show_default=True, help="host:port, :port or the path of a unix socket."
 )
 
 
@@ -101,12 +101,12 @@ LISTEN = click.option(
 @USER
 @CONFIG
 @LISTEN
-@click.option("--now", is_flag=True, help="Start it, and at every boot (or login).")
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--now", is_flag=True, help="Start it now and at every boot (or login).")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 @local
 def install(context: CliContext, user: bool, config: Path | None, listen: str, now: bool, force: bool) -> None:
-    """Write the service's files."""
-    made = here(user, config, listen)
+    """Write the service files."""
+    made = local_plan(user, config, listen)
     present = [path for path, text in made.files.items() if path.exists() and path.read_text() != text]
     if present and not force:
         raise click.ClickException(f"{present[0]} exists and differs; replace it with --force")
@@ -116,11 +116,9 @@ def install(context: CliContext, user: bool, config: Path | None, listen: str, n
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}; run it as root, or with --user") from None
-    read = chosen(user, config)
-    if not read.exists():
-        context.note(
-            f"{read} does not exist yet, and the service needs it (llamaswap init -o FILE writes one)", "yellow"
-        )
+    file = config_path(user, config)
+    if not file.exists():
+        context.note(f"{file} does not exist yet; the service needs it (llamaswap init -o FILE writes one)", "yellow")
     if now:
         perform(made.start)
     if context.as_json:
@@ -137,10 +135,10 @@ def install(context: CliContext, user: bool, config: Path | None, listen: str, n
 @local
 def uninstall(context: CliContext, user: bool) -> None:
     """Stop the service and remove its files."""
-    made = here(user, None, service_files.LISTEN)
+    made = local_plan(user, None, service_files.LISTEN)
     present = [path for path in made.files if path.exists()]
     if present:
-        perform(made.stop, patient=True)
+        perform(made.stop, ignore_failure=True)
     for path in present:
         path.unlink()
     if context.as_json:
@@ -155,8 +153,8 @@ def uninstall(context: CliContext, user: bool) -> None:
 @LISTEN
 @local
 def show(context: CliContext, user: bool, config: Path | None, listen: str) -> None:
-    """Print the service's files instead of writing them."""
-    made = here(user, config, listen)
+    """Print the service files without writing them."""
+    made = local_plan(user, config, listen)
     if context.as_json:
         context.document({str(path): text for path, text in made.files.items()})
         return
@@ -164,12 +162,12 @@ def show(context: CliContext, user: bool, config: Path | None, listen: str) -> N
         click.echo(f"# -- {path}\n{text}")
 
 
-def perform(commands: tuple[tuple[str, ...], ...], patient: bool = False) -> None:
-    """Run the manager's commands. `patient`: one that fails is no reason to stop."""
+def perform(commands: tuple[tuple[str, ...], ...], ignore_failure: bool = False) -> None:
+    """Run the commands of the service manager. Raises ClickException if one fails, unless `ignore_failure`."""
     for words in commands:
         try:
             done = subprocess.run(words, capture_output=True, text=True)
         except FileNotFoundError:
             raise click.ClickException(f"{words[0]} is not installed") from None
-        if done.returncode and not patient:
+        if done.returncode and not ignore_failure:
             raise click.ClickException(f"{shlex.join(words)}: {done.stderr.strip() or done.returncode}")

@@ -1,58 +1,56 @@
-"""A streamed chat answer, piece by piece, and when each piece came: what `run` prints and `bench` measures."""
+"""A streamed chat response and the times of its pieces: what `run` prints and `bench` measures."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
 
 from attrs import define, field, frozen
 
-from llamaswap.cli.client import ApiClient, ClientError
+from llamaswap.cli.client import ApiClient, ClientError, JsonObject
 
 CHAT = "/v1/chat/completions"
 
 
 @frozen
 class StreamPiece:
-    """One event of the answer. `reasoning` is the model's thinking; `loading`: the text is the
-    service's own, sent while the model loads."""
+    """One event of the response. `loading`: the text is a loading message of llamaswap."""
 
     text: str = ""
     reasoning: str = ""
     loading: bool = False
-    usage: Mapping[str, Any] | None = None
-    timings: Mapping[str, Any] | None = None
+    usage: JsonObject | None = None
+    timings: JsonObject | None = None
 
 
 @define
 class StreamStats:
-    """What a whole answer came to. Times are seconds from asking; `tokens` are the server's count where it gave one."""
+    """The measurements of a response. Times are seconds from the request."""
 
     text: str = ""
     reasoning: str = ""
     pieces: int = 0
     first: float | None = None
     total: float = 0.0
-    usage: dict[str, Any] = field(factory=dict)
-    timings: dict[str, Any] = field(factory=dict)
+    usage: JsonObject = field(factory=dict)
+    timings: JsonObject = field(factory=dict)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer; where the server does not count them, the pieces it sent."""
+        """Tokens of the response, or its pieces if the server does not count tokens."""
         count = self.usage.get("completion_tokens")
         return int(count) if count else self.pieces
 
     @property
     def rate(self) -> float | None:
-        """Tokens a second after the first."""
+        """Tokens per second after the first."""
         if self.first is None or self.tokens < 2 or self.total <= self.first:
             return None
         return (self.tokens - 1) / (self.total - self.first)
 
     def add(self, piece: StreamPiece, at: float) -> None:
-        """Count one piece that came `at` seconds after asking."""
+        """Count one piece that came `at` seconds after the request."""
         self.total = at
         if piece.loading:
             return
@@ -66,10 +64,10 @@ class StreamStats:
         self.timings.update(piece.timings or {})
 
 
-def stream(client: ApiClient, body: Mapping[str, Any]) -> Generator[StreamPiece, None, None]:
-    """Ask for a chat answer and give its pieces as they come. Raises Trouble, also for an error told mid-stream."""
-    order = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    for _, data in client.events(CHAT, order):
+def stream(client: ApiClient, body: Mapping[str, object]) -> Generator[StreamPiece, None, None]:
+    """Request a chat response and yield its pieces as they come. Raises ClientError, also for an error event."""
+    request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    for _, data in client.events(CHAT, request):
         if data.strip() == "[DONE]":
             return
         try:
@@ -81,7 +79,7 @@ def stream(client: ApiClient, body: Mapping[str, Any]) -> Generator[StreamPiece,
             raise ClientError(str(error.get("message", error) if isinstance(error, dict) else error))
         choices = document.get("choices") or [{}]
         delta = choices[0].get("delta") or {}
-        # What is sent while the model loads carries none of the members that every server's events have.
+        # A loading message has none of the other members that the events of every server have.
         loading = set(document) == {"choices"} and set(delta) == {"reasoning_content"}
         yield StreamPiece(
             loading=loading,
@@ -94,15 +92,15 @@ def stream(client: ApiClient, body: Mapping[str, Any]) -> Generator[StreamPiece,
 
 def collect(
     client: ApiClient,
-    body: Mapping[str, Any],
+    body: Mapping[str, object],
     show: Callable[[StreamPiece], None] = lambda piece: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> StreamStats:
-    """The whole answer; `show` sees each piece as it comes."""
+    """The measurements of the whole response; `show` is called with each piece as it comes."""
     began = now()
-    tally = StreamStats()
+    stats = StreamStats()
     for piece in stream(client, body):
-        tally.add(piece, now() - began)
+        stats.add(piece, now() - began)
         show(piece)
-    tally.total = now() - began
-    return tally
+    stats.total = now() - began
+    return stats

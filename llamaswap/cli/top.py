@@ -1,26 +1,25 @@
-"""`top`: models, requests and GPUs as they are, drawn anew every second."""
+"""`top`: models, requests and GPUs, refreshed every second."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 import click
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from llamaswap.cli import models
-from llamaswap.cli.client import ApiClient, ClientError
+from llamaswap.cli.client import ApiClient, ClientError, JsonObject
 from llamaswap.cli.context import CliContext, remote, seconds
 
-MOST_REQUESTS = 20  # a screen is not longer
+REQUEST_ROWS = 20  # of the table; a screen is not longer
 
 
-def inflight(client: ApiClient) -> list[dict[str, Any]]:
-    """The requests under way: the first picture of the event stream."""
+def inflight(client: ApiClient) -> list[JsonObject]:
+    """The requests in flight: the first snapshot of the event stream."""
     events = client.events("/api/events?topics=inflight", timeout=10.0)
     try:
         for _, data in events:
@@ -32,35 +31,35 @@ def inflight(client: ApiClient) -> list[dict[str, Any]]:
     return []
 
 
-def gather(client: ApiClient, thorough: bool = False) -> dict[str, Any]:
-    """Everything the view shows. Models that are not loaded are asked about one by one only by the `thorough`: every
-    question is a line in the server's log."""
-    picture = models.gather(client, everything=thorough)
+def gather(client: ApiClient, thorough: bool = False) -> JsonObject:
+    """All data of the view. Details of models that are not loaded are only requested if it is `thorough`, because each
+    request is a line in the server's log."""
+    data = models.gather(client, everything=thorough)
     if not thorough:
-        loaded = {model["id"]: model for model in picture["models"]}
+        loaded = {model["id"]: model for model in data["models"]}
         names = sorted({*loaded, *models.local(client)})
-        picture["models"] = [loaded.get(name, {"id": name, "state": "stopped"}) for name in names]
-    picture["requests"] = inflight(client)
-    picture["gpus"], picture["system"] = _machine(client)
-    return picture
+        data["models"] = [loaded.get(name, {"id": name, "state": "stopped"}) for name in names]
+    data["requests"] = inflight(client)
+    data["gpus"], data["system"] = _machine(client)
+    return data
 
 
-def _machine(client: ApiClient) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def _machine(client: ApiClient) -> tuple[list[JsonObject], JsonObject | None]:
     try:
         found = client.json("/api/performance?max_points=1")
-    except ClientError as trouble:
-        if trouble.status == 503:  # switched off
+    except ClientError as error:
+        if error.status == 503:  # switched off
             return [], None
         raise
-    newest: dict[int, dict[str, Any]] = {row["id"]: row for row in found.get("gpu_stats") or []}
+    newest: dict[int, JsonObject] = {row["id"]: row for row in found.get("gpu_stats") or []}
     system = (found.get("sys_stats") or [None])[-1]
     return [newest[number] for number in sorted(newest)], system
 
 
-def view(picture: dict[str, Any]) -> Group:
-    """The picture as something that can be drawn."""
-    parts: list[Any] = []
-    system = picture["system"]
+def view(data: JsonObject) -> Group:
+    """The data as tables and lines."""
+    parts: list[RenderableType] = []
+    system = data["system"]
     if system:
         cores = system["cpu_util_per_core"] or [0]
         parts.append(
@@ -69,21 +68,21 @@ def view(picture: dict[str, Any]) -> Group:
                 f"memory {system['mem_used_mb'] / 1024:.1f} of {system['mem_total_mb'] / 1024:.1f} GiB"
             )
         )
-    if picture["gpus"]:
-        parts.append(_gpus(picture["gpus"]))
-    running = [model for model in picture["models"] if model["state"] != "stopped"]
-    stopped = [model["id"] for model in picture["models"] if model["state"] == "stopped"]
+    if data["gpus"]:
+        parts.append(_gpus(data["gpus"]))
+    running = [model for model in data["models"] if model["state"] != "stopped"]
+    stopped = [model["id"] for model in data["models"] if model["state"] == "stopped"]
     if running:
         parts.append(models.table(running))
     parts.append(Text(f"not loaded: {', '.join(stopped) or 'none'}", style="dim", overflow="ellipsis", no_wrap=True))
-    if picture["requests"]:
-        parts.append(_requests(picture["requests"]))
-    for waiting in picture["queue"][:MOST_REQUESTS]:
+    if data["requests"]:
+        parts.append(_requests(data["requests"]))
+    for waiting in data["queue"][:REQUEST_ROWS]:
         parts.append(Text(f"waiting {waiting['wait_ms'] / 1000:.1f}s for {waiting['model']}", style="yellow"))
     return Group(*parts)
 
 
-def _gpus(rows: list[dict[str, Any]]) -> Table:
+def _gpus(rows: list[JsonObject]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("GPU", "NAME", "UTIL", "MEMORY", "TEMP", "POWER"):
         shown.add_column(name)
@@ -94,11 +93,11 @@ def _gpus(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def _requests(rows: list[dict[str, Any]]) -> Table:
+def _requests(rows: list[JsonObject]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("REQUEST", "MODEL", "PHASE", "FOR", "TTFT", "TOKENS", "TOKENS/S", "FROM"):
         shown.add_column(name)
-    for row in rows[:MOST_REQUESTS]:
+    for row in rows[:REQUEST_ROWS]:
         shown.add_row(
             str(row["id"]),
             str(row["model"]),
@@ -113,8 +112,8 @@ def _requests(rows: list[dict[str, Any]]) -> Table:
 
 
 @click.command()
-@click.option("--every", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds between looks.")
-@click.option("--once", is_flag=True, help="Draw one picture and leave.")
+@click.option("--every", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds per refresh.")
+@click.option("--once", is_flag=True, help="Print the view once and exit.")
 @remote
 def top(context: CliContext, every: float, once: bool) -> None:
     """Watch models, requests and GPUs."""
@@ -127,21 +126,21 @@ def top(context: CliContext, every: float, once: bool) -> None:
     if once:
         context.show(view(gather(context.client)))
         return
-    if not context.out.is_terminal:  # a pipe or a file: one picture after the other
+    if not context.out.is_terminal:  # a pipe or a file: one view after the other
         _repeat(context, every)
         return
     with Live(view(gather(context.client)), console=context.out, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every)
-            live.update(_look(context.client), refresh=True)
+            live.update(_view_or_error(context.client), refresh=True)
 
 
-def _look(client: ApiClient) -> Group | Text:
-    """The picture, or what keeps it from being had: a server that starts anew comes back."""
+def _view_or_error(client: ApiClient) -> Group | Text:
+    """The view, or the error of a server that may come back."""
     try:
         return view(gather(client))
-    except ClientError as trouble:
-        return Text(str(trouble), style="red")
+    except ClientError as error:
+        return Text(str(error), style="red")
 
 
 def _repeat(context: CliContext, every: float) -> None:
@@ -149,4 +148,4 @@ def _repeat(context: CliContext, every: float) -> None:
     while True:
         time.sleep(every)
         context.out.print()
-        context.show(_look(context.client))
+        context.show(_view_or_error(context.client))

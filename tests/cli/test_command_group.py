@@ -26,8 +26,8 @@ class AppTests(SynchronousTestCase):
 
     def test_a_mistyped_command_is_answered_with_the_right_one_and_not_with_the_servers_flags(self):
         for words in (["unlaod"], ["help", "unlaod"]):
-            self.assertEqual(invoke(words).stderr, "Error: there is no command unlaod; did you mean unload?\n")
-        self.assertEqual(invoke(["xyz"]).stderr, "Error: there is no command xyz; llamaswap help lists them\n")
+            self.assertEqual(invoke(words).stderr, "Error: unknown command unlaod; did you mean unload?\n")
+        self.assertEqual(invoke(["xyz"]).stderr, "Error: unknown command xyz; llamaswap help lists them\n")
 
     def test_each_shell_has_a_completion_script(self):
         for shell in ("bash", "zsh", "fish"):

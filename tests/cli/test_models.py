@@ -5,7 +5,7 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.client import ApiClient, ClientError
-from llamaswap.cli.models import UNDECIDED, wait_for_load
+from llamaswap.cli.models import UNSEEN_TIMEOUT, wait_for_load
 from tests.cli.doubles import Server, invoke
 
 
@@ -91,7 +91,7 @@ class LoadTests(SynchronousTestCase):
         self.assertEqual(str(self.assertRaises(ClientError, self.wait, server)), "owl: exited\nno\nmemory\n")
 
     def test_a_load_of_which_nothing_is_seen_is_given_up(self):
-        server = self.server(["stopped"] * int(UNDECIDED * 10), last_error="not today")
+        server = self.server(["stopped"] * int(UNSEEN_TIMEOUT * 10), last_error="not today")
         self.assertIn("not today", str(self.assertRaises(ClientError, self.wait, server)))
 
     def test_no_wait_returns_at_once(self):
@@ -123,9 +123,9 @@ class UnknownModelTests(SynchronousTestCase):
 
     def test_a_name_like_no_other_is_answered_with_all_there_are(self):
         names = [f"m{number}" for number in range(20)]
-        self.assertIn("(there is owl, cat)", invoke(["load", "parot"], self.server("owl", "cat")).stderr)
+        self.assertIn("(available: owl, cat)", invoke(["load", "parot"], self.server("owl", "cat")).stderr)
         self.assertIn("m11, ...)", invoke(["load", "parot"], self.server(*names)).stderr)
-        self.assertIn("(there is none)", invoke(["load", "parot"], self.server()).stderr)
+        self.assertIn("(no model is configured)", invoke(["load", "parot"], self.server()).stderr)
 
     def test_a_404_of_the_models_own_server_is_told_as_it_is(self):
         self.assertEqual(invoke(["run", "owl", "hello"], self.server("owl")).stderr, "Error: 404: not found\n")

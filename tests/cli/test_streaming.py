@@ -19,16 +19,16 @@ class CollectTests(SynchronousTestCase):
         return collect(ApiClient("x", server.send), {"model": "owl"}, now=lambda: float(next(ticks)))
 
     def test_pieces_are_joined_and_timed(self):
-        tally = self.collect(chat("a", "b", "c", usage={"completion_tokens": 30}))
-        self.assertEqual((tally.text, tally.first, tally.tokens), ("abc", 1.0, 30))
-        self.assertAlmostEqual(tally.rate, 29 / (tally.total - 1))
+        stats = self.collect(chat("a", "b", "c", usage={"completion_tokens": 30}))
+        self.assertEqual((stats.text, stats.first, stats.tokens), ("abc", 1.0, 30))
+        self.assertAlmostEqual(stats.rate, 29 / (stats.total - 1))
 
     def test_without_a_count_the_pieces_are_counted(self):
         self.assertEqual(self.collect(chat("a", "b")).tokens, 2)
 
     def test_reasoning_is_apart(self):
-        tally = self.collect(sse({"id": "x", "choices": [{"delta": {"reasoning_content": "hm"}}]}, "[DONE]"))
-        self.assertEqual((tally.text, tally.reasoning, tally.first), ("", "hm", 1.0))
+        stats = self.collect(sse({"id": "x", "choices": [{"delta": {"reasoning_content": "hm"}}]}, "[DONE]"))
+        self.assertEqual((stats.text, stats.reasoning, stats.first), ("", "hm", 1.0))
 
     def test_what_is_said_while_the_model_loads_is_no_token_and_no_part_of_the_answer(self):
         words = [json.loads(reasoning(text).partition(b":")[2]) for text in ("llama-swap", " loading")]
@@ -36,8 +36,8 @@ class CollectTests(SynchronousTestCase):
         shown = []
         ticks = iter(range(100))
         server = Server().on(f"POST {CHAT}", sse(*words, said, "[DONE]"))
-        tally = collect(ApiClient("x", server.send), {}, shown.append, now=lambda: float(next(ticks)))
-        self.assertEqual((tally.text, tally.reasoning, tally.pieces, tally.first), ("hello", "", 1, 3.0))
+        stats = collect(ApiClient("x", server.send), {}, shown.append, now=lambda: float(next(ticks)))
+        self.assertEqual((stats.text, stats.reasoning, stats.pieces, stats.first), ("hello", "", 1, 3.0))
         self.assertEqual([piece.reasoning for piece in shown if piece.loading], ["llama-swap", " loading"])
 
     def test_an_error_in_the_stream_is_raised(self):
@@ -72,8 +72,8 @@ class RunTests(SynchronousTestCase):
 
     def test_a_conversation_is_sent_whole_without_the_reasoning(self):
         talk = Conversation("owl", "kind")
-        talk.keep("q1", "a1")
-        roles = [(message["role"], message["content"]) for message in talk.order("q2")["messages"]]
+        talk.add("q1", "a1")
+        roles = [(message["role"], message["content"]) for message in talk.request("q2")["messages"]]
         self.assertEqual(roles, [("system", "kind"), ("user", "q1"), ("assistant", "a1"), ("user", "q2")])
 
 
