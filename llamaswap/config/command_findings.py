@@ -26,7 +26,7 @@ def check_command(model: Model, report: Diagnostics) -> None:
     path = f"models.{model.id}.cmd"
     program = _name(found[0])
     if program not in _SHELLS:
-        _check_shell_syntax(model.id, found, path, report)
+        _check_shell_syntax(found, path, report)
     if program in _CONTAINER_CLIENTS:
         _check_container(model, found, path, report)
     else:
@@ -37,10 +37,10 @@ def _name(word: Word) -> str:
     return word.text.rpartition("/")[2]
 
 
-def _check_shell_syntax(model: str, found: Sequence[Word], path: str, report: Diagnostics) -> None:
+def _check_shell_syntax(found: Sequence[Word], path: str, report: Diagnostics) -> None:
     if _ASSIGNMENT.match(found[0].text):
         report.warn(
-            f"model {model}: {found[0].text!r} is run as a program, because cmd is not read by a shell",
+            f"{found[0].text!r} is run as a program, because cmd is not read by a shell",
             path,
             hint="set variables in `env:`",
         )
@@ -50,7 +50,7 @@ def _check_shell_syntax(model: str, found: Sequence[Word], path: str, report: Di
         operator = not word.quoted and _OPERATOR.fullmatch(text)
         if operator or (not re.search(r"\s", text) and (_HOME.search(text) or _EXPANSION.search(text))):
             report.warn(
-                f"model {model}: {text!r} reaches the program as it is, because cmd is not read by a shell",
+                f"{text!r} reaches the program as it is, because cmd is not read by a shell",
                 path,
                 hint="write the value out, or run the command with sh -c '...'",
             )
@@ -66,7 +66,7 @@ def _check_port(model: Model, found: Sequence[Word], path: str, report: Diagnost
         port = (match[1] or following.text) if match else ""
         if port.isdigit() and int(port) != endpoint.port:
             report.warn(
-                f"model {model.id}: the command listens on port {port}, but proxy leads to port {endpoint.port}",
+                f"the command listens on port {port}, but proxy leads to port {endpoint.port}",
                 path,
                 hint="use the same port, or ${PORT} in both",
             )
@@ -81,7 +81,7 @@ def _check_container(model: Model, found: Sequence[Word], path: str, report: Dia
         name = following if text == "--name" else text.removeprefix("--name=") if text.startswith("--name=") else ""
         if name:
             report.warn(
-                f"model {model.id}: container {name} may outlive its client, and the next load then fails",
+                f"container {name} may outlive its client, and the next load then fails",
                 path,
                 hint=f"set cmdStop: {found[0].text} stop {name}",
             )

@@ -1,4 +1,4 @@
-"""What a new configuration asks of a running service: which models come, go, restart, or merely learn new rules."""
+"""The difference between two configurations: added, removed, restarted and retuned models, and changed settings."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from llamaswap.config import command_line
 from llamaswap.config.schema import Config, Model
 
 NOT_SETTINGS = frozenset({"models", "macros", "groups", "matrix", "_names"})
-"""Fields of Config that say nothing of their own: models are listed one by one, the others are mirrored elsewhere."""
+"""Fields of Config that are not compared: models are compared one by one, the others are copies."""
 
 
 @frozen
 class ConfigDiff:
     """Model IDs in ascending order, and the names of Config's changed fields.
 
-    `restarted` models need a new process; `retuned` ones keep theirs and take their new record into use.
+    `restarted` models need a new process; `retuned` ones keep theirs with other settings.
     """
 
     added: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class ConfigDiff:
 
 
 def diff(old: Config, new: Config) -> ConfigDiff:
-    """What changes between two configurations; nothing for equal ones."""
+    """The changes from `old` to `new`."""
     both = sorted(old.models.keys() & new.models.keys())
     changed = [name for name in both if old.models[name] != new.models[name]]
     restarted = {name for name in changed if not _same_process(old.models[name], new.models[name])}
@@ -44,7 +44,7 @@ def diff(old: Config, new: Config) -> ConfigDiff:
 
 
 def _same_process(old: Model, new: Model) -> bool:
-    """Whether a running process of the old model serves as the new one's: a command may be written differently."""
+    """Whether the process of the old model is right for the new one. The text of an equal command may differ."""
     return (old.env, old.env_policy, old.proxy, old.port) == (new.env, new.env_policy, new.proxy, new.port) and (
         old.cmd == new.cmd or _argv(old) == _argv(new)
     )

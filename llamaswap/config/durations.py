@@ -1,4 +1,4 @@
-"""Durations as text: 1h30m, 1.5m, 250ms. A bare number has no unit and is none."""
+"""Durations as text: 1h30m, 1.5m, 250ms. A number without a unit is not a duration."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import re
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _WHOLE = re.compile(rf"[-+]?(?:{_PART.pattern})+")
-MOST = float(2**63) * UNITS["ns"]  # what fits the original's 64-bit nanoseconds
+MAX_SECONDS = float(2**63) * UNITS["ns"]  # the Go program has 64-bit nanoseconds
 
 
 def parse(text: str) -> float | None:
-    """Seconds, or None where the text is no duration."""
+    """Seconds; None if the text is not a duration."""
     if text in ("0", "+0", "-0"):
         return 0.0
     if len(text) > 200 or not _WHOLE.fullmatch(text):
         return None
     seconds = math.fsum(float(amount) * UNITS[unit] for amount, unit in _PART.findall(text))
-    if seconds >= MOST:
+    if seconds >= MAX_SECONDS:
         return None
     return -seconds if text[0] == "-" else seconds
 
@@ -37,5 +37,5 @@ def render(seconds: float) -> str:
     minutes, rest = divmod(micros, 60_000_000)
     hours, minutes = divmod(minutes, 60)
     lead = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    said = f"{rest / 1_000_000:.6f}".rstrip("0").rstrip(".")
-    return f"{sign}{lead}{said}s"
+    shown = f"{rest / 1_000_000:.6f}".rstrip("0").rstrip(".")
+    return f"{sign}{lead}{shown}s"

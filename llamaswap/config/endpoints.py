@@ -1,4 +1,4 @@
-"""Where a server listens: the parsed form of a `proxy` URL. Pure values; nothing is resolved or connected."""
+"""The parsed form of a `proxy` URL: the address of a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from attrs import frozen
 
 @frozen(cache_hash=True)
 class Endpoint:
-    """A base URL taken apart.
+    """The parts of a base URL.
 
     `scheme` is "http" or "https", `host` without brackets, `path` without its trailing slash ("" for none),
     `query` without "?" (the target's own query, put before the request's).
@@ -26,7 +26,7 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        """host[:port] as a Host header wants it: brackets around IPv6, the default port left out."""
+        """host[:port] for a Host header: IPv6 in brackets, without the default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         default = 443 if self.scheme == "https" else 80
         return host if self.port == default else f"{host}:{self.port}"

@@ -1,4 +1,4 @@
-"""${env.NAME}: text of the environment put into a file before YAML reads it. The environment is a parameter."""
+"""${env.NAME}: variables of the environment, put into a file before it is parsed as YAML."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from llamaswap.config.diagnostics import Diagnostics, fail
 from llamaswap.config.nodes import SourceLocation
 
 PLACEHOLDER = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
-MOST_TEXT = 32 * 1024 * 1024  # characters; a file that grows beyond is a mistake, and would be held several times
+MAX_TEXT = 32 * 1024 * 1024  # characters; a longer file is a mistake, and would be in memory several times
 
 
 class Unexpanded(Mapping[str, str]):
-    """An environment in which every variable is set to a number of its own: a text is read without the real values.
+    """An environment in which each variable is another number, to parse a text without the real values.
 
-    What is said about such a text then reveals neither a value nor whether a variable is set.
+    The problems of such a text reveal neither a value nor whether a variable is set.
     """
 
     FIRST = 10001
@@ -38,10 +38,10 @@ def names_in(text: str) -> frozenset[str]:
 
 
 def substitute(text: str, file: str, environ: Mapping[str, str], required: Callable[[str], Collection[str]]) -> str:
-    """Replace every placeholder twice over (a value may hold one itself).
+    """Replace every placeholder, twice, because a value may contain one.
 
-    `required(text)` names the placeholders that count: those outside YAML comments. Others stay as they are.
-    Raises ConfigError for a name that is not set or whose value would break the line.
+    `required(text)` returns the names that are replaced: those outside YAML comments. Raises ConfigError for a name
+    that is not set or whose value would break the line.
     """
     for _ in range(2):
         if "${env." not in text:
@@ -67,8 +67,8 @@ def _once(text: str, file: str, environ: Mapping[str, str], names: frozenset[str
             values[name] = value.replace("\\", "\\\\").replace('"', '\\"')
     report.raise_if_errors()
     grown = sum(len(values.get(name, "")) for name in PLACEHOLDER.findall(text))
-    if grown > MOST_TEXT:
-        raise fail(f"environment variables make the file longer than {MOST_TEXT} characters", at=SourceLocation(file))
+    if grown > MAX_TEXT:
+        raise fail(f"environment variables make the file longer than {MAX_TEXT} characters", at=SourceLocation(file))
     return PLACEHOLDER.sub(lambda match: values.get(match.group(1), match.group(0)), text)
 
 

@@ -1,4 +1,4 @@
-"""Which name means which model: IDs, aliases, peers' models. Built once per configuration."""
+"""The names of models: IDs, aliases and the models of peers. Built once per configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @frozen
 class NameIndex:
-    """The indexes behind Config's lookups."""
+    """The tables for the lookups of Config. A bare name that several peers offer is None."""
 
     models: frozenset[str]
     aliases: Mapping[str, str]
@@ -34,8 +34,8 @@ class NameIndex:
             for name in dict.fromkeys(peers[peer_id].models):
                 qualified.setdefault(f"{peer_id}/{name}", (peer_id, name))
                 if peers[peer_id].auto and name in written:
-                    continue  # what a peer says it offers takes no name from what the configuration says
-                bare[name] = None if name in bare else (peer_id, name)  # None: offered by several, so by nobody
+                    continue  # names in the configuration come before those that a peer lists
+                bare[name] = None if name in bare else (peer_id, name)
         return cls(frozenset(models), aliases, qualified, bare, frozenset(selectors))
 
     def real(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Several files as one document: what may be spread over files, what must stand in one, what conflicts."""
+"""Several files as one document: what may be in several files, what must be in one, and what conflicts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llamaswap.config.diagnostics import fail
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, SourceLocation, is_null, kind_of
 
-# Each child of these belongs to one file: two models of one name are a mistake, even when they are equal.
+# Each entry of these must be in one file: two models of one name are a mistake, even if they are equal.
 IDENTITY = frozenset(
     {
         ("models",),
@@ -23,7 +23,7 @@ IDENTITY = frozenset(
 
 
 def merge(tables: Sequence[MappingNode]) -> MappingNode:
-    """One document of several, earlier ones first. Raises ConfigError naming the key and the later file."""
+    """One document of several, earlier ones first. Raises ConfigError with the key and the later file."""
     if not tables:
         return MappingNode({})
     merged = tables[0]

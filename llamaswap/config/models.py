@@ -97,6 +97,7 @@ def draft(
             path,
             hint="set cmd to the command that starts its server, or proxy to the address of one that runs",
         )
+        tree = evolve(tree, entries={**tree.entries, "proxy": macros.text("")})  # so that ${PORT} is not reported again
     elif in_proxy and not in_cmd:
         report.error(
             f"model {model_id}: proxy uses ${{PORT}} but cmd does not",

@@ -1,4 +1,4 @@
-"""Regular expressions of a configuration: RE2, which matches in linear time, the dialect files are written in."""
+"""Regular expressions of a configuration, in the syntax of RE2, which matches in linear time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from attrs import frozen
 
 
 class PatternError(ValueError):
-    """The text is no RE2 expression; `str()` says what is wrong."""
+    """The text is not an RE2 expression; `str()` says why."""
 
 
 @lru_cache(maxsize=256)
 def _compiled(text: str) -> Any:
-    import re2  # 2.6 MB: the usual configuration has no expression of its own, and the built-in one is rarely asked
+    import re2  # here, because it takes 2.6 MB and most configurations never match an expression
 
     options = re2.Options()
-    options.log_errors = False  # it would print to stderr, and we raise
+    options.log_errors = False  # else it prints to stderr as well
     try:
         return re2.compile(text, options)
     except (re2.error, UnicodeError) as error:
@@ -27,19 +27,19 @@ def _compiled(text: str) -> Any:
 
 @frozen
 class PathPattern:
-    """An expression known as good, compiled when it is first used; equal to another of the same text."""
+    """A valid expression, compiled by its first use; equal to another with the same text."""
 
     text: str
 
     @classmethod
     def compile(cls, text: str) -> PathPattern:
-        """Raises PatternError."""
+        """A pattern of this text. Raises PatternError."""
         _compiled(text)
         return cls(text)
 
     def search(self, path: str) -> bool:
-        """Does the expression match anywhere in `path`?"""
+        """Whether the expression matches anywhere in `path`."""
         try:
             return _compiled(self.text).search(path) is not None
-        except UnicodeError:  # lone surrogates cannot be told to the C++ side
+        except UnicodeError:  # the C++ library cannot take lone surrogates
             return False

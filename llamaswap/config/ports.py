@@ -1,4 +1,4 @@
-"""Ports over a reload: a model that was there before keeps its port, newcomers take free ones."""
+"""Ports after a reload: a model that had a port keeps it, new models get free ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from llamaswap.errors import ConfigError
 
 
 def keep(old: Config, new: Config) -> Config:
-    """`new` with the ports that `old` handed out where a model has one in both.
+    """`new` with the ports of `old` for models that have one in both.
 
-    A changed startPort is a wish for other ports: then nothing is kept. Newcomers get the lowest ports from
-    startPort on that neither configuration holds, since a removed model's server may still be stopping.
+    With another startPort no port is kept. New models get the lowest ports from startPort on that neither
+    configuration uses, because the server of a removed model may still be stopping.
     """
     if old.start_port != new.start_port:
         return new
@@ -32,7 +32,7 @@ def keep(old: Config, new: Config) -> Config:
             taken.add(port)
         try:
             models[name] = model.with_port(port)
-        except ConfigError:  # two keys with ${PORT} in them became equal: as it was loaded, it was right
+        except ConfigError:  # two keys with ${PORT} became equal; the configuration is valid as it was loaded
             return new
     if _clash(models):
         return new
@@ -40,6 +40,6 @@ def keep(old: Config, new: Config) -> Config:
 
 
 def _clash(models: dict[str, Model]) -> bool:
-    """Did a ${PORT} in an alias run into another name?"""
+    """Whether a ${PORT} in an alias made it equal to another one."""
     aliases = [alias for model in models.values() for alias in set(model.aliases)]
     return len(set(aliases)) < len(aliases)

@@ -69,7 +69,7 @@ def preloaded(
             found += groups[name].members
         elif name:
             report.warn(
-                f"hooks.on_startup.preload: {name!r} is neither a model nor a group, ignored",
+                f"{name!r} is neither a model nor a group, ignored",
                 f"hooks.on_startup.preload[{index}]",
                 hint=did_you_mean(name, [*names.models, *names.aliases, *groups]),
             )

@@ -1,4 +1,4 @@
-"""What an unquoted YAML scalar means: the dialect of llama-swap's files, which is not PyYAML's.
+"""The values of unquoted YAML scalars in llama-swap's files, which differ from PyYAML's.
 
 Words such as yes and on are text, 010 is octal, 1e3 and 08 are floats, 12:30 is text, dates become RFC 3339.
 """
@@ -16,7 +16,7 @@ SPECIAL_FLOATS = {
        for word in (".inf", ".Inf", ".INF")},
     **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
 }  # fmt: skip
-INT_LEAST, INT_MOST = -(2**63), 2**64 - 1
+MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
 _INTEGER = re.compile(r"([-+]?)(?:(0[xX])([0-9a-fA-F]+)|(0[bB])([01]+)|(0[oO]?)([0-7]+)|(0|[1-9][0-9]*))")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -46,7 +46,7 @@ def resolve(text: str) -> tuple[str, Value]:
 
 def _number(text: str) -> tuple[str, Value] | None:
     match = _INTEGER.fullmatch(text)
-    # Python refuses to read thousands of decimal digits; nothing that long is in range anyway.
+    # Python refuses to parse thousands of digits; such a number is out of range anyway.
     if match is not None and len(text) < 100:
         sign, _, hexadecimal, _, binary, _, octal, decimal = match.groups()
         if hexadecimal:
@@ -58,7 +58,7 @@ def _number(text: str) -> tuple[str, Value] | None:
         else:
             value = int(decimal)
         value = -value if sign == "-" else value
-        if INT_LEAST <= value <= INT_MOST:
+        if MIN_INT <= value <= MAX_INT:
             return "int", value
     if _FLOAT.fullmatch(text):
         number = float(text)
@@ -73,7 +73,7 @@ def _timestamp(text: str) -> str | None:
         return None
     year, month, day, separator, hour, minute, second, fraction, zone = match.groups()
     if separator is not None and (separator == " ") == (zone is not None):
-        return None  # a zone goes with T, and only with it
+        return None  # a time with T needs a zone, one with a space has none
     try:
         moment = datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0))
         offset = _offset(zone)
@@ -92,7 +92,7 @@ def _offset(zone: str | None) -> timezone | None:
 
 
 def text_of(value: str | int | float | bool) -> str:
-    """A macro's value inside a longer text: shortest round-trip digits, exponent form from a million up."""
+    """A macro's value inside a longer text: as few digits as identify it, with an exponent from a million up."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, float):

@@ -1,4 +1,4 @@
-"""What is done to a running server in words: a request to it, such as `POST /sleep?level=1`, or a command."""
+"""Steps on a running server: a request to it, such as `POST /sleep?level=1`, or a command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REQUEST = re.compile(r"(GET|POST|PUT|PATCH|DELETE)[ \t]+(\S*)(?:\s+(.*))?", re.
 
 @frozen
 class StepRequest:
-    """A request to the server itself. `path` may carry a query, `body` is sent as JSON where there is one."""
+    """A request to the server. `path` may have a query; a `body` is sent as JSON."""
 
     method: str
     path: str
@@ -21,7 +21,7 @@ class StepRequest:
 
 
 def request_of(step: str) -> StepRequest | None:
-    """The request a step stands for; None where it is a command."""
+    """The request of a step; None for a command."""
     found = _REQUEST.fullmatch(step.strip())
     if found is None:
         return None
@@ -29,7 +29,7 @@ def request_of(step: str) -> StepRequest | None:
 
 
 def problem_of(step: str) -> str:
-    """Why a step could never be done; "" where it may."""
+    """Why a step can never succeed; "" if it may."""
     request = request_of(step)
     if request is not None:
         return "" if request.path.startswith("/") else f"the path {request.path!r} of a request begins with a /"
