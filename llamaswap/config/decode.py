@@ -5,13 +5,22 @@ A value that does not fit is left out; the caller checks the report before it us
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from attrs import NOTHING, Attribute, define, evolve, fields
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
-from llamaswap.config.field_types import UNSET, Key, SectionMapType, SectionType, TypeMismatch, keys_of, shown
+from llamaswap.config.field_types import (
+    UNSET,
+    DurationType,
+    Key,
+    SectionMapType,
+    SectionType,
+    TypeMismatch,
+    keys_of,
+    shown,
+)
 from llamaswap.config.nodes import MappingNode, Node, is_null
 from llamaswap.config.schema import Config, Model
 
@@ -56,15 +65,16 @@ class Decoder:
         try:
             if isinstance(kind, SectionType):
                 return self._section(attribute, kind, node, path)
-            return (
-                self._sections(kind, node, path)
-                if isinstance(kind, SectionMapType)
-                else kind.read(node, path, self.report)
-            )
+            if isinstance(kind, SectionMapType):
+                return self._sections(kind, node, path)
+            value = kind.read(node, path, self.report)
         except TypeMismatch as mismatch:
             message = f"{path}: {shown(node, kind.secret)} cannot be used, wanted {mismatch.wanted}"
             self.report.error(message, path, node, mismatch.hint)
             return UNSET
+        for where, message in () if key.lenient else _beyond_bounds(key, value, path):
+            self.report.error(message, where, node, key.doc)
+        return value
 
     def _section(self, attribute: Attribute[Any], kind: SectionType, node: Node, path: str) -> object:
         if not isinstance(node, MappingNode):
@@ -92,6 +102,20 @@ class Decoder:
             self.report.error(f"{path} must be a mapping, not {shown(node)}", path, node, kind.hint)
             return None
         return self.given(kind.record, node, path)
+
+
+def _beyond_bounds(key: Key, value: object, path: str) -> Iterator[tuple[str, str]]:
+    """The errors of a value that its key's bounds exclude: (path, message)."""
+    minimum = key.bounds.get("minimum", 0 if isinstance(key.kind, DurationType) else None)
+    if minimum is not None and isinstance(value, int | float) and value < minimum:
+        yield path, f"{path} must be at least {minimum}, not {value:g}"
+    if "enum" in key.bounds and value not in key.bounds["enum"]:
+        yield path, f"{path} must be one of {', '.join(filter(None, key.bounds['enum']))}, not {value!r}"
+    if "items_enum" in key.bounds and isinstance(value, tuple):
+        words = key.bounds["items_enum"]
+        for index, word in enumerate(value):
+            if word not in words:
+                yield f"{path}[{index}]", f"{path} has {word!r}, which is none of {', '.join(words)}"
 
 
 def _hint(name: str, child: Node, known: Collection[str], path: str) -> str:

@@ -373,18 +373,30 @@ class SectionMapType(FieldType):
 
 @frozen
 class Key:
-    """One YAML key: its name, what it holds, one sentence for the operator, and bounds as in a JSON schema."""
+    """One YAML key: its name, what it holds, one sentence for the operator, and bounds as in a JSON schema.
+
+    A value beyond the bounds is an error, unless they are `lenient`: then it is checked elsewhere, or accepted.
+    """
 
     name: str
     kind: FieldType
     doc: str
     synonyms: tuple[str, ...] = ()
-    bounds: Mapping[str, object] = Factory(dict)
+    lenient: bool = False
+    bounds: Mapping[str, Any] = Factory(dict)
 
 
-def key(name: str, kind: FieldType, doc: str, *, synonyms: tuple[str, ...] = (), **bounds: object) -> dict[str, Key]:
+def key(
+    name: str,
+    kind: FieldType,
+    doc: str,
+    *,
+    synonyms: tuple[str, ...] = (),
+    lenient: bool = False,
+    **bounds: object,
+) -> dict[str, Key]:
     """The `metadata=` of an attrs field that is read from the YAML key `name`; `bounds` go into the JSON schema."""
-    return {"key": Key(name, kind, doc, synonyms, bounds)}
+    return {"key": Key(name, kind, doc, synonyms, lenient, bounds)}
 
 
 def keys_of(record: type[Any]) -> dict[str, tuple[Attribute[Any], Key]]:

@@ -20,9 +20,7 @@ from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.models import GlobalDefaults, ModelDraft
 from llamaswap.config.nodes import MappingNode, is_null, kind_of
 from llamaswap.config.schema import (
-    FORWARD_KEY,
     LOG_LEVELS,
-    LOG_TARGETS,
     LOG_TIME_FORMATS,
     MINIMUM_HEALTH_CHECK_TIMEOUT,
     MINIMUM_PERFORMANCE_EVERY,
@@ -270,17 +268,7 @@ def _resolve(values: dict[str, Any], root: MappingNode, report: Diagnostics, fac
         values["performance"] = evolve(performance, every=MINIMUM_PERFORMANCE_EVERY)
     elif performance.every < MINIMUM_PERFORMANCE_EVERY:
         report.error("performance.every must be at least 5s", "performance.every")
-    if values.get("global_ttl", 0) < 0:
-        report.error("globalTTL must not be negative", "globalTTL", hint="0 never unloads")
-    grace = values.get("unload_timeout", 0.0)
-    if grace < 0:
-        report.error("unloadTimeout must not be negative", "unloadTimeout")
-    values["unload_timeout"] = grace or defaults.unload_timeout
-    if values.get("drain_timeout", 0.0) < 0:
-        report.error("drainTimeout must not be negative", "drainTimeout")
-    if values.get("forward_key", defaults.forward_key) not in FORWARD_KEY:
-        wrong = f"forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
-        report.error(wrong, "forwardKey")
+    values["unload_timeout"] = values.get("unload_timeout", 0.0) or defaults.unload_timeout
     if values.get("metrics_max_in_memory", 1) <= 0:
         values["metrics_max_in_memory"] = defaults.metrics_max_in_memory
     ui: UiSettings = values.get("ui", defaults.ui)
@@ -321,17 +309,6 @@ def _resolve_logs(values: dict[str, Any], root: MappingNode, report: Diagnostics
         values[attribute] = word if word in known else fallback
     files: LogFileSettings = values.get("log_files", LogFileSettings())
     values["log_files"] = evolve(files, folder=files.folder.strip())
-    for name, count, least in (("size", files.size, 1), ("keep", files.keep, 0)):
-        if count < least:
-            where = f"logFiles.{name}"
-            report.error(f"{where} must be at least {least}, not {count}", where)
-    model_sections.check_env_policy(values.get("env_policy", ""), "envPolicy", report)
-    target = values.get("log_to_stdout")
-    if target is not None and target not in LOG_TARGETS:
-        report.error(
-            f"logToStdout must be one of {', '.join(LOG_TARGETS)}, not {target!r}",
-            "logToStdout",
-        )
 
 
 def _check_keys(given: Sequence[Secret], report: Diagnostics) -> None:

@@ -16,17 +16,10 @@ from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null, kind_of
 from llamaswap.config.schema import (
     DEFAULT_PROXY,
-    ENV_POLICIES,
-    FORWARD_KEY,
     MINIMUM_HEALTH_CHECK_TIMEOUT,
-    MODALITIES,
-    SIGNS,
-    SUPERSEDE,
     USE_GLOBAL_TTL,
-    Capabilities,
     Compat,
     Filters,
-    HangDetection,
     Model,
     SlotSettings,
     SuspendSettings,
@@ -155,32 +148,18 @@ def model(
     tree = placed.tree
     values: dict[str, Any] = zeros(Model) if tree is None else Decoder(report).given(Model, tree, path)
     given_ttl = values.get("ttl", USE_GLOBAL_TTL)
-    if given_ttl < USE_GLOBAL_TTL:
-        report.error(f"model {placed.id}: ttl {given_ttl} is less than -1", f"{path}.ttl", hint="0 never unloads")
     values["ttl"] = inherited.global_ttl if given_ttl == USE_GLOBAL_TTL else given_ttl
-    grace = values.get("unload_timeout", 0.0)
-    if grace < 0:
-        report.error(f"model {placed.id}: unloadTimeout {grace:.0f} is negative", f"{path}.unloadTimeout")
-    values["unload_timeout"] = grace or inherited.unload_timeout
+    values["unload_timeout"] = values.get("unload_timeout", 0.0) or inherited.unload_timeout
     values.setdefault("send_loading_state", inherited.send_loading_state)
     own_timeout = values.get("health_check_timeout", 0.0)
     values["health_check_timeout"] = (
         max(own_timeout, MINIMUM_HEALTH_CHECK_TIMEOUT) if own_timeout else inherited.health_check_timeout
     )
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
-    check_env_policy(values.get("env_policy", ""), f"{path}.envPolicy", report)
     values["env_policy"] = values.get("env_policy", "") or inherited.env_policy
-    if values.get("supersede", "") not in SUPERSEDE:
-        wrong = f"model {placed.id}: supersede is {values['supersede']!r}, which is none of session, client"
-        report.error(wrong, f"{path}.supersede")
-    if values.get("forward_key", "") not in ("", *FORWARD_KEY):
-        wrong = f"model {placed.id}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
-        report.error(wrong, f"{path}.forwardKey")
     if placed.id == COMFYUI:
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)
-    _check_capabilities(placed.id, values.get("capabilities", Capabilities()), report)
-    _check_stall(placed.id, values.get("stall", HangDetection()), report)
     _check_sleep(placed.id, values.get("sleep", SuspendSettings()), report)
     _check_slots(placed.id, values.get("slots", SlotSettings()), values.get("cmd", ""), report)
     values["filters"] = ready(values.get("filters", Filters()))
@@ -199,35 +178,6 @@ def _rebuild(drafted: ModelDraft, inherited: GlobalDefaults, port: int) -> Model
     return evolve(made, aliases=(*made.aliases, *others))
 
 
-def check_env_policy(given: str, path: str, report: Diagnostics) -> None:
-    """Refuse a policy that does not exist; empty is unset."""
-    if given and given not in ENV_POLICIES:
-        report.error(f"{path} must be one of {', '.join(ENV_POLICIES)}, not {given!r}", path)
-
-
-def _check_capabilities(model_id: str, given: Capabilities, report: Diagnostics) -> None:
-    path = f"models.{model_id}.capabilities"
-    for name, words in (("in", given.inputs), ("out", given.outputs)):
-        for word in words:
-            if word not in MODALITIES:
-                report.error(
-                    f"model {model_id}: capabilities.{name} has {word!r}, which is none of {', '.join(MODALITIES)}",
-                    f"{path}.{name}",
-                )
-    if given.context < 0:
-        report.error(f"model {model_id}: capabilities.context is negative", f"{path}.context")
-
-
-def _check_stall(model_id: str, given: HangDetection, report: Diagnostics) -> None:
-    for word in given.signs:
-        if word not in SIGNS:
-            message = f"model {model_id}: stall.signs has {word!r}, which is none of {', '.join(SIGNS)}"
-            report.error(message, f"models.{model_id}.stall.signs")
-    for name, number in (("cpu", given.cpu), ("gpu", given.gpu)):
-        if number < 0:
-            report.error(f"model {model_id}: stall.{name} is negative", f"models.{model_id}.stall.{name}")
-
-
 def _check_sleep(model_id: str, given: SuspendSettings, report: Diagnostics) -> None:
     path = f"models.{model_id}.sleep"
     if bool(given.sleep) != bool(given.wake):
@@ -238,8 +188,6 @@ def _check_sleep(model_id: str, given: SuspendSettings, report: Diagnostics) -> 
             problem = steps.problem_of(step)
             if problem:
                 report.error(f"model {model_id}: sleep.{name} has {step!r}: {problem}", f"{path}.{name}")
-    if given.ttl < 0:
-        report.error(f"model {model_id}: sleep.ttl is negative", f"{path}.ttl")
     if given.sleep and given.timeout <= 0:
         report.error(f"model {model_id}: sleep.timeout must be more than 0s", f"{path}.timeout")
 
@@ -250,8 +198,6 @@ def _check_slots(model_id: str, given: SlotSettings, cmd: str, report: Diagnosti
         return
     if given.timeout <= 0:
         report.error(f"model {model_id}: slots.timeout must be more than 0s", f"{path}.timeout")
-    if given.max_size < 1:
-        report.error(f"model {model_id}: slots.maxSize must be at least 1", f"{path}.maxSize")
     if "--slot-save-path" not in cmd:
         report.warn(
             f"{path}: the server cannot save slots: its command has no --slot-save-path",

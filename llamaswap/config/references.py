@@ -16,7 +16,6 @@ from llamaswap.config.models import ready
 from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
 from llamaswap.config.policies.eviction import Eviction
 from llamaswap.config.schema import (
-    FORWARD_KEY,
     STRATEGIES,
     Group,
     Model,
@@ -111,9 +110,6 @@ def _peer(peer_id: str, values: dict[str, Any], path: str, report: Diagnostics) 
     values["models"] = tuple(dict.fromkeys(listed or ()))
     if not (values["models"] or values["auto"]):
         report.error(f"{path}: models must not be empty", path, hint="list what the peer offers, or write auto")
-    if values.get("forward_key", "") not in ("", *FORWARD_KEY):
-        wrong = f"{path}: forwardKey is {values['forward_key']!r}, which is none of {', '.join(FORWARD_KEY)}"
-        report.error(wrong, f"{path}.forwardKey")
     if values.get("api_key") == Secret(""):
         values["api_key"] = None
     peer = Peer(peer_id, **values)

@@ -82,7 +82,7 @@ def _router_in_use(root: MappingNode) -> str:
 
 
 def scheduler(given: QueueSettings, names: NameIndex, report: Diagnostics) -> QueueSettings:
-    """Priorities by real ID; bounds checked."""
+    """The scheduler's settings with priorities by model ID."""
     path = "routing.scheduler"
     if given.use not in ("", *SCHEDULERS):
         report.error(f"{path}.use: unknown scheduler {given.use!r}, use {', '.join(SCHEDULERS)}", f"{path}.use")
@@ -99,18 +99,4 @@ def scheduler(given: QueueSettings, names: NameIndex, report: Diagnostics) -> Qu
             )
         else:
             priority[real] = rank
-    for name, seconds in (
-        ("patience", fifo.patience),
-        ("maxWait", fifo.max_wait),
-        ("stalledReader", fifo.stalled_reader),
-        ("backoff", fifo.backoff),
-        ("backoffMax", fifo.backoff_max),
-        ("reclaim", fifo.reclaim),
-        ("maxAsleep", fifo.max_asleep),
-    ):
-        if seconds < 0:
-            report.error(f"{path}.settings.fifo.{name} must not be negative", f"{path}.settings.fifo.{name}")
-    if fifo.max_queue < 1:
-        report.error(f"{path}.settings.fifo.maxQueue must be at least 1", f"{path}.settings.fifo.maxQueue")
-    settled = evolve(fifo, priority=priority)
-    return QueueSettings("fifo", evolve(given.settings, fifo=settled))
+    return QueueSettings("fifo", evolve(given.settings, fifo=evolve(fifo, priority=priority)))

@@ -338,7 +338,7 @@ class Config:
             "envPolicy",
             TextType(),
             "Which environment variables of llamaswap servers get: `inherit` all, `clean` those of a fixed list.",
-            enum=ENV_POLICIES,
+            enum=("", *ENV_POLICIES),
         ),
     )
     macros: Mapping[str, Scalar] = field(

@@ -115,7 +115,11 @@ class HangDetection:
     times: int = field(
         default=10,
         metadata=key(
-            "times", IntegerType(), "And so many times the longest pause this model came back from.", minimum=1
+            "times",
+            IntegerType(),
+            "And so many times the longest pause this model came back from.",
+            minimum=1,
+            lenient=True,
         ),
     )
     canary: float = field(
@@ -242,7 +246,7 @@ class Model:
             TextType(),
             "Which environment variables of llamaswap the server gets besides `env`: `inherit` all, `clean` those of a "
             "fixed list. Unset takes the global value.",
-            enum=ENV_POLICIES,
+            enum=("", *ENV_POLICIES),
         ),
     )
     check_endpoint: str = field(

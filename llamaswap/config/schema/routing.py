@@ -34,7 +34,9 @@ class EvictionSettings:
 
     use: str = field(
         default=DEFAULT_POLICY,
-        metadata=key("use", TextType(), "The engine that decides who is unloaded for whom.", enum=("", *POLICIES)),
+        metadata=key(
+            "use", TextType(), "The engine that decides who is unloaded for whom.", enum=("", *POLICIES), lenient=True
+        ),
     )
     settings: RouterSettings = field(
         default=RouterSettings(), metadata=key("settings", SectionType(RouterSettings), "Settings of the engines.")
@@ -117,7 +119,9 @@ class SchedulerSettings:
 class QueueSettings:
     """Which queue discipline is used."""
 
-    use: str = field(default="fifo", metadata=key("use", TextType(), "The queue discipline.", enum=("", *SCHEDULERS)))
+    use: str = field(
+        default="fifo", metadata=key("use", TextType(), "The queue discipline.", enum=("", *SCHEDULERS), lenient=True)
+    )
     settings: SchedulerSettings = field(
         default=SchedulerSettings(),
         metadata=key("settings", SectionType(SchedulerSettings), "Settings of the queue discipline."),
@@ -156,7 +160,11 @@ class SelectorSettings:
     spillover: int = field(
         default=1,
         metadata=key(
-            "spillover", IntegerType(), "Requests a loaded target takes before the next one is loaded.", minimum=1
+            "spillover",
+            IntegerType(),
+            "Requests a loaded target takes before the next one is loaded.",
+            minimum=1,
+            lenient=True,
         ),
     )
 
@@ -166,7 +174,9 @@ class Selector:
     """A name whose requests go to one of several targets."""
 
     id: str
-    strategy: str = field(default="", metadata=key("strategy", TextType(), "How a target is chosen.", enum=STRATEGIES))
+    strategy: str = field(
+        default="", metadata=key("strategy", TextType(), "How a target is chosen.", enum=STRATEGIES, lenient=True)
+    )
     targets: tuple[str, ...] = field(
         default=(), metadata=key("targets", TextListType(), "Models or peers' models, in order.")
     )
