@@ -1,7 +1,7 @@
-"""One request and its answer, as the relay sees them: a head, a body that may still be coming, and a sink.
+"""One request and its response, as the proxy sees them: a head, a body that may still be arriving, and a sink.
 
-Both doors build these: the front door from the listening socket's bytes, the Klein door from a twisted.web
-request. Nothing here knows which one it was.
+A ClientConnection makes them from the listening socket's bytes, twisted_web_adapter from a request of the Klein app.
+Nothing here knows which of the two it was.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from llamaswap.wire.headers import ResponseHeaders
 Headers = list[tuple[bytes, bytes]]
 
 
-_lowered: dict[bytes, bytes] = {}  # of names that came before: thousands of requests under way share them
-LOWERED = 512
+_lowered: dict[bytes, bytes] = {}  # names seen before, in lower case: thousands of requests share them
+LOWERED_LIMIT = 512
 
 
 def _lower(name: bytes) -> bytes:
     lower = name.lower()
-    if len(_lowered) < LOWERED and len(name) <= 32:
+    if len(_lowered) < LOWERED_LIMIT and len(name) <= 32:
         _lowered[name] = lower
     return lower
 
 
-@define  # made for every request: freezing doubles what that costs
+@define  # made for every request; to freeze it would double its cost
 class RequestHead:
     """A request's first lines. `target` is the raw request target (path?query), never decoded.
 
@@ -63,7 +63,7 @@ class RequestHead:
 
 
 class BodyConsumer(Protocol):
-    """Takes a request body's bytes as they come."""
+    """Takes a request body's bytes as they arrive."""
 
     def body_data(self, data: bytes) -> None:
         """Some bytes (never empty, never framing)."""
@@ -75,7 +75,7 @@ class BodyConsumer(Protocol):
         """The client left before the end."""
 
     def body_refused(self, error: Exception) -> None:
-        """The client is there, but the rest of the body cannot be taken."""
+        """The client is still there, but the rest of the body cannot be taken."""
 
 
 class BodySource(Protocol):
@@ -90,22 +90,22 @@ class BodySource(Protocol):
         """Whether `start` may be called once more from the first byte."""
 
     def hold(self, limit: int) -> Deferred[bytes]:
-        """The whole body in memory; BodyTooLarge beyond `limit` bytes, ClientGone when it never came."""
+        """The whole body in memory. BodyTooLarge beyond `limit` bytes, ClientGone if it stays incomplete."""
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed the consumer from the first byte; the producer pauses and resumes the source (back-pressure).
 
-        With `keep` every byte stays readable again (large ones spooled); without it what passed may be
-        forgotten, and `replayable` says whether it was. Stopping the producer ends this feeding only: the
-        rest of the body waits for the next `start`.
+        With `keep` every byte can be read again (large bodies are spooled to disk); without it what passed may be
+        discarded, and `replayable` says whether it was. Stopping the producer ends this reading only: the rest of the
+        body waits for the next `start`.
         """
 
     def close(self) -> None:
-        """Forget everything held or spooled, stop a running `start`. Idempotent."""
+        """Discard everything held or spooled, and stop a running `start`. Idempotent."""
 
 
 class ResponseSink(Protocol):
-    """Where the answer goes. One of the two: `head` .. `write`* .. `finish`, or `upgrade`; `abort` at any time."""
+    """Where the response goes. Either `head` .. `write`* .. `finish`, or `upgrade`; `abort` at any time."""
 
     @property
     def started(self) -> bool:
@@ -125,42 +125,42 @@ class ResponseSink(Protocol):
         """Some body bytes, sent at once."""
 
     def writer(self) -> Callable[[bytes], None]:
-        """After `head`: what does as `write` does, by the shortest way. Who writes by it a `raw` body says how much
-        in the exchange's `passed`, for the sink does not see it."""
+        """After `head`: the fastest function that does what `write` does. The caller adds the bytes of a `raw` body
+        that it writes with it to the exchange's `passed`, because the sink does not count them."""
 
     def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes before an `abort`, if the framing lets any in at this point; `last` is the exchange's
+        """Some more body bytes before an `abort`, if the framing allows any at this point; `last` is the exchange's
         own."""
 
     def finish(self) -> None:
-        """The answer is complete."""
+        """The response is complete."""
 
     def abort(self) -> None:
-        """Cut the connection so that the client sees a truncation, after a `last_word` has gone out. Idempotent."""
+        """Cut the connection, so that the client sees the truncation, after a `last_word` has gone out. Idempotent."""
 
     def unsent(self) -> int:
-        """Bytes given to the connection that the kernel has not taken yet: fewer after a while if the client reads."""
+        """Bytes written that the kernel has not taken yet; they become fewer while the client reads."""
 
     def register_producer(self, producer: IPushProducer) -> None:
         """Pause and resume this producer as the client's socket fills and drains."""
 
     def unregister_producer(self) -> None:
-        """The producer is done; resume nothing any more."""
+        """The producer is done."""
 
     def upgrade(self, status_line_and_head: bytes) -> ITransport:
         """Send a 101 head verbatim and hand over the client's transport for a byte tunnel.
 
-        What comes back has a settable `protocol` attribute, as Twisted's transports have: it receives the
-        client's bytes, those already read included, and the loss of the connection.
+        The transport has a settable `protocol` attribute, as Twisted's have. That protocol receives the client's
+        bytes, also those already read, and the loss of the connection.
         """
 
 
 @define(eq=False)
 class Exchange:
-    """A request under way. `peer` is the client's socket address, `arrived` the clock's seconds at its head.
+    """A request in progress. `peer` is the address of the client's socket, `arrived` the clock's seconds at its head.
 
-    `passed` counts the raw body bytes that went out by the sink's `writer`; `last` stands for what went out last of an
-    answer that broke off: a line end where that was a whole chunk. Both are known when the carrying is over.
+    `passed` counts the raw body bytes that went out by the sink's `writer`. `last` stands for the last bytes of a
+    response that broke off: a line end if they completed a chunk. Both are final when the forwarding has ended.
     """
 
     head: RequestHead
@@ -187,12 +187,12 @@ class Exchange:
             self._watchers = (*self._watchers, callback)
 
     def forget(self, callback: Callable[[], None]) -> None:
-        """Do not call back any more. Idempotent."""
+        """Do not call this callback. Idempotent."""
         if self._watchers:
             self._watchers = tuple(other for other in self._watchers if other != callback)
 
     def client_left(self) -> None:
-        """The door says: the client's connection is lost. Only the first call counts."""
+        """The client's connection is lost. Only the first call counts."""
         if self._gone:
             return
         self._gone = True

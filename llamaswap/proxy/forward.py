@@ -133,7 +133,7 @@ class _RequestSender:
             return
         self._exchange.on_gone(self._client_gone)
         length = self._body.length
-        connection = self._pool.take(self._upstream) if length is not None and length <= REUSE_LIMIT else None
+        connection = self._pool.acquire(self._upstream) if length is not None and length <= REUSE_LIMIT else None
         if connection is not None:
             self._reused = True
             self._send(connection)
@@ -142,7 +142,7 @@ class _RequestSender:
 
     def _connect(self) -> None:
         self._reused = False
-        self._connecting = connecting = self._pool.dial(self._upstream)
+        self._connecting = connecting = self._pool.connect(self._upstream)
         connecting.addCallbacks(self._connected, self._not_connected)
 
     def _connected(self, connection: UpstreamConnection) -> None:
@@ -291,7 +291,7 @@ class _RequestSender:
         assert connection is not None  # a response has come over it
         if self._state is SendState.SENT:
             self._connection = None
-            self._pool.give(self._upstream, connection, head)
+            self._pool.release(self._upstream, connection, head)
         else:
             # The server responded before it had read the request: the rest would be taken for the next one.
             self._drop_connection()

@@ -1,8 +1,8 @@
-"""Idle connections to servers, kept only where the server can bear it.
+"""Idle connections to servers, kept only if the server can afford it.
 
-Local servers built on cpp-httplib have a handful of threads, and an idle kept connection holds one for seconds:
-after a burst the next requests wait five seconds for a thread. So a server we do not know gets at most one idle
-connection, for at most two seconds. A server that names itself as event-driven, and a peer, gets a real pool.
+Local servers built on cpp-httplib have a handful of threads, and each idle connection occupies one for seconds: after a
+burst the next requests would wait five seconds for a thread. So an unknown server gets at most one idle connection, for
+at most two seconds. A server that names itself as event-driven, and a peer, gets a real pool.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 import re
 from collections import deque
 from functools import lru_cache
-from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.proxy.connector import Connector
 from llamaswap.proxy.framing import ResponseHead
-from llamaswap.proxy.upstream import Connector, UpstreamConnection, UpstreamTarget
+from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
 
 UNKNOWN_IDLE = 1
 UNKNOWN_SECONDS = 2.0  # cpp-httplib's own limit is 5 s and its thread is blocked meanwhile
 EVENT_DRIVEN_IDLE = 64
-MARGIN = 1.0  # a connection the server may be closing right now is not used
+EXPIRY_MARGIN = 1.0  # seconds: the server may be closing a connection that is older
 PEER_SECONDS = 30.0
-# Default idle limits of servers that run an event loop, less the margin where they are short.
+# Default idle limits, in seconds, of servers that run an event loop; short ones less the margin.
 EVENT_DRIVEN = {
     b"uvicorn": 4.0,  # its own default is 5 s
     b"hypercorn": 4.0,  # 5 s
@@ -34,9 +34,9 @@ EVENT_DRIVEN = {
     b"vllm": 4.0,  # uvicorn inside
     b"granian": 4.0,
 }
-# As a word anywhere: "Python/3.12 aiohttp/3.11", "hypercorn-h11", "uvicorn".
+# As a word anywhere in the Server header: "Python/3.12 aiohttp/3.11", "hypercorn-h11", "uvicorn".
 _NAME = re.compile(rb"\b(?:%b)\b" % b"|".join(EVENT_DRIVEN))
-# A peer that is such a server itself, or has one behind it: a new connection costs little without TLS.
+# A peer that is such a server itself, or has one behind it. Without TLS a new connection costs little.
 _FEW_THREADS = re.compile(rb"llama\.cpp|cpp-httplib", re.IGNORECASE)
 _HINT = re.compile(rb"(?:^|[\s,;])timeout\s*=\s*\"?(\d{1,6})", re.IGNORECASE)
 
@@ -56,20 +56,20 @@ class _Idle:
 
 @define(eq=False)
 class Pool:
-    """Connections that wait for their next request. `reactor` provides IReactorTCP and IReactorTime."""
+    """Connections that wait for their next request. `reactor` also provides IReactorTCP."""
 
-    _reactor: Any
-    _dialer: Connector = field()
+    _reactor: IReactorTime
+    _connector: Connector = field()
     _idle: dict[tuple[Endpoint, bool], deque[_Idle]] = field(factory=dict, init=False)
     _sweep: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
-    @_dialer.default
-    def _own_dialer(self) -> Connector:
+    @_connector.default
+    def _own_connector(self) -> Connector:
         return Connector(self._reactor)
 
-    def take(self, upstream: UpstreamTarget) -> UpstreamConnection | None:
-        """The most recently used idle connection that is surely open, or None."""
+    def acquire(self, upstream: UpstreamTarget) -> UpstreamConnection | None:
+        """The idle connection used last, if there is one that the server does not close by now."""
         waiting = self._idle.get((upstream.endpoint, upstream.encrypted))
         if not waiting:
             return None
@@ -85,12 +85,12 @@ class Pool:
             connection.close()
         return None
 
-    def dial(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
-        """A fresh connection; UpstreamUnreachable(sent=False)."""
-        return self._dialer.dial(upstream)
+    def connect(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
+        """A new connection; see `Connector.connect`."""
+        return self._connector.connect(upstream)
 
-    def give(self, upstream: UpstreamTarget, connection: UpstreamConnection, head: ResponseHead) -> None:
-        """Take back a connection whose answer is complete: keep it if the server can bear it, else close it."""
+    def release(self, upstream: UpstreamTarget, connection: UpstreamConnection, head: ResponseHead) -> None:
+        """Keep a connection whose response is complete, if the server can afford it; else close it."""
         if self._closed or not connection.reusable:
             connection.close()
             return
@@ -98,7 +98,7 @@ class Pool:
         if seconds <= 0:
             connection.close()
             return
-        # A connection left paused would be deaf to its next answer.
+        # A connection that stayed paused would not receive its next response.
         connection.resume()
         key = (upstream.endpoint, upstream.encrypted)
         waiting = self._idle.get(key)
@@ -115,13 +115,13 @@ class Pool:
             self._sweep.reset(seconds)
 
     def forget(self, endpoint: Endpoint) -> None:
-        """The server there has stopped: its idle connections are worth nothing."""
+        """Close the idle connections to a server that has stopped."""
         for key in [key for key in self._idle if key[0] == endpoint]:
             for entry in self._idle.pop(key):
                 entry.connection.close()
 
     def close(self) -> None:
-        """Close everything idle and keep nothing from now on."""
+        """Close all idle connections, and keep none from now on."""
         self._closed = True
         for endpoint, _ in list(self._idle):
             self.forget(endpoint)
@@ -131,7 +131,7 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        """How many connections wait."""
+        """The number of idle connections."""
         return sum(len(waiting) for waiting in self._idle.values())
 
     def _policy(self, upstream: UpstreamTarget, head: ResponseHead) -> tuple[int, float]:
@@ -144,7 +144,7 @@ class Pool:
         if head.keep_alive_hint:
             hint = _HINT.search(head.keep_alive_hint)
             if hint is not None:
-                offered = int(hint.group(1)) - MARGIN
+                offered = int(hint.group(1)) - EXPIRY_MARGIN
                 seconds = offered if bound > UNKNOWN_IDLE else min(seconds, offered)
         limit = upstream.timeouts.idle_conn
         return bound, min(seconds, limit) if limit else seconds
@@ -172,5 +172,5 @@ class Pool:
                 if soonest is None or entry.until < soonest:
                     soonest = entry.until
         if soonest is not None:
-            # Not sooner than a moment from now: a busy pool would wake for each connection by itself.
+            # Not at once, because a busy pool would then wake for each single connection.
             self._sweep = self._reactor.callLater(max(soonest - now, 0.25), self._sweep_idle)

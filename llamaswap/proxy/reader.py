@@ -1,13 +1,12 @@
-"""Notices a client that takes nothing of its response any more. What follows from that is decided elsewhere."""
+"""Notices a client that has stopped reading its response. What follows from that is decided elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-LOOK_SECONDS = 5.0  # between two looks at a paused response
+CHECK_INTERVAL = 5.0  # seconds between two checks of a paused response
 
 Report = Callable[["float | None"], None]
 
@@ -15,13 +14,13 @@ Report = Callable[["float | None"], None]
 class ReaderWatch:
     """Watches one response while back-pressure pauses it.
 
-    `unsent()` counts the bytes that the kernel has not taken yet: a slow reader makes it smaller, one that stands
-    still does not. `report` gets the clock's seconds since which it stands still, then None when it reads again.
+    `unsent()` counts the bytes that the kernel has not taken yet: they become fewer while the client reads, however
+    slowly. `report` gets the clock's seconds since which it has read nothing, then None when it reads again.
     """
 
     __slots__ = ("_call", "_clock", "_last", "_paused", "_report", "_reported", "_since", "_unsent")
 
-    def __init__(self, clock: Any, unsent: Callable[[], int], report: Report) -> None:
+    def __init__(self, clock: IReactorTime, unsent: Callable[[], int], report: Report) -> None:
         self._clock = clock
         self._unsent = unsent
         self._report = report
@@ -37,7 +36,7 @@ class ReaderWatch:
         self._mark()
         # The timer of an earlier pause may still run: a fast response is paused many times a second.
         if self._call is None:
-            self._call = self._clock.callLater(LOOK_SECONDS, self._look)
+            self._call = self._clock.callLater(CHECK_INTERVAL, self._check)
 
     def resumed(self) -> None:
         """The client took everything."""
@@ -54,15 +53,15 @@ class ReaderWatch:
         self._since = self._clock.seconds()
         self._last = self._unsent()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._call = None
         if not self._paused:
             return
-        self._call = self._clock.callLater(LOOK_SECONDS, self._look)
+        self._call = self._clock.callLater(CHECK_INTERVAL, self._check)
         if self._unsent() != self._last:
             self._mark()
             self._moved()
-        elif not self._reported and self._since + LOOK_SECONDS <= self._clock.seconds():
+        elif not self._reported and self._since + CHECK_INTERVAL <= self._clock.seconds():
             self._reported = True
             self._report(self._since)
 

@@ -135,11 +135,11 @@ class ResponseForwarder:
 
     # -- what the connection calls -------------------------------------------------------------------------
 
-    def answer_interim(self, head: ResponseHead) -> None:
+    def response_interim(self, head: ResponseHead) -> None:
         if not self.appended and self._exchange.head.version >= (1, 1):
             self._sink.interim(head.status, head.reason, head.headers)
 
-    def answer_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+    def response_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
         if head.status in self._decline:
             self.sending.fail(UpstreamDeclined(self._where, head.status))
             return
@@ -156,7 +156,7 @@ class ResponseForwarder:
         if self.appended:
             self._raw = False
             self._event_start = b"data: " if headers.plain_json else None
-            self.answer_data(raw, pieces, ended)
+            self.response_more(raw, pieces, ended)
             return
         self._raw = chunks or head.length is not None
         data = raw if self._raw else b"".join(pieces)
@@ -165,7 +165,7 @@ class ResponseForwarder:
             self._write = self._sink.writer()
         self._observe_and_go_on(pieces, ended)
 
-    def answer_data(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+    def response_more(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
         # Each chunk of a stream comes this way, hence the few steps.
         if self._raw:
             if raw:
@@ -178,7 +178,7 @@ class ResponseForwarder:
                 self._sink.write(piece)
         self._observe_and_go_on(pieces, ended)
 
-    def answer_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
+    def response_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
         offered = b",".join(value for name, value in head.headers if name.lower() == b"upgrade")
         asked = comma_items(self.sending.asked_upgrade)
         agreed = offered and all(item and item in asked for item in comma_items(offered))
@@ -197,7 +197,7 @@ class ResponseForwarder:
             client, connection.wire, closed=self._tunnel_closed, early_server=rest, reader=self._watch_reader()
         )
 
-    def answer_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
+    def response_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
         if self._state is ReceiveState.STREAMING:
             self.sending.fail(UpstreamTruncated(self._where, cause))
         elif malformed:

@@ -14,7 +14,7 @@ _date: tuple[int, bytes] = (0, b"")
 
 
 def date_line() -> bytes:
-    """The present moment as a Date header wants it; made once a second."""
+    """The present time for a Date header; formatted once a second."""
     global _date
     now = int(time.time())
     if now != _date[0]:
@@ -48,7 +48,7 @@ class ResponseFramer:
                 self.chunking = True
 
     def head(self, reason: bytes, *, keep_alive: bool, data: bytes = b"") -> bytes:
-        """The head's bytes and the framed first body bytes."""
+        """The head's bytes, followed by the first body bytes with their framing."""
         response = self._headers
         headers = list(response.items)
         if self.chunking:
@@ -67,7 +67,7 @@ class ResponseFramer:
         return head + (as_chunk(data) if self.chunking else data)
 
     def last_word(self, words: bytes, last: bytes) -> bytes | None:
-        """More body bytes behind `last`, as they may be written there; None where the framing lets none in."""
+        """More body bytes behind `last` with their framing; None if the framing allows none there."""
         if not self.open or not self.body:
             return None
         if not self.chunked:
@@ -81,7 +81,7 @@ class ResponseFramer:
 
 
 def status_line(status: int, reason: bytes = b"") -> bytes:
-    """Without its line end; a missing reason becomes the usual one."""
+    """A status line without its line end; a missing reason becomes the standard one."""
     if not reason:
         reason = responses.get(status, "").encode("ascii")
     return b"HTTP/1.1 %d %b" % (status, reason)

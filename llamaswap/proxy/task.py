@@ -1,7 +1,7 @@
-"""A coroutine that serves a request, run without Deferreds of its own.
+"""Runs the coroutine of a request, with fewer calls than Deferreds need.
 
-What it awaits may be a Deferred or anything else that can be awaited like one. A request that has to wait for nothing
-but its server's answer is so spared the half dozen calls that a Deferred costs at each of its ends.
+The coroutine may await Deferreds, and Futures. Most requests wait only for the response of their server; a Future costs
+them a tenth of the calls of a Deferred.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 
 class Awaitable(Protocol):
-    """Something under way: a Deferred, or a `Task`."""
+    """Something in progress: a Deferred, or a `Task`."""
 
     def addBoth(self, callback: Callable[[Any], Any], /) -> Any:
         """Call back with a Failure or a value when it is over; at once if it is."""
@@ -22,31 +22,31 @@ class Awaitable(Protocol):
 T = TypeVar("T")
 
 
-def _nobody(result: object) -> None:
-    """Nobody listens yet."""
+def _no_listener(result: object) -> None:
+    """There is no listener yet."""
 
 
 class Future(Generic[T]):
-    """What one flow awaits: like a Deferred with one reader, whose outcome only awaiting tells."""
+    """Like a Deferred with one listener; only awaiting it gives the outcome."""
 
     __slots__ = ("_cancel", "_error", "_listener", "_outcome", "_settled")
 
     def __init__(self, cancel: Callable[[BaseException | None], None]) -> None:
         self._cancel = cancel
-        self._listener: Callable[[None], object] = _nobody
+        self._listener: Callable[[None], object] = _no_listener
         self._settled = False
         self._outcome: T | None = None
         self._error: BaseException | None = None
 
     def settle(self, outcome: T) -> None:
-        """It has come. Once, or `fail` once."""
+        """Set the outcome. Call this or `fail`, once."""
         self._outcome = outcome
-        self._tell()
+        self._notify()
 
     def fail(self, error: BaseException) -> None:
-        """It will not come: awaiting raises this."""
+        """Set the error that awaiting raises."""
         self._error = error
-        self._tell()
+        self._notify()
 
     def cancel(self, error: BaseException | None = None) -> None:
         """Ask its maker to end the work and fail it, with this error if one is given. Without effect once settled."""
@@ -63,15 +63,15 @@ class Future(Generic[T]):
     def __await__(self) -> Generator[Future[T], None, T]:
         while not self._settled:
             yield self
-        error, self._error = self._error, None  # a traceback must not keep what it leads to
+        error, self._error = self._error, None  # its traceback refers to frames that would stay alive
         if error is not None:
             raise error
         return self._outcome  # type: ignore[return-value] # settled
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._settled = True
         self._cancel = _nothing
-        listener, self._listener = self._listener, _nobody
+        listener, self._listener = self._listener, _no_listener
         listener(None)
 
 
@@ -80,13 +80,13 @@ def _nothing(error: BaseException | None) -> None:
 
 
 class Task:
-    """Runs a coroutine, at once and as far as it gets, and then on whenever what it awaits is there."""
+    """Runs a coroutine: at once until it has to wait, and on when what it awaits is there."""
 
     __slots__ = ("_coroutine", "_listener", "_over", "_result")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._coroutine = coroutine
-        self._listener: Callable[[Failure | None], object] = _nobody
+        self._listener: Callable[[Failure | None], object] = _no_listener
         self._over = False
         self._result: Failure | None = None
         self._go(None)
@@ -104,14 +104,14 @@ class Task:
             if isinstance(result, Failure):
                 waiting = result.throwExceptionIntoGenerator(self._coroutine)
             else:
-                waiting = self._coroutine.send(None)  # what it awaits knows the result
+                waiting = self._coroutine.send(None)  # the awaited object knows the result
         except StopIteration:
             pass
-        except BaseException:  # whatever it is belongs to whoever listens
+        except BaseException:  # the listener gets every kind of failure
             self._result = Failure()
         else:
             waiting.addBoth(self._go)
             return
         self._over = True
         self._listener(self._result)
-        self._listener = _nobody
+        self._listener = _no_listener

@@ -283,7 +283,7 @@ class ProxyTransaction(HttpTransaction):
         return self.connection.send if framer.body and not framer.chunking and not self.response_closed else self.write
 
     def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes, if there is room for them."""
+        """Some more body bytes, if the framing allows them."""
         framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and not self.response_closed:
             self._sent += len(words)

@@ -1,7 +1,7 @@
-"""The Klein door: a twisted.web request seen as an exchange.
+"""A request of twisted.web, and so of the Klein app, as an exchange.
 
-twisted.web has read and kept the request's body; the answer is written past its header and chunk machinery, so
-that the server's bytes pass untouched here too. Klein itself is not known here.
+twisted.web has read the request's body. The response goes past its header and chunk code, so that the server's bytes
+reach the client unchanged here too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, ITransport
+from twisted.internet.interfaces import IPushProducer, IReactorTime, ITransport
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 
@@ -22,8 +22,8 @@ from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.wire.headers import ResponseHeaders, peer_host
 
 
-def exchange_from_request(request: Request, clock: Any) -> Exchange:
-    """The exchange a request stands for; its `gone` follows the request's connection. `clock`: IReactorTime."""
+def exchange_from_request(request: Request, clock: IReactorTime) -> Exchange:
+    """The exchange of a request; it becomes `gone` when the request's connection is lost."""
     version = (1, 1) if request.clientproto == b"HTTP/1.1" else (1, 0)
     headers: Headers = [(name, value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values]
     head = RequestHead(request.method, request.uri, headers, version)
@@ -45,7 +45,7 @@ def exchange_from_request(request: Request, clock: Any) -> Exchange:
 
 
 class RequestSink:
-    """Writes an answer to a twisted.web request's channel."""
+    """Writes a response to a twisted.web request's channel."""
 
     def __init__(self, request: Any, head: RequestHead) -> None:
         self._request = request
@@ -53,7 +53,7 @@ class RequestSink:
         self._framer: ResponseFramer | None = None
         self._write: Any = None
         self._producing = False
-        self._explained = False  # a last word says why the answer is incomplete
+        self._explained = False  # a last word says why the response is incomplete
         self.on_lost: Any = None
 
     @property
@@ -62,7 +62,7 @@ class RequestSink:
         return self._framer is not None
 
     def _wire(self) -> Any:
-        """The channel's transport; None when the client has left or the answer is complete."""
+        """The channel's transport; None if the client has left or the response is complete."""
         channel = getattr(self._request, "channel", None)
         return None if channel is None else channel.transport
 
@@ -78,7 +78,7 @@ class RequestSink:
         request = self._request
         framer = self._framer = ResponseFramer(self._head, status, headers, raw=raw)
         request.code = status
-        request.startedWriting = 1  # its own header writing must not run after ours
+        request.startedWriting = 1  # or twisted.web would write its own headers
         if wire is None:
             return
         keep_alive = bool(request.channel.persistent) and self._head.version >= (1, 1)
@@ -99,11 +99,11 @@ class RequestSink:
         self._write(as_chunk(data) if framer.chunking else data)
 
     def writer(self) -> Callable[[bytes], None]:
-        """It counts what it writes."""
+        """`write` itself, because it counts the bytes."""
         return self.write
 
     def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes, if there is room for them."""
+        """Some more body bytes, if the framing allows them."""
         framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and self._wire() is not None:
             self._request.sentLength += len(words)
@@ -111,7 +111,7 @@ class RequestSink:
             self._write(framed)
 
     def finish(self) -> None:
-        """The answer is complete."""
+        """The response is complete."""
         framer = self._framer
         if self._wire() is None or self._request.finished:
             return
@@ -136,20 +136,20 @@ class RequestSink:
         return 0 if wire is None else unsent_bytes(wire)
 
     def register_producer(self, producer: IPushProducer) -> None:
-        """Back-pressure for the answer."""
+        """Back-pressure for the response."""
         if self._wire() is not None and not self._producing:
             self._producing = True
             self._request.registerProducer(producer, True)
 
     def unregister_producer(self) -> None:
-        """No more of it."""
+        """The producer is done."""
         if self._producing:
             self._producing = False
             if self._wire() is not None:
                 self._request.unregisterProducer()
 
     def upgrade(self, status_line_and_head: bytes) -> ITransport:
-        """Take the connection out of the channel's hands."""
+        """Take the connection away from the channel."""
         request = self._request
         channel = request.channel
         wire = channel.transport
@@ -161,7 +161,7 @@ class RequestSink:
         kept, channel._dataBuffer = b"".join(channel._dataBuffer), []
         lend = getattr(wire, "lend", None)
         if lend is not None:
-            # Behind the front door the channel does not own the connection: the door passes its bytes on.
+            # Here the channel does not own the connection: a ClientConnection passes its bytes on.
             lent: ITransport = lend(kept, status_line_and_head)
             return lent
         wire.unregisterProducer()

@@ -1,33 +1,28 @@
-"""One connection to a server: a lean HTTP/1.1 client protocol, and how such connections are made.
+"""One connection to a server: a small HTTP/1.1 client protocol.
 
-It carries one exchange at a time, passes bodies on as they came and says exactly where they end. It knows
-nothing of clients, models or pools.
+It serves one request at a time, passes bodies on as they came and reports exactly where they end. It knows nothing of
+clients, models or pools.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from attrs import define, field, frozen
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.error import ConnectionDone, ConnectionRefusedError, UserError
-from twisted.internet.error import TimeoutError as ConnectTimeout
-from twisted.internet.interfaces import IConnector, IHandshakeListener
-from twisted.internet.protocol import ClientFactory, Factory, connectionDone
-from twisted.internet.protocol import Protocol as WireProtocol
+from attrs import define, frozen
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.protocol import Protocol as ConnectionProtocol
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.errors import UpstreamUnreachable
 from llamaswap.proxy.fastpath.direct_write import write_through
 from llamaswap.proxy.framing import ChunkWalker, MalformedMessage, ResponseHead, find_head_end, parse_response
 
-_LOGGED_AS = "server"
-INTERIM_LIMIT = 100  # 1xx heads before the real one; more is a server gone mad
+LOG_NAME = "server"
+INTERIM_LIMIT = 100  # 1xx heads before the final one; a server that sends more is broken
 _NO_PIECES: list[bytes] = []
 
 
@@ -59,7 +54,7 @@ class NoLimits:
 
 @define  # made for every request: freezing doubles what that costs
 class UpstreamTarget:
-    """A server to carry a request to. `name` is for messages; `peer`: another proxy, not a server of ours."""
+    """A server to forward a request to. `name` is for messages; `peer`: another proxy, not a server of ours."""
 
     endpoint: Endpoint
     timeouts: TimeLimits = NoLimits()
@@ -69,7 +64,7 @@ class UpstreamTarget:
 
     @property
     def where(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return self.name or str(self.endpoint)
 
     @property
@@ -78,39 +73,39 @@ class UpstreamTarget:
         return self.tls or self.endpoint.scheme == "https"
 
 
-class AnswerReceiver(Protocol):
-    """Takes one answer. `raw` is the body as it came, framing included; `pieces` its payload, when wanted."""
+class ResponseReceiver(Protocol):
+    """Takes one response. `raw` is the body as it came, with its framing; `pieces` its payload, if that is wanted."""
 
-    def answer_interim(self, head: ResponseHead) -> None:
+    def response_interim(self, head: ResponseHead) -> None:
         """A 1xx head other than 100 and 101."""
 
-    def answer_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
-        """The head, what came of the body in the same read, and whether that was all."""
+    def response_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+        """The head, the part of the body that came in the same read, and whether that was all."""
 
-    def answer_data(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+    def response_more(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
         """More of the body."""
 
-    def answer_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
-        """A 101: from here on the transport's bytes are somebody else's; `rest` was read already."""
+    def response_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
+        """A 101: the transport belongs to the receiver from now on; `rest` was read already."""
 
-    def answer_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
-        """It ends here, too early. `silent`: not one byte of an answer came."""
+    def response_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
+        """The response ends too early. `silent`: not a byte of it came."""
 
 
 @implementer(IHandshakeListener)
-class UpstreamConnection(WireProtocol):
-    """A connection to a server. Idle, or carrying one exchange for one receiver."""
+class UpstreamConnection(ConnectionProtocol):
+    """A connection to a server: idle, or serving one request for one receiver."""
 
     def __init__(self) -> None:
         self.uses = 0
         self.closed = False
-        self.reusable = False  # after an ended answer: whether the connection could carry another
+        self.reusable = False  # after a complete response: whether the connection may serve another request
         self.on_idle_loss: Callable[[UpstreamConnection], None] | None = None
         self.on_made: Callable[[], None] | None = None
         self.on_handshake: Callable[[], None] | None = None
         self.paused = False
         self.send: Callable[[bytes], None] = _send_nowhere
-        self._receiver: AnswerReceiver | None = None
+        self._receiver: ResponseReceiver | None = None
         self._buffer = b""
         self._in_head = False
         self._bodyless = False
@@ -123,8 +118,8 @@ class UpstreamConnection(WireProtocol):
 
     # -- what its user calls
 
-    def begin(self, receiver: AnswerReceiver, *, bodyless: bool, payload: bool) -> None:
-        """Expect one answer. `bodyless`: to a HEAD; `payload`: whether chunked pieces are wanted de-framed."""
+    def begin(self, receiver: ResponseReceiver, *, bodyless: bool, payload: bool) -> None:
+        """Expect one response. `bodyless`: to a HEAD; `payload`: whether a chunked body is wanted as pieces too."""
         self._receiver = receiver
         self._in_head = True
         self._bodyless = bodyless
@@ -148,7 +143,7 @@ class UpstreamConnection(WireProtocol):
             self._wire.resumeProducing()
 
     def abort(self) -> None:
-        """Close at once, telling nobody."""
+        """Close at once, without calling the receiver."""
         self._receiver = None
         self.on_idle_loss = None
         if not self.closed:
@@ -156,7 +151,7 @@ class UpstreamConnection(WireProtocol):
             self._wire.abortConnection()
 
     def close(self) -> None:
-        """Close in good order, telling nobody."""
+        """Close after what was written has gone out, without calling the receiver."""
         self._receiver = None
         self.on_idle_loss = None
         if not self.closed:
@@ -165,7 +160,7 @@ class UpstreamConnection(WireProtocol):
 
     @property
     def received(self) -> int:
-        """Body bytes of the present answer so far, without framing."""
+        """Bytes of the present response's body so far, without framing."""
         if self._walker is not None:
             return self._walker.payload
         if self._head is None or self._head.length is None:
@@ -174,7 +169,7 @@ class UpstreamConnection(WireProtocol):
 
     @property
     def between_chunks(self) -> bool:
-        """Whether the present answer is chunked and its last chunk so far complete."""
+        """Whether the present response is chunked and its last chunk so far complete."""
         return self._walker is not None and self._walker.between
 
     @property
@@ -186,7 +181,7 @@ class UpstreamConnection(WireProtocol):
 
     def connectionMade(self) -> None:
         wire: Any = self.transport
-        wire.logstr = _LOGGED_AS  # Twisted makes a text for each
+        wire.logstr = LOG_NAME  # Twisted makes a text for each
         self._wire: Any = wire
         self.send = write_through(self._wire)
         made, self.on_made = self.on_made, None
@@ -200,7 +195,7 @@ class UpstreamConnection(WireProtocol):
     def dataReceived(self, data: bytes) -> None:
         receiver = self._receiver
         if receiver is None:
-            # Idle, and it speaks unasked: a farewell (408) or nonsense. Either way it is of no more use.
+            # An idle connection that gets data (a 408, or nonsense) cannot be used again.
             lost = self.on_idle_loss
             self.abort()
             if lost is not None:
@@ -213,21 +208,21 @@ class UpstreamConnection(WireProtocol):
                 used = walker.feed(data, pieces if self._payload else None)
                 if walker.done:
                     self._ended(used == len(data))
-                    receiver.answer_data(data[:used], pieces, True)
+                    receiver.response_more(data[:used], pieces, True)
                 else:
-                    receiver.answer_data(data, pieces, False)
+                    receiver.response_more(data, pieces, False)
             elif self._in_head:
                 self._read_head(receiver, self._buffer + data if self._buffer else data)
             else:
                 raw, pieces, ended = self._take(data)
-                receiver.answer_data(raw, pieces, ended)
+                receiver.response_more(raw, pieces, ended)
         except MalformedMessage as error:
             self.abort()
-            receiver.answer_broken(str(error), silent=False, malformed=self._in_head)
+            receiver.response_broken(str(error), silent=False, malformed=self._in_head)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.closed = True
-        self.send = _send_nowhere  # unties it from its transport: thousands that end at once need no garbage collector
+        self.send = _send_nowhere  # without this reference cycle no garbage collection is needed
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             lost, self.on_idle_loss = self.on_idle_loss, None
@@ -236,15 +231,15 @@ class UpstreamConnection(WireProtocol):
             return
         head = self._head
         if head is not None and head.until_close and reason.check(ConnectionDone):
-            receiver.answer_data(b"", _NO_PIECES, True)
+            receiver.response_more(b"", _NO_PIECES, True)
             return
         silent = head is None and not self._buffer and not self._interims
         cause = "connection closed" if reason.check(ConnectionDone) else reason.getErrorMessage()
-        receiver.answer_broken(cause, silent=silent, malformed=False)
+        receiver.response_broken(cause, silent=silent, malformed=False)
 
-    # -- reading an answer
+    # -- reading a response
 
-    def _read_head(self, receiver: AnswerReceiver, data: bytes) -> None:
+    def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         while True:
             if not b"HTTP/1.".startswith(data[:7]):
                 raise MalformedMessage("answer is not HTTP/1")
@@ -258,15 +253,15 @@ class UpstreamConnection(WireProtocol):
             if head.status == 101:
                 self._receiver = None
                 self._buffer = b""
-                receiver.answer_upgraded(head, raw_head, data)
+                receiver.response_upgraded(head, raw_head, data)
                 return
             if head.status >= 200:
                 break
             self._interims += 1
             if self._interims > INTERIM_LIMIT:
                 raise MalformedMessage("too many interim answers")
-            if head.status != 100:  # nobody waits for it: the door that met an Expect has answered it itself
-                receiver.answer_interim(head)
+            if head.status != 100:  # an Expect was answered before the request was sent
+                receiver.response_interim(head)
                 if self._receiver is None:
                     return
             if not data:
@@ -282,9 +277,9 @@ class UpstreamConnection(WireProtocol):
         try:
             raw, pieces, ended = self._take(data)
         except MalformedMessage:
-            self._in_head = True  # the head has not been passed on: the caller may still answer for us
+            self._in_head = True  # the head has not been passed on, so an error response is still possible
             raise
-        receiver.answer_began(head, raw, pieces, ended)
+        receiver.response_began(head, raw, pieces, ended)
 
     def _take(self, data: bytes) -> tuple[bytes, list[bytes], bool]:
         """The part of `data` that belongs to the body, its payload, and whether the body is complete."""
@@ -314,196 +309,10 @@ class UpstreamConnection(WireProtocol):
         return data, [data] if size else _NO_PIECES, False
 
     def _ended(self, exact: bool) -> None:
-        # Surplus bytes belong to no request: whatever they are, nobody may meet them as an answer.
+        # Bytes after the end belong to no request and must not be read as the response to the next.
         self._receiver = None
         self.reusable = exact and self._head is not None and self._head.keep_alive and not self.closed
 
 
 def _send_nowhere(data: bytes) -> None:
     """Not connected."""
-
-
-# -- making connections ------------------------------------------------------------------------------------
-
-
-class _ConnectAttempt(ClientFactory):
-    """One plain connection attempt."""
-
-    noisy = False
-
-    def __init__(self, connection: UpstreamConnection, failed: Callable[[Failure], None]) -> None:
-        self._connection: UpstreamConnection | None = connection
-        self._failed: Callable[[Failure], None] | None = failed
-
-    def buildProtocol(self, addr: object) -> UpstreamConnection | None:
-        # Given away: what is left of the attempt must not tie the connection to itself.
-        connection, self._connection, self._failed = self._connection, None, None
-        return connection
-
-    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
-        failed, self._connection, self._failed = self._failed, None, None
-        if failed is not None:
-            failed(reason)
-
-    def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
-        connector.transport = None  # the two would keep each other
-
-
-class _Wrapping(Factory):
-    """Gives an endpoint the connection it asks for."""
-
-    noisy = False
-
-    def __init__(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
-
-    def buildProtocol(self, addr: object) -> UpstreamConnection:
-        return self._connection
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
-
-
-@define(eq=False)
-class Connector:
-    """Makes connections. `reactor` provides IReactorTCP, IReactorTime and, for names, IReactorPluggableNameResolver."""
-
-    _reactor: Any
-    # `localhost` is asked of no resolver: that would cost a thread's round trip for every connection.
-    _loopback: dict[int, str] = field(factory=dict, init=False)
-
-    def dial(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
-        """A fresh connection (after its TLS handshake); UpstreamUnreachable(sent=False). Cancelling stops trying."""
-        endpoint = upstream.endpoint
-        if upstream.encrypted:
-            return self._encrypted(upstream)
-        if endpoint.host.lower() == "localhost":
-            return self._localhost(upstream)
-        if _is_literal(endpoint.host):
-            return self._plain(upstream, endpoint.host)
-        return self._named(upstream)
-
-    def _plain(self, upstream: UpstreamTarget, host: str) -> Deferred[UpstreamConnection]:
-        connection = UpstreamConnection()
-        limit = upstream.timeouts.connect
-        connector: Any = None
-
-        def stop(_: object) -> None:
-            connector.disconnect()
-
-        result: Deferred[UpstreamConnection] = Deferred(stop)
-
-        def made() -> None:
-            self._tune(connection, upstream)
-            result.callback(connection)
-
-        def failed(reason: Failure) -> None:
-            if not result.called:
-                result.errback(_unreachable(upstream, reason, limit))
-
-        connection.on_made = made
-        connector = self._reactor.connectTCP(
-            host, upstream.endpoint.port, _ConnectAttempt(connection, failed), timeout=limit or None
-        )
-        return result
-
-    def _localhost(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
-        port = upstream.endpoint.port
-        first = self._loopback.get(port, "127.0.0.1")
-        other = "::1" if first == "127.0.0.1" else "127.0.0.1"
-        attempt = self._plain(upstream, first)
-
-        def refused(failure: Failure) -> Failure | Deferred[UpstreamConnection]:
-            error = failure.value
-            if not (isinstance(error, UpstreamUnreachable) and "refused" in error.cause):
-                return failure
-
-            def remember(connection: UpstreamConnection) -> UpstreamConnection:
-                self._loopback[port] = other
-                return connection
-
-            return self._plain(upstream, other).addCallbacks(remember, lambda _: failure)
-
-        attempt.addErrback(refused)
-        return attempt
-
-    def _named(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
-        from twisted.internet.endpoints import HostnameEndpoint
-
-        limit = upstream.timeouts.connect
-        endpoint = HostnameEndpoint(
-            self._reactor, upstream.endpoint.host, upstream.endpoint.port, timeout=limit or _FOR_EVER
-        )
-        connection = UpstreamConnection()
-
-        def made(_: object) -> UpstreamConnection:
-            self._tune(connection, upstream)
-            return connection
-
-        return endpoint.connect(_Wrapping(connection)).addCallbacks(
-            made, lambda reason: _raise(_unreachable(upstream, reason, limit))
-        )
-
-    def _encrypted(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
-        # OpenSSL is 13 MB of memory: it is imported when the first encrypted server is dialled.
-        from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-        from twisted.internet.ssl import optionsForClientTLS
-
-        limit = upstream.timeouts.connect
-        host = upstream.endpoint.host
-        plain = HostnameEndpoint(self._reactor, host, upstream.endpoint.port, timeout=limit or _FOR_EVER)
-        connection = UpstreamConnection()
-        shaken: Deferred[None] = Deferred(lambda _: connection.abort())
-        connection.on_handshake = lambda: shaken.callback(None) if not shaken.called else None
-        connection.on_idle_loss = lambda _: shaken.errback(ConnectionDone()) if not shaken.called else None
-
-        def wait(_: object) -> Deferred[None]:
-            patience = upstream.timeouts.tls_handshake
-            if patience and not shaken.called:
-                shaken.addTimeout(patience, self._reactor)
-            return shaken
-
-        def made(_: object) -> UpstreamConnection:
-            connection.on_idle_loss = None
-            self._tune(connection, upstream)
-            return connection
-
-        def failed(reason: Failure) -> UpstreamConnection:
-            connection.abort()
-            if reason.check(DeferredTimeout):
-                raise UpstreamUnreachable(upstream.where, "TLS handshake timed out", sent=False)
-            raise _unreachable(upstream, reason, limit)
-
-        wrapped = wrapClientTLS(optionsForClientTLS(host), plain)
-        return wrapped.connect(_Wrapping(connection)).addCallback(wait).addCallbacks(made, failed)
-
-    def _tune(self, connection: UpstreamConnection, upstream: UpstreamTarget) -> None:
-        wire = connection.wire
-        wire.setTcpNoDelay(True)
-        if upstream.timeouts.keepalive:
-            # A silent long answer is legal; a vanished host must still be noticed some day.
-            wire.setTcpKeepAlive(True)
-
-
-_FOR_EVER = 10.0**6  # an endpoint wants a number of seconds
-
-
-def _raise(error: Exception) -> UpstreamConnection:
-    raise error
-
-
-def _unreachable(upstream: UpstreamTarget, reason: Failure, limit: float) -> Exception:
-    if reason.check(ConnectTimeout):  # a subclass of UserError, which is what a cancelled attempt ends with
-        cause = f"no connection within {limit:g} s"
-    elif reason.check(CancelledError, UserError):
-        return CancelledError()
-    elif reason.check(ConnectionRefusedError):
-        cause = "connection refused"
-    else:
-        cause = reason.getErrorMessage() or repr(reason.value)
-    return UpstreamUnreachable(upstream.where, cause, sent=False)

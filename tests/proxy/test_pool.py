@@ -80,10 +80,10 @@ class Keeping(SynchronousTestCase):
         world = World()
         self.burst(world, 1, answer(b"Server: uvicorn", b"Keep-Alive: timeout=3, max=5"))
         world.clock.advance(1.9)
-        self.assertIsNotNone(world.pool.take(world.upstream))
+        self.assertIsNotNone(world.pool.acquire(world.upstream))
         self.burst(world, 1, answer(b"Server: uvicorn", b"Keep-Alive: timeout=3"))
         world.clock.advance(2.0)
-        self.assertIsNone(world.pool.take(world.upstream))
+        self.assertIsNone(world.pool.acquire(world.upstream))
 
     def test_server_that_gives_no_time_is_closed(self):
         world = World()
@@ -94,7 +94,7 @@ class Keeping(SynchronousTestCase):
         world = World(timeouts=NoLimits(idle_conn=1.0))
         self.burst(world, 1, EVENTFUL)
         world.clock.advance(1.1)
-        self.assertIsNone(world.pool.take(world.upstream))
+        self.assertIsNone(world.pool.acquire(world.upstream))
 
     def test_closing_answer_is_not_kept(self):
         world = World()

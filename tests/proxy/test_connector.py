@@ -1,4 +1,4 @@
-"""Connections to servers: how they are made, and what an attempt that fails is called."""
+"""Connections to servers: how they are made, and which error an attempt that fails becomes."""
 
 import gc
 
@@ -11,16 +11,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import UpstreamUnreachable
-from llamaswap.proxy.upstream import Connector, NoLimits, UpstreamConnection, UpstreamTarget, _ConnectAttempt
+from llamaswap.proxy.connector import ConnectAttempt, Connector
+from llamaswap.proxy.upstream import NoLimits, UpstreamConnection, UpstreamTarget
 from tests.proxy.doubles import Wire
 
 
-class Dialling(SynchronousTestCase):
-    def dial(self, host="127.0.0.1", **limits):
+class ConnectorTests(SynchronousTestCase):
+    def connect(self, host="127.0.0.1", **limits):
         self.clock = MemoryReactorClock()
-        self.dialer = Connector(self.clock)
+        self.connector = Connector(self.clock)
         self.upstream = UpstreamTarget(Endpoint("http", host, 9000), NoLimits(**limits), name="owl")
-        return self.dialer.dial(self.upstream)
+        return self.connector.connect(self.upstream)
 
     def fail(self, reason):
         _, _, factory, _, _ = self.clock.tcpClients[-1]
@@ -33,14 +34,14 @@ class Dialling(SynchronousTestCase):
         return wire
 
     def test_connection_is_made_without_delay_and_watched_when_asked(self):
-        result = self.dial(keepalive=30, connect=5)
+        result = self.connect(keepalive=30, connect=5)
         self.assertEqual(self.clock.tcpClients[0][:2] + self.clock.tcpClients[0][3:4], ("127.0.0.1", 9000, 5))
         wire = self.succeed()
         self.assertIsInstance(self.successResultOf(result), UpstreamConnection)
         self.assertTrue(wire.no_delay and wire.keep_alive)
 
     def test_no_limit_is_no_limit(self):
-        self.dial()
+        self.connect()
         self.assertIsNone(self.clock.tcpClients[0][3])
 
     def test_failures_are_unreachable_and_nothing_was_sent(self):
@@ -49,35 +50,36 @@ class Dialling(SynchronousTestCase):
             (TimeoutError(), "no connection within 5 s"),
             (ConnectError(string="odd"), "odd"),
         ):
-            result = self.dial(connect=5)
+            result = self.connect(connect=5)
             self.fail(reason)
             error = self.failureResultOf(result, UpstreamUnreachable).value
             self.assertFalse(error.sent)
             self.assertIn(words, error.cause)
 
     def test_cancelling_stops_the_attempt(self):
-        result = self.dial()
+        result, stopped = self.connect(), []
+        self.clock.connectors[0].disconnect = lambda: stopped.append(True)
         result.cancel()
         self.failureResultOf(result, CancelledError)
-        self.assertTrue(self.clock.connectors[0]._disconnected or self.clock.connectors[0].stoppedConnecting)
+        self.assertEqual(stopped, [True])
 
-    def test_localhost_is_resolved_by_nobody(self):
-        result = self.dial("localhost")
+    def test_localhost_needs_no_resolver(self):
+        result = self.connect("localhost")
         self.assertEqual(self.clock.tcpClients[0][0], "127.0.0.1")
         self.succeed()
         self.successResultOf(result)
 
     def test_localhost_that_listens_on_ipv6_only_is_found_and_remembered(self):
-        result = self.dial("localhost")
+        result = self.connect("localhost")
         self.fail(ConnectionRefusedError())
         self.assertEqual(self.clock.tcpClients[1][0], "::1")
         self.succeed()
         self.successResultOf(result)
-        self.dialer.dial(self.upstream)
+        self.connector.connect(self.upstream)
         self.assertEqual(self.clock.tcpClients[2][0], "::1")
 
     def test_localhost_that_listens_nowhere_is_refused(self):
-        result = self.dial("localhost")
+        result = self.connect("localhost")
         self.fail(ConnectionRefusedError())
         self.fail(ConnectionRefusedError())
         self.assertIn("refused", self.failureResultOf(result, UpstreamUnreachable).value.cause)
@@ -90,7 +92,7 @@ class Ending(SynchronousTestCase):
         self.addCleanup(gc.enable)
         connection = UpstreamConnection()
         connection.makeConnection(StringTransport())
-        attempt = _ConnectAttempt(connection, lambda reason: None)
+        attempt = ConnectAttempt(connection, lambda reason: None)
         self.assertIs(attempt.buildProtocol(None), connection)
         connection.connectionLost(connectionDone)
         del connection, attempt

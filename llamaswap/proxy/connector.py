@@ -1,0 +1,201 @@
+"""Makes connections to servers: plain, by name, or encrypted."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError, UserError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.interfaces import IConnector
+from twisted.internet.protocol import ClientFactory, Factory
+from twisted.python.failure import Failure
+
+from llamaswap.errors import UpstreamUnreachable
+from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
+
+NO_TIMEOUT = 10.0**6  # seconds; Twisted's endpoints want a number
+
+
+class ConnectAttempt(ClientFactory):
+    """One attempt to connect without encryption."""
+
+    noisy = False
+
+    def __init__(self, connection: UpstreamConnection, failed: Callable[[Failure], None]) -> None:
+        self._connection: UpstreamConnection | None = connection
+        self._failed: Callable[[Failure], None] | None = failed
+
+    def buildProtocol(self, addr: object) -> UpstreamConnection | None:
+        # The attempt lives as long as the connection and must not form a reference cycle with it.
+        connection, self._connection, self._failed = self._connection, None, None
+        return connection
+
+    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
+        failed, self._connection, self._failed = self._failed, None, None
+        if failed is not None:
+            failed(reason)
+
+    def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
+        connector.transport = None  # or the two would form a reference cycle
+
+
+class _ConnectionFactory(Factory):
+    """Gives an endpoint this one connection."""
+
+    noisy = False
+
+    def __init__(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+
+    def buildProtocol(self, addr: object) -> UpstreamConnection:
+        return self._connection
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+@define(eq=False)
+class Connector:
+    """Makes connections. `reactor` provides IReactorTCP, IReactorTime and, for names, IReactorPluggableNameResolver."""
+
+    _reactor: Any
+    # The loopback address on which localhost:PORT was reached last; a resolver would cost a thread's round trip.
+    _loopback: dict[int, str] = field(factory=dict, init=False)
+
+    def connect(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
+        """A new connection, after its TLS handshake if it has one. Fails with UpstreamUnreachable(sent=False)."""
+        endpoint = upstream.endpoint
+        if upstream.encrypted:
+            return self._encrypted(upstream)
+        if endpoint.host.lower() == "localhost":
+            return self._localhost(upstream)
+        if _is_literal(endpoint.host):
+            return self._plain(upstream, endpoint.host)
+        return self._named(upstream)
+
+    def _plain(self, upstream: UpstreamTarget, host: str) -> Deferred[UpstreamConnection]:
+        connection = UpstreamConnection()
+        limit = upstream.timeouts.connect
+        connector: Any = None
+
+        def stop(_: object) -> None:
+            connector.disconnect()
+
+        result: Deferred[UpstreamConnection] = Deferred(stop)
+
+        def connected() -> None:
+            self._tune(connection, upstream)
+            result.callback(connection)
+
+        def failed(reason: Failure) -> None:
+            if not result.called:
+                result.errback(_unreachable(upstream, reason, limit))
+
+        connection.on_made = connected
+        connector = self._reactor.connectTCP(
+            host, upstream.endpoint.port, ConnectAttempt(connection, failed), timeout=limit or None
+        )
+        return result
+
+    def _localhost(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
+        port = upstream.endpoint.port
+        first = self._loopback.get(port, "127.0.0.1")
+        other = "::1" if first == "127.0.0.1" else "127.0.0.1"
+        attempt = self._plain(upstream, first)
+
+        def refused(failure: Failure) -> Failure | Deferred[UpstreamConnection]:
+            error = failure.value
+            if not (isinstance(error, UpstreamUnreachable) and "refused" in error.cause):
+                return failure
+
+            def remember(connection: UpstreamConnection) -> UpstreamConnection:
+                self._loopback[port] = other
+                return connection
+
+            return self._plain(upstream, other).addCallbacks(remember, lambda _: failure)
+
+        attempt.addErrback(refused)
+        return attempt
+
+    def _named(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
+        from twisted.internet.endpoints import HostnameEndpoint
+
+        limit = upstream.timeouts.connect
+        endpoint = HostnameEndpoint(
+            self._reactor, upstream.endpoint.host, upstream.endpoint.port, timeout=limit or NO_TIMEOUT
+        )
+        connection = UpstreamConnection()
+
+        def made(_: object) -> UpstreamConnection:
+            self._tune(connection, upstream)
+            return connection
+
+        return endpoint.connect(_ConnectionFactory(connection)).addCallbacks(
+            made, lambda reason: _raise(_unreachable(upstream, reason, limit))
+        )
+
+    def _encrypted(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
+        # OpenSSL takes 13 MB of memory: it is imported with the first connection to an encrypted server.
+        from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+        from twisted.internet.ssl import optionsForClientTLS
+
+        limit = upstream.timeouts.connect
+        host = upstream.endpoint.host
+        plain = HostnameEndpoint(self._reactor, host, upstream.endpoint.port, timeout=limit or NO_TIMEOUT)
+        connection = UpstreamConnection()
+        handshake: Deferred[None] = Deferred(lambda _: connection.abort())
+        connection.on_handshake = lambda: handshake.callback(None) if not handshake.called else None
+        connection.on_idle_loss = lambda _: handshake.errback(ConnectionDone()) if not handshake.called else None
+
+        def wait(_: object) -> Deferred[None]:
+            limit = upstream.timeouts.tls_handshake
+            if limit and not handshake.called:
+                handshake.addTimeout(limit, self._reactor)
+            return handshake
+
+        def made(_: object) -> UpstreamConnection:
+            connection.on_idle_loss = None
+            self._tune(connection, upstream)
+            return connection
+
+        def failed(reason: Failure) -> UpstreamConnection:
+            connection.abort()
+            if reason.check(DeferredTimeout):
+                raise UpstreamUnreachable(upstream.where, "TLS handshake timed out", sent=False)
+            raise _unreachable(upstream, reason, limit)
+
+        wrapped = wrapClientTLS(optionsForClientTLS(host), plain)
+        return wrapped.connect(_ConnectionFactory(connection)).addCallback(wait).addCallbacks(made, failed)
+
+    def _tune(self, connection: UpstreamConnection, upstream: UpstreamTarget) -> None:
+        wire = connection.wire
+        wire.setTcpNoDelay(True)
+        if upstream.timeouts.keepalive:
+            # A long response may be silent; a vanished host must still be noticed.
+            wire.setTcpKeepAlive(True)
+
+
+def _raise(error: Exception) -> UpstreamConnection:
+    raise error
+
+
+def _unreachable(upstream: UpstreamTarget, reason: Failure, limit: float) -> Exception:
+    if reason.check(ConnectTimeout):  # a subclass of UserError, which is what a cancelled attempt ends with
+        cause = f"no connection within {limit:g} s"
+    elif reason.check(CancelledError, UserError):
+        return CancelledError()
+    elif reason.check(ConnectionRefusedError):
+        cause = "connection refused"
+    else:
+        cause = reason.getErrorMessage() or repr(reason.value)
+    return UpstreamUnreachable(upstream.where, cause, sent=False)
