@@ -1,4 +1,4 @@
-"""Who goes for whom: groups, and the matrix as a policy."""
+"""The eviction policies: groups and the matrix."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Scene:
     config: Config
     clock: Clock = Factory(Clock)
     fleet: FakeFleet = Factory(lambda self: FakeFleet(self.clock), takes_self=True)
-    news: list[object] = Factory(list)
+    published: list[object] = Factory(list)
     faults: list[Exception] = Factory(list)
     bus: EventBus = Factory(lambda self: EventBus(self.faults.append), takes_self=True)
     memory: MemoryReclaim = Factory(NoMemoryReclaim)
@@ -68,11 +68,11 @@ class Scene:
 
     def build(self) -> Router:
         for kind in (StateChanged, SleepEnded, SwapBegan, SwapEnded, ProfileChanged, Preloaded):
-            self.bus.subscribe(kind, self.news.append)
+            self.bus.subscribe(kind, self.published.append)
         return Router(self.config, self.fleet, self.clock, self.bus, self.memory)
 
-    def told(self, kind: type) -> list:
-        return [event for event in self.news if type(event) is kind]
+    def events(self, kind: type) -> list:
+        return [event for event in self.published if type(event) is kind]
 
     def settle(self, turns: int = 12) -> None:
         self.clock.pump([0.0] * turns)
@@ -128,7 +128,7 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(len(answers), 100)
         self.assertEqual(here.fleet.spawned(), {"a": 1})
         self.assertEqual(
-            [(one.old, one.new) for one in here.told(StateChanged)], [("stopped", "starting"), ("starting", "ready")]
+            [(one.old, one.new) for one in here.events(StateChanged)], [("stopped", "starting"), ("starting", "ready")]
         )
 
     def test_lease_has_the_endpoint_and_the_priority(self) -> None:
@@ -249,7 +249,7 @@ class CancelTests(SynchronousTestCase):
         here.settle()
         self.assertIsInstance(wanted[0], Lease)
         self.assertEqual(here.fleet.up, ["b"])
-        self.assertEqual([event.error for event in here.told(SwapEnded)], ["abandoned", None])
+        self.assertEqual([event.error for event in here.events(SwapEnded)], ["abandoned", None])
 
     def test_many_cancelled_requests_cause_one_report_and_shutdown_leaves_no_timer(self) -> None:
         here = scene()
@@ -305,7 +305,7 @@ class StalledReaderTests(SynchronousTestCase):
         self.assertEqual(self.reasons, [])
 
 
-class SuccessionTests(SynchronousTestCase):
+class SupersedeTests(SynchronousTestCase):
     def test_newer_request_takes_the_place_of_a_waiting_one_and_no_other_moves(self) -> None:
         """reliability R33"""
         here = scene("a", "b", "c")
@@ -319,13 +319,13 @@ class SuccessionTests(SynchronousTestCase):
         self.assertEqual(gone, [Superseded])
         self.assertEqual([(one.model, one.position) for one in here.router.queue()], [("b", 1), ("c", 2)])
         self.assertEqual(places, [1])
-        older.cancel()  # its client leaves too, which is nobody's business any more
+        older.cancel()  # its client leaves too, which has no effect any more
         self.assertEqual(len(here.router.queue()), 2)
         answers = results(newer, other)
         lease.release()
         here.settle()
         assert isinstance(answers[0], Lease)
-        self.assertEqual([event.model for event in here.told(SwapBegan)], ["a", "b"])
+        self.assertEqual([event.model for event in here.events(SwapBegan)], ["a", "b"])
 
     def test_superseding_requests_in_a_row_keep_one_place_and_cause_one_load(self) -> None:
         here = scene("a", "b", servers={"b": {"load": 2.0}})
@@ -369,7 +369,7 @@ class SuccessionTests(SynchronousTestCase):
         self.assertEqual(here.router.queue(), [])
         lease.release()
         here.settle()
-        self.assertEqual(here.fleet.up, ["a"], "nobody wants b any more")
+        self.assertEqual(here.fleet.up, ["a"], "no request for b is left")
 
 
 class SwapTests(SynchronousTestCase):
@@ -397,7 +397,7 @@ class SwapTests(SynchronousTestCase):
     def test_swap_events_contain_the_phases(self) -> None:
         here = scene(servers={"a": {"exit": 2.0}, "b": {"load": 3.0}})
         lease = here.lease("a")
-        here.news.clear()
+        here.published.clear()
         here.router.request("b")
         here.clock.advance(4.0)
         lease.release()
@@ -405,7 +405,7 @@ class SwapTests(SynchronousTestCase):
         here.settle()
         here.clock.advance(3.0)
         here.settle()
-        [began], [ended] = here.told(SwapBegan), here.told(SwapEnded)
+        [began], [ended] = here.events(SwapBegan), here.events(SwapEnded)
         self.assertEqual((began.model, began.evicted, began.at), ("b", ("a",), 4.0))
         self.assertIn("(default)", began.reason)
         self.assertEqual((ended.swap, ended.error, ended.at), (began.swap, None, 9.0))
@@ -572,7 +572,7 @@ class SlowMemory:
 SLEEP = SuspendSettings(("POST /sleep",), ("POST /wake_up",))
 
 
-class SleepTests(SynchronousTestCase):
+class SuspendTests(SynchronousTestCase):
     def test_swap_suspends_and_resumes(self) -> None:
         here = scene(sleep=SLEEP).loaded("a", "b", "a")
         self.assertEqual(here.fleet.spawned(), {"a": 1, "b": 1})
@@ -612,7 +612,7 @@ class SleepTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(gone)
         self.assertEqual(here.router.suspended(), [])
-        self.assertEqual(here.told(SleepEnded), [SleepEnded("a")])
+        self.assertEqual(here.events(SleepEnded), [SleepEnded("a")])
 
     def test_idle_model_is_suspended_and_later_stopped(self) -> None:
         here = scene(ttl=10, sleep=evolve(SLEEP, ttl=100.0)).loaded("a")
@@ -753,7 +753,7 @@ class CrashTests(SynchronousTestCase):
         self.assertIsInstance(answers[0], Lease)
 
     def test_model_that_crashes_repeatedly_is_refused_with_its_log_tail_and_listed_as_failing(self) -> None:
-        """core W17: nobody healthy goes for another doomed try"""
+        """core W17: no healthy model is evicted for another failing start"""
         here = scene(servers={"b": {"said": "loading\nout of memory"}})
         for _ in range(2):
             here.lease("b").release()
@@ -1085,7 +1085,7 @@ class OperatorTests(SynchronousTestCase):
         self.assertEqual(here.router.profile, "work")
         self.assertRaises(KeyError, here.router.select_profile, "zz")
         here.router.select_profile(None)
-        self.assertEqual(here.told(ProfileChanged), [ProfileChanged("work"), ProfileChanged(None)])
+        self.assertEqual(here.events(ProfileChanged), [ProfileChanged("work"), ProfileChanged(None)])
 
     def test_selector_chooses_by_the_states_of_servers(self) -> None:
         """core V80"""
@@ -1122,7 +1122,7 @@ class PreloadTests(SynchronousTestCase):
         here.settle()
         self.successResultOf(done)
         self.assertEqual(here.fleet.up, ["a", "b"])
-        self.assertEqual(here.told(Preloaded), [Preloaded("a", True), Preloaded("b", True)])
+        self.assertEqual(here.events(Preloaded), [Preloaded("a", True), Preloaded("b", True)])
 
     def test_preload_loads_conflicting_models_one_after_the_other(self) -> None:
         """core V108"""
@@ -1131,14 +1131,14 @@ class PreloadTests(SynchronousTestCase):
         here.settle(30)
         self.successResultOf(done)
         self.assertEqual(here.fleet.up, ["b"])
-        self.assertEqual([swap.model for swap in here.told(SwapBegan)], ["a", "b"])
+        self.assertEqual([swap.model for swap in here.events(SwapBegan)], ["a", "b"])
 
     def test_preload_continues_after_a_failure(self) -> None:
         here = self.preloading("a", "b", a={"failure": StartFailed("a", "no")})
         done = here.router.preload()
         here.settle(30)
         self.successResultOf(done)
-        self.assertEqual(here.told(Preloaded), [Preloaded("a", False), Preloaded("b", True)])
+        self.assertEqual(here.events(Preloaded), [Preloaded("a", False), Preloaded("b", True)])
 
 
 class ApplyTests(SynchronousTestCase):
@@ -1224,7 +1224,7 @@ class ApplyTests(SynchronousTestCase):
         here.router.config = config
         self.change(here, b=Model("b", cmd="other"))
         here.settle()
-        self.assertEqual(here.told(Preloaded), [Preloaded("b", True)])
+        self.assertEqual(here.events(Preloaded), [Preloaded("b", True)])
 
     def test_hundred_reloads_under_load_lose_no_request_and_start_no_model_twice(self) -> None:
         here = scene(routing=TOGETHER)
@@ -1386,7 +1386,7 @@ class HandoverTests(SynchronousTestCase):
         self.assertEqual(here.fleet["a"].spawned, 1)
 
 
-class HoldTests(SynchronousTestCase):
+class WaitReasonTests(SynchronousTestCase):
     def test_wait_reason_names_what_a_request_waits_for(self) -> None:
         here = scene(servers={"a": {"exit": 2.0}, "b": {"load": 5.0}})
         lease = here.lease("a")
@@ -1406,7 +1406,7 @@ class HoldTests(SynchronousTestCase):
         here.clock.advance(5.0)
         here.settle()
         self.assertIsNone(here.router.wait_reason("b"))
-        self.assertEqual([event.origin for event in here.told(SwapBegan)], ["", "request:7"])
+        self.assertEqual([event.origin for event in here.events(SwapBegan)], ["", "request:7"])
 
     def test_unknown_model_has_no_wait_reason(self) -> None:
         self.assertIsNone(scene().router.wait_reason("lab/x"))
@@ -1418,18 +1418,18 @@ class OriginTests(SynchronousTestCase):
         here.router.load("a")
         here.router.preload(["b"])
         here.settle()
-        self.assertEqual([event.origin for event in here.told(SwapBegan)], ["manual", "preload"])
+        self.assertEqual([event.origin for event in here.events(SwapBegan)], ["manual", "preload"])
 
     def test_state_change_of_a_stop_contains_the_reason(self) -> None:
         here = scene(ttl=5).loaded("a")
         here.clock.advance(5.0)
         here.settle()
-        stopping = [event.why for event in here.told(StateChanged) if event.new == "stopping"]
+        stopping = [event.why for event in here.events(StateChanged) if event.new == "stopping"]
         self.assertEqual(stopping, ["idle"])
         here.loaded("b")
         here.router.unload(["b"])
         here.settle()
-        stopping = [event.why for event in here.told(StateChanged) if event.new == "stopping"]
+        stopping = [event.why for event in here.events(StateChanged) if event.new == "stopping"]
         self.assertEqual(stopping, ["idle", "unload"])
 
     def test_swap_event_of_a_failed_start_contains_the_exit_status(self) -> None:
@@ -1438,4 +1438,4 @@ class OriginTests(SynchronousTestCase):
         here.settle()
         here.fleet["a"].crash(3)
         here.settle()
-        self.assertEqual([event.exit_status for event in here.told(SwapEnded)], [3])
+        self.assertEqual([event.exit_status for event in here.events(SwapEnded)], [3])

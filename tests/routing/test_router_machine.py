@@ -1,7 +1,7 @@
-"""The router over stand-in servers, driven by whatever Hypothesis can think of: requests, operators, reloads, the end.
+"""The router with fake servers, driven by Hypothesis: requests, operators, reloads, shutdown.
 
-The scheduler's own machine shows that decisions are right; this one that each of them reaches whoever waits. What was
-asked for is written down here, and everything must have had one end when all is quiet.
+The scheduler's own machine shows that decisions are right, this one that each decision reaches the waiting request.
+Every request and command is recorded here, and must have ended once when nothing more happens.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.swaps = {}
         self.bus.subscribe(SwapBegan, lambda news: self.swaps.update({news.swap: "began"}))
         self.bus.subscribe(SwapEnded, lambda news: self.swaps.update({news.swap: "ended"}))
-        self.words = {}  # a sleeping server that is stopped says nothing of it: it takes up no room
+        self.words = {}  # the stop of a suspended server changes no state: it uses no memory
         self.bus.subscribe(StateChanged, lambda news: self.words.update({news.model: news.new}))
         globalLogPublisher.addObserver(self.heard)
         self.router = Router(
@@ -177,24 +177,24 @@ class RouterMachine(RuleBasedStateMachine):
         self.done.append(done)
 
     @rule(models=st.sets(names, max_size=2))
-    def somebody_unloads(self, models):
+    def operator_unloads(self, models):
         self.note(f"unload {sorted(models)}", self.router.unload(sorted(models) or None))
 
     @rule(model=names)
-    def somebody_loads(self, model):
+    def operator_loads(self, model):
         self.note(f"load {model}", self.router.load(model))
 
     @rule(model=names)
-    def somebody_restarts(self, model):
+    def operator_restarts(self, model):
         """In the very moment in which it is gone."""
         self.note(f"restart {model}", self.router.unload([model]).addCallback(lambda _: self.router.load(model)))
 
     @rule(models=st.lists(names, max_size=3))
-    def somebody_preloads(self, models):
+    def operator_preloads(self, models):
         self.note(f"preload {models}", self.router.preload(models))
 
     @rule(model=names, keep=st.booleans())
-    def somebody_pins(self, model, keep):
+    def operator_pins(self, model, keep):
         try:
             (self.router.pin if keep else self.router.unpin)(model)
         except UnknownModel:
@@ -264,7 +264,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.router.queue(), self.router.failing(), self.router.running(), self.router.failures()
 
     def teardown(self):
-        """Whatever was going on: everybody is answered, then everything ends, also in the middle of a load."""
+        """Whatever happened before: every request is answered, then everything ends, even during a load."""
         if not hasattr(self, "router"):
             return
         try:

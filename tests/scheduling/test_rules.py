@@ -1,4 +1,4 @@
-"""What the scheduler is told of a configuration."""
+"""The scheduler's rules that follow from a configuration."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import SuspendSettings
 from llamaswap.scheduling.rules import rules_of
 
-NAP = SuspendSettings(sleep=("POST /sleep",), wake=("POST /wake_up",))
+SUSPEND = SuspendSettings(sleep=("POST /sleep",), wake=("POST /wake_up",))
 
 
 def sleepers(**servers: tuple[str, int]) -> set[str]:
-    """Which of the models, all of which could sleep, are put to sleep; each value is where its server listens."""
+    """The models that can be suspended, out of models whose definitions allow it; the values are their endpoints."""
     models = {
-        name: Model(name, cmd="serve", sleep=NAP, endpoint=Endpoint("http", host, port, "", ""))
+        name: Model(name, cmd="serve", sleep=SUSPEND, endpoint=Endpoint("http", host, port, "", ""))
         for name, (host, port) in servers.items()
     }
     return {name for name, rules in rules_of(Config(models=models)).models.items() if rules.can_suspend}

@@ -28,7 +28,7 @@ from tests.scheduling.world import World, swapping, world
 
 
 def loaded(here: World, *models: str) -> World:
-    """Have these loaded, one after the other, with nobody using them."""
+    """The world after these have been loaded, one after the other; none is in use."""
     for model in models:
         ticket = here.request(model)
         here.load_all()
@@ -221,7 +221,7 @@ class QueueTests(SynchronousTestCase):
         self.assertEqual(here.stops, [Stop(("a",), "idle")])
 
 
-class CrowdTests(SynchronousTestCase):
+class LongQueueTests(SynchronousTestCase):
     """Many wait, and many of them go at once: a proxy in front of us ends, a load test is stopped."""
 
     def crowd(self, count: int = 400, fairness_window: float = 10.0) -> tuple[World, list[Ticket]]:
@@ -278,7 +278,7 @@ class CrowdTests(SynchronousTestCase):
         self.assertIn(here.request("a").number, here.granted)
 
 
-class OneSidedTests(SynchronousTestCase):
+class OneSidedConflictTests(SynchronousTestCase):
     def test_victim_is_not_loaded_while_the_swap_that_evicted_it_runs(self) -> None:
         """c would not evict a (groups are one-sided), but a's load has just sent c away."""
         here = world()
@@ -707,12 +707,12 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual(here.scheduler.requested(again, here.now), [SetIdleTimer("a", None), Grant(again)])
 
 
-SLEEPS = ModelRules(can_suspend=True)
+CAN_SUSPEND = ModelRules(can_suspend=True)
 
 
-class SleepTests(SynchronousTestCase):
+class SuspendTests(SynchronousTestCase):
     def test_model_that_can_suspend_is_suspended_for_another_and_resumed_for_the_next_request(self) -> None:
-        here = loaded(swapping(a=SLEEPS), "a")
+        here = loaded(swapping(a=CAN_SUSPEND), "a")
         here.end(here.request("a"))
         ticket = here.request("b")
         self.assertEqual([(swap.evict, swap.suspend) for swap in here.swaps], [(("a",), {"a"})])
@@ -725,7 +725,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual((here.spawns["a"], here.wakes["a"]), (1, 1))
 
     def test_suspended_model_uses_no_memory_while_it_stops(self) -> None:
-        here = loaded(swapping(a=SLEEPS), "a", "b")
+        here = loaded(swapping(a=CAN_SUSPEND), "a", "b")
         here.unload("a")
         self.assertEqual(here.stopping, {"a"})
         here.unload("b")
@@ -737,7 +737,7 @@ class SleepTests(SynchronousTestCase):
     def test_idle_model_is_suspended_first_and_stopped_later(self) -> None:
         here = loaded(swapping(a=ModelRules(ttl=5.0, can_suspend=True, suspended_ttl=60.0)), "a")
         here.advance(5.0)
-        self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "idle")])
+        self.assertEqual([(effect.models, effect.why) for effect in here.suspensions], [(("a",), "idle")])
         here.stopped("a")
         here.advance(59.0)
         self.assertEqual(here.stops, [])
@@ -759,15 +759,15 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(here.idle, {})
 
     def test_model_that_cannot_be_suspended_counts_as_stopped(self) -> None:
-        here = loaded(swapping(a=SLEEPS), "a")
+        here = loaded(swapping(a=CAN_SUSPEND), "a")
         here.request("b")
-        here.stopped("a", may_sleep=False)
+        here.stopped("a", can_suspend=False)
         self.assertIs(here.scheduler.phase("a"), Phase.STOPPED)
         here.load_all()
         self.assertEqual(here.ready, {"b"})
 
     def test_suspended_model_that_exits_is_loaded_at_once_for_the_next_request(self) -> None:
-        here = loaded(swapping(a=SLEEPS), "a", "b")
+        here = loaded(swapping(a=CAN_SUSPEND), "a", "b")
         for _ in range(5):
             here.die_asleep("a")
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "crash")])
@@ -776,7 +776,7 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(forecast(here.scheduler, "a", here.now).action, "load")
 
     def test_longest_suspended_model_is_stopped_if_too_many_are_suspended(self) -> None:
-        here = swapping(**dict.fromkeys("abcd", SLEEPS))
+        here = swapping(**dict.fromkeys("abcd", CAN_SUSPEND))
         here.rules = here.scheduler.rules = evolve(here.rules, max_suspended=2)
         for model in "abc":
             loaded(here, model)
@@ -797,26 +797,26 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(here.asleep, {"a"})
 
     def test_restarted_or_removed_model_does_not_stay_suspended(self) -> None:
-        here = loaded(swapping(**dict.fromkeys("abc", SLEEPS)), "a", "b", "c")
+        here = loaded(swapping(**dict.fromkeys("abc", CAN_SUSPEND)), "a", "b", "c")
         self.assertEqual(here.asleep, {"a", "b"})
-        here.retune(evolve(here.rules, models=dict.fromkeys("bcde", SLEEPS)), "b")
+        here.retune(evolve(here.rules, models=dict.fromkeys("bcde", CAN_SUSPEND)), "b")
         self.assertEqual(here.stopping, {"a", "b"})
         here.retune(evolve(here.rules, models={model: ModelRules() for model in "bcde"}))
         here.request("d")
         self.assertEqual(here.swaps[-1].suspend, frozenset())
 
     def test_model_that_is_being_suspended_is_stopped_if_its_definition_changes(self) -> None:
-        here = loaded(swapping(a=SLEEPS), "a")
+        here = loaded(swapping(a=CAN_SUSPEND), "a")
         here.request("b")
         here.retune(here.rules, "a")
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("a",), "reload")])
 
     def test_resumed_model_without_requests_is_suspended_again(self) -> None:
-        here = loaded(swapping(a=SLEEPS), "a", "b")
+        here = loaded(swapping(a=CAN_SUSPEND), "a", "b")
         here.cancel(here.request("a"))
         here.load_until_starting("a")
         here.request("b")
-        self.assertEqual([(sleep.models, sleep.why) for sleep in here.sleeps], [(("a",), "abandoned")])
+        self.assertEqual([(effect.models, effect.why) for effect in here.suspensions], [(("a",), "abandoned")])
         here.load_all()
         self.assertEqual((here.ready, here.asleep), ({"b"}, {"a"}))
 
@@ -890,7 +890,7 @@ class UnloadTests(SynchronousTestCase):
         self.assertEqual(here.served, ["b"])
 
 
-class MisfortuneTests(SynchronousTestCase):
+class FailureTests(SynchronousTestCase):
     def test_crashed_model_is_started_again(self) -> None:
         """core V36"""
         here = loaded(world(), "a")
@@ -949,7 +949,7 @@ class MisfortuneTests(SynchronousTestCase):
         self.assertEqual(here.served, ["c"])
 
     def test_model_that_fails_repeatedly_is_not_started_and_evicts_nothing(self) -> None:
-        """core W17: a doomed try evicts nobody"""
+        """core W17: a start that would fail evicts no model"""
         here = loaded(swapping(), "a")
         for _ in range(2):
             here.request("b")
@@ -992,6 +992,25 @@ class MisfortuneTests(SynchronousTestCase):
         here.scheduler.clear_backoff(["a"])
         here.request("a")
         self.assertEqual(here.spawns, {"a": 8})
+
+    def test_queued_request_is_refused_if_its_model_is_in_backoff_when_it_could_be_loaded(self) -> None:
+        here = swapping()
+        lost = here.request("b")
+        here.load_all()
+        here.crash("b")
+        here.end(lost)
+        here.load_all()
+        lost = here.request("b")
+        here.load_all()
+        other = here.request("c")
+        here.advance(10.0)
+        queued = here.request("b")
+        here.crash("b")
+        here.end(lost)
+        here.load_all()
+        self.assertIn(other.number, here.granted)
+        here.end(other)
+        self.assertIsInstance(here.refused[queued.number], KeepsFailing)
 
     def test_model_that_crashes_on_each_first_request_gets_backoff(self) -> None:
         """an image server without its text encoder does that"""
@@ -1131,7 +1150,7 @@ class ReloadTests(SynchronousTestCase):
         self.assertEqual(here.idle, {})
 
 
-class EndTests(SynchronousTestCase):
+class ShutdownTests(SynchronousTestCase):
     def test_shutdown_refuses_waiting_requests_and_stops_every_model(self) -> None:
         here = swapping()
         stream = here.request("a")

@@ -1,4 +1,4 @@
-"""The scheduler against a world that keeps its own account, driven by whatever Hypothesis can think of."""
+"""The scheduler and a world that keeps its own account, driven by Hypothesis."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.granted)
     @rule(pick=picks, moves=st.booleans())
-    def a_served_client_stands_still(self, pick, moves):
+    def a_served_client_stalls(self, pick, moves):
         tickets = list(self.world.granted.values())
         ticket = tickets[pick % len(tickets)]
         self.world.reader_stalled(ticket, self.world.now)
@@ -91,10 +91,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.scheduler.reader_moved(ticket)
 
     @precondition(lambda self: self.world.stopping)
-    @rule(pick=picks, may_sleep=st.sampled_from((True, True, False)))
-    def a_stop_ends(self, pick, may_sleep):
+    @rule(pick=picks, can_suspend=st.sampled_from((True, True, False)))
+    def a_stop_ends(self, pick, can_suspend):
         stopping = sorted(self.world.stopping)
-        self.world.stopped(stopping[pick % len(stopping)], may_sleep)
+        self.world.stopped(stopping[pick % len(stopping)], can_suspend)
 
     @precondition(lambda self: self.world.startable())
     @rule(pick=picks)
@@ -118,7 +118,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), what=st.sampled_from(("fail", "crash", "unload", "pin", "configure")))
     def something_rare_happens(self, data, what):
-        """One rule for all of it, lest every run be nothing but accidents."""
+        """One rule for all of these, so that most steps of a run are not accidents."""
         getattr(self, what)(data)
 
     def fail(self, data):
@@ -129,7 +129,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def crash(self, data):
         if ready := sorted(self.world.ready - self.world.stopping):
             self.world.crash(data.draw(st.sampled_from(ready)))
-        if sleepers := sorted(self.world.asleep | self.world.dozing):
+        if sleepers := sorted(self.world.asleep | self.world.suspending):
             self.world.die_asleep(data.draw(st.sampled_from(sleepers)))
 
     def unload(self, data):
@@ -156,7 +156,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.check()
 
     def teardown(self):
-        """Whatever was going on: once everything that can end has ended, nobody waits any more."""
+        """Whatever happened before: once everything that can end has ended, no request waits."""
         if not hasattr(self, "world"):
             return
         world = self.world

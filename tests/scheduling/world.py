@@ -1,7 +1,7 @@
 """A world for the scheduler to act upon: it keeps its own account of processes and requests, and checks each effect.
 
-What is up, who waits and who was granted is written down here from the effects and events alone; nothing is read from
-the scheduler except where a test compares the two accounts.
+The running models and the waiting and granted requests are recorded from effects and events alone; the scheduler is
+only read to compare the two accounts.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class World:
     alive: set[str] = Factory(set)
     ready: set[str] = Factory(set)
     stopping: set[str] = Factory(set)
-    dozing: set[str] = Factory(set)
+    suspending: set[str] = Factory(set)
     asleep: set[str] = Factory(set)
     woken: set[str] = Factory(set)
     wakes: dict[str, int] = Factory(dict)
@@ -90,7 +90,7 @@ class World:
     unused_since: dict[str, float] = Factory(dict)
     swaps: list[StartSwap] = Factory(list)
     stops: list[Stop] = Factory(list)
-    sleeps: list[Suspend] = Factory(list)
+    suspensions: list[Suspend] = Factory(list)
     served: list[str] = Factory(list)
     spawns: dict[str, int] = Factory(dict)
     outdated: set[str] = Factory(set)
@@ -99,14 +99,14 @@ class World:
     # -- what happens --------------------------------------------------------------------------------------
 
     def adopt(self, model: str, idle: float = 1.0) -> None:
-        """It was up before everything began, unless that would conflict with what is up."""
+        """The model was up before the scheduler was created, unless that would conflict with a running one."""
         if model not in self.alive and not self.conflicts(model, sorted(self.alive)):
             self.alive.add(model)
             self.ready.add(model)
             self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now))
 
     def adopt_asleep(self, model: str, idle: float = 1.0) -> None:
-        """It slept before everything began."""
+        """The model was suspended before the scheduler was created."""
         if model not in self.alive | self.asleep and self.rules.models[model].can_suspend:
             self.asleep.add(model)
             self.perform(self.scheduler.adopted(model, self.now - 10.0, self.now - idle, self.now, suspended=True))
@@ -142,11 +142,11 @@ class World:
     def reader_stalled(self, ticket: Ticket, since: float) -> None:
         self.perform(self.scheduler.reader_stalled(ticket, since, self.now))
 
-    def stopped(self, model: str, may_sleep: bool = True) -> None:
-        """The last process of a stopping model is gone; or it sleeps now, where it was to and does."""
+    def stopped(self, model: str, can_suspend: bool = True) -> None:
+        """A stopping model has no process left, or is suspended now if that was wanted and succeeds."""
         self.stopping.remove(model)
-        sleeps = may_sleep and model in self.dozing and model in self.ready | self.woken | self.asleep
-        self.dozing.discard(model)
+        sleeps = can_suspend and model in self.suspending and model in self.ready | self.woken | self.asleep
+        self.suspending.discard(model)
         self.woken.discard(model)
         self.asleep.discard(model)
         if model in self.alive:
@@ -207,15 +207,15 @@ class World:
         self.perform(self.scheduler.exited(model, self.now))
 
     def die_asleep(self, model: str) -> None:
-        """A sleeping process ends, or one on its way there."""
+        """A suspended process ends, or one that is being suspended."""
         if self.begun(model):
-            # It was asked for again meanwhile: its start comes anyway, a cold one, and nobody is told that it sleeps.
+            # It was requested again meanwhile: it starts as a new process, and no `suspended` follows.
             self.asleep.discard(model)
-            self.dozing.discard(model)
+            self.suspending.discard(model)
             self.perform(self.scheduler.exited(model, self.now))
-        elif model in self.dozing and model in self.ready:
+        elif model in self.suspending and model in self.ready:
             self.perform(self.scheduler.exited(model, self.now))
-            assert model not in self.dozing
+            assert model not in self.suspending
         elif model in self.asleep:
             self.perform(self.scheduler.exited(model, self.now))
             assert model in self.stopping
@@ -229,7 +229,7 @@ class World:
         self.perform(self.scheduler.unload_requested(models, self.now))
         assert not [ticket for ticket in self.waiting.values() if ticket.model in models]
         assert not [model for model in models if self.up(model)]
-        assert not set(models) & (self.dozing | self.asleep - self.stopping)
+        assert not set(models) & (self.suspending | self.asleep - self.stopping)
 
     def retune(self, rules: Rules, *stale: str) -> None:
         self.rules = rules
@@ -239,7 +239,7 @@ class World:
         self.perform(self.scheduler.rules_changed(rules, stale, self.now))
         assert all(load.abandoned for load in loading), "an outdated load goes on"
         old.update(stale)
-        assert not old & (self.dozing | self.asleep - self.stopping), "an outdated one sleeps on"
+        assert not old & (self.suspending | self.asleep - self.stopping), "an outdated model stays suspended"
         assert not [ticket for ticket in self.waiting.values() if ticket.model not in rules.models]
 
     def pin(self, *models: str) -> None:
@@ -328,7 +328,7 @@ class World:
             elif isinstance(effect, Grant):
                 self.check_grant(effect.ticket)
             elif isinstance(effect, Refuse):
-                assert self.waiting.pop(effect.ticket.number, None), "refused, but did not wait"
+                assert self.waiting.pop(effect.ticket.number, None), "refused, but was not waiting"
                 self.positions.pop(effect.ticket.number, None)
                 self.refused[effect.ticket.number] = effect.error
                 if isinstance(effect.error, QueueFull):
@@ -348,7 +348,7 @@ class World:
             elif isinstance(effect, Stop):
                 self.check_stop(effect)
             elif isinstance(effect, Suspend):
-                self.check_sleep(effect)
+                self.check_suspend(effect)
             elif isinstance(effect, Interrupt):
                 assert effect.ticket.number in self.granted, "interrupted, but not served"
                 rivals = [one for one in self.waiting.values() if one.model == effect.waiting]
@@ -365,7 +365,7 @@ class World:
         self.begin_starts()
 
     def check_grant(self, ticket: Ticket) -> None:
-        assert self.waiting.pop(ticket.number, None), "granted, but did not wait"
+        assert self.waiting.pop(ticket.number, None), "granted, but was not waiting"
         self.positions.pop(ticket.number, None)
         assert ticket.model in self.ready and self.up(ticket.model), f"granted {ticket.model}, which is not ready"
         assert ticket.model not in self.outdated, "granted on an outdated process"
@@ -385,37 +385,37 @@ class World:
         for victim in swap.evict:
             assert not self.serving(victim) or victim in self.stopping, f"busy {victim} evicted for {swap.model}"
             assert victim not in self.rules.pinned or not self.up(victim), f"pinned {victim} evicted"
-            # One that goes from its sleep and was asked for again meanwhile counts as being there until it is gone.
+            # A suspended model that stops and was requested again meanwhile uses memory until it has stopped.
             rests = victim in self.asleep and victim not in self.stopping and not self.begun(victim)
             assert not rests, f"{victim}, which takes up no room, evicted"
-            if self.up(victim) and victim in self.ready and self.may_sleep(victim):
-                assert victim in swap.suspend, f"{victim} is stopped, but could sleep"
-        assert all(victim in self.stopping or self.may_sleep(victim) for victim in swap.suspend)
+            if self.up(victim) and victim in self.ready and self.can_suspend(victim):
+                assert victim in swap.suspend, f"{victim} is stopped, but can be suspended"
+        assert all(victim in self.stopping or self.can_suspend(victim) for victim in swap.suspend)
         assert not any(load.swap.model == swap.model and not load.abandoned for load in self.loads.values()), (
             f"two loads of {swap.model} at once"
         )
         self.swaps.append(swap)
         self.loads[swap.generation] = Load(swap, set(swap.evict), self.now)
-        self.dozing = self.dozing - (set(swap.evict) - swap.suspend) | swap.suspend - self.stopping
+        self.suspending = self.suspending - (set(swap.evict) - swap.suspend) | swap.suspend - self.stopping
         self.stopping.update(swap.evict)
 
     def begun(self, model: str) -> bool:
         """Whether a load of it is under way, or was until just now."""
         return any(load.swap.model == model for load in self.loads.values())
 
-    def may_sleep(self, model: str) -> bool:
+    def can_suspend(self, model: str) -> bool:
         return model in self.rules.models and self.rules.models[model].can_suspend and model not in self.outdated
 
-    def check_sleep(self, sleep: Suspend) -> None:
-        self.sleeps.append(sleep)
+    def check_suspend(self, sleep: Suspend) -> None:
+        self.suspensions.append(sleep)
         for model in sleep.models:
-            assert model not in self.idle, f"{model} goes to sleep with its idle timer running"
+            assert model not in self.idle, f"{model} is suspended with its idle timer running"
             assert model not in self.rules.pinned
             if model in self.stopping:
-                continue  # it goes on as it goes: what was to sleep is its next process, which never began
-            assert (self.up(model) or self.begun(model)) and self.may_sleep(model) and not self.serving(model)
+                continue  # it stops as before: the process to suspend was its next one, which never began
+            assert (self.up(model) or self.begun(model)) and self.can_suspend(model) and not self.serving(model)
             self.stopping.add(model)
-            self.dozing.add(model)
+            self.suspending.add(model)
 
     def check_stop(self, stop: Stop) -> None:
         self.stops.append(stop)
@@ -423,14 +423,14 @@ class World:
             if stop.why == "idle":
                 assert not self.serving(model), f"{model} stopped as idle while it serves"
                 assert model not in self.rules.pinned
-                assert model in self.asleep or not self.may_sleep(model), f"{model} stopped, but could sleep"
+                assert model in self.asleep or not self.can_suspend(model), f"{model} stopped, but can be suspended"
             if stop.why == "asleep":
                 assert model in self.asleep and model not in self.rules.pinned
             if stop.why == "reload":
                 assert not self.serving(model), f"{model} restarted while it serves"
             assert model not in self.idle, f"{model} stops with its idle timer running"
             self.stopping.add(model)
-            self.dozing.discard(model)
+            self.suspending.discard(model)
 
     # -- invariants ----------------------------------------------------------------------------------------
 
@@ -442,11 +442,13 @@ class World:
         for model in settled:
             phase = self.scheduler.phase(model)
             loading = any(load.swap.model == model and not load.abandoned for load in self.loads.values())
-            assert phase is (Phase.LOADING if loading else Phase.SUSPENDED), f"{model} sleeps and is {phase}"
+            assert phase is (Phase.LOADING if loading else Phase.SUSPENDED), (
+                f"{model} is suspended and its phase is {phase}"
+            )
         if self.rules.max_suspended:
             settled -= {load.swap.model for load in self.loads.values()}
             kept = len(settled & self.rules.pinned)
-            assert len(settled) <= max(self.rules.max_suspended, kept), f"{sorted(settled)} sleep"
+            assert len(settled) <= max(self.rules.max_suspended, kept), f"{sorted(settled)} are suspended"
         if self.waiting:
             moving = self.stopping or self.granted or self.loads or self.late or self.lingering()
             assert moving, f"{sorted(self.waiting)} wait and nothing moves"
