@@ -2,7 +2,7 @@
 
 from llamaswap import early_signals
 
-early_signals.catch()  # before the other imports: they take most of the time in which a signal would end the process
+early_signals.catch()  # before the other imports, which take most of the time in which a signal would end the process
 
 from llamaswap.cli import main  # noqa: E402
 

@@ -1,7 +1,7 @@
-"""`twist llamaswap`: the options, and the service made from them.
+"""`twist llamaswap`: its options, and the service made from them.
 
-The only module beside `cli` that names the global reactor. What can be wrong with the options or the configuration
-is said on stderr before anything listens or starts, with exit status 1.
+Besides `cli` this is the only module that uses the global reactor. Errors in the options or the configuration are
+written to stderr before anything listens or starts, with exit status 1.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 early_signals.catch()  # `twist` loads this module only for `twist llamaswap`
 
-DEFAULT_CONFIG = "config.yaml"  # in the current folder, when nothing is said
-PORT, TLS_PORT = ":8080", ":8443"
+DEFAULT_CONFIG = "config.yaml"  # in the current folder, if no configuration is named
+DEFAULT_LISTEN, DEFAULT_TLS_LISTEN = ":8080", ":8443"
 
 
 class Options(UsageOptions):
@@ -32,17 +32,17 @@ class Options(UsageOptions):
 
     synopsis = "[options]"
     longdesc = (
-        "One endpoint in front of every local inference server. Without --config and --config-dir the file "
-        "config.yaml of the current folder is used; where there is none, a built-in demo with two tiny models runs."
+        "One endpoint in front of every local inference server. Without --config and --config-dir it reads config.yaml "
+        "in the current folder; if that file does not exist, a built-in demo with two tiny models runs."
     )
     optParameters = [
         ["config", None, None, "One YAML configuration file."],
-        ["config-dir", None, None, "A folder whose *.yml and *.yaml files are merged, in addition to --config."],
+        ["config-dir", None, None, "A folder whose *.yml and *.yaml files are merged; may be combined with --config."],
         [
             "listen",
             None,
             None,
-            "host:port, :port or a Twisted endpoint string; default: systemd's socket, else :8080, with TLS :8443.",
+            "host:port, :port or a Twisted endpoint string; default: systemd's socket, else :8080, or :8443 with TLS.",
         ],
         ["tls-cert-file", None, None, "TLS certificate (PEM), together with --tls-key-file."],
         ["tls-key-file", None, None, "TLS private key (PEM), together with --tls-cert-file."],
@@ -50,7 +50,7 @@ class Options(UsageOptions):
     optFlags = [
         ["watch-config", None, "Reload when a configuration source changes."],
         ["allow-config-edit", None, "Let the API and the web page change the --config file."],
-        ["demo", None, "Run the built-in demo, whatever files there are."],
+        ["demo", None, "Run the built-in demo and read no configuration file."],
     ]
 
     def opt_version(self) -> NoReturn:
@@ -61,21 +61,15 @@ class Options(UsageOptions):
         raise SystemExit(0)
 
     def postOptions(self) -> None:
-        """The last moment before `twist` imports the reactor."""
+        """Called before `twist` imports the reactor, which loads OpenSSL unless it is prevented here."""
         if not self["tls-cert-file"] and "ssl:" not in (self["listen"] or ""):
             from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
 
             import_reactor_without_tls()
 
 
-def give_up(message: str) -> NoReturn:
-    """Say what is wrong and exit with status 1."""
-    sys.stderr.write(message.rstrip("\n") + "\n")
-    raise SystemExit(1)
-
-
 def chosen_sources(options: Options) -> tuple[str | None, str | None, bool]:
-    """(config path, config folder, whether this is the demo) that the options mean."""
+    """(config path, config folder, whether this is the demo) for the options."""
     config, folder = options["config"], options["config-dir"]
     if options["demo"]:
         return None, None, True
@@ -87,30 +81,30 @@ def chosen_sources(options: Options) -> tuple[str | None, str | None, bool]:
 
 
 def makeService(options: Options) -> IService:
-    """The whole service, its configuration loaded and checked."""
-    if bool(options["tls-cert-file"]) != bool(options["tls-key-file"]):
-        give_up("--tls-cert-file and --tls-key-file belong together: give both or neither")
+    """The service, with its configuration loaded and checked."""
     from twisted.internet import reactor
 
-    from llamaswap.app.context import IServiceReactor
     from llamaswap.app.service import build
-    from llamaswap.app.settings import ServiceSettings
-    from llamaswap.app.systemd import given_socket
+    from llamaswap.app.settings import IServiceReactor, ServiceSettings
+    from llamaswap.app.startup_log import give_up
+    from llamaswap.app.systemd import inherited_endpoint
     from llamaswap.proxy.fastpath.epoll import use_plain_poll
     from llamaswap.proxy.listen import ListenAddress
     from llamaswap.upgrade.inherited import inherited
     from llamaswap.upgrade.program import announce_ready, being_checked
 
+    if bool(options["tls-cert-file"]) != bool(options["tls-key-file"]):
+        give_up("--tls-cert-file and --tls-key-file must be given together")
     checked, earlier = being_checked(os.environ), inherited(os.environ)
-    # Timers must not jump with the wall clock (suspended hosts, time servers): Twisted's default is time.time.
+    # Timers must not follow changes of the wall clock (suspended hosts, time servers), as Twisted's default does.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     use_plain_poll(reactor)
 
     config, folder, demo = chosen_sources(options)
-    listen = options["listen"] or (earlier.where if earlier is not None else given_socket())
-    listen = listen or (TLS_PORT if options["tls-cert-file"] else PORT)
+    listen = options["listen"] or (earlier.where if earlier is not None else inherited_endpoint())
+    listen = listen or (DEFAULT_TLS_LISTEN if options["tls-cert-file"] else DEFAULT_LISTEN)
     if checked and listen.startswith("systemd:"):
-        listen = PORT  # such a socket is only for the process it was given to, and nothing listens here
+        listen = DEFAULT_LISTEN  # such a socket is only for the process that got it, and nothing listens here
     settings = ServiceSettings(
         config=config,
         config_dir=folder,
@@ -123,7 +117,7 @@ def makeService(options: Options) -> IService:
         service = build(cast(IServiceReactor, reactor), settings, dict(os.environ), earlier)
     except ConfigError as error:
         where = " and ".join(str(place) for place in (config, folder) if place)
-        give_up(f"configuration not usable ({where}):\n{error}")
+        give_up(f"the configuration cannot be used ({where}):\n{error}")
     except (OSError, ValueError) as error:
         give_up(f"cannot start: {error}")
     if checked:
@@ -134,9 +128,8 @@ def makeService(options: Options) -> IService:
 
 
 def observe(options: Options, service: LlamaSwap) -> None:
-    """Have `twist` pass its log to the service instead of writing it, unless --log-format or --log-file was given.
-
-    `logToStdout` promises what standard output gets: the combined log and nothing else.
+    """Have `twist` pass log events to the service instead of writing them, unless --log-format or --log-file was given:
+    standard output is for the logs that `logToStdout` names.
     """
     parent = getattr(options, "parent", None)
     if parent is None or any(word.startswith(("--log-format", "--log-file")) for word in sys.argv):

@@ -14,11 +14,10 @@ from attrs import frozen
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 
-from llamaswap.app.context import ServiceContext, ServiceControl
 from llamaswap.app.log_output import LogParts
 from llamaswap.app.model_parts import ModelParts
 from llamaswap.app.observability import ObservabilityParts
-from llamaswap.app.settings import sources_of
+from llamaswap.app.settings import ServiceContext, ServiceControl, sources_of
 from llamaswap.discover.config_writer import ScanResult
 from llamaswap.discover.disk import ShouldStop
 from llamaswap.liveness.watchdog import Watchdog

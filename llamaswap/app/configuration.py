@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 from attrs import evolve, frozen
 
-from llamaswap.app.context import ServiceContext
 from llamaswap.app.log_output import LogParts
 from llamaswap.app.model_parts import ModelParts, enable_tls_if_needed
 from llamaswap.app.observability import ObservabilityParts
-from llamaswap.app.settings import sources_of
+from llamaswap.app.settings import ServiceContext, sources_of
 from llamaswap.config import Config, LoadedConfig, diff, load
 from llamaswap.config import files as config_files
 from llamaswap.config.ports import keep

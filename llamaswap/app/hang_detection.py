@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
 
-from llamaswap.app.context import IServiceReactor
 from llamaswap.app.model_parts import ModelParts
+from llamaswap.app.settings import IServiceReactor
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import HangDetection
 from llamaswap.liveness import sample
@@ -54,7 +54,7 @@ class LiveModels:
             gpu = max((board.gpu_util_pct for board in await reading), default=0.0)
         except Exception:  # a driver that does not answer shows no activity
             gpu = 0.0
-        return evolve(sample.look(status.pid, status.port), said=printed, gpu=gpu, leader=status.pid)
+        return evolve(sample.take_sample(status.pid, status.port), printed=printed, gpu=gpu, leader=status.pid)
 
     async def answers_health_check(self, model: str, limit: float) -> bool:
         """Whether a model's server answers its health check within `limit` seconds; True if it has no server."""

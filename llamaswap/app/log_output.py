@@ -10,7 +10,7 @@ from attrs import define, frozen
 from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent
 from zope.interface import implementer
 
-from llamaswap.app.context import IServiceReactor
+from llamaswap.app.settings import IServiceReactor
 from llamaswap.config import Config
 from llamaswap.observe.log_format import LogFormatter
 from llamaswap.observe.logfiles import LogFileLimits, LogFiles

@@ -13,8 +13,7 @@ from pathlib import Path
 from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
 
-from llamaswap.app.context import ServiceContext
-from llamaswap.app.settings import record_path
+from llamaswap.app.settings import ServiceContext, record_path
 from llamaswap.config import Config, Model, Peer
 from llamaswap.config.command_line import split
 from llamaswap.events import EventBus, PeersChanged, StateChanged, SwapBegan

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from attrs import frozen
 from twisted.logger import Logger
 
-from llamaswap.app.context import ServiceContext
 from llamaswap.app.model_parts import ModelParts
+from llamaswap.app.settings import ServiceContext
 from llamaswap.config import Config
 from llamaswap.events import ActivityStored, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.activity import ActivityLog

@@ -5,11 +5,11 @@ from __future__ import annotations
 from attrs import frozen
 
 from llamaswap.app.configuration import ConfigApplier, build_reloader
-from llamaswap.app.context import ServiceContext, ServiceControl
 from llamaswap.app.hang_detection import LiveModels
 from llamaswap.app.log_output import LogParts, build_logging
 from llamaswap.app.model_parts import ModelParts, build_models
 from llamaswap.app.observability import ObservabilityParts, build_observability
+from llamaswap.app.settings import ServiceContext, ServiceControl
 from llamaswap.app.web_parts import WebParts, build_web
 from llamaswap.config import Config
 from llamaswap.config.reload import Reloader

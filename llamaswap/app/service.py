@@ -10,24 +10,30 @@ from __future__ import annotations
 import gc
 import linecache
 import os
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Mapping
 
-from attrs import frozen
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import LogEvent, Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
-from llamaswap.app.context import IServiceReactor, ServiceContext, ServiceControl
+from llamaswap import early_signals
 from llamaswap.app.handover import ServiceHandover, take_over
 from llamaswap.app.model_parts import enable_tls_if_needed
 from llamaswap.app.parts import ServiceParts, build_parts
-from llamaswap.app.settings import ServiceSettings, listening_endpoint, sources_of
-from llamaswap.app.shutdown import Shutdown, ShutdownHost
-from llamaswap.app.signals import handle_signals
+from llamaswap.app.settings import (
+    IServiceReactor,
+    ServiceContext,
+    ServiceControl,
+    ServiceSettings,
+    listening_endpoint,
+    sources_of,
+)
+from llamaswap.app.shutdown import ServiceEnd, Shutdown
 from llamaswap.app.startup_log import announce, give_up
-from llamaswap.app.systemd import SystemdNotifier, without_ours
+from llamaswap.app.systemd import SystemdNotifier, child_environment
 from llamaswap.config import LoadedConfig, load
 from llamaswap.config import files as config_files
 from llamaswap.events import EventBus
@@ -69,7 +75,7 @@ class LlamaSwap(MultiService):
         enable_tls_if_needed(loaded.config)
         bus = EventBus(lambda error: log.failure("an event listener failed", Failure(error)))
         self.notifier = SystemdNotifier.of(environ, reactor)
-        context = ServiceContext(reactor, settings, environ, without_ours(environ), bus)
+        context = ServiceContext(reactor, settings, environ, child_environment(environ), bus)
         control = ServiceControl(
             reload=self.reload,
             bound_address=self.bound_address,
@@ -121,10 +127,10 @@ class LlamaSwap(MultiService):
 
     def _running(self) -> None:
         self.notifier.ready("listening")
-        self.notifier.watch(lambda: not stalled(self.parts.models.router.health()))
+        self.notifier.start_watchdog(lambda: not stalled(self.parts.models.router.health()))
         if not self.observed:
             globalLogPublisher.addObserver(self.observe)  # type: ignore[arg-type] # a method is callable
-        handle_signals(self.reactor, reload=self.reload, upgrade=self._upgrade_requested, stop=self._stop_requested)
+        self._handle_signals()
         if self.inherited is not None and self.inherited.state is not None:
             take_over(self.parts, self.inherited.state)
         linecache.clearcache()  # attrs leaves the source of each class it makes there: a megabyte
@@ -161,6 +167,20 @@ class LlamaSwap(MultiService):
 
     # -- signals -------------------------------------------------------------------------------------------
 
+    def _handle_signals(self) -> None:
+        """SIGHUP reloads, SIGUSR2 upgrades, SIGTERM and SIGINT end the service."""
+        try:
+            signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self.reload))
+            signal.signal(signal.SIGUSR2, lambda *_: self.reactor.callFromThread(self._upgrade_requested))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # Not through Twisted's handlers: with them the process ends by the signal, not with status 0. And at
+                # once, because an upgrade must see it before it replaces the program.
+                signal.signal(number, lambda *_: self._stop_requested())
+        except ValueError:  # not the main thread: the program that embeds the service handles signals
+            return
+        if early_signals.reload_requested():
+            self.reactor.callFromThread(self.reload)
+
     def reload(self) -> None:
         """Load the configuration again, as SIGHUP asks."""
         self.notifier.reloading()
@@ -192,64 +212,12 @@ class LlamaSwap(MultiService):
 
     async def _stop(self) -> None:
         self.notifier.stopping()
-        self.notifier.rest()
         self.upgrade.cancel()
         await self.shutdown.run()
         log.info("shutdown complete")
         if not self.observed:
             globalLogPublisher.removeObserver(self.observe)  # type: ignore[arg-type] # the same
         self.parts.logs.close()
-
-
-@frozen
-class ServiceEnd:
-    """What a shutdown does with the service's parts. `port` gives the listening port."""
-
-    parts: ServiceParts
-    port: Callable[[], IListeningPort | None]
-
-    @property
-    def drain_timeout(self) -> float:
-        return self.parts.models.router.config.drain_timeout
-
-    async def stop_accepting(self) -> None:
-        models, web = self.parts.models, self.parts.web
-        log.info("shutting down: {count} requests in progress", count=web.proxy.active)
-        models.slots.closing = True
-        self.parts.reloader.stop()
-        self.parts.watchdog.stop()
-        models.peers.stop()
-        models.router.drain()
-        port = self.port()
-        if port is not None:
-            await maybeDeferred(port.stopListening)
-        web.streams.end_all()
-        web.load_tests.close()
-        web.factory.drain()
-
-    def requests_done(self) -> Deferred[None]:
-        return self.parts.web.proxy.when_idle()
-
-    async def stop_servers(self, seconds: float) -> None:
-        models, web = self.parts.models, self.parts.web
-        web.proxy.close()
-        await models.router.shutdown(seconds)
-        self.parts.observability.inflight.cancel_all()  # requests to peers
-        web.factory.cut()
-        models.pool.close()
-        models.launcher.close()
-        models.guardian.close()
-
-    def hooks_done(self) -> Deferred[None]:
-        return self.parts.models.hooks.when_idle()
-
-    async def close(self) -> None:
-        await self.parts.observability.close()
-        await self.parts.models.driver_thread.close()
-        await self.parts.models.disk_thread.close()
-
-
-_check: type[ShutdownHost] = ServiceEnd
 
 
 def build(

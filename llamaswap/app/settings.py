@@ -1,24 +1,39 @@
-"""What the command line decided, and what follows from it: where to listen, what to read, where to keep a little."""
+"""The settings of the command line, what follows from them, and the context in which every part is built."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from attrs import frozen
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IReactorCore,
+    IReactorFromThreads,
+    IReactorProcess,
+    IReactorSocket,
+    IReactorTCP,
+    IReactorTime,
+    IReactorUNIX,
+    IStreamServerEndpoint,
+)
 
 from llamaswap.config import ConfigText, files
 from llamaswap.demo import demo_config
+from llamaswap.events import EventBus
 from llamaswap.proxy.listen import ListenAddress
 from llamaswap.upgrade.inherited import AdoptingReactor, InheritedState
 
 
+class IServiceReactor(
+    IReactorCore, IReactorFromThreads, IReactorProcess, IReactorSocket, IReactorTCP, IReactorTime, IReactorUNIX
+):
+    """The interfaces that the service needs of its reactor."""
+
+
 @frozen
 class ServiceSettings:
-    """What the command line decided. `config` and `config_dir` are paths; `demo` stands for both."""
+    """The settings of the command line. `config` and `config_dir` are paths; `demo` replaces both."""
 
     listen: ListenAddress
     config: str | None = None
@@ -28,18 +43,42 @@ class ServiceSettings:
     allow_config_edit: bool = False
 
 
+@frozen
+class ServiceContext:
+    """`environ` is the environment of this process, `child_environ` the one that other processes get."""
+
+    reactor: IServiceReactor
+    settings: ServiceSettings
+    environ: Mapping[str, str]
+    child_environ: Mapping[str, str]
+    bus: EventBus
+
+
+@frozen
+class ServiceControl:
+    """What the admin API reads from and asks of the service as a whole.
+
+    `bound_address` returns the address of the listening socket, of whatever kind its endpoint is; `upgrade_status` the
+    document of `GET /api/upgrade`.
+    """
+
+    reload: Callable[[], None]
+    bound_address: Callable[[], object]
+    upgrade_status: Callable[[], dict[str, object]]
+
+
 def state_folder(environ: Mapping[str, str]) -> Path:
-    """Where a service may keep a little of its own: systemd's choice, else the user's state folder."""
+    """The folder for the service's state: systemd's choice, else the user's state folder."""
     given = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if given:
         return Path(given)
     home = environ.get("XDG_STATE_HOME") or (environ["HOME"] + "/.local/state" if environ.get("HOME") else "")
-    # One folder right below a sticky one: another user can take the name first, but not exchange the folder later.
+    # Directly below a sticky folder: another user can create the name first, but cannot replace the folder later.
     return Path(home) / "llamaswap" if home else Path(f"/var/tmp/llamaswap-{os.geteuid()}")
 
 
 def record_path(listen: ListenAddress, environ: Mapping[str, str]) -> Path | None:
-    """The file that names our servers for the next start at the same address; none where the port is any."""
+    """The file that names our servers for the next start at the same address; None if the port is any."""
     if listen.address is not None and listen.address[1] == 0:
         return None
     name = "".join(char if char.isalnum() or char in ".-" else "_" for char in listen.text)
@@ -47,15 +86,16 @@ def record_path(listen: ListenAddress, environ: Mapping[str, str]) -> Path | Non
 
 
 def sources_of(settings: ServiceSettings) -> list[ConfigText]:
-    """The configuration's texts as they are now."""
+    """The present texts of the configuration."""
     if settings.demo:
         return [ConfigText("demo.yaml", demo_config())]
     return files.read_sources(settings.config, settings.config_dir)
 
 
-def listening_endpoint(reactor: Any, listen: ListenAddress, inherited: InheritedState | None) -> IStreamServerEndpoint:
-    """Where to listen: at the socket an earlier program left, if there is one. Raises as `ListenAddress.endpoint`
-    does."""
+def listening_endpoint(
+    reactor: IServiceReactor, listen: ListenAddress, inherited: InheritedState | None
+) -> IStreamServerEndpoint:
+    """The endpoint to listen on, with the inherited socket if there is one. Raises as `ListenAddress.endpoint` does."""
     if inherited is None:
         return listen.endpoint(reactor)
     return AdoptingReactor(reactor, inherited.listening).endpoint(listen)

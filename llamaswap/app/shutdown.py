@@ -6,14 +6,16 @@ signal ends the wait of a phase at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
 
-from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred
+from attrs import define, field, frozen
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as TimeIsUp
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
+
+from llamaswap.app.parts import ServiceParts
 
 SERVERS_TIMEOUT = 12.0  # seconds for stopping the servers, after the requests had `drainTimeout`
 CLOSE_TIMEOUT = 2.0  # seconds that disks and drivers have at least for their pending work
@@ -32,27 +34,58 @@ class ShutdownPhase(Enum):
     DONE = "done"
 
 
-class ShutdownHost(Protocol):
-    """What a shutdown does with the service's parts, in the order in which it does it."""
+@frozen
+class ServiceEnd:
+    """What a shutdown does with the service's parts. `port` gives the listening port."""
+
+    parts: ServiceParts
+    port: Callable[[], IListeningPort | None]
 
     @property
     def drain_timeout(self) -> float:
         """Seconds that running requests get."""
+        return self.parts.models.router.config.drain_timeout
 
     async def stop_accepting(self) -> None:
         """Take no further work: close the listening socket, refuse waiting requests, end the feeds."""
+        models, web = self.parts.models, self.parts.web
+        log.info("shutting down: {count} requests in progress", count=web.proxy.active)
+        models.slots.closing = True
+        self.parts.reloader.stop()
+        self.parts.watchdog.stop()
+        models.peers.stop()
+        models.router.drain()
+        port = self.port()
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+        web.streams.end_all()
+        web.load_tests.close()
+        web.factory.drain()
 
     def requests_done(self) -> Deferred[None]:
         """Fires when no request is in progress."""
+        return self.parts.web.proxy.when_idle()
 
     async def stop_servers(self, seconds: float) -> None:
-        """Stop all servers within `seconds`, and then cut what is still connected."""
+        """Stop all servers within `seconds`, and then close what is still connected."""
+        models, web = self.parts.models, self.parts.web
+        web.proxy.close()
+        await models.router.shutdown(seconds)
+        self.parts.observability.inflight.cancel_all()  # requests to peers
+        web.factory.cut()
+        models.pool.close()
+        models.launcher.close()
+        models.guardian.close()
 
     def hooks_done(self) -> Deferred[None]:
         """Fires when no hook is running: what follows an unload follows this one too."""
+        return self.parts.models.hooks.when_idle()
 
     async def close(self) -> None:
         """Close the store and end the threads."""
+        await self.parts.observability.close()
+        await self.parts.models.driver_thread.close()
+        await self.parts.models.disk_thread.close()
 
 
 @define(eq=False)
@@ -60,7 +93,7 @@ class Shutdown:
     """One shutdown of `host`. `requested` is set by the first signal, before the reactor hears of it."""
 
     clock: IReactorTime
-    host: ShutdownHost
+    host: ServiceEnd
     phase: ShutdownPhase = field(default=ShutdownPhase.RUNNING, init=False)
     requested: bool = field(default=False, init=False)
     _hurried: bool = field(default=False, init=False)

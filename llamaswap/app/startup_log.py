@@ -47,7 +47,7 @@ def announce(settings: ServiceSettings, loaded: LoadedConfig, address: object) -
 
 def give_up(message: str) -> NoReturn:
     """Write why the service cannot run, and end with status 1; the reactor does not run yet."""
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(message.rstrip("\n") + "\n")
     raise SystemExit(1)
 
 

@@ -1,7 +1,7 @@
-"""Telling the service manager how it goes: systemd's notification protocol, in a few datagrams.
+"""Notifies the service manager with systemd's protocol: a few datagrams to a unix socket.
 
-Ready once it listens, reloading and stopping while it does, and the watchdog fed only while requests can move: a
-process whose loop stands still, or that forgot somebody who waits, is started anew. Without a manager nothing is told.
+READY once the service listens, RELOADING and STOPPING while it does that. The watchdog keep-alive is sent only while
+requests make progress, so that systemd restarts a service that is stuck. Without a manager nothing is sent.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from twisted.logger import Logger
 
 log = Logger()
 
-# What is meant for us alone. A podman that inherits the socket would report itself as the service.
-OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+# Variables for this process alone: podman, for one, would report itself as the service.
+OWN_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 Send = Callable[[bytes], None]
 
 
-def without_ours(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment for other processes: without what the service manager told this one."""
-    return {name: value for name, value in environ.items() if name not in OURS}
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for other processes, without the variables that the service manager set for this one."""
+    return {name: value for name, value in environ.items() if name not in OWN_VARIABLES}
 
 
 def sender(path: str) -> Send:
-    """What sends datagrams to a unix socket; @ at the start is the abstract namespace's mark."""
+    """Sends datagrams to a unix socket; @ at the start stands for the abstract namespace."""
     address = "\0" + path[1:] if path.startswith("@") else path
 
     def send(data: bytes) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | getattr(socket, "SOCK_CLOEXEC", 0)) as line:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
             line.setblocking(False)
             line.sendto(data, address)
 
@@ -43,29 +43,24 @@ def sender(path: str) -> Send:
 
 @define(eq=False)
 class SystemdNotifier:
-    """One conversation with the manager. `every` is the watchdog's period in seconds, None where there is none."""
+    """The notifications of one service. `watchdog_period` is in seconds, None if there is no watchdog."""
 
     _send: Send | None
-    every: float | None = None
+    watchdog_period: float | None = None
     _clock: IReactorTime | None = None
     _monotonic: Callable[[], float] = time.monotonic
     _loop: LoopingCall | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, environ: Mapping[str, str], clock: IReactorTime, pid: int | None = None) -> SystemdNotifier:
-        """What the environment says; a notifier that tells nobody where it says nothing."""
+        """The notifier for an environment; one without a service manager sends nothing."""
         path = environ.get("NOTIFY_SOCKET", "")
         if not path.startswith(("/", "@")):
             return cls(None)
-        return cls(sender(path), _watchdog(environ, os.getpid() if pid is None else pid), clock)
+        return cls(sender(path), _watchdog_period(environ, os.getpid() if pid is None else pid), clock)
 
-    @property
-    def listens(self) -> bool:
-        """Whether there is a manager."""
-        return self._send is not None
-
-    def tell(self, **fields: str) -> None:
-        """Send fields such as READY="1". A manager that cannot be reached is nobody's trouble."""
+    def notify(self, **fields: str) -> None:
+        """Send fields such as READY="1". An unreachable service manager is only logged."""
         if self._send is None:
             return
         try:
@@ -74,51 +69,47 @@ class SystemdNotifier:
             log.debug("could not notify the service manager: {error}", error=error)
 
     def ready(self, status: str) -> None:
-        """It listens (again)."""
-        self.tell(READY="1", STATUS=status)
+        """The service listens, or has reloaded its configuration."""
+        self.notify(READY="1", STATUS=status)
 
     def reloading(self) -> None:
-        """The configuration is being read again; `ready` says that it has been."""
-        self.tell(RELOADING="1", MONOTONIC_USEC=str(int(self._monotonic() * 1_000_000)))
+        """The configuration is being reloaded; `ready` follows."""
+        self.notify(RELOADING="1", MONOTONIC_USEC=str(int(self._monotonic() * 1_000_000)))
 
     def stopping(self) -> None:
-        """It ends."""
-        self.tell(STOPPING="1", STATUS="ending")
-
-    def watch(self, healthy: Callable[[], bool]) -> None:
-        """Feed the watchdog twice in its period, as long as `healthy` says yes."""
-        if self.every is None or self._clock is None or self._loop is not None:
-            return
-
-        def feed() -> None:
-            if healthy():
-                self.tell(WATCHDOG="1")
-            else:
-                log.error("requests are stalled: withholding the systemd watchdog keep-alive")
-
-        self._loop = loop = LoopingCall(feed)
-        loop.clock = self._clock
-        loop.start(self.every / 2).addErrback(lambda failure: log.failure("the watchdog", failure=failure))
-
-    def rest(self) -> None:
-        """Feed it no more; the manager's own limit on stopping counts from here."""
+        """The service is ending. No more keep-alive is sent; systemd's limit on stopping applies now."""
+        self.notify(STOPPING="1", STATUS="ending")
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
 
+    def start_watchdog(self, healthy: Callable[[], bool]) -> None:
+        """Send the keep-alive twice per period while `healthy()` is true."""
+        if self.watchdog_period is None or self._clock is None or self._loop is not None:
+            return
 
-def _watchdog(environ: Mapping[str, str], pid: int) -> float | None:
-    meant_for = environ.get("WATCHDOG_PID", "")
-    if meant_for and meant_for != str(pid):
+        def keep_alive() -> None:
+            if healthy():
+                self.notify(WATCHDOG="1")
+            else:
+                log.error("requests are stalled: withholding the systemd watchdog keep-alive")
+
+        self._loop = loop = LoopingCall(keep_alive)
+        loop.clock = self._clock
+        loop.start(self.watchdog_period / 2).addErrback(lambda failure: log.failure("the watchdog", failure=failure))
+
+
+def _watchdog_period(environ: Mapping[str, str], pid: int) -> float | None:
+    if environ.get("WATCHDOG_PID") not in (None, "", str(pid)):
         return None
     microseconds = environ.get("WATCHDOG_USEC", "")
     return int(microseconds) / 1_000_000 if microseconds.isdigit() and int(microseconds) else None
 
 
-def given_socket(descriptors: Sequence[int] | None = None) -> str | None:
-    """The endpoint string of a socket the manager opened for us (the first one); None where there is none."""
+def inherited_endpoint(descriptors: Sequence[int] | None = None) -> str | None:
+    """The endpoint string of the first socket that the service manager passed to us; None if there is none."""
     if descriptors is None:
-        # Private, but what its endpoint will use: index 0 means the same in both places.
+        # Private, but what the endpoint will use: index 0 means the same in both places.
         from twisted.internet.endpoints import _SystemdParser
 
         descriptors = _SystemdParser._sddaemon.inheritedDescriptors()

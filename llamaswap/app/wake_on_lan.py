@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
-from llamaswap.app.context import IServiceReactor
+from llamaswap.app.settings import IServiceReactor
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
 from llamaswap.http_client import HttpClient, RequestFailed, SendRequest

@@ -11,10 +11,10 @@ from functools import partial
 from attrs import frozen
 
 from llamaswap.app.admin_wiring import AdminWiring
-from llamaswap.app.context import ServiceContext, ServiceControl
 from llamaswap.app.log_output import LogParts
 from llamaswap.app.model_parts import ModelParts
 from llamaswap.app.observability import ObservabilityParts
+from llamaswap.app.settings import ServiceContext, ServiceControl
 from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.worker import WorkerThread

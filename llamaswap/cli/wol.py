@@ -31,7 +31,7 @@ LEVELS = ("debug", "info", "warn", "error")
 def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcast: str) -> None:
     """Wake a sleeping machine when a request comes, and forward the request."""
     from llamaswap.app import wake_on_lan
-    from llamaswap.app.context import IServiceReactor
+    from llamaswap.app.settings import IServiceReactor
     from llamaswap.config.urls import UrlError, parse
     from llamaswap.proxy.listen import ListenAddress, refusal
 

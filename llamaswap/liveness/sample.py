@@ -1,7 +1,7 @@
-"""What can be seen of a server from outside without asking it anything: whether its processes do something.
+"""Samples a server from outside, without a request: whether its processes do something.
 
-Two looks some time apart tell. The counters are the kernel's, so nothing here depends on the server's good will.
-Where it cannot be known (no /proc, a server behind a container or on another machine) the answer is that.
+Two samples some time apart are compared. The counters are the kernel's, so a server that hangs is sampled as well. A
+server without visible processes (no /proc, a container, another machine) has a sample that says so.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from attrs import Factory, frozen
 from llamaswap.servers import procfs
 
 _TICKS = float(os.sysconf("SC_CLK_TCK"))
-_ESTABLISHED = ("01", "08")  # and what its other end has closed
+_ESTABLISHED = ("01", "08")  # the second is a connection that its other end has closed
 
 
 @frozen
 class LivenessSample:
-    """A look at a server. `processes` are (CPU seconds, pages read from disk) by pid, None where nobody knows.
+    """One sample of a server. `processes` are (CPU seconds, pages read from disk) by pid, None if they are not visible.
 
-    `wants` says that one of their threads runs, or would if it got a processor or its disk, `unread` that bytes of its
-    answers wait for their reader. `said` is how many bytes it printed so far, `gpu` the load of the busiest board in
-    percent, 0 where that is not known. `leader` is the process that was started, 0 where nobody says.
+    `runnable` says that one of their threads runs or waits for a processor or a disk, `unread` that bytes of its
+    responses wait for a reader. `printed` is the number of bytes in its log so far, `gpu` the load of the busiest GPU
+    in percent (0 if unknown), `leader` the pid that was started (0 if unknown).
     """
 
     processes: Mapping[int, tuple[float, int]] | None = Factory(dict)
-    wants: bool = False
+    runnable: bool = False
     unread: bool = False
-    said: int = 0
+    printed: int = 0
     gpu: float = 0.0
     leader: int = 0
 
 
-def look(pid: int, port: int | None) -> LivenessSample:
-    """A look at the server whose first process is `pid` and which listens on `port`."""
+def take_sample(pid: int, port: int | None) -> LivenessSample:
+    """A sample of the server whose first process is `pid` and which listens on `port`."""
     leader = procfs.stat(pid)
     if leader is None:
         return LivenessSample(None)
@@ -44,14 +44,14 @@ def look(pid: int, port: int | None) -> LivenessSample:
     listeners = procfs.listening(port) if port is not None else set()
     held = [procfs.sockets(one.pid) or set() for one in found]
     if not any(listeners & sockets for sockets in held):
-        return LivenessSample(None)  # who listens is not among them: what they do says nothing
+        return LivenessSample(None)  # another process listens, so the activity of these says nothing
     processes = {one.pid: spent for one in found if (spent := _spent(one.pid)) is not None}
-    return LivenessSample(processes, any(_wants(one.pid) for one in found), _unread(port or 0))
+    return LivenessSample(processes, any(_runnable(one.pid) for one in found), _unread(port or 0))
 
 
-def _wants(pid: int) -> bool:
-    """Whether a thread of the process is running, runnable, or waits for a disk. On a machine with too much to do that
-    says more than CPU time."""
+def _runnable(pid: int) -> bool:
+    """Whether a thread of the process runs, could run, or waits for a disk: on an overloaded machine it gets no CPU
+    time."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -67,7 +67,7 @@ def _wants(pid: int) -> bool:
 
 
 def _spent(pid: int) -> tuple[float, int] | None:
-    """(CPU seconds, pages read) of a process and of those children it has waited for."""
+    """(CPU seconds, pages read) of a process and of the children it has reaped."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -77,8 +77,8 @@ def _spent(pid: int) -> tuple[float, int] | None:
 
 
 def _unread(port: int) -> bool:
-    """Whether a connection to the port has bytes that were not read, or could not be sent for that reason: then its
-    reader is slow, and the server may well do nothing but wait."""
+    """Whether a connection to the port has unread or unsent bytes: then its reader is slow, and the server may rightly
+    do nothing but wait."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(table, encoding="ascii", errors="replace") as file:

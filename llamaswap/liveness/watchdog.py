@@ -90,7 +90,7 @@ def sign_of_life(
         return "it was restarted meanwhile"
     if before.unread or now.unread:
         return "its output waits for a slow reader"
-    if "log" in settings.signs and now.said > before.said:
+    if "log" in settings.signs and now.printed > before.printed:
         return "it writes to its log"
     if "gpu" in settings.signs and max(before.gpu, now.gpu) > settings.gpu:
         return f"a GPU is busy ({max(before.gpu, now.gpu):.0f} %)"
@@ -98,7 +98,7 @@ def sign_of_life(
         return ""
     if before.processes is None or now.processes is None:
         return "its processes cannot be observed"
-    if before.wants or now.wants:
+    if before.runnable or now.runnable:
         return "it runs, or waits for a processor or a disk"
     if before.processes.keys() != now.processes.keys():
         return "its processes come and go"

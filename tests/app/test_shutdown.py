@@ -5,7 +5,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.app.shutdown import CLOSE_TIMEOUT, SERVERS_TIMEOUT, Shutdown, ShutdownHost, ShutdownPhase
+from llamaswap.app.shutdown import CLOSE_TIMEOUT, SERVERS_TIMEOUT, Shutdown, ShutdownPhase
 
 
 @define(eq=False)
@@ -33,9 +33,6 @@ class FakeHost:
     async def close(self):
         self.calls.append("close")
         await self.disk
-
-
-_check: type[ShutdownHost] = FakeHost
 
 
 class ShutdownTests(SynchronousTestCase):

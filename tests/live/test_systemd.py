@@ -51,7 +51,7 @@ class NotifyTests(SynchronousTestCase):
             wait_for(lambda: len(self.heard_with("WATCHDOG=1")) >= 3, 10, "the watchdog's food")
             product.config.write_text("models: [")
             product.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: self.heard_with("refused"), 10, "the refusal")
+            wait_for(lambda: self.heard_with("rejected"), 10, "the refusal")
             self.assertTrue(self.heard_with("RELOADING=1"))
             product.process.send_signal(signal.SIGTERM)
             wait_for(lambda: self.heard_with("STOPPING=1"), 10, "STOPPING")

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Compat, Model
 from llamaswap.config.schema import HangDetection
-from llamaswap.liveness.sample import LivenessSample, look
+from llamaswap.liveness.sample import LivenessSample, take_sample
 from llamaswap.liveness.watchdog import (
     CHECK_INTERVAL,
     OpenStream,
@@ -21,7 +21,7 @@ from llamaswap.liveness.watchdog import (
     sign_of_life,
 )
 
-DEAD = LivenessSample({1: (5.0, 10)}, said=100)  # two such samples: nothing happened
+DEAD = LivenessSample({1: (5.0, 10)}, printed=100)  # two such samples: nothing happened
 
 
 @define(eq=False)
@@ -132,7 +132,7 @@ class HangTests(SynchronousTestCase):
         self.assertEqual(here.models.hung, [])
 
     def test_server_that_prints_during_the_last_request_is_not_hung(self):
-        here = Scene(samples=[DEAD, DEAD, evolve(DEAD, said=101)]).silent(94)
+        here = Scene(samples=[DEAD, DEAD, evolve(DEAD, printed=101)]).silent(94)
         here.models.answer.callback(False)
         self.assertEqual(here.models.hung, [])
 
@@ -190,7 +190,7 @@ class SlowTests(SynchronousTestCase):
         return here
 
     def test_server_that_works_for_minutes_without_output_is_never_hung(self):
-        working = [LivenessSample({1: (float(second), 10)}, said=100) for second in range(100)]
+        working = [LivenessSample({1: (float(second), 10)}, printed=100) for second in range(100)]
         here = self.kept(samples=working)
         self.assertIn("CPU time", here.watchdog.document("a")["last_sign"])
 
@@ -203,13 +203,13 @@ class SlowTests(SynchronousTestCase):
         self.kept(samples=[evolve(DEAD, gpu=97.0)])
 
     def test_server_that_writes_to_its_log_is_never_hung(self):
-        self.kept(samples=[evolve(DEAD, said=count) for count in range(100)])
+        self.kept(samples=[evolve(DEAD, printed=count) for count in range(100)])
 
     def test_server_that_reads_from_disk_is_never_hung(self):
         self.kept(samples=[LivenessSample({1: (5.0, pages)}) for pages in range(100)])
 
     def test_server_that_waits_for_a_processor_is_never_hung(self):
-        self.kept(samples=[evolve(DEAD, wants=True)])
+        self.kept(samples=[evolve(DEAD, runnable=True)])
 
     def test_server_with_a_slow_reader_is_never_hung(self):
         """Its answer waits in a socket; a server with one thread then does nothing else."""
@@ -247,7 +247,7 @@ class SlowTests(SynchronousTestCase):
         self.assertNotEqual(sign_of_life(busy(5.0), busy(5.01), 30.0, HangDetection(cpu=0)), "")
         self.assertIn(
             "come and go",
-            sign_of_life(DEAD, LivenessSample({1: (5.0, 10), 2: (0.0, 0)}, said=100), 30.0, HangDetection()),
+            sign_of_life(DEAD, LivenessSample({1: (5.0, 10), 2: (0.0, 0)}, printed=100), 30.0, HangDetection()),
         )
 
 
@@ -323,14 +323,14 @@ class SignsTests(SynchronousTestCase):
         self.port = self.listener.getsockname()[1]
 
     def test_listening_process_is_sampled_with_its_cpu_time(self):
-        seen = look(os.getpid(), self.port)
+        seen = take_sample(os.getpid(), self.port)
         self.assertGreater(seen.processes[os.getpid()][0], 0.0)
-        self.assertTrue(seen.wants, "it runs at this moment")
+        self.assertTrue(seen.runnable, "it runs at this moment")
         self.assertFalse(seen.unread)
 
     def test_port_of_another_process_gives_no_sample(self):
-        self.assertIsNone(look(os.getpid(), 1).processes)
-        self.assertIsNone(look(2**22 + 1, self.port).processes)
+        self.assertIsNone(take_sample(os.getpid(), 1).processes)
+        self.assertIsNone(take_sample(2**22 + 1, self.port).processes)
 
     def test_unread_output_is_sampled(self):
         client = socket.create_connection(("127.0.0.1", self.port))
@@ -338,9 +338,9 @@ class SignsTests(SynchronousTestCase):
         server, _ = self.listener.accept()
         self.addCleanup(server.close)
         client.sendall(b"a question")
-        self.assertFalse(look(os.getpid(), self.port).unread, "the server has not read its request")
+        self.assertFalse(take_sample(os.getpid(), self.port).unread, "the server has not read its request")
         server.sendall(b"an answer")
-        self.assertTrue(look(os.getpid(), self.port).unread)
+        self.assertTrue(take_sample(os.getpid(), self.port).unread)
 
     def test_output_counter_counts_and_passes_on(self):
         passed, heard = [], OutputCounter()
