@@ -77,12 +77,12 @@ class AdminWiring:
                 resource(self.passthrough.serve_upstream, reactor),
                 resource(self.passthrough.serve_comfyui, reactor),
             ),
-            ListingEndpoints(router, config, time.time, self.models.peers),
-            ProcessEndpoints(router, config),
+            ListingEndpoints(router, time.time, self.models.peers),
+            ProcessEndpoints(router),
             LogEndpoints(self.logs.registry, config, self.streams),
-            ProfileEndpoints(router, config),
+            ProfileEndpoints(router),
             peers_routes.PeerEndpoints(config, self.models.peers),
-            UiFiles(Path(__file__).parent.with_name("web") / "ui_dist", router, config),
+            UiFiles(Path(__file__).parent.with_name("web") / "ui_dist", router),
             self._events(),
             activity_routes.ActivityEndpoints(seen.activity, seen.captures, seen.inflight, self.streams),
             self._models(),
@@ -131,7 +131,6 @@ class AdminWiring:
         seen, router = self.observability, self.models.router
         return EventEndpoints(
             router,
-            lambda: router.config,
             self.context.bus,
             self.logs.registry,
             seen.inflight,
@@ -146,7 +145,6 @@ class AdminWiring:
         seen, router = self.observability, self.models.router
         return ModelEndpoints(
             router,
-            lambda: router.config,
             seen.inflight,
             seen.history,
             self.logs.registry,

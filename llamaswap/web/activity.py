@@ -13,12 +13,13 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from llamaswap.observe.activity import ActivityLog
 from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.captures import Captures
+from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.query import ActivityFilter, parse_filter, parse_query
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
-from llamaswap.web.interfaces import ActivityBook, InflightBook
 from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.streaming_response import StreamingResponses
 
@@ -32,9 +33,9 @@ log = Logger()
 class ActivityEndpoints:
     """The activity table, captures and in-flight requests."""
 
-    book: ActivityBook
+    book: ActivityLog
     captures: Captures
-    inflight: InflightBook
+    inflight: InflightRequests
     streams: StreamingResponses
 
     async def page(self, call: AdminRequest) -> Response:
@@ -159,7 +160,7 @@ FORMS = {
 class _Export:
     """Reads the table in steps; the next one only when the client has room."""
 
-    book: ActivityBook
+    book: ActivityLog
     wanted: ActivityFilter
     form: ExportFormat
     write: Callable[[bytes], None]

@@ -16,7 +16,7 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.config_history import ConfigVersion, VersionAuthor
 from llamaswap.web.errors import HttpError
-from llamaswap.web.interfaces import ReloadBook
+from llamaswap.web.reload_status import ReloadEvents
 from llamaswap.web.route import Handler, RouteTable
 from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 
@@ -72,7 +72,7 @@ class ConfigEndpoints:
 
     files: ConfigFiles
     config: Callable[[], Config]
-    last: ReloadBook
+    last: ReloadEvents
     run: RunBlocking = at_once
 
     @_on_worker

@@ -15,7 +15,6 @@ from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from llamaswap.config import Config
 from llamaswap.events import (
     ActivityStored,
     ConfigRejected,
@@ -28,9 +27,13 @@ from llamaswap.events import (
     SwapBegan,
     SwapEnded,
 )
+from llamaswap.observe.activity import ActivityLog
+from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.logs import LogMonitor, LogRegistry, Subscription
+from llamaswap.observe.machine import MachineMonitor
+from llamaswap.proxy.peers import PeerDirectory
+from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest
-from llamaswap.web.interfaces import ActivityBook, InflightBook, MachineBook, ModelManager, PeerBook
 from llamaswap.web.listing import capability_flags, every_alias
 from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.sse_feed import Feed, FeedMessage, message
@@ -113,16 +116,15 @@ class _Rendered:
 class EventEndpoints:
     """The hub and its endpoint. `listen` once, when the service starts."""
 
-    fleet: ModelManager
-    config: Callable[[], Config]
+    router: Router
     bus: EventBus
     book: LogRegistry
-    inflight: InflightBook
-    activity: ActivityBook
+    inflight: InflightRequests
+    activity: ActivityLog
     streams: StreamingResponses
     clock: IReactorTime
-    peers: PeerBook | None = None
-    machine: MachineBook | None = None
+    peers: PeerDirectory | None = None
+    machine: MachineMonitor | None = None
     _feeds: dict[Feed, None] = field(factory=dict, init=False)
     _reading: dict[Feed, None] = field(factory=dict, init=False)
     """The feeds that get events; not those that fell behind and have not read since."""
@@ -261,7 +263,7 @@ class EventEndpoints:
             told = [
                 message("models", "modelStatus", self._models(), number),
                 message("always", "uiConfig", self._ui_config(), number),
-                message("always", "profileChanged", {"active": self.fleet.profile}, number),
+                message("always", "profileChanged", {"active": self.router.profile}, number),
                 message("inflight", "inflight", self.inflight.snapshot(), number),
             ]
             self._state = _Rendered(told, number, now + SHARED)
@@ -346,7 +348,7 @@ class EventEndpoints:
         builtin = {"proxy": self.book.proxy, "upstream": self.book.upstream, "combined": self.book.combined}
         if name in builtin:
             return builtin[name]
-        real = self.config().real(name)
+        real = self.router.config.real(name)
         return None if real is None else self.book.model(real)
 
     def _beat(self) -> None:
@@ -449,11 +451,11 @@ class EventEndpoints:
     # -- pictures ------------------------------------------------------------------------------------------
 
     def _models(self) -> list[dict[str, Any]]:
-        config = self.config()
+        config = self.router.config
         rows: list[dict[str, Any]] = []
-        sleeping = {status.model for status in self.fleet.suspended()}
+        sleeping = {status.model for status in self.router.suspended()}
         for model in config.models.values():
-            state = self.fleet.state(model.id)
+            state = self.router.state(model.id)
             row: dict[str, Any] = {
                 "id": model.id,
                 "name": model.name or "",
@@ -480,7 +482,7 @@ class EventEndpoints:
         return rows
 
     def _ui_config(self) -> dict[str, Any]:
-        return {"activity": {"session_id": list(self.config().ui.activity.session_id)}}
+        return {"activity": {"session_id": list(self.router.config.ui.activity.session_id)}}
 
 
 def _topics(call: AdminRequest) -> frozenset[str] | None:

@@ -8,8 +8,9 @@ from typing import Any
 from attrs import define
 
 from llamaswap.config import Config, Model
+from llamaswap.proxy.peers import PeerDirectory
+from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
-from llamaswap.web.interfaces import ModelManager, PeerBook
 from llamaswap.web.route import RouteTable
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
@@ -23,10 +24,9 @@ Record = dict[str, Any]
 class ListingEndpoints:
     """The model listing. `now` gives unix seconds."""
 
-    fleet: ModelManager
-    config: Callable[[], Config]
+    router: Router
     now: Callable[[], float]
-    peers: PeerBook | None = None
+    peers: PeerDirectory | None = None
 
     def models(self, call: AdminRequest) -> Response:
         """Every name a request may use now, ascending."""
@@ -36,8 +36,8 @@ class ListingEndpoints:
         return json_answer({"object": "list", "data": records}, headers=headers)
 
     def _records(self, created: int) -> Iterator[Record]:
-        config = self.config()
-        failing = {failure.model: failure.count for failure, _ in self.fleet.failing()}
+        config = self.router.config
+        failing = {failure.model: failure.count for failure, _ in self.router.failing()}
         for model in config.models.values():
             if not model.unlisted:
                 yield from self._local(config, model, created, failing.get(model.id, 0))
@@ -62,7 +62,7 @@ class ListingEndpoints:
         yield from self._pins(config, created)
 
     def _local(self, config: Config, model: Model, created: int, failures: int) -> Iterator[Record]:
-        loaded = self.fleet.state(model.id) in LOADED_STATES
+        loaded = self.router.state(model.id) in LOADED_STATES
         block = capability_members(model)
         shared = {key: value for key, value in model.metadata.items() if not (block and key in CAPABILITY_KEYS)}
         aliases = every_alias(model)
@@ -82,12 +82,12 @@ class ListingEndpoints:
         considered = list(targets)[:1] if strategy == "pin" else targets
         for target in considered:
             real = config.real(target)
-            if real is not None and self.fleet.state(real) in ("ready", "starting"):
+            if real is not None and self.router.state(real) in ("ready", "starting"):
                 return True
         return False
 
     def _pins(self, config: Config, created: int) -> Iterator[Record]:
-        profile = config.profiles.get(self.fleet.profile) if self.fleet.profile is not None else None
+        profile = config.profiles.get(self.router.profile) if self.router.profile is not None else None
         if profile is None:
             return
         for name, target in profile.pins.items():

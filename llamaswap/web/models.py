@@ -15,11 +15,13 @@ from twisted.logger import Logger
 from llamaswap.config import Config, Model
 from llamaswap.config.schema import DEFAULT_GROUP
 from llamaswap.errors import LlamaswapError
+from llamaswap.observe.history import SwapHistory
+from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.query import timestamp
+from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.interfaces import HistoryBook, InflightBook, ModelManager
 from llamaswap.web.listing import every_alias
 from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
@@ -36,10 +38,9 @@ class ModelEndpoints:
     says by which thresholds a model's server counts as hung, and how it stands, `vram` how many MiB of GPU memory a
     loaded model took, where that is known, `slot_cache` how it fares with what its servers save."""
 
-    fleet: ModelManager
-    config: Callable[[], Config]
-    inflight: InflightBook
-    history: HistoryBook
+    router: Router
+    inflight: InflightRequests
+    history: SwapHistory
     book: LogRegistry
     clock: IReactorTime
     stall: Callable[[str], dict[str, Any]] = lambda model: {"watched": False}
@@ -51,7 +52,7 @@ class ModelEndpoints:
     def detail(self, call: AdminRequest) -> Response:
         """Everything known about one model; its command as it runs, without secrets."""
         model = self._model(call.variables["model"])
-        config, status = self.config(), self.fleet.status(model.id)
+        config, status = self.router.config, self.router.status(model.id)
         secrets = known_secrets(config)
         error = status.last_error or None
         now = self.clock.seconds()
@@ -68,11 +69,11 @@ class ModelEndpoints:
             "port": status.port,
             "uptime_s": None if status.ready_at is None else round(max(0.0, now - status.ready_at), 3),
             "ttl_s": model.ttl,
-            "ttl_left_s": self.fleet.seconds_until_idle(model.id),
-            "pinned": model.id in self.fleet.pinned,
+            "ttl_left_s": self.router.seconds_until_idle(model.id),
+            "pinned": model.id in self.router.pinned,
             "slots": model.concurrency_limit or None,
             "active": self.inflight.by_model().get(model.id, 0),
-            "waiting": sum(1 for waiting in self.fleet.queue() if waiting.model == model.id),
+            "waiting": sum(1 for waiting in self.router.queue() if waiting.model == model.id),
             "groups": _groups(config, model.id),
             "context_length": model.capabilities.context or None,
             "last_error": None if error is None else masked_text(str(error), secrets),
@@ -92,34 +93,34 @@ class ModelEndpoints:
     def load(self, call: AdminRequest) -> Response:
         """Begin to load; how it goes is told on the event stream."""
         model = self._model(call.variables["model"])
-        _watched(self.fleet.load(model.id), f"loading {model.id}")
+        _watched(self.router.load(model.id), f"loading {model.id}")
         return self._accepted(model)
 
     async def restart(self, call: AdminRequest) -> Response:
         """Stop the server and load it anew; answers when it is down and the load has begun."""
         model = self._model(call.variables["model"])
-        await shielded(self.fleet.unload([model.id]), f"restarting {model.id}")
-        _watched(self.fleet.load(model.id), f"loading {model.id}")
+        await shielded(self.router.unload([model.id]), f"restarting {model.id}")
+        _watched(self.router.load(model.id), f"loading {model.id}")
         return self._accepted(model)
 
     def pin(self, call: AdminRequest) -> Response:
         """Keep the model once it is loaded, until it is unloaded by name."""
         model = self._model(call.variables["model"])
-        self.fleet.pin(model.id)
+        self.router.pin(model.id)
         return self._accepted(model, 200)
 
     def unpin(self, call: AdminRequest) -> Response:
         """Take a pin back."""
         model = self._model(call.variables["model"])
-        self.fleet.unpin(model.id)
+        self.router.unpin(model.id)
         return self._accepted(model, 200)
 
     def _accepted(self, model: Model, status: int = 202) -> Response:
-        pinned = model.id in self.fleet.pinned
-        return json_answer({"model": model.id, "state": self.fleet.state(model.id), "pinned": pinned}, status)
+        pinned = model.id in self.router.pinned
+        return json_answer({"model": model.id, "state": self.router.state(model.id), "pinned": pinned}, status)
 
     def _model(self, name: str) -> Model:
-        config = self.config()
+        config = self.router.config
         real = config.real(name)
         if real is None:
             raise HttpError(404, "model not found")
@@ -140,9 +141,9 @@ class ModelEndpoints:
     def plan(self, call: AdminRequest) -> Response:
         """What a request for a model would do now; nothing is done."""
         model = self._model(call.text("model"))
-        forecast = self.fleet.forecast(model.id)
+        forecast = self.router.forecast(model.id)
         active = self.inflight.by_model()
-        status = self.fleet.status(model.id)
+        status = self.router.status(model.id)
         asleep = status.asleep_since is not None
         loads = status.wake_seconds if asleep else status.load_seconds
         serves = forecast.action == "serve"
@@ -150,7 +151,7 @@ class ModelEndpoints:
         document = {
             "model": model.id,
             "action": forecast.action,
-            "running": self.fleet.state(model.id) == "ready",
+            "running": self.router.state(model.id) == "ready",
             "asleep": asleep,
             "evicts": [{"model": name, "active": active.get(name, 0)} for name in forecast.evicts],
             "waits_for": list(forecast.waits_for),
@@ -169,7 +170,7 @@ class ModelEndpoints:
                 "wait_ms": round(waiting.age * 1000),
                 "priority": waiting.priority,
             }
-            for waiting in self.fleet.queue()
+            for waiting in self.router.queue()
         ]
         return json_answer({"queue": rows})
 
@@ -177,10 +178,10 @@ class ModelEndpoints:
         """Which model was in which state from when to when; what is so now also says how busy and how big it is."""
         segments = self.history.residency(_time(call, "since"), _time(call, "until"))
         busy = self.inflight.busy()
-        now = [segment for segment in segments if segment["t1"] is None]
-        for segment in now:
-            model = segment["model"]
-            segment |= {"busy": busy.get(model, 0), "vram_mb": self.vram(model)}
+        for segment in segments:
+            if segment["t1"] is None:
+                model = str(segment["model"])
+                segment |= {"busy": busy.get(model, 0), "vram_mb": self.vram(model)}
         return json_answer(segments)
 
     def swaps(self, call: AdminRequest) -> Response:
@@ -193,8 +194,8 @@ class ModelEndpoints:
         found = self.history.swap(int(text)) if text.isascii() and text.isdigit() and len(text) < 19 else None
         if found is None:
             raise HttpError(404, "swap not found")
-        secrets = known_secrets(self.config())
-        return json_answer({**_outward(found), "log_tail": masked_text(found.get("log_tail", ""), secrets)})
+        secrets = known_secrets(self.router.config)
+        return json_answer({**_outward(found), "log_tail": masked_text(str(found["log_tail"]), secrets)})
 
 
 def _outward(swap: dict[str, Any]) -> dict[str, Any]:

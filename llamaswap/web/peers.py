@@ -10,8 +10,8 @@ from attrs import define
 
 from llamaswap.config import Config
 from llamaswap.observe.log_format import rfc3339
+from llamaswap.proxy.peers import PeerDirectory
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
-from llamaswap.web.interfaces import PeerBook
 from llamaswap.web.route import RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 
@@ -21,7 +21,7 @@ class PeerEndpoints:
     """/api/peers."""
 
     config: Callable[[], Config]
-    book: PeerBook
+    book: PeerDirectory
 
     def index(self, call: AdminRequest) -> Response:
         """All peers by id; `since` is when the state last changed, `checked` the last news."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from attrs import define
@@ -10,9 +9,9 @@ from attrs import define
 from llamaswap.config import Config
 from llamaswap.config.diagnostics import nearest
 from llamaswap.routing.interfaces import HealthSnapshot
+from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer, text_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.interfaces import ModelManager
 from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.shield import shielded
@@ -32,14 +31,13 @@ def stalled(vitals: HealthSnapshot) -> bool:
 class ProcessEndpoints:
     """/running, /unload, /health and their kin."""
 
-    fleet: ModelManager
-    config: Callable[[], Config]
+    router: Router
 
     def running(self, call: AdminRequest) -> Response:
         """The servers that are not stopped, by model id; those that sleep and those that fail beside them, if any."""
-        models, secrets = self.config().models, known_secrets(self.config())
+        models, secrets = self.router.config.models, known_secrets(self.router.config)
         rows: list[dict[str, Any]] = []
-        for status in self.fleet.running():
+        for status in self.router.running():
             model = models.get(status.model)
             rows.append(
                 {
@@ -53,10 +51,10 @@ class ProcessEndpoints:
                 }
             )
         told: dict[str, Any] = {"running": sorted(rows, key=lambda row: str(row["model"]))}
-        sleeping = [{"model": status.model, "pid": status.pid} for status in self.fleet.suspended()]
+        sleeping = [{"model": status.model, "pid": status.pid} for status in self.router.suspended()]
         if sleeping:
             told["sleeping"] = sleeping
-        failing = failures(self.fleet, self.config())
+        failing = failures(self.router, self.router.config)
         if failing:
             told["failing"] = [{"model": name, **facts} for name, facts in failing.items()]
         return json_answer(told)
@@ -74,9 +72,9 @@ class ProcessEndpoints:
     async def _unload(self, call: AdminRequest) -> None:
         names = _named(call)
         if not names:
-            await shielded(self.fleet.unload(), "unloading all models")
+            await shielded(self.router.unload(), "unloading all models")
             return
-        config = self.config()
+        config = self.router.config
         reals = []
         for name in names:
             real = config.real(name)
@@ -85,14 +83,14 @@ class ProcessEndpoints:
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise HttpError(404, f"model {name!r} not found, nothing is unloaded{hint}")
             reals.append(real)
-        await shielded(self.fleet.unload(reals), f"unloading {', '.join(reals)}")
+        await shielded(self.router.unload(reals), f"unloading {', '.join(reals)}")
 
     async def unload_one(self, call: AdminRequest) -> Response:
         """Stop one model's server (id or alias); also when it was not running."""
-        real = self.config().real(call.variables["model"])
+        real = self.router.config.real(call.variables["model"])
         if real is None:
             raise HttpError(404, "model not found")
-        await shielded(self.fleet.unload([real]), f"unloading {real}")
+        await shielded(self.router.unload([real]), f"unloading {real}")
         return text_answer("OK")
 
     def health(self, call: AdminRequest) -> Response:
@@ -101,13 +99,13 @@ class ProcessEndpoints:
 
     def ready(self, call: AdminRequest) -> Response:
         """Whether requests move: 503 if requests are queued but nothing is in progress."""
-        vitals = self.fleet.health()
+        vitals = self.router.health()
         moves = not stalled(vitals)
         report = {
             "ready": moves,
             "oldest_waiter_seconds": vitals.oldest_waiter,
             "last_decision_seconds": vitals.last_decision,
-            "running": len(self.fleet.running()),
+            "running": len(self.router.running()),
             "waiting": vitals.waiting,
             "serving": vitals.serving,
             "loading": vitals.loading,
@@ -133,7 +131,7 @@ def _named(call: AdminRequest) -> list[str]:
     return texts
 
 
-def failures(fleet: ModelManager, config: Config) -> dict[str, dict[str, Any]]:
+def failures(router: Router, config: Config) -> dict[str, dict[str, Any]]:
     """The models that are down because they fail, with how often, why, and when a request may try again."""
     secrets = known_secrets(config)
     return {
@@ -143,7 +141,7 @@ def failures(fleet: ModelManager, config: Config) -> dict[str, dict[str, Any]]:
             "error": masked_text(failure.cause, secrets),
             "log_tail": [masked_text(line, secrets) for line in failure.tail.splitlines()],
         }
-        for failure, retry_in in fleet.failing()
+        for failure, retry_in in router.failing()
     }
 
 

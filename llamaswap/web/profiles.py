@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attrs import define
 
-from llamaswap.config import Config
+from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.interfaces import ModelManager
 from llamaswap.web.route import RouteTable
 
 
@@ -17,16 +14,15 @@ from llamaswap.web.route import RouteTable
 class ProfileEndpoints:
     """/api/profiles."""
 
-    fleet: ModelManager
-    config: Callable[[], Config]
+    router: Router
 
     def index(self, call: AdminRequest) -> Response:
         """All profiles by id, with the names they pin; an empty target means: disabled."""
         profiles = [
             {"id": name, "description": profile.description or "", "pins": dict(sorted(profile.pins.items()))}
-            for name, profile in sorted(self.config().profiles.items())
+            for name, profile in sorted(self.router.config.profiles.items())
         ]
-        return json_answer({"active": self.fleet.profile, "profiles": profiles})
+        return json_answer({"active": self.router.profile, "profiles": profiles})
 
     def select(self, call: AdminRequest) -> Response:
         """Make one the active profile; null or an empty name makes it none."""
@@ -43,11 +39,11 @@ class ProfileEndpoints:
         name = asked["name"]
         if name is not None and not isinstance(name, str):
             raise HttpError(400, "profile name must be a string or null")
-        if name and name not in self.config().profiles:
+        if name and name not in self.router.config.profiles:
             raise HttpError(404, f'profile "{name}" not found')
         # Told to the router even when it is active already: it knows that nothing changed and stays silent.
-        self.fleet.select_profile(name or None)
-        return json_answer({"active": self.fleet.profile})
+        self.router.select_profile(name or None)
+        return json_answer({"active": self.router.profile})
 
 
 _table = RouteTable(ProfileEndpoints, "profiles")

@@ -7,11 +7,11 @@ from typing import Any
 
 from attrs import define
 
+from llamaswap.observe.machine import MachineMonitor
 from llamaswap.observe.query import timestamp
 from llamaswap.version import Build
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.interfaces import MachineBook
 from llamaswap.web.route import QueryParameter, RouteTable
 
 METERS = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
@@ -26,7 +26,7 @@ class SystemEndpoints:
     """
 
     build: Build
-    machine: MachineBook
+    machine: MachineMonitor
     hardware: Callable[[], Mapping[str, Any] | None]
     meters: Callable[[], bytes]
     features: Callable[[], Mapping[str, bool]]

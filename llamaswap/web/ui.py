@@ -9,7 +9,6 @@ from __future__ import annotations
 import mimetypes
 import os
 import re
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from urllib.parse import quote
 
 from attrs import define, evolve
 
-from llamaswap.config import Config
+from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
 from llamaswap.web.compress import accepts
-from llamaswap.web.interfaces import ModelManager
 from llamaswap.web.route import RouteTable
 
 POLICY = (
@@ -55,8 +53,7 @@ class UiFiles:
     """/ui/ and the redirects to it. `root` is the folder of the built files; it may be missing."""
 
     root: Path
-    fleet: ModelManager
-    config: Callable[[], Config]
+    router: Router
 
     def home(self, call: AdminRequest) -> Response:
         """The root goes to the UI."""
@@ -130,8 +127,8 @@ class UiFiles:
 
     def _plain_page(self) -> Response:
         rows = []
-        for model in self.config().models.values():
-            state = self.fleet.state(model.id)
+        for model in self.router.config.models.values():
+            state = self.router.state(model.id)
             path = quote(model.id, safe="")
             load = f'<a href="/upstream/{quote(model.id)}/">load</a>'
             stop = (

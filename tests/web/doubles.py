@@ -1,4 +1,4 @@
-"""A fleet without servers, an admin surface around it, and a client that speaks to it over memory."""
+"""A router without servers, an admin surface around it, and a client that speaks to it over memory."""
 
 import json
 from datetime import datetime, timezone
@@ -113,7 +113,7 @@ class Vitals:
 
 
 @define(eq=False)
-class FakeFleet:
+class FakeModelRouter:
     """Answers from a dictionary of states; remembers what it was asked to do."""
 
     config: Config = field(factory=example_config)
@@ -300,7 +300,7 @@ def utc(seconds):
 class World:
     """Everything the surface is built from, and the surface."""
 
-    fleet: FakeFleet = field(factory=FakeFleet)
+    router: FakeModelRouter = field(factory=FakeModelRouter)
     clock: Clock = field(factory=Clock)
     book: LogRegistry = field(factory=LogRegistry)
     streams: StreamingResponses = field(factory=StreamingResponses)
@@ -332,8 +332,7 @@ class World:
         self.history = SwapHistory(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n", local=utc)
         self.history.listen(self.bus)
         self.events = EventEndpoints(
-            self.fleet,
-            self.config,
+            self.router,
             self.bus,
             self.book,
             self.inflight,
@@ -350,24 +349,24 @@ class World:
         )
 
     def config(self):
-        return self.fleet.config
+        return self.router.config
 
     def groups(self):
-        config, fleet = self.config, self.fleet
+        config, router = self.config, self.router
         return [
             ProxyRoutes(Echo(b"model"), Echo(b"upstream"), Echo(b"comfyui")),
-            ListingEndpoints(fleet, config, lambda: 1700000000.5, self.peers),
-            ProcessEndpoints(fleet, config),
-            ProfileEndpoints(fleet, config),
+            ListingEndpoints(router, lambda: 1700000000.5, self.peers),
+            ProcessEndpoints(router),
+            ProfileEndpoints(router),
             PeerEndpoints(config, self.peers),
             LogEndpoints(self.book, config, self.streams),
-            UiFiles(self.ui, fleet, config),
+            UiFiles(self.ui, router),
             self.events,
             ActivityEndpoints(self.activity, self.captures, self.inflight, self.streams),
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
-            ModelEndpoints(fleet, config, self.inflight, self.history, self.book, self.clock, vram=self.vram.get),
+            ModelEndpoints(router, self.inflight, self.history, self.book, self.clock, vram=self.vram.get),
             ConfigEndpoints(self.files, config, self.reloads),
             self.discovery,
             self.loadtests,
@@ -375,8 +374,8 @@ class World:
         ]
 
     def site(self):
-        keys = Authenticator(lambda: [key.value.encode() for key in self.fleet.config.api_keys])
-        admin = app.Admin(self.groups(), keys, HostCheck(frozenset({"here"}), lambda: self.fleet.config.allowed_hosts))
+        keys = Authenticator(lambda: [key.value.encode() for key in self.router.config.api_keys])
+        admin = app.Admin(self.groups(), keys, HostCheck(frozenset({"here"}), lambda: self.router.config.allowed_hosts))
         site = app.make_site(admin, clock=self.clock, access=self.access)
         site.startFactory = site.stopFactory = lambda: None
         return site

@@ -8,7 +8,7 @@ from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
 from llamaswap.web.auth import Authenticator, HostCheck
 from llamaswap.wire.model_routes import MODEL_ROUTES
-from tests.web.doubles import LOOPBACK, Client, FakeFiles, FakeFleet, World, envelope, example_config, with_keys
+from tests.web.doubles import LOOPBACK, Client, FakeFiles, FakeModelRouter, World, envelope, example_config, with_keys
 
 
 class RoutingTests(TestCase):
@@ -27,7 +27,7 @@ class RoutingTests(TestCase):
 
     def test_a_wrong_method_names_the_right_ones_even_without_a_key(self):
         """http T003, http T015"""
-        world = World(FakeFleet(with_keys("k")))
+        world = World(FakeModelRouter(with_keys("k")))
         answer = world.ask("/health", "POST")
         self.assertEqual((answer.status, answer.body), (405, b"Method Not Allowed\n"))
         self.assertEqual(answer.headers["allow"], "GET, HEAD")
@@ -37,7 +37,7 @@ class RoutingTests(TestCase):
 
     def test_an_unknown_path_is_a_plain_404_whatever_the_client_accepts(self):
         """http T004, http T033"""
-        world = World(FakeFleet(with_keys("k")))
+        world = World(FakeModelRouter(with_keys("k")))
         for method in ("GET", "POST"):
             answer = world.ask("/nope", method, [("Accept", "application/json")])
             self.assertEqual((answer.status, answer.body), (404, b"404 page not found\n"))
@@ -85,7 +85,7 @@ class RoutingTests(TestCase):
 class CorsTests(TestCase):
     def test_a_preflight_is_answered_on_any_path_without_a_key(self):
         """http T009, http T013"""
-        world = World(FakeFleet(with_keys("k")))
+        world = World(FakeModelRouter(with_keys("k")))
         for path in ("/does/not/exist", "/upstream/alpha/x"):
             answer = world.ask(path, "OPTIONS", [("Access-Control-Request-Headers", "X-A, bad header, X-B")])
             self.assertEqual((answer.status, answer.body), (204, b""))
@@ -103,7 +103,7 @@ class CorsTests(TestCase):
 class GateTests(TestCase):
     def test_open_routes_need_no_key_and_others_do(self):
         """http T028, http T029, http T032"""
-        world = World(FakeFleet(with_keys("k-1", "k-2")))
+        world = World(FakeModelRouter(with_keys("k-1", "k-2")))
         for path in ("/health", "/wol-health", "/", "/ui", "/ui/", "/ui/models", "/upstream", "/readyz"):
             self.assertNotEqual(world.ask(path).status, 401, path)
         for path in ("/running", "/running?api_key=k-1", "/logs", "/comfyui", "/api/profiles"):
@@ -122,7 +122,7 @@ class GateTests(TestCase):
         ]
         for path, method, headers in refused:
             self.assertEqual(world.ask(path, method, headers).status, 403, path)
-        self.assertEqual(world.fleet.unloaded, [])
+        self.assertEqual(world.router.unloaded, [])
         self.assertEqual(world.ask("/api/models/unload", "POST", [("Origin", "http://here:8080")]).status, 200)
 
     def test_an_image_tag_of_another_page_does_not_unload(self):
@@ -133,7 +133,7 @@ class GateTests(TestCase):
             ("Accept", "image/avif,image/webp,*/*;q=0.8"),
         ):
             self.assertEqual(world.ask("/unload", "GET", [header]).status, 403, header)
-        self.assertEqual(world.fleet.unloaded, [])
+        self.assertEqual(world.router.unloaded, [])
         self.assertEqual(world.ask("/unload", "GET", []).status, 200)
 
 
@@ -171,14 +171,14 @@ CHANGING = [
 
 class SpellingTests(TestCase):
     def ask(self, method, path, *headers):
-        """The status, and what the fleet and the files went through."""
+        """The status, and what the router and the files went through."""
         world = World(files=FakeFiles(editable=True, kept={"alpha": "models: {}\n"}))
-        before = repr((world.fleet, world.files))
+        before = repr((world.router, world.files))
         body = b"" if method in ("GET", "HEAD") else b"{}"
         host = dict(headers).get("Host", "here:8080")
         sent = [("If-Match", "*"), *(header for header in headers if header[0] != "Host")]
         answer = world.ask(path, method, sent, body, host=host)
-        return answer.status, repr((world.fleet, world.files)) != before, answer.body
+        return answer.status, repr((world.router, world.files)) != before, answer.body
 
     def test_every_route_that_is_not_a_get_says_what_it_changes(self):
         harmless = {route.rule for route in app.routes() if not route.changes_state and route.methods != ("GET",)}
@@ -235,7 +235,7 @@ class SpellingTests(TestCase):
         world = World()
         self.assertEqual(world.ask("/api/models/load/org%2Fgamma", "POST").status, 202)
         self.assertEqual(world.ask("/%61pi//models/load/org%2fgamma", "POST").status, 202)
-        self.assertEqual(world.fleet.loaded, ["org/gamma", "org/gamma"])
+        self.assertEqual(world.router.loaded, ["org/gamma", "org/gamma"])
         self.assertEqual(world.ask("/api/models/load/org%252Fgamma", "POST").status, 404)
 
     def test_bytes_that_are_not_utf8_are_an_unknown_name(self):
@@ -253,11 +253,11 @@ class DnsRebindingTests(TestCase):
         self.assertIn("allowedHosts", answer.text)
         self.assertEqual(world.ask("/unload", host="evil.example").status, 403)
         self.assertEqual(world.ask("/api/models/unload", "POST", host="evil.example").status, 403)
-        self.assertEqual((files.written, world.fleet.unloaded), ([], []))
+        self.assertEqual((files.written, world.router.unloaded), ([], []))
         self.assertEqual(world.ask("/running", host="evil.example").status, 200)
 
     def test_a_listed_name_may_change_things(self):
-        world = World(FakeFleet(example_config(allowed_hosts=("models.example.net",))))
+        world = World(FakeModelRouter(example_config(allowed_hosts=("models.example.net",))))
         self.assertEqual(world.ask("/unload", host="models.example.net").status, 200)
 
 
@@ -267,8 +267,8 @@ class EditingFromElsewhereTests(TestCase):
     def setUp(self):
         self.files = FakeFiles("models: {}\n", editable=True)
 
-    def status(self, *forwarded, peer=LOOPBACK, fleet=None, more=()):
-        world = World(fleet or FakeFleet(), files=self.files)
+    def status(self, *forwarded, peer=LOOPBACK, router=None, more=()):
+        world = World(router or FakeModelRouter(), files=self.files)
         answer = world.ask("/api/config", "PUT", [("If-Match", "*"), *forwarded, *more], b"# new\n", peer=peer)
         if answer.status == 403:
             self.assertIn("apiKeys", answer.text)
@@ -314,15 +314,15 @@ class EditingFromElsewhereTests(TestCase):
         self.assertEqual(self.files.written, [])
 
     def test_with_keys_a_client_that_has_one_can_edit_from_anywhere(self):
-        fleet = FakeFleet(with_keys("k-1"))
-        self.assertEqual(self.status(peer=self.REMOTE, fleet=fleet, more=[("X-Api-Key", "k-1")]), 200)
-        self.assertEqual(self.status(fleet=fleet), 401)
+        router = FakeModelRouter(with_keys("k-1"))
+        self.assertEqual(self.status(peer=self.REMOTE, router=router, more=[("X-Api-Key", "k-1")]), 200)
+        self.assertEqual(self.status(router=router), 401)
 
 
 class FailureTests(TestCase):
     def test_a_fault_of_our_own_is_logged_and_not_described_to_the_client(self):
         world = World()
-        world.fleet.told = None
+        world.router.told = None
         answer = world.ask("/readyz")
         self.assertEqual(answer.status, 500)
         self.assertEqual(answer.json, envelope(500, "internal error"))
@@ -331,12 +331,12 @@ class FailureTests(TestCase):
     def test_a_client_that_leaves_does_not_stop_an_unload(self):
         world = World()
         cancelled = []
-        world.fleet.work = Deferred(cancelled.append)
+        world.router.work = Deferred(cancelled.append)
         client = world.open("/unload")
         self.assertEqual(client.received, b"")
         client.leave()
         self.assertEqual(cancelled, [])
-        world.fleet.work.callback(None)
+        world.router.work.callback(None)
 
 
 class AccessLogTests(TestCase):
@@ -355,7 +355,7 @@ class AccessLogTests(TestCase):
         self.assertEqual(lines, ['Request 9.9.9.9 "GET /running HTTP/1.1" 200 15 "probe" 0s'])
         world.ask("/x/..//%72unning?y=//")
         self.assertIn('"GET /running HTTP/1.1" 200', lines.pop())
-        world.fleet.work = Deferred()
+        world.router.work = Deferred()
         client = world.open("/unload")
         world.clock.advance(1.5)
         client.leave()

@@ -6,7 +6,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import ConfigText, Endpoint, Model, Peer, load
 from llamaswap.discover.config_writer import FoundModel, FoundServer, ScanResult
 from llamaswap.web.discovery import FRESH, LONGEST, MOST, PATIENCE
-from tests.web.doubles import FakeFiles, FakeFleet, World, at_once, example_config, with_keys
+from tests.web.doubles import FakeFiles, FakeModelRouter, World, at_once, example_config, with_keys
 
 
 def model(name, path="/m/x.gguf", **more):
@@ -21,7 +21,7 @@ FOUND = ScanResult(
 
 
 class DiscoveryTests(TestCase):
-    def world(self, found=FOUND, editable=True, run=at_once, fleet=None):
+    def world(self, found=FOUND, editable=True, run=at_once, router=None):
         self.asked = []
 
         def survey(ports, enough):
@@ -29,7 +29,7 @@ class DiscoveryTests(TestCase):
             return found
 
         files = FakeFiles(editable=editable)
-        return World(fleet or FakeFleet(), files=files, survey=survey, surveyor=run)
+        return World(router or FakeModelRouter(), files=files, survey=survey, surveyor=run)
 
     def test_each_thing_has_a_text_that_loads(self):
         told = self.world().ask("/api/discover").json
@@ -49,20 +49,20 @@ class DiscoveryTests(TestCase):
     def test_what_is_configured_already_says_as_what(self):
         models = {"mine": Model("mine", cmd="serve -m '/m/used.gguf'")}
         peers = {"far": Peer("far", proxy="http://localhost:8000/")}
-        world = self.world(fleet=FakeFleet(example_config(models=models, peers=peers)))
+        world = self.world(router=FakeModelRouter(example_config(models=models, peers=peers)))
         told = world.ask("/api/discover").json
         self.assertEqual([one["configured_as"] for one in told["models"]], [None, "mine"])
         self.assertEqual([one["configured_as"] for one in told["servers"]], ["far", None])
 
     def test_our_own_ports_are_not_asked(self):
         models = {"mine": Model("mine", endpoint=Endpoint("http", "localhost", 8001))}
-        self.world(fleet=FakeFleet(example_config(models=models))).ask("/api/discover")
+        self.world(router=FakeModelRouter(example_config(models=models))).ask("/api/discover")
         self.assertEqual(self.asked[0][0], {8080, 8001})
 
     def test_without_the_operators_word_nobody_looks(self):
         world = self.world(editable=False)
         self.assertEqual(world.ask("/api/discover").status, 403)
-        world = self.world(fleet=FakeFleet(with_keys("k")))
+        world = self.world(router=FakeModelRouter(with_keys("k")))
         self.assertEqual(world.ask("/api/discover").status, 401)
         self.assertEqual(self.asked, [])
 

@@ -16,7 +16,7 @@ from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.web.event_stream import AT_ONCE, GATHERED, SHARE, SHARED
 from llamaswap.web.sse_feed import MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
-from tests.web.doubles import FakeFleet, World
+from tests.web.doubles import FakeModelRouter, World
 
 
 def events(body):
@@ -73,7 +73,7 @@ class ConnectTests(TestCase):
 
     def test_every_local_model_and_every_peers_model_is_told(self):
         """http T157"""
-        world = World(FakeFleet(states={"alpha": "ready", "beta": "shutdown"}))
+        world = World(FakeModelRouter(states={"alpha": "ready", "beta": "shutdown"}))
         client = world.open("/api/events")
         models = {row["id"]: row for row in told(client)["modelStatus"]}
         self.assertEqual(
@@ -119,7 +119,7 @@ class LiveTests(TestCase):
         return body
 
     def test_state_and_profile_changes_are_told(self):
-        self.world.fleet.states["alpha"] = "starting"
+        self.world.router.states["alpha"] = "starting"
         self.world.bus.publish(StateChanged("alpha", "stopped", "starting"))
         self.world.bus.publish(ProfileChanged("work"))
         self.assertEqual(kinds(self.fresh()), ["modelStatus", "profileChanged", "modelStatus"])

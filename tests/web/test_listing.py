@@ -3,7 +3,7 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.config import Selector
 from llamaswap.errors import FailureRecord
-from tests.web.doubles import FakeFleet, World, example_config
+from tests.web.doubles import FakeModelRouter, World, example_config
 
 
 def listed(world, path="/v1/models"):
@@ -47,7 +47,7 @@ class ListingTests(TestCase):
 
     def test_a_model_that_is_down_because_it_fails_says_how_often_it_did(self):
         listed = (
-            World(FakeFleet(broken=[(FailureRecord("alpha", "", 3, 1e9, "exited"), 1.75)]))
+            World(FakeModelRouter(broken=[(FailureRecord("alpha", "", 3, 1e9, "exited"), 1.75)]))
             .ask("/v1/models")
             .json["data"]
         )
@@ -84,14 +84,14 @@ class ListingTests(TestCase):
                 "spill": Selector("spill", strategy="spillover", targets=("alpha",)),
             }
         )
-        records = listed(World(FakeFleet(config, {"beta": "starting", "alpha": "stopping"})))
+        records = listed(World(FakeModelRouter(config, {"beta": "starting", "alpha": "stopping"})))
         states = {name: records[name]["status"]["value"] for name in ("pin", "warm", "spill")}
         self.assertEqual(states, {"pin": "unloaded", "warm": "loaded", "spill": "unloaded"})
         self.assertEqual(records["spill"]["meta"]["llamaswap"]["spillover"], 1)
 
     def test_aliases_are_records_of_their_own_when_wanted(self):
         """http T082, http T083"""
-        world = World(FakeFleet(example_config(include_aliases_in_list=True), {"alpha": "starting"}))
+        world = World(FakeModelRouter(example_config(include_aliases_in_list=True), {"alpha": "starting"}))
         records = listed(world)
         self.assertEqual(records["al"]["meta"]["llamaswap"], {"tier": "gold", "type": "alias", "modelID": "alpha"})
         self.assertEqual(records["al"]["status"], {"value": "loaded"})
@@ -106,12 +106,12 @@ class ListingTests(TestCase):
 
     def test_the_active_profile_adds_the_names_it_invents(self):
         """http T085"""
-        records = listed(World(FakeFleet(profile="work")))
+        records = listed(World(FakeModelRouter(profile="work")))
         self.assertEqual(records["chat"]["meta"], {"llamaswap": {"type": "profile"}})
         self.assertIn("pool/x", records)
         self.assertEqual(records["org"]["meta"]["llamaswap"]["type"], "model")
 
     def test_metadata_of_a_model_without_capabilities_passes(self):
         plain = evolve(example_config().models["org"], metadata={"context_length": 5})
-        records = listed(World(FakeFleet(example_config(models={"org": plain}))))
+        records = listed(World(FakeModelRouter(example_config(models={"org": plain}))))
         self.assertEqual(records["org"]["meta"]["llamaswap"], {"context_length": 5, "type": "model"})

@@ -3,17 +3,17 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.errors import StartFailed
 from llamaswap.events import StateChanged, SwapBegan, SwapEnded
-from tests.web.doubles import FakeFleet, Status, World, envelope, with_keys
+from tests.web.doubles import FakeModelRouter, Status, World, envelope, with_keys
 
 
 class DetailTests(TestCase):
     def test_a_models_facts_are_told_without_secrets(self):
-        world = World(FakeFleet(with_keys("sesame-key"), {"alpha": "ready"}))
+        world = World(FakeModelRouter(with_keys("sesame-key"), {"alpha": "ready"}))
         command = ("serve", "--api-key", "x", "--label", "sesame-key")
-        world.fleet.statuses["alpha"] = Status("alpha", cmd=command, last_error="bad sesame-key")
+        world.router.statuses["alpha"] = Status("alpha", cmd=command, last_error="bad sesame-key")
         world.book.model("alpha").write(b"using sesame-key\nboom\n")
         world.inflight.counts = {"alpha": 2}
-        world.fleet.left = {"alpha": 42.5}
+        world.router.left = {"alpha": 42.5}
         world.clock.advance(10)
         detail = world.ask("/api/models/al", headers=[("x-api-key", "sesame-key")]).json
         self.assertEqual(detail["id"], "alpha")
@@ -26,7 +26,7 @@ class DetailTests(TestCase):
     def test_a_sleeping_model_says_so_and_how_long_it_takes_to_wake(self):
         world = World()
         status = Status("alpha", "stopped", ready_at=None, asleep_since=4.0, wake_seconds=(0.25,))
-        world.fleet.statuses["alpha"] = status
+        world.router.statuses["alpha"] = status
         world.clock.advance(10)
         detail = world.ask("/api/models/alpha").json
         self.assertEqual((detail["state"], detail["asleep"], detail["asleep_s"]), ("stopped", True, 6.0))
@@ -36,7 +36,7 @@ class DetailTests(TestCase):
 
     def test_a_model_that_does_not_run_shows_the_command_it_would_run(self):
         world = World()
-        world.fleet.statuses["alpha"] = Status("alpha", "stopped", None, None, None, None, cmd=())
+        world.router.statuses["alpha"] = Status("alpha", "stopped", None, None, None, None, cmd=())
         self.assertEqual(world.ask("/api/models/alpha").json["cmd"], ["serve", "--port", "5800"])
 
     def test_a_model_with_slashes_is_found_and_a_stranger_is_not(self):
@@ -48,20 +48,20 @@ class DetailTests(TestCase):
 class VerbTests(TestCase):
     def test_loading_begins_and_is_not_waited_for(self):
         world = World()
-        world.fleet.work = Deferred()
+        world.router.work = Deferred()
         answer = world.ask("/api/models/load/al", "POST")
-        self.assertEqual((answer.status, world.fleet.loaded), (202, ["alpha"]))
-        world.fleet.work.callback(None)
+        self.assertEqual((answer.status, world.router.loaded), (202, ["alpha"]))
+        world.router.work.callback(None)
 
     def test_a_load_that_fails_later_is_no_fault_of_ours(self):
         world = World()
-        world.fleet.work = fail(StartFailed("alpha", "no"))
+        world.router.work = fail(StartFailed("alpha", "no"))
         self.assertEqual(world.ask("/api/models/load/alpha", "POST").status, 202)
 
     def test_a_restart_stops_first(self):
         world = World()
         self.assertEqual(world.ask("/api/models/restart/org/gamma", "POST").status, 202)
-        self.assertEqual((world.fleet.unloaded, world.fleet.loaded), ([["org/gamma"]], ["org/gamma"]))
+        self.assertEqual((world.router.unloaded, world.router.loaded), ([["org/gamma"]], ["org/gamma"]))
 
     def test_a_pin_is_set_and_taken_back(self):
         world = World()

@@ -4,12 +4,12 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import Peer, Secret
 from llamaswap.events import PeersChanged
 from llamaswap.proxy.peers import Health
-from tests.web.doubles import FakeFleet, FakePeers, World, example_config
+from tests.web.doubles import FakeModelRouter, FakePeers, World, example_config
 
 
 class PeerTests(TestCase):
     def world(self, **known):
-        return World(FakeFleet(), peers=FakePeers(known))
+        return World(FakeModelRouter(), peers=FakePeers(known))
 
     def test_each_peer_says_how_it_is_doing(self):
         world = self.world(lab=Health("down", 1700000000.0, 1700000060.0, "refused"))
@@ -22,11 +22,11 @@ class PeerTests(TestCase):
 
     def test_a_key_in_an_address_is_not_shown(self):
         peer = Peer("lab", proxy="http://u:sesame@10.0.0.5", api_key=Secret("sesame"), models=("x",))
-        world = World(FakeFleet(example_config(peers={"lab": peer})))
+        world = World(FakeModelRouter(example_config(peers={"lab": peer})))
         self.assertNotIn(b"sesame", world.ask("/api/peers").body)
 
     def test_a_key_is_asked_for(self):
-        world = World(FakeFleet(example_config(api_keys=(Secret("k-1"),))))
+        world = World(FakeModelRouter(example_config(api_keys=(Secret("k-1"),))))
         self.assertEqual(world.ask("/api/peers").status, 401)
 
     def test_the_listing_says_what_is_known_and_nothing_else(self):

@@ -4,14 +4,14 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.config import Secret
 from llamaswap.errors import FailureRecord
-from tests.web.doubles import FakeFleet, Status, Vitals, World, envelope, example_config
+from tests.web.doubles import FakeModelRouter, Status, Vitals, World, envelope, example_config
 
 
 class RunningTests(TestCase):
     def test_servers_that_are_not_stopped_are_told(self):
         """http T087"""
         self.assertEqual(World().ask("/running").body, b'{"running":[]}\n')
-        running = World(FakeFleet(states={"alpha": "starting", "org": "stopped"})).ask("/running").json["running"]
+        running = World(FakeModelRouter(states={"alpha": "starting", "org": "stopped"})).ask("/running").json["running"]
         self.assertEqual(
             running,
             [
@@ -31,19 +31,19 @@ class RunningTests(TestCase):
         config = example_config(api_keys=(Secret("k-secret"),))
         command = "HF_TOKEN=one-1 serve --api-key two-2 --hf-token=three-3 --label k-secret --max-tokens 7"
         alpha = evolve(config.models["alpha"], cmd=command, proxy="http://h:1/?token=four-4")
-        fleet = FakeFleet(evolve(config, models={"alpha": alpha}), states={"alpha": "ready"})
-        [row] = World(fleet).ask("/running", headers=[("x-api-key", "k-secret")]).json["running"]
+        router = FakeModelRouter(evolve(config, models={"alpha": alpha}), states={"alpha": "ready"})
+        [row] = World(router).ask("/running", headers=[("x-api-key", "k-secret")]).json["running"]
         self.assertEqual(row["cmd"], "HF_TOKEN=*** serve --api-key *** --hf-token=*** --label *** --max-tokens 7")
         self.assertEqual(row["proxy"], "http://h:1/?token=***")
 
     def test_those_that_sleep_are_told_beside_and_not_as_running(self):
-        fleet = FakeFleet(statuses={"alpha": Status("alpha", "stopped", asleep_since=5.0)})
-        told = World(fleet).ask("/running").json
+        router = FakeModelRouter(statuses={"alpha": Status("alpha", "stopped", asleep_since=5.0)})
+        told = World(router).ask("/running").json
         self.assertEqual(told, {"running": [], "sleeping": [{"model": "alpha", "pid": 4711}]})
 
     def test_models_that_are_down_because_they_fail_are_told_with_their_last_words(self):
         broken = FailureRecord("alpha", "", 3, 1e9, "exited prematurely", "loading\nout of memory"), 1.75
-        told = World(FakeFleet(broken=[broken])).ask("/running").json
+        told = World(FakeModelRouter(broken=[broken])).ask("/running").json
         words = ["loading", "out of memory"]
         facts = {"failures": 3, "retry_in_s": 1.75, "error": "exited prematurely", "log_tail": words}
         self.assertEqual(told, {"running": [], "failing": [{"model": "alpha", **facts}]})
@@ -58,7 +58,7 @@ class UnloadTests(TestCase):
         self.assertEqual(world.ask("/models/unload").body, b"OK")
         self.assertEqual(world.ask("/models/unload", "POST").body, b"OK")
         self.assertEqual(world.ask("/api/models/unload", "POST").json, {"msg": "ok"})
-        self.assertEqual(world.fleet.unloaded, [None] * 4)
+        self.assertEqual(world.router.unloaded, [None] * 4)
 
     def test_a_model_named_in_the_body_or_the_query_is_unloaded_alone(self):
         """Before, every model was unloaded, whatever the request named."""
@@ -68,13 +68,13 @@ class UnloadTests(TestCase):
         self.assertEqual(world.ask("/api/models/unload", "POST", body=body).json, {"msg": "ok"})
         self.assertEqual(world.ask("/unload?model=alpha").body, b"OK")
         self.assertEqual(world.ask("/models/unload?model=al&model=org/gamma").body, b"OK")
-        self.assertEqual(world.fleet.unloaded, [["alpha"], ["alpha"], ["alpha"], ["alpha", "org/gamma"]])
+        self.assertEqual(world.router.unloaded, [["alpha"], ["alpha"], ["alpha"], ["alpha", "org/gamma"]])
 
     def test_an_unload_that_names_no_model_unloads_all(self):
         world = World()
         for body in (b"", b" ", b"{}"):
             self.assertEqual(world.ask("/models/unload", "POST", body=body).status, 200)
-        self.assertEqual(world.fleet.unloaded, [None] * 3)
+        self.assertEqual(world.router.unloaded, [None] * 3)
 
     def test_an_unload_of_an_unknown_model_unloads_nothing_and_names_the_nearest(self):
         world = World()
@@ -83,7 +83,7 @@ class UnloadTests(TestCase):
             self.assertEqual(answer.status, 404)
             self.assertIn("'alhpa'", answer.text)
             self.assertIn("'alpha'", answer.text)
-        self.assertEqual(world.fleet.unloaded, [])
+        self.assertEqual(world.router.unloaded, [])
 
     def test_an_unload_whose_body_cannot_be_understood_unloads_nothing(self):
         world = World()
@@ -91,7 +91,7 @@ class UnloadTests(TestCase):
         for body in (*bodies, b'{"model": "\xff'):
             self.assertEqual(world.ask("/models/unload", "POST", body=body).status, 400, body[:20])
         self.assertEqual(world.ask("/unload?model=").status, 400)
-        self.assertEqual(world.fleet.unloaded, [])
+        self.assertEqual(world.router.unloaded, [])
 
     def test_one_is_stopped_by_id_or_alias_raw_or_encoded(self):
         """http T088"""
@@ -99,21 +99,21 @@ class UnloadTests(TestCase):
         for name in ("al", "org/gamma", "org%2Fgamma"):
             answer = world.ask(f"/api/models/unload/{name}", "POST")
             self.assertEqual((answer.status, answer.body), (200, b"OK"))
-        self.assertEqual(world.fleet.unloaded, [["alpha"], ["org/gamma"], ["org/gamma"]])
+        self.assertEqual(world.router.unloaded, [["alpha"], ["org/gamma"], ["org/gamma"]])
 
     def test_peers_selectors_and_strangers_cannot_be_unloaded(self):
         """http T089"""
-        world = World(FakeFleet(profile="work"))
+        world = World(FakeModelRouter(profile="work"))
         for name in ("ghost", "zeta", "pick", "chat", ""):
             answer = world.ask(f"/api/models/unload/{name}", "POST")
             self.assertEqual((answer.status, answer.json), (404, envelope(404, "model not found")), name)
 
     def test_the_answer_waits_for_the_servers_to_be_gone(self):
         world = World()
-        world.fleet.work = Deferred()
+        world.router.work = Deferred()
         client = world.open("/unload")
         self.assertEqual(client.received, b"")
-        world.fleet.work.callback(None)
+        world.router.work.callback(None)
         self.assertEqual(client.answer().body, b"OK")
 
 
@@ -123,9 +123,9 @@ class ReadinessTests(TestCase):
         world = World()
         self.assertEqual(world.ask("/readyz").status, 200)
         for moving in ({"loading": 1}, {"serving": 1}):
-            world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1, **moving)
+            world.router.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1, **moving)
             self.assertEqual(world.ask("/readyz").status, 200)
-        world.fleet.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1)
+        world.router.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1)
         answer = world.ask("/readyz")
         self.assertEqual((answer.status, answer.json["ready"]), (503, False))
         self.assertEqual(world.ask("/health").status, 200)

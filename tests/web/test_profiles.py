@@ -1,6 +1,6 @@
 from twisted.trial.unittest import TestCase
 
-from tests.web.doubles import FakeFleet, World, envelope, example_config
+from tests.web.doubles import FakeModelRouter, World, envelope, example_config
 
 
 class ProfileTests(TestCase):
@@ -15,23 +15,23 @@ class ProfileTests(TestCase):
             ],
         }
         self.assertEqual(World().ask("/api/profiles").json, expected)
-        nothing = World(FakeFleet(example_config(profiles={})))
+        nothing = World(FakeModelRouter(example_config(profiles={})))
         self.assertEqual(nothing.ask("/api/profiles").body, b'{"active":null,"profiles":[]}\n')
 
     def test_one_is_chosen_and_left(self):
         """http T066, http T073, http T067"""
         world = World()
         self.assertEqual(self.choose(b'{"name":"work","x":1} trailing', world).body, b'{"active":"work"}\n')
-        self.assertEqual(world.fleet.profile, "work")
+        self.assertEqual(world.router.profile, "work")
         again = self.choose(b'{"name":"work"}', world)
         self.assertEqual((again.status, again.json), (200, {"active": "work"}))
         for body in (b'{"name":null}', b'{"name":""}'):
             self.assertEqual(self.choose(body, world).json, {"active": None})
-        self.assertIsNone(world.fleet.profile)
+        self.assertIsNone(world.router.profile)
 
     def test_what_is_wrong_is_said(self):
         """http T072"""
-        world = World(FakeFleet(profile="work"))
+        world = World(FakeModelRouter(profile="work"))
         cases = [
             (b'{"name":"nope"}', 404, 'profile "nope" not found'),
             (b'{"name":5}', 400, "profile name must be a string or null"),
@@ -44,4 +44,4 @@ class ProfileTests(TestCase):
         for body, status, message in cases:
             answer = self.choose(body, world)
             self.assertEqual((answer.status, answer.json), (status, envelope(status, message)), body)
-        self.assertEqual(world.fleet.profile, "work")
+        self.assertEqual(world.router.profile, "work")
