@@ -243,7 +243,7 @@ def _config(
     scheduler = routing_sections.scheduler(routing.scheduler, index, report)
     report.raise_if_errors()
     references.check_peer_names(peers, index, profiles, report)
-    references.check_selectors(selectors, routing_sections.eviction_of(router), index, peers, report)
+    references.check_selectors(selectors, router, index, peers, report)
     references.check_profiles(profiles, selectors, index, peers, report)
     hooks: HookSettings = values.get("hooks", HookSettings())
     preload = references.preloaded(hooks.on_startup.preload, index, router.settings.groups or {}, report)

@@ -14,9 +14,10 @@ from llamaswap.config.field_types import SectionMapType
 from llamaswap.config.lookup import NameIndex
 from llamaswap.config.models import ready
 from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
-from llamaswap.config.policies.eviction import Eviction
+from llamaswap.config.routing import eviction_of
 from llamaswap.config.schema import (
     STRATEGIES,
+    EvictionSettings,
     Group,
     Model,
     Peer,
@@ -155,7 +156,7 @@ def check_peer_names(
 
 def check_selectors(
     selectors: Mapping[str, Selector],
-    eviction: Eviction,
+    router: EvictionSettings,
     names: NameIndex,
     found: Mapping[str, Peer],
     report: Diagnostics,
@@ -171,7 +172,7 @@ def check_selectors(
             if fault:
                 path, fault = f"{path}.targets[{index}]", f"targets[{index}] {fault}"
         if not fault and selector.strategy == "spillover":
-            fault = _spillover_fault(selector, eviction, names)
+            fault = _spillover_fault(selector, router, names)
         if fault:
             report.error(f"selector {selector.id!r}: {fault}", path)
 
@@ -208,7 +209,7 @@ def _may_be_discovered(target: str, found: Mapping[str, Peer]) -> bool:
     return any(peer.auto and target.startswith(f"{peer_id}/") for peer_id, peer in found.items())
 
 
-def _spillover_fault(selector: Selector, eviction: Eviction, names: NameIndex) -> str:
+def _spillover_fault(selector: Selector, router: EvictionSettings, names: NameIndex) -> str:
     if selector.spillover < 1:
         return "settings.spillover must be >= 1"
     resolved: list[str] = []
@@ -222,7 +223,7 @@ def _spillover_fault(selector: Selector, eviction: Eviction, names: NameIndex) -
         resolved.append(name)
         if real is not None:
             local.append(real)
-    return eviction.conflict(local) if len(local) >= 2 else ""
+    return eviction_of(router).conflict(local) if len(local) >= 2 else ""
 
 
 def check_profiles(

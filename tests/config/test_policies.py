@@ -10,6 +10,7 @@ from llamaswap.config.matrix import compile_sets
 from llamaswap.config.policies import POLICIES, RouterSettings
 from llamaswap.config.policies.groups import DEFAULT_GROUP, GroupEviction
 from llamaswap.config.policies.matrix import MatrixEviction
+from tests.config.loading import ABC, LoadCase
 
 
 def groups(**members: Group) -> GroupEviction:
@@ -84,3 +85,9 @@ class PoliciesTests(SynchronousTestCase):
         matrix = MatrixEviction(compile_sets([("one", "a & b")], {}, "abc", {}))
         self.assertEqual(matrix.conflict(("a", "b")), "")
         self.assertIn("a, c are not in one", matrix.conflict(("a", "c")))
+
+
+class CheckTests(LoadCase):
+    def test_faulty_matrix_does_not_hide_faults_of_selectors_and_profiles(self) -> None:
+        text = ABC + "matrix: {sets: {one: ant & nope}}\nselectors: {s: {strategy: warm, targets: [ghost]}}\n"
+        self.err(text + "profiles: {p: {pins: {}}}", "'nope'", "'ghost'", "profile 'p'", thorough=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from attrs import Factory, evolve, field, frozen
 
@@ -32,7 +31,7 @@ class Matrix:
         default=(), metadata=key("sets", TextPairsType(), "Named expressions of models that may run together.")
     )
     costs: Mapping[str, int] = Factory(dict)
-    program: Any = field(default=None, eq=False, repr=False)
+    program: Program | None = field(default=None, eq=False, repr=False)
 
 
 def _check(matrix: Matrix, models: Collection[str], path: str, report: Diagnostics) -> Matrix:
@@ -93,8 +92,9 @@ class MatrixEviction:
 
 def _build(matrix: Matrix, pinned: frozenset[str]) -> MatrixEviction:
     """The policy that prefers combinations with the pinned models."""
-    program: Program = matrix.program
-    return MatrixEviction(evolve(program, costs={**program.costs, **dict.fromkeys(pinned, PINNED_COST)}))
+    assert matrix.program is not None, "a matrix is checked, and so compiled, before its policy is built"
+    costs = {**matrix.program.costs, **dict.fromkeys(pinned, PINNED_COST)}
+    return MatrixEviction(evolve(matrix.program, costs=costs))
 
 
 MATRIX_POLICY = EvictionPolicy("matrix", _check, _build)
