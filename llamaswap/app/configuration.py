@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from attrs import evolve, frozen
 
@@ -11,10 +10,10 @@ from llamaswap.app.log_output import LogParts
 from llamaswap.app.model_parts import ModelParts, enable_tls_if_needed
 from llamaswap.app.observability import ObservabilityParts
 from llamaswap.app.settings import ServiceContext, sources_of
-from llamaswap.config import Config, LoadedConfig, diff, load
+from llamaswap.config import Config, ConfigDiff, LoadedConfig, load
 from llamaswap.config import files as config_files
 from llamaswap.config.ports import keep
-from llamaswap.config.reload import ReloadDiff, Reloader
+from llamaswap.config.reload import Reloader
 from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.observe.worker import WorkerThread
 
@@ -30,7 +29,7 @@ class ConfigApplier:
     watchdog: Watchdog
     monitored: bool
 
-    def apply(self, config: Config, changes: ReloadDiff) -> None:
+    def apply(self, config: Config, changes: ConfigDiff) -> None:
         """The router comes first; the other parts read the configuration from it."""
         router = self.models.router
         old = router.config
@@ -59,7 +58,7 @@ def build_reloader(context: ServiceContext, applier: ConfigApplier, thread: Work
 
     def load_from_disk() -> LoadedConfig:
         """The configuration on disk, with the ports that the present one uses."""
-        loaded = load(sources_of(context.settings), {**os.environ}, facts=config_files.DiskFacts())
+        loaded = load(sources_of(context.settings), {**os.environ}, store_problem=config_files.store_problem)
         return evolve(loaded, config=keep(models.router.config, loaded.config))
 
     return Reloader(
@@ -68,19 +67,6 @@ def build_reloader(context: ServiceContext, applier: ConfigApplier, thread: Work
         current=lambda: models.router.config,
         load=lambda: thread(load_from_disk),
         keep=lambda old, new: models.peers.filled(new),
-        diff=diff,
         apply=applier.apply,
-        fingerprint=_revision(watch.changed),
+        changed=watch.changed,
     )
-
-
-def _revision(changed: Callable[[], bool]) -> Callable[[], int]:
-    """A number that rises whenever `changed` returns True: what the reloader compares."""
-    number = 0
-
-    def current() -> int:
-        nonlocal number
-        number += changed()
-        return number
-
-    return current

@@ -228,5 +228,5 @@ def build(
 ) -> LlamaSwap:
     """The service for these settings. Raises ConfigError, or OSError and ValueError for unusable settings."""
     listening_endpoint(reactor, settings.listen, inherited)  # an unusable address is reported first
-    loaded = load(sources_of(settings), environ, facts=config_files.DiskFacts())
+    loaded = load(sources_of(settings), environ, store_problem=config_files.store_problem)
     return LlamaSwap(reactor, settings, environ, loaded, inherited)

@@ -25,7 +25,7 @@ KEYS = {attribute.name: name for name, (attribute, _) in keys_of(Config).items()
 def loaded(path: Path) -> LoadedConfig:
     """The configuration in a file, or in the files of a folder. Raises ConfigError with all problems."""
     file, folder = (None, str(path)) if path.is_dir() else (str(path), None)
-    return load(files.read_sources(file, folder), dict(os.environ), facts=files.DiskFacts(), thorough=True)
+    return load(files.read_sources(file, folder), dict(os.environ), store_problem=files.store_problem, thorough=True)
 
 
 def problem(found: Problem) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamaswap.config.diff import ConfigDiff, diff
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.loader import LoadedConfig, LoadFacts, load
+from llamaswap.config.loader import LoadedConfig, load
 from llamaswap.config.schema import (
     Capabilities,
     Compat,
@@ -36,7 +36,6 @@ __all__ = [
     "FifoSettings",
     "Filters",
     "Group",
-    "LoadFacts",
     "LoadedConfig",
     "Matrix",
     "Model",

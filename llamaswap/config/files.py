@@ -1,7 +1,6 @@
-"""Configuration files on disk: which ones there are, their text, and whether they changed.
+"""Configuration files on disk: their names, their text, and whether they changed.
 
-`-config` names one file, `-config-dir` a folder whose *.yml and *.yaml follow it in byte order. Nothing here
-understands what is in them.
+`-config` names one file, `-config-dir` a folder whose *.yml and *.yaml follow it in byte order.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from llamaswap.config.yaml_tree import ConfigText
 from llamaswap.errors import ConfigError, Problem
 
 SUFFIXES = (".yml", ".yaml")
-MOST_BYTES = 32 * 1024 * 1024  # a file beyond this was not meant; reading it would stall the service
+MAX_BYTES = 32 * 1024 * 1024  # of a file; a larger one is a mistake, and reading it would stall the service
 
 Fingerprint = Mapping[str, tuple[int, int]]
-"""(mtime in ns, size) of each file, symlinks followed. Missing files are missing here too."""
+"""(mtime in ns, size) of each existing file, symlinks followed."""
 
 
 def read_sources(config_path: str | None, config_dir: str | None) -> list[ConfigText]:
-    """The text of all files, the single one first. Raises ConfigError naming the file or folder."""
+    """The text of all files, the single one first. Raises ConfigError with the file or folder."""
     paths = [config_path] if config_path else []
     if config_dir:
         try:
@@ -44,7 +43,7 @@ def read_sources(config_path: str | None, config_dir: str | None) -> list[Config
 
 
 def files_in(folder: str) -> list[str]:
-    """Paths of the folder's configuration files, sorted by bytes; not its subfolders'. Raises OSError."""
+    """Paths of the folder's configuration files, sorted by bytes, without those of subfolders. Raises OSError."""
     with os.scandir(folder) as entries:
         names = [entry.path for entry in entries if entry.name.endswith(SUFFIXES) and not entry.is_dir()]
     return sorted(names, key=os.fsencode)
@@ -53,11 +52,11 @@ def files_in(folder: str) -> list[str]:
 def _text(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise _error(f"{path}: cannot be read: {error.strerror}", path)
-    if len(content) > MOST_BYTES:
-        raise _error(f"{path}: larger than {MOST_BYTES} bytes", path)
+    if len(content) > MAX_BYTES:
+        raise _error(f"{path}: larger than {MAX_BYTES} bytes", path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -70,13 +69,13 @@ def _error(message: str, file: str | None) -> ConfigError:
 
 
 def fingerprint(config_path: str | None, config_dir: str | None) -> Fingerprint:
-    """What tells one state of the files from another. A folder that cannot be read has no files."""
+    """The state of the files, for comparison. A folder that cannot be read has no files."""
     paths = [config_path] if config_path else []
     if config_dir:
         try:
             paths += files_in(config_dir)
         except OSError:
-            pass  # gone for the moment; it fires when it is back
+            pass  # missing now; it counts as changed when it returns
     found: dict[str, tuple[int, int]] = {}
     for path in paths:
         try:
@@ -89,10 +88,10 @@ def fingerprint(config_path: str | None, config_dir: str | None) -> Fingerprint:
 
 @define
 class FileWatch:
-    """Tells of changes between polls. The first poll is the baseline; what disappears is silent, coming back is not.
+    """Finds changes between polls. A file that disappears is not a change, one that returns is.
 
-    A file that was emptied is believed at the second poll: most editors, and `cp`, empty a file before they write it,
-    and a configuration of nothing is one without any model.
+    An emptied file counts at the second poll: most editors, and `cp`, empty a file before they write it, and an empty
+    configuration has no models.
     """
 
     config_path: str | None
@@ -100,14 +99,14 @@ class FileWatch:
     _file: Fingerprint | None = None
     _folder: Fingerprint | None = None
     _seen: bool = Factory(bool)
-    _doubted: bool = False
+    _maybe_emptied: bool = False
 
     def changed(self) -> bool:
-        """Poll once: is there something new to load?"""
+        """Poll: whether there is something new to load. The first call only records the state."""
         file = fingerprint(self.config_path, None)
         folder = fingerprint(None, self.config_dir)
-        self._doubted = not self._doubted and (_emptied(self._file, file) or _emptied(self._folder, folder))
-        if self._doubted:
+        self._maybe_emptied = not self._maybe_emptied and (_emptied(self._file, file) or _emptied(self._folder, folder))
+        if self._maybe_emptied:
             return False
         fired = self._seen and ((bool(file) and file != self._file) or (bool(folder) and folder != self._folder))
         self._file, self._folder, self._seen = file, folder, True
@@ -115,24 +114,21 @@ class FileWatch:
 
 
 def _emptied(before: Fingerprint | None, now: Fingerprint) -> bool:
-    """Whether one of the files lost all it had."""
+    """Whether one of the files became empty."""
     return any(size == 0 and (before or {}).get(path, (0, 0))[1] for path, (_, size) in now.items())
 
 
-class DiskFacts:
-    """Answers a configuration's questions about this machine's disk."""
-
-    def store_problem(self, path: str) -> str | None:
-        """Why `path` cannot hold the store, None when it can."""
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            folder = os.path.dirname(path) or "."
-            if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
-                return None
-            return f"not writable: its folder {folder} is missing or not writable"
-        except (OSError, ValueError) as error:
-            return str(getattr(error, "strerror", None) or error)
-        if stat.S_ISDIR(status.st_mode):
-            return "is a directory"
-        return None if os.access(path, os.W_OK) else "not writable"
+def store_problem(path: str) -> str | None:
+    """Why `path` cannot be the file of the activity store, None if it can."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        folder = os.path.dirname(path) or "."
+        if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return None
+        return f"not writable: its folder {folder} is missing or not writable"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    if stat.S_ISDIR(status.st_mode):
+        return "is a directory"
+    return None if os.access(path, os.W_OK) else "not writable"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -17,7 +17,7 @@ from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.field_types import TypeMismatch, integer, keys_of
 from llamaswap.config.lookup import NameIndex
 from llamaswap.config.macros import Expander, ExpansionBudget
-from llamaswap.config.models import GlobalDefaults, ModelDraft
+from llamaswap.config.models import ModelDraft
 from llamaswap.config.nodes import MappingNode, is_null, kind_of
 from llamaswap.config.schema import (
     LOG_LEVELS,
@@ -38,17 +38,13 @@ from llamaswap.config.schema import (
 from llamaswap.config.yaml_tree import ConfigText, parse
 from llamaswap.errors import ConfigError, Problem
 
-
-class LoadFacts(Protocol):
-    """What a configuration has to ask of the machine it is for."""
-
-    def store_problem(self, path: str) -> str | None:
-        """Why the file `path` cannot hold the store ("not writable"), None when it can."""
+# Why a file cannot be the activity store ("not writable"), None if it can.
+StoreProblem = Callable[[str], str | None]
 
 
 @frozen
 class LoadedConfig:
-    """A usable configuration and what is odd about it."""
+    """A valid configuration and its warnings."""
 
     config: Config
     warnings: tuple[Problem, ...] = ()
@@ -58,24 +54,25 @@ def load(
     sources: Sequence[ConfigText],
     environ: Mapping[str, str],
     *,
-    facts: LoadFacts | None = None,
+    store_problem: StoreProblem | None = None,
     thorough: bool = False,
 ) -> LoadedConfig:
-    """Read, merge, expand, decode and check. Raises ConfigError, which names every problem of the failing stage.
+    """Read, merge, expand, decode and check. Raises ConfigError with every problem of the failing stage.
 
-    `thorough`: of every stage, as far as later ones can tell something of what earlier ones refused.
+    With `thorough` later stages are run after errors as well, so that ConfigError has the problems of all of them.
+    `store_problem` checks the file of the activity store.
     """
     if not thorough:
-        return _load(sources, environ, Diagnostics(), facts)
+        return _load(sources, environ, Diagnostics(), store_problem)
     _parse_all(sources, environ)
     report = Diagnostics(collect_all=True)
     try:
-        done = _load(sources, environ, report, facts)
-    except ConfigError as error:  # where nothing more can be found out
+        done = _load(sources, environ, report, store_problem)
+    except ConfigError as error:  # no later stage can run
         report.errors += error.problems
         report.warnings += error.warnings
     except Exception:
-        # A later stage may stumble over what an earlier one has told already. Anything else is a fault of ours.
+        # A later stage may fail because of an error that is already reported. Otherwise it is a fault in this program.
         if not report.errors:
             raise
     report.finish()
@@ -83,7 +80,7 @@ def load(
 
 
 def _parse_all(sources: Sequence[ConfigText], environ: Mapping[str, str]) -> None:
-    """Raise what is wrong with the text of any file; there is no use in looking at half of them."""
+    """Raise ConfigError with the syntax errors of all files: later stages need the whole document."""
     found: list[Problem] = []
     for source in sources:
         try:
@@ -95,12 +92,12 @@ def _parse_all(sources: Sequence[ConfigText], environ: Mapping[str, str]) -> Non
 
 
 def _load(
-    sources: Sequence[ConfigText], environ: Mapping[str, str], report: Diagnostics, facts: LoadFacts | None
+    sources: Sequence[ConfigText], environ: Mapping[str, str], report: Diagnostics, store_problem: StoreProblem | None
 ) -> LoadedConfig:
     tables = [table for table in (parse(source, environ) for source in sources) if table is not None]
     root = report.root = merge.merge(tables)
     budget = ExpansionBudget()
-    global_macros, own_macros = _declared(root, report)
+    global_macros, own_macros = _declared_macros(root, report)
     report.raise_if_errors()
     expander = Expander(global_macros, budget)
     root = evolve(
@@ -119,7 +116,7 @@ def _load(
     report.raise_if_errors()
     _check_leftovers(root, placed, global_macros, report)
     report.raise_if_errors()
-    config = _config(root, drafts, placed, ports, report, facts)
+    config = _config(root, drafts, placed, ports, report, store_problem)
     report.raise_if_errors()
     return LoadedConfig(
         evolve(config, macros={name: macros.value_of(macro) for name, macro in global_macros.items()}),
@@ -127,7 +124,7 @@ def _load(
     )
 
 
-def _declared(root: MappingNode, report: Diagnostics) -> tuple[macros.Macros, dict[str, macros.Macros]]:
+def _declared_macros(root: MappingNode, report: Diagnostics) -> tuple[macros.Macros, dict[str, macros.Macros]]:
     found = macros.declared(root.get("macros"), "macros", "", report)
     own: dict[str, macros.Macros] = {}
     models = root.get("models")
@@ -173,14 +170,14 @@ def _drafts(
     for name in sorted(models.entries):
         drafted = model_sections.draft(name, models.entries[name], global_macros, own.get(name, {}), budget, report)
         if drafted is None and report.collect_all:
-            drafted = ModelDraft(name, None, own.get(name, {}), frozenset(), False)  # whoever names it is not at fault
+            drafted = ModelDraft(name, None, own.get(name, {}), frozenset(), False)  # a reference to it is not an error
         if drafted is not None:
             found[name] = drafted
     return found
 
 
 def _ports(drafts: Mapping[str, ModelDraft], first: int) -> dict[str, int | None]:
-    """Ports rise with the model IDs; a model that asks for none uses none up."""
+    """The ports, ascending in the order of the model IDs, for the models that use ${PORT}."""
     ports: dict[str, int | None] = {}
     following = first
     for name, drafted in drafts.items():
@@ -206,27 +203,14 @@ def _config(
     placed: Mapping[str, ModelDraft],
     ports: Mapping[str, int | None],
     report: Diagnostics,
-    facts: LoadFacts | None,
+    store_problem: StoreProblem | None,
 ) -> Config:
     apart = ("models", "peers")
     plain_root = evolve(root, entries={name: child for name, child in root.entries.items() if name not in apart})
     values = Decoder(report).given(Config, plain_root, "")
     peers = references.peers(root.get("peers"), report)
-    _resolve(values, root, report, facts)
-    base = Config(
-        **{
-            name: values[name]
-            for name in ("global_ttl", "unload_timeout", "send_loading_state", "health_check_timeout", "env_policy")
-            if name in values
-        }
-    )
-    inherited = GlobalDefaults(
-        base.global_ttl,
-        base.unload_timeout,
-        base.send_loading_state,
-        base.health_check_timeout,
-        base.env_policy,
-    )
+    _resolve(values, report, store_problem)
+    inherited = Config(**{name: values[name] for name in model_sections.INHERITED if name in values})
     models = {
         name: model_sections.model(drafted, placed[name], ports[name], inherited, report)
         for name, drafted in drafts.items()
@@ -258,8 +242,8 @@ def _config(
     return Config(**values)
 
 
-def _resolve(values: dict[str, Any], root: MappingNode, report: Diagnostics, facts: LoadFacts | None) -> None:
-    """Check the plain global values, and replace those that are read leniently."""
+def _resolve(values: dict[str, Any], report: Diagnostics, store_problem: StoreProblem | None) -> None:
+    """Check the global values, and correct those that are read leniently."""
     defaults = Config()
     timeout = values.get("health_check_timeout", defaults.health_check_timeout)
     values["health_check_timeout"] = max(timeout, MINIMUM_HEALTH_CHECK_TIMEOUT)
@@ -273,8 +257,8 @@ def _resolve(values: dict[str, Any], root: MappingNode, report: Diagnostics, fac
         values["metrics_max_in_memory"] = defaults.metrics_max_in_memory
     ui: UiSettings = values.get("ui", defaults.ui)
     values["ui"] = evolve(ui, activity=evolve(ui.activity, session_id=_headers(ui.activity.session_id)))
-    _check_store(values, report, facts)
-    _resolve_logs(values, root, report)
+    _check_store(values, report, store_problem)
+    _resolve_logs(values, report)
     _check_keys(values.get("api_keys", ()), report)
     _check_hosts(values.get("allowed_hosts", ()), report)
 
@@ -287,18 +271,18 @@ def _headers(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept.values())
 
 
-def _check_store(values: dict[str, Any], report: Diagnostics, facts: LoadFacts | None) -> None:
+def _check_store(values: dict[str, Any], report: Diagnostics, store_problem: StoreProblem | None) -> None:
     store: StoreSettings | None = values.get("store")
     if store is None:
         return
     path = store.path.strip()
     values["store"] = StoreSettings(path)
-    problem = "must not be empty" if not path else facts.store_problem(path) if facts is not None else None
+    problem = "must not be empty" if not path else store_problem(path) if store_problem else None
     if problem:
         report.error(f"store.path: {path + ': ' if path else ''}{problem}", "store.path")
 
 
-def _resolve_logs(values: dict[str, Any], root: MappingNode, report: Diagnostics) -> None:
+def _resolve_logs(values: dict[str, Any], report: Diagnostics) -> None:
     for attribute, name, known, fallback in (
         ("log_level", "logLevel", LOG_LEVELS, "info"),
         ("log_time_format", "logTimeFormat", LOG_TIME_FORMATS, ""),
@@ -331,7 +315,7 @@ def _check_hosts(given: Sequence[str], report: Diagnostics) -> None:
 
 
 def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> None:
-    """A port handed out here that another model's proxy names as well: one of the two will not start."""
+    """Warn of a port that one model gets and the proxy of another names: one of the two cannot start."""
     handed = {model.port: model.id for model in models.values() if model.port is not None}
     for model in models.values():
         endpoint = model.endpoint
@@ -339,7 +323,7 @@ def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> N
             other = handed.get(endpoint.port)
             if other is not None:
                 report.warn(
-                    f"model {model.id}: port {endpoint.port} of its proxy is also handed out to {other}",
+                    f"model {model.id}: port {endpoint.port} of its proxy is also the port of {other}",
                     f"models.{model.id}.proxy",
                     hint="set startPort to a free range",
                 )

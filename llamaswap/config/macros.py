@@ -1,7 +1,7 @@
-"""${NAME}: declared macros, and putting their values where they are used.
+"""${NAME}: declared macros, and the insertion of their values.
 
-A macro may use the ones declared before it. Each text is worked through from the last macro to the first, so a
-reference forwards or in a circle is left over and reported; there is nothing else that could loop.
+A macro may use those declared before it. Each text is expanded from the last macro to the first, so that a reference
+forwards or in a circle is left over and reported, and no expansion can loop.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from llamaswap.config.scalars import text_of
 PLACEHOLDER = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
 LEFTOVER = re.compile(r"\$\{([A-Za-z0-9_-]+|env\.[A-Za-z_][A-Za-z0-9_]*)\}")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
-LONGEST_NAME = 63
+MAX_NAME = 63
 RESERVED = ("PORT", "MODEL_ID", "PID")
 MAX_EXPANSION_WORK = 64 * 1024 * 1024
-"""Characters all expansions of one load may read and write: macros that double each other would never end."""
+"""Characters that all expansions of one load may read and write: macros may double each other."""
 
 Macros = Mapping[str, ScalarNode]
 
 
 def declared(node: Node | None, path: str, owner: str, report: Diagnostics) -> dict[str, ScalarNode]:
-    """The macros of a `macros:` block in order; `owner` leads messages ("" or "model owl: ")."""
+    """The macros of a `macros:` block in order; `owner` begins messages ("" or "model owl: ")."""
     if node is None or is_null(node):
         return {}
     if not isinstance(node, MappingNode):
@@ -44,8 +44,8 @@ def declared(node: Node | None, path: str, owner: str, report: Diagnostics) -> d
 
 
 def _fault(name: str, value: Node) -> str:
-    if len(name.encode(errors="replace")) > LONGEST_NAME:
-        return f"the name exceeds the maximum length of {LONGEST_NAME} characters"
+    if len(name.encode(errors="replace")) > MAX_NAME:
+        return f"the name exceeds the maximum length of {MAX_NAME} characters"
     if not NAME.fullmatch(name):
         return "the name contains invalid characters, only letters, digits, _ and - may be used"
     if not isinstance(value, ScalarNode) or value.kind in ("null", "timestamp"):
@@ -58,7 +58,7 @@ def _fault(name: str, value: Node) -> str:
 
 
 def value_of(macro: ScalarNode) -> str | int | float | bool:
-    """A declared macro's value: null was refused where it was declared."""
+    """The value of a declared macro, which is never null."""
     return macro.text if macro.value is None else macro.value
 
 
@@ -71,13 +71,13 @@ def text(value: str) -> ScalarNode:
 
 
 def effective(model_id: str, globals_: Macros, own: Macros) -> dict[str, ScalarNode]:
-    """What a model sees: its ID, the globals with its own in their places, then its other ones."""
+    """The macros of a model: its ID, the globals, replaced by its own of the same name, then its other ones."""
     return {"MODEL_ID": text(model_id), **{name: own.get(name, value) for name, value in globals_.items()}, **own}
 
 
 @define
 class ExpansionBudget:
-    """What is left of MOST_WORK."""
+    """The rest of MAX_EXPANSION_WORK."""
 
     left: int = MAX_EXPANSION_WORK
 
@@ -89,7 +89,7 @@ class ExpansionBudget:
 
 @define
 class Expander:
-    """Puts the values of `macros` (order counts) into trees."""
+    """Inserts the values of `macros` (their order counts) into trees."""
 
     macros: Macros
     budget: ExpansionBudget = Factory(ExpansionBudget)
@@ -99,7 +99,7 @@ class Expander:
         self._rank = {name: rank for rank, name in enumerate(self.macros)}
 
     def node(self, node: Node) -> Node:
-        """The tree with every string expanded; keys stay as they are. An untouched part is returned as it is."""
+        """The tree with every string expanded, but not keys. Unchanged parts are shared."""
         if isinstance(node, ScalarNode):
             return self.scalar(node)
         if isinstance(node, SequenceNode):
@@ -111,7 +111,7 @@ class Expander:
         return node if unchanged else evolve(node, entries=entries)
 
     def scalar(self, node: ScalarNode) -> ScalarNode:
-        """A string that is one placeholder takes the macro's type as well; any other is text."""
+        """A string that is one placeholder becomes the macro's value with its type; any other stays text."""
         if node.kind != "str" or not isinstance(node.value, str) or "${" not in node.value:
             return node
         current = node.value
@@ -134,7 +134,7 @@ class Expander:
         return node if current == node.value else ScalarNode("str", current, current, node.place)
 
     def keys(self, table: MappingNode, clash: Callable[[str, str, str], None]) -> MappingNode:
-        """The table with its keys expanded as text; `clash(first, second, both)` hears of two that become equal."""
+        """The mapping with its keys expanded; `clash(first, second, both)` is called for two that become equal."""
         entries: dict[str, Node] = {}
         places = {}
         origin: dict[str, str] = {}
@@ -150,14 +150,14 @@ class Expander:
 
 
 def uses(node: Node | None, name: str) -> bool:
-    """Is the node a string with this placeholder in it?"""
+    """Whether the node is a string with this placeholder."""
     return isinstance(node, ScalarNode) and isinstance(node.value, str) and f"${{{name}}}" in node.value
 
 
 def check_leftovers(node: Node, path: str, report: Diagnostics, known: Collection[str], pid: bool = False) -> None:
-    """Report every string of the tree that still holds a placeholder.
+    """Report every placeholder that is left in the strings of the tree.
 
-    `known` are the macros declared where the tree stands; `pid`: ${PID} may stay, it is filled when a server stops.
+    `known` are the macros declared for the tree; with `pid` ${PID} may stay: its value is that of a server's stop.
     """
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.items):

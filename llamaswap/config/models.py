@@ -1,4 +1,7 @@
-"""Models: macros put in, ports handed out, values resolved. What stood before PORT is kept, to hand out another."""
+"""The models section: macros and ports are inserted, values are resolved and checked.
+
+The state before the insertion of PORT is kept, so that a model can get another port.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,24 @@ from llamaswap.config.schema import (
     MINIMUM_HEALTH_CHECK_TIMEOUT,
     USE_GLOBAL_TTL,
     Compat,
+    Config,
     Filters,
     Model,
     SlotSettings,
     SuspendSettings,
 )
 
-COMFYUI = "comfyui_auto"
-COMFYUI_CONCURRENCY = 50  # its page asks for dozens of files at a time
+COMFYUI_ID = "comfyui_auto"
+COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
 
 
-@frozen
-class GlobalDefaults:
-    """The global values that models take over."""
-
-    global_ttl: int
-    unload_timeout: float
-    send_loading_state: bool
-    health_check_timeout: float
-    env_policy: str
+# The global values that models inherit.
+INHERITED = ("global_ttl", "unload_timeout", "send_loading_state", "health_check_timeout", "env_policy")
 
 
 @frozen
 class ModelDraft:
-    """A model whose macros are in and whose ${PORT} is not. `tree` is None for a null entry."""
+    """A model with its macros inserted, but not ${PORT}. `tree` is None for a null entry."""
 
     id: str
     tree: MappingNode | None
@@ -51,7 +48,7 @@ class ModelDraft:
     wants_port: bool
 
     def placed(self, port: int | None, budget: ExpansionBudget, report: Diagnostics) -> ModelDraft:
-        """With PORT put in."""
+        """The model with PORT inserted."""
         if self.tree is None or port is None:
             return self
         expander = Expander({"PORT": macros.number(port)}, budget)
@@ -66,7 +63,7 @@ def draft(
     budget: ExpansionBudget,
     report: Diagnostics,
 ) -> ModelDraft | None:
-    """Everything but PORT; None where the entry is no mapping."""
+    """The model before the insertion of PORT; None if the entry is not a mapping."""
     path = f"models.{model_id}"
     if is_null(node):
         return ModelDraft(model_id, None, own, frozenset(), False)
@@ -105,7 +102,7 @@ def _is_blank(node: Node | None) -> bool:
 
 
 def _expanded(model_id: str, tree: MappingNode, expander: Expander, report: Diagnostics) -> MappingNode:
-    """Values, and the keys of filters.setParamsByID."""
+    """The tree with macros inserted into its values and into the keys of filters.setParamsByID."""
     expanded = expander.node(tree)
     assert isinstance(expanded, MappingNode)
     filters = expanded.get("filters")
@@ -125,7 +122,7 @@ def _expanded(model_id: str, tree: MappingNode, expander: Expander, report: Diag
 
 
 def check_leftovers(drafted: ModelDraft, report: Diagnostics) -> None:
-    """No placeholder may be left; ${PID} alone waits in cmdStop and in what sends to sleep."""
+    """Report every placeholder that is left, except ${PID} in cmdStop and in the steps of sleep."""
     if drafted.tree is None:
         return
     path = f"models.{drafted.id}"
@@ -140,10 +137,8 @@ def check_leftovers(drafted: ModelDraft, report: Diagnostics) -> None:
                 report.error(f"{message} (in the setParamsByID key {key!r})", where, by_id.where(key))
 
 
-def model(
-    drafted: ModelDraft, placed: ModelDraft, port: int | None, inherited: GlobalDefaults, report: Diagnostics
-) -> Model:
-    """The record of a placed draft, its values resolved; its setParamsByID aliases are added by `build`."""
+def model(drafted: ModelDraft, placed: ModelDraft, port: int | None, inherited: Config, report: Diagnostics) -> Model:
+    """The record of a draft with its port; the aliases of setParamsByID are added later."""
     path = f"models.{placed.id}"
     tree = placed.tree
     values: dict[str, Any] = zeros(Model) if tree is None else Decoder(report).given(Model, tree, path)
@@ -157,7 +152,7 @@ def model(
     )
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
     values["env_policy"] = values.get("env_policy", "") or inherited.env_policy
-    if placed.id == COMFYUI:
+    if placed.id == COMFYUI_ID:
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)
     _check_sleep(placed.id, values.get("sleep", SuspendSettings()), report)
@@ -169,7 +164,7 @@ def model(
     return Model(id=placed.id, port=port, rebuild=rebuild, **values)
 
 
-def _rebuild(drafted: ModelDraft, inherited: GlobalDefaults, port: int) -> Model:
+def _rebuild(drafted: ModelDraft, inherited: Config, port: int) -> Model:
     report = Diagnostics()
     placed = drafted.placed(port, ExpansionBudget(), report)
     made = model(drafted, placed, port, inherited, report)
@@ -207,7 +202,7 @@ def _check_slots(model_id: str, given: SlotSettings, cmd: str, report: Diagnosti
 
 
 def ready(filters: Filters) -> Filters:
-    """The sanitised views: `model` is never touched, keys ascend."""
+    """The filters as they are applied: without the parameter `model`, in ascending order."""
     names = {name.strip() for name in filters.strip_params_text.split(",")} - {"", "model"}
     return evolve(
         filters,

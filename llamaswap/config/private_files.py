@@ -17,9 +17,7 @@ from attrs import field, frozen
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
-LARGEST = (
-    16 * 1024 * 1024
-)  # bytes of a file that is read; our own are a few kilobytes, a configuration over HTTP at most 1 MiB
+MAX_BYTES = 16 * 1024 * 1024  # of a file that is read; the program's files have a few kilobytes
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a FIFO must not stop us
 
@@ -42,7 +40,7 @@ def _check(found: os.stat_result, path: str, uid: int) -> None:
 
 @frozen
 class PrivateFolder:
-    """An open folder of ours. `descriptor` is its directory descriptor; names never contain a slash."""
+    """An open folder of this user. `descriptor` is its directory descriptor; names never contain a slash."""
 
     path: Path
     descriptor: int
@@ -57,22 +55,22 @@ class PrivateFolder:
         return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False).st_size
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises UnsafePath where another user could have written it, OSError where it is a link."""
+        """A file's content. Raises UnsafePath if another user may have written it, OSError for a link."""
         with os.fdopen(os.open(name, _READ_FLAGS, dir_fd=self.descriptor), "rb") as file:
             found = os.fstat(file.fileno())
             where = str(self.path / name)
             if not stat.S_ISREG(found.st_mode):
                 raise UnsafePath(where, "is not a regular file", "delete it")
             _check(found, where, self.uid)
-            if found.st_size > LARGEST:
-                raise OSError(errno.EFBIG, f"{where} is larger than {LARGEST} bytes")
-            return file.read(LARGEST)
+            if found.st_size > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"{where} is larger than {MAX_BYTES} bytes")
+            return file.read(MAX_BYTES)
 
     def write(self, name: str, content: bytes, like: os.stat_result | None = None, *, sync: bool = False) -> None:
         """Replace a file in one step: readers see the old content or the new one, never a part.
 
-        With `like` the new file takes that file's mode and group, else only our user may read it. `sync` waits for
-        the disk.
+        With `like` the new file gets that file's mode and group, else only our user may read it. `sync` waits for the
+        disk.
         """
         fresh = f"{name}.{os.getpid()}.new"
         create(fresh, content, like, sync=sync, folder=self.descriptor)
@@ -83,7 +81,7 @@ class PrivateFolder:
             raise
 
     def remove(self, name: str) -> None:
-        """Delete a file; one that is missing already is not an error."""
+        """Delete a file if it exists."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.descriptor)
 
@@ -92,10 +90,10 @@ class PrivateFolder:
 def private_folder(
     path: Path, *, make: bool = False, links: bool = False, uid: int | None = None
 ) -> Iterator[PrivateFolder]:
-    """Open a folder that only `uid` (our own user by default) may write to; with `make`, create it where it is missing.
+    """Open a folder that only `uid` (our user by default) may write to; with `make`, create it if it is missing.
 
-    Raises UnsafePath where another user owns it or may write to it. With `links` the path itself may be a link that
-    our user or root made: systemd makes one for the state of a service with DynamicUser.
+    Raises UnsafePath if another user owns it or may write to it. With `links` the path itself may be a link of our user
+    or root: systemd makes one for the state of a service with DynamicUser.
     """
     uid = os.geteuid() if uid is None else uid
     if make:
@@ -121,10 +119,10 @@ def create(
     sync: bool = False,
     folder: int | None = None,
 ) -> None:
-    """Write a new file in place of whatever has this name, which may be a link: a link is removed, never followed.
+    """Write a new file with this name. An existing file or link is removed, never followed.
 
-    At no moment more users may read it than may read `like`; without `like` only our own user. Where the group of
-    `like` cannot be given to the file, the group has no right to it.
+    At no time may more users read it than may read `like`; without `like` only our user. If the file cannot get the
+    group of `like`, its group has no permission.
     """
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)

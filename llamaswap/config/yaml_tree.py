@@ -1,7 +1,7 @@
-"""YAML text to a tree of nodes: the one place that knows PyYAML.
+"""YAML text to a tree of nodes. No other module uses PyYAML.
 
-Only its events are used. Composing them here gives the dialect's typing, source text and line of every scalar,
-an error for a key that stands twice, and bounds on depth and on what aliases may grow to.
+Only its events are used, because its composer has other types for scalars, drops their text, accepts duplicate keys,
+and has no bounds on depth and on the size that aliases expand to.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from llamaswap.config.diagnostics import fail
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, SourceLocation
 from llamaswap.config.scalars import resolve
 
-# libyaml where PyYAML has it: ten times faster, and its events are the same.
+# libyaml if PyYAML has it: its events are the same, and it is ten times faster.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-DEEPEST = 100
-TOO_DEEP = f"mappings and lists are nested more than {DEEPEST} deep"
-SMALLEST_BOUND = 100_000
-"""Nodes a document may come to with its aliases written out, or its length in characters where that is more."""
+MAX_DEPTH = 100
+TOO_DEEP = f"mappings and lists are nested more than {MAX_DEPTH} deep"
+MIN_BOUND = 100_000  # nodes of a document with its aliases expanded; a longer text may have one per character
 
 TAG = "tag:yaml.org,2002:"
 
@@ -49,7 +48,7 @@ class ConfigText:
 
 
 def parse(source: ConfigText, environ: Mapping[str, str]) -> MappingNode | None:
-    """The first document of a source with its environment placeholders filled; None where it holds no mapping.
+    """The first document of a source with its environment variables inserted; None if it is empty or a scalar.
 
     Raises ConfigError.
     """
@@ -72,17 +71,17 @@ def _names_outside_comments(text: str, file: str) -> Collection[str]:
             if isinstance(event, ScalarEvent):
                 found |= environment.names_in(event.value)
         return found
-    except (yaml.YAMLError, UnicodeError):  # typical: [${env.KEY}], which is YAML only once it is filled
+    except (yaml.YAMLError, UnicodeError):  # such as [${env.KEY}], which is valid only after the insertion
         return environment.names_in(text)
 
 
 def _first_document(text: str, file: str) -> Iterator[Event]:
-    """Events of the first document; depth is bounded here, before anything recurses."""
+    """Events of the first document; its depth is bounded here, before any recursion."""
     depth = 0
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, MappingStartEvent | SequenceStartEvent):
             depth += 1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 raise fail(TOO_DEEP, at=SourceLocation(file, _line(event)))
         elif isinstance(event, MappingEndEvent | SequenceEndEvent):
             depth -= 1
@@ -96,7 +95,7 @@ def _line(event: Event) -> int:
 
 
 def _flow_depth(text: str) -> int:
-    """The most brackets and braces open at once, quoted ones included: only asked of text that is not valid YAML."""
+    """The depth of brackets and braces, quoted ones included. For text that is not valid YAML."""
     depth = deepest = 0
     for match in re.finditer(r"[\[{]|[\]}]", text):
         depth = depth + 1 if match[0] in "[{" else max(depth - 1, 0)
@@ -106,12 +105,12 @@ def _flow_depth(text: str) -> int:
 
 def _compose(text: str, file: str) -> Node | None:
     try:
-        return _Composer(file, _first_document(text, file), max(SMALLEST_BOUND, len(text))).document()
+        return _Composer(file, _first_document(text, file), max(MIN_BOUND, len(text))).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else None
-        if _flow_depth(text) > DEEPEST:
-            # The parser reads ahead over open brackets and stops at a limit of its own before ours is reached.
+        if _flow_depth(text) > MAX_DEPTH:
+            # The parser reads ahead over open brackets, and its limit is reached before ours.
             raise fail(TOO_DEEP, at=SourceLocation(file, line))
         words = ", ".join(part for part in (error.context, error.problem) if part)
         hint = 'quote text that begins with a special character, such as "${MACRO}" in a list'
@@ -128,7 +127,7 @@ def _compose(text: str, file: str) -> Node | None:
 
 @define
 class _Composer:
-    """Builds nodes from events; `bound` is the most nodes the tree may have once aliases are written out."""
+    """Builds nodes from events; `bound` limits the nodes of the tree with its aliases expanded."""
 
     file: str
     events: Iterator[Event]
@@ -198,7 +197,7 @@ class _Composer:
         entries: dict[str, Node] = {}
         places: dict[str, SourceLocation] = {}
         merges: list[Node] = []
-        # A macro could be called anything; there `<<` is a name, and a wrong one.
+        # In a mapping of macros `<<` is the name of a macro, which is then reported as invalid.
         mergeable = not (path == ("macros",) or (len(path) == 3 and path[0] == "models" and path[2] == "macros"))
         for key_event in self.events:
             if isinstance(key_event, MappingEndEvent):
@@ -232,10 +231,10 @@ class _Composer:
         )
 
     def merge(self, event: NodeEvent, value: Node, entries: dict[str, Node], places: dict[str, SourceLocation]) -> None:
-        """Take over what `<<` offers and the mapping does not say itself; of several, the first wins."""
+        """Add the entries of `<<` that the mapping does not have; of several mappings the first wins."""
         for offered in value.items if isinstance(value, SequenceNode) else (value,):
             if not isinstance(offered, MappingNode):
-                raise self.wrong(event, "<< merges mappings, and this is none")
+                raise self.wrong(event, "<< takes mappings, and this is not one")
             self.merged += len(offered.entries)
             if self.merged > self.bound:
                 raise self.wrong(event, f"<< makes the document grow beyond {self.bound} values")

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config import Config
-from llamaswap.config.reload import ReloadDiff
+from llamaswap.config.diff import ConfigDiff
 from llamaswap.config.schema import Model, Peer
 from llamaswap.errors import (
     LlamaswapError,
@@ -246,7 +246,7 @@ class Router(EffectPerformer):
 
     # -- configuration and shutdown ------------------------------------------------------------------------
 
-    def apply(self, config: Config, changes: ReloadDiff) -> None:
+    def apply(self, config: Config, changes: ConfigDiff) -> None:
         """Use a new configuration: unchanged models are not touched, models to restart finish their requests first."""
         old, self.config = self.config, config
         stale = {name for name in (*changes.restarted, *changes.added) if name in self._models}

@@ -181,13 +181,12 @@ class Sections(LoadCase):
         self.assertEqual(self.ok(text).hooks.on_startup.preload, ("owl", "owl"))
 
     def test_the_store_is_asked_about(self):
-        class Facts:
-            def store_problem(self, path):
-                return "not writable" if path == "/no" else None
+        def store_problem(path):
+            return "not writable" if path == "/no" else None
 
         self.err("store: {}", "store.path", "must not be empty")
-        self.err("store: {path: /no}", "store.path", "not writable", facts=Facts())
-        self.assertEqual(self.ok("store: {path: ' /x '}", facts=Facts()).store.path, "/x")
+        self.err("store: {path: /no}", "store.path", "not writable", store_problem=store_problem)
+        self.assertEqual(self.ok("store: {path: ' /x '}", store_problem=store_problem).store.path, "/x")
         self.assertIsNone(self.ok("store: ~").store)
 
 

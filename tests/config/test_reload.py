@@ -1,4 +1,4 @@
-"""Reload: what is noticed, what is kept, what is told."""
+"""Reload: changed files, rejected configurations, and the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Config, Model
-from llamaswap.config.diff import ConfigDiff, diff
+from llamaswap.config.diff import ConfigDiff
 from llamaswap.config.loader import LoadedConfig
 from llamaswap.config.reload import Reloader
 from llamaswap.errors import ConfigError, Problem
@@ -26,7 +26,7 @@ class Scene:
     bus: EventBus = Factory(lambda: EventBus(on_error=print))
     disk: object = Factory(lambda: LoadedConfig(config(a="serve a")))
     current: Config = Factory(lambda: config(a="serve a"))
-    mark: object = 1
+    touched: bool = False
     loads: int = 0
     applied: list = Factory(list)
     news: list = Factory(list)
@@ -36,14 +36,13 @@ class Scene:
         self.bus.subscribe(ConfigReloaded, self.news.append)
         self.bus.subscribe(ConfigRejected, self.news.append)
         return Reloader(
-            self.clock,
-            self.bus,
-            lambda: self.current,
-            self.load,
-            lambda old, new: new,
-            diff,
-            self.apply,
-            self.fingerprint,
+            clock=self.clock,
+            bus=self.bus,
+            current=lambda: self.current,
+            load=self.load,
+            keep=lambda old, new: new,
+            apply=self.apply,
+            changed=self.changed,
         )
 
     def load(self):
@@ -57,14 +56,13 @@ class Scene:
         self.applied.append(plan)
         return self.gate
 
-    def fingerprint(self):
-        if isinstance(self.mark, Exception):
-            raise self.mark
-        return self.mark
+    def changed(self):
+        touched, self.touched = self.touched, False
+        return touched
 
 
 class ReloadTests(SynchronousTestCase):
-    def test_configuration_loaded_on_another_thread_is_applied_when_it_is_there(self) -> None:
+    def test_configuration_loaded_on_another_thread_is_applied_when_it_arrives(self) -> None:
         scene = Scene()
         loaded: Deferred = Deferred()
         scene.disk = loaded
@@ -75,7 +73,7 @@ class ReloadTests(SynchronousTestCase):
         self.successResultOf(done)
         self.assertEqual(scene.current, config(a="serve b"))
 
-    def test_what_changed_is_applied_and_told(self) -> None:
+    def test_changes_are_applied_and_published(self) -> None:
         scene = Scene()
         reloader = scene.reloader()
         odd = Problem("odd")
@@ -86,7 +84,7 @@ class ReloadTests(SynchronousTestCase):
         self.assertTrue(reloader.status.ok)
         self.assertEqual(reloader.status.warnings, (odd,))
 
-    def test_the_log_says_in_words_what_a_new_configuration_changed(self) -> None:
+    def test_log_names_the_changed_models(self) -> None:
         scene = Scene()
         reloader = scene.reloader()
         said: list[str] = []
@@ -98,13 +96,13 @@ class ReloadTests(SynchronousTestCase):
             self.successResultOf(reloader.reload())
         self.assertEqual(said, ["added: b, c; restarting: a", "removed: a, b", "no model changed"])
 
-    def test_the_same_again_changes_nothing_and_is_told(self) -> None:
+    def test_unchanged_configuration_is_published_without_changes(self) -> None:
         scene = Scene()
         self.successResultOf(scene.reloader().reload())
         self.assertEqual(scene.news, [ConfigReloaded()])
         self.assertEqual(scene.applied, [ConfigDiff()])
 
-    def test_a_broken_configuration_leaves_the_old_one_in_force(self) -> None:
+    def test_broken_configuration_leaves_the_old_one_in_force(self) -> None:
         """core V103"""
         scene = Scene()
         reloader = scene.reloader()
@@ -120,14 +118,14 @@ class ReloadTests(SynchronousTestCase):
         self.assertTrue(reloader.status.ok)
         self.assertEqual(scene.news[-1], ConfigReloaded(restarted=("a",)))
 
-    def test_an_unreadable_file_is_no_reason_to_stop(self) -> None:
+    def test_unreadable_file_rejects_the_reload(self) -> None:
         scene = Scene()
         reloader = scene.reloader()
         scene.disk = PermissionError(13, "Permission denied", "c.yaml")
         self.successResultOf(reloader.reload())
         self.assertIn("cannot be read", reloader.status.message)
 
-    def test_whatever_else_goes_wrong_is_logged_and_the_next_reload_works(self) -> None:
+    def test_unexpected_error_is_logged_and_the_next_reload_works(self) -> None:
         scene = Scene()
         reloader = scene.reloader()
         scene.disk = ZeroDivisionError("odd")
@@ -161,30 +159,19 @@ class WatchTests(SynchronousTestCase):
         self.addCleanup(reloader.stop)
         return scene, reloader
 
-    def test_nothing_happens_while_nothing_changes(self) -> None:
+    def test_unchanged_files_are_not_loaded(self) -> None:
         scene, _ = self.watched()
         scene.clock.pump([2.0] * 5)
         self.assertEqual(scene.loads, 0)
 
-    def test_a_change_is_noticed_within_two_seconds(self) -> None:
+    def test_changed_files_are_loaded_within_two_seconds(self) -> None:
         scene, _ = self.watched()
-        scene.mark = 2
+        scene.touched = True
         scene.clock.advance(2.0)
         scene.clock.advance(2.0)
         self.assertEqual(scene.loads, 1)
 
-    def test_absence_is_silent_and_the_return_is_not(self) -> None:
-        scene, _ = self.watched()
-        scene.mark = None
-        scene.clock.advance(2.0)
-        scene.mark = FileNotFoundError()
-        scene.clock.advance(2.0)
-        self.assertEqual(scene.loads, 0)
-        scene.mark = 1
-        scene.clock.advance(2.0)
-        self.assertEqual(scene.loads, 1)
-
-    def test_watching_ends(self) -> None:
+    def test_stopped_watch_leaves_no_timer(self) -> None:
         scene, reloader = self.watched()
         reloader.watch()
         reloader.stop()
