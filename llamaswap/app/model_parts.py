@@ -29,8 +29,9 @@ from llamaswap.proxy.peers import PeerDirectory
 from llamaswap.proxy.pool import Pool
 from llamaswap.routing.router import Router
 from llamaswap.servers import hooks, slots
+from llamaswap.servers.guardian_client import GuardianClient
 from llamaswap.servers.launcher import Launcher
-from llamaswap.servers.orphans import ChildRecordFile, GuardianClient
+from llamaswap.servers.orphans import ChildRecordFile
 from llamaswap.servers.prepared_supervisor import PreparedSupervisor
 from llamaswap.servers.readahead import ReadAhead
 from llamaswap.servers.server_request import SocketRequest, connector
@@ -117,7 +118,7 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
         reactor,
         context.child_environ,
         uuid.uuid4().hex,
-        watchers=(guardian, ChildRecordFile(child_record)),
+        watchers=(guardian, ChildRecordFile(child_record, guardian_pid=lambda: guardian.pid)),
         secrets=lambda: known_secrets(current()),
     )
     ask, send = SocketRequest(reactor, connector(reactor)), HttpClient(reactor)

@@ -1,11 +1,10 @@
 """Guardian process: terminates model servers when the proxy dies.
 
-A program of its own, one for all models, in a session of its own so that no signal to the proxy's group reaches
-it. It reads lines from a pipe whose other end only the proxy holds: ``+ PID START MARK`` for a child that began,
-``- PID`` for one that is gone. The children there were before it are such lines too, each an argument. The end of
-the pipe is the end of the proxy, whatever killed it. Then what is left of the children gets SIGTERM, a short grace,
-and SIGKILL: the leaders (which the parent-death signal reached already), their groups and sessions, and marked
-processes that left both.
+One for all models, in its own session so that no signal to the proxy's group reaches it. It reads lines from a pipe
+whose other end only the proxy holds: ``+ PID START MARK STOP`` for a child that began and ``- PID`` for one that ended;
+lines of the time before it are in its environment. STOP is the stop command with the model's environment, in
+hexadecimal, or ``-``. The end of the pipe is the end of the proxy, whatever killed it. Then stop commands run, and what
+is left of the children (groups, sessions, marked processes that left both) gets SIGTERM, a short grace, and SIGKILL.
 
 Standard library only. It sleeps in a read and costs nothing meanwhile.
 """
@@ -15,20 +14,32 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from llamaswap.servers import procfs
 
-GRACE = 2.0  # seconds between SIGTERM and SIGKILL: nobody waits for these servers any more
-PAUSE = 0.02  # between two looks at what is left
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+GRACE = 2.0  # seconds between SIGTERM and SIGKILL: no request waits for these servers
+LOST_AFTER = 10.0  # seconds after the grace; a process that lives then is stuck in the kernel
+STOP_LIMIT = 10.0  # seconds for the stop commands
+CHECK_PAUSE = 0.02  # seconds between two checks of what is left
+CHILDREN = "LLAMASWAP_CHILDREN"  # the environment variable with the first lines: arguments could be read by others
 
 _TERM, _KILL = 15, 9
 
 
+def encode_stop(words: tuple[str, ...], env: tuple[str, ...]) -> str:
+    """A stop command and its environment entries as STOP."""
+    return "\0".join((str(len(words)), *words, *env)).encode("utf-8", "surrogateescape").hex() if words else "-"
+
+
 class ChildTable:
-    """Which children there are, from lines that may arrive in pieces."""
+    """The running children, from lines that may arrive in pieces: {pid: (start, mark, STOP)}."""
 
     def __init__(self) -> None:
-        self.children: dict[int, tuple[int, str]] = {}
+        self.children: dict[int, tuple[int, str, str]] = {}
         self._rest = b""
 
     def read(self, data: bytes) -> None:
@@ -37,63 +48,94 @@ class ChildTable:
         for line in lines:
             words = line.decode().split(" ")
             if words[0] == "+":
-                self.children[int(words[1])] = (int(words[2]), words[3])
+                self.children[int(words[1])] = (int(words[2]), words[3], words[4])
             elif words[0] == "-":
                 self.children.pop(int(words[1]), None)
 
 
-def remaining(children: dict[int, tuple[int, str]]) -> list[procfs.Stat]:
+def remaining(children: dict[int, tuple[int, str, str]]) -> list[procfs.Stat]:
     """Every living process that belongs to one of the children."""
     found = {}
-    for pid, (start, mark) in children.items():
+    for pid, (start, mark, _) in children.items():
         for one in procfs.members(pid, start, mark):
             found[one.pid] = one
     return list(found.values())
 
 
-def end(children: dict[int, tuple[int, str]], grace: float = GRACE) -> None:
-    """Leave nothing of the children: SIGTERM, the grace, SIGKILL until they are gone."""
-    if not procfs.available():
-        _end_blindly(children, grace)
-        return
+def end(children: dict[int, tuple[int, str, str]], grace: float = GRACE) -> None:
+    """Stop all processes of the children: stop commands and SIGTERM, the grace, SIGKILL until they are gone."""
+    commands = [start_command(stop) for _, _, stop in children.values() if stop != "-"]
+    if procfs.available():
+        _end_processes(children, grace)
+    else:
+        _end_groups(children, grace)
+    deadline = time.monotonic() + STOP_LIMIT
+    for command in commands:
+        while command is not None and command.poll() is None and time.monotonic() < deadline:
+            time.sleep(CHECK_PAUSE)
+        if command is not None and command.poll() is None:
+            procfs.signal_group(command.pid, _KILL)
+
+
+def start_command(stop: str) -> Popen[bytes] | None:
+    """Run a stop command: its container may live on. None if that is impossible."""
+    import subprocess
+
+    count, *fields = os.fsdecode(bytes.fromhex(stop)).split("\0")
+    words, env = fields[: int(count)], fields[int(count) :]
+    environ = {**os.environ, **dict(pair.split("=", 1) for pair in env if "=" in pair)}
+    environ.pop(CHILDREN, None)
+    try:
+        return subprocess.Popen(
+            words,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def _end_processes(children: dict[int, tuple[int, str, str]], grace: float) -> None:
     for one in remaining(children):
         procfs.signal_one(one.pid, _TERM)
     deadline = time.monotonic() + grace
     while left := remaining(children):
         now = time.monotonic()
-        if now >= deadline + 10.0:
-            return  # not even SIGKILL helps: stuck in the kernel, and not for us to wait for
+        if now >= deadline + LOST_AFTER:
+            return
         if now >= deadline:
             for one in left:
                 procfs.signal_one(one.pid, _KILL)
-        time.sleep(PAUSE)
+        time.sleep(CHECK_PAUSE)
 
 
-def _end_blindly(children: dict[int, tuple[int, str]], grace: float) -> None:
-    """Without /proc a group's number is all we know; it was alive when the proxy last spoke."""
+def _end_groups(children: dict[int, tuple[int, str, str]], grace: float) -> None:
+    """Without /proc a group's number is all that is known; the group existed when the proxy last wrote."""
     for group in children:
         procfs.signal_group(group, _TERM)
     deadline = time.monotonic() + grace
     while time.monotonic() < deadline and any(procfs.signal_group(group, 0) for group in children):
-        time.sleep(PAUSE)
+        time.sleep(CHECK_PAUSE)
     for group in children:
         procfs.signal_group(group, _KILL)
 
 
 def main() -> None:
-    """Read until the proxy is gone, then end what it left."""
+    """Read until the proxy has ended, then end what it left."""
     import signal
 
     os.setsid()
     os.chdir("/")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they are meant for the proxy; its end is ours
-    book = ChildTable()
-    for line in sys.argv[1:]:
-        book.read(os.fsencode(line) + b"\n")
+        signal.signal(number, lambda *_: None)  # they are meant for the proxy, whose end the pipe reports
+    table = ChildTable()
+    table.read(os.environ.get(CHILDREN, "").encode())
     while data := os.read(0, 65536):
-        book.read(data)
-    end(book.children)
+        table.read(data)
+    end(table.children)
     sys.exit(0)
 
 

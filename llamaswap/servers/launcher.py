@@ -69,12 +69,14 @@ class Launcher:
         model: str = "",
         port: int | None = None,
         policy: str = "inherit",
+        stop_words: Sequence[str] = (),
     ) -> Child:
         """Run `argv` in a new session, with `env` (K=V, later ones win) over what `policy` passes of the environment.
 
-        `model` names the model of a server: the watchers are told of it before it runs, so that it cannot outlive the
-        proxy. Raises OSError if a process cannot be made.
+        `model` names the model of a server: the watchers learn of it before it runs, so it cannot outlive the proxy,
+        and of `stop_words`, the stop command that runs if the proxy dies. Raises OSError if a process cannot be made.
         """
+        env = tuple(env)
         spare, self._spare = self._spare, None
         child = spare if spare is not None and spare.status is None else self._start_leader()
         passed = for_servers(self.environ, policy, self.secrets())
@@ -89,7 +91,12 @@ class Launcher:
             child.dismiss()
             raise OSError(errno.EINVAL, f"{error}") from error
         if model:
-            self._watch(child, ChildRecord(child.pid, child.start, child.mark, model, port))
+            self._watch(
+                child,
+                ChildRecord(
+                    child.pid, child.start, child.mark, model, port, tuple(stop_words), env if stop_words else ()
+                ),
+            )
         child.instruct(instruction)
         self.warm(SPARE_DELAY)
         return child

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorTime
 from twisted.internet.process import Process
@@ -46,13 +46,18 @@ class Kernel(Protocol):
 
 @frozen
 class ChildRecord:
-    """What has to outlive this process to find a child again: `start` is in ticks since boot, 0 if unknown."""
+    """What has to outlive this process to find a child again: `start` is in ticks since boot, 0 if unknown.
+
+    `stop_words` and `env` are its stop command, unless that needs the process to live.
+    """
 
     pid: int
     start: int
     mark: str
     model: str
     port: int | None
+    stop_words: tuple[str, ...] = ()
+    env: tuple[str, ...] = field(default=(), repr=False)
 
 
 def _ignore(data: bytes) -> None:

@@ -26,7 +26,7 @@ from llamaswap.servers.lifecycle_interfaces import Inputs, StateTask
 from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
 from llamaswap.servers.port_ownership import PortOwner, Verdict, explain_wrong_port, find_owner, is_local
 from llamaswap.servers.readiness import Readiness
-from llamaswap.servers.server_process import ServerProcess
+from llamaswap.servers.server_process import ServerProcess, words_without_process
 from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.spawn import say_status
@@ -114,8 +114,7 @@ class Supervisor:
         """
         waiter: Deferred[None] = Deferred()
         stopped = self._state == lifecycle.STOPPED and not self._is_suspended and self._termination is None
-        command = self.model.cmd_stop
-        if stopped and command.strip() and "${PID}" not in command:
+        if stopped and words_without_process(self.model.cmd_stop):
             self._machine.want_cleaned(waiter)
         else:
             self._machine.want_stopped(waiter, self.model.unload_timeout)

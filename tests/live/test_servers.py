@@ -34,13 +34,15 @@ PROXY = """
 import os, sys
 from pathlib import Path
 from twisted.internet import reactor
-from llamaswap.servers.orphans import GuardianClient, ChildRecordFile
+from llamaswap.servers.guardian_client import GuardianClient
+from llamaswap.servers.orphans import ChildRecordFile
 from llamaswap.servers.launcher import Launcher
 guardian = GuardianClient(reactor, dict(os.environ))
-record = ChildRecordFile(Path(sys.argv[1]))
-launcher = Launcher(reactor, reactor, dict(os.environ), sys.argv[2], watchers=[record] + [guardian] * int(sys.argv[3]))
+record = ChildRecordFile(Path(sys.argv[1]), guardian_pid=lambda: guardian.pid)
+launcher = Launcher(reactor, reactor, dict(os.environ), sys.argv[2], watchers=[guardian] * int(sys.argv[3]) + [record])
 def go():
-    child = launcher.launch(sys.argv[4], sys.argv[4:], [], model="kiwi", port=1)
+    stop = os.environ.get("STOP_COMMAND", "").split()
+    child = launcher.launch(sys.argv[4], sys.argv[4:], ["NAME=kiwi"], model="kiwi", port=1, stop_words=stop)
     child.attend(lambda data: os.write(1, data))
 reactor.callWhenRunning(go)
 reactor.run()
@@ -246,11 +248,15 @@ class SupervisorTests(LiveCase):
 class KilledProxyTests(LiveCase):
     """What a proxy killed with SIGKILL leaves behind."""
 
-    def start(self, guardian, flags):
+    def start(self, guardian, flags, stop_command=""):
         self.path = Path(self.mktemp()).resolve() / "children.json"
         words = [sys.executable, "-c", textwrap.dedent(PROXY), str(self.path), self.token, str(guardian)]
         proxy = subprocess.Popen(
-            [*words, *ENGINE.split(), "--port", "0", *flags], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+            [*words, *ENGINE.split(), "--port", "0", *flags],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, "STOP_COMMAND": stop_command},
         )
         self.addCleanup(proxy.stdout.close)
         self.addCleanup(proxy.wait)
@@ -278,6 +284,38 @@ class KilledProxyTests(LiveCase):
         proxy.kill()
         seconds = await self.until_gone(6.0)
         print(f"gone {seconds * 1000:.0f} ms after kill -9, SIGTERM ignored")
+
+    async def test_stop_command_runs_with_the_environment_of_the_model_after_the_proxy_was_killed(self):
+        """The container of a model lives on when its client ends."""
+        folder = Path(self.mktemp()).resolve()
+        folder.mkdir()
+        script = folder / "stop.sh"
+        script.write_text(f'#!/bin/sh\necho "$1 $NAME" > {folder}/stopped\n')
+        script.chmod(0o700)
+        proxy = self.start(1, [], stop_command=f"{script} container")
+        secrets = [self.path.read_text(), Path(f"/proc/{self.guardian_of(proxy)}/cmdline").read_text()]
+        self.assertNotIn("NAME", "".join(secrets), "the environment of a model may contain keys")
+        proxy.kill()
+        await self.until_gone(3.0)
+        while not (folder / "stopped").exists():
+            await sleep(0.02)
+        self.assertEqual((folder / "stopped").read_text(), "container kiwi\n")
+
+    async def test_sweep_waits_for_the_stop_commands_of_the_killed_proxy(self):
+        """A stop command that runs late could stop the container of the next start."""
+        folder = Path(self.mktemp()).resolve()
+        folder.mkdir()
+        script = folder / "stop.sh"
+        script.write_text(f"#!/bin/sh\nsleep 1\necho done > {folder}/stopped\n")
+        script.chmod(0o700)
+        proxy = self.start(1, [], stop_command=str(script))
+        proxy.kill()
+        proxy.wait()
+        await sweep(self.path, reactor)
+        self.assertTrue((folder / "stopped").exists())
+
+    def guardian_of(self, proxy):
+        return json.loads(self.path.read_text())["guardian"]
 
     async def test_what_escaped_without_a_keeper_is_swept_by_the_next_start(self):
         proxy = self.start(0, ["--ignore-term"])

@@ -140,7 +140,7 @@ class World:
     def spawnProcess(self, protocol, executable, args=(), env=None, path=None, uid=None, gid=None, usePTY=0, **rest):
         if self.refuse_spawn:
             raise OSError(11, "Resource temporarily unavailable")
-        process = self.new(protocol=protocol, words=tuple(args))
+        process = self.new(protocol=protocol, words=tuple(args), environ=dict(env or {}))
         protocol.makeConnection(process)
         return process
 

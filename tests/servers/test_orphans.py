@@ -7,8 +7,9 @@ from pathlib import Path
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.servers.guardian import ChildTable
-from llamaswap.servers.orphans import REVIVALS, ChildRecordFile, GuardianClient, read, sweep
+from llamaswap.servers.guardian import CHILDREN, ChildTable
+from llamaswap.servers.guardian_client import REPLACEMENTS, GuardianClient
+from llamaswap.servers.orphans import GUARDIAN_LIMIT, ChildRecordFile, read_record, sweep
 from llamaswap.servers.spawn import ChildRecord
 from tests.servers.doubles import KILL, TERM, World
 
@@ -43,7 +44,7 @@ class RecordTests(SynchronousTestCase):
         record.started(one)
         record.started(two)
         record.ended(one)
-        self.assertEqual(read(self.path, "boot", self.world), [two])
+        self.assertEqual(list(read_record(self.path, "boot", self.world).children), [two])
         self.assertEqual(self.path.parent.stat().st_mode & 0o777, 0o700)
         self.assertEqual(os.listdir(self.path.parent), ["children.json"])
 
@@ -153,6 +154,40 @@ class RecordTests(SynchronousTestCase):
             self.path.write_text(text)
             self.assertEqual(self.sweep(), [])
 
+    def test_record_has_no_stop_command_and_no_environment(self):
+        file = ChildRecordFile(self.path, self.world, "boot")
+        file.started(ChildRecord(7, 70, "m.1", "kiwi", 5800, ("docker", "stop", "kiwi"), ("TOKEN=secret",)))
+        text = self.path.read_text()
+        self.assertNotIn("secret", text)
+        self.assertNotIn("docker", text)
+
+    def sweep_beside_guardian(self):
+        """A sweep while the guardian of the killed proxy runs: (its Deferred, the server, the guardian)."""
+        server, guardian = self.world.new(mark="old.1"), self.world.new()
+        file = ChildRecordFile(self.path, self.world, "boot", guardian_pid=lambda: guardian.pid)
+        file.started(ChildRecord(server.pid, server.start, "old.1", "kiwi", 5800))
+        document = json.loads(self.path.read_text())
+        self.path.write_text(json.dumps({**document, "pid": 999999, "start": 1}))
+        swept = sweep(self.path, self.world.clock, boot="boot", kernel=self.world)
+        self.world.clock.advance(5.0)
+        self.assertNoResult(swept)
+        self.assertEqual(server.signals, [])
+        return swept, server, guardian
+
+    def test_sweep_waits_for_the_guardian_of_the_killed_proxy(self):
+        swept, server, guardian = self.sweep_beside_guardian()
+        guardian.die()
+        self.world.clock.pump([0.02] * 3)
+        self.assertEqual(server.signals, [TERM])
+        self.assertTrue(self.successResultOf(swept)[0].gone)
+
+    def test_sweep_does_not_wait_for_a_guardian_that_does_not_end(self):
+        swept, server, _ = self.sweep_beside_guardian()
+        self.world.clock.advance(GUARDIAN_LIMIT)
+        self.world.clock.pump([0.02] * 3)
+        self.assertEqual(server.signals, [TERM])
+        self.assertTrue(self.successResultOf(swept)[0].gone)
+
 
 class Pipe:
     def __init__(self, descriptor):
@@ -180,10 +215,9 @@ class KeeperTests(SynchronousTestCase):
 
     def children(self, process):
         book = ChildTable()
-        for line in process.words[process.words.index("-c") + 2 :]:
-            book.read(line.encode() + b"\n")
+        book.read(process.environ[CHILDREN].encode())
         book.read(process.written)
-        return book.children
+        return {pid: (start, mark) for pid, (start, mark, _) in book.children.items()}
 
     def test_it_starts_with_the_first_child_and_knows_all_that_live(self):
         self.assertEqual(self.world.processes, [])
@@ -196,11 +230,11 @@ class KeeperTests(SynchronousTestCase):
 
     def test_a_killed_keeper_is_replaced_and_told_everything_a_bounded_number_of_times(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
-        for _ in range(REVIVALS + 3):
+        for _ in range(REPLACEMENTS + 3):
             last = self.world.processes[-1]
             last.die(-9)
             self.world.clock.advance(0.1)
-        self.assertEqual(len(self.world.processes), REVIVALS + 1)
+        self.assertEqual(len(self.world.processes), REPLACEMENTS + 1)
         self.assertEqual(self.children(self.world.processes[-1]), {7: (70, "m.1")})
 
     def test_a_new_keeper_knows_every_child_from_its_first_moment(self):
@@ -255,7 +289,7 @@ class KeeperTests(SynchronousTestCase):
         guardian.write = lambda pipe, data: told.append((pipe, write(pipe, data))) or told[-1][1]
         guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
         self.assertEqual(self.children(process), {7: (70, "m.1"), 8: (80, "m.2")})
-        self.assertEqual(told, [(33, len("+ 8 80 m.2\n"))])
+        self.assertEqual(told, [(33, len("+ 8 80 m.2 -\n"))])
 
     def test_a_full_pipe_keeps_the_order(self):
         guardian, process = self.piped()
@@ -264,6 +298,15 @@ class KeeperTests(SynchronousTestCase):
         guardian.write = lambda *_: self.fail("overtook what waits")
         guardian.ended(ChildRecord(8, 80, "m.2", "plum", None))
         self.assertEqual(self.children(process), {7: (70, "m.1")})
+
+    def test_guardian_gets_the_stop_command_with_the_environment_and_not_as_an_argument(self):
+        self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800, ("docker", "stop", "k w"), ("TOKEN=a b",)))
+        [process] = self.world.processes
+        table = ChildTable()
+        table.read(process.environ[CHILDREN].encode())
+        stop = table.children[7][2]
+        self.assertEqual(bytes.fromhex(stop).split(b"\0"), [b"3", b"docker", b"stop", b"k w", b"TOKEN=a b"])
+        self.assertNotIn(stop, " ".join(process.words))
 
     def test_closing_ends_it_and_it_is_not_replaced(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
@@ -276,6 +319,6 @@ class KeeperTests(SynchronousTestCase):
 
     def test_lines_may_come_in_pieces(self):
         book = ChildTable()
-        for piece in (b"+ 7 7", b"0 m.1\n+ 8 80", b" m.2\n- 7\n+ 9"):
+        for piece in (b"+ 7 7", b"0 m.1 -\n+ 8 80", b" m.2 -\n- 7\n+ 9"):
             book.read(piece)
-        self.assertEqual(book.children, {8: (80, "m.2")})
+        self.assertEqual(book.children, {8: (80, "m.2", "-")})

@@ -665,6 +665,15 @@ class StopCommandTests(SynchronousTestCase):
             self.successResultOf(also)
         self.assertEqual((made.supervisor.state, made.heard.states, len(made.world.commands())), ("stopped", [], 2))
 
+    def test_watchers_learn_the_stop_command_unless_it_needs_the_process(self):
+        for command, words in (("docker stop kiwi", ("docker", "stop", "kiwi")), ("kill ${PID}", ()), ("", ())):
+            records = []
+            watcher = type("Watcher", (), {"started": lambda self, record, to=records: to.append(record)})()
+            made = scene(watchers=(watcher,), cmd_stop=command, env=("A=1",))
+            made.supervisor.ensure_ready()
+            made.wait(0.02)
+            self.assertEqual((records[0].stop_words, records[0].env), (words, ("A=1",) if words else ()))
+
     def test_a_stop_command_for_a_process_does_not_run_without_one(self):
         for words in ("kill ${PID}", "", "missing-stopper"):
             made = scene(cmd_stop=words)
