@@ -1,4 +1,4 @@
-"""Reloading: the configuration is loaded on a thread of its own, compared, and applied to all parts."""
+"""Reloading: the configuration is loaded on its own thread, compared, and applied to all parts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ConfigApplier:
 
 
 def build_reloader(context: ServiceContext, applier: ConfigApplier, thread: WorkerThread) -> Reloader:
-    """The reloader of this service; `thread` is where files are read."""
+    """The reloader of this service; files are read on `thread`."""
     models = applier.models
     watch = config_files.FileWatch(context.settings.config, context.settings.config_dir)
 

@@ -52,7 +52,7 @@ def launchd(program: str, config: str, listen: str, logs: str, path: str) -> str
 
 
 def _filled(template: str, **values: str) -> str:
-    """A template with its {names} replaced; a unit has braces and dollar signs of its own."""
+    """A template with its {names} replaced; not by string.Template, because units contain dollar signs."""
     text = Path(__file__).with_name("units").joinpath(template).read_text(encoding="utf-8")
     for name, value in values.items():
         text = text.replace("{" + name + "}", value)

@@ -1,4 +1,4 @@
-"""A pretended server for the commands, and a way to run them."""
+"""A fake server for the commands, and a way to run them."""
 
 import io
 import json
@@ -19,7 +19,7 @@ class Answer(io.BytesIO):
 
 
 class Server:
-    """Answers by "METHOD path": a document, bytes, (status, document), or a callable of the request's JSON body."""
+    """Responds to "METHOD path" with a document, bytes, (status, document), or a callable of the JSON body."""
 
     def __init__(self, **answers):
         self.answers = {}

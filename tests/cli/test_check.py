@@ -1,4 +1,4 @@
-"""check."""
+"""`check`: validation, the expanded output and the comparison of configurations."""
 
 import json
 from pathlib import Path
@@ -19,11 +19,11 @@ class CheckTests(SynchronousTestCase):
         path.write_text(content, encoding="utf-8")
         return str(path)
 
-    def test_a_good_file_exits_0(self):
+    def test_valid_file_exits_0(self):
         done = invoke(["check", self.file(GOOD)])
         self.assertEqual((done.exit_code, "1 model," in done.stdout), (0, True))
 
-    def test_a_peer_that_is_the_server_itself_is_an_error(self):
+    def test_peer_that_is_the_server_itself_is_an_error(self):
         for host, port in (("127.0.0.1", 8080), ("localhost", 9000), ("[::1]", 8080)):
             path = self.file(f'peers:\n  me: {{proxy: "http://{host}:{port}", models: [loop]}}\n')
             done = invoke(["check", path, "--listen", f":{port}"])
@@ -31,13 +31,13 @@ class CheckTests(SynchronousTestCase):
             self.assertIn("peer me is this server itself", done.stderr)
             self.assertEqual(invoke(["check", path, "--listen", "127.0.0.1:1"]).exit_code, 0)
 
-    def test_without_a_name_it_checks_the_file_that_the_server_would_take(self):
+    def test_check_without_a_name_checks_the_default_file(self):
         told = json.loads(invoke(["help", "check", "--json"]).stdout)
         self.assertEqual([(one["name"], one["required"]) for one in told["arguments"]], [("CONFIG", False)])
         done = invoke(["check"])
         self.assertIn("config.yaml: cannot be read", done.stderr)
 
-    def test_all_errors_and_warnings_are_told_at_once(self):
+    def test_all_errors_are_reported_at_once(self):
         done = invoke(
             ["check", self.file("nonsense: 1\nmodels:\n  owl:\n    ttl: -5\n  cat:\n    cmd: a\n    ttl: x\n")]
         )
@@ -45,7 +45,7 @@ class CheckTests(SynchronousTestCase):
         for part in ("owl", "cat"):
             self.assertIn(part, done.stderr)
 
-    def test_what_every_stage_has_to_say_is_said_and_each_thing_once(self):
+    def test_each_problem_of_every_stage_is_reported_once(self):
         text = """
             startPort: zero
             logToStdout: nowhere
@@ -79,7 +79,7 @@ class CheckTests(SynchronousTestCase):
         self.assertEqual(len(messages), len(words), messages)
         self.assertIn("nonsense", str(found["warnings"]))
 
-    def test_the_text_of_each_file_is_looked_at(self):
+    def test_syntax_errors_of_each_file_are_reported(self):
         folder = Path(self.mktemp())
         folder.mkdir()
         (folder / "a.yaml").write_text("models: [")
@@ -87,41 +87,41 @@ class CheckTests(SynchronousTestCase):
         found = json.loads(invoke(["check", "--json", str(folder)]).stdout)
         self.assertEqual([Path(one["file"]).name for one in found["errors"]], ["a.yaml", "b.yaml"])
 
-    def test_a_warning_is_an_error_only_when_strict(self):
+    def test_warning_is_an_error_with_strict_only(self):
         path = self.file(GOOD + "nonsense: 1\n")
         self.assertEqual(invoke(["check", path]).exit_code, 0)
         done = invoke(["check", "--strict", path])
         self.assertEqual((done.exit_code, "nonsense" in done.stderr), (1, True))
 
-    def test_a_folder_is_merged(self):
+    def test_folder_is_merged(self):
         folder = Path(self.mktemp())
         folder.mkdir()
         (folder / "a.yaml").write_text(GOOD)
         (folder / "b.yml").write_text(GOOD.replace("owl", "cat"))
         self.assertIn("2 models", invoke(["check", str(folder)]).stdout)
 
-    def test_json_tells_file_line_and_hint(self):
+    def test_json_has_file_and_line(self):
         path = self.file(GOOD + "    ttl: -5\n")
         found = json.loads(invoke(["check", "--json", path]).stdout)
         self.assertEqual((found["valid"], found["errors"][0]["file"], found["errors"][0]["line"]), (False, path, 4))
 
-    def test_a_difference_says_what_a_reload_restarts(self):
+    def test_diff_lists_what_a_reload_restarts(self):
         new = "models:\n  owl:\n    cmd: serve --port ${PORT} --more\n  new:\n    cmd: x --port ${PORT}\n"
         done = invoke(["check", self.file(GOOD), "--diff", self.file(new), "--json"])
         found = json.loads(done.stdout)["changes"]
         self.assertEqual((found["restart"], found["add"], found["remove"]), (["owl"], ["new"], []))
 
-    def test_settings_that_change_have_the_files_own_names(self):
+    def test_changed_settings_have_the_names_of_the_file(self):
         path = self.file(GOOD + "healthCheckTimeout: 60\nlogRequests: true\n")
         found = json.loads(invoke(["check", self.file(GOOD), "--diff", path, "--json"]).stdout)["changes"]
         self.assertEqual(found["settings"], ["healthCheckTimeout", "logRequests"])
 
-    def test_warnings_are_not_called_nothing_wrong(self):
+    def test_file_with_warnings_is_not_called_nothing_wrong(self):
         done = invoke(["check", self.file(GOOD + "nonsense: 1\n")])
         self.assertIn("1 model, 1 warning; it loads", done.stdout)
         self.assertNotIn("nothing wrong", done.stdout)
 
-    def test_a_program_that_is_not_here_is_noted_and_no_error(self):
+    def test_missing_program_is_noted_and_not_an_error(self):
         path = self.file(GOOD + "  cat: {cmd: 'serve --port ${PORT}'}\n  dog: {cmd: 'sh -c ${PORT}'}\n")
         done = invoke(["check", "--strict", path], env={"PATH": "/usr/bin:/bin"})
         self.assertEqual(done.exit_code, 0, done.output)
@@ -131,16 +131,16 @@ class CheckTests(SynchronousTestCase):
         found = json.loads(invoke(["check", "--json", path], env={"PATH": "/usr/bin:/bin"}).stdout)
         self.assertEqual((found["valid"], found["missing_programs"]), (True, {"serve": ["cat", "owl"]}))
 
-    def test_no_difference_is_said_in_words(self):
+    def test_diff_without_changes_is_reported(self):
         self.assertIn("change nothing", invoke(["check", self.file(GOOD), "--diff", self.file(GOOD)]).stdout)
 
-    def test_effective_prints_what_macros_come_to(self):
+    def test_effective_output_has_expanded_macros(self):
         done = invoke(["check", "--effective", self.file("macros: {m: hello}\nmodels: {owl: {cmd: 'x ${m} ${PORT}'}}")])
         self.assertIn("x hello 5800", done.stdout)
 
 
 class EffectiveTests(SynchronousTestCase):
-    def test_it_loads_again_and_means_the_same(self):
+    def test_effective_output_loads_with_the_same_meaning(self):
         environ = {"LLAMASWAP_API_KEY": "abcdef", "HOME": "/root"}
         first = load([ConfigText("a", EXAMPLE.read_text(encoding="utf-8"))], environ).config
         second = load([ConfigText("b", text(first))], environ).config
@@ -149,7 +149,7 @@ class EffectiveTests(SynchronousTestCase):
         self.assertEqual(plan.settings - {"api_keys", "peers"}, frozenset())
         self.assertEqual(plain(second), plain(first))
 
-    def test_secrets_are_masked_wherever_they_stand(self):
+    def test_secrets_are_masked_everywhere(self):
         content = """
 apiKeys: [hunter2hunter2]
 models:
@@ -166,7 +166,7 @@ peers:
         for part in ("--max-tokens 5", "PLAIN=ok"):
             self.assertIn(part, shown)
 
-    def test_words_with_blanks_and_quotes_are_the_same_words_again(self):
+    def test_words_with_blanks_and_quotes_stay_the_same_words(self):
         content = "models:\n  owl:\n    cmd: |\n      serve --port ${PORT} --say 'a \"b\" c\\d $x' ''\n"
         first = load([ConfigText("a", content)], {}).config
         from llamaswap.config.command_line import split

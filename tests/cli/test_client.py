@@ -1,4 +1,4 @@
-"""The commands' HTTP client."""
+"""The HTTP client of the commands."""
 
 import http.client
 import ssl
@@ -14,42 +14,42 @@ class ClientTests(SynchronousTestCase):
         self.server = Server().on("GET /x", answer)
         return ApiClient("http://somewhere", self.server.send, key)
 
-    def test_the_key_goes_as_a_bearer_token(self):
+    def test_key_is_sent_as_a_bearer_token(self):
         self.client({"a": 1}, "secret").json("/x")
         self.assertEqual(self.server.headers[0]["Authorization"], "Bearer secret")
 
-    def test_without_a_key_none_is_sent(self):
+    def test_client_without_a_key_sends_none(self):
         self.client({"a": 1}).json("/x")
         self.assertNotIn("Authorization", self.server.headers[0])
 
     def refusal(self, answer, key=""):
         return self.assertRaises(ClientError, self.client(answer, key).json, "/x")
 
-    def test_a_refusal_tells_the_servers_reason(self):
+    def test_error_response_is_reported_with_its_reason(self):
         for body in ({"error": {"message": "no such"}}, {"error": "no such"}, b"no such\n"):
             trouble = self.refusal((404, body))
             self.assertEqual((str(trouble), trouble.status), ("404: no such", 404))
 
-    def test_an_unauthorized_request_says_which_option_helps(self):
+    def test_unauthorized_request_names_the_key_option(self):
         self.assertIn("--key", str(self.refusal((401, {"error": "x"}))))
         self.assertIn("not accepted", str(self.refusal((401, {"error": "x"}), "wrong")))
 
-    def test_a_server_that_is_not_there_is_named(self):
+    def test_unreachable_server_is_named(self):
         trouble = self.refusal(ConnectionRefusedError(111, "Connection refused"))
         self.assertIn("http://somewhere: Connection refused", str(trouble))
 
-    def test_https_to_a_server_without_tls_says_so(self):
+    def test_https_to_a_server_without_tls_is_explained(self):
         error = ssl.SSLError(1, "wrong version number")
         self.assertIn("does it speak TLS? (--url http://", str(self.refusal(error)))
 
-    def test_http_to_a_server_that_speaks_only_tls_says_so(self):
+    def test_http_to_a_tls_server_is_explained(self):
         error = http.client.RemoteDisconnected("Remote end closed connection without response")
         self.assertIn("(--url https://... if so)", str(self.refusal(error)))
 
-    def test_a_certificate_of_ones_own_says_how_to_trust_it(self):
+    def test_self_signed_certificate_is_explained(self):
         self.assertIn("SSL_CERT_FILE", str(self.refusal(ssl.SSLCertVerificationError(1, "self-signed"))))
 
-    def test_what_is_no_json_is_shown(self):
+    def test_response_that_is_not_json_is_shown(self):
         self.assertIn("<html>", str(self.refusal(b"<html>")))
 
     def test_events_have_names_and_joined_data(self):
@@ -58,11 +58,11 @@ class ClientTests(SynchronousTestCase):
 
 
 class UrlTests(SynchronousTestCase):
-    def test_each_spelling_is_understood(self):
+    def test_url_spellings_are_accepted(self):
         for url in ("http://h:1", "https://h", "h:8080", "http://h/prefix", "unix:/run/x.sock"):
             self.assertTrue(callable(sender(url)))
 
-    def test_the_address_a_client_or_browser_has_is_understood_too(self):
+    def test_url_of_a_client_or_browser_is_accepted(self):
         asked = []
 
         class Connection:
@@ -80,9 +80,9 @@ class UrlTests(SynchronousTestCase):
             sender(url)("GET", "/running", None, {}, 1.0)
         self.assertEqual(asked, ["/running"] * 6 + ["/box/running"])
 
-    def test_nonsense_is_refused_in_words(self):
+    def test_invalid_url_is_refused(self):
         for url in ("ftp://h", "http://", "http://h:port"):
             self.assertRaises(ClientError, sender, url)
 
-    def test_a_models_slashes_stay_in_the_path(self):
+    def test_slashes_of_a_model_name_stay_in_the_path(self):
         self.assertEqual(quoted("author/model: x?"), "author/model:%20x%3F")

@@ -1,4 +1,4 @@
-"""The commands as a whole."""
+"""The group of all commands."""
 
 import json
 import subprocess
@@ -20,11 +20,11 @@ class AppTests(SynchronousTestCase):
             self.assertEqual(done.exit_code, 0, done.output)
             self.assertIn("Usage:", done.stdout)
 
-    def test_an_unknown_command_exits_2(self):
+    def test_unknown_command_exits_2(self):
         self.assertEqual(invoke(["fly"]).exit_code, 2)
         self.assertEqual(invoke(["help", "fly"]).exit_code, 2)
 
-    def test_a_mistyped_command_is_answered_with_the_right_one_and_not_with_the_servers_flags(self):
+    def test_mistyped_command_is_answered_with_the_right_one(self):
         for words in (["unlaod"], ["help", "unlaod"]):
             self.assertEqual(invoke(words).stderr, "Error: unknown command unlaod; did you mean unload?\n")
         self.assertEqual(invoke(["xyz"]).stderr, "Error: unknown command xyz; llamaswap help lists them\n")
@@ -33,7 +33,7 @@ class AppTests(SynchronousTestCase):
         for shell in ("bash", "zsh", "fish"):
             self.assertIn("_LLAMASWAP_COMPLETE", invoke(["completion", shell]).stdout)
 
-    def test_every_command_but_those_without_a_result_prints_json(self):
+    def test_every_command_with_a_result_prints_json(self):
         def without(told):
             if told["commands"]:
                 return {name for below in told["commands"] for name in without(below)}
@@ -42,15 +42,15 @@ class AppTests(SynchronousTestCase):
 
         told = json.loads(invoke(["help", "--json"]).stdout)
         self.assertEqual({below["name"] for below in told["commands"]}, set(COMMANDS))
-        # These two serve until they are ended: what they write is a log.
+        # These two serve until they are stopped, and write a log.
         self.assertEqual(without(told), {"demo", "wol"})
 
-    def test_help_of_one_command_names_what_it_takes(self):
+    def test_help_of_a_command_lists_arguments_and_options(self):
         told = json.loads(invoke(["help", "--json", "bench"]).stdout)
         self.assertEqual([one["name"] for one in told["arguments"]], ["MODEL"])
         self.assertIn(["-n", "--requests"], [one["names"] for one in told["options"]])
 
-    def test_a_completion_script_can_be_had_in_json(self):
+    def test_completion_script_is_available_as_json(self):
         told = json.loads(invoke(["completion", "fish", "--json"]).stdout)
         self.assertEqual(told["script"] + "\n", invoke(["completion", "fish"]).stdout)
 
@@ -64,10 +64,10 @@ class AppTests(SynchronousTestCase):
             timeout=60,
         )
 
-    def test_the_module_runs_commands_and_flags(self):
+    def test_module_runs_commands_and_flags(self):
         self.assertIn("version:", self.run_module("-version").stdout)
         self.assertIn("Usage: llamaswap ps", self.run_module("help", "ps").stdout)
 
-    def test_a_shell_is_told_the_commands(self):
+    def test_shell_completion_lists_commands(self):
         done = self.run_module(_LLAMASWAP_COMPLETE="bash_complete", COMP_WORDS="llamaswap un", COMP_CWORD="1")
         self.assertEqual(done.stdout, "plain,unload\n")

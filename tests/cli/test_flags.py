@@ -1,4 +1,4 @@
-"""The Go program's command line, word for word."""
+"""The command line of the Go program."""
 
 import io
 import os
@@ -10,27 +10,27 @@ from llamaswap.cli.flags import FlagError, HelpRequested, main, parse
 
 
 class ParsingTests(SynchronousTestCase):
-    def test_one_or_two_dashes_with_space_or_equals(self):
+    def test_flag_has_one_or_two_dashes_with_space_or_equals(self):
         """config T147"""
         for words in (["-config", "f"], ["--config", "f"], ["-config=f"], ["--config=f"]):
             self.assertEqual(parse(words).values, {"config": "f"})
 
-    def test_a_switch_takes_its_value_only_after_equals(self):
+    def test_switch_takes_its_value_only_after_equals(self):
         self.assertEqual(parse(["-watch-config=false"]).switches, {"watch-config": False})
         self.assertEqual(parse(["-watch-config"]).switches, {"watch-config": True})
         for word in ("1", "t", "T", "TRUE", "true", "True"):
             self.assertTrue(parse([f"-watch-config={word}"]).switches["watch-config"])
 
-    def test_parsing_stops_at_the_first_word_that_is_no_flag(self):
+    def test_parsing_stops_at_the_first_word_that_is_not_a_flag(self):
         """config T147"""
         flags = parse(["-watch-config", "true", "-config", "f"])
         self.assertEqual((flags.values, flags.switches), ({}, {"watch-config": True}))
         self.assertEqual(parse(["-listen", ":1", "--", "-config", "f"]).values, {"listen": ":1"})
 
-    def test_a_value_flag_takes_the_next_word_even_with_a_dash(self):
+    def test_value_flag_takes_the_next_word_even_with_a_dash(self):
         self.assertEqual(parse(["-config", "-listen"]).values, {"config": "-listen"})
 
-    def test_bad_words_are_named(self):
+    def test_invalid_words_are_named(self):
         for words, part in (
             (["-nope"], "-nope"),
             (["-config"], "-config"),
@@ -41,7 +41,7 @@ class ParsingTests(SynchronousTestCase):
                 parse(words)
             self.assertIn(part, str(caught.exception))
 
-    def test_help_is_asked_for_in_each_spelling(self):
+    def test_help_has_three_spellings(self):
         for word in ("-h", "-help", "--help"):
             self.assertRaises(HelpRequested, parse, [word])
 
@@ -58,7 +58,7 @@ class ExitTests(SynchronousTestCase):
         self.assertEqual(code, 0)
         self.assertIn("version:", out)
 
-    def test_an_unknown_flag_exits_2_with_the_usage(self):
+    def test_unknown_flag_exits_2_with_the_usage(self):
         code, _, err = self.run_main("-nope")
         self.assertEqual(code, 2)
         self.assertIn("-watch-config", err)
@@ -66,7 +66,7 @@ class ExitTests(SynchronousTestCase):
     def test_help_exits_0(self):
         self.assertEqual(self.run_main("-h")[0], 0)
 
-    def test_without_a_configuration_it_says_what_to_do_and_exits_1(self):
+    def test_missing_configuration_is_explained_and_exits_1(self):
         """config T141"""
         folder = self.mktemp()
         os.makedirs(folder)
@@ -78,6 +78,6 @@ class ExitTests(SynchronousTestCase):
         for part in ("-config", "-config-dir", "llamaswap init"):
             self.assertIn(part, err)
 
-    def test_a_first_word_that_is_no_flag_is_a_command(self):
+    def test_first_word_that_is_not_a_flag_is_a_command(self):
         code, out, _ = self.run_main("help", "ps")
         self.assertEqual((code, "Usage: llamaswap ps" in out), (0, True))

@@ -11,7 +11,7 @@ from tests.discover.doubles import ollama_store, touch
 
 
 class InitTests(SynchronousTestCase):
-    def test_an_existing_file_is_not_replaced_unasked(self):
+    def test_existing_file_is_not_replaced_without_force(self):
         folder = Path(self.mktemp())
         touch(folder, "m.gguf", "config.yaml")
         words = ["init", "--no-servers", "--models", str(folder), "-o", str(folder / "config.yaml")]
@@ -20,7 +20,7 @@ class InitTests(SynchronousTestCase):
         self.assertEqual(invoke([*words, "--force"]).exit_code, 0)
         self.assertIn("m.gguf", (folder / "config.yaml").read_text())
 
-    def test_a_file_that_cannot_be_written_is_said_in_words(self):
+    def test_file_that_cannot_be_written_is_reported(self):
         folder = Path(self.mktemp())
         touch(folder, "m.gguf")
         for output in ("/nonexistent/folder/config.yaml", "a" * 300):
@@ -28,7 +28,7 @@ class InitTests(SynchronousTestCase):
             self.assertEqual(done.exit_code, 1)
             self.assertIn(f"Error: {output}: ", done.stderr)
 
-    def test_without_any_model_it_says_where_to_get_one(self):
+    def test_init_without_models_explains_where_to_get_one(self):
         folder = Path(self.mktemp())
         folder.mkdir()
         done = invoke(["init", "--no-servers", "--models", str(folder), "-o", str(folder / "c.yaml")])
@@ -37,7 +37,7 @@ class InitTests(SynchronousTestCase):
             self.assertIn(words, done.stdout)
         self.assertNotIn("next:", done.stdout)
 
-    def test_without_the_program_that_the_models_need_it_says_so(self):
+    def test_init_without_llama_server_is_reported(self):
         folder = Path(self.mktemp())
         touch(folder, "m.gguf", "bin/llama-server")
         (folder / "bin/llama-server").chmod(0o755)
@@ -47,7 +47,7 @@ class InitTests(SynchronousTestCase):
         self.assertNotIn("was not found", there)
         self.assertIn("next:", there)
 
-    def test_it_can_go_to_standard_output(self):
+    def test_init_writes_to_standard_output(self):
         folder = Path(self.mktemp())
         touch(folder, "m.gguf")
         done = invoke(["init", "--no-servers", "--models", str(folder), "-o", "-"])
@@ -55,14 +55,14 @@ class InitTests(SynchronousTestCase):
 
 
 class OllamaTests(SynchronousTestCase):
-    def test_the_command_writes_a_configuration(self):
+    def test_import_writes_a_configuration(self):
         root = ollama_store(Path(self.mktemp()).absolute())
         output = Path(self.mktemp())
         done = invoke(["import", "ollama", "--from", str(root), "-o", str(output)])
         self.assertEqual(done.exit_code, 0, done.output)
         self.assertIn("llama3.2-1b", load([ConfigText("x", output.read_text())], {}).config.models)
 
-    def test_without_any_it_says_where_it_looked(self):
+    def test_import_without_models_names_the_searched_folder(self):
         empty = Path(self.mktemp())
         empty.mkdir()
         done = invoke(["import", "ollama", "--from", str(empty)])
@@ -72,26 +72,26 @@ class OllamaTests(SynchronousTestCase):
 class PullTests(SynchronousTestCase):
     NAMES = ("README.md", "M-Q4_K_M.gguf", "M-Q8_0.gguf", "mmproj-M-BF16.gguf", "mmproj-M-F16.gguf", "M-IQ2_XS.gguf")
 
-    def test_quants_are_read_from_file_names(self):
+    def test_quant_is_read_from_the_file_name(self):
         names = ("a-Q4_K_M.gguf", "a.Q8_0.gguf", "BF16/a-BF16-00001-of-00002.gguf", "a-UD-Q4_K_XL.gguf", "a.gguf")
         self.assertEqual([quant_of(name) for name in names], ["Q4_K_M", "Q8_0", "BF16", "UD-Q4_K_XL", ""])
 
-    def test_the_usual_quant_is_taken_with_one_projector(self):
+    def test_default_quant_is_chosen_with_one_projector(self):
         self.assertEqual(choose(self.NAMES), ["M-Q4_K_M.gguf", "mmproj-M-F16.gguf"])
 
-    def test_the_quant_asked_for_is_taken_in_any_case(self):
+    def test_named_quant_is_chosen_in_any_case(self):
         self.assertEqual(choose(self.NAMES, "q8_0")[0], "M-Q8_0.gguf")
 
-    def test_all_shards_are_taken(self):
+    def test_all_shards_are_chosen(self):
         shards = [f"Q2_K/M-Q2_K-0000{number}-of-00002.gguf" for number in (1, 2)]
         self.assertEqual(choose(shards), shards)
 
-    def test_another_quant_names_those_there_are(self):
+    def test_unknown_quant_lists_the_available_ones(self):
         self.assertIn("IQ2_XS", str(self.assertRaises(NoSuchQuant, choose, self.NAMES, "Q3_K")))
 
-    def test_a_repository_without_gguf_is_taken_whole(self):
+    def test_repository_without_gguf_is_chosen_whole(self):
         self.assertEqual(choose(["README.md", "config.json", "m.safetensors"]), ["config.json", "m.safetensors"])
         self.assertRaises(NoSuchQuant, choose, ["config.json"], "Q4_0")
 
-    def test_a_name_has_a_repository_and_perhaps_a_quant(self):
+    def test_name_has_a_repository_and_an_optional_quant(self):
         self.assertEqual([split_name(text) for text in ("a/b", "a/b:Q4_0")], [("a/b", ""), ("a/b", "Q4_0")])

@@ -1,4 +1,4 @@
-"""ps, load, unload."""
+"""`ps`, `load` and `unload`."""
 
 import json
 
@@ -13,7 +13,7 @@ def detail(name, state="ready", **more):
     return {"id": name, "state": state, "uptime_s": 65, "ttl_s": 0, "active": 1, "waiting": 0, "pid": 7, **more}
 
 
-def fleet(*models):
+def server_with(*models):
     server = Server().on("GET /running", {"running": [{"model": model["id"]} for model in models]})
     server.on("GET /api/queue", {"queue": [{"model": "late", "wait_ms": 1500, "position": 1}]})
     for model in models:
@@ -23,38 +23,38 @@ def fleet(*models):
 
 class PsTests(SynchronousTestCase):
     def test_running_models_and_waiting_requests_are_shown(self):
-        done = invoke(["ps"], fleet(detail("owl")))
+        done = invoke(["ps"], server_with(detail("owl")))
         self.assertEqual(done.exit_code, 0, done.output)
         for part in ("owl", "ready", "1m 5s", "waiting 1.5s for late"):
             self.assertIn(part, done.stdout)
 
-    def test_a_long_name_is_shown_in_full_however_narrow_the_terminal(self):
+    def test_long_name_is_shown_in_full_on_a_narrow_terminal(self):
         name = "qwen3-coder-30b-a3b-instruct-2507-q4_k_m"
-        done = invoke(["ps"], fleet(detail(name)), env={"COLUMNS": "30"})
+        done = invoke(["ps"], server_with(detail(name)), env={"COLUMNS": "30"})
         self.assertIn(name, done.stdout)
-        self.assertEqual(len(done.stdout.splitlines()), 3, done.stdout)  # head, model, who waits
+        self.assertEqual(len(done.stdout.splitlines()), 3, done.stdout)  # head, model, queue
 
-    def test_json_is_one_document(self):
-        done = invoke(["ps", "--json"], fleet(detail("owl")))
+    def test_ps_json_is_one_document(self):
+        done = invoke(["ps", "--json"], server_with(detail("owl")))
         self.assertEqual([row["id"] for row in json.loads(done.stdout)["models"]], ["owl"])
 
-    def test_all_shows_local_models_and_no_peers(self):
-        server = fleet(detail("owl")).on("GET /api/models/cat", detail("cat", "stopped"))
+    def test_ps_all_shows_local_models_only(self):
+        server = server_with(detail("owl")).on("GET /api/models/cat", detail("cat", "stopped"))
         rows = [{"id": "cat"}, {"id": "box/far", "meta": {"llamaswap": {"type": "peer"}}}]
         server.on("GET /v1/models", {"data": rows})
         done = invoke(["ps", "-a", "--json"], server)
         self.assertEqual([row["id"] for row in json.loads(done.stdout)["models"]], ["cat", "owl"])
 
-    def test_a_model_that_went_away_meanwhile_is_left_out(self):
-        server = fleet(detail("owl")).on("GET /api/models/owl", (404, {"error": "gone"}))
+    def test_model_removed_meanwhile_is_left_out(self):
+        server = server_with(detail("owl")).on("GET /api/models/owl", (404, {"error": "gone"}))
         self.assertEqual(json.loads(invoke(["ps", "--json"], server).stdout)["models"], [])
 
-    def test_the_url_and_the_key_come_from_the_environment(self):
-        server = fleet(detail("owl"))
+    def test_key_comes_from_the_environment(self):
+        server = server_with(detail("owl"))
         invoke(["ps"], server, env={"LLAMASWAP_API_KEY": "k"})
         self.assertEqual(server.headers[0]["Authorization"], "Bearer k")
 
-    def test_a_server_that_is_not_there_exits_1(self):
+    def test_unreachable_server_exits_1(self):
         done = invoke(["ps"], Server().on("GET /running", ConnectionRefusedError(111, "Connection refused")))
         self.assertEqual(done.exit_code, 1)
         self.assertIn("Connection refused", done.stderr)
@@ -74,10 +74,10 @@ class LoadTests(SynchronousTestCase):
 
         return wait_for_load(ApiClient("x", server.send), "owl", 4, sleep=sleep, now=lambda: now[0])
 
-    def test_a_load_is_waited_for(self):
+    def test_load_waits_until_the_model_is_ready(self):
         self.assertEqual(self.wait(self.server(["stopped", "starting", "ready"])), "ready")
 
-    def test_a_failed_load_tells_the_end_of_the_log(self):
+    def test_failed_load_is_reported_with_the_end_of_the_log(self):
         swaps = [
             {"id": 5, "model": "owl", "outcome": "failed", "error": "exited"},
             {"id": 3, "model": "owl", "outcome": "failed", "error": "older"},
@@ -85,16 +85,16 @@ class LoadTests(SynchronousTestCase):
         server = self.server(["stopped"], swaps).on("GET /api/swaps/5", {"log_tail": "out of memory\n"})
         self.assertEqual(str(self.assertRaises(ClientError, self.wait, server)), "owl: exited\nout of memory")
 
-    def test_the_end_of_the_log_is_told_once(self):
+    def test_end_of_the_log_is_reported_once(self):
         swaps = [{"id": 5, "model": "owl", "outcome": "failed", "error": "exited\nno\nmemory\n"}]
         server = self.server(["stopped"], swaps).on("GET /api/swaps/5", {"log_tail": "no\nmemory\n"})
         self.assertEqual(str(self.assertRaises(ClientError, self.wait, server)), "owl: exited\nno\nmemory\n")
 
-    def test_a_load_of_which_nothing_is_seen_is_given_up(self):
+    def test_load_that_the_server_does_not_report_fails(self):
         server = self.server(["stopped"] * int(UNSEEN_TIMEOUT * 10), last_error="not today")
         self.assertIn("not today", str(self.assertRaises(ClientError, self.wait, server)))
 
-    def test_no_wait_returns_at_once(self):
+    def test_load_with_no_wait_returns_at_once(self):
         server = (
             Server()
             .on("GET /api/swaps", [])
@@ -103,8 +103,8 @@ class LoadTests(SynchronousTestCase):
         done = invoke(["load", "owl", "--no-wait", "--json"], server)
         self.assertEqual(json.loads(done.stdout)[0]["state"], "starting")
 
-    def test_an_unknown_model_exits_1(self):
-        done = invoke(["load", "nobody"], Server().on("GET /api/swaps", []))
+    def test_unknown_model_exits_1(self):
+        done = invoke(["load", "absent"], Server().on("GET /api/swaps", []))
         self.assertEqual((done.exit_code, "404" in done.stderr), (1, True))
 
 
@@ -115,19 +115,19 @@ class UnknownModelTests(SynchronousTestCase):
         rows = {"data": [{"id": name} for name in names]}
         return Server().on("GET /api/swaps", []).on("GET /v1/models", rows)
 
-    def test_a_mistyped_name_is_answered_with_the_right_one(self):
+    def test_mistyped_name_is_answered_with_the_right_one(self):
         for words in self.WORDS:
             done = invoke(words, self.server("parrot", "poet"))
             self.assertEqual(done.exit_code, 1)
             self.assertIn("404: not found: parot (did you mean parrot?)", done.stderr)
 
-    def test_a_name_like_no_other_is_answered_with_all_there_are(self):
+    def test_unknown_name_is_answered_with_the_available_ones(self):
         names = [f"m{number}" for number in range(20)]
         self.assertIn("(available: owl, cat)", invoke(["load", "parot"], self.server("owl", "cat")).stderr)
         self.assertIn("m11, ...)", invoke(["load", "parot"], self.server(*names)).stderr)
         self.assertIn("(no model is configured)", invoke(["load", "parot"], self.server()).stderr)
 
-    def test_a_404_of_the_models_own_server_is_told_as_it_is(self):
+    def test_404_of_the_model_server_is_reported_unchanged(self):
         self.assertEqual(invoke(["run", "owl", "hello"], self.server("owl")).stderr, "Error: 404: not found\n")
 
 
@@ -137,6 +137,6 @@ class UnloadTests(SynchronousTestCase):
         self.assertEqual(invoke(["unload", "a/b", "c"], server).exit_code, 0)
         self.assertEqual(server.asked, ["POST /api/models/unload/a/b", "POST /api/models/unload/c"])
 
-    def test_without_a_name_all_are(self):
+    def test_unload_without_a_name_unloads_all(self):
         server = Server().on("POST /api/models/unload", {"msg": "ok"})
         self.assertEqual(json.loads(invoke(["unload", "--json"], server).stdout), {"unloaded": "all"})

@@ -6,7 +6,7 @@ import time
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cli.doubles import invoke, news, sse
-from tests.cli.test_models import detail, fleet
+from tests.cli.test_models import detail, server_with
 
 REQUEST = {"id": "9", "model": "owl", "phase": "streaming", "elapsed_ms": 2000, "ttft_ms": 250, "tps": 41.5}
 GPU = {"id": 0, "name": "H1", "gpu_util_pct": 50, "mem_used_mb": 1024, "mem_total_mb": 2048, "temp_c": 60}
@@ -14,20 +14,20 @@ SYSTEM = {"cpu_util_per_core": [10, 30], "load_avg_1": 0.5, "mem_used_mb": 1024,
 
 
 def picture(performance=None):
-    server = fleet(detail("owl")).on("GET /v1/models", {"data": [{"id": "owl"}]})
+    server = server_with(detail("owl")).on("GET /v1/models", {"data": [{"id": "owl"}]})
     server.on("GET /api/events?topics=inflight", sse(news("inflight", {"requests": [REQUEST]})))
     machine = {"gpu_stats": [{**GPU, "power_draw_w": 99}], "sys_stats": [SYSTEM]}
     return server.on("GET /api/performance?max_points=1", performance or machine)
 
 
 class TopTests(SynchronousTestCase):
-    def test_one_picture_shows_models_requests_and_gpus(self):
+    def test_view_shows_models_requests_and_gpus(self):
         done = invoke(["top", "--once"], picture())
         self.assertEqual(done.exit_code, 0, done.output)
         for part in ("owl", "H1", "99 W", "streaming", "41.5", "cpu 20% of 2"):
             self.assertIn(part, done.stdout)
 
-    def test_without_a_terminal_it_prints_pictures_instead_of_nothing(self):
+    def test_top_without_a_terminal_prints_view_after_view(self):
         server = picture()
         looks = []
 
@@ -40,16 +40,16 @@ class TopTests(SynchronousTestCase):
         self.assertEqual(done.stdout.count("owl    ready"), 2, done.stdout)
         self.assertEqual(done.stdout.count("Refused"), 1, done.stdout)  # a restart meanwhile ends nothing
 
-    def test_models_that_are_not_loaded_are_named_without_a_question_for_each(self):
+    def test_stopped_models_are_listed_without_a_request_for_each(self):
         server = picture().on("GET /v1/models", {"data": [{"id": name} for name in ("owl", "cat", "dog")]})
         done = invoke(["top", "--once"], server)
         self.assertIn("not loaded: cat, dog", done.stdout)
         self.assertEqual([what for what in server.asked if "/api/models/" in what], ["GET /api/models/owl"])
 
-    def test_json_is_a_line(self):
+    def test_top_json_is_one_line(self):
         found = json.loads(invoke(["top", "--once", "--json"], picture()).stdout)
         self.assertEqual(found["requests"][0]["id"], "9")
 
-    def test_without_readings_of_the_machine_the_rest_is_shown(self):
+    def test_view_without_machine_readings_shows_the_rest(self):
         done = invoke(["top", "--once"], picture((503, {"enabled": False})))
         self.assertIn("owl", done.stdout)

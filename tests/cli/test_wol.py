@@ -1,4 +1,4 @@
-"""wol: what its log shows. The front itself is tested in tests/app/test_wake_on_lan.py."""
+"""`wol`: its log. The proxy is tested in tests/app/test_wake_on_lan.py."""
 
 import io
 
@@ -18,10 +18,10 @@ class LogTests(SynchronousTestCase):
                 getattr(log, word)(f"{namespace} {word}")
         return [" ".join(line.split()[-2:]) for line in stream.getvalue().splitlines()]
 
-    def test_no_line_for_each_connection_that_the_library_makes(self):
+    def test_libraries_log_warnings_only(self):
         told = ["llamaswap.app.wake_on_lan info", "llamaswap.app.wake_on_lan warn", "twisted.web.client warn"]
         self.assertEqual(self.written("info"), told)
         self.assertEqual(self.written("error"), [])
 
-    def test_debug_shows_everything(self):
+    def test_debug_level_shows_all_events(self):
         self.assertEqual(len(self.written("debug")), 6)

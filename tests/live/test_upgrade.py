@@ -1,4 +1,4 @@
-"""Upgrades in place, as an operator meets them: the same pid, the same servers, nobody refused."""
+"""Upgrades in place of a real process: the same pid, the same servers, no request refused."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ from tests.live.test_service import chat, config, pids
 
 
 class Poller:
-    """A client that asks all the time, each request on a connection of its own or all on one; use as a context."""
+    """A client that sends requests all the time, each on a new connection or all on one; a context manager."""
 
     def __init__(self, product, model, keep=False):
         self.product, self.model, self.keep = product, model, keep
@@ -58,7 +58,7 @@ class Poller:
 
 
 def upgrade(product, seconds=60.0):
-    """Ask for an upgrade and wait for its end, good or bad; how it is then."""
+    """Request an upgrade and wait for its end; returns the status then."""
     before = product.json("/api/upgrade")
     os.kill(product.process.pid, signal.SIGUSR2)
 
@@ -71,7 +71,7 @@ def upgrade(product, seconds=60.0):
 
 
 def together(**models):
-    """A configuration whose models may all be up at once."""
+    """A configuration whose models may all run at once."""
     text = json.loads(config(**models))
     text["groups"] = {"all": {"swap": False, "members": list(models)}}
     return json.dumps(text)
@@ -84,7 +84,7 @@ def descriptors(pid):
 class UpgradeTests(SynchronousTestCase):
     timeout = 120
 
-    def test_servers_stay_nobody_is_refused_and_idle_time_goes_on(self):
+    def test_servers_stay_no_request_fails_and_idle_time_continues(self):
         text = together(one="", two={"flags": "", "ttl": 12})
         with Product(text) as product:
             servers = pids(product, "one", "two")
@@ -110,7 +110,7 @@ class UpgradeTests(SynchronousTestCase):
             self.assertEqual(pids(product, "one"), servers[:1])
             self.assertNotIn("rror", product.output)
 
-    def test_an_open_stream_is_complete(self):
+    def test_open_stream_is_complete(self):
         with Product(together(one="--tokens 40 --interval 0.05")) as product:
             (server,) = pids(product, "one")
             streamed = []
@@ -125,7 +125,7 @@ class UpgradeTests(SynchronousTestCase):
             self.assertIn(b"[DONE]", streamed[0])
             self.assertEqual(pids(product, "one"), [server])
 
-    def test_the_new_code_runs_again_and_again_and_leaks_nothing(self):
+    def test_repeated_upgrades_run_the_new_code_and_leak_nothing(self):
         shadow = self.shadow()
         with Product(together(one="--grandchild"), env={"PYTHONPATH": f"{shadow}:{ROOT}"}) as product:
             (server,) = pids(product, "one")
@@ -146,7 +146,7 @@ class UpgradeTests(SynchronousTestCase):
             wait_for(lambda: not group_members(group), 5, "the end of its family")
             self.assertEqual(self.zombies(product.process.pid), [])
 
-    def test_the_command_upgrades_and_says_so(self):
+    def test_upgrade_command_upgrades_and_reports_it(self):
         with Product(together(one="")) as product:
             (server,) = pids(product, "one")
             words = [sys.executable, "-m", "llamaswap", "upgrade", "--url", product.url]
@@ -155,7 +155,7 @@ class UpgradeTests(SynchronousTestCase):
             self.assertIn(f"process {product.process.pid} runs version", done.stdout)
             self.assertEqual(pids(product, "one"), [server])
 
-    def test_tls_goes_on(self):
+    def test_tls_listener_is_kept(self):
         certificate, key = self.certificate()
         self.patch(ssl, "_create_default_https_context", ssl._create_unverified_context)
         with Product(together(one=""), "--tls-cert-file", certificate, "--tls-key-file", key) as product:
@@ -183,7 +183,7 @@ class UpgradeTests(SynchronousTestCase):
         return map(str, paths)
 
     def zombies(self, parent):
-        """Children that nobody fetched."""
+        """Children that were not reaped."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -201,7 +201,7 @@ class UpgradeTests(SynchronousTestCase):
         return path
 
     def replace(self, shadow, version):
-        """A copy of the package that says it is another version."""
+        """A copy of the package with another version."""
         shutil.copytree(ROOT / "llamaswap", shadow / "llamaswap", ignore=shutil.ignore_patterns("__pycache__"))
         with open(shadow / "llamaswap" / "version.py", "a", encoding="utf-8") as module:
             module.write(f"\n\ndef build() -> Build:\n    return Build({version!r})\n")
@@ -221,7 +221,7 @@ class UpgradeTests(SynchronousTestCase):
             shutil.rmtree(shadow / "llamaswap")
             self.assertEqual(upgrade(product)["count"], 1)
 
-    def test_a_configuration_that_became_unusable_leaves_everything_as_it_is(self):
+    def test_invalid_configuration_leaves_the_old_code_serving(self):
         with Product(together(one="")) as product:
             servers = pids(product, "one")
             product.config.write_text("models: [")
@@ -230,7 +230,7 @@ class UpgradeTests(SynchronousTestCase):
             self.assertIn("configuration", done["error"])
             self.assertEqual(pids(product, "one"), servers)
 
-    def test_a_changed_configuration_keeps_what_did_not_change(self):
+    def test_changed_configuration_keeps_unchanged_models(self):
         first = json.loads(together(one="", two="", three=""))
         with Product(json.dumps(first)) as product:
             servers = pids(product, "one", "two", "three")
@@ -254,8 +254,8 @@ class UpgradeTests(SynchronousTestCase):
             product.process.wait(10)
             wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
-    def test_the_pipe_alone_ends_what_ignores_the_parent_death_signal(self):
-        """The whole group, after two upgrades, and a server that was started after them too."""
+    def test_guardian_pipe_alone_ends_servers_that_ignore_the_parent_death_signal(self):
+        """The whole group, after two upgrades, also of a server that was started after them."""
         stubborn = "--ignore-term --grandchild-ignores"
         with Product(together(one=stubborn, two=stubborn)) as product:
             groups = [os.getpgid(pid) for pid in pids(product, "one")]
@@ -266,8 +266,8 @@ class UpgradeTests(SynchronousTestCase):
             self.kill(product)
             wait_for(lambda: not any(map(group_members, groups)), 10, "the end of both groups")
 
-    def test_the_parent_death_signal_alone_ends_a_server_at_once(self):
-        """The guardian is stopped dead; what the server leaves is ended as soon as it can go on."""
+    def test_parent_death_signal_alone_ends_a_server_at_once(self):
+        """The guardian is stopped; it ends the rest of the server's group when it continues."""
         with Product(together(one="--grandchild-ignores")) as product:
             (server,) = pids(product, "one")
             group, (guardian,) = os.getpgid(server), self.guardians(product)
@@ -282,15 +282,18 @@ class UpgradeTests(SynchronousTestCase):
                 os.kill(guardian, signal.SIGCONT)
             wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
-    def test_a_keeper_that_is_killed_after_an_upgrade_is_replaced_and_knows_all(self):
+    def test_guardian_killed_after_an_upgrade_is_replaced_and_knows_all_servers(self):
         with Product(together(one="--ignore-term --grandchild-ignores")) as product:
             (server,) = pids(product, "one")
             group, (guardian,) = os.getpgid(server), self.guardians(product)
             upgrade(product)
             os.kill(guardian, signal.SIGKILL)
             deadline = time.monotonic() + 5
-            while self.guardians(product) in ([], [guardian]):  # without a pause: it is to know all when it is there
-                self.assertLess(time.monotonic(), deadline, "no other guardian came")
+            while self.guardians(product) in (
+                [],
+                [guardian],
+            ):  # it must know all servers at once
+                self.assertLess(time.monotonic(), deadline, "no new guardian was started")
             self.kill(product)
             wait_for(lambda: not group_members(group), 10, "the end of the whole group")
 
@@ -312,7 +315,7 @@ class UpgradeTests(SynchronousTestCase):
                     found.append(int(entry.name))
         return found
 
-    def test_an_orderly_end_after_an_upgrade_leaves_no_child(self):
+    def test_shutdown_after_an_upgrade_leaves_no_child(self):
         with Product(together(one="")) as product:
             (server,) = pids(product, "one")
             upgrade(product)
@@ -320,7 +323,7 @@ class UpgradeTests(SynchronousTestCase):
             product.process.wait(20)
             self.assertFalse(alive(server))
 
-    def test_a_crash_after_an_upgrade_is_noticed_and_the_model_comes_back(self):
+    def test_model_that_crashes_after_an_upgrade_is_started_again(self):
         with Product(together(one="")) as product:
             (server,) = pids(product, "one")
             upgrade(product)
@@ -328,7 +331,7 @@ class UpgradeTests(SynchronousTestCase):
             wait_for(lambda: product.running() == {}, 5, "the crash's notice")
             self.assertNotEqual(pids(product, "one"), [server])
 
-    def test_a_model_that_keeps_failing_goes_on_being_left_alone(self):
+    def test_backoff_of_a_failing_model_continues(self):
         text = json.loads(together(broken="--exit-at-once"))
         text["routing"] = {"scheduler": {"settings": {"fifo": {"backoff": "60s"}}}}
         with Product(json.dumps(text)) as product:
@@ -338,15 +341,15 @@ class UpgradeTests(SynchronousTestCase):
             self.assertEqual(upgrade(product)["error"], "")
             status, headers, body = product.ask("/v1/chat/completions", chat("broken"))
             self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "model_keeps_failing"))
-            self.assertIn(b"--no-mmap", body, "with the words it died with")
+            self.assertIn(b"--no-mmap", body, "with the last lines of its log")
             self.assertGreater(int(headers["Retry-After"]), 30)
             [failing] = product.json("/running")["failing"]
             self.assertEqual((failing["model"], failing["failures"]), ("broken", 2))
             self.assertEqual(product.output.count("loading broken"), starts)
             product.json("/api/models/load/broken", b"", method="POST")
-            wait_for(lambda: product.output.count("loading broken") > starts, 5, "a try by hand")
+            wait_for(lambda: product.output.count("loading broken") > starts, 5, "a load by hand")
 
-    def test_half_a_head_that_was_read_before_is_not_lost(self):
+    def test_partial_request_head_is_not_lost(self):
         with Product(together(one="")) as product:
             pids(product, "one")
             where = urlsplit(product.url)
@@ -357,7 +360,7 @@ class UpgradeTests(SynchronousTestCase):
                 line.sendall(b"P/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                 self.assertIn(b"200 OK", line.recv(65536))
 
-    def test_logs_pins_and_the_profile_go_along(self):
+    def test_logs_pins_and_the_profile_are_kept(self):
         text = json.loads(together(one="--say REMEMBER-ME"))
         text["profiles"] = {"quiet": {"description": "", "pins": {"one": ""}}}
         with Product(json.dumps(text)) as product:
@@ -370,7 +373,7 @@ class UpgradeTests(SynchronousTestCase):
             self.assertEqual(product.json("/api/profiles")["active"], "quiet")
 
     def remembered(self, product, model, words):
-        """Whether the stream of the model's log comes to these words."""
+        """Whether the log stream of the model contains these words."""
         where, seen = urlsplit(product.url), b""
         with socket.create_connection((where.hostname, where.port), timeout=5) as line:
             line.sendall(f"GET /logs/stream/{model} HTTP/1.0\r\n\r\n".encode())

@@ -20,7 +20,7 @@ def draining(drain=30, **models):
 
 
 class Request:
-    """One request in a thread of its own; `status` is None if its connection broke."""
+    """One request in a thread; `status` is None if its connection broke."""
 
     def __init__(self, product, body):
         self.status, self.headers, self.body, self.error = None, {}, b"", None
