@@ -42,6 +42,7 @@ class TableTests(SynchronousTestCase):
     def test_the_limits_are_what_the_code_has(self):
         from llamaswap.config.schema import Config, FifoSettings, HangDetection
         from llamaswap.proxy import server_factory
+        from llamaswap.scheduling.state import MINIMUM_STAY_LOADS
         from llamaswap.servers import readiness, termination
 
         fifo, stall, config = FifoSettings(), HangDetection(), Config()
@@ -53,6 +54,7 @@ class TableTests(SynchronousTestCase):
             "a server to be gone after SIGKILL": f"{termination.LOST_AFTER:g} s, then it counts as lost",
             "a place in the queue": f"{fifo.max_wait / 3600:g} h",
             "others to be served first": f"{fifo.patience:g} s",
+            "a loaded model to serve before it drains": f"{MINIMUM_STAY_LOADS:g} times its load time",
             "a client that reads nothing of its": f"{fifo.stalled_reader:g} s, then its response is cut",
             "a failing model's next try": f"{fifo.backoff:g} s, doubling to {fifo.backoff_max:g} s",
             "GPU memory of a stopped server": f"{fifo.reclaim:g} s",

@@ -135,7 +135,8 @@ class Swaps:
         for model in models:
             self._models[model].stop_reason = why
             if why == CLEAN_UP:
-                self._clean_up(model)
+                managed = self._models[model]
+                self._watch(managed, "cleaning up", maybeDeferred(managed.supervisor.clean_up))
             else:
                 self.stop(model, 0.0 if why == "crash" else None)
 
@@ -148,23 +149,18 @@ class Swaps:
     def stop(self, model: str, grace: float | None = None) -> Deferred[None]:
         """Stop one server. Never fails."""
         managed = self._models[model]
-        stopping: Deferred[None] = maybeDeferred(managed.supervisor.stop, self._grace(managed, grace))
-        stopping.addErrback(lambda failure: self._log.failure("stopping {model}", failure, model=model))
-        return stopping.addCallback(lambda _: self._stopped(managed))
-
-    def _clean_up(self, model: str) -> None:
-        """Run the stop command of a server that is not up."""
-        managed = self._models[model]
-        cleaning: Deferred[None] = maybeDeferred(managed.supervisor.clean_up)
-        cleaning.addErrback(lambda failure: self._log.failure("cleaning up {model}", failure, model=model))
-        cleaning.addCallback(lambda _: self._stopped(managed))
+        return self._watch(managed, "stopping", maybeDeferred(managed.supervisor.stop, self._grace(managed, grace)))
 
     def suspend(self, model: str) -> Deferred[None]:
         """Suspend one server. Never fails."""
         managed = self._models[model]
-        suspending: Deferred[bool] = maybeDeferred(managed.supervisor.sleep, self._grace(managed))
-        suspending.addErrback(lambda failure: self._log.failure("suspending {model}", failure, model=model))
-        return suspending.addCallback(lambda done: self._suspended(managed) if done else self._stopped(managed))
+        return self._watch(managed, "suspending", maybeDeferred(managed.supervisor.sleep, self._grace(managed)))
+
+    def _watch(self, managed: ManagedModel, action: str, ending: Deferred[T]) -> Deferred[None]:
+        """Tell the scheduler when `ending` fires: with True the server is suspended, with anything else stopped."""
+        model = managed.config.id
+        ending.addErrback(lambda failure: self._log.failure("{action} {model}", failure, action=action, model=model))
+        return ending.addCallback(lambda done: self._suspended(managed) if done is True else self._stopped(managed))
 
     def _grace(self, managed: ManagedModel, grace: float | None = None) -> float:
         """How long the stop of a server may take."""
