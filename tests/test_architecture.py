@@ -56,6 +56,7 @@ MORE_LIBRARIES = {
     "config/patterns": {"re2"},
     "config/reload": {"twisted"},
     "proxy/listen": {"OpenSSL"},
+    "wire/content_coding": {"zstandard"},
     "cli/effective": {"yaml"},
     "cli/pull": {"huggingface_hub"},
     "cli/hf_download": {"huggingface_hub"},

@@ -26,7 +26,7 @@ from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.web import errors
 from llamaswap.web.access_log import AccessLogger
-from llamaswap.web.app import make_site
+from llamaswap.web.app import has_route, make_site
 from llamaswap.web.auth import Authenticator, KeyRing
 from llamaswap.web.error_response import ErrorSender
 from llamaswap.web.errors import HttpError
@@ -66,7 +66,7 @@ def build_web(
     keys = Authenticator(KeyRing(lambda: router.config.api_keys))
     parser = WorkerThread("parser", reactor)
     proxy = build_proxy(context, models, observability, parser)
-    inference = Inference(router, proxy, keys, models.peers.avoided, parser)
+    inference = Inference(router, proxy, keys, models.peers.avoided, parser, has_route)
     streams = StreamingResponses()
     wiring = AdminWiring(
         context=context,

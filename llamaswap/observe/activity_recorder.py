@@ -13,14 +13,16 @@ from attrs import define, field
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
 from llamaswap.observe.activity_row import ActivityRow, error_message, status_text
 from llamaswap.observe.captures import Capture, mask_for
-from llamaswap.observe.head_tail_buffer import DOCUMENT_BOUND, HeadTailBuffer, Undecodable, decoded
+from llamaswap.observe.head_tail_buffer import DOCUMENT_BOUND, HeadTailBuffer
 from llamaswap.observe.redact import shown
 from llamaswap.wire.byte_budget import ByteBudget
+from llamaswap.wire.content_coding import Undecodable, decode
 from llamaswap.wire.headers import ResponseHeaders, first
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 from llamaswap.wire.usage import NOTHING, StreamScanner, Usage, from_document, from_fragment, from_lines
 
 MAX_ERROR = 16 * 1024  # bytes kept of an error response: its message is in the first few hundred
+MAX_DECODED = 64 * 1024 * 1024  # bytes of a decoded response: only a decompression bomb is larger
 MAX_ENCODED = 4 * 1024 * 1024  # of a compressed response; its end cannot be read without its beginning
 _MEDIA = ("audio/", "image/", "video/")
 _ENCODING = frozenset({b"content-encoding"})
@@ -162,7 +164,7 @@ class ActivityRecorder:
             self._make_row(NOTHING, self._outcome_message)
         else:
             try:
-                body = decoded(self.body, self._encoding)
+                body = decode(self.body, self._encoding, MAX_DECODED)
             except Undecodable as error:
                 self._make_row(NOTHING, f"response decompression failed: {error}")
             else:
@@ -171,7 +173,7 @@ class ActivityRecorder:
 
     def _error_of_body(self) -> str:
         try:
-            body = decoded(self.body, self._encoding)
+            body = decode(self.body, self._encoding, MAX_DECODED)
         except Undecodable as error:
             return f"response decode failed: {error}"
         return error_message(body) or self._outcome_message or status_text(self._status)

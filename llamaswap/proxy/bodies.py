@@ -142,6 +142,11 @@ class FileBody:
         self._file.seek(0)
         return succeed(self._file.read(self._size))
 
+    def reserve(self, count: int) -> None:
+        """Take memory for copies of the body that are made elsewhere; raises NoRoom."""
+        if self._reserve is not None:
+            self._reserve(self._size * HELD_COPIES + count)
+
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Piece by piece, as the consumer's back-pressure allows."""
         self.close()
@@ -188,9 +193,10 @@ class SiteContent:
         self._size = size
 
     def reserve(self, count: int) -> None:
-        """Take memory for copies of the body outside of it, until it is closed. Once; NoRoom if there is none."""
-        if not self._reserved:
-            if not self._memory.take(count):
+        """Have at least `count` bytes of memory for copies of the body, until it is closed; raises NoRoom."""
+        more = count - self._reserved
+        if more > 0:
+            if not self._memory.take(more):
                 raise self._memory.full()
             self._reserved = count
 

@@ -151,6 +151,11 @@ class SpooledBody:
         feed.pump()
         return feed
 
+    def reserve(self, count: int) -> None:
+        """Take memory for copies of the body that are made elsewhere, until it is closed; raises NoRoom."""
+        if not self._take_memory(count):
+            raise self._memory.full()
+
     def release(self) -> None:
         """It was held whole, and lives on as the edited copy and the one being sent for as long as the request: their
         room stays taken."""

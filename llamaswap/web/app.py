@@ -222,6 +222,17 @@ class AdminSite(Site):
         )
 
 
+def has_route(path: bytes) -> bool:
+    """Whether a route has this raw path, for whatever method."""
+    try:
+        Admin.app.url_map.bind("").match(unquote(path.decode("latin-1")), method="POST")
+    except NotFound:
+        return False
+    except HTTPException:
+        return True
+    return True
+
+
 def make_site(
     admin: Admin,
     *,

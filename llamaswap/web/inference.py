@@ -16,10 +16,13 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.task import Task
 from llamaswap.routing.interfaces import Admission, TargetChoice
+from llamaswap.web.error_response import send_response
+from llamaswap.web.errors import HttpError
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest, Target
 from llamaswap.web.request_content import RequestContent, read_content
 from llamaswap.wire import headers
+from llamaswap.wire.body import form_value
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.model_routes import MODEL_ROUTES
 
@@ -28,6 +31,7 @@ POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.m
 QUERY_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "query")
 ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
 
+PAGE_NOT_FOUND = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff")]
 LOADING_PATH = b"/v1/chat/completions"
 
 # The lower-case names of the headers that carry one of our API keys; raises HttpError(401).
@@ -49,6 +53,21 @@ def forwarded_target(target: bytes) -> bytes:
     return target
 
 
+# A client reads these again and again, so a GET or HEAD of them does not load a model.
+READ_PATHS = frozenset((b"/props", b"/slots"))
+
+
+def load_refusal(head: RequestHead, model: str) -> str | None:
+    """Why a request on a model route does not load its model; None: it does."""
+    path = head.path
+    if head.method == b"HEAD" or (head.method == b"GET" and path in READ_PATHS):
+        told = f"{head.method.decode()} {path.decode('latin-1')}"
+        return f"model {model} is not loaded, and {told} does not load it; a POST to a model route does"
+    if form_value(head.query, "autoload").lower() == "false":
+        return f"model {model} is not loaded, and the request has autoload=false"
+    return None
+
+
 def ignored_websocket(model: str) -> str:
     """Why a websocket request that is not counted does not load its model."""
     return f"model {model} is not loaded; ignored websocket requests cannot start it"
@@ -56,28 +75,48 @@ def ignored_websocket(model: str) -> str:
 
 @define(eq=False)
 class Inference:
-    """Serves the model routes. `avoided(peer id)` says whether a failover should try this peer last."""
+    """Serves the model routes, and every POST that names a known model and whose path is not another route's.
+
+    `avoided(peer id)` says whether a failover should try this peer last, `other_route(path)` whether the path belongs
+    to another route.
+    """
 
     router: Admission
     handler: ProxyHandler
     authenticate: Authenticate
     avoided: Callable[[str], bool] = lambda peer: False
     run: RunBlocking = at_once
+    other_route: Callable[[bytes], bool] = lambda path: True
 
     def is_model_route(self, head: RequestHead) -> bool:
-        """Whether `serve` is the one to respond to this request."""
-        return is_model_path(head.method, head.path)
+        """Whether `serve` responds to this request."""
+        path = head.path
+        return is_model_path(head.method, path) or (head.method == b"POST" and not self.other_route(path))
 
     def serve(self, exchange: Exchange) -> Task:
         """Respond to one request; see `ProxyHandler.serve`."""
         return self.handler.serve(exchange, self.prepare)
 
-    async def prepare(self, exchange: Exchange) -> ProxyRequest:
-        """Find out which model the request asks for and what it will send. Raises what becomes an error response."""
+    async def prepare(self, exchange: Exchange) -> ProxyRequest | None:
+        """Find out which model the request asks for and what it will send. Raises what becomes an error response.
+
+        None if an unknown path names no known model: it got the response of a page that does not exist.
+        """
         head = exchange.head
-        key_headers = self.authenticate(head)
         config = self.router.config
-        content = await read_content(head, exchange.body, wants_json=head.path in JSON_ROUTES, run=self.run)
+        if is_model_path(head.method, head.path):
+            key_headers = self.authenticate(head)
+            content = await read_content(head, exchange.body, wants_json=head.path in JSON_ROUTES, run=self.run)
+        else:
+            try:
+                key_headers = self.authenticate(head)
+                content = await read_content(head, exchange.body, wants_json=True, run=self.run)
+                found = self._names_model(content, config)
+            except HttpError:
+                found = False  # without a key it does not matter whether the body names a model
+            if not found:
+                send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
+                return None
         self._apply_profile(content, config)
         if content.model not in config.selectors:
             return await self._filtered(self._request(exchange, config, content, key_headers), content)
@@ -91,6 +130,11 @@ class Inference:
         except BaseException:
             choice.release()
             raise
+
+    def _names_model(self, content: RequestContent, config: Config) -> bool:
+        profile = config.profiles.get(self.router.profile or "")
+        pinned = profile is not None and content.model in profile.pins
+        return pinned or content.model in config.selectors or not Target.named(config, content.model).unknown
 
     def _apply_profile(self, content: RequestContent, config: Config) -> None:
         profile = config.profiles.get(self.router.profile or "")
@@ -139,6 +183,9 @@ class Inference:
         model = target.model
         raw_target = forwarded_target(head.target)
         bypass = model is not None and model.compat.ignore_websockets and headers.is_websocket(head.headers)
+        refusal = None
+        if model is not None:
+            refusal = ignored_websocket(model.id) if bypass else load_refusal(head, model.id)
         request = ProxyRequest.of(
             exchange,
             config,
@@ -149,7 +196,7 @@ class Inference:
             stored_path=raw_target.partition(b"?")[0].decode("latin-1"),
             streaming=content.streaming,
             metered=head.method == b"POST",
-            load_refusal=ignored_websocket(model.id) if bypass and model is not None else None,
+            load_refusal=refusal,
             bypass=bypass,
         )
         request.shows_loading = (

@@ -180,7 +180,7 @@ class Passthrough:
         content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
         if content.model == request.requested:
             content.rename(request.target.peer_model)
-        request.streaming = content.streaming
+        request.streaming, request.decoded = content.streaming, content.decoded
         request.source = await content.body(exchange.body)
         path = request.raw_target.partition(b"?")[0]
         request.raw_target = path + (b"?" + content.query if content.query else b"")

@@ -37,6 +37,11 @@ class Target:
     peer: Peer | None = None
     peer_model: str = ""
 
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing has this name."""
+        return self.model is None and self.peer is None
+
     @classmethod
     def named(cls, config: Config, name: str) -> Target:
         """What a model's id, alias or peer name leads to."""
@@ -55,7 +60,7 @@ class ProxyRequest(RequestInfo):
     must not load its model (None: it may), `bypass` that it is served beside the scheduler. `shows_loading` allows the
     loading stream. `other_targets` follow, in order, if this one fails before a byte of its response went out;
     `content` is the request as it came, to be edited for them. `choice` is the selector's, if one was asked.
-    `failure` is why its content cannot be sent.
+    `failure` is why its content cannot be sent, `decoded` says that it is sent without the client's content coding.
     """
 
     exchange: Exchange
@@ -71,6 +76,7 @@ class ProxyRequest(RequestInfo):
     other_targets: list[Target] = field(factory=list)
     choice: TargetChoice | None = None
     failure: Exception | None = None
+    decoded: bool = False
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait
@@ -140,6 +146,7 @@ class ProxyRequest(RequestInfo):
             if self.target.peer_model != content.model:
                 content.rename(self.target.peer_model)
         exchange = self.exchange
+        self.decoded = content.decoded
         self.source = await content.body(exchange.body)
         if isinstance(self.source, BytesBody):
             if content.scan is None:

@@ -12,13 +12,17 @@ from attrs import define, evolve
 
 from llamaswap.errors import BadRequest, BodyTooLarge
 from llamaswap.observe.worker import RunBlocking, at_once
-from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.bodies import HELD_COPIES, BytesBody, FileBody
 from llamaswap.proxy.exchange import BodySource, RequestHead
+from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.uploads import SplicedBody, read
 from llamaswap.wire import filters
 from llamaswap.wire.body import LARGE, JsonBody, MultipartScan, form_value, with_form_value
+from llamaswap.wire.content_coding import CODINGS, Undecodable, decode
 
 JSON_LIMIT = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
+DECODED_RATIO = 100  # a body may have so many times its encoded size; only a decompression bomb has more
+DECODED_MINIMUM = 1 << 20  # bytes that any encoded body may have when decoded
 FORM_LIMIT = 1 << 20  # bytes of an urlencoded body: it is searched without giving other requests a turn
 
 _OPENS_OBJECT = re.compile(rb"[ \t\r\n]{0,10000}\{")
@@ -29,7 +33,7 @@ class RequestContent:
     """A request's query and parsed body.
 
     `model` is the name it asks for. After `rename` the edits are in `json`, `query` or `form`; a multipart body is
-    edited while it is sent.
+    edited while it is sent. `decoded`: the body had a content coding, and is sent without it.
     """
 
     model: str
@@ -39,6 +43,7 @@ class RequestContent:
     form: bytes | None = None
     scan: MultipartScan | None = None
     new_name: str | None = None
+    decoded: bool = False
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""
@@ -100,6 +105,28 @@ async def read_content(
     if b"multipart/form-data" in kind:
         return await _read_multipart(query, content_type, body)
     text = await _held(body)
+    coding = (head.first(b"content-encoding") or b"").decode("latin-1").strip().lower()
+    if coding not in CODINGS:
+        return await _read_text(text, query, kind, wants_json, run)
+    content = await _read_text(await _decoded(text, coding, body, run), query, kind, wants_json, run)
+    content.decoded = True
+    return content
+
+
+async def _decoded(text: bytes, coding: str, body: BodySource, run: RunBlocking) -> bytes:
+    """The body without its content coding; raises BadRequest if that is broken or the body is far too large."""
+    limit = min(JSON_LIMIT, max(DECODED_MINIMUM, DECODED_RATIO * len(text)))
+    work = partial(decode, text, coding, limit)
+    try:
+        decoded = await run(work) if len(text) > LARGE // 8 else work()
+    except Undecodable as error:
+        raise BadRequest(f"the request's body cannot be decoded as {coding}: {error}") from error
+    if isinstance(body, (FileBody, SpooledBody)):
+        body.reserve(len(decoded) * HELD_COPIES)
+    return decoded
+
+
+async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, run: RunBlocking) -> RequestContent:
     if b"application/json" in kind:
         json = await parse_json(text, run)
         return RequestContent(json.model if json else "", json.streaming if json else False, query, json=json)

@@ -15,6 +15,7 @@ from llamaswap.proxy.upstream import UpstreamTarget
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.wire import headers as header_rules
 
+_CODING = frozenset((b"content-encoding",))
 _WORD_ENDS = re.compile(r"[\s=,\"']+")  # what may stand around a key in a command
 
 
@@ -34,6 +35,8 @@ class UpstreamRequests:
         if withheld:
             forward = model.forward_key or request.config.forward_key
             withheld = header_rules.withheld(exchange.head.headers, withheld, forward, self._words_of(model))
+        if request.decoded:
+            withheld = withheld | _CODING
         headers = header_rules.to_local(
             exchange.head.headers,
             peer=exchange.peer,
@@ -60,6 +63,8 @@ class UpstreamRequests:
             peer.forward_key or request.config.forward_key,
             frozenset((own_key,)) if own_key else None,
         )
+        if request.decoded:
+            withheld = withheld | _CODING
         headers = header_rules.to_peer(
             received,
             authority=endpoint.authority.encode("latin-1"),

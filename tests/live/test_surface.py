@@ -120,11 +120,11 @@ class RoutingTests(SurfaceTestCase):
         self.assertEqual((status, headers["allow"]), (405, "GET, HEAD, POST"))
         self.assertEqual(self.ask("POST", "/unload")[0], 405)
         self.assertEqual(self.ask("GET", "/v1/chat/completions")[0], 405)
-        for path in ("/v1/models/alpha", "/tokenize", "/slots", "/api/models", "/v1", "/api"):
+        for path in ("/v1/models/alpha", "/api/models", "/v1", "/api"):
             self.assertEqual(self.ask("GET", path)[0], 404, path)
 
     def test_a_head_is_a_get_without_its_body(self):
-        for path in ("/health", "/v1/models", "/running", "/metrics", "/api/version", "/props?model=alpha"):
+        for path in ("/health", "/v1/models", "/running", "/metrics", "/api/version"):
             status, _, body = self.ask("HEAD", path)
             self.assertEqual((status, body), (200, b""), path)
 

@@ -1,8 +1,6 @@
 """Captures, what they keep, and what they hold meanwhile."""
 
-import gzip
 import os
-import zlib
 
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.captures import ENTRY_BYTES, Blob, Capture, Captures, bundles, mask_for, pack, unpack
-from llamaswap.observe.head_tail_buffer import HeadTailBuffer, Undecodable, decoded
+from llamaswap.observe.head_tail_buffer import HeadTailBuffer
 from llamaswap.observe.redact import canonical, shown
 from tests.observe.doubles import traced_memory
 
@@ -138,17 +136,3 @@ class HeadTailBufferTests(SynchronousTestCase):
             tape.add(part)
             other.add(part)
         self.assertEqual((tape.content(), tape.complete), (other.content(), other.complete))
-
-    def test_body_is_decoded_by_its_encoding(self):
-        raw = zlib.compressobj(wbits=-15)
-        deflated = raw.compress(b"text") + raw.flush()
-        self.assertEqual(decoded(gzip.compress(b"a") + gzip.compress(b"b"), "gzip"), b"ab")
-        self.assertEqual(decoded(deflated, "deflate"), b"text")
-        self.assertEqual(decoded(zlib.compress(b"text"), " Deflate "), b"text")
-        self.assertEqual(decoded(b"as is", "br"), b"as is")
-        self.assertEqual(decoded(b"", "gzip"), b"")
-
-    def test_broken_short_and_exploding_bodies_are_refused(self):
-        for body in (b"junk", gzip.compress(b"a" * 100)[:-9], gzip.compress(bytes(65 * 1024 * 1024), 1)):
-            self.assertRaises(Undecodable, decoded, body, "gzip")
-        self.assertRaises(Undecodable, decoded, b"\xff\xff", "deflate")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from base64 import b64encode
 
+import zstandard
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,6 +15,7 @@ from llamaswap.errors import (
     ClientGone,
     NoTarget,
 )
+from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.auth import Authenticator
 from llamaswap.web.inference import is_model_path
 from llamaswap.web.request_content import FORM_LIMIT
@@ -300,8 +303,8 @@ class Rewriting(SynchronousTestCase):
         self.stage.ask(b"POST", CHAT, b"b=1&model=chat&c=%7e", FORM)
         self.assertEqual(self.stage.forwarding.sent, b"b=1&model=alpha&c=%7e")
         stage = Stage(profile="work")
-        stage.ask(b"GET", b"/props?z=1&model=pool%2Fx&a=%7e")
-        self.assertEqual(stage.forwarding.head.target, b"/props?z=1&model=org%2Fgamma&a=%7e")
+        stage.ask(b"GET", b"/sdapi/v1/loras?z=1&model=pool%2Fx&a=%7e")
+        self.assertEqual(stage.forwarding.head.target, b"/sdapi/v1/loras?z=1&model=org%2Fgamma&a=%7e")
 
     def test_unclosed_json_body_that_a_filter_adds_to_is_answered_400(self):
         stage = Stage()
@@ -361,6 +364,98 @@ class Websockets(SynchronousTestCase):
         self.assertEqual((self.stage.router.asked, self.stage.witnesses.seen), ([], []))
 
     def test_any_other_is_a_request_like_all(self):
-        self.stage.ask(b"GET", b"/props?model=alpha", b"", *self.UPGRADE)
+        self.stage.ask(b"GET", b"/sdapi/v1/loras?model=alpha", b"", *self.UPGRADE)
         self.assertEqual(len(self.stage.router.asked), 1)
         self.assertEqual(self.stage.forwarding.header(b"connection"), b"Upgrade")
+
+
+class ReadsWithoutSideEffects(SynchronousTestCase):
+    """Monitors and pages read properties all the time; that must not load or evict a model."""
+
+    def refused(self, method, target, body=b"", *headers):
+        stage = Stage()
+        asked = stage.ask(method, target, body, *headers)
+        self.assertEqual((stage.router.asked, stage.forwarder.forwarded), ([], []))
+        self.assertEqual(asked.sink.status, 409, target)
+        return message(asked.sink) if method != b"HEAD" else ""
+
+    def test_reading_props_or_slots_does_not_load_the_model(self):
+        for path in (b"/props", b"/slots"):
+            self.assertIn(f"GET {path.decode()} does not load it", self.refused(b"GET", path + b"?model=al"))
+            self.refused(b"HEAD", path + b"?model=al")
+
+    def test_head_of_any_model_route_does_not_load_the_model(self):
+        self.refused(b"HEAD", b"/v1/audio/voices?model=alpha")
+
+    def test_autoload_false_does_not_load_the_model(self):
+        self.assertIn("autoload=false", self.refused(b"GET", b"/sdapi/v1/loras?model=alpha&autoload=false"))
+        body = b'{"model":"alpha"}'
+        self.refused(b"POST", b"/v1/chat/completions?autoload=False", body, (b"Content-Type", b"application/json"))
+
+    def test_a_loaded_model_is_read(self):
+        stage = Stage(states={"alpha": "ready"})
+        stage.ask(b"GET", b"/slots?model=al")
+        self.assertEqual(stage.forwarding.head.target, b"/slots?model=al")
+
+
+class OtherPaths(SynchronousTestCase):
+    """A POST that names a model reaches it, also on a path that no release of ours knows."""
+
+    def setUp(self):
+        self.stage = Stage()
+        self.stage.inference.other_route = lambda path: path.startswith(b"/api/")
+
+    def head(self, method, path):
+        return RequestHead(method, path, [])
+
+    def test_only_a_post_to_a_path_of_no_other_route_is_taken(self):
+        takes = self.stage.inference.is_model_route
+        self.assertTrue(takes(self.head(b"POST", b"/v9/invented")))
+        self.assertFalse(takes(self.head(b"POST", b"/api/models/unload")))
+        self.assertFalse(takes(self.head(b"GET", b"/v9/invented")))
+
+    def test_a_json_body_or_a_form_names_the_model(self):
+        self.stage.post({"model": "beta", "x": 1}, b"/v9/invented")
+        form = b"model=al&text=x"
+        self.stage.ask(b"POST", b"/v9/form", form, (b"Content-Type", b"application/x-www-form-urlencoded"))
+        first, second = self.stage.forwarder.forwarded
+        self.assertEqual((first.head.target, json.loads(first.sent)["model"]), (b"/v9/invented", "beta-up"))
+        self.assertEqual((second.upstream.name, second.sent), ("alpha", form))
+
+    def test_a_path_that_names_no_known_model_does_not_exist(self):
+        for body in (b'{"model":"ghost"}', b"{}", b"", b"nonsense"):
+            asked = self.stage.ask(b"POST", b"/v9/invented", body, (b"Content-Type", b"application/json"))
+            self.assertEqual((asked.sink.status, asked.sink.body), (404, b"404 page not found\n"))
+        self.assertEqual(self.stage.forwarder.forwarded, [])
+
+    def test_without_a_key_no_such_path_exists_and_no_body_is_read(self):
+        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
+        asked = self.stage.ask(b"POST", b"/v9/invented", ArrivingBody(), JSON)
+        self.assertEqual(asked.sink.status, 404)
+
+
+class EncodedBodies(SynchronousTestCase):
+    """Clients may compress their requests: the model is found all the same, and the server gets plain JSON."""
+
+    def ask(self, body, coding):
+        stage = Stage()
+        kind = (b"Content-Type", b"application/json")
+        return stage, stage.ask(b"POST", b"/v1/chat/completions", body, kind, (b"Content-Encoding", coding))
+
+    def test_the_model_is_found_and_the_body_sent_plain(self):
+        text = b'{"model":"alpha","messages":[]}'
+        for coding, body in ((b"gzip", gzip.compress(text)), (b"zstd", zstandard.ZstdCompressor().compress(text))):
+            stage, _ = self.ask(body, coding)
+            self.assertEqual(stage.forwarding.sent, text)
+            self.assertIsNone(stage.forwarding.header(b"content-encoding"))
+
+    def test_a_broken_or_exploding_body_is_a_bad_request(self):
+        bomb = gzip.compress(bytes(50 << 20))
+        for body in (b"junk", gzip.compress(b"{}")[:-3], bomb):
+            stage, asked = self.ask(body, b"gzip")
+            self.assertEqual((asked.sink.status, stage.forwarder.forwarded), (400, []))
+            self.assertIn("cannot be decoded as gzip", message(asked.sink))
+
+    def test_an_unknown_coding_is_left_to_the_server(self):
+        stage, _ = self.ask(b'{"model":"alpha"}', b"identity")
+        self.assertEqual(stage.forwarding.header(b"content-encoding"), b"identity")

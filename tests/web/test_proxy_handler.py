@@ -66,7 +66,7 @@ class Serving(SynchronousTestCase):
         self.assertEqual((facts.started, facts.timestamp, facts.tracked, facts.metered), (99.5, 999_999.5, True, True))
 
     def test_a_get_is_tracked_and_not_metered(self):
-        self.stage.ask(b"GET", b"/props?model=alpha", b"", (b"Accept-Encoding", b"br"))
+        self.stage.ask(b"GET", b"/sdapi/v1/loras?model=alpha", b"", (b"Accept-Encoding", b"br"))
         facts = self.stage.witness.facts
         self.assertEqual((facts.tracked, facts.metered), (True, False))
         self.assertEqual(self.stage.forwarding.header(b"accept-encoding"), b"br")
