@@ -7,7 +7,7 @@ from tests.config.loading import LoadCase
 
 
 class Splitting(SynchronousTestCase):
-    def test_a_block_with_everything_in_it(self):
+    def test_block_with_comments_quotes_and_continued_lines(self):
         """config T071"""
         text = 'srv --a "x y" \\\n# note \'quote\n  --b \'p q\'\n--c=\\$HOME --d "\\$HOME" \'#x\' # tail\n\n--e ""\n'
         want = ["srv", "--a", "x y", "--b", "p q", "--c=$HOME", "--d", "$HOME", "#x", "#", "tail", "--e", ""]
@@ -28,17 +28,17 @@ class Splitting(SynchronousTestCase):
         ):
             self.assertEqual(split(text), want, text)
 
-    def test_nothing_left_is_an_empty_command(self):
+    def test_command_of_comments_is_empty(self):
         """config T076"""
         for text in ("", "  \n\t", "# a\n  # b"):
             self.assertIn("empty command", str(self.assertRaises(EmptyCommand, split, text)))
 
-    def test_comment_lines(self):
+    def test_comment_lines_are_removed(self):
         """config T079"""
         for text, want in (("a\n\nb", "a\n\nb"), ("   # i\na", "a"), ("# 1\n# 2", "")):
             self.assertEqual(strip_comments(text), want)
 
-    def test_the_pid_goes_into_a_stop_command(self):
+    def test_pid_is_inserted_into_a_stop_command(self):
         self.assertEqual(render_stop("kill -9 ${PID}", 12), ["kill", "-9", "12"])
 
 

@@ -6,7 +6,7 @@ from llamaswap.config import durations
 
 
 class RenderTests(SynchronousTestCase):
-    def test_the_unit_follows_the_size(self):
+    def test_unit_of_a_duration_follows_its_size(self):
         cases = {
             0: "0s",
             0.000001: "1µs",
@@ -24,6 +24,6 @@ class RenderTests(SynchronousTestCase):
         }
         self.assertEqual({seconds: durations.render(seconds) for seconds in cases}, cases)
 
-    def test_what_is_rendered_is_read_back(self):
+    def test_rendered_duration_is_parsed_again(self):
         for seconds in (0.0, 0.000001, 0.5, 62.5, 3661.0, 86400.0):
             self.assertAlmostEqual(durations.parse(durations.render(seconds)), seconds)

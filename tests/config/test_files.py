@@ -18,7 +18,7 @@ class Sources(SynchronousTestCase):
         (self.folder / name).write_text(text)
         return str(self.folder / name)
 
-    def test_the_file_goes_before_the_folder_in_byte_order(self):
+    def test_file_comes_before_the_folder_in_byte_order(self):
         """config T141"""
         single = str(self.folder / "sub")
         os.mkdir(single)
@@ -27,7 +27,7 @@ class Sources(SynchronousTestCase):
         found = [os.path.basename(source.path) for source in read_sources(single, str(self.folder))]
         self.assertEqual(found, ["single.yaml", "Z.yaml", "a.yaml", "b.yml"])
 
-    def test_errors_name_what_is_missing(self):
+    def test_error_names_the_missing_file(self):
         self.assertIn(
             "no configuration sources", str(self.assertRaises(ConfigError, read_sources, None, str(self.folder)))
         )
@@ -36,7 +36,7 @@ class Sources(SynchronousTestCase):
         self.assertIn("-config-dir", str(self.assertRaises(ConfigError, read_sources, None, "/no/such")))
         self.assertIn("/no/such.yaml", str(self.assertRaises(ConfigError, read_sources, "/no/such.yaml", None)))
 
-    def test_a_watched_file_fires_on_change_and_return_only(self):
+    def test_watched_file_counts_as_changed_on_change_and_return_only(self):
         """config T148"""
         path = self.put("a.yaml")
         watch = FileWatch(path, None)
@@ -50,7 +50,7 @@ class Sources(SynchronousTestCase):
         self.put("a.yaml", "longer: text")
         self.assertEqual([watch.changed(), watch.changed()], [True, False])
 
-    def test_a_file_that_is_just_being_written_anew_does_not_take_all_models_away(self):
+    def test_file_that_is_being_rewritten_is_not_loaded_while_empty(self):
         path = self.put("a.yaml")
         for watch in (FileWatch(path, None), FileWatch(None, str(self.folder))):
             watch.changed()
@@ -59,13 +59,13 @@ class Sources(SynchronousTestCase):
             self.put("a.yaml", "b: 2222")
             self.assertEqual([watch.changed(), watch.changed()], [True, False])
 
-    def test_a_file_that_stays_empty_is_believed(self):
+    def test_file_that_stays_empty_is_loaded(self):
         watch = FileWatch(self.put("a.yaml"), str(self.folder))
         watch.changed()
         self.put("a.yaml", "")
         self.assertEqual([watch.changed(), watch.changed(), watch.changed()], [False, True, False])
 
-    def test_a_new_file_that_is_empty_keeps_no_other_change_waiting(self):
+    def test_new_empty_file_does_not_delay_other_changes(self):
         self.put("a.yaml")
         watch = FileWatch(None, str(self.folder))
         watch.changed()
@@ -73,7 +73,7 @@ class Sources(SynchronousTestCase):
         self.put("a.yaml", "b: 2222")
         self.assertTrue(watch.changed())
 
-    def test_a_watched_folder_fires_for_its_kind_of_files(self):
+    def test_watched_folder_only_counts_configuration_files(self):
         """config T149"""
         self.put("a.yaml")
         watch = FileWatch(None, str(self.folder))
@@ -89,7 +89,7 @@ class Sources(SynchronousTestCase):
         self.put("a.yaml")
         self.assertTrue(watch.changed())
 
-    def test_a_store_needs_a_writable_place(self):
+    def test_store_needs_a_writable_place(self):
         self.assertEqual(store_problem(str(self.folder)), "is a directory")
         self.assertIsNone(store_problem(str(self.folder / "new.db")))
         self.assertIn("not writable", store_problem(str(self.folder / "no" / "new.db")))

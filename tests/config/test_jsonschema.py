@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).parents[2] / "config"
 
 
 class Shipped(LoadCase):
-    def test_the_schema_file_is_the_records(self):
+    def test_schema_file_equals_the_records(self):
         self.assertEqual(json.loads((SHIPPED / "schema.json").read_text()), json_schema())
 
     def test_shipped_files_load_without_environment_and_fit_the_schema(self):
@@ -25,7 +25,7 @@ class Shipped(LoadCase):
             self.assertEqual([str(warning) for warning in self.loaded.warnings], [])
             jsonschema.validate(yaml.safe_load(text), json_schema())
 
-    def test_the_example_shows_every_key(self):
+    def test_example_has_every_key(self):
         tree = yaml.safe_load((SHIPPED / "example.yaml").read_text())
 
         def missing(record, node, path):

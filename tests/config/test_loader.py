@@ -7,7 +7,7 @@ from tests.config.loading import ABC, PE, PX, LoadCase, W, owl
 
 
 class Defaults(LoadCase):
-    def test_an_empty_text_is_all_defaults(self):
+    def test_empty_text_is_all_defaults(self):
         """config T001"""
         config = self.ok("")
         self.assertEqual(
@@ -27,23 +27,23 @@ class Defaults(LoadCase):
         for text in ("# only\n", "{}", "[]", "---", "word"):
             self.assertEqual(self.ok(text), config)
 
-    def test_an_unknown_key_loads_and_the_warning_names_the_nearest(self):
+    def test_unknown_key_loads_with_a_warning_that_names_the_nearest(self):
         """config T003"""
         self.assertEqual(dict(self.ok("Models: {owl: {cmd: x}}").models), {})
         self.warned("f0.yaml:1", "Models", "`models`")
 
-    def test_a_slip_of_the_finger_names_the_key_that_was_meant(self):
+    def test_mistyped_key_names_the_key_that_was_meant(self):
         """Of words that are near, not the longer one that holds all the letters: `tll` is no `stall`."""
         self.owl("cmd: x, proxy: http://h, tll: 5, tlt: 5, macrso: 5")
         hints = {warning.path.rpartition(".")[2]: warning.hint for warning in self.loaded.warnings}
         meant = {"tll": "ttl", "tlt": "ttl", "macrso": "macros"}
         self.assertEqual(hints, {typed: f"did you mean `{word}`?" for typed, word in meant.items()})
 
-    def test_a_tab_is_called_a_tab(self):
+    def test_tab_in_the_indentation_is_named(self):
         for text in ("models:\n\towl: {cmd: x}\n", "models:\n  owl:\n  \tcmd: x\n"):
             self.err(text, "blanks", "no tabs")
 
-    def test_a_place_for_anchors_is_no_unknown_key(self):
+    def test_place_for_anchors_is_not_an_unknown_key(self):
         self.ok("lib: &a {x: 1}\nx-mine: 2\n")
         self.assertEqual(self.loaded.warnings, ())
 
@@ -74,12 +74,12 @@ class Defaults(LoadCase):
         self.err('logToStdout: ""', "logToStdout")
         self.assertEqual(self.ok("logToStdout: ~").log_to_stdout, "proxy")
 
-    def test_a_key_that_stands_twice_is_refused_with_its_line(self):
+    def test_duplicate_key_is_refused_with_its_line(self):
         """config T009"""
         self.err("startPort: 7000\nstartPort: 7001\n", "f0.yaml:2", "startPort", "already defined")
         self.err("a: {<<: {}, <<: {}}", "<<")
 
-    def test_a_null_model_loads_with_nothing_in_it(self):
+    def test_null_model_loads_with_zeros(self):
         """config T011"""
         model = self.ok("models: {owl: ~}").models["owl"]
         self.assertEqual((model.cmd, model.proxy, model.check_endpoint, model.timeouts.connect), ("", "", "", 0))
@@ -95,7 +95,7 @@ class Defaults(LoadCase):
         """config T013"""
         self.assertEqual(self.ok("startPort: 6001\n---\nstartPort: 6002\n").start_port, 6001)
 
-    def test_a_number_as_model_id_is_its_text(self):
+    def test_number_as_model_id_is_its_text(self):
         """config T015"""
         self.assertEqual(self.ok('models: {123: {cmd: "s ${PORT}"}}').models["123"].cmd, "s 5800")
 
@@ -114,7 +114,7 @@ class Defaults(LoadCase):
         """config T019"""
         self.err(owl('cmd: x, px, colour: "${nope}"'), "nope", "owl", "colour")
 
-    def test_number_bounds(self):
+    def test_numbers_beyond_their_bounds_are_refused(self):
         """config T020"""
         self.err("globalTTL: -1", "globalTTL")
         self.err("unloadTimeout: -1", "unloadTimeout")
@@ -127,7 +127,7 @@ class Defaults(LoadCase):
         model = self.owl("cmd: x, px, name: 1.10, description: 007, useModelName: True")
         self.assertEqual((model.name, model.description, model.use_model_name), ("1.10", "007", "True"))
 
-    def test_a_list_for_a_document_is_refused(self):
+    def test_list_as_a_document_is_refused(self):
         self.err("[a]", "f0.yaml", "mapping")
 
 
@@ -138,7 +138,7 @@ class Sections(LoadCase):
         for wrong in ("http://a.example", "a.example:80", "a.example/x", "*.example", ""):
             self.err(f'allowedHosts: ["{wrong}"]', "allowedHosts[0]")
 
-    def test_api_keys_are_checked_without_being_told(self):
+    def test_api_keys_are_checked_without_being_shown(self):
         """config T095"""
         said = self.err('apiKeys: [ok, "b d"]', "apiKeys[1]")
         self.assertNotIn("b d", said)
@@ -164,7 +164,7 @@ class Sections(LoadCase):
         for empty in ("[]", "~"):
             self.assertEqual(self.ok(f"ui: {{activity: {{session_id: {empty}}}}}").ui.activity.session_id, ())
 
-    def test_ignored_paths(self):
+    def test_ignored_paths_are_patterns(self):
         """config T099"""
         for text in ("upstream: {}", "upstream: {ignorePaths: []}"):
             (pattern,) = self.ok(text).upstream.ignore_paths
@@ -180,7 +180,7 @@ class Sections(LoadCase):
         text = 'hooks: {on_startup: {preload: [" owl ", "", ghost, hoot]}}\n' + owl("cmd: x, px, aliases: [hoot]")
         self.assertEqual(self.ok(text).hooks.on_startup.preload, ("owl", "owl"))
 
-    def test_the_store_is_asked_about(self):
+    def test_store_path_is_checked(self):
         def store_problem(path):
             return "not writable" if path == "/no" else None
 
@@ -246,7 +246,7 @@ class ModelValues(LoadCase):
         self.err(two.format("[q, q]", "[]"), "duplicate alias", "q")
         self.assertEqual(self.ok(two.format("[bee]", "[]")).real("bee"), "bee")
 
-    def test_a_port_that_no_server_can_have_is_warned_of_and_leads_nowhere(self):
+    def test_impossible_port_in_a_proxy_is_a_warning(self):
         for port in (65536, 70000, 10**12):
             self.assertIsNone(self.owl(f"cmd: x, proxy: 'http://h:{port}'").endpoint)
             self.warned("owl cannot start", str(port))
@@ -261,12 +261,12 @@ class ModelValues(LoadCase):
         self.err(owl("cmd: x, px, envPolicy: none"), "models.owl.envPolicy", "inherit, clean")
         self.err("envPolicy: none\n" + owl("cmd: x, px"), "envPolicy", "inherit, clean")
 
-    def test_who_may_supersede_is_checked(self):
+    def test_supersede_is_checked(self):
         self.err(owl("cmd: x, px, supersede: user"), "owl", "supersede", "session, client")
         self.assertEqual(self.owl("cmd: x, px, supersede: client").supersede, "client")
         self.assertEqual(self.owl("cmd: x, px").supersede, "")
 
-    def test_what_happens_to_the_accepted_key_is_checked(self):
+    def test_forward_key_is_checked(self):
         self.err(owl("cmd: x, px, forwardKey: maybe"), "owl", "forwardKey", "auto, always, never")
         self.err("forwardKey: sometimes\nmodels: {}", "forwardKey", "auto, always, never")
         peer = "models: {}\npeers: {lab: {proxy: 'http://h', models: [m], forwardKey: %s}}"
@@ -289,7 +289,7 @@ class ModelValues(LoadCase):
         self.assertEqual(self.owl("cmd: x, px, capabilities: {tools: false}").capabilities, Capabilities())
         self.assertTrue(self.owl("cmd: x, px, capabilities: {reranker: true}").capabilities.reranker)
 
-    def test_timeouts_have_defaults_one_by_one(self):
+    def test_each_timeout_has_its_default(self):
         """config T091"""
         given = self.owl("cmd: x, px, timeouts: {connect: 45}").timeouts
         self.assertEqual(
@@ -309,7 +309,7 @@ class ModelValues(LoadCase):
         )
         self.assertEqual([model.send_loading_state for model in config.models.values()], [True, False])
 
-    def test_comfyui_gets_room_and_its_websockets_are_ignored(self):
+    def test_comfyui_gets_a_larger_limit_and_its_websockets_are_ignored(self):
         model = self.ok(f"models: {{comfyui_auto: {{cmd: a, {PX}}}}}").models["comfyui_auto"]
         self.assertEqual((model.concurrency_limit, model.compat.ignore_websockets), (50, True))
         self.assertEqual(self.ok(ABC).models["ant"].concurrency_limit, 0)

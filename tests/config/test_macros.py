@@ -14,11 +14,11 @@ class Ports(LoadCase):
         want = {"Ant": 7000, "bat10": 7001, "bat2": 7002, "fix": None, "zed": 7003}
         self.assertEqual({name: model.port for name, model in config.models.items()}, want)
 
-    def test_a_null_proxy_is_the_default(self):
+    def test_null_proxy_is_the_default(self):
         """config T023"""
         self.assertEqual(self.owl('cmd: "srv ${PORT}", proxy: ~').proxy, "http://localhost:5800")
 
-    def test_a_port_only_in_the_proxy_is_refused(self):
+    def test_port_only_in_the_proxy_is_refused(self):
         """config T022, T024"""
         self.err(owl("cmd: srv"), "owl", "proxy", "PORT", "cmd")
         self.err("models:\n  owl:\n    cmd: |\n      srv -p 91\n      # uses ${PORT}\n", "owl", "proxy", "PORT")
@@ -39,7 +39,7 @@ class Ports(LoadCase):
         self.assertEqual(model.cmd, "srv $PORT {PORT} 5800 $5800 ${} ${a b} ${a.b}")
         self.err(owl('cmd: "srv ${port} ${PORT}"'), "port", "owl.cmd")
 
-    def test_another_port_goes_wherever_the_first_went(self):
+    def test_another_port_replaces_the_first_everywhere(self):
         model = self.owl('cmd: "s ${PORT}", env: ["P=${PORT}"], metadata: {p: "${PORT}"}').with_port(99)
         self.assertEqual((model.cmd, model.env, model.metadata, model.port), ("s 99", ("P=99",), {"p": 99}, 99))
         self.assertEqual((model.proxy, model.endpoint.port), ("http://localhost:99", 99))
@@ -54,7 +54,7 @@ class Macros(LoadCase):
         self.assertEqual(config.models["owl"].cmd_stop, "docker stop owl")
         self.assertEqual(config.macros["dk"], "docker stop ${MODEL_ID}")
 
-    def test_pid_waits_in_cmd_stop_alone(self):
+    def test_pid_is_only_left_in_cmd_stop(self):
         """config T031"""
         self.assertEqual(self.owl('cmd: s, px, cmdStop: "kill -9 ${PID}"').cmd_stop, "kill -9 ${PID}")
         model = self.owl('cmd: s, px, cmdStop: "${st}"', 'macros: {st: "kill ${PID}"}\n')
@@ -62,13 +62,13 @@ class Macros(LoadCase):
         self.err(owl('cmd: "s ${PID}", px'), "PID", "owl.cmd")
         self.err(owl('cmd: s, px, metadata: {cmdStop: "${PID}"}'), "PID")
 
-    def test_reserved_names(self):
+    def test_reserved_macro_names_are_refused(self):
         """config T032"""
         for name in ("PORT", "MODEL_ID", "PID"):
             self.err(f"macros: {{{name}: 1}}", name, "reserved")
         self.err(owl("cmd: s, px, macros: {PORT: 1}"), "owl", "PORT", "reserved")
 
-    def test_names_are_bounded(self):
+    def test_macro_names_are_bounded(self):
         """config T033"""
         self.ok(f"macros: {{{'k' * 63}: 1}}")
         self.err(f"macros: {{{'k' * 64}: 1}}", "maximum length")
@@ -78,11 +78,11 @@ class Macros(LoadCase):
             self.err(f"macros: {{m: {bad}}}", "'m'", "must be scalar")
         self.err("macros: [1]", "macros")
 
-    def test_a_macro_cannot_use_itself(self):
+    def test_macro_cannot_use_itself(self):
         """config T035"""
         self.err('macros: {loop: "a ${loop} b"}', "loop", "self-reference")
 
-    def test_circles_are_left_over(self):
+    def test_macros_in_a_circle_are_left_over(self):
         """config T036"""
         circle = 'macros: {A: "${B}", B: "${A}"}\n'
         self.ok(circle)
@@ -95,7 +95,7 @@ class Macros(LoadCase):
         self.err(before + owl('cmd: "x ${one}", px'), "two")
         self.assertEqual(self.owl('cmd: "x ${two}", px', before).cmd, "x w")
 
-    def test_a_whole_placeholder_keeps_the_type(self):
+    def test_whole_placeholder_keeps_the_type(self):
         """config T039"""
         model = self.owl(
             'cmd: x, px, metadata: {a: "${m}", b: "${k}", c: " ${n}", d: "${n}${n}"}',
@@ -103,7 +103,7 @@ class Macros(LoadCase):
         )
         self.assertEqual(model.metadata, {"a": 42, "b": "v42", "c": " 42", "d": "4242"})
 
-    def test_numbers_as_text(self):
+    def test_numbers_are_inserted_as_text(self):
         """config T040"""
         model = self.owl(
             'cmd: "x ${t} ${u} ${w} ${z} ${h} ${o} ${q} ${s} ${b} ${y}", px',
@@ -112,7 +112,7 @@ class Macros(LoadCase):
         )
         self.assertEqual(model.cmd, "x 0.7 2 1e+06 1e-05 16 8 010 1000 true yes")
 
-    def test_a_models_macro_takes_the_globals_place(self):
+    def test_macro_of_a_model_replaces_the_global_one(self):
         """config T041"""
         model = self.owl('cmd: "x ${msg}", px, macros: {tag: local}', 'macros: {tag: g, msg: "is-${tag}"}\n')
         self.assertEqual(model.cmd, "x is-local")
@@ -141,7 +141,7 @@ class Macros(LoadCase):
         self.assertEqual(config.models["owl"].timeouts.connect, 45)
         self.err('macros: {t: "45"}\nglobalTTL: "${t}"', "globalTTL")
 
-    def test_the_first_port_may_be_a_macro(self):
+    def test_start_port_may_be_a_macro(self):
         """config T047"""
         self.assertEqual(self.ok('macros: {first: 6200}\nstartPort: "${first}"\n' + W).models["owl"].port, 6200)
 
@@ -162,7 +162,7 @@ class Macros(LoadCase):
             model = config.models[name]
             self.assertEqual((model.cmd, model.env, model.metadata), (f"x {word}", (f"V={word}",), {"k": word}))
 
-    def test_an_unquoted_placeholder_in_a_list_is_no_yaml(self):
+    def test_unquoted_placeholder_in_a_list_is_invalid_yaml(self):
         """config T051"""
         self.err(owl("cmd: x, px, aliases: [${A}]"), "YAML")
 
@@ -178,12 +178,12 @@ class Macros(LoadCase):
         self.err(text.format('filters: {setParams: {v: "${zz}"}}'), "peers.hub.filters.setParams", "zz")
         self.err(text.format('apiKey: "${zz}"'), "peers.hub.apiKey", "zz")
 
-    def test_comments_inside_a_macro_go_when_the_command_is_split(self):
+    def test_comments_inside_a_macro_are_removed_from_the_command(self):
         """config T053"""
         model = self.owl('cmd: "${c}", px', 'macros: {c: "srv # keep\\n# drop\\n--x 1"}\n')
         self.assertEqual(command_line.split(model.cmd), ["srv", "#", "keep", "--x", "1"])
 
-    def test_leftovers_name_model_and_field(self):
+    def test_leftover_placeholder_is_reported_with_model_and_field(self):
         """config T055"""
         for name in ("cmd", "cmdStop", "proxy", "checkEndpoint"):
             body = "" if name == "proxy" else ", px"
@@ -197,7 +197,7 @@ class Macros(LoadCase):
 
 
 class Environment(LoadCase):
-    def test_placeholders_are_filled_before_yaml(self):
+    def test_environment_variables_are_inserted_before_yaml_is_parsed(self):
         """config T060"""
         self.assertEqual(self.owl("cmd: '${env.DIR}/srv ${PORT}'", environ={"DIR": "/opt"}).cmd, "/opt/srv 5800")
         model = self.owl('cmd: "${d} ${PORT}"', 'macros: {d: "${env.DIR}/x"}\n', environ={"DIR": "/opt"})
@@ -209,7 +209,7 @@ class Environment(LoadCase):
         self.ok("# k: ${env.NOPE}\n  # ${env.NOPE}\nstartPort: 1 # ${env.NOPE}\n")
         self.err("models:\n  owl:\n    cmd: |\n      x\n      # ${env.NOPE}\n", "NOPE", "not set")
 
-    def test_a_placeholder_that_is_no_yaml_makes_comments_count(self):
+    def test_placeholder_that_is_not_yaml_makes_comments_count(self):
         """config T063"""
         self.assertEqual(self.ok("apiKeys: [${env.KEY}]", environ={"KEY": "abc"}).api_keys[0].value, "abc")
         self.err("# ${env.NOPE}\napiKeys: [${env.KEY}]", "NOPE", environ={"KEY": "abc"})
@@ -229,7 +229,7 @@ class Environment(LoadCase):
         self.assertEqual(model.cmd, "srv x\\\\y 5800")
         self.assertEqual(command_line.split(model.cmd)[1], "x\\y")
 
-    def test_empty_and_breaking_values(self):
+    def test_empty_and_breaking_values_of_variables(self):
         """config T067"""
         self.err('apiKeys: ["${env.E}"]', "empty api key", environ={"E": ""})
         self.err("models:\n  owl:\n    name: ${env.C}\n", "YAML", environ={"C": "a: b"})
@@ -239,7 +239,7 @@ class Environment(LoadCase):
         self.assertEqual(self.ok("globalTTL: ${env.T}", environ={"T": "60"}).global_ttl, 60)
         self.err('globalTTL: "${env.T}"', "globalTTL", environ={"T": "60"})
 
-    def test_values_may_hold_macros_and_stand_in_keys(self):
+    def test_variables_may_contain_macros_and_be_in_keys(self):
         """config T069"""
         model = self.owl('cmd: x, px, name: "${env.R}"', "macros: {late: z}\n", environ={"R": "${late}"})
         self.assertEqual(model.name, "z")

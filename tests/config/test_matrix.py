@@ -30,12 +30,12 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual(caught.exception.set_name, "s")
         return str(caught.exception)
 
-    def test_an_empty_expression_is_refused(self) -> None:
+    def test_empty_expression_is_refused(self) -> None:
         """config T111"""
         for text in ("", "  ", "\t\n"):
             self.assertIn("empty", self.refused(text))
 
-    def test_an_open_parenthesis_must_be_closed(self) -> None:
+    def test_open_parenthesis_must_be_closed(self) -> None:
         """config T111"""
         for text in ("(ant", "((ant)", "ant & (bee"):
             self.assertIn("missing closing parenthesis", self.refused(text))
@@ -56,12 +56,12 @@ class ReadingTests(SynchronousTestCase):
         ):
             self.assertIn("unexpected token", self.refused(text), text)
 
-    def test_a_plus_must_touch_the_name_of_a_set(self) -> None:
+    def test_plus_must_be_followed_by_the_name_of_a_set(self) -> None:
         """config T111"""
         for text in ("+ x", "+", "ant & +"):
             self.assertIn("+", self.refused(text))
 
-    def test_foreign_characters_are_named_with_their_position(self) -> None:
+    def test_unexpected_character_is_named_with_its_position(self) -> None:
         """config T111"""
         message = self.refused("ant @ bee")
         self.assertIn("'@'", message)
@@ -73,7 +73,7 @@ class ReadingTests(SynchronousTestCase):
         program = compile_sets([("s", "model-x.v2 | été_9")], {}, ("model-x.v2", "été_9"), {})
         self.assertTrue(program.can_coexist(["été_9"]))
 
-    def test_unknown_names_are_told_with_the_set(self) -> None:
+    def test_unknown_name_is_reported_with_the_set(self) -> None:
         """config T112, core V77"""
         message = self.refused("zz")
         self.assertIn("'s'", message)
@@ -82,7 +82,7 @@ class ReadingTests(SynchronousTestCase):
         self.assertIn("zz", message)
         self.assertIn("undefined", message)
 
-    def test_sets_may_not_refer_to_themselves_however_far_round(self) -> None:
+    def test_set_may_not_refer_to_itself_in_any_number_of_steps(self) -> None:
         """config T112, core V77"""
         for sets in ({"a": "+b", "b": "+a"}, {"a": "+a"}, {"a": "+b", "b": "ant & +c", "c": "bee | +a"}):
             with self.assertRaises(MatrixError) as caught:
@@ -90,17 +90,17 @@ class ReadingTests(SynchronousTestCase):
             self.assertIn("circular", str(caught.exception))
             self.assertIn(caught.exception.set_name, sets)
 
-    def test_at_least_one_set_is_needed(self) -> None:
+    def test_matrix_needs_a_set(self) -> None:
         with self.assertRaises(MatrixError) as caught:
             matrix({})
         self.assertIn("at least one set", str(caught.exception))
 
-    def test_a_var_hides_the_model_of_its_name(self) -> None:
+    def test_var_hides_the_model_of_its_name(self) -> None:
         program = matrix({"s": "ant & bee"}, ant="lab/owl")
         self.assertTrue(program.can_coexist(["lab/owl", "bee"]))
         self.assertFalse(program.can_coexist(["ant", "bee"]))
 
-    def test_no_nesting_is_too_deep(self) -> None:
+    def test_deeply_nested_expression_is_parsed(self) -> None:
         deep = "(" * 20_000 + "ant" + ")" * 20_000
         self.assertTrue(matrix({"s": f"{deep} & bee"}).can_coexist(["ant", "bee"]))
 
@@ -123,29 +123,29 @@ class MeaningTests(SynchronousTestCase):
         self.assertFalse(program.can_coexist(["cat", "dog"]))
         self.assertEqual(evicted(program, "ant", "bee", "cat"), ("bee",))
 
-    def test_a_repeated_model_counts_once(self) -> None:
+    def test_repeated_model_counts_once(self) -> None:
         """config T113"""
         self.assertEqual(matrix({"s": "ant & ant"}).solve("ant", ()).members, ("ant",))
 
-    def test_a_reference_stands_for_the_family_of_the_other_set(self) -> None:
+    def test_reference_means_the_family_of_the_other_set(self) -> None:
         """config T113"""
         program = matrix({"l": "ant|bee", "t": "+l & cat", "u": "+t & dog"})
         self.assertTrue(program.can_coexist(["ant", "cat", "dog"]))
         self.assertTrue(program.can_coexist(["bee", "cat", "dog"]))
         self.assertFalse(program.can_coexist(["ant", "bee"]))
 
-    def test_sets_may_be_referred_to_before_they_are_defined(self) -> None:
+    def test_set_may_be_referred_to_before_its_definition(self) -> None:
         program = matrix({"u": "+t & dog", "t": "ant"})
         self.assertTrue(program.can_coexist(["ant", "dog"]))
         self.assertEqual([one.name for one in program.sets], ["t", "u"])
 
-    def test_nothing_at_all_may_always_coexist(self) -> None:
+    def test_no_models_can_always_coexist(self) -> None:
         self.assertTrue(matrix({"s": "ant"}).can_coexist([]))
         self.assertFalse(matrix({"s": "ant"}).can_coexist(["dog"]))
 
 
 class SolvingTests(SynchronousTestCase):
-    def test_models_of_one_set_stay_and_others_go(self) -> None:
+    def test_models_of_the_set_stay_and_others_are_evicted(self) -> None:
         """config T116, core V71"""
         program = matrix({"pair": "ant & bee", "solo": "cat"})
         self.assertEqual(program.solve("bee", ("ant",)), Solution((), "pair", "ant & bee", ("ant", "bee"), 0))
@@ -164,21 +164,21 @@ class SolvingTests(SynchronousTestCase):
         program = matrix({"s": "cat & (bee | ant)"})
         self.assertEqual(evicted(program, "cat", "ant", "bee"), ("ant",))
 
-    def test_a_model_of_no_set_runs_alone(self) -> None:
+    def test_model_in_no_set_runs_alone(self) -> None:
         """config T119, core V75"""
         program = matrix({"pair": "ant & bee"})
         solution = program.solve("dog", ("ant", "bee"))
         self.assertEqual(solution, Solution(("ant", "bee"), None, "", ("dog",), 0))
         self.assertEqual(evicted(program, "ant", "dog"), ("dog",))
 
-    def test_a_running_target_evicts_nobody(self) -> None:
+    def test_running_target_evicts_no_model(self) -> None:
         """config T119"""
         program = matrix({"pair": "ant & bee"})
         self.assertEqual(evicted(program, "ant", "ant", "dog"), ())
         self.assertEqual(program.solve("ant", ("ant", "bee")).set_name, "pair")
         self.assertIsNone(program.solve("ant", ("ant", "dog")).set_name)
 
-    def test_a_wider_alternative_keeps_more(self) -> None:
+    def test_wider_alternative_keeps_more_models(self) -> None:
         """config T120"""
         program = matrix({"s": "ant & (bee | (bee & cat))"})
         self.assertEqual(evicted(program, "ant", "bee", "cat"), ())
@@ -186,7 +186,7 @@ class SolvingTests(SynchronousTestCase):
         solution = program.solve("ant", ("bee", "cat"))
         self.assertEqual((solution.evict, solution.members), ((), ("ant", "bee", "cat")))
 
-    def test_products_of_many_groups_are_never_written_out(self) -> None:
+    def test_products_of_many_groups_are_not_enumerated(self) -> None:
         """config T121"""
         groups = [[f"g{group}m{member}" for member in range(10)] for group in range(6)]
         models = ["target", "outsider", *(model for group in groups for model in group)]
@@ -216,7 +216,7 @@ class SolvingTests(SynchronousTestCase):
         self.assertEqual(evicted(program, "m00", *models[1:]), ("m59",))  # 59 places for 60
         self.assertLess(time.perf_counter() - began, 1.0)
 
-    def test_answers_are_kept_only_up_to_a_bound(self) -> None:
+    def test_cached_answers_have_a_bound(self) -> None:
         self.patch(matrix_module, "ANSWERS_KEPT", 3)
         program = matrix({"pair": "ant & bee"})
         for target in ANIMALS:
@@ -261,7 +261,7 @@ class AgainstEnumerationTests(SynchronousTestCase):
         st.sampled_from(NAMES),
         st.dictionaries(st.sampled_from(NAMES), st.integers(1, 3)),
     )
-    def test_the_answer_is_the_one_that_writing_every_set_out_gives(self, data, first, running, target, costs) -> None:
+    def test_answer_equals_that_of_enumerating_every_set(self, data, first, running, target, costs) -> None:
         second = data.draw(expressions((*NAMES[:4], "+one")))
         program = compile_sets([("one", first), ("two", second)], {}, NAMES, costs)
         families: dict[str, list[frozenset[str]]] = {}

@@ -37,7 +37,7 @@ class GroupTests(SynchronousTestCase):
         self.assertEqual(evict("a", ("f",)), ())
         self.assertEqual(evict("g", ("f",)), ("f",))
 
-    def test_a_target_that_is_not_exclusive_leaves_other_groups_alone(self) -> None:
+    def test_target_of_a_group_that_is_not_exclusive_evicts_no_other_groups(self) -> None:
         evict = groups(shy=Group(exclusive=False, members=("a", "b")), loud=Group(members=("c",)))
         self.assertEqual(evict("a", ("b", "c")), ("b",))
         self.assertEqual(evict("c", ("a",)), ("a",))

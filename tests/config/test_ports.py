@@ -9,10 +9,10 @@ TWO = 'models: {ant: {cmd: "a ${PORT}"}, bee: {cmd: "b ${PORT}"}}\n'
 
 
 class Changes(LoadCase):
-    def test_equal_configurations_differ_in_nothing(self):
+    def test_equal_configurations_have_no_differences(self):
         self.assertEqual(diff(self.ok(ABC), self.ok(ABC)), ConfigDiff())
 
-    def test_models_are_told_apart_by_what_must_happen(self):
+    def test_changed_models_are_restarted_or_retuned(self):
         new = (
             ABC.replace("cmd: a,", "cmd: '# why\n\n  a', ttl: 5,").replace("cmd: b", "cmd: bb").replace("cat:", "dog:")
         )
@@ -21,7 +21,7 @@ class Changes(LoadCase):
         self.assertEqual((plan.restarted, plan.retuned), (("bee",), ("ant",)))
         self.assertIn("global_ttl", plan.settings)
 
-    def test_a_model_keeps_its_port_when_others_come_before_it(self):
+    def test_model_keeps_its_port_when_others_are_added_before_it(self):
         old = self.ok(TWO)
         new = keep(old, self.ok(TWO.replace("{ant", '{aaa: {cmd: "x ${PORT}"}, ant', 1)))
         self.assertEqual(
@@ -31,6 +31,6 @@ class Changes(LoadCase):
         self.assertEqual((diff(old, new).restarted, diff(old, new).retuned), ((), ()))
         self.assertEqual(new.models["aaa"].cmd, "x 5802")
 
-    def test_another_start_port_moves_every_model(self):
+    def test_other_start_port_changes_every_port(self):
         new = keep(self.ok(TWO), self.ok("startPort: 7000\n" + TWO))
         self.assertEqual(new.models["ant"].port, 7000)

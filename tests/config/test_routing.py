@@ -6,7 +6,7 @@ SETS = 'sets: {pair: "ant & bee", solo: cat}'
 
 
 class Groups(LoadCase):
-    def test_both_spellings_give_one_view(self):
+    def test_older_and_newer_spelling_mean_the_same(self):
         """config T101"""
         old = self.ok(ABC + "groups: {g: {members: [bee]}}")
         new = self.ok(ABC + "routing: {router: {settings: {groups: {g: {members: [bee]}}}}}")
@@ -21,14 +21,14 @@ class Groups(LoadCase):
         self.err(ABC + "groups: {g: {members: [bee]}}\nmatrix: {" + SETS + "}", "cannot use both")
         self.assertEqual(self.ok(ABC + "groups: {}\nmatrix: {" + SETS + "}").routing.router.use, "matrix")
 
-    def test_spellings_are_not_mixed(self):
+    def test_older_and_newer_spelling_together_are_refused(self):
         """config T104"""
         self.err(ABC + "groups: {g: {members: [bee]}}\nrouting: {router: {use: group}}", "migrate")
         self.ok(ABC + "groups: {g: {members: [bee]}}\nrouting: {scheduler: {use: fifo}}")
         self.err("matrix: {}\nrouting: {router: {use: group}}", "migrate")
         self.err("matrix: {}", "matrix", "at least one set")
 
-    def test_the_router_must_exist_and_be_set(self):
+    def test_router_must_exist_and_have_settings(self):
         """config T105"""
         self.err("routing: {router: {use: matrix}}", "routing.router.settings.matrix")
         self.err("routing: {router: {use: Matrix}}", "unknown router", "Matrix")
@@ -54,12 +54,12 @@ class Groups(LoadCase):
         self.err(text % "maxWait: -1s", "maxWait")
         self.err(text % "maxAsleep: -1", "maxAsleep")
 
-    def test_a_null_group_is_all_false(self):
+    def test_null_group_is_all_false(self):
         """config T108"""
         group = self.ok("groups: {g: ~}").groups["g"]
         self.assertEqual((group.swap, group.exclusive, group.persistent, group.members), (False, False, False, ()))
 
-    def test_members_are_checked(self):
+    def test_group_members_are_checked(self):
         """core V67, core V68"""
         self.err(ABC + "groups: {g: {members: [ant, ant]}}", "ant", "twice", "g")
         self.err(ABC + "groups: {g: {members: [ant]}, h: {members: [ant]}}", "ant", "'g'", "'h'")
@@ -130,7 +130,7 @@ class Peers(LoadCase):
         self.assertEqual(self.ok(PE + 'models: {big: {cmd: x, proxy: "http://h"}}').base("big"), "big")
         self.assertEqual(config.split_path(["", "lab", "x", "v1"]), ("lab/x", 3))
 
-    def test_qualified_names_mean_one_thing(self):
+    def test_qualified_names_are_unambiguous(self):
         """config T133"""
         text = 'peers: {%s: {proxy: "http://h", models: [%s]}, %s: {proxy: "http://h", models: [%s]}}'
         config = self.ok(text % ("p1", "m", "p2", "p1/m"))
@@ -197,14 +197,14 @@ class Selectors(LoadCase):
 
 
 class Merging(LoadCase):
-    def test_a_child_of_an_identity_map_belongs_to_one_file(self):
+    def test_model_must_be_in_one_file(self):
         """config T143"""
         one = "models: {ant: ~}"
         self.err((one, one), "models", "ant", "f1.yaml")
         self.err(("matrix: {sets: {a: ant}}", "matrix: {sets: {b: ant}}"), "matrix", "sets")
         self.ok(ABC + "matrix: {vars: {v: ant}}", "matrix: {sets: {b: v}}")
 
-    def test_scalars_must_agree(self):
+    def test_scalars_of_two_files_must_be_equal(self):
         """config T144"""
         self.assertEqual(self.ok("globalTTL: 100", "globalTTL: 100").global_ttl, 100)
         self.err(("globalTTL: 100", "globalTTL: 200"), "globalTTL", "f1.yaml")

@@ -8,19 +8,19 @@ from tests.config.loading import LoadCase
 
 
 class StepTests(SynchronousTestCase):
-    def test_a_method_and_a_path_are_a_request(self):
+    def test_step_of_a_method_and_a_path_is_a_request(self):
         self.assertEqual(request_of("POST /sleep?level=1"), StepRequest("POST", "/sleep?level=1"))
         self.assertEqual(
             request_of(' POST  /collective_rpc {"method": "reload_weights"}\n'),
             StepRequest("POST", "/collective_rpc", '{"method": "reload_weights"}'),
         )
 
-    def test_anything_else_is_a_command(self):
+    def test_other_step_is_a_command(self):
         for text in ("nap --pid 1", "/usr/bin/POST /x", "POSTAL /x", "POST"):
             self.assertIsNone(request_of(text))
             self.assertEqual(problem_of(text), "")
 
-    def test_what_could_never_be_done_is_said(self):
+    def test_impossible_step_has_a_reason(self):
         self.assertIn("begins with a /", problem_of("POST http://localhost/sleep"))
         self.assertEqual(problem_of("# nothing"), "empty command")
 
@@ -29,7 +29,7 @@ class SleepTests(LoadCase):
     def given(self, text):
         return self.ok(f"models: {{ant: {{cmd: 'a ${{PORT}}', sleep: {text}}}}}").models["ant"]
 
-    def test_one_text_stands_for_a_list_of_it(self):
+    def test_single_text_is_a_list_of_one_step(self):
         model = self.given("{sleep: POST /sleep, wake: [POST /wake_up, 'nudge ${PORT} ${PID}'], timeout: 5s, ttl: 1h}")
         self.assertEqual(
             model.sleep,
@@ -37,10 +37,10 @@ class SleepTests(LoadCase):
         )
         self.assertEqual(model.with_port(6000).sleep.wake[1], "nudge 6000 ${PID}")
 
-    def test_without_it_nothing_sleeps(self):
+    def test_model_without_sleep_steps_does_not_sleep(self):
         self.assertEqual(self.ok("models: {ant: {cmd: a, proxy: 'http://h'}}").models["ant"].sleep.sleep, ())
 
-    def test_half_of_it_and_nonsense_are_refused(self):
+    def test_incomplete_sleep_settings_are_refused(self):
         def bad(text, *words):
             self.err(f"models: {{ant: {{cmd: 'a ${{PORT}}', sleep: {text}}}}}", "ant", *words)
 
@@ -54,7 +54,7 @@ class SleepTests(LoadCase):
 
 
 class SlotsTests(LoadCase):
-    def test_saving_is_off_unless_it_is_wanted_and_needs_a_folder(self):
+    def test_slot_saving_is_off_by_default_and_needs_a_folder(self):
         cmd = "cmd: 'a ${PORT} --slot-save-path /x'"
         self.assertFalse(self.ok(f"models: {{ant: {{{cmd}}}}}").models["ant"].slots.save)
         slots = self.ok(f"models: {{ant: {{{cmd}, slots: {{save: true, maxSize: 64}}}}}}").models["ant"].slots
@@ -66,7 +66,7 @@ class SlotsTests(LoadCase):
 
 
 class LogFilesTests(LoadCase):
-    def test_they_need_a_folder_and_have_bounds(self):
+    def test_log_files_have_bounds(self):
         self.assertEqual(self.ok("models: {}").log_files.folder, "")
         files = self.ok("logFiles: {folder: ' /var/log/models ', size: 50, keep: 0}").log_files
         self.assertEqual((files.folder, files.size, files.keep), ("/var/log/models", 50, 0))

@@ -35,5 +35,5 @@ class Hostile(LoadCase):
         for text in ("a: " + "[" * 5000, "a: " + "[" * 500 + "]" * 500, "a: " + "{a: " * 5000, "a:\n" + "- " * 5000):
             self.err(text, "nested more than 100 deep", "f0.yaml")
 
-    def test_an_alias_to_itself_is_refused(self):
+    def test_alias_to_itself_is_refused(self):
         self.err("a: &a [*a]", "*a")
