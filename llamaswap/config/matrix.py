@@ -1,26 +1,25 @@
-"""The matrix: which models may be up together, written as expressions, and whom to evict for a newcomer.
+"""The matrix: expressions that say which models may be loaded together, and which to evict for another.
 
-An expression denotes a family of model sets: a name is the family of that one model, `|` joins families, `&` pairs
-every member of one with every member of the other, `+other` stands for another set's family. Every subset of a
-member is allowed too. Families are never written out: a question is answered on the few models it is about, and
-only what still matters to the rest of the expression is carried along. Knows nothing of processes or requests.
+An expression denotes a family of sets of models: a name is the family of that one model, `|` joins families, `&` pairs
+every member of one with every member of the other, `+other` is the family of another set. Every subset of a member is
+allowed too. Families are not enumerated: a question is answered for the few models in it, and only the part that
+matters to the rest of the expression is kept.
 """
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from attrs import Factory, define, field, frozen
 
 from llamaswap.errors import LlamaswapError
 
-ANSWERS_KEPT = 512
-"""How many answers a program remembers: one question is asked for every waiting request at every decision."""
+MAX_CACHED_ANSWERS = 512  # of a program: each decision asks a question for every waiting request
 
 
 class MatrixError(LlamaswapError):
-    """A matrix cannot be used. Mend the expression of `set_name` ("" where no single set is at fault)."""
+    """A matrix cannot be used, because of the expression of `set_name` ("" if no single set is wrong)."""
 
     def __init__(self, message: str, set_name: str) -> None:
         self.message = message
@@ -56,63 +55,50 @@ class _Both:
 _Node = _Leaf | _Either | _Both
 
 
-@frozen
-class _Name:
-    text: str
+_SYMBOL, _NAME, _REFERENCE = "symbol", "name", "reference"
 
 
 @frozen
-class _Reference:
+class _Token:
+    """A symbol, the name of a model or a variable, or a reference to a set."""
+
+    kind: str
     text: str
 
 
-@frozen
-class _Symbol:
-    text: str
-
-
-_Token = _Name | _Reference | _Symbol
+# Letters and digits of any script, but no other numbers such as a superscript.
+_TOKEN = re.compile(r"\s+|(?P<symbol>[|&()])|(?P<plus>\+?)(?P<name>[\w.-]+)")
 
 
 def _tokens(text: str, set_name: str) -> Iterator[_Token]:
     at = 0
     while at < len(text):
-        char = text[at]
-        if char.isspace():
-            at += 1
-        elif char in "|&()":
-            yield _Symbol(char)
-            at += 1
-        elif char == "+":
-            end = _name_end(text, at + 1)
-            if end == at + 1:
-                raise MatrixError(f"+ must be followed immediately by the name of a set (position {at + 1})", set_name)
-            yield _Reference(text[at + 1 : end])
-            at = end
-        else:
-            end = _name_end(text, at)
-            if end == at:
-                raise MatrixError(f"unexpected character {char!r} at position {at + 1}", set_name)
-            yield _Name(text[at:end])
-            at = end
+        found = _TOKEN.match(text, at)
+        name = found["name"] if found else None
+        if found is None or (name and not all(char in "_-." or char.isalpha() or char.isdecimal() for char in name)):
+            raise _unexpected(text, at, set_name)
+        if found["symbol"]:
+            yield _Token(_SYMBOL, found["symbol"])
+        elif name:
+            yield _Token(_REFERENCE if found["plus"] else _NAME, name)
+        at = found.end()
 
 
-def _name_end(text: str, at: int) -> int:
-    while at < len(text) and (text[at] in "_-." or unicodedata.category(text[at])[0] == "L" or _is_digit(text[at])):
+def _unexpected(text: str, at: int, set_name: str) -> MatrixError:
+    """The error for the first character from `at` on that begins no token."""
+    if text[at] == "+":
+        return MatrixError(f"+ must be followed immediately by the name of a set (position {at + 1})", set_name)
+    while text[at] in "_-." or text[at].isalpha() or text[at].isdecimal():
         at += 1
-    return at
+    return MatrixError(f"unexpected character {text[at]!r} at position {at + 1}", set_name)
 
 
-def _is_digit(char: str) -> bool:
-    return unicodedata.category(char) == "Nd"
-
-
-_Tree = _Name | _Reference | tuple[str, tuple["_Tree", ...]]
+_Tree = _Token | tuple[str, tuple["_Tree", ...]]
 
 
 @define
 class _Level:
-    """What stands between one pair of parentheses so far: terms of factors."""
+    """The part between one pair of parentheses that is parsed already: terms of factors."""
 
     terms: list[list[_Tree]] = Factory(lambda: [[]])
 
@@ -125,13 +111,13 @@ def _joined(operator: str, parts: Sequence[_Tree]) -> _Tree:
 
 
 def _parse(text: str, set_name: str) -> _Tree:
-    """Read one expression; an explicit stack, so that no nesting is too deep."""
+    """Parse one expression, with an explicit stack, so that any depth can be parsed."""
     stack = [_Level()]
     operand_wanted = True
     token: _Token | None = None
     for token in _tokens(text, set_name):
         level = stack[-1]
-        if isinstance(token, _Symbol):
+        if token.kind == _SYMBOL:
             if token.text == "(" and operand_wanted:
                 stack.append(_Level())
             elif token.text == ")" and not operand_wanted and len(stack) > 1:
@@ -158,7 +144,7 @@ def _parse(text: str, set_name: str) -> _Tree:
     return stack[0].closed()
 
 
-def _leaves(tree: _Tree) -> Iterator[_Name | _Reference]:
+def _leaves(tree: _Tree) -> Iterator[_Token]:
     pending: list[_Tree] = [tree]
     while pending:
         at = pending.pop()
@@ -173,7 +159,7 @@ def _leaves(tree: _Tree) -> Iterator[_Name | _Reference]:
 
 @frozen
 class CompiledSet:
-    """One set: its name, the text it was written as, and the models it speaks of."""
+    """One set: its name, its expression and its models."""
 
     name: str
     expression: str
@@ -190,8 +176,8 @@ def compile_sets(
 ) -> Program:
     """Compile named expressions, in order.
 
-    `vars` gives models shorter names (and hides models of the same name), `models` are the ids that exist,
-    `costs` says by model id what an eviction costs (1 where absent). Raises MatrixError.
+    `vars` are short names of models (which hide models of the same name), `models` the IDs of all models, `costs` the
+    costs of evictions by model ID (1 if absent). Raises MatrixError.
     """
     if not sets:
         raise MatrixError("at least one set is needed", "")
@@ -201,7 +187,7 @@ def compile_sets(
     for set_name, text in sets:
         tree = _parse(text or "", set_name)
         for leaf in _leaves(tree):
-            if isinstance(leaf, _Reference):
+            if leaf.kind == _REFERENCE:
                 if leaf.text not in names:
                     raise MatrixError(f"undefined set {leaf.text!r} (in +{leaf.text})", set_name)
             elif leaf.text not in vars and leaf.text not in known:
@@ -216,16 +202,16 @@ def compile_sets(
 
 
 def _referenced_first(trees: Mapping[str, _Tree]) -> list[str]:
-    """Definition order, but a referenced set stands right before the first one that needs it."""
+    """The sets in the order of definition, but a referenced set comes directly before the first one that needs it."""
     done: dict[str, None] = {}
     for first in trees:
-        path: dict[str, Iterator[_Name | _Reference]] = {}
+        path: dict[str, Iterator[_Token]] = {}
         if first not in done:
             path[first] = _leaves(trees[first])
         while path:
             at, leaves = next(reversed(path.items()))
             for leaf in leaves:
-                if isinstance(leaf, _Reference) and leaf.text not in done:
+                if leaf.kind == _REFERENCE and leaf.text not in done:
                     if leaf.text in path:
                         raise MatrixError(f"circular reference: +{leaf.text} leads back to itself", at)
                     path[leaf.text] = _leaves(trees[leaf.text])
@@ -237,9 +223,9 @@ def _referenced_first(trees: Mapping[str, _Tree]) -> list[str]:
 
 
 def _node(tree: _Tree, vars: Mapping[str, str], nodes: Mapping[str, _Node]) -> _Node:
-    if isinstance(tree, _Reference):
-        return nodes[tree.text]
-    if isinstance(tree, _Name):
+    if isinstance(tree, _Token):
+        if tree.kind == _REFERENCE:
+            return nodes[tree.text]
         model = vars.get(tree.text, tree.text)
         return _Leaf(model, frozenset((model,)))
     operator, subtrees = tree
@@ -248,14 +234,14 @@ def _node(tree: _Tree, vars: Mapping[str, str], nodes: Mapping[str, _Node]) -> _
     return _Either(parts, models) if operator == "|" else _Both(parts, models)
 
 
-# -- asking ------------------------------------------------------------------------------------------------
+# -- questions ---------------------------------------------------------------------------------------------
 
 
 @frozen
 class Solution:
-    """What loading a model means: who goes, and which set (if any) says that the others may stay.
+    """The consequence of loading a model: the models to evict, and the set (if any) by which the others may stay.
 
-    `members` are the models that are up afterwards, in ascending order; `cost` is what the evictions cost.
+    `members` are the models that are loaded afterwards, in ascending order; `cost` is that of the evictions.
     """
 
     evict: tuple[str, ...]
@@ -267,27 +253,27 @@ class Solution:
 
 @frozen(eq=False)
 class Program:
-    """A compiled matrix: `sets` in the order in which ties are decided, `costs` where they differ from 1."""
+    """A compiled matrix: `sets` in the order in which ties are decided, `costs` that differ from 1."""
 
     sets: tuple[CompiledSet, ...]
     costs: Mapping[str, int]
     _answers: dict[tuple[str, tuple[str, ...]], Solution] = field(factory=dict, init=False, repr=False)
 
     def can_coexist(self, models: Collection[str]) -> bool:
-        """Whether one combination holds all of these; no models at all may always coexist."""
+        """Whether one combination contains all of these; always True for no models."""
         return not models or self._holder(frozenset(models)) is not None
 
     def solve(self, target: str, running: Iterable[str]) -> Solution:
-        """Find the cheapest way to have `target` up, given what runs; victims come in the order of `running`."""
+        """The cheapest way to load `target` beside `running`; the evicted models are in the order of `running`."""
         key = target, tuple(running)
         if (answer := self._answers.get(key)) is None:
-            if len(self._answers) >= ANSWERS_KEPT:
+            if len(self._answers) >= MAX_CACHED_ANSWERS:
                 self._answers.clear()
             answer = self._answers[key] = self._solve(*key)
         return answer
 
     def _holder(self, models: frozenset[str]) -> CompiledSet | None:
-        """The first set with a combination that holds all of `models`."""
+        """The first set with a combination that contains all of `models`."""
         for compiled in self.sets:
             if models <= compiled.models:
                 question = _MatrixQuestion.about(models, dict.fromkeys(models, 1))
@@ -301,7 +287,7 @@ class Program:
             name, text = (holder.name, holder.expression) if holder else (None, "")
             return Solution((), name, text, tuple(sorted(set(running))), 0)
         costs = {model: self.costs.get(model, 1) for model in running}
-        # More than all others together: a combination without the target is never the best one.
+        # More than all others together, so that a combination without the target is never the best one.
         costs[target] = sum(costs.values()) + 1
         question = _MatrixQuestion.about(costs, costs)
         best: Solution | None = None
@@ -318,9 +304,9 @@ class Program:
 
 @frozen(eq=False)
 class _MatrixQuestion:
-    """One question about a handful of models, each of which gets a bit; a combination is then an int.
+    """One question about a few models, each of which has a bit; a combination is an int.
 
-    Families are lists of combinations, projected onto those models, in order of preference.
+    Families are lists of combinations, limited to those models, in order of preference.
     """
 
     bits: Mapping[str, int]
@@ -359,7 +345,7 @@ class _MatrixQuestion:
         return found
 
     def _family(self, node: _Node, shared: int) -> list[int]:
-        """The combinations of `node` worth keeping when only the bits in `shared` occur elsewhere too."""
+        """The combinations of `node` that may matter if only the bits in `shared` occur elsewhere too."""
         shared &= self._support(node)
         key = id(node), shared
         if (family := self._families.get(key)) is None:
@@ -383,10 +369,10 @@ class _MatrixQuestion:
         return joined
 
     def _reduced(self, family: list[int], shared: int) -> list[int]:
-        """Drop what can never be part of the answer.
+        """Drop combinations that cannot be part of the answer.
 
-        What a combination gives the rest of the expression is its shared bits; of those that give the same, the
-        heaviest (the first of them) stands for all. One that gives less and weighs less goes as well.
+        A combination offers its shared bits to the rest of the expression; of those that offer the same, the first
+        heaviest is kept. One that offers less and weighs less is dropped as well.
         """
         if len(family) == 1:
             return family
@@ -399,14 +385,14 @@ class _MatrixQuestion:
                 heaviest[given] = weight, combination
         kept = [(given, *rest) for given, rest in heaviest.items()]
         if len(kept) > 1:
-            kept = [one for one in kept if not any(self._outdone(one, other) for other in kept)]
+            kept = [one for one in kept if not any(self._is_dominated(one, other) for other in kept)]
         return [combination for _, _, combination in kept]
 
     @staticmethod
-    def _outdone(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
+    def _is_dominated(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
         given, weight, combination = one
         other_given, other_weight, other_combination = other
         if given == other_given or given & ~other_given:
             return False
-        # At equal weight the order decides, so the lesser one goes only where the greater contains it whole.
+        # At equal weight the order decides: the lesser one is only dropped if the greater one contains it.
         return other_weight > weight or (other_weight == weight and not combination & ~other_combination)

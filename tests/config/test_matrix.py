@@ -217,11 +217,11 @@ class SolvingTests(SynchronousTestCase):
         self.assertLess(time.perf_counter() - began, 1.0)
 
     def test_cached_answers_have_a_bound(self) -> None:
-        self.patch(matrix_module, "ANSWERS_KEPT", 3)
+        self.patch(matrix_module, "MAX_CACHED_ANSWERS", 3)
         program = matrix({"pair": "ant & bee"})
-        for target in ANIMALS:
-            program.solve(target, ())
-        self.assertLessEqual(len(program._answers), 3)
+        answers = {target: program.solve(target, ()) for target in ANIMALS}
+        self.assertIs(program.solve(ANIMALS[-1], ()), answers[ANIMALS[-1]])
+        self.assertIsNot(program.solve(ANIMALS[0], ()), answers[ANIMALS[0]])
 
 
 # -- the plain reading of the same grammar, to compare with ------------------------------------------------
