@@ -129,24 +129,22 @@ LOG_TIME_FORMATS = (
 
 @frozen
 class StoreSettings:
-    """Where activity is kept over restarts."""
+    """The file that keeps activity over restarts."""
 
     path: str = field(default="", metadata=key("path", TextType(), "File of the activity store."))
 
 
 @frozen
 class LogFileSettings:
-    """Logs in files, llamaswap.log and model-ID.log, rotated without another program."""
+    """Logs in files: llamaswap.log and model-ID.log, rotated by size."""
 
     folder: str = field(
-        default="", metadata=key("folder", TextType(), "Folder of the files, made where it is missing; empty for none.")
+        default="", metadata=key("folder", TextType(), "Folder of the files, created if missing; empty for no files.")
     )
     size: int = field(
-        default=10, metadata=key("size", IntegerType(), "MiB after which a file is put aside as NAME.1.", minimum=1)
+        default=10, metadata=key("size", IntegerType(), "MiB after which a file is rotated to NAME.1.", minimum=1)
     )
-    keep: int = field(
-        default=5, metadata=key("keep", IntegerType(), "How many files put aside are kept of each log.", minimum=0)
-    )
+    keep: int = field(default=5, metadata=key("keep", IntegerType(), "Rotated files kept of each log.", minimum=0))
 
 
 @frozen
@@ -156,7 +154,7 @@ class ActivitySettings:
     session_id: tuple[str, ...] = field(
         default=("X-Session-ID", "X-Litellm-Session-Id"),
         metadata=key(
-            "session_id", TextListType(), "Request headers that name a session; the first present one counts."
+            "session_id", TextListType(), "Request headers that name a session; the first one present is used."
         ),
     )
 
@@ -173,17 +171,17 @@ class UiSettings:
 
 @frozen
 class PerformanceSettings:
-    """The machine's readings."""
+    """Monitoring of the machine."""
 
-    disabled: bool = field(default=False, metadata=key("disabled", BooleanType(), "Take no readings of the machine."))
+    disabled: bool = field(default=False, metadata=key("disabled", BooleanType(), "Do not monitor the machine."))
     every: float = field(
-        default=5.0, metadata=key("every", DurationType(), "Time between readings, at least 5s.", example="15s")
+        default=5.0, metadata=key("every", DurationType(), "Time between two readings, at least 5s.", example="15s")
     )
 
 
 @frozen
 class OnStartup:
-    """What happens when the service has started."""
+    """What happens after the start of the service."""
 
     preload: tuple[str, ...] = field(
         default=(), metadata=key("preload", TextListType(), "Models to load, in this order; a group loads its members.")
@@ -192,30 +190,30 @@ class OnStartup:
 
 @frozen
 class HookSettings:
-    """What happens at certain moments."""
+    """Commands and URLs that are run at certain events."""
 
     on_startup: OnStartup = field(
-        default=OnStartup(), metadata=key("on_startup", SectionType(OnStartup), "When the service has started.")
+        default=OnStartup(), metadata=key("on_startup", SectionType(OnStartup), "After the start of the service.")
     )
     before_load: tuple[str, ...] = field(
         default=(),
-        metadata=key("before_load", TextListType(), "Commands or URLs to be done before a model is started."),
+        metadata=key("before_load", TextListType(), "Commands or URLs before a model is started."),
     )
     after_ready: tuple[str, ...] = field(
-        default=(), metadata=key("after_ready", TextListType(), "Commands or URLs for when a model has become ready.")
+        default=(), metadata=key("after_ready", TextListType(), "Commands or URLs after a model became ready.")
     )
     before_unload: tuple[str, ...] = field(
         default=(),
-        metadata=key("before_unload", TextListType(), "Commands or URLs to be done before a model is stopped."),
+        metadata=key("before_unload", TextListType(), "Commands or URLs before a model is stopped."),
     )
     after_unload: tuple[str, ...] = field(
-        default=(), metadata=key("after_unload", TextListType(), "Commands or URLs for when a model's server has gone.")
+        default=(), metadata=key("after_unload", TextListType(), "Commands or URLs after a model's server ended.")
     )
     on_failure: tuple[str, ...] = field(
-        default=(), metadata=key("on_failure", TextListType(), "Commands or URLs for when a model could not be loaded.")
+        default=(), metadata=key("on_failure", TextListType(), "Commands or URLs after a load failed.")
     )
     timeout: float = field(
-        default=10.0, metadata=key("timeout", DurationType(), "Time each of the commands and URLs may take.")
+        default=10.0, metadata=key("timeout", DurationType(), "Maximum time of each command or URL.")
     )
 
 
@@ -250,7 +248,7 @@ class Config:
         default=False, metadata=key("logRequests", BooleanType(), "Accepted for compatibility, without effect.")
     )
     log_level: str = field(
-        default="info", metadata=key("logLevel", TextType(), "Least level logged.", known=LOG_LEVELS)
+        default="info", metadata=key("logLevel", TextType(), "Lowest level that is logged.", known=LOG_LEVELS)
     )
     log_time_format: str = field(
         default="",
@@ -264,19 +262,21 @@ class Config:
         metadata=key("logFiles", SectionType(LogFileSettings), "Write logs to files as well, one per model."),
     )
     metrics_max_in_memory: int = field(
-        default=1000, metadata=key("metricsMaxInMemory", IntegerType(), "Requests remembered without a store.")
+        default=1000, metadata=key("metricsMaxInMemory", IntegerType(), "Requests kept in memory without a store.")
     )
     capture_buffer: int = field(
         default=5, metadata=key("captureBuffer", IntegerType(), "MiB of request captures kept in memory; 0 for none.")
     )
     store: StoreSettings | None = field(
         default=None,
-        metadata=key("store", SectionType(StoreSettings), "Keep activity over restarts; unset keeps it in memory."),
+        metadata=key(
+            "store", SectionType(StoreSettings), "Keep activity over restarts; if unset it is kept in memory."
+        ),
     )
     ui: UiSettings = field(default=UiSettings(), metadata=key("ui", SectionType(UiSettings), "Settings of the web UI."))
     performance: PerformanceSettings = field(
         default=PerformanceSettings(),
-        metadata=key("performance", SectionType(PerformanceSettings), "The machine's readings."),
+        metadata=key("performance", SectionType(PerformanceSettings), "Monitoring of the machine."),
     )
     global_ttl: int = field(
         default=0,
@@ -293,24 +293,26 @@ class Config:
         metadata=key(
             "drainTimeout",
             SecondsType(),
-            "Seconds that requests under way may take when the service ends; 0 ends them at once.",
+            "Seconds that running requests may take when the service stops; 0 ends them at once.",
             minimum=0,
         ),
     )
     start_port: int = field(
-        default=5800, metadata=key("startPort", IntegerType(), "First port handed out for ${PORT}.", minimum=1)
+        default=5800, metadata=key("startPort", IntegerType(), "First port for ${PORT}.", minimum=1)
     )
     send_loading_state: bool = field(
         default=False,
         metadata=key("sendLoadingState", BooleanType(), "Stream progress as reasoning text while a model loads."),
     )
     include_aliases_in_list: bool = field(
-        default=False, metadata=key("includeAliasesInList", BooleanType(), "List aliases as models of their own.")
+        default=False, metadata=key("includeAliasesInList", BooleanType(), "List aliases as separate models.")
     )
     api_keys: tuple[Secret, ...] = field(
         default=(),
         metadata=key(
-            "apiKeys", TextListType(secret=True, strict=True), "Keys that clients must present; empty asks none."
+            "apiKeys",
+            TextListType(secret=True, strict=True),
+            "Keys of which clients must present one; empty for no authentication.",
         ),
     )
     allowed_hosts: tuple[str, ...] = field(
@@ -318,8 +320,8 @@ class Config:
         metadata=key(
             "allowedHosts",
             TextListType(),
-            "Host names under which browsers may change something here, besides IP addresses, localhost and the "
-            "machine's own name; `*` for any name.",
+            "Host names under which browsers may change settings and models, besides IP addresses, localhost and the "
+            "machine's name; `*` for any name.",
         ),
     )
     forward_key: str = field(
@@ -327,8 +329,8 @@ class Config:
         metadata=key(
             "forwardKey",
             TextType(),
-            "Whether the API key that a client was accepted with is passed on: `auto` to servers whose command or "
-            "environment holds it and to peers without apiKey, `always`, or `never`.",
+            "Whether the API key of an accepted client is passed on: `auto` to servers whose command or environment "
+            "contains it and to peers without apiKey, `always`, or `never`.",
             enum=FORWARD_KEY,
         ),
     )
@@ -337,7 +339,7 @@ class Config:
         metadata=key(
             "envPolicy",
             TextType(),
-            "Which environment variables of llamaswap servers get: `inherit` all, `clean` those of a fixed list.",
+            "Environment variables of llamaswap that servers get: `inherit` all, `clean` those of a fixed list.",
             enum=("", *ENV_POLICIES),
         ),
     )
@@ -355,7 +357,10 @@ class Config:
         default=None, metadata=key("matrix", SectionType(Matrix), "Older place of routing.router.settings.matrix.")
     )
     routing: Routing = field(
-        default=Routing(), metadata=key("routing", SectionType(Routing), "Who is unloaded, who is served first.")
+        default=Routing(),
+        metadata=key(
+            "routing", SectionType(Routing), "Which models are unloaded, and which requests are served first."
+        ),
     )
     profiles: Mapping[str, Profile] = field(
         factory=dict,
@@ -376,7 +381,8 @@ class Config:
         ),
     )
     hooks: HookSettings = field(
-        default=HookSettings(), metadata=key("hooks", SectionType(HookSettings), "What happens at certain moments.")
+        default=HookSettings(),
+        metadata=key("hooks", SectionType(HookSettings), "Commands and URLs that are run at certain events."),
     )
     peers: Mapping[str, Peer] = field(
         factory=dict,
@@ -408,7 +414,7 @@ class Config:
         return self._names.peer(name)
 
     def base(self, name: str) -> str | None:
-        """The local model's ID, or `name` itself where a peer offers it."""
+        """The local model's ID, or `name` if a peer offers it."""
         return self._names.base(name)
 
     def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
@@ -417,7 +423,7 @@ class Config:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a configuration file, for editors; read off the records above."""
+    """The JSON schema of a configuration file, for editors; made from the records above."""
     from llamaswap.config.jsonschema import describe
 
     return describe(Config)

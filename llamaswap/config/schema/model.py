@@ -37,7 +37,7 @@ FORWARD_KEY = ("auto", "always", "never")
 
 @frozen
 class Filters:
-    """Changes made to a request's parameters: ready to apply, in ascending key order, never touching `model`."""
+    """Changes to a request's parameters, in ascending order and without `model`."""
 
     strip_params_text: str = field(
         default="",
@@ -57,7 +57,7 @@ class Filters:
         metadata=key(
             "setParamsByID",
             FreeMapsType(),
-            "Parameters to set when the request named the model by this ID; each ID becomes an alias.",
+            "Parameters to set if the request names the model by this ID; each ID becomes an alias.",
         ),
     )
     strip_params: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Filters:
 
 @frozen
 class Timeouts:
-    """Limits on the connection to a server, in seconds; 0 switches one off."""
+    """Limits on the connection to a server, in seconds; 0 disables one."""
 
     connect: float = field(default=30.0, metadata=key("connect", SecondsType(), "To connect (seconds, 0 = no limit)."))
     keepalive: float = field(
@@ -73,7 +73,9 @@ class Timeouts:
     )
     response_header: float = field(
         default=0.0,
-        metadata=key("responseHeader", SecondsType(), "Until the head of the answer arrives (seconds, 0 = no limit)."),
+        metadata=key(
+            "responseHeader", SecondsType(), "Until the head of the response arrives (seconds, 0 = no limit)."
+        ),
     )
     tls_handshake: float = field(
         default=10.0, metadata=key("tlsHandshake", SecondsType(), "For the TLS handshake (seconds, 0 = no limit).")
@@ -91,7 +93,7 @@ class Timeouts:
 
 @frozen
 class Compat:
-    """Switches for servers with habits of their own."""
+    """Switches for servers that behave differently."""
 
     ignore_websockets: bool = field(
         default=False,
@@ -101,15 +103,15 @@ class Compat:
 
 @frozen
 class HangDetection:
-    """When a server counts as hung: its streams are silent, no sign of life is seen, and it answers nothing."""
+    """When a server counts as hung: its streams are silent, it shows no sign of life and does not respond."""
 
     after: float = field(
         default=120.0,
         metadata=key(
             "after",
             DurationType(),
-            "Least silence of streams that were under way. 0s: never. Not watched by default where compat."
-            "ignoreWebsockets is set.",
+            "Minimum silence of its running streams. 0s: never. By default servers with compat.ignoreWebsockets are "
+            "not watched.",
         ),
     )
     times: int = field(
@@ -127,7 +129,7 @@ class HangDetection:
         metadata=key(
             "canary",
             DurationType(),
-            "How long a silent server is watched for signs of life, and then a one-token request may take.",
+            "How long a silent server is watched for signs of life, and the maximum time of a one-token request then.",
         ),
     )
     signs: tuple[str, ...] = field(
@@ -135,8 +137,8 @@ class HangDetection:
         metadata=key(
             "signs",
             TextListType(),
-            "What counts as a sign of life: its processes use CPU time or a disk (also where nobody can know), a GPU "
-            "is busy, it writes to its log, it answers checkEndpoint.",
+            "Signs of life: its processes use CPU time or a disk (also if that cannot be known), a GPU is busy, it "
+            "writes to its log, it responds at checkEndpoint.",
             items_enum=SIGNS,
         ),
     )
@@ -154,7 +156,7 @@ class HangDetection:
 
 @frozen
 class SuspendSettings:
-    """How a server is put to sleep instead of being stopped: what it held is free, its process stays."""
+    """How a server is put to sleep instead of being stopped: its memory is freed, its process stays."""
 
     sleep: tuple[str, ...] = field(
         default=(),
@@ -165,45 +167,44 @@ class SuspendSettings:
         ),
     )
     wake: tuple[str, ...] = field(
-        default=(), metadata=key("wake", TextListType(single=True), "What wakes it up again, in the same words.")
+        default=(),
+        metadata=key("wake", TextListType(single=True), "Requests or commands that wake it up, one after the other."),
     )
     timeout: float = field(
         default=30.0,
-        metadata=key(
-            "timeout", DurationType(), "Longest that either may take; then the server is stopped, or started anew."
-        ),
+        metadata=key("timeout", DurationType(), "Maximum time of either; then the server is stopped, or restarted."),
     )
     ttl: float = field(
-        default=0.0, metadata=key("ttl", DurationType(), "Stop the server after so long a sleep; 0s never.")
+        default=0.0, metadata=key("ttl", DurationType(), "Stop the server after it slept for this time; 0s never.")
     )
 
 
 @frozen
 class SlotSettings:
-    """What a llama.cpp server has read, kept over its stop in files of its own; needs its `--slot-save-path`."""
+    """The prompt cache of a llama.cpp server, kept in files while it is stopped; it needs `--slot-save-path`."""
 
     save: bool = field(
         default=False,
-        metadata=key("save", BooleanType(), "Save what was read when the model goes, restore it when it comes back."),
+        metadata=key(
+            "save", BooleanType(), "Save the slots before the model is stopped, and restore them after it is loaded."
+        ),
     )
-    timeout: float = field(
-        default=5.0, metadata=key("timeout", DurationType(), "Longest that a save may take, or a restore.")
-    )
+    timeout: float = field(default=5.0, metadata=key("timeout", DurationType(), "Maximum time of a save or a restore."))
     max_size: int = field(
         default=2048,
-        metadata=key("maxSize", IntegerType(), "Largest file in MiB that is kept, one per slot.", minimum=1),
+        metadata=key("maxSize", IntegerType(), "Maximum size in MiB of a file, one per slot.", minimum=1),
     )
 
 
 @frozen
 class Capabilities:
-    """What a model can do, for listings; all-zero means nothing was declared."""
+    """Capabilities of a model, for listings; all are zero if none was declared."""
 
     inputs: tuple[str, ...] = field(
-        default=(), metadata=key("in", TextListType(), "Kinds of input the model takes.", items_enum=MODALITIES)
+        default=(), metadata=key("in", TextListType(), "Kinds of input of the model.", items_enum=MODALITIES)
     )
     outputs: tuple[str, ...] = field(
-        default=(), metadata=key("out", TextListType(), "Kinds of output the model gives.", items_enum=MODALITIES)
+        default=(), metadata=key("out", TextListType(), "Kinds of output of the model.", items_enum=MODALITIES)
     )
     tools: bool = field(default=False, metadata=key("tools", BooleanType(), "The model can call tools."))
     reranker: bool = field(default=False, metadata=key("reranker", BooleanType(), "The model reranks documents."))
@@ -212,7 +213,7 @@ class Capabilities:
 
 @frozen
 class Model:
-    """One local model. `endpoint` is None where `proxy` is no http(s) URL: such a model cannot start."""
+    """One local model. `endpoint` is None if `proxy` is not an http(s) URL: such a model cannot start."""
 
     id: str
     cmd: str = field(
@@ -244,15 +245,15 @@ class Model:
         metadata=key(
             "envPolicy",
             TextType(),
-            "Which environment variables of llamaswap the server gets besides `env`: `inherit` all, `clean` those of a "
-            "fixed list. Unset takes the global value.",
+            "Environment variables of llamaswap that the server gets besides `env`: `inherit` all, `clean` those of a "
+            "fixed list. Unset for the global value.",
             enum=("", *ENV_POLICIES),
         ),
     )
     check_endpoint: str = field(
         default="/health",
         metadata=key(
-            "checkEndpoint", TextType(), "Path that answers 200 once the server is ready; none skips the check."
+            "checkEndpoint", TextType(), "Path that responds with 200 when the server is ready; `none` skips the check."
         ),
     )
     ttl: int = field(
@@ -260,7 +261,7 @@ class Model:
         metadata=key(
             "ttl",
             IntegerType(),
-            "Unload after so many idle seconds; 0 never, -1 takes globalTTL.",
+            "Idle seconds before the model is unloaded; 0 never, -1 for globalTTL.",
             minimum=-1,
             default=USE_GLOBAL_TTL,
         ),
@@ -270,21 +271,23 @@ class Model:
         metadata=key(
             "unloadTimeout",
             SecondsType(),
-            "Seconds a server may take to stop before it is killed; 0 takes the global value.",
+            "Seconds a server may take to stop before it is killed; 0 for the global value.",
             minimum=0,
             default=0,
         ),
     )
     unlisted: bool = field(default=False, metadata=key("unlisted", BooleanType(), "Leave the model out of listings."))
     use_model_name: str = field(
-        default="", metadata=key("useModelName", TextType(), "The model name sent to the server instead of the ID.")
+        default="", metadata=key("useModelName", TextType(), "Model name sent to the server instead of the ID.")
     )
     name: str = field(default="", metadata=key("name", TextType(), "Name shown in listings."))
     description: str = field(default="", metadata=key("description", TextType(), "Description shown in listings."))
     concurrency_limit: int = field(
         default=0,
         metadata=key(
-            "concurrencyLimit", IntegerType(), "Most requests at one time; more get 429. 0 leaves the built-in limit."
+            "concurrencyLimit",
+            IntegerType(),
+            "Maximum number of requests at a time; more get 429. 0 for the built-in limit.",
         ),
     )
     supersede: str = field(
@@ -292,7 +295,7 @@ class Model:
         metadata=key(
             "supersede",
             TextType(),
-            "Whose newer request takes the place of an older one that still waits (it gets 410): `session`, known by "
+            "Whose newer request replaces an older one that still waits (it gets 410): that of the same `session`, by "
             "the headers in ui.activity.session_id, or `client`, by address, key and User-Agent too.",
             enum=SUPERSEDE,
         ),
@@ -302,7 +305,7 @@ class Model:
         metadata=key(
             "forwardKey",
             TextType(),
-            "Whether the accepted API key is passed to the server: see the global forwardKey, which counts when empty.",
+            "Whether the accepted API key is passed to the server; if empty as the global forwardKey says.",
             enum=("", *FORWARD_KEY),
         ),
     )
@@ -329,7 +332,7 @@ class Model:
         default=Timeouts(), metadata=key("timeouts", SectionType(Timeouts), "Limits on connections to the server.")
     )
     compat: Compat = field(
-        default=Compat(), metadata=key("compat", SectionType(Compat), "Switches for servers with habits of their own.")
+        default=Compat(), metadata=key("compat", SectionType(Compat), "Switches for servers that behave differently.")
     )
     stall: HangDetection = field(
         default=HangDetection(),
@@ -340,18 +343,20 @@ class Model:
         metadata=key(
             "sleep",
             SectionType(SuspendSettings),
-            "Put the server to sleep instead of stopping it when others need room.",
+            "Put the server to sleep instead of stopping it when other models need memory.",
         ),
     )
     slots: SlotSettings = field(
         default=SlotSettings(),
         metadata=key(
-            "slots", SectionType(SlotSettings), "Keep what a llama.cpp server has read over swaps, if that is quicker."
+            "slots",
+            SectionType(SlotSettings),
+            "Keep the prompt cache of a llama.cpp server over swaps, if that is quicker.",
         ),
     )
     capabilities: Capabilities = field(
         default=Capabilities(),
-        metadata=key("capabilities", SectionType(Capabilities), "What the model can do, for listings."),
+        metadata=key("capabilities", SectionType(Capabilities), "Capabilities of the model, for listings."),
     )
     health_check_timeout: float = field(
         default=120.0,
@@ -366,7 +371,7 @@ class Model:
     _rebuild: Callable[[int], Model] | None = field(default=None, eq=False, repr=False)
 
     def with_port(self, port: int) -> Model:
-        """This model with another PORT wherever ${PORT} stood; itself where the model uses none."""
+        """This model with another port for ${PORT}; itself if it uses none."""
         if self.port is None or self.port == port or self._rebuild is None:
             return self
         return self._rebuild(port)

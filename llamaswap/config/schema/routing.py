@@ -30,16 +30,20 @@ SCHEDULERS = ("fifo",)
 
 @frozen
 class EvictionSettings:
-    """Which policy decides which models are evicted."""
+    """The eviction policy and its settings."""
 
     use: str = field(
         default=DEFAULT_POLICY,
         metadata=key(
-            "use", TextType(), "The engine that decides who is unloaded for whom.", enum=("", *POLICIES), lenient=True
+            "use",
+            TextType(),
+            "The policy that decides which models are unloaded for another.",
+            enum=("", *POLICIES),
+            lenient=True,
         ),
     )
     settings: RouterSettings = field(
-        default=RouterSettings(), metadata=key("settings", SectionType(RouterSettings), "Settings of the engines.")
+        default=RouterSettings(), metadata=key("settings", SectionType(RouterSettings), "Settings of the policies.")
     )
 
 
@@ -49,22 +53,28 @@ class FifoSettings:
 
     priority: Mapping[str, int] = field(
         factory=dict,
-        metadata=key("priority", IntegerMapType(), "Models that go first: higher before lower, unlisted are 0."),
+        metadata=key(
+            "priority", IntegerMapType(), "Priorities of models: higher ones are served first, unlisted models have 0."
+        ),
     )
     patience: float = field(
         default=10.0,
-        metadata=key("patience", DurationType(), "How long requests for a loaded model may overtake waiting ones."),
+        metadata=key(
+            "patience", DurationType(), "How long requests for a loaded model may overtake waiting requests for others."
+        ),
     )
     max_queue: int = field(
         default=1000,
-        metadata=key("maxQueue", IntegerType(), "Most requests that wait for one model; more get 429.", minimum=1),
+        metadata=key(
+            "maxQueue", IntegerType(), "Maximum number of requests that wait for one model; more get 429.", minimum=1
+        ),
     )
     max_wait: float = field(
         default=3600.0,
         metadata=key(
             "maxWait",
             DurationType(),
-            "Longest a request stands in the queue behind other models; then 503. 0s: no limit.",
+            "Maximum time that a request waits behind other models; then it gets 503. 0s: no limit.",
         ),
     )
     stalled_reader: float = field(
@@ -72,8 +82,8 @@ class FifoSettings:
         metadata=key(
             "stalledReader",
             DurationType(),
-            "Longest a client may read nothing of its response while another model's request waits for the room; "
-            "then the response is cut. 0s: no limit.",
+            "Maximum time that a client reads nothing of its response while a request waits for the eviction of the "
+            "model; then the response is cut. 0s: no limit.",
         ),
     )
     backoff: float = field(
@@ -81,18 +91,18 @@ class FifoSettings:
         metadata=key(
             "backoff",
             DurationType(),
-            "First pause for a model that failed twice in a row; doubles with each failure. 0s for no pauses.",
+            "First pause for a model that failed twice in a row; it doubles with each failure. 0s for no pauses.",
         ),
     )
     backoff_max: float = field(
-        default=60.0, metadata=key("backoffMax", DurationType(), "Longest pause for a model that keeps failing.")
+        default=60.0, metadata=key("backoffMax", DurationType(), "Maximum pause for a model that keeps failing.")
     )
     max_asleep: int = field(
         default=0,
         metadata=key(
             "maxAsleep",
             IntegerType(),
-            "Most models asleep at a time, since they hold memory; who sleeps longest is stopped. 0: no limit.",
+            "Maximum number of models asleep, which use memory; the one asleep for longest is stopped. 0: no limit.",
             minimum=0,
         ),
     )
@@ -101,14 +111,14 @@ class FifoSettings:
         metadata=key(
             "reclaim",
             DurationType(),
-            "Longest a start waits to see GPU memory of an unloaded model free again. 0s not to wait.",
+            "Maximum time that a start waits for the GPU memory of an unloaded model to be free. 0s not to wait.",
         ),
     )
 
 
 @frozen
 class SchedulerSettings:
-    """Settings of the schedulers there are."""
+    """Settings of the schedulers."""
 
     fifo: FifoSettings = field(
         default=FifoSettings(), metadata=key("fifo", SectionType(FifoSettings), "Settings for `use: fifo`.")
@@ -117,7 +127,7 @@ class SchedulerSettings:
 
 @frozen
 class QueueSettings:
-    """Which queue discipline is used."""
+    """The queue discipline and its settings."""
 
     use: str = field(
         default="fifo", metadata=key("use", TextType(), "The queue discipline.", enum=("", *SCHEDULERS), lenient=True)
@@ -130,13 +140,15 @@ class QueueSettings:
 
 @frozen
 class Routing:
-    """Who runs, who waits."""
+    """The rules of eviction and of the queue."""
 
     router: EvictionSettings = field(
-        default=EvictionSettings(), metadata=key("router", SectionType(EvictionSettings), "Who is unloaded for whom.")
+        default=EvictionSettings(),
+        metadata=key("router", SectionType(EvictionSettings), "Which models are unloaded for another."),
     )
     scheduler: QueueSettings = field(
-        default=QueueSettings(), metadata=key("scheduler", SectionType(QueueSettings), "Who is served first.")
+        default=QueueSettings(),
+        metadata=key("scheduler", SectionType(QueueSettings), "Which requests are served first."),
     )
 
 
@@ -145,11 +157,11 @@ class Routing:
 
 @frozen
 class Profile:
-    """A switchable set of names; a pin to "" answers 404."""
+    """A switchable set of names; requests for a name pinned to "" get 404."""
 
     description: str = field(default="", metadata=key("description", TextType(), "Shown in listings."))
     pins: Mapping[str, str] = field(
-        factory=dict, metadata=key("pins", TextMapType(), "Requested name to model; empty or null switches a name off.")
+        factory=dict, metadata=key("pins", TextMapType(), "Requested name to model; empty or null disables a name.")
     )
 
 
@@ -199,7 +211,7 @@ class Selector:
 
 @frozen
 class Peer:
-    """Another server that offers models of its own. `auto`: its models are asked for, `models` is empty."""
+    """Another server with models. With `auto` it is asked for them, and `models` is empty."""
 
     id: str
     proxy: str = field(default="", metadata=key("proxy", TextType(), "Base URL of the peer."))
@@ -212,12 +224,12 @@ class Peer:
         metadata=key(
             "forwardKey",
             TextType(),
-            "Whether the accepted API key is passed to the peer: see the global forwardKey, which counts when empty.",
+            "Whether the accepted API key is passed to the peer; if empty as the global forwardKey says.",
             enum=("", *FORWARD_KEY),
         ),
     )
     models: tuple[str, ...] = field(
-        default=(), metadata=key("models", TextListType(auto=True), "Models the peer offers, or auto to ask it.")
+        default=(), metadata=key("models", TextListType(auto=True), "Models of the peer, or auto to ask it for them.")
     )
     filters: Filters = field(
         default=Filters(),
