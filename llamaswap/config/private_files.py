@@ -1,7 +1,7 @@
 """Files that only this program's user may change: folders and files are checked before use, links are not followed.
 
-A folder that another user owns, or may write to, lets that user choose what we read and where we write. Every check
-is made on the open descriptor, so that nothing can be exchanged between the check and the use.
+Another user who owns a folder, or may write to it, could choose which file is read or written. Every check is made on
+the open descriptor, so that the file cannot be replaced between the check and its use.
 """
 
 from __future__ import annotations

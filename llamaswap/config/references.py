@@ -1,4 +1,4 @@
-"""Checks of everything that gives models other names: aliases, peers, selectors, profiles."""
+"""Checks of the names of models: aliases, preloads, peers, selectors, profiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llamaswap.config.schema import (
 
 
 def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, Model]:
-    """Check explicit aliases over all models, then add those that setParamsByID makes."""
+    """Check the explicit aliases of all models, then add those of setParamsByID."""
     owner: dict[str, str] = {}
     for model in models.values():
         for index, alias in enumerate(model.aliases):
@@ -118,7 +118,7 @@ def _peer(peer_id: str, values: dict[str, Any], path: str, report: Diagnostics) 
 
 
 def peers_that_lead_back(found: Mapping[str, Peer], port: int) -> list[str]:
-    """The peers whose address is this machine's own at `port`, where the server itself listens."""
+    """The peers whose address is `port` of this machine, on which this server listens."""
     return [
         name
         for name, peer in sorted(found.items())
@@ -129,7 +129,7 @@ def peers_that_lead_back(found: Mapping[str, Peer], port: int) -> list[str]:
 def check_peer_names(
     found: Mapping[str, Peer], names: NameIndex, profiles: Mapping[str, Profile], report: Diagnostics
 ) -> None:
-    """PEER/MODEL must mean one thing."""
+    """Report a PEER/MODEL that is ambiguous."""
     seen: dict[str, tuple[str, str]] = {}
     pins = {pin for profile in profiles.values() for pin in profile.pins}
     for peer_id in sorted(found):
@@ -205,7 +205,7 @@ def _target_fault(
 
 
 def _may_be_discovered(target: str, found: Mapping[str, Peer]) -> bool:
-    """Could a peer that is asked for its models offer this one?"""
+    """Whether a peer that is asked for its models may offer this one."""
     return any(peer.auto and target.startswith(f"{peer_id}/") for peer_id, peer in found.items())
 
 

@@ -159,7 +159,7 @@ def configuration(found: ScanResult) -> str:
         "# Seconds without a request after which a model is unloaded; 0 never. `ttl` overrides it for one model.",
         "globalTTL: 0",
         "",
-        "# Keys that clients must present. Without any, whoever reaches the port may use it.",
+        "# Keys that clients must present. Without any, everyone who can reach the port may use it.",
         "# apiKeys:",
         '#   - "${env.LLAMASWAP_API_KEY}"',
         "",

@@ -26,7 +26,7 @@ from llamaswap.observe.worker import RunBlocking
 from llamaswap.wire.byte_budget import MIB
 
 KEPT_SECONDS = 3600.0
-ASKED_SECONDS = 60.0  # after a question the GPUs are read for so long
+ASKED_SECONDS = 60.0  # for which the GPUs are read after a question
 
 log = Logger()
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The frozen records a configuration becomes, with every default and the YAML key each field is read from.
+"""The frozen records of a configuration, with every default and the YAML key of each field.
 
 Durations are float seconds, sizes say their unit. Values are resolved: a model's `ttl` has the global one
 folded in, `routing` is filled whichever spelling the file used. Knows nothing of YAML, files or time. Those of

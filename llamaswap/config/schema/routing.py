@@ -1,4 +1,4 @@
-"""The records of who runs beside whom, and of names that stand for models. See `schema`."""
+"""The records of eviction, the queue, selectors, profiles and peers. See `schema`."""
 
 from __future__ import annotations
 
