@@ -90,8 +90,7 @@ def makeService(options: Options) -> IService:
     from llamaswap.app.systemd import inherited_endpoint
     from llamaswap.proxy.fastpath.epoll import use_plain_poll
     from llamaswap.proxy.listen import ListenAddress
-    from llamaswap.upgrade.inherited import inherited
-    from llamaswap.upgrade.program import announce_ready, being_checked
+    from llamaswap.upgrade.program import announce_ready, being_checked, inherited
 
     if bool(options["tls-cert-file"]) != bool(options["tls-key-file"]):
         give_up("--tls-cert-file and --tls-key-file must be given together")

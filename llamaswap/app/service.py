@@ -31,7 +31,7 @@ from llamaswap.app.settings import (
     listening_endpoint,
     sources_of,
 )
-from llamaswap.app.shutdown import ServiceEnd, Shutdown
+from llamaswap.app.shutdown import Shutdown
 from llamaswap.app.startup_log import announce, give_up
 from llamaswap.app.systemd import SystemdNotifier, child_environment
 from llamaswap.config import LoadedConfig, load
@@ -41,7 +41,7 @@ from llamaswap.proxy.listen import refusal
 from llamaswap.servers.orphans import sweep
 from llamaswap.upgrade import program
 from llamaswap.upgrade.coordinator import Upgrade
-from llamaswap.upgrade.inherited import InheritedState
+from llamaswap.upgrade.program import InheritedState
 from llamaswap.web.processes import stalled
 
 log = Logger("llamaswap.app.service")
@@ -83,7 +83,7 @@ class LlamaSwap(MultiService):
         )
         self.parts = parts = build_parts(context, control, loaded.config)
         self.upgrade = self._build_upgrade(parts)
-        self.shutdown = Shutdown(reactor, ServiceEnd(parts, lambda: self.port))
+        self.shutdown = Shutdown(parts, lambda: self.port)
 
     def _build_upgrade(self, parts: ServiceParts) -> Upgrade:
         earlier = self.inherited.state if self.inherited is not None else None

@@ -22,7 +22,7 @@ from llamaswap.config import ConfigText, files
 from llamaswap.demo import demo_config
 from llamaswap.events import EventBus
 from llamaswap.proxy.listen import ListenAddress
-from llamaswap.upgrade.inherited import AdoptingReactor, InheritedState
+from llamaswap.upgrade.program import AdoptingReactor, InheritedState
 
 
 class IServiceReactor(

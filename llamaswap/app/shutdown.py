@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as TimeIsUp
-from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from llamaswap.app.parts import ServiceParts
@@ -34,66 +34,13 @@ class ShutdownPhase(Enum):
     DONE = "done"
 
 
-@frozen
-class ServiceEnd:
-    """What a shutdown does with the service's parts. `port` gives the listening port."""
+@define(eq=False)
+class Shutdown:
+    """One shutdown of the service's parts. `port` gives the listening port; `requested` is set by the first signal,
+    before the reactor hears of it."""
 
     parts: ServiceParts
     port: Callable[[], IListeningPort | None]
-
-    @property
-    def drain_timeout(self) -> float:
-        """Seconds that running requests get."""
-        return self.parts.models.router.config.drain_timeout
-
-    async def stop_accepting(self) -> None:
-        """Take no further work: close the listening socket, refuse waiting requests, end the feeds."""
-        models, web = self.parts.models, self.parts.web
-        log.info("shutting down: {count} requests in progress", count=web.proxy.active)
-        models.slots.closing = True
-        self.parts.reloader.stop()
-        self.parts.watchdog.stop()
-        models.peers.stop()
-        models.router.drain()
-        port = self.port()
-        if port is not None:
-            await maybeDeferred(port.stopListening)
-        web.streams.end_all()
-        web.load_tests.close()
-        web.factory.drain()
-
-    def requests_done(self) -> Deferred[None]:
-        """Fires when no request is in progress."""
-        return self.parts.web.proxy.when_idle()
-
-    async def stop_servers(self, seconds: float) -> None:
-        """Stop all servers within `seconds`, and then close what is still connected."""
-        models, web = self.parts.models, self.parts.web
-        web.proxy.close()
-        await models.router.shutdown(seconds)
-        self.parts.observability.inflight.cancel_all()  # requests to peers
-        web.factory.cut()
-        models.pool.close()
-        models.launcher.close()
-        models.guardian.close()
-
-    def hooks_done(self) -> Deferred[None]:
-        """Fires when no hook is running: what follows an unload follows this one too."""
-        return self.parts.models.hooks.when_idle()
-
-    async def close(self) -> None:
-        """Close the store and end the threads."""
-        await self.parts.observability.close()
-        await self.parts.models.driver_thread.close()
-        await self.parts.models.disk_thread.close()
-
-
-@define(eq=False)
-class Shutdown:
-    """One shutdown of `host`. `requested` is set by the first signal, before the reactor hears of it."""
-
-    clock: IReactorTime
-    host: ServiceEnd
     phase: ShutdownPhase = field(default=ShutdownPhase.RUNNING, init=False)
     requested: bool = field(default=False, init=False)
     _hurried: bool = field(default=False, init=False)
@@ -101,17 +48,18 @@ class Shutdown:
 
     async def run(self) -> None:
         """Go through all phases. Never waits longer than the deadline and `CLOSE_TIMEOUT`."""
-        drained = self.clock.seconds() + self.host.drain_timeout
+        clock, models = self.parts.context.reactor, self.parts.models
+        drained = clock.seconds() + models.router.config.drain_timeout
         deadline = drained + SERVERS_TIMEOUT
         self.phase = ShutdownPhase.DRAINING
-        await self.host.stop_accepting()
-        await self._wait(self.host.requests_done(), drained)
+        await self._stop_accepting()
+        await self._wait(self.parts.web.proxy.when_idle(), drained)
         self.phase = ShutdownPhase.STOPPING_SERVERS
-        await self.host.stop_servers(max(STOP_TIMEOUT, deadline - self.clock.seconds()))
-        await self._wait(self.host.hooks_done(), deadline)
+        await self._stop_servers(max(STOP_TIMEOUT, deadline - clock.seconds()))
+        await self._wait(models.hooks.when_idle(), deadline)  # what follows an unload follows this one too
         self.phase = ShutdownPhase.CLOSING
-        closing = Deferred.fromCoroutine(self.host.close())
-        closing.addTimeout(max(CLOSE_TIMEOUT, min(SERVERS_TIMEOUT, deadline - self.clock.seconds())), self.clock)
+        closing = Deferred.fromCoroutine(self._close())
+        closing.addTimeout(max(CLOSE_TIMEOUT, min(SERVERS_TIMEOUT, deadline - clock.seconds())), clock)
         try:
             await closing
         except Exception as error:
@@ -129,15 +77,46 @@ class Shutdown:
 
     async def _wait(self, done: Deferred[None], until: float) -> None:
         """Wait for `done` until that time, or until a second signal."""
-        left = until - self.clock.seconds()
-        if self._hurried or left <= 0:
-            done.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        clock = self.parts.context.reactor
+        self._waiting = done.addTimeout(max(0.0, until - clock.seconds()), clock)
+        if self._hurried:
             done.cancel()
-            return
-        self._waiting = done.addTimeout(left, self.clock)
         try:
             await done
         except (TimeIsUp, CancelledError):
             pass
         finally:
             self._waiting = None
+
+    async def _stop_accepting(self) -> None:
+        """Take no further work: close the listening socket, refuse waiting requests, end the feeds."""
+        models, web = self.parts.models, self.parts.web
+        log.info("shutting down: {count} requests in progress", count=web.proxy.active)
+        models.slots.closing = True
+        self.parts.reloader.stop()
+        self.parts.watchdog.stop()
+        models.peers.stop()
+        models.router.drain()
+        port = self.port()
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+        web.streams.end_all()
+        web.load_tests.close()
+        web.factory.drain()
+
+    async def _stop_servers(self, seconds: float) -> None:
+        """Stop all servers within `seconds`, and then close what is still connected."""
+        models, web = self.parts.models, self.parts.web
+        web.proxy.close()
+        await models.router.shutdown(seconds)
+        self.parts.observability.inflight.cancel_all()  # requests to peers
+        web.factory.cut()
+        models.pool.close()
+        models.launcher.close()
+        models.guardian.close()
+
+    async def _close(self) -> None:
+        """Close the store and end the threads."""
+        await self.parts.observability.close()
+        await self.parts.models.driver_thread.close()
+        await self.parts.models.disk_thread.close()

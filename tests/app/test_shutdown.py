@@ -1,6 +1,7 @@
 """The phases of a shutdown, and what ends each of them."""
 
-from attrs import define, field
+from types import SimpleNamespace
+
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -8,43 +9,67 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.app.shutdown import CLOSE_TIMEOUT, SERVERS_TIMEOUT, Shutdown, ShutdownPhase
 
 
-@define(eq=False)
-class FakeHost:
-    """A service whose requests, hooks and disk end when a test says so; `calls` are what was done with it."""
+class Part:
+    """Any part of a service: records its calls, and returns the given results."""
 
-    drain_timeout: float = 30.0
-    requests: Deferred = field(factory=lambda: succeed(None))
-    hooks: Deferred = field(factory=lambda: succeed(None))
-    disk: Deferred = field(factory=lambda: succeed(None))
-    calls: list = field(factory=list)
+    def __init__(self, calls, **results):
+        self._calls, self._results = calls, results
 
-    async def stop_accepting(self):
-        self.calls.append("stop accepting")
+    def __getattr__(self, name):
+        def call(*arguments):
+            self._calls.append((name, *arguments))
+            return self._results.get(name)
 
-    def requests_done(self):
-        return self.requests
+        return call
 
-    async def stop_servers(self, seconds):
-        self.calls.append(("stop servers", seconds))
 
-    def hooks_done(self):
-        return self.hooks
-
-    async def close(self):
-        self.calls.append("close")
-        await self.disk
+def fake_parts(clock, calls, requests, hooks, disk):
+    """A service whose requests, hooks and disk end with these Deferreds."""
+    part, idle = Part(calls), succeed(None)
+    router = Part(calls, shutdown=idle)
+    router.config = SimpleNamespace(drain_timeout=30.0)
+    proxy = Part(calls, when_idle=requests)
+    proxy.active = 1
+    thread = Part([], close=idle)
+    return SimpleNamespace(
+        context=SimpleNamespace(reactor=clock),
+        reloader=part,
+        watchdog=part,
+        observability=SimpleNamespace(inflight=part, close=lambda: disk),
+        models=SimpleNamespace(
+            router=router,
+            slots=part,
+            peers=part,
+            pool=part,
+            launcher=part,
+            guardian=part,
+            hooks=Part(calls, when_idle=hooks),
+            driver_thread=thread,
+            disk_thread=thread,
+        ),
+        web=SimpleNamespace(proxy=proxy, streams=part, load_tests=part, factory=part),
+    )
 
 
 class ShutdownTests(SynchronousTestCase):
-    def begin(self, **host):
-        self.clock, self.host = Clock(), FakeHost(**host)
-        self.shutdown = Shutdown(self.clock, self.host)
+    def begin(self, requests=None, hooks=None, disk=None):
+        self.clock, self.calls = Clock(), []
+        ends = [succeed(None) if end is None else end for end in (requests, hooks, disk)]
+        self.shutdown = Shutdown(fake_parts(self.clock, self.calls, *ends), lambda: Part(self.calls))
         self.done = Deferred.fromCoroutine(self.shutdown.run())
+
+    @property
+    def stop_time(self):
+        """The seconds that the servers got to stop."""
+        return next(arguments[0] for name, *arguments in self.calls if name == "shutdown")
 
     def test_idle_service_ends_at_once(self):
         self.begin()
         self.successResultOf(self.done)
-        self.assertEqual(self.host.calls, ["stop accepting", ("stop servers", 42.0), "close"])
+        names = [name for name, *_ in self.calls]
+        order = [names.index(name) for name in ("drain", "stopListening", "end_all", "shutdown", "cut")]
+        self.assertEqual(order, sorted(order))
+        self.assertEqual(self.stop_time, 30.0 + SERVERS_TIMEOUT)
         self.assertIs(self.shutdown.phase, ShutdownPhase.DONE)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -52,10 +77,10 @@ class ShutdownTests(SynchronousTestCase):
         requests = Deferred()
         self.begin(requests=requests)
         self.clock.advance(10.0)
-        self.assertEqual((self.host.calls, self.shutdown.phase), (["stop accepting"], ShutdownPhase.DRAINING))
+        self.assertIs(self.shutdown.phase, ShutdownPhase.DRAINING)
         requests.callback(None)
         self.successResultOf(self.done)
-        self.assertEqual(self.host.calls[1], ("stop servers", 32.0))
+        self.assertEqual(self.stop_time, 20.0 + SERVERS_TIMEOUT)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_request_that_does_not_end_gets_the_drain_timeout(self):
@@ -65,7 +90,7 @@ class ShutdownTests(SynchronousTestCase):
         self.assertNoResult(self.done)
         self.clock.advance(0.1)
         self.successResultOf(self.done)
-        self.assertEqual(self.host.calls[1], ("stop servers", SERVERS_TIMEOUT))
+        self.assertEqual(self.stop_time, SERVERS_TIMEOUT)
         requests.callback(None)  # its end comes too late, and harms nothing
 
     def test_second_signal_ends_the_draining(self):

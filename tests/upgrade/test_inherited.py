@@ -1,4 +1,4 @@
-"""What a program gets from the one before an upgrade."""
+"""What a program inherits from the one before an upgrade."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import socket
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.proxy.listen import ListenAddress
-from llamaswap.upgrade.inherited import AdoptingReactor, InheritedState, inherited
+from llamaswap.upgrade.program import AdoptingReactor, InheritedState, inherited
 from llamaswap.upgrade.state import INHERIT, pack, write_memfd
 from tests.upgrade.test_state import STATE
 
