@@ -229,12 +229,14 @@ def _config(
     references.check_peer_names(peers, index, profiles, report)
     references.check_selectors(selectors, router, index, peers, report)
     references.check_profiles(profiles, selectors, index, peers, report)
+    groups = router.settings.groups or {}
+    references.check_default_model(routing.default_model, selectors, index, peers, groups, report)
     hooks: HookSettings = values.get("hooks", HookSettings())
-    preload = references.preloaded(hooks.on_startup.preload, index, router.settings.groups or {}, report)
+    preload = references.preloaded(hooks.on_startup.preload, index, groups, report)
     values.update(
         models=models,
         peers=peers,
-        routing=Routing(router, scheduler),
+        routing=evolve(routing, router=router, scheduler=scheduler),
         groups=router.settings.groups,
         matrix=router.settings.matrix,
         hooks=evolve(hooks, on_startup=OnStartup(preload)),

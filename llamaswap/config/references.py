@@ -154,6 +154,22 @@ def check_peer_names(
                     report.error(f"{name!r} is {kind}, but the name is reserved for model {model!r} of a peer", path)
 
 
+def check_default_model(
+    name: str,
+    selectors: Mapping[str, Selector],
+    names: NameIndex,
+    found: Mapping[str, Peer],
+    groups: Mapping[str, Group],
+    report: Diagnostics,
+) -> None:
+    """`routing.defaultModel` must be the name of something that serves requests."""
+    if not name or name in selectors or name in groups:
+        return
+    if names.base(name) is None and not _may_be_discovered(name, found):
+        near = did_you_mean(name, [*names.models, *names.aliases, *names.qualified, *selectors, *groups])
+        report.error(f"defaultModel: unknown model {name!r}", "routing.defaultModel", hint=near)
+
+
 def check_selectors(
     selectors: Mapping[str, Selector],
     router: EvictionSettings,

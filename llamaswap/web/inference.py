@@ -117,7 +117,7 @@ class Inference:
             if not found:
                 send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
                 return None
-        self._apply_profile(content, config)
+        self._resolve(content, config)
         if content.model not in config.selectors:
             return await self._filtered(self._request(exchange, config, content, key_headers), content)
         selector = config.selectors[content.model]
@@ -132,17 +132,28 @@ class Inference:
             raise
 
     def _names_model(self, content: RequestContent, config: Config) -> bool:
+        name = content.model
         profile = config.profiles.get(self.router.profile or "")
-        pinned = profile is not None and content.model in profile.pins
-        return pinned or content.model in config.selectors or not Target.named(config, content.model).unknown
+        pinned = profile is not None and name in profile.pins
+        return pinned or name in (config.routing.router.settings.groups or {}) or not self._is_unknown(name, config)
 
-    def _apply_profile(self, content: RequestContent, config: Config) -> None:
+    def _is_unknown(self, name: str, config: Config) -> bool:
+        return name not in config.selectors and Target.named(config, name).unknown
+
+    def _resolve(self, content: RequestContent, config: Config) -> None:
+        """Replace the name by the default model's if it is missing, by its pin, or by that of a group's member."""
+        if not content.model and config.routing.default_model:
+            content.rename(config.routing.default_model)
         profile = config.profiles.get(self.router.profile or "")
         pin = profile.pins.get(content.model) if profile is not None and content.model else None
         if pin is not None:
             content.rename(pin)
         if not content.model:
             raise NoModelNamed()
+        group = (config.routing.router.settings.groups or {}).get(content.model)
+        if group is not None and group.members and self._is_unknown(content.model, config):
+            ready = (member for member in group.members if self.router.state(member) == "ready")
+            content.rename(next(ready, group.members[0]))
 
     def _is_avoided(self, config: Config, name: str) -> bool:
         peer = config.peer(name) if config.real(name) is None else None

@@ -335,6 +335,10 @@ class JsonBody:
         top = _set(self._top, parse_path(path), encode(value))
         self._changed = self._changed or top
 
+    def has(self, path: str) -> bool:
+        """Whether there is a member at `path`."""
+        return _has(self._top, parse_path(path))
+
     def set_model(self, name: str) -> None:
         """Name another model, in every `model` member (a server may read the last where we read the first)."""
         self._changed = _set(self._top, (PathStep("model"),), encode(name)) or self._changed
@@ -447,6 +451,15 @@ def _set(container: JsonContainer, steps: Sequence[PathStep], value: bytes) -> b
         _append(container, step, _nested(rest, value))
         changed = True
     return changed
+
+
+def _has(container: JsonContainer, steps: Sequence[PathStep]) -> bool:
+    step, rest = steps[0], steps[1:]
+    for member in _targets(container, step):
+        inner = _inner(container.value(member)) if rest else None
+        if not rest or (inner is not None and _has(inner, rest)):
+            return True
+    return False
 
 
 def _inner(value: bytes) -> JsonContainer | None:

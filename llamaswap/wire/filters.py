@@ -13,6 +13,8 @@ from attrs import frozen
 from llamaswap.errors import BadRequest, LlamaswapError
 from llamaswap.wire.body import EditError, JsonBody, MalformedBodyError
 
+IF_ABSENT = "?"  # behind a parameter's name: set it only if the request does not
+
 
 @frozen
 class FilterError(LlamaswapError):
@@ -63,10 +65,12 @@ def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name:
 
 def _set_all(body: JsonBody, parameters: Mapping[str, Any]) -> None:
     for parameter in sorted(parameters):
-        if parameter == "model":
+        path = parameter.removesuffix(IF_ABSENT)
+        if path == "model":
             continue
         try:
-            body.set(parameter, _plain(parameters[parameter]))
+            if path == parameter or not body.has(path):
+                body.set(path, _plain(parameters[parameter]))
         except EditError as error:
             raise _failure(f"error setting parameter {parameter} in request: {error}", error)
 

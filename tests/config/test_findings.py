@@ -77,6 +77,10 @@ class NameTests(FindingCase):
     def test_unknown_pin_of_a_profile_is_reported_with_its_line(self):
         self.only(TWO + "profiles:\n  p:\n    pins:\n      big: owl\n      small: hne\n", "f0.yaml:11", "'hne'")
 
+    def test_default_model_is_kept_and_an_unknown_one_is_reported_with_its_line(self):
+        self.assertEqual(self.ok(TWO + "routing: {defaultModel: owl}").routing.default_model, "owl")
+        self.only(TWO + "routing:\n  defaultModel: ovl\n", "f0.yaml:8", "'ovl'", "`owl`")
+
     def test_unknown_model_in_the_priorities_is_reported_with_its_line(self):
         text = TWO + "routing:\n  scheduler:\n    settings:\n      fifo:\n        priority:\n          hne: 5\n"
         self.only(text, "f0.yaml:12", "'hne'")

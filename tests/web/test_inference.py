@@ -11,6 +11,9 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Endpoint, Peer
+from llamaswap.config.policies import RouterSettings
+from llamaswap.config.policies.groups import Group
+from llamaswap.config.schema.routing import EvictionSettings, Routing
 from llamaswap.errors import (
     ClientGone,
     NoTarget,
@@ -396,6 +399,27 @@ class ReadsWithoutSideEffects(SynchronousTestCase):
         stage = Stage(states={"alpha": "ready"})
         stage.ask(b"GET", b"/slots?model=al")
         self.assertEqual(stage.forwarding.head.target, b"/slots?model=al")
+
+
+class DefaultsAndGroups(SynchronousTestCase):
+    def stage(self, states=(), **routing):
+        return Stage(config=config(routing=Routing(**routing)), states=dict(states))
+
+    def test_a_request_without_a_name_gets_the_default_model(self):
+        stage = self.stage(default_model="al")
+        stage.post({"messages": []})
+        self.assertEqual((stage.forwarding.upstream.name, json.loads(stage.forwarding.sent)["model"]), ("alpha", "al"))
+
+    def test_an_unknown_name_does_not_get_the_default_model(self):
+        stage = self.stage(default_model="al")
+        self.assertEqual(stage.post({"model": "ghost"}).sink.status, 404)
+
+    def test_a_groups_name_means_its_loaded_member_or_else_the_first(self):
+        settings = RouterSettings(groups={"chat": Group(members=("org", "alpha"))})
+        for states, expected in ((), "org"), ([("alpha", "ready")], "alpha"):
+            stage = self.stage(states, router=EvictionSettings(settings=settings))
+            stage.post({"model": "chat"})
+            self.assertEqual(stage.forwarding.upstream.name, expected)
 
 
 class OtherPaths(SynchronousTestCase):

@@ -48,6 +48,18 @@ class ApplyingFilters(SynchronousTestCase):
         rules = Filters(set_params={"a": 2.0, "b": [1.0, {"c": 0.5}]})
         self.assertEqual(filtered(b"{}", rules), b'{"a":2,"b":[1,{"c":0.5}]}')
 
+    def test_parameter_with_a_question_mark_is_set_only_if_it_is_absent(self):
+        rules = Filters(
+            set_params={"max_tokens?": 16000, "options.top_k?": 7, "model?": "x"},
+            set_params_by_id={"hot": {"temperature?": 1.5}},
+        )
+        self.assertEqual(
+            filtered(b'{"model":"m"}', rules, "hot"),
+            b'{"model":"m","max_tokens":16000,"options":{"top_k":7},"temperature":1.5}',
+        )
+        sent = b'{"model":"m","max_tokens":5,"options":{"top_k":null},"temperature":0}'
+        self.assertIs(filtered(sent, rules, "hot"), sent)
+
     def test_failures_name_the_parameter(self):
         for rules, word in (
             (Filters(strip_params=("a*",)), "error stripping parameter a* from request"),

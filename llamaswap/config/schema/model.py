@@ -50,7 +50,12 @@ class Filters:
     )
     set_params: Mapping[str, Any] = field(
         factory=dict,
-        metadata=key("setParams", FreeType(), "Request parameters to set, replacing what the client sent."),
+        metadata=key(
+            "setParams",
+            FreeType(),
+            "Request parameters to set, replacing what the client sent; one whose name ends with ? only if the client "
+            "sent none.",
+        ),
     )
     set_params_by_id: Mapping[str, Mapping[str, Any]] = field(
         factory=dict,

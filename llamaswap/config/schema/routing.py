@@ -150,6 +150,14 @@ class Routing:
         default=QueueSettings(),
         metadata=key("scheduler", SectionType(QueueSettings), "Which requests are served first."),
     )
+    default_model: str = field(
+        default="",
+        metadata=key(
+            "defaultModel",
+            TextType(),
+            "The model, selector, group or peer's model for requests that name none; empty: they get 404.",
+        ),
+    )
 
 
 # -- names that stand for models ---------------------------------------------------------------------------
