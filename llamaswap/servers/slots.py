@@ -1,25 +1,23 @@
-"""What a llama.cpp server has read, saved when its model goes and restored when it comes back.
+"""Saves the prompt cache of a llama.cpp server before its model is stopped and restores it after the next start.
 
-The server writes and reads the files itself (`--slot-save-path`, `POST /slots/<id>?action=save`). A long conversation
-is then not read anew after a swap. Whether that is quicker depends on the machine, so it is measured: what the saving
-and restoring took, against what the first request after it did not have to read. A model it does not help goes without.
+The server writes and reads the files itself (`--slot-save-path`, `POST /slots/<id>?action=save`), so that a long
+conversation is not processed again after a swap. Whether that is quicker depends on the machine: what saving and
+restoring took is compared with what the first request after it did not have to process, and a model that gains nothing
+is left out.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from attrs import Factory, define, field, frozen
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as TimeIsUp
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from llamaswap.config import Endpoint, Model
+from llamaswap.config import Model
 from llamaswap.config.filenames import filename_for
 from llamaswap.http_client import SendRequest
 from llamaswap.servers.prepared_supervisor import Preparation
@@ -27,11 +25,10 @@ from llamaswap.servers.supervisor_protocol import ServerStatus
 
 log = Logger()
 
-MOST_SLOTS = 16  # of one server; each is a file
-SPEEDS = 9  # readings kept of how fast a model reads
-FAIR = 16  # tokens below which a speed is noise
-TRIALS = 3  # restores after which the sums are compared
-REQUEST_TIMEOUT = 600.0  # seconds; the limit of the model is usually shorter
+MAX_SLOTS = 16  # of one server; each is a file
+SPEEDS_KEPT = 9  # measurements of how fast a model processes prompts
+FAIR_TOKENS = 16  # tokens below which a speed is noise
+TRIALS = 3  # restores after which cost and gain are compared
 
 
 @frozen
@@ -45,52 +42,32 @@ class SavedSlot:
 
 @define(eq=False)
 class SlotTable:
-    """What is known of one model: `why` it goes without, the sums over `trials`, and what lies in files now."""
+    """The slots of one model: those in files, and sums over `trials`. `given_up` says why its slots are not saved."""
 
-    why: str = ""
+    given_up: str = ""
     trials: int = 0
     cost: float = 0.0
     gain: float = 0.0
     saved: list[SavedSlot] = Factory(list)
-    restored: set[int] = Factory(set)
-    written_by: tuple[str, ...] = ()  # what the server that wrote them was made of
+    saved_by: tuple[str, ...] = ()  # the command of the server that wrote the files
     speeds: list[float] = Factory(list)
-    saving: float = 0.0  # seconds the last save took
-    trial: tuple[int, float] | None = None  # tokens restored, and what that took; until the next request has ended
-
-    def document(self, wanted: bool) -> dict[str, Any]:
-        """For the API."""
-        return {
-            "state": "off" if not wanted else "given up" if self.why else "on",
-            "why": self.why,
-            "saved_tokens": sum(one.tokens for one in self.saved),
-            "trials": self.trials,
-            "cost_ms": round(self.cost * 1000),
-            "gain_ms": round(self.gain * 1000),
-        }
+    save_seconds: float = 0.0  # of the last save
+    trial: tuple[int, float] | None = None  # tokens restored, and the seconds this took; until a request has ended
 
 
-@frozen
-class SlotFlags:
-    """What a server's command says of it: where its files are, and what key it wants."""
-
-    folder: str
-    key: str
-
-
-def flags_of(cmd: Sequence[str]) -> SlotFlags:
-    """The flags of a command in words; empty where they are not there."""
+def flags_of(cmd: Sequence[str]) -> tuple[str, str]:
+    """The folder of the files and the first API key in a server's command; empty if it has none."""
     found = {"--slot-save-path": "", "--api-key": ""}
     for at, word in enumerate(cmd):
         name, sign, value = word.partition("=")
         if name in found:
             found[name] = value if sign else "".join(cmd[at + 1 : at + 2])
-    return SlotFlags(found["--slot-save-path"], found["--api-key"].split(",")[0])
+    return found["--slot-save-path"], found["--api-key"].split(",")[0]
 
 
 @define(eq=False)
 class SlotStore:
-    """The tables of all models. `send` makes requests, `remove` deletes a file elsewhere than on the reactor."""
+    """The slots of all models. `send` makes requests, `remove` deletes a file on a thread."""
 
     clock: IReactorTime
     send: SendRequest
@@ -102,20 +79,28 @@ class SlotStore:
         return self._tables.setdefault(model, SlotTable())
 
     def forget(self, model: str) -> None:
-        """Its definition has changed: everything begins anew."""
+        """The definition of the model has changed, so what was measured does not count."""
         self._tables.pop(model, None)
 
-    def document(self, model: Model) -> dict[str, Any]:
-        """How it stands, for the API."""
-        return self.table(model.id).document(model.slots.save)
+    def document(self, model: Model) -> dict[str, object]:
+        """The state for the API."""
+        table = self.table(model.id)
+        return {
+            "state": "off" if not model.slots.save else "given up" if table.given_up else "on",
+            "why": table.given_up,
+            "saved_tokens": sum(one.tokens for one in table.saved),
+            "trials": table.trials,
+            "cost_ms": round(table.cost * 1000),
+            "gain_ms": round(table.gain * 1000),
+        }
 
     def read(self, model: str, tokens: int, cached: int, speed: float) -> None:
-        """A request of this model has ended: it read `tokens`, did not have to read `cached`, at `speed` a second."""
+        """A request has ended: it processed `tokens` of the prompt at `speed` a second, and found `cached` tokens."""
         table = self._tables.get(model)
         if table is None:
             return
-        if tokens >= FAIR and speed > 0:
-            table.speeds = [*table.speeds, speed][-SPEEDS:]
+        if tokens >= FAIR_TOKENS and speed > 0:
+            table.speeds = [*table.speeds, speed][-SPEEDS_KEPT:]
         if table.trial is None or not table.speeds:
             return
         (restored, cost), table.trial = table.trial, None
@@ -124,98 +109,104 @@ class SlotStore:
         table.gain += min(max(0, cached), restored) / median(table.speeds)
         if table.trials >= TRIALS and table.gain < table.cost:
             self._give_up(
-                model,
-                f"{table.trials} times it took {table.cost:.2f}s and saved {table.gain:.2f}s of reading",
+                model, f"{table.trials} times it took {table.cost:.2f}s and saved {table.gain:.2f}s of reading"
             )
 
-    def _give_up(self, model: str, why: str) -> None:
+    def _give_up(self, model: str, reason: str) -> None:
         table = self.table(model)
-        table.why, table.saved = why, []
-        log.info("slot saving disabled for {model}: {why}", model=model, why=why)
+        table.given_up, table.saved = reason, []
+        log.info("slot saving disabled for {model}: {reason}", model=model, reason=reason)
 
     # -- saving and restoring ------------------------------------------------------------------------------
 
     async def save(self, model: Model, status: ServerStatus) -> None:
-        """Have the server write what it has read. Never fails, and takes no longer than the model's limit."""
+        """Have the server write its slots, within the time limit of the model. Never fails."""
         table, began = self.table(model.id), self.clock.seconds()
-        table.saved, table.written_by = [], _made_of(status)
-        await self._within(model, self._save(model, status, table), "saved")
-        table.saving = self.clock.seconds() - began
+        table.saved, table.saved_by = [], _command_of(status)
+        await self._limited(model, status, "saved", lambda ask: self._save(model, status, table, ask))
+        table.save_seconds = self.clock.seconds() - began
 
-    async def _save(self, model: Model, status: ServerStatus, table: SlotTable) -> None:
-        flags, endpoint = flags_of(status.cmd), status.endpoint
-        assert endpoint is not None
-        for slot in await self._slots(endpoint, flags):
-            filename = f"llamaswap-{filename_for(model.id)}-{slot}.bin"
-            path = f"/slots/{slot}?action=save"
-            code, told = await self._ask(endpoint, "POST", path, {"filename": filename}, flags.key)
+    async def _save(self, model: Model, status: ServerStatus, table: SlotTable, ask: SlotRequest) -> None:
+        code, answer = await ask("GET", "/slots")
+        listed = answer[:MAX_SLOTS] if code == 200 and isinstance(answer, list) else [{"id": 0}]
+        for slot in (_number(one, "id") for one in listed):
+            filename, path = f"llamaswap-{filename_for(model.id)}-{slot}.bin", f"/slots/{slot}?action=save"
+            code, answer = await ask("POST", path, {"filename": filename})
             if code != 200:
                 self._give_up(model.id, f"POST {path} was answered {code}")
                 return
-            if _whole(told, "n_written") > model.slots.max_size * 1024 * 1024:
-                if flags.folder:
-                    self.remove(os.path.join(flags.folder, filename))
+            folder, _ = flags_of(status.cmd)
+            if _number(answer, "n_written") > model.slots.max_size * 1024 * 1024:
+                if folder:
+                    self.remove(os.path.join(folder, filename))
                 log.info("{model}: slot {slot} exceeds the size limit, not saved", model=model.id, slot=slot)
-            elif _whole(told, "n_saved") > 0:
-                table.saved.append(SavedSlot(slot, filename, _whole(told, "n_saved")))
-
-    async def _slots(self, endpoint: Endpoint, flags: SlotFlags) -> list[int]:
-        """The numbers of the server's slots; the first one alone where it does not tell."""
-        code, told = await self._ask(endpoint, "GET", "/slots", None, flags.key)
-        if code != 200 or not isinstance(told, list):
-            return [0]
-        return [_whole(slot, "id") for slot in told[:MOST_SLOTS]]
+            elif _number(answer, "n_saved") > 0:
+                table.saved.append(SavedSlot(slot, filename, _number(answer, "n_saved")))
 
     async def restore(self, model: Model, status: ServerStatus) -> None:
-        """Have a fresh server read what the last one wrote. Never fails, and takes no longer than the limit."""
+        """Have a new server read what the last one wrote, within the time limit of the model. Never fails."""
         table, began = self.table(model.id), self.clock.seconds()
         saved, table.saved = table.saved, []
-        if table.written_by != _made_of(status):
-            return  # another definition: what was read is worth nothing to it, and may be taken all the same
-        table.restored.clear()
-        await self._within(model, self._restore(status, saved, table), "restored")
-        restored = sum(one.tokens for one in saved if one.slot in table.restored)
-        table.trial = (restored, table.saving + self.clock.seconds() - began)
+        restored: list[int] = []
+        if table.saved_by != _command_of(status):
+            return  # a server of another definition may accept the files and answer nonsense
 
-    async def _restore(self, status: ServerStatus, saved: Sequence[SavedSlot], table: SlotTable) -> None:
-        flags, endpoint = flags_of(status.cmd), status.endpoint
-        assert endpoint is not None
-        for one in saved:
-            path = f"/slots/{one.slot}?action=restore"
-            code, _ = await self._ask(endpoint, "POST", path, {"filename": one.filename}, flags.key)
-            if code == 200:
-                table.restored.add(one.slot)
+        async def restore_all(ask: SlotRequest) -> None:
+            for one in saved:
+                code, _ = await ask("POST", f"/slots/{one.slot}?action=restore", {"filename": one.filename})
+                if code == 200:
+                    restored.append(one.tokens)
 
-    async def _ask(self, endpoint: Endpoint, method: str, path: str, document: object, key: str) -> tuple[int, object]:
-        """The status and the JSON of a response, {} if it is not JSON. The caller limits the time."""
+        await self._limited(model, status, "restored", restore_all)
+        table.trial = (sum(restored), table.save_seconds + self.clock.seconds() - began)
+
+    async def _limited(
+        self,
+        model: Model,
+        status: ServerStatus,
+        what: str,
+        work: Callable[[SlotRequest], Coroutine[object, object, None]],
+    ) -> None:
+        """Do `work` with requests that end when the time limit of the model does."""
+        until = self.clock.seconds() + model.slots.timeout
+        try:
+            await work(SlotRequest(self.send, status, lambda: until - self.clock.seconds()))
+        except Exception as error:  # whatever it is, the model is stopped or started all the same
+            if self.clock.seconds() >= until:
+                self._give_up(model.id, f"its slots could not be {what} within {model.slots.timeout:g}s")
+            else:
+                log.warn("{model}: slots were not {what}: {error}", model=model.id, what=what, error=error)
+
+
+@frozen
+class SlotRequest:
+    """Sends requests about slots to one server. `left` gives the seconds that are left for them."""
+
+    send: SendRequest
+    status: ServerStatus
+    left: Callable[[], float]
+
+    async def __call__(self, method: str, path: str, document: Mapping[str, str] | None = None) -> tuple[int, object]:
+        """The status and the JSON of the response, {} if it is not JSON."""
+        _, key = flags_of(self.status.cmd)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         body = None if document is None else json.dumps(document).encode()
-        url = f"{str(endpoint).rstrip('/')}{path}"
-        response = await self.send(method, url, timeout=REQUEST_TIMEOUT, body=body, headers=headers)
+        url = f"{str(self.status.endpoint).rstrip('/')}{path}"
+        response = await self.send(method, url, timeout=max(0.0, self.left()), body=body, headers=headers)
         try:
             return response.status, json.loads(response.body)
         except ValueError:
             return response.status, {}
 
-    async def _within(self, model: Model, work: Any, what: str) -> None:
-        doing: Deferred[None] = Deferred.fromCoroutine(work)
-        doing.addTimeout(model.slots.timeout, self.clock)
-        try:
-            await doing
-        except (TimeIsUp, CancelledError):
-            self._give_up(model.id, f"its slots could not be {what} within {model.slots.timeout:g}s")
-        except Exception as error:  # whatever it is, the model goes or comes all the same
-            log.warn("{model}: slots were not {what}: {error}", model=model.id, what=what, error=error)
 
-
-def _made_of(status: ServerStatus) -> tuple[str, ...]:
+def _command_of(status: ServerStatus) -> tuple[str, ...]:
     """A server's command without its port, which may be another each time."""
     port = str(status.endpoint.port) if status.endpoint is not None else ""
     return tuple(word.replace(port, "PORT") if port else word for word in status.cmd)
 
 
-def _whole(told: Any, name: str) -> int:
-    value = told.get(name) if isinstance(told, dict) else None
+def _number(answer: object, name: str) -> int:
+    value = answer.get(name) if isinstance(answer, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
@@ -228,7 +219,7 @@ class SlotPreparation(Preparation):
 
     @property
     def _wanted(self) -> bool:
-        return self._model.slots.save and not self._slots.closing and not self._slots.table(self._model.id).why
+        return self._model.slots.save and not self._slots.closing and not self._slots.table(self._model.id).given_up
 
     async def after_load(self, status: ServerStatus) -> None:
         if self._wanted and self._slots.table(self._model.id).saved:

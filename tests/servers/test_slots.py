@@ -66,7 +66,7 @@ class Scene:
         if isinstance(answer, Exception):
             return fail(answer)
         if isinstance(answer, Deferred):
-            return answer
+            return answer.addTimeout(timeout, self.clock)
         told = succeed(reply(answer))
         if method == "GET" or not self.delay:
             return told
@@ -238,5 +238,5 @@ class SlotTests(SynchronousTestCase):
             self.assertEqual((made.inner.state, made.inner.spawned), ("stopped", 1))
 
     def test_flags_are_read_in_both_forms(self):
-        self.assertEqual(flags_of(("s", "--slot-save-path=/x", "--api-key", "k")).folder, "/x")
-        self.assertEqual(flags_of(("s", "--slot-save-path")).folder, "")
+        self.assertEqual(flags_of(("s", "--slot-save-path=/x", "--api-key", "k")), ("/x", "k"))
+        self.assertEqual(flags_of(("s", "--slot-save-path")), ("", ""))
