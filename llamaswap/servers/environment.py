@@ -22,8 +22,8 @@ CLEAN_PREFIXES = (
 def for_servers(environ: Mapping[str, str], policy: str, secrets: Collection[str]) -> dict[str, str]:
     """The variables of `environ` that a server gets under `policy` (`inherit` or `clean`).
 
-    A variable whose value is one of `secrets`, the keys that clients or peers are asked for, is left out under both
-    policies: a server has no use for it, and whoever reads the server's environment would have our key.
+    A variable whose value is one of `secrets`, the keys of clients and peers, is left out under both policies: a server
+    has no use for it, and others may read the server's environment.
     """
     return {
         name: value

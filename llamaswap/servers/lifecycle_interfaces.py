@@ -1,4 +1,4 @@
-"""What the state machine of a server is told and what it calls; `lifecycle.py` holds its states and transitions."""
+"""The inputs and actions of the state machine of a server; `lifecycle.py` has its states and transitions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The weights of the model that comes next, brought into the page cache while the one before it still stops.
+"""Reads the weights of the next model into the page cache while the model before it still stops.
 
-Reading them is most of a load from a cold disk, and a swap that waits for a drain or a stop has that time to spare.
-It is a hint to the kernel, given piece by piece on a thread: no more than fits into memory nobody uses, and none
-for files that are small. Knows a command's words and files; must not know who decides about swaps.
+Reading them is most of a load from a cold disk, and a swap that waits for a drain or a stop has the time. It is a hint
+to the kernel, given in pieces on a thread: no more than fits into free memory, and none for small files.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from pathlib import Path
 
 from attrs import define, field
 
-LARGE = 64 * 1024 * 1024  # bytes of a file worth the trouble; smaller ones are read in a moment
-PIECE = 1024 * 1024  # the kernel takes one hint for no more than about this much
-KEPT_FREE = 2 * 1024 * 1024 * 1024  # bytes of memory left alone: the server needs some of its own
-AGAIN = 30.0  # seconds before the same model's files are looked at once more
+LARGE_FILE = 64 * 1024 * 1024  # bytes; smaller files are read in a moment
+PIECE = 1024 * 1024  # bytes per hint: the kernel takes about this much
+KEPT_FREE = 2 * 1024 * 1024 * 1024  # bytes of memory left for the server itself
+REPEAT_AFTER = 30.0  # seconds before the same model's files are read again
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.\w+$)")
 _WEIGHTS = (".gguf", ".safetensors", ".bin", ".ggml", ".pt", ".pth", ".onnx")
 
@@ -34,15 +33,15 @@ def weights(words: Sequence[str]) -> list[Path]:
                 candidates = sorted(path.iterdir()) if path.is_dir() else _parts(path)
                 for one in candidates:
                     named = one.suffix.lower() in _WEIGHTS or one == path
-                    if named and one.is_file() and one.stat().st_size >= LARGE:
+                    if named and one.is_file() and one.stat().st_size >= LARGE_FILE:
                         found[one] = None
             except (OSError, ValueError):
-                continue  # a word that is no path, or one we may not look at
+                continue  # the word is not a path, or not a readable one
     return list(found)
 
 
 def _parts(path: Path) -> list[Path]:
-    """All parts of a model in several files, the first of which is named."""
+    """All parts of a model in several files, of which the command names the first."""
     part = _PART.search(path.name)
     if part is None:
         return [path]
@@ -51,21 +50,18 @@ def _parts(path: Path) -> list[Path]:
     return [path.with_name(f"{start}-{number:05d}-of-{count:05d}{end}") for number in range(1, count + 1)]
 
 
-def available() -> int:
-    """Bytes of memory that the kernel could give without writing anything out; 0 where it does not say."""
+def available_memory() -> int:
+    """Bytes of memory that the kernel could give without writing anything out; 0 if it does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 0
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return 0
 
 
 def advise(files: Sequence[Path], room: int, wanted: Callable[[], bool]) -> int:
-    """Hint at the files, up to `room` bytes of them, as long as `wanted`; returns how many bytes were hinted at."""
-    told = 0
+    """Hint at the files, up to `room` bytes of them, while `wanted`; returns how many bytes were hinted at."""
+    hinted = 0
     for path in files:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -75,45 +71,45 @@ def advise(files: Sequence[Path], room: int, wanted: Callable[[], bool]) -> int:
             size = os.fstat(descriptor).st_size
             for start in range(0, size, PIECE):
                 length = min(PIECE, size - start)
-                if told + length > room or not wanted():
-                    return told
+                if hinted + length > room or not wanted():
+                    return hinted
                 os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
-                told += length
+                hinted += length
         except OSError:
             continue
         finally:
             os.close(descriptor)
-    return told
+    return hinted
 
 
 @define(eq=False)
 class ReadAhead:
-    """Begins and ends reading ahead. `run` does work on a thread, `words(model)` is its command, `seconds` a clock."""
+    """Begins and ends reading. `run` does work on a thread, `words(model)` is its command, `seconds` is a clock."""
 
     _run: Callable[[Callable[[], object]], object]
     _words: Callable[[str], Sequence[str]]
     _seconds: Callable[[], float]
-    _available: Callable[[], int] = available
+    _available: Callable[[], int] = available_memory
     _advise: Callable[[Sequence[Path], int, Callable[[], bool]], int] = advise
     _model: str | None = field(default=None, init=False)
-    _at: dict[str, float] = field(factory=dict, init=False)
+    _read_at: dict[str, float] = field(factory=dict, init=False)
 
     def begin(self, model: str) -> None:
-        """The model will be loaded as soon as others have gone."""
+        """The model will be loaded when others have stopped."""
         now = self._seconds()
-        if now - self._at.get(model, -AGAIN) < AGAIN or not hasattr(os, "posix_fadvise"):
+        if now - self._read_at.get(model, -REPEAT_AFTER) < REPEAT_AFTER or not hasattr(os, "posix_fadvise"):
             return
-        self._at[model] = now
+        self._read_at[model] = now
         self._model = model
         words = self._words(model)
-        self._run(lambda: self._work(model, words))
+        self._run(lambda: self._read(model, words))
 
     def end(self, model: str) -> None:
-        """Its server reads for itself now, or nobody wants it any more."""
+        """The model's server reads its files itself now, or the model is not wanted any more."""
         if self._model == model:
             self._model = None
 
-    def _work(self, model: str, words: Sequence[str]) -> None:
+    def _read(self, model: str, words: Sequence[str]) -> None:
         """On the thread."""
         files = weights(words)
         room = self._available() - KEPT_FREE

@@ -1,8 +1,7 @@
-"""Servers that outlive the program that started them: when it replaces itself, pid and children stay, only it is new.
+"""Servers that outlive the program that started them: an upgrade replaces the program and keeps its pid and children.
 
-A `ServerSnapshot` is what the next program must know of a ready server. `Adopted` is the reactor's side of a process it
-did not start: the same pipes, the same reaping. Descriptors cross the replacement when they are made inheritable for
-it.
+A `ServerSnapshot` is what the next program has to know of a ready server. `Adopted` is the reactor's side of a process
+that the program did not start, with the same pipes and the same reaping.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
+from twisted.internet.interfaces import IProcessTransport, IReactorProcess
 from twisted.internet.process import Process, registerReapProcessHandler
+from twisted.internet.protocol import ProcessProtocol
 
 from llamaswap.config.endpoints import Endpoint
 
 
 @frozen
 class ServerSnapshot:
-    """A server that is ready, or asleep. Times are on the monotonic clock, which goes on through the replacement.
+    """A server that is ready or suspended. Times are on the monotonic clock, which continues through the replacement.
 
-    `output` is the descriptor its output is read from, None where it closed it; `idle_since` is when it last
-    had a request, or fell asleep. `argv`, `env`, `proxy` and `port` are what it was made of, `endpoint` is where it
-    listens.
+    It was started by `argv`, `env`, `proxy` and `port`. `output` is the descriptor its output is read from, None if it
+    closed it; `idle_since` is when its last request ended, or when it was suspended.
     """
 
     model: str
@@ -47,33 +47,38 @@ class ServerSnapshot:
 
 
 class Adopted(Process):
-    """A child of this process that an earlier program started. `reading` and `writing` map its descriptors to ours.
+    """A child of this process that an earlier program started. `reading` and `writing` map its descriptors to this one's.
 
-    Raises OSError where there is no such child. Nothing is told of its end before `watch`.
+    Raises OSError if the child does not exist. Its end is not reported before `watch`.
     """
 
     def __init__(
-        self, reactor: Any, pid: int, protocol: Any, *, reading: Mapping[int, int], writing: Mapping[int, int]
+        self,
+        reactor: IReactorProcess,
+        pid: int,
+        protocol: ProcessProtocol,
+        *,
+        reading: Mapping[int, int],
+        writing: Mapping[int, int],
     ) -> None:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         self._reactor = reactor
         self.pid = pid
         self.proto = protocol
-        pipes: dict[int, Any] = {}
-        self.pipes = pipes
+        self.pipes: dict[int, Any] = {}  # readers and writers, which Twisted declares as readers
         for name, descriptor in reading.items():
             os.set_inheritable(descriptor, False)
-            pipes[name] = self.processReaderFactory(reactor, self, name, descriptor)
+            self.pipes[name] = self.processReaderFactory(reactor, self, name, descriptor)
         for name, descriptor in writing.items():
             os.set_inheritable(descriptor, False)
-            pipes[name] = self.processWriterFactory(reactor, self, name, descriptor, forceReadHack=True)
+            self.pipes[name] = self.processWriterFactory(reactor, self, name, descriptor, forceReadHack=True)
         protocol.makeConnection(self)
 
     def watch(self) -> None:
-        """From now on its end is told; at once, if it has ended already."""
+        """Report its end from now on; at once if it has ended already."""
         registerReapProcessHandler(self.pid, self)
 
 
-def descriptors(transport: Any) -> dict[int, int]:
-    """{the child's descriptor: ours} of the pipes to a process that are still open."""
-    return {name: pipe.fileno() for name, pipe in transport.pipes.items()}
+def descriptors(transport: IProcessTransport | None) -> dict[int, int]:
+    """{the child's descriptor: this process's} of the open pipes to a child."""
+    return {name: pipe.fileno() for name, pipe in getattr(transport, "pipes", {}).items()}

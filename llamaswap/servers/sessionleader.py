@@ -1,12 +1,11 @@
-"""The first moments of every child: lead a session, die with the parent, then become the command.
+"""The program that every child starts as: it leads a session, ends with its parent, then becomes the command.
 
-A program of its own, run as ``python -I -S sessionleader.py PARENT_PID``; it imports nothing of ours. It gets a
-session (and so a process group) of its own, asks the kernel for SIGTERM when the parent dies, waits on stdin for
-one instruction, and replaces itself by the command named there: same pid, nothing in between afterwards.
+It runs as ``python -I -S sessionleader.py PARENT_PID`` and imports nothing of this package. It makes a session (and so
+a process group), asks the kernel for SIGTERM when the parent dies, waits on stdin for one instruction, and replaces
+itself by the command in it: the pid stays the same, and no process remains between.
 
-Because the instruction comes by pipe, a leader can be started ahead of its need: an interpreter's start
-(about 12 ms) is then no part of a model's load. And the model's environment (LD_LIBRARY_PATH, say) reaches the
-command without touching this interpreter.
+The instruction comes by pipe, so a leader can be started ahead of its need, and a model's load does not include an
+interpreter's start (12 ms). And the model's environment (LD_LIBRARY_PATH, say) does not touch this interpreter.
 
 The instruction: its length in decimal, a newline, then fields each ended by NUL: the file to execute, the number
 of arguments, the arguments (the first is the command's own name), then KEY=VALUE each.
@@ -21,7 +20,7 @@ CANNOT_RUN = "cannot run "  # how the one line before an exit with 127 begins
 
 
 def instruct(executable: bytes, argv: list[bytes], environ: list[bytes]) -> bytes:
-    """The instruction as it goes through the pipe. ValueError where a field cannot be told from the next."""
+    """The instruction as it goes through the pipe. ValueError if a field contains a NUL."""
     fields = [executable, b"%d" % len(argv), *argv, *environ]
     if any(b"\0" in field for field in fields):
         raise ValueError("a NUL in the command or its environment")
@@ -41,7 +40,7 @@ def follow(payload: bytes) -> tuple[bytes, list[bytes], dict[bytes, bytes]]:
 
 
 def _die_with_parent(parent: int) -> None:
-    """SIGTERM, not SIGKILL: a container's client must get the chance to stop its container."""
+    """Ask for SIGTERM, not SIGKILL: a container's client has to stop its container."""
     if not sys.platform.startswith("linux"):
         return
     try:
@@ -49,13 +48,13 @@ def _die_with_parent(parent: int) -> None:
 
         ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGTERM
     except (ImportError, OSError, AttributeError):
-        return  # a libc without it: the guardian alone has to do
+        return  # a libc without it: the guardian alone ends the command
     if os.getppid() != parent:
-        os._exit(0)  # it died before we asked
+        os._exit(0)  # it died before the kernel was asked
 
 
 def _read_instruction() -> bytes:
-    """Everything up to the announced length; nothing at all means that nobody needs us any more."""
+    """Everything up to the announced length. The end of the input means that this leader is not needed."""
     data = b""
     while b"\n" not in data:
         piece = os.read(0, 65536)
@@ -74,10 +73,10 @@ def _read_instruction() -> bytes:
     return b"".join(pieces)
 
 
-def _forgive_signals() -> None:
+def _restore_signals() -> None:
     """The interpreter ignores SIGPIPE and SIGXFSZ; the command must not inherit that.
 
-    `_signal` is the C half of `signal`, whose Python half costs 5 ms of start for enums we do not need.
+    `_signal` is the C half of `signal`; the Python half takes 5 ms to import for its enums.
     """
     try:
         import _signal as signals  # type: ignore[import-not-found]  # CPython's own, without stubs
@@ -99,7 +98,7 @@ def main() -> None:
     os.dup2(nothing, 0)
     if nothing > 2:
         os.close(nothing)
-    _forgive_signals()
+    _restore_signals()
     try:
         os.execve(executable, argv, environ)
     except OSError as error:

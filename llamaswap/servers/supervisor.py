@@ -46,7 +46,7 @@ class Supervisor:
     """Supervises the server of `model`.
 
     `ask` makes readiness requests and those of suspend steps. `log` takes the server's output and must not block.
-    `listener` hears of state changes and exits.
+    `listener` is called at state changes and exits.
     """
 
     model: Model

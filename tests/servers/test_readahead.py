@@ -6,14 +6,14 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.servers import readahead
-from llamaswap.servers.readahead import AGAIN, KEPT_FREE, PIECE, ReadAhead, advise, available, weights
+from llamaswap.servers.readahead import KEPT_FREE, PIECE, REPEAT_AFTER, ReadAhead, advise, weights
 
 
 class Files(SynchronousTestCase):
     def setUp(self):
         self.folder = Path(self.mktemp())
         self.folder.mkdir()
-        self.patch(readahead, "LARGE", 1000)
+        self.patch(readahead, "LARGE_FILE", 1000)
 
     def make(self, name, size=2000):
         path = self.folder / name
@@ -54,7 +54,7 @@ class AdviseTests(Files):
 
     def test_the_kernel_says_what_is_available(self):
         if os.path.exists("/proc/meminfo"):
-            self.assertGreater(available(), 0)
+            self.assertGreater(readahead.available_memory(), 0)
 
 
 class ReadAheadTests(Files):
@@ -89,6 +89,6 @@ class ReadAheadTests(Files):
         self.ahead.begin("owl")
         self.ahead.begin("owl")
         self.assertEqual(len(self.work), 1)
-        self.now = AGAIN
+        self.now = REPEAT_AFTER
         self.ahead.begin("owl")
         self.assertEqual(len(self.work), 2)
