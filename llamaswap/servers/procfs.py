@@ -181,8 +181,10 @@ def boot() -> str:
 
 
 def _listeners() -> list[tuple[int, int]]:
-    """(port, inode) of every listening TCP socket. For /proc/net/tcp the kernel walks all connections, which takes 10 ms
-    and more however few there are; by netlink it walks the listeners alone."""
+    """(port, inode) of every listening TCP socket.
+
+    For /proc/net/tcp the kernel walks all connections, which takes 10 ms and more; by netlink it walks the listeners.
+    """
     try:
         return _ask_diag(socket.AF_INET) + _ask_diag(socket.AF_INET6)
     except (OSError, AttributeError, struct.error):

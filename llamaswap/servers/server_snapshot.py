@@ -47,7 +47,7 @@ class ServerSnapshot:
 
 
 class Adopted(Process):
-    """A child of this process that an earlier program started. `reading` and `writing` map its descriptors to this one's.
+    """A child of this process that an earlier program started. `reading` and `writing` map its descriptors to ours.
 
     Raises OSError if the child does not exist. Its end is not reported before `watch`.
     """
