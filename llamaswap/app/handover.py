@@ -17,6 +17,7 @@ from llamaswap.config.files import fingerprint
 from llamaswap.errors import BeingUpgraded
 from llamaswap.servers.termination import end_unwanted
 from llamaswap.upgrade.coordinator import UpgradeHost
+from llamaswap.upgrade.program import code_fingerprint
 from llamaswap.upgrade.state import IdleConnection, UpgradeState
 
 FLUSH_TIMEOUT = 2.0  # seconds that the last children and the last log lines are waited for; few take that long
@@ -108,10 +109,10 @@ class ServiceHandover:
                 return
             await deferLater(parts.context.reactor, FLUSH_POLL)
 
-    def configured(self) -> Hashable:
-        """The names, times and sizes of the configuration files."""
+    def fingerprint(self) -> Hashable:
+        """The names, times and sizes of the configuration files and of the code."""
         settings = self.parts.context.settings
-        return tuple(sorted(fingerprint(settings.config, settings.config_dir).items()))
+        return frozenset(fingerprint(settings.config, settings.config_dir).items()), code_fingerprint()
 
     def collect(self) -> tuple[int, UpgradeState]:
         """(descriptor of the listening socket, everything else)."""

@@ -8,7 +8,7 @@ Before that the new code is checked in a child, with the same command line and c
 2. Hold requests back for `HOLD_TIME`, again and again, until a hold finds the service at rest.
 3. After `WAIT_TIMEOUT`, or when the upgrade is requested a second time, hold them for up to `drainTimeout`.
 4. If requests still run then, the upgrade fails; one that was requested a second time closes them.
-5. If the configuration files changed since the check, go back to 1 before anything is closed.
+5. If the code or the configuration files changed since the check, go back to 1 before anything is closed.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class UpgradeHost(Protocol):
     def flush(self) -> Awaitable[None]:
         """Finish all pending writes."""
 
-    def configured(self) -> Hashable:
-        """A value that differs if the configuration files differ."""
+    def fingerprint(self) -> Hashable:
+        """A value that differs if a new program would start with other code or other configuration files."""
 
     def collect(self) -> tuple[int, UpgradeState]:
         """(descriptor of the listening socket, the rest of the state)."""
@@ -79,8 +79,8 @@ class _UpgradeFailed(Exception):
     """The upgrade cannot go on; the service runs on unchanged."""
 
 
-class _ConfigurationChanged(Exception):
-    """The new program would start with other files than the check saw."""
+class _FilesChanged(Exception):
+    """The new program would start with other files than those that were checked."""
 
 
 @define(eq=False)
@@ -156,8 +156,8 @@ class Upgrade:
                 log.info("upgrade: switching to the new program, keeping {count} servers", count=len(state.servers))
                 self.exec_new(listening, state)
                 return
-            except _ConfigurationChanged:
-                log.info("upgrade: the configuration files changed; checking the new code with them")
+            except _FilesChanged:
+                log.info("upgrade: the code or the configuration files changed; checking again")
             except OSError as error:
                 raise _UpgradeFailed(f"the new program cannot be executed: {error}") from error
             finally:
@@ -165,7 +165,7 @@ class Upgrade:
 
     async def _check(self) -> None:
         log.info("upgrade: checking the new code")
-        self._checked = self.host.configured()
+        self._checked = self.host.fingerprint()
         problem = await self.check()
         if problem:
             raise _UpgradeFailed(problem)
@@ -173,9 +173,9 @@ class Upgrade:
     async def _check_again_if_changed(self) -> None:
         """Make sure that the new program starts with files that were checked. Requests that are closed already are
         held back during the check, so that they were not closed for nothing."""
-        while self.host.configured() != self._checked:
+        while self.host.fingerprint() != self._checked:
             if not self._closed:
-                raise _ConfigurationChanged()
+                raise _FilesChanged()
             await self._check()
 
     async def _come_to_rest(self, deadline: float) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import cast
 
 from attrs import frozen
@@ -54,6 +57,28 @@ def announce_ready() -> None:
 def command_line() -> list[str]:
     """The command line of this program."""
     return [sys.executable, *sys.orig_argv[1:]]
+
+
+def code_fingerprint() -> Hashable:
+    """A value that differs if a new program would run other code: another interpreter, other modules of this package,
+    or other installed distributions."""
+    importlib.invalidate_caches()
+    spec = PathFinder.find_spec("llamaswap")
+    folders = (spec.submodule_search_locations if spec is not None else None) or ()
+    modules = [str(path) for folder in folders for path in Path(folder).rglob("*.py")]
+    found: set[object] = {(path, _modified(path)) for path in (sys.executable, *modules)}
+    for folder in sys.path:
+        with suppress(OSError):
+            found |= {name for name in os.listdir(folder) if name.endswith(".dist-info")}
+    return frozenset(found)
+
+
+def _modified(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:  # it is being replaced
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 class _CheckProcess(ProcessProtocol):

@@ -98,6 +98,21 @@ class RunningRequestTests(UpgradeCase):
             self.assertIn("configuration", product.json("/api/upgrade")["error"])
             self.assertNotIn("closing", product.output)
 
+    def test_code_that_broke_while_an_upgrade_waits_leaves_the_old_one_serving(self):
+        shadow = Path(self.mktemp()).resolve()
+        shadow.mkdir(parents=True)
+        with Product(draining(one="--tokens 100 --interval 0.05"), env={"PYTHONPATH": f"{shadow}:{ROOT}"}) as product:
+            stream = Request(product, chat("one", stream=True))
+            wait_for_serving(product, "one")
+            request_upgrade(product)
+            wait_for(lambda: self.phase(product) == "waiting", 30, "the wait for requests")
+            (shadow / "llamaswap").mkdir()
+            (shadow / "llamaswap" / "__init__.py").write_text("raise ImportError('half an installation')\n")
+            stream.wait()
+            wait_for(lambda: "the service runs on" in product.output, 30, "the end of the upgrade")
+            self.assertIn("half an installation", product.json("/api/upgrade")["error"])
+            self.assertIsNone(product.process.poll())
+
 
 class WaitingRequestTests(UpgradeCase):
     def test_waiting_request_is_answered_503_with_retry_after_by_a_forced_upgrade(self):

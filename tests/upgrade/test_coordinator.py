@@ -67,7 +67,7 @@ class FakeHost:
         if self.disk_hangs:
             await Deferred()
 
-    def configured(self):
+    def fingerprint(self):
         return self.configuration
 
     def collect(self):

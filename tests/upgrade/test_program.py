@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import socket
+import sys
+from pathlib import Path
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessTerminated
@@ -75,6 +77,40 @@ class ExecTests(SynchronousTestCase):
         self.become(lambda: None)
         self.assertEqual(self.reloads, [True])
         self.assertNotIn(signal.SIGHUP, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+class FingerprintTests(SynchronousTestCase):
+    def setUp(self):
+        self.folder = Path(self.mktemp())
+        self.package = self.folder / "llamaswap"
+        self.package.mkdir(parents=True)
+        (self.package / "__init__.py").write_text("")
+        self.patch(sys, "path", [str(self.folder)])
+
+    def test_fingerprint_of_unchanged_code_is_equal(self):
+        before = program.code_fingerprint()
+        (self.package / "__pycache__").mkdir()
+        self.assertEqual(program.code_fingerprint(), before)
+
+    def test_fingerprint_differs_with_changed_code(self):
+        before = program.code_fingerprint()
+        (self.package / "new.py").write_text("")
+        added = program.code_fingerprint()
+        (self.package / "new.py").write_text("raise ImportError")
+        self.assertEqual(len({before, added, program.code_fingerprint()}), 3)
+
+    def test_fingerprint_differs_with_another_distribution(self):
+        before = program.code_fingerprint()
+        (self.folder / "Twisted-99.dist-info").mkdir()
+        self.assertNotEqual(program.code_fingerprint(), before)
+
+    def test_fingerprint_differs_with_a_package_earlier_in_the_path(self):
+        before = program.code_fingerprint()
+        earlier = Path(self.mktemp())
+        (earlier / "llamaswap").mkdir(parents=True)
+        (earlier / "llamaswap" / "__init__.py").write_text("")
+        sys.path.insert(0, str(earlier))
+        self.assertNotEqual(program.code_fingerprint(), before)
 
 
 class CheckReactor(Clock):
