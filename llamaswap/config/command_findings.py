@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from llamaswap.config.command_line import Word, words
 from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.schema import Model
 
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish"})
+_WRAPPERS = frozenset({"sudo", "doas", "env", "nice", "ionice", "exec", "nohup", "setsid", "stdbuf", "time"})
 _CONTAINER_CLIENTS = frozenset({"docker", "podman", "nerdctl"})
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _OPERATOR = re.compile(r"&&?|\|[|&]?|;;?|<|[0-9&]?>>?[&\w./-]*|.*[^\\];")
 _HOME = re.compile(r"(?:^|=)~(?:/|$)")
 _EXPANSION = re.compile(r"(?:^|[=/:,])\$(?:\(|\{?[A-Z_][A-Z0-9_]*\b)|^`.*`$")
-_PORT = re.compile(r"--?port(?:=([0-9]+))?")
+_PORT = re.compile(r"--?port(?:=(.*))?")
 
 
 def check_command(model: Model, report: Diagnostics) -> None:
@@ -24,7 +26,7 @@ def check_command(model: Model, report: Diagnostics) -> None:
     if not found:
         return
     path = f"models.{model.id}.cmd"
-    program = _name(found[0])
+    program = _program(found)
     if program not in _SHELLS:
         _check_shell_syntax(found, path, report)
     if program in _CONTAINER_CLIENTS:
@@ -33,8 +35,12 @@ def check_command(model: Model, report: Diagnostics) -> None:
         _check_port(model, found, path, report)
 
 
-def _name(word: Word) -> str:
-    return word.text.rpartition("/")[2]
+def _program(found: Sequence[Word]) -> str:
+    """The name of the program, without wrappers such as sudo and their options."""
+    names = [word.text.rpartition("/")[2] for word in found]
+    if names[0] not in _WRAPPERS:
+        return names[0]
+    return next((name for name in names if name not in _WRAPPERS and not re.match(r"-|\w+=", name)), "")
 
 
 def _check_shell_syntax(found: Sequence[Word], path: str, report: Diagnostics) -> None:
@@ -61,10 +67,10 @@ def _check_port(model: Model, found: Sequence[Word], path: str, report: Diagnost
     endpoint = model.endpoint
     if endpoint is None or not endpoint.on_this_machine:
         return
-    for word, following in zip(found, (*found[1:], Word("", False)), strict=True):
+    for word, following in pairwise((*found, Word("", False))):
         match = _PORT.fullmatch(word.text)
         port = (match[1] or following.text) if match else ""
-        if port.isdigit() and int(port) != endpoint.port:
+        if re.fullmatch(r"[0-9]{1,5}", port) and int(port) != endpoint.port:
             report.warn(
                 f"the command listens on port {port}, but proxy leads to port {endpoint.port}",
                 path,
@@ -77,7 +83,7 @@ def _check_container(model: Model, found: Sequence[Word], path: str, report: Dia
     texts = [word.text for word in found]
     if "run" not in texts or model.cmd_stop.strip():
         return
-    for text, following in zip(texts, (*texts[1:], ""), strict=True):
+    for text, following in pairwise((*texts, "")):
         name = following if text == "--name" else text.removeprefix("--name=") if text.startswith("--name=") else ""
         if name:
             report.warn(

@@ -15,6 +15,7 @@ from llamaswap.config.field_types import (
     UNSET,
     DurationType,
     Key,
+    Record,
     SectionMapType,
     SectionType,
     TypeMismatch,
@@ -33,7 +34,7 @@ class Decoder:
 
     report: Diagnostics
 
-    def given(self, record: type[Any], node: MappingNode, path: str, *, synonyms: bool = True) -> Values:
+    def given(self, record: Record, node: MappingNode, path: str, *, synonyms: bool = True) -> Values:
         """The attributes that a mapping sets, by attribute name; unset and null ones are absent."""
         known = keys_of(record)
         values: Values = {}
@@ -130,7 +131,7 @@ def _hint(name: str, child: Node, known: Collection[str], path: str) -> str:
     return near
 
 
-def zeros(record: type[Any]) -> Values:
+def zeros(record: Record) -> Values:
     """Every attribute that has a YAML key at its zero: what a null entry of a mapping of records means."""
     values: Values = {}
     for attribute in fields(record):

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from attrs import Attribute, Factory, field, fields, frozen
+from attrs import Attribute, Factory, fields, frozen
 
 from llamaswap.config import durations
 from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, is_null, kind_of, plain
 from llamaswap.config.patterns import PathPattern, PatternError
+from llamaswap.config.secret import Secret
 
 TRUE_WORDS = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"})
 FALSE_WORDS = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF"})
@@ -27,16 +28,7 @@ MACRO_NAME = "^[A-Za-z0-9_-]{1,63}$"
 DURATION = r"^([+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+|0)$"
 
 Document = dict[str, Any]
-
-
-@frozen
-class Secret:
-    """A text that must not reach a log: ask for `value` to use it, print the object otherwise."""
-
-    value: str = field(repr=lambda _: "***")
-
-    def __str__(self) -> str:
-        return "***"
+Record = type[Any]  # a class made by attrs
 
 
 class TypeMismatch(Exception):
@@ -356,7 +348,7 @@ class MacrosType(FieldType):
 class SectionType(FieldType):
     """A nested record; null (and absence) keep the field's default. `synonyms`: whether old key names count here."""
 
-    record: type[Any]
+    record: Record
     synonyms: bool = True
 
 
@@ -364,7 +356,7 @@ class SectionType(FieldType):
 class SectionMapType(FieldType):
     """A mapping of free names to records; `named` puts the name into the record's field `id`."""
 
-    record: type[Any]
+    record: Record
     named: bool = False
     one: str = "NAME"
     hint: str = ""
@@ -399,7 +391,7 @@ def key(
     return {"key": Key(name, kind, doc, synonyms, lenient, bounds)}
 
 
-def keys_of(record: type[Any]) -> dict[str, tuple[Attribute[Any], Key]]:
+def keys_of(record: Record) -> dict[str, tuple[Attribute[Any], Key]]:
     """The YAML keys of a record in the order of its fields, each with its attribute."""
     return {
         attribute.metadata["key"].name: (attribute, attribute.metadata["key"])

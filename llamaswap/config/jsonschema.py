@@ -11,12 +11,12 @@ from typing import Any
 
 from attrs import NOTHING, Attribute, Factory
 
-from llamaswap.config.field_types import Document, DurationType, Key, SectionMapType, SectionType, keys_of
+from llamaswap.config.field_types import Document, DurationType, Key, Record, SectionMapType, SectionType, keys_of
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 
 
-def describe(record: type[Any]) -> Document:
+def describe(record: Record) -> Document:
     """The schema of a document whose root is `record`."""
     definitions: Document = {}
     root = _record(record, definitions)
@@ -29,7 +29,7 @@ def describe(record: type[Any]) -> Document:
     }
 
 
-def _record(record: type[Any], definitions: Document) -> Document:
+def _record(record: Record, definitions: Document) -> Document:
     properties = {name: _property(attribute, key, definitions) for name, (attribute, key) in keys_of(record).items()}
     doc = (record.__doc__ or "").strip().split("\n")[0]
     return {"type": "object", "description": doc, "properties": properties, "additionalProperties": False}

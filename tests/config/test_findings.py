@@ -119,7 +119,14 @@ class CommandTests(FindingCase):
     def test_port_of_the_command_that_differs_from_the_proxys_is_a_warning(self):
         for cmd in ("serve --port 18341", "serve --port=18341 -x", "serve -port 18341"):
             self.only(self.cmd(cmd), "f0.yaml:4", "owl", "listens on port 18341", "18342")
-        for cmd in ("serve --port 18342", "serve", "serve --port auto", "docker run -p 18342:8000 img --port 8000"):
+        for cmd in (
+            "serve --port 18342",
+            "serve",
+            "serve --port auto",
+            "serve --port ²",
+            "serve --port 99999999999",
+            "docker run -p 18342:8000 img --port 8000",
+        ):
             self.assertEqual(self.found(self.cmd(cmd)), [], cmd)
         remote = "models:\n  owl: {cmd: 'serve --port 1', proxy: 'http://far.example:2'}\n"
         self.assertEqual(self.found(remote), [])
@@ -158,7 +165,7 @@ class CommandTests(FindingCase):
     def test_named_container_without_cmd_stop_is_a_warning(self):
         for cmd in (
             "docker run --name c1 img",
-            "podman run --rm --name=c1 img",
+            "sudo -n podman run --rm --name=c1 img",
             "/usr/bin/docker run -d --name c1 img",
         ):
             self.only(self.cmd(cmd), "f0.yaml:4", "owl", "container c1", "cmdStop")

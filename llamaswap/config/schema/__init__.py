@@ -2,7 +2,8 @@
 
 Durations are float seconds, sizes say their unit. Values are resolved: a model's `ttl` has the global one
 folded in, `routing` is filled whichever spelling the file used. Knows nothing of YAML, files or time. Those of
-a model and of routing are files of their own; they are imported from here.
+a model and of routing are in other files, and are imported from here. The file is long because it is the table of all
+keys.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from llamaswap.config.field_types import (
     MacrosType,
     PatternsType,
     SecondsType,
-    Secret,
     SectionMapType,
     SectionType,
     TextListType,
@@ -64,6 +64,7 @@ from llamaswap.config.schema.routing import (
 
 if TYPE_CHECKING:
     from llamaswap.config.lookup import NameIndex
+from llamaswap.config.secret import Secret
 
 __all__ = [
     "DEFAULT_GROUP",

@@ -14,7 +14,6 @@ from llamaswap.config.field_types import (
     FreeType,
     IntegerMapType,
     IntegerType,
-    Secret,
     SectionType,
     TextListType,
     TextMapType,
@@ -23,6 +22,7 @@ from llamaswap.config.field_types import (
 )
 from llamaswap.config.policies import DEFAULT_POLICY, POLICIES, RouterSettings
 from llamaswap.config.schema.model import FORWARD_KEY, Filters, Timeouts
+from llamaswap.config.secret import Secret
 
 STRATEGIES = ("warm", "pin", "spillover", "failover")
 SCHEDULERS = ("fifo",)
