@@ -6,7 +6,6 @@ Everything here blocks: for a worker's thread.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +13,10 @@ from types import ModuleType
 from attrs import asdict, evolve, frozen
 
 from llamaswap.observe.amd import file_number, file_text, rocm_rows
-from llamaswap.observe.command_output import Command
+from llamaswap.observe.command_output import NotInstalled, Programs
 from llamaswap.observe.nvidia import supported, text
 from llamaswap.wire.byte_budget import MIB
 
-COMMAND_TIMEOUT = 5.0  # seconds for each program
 _NVIDIA_FIELDS = "index,name,pci.bus_id,memory.total,driver_version,power.limit,compute_cap"
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
@@ -97,11 +95,11 @@ def _nvml_device(nvml: ModuleType, index: int, driver: str) -> Accelerator:
     )
 
 
-def by_nvidia_smi(program: str, command: Command) -> list[Accelerator]:
+def by_nvidia_smi(programs: Programs) -> list[Accelerator]:
     """Found through nvidia-smi."""
     found = []
-    asked = command([program, f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits"], COMMAND_TIMEOUT)
-    for line in asked.splitlines():
+    listed = programs.output("nvidia-smi", f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits")
+    for line in listed.splitlines():
         columns = [column.strip() for column in line.split(",")]
         if len(columns) != 7:
             continue
@@ -122,13 +120,13 @@ def by_nvidia_smi(program: str, command: Command) -> list[Accelerator]:
     return found
 
 
-def by_rocm_smi(program: str, command: Command) -> list[Accelerator]:
+def by_rocm_smi(programs: Programs) -> list[Accelerator]:
     """Found through rocm-smi. If it fails it is asked for less, because older ones do not know all options."""
-    base = [program, "-i", "--showmeminfo", "vram", "--showproductname", "--showbus", "--csv"]
+    options = ("-i", "--showmeminfo", "vram", "--showproductname", "--showbus", "--csv")
     try:
-        answer = command([*base, "--showdriverversion", "--showmaxpower"], COMMAND_TIMEOUT)
+        answer = programs.output("rocm-smi", *options, "--showdriverversion", "--showmaxpower")
     except OSError:
-        answer = command(base, COMMAND_TIMEOUT)
+        answer = programs.output("rocm-smi", *options)
     version = re.search(r"Driver version[^\n]*\n[^,\n]*,([^,\n]+)", answer)
     return [
         Accelerator(
@@ -206,11 +204,7 @@ def merged(found: Iterable[Accelerator]) -> list[Accelerator]:
 
 
 def find_all(
-    *,
-    command: Command,
-    nvml: Callable[[], ModuleType],
-    find: Callable[[str], str | None] = shutil.which,
-    sys: Path = Path("/sys"),
+    programs: Programs, nvml: Callable[[], ModuleType], sys: Path = Path("/sys")
 ) -> tuple[list[Accelerator], list[str]]:
     """All accelerators, and the errors on the way (for the debug log)."""
     errors: list[str] = []
@@ -218,16 +212,14 @@ def find_all(
     def attempt(finder: Callable[[], Sequence[Accelerator]]) -> Sequence[Accelerator]:
         try:
             return finder()
+        except NotInstalled:
+            return ()
         except Exception as error:  # a broken driver must not hide the devices of others
             errors.append(f"{type(error).__name__}: {error}")
             return ()
 
-    found = list(attempt(lambda: by_nvml(nvml())))
-    nvidia_smi, rocm_smi = find("nvidia-smi"), find("rocm-smi")
-    if not found and nvidia_smi:
-        found += attempt(lambda: by_nvidia_smi(nvidia_smi, command))
-    if rocm_smi:
-        found += attempt(lambda: by_rocm_smi(rocm_smi, command))
+    found = list(attempt(lambda: by_nvml(nvml())) or attempt(lambda: by_nvidia_smi(programs)))
+    found += attempt(lambda: by_rocm_smi(programs))
     found += attempt(lambda: by_drm(sys / "class/drm"))
     # A node only fills in what a card does not know.
     cards = {device.pci for device in found}

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from llamaswap.observe.command_output import Command, run
+from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import GpuReading, GpuSource
 from llamaswap.observe.nvidia import number
 from llamaswap.wire.byte_budget import MIB
-
-ROCM_TIMEOUT = 5.0  # seconds for rocm-smi: it wakes sleeping GPUs
 
 
 class RocmSmi(GpuSource):
@@ -21,16 +18,12 @@ class RocmSmi(GpuSource):
 
     name = "rocm-smi"
 
-    def __init__(self, find: Callable[[str], str | None] = shutil.which, command: Command = run) -> None:
-        self._find = find
-        self._command = command
+    def __init__(self, programs: Programs | None = None) -> None:
+        self._programs = programs or Programs()
 
     def read(self) -> Sequence[GpuReading]:
-        program = self._find("rocm-smi")
-        if program is None:
-            raise OSError("rocm-smi is not installed")
-        argv = [program, "-i", "-P", "-t", "-f", "-u", "--showmemuse", "--showmeminfo", "vram", "--showproductname"]
-        return parse_rocm(self._command([*argv, "--csv"], ROCM_TIMEOUT))
+        options = ("-i", "-P", "-t", "-f", "-u", "--showmemuse", "--showmeminfo", "vram", "--showproductname", "--csv")
+        return parse_rocm(self._programs.output("rocm-smi", *options))
 
 
 def rocm_rows(text: str) -> Iterable[dict[str, str]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 
-from llamaswap.observe.command_output import Command, run
+from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import GpuReading, GpuSource
 from llamaswap.wire.byte_budget import MIB
-
-IOREG_TIMEOUT = 5.0  # seconds
 
 
 def _memory() -> int:
@@ -23,22 +20,13 @@ class AppleGpu(GpuSource):
 
     name = "ioreg"
 
-    def __init__(
-        self,
-        find: Callable[[str], str | None] = shutil.which,
-        command: Command = run,
-        memory: Callable[[], int] = _memory,
-    ) -> None:
-        self._find = find
-        self._command = command
+    def __init__(self, programs: Programs | None = None, memory: Callable[[], int] = _memory) -> None:
+        self._programs = programs or Programs()
         self._memory = memory
 
     def read(self) -> Sequence[GpuReading]:
-        program = self._find("ioreg")
-        if program is None:
-            raise OSError("ioreg is not installed")
         # -a writes a property list; the plain form is for people.
-        found = self._command([program, "-r", "-c", "IOAccelerator", "-d", "1", "-a"], IOREG_TIMEOUT)
+        found = self._programs.output("ioreg", "-r", "-c", "IOAccelerator", "-d", "1", "-a")
         import plistlib  # here, because it imports an XML parser
 
         devices = plistlib.loads(found.encode()) if found.strip() else []

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
-from attrs import frozen
+from attrs import Factory, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from llamaswap.observe.accelerators import Accelerator, find_all
-from llamaswap.observe.command_output import Command, run
+from llamaswap.observe.command_output import NotInstalled, Programs
 from llamaswap.observe.log_format import rfc3339nano
 from llamaswap.observe.nvidia import binding
 from llamaswap.observe.worker import RunBlocking
@@ -27,7 +26,6 @@ from llamaswap.observe.worker import RunBlocking
 log = Logger()
 
 Document = dict[str, object]
-PROGRAM_TIMEOUT = 5.0  # seconds for each program
 _ARCHITECTURES = {name: name for name in ("x86_64", "arm64", "ppc64le", "riscv64", "s390x")}
 _ARCHITECTURES |= {"amd64": "x86_64", "aarch64": "arm64", "armv7l": "armv7"}
 _FAMILIES = {"Linux": "linux", "Darwin": "macos", "Windows": "windows", "FreeBSD": "freebsd"}
@@ -35,42 +33,37 @@ _CONTAINERS = ("docker", "podman", "lxc", "lxc-libvirt", "systemd-nspawn", "rkt"
 _CGROUP_LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def _uname() -> tuple[str, str, str]:
-    known = platform.uname()
-    return known.system, known.machine, known.release
-
-
-def _memory() -> int:
-    import psutil  # on the worker's thread, because the import takes longer than opening the port may
-
-    return int(psutil.virtual_memory().total)
-
-
-def _counts() -> tuple[int | None, int | None]:
-    import psutil
-
-    return psutil.cpu_count(logical=False), psutil.cpu_count(logical=True)
-
-
 @frozen
 class HardwareProbe:
-    """Where the description comes from. `uname` gives (system, machine, release)."""
+    """The sources of the description."""
 
     root: Path = Path("/")
-    command: Command = run
-    find: Callable[[str], str | None] = shutil.which
-    uname: Callable[[], tuple[str, str, str]] = _uname
+    programs: Programs = Factory(Programs)
     nvml: Callable[[], ModuleType] = binding
-    memory: Callable[[], int] = _memory
-    counts: Callable[[], tuple[int | None, int | None]] = _counts
+
+    def uname(self) -> tuple[str, str, str]:
+        """System, machine and release."""
+        known = platform.uname()
+        return known.system, known.machine, known.release
+
+    def memory(self) -> int:
+        """Bytes of memory that the kernel manages."""
+        import psutil  # on the worker's thread, because the import takes longer than opening the port may
+
+        return int(psutil.virtual_memory().total)
+
+    def counts(self) -> tuple[int | None, int | None]:
+        """Cores and threads."""
+        import psutil
+
+        return psutil.cpu_count(logical=False), psutil.cpu_count(logical=True)
 
     def output(self, program: str, *arguments: str) -> str | None:
         """The output of a program; "" if it fails, None if it is not installed."""
-        path = self.find(program)
-        if path is None:
-            return None
         try:
-            return self.command([path, *arguments], PROGRAM_TIMEOUT).strip()
+            return self.programs.output(program, *arguments).strip()
+        except NotInstalled:
+            return None
         except OSError:
             return ""
 
@@ -171,7 +164,7 @@ def describe(probe: HardwareProbe, *, version: str, at: float) -> Document:
     architecture = {"name": _ARCHITECTURES.get(machine.lower(), "other"), "raw_name": machine or None}
     capacity = memory_capacity(probe)
     processor = cpu(probe)
-    found, errors = find_all(command=probe.command, nvml=probe.nvml, find=probe.find, sys=probe.root / "sys")
+    found, errors = find_all(probe.programs, probe.nvml, probe.root / "sys")
     if system == "Darwin" and architecture["name"] == "arm64":
         # The GPU is a part of an Apple chip, and uses the machine's memory.
         found = [

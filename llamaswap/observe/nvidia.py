@@ -5,16 +5,14 @@ Both block: for a worker's thread.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TypeVar
 
-from llamaswap.observe.command_output import Command, run
+from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import GpuReading, GpuSource
 from llamaswap.wire.byte_budget import MIB
 
-SMI_TIMEOUT = 5.0  # seconds for nvidia-smi
 _FIELDS = "index,name,uuid,temperature.gpu,utilization.gpu,memory.used,memory.total,fan.speed,power.draw"
 
 T = TypeVar("T")
@@ -127,13 +125,9 @@ class NvidiaSmi(GpuSource):
 
     name = "nvidia-smi"
 
-    def __init__(self, find: Callable[[str], str | None] = shutil.which, command: Command = run) -> None:
-        self._find = find
-        self._command = command
+    def __init__(self, programs: Programs | None = None) -> None:
+        self._programs = programs or Programs()
 
     def read(self) -> Sequence[GpuReading]:
-        program = self._find("nvidia-smi")
-        if program is None:
-            raise OSError("nvidia-smi is not installed")
-        lines = self._command([program, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"], SMI_TIMEOUT)
-        return [reading for line in lines.splitlines() if (reading := parse_line(line)) is not None]
+        listed = self._programs.output("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits")
+        return [reading for line in listed.splitlines() if (reading := parse_line(line)) is not None]

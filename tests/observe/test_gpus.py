@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.amd import Amdgpu, RocmSmi, parse_rocm
 from llamaswap.observe.apple import AppleGpu
+from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import RETRY_DELAY, GpuReader, GpuReading
 from llamaswap.observe.nvidia import NvidiaSmi, Nvml, parse_line
 
@@ -170,14 +171,14 @@ class NvidiaTests(SynchronousTestCase):
             ran.append(argv)
             return "1, b, u1, 1, 2, 3, 4, 5, 6\nnot a reading\n0, a, u0, 1, 2, 3, 4, 5, 6\n"
 
-        source = NvidiaSmi(lambda name: "/bin/" + name, command)
+        source = NvidiaSmi(Programs(lambda name: "/bin/" + name, command))
         self.assertEqual([reading.name for reading in source.read()], ["b", "a"])
         source.read()
         self.assertEqual([argv[0] for argv in ran], ["/bin/nvidia-smi"] * 2)
         source.close()
 
     def test_missing_nvidia_smi_is_an_error(self):
-        self.assertRaises(OSError, NvidiaSmi(lambda name: None).read)
+        self.assertRaises(OSError, NvidiaSmi(Programs(lambda name: None)).read)
 
 
 ROCM = """WARNING: AMD GPU device(s) is/are in a low-power state
@@ -206,9 +207,9 @@ class AmdTests(SynchronousTestCase):
             ran.append(argv)
             return ROCM
 
-        self.assertEqual(len(RocmSmi(lambda name: "/opt/" + name, command).read()), 1)
+        self.assertEqual(len(RocmSmi(Programs(lambda name: "/opt/" + name, command)).read()), 1)
         self.assertEqual(ran[0][0], "/opt/rocm-smi")
-        self.assertRaises(OSError, RocmSmi(lambda name: None, command).read)
+        self.assertRaises(OSError, RocmSmi(Programs(lambda name: None, command)).read)
 
     def test_amdgpu_files_are_read(self):
         root = FilePath(self.mktemp())
@@ -242,7 +243,7 @@ class AppleTests(SynchronousTestCase):
             }
         ]
         found = plistlib.dumps(devices).decode()
-        source = AppleGpu(lambda name: "/usr/sbin/" + name, lambda argv, seconds: found, lambda: 100 * MIB)
+        source = AppleGpu(Programs(lambda name: "/usr/sbin/" + name, lambda argv, seconds: found), lambda: 100 * MIB)
         self.assertEqual(source.read(), [GpuReading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)])
-        self.assertEqual(AppleGpu(lambda name: "x", lambda argv, seconds: "").read(), [])
-        self.assertRaises(OSError, AppleGpu(lambda name: None).read)
+        self.assertEqual(AppleGpu(Programs(lambda name: "x", lambda argv, seconds: "")).read(), [])
+        self.assertRaises(OSError, AppleGpu(Programs(lambda name: None)).read)

@@ -15,6 +15,7 @@ from llamaswap.observe.accelerators import (
     nvidia_architecture,
     pci_address,
 )
+from llamaswap.observe.command_output import Programs
 from llamaswap.observe.hardware import Hardware, HardwareProbe, describe, environment, memory_capacity
 from tests.observe.doubles import at_once
 from tests.observe.test_gpus import FakeNvml
@@ -34,19 +35,24 @@ class Folder(SynchronousTestCase):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
 
-    def probe(self, command=None, programs=(), system="Linux", machine="x86_64", release="6.1", nvml=nothing, memory=0):
+    def probe(
+        self, command=None, installed=(), system="Linux", machine="x86_64", release="6.1", nvml=nothing, memory=0
+    ):
         def failing(argv, seconds):
             raise OSError("no such program")
 
-        return HardwareProbe(
-            root=self.root,
-            command=command or failing,
-            find=lambda name: name if name in programs else None,
-            uname=lambda: (system, machine, release),
-            nvml=nvml,
-            memory=lambda: memory,
-            counts=lambda: (4, 8),
-        )
+        class Probe(HardwareProbe):
+            def uname(self):
+                return system, machine, release
+
+            def memory(self):
+                return memory
+
+            def counts(self):
+                return 4, 8
+
+        programs = Programs(lambda name: name if name in installed else None, command or failing)
+        return Probe(self.root, programs, nvml)
 
 
 class TestHost(Folder):
@@ -83,12 +89,12 @@ class TestHost(Folder):
     def test_environment_is_detected(self):
         self.assertEqual(environment(self.probe(release="5.15-microsoft-standard"))["kind"], "wsl")
         self.assertEqual(environment(self.probe())["kind"], "unknown")
-        detect = {"programs": ("systemd-detect-virt",)}
+        detect = {"installed": ("systemd-detect-virt",)}
         self.assertEqual(environment(self.probe(**detect))["kind"], "native")
         told = environment(self.probe(command=lambda argv, seconds: "kvm\n", **detect))
         self.assertEqual((told["kind"], told["name"]), ("virtual_machine", "kvm"))
         self.assertEqual(environment(self.probe(command=lambda *_: "lxc", **detect))["kind"], "container")
-        mac = self.probe(system="Darwin", programs=("sysctl",), command=lambda *_: "0\n")
+        mac = self.probe(system="Darwin", installed=("sysctl",), command=lambda *_: "0\n")
         self.assertEqual(environment(mac)["kind"], "native")
         self.write(".dockerenv", "")
         self.assertEqual(environment(self.probe())["name"], "docker")
@@ -109,7 +115,7 @@ class TestHost(Folder):
         def command(argv, seconds):
             return "Apple M3\n" if "machdep.cpu.brand_string" in argv else "0\n"
 
-        probe = self.probe(system="Darwin", machine="arm64", programs=("sysctl",), command=command, memory=2**34)
+        probe = self.probe(system="Darwin", machine="arm64", installed=("sysctl",), command=command, memory=2**34)
         (gpu,) = describe(probe, version="", at=0.0)["accelerators"]
         self.assertEqual((gpu["vendor"], gpu["model"]), ("Apple", "Apple M3"))
         self.assertEqual(gpu["memory"], {"kind": "unified", "capacity_bytes": 2**34})
@@ -140,7 +146,7 @@ class TestAccelerators(Folder):
 
     def test_nvml_devices_are_described(self):
         nvml = FakeNvml()
-        found, errors = find_all(command=lambda *_: "", nvml=lambda: nvml, find=lambda _: None, sys=self.root)
+        found, errors = find_all(Programs(lambda _: None), lambda: nvml, self.root)
         self.assertEqual(
             found[0].document(0),
             {
@@ -158,7 +164,7 @@ class TestAccelerators(Folder):
 
     def test_nvidia_smi_lists_devices_without_nvml(self):
         line = "0, NVIDIA H200, 00000000:0B:00.0, 143771, 570.1, 700.00, 9.0\nbroken\n"
-        (found,) = by_nvidia_smi("nvidia-smi", lambda argv, seconds: line)
+        (found,) = by_nvidia_smi(Programs(lambda name: name, lambda argv, seconds: line))
         self.assertEqual((found.pci, found.architecture, found.power_limit_watts), ("0000:0b:00.0", "Hopper", 700.0))
         self.assertEqual(found.capacity_bytes, 143771 * 2**20)
 
@@ -168,7 +174,7 @@ class TestAccelerators(Folder):
                 raise OSError("unknown option")
             return "device,PCI Bus,Card Series,VRAM Total Memory (B)\ncard0,0000:03:00.0,Radeon,1024\n"
 
-        (found,) = by_rocm_smi("rocm-smi", command)
+        (found,) = by_rocm_smi(Programs(lambda name: name, command))
         self.assertEqual((found.pci, found.model, found.capacity_bytes), ("0000:03:00.0", "Radeon", 1024))
 
     def test_devices_are_found_in_the_kernels_files(self):
@@ -194,5 +200,5 @@ class TestAccelerators(Folder):
         self.assertEqual((both.architecture, both.capacity_bytes), ("gfx1100", 2048))
 
     def test_broken_driver_does_not_hide_other_devices(self):
-        found, errors = find_all(command=lambda *_: "", nvml=nothing, find=lambda name: name, sys=self.root)
+        found, errors = find_all(Programs(lambda name: name, lambda *_: ""), nothing, self.root)
         self.assertEqual((found, errors), ([], ["ImportError: no binding"]))
