@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import sys
 import tarfile
 import types
@@ -11,6 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import release
 from llamaswap import version
+
+ROOT = Path(__file__).parent.parent
 
 
 class VersionTests(SynchronousTestCase):
@@ -45,6 +48,19 @@ class VersionTests(SynchronousTestCase):
 
 
 class ReleaseTests(SynchronousTestCase):
+    def test_every_file_that_names_the_release_names_the_same(self):
+        named = {
+            "NEWS.rst": r"^(\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)$",
+            "pyproject.toml": r'^fallback_version = "(.*)"$',
+            "containers/Containerfile": "^ARG VERSION=(.*)$",
+        }
+        found = {}
+        for name, pattern in named.items():
+            match = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+            assert match is not None, name
+            found[name] = match[1]
+        self.assertEqual(len(set(found.values())), 1, found)
+
     def sdist(self, mtime, order):
         path = Path(self.mktemp())
         with tarfile.open(path, "w:gz") as archive:

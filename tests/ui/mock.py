@@ -430,7 +430,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/events":
             self.events({topic for value in query.get("topics", []) for topic in value.split(",")})
         elif path == "/api/version":
-            self.json({"version": "0.1.0", "commit": "abcd1234", "build_date": "2026-11-22"})
+            self.json({"version": "0.2.0", "commit": "abcd1234", "build_date": "2026-11-22"})
         elif path == "/api/features":
             self.json(
                 {
