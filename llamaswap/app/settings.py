@@ -12,8 +12,6 @@ from twisted.internet.interfaces import (
     IReactorFromThreads,
     IReactorProcess,
     IReactorSocket,
-    IReactorTCP,
-    IReactorTime,
     IReactorUNIX,
     IStreamServerEndpoint,
 )
@@ -21,12 +19,13 @@ from twisted.internet.interfaces import (
 from llamaswap.config import ConfigText, files
 from llamaswap.demo import demo_config
 from llamaswap.events import EventBus
+from llamaswap.proxy.connector import IReactorForConnections
 from llamaswap.proxy.listen import ListenAddress
 from llamaswap.upgrade.program import AdoptingReactor, InheritedState
 
 
 class IServiceReactor(
-    IReactorCore, IReactorFromThreads, IReactorProcess, IReactorSocket, IReactorTCP, IReactorTime, IReactorUNIX
+    IReactorForConnections, IReactorCore, IReactorFromThreads, IReactorProcess, IReactorSocket, IReactorUNIX
 ):
     """The interfaces that the service needs of its reactor."""
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from attrs import define
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, NoRoom
@@ -50,7 +50,7 @@ class FileFeed:
 
     def __init__(
         self,
-        clock: Any,
+        clock: IReactorTime,
         file: IO[bytes],
         size: int,
         consumer: BodyConsumer,
@@ -118,7 +118,7 @@ class FileBody:
     """A body in a file that its owner filled and closes. `clock` provides IReactorTime, `reserve` takes memory for a
     body that is held whole, until the file is closed, or raises NoRoom."""
 
-    _clock: Any
+    _clock: IReactorTime
     _file: IO[bytes]
     _size: int
     _reserve: Callable[[int], None] | None = None
@@ -171,7 +171,7 @@ class SiteContent:
     def __init__(self, length: int | None, memory: ByteBudget, disk: ByteBudget) -> None:
         self._memory = memory
         self._disk = disk
-        self._file: Any = BytesIO()
+        self._file: IO[bytes] = BytesIO()
         self._size = 0
         self._in_memory = 0  # bytes taken of each room
         self._on_disk = 0
@@ -217,12 +217,12 @@ class SiteContent:
         except OSError:
             return
         small, self._file = self._file, file
-        self._size = 0
-        if self._written(small.getvalue()):
-            self._size = len(small.getvalue())
-            return
-        self._file, self._size = small, len(small.getvalue())
-        file.close()
+        small.seek(0)
+        data, self._size = small.read(), 0
+        if not self._written(data):
+            self._file = small
+            file.close()
+        self._size = len(data)
 
     def _written(self, data: bytes) -> bool:
         if not self._disk.take(len(data)):

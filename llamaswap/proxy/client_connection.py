@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any
+from typing import cast
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -33,6 +33,7 @@ from llamaswap.proxy.framing import (
 from llamaswap.proxy.response_framer import status_line
 from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
 from llamaswap.proxy.transaction import ConnectionOwner, HttpTransaction, ProxyTransaction
+from llamaswap.proxy.transport import TcpTransport
 from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.wire.headers import peer_host
 
@@ -71,7 +72,7 @@ class ClientConnection(Protocol):
         self.peer = ""
         self.secure = False
         self.since = 0.0  # of the present wait for a head, or for more of a body
-        self.wire: Any = None
+        self.wire: TcpTransport
         self.send: Callable[[bytes], None] = _discard
         self._state = ConnectionState.IDLE
         self._buffer = b""
@@ -88,7 +89,7 @@ class ClientConnection(Protocol):
     # -- what Twisted calls
 
     def connectionMade(self) -> None:
-        self.wire = self.transport
+        self.wire = cast(TcpTransport, self.transport)
         self.send = write_through(self.wire)
         self.wire.logstr = LOG_NAME  # Twisted makes a text for each
         self.peer = sys.intern(peer_host(self.wire.getPeer()))
@@ -349,7 +350,7 @@ class ClientConnection(Protocol):
 
     def handover(self) -> tuple[socket.socket, bytes]:
         """Its socket, and what was read of the next request."""
-        return self.wire.getHandle(), self._buffer
+        return cast(socket.socket, self.wire.getHandle()), self._buffer
 
     def lose(self) -> None:
         """Close, after what was written has gone out."""
@@ -410,7 +411,7 @@ def _discard(data: bytes) -> None:
     """Not connected."""
 
 
-def has_departed(transport: Any) -> bool:
+def has_departed(transport: TcpTransport) -> bool:
     """Whether the kernel knows that the client has closed its side of the connection or is gone."""
     tcp = getattr(transport, "transport", transport)  # below TLS
     handle = tcp.getHandle() if hasattr(tcp, "getHandle") else None

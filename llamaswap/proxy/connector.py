@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError, UserError
 from twisted.internet.error import TimeoutError as ConnectTimeout
-from twisted.internet.interfaces import IConnector
+from twisted.internet.interfaces import IReactorPluggableNameResolver, IReactorTCP, IReactorTime
 from twisted.internet.protocol import ClientFactory, Factory
 from twisted.python.failure import Failure
 
@@ -35,7 +35,7 @@ class ConnectAttempt(ClientFactory):
         connection, self._connection, self._failed = self._connection, None, None
         return connection
 
-    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
+    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
         failed, self._connection, self._failed = self._failed, None, None
         if failed is not None:
             failed(reason)
@@ -64,11 +64,15 @@ def _is_literal(host: str) -> bool:
     return True
 
 
+class IReactorForConnections(IReactorTCP, IReactorTime, IReactorPluggableNameResolver):
+    """What a Connector needs of the reactor."""
+
+
 @define(eq=False)
 class Connector:
-    """Makes connections. `reactor` provides IReactorTCP, IReactorTime and, for names, IReactorPluggableNameResolver."""
+    """Makes connections."""
 
-    _reactor: Any
+    _reactor: IReactorForConnections
     # The loopback address on which localhost:PORT was reached last; a resolver would cost a thread's round trip.
     _loopback: dict[int, str] = field(factory=dict, init=False)
 
@@ -86,12 +90,7 @@ class Connector:
     def _plain(self, upstream: UpstreamTarget, host: str) -> Deferred[UpstreamConnection]:
         connection = UpstreamConnection()
         limit = upstream.timeouts.connect
-        connector: Any = None
-
-        def stop(_: object) -> None:
-            connector.disconnect()
-
-        result: Deferred[UpstreamConnection] = Deferred(stop)
+        result: Deferred[UpstreamConnection] = Deferred(lambda _: connector.disconnect())
 
         def connected() -> None:
             self._tune(connection, upstream)
@@ -103,7 +102,10 @@ class Connector:
 
         connection.on_made = connected
         connector = self._reactor.connectTCP(
-            host, upstream.endpoint.port, ConnectAttempt(connection, failed), timeout=limit or None
+            host,
+            upstream.endpoint.port,
+            ConnectAttempt(connection, failed),
+            timeout=limit or None,  # type: ignore[arg-type] # Twisted takes None for no limit
         )
         return result
 

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, ITransport
+from twisted.internet.interfaces import IPushProducer
 
+from llamaswap.proxy.transport import Transport
 from llamaswap.wire.headers import ResponseHeaders
 
 Headers = list[tuple[bytes, bytes]]
@@ -147,7 +148,7 @@ class ResponseSink(Protocol):
     def unregister_producer(self) -> None:
         """The producer is done."""
 
-    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+    def upgrade(self, status_line_and_head: bytes) -> Transport:
         """Send a 101 head verbatim and hand over the client's transport for a byte tunnel.
 
         The transport has a settable `protocol` attribute, as Twisted's have. That protocol receives the client's

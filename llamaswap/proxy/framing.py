@@ -7,7 +7,6 @@ passes bodies on as they came, so chunk framing is walked here: sizes are read, 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import httptools
 from attrs import define
@@ -79,6 +78,9 @@ SECRET_SIZES = frozenset(map(len, SECRETS))
 _common: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
 
 
+_Parser = httptools.HttpRequestParser | httptools.HttpResponseParser
+
+
 class _Collector:
     """What llhttp tells about one head."""
 
@@ -128,7 +130,7 @@ def find_head_end(data: bytes, limit: int = HEAD_LIMIT) -> int:
     return -1
 
 
-def _judge(parser: Any, collector: _Collector, head: bytes) -> None:
+def _judge(parser: _Parser, collector: _Collector, head: bytes) -> None:
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
@@ -143,7 +145,7 @@ def _judge(parser: Any, collector: _Collector, head: bytes) -> None:
         raise HeadTooLarge(f"more than {HEADER_COUNT} header fields")
 
 
-def _version(parser: Any) -> tuple[int, int]:
+def _version(parser: _Parser) -> tuple[int, int]:
     text = parser.get_http_version()
     if text == "1.1":
         return (1, 1)

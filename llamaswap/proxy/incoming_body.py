@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, ClientGone
@@ -66,7 +66,7 @@ class SpooledBody:
 
     def __init__(
         self,
-        clock: Any,
+        clock: IReactorTime,
         length: int | None,
         *,
         changed: Callable[[], None],

@@ -9,7 +9,7 @@ import errno
 import re
 import socket
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 from twisted.internet.endpoints import (
@@ -19,6 +19,9 @@ from twisted.internet.endpoints import (
     serverFromString,
 )
 from twisted.internet.interfaces import IStreamServerEndpoint
+
+if TYPE_CHECKING:
+    from twisted.internet.ssl import ContextFactory
 
 ADDRESS = re.compile(r"^(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d+)$")
 PLUGINS = frozenset(("tcp", "tcp4", "tcp6", "unix", "systemd", "stdio"))  # tcp:80 is an endpoint, not a host
@@ -108,7 +111,7 @@ def resolved(host: str) -> str:
     return str(entries[0][4][0])
 
 
-def tls_options(cert_file: str, key_file: str) -> Any:
+def tls_options(cert_file: str, key_file: str) -> ContextFactory:
     """A server context factory from PEM files: our certificate first, then its chain. TLS 1.2 and newer.
 
     Twisted's own CertificateOptions takes the chain apart and does not agree with every pyOpenSSL (handshakes end in

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attrs import define, field
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from llamaswap.wire.openai import encode
@@ -75,7 +74,7 @@ class LoadingStream:
     typing, so what waits for it stays bounded.
     """
 
-    clock: Any
+    clock: IReactorTime
     model: str
     write: Callable[[bytes], None]
     uniform: Callable[[float, float], float]

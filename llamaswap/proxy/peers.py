@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
@@ -176,7 +175,7 @@ class PeerDirectory:
         if not asking.called:
             self._asking[peer.id] = asking
 
-        def over(result: Any) -> None:
+        def over(result: object) -> None:
             if self._asking.get(peer.id) is asking:
                 del self._asking[peer.id]
             if isinstance(result, Failure) and not result.check(CancelledError):
@@ -235,7 +234,7 @@ def offered(body: bytes) -> tuple[str, ...]:
     return tuple(names)[:NAMES]
 
 
-def _passed_on(record: Mapping[str, Any]) -> bool:
+def _passed_on(record: Mapping[str, object]) -> bool:
     meta = record.get("meta")
     own = meta.get("llamaswap") if isinstance(meta, dict) else None
     return isinstance(own, dict) and bool(own.get("peerID"))

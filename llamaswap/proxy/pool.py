@@ -13,10 +13,10 @@ from functools import lru_cache
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.proxy.connector import Connector
+from llamaswap.proxy.connector import Connector, IReactorForConnections
 from llamaswap.proxy.framing import ResponseHead
 from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
 
@@ -56,9 +56,9 @@ class _Idle:
 
 @define(eq=False)
 class Pool:
-    """Connections that wait for their next request. `reactor` also provides IReactorTCP."""
+    """Connections that wait for their next request."""
 
-    _reactor: IReactorTime
+    _reactor: IReactorForConnections
     _connector: Connector = field()
     _idle: dict[tuple[Endpoint, bool], deque[_Idle]] = field(factory=dict, init=False)
     _sweep: IDelayedCall | None = field(default=None, init=False)

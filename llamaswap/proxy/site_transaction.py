@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITransport
 from twisted.python.failure import Failure
@@ -46,14 +45,14 @@ class SiteTransport:
     def __init__(self, connection: ClientTransport) -> None:
         self._connection = connection
         self.paused = False
-        self.producer: Any = None
+        self.producer: IPushProducer | None = None
         if connection.secure:
             directlyProvides(self, providedBy(self), ISSLTransport)
 
     def write(self, data: bytes) -> None:
         self._connection.send(data)
 
-    def writeSequence(self, data: Any) -> None:
+    def writeSequence(self, data: Iterable[bytes]) -> None:
         self._connection.send(b"".join(data))
 
     def loseConnection(self) -> None:
@@ -62,7 +61,7 @@ class SiteTransport:
     def abortConnection(self) -> None:
         self._connection.cut()
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """The channel registers itself for good, the connection only while it handles a request for the site."""
         self.producer = producer
 
@@ -90,7 +89,7 @@ class SiteTransport:
         self._connection.lend(pipe)
         return pipe
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         # getPeer, getHost, disconnecting, getPeerCertificate ...
         return getattr(self._connection.wire, name)
 

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 class Awaitable(Protocol):
     """Something in progress: a Deferred, or a `Task`."""
 
-    def addBoth(self, callback: Callable[[Any], Any], /) -> Any:
+    def addBoth(self, callback: Callable[[Any], object], /) -> object:
         """Call back with a Failure or a value when it is over; at once if it is."""
 
 
@@ -84,7 +84,7 @@ class Task:
 
     __slots__ = ("_coroutine", "_listener", "_over", "_result")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def __init__(self, coroutine: Coroutine[Awaitable, None, None]) -> None:
         self._coroutine = coroutine
         self._listener: Callable[[Failure | None], object] = _no_listener
         self._over = False

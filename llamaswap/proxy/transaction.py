@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, IReactorTime, ITransport
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Site
@@ -23,6 +23,7 @@ from llamaswap.proxy.framing import LAST_CHUNK, ChunkWalker, Framing, as_chunk
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.proxy.task import Awaitable
+from llamaswap.proxy.transport import TcpTransport, Transport
 from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.headers import ResponseHeaders
@@ -59,7 +60,7 @@ class ClientTransport(Protocol):
 
     peer: str
     secure: bool
-    wire: Any
+    wire: TcpTransport
     send: Callable[[bytes], None]
 
     @property
@@ -329,7 +330,7 @@ class ProxyTransaction(HttpTransaction):
             self._producing = False
             self.connection.wire.unregisterProducer()
 
-    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+    def upgrade(self, status_line_and_head: bytes) -> Transport:
         """Hand the connection over for a tunnel."""
         self._framer = ResponseFramer(self._request, 101, ResponseHeaders([]), raw=True)
         self.response_closed = True

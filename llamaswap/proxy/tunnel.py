@@ -6,15 +6,23 @@ Back-pressure runs both ways. When one side ends, what it sent is flushed to the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import cast
 
-from twisted.internet.interfaces import IHalfCloseableDescriptor, IHalfCloseableProtocol, IPushProducer, ITransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableDescriptor,
+    IHalfCloseableProtocol,
+    IProtocol,
+    IPushProducer,
+    ITransport,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.proxy.fastpath.direct_write import write_through
 from llamaswap.proxy.reader import ReaderWatch
+from llamaswap.proxy.transport import TcpTransport, Transport
 
 
 @implementer(IHalfCloseableProtocol)
@@ -24,12 +32,12 @@ class _End(Protocol):
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
         self.other: _End
-        self.wire: Any = None
+        self.wire: Transport
         self.lost = False
         self.ended = False  # it will send no more
         self.write: Callable[[bytes], None]
 
-    def attach(self, wire: Any) -> None:
+    def attach(self, wire: Transport) -> None:
         self.wire = wire
         self.write = write_through(wire)
 
@@ -49,7 +57,8 @@ class _End(Protocol):
         able: bool = IHalfCloseableDescriptor.providedBy(self.wire)
         if not able:
             return False
-        self.wire.loseWriteConnection()
+        wire = cast(TcpTransport, self.wire)
+        wire.loseWriteConnection()
         return True
 
     def writeConnectionLost(self) -> None:
@@ -64,7 +73,7 @@ class _End(Protocol):
 class _Pace:
     """Pauses the side that sends while the side that receives is full; `reader` watches the one that receives."""
 
-    def __init__(self, source: Any, reader: ReaderWatch | None) -> None:
+    def __init__(self, source: Transport, reader: ReaderWatch | None) -> None:
         self._source = source
         self._reader = reader
 
@@ -91,8 +100,8 @@ class Tunnel:
 
     def __init__(
         self,
-        client: Any,
-        server: Any,
+        client: Transport,
+        server: Transport,
         *,
         closed: Callable[[], None],
         early_server: bytes = b"",
@@ -104,8 +113,8 @@ class Tunnel:
         for end, wire, other in ((self._client, client, self._server), (self._server, server, self._client)):
             end.attach(wire)
             end.other = other
-        for wire, other, watch in ((client, server, reader), (server, client, None)):
-            wire.registerProducer(_Pace(other, watch), True)
+        client.registerProducer(_Pace(server, reader), True)
+        server.registerProducer(_Pace(client, None), True)
         client.protocol = self._client
         server.protocol = self._server
         if early_server:
@@ -146,21 +155,23 @@ class ClientPipe:
     `lost`.
     """
 
-    def __init__(self, wire: Any, early: bytes = b"") -> None:
+    def __init__(self, wire: Transport, early: bytes = b"") -> None:
         self._wire = wire
         self._early = early
-        self._protocol: Any = None
+        self._protocol: IProtocol | None = None
         self._lost: Failure | None = None
-        self.write: Any = write_through(wire)
+        self.write = write_through(wire)
 
     @property
-    def protocol(self) -> Any:
+    def protocol(self) -> IProtocol | None:
         """Who gets the client's bytes."""
         return self._protocol
 
     @protocol.setter
-    def protocol(self, protocol: Any) -> None:
+    def protocol(self, protocol: IProtocol | None) -> None:
         self._protocol = protocol
+        if protocol is None:
+            return
         early, self._early = self._early, b""
         if early:
             protocol.dataReceived(early)
@@ -176,7 +187,7 @@ class ClientPipe:
 
     def half_lost(self) -> None:
         """The client sends no more, but may still listen."""
-        half: Any = self._protocol
+        half = self._protocol
         if half is not None and IHalfCloseableProtocol.providedBy(half):
             half.readConnectionLost()
         else:
@@ -213,8 +224,8 @@ class ClientPipe:
     def stopProducing(self) -> None:
         self._wire.loseConnection()
 
-    def getPeer(self) -> Any:
+    def getPeer(self) -> IAddress:
         return self._wire.getPeer()
 
-    def getHost(self) -> Any:
+    def getHost(self) -> IAddress:
         return self._wire.getHost()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime, ITransport
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 
@@ -18,6 +18,7 @@ from llamaswap.proxy.exchange import Exchange, Headers, RequestHead, ResponseSin
 from llamaswap.proxy.fastpath.direct_write import unsent_bytes, write_through
 from llamaswap.proxy.framing import LAST_CHUNK, as_chunk
 from llamaswap.proxy.response_framer import ResponseFramer
+from llamaswap.proxy.transport import Transport
 from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.wire.headers import ResponseHeaders, peer_host
 
@@ -148,7 +149,7 @@ class RequestSink:
             if self._wire() is not None:
                 self._request.unregisterProducer()
 
-    def upgrade(self, status_line_and_head: bytes) -> ITransport:
+    def upgrade(self, status_line_and_head: bytes) -> Transport:
         """Take the connection away from the channel."""
         request = self._request
         channel = request.channel
@@ -162,7 +163,7 @@ class RequestSink:
         lend = getattr(wire, "lend", None)
         if lend is not None:
             # Here the channel does not own the connection: a ClientConnection passes its bytes on.
-            lent: ITransport = lend(kept, status_line_and_head)
+            lent: Transport = lend(kept, status_line_and_head)
             return lent
         wire.unregisterProducer()
         pipe = ClientPipe(wire, kept)

@@ -7,7 +7,7 @@ clients, models or pools.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from attrs import define, frozen
 from twisted.internet.error import ConnectionDone
@@ -20,6 +20,7 @@ from zope.interface import implementer
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.proxy.fastpath.direct_write import write_through
 from llamaswap.proxy.framing import ChunkWalker, MalformedMessage, ResponseHead, find_head_end, parse_response
+from llamaswap.proxy.transport import TcpTransport
 
 LOG_NAME = "server"
 INTERIM_LIMIT = 100  # 1xx heads before the final one; a server that sends more is broken
@@ -173,16 +174,16 @@ class UpstreamConnection(ConnectionProtocol):
         return self._walker is not None and self._walker.between
 
     @property
-    def wire(self) -> Any:
+    def wire(self) -> TcpTransport:
         """The transport."""
         return self._wire
 
     # -- what Twisted calls
 
     def connectionMade(self) -> None:
-        wire: Any = self.transport
+        wire = cast(TcpTransport, self.transport)
         wire.logstr = LOG_NAME  # Twisted makes a text for each
-        self._wire: Any = wire
+        self._wire = wire
         self.send = write_through(self._wire)
         made, self.on_made = self.on_made, None
         if made is not None:

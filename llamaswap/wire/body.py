@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 from urllib.parse import quote_plus, unquote_plus
 
 from attrs import define, evolve, field, frozen
@@ -173,7 +172,7 @@ class JsonContainer:
     def render(self) -> bytes:
         """The text again: what was not changed has its old bytes."""
         # Views of a large source: its parts need no memory of their own. For a small one, copies are faster.
-        source: Any = self.source if len(self.source) < LARGE else memoryview(self.source)
+        source: bytes | memoryview = self.source if len(self.source) < LARGE else memoryview(self.source)
         pieces = [source[: self.opened]]
         for number, member in enumerate(self.members):
             if number:

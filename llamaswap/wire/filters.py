@@ -6,7 +6,7 @@ They work on the bodies of `body.py` in place. Which filters apply to which requ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from attrs import frozen
 
@@ -32,9 +32,9 @@ class FilterRules(Protocol):
     @property
     def strip_params(self) -> tuple[str, ...]: ...
     @property
-    def set_params(self) -> Mapping[str, Any]: ...
+    def set_params(self) -> Mapping[str, object]: ...
     @property
-    def set_params_by_id(self) -> Mapping[str, Mapping[str, Any]]: ...
+    def set_params_by_id(self) -> Mapping[str, Mapping[str, object]]: ...
 
 
 def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name: str = "") -> None:
@@ -63,7 +63,7 @@ def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name:
         _set_all(body, rules.set_params_by_id.get(requested) or {})
 
 
-def _set_all(body: JsonBody, parameters: Mapping[str, Any]) -> None:
+def _set_all(body: JsonBody, parameters: Mapping[str, object]) -> None:
     for parameter in sorted(parameters):
         path = parameter.removesuffix(IF_ABSENT)
         if path == "model":
@@ -80,7 +80,7 @@ def _failure(message: str, error: EditError) -> LlamaswapError:
     return BadRequest(message) if isinstance(error, MalformedBodyError) else FilterError(message)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """The value with whole floats as integers: YAML's 2.0 is meant as 2 by every server that takes an integer."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)

@@ -39,7 +39,7 @@ ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", 
 CLIENT_NAMING = (b"x-forwarded-for", b"x-real-ip")
 # Said by the client about its own way to us; a peer is another operator's machine.
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
-# Any of them shows that a reverse proxy is in front.
+# Each of them shows that a reverse proxy is in front.
 PROXY_HEADERS = (*CLIENT_NAMING, *sorted(FORWARDING - {*CLIENT_NAMING}), b"via")
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 HOPS = b"X-Llamaswap-Hops"  # how many proxies of this kind passed the request on to a peer before

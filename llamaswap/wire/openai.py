@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 SOURCE = "llama-swap"  # clients tell the proxy's errors from a server's by this member
 
@@ -40,7 +39,7 @@ def speaks_anthropic(path: str) -> bool:
     return path.startswith(("/v1/messages", "/v/messages", "/messages"))
 
 
-def document(status: int, message: str, *, code: str | None = None, path: str = "") -> dict[str, Any]:
+def document(status: int, message: str, *, code: str | None = None, path: str = "") -> dict[str, object]:
     """The envelope as a value. Callers of the messages API also find the top-level `type` that their SDK asks for."""
     told, default = kind(status)
     error = {"message": message, "type": told, "param": None, "code": code or default}

@@ -11,7 +11,6 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from attrs import define, field
 
@@ -40,19 +39,19 @@ class Usage:
 NOTHING = Usage()
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """A JSON number one can reckon with, else None (booleans are not numbers)."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST < value < MOST:
         return value
     return None
 
 
-def _whole(value: Any) -> int | None:
+def _whole(value: object) -> int | None:
     number = _number(value)
     return None if number is None else int(number)
 
 
-def _first_whole(source: Mapping[str, Any], *names: str) -> int | None:
+def _first_whole(source: Mapping[str, object], *names: str) -> int | None:
     for name in names:
         value = _whole(source.get(name))
         if value is not None:
@@ -67,11 +66,11 @@ class _Ledger:
     input: int = 0
     output: int = 0
     cached: int = -1
-    timings: Mapping[str, Any] | None = None
-    metrics: Mapping[str, Any] | None = None
+    timings: Mapping[str, object] | None = None
+    metrics: Mapping[str, object] | None = None
     found: bool = False
 
-    def usage(self, value: Any) -> None:
+    def usage(self, value: object) -> None:
         if not isinstance(value, dict):
             return
         self.found = True
@@ -85,7 +84,7 @@ class _Ledger:
         if cached is not None and cached >= 0:
             self.cached = cached
 
-    def event(self, value: Any) -> None:
+    def event(self, value: object) -> None:
         """Everything one document or event may carry; `response` and `message` wrap usage in some APIs."""
         if not isinstance(value, dict):
             return
@@ -96,7 +95,7 @@ class _Ledger:
                 self.usage(inner.get("usage"))
         self.measured(value.get("timings"), value.get("metrics"))
 
-    def measured(self, timings: Any, metrics: Any) -> None:
+    def measured(self, timings: object, metrics: object) -> None:
         if isinstance(timings, dict):
             self.timings, self.found = timings, True
         if isinstance(metrics, dict):
@@ -142,13 +141,13 @@ def _later(known: int, said: int | None) -> int:
     return said if said is not None and said > 0 else known
 
 
-def _pair(source: Mapping[str, Any], first: str, second: str, *otherwise: int) -> tuple[int, int]:
+def _pair(source: Mapping[str, object], first: str, second: str, *otherwise: int) -> tuple[int, int]:
     """Two counts that only mean something together."""
     a, b = _whole(source.get(first)), _whole(source.get(second))
     return (otherwise[0], otherwise[1]) if a is None or b is None else (a, b)
 
 
-def _vllm(metrics: Mapping[str, Any], read: int, cached: int) -> tuple[int, int, float, float]:
+def _vllm(metrics: Mapping[str, object], read: int, cached: int) -> tuple[int, int, float, float]:
     """vLLM measures times; its own tokens_per_second includes the prefill and is left alone."""
     prompt_speed = speed = -1.0
     first = _number(metrics.get("time_to_first_token_ms"))
@@ -164,7 +163,7 @@ def _vllm(metrics: Mapping[str, Any], read: int, cached: int) -> tuple[int, int,
     return draft, accepted, prompt_speed, speed
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(data: bytes) -> object:
     """A JSON text's value, None where it is none."""
     try:
         return _DECODE(data.decode())
@@ -189,7 +188,7 @@ _REST = re.compile(
 _VALUE = re.compile(r"\s*:\s*")
 
 
-def _closing(data: bytes) -> dict[str, Any] | None:
+def _closing(data: bytes) -> dict[str, object] | None:
     """The members that count, of an object that has them at its end as nearly all servers do; None where one has to
     parse all of it to be sure. An answer is mostly text that nobody needs to read for its numbers."""
     at = data.find(b'"usage"')
@@ -218,7 +217,7 @@ def _closing(data: bytes) -> dict[str, Any] | None:
     return found
 
 
-def _value(text: str, at: int) -> tuple[Any, int]:
+def _value(text: str, at: int) -> tuple[object, int]:
     """The value of the member whose key ends there, and its end; ValueError where it was no key."""
     colon = _VALUE.match(text, at)
     if colon is None:
@@ -243,7 +242,7 @@ def from_document(data: bytes, path: str = "") -> Usage | None:
     return ledger.result()
 
 
-def _last_timings(elements: list[Any]) -> Any:
+def _last_timings(elements: list[object]) -> object:
     last = elements[-1] if elements else None
     return last.get("timings") if isinstance(last, dict) else None
 
@@ -256,7 +255,7 @@ def from_fragment(data: bytes) -> Usage | None:
     return ledger.result()
 
 
-def _object_named(data: bytes, quoted: bytes) -> Any:
+def _object_named(data: bytes, quoted: bytes) -> object:
     """The last object that is the value of this name. Inside a JSON text the quotes would be escaped."""
     at = len(data)
     while (at := data.rfind(quoted, 0, at)) >= 0:

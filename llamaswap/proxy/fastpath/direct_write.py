@@ -16,14 +16,17 @@ from typing import Any
 
 from twisted.internet.tcp import Connection
 
+from llamaswap.proxy.transport import Transport
+
 _SEND_LIMIT = 1 << 20  # a larger piece is queued whole: slicing its rest off would copy most of it again
 
 
-def write_through(transport: Any) -> Callable[[bytes], None]:
+def write_through(transport: Transport) -> Callable[[bytes], None]:
     """The fastest correct `write` for this transport: its own, unless it is a plain TCP connection."""
-    if not isinstance(transport, Connection) or getattr(transport, "TLS", False):
-        return transport.write  # type: ignore[no-any-return]
-    return _DirectWriter(transport).write
+    plain: object = transport
+    if not isinstance(plain, Connection) or getattr(plain, "TLS", False):
+        return transport.write
+    return _DirectWriter(plain).write
 
 
 class _DirectWriter:
@@ -31,7 +34,7 @@ class _DirectWriter:
 
     __slots__ = ("_queue",)
 
-    def __init__(self, queue: Any) -> None:
+    def __init__(self, queue: Connection) -> None:
         self._queue = queue
 
     def write(self, data: bytes) -> None:
@@ -58,9 +61,9 @@ class _DirectWriter:
             queue.write(data[sent:])
 
 
-def forget_unsent(transport: Any) -> None:
+def forget_unsent(transport: Transport) -> None:
     """Drop what a lost connection can no longer send: its objects may wait for a garbage collection."""
-    wire = getattr(transport, "transport", transport)
+    wire: Any = getattr(transport, "transport", transport)
     if getattr(wire, "dataBuffer", None):
         wire.dataBuffer = b""
         wire.offset = 0
@@ -69,13 +72,13 @@ def forget_unsent(transport: Any) -> None:
         wire._tempDataLen = 0
 
 
-def unsent(transport: Any) -> bool:
+def unsent(transport: Transport) -> bool:
     """Whether bytes given to a transport have not gone out yet; below TLS, those of its connection."""
     wire = getattr(transport, "transport", transport)
     return bool(getattr(wire, "_tempDataBuffer", None) or getattr(wire, "dataBuffer", None))
 
 
-def unsent_bytes(transport: Any) -> int:
+def unsent_bytes(transport: Transport) -> int:
     """How many bytes given to a transport have not gone out yet; below TLS, those of its connection."""
     wire = getattr(transport, "transport", transport)
     buffered = len(getattr(wire, "dataBuffer", b"")) - getattr(wire, "offset", 0)
