@@ -44,11 +44,12 @@ class EffectPerformer(ModelQueries):
     _performing: bool = field(default=False, init=False)
     _log: Logger = field(factory=lambda: Logger("llamaswap.routing.router"), init=False, repr=False)
 
-    def _perform(self, effects: Iterable[Effect]) -> None:
+    def _perform(self, effects: Iterable[Effect], now: float | None = None) -> None:
+        """Perform the effects of a decision that was made at `now` (None: read the clock)."""
         self._outbox.extend(effects)
         if self._performing:
             return
-        self._last_decision = self._clock.seconds()
+        self._last_decision = self._clock.seconds() if now is None else now
         self._performing = True
         try:
             while self._outbox:
@@ -61,9 +62,11 @@ class EffectPerformer(ModelQueries):
             self._performing = False
 
     def _perform_one(self, effect: Effect) -> None:
-        match effect:
-            case Grant(ticket):
-                self._grant(ticket)
+        match effect:  # first, and without unpacking, what a request for a ready model causes
+            case SetIdleTimer():
+                self._timers.set_idle(effect.model, effect.seconds)
+            case Grant():
+                self._grant(effect.ticket)
             case Admit():
                 pass  # `request` has told its caller
             case Refuse(ticket, error):
@@ -73,8 +76,6 @@ class EffectPerformer(ModelQueries):
                 pending = self._pending.get(ticket.number)
                 if pending is not None and pending.on_position is not None:
                     pending.on_position(position)
-            case SetIdleTimer(model, seconds):
-                self._timers.set_idle(model, seconds)
             case SetQueueTimer(seconds):
                 self._timers.set_queue(seconds)
             case StartSwap():
@@ -118,7 +119,7 @@ class EffectPerformer(ModelQueries):
         now = self._last_decision = self._clock.seconds()
         effects = self._scheduler.served(lease.ticket, now)
         if effects:
-            self._perform(effects)
+            self._perform(effects, now)
 
     def reader_stalled(self, lease: Lease, since: float | None) -> None:
         """The client of a lease has read nothing since then; None: it reads again."""

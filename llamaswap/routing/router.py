@@ -87,7 +87,7 @@ class Router(EffectPerformer):
             return None
         effects.pop()  # the grant, which is the lease
         if effects:
-            self._perform(effects)
+            self._perform(effects, ticket.since)
         return self._leased(ticket)
 
     def request(
