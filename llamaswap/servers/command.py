@@ -6,13 +6,28 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
+from llamaswap.config.command_line import render_stop
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.spawn import Child
+
+_log = Logger()
 
 
 class CommandFailed(Exception):
     """A command could not be started, or did not succeed; `str()` says why."""
+
+
+def stop_words(command: str, pid: int | None) -> tuple[str, ...]:
+    """A stop command as words. Empty without one, or if it needs the process (${PID}) and `pid` is None."""
+    if not command.strip() or (pid is None and "${PID}" in command):
+        return ()
+    try:
+        return tuple(render_stop(command, pid or 0))
+    except ValueError as error:
+        _log.warn("the stop command {command} cannot be split: {error}; SIGTERM instead", command=command, error=error)
+        return ()
 
 
 def start_command(

@@ -156,7 +156,7 @@ def _exited_early(inputs: Inputs, actions: Actions, task: StateTask, error: Call
     actions.terminate().begin(CRASH_GRACE)
 
 
-# The process is gone, or of no use.
+# The process has ended, or could not be suspended or resumed.
 
 
 @Ready.upon(Inputs.exited, nodata=True).to(Stopping)
@@ -176,15 +176,11 @@ def _exited(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[[
 
 
 @Resuming.upon(Inputs.resume_failed).to(Restarting)
-def _start_instead(inputs: Inputs, actions: Actions, task: StateTask) -> None:
-    task.abandon()
-    actions.terminate().begin(ABORT_GRACE)
-
-
 @Suspending.upon(Inputs.suspend_failed).to(Stopping)
 @SuspendingThenResume.upon(Inputs.suspend_failed).to(Restarting)
 def _stop_instead(inputs: Inputs, actions: Actions, task: StateTask) -> None:
-    actions.terminate().begin(task.suspend_grace)
+    task.abandon()
+    actions.terminate().begin(task.failure_grace)
 
 
 # A caller wants it suspended.
@@ -265,20 +261,13 @@ def _close(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[N
 @Restarting.upon(Inputs.want_suspended).to(Stopping)
 @Relocating.upon(Inputs.want_stopped).to(Stopping)
 @Relocating.upon(Inputs.want_suspended).to(Stopping)
+@Closing.upon(Inputs.want_stopped).loop()
+@Closing.upon(Inputs.want_suspended).loop()
+@Closing.upon(Inputs.closing).loop()
 def _stop_without_restart(
     inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
 ) -> None:
     actions.waiters.abort()
-    actions.waiters.add_stop(waiter)
-    stop.shorten_grace(grace)
-
-
-@Closing.upon(Inputs.want_stopped).loop()
-@Closing.upon(Inputs.want_suspended).loop()
-@Closing.upon(Inputs.closing).loop()
-def _closes_already(
-    inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
-) -> None:
     actions.waiters.add_stop(waiter)
     stop.shorten_grace(grace)
 

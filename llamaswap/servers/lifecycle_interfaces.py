@@ -70,13 +70,13 @@ class Inputs(Protocol):
 class StateTask:
     """What runs during a state. `abandon` ends its timers and requests and leaves the process alone.
 
-    A stop out of this state gives the process `max_grace` seconds at most. `suspend_grace` is what a stop gets if the
-    server cannot be suspended.
+    A stop out of this state gives the process `max_grace` seconds at most, and one because the state's task failed
+    `failure_grace`.
     """
 
     abandon: Callable[[], None] = lambda: None
     max_grace: float = math.inf
-    suspend_grace: float = 0.0
+    failure_grace: float = 0.0
 
 
 @runtime_checkable

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from attrs import define, evolve
 
-from llamaswap.config.command_line import render_stop
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.errors import ConfigError, StartFailed
+from llamaswap.servers.command import stop_words
 from llamaswap.servers.launch_plan import CannotStart, LaunchPlan, make_plan
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.port_ownership import bind_address, is_local
@@ -18,16 +18,6 @@ from llamaswap.servers.spawn import Child, ChildRecord, say_status
 TAIL_LINES = 20  # of output that accompany an error: the end of a traceback and what led to it
 TAIL_BYTES = 8192
 PORT_LOSS_PERIOD = 10.0  # seconds after a start in which an exit may be due to a port that another process took
-
-
-def words_without_process(cmd_stop: str) -> tuple[str, ...]:
-    """A stop command as words; empty if there is none, or if it has ${PID} in it and so needs the process."""
-    if not cmd_stop.strip() or "${PID}" in cmd_stop:
-        return ()
-    try:
-        return tuple(render_stop(cmd_stop, 0))
-    except ValueError:
-        return ()
 
 
 @define(eq=False)
@@ -62,7 +52,7 @@ class ServerProcess:
                 model=model.id,
                 port=plan.endpoint.port,
                 policy=model.env_policy,
-                stop_words=words_without_process(model.cmd_stop),
+                stop_words=stop_words(model.cmd_stop, None),
             )
         except OSError as error:
             raise CannotStart(f"failed to start command '{' '.join(plan.argv)}': {error.strerror or error}")
@@ -82,7 +72,7 @@ class ServerProcess:
             current = False
         current = current and (model.env, model.proxy) == (served.env, served.proxy)
         running = evolve(model, env=served.env, cmd_stop=model.cmd_stop if current else served.cmd_stop)
-        words = words_without_process(running.cmd_stop)
+        words = stop_words(running.cmd_stop, None)
         record = ChildRecord(served.pid, served.start, served.mark, model.id, served.endpoint.port, words, served.env)
         child = launcher.adopt(record, served.output)
         process = cls(running, served.endpoint, served.argv, child, served.started_at, tail=served.tail)

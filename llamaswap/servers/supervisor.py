@@ -15,18 +15,18 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.config.command_line import render_stop
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema import Model
 from llamaswap.errors import StartFailed
 from llamaswap.servers import lifecycle
+from llamaswap.servers.command import stop_words
 from llamaswap.servers.launch_plan import CannotStart, check_launch, plan_launch
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.lifecycle_interfaces import Inputs, StateTask
 from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
-from llamaswap.servers.port_ownership import PortOwner, Verdict, explain_wrong_port, find_owner, is_local
+from llamaswap.servers.port_ownership import PortOwnership, is_local
 from llamaswap.servers.readiness import Readiness
-from llamaswap.servers.server_process import ServerProcess, words_without_process
+from llamaswap.servers.server_process import ServerProcess
 from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.spawn import say_status
@@ -57,6 +57,7 @@ class Supervisor:
     listener: SupervisorListener = field(kw_only=True)
     waiters: LifecycleWaiters = field(init=False)
     _machine: Inputs = field(init=False)
+    _ownership: PortOwnership = field(init=False)
     _state: str = lifecycle.STOPPED
     _process: ServerProcess | None = None  # of the last start, also when it is over
     _readiness: Readiness | None = None
@@ -65,11 +66,11 @@ class Supervisor:
     _loads: tuple[float, ...] = ()
     _resumes: tuple[float, ...] = ()
     _last_error: str = ""
-    _external: str = ""  # the external process that was last reported
 
     def __attrs_post_init__(self) -> None:
         self.waiters = LifecycleWaiters(self.clock, self.model.id)
         self._machine = lifecycle.machine(self)
+        self._ownership = PortOwnership(self.launcher.kernel)
 
     # -- the router's calls --------------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class Supervisor:
         """
         waiter: Deferred[None] = Deferred()
         stopped = self._state == lifecycle.STOPPED and not self._is_suspended and self._termination is None
-        if stopped and words_without_process(self.model.cmd_stop):
+        if stopped and stop_words(self.model.cmd_stop, None):
             self._machine.want_cleaned(waiter)
         else:
             self._machine.want_stopped(waiter, self.model.unload_timeout)
@@ -180,10 +181,7 @@ class Supervisor:
         process, current = ServerProcess.adopt(served, self.model, self.launcher)
         self._loads, self._resumes = served.load_seconds, served.wake_seconds
         self._attend(process)
-        if served.asleep:
-            self._machine.adopted_suspended()
-        else:
-            self._machine.adopted()
+        (self._machine.adopted_suspended if served.asleep else self._machine.adopted)()
         process.child.watch()
         return current
 
@@ -244,11 +242,11 @@ class Supervisor:
             path=path,
             timeout=limit,
             longest=longest,
-            find_owner=lambda: self._find_owner(process),
+            find_owner=lambda: self._ownership.find_owner(child, endpoint, process.model),
             passed=lambda: self._passed(process),
             failed=failed,
             work=lambda: self.launcher.kernel.work_of(child.pid),
-            explain=lambda: explain_wrong_port(self.launcher.kernel, child, endpoint),
+            explain=lambda: self._ownership.explain_wrong_port(child, endpoint),
             name=self.model.id,
         )
         self._readiness.start()
@@ -264,21 +262,7 @@ class Supervisor:
 
     def _timed_out(self, cause: str) -> None:
         self._last_error = cause
-        model = self.model.id
-        self._machine.start_failed(lambda: StartFailed(model, cause, None, self.log_tail()))
-
-    def _find_owner(self, process: ServerProcess) -> Verdict:
-        verdict = find_owner(self.launcher.kernel, process.child, process.endpoint, process.model)
-        if verdict.owner is PortOwner.EXTERNAL and self._external != verdict.process:
-            self._external = verdict.process
-            _log.warn(
-                "{model}: {proxy} is served by {process}, which cmd did not start; requests go there, and unloading "
-                "the model does not stop it. Use ${{PORT}} in cmd if cmd was to start the server",
-                model=self.model.id,
-                proxy=str(process.endpoint),
-                process=verdict.process,
-            )
-        return verdict
+        self._machine.start_failed(lambda: StartFailed(self.model.id, cause, None, self.log_tail()))
 
     # -- the machine's actions: suspend and resume ---------------------------------------------------------
 
@@ -288,7 +272,7 @@ class Supervisor:
             self._running.resume_steps = self.model.sleep.wake
             steps = self._run_steps(self._running, self.model.sleep.sleep)
             steps.addCallbacks(lambda _: self._machine.suspended(), self._suspend_failed)
-            self._suspending = StateTask(steps.cancel, suspend_grace=grace)
+            self._suspending = StateTask(steps.cancel, failure_grace=grace)
         return self._suspending
 
     def resume(self) -> StateTask:
@@ -309,7 +293,7 @@ class Supervisor:
             self._abandon()
 
         steps.addCallbacks(lambda _: self._check_readiness(process, limit, limit, self._resume_failed), failed)
-        return StateTask(abandon, lifecycle.ABORT_GRACE)
+        return StateTask(abandon, lifecycle.ABORT_GRACE, lifecycle.ABORT_GRACE)
 
     def _run_steps(self, process: ServerProcess, steps: Sequence[str]) -> Deferred[None]:
         runner = StepRunner(
@@ -334,11 +318,15 @@ class Supervisor:
         if self._termination is None:
             process = self._running
             model = process.model if process is not None else self.model
+            # Without a process the stop command runs only to clean up, not after a start that was not tried.
+            runs = process is not None or self._state != lifecycle.STARTING
             self._termination = TerminationSequence(
                 clock=self.clock,
                 launcher=self.launcher,
                 child=process.child if process is not None else None,
-                stop_words=self._stop_words(model, process),
+                stop_words=stop_words(model.cmd_stop, process.child.pid if process is not None else None)
+                if runs
+                else (),
                 env=model.env,
                 log=self.log,
                 done=lambda lost: self._terminated(process, lost),
@@ -346,19 +334,6 @@ class Supervisor:
                 stop_limit=model.unload_timeout + STOP_AGAIN,
             )
         return self._termination
-
-    def _stop_words(self, model: Model, process: ServerProcess | None) -> Sequence[str] | None:
-        """The stop command as words; None without one, and SIGTERM has to do.
-
-        Without a process it runs only to clean up, not after a start that was not tried.
-        """
-        if not model.cmd_stop.strip() or (process is None and self._state == lifecycle.STARTING):
-            return None
-        try:
-            return render_stop(model.cmd_stop, process.child.pid if process is not None else 0) or None
-        except ValueError as error:
-            self.log(f"llamaswap: the stop command cannot be split ({error}); TERM instead\n".encode())
-            return None
 
     def _terminated(self, process: ServerProcess | None, lost: bool) -> None:
         if process is not None:
@@ -372,9 +347,8 @@ class Supervisor:
         """Report a change, not a repetition. A suspended server is shown as stopped."""
         suspended = state == lifecycle.SUSPENDED
         old, self._state = self._state, lifecycle.STOPPED if suspended else state
-        process = self._running
-        if process is not None:
-            self._note_time(process, state)
+        if self._running is not None:
+            self._note_time(self._running, state)
         if old != self._state:
             self.listener.state_changed(self.model.id, old, self._state)
 

@@ -17,8 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.config.command_line import render_stop
-from llamaswap.servers.command import CommandFailed, start_command
+from llamaswap.servers.command import CommandFailed, start_command, stop_words
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.spawn import Child, ChildRecord, say_status
@@ -43,15 +42,11 @@ def end_unwanted(
         child = launcher.adopt(record, served.output)
     except OSError:
         return succeed(None)
-    try:
-        words = render_stop(served.cmd_stop, served.pid) if served.cmd_stop.strip() else None
-    except ValueError:
-        words = None  # SIGTERM has to do
     sequence = TerminationSequence(
         clock=clock,
         launcher=launcher,
         child=child,
-        stop_words=words,
+        stop_words=stop_words(served.cmd_stop, served.pid),
         env=served.env,
         log=log,
         done=lambda lost: done.callback(None),
@@ -74,7 +69,7 @@ class TerminationSequence:
     clock: IReactorTime
     launcher: Launcher
     child: Child | None
-    stop_words: Sequence[str] | None
+    stop_words: Sequence[str]
     env: Sequence[str]
     log: Callable[[bytes], None]
     done: Callable[[bool], None]

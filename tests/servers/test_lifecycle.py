@@ -53,14 +53,14 @@ TABLE = {
     ("Suspending", "want_suspended"): ("Suspending", ""),
     ("Suspending", "want_stopped"): ("Stopping", "leave stop:7.0"),
     ("Suspending", "suspended"): ("Suspended", "show:asleep"),
-    ("Suspending", "suspend_failed"): ("Stopping", "stop:7.0"),
+    ("Suspending", "suspend_failed"): ("Stopping", "leave stop:7.0"),
     ("Suspending", "exited"): ("Stopping", "leave stop:0.0"),
     ("Suspending", "closing"): ("Closing", "leave show:shutdown stop:7.0"),
     ("SuspendingThenResume", "want_ready"): ("SuspendingThenResume", ""),
     ("SuspendingThenResume", "want_suspended"): ("Suspending", ""),
     ("SuspendingThenResume", "want_stopped"): ("Stopping", "leave stop:7.0"),
     ("SuspendingThenResume", "suspended"): ("Resuming", "resume show:asleep show:starting"),
-    ("SuspendingThenResume", "suspend_failed"): ("Restarting", "stop:7.0"),
+    ("SuspendingThenResume", "suspend_failed"): ("Restarting", "leave stop:7.0"),
     ("SuspendingThenResume", "exited"): ("Restarting", "leave stop:0.0"),
     ("SuspendingThenResume", "closing"): ("Closing", "leave show:shutdown stop:7.0"),
     ("Suspended", "want_ready"): ("Resuming", "resume show:starting"),
@@ -158,13 +158,13 @@ class RecordingActions:
     def suspend(self, grace):
         if self.suspending is None:
             self.done.append(f"suspend:{grace}")
-            self.suspending = StateTask(lambda: self.done.append("leave"), suspend_grace=grace)
+            self.suspending = StateTask(lambda: self.done.append("leave"), failure_grace=grace)
         return self.suspending
 
     def resume(self):
         self.done.append("resume")
         self.suspending = None
-        return StateTask(lambda: self.done.append("abandon"), 5.0)
+        return StateTask(lambda: self.done.append("abandon"), 5.0, 5.0)
 
     def terminate(self):
         if self.termination is None:
