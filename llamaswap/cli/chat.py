@@ -7,7 +7,7 @@ import sys
 import click
 from attrs import define, field
 
-from llamaswap.cli.client import ApiClient, ClientError, JsonObject
+from llamaswap.cli.client import ClientError, JsonObject
 from llamaswap.cli.context import CliContext, about, model_names, remote
 from llamaswap.cli.streaming import StreamPiece, StreamStats, collect
 
@@ -61,11 +61,18 @@ class Printer:
             click.echo()
 
 
-def respond(client: ApiClient, conversation: Conversation, prompt: str, printer: Printer | None) -> StreamStats:
-    """Print and return one response. An interrupted one is not added to the conversation."""
-    with about(client, conversation.model):
-        measured = collect(client, conversation.request(prompt), printer.show if printer else lambda piece: None)
+def respond(context: CliContext, conversation: Conversation, prompt: str, stats: bool) -> StreamStats:
+    """Request a response and print it, unless --json is given. An interrupted one is not added to the conversation."""
+    printer = Printer(sys.stdout.isatty())
+    show = printer.show if not context.as_json else lambda piece: None
+    try:
+        with about(context.client, conversation.model):
+            measured = collect(context.client, conversation.request(prompt), show)
+    finally:
+        printer.end()
     conversation.add(prompt, measured.text)
+    if stats and not context.as_json:
+        context.note(_speed_text(measured))
     return measured
 
 
@@ -95,33 +102,13 @@ def run(
     if words or not sys.stdin or not sys.stdin.isatty():
         if not words:
             raise click.UsageError("no prompt: give a PROMPT, or pipe one in")
-        _once(context, conversation, words, stats)
+        measured = respond(context, conversation, words, stats)
+        if context.as_json:
+            context.document(_document(model, measured))
         return
     if context.as_json:
         raise click.UsageError("--json needs a PROMPT")
     _talk(context, conversation, stats)
-
-
-def _once(context: CliContext, conversation: Conversation, prompt: str, stats: bool) -> None:
-    printer = None if context.as_json else Printer(sys.stdout.isatty())
-    try:
-        measured = respond(context.client, conversation, prompt, printer)
-    finally:
-        if printer:
-            printer.end()
-    if context.as_json:
-        context.document(
-            {
-                "model": conversation.model,
-                "content": measured.text,
-                "reasoning": measured.reasoning,
-                "usage": measured.usage,
-                "timings": measured.timings,
-                **speeds(measured),
-            }
-        )
-    elif stats:
-        context.note(_speed_text(measured))
 
 
 def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
@@ -137,8 +124,6 @@ def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
             click.echo()
             return
         word, _, rest = line.partition(" ")
-        if not line:
-            continue
         if word in ("/bye", "/exit", "/quit"):
             return
         if word == "/clear":
@@ -147,29 +132,22 @@ def _talk(context: CliContext, conversation: Conversation, stats: bool) -> None:
             conversation.system = rest.strip()
         elif word.startswith("/") and "/" not in word[1:]:
             context.note(HELP)
-        else:
-            _turn(context, conversation, line, stats)
+        elif line:
+            try:
+                respond(context, conversation, line, stats)
+            except ClientError as error:
+                context.note(str(error), "red")
+            except KeyboardInterrupt:
+                context.note("interrupted")
 
 
-def _turn(context: CliContext, conversation: Conversation, line: str, stats: bool) -> None:
-    printer = Printer(sys.stdout.isatty())
-    try:
-        measured = respond(context.client, conversation, line, printer)
-    except ClientError as error:
-        printer.end()
-        context.note(str(error), "red")
-    except KeyboardInterrupt:
-        printer.end()
-        context.note("interrupted")
-    else:
-        printer.end()
-        if stats:
-            context.note(_speed_text(measured))
-
-
-def speeds(measured: StreamStats) -> dict[str, float | None]:
-    """The measurements, rounded."""
+def _document(model: str, measured: StreamStats) -> JsonObject:
     return {
+        "model": model,
+        "content": measured.text,
+        "reasoning": measured.reasoning,
+        "usage": measured.usage,
+        "timings": measured.timings,
         "ttft_s": None if measured.first is None else round(measured.first, 4),
         "total_s": round(measured.total, 4),
         "tokens_per_second": None if measured.rate is None else round(measured.rate, 2),
