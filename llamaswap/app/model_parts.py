@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,14 +113,7 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
     disk_thread = WorkerThread("reader", reactor)
     guardian = GuardianClient(reactor, context.child_environ)
     child_record = record_path(context.settings.listen, context.environ)
-    launcher = Launcher(
-        reactor,
-        reactor,
-        context.child_environ,
-        uuid.uuid4().hex,
-        watchers=(guardian, ChildRecordFile(child_record, guardian_pid=lambda: guardian.pid)),
-        secrets=lambda: known_secrets(current()),
-    )
+    launcher = build_launcher(context, guardian, child_record, lambda: known_secrets(current()))
     ask, send = SocketRequest(reactor, connector(reactor)), HttpClient(reactor)
     hook_runner = hooks.HookRunner(reactor, lambda: current().hooks, launcher, send)
     slot_store = slots.SlotStore(reactor, send, lambda path: driver_thread(lambda: _remove(path)))
@@ -161,6 +154,20 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
     )
     parts.subscribe()
     return parts
+
+
+def build_launcher(
+    context: ServiceContext, guardian: GuardianClient, child_record: Path | None, secrets: Callable[[], Collection[str]]
+) -> Launcher:
+    """The launcher of model servers; values among `secrets` are not passed to them."""
+    return Launcher(
+        context.reactor,
+        context.reactor,
+        context.child_environ,
+        uuid.uuid4().hex,
+        watchers=(guardian, ChildRecordFile(child_record, guardian_pid=lambda: guardian.pid)),
+        secrets=secrets,
+    )
 
 
 def enable_tls_if_needed(config: Config) -> None:

@@ -31,9 +31,9 @@ log = Logger("llamaswap.app.service")
 
 @frozen(eq=False)
 class ObservabilityParts:
-    """The parts that record what happens. `recorder` is the thread that writes the activity store; `open_store` opens
-    the one that a configuration names: a file, else memory."""
+    """The parts that record what happens. `recorder` is the thread that writes the activity store."""
 
+    context: ServiceContext
     recorder: WorkerThread
     captures: Captures
     metrics: Metrics
@@ -42,7 +42,6 @@ class ObservabilityParts:
     history: SwapHistory
     machine: MachineMonitor
     hardware: Hardware
-    open_store: Callable[[Config], ActivityStore | FileStore]
 
     def apply(self, config: Config, old: Config) -> None:
         """Use the settings of a new configuration."""
@@ -50,7 +49,7 @@ class ObservabilityParts:
         self.captures.resize(config.capture_buffer)
         self.activity.retune(config.ui.activity.session_id)
         if config.store != old.store:
-            self.activity.use(self.open_store(config))
+            self.activity.use(open_store(self.context, config, self.activity.renumbered))
 
     async def close(self) -> None:
         """Write what is left, and end the threads that do it."""
@@ -63,64 +62,70 @@ def build_observability(
     context: ServiceContext, config: Config, models: ModelParts, registry: LogRegistry
 ) -> ObservabilityParts:
     """The observability parts for a configuration."""
-    reactor, bus, router = context.reactor, context.bus, models.router
-    parts: ObservabilityParts  # below; the metrics read it later
-    recorder = WorkerThread("recorder", reactor)
-    metrics = Metrics(in_flight=lambda: parts.inflight.by_model(), machine=lambda: parts.machine.families())
-    captures = Captures(config.capture_buffer)
+    reactor, router, driver_thread = context.reactor, models.router, models.driver_thread
+    recorder, captures = WorkerThread("recorder", reactor), Captures(config.capture_buffer)
+    metrics = Metrics(in_flight=lambda: inflight.by_model(), machine=lambda: machine.families())
+    inflight = InflightRequests(
+        clock=reactor, sessions=config.ui.activity.session_id, finished=metrics.finished, why=router.wait_reason
+    )
+    machine = MachineMonitor(
+        run=driver_thread,
+        clock=reactor,
+        wall=time.time,
+        every=config.performance.every,
+        gpus=models.gpus,
+        wanted=lambda: bool(router.running()),
+    )
+    history = SwapHistory(wall=time.time, log_tail=lambda model: registry.model(model).history())
+    hardware = Hardware(run=driver_thread, wall=time.time, version=build_info().version)
+    activity = build_activity(context, config, models, metrics, captures, recorder)
+    metrics.listen(context.bus)
+    history.listen(context.bus)
+    for event in (StateChanged, SwapBegan, SwapEnded):
+        context.bus.subscribe(event, lambda _: inflight.wait_reasons_changed())
+    return ObservabilityParts(context, recorder, captures, metrics, inflight, activity, history, machine, hardware)
+
+
+def build_activity(
+    context: ServiceContext,
+    config: Config,
+    models: ModelParts,
+    metrics: Metrics,
+    captures: Captures,
+    recorder: WorkerThread,
+) -> ActivityLog:
+    """The log of requests; each stored row also counts for the saved slots and the metrics."""
 
     def stored(row: ActivityRow) -> None:
-        model = router.config.real(row.model)
+        model = models.router.config.real(row.model)
         if model is not None:
             usage = row.usage
             models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
         metrics.stored(row)
-        bus.publish(ActivityStored(row.id))
+        context.bus.publish(ActivityStored(row.id))
 
-    def open_store(config: Config) -> ActivityStore | FileStore:
-        if config.store is None:
-            return ActivityStore(None, config.metrics_max_in_memory)
-        return FileStore(
-            config.store.path,
-            config.metrics_max_in_memory,
-            say=lambda text: reactor.callFromThread(log.warn, "{text}", text=text),
-            renumbered=lambda: reactor.callFromThread(parts.activity.renumbered),
-            seconds=reactor.seconds,
-        )
-
-    parts = ObservabilityParts(
-        recorder=recorder,
+    activity = ActivityLog(
+        store=open_store(context, config, lambda: activity.renumbered()),
         captures=captures,
-        metrics=metrics,
-        inflight=InflightRequests(
-            clock=reactor,
-            sessions=config.ui.activity.session_id,
-            finished=metrics.finished,
-            why=router.wait_reason,
-        ),
-        activity=ActivityLog(
-            store=open_store(config),
-            captures=captures,
-            run=recorder,
-            clock=reactor,
-            wall=time.time,
-            stored=stored,
-            sessions=config.ui.activity.session_id,
-        ),
-        history=SwapHistory(wall=time.time, log_tail=lambda model: registry.model(model).history()),
-        machine=MachineMonitor(
-            run=models.driver_thread,
-            clock=reactor,
-            wall=time.time,
-            every=config.performance.every,
-            gpus=models.gpus,
-            wanted=lambda: bool(router.running()),
-        ),
-        hardware=Hardware(run=models.driver_thread, wall=time.time, version=build_info().version),
-        open_store=open_store,
+        run=recorder,
+        clock=context.reactor,
+        wall=time.time,
+        stored=stored,
+        sessions=config.ui.activity.session_id,
     )
-    metrics.listen(bus)
-    parts.history.listen(bus)
-    for event in (StateChanged, SwapBegan, SwapEnded):
-        bus.subscribe(event, lambda _: parts.inflight.wait_reasons_changed())
-    return parts
+    return activity
+
+
+def open_store(context: ServiceContext, config: Config, renumbered: Callable[[], None]) -> ActivityStore | FileStore:
+    """The activity store that a configuration names: a file, else memory. `renumbered` is called if a file that was
+    replaced numbers its rows from the start."""
+    if config.store is None:
+        return ActivityStore(None, config.metrics_max_in_memory)
+    later = context.reactor.callFromThread
+    return FileStore(
+        config.store.path,
+        config.metrics_max_in_memory,
+        say=lambda text: later(log.warn, "{text}", text=text),
+        renumbered=lambda: later(renumbered),
+        seconds=context.reactor.seconds,
+    )

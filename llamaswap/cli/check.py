@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from attrs import define, field
 
 from llamaswap.cli import effective
 from llamaswap.cli.context import CliContext, counted, local
@@ -73,6 +74,62 @@ def loops(config: Config, listen: str) -> list[Problem]:
     ]
 
 
+@define
+class CheckResult:
+    """What was found in one configuration, or in two that are compared."""
+
+    strict: bool
+    errors: list[Problem] = field(factory=list)
+    warnings: list[Problem] = field(factory=list)
+    configs: list[Config] = field(factory=list)
+
+    def add(self, path: Path, listen: str) -> None:
+        """Check the configuration at `path`."""
+        try:
+            found = loaded(path)
+        except ConfigError as error:
+            self.errors += error.problems
+            self.warnings += error.warnings
+        else:
+            self.configs.append(found.config)
+            self.warnings += found.warnings
+            self.errors += loops(found.config, listen)
+
+    @property
+    def valid(self) -> bool:
+        """Whether there are no errors, nor warnings if these count as such."""
+        return not self.errors and not (self.strict and self.warnings)
+
+    @property
+    def usable(self) -> Config | None:
+        """The last configuration, if there are no errors."""
+        return self.configs[-1] if self.configs and not self.errors else None
+
+    @property
+    def missing_programs(self) -> dict[str, list[str]]:
+        """The programs that are not installed here, each with the models that need it."""
+        return missing(self.usable) if self.usable else {}
+
+    @property
+    def changes(self) -> dict[str, list[str]] | None:
+        """What a reload from the first to the second configuration does; None if only one was loaded."""
+        return changes(*self.configs) if len(self.configs) == 2 else None
+
+    def document(self, effectively: bool) -> dict[str, object]:
+        """The result as JSON."""
+        document: dict[str, object] = {
+            "valid": self.valid,
+            "errors": [problem(one) for one in self.errors],
+            "warnings": [problem(one) for one in self.warnings],
+            "missing_programs": self.missing_programs,
+        }
+        if effectively and self.usable:
+            document["effective"] = effective.plain(self.usable)
+        if self.changes is not None:
+            document["changes"] = self.changes
+        return document
+
+
 @click.command()
 @click.argument("config", type=PATH, default=DEFAULT_CONFIG)
 @click.option("--strict", is_flag=True, help="A warning is an error.")
@@ -86,52 +143,33 @@ def check(context: CliContext, config: Path, strict: bool, effectively: bool, ot
     The exit status is 0 if it is valid, and 1 if it is not, or if there are warnings with --strict. A program that is
     not installed is only noted: the file may be meant for another machine.
     """
-    errors: list[Problem] = []
-    warnings: list[Problem] = []
-    found: list[LoadedConfig] = []
+    result = CheckResult(strict)
     for path in (config, other) if other else (config,):
-        try:
-            one = loaded(path)
-        except ConfigError as error:
-            errors += error.problems
-            warnings += error.warnings
-        else:
-            found.append(one)
-            warnings += one.warnings
-            errors += loops(one.config, listen)
-    bad = bool(errors) or (strict and bool(warnings))
-    absent = missing(found[-1].config) if found and not errors else {}
-    plan = changes(found[0].config, found[1].config) if len(found) == 2 else None
+        result.add(path, listen)
     if context.as_json:
-        document: dict[str, object] = {
-            "valid": not bad,
-            "errors": [problem(one) for one in errors],
-            "warnings": [problem(one) for one in warnings],
-            "missing_programs": absent,
-        }
-        if effectively and found and not errors:
-            document["effective"] = effective.plain(found[-1].config)
-        if plan is not None:
-            document["changes"] = plan
-        context.document(document)
+        context.document(result.document(effectively))
     else:
-        _print_problems(context, errors, warnings, strict)
-        for program, names in absent.items():
-            context.note(
-                f"note     {program} is not on this machine, or not in PATH (needed by {', '.join(names)})", ""
-            )
-        if effectively and found and not errors:
-            click.echo(effective.text(found[-1].config), nl=False)
-        if plan is not None:
-            _print_changes(context, plan)
-        if found and not errors and not effectively and plan is None and not (strict and warnings):
-            count = counted(len(found[0].config.models), "model")
-            if warnings:
-                context.say(f"{config}: {count}, {counted(len(warnings), 'warning')}; it loads", "yellow")
-            else:
-                context.say(f"{config}: {count}, {'it loads' if absent else 'nothing wrong'}", "green")
-    if bad:
+        _print(context, config, result, effectively)
+    if not result.valid:
         raise SystemExit(1)
+
+
+def _print(context: CliContext, config: Path, result: CheckResult, effectively: bool) -> None:
+    _print_problems(context, result.errors, result.warnings, result.strict)
+    for program, names in result.missing_programs.items():
+        needed = f"(needed by {', '.join(names)})"
+        context.note(f"note     {program} is not on this machine, or not in PATH {needed}", "")
+    if effectively and result.usable:
+        click.echo(effective.text(result.usable), nl=False)
+    if result.changes is not None:
+        _print_changes(context, result.changes)
+    if result.usable and not effectively and result.changes is None and result.valid:
+        count = counted(len(result.usable.models), "model")
+        if result.warnings:
+            context.say(f"{config}: {count}, {counted(len(result.warnings), 'warning')}; it loads", "yellow")
+        else:
+            state = "it loads" if result.missing_programs else "nothing wrong"
+            context.say(f"{config}: {count}, {state}", "green")
 
 
 def _print_problems(context: CliContext, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:
