@@ -1,16 +1,17 @@
-"""What was served, as questions over HTTP: pages, statistics, exports, captures; and ending what is being served."""
+"""The served requests over HTTP: pages, statistics, exports and captures, and the cancellation of a running request."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypedDict, TypeVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.observe.activity import ActivityLog
@@ -18,196 +19,103 @@ from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.query import ActivityFilter, parse_filter, parse_query
-from llamaswap.web.admin_request import AdminRequest, Response, json_answer, json_bytes
+from llamaswap.web.admin_request import JSON, AdminRequest, JsonObject, Response, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.processes import Message
+from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
 from llamaswap.web.streaming_response import StreamingResponses
 
-STEP = 100  # rows an export reads, renders in one turn of the reactor, and writes
+EXPORT_ROWS = 100  # rows an export reads, renders in one turn of the reactor, and writes
 LARGEST_BUCKET = 366 * 24 * 3600
 
+Result = TypeVar("Result")
 log = Logger()
 
 
-@define(eq=False)
-class ActivityEndpoints:
-    """The activity table, captures and in-flight requests."""
+class TokenCounts(TypedDict):
+    """The usage of a request; -1 means unknown."""
 
-    book: ActivityLog
-    captures: Captures
-    inflight: InflightRequests
-    streams: StreamingResponses
-
-    async def page(self, call: AdminRequest) -> Response:
-        """One page of rows."""
-        query = parse_query(call.query)
-        page = await _stored(self.book.page(query), "failed to get activity")
-        return json_answer(self.book.page_document(page))
-
-    async def stats(self, call: AdminRequest) -> Response:
-        """Totals and histograms of the rows the filter lets through; with `bucket` also sums over time."""
-        wanted = parse_filter(call.query)
-        text = call.text("bucket")
-        if text and not (text.isascii() and text.isdigit() and 0 < int(text) <= LARGEST_BUCKET):
-            raise HttpError(400, "bucket must be a number of seconds >= 1")
-        found = await _stored(self.book.stats(wanted, int(text or 0)), "failed to get activity stats")
-        return json_answer(found)
-
-    async def legacy(self, call: AdminRequest) -> Response:
-        """The successful requests as a flat array, for older dashboards."""
-        return json_answer(await _stored(self.book.legacy(), "failed to get activity"))
-
-    async def export(self, call: AdminRequest) -> None:
-        """Every row the filter lets through, oldest first, written as fast as the client reads."""
-        name = call.text("format") or "csv"
-        form = FORMS.get(name)
-        if form is None:
-            raise HttpError(400, f"format must be one of {', '.join(FORMS)}")
-        wanted = parse_filter(call.query)
-        disposition = f'attachment; filename="activity.{name}"'.encode()
-        stream = self.streams.open(call, form.content_type, ((b"Content-Disposition", disposition),))
-        if stream.ended:
-            return
-        pull = _Export(self.book, wanted, form, stream.write, stream.end)
-        pull.begin()
-        await stream.until_end(pull)
-
-    def capture(self, call: AdminRequest) -> Response:
-        """One stored request with its answer."""
-        text = call.variables["number"]
-        try:
-            number = int(text) if text.strip() == text and "_" not in text else None
-        except ValueError:
-            number = None
-        if number is None:
-            raise HttpError(400, "invalid capture ID")
-        found = self.captures.get(number)
-        if found is None:
-            raise HttpError(404, "capture not found")
-        answer = json_answer(found.document(number))
-        return Response(200, answer.body.rstrip(b"\n"), answer.content_type)
-
-    def cancel(self, call: AdminRequest) -> Response:
-        """End a request under way; its end is not waited for."""
-        if not self.inflight.cancel(call.variables["number"]):
-            raise HttpError(404, "inflight request not found")
-        return json_answer({"msg": "ok"})
+    cache_tokens: int
+    draft_tokens: int
+    draft_acc_tokens: int
+    input_tokens: int
+    output_tokens: int
+    prompt_per_second: float
+    tokens_per_second: float
 
 
-async def _stored(asked: Deferred[Any], message: str) -> Any:
-    try:
-        return await asked
-    except Exception:  # whatever the disk says: the client learns that, the log why
-        log.failure("{message}", message=message)
-        raise HttpError(500, message)
+class ActivityOptions(TypedDict, total=False):
+    """The optional part of `Activity`."""
+
+    req_path: str
+    resp_content_type: str
+    resp_status_code: int
+    error_msg: str
+    metadata: JsonObject
+    session: str
+    client: str
 
 
-# -- exports -----------------------------------------------------------------------------------------------
+class Activity(ActivityOptions):
+    """A served request."""
 
-COLUMNS = (
-    *("id", "timestamp", "model", "req_path", "resp_status_code", "resp_content_type", "duration_ms"),
-    *("input_tokens", "output_tokens", "cache_tokens", "draft_tokens", "draft_acc_tokens"),
-    *("prompt_per_second", "tokens_per_second", "session", "client", "error_msg"),
-)
-
-
-def _cells(document: dict[str, Any]) -> list[Any]:
-    """A row's cells in the columns' order; -1 means that a number is not known, which a cell says by being empty."""
-    flat = {**document, **document["tokens"]}
-    return ["" if value in (None, -1) else value for value in (flat.get(name, "") for name in COLUMNS)]
+    id: int
+    timestamp: Timestamp
+    model: str
+    tokens: TokenCounts
+    duration_ms: int
+    has_capture: bool
 
 
-def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
-    out = io.StringIO()
-    csv.writer(out).writerows([_harmless(cell) for cell in row] for row in rows)
-    return out.getvalue().encode()
+class ActivityPageOptions(TypedDict, total=False):
+    """The optional part of `ActivityPageDocument`."""
+
+    store_error: str
 
 
-def _harmless(cell: Any) -> Any:
-    """Text that a spreadsheet would take for a formula; model names and errors come from clients."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t") else cell
+class ActivityPageDocument(ActivityPageOptions):
+    """One page of served requests."""
+
+    data: list[Activity]
+    page: int
+    limit: int
+    total: int
+    total_pages: int
 
 
-def _line(cells: Iterable[Any]) -> str:
-    texts = (str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
-    return "| " + " | ".join(texts) + " |\n"
+class ActivityStats(TypedDict):
+    """Totals and histograms."""
+
+    total_requests: int
+    total_input_tokens: int
+    total_output_tokens: int
+    total_cache_tokens: int
+    prompt_histogram: JsonObject | None
+    gen_histogram: JsonObject | None
 
 
-@define
-class ExportFormat:
-    """A file format: its head, and its lines for some rows."""
+class FlatActivity(TypedDict):
+    """A served request, as older dashboards know it."""
 
-    content_type: bytes
-    head: bytes
-    lines: Callable[[list[dict[str, Any]]], bytes]
-
-
-FORMS = {
-    "csv": ExportFormat(b"text/csv; charset=utf-8", _csv([COLUMNS]), lambda rows: _csv(map(_cells, rows))),
-    "jsonl": ExportFormat(
-        b"application/jsonl; charset=utf-8", b"", lambda rows: b"".join(json_bytes(row) + b"\n" for row in rows)
-    ),
-    "md": ExportFormat(
-        b"text/markdown; charset=utf-8",
-        (_line(COLUMNS) + "|" + " --- |" * len(COLUMNS) + "\n").encode(),
-        lambda rows: "".join(_line(_cells(row)) for row in rows).encode(),
-    ),
-}
+    id: int
+    timestamp: Timestamp
+    model: str
+    input_tokens: int
+    output_tokens: int
 
 
-@implementer(IPushProducer)
-@define(eq=False)
-class _Export:
-    """Reads the table in steps; the next one only when the client has room."""
+class CaptureDocument(TypedDict):
+    """One stored request with its answer."""
 
-    book: ActivityLog
-    wanted: ActivityFilter
-    form: ExportFormat
-    write: Callable[[bytes], None]
-    end: Callable[[], None]
-    _last: int = field(default=0, init=False)
-    _reading: bool = field(default=False, init=False)
-    _paused: bool = field(default=False, init=False)
-    _stopped: bool = field(default=False, init=False)
-
-    def begin(self) -> None:
-        self.write(self.form.head)
-        self._next()
-
-    def _next(self) -> None:
-        if self._reading or self._paused or self._stopped:
-            return
-        self._reading = True
-        self.book.after(self.wanted, self._last, STEP).addCallbacks(self._read, self._failed)
-
-    def _read(self, rows: list[ActivityRow]) -> None:
-        self._reading = False
-        if self._stopped:
-            return
-        if rows:
-            self._last = rows[-1].id
-            self.write(self.form.lines([self.book.document(row) for row in rows]))
-        if len(rows) < STEP:
-            self.end()
-        else:
-            self._next()
-
-    def _failed(self, failure: Any) -> None:
-        log.failure("an export failed", failure=failure)
-        self.end()
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        self._paused = False
-        self._next()
-
-    def stopProducing(self) -> None:
-        self._stopped = True
+    id: int
+    req_path: str
+    req_headers: JsonObject | None
+    req_body: str | None
+    resp_headers: JsonObject | None
+    resp_body: str | None
 
 
-_table = RouteTable(ActivityEndpoints, "activity")
+route = RouteTable("activity")
 _FILTER = (
     QueryParameter("model", "Only these models.", repeatable=True),
     QueryParameter("start", "RFC 3339, inclusive."),
@@ -227,32 +135,193 @@ _PAGE = (
     *_FILTER,
     QueryParameter("limit", "Rows on a page, 1 to 999.", "integer"),
     QueryParameter("page", "From 1.", "integer"),
-    QueryParameter("sort", "Which column."),
+    QueryParameter("sort", "The column to sort by."),
     QueryParameter("order", "asc or desc."),
 )
-ROUTES = (
-    _table.get("/api/metrics/activity", ActivityEndpoints.page, "Requests served", query=_PAGE, schema="ActivityPage"),
-    _table.get(
-        "/api/metrics/stats",
-        ActivityEndpoints.stats,
-        "Totals and speed histograms",
-        query=(*_FILTER, QueryParameter("bucket", "Seconds of each element of `series`.", "integer")),
-        schema="Stats",
-    ),
-    _table.get("/api/metrics", ActivityEndpoints.legacy, "Successful requests as a flat array", schema="Metrics"),
-    _table.get(
-        "/api/metrics/export",
-        ActivityEndpoints.export,
-        "The activity as a file",
-        query=(*_FILTER, QueryParameter("format", "csv, jsonl or md.")),
-        content="text/csv",
-    ),
-    _table.get("/api/captures/<rest:number>", ActivityEndpoints.capture, "One stored request", schema="Capture"),
-    _table.post(
-        "/api/inflight/<string:number>/cancel",
-        ActivityEndpoints.cancel,
-        "End a request",
-        changes_state=True,
-        schema="Message",
-    ),
+_STATS = (*_FILTER, QueryParameter("bucket", "Seconds of each element of `series`.", "integer"))
+_EXPORT = (*_FILTER, QueryParameter("format", "csv, jsonl or md."))
+
+
+@define(eq=False)
+class ActivityEndpoints:
+    """The activity table, captures and in-flight requests."""
+
+    activity: ActivityLog
+    captures: Captures
+    inflight: InflightRequests
+    streams: StreamingResponses
+
+    @route("GET", "/api/metrics/activity", query=_PAGE, answer=ActivityPageDocument)
+    async def page(self, call: AdminRequest) -> Response:
+        """One page of the served requests."""
+        page = await _stored(self.activity.page(parse_query(call.query)), "failed to get activity")
+        return json_answer(self.activity.page_document(page))
+
+    @route("GET", "/api/metrics/stats", query=_STATS, answer=ActivityStats)
+    async def stats(self, call: AdminRequest) -> Response:
+        """Totals and speed histograms; with `bucket` also sums over time."""
+        wanted = parse_filter(call.query)
+        text = call.text("bucket")
+        if text and not (text.isascii() and text.isdigit() and 0 < int(text) <= LARGEST_BUCKET):
+            raise HttpError(400, "bucket must be a number of seconds >= 1")
+        stats = await _stored(self.activity.stats(wanted, int(text or 0)), "failed to get activity stats")
+        return json_answer(stats)
+
+    @route("GET", "/api/metrics", answer=list[FlatActivity])
+    async def legacy(self, call: AdminRequest) -> Response:
+        """The successful requests as a flat array, for older dashboards."""
+        rows = await _stored(self.activity.legacy(), "failed to get activity")
+        return json_answer(rows)
+
+    @route("GET", "/api/metrics/export", query=_EXPORT, content="text/csv")
+    async def export(self, call: AdminRequest) -> None:
+        """The served requests as a file, oldest first, written as fast as the client reads."""
+        name = call.text("format") or "csv"
+        export_format = EXPORT_FORMATS.get(name)
+        if export_format is None:
+            raise HttpError(400, f"format must be one of {', '.join(EXPORT_FORMATS)}")
+        wanted = parse_filter(call.query)
+        disposition = f'attachment; filename="activity.{name}"'.encode()
+        stream = self.streams.open(call, export_format.content_type, ((b"Content-Disposition", disposition),))
+        if stream.ended:
+            return
+        export = _Export(self.activity, wanted, export_format, stream.write, stream.end)
+        export.begin()
+        await stream.until_end(export)
+
+    @route("GET", "/api/captures/<rest:number>", answer=CaptureDocument)
+    def capture(self, call: AdminRequest) -> Response:
+        """One stored request with its answer."""
+        text = call.variables["number"]
+        try:
+            number = int(text) if text.strip() == text and "_" not in text else None
+        except ValueError:
+            number = None
+        if number is None:
+            raise HttpError(400, "invalid capture ID")
+        found = self.captures.get(number)
+        if found is None:
+            raise HttpError(404, "capture not found")
+        return Response(200, json_bytes(found.document(number)), JSON)
+
+    @route("POST", "/api/inflight/<string:number>/cancel", answer=Message)
+    def cancel(self, call: AdminRequest) -> Response:
+        """Cancel a running request; answers before it has ended."""
+        if not self.inflight.cancel(call.variables["number"]):
+            raise HttpError(404, "inflight request not found")
+        return json_answer({"msg": "ok"})
+
+
+async def _stored(result: Deferred[Result], message: str) -> Result:
+    """The result of a read from the store; if it fails, the client gets `message`, and the log the reason."""
+    try:
+        return await result
+    except Exception:
+        log.failure("{message}", message=message)
+        raise HttpError(500, message)
+
+
+# -- exports -----------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    *("id", "timestamp", "model", "req_path", "resp_status_code", "resp_content_type", "duration_ms"),
+    *("input_tokens", "output_tokens", "cache_tokens", "draft_tokens", "draft_acc_tokens"),
+    *("prompt_per_second", "tokens_per_second", "session", "client", "error_msg"),
 )
+
+
+def _cells(document: JsonObject) -> list[object]:
+    """A row's cells in the columns' order; a number that is unknown (-1) gives an empty cell."""
+    tokens = document["tokens"]
+    flat = {**document, **(tokens if isinstance(tokens, dict) else {})}
+    return ["" if value in (None, -1) else value for value in (flat.get(name, "") for name in COLUMNS)]
+
+
+def _csv(rows: Iterable[Iterable[object]]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out).writerows([_harmless(cell) for cell in row] for row in rows)
+    return out.getvalue().encode()
+
+
+def _harmless(cell: object) -> object:
+    """The cell, marked as text if a spreadsheet would read it as a formula; clients choose model names."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t") else cell
+
+
+def _line(cells: Iterable[object]) -> str:
+    texts = (str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return "| " + " | ".join(texts) + " |\n"
+
+
+@frozen
+class ExportFormat:
+    """A file format: its head, and its lines for some rows."""
+
+    content_type: bytes
+    head: bytes
+    lines: Callable[[list[JsonObject]], bytes]
+
+
+EXPORT_FORMATS = {
+    "csv": ExportFormat(b"text/csv; charset=utf-8", _csv([COLUMNS]), lambda rows: _csv(map(_cells, rows))),
+    "jsonl": ExportFormat(
+        b"application/jsonl; charset=utf-8", b"", lambda rows: b"".join(json_bytes(row) + b"\n" for row in rows)
+    ),
+    "md": ExportFormat(
+        b"text/markdown; charset=utf-8",
+        (_line(COLUMNS) + "|" + " --- |" * len(COLUMNS) + "\n").encode(),
+        lambda rows: "".join(_line(_cells(row)) for row in rows).encode(),
+    ),
+}
+
+
+@implementer(IPushProducer)
+@define(eq=False)
+class _Export:
+    """Reads the table in steps, and pauses while the client does not read."""
+
+    activity: ActivityLog
+    wanted: ActivityFilter
+    export_format: ExportFormat
+    write: Callable[[bytes], None]
+    end: Callable[[], None]
+    _last: int = field(default=0, init=False)
+    _reading: bool = field(default=False, init=False)
+    _paused: bool = field(default=False, init=False)
+    _stopped: bool = field(default=False, init=False)
+
+    def begin(self) -> None:
+        self.write(self.export_format.head)
+        self._next()
+
+    def _next(self) -> None:
+        if self._reading or self._paused or self._stopped:
+            return
+        self._reading = True
+        self.activity.after(self.wanted, self._last, EXPORT_ROWS).addCallbacks(self._read, self._failed)
+
+    def _read(self, rows: list[ActivityRow]) -> None:
+        self._reading = False
+        if self._stopped:
+            return
+        if rows:
+            self._last = rows[-1].id
+            self.write(self.export_format.lines([self.activity.document(row) for row in rows]))
+        if len(rows) < EXPORT_ROWS:
+            self.end()
+        else:
+            self._next()
+
+    def _failed(self, failure: Failure) -> None:
+        log.failure("reading the activity for an export failed; the file is incomplete", failure=failure)
+        self.end()
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        self._next()
+
+    def stopProducing(self) -> None:
+        self._stopped = True

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import parse_qs, unquote
 
 from attrs import define, field, frozen
 from twisted.web.http import Request
 
 from llamaswap.errors import BodyTooLarge
+from llamaswap.observe.query import timestamp
+from llamaswap.web.errors import HttpError
 from llamaswap.wire.headers import PROXY_HEADERS, client_address, from_this_machine, peer_host
+
+JsonObject = dict[str, object]
 
 JSON = b"application/json"
 JSON_BOUND = 1 << 20  # bytes of an admin request's JSON body; the largest holds a load test's prompt
@@ -105,6 +108,14 @@ class AdminRequest:
         """The first value of a query parameter, trimmed; empty when absent (blank and absent are the same)."""
         return self.query.get(name, [""])[0].strip()
 
+    def time(self, name: str) -> float | None:
+        """The unix seconds of a query parameter in RFC 3339; None if it is absent."""
+        text = self.text(name)
+        try:
+            return timestamp(text) if text else None
+        except (ValueError, OverflowError):
+            raise HttpError(400, f"invalid '{name}' timestamp, use RFC3339 format")
+
     def first(self, name: bytes) -> bytes | None:
         """The first value of a header (`name` in lower case), or None."""
         values = self.request.requestHeaders.getRawHeaders(name)
@@ -152,7 +163,7 @@ class AdminRequest:
         return answer.body
 
 
-def first_json(text: bytes) -> Any:
+def first_json(text: bytes) -> object:
     """The first JSON value of a body; what follows it is not looked at.
 
     ValueError if there is none, BodyTooLarge beyond `JSON_BOUND` bytes, because it is parsed on the reactor.
@@ -161,6 +172,7 @@ def first_json(text: bytes) -> Any:
         raise BodyTooLarge(JSON_BOUND)
     decoded = text.decode("utf-8", "replace").lstrip(" \t\r\n")
     try:
-        return json.JSONDecoder().raw_decode(decoded)[0]
+        value: object = json.JSONDecoder().raw_decode(decoded)[0]
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return value

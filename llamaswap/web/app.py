@@ -1,14 +1,14 @@
-"""The Klein app: every route of the admin surface, and the one place where their answers and errors are sent.
+"""The Klein app: every route of the admin site, and the one place that sends their responses and errors.
 
-All exposure to Klein and werkzeug is in this file. The groups of endpoints are plain objects with handlers; the
-model routes and the passthrough are resources that bring their own gate.
+Only this module uses Klein and werkzeug. The endpoints are plain objects with handlers; the model routes and the
+passthrough are resources that check the API key themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import isawaitable
-from typing import Any
+from types import FunctionType
 from urllib.parse import unquote
 
 from klein import Klein
@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http
+from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
@@ -32,35 +33,26 @@ from llamaswap.wire.paths import normalised_target
 
 log = Logger()
 
+Rendered = bytes | IResource | None  # None: the response was sent
+
 
 class RestOfPathConverter(BaseConverter):
-    """`<rest:name>`: whatever is left of the path, slashes included, also nothing."""
+    """`<rest:name>`: the remaining path with its slashes, which may be empty."""
 
     regex = ".*?"
     part_isolating = False
-    weight = 300  # after every route that says more
+    weight = 300  # after every more specific route
 
 
-def _entry(route: Route) -> Callable[..., Any]:
-    def handler(self: Admin, request: Request, **variables: str) -> Any:
-        return self._serve(route, AdminRequest(request, {name: unquote(value) for name, value in variables.items()}))
+def _entry(route: Route) -> Callable[..., Awaitable[Rendered]]:
+    def handler(self: Admin, request: Request, **variables: str) -> Awaitable[Rendered]:
+        return self.serve(route, AdminRequest(request, {name: unquote(value) for name, value in variables.items()}))
 
     return handler
 
 
-def _wrong_method(admin: Admin, request: Request, failure: Failure) -> bytes:
-    error = failure.value
-    valid = error.valid_methods if isinstance(error, MethodNotAllowed) else None
-    request.setHeader(b"Allow", ", ".join(sorted(set(valid or ()) - {"OPTIONS"})).encode())
-    return _plain(request, 405, b"Method Not Allowed\n")
-
-
-def _not_found(admin: Admin, request: Request, failure: Failure) -> bytes:
-    return _plain(request, 404, b"404 page not found\n")
-
-
-def _plain(request: http.Request, status: int, body: bytes) -> bytes:
-    """The router's own answers: plain text whatever the client accepts, and before any key is asked for."""
+def _plain(request: IRequest | http.Request, status: int, body: bytes) -> bytes:
+    """A response of the Klein map: plain text whatever the client accepts, and without a check of the key."""
     request.setResponseCode(status)
     request.setHeader(b"Content-Type", TEXT)
     request.setHeader(b"X-Content-Type-Options", b"nosniff")
@@ -68,14 +60,9 @@ def _plain(request: http.Request, status: int, body: bytes) -> bytes:
     return body
 
 
-def _typed(handler: Callable[..., Any]) -> Any:
-    """Klein's types describe handlers of any instance; ours take an Admin."""
-    return handler
-
-
 class Admin:
-    """The admin surface. `groups` are the objects whose handlers the route table names, one of each class;
-    the routes of a class that has none are not found.
+    """The admin site. `endpoints` are the objects whose classes declare the routes, one of each class; the routes of a
+    class without an object are not found.
     """
 
     app = Klein()
@@ -85,40 +72,57 @@ class Admin:
     for _route in route_table.ROUTES:
         app.route(_route.rule, methods=list(_route.methods) or None, endpoint=_route.name)(_entry(_route))
     del _route
-    app.handle_errors(MethodNotAllowed)(_typed(_wrong_method))
-    app.handle_errors(NotFound, RequestRedirect)(_typed(_not_found))
 
-    def __init__(self, groups: Iterable[object], keys: auth.Authenticator, hosts: auth.HostCheck) -> None:
-        self._groups = {type(group): group for group in groups}
-        self._gate = keys
+    def __init__(self, endpoints: Iterable[object], keys: auth.Authenticator, hosts: auth.HostCheck) -> None:
+        self._owners: dict[object, object] = {
+            function: owner
+            for owner in endpoints
+            for function in vars(type(owner)).values()
+            if isinstance(function, FunctionType)
+        }
+        self._keys = keys
         self._hosts = hosts
 
     def resource(self) -> IResource:
-        """The root resource: the preflight, then the map."""
+        """The root resource: it answers preflights and passes other requests to Klein."""
         return AdminRoot(self.app.resource())
 
-    async def _serve(self, route: Route, call: AdminRequest) -> Any:
+    @app.handle_errors(MethodNotAllowed)
+    def wrong_method(self, request: IRequest, failure: Failure) -> bytes:
+        """Answer a method that no route of the path serves."""
+        error = failure.value
+        valid = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+        request.setHeader(b"Allow", ", ".join(sorted(set(valid or ()) - {"OPTIONS"})).encode())
+        return _plain(request, 405, b"Method Not Allowed\n")
+
+    @app.handle_errors(NotFound, RequestRedirect)
+    def not_found(self, request: IRequest, failure: Failure) -> bytes:
+        """Answer a path without a route."""
+        return _plain(request, 404, b"404 page not found\n")
+
+    async def serve(self, route: Route, call: AdminRequest) -> Rendered:
+        """Check that the request is allowed, call the route's handler, and send what it returns or raises."""
         try:
             if route.changes_state:
                 auth.refuse_cross_site(call.first)
                 self._hosts(call.first)
-            if not route.own_gate and not route.open:
-                self._gate.admit(call.first)
-            if route.runs_commands and not self._gate.required and not call.from_this_machine:
+            if route.key == "checked":
+                self._keys.admit(call.first)
+            if route.runs_commands and not self._keys.required and not call.from_this_machine:
                 raise HttpError(
                     403,
                     "the configuration decides which commands run, so without an API key it can be changed only from "
                     "the server's own machine; set apiKeys to change it from others",
                 )
-            group = self._groups.get(route.group)
-            if group is None:
+            owner = self._owners.get(route.handler)
+            if owner is None:
                 return _plain(call.request, 404, b"404 page not found\n")
-            reply = route.handler(group, call)
+            reply = route.handler(owner, call)
             if isawaitable(reply):
                 reply = await reply
         except CancelledError:
-            raise  # the client left; Klein knows
-        except Exception as error:  # the edge of this floor: each failure becomes an answer here and nowhere else
+            raise  # Klein cancels the handler if the client has left
+        except Exception as error:  # every failure of a handler becomes a response here
             return self._failed(route, call, error)
         if reply is None or IResource.providedBy(reply):
             return reply
@@ -130,7 +134,7 @@ class Admin:
             log.failure("{route} failed", route=route.name)
         request = call.request
         if request.startedWriting:
-            # A part of the answer is out; an appended error would look like the rest of it.
+            # The response has begun; an error appended to it would look like its rest.
             request.loseConnection()
             return None
         request.setResponseCode(status)
@@ -142,7 +146,7 @@ class Admin:
 
 
 class AdminRoot(Resource):
-    """Before the map: OPTIONS is answered for every path, and nobody is told which software serves."""
+    """Answers OPTIONS for every path, and removes the header that names the server's software."""
 
     isLeaf = True
 
@@ -150,8 +154,8 @@ class AdminRoot(Resource):
         super().__init__()
         self._inner = inner
 
-    def render(self, request: Request) -> Any:
-        """Answer the preflight; hand everything else to Klein."""
+    def render(self, request: Request) -> bytes | int:
+        """Answer a preflight; pass every other request to Klein."""
         request.responseHeaders.removeHeader(b"Server")
         request.defaultContentType = None
 
@@ -163,16 +167,17 @@ class AdminRoot(Resource):
             request.setResponseCode(204)
             for name, value in auth.preflight(first):
                 request.setHeader(name, value)
-            request.finish()  # Twisted would give what is returned a length, and a 204 has none
+            request.finish()  # Twisted would add a Content-Length to a returned body, and a 204 has none
             return NOT_DONE_YET
         try:
-            return self._inner.render(request)
-        except HTTPException:  # a Host header that is no host name
+            rendered: bytes | int = self._inner.render(request)
+        except HTTPException:  # the Host header is not a host name
             return _plain(request, 400, b"Bad Request\n")
+        return rendered
 
 
 class AdminSite(Site):
-    """A Site that writes our access log, also for clients that left before their answer's end."""
+    """A Site that writes the access log, also for clients that left before the end of their response."""
 
     noisy = False
 
@@ -181,28 +186,29 @@ class AdminSite(Site):
         resource: IResource,
         access: AccessLog | None,
         clock: IReactorTime,
-        content: Callable[[int | None], Any] | None = None,
+        content: Callable[[int | None], object] | None = None,
     ) -> None:
-        # Forms are the pipeline's to read; parsing them here would hold big uploads in memory a second time.
+        # The proxy reads forms itself; parsing them here would hold large uploads in memory a second time.
         super().__init__(resource, parsePOSTFormSubmission=False, reactor=clock)
         self._access = access
         self._clock = clock
         if content is not None:
-            self.getContentFile = content  # what twisted.web keeps a body in
+            self.getContentFile = content
 
-    def getResourceFor(self, request: Request) -> Any:
-        """Give the path its one spelling, and write the request's line when it is over."""
+    def getResourceFor(self, request: Request) -> IResource:
+        """Normalise the path, and write the request's line to the access log at its end."""
         request.uri = normalised_target(request.uri)
         request.path = request.uri.partition(b"?")[0]
-        # Still encoded: the map separates at real slashes only, and decodes the variables it found.
+        # Still encoded: Klein separates at real slashes only, and the variables are decoded afterwards.
         request.postpath = request.path[1:].split(b"/")
         if self._access is not None:
             began = self._clock.seconds()
             request.notifyFinish().addBoth(lambda _: self._served(request, self._clock.seconds() - began))
-        return super().getResourceFor(request)
+        resource: IResource = super().getResourceFor(request)
+        return resource
 
     def log(self, request: http.Request) -> None:
-        """Nothing: twisted.web's own line would be a second one."""
+        """Write nothing, because twisted.web's line would be a second one."""
 
     def _served(self, request: Request, seconds: float) -> None:
         access = self._access
@@ -238,13 +244,13 @@ def make_site(
     *,
     clock: IReactorTime,
     access: AccessLog | None = None,
-    content: Callable[[int | None], Any] | None = None,
+    content: Callable[[int | None], object] | None = None,
 ) -> Site:
-    """The HTTP factory of everything but the front door's model routes. `content(length)` makes the file-like object
-    that keeps a request's body; None: twisted.web's own."""
+    """The HTTP factory of the admin site. `content(length)` makes the file-like object that keeps a request's body;
+    None: twisted.web's own."""
     return AdminSite(admin.resource(), access, clock, content)
 
 
 def routes() -> Sequence[Route]:
-    """Every route of the map, as declared."""
+    """Every route of the admin site, as declared."""
     return route_table.ROUTES

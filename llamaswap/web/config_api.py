@@ -1,83 +1,127 @@
-"""The configuration over HTTP: shown with masked secrets, checked, and - where the operator allows it - replaced."""
+"""The configuration over HTTP: shown with masked secrets, checked, and, if the operator allows it, replaced."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
-from typing import Any, Protocol
+from typing import TypedDict
 
-from attrs import define, frozen
+from attrs import define
 
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.observe.log_format import local_time, rfc3339
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
-from llamaswap.web.config_history import ConfigVersion, VersionAuthor
+from llamaswap.web.config_history import ConfigVersion, VersionAuthor, VersionReason
+from llamaswap.web.configfile import CheckedConfig, ConfigFile
 from llamaswap.web.errors import HttpError
 from llamaswap.web.reload_status import ReloadEvents
-from llamaswap.web.route import Handler, RouteTable
+from llamaswap.web.route import RouteTable, Timestamp
 from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 
-LARGEST = 1024 * 1024  # bytes of a configuration over HTTP; checking it takes seconds. The longest known have 100 KB
+MAX_CONFIG_BYTES = 1024 * 1024  # over HTTP, because checking it takes seconds; the longest known have 100 KB
+YAML = "application/yaml"
 
 
-@frozen
-class CheckedConfig:
-    """What a text would mean: its warnings, and the models it would add, remove and restart."""
+class ProblemDocument(TypedDict):
+    """A mistake in a configuration."""
 
-    warnings: Sequence[Problem] = ()
-    added: Sequence[str] = ()
-    removed: Sequence[str] = ()
-    restarted: Sequence[str] = ()
-
-
-class ConfigFiles(Protocol):
-    """The files behind the configuration in force. `editable` only where there is one, and the operator said so."""
-
-    @property
-    def editable(self) -> bool: ...
-
-    def read(self) -> str:
-        """The text in force on disk, documents of a folder joined."""
-
-    def check(self, text: str) -> CheckedConfig:
-        """What this text would mean; ConfigError when it cannot be used."""
-
-    def write(self, text: str, author: VersionAuthor, restored: str = "") -> None:
-        """Replace the file (keeping what was in it) and have it loaded; `restored` names the version this text comes
-        from. OSError when the disk refuses."""
-
-    def versions(self) -> Sequence[ConfigVersion]:
-        """The texts kept, newest first."""
-
-    def version(self, identity: str) -> str | None:
-        """One of them; None where there is none of that name."""
+    message: str
+    path: str
+    file: str | None
+    line: int | None
+    col: int | None
+    hint: str
 
 
-def _on_worker(handler: Callable[[ConfigEndpoints, AdminRequest], Response]) -> Handler:
-    """The handler, called by the group's `run`: texts are parsed and written there, one request after another."""
+class ImpactModels(TypedDict):
+    """The models that a text would change."""
+
+    restart: list[str]
+    add: list[str]
+    remove: list[str]
+
+
+class Impact(TypedDict):
+    """The effect of a text that can be used."""
+
+    warnings: list[ProblemDocument]
+    impact: ImpactModels
+
+
+class ValidationOptions(TypedDict, total=False):
+    """The optional part of `Validation`."""
+
+    errors: list[ProblemDocument]
+    warnings: list[ProblemDocument]
+    impact: ImpactModels
+
+
+class Validation(ValidationOptions):
+    """Whether a text can be used."""
+
+    valid: bool
+
+
+class ReloadOutcome(TypedDict):
+    """How the last reload ended."""
+
+    editable: bool
+    result: str
+    at: Timestamp
+    message: str
+    touched: dict[str, list[str]]
+
+
+class VersionEntry(TypedDict):
+    """One text that was in the file."""
+
+    id: str
+    time: Timestamp
+    size: int
+    why: VersionReason
+    address: str
+    agent: str
+    restored_from: str | None
+    in_force: bool
+
+
+class VersionList(TypedDict):
+    """The texts that were in the file, newest first."""
+
+    versions: list[VersionEntry]
+
+
+def _on_worker(
+    handler: Callable[[ConfigEndpoints, AdminRequest], Response],
+) -> Callable[[ConfigEndpoints, AdminRequest], Awaitable[Response]]:
+    """The handler, called by the endpoints' `run`: texts are parsed and written there, one request after another."""
 
     @wraps(handler)
-    def handle(group: ConfigEndpoints, call: AdminRequest) -> Awaitable[Response]:
-        return group.run(partial(handler, group, call))
+    def handle(endpoints: ConfigEndpoints, call: AdminRequest) -> Awaitable[Response]:
+        return endpoints.run(partial(handler, endpoints, call))
 
     return handle
 
 
+route = RouteTable("config")
+
+
 @define(eq=False)
 class ConfigEndpoints:
-    """/api/config and its kin. `last` is how the last reload ended; `run` calls what would delay the reactor."""
+    """/api/config and the paths below it. `run` calls what would delay the reactor."""
 
-    files: ConfigFiles
+    file: ConfigFile
     config: Callable[[], Config]
-    last: ReloadEvents
+    reloads: ReloadEvents
     run: RunBlocking = at_once
 
+    @route("GET", "/api/config", content=YAML)
     @_on_worker
     def show(self, call: AdminRequest) -> Response:
-        """The text with masked secrets; its tag names the unmasked one."""
+        """The configuration file, secrets masked; the ETag is that of the unmasked text."""
         text = self._text()
         shown = masked_yaml(text, self._secrets(text))
         headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
@@ -85,67 +129,74 @@ class ConfigEndpoints:
             return Response(304, b"", None, headers)
         return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
 
+    @route("PUT", "/api/config", runs_commands=True, body=str, body_type=YAML, answer=Impact)
     @_on_worker
     def replace(self, call: AdminRequest) -> Response:
-        """Put a new text in force, if it is still the old one that was edited and the new one can be used."""
+        """Replace the configuration file, if it is still the text that was edited and the new text can be used."""
         current = self._current(call)
         text = unmasked(_given(call), current, self._secrets(current))
         return self._written(call, text)
 
+    @route("POST", "/api/config/validate", body=str, body_type=YAML, answer=Validation)
     @_on_worker
     def validate(self, call: AdminRequest) -> Response:
-        """Whether a text could be used, and what it would change. Nothing is changed."""
+        """Check a configuration; tells whether it can be used and what it would change, and changes nothing."""
         current = self._text()
         text = unmasked(_given(call), current, self._secrets(current))
         try:
-            return json_answer({"valid": True, **_impact(self.files.check(text))})
+            return json_answer({"valid": True, **_impact(self.file.check(text))})
         except ConfigError as error:
             return json_answer({"valid": False, "errors": list(map(_problem, error.problems))})
 
+    @route("GET", "/api/config/schema", answer=dict[str, object])
     def schema(self, call: AdminRequest) -> Response:
-        """The JSON schema of the file, for editors."""
+        """The file's JSON schema, for editors."""
         return json_answer(json_schema())
 
+    @route("GET", "/api/config/status", answer=ReloadOutcome)
     def status(self, call: AdminRequest) -> Response:
         """How the last reload ended."""
-        return json_answer({"editable": self.files.editable, **self.last.status()})
+        return json_answer({"editable": self.file.editable, **self.reloads.status()})
 
-    # -- what was in the file ------------------------------------------------------------------------------
+    # -- earlier texts ------------------------------------------------------------------------------------
 
+    @route("GET", "/api/config/history", answer=VersionList)
     @_on_worker
     def history(self, call: AdminRequest) -> Response:
         """The texts that were in the file, newest first."""
         self._allowed()
         try:
-            found = self.files.versions()
+            found = self.file.versions()
         except OSError as error:
             raise HttpError(500, f"earlier configurations could not be read: {error.strerror or error}")
         return json_answer({"versions": list(map(_version, found))})
 
+    @route("GET", "/api/config/history/<string:version>", content=YAML)
     @_on_worker
     def earlier(self, call: AdminRequest) -> Response:
-        """One of them, secrets masked."""
+        """An earlier text, secrets masked."""
         self._allowed()
         text = self._earlier(call)
-        # A key that was changed since is in no configuration in force, but may still open a door somewhere.
+        # The text's own secrets are masked too: a key that was replaced since may still be valid elsewhere.
         shown = masked_yaml(text, self._secrets(text))
         headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
         return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
 
+    @route("POST", "/api/config/history/<string:version>/restore", runs_commands=True, answer=Impact)
     @_on_worker
     def restore(self, call: AdminRequest) -> Response:
-        """Put an earlier text in force again, by the rules of a new one."""
+        """Put an earlier text in force again, by the rules for a new one."""
         self._current(call)
         return self._written(call, self._earlier(call), call.variables["version"])
 
-    # -- parts of these ------------------------------------------------------------------------------------
+    # -- shared parts --------------------------------------------------------------------------------------
 
     def _allowed(self) -> None:
-        if not self.files.editable:
+        if not self.file.editable:
             raise HttpError(403, "configuration editing is not enabled on this server")
 
     def _current(self, call: AdminRequest) -> str:
-        """The text that is to be replaced, if the client knows it and may."""
+        """The text to be replaced, if edits are allowed and the client has seen this text."""
         self._allowed()
         current = self._text()
         condition = call.first(b"if-match")
@@ -157,23 +208,23 @@ class ConfigEndpoints:
 
     def _written(self, call: AdminRequest, text: str, restored: str = "") -> Response:
         try:
-            checked = self.files.check(text)
+            checked = self.file.check(text)
         except ConfigError as error:
             return _refused(error)
         author = VersionAuthor(call.client, (call.first(b"user-agent") or b"").decode("latin-1"))
         try:
-            self.files.write(text, author, restored)
+            self.file.write(text, author, restored)
         except OSError as error:
             raise HttpError(500, f"the configuration could not be written: {error.strerror or error}")
         return json_answer(_impact(checked), headers=((b"ETag", _tag(text)),))
 
     def _secrets(self, text: str) -> list[str]:
-        """What must not be shown of a text: the secrets in force, and those it names itself."""
+        """The secrets that must be masked in a text: those in force, and those that it names itself."""
         return [*known_secrets(self.config()), *named_secrets(text)]
 
     def _earlier(self, call: AdminRequest) -> str:
         try:
-            text = self.files.version(call.variables["version"])
+            text = self.file.version(call.variables["version"])
         except OSError as error:
             raise HttpError(500, f"the version could not be read: {error.strerror or error}")
         if text is None:
@@ -182,7 +233,7 @@ class ConfigEndpoints:
 
     def _text(self) -> str:
         try:
-            return self.files.read()
+            return self.file.read()
         except OSError as error:
             raise HttpError(500, f"the configuration could not be read: {error.strerror or error}")
 
@@ -192,16 +243,16 @@ def _tag(text: str) -> bytes:
 
 
 def _tags(condition: bytes | None) -> set[bytes]:
-    """The tags of a condition. A proxy that compresses makes ours weak; they name the text all the same."""
+    """The tags of a condition. A proxy that compresses makes them weak; they name the same text."""
     return {one.strip().removeprefix(b"W/") for one in (condition or b"").split(b",")}
 
 
 def _given(call: AdminRequest) -> str:
     body = call.body
-    if len(body) > LARGEST:
+    if len(body) > MAX_CONFIG_BYTES:
         raise HttpError(
             413,
-            f"the configuration has {len(body)} bytes, over HTTP at most {LARGEST} are accepted; "
+            f"the configuration has {len(body)} bytes, over HTTP at most {MAX_CONFIG_BYTES} are accepted; "
             "change the file on disk instead",
         )
     try:
@@ -211,10 +262,10 @@ def _given(call: AdminRequest) -> str:
 
 
 def unmasked(text: str, current: str, secrets: Sequence[str]) -> str:
-    """An edited text with the secrets back that its editor never saw.
+    """An edited text with the secrets put back that its editor never saw.
 
-    Each masked line of the text we showed is matched by its content, in order. In a line that was edited a mask is
-    known by the word before it, where that had one secret in the whole text; else it is refused rather than guessed.
+    Each masked line of the shown text is matched by its content, in order. In a line that was edited, the word before a
+    mask tells its secret, if that word had one secret in the whole text; else the text is refused rather than guessed.
     """
     if MASK not in text:
         return text
@@ -241,7 +292,7 @@ def unmasked(text: str, current: str, secrets: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _problem(problem: Problem) -> Mapping[str, Any]:
+def _problem(problem: Problem) -> ProblemDocument:
     return {
         "message": problem.message,
         "path": problem.path,
@@ -252,7 +303,7 @@ def _problem(problem: Problem) -> Mapping[str, Any]:
     }
 
 
-def _impact(checked: CheckedConfig) -> dict[str, Any]:
+def _impact(checked: CheckedConfig) -> Impact:
     return {
         "warnings": list(map(_problem, checked.warnings)),
         "impact": {
@@ -263,7 +314,7 @@ def _impact(checked: CheckedConfig) -> dict[str, Any]:
     }
 
 
-def _version(version: ConfigVersion) -> Mapping[str, Any]:
+def _version(version: ConfigVersion) -> VersionEntry:
     return {
         "id": version.id,
         "time": rfc3339(local_time(version.at)),
@@ -278,39 +329,3 @@ def _version(version: ConfigVersion) -> Mapping[str, Any]:
 
 def _refused(error: ConfigError) -> Response:
     return json_answer({"valid": False, "errors": list(map(_problem, error.problems))}, 422)
-
-
-_table = RouteTable(ConfigEndpoints, "config")
-_YAML: dict[str, Any] = {"content": "application/yaml"}
-ROUTES = (
-    _table.get("/api/config", ConfigEndpoints.show, "The configuration file, secrets masked", **_YAML),
-    _table.put(
-        "/api/config",
-        ConfigEndpoints.replace,
-        "Replace the configuration file",
-        changes_state=True,
-        runs_commands=True,
-        body="Yaml",
-        schema="Impact",
-    ),
-    _table.post(
-        "/api/config/validate",
-        ConfigEndpoints.validate,
-        "Check a configuration",
-        changes_state=True,
-        body="Yaml",
-        schema="Validation",
-    ),
-    _table.get("/api/config/schema", ConfigEndpoints.schema, "The file's JSON schema", schema="JsonSchema"),
-    _table.get("/api/config/history", ConfigEndpoints.history, "Texts that were in the file", schema="ConfigHistory"),
-    _table.get("/api/config/history/<string:version>", ConfigEndpoints.earlier, "One of them, secrets masked", **_YAML),
-    _table.post(
-        "/api/config/history/<string:version>/restore",
-        ConfigEndpoints.restore,
-        "Put an earlier text in force again",
-        changes_state=True,
-        runs_commands=True,
-        schema="Impact",
-    ),
-    _table.get("/api/config/status", ConfigEndpoints.status, "How the last reload ended", schema="ReloadStatus"),
-)

@@ -1,8 +1,8 @@
 """Earlier texts of the configuration file, kept in a folder beside it: bounded in number and bytes.
 
 `FOLDER/NAME` beside the file holds one plain file for each version, so that an operator can copy one back by hand,
-and `index.json` with what is known of them. The files are the truth: a version that the index does not know is shown
-all the same, and an index that cannot be read is begun anew.
+and `index.json` with the facts about them. The files count: a version that the index does not know is shown too, and
+an index that cannot be read is replaced by an empty one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 from attrs import define, evolve, field, frozen
 
@@ -22,35 +22,38 @@ from llamaswap.config.private_files import PrivateFolder, private_folder
 
 FOLDER = ".llamaswap"
 INDEX = "index.json"
-MOST = 20  # versions: weeks of edits, and a list one can look through
-MOST_BYTES = 8 * 1024 * 1024  # of all of them: two of the largest that may be saved, a thousand of the usual
+MAX_VERSIONS = 20  # weeks of edits, and a list that a person can look through
+MAX_BYTES = 8 * 1024 * 1024  # of all versions: eight of the largest that may be saved, a thousand of the usual
 IDENTITY = re.compile(r"(?P<milliseconds>[0-9]{13})-(?P<digest>[0-9a-f]{8})")
-LONGEST_WORD = 200  # characters of what a client says of itself
+MAX_AUTHOR_LENGTH = 200  # characters of an address and of a User-Agent
+
+VersionReason = Literal["found", "saved", "restored", "unknown"]
+REASONS: tuple[VersionReason, ...] = get_args(VersionReason)
 
 
 @frozen
 class VersionAuthor:
-    """Who saved: a client's address and its User-Agent, as far as they are known."""
+    """The client that saved a version: its address and its User-Agent, empty if unknown."""
 
     address: str = ""
     agent: str = ""
 
 
-NOBODY = VersionAuthor()
+UNKNOWN_AUTHOR = VersionAuthor()
 
 
 @frozen
 class ConfigVersion:
-    """One text that was in the file. `at` in unix seconds; `in_force` where the file holds it now.
+    """One text that was in the file. `at` in unix seconds; `in_force` if the file holds it now.
 
-    `why` is found (it was in the file when the first edit came), saved, restored (`of` names the version), or unknown.
+    `why` is found (the file held it when an edit replaced it), saved, restored (`of` names the version), or unknown.
     """
 
     id: str
     at: float
     size: int
-    why: str = "unknown"
-    author: VersionAuthor = NOBODY
+    why: VersionReason = "unknown"
+    author: VersionAuthor = UNKNOWN_AUTHOR
     of: str = ""
     in_force: bool = False
 
@@ -61,8 +64,8 @@ class ConfigHistory:
 
     path: Path
     wall: Callable[[], float]
-    most: int = MOST
-    most_bytes: int = MOST_BYTES
+    max_versions: int = MAX_VERSIONS
+    max_bytes: int = MAX_BYTES
     _folder: Path = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -70,11 +73,11 @@ class ConfigHistory:
 
     @property
     def folder(self) -> Path:
-        """Where they are."""
+        """The folder of the versions."""
         return self._folder
 
     def all(self) -> list[ConfigVersion]:
-        """Every version, newest first. Raises OSError where another user could have written them."""
+        """Every version, newest first. Raises OSError if another user could have written them."""
         with self._opened() as folder:
             return [] if folder is None else self._all(folder)
 
@@ -85,12 +88,12 @@ class ConfigHistory:
             match = IDENTITY.fullmatch(name)
             if match is None:
                 continue
-            with contextlib.suppress(OSError):  # gone meanwhile
+            with contextlib.suppress(OSError):  # deleted meanwhile
                 found.append(_version(name, int(match["milliseconds"]) / 1000, folder.size(name), known.get(name)))
         return sorted(found, key=lambda version: version.id, reverse=True)
 
     def beside(self, content: bytes) -> list[ConfigVersion]:
-        """Every version, newest first; of those that are `content` the newest is in force."""
+        """Every version, newest first; the newest of those that equal `content` is in force."""
         versions = self.all()
         for place, version in enumerate(versions):
             if version.id.endswith(digest(content)):
@@ -99,16 +102,21 @@ class ConfigHistory:
         return versions
 
     def read(self, identity: str) -> bytes | None:
-        """A version's text; None where none has this name. Raises OSError."""
-        if IDENTITY.fullmatch(identity) is None:  # a name from outside never becomes a path otherwise
+        """A version's text; None if none has this name. Raises OSError."""
+        if IDENTITY.fullmatch(identity) is None:  # only such a name from outside becomes a path
             return None
         with self._opened() as folder:
             return None if folder is None else _content(folder, identity)
 
     def keep(
-        self, content: bytes, like: os.stat_result, why: str, author: VersionAuthor = NOBODY, of: str = ""
+        self,
+        content: bytes,
+        like: os.stat_result,
+        why: VersionReason,
+        author: VersionAuthor = UNKNOWN_AUTHOR,
+        of: str = "",
     ) -> None:
-        """Keep this text, unless the newest version is the same; drop the oldest that are too many. Raises OSError.
+        """Keep this text, unless the newest version is the same; drop the oldest beyond the limits. Raises OSError.
 
         `like` is the status of the configuration file: no more users may read a version than may read the file.
         """
@@ -117,7 +125,7 @@ class ConfigHistory:
             versions = self._all(folder)
             if versions and versions[0].id.endswith(digest(content)) and _content(folder, versions[0].id) == content:
                 return
-            # Names sort by time, also where the clock was turned back.
+            # Names sort by time, also if the clock was set back.
             milliseconds = int(self.wall() * 1000)
             if versions:
                 milliseconds = max(milliseconds, int(versions[0].id.partition("-")[0]) + 1)
@@ -130,12 +138,12 @@ class ConfigHistory:
             folder.write(INDEX, json.dumps(index, indent=1).encode(), like, sync=True)
 
     def _bounded(self, folder: PrivateFolder, versions: list[ConfigVersion]) -> list[ConfigVersion]:
-        """The newest, as many as fit; always the newest two: what is in force and what was before. Others go."""
+        """The newest that fit, and always the newest two: the text in force and the one before. Removes the others."""
         kept: list[ConfigVersion] = []
         total = 0
         for version in versions:
             total += version.size
-            if len(kept) >= 2 and (len(kept) >= self.most or total > self.most_bytes):
+            if len(kept) >= 2 and (len(kept) >= self.max_versions or total > self.max_bytes):
                 break
             kept.append(version)
         for version in versions[len(kept) :]:
@@ -144,7 +152,7 @@ class ConfigHistory:
 
     @contextlib.contextmanager
     def _opened(self, *, make: bool = False) -> Iterator[PrivateFolder | None]:
-        """The folder of the versions; None where it is missing and not to be made."""
+        """The folder of the versions; None if it is missing and `make` is false."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(private_folder(self._folder.parent, make=make))
@@ -156,7 +164,7 @@ class ConfigHistory:
             else:
                 yield folder
 
-    def _known(self, folder: PrivateFolder) -> dict[str, Any]:
+    def _known(self, folder: PrivateFolder) -> dict[str, object]:
         try:
             index = json.loads(folder.read(INDEX))
         except (OSError, ValueError):
@@ -172,16 +180,16 @@ def _content(folder: PrivateFolder, name: str) -> bytes | None:
 
 
 def digest(content: bytes) -> str:
-    """What a version's name ends with."""
+    """The end of a version's name."""
     return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _version(identity: str, at: float, size: int, known: object) -> ConfigVersion:
-    facts: Mapping[str, Any] = known if isinstance(known, dict) else {}
+    facts: Mapping[str, object] = known if isinstance(known, dict) else {}
 
-    def word(name: str, otherwise: str = "") -> str:
+    def text(name: str) -> str:
         value = facts.get(name)
-        return value[:LONGEST_WORD] if isinstance(value, str) else otherwise
+        return value[:MAX_AUTHOR_LENGTH] if isinstance(value, str) else ""
 
-    author = VersionAuthor(word("address"), word("agent"))
-    return ConfigVersion(identity, at, size, word("why", "unknown"), author, word("of"))
+    why: VersionReason = next((reason for reason in REASONS if reason == text("why")), "unknown")
+    return ConfigVersion(identity, at, size, why, VersionAuthor(text("address"), text("agent")), text("of"))

@@ -1,4 +1,4 @@
-"""The one configuration file as an editor sees it: read, checked as the loader would, replaced in one step."""
+"""The configuration file as an editor needs it: read, checked as the loader does, and replaced in one step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from attrs import define, evolve
+from attrs import define, evolve, frozen
 from twisted.logger import Logger
 
 from llamaswap.config import Config, ConfigText, diff, load
@@ -16,7 +16,6 @@ from llamaswap.config.environment import Unexpanded, names_in
 from llamaswap.config.ports import keep
 from llamaswap.config.private_files import create
 from llamaswap.errors import ConfigError, Problem
-from llamaswap.web.config_api import CheckedConfig
 from llamaswap.web.config_history import ConfigHistory, ConfigVersion, VersionAuthor
 from llamaswap.web.secret_masking import MASK, SHORTEST_SECRET
 
@@ -28,8 +27,18 @@ UNEXPANDED = Problem(
 )
 
 
+@frozen
+class CheckedConfig:
+    """The effect of a text: its warnings, and the models that it would add, remove and restart."""
+
+    warnings: Sequence[Problem] = ()
+    added: Sequence[str] = ()
+    removed: Sequence[str] = ()
+    restarted: Sequence[str] = ()
+
+
 def _hiding(values: Sequence[str]) -> Callable[[str], str]:
-    """Takes these values out of a text, in whatever case the loader repeats them."""
+    """A function that masks these values in a text, in upper or lower case, as the loader may repeat them."""
     long = sorted((value for value in values if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
     if not long:
         return lambda text: text
@@ -43,10 +52,10 @@ def _without(hide: Callable[[str], str], problem: Problem) -> Problem:
 
 @define(eq=False)
 class ConfigFile:
-    """`path` None: the configuration comes from a folder or from nowhere, and is only shown as far as `sources` reads.
+    """The files behind the configuration in force.
 
-    `sources` gives the texts in force on disk, `others` those that are loaded beside the file; `reload` has the
-    files loaded again. `allowed` is the operator's word, `wall` gives unix seconds.
+    `path` None: the configuration does not come from one file, so it is only shown. `sources` gives the texts on disk,
+    `reload` loads the files again, `allowed` says whether the operator allows edits, and `wall` gives unix seconds.
     """
 
     path: Path | None
@@ -59,7 +68,7 @@ class ConfigFile:
 
     @property
     def editable(self) -> bool:
-        """Whether PUT may do anything."""
+        """Whether the configuration is one file and the operator allows edits."""
         return self.allowed and self.path is not None
 
     def read(self) -> str:
@@ -69,10 +78,10 @@ class ConfigFile:
         return "---\n".join(f"# {source.path}\n{source.text.rstrip()}\n" for source in self.sources())
 
     def check(self, text: str) -> CheckedConfig:
-        """What the loader says of the text, and what it would touch; ConfigError where it refuses it.
+        """The effect of the text; ConfigError if the loader refuses it.
 
-        The text may name any variable of the environment. Without edit rights none is expanded; with them their
-        values are hidden in what is said, since it goes to whoever has a key.
+        The text may name any variable of the environment. If edits are not allowed, no variable is expanded; otherwise
+        the variables' values are masked in the messages, because every client with a key can read these.
         """
         if not self.editable:
             return self._checked(text, Unexpanded(), (UNEXPANDED,) if names_in(text) else ())
@@ -88,7 +97,7 @@ class ConfigFile:
 
     def _checked(self, text: str, environ: Mapping[str, str], notes: Sequence[Problem] = ()) -> CheckedConfig:
         name = "config" if self.path is None else str(self.path)
-        # The files of a folder beside the one edited take part in the whole, so they do in the check.
+        # The other files of the configuration are loaded together with the edited one.
         others = [source for source in self.sources() if source.path != name] if self.path is not None else []
         loaded = load([ConfigText(name, text), *others], environ)
         old = self.config()
@@ -96,7 +105,7 @@ class ConfigFile:
         return CheckedConfig([*notes, *loaded.warnings], plan.added, plan.removed, plan.restarted)
 
     def write(self, text: str, author: VersionAuthor, restored: str = "") -> None:
-        """Replace the file in one step and load it; what was in it is kept, as the `.bak` beside it too."""
+        """Replace the file in one step and load it; its old text is kept in the history and as the `.bak` beside it."""
         path = self.path
         if path is None:
             raise FileNotFoundError("there is no single configuration file")
@@ -105,15 +114,15 @@ class ConfigFile:
         like = target.stat()
         backup, fresh = (target.with_name(target.name + suffix) for suffix in (".bak", ".new"))
         earlier, old, new = ConfigHistory(target, self.wall), target.read_bytes(), text.encode()
-        # A text that nobody saved here: an operator's own, so it must not be lost by an edit of the page's.
+        # The operator may have written this text by hand, so an edit over HTTP must not lose it.
         earlier.keep(old, like, "found")
         for place, content in ((backup, old), (fresh, new)):
             create(place, content, like, sync=True)
         os.replace(fresh, target)
         try:
             earlier.keep(new, like, "restored" if restored else "saved", author, restored)
-        except OSError as error:  # the file is written all the same, and what was in it before is kept
-            log.error("no version could be kept of the new configuration: {error}", error=error)
+        except OSError as error:  # the file is written, and its old text is kept
+            log.error("the new configuration is in force, but not in the history: {error}", error=error)
         self.reload()
 
     def versions(self) -> Sequence[ConfigVersion]:

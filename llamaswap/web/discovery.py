@@ -1,14 +1,13 @@
-"""GET /api/discover: what this machine has that a configuration could use, each with the text to use it.
+"""GET /api/discover: models, engines and servers of this machine that a configuration could use, each with its YAML.
 
-Looking is slow work on disks and ports, so it is done on a thread, one search at a time, and bounded in time and
-number. It tells paths and programs, so only where the operator lets the configuration be edited - which is also the
-only place where the answer is of use.
+A search reads disks and ports, so it runs on a thread, one at a time, and is bounded in time and number. Its result
+contains paths and programs, so it is served only if the operator allows edits of the configuration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypedDict, TypeVar
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -33,71 +32,115 @@ from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import RouteTable
 
-LONGEST = 5.0  # seconds of looking; a page waits that long, and an hour of models is found in one
-PATIENCE = 10.0  # seconds until a client is told that a disk hangs: the search notices its own end only between files
-MOST = 200  # models told; a page that shows more is no help
-FRESH = 5.0  # seconds that an answer is good for: a page that is loaded anew does not search anew
+SEARCH_TIME = 5.0  # seconds of a search; a page waits this long
+DISK_TIMEOUT = 10.0  # seconds until a client gets an error: the search notices its end only between two files
+MAX_MODELS = 200  # in one answer; a longer list does not help a reader
+RESULT_LIFETIME = 5.0  # seconds during which a page that is loaded again gets the same result
 
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
+T = TypeVar("T")
 log = Logger()
+
+
+class DiscoveredModel(TypedDict):
+    """A model on a disk of this machine."""
+
+    name: str
+    note: str
+    command: list[str]
+    bytes: int
+    usable: bool
+    configured_as: str | None
+    section: str
+    yaml: str
+
+
+class DiscoveredEngine(TypedDict):
+    """A program that can serve models."""
+
+    name: str
+    path: str
+    yaml: str
+
+
+class DiscoveredServer(TypedDict):
+    """A running server that could be a peer."""
+
+    name: str
+    url: str
+    models: list[str]
+    configured_as: str | None
+    section: str
+    yaml: str
+
+
+class Discovered(TypedDict):
+    """The result of a search; `complete` is false if it ended early or its list is cut."""
+
+    models: list[DiscoveredModel]
+    engines: list[DiscoveredEngine]
+    servers: list[DiscoveredServer]
+    complete: bool
+
+
+route = RouteTable("config")
 
 
 @define(eq=False)
 class DiscoveryEndpoints:
-    """`survey` looks (on the thread of `run`) until it is asked to stop, past the ports it is given."""
+    """`scan` searches on the thread of `run` until it should stop, and skips the ports it is given."""
 
     allowed: Callable[[], bool]
     config: Callable[[], Config]
-    survey: Callable[[Collection[int], ShouldStop], ScanResult]
+    scan: Callable[[Collection[int], ShouldStop], ScanResult]
     run: RunBlocking
     clock: IReactorTime
     own_ports: Callable[[], Collection[int]] = tuple
     _found: tuple[float, ScanResult] | None = field(default=None, init=False)
     _waiting: list[Deferred[ScanResult]] | None = field(default=None, init=False)
 
+    @route("GET", "/api/discover", answer=Discovered)
     async def show(self, call: AdminRequest) -> Response:
-        """Models, engines and servers, each with its YAML."""
+        """Models, engines and servers of this machine, each with its YAML."""
         if not self.allowed():
             raise HttpError(
                 403, "discovery requires configuration editing, which is disabled; start with --allow-config-edit"
             )
-        found = await self._look()
+        found = await self._search()
         config = self.config()
-        engines = [
-            {"name": name, "path": path, "yaml": engine_entry(name, path)} for name, path in found.engines.items()
-        ]
-        told = {
-            "models": list(_models(found.models[:MOST], config)),
-            "engines": engines,
+        document: Discovered = {
+            "models": list(_models(found.models[:MAX_MODELS], config)),
+            "engines": [
+                {"name": name, "path": path, "yaml": engine_entry(name, path)} for name, path in found.engines.items()
+            ],
             "servers": list(_servers(found.servers, config)),
-            "complete": found.complete and len(found.models) <= MOST,
+            "complete": found.complete and len(found.models) <= MAX_MODELS,
         }
-        return json_answer(told)
+        return json_answer(document)
 
-    def _look(self) -> Deferred[ScanResult]:
-        """What is found by the search under way, or by one that begins now; an answer of a moment ago does too."""
-        waiter: Deferred[ScanResult] = Deferred(lambda _: self._left(waiter))
+    def _search(self) -> Deferred[ScanResult]:
+        """The last result if it is recent, else that of the running search, or of a search that begins now."""
+        waiter: Deferred[ScanResult] = Deferred(self._left)
         now = self.clock.seconds()
-        if self._found is not None and now - self._found[0] < FRESH:
+        if self._found is not None and now - self._found[0] < RESULT_LIFETIME:
             waiter.callback(self._found[1])
             return waiter
-        overdue = self.clock.callLater(PATIENCE, self._overdue, waiter)
-        waiter.addBoth(_settled, overdue)
+        overdue = self.clock.callLater(DISK_TIMEOUT, self._overdue, waiter)
+        waiter.addBoth(_cancel_timer, overdue)
         if self._waiting is not None:
             self._waiting.append(waiter)
             return waiter
         self._waiting = [waiter]
         ports = {*self.own_ports(), *_ports(self.config())}
-        until = now + LONGEST
-        looking = self.run(lambda: self.survey(ports, lambda: self.clock.seconds() > until))
-        looking.addBoth(self._looked)
+        until = now + SEARCH_TIME
+        self.run(lambda: self.scan(ports, lambda: self.clock.seconds() > until)).addBoth(self._searched)
         return waiter
 
-    def _looked(self, found: ScanResult | Failure) -> None:
+    def _searched(self, found: ScanResult | Failure) -> None:
         waiting, self._waiting = self._waiting or [], None
         if isinstance(found, Failure):
-            log.failure("looking around", found)
+            log.failure("discovery failed", found)
             for waiter in waiting:
                 waiter.errback(HttpError(500, f"discovery failed: {found.getErrorMessage()}"))
             return
@@ -114,13 +157,13 @@ class DiscoveryEndpoints:
             self._waiting.remove(waiter)
 
 
-def _settled(result: Any, overdue: IDelayedCall) -> Any:
+def _cancel_timer(result: T, overdue: IDelayedCall) -> T:
     if overdue.active():
         overdue.cancel()
     return result
 
 
-def _models(found: Iterable[FoundModel], config: Config) -> Iterable[Mapping[str, Any]]:
+def _models(found: Iterable[FoundModel], config: Config) -> Iterator[DiscoveredModel]:
     used = {word: model.id for model in config.models.values() for word in _words(model.cmd) if "/" in word}
     for name, model in unique(found, _names(config)):
         yield {
@@ -135,8 +178,8 @@ def _models(found: Iterable[FoundModel], config: Config) -> Iterable[Mapping[str
         }
 
 
-def _servers(found: Iterable[FoundServer], config: Config) -> Iterable[Mapping[str, Any]]:
-    used = {_place(peer.proxy): peer.id for peer in config.peers.values()}
+def _servers(found: Iterable[FoundServer], config: Config) -> Iterator[DiscoveredServer]:
+    used = {_address(peer.proxy): peer.id for peer in config.peers.values()}
     taken = set(config.peers)
     for server in found:
         name = next(iter(unique([FoundModel(server.name, ())], taken)))[0]
@@ -145,14 +188,14 @@ def _servers(found: Iterable[FoundServer], config: Config) -> Iterable[Mapping[s
             "name": name,
             "url": server.url,
             "models": list(server.models),
-            "configured_as": used.get(_place(server.url)),
+            "configured_as": used.get(_address(server.url)),
             "section": "peers",
             "yaml": server_entry(name, server),
         }
 
 
 def _names(config: Config) -> set[str]:
-    """Every name a new model must not have."""
+    """The names that a new model must not have."""
     aliases = (alias for model in config.models.values() for alias in model.aliases)
     return {*config.models, *aliases, *config.selectors}
 
@@ -160,21 +203,15 @@ def _names(config: Config) -> set[str]:
 def _words(command: str) -> Sequence[str]:
     try:
         return split(command)
-    except ValueError:  # it cannot be started, so it uses nothing
+    except ValueError:  # a command that cannot be started uses no file
         return ()
 
 
-def _place(url: str) -> str:
+def _address(url: str) -> str:
     return url.rstrip("/").replace("//localhost:", "//127.0.0.1:")
 
 
 def _ports(config: Config) -> set[int]:
-    """Ports of our own servers: what answers there is no discovery."""
+    """The ports of the configured models' servers, which the search skips."""
     endpoints = (model.endpoint for model in config.models.values())
-    return {place.port for place in endpoints if place is not None and place.host in LOOPBACK}
-
-
-_table = RouteTable(DiscoveryEndpoints, "config")
-ROUTES = (
-    _table.get("/api/discover", DiscoveryEndpoints.show, "What this machine has to configure", schema="Discovered"),
-)
+    return {each.port for each in endpoints if each is not None and each.host in LOOPBACK}

@@ -112,6 +112,10 @@ class _Rendered:
     until: float = 0.0
 
 
+route = RouteTable("events")
+_TOPICS = (QueryParameter("topics", "Comma-separated: models, inflight, activity, swaps, performance, logs:NAME."),)
+
+
 @define(eq=False)
 class EventEndpoints:
     """The hub and its endpoint. `listen` once, when the service starts."""
@@ -165,8 +169,9 @@ class EventEndpoints:
 
     # -- the endpoint --------------------------------------------------------------------------------------
 
+    @route("GET", "/api/events", content="text/event-stream", query=_TOPICS)
     async def stream(self, call: AdminRequest) -> None:
-        """The current picture, then every change; `topics` chooses among them."""
+        """The current state, then every change, as server-sent events."""
         topics = _topics(call)
         stream = self.streams.open(
             call,
@@ -497,17 +502,3 @@ def _log_topics(feed: Feed) -> frozenset[str]:
     if feed.topics is None:
         return frozenset(("logs:proxy", "logs:upstream"))
     return frozenset(topic for topic in feed.topics if topic.startswith("logs:"))
-
-
-_table = RouteTable(EventEndpoints, "events")
-ROUTES = (
-    _table.get(
-        "/api/events",
-        EventEndpoints.stream,
-        "What happens, as server-sent events",
-        content="text/event-stream",
-        query=(
-            QueryParameter("topics", "Comma-separated: models, inflight, activity, swaps, performance, logs:NAME."),
-        ),
-    ),
-)

@@ -1,23 +1,64 @@
-"""GET /v1/models: what can be asked for by name, and the facts about each."""
+"""GET /v1/models: every name that a request may use, with the facts about it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TypedDict
 
 from attrs import define
 
 from llamaswap.config import Config, Model
-from llamaswap.proxy.peers import PeerDirectory
+from llamaswap.proxy.peers import UNKNOWN, PeerDirectory
 from llamaswap.routing.router import Router
-from llamaswap.web.admin_request import AdminRequest, Response, json_answer
+from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.route import RouteTable
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
-# The four members a non-empty capabilities block speaks for; user metadata of the same name would contradict it.
-CAPABILITY_KEYS = ("architecture", "capabilities", "supported_parameters", "context_length")
 
-Record = dict[str, Any]
+
+class Architecture(TypedDict, total=False):
+    """What a model reads and writes."""
+
+    input_modalities: list[str]
+    output_modalities: list[str]
+    modality: str
+
+
+class CapabilityMembers(TypedDict, total=False):
+    """The members of a record that a model's capabilities block speaks for."""
+
+    architecture: Architecture
+    capabilities: dict[str, bool]
+    supported_parameters: list[str]
+    context_length: int
+
+
+class ModelDescription(TypedDict, total=False):
+    """The members of a record that the configuration may leave empty."""
+
+    name: str
+    description: str
+
+
+class ModelRecord(ModelDescription, CapabilityMembers):
+    """One name of the listing."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    meta: JsonObject
+    status: dict[str, str]
+
+
+class ModelList(TypedDict):
+    """The listing."""
+
+    object: str
+    data: list[ModelRecord]
+
+
+route = RouteTable("models")
 
 
 @define(eq=False)
@@ -26,30 +67,31 @@ class ListingEndpoints:
 
     router: Router
     now: Callable[[], float]
-    peers: PeerDirectory | None = None
+    peers: PeerDirectory
 
+    @route("GET", "/models", answer=ModelList, summary="The same as /v1/models")
+    @route("GET", "/v1/models", answer=ModelList)
     def models(self, call: AdminRequest) -> Response:
-        """Every name a request may use now, ascending."""
-        records = sorted(self._records(int(self.now())), key=lambda record: str(record["id"]).encode())
+        """Every name that a request may use now, in ascending order."""
+        records = sorted(self._records(int(self.now())), key=lambda record: record["id"].encode())
         origin = call.first(b"origin")
         headers = ((b"Access-Control-Allow-Origin", origin),) if origin else ()
         return json_answer({"object": "list", "data": records}, headers=headers)
 
-    def _records(self, created: int) -> Iterator[Record]:
+    def _records(self, created: int) -> Iterator[ModelRecord]:
         config = self.router.config
         failing = {failure.model: failure.count for failure, _ in self.router.failing()}
         for model in config.models.values():
             if not model.unlisted:
                 yield from self._local(config, model, created, failing.get(model.id, 0))
         for peer in config.peers.values():
-            facts = {"type": "peer", "peerID": peer.id}
-            if self.peers is not None and self.peers.health(peer.id).state != "unknown":
-                facts["health"] = self.peers.health(peer.id).state
+            health = self.peers.health(peer.id).state
+            facts = {"type": "peer", "peerID": peer.id, **({} if health == UNKNOWN else {"health": health})}
             for name in peer.models:
                 yield record(f"{peer.id}/{name}", created, f"{peer.id}: {name}", "", facts, loaded=False)
         for selector in config.selectors.values():
             if not selector.unlisted:
-                meta: dict[str, Any] = {
+                meta = {
                     **selector.metadata,
                     "type": "selector",
                     "strategy": selector.strategy,
@@ -61,10 +103,12 @@ class ListingEndpoints:
                 yield record(selector.id, created, selector.name, selector.description, meta, loaded=loaded)
         yield from self._pins(config, created)
 
-    def _local(self, config: Config, model: Model, created: int, failures: int) -> Iterator[Record]:
+    def _local(self, config: Config, model: Model, created: int, failures: int) -> Iterator[ModelRecord]:
         loaded = self.router.state(model.id) in LOADED_STATES
         block = capability_members(model)
-        shared = {key: value for key, value in model.metadata.items() if not (block and key in CAPABILITY_KEYS)}
+        # The block speaks for these members, so metadata of the same name could contradict it.
+        hidden = CapabilityMembers.__annotations__ if block else ()
+        shared = {key: value for key, value in model.metadata.items() if key not in hidden}
         aliases = every_alias(model)
         meta = {**shared, "type": "model"}
         if aliases:
@@ -80,13 +124,10 @@ class ListingEndpoints:
 
     def _selector_loaded(self, config: Config, strategy: str, targets: Iterable[str]) -> bool:
         considered = list(targets)[:1] if strategy == "pin" else targets
-        for target in considered:
-            real = config.real(target)
-            if real is not None and self.router.state(real) in ("ready", "starting"):
-                return True
-        return False
+        models = filter(None, map(config.real, considered))
+        return any(self.router.state(model) in ("ready", "starting") for model in models)
 
-    def _pins(self, config: Config, created: int) -> Iterator[Record]:
+    def _pins(self, config: Config, created: int) -> Iterator[ModelRecord]:
         profile = config.profiles.get(self.router.profile) if self.router.profile is not None else None
         if profile is None:
             return
@@ -101,22 +142,29 @@ def record(
     created: int,
     title: str | None,
     description: str | None,
-    meta: Mapping[str, Any],
+    meta: Mapping[str, object],
     *,
     loaded: bool,
-    members: Mapping[str, Any] | None = None,
-) -> Record:
-    """One entry of the listing; what is empty is left out."""
-    entry: Record = {"id": name, "object": "model", "created": created, "owned_by": "llama-swap"}
-    for key, text in (("name", title), ("description", description)):
-        if text and text.strip():
-            entry[key] = text.strip()
-    entry.update(members or {})
-    entry["meta"] = {"llamaswap": dict(meta)}
-    if "context_length" in entry:
-        entry["meta"]["n_ctx"] = entry["context_length"]
-    entry["status"] = {"value": "loaded" if loaded else "unloaded"}
-    return entry
+    members: CapabilityMembers | None = None,
+) -> ModelRecord:
+    """One record of the listing, without its empty members."""
+    members = {} if members is None else members
+    described: ModelDescription = {}
+    if title and title.strip():
+        described["name"] = title.strip()
+    if description and description.strip():
+        described["description"] = description.strip()
+    context = {"n_ctx": members["context_length"]} if "context_length" in members else {}
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "llama-swap",
+        **described,
+        **members,
+        "meta": {"llamaswap": dict(meta), **context},
+        "status": {"value": "loaded" if loaded else "unloaded"},
+    }
 
 
 def every_alias(model: Model) -> list[str]:
@@ -143,31 +191,23 @@ def capability_flags(model: Model) -> dict[str, bool]:
     return {name: True for name, value in flags.items() if value}
 
 
-def capability_members(model: Model) -> dict[str, Any]:
-    """The record members a model's capabilities block speaks for; empty when the block is."""
+def capability_members(model: Model) -> CapabilityMembers:
+    """The members of a record that a model's capabilities block speaks for; empty if the block is."""
     block = model.capabilities
-    members: dict[str, Any] = {}
-    architecture: dict[str, Any] = {}
+    architecture: Architecture = {}
     if block.inputs:
         architecture["input_modalities"] = list(block.inputs)
     if block.outputs:
         architecture["output_modalities"] = list(block.outputs)
     if block.inputs and block.outputs:
         architecture["modality"] = "+".join(block.inputs) + "->" + "+".join(block.outputs)
+    members: CapabilityMembers = {}
     if architecture:
         members["architecture"] = architecture
-    flags = capability_flags(model)
-    if flags:
+    if flags := capability_flags(model):
         members["capabilities"] = flags
     if block.tools:
         members["supported_parameters"] = ["tools", "tool_choice"]
     if block.context:
         members["context_length"] = block.context
     return members
-
-
-_table = RouteTable(ListingEndpoints, "models")
-ROUTES = (
-    _table.get("/v1/models", ListingEndpoints.models, "Every name a request may use", schema="ModelList"),
-    _table.get("/models", ListingEndpoints.models, "The same as /v1/models", schema="ModelList"),
-)

@@ -1,45 +1,98 @@
-"""Load tests run by the server itself: many requests at once without a browser's connection limit between.
+"""Load tests that the server runs itself, so that a browser's connection limit does not limit them.
 
-Requests go through our own front door like any client's, so that what is measured is what clients get. Runs are
-bounded in size, number and time. Must not know the router.
+The requests come over the loopback interface like a client's, so that a run measures what clients get. Runs are bounded
+in size, number and time. This module must not know the router.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llamaswap.config import Config
 from llamaswap.observe.stats import percentile
-from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer, json_bytes
+from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, first_json, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import RouteTable
 
-MOST_CONCURRENT = 256
-MOST_REQUESTS = 10_000
-MOST_TOKENS = 32_768
-SHOWN = 500  # requests of a run told one by one, the last ones
-KEPT = 16  # finished runs that can still be read
+MAX_CONCURRENCY = 256
+MAX_REQUESTS = 10_000
+MAX_TOKENS = 32_768
+MAX_SHOTS_SHOWN = 500  # the last requests of a run, shown one by one
+MAX_RUNS = 16  # runs that can be read
 
 log = Logger()
 
 
+class ShotDocument(TypedDict):
+    """A request as a bar over time: milliseconds since the run began."""
+
+    lane: int
+    began_ms: int
+    ttft_ms: int | None
+    duration_ms: int
+    status: int
+
+
+class RunDocument(TypedDict):
+    """The progress of a run, and the numbers of the requests that have ended."""
+
+    id: str
+    state: str
+    model: str
+    concurrency: int
+    max_tokens: int
+    done: int
+    total: int
+    elapsed_ms: int
+    results: JsonObject
+
+
+class RunDetail(RunDocument):
+    """A run with each of its last requests."""
+
+    shots: list[ShotDocument]
+
+
+class RunList(TypedDict):
+    """The runs that can be read."""
+
+    runs: list[RunDocument]
+
+
+class LoadTestOptions(TypedDict, total=False):
+    """The optional part of `LoadTestBody`."""
+
+    prompt: str
+    concurrency: int
+    requests: int
+    max_tokens: int
+
+
+class LoadTestBody(LoadTestOptions):
+    """What a run does."""
+
+    model: str
+
+
 class Generator(Protocol):
-    """Sends one streaming request to our own front door."""
+    """Sends one streaming request to this server itself."""
 
     def __call__(self, path: str, body: bytes, chunk: Callable[[bytes], None], /) -> Deferred[int]:
-        """`chunk` hears each piece of the body as it comes; fires with the status at the end. Cancelling it ends it."""
+        """Calls `chunk` with each piece of the response's body; fires with the status at its end. Cancelling the
+        Deferred cancels the request."""
 
 
 @frozen
 class LoadTestOrder:
-    """What to do; the prompt stands in the run's body."""
+    """What a run does; the prompt is in the run's body."""
 
     model: str
     concurrency: int
@@ -49,9 +102,9 @@ class LoadTestOrder:
 
 @frozen
 class LoadTestShot:
-    """One request's outcome: seconds to the first piece and to the end, pieces seen, and the status (0: none).
+    """One request's outcome: seconds to the first piece and to the end, the number of pieces, and the status (0: none).
 
-    `began` in seconds since the run's beginning, `lane` which of the requests at once it was.
+    `began` is in seconds since the run began, `lane` the number of the concurrent sender.
     """
 
     first: float | None
@@ -76,8 +129,8 @@ class LoadTestRun:
     left: int = 0
     flights: set[Deferred[int]] = field(factory=set)
 
-    def document(self, now: float) -> dict[str, Any]:
-        """As shown: progress, and the numbers of what is done."""
+    def document(self, now: float) -> RunDocument:
+        """The progress, and the numbers of the requests that have ended."""
         order = self.order
         return {
             "id": self.id,
@@ -91,31 +144,35 @@ class LoadTestRun:
             "results": self._results(now),
         }
 
-    def whole(self, now: float) -> dict[str, Any]:
-        """The document with each request."""
-        return {**self.document(now), "shots": [_shown(shot) for shot in self.shots[-SHOWN:]]}
+    def detail(self, now: float) -> RunDetail:
+        """The document with each of the last requests."""
+        return {**self.document(now), "shots": [_shot_document(shot) for shot in self.shots[-MAX_SHOTS_SHOWN:]]}
 
-    def _results(self, now: float) -> dict[str, Any]:
+    def _results(self, now: float) -> JsonObject:
         good = [shot for shot in self.shots if shot.status == 200]
         span = (now if self.ended is None else self.ended) - self.began
         pieces = sum(shot.pieces for shot in good)
         gaps = [
             (shot.total - shot.first) / (shot.pieces - 1) for shot in good if shot.first is not None and shot.pieces > 1
         ]
+        statuses = Counter(shot.status for shot in self.shots)
         return {
             "errors": len(self.shots) - len(good),
-            "statuses": {str(code): count for code, count in sorted(_counts(self.shots).items())},
+            "statuses": {str(code): count for code, count in sorted(statuses.items())},
             "requests_per_second": round(len(good) / span, 3) if span > 0 else None,
             "tokens_per_second": round(pieces / span, 3) if span > 0 else None,
-            "ttft_ms": _spread([shot.first for shot in good if shot.first is not None]),
-            "itl_ms": _spread(gaps),
-            "duration_ms": _spread([shot.total for shot in good]),
+            "ttft_ms": _percentiles([shot.first for shot in good if shot.first is not None]),
+            "itl_ms": _percentiles(gaps),
+            "duration_ms": _percentiles([shot.total for shot in good]),
         }
+
+
+route = RouteTable("loadtest")
 
 
 @define(eq=False)
 class LoadTests:
-    """/api/loadtest. One run at a time; `send` None: this server offers none."""
+    """/api/loadtest. One run at a time; `send` None: load tests are not available."""
 
     config: Callable[[], Config]
     clock: IReactorTime
@@ -123,8 +180,9 @@ class LoadTests:
     runs: OrderedDict[str, LoadTestRun] = field(factory=OrderedDict, init=False)
     _last: int = field(default=0, init=False)
 
+    @route("POST", "/api/loadtest", body=LoadTestBody, status=202, answer=RunDocument)
     def begin(self, call: AdminRequest) -> Response:
-        """Begin a run; its progress is read under its id."""
+        """Begin a load test; its id leads to its progress."""
         if self.send is None:
             raise HttpError(404, "load tests are not available on this server")
         if any(run.state == "running" for run in self.runs.values()):
@@ -133,31 +191,34 @@ class LoadTests:
         self._last += 1
         run = LoadTestRun(str(self._last), order, body, self.clock.seconds(), left=order.requests)
         self.runs[run.id] = run
-        while len(self.runs) > KEPT:
+        while len(self.runs) > MAX_RUNS:
             self.runs.popitem(last=False)
         lanes = [Deferred.fromCoroutine(self._lane(run, lane)) for lane in range(order.concurrency)]
         gatherResults(lanes, consumeErrors=True).addCallbacks(
-            lambda _: self._over(run, "done"), lambda failure: self._broken(run, failure)
+            lambda _: self._over(run, "done"), lambda failure: self._failed(run, failure)
         )
         return json_answer(run.document(self.clock.seconds()), 202)
 
+    @route("GET", "/api/loadtest/<string:number>", answer=RunDetail)
     def show(self, call: AdminRequest) -> Response:
-        """A run's progress and numbers."""
-        return json_answer(self._run(call).whole(self.clock.seconds()))
+        """A load test's progress and numbers."""
+        return json_answer(self._run(call).detail(self.clock.seconds()))
 
+    @route("GET", "/api/loadtest", answer=RunList)
     def index(self, call: AdminRequest) -> Response:
-        """The runs that can be read, newest first."""
+        """The last load tests, newest first."""
         now = self.clock.seconds()
         return json_answer({"runs": [run.document(now) for run in reversed(self.runs.values())]})
 
+    @route("DELETE", "/api/loadtest/<string:number>", answer=RunDetail)
     def cancel(self, call: AdminRequest) -> Response:
-        """End a run; its requests are cut."""
+        """Cancel a load test with its running requests."""
         run = self._run(call)
         self._stop(run)
-        return json_answer(run.document(self.clock.seconds()))
+        return json_answer(run.detail(self.clock.seconds()))
 
     def close(self) -> None:
-        """The service stops: no run goes on."""
+        """Cancel every run, because the service stops."""
         for run in self.runs.values():
             self._stop(run)
 
@@ -189,9 +250,9 @@ class LoadTests:
         prompt = asked.get("prompt", "Write a short story about a llama.")
         if not isinstance(prompt, str):
             raise HttpError(400, "prompt must be a string")
-        concurrency = _bounded(asked, "concurrency", 4, MOST_CONCURRENT)
-        requests = _bounded(asked, "requests", concurrency, MOST_REQUESTS)
-        tokens = _bounded(asked, "max_tokens", 128, MOST_TOKENS)
+        concurrency = _bounded(asked, "concurrency", 4, MAX_CONCURRENCY)
+        requests = _bounded(asked, "requests", concurrency, MAX_REQUESTS)
+        tokens = _bounded(asked, "max_tokens", 128, MAX_TOKENS)
         body = {
             "model": model,
             "stream": True,
@@ -227,8 +288,8 @@ class LoadTests:
             status = await flight
         except CancelledError:
             return None
-        except Exception as error:  # a broken connection is a result of the test, not a fault of ours
-            log.debug("a load test's request failed: {error}", error=error)
+        except Exception as error:  # a broken connection is a result of the test
+            log.debug("a request of a load test failed and counts as an error: {error}", error=error)
             status = 0
         finally:
             run.flights.discard(flight)
@@ -240,20 +301,19 @@ class LoadTests:
             run.ended = self.clock.seconds()
             run.body = b""
 
-    def _broken(self, run: LoadTestRun, failure: Any) -> None:
-        log.failure("a load test failed", failure=failure)
+    def _failed(self, run: LoadTestRun, failure: Failure) -> None:
+        log.failure("load test {id} failed and was cancelled", failure=failure, id=run.id)
         self._stop(run)
 
 
-def _bounded(asked: dict[str, Any], name: str, default: int, most: int) -> int:
+def _bounded(asked: JsonObject, name: str, default: int, most: int) -> int:
     value = asked.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise HttpError(400, f"{name} must be between 1 and {most}")
     return value
 
 
-def _shown(shot: LoadTestShot) -> dict[str, Any]:
-    """A request as a bar over time: milliseconds since the run's beginning."""
+def _shot_document(shot: LoadTestShot) -> ShotDocument:
     return {
         "lane": shot.lane,
         "began_ms": round(shot.began * 1000),
@@ -263,33 +323,8 @@ def _shown(shot: LoadTestShot) -> dict[str, Any]:
     }
 
 
-def _counts(shots: list[LoadTestShot]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for shot in shots:
-        counts[shot.status] = counts.get(shot.status, 0) + 1
-    return counts
-
-
-def _spread(seconds: list[float]) -> dict[str, float] | None:
+def _percentiles(seconds: list[float]) -> dict[str, float] | None:
     if not seconds:
         return None
     ordered = sorted(value * 1000 for value in seconds)
     return {f"p{round(p * 100)}": round(percentile(ordered, p), 3) for p in (0.5, 0.9, 0.95, 0.99)}
-
-
-_table = RouteTable(LoadTests, "loadtest")
-ROUTES = (
-    _table.post(
-        "/api/loadtest", LoadTests.begin, "Begin a load test", changes_state=True, body="LoadTestOrder", status=202
-    ),
-    _table.get("/api/loadtest", LoadTests.index, "The last load tests"),
-    _table.get("/api/loadtest/<string:number>", LoadTests.show, "A load test's numbers", schema="LoadTest"),
-    _table.each(
-        ("DELETE",),
-        "/api/loadtest/<string:number>",
-        LoadTests.cancel,
-        "End a load test",
-        changes_state=True,
-        schema="LoadTest",
-    ),
-)

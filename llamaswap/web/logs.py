@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from attrs import define
 
@@ -14,27 +13,34 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.streaming_response import StreamingResponses
 
-PLAIN = b"text/plain"
+PLAIN = "text/plain"
+
+route = RouteTable("logs")
+_NO_HISTORY = (QueryParameter("no-history", "Leave out what was written before (any value)."),)
 
 
 @define(eq=False)
 class LogEndpoints:
     """/logs and /logs/stream."""
 
-    book: LogRegistry
+    registry: LogRegistry
     config: Callable[[], Config]
     streams: StreamingResponses
 
+    @route("GET", "/log", content=PLAIN, summary="The same as /logs")
+    @route("GET", "/logs", content=PLAIN)
     def history(self, call: AdminRequest) -> Response:
-        """What is remembered of the combined log; a browser is sent to the page that shows it better."""
+        """The last 100 KiB of the combined log; a browser is redirected to the UI."""
         if "text/html" in call.accept:
             return redirect("/ui/", 302, call.method)
-        return Response(200, self.book.combined.history(), PLAIN)
+        return Response(200, self.registry.combined.history(), PLAIN.encode())
 
+    @route("GET", "/logs/stream/<rest:name>", content=PLAIN, query=_NO_HISTORY, summary="One log as it is written")
+    @route("GET", "/logs/stream", content=PLAIN, query=_NO_HISTORY)
     async def stream(self, call: AdminRequest) -> None:
-        """History (unless `no-history` is in the query), then every write, until somebody ends it."""
+        """The combined log as it is written, after its history."""
         monitor = self._monitor(call)
-        stream = self.streams.open(call, PLAIN)
+        stream = self.streams.open(call, PLAIN.encode())
         if stream.ended:
             return
         if "no-history" not in call.query:
@@ -46,26 +52,12 @@ class LogEndpoints:
     def _monitor(self, call: AdminRequest) -> LogMonitor:
         segments = [part for part in call.raw_rest("/logs/stream")[1:] if part]
         if not segments:
-            return self.book.combined
+            return self.registry.combined
         if segments[0] in ("proxy", "upstream"):
-            return self.book.proxy if segments[0] == "proxy" else self.book.upstream
+            return self.registry.proxy if segments[0] == "proxy" else self.registry.upstream
         config = self.config()
         for used in range(len(segments), 0, -1):
-            real = config.real("/".join(segments[:used]))
-            if real is not None:
-                return self.book.model(real)
+            model = config.real("/".join(segments[:used]))
+            if model is not None:
+                return self.registry.model(model)
         raise HttpError(400, "invalid logger. Use 'proxy', 'upstream' or a model's ID")
-
-
-_table = RouteTable(LogEndpoints, "logs")
-_plain: dict[str, Any] = {"content": "text/plain"}
-_stream: dict[str, Any] = {
-    **_plain,
-    "query": (QueryParameter("no-history", "Leave out what was written before (any value)."),),
-}
-ROUTES = (
-    _table.get("/logs", LogEndpoints.history, "The last 100 KiB of the combined log", **_plain),
-    _table.get("/log", LogEndpoints.history, "The same as /logs", **_plain),
-    _table.get("/logs/stream", LogEndpoints.stream, "The combined log as it is written", **_stream),
-    _table.get("/logs/stream/<rest:name>", LogEndpoints.stream, "One log as it is written", **_stream),
-)

@@ -1,16 +1,17 @@
-"""One model up close, what asking for it would do, and what became of earlier swaps."""
+"""One model in detail, what a request for it would do, and the outcome of earlier swaps."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
 from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from llamaswap.config import Config, Model
 from llamaswap.config.schema import DEFAULT_GROUP
@@ -18,12 +19,11 @@ from llamaswap.errors import LlamaswapError
 from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.logs import LogRegistry
-from llamaswap.observe.query import timestamp
 from llamaswap.routing.router import Router
-from llamaswap.web.admin_request import AdminRequest, Response, json_answer
+from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import every_alias
-from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
 from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
 from llamaswap.web.shield import shielded
 
@@ -32,42 +32,191 @@ TAIL_LINES = 20
 log = Logger()
 
 
+class ModelDetailOptions(TypedDict, total=False):
+    """The optional part of `ModelDetail`."""
+
+    log_tail: list[str]
+
+
+class ModelDetail(ModelDetailOptions):
+    """Everything known about one model."""
+
+    id: str
+    name: str | None
+    description: str | None
+    state: str
+    aliases: list[str]
+    unlisted: bool
+    cmd: list[str]
+    proxy: str
+    pid: int | None
+    port: int | None
+    uptime_s: float | None
+    ttl_s: int
+    ttl_left_s: float | None
+    pinned: bool
+    slots: int | None
+    active: int
+    waiting: int
+    groups: list[str]
+    context_length: int | None
+    last_error: str | None
+    vram_mb: int | None
+    load_ms: list[int]
+    asleep: bool
+    asleep_s: float | None
+    slot_cache: JsonObject
+    wake_ms: list[int]
+    stall: JsonObject
+
+
+class Accepted(TypedDict):
+    """The model that a command is for, and its state at the command's end."""
+
+    model: str
+    state: str
+    pinned: bool
+
+
+class PlannedEviction(TypedDict):
+    """A model that would be stopped, with the number of its running requests."""
+
+    model: str
+    active: int
+
+
+class Plan(TypedDict):
+    """What a request for a model would do now."""
+
+    model: str
+    action: str
+    running: bool
+    asleep: bool
+    evicts: list[PlannedEviction]
+    waits_for: list[str]
+    reason: str
+    eta_ms: int | None
+
+
+class QueueEntry(TypedDict):
+    """A request in the queue."""
+
+    number: int
+    model: str
+    position: int
+    wait_ms: int
+    priority: int
+
+
+class QueueDocument(TypedDict):
+    """The queue."""
+
+    queue: list[QueueEntry]
+
+
+class ResidencyOptions(TypedDict, total=False):
+    """What is also known about a state that has not ended."""
+
+    busy: int
+    vram_mb: int | None
+
+
+class Residency(ResidencyOptions):
+    """A state of a model from `t0` to `t1`; None: it has not ended."""
+
+    model: str
+    state: str
+    t0: Timestamp
+    t1: Timestamp | None
+    reason: str
+    swap_id: int | None
+
+
+class SwapPhase(TypedDict):
+    """A part of a swap."""
+
+    name: str
+    start: Timestamp
+    end: Timestamp
+    seconds: float
+
+
+class SwapOriginOptions(TypedDict, total=False):
+    """The optional part of `SwapOrigin`."""
+
+    id: str
+
+
+class SwapOrigin(SwapOriginOptions):
+    """What a swap was done for."""
+
+    kind: str
+
+
+class SwapDocument(TypedDict):
+    """One swap."""
+
+    id: int
+    model: str
+    evicted: list[str]
+    reason: str
+    trigger: SwapOrigin
+    exit_code: int | None
+    began: Timestamp
+    ended: Timestamp | None
+    error: str | None
+    outcome: str
+    start: Timestamp
+    end: Timestamp | None
+    phases: list[SwapPhase]
+
+
+class SwapDetail(SwapDocument):
+    """One swap with the end of its model's log, if it failed."""
+
+    log_tail: str
+
+
+route = RouteTable("models")
+
+
 @define(eq=False)
 class ModelEndpoints:
-    """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps. `clock` is the statuses' scale, `stall`
-    says by which thresholds a model's server counts as hung, and how it stands, `vram` how many MiB of GPU memory a
-    loaded model took, where that is known, `slot_cache` how it fares with what its servers save."""
+    """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps.
+
+    `clock` is the scale of the statuses' times. For a model, `stall` describes its hang detection, `vram` gives the MiB
+    of GPU memory it took when it was loaded last (None: unknown), and `slot_cache` the state of its saved slots.
+    """
 
     router: Router
     inflight: InflightRequests
     history: SwapHistory
-    book: LogRegistry
+    logs: LogRegistry
     clock: IReactorTime
-    stall: Callable[[str], dict[str, Any]] = lambda model: {"watched": False}
+    stall: Callable[[str], JsonObject] = lambda model: {"watched": False}
     vram: Callable[[str], int | None] = lambda model: None
-    slot_cache: Callable[[str], dict[str, Any]] = lambda model: {"state": "off"}
+    slot_cache: Callable[[str], JsonObject] = lambda model: {"state": "off"}
 
     # -- one model -----------------------------------------------------------------------------------------
 
+    @route("GET", "/api/models/<rest:model>", answer=ModelDetail)
     def detail(self, call: AdminRequest) -> Response:
         """Everything known about one model; its command as it runs, without secrets."""
         model = self._model(call.variables["model"])
         config, status = self.router.config, self.router.status(model.id)
         secrets = known_secrets(config)
-        error = status.last_error or None
-        now = self.clock.seconds()
-        detail: dict[str, Any] = {
+        detail: ModelDetail = {
             "id": model.id,
             "name": model.name,
             "description": model.description,
             "state": status.state,
             "aliases": every_alias(model),
             "unlisted": model.unlisted,
-            "cmd": self._command(model, status.cmd, secrets),
+            "cmd": masked_command(status.cmd or _words(model.cmd), secrets),
             "proxy": masked_text(model.proxy, secrets),
             "pid": status.pid,
             "port": status.port,
-            "uptime_s": None if status.ready_at is None else round(max(0.0, now - status.ready_at), 3),
+            "uptime_s": self._since(status.ready_at),
             "ttl_s": model.ttl,
             "ttl_left_s": self.router.seconds_until_idle(model.id),
             "pinned": model.id in self.router.pinned,
@@ -76,41 +225,48 @@ class ModelEndpoints:
             "waiting": sum(1 for waiting in self.router.queue() if waiting.model == model.id),
             "groups": _groups(config, model.id),
             "context_length": model.capabilities.context or None,
-            "last_error": None if error is None else masked_text(str(error), secrets),
+            "last_error": masked_text(status.last_error, secrets) if status.last_error else None,
             "vram_mb": self.vram(model.id),
             "load_ms": [round(seconds * 1000) for seconds in status.load_seconds],
             "asleep": status.asleep_since is not None,
-            "asleep_s": None if status.asleep_since is None else round(max(0.0, now - status.asleep_since), 3),
+            "asleep_s": self._since(status.asleep_since),
             "slot_cache": self.slot_cache(model.id),
             "wake_ms": [round(seconds * 1000) for seconds in status.wake_seconds],
             "stall": self.stall(model.id),
         }
-        if error is not None:
-            lines = self.book.model(model.id).history().decode("utf-8", "replace").splitlines()
+        if status.last_error:
+            lines = self.logs.model(model.id).history().decode("utf-8", "replace").splitlines()
             detail["log_tail"] = [masked_text(line, secrets) for line in lines[-TAIL_LINES:]]
         return json_answer(detail)
 
+    def _since(self, began: float | None) -> float | None:
+        return None if began is None else round(max(0.0, self.clock.seconds() - began), 3)
+
+    @route("POST", "/api/models/load/<rest:model>", status=202, answer=Accepted)
     def load(self, call: AdminRequest) -> Response:
-        """Begin to load; how it goes is told on the event stream."""
+        """Begin to load a model; the event stream shows the progress."""
         model = self._model(call.variables["model"])
-        _watched(self.router.load(model.id), f"loading {model.id}")
+        _log_failure(self.router.load(model.id), f"loading {model.id}")
         return self._accepted(model)
 
+    @route("POST", "/api/models/restart/<rest:model>", status=202, answer=Accepted)
     async def restart(self, call: AdminRequest) -> Response:
-        """Stop the server and load it anew; answers when it is down and the load has begun."""
+        """Restart a model's server; answers when it has stopped and the load has begun."""
         model = self._model(call.variables["model"])
         await shielded(self.router.unload([model.id]), f"restarting {model.id}")
-        _watched(self.router.load(model.id), f"loading {model.id}")
+        _log_failure(self.router.load(model.id), f"loading {model.id}")
         return self._accepted(model)
 
+    @route("POST", "/api/models/pin/<rest:model>", answer=Accepted)
     def pin(self, call: AdminRequest) -> Response:
-        """Keep the model once it is loaded, until it is unloaded by name."""
+        """Keep a model loaded until it is unloaded by name."""
         model = self._model(call.variables["model"])
         self.router.pin(model.id)
         return self._accepted(model, 200)
 
+    @route("DELETE", "/api/models/pin/<rest:model>", answer=Accepted)
     def unpin(self, call: AdminRequest) -> Response:
-        """Take a pin back."""
+        """Remove a model's pin."""
         model = self._model(call.variables["model"])
         self.router.unpin(model.id)
         return self._accepted(model, 200)
@@ -121,34 +277,24 @@ class ModelEndpoints:
 
     def _model(self, name: str) -> Model:
         config = self.router.config
-        real = config.real(name)
-        if real is None:
+        model = config.real(name)
+        if model is None:
             raise HttpError(404, "model not found")
-        return config.models[real]
-
-    @staticmethod
-    def _command(model: Model, running: Any, secrets: list[str]) -> list[str]:
-        if running:
-            return masked_command(list(running), secrets)
-        try:
-            words = shlex.split(model.cmd, comments=True)
-        except ValueError:  # an unclosed quote: the command cannot start, but it can be shown
-            words = model.cmd.split()
-        return masked_command(words, secrets)
+        return config.models[model]
 
     # -- what would happen, what happened ------------------------------------------------------------------
 
+    @route("GET", "/api/plan", query=(QueryParameter("model", "The model."),), answer=Plan)
     def plan(self, call: AdminRequest) -> Response:
-        """What a request for a model would do now; nothing is done."""
+        """What a request for a model would do now, without doing it."""
         model = self._model(call.text("model"))
         forecast = self.router.forecast(model.id)
         active = self.inflight.by_model()
         status = self.router.status(model.id)
         asleep = status.asleep_since is not None
-        loads = status.wake_seconds if asleep else status.load_seconds
+        durations = status.wake_seconds if asleep else status.load_seconds
         serves = forecast.action == "serve"
-        eta = 0 if serves else round(median(loads) * 1000) if loads else None
-        document = {
+        document: Plan = {
             "model": model.id,
             "action": forecast.action,
             "running": self.router.state(model.id) == "ready",
@@ -156,13 +302,14 @@ class ModelEndpoints:
             "evicts": [{"model": name, "active": active.get(name, 0)} for name in forecast.evicts],
             "waits_for": list(forecast.waits_for),
             "reason": forecast.reason,
-            "eta_ms": eta,
+            "eta_ms": 0 if serves else round(median(durations) * 1000) if durations else None,
         }
         return json_answer(document)
 
+    @route("GET", "/api/queue", answer=QueueDocument)
     def queue(self, call: AdminRequest) -> Response:
-        """Who waits, for what, since when."""
-        rows = [
+        """The requests in the queue."""
+        rows: list[QueueEntry] = [
             {
                 "number": waiting.number,
                 "model": waiting.model,
@@ -174,32 +321,42 @@ class ModelEndpoints:
         ]
         return json_answer({"queue": rows})
 
+    @route("GET", "/api/residency", answer=list[Residency])
     def residency(self, call: AdminRequest) -> Response:
-        """Which model was in which state from when to when; what is so now also says how busy and how big it is."""
-        segments = self.history.residency(_time(call, "since"), _time(call, "until"))
+        """Model states over time; a state that has not ended comes with the model's requests and its GPU memory."""
+        intervals = self.history.residency(call.time("since"), call.time("until"))
         busy = self.inflight.busy()
-        for segment in segments:
-            if segment["t1"] is None:
-                model = str(segment["model"])
-                segment |= {"busy": busy.get(model, 0), "vram_mb": self.vram(model)}
-        return json_answer(segments)
+        for interval in intervals:
+            if interval["t1"] is None:
+                model = str(interval["model"])
+                interval |= {"busy": busy.get(model, 0), "vram_mb": self.vram(model)}
+        return json_answer(intervals)
 
+    @route("GET", "/api/swaps", answer=list[SwapDocument])
     def swaps(self, call: AdminRequest) -> Response:
         """The last swaps, newest first."""
-        return json_answer([_outward(swap) for swap in self.history.swaps()])
+        return json_answer([_with_outcome(swap) for swap in self.history.swaps()])
 
+    @route("GET", "/api/swaps/<string:number>", answer=SwapDetail)
     def swap(self, call: AdminRequest) -> Response:
-        """One swap with its phases and, where it failed, the end of the model's log."""
+        """One swap with its phases and, if it failed, the end of the model's log."""
         text = call.variables["number"]
         found = self.history.swap(int(text)) if text.isascii() and text.isdigit() and len(text) < 19 else None
         if found is None:
             raise HttpError(404, "swap not found")
         secrets = known_secrets(self.router.config)
-        return json_answer({**_outward(found), "log_tail": masked_text(str(found["log_tail"]), secrets)})
+        return json_answer({**_with_outcome(found), "log_tail": masked_text(str(found["log_tail"]), secrets)})
 
 
-def _outward(swap: dict[str, Any]) -> dict[str, Any]:
-    """A swap with its end in one word and its times named as its phases' are."""
+def _words(command: str) -> Sequence[str]:
+    try:
+        return shlex.split(command, comments=True)
+    except ValueError:  # an unclosed quote: the command cannot start, but it can be shown
+        return command.split()
+
+
+def _with_outcome(swap: JsonObject) -> JsonObject:
+    """A swap with its outcome as a word, and with its times named like those of its phases."""
     ended = swap["ended"] is not None
     outcome = "loading" if not ended else "ready" if swap["error"] is None else "failed"
     return {**swap, "outcome": outcome, "start": swap["began"], "end": swap["ended"]}
@@ -214,61 +371,13 @@ def _groups(config: Config, model: str) -> list[str]:
     return [name for name, group in groups.items() if model in group.members] or [DEFAULT_GROUP]
 
 
-def _time(call: AdminRequest, name: str) -> float | None:
-    text = call.text(name)
-    if not text:
-        return None
-    try:
-        return timestamp(text)
-    except (ValueError, OverflowError):
-        raise HttpError(400, f"invalid '{name}' timestamp, use RFC3339 format")
+def _log_failure(work: Deferred[None], what: str) -> None:
+    """Log the failure of `work`, which goes on after its request; the event stream shows it to clients."""
 
-
-def _watched(work: Deferred[None], what: str) -> None:
-    """Let it go on; a refusal is news for the event stream and the log, not a fault of ours."""
-
-    def failed(failure: Any) -> None:
+    def failed(failure: Failure) -> None:
         if failure.check(LlamaswapError):
             log.warn("{what} failed: {reason}", what=what, reason=failure.getErrorMessage())
         else:
             log.failure("{what} failed", failure=failure, what=what)
 
     work.addErrback(failed)
-
-
-_table = RouteTable(ModelEndpoints, "models")
-_named: dict[str, Any] = {"schema": "Model"}
-_accepted = {"status": 202, "schema": "Accepted"}
-ROUTES = (
-    _table.get("/api/residency", ModelEndpoints.residency, "Model states over time", schema="Residency"),
-    _table.get("/api/swaps", ModelEndpoints.swaps, "The last swaps", schema="Swaps"),
-    _table.get("/api/swaps/<string:number>", ModelEndpoints.swap, "One swap", schema="Swap"),
-    _table.get(
-        "/api/plan",
-        ModelEndpoints.plan,
-        "What loading would do",
-        query=(QueryParameter("model", "Which."),),
-        schema="Plan",
-    ),
-    _table.get("/api/queue", ModelEndpoints.queue, "Who waits", schema="Queue"),
-    _table.post("/api/models/load/<rest:model>", ModelEndpoints.load, "Load a model", changes_state=True, **_accepted),
-    _table.post(
-        "/api/models/restart/<rest:model>",
-        ModelEndpoints.restart,
-        "Restart a model's server",
-        changes_state=True,
-        **_accepted,
-    ),
-    _table.post(
-        "/api/models/pin/<rest:model>", ModelEndpoints.pin, "Keep a model loaded", changes_state=True, schema="Accepted"
-    ),
-    _table.each(
-        ("DELETE",),
-        "/api/models/pin/<rest:model>",
-        ModelEndpoints.unpin,
-        "Take a pin back",
-        changes_state=True,
-        schema="Accepted",
-    ),
-    _table.get("/api/models/<rest:model>", ModelEndpoints.detail, "Everything known about a model", **_named),
-)

@@ -1,12 +1,11 @@
-"""Which servers run, and how to start, stop and judge them."""
+"""Which servers run, how to stop them, and whether this process is well."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from attrs import define
 
-from llamaswap.config import Config
 from llamaswap.config.diagnostics import nearest
 from llamaswap.routing.interfaces import HealthSnapshot
 from llamaswap.routing.router import Router
@@ -16,29 +15,102 @@ from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.shield import shielded
 
-# Who waits, waits for a load or for somebody's request. With neither under way a waiter is one that was forgotten;
-# so long it may take a stop or an effect to be performed.
+# A queued request waits for a load or for another request to end. If neither is in progress, it was forgotten; a stop
+# or another effect may take this long to be performed.
 FORGOTTEN_AFTER = 15.0
 
 
-def stalled(vitals: HealthSnapshot) -> bool:
+class RunningModel(TypedDict):
+    """A server that is not stopped."""
+
+    model: str
+    state: str
+    cmd: str
+    proxy: str
+    ttl: int
+    name: str
+    description: str
+
+
+class SleepingModel(TypedDict):
+    """A suspended server."""
+
+    model: str
+    pid: int | None
+
+
+class FailingModel(TypedDict):
+    """A model whose server failed, and when a request may start it again."""
+
+    model: str
+    failures: int
+    retry_in_s: float
+    error: str
+    log_tail: list[str]
+
+
+class RunningOptions(TypedDict, total=False):
+    """The lists of `Running` that are left out if they are empty."""
+
+    sleeping: list[SleepingModel]
+    failing: list[FailingModel]
+
+
+class Running(RunningOptions):
+    """The servers by state."""
+
+    running: list[RunningModel]
+
+
+class ReadinessReport(TypedDict):
+    """Whether requests move, and from what that was concluded."""
+
+    ready: bool
+    oldest_waiter_seconds: float | None
+    last_decision_seconds: float | None
+    running: int
+    waiting: int
+    serving: int
+    loading: int
+
+
+class Message(TypedDict):
+    """The acknowledgement of a command."""
+
+    msg: str
+
+
+class ModelNameBody(TypedDict):
+    """A body that names a model."""
+
+    model: str
+
+
+def stalled(health: HealthSnapshot) -> bool:
     """Whether requests are queued but nothing is in progress that could serve them."""
-    idle = not vitals.loading and not vitals.serving
-    return vitals.oldest_waiter is not None and vitals.oldest_waiter > FORGOTTEN_AFTER and idle
+    idle = not health.loading and not health.serving
+    return health.oldest_waiter is not None and health.oldest_waiter > FORGOTTEN_AFTER and idle
+
+
+route = RouteTable("processes")
+_PLAIN = "text/plain"
+_NAMED = (QueryParameter("model", "Stop only this model's server (id or alias).", repeatable=True),)
 
 
 @define(eq=False)
 class ProcessEndpoints:
-    """/running, /unload, /health and their kin."""
+    """/running, /unload, /health and the like."""
 
     router: Router
 
+    @route("GET", "/running", answer=Running)
     def running(self, call: AdminRequest) -> Response:
-        """The servers that are not stopped, by model id; those that sleep and those that fail beside them, if any."""
-        models, secrets = self.router.config.models, known_secrets(self.router.config)
-        rows: list[dict[str, Any]] = []
-        for status in self.router.running():
-            model = models.get(status.model)
+        """The servers that are not stopped, by model id; beside them the suspended and the failing ones, if any."""
+        config = self.router.config
+        secrets = known_secrets(config)
+        rows: list[RunningModel] = []
+        for status in sorted(self.router.running(), key=lambda status: status.model):
+            model = config.models.get(status.model)
             rows.append(
                 {
                     "model": status.model,
@@ -50,22 +122,37 @@ class ProcessEndpoints:
                     "description": (model.description if model else "") or "",
                 }
             )
-        told: dict[str, Any] = {"running": sorted(rows, key=lambda row: str(row["model"]))}
-        sleeping = [{"model": status.model, "pid": status.pid} for status in self.router.suspended()]
+        document: Running = {"running": rows}
+        sleeping: list[SleepingModel] = [
+            {"model": status.model, "pid": status.pid} for status in self.router.suspended()
+        ]
         if sleeping:
-            told["sleeping"] = sleeping
-        failing = failures(self.router, self.router.config)
+            document["sleeping"] = sleeping
+        failing: list[FailingModel] = [
+            {
+                "model": failure.model,
+                "failures": failure.count,
+                "retry_in_s": round(retry_in, 3),
+                "error": masked_text(failure.cause, secrets),
+                "log_tail": [masked_text(line, secrets) for line in failure.tail.splitlines()],
+            }
+            for failure, retry_in in self.router.failing()
+        ]
         if failing:
-            told["failing"] = [{"model": name, **facts} for name, facts in failing.items()]
-        return json_answer(told)
+            document["failing"] = failing
+        return json_answer(document)
 
+    @route("GET", "/unload", changes_state=True, content=_PLAIN, query=_NAMED)
+    @route("GET", "/models/unload", changes_state=True, content=_PLAIN, query=_NAMED, summary="The same as /unload")
+    @route("POST", "/models/unload", content=_PLAIN, query=_NAMED, body=ModelNameBody, summary="The same as /unload")
     async def unload_all(self, call: AdminRequest) -> Response:
-        """Stop the named models' servers, every server where none is named; answers when they are gone."""
+        """Stop the named models' servers, or every server; answers when they have stopped."""
         await self._unload(call)
         return text_answer("OK")
 
+    @route("POST", "/api/models/unload", answer=Message, query=_NAMED, body=ModelNameBody)
     async def unload_all_json(self, call: AdminRequest) -> Response:
-        """The same, answered in JSON."""
+        """Stop the named models' servers, or every server; answers in JSON."""
         await self._unload(call)
         return json_answer({"msg": "ok"})
 
@@ -75,42 +162,45 @@ class ProcessEndpoints:
             await shielded(self.router.unload(), "unloading all models")
             return
         config = self.router.config
-        reals = []
+        models = []
         for name in names:
-            real = config.real(name)
-            if real is None:
+            model = config.real(name)
+            if model is None:
                 near = nearest(name, list(config.models))
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise HttpError(404, f"model {name!r} not found, nothing is unloaded{hint}")
-            reals.append(real)
-        await shielded(self.router.unload(reals), f"unloading {', '.join(reals)}")
+            models.append(model)
+        await shielded(self.router.unload(models), f"unloading {', '.join(models)}")
 
+    @route("POST", "/api/models/unload/<rest:model>", content=_PLAIN)
     async def unload_one(self, call: AdminRequest) -> Response:
-        """Stop one model's server (id or alias); also when it was not running."""
-        real = self.router.config.real(call.variables["model"])
-        if real is None:
+        """Stop one model's server, named by id or alias; succeeds also if it did not run."""
+        model = self.router.config.real(call.variables["model"])
+        if model is None:
             raise HttpError(404, "model not found")
-        await shielded(self.router.unload([real]), f"unloading {real}")
+        await shielded(self.router.unload([model]), f"unloading {model}")
         return text_answer("OK")
 
+    @route("GET", "/wol-health", key="not needed", content=_PLAIN, summary="The same, never in the access log")
+    @route("GET", "/health", key="not needed", content=_PLAIN)
     def health(self, call: AdminRequest) -> Response:
-        """This process serves; says nothing about models and never touches one."""
+        """Whether this process serves; says nothing about models and never loads one."""
         return text_answer("OK")
 
+    @route("GET", "/readyz", key="not needed", answer=ReadinessReport)
     def ready(self, call: AdminRequest) -> Response:
         """Whether requests move: 503 if requests are queued but nothing is in progress."""
-        vitals = self.router.health()
-        moves = not stalled(vitals)
-        report = {
-            "ready": moves,
-            "oldest_waiter_seconds": vitals.oldest_waiter,
-            "last_decision_seconds": vitals.last_decision,
+        health = self.router.health()
+        report: ReadinessReport = {
+            "ready": not stalled(health),
+            "oldest_waiter_seconds": health.oldest_waiter,
+            "last_decision_seconds": health.last_decision,
             "running": len(self.router.running()),
-            "waiting": vitals.waiting,
-            "serving": vitals.serving,
-            "loading": vitals.loading,
+            "waiting": health.waiting,
+            "serving": health.serving,
+            "loading": health.loading,
         }
-        return json_answer(report, 200 if moves else 503)
+        return json_answer(report, 200 if report["ready"] else 503)
 
 
 def _named(call: AdminRequest) -> list[str]:
@@ -118,80 +208,14 @@ def _named(call: AdminRequest) -> list[str]:
     names: list[object] = list(call.query.get("model", []))
     if body := call.body.strip():
         try:
-            told = first_json(body)
+            document = first_json(body)
         except ValueError:
-            told = None
-        if not isinstance(told, dict):
+            document = None
+        if not isinstance(document, dict):
             raise HttpError(400, 'the body is not a JSON object such as {"model": "name"}, nothing is unloaded')
-        if "model" in told:
-            names.append(told["model"])
+        if "model" in document:
+            names.append(document["model"])
     texts = [name for name in names if isinstance(name, str) and name]
     if len(texts) != len(names):
         raise HttpError(400, "'model' must be the name of a model, nothing is unloaded")
     return texts
-
-
-def failures(router: Router, config: Config) -> dict[str, dict[str, Any]]:
-    """The models that are down because they fail, with how often, why, and when a request may try again."""
-    secrets = known_secrets(config)
-    return {
-        failure.model: {
-            "failures": failure.count,
-            "retry_in_s": round(retry_in, 3),
-            "error": masked_text(failure.cause, secrets),
-            "log_tail": [masked_text(line, secrets) for line in failure.tail.splitlines()],
-        }
-        for failure, retry_in in router.failing()
-    }
-
-
-_table = RouteTable(ProcessEndpoints, "processes")
-_PLAIN = "text/plain"
-_NAMED = (QueryParameter("model", "Stop only this model's server (id or alias).", repeatable=True),)
-ROUTES = (
-    _table.get("/running", ProcessEndpoints.running, "The servers that are not stopped", schema="Running"),
-    _table.get(
-        "/unload",
-        ProcessEndpoints.unload_all,
-        "Stop the named servers, or every server",
-        changes_state=True,
-        content=_PLAIN,
-        query=_NAMED,
-    ),
-    _table.get(
-        "/models/unload",
-        ProcessEndpoints.unload_all,
-        "The same as /unload",
-        changes_state=True,
-        content=_PLAIN,
-        query=_NAMED,
-    ),
-    _table.post(
-        "/models/unload",
-        ProcessEndpoints.unload_all,
-        "The same, the model named in the body",
-        changes_state=True,
-        content=_PLAIN,
-        query=_NAMED,
-        body="ModelName",
-    ),
-    _table.post(
-        "/api/models/unload",
-        ProcessEndpoints.unload_all_json,
-        "Stop the named servers, or every server",
-        changes_state=True,
-        schema="Message",
-        query=_NAMED,
-        body="ModelName",
-    ),
-    _table.post(
-        "/api/models/unload/<rest:model>",
-        ProcessEndpoints.unload_one,
-        "Stop one model's server",
-        changes_state=True,
-        content=_PLAIN,
-    ),
-    _table.get("/health", ProcessEndpoints.health, "Whether this process serves", open=True, content=_PLAIN),
-    _table.get("/wol-health", ProcessEndpoints.health, "The same, never in the access log", open=True, content=_PLAIN),
-    _table.get("/readyz", ProcessEndpoints.ready, "Whether requests move", open=True, schema="Readiness"),
-)

@@ -1,6 +1,8 @@
-"""Profiles: which there are, which is active."""
+"""The profiles, and which of them is active."""
 
 from __future__ import annotations
+
+from typing import TypedDict
 
 from attrs import define
 
@@ -10,51 +12,65 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.route import RouteTable
 
 
+class ProfileDocument(TypedDict):
+    """A profile with the names it pins; an empty target disables a name."""
+
+    id: str
+    description: str
+    pins: dict[str, str]
+
+
+class ActiveProfile(TypedDict):
+    """The active profile's id."""
+
+    active: str | None
+
+
+class Profiles(ActiveProfile):
+    """All profiles."""
+
+    profiles: list[ProfileDocument]
+
+
+class ProfileChoice(TypedDict):
+    """The profile to activate; none if it is null or empty."""
+
+    name: str | None
+
+
+route = RouteTable("profiles")
+
+
 @define(eq=False)
 class ProfileEndpoints:
     """/api/profiles."""
 
     router: Router
 
+    @route("GET", "/api/profiles", answer=Profiles)
     def index(self, call: AdminRequest) -> Response:
-        """All profiles by id, with the names they pin; an empty target means: disabled."""
-        profiles = [
+        """All profiles by id, with the names they pin."""
+        profiles: list[ProfileDocument] = [
             {"id": name, "description": profile.description or "", "pins": dict(sorted(profile.pins.items()))}
             for name, profile in sorted(self.router.config.profiles.items())
         ]
         return json_answer({"active": self.router.profile, "profiles": profiles})
 
+    @route("PUT", "/api/profiles/active", answer=ActiveProfile, body=ProfileChoice)
     def select(self, call: AdminRequest) -> Response:
-        """Make one the active profile; null or an empty name makes it none."""
+        """Choose the active profile; null or an empty name chooses none."""
         try:
-            asked = first_json(call.body)
+            choice = first_json(call.body)
         except ValueError:
             raise HttpError(400, "invalid profile request")
-        if asked is None:
-            raise HttpError(400, "profile name is required")
-        if not isinstance(asked, dict):
+        if choice is not None and not isinstance(choice, dict):
             raise HttpError(400, "invalid profile request")
-        if "name" not in asked:
+        if choice is None or "name" not in choice:
             raise HttpError(400, "profile name is required")
-        name = asked["name"]
+        name = choice["name"]
         if name is not None and not isinstance(name, str):
             raise HttpError(400, "profile name must be a string or null")
         if name and name not in self.router.config.profiles:
             raise HttpError(404, f'profile "{name}" not found')
-        # Told to the router even when it is active already: it knows that nothing changed and stays silent.
         self.router.select_profile(name or None)
         return json_answer({"active": self.router.profile})
-
-
-_table = RouteTable(ProfileEndpoints, "profiles")
-ROUTES = (
-    _table.get("/api/profiles", ProfileEndpoints.index, "All profiles", schema="Profiles"),
-    _table.put(
-        "/api/profiles/active",
-        ProfileEndpoints.select,
-        "Choose the active profile",
-        changes_state=True,
-        schema="Active",
-        body="Choice",
-    ),
-)

@@ -1,16 +1,45 @@
-"""The model routes and the passthrough in the map: their methods are known here, their work is done elsewhere.
+"""The model routes and the passthrough as routes of the admin site, which hands their requests to other resources.
 
-They stand in the map so that a wrong method gets its 405 and the API document lists them.
+They are in the Klein map so that a wrong method gets its 405 and the OpenAPI document lists them.
 """
 
 from __future__ import annotations
+
+from typing import Annotated, TypedDict
 
 from attrs import define
 from twisted.web.resource import IResource
 
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
-from llamaswap.web.route import QueryParameter, Route, RouteTable
+from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.wire.model_routes import MODEL_ROUTES, ModelRoute
+
+
+class InferenceOptions(TypedDict, total=False):
+    """The optional part of `InferenceBody`."""
+
+    stream: bool
+
+
+class InferenceBody(InferenceOptions):
+    """The body of an inference request, as far as this server reads it."""
+
+    model: str
+
+
+class InferenceFormOptions(TypedDict, total=False):
+    """The optional part of `InferenceForm`."""
+
+    file: Annotated[str, ("contentMediaType", "application/octet-stream")]
+
+
+class InferenceForm(InferenceFormOptions):
+    """The form of an inference request, as far as this server reads it."""
+
+    model: str
+
+
+route = RouteTable("inference")
 
 
 @define(eq=False)
@@ -25,50 +54,37 @@ class ProxyRoutes:
         """An inference request."""
         return self.model_routes
 
+    @route("ANY", "/upstream/<rest:path>", changes_state=False, key="by handler", content="*/*")
     def upstream(self, call: AdminRequest) -> IResource:
         """A request to one model's own server."""
         return self.passthrough
 
+    @route("ANY", "/comfyui/<rest:path>", changes_state=False, key="by handler", content="*/*")
     def comfy(self, call: AdminRequest) -> IResource:
         """A request to the ComfyUI model."""
         return self.comfyui
 
+    @route("ANY", "/comfyui", changes_state=False, content="text/html", status=301)
     def comfy_slash(self, call: AdminRequest) -> Response:
-        """ComfyUI's links are relative to its folder."""
+        """Redirect to /comfyui/, because ComfyUI's links are relative to its folder."""
         location = f"/comfyui/?{call.query_string}" if call.query_string else "/comfyui/"
         return redirect(location, 301 if call.method in (b"GET", b"HEAD") else 308, call.method)
 
 
-_table = RouteTable(ProxyRoutes, "inference")
-_named = (QueryParameter("model", "Which model to ask."),)
-
-
-def _documented(route: ModelRoute) -> Route:
-    if route.body == "query":
-        return _table.get(route.path, ProxyRoutes.model, route.summary, own_gate=True, query=_named)
-    body = "Inference" if route.body == "json" else "InferenceForm"
-    return _table.post(route.path, ProxyRoutes.model, route.summary, changes_state=False, own_gate=True, body=body)
-
-
-ROUTES: tuple[Route, ...] = (
-    *(_documented(route) for route in MODEL_ROUTES),
-    _table.any(
-        "/upstream/<rest:path>",
-        ProxyRoutes.upstream,
-        "One model's own server",
+def _declare(model_route: ModelRoute) -> None:
+    by_query = model_route.body == "query"
+    form = model_route.body == "form"
+    route(
+        model_route.method,
+        model_route.path,
+        summary=model_route.summary,
         changes_state=False,
-        own_gate=True,
-        content="*/*",
-    ),
-    _table.any(
-        "/comfyui", ProxyRoutes.comfy_slash, "To /comfyui/", changes_state=False, content="text/html", status=301
-    ),
-    _table.any(
-        "/comfyui/<rest:path>",
-        ProxyRoutes.comfy,
-        "The ComfyUI model",
-        changes_state=False,
-        own_gate=True,
-        content="*/*",
-    ),
-)
+        key="by handler",
+        query=(QueryParameter("model", "The model to ask."),) if by_query else (),
+        body=None if by_query else InferenceForm if form else InferenceBody,
+        body_type="multipart/form-data" if form else "application/json",
+    )(ProxyRoutes.model)
+
+
+for _model_route in MODEL_ROUTES:
+    _declare(_model_route)

@@ -1,9 +1,8 @@
-"""How the last reload of the configuration ended, kept from the bus for whoever asks later."""
+"""How the last reload of the configuration ended, kept from the bus for later requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from attrs import define, field
 
@@ -13,7 +12,7 @@ from llamaswap.observe.log_format import local_time, rfc3339
 
 @define(eq=False)
 class ReloadEvents:
-    """`wall` gives unix seconds."""
+    """Keeps the outcome of the last reload. `wall` gives unix seconds."""
 
     bus: EventBus
     wall: Callable[[], float]
@@ -27,8 +26,8 @@ class ReloadEvents:
         self.bus.subscribe(ConfigReloaded, self._reloaded)
         self.bus.subscribe(ConfigRejected, self._rejected)
 
-    def status(self) -> dict[str, Any]:
-        """`result` is started (never reloaded), reloaded or rejected (the configuration before is in force)."""
+    def status(self) -> dict[str, object]:
+        """`result` is started (never reloaded), reloaded or rejected (the previous configuration is in force)."""
         return {
             "result": self._result,
             "at": rfc3339(local_time(self._at)),
@@ -38,13 +37,18 @@ class ReloadEvents:
 
     def _reloaded(self, event: ConfigReloaded) -> None:
         self._result, self._message, self._at = "reloaded", "", self.wall()
-        self._touched = {
-            "added": list(event.added),
-            "removed": list(event.removed),
-            "restarted": list(event.restarted),
-            "retuned": list(event.retuned),
-        }
+        self._touched = touched_models(event)
 
     def _rejected(self, event: ConfigRejected) -> None:
         self._result, self._message, self._at = "rejected", event.message, self.wall()
         self._touched = {}
+
+
+def touched_models(event: ConfigReloaded) -> dict[str, list[str]]:
+    """The models that a reload touched, by what it did to them."""
+    return {
+        "added": list(event.added),
+        "removed": list(event.removed),
+        "restarted": list(event.restarted),
+        "retuned": list(event.retuned),
+    }

@@ -1,22 +1,25 @@
-"""What a route is, and how the tables of the groups are written.
+"""What a route is, and how a module of endpoints declares its routes.
 
-Each group of endpoints (listing, processes, logs ...) keeps its table beside its handlers; `app.py` turns all of
-them into one Klein map and `openapi.py` into one document, so a route cannot exist in one and not in the other.
+A module decorates each handler with its `RouteTable`. `route_table.py` lists these tables; `app.py` makes one Klein map
+of them and `openapi.py` one document, so that every route is in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Annotated, Literal, TypeVar
 
-from attrs import frozen
+from attrs import define, field, frozen
 from twisted.web.resource import IResource
 
-from llamaswap.web.admin_request import AdminRequest, Response
+from llamaswap.web.admin_request import Response
 
-# None: the handler has written the answer itself (a stream). A resource takes the request over.
+# None: the handler has written the response itself, as a stream. A resource takes over the request.
 Reply = Response | IResource | None
-Handler = Callable[[Any, AdminRequest], "Reply | Awaitable[Reply]"]
+Handler = Callable[..., "Reply | Awaitable[Reply]"]
+H = TypeVar("H", bound=Handler)
+
+Timestamp = Annotated[str, ("format", "date-time")]  # RFC 3339 in a document
 
 
 @frozen
@@ -31,71 +34,88 @@ class QueryParameter:
 
 @frozen
 class Route:
-    """A path with its methods and its handler (an unbound method of `group`).
+    """A path, its methods, and the function of an endpoint class that handles it.
 
-    `rule` is a Klein rule; `<rest:name>` matches anything, slashes and nothing included. `methods` empty: any.
-    `changes_state`: the request does something that a page of another site must not cause, so it is refused for such
-    pages and for a `Host` that could be theirs. `open` routes need no key; `own_gate` routes check it themselves.
-    `runs_commands`: the request can make the server run a command of the caller's choice, so a client of another
-    machine needs a key. `content` is the answer's media type, `schema` names one of openapi's schemas for it, `body`
-    the request's.
+    `rule` is a Klein rule; `<rest:name>` matches any text, slashes and the empty text included. Without `methods` the
+    route serves every method. `changes_state`: a page of another site must not send this request, so it is refused if
+    such a page sent it, and if its `Host` could belong to one. `runs_commands`: the request can make the server run a
+    command that the client chose, so a client of another machine needs a key. `key` says who checks the API key: the
+    admin site, the handler itself, or neither.
+
+    `content` is the media type of the response, and `answer` the type of its document; `body_type` and `body` say the
+    same of the request's body.
     """
 
     rule: str
     methods: tuple[str, ...]
-    group: type
     handler: Handler
     summary: str
     tag: str
     changes_state: bool
-    runs_commands: bool = False
-    open: bool = False
-    own_gate: bool = False
-    query: tuple[QueryParameter, ...] = ()
-    content: str = "application/json"
-    schema: str = ""
-    body: str = ""
-    status: int = 200
+    runs_commands: bool
+    key: Literal["checked", "by handler", "not needed"]
+    query: tuple[QueryParameter, ...]
+    content: str
+    answer: object
+    body: object
+    body_type: str
+    status: int
 
     @property
     def name(self) -> str:
-        """The Klein endpoint: unique, stable."""
+        """The Klein endpoint: unique and stable."""
         return f"{'_'.join(self.methods) or 'ANY'} {self.rule}"
 
 
-@frozen
+@define(eq=False)
 class RouteTable:
-    """Writes the routes of one group. Every route but a plain GET says whether it changes state: forgetting it would
-    leave the route unguarded."""
+    """Collects the routes of one group of endpoints, which the document shows under `tag`."""
 
-    group: type
     tag: str
+    _routes: list[Route] = field(factory=list, init=False)
 
-    def get(self, rule: str, handler: Handler, summary: str, *, changes_state: bool = False, **more: Any) -> Route:
-        """A GET route; HEAD comes with it."""
-        return Route(rule, ("GET",), self.group, handler, summary, self.tag, changes_state, **more)
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes)
 
-    def post(self, rule: str, handler: Handler, summary: str, *, changes_state: bool, **more: Any) -> Route:
-        """A POST route."""
-        return Route(rule, ("POST",), self.group, handler, summary, self.tag, changes_state, **more)
-
-    def put(self, rule: str, handler: Handler, summary: str, *, changes_state: bool, **more: Any) -> Route:
-        """A PUT route."""
-        return Route(rule, ("PUT",), self.group, handler, summary, self.tag, changes_state, **more)
-
-    def any(self, rule: str, handler: Handler, summary: str, *, changes_state: bool, **more: Any) -> Route:
-        """A route for every method."""
-        return Route(rule, (), self.group, handler, summary, self.tag, changes_state, **more)
-
-    def each(
+    def __call__(
         self,
-        methods: tuple[str, ...],
+        methods: str,
         rule: str,
-        handler: Handler,
-        summary: str,
         *,
-        changes_state: bool,
-        **more: Any,
-    ) -> Route:
-        """A route for these methods."""
-        return Route(rule, methods, self.group, handler, summary, self.tag, changes_state, **more)
+        summary: str = "",
+        changes_state: bool | None = None,
+        runs_commands: bool = False,
+        key: Literal["checked", "by handler", "not needed"] = "checked",
+        query: tuple[QueryParameter, ...] = (),
+        content: str = "application/json",
+        answer: object = None,
+        body: object = None,
+        body_type: str = "application/json",
+        status: int = 200,
+    ) -> Callable[[H], H]:
+        """Declare a route of the decorated handler. `methods` are separated by spaces, "ANY" stands for all; a GET
+        route answers HEAD too. The default summary is the first sentence of the handler's docstring, and a route counts
+        as changing state unless it serves GET alone: a forgotten argument must not leave a route unguarded.
+        """
+
+        def declare(handler: H) -> H:
+            route = Route(
+                rule,
+                () if methods == "ANY" else tuple(methods.split()),
+                handler,
+                summary or (handler.__doc__ or "").partition(".")[0].partition(";")[0],
+                self.tag,
+                methods != "GET" if changes_state is None else changes_state,
+                runs_commands,
+                key,
+                query,
+                content,
+                answer,
+                body,
+                body_type,
+                status,
+            )
+            self._routes.append(route)
+            return handler
+
+        return declare

@@ -1,6 +1,8 @@
-"""All routes there are, group by group."""
+"""All routes of the admin site, group by group."""
 
 from __future__ import annotations
+
+from itertools import chain
 
 from llamaswap.web import (
     activity,
@@ -21,20 +23,21 @@ from llamaswap.web import (
 )
 from llamaswap.web.route import Route
 
-ROUTES: tuple[Route, ...] = (
-    *proxy_routes.ROUTES,
-    *listing.ROUTES,
-    *processes.ROUTES,
-    *logs.ROUTES,
-    *profiles.ROUTES,
-    *peers.ROUTES,
-    *event_stream.ROUTES,
-    *activity.ROUTES,
-    *system.ROUTES,
-    *models.ROUTES,
-    *config_api.ROUTES,
-    *discovery.ROUTES,
-    *loadtest.ROUTES,
-    *openapi.ROUTES,
-    *ui.ROUTES,
+MODULES = (
+    proxy_routes,
+    listing,
+    processes,
+    logs,
+    profiles,
+    peers,
+    event_stream,
+    activity,
+    system,
+    models,
+    config_api,
+    discovery,
+    loadtest,
+    openapi,
+    ui,
 )
+ROUTES: tuple[Route, ...] = tuple(chain.from_iterable(module.route for module in MODULES))

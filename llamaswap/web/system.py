@@ -1,94 +1,126 @@
-"""The build, the machine and the meters."""
+"""The build, the machine and the metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TypedDict
 
 from attrs import define
 
 from llamaswap.observe.machine import MachineMonitor
-from llamaswap.observe.query import timestamp
 from llamaswap.version import Build
-from llamaswap.web.admin_request import AdminRequest, Response, json_answer
+from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
 
-METERS = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
+
+
+class VersionDocument(TypedDict):
+    """The build."""
+
+    version: str
+    commit: str
+    build_date: str
+
+
+class PerformanceSamples(TypedDict, total=False):
+    """The optional part of `Performance`."""
+
+    sys_stats: list[JsonObject] | None
+    gpu_stats: list[JsonObject] | None
+
+
+class Performance(PerformanceSamples):
+    """The machine's samples."""
+
+    enabled: bool
+
+
+class HardwareDocument(TypedDict):
+    """The machine's parts."""
+
+    schema_version: int
+    captured_at: Timestamp
+    accelerators: list[JsonObject]
+
+
+class UpgradeStatus(TypedDict):
+    """The process, and its last upgrade in place."""
+
+    pid: int
+    count: int
+    attempts: int
+    phase: str
+    error: str
+
+
+route = RouteTable("system")
 
 
 @define(eq=False)
 class SystemEndpoints:
     """/api/version, /api/performance, /api/hardware, /metrics, /api/upgrade, /api/features.
 
-    `hardware` gives the snapshot taken at start, None where detection failed (or goes on); `meters` the page for
-    Prometheus; `features` the switches that pages look at; `upgrade` how an upgrade in place goes.
+    `hardware` gives the snapshot taken at the start, None while detection runs or if it failed; `metrics_page` the page
+    for Prometheus; `features` the switches that pages look at; `upgrade` the state of an upgrade in place.
     """
 
     build: Build
     machine: MachineMonitor
-    hardware: Callable[[], Mapping[str, Any] | None]
-    meters: Callable[[], bytes]
-    features: Callable[[], Mapping[str, bool]]
-    upgrade: Callable[[], Mapping[str, Any]] = dict
+    hardware: Callable[[], JsonObject | None]
+    metrics_page: Callable[[], bytes]
+    features: Callable[[], dict[str, bool]]
+    upgrade: Callable[[], JsonObject] = dict
 
+    @route("GET", "/api/version", answer=VersionDocument)
     def version(self, call: AdminRequest) -> Response:
-        """Which build serves."""
+        """The build of this server."""
         build = self.build
         return json_answer({"version": build.version, "commit": build.commit, "build_date": build.build_date})
 
+    @route(
+        "GET",
+        "/api/performance",
+        query=(
+            QueryParameter("after", "RFC 3339; only later samples."),
+            QueryParameter("max_points", "The largest number of samples.", "integer"),
+        ),
+        answer=Performance,
+    )
     def performance(self, call: AdminRequest) -> Response:
         """The machine's samples of the last hour."""
         if not self.machine.enabled:
             return json_answer({"enabled": False}, 503)
-        after, points = None, call.text("max_points")
-        if call.text("after"):
-            try:
-                after = timestamp(call.text("after"))
-            except (ValueError, OverflowError):
-                raise HttpError(400, "invalid 'after' timestamp, use RFC3339 format")
+        after = call.time("after")
+        points = call.text("max_points")
         if points and not (points.isascii() and points.isdigit() and 0 < int(points) < 1_000_000):
             raise HttpError(400, "max_points must be >= 1")
         return json_answer(self.machine.samples(after, int(points) if points else None))
 
+    @route("GET", "/api/hardware", answer=HardwareDocument)
     def snapshot(self, call: AdminRequest) -> Response:
-        """The machine's parts, as found at start."""
+        """The machine's parts, as found at the start."""
         found = self.hardware()
         if found is None:
             raise HttpError(503, "hardware detection unavailable")
         return json_answer(found)
 
+    @route("GET", "/metrics", content="text/plain")
     def metrics(self, call: AdminRequest) -> Response:
-        """Everything measured, for Prometheus. Without performance sampling the requests' meters are still there."""
-        page = self.meters()
+        """Metrics for Prometheus."""
+        page = self.metrics_page()
+        # Without performance sampling the page still has the requests' metrics.
         if not self.machine.enabled and not page:
-            return Response(503, b"# performance monitor not available\n", METERS)
-        return Response(200, page, METERS)
+            return Response(503, b"# performance monitor not available\n", METRICS_TYPE)
+        return Response(200, page, METRICS_TYPE)
 
+    @route("GET", "/api/upgrade", answer=UpgradeStatus)
     def upgrading(self, call: AdminRequest) -> Response:
-        """Which process this is, how often it became a newer program, and what came of the last wish for that."""
-        return json_answer(dict(self.upgrade()))
+        """The process, the number of its upgrades in place, and the outcome of the last request for one."""
+        return json_answer(self.upgrade())
 
+    @route("GET", "/api/features", answer=dict[str, bool])
     def switches(self, call: AdminRequest) -> Response:
-        """What this server offers beyond the least."""
-        return json_answer(dict(self.features()))
-
-
-_table = RouteTable(SystemEndpoints, "system")
-ROUTES = (
-    _table.get("/api/version", SystemEndpoints.version, "Which build serves", schema="Version"),
-    _table.get(
-        "/api/performance",
-        SystemEndpoints.performance,
-        "Samples of the last hour",
-        query=(
-            QueryParameter("after", "RFC 3339; only later samples."),
-            QueryParameter("max_points", "At most so many.", "integer"),
-        ),
-        schema="Performance",
-    ),
-    _table.get("/api/hardware", SystemEndpoints.snapshot, "The machine's parts", schema="Hardware"),
-    _table.get("/metrics", SystemEndpoints.metrics, "Meters for Prometheus", content="text/plain"),
-    _table.get("/api/upgrade", SystemEndpoints.upgrading, "The process and its upgrades in place", schema="Upgrade"),
-    _table.get("/api/features", SystemEndpoints.switches, "What this server offers", schema="Features"),
-)
+        """The optional features that this server offers."""
+        return json_answer(self.features())

@@ -1,7 +1,7 @@
-"""The web UI's files, and a plain page for installations that have none.
+"""The web UI's files, and a plain page for installations without them.
 
-Files are looked up under one folder; nothing outside it can be named. Their packed siblings (`.br`, `.gz`) are
-sent to clients that take them.
+Files are looked up under one folder, and no name leads outside it. A client that accepts it gets a file's compressed
+sibling (`.br`, `.gz`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from attrs import define, evolve
@@ -25,15 +24,15 @@ POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self' 'unsafe-inline'; "
     "frame-ancestors 'none'; base-uri 'none'; object-src 'none'"
 )
-SAFETY = (
+SECURITY_HEADERS = (
     (b"Content-Security-Policy", POLICY.encode()),
     (b"X-Content-Type-Options", b"nosniff"),
     (b"Referrer-Policy", b"no-referrer"),
 )
 # The build puts a digest into these names (`app-5XJ2QK7A.js`): other content would have another name.
 HASHED = re.compile(r"[-.][A-Z0-9]{8}\.[a-z0-9]+$|[-.][0-9a-f]{8,}\.[a-z0-9]+$")
-FOREVER = b"public, max-age=31536000, immutable"
-TYPES = {
+IMMUTABLE = b"public, max-age=31536000, immutable"
+CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -44,8 +43,13 @@ TYPES = {
     ".ico": "image/x-icon",
     ".txt": "text/plain; charset=utf-8",
 }
-PACKED = (("br", ".br"), ("gzip", ".gz"))
+COMPRESSED_SIBLINGS = (("br", ".br"), ("gzip", ".gz"))
 RANGE = re.compile(rb"bytes=(\d*)-(\d*)\Z")
+
+
+HTML = "text/html"
+
+route = RouteTable("ui")
 
 
 @define(eq=False)
@@ -55,40 +59,48 @@ class UiFiles:
     root: Path
     router: Router
 
+    @route("GET", "/", key="not needed", content=HTML, status=302)
     def home(self, call: AdminRequest) -> Response:
-        """The root goes to the UI."""
+        """Redirect to the UI."""
         return redirect("/ui", 302, call.method)
 
+    @route("GET", "/ui", key="not needed", content=HTML, status=307)
     def slash(self, call: AdminRequest) -> Response:
-        """The UI lives in a folder: relative links need the slash."""
+        """Redirect to the UI's folder, because its links are relative."""
         return redirect(_with_query("/ui/", call), 307, call.method)
 
+    @route("GET", "/upstream", key="not needed", content=HTML, status=302)
     def models(self, call: AdminRequest) -> Response:
-        """A bare /upstream shows the models there are."""
+        """Redirect to the UI's page of models."""
         return redirect("/ui/models", 302, call.method)
 
+    @route("POST PUT PATCH DELETE", "/upstream", changes_state=False, key="not needed", content=HTML, status=307)
     def upstream(self, call: AdminRequest) -> Response:
-        """Any other method on a bare /upstream goes to the passthrough, which says that no model is named."""
+        """Redirect to the passthrough, which answers that no model is named."""
         return redirect(_with_query("/upstream/", call), 307, call.method)
 
+    @route("GET", "/favicon.ico", key="not needed", content="image/x-icon")
     def icon(self, call: AdminRequest) -> Response:
-        """The icon browsers ask for."""
+        """The icon that browsers request."""
         return self._file("favicon.ico", call) or _missing()
 
+    # No key: the files hold no secret, and the page itself asks for the key.
+    @route("GET", "/ui/", key="not needed", content=HTML, summary="The UI")
+    @route("GET", "/ui/<rest:name>", key="not needed", content=HTML)
     def file(self, call: AdminRequest) -> Response:
-        """A file; a name without a dot is a page of the UI, which finds its way itself."""
+        """A file or page of the UI."""
         name = call.variables.get("name", "") or "index.html"
         found = self._file(name, call)
-        # An id of a model may have a dot; anything else with one is a file.
+        # A name without a dot is a page, for which the UI's script reads the path. A model's id may have a dot.
         page = name.startswith("models/") or "." not in name.rsplit("/", 1)[-1] or name == "index.html"
         if found is None and not page:
             return _missing()
         found = found or self._page(call) or self._file("index.html", call) or self._plain_page()
-        return evolve(found, headers=(*found.headers, *SAFETY))
+        return evolve(found, headers=(*found.headers, *SECURITY_HEADERS))
 
     def _page(self, call: AdminRequest) -> Response | None:
-        """The document for a page some folders down: its links are relative, so they have to climb."""
-        depth = call.path.partition("/ui/")[2].count("/")  # as the browser counts: %2F is no folder
+        """The document for a page in a folder below /ui/, with its relative links adapted."""
+        depth = call.path.partition("/ui/")[2].count("/")  # a browser does not count %2F
         path = self.root / "index.html"
         if not depth or not path.is_file():
             return None
@@ -97,16 +109,18 @@ class UiFiles:
 
     def _file(self, name: str, call: AdminRequest) -> Response | None:
         parts = name.split("/")
-        # A leading dot covers "..", and keeps hidden files hidden; a NUL makes the filesystem calls raise.
+        # A leading dot stands for ".." and hidden files; a NUL would make the calls below raise.
         if any(not part or part.startswith(".") or "\\" in part or "\0" in part for part in parts):
             return None
         path = self.root.joinpath(*parts)
-        if not os.path.isfile(path):  # unlike the path's own method it takes a name that is too long
+        if not os.path.isfile(path):  # unlike Path.is_file it returns False for a name that is too long
             return None
-        content_type = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        content_type = (
+            CONTENT_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        )
         headers: list[tuple[bytes, bytes]] = []
         chosen, coding = path, ""
-        for offered, suffix in PACKED:
+        for offered, suffix in COMPRESSED_SIBLINGS:
             sibling = path.with_name(path.name + suffix)
             if sibling.is_file():
                 if not headers:
@@ -118,7 +132,7 @@ class UiFiles:
         stat = chosen.stat()
         tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}{coding}"'.encode()
         headers.append((b"ETag", tag))
-        headers.append((b"Cache-Control", FOREVER if HASHED.search(path.name) else b"no-cache"))
+        headers.append((b"Cache-Control", IMMUTABLE if HASHED.search(path.name) else b"no-cache"))
         if _matches(call.first(b"if-none-match"), tag):
             return Response(304, b"", None, tuple(headers))
         headers.append((b"Accept-Ranges", b"bytes"))
@@ -163,7 +177,7 @@ def _matches(asked: bytes | None, tag: bytes) -> bool:
 
 
 def _part(whole: Response, asked: bytes | None, condition: bytes | None, tag: bytes) -> Response:
-    """The one range asked for; several, or one that cannot be read, get the whole."""
+    """The requested range; the whole if several ranges are requested, or none that can be read."""
     found = RANGE.match(asked or b"")
     size = len(whole.body)
     if found is None or (condition is not None and condition != tag) or found.group(0) == b"bytes=-":
@@ -177,27 +191,3 @@ def _part(whole: Response, asked: bytes | None, condition: bytes | None, tag: by
         return Response(416, b"", None, ((b"Content-Range", b"bytes */%d" % size),))
     reach = b"bytes %d-%d/%d" % (start, stop - 1, size)
     return evolve(whole, status=206, body=whole.body[start:stop], headers=(*whole.headers, (b"Content-Range", reach)))
-
-
-_table = RouteTable(UiFiles, "ui")
-_page: dict[str, Any] = {"content": "text/html"}
-_NOT_GET = ("POST", "PUT", "PATCH", "DELETE")
-ROUTES = (
-    _table.get("/", UiFiles.home, "To the UI", open=True, status=302, **_page),
-    _table.get("/ui", UiFiles.slash, "To the UI", open=True, status=307, **_page),
-    # Open: the files hold no secret, and the page asks for the key itself, in words, where a browser's prompt has none.
-    _table.get("/ui/", UiFiles.file, "The UI", open=True, **_page),
-    _table.get("/ui/<rest:name>", UiFiles.file, "A file or page of the UI", open=True, **_page),
-    _table.get("/favicon.ico", UiFiles.icon, "The icon", open=True, content="image/x-icon"),
-    _table.get("/upstream", UiFiles.models, "To the models page", open=True, status=302, **_page),
-    _table.each(
-        _NOT_GET,
-        "/upstream",
-        UiFiles.upstream,
-        "To the passthrough",
-        changes_state=False,
-        open=True,
-        status=307,
-        **_page,
-    ),
-)

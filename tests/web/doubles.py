@@ -27,8 +27,9 @@ from llamaswap.version import Build
 from llamaswap.web import app, route_table
 from llamaswap.web.activity import ActivityEndpoints
 from llamaswap.web.auth import Authenticator, HostCheck
-from llamaswap.web.config_api import CheckedConfig, ConfigEndpoints
+from llamaswap.web.config_api import ConfigEndpoints
 from llamaswap.web.config_history import ConfigVersion
+from llamaswap.web.configfile import CheckedConfig
 from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.listing import ListingEndpoints

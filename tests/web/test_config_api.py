@@ -2,7 +2,8 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.events import ConfigRejected, ConfigReloaded
-from llamaswap.web.config_api import LARGEST, CheckedConfig
+from llamaswap.web.config_api import MAX_CONFIG_BYTES
+from llamaswap.web.configfile import CheckedConfig
 from tests.web.doubles import FakeFiles, FakeModelRouter, World, with_keys
 
 TEXT = "apiKeys: [k-secret]\npeers:\n  a: {proxy: x}\n  b:\n    apiKey: one-1\n  c:\n    apiKey: two-2\n"
@@ -46,9 +47,9 @@ class CheckTests(TestCase):
         self.assertEqual(world.ask("/api/config/validate", "POST", body=b"\xff").status, 400)
 
     def test_text_beyond_the_limit_is_refused_with_the_limit(self):
-        answer = World().ask("/api/config/validate", "POST", body=b"#" * (LARGEST + 1))
+        answer = World().ask("/api/config/validate", "POST", body=b"#" * (MAX_CONFIG_BYTES + 1))
         self.assertEqual(answer.status, 413)
-        self.assertIn(str(LARGEST), answer.text)
+        self.assertIn(str(MAX_CONFIG_BYTES), answer.text)
 
 
 class ReplaceTests(TestCase):

@@ -52,13 +52,13 @@ class VersionsTests(SynchronousTestCase):
         self.assertEqual(versions.read(versions.all()[0].id), b"two")
 
     def test_the_oldest_go_beyond_a_number(self):
-        versions = self.versions(most=3)
+        versions = self.versions(max_versions=3)
         self.keep(versions, *"abcdef")
         self.assertEqual([versions.read(version.id) for version in versions.all()], [b"f", b"e", b"d"])
         self.assertEqual(len(json.loads((versions.folder / "index.json").read_text())), 3)
 
     def test_the_oldest_go_beyond_a_size_but_never_the_last_two(self):
-        versions = self.versions(most_bytes=10)
+        versions = self.versions(max_bytes=10)
         self.keep(versions, "aaaa", "bbbb", "cccc")
         self.assertEqual([version.size for version in versions.all()], [4, 4])
         self.keep(versions, "d" * 50)

@@ -5,7 +5,7 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.config import ConfigText, load
 from llamaswap.errors import ConfigError
-from llamaswap.web.config_history import NOBODY, ConfigHistory, VersionAuthor
+from llamaswap.web.config_history import UNKNOWN_AUTHOR, ConfigHistory, VersionAuthor
 from llamaswap.web.configfile import ConfigFile
 
 OLD = "models:\n  a:\n    cmd: serve --port ${PORT}\n"
@@ -66,7 +66,7 @@ class ConfigFileTests(TestCase):
         self.assertEqual(self.file.check(OLD).warnings, [])
 
     def test_the_file_is_replaced_in_one_step_with_its_mode_and_a_backup(self):
-        self.file.write(NEW, NOBODY)
+        self.file.write(NEW, UNKNOWN_AUTHOR)
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
         backup = self.path.with_name(self.path.name + ".bak")
         self.assertEqual(backup.read_text(), OLD)
@@ -77,7 +77,7 @@ class ConfigFileTests(TestCase):
         link = Path(self.mktemp())
         link.symlink_to(self.path.resolve())
         self.file.path = link
-        self.file.write(NEW, NOBODY)
+        self.file.write(NEW, UNKNOWN_AUTHOR)
         self.assertTrue(link.is_symlink())
         self.assertEqual(self.path.read_text(), NEW)
 
@@ -103,14 +103,14 @@ class ConfigFileTests(TestCase):
             usual(versions, content, *more)
 
         self.patch(ConfigHistory, "keep", full)
-        self.file.write(NEW, NOBODY)
+        self.file.write(NEW, UNKNOWN_AUTHOR)
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
         self.assertEqual([version.why for version in self.file.versions()], ["found"])
 
     def test_what_is_restored_says_where_it_comes_from(self):
-        self.file.write(NEW, NOBODY)
+        self.file.write(NEW, UNKNOWN_AUTHOR)
         found = self.file.versions()[-1]
-        self.file.write(OLD, NOBODY, found.id)
+        self.file.write(OLD, UNKNOWN_AUTHOR, found.id)
         newest = self.file.versions()[0]
         self.assertEqual((newest.why, newest.of, len(self.file.versions())), ("restored", found.id, 3))
 

@@ -5,7 +5,7 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.config import ConfigText, Endpoint, Model, Peer, load
 from llamaswap.discover.config_writer import FoundModel, FoundServer, ScanResult
-from llamaswap.web.discovery import FRESH, LONGEST, MOST, PATIENCE
+from llamaswap.web.discovery import DISK_TIMEOUT, MAX_MODELS, RESULT_LIFETIME, SEARCH_TIME
 from tests.web.doubles import FakeFiles, FakeModelRouter, World, at_once, example_config, with_keys
 
 
@@ -67,15 +67,15 @@ class DiscoveryTests(TestCase):
         self.assertEqual(self.asked, [])
 
     def test_many_models_are_cut_and_that_is_told(self):
-        told = self.world(ScanResult(tuple(model(f"m{n}") for n in range(MOST + 9)))).ask("/api/discover").json
-        self.assertEqual((len(told["models"]), told["complete"]), (MOST, False))
+        told = self.world(ScanResult(tuple(model(f"m{n}") for n in range(MAX_MODELS + 9)))).ask("/api/discover").json
+        self.assertEqual((len(told["models"]), told["complete"]), (MAX_MODELS, False))
 
     def test_an_answer_of_a_moment_ago_serves_again(self):
         world = self.world()
         for _ in range(3):
             world.ask("/api/discover")
         self.assertEqual(len(self.asked), 1)
-        world.clock.advance(FRESH)
+        world.clock.advance(RESULT_LIFETIME)
         world.ask("/api/discover")
         self.assertEqual(len(self.asked), 2)
 
@@ -84,7 +84,7 @@ class DiscoveryTests(TestCase):
         world.ask("/api/discover")
         enough = self.asked[0][1]
         self.assertFalse(enough())
-        world.clock.advance(LONGEST + 0.1)
+        world.clock.advance(SEARCH_TIME + 0.1)
         self.assertTrue(enough())
 
     def test_who_comes_during_a_search_shares_it_and_who_leaves_does_not_end_it(self):
@@ -110,10 +110,10 @@ class DiscoveryTests(TestCase):
 
         world = self.world(run=never)
         client = world.open("/api/discover")
-        world.clock.advance(PATIENCE)
+        world.clock.advance(DISK_TIMEOUT)
         self.assertEqual(client.answer().status, 503)
         again = world.open("/api/discover")
-        world.clock.advance(PATIENCE)
+        world.clock.advance(DISK_TIMEOUT)
         self.assertEqual((again.answer().status, len(begun)), (503, 1))
 
     def test_a_search_that_fails_says_so(self):

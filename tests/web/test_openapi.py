@@ -1,7 +1,7 @@
 from twisted.trial.unittest import TestCase
 
 from llamaswap.web.app import Admin, routes
-from llamaswap.web.openapi import ANY, VARIABLE, path_of
+from llamaswap.web.openapi import ALL_METHODS, PATH_VARIABLE, path_template
 from tests.web.doubles import World
 
 
@@ -11,8 +11,8 @@ class DocumentTests(TestCase):
 
     def test_every_rule_of_the_map_is_in_the_document_with_its_methods(self):
         for rule in Admin.app.url_map.iter_rules():
-            item = self.document["paths"][path_of(rule.rule)]
-            for method in (rule.methods or set(ANY)) - {"HEAD", "OPTIONS"}:
+            item = self.document["paths"][path_template(rule.rule)]
+            for method in (rule.methods or set(ALL_METHODS)) - {"HEAD", "OPTIONS"}:
                 self.assertIn(method.lower(), item, rule.rule)
 
     def test_every_reference_leads_somewhere_and_every_id_is_its_own(self):
@@ -36,9 +36,9 @@ class DocumentTests(TestCase):
 
     def test_every_path_variable_is_a_parameter(self):
         for route in routes():
-            operation = next(iter(self.document["paths"][path_of(route.rule)].values()))
+            operation = next(iter(self.document["paths"][path_template(route.rule)].values()))
             names = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
-            self.assertEqual(names, {match[2] for match in VARIABLE.finditer(route.rule)})
+            self.assertEqual(names, {match[2] for match in PATH_VARIABLE.finditer(route.rule)})
 
     def test_open_routes_say_so(self):
         self.assertEqual(self.document["paths"]["/health"]["get"]["security"], [])
