@@ -131,7 +131,7 @@ class FakeSupervisor:
         self.cleanings.append(Deferred())
         return self.cleanings[-1]
 
-    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+    def suspend(self, grace: float | None = None) -> Deferred[bool]:
         """Takes as long as a stop; `sleepless` ones are gone then. A start is stopped, as is what stops already."""
         if self.asleep_since is not None:
             self._later(lambda: told.callback(True))
@@ -149,11 +149,11 @@ class FakeSupervisor:
     def log_tail(self) -> str:
         return self.said
 
-    def retune(self, model: Model) -> None:
+    def set_definition(self, model: Model) -> None:
         self.model = model
         self.retuned += 1
 
-    def handover(self) -> ServerSnapshot | None:
+    def snapshot(self) -> ServerSnapshot | None:
         if self.state != "ready" and self.asleep_since is None:
             return None
         here = self.endpoint

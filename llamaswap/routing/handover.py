@@ -30,7 +30,7 @@ class Handover:
         """The servers that are ready and unused, or suspended."""
         found = []
         for model, managed in sorted(self._models.items()):
-            snapshot, since = managed.supervisor.handover(), self._scheduler.idle_since(model)
+            snapshot, since = managed.supervisor.snapshot(), self._scheduler.idle_since(model)
             if snapshot is not None and since is not None:
                 found.append(evolve(snapshot, idle_since=since))
         return found

@@ -256,7 +256,7 @@ class Router(EffectPerformer):
                 self._manage(model)
             elif name in stale or model != managed.config:
                 managed.config = model
-                managed.supervisor.retune(model)
+                managed.supervisor.set_definition(model)
         for name, managed in self._models.items():
             managed.configured = name in config.models
         self._change_rules(self.pinned & config.models.keys(), sorted(stale))

@@ -154,7 +154,7 @@ class Swaps:
     def suspend(self, model: str) -> Deferred[None]:
         """Suspend one server. Never fails."""
         managed = self._models[model]
-        return self._watch(managed, "suspending", maybeDeferred(managed.supervisor.sleep, self._grace(managed)))
+        return self._watch(managed, "suspending", maybeDeferred(managed.supervisor.suspend, self._grace(managed)))
 
     def _watch(self, managed: ManagedModel, action: str, ending: Deferred[T]) -> Deferred[None]:
         """Tell the scheduler when `ending` fires: with True the server is suspended, with anything else stopped."""

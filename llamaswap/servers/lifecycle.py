@@ -32,7 +32,7 @@ def _data(make: Callable[[Actions], T]) -> Callable[Concatenate[Inputs, Actions,
 
 
 def _suspend(inputs: Inputs, actions: Actions, waiter: object, grace: float = 0.0) -> StateTask:
-    return actions.suspend(grace)
+    return actions.begin_suspend(grace)
 
 
 builder = TypeMachineBuilder(Inputs, Actions)  # type: ignore[type-abstract]  # Automat takes a Protocol here
@@ -40,13 +40,13 @@ _termination = _data(lambda actions: actions.terminate())
 _idle = _data(lambda actions: StateTask())
 
 Stopped = builder.state("Stopped")
-Starting = builder.state("Starting", _data(lambda actions: actions.start(False)))
-StartingElsewhere = builder.state("StartingElsewhere", _data(lambda actions: actions.start(True)))
+Starting = builder.state("Starting", _data(lambda actions: actions.begin_start(False)))
+StartingElsewhere = builder.state("StartingElsewhere", _data(lambda actions: actions.begin_start(True)))
 Ready = builder.state("Ready", _idle)
 Suspending = builder.state("Suspending", _suspend)
 SuspendingThenResume = builder.state("SuspendingThenResume", _suspend)
 Suspended = builder.state("Suspended", _idle)
-Resuming = builder.state("Resuming", _data(lambda actions: actions.resume()))
+Resuming = builder.state("Resuming", _data(lambda actions: actions.begin_resume()))
 Stopping = builder.state("Stopping", _termination)
 Restarting = builder.state("Restarting", _termination)
 Relocating = builder.state("Relocating", _termination)

@@ -97,16 +97,16 @@ class Actions(Protocol):
     @property
     def waiters(self) -> LifecycleWaiters: ...
 
-    def start(self, other_port: bool) -> StateTask:
+    def begin_start(self, other_port: bool) -> StateTask:
         """Start the process and its readiness checks; with `other_port` on a port that is free now."""
 
     def endpoint(self) -> Endpoint:
         """Where the running server listens."""
 
-    def suspend(self, grace: float) -> StateTask:
+    def begin_suspend(self, grace: float) -> StateTask:
         """Continue the suspending that runs, or else begin it."""
 
-    def resume(self) -> StateTask:
+    def begin_resume(self) -> StateTask:
         """Resume a suspended server and check its readiness."""
 
     def terminate(self) -> StopInProgress:

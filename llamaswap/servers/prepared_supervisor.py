@@ -35,7 +35,7 @@ class Preparation:
     async def before_suspend(self) -> None:
         """A ready server is about to be suspended."""
 
-    def retune(self, model: Model) -> None:
+    def set_definition(self, model: Model) -> None:
         """The definition of the model has changed."""
 
 
@@ -64,8 +64,8 @@ class PreparedSupervisor:
         prepare = lambda one, status: one.before_stop(status, grace)
         return self._end(prepare, lambda: self._inner.stop(grace))
 
-    def sleep(self, grace: float | None = None) -> Deferred[bool]:
-        return self._end(lambda one, status: one.before_suspend(), lambda: self._inner.sleep(grace))
+    def suspend(self, grace: float | None = None) -> Deferred[bool]:
+        return self._end(lambda one, status: one.before_suspend(), lambda: self._inner.suspend(grace))
 
     def clean_up(self) -> Deferred[None]:
         return self._inner.clean_up()
@@ -76,13 +76,13 @@ class PreparedSupervisor:
     def log_tail(self) -> str:
         return self._inner.log_tail()
 
-    def retune(self, model: Model) -> None:
-        self._inner.retune(model)
+    def set_definition(self, model: Model) -> None:
+        self._inner.set_definition(model)
         for one in self._preparations:
-            one.retune(model)
+            one.set_definition(model)
 
-    def handover(self) -> ServerSnapshot | None:
-        return self._inner.handover()
+    def snapshot(self) -> ServerSnapshot | None:
+        return self._inner.snapshot()
 
     def adopt(self, served: ServerSnapshot) -> bool:
         return self._inner.adopt(served)

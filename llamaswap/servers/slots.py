@@ -229,7 +229,7 @@ class SlotPreparation(Preparation):
         if self._wanted and grace != 0.0:
             await self._slots.save(self._model, status)
 
-    def retune(self, model: Model) -> None:
+    def set_definition(self, model: Model) -> None:
         if (model.cmd, model.slots) != (self._model.cmd, self._model.slots):
             self._slots.forget(model.id)
         self._model = model

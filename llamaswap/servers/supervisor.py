@@ -97,7 +97,7 @@ class Supervisor:
         self._machine.want_stopped(waiter, self.model.unload_timeout if grace is None else grace)
         return waiter
 
-    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+    def suspend(self, grace: float | None = None) -> Deferred[bool]:
         """Release the server's memory: suspend it, or stop it if it cannot be suspended. Fires with which it was.
 
         A server that starts is stopped; only a ready one can be suspended.
@@ -127,7 +127,7 @@ class Supervisor:
         self._machine.closing(waiter, grace)
         return waiter
 
-    def retune(self, model: Model) -> None:
+    def set_definition(self, model: Model) -> None:
         """The next start uses this definition; a running server stays as it is."""
         self.model = model
 
@@ -165,7 +165,7 @@ class Supervisor:
             wake_seconds=self._resumes,
         )
 
-    def handover(self) -> ServerSnapshot | None:
+    def snapshot(self) -> ServerSnapshot | None:
         """What a new program in this process needs to keep the server; None if it is neither ready nor suspended."""
         process = self._running
         at_rest = self._state == lifecycle.READY or (self._is_suspended and self._termination is None)
@@ -196,7 +196,7 @@ class Supervisor:
 
     # -- the machine's actions: start ----------------------------------------------------------------------
 
-    def start(self, other_port: bool) -> StateTask:
+    def begin_start(self, other_port: bool) -> StateTask:
         """Start a process and its readiness checks. A start that is impossible is reported on the next turn."""
         self._process = self._readiness = self._termination = self._suspending = None
         try:
@@ -266,7 +266,7 @@ class Supervisor:
 
     # -- the machine's actions: suspend and resume ---------------------------------------------------------
 
-    def suspend(self, grace: float) -> StateTask:
+    def begin_suspend(self, grace: float) -> StateTask:
         if self._suspending is None:
             assert self._running is not None
             self._running.resume_steps = self.model.sleep.wake
@@ -275,7 +275,7 @@ class Supervisor:
             self._suspending = StateTask(steps.cancel, failure_grace=grace)
         return self._suspending
 
-    def resume(self) -> StateTask:
+    def begin_resume(self) -> StateTask:
         """Run the steps that were configured when it was suspended: the definition may have changed since."""
         process = self._running
         assert process is not None

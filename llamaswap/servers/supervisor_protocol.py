@@ -51,7 +51,7 @@ class Supervised(Protocol):
     def clean_up(self) -> Deferred[None]:
         """Run the stop command of a stopped server, for a container that may be left of it; never fails."""
 
-    def sleep(self, grace: float | None = None) -> Deferred[bool]:
+    def suspend(self, grace: float | None = None) -> Deferred[bool]:
         """Release the memory. Fires with whether the server is suspended, otherwise it is stopped; never fails."""
 
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
@@ -60,10 +60,10 @@ class Supervised(Protocol):
     def log_tail(self) -> str:
         """The last lines of output since the last start."""
 
-    def retune(self, model: Model) -> None:
+    def set_definition(self, model: Model) -> None:
         """The next start uses this definition."""
 
-    def handover(self) -> ServerSnapshot | None:
+    def snapshot(self) -> ServerSnapshot | None:
         """What a new program in this process needs to keep the server; None if it is neither ready nor suspended."""
 
     def adopt(self, served: ServerSnapshot) -> bool:

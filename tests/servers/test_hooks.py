@@ -205,7 +205,7 @@ class MeanwhileTests(SynchronousTestCase):
         self.router(before_unload=("http://x/u",))
         runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), self.launcher, self.send)
         hooked = PreparedSupervisor(self.fleet["owl"], [HookPreparation("owl", runner)])
-        asleep, ready = hooked.sleep(3.0), hooked.ensure_ready()
+        asleep, ready = hooked.suspend(3.0), hooked.ensure_ready()
         self.settle()
         self.assertNoResult(ready)
         self.answer("http://x/u")

@@ -147,7 +147,7 @@ class RecordingActions:
         self.done = []
         self.termination = self.suspending = None
 
-    def start(self, other_port):
+    def begin_start(self, other_port):
         self.done.append("start_elsewhere" if other_port else "start")
         self.termination = None
         return StateTask(lambda: self.done.append("abandon"), 5.0)
@@ -155,13 +155,13 @@ class RecordingActions:
     def endpoint(self):
         return HERE
 
-    def suspend(self, grace):
+    def begin_suspend(self, grace):
         if self.suspending is None:
             self.done.append(f"suspend:{grace}")
             self.suspending = StateTask(lambda: self.done.append("leave"), failure_grace=grace)
         return self.suspending
 
-    def resume(self):
+    def begin_resume(self):
         self.done.append("resume")
         self.suspending = None
         return StateTask(lambda: self.done.append("abandon"), 5.0, 5.0)

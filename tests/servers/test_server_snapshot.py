@@ -87,7 +87,7 @@ class Handover:
         ready = before.supervisor.ensure_ready()
         before.wait(0.05)
         assert ready.called
-        self.served = before.supervisor.handover()
+        self.served = before.supervisor.snapshot()
         self.server = before.servers()[0]
         self.after = scene(**fields)
         self.world = self.after.world
@@ -108,11 +108,11 @@ class SupervisorTests(SynchronousTestCase):
         return Handover(**fields)
 
     def test_what_is_not_ready_is_not_handed_over(self):
-        self.assertIsNone(scene().supervisor.handover())
+        self.assertIsNone(scene().supervisor.snapshot())
         starting = scene(answer=503)
         starting.supervisor.ensure_ready()
         starting.wait(0.1)
-        self.assertIsNone(starting.supervisor.handover())
+        self.assertIsNone(starting.supervisor.snapshot())
 
     def test_an_adopted_server_is_ready_with_its_old_times_and_is_not_started_again(self):
         made = self.make()

@@ -22,7 +22,7 @@ def up(**fields):
 
 def asleep(**fields):
     made = up(**fields)
-    made.supervisor.sleep()
+    made.supervisor.suspend()
     made.wait(0.03)
     del made.heard.states[:]
     return made
@@ -31,7 +31,7 @@ def asleep(**fields):
 class FallingAsleepTests(SynchronousTestCase):
     def test_it_is_asked_once_and_its_process_stays(self):
         made = up()
-        told = made.supervisor.sleep()
+        told = made.supervisor.suspend()
         made.wait(0.03)
         self.assertIs(self.successResultOf(told), True)
         self.assertEqual(made.asked.requests, [ENTER])
@@ -43,9 +43,9 @@ class FallingAsleepTests(SynchronousTestCase):
 
     def test_all_who_want_it_asleep_are_told(self):
         made = up()
-        told = [made.supervisor.sleep(), made.supervisor.sleep()]
+        told = [made.supervisor.suspend(), made.supervisor.suspend()]
         made.wait(0.03)
-        told.append(made.supervisor.sleep())
+        told.append(made.supervisor.suspend())
         made.wait(0.03)
         self.assertEqual([self.successResultOf(one) for one in told], [True] * 3)
         self.assertEqual(made.asked.requests, [ENTER])
@@ -54,7 +54,7 @@ class FallingAsleepTests(SynchronousTestCase):
         for answer in (500, REFUSED):
             made = up()
             made.asked.steps[ENTER] = answer
-            told = made.supervisor.sleep()
+            told = made.supervisor.suspend()
             made.wait(0.1)
             self.assertIs(self.successResultOf(told), False)
             self.assertEqual(made.servers()[0].signals, [TERM])
@@ -66,7 +66,7 @@ class FallingAsleepTests(SynchronousTestCase):
         made = up()
         made.asked.steps[ENTER] = Deferred(lambda _: None)
         made.servers()[0].term_after = None
-        told = made.supervisor.sleep(2.0)
+        told = made.supervisor.suspend(2.0)
         made.wait(3.9)
         self.assertEqual(made.servers()[0].signals, [])
         made.wait(2.3)
@@ -76,7 +76,7 @@ class FallingAsleepTests(SynchronousTestCase):
     def test_a_wish_meanwhile_waits_and_is_woken_for(self):
         made = up()
         answer = made.asked.steps[ENTER] = Deferred()
-        made.supervisor.sleep()
+        made.supervisor.suspend()
         made.wait(0.5)
         ready = made.supervisor.ensure_ready()
         made.wait(0.5)
@@ -90,7 +90,7 @@ class FallingAsleepTests(SynchronousTestCase):
     def test_a_wish_meanwhile_is_served_by_a_new_process_where_it_does_not_sleep(self):
         made = up()
         answer = made.asked.steps[ENTER] = Deferred()
-        made.supervisor.sleep()
+        made.supervisor.suspend()
         made.wait(0.5)
         ready = made.supervisor.ensure_ready()
         answer.callback(503)
@@ -102,7 +102,7 @@ class FallingAsleepTests(SynchronousTestCase):
         made = up()
         cut = []
         made.asked.steps[ENTER] = Deferred(lambda _: cut.append(1))
-        slept = made.supervisor.sleep()
+        slept = made.supervisor.suspend()
         made.wait(0.1)
         stopped = made.supervisor.stop()
         made.wait(0.1)
@@ -113,7 +113,7 @@ class FallingAsleepTests(SynchronousTestCase):
     def test_an_end_of_the_process_meanwhile_is_just_that(self):
         made = up()
         made.asked.steps[ENTER] = Deferred()
-        slept = made.supervisor.sleep()
+        slept = made.supervisor.suspend()
         made.wait(0.1)
         made.servers()[0].die(3)
         made.wait(0.3)
@@ -125,7 +125,7 @@ class FallingAsleepTests(SynchronousTestCase):
         made = scene(answer=503, sleep=SLEEP)
         ready = made.supervisor.ensure_ready()
         made.wait(0.1)
-        slept = made.supervisor.sleep()
+        slept = made.supervisor.suspend()
         made.wait(0.1)
         self.assertIs(self.successResultOf(slept), False)
         self.failureResultOf(ready, ModelUnloaded)
@@ -133,14 +133,14 @@ class FallingAsleepTests(SynchronousTestCase):
 
     def test_one_that_cannot_sleep_is_stopped(self):
         made = up(sleep=SuspendSettings())
-        self.assertNoResult(slept := made.supervisor.sleep())
+        self.assertNoResult(slept := made.supervisor.suspend())
         made.wait(0.1)
         self.assertIs(self.successResultOf(slept), False)
 
     def test_commands_do_as_well_and_get_the_pid(self):
         made = up(sleep=SuspendSettings(("nap ${PID}", ENTER), (WAKE,)))
         made.world.on_become = lambda process: made.clock.callLater(0.2, process.die, 0)
-        slept = made.supervisor.sleep()
+        slept = made.supervisor.suspend()
         made.wait(0.3)
         self.assertIs(self.successResultOf(slept), True)
         command = made.world.commands()[-1]
@@ -151,7 +151,7 @@ class FallingAsleepTests(SynchronousTestCase):
         for step, ending in (("nap", 1), ("missing", None), ("nap", None), ('nap "', None)):
             made = up(sleep=SuspendSettings((step,), (WAKE,), timeout=1.0))
             made.world.on_become = lambda process, e=ending, m=made: e and m.clock.callLater(0.2, process.die, e)
-            slept = made.supervisor.sleep()
+            slept = made.supervisor.suspend()
             made.wait(1.3)
             self.assertIs(self.successResultOf(slept), False)
             self.assertFalse([one for one in made.world.commands() if one.alive])
@@ -233,7 +233,7 @@ class AsleepTests(SynchronousTestCase):
         made.asked.steps[WAKE] = Deferred(lambda _: None)
         ready = made.supervisor.ensure_ready()
         made.wait(0.1)
-        slept = made.supervisor.sleep()
+        slept = made.supervisor.suspend()
         made.wait(0.1)
         self.assertIs(self.successResultOf(slept), True)
         self.failureResultOf(ready, ModelUnloaded)
@@ -245,7 +245,7 @@ class AsleepTests(SynchronousTestCase):
             made.asked.steps[WAKE] = Deferred(lambda _: None)
             if phase in ("dozing", "stirring"):
                 made.asked.steps[ENTER] = Deferred(lambda _: None)
-            made.supervisor.sleep()
+            made.supervisor.suspend()
             made.wait(0.1)
             waiting = made.supervisor.ensure_ready() if phase in ("stirring", "waking") else None
             made.wait(0.1)
@@ -260,7 +260,7 @@ class AsleepTests(SynchronousTestCase):
 
     def test_it_wakes_in_the_words_of_the_time_it_fell_asleep(self):
         made = asleep()
-        made.supervisor.retune(type(made.supervisor.model)("kiwi", cmd="server"))
+        made.supervisor.set_definition(type(made.supervisor.model)("kiwi", cmd="server"))
         ready = made.supervisor.ensure_ready()
         made.wait(0.1)
         self.successResultOf(ready)
@@ -270,19 +270,19 @@ class AsleepTests(SynchronousTestCase):
 class HandoverTests(SynchronousTestCase):
     def test_one_asleep_is_handed_over_asleep(self):
         made = asleep()
-        served = made.supervisor.handover()
+        served = made.supervisor.snapshot()
         self.assertTrue(served.asleep)
         made.supervisor.stop()
-        self.assertIsNone(made.supervisor.handover())
+        self.assertIsNone(made.supervisor.snapshot())
 
     def test_one_dozing_or_waking_is_not_handed_over(self):
         made = up()
         made.asked.steps[ENTER] = Deferred()
-        made.supervisor.sleep()
+        made.supervisor.suspend()
         made.wait(0.1)
-        self.assertIsNone(made.supervisor.handover())
+        self.assertIsNone(made.supervisor.snapshot())
         made.asked.steps[ENTER].callback(200)
         made.asked.steps[WAKE] = Deferred(lambda _: None)
         made.wait(0.1)
         made.supervisor.ensure_ready()
-        self.assertIsNone(made.supervisor.handover())
+        self.assertIsNone(made.supervisor.snapshot())

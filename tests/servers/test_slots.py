@@ -171,7 +171,7 @@ class SlotTests(SynchronousTestCase):
     def test_another_definition_gets_nothing_of_it(self):
         made = Scene()
         made.up()
-        made.server.retune(evolve(made.model, cmd="llama-server --model other"))
+        made.server.set_definition(evolve(made.model, cmd="llama-server --model other"))
         made.down()
         made.inner.cmd = ("llama-server", "--model", "other")
         del made.asked[:]
@@ -194,7 +194,7 @@ class SlotTests(SynchronousTestCase):
             made.up()
             made.slots.closing = what == "end"
             if what == "sleep":
-                made.server.sleep(10.0)
+                made.server.suspend(10.0)
             else:
                 made.down(0.0 if what == "crash" else 10.0)
             self.assertEqual(made.asked, [])
@@ -227,7 +227,7 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
 
     def test_who_wants_it_while_it_is_saved_is_told_where_it_shall_go_all_the_same(self):
-        for again in ("stop", "sleep"):
+        for again in ("stop", "suspend"):
             made = Scene()
             made.up()
             made.server.stop(10.0)

@@ -249,7 +249,7 @@ class StartTests(SynchronousTestCase):
     def test_retune_counts_from_the_next_start(self):
         made = scene()
         self.successResultOf(_up(made))
-        made.supervisor.retune(model(cmd="server --new"))
+        made.supervisor.set_definition(model(cmd="server --new"))
         self.assertEqual(made.supervisor.status().cmd, ("server", "--port", "5800"))
         made.supervisor.stop()
         made.wait(0.3)
