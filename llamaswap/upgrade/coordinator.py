@@ -6,7 +6,8 @@ Before that the new code is checked in a child, with the same command line and c
 
 1. Check the new code. If it does not start, nothing happens.
 2. Hold requests back for `HOLD_TIME`, again and again, until a hold finds the service at rest.
-3. After `WAIT_TIMEOUT`, or when the upgrade is requested a second time, hold them for up to `drainTimeout`.
+3. After `WAIT_TIMEOUT` hold them for up to `LAST_HOLD_TIME`; if the upgrade is requested a second time, for up to
+   `drainTimeout` at once.
 4. If requests still run then, the upgrade fails; one that was requested a second time closes them.
 5. If the code or the configuration files changed since the check, go back to 1 before anything is closed.
 """
@@ -29,6 +30,7 @@ from llamaswap.upgrade.state import UpgradeState
 
 WAIT_TIMEOUT = 120.0  # seconds in which requests are served while a moment without one is waited for
 HOLD_TIME = 1.0  # seconds for which requests are held back to see whether the others end
+LAST_HOLD_TIME = 30.0  # seconds of the hold at the end of the wait, or `drainTimeout` if that is shorter
 RETRY_INTERVAL = 5.0  # seconds between two such holds, in which requests are served
 FLUSH_TIMEOUT = 5.0  # seconds for disks and drivers to finish, while requests are held back
 CLOSE_TIMEOUT = 10.0  # seconds for closed requests to end; a server that is being loaded takes five
@@ -186,7 +188,8 @@ class Upgrade:
             self.phase = "draining"
             host.hold()
             if last:
-                calm = await self._until(host.calm, host.drain_timeout)
+                limit = host.drain_timeout if self._forced else min(host.drain_timeout, LAST_HOLD_TIME)
+                calm = await self._until(host.calm, limit)
             else:
                 calm = await self._until(lambda: host.calm() or self._forced, HOLD_TIME) and host.calm()
             if calm:
@@ -206,7 +209,7 @@ class Upgrade:
         host = self.host
         if not calm and not self._forced:
             raise _UpgradeFailed(
-                f"still busy after {WAIT_TIMEOUT + host.drain_timeout:.0f}s ({host.busy_with()}); request the upgrade"
+                f"still busy after more than {WAIT_TIMEOUT:.0f}s ({host.busy_with()}); request the upgrade"
                 " again while it waits (or use `llamaswap upgrade --force`) to close such requests"
             )
         await self._check_again_if_changed()

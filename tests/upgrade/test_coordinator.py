@@ -9,6 +9,7 @@ from llamaswap.upgrade.coordinator import (
     CLOSE_TIMEOUT,
     FLUSH_TIMEOUT,
     HOLD_TIME,
+    LAST_HOLD_TIME,
     RETRY_INTERVAL,
     WAIT_TIMEOUT,
     Upgrade,
@@ -176,6 +177,12 @@ class BoundTests(UpgradeCase):
         self.assertEqual(self.host.calls[-1], "release")
         self.assertIn("1 requests in progress", self.error)
         self.assertIn("--force", self.error)
+
+    def test_long_drain_timeout_does_not_hold_requests_for_longer_than_thirty_seconds(self):
+        self.begin(calm_at=1e9, drain_timeout=3600.0)
+        self.wait(WAIT_TIMEOUT + RETRY_INTERVAL + HOLD_TIME + LAST_HOLD_TIME)
+        self.assertEqual(self.host.calls[-1], "release")
+        self.assertIn("1 requests in progress", self.error)
 
     def test_upgrade_requested_again_closes_requests_only_after_the_drain_timeout(self):
         self.begin(calm_at=1e9)
