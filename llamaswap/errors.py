@@ -1,7 +1,7 @@
-"""Every failure we raise on purpose.
+"""Every error that is raised on purpose.
 
-Classes carry fields, not formatted text for one audience: `web/errors.py` turns them into statuses and
-bodies, the log turns them into lines. Nothing here knows HTTP.
+The classes have fields instead of texts for one audience: `web/errors.py` turns them into statuses and bodies, the log
+into lines. Nothing here knows HTTP.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 
 class LlamaswapError(Exception):
-    """Base of everything below; `str()` is a sentence an operator can act on."""
+    """Base of all errors below; `str()` is a sentence that an operator can act on."""
 
 
 # -- configuration -----------------------------------------------------------------------------------------
@@ -20,10 +20,10 @@ class LlamaswapError(Exception):
 
 @frozen
 class Problem:
-    """One thing wrong (or odd) in a configuration.
+    """One error or warning about a configuration.
 
-    `path` is dotted (`models.owl.ttl`), `file` and `line` (1-based) are None where unknown, `hint` says the
-    way out and may be empty.
+    `path` is dotted (`models.owl.ttl`), `file` and `line` (from 1) are None if unknown, `hint` says what to do and may
+    be empty.
     """
 
     message: str
@@ -41,9 +41,9 @@ class Problem:
 
 
 class ConfigError(LlamaswapError):
-    """The configuration cannot be used as a whole. Mend the named place; a running service keeps its old one.
+    """The configuration cannot be used. A running service keeps its old one.
 
-    `warnings` are what was odd besides, as far as it was looked at.
+    `warnings` are those found before.
     """
 
     def __init__(self, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> None:
@@ -56,12 +56,12 @@ class ConfigError(LlamaswapError):
 
 
 class RequestError(LlamaswapError):
-    """A request for a model ended before any byte of an answer."""
+    """A request for a model failed before any byte of a response."""
 
 
 @frozen
 class NoModelNamed(RequestError):
-    """The request names no model. Put `model` into the body, form or query."""
+    """The request names no model. Put `model` into its body, form or query, or set `routing.defaultModel`."""
 
     def __str__(self) -> str:
         return "no model id could be identified"
@@ -69,7 +69,7 @@ class NoModelNamed(RequestError):
 
 @frozen
 class UnknownModel(RequestError):
-    """No local model, alias or peer has this name. See /v1/models for those that exist."""
+    """No local model, alias or peer has this name. /v1/models lists those that exist."""
 
     model: str
 
@@ -93,7 +93,7 @@ class PeerLoop(RequestError):
 
 @frozen
 class TooManyRequests(RequestError):
-    """The model's explicit `concurrencyLimit` is used up. Raise it, or retry after `retry_after` seconds."""
+    """As many requests as `concurrencyLimit` allows are in progress. Raise it, or retry after `retry_after` seconds."""
 
     model: str
     limit: int
@@ -117,10 +117,7 @@ class QueueFull(RequestError):
 
 @frozen
 class Superseded(RequestError):
-    """A newer request of the same session (or client) took this one's place in the queue; see `supersede`.
-
-    Nothing to do: whoever asked has asked again.
-    """
+    """A newer request of the same session (or client) took this one's place in the queue; see `supersede`."""
 
     model: str
 
@@ -130,7 +127,7 @@ class Superseded(RequestError):
 
 @frozen
 class WaitedTooLong(RequestError):
-    """The request waited in the queue longer than `maxWait`. Raise it, or look at which requests take so long.
+    """The request waited in the queue longer than `maxWait`. Raise it, or check which requests take so long.
 
     `behind` are the models whose requests had to finish first.
     """
@@ -147,7 +144,7 @@ class WaitedTooLong(RequestError):
 
 @frozen
 class NoTarget(RequestError):
-    """A selector has no target it could choose now."""
+    """A selector has no target that it could choose now."""
 
     selector: str
     reason: str
@@ -168,7 +165,7 @@ class ModelUnloaded(RequestError):
 
 @frozen
 class ShuttingDown(RequestError):
-    """The service is ending; nothing new is started."""
+    """The service is shutting down and starts nothing new."""
 
     what: str = "llamaswap"
 
@@ -188,10 +185,10 @@ class BeingUpgraded(RequestError):
 
 @frozen
 class StartFailed(RequestError):
-    """The model's server did not become ready. `log_tail` holds its last lines: the reason is usually there.
+    """The model's server did not become ready. `log_tail` has its last lines, which usually contain the reason.
 
-    `cause` is the field's wording ("upstream command exited prematurely", "health check timed out after
-    2m0s"), `exit_status` the child's (negative: signal), None where it did not exit.
+    `cause` is the Go program's phrase ("upstream command exited prematurely", "health check timed out after 2m0s"),
+    `exit_status` the process's (negative: a signal), None if it did not exit.
     """
 
     model: str
@@ -245,7 +242,7 @@ class KeepsFailing(RequestError):
 
 @frozen
 class NotReady(RequestError):
-    """The model would have to be loaded and this request may not do that (ignored path or websocket)."""
+    """The model is not loaded, and the request may not load it: a read, an ignored path, autoload=false."""
 
     model: str
     reason: str
@@ -256,7 +253,7 @@ class NotReady(RequestError):
 
 @frozen
 class ServerVanished(RequestError):
-    """The model's server went away between the grant and the first byte."""
+    """The model's server exited between the grant and the first byte."""
 
     model: str
 
@@ -269,7 +266,7 @@ class ServerVanished(RequestError):
 
 @frozen
 class UpstreamUnreachable(RequestError):
-    """No connection, or it died before the first byte of an answer. `sent` False: nothing was sent, retry freely."""
+    """There was no connection, or it broke before the first byte of a response. `sent` False: nothing was sent."""
 
     where: str
     cause: str
@@ -281,7 +278,7 @@ class UpstreamUnreachable(RequestError):
 
 @frozen
 class UpstreamTruncated(LlamaswapError):
-    """The server's answer ended before its end: what the client has is incomplete and must be seen as such."""
+    """The server's response broke off: the client has an incomplete one and must be able to see that."""
 
     where: str
     cause: str
@@ -292,7 +289,7 @@ class UpstreamTruncated(LlamaswapError):
 
 @frozen
 class UpstreamDeclined(RequestError):
-    """The server answered with a status that sends this request on to its next target. The client saw nothing of it."""
+    """The server's status sends this request on to its next target; the client has not seen the response."""
 
     where: str
     status: int
@@ -303,7 +300,7 @@ class UpstreamDeclined(RequestError):
 
 @frozen
 class BadUpstream(RequestError):
-    """The server answered with something that is not HTTP, or upgraded to a protocol nobody asked for."""
+    """The server's response is not HTTP, or it switched to a protocol that the client did not ask for."""
 
     where: str
     cause: str
@@ -315,12 +312,12 @@ class BadUpstream(RequestError):
 # -- talking to a client -----------------------------------------------------------------------------------
 
 
-CLIENT_CLOSED_REQUEST = 499  # reported for a request whose client left before anything was sent; a common custom
+CLIENT_CLOSED_REQUEST = 499  # reported for a request whose client left before a response; a common convention
 
 
 @frozen
 class ClientGone(LlamaswapError):
-    """The client left; there is nobody to tell."""
+    """The client has left."""
 
     def __str__(self) -> str:
         return "client disconnected"
@@ -328,9 +325,9 @@ class ClientGone(LlamaswapError):
 
 @frozen
 class ReaderStalled(LlamaswapError):
-    """The client read nothing of its response for so long, while a request for `waiting` waited for the model's room.
+    """The client has read nothing of its response for too long, while a request for `waiting` needs the model's memory.
 
-    Raise `stalledReader`, or let the client read.
+    Raise `stalledReader`, or make the client read.
     """
 
     seconds: float
@@ -350,7 +347,7 @@ class Cancelled(LlamaswapError):
 
 @frozen
 class BadRequest(RequestError):
-    """The request cannot be understood or rewritten. `message` names what and where."""
+    """The request cannot be understood or rewritten. `message` says what is wrong and where."""
 
     message: str
 
@@ -360,10 +357,10 @@ class BadRequest(RequestError):
 
 @frozen
 class NoRoom(RequestError):
-    """The bodies of all requests under way together take what they may of `what`: memory or disk, with its limit.
+    """The bodies of all requests in progress together use up their budget of `what`: memory or disk, with its limit.
 
-    The request can be sent again when others are served. If it recurs: fewer large requests at once, or a higher limit
-    on memory, or more space in the folder of temporary files (`TMPDIR`).
+    The request can be sent again later. If this recurs: send fewer large requests at once, raise the memory limit, or
+    free space in the folder of temporary files (`TMPDIR`).
     """
 
     what: str

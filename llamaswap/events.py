@@ -1,7 +1,8 @@
-"""News: what happened, told to whoever listens. Never a command, and nobody waits for a listener.
+"""Events: what happened, for any number of subscribers. An event is never a command, and nothing waits for a
+subscriber.
 
-Events are frozen records; a subscriber names the classes it wants. A subscriber that raises is reported to
-`on_error` and does not keep the others from hearing.
+Events are frozen records; a subscriber names the classes it wants. A subscriber that raises an exception is reported to
+`on_error` and does not affect the others.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from attrs import Factory, define, frozen
 E = TypeVar("E")
 
 
-# -- the vocabulary ----------------------------------------------------------------------------------------
+# -- the events --------------------------------------------------------------------------------------------
 
 
 @frozen
 class StateChanged:
-    """A model's server moved. States are the outward words: stopped, starting, ready, stopping, shutdown.
+    """A model's server changed its state: stopped, starting, ready, stopping or shutdown.
 
-    `why` it is stopped where that was asked for: unload, idle, failed, crash, reload, shutdown or abandoned.
+    `why` it stopped, if that was asked for: unload, idle, failed, crash, reload, shutdown or abandoned.
     """
 
     model: str
@@ -32,16 +33,16 @@ class StateChanged:
 
 @frozen
 class SleepEnded:
-    """A sleeping server is gone without having been woken. Asleep it was shown as stopped, so its state stays."""
+    """A suspended server exited without having been resumed. It was shown as stopped, so its state does not change."""
 
     model: str
 
 
 @frozen
 class SwapBegan:
-    """The router began to load `model`; `evicted` go for it, `reason` says why in words.
+    """The router began to load `model` and evicts `evicted` for it; `reason` explains why.
 
-    `origin` is what asked for it: manual, preload, restored, or `request:` with the request's id; empty: unknown.
+    `origin` is what asked for it: manual, preload, restored, or `request:` with the request's id; empty if unknown.
     """
 
     swap: int
@@ -54,10 +55,9 @@ class SwapBegan:
 
 @frozen
 class SwapEnded:
-    """A swap came to its end; `error` is None when the model is ready. `phases` maps a phase to its seconds.
+    """A swap ended; `error` is None if the model is ready. `phases` maps a phase to its seconds.
 
-    `exit_status` is how the server's process ended where that was what went wrong: a status, or a signal's number below
-    0.
+    `exit_status` is that of the server's process if its exit was the cause: a status, or a negative signal number.
     """
 
     swap: int
@@ -77,7 +77,7 @@ class ProfileChanged:
 
 @frozen
 class PeersChanged:
-    """What a peer offers has changed, or whether it answers."""
+    """The models of a peer have changed, or whether it answers."""
 
 
 @frozen
@@ -90,7 +90,7 @@ class Preloaded:
 
 @frozen
 class ConfigReloaded:
-    """A new configuration is in force; the names say what it touched."""
+    """A new configuration is in force; the names are those of the models that it changed."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class ConfigReloaded:
 
 @frozen
 class ConfigRejected:
-    """A new configuration was refused; the old one stays in force."""
+    """A new configuration was rejected; the old one stays in force."""
 
     message: str
 
@@ -117,7 +117,7 @@ class ActivityStored:
 
 @define
 class EventBus:
-    """Deliver each published event to the subscribers of its class, in the order they subscribed."""
+    """Delivers each event to the subscribers of its class, in the order of their subscriptions."""
 
     on_error: Callable[[Exception], None]
     _subscribers: dict[type[Any], list[Callable[[Any], None]]] = Factory(dict)
@@ -134,9 +134,9 @@ class EventBus:
         return unsubscribe
 
     def publish(self, event: object) -> None:
-        """Tell everyone. A copy of the list is walked: subscribers may come and go meanwhile."""
+        """Deliver an event. Subscribers may subscribe and unsubscribe meanwhile."""
         for callback in tuple(self._subscribers.get(type(event), ())):
             try:
                 callback(event)
-            except Exception as error:  # the edge of a floor: a listener's fault is not the publisher's
+            except Exception as error:  # a subscriber's fault must not reach the publisher
                 self.on_error(error)

@@ -1,4 +1,4 @@
-"""Request bodies that are already here, in memory or in a file: whole, readable any number of times."""
+"""Request bodies that are complete, in memory or in a file, and can be read any number of times."""
 
 from __future__ import annotations
 
@@ -19,33 +19,32 @@ from llamaswap.wire.byte_budget import ByteBudget
 
 @implementer(IPushProducer)
 class _Done:
-    """The producer of a feeding that is over."""
+    """The producer of a body that has been fed completely."""
 
     def pauseProducing(self) -> None:
-        """Nothing more comes."""
+        """There is no more to come."""
 
     def resumeProducing(self) -> None:
-        """Nothing more comes."""
+        """There is no more to come."""
 
     def stopProducing(self) -> None:
-        """Nothing more comes."""
+        """There is no more to come."""
 
 
 FED = _Done()
 
 
-PIECE = 64 * 1024
-HELD_COPIES = 3  # of a body that is held whole: as it came, as it was edited, and in the connection's buffer
+PIECE_SIZE = 64 * 1024
+HELD_COPIES = 3  # copies of a held body: as it came, as it was edited, and in the connection's buffer
 SITE_MEMORY = 100_000  # bytes of a body for the site that are kept in memory, as twisted.web does
-TURN = 1024 * 1024  # fed in one go; then the other connections have their turn
+FEED_LIMIT = 1024 * 1024  # bytes fed at once; then other connections are served
 
 
 @implementer(IPushProducer)
 class FileFeed:
-    """Feeds a consumer from a file of known size, a piece at a time, until paused, stopped or through.
+    """Feeds a consumer from a file of known size, a piece at a time, until it is paused, stopped or at the end.
 
-    `at_end` is called with the position reached instead of `body_ended`, when given: more may follow from
-    elsewhere. `clock` provides IReactorTime.
+    `at_end` is called instead of `body_ended`, if it is given, because more may follow from elsewhere.
     """
 
     def __init__(
@@ -68,15 +67,15 @@ class FileFeed:
         self._later: IDelayedCall | None = None
 
     def run(self) -> None:
-        """Feed now, up to a turn's worth."""
+        """Feed now, up to FEED_LIMIT bytes."""
         if self._running:
             return
         self._running = True
-        budget = TURN
+        budget = FEED_LIMIT
         while not self._paused and not self._stopped and self._at < self._size and budget > 0:
             # Another reader may have moved the file's position since the last piece.
             self._file.seek(self._at)
-            data = self._file.read(min(PIECE, self._size - self._at))
+            data = self._file.read(min(PIECE_SIZE, self._size - self._at))
             if not data:
                 self._stopped = True
                 self._consumer.body_lost()
@@ -102,7 +101,7 @@ class FileFeed:
 
     def resumeProducing(self) -> None:
         self._paused = False
-        # From a later turn: the transport resumes us from within its own write.
+        # Later, because the transport resumes us from within its own write.
         if not self._stopped and self._later is None:
             self._later = self._clock.callLater(0, self._next_turn)
 
@@ -115,8 +114,10 @@ class FileFeed:
 
 @define(eq=False)
 class FileBody:
-    """A body in a file that its owner filled and closes. `clock` provides IReactorTime, `reserve` takes memory for a
-    body that is held whole, until the file is closed, or raises NoRoom."""
+    """A body in a file that its owner has filled and will close.
+
+    `reserve` takes memory for a body that is held, until the file is closed; it raises NoRoom.
+    """
 
     _clock: IReactorTime
     _file: IO[bytes]
@@ -127,11 +128,11 @@ class FileBody:
 
     @property
     def length(self) -> int | None:
-        """Its size."""
+        """Its size in bytes."""
         return self._size
 
     def hold(self, limit: int) -> Deferred[bytes]:
-        """Read whole."""
+        """The whole body in memory."""
         if self._size > limit:
             return fail(BodyTooLarge(limit))
         if self._reserve is not None:
@@ -148,23 +149,23 @@ class FileBody:
             self._reserve(self._size * HELD_COPIES + count)
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
-        """Piece by piece, as the consumer's back-pressure allows."""
+        """Feed it piece by piece, as the consumer's back-pressure allows."""
         self.close()
         feed = self._feed = FileFeed(self._clock, self._file, self._size, consumer)
         feed.run()
         return feed
 
     def close(self) -> None:
-        """Stop a running feeding; the file is its owner's."""
+        """Stop feeding; the owner closes the file."""
         feed, self._feed = self._feed, None
         if feed is not None:
             feed.stopProducing()
 
 
 class SiteContent:
-    """The body of a twisted.web request, file-like: in memory while it is small, then in a file of `disk`'s folder.
+    """The body of a twisted.web request, file-like: in memory while it is small, then in a temporary file.
 
-    If that disk is full, the body stays in memory as far as `memory` allows; NoRoom from there on. `length` is the
+    If the disk is full, the body stays in memory as far as `memory` allows; then NoRoom is raised. `length` is the
     announced size, None if it is unknown.
     """
 
@@ -173,7 +174,7 @@ class SiteContent:
         self._disk = disk
         self._file: IO[bytes] = BytesIO()
         self._size = 0
-        self._in_memory = 0  # bytes taken of each room
+        self._in_memory = 0  # bytes taken of each budget
         self._on_disk = 0
         self._reserved = 0
         if length is not None and length > SITE_MEMORY and max(disk.left, memory.left) < length:
@@ -201,7 +202,7 @@ class SiteContent:
             self._reserved = count
 
     def close(self) -> None:
-        """Forget the body. Idempotent."""
+        """Discard the body. Idempotent."""
         self._file.close()
         self._memory.give_back(self._in_memory + self._reserved)
         self._disk.give_back(self._on_disk)
@@ -252,31 +253,31 @@ class SiteContent:
 
 @define(eq=False)
 class BytesBody:
-    """A body held in memory, as the pipeline makes one after an edit. Its bound is the caller's `hold` limit."""
+    """A body held in memory, as it came or after an edit. Whoever made it has bounded it."""
 
     data: bytes
     replayable: bool = True
 
     @property
     def length(self) -> int | None:
-        """Its size."""
+        """Its size in bytes."""
         return len(self.data)
 
     def hold(self, limit: int) -> Deferred[bytes]:
-        """Itself."""
+        """The body itself."""
         if len(self.data) > limit:
             return fail(BodyTooLarge(limit))
         return succeed(self.data)
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
-        """Everything at once: it is in memory already, so pausing would save nothing."""
+        """Feed everything at once: it is in memory already, so a pause would save nothing."""
         if self.data:
             consumer.body_data(self.data)
         consumer.body_ended()
         return FED
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """There is nothing to close."""
 
 
 _check: tuple[type[BodySource], type[BodySource]] = (BytesBody, FileBody)

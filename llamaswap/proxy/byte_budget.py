@@ -1,6 +1,5 @@
-"""How much the bodies of all requests together may take, in memory and on disk, so that no number of clients can
-exhaust either. A body that does not fit is refused while it arrives, before the kernel ends the process for it.
-"""
+"""The budgets of request bodies, in memory and on disk, so that no number of clients can exhaust either. A body that
+does not fit is refused while it arrives, before the kernel would end the process for it."""
 
 from __future__ import annotations
 
@@ -16,17 +15,17 @@ from attrs import define, frozen
 from llamaswap.wire.byte_budget import ByteBudget
 
 MEMORY_SHARE = 4  # bodies may take a quarter of each limit,
-FREE_SHARE = 3  # and a third of what the limit leaves beside everything else: announced bodies are not there yet
+FREE_SHARE = 3  # and a third of what the limit leaves, because announced bodies are still to come
 LEAST_MEMORY = 16 * 1024 * 1024
-DISK_SHARE = 2  # half of what would be free without us: others write there too
-SAMPLE_SECONDS = 0.1  # how long a measurement of the memory in use counts,
-SAMPLE_BYTES = 1024 * 1024  # unless bodies grew by this much since
+DISK_SHARE = 2  # half of the free space, because other programs write there too
+SAMPLE_SECONDS = 0.1  # seconds for which a measurement of the memory in use is valid,
+SAMPLE_BYTES = 1024 * 1024  # unless bodies grew by this many bytes since
 _NO_LIMIT = 1 << 60  # version 1 of the control groups writes the largest number of pages for "no limit"
 
 
 @frozen
 class MemoryLimit:
-    """A limit of `size` bytes on this process, set by `name`; `in_use` measures how much counts against it now."""
+    """A limit of `size` bytes on this process, called `name`; `in_use` measures what counts against it now."""
 
     name: str
     size: int
@@ -34,9 +33,10 @@ class MemoryLimit:
 
 
 def memory_limits(root: Path = Path("/")) -> Iterator[MemoryLimit]:
-    """Every limit on this process's memory: the machine's, its address space's, its control group's and the parents'.
+    """Every limit on this process's memory: of the machine, its address space, its control group and that one's
+    parents.
 
-    `root` is where /proc and /sys are found.
+    `root` is the folder that contains /proc and /sys.
     """
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     yield MemoryLimit("the machine's memory", physical, lambda: physical - _available(root, physical))
@@ -54,7 +54,8 @@ def memory_limits(root: Path = Path("/")) -> Iterator[MemoryLimit]:
 
 
 def _group_limits(mount: Path, group: str, limit: str, usage: str, prefix: str) -> Iterator[MemoryLimit]:
-    """The limits of a control group and its parents; in a container the path may be the host's, the mount its own."""
+    """The limits of a control group and its parents; in a container the path may be the host's while the mount is its
+    own."""
     parts = [part for part in group.split("/") if part and part != ".."]
     for depth in range(len(parts), -1, -1):
         folder = mount.joinpath(*parts[:depth])
@@ -96,7 +97,7 @@ def _text(path: Path) -> str:
 
 @define(eq=False)
 class _MemoryBound:
-    """What bodies may take of the tightest of the limits, measured again when it may have changed."""
+    """The bytes that bodies may take of the tightest limit; measured again when it may have changed."""
 
     limits: list[MemoryLimit]
     seconds: Callable[[], float]
@@ -120,18 +121,18 @@ class _MemoryBound:
         return min(limit.size // MEMORY_SHARE, (limit.size - limit.in_use() + used) // FREE_SHARE)
 
     def words(self) -> str:
-        """The tightest limit, as of the last measurement."""
+        """The tightest limit, by the last measurement."""
         return self.tightest
 
 
 def memory_room(limits: list[MemoryLimit] | None = None, seconds: Callable[[], float] = time.monotonic) -> ByteBudget:
-    """A share of the memory this process may use."""
+    """The budget of bodies in memory: a share of what this process may use."""
     bound = _MemoryBound(list(memory_limits()) if limits is None else limits, seconds)
     return ByteBudget("memory", bound, bound.words)
 
 
 def disk_room(folder: str | None = None, free: Callable[[str], int] | None = None) -> ByteBudget:
-    """A share of what is free in the folder of temporary files; what is taken there already counts as free."""
+    """The budget of bodies on disk: a share of what is free in the folder of temporary files."""
     where = folder or _temporary_folder()
     ask = free or _free
     return ByteBudget(
@@ -142,7 +143,7 @@ def disk_room(folder: str | None = None, free: Callable[[str], int] | None = Non
 def _temporary_folder() -> str:
     try:
         return tempfile.gettempdir()
-    except OSError:  # every candidate is full or cannot be written to
+    except OSError:  # every candidate is full or not writable
         return os.environ.get("TMPDIR") or "/tmp"
 
 

@@ -1,7 +1,7 @@
 """Where an HTTP/1 message's head and body end, to the byte. Pure: bytes in, positions and records out.
 
-httptools (llhttp) judges every head, with its strictness. It says *what* it met but not *where*, and the relay
-passes bodies on as they came, so chunk framing is walked here: sizes are read, payload is only pointed at.
+httptools (llhttp) judges every head, with its strictness. It reports what it met but not where, and the proxy passes
+bodies on as they came; so chunk framing is walked here: sizes are read, payload is only located.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from attrs import define
 from llamaswap.proxy.exchange import Headers, RequestHead
 from llamaswap.wire.headers import SECRETS, comma_items
 
-HEAD_LIMIT = 64 * 1024  # room for long cookies and traces; beyond it somebody is not speaking HTTP to us
+HEAD_LIMIT = 64 * 1024  # bytes; enough for long cookies and traces
 HEADER_COUNT = 500
 SIZE_LINE_LIMIT = 4096  # a chunk size with its extensions
 TRAILER_LIMIT = 16 * 1024
@@ -23,27 +23,27 @@ _SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*;[^\r\n\x00]*)?\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _AUTHORITY = re.compile(rb"^[^/?]*")
 _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
-# Framing has no place behind the body (RFC 9110, 6.5.1): llhttp, and so Node, takes such an answer for a broken one.
+# Framing fields are not allowed in trailers (RFC 9110, 6.5.1): llhttp, and so Node, treats such a response as broken.
 _TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
 
 LAST_CHUNK = b"0\r\n\r\n"
 
 
 class MalformedMessage(Exception):
-    """The bytes are not HTTP as we accept it; the text says what was met."""
+    """The bytes are not HTTP as it is accepted here; the text says what was met."""
 
 
 class HeadTooSlow(MalformedMessage):
-    """A request whose next bytes did not come in time."""
+    """The next bytes of a request did not come in time."""
 
 
 class HeadTooLarge(MalformedMessage):
-    """A head with more bytes or fields than we take."""
+    """A head has more bytes or fields than are accepted."""
 
 
-@define  # not frozen: a record of every request, and freezing doubles what making one costs
+@define  # made for every response; to freeze it would double its cost
 class ResponseHead:
-    """A server's first lines. `length` is the body's size, None when `chunked` or ended by the connection's close."""
+    """A response's head. `length` is the body's size, None if it is `chunked` or ends with the connection."""
 
     status: int
     reason: bytes
@@ -63,7 +63,7 @@ class ResponseHead:
 
 @define
 class Framing:
-    """How a request's body is delimited: `length` bytes, or chunked when it is None."""
+    """How a request's body is delimited: by `length` bytes, or in chunks if it is None."""
 
     length: int | None
     keep_alive: bool
@@ -71,7 +71,7 @@ class Framing:
     upgrade: bool
 
 
-COMMON = 1024  # header fields that are kept as one object for all who send them
+COMMON = 1024  # header fields that all requests with the same field share
 COMMON_NAME = 32
 COMMON_VALUE = 40
 SECRET_SIZES = frozenset(map(len, SECRETS))
@@ -82,7 +82,7 @@ _Parser = httptools.HttpRequestParser | httptools.HttpResponseParser
 
 
 class _Collector:
-    """What llhttp tells about one head."""
+    """Collects what llhttp reports of one head."""
 
     __slots__ = ("complete", "headers", "line")
 
@@ -102,7 +102,7 @@ class _Collector:
             value = value.rstrip(b" \t")
         item = (name, value)
         if len(value) <= COMMON_VALUE and len(name) <= COMMON_NAME:
-            # Clients repeat themselves: thousands of requests under way share one of each.
+            # Clients repeat themselves: thousands of requests in progress share one object of each field.
             known = _common.get(item)
             if known is not None:
                 item = known
@@ -117,7 +117,7 @@ class _Collector:
 
 
 def find_head_end(data: bytes, limit: int = HEAD_LIMIT) -> int:
-    """The position just behind a head's blank line, or -1 while it is incomplete; HeadTooLarge, Malformed."""
+    """The position after a head's blank line, -1 if it is incomplete. Raises HeadTooLarge and MalformedMessage."""
     end = data.find(b"\r\n\r\n")
     if end >= 0:
         if end > limit:
@@ -134,9 +134,9 @@ def _judge(parser: _Parser, collector: _Collector, head: bytes) -> None:
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # it stops behind an upgrade's head, which is all it was given
+        pass  # it stops after an upgrade's head, which is all it was given
     except httptools.HttpParserError as error:
-        # A 101 without the headers that belong to it also stops the parser behind its head.
+        # A 101 without the headers that belong to it also stops the parser after its head.
         if not (collector.complete and "Upgrade" in str(error)):
             raise MalformedMessage(str(error))
     if not collector.complete:
@@ -155,7 +155,7 @@ def _version(parser: _Parser) -> tuple[int, int]:
 
 
 def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
-    """Read a request's head, given whole with its blank line."""
+    """Read a request's head, complete with its blank line."""
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
     _judge(parser, collector, head if head.isascii() else _escaped(head))
@@ -193,7 +193,7 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
         raise MalformedMessage("CONNECT is not served")
     target = collector.line
     if target[:1] != b"/" and target != b"*":
-        # The absolute form meant for proxies is to be understood by every server (RFC 9112, 3.2.2).
+        # Every server must understand the absolute form, which is meant for proxies (RFC 9112, 3.2.2).
         scheme, found, rest = target.partition(b"://")
         if not found or scheme.lower() not in (b"http", b"https"):
             raise MalformedMessage("a target that is no path")
@@ -204,27 +204,27 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
 
 
 def _escaped(head: bytes) -> bytes:
-    """A request's head with its target in ASCII: some clients send letters of other alphabets as they were typed."""
+    """A request's head with its target in ASCII, because some clients send non-ASCII letters unencoded."""
     line, found, rest = head.partition(b"\r\n")
     return _EIGHT_BIT.sub(lambda byte: b"%%%02X" % byte[0][0], line) + found + rest
 
 
 def with_target(head: bytes, target: bytes) -> bytes:
-    """A judged request's head, asking for the target it was read as."""
+    """A request's head with this target."""
     line, found, rest = head.partition(b"\r\n")
     return b" ".join((line.partition(b" ")[0], target, line.rpartition(b" ")[2])) + found + rest
 
 
 def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
-    """Read a response's head, given whole; `bodyless` says that it answers a HEAD."""
+    """Read a response's head, complete with its blank line. `bodyless`: it answers a HEAD."""
     collector = _Collector()
     parser = httptools.HttpResponseParser(collector)
-    # Some servers send a length beside the chunks; the chunks count (RFC 9112, 6.3).
+    # Some servers send a length in addition to chunks; the chunks count (RFC 9112, 6.3).
     parser.set_dangerous_leniencies(lenient_chunked_length=True)
     _judge(parser, collector, head)
     version = _version(parser)
     status = parser.get_status_code()
-    if status < 100:  # llhttp takes 099, but nobody else does
+    if status < 100:  # llhttp accepts 099, but clients do not
         raise MalformedMessage(f"status {status}")
     keep_alive = version == (1, 1)
     length: int | None = None
@@ -259,7 +259,7 @@ def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
 
 
 def write_head(first_line: bytes, headers: Headers) -> bytes:
-    """A head's bytes with its blank line. Names and values come from a judged head or from our own code."""
+    """A head's bytes with its blank line. Names and values come from a parsed head or from our own code."""
     lines = [first_line]
     for name, value in headers:
         lines.append(name + b": " + value)
@@ -267,35 +267,35 @@ def write_head(first_line: bytes, headers: Headers) -> bytes:
     return b"\r\n".join(lines)
 
 
-# Chunk size lines seen before: those of a stream of events are few, and looking one up costs a fraction of reading it.
+# Chunk size lines seen before: those of an event stream are few, and a lookup costs a fraction of parsing one.
 _known_sizes: dict[bytes, int] = {}
 KNOWN_SIZES = 1024
-KNOWN_LINE = 6  # bytes of a line that is remembered
+KNOWN_LINE = 6  # bytes of the longest line that is remembered
 
 
 class ChunkWalker:
-    """Walks a chunked body through any slicing of its bytes, and finds its exact end."""
+    """Walks a chunked body, however it is sliced, and finds its exact end."""
 
     __slots__ = ("_held", "_left", "_state", "_trailer", "done", "payload")
 
     def __init__(self) -> None:
         self.done = False
-        self.payload = 0  # payload bytes seen
-        self._left = 0  # of the present chunk
+        self.payload = 0  # bytes of payload seen
+        self._left = 0  # bytes of the present chunk to come
         self._held = b""  # an incomplete line
         self._trailer = 0  # bytes of trailer lines
         self._state = 0  # 0 size line, 1 payload, 2 its CRLF, 3 trailer lines
 
     @property
     def between(self) -> bool:
-        """Whether what was walked ends with a whole chunk."""
+        """Whether the bytes walked end with a complete chunk."""
         return not self._state and not self._held
 
     def feed(self, data: bytes, pieces: list[bytes] | None) -> int:
-        """Walk on; returns how many bytes of `data` belong to the body. Payload goes to `pieces` when given."""
+        """Walk on; returns how many bytes of `data` belong to the body. The payload goes to `pieces`, if given."""
         at, size = 0, len(data)
         if not self._state and not self._held:
-            # Whole chunks with size lines met before: nearly every read of an event stream is one.
+            # Complete chunks with known size lines: nearly every read of an event stream is one.
             while True:
                 begin = data.find(b"\n", at) + 1
                 length = _known_sizes.get(data[at:begin])

@@ -1,7 +1,7 @@
-"""A request body that is still arriving at the front door.
+"""A request body that is still arriving from its client.
 
-It is kept in memory, and from a threshold on in an unlinked file, until somebody reads it for the last time; then
-it streams through. Nobody reading means that the client is made to wait, not that memory fills.
+It is kept in memory, and beyond a threshold in an unlinked file, until its last reader starts; then it is streamed.
+While it has no reader, the client is made to wait, so memory does not fill.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, ClientGone
-from llamaswap.proxy.bodies import FED, HELD_COPIES, PIECE, TURN
+from llamaswap.proxy.bodies import FED, FEED_LIMIT, HELD_COPIES, PIECE_SIZE
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
 
 SPOOL_THRESHOLD = 8 * 1024 * 1024
-AHEAD = 256 * 1024  # read ahead while nobody asks; then the client waits
-SMALL = 1024 * 1024  # up to here a body stays readable again even when asked to forget
-DISCARD = 1024 * 1024  # of a body nobody wants; beyond it the connection is closed instead
-DISK_STEP = 4 * 1024 * 1024  # of the room on disk that is asked for at once
+READ_AHEAD = 256 * 1024  # bytes read ahead while there is no reader; then the client waits
+SMALL_BODY = 1024 * 1024  # bytes; a body up to this size can be read again even if its reader does not ask for that
+DISCARD_LIMIT = 1024 * 1024  # bytes of an unwanted body that are read; beyond it the connection is closed instead
+DISK_STEP = 4 * 1024 * 1024  # bytes of the disk's budget that are taken at once
 
 
 def _nothing() -> None:
-    """Nobody is told."""
+    """There is nothing to call."""
 
 
 class SpooledBody:
-    """Fed by the door through `arrived`, `finished` and `lost`; `changed` is called when `wants` may differ.
+    """A connection feeds it by `arrived`, `finished` and `lost`; it calls `changed` when `wants` may differ.
 
-    `length` is None for a chunked body, until its end. `continue_` is called when the first byte is asked for.
-    `memory` and `disk` are the rooms that all bodies share; readers are told NoRoom when they are full.
+    `length` is None for a chunked body, until its end. `continue_` is called when the first byte is asked for. `memory`
+    and `disk` are the budgets that all bodies share; readers fail with NoRoom when they are used up.
     """
 
     __slots__ = (
@@ -110,7 +110,7 @@ class SpooledBody:
 
     @property
     def replayable(self) -> bool:
-        """Whether it can be started from its first byte."""
+        """Whether it can be read from its first byte."""
         return not self._forgetting and not self._closed
 
     def hold(self, limit: int) -> Deferred[bytes]:
@@ -136,7 +136,7 @@ class SpooledBody:
         return holder
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
-        """Feed from the first byte; see BodySource."""
+        """Feed a consumer from the first byte; see BodySource."""
         if self._refusal is not None:
             consumer.body_refused(self._refusal)
             return FED
@@ -144,8 +144,8 @@ class SpooledBody:
             raise RuntimeError("the body was released")
         if self._feed is not None:
             self._feed.stopProducing()
-        # What is here whole costs nothing to keep, and a small body is worth a second try.
-        self._forgetting = not (keep or self.complete or (self._length is not None and self._length <= SMALL))
+        # A complete body costs nothing to keep, and a small one is worth a second attempt.
+        self._forgetting = not (keep or self.complete or (self._length is not None and self._length <= SMALL_BODY))
         feed = self._feed = _Feed(self, consumer)
         self._ask()
         feed.pump()
@@ -157,15 +157,15 @@ class SpooledBody:
             raise self._memory.full()
 
     def release(self) -> None:
-        """It was held whole, and lives on as the edited copy and the one being sent for as long as the request: their
-        room stays taken."""
+        """Drop the bytes of a body that was held: an edited copy and the one being sent live as long as the request, so
+        their memory stays taken."""
         if self.complete and self._file is None:
             self._chunks = []
             self._forgetting = True
             self._give_memory_back(self._memory_taken // HELD_COPIES)
 
     def close(self) -> None:
-        """Forget everything; what still arrives is discarded."""
+        """Discard everything, also what still arrives."""
         if self._closed:
             return
         self._closed = True
@@ -175,23 +175,23 @@ class SpooledBody:
         self._close_file()
         self._give_memory_back(self._memory_taken)
         self._changed()
-        self._changed = self._continue = _nothing  # unties it from the door
+        self._changed = self._continue = _nothing  # or the connection and the body would form a reference cycle
 
     # -- what the door calls
 
     @property
     def wants(self) -> bool:
-        """Whether the door should go on reading."""
+        """Whether the connection should go on reading."""
         if self._closed:
-            return self._discarded < DISCARD
+            return self._discarded < DISCARD_LIMIT
         if self._holder is not None:
             return True
         if self._feed is not None:
             return not self._feed.paused
-        return self._arrived < AHEAD
+        return self._arrived < READ_AHEAD
 
     def arrived(self, data: bytes) -> None:
-        """Payload bytes from the client."""
+        """Some bytes of the body, without framing."""
         self._arrived += len(data)
         if self._closed:
             self._discarded += len(data)
@@ -209,7 +209,7 @@ class SpooledBody:
             feed.pump()
 
     def finished(self) -> None:
-        """That was all."""
+        """The body is complete."""
         self.complete = True
         holder, self._holder = self._holder, None
         if holder is not None:
@@ -218,7 +218,7 @@ class SpooledBody:
             self._feed.pump()
 
     def lost(self) -> None:
-        """The client left. An incomplete body will never be complete."""
+        """The client left, so an incomplete body stays incomplete."""
         self._lost = True
         if self.complete:
             return
@@ -235,7 +235,7 @@ class SpooledBody:
     def _joined(self) -> Deferred[bytes]:
         try:
             return succeed(self._whole())
-        except MemoryError:  # the limits were measured, but another part of the process took what was left
+        except MemoryError:  # the limits were measured, but another part of the process took the rest
             return fail(self._memory.full())
 
     def _ask(self) -> None:
@@ -250,11 +250,11 @@ class SpooledBody:
         self._changed()
 
     def _keep(self, data: bytes) -> bool:
-        """Keep some more; False where there is no room for it."""
+        """Keep some more bytes; False if neither budget has room for them."""
         if self._file is None:
             size = len(data)
             if self._holder is not None:
-                # Where the length was announced all of it is taken already.
+                # If the length was announced, all of its memory is taken already.
                 if self._memory_taken < self._arrived * HELD_COPIES and not self._take_memory(size * HELD_COPIES):
                     return False
                 self._chunks.append(data)
@@ -271,10 +271,10 @@ class SpooledBody:
         return self._back_to_memory(data)
 
     def _spool(self, data: bytes) -> bool:
-        """Go on in a file: what is here so far, and this."""
+        """Continue in a file, with the bytes so far and these; False if that is impossible."""
         if self._disk.left < (self._length or 0):
             return False
-        # Writing goes to the page cache: no slower than the memory it saves. The file has no name.
+        # Writing goes to the page cache, so it is no slower than the memory it saves. The file has no name.
         try:
             self._file = tempfile.TemporaryFile(prefix="llamaswap-body-", dir=self._folder, buffering=0)  # noqa: SIM115
         except OSError:
@@ -290,7 +290,7 @@ class SpooledBody:
         return True
 
     def _back_to_memory(self, data: bytes) -> bool:
-        """The disk is full: keep everything in memory, if that has room."""
+        """Keep everything in memory because the disk is full; False if memory has no room either."""
         kept = self._spooled
         announced = (self._length or 0) - self._memory_taken
         if announced > self._memory.left or not self._take_memory(kept + len(data)):
@@ -325,7 +325,7 @@ class SpooledBody:
             self._file.seek(self._spooled)
             if self._file.write(data) < len(data):
                 return False
-        except OSError:  # full after all
+        except OSError:  # the disk is full after all
             return False
         self._spooled = size
         return True
@@ -343,7 +343,7 @@ class SpooledBody:
         self._memory_taken -= count
 
     def _refuse(self) -> None:
-        """There is no room for what came: its reader is told, the rest is for nobody."""
+        """There is no room for the bytes that came: fail the reader and discard the rest."""
         in_memory = self._file is None and (self._holder is not None or self._forgetting)
         error = self._refusal = (self._memory if in_memory else self._disk).full()
         holder, self._holder = self._holder, None
@@ -364,10 +364,10 @@ class SpooledBody:
         return self._chunks[0]
 
     def _next(self, feed: _Feed) -> bytes:
-        """The feed's next piece; empty when it has had all that is here."""
+        """The feed's next piece; empty if it has had everything that is here."""
         if self._file is not None:
             self._file.seek(feed.at)
-            data = self._file.read(PIECE)
+            data = self._file.read(PIECE_SIZE)
             feed.at += len(data)
             return data
         while feed.at < len(self._chunks):
@@ -408,17 +408,17 @@ class _Feed:
         self.at = 0
         self.paused = False
         self.stopped = False
-        self.direct = False  # caught up: what arrives may be handed on without being kept
+        self.direct = False  # it has had everything so far, so arriving bytes can be passed on without being kept
         self._body = body
         self._pumping = False
         self._later: IDelayedCall | None = None
 
     def pump(self) -> None:
-        """Feed what is here, as far as the consumer takes it, up to a turn's worth."""
+        """Feed what is here as far as the consumer takes it, up to FEED_LIMIT bytes at once."""
         if self._pumping or self._later is not None:
             return
         body = self._body
-        budget = TURN
+        budget = FEED_LIMIT
         self._pumping = True
         self.direct = False
         while not self.paused and not self.stopped:
@@ -451,7 +451,7 @@ class _Feed:
         self.paused = False
         if self.stopped:
             return
-        # On a later turn: a transport resumes us from within its own write.
+        # Later, because a transport resumes us from within its own write.
         if self._later is None:
             self._later = self._body._clock.callLater(0, self._again)
         self._body._changed()
@@ -464,7 +464,7 @@ class _Feed:
         body = self._body
         body._fed(self)
         if body._forgetting:
-            body.close()  # what passed is gone: the rest is of no use to anybody
+            body.close()  # the bytes that passed are discarded, so the rest is useless
         else:
             body._changed()
 

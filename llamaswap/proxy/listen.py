@@ -1,6 +1,6 @@
 """Where the service listens: `host:port`, `:port`, `[v6]:port` or a Twisted endpoint string, with or without TLS.
 
-Turns the words of the command line into a server endpoint. It must not know what is served there.
+Turns the text of the command line into a server endpoint; it does not know what is served there.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"^(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d+)$")
 PLUGINS = frozenset(("tcp", "tcp4", "tcp6", "unix", "systemd", "stdio"))  # tcp:80 is an endpoint, not a host
-BACKLOG = 1024  # connections that wait in the kernel while the reactor is busy with others
+BACKLOG = 1024  # connections that the kernel queues while the reactor is busy
 
 
 @frozen
 class ListenAddress:
-    """What the command line said. `text` as given; the two files are both set or both empty (PEM)."""
+    """The address on the command line: `text` as given. The two PEM files are both set or both empty."""
 
     text: str
     cert_file: str | None = None
@@ -38,7 +38,7 @@ class ListenAddress:
 
     @property
     def secure(self) -> bool:
-        """Whether TLS is spoken there."""
+        """Whether it listens with TLS."""
         return bool(self.cert_file) or self.text.startswith("ssl:")
 
     @property
@@ -51,7 +51,7 @@ class ListenAddress:
 
     @property
     def loopback_only(self) -> bool:
-        """Whether only this machine can connect; an address that cannot be understood counts as open."""
+        """Whether only this machine can connect; an address that cannot be interpreted counts as open."""
         if self.address is None:
             return self.text.startswith(("unix:", "tcp:")) and (
                 self.text.startswith("unix:") or "interface=127." in self.text or "interface=localhost" in self.text
@@ -66,13 +66,14 @@ class ListenAddress:
         return bool(found) and all(ip_address(str(one).partition("%")[0]).is_loopback for one in found)
 
     def endpoint(self, reactor: Any) -> IStreamServerEndpoint:
-        """The endpoint to listen on. Raises ValueError in words, OSError for files or names that cannot be read."""
+        """The endpoint to listen on. Raises ValueError with an explanation, OSError for files and names that cannot be
+        read."""
         if self.address is None:
             if self.text.isdecimal():
                 raise ValueError(f"--listen {self.text}: a port alone is written :{self.text}")
             try:
                 endpoint: IStreamServerEndpoint = serverFromString(reactor, self.text)
-            except Exception as error:  # endpoint parsers raise whatever they like; it is the option's value
+            except Exception as error:  # endpoint parsers raise arbitrary exceptions for a bad value
                 raise ValueError(
                     f"--listen {self.text}: neither host:port nor a Twisted endpoint string: {error}"
                 ) from error
@@ -93,8 +94,8 @@ class ListenAddress:
 
 
 def refusal(where: str, error: BaseException | None) -> str:
-    """Why nothing can listen at `where`, in the system's words."""
-    cause = getattr(error, "socketError", error)  # what Twisted's CannotListenError was made of
+    """Why the service cannot listen at `where`, and what to do."""
+    cause = getattr(error, "socketError", error)  # the cause of Twisted's CannotListenError
     words = getattr(cause, "strerror", None) or str(error)
     taken = getattr(cause, "errno", None) == errno.EADDRINUSE
     way = "; is it running already? -listen HOST:PORT takes another" if taken else ""
@@ -102,11 +103,11 @@ def refusal(where: str, error: BaseException | None) -> str:
 
 
 def resolved(host: str) -> str:
-    """A literal address to bind. The empty host means every address, IPv6 and IPv4 alike where the system has both."""
+    """A literal address to bind. The empty host means every address, of IPv6 and IPv4 if the system has both."""
     if not host:
         return "::" if socket.has_dualstack_ipv6() else ""
     entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    # An IPv4 address first: "localhost" must be reachable for clients that know nothing else.
+    # IPv4 first: some clients try nothing else for "localhost".
     entries.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return str(entries[0][4][0])
 
@@ -129,7 +130,7 @@ def tls_options(cert_file: str, key_file: str) -> ContextFactory:
         ("--tls-cert-file", cert_file, context.use_certificate_chain_file),
         ("--tls-key-file", key_file, context.use_privatekey_file),
     ):
-        with open(path, "rb"):  # a file that is missing or not readable says so itself
+        with open(path, "rb"):  # a missing or unreadable file raises its own error
             pass
         try:
             use(path)
@@ -141,7 +142,7 @@ def tls_options(cert_file: str, key_file: str) -> ContextFactory:
         raise ValueError(f"--tls-key-file {key_file} is not the key of --tls-cert-file {cert_file}") from error
 
     class Prepared(ContextFactory):
-        """Every connection uses the one context."""
+        """Gives every connection the same context."""
 
         isClient = 0
 

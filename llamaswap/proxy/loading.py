@@ -1,7 +1,7 @@
-"""The loading stream: what a chat client reads while the model is being loaded.
+"""The loading stream: what a chat client reads while its model is being loaded.
 
-Pieces of text as reasoning deltas of an event stream, typed out on timers of their own. Nothing ever waits for the
-typing: at the grant what is left goes out at once. It must not know routers or models, only a name.
+It sends pieces of text as reasoning deltas of an event stream, typed out by timers. Nothing waits for the typing: at
+the grant the rest goes out at once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from zope.interface import implementer
 from llamaswap.wire.openai import encode
 from llamaswap.wire.sse import event
 
-RULE = "━" * 5
-TICK = 0.75  # between two signs of life; far below the idle limits of reverse proxies
-STEP = 5  # characters a piece
-PACE = 75.0  # typed bytes a second
-REMARKS_APART = (5.0, 9.0)
+BANNER_RULE = "━" * 5
+TICK_INTERVAL = 0.75  # seconds between two pieces; far below the idle limits of reverse proxies
+PIECE_LENGTH = 5  # characters in a piece
+TYPING_SPEED = 75.0  # bytes typed per second
+REMARK_INTERVAL = (5.0, 9.0)
 
 REMARKS = (
     "Unfolding several billion numbers, please mind the corners.",
@@ -56,9 +56,9 @@ def reasoning(text: str) -> bytes:
 
 
 def typed(text: str) -> list[tuple[str, float]]:
-    """A text as (piece, seconds to pause after it); no pause after the last."""
-    pieces = [text[start : start + STEP] for start in range(0, len(text), STEP)]
-    paced = [(piece, len(piece.encode()) / PACE) for piece in pieces]
+    """A text as (piece, seconds to pause after it); there is no pause after the last."""
+    pieces = [text[start : start + PIECE_LENGTH] for start in range(0, len(text), PIECE_LENGTH)]
+    paced = [(piece, len(piece.encode()) / TYPING_SPEED) for piece in pieces]
     if paced:
         paced[-1] = (paced[-1][0], 0.0)
     return paced
@@ -67,11 +67,10 @@ def typed(text: str) -> list[tuple[str, float]]:
 @implementer(IPushProducer)
 @define(eq=False)
 class LoadingStream:
-    """Types a banner, then a sign of life every 0.75 s: the queue position, a remark or a dot.
+    """Types a banner, then every 0.75 s the queue position, a remark or a dot.
 
-    `clock` provides IReactorTime; `write` takes events; `uniform(a, b)` draws a number of seconds; `remarks` are
-    shown in this order, round and round. Register it as the sink's producer: a client that does not read stops the
-    typing, so what waits for it stays bounded.
+    `write` takes events; `uniform(a, b)` draws a number of seconds; `remarks` are shown in this order, repeatedly. It
+    is the sink's producer: a client that does not read stops the typing, so what waits for it stays bounded.
     """
 
     clock: IReactorTime
@@ -91,7 +90,7 @@ class LoadingStream:
     def start(self) -> None:
         """Show the banner's first piece at once."""
         self._began = self._next_remark = self.clock.seconds()
-        self._line(RULE, lead=False)
+        self._line(BANNER_RULE, lead=False)
         self._line(f"llama-swap loading model: {self.model}", lead=False)
         self._type()
 
@@ -100,20 +99,20 @@ class LoadingStream:
         self._position = position
 
     def finish(self) -> None:
-        """The wait is over: everything still to be typed and the closing line go out at once. Idempotent."""
+        """The wait is over: send everything still to be typed and the closing line at once. Idempotent."""
         if self._over:
             return
         self.stop()
         took = self.clock.seconds() - self._began
         self._pieces.append(("\n", 0.0))
         self._line(f"Done! ({took:.2f}s)", lead=False)
-        self._line(RULE, lead=False)
+        self._line(BANNER_RULE, lead=False)
         self._pieces.extend(((" ", 0.0), ("\n", 0.0)))
         self.write(b"".join([reasoning(piece) for piece, _ in self._pieces]))
         self._pieces.clear()
 
     def stop(self) -> None:
-        """Nobody reads any more: say nothing further. Idempotent."""
+        """The client has left: send nothing more. Idempotent."""
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
@@ -136,18 +135,20 @@ class LoadingStream:
         if burst:
             self.write(b"".join(burst))
         if not self._over and not self._paused:
-            self._timer = self.clock.callLater(pause, self._type) if pause else self.clock.callLater(TICK, self._tick)
+            self._timer = (
+                self.clock.callLater(pause, self._type) if pause else self.clock.callLater(TICK_INTERVAL, self._tick)
+            )
 
     def _tick(self) -> None:
         now = self.clock.seconds()
         if self._position is not None:
             self._line(f"Queue position: #{self._position}", lead=True)
             self._position = None
-            self._next_remark = max(self._next_remark, now + self.uniform(*REMARKS_APART))
+            self._next_remark = max(self._next_remark, now + self.uniform(*REMARK_INTERVAL))
         elif now >= self._next_remark and self.remarks:
             self._line(self.remarks[self._remark % len(self.remarks)], lead=True)
             self._remark += 1
-            self._next_remark = now + self.uniform(*REMARKS_APART)
+            self._next_remark = now + self.uniform(*REMARK_INTERVAL)
         else:
             self._pieces.append((".", 0.0))
         self._type()
@@ -155,7 +156,7 @@ class LoadingStream:
     # -- a client that does not read
 
     def pauseProducing(self) -> None:
-        """Hold the typing."""
+        """Stop typing for a while."""
         self._paused = True
         if self._timer is not None:
             self._timer.cancel()

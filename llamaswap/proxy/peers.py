@@ -1,7 +1,7 @@
-"""The peers: how each is doing, and what those offer whose models are asked for (`models: auto`).
+"""The peers: their health, and the models of those that are asked for them (`models: auto`).
 
-A peer with `models: auto` is asked for its list now and every minute; every peer's health is also learned from the
-requests that go to it. What requests do about a peer that is down is decided elsewhere: this room only knows.
+A peer with `models: auto` is asked for its list now and every minute; the health of each peer is also learned from the
+requests that go to it. What a request does about a peer that is down is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from llamaswap.config import Config, Peer
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.http_client import RequestFailed, SendRequest
 
-EVERY = 60.0  # seconds between two questions to a peer that answers
-SOONER = 10.0  # and to one that does not: after a reboot of both, the one that is up first waits for the other
-PATIENCE = 10.0  # seconds one question may take, its whole answer included
-NAMES = 2000  # models taken from one peer; every page and every listing carries them
-AVOIDED = 30.0  # seconds a peer that did not answer is asked last: a machine that is off costs the whole dialling time
-KEPT = 600.0  # seconds the names of a silent peer stay routable: a restart must not turn requests into 404s
+LIST_INTERVAL = 60.0  # seconds between two requests for the list of a peer that answers
+RETRY_INTERVAL = 10.0  # seconds, for a peer that does not: after a reboot of both, the first one waits for the other
+LIST_TIMEOUT = 10.0  # seconds for one request, with its whole response
+MODEL_LIMIT = 2000  # models taken from one peer, because every page and listing contains them
+AVOID_SECONDS = 30.0  # seconds for which a silent peer is tried last, because it may cost the whole connect timeout
+KEEP_SECONDS = 600.0  # seconds for which the models of a silent peer stay known: its restart must not cause 404s
 
 UNKNOWN, UP, DOWN = "unknown", "up", "down"
 
 
 class PeerError(Exception):
-    """A peer's answer to the question for its models is no list of models."""
+    """A peer's response is not a list of models."""
 
 
 @frozen
 class Health:
-    """How a peer is doing. `since` and `checked` are unix seconds: of the last change of `state`, of the last news."""
+    """The health of a peer. `since` and `checked` are Unix seconds: of the last change of `state`, and of the last
+    news."""
 
     state: str = UNKNOWN
     since: float | None = None
@@ -57,10 +58,10 @@ class _Known:
 
 @define(eq=False)
 class PeerDirectory:
-    """See the module.
+    """Asks the peers for their models, and keeps their health.
 
-    `config` gives the configuration in force; `learned(peers)` is told the peers with their models whenever what they
-    offer changed, `changed()` whenever a state did. `wall` gives unix seconds.
+    `config` gives the configuration in force. `learned(peers)` is called with the peers and their models when an offer
+    changed, `changed()` when a state did. `wall` gives Unix seconds.
     """
 
     _clock: IReactorTime
@@ -77,7 +78,8 @@ class PeerDirectory:
     # -- begin and end -------------------------------------------------------------------------------------
 
     def retune(self) -> None:
-        """Fit to the configuration in force: ask while a peer wants asking, forget those that left. Also the start."""
+        """Apply the configuration in force: ask the peers with `models: auto`, drop those that were removed. Also
+        starts it."""
         peers = self._config().peers
         for name in [name for name in self._known if name not in peers]:
             del self._known[name]
@@ -88,13 +90,13 @@ class PeerDirectory:
         elif self._loop is None:
             self._loop = LoopingCall(self._ask_who_is_due)
             self._loop.clock = self._clock
-            looping = self._loop.start(SOONER, now=True)
+            looping = self._loop.start(RETRY_INTERVAL, now=True)
             looping.addErrback(lambda failure: self._log.failure("asking the peers", failure))
         else:
             self._ask_who_is_due()
 
     def stop(self) -> None:
-        """Ask nobody any more. Idempotent."""
+        """Stop asking. Idempotent."""
         loop, self._loop = self._loop, None
         if loop is not None and loop.running:
             loop.stop()
@@ -105,23 +107,23 @@ class PeerDirectory:
     # -- what is known -------------------------------------------------------------------------------------
 
     def health(self, peer: str) -> Health:
-        """How this peer is doing."""
+        """The health of a peer."""
         known = self._known.get(peer)
         return known.health if known is not None else Health()
 
     def heard(self, peer: str, error: str | None) -> None:
-        """A request to this peer got an answer (`error` None), or none at all."""
+        """A request to this peer got a response (`error` None), or none."""
         configured = self._config().peers.get(peer)
         if configured is not None:
             self._note(self._of(configured), peer, error)
 
     def avoided(self, peer: str) -> bool:
-        """Whether this peer did not answer a moment ago, so that others had better be asked first."""
+        """Whether this peer did not answer a moment ago, so that other targets should be tried first."""
         health = self.health(peer)
-        return health.state == DOWN and health.checked is not None and self._wall() - health.checked < AVOIDED
+        return health.state == DOWN and health.checked is not None and self._wall() - health.checked < AVOID_SECONDS
 
     def filled(self, config: Config) -> Config:
-        """This configuration with what is known of its peers' models."""
+        """This configuration, with the known models of its peers."""
         peers = {name: self._filled(peer, config) for name, peer in config.peers.items()}
         return config if peers == dict(config.peers) else evolve(config, peers=peers)
 
@@ -131,7 +133,7 @@ class PeerDirectory:
         known = self._known.get(peer.id)
         if known is None or known.endpoint != peer.endpoint:
             return evolve(peer, models=())
-        # A model of ours or a selector that is called PEER/MODEL keeps its name.
+        # A local model or selector that is called PEER/MODEL keeps its name.
         mine = lambda name: config.real(name) is not None or name in config.selectors
         return evolve(peer, models=tuple(name for name in known.names if not mine(f"{peer.id}/{name}")))
 
@@ -164,9 +166,9 @@ class PeerDirectory:
             if not peer.auto or peer.endpoint is None or peer.id in self._asking:
                 continue
             known = self._of(peer)
-            wait = EVERY if known.health.state == UP else SOONER
-            # Half a beat early is due: beats come a little late, and a whole one would be lost.
-            if known.asked_at is None or now >= known.asked_at + wait - SOONER / 2:
+            wait = LIST_INTERVAL if known.health.state == UP else RETRY_INTERVAL
+            # A peer is due half an interval early, because the loop runs a little late.
+            if known.asked_at is None or now >= known.asked_at + wait - RETRY_INTERVAL / 2:
                 known.asked_at = now
                 self._begin(peer, known)
 
@@ -195,7 +197,7 @@ class PeerDirectory:
         now = self._clock.seconds()
         if error is None:
             known.heard_at = now
-        elif known.heard_at is not None and now - known.heard_at > KEPT:
+        elif known.heard_at is not None and now - known.heard_at > KEEP_SECONDS:
             names = ()
         told, known.names = known.names, names
         self._note(known, peer.id, error)
@@ -207,17 +209,17 @@ class PeerDirectory:
         headers = {"Accept": "application/json"}
         if peer.api_key is not None and peer.api_key.value:
             headers |= {"Authorization": f"Bearer {peer.api_key.value}", "x-api-key": peer.api_key.value}
-        response = await self._send("GET", f"{peer.endpoint}/v1/models", timeout=PATIENCE, headers=headers)
+        response = await self._send("GET", f"{peer.endpoint}/v1/models", timeout=LIST_TIMEOUT, headers=headers)
         if response.status != 200:
             raise PeerError(f"it answered the request for its models with status {response.status}")
         return offered(response.body)
 
 
 def offered(body: bytes) -> tuple[str, ...]:
-    """The models in a `/v1/models` document, each once, in order; raises PeerError where it is none.
+    """The models in a `/v1/models` document, each once, in order; raises PeerError if it is not one.
 
-    What the other server only passes on from peers of its own is left out: two that ask each other would offer each
-    other's names back and forth, longer with every minute.
+    Models that the other server only passes on from its own peers are left out: two servers that ask each other would
+    otherwise offer each other's names back and forth.
     """
     try:
         document = json.loads(body)
@@ -231,7 +233,7 @@ def offered(body: bytes) -> tuple[str, ...]:
         name = record.get("id") if isinstance(record, dict) else None
         if isinstance(name, str) and name.strip() and not _passed_on(record):
             names[name] = None
-    return tuple(names)[:NAMES]
+    return tuple(names)[:MODEL_LIMIT]
 
 
 def _passed_on(record: Mapping[str, object]) -> bool:

@@ -1,6 +1,6 @@
-"""A byte tunnel: two transports, each fed by the other, until either side closes. Nothing is looked at.
+"""A byte tunnel: two transports, each fed by the other, until either side closes.
 
-Back-pressure runs both ways. When one side ends, what it sent is flushed to the other before that is closed.
+Back-pressure works in both directions. When one side ends, what it sent is flushed to the other before that is closed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from llamaswap.proxy.transport import TcpTransport, Transport
 
 @implementer(IHalfCloseableProtocol)
 class _End(Protocol):
-    """One side: what arrives here goes to the other one's transport."""
+    """One side: what arrives here goes to the other side's transport."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self._tunnel = tunnel
         self.other: _End
         self.wire: Transport
         self.lost = False
-        self.ended = False  # it will send no more
+        self.ended = False  # it sends nothing more
         self.write: Callable[[bytes], None]
 
     def attach(self, wire: Transport) -> None:
@@ -47,13 +47,13 @@ class _End(Protocol):
             self.other.write(data)
 
     def readConnectionLost(self) -> None:
-        # Half-closed: pass it on where the other transport can do that, else it is the end.
+        # Half-closed: pass it on if the other transport can do that, otherwise end the tunnel.
         self.ended = True
         if self.other.ended or not self.other.half_close():
             self._tunnel.over()
 
     def half_close(self) -> bool:
-        """Tell this side that nothing more will come; False where its transport cannot."""
+        """Close this side for writing; False if its transport cannot do that."""
         able: bool = IHalfCloseableDescriptor.providedBy(self.wire)
         if not able:
             return False
@@ -71,7 +71,7 @@ class _End(Protocol):
 
 @implementer(IPushProducer)
 class _Pace:
-    """Pauses the side that sends while the side that receives is full; `reader` watches the one that receives."""
+    """Pauses the sending side while the receiving side is full; `reader` watches the receiving one."""
 
     def __init__(self, source: Transport, reader: ReaderWatch | None) -> None:
         self._source = source
@@ -88,14 +88,14 @@ class _Pace:
             self._reader.resumed()
 
     def stopProducing(self) -> None:
-        """The receiving side is lost; `connectionLost` says so too."""
+        """The receiving side is lost, which `connectionLost` reports too."""
 
 
 class Tunnel:
-    """Join `client` and `server` (transports with a settable `protocol`); `closed` is called once at the end.
+    """Joins `client` and `server`, transports with a settable `protocol`; calls `closed` once at the end.
 
-    `early_server` is what the server sent before the tunnel stood. `sent` counts bytes that went to the client, and
-    `reader` watches whether the client reads.
+    `early_server` is what the server sent before the tunnel was there. `sent` counts the bytes that went to the client,
+    and `reader` watches whether the client reads.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class Tunnel:
             self._server.dataReceived(early_server)
 
     def count(self, end: _End, size: int) -> None:
-        """Bytes passed from `end` to the other."""
+        """Some bytes passed from `end` to the other side."""
         if end is self._server:
             self.sent += size
 
     def over(self) -> None:
-        """Either side is finished: flush and close what is left, and say so once."""
+        """Either side has ended: flush and close the rest."""
         closed, self._closed = self._closed, None
         if closed is None:
             return
@@ -137,7 +137,7 @@ class Tunnel:
         closed()
 
     def cut(self) -> None:
-        """End it now, whatever is under way."""
+        """End it now."""
         closed, self._closed = self._closed, None
         if closed is None:
             return
@@ -149,10 +149,9 @@ class Tunnel:
 
 @implementer(ITransport, IPushProducer)
 class ClientPipe:
-    """A client's connection lent to a tunnel: a transport whose `protocol` can be set.
+    """A client's connection as a tunnel sees it: a transport whose `protocol` can be set.
 
-    The door that owns the connection keeps receiving for it and passes everything on through `received` and
-    `lost`.
+    The connection's owner keeps receiving its bytes and passes them on by `received` and `lost`.
     """
 
     def __init__(self, wire: Transport, early: bytes = b"") -> None:
@@ -164,7 +163,7 @@ class ClientPipe:
 
     @property
     def protocol(self) -> IProtocol | None:
-        """Who gets the client's bytes."""
+        """The protocol that receives the client's bytes."""
         return self._protocol
 
     @protocol.setter
@@ -179,14 +178,14 @@ class ClientPipe:
             protocol.connectionLost(self._lost)
 
     def received(self, data: bytes) -> None:
-        """The door read this from the client."""
+        """The client sent this."""
         if self._protocol is None:
             self._early += data
         else:
             self._protocol.dataReceived(data)
 
     def half_lost(self) -> None:
-        """The client sends no more, but may still listen."""
+        """The client sends nothing more, but may still read."""
         half = self._protocol
         if half is not None and IHalfCloseableProtocol.providedBy(half):
             half.readConnectionLost()
@@ -194,7 +193,7 @@ class ClientPipe:
             self._wire.loseConnection()
 
     def lost(self, reason: Failure) -> None:
-        """The door's connection is lost."""
+        """The client's connection is lost."""
         if self._protocol is None:
             self._lost = reason
         else:

@@ -1,6 +1,6 @@
-"""Multipart bodies: read only as far as the model's name, and given another one in place while they stream.
+"""Multipart bodies: read only up to the model's name, which is replaced while they are sent.
 
-Files never enter memory: the door's body source keeps what passed (large ones spooled), and is asked again.
+Files are not held in memory: the body keeps what passed (a large one on disk) and is read again from its start.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from llamaswap.wire.body import MultipartScan, ValueSpan, with_places
 
 @define(eq=False)
 class _Reader:
-    """Feeds a scan until it knows enough."""
+    """Feeds a scan until it has found enough."""
 
     scan: MultipartScan
-    wanted: str | None  # stop at the first value of this field; None: read to the end
+    wanted: str | None  # the field at whose first value it stops; None: read to the end
     done: Deferred[None]
     producer: IPushProducer | None = None
     over: bool = False
@@ -57,9 +57,9 @@ class _Reader:
 
 
 def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[None]:
-    """Scan the body from its first byte up to the first value of the field `wanted` (None: up to its end).
+    """Scan the body from its first byte up to the first value of the field `wanted` (None: to its end).
 
-    The body stays readable from its start. ClientGone where the client left before.
+    The body can be read again from its start. Fails with ClientGone if the client leaves before.
     """
 
     def give_up(_: Deferred[None]) -> None:
@@ -78,7 +78,7 @@ def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[
 
 @define(eq=False)
 class SplicedBody:
-    """A body with some field values replaced while it streams; its other bytes stay where they were.
+    """A body with some field values replaced while it is sent; its other bytes stay where they are.
 
     `places` are in ascending order.
     """
@@ -97,7 +97,7 @@ class SplicedBody:
 
     @property
     def replayable(self) -> bool:
-        """As the body underneath."""
+        """Like the original body."""
         return self.source.replayable
 
     def hold(self, limit: int) -> Deferred[bytes]:
@@ -109,40 +109,40 @@ class SplicedBody:
         return with_places(data, self.places, "model", self.value.decode("utf-8", "replace"))
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
-        """Feed the consumer the replaced bytes."""
+        """Feed the consumer the edited body."""
         return self.source.start(_Splicer(consumer, list(self.places), self.value), keep=keep)
 
     def close(self) -> None:
-        """Close the body underneath."""
+        """Close the original body."""
         self.source.close()
 
 
 @define(eq=False)
 class KeptBody:
-    """A body that stays readable again whoever reads it: it may have to be sent to another server."""
+    """A body that can be read again after each reader, because it may have to be sent to another server."""
 
     source: BodySource
 
     @property
     def length(self) -> int | None:
-        """As the body underneath."""
+        """Like the original body."""
         return self.source.length
 
     @property
     def replayable(self) -> bool:
-        """As the body underneath."""
+        """Like the original body."""
         return self.source.replayable
 
     def hold(self, limit: int) -> Deferred[bytes]:
-        """As the body underneath."""
+        """Like the original body."""
         return self.source.hold(limit)
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
-        """Feed the consumer; what passes is always kept."""
+        """Feed the consumer; every byte is kept."""
         return self.source.start(consumer, keep=True)
 
     def close(self) -> None:
-        """Close the body underneath."""
+        """Close the original body."""
         self.source.close()
 
 
@@ -151,7 +151,7 @@ _check: tuple[type[BodySource], type[BodySource]] = (SplicedBody, KeptBody)
 
 @define(eq=False)
 class _Splicer:
-    """Passes bytes on, but for the replaced places."""
+    """Passes bytes on, with the replaced values."""
 
     consumer: BodyConsumer
     places: list[ValueSpan]

@@ -1,8 +1,8 @@
 """Request bodies: which model they name, and how to change one member without touching the rest.
 
-JSON is walked, never parsed into values: a document is cut into its top-level members, a member into its own when
-a path leads there, and what nobody addressed keeps its bytes. The walk is lenient on purpose (a server will judge
-the document; we only route it) and does not recurse, however deep the nesting.
+JSON is walked, not parsed into values: a document is split into its top-level members, a member into its own if a path
+leads there, and everything else keeps its bytes. The walk is lenient on purpose, because the server validates the
+document and we only route it; it does not recurse, however deep the nesting.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from attrs import define, evolve, field, frozen
 
 from llamaswap.wire.openai import encode
 
-PAD_BOUND = 10_000  # an array index in a filter path may grow an array at most to this; it is a typo beyond
+PAD_BOUND = 10_000  # the largest array that an index in a filter path may create; beyond it the path is a typing error
 
 
 class EditError(Exception):
-    """A path names an array's item by a word, leads behind where the document is cut off, or deletes by wildcard."""
+    """A path addresses an array by a word, leads to where the document is cut off, or deletes by wildcard."""
 
 
 class MalformedBodyError(EditError):
-    """The body itself stops the edit: it is cut off, or has more parts than are looked at."""
+    """The body itself prevents the edit: it is cut off, or has too many parts."""
 
 
 # -- walking JSON ------------------------------------------------------------------------------------------
 
-# Every repetition is bounded, because other threads wait while one match runs: a body parsed on a worker thread
-# (`inference.py`) lets the reactor go on between two matches. What exceeds a bound ends the walk there.
+# Every repetition is bounded, because other threads wait while one match runs: while a worker thread parses a body, the
+# reactor runs between two matches. The walk ends at whatever exceeds a bound.
 _SPACE = re.compile(rb"[ \t\r\n]{0,65536}")
-# One member up to its value, for the keys that need no unescaping: nearly all.
+# One member up to its value, for keys that need no unescaping: nearly all.
 _KEY = re.compile(rb'[ \t\r\n]{0,65536}"([^"\\]{0,1000})"[ \t\r\n]{0,1000}:[ \t\r\n]{0,1000}')
-# A whole member with a short plain string or a scalar, up to its comma: nearly all but the messages.
+# A whole member with a short plain string or a scalar, up to its comma: nearly all except the messages.
 _MEMBER = re.compile(
     rb'[ \t\r\n]{0,1000}"([^"\\]{0,1000})"[ \t\r\n]{0,1000}:[ \t\r\n]{0,1000}'
     rb'("[^"\\]{0,200}"|[^ \t\r\n,\]}"\[{]{1,200})[ \t\r\n]{0,1000},'
@@ -52,20 +52,20 @@ _STRUCTURE = re.compile(
     rb'([\[{]{1,10000}|[\]}]{1,10000}|"|)',
     re.DOTALL,
 )
-_ESCAPED_QUOTES = 4  # so many are hopped over with find(), which runs at memory speed (images); then text: the regex
+_ESCAPED_QUOTES = 4  # pieces skipped with find(), which runs at memory speed (images); then the regex, for text
 
 
 _ENDS = b",}]"  # what usually follows a value
 
-LARGE = 1024 * 1024  # bytes of a document whose parts are not copied on the way, and that a worker thread parses
+LARGE = 1024 * 1024  # bytes of a document whose parts are not copied, and that a worker thread parses
 LONGEST_NAME = 65_536  # bytes of a key with escapes, a scalar member or a model's name; a longer one is not read
 PARTS = 200_000  # members of a container that a filter's path leads into
-MEMBERS = 10_000  # of a request's top level, where a dozen are usual: each costs a record and a microsecond
-BRACKETS = 1_000_000  # runs of them in one value; a chat of a hundred thousand messages has a third of that
+MEMBERS = 10_000  # members of a request's top level, where a dozen are usual: each costs a record and a microsecond
+BRACKETS = 1_000_000  # runs of brackets in one value; a chat of a hundred thousand messages has a third of that
 
 
 def _string_end(data: bytes, start: int) -> int:
-    """The index after the string that opens at `start`, or -1 where it never closes."""
+    """The index after the string that opens at `start`, or -1 if it does not end."""
     position = start
     for _ in range(_ESCAPED_QUOTES):
         position = data.find(b'"', position + 1)
@@ -89,7 +89,7 @@ def _string_end(data: bytes, start: int) -> int:
 
 
 def _value_end(data: bytes, start: int) -> int:
-    """The index after the value that begins at `start`, or -1 where it is cut off or no value at all."""
+    """The index after the value that begins at `start`, or -1 if it is cut off or not a value."""
     opening = data[start : start + 1]
     if opening == b'"':
         return _string_end(data, start)
@@ -122,7 +122,7 @@ def _value_end(data: bytes, start: int) -> int:
 
 
 def _text(raw: bytes) -> str | None:
-    """A JSON string (quotes included) as text without lone surrogates; None where its escapes are broken."""
+    """A JSON string (quotes included) as text without lone surrogates; None if its escapes are invalid."""
     decoded = raw.decode("utf-8", "replace")
     if "\\" not in decoded:
         return decoded[1:-1]
@@ -135,7 +135,7 @@ def _text(raw: bytes) -> str | None:
 
 @define(eq=False)
 class JsonMember:
-    """One member: where it lies in its container's source (lead, value, tail), or the value it was given instead."""
+    """One member: its position in its container's source (lead, value, tail), or its new value."""
 
     key: str
     begin: int  # after the comma before it
@@ -143,7 +143,7 @@ class JsonMember:
     stop: int
     end: int  # before the comma after it
     new: bytes | None = None
-    lead: bytes | None = None  # a member that we added: its key and colon; it lies nowhere in the source
+    lead: bytes | None = None  # the key and colon of a member that was added and so is not in the source
 
 
 def _added(key: str, lead: bytes, value: bytes) -> JsonMember:
@@ -152,9 +152,9 @@ def _added(key: str, lead: bytes, value: bytes) -> JsonMember:
 
 @define
 class JsonContainer:
-    """An object or array cut at its commas: positions in `source`, nothing copied (an image may be 100 MB).
+    """An object or array split at its commas: positions in `source`, without copies (an image may have 100 MB).
 
-    `rest` is where the last understood member ends. `whole` is False where the text is cut off there.
+    `rest` is where the last understood member ends. `whole` is False if the text is cut off there.
     """
 
     source: bytes
@@ -170,8 +170,8 @@ class JsonContainer:
         return self.source[member.start : member.stop] if member.new is None else member.new
 
     def render(self) -> bytes:
-        """The text again: what was not changed has its old bytes."""
-        # Views of a large source: its parts need no memory of their own. For a small one, copies are faster.
+        """The text again: unchanged parts have their old bytes."""
+        # Views of a large source need no memory for its parts. For a small one, copies are faster.
         source: bytes | memoryview = self.source if len(self.source) < LARGE else memoryview(self.source)
         pieces = [source[: self.opened]]
         for number, member in enumerate(self.members):
@@ -190,7 +190,7 @@ class JsonContainer:
 
 
 def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
-    """Cut an object or array at its top level; None where `data` begins with neither, or has over `most` members."""
+    """Split an object or array at its top level; None if `data` begins with neither, or has over `most` members."""
     start = 0
     if data[:1] != b"{":
         start = _SPACE.match(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0).end()  # type: ignore[union-attr] # matches empty
@@ -248,7 +248,7 @@ def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
 
 
 def _escaped_key(data: bytes, begin: int) -> tuple[str, int] | None:
-    """A member's key with escapes in it, and where its value begins."""
+    """A member's key with escapes in it, and the position of its value."""
     start = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
     if data[start : start + 1] != b'"':
         return None
@@ -267,7 +267,7 @@ def _escaped_key(data: bytes, begin: int) -> tuple[str, int] | None:
 
 @define
 class JsonBody:
-    """A JSON request body, cut once and edited in place."""
+    """A JSON request body, split once and edited in place."""
 
     _source: bytes
     _top: JsonContainer
@@ -275,17 +275,17 @@ class JsonBody:
 
     @classmethod
     def parse(cls, data: bytes) -> JsonBody | None:
-        """The body, or None where it is no JSON object (an array names no model), or none anybody would write."""
+        """The body; None if it is not a JSON object (an array names no model) or has an absurd number of members."""
         top = split(data, MEMBERS)
         return cls(data, top) if top is not None and top.is_object else None
 
     def copy(self) -> JsonBody:
-        """The same body, to be edited apart from this one."""
+        """The same body, to be edited separately."""
         return JsonBody(self._source, evolve(self._top, members=list(map(evolve, self._top.members))), self._changed)
 
     @property
     def large(self) -> bool:
-        """Whether an edit may take longer than one turn of the reactor."""
+        """Whether an edit may take too long for the reactor's thread."""
         return len(self._source) > LARGE
 
     def raw(self, key: str) -> bytes | None:
@@ -321,7 +321,7 @@ class JsonBody:
 
     @property
     def model(self) -> str:
-        """The model it names; empty for none."""
+        """The model it names; empty if it names none."""
         return self.scalar("model")
 
     @property
@@ -330,7 +330,7 @@ class JsonBody:
         return self.flag("stream")
 
     def set(self, path: str, value: object) -> None:
-        """Give the member at `path` this value. What is in its way and no container makes room. EditError."""
+        """Set the member at `path`. A value on the way that is not a container is replaced by one. Raises EditError."""
         top = _set(self._top, parse_path(path), encode(value))
         self._changed = self._changed or top
 
@@ -339,15 +339,15 @@ class JsonBody:
         return _has(self._top, parse_path(path))
 
     def set_model(self, name: str) -> None:
-        """Name another model, in every `model` member (a server may read the last where we read the first)."""
+        """Name another model, in every `model` member, because a server may read the last of them."""
         self._changed = _set(self._top, (PathStep("model"),), encode(name)) or self._changed
 
     def delete(self, path: str) -> None:
-        """Take out the member at `path`, as often as it stands there; absent is fine. EditError for wildcards."""
+        """Remove every member at `path`; there need not be one. Raises EditError for wildcards."""
         self._changed = _delete(self._top, _deletable(path)) or self._changed
 
     def render(self) -> bytes:
-        """The body's bytes: the very same object as long as nothing changed."""
+        """The body's bytes: the same object as long as nothing changed."""
         if self._changed:
             self._source, self._changed = self._top.render(), False
         return self._source
@@ -358,20 +358,20 @@ class JsonBody:
 
 @frozen
 class PathStep:
-    """One component of a path. `index` is set where it may address an array, `glob` where it matches several keys."""
+    """One component of a path. `index` is set if it can address an array, `glob` if it matches several keys."""
 
     key: str
     index: int | None = None
     glob: re.Pattern[str] | None = field(default=None, eq=False)
 
     def matches(self, key: str) -> bool:
-        """Whether an object's member is addressed."""
+        """Whether it addresses this member of an object."""
         return self.glob.fullmatch(key) is not None if self.glob is not None else key == self.key
 
 
-@lru_cache(maxsize=1024)  # filters name the same few for every request
+@lru_cache(maxsize=1024)  # filters use the same few paths for every request
 def parse_path(path: str) -> tuple[PathStep, ...]:
-    """`a.b.0` taken apart. A backslash escapes the next character, a leading colon makes a number an object's key."""
+    """The components of `a.b.0`. A backslash escapes the next character; a leading colon makes a number a key."""
     steps: list[PathStep] = []
     key: list[str] = []
     pattern: list[str] = []
@@ -441,7 +441,7 @@ def _set(container: JsonContainer, steps: Sequence[PathStep], value: bytes) -> b
                 continue
             new = inner.render()
         else:
-            # A null, a number or a text in the way makes room: the key asks for a container.
+            # The path asks for a container, which replaces a null, a number or a text on the way.
             new = _nested(rest, value)
         if new != old:
             member.new = new
@@ -469,7 +469,7 @@ def _inner(value: bytes) -> JsonContainer | None:
 
 
 def _nested(steps: Sequence[PathStep], value: bytes) -> bytes:
-    """The value inside the containers that the steps name."""
+    """The value inside new containers for the steps."""
     for step in reversed(steps):
         if step.index is None:
             value = b"{" + encode(step.key) + b":" + value + b"}"
@@ -519,7 +519,7 @@ def _delete(container: JsonContainer, steps: Sequence[PathStep]) -> bool:
 
 @lru_cache(maxsize=64)
 def _form_field(name: str) -> re.Pattern[bytes]:
-    """Finds a field in an encoded text that begins with `&`; the key may have any of its bytes percent-encoded."""
+    """Finds a field in urlencoded text that begins with `&`; the bytes of the key may be percent-encoded."""
     letters = (
         b"(?:%s|(?i:%%%02x))" % (b"\\+" if byte == 0x20 else re.escape(bytes((byte,))), byte) for byte in name.encode()
     )
@@ -527,13 +527,13 @@ def _form_field(name: str) -> re.Pattern[bytes]:
 
 
 def form_value(text: bytes, name: str) -> str:
-    """The first field of that name in an urlencoded text (a body or a query); empty where there is none."""
+    """The first field with that name in an urlencoded text (a body or a query); empty if there is none."""
     found = _form_field(name).search(b"&" + text)
     return _unquoted((found.group(2) or b"")[:LONGEST_NAME]) if found else ""
 
 
 def with_form_value(text: bytes, name: str, value: str) -> bytes:
-    """Every field of that name given another value; the other bytes stay."""
+    """The text with another value for every field of that name; its other bytes are unchanged."""
     encoded = quote_plus(value.encode("utf-8", "replace")).encode("ascii")
     return _form_field(name).sub(rb"\1=" + encoded, b"&" + text)[1:]
 
@@ -549,11 +549,11 @@ _NAME = re.compile(rb';[ \t]*name[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^; \t]+))
 _FILENAME = re.compile(rb";[ \t]*filename\*?[ \t]*=", re.IGNORECASE)
 _DISPOSITION = re.compile(rb"^content-disposition[ \t]*:[ \t]*form-data([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 PART_HEAD_BOUND = 16_384  # bytes of one part's headers
-VALUE_BOUND = 65_536  # bytes of a model's name; more is no name
+VALUE_BOUND = 65_536  # bytes of a model's name; a longer value is not one
 
 
 def boundary(content_type: bytes) -> bytes | None:
-    """The boundary of a multipart content type, or None where it is missing or too long to be one."""
+    """The boundary of a multipart content type; None if it is missing or too long."""
     found = _BOUNDARY.search(content_type)
     if found is None:
         return None
@@ -568,7 +568,7 @@ def _unescaped(found: re.Match[bytes]) -> bytes:
 
 @frozen
 class ValueSpan:
-    """Where a form field's value stands in the body."""
+    """The position of a form field's value in the body."""
 
     name: str
     value: str
@@ -578,11 +578,10 @@ class ValueSpan:
 
 @define
 class MultipartScan:
-    """Reads a multipart body as it comes, for the value fields of some names; it stores no file.
+    """Reads a multipart body as it comes, for the values of some fields; it stores no file.
 
-    `feed` the bytes in order. `places` grows as fields are complete; `ended` says that the closing boundary was
-    seen, `broken` that this is no multipart body. The bytes of files are looked at once, for the boundary, and
-    forgotten.
+    Give `feed` the bytes in order. `places` grows as fields are complete. `ended`: the closing boundary was seen;
+    `broken`: this is not a multipart body. The bytes of files are only searched for the boundary.
     """
 
     _delimiter: bytes
@@ -598,29 +597,29 @@ class MultipartScan:
 
     @classmethod
     def of(cls, content_type: bytes, names: frozenset[str] = frozenset(("model", "stream"))) -> MultipartScan:
-        """A scan for a body of this content type; broken from the start where it names no boundary."""
+        """A scan of a body with this content type; it is `broken` if that names no boundary."""
         mark = boundary(content_type)
         scan = cls(b"\r\n--" + (mark or b""), names)
         scan.broken = mark is None
-        # The first delimiter may stand at the very start: pretend the line end before it was there.
+        # The first delimiter may be at the very start, so pretend that a line end came before.
         scan._held, scan._offset = b"\r\n", -2
         return scan
 
     def restarted(self) -> MultipartScan:
-        """A fresh scan of the same body."""
+        """A new scan of the same body."""
         scan = MultipartScan(self._delimiter, self._names)
         scan._held, scan._offset = b"\r\n", -2
         return scan
 
     def value(self, name: str) -> str | None:
-        """The first complete value of a field, or None where none was seen yet."""
+        """The first complete value of a field, None if there is none yet."""
         for place in self.places:
             if place.name == name:
                 return place.value
         return None
 
     def feed(self, data: bytes) -> None:
-        """Look at the next bytes."""
+        """Read the next bytes."""
         if self.ended or self.broken:
             return
         self._held += data
@@ -634,7 +633,7 @@ class MultipartScan:
         self._offset += count
 
     def _read_data(self) -> bool:
-        """Read up to the next delimiter; False where more bytes are needed."""
+        """Read up to the next delimiter; False if more bytes are needed."""
         found = self._held.find(self._delimiter)
         if found < 0:
             keep = len(self._delimiter) - 1
@@ -653,7 +652,7 @@ class MultipartScan:
         return True
 
     def _read_head(self) -> bool:
-        """Read what follows a delimiter: the end, or a part's headers; False where more bytes are needed."""
+        """Read what follows a delimiter: the end, or a part's headers; False if more bytes are needed."""
         held = self._held
         if held.startswith(b"--"):
             self.ended = True
@@ -681,7 +680,7 @@ class MultipartScan:
 
 
 def with_places(data: bytes, places: Sequence[ValueSpan], name: str, value: str) -> bytes:
-    """Every found field of that name given another value; boundary, headers and files keep their bytes."""
+    """The body with another value for every found field of that name; boundary, headers and files are unchanged."""
     encoded = value.encode("utf-8", "replace")
     for place in reversed([place for place in places if place.name == name]):
         data = data[: place.start] + encoded + data[place.end :]

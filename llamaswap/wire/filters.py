@@ -1,6 +1,6 @@
-"""Changes made to a request on its way: the configured filters, and naming another model.
+"""Changes to a request's parameters: the configured filters, and naming another model.
 
-They work on the bodies of `body.py` in place. Which filters apply to which request is the pipeline's business.
+They edit the bodies of `body.py` in place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from attrs import frozen
 from llamaswap.errors import BadRequest, LlamaswapError
 from llamaswap.wire.body import EditError, JsonBody, MalformedBodyError
 
-IF_ABSENT = "?"  # behind a parameter's name: set it only if the request does not
+IF_ABSENT = "?"  # after a parameter's name: set it only if the request does not contain it
 
 
 @frozen
@@ -40,10 +40,8 @@ class FilterRules(Protocol):
 def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name: str = "") -> None:
     """Rename, strip, set, set by name, in this order.
 
-    FilterError if a path cannot be followed, BadRequest if the body is malformed.
-
-    `requested` is the name that the request asked for, after profile and selector. `model` is only ever changed
-    by `use_model_name`.
+    Raises FilterError if a path cannot be followed, BadRequest if the body is malformed. `requested` is the name that
+    the request asked for, after profile and selector. `model` is only changed by `use_model_name`.
     """
     if use_model_name:
         try:
@@ -76,12 +74,12 @@ def _set_all(body: JsonBody, parameters: Mapping[str, object]) -> None:
 
 
 def _failure(message: str, error: EditError) -> LlamaswapError:
-    """The client's fault (400) if its body is malformed, else the configuration's: its path cannot be followed."""
+    """The client's fault (400) if its body is malformed, else the configuration's."""
     return BadRequest(message) if isinstance(error, MalformedBodyError) else FilterError(message)
 
 
 def _plain(value: object) -> object:
-    """The value with whole floats as integers: YAML's 2.0 is meant as 2 by every server that takes an integer."""
+    """The value with whole floats as integers, because servers mean the same by YAML's 2.0 and 2."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, Mapping):

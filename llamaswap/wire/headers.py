@@ -1,7 +1,7 @@
-"""Header rules, both directions: what crosses the proxy, what stays on its side, what is added.
+"""Header rules in both directions: what is passed on, what is removed, what is added.
 
-Every function takes headers as ordered (name, value) pairs and returns new ones; order, case and repetition of
-what crosses stay as they were. Nothing here knows a socket.
+Every function takes headers as ordered (name, value) pairs and returns new ones; the order, case and repetition of what
+is passed on do not change.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ HOP_BY_HOP = frozenset(
     )
 )
 _HOPS = b"x-llamaswap-hops"
-# Not passed on as they came: the hop's own, the count of hops, the framing (each hop announces its own body), and
-# Expect: the proxy has answered it, and a server must not wait for a 100 that was already given.
+# Not passed on: fields of the connection, the count of hops, the framing (each connection has its own), and Expect,
+# because the proxy has answered it, and a server must not wait for a 100 that was sent already.
 _STAYS = HOP_BY_HOP | {b"content-length", b"expect", _HOPS}
-# Naming these in Connection would break the message itself; they cross whatever it says.
+# Connection must not name these, or the message would break; they are passed on in any case.
 ESSENTIAL = frozenset((b"host", b"content-length", b"content-type", b"upgrade", b"connection"))
-# These name the client for us.
+# These name the client.
 CLIENT_NAMING = (b"x-forwarded-for", b"x-real-ip")
-# Said by the client about its own way to us; a peer is another operator's machine.
+# These describe the client's way to us; a peer is another operator's machine.
 FORWARDING = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 # Each of them shows that a reverse proxy is in front.
 PROXY_HEADERS = (*CLIENT_NAMING, *sorted(FORWARDING - {*CLIENT_NAMING}), b"via")
 CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
-HOPS = b"X-Llamaswap-Hops"  # how many proxies of this kind passed the request on to a peer before
-HOP_LIMIT = 2  # a third would be a loop in any sensible arrangement
-SECRETS = CREDENTIALS | {b"proxy-authorization", b"cookie", b"set-cookie"}  # shown to nobody, kept for nobody
+HOPS = b"X-Llamaswap-Hops"  # how many llamaswap proxies have passed the request on to a peer
+HOP_LIMIT = 2  # the third would be a loop in any sensible arrangement
+SECRETS = CREDENTIALS | {b"proxy-authorization", b"cookie", b"set-cookie"}  # never shown and never stored
 REDACTED = b"[REDACTED]"
 NO_HEADERS: frozenset[bytes] = frozenset()
 EVENT_STREAM_TYPE = b"text/event-stream"
@@ -56,7 +56,7 @@ EVENT_STREAM = (
     (b"X-Accel-Buffering", b"no"),
 )
 CHUNKED = (b"Transfer-Encoding", b"chunked")
-READABLE_CODINGS = frozenset((b"gzip", b"deflate"))  # what usage parsing can decode
+READABLE_CODINGS = frozenset((b"gzip", b"deflate"))  # the codings that usage parsing can decode
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -97,9 +97,9 @@ def is_websocket(headers: Iterable[Header]) -> bool:
 
 
 def peer_host(address: object) -> str:
-    """The host of a socket's other end, "" where it has none (a unix socket).
+    """The host of a socket's address, "" if it has none (a UNIX socket).
 
-    A socket for both families calls IPv4 clients ::ffff:1.2.3.4; servers, logs and lists know them by 1.2.3.4.
+    A socket for both families reports IPv4 clients as ::ffff:1.2.3.4; servers, logs and lists use 1.2.3.4.
     """
     host = str(getattr(address, "host", None) or "")
     return host[7:] if host.startswith("::ffff:") and "." in host else host
@@ -115,7 +115,7 @@ def client_address(first: Callable[[bytes], bytes | None], peer: str) -> str:
 
 
 def hops(headers: Iterable[Header]) -> int:
-    """How many proxies of this kind have passed the request on; a value that is not a number counts as the limit."""
+    """How many llamaswap proxies have passed the request on; a value that is not a number counts as the limit."""
     value = first(headers, _HOPS)
     if value is None:
         return 0
@@ -123,9 +123,8 @@ def hops(headers: Iterable[Header]) -> int:
 
 
 def from_this_machine(headers: Iterable[Header], peer: str) -> bool:
-    """Whether a request comes from this machine: over a unix socket (`peer` "") or the loopback, and not through a
-    reverse proxy that names a client elsewhere or names none.
-    """
+    """Whether a request comes from this machine: over a UNIX socket (`peer` "") or loopback, and not through a reverse
+    proxy that names a client elsewhere or none."""
     addresses = [peer] if peer else []
     proxied = named = False
     for name, value in headers:
@@ -139,7 +138,7 @@ def from_this_machine(headers: Iterable[Header], peer: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address, written in numbers, is one of the loopback's."""
+    """Whether an address, written in numbers, is a loopback address."""
     try:
         return ip_address(address).is_loopback
     except ValueError:
@@ -147,14 +146,14 @@ def is_loopback(address: str) -> bool:
 
 
 def without_keys(headers: Sequence[Header], key_headers: frozenset[bytes]) -> Sequence[Header]:
-    """The headers as lists, captures and events may have them: our own keys, in whichever header, are replaced."""
+    """The headers for lists, captures and events: our own keys are replaced, whichever header contains them."""
     if not key_headers:
         return headers
     return [(name, REDACTED if name.lower() in key_headers else value) for name, value in headers]
 
 
 def credential(authorization: bytes) -> bytes:
-    """The key candidate in an Authorization header's value: Basic's password or Bearer's token, else empty."""
+    """The key in an Authorization header's value: Basic's password or Bearer's token, else empty."""
     scheme, _, rest = authorization.partition(b" ")
     if scheme.lower() == b"basic":
         return _password(rest)
@@ -173,8 +172,8 @@ def withheld(
 ) -> frozenset[bytes]:
     """Which of `key_headers`, the headers with keys of ours, must not reach a server or peer.
 
-    `forward` is its `forwardKey`. With `auto` a key passes that the other side has too: one that is `known` there, or
-    any where `known` is None, because a peer without a key of its own is sent the client's.
+    `forward` is its `forwardKey`. With `auto` a key is passed on if the other side has it too: one in `known`, or any
+    if `known` is None, because a peer without a configured key gets the client's.
     """
     if forward == "always" or not key_headers:
         return NO_HEADERS
@@ -250,7 +249,7 @@ def readable_encodings(value: bytes) -> bytes:
 
 
 def _crossing(headers: Sequence[Header], *, key_headers: frozenset[bytes], metered: bool) -> tuple[Headers, Headers]:
-    """What leaves the hop, without any framing; and what was said about the hop itself."""
+    """The fields that are passed on, without framing; and the fields of the connection."""
     kept: Headers = []
     hop: Headers = []
     for item in headers:
@@ -273,7 +272,7 @@ def _crossing(headers: Sequence[Header], *, key_headers: frozenset[bytes], meter
 
 
 def _with_hop_fields(kept: Headers, hop: Headers) -> Headers:
-    """Add this hop's own fields: an upgrade, and trailers if the client takes them."""
+    """Add the fields of our own connection: an upgrade, and trailers if the client accepts them."""
     if hop:
         upgrade = wants_upgrade(hop)
         if upgrade:

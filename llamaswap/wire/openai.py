@@ -1,6 +1,6 @@
-"""The bodies clients parse when the proxy itself answers: the error envelope and its plainer forms.
+"""The bodies that clients parse when the proxy itself responds: the error envelope and its plainer forms.
 
-It must not know which of our failures has which status; that table lives with the doors.
+Which failure has which status is decided in `web/errors`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def speaks_anthropic(path: str) -> bool:
 
 
 def document(status: int, message: str, *, code: str | None = None, path: str = "") -> dict[str, object]:
-    """The envelope as a value. Callers of the messages API also find the top-level `type` that their SDK asks for."""
+    """The envelope as a value. Callers of the messages API also get the top-level `type` that their SDK reads."""
     told, default = kind(status)
     error = {"message": message, "type": told, "param": None, "code": code or default}
     if speaks_anthropic(path):
@@ -56,7 +56,7 @@ def encode(value: object) -> bytes:
 def envelope(
     status: int, message: str, accept: str = "", *, code: str | None = None, path: str = ""
 ) -> tuple[bytes, bytes]:
-    """An error as (content type, body) in the form that the `Accept` text asks for; JSON where it asks for nothing."""
+    """An error as (content type, body) in the form that the `Accept` text asks for, by default JSON."""
     wanted = accept.lower()
     if "text/plain" in wanted:
         return b"text/plain", f"{SOURCE}: {message}".encode("utf-8", "replace")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# The rest of these paths belongs to another server and crosses as it came.
+# The rest of these paths belongs to another server and is passed on unchanged.
 FOREIGN = (b"/upstream/", b"/comfyui/")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPE = re.compile(rb"%(?:[0-9A-Fa-f]{2})?")
@@ -12,10 +12,10 @@ _UNUSUAL = re.compile(rb"%|//|/\.")
 
 
 def normalised_target(target: bytes) -> bytes:
-    """A request target with its path in normal form (RFC 3986, 6.2.2) and its query as it came.
+    """A request target with its path in normal form (RFC 3986, 6.2.2) and an unchanged query.
 
-    Escapes of unreserved characters are decoded, other escapes stay with upper-case digits, dot segments are resolved
-    and doubled slashes merged. An encoded slash stays encoded: it belongs to a name and separates nothing.
+    Escapes of unreserved characters are decoded, other escapes get upper-case digits, dot segments are resolved and
+    doubled slashes merged. An encoded slash stays encoded, because it belongs to a name.
     """
     path, mark, query = target.partition(b"?")
     if path[:1] != b"/" or path.startswith(FOREIGN) or _UNUSUAL.search(path) is None:
@@ -33,6 +33,6 @@ def normalised_target(target: bytes) -> bytes:
 
 def _unescaped(escape: re.Match[bytes]) -> bytes:
     if escape[0] == b"%":
-        return b"%25"  # not an escape; with what follows it must not become one
+        return b"%25"  # not an escape, and must not become one with what follows
     value = int(escape[0][1:], 16)
     return bytes((value,)) if value in _UNRESERVED else escape[0].upper()

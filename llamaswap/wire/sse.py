@@ -12,12 +12,12 @@ _LONGEST_END = 4
 
 @define
 class Tail:
-    """Knows whether a stream that passes by stands between two events, from its last bytes alone."""
+    """Knows from the last bytes of a stream whether it is between two events."""
 
     _last: bytes = b"\n\n"
 
     def feed(self, data: bytes) -> None:
-        """Some bytes passed."""
+        """Some bytes of the stream."""
         self._last = data[-_LONGEST_END:] if len(data) >= _LONGEST_END else (self._last + data)[-_LONGEST_END:]
 
     @property
@@ -27,15 +27,15 @@ class Tail:
 
 
 def event(data: bytes, name: str = "") -> bytes:
-    """One event on the wire."""
+    """One event as it is sent."""
     lead = f"event: {name}\n".encode() if name else b""
     return lead + b"data: " + data + b"\n\n"
 
 
 def error_event(path: str, status: int, message: str, *, clean: bool = True) -> bytes:
-    """An event that tells a stream's reader of a failure, in the dialect of the API that `path` belongs to.
+    """An event that reports a failure, in the dialect of the API that `path` belongs to.
 
-    With `clean` False the stream broke inside an event: a blank line ends that one first.
+    With `clean` False the stream broke inside an event, which a blank line ends first.
     """
     lead = b"" if clean else b"\n\n"
     if speaks_anthropic(path):
@@ -43,7 +43,7 @@ def error_event(path: str, status: int, message: str, *, clean: bool = True) -> 
         return lead + event(encode({"type": "error", "src": SOURCE, "error": failure}), "error")
     body = document(status, message)
     if "/responses" in path:
-        # The API's own error event is flat; its SDK raises on an `error` member.
+        # The API's own error event is flat, and its SDK raises an exception for an `error` member.
         flat = {"type": "error", "code": kind(status)[1], "message": message, "param": None, "sequence_number": 0}
         return lead + event(encode({**flat, **body}), "error")
     return lead + event(encode(body))

@@ -1,8 +1,8 @@
-"""What a server said about its tokens: read from a document, or from a stream while it passes.
+"""What a server reports about its tokens: read from a document, or from a stream while it passes.
 
-A stream is never held: of each chunk only the lines that can carry numbers are kept, and of those only the
-first and the last few. Must not know who stores the numbers. The parsing functions may cost milliseconds
-and belong off the reactor's thread; `StreamScanner.feed` is what a chunk pays on its way, about a microsecond.
+A stream is never held: of each chunk only the lines that can contain numbers are kept, and of those only the first and
+the last few. The parsing functions may take milliseconds, so they belong on a worker thread; `StreamScanner.feed` takes
+about a microsecond per chunk.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterable, Mapping
 
 from attrs import define, field
 
-LINE_BOUND = 256 * 1024  # bytes of one event held whole: a Responses API summary repeats the whole answer
-LINE_TAIL = 64 * 1024  # of a longer one, what is kept: usage stands at its end
-FIRST_LINES = 16  # Anthropic names its input in the first event ...
-MOST = 1e15  # of anything; what is more is no measurement, and would not fit a table's column
-LAST_LINES = 64  # ... and everyone the totals in the last; servers that repeat usage in each event fill this
+LINE_BOUND = 256 * 1024  # bytes of an event that is held as a whole: a Responses API summary repeats the whole response
+LINE_TAIL = 64 * 1024  # bytes kept of a longer one: usage is at its end
+FIRST_LINES = 16  # Anthropic reports the input in the first event ...
+MOST = 1e15  # the largest number; a larger one is not a measurement and would not fit a table's column
+LAST_LINES = 64  # ... and all APIs report the totals in the last; servers that repeat usage in each event fill this
 
 
-@define  # not frozen: each request makes one, and freezing doubles what that costs
+@define  # made for every request; to freeze it would double its cost
 class Usage:
-    """Token counts and speeds of one request; -1 means unknown. `server_ms` is the server's own time, 0 if untold."""
+    """Token counts and speeds of one request; -1 means unknown. `server_ms` is the server's own time, 0 if unknown."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -35,12 +35,12 @@ class Usage:
     server_ms: int = 0
 
 
-# What a request gets whose answer says nothing about tokens.
+# For a request whose response says nothing about tokens.
 NOTHING = Usage()
 
 
 def _number(value: object) -> float | None:
-    """A JSON number one can reckon with, else None (booleans are not numbers)."""
+    """A usable JSON number, else None (a boolean is not a number)."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST < value < MOST:
         return value
     return None
@@ -61,7 +61,7 @@ def _first_whole(source: Mapping[str, object], *names: str) -> int | None:
 
 @define
 class _Ledger:
-    """Adds up what documents and events say, in the order they say it."""
+    """Adds up what documents and events report, in their order."""
 
     input: int = 0
     output: int = 0
@@ -85,7 +85,7 @@ class _Ledger:
             self.cached = cached
 
     def event(self, value: object) -> None:
-        """Everything one document or event may carry; `response` and `message` wrap usage in some APIs."""
+        """Everything that one document or event may contain; `response` and `message` wrap usage in some APIs."""
         if not isinstance(value, dict):
             return
         self.usage(value.get("usage"))
@@ -142,13 +142,13 @@ def _later(known: int, said: int | None) -> int:
 
 
 def _pair(source: Mapping[str, object], first: str, second: str, *otherwise: int) -> tuple[int, int]:
-    """Two counts that only mean something together."""
+    """Two counts that only have a meaning together."""
     a, b = _whole(source.get(first)), _whole(source.get(second))
     return (otherwise[0], otherwise[1]) if a is None or b is None else (a, b)
 
 
 def _vllm(metrics: Mapping[str, object], read: int, cached: int) -> tuple[int, int, float, float]:
-    """vLLM measures times; its own tokens_per_second includes the prefill and is left alone."""
+    """vLLM measures times; its own tokens_per_second includes the prefill and is not used."""
     prompt_speed = speed = -1.0
     first = _number(metrics.get("time_to_first_token_ms"))
     if first is not None and first > 0:
@@ -164,13 +164,13 @@ def _vllm(metrics: Mapping[str, object], read: int, cached: int) -> tuple[int, i
 
 
 def _parsed(data: bytes) -> object:
-    """A JSON text's value, None where it is none."""
+    """A JSON text's value, None if it is not JSON."""
     try:
         return _DECODE(data.decode())
     except (ValueError, RecursionError):
         pass
     try:
-        return json.loads(data)  # other encodings, which it guesses
+        return json.loads(data)  # other encodings, which json guesses
     except (ValueError, RecursionError):
         return None
 
@@ -178,7 +178,7 @@ def _parsed(data: bytes) -> object:
 _DECODE = json.JSONDecoder().decode
 
 
-_SHORT = 1024  # bytes of an answer that is parsed as soon as its end is found
+_SHORT = 1024  # bytes of a response that is parsed as soon as its end is found
 _CLOSING = 4096  # bytes from usage to the end of an answer that has it at its end
 # The members behind usage, as far as their nesting is plain: if then one bracket closes everything, usage stands in the
 # outermost object.
@@ -189,8 +189,8 @@ _VALUE = re.compile(r"\s*:\s*")
 
 
 def _closing(data: bytes) -> dict[str, object] | None:
-    """The members that count, of an object that has them at its end as nearly all servers do; None where one has to
-    parse all of it to be sure. An answer is mostly text that nobody needs to read for its numbers."""
+    """The members with numbers, of an object that has them at its end as nearly all servers' do; None if all of it must
+    be parsed to be sure. A response is mostly text that has no numbers to read."""
     at = data.find(b'"usage"')
     end = at + len(b'"usage"')
     if at < 1 or data[:1] != b"{" or len(data) - at > _CLOSING or data[at - 1] == 0x5C:
@@ -218,7 +218,7 @@ def _closing(data: bytes) -> dict[str, object] | None:
 
 
 def _value(text: str, at: int) -> tuple[object, int]:
-    """The value of the member whose key ends there, and its end; ValueError where it was no key."""
+    """The value of the member whose key ends at `at`, and its end; ValueError if that was not a key."""
     colon = _VALUE.match(text, at)
     if colon is None:
         raise ValueError("no member")
@@ -229,7 +229,7 @@ _RAW_DECODE = json.JSONDecoder().raw_decode
 
 
 def from_document(data: bytes, path: str = "") -> Usage | None:
-    """Usage of a whole JSON answer, None when it says nothing or is no JSON. `/infill` answers are arrays."""
+    """Usage of a complete JSON response, None if it has none or is not JSON. `/infill` responses are arrays."""
     document = (_closing(data) if len(data) > _SHORT else None) or _parsed(data)
     if isinstance(document, list):
         document = {"timings": _last_timings(document)} if path.startswith("/infill") else None
@@ -248,7 +248,7 @@ def _last_timings(elements: list[object]) -> object:
 
 
 def from_fragment(data: bytes) -> Usage | None:
-    """Usage out of a document (or event) of which only pieces were kept: the last object of each known name."""
+    """Usage from a document or event of which only pieces were kept: the last object of each known name."""
     ledger = _Ledger()
     ledger.usage(_object_named(data, b'"usage"'))
     ledger.measured(_object_named(data, b'"timings"'), _object_named(data, b'"metrics"'))
@@ -256,7 +256,7 @@ def from_fragment(data: bytes) -> Usage | None:
 
 
 def _object_named(data: bytes, quoted: bytes) -> object:
-    """The last object that is the value of this name. Inside a JSON text the quotes would be escaped."""
+    """The last object that is the value of this name. Inside a JSON string the quotes would be escaped."""
     at = len(data)
     while (at := data.rfind(quoted, 0, at)) >= 0:
         rest = data[at + len(quoted) : at + LINE_TAIL].lstrip()
@@ -272,7 +272,7 @@ def _object_named(data: bytes, quoted: bytes) -> object:
 
 
 def from_lines(lines: Iterable[bytes]) -> Usage | None:
-    """Usage out of the lines of an event stream (any lines; only `data:` ones count), None when none says any."""
+    """Usage from the lines of an event stream, None if they have none; only `data:` lines count."""
     ledger = _Ledger()
     for line in lines:
         if not line.startswith(b"data:"):
@@ -293,17 +293,17 @@ def from_lines(lines: Iterable[bytes]) -> Usage | None:
 
 @define(eq=False)
 class StreamScanner:
-    """Keeps the few lines of an event stream that can carry numbers. Bounded, whatever passes."""
+    """Keeps the few lines of an event stream that can contain numbers; its memory is bounded."""
 
     _carry: bytearray = field(factory=bytearray, init=False)
     _first: list[bytes] = field(factory=list, init=False)
-    _last: deque[bytes] | None = field(default=None, init=False)  # made when needed: an empty one is 600 bytes
+    _last: deque[bytes] | None = field(default=None, init=False)  # made when it is needed: an empty one takes 600 bytes
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the stream, cut anywhere."""
+        """The next bytes of the stream, split anywhere."""
         if self._carry or not data.endswith(b"\n"):
             data = self._joined(data)
-        # The common case is here: one whole event that carries nothing costs three searches.
+        # The usual case, one complete event without numbers, costs three searches.
         if b'"usage"' in data or b'"timings"' in data or b'"metrics"' in data:
             for line in data.split(b"\n"):
                 if b'"usage"' in line or b'"timings"' in line or b'"metrics"' in line:
@@ -317,13 +317,13 @@ class StreamScanner:
         return [*self._first, *(self._last or ())]
 
     def _joined(self, data: bytes) -> bytes:
-        """The complete lines of what was carried plus `data`; what follows the last line end is carried on."""
+        """The complete lines of the bytes carried over plus `data`; the rest is carried over again."""
         carry = self._carry
         end = data.rfind(b"\n") + 1
         if not end:
             carry += data
             if len(carry) > LINE_BOUND + LINE_TAIL:
-                # Keep the first bytes so that the line still shows what it is, and its end, padded to stay "long".
+                # Keep the first bytes, which show what kind of line it is, and the end, padded so that it stays "long".
                 del carry[5 : -LINE_BOUND - 5]
             return b""
         whole = bytes(carry) + data[:end]

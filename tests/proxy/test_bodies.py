@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import BodyTooLarge, NoRoom
-from llamaswap.proxy.bodies import PIECE, TURN, BytesBody, FileBody, SiteContent
+from llamaswap.proxy.bodies import FEED_LIMIT, PIECE_SIZE, BytesBody, FileBody, SiteContent
 from llamaswap.wire.byte_budget import ByteBudget
 from tests.proxy.test_incoming_body import Consumer
 
@@ -34,21 +34,21 @@ class Bodies(SynchronousTestCase):
             self.assertEqual((consumer.data, consumer.ended, body.length), (b"", 1, 0))
 
     def test_file_is_fed_in_turns_and_pauses(self):
-        data = b"x" * (2 * TURN + 5)
+        data = b"x" * (2 * FEED_LIMIT + 5)
         _, body = self.both(data)
         consumer = Consumer()
         producer = body.start(consumer)
-        self.assertEqual(len(consumer.data), TURN)
+        self.assertEqual(len(consumer.data), FEED_LIMIT)
         producer.pauseProducing()
         self.clock.advance(0)
-        self.assertEqual(len(consumer.data), TURN)
+        self.assertEqual(len(consumer.data), FEED_LIMIT)
         producer.resumeProducing()
         self.clock.advance(0)
         self.clock.advance(0)
         self.assertEqual((len(consumer.data), consumer.ended), (len(data), 1))
 
     def test_stopped_feeding_is_silent(self):
-        _, body = self.both(b"x" * (TURN + PIECE))
+        _, body = self.both(b"x" * (FEED_LIMIT + PIECE_SIZE))
         consumer = Consumer()
         body.start(consumer)
         body.close()

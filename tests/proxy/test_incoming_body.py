@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
 from llamaswap.proxy import incoming_body
 from llamaswap.proxy.byte_budget import LEAST_MEMORY, MemoryLimit, disk_room, memory_limits, memory_room
-from llamaswap.proxy.incoming_body import AHEAD, DISCARD, SpooledBody
+from llamaswap.proxy.incoming_body import DISCARD_LIMIT, READ_AHEAD, SpooledBody
 from llamaswap.wire.byte_budget import ByteBudget
 
 
@@ -165,7 +165,7 @@ class Arriving(SynchronousTestCase):
 
     def test_nobody_reading_bounds_what_is_read_ahead(self):
         body = self.body(None)
-        body.arrived(b"x" * AHEAD)
+        body.arrived(b"x" * READ_AHEAD)
         self.assertFalse(body.wants)
         body.start(Consumer())
         self.assertTrue(body.wants)
@@ -175,7 +175,7 @@ class Arriving(SynchronousTestCase):
         body.arrived(b"x")
         body.close()
         self.assertTrue(body.wants)
-        body.arrived(b"x" * DISCARD)
+        body.arrived(b"x" * DISCARD_LIMIT)
         self.assertFalse(body.wants)
         self.assertFalse(body.replayable)
 
@@ -243,7 +243,7 @@ class Rooms(SynchronousTestCase):
         body.arrived(b"x" * 40)
         self.failureResultOf(held, NoRoom)
         self.assertEqual((memory.used, body.wants), (0, True))
-        body.arrived(bytes(DISCARD))
+        body.arrived(bytes(DISCARD_LIMIT))
         self.assertFalse(body.wants)
         self.failureResultOf(body.hold(1000), NoRoom)
 

@@ -6,11 +6,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Config, Endpoint, Model, Peer, Secret, Selector
 from llamaswap.proxy.peers import (
-    AVOIDED,
-    KEPT,
-    NAMES,
-    PATIENCE,
-    SOONER,
+    AVOID_SECONDS,
+    KEEP_SECONDS,
+    LIST_TIMEOUT,
+    MODEL_LIMIT,
+    RETRY_INTERVAL,
     Health,
     PeerDirectory,
     PeerError,
@@ -55,7 +55,7 @@ class PeersTestCase(SynchronousTestCase):
         return self.config.peers["lab"].models
 
     def pass_time(self, seconds):
-        self.clock.pump([SOONER] * round(seconds / SOONER))
+        self.clock.pump([RETRY_INTERVAL] * round(seconds / RETRY_INTERVAL))
 
 
 class DiscoveryTests(PeersTestCase):
@@ -111,7 +111,7 @@ class DiscoveryTests(PeersTestCase):
     def test_names_outlive_a_short_silence_but_not_a_long_one(self):
         self.peers.retune()
         self.client.models("owl")
-        for _ in range(round(KEPT / 60) - 1):
+        for _ in range(round(KEEP_SECONDS / 60) - 1):
             self.pass_time(60)
             if not self.client.last.response.called:
                 self.client.last.fail()
@@ -180,7 +180,7 @@ class HealthTests(PeersTestCase):
         self.assertFalse(self.peers.avoided("lab"))
         self.peers.heard("lab", "no route to host")
         self.assertTrue(self.peers.avoided("lab"))
-        self.clock.advance(AVOIDED)
+        self.clock.advance(AVOID_SECONDS)
         self.assertFalse(self.peers.avoided("lab"))
         self.peers.heard("lab", "no route to host")
         self.peers.heard("lab", None)
@@ -203,7 +203,7 @@ class HealthTests(PeersTestCase):
 
     def test_a_peer_has_ten_seconds_for_its_list(self):
         self.peers.retune()
-        self.assertEqual(self.client.last.timeout, PATIENCE)
+        self.assertEqual(self.client.last.timeout, LIST_TIMEOUT)
 
 
 class OfferedTests(SynchronousTestCase):
@@ -221,5 +221,5 @@ class OfferedTests(SynchronousTestCase):
         self.assertEqual(offered(body), ("hen",))
 
     def test_the_number_of_names_is_bounded(self):
-        body = json.dumps({"data": [{"id": str(number)} for number in range(NAMES + 5)]}).encode()
-        self.assertEqual(len(offered(body)), NAMES)
+        body = json.dumps({"data": [{"id": str(number)} for number in range(MODEL_LIMIT + 5)]}).encode()
+        self.assertEqual(len(offered(body)), MODEL_LIMIT)

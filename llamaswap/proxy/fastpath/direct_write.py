@@ -1,12 +1,12 @@
-"""Send at once when nothing waits before it.
+"""Sends at once when nothing is queued before.
 
-Twisted's `transport.write` queues and sends on the reactor's next turn, after registering for writability: three
-system calls and a turn for what one `send` does. On a busy proxy that is a third of the work. So while a plain TCP
-transport's queue is empty we send ourselves and queue only the rest.
+Twisted's `transport.write` queues and sends in the reactor's next iteration, after registering for writability: three
+system calls and an iteration instead of one `send`. On a busy proxy that is a third of the work. So while the queue of
+a plain TCP transport is empty, we send directly and queue only the rest.
 
-This reads private state of `twisted.internet.abstract.FileDescriptor` (there is no public way to ask whether the
-queue is empty). Only this module does; tests/proxy/test_direct_write.py fails when the attributes move, and a
-transport without them is simply written to.
+This reads private state of `twisted.internet.abstract.FileDescriptor`, because no public method tells whether the queue
+is empty. tests/proxy/test_direct_write.py fails if the attributes move; a transport without them is written to as
+usual.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from twisted.internet.tcp import Connection
 
 from llamaswap.proxy.transport import Transport
 
-_SEND_LIMIT = 1 << 20  # a larger piece is queued whole: slicing its rest off would copy most of it again
+_SEND_LIMIT = 1 << 20  # bytes; a larger piece is queued as a whole, because slicing off its rest would copy most of it
 
 
 def write_through(transport: Transport) -> Callable[[bytes], None]:
-    """The fastest correct `write` for this transport: its own, unless it is a plain TCP connection."""
+    """The fastest correct `write` of a transport: its own, unless it is a plain TCP connection."""
     plain: object = transport
     if not isinstance(plain, Connection) or getattr(plain, "TLS", False):
         return transport.write
@@ -30,7 +30,7 @@ def write_through(transport: Transport) -> Callable[[bytes], None]:
 
 
 class _DirectWriter:
-    """A `write` of which thousands may exist: an object with one slot is a fifth of a closure."""
+    """A `write`; there may be thousands, and an object with one slot takes a fifth of a closure's memory."""
 
     __slots__ = ("_queue",)
 
@@ -54,7 +54,7 @@ class _DirectWriter:
         try:
             sent = queue.socket.send(data)
         except OSError:
-            # Full, or broken: the reactor's own attempt tells which and reports it the usual way.
+            # Full, or broken: the reactor's own attempt finds out which, and reports it as usual.
             queue.write(data)
             return
         if sent < len(data):
@@ -62,7 +62,7 @@ class _DirectWriter:
 
 
 def forget_unsent(transport: Transport) -> None:
-    """Drop what a lost connection can no longer send: its objects may wait for a garbage collection."""
+    """Drop what a lost connection can no longer send, because its objects may wait long for a garbage collection."""
     wire: Any = getattr(transport, "transport", transport)
     if getattr(wire, "dataBuffer", None):
         wire.dataBuffer = b""
@@ -73,13 +73,13 @@ def forget_unsent(transport: Transport) -> None:
 
 
 def unsent(transport: Transport) -> bool:
-    """Whether bytes given to a transport have not gone out yet; below TLS, those of its connection."""
+    """Whether bytes written to a transport have not gone out yet; with TLS, those of the connection below it."""
     wire = getattr(transport, "transport", transport)
     return bool(getattr(wire, "_tempDataBuffer", None) or getattr(wire, "dataBuffer", None))
 
 
 def unsent_bytes(transport: Transport) -> int:
-    """How many bytes given to a transport have not gone out yet; below TLS, those of its connection."""
+    """How many bytes written to a transport have not gone out yet; with TLS, those of the connection below it."""
     wire = getattr(transport, "transport", transport)
     buffered = len(getattr(wire, "dataBuffer", b"")) - getattr(wire, "offset", 0)
     return int(buffered + getattr(wire, "_tempDataLen", 0))

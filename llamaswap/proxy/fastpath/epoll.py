@@ -1,12 +1,12 @@
-"""A plain poll loop for Twisted's epoll reactor.
+"""A simpler poll loop for Twisted's epoll reactor.
 
-The stock loop wraps every event in a log context; nothing here uses that, and on small events (one chunk of a
-stream) it is a fifth of the work. The loop below is the stock one without the wrapping, and with one preference: what
-servers say is read before what clients want. A chunk takes microseconds, a new request hundreds of them, so when
-thousands of clients come at once the streams under way would wait behind them all, round after round.
+The original loop wraps every event in a log context, which nothing here uses; for small events (a chunk of a stream)
+that is a fifth of the work. This loop is the original without the wrapping, and with one preference: data from servers
+is read before data from clients. A chunk takes microseconds, a new request hundreds of them, so when thousands of
+clients come at once, the running streams would wait behind all of them in every iteration.
 
-This uses private state of `twisted.internet.epollreactor.EPollReactor`. Only this module does;
-tests/proxy/test_epoll.py fails when it moves, and any other reactor is left as it is.
+This uses private state of `twisted.internet.epollreactor.EPollReactor`. tests/proxy/test_epoll.py fails if it moves;
+any other reactor is not changed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from twisted.internet.tcp import Client
 from twisted.python import log
 
 _NEEDED = ("_poller", "_selectables", "_doReadOrWrite", "_disconnectSelectable", "doIteration")
-# Seconds that a round spends at least on everything but servers' bytes, before it looks whether there are more of
-# these; and as long as these took. Who was not served is the first in the next round.
+# Seconds that one iteration spends at least on everything except servers' data, before it looks for more of that; or as
+# long as the servers' data took. Descriptors that were not served are the first in the next iteration.
 TURN = 0.002
 
 
 def use_plain_poll(reactor: Any, clock: Callable[[], float] = time.monotonic) -> bool:
-    """Let this reactor poll plainly, if it is the epoll reactor as we know it; returns whether it does."""
+    """Make this reactor use the loop, if it is the known epoll reactor; returns whether it does."""
     if type(reactor).__name__ != "EPollReactor" or not all(hasattr(reactor, name) for name in _NEEDED):
         return False
     poller, selectables, do = reactor._poller, reactor._selectables, reactor._doReadOrWrite
@@ -39,7 +39,7 @@ def use_plain_poll(reactor: Any, clock: Callable[[], float] = time.monotonic) ->
     def poll(timeout: float | None) -> None:
         nonlocal unserved
         try:
-            # As many events as there are descriptors: each gets its turn before any gets a second.
+            # As many events as there are descriptors: each is served once before any is served twice.
             events = poller.poll(-1 if timeout is None else timeout, len(selectables) or 1)
         except OSError as error:
             if error.errno == errno.EINTR:
@@ -55,7 +55,7 @@ def use_plain_poll(reactor: Any, clock: Callable[[], float] = time.monotonic) ->
                 continue
             try:
                 why: Any = selectable.doRead()
-            except BaseException:  # a protocol's fault costs its own connection
+            except BaseException:  # a fault in a protocol closes only its own connection
                 why = sys.exc_info()[1]
                 log.err()
             if why:

@@ -1,8 +1,7 @@
-"""Start without what only some need: OpenSSL, 13 MB of memory and a tenth of a second of every start.
+"""Starts without OpenSSL, which costs 13 MB of memory and a tenth of a second, until a connection needs it.
 
-Twisted's reactor imports it wherever it is installed. Twisted can do without, so it is shown an installation without
-OpenSSL while the modules that ask are imported; once a configuration names an encrypted server they are told that
-it is there after all. Must not know why anybody wants it.
+Twisted's reactor imports OpenSSL if it is installed, but also works without it. So while the reactor's modules are
+imported OpenSSL seems not to be installed; when a configuration names an encrypted server, they are reloaded.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import sys
 
 
 def import_reactor_without_tls() -> bool:
-    """To be called before the reactor is imported (later it does nothing); whether OpenSSL was spared."""
+    """Call this before the reactor is imported (later it has no effect). Returns whether OpenSSL was avoided."""
     if "OpenSSL" in sys.modules or "twisted.internet.tcp" in sys.modules:
         return False
-    sys.modules["OpenSSL"] = None  # type: ignore[assignment] # the import system's own way to say: not there
+    sys.modules["OpenSSL"] = None  # type: ignore[assignment] # in the import system this means: not installed
     try:
         importlib.import_module("twisted.internet.posixbase")
         importlib.import_module("twisted.internet.endpoints")
@@ -26,7 +25,7 @@ def import_reactor_without_tls() -> bool:
 
 
 def enable_tls() -> None:
-    """Encrypted connections are wanted: have the modules that did without look again."""
+    """Reload the modules that were imported without OpenSSL."""
     endpoints = importlib.import_module("twisted.internet.endpoints")
     if getattr(endpoints, "TLSMemoryBIOFactory", None) is None:
-        importlib.reload(endpoints)  # in place: functions taken from it before see the new names as well
+        importlib.reload(endpoints)  # in place, so functions taken from it before see the new names as well

@@ -1,7 +1,7 @@
-"""Memory given back to the system when a crowd of connections has left.
+"""Returns memory to the system after many connections have closed.
 
-The C library keeps what was freed in the middle of its heap. What a thousand streams needed would so stay with the
-process until the next thousand come. Giving it back takes less than a millisecond.
+The C library keeps what was freed in the middle of its heap, so the memory of a thousand streams would stay with the
+process until the next thousand come. Returning it takes less than a millisecond.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-CROWD = 16  # connections; fewer leave nothing behind that is worth a look
+CROWD = 16  # connections; fewer leave nothing worth returning
 
 
 def trimmer(library: ctypes.CDLL | None = None) -> Callable[[], None]:
-    """What gives free memory back: glibc's own means, and nothing with other libraries."""
+    """The function that returns free memory: glibc's, or nothing with other C libraries."""
     trim = getattr(library or ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return lambda: None
@@ -21,7 +21,7 @@ def trimmer(library: ctypes.CDLL | None = None) -> Callable[[], None]:
 
 
 class LowWaterTrimmer:
-    """Told of each number of connections; calls `low` when half of a crowd has left, and again with each half."""
+    """Calls `low` when half of many connections have closed, and again at each further half."""
 
     __slots__ = ("_low", "_most")
 
@@ -30,7 +30,7 @@ class LowWaterTrimmer:
         self._most = 0
 
     def count(self, now: int) -> None:
-        """There are so many now."""
+        """The number of connections is `now`."""
         if now > self._most:
             self._most = now
         elif self._most >= CROWD and now <= self._most // 2:
