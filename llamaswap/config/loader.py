@@ -14,7 +14,7 @@ from llamaswap.config import routing as routing_sections
 from llamaswap.config.command_findings import check_command
 from llamaswap.config.decode import Decoder
 from llamaswap.config.diagnostics import Diagnostics
-from llamaswap.config.field_types import TypeMismatch, integer, keys_of
+from llamaswap.config.field_types import keys_of
 from llamaswap.config.lookup import NameIndex
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.models import ModelDraft
@@ -138,19 +138,9 @@ def _declared_macros(root: MappingNode, report: Diagnostics) -> tuple[macros.Mac
 
 def _start_port(root: MappingNode, report: Diagnostics) -> int:
     node = root.get("startPort")
-    default = Config().start_port
-    if node is None or is_null(node):
-        return default
-    try:
-        port = integer(node)
-    except TypeMismatch as misfit:
-        report.error(
-            f"startPort: {kind_of(node)} cannot be used, wanted {misfit.wanted}", "startPort", node, misfit.hint
-        )
-        return default
-    if port < 1:
-        report.error(f"startPort must be at least 1, not {port}", "startPort")
-    return port
+    attribute, key = keys_of(Config)["startPort"]
+    value = None if node is None else Decoder(report).value(attribute, key, node, "startPort")
+    return value if isinstance(value, int) else Config().start_port
 
 
 def _drafts(

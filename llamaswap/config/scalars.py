@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -100,21 +101,9 @@ def text_of(value: str | int | float | bool) -> str:
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")
     sign = "-" if math.copysign(1.0, value) < 0 else ""
-    mantissa, _, exponent_text = f"{abs(value)!r}".partition("e")
-    whole, _, decimals = mantissa.partition(".")
-    point = len(whole) + int(exponent_text or 0)
-    all_digits = whole + decimals
-    digits = all_digits.lstrip("0")
-    point -= len(all_digits) - len(digits)
-    digits = digits.rstrip("0")
-    if not digits:
-        return sign + "0"
-    exponent = point - 1
-    if exponent < -4 or exponent >= 6:
-        tail = f".{digits[1:]}" if len(digits) > 1 else ""
-        return f"{sign}{digits[0]}{tail}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"
-    if point <= 0:
-        return f"{sign}0.{'0' * -point}{digits}"
-    if len(digits) <= point:
-        return sign + digits + "0" * (point - len(digits))
-    return f"{sign}{digits[:point]}.{digits[point:]}"
+    number = Decimal(repr(abs(value))).normalize()
+    exponent = number.adjusted()
+    if number == 0 or -4 <= exponent < 6:
+        return f"{sign}{number:f}"
+    first, *others = map(str, number.as_tuple().digits)
+    return f"{sign}{first}{'.' if others else ''}{''.join(others)}e{exponent:+03d}"
