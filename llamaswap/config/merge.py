@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamaswap.config.diagnostics import fail
-from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, SourceLocation, is_null, kind_of
+from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SequenceNode, is_null, kind_of
 
 # Each entry of these must be in one file: two models of one name are a mistake, even if they are equal.
 IDENTITY = frozenset(
@@ -39,13 +39,7 @@ def _tables(old: MappingNode, new: MappingNode, path: tuple[str, ...], file: str
         places.setdefault(name, new.where(name))
         below = (*path, name)
         entries[name] = _both(entries[name], value, below, file, new) if name in entries else value
-    return _table(entries, places, old, new)
-
-
-def _table(
-    entries: dict[str, Node], places: dict[str, SourceLocation], old: MappingNode, new: MappingNode
-) -> MappingNode:
-    return MappingNode(entries, places, old.place, old.size + new.size, old.anchored or new.anchored)
+    return MappingNode(entries, places, old.place)
 
 
 def _both(old: Node, new: Node, path: tuple[str, ...], file: str, parent: MappingNode) -> Node:
@@ -63,7 +57,7 @@ def _both(old: Node, new: Node, path: tuple[str, ...], file: str, parent: Mappin
                     new.where(name),
                     "keep it in one file",
                 )
-        return _table({**old.entries, **new.entries}, {**old.places, **new.places}, old, new)
+        return MappingNode({**old.entries, **new.entries}, {**old.places, **new.places}, old.place)
     if is_null(old):
         return new
     if is_null(new):
@@ -71,7 +65,7 @@ def _both(old: Node, new: Node, path: tuple[str, ...], file: str, parent: Mappin
     if isinstance(old, MappingNode) and isinstance(new, MappingNode):
         return _tables(old, new, path, file)
     if isinstance(old, SequenceNode) and isinstance(new, SequenceNode):
-        return SequenceNode(old.items + new.items, old.place, old.size + new.size, old.anchored or new.anchored)
+        return SequenceNode(old.items + new.items, old.place)
     if isinstance(old, ScalarNode) and isinstance(new, ScalarNode):
         if (old.kind, old.text) != (new.kind, new.text):
             raise fail(

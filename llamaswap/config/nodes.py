@@ -38,8 +38,16 @@ class SequenceNode:
 
     items: tuple[Node, ...]
     place: SourceLocation = NOWHERE
-    size: int = 1
-    anchored: bool = False
+    size: int = field()
+    anchored: bool = field()
+
+    @size.default
+    def _count(self) -> int:
+        return 1 + sum(item.size for item in self.items)
+
+    @anchored.default
+    def _contains_anchor(self) -> bool:
+        return any(item.anchored for item in self.items)
 
 
 @frozen(eq=False)
@@ -49,8 +57,16 @@ class MappingNode:
     entries: Mapping[str, Node]
     places: Mapping[str, SourceLocation] = field(factory=dict)
     place: SourceLocation = NOWHERE
-    size: int = 1
-    anchored: bool = False
+    size: int = field()
+    anchored: bool = field()
+
+    @size.default
+    def _count(self) -> int:
+        return 1 + sum(1 + child.size for child in self.entries.values())
+
+    @anchored.default
+    def _contains_anchor(self) -> bool:
+        return any(child.anchored for child in self.entries.values())
 
     def get(self, name: str) -> Node | None:
         return self.entries.get(name)

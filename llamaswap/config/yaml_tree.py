@@ -186,12 +186,7 @@ class _Composer:
             if isinstance(child, SequenceEndEvent):
                 break
             children.append(self.node(child, (*path, "[]")))
-        return SequenceNode(
-            tuple(children),
-            SourceLocation(self.file, _line(event)),
-            1 + sum(child.size for child in children),
-            any(child.anchored for child in children),
-        )
+        return SequenceNode(tuple(children), SourceLocation(self.file, _line(event)))
 
     def table(self, event: MappingStartEvent, path: tuple[str, ...]) -> MappingNode:
         entries: dict[str, Node] = {}
@@ -222,13 +217,7 @@ class _Composer:
             places[key.text] = SourceLocation(self.file, _line(key_event))
         for merge in merges:
             self.merge(event, merge, entries, places)
-        return MappingNode(
-            entries,
-            places,
-            SourceLocation(self.file, _line(event)),
-            1 + sum(1 + child.size for child in entries.values()),
-            any(child.anchored for child in entries.values()),
-        )
+        return MappingNode(entries, places, SourceLocation(self.file, _line(event)))
 
     def merge(self, event: NodeEvent, value: Node, entries: dict[str, Node], places: dict[str, SourceLocation]) -> None:
         """Add the entries of `<<` that the mapping does not have; of several mappings the first wins."""
