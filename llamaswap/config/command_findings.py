@@ -20,9 +20,14 @@ _EXPANSION = re.compile(r"(?:^|[=/:,])\$(?:\(|\{?[A-Z_][A-Z0-9_]*\b)|^`.*`$")
 _PORT = re.compile(r"--?port(?:=(.*))?")
 
 
+# Most commands have none of these, and need no look at their words.
+_SUSPICIOUS = re.compile(r"[&|;<>~$`]|^\s*[A-Za-z_]\w*=|docker|podman|nerdctl")
+
+
 def check_command(model: Model, report: Diagnostics) -> None:
-    """Warn of the first thing in a model's `cmd` that a shell would be needed for, and of its port and container."""
-    found = list(words(model.cmd))
+    """Warn of the first word in a model's `cmd` that needs a shell, and of its port and container."""
+    has_own_port = model.endpoint is not None and model.endpoint.port == model.port
+    found = () if has_own_port and not _SUSPICIOUS.search(model.cmd) else tuple(words(model.cmd))
     if not found:
         return
     path = f"models.{model.id}.cmd"
