@@ -15,24 +15,24 @@ from llamaswap.demo.server import DemoServer, last_user_text, parrot, pieces, po
 
 
 class VoiceTests(SynchronousTestCase):
-    def test_the_newest_user_message_is_heard(self):
+    def test_last_user_message_is_the_prompt(self):
         messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
         self.assertEqual(last_user_text({"messages": messages}), "one")
         parts = [{"type": "text", "text": "three"}, {"type": "image_url"}]
         self.assertEqual(last_user_text({"messages": [*messages, {"role": "user", "content": parts}]}), "three ")
         self.assertEqual(last_user_text({"prompt": "four"}), "four")
 
-    def test_pieces_put_together_are_the_text(self):
+    def test_joined_pieces_are_the_text(self):
         for text in (parrot("hello there"), poet("hello there")):
             self.assertEqual("".join(pieces(text, 999)), text)
         self.assertEqual(len(pieces("a b c", 2)), 2)
 
-    def test_a_verse_depends_only_on_its_theme(self):
+    def test_verse_depends_only_on_its_theme(self):
         self.assertEqual(poet("a river"), poet("the river"))
 
 
 class ConfigTests(SynchronousTestCase):
-    def test_placeholders_are_filled_and_real_models_are_an_addition(self):
+    def test_demo_configuration_fills_placeholders_and_adds_real_models(self):
         plain, real = demo_config(real=False), demo_config(real=True, models="/m")
         self.assertTrue(real.startswith(plain.replace("MODELS", "/m")))
         for text in (plain, real):
@@ -59,14 +59,14 @@ class ServerTests(SynchronousTestCase):
         with urllib.request.urlopen(urllib.request.Request(url, data), timeout=10) as answer:
             return answer.read()
 
-    def test_its_log_shows_what_was_asked_and_not_every_look_at_its_health(self):
+    def test_server_log_shows_requests_without_health_checks(self):
         written = io.StringIO()
         self.patch(sys, "stdout", written)
         for path in ("/health", "/v1/models", "/health"):
             self.ask(path)
         self.assertEqual(written.getvalue().split(), ["GET", "/v1/models", "200"])
 
-    def test_chat_streams_the_same_words_it_answers_at_once(self):
+    def test_chat_stream_has_the_words_of_the_whole_answer(self):
         body = {"messages": [{"role": "user", "content": "a lamp"}]}
         whole = json.loads(self.ask("/v1/chat/completions", body))
         events = self.ask("/v1/chat/completions", {**body, "stream": True}).decode().split("\n\n")
@@ -76,7 +76,7 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(chunks[-1]["usage"], whole["usage"])
         self.assertEqual(events[-2], "data: [DONE]")
 
-    def test_messages_speaks_anthropic(self):
+    def test_messages_answer_has_the_anthropic_format(self):
         body = {"messages": [{"role": "user", "content": "a lamp"}], "max_tokens": 3}
         whole = json.loads(self.ask("/v1/messages", body))
         self.assertEqual((whole["type"], whole["usage"]["output_tokens"]), ("message", 3))
@@ -89,7 +89,7 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(error.code, 503)
         error.close()
 
-    def test_bad_json_is_the_clients_fault(self):
+    def test_body_that_is_not_json_is_answered_400(self):
         url = f"http://127.0.0.1:{self.server.server_port}/v1/chat/completions"
         error = self.assertRaises(urllib.error.HTTPError, urllib.request.urlopen, url, b"{", 10)
         self.assertEqual(error.code, 400)
@@ -97,7 +97,7 @@ class ServerTests(SynchronousTestCase):
 
 
 class ImportTests(SynchronousTestCase):
-    def test_the_server_needs_only_the_standard_library(self):
+    def test_demo_server_needs_only_the_standard_library(self):
         import llamaswap.demo.server as module
 
         done = subprocess.run([sys.executable, "-I", "-S", module.__file__, "--help"], capture_output=True, timeout=30)

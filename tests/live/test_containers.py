@@ -77,7 +77,7 @@ class ContainerTests(SynchronousTestCase):
         text["models"]["boxed"] = model
         return json.dumps(text)
 
-    def test_a_container_whose_client_was_killed_is_stopped_and_loads_again(self):
+    def test_container_whose_client_was_killed_is_stopped_and_loads_again(self):
         with Product(self.boxed(), env={"CONTAINERS_CONF": self.env["CONTAINERS_CONF"]}) as product:
             self.assertEqual(product.ask("/upstream/boxed/nothing", timeout=90)[0], 404, product.output)
             client = product.json("/api/models/boxed")["pid"]
@@ -86,7 +86,7 @@ class ContainerTests(SynchronousTestCase):
             self.assertEqual(self.names(), [])
             self.assertEqual(product.ask("/upstream/boxed/nothing", timeout=90)[0], 404, product.output)
 
-    def test_a_model_runs_in_a_container_and_is_stopped_by_its_cmd_stop(self):
+    def test_model_in_a_container_is_stopped_by_its_stop_command(self):
         with Product(self.boxed(), env={"CONTAINERS_CONF": self.env["CONTAINERS_CONF"]}) as product:
             status, _, _ = product.ask("/upstream/boxed/nothing", timeout=90)
             self.assertEqual(status, 404, product.output)  # busybox's own: it has no such file

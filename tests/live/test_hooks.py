@@ -21,7 +21,7 @@ from tests.live.test_service import chat, config
 class HooksTests(SynchronousTestCase):
     timeout = 60
 
-    def test_a_models_life_is_told_in_order(self):
+    def test_hooks_of_a_model_run_in_order(self):
         code = "import os, sys; open(sys.argv[1], 'a').write(os.environ['LLAMASWAP_EVENT'] + chr(10))"
         told = self.mktemp() + ".log"
         with open(told, "w"):
@@ -43,7 +43,7 @@ class HooksTests(SynchronousTestCase):
             self.assertEqual([event for event in lines() if event.startswith("before")][:2], list(events[0:3:2]))
             self.assertEqual(set(lines()), set(events))
 
-    def test_what_follows_an_unload_is_done_when_the_service_ends_too(self):
+    def test_after_unload_runs_at_shutdown_too(self):
         code = "import sys, time; time.sleep(1); print(1, flush=True); open(sys.argv[1], 'w')"
         told = os.path.abspath(self.mktemp())
         text = json.loads(config(one=""))
@@ -81,19 +81,19 @@ class CommandTests(TestCase):
         found = [event for event in self.events if event["log_namespace"] == "llamaswap.servers.hooks"]
         return [formatEvent(event) for event in found if event["log_level"] is LogLevel.error]
 
-    async def test_a_command_finds_the_facts_in_its_environment(self):
+    async def test_hook_command_has_event_and_model_in_its_environment(self):
         path = self.mktemp()
         code = f"import os; open({path!r}, 'w').write(os.environ['LLAMASWAP_EVENT'] + os.environ['LLAMASWAP_MODEL'])"
         await self.run_hook(f'{sys.executable} -c "{code}"')
         with open(path) as file:
             self.assertEqual(file.read(), "before_loadowl")
 
-    async def test_a_command_that_fails_or_is_missing_is_over(self):
+    async def test_hook_command_that_fails_or_is_missing_ends_the_hook(self):
         await self.run_hook("false")
         await self.run_hook("/no/such/program")
         await self.run_hook("# nothing")
 
-    async def test_a_command_that_reads_its_input_finds_its_end(self):
+    async def test_hook_command_has_an_empty_input(self):
         """ssh and docker do; a hook has nothing to say to them."""
         path = self.mktemp()
         code = f"import sys; open({path!r}, 'w').write('read' + sys.stdin.read())"
@@ -101,20 +101,20 @@ class CommandTests(TestCase):
         with open(path) as file:
             self.assertEqual(file.read(), "read")
 
-    async def test_a_command_is_over_when_it_ended_whatever_it_left_running(self):
+    async def test_hook_ends_with_its_command_whatever_that_left_running(self):
         """What runs on in the background may hold the command's output for ever."""
         began = reactor.seconds()
         await self.run_hook("sh -c 'sleep 9 & echo $!'")
         self.assertLess(reactor.seconds() - began, 5)
         self.assertEqual(self.faults(), [])
 
-    async def test_a_command_that_takes_too_long_is_killed(self):
+    async def test_hook_command_that_takes_too_long_is_killed(self):
         began = reactor.seconds()
         await self.run_hook("sleep 20", timeout=0.2)
         self.assertLess(reactor.seconds() - began, 10)
         self.assertEqual(self.faults(), ["hook before_load for owl failed: it took too long"])
 
-    async def test_what_a_command_that_takes_too_long_had_started_is_killed_with_it(self):
+    async def test_children_of_a_hook_command_that_takes_too_long_are_killed(self):
         path = self.mktemp()
         await self.run_hook(f"sh -c 'sleep 97 & echo $! > {path}; wait'", timeout=2.0)
         with open(path) as file:

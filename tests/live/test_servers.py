@@ -128,7 +128,7 @@ class LiveCase(TestCase):
 
 
 class SupervisorTests(LiveCase):
-    async def test_up_and_down_leaves_nothing(self):
+    async def test_start_and_stop_leave_no_process(self):
         made = self.supervise("--ready-after 0.2")
         for stopped in within(0.5):
             await made.ensure_ready()
@@ -155,14 +155,14 @@ class SupervisorTests(LiveCase):
         await made.ensure_ready()
         self.assertLess(made.status().load_seconds[0], 9.0)
 
-    async def test_the_pid_seen_is_the_servers_own_in_a_session_of_its_own(self):
+    async def test_child_pid_is_the_servers_and_leads_its_session(self):
         made = self.supervise("--env MODE --env HOME", env=("MODE=1", "MODE=2"))
         await made.ensure_ready()
         found = procfs.stat(made.status().pid)
         self.assertEqual((found.group, found.session), (found.pid, found.pid))
         self.assertIn(b"MODE=2\n", b"".join(self.output))
 
-    async def test_one_that_ignores_term_and_its_stubborn_child_are_gone_with_the_grace(self):
+    async def test_server_and_child_that_ignore_sigterm_end_with_the_grace(self):
         made = self.supervise("--ignore-term --grandchild-ignores")
         await made.ensure_ready()
         began = time.monotonic()
@@ -170,14 +170,14 @@ class SupervisorTests(LiveCase):
         self.assertLess(time.monotonic() - began, 1.5)
         self.assertEqual(marked(self.token), [])
 
-    async def test_one_that_left_our_session_is_found_by_its_mark(self):
+    async def test_process_that_left_the_session_is_found_by_its_mark(self):
         made = self.supervise("--double-fork --ignore-term")
         await made.ensure_ready()
         self.assertEqual(len(marked(self.token)), 2)
         await made.stop(0.3)
         self.assertEqual(marked(self.token), [])
 
-    async def test_a_wrapper_that_leaves_a_child_on_the_pipe_fails_at_once(self):
+    async def test_wrapper_that_leaves_a_child_on_the_pipe_fails_at_once(self):
         """core V37 (fix)"""
         made = self.supervise("--grandchild-ignores --leave")
         began = time.monotonic()
@@ -185,7 +185,7 @@ class SupervisorTests(LiveCase):
         self.assertLess(time.monotonic() - began, 2.0)
         self.assertEqual(marked(self.token), [])
 
-    async def test_a_crash_is_noticed_within_fifty_milliseconds(self):
+    async def test_crash_is_noticed_within_fifty_milliseconds(self):
         made = self.supervise("--grandchild")
         for noticed in within(0.05):
             await made.ensure_ready()
@@ -196,12 +196,12 @@ class SupervisorTests(LiveCase):
             noticed(self.heard.when(-9) - killed)
         self.assertEqual(marked(self.token), [])
 
-    async def test_a_start_that_fails_shows_its_last_words(self):
+    async def test_failed_start_shows_the_last_output(self):
         made = self.supervise("--exit-at-once")
         error = await self.assertFailure(made.ensure_ready(), StartFailed)
         self.assertEqual((error.exit_status, error.log_tail), (7, "error: invalid argument: --no-mmap"))
 
-    async def test_a_file_that_cannot_be_executed_is_a_failed_start_with_its_reason(self):
+    async def test_file_that_cannot_be_executed_fails_the_start_with_the_reason(self):
         script = Path(self.mktemp())
         script.write_bytes(b"\x7fnot a program")
         script.chmod(0o755)
@@ -210,14 +210,14 @@ class SupervisorTests(LiveCase):
         self.assertIn("failed to start command", error.cause)
         self.assertEqual(error.exit_status, 127)
 
-    async def test_the_stop_command_gets_the_pid(self):
+    async def test_stop_command_gets_the_pid_of_the_server(self):
         """core V25"""
         made = self.supervise(cmd_stop="kill -KILL ${PID}")
         await made.ensure_ready()
         await made.stop()
         self.assertNotIn(b"SIGTERM", b"".join(self.output))
 
-    async def test_a_left_over_on_the_port_is_not_taken_for_the_server(self):
+    async def test_older_server_on_the_port_is_not_taken_for_the_new_one(self):
         made = self.supervise()
         with socket.socket() as squatter:
             squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -226,14 +226,14 @@ class SupervisorTests(LiveCase):
             error = await self.assertFailure(made.ensure_ready(), StartFailed)
         self.assertIn(f"already in use by pid {os.getpid()}", error.cause)
 
-    async def test_a_restart_is_not_troubled_by_the_remains_of_connections(self):
+    async def test_restart_ignores_closed_connections_on_the_port(self):
         made = self.supervise("--no-keepalive")
         for _ in range(3):
             endpoint = await made.ensure_ready()
             self.assertEqual(endpoint, made.model.endpoint)
             await made.stop()
 
-    async def test_a_flood_leaves_time_for_others(self):
+    async def test_output_flood_leaves_time_for_other_work(self):
         made = self.supervise("--flood 0")
         await made.ensure_ready()
         turns, until = 0, time.monotonic() + 0.5
@@ -272,14 +272,14 @@ class KilledProxyTests(LiveCase):
             await sleep(0.01)
         return time.monotonic() - began
 
-    async def test_nothing_survives_the_death_of_the_proxy(self):
+    async def test_no_process_survives_the_death_of_the_proxy(self):
         proxy = self.start(1, ["--grandchild", "--double-fork"])
         self.assertGreaterEqual(len(marked(self.token)), 2)
         proxy.kill()
         seconds = await self.until_gone(3.0)
         print(f"gone {seconds * 1000:.0f} ms after kill -9")
 
-    async def test_not_even_what_ignores_term(self):
+    async def test_processes_that_ignore_sigterm_do_not_survive_the_death_of_the_proxy(self):
         proxy = self.start(1, ["--grandchild-ignores", "--ignore-term"])
         proxy.kill()
         seconds = await self.until_gone(6.0)
@@ -317,7 +317,7 @@ class KilledProxyTests(LiveCase):
     def guardian_of(self, proxy):
         return json.loads(self.path.read_text())["guardian"]
 
-    async def test_what_escaped_without_a_keeper_is_swept_by_the_next_start(self):
+    async def test_orphan_without_a_guardian_is_swept_by_the_next_start(self):
         proxy = self.start(0, ["--ignore-term"])
         proxy.kill()
         proxy.wait()

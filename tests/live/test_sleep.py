@@ -37,7 +37,7 @@ def sleeping(product):
 class SleepTests(SynchronousTestCase):
     timeout = 90
 
-    def test_a_swap_is_a_sleep_and_a_wake_and_many_times_quicker(self):
+    def test_swap_between_suspended_servers_is_many_times_quicker(self):
         with Product(config(one=sleepy(), two=sleepy())) as product:
             first, second = pid(product, "one"), pid(product, "two")
             self.assertEqual((product.running(), sleeping(product)), ({"two": "ready"}, ["one"]))
@@ -49,7 +49,7 @@ class SleepTests(SynchronousTestCase):
             loaded = product.json("/api/models/one")
             self.assertEqual((len(loaded["load_ms"]), len(loaded["wake_ms"])), (1, 6))
 
-    def test_an_unload_ends_sleeping_ones_and_so_does_the_end(self):
+    def test_unload_and_shutdown_end_suspended_servers(self):
         with Product(config(one=sleepy(), two=sleepy())) as product:
             first, second = pid(product, "one"), pid(product, "two")
             product.ask("/api/models/unload/one", b"", method="POST")
@@ -60,7 +60,7 @@ class SleepTests(SynchronousTestCase):
             self.assertEqual(product.process.wait(15), 0)
             self.assertFalse(alive(second))
 
-    def test_one_that_refuses_to_sleep_is_stopped_and_nobody_notices(self):
+    def test_server_that_refuses_to_suspend_is_stopped_without_an_error(self):
         with Product(config(one=sleepy("--sleepless"), two=sleepy())) as product:
             first = pid(product, "one")
             pid(product, "two")
@@ -68,14 +68,14 @@ class SleepTests(SynchronousTestCase):
             self.assertEqual(sleeping(product), [])
             self.assertNotEqual(pid(product, "one"), first)
 
-    def test_one_that_hangs_when_woken_is_started_anew_for_the_same_request(self):
+    def test_server_that_hangs_while_it_resumes_is_restarted_for_the_same_request(self):
         with Product(config(one=sleepy("--wake-takes 60"), two="")) as product:
             first = pid(product, "one")
             pid(product, "two")
             self.assertNotEqual(pid(product, "one"), first)
             self.assertFalse(alive(first))
 
-    def test_one_that_is_killed_in_its_sleep_is_just_stopped(self):
+    def test_killed_suspended_server_counts_as_stopped(self):
         with Product(config(one=sleepy(), two="")) as product:
             first = pid(product, "one")
             pid(product, "two")
@@ -83,7 +83,7 @@ class SleepTests(SynchronousTestCase):
             wait_for(lambda: not sleeping(product), 10, "the end of the sleep")
             self.assertNotEqual(pid(product, "one"), first)
 
-    def test_too_many_sleepers_and_the_oldest_is_stopped(self):
+    def test_oldest_suspended_server_is_stopped_beyond_the_limit(self):
         text = json.loads(config(one=sleepy(), two=sleepy(), three=sleepy()))
         text["routing"] = {"scheduler": {"settings": {"fifo": {"maxAsleep": 1}}}}
         with Product(json.dumps(text)) as product:
@@ -93,13 +93,13 @@ class SleepTests(SynchronousTestCase):
             wait_for(lambda: not alive(first), 10, "the end of the oldest")
             self.assertEqual(sleeping(product), ["two"])
 
-    def test_idleness_is_sleep_and_then_the_end(self):
+    def test_idle_server_is_suspended_and_later_stopped(self):
         with Product(config(one={**sleepy(ttl="1s"), "ttl": 1})) as product:
             first = pid(product, "one")
             wait_for(lambda: sleeping(product) == ["one"], 10, "its sleep")
             wait_for(lambda: not alive(first), 10, "its end")
 
-    def test_an_upgrade_carries_sleeping_ones(self):
+    def test_upgrade_keeps_suspended_servers(self):
         with Product(config(one=sleepy(), two=sleepy())) as product:
             first = pid(product, "one")
             pid(product, "two")

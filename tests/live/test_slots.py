@@ -35,7 +35,7 @@ class SlotTests(SynchronousTestCase):
     def cache(self, product):
         return product.json("/api/models/alpha")["slot_cache"]
 
-    def test_a_prompt_that_was_read_is_not_read_again_after_a_swap(self):
+    def test_processed_prompt_is_not_processed_again_after_a_swap(self):
         with tempfile.TemporaryDirectory(prefix="llamaswap-slots-") as folder, Product(config(folder)) as product:
             first = self.complete(product, "alpha")
             self.assertGreater(first["prompt_n"], 100)
@@ -50,7 +50,7 @@ class SlotTests(SynchronousTestCase):
             fresh = self.complete(product, "beta")
             self.assertGreater(fresh["cache_n"], 100, "the same server still has it")
 
-    def test_where_reading_is_quicker_it_is_given_up(self):
+    def test_slot_saving_slower_than_processing_is_given_up(self):
         # The tiny model reads thousands of words in a second: two requests and two files cost more than that saves.
         with tempfile.TemporaryDirectory(prefix="llamaswap-slots-") as folder, Product(config(folder)) as product:
             for restores in range(4):

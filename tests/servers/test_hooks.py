@@ -56,14 +56,14 @@ class HookedTests(SynchronousTestCase):
     def hooked(self, inner, **hooks):
         return PreparedSupervisor(inner, [HookPreparation("owl", self.runner(**hooks))])
 
-    def test_without_hooks_it_is_the_supervisor_itself(self):
+    def test_supervisor_without_hooks_behaves_as_the_one_inside(self):
         inner = Inner()
         hooked = self.hooked(inner)
         self.assertEqual(self.successResultOf(hooked.ensure_ready()), "endpoint")
         self.successResultOf(hooked.stop(3.0))
         self.assertEqual(inner.calls, ["ensure_ready", ("stop", 3.0)])
 
-    def test_a_start_waits_for_before_load(self):
+    def test_start_waits_for_before_load(self):
         inner = Inner()
         starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
         self.assertEqual(inner.calls, [])
@@ -91,7 +91,7 @@ class HookedTests(SynchronousTestCase):
         self.answers[0].errback(RequestFailed("no response within 5 s"))
         self.assertEqual(self.successResultOf(starting), "endpoint")
 
-    def test_a_hook_that_fails_changes_nothing(self):
+    def test_failing_hook_does_not_fail_the_start(self):
         inner = Inner()
         starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
         self.answers[0].errback(OSError("refused"))
@@ -110,14 +110,14 @@ class HookedTests(SynchronousTestCase):
             failed, [f"hook after_ready for owl failed: http://x/a answered {status}" for status in (302, 404)]
         )
 
-    def test_a_hook_that_cannot_even_be_read_keeps_no_server_from_being_stopped(self):
+    def test_unreadable_hook_does_not_prevent_a_stop(self):
         """The router would take it for gone, and load the next one beside it."""
         for entry in ("missing 'unclosed", "", "missing-program \0"):
             inner = Inner("ready")
             self.successResultOf(self.hooked(inner, before_unload=(entry,)).stop(3.0))
             self.assertEqual(inner.calls, [("stop", 3.0)])
 
-    def test_a_model_that_is_unloaded_while_its_hook_runs_is_not_started(self):
+    def test_model_unloaded_while_its_hook_runs_is_not_started(self):
         inner = Inner()
         hooked = self.hooked(inner, before_load=("http://x/a",))
         starting = hooked.ensure_ready()
@@ -126,12 +126,12 @@ class HookedTests(SynchronousTestCase):
         self.failureResultOf(starting, ModelUnloaded)
         self.assertNotIn("ensure_ready", inner.calls)
 
-    def test_a_server_that_is_ready_already_needs_no_hook(self):
+    def test_ready_server_is_given_without_a_hook(self):
         inner = Inner("ready")
         self.successResultOf(self.hooked(inner, before_load=("http://x/a",)).ensure_ready())
         self.assertEqual(self.posted, [])
 
-    def test_a_stop_waits_for_before_unload_only_where_something_answers(self):
+    def test_stop_waits_for_before_unload_only_if_the_server_is_ready(self):
         for state, asked in (("ready", 1), ("starting", 1), ("stopped", 1)):
             inner = Inner(state)
             stopping = self.hooked(inner, before_unload=("http://x/a",)).stop(2.0)
@@ -141,7 +141,7 @@ class HookedTests(SynchronousTestCase):
             self.successResultOf(stopping)
             self.assertEqual((inner.calls, len(self.posted)), ([("stop", 2.0)], asked))
 
-    def test_the_others_follow_the_news(self):
+    def test_other_hooks_run_at_state_changes(self):
         bus = EventBus(lambda error: None)
         self.runner(after_ready=("http://x/r",), after_unload=("http://x/u",), on_failure=("http://x/f",)).listen(bus)
         bus.publish(StateChanged("owl", "stopped", "starting"))
@@ -189,7 +189,7 @@ class MeanwhileTests(SynchronousTestCase):
             self.answer(*hooks["before_load"])
         return router
 
-    def test_a_request_that_comes_while_before_unload_runs_does_not_get_the_server_that_goes(self):
+    def test_request_during_before_unload_gets_the_next_server(self):
         router = self.router(before_unload=("http://x/u",))
         router.unload()
         acquisition = router.request("owl")
@@ -201,7 +201,7 @@ class MeanwhileTests(SynchronousTestCase):
         lease.release()
         self.assertIsNotNone(router.lease("owl"))
 
-    def test_it_is_woken_where_it_was_put_to_sleep(self):
+    def test_suspended_server_is_resumed_after_before_unload(self):
         self.router(before_unload=("http://x/u",))
         runner = HookRunner(self.clock, lambda: HookSettings(before_unload=("http://x/u",)), self.launcher, self.send)
         hooked = PreparedSupervisor(self.fleet["owl"], [HookPreparation("owl", runner)])
@@ -213,7 +213,7 @@ class MeanwhileTests(SynchronousTestCase):
         self.successResultOf(ready)
         self.assertEqual((self.fleet["owl"].wakes, self.fleet["owl"].spawned), (1, 1))
 
-    def test_its_start_waits_for_before_load_as_any_other(self):
+    def test_next_server_waits_for_before_load_too(self):
         router = self.router(before_unload=("http://x/u",), before_load=("http://x/l",))
         router.unload()
         acquisition = router.request("owl")
@@ -223,7 +223,7 @@ class MeanwhileTests(SynchronousTestCase):
         self.answer("http://x/l")
         self.assertFalse(self.successResultOf(acquisition.granted).lost)
 
-    def test_a_server_that_is_unloaded_twice_has_its_hook_run_once(self):
+    def test_server_unloaded_twice_runs_its_hook_once(self):
         router = self.router(before_unload=("http://x/u",))
         gone = [router.unload(), router.unload()]
         self.settle()
@@ -232,7 +232,7 @@ class MeanwhileTests(SynchronousTestCase):
             self.successResultOf(one)
         self.assertEqual(self.fleet["owl"].state, "stopped")
 
-    def test_who_came_while_before_unload_ran_is_told_of_the_unload_that_came_later(self):
+    def test_request_during_before_unload_fails_at_a_second_unload(self):
         router = self.router(before_unload=("http://x/u",))
         router.unload()
         acquisition = router.request("owl")

@@ -232,7 +232,7 @@ class Drive:
 
 
 class PairTests(SynchronousTestCase):
-    def test_every_pair_goes_where_the_table_says_and_does_what_it_says(self):
+    def test_each_state_and_input_lead_to_the_state_and_actions_of_the_table(self):
         for state in STATES:
             for name in INPUTS:
                 drive = Drive(*ROADS[state])
@@ -248,14 +248,14 @@ class PairTests(SynchronousTestCase):
                 done = " ".join(drive.actions.done + told)
                 self.assertEqual((drive.state, done), (expected, deeds), f"{name} in {state}")
 
-    def test_the_drawing_in_the_documentation_is_current(self):
+    def test_drawing_in_the_documentation_is_current(self):
         page = Path(__file__).parents[2] / "docs" / "lifecycle.rst"
         text = drawing()
         self.assertIn(text, page.read_text(encoding="utf-8"), f"put this into docs/lifecycle.rst:\n{text}")
 
 
 class WaiterTests(SynchronousTestCase):
-    def test_joined_waiters_of_a_failed_start_get_the_same_error_once_the_process_is_gone(self):
+    def test_waiters_of_a_failed_start_get_the_same_error_when_the_process_has_ended(self):
         """core V40"""
         drive = Drive()
         waiters = [drive.put("want_ready") for _ in range(3)]
@@ -266,7 +266,7 @@ class WaiterTests(SynchronousTestCase):
         drive.tell()
         self.assertEqual([repr(waiter.result) for waiter in waiters], [repr(StartFailed("kiwi", "too slow"))] * 3)
 
-    def test_a_stop_during_the_start_tells_the_starter_unloaded_and_the_stopper_done(self):
+    def test_stop_during_the_start_fails_the_starter_as_unloaded(self):
         drive = Drive()
         starter, stopper = drive.put("want_ready"), drive.put("want_stopped")
         drive.put("drained")
@@ -275,7 +275,7 @@ class WaiterTests(SynchronousTestCase):
         self.assertIsNone(stopper.result)
         self.assertTrue(stopper.called)
 
-    def test_who_asks_during_a_stop_is_served_by_the_next_start(self):
+    def test_request_during_a_stop_is_served_by_the_next_start(self):
         """core V33"""
         drive = Drive(*ROADS["Stopping"])
         waiter = drive.put("want_ready")
@@ -284,7 +284,7 @@ class WaiterTests(SynchronousTestCase):
         drive.tell()
         self.assertEqual(waiter.result, HERE)
 
-    def test_a_failed_start_does_not_doom_those_who_asked_after_it(self):
+    def test_request_after_a_failed_start_is_served_by_the_next_start(self):
         drive = Drive()
         first = drive.put("want_ready")
         drive.put("start_failed")
@@ -295,7 +295,7 @@ class WaiterTests(SynchronousTestCase):
         self.assertIsInstance(first.result, StartFailed)
         self.assertEqual(second.result, HERE)
 
-    def test_closing_answers_everybody(self):
+    def test_closing_answers_each_waiter(self):
         for state in STATES:
             drive = Drive(*ROADS[state])
             waiters = [drive.put("want_ready"), drive.put("want_stopped"), drive.put("closing")]
@@ -305,13 +305,13 @@ class WaiterTests(SynchronousTestCase):
             self.assertTrue(all(waiter.called for waiter in waiters), state)
             self.assertIsInstance(drive.put("want_ready") and waiters[0].result, Exception | Endpoint)
 
-    def test_a_closed_server_is_never_started_again(self):
+    def test_closed_server_is_never_started_again(self):
         drive = Drive("closing")
         waiter = drive.put("want_ready")
         drive.tell()
         self.assertEqual(repr(waiter.result), repr(ShuttingDown("kiwi")))
 
-    def test_a_waiter_that_gave_up_is_not_told_twice(self):
+    def test_cancelled_waiter_is_not_called(self):
         drive = Drive()
         waiter = Deferred()
         drive.put("want_ready", waiter)
@@ -320,7 +320,7 @@ class WaiterTests(SynchronousTestCase):
         drive.tell()
         self.assertEqual(drive.state, "Ready")
 
-    def test_a_waiter_may_call_an_input_when_told(self):
+    def test_waiter_may_call_an_input_from_its_callback(self):
         drive = Drive()
         waiter = Deferred()
         waiter.addCallback(lambda _: drive.put("want_stopped"))

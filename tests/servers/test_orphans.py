@@ -38,7 +38,7 @@ class RecordTests(SynchronousTestCase):
             self.world.clock.advance(0.02)
         return self.successResultOf(swept)
 
-    def test_children_are_written_and_struck_out(self):
+    def test_record_lists_the_running_children(self):
         record = ChildRecordFile(self.path, self.world, "boot")
         one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
         record.started(one)
@@ -48,33 +48,33 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(self.path.parent.stat().st_mode & 0o777, 0o700)
         self.assertEqual(os.listdir(self.path.parent), ["children.json"])
 
-    def test_a_failing_disk_does_not_fail_a_start(self):
+    def test_failing_disk_does_not_fail_a_start(self):
         blocked = Path(self.mktemp())
         blocked.write_text("a file")
         ChildRecordFile(blocked / "children.json", self.world, "boot").started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
 
-    def test_an_orphan_is_ended_politely_first(self):
+    def test_orphan_gets_sigterm_first(self):
         server = self.left_behind(term_after=0.5)
         (swept,) = self.sweep()
         self.assertEqual((swept.record.model, swept.gone, server.signals), ("kiwi", True, [TERM]))
 
-    def test_an_orphan_that_ignores_term_is_killed(self):
+    def test_orphan_that_ignores_sigterm_is_killed(self):
         server = self.left_behind(term_after=None)
         self.assertTrue(self.sweep()[0].gone)
         self.assertEqual(server.signals, [TERM, KILL])
 
-    def test_an_orphan_that_survives_kill_is_reported(self):
+    def test_orphan_that_survives_sigkill_is_reported(self):
         self.left_behind(term_after=None, kill_after=None)
         self.assertFalse(self.sweep()[0].gone)
 
-    def test_descendants_of_a_dead_leader_are_found_by_their_mark(self):
+    def test_descendants_of_a_dead_leader_are_swept_by_their_mark(self):
         server = self.left_behind()
         worker = self.world.orphan(server, term_after=None)
         server.alive = False
         self.assertTrue(self.sweep()[0].gone)
         self.assertFalse(worker.alive)
 
-    def test_a_stranger_with_the_same_number_is_left_alone(self):
+    def test_other_process_with_the_same_pid_is_not_touched(self):
         server = self.left_behind()
         server.alive = False
         stranger = self.world.new(pid=server.pid, group=server.pid, start=server.start + 5)
@@ -82,19 +82,19 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(self.sweep(), [])
         self.assertEqual((stranger.signals, member.signals), ([], []))
 
-    def test_another_run_of_the_kernel_means_nothing_here(self):
+    def test_record_of_another_run_of_the_kernel_is_not_used(self):
         server = self.left_behind()
         self.assertEqual(self.sweep(boot="another"), [])
         self.assertTrue(server.alive)
 
-    def test_children_of_a_proxy_that_lives_are_no_orphans(self):
+    def test_children_of_a_living_proxy_are_not_swept(self):
         proxy = self.world.new()
         server = self.world.new(mark="old.1")
         self.write([ChildRecord(server.pid, server.start, "old.1", "kiwi", 5800)], proxy.pid, proxy.start)
         self.assertEqual(self.sweep(), [])
         self.assertTrue(server.alive)
 
-    def test_children_that_their_own_proxy_knows_nothing_of_any_more_are(self):
+    def test_children_that_this_process_lost_are_swept(self):
         """A process that became another program, and the state it should have got could not be read."""
         proxy = self.world.new()
         server = self.world.new(mark="old.1")
@@ -147,7 +147,7 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(os.listdir(self.path.parent), [])
         self.assertIn("remove their right with chmod go-w, or delete it", formatEvent(events[0]))
 
-    def test_a_broken_or_missing_record_is_no_orphans(self):
+    def test_broken_or_missing_record_names_no_orphans(self):
         self.assertEqual(self.sweep(), [])
         self.path.parent.mkdir(mode=0o700)
         for text in ("", "{}", "[1]", '{"children": [{}]}', "\x00"):
@@ -219,7 +219,7 @@ class KeeperTests(SynchronousTestCase):
         book.read(process.written)
         return {pid: (start, mark) for pid, (start, mark, _) in book.children.items()}
 
-    def test_it_starts_with_the_first_child_and_knows_all_that_live(self):
+    def test_guardian_starts_with_the_first_child_and_knows_the_living_ones(self):
         self.assertEqual(self.world.processes, [])
         one, two = ChildRecord(7, 70, "m.1", "kiwi", 5800), ChildRecord(8, 80, "m.2", "plum", None)
         self.guardian.started(one)
@@ -228,7 +228,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(len(self.world.processes), 1)
         self.assertEqual(self.children(self.world.processes[0]), {8: (80, "m.2")})
 
-    def test_a_killed_keeper_is_replaced_and_told_everything_a_bounded_number_of_times(self):
+    def test_killed_guardian_is_replaced_a_bounded_number_of_times(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         for _ in range(REPLACEMENTS + 3):
             last = self.world.processes[-1]
@@ -237,7 +237,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(len(self.world.processes), REPLACEMENTS + 1)
         self.assertEqual(self.children(self.world.processes[-1]), {7: (70, "m.1")})
 
-    def test_a_new_keeper_knows_every_child_from_its_first_moment(self):
+    def test_new_guardian_knows_every_child_from_its_first_moment(self):
         """Killed before we could write a line to it, we must have left it all there is to know."""
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         self.guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
@@ -247,7 +247,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(self.children(self.world.processes[-1]), {7: (70, "m.1"), 8: (80, "m.2")})
         self.assertEqual(self.world.processes[-1].written, b"")
 
-    def test_one_that_was_handed_over_is_told_of_every_child_and_not_started_again(self):
+    def test_inherited_guardian_hears_of_every_child_and_is_not_started_again(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         process = self.world.processes[0]
         process.pipes = {0: Pipe(33)}
@@ -282,7 +282,7 @@ class KeeperTests(SynchronousTestCase):
         guardian.adopt(process.pid, 33)
         return guardian, process
 
-    def test_it_is_told_without_a_turn_of_the_reactor(self):
+    def test_guardian_hears_of_a_child_without_a_turn_of_the_reactor(self):
         """Killed in the moment after a start, we must not take the news with us in a buffer."""
         guardian, process = self.piped()
         told, write = [], self.direct(process)
@@ -291,7 +291,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(self.children(process), {7: (70, "m.1"), 8: (80, "m.2")})
         self.assertEqual(told, [(33, len("+ 8 80 m.2 -\n"))])
 
-    def test_a_full_pipe_keeps_the_order(self):
+    def test_full_pipe_to_the_guardian_keeps_the_order(self):
         guardian, process = self.piped()
         guardian.write = self.direct(process, room=4)
         guardian.started(ChildRecord(8, 80, "m.2", "plum", None))
@@ -308,7 +308,7 @@ class KeeperTests(SynchronousTestCase):
         self.assertEqual(bytes.fromhex(stop).split(b"\0"), [b"3", b"docker", b"stop", b"k w", b"TOKEN=a b"])
         self.assertNotIn(stop, " ".join(process.words))
 
-    def test_closing_ends_it_and_it_is_not_replaced(self):
+    def test_closing_ends_the_guardian_and_it_is_not_replaced(self):
         self.guardian.started(ChildRecord(7, 70, "m.1", "kiwi", 5800))
         self.guardian.close()
         process = self.world.processes[0]
@@ -317,7 +317,7 @@ class KeeperTests(SynchronousTestCase):
         self.world.clock.advance(0.1)
         self.assertEqual(len(self.world.processes), 1)
 
-    def test_lines_may_come_in_pieces(self):
+    def test_guardian_reads_lines_that_come_in_pieces(self):
         book = ChildTable()
         for piece in (b"+ 7 7", b"0 m.1 -\n+ 8 80", b" m.2 -\n- 7\n+ 9"):
             book.read(piece)

@@ -15,7 +15,7 @@ class ProcessTests(SynchronousTestCase):
         if not procfs.available():
             self.skipTest("needs /proc")
 
-    def test_our_own_process_is_known(self):
+    def test_own_process_is_known(self):
         me = procfs.stat(os.getpid())
         self.assertEqual(
             (me.pid, me.parent, me.group, me.session), (os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0))
@@ -23,12 +23,12 @@ class ProcessTests(SynchronousTestCase):
         self.assertFalse(me.dead)
         self.assertIn(me.pid, [one.pid for one in procfs.everyone()])
 
-    def test_a_process_that_is_not_there_is_none(self):
+    def test_process_that_does_not_exist_is_none(self):
         self.assertIsNone(procfs.stat(2**22 + 1))
         self.assertIsNone(procfs.mark_of(2**22 + 1))
         self.assertIsNone(procfs.sockets(2**22 + 1))
 
-    def test_a_group_whose_number_was_given_away_has_no_members_of_ours(self):
+    def test_group_whose_number_was_reused_has_no_members(self):
         # A group of our own: the leader of the one we run in may be gone, as behind a shell that went on.
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
@@ -75,7 +75,7 @@ class ProcessTests(SynchronousTestCase):
         self.assertGreater(after[1] - before[1], 15 << 20)
         self.assertEqual(procfs.work_of(2**22 + 1), (0, 0))
 
-    def test_who_listens_is_known_by_the_sockets_it_holds(self):
+    def test_listener_is_known_by_the_sockets_it_holds(self):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
@@ -85,7 +85,7 @@ class ProcessTests(SynchronousTestCase):
             self.assertIn(port, procfs.ports_of({os.getpid()}))
         self.assertIsNone(procfs.holder(port))
 
-    def test_both_ways_to_ask_for_listeners_agree(self):
+    def test_netlink_and_proc_list_the_same_listeners(self):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
@@ -103,19 +103,19 @@ class PortTests(SynchronousTestCase):
         made.bind(("127.0.0.1", 0))
         return made, made.getsockname()[1]
 
-    def test_a_free_port_is_free(self):
+    def test_free_port_is_free(self):
         self.assertFalse(procfs.taken("127.0.0.1", procfs.free_port("127.0.0.1")))
 
-    def test_a_listener_that_would_share_its_port_still_has_it(self):
+    def test_port_of_a_listener_that_would_share_it_is_taken(self):
         made, port = self.bound(socket.SO_REUSEPORT, socket.SO_REUSEADDR)
         made.listen()
         self.assertTrue(procfs.taken("127.0.0.1", port))
 
-    def test_a_port_that_is_bound_and_does_not_listen_is_taken(self):
+    def test_port_that_is_bound_and_does_not_listen_is_taken(self):
         _, port = self.bound()
         self.assertTrue(procfs.taken("127.0.0.1", port))
 
-    def test_the_remains_of_connections_do_not_take_a_port(self):
+    def test_closed_connections_do_not_take_a_port(self):
         made, port = self.bound(socket.SO_REUSEADDR)
         made.listen()
         with socket.create_connection(("127.0.0.1", port)) as caller:

@@ -33,26 +33,26 @@ class WeightsTests(Files):
         parts = [self.make(f"big-0000{number}-of-00003.gguf") for number in (1, 2, 3)]
         self.assertEqual(weights(["serve", "-m", str(parts[0])]), parts)
 
-    def test_what_is_no_file_is_passed_over(self):
+    def test_words_that_are_not_files_are_ignored(self):
         self.assertEqual(weights(["serve", "x" * 5000, "\0", "nothere.gguf", "", "-m="]), [])
 
-    def test_the_program_itself_is_no_model(self):
+    def test_program_itself_is_not_read_ahead(self):
         self.assertEqual(weights([str(self.make("server"))]), [])
 
 
 class AdviseTests(Files):
-    def test_no_more_than_there_is_room_for(self):
+    def test_reading_ahead_stops_at_the_free_memory(self):
         path = self.make("a.gguf", 3 * PIECE + 5)
         self.assertEqual(advise([path], 10 * PIECE, lambda: True), 3 * PIECE + 5)
         self.assertEqual(advise([path], 2 * PIECE, lambda: True), 2 * PIECE)
 
-    def test_it_ends_when_nobody_wants_it(self):
+    def test_reading_ahead_ends_if_it_is_not_wanted(self):
         self.assertEqual(advise([self.make("a.gguf", 2 * PIECE)], 10 * PIECE, lambda: False), 0)
 
-    def test_a_file_that_went_is_passed_over(self):
+    def test_deleted_file_is_ignored(self):
         self.assertEqual(advise([self.folder / "gone"], PIECE, lambda: True), 0)
 
-    def test_the_kernel_says_what_is_available(self):
+    def test_kernel_tells_the_available_memory(self):
         if os.path.exists("/proc/meminfo"):
             self.assertGreater(readahead.available_memory(), 0)
 
@@ -72,20 +72,20 @@ class ReadAheadTests(Files):
             lambda files, room, wanted: self.asked.append((len(files), room, wanted())) or 0,
         )
 
-    def test_it_happens_on_the_thread_and_leaves_memory_free(self):
+    def test_reading_ahead_runs_on_the_thread_and_leaves_memory_free(self):
         self.ahead.begin("owl")
         self.assertEqual(self.asked, [])
         self.work[0]()
         self.assertEqual(self.asked, [(1, 77, True)])
 
-    def test_a_load_that_began_ends_it(self):
+    def test_load_ends_reading_ahead(self):
         self.ahead.begin("owl")
         self.ahead.end("hen")
         self.ahead.end("owl")
         self.work[0]()
         self.assertEqual(self.asked, [(1, 77, False)])
 
-    def test_the_same_model_is_not_looked_at_all_the_time(self):
+    def test_same_model_is_not_read_again_at_once(self):
         self.ahead.begin("owl")
         self.ahead.begin("owl")
         self.assertEqual(len(self.work), 1)

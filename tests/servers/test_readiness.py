@@ -47,12 +47,12 @@ class Asking:
 
 
 class RhythmTests(SynchronousTestCase):
-    def test_questions_are_dense_at_first_and_never_further_apart_than_a_tenth(self):
+    def test_probes_are_frequent_at_first_and_never_more_than_a_tenth_apart(self):
         self.assertEqual([pause_after(at) for at in (0, 0.4, 0.6, 1.9)], [0.01, 0.01, 0.025, 0.025])
         self.assertTrue(all(pause_after(at) <= pause_after(at + 1) <= 0.1 for at in range(200)))
         self.assertEqual(pause_after(100), 0.1)
 
-    def test_output_prompts_a_question_but_a_flood_prompts_no_flood(self):
+    def test_output_prompts_a_probe_but_a_flood_does_not_prompt_many(self):
         asking = Asking(503)
         asking.wait(3.0)
         before = len(asking.asked.questions)
@@ -65,7 +65,7 @@ class RhythmTests(SynchronousTestCase):
         asking.clock.advance(0.05)
         self.assertGreaterEqual(len(asking.asked.questions) - before, 2)
 
-    def test_a_line_that_announces_the_server_prompts_a_question_at_once(self):
+    def test_line_that_announces_the_server_prompts_a_probe_at_once(self):
         asking = Asking(503)
         asking.wait(0.1)
         before = len(asking.asked.questions)
@@ -78,7 +78,7 @@ class RhythmTests(SynchronousTestCase):
             asking.clock.advance(0.0001)
         self.assertLessEqual(len(asking.asked.questions) - before, 2)
 
-    def test_what_is_said_while_a_question_is_open_prompts_the_next_one(self):
+    def test_output_during_a_probe_prompts_the_next_one(self):
         asking = Asking(None)
         asking.wait(0.3)
         [pending] = asking.asked.pending
@@ -88,20 +88,20 @@ class RhythmTests(SynchronousTestCase):
         asking.clock.advance(0)
         self.assertEqual(len(asking.asked.questions), 2)
 
-    def test_the_limit_of_a_question_grows_with_its_timeouts_to_five_seconds(self):
+    def test_probe_limit_grows_with_its_timeouts_to_five_seconds(self):
         asking = Asking(TimeoutError("slow"))
         asking.wait(1.0)
         limits = [limit for _, _, limit in asking.asked.questions if limit < 15.0]
         self.assertEqual(limits[:5], [1.0, 2.0, 4.0, 5.0, 5.0])
 
-    def test_nothing_is_asked_or_timed_after_the_end(self):
+    def test_cancelled_check_leaves_no_probe_and_no_timer(self):
         for answer in (200, 503, None):
             asking = Asking(answer)
             asking.wait(1.0)
             asking.readiness.cancel()
             self.assertEqual(asking.clock.getDelayedCalls(), [])
 
-    def test_a_silent_question_is_cancelled_when_time_is_up(self):
+    def test_silent_probe_is_cancelled_at_the_timeout(self):
         asking = Asking(None)
         asking.wait(15.1)
         self.assertEqual(len(asking.failed), 1)
@@ -160,7 +160,7 @@ class SlowServerTests(SynchronousTestCase):
 
 
 class StoppedProxyTests(SynchronousTestCase):
-    def test_a_proxy_that_was_stopped_for_25_seconds_does_not_fail_the_start(self):
+    def test_proxy_that_was_stopped_for_25_seconds_does_not_fail_the_start(self):
         asking = Asking(503)
         asking.wait(2.0)
         asking.clock.advance(25.0)
@@ -170,7 +170,7 @@ class StoppedProxyTests(SynchronousTestCase):
         asking.wait(0.2)
         self.assertEqual(len(asking.passed), 1)
 
-    def test_the_deadline_still_ends_a_start_after_the_time_in_which_the_proxy_ran(self):
+    def test_timeout_counts_only_the_time_in_which_the_proxy_ran(self):
         asking = Asking(503)
         asking.wait(2.0)
         asking.clock.advance(25.0)
@@ -181,7 +181,7 @@ class StoppedProxyTests(SynchronousTestCase):
 
 
 class WordsTests(SynchronousTestCase):
-    def test_a_404_that_lasts_names_the_setting_to_change(self):
+    def test_lasting_404_names_the_setting_to_change(self):
         asking = Asking(404)
         asking.wait(15.1)
         self.assertEqual(
@@ -192,18 +192,18 @@ class WordsTests(SynchronousTestCase):
             ],
         )
 
-    def test_a_port_nobody_listens_on_is_said(self):
+    def test_error_says_that_the_port_has_no_listener(self):
         asking = Asking(REFUSED)
         asking.wait(15.1)
         self.assertIn("nothing listens on 127.0.0.1:5800", asking.failed[0])
 
-    def test_which_hosts_are_this_machine(self):
+    def test_hosts_of_this_machine_are_local(self):
         self.assertTrue(all(is_local(host) for host in ("localhost", "127.0.0.1", "127.3.2.1", "::1", "0.0.0.0")))
         self.assertFalse(any(is_local(host) for host in ("10.0.0.1", "gpu.example", "12.7.0.0")))
 
 
 class BelieveTests(SynchronousTestCase):
-    def test_unknown_listeners_are_believed_and_foreign_ones_never(self):
+    def test_unknown_listener_is_accepted_and_foreign_one_never(self):
         unknown = Asking(200, Verdict(PortOwner.UNKNOWN))
         foreign = Asking(200, Verdict(PortOwner.FOREIGN, "pid 7 (other)"))
         unknown.wait(0.1)
@@ -226,7 +226,7 @@ class WireTests(SynchronousTestCase):
         protocol.makeConnection(transport)
         return protocol, transport
 
-    def test_the_question_is_a_plain_get_that_keeps_nothing_open(self):
+    def test_probe_is_a_plain_get_that_closes_its_connection(self):
         reactor, asked = self.ask(Endpoint("http", "localhost", 5800, "/base", "k=v"), "/health?deep=1")
         protocol, transport = self.connect(reactor)
         head = transport.value().decode()
@@ -240,7 +240,7 @@ class WireTests(SynchronousTestCase):
         protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(reactor.getDelayedCalls(), [])
 
-    def test_another_request_has_its_method_and_body(self):
+    def test_step_request_has_its_method_and_body(self):
         reactor = MemoryReactorClock()
         SocketRequest(reactor, connector(reactor))(HERE, "/sleep?level=1", 1.0, StepRequest("POST", "/sleep?level=1"))
         head = self.connect(reactor)[1].value().decode()
@@ -251,7 +251,7 @@ class WireTests(SynchronousTestCase):
         self.assertIn("\r\nContent-Type: application/json\r\nContent-Length: 11\r\n", head)
         self.assertTrue(head.endswith('\r\n\r\n{"m": "é"}'))
 
-    def test_interim_answers_are_skipped(self):
+    def test_interim_responses_are_skipped(self):
         reactor, asked = self.ask()
         protocol, _ = self.connect(reactor)
         protocol.dataReceived(
@@ -260,7 +260,7 @@ class WireTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(asked), 200)
         protocol.connectionLost(Failure(ConnectionDone()))
 
-    def test_what_is_not_http_is_an_error(self):
+    def test_response_that_is_not_http_is_an_error(self):
         for data in (b"SSH-2.0-x\r\n", b"x" * 5000, b"HTTP/1.1 banana\r\n"):
             reactor, asked = self.ask()
             protocol, transport = self.connect(reactor)
@@ -268,13 +268,13 @@ class WireTests(SynchronousTestCase):
             protocol.dataReceived(data)
             self.failureResultOf(asked, ConnectError)
 
-    def test_a_close_without_an_answer_is_an_error(self):
+    def test_connection_closed_without_a_response_is_an_error(self):
         reactor, asked = self.ask()
         protocol, _ = self.connect(reactor)
         protocol.connectionLost(Failure(ConnectionDone()))
         self.failureResultOf(asked, ConnectError)
 
-    def test_silence_ends_with_the_limit_and_the_connection(self):
+    def test_silent_connection_is_aborted_at_the_limit(self):
         reactor, asked = self.ask(limit=1.0)
         _, transport = self.connect(reactor)
         aborted = []
@@ -283,7 +283,7 @@ class WireTests(SynchronousTestCase):
         self.failureResultOf(asked, TimeoutError)
         self.assertEqual(aborted, [True])
 
-    def test_localhost_is_tried_in_both_families(self):
+    def test_localhost_is_tried_in_both_address_families(self):
         reactor, asked = self.ask(Endpoint("http", "localhost", 5800))
         reactor.tcpClients[0][2].clientConnectionFailed(None, Failure(REFUSED))
         self.assertEqual([client[0] for client in reactor.tcpClients], ["127.0.0.1", "::1"])
@@ -292,7 +292,7 @@ class WireTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(asked), 200)
         protocol.connectionLost(Failure(ConnectionDone()))
 
-    def test_without_a_path_a_connection_is_enough(self):
+    def test_probe_without_a_path_only_connects(self):
         reactor, asked = self.ask(path=None)
         _, transport = self.connect(reactor)
         self.assertEqual(self.successResultOf(asked), 0)

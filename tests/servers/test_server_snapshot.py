@@ -43,7 +43,7 @@ class AdoptedTests(TestCase):
         self.addCleanup(lambda: setattr(child, "returncode", 0))  # somebody else reaps it
         return child
 
-    async def test_output_and_exit_are_told_as_for_a_process_of_our_own(self):
+    async def test_adopted_process_reports_output_and_exit(self):
         child = self.spawn(["sh", "-c", "read x; echo heard $x; exit 3"], stdin=-1, stdout=-1)
         recorder = Recorder()
         reading, writing = os.dup(child.stdout.fileno()), os.dup(child.stdin.fileno())
@@ -57,18 +57,18 @@ class AdoptedTests(TestCase):
         await recorder.closed
         self.assertEqual(recorder.said, b"heard you\n")
 
-    async def test_one_that_ended_meanwhile_is_told_as_ended(self):
+    async def test_process_that_ended_meanwhile_is_reported_as_ended(self):
         child = self.spawn(["sh", "-c", "kill -9 $$"])
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         recorder = Recorder()
         Adopted(reactor, child.pid, recorder, reading={}, writing={}).watch()
         self.assertEqual(await recorder.exited, -signal.SIGKILL)
 
-    def test_a_process_that_is_not_ours_is_refused(self):
+    def test_process_that_is_not_a_child_is_refused(self):
         with self.assertRaises(OSError):
             Adopted(reactor, 1 if os.getpid() != 1 else 2**22 - 1, Recorder(), reading={}, writing={})
 
-    def test_descriptors_are_kept_from_our_own_children(self):
+    def test_inherited_descriptors_are_kept_from_other_children(self):
         child = self.spawn([sys.executable, "-c", ""], stdout=-1)
         descriptor = os.dup(child.stdout.fileno())
         child.stdout.close()
@@ -107,14 +107,14 @@ class SupervisorTests(SynchronousTestCase):
     def make(self, **fields):
         return Handover(**fields)
 
-    def test_what_is_not_ready_is_not_handed_over(self):
+    def test_server_that_is_not_ready_has_no_snapshot(self):
         self.assertIsNone(scene().supervisor.snapshot())
         starting = scene(answer=503)
         starting.supervisor.ensure_ready()
         starting.wait(0.1)
         self.assertIsNone(starting.supervisor.snapshot())
 
-    def test_an_adopted_server_is_ready_with_its_old_times_and_is_not_started_again(self):
+    def test_adopted_server_is_ready_with_its_old_times_and_is_not_started_again(self):
         made = self.make()
         served = evolve(made.served, started_at=-20.0, ready_at=-10.0, load_seconds=(10.0,))
         self.assertTrue(made.after.supervisor.adopt(served))
@@ -126,7 +126,7 @@ class SupervisorTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(ready), Endpoint("http", "127.0.0.1", 5800))
         self.assertEqual(made.after.servers(), [made.server])
 
-    def test_one_that_sleeps_is_adopted_asleep_and_woken_for_the_next_wish(self):
+    def test_suspended_server_is_adopted_suspended_and_resumed_for_the_next_request(self):
         made = self.make(sleep=SuspendSettings(("POST /sleep",), ("POST /wake_up",)))
         self.assertTrue(made.after.supervisor.adopt(evolve(made.served, asleep=True, idle_since=-5.0)))
         status = made.after.supervisor.status()
@@ -137,11 +137,11 @@ class SupervisorTests(SynchronousTestCase):
         self.assertEqual(made.after.asked.requests, ["POST /wake_up"])
         self.assertEqual(made.after.servers(), [made.server])
 
-    def test_one_that_sleeps_and_cannot_be_woken_any_more_is_outdated(self):
+    def test_suspended_server_that_cannot_be_resumed_any_more_is_outdated(self):
         made = self.make()
         self.assertFalse(made.after.supervisor.adopt(evolve(made.served, asleep=True)))
 
-    def test_its_output_goes_on_and_its_stop_is_as_any(self):
+    def test_adopted_server_continues_its_output_and_can_be_stopped(self):
         made = self.make()
         made.after.supervisor.adopt(made.served)
         made.server.say(b"still here\n")
@@ -151,7 +151,7 @@ class SupervisorTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertEqual(made.server.signals, [TERM])
 
-    def test_its_crash_is_noticed(self):
+    def test_crash_of_an_adopted_server_is_noticed(self):
         made = self.make()
         made.after.supervisor.adopt(made.served)
         made.server.die(-11)
@@ -159,7 +159,7 @@ class SupervisorTests(SynchronousTestCase):
         self.assertEqual(made.after.supervisor.state, "stopped")
         self.assertEqual(made.after.heard.exits, [(-11, False)])
 
-    def test_one_made_of_another_command_is_adopted_and_said_to_be_outdated(self):
+    def test_adopted_server_of_another_command_is_outdated(self):
         made = self.make()
         old = evolve(made.served, argv=("other", "words"), cmd_stop="stopper")
         self.assertFalse(made.after.supervisor.adopt(old))
@@ -168,11 +168,11 @@ class SupervisorTests(SynchronousTestCase):
         made.after.wait(0.01)
         self.assertEqual(made.world.commands()[-1].argv, ("stopper",))
 
-    def test_another_environment_makes_it_outdated_too(self):
+    def test_adopted_server_of_another_environment_is_outdated(self):
         made = self.make()
         self.assertFalse(made.after.supervisor.adopt(evolve(made.served, env=("A=1",))))
 
-    def test_a_child_that_is_not_there_leaves_the_model_cold(self):
+    def test_model_stays_stopped_if_the_adopted_child_does_not_exist(self):
         made = self.make()
 
         def nobody(*args, **rest):
@@ -185,7 +185,7 @@ class SupervisorTests(SynchronousTestCase):
         made.after.wait(0.1)
         self.successResultOf(ready)
 
-    def test_a_port_that_was_chosen_anew_is_kept(self):
+    def test_adopted_server_keeps_its_exchanged_port(self):
         made = self.make(port=5800)
         moved = evolve(
             made.served,

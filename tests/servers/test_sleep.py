@@ -29,7 +29,7 @@ def asleep(**fields):
 
 
 class FallingAsleepTests(SynchronousTestCase):
-    def test_it_is_asked_once_and_its_process_stays(self):
+    def test_suspend_runs_its_steps_once_and_keeps_the_process(self):
         made = up()
         told = made.supervisor.suspend()
         made.wait(0.03)
@@ -41,7 +41,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertIsNotNone(status.asleep_since)
         self.assertEqual(made.servers()[0].signals, [])
 
-    def test_all_who_want_it_asleep_are_told(self):
+    def test_every_caller_learns_that_the_server_is_suspended(self):
         made = up()
         told = [made.supervisor.suspend(), made.supervisor.suspend()]
         made.wait(0.03)
@@ -50,7 +50,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertEqual([self.successResultOf(one) for one in told], [True] * 3)
         self.assertEqual(made.asked.requests, [ENTER])
 
-    def test_a_refusal_is_a_stop(self):
+    def test_server_that_refuses_to_suspend_is_stopped(self):
         for answer in (500, REFUSED):
             made = up()
             made.asked.steps[ENTER] = answer
@@ -62,7 +62,7 @@ class FallingAsleepTests(SynchronousTestCase):
             self.assertIsNone(made.supervisor.status().asleep_since)
             self.assertIn("could not be put to sleep", made.supervisor.status().last_error)
 
-    def test_no_answer_in_time_is_a_stop_and_a_kill_after_the_grace(self):
+    def test_server_that_does_not_suspend_in_time_is_stopped_and_killed_after_the_grace(self):
         made = up()
         made.asked.steps[ENTER] = Deferred(lambda _: None)
         made.servers()[0].term_after = None
@@ -73,7 +73,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertIs(self.successResultOf(told), False)
         self.assertEqual(made.servers()[0].signals, [TERM, TERM, KILL])
 
-    def test_a_wish_meanwhile_waits_and_is_woken_for(self):
+    def test_request_while_the_server_suspends_resumes_it(self):
         made = up()
         answer = made.asked.steps[ENTER] = Deferred()
         made.supervisor.suspend()
@@ -87,7 +87,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertEqual(made.asked.requests, [ENTER, WAKE])
         self.assertEqual(len(made.servers()), 1)
 
-    def test_a_wish_meanwhile_is_served_by_a_new_process_where_it_does_not_sleep(self):
+    def test_request_while_suspending_fails_is_served_by_a_new_process(self):
         made = up()
         answer = made.asked.steps[ENTER] = Deferred()
         made.supervisor.suspend()
@@ -98,7 +98,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.successResultOf(ready)
         self.assertEqual(len(made.servers()), 2)
 
-    def test_a_stop_meanwhile_is_a_stop(self):
+    def test_stop_while_the_server_suspends_stops_it(self):
         made = up()
         cut = []
         made.asked.steps[ENTER] = Deferred(lambda _: cut.append(1))
@@ -110,7 +110,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertIs(self.successResultOf(slept), False)
         self.assertEqual(cut, [1])
 
-    def test_an_end_of_the_process_meanwhile_is_just_that(self):
+    def test_exit_while_the_server_suspends_is_a_stop(self):
         made = up()
         made.asked.steps[ENTER] = Deferred()
         slept = made.supervisor.suspend()
@@ -121,7 +121,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertEqual(made.heard.exits, [(3, False)])
         self.assertEqual(made.supervisor.state, "stopped")
 
-    def test_a_start_is_not_put_to_sleep_but_stopped(self):
+    def test_starting_server_is_stopped_instead_of_suspended(self):
         made = scene(answer=503, sleep=SLEEP)
         ready = made.supervisor.ensure_ready()
         made.wait(0.1)
@@ -131,13 +131,13 @@ class FallingAsleepTests(SynchronousTestCase):
         self.failureResultOf(ready, ModelUnloaded)
         self.assertEqual(made.asked.requests, [])
 
-    def test_one_that_cannot_sleep_is_stopped(self):
+    def test_server_without_suspend_steps_is_stopped(self):
         made = up(sleep=SuspendSettings())
         self.assertNoResult(slept := made.supervisor.suspend())
         made.wait(0.1)
         self.assertIs(self.successResultOf(slept), False)
 
-    def test_commands_do_as_well_and_get_the_pid(self):
+    def test_suspend_command_gets_the_pid(self):
         made = up(sleep=SuspendSettings(("nap ${PID}", ENTER), (WAKE,)))
         made.world.on_become = lambda process: made.clock.callLater(0.2, process.die, 0)
         slept = made.supervisor.suspend()
@@ -147,7 +147,7 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertEqual(command.argv, ("nap", str(made.servers()[0].pid)))
         self.assertEqual(made.asked.requests, [ENTER])
 
-    def test_a_command_that_fails_is_missing_or_hangs_is_a_stop(self):
+    def test_suspend_command_that_fails_is_missing_or_hangs_stops_the_server(self):
         for step, ending in (("nap", 1), ("missing", None), ("nap", None), ('nap "', None)):
             made = up(sleep=SuspendSettings((step,), (WAKE,), timeout=1.0))
             made.world.on_become = lambda process, e=ending, m=made: e and m.clock.callLater(0.2, process.die, e)
@@ -158,7 +158,7 @@ class FallingAsleepTests(SynchronousTestCase):
 
 
 class AsleepTests(SynchronousTestCase):
-    def test_a_wish_wakes_it_and_its_wake_is_not_counted_as_a_load(self):
+    def test_request_resumes_the_server_and_the_resume_does_not_count_as_a_load(self):
         made = asleep()
         ready = made.supervisor.ensure_ready()
         made.wait(0.03)
@@ -170,7 +170,7 @@ class AsleepTests(SynchronousTestCase):
         self.assertIsNone(status.asleep_since)
         self.assertEqual((len(status.load_seconds), len(status.wake_seconds)), (1, 1))
 
-    def test_it_is_ready_only_when_its_check_says_so(self):
+    def test_resumed_server_is_ready_when_its_health_check_passes(self):
         made = asleep()
         made.asked.answer = 503
         ready = made.supervisor.ensure_ready()
@@ -180,7 +180,7 @@ class AsleepTests(SynchronousTestCase):
         made.wait(0.1)
         self.successResultOf(ready)
 
-    def test_one_that_does_not_wake_is_started_anew_for_the_same_wish(self):
+    def test_server_that_does_not_resume_is_restarted_for_the_same_request(self):
         for answer in (500, REFUSED, Deferred(lambda _: None)):
             made = asleep()
             made.asked.steps[WAKE] = answer
@@ -191,14 +191,14 @@ class AsleepTests(SynchronousTestCase):
             self.assertEqual(made.servers()[0].signals, [TERM])
             self.assertEqual(made.heard.states[-1], ("starting", "ready"))
 
-    def test_one_that_wakes_but_is_never_ready_is_started_anew(self):
+    def test_resumed_server_that_is_never_ready_is_restarted(self):
         made = asleep()
         made.asked.answer = lambda _: 200 if len(made.servers()) == 2 else 503
         ready = made.supervisor.ensure_ready()
         made.wait(4.5)
         self.successResultOf(ready)
 
-    def test_one_that_ends_while_it_wakes_is_started_anew(self):
+    def test_server_that_exits_while_it_resumes_is_restarted(self):
         made = asleep()
         made.asked.steps[WAKE] = Deferred(lambda _: None)
         ready = made.supervisor.ensure_ready()
@@ -208,7 +208,7 @@ class AsleepTests(SynchronousTestCase):
         self.successResultOf(ready)
         self.assertEqual(len(made.servers()), 2)
 
-    def test_one_that_ends_in_its_sleep_is_stopped_and_the_next_wish_starts_it(self):
+    def test_suspended_server_that_exits_is_started_by_the_next_request(self):
         made = asleep()
         made.servers()[0].die(-9)
         made.wait(0.3)
@@ -219,7 +219,7 @@ class AsleepTests(SynchronousTestCase):
         made.wait(0.1)
         self.successResultOf(ready)
 
-    def test_a_stop_ends_the_process(self):
+    def test_stop_ends_a_suspended_server(self):
         made = asleep()
         stopped = made.supervisor.stop()
         made.wait(0.1)
@@ -228,7 +228,7 @@ class AsleepTests(SynchronousTestCase):
         self.assertIsNone(made.supervisor.status().asleep_since)
         self.assertEqual(made.heard.states, [], "it was shown as stopped already")
 
-    def test_sent_back_to_sleep_while_it_wakes(self):
+    def test_resuming_server_is_suspended_again(self):
         made = asleep()
         made.asked.steps[WAKE] = Deferred(lambda _: None)
         ready = made.supervisor.ensure_ready()
@@ -239,7 +239,7 @@ class AsleepTests(SynchronousTestCase):
         self.failureResultOf(ready, ModelUnloaded)
         self.assertEqual(made.asked.requests, [ENTER, WAKE, ENTER])
 
-    def test_close_ends_it_in_every_phase(self):
+    def test_close_ends_the_server_in_every_suspend_state(self):
         for phase in ("dozing", "stirring", "asleep", "waking"):
             made = up()
             made.asked.steps[WAKE] = Deferred(lambda _: None)
@@ -258,7 +258,7 @@ class AsleepTests(SynchronousTestCase):
             left = [call for call in made.clock.getDelayedCalls() if "Launcher" not in str(call)]
             self.assertEqual(left, [])
 
-    def test_it_wakes_in_the_words_of_the_time_it_fell_asleep(self):
+    def test_resume_steps_are_those_of_the_time_of_suspending(self):
         made = asleep()
         made.supervisor.set_definition(type(made.supervisor.model)("kiwi", cmd="server"))
         ready = made.supervisor.ensure_ready()
@@ -268,14 +268,14 @@ class AsleepTests(SynchronousTestCase):
 
 
 class HandoverTests(SynchronousTestCase):
-    def test_one_asleep_is_handed_over_asleep(self):
+    def test_suspended_server_has_a_suspended_snapshot(self):
         made = asleep()
         served = made.supervisor.snapshot()
         self.assertTrue(served.asleep)
         made.supervisor.stop()
         self.assertIsNone(made.supervisor.snapshot())
 
-    def test_one_dozing_or_waking_is_not_handed_over(self):
+    def test_suspending_or_resuming_server_has_no_snapshot(self):
         made = up()
         made.asked.steps[ENTER] = Deferred()
         made.supervisor.suspend()

@@ -89,7 +89,7 @@ class Scene:
 
 
 class SlotTests(SynchronousTestCase):
-    def test_what_was_read_is_saved_before_the_stop_and_restored_after_the_start(self):
+    def test_slots_are_saved_before_the_stop_and_restored_after_the_start(self):
         made = Scene()
         self.successResultOf(made.up())
         self.assertEqual(made.asked, [])
@@ -106,7 +106,7 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual(made.asked, [("POST /slots/0?action=restore", {"filename": "llamaswap-a%2Fb-0.bin"})])
         self.assertEqual(made.keys, {"Bearer sesame"})
 
-    def test_it_is_given_up_where_it_takes_longer_than_reading(self):
+    def test_slot_saving_that_costs_more_than_it_gains_is_given_up(self):
         made = Scene()
         for _ in range(3):
             made.up()
@@ -123,7 +123,7 @@ class SlotTests(SynchronousTestCase):
         made.up()
         self.assertEqual(made.asked, [])
 
-    def test_it_is_kept_where_reading_is_slow(self):
+    def test_slot_saving_that_gains_is_kept(self):
         made = Scene()
         for _ in range(8):
             made.up()
@@ -133,7 +133,7 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual((told["state"], told["trials"]), ("on", 7))
         self.assertGreater(told["gain_ms"], told["cost_ms"])
 
-    def test_what_the_first_request_did_not_use_is_no_gain(self):
+    def test_restored_tokens_that_the_first_request_did_not_use_do_not_count(self):
         made = Scene()
         for _ in range(5):
             made.up()
@@ -141,7 +141,7 @@ class SlotTests(SynchronousTestCase):
             made.down()
         self.assertEqual(made.slots.document(made.model)["state"], "given up")
 
-    def test_a_save_or_restore_that_hangs_is_given_up_and_nobody_waits_longer(self):
+    def test_hanging_save_is_given_up_at_the_time_limit(self):
         made = Scene(timeout=1.0)
         made.answers["POST /slots/0?action=save"] = Deferred()
         made.up()
@@ -152,7 +152,7 @@ class SlotTests(SynchronousTestCase):
         self.successResultOf(gone)
         self.assertIn("within 1s", made.slots.document(made.model)["why"])
 
-    def test_a_server_without_it_is_asked_once_and_one_that_fails_is_stopped_all_the_same(self):
+    def test_server_without_slots_or_with_a_failing_save_is_stopped(self):
         for answer in (501, ConnectionError("gone")):
             made = Scene()
             made.answers["POST /slots/0?action=save"] = answer
@@ -160,7 +160,7 @@ class SlotTests(SynchronousTestCase):
             self.successResultOf(made.down())
             self.assertEqual(made.slots.document(made.model)["saved_tokens"], 0)
 
-    def test_what_is_too_large_is_deleted(self):
+    def test_slot_file_over_the_size_limit_is_deleted(self):
         made = Scene(max_size=1)
         made.answers["POST /slots/0?action=save"] = {"n_saved": 900, "n_written": 2_000_000}
         made.up()
@@ -168,7 +168,7 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual(made.removed, ["/cache/llamaswap-a%2Fb-0.bin"])
         self.assertEqual(made.slots.document(made.model)["saved_tokens"], 0)
 
-    def test_another_definition_gets_nothing_of_it(self):
+    def test_server_of_another_definition_restores_nothing(self):
         made = Scene()
         made.up()
         made.server.set_definition(evolve(made.model, cmd="llama-server --model other"))
@@ -178,7 +178,7 @@ class SlotTests(SynchronousTestCase):
         made.up()
         self.assertEqual(made.asked, [])
 
-    def test_an_unload_during_the_restore_ends_the_wait(self):
+    def test_unload_during_the_restore_fails_the_start(self):
         made = Scene()
         made.up()
         made.down()
@@ -188,7 +188,7 @@ class SlotTests(SynchronousTestCase):
         made.clock.pump([0.1] * 20)
         self.failureResultOf(ready, ModelUnloaded)
 
-    def test_a_crash_a_sleep_the_end_and_who_does_not_want_it_save_nothing(self):
+    def test_crash_suspend_shutdown_and_unwanted_saving_save_nothing(self):
         for what in ("crash", "sleep", "end", "unwanted"):
             made = Scene(save=what != "unwanted")
             made.up()
@@ -199,7 +199,7 @@ class SlotTests(SynchronousTestCase):
                 made.down(0.0 if what == "crash" else 10.0)
             self.assertEqual(made.asked, [])
 
-    def test_a_server_that_is_wanted_again_while_it_is_saved_goes_and_comes_back(self):
+    def test_request_during_the_save_gets_the_next_server(self):
         """Given out as it is, it would go from under the request."""
         made = Scene()
         made.up()
@@ -213,7 +213,7 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual((made.inner.state, made.inner.spawned), ("ready", 2))
         self.assertIn("POST /slots/0?action=restore", made.steps())
 
-    def test_a_stop_that_is_asked_for_twice_saves_once(self):
+    def test_two_stops_save_once(self):
         """The second save would meet a server that goes, and be given up for it."""
         made = Scene()
         made.up()
@@ -226,7 +226,7 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual(made.steps().count("GET /slots"), 1)
         self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
 
-    def test_who_wants_it_while_it_is_saved_is_told_where_it_shall_go_all_the_same(self):
+    def test_request_during_the_save_fails_at_a_second_stop(self):
         for again in ("stop", "suspend"):
             made = Scene()
             made.up()
@@ -237,6 +237,6 @@ class SlotTests(SynchronousTestCase):
             self.failureResultOf(ready, ModelUnloaded)
             self.assertEqual((made.inner.state, made.inner.spawned), ("stopped", 1))
 
-    def test_flags_are_read_in_both_forms(self):
+    def test_command_flags_are_read_in_both_forms(self):
         self.assertEqual(flags_of(("s", "--slot-save-path=/x", "--api-key", "k")), ("/x", "k"))
         self.assertEqual(flags_of(("s", "--slot-save-path")), ("", ""))

@@ -18,7 +18,7 @@ def make():
 
 
 class LaunchTests(SynchronousTestCase):
-    def test_a_spare_leader_is_used_and_replaced_later(self):
+    def test_spare_session_leader_is_used_and_replaced_later(self):
         world, launcher = make()
         launcher.warm()
         world.clock.advance(0)
@@ -29,14 +29,14 @@ class LaunchTests(SynchronousTestCase):
         world.clock.advance(SPARE_DELAY)
         self.assertEqual(len(world.processes), 2)
 
-    def test_a_spare_that_died_is_not_used(self):
+    def test_dead_spare_is_not_used(self):
         world, launcher = make()
         launcher.warm()
         world.clock.advance(0)
         world.processes[0].die(-9)
         self.assertNotEqual(launcher.launch("/bin/a", ["a"], []).pid, world.processes[0].pid)
 
-    def test_closing_lets_the_spare_go_and_starts_no_other(self):
+    def test_closing_ends_the_spare(self):
         world, launcher = make()
         launcher.warm()
         world.clock.advance(0)
@@ -49,7 +49,7 @@ class LaunchTests(SynchronousTestCase):
         launcher.close()
         self.assertFalse(world.processes[0].alive)
 
-    def test_every_child_has_a_mark_of_its_own_whatever_the_model_sets(self):
+    def test_every_child_has_its_mark_whatever_the_model_sets(self):
         world, launcher = make()
         children = [launcher.launch("/bin/a", ["a"], ["LLAMASWAP_CHILD=x", "B=2", "no-pair"]) for _ in range(2)]
         first, second = world.commands()
@@ -82,14 +82,14 @@ class LaunchTests(SynchronousTestCase):
         names = {"PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "MINE", "LLAMASWAP_CHILD"}
         self.assertEqual(set(command.environ), names)
 
-    def test_words_keep_their_bytes(self):
+    def test_command_words_keep_their_bytes(self):
         world, launcher = make()
         word = os.fsdecode(b"\xff\xfe caf\xc3\xa9")
         launcher.launch("/bin/a", ["a", word, ""], [])
         payload = world.processes[0].written
         self.assertIn(b"\xff\xfe caf\xc3\xa9\0\0", payload)
 
-    def test_what_no_program_can_be_given_is_an_error_not_another_command(self):
+    def test_argument_with_a_nul_is_an_error(self):
         """A NUL ends a word on its way: what follows it would be read as the next one."""
         for argv, env in ((["a", "x\0y"], []), (["a"], ["A=1\0B=2"]), (["a", "\ud800"], [])):
             world, launcher = make()
@@ -105,7 +105,7 @@ class LaunchTests(SynchronousTestCase):
 
 
 class ChildTests(SynchronousTestCase):
-    def test_a_flood_is_read_no_faster_than_its_allowance(self):
+    def test_output_flood_is_read_no_faster_than_its_allowance(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         got = []
@@ -117,7 +117,7 @@ class ChildTests(SynchronousTestCase):
         world.clock.advance(OUTPUT_WINDOW)
         self.assertFalse(process.paused)
 
-    def test_the_end_of_a_flooding_child_is_heard(self):
+    def test_exit_of_a_flooding_child_is_reported(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         exits = []
@@ -131,7 +131,7 @@ class ChildTests(SynchronousTestCase):
         world.clock.advance(1)
         self.assertEqual((exits, world.clock.getDelayedCalls()), ([3], []))
 
-    def test_a_leader_that_leads_no_group_yet_is_signalled_alone(self):
+    def test_leader_without_a_group_is_signalled_alone(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         world.commands()[0].group = 1
@@ -179,7 +179,7 @@ class ChildTests(SynchronousTestCase):
         daemon.die()
         self.assertTrue(child.emptied())
 
-    def test_the_family_is_told_the_likeliest_first_and_each_once(self):
+    def test_family_lists_the_likeliest_pid_first_and_each_once(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         worker = world.new(mark=child.mark, parent=child.pid)
@@ -189,7 +189,7 @@ class ChildTests(SynchronousTestCase):
         asked = child.family()
         self.assertEqual([next(asked), next(asked)], [child.pid, worker.pid])
 
-    def test_a_reaped_leader_is_never_signalled(self):
+    def test_reaped_leader_is_never_signalled(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         world.commands()[0].die(0)
@@ -197,7 +197,7 @@ class ChildTests(SynchronousTestCase):
         child.signal(KILL)
         self.assertEqual(world.commands()[0].signals, [])
 
-    def test_exit_statuses_in_numbers_and_words(self):
+    def test_exit_status_as_number_and_words(self):
         self.assertEqual(exit_status(Failure(ProcessDone(0))), 0)
         self.assertEqual(exit_status(Failure(ProcessTerminated(7, None, 0))), 7)
         self.assertEqual(exit_status(Failure(ProcessTerminated(None, signal.SIGSEGV, 0))), -11)

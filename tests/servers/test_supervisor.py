@@ -9,7 +9,7 @@ from tests.servers.doubles import INT, KILL, REFUSED, TERM, model, scene
 
 
 class StartTests(SynchronousTestCase):
-    def test_a_ready_answer_makes_it_ready(self):
+    def test_server_that_answers_200_is_ready(self):
         """core V1 (without the quarter second before the first question)"""
         made = scene()
         ready = made.supervisor.ensure_ready()
@@ -18,7 +18,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(made.heard.states, [("stopped", "starting"), ("starting", "ready")])
         self.assertEqual(made.asked.questions[0][:2], (5800, "/health"))
 
-    def test_a_server_slow_by_nature_is_served_within_a_question_of_its_readiness(self):
+    def test_slow_server_is_served_within_one_probe_of_its_readiness(self):
         """core V3 (fix)"""
         made = scene(answer=lambda _: 200 if made.clock.seconds() >= 0.4 else 503)
         ready = made.supervisor.ensure_ready()
@@ -26,7 +26,7 @@ class StartTests(SynchronousTestCase):
         self.successResultOf(ready)
         self.assertLess(made.supervisor.status().load_seconds[0], 0.42)
 
-    def test_many_wishes_at_once_make_one_process(self):
+    def test_many_requests_at_once_start_one_process(self):
         """core V13"""
         made = scene()
         wishes = [made.supervisor.ensure_ready() for _ in range(100)]
@@ -35,7 +35,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(len(made.servers()), 1)
         self.assertEqual(made.heard.states.count(("starting", "ready")), 1)
 
-    def test_only_200_counts(self):
+    def test_only_status_200_counts_as_ready(self):
         """core V4"""
         for status in (204, 302, 404, 503):
             made = scene(answer=status)
@@ -46,7 +46,7 @@ class StartTests(SynchronousTestCase):
             made.wait(0.2)
             self.successResultOf(ready)
 
-    def test_the_deadline_ends_a_server_that_never_becomes_ready(self):
+    def test_timeout_stops_a_server_that_never_becomes_ready(self):
         """core V5"""
         made = scene(answer=503)
         ready = made.supervisor.ensure_ready()
@@ -57,7 +57,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(made.servers()[0].signals, [TERM])
         self.assertEqual(made.supervisor.state, "stopped")
 
-    def test_the_deadline_kills_after_five_seconds_what_ignores_term(self):
+    def test_timed_out_server_that_ignores_sigterm_is_killed_after_five_seconds(self):
         """core V5"""
         made = scene(answer=503, on_become=lambda server: setattr(server, "term_after", None))
         ready = made.supervisor.ensure_ready()
@@ -67,7 +67,7 @@ class StartTests(SynchronousTestCase):
         self.failureResultOf(ready, StartFailed)
         self.assertEqual(made.servers()[0].signals, [TERM, TERM, KILL])
 
-    def test_a_silent_health_endpoint_does_not_outlast_the_deadline(self):
+    def test_silent_health_endpoint_does_not_outlast_the_timeout(self):
         """core V8 (fix)"""
         made = scene(answer=None)
         ready = made.supervisor.ensure_ready()
@@ -126,7 +126,7 @@ class StartTests(SynchronousTestCase):
             made.wait(1.0)
         self.failureResultOf(ready, StartFailed)
 
-    def test_none_waits_for_the_port_to_accept(self):
+    def test_check_endpoint_none_waits_for_the_port_to_accept(self):
         """core V7 (fix: W20)"""
         made = scene(answer=REFUSED, check_endpoint="  none ")
         ready = made.supervisor.ensure_ready()
@@ -137,7 +137,7 @@ class StartTests(SynchronousTestCase):
         self.successResultOf(ready)
         self.assertEqual({path for _, path, _ in made.asked.questions}, {None})
 
-    def test_none_for_another_machine_is_ready_at_once(self):
+    def test_check_endpoint_none_for_another_machine_is_ready_at_once(self):
         """core V7"""
         far = Endpoint("http", "10.9.8.7", 80)
         made = scene(check_endpoint="none", endpoint=far, proxy=str(far))
@@ -146,7 +146,7 @@ class StartTests(SynchronousTestCase):
         self.successResultOf(ready)
         self.assertEqual(made.asked.questions, [])
 
-    def test_an_exit_before_readiness_is_told_with_its_last_words(self):
+    def test_exit_before_readiness_fails_with_the_last_output(self):
         """core V9"""
         made = scene(answer=REFUSED)
         ready = made.supervisor.ensure_ready()
@@ -162,7 +162,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(made.supervisor.state, "stopped")
         self.assertEqual(made.heard.exits, [(7, False)])
 
-    def test_only_the_last_lines_go_with_the_error(self):
+    def test_start_error_has_only_the_last_lines(self):
         made = scene(answer=REFUSED)
         ready = made.supervisor.ensure_ready()
         made.wait(0.02)
@@ -172,7 +172,7 @@ class StartTests(SynchronousTestCase):
         lines = self.failureResultOf(ready, StartFailed).value.log_tail.splitlines()
         self.assertEqual((len(lines), lines[-1]), (20, "line 4999"))
 
-    def test_the_next_wish_after_a_failure_tries_afresh(self):
+    def test_next_request_after_a_failed_start_starts_again(self):
         made = scene(answer=REFUSED)
         ready = made.supervisor.ensure_ready()
         made.wait(0.02)
@@ -185,7 +185,7 @@ class StartTests(SynchronousTestCase):
         self.successResultOf(again)
         self.assertEqual(len(made.servers()), 2)
 
-    def test_what_cannot_start_says_why_at_once(self):
+    def test_impossible_start_says_why_at_once(self):
         cases = [
             ({"cmd": " \n# only a note\n"}, "empty command"),
             ({"proxy": " "}, "upstream proxy missing"),
@@ -205,19 +205,19 @@ class StartTests(SynchronousTestCase):
             self.assertEqual(made.supervisor.state, "stopped")
             self.assertEqual(made.world.processes, [])
 
-    def test_a_fixed_port_that_a_stranger_holds_is_known_before_anything_is_evicted(self):
+    def test_taken_fixed_port_is_known_before_other_models_are_stopped(self):
         """core W6"""
         made = scene()
         made.world.new(listens={5800}, name="squatter")
         self.assertIn("port 5800 is already in use by pid", made.supervisor.preflight().cause)
         self.assertIsNone(made.supervisor.preflight({5800}), "the one to be evicted has it")
 
-    def test_a_port_of_our_choosing_is_no_reason_not_to_try(self):
+    def test_taken_port_that_can_be_exchanged_does_not_fail_the_preflight(self):
         made = scene(port=5800)
         made.world.foreign.add(5800)
         self.assertIsNone(made.supervisor.preflight())
 
-    def test_a_machine_out_of_processes_is_a_failed_start(self):
+    def test_machine_without_free_processes_fails_the_start(self):
         made = scene()
         made.world.refuse_spawn = True
         ready = made.supervisor.ensure_ready()
@@ -225,7 +225,7 @@ class StartTests(SynchronousTestCase):
         error = self.failureResultOf(ready, StartFailed).value
         self.assertIn("failed to start command 'server --port 5800': Resource temporarily", error.cause)
 
-    def test_a_leader_that_cannot_become_the_command_names_the_reason(self):
+    def test_command_that_cannot_be_executed_names_the_reason(self):
         made = scene(answer=REFUSED)
         ready = made.supervisor.ensure_ready()
         made.wait(0.01)
@@ -235,7 +235,7 @@ class StartTests(SynchronousTestCase):
         error = self.failureResultOf(ready, StartFailed).value
         self.assertEqual(error.cause, "failed to start command 'server --port 5800': /bin/server: Permission denied")
 
-    def test_the_command_is_split_without_a_shell_and_gets_the_environment_later_entries_winning(self):
+    def test_command_is_split_without_a_shell_and_gets_the_environment(self):
         """core V11, core V12"""
         cmd = "# note\nserver \\\n  --a 'x y'\n# tail"
         made = scene(cmd=cmd, env=("MODE=1", "MODE=2", "PATH=/elsewhere"))
@@ -246,7 +246,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(server.environ["MODE"], "2")
         self.assertEqual((server.executable, server.environ["PATH"]), ("/bin/server", "/elsewhere"))
 
-    def test_retune_counts_from_the_next_start(self):
+    def test_new_definition_counts_from_the_next_start(self):
         made = scene()
         self.successResultOf(_up(made))
         made.supervisor.set_definition(model(cmd="server --new"))
@@ -256,7 +256,7 @@ class StartTests(SynchronousTestCase):
         self.successResultOf(_up(made))
         self.assertEqual(made.supervisor.status().cmd, ("server", "--new"))
 
-    def test_cancelling_a_wish_does_not_cancel_the_start(self):
+    def test_cancelled_request_does_not_cancel_the_start(self):
         made = scene()
         ready = made.supervisor.ensure_ready()
         ready.addErrback(lambda _: None)
@@ -266,7 +266,7 @@ class StartTests(SynchronousTestCase):
 
 
 class PortTests(SynchronousTestCase):
-    def test_a_port_of_ours_that_is_taken_is_exchanged(self):
+    def test_taken_port_that_llamaswap_chose_is_exchanged(self):
         """core V104 (fix)"""
         made = scene(port=5800)
         made.world.foreign.add(5800)
@@ -276,7 +276,7 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(made.servers()[0].argv, ("server", "--port", "40001"))
         self.assertEqual(made.supervisor.status().port, 40001)
 
-    def test_a_fixed_port_that_is_taken_is_an_error_that_names_the_holder(self):
+    def test_taken_fixed_port_is_an_error_that_names_the_holder(self):
         made = scene()
         squatter = made.world.new(listens={5800}, name="squatter")
         ready = made.supervisor.ensure_ready()
@@ -285,7 +285,7 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(cause, f"port 5800 is already in use by pid {squatter.pid} (squatter)")
         self.assertEqual(made.servers(), [])
 
-    def test_a_server_that_runs_already_is_served_where_the_command_names_no_port(self):
+    def test_external_server_is_used_if_the_command_names_no_port(self):
         """As the Go program does: `proxy` is written out, and the command is a placeholder."""
         made = scene(cmd="server infinity")
         outside = made.world.new(listens={5800}, name="ollama")
@@ -304,7 +304,7 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(len(warnings), 1)
         self.assertIn(f"served by pid {outside.pid} (ollama), which cmd did not start", warnings[0])
 
-    def test_a_server_of_another_model_is_not_taken_for_one_that_runs_already(self):
+    def test_server_of_another_model_is_not_used_as_external(self):
         made = scene(cmd="server infinity")
         other = made.world.new(listens={5800}, name="other")
         other.mark = "of another model"
@@ -313,12 +313,12 @@ class PortTests(SynchronousTestCase):
         cause = self.failureResultOf(ready, StartFailed).value.cause
         self.assertEqual(cause, f"port 5800 is already in use by pid {other.pid} (other)")
 
-    def test_a_port_in_the_environment_of_the_command_is_its_own(self):
+    def test_port_in_the_environment_of_the_command_is_not_external(self):
         made = scene(cmd="server", env=("HOST=127.0.0.1:5800",))
         made.world.new(listens={5800}, name="squatter")
         self.assertIn("port 5800 is already in use", made.supervisor.preflight().cause)
 
-    def test_a_port_lost_between_look_and_bind_is_retried_once_elsewhere(self):
+    def test_start_that_lost_its_port_is_repeated_on_another_one(self):
         made = scene(answer=REFUSED, port=5800)
         ready = made.supervisor.ensure_ready()
         made.wait(0.05)
@@ -329,7 +329,7 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(ready).port, 40001)
         self.assertEqual([server.argv[2] for server in made.servers()], ["5800", "40001"])
 
-    def test_the_second_loss_is_an_error(self):
+    def test_second_lost_port_is_an_error(self):
         made = scene(answer=REFUSED, port=5800)
         ready = made.supervisor.ensure_ready()
         for lost in (5800, 40001):
@@ -340,7 +340,7 @@ class PortTests(SynchronousTestCase):
         self.failureResultOf(ready, StartFailed)
         self.assertEqual(len(made.servers()), 2)
 
-    def test_an_answer_from_an_older_process_is_not_believed(self):
+    def test_answer_of_an_older_process_is_not_readiness(self):
         made = scene(answer=200)
         squatter = made.world.new(name="squatter")
         ready = made.supervisor.ensure_ready()
@@ -349,7 +349,7 @@ class PortTests(SynchronousTestCase):
         cause = self.failureResultOf(ready, StartFailed).value.cause
         self.assertIn(f"port 5800 is answered by pid {squatter.pid} (squatter), which is not this model's", cause)
 
-    def test_an_answer_from_another_models_server_is_not_believed(self):
+    def test_answer_of_another_models_server_is_not_readiness(self):
         made = scene(answer=200)
         ready = made.supervisor.ensure_ready()
         made.wait(0.005)
@@ -357,7 +357,7 @@ class PortTests(SynchronousTestCase):
         made.wait(15.2)
         self.failureResultOf(ready, StartFailed)
 
-    def test_a_younger_stranger_is_taken_for_a_containers_proxy_after_a_while(self):
+    def test_younger_listener_counts_as_the_containers_proxy_after_a_while(self):
         made = scene(answer=200)
         ready = made.supervisor.ensure_ready()
         made.wait(0.005)
@@ -367,14 +367,14 @@ class PortTests(SynchronousTestCase):
         made.wait(1.2)
         self.successResultOf(ready)
 
-    def test_a_listener_in_our_group_is_ours(self):
+    def test_listener_in_the_childs_group_is_the_server(self):
         made = scene(answer=200)
         ready = made.supervisor.ensure_ready()
         made.world.orphan(made.servers()[0], listens={5800})
         made.wait(0.05)
         self.successResultOf(ready)
 
-    def test_a_server_on_the_wrong_port_is_named_when_time_is_up(self):
+    def test_timeout_names_the_port_on_which_the_server_listens(self):
         made = scene(answer=REFUSED)
         ready = made.supervisor.ensure_ready()
         made.servers()[0].listens.add(9999)
@@ -385,7 +385,7 @@ class PortTests(SynchronousTestCase):
 
 
 class StopTests(SynchronousTestCase):
-    def test_a_stop_is_one_term_and_done_when_all_is_gone(self):
+    def test_stop_sends_one_sigterm_and_ends_with_the_last_process(self):
         """core V32"""
         made = scene(on_become=lambda server: setattr(server, "term_after", 0.2))
         _up(made)
@@ -398,7 +398,7 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(made.heard.states[-2:], [("ready", "stopping"), ("stopping", "stopped")])
         self.assertEqual(made.heard.exits, [(-TERM, True)])
 
-    def test_term_is_repeated_halfway_and_kill_ends_the_grace(self):
+    def test_sigterm_is_repeated_halfway_and_sigkill_ends_the_grace(self):
         """core V23 (fix: the grace that was asked for)"""
         made = scene(on_become=lambda server: setattr(server, "term_after", None))
         _up(made)
@@ -412,7 +412,7 @@ class StopTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertEqual(made.servers()[0].signals, [TERM, TERM, KILL])
 
-    def test_the_default_grace_is_the_models_unload_timeout(self):
+    def test_default_grace_is_the_unload_timeout_of_the_model(self):
         made = scene(unload_timeout=3.0, on_become=lambda server: setattr(server, "term_after", None))
         _up(made)
         stop = made.supervisor.stop()
@@ -421,7 +421,7 @@ class StopTests(SynchronousTestCase):
         made.wait(0.2)
         self.successResultOf(stop)
 
-    def test_a_less_patient_stop_hastens_a_patient_one(self):
+    def test_second_stop_with_less_grace_shortens_the_first(self):
         made = scene(on_become=lambda server: setattr(server, "term_after", None))
         _up(made)
         patient, hasty = made.supervisor.stop(100), made.supervisor.stop(1.0)
@@ -429,14 +429,14 @@ class StopTests(SynchronousTestCase):
         self.successResultOf(patient)
         self.successResultOf(hasty)
 
-    def test_a_stop_of_what_is_stopped_is_done(self):
+    def test_stop_of_a_stopped_server_is_done_at_once(self):
         made = scene()
         stop = made.supervisor.stop()
         made.wait(0.005)
         self.successResultOf(stop)
         self.assertEqual(made.heard.states, [])
 
-    def test_a_stop_during_the_start_takes_at_most_five_seconds(self):
+    def test_stop_during_the_start_takes_at_most_five_seconds(self):
         """core V31"""
         made = scene(answer=503, on_become=lambda server: setattr(server, "term_after", None))
         ready = made.supervisor.ensure_ready()
@@ -450,7 +450,7 @@ class StopTests(SynchronousTestCase):
         self.failureResultOf(ready, ModelUnloaded)
         self.assertEqual(made.supervisor.state, "stopped")
 
-    def test_a_wish_during_a_stop_waits_and_gets_a_new_process(self):
+    def test_request_during_a_stop_gets_a_new_process(self):
         """core V20, core V33"""
         made = scene(on_become=lambda server: setattr(server, "term_after", 2.0))
         _up(made)
@@ -467,7 +467,7 @@ class StopTests(SynchronousTestCase):
             [("ready", "stopping"), ("stopping", "stopped"), ("stopped", "starting"), ("starting", "ready")],
         )
 
-    def test_what_the_leader_left_gets_a_moment_then_kill(self):
+    def test_leftover_processes_get_a_moment_then_sigkill(self):
         """core V29"""
         made = scene()
         _up(made)
@@ -481,7 +481,7 @@ class StopTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertEqual(rude.signals, [TERM, KILL])
 
-    def test_an_escaped_descendant_is_known_by_its_mark(self):
+    def test_descendant_that_left_the_session_is_known_by_its_mark(self):
         made = scene()
         _up(made)
         escaped = made.world.new(mark=made.servers()[0].mark, term_after=None)
@@ -490,7 +490,7 @@ class StopTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertFalse(escaped.alive)
 
-    def test_what_survives_kill_is_declared_lost_and_the_room_is_freed(self):
+    def test_process_that_survives_sigkill_is_given_up_and_the_model_stopped(self):
         made = scene(on_become=lambda one: (setattr(one, "term_after", None), setattr(one, "kill_after", None)))
         _up(made)
         stop = made.supervisor.stop(1)
@@ -504,7 +504,7 @@ class StopTests(SynchronousTestCase):
         made.servers()[0].die(-9)
         self.assertEqual(made.supervisor.state, "stopped")
 
-    def test_a_pipe_held_by_somebody_out_of_sight_is_cut(self):
+    def test_output_pipe_of_an_invisible_process_is_closed(self):
         """core V37 (fix: not ten seconds)"""
         made = scene()
         _up(made)
@@ -517,7 +517,7 @@ class StopTests(SynchronousTestCase):
         made.wait(0.3)
         self.assertTrue(made.servers()[0].pipes_cut)
 
-    def test_close_stops_and_refuses_from_then_on(self):
+    def test_closed_supervisor_stops_the_server_and_refuses_requests(self):
         made = scene(on_become=lambda server: setattr(server, "term_after", None))
         _up(made)
         closed = made.supervisor.close()
@@ -529,7 +529,7 @@ class StopTests(SynchronousTestCase):
 
 
 class StopCommandTests(SynchronousTestCase):
-    def test_the_stop_command_gets_the_pid_and_no_term_is_sent(self):
+    def test_stop_command_gets_the_pid_and_replaces_sigterm(self):
         """core V25"""
         made = scene(cmd_stop="kill -INT ${PID}")
         _up(made)
@@ -545,7 +545,7 @@ class StopCommandTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertEqual(server.signals, [INT])
 
-    def test_a_failing_stop_command_falls_back_to_term_at_once(self):
+    def test_failing_stop_command_is_followed_by_sigterm_at_once(self):
         made = scene(cmd_stop="stopper")
         _up(made)
         stop = made.supervisor.stop(10)
@@ -555,7 +555,7 @@ class StopCommandTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertEqual(made.servers()[0].signals, [TERM])
 
-    def test_a_missing_stop_command_falls_back_to_term_at_once(self):
+    def test_missing_stop_command_is_followed_by_sigterm_at_once(self):
         """core V28"""
         for words in ("missing-stopper", "'missing-unbalanced", "# nothing"):
             made = scene(cmd_stop=words)
@@ -565,7 +565,7 @@ class StopCommandTests(SynchronousTestCase):
             self.successResultOf(stop)
             self.assertEqual(made.servers()[0].signals, [TERM])
 
-    def test_a_stop_command_that_does_nothing_is_followed_by_term_halfway(self):
+    def test_stop_command_without_effect_is_followed_by_sigterm_halfway(self):
         made = scene(cmd_stop="stopper")
         _up(made)
         stop = made.supervisor.stop(4)
@@ -576,7 +576,7 @@ class StopCommandTests(SynchronousTestCase):
         made.wait(0.2)
         self.successResultOf(stop)
 
-    def test_a_stop_command_that_hangs_does_not_hold_up_the_kill(self):
+    def test_hanging_stop_command_does_not_delay_sigkill(self):
         """core V27"""
         made = scene(cmd_stop="sleep 60", on_become=_stubborn_server)
         _up(made)
@@ -588,7 +588,7 @@ class StopCommandTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertFalse(made.world.commands()[-1].alive)
 
-    def test_after_a_forced_kill_the_stop_command_still_has_its_say(self):
+    def test_stop_command_runs_again_after_sigkill(self):
         made = scene(cmd_stop="stopper", on_become=_stubborn_server)
         _up(made)
         stop = made.supervisor.stop(1)
@@ -603,7 +603,7 @@ class StopCommandTests(SynchronousTestCase):
         made.wait(0.15)
         self.successResultOf(stop)
 
-    def test_a_crashed_client_has_its_container_stopped_before_the_model_counts_as_stopped(self):
+    def test_stop_command_runs_after_a_crash_before_the_model_counts_as_stopped(self):
         made = scene(cmd_stop="stopper c1")
         _up(made)
         made.servers()[0].die(-9)
@@ -615,7 +615,7 @@ class StopCommandTests(SynchronousTestCase):
         made.wait(0.2)
         self.assertEqual((made.supervisor.state, len(made.world.commands())), ("stopped", 2))
 
-    def test_a_stop_command_after_a_crash_has_a_bounded_time(self):
+    def test_stop_command_after_a_crash_has_a_time_limit(self):
         made = scene(cmd_stop="stopper", unload_timeout=10.0)
         _up(made)
         made.servers()[0].die(-9)
@@ -625,7 +625,7 @@ class StopCommandTests(SynchronousTestCase):
         self.assertEqual(made.supervisor.state, "stopped")
         self.assertFalse(made.world.commands()[-1].alive)
 
-    def test_a_start_that_fails_is_cleaned_up_by_the_stop_command(self):
+    def test_stop_command_runs_after_a_failed_start(self):
         made = scene(answer=REFUSED, cmd_stop="stopper")
         ready = made.supervisor.ensure_ready()
         made.wait(0.02)
@@ -636,7 +636,7 @@ class StopCommandTests(SynchronousTestCase):
         made.wait(0.2)
         self.failureResultOf(ready, StartFailed)
 
-    def test_a_stop_command_that_still_runs_when_the_client_ends_is_waited_for(self):
+    def test_stop_command_that_outlives_the_client_is_waited_for(self):
         made = scene(cmd_stop="stopper")
         _up(made)
         stop = made.supervisor.stop(10)
@@ -650,7 +650,7 @@ class StopCommandTests(SynchronousTestCase):
         self.successResultOf(stop)
         self.assertEqual(len(made.world.commands()), 2)
 
-    def test_a_server_that_is_not_up_is_cleaned_up_by_its_stop_command(self):
+    def test_stop_command_cleans_up_after_a_stopped_server(self):
         made = scene(cmd_stop="stopper c1")
         for _ in range(2):
             cleaned = made.supervisor.clean_up()
@@ -674,7 +674,7 @@ class StopCommandTests(SynchronousTestCase):
             made.wait(0.02)
             self.assertEqual((records[0].stop_words, records[0].env), (words, ("A=1",) if words else ()))
 
-    def test_a_stop_command_for_a_process_does_not_run_without_one(self):
+    def test_stop_command_with_pid_does_not_run_without_a_process(self):
         for words in ("kill ${PID}", "", "missing-stopper"):
             made = scene(cmd_stop=words)
             cleaned = made.supervisor.clean_up()
@@ -682,14 +682,14 @@ class StopCommandTests(SynchronousTestCase):
             self.successResultOf(cleaned)
             self.assertEqual(made.world.commands(), [])
 
-    def test_a_start_that_cannot_be_tried_runs_no_stop_command(self):
+    def test_impossible_start_runs_no_stop_command(self):
         made = scene(cmd="missing-server", cmd_stop="stopper")
         ready = made.supervisor.ensure_ready()
         made.wait(0.2)
         self.failureResultOf(ready, StartFailed)
         self.assertEqual(made.world.commands(), [])
 
-    def test_its_output_goes_to_the_log(self):
+    def test_output_of_the_stop_command_goes_to_the_log(self):
         made = scene(cmd_stop="stopper")
         _up(made)
         made.supervisor.stop(1)
@@ -698,7 +698,7 @@ class StopCommandTests(SynchronousTestCase):
 
 
 class CrashTests(SynchronousTestCase):
-    def test_an_exit_while_idle_is_seen_at_once_and_the_next_wish_starts_again(self):
+    def test_exit_while_idle_is_seen_at_once_and_the_next_request_starts_again(self):
         """core V36"""
         made = scene()
         _up(made)
@@ -710,7 +710,7 @@ class CrashTests(SynchronousTestCase):
         self.successResultOf(_up(made))
         self.assertEqual(len(made.servers()), 2)
 
-    def test_a_crash_leaves_no_group_member_behind_and_does_not_wait_for_the_pipe(self):
+    def test_crash_leaves_no_group_member_and_does_not_wait_for_the_pipe(self):
         """core V37 (fix)"""
         made = scene()
         _up(made)
@@ -720,7 +720,7 @@ class CrashTests(SynchronousTestCase):
         self.assertEqual(left.signals, [KILL])
         self.assertEqual(made.supervisor.state, "stopped")
 
-    def test_the_exit_of_an_earlier_process_says_nothing_about_the_present_one(self):
+    def test_exit_of_an_earlier_process_does_not_affect_the_present_one(self):
         made = scene(on_become=lambda one: (setattr(one, "term_after", None), setattr(one, "kill_after", None)))
         _up(made)
         made.supervisor.stop(0.1)
@@ -733,7 +733,7 @@ class CrashTests(SynchronousTestCase):
 
 
 class WatchTests(SynchronousTestCase):
-    def test_watchers_are_told_of_servers_and_not_of_stop_commands(self):
+    def test_watchers_hear_of_servers_and_not_of_stop_commands(self):
         told = []
 
         class Watcher:
@@ -750,7 +750,7 @@ class WatchTests(SynchronousTestCase):
         made.wait(0.3)
         self.assertEqual(told, [("started", "kiwi", 5800), ("ended", "kiwi", 5800)])
 
-    def test_status_tells_what_runs(self):
+    def test_status_describes_the_running_process(self):
         made = scene()
         status = made.supervisor.status()
         self.assertEqual((status.state, status.pid, status.port, status.cmd), ("stopped", None, 5800, ()))
@@ -760,7 +760,7 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(status.started_at, 0.0)
         self.assertAlmostEqual(status.ready_at, status.load_seconds[0])
 
-    def test_nothing_is_timed_while_nothing_runs(self):
+    def test_stopped_server_has_no_timer(self):
         made = scene()
         _up(made)
         made.supervisor.stop()
