@@ -44,13 +44,13 @@ class ServiceHandover:
         """Seconds that running requests get, as at the end of the service."""
         return self.parts.models.router.config.drain_timeout
 
-    def calm(self) -> bool:
+    def idle(self) -> bool:
         """Whether no request is in progress, and each server is ready or down."""
         return not self.parts.web.proxy.active and self.parts.models.router.settled
 
-    def still(self) -> bool:
+    def responses_sent(self) -> bool:
         """Whether, in addition, no connection has anything left to send."""
-        return self.calm() and not self.parts.web.factory.busy
+        return self.idle() and not self.parts.web.factory.busy
 
     def hold(self) -> None:
         """Leave new connections in the kernel's queue, and accepted ones unread."""
@@ -80,7 +80,7 @@ class ServiceHandover:
         self.parts.web.streams.end_all()
 
     def busy_with(self) -> str:
-        """What keeps the service from being calm, in words."""
+        """What keeps the service from being idle, in words."""
         models = [f"{status.model} is {status.state}" for status in self.parts.models.router.running()]
         unready = [text for text in models if not text.endswith(" is ready")]
         return ", ".join([f"{self.parts.web.proxy.active} requests in progress", *unready])

@@ -126,7 +126,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Look at the streams from now on."""
-        self._loop = loop = LoopingCall(self.look)
+        self._loop = loop = LoopingCall(self.check_streams)
         loop.clock = self.clock
         loop.start(CHECK_INTERVAL, now=False).addErrback(
             lambda failure: log.failure("hang detection stopped unexpectedly", failure)
@@ -170,7 +170,7 @@ class Watchdog:
 
     # -- silence -------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def check_streams(self) -> None:
         """Look once at all streams."""
         now = self.clock.seconds()
         for model in self._update_progress(now):

@@ -46,14 +46,14 @@ class UpgradeHost(Protocol):
     def drain_timeout(self) -> float:
         """Seconds that running requests get before they may be closed."""
 
-    def calm(self) -> bool:
+    def idle(self) -> bool:
         """Whether no request is in progress, and each server is ready or down."""
 
-    def still(self) -> bool:
+    def responses_sent(self) -> bool:
         """Whether, in addition, no connection has anything left to send."""
 
     def busy_with(self) -> str:
-        """What keeps the service from being calm, in words."""
+        """What keeps the service from being idle, in words."""
 
     def hold(self) -> None:
         """Begin no further request: connections wait to be accepted, and accepted ones to be read."""
@@ -189,25 +189,25 @@ class Upgrade:
             host.hold()
             if last:
                 limit = host.drain_timeout if self._forced else min(host.drain_timeout, LAST_HOLD_TIME)
-                calm = await self._until(host.calm, limit)
+                idle = await self._until(host.idle, limit)
             else:
-                calm = await self._until(lambda: host.calm() or self._forced, HOLD_TIME) and host.calm()
-            if calm:
+                idle = await self._until(lambda: host.idle() or self._forced, HOLD_TIME) and host.idle()
+            if idle:
                 host.end_feeds()
-                if await self._until(host.still, HOLD_TIME):
+                if await self._until(host.responses_sent, HOLD_TIME):
                     return
             if last:
-                await self._close_rest(calm)
+                await self._close_rest(idle)
                 return
             self.phase = "waiting"
             host.release()
-            await self._until(lambda: host.calm() or self._forced, RETRY_INTERVAL)
+            await self._until(lambda: host.idle() or self._forced, RETRY_INTERVAL)
 
-    async def _close_rest(self, calm: bool) -> None:
+    async def _close_rest(self, idle: bool) -> None:
         """Close what outlasted the bound: requests if the upgrade was requested again, and always the connections of
         clients that do not take the rest of a complete response."""
         host = self.host
-        if not calm and not self._forced:
+        if not idle and not self._forced:
             raise _UpgradeFailed(
                 f"still busy after more than {WAIT_TIMEOUT:.0f}s ({host.busy_with()}); request the upgrade"
                 " again while it waits (or use `llamaswap upgrade --force`) to close such requests"
@@ -216,14 +216,14 @@ class Upgrade:
         log.warn("upgrade: closing connections that are still in use ({busy})", busy=host.busy_with())
         self._closed = True
         await host.close_requests()
-        await self._until(host.calm, CLOSE_TIMEOUT)
+        await self._until(host.idle, CLOSE_TIMEOUT)
         host.end_feeds()
-        if not await self._until(host.still, HOLD_TIME):
+        if not await self._until(host.responses_sent, HOLD_TIME):
             await host.close_requests()
-            await self._until(host.still, HOLD_TIME)
+            await self._until(host.responses_sent, HOLD_TIME)
 
     async def _finish_writes(self) -> None:
-        """Flush until the service is calm after it: a server's idle time may end meanwhile. A disk or driver that
+        """Flush until the service is idle after it: a server's idle time may end meanwhile. A disk or driver that
         hangs would hang the new program as well."""
         while True:
             flushing = Deferred.fromCoroutine(self._flush())
@@ -232,9 +232,9 @@ class Upgrade:
                 await flushing
             except TimeIsUp:
                 raise _UpgradeFailed(f"a disk or a driver did not finish within {FLUSH_TIMEOUT:.0f}s") from None
-            if self.host.calm():
+            if self.host.idle():
                 return
-            if not await self._until(self.host.calm, CLOSE_TIMEOUT):
+            if not await self._until(self.host.idle, CLOSE_TIMEOUT):
                 raise _UpgradeFailed(f"the servers do not come to rest: {self.host.busy_with()}")
 
     async def _flush(self) -> None:

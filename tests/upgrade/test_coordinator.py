@@ -22,11 +22,11 @@ DRAIN = 30.0
 
 @define(eq=False)
 class FakeHost:
-    """A service that is calm when a test says so; `calls` are what was done with it."""
+    """A service that is idle when a test says so; `calls` are what was done with it."""
 
     clock: Clock
-    calm_at: float = 0.0
-    still_at: float = 0.0
+    idle_at: float = 0.0
+    sent_at: float = 0.0
     closing_helps: bool = True
     closing_takes: float = 0.0
     disk_hangs: bool = False
@@ -36,11 +36,11 @@ class FakeHost:
     held: float = 0.0
     _since: float | None = None
 
-    def calm(self):
-        return self.clock.seconds() >= self.calm_at
+    def idle(self):
+        return self.clock.seconds() >= self.idle_at
 
-    def still(self):
-        return self.calm() and self.clock.seconds() >= self.still_at
+    def responses_sent(self):
+        return self.idle() and self.clock.seconds() >= self.sent_at
 
     def busy_with(self):
         return "1 requests in progress"
@@ -61,7 +61,7 @@ class FakeHost:
     async def close_requests(self):
         self.calls.append("close")
         if self.closing_helps:
-            self.calm_at = self.still_at = self.clock.seconds() + self.closing_takes
+            self.idle_at = self.sent_at = self.clock.seconds() + self.closing_takes
 
     async def flush(self):
         self.calls.append("flush")
@@ -110,7 +110,7 @@ class UpgradeCase(SynchronousTestCase):
 
 
 class WayTests(UpgradeCase):
-    def test_calm_service_is_held_flushed_and_replaced(self):
+    def test_idle_service_is_held_flushed_and_replaced(self):
         self.begin()
         self.assertEqual(self.host.calls[:6], ["check", "hold", "end feeds", "flush", "exec", "release"])
 
@@ -133,7 +133,7 @@ class WayTests(UpgradeCase):
         raise RuntimeError("out of luck")
 
     def test_requests_are_held_only_in_short_tries_while_one_lasts(self):
-        self.begin(calm_at=30.0)
+        self.begin(idle_at=30.0)
         self.wait(29.9)
         self.assertEqual(self.replaced, [])
         self.host.release()
@@ -156,7 +156,7 @@ class WayTests(UpgradeCase):
         self.assertEqual(self.upgrade.document()["phase"], "idle")
 
     def test_end_of_the_service_cancels_the_upgrade(self):
-        self.begin(calm_at=1e9)
+        self.begin(idle_at=1e9)
         self.wait(0.5)
         self.upgrade.cancel()
         self.assertEqual(self.host.calls[-1], "release")
@@ -170,7 +170,7 @@ class BoundTests(UpgradeCase):
     """What an upgrade closes, and when."""
 
     def test_request_that_never_ends_fails_the_upgrade_instead_of_being_closed(self):
-        self.begin(calm_at=1e9)
+        self.begin(idle_at=1e9)
         self.wait(WAIT_TIMEOUT + RETRY_INTERVAL + HOLD_TIME + DRAIN)
         self.assertEqual((self.replaced, self.upgrade.phase), ([], "idle"))
         self.assertNotIn("close", self.host.calls)
@@ -179,13 +179,13 @@ class BoundTests(UpgradeCase):
         self.assertIn("--force", self.error)
 
     def test_long_drain_timeout_does_not_hold_requests_for_longer_than_thirty_seconds(self):
-        self.begin(calm_at=1e9, drain_timeout=3600.0)
+        self.begin(idle_at=1e9, drain_timeout=3600.0)
         self.wait(WAIT_TIMEOUT + RETRY_INTERVAL + HOLD_TIME + LAST_HOLD_TIME)
         self.assertEqual(self.host.calls[-1], "release")
         self.assertIn("1 requests in progress", self.error)
 
     def test_upgrade_requested_again_closes_requests_only_after_the_drain_timeout(self):
-        self.begin(calm_at=1e9)
+        self.begin(idle_at=1e9)
         self.wait(2.0)
         for _ in range(5):
             self.upgrade.request()
@@ -196,7 +196,7 @@ class BoundTests(UpgradeCase):
         self.assertEqual(self.upgrade.attempts, 1)
 
     def test_upgrade_requested_again_goes_on_as_soon_as_the_requests_end(self):
-        self.begin(calm_at=20.0)
+        self.begin(idle_at=20.0)
         self.wait(2.0)
         self.upgrade.request()
         self.wait(18.1)
@@ -205,7 +205,7 @@ class BoundTests(UpgradeCase):
 
     def test_request_during_the_check_does_not_force_the_upgrade(self):
         self.clock, checking = Clock(), Deferred()
-        self.host = FakeHost(self.clock, calm_at=1e9)
+        self.host = FakeHost(self.clock, idle_at=1e9)
         self.upgrade = Upgrade(self.clock, self.host, lambda: checking, lambda *_: None)
         self.upgrade.request()
         self.upgrade.request()
@@ -214,14 +214,14 @@ class BoundTests(UpgradeCase):
         self.assertNotIn("close", self.host.calls)
 
     def test_closed_requests_get_time_to_end(self):
-        self.begin(calm_at=1e9, closing_takes=3.0)
+        self.begin(idle_at=1e9, closing_takes=3.0)
         self.wait(2.0)
         self.upgrade.request()
         self.wait(DRAIN + 4.0)
         self.assertEqual((len(self.replaced), self.upgrade.attempts), (1, 1))
 
     def test_connection_that_does_not_take_a_complete_response_is_closed_at_the_end_of_the_wait(self):
-        self.begin(still_at=1e9)
+        self.begin(sent_at=1e9)
         self.wait(WAIT_TIMEOUT)
         self.assertNotIn("close", self.host.calls)
         self.wait(RETRY_INTERVAL + 3 * HOLD_TIME)
@@ -229,7 +229,7 @@ class BoundTests(UpgradeCase):
         self.assertEqual(len(self.replaced), 1)
 
     def test_servers_that_do_not_come_to_rest_leave_the_service_running(self):
-        self.begin(calm_at=1e9, closing_helps=False)
+        self.begin(idle_at=1e9, closing_helps=False)
         self.wait(2.0)
         self.upgrade.request()
         self.wait(DRAIN + 3 * CLOSE_TIMEOUT)
@@ -242,7 +242,7 @@ class ConfigurationTests(UpgradeCase):
     """The files that the new program reads are those that were checked."""
 
     def test_configuration_that_broke_during_the_wait_fails_the_upgrade(self):
-        self.begin(calm_at=30.0)
+        self.begin(idle_at=30.0)
         self.wait(10.0)
         self.host.configuration = "half written"
         self.problem = "the new code does not come up: not a mapping"
@@ -252,14 +252,14 @@ class ConfigurationTests(UpgradeCase):
         self.assertIn("not a mapping", self.error)
 
     def test_configuration_that_changed_during_the_wait_is_checked_again(self):
-        self.begin(calm_at=30.0)
+        self.begin(idle_at=30.0)
         self.wait(10.0)
         self.host.configuration = "another one"
         self.wait(30.0)
         self.assertEqual((self.checks, len(self.replaced), self.upgrade.attempts), (2, 1, 1))
 
     def test_configuration_is_compared_before_any_request_is_closed(self):
-        self.begin(calm_at=1e9)
+        self.begin(idle_at=1e9)
         self.wait(2.0)
         self.upgrade.request()
         self.host.configuration = "half written"
@@ -269,7 +269,7 @@ class ConfigurationTests(UpgradeCase):
         self.assertIn("not a mapping", self.error)
 
     def test_configuration_that_changed_after_requests_were_closed_is_checked_while_others_are_held(self):
-        self.begin(calm_at=1e9, closing_takes=3.0)
+        self.begin(idle_at=1e9, closing_takes=3.0)
         self.wait(2.0)
         self.upgrade.request()
         self.wait(DRAIN + 1.0)
