@@ -108,12 +108,12 @@ class ActivityLog:
         """How many finished requests are not being stored yet."""
         return len(self._backlog)
 
-    def open(self, facts: RequestInfo) -> ActivityRecorder | None:
+    def open(self, request: RequestInfo) -> ActivityRecorder | None:
         """The observer of this request, None if it leaves no row."""
-        if not facts.metered:
+        if not request.metered:
             return None
         budget = self.uncompressed if self._captures.enabled else None
-        return ActivityRecorder(facts, self._clock.seconds, self._wall, self._sessions, budget, self._finished)
+        return ActivityRecorder(request, self._clock.seconds, self._wall, self._sessions, budget, self._finished)
 
     def _finished(self, recorder: ActivityRecorder) -> None:
         backlog = self._backlog

@@ -45,7 +45,7 @@ class ActivityRecorder:
     recorder's, to be given back after its use. `row` and `capture` are set by `digest`.
     """
 
-    info: RequestInfo
+    request: RequestInfo
     _seconds: Callable[[], float]
     _wall: Callable[[], float]
     _sessions: Sequence[bytes]
@@ -94,7 +94,7 @@ class ActivityRecorder:
             self._scanner = StreamScanner()
         elif not self._content_type.startswith(_MEDIA):
             self._ends = HeadTailBuffer(MAX_ENCODED if encoded else DOCUMENT_BOUND)
-        if self._budget is not None and mask_for(self.info.path).response:
+        if self._budget is not None and mask_for(self.request.path).response:
             self._capture_body = bytearray()
 
     def data(self, data: bytes) -> None:
@@ -121,7 +121,7 @@ class ActivityRecorder:
         if ending != "complete":
             self._outcome_message = str(error or "") or _OUTCOME_MESSAGES.get(ending, "")
         self._ended = self._wall()
-        self._milliseconds = max(0, int((self._seconds() - self.info.started) * 1000))
+        self._milliseconds = max(0, int((self._seconds() - self.request.started) * 1000))
         self._done(self)
 
     def _keep_for_capture(self, data: bytes) -> None:
@@ -145,15 +145,15 @@ class ActivityRecorder:
     @property
     def size(self) -> int:
         """Bytes of bodies that it keeps in memory."""
-        return len(self.body) + len(self.info.captured_body or b"")
+        return len(self.body) + len(self.request.captured_body or b"")
 
     def forget_capture(self) -> None:
         """Drop the request's body and the capture, and keep what the row needs."""
-        self._captured, self.info.captured_body = False, None
+        self._captured, self.request.captured_body = False, None
 
     def forget_bodies(self) -> None:
         """Keep only the row, which then lacks its tokens."""
-        self.body, self._complete, self._captured, self.held, self.info.captured_body = b"", False, False, 0, None
+        self.body, self._complete, self._captured, self.held, self.request.captured_body = b"", False, False, 0, None
 
     def digest(self) -> None:
         """Make the row and the capture. Takes as long as parsing the body."""
@@ -184,24 +184,24 @@ class ActivityRecorder:
         if "text/event-stream" in self._content_type:
             return from_lines(body.split(b"\n"))
         if self._complete:
-            return from_document(body, self.info.path)
+            return from_document(body, self.request.path)
         return from_fragment(body) if "json" in self._content_type else None
 
     def _make_row(self, usage: Usage, error: str) -> None:
-        info = self.info
+        request = self.request
         self.row = ActivityRow(
             int(self._ended),
-            info.model,
-            info.stored_path,
+            request.model,
+            request.stored_path,
             self._content_type,
             self._status,
             usage,
             # The server's times may exceed ours by rounding; a row never shows less than the work in it.
             max(self._milliseconds, usage.server_ms),
             error,
-            info.metadata,
-            session(info.headers, self._sessions) if self._sessions else "",
-            info.remote_ip,
+            request.metadata,
+            session(request.headers, self._sessions) if self._sessions else "",
+            request.remote_ip,
         )
 
     def _make_capture(self, body: bytes) -> None:
@@ -209,11 +209,11 @@ class ActivityRecorder:
         # A request far larger than all captures may take is not even compressed.
         if not self._captured or self._budget is None or self.size > self._budget.bound(0):
             return
-        info, mask = self.info, mask_for(self.info.path)
+        request, mask = self.request, mask_for(self.request.path)
         self.capture = Capture(
-            info.stored_path,
-            shown(info.headers),
-            info.captured_body if mask.request else None,
+            request.stored_path,
+            shown(request.headers),
+            request.captured_body if mask.request else None,
             shown(self._headers, without=_ENCODING),
             body if mask.response and self._status == 200 else None,
         )

@@ -55,7 +55,7 @@ class FinishedRequest:
     `first_byte` is None if no byte was sent, `waited` (for its model) if the request was never granted.
     """
 
-    facts: RequestInfo
+    request: RequestInfo
     ending: RequestOutcome
     error: Exception | None
     status: int
@@ -69,7 +69,7 @@ class FinishedRequest:
 class InflightRequest:
     """An entry, and the `RequestObserver` of its request."""
 
-    facts: RequestInfo
+    request: RequestInfo
     _registry: InflightRequests
     status: int = field(default=0, init=False)
     sent: int = field(default=0, init=False)
@@ -118,7 +118,7 @@ class InflightRequest:
         if not self._open:
             return
         self.sent += len(data)
-        if self.facts.loading:
+        if self.request.loading:
             self._registry.progressed(self)
             return  # our text about the load: the first token is still to come
         if self.streams:
@@ -146,24 +146,24 @@ class InflightRequest:
 
     def document(self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime], why: Why) -> Document:
         """The entry as listeners see it; only made if there are listeners."""
-        facts = self.facts
+        request = self.request
         document: Document = {
-            "id": facts.id,
-            "timestamp": rfc3339nano(local(facts.timestamp)),
-            "model": facts.model,
-            "req_path": facts.path,
-            "method": facts.method,
-            "req_headers": shown(facts.headers, without=_HOST),
-            "remote_ip": facts.remote_ip,
+            "id": request.id,
+            "timestamp": rfc3339nano(local(request.timestamp)),
+            "model": request.model,
+            "req_path": request.path,
+            "method": request.method,
+            "req_headers": shown(request.headers, without=_HOST),
+            "remote_ip": request.remote_ip,
             "resp_headers": shown(self._headers),
             "resp_bytes": self.sent,
-            "elapsed_ms": max(0, int((now - facts.started) * 1000)),
+            "elapsed_ms": max(0, int((now - request.started) * 1000)),
             "phase": self.phase,
         }
-        if facts.metadata:
-            document["metadata"] = dict(facts.metadata)
+        if request.metadata:
+            document["metadata"] = dict(request.metadata)
         if self.waits:
-            wait = why(facts.model)
+            wait = why(request.model)
             if wait is not None:
                 document["reason"] = wait.reason
                 if wait.models:
@@ -173,12 +173,12 @@ class InflightRequest:
             if document["phase"] == "queued" and self.queue_position:
                 document["queue_pos"] = self.queue_position
         if self.first_byte is not None:
-            document["ttft_ms"] = max(0, int((self.first_byte - facts.started) * 1000))
+            document["ttft_ms"] = max(0, int((self.first_byte - request.started) * 1000))
             if self.streams:
                 document["tokens_out"] = self.tokens
                 if now > self.first_byte:
                     document["tps"] = round(self.tokens / (now - self.first_byte), 2)
-        name = session(facts.headers, sessions)
+        name = session(request.headers, sessions)
         if name:
             document["session"] = name
         return document
@@ -215,25 +215,25 @@ class InflightRequests:
 
     # -- called for requests -------------------------------------------------------------------------------
 
-    def open(self, facts: RequestInfo) -> InflightRequest | None:
+    def open(self, request: RequestInfo) -> InflightRequest | None:
         """A new entry; None for a request that is not listed."""
-        if not facts.tracked:
+        if not request.tracked:
             return None
-        facts.followed = bool(self._listeners)
-        entry = InflightRequest(facts, self)
-        self._entries[facts.id] = entry
+        request.followed = bool(self._listeners)
+        entry = InflightRequest(request, self)
+        self._entries[request.id] = entry
         self.changed(entry)
         self.progressed(entry)  # a moment later it is known whether it waits, and for what
         return entry
 
-    def model(self, request: str) -> str | None:
+    def model(self, request_id: str) -> str | None:
         """The model of this request; None if it is not listed."""
-        entry = self._entries.get(request)
-        return None if entry is None else entry.facts.model
+        entry = self._entries.get(request_id)
+        return None if entry is None else entry.request.model
 
-    def phase(self, request: str, phase: Phase, queue_position: int = 0) -> None:
+    def phase(self, request_id: str, phase: Phase, queue_position: int = 0) -> None:
         """The request with this id has another phase; an id that is not listed is ignored."""
-        entry = self._entries.get(request)
+        entry = self._entries.get(request_id)
         if entry is not None:
             entry.moved(phase, queue_position)
 
@@ -251,35 +251,35 @@ class InflightRequests:
     def changed(self, entry: InflightRequest) -> None:
         """Send this entry to the listeners at once."""
         if self._listeners:
-            self._progressed.pop(entry.facts.id, None)
+            self._progressed.pop(entry.request.id, None)
             self._send({"operation": "upsert", "request": self._document(entry, self._why)})
 
     def progressed(self, entry: InflightRequest) -> None:
         """Send this entry with the next delayed update; costs nothing without listeners."""
         if not self._listeners:
             return
-        self._progressed[entry.facts.id] = entry
+        self._progressed[entry.request.id] = entry
         if self._timer is None:
             self._timer = self._clock.callLater(UPDATE_DELAY, self._send_progress)
 
     def ended(self, entry: InflightRequest, ending: RequestOutcome, error: Exception | None) -> None:
         """Remove the entry."""
-        facts = entry.facts
+        request = entry.request
         # Ids are unique; if a fault repeats one, the other request's entry stays.
-        if self._entries.get(facts.id) is entry:
-            del self._entries[facts.id]
-        self._progressed.pop(facts.id, None)
-        first_byte = None if entry.first_byte is None else entry.first_byte - facts.started
-        waited = None if entry.granted_at is None else max(0.0, entry.granted_at - facts.started)
-        duration = max(0.0, self._clock.seconds() - facts.started)
+        if self._entries.get(request.id) is entry:
+            del self._entries[request.id]
+        self._progressed.pop(request.id, None)
+        first_byte = None if entry.first_byte is None else entry.first_byte - request.started
+        waited = None if entry.granted_at is None else max(0.0, entry.granted_at - request.started)
+        duration = max(0.0, self._clock.seconds() - request.started)
         try:
             self._finished(
-                FinishedRequest(facts, ending, error, entry.status, entry.sent, duration, first_byte, waited)
+                FinishedRequest(request, ending, error, entry.status, entry.sent, duration, first_byte, waited)
             )
         except Exception:  # a fault in the metrics must not keep a request from ending
             log.failure("a finished request could not be counted in the metrics")
         if self._listeners:
-            self._send({"operation": "remove", "id": facts.id})
+            self._send({"operation": "remove", "id": request.id})
 
     # -- called by those that show the list ----------------------------------------------------------------
 
@@ -290,40 +290,40 @@ class InflightRequests:
 
     def by_model(self) -> dict[str, int]:
         """The number of requests in flight of each model."""
-        return Counter(entry.facts.model for entry in self._entries.values())
+        return Counter(entry.request.model for entry in self._entries.values())
 
     def busy(self) -> dict[str, int]:
         """The number of requests being served, of each model that serves any."""
-        return Counter(entry.facts.model for entry in self._entries.values() if not entry.waits)
+        return Counter(entry.request.model for entry in self._entries.values() if not entry.waits)
 
     def streams(self) -> Iterator[tuple[str, str, int, bool]]:
         """The event streams in flight: (request, model, bytes sent, whether it was granted its model's server)."""
         for entry in self._entries.values():
             if entry.streams:
-                entry.facts.flush()
-                yield entry.facts.id, entry.facts.model, entry.sent, entry.granted_at is not None
+                entry.request.flush()
+                yield entry.request.id, entry.request.model, entry.sent, entry.granted_at is not None
 
     def snapshot(self) -> Document:
         """All entries as one event, oldest first; without `requests` if there are none."""
-        ordered = sorted(self._entries.values(), key=lambda entry: (entry.facts.timestamp, int(entry.facts.id)))
+        ordered = sorted(self._entries.values(), key=lambda entry: (entry.request.timestamp, int(entry.request.id)))
         event: Document = {"operation": "snapshot"}
         if ordered:
             why = self._cached_why()
             event["requests"] = [self._document(entry, why) for entry in ordered]
         return event
 
-    def cancel(self, request: str) -> bool:
+    def cancel(self, request_id: str) -> bool:
         """Cancel the request with this id; False if it is not listed."""
-        entry = self._entries.get(request)
+        entry = self._entries.get(request_id)
         if entry is None:
             return False
-        entry.facts.cancel()
+        entry.request.cancel()
         return True
 
     def cancel_all(self) -> None:
         """Cancel every request."""
         for entry in list(self._entries.values()):
-            entry.facts.cancel()
+            entry.request.cancel()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with every later change; returns the unsubscriber (idempotent)."""
@@ -343,11 +343,11 @@ class InflightRequests:
 
     def _follow(self, followed: bool) -> None:
         for entry in self._entries.values():
-            entry.facts.followed = followed
-            entry.facts.flush()
+            entry.request.followed = followed
+            entry.request.flush()
 
     def _document(self, entry: InflightRequest, why: Why) -> Document:
-        entry.facts.flush()
+        entry.request.flush()
         return entry.document(self._clock.seconds(), self._sessions, self._local, why)
 
     def _cached_why(self) -> Why:
@@ -359,7 +359,7 @@ class InflightRequests:
         progressed, self._progressed = self._progressed, {}
         why = self._cached_why()
         for entry in progressed.values():
-            if self._entries.get(entry.facts.id) is entry:
+            if self._entries.get(entry.request.id) is entry:
                 self._send({"operation": "upsert", "request": self._document(entry, why)})
 
     def _send(self, event: Document) -> None:

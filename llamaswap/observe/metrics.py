@@ -90,7 +90,7 @@ class Metrics:
     def finished(self, request: FinishedRequest) -> None:
         """Count a request that ended."""
         # An unknown model's name comes from a client: it must not become a time series.
-        model = "" if isinstance(request.error, UnknownModel) else request.facts.model
+        model = "" if isinstance(request.error, UnknownModel) else request.request.model
         self._requests.add(1, model, str(request.status))
         kind = error_kind(request)
         if kind is not None:

@@ -44,7 +44,7 @@ class Request(RequestInfo):
     """A request whose `cancel` and `flush` a test may replace."""
 
 
-def facts(number=1, **changes):
+def request_info(number=1, **changes):
     values = {
         "id": str(number),
         "method": "POST",

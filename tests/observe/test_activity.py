@@ -17,7 +17,7 @@ from llamaswap.observe.captures import Captures
 from llamaswap.observe.query import ActivityFilter, ActivityQuery, parse_query
 from llamaswap.observe.store import ActivityStore
 from llamaswap.wire.headers import ResponseHeaders
-from tests.observe.doubles import Later, at_once, facts
+from tests.observe.doubles import Later, at_once, request_info
 
 JSON = [(b"Content-Type", b"application/json")]
 SSE = [(b"Content-Type", b"text/event-stream")]
@@ -42,7 +42,7 @@ class Bench:
         )
 
     def serve(self, body=b"{}", status=200, headers=JSON, ending="complete", error=None, seconds=0.05, **known):
-        request = facts(**known)
+        request = request_info(**known)
         scope = self.activity.open(request)
         self.clock.advance(seconds)
         if status:
@@ -54,7 +54,7 @@ class Bench:
 
     def ask(self, body):
         """A request with this body, answered at once."""
-        scope = self.activity.open(facts(captured_body=body))
+        scope = self.activity.open(request_info(captured_body=body))
         scope.head(200, ResponseHeaders.of(JSON))
         scope.data(USAGE)
         scope.ended("complete", None)
@@ -161,11 +161,11 @@ class RecordingTests(SynchronousTestCase):
 
     def test_unmetered_requests_leave_no_row(self):
         """http T137"""
-        self.assertIsNone(Bench().activity.open(facts(metered=False)))
+        self.assertIsNone(Bench().activity.open(request_info(metered=False)))
 
     def test_first_head_decides_the_status(self):
         bench = Bench()
-        scope = bench.activity.open(facts())
+        scope = bench.activity.open(request_info())
         scope.head(200, ResponseHeaders.of(SSE))
         scope.head(500, ResponseHeaders.of(JSON))
         scope.data(b"data: x\n\n")
@@ -197,7 +197,7 @@ class RecordingTests(SynchronousTestCase):
     def test_the_session_is_the_first_configured_header_with_a_value(self):
         headers = [(b"x-session-id", b" "), (b"X-Litellm-Session-Id", b"s-7")]
         bench = Bench(sessions=("X-Session-ID", "X-Litellm-Session-Id"))
-        scope = bench.activity.open(facts(headers=headers))
+        scope = bench.activity.open(request_info(headers=headers))
         scope.ended("complete", None)
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[0].session, "s-7")
@@ -297,7 +297,7 @@ class CapturingTests(SynchronousTestCase):
         bench = Bench()
         headers = [(b"authorization", b"Bearer k-1"), (b"X-API-Key", b"k-1"), (b"a", b"1"), (b"A", b"2")]
         answer = [*JSON, (b"Content-Encoding", b"gzip"), (b"Set-Cookie", b"c")]
-        request = facts(headers=headers, captured_body=b'{"model":"owl"}')
+        request = request_info(headers=headers, captured_body=b'{"model":"owl"}')
         scope = bench.activity.open(request)
         scope.head(200, ResponseHeaders.of(answer))
         scope.data(gzip.compress(USAGE))
@@ -354,7 +354,7 @@ class CapturingTests(SynchronousTestCase):
 
     def test_uncompressed_captures_share_a_budget(self):
         bench = Bench(buffer=1)
-        scopes = [bench.activity.open(facts(number)) for number in range(5)]
+        scopes = [bench.activity.open(request_info(number)) for number in range(5)]
         for scope in scopes:
             scope.head(200, ResponseHeaders.of(JSON))
             scope.data(b"x" * (1024 * 1024))
@@ -367,7 +367,7 @@ class CapturingTests(SynchronousTestCase):
 
     def test_no_body_is_kept_without_captures(self):
         bench = Bench(buffer=0)
-        scope = bench.activity.open(facts())
+        scope = bench.activity.open(request_info())
         scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"data: x\n\n" * 100_000)
         self.assertEqual(bench.activity.uncompressed.used, 0)

@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.inflight import UPDATE_DELAY, InflightRequests
 from llamaswap.wire.headers import ResponseHeaders
-from tests.observe.doubles import facts
+from tests.observe.doubles import request_info
 
 SSE = [(b"content-type", b"text/event-stream"), (b"set-cookie", b"secret")]
 
@@ -41,7 +41,7 @@ class InflightTests(SynchronousTestCase):
     def test_listener_gets_the_events_of_a_request_in_order(self):
         """http T155"""
         self.listen()
-        scope = self.inflight.open(facts(7))
+        scope = self.inflight.open(request_info(7))
         scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"data: x\n\n")
         self.clock.advance(UPDATE_DELAY)
@@ -64,7 +64,7 @@ class InflightTests(SynchronousTestCase):
         held = [Held("waiting for owl to finish", ("owl",))]
         self.inflight = InflightRequests(clock=self.clock, why=lambda model: asked.append(model) or held[0])
         self.listen()
-        scope = self.inflight.open(facts(7))
+        scope = self.inflight.open(request_info(7))
         self.inflight.phase("7", "queued", 2)
         told = self.heard[-1]["request"]
         told = [told[key] for key in ("phase", "reason", "waits_for", "queue_pos")]
@@ -89,12 +89,12 @@ class InflightTests(SynchronousTestCase):
         asked = []
         self.inflight = InflightRequests(clock=self.clock, why=asked.append)
         for number in range(9):
-            self.inflight.open(facts(number))
+            self.inflight.open(request_info(number))
         self.inflight.snapshot()
         self.assertEqual(len(asked), 1)
 
     def test_event_streams_are_listed_with_their_progress(self):
-        stream, plain = self.inflight.open(facts(1)), self.inflight.open(facts(2))
+        stream, plain = self.inflight.open(request_info(1)), self.inflight.open(request_info(2))
         plain.head(200, ResponseHeaders.of([(b"content-type", b"application/json")]))
         stream.head(200, ResponseHeaders.of(SSE))
         stream.data(b"data: x\n\n")
@@ -105,7 +105,7 @@ class InflightTests(SynchronousTestCase):
         self.assertTrue(granted)
 
     def test_bytes_held_back_are_counted_before_an_entry_is_shown(self):
-        request = facts(1)
+        request = request_info(1)
         scope = self.inflight.open(request)
         scope.head(200, ResponseHeaders.of(SSE))
         request.flush = lambda: scope.data(b"held")
@@ -113,11 +113,11 @@ class InflightTests(SynchronousTestCase):
         self.assertEqual([sent for _, _, sent, _ in self.inflight.streams()], [8])
 
     def test_request_is_followed_while_there_are_listeners(self):
-        early, fetched = facts(1), []
+        early, fetched = request_info(1), []
         early.flush = lambda: fetched.append(early.followed)
         self.inflight.open(early)
         leave = self.listen()
-        late = facts(2)
+        late = request_info(2)
         self.inflight.open(late)
         self.assertEqual((early.followed, late.followed), (True, True))
         self.assertIn(True, fetched)
@@ -127,7 +127,7 @@ class InflightTests(SynchronousTestCase):
     def test_entry_shows_the_request_without_its_secrets(self):
         self.clock.advance(2)
         headers = [(b"HOST", b"h"), (b"authorization", b"Bearer k"), (b"x-session-id", b"s-1")]
-        request = facts(1, headers=headers, started=0.5, metadata={"selector": "pick"})
+        request = request_info(1, headers=headers, started=0.5, metadata={"selector": "pick"})
         self.inflight.open(request)
         self.assertEqual(
             self.inflight.snapshot(),
@@ -158,16 +158,16 @@ class InflightTests(SynchronousTestCase):
 
     def test_snapshot_is_sorted_by_arrival_then_id(self):
         for number, timestamp in ((10, 5.0), (9, 5.0), (11, 1.0)):
-            self.inflight.open(facts(number, timestamp=timestamp))
+            self.inflight.open(request_info(number, timestamp=timestamp))
         self.assertEqual([entry["id"] for entry in self.inflight.snapshot()["requests"]], ["11", "9", "10"])
 
     def test_untracked_requests_are_not_listed(self):
-        self.assertIsNone(self.inflight.open(facts(tracked=False)))
+        self.assertIsNone(self.inflight.open(request_info(tracked=False)))
         self.assertEqual(self.inflight.count, 0)
 
     def test_byte_counts_are_coalesced_with_a_trailing_update(self):
         self.listen()
-        scope = self.inflight.open(facts())
+        scope = self.inflight.open(request_info())
         for _ in range(100):
             scope.data(b"x")
             self.clock.advance(0.01)
@@ -179,7 +179,7 @@ class InflightTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_without_listeners_there_is_no_timer(self):
-        scope = self.inflight.open(facts())
+        scope = self.inflight.open(request_info())
         scope.data(b"x")
         self.assertEqual(self.clock.getDelayedCalls(), [])
         leave = self.listen()
@@ -190,7 +190,7 @@ class InflightTests(SynchronousTestCase):
 
     def test_progress_shows_phase_position_first_byte_and_speed(self):
         self.listen()
-        scope = self.inflight.open(facts())
+        scope = self.inflight.open(request_info())
         self.inflight.phase("1", "queued", 3)
         self.inflight.phase("1", "queued", 3)
         self.inflight.phase("1", "loading")
@@ -205,7 +205,7 @@ class InflightTests(SynchronousTestCase):
         self.assertEqual([event["request"].get("queue_pos") for event in self.heard[:3]], [None, 3, None])
 
     def test_text_about_the_load_does_not_count_as_the_first_token(self):
-        told = facts(loading=True)
+        told = request_info(loading=True)
         scope = self.inflight.open(told)
         scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"data: loading\n\n")
@@ -218,7 +218,7 @@ class InflightTests(SynchronousTestCase):
         self.assertEqual((entry["phase"], entry["ttft_ms"], entry["tokens_out"]), ("streaming", 3000, 1))
 
     def test_a_grant_ends_the_wait(self):
-        scope = self.inflight.open(facts(metadata={"selector": "pick"}))
+        scope = self.inflight.open(request_info(metadata={"selector": "pick"}))
         self.assertEqual(self.inflight.snapshot()["requests"][0]["phase"], "queued")
         self.clock.advance(3)
         scope.granted()
@@ -229,7 +229,7 @@ class InflightTests(SynchronousTestCase):
         self.assertEqual((self.finished[0].waited, self.inflight.count), (3.0, 0))
 
     def test_a_request_that_goes_on_to_another_model_waits_again(self):
-        request = facts()
+        request = request_info()
         scope = self.inflight.open(request)
         scope.granted()
         request.model = "finch"
@@ -240,19 +240,19 @@ class InflightTests(SynchronousTestCase):
     def test_cancel_asks_the_request_and_may_be_repeated(self):
         """http T156"""
         asked = []
-        scope = self.inflight.open(facts(5, cancel=lambda: asked.append(5)))
+        scope = self.inflight.open(request_info(5, cancel=lambda: asked.append(5)))
         self.assertEqual([self.inflight.cancel("5"), self.inflight.cancel("5")], [True, True])
         scope.ended("cancelled", None)
         self.assertEqual((asked, self.inflight.cancel("5"), self.inflight.cancel("6")), ([5, 5], False, False))
 
     def test_cancel_may_end_the_request_before_it_returns(self):
         scopes = []
-        scopes.append(self.inflight.open(facts(5, cancel=lambda: scopes[0].ended("cancelled", None))))
+        scopes.append(self.inflight.open(request_info(5, cancel=lambda: scopes[0].ended("cancelled", None))))
         self.assertTrue(self.inflight.cancel("5"))
         self.assertEqual(self.inflight.count, 0)
 
     def test_metrics_count_the_end_once(self):
-        scope = self.inflight.open(facts())
+        scope = self.inflight.open(request_info())
         self.clock.advance(1)
         scope.head(200, ResponseHeaders.of(SSE))
         scope.data(b"abc")
@@ -270,7 +270,7 @@ class InflightTests(SynchronousTestCase):
         self.inflight = InflightRequests(clock=self.clock, finished=bad)
         self.inflight.subscribe(bad)
         self.listen()
-        self.inflight.open(facts()).ended("complete", None)
+        self.inflight.open(request_info()).ended("complete", None)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
         self.assertEqual((len(self.heard), self.inflight.count), (2, 0))
 
@@ -294,7 +294,7 @@ class Balance(RuleBasedStateMachine):
     def arrives(self, model):
         self.made += 1
         number = self.made
-        scope = self.inflight.open(facts(number, model=model, started=self.clock.seconds()))
+        scope = self.inflight.open(request_info(number, model=model, started=self.clock.seconds()))
         self.open[str(number)] = model
         return str(number), scope
 

@@ -10,11 +10,11 @@ from llamaswap.observe.exposition import MetricFamily, render
 from llamaswap.observe.inflight import FinishedRequest
 from llamaswap.observe.metrics import MAX_REASONS, Metrics, error_kind
 from llamaswap.wire.usage import Usage
-from tests.observe.doubles import facts
+from tests.observe.doubles import request_info
 
 
 def finished(ending="complete", error=None, status=200, model="owl"):
-    return FinishedRequest(facts(model=model), ending, error, status, 10, 2.0, 0.5, 0.25)
+    return FinishedRequest(request_info(model=model), ending, error, status, 10, 2.0, 0.5, 0.25)
 
 
 def row(usage):
