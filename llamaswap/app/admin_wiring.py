@@ -30,6 +30,7 @@ from llamaswap.web.auth import Authenticator, HostCheck, machine_names
 from llamaswap.web.config_api import ConfigEndpoints
 from llamaswap.web.configfile import ConfigFile
 from llamaswap.web.discovery import DiscoveryEndpoints
+from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.inference import Inference
 from llamaswap.web.listing import ListingEndpoints
@@ -136,9 +137,9 @@ class AdminWiring:
             seen.inflight,
             seen.activity,
             self.streams,
-            self.context.reactor,
-            peers=self.models.peers,
-            machine=seen.machine,
+            self.models.peers,
+            seen.machine,
+            EventFanout(self.context.reactor),
         )
 
     def _models(self) -> ModelEndpoints:

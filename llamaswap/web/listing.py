@@ -211,3 +211,34 @@ def capability_members(model: Model) -> CapabilityMembers:
     if block.context:
         members["context_length"] = block.context
     return members
+
+
+def status_rows(router: Router, peers: PeerDirectory) -> list[JsonObject]:
+    """Every model with its state, then the models of the peers: the `modelStatus` event."""
+    config = router.config
+    suspended = {status.model for status in router.suspended()}
+    rows: list[JsonObject] = []
+    for model in sorted(config.models.values(), key=lambda model: model.id):
+        state = router.state(model.id)
+        optional = {
+            "aliases": every_alias(model),
+            "capabilities": capability_flags(model),
+            "context_length": model.capabilities.context,
+            "asleep": model.id in suspended,
+        }
+        rows.append(
+            {
+                "id": model.id,
+                "name": model.name or "",
+                "description": model.description or "",
+                "state": state if state in LOADED_STATES else "stopped",
+                "unlisted": model.unlisted,
+                "peerID": "",
+                **{key: value for key, value in optional.items() if value},
+            }
+        )
+    for peer in config.peers.values():
+        health = peers.health(peer.id).state
+        shared = {"name": "", "description": "", "state": "", "unlisted": False, "peerID": peer.id}
+        rows.extend({"id": f"{peer.id}/{name}", **shared, "peerHealth": health} for name in peer.models)
+    return rows

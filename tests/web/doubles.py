@@ -31,6 +31,7 @@ from llamaswap.web.config_api import ConfigEndpoints
 from llamaswap.web.config_history import ConfigVersion
 from llamaswap.web.configfile import CheckedConfig
 from llamaswap.web.discovery import DiscoveryEndpoints
+from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.loadtest import LoadTests
@@ -339,9 +340,9 @@ class World:
             self.inflight,
             self.activity,
             self.streams,
-            self.clock,
             self.peers,
             self.machine,
+            EventFanout(self.clock),
         )
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
         self.reloads = ReloadEvents(self.bus, lambda: 1700000000.0)

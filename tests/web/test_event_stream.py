@@ -13,8 +13,9 @@ from llamaswap.events import (
     SwapEnded,
 )
 from llamaswap.observe.activity_row import ActivityRow
-from llamaswap.web.event_stream import AT_ONCE, GATHERED, SHARE, SHARED
-from llamaswap.web.sse_feed import MESSAGES, Feed, message
+from llamaswap.web.event_fanout import GATHER_TIME_PER_CLIENT, MAX_GATHERED_BYTES, MAX_IMMEDIATE_CLIENTS
+from llamaswap.web.event_stream import RENDERING_LIFETIME
+from llamaswap.web.sse_feed import MAX_QUEUED_MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
 from tests.web.doubles import FakeModelRouter, World
 
@@ -129,9 +130,10 @@ class LiveTests(TestCase):
         self.assertEqual(events(self.fresh()), [("inflight", {"operation": "remove", "id": "7"}, None)])
 
     def test_a_stored_row_is_told_in_both_vocabularies(self):
-        [stored] = self.world.store.insert([row()])
-        self.world.activity._recent[stored.id] = stored
-        self.world.bus.publish(ActivityStored(stored.id))
+        rows = self.world.events.legacy_rows.activity = Rows()
+        rows.recent = lambda number: row(id=number)
+        rows.flat = self.world.activity.flat
+        self.world.bus.publish(ActivityStored(1))
         told = events(self.fresh())
         self.assertEqual(told[0][:2], ("activity", {"id": 1}))
         self.assertEqual((told[1][0], told[1][1][0]["input_tokens"]), ("metrics", 3))
@@ -173,7 +175,7 @@ class BackPressureTests(TestCase):
         slow, quick = world.open("/api/events"), world.open("/api/events")
         seen = len(slow.answer().body)
         slow.transport.producer.pauseProducing()
-        for number in range(MESSAGES + 1):
+        for number in range(MAX_QUEUED_MESSAGES + 1):
             world.inflight.tell({"operation": "remove", "id": str(number)})
         self.assertEqual(len(slow.answer().body), seen)
         self.assertIn('\\"id\\":\\"1024\\"', quick.answer().text)
@@ -213,7 +215,7 @@ class CrowdTests(TestCase):
 
     def setUp(self):
         self.world = World()
-        self.rows = self.world.events.activity = Rows()
+        self.rows = self.world.events.legacy_rows.activity = Rows()
 
     def test_clients_that_come_together_share_one_reading_of_the_finished_requests(self):
         clients = [self.world.open("/api/events") for _ in range(5)]
@@ -228,7 +230,7 @@ class CrowdTests(TestCase):
     def test_finished_requests_are_read_again_after_a_moment_or_a_further_one(self):
         first = self.world.open("/api/events")
         self.rows.asked[0].callback([])
-        self.world.clock.advance(SHARED)
+        self.world.clock.advance(RENDERING_LIFETIME)
         later = self.world.open("/api/events")
         self.rows.asked[1].callback([{"id": 1}])
         self.assertEqual(told(later)["metrics"], [{"id": 1}])
@@ -247,11 +249,11 @@ class CrowdTests(TestCase):
         second.leave()
 
     def test_gathered_events_are_sent_when_they_are_many_bytes(self):
-        clients = [self.world.open("/api/events?topics=inflight") for _ in range(AT_ONCE + 1)]
+        clients = [self.world.open("/api/events?topics=inflight") for _ in range(MAX_IMMEDIATE_CLIENTS + 1)]
         before = len(clients[0].answer().body)
         self.world.inflight.tell({"operation": "add", "id": "1" * 1000})
         self.assertEqual(len(clients[0].answer().body), before)
-        self.world.inflight.tell({"operation": "add", "id": "2" * GATHERED})
+        self.world.inflight.tell({"operation": "add", "id": "2" * MAX_GATHERED_BYTES})
         self.assertEqual(kinds(clients[0].answer().body[before:]), ["inflight", "inflight"])
         for client in clients:
             client.leave()
@@ -299,12 +301,12 @@ class CrowdTests(TestCase):
             client.leave()
 
     def test_many_clients_get_events_gathered_and_each_event_once(self):
-        clients = [self.world.open("/api/events?topics=inflight") for _ in range(AT_ONCE + 1)]
+        clients = [self.world.open("/api/events?topics=inflight") for _ in range(MAX_IMMEDIATE_CLIENTS + 1)]
         for number in range(3):
             self.world.inflight.tell({"operation": "remove", "id": str(number)})
         late = self.world.open("/api/events?topics=inflight")
         seen = [len(client.answer().body) for client in clients]
-        self.world.clock.advance(SHARE * (AT_ONCE + 2))
+        self.world.clock.advance(GATHER_TIME_PER_CLIENT * (MAX_IMMEDIATE_CLIENTS + 2))
         for client, before in zip(clients, seen, strict=True):
             got = events(client.answer().body[before:])
             self.assertEqual([data["id"] for _, data, _ in got], ["0", "1", "2"])

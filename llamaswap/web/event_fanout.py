@@ -1,0 +1,130 @@
+"""Sends each event to the clients of the event stream, and keeps the last events for clients that return.
+
+An event is encoded once, whatever the number of clients. If the clients are many, events are gathered, so that the
+reactor is not busy with their sockets alone. This module must not know what events mean.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from attrs import Factory, define, field
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import LoopingCall
+
+from llamaswap.web.sse_feed import Feed, FeedMessage, message
+
+HEARTBEAT_INTERVAL = 15.0  # seconds; proxies close connections that are silent for 60
+REPLAY_EVENTS = 1024  # the events that a client can catch up with when it connects again
+REPLAY_BYTES = 1024 * 1024
+MAX_GATHERED_BYTES = 256 * 1024  # gathered events of this size are sent at once
+MAX_IMMEDIATE_CLIENTS = 16  # up to this number, each event is sent when it happens
+GATHER_TIME_PER_CLIENT = 0.0005  # seconds of gathering for each client: writing to all takes a twentieth of that time
+
+
+def _heartbeat_loop(fanout: EventFanout) -> LoopingCall:
+    loop = LoopingCall(fanout.beat)
+    loop.clock = fanout.clock
+    return loop
+
+
+@define(eq=False)
+class EventFanout:
+    """The clients, and the events on their way to them. `number` is that of the last event."""
+
+    clock: IReactorTime
+    number: int = field(default=0, init=False)
+    _feeds: dict[Feed, None] = field(factory=dict, init=False)
+    _current: dict[Feed, None] = field(factory=dict, init=False)
+    """The feeds that get events: all but those that fell behind and have not read since."""
+    _gathered: list[FeedMessage] = field(factory=list, init=False)
+    _gathered_bytes: int = field(default=0, init=False)
+    _timer: IDelayedCall | None = field(default=None, init=False)
+    _recent: deque[FeedMessage] = field(factory=deque, init=False)
+    _recent_bytes: int = field(default=0, init=False)
+    _heartbeat: LoopingCall = field(default=Factory(_heartbeat_loop, takes_self=True), init=False)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there are clients."""
+        return bool(self._feeds)
+
+    @property
+    def feeds(self) -> tuple[Feed, ...]:
+        """The connected clients."""
+        return tuple(self._feeds)
+
+    def join(self, feed: Feed) -> None:
+        """Send events to this client from now on."""
+        self._feeds[feed] = self._current[feed] = None
+        feed.since = self.number
+        if not self._heartbeat.running:
+            self._heartbeat.start(HEARTBEAT_INTERVAL, now=False)
+
+    def leave(self, feed: Feed) -> None:
+        """Send no more events to this client. After the last one, nothing is kept for a replay: later events, which are
+        not seen, would be missing."""
+        self._feeds.pop(feed, None)
+        self._current.pop(feed, None)
+        if not self._feeds:
+            if self._heartbeat.running:
+                self._heartbeat.stop()
+            self._recent.clear()
+            self._gathered.clear()
+            self._recent_bytes = 0
+            self.flush()
+
+    def caught_up(self, feed: Feed) -> None:
+        """Send events again to a client that had fallen behind and now has the current state."""
+        if feed in self._feeds:
+            self._current[feed] = None
+            feed.since = self.number
+
+    def beat(self) -> None:
+        """Send every client a sign of life."""
+        for feed in self.feeds:
+            feed.beat()
+
+    def publish(self, topic: str, kind: str, data: object) -> None:
+        """Send an event to every client that wants its topic; without clients it is not even encoded."""
+        if not self._feeds:
+            return
+        self.number += 1
+        event = message(topic, kind, data, self.number)
+        self._recent.append(event)
+        self._recent_bytes += len(event.wire)
+        while len(self._recent) > REPLAY_EVENTS or self._recent_bytes > REPLAY_BYTES:
+            self._recent_bytes -= len(self._recent.popleft().wire)
+        self._gathered.append(event)
+        self._gathered_bytes += len(event.wire)
+        if len(self._current) <= MAX_IMMEDIATE_CLIENTS or self._gathered_bytes > MAX_GATHERED_BYTES:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self.clock.callLater(GATHER_TIME_PER_CLIENT * len(self._current), self.flush)
+
+    def flush(self) -> None:
+        """Send the gathered events, joined once for all clients that want the same ones."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        if not gathered:
+            return
+        joined: dict[tuple[frozenset[str] | None, int], FeedMessage] = {}
+        for feed in tuple(self._current):
+            since = max(feed.since, gathered[0].number - 1)
+            events = joined.get((feed.topics, since))
+            if events is None:
+                wanted = [event for event in gathered if event.number > since and feed.wants(event.topic)]
+                wire = b"".join([event.form(feed.topics is not None) for event in wanted])
+                events = joined[feed.topics, since] = FeedMessage("always", wire)
+            if events.wire:
+                feed.send(events)
+                if feed.stale:
+                    del self._current[feed]
+
+    def events_since(self, number: int) -> list[FeedMessage] | None:
+        """The events after this number; None if some of them are not kept any more."""
+        if not self._recent or not self._recent[0].number - 1 <= number <= self.number:
+            return None
+        return [event for event in self._recent if event.number > number]
