@@ -22,8 +22,8 @@ from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest, Target
 from llamaswap.web.request_content import RequestContent, read_content
 from llamaswap.wire import headers
-from llamaswap.wire.body import form_value
 from llamaswap.wire.filters import FilterError
+from llamaswap.wire.form import form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
 
 JSON_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "json")

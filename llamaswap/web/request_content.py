@@ -17,8 +17,10 @@ from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.uploads import SplicedBody, read
 from llamaswap.wire import filters
-from llamaswap.wire.body import LARGE, JsonBody, MultipartScan, form_value, with_form_value
 from llamaswap.wire.content_coding import CODINGS, Undecodable, decode
+from llamaswap.wire.form import MultipartScan, form_value, with_form_value
+from llamaswap.wire.json_body import JsonBody
+from llamaswap.wire.json_members import LARGE
 
 JSON_LIMIT = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
 DECODED_RATIO = 100  # a body may have so many times its encoded size; only a decompression bomb has more

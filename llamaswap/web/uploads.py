@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IPushProducer
 
 from llamaswap.errors import ClientGone
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
-from llamaswap.wire.body import MultipartScan, ValueSpan, with_places
+from llamaswap.wire.form import MultipartScan, ValueSpan, with_places
 
 
 @define(eq=False)

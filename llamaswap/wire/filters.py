@@ -1,6 +1,6 @@
 """Changes to a request's parameters: the configured filters, and naming another model.
 
-They edit the bodies of `body.py` in place.
+They edit the bodies of `json_body` in place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 from attrs import frozen
 
 from llamaswap.errors import BadRequest, LlamaswapError
-from llamaswap.wire.body import EditError, JsonBody, MalformedBodyError
+from llamaswap.wire.json_body import EditError, JsonBody, MalformedBodyError
 
 IF_ABSENT = "?"  # after a parameter's name: set it only if the request does not contain it
 

@@ -20,7 +20,8 @@ from llamaswap.errors import ConfigError
 from llamaswap.proxy.framing import MalformedMessage, parse_request, write_head
 from llamaswap.upgrade.state import unpack
 from llamaswap.wire import headers as header_rules
-from llamaswap.wire.body import EditError, JsonBody, MultipartScan, form_value, with_form_value, with_places
+from llamaswap.wire.form import MultipartScan, form_value, with_form_value, with_places
+from llamaswap.wire.json_body import EditError, JsonBody
 from llamaswap.wire.sse import Tail
 from llamaswap.wire.usage import LINE_BOUND, LINE_TAIL, StreamScanner, from_document, from_fragment, from_lines
 from tests.proxy.doubles import World

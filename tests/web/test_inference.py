@@ -23,7 +23,7 @@ from llamaswap.web.auth import Authenticator
 from llamaswap.web.inference import is_model_path
 from llamaswap.web.request_content import FORM_LIMIT
 from llamaswap.web.upstream_request import UpstreamRequests
-from llamaswap.wire.body import LARGE
+from llamaswap.wire.json_members import LARGE
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
 CHAT = b"/v1/chat/completions"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Filters
-from llamaswap.wire.body import JsonBody
 from llamaswap.wire.filters import FilterError, apply
+from llamaswap.wire.json_body import JsonBody
 
 BETA = Filters(
     strip_params=("stream", "temperature"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.wire import headers as header_rules
-from llamaswap.wire.body import MultipartScan
+from llamaswap.wire.form import MultipartScan
 from llamaswap.wire.usage import LINE_BOUND, LINE_TAIL, StreamScanner, from_document, from_fragment, from_lines
 
 few = settings(max_examples=150, deadline=None)

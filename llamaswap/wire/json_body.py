@@ -1,0 +1,285 @@
+"""A JSON request body: which model it names, and how to change one member without touching the rest.
+
+A document is split into its top-level members, a member into its own if a path leads there, and everything else keeps
+its bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from attrs import define, evolve, field, frozen
+
+from llamaswap.wire.json_members import (
+    LARGE,
+    LONGEST_NAME,
+    MEMBERS,
+    PARTS,
+    JsonContainer,
+    JsonMember,
+    added_member,
+    json_text,
+    split,
+)
+from llamaswap.wire.openai import encode
+
+PAD_BOUND = 10_000  # the largest array that an index in a filter path may create; beyond it the path is a typing error
+
+
+class EditError(Exception):
+    """A path addresses an array by a word, leads to where the document is cut off, or deletes by wildcard."""
+
+
+class MalformedBodyError(EditError):
+    """The body itself prevents the edit: it is cut off, or has too many parts."""
+
+
+@define
+class JsonBody:
+    """A JSON request body, split once and edited in place."""
+
+    _source: bytes
+    _top: JsonContainer
+    _changed: bool = False
+
+    @classmethod
+    def parse(cls, data: bytes) -> JsonBody | None:
+        """The body; None if it is not a JSON object (an array names no model) or has an absurd number of members."""
+        top = split(data, MEMBERS)
+        return cls(data, top) if top is not None and top.is_object else None
+
+    def copy(self) -> JsonBody:
+        """The same body, to be edited separately."""
+        return JsonBody(self._source, evolve(self._top, members=list(map(evolve, self._top.members))), self._changed)
+
+    @property
+    def large(self) -> bool:
+        """Whether an edit may take too long for the reactor's thread."""
+        return len(self._source) > LARGE
+
+    def raw(self, key: str) -> bytes | None:
+        """The text of a top-level member's value; the first of several counts."""
+        for member in self._top.members:
+            if member.key == key:
+                return self._top.value(member)
+        return None
+
+    def scalar(self, key: str) -> str:
+        """A top-level member as text: numbers and booleans as written; absent, null, objects and arrays are empty."""
+        raw = self.raw(key)
+        if raw is None or raw == b"null" or raw[:1] in (b"{", b"[") or len(raw) > LONGEST_NAME:
+            return ""
+        if raw[:1] == b'"':
+            return json_text(raw) or ""
+        return raw.decode("utf-8", "replace")
+
+    def flag(self, key: str) -> bool:
+        """A top-level member as a boolean: true, a number other than zero, or the string "true"."""
+        raw = self.raw(key)
+        if raw is None or raw == b"false":
+            return False
+        text = self.scalar(key)
+        if text.lower() == "true":
+            return True
+        if raw[:1] == b'"':
+            return False
+        try:
+            return float(text) != 0
+        except ValueError:
+            return False
+
+    @property
+    def model(self) -> str:
+        """The model it names; empty if it names none."""
+        return self.scalar("model")
+
+    @property
+    def streaming(self) -> bool:
+        """Whether it asks for a stream."""
+        return self.flag("stream")
+
+    def set(self, path: str, value: object) -> None:
+        """Set the member at `path`. A value on the way that is not a container is replaced by one. Raises EditError."""
+        top = _set(self._top, parse_path(path), encode(value))
+        self._changed = self._changed or top
+
+    def has(self, path: str) -> bool:
+        """Whether there is a member at `path`."""
+        return _has(self._top, parse_path(path))
+
+    def set_model(self, name: str) -> None:
+        """Name another model, in every `model` member, because a server may read the last of them."""
+        self._changed = _set(self._top, (PathStep("model"),), encode(name)) or self._changed
+
+    def delete(self, path: str) -> None:
+        """Remove every member at `path`; there need not be one. Raises EditError for wildcards."""
+        self._changed = _delete(self._top, _deletable(path)) or self._changed
+
+    def render(self) -> bytes:
+        """The body's bytes: the same object as long as nothing changed."""
+        if self._changed:
+            self._source, self._changed = self._top.render(), False
+        return self._source
+
+
+# -- paths -------------------------------------------------------------------------------------------------
+
+
+@frozen
+class PathStep:
+    """One component of a path. `index` is set if it can address an array, `glob` if it matches several keys."""
+
+    key: str
+    index: int | None = None
+    glob: re.Pattern[str] | None = field(default=None, eq=False)
+
+    def matches(self, key: str) -> bool:
+        """Whether it addresses this member of an object."""
+        return self.glob.fullmatch(key) is not None if self.glob is not None else key == self.key
+
+
+@lru_cache(maxsize=1024)  # filters use the same few paths for every request
+def parse_path(path: str) -> tuple[PathStep, ...]:
+    """The components of `a.b.0`. A backslash escapes the next character; a leading colon makes a number a key."""
+    steps: list[PathStep] = []
+    key: list[str] = []
+    pattern: list[str] = []
+    wild = forced = escaped = False
+
+    def finish() -> None:
+        text = "".join(key)
+        index = None if forced or not (text.isascii() and (text.isdigit() or text == "-1")) else int(text)
+        glob = re.compile("".join(pattern), re.DOTALL) if wild else None
+        steps.append(PathStep(text, index, glob))
+
+    for character in path:
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = True
+            continue
+        elif character == ".":
+            finish()
+            key, pattern, wild, forced = [], [], False, False
+            continue
+        elif character == ":" and not key and not forced:
+            forced = True
+            continue
+        elif character in "*?":
+            wild = True
+            key.append(character)
+            pattern.append(".*" if character == "*" else ".")
+            continue
+        key.append(character)
+        pattern.append(re.escape(character))
+    finish()
+    return tuple(steps)
+
+
+@lru_cache(maxsize=1024)
+def _deletable(path: str) -> tuple[PathStep, ...]:
+    steps = parse_path(path)
+    if any(step.glob is not None for step in steps):
+        raise EditError(f"wildcards cannot be deleted: {path}")
+    return steps
+
+
+def _targets(container: JsonContainer, step: PathStep) -> list[JsonMember]:
+    """The members a step addresses."""
+    if container.is_object:
+        if step.glob is None:
+            key = step.key
+            return [member for member in container.members if member.key == key]
+        return [member for member in container.members if step.matches(member.key)]
+    if step.index is None or not 0 <= step.index < len(container.members):
+        return []
+    return [container.members[step.index]]
+
+
+def _set(container: JsonContainer, steps: Sequence[PathStep], value: bytes) -> bool:
+    step, rest = steps[0], steps[1:]
+    targets = _targets(container, step)
+    changed = False
+    for member in targets:
+        old = container.value(member)
+        inner = split_value(old) if rest else None
+        if not rest:
+            new = value
+        elif inner is not None:
+            if not _set(inner, rest, value):
+                continue
+            new = inner.render()
+        else:
+            # The path asks for a container, which replaces a null, a number or a text on the way.
+            new = _nested(rest, value)
+        if new != old:
+            member.new = new
+            changed = True
+    if not targets and step.glob is None:
+        _append(container, step, _nested(rest, value))
+        changed = True
+    return changed
+
+
+def _has(container: JsonContainer, steps: Sequence[PathStep]) -> bool:
+    step, rest = steps[0], steps[1:]
+    for member in _targets(container, step):
+        inner = split_value(container.value(member)) if rest else None
+        if not rest or (inner is not None and _has(inner, rest)):
+            return True
+    return False
+
+
+def split_value(value: bytes) -> JsonContainer | None:
+    inner = split(value, PARTS)
+    if inner is None and value[:1] in (b"{", b"["):
+        raise MalformedBodyError(f"an object or array has more than {PARTS} members")
+    return inner
+
+
+def _nested(steps: Sequence[PathStep], value: bytes) -> bytes:
+    """The value inside new containers for the steps."""
+    for step in reversed(steps):
+        if step.index is None:
+            value = b"{" + encode(step.key) + b":" + value + b"}"
+        else:
+            value = b"[" + b"null," * _bounded(max(step.index, 0)) + value + b"]"
+    return value
+
+
+def _append(container: JsonContainer, step: PathStep, value: bytes) -> None:
+    if not container.whole:
+        raise MalformedBodyError("the JSON document is cut off or malformed")
+    if container.is_object:
+        container.members.append(added_member(step.key, encode(step.key) + b":", value))
+        return
+    if step.index is None:
+        raise EditError(f"{step.key} is not an array index")
+    if step.index >= 0:
+        missing = _bounded(step.index) - len(container.members)
+        container.members.extend(added_member("", b"", b"null") for _ in range(missing))
+    container.members.append(added_member("", b"", value))
+
+
+def _bounded(index: int) -> int:
+    if index > PAD_BOUND:
+        raise EditError(f"array index {index} is larger than {PAD_BOUND}")
+    return index
+
+
+def _delete(container: JsonContainer, steps: Sequence[PathStep]) -> bool:
+    step, rest = steps[0], steps[1:]
+    targets = _targets(container, step)
+    if not rest:
+        for member in targets:
+            container.members.remove(member)
+        return bool(targets)
+    changed = False
+    for member in targets:
+        inner = split_value(container.value(member))
+        if inner is not None and _delete(inner, rest):
+            member.new = inner.render()
+            changed = True
+    return changed
