@@ -22,18 +22,16 @@ from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, write_through
 from llamaswap.proxy.framing import (
     Framing,
-    HeadTooLarge,
     HeadTooSlow,
     MalformedMessage,
     find_head_end,
     parse_request,
     with_target,
-    write_head,
 )
-from llamaswap.proxy.response_framer import status_line
+from llamaswap.proxy.response_framer import refusal
 from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
 from llamaswap.proxy.transaction import ConnectionOwner, HttpTransaction, ProxyTransaction
-from llamaswap.proxy.transport import TcpTransport
+from llamaswap.proxy.transport import TcpTransport, has_departed
 from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.wire.headers import peer_host
 
@@ -41,7 +39,6 @@ HANDSHAKE_SECONDS = 1.0  # in which a new secure connection usually brings its f
 PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind the present one
 DEPARTURE_INTERVAL = 0.1  # seconds between two checks for a client that leaves while nothing is read from it
 LINGER_SECONDS = 2.0  # for the client to read our response before its unread upload resets the connection
-TCP_ESTABLISHED = 1  # in the kernel's TCP_INFO
 LOG_NAME = "client"
 
 log = Logger()
@@ -382,23 +379,9 @@ class ClientConnection(Protocol):
         if transaction is not None and not transaction.body_failed():
             self.cut()
             return
-        status, reason = 400, b"Bad Request"
-        if isinstance(error, HeadTooLarge):
-            status, reason = 431, b"Request Header Fields Too Large"
-        elif isinstance(error, BodyTooLarge):
-            status, reason = 413, b"Content Too Large"
-        elif isinstance(error, HeadTooSlow):
-            status, reason = 408, b"Request Timeout"
-        elif isinstance(error, NoRoom):
-            status, reason = 507, b"Insufficient Storage"
+        if isinstance(error, NoRoom):
             log.warn("a request is refused with status 507: {error}", error=error)
-        body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
-        headers = [
-            (b"Content-Type", b"text/plain; charset=utf-8"),
-            (b"Content-Length", b"%d" % len(body)),
-            (b"Connection", b"close"),
-        ]
-        self.send(write_head(status_line(status, reason), headers) + body)
+        self.send(refusal(error))
         self.hang_up()
 
     def _leave(self, reason: Failure) -> None:
@@ -409,15 +392,3 @@ class ClientConnection(Protocol):
 
 def _discard(data: bytes) -> None:
     """Not connected."""
-
-
-def has_departed(transport: TcpTransport) -> bool:
-    """Whether the kernel knows that the client has closed its side of the connection or is gone."""
-    tcp = getattr(transport, "transport", transport)  # below TLS
-    handle = tcp.getHandle() if hasattr(tcp, "getHandle") else None
-    if not isinstance(handle, socket.socket) or not hasattr(socket, "TCP_INFO"):
-        return False
-    try:
-        return handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED
-    except OSError:
-        return False

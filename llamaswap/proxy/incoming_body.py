@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import IO
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
-from zope.interface import implementer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 
 from llamaswap.errors import BodyTooLarge, ClientGone
-from llamaswap.proxy.bodies import FED, FEED_LIMIT, HELD_COPIES, PIECE_SIZE
+from llamaswap.proxy.bodies import FED, HELD_COPIES, PIECE_SIZE
+from llamaswap.proxy.body_feed import BodyFeed
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
 
@@ -24,10 +24,6 @@ READ_AHEAD = 256 * 1024  # bytes read ahead while there is no reader; then the c
 SMALL_BODY = 1024 * 1024  # bytes; a body up to this size can be read again even if its reader does not ask for that
 DISCARD_LIMIT = 1024 * 1024  # bytes of an unwanted body that are read; beyond it the connection is closed instead
 DISK_STEP = 4 * 1024 * 1024  # bytes of the disk's budget that are taken at once
-
-
-def _nothing() -> None:
-    """There is nothing to call."""
 
 
 class SpooledBody:
@@ -91,7 +87,7 @@ class SpooledBody:
         self._closed = False
         self._forgetting = False
         self._discarded = 0
-        self._feed: _Feed | None = None
+        self._feed: BodyFeed | None = None
         self._holder: Deferred[bytes] | None = None
         self._hold_limit = 0
         self._memory = memory
@@ -146,7 +142,7 @@ class SpooledBody:
             self._feed.stopProducing()
         # A complete body costs nothing to keep, and a small one is worth a second attempt.
         self._forgetting = not (keep or self.complete or (self._length is not None and self._length <= SMALL_BODY))
-        feed = self._feed = _Feed(self, consumer)
+        feed = self._feed = BodyFeed(self._clock, self, consumer)
         self._ask()
         feed.pump()
         return feed
@@ -175,7 +171,7 @@ class SpooledBody:
         self._close_file()
         self._give_memory_back(self._memory_taken)
         self._changed()
-        self._changed = self._continue = _nothing  # or the connection and the body would form a reference cycle
+        self._changed = self._continue = lambda: None  # or the connection and the body would form a reference cycle
 
     # -- what the door calls
 
@@ -363,7 +359,7 @@ class SpooledBody:
             self._chunks = [b"".join(self._chunks)]
         return self._chunks[0]
 
-    def _next(self, feed: _Feed) -> bytes:
+    def next_piece(self, feed: BodyFeed) -> bytes:
         """The feed's next piece; empty if it has had everything that is here."""
         if self._file is not None:
             self._file.seek(feed.at)
@@ -383,90 +379,22 @@ class SpooledBody:
             feed.at = 0
         return b""
 
-    def _fed(self, feed: _Feed) -> None:
+    def feed_ended(self, feed: BodyFeed) -> None:
+        """This feed is not the running one any more."""
         if self._feed is feed:
             self._feed = None
 
-
-@implementer(IPushProducer)
-class _Feed:
-    """One reading of the body. `at` counts chunks in memory, or bytes once there is a file."""
-
-    __slots__ = (
-        "_body",
-        "_later",
-        "_pumping",
-        "at",
-        "consumer",
-        "direct",
-        "paused",
-        "stopped",
-    )
-
-    def __init__(self, body: SpooledBody, consumer: BodyConsumer) -> None:
-        self.consumer = consumer
-        self.at = 0
-        self.paused = False
-        self.stopped = False
-        self.direct = False  # it has had everything so far, so arriving bytes can be passed on without being kept
-        self._body = body
-        self._pumping = False
-        self._later: IDelayedCall | None = None
-
-    def pump(self) -> None:
-        """Feed what is here as far as the consumer takes it, up to FEED_LIMIT bytes at once."""
-        if self._pumping or self._later is not None:
-            return
-        body = self._body
-        budget = FEED_LIMIT
-        self._pumping = True
-        self.direct = False
-        while not self.paused and not self.stopped:
-            if budget <= 0:
-                self._later = body._clock.callLater(0, self._again)
-                break
-            data = body._next(self)
-            if not data:
-                if body.complete:
-                    self.stopped = True
-                    body._fed(self)
-                    self.consumer.body_ended()
-                else:
-                    self.direct = True
-                break
-            budget -= len(data)
-            self.consumer.body_data(data)
-        self._pumping = False
-
-    def _again(self) -> None:
-        self._later = None
-        self.pump()
-
-    def pauseProducing(self) -> None:
-        self.paused = True
-        self.direct = False
-        self._body._changed()
-
-    def resumeProducing(self) -> None:
-        self.paused = False
-        if self.stopped:
-            return
-        # Later, because a transport resumes us from within its own write.
-        if self._later is None:
-            self._later = self._body._clock.callLater(0, self._again)
-        self._body._changed()
-
-    def stopProducing(self) -> None:
-        self.stopped = True
-        later, self._later = self._later, None
-        if later is not None:
-            later.cancel()
-        body = self._body
-        body._fed(self)
-        if body._forgetting:
-            body.close()  # the bytes that passed are discarded, so the rest is useless
+    def feed_stopped(self, feed: BodyFeed) -> None:
+        """The consumer wants no more."""
+        self.feed_ended(feed)
+        if self._forgetting:
+            self.close()  # the bytes that passed are discarded, so the rest is useless
         else:
-            body._changed()
+            self._changed()
+
+    def feed_paused(self) -> None:
+        """`wants` may differ, because the consumer paused or resumed the feed."""
+        self._changed()
 
 
 _check: type[BodySource] = SpooledBody

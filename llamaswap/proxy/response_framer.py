@@ -6,10 +6,18 @@ import time
 from email.utils import formatdate
 from http.client import responses
 
+from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.exchange import Headers, RequestHead
-from llamaswap.proxy.framing import as_chunk, write_head
+from llamaswap.proxy.framing import HeadTooLarge, HeadTooSlow, MalformedMessage, as_chunk, write_head
 from llamaswap.wire.headers import CHUNKED, ResponseHeaders
 
+REFUSAL_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    431: b"Request Header Fields Too Large",
+    507: b"Insufficient Storage",
+}
 _date: tuple[int, bytes] = (0, b"")
 
 
@@ -85,3 +93,24 @@ def status_line(status: int, reason: bytes = b"") -> bytes:
     if not reason:
         reason = responses.get(status, "").encode("ascii")
     return b"HTTP/1.1 %d %b" % (status, reason)
+
+
+def refusal(error: MalformedMessage | BodyTooLarge | NoRoom) -> bytes:
+    """The response to a request that cannot be read; the connection closes after it."""
+    status = 400
+    if isinstance(error, HeadTooLarge):
+        status = 431
+    elif isinstance(error, HeadTooSlow):
+        status = 408
+    elif isinstance(error, BodyTooLarge):
+        status = 413
+    elif isinstance(error, NoRoom):
+        status = 507
+    reason = REFUSAL_REASONS[status]
+    body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
+    headers = [
+        (b"Content-Type", b"text/plain; charset=utf-8"),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Connection", b"close"),
+    ]
+    return write_head(status_line(status, reason), headers) + body

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Protocol
 
 from twisted.internet.interfaces import IAddress, IProtocol, IPushProducer
+
+TCP_ESTABLISHED = 1  # in the kernel's TCP_INFO
 
 
 class Transport(Protocol):
@@ -33,3 +36,15 @@ class TcpTransport(Transport, Protocol):
     def setTcpKeepAlive(self, enabled: bool, /) -> None: ...
     def loseWriteConnection(self) -> None: ...
     def getHandle(self) -> object: ...
+
+
+def has_departed(transport: TcpTransport) -> bool:
+    """Whether the kernel knows that the client has closed its side of the connection or is gone."""
+    tcp = getattr(transport, "transport", transport)  # below TLS
+    handle = tcp.getHandle() if hasattr(tcp, "getHandle") else None
+    if not isinstance(handle, socket.socket) or not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        return handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED
+    except OSError:
+        return False
