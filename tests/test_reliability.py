@@ -49,20 +49,20 @@ class TableTests(SynchronousTestCase):
         lines = {line[:43].strip(): line[44:75].strip() for line in TEXT.splitlines()}
         said = {
             "a server to become ready": f"{config.health_check_timeout:g} s",
-            "one readiness question": f"{readiness.FIRST_LIMIT:g} s, growing to {readiness.LAST_LIMIT:g} s",
+            "one readiness probe": f"{readiness.FIRST_LIMIT:g} s, growing to {readiness.LAST_LIMIT:g} s",
             "a server to stop after SIGTERM": f"{config.unload_timeout:g} s",
-            "a server to be gone after SIGKILL": f"{termination.LOST_AFTER:g} s, then it counts as lost",
+            "a server to end after SIGKILL": f"{termination.LOST_AFTER:g} s, then it is given up",
             "a place in the queue": f"{fifo.max_wait / 3600:g} h",
-            "others to be served first": f"{fifo.patience:g} s",
+            "other requests to be served first": f"{fifo.patience:g} s",
             "a loaded model to serve before it drains": f"{MINIMUM_STAY_LOADS:g} times its load time",
             "a client that reads nothing of its": f"{fifo.stalled_reader:g} s, then its response is cut",
-            "a failing model's next try": f"{fifo.backoff:g} s, doubling to {fifo.backoff_max:g} s",
+            "a failing model's next start": f"{fifo.backoff:g} s, doubling to {fifo.backoff_max:g} s",
             "GPU memory of a stopped server": f"{fifo.reclaim:g} s",
             "a silent stream's next byte": f"{stall.after:g} s, then it is watched",
             "a request's head": f"{server_factory.HEAD_TIMEOUT:g} s",
             "the next piece of a request's body": f"{server_factory.BODY_TIMEOUT:g} s",
             "a client's next request": f"{server_factory.IDLE_TIMEOUT:g} s",
-            "requests under way when the service ends": f"{config.drain_timeout:g} s",
+            "requests in progress when the service ends": f"{config.drain_timeout:g} s",
         }
         self.assertEqual({name: lines.get(name) for name in said}, said)
 
