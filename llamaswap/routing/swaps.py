@@ -160,7 +160,12 @@ class Swaps:
         """Tell the scheduler when `ending` fires: with True the server is suspended, with anything else stopped."""
         model = managed.config.id
         ending.addErrback(lambda failure: self._log.failure("{action} {model}", failure, action=action, model=model))
-        return ending.addCallback(lambda done: self._suspended(managed) if done is True else self._stopped(managed))
+
+        def ended(result: T | None) -> None:
+            if self._models.get(model) is managed:  # else an earlier stop ended, and the model was forgotten
+                (self._suspended if result is True else self._stopped)(managed)
+
+        return ending.addCallback(ended)
 
     def _grace(self, managed: ManagedModel, grace: float | None = None) -> float:
         """How long the stop of a server may take."""
@@ -205,7 +210,7 @@ class Swaps:
     def forget_removed(self, managed: ManagedModel) -> None:
         """Forget a model that is not configured any more once it has no process."""
         model = managed.config.id
-        if not managed.configured and model in self._models and self._scheduler.phase(model) is Phase.STOPPED:
+        if not managed.configured and self._scheduler.phase(model) is Phase.STOPPED:
             managed.supervisor.close()
             managed.cancel_idle_timer()
             del self._models[model]

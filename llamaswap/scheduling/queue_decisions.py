@@ -34,7 +34,6 @@ class QueueDecisions(Transitions):
         deadlines: list[float] = []
         self.reservations = []
         if self.queue:
-            self._refuse_overdue(now)
             self.queue.promote_starved(now)
             deadlines = self._run_queue(now)
             self._effects += self.queue.renumber()
@@ -61,6 +60,10 @@ class QueueDecisions(Transitions):
             if verdict is None:
                 verdict = verdicts[model] = verdict_for(self, model, self.reservations, now)
             if isinstance(verdict, WaitFor):
+                if (overdue := self._overdue(entry, verdict, now)) is not None:
+                    self.queue.remove(entry)
+                    self._refuse(entry, overdue)
+                    continue
                 deadlines += self._deadlines(entry, verdict)
                 if entry.starved and all(reservation.model != model for reservation in self.reservations):
                     reservation = reservation_for(self, model, verdict, now)
@@ -86,22 +89,20 @@ class QueueDecisions(Transitions):
     def _deadlines(self, entry: QueuedRequest, verdict: WaitFor) -> list[float]:
         """When a queued request has to be decided about again, if nothing happens before."""
         found = [] if entry.starved else [entry.deadline]
-        if self.rules.max_wait:
-            found.append(entry.ticket.since + self.rules.max_wait)
         if verdict.until:
             found.append(verdict.until)
+        elif self.rules.max_wait:
+            found.append(entry.ticket.since + self.rules.max_wait)
         return found
 
-    def _refuse_overdue(self, now: float) -> None:
-        """Refuse the requests that have waited for `max_wait`, with what was in their way."""
-        if not self.rules.max_wait:
-            return
-        for entry in [*self.queue]:
-            if entry.ticket.since + self.rules.max_wait <= now:
-                verdict = verdict_for(self, entry.ticket.model, (), now)
-                if isinstance(verdict, WaitFor):
-                    self.queue.remove(entry)
-                    self._refuse(entry, WaitedTooLong(entry.ticket.model, self.rules.max_wait, verdict.behind))
+    def _overdue(self, entry: QueuedRequest, verdict: WaitFor, now: float) -> WaitedTooLong | None:
+        """The error of a request that has waited for `max_wait` and would have to wait on, with what is in its way."""
+        model, longest = entry.ticket.model, self.rules.max_wait
+        if not longest or verdict.until or now < entry.ticket.since + longest:
+            return None
+        without_reservations = verdict_for(self, model, (), now)
+        in_the_way = without_reservations if isinstance(without_reservations, WaitFor) else verdict
+        return WaitedTooLong(model, longest, in_the_way.behind)
 
     def _interrupt_stalled(self, now: float) -> list[float]:
         """Interrupt the stalled responses that are due; returns the deadlines of the others."""

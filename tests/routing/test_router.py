@@ -1196,6 +1196,19 @@ class ApplyTests(SynchronousTestCase):
         self.assertIsInstance(answers[0], Lease)
         self.assertEqual(here.fleet["a"].spawned, 2)
 
+    def test_model_that_is_added_again_before_an_earlier_stop_ends_can_be_used(self) -> None:
+        """Each reload stops the server; the second stop ends after the model was added again."""
+        here = scene(servers={"a": {"exit": 0.3}})
+        old = here.config.models["a"]
+        here.router.request("a").granted.addErrback(lambda failure: None)
+        here.fleet["a"].crash()
+        self.change(here, a=evolve(old, env=("N=1",)))
+        self.change(here, a=None)
+        here.settle(4)
+        self.change(here, a=old)
+        here.clock.pump([0.1] * 5)
+        self.assertIsInstance(here.lease("a"), Lease)
+
     def test_an_added_model_can_be_used(self) -> None:
         here = scene()
         self.change(here, d=Model("d", cmd="serve d"))

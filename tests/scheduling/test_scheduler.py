@@ -619,6 +619,24 @@ class LimitTests(SynchronousTestCase):
         here.advance(1000.0)
         self.assertEqual(here.interrupted, [])
 
+    def test_request_that_only_a_reservation_keeps_waiting_is_refused_after_the_longest_wait(self) -> None:
+        here = world("ab", "cb", "cd", fairness_window=120.0)
+        here.rules = here.scheduler.rules = evolve(here.rules, max_wait=130.0)
+        here.request("a")
+        busy = here.request("d")
+        here.load_all()
+        waiting = here.request("c")
+        here.advance(95.0)
+        urgent = here.request("b", 50)
+        here.advance(29.0)
+        here.end(busy)
+        self.assertIn(waiting.number, here.waiting, "b's reservation comes first")
+        here.advance(10.0)
+        error = here.refused[waiting.number]
+        assert isinstance(error, WaitedTooLong)
+        self.assertEqual(error.behind, ("b",))
+        self.assertIn(urgent.number, here.waiting)
+
     def test_time_of_the_load_does_not_count_as_wait(self) -> None:
         here = swapping()
         here.retune(evolve(here.rules, max_wait=60.0))
