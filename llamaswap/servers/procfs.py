@@ -180,7 +180,7 @@ def boot() -> str:
         return ""
 
 
-def _listeners() -> list[tuple[int, int]]:
+def listeners() -> list[tuple[int, int]]:
     """(port, inode) of every listening TCP socket.
 
     For /proc/net/tcp the kernel walks all connections, which takes 10 ms and more; by netlink it walks the listeners.
@@ -188,7 +188,7 @@ def _listeners() -> list[tuple[int, int]]:
     try:
         return _ask_diag(socket.AF_INET) + _ask_diag(socket.AF_INET6)
     except (OSError, AttributeError, struct.error):
-        return _listeners_in_proc()
+        return listeners_in_proc()
 
 
 def _ask_diag(family: int) -> list[tuple[int, int]]:
@@ -212,7 +212,8 @@ def _ask_diag(family: int) -> list[tuple[int, int]]:
                 data = data[(length + 3) & ~3 :]
 
 
-def _listeners_in_proc() -> list[tuple[int, int]]:
+def listeners_in_proc() -> list[tuple[int, int]]:
+    """The same from /proc/net/tcp, for a kernel without inet_diag."""
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -228,7 +229,7 @@ def _listeners_in_proc() -> list[tuple[int, int]]:
 
 def listening(port: int) -> set[int]:
     """Inodes of the TCP sockets that listen on the port, on whatever address."""
-    return {inode for held, inode in _listeners() if held == port}
+    return {inode for held, inode in listeners() if held == port}
 
 
 def ports_of(pids: set[int]) -> set[int]:
@@ -236,7 +237,7 @@ def ports_of(pids: set[int]) -> set[int]:
     inodes: set[int] = set()
     for pid in pids:
         inodes |= sockets(pid) or set()
-    return {port for port, inode in _listeners() if inode in inodes}
+    return {port for port, inode in listeners() if inode in inodes}
 
 
 def sockets(pid: int) -> set[int] | None:

@@ -15,7 +15,7 @@ from tests.live.product import Product, wait_for
 from tests.live.test_service import config
 
 IMAGE = "localhost/llamaswap-test"
-# What lets podman run where there is no init, no registry and no network of its own; harmless elsewhere.
+# What podman needs on a machine without init, registry and network; harmless elsewhere.
 GLOBAL = ["--cgroup-manager=cgroupfs", "--runtime=runc", "--storage-driver=vfs"]
 LIMITS = """\
 [containers]

@@ -53,7 +53,7 @@ class Process:
     # -- what a transport can --
 
     def watch(self):
-        """An adopted one is told of its end from its adoption on."""
+        """An adopted process reports its end from its adoption on."""
 
     def write(self, data):
         self.written += data
@@ -251,7 +251,7 @@ REFUSED = ConnectionRefusedError("refused")
 
 
 class Heard:
-    """A listener that writes down what it is told."""
+    """A listener that records its calls."""
 
     def __init__(self):
         self.states = []

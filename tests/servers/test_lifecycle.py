@@ -202,14 +202,15 @@ class Drive:
     def __init__(self, *road):
         self.actions = RecordingActions()
         self.machine = lifecycle.machine(self.actions)
+        self.state = "Stopped"
+        self.machine.__automat_transitioner__.setTrace(self.trace)
         for name in road:
             self.put(name)
         self.actions.clock.advance(0)
         del self.actions.done[:]
 
-    @property
-    def state(self):
-        return self.machine.__automat_transitioner__._state.name
+    def trace(self, old, name, new):
+        self.state = new.name
 
     def put(self, name, waiter=None):
         waiter = waiter or Deferred()

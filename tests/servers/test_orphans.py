@@ -1,4 +1,4 @@
-"""The record of children, its sweep, and our side of the guardian."""
+"""The record of children, its sweep, and the proxy's side of the guardian."""
 
 import json
 import os
@@ -194,7 +194,7 @@ class Pipe:
         self.fileno = lambda: descriptor
 
 
-class KeeperTests(SynchronousTestCase):
+class GuardianTests(SynchronousTestCase):
     def setUp(self):
         self.world = World()
         self.guardian = GuardianClient(self.world, {})

@@ -1,4 +1,4 @@
-"""What the kernel tells about ourselves and about ports of our own."""
+"""Questions to the kernel about this process and its ports."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ class ProcessTests(SynchronousTestCase):
         self.assertIsNone(procfs.sockets(2**22 + 1))
 
     def test_group_whose_number_was_reused_has_no_members(self):
-        # A group of our own: the leader of the one we run in may be gone, as behind a shell that went on.
+        # A new group: the leader of the group of this test may have ended, if a shell started it.
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -89,9 +89,9 @@ class ProcessTests(SynchronousTestCase):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen()
-            mine = [one for one in procfs._listeners() if one[0] == listener.getsockname()[1]]
+            mine = [one for one in procfs.listeners() if one[0] == listener.getsockname()[1]]
             self.assertEqual(len(mine), 1)
-            self.assertIn(mine[0], procfs._listeners_in_proc())
+            self.assertIn(mine[0], procfs.listeners_in_proc())
 
 
 class PortTests(SynchronousTestCase):

@@ -34,13 +34,13 @@ class Recorder(ProcessProtocol):
 
 
 class AdoptedTests(TestCase):
-    """On real processes: what the reactor would do for a process of its own."""
+    """On real processes: what the reactor does for a process that it started."""
 
     timeout = 20
 
     def spawn(self, words, **pipes):
         child = subprocess.Popen(words, **pipes)
-        self.addCleanup(lambda: setattr(child, "returncode", 0))  # somebody else reaps it
+        self.addCleanup(lambda: setattr(child, "returncode", 0))  # the adopted process reaps it
         return child
 
     async def test_adopted_process_reports_output_and_exit(self):
@@ -175,10 +175,10 @@ class SupervisorTests(SynchronousTestCase):
     def test_model_stays_stopped_if_the_adopted_child_does_not_exist(self):
         made = self.make()
 
-        def nobody(*args, **rest):
+        def refuse(*args, **rest):
             raise ChildProcessError(10, "No child processes")
 
-        made.after.supervisor.launcher.adoption = nobody
+        made.after.supervisor.launcher.adoption = refuse
         self.assertRaises(OSError, made.after.supervisor.adopt, made.served)
         self.assertEqual(made.after.supervisor.state, "stopped")
         ready = made.after.supervisor.ensure_ready()

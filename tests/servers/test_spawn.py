@@ -193,7 +193,7 @@ class ChildTests(SynchronousTestCase):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         world.commands()[0].die(0)
-        world.commands()[0].alive = True  # the number belongs to somebody else now
+        world.commands()[0].alive = True  # another process has the number now
         child.signal(KILL)
         self.assertEqual(world.commands()[0].signals, [])
 
