@@ -1,4 +1,4 @@
-"""Sources to a Config: the stages in their order. Each stage tells all it found before the next one begins."""
+"""From the text of files to a Config, in stages. Each stage reports all its problems before the next one begins."""
 
 from __future__ import annotations
 

@@ -98,10 +98,10 @@ def pack(captures: Sequence[tuple[int, Capture]], compressor: zstandard.ZstdComp
     heads: list[object] = []
     bodies: list[bytes] = []
     for _, capture in captures:
-        asked, answered = capture.req_body, capture.resp_body
-        sizes = (None if asked is None else len(asked), None if answered is None else len(answered))
+        request, response = capture.req_body, capture.resp_body
+        sizes = (None if request is None else len(request), None if response is None else len(response))
         heads.append((capture.req_path, capture.req_headers, capture.resp_headers, sizes))
-        bodies += (asked or b"", answered or b"")
+        bodies += (request or b"", response or b"")
     head = _ENCODE(heads).encode()
     data = compressor.compress(b"".join((len(head).to_bytes(4, "big"), head, *bodies)))
     # Copied, because the compressor's result keeps the memory of the worst case, a hundred times as much.
@@ -116,16 +116,16 @@ def unpack(blob: Blob, number: int) -> Capture:
     raw = zstandard.ZstdDecompressor().decompress(blob.data)
     start = 4 + int.from_bytes(raw[:4], "big")
     wanted = blob.numbers.index(number)
-    for at, (path, req_headers, resp_headers, (asked, answered)) in enumerate(json.loads(raw[4:start])):
-        middle = start + (asked or 0)
-        end = middle + (answered or 0)
+    for at, (path, req_headers, resp_headers, (request, response)) in enumerate(json.loads(raw[4:start])):
+        middle = start + (request or 0)
+        end = middle + (response or 0)
         if at == wanted:
             return Capture(
                 req_path=path,
                 req_headers=req_headers,
-                req_body=None if asked is None else raw[start:middle],
+                req_body=None if request is None else raw[start:middle],
                 resp_headers=resp_headers,
-                resp_body=None if answered is None else raw[middle:end],
+                resp_body=None if response is None else raw[middle:end],
             )
         start = end
     raise KeyError(number)

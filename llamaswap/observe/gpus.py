@@ -78,7 +78,7 @@ class GpuReader:
         self._search_at = self._seconds() + RETRY_DELAY
         return ()
 
-    def rest(self) -> None:
+    def close(self) -> None:
         """Close the source until the next reading."""
         if self._chosen is not None:
             self._chosen.close()

@@ -129,7 +129,7 @@ class MachineMonitor:
             return succeed(None)
         loop, self._loop = self._loop, None
         loop.stop()
-        return self._run(self._gpus.rest)
+        return self._run(self._gpus.close)
 
     def retune(self, every: float) -> None:
         """A reload changed `performance.every`."""
@@ -150,7 +150,7 @@ class MachineMonitor:
 
     def _take(self, with_gpus: bool) -> MachineSample:
         if not with_gpus:
-            self._gpus.rest()
+            self._gpus.close()
         gpus = tuple(self._gpus.read()) if with_gpus else ()
         return MachineSample(self._wall(), self._read(), gpus)
 

@@ -78,7 +78,7 @@ class VramReclaim:
 
         self._read_then(keep)
 
-    def gone(self, model: str) -> None:
+    def stopped(self, model: str) -> None:
         """The model's server ended, or never became ready."""
         self._generation += 1
         self._loading.pop(model, None)

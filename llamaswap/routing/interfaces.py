@@ -27,7 +27,7 @@ class MemoryReclaim(Protocol):
     def loaded(self, model: str) -> None:
         """The start succeeded."""
 
-    def gone(self, model: str) -> None:
+    def stopped(self, model: str) -> None:
         """No process of the model is left."""
 
 

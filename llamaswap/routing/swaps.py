@@ -176,7 +176,7 @@ class Swaps:
         """A server has no process any more, or is suspended."""
         model = managed.config.id
         try:
-            self._memory.gone(model)
+            self._memory.stopped(model)
         except Exception:  # a fault in the observation of memory must not keep the model from being stopped
             self._log.failure("recording that {model} has stopped", model=model)
         managed.stop_reason = ""

@@ -63,9 +63,9 @@ class ChoiceTests(SynchronousTestCase):
     def test_rest_closes_the_source(self):
         source = Fake("a", ONE)
         gpus = GpuReader([source], lambda: 0.0)
-        gpus.rest()
+        gpus.close()
         gpus.read()
-        gpus.rest()
+        gpus.close()
         self.assertEqual(source.closed, 1)
 
 

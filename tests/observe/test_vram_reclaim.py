@@ -39,7 +39,7 @@ class ReclaimTests(SynchronousTestCase):
         """reliability R17, core W30"""
         here = Boards()
         here.load("big", 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         back = here.reclaim.wait_for_reclaim("next")
         here.wait(2.0)
         self.assertNoResult(back)
@@ -52,14 +52,14 @@ class ReclaimTests(SynchronousTestCase):
         self.assertIsNone(here.reclaim.share("big"))
         here.load("big", 6000)
         self.assertEqual(here.reclaim.share("big"), 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         self.assertIsNone(here.reclaim.share("big"))
 
     def test_memory_that_is_free_already_costs_one_reading(self):
         here = Boards()
         here.load("big", 6000)
         here.used[0] = 500
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         self.successResultOf(here.reclaim.wait_for_reclaim("next"))
         self.assertEqual(here.asked, 3)
 
@@ -67,7 +67,7 @@ class ReclaimTests(SynchronousTestCase):
         """reliability R19"""
         here = Boards()
         here.load("big", 6000, board=1)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         back = here.reclaim.wait_for_reclaim("next")
         here.wait(9.8)
         self.assertNoResult(back)
@@ -77,7 +77,7 @@ class ReclaimTests(SynchronousTestCase):
     def test_half_of_the_memory_is_enough_if_readings_are_steady(self):
         here = Boards()
         here.load("big", 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         back = here.reclaim.wait_for_reclaim("next")
         here.used[0] = 2500
         here.wait(0.9)
@@ -89,13 +89,13 @@ class ReclaimTests(SynchronousTestCase):
         here = Boards(boards=0)
         here.reclaim.loading("big")
         here.reclaim.loaded("big")
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_model_without_gpu_memory_is_not_waited_for(self):
         here = Boards()
         here.load("small", 20)
-        here.reclaim.gone("small")
+        here.reclaim.stopped("small")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_memory_of_models_that_load_together_is_unknown(self):
@@ -105,26 +105,26 @@ class ReclaimTests(SynchronousTestCase):
         here.used[0] += 6000
         here.reclaim.loaded("one")
         here.reclaim.loaded("two")
-        here.reclaim.gone("one")
+        here.reclaim.stopped("one")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_limit_of_zero_disables_the_wait(self):
         here = Boards(longest=0.0)
         here.load("big", 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_memory_of_a_model_stopped_long_ago_is_not_waited_for(self):
         here = Boards()
         here.load("big", 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         here.clock.advance(11.0)
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))
 
     def test_wait_ends_if_there_are_no_readings_any_more(self):
         here = Boards()
         here.load("big", 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         back = here.reclaim.wait_for_reclaim("next")
         here.used.clear()
         here.wait(0.1)
@@ -133,7 +133,7 @@ class ReclaimTests(SynchronousTestCase):
     def test_hanging_driver_does_not_block_a_load(self):
         here = Boards()
         here.load("big", 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         here.reclaim.read = Deferred
         with capturedLogs() as events:
             back = here.reclaim.wait_for_reclaim("next")
@@ -146,7 +146,7 @@ class ReclaimTests(SynchronousTestCase):
     def test_failing_reading_does_not_fail_a_start(self):
         here = Boards()
         here.load("big", 6000)
-        here.reclaim.gone("big")
+        here.reclaim.stopped("big")
         here.reclaim.read = lambda: 1 / 0
         self.successResultOf(here.reclaim.wait_for_reclaim("next"))
         here.reclaim.loading("next")
@@ -157,7 +157,7 @@ class ReclaimTests(SynchronousTestCase):
         for number in range(50):
             here.load(f"model-{number}", 1000)
             here.used[0] = 500
-            here.reclaim.gone(f"model-{number}")
+            here.reclaim.stopped(f"model-{number}")
             here.reclaim.wait_for_reclaim("next")
         self.assertEqual([here.reclaim.share(f"model-{number}") for number in range(50)], [None] * 50)
         self.assertIsNone(here.reclaim.wait_for_reclaim("next"))

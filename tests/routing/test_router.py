@@ -545,7 +545,7 @@ class BrokenMemory(NoMemoryReclaim):
         if self.broken:
             raise ZeroDivisionError
 
-    gone = wait_for_reclaim
+    stopped = wait_for_reclaim
 
 
 @define(eq=False)
@@ -565,7 +565,7 @@ class SlowMemory:
     def loaded(self, model: str) -> None:
         self.told.append(f"loaded {model}")
 
-    def gone(self, model: str) -> None:
+    def stopped(self, model: str) -> None:
         self.told.append(f"gone {model}")
 
 
