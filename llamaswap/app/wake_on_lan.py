@@ -30,7 +30,7 @@ from llamaswap.proxy.pool import Pool
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
 from llamaswap.proxy.upstream import UpstreamTarget
-from llamaswap.web.error_response import send_response
+from llamaswap.web.error_response import ErrorSender, send_response
 from llamaswap.web.errors import HttpError, render
 from llamaswap.web.upstream_request import joined
 from llamaswap.wire import headers as header_rules
@@ -167,15 +167,9 @@ class WakingProxy:
         try:
             await self._respond(exchange)
         except Exception as error:  # each failure becomes a response here
-            if isinstance(error, ClientGone) or exchange.gone:
-                return
-            if exchange.sink.started:
-                exchange.sink.abort()
-                return
-            if not isinstance(error, (HttpError, UpstreamUnreachable)):
+            if not isinstance(error, (ClientGone, HttpError, UpstreamUnreachable)):
                 log.failure("a request failed")
-            accept = exchange.head.first(b"accept") or b""
-            send_response(exchange, *render(error, accept.decode("latin-1"), exchange.head.path.decode("latin-1")))
+            ErrorSender(render).send(exchange, error, exchange.head.path.decode("latin-1"))
 
     async def _respond(self, exchange: Exchange) -> None:
         path = exchange.head.path

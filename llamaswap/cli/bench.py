@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import click
 from attrs import frozen
-from rich.table import Table
+from rich.markup import escape
 
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
-from llamaswap.cli.context import CliContext, about, model_names, remote
+from llamaswap.cli.context import CliContext, about, model_names, remote, table
 from llamaswap.cli.streaming import StreamStats, collect
 from llamaswap.observe.stats import percentile
 
@@ -111,18 +111,15 @@ def bench(
 
 
 def _show(context: CliContext, found: JsonObject) -> None:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
     columns = ("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max")
-    shown.add_column(found["model"])
-    for column in columns:
-        shown.add_column(column, justify="right")
-    for key, title in (
-        ("ttft_s", "time to first token (s)"),
-        ("total_s", "whole response (s)"),
-        ("tokens_per_second", "tokens/s of one response"),
-    ):
-        shown.add_row(title, *("" if found[key][name] is None else f"{found[key][name]:.3f}" for name in columns))
-    context.show(shown)
+    titles = {
+        "ttft_s": "time to first token (s)",
+        "total_s": "whole response (s)",
+        "tokens_per_second": "tokens/s of one response",
+    }
+    number = lambda value: "" if value is None else f"{value:.3f}"
+    rows = [[title, *(number(found[key][name]) for name in columns)] for key, title in titles.items()]
+    context.show(table((escape(found["model"]), *columns), rows, right=columns))
     context.say(
         f"{found['requests']} requests in {found['elapsed_s']:.2f}s, {found['failed']} failed; "
         f"{found['tokens']} tokens, {found['tokens_per_second_overall'] or 0:.1f} tokens/s over all"

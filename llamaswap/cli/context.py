@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import update_wrapper
@@ -18,6 +18,7 @@ import click
 from attrs import define, field
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from llamaswap.cli.client import ApiClient, ClientError
@@ -155,6 +156,16 @@ def model_names(context: click.Context, parameter: click.Parameter, incomplete: 
         return [row["id"] for row in listed["data"] if row["id"].startswith(incomplete)]
     except (ClientError, KeyError, TypeError):
         return []
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> Table:
+    """A table of texts; the columns of `right` are aligned there."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def counted(number: int, what: str) -> str:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from llamaswap.cli.client import WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
-from llamaswap.cli.context import CliContext, about, model_names, remote, seconds
+from llamaswap.cli.context import CliContext, about, model_names, remote, seconds, table
 
 POLL_INTERVAL = 0.2  # seconds between two requests for the state of a load
 UNSEEN_TIMEOUT = 5.0  # seconds after which a load that the server does not report has failed
@@ -47,24 +48,18 @@ def _detail(client: ApiClient, name: str) -> JsonObject | None:
     return detail
 
 
-def table(models: Sequence[JsonObject], title: str | None = None) -> Table:
+def model_table(models: Sequence[JsonObject]) -> Table:
     """A table of models."""
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("MODEL", "STATE", "UP", "ACTIVE", "WAITING", "TTL", "PID", "PORT"):
-        shown.add_column(name, justify="right" if name in ("ACTIVE", "WAITING", "PID", "PORT") else "left")
-    for model in models:
-        state = model["state"] + (" (pinned)" if model.get("pinned") else "")
-        shown.add_row(
-            model["id"],
-            f"[{STYLES.get(model['state'], 'dim')}]{state}[/]",
-            seconds(model.get("uptime_s")),
-            str(model.get("active") or ""),
-            str(model.get("waiting") or ""),
-            seconds(model["ttl_s"]) if model.get("ttl_s") else "",
-            str(model.get("pid") or ""),
-            str(model.get("port") or ""),
-        )
-    return shown
+    columns = ("MODEL", "STATE", "UP", "ACTIVE", "WAITING", "TTL", "PID", "PORT")
+    return table(columns, map(_row, models), right=("ACTIVE", "WAITING", "PID", "PORT"))
+
+
+def _row(model: JsonObject) -> list[str]:
+    state = model["state"] + (" (pinned)" if model.get("pinned") else "")
+    active, waiting, pid, port = (str(model.get(name) or "") for name in ("active", "waiting", "pid", "port"))
+    ttl = seconds(model["ttl_s"]) if model.get("ttl_s") else ""
+    styled = f"[{STYLES.get(model['state'], 'dim')}]{state}[/]"
+    return [escape(model["id"]), styled, seconds(model.get("uptime_s")), active, waiting, ttl, pid, port]
 
 
 @click.command()
@@ -77,7 +72,7 @@ def ps(context: CliContext, everything: bool) -> None:
         context.document(data)
         return
     if data["models"]:
-        context.show(table(data["models"]))
+        context.show(model_table(data["models"]))
     else:
         context.say("nothing is loaded")
     for waiting in data["queue"]:

@@ -8,12 +8,13 @@ import time
 import click
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from llamaswap.cli import models
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
-from llamaswap.cli.context import CliContext, remote, seconds
+from llamaswap.cli.context import CliContext, remote, seconds, table
 
 REQUEST_ROWS = 20  # of the table; a screen is not longer
 
@@ -73,7 +74,7 @@ def view(data: JsonObject) -> Group:
     running = [model for model in data["models"] if model["state"] != "stopped"]
     stopped = [model["id"] for model in data["models"] if model["state"] == "stopped"]
     if running:
-        parts.append(models.table(running))
+        parts.append(models.model_table(running))
     parts.append(Text(f"not loaded: {', '.join(stopped) or 'none'}", style="dim", overflow="ellipsis", no_wrap=True))
     if data["requests"]:
         parts.append(_requests(data["requests"]))
@@ -83,32 +84,29 @@ def view(data: JsonObject) -> Group:
 
 
 def _gpus(rows: list[JsonObject]) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("GPU", "NAME", "UTIL", "MEMORY", "TEMP", "POWER"):
-        shown.add_column(name)
-    for row in rows:
+    def cells(row: JsonObject) -> list[str]:
         memory = f"{row['mem_used_mb'] / 1024:.1f} of {row['mem_total_mb'] / 1024:.1f} GiB"
-        numbers = (f"{row['gpu_util_pct']:.0f}%", memory, f"{row['temp_c']:.0f}°C", f"{row['power_draw_w']:.0f} W")
-        shown.add_row(str(row["id"]), str(row["name"]), *numbers)
-    return shown
+        numbers = [f"{row['gpu_util_pct']:.0f}%", memory, f"{row['temp_c']:.0f}°C", f"{row['power_draw_w']:.0f} W"]
+        return [str(row["id"]), escape(str(row["name"])), *numbers]
+
+    return table(("GPU", "NAME", "UTIL", "MEMORY", "TEMP", "POWER"), map(cells, rows))
 
 
 def _requests(rows: list[JsonObject]) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("REQUEST", "MODEL", "PHASE", "FOR", "TTFT", "TOKENS", "TOKENS/S", "FROM"):
-        shown.add_column(name)
-    for row in rows[:REQUEST_ROWS]:
-        shown.add_row(
+    def cells(row: JsonObject) -> list[str]:
+        return [
             str(row["id"]),
-            str(row["model"]),
+            escape(str(row["model"])),
             row["phase"] + (f" ({row['queue_pos']})" if row.get("queue_pos") else ""),
             seconds(row["elapsed_ms"] / 1000),
             f"{row['ttft_ms'] / 1000:.2f}s" if "ttft_ms" in row else "",
             str(row.get("tokens_out", "")),
             f"{row['tps']:.1f}" if "tps" in row else "",
             str(row.get("remote_ip", "")),
-        )
-    return shown
+        ]
+
+    columns = ("REQUEST", "MODEL", "PHASE", "FOR", "TTFT", "TOKENS", "TOKENS/S", "FROM")
+    return table(columns, map(cells, rows[:REQUEST_ROWS]))
 
 
 @click.command()

@@ -34,6 +34,12 @@ class PsTests(SynchronousTestCase):
         self.assertIn(name, done.stdout)
         self.assertEqual(len(done.stdout.splitlines()), 3, done.stdout)  # head, model, queue
 
+    def test_brackets_of_a_name_are_shown(self):
+        done = invoke(
+            ["ps"], server_with(detail("owl-[bold]")).on("GET /api/models/owl-%5Bbold%5D", detail("owl-[bold]"))
+        )
+        self.assertIn("owl-[bold]", done.stdout)
+
     def test_ps_json_is_one_document(self):
         done = invoke(["ps", "--json"], server_with(detail("owl")))
         self.assertEqual([row["id"] for row in json.loads(done.stdout)["models"]], ["owl"])
