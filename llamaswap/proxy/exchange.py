@@ -19,17 +19,6 @@ from llamaswap.wire.headers import ResponseHeaders
 Headers = list[tuple[bytes, bytes]]
 
 
-_lowered: dict[bytes, bytes] = {}  # names seen before, in lower case: thousands of requests share them
-LOWERED_LIMIT = 512
-
-
-def _lower(name: bytes) -> bytes:
-    lower = name.lower()
-    if len(_lowered) < LOWERED_LIMIT and len(name) <= 32:
-        _lowered[name] = lower
-    return lower
-
-
 @define  # made for every request; to freeze it would double its cost
 class RequestHead:
     """A request's first lines. `target` is the raw request target (path?query), never decoded.
@@ -59,7 +48,7 @@ class RequestHead:
         if index is None:
             index = self._index = {}
             for key, value in self.headers:
-                index.setdefault(_lowered.get(key) or _lower(key), value)
+                index.setdefault(key.lower(), value)
         return index.get(name)
 
 

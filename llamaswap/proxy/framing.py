@@ -12,7 +12,7 @@ import httptools
 from attrs import define
 
 from llamaswap.proxy.exchange import Headers, RequestHead
-from llamaswap.wire.headers import SECRETS, comma_items
+from llamaswap.wire.headers import comma_items
 
 HEAD_LIMIT = 64 * 1024  # bytes; enough for long cookies and traces
 HEADER_COUNT = 500
@@ -26,6 +26,8 @@ _EIGHT_BIT = re.compile(rb"[\x80-\xff]")
 # Framing fields are not allowed in trailers (RFC 9110, 6.5.1): llhttp, and so Node, treats such a response as broken.
 _TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\x00]*\r\n")
 
+_REQUEST_FIELDS = frozenset((b"content-length", b"transfer-encoding", b"connection", b"expect", b"host"))
+_RESPONSE_FIELDS = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"server"))
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -68,14 +70,6 @@ class Framing:
     length: int | None
     keep_alive: bool
     expects: bool
-    upgrade: bool
-
-
-COMMON = 1024  # header fields that all requests with the same field share
-COMMON_NAME = 32
-COMMON_VALUE = 40
-SECRET_SIZES = frozenset(map(len, SECRETS))
-_common: dict[tuple[bytes, bytes], tuple[bytes, bytes]] = {}
 
 
 _Parser = httptools.HttpRequestParser | httptools.HttpResponseParser
@@ -100,17 +94,7 @@ class _Collector:
     def on_header(self, name: bytes, value: bytes) -> None:
         if value[-1:] in (b" ", b"\t"):
             value = value.rstrip(b" \t")
-        item = (name, value)
-        if len(value) <= COMMON_VALUE and len(name) <= COMMON_NAME:
-            # Clients repeat themselves: thousands of requests in progress share one object of each field.
-            known = _common.get(item)
-            if known is not None:
-                item = known
-            elif len(name) not in SECRET_SIZES or name.lower() not in SECRETS:
-                if len(_common) >= COMMON:
-                    _common.clear()
-                _common[item] = item
-        self.headers.append(item)
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self.complete = True
@@ -162,29 +146,29 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
     version = _version(parser)
     keep_alive = version == (1, 1)
     length: int | None = 0
-    expects = upgrade = False
+    expects = False
     hosts = 0
     for name, value in collector.headers:
-        size = len(name)
-        if size == 14 and name.lower() == b"content-length":
+        lower = name.lower()
+        if lower not in _REQUEST_FIELDS:
+            continue
+        if lower == b"content-length":
             length = int(value)
-        elif size == 17 and name.lower() == b"transfer-encoding":
+        elif lower == b"transfer-encoding":
             if value.strip().lower() != b"chunked":
                 raise MalformedMessage("a transfer coding other than chunked")
             if version == (1, 0):
                 raise MalformedMessage("HTTP/1.0 knows no transfer coding")
             length = None
-        elif size == 10 and name.lower() == b"connection":
+        elif lower == b"connection":
             asked = comma_items(value)
             if b"close" in asked:
                 keep_alive = False
             elif b"keep-alive" in asked:
                 keep_alive = True
-        elif size == 6 and name.lower() == b"expect":
+        elif lower == b"expect":
             expects = value.lower() == b"100-continue" and version == (1, 1)
-        elif size == 7 and name.lower() == b"upgrade":
-            upgrade = True
-        elif size == 4 and name.lower() == b"host":
+        elif lower == b"host":
             hosts += 1
     if hosts > 1:
         raise MalformedMessage("more than one Host")
@@ -200,7 +184,7 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
         path = _AUTHORITY.sub(b"", rest)
         target = path if path[:1] == b"/" else b"/" + path
     request = RequestHead(method, target, collector.headers, version)
-    return request, Framing(length, keep_alive, expects, upgrade)
+    return request, Framing(length, keep_alive, expects)
 
 
 def _escaped(head: bytes) -> bytes:
@@ -231,23 +215,23 @@ def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
     coded = chunked = False
     server = hint = b""
     for name, value in collector.headers:
-        size = len(name)
-        if size == 14 and name.lower() == b"content-length":
+        lower = name.lower()
+        if lower not in _RESPONSE_FIELDS:
+            continue
+        if lower == b"content-length":
             length = int(value)
-        elif size == 17 and name.lower() == b"transfer-encoding":
+        elif lower == b"transfer-encoding":
             coded = True
             chunked = comma_items(value)[-1] == b"chunked"
-        elif size == 10:
-            lowered = name.lower()
-            if lowered == b"connection":
-                asked = comma_items(value)
-                if b"close" in asked:
-                    keep_alive = False
-                elif b"keep-alive" in asked:
-                    keep_alive = True
-            elif lowered == b"keep-alive":
-                hint = value
-        elif size == 6 and name.lower() == b"server":
+        elif lower == b"connection":
+            asked = comma_items(value)
+            if b"close" in asked:
+                keep_alive = False
+            elif b"keep-alive" in asked:
+                keep_alive = True
+        elif lower == b"keep-alive":
+            hint = value
+        elif lower == b"server":
             server = value
     headers = collector.headers
     if coded and length is not None:

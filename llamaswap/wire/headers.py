@@ -211,7 +211,7 @@ def to_local(
     if peer:
         mine = peer.encode("latin-1", "replace")
         for name, _ in kept:
-            if len(name) == 15 and name.lower() == b"x-forwarded-for":
+            if name.lower() == b"x-forwarded-for":
                 seen = [value for name, value in kept if name.lower() == b"x-forwarded-for" and value]
                 kept = [item for item in kept if item[0].lower() != b"x-forwarded-for"]
                 mine = b", ".join([*seen, mine])
