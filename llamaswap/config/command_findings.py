@@ -14,9 +14,9 @@ _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish"})
 _WRAPPERS = frozenset({"sudo", "doas", "env", "nice", "ionice", "exec", "nohup", "setsid", "stdbuf", "time"})
 _CONTAINER_CLIENTS = frozenset({"docker", "podman", "nerdctl"})
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-_OPERATOR = re.compile(r"&&?|\|[|&]?|;;?|<|[0-9&]?>>?[&\w./-]*|.*[^\\];")
-_HOME = re.compile(r"(?:^|=)~(?:/|$)")
-_EXPANSION = re.compile(r"(?:^|[=/:,])\$(?:\(|\{?[A-Z_][A-Z0-9_]*\b)|^`.*`$")
+# Each has the syntax, and nothing else of the word, in its only group: the rest may be a secret.
+_OPERATOR = re.compile(r"(?:.*(?=;))?(&&?|\|[|&]?|;;?|<|[0-9&]?>>?[&\w./-]*)")
+_EXPANSION = re.compile(r"(?:^|=)(?=~(?:/|$))(~/?)|(?:^|[=/:,])(\$(?:\(|\{?[A-Z_][A-Z0-9_]*\b))|^(`)")
 _PORT = re.compile(r"--?port(?:=(.*))?")
 
 
@@ -35,7 +35,7 @@ def check_command(model: Model, report: Diagnostics) -> None:
     if program not in _SHELLS:
         _check_shell_syntax(found, path, report)
     if program in _CONTAINER_CLIENTS:
-        _check_container(model, found, path, report)
+        _check_container(model, program, found, path, report)
     else:
         _check_port(model, found, path, report)
 
@@ -49,22 +49,20 @@ def _program(found: Sequence[Word]) -> str:
 
 
 def _check_shell_syntax(found: Sequence[Word], path: str, report: Diagnostics) -> None:
-    if _ASSIGNMENT.match(found[0].text):
-        report.warn(
-            f"{found[0].text!r} is run as a program, because cmd is not read by a shell",
-            path,
-            hint="set variables in `env:`",
-        )
+    assignment = _ASSIGNMENT.match(found[0].text)
+    if assignment:
+        message = f"{assignment[0]}... is run as a program, because cmd is not read by a shell"
+        report.warn(message, path, hint="set variables in `env:`")
         return
     for word in found:
-        text = word.text
-        operator = not word.quoted and _OPERATOR.fullmatch(text)
-        if operator or (not re.search(r"\s", text) and (_HOME.search(text) or _EXPANSION.search(text))):
-            report.warn(
-                f"{text!r} reaches the program as it is, because cmd is not read by a shell",
-                path,
-                hint="write the value out, or run the command with sh -c '...'",
+        syntax = None if word.quoted else _OPERATOR.fullmatch(word.text)
+        if syntax is None and not re.search(r"\s", word.text):
+            syntax = _EXPANSION.search(word.text)
+        if syntax:
+            message = (
+                f"{syntax[syntax.lastindex or 0]!r} reaches the program as it is, because cmd is not read by a shell"
             )
+            report.warn(message, path, hint="write the value out, or run the command with sh -c '...'")
             return
 
 
@@ -84,7 +82,7 @@ def _check_port(model: Model, found: Sequence[Word], path: str, report: Diagnost
             return
 
 
-def _check_container(model: Model, found: Sequence[Word], path: str, report: Diagnostics) -> None:
+def _check_container(model: Model, program: str, found: Sequence[Word], path: str, report: Diagnostics) -> None:
     texts = [word.text for word in found]
     if "run" not in texts or model.cmd_stop.strip():
         return
@@ -94,6 +92,6 @@ def _check_container(model: Model, found: Sequence[Word], path: str, report: Dia
             report.warn(
                 f"container {name} may outlive its client, and the next load then fails",
                 path,
-                hint=f"set cmdStop: {found[0].text} stop {name}",
+                hint=f"set cmdStop: {program} stop {name}",
             )
             return

@@ -133,19 +133,23 @@ class CommandTests(FindingCase):
 
     def test_shell_syntax_in_a_command_is_a_warning(self):
         for cmd, word in (
-            ("CUDA_VISIBLE_DEVICES=0 serve", "CUDA_VISIBLE_DEVICES=0"),
+            ("CUDA_VISIBLE_DEVICES=0 serve", "CUDA_VISIBLE_DEVICES=..."),
             ("cd /srv && serve", "&&"),
             ("serve | tee ./log", "|"),
-            ("serve; true", "serve;"),
+            ("serve; true", "';'"),
             ("serve > log", ">"),
             ("serve 2>&1", "2>&1"),
-            ("serve -m ~/x.gguf", "~/x.gguf"),
-            ("serve --model=~/x.gguf", "~/x.gguf"),
+            ("serve -m ~/x.gguf", "'~/'"),
+            ("serve --model=~/x.gguf", "'~/'"),
             ("serve -m $HOME/x.gguf", "$HOME"),
-            ("serve -m `pwd`", "`pwd`"),
-            ("serve -m $(pwd)/x", "$(pwd)"),
+            ("serve -m `pwd`", "'`'"),
+            ("serve -m $(pwd)/x", "$("),
         ):
             self.only(self.cmd(cmd), "f0.yaml:4", "owl", word, "shell")
+
+    def test_secret_in_a_command_is_not_shown(self):
+        for cmd in ("KEY=s3cret serve", "serve --key s3cret;", "serve --key=$X/s3cret", "serve -k ~/s3cret"):
+            self.assertNotIn("s3cret", self.found(self.cmd(cmd))[0])
 
     def test_hint_for_a_variable_before_the_program_names_env(self):
         self.only(self.cmd("A=1 serve"), "`env:`")
