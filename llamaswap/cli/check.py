@@ -138,7 +138,7 @@ class CheckResult:
 @click.option("--listen", default=":8080", show_default=True, help="The server's address; no peer may have it.")
 @local
 def check(context: CliContext, config: Path, strict: bool, effectively: bool, other: Path | None, listen: str) -> None:
-    """Check a configuration file, or the files of a folder; by default config.yaml.
+    """Check a configuration file or folder (config.yaml).
 
     The exit status is 0 if it is valid, and 1 if it is not, or if there are warnings with --strict. A program that is
     not installed is only noted: the file may be meant for another machine.

@@ -139,7 +139,7 @@ def completion(shell: str, as_json: bool) -> None:
 @click.command()
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, help="host:port or :port.")
 def demo(listen: str) -> None:
-    """Run two tiny built-in models, to try a swap without installing any."""
+    """Run two tiny built-in models to try a swap."""
     from twisted.application.twist._twist import Twist
 
     Twist.main(["twist", "llamaswap", "--demo", "--listen", listen])

@@ -40,7 +40,7 @@ FORCE = click.option("--force", is_flag=True, help="Replace an existing file.")
 @FORCE
 @local
 def init(context: CliContext, folders: Sequence[Path], servers: bool, output: str, force: bool) -> None:
-    """Write a configuration for the models and servers of this machine.
+    """Write a configuration for this machine.
 
     Looks for GGUF files, the Hugging Face cache, installed engines and running OpenAI-compatible servers.
     """

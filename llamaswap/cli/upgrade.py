@@ -69,7 +69,8 @@ def follow(
 def upgrade(context: CliContext, pid: int | None, wait: bool, force: bool) -> None:
     """Have the running server switch to the installed code.
 
-    Its process, its socket and the loaded models stay; new requests wait for a moment and none fails.
+    Its process, its socket and the loaded models stay. New requests wait for a moment, and no request is closed unless
+    --force is given.
     """
     if force and not wait:
         raise click.UsageError("--force needs --wait")

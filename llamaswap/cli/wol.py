@@ -29,7 +29,7 @@ LEVELS = ("debug", "info", "warn", "error")
 )
 @click.option("--broadcast", "-broadcast", default="255.255.255.255", show_default=True, help="Address of the packet.")
 def wol(mac: str, upstream: str, listen: str, timeout: int, level: str, broadcast: str) -> None:
-    """Wake a sleeping machine when a request comes, and forward the request."""
+    """Wake a sleeping machine for a request, and forward it."""
     from llamaswap.app import wake_on_lan
     from llamaswap.app.settings import IServiceReactor
     from llamaswap.config.urls import UrlError, parse
