@@ -20,8 +20,9 @@ class ManagedModel:
     """A model of the configuration, or one that was removed from it (`configured` False) and still has a process.
 
     `config` is the definition for its next start, `process` its present process while that is ready, `stop_reason` why
-    the process is being stopped. `suspended` is set while the server is suspended. `earlier_log_tail` are the last
-    lines of output of a failed start that happened before an upgrade in place.
+    the process is being stopped, `pending_stops` how many stops and suspensions have not ended. `suspended` is set
+    while the server is suspended. `earlier_log_tail` are the last lines of output of a failed start that happened
+    before an upgrade in place.
     """
 
     config: Model
@@ -29,6 +30,7 @@ class ManagedModel:
     configured: bool = field(default=True, init=False)
     process: ProcessInstance | None = field(default=None, init=False)
     stop_reason: str = field(default="", init=False)
+    pending_stops: int = field(default=0, init=False)
     suspended: bool = field(default=False, init=False)
     earlier_log_tail: str = field(default="", init=False)
     idle_deadline: float | None = field(default=None, init=False)

@@ -157,12 +157,23 @@ class Swaps:
         return self._watch(managed, "suspending", maybeDeferred(managed.supervisor.suspend, self._grace(managed)))
 
     def _watch(self, managed: ManagedModel, action: str, ending: Deferred[T]) -> Deferred[None]:
-        """Tell the scheduler when `ending` fires: with True the server is suspended, with anything else stopped."""
+        """Tell the scheduler when `ending` fires: with True the server is suspended, with anything else stopped.
+
+        If the server is asked to stop again meanwhile, only the last stop to end counts: the first one may have ended
+        for an earlier process.
+        """
         model = managed.config.id
+        process = managed.process
+        managed.pending_stops += 1
         ending.addErrback(lambda failure: self._log.failure("{action} {model}", failure, action=action, model=model))
 
         def ended(result: T | None) -> None:
-            if self._models.get(model) is managed:  # else an earlier stop ended, and the model was forgotten
+            managed.pending_stops -= 1
+            if process is not None:
+                process.lost = True
+            if managed.process is process:
+                managed.process = None
+            if not managed.pending_stops:
                 (self._suspended if result is True else self._stopped)(managed)
 
         return ending.addCallback(ended)
@@ -180,8 +191,6 @@ class Swaps:
         except Exception:  # a fault in the observation of memory must not keep the model from being stopped
             self._log.failure("recording that {model} has stopped", model=model)
         managed.stop_reason = ""
-        managed.mark_lost()
-        managed.process = None
 
     def _suspended(self, managed: ManagedModel) -> None:
         model = managed.config.id

@@ -1202,12 +1202,29 @@ class ApplyTests(SynchronousTestCase):
         old = here.config.models["a"]
         here.router.request("a").granted.addErrback(lambda failure: None)
         here.fleet["a"].crash()
+        here.fleet["a"].failure = None
         self.change(here, a=evolve(old, env=("N=1",)))
         self.change(here, a=None)
         here.settle(4)
         self.change(here, a=old)
         here.clock.pump([0.1] * 5)
         self.assertIsInstance(here.lease("a"), Lease)
+
+    def test_no_model_starts_when_only_the_first_of_two_stops_has_ended(self) -> None:
+        """The first stop ends at once, for the server has crashed; the second one stops its next process."""
+        here = scene(servers={"a": {"exit": 0.3}})
+        here.router.request("a").granted.addErrback(lambda failure: None)
+        here.fleet["a"].crash()
+        here.fleet["a"].failure = None
+        self.change(here, a=evolve(here.config.models["a"], env=("N=1",)))
+        self.change(here, a=None)
+        here.settle()
+        answers = results(here.router.request("b"))
+        here.settle()
+        self.assertEqual((here.fleet["a"].state, here.fleet["b"].spawned), ("stopping", 0))
+        here.clock.advance(0.3)
+        here.settle()
+        self.assertIsInstance(answers[0], Lease)
 
     def test_an_added_model_can_be_used(self) -> None:
         here = scene()
