@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import TimeoutError as HookTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from llamaswap.config.command_line import split
 from llamaswap.config.schema import HookSettings
 from llamaswap.events import EventBus, StateChanged, SwapEnded
-from llamaswap.http_client import HttpResponse, SendRequest
+from llamaswap.http_client import RequestFailed, SendRequest
 from llamaswap.servers.command import CommandFailed, start_command
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.prepared_supervisor import Preparation
@@ -58,43 +58,34 @@ class HookRunner:
         """Run all entries of an event at once. Fires when each has ended or used up its time; never fails."""
         hooks = self._hooks()
         entries: Sequence[str] = getattr(hooks, event)
-        running = [self._run(entry, event, model, error, hooks.timeout) for entry in entries]
-        return DeferredList(running, consumeErrors=True).addCallback(lambda _: None)
-
-    def _run(self, entry: str, event: str, model: str, error: str, timeout: float) -> Deferred[None]:
-        log.debug("hook {event} for {model}: {entry}", event=event, model=model, entry=entry)
         facts = {"event": event, "model": model, "error": error}
+        running = [Deferred.fromCoroutine(self._run(entry, facts, hooks.timeout)) for entry in entries]
+        return DeferredList(running).addCallback(lambda _: None)
+
+    async def _run(self, entry: str, facts: Mapping[str, str], timeout: float) -> None:
+        log.debug("hook {event} for {model}: {entry}", event=facts["event"], model=facts["model"], entry=entry)
+        self._running += 1
         try:
             if entry.startswith(("http://", "https://")):
-                running = self._post(entry, facts, timeout)
+                await self._post(entry, facts, timeout)
             else:
-                running = self._command(entry, facts, timeout)
-        except Exception as problem:  # a server starts or stops meanwhile, and that must not fail
-            log.error("hook {event}: {entry}: {error}", event=event, entry=entry, error=problem)
-            return succeed(None)
+                await self._command(entry, facts, timeout)
+        except Exception as error:  # a server starts or stops meanwhile, and that must not fail
+            log.error(
+                "hook {event} for {model} failed: {error}", event=facts["event"], model=facts["model"], error=error
+            )
+        self._running -= 1
+        if not self._running:
+            waiting, self._until_idle = self._until_idle, []
+            for done in waiting:
+                done.callback(None)
 
-        def failed(failure: Failure) -> None:
-            reason = failure.getErrorMessage()
-            log.error("hook {event} for {model} failed: {error}", event=event, model=model, error=reason)
+    async def _post(self, url: str, facts: Mapping[str, str], timeout: float) -> None:
+        response = await self._send("POST", url, timeout=timeout, body=json.dumps(facts).encode())
+        if response.status >= 300:  # a redirect is not followed: the hook was not run
+            raise RequestFailed(f"{url} answered {response.status}")
 
-        def ended(_: None) -> None:
-            self._running -= 1
-            if not self._running:
-                waiting, self._until_idle = self._until_idle, []
-                for done in waiting:
-                    done.callback(None)
-
-        self._running += 1
-        return running.addErrback(failed).addCallback(ended)
-
-    def _post(self, url: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
-        def check(response: HttpResponse) -> None:
-            if response.status >= 300:  # a redirect is not followed: the hook was not run
-                raise OSError(f"{url} answered {response.status}")
-
-        return self._send("POST", url, timeout=timeout, body=json.dumps(facts).encode()).addCallback(check)
-
-    def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> Deferred[None]:
+    async def _command(self, entry: str, facts: Mapping[str, str], timeout: float) -> None:
         """Run an entry with the whole environment, keys included: a hook may have to send requests to this proxy."""
         environ = {**self._launcher.environ, **{f"LLAMASWAP_{name.upper()}": value for name, value in facts.items()}}
         output = bytearray()
@@ -102,13 +93,14 @@ class HookRunner:
         def collect(data: bytes) -> None:
             output[:] = (output + data)[-OUTPUT_KEPT:]
 
-        def check(status: int) -> None:
-            if status:
-                raise CommandFailed(f"{say_status(status)} {output.decode('utf-8', 'replace').strip()}".strip())
-
         pairs = [f"{name}={value}" for name, value in environ.items()]
         _, ended = start_command(self._launcher, split(entry), pairs, collect)
-        return ended.addTimeout(timeout, self._clock, onTimeoutCancel=_too_long).addCallback(check)
+        try:
+            status = await ended.addTimeout(timeout, self._clock)
+        except HookTimeout:
+            raise CommandFailed("it took too long")
+        if status:
+            raise CommandFailed(f"{say_status(status)} {output.decode('utf-8', 'replace').strip()}".strip())
 
     def listen(self, bus: EventBus) -> None:
         """Run the hooks of events: no load or stop waits for them."""
@@ -124,12 +116,6 @@ class HookRunner:
     def _ended(self, event: SwapEnded) -> None:
         if event.error is not None:
             self.run("on_failure", event.model, event.error)
-
-
-def _too_long(result: int | Failure, timeout: float) -> int:
-    if isinstance(result, Failure):
-        raise TimeoutError("it took too long")
-    return result
 
 
 @define(eq=False)

@@ -26,7 +26,6 @@ class LifecycleWaiters:
     _for_ready: list[Deferred[Endpoint]] = Factory(list)
     _for_stop: list[Deferred[None]] = Factory(list)
     _failed: list[tuple[Deferred[Endpoint], Callable[[], LlamaswapError]]] = Factory(list)
-    _due: list[Callable[[], None]] = Factory(list)
 
     def add_ready(self, waiter: Deferred[Endpoint]) -> None:
         self._for_ready.append(waiter)
@@ -70,11 +69,4 @@ class LifecycleWaiters:
         self._later(waiter, partial(waiter.errback, error))
 
     def _later(self, waiter: Deferred[Endpoint] | Deferred[None], fire: Callable[[], None]) -> None:
-        if not self._due:
-            self.clock.callLater(0, self._fire)
-        self._due.append(lambda: None if waiter.called else fire())
-
-    def _fire(self) -> None:
-        due, self._due = self._due, []
-        for fire in due:
-            fire()
+        self.clock.callLater(0, lambda: None if waiter.called else fire())
