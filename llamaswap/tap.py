@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from twisted.application.service import IService
+from twisted.logger import LogLevel
 from twisted.python.usage import Options as UsageOptions
 
 from llamaswap import early_signals
@@ -135,3 +136,5 @@ def observe(options: Options, service: LlamaSwap) -> None:
         return
     service.observed = True
     parent["fileLogObserverFactory"] = lambda _: service.observe
+    if not any(word.startswith("--log-level") for word in sys.argv):
+        parent["logLevel"] = LogLevel.debug  # the service drops what is below the configuration's logLevel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 
 from llamaswap.app.settings import ServiceContext, record_path
 from llamaswap.config import Config, Model, Peer
@@ -37,7 +39,9 @@ from llamaswap.servers.readahead import ReadAhead
 from llamaswap.servers.server_request import SocketRequest, connector
 from llamaswap.servers.supervisor import Supervisor
 from llamaswap.servers.supervisor_protocol import SupervisorListener
-from llamaswap.web.secret_masking import known_secrets
+from llamaswap.web.secret_masking import known_secrets, masked_command
+
+log = Logger()
 
 WARM_DELAY = 0.02  # seconds from a server's readiness, when waiting requests are served, to the next spare process
 
@@ -90,8 +94,12 @@ class ModelParts:
             self.pool.forget(endpoint)
 
     def _server_changed(self, event: StateChanged) -> None:
+        why = f" ({event.why})" if event.why else ""
+        log.debug("{model}: {old} -> {new}{why}", model=event.model, old=event.old, new=event.new, why=why)
         if event.new == "starting":
             self.read_ahead.end(event.model)
+            command = masked_command(self.router.status(event.model).cmd, known_secrets(self.router.config))
+            log.debug("{model}: executing start command: {command}", model=event.model, command=shlex.join(command))
         if event.new == "ready":
             self.launcher.warm(WARM_DELAY)
         if event.new == "stopped":

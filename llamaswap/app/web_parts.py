@@ -65,7 +65,7 @@ def build_web(
     reactor, router = context.reactor, models.router
     keys = Authenticator(KeyRing(lambda: router.config.api_keys))
     parser = WorkerThread("parser", reactor)
-    proxy = build_proxy(context, models, observability, parser)
+    proxy = build_proxy(context, logs, models, observability, parser)
     inference = Inference(router, proxy, keys, models.peers.avoided, parser, has_route)
     streams = StreamingResponses()
     wiring = AdminWiring(
@@ -103,7 +103,11 @@ def build_web(
 
 
 def build_proxy(
-    context: ServiceContext, models: ModelParts, observability: ObservabilityParts, parser: WorkerThread
+    context: ServiceContext,
+    logs: LogParts,
+    models: ModelParts,
+    observability: ObservabilityParts,
+    parser: WorkerThread,
 ) -> ProxyHandler:
     """The handler of requests to models and peers."""
     reactor, router, inflight = context.reactor, models.router, observability.inflight
@@ -130,6 +134,7 @@ def build_proxy(
         position_changed=queued,
         peer_answered=models.peers.heard,
         run=parser,
+        debugging=lambda: logs.formatter.wants("debug"),
     )
 
 

@@ -187,6 +187,10 @@ class Readiness:
             self._hint = None
         self._timer = self.clock.callLater(pause, self._ask)
 
+    @property
+    def _url(self) -> str:
+        return f"{str(self.endpoint).rstrip('/')}{self.path or ''}"
+
     # -- responses -----------------------------------------------------------------------------------------
 
     def _accept(self, status: int) -> bool:
@@ -195,6 +199,7 @@ class Readiness:
         if status in (CONNECTED, 200):
             verdict = self.find_owner()
             if self._is_server(verdict, now):
+                _log.info("{model}: Health check passed on {url}", model=self.name, url=self._url)
                 self.cancel()
                 self.passed()
                 return True
@@ -203,6 +208,7 @@ class Readiness:
             )
         else:
             self._problem = f"GET {self.path} answered {status}"
+        _log.debug("{model}: readiness check: {problem}", model=self.name, problem=self._problem)
         self._note_missing(status, now)
         return False
 

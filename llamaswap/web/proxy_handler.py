@@ -68,7 +68,7 @@ class ProxyHandler:
 
     `wall` gives seconds since the epoch, `loading_stream` the text that a model's clients see while it loads.
     `position_changed(request id, position)` hears of positions in the queue, `peer_answered(peer id, error)` of every
-    request to a peer (None: it answered). `run` edits large bodies in a thread.
+    request to a peer (None: it answered). `run` edits large bodies in a thread. `debugging()`: each request is logged.
     """
 
     router: Admission
@@ -82,6 +82,7 @@ class ProxyHandler:
     position_changed: Callable[[str, int], None] = lambda request, position: None
     peer_answered: Callable[[str, str | None], None] = lambda peer, error: None
     run: RunBlocking = at_once
+    debugging: Callable[[], bool] = lambda: False
     active: int = field(default=0, init=False)
     _superseded: SupersedeRegistry = field(factory=SupersedeRegistry, init=False)
     _closing: RequestError | None = field(default=None, init=False)
@@ -296,6 +297,15 @@ class ProxyHandler:
         self, request: ProxyRequest, upstream: UpstreamTarget, head: RequestHead, lease: Lease | None = None
     ) -> None:
         request.forwarding = True
+        if self.debugging():
+            log.debug(
+                "request {id}: {method} {path} for {model} is forwarded to {endpoint}",
+                id=request.id,
+                method=request.method,
+                path=request.path,
+                model=request.model,
+                endpoint=upstream.endpoint,
+            )
         forwarding = self.forwarder.forward(
             request.exchange,
             upstream,

@@ -114,6 +114,31 @@ class SwapTests(SynchronousTestCase):
             self.assertEqual(product.json("/v1/chat/completions", chat("good"))["model"], "good")
 
 
+class LogTests(SynchronousTestCase):
+    timeout = 60
+
+    def load_one(self, level):
+        text = json.loads(config(one="--say API_KEY=sekret")) | {"logLevel": level}
+        with Product(json.dumps(text)) as product:
+            product.json("/v1/chat/completions", chat("one"))
+            product.json("/v1/chat/completions", chat("one"))
+            wait_for(lambda: product.output.count("POST /v1/chat/completions") >= 2, what="access lines")
+        return product.output
+
+    def test_debug_shows_the_command_without_its_secrets_the_states_and_each_dispatch(self):
+        log = self.load_one("debug")
+        self.assertIn("one: executing start command: ", log)
+        self.assertIn("API_KEY=***", log)
+        self.assertNotIn("sekret", log)
+        self.assertIn("one: stopped -> starting", log)
+        self.assertEqual(log.count("POST /v1/chat/completions for one is forwarded to http://"), 2)
+
+    def test_info_shows_the_passed_health_check_and_nothing_of_debug(self):
+        log = self.load_one("info")
+        self.assertIn("one: Health check passed on http://", log)
+        self.assertNotIn("[DEBUG]", log)
+
+
 class EndTests(SynchronousTestCase):
     timeout = 60
 
