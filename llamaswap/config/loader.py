@@ -311,7 +311,7 @@ def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> N
     handed = {model.port: model.id for model in models.values() if model.port is not None}
     for model in models.values():
         endpoint = model.endpoint
-        if model.port is None and endpoint is not None and endpoint.host in ("localhost", "127.0.0.1", "::1"):
+        if model.port is None and endpoint is not None and endpoint.on_this_machine:
             other = handed.get(endpoint.port)
             if other is not None:
                 report.warn(

@@ -18,6 +18,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null, kind_of
 from llamaswap.config.schema import (
+    COMFYUI_MODEL,
     DEFAULT_PROXY,
     MINIMUM_HEALTH_CHECK_TIMEOUT,
     USE_GLOBAL_TTL,
@@ -29,7 +30,6 @@ from llamaswap.config.schema import (
     SuspendSettings,
 )
 
-COMFYUI_ID = "comfyui_auto"
 COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
 
 
@@ -152,7 +152,7 @@ def model(drafted: ModelDraft, placed: ModelDraft, port: int | None, inherited: 
     )
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
     values["env_policy"] = values.get("env_policy", "") or inherited.env_policy
-    if placed.id == COMFYUI_ID:
+    if placed.id == COMFYUI_MODEL:
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)
     _check_sleep(placed.id, values.get("sleep", SuspendSettings()), report)

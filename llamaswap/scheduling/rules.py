@@ -9,18 +9,11 @@ from llamaswap.config.routing import eviction_of
 from llamaswap.scheduling.backoff import Backoff
 from llamaswap.scheduling.state import ModelRules, Rules
 
-COMFYUI = "comfyui_auto"
-COMFYUI_LIMIT = 50  # requests; its page opens dozens at once
-
-LOCAL_HOSTS = ("localhost", "::1", "0.0.0.0", "::")
-
 
 def _local_port(model: Model) -> int | None:
     """The port of a model's server on this machine; None if the server is on another machine."""
     endpoint = model.endpoint
-    if endpoint is None or not (endpoint.host in LOCAL_HOSTS or endpoint.host.startswith("127.")):
-        return None
-    return endpoint.port
+    return endpoint.port if endpoint is not None and endpoint.on_this_machine else None
 
 
 def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
@@ -30,10 +23,9 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
     users = Counter(map(_local_port, config.models.values()))
     models = {}
     for name, model in config.models.items():
-        limit = max(0, model.concurrency_limit)
         port = _local_port(model)
         models[name] = ModelRules(
-            limit=max(limit, COMFYUI_LIMIT) if limit and name == COMFYUI else limit,
+            limit=max(0, model.concurrency_limit),
             ttl=max(0, model.ttl),
             # A suspended model keeps its port: another model with the same port could not be loaded beside it.
             can_suspend=bool(model.sleep.sleep) and (port is None or users[port] == 1),

@@ -15,6 +15,7 @@ from attrs import define, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Config, Model
+from llamaswap.config.schema import COMFYUI_MODEL
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from twisted.web.resource import IResource
 
 PREFIX = b"/upstream/"
-COMFYUI_MODEL = "comfyui_auto"
 COMFYUI_PREFIX = b"/comfyui"
 CAPTURE_LIMIT = 16 << 20  # bytes of a metered body kept for its capture; a larger one is streamed
 

@@ -31,6 +31,7 @@ from llamaswap.config.policies import RouterSettings
 from llamaswap.config.policies.groups import DEFAULT_GROUP, Group
 from llamaswap.config.policies.matrix import Matrix
 from llamaswap.config.schema.model import (
+    COMFYUI_MODEL,
     DEFAULT_PROXY,
     ENV_POLICIES,
     FORWARD_KEY,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 from llamaswap.config.secret import Secret
 
 __all__ = [
+    "COMFYUI_MODEL",
     "DEFAULT_GROUP",
     "DEFAULT_IGNORE_PATHS",
     "DEFAULT_PROXY",

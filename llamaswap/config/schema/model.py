@@ -23,6 +23,7 @@ from llamaswap.config.field_types import (
 )
 
 Scalar = str | int | float | bool
+COMFYUI_MODEL = "comfyui_auto"  # the ID of the model at /comfyui/
 DEFAULT_PROXY = "http://localhost:${PORT}"
 USE_GLOBAL_TTL = -1
 MODALITIES = ("text", "audio", "image")
