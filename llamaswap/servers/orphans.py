@@ -123,9 +123,9 @@ def read_record(path: Path, boot: str, kernel: Kernel, lost: int = 0) -> Earlier
         same_boot = bool(boot) and document["boot"] == boot
     except (ValueError, KeyError, TypeError, AttributeError):
         return EarlierRun()
-    if not same_boot or (writer != lost and _lives(writer, start, kernel)):
-        return EarlierRun()
-    return run
+    if writer == lost and same_boot:
+        return EarlierRun(run.children)  # its guardian watches this process, which lives
+    return run if same_boot and not _lives(writer, start, kernel) else EarlierRun()
 
 
 def processes_of(record: ChildRecord, kernel: Kernel) -> list[procfs.Stat]:

@@ -181,6 +181,16 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(server.signals, [TERM])
         self.assertTrue(self.successResultOf(swept)[0].gone)
 
+    def test_sweep_does_not_wait_for_the_guardian_of_this_process(self):
+        server, guardian, proxy = self.world.new(mark="old.1"), self.world.new(), self.world.new()
+        file = ChildRecordFile(self.path, self.world, "boot", guardian_pid=lambda: guardian.pid)
+        file.started(ChildRecord(server.pid, server.start, "old.1", "kiwi", 5800))
+        document = json.loads(self.path.read_text())
+        self.path.write_text(json.dumps({**document, "pid": proxy.pid, "start": proxy.start}))
+        swept = sweep(self.path, self.world.clock, boot="boot", kernel=self.world, lost=proxy.pid)
+        self.world.clock.pump([0.02] * 3)
+        self.assertTrue(self.successResultOf(swept)[0].gone)
+
     def test_sweep_does_not_wait_for_a_guardian_that_does_not_end(self):
         swept, server, _ = self.sweep_beside_guardian()
         self.world.clock.advance(GUARDIAN_LIMIT)
