@@ -172,6 +172,8 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
             hosts += 1
     if hosts > 1:
         raise MalformedMessage("more than one Host")
+    if not hosts and version == (1, 1):
+        raise MalformedMessage("HTTP/1.1 requires a Host")
     method = parser.get_method()
     if method == b"CONNECT":
         raise MalformedMessage("CONNECT is not served")

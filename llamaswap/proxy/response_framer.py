@@ -9,7 +9,7 @@ from http.client import responses
 from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.exchange import Headers, RequestHead
 from llamaswap.proxy.framing import HeadTooLarge, HeadTooSlow, MalformedMessage, as_chunk, write_head
-from llamaswap.wire.headers import CHUNKED, ResponseHeaders
+from llamaswap.wire.headers import CHUNKED, ResponseHeaders, readable_by_pages
 
 REFUSAL_REASONS = {
     400: b"Bad Request",
@@ -38,11 +38,12 @@ class ResponseFramer:
     be put between those of the server, `chunked` as chunks only.
     """
 
-    __slots__ = ("_headers", "_version", "body", "chunked", "chunking", "delimited", "open", "status")
+    __slots__ = ("_headers", "_origin", "_version", "body", "chunked", "chunking", "delimited", "open", "status")
 
     def __init__(self, request: RequestHead, status: int, headers: ResponseHeaders, *, raw: bool) -> None:
         self._headers = headers
         self._version = request.version
+        self._origin = request.first(b"origin") is not None
         self.status = status
         self.chunked = headers.chunked and raw
         self.open = headers.chunked or not raw
@@ -58,7 +59,7 @@ class ResponseFramer:
     def head(self, reason: bytes, *, keep_alive: bool, data: bytes = b"") -> bytes:
         """The head's bytes, followed by the first body bytes with their framing."""
         response = self._headers
-        headers = list(response.items)
+        headers = readable_by_pages(response.items) if self._origin else list(response.items)
         if self.chunking:
             headers.append(CHUNKED)
         if not response.dated:

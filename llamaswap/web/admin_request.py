@@ -157,7 +157,7 @@ class AdminRequest:
         if answer.content_type is not None:
             headers.setRawHeaders(b"Content-Type", [answer.content_type])
         for name, value in answer.headers:
-            headers.addRawHeader(name, value)
+            headers.setRawHeaders(name, [value])
         if answer.status not in (204, 304):
             headers.setRawHeaders(b"Content-Length", [b"%d" % len(answer.body)])
         return answer.body

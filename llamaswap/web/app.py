@@ -23,12 +23,14 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, RequestRedirect
 
+from llamaswap.errors import StartFailed
 from llamaswap.observe.accesslog import AccessLog, AccessRecord
 from llamaswap.web import auth, errors, route_table
 from llamaswap.web.admin_request import TEXT, AdminRequest, client_of
 from llamaswap.web.compress import compressed
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route
+from llamaswap.wire.headers import ALLOW_ANY_ORIGIN
 from llamaswap.wire.paths import normalised_target
 
 log = Logger()
@@ -106,6 +108,9 @@ class Admin:
             if route.changes_state:
                 auth.refuse_cross_site(call.first)
                 self._hosts(call.first)
+            if route.key == "checked" and not route.cross_origin and not self._keys.required:
+                # Without a key, any site's page could read the prompts and logs of its visitors.
+                call.request.responseHeaders.removeHeader(ALLOW_ANY_ORIGIN[0])
             if route.key == "checked":
                 self._keys.admit(call.first)
             if route.runs_commands and not self._keys.required and not call.from_this_machine:
@@ -130,7 +135,7 @@ class Admin:
 
     def _failed(self, route: Route, call: AdminRequest, error: Exception) -> bytes | None:
         status, headers, body = errors.render(error, call.accept, call.path)
-        if status == 500:
+        if status == 500 and not isinstance(error, StartFailed):
             log.failure("{route} failed", route=route.name)
         request = call.request
         if request.startedWriting:
@@ -158,6 +163,8 @@ class AdminRoot(Resource):
         """Answer a preflight; pass every other request to Klein."""
         request.responseHeaders.removeHeader(b"Server")
         request.defaultContentType = None
+        if request.requestHeaders.hasHeader(b"origin"):
+            request.setHeader(*ALLOW_ANY_ORIGIN)
 
         def first(name: bytes) -> bytes | None:
             values = request.requestHeaders.getRawHeaders(name)

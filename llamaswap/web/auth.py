@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from llamaswap.web.errors import Headers, HttpError, unauthorized
-from llamaswap.wire.headers import ESSENTIAL, NO_HEADERS, credential
+from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, credential
 
 First = Callable[[bytes], "bytes | None"]
 
@@ -102,7 +102,7 @@ def preflight(first: First) -> Headers:
     """The headers of the 204 that every OPTIONS gets, without a key and without touching a model."""
     asked = first(b"access-control-request-headers")
     return [
-        (b"Access-Control-Allow-Origin", b"*"),
+        ALLOW_ANY_ORIGIN,
         (b"Access-Control-Allow-Methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
         (b"Access-Control-Allow-Headers", sanitised(asked) if asked else DEFAULT_REQUEST_HEADERS),
         (b"Access-Control-Max-Age", b"86400"),

@@ -11,6 +11,7 @@ from llamaswap.config import Config, Model
 from llamaswap.proxy.peers import UNKNOWN, PeerDirectory
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
+from llamaswap.web.errors import HttpError
 from llamaswap.web.route import RouteTable
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
@@ -69,28 +70,38 @@ class ListingEndpoints:
     now: Callable[[], float]
     peers: PeerDirectory
 
-    @route("GET", "/models", answer=ModelList, summary="The same as /v1/models")
-    @route("GET", "/v1/models", answer=ModelList)
+    @route("GET", "/models", cross_origin=True, answer=ModelList, summary="The same as /v1/models")
+    @route("GET", "/v1/models", cross_origin=True, answer=ModelList)
     def models(self, call: AdminRequest) -> Response:
         """Every name that a request may use now, in ascending order."""
         records = sorted(self._records(int(self.now())), key=lambda record: record["id"].encode())
-        origin = call.first(b"origin")
-        headers = ((b"Access-Control-Allow-Origin", origin),) if origin else ()
-        return json_answer({"object": "list", "data": records}, headers=headers)
+        return json_answer({"object": "list", "data": records}, headers=_echoed_origin(call))
 
-    def _records(self, created: int) -> Iterator[ModelRecord]:
+    @route("GET", "/v1/models/<rest:model>", cross_origin=True, answer=ModelRecord)
+    def model(self, call: AdminRequest) -> Response:
+        """One name that a request may use, listed or not."""
+        name = call.variables["model"]
+        if not name:
+            return self.models(call)
+        for found in self._records(int(self.now()), unlisted=True):
+            if found["id"] == name:
+                return json_answer(found, headers=_echoed_origin(call))
+        raise HttpError(404, f"model {name!r} not found", "model_not_found")
+
+    def _records(self, created: int, *, unlisted: bool = False) -> Iterator[ModelRecord]:
         config = self.router.config
         failing = {failure.model: failure.count for failure, _ in self.router.failing()}
         for model in config.models.values():
-            if not model.unlisted:
-                yield from self._local(config, model, created, failing.get(model.id, 0))
+            if unlisted or not model.unlisted:
+                aliases = unlisted or config.include_aliases_in_list
+                yield from self._local(model, created, failing.get(model.id, 0), with_aliases=aliases)
         for peer in config.peers.values():
             health = self.peers.health(peer.id).state
             facts = {"type": "peer", "peerID": peer.id, **({} if health == UNKNOWN else {"health": health})}
             for name in peer.models:
                 yield record(f"{peer.id}/{name}", created, f"{peer.id}: {name}", "", facts, loaded=False)
         for selector in config.selectors.values():
-            if not selector.unlisted:
+            if unlisted or not selector.unlisted:
                 meta = {
                     **selector.metadata,
                     "type": "selector",
@@ -103,7 +114,7 @@ class ListingEndpoints:
                 yield record(selector.id, created, selector.name, selector.description, meta, loaded=loaded)
         yield from self._pins(config, created)
 
-    def _local(self, config: Config, model: Model, created: int, failures: int) -> Iterator[ModelRecord]:
+    def _local(self, model: Model, created: int, failures: int, *, with_aliases: bool) -> Iterator[ModelRecord]:
         loaded = self.router.state(model.id) in LOADED_STATES
         block = capability_members(model)
         # The block speaks for these members, so metadata of the same name could contradict it.
@@ -116,7 +127,7 @@ class ListingEndpoints:
         if failures:
             meta["failures"] = failures
         yield record(model.id, created, model.name, model.description, meta, loaded=loaded, members=block)
-        if config.include_aliases_in_list:
+        if with_aliases:
             for alias in aliases:
                 if alias.strip():
                     meta = {**shared, "type": "alias", "modelID": model.id}
@@ -135,6 +146,11 @@ class ListingEndpoints:
             known = config.real(name) is not None or config.peer(name) is not None or name in config.selectors
             if target and not known:
                 yield record(name, created, "", "", {"type": "profile"}, loaded=False)
+
+
+def _echoed_origin(call: AdminRequest) -> tuple[tuple[bytes, bytes], ...]:
+    origin = call.first(b"origin")
+    return ((b"Access-Control-Allow-Origin", origin),) if origin else ()
 
 
 def record(

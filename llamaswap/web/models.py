@@ -23,6 +23,7 @@ from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import every_alias
+from llamaswap.web.processes import ModelNameBody, named_models
 from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
 from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
 from llamaswap.web.shield import shielded
@@ -76,6 +77,12 @@ class Accepted(TypedDict):
     model: str
     state: str
     pinned: bool
+
+
+class Success(TypedDict):
+    """The acknowledgement of llama.cpp's router."""
+
+    success: bool
 
 
 class PlannedEviction(TypedDict):
@@ -178,6 +185,7 @@ class SwapDetail(SwapDocument):
 
 
 route = RouteTable("models")
+_WAIT = (QueryParameter("wait", "Answer when the model is loaded, or with the error of the load.", "boolean"),)
 
 
 @define(eq=False)
@@ -242,12 +250,29 @@ class ModelEndpoints:
     def _since(self, began: float | None) -> float | None:
         return None if began is None else round(max(0.0, self.clock.seconds() - began), 3)
 
-    @route("POST", "/api/models/load/<rest:model>", status=202, answer=Accepted)
-    def load(self, call: AdminRequest) -> Response:
+    @route("POST", "/api/models/load/<rest:model>", query=_WAIT, status=202, answer=Accepted)
+    async def load(self, call: AdminRequest) -> Response:
         """Begin to load a model; the event stream shows the progress."""
         model = self._model(call.variables["model"])
-        _log_failure(self.router.load(model.id), f"loading {model.id}")
+        await self._load(model, wait=call.text("wait") in ("1", "true"))
         return self._accepted(model)
+
+    @route("POST", "/models/load", body=ModelNameBody, answer=Success)
+    async def load_named(self, call: AdminRequest) -> Response:
+        """Begin to load the model that the body names, like llama.cpp's router."""
+        names = named_models(call)
+        if len(names) != 1:
+            raise HttpError(400, "'model' must be the name of one model, nothing is loaded")
+        await self._load(self._model(names[0]), wait=False)
+        return json_answer({"success": True})
+
+    async def _load(self, model: Model, *, wait: bool) -> None:
+        """Begin to load; raises the error of a load that fails at once, or also later if the client waits."""
+        loading = self.router.load(model.id)
+        if wait or loading.called:
+            await shielded(loading, f"loading {model.id}")
+        else:
+            _log_failure(loading, f"loading {model.id}")
 
     @route("POST", "/api/models/restart/<rest:model>", status=202, answer=Accepted)
     async def restart(self, call: AdminRequest) -> Response:

@@ -144,11 +144,16 @@ class ProcessEndpoints:
 
     @route("GET", "/unload", changes_state=True, content=_PLAIN, query=_NAMED)
     @route("GET", "/models/unload", changes_state=True, content=_PLAIN, query=_NAMED, summary="The same as /unload")
-    @route("POST", "/models/unload", content=_PLAIN, query=_NAMED, body=ModelNameBody, summary="The same as /unload")
     async def unload_all(self, call: AdminRequest) -> Response:
         """Stop the named models' servers, or every server; answers when they have stopped."""
         await self._unload(call)
         return text_answer("OK")
+
+    @route("POST", "/models/unload", content="*/*", query=_NAMED, body=ModelNameBody)
+    async def unload_named(self, call: AdminRequest) -> Response:
+        """Stop the named models' servers, or every server; answers a JSON body like llama.cpp's router."""
+        await self._unload(call)
+        return json_answer({"success": True}) if call.body.strip() else text_answer("OK")
 
     @route("POST", "/api/models/unload", answer=Message, query=_NAMED, body=ModelNameBody)
     async def unload_all_json(self, call: AdminRequest) -> Response:
@@ -157,7 +162,7 @@ class ProcessEndpoints:
         return json_answer({"msg": "ok"})
 
     async def _unload(self, call: AdminRequest) -> None:
-        names = _named(call)
+        names = named_models(call)
         if not names:
             await shielded(self.router.unload(), "unloading all models")
             return
@@ -203,7 +208,7 @@ class ProcessEndpoints:
         return json_answer(report, 200 if report["ready"] else 503)
 
 
-def _named(call: AdminRequest) -> list[str]:
+def named_models(call: AdminRequest) -> list[str]:
     """The models that the query or the JSON body names; 400 for a body or a name that cannot be understood."""
     names: list[object] = list(call.query.get("model", []))
     if body := call.body.strip():
@@ -212,10 +217,10 @@ def _named(call: AdminRequest) -> list[str]:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise HttpError(400, 'the body is not a JSON object such as {"model": "name"}, nothing is unloaded')
+            raise HttpError(400, 'the body is not a JSON object such as {"model": "name"}; nothing was done')
         if "model" in document:
             names.append(document["model"])
     texts = [name for name in names if isinstance(name, str) and name]
     if len(texts) != len(names):
-        raise HttpError(400, "'model' must be the name of a model, nothing is unloaded")
+        raise HttpError(400, "'model' must be the name of a model; nothing was done")
     return texts

@@ -40,7 +40,7 @@ class Route:
     route serves every method. `changes_state`: a page of another site must not send this request, so it is refused if
     such a page sent it, and if its `Host` could belong to one. `runs_commands`: the request can make the server run a
     command that the client chose, so a client of another machine needs a key. `key` says who checks the API key: the
-    admin site, the handler itself, or neither.
+    admin site, the handler itself, or neither. `cross_origin`: any page may read the response, even without a key.
 
     `content` is the media type of the response, and `answer` the type of its document; `body_type` and `body` say the
     same of the request's body.
@@ -53,6 +53,7 @@ class Route:
     tag: str
     changes_state: bool
     runs_commands: bool
+    cross_origin: bool
     key: Literal["checked", "by handler", "not needed"]
     query: tuple[QueryParameter, ...]
     content: str
@@ -85,6 +86,7 @@ class RouteTable:
         summary: str = "",
         changes_state: bool | None = None,
         runs_commands: bool = False,
+        cross_origin: bool = False,
         key: Literal["checked", "by handler", "not needed"] = "checked",
         query: tuple[QueryParameter, ...] = (),
         content: str = "application/json",
@@ -107,6 +109,7 @@ class RouteTable:
                 self.tag,
                 methods != "GET" if changes_state is None else changes_state,
                 runs_commands,
+                cross_origin,
                 key,
                 query,
                 content,

@@ -56,6 +56,7 @@ EVENT_STREAM = (
     (b"X-Accel-Buffering", b"no"),
 )
 CHUNKED = (b"Transfer-Encoding", b"chunked")
+ALLOW_ANY_ORIGIN = (b"Access-Control-Allow-Origin", b"*")
 READABLE_CODINGS = frozenset((b"gzip", b"deflate"))  # the codings that usage parsing can decode
 
 
@@ -324,6 +325,15 @@ class ResponseHeaders:
     def plain_json(self) -> bool:
         """Whether the body is a JSON document without a content coding."""
         return b"json" in self.content_type.lower() and not self.content_encoding
+
+
+def readable_by_pages(headers: Headers) -> Headers:
+    """A response's headers for a request with an Origin, so that pages of other sites may read it (CORS). If the server
+    has allowed an origin itself, its first header of this kind stays alone."""
+    allowing = [item for item in headers if item[0].lower() == b"access-control-allow-origin"]
+    if not allowing:
+        return [*headers, ALLOW_ANY_ORIGIN]
+    return [item for item in headers if item not in allowing or item is allowing[0]]
 
 
 def to_client(headers: Iterable[Header], *, chunked: bool = False) -> ResponseHeaders:

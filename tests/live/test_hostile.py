@@ -155,7 +155,7 @@ class BytesTests(HostileCase):
                         except OSError:
                             pass
                 with connect(product) as line:
-                    line.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 70000)
+                    line.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70000)
                     self.assertIn(b" 431 ", answer(line))
             for line in slow:
                 line.close()

@@ -32,24 +32,24 @@ class Refusals(SynchronousTestCase):
         for data in (
             b"nonsense\r\n\r\n",
             b"GET / HTTP/1.1\nHost: x\n\n",
-            b"POST /v1/x HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-            b"POST /v1/x HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
-            b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+            b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
         ):
             world = self.refused(data, b"400")
             self.assertEqual((world.exchanges, world.site_calls), ([], []))
 
     def test_heads_beyond_the_limits_get_a_431(self):
-        self.refused(b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 501 + b"\r\n", b"431")
-        self.refused(b"GET / HTTP/1.1\r\nA: " + b"b" * 70000, b"431")
+        self.refused(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 501 + b"\r\n", b"431")
+        self.refused(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 70000, b"431")
 
     def test_broken_chunk_gets_a_400_and_ends_the_exchange(self):
-        world = self.refused(b"POST /v1/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", b"400")
+        world = self.refused(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", b"400")
         self.assertEqual(world.exchanges, [])
         world = World()
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
         server = world.server()
         client.give(b"-1\r\n")
         self.assertTrue(client.took().startswith(b"HTTP/1.1 400"))
@@ -59,7 +59,7 @@ class Refusals(SynchronousTestCase):
     def test_broken_chunk_during_an_answer_cuts_the_connection(self):
         world = World()
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         world.server().give(STREAM)
         client.took()
         client.give(b"-1\r\n")
@@ -122,7 +122,7 @@ class Site(SynchronousTestCase):
     def test_request_behind_a_slow_page_waits_for_it(self):
         world = World()
         client = world.client()
-        client.give(b"GET /wait HTTP/1.1\r\n\r\n" + GET)
+        client.give(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
         self.assertEqual(world.exchanges, [])
         world.waiting.write(b"done")
         world.waiting.finish()
@@ -131,7 +131,7 @@ class Site(SynchronousTestCase):
     def test_client_leaving_is_told_to_a_slow_page(self):
         world = World()
         client = world.client()
-        client.give(b"GET /wait HTTP/1.1\r\n\r\n")
+        client.give(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
         left = self.failureResultOf
         notice = world.waiting.notifyFinish()
         client.lose()
@@ -140,7 +140,7 @@ class Site(SynchronousTestCase):
     def test_page_producer_follows_the_client_during_its_turn_only(self):
         world = World()
         client = world.client()
-        client.give(b"GET /wait HTTP/1.1\r\n\r\n")
+        client.give(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
 
         class Producer:
             said = []
@@ -174,7 +174,7 @@ class Site(SynchronousTestCase):
     def test_expectation_of_a_page_is_answered_by_the_site(self):
         world = World()
         client = world.client()
-        client.give(b"POST /api HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        client.give(b"POST /api HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         self.assertEqual(client.took(), b"HTTP/1.1 100 Continue\r\n\r\n")
         client.give(b"ab")
         self.assertEqual(world.site_calls, [(b"/api", b"ab")])
@@ -182,7 +182,7 @@ class Site(SynchronousTestCase):
     def test_a_page_may_be_an_exchange_and_a_tunnel(self):
         world = World()
         client = world.client()
-        client.give(b"GET /through HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        client.give(b"GET /through HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         server = world.server()
         server.give(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         self.assertTrue(client.took().startswith(b"HTTP/1.1 101 X\r\n"))
@@ -199,7 +199,7 @@ class Site(SynchronousTestCase):
 
 
 class Expecting(SynchronousTestCase):
-    ASK = b"POST /v1/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    ASK = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
 
     def test_continue_is_sent_when_the_body_is_first_read(self):
         world = World()
@@ -240,7 +240,7 @@ class Reading(SynchronousTestCase):
     def test_full_server_pauses_the_client(self):
         world = World()
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 9000000\r\n\r\nabc")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\nabc")
         server = world.server()
         server.fill()
         self.assertTrue(client.paused)
@@ -252,7 +252,7 @@ class Reading(SynchronousTestCase):
     def test_server_answering_early_leaves_the_client_unpaused(self):
         world = World()
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 12\r\n\r\nabc")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\nabc")
         server = world.server()
         server.fill()
         self.assertTrue(client.paused)
@@ -264,7 +264,7 @@ class Reading(SynchronousTestCase):
     def test_answer_before_a_large_body_was_read_hangs_up(self):
         world = World()
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 9000000\r\n\r\nabc")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\nabc")
         server = world.server()
         server.give(OK)
         self.assertTrue(server.aborted)
@@ -275,7 +275,7 @@ class Reading(SynchronousTestCase):
         world = World()
         client = world.client()
         client.give(POST)
-        client.give(b"POST /v1/y HTTP/1.1\r\nContent-Length: 100000\r\n\r\n")
+        client.give(b"POST /v1/y HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
         self.assertFalse(client.paused)
         client.give(b"x" * client_connection.PIPELINE_LIMIT)
         self.assertTrue(client.paused)
@@ -309,7 +309,7 @@ class Repeating(SynchronousTestCase):
         client = world.client()
         client.give(POST)
         world.server().give(KEPT)
-        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 9000000\r\n\r\nabc")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\nabc")
         self.assertEqual(world.dials, 2)
         self.assertEqual(world.pool.idle, 1)
 
@@ -346,7 +346,7 @@ class Time(SynchronousTestCase):
         """a stalled upload would keep its model loaded for ever"""
         world = World(body_timeout=120, idle_timeout=300)
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
         world.clock.pump([5] * 20)
         client.give(b"d")
         world.clock.pump([5] * 23)
@@ -358,7 +358,7 @@ class Time(SynchronousTestCase):
     def test_one_that_waits_for_us_is_not(self):
         world = World(body_timeout=120, idle_timeout=300)
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
         world.clock.pump([5] * 60)
         self.assertFalse(client.closing)
 

@@ -19,3 +19,21 @@ class ConnectionHeaders(SynchronousTestCase):
         self.assertEqual(self.said((1, 1), True), [b"Connection: keep-alive"])
         self.assertEqual(self.said((1, 1), False), [b"Connection: close"])
         self.assertEqual(self.said((1, 0), False), [b"Connection: close"])
+
+
+class CrossOriginHeaders(SynchronousTestCase):
+    def allowed(self, *sent, request=((b"Origin", b"http://a.b"),)):
+        """The origins that a response allows, whose server sent these."""
+        headers = ResponseHeaders.of([(b"Access-Control-Allow-Origin", origin) for origin in sent])
+        framer = ResponseFramer(RequestHead(b"POST", b"/", [*request]), 200, headers, raw=True)
+        lines = framer.head(b"OK", keep_alive=True).split(b"\r\n")
+        return [line.partition(b": ")[2] for line in lines if line.startswith(b"Access-Control-Allow-Origin")]
+
+    def test_a_page_of_another_site_may_read_a_response_whatever_the_server_sent(self):
+        self.assertEqual(self.allowed(), [b"*"])
+        self.assertEqual(self.allowed(b"http://a.b"), [b"http://a.b"])
+        self.assertEqual(self.allowed(b"http://a.b", b"*"), [b"http://a.b"])
+
+    def test_a_response_to_a_request_without_an_origin_stays_as_the_server_sent_it(self):
+        self.assertEqual(self.allowed(request=()), [])
+        self.assertEqual(self.allowed(b"*", b"*", request=()), [b"*", b"*"])

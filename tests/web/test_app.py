@@ -44,7 +44,7 @@ class RoutingTests(TestCase):
             self.assertEqual(answer.headers["x-content-type-options"], "nosniff")
 
     def test_paths_without_a_route_stay_unrouted(self):
-        for path in ("/v1/models/alpha", "/api/models", "/v1", "/api"):
+        for path in ("/api/models", "/v1", "/api"):
             self.assertEqual(World().ask(path).status, 404, path)
 
     def test_a_slash_at_the_end_of_a_path_changes_nothing(self):
@@ -94,10 +94,21 @@ class CorsTests(TestCase):
             self.assertEqual(answer.headers["access-control-max-age"], "86400")
             self.assertNotIn("content-length", answer.headers)  # a 204 has none
 
-    def test_other_answers_get_no_cors_headers(self):
-        """http T017"""
-        answer = World().ask("/running", headers=[("Origin", "http://a.b")])
-        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+    def test_a_page_of_another_site_reads_the_listing_and_errors_but_no_prompts_of_a_server_without_keys(self):
+        origin = [("Origin", "http://a.b")]
+        for path in ("/v1/models/ghost", "/nope", "/unload", "/health"):
+            answer = World().ask(path, "POST" if path == "/unload" else "GET", headers=origin)
+            self.assertEqual(answer.headers["access-control-allow-origin"], "*", path)
+        for path in ("/running", "/api/metrics", "/logs", "/api/captures/1"):
+            answer = World().ask(path, headers=origin)
+            self.assertNotIn("access-control-allow-origin", answer.headers, path)
+
+    def test_a_page_of_another_site_reads_every_response_of_a_server_with_keys(self):
+        world = World(FakeModelRouter(with_keys("k")))
+        for more, status in (([], 401), ([("x-api-key", "k")], 200)):
+            answer = world.ask("/running", headers=[("Origin", "http://a.b"), *more])
+            self.assertEqual((answer.status, answer.headers["access-control-allow-origin"]), (status, "*"))
+        self.assertNotIn("access-control-allow-origin", world.ask("/running").headers)
 
 
 class GateTests(TestCase):

@@ -98,6 +98,22 @@ class ListingTests(TestCase):
         self.assertEqual(records["alpha"]["status"], {"value": "loaded"})
         self.assertEqual(listed(world, "/models"), records)
 
+    def test_each_name_has_a_record_of_its_own_listed_or_not(self):
+        world = World()
+        for name in ("alpha", "al", "org/gamma", "org%2Fgamma", "lab/org2/eps", "pick", "beta:hot"):
+            answer = world.ask(f"/v1/models/{name}", headers=[("Origin", "http://ui.local")])
+            self.assertEqual((answer.status, answer.json["id"]), (200, name.replace("%2F", "/")))
+            self.assertEqual(answer.json["object"], "model")
+            self.assertEqual(answer.headers["access-control-allow-origin"], "http://ui.local")
+        self.assertEqual(world.ask("/v1/models/alpha").json, listed(world)["alpha"])
+        self.assertEqual(world.ask("/v1/models/alpha", "HEAD").status, 200)
+        self.assertEqual(world.router.loaded, [])
+
+    def test_an_unknown_name_is_a_404_in_the_form_of_openai(self):
+        answer = World().ask("/v1/models/ghost")
+        self.assertEqual((answer.status, answer.json["error"]["code"]), (404, "model_not_found"))
+        self.assertIn("'ghost'", answer.json["error"]["message"])
+
     def test_only_an_origin_is_echoed(self):
         """http T084"""
         answer = World().ask("/v1/models", headers=[("Origin", "http://ui.local")])

@@ -1,4 +1,5 @@
 from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from llamaswap.errors import StartFailed
@@ -53,10 +54,40 @@ class VerbTests(TestCase):
         self.assertEqual((answer.status, world.router.loaded), (202, ["alpha"]))
         world.router.work.callback(None)
 
-    def test_a_load_that_fails_later_is_no_fault_of_ours(self):
+    def test_a_load_that_fails_at_once_is_answered_with_its_error(self):
+        for path, body in (("/api/models/load/alpha", b""), ("/models/load", b'{"model": "al"}')):
+            world = World()
+            world.router.work = fail(StartFailed("alpha", "no such command"))
+            answer = world.ask(path, "POST", body=body)
+            self.assertEqual(answer.status, 500)
+            self.assertIn("no such command", answer.json["error"]["message"])
+
+    def test_a_load_that_fails_later_is_only_logged(self):
         world = World()
-        world.router.work = fail(StartFailed("alpha", "no"))
+        world.router.work = Deferred()
         self.assertEqual(world.ask("/api/models/load/alpha", "POST").status, 202)
+        world.router.work.errback(StartFailed("alpha", "no"))
+
+    def test_a_load_is_answered_at_its_end_if_the_client_waits(self):
+        world = World()
+        for result, status in ((None, 202), (Failure(StartFailed("alpha", "no")), 500)):
+            work = world.router.work = Deferred()
+            client = world.open("/api/models/load/alpha?wait=1", "POST")
+            self.assertEqual(client.received, b"")
+            work.callback(result)
+            self.assertEqual(client.answer().status, status)
+            client.leave()
+
+    def test_the_load_of_a_model_named_in_a_body_is_acknowledged_as_llama_cpp_does(self):
+        world = World()
+        answer = world.ask("/models/load", "POST", body=b'{"model": "al"}')
+        self.assertEqual((answer.status, answer.json, world.router.loaded), (200, {"success": True}, ["alpha"]))
+        for body, status in ((b"", 400), (b"{}", 400), (b'{"model": 7}', 400), (b'{"model": "ghost"}', 404)):
+            self.assertEqual(world.ask("/models/load", "POST", body=body).status, status, body)
+        self.assertEqual(world.ask("/models/load", "HEAD").status, 405)
+        self.assertEqual(world.ask("/models/load", "GET").headers["allow"], "POST")
+        foreign = world.ask("/models/load", "POST", [("Origin", "http://evil.example")], b'{"model": "al"}')
+        self.assertEqual((foreign.status, world.router.loaded), (403, ["alpha"]))
 
     def test_a_restart_stops_first(self):
         world = World()

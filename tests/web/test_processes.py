@@ -64,7 +64,7 @@ class UnloadTests(TestCase):
         """Before, every model was unloaded, whatever the request named."""
         world = World()
         body = b'{"model": "al"}'
-        self.assertEqual(world.ask("/models/unload", "POST", body=body).body, b"OK")
+        self.assertEqual(world.ask("/models/unload", "POST", body=body).json, {"success": True})
         self.assertEqual(world.ask("/api/models/unload", "POST", body=body).json, {"msg": "ok"})
         self.assertEqual(world.ask("/unload?model=alpha").body, b"OK")
         self.assertEqual(world.ask("/models/unload?model=al&model=org/gamma").body, b"OK")
