@@ -180,7 +180,7 @@ class Scheduler(QueueDecisions):
             for entry in entries:
                 self._refuse(entry, error)
             self._stop([server], "failed")
-            self._restore.update(dict.fromkeys(swap.restore))
+            self._restore.update((victim, None) for victim in swap.restore if victim in self.rules.models)
         self._reschedule(now)
         return self._take_effects()
 

@@ -946,6 +946,16 @@ class FailureTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(here.ready, {"a"})
 
+    def test_evicted_model_that_was_removed_meanwhile_is_not_restored(self) -> None:
+        here = loaded(swapping(), "a")
+        here.request("b")
+        models = {name: rules for name, rules in here.rules.models.items() if name != "a"}
+        here.retune(evolve(here.rules, models=models))
+        here.stopped("a")
+        here.fail("b")
+        here.load_all()
+        self.assertEqual((here.ready, [swap.model for swap in here.swaps]), (set(), ["b"]))
+
     def test_evicted_model_is_not_restored_while_another_request_waits(self) -> None:
         here = loaded(swapping(), "a")
         here.requests("b", "c")
