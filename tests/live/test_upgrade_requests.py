@@ -131,6 +131,17 @@ class WaitingRequestTests(UpgradeCase):
             wait_for(lambda: product.json("/api/upgrade", timeout=60)["count"] == 1, 30, "the upgrade")
             product.json("/v1/chat/completions", chat("two"))
 
+    def test_request_for_a_model_that_loads_is_answered_503_by_a_forced_upgrade(self):
+        with Product(draining(2, slow="--ready-after 12", two="")) as product:
+            waiting = Request(product, chat("slow"))
+            wait_for(lambda: product.running() == {"slow": "starting"}, 10, "the start of the model")
+            self.force(product)
+            self.assertEqual((waiting.wait().status, waiting.error), (503, None))
+            self.assertIn("Retry-After", waiting.headers)
+            wait_for(lambda: product.json("/api/upgrade", timeout=60)["count"] == 1, 30, "the upgrade")
+            self.assertEqual(product.running(), {})
+            product.json("/v1/chat/completions", chat("two"))
+
     def test_waiting_request_survives_an_upgrade_that_is_not_forced(self):
         with Product(draining(one="--tokens 60 --interval 0.05", two="")) as product:
             stream = Request(product, chat("one", stream=True))
