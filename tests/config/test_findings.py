@@ -85,6 +85,10 @@ class NameTests(FindingCase):
         text = TWO + "routing:\n  scheduler:\n    settings:\n      fifo:\n        priority:\n          hne: 5\n"
         self.only(text, "f0.yaml:12", "'hne'")
 
+    def test_id_with_dots_is_located_beside_a_shorter_one(self):
+        text = "models:\n  a: {cmd: 's ${PORT}'}\n  a.b:\n    cmd: s ${PORT}\n    aliases: [x, x]\n"
+        self.only(text, "f0.yaml:5", "duplicate alias 'x' of model a.b")
+
     def test_name_is_found_in_the_file_that_contains_it(self):
         sources = [ConfigText("a.yaml", TWO), ConfigText("b.yaml", "hooks:\n  on_startup: {preload: [hne]}\n")]
         [warning] = load(sources, {}).warnings
