@@ -1,14 +1,14 @@
-"""Warnings about a model's command: it is run without a shell, and its port should be that of the proxy."""
+"""Warnings about commands: they are run without a shell, and a model's port should be that of its proxy."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from llamaswap.config.command_line import Word, words
 from llamaswap.config.diagnostics import Diagnostics
-from llamaswap.config.schema import Model
+from llamaswap.config.schema import HookSettings, Model
 
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish"})
 _WRAPPERS = frozenset({"sudo", "doas", "env", "nice", "ionice", "exec", "nohup", "setsid", "stdbuf", "time"})
@@ -20,20 +20,29 @@ _EXPANSION = re.compile(r"(?:^|=)(?=~(?:/|$))(~/?)|(?:^|[=/:,])(\$(?:\(|\{?[A-Z_
 _PORT = re.compile(r"--?port(?:=(.*))?")
 
 
-# Most commands have none of these, and need no look at their words.
+# Most commands have none of these, and are not split into words.
 _SUSPICIOUS = re.compile(r"[&|;<>~$`]|^\s*[A-Za-z_]\w*=|docker|podman|nerdctl")
 
 
-def check_command(model: Model, report: Diagnostics) -> None:
-    """Warn of the first word in a model's `cmd` that needs a shell, and of its port and container."""
-    has_own_port = model.endpoint is not None and model.endpoint.port == model.port
-    found = () if has_own_port and not _SUSPICIOUS.search(model.cmd) else tuple(words(model.cmd))
-    if not found:
-        return
-    path = f"models.{model.id}.cmd"
+def check_commands(models: Iterable[Model], hooks: HookSettings, report: Diagnostics) -> None:
+    """Warn of the first word in each command that needs a shell, and of the ports and containers of models."""
+    for model in models:
+        path = f"models.{model.id}"
+        has_own_port = model.endpoint is not None and model.endpoint.port == model.port
+        if not has_own_port or _SUSPICIOUS.search(model.cmd):
+            _check_model(model, f"{path}.cmd", report)
+        if _SUSPICIOUS.search(model.cmd_stop):
+            _check_shell_syntax(tuple(words(model.cmd_stop)), f"{path}.cmdStop", report)
+    for key in ("before_load", "after_ready", "before_unload", "after_unload", "on_failure"):
+        for index, entry in enumerate(getattr(hooks, key)):
+            if not entry.startswith(("http://", "https://")):
+                _check_shell_syntax(tuple(words(entry)), f"hooks.{key}[{index}]", report)
+
+
+def _check_model(model: Model, path: str, report: Diagnostics) -> None:
+    found = tuple(words(model.cmd))
+    _check_shell_syntax(found, path, report)
     program = _program(found)
-    if program not in _SHELLS:
-        _check_shell_syntax(found, path, report)
     if program in _CONTAINER_CLIENTS:
         _check_container(model, program, found, path, report)
     else:
@@ -43,15 +52,17 @@ def check_command(model: Model, report: Diagnostics) -> None:
 def _program(found: Sequence[Word]) -> str:
     """The name of the program, without wrappers such as sudo and their options."""
     names = [word.text.rpartition("/")[2] for word in found]
-    if names[0] not in _WRAPPERS:
+    if names and names[0] not in _WRAPPERS:
         return names[0]
     return next((name for name in names if name not in _WRAPPERS and not re.match(r"-|\w+=", name)), "")
 
 
 def _check_shell_syntax(found: Sequence[Word], path: str, report: Diagnostics) -> None:
+    if not found or _program(found) in _SHELLS:
+        return
     assignment = _ASSIGNMENT.match(found[0].text)
     if assignment:
-        message = f"{assignment[0]}... is run as a program, because cmd is not read by a shell"
+        message = f"{assignment[0]}... is run as a program, because the command is not read by a shell"
         report.warn(message, path, hint="set variables in `env:`")
         return
     for word in found:
@@ -59,9 +70,7 @@ def _check_shell_syntax(found: Sequence[Word], path: str, report: Diagnostics) -
         if syntax is None and not re.search(r"\s", word.text):
             syntax = _EXPANSION.search(word.text)
         if syntax:
-            message = (
-                f"{syntax[syntax.lastindex or 0]!r} reaches the program as it is, because cmd is not read by a shell"
-            )
+            message = f"{syntax[syntax.lastindex or 0]!r} reaches the program as it is, because the command is not read by a shell"
             report.warn(message, path, hint="write the value out, or run the command with sh -c '...'")
             return
 

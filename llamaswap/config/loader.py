@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from llamaswap.config import macros, merge, references
 from llamaswap.config import models as model_sections
 from llamaswap.config import routing as routing_sections
-from llamaswap.config.command_findings import check_command
+from llamaswap.config.command_findings import check_commands
 from llamaswap.config.decode import Decoder
 from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.field_types import keys_of
@@ -208,8 +208,6 @@ def _config(
     report.raise_if_errors()
     models = references.with_aliases(models, report)
     _warn_of_shared_ports(models, report)
-    for model in models.values():
-        check_command(model, report)
     routing = values.get("routing", Routing())
     selectors, profiles = values.get("selectors", {}), values.get("profiles", {})
     index = NameIndex.of(models, peers, tuple(selectors))
@@ -222,6 +220,7 @@ def _config(
     groups = router.settings.groups or {}
     references.check_default_model(routing.default_model, selectors, index, peers, groups, report)
     hooks: HookSettings = values.get("hooks", HookSettings())
+    check_commands(models.values(), hooks, report)
     preload = references.preloaded(hooks.on_startup.preload, index, groups, report)
     values.update(
         models=models,

@@ -151,6 +151,11 @@ class CommandTests(FindingCase):
         ):
             self.only(self.cmd(cmd), "f0.yaml:4", "owl", word, "shell")
 
+    def test_shell_syntax_in_stop_commands_and_hooks_is_a_warning(self):
+        self.only(self.cmd("serve", "    cmdStop: stop ${PID} || true\n"), "f0.yaml:5", "models.owl.cmdStop", "'||'")
+        hooks = "hooks:\n  before_load:\n    - notify\n    - notify > log\n    - http://h/?a=1&b=$X;\n"
+        self.only(self.cmd("serve", hooks), "f0.yaml:8", "hooks.before_load[1]", "'>'")
+
     def test_secret_in_a_command_is_not_shown(self):
         for cmd in ("KEY=s3cret serve", "serve --key s3cret;", "serve --key=$X/s3cret", "serve -k ~/s3cret"):
             self.assertNotIn("s3cret", self.found(self.cmd(cmd))[0])
