@@ -16,7 +16,7 @@ _CONTAINER_CLIENTS = frozenset({"docker", "podman", "nerdctl"})
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 # Each has the syntax, and nothing else of the word, in its only group: the rest may be a secret.
 _OPERATOR = re.compile(r"(?:.*(?=;))?(&&?|\|[|&]?|;;?|<|[0-9&]?>>?[&\w./-]*)")
-_EXPANSION = re.compile(r"(?:^|=)(?=~(?:/|$))(~/?)|(?:^|[=/:,])(\$(?:\(|\{?[A-Z_][A-Z0-9_]*\b))|^(`)")
+_EXPANSION = re.compile(r"(?:^|=)(?=~(?:/|$))(~/?)|(?:^|[=/:,])(\$(?:\(|[A-Z_][A-Z0-9_]*\b))|^(`)")
 _PORT = re.compile(r"--?port(?:=(.*))?")
 
 
@@ -70,7 +70,8 @@ def _check_shell_syntax(found: Sequence[Word], path: str, report: Diagnostics) -
         if syntax is None and not re.search(r"\s", word.text):
             syntax = _EXPANSION.search(word.text)
         if syntax:
-            message = f"{syntax[syntax.lastindex or 0]!r} reaches the program as it is, because the command is not read by a shell"
+            part = syntax[syntax.lastindex or 0]
+            message = f"{part!r} reaches the program as it is, because the command is not read by a shell"
             report.warn(message, path, hint="write the value out, or run the command with sh -c '...'")
             return
 
