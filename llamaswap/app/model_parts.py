@@ -36,7 +36,7 @@ from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.orphans import ChildRecordFile
 from llamaswap.servers.prepared_supervisor import PreparedSupervisor
 from llamaswap.servers.readahead import ReadAhead
-from llamaswap.servers.server_request import SocketRequest, connector
+from llamaswap.servers.server_request import SocketRequest
 from llamaswap.servers.supervisor import Supervisor
 from llamaswap.servers.supervisor_protocol import SupervisorListener
 from llamaswap.web.secret_masking import known_secrets, masked_command
@@ -122,7 +122,7 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
     guardian = GuardianClient(reactor, context.child_environ)
     child_record = record_path(context.settings.listen, context.environ)
     launcher = build_launcher(context, guardian, child_record, lambda: known_secrets(current()))
-    ask, send = SocketRequest(reactor, connector(reactor)), HttpClient(reactor)
+    ask, send = SocketRequest(reactor), HttpClient(reactor)
     hook_runner = hooks.HookRunner(reactor, lambda: current().hooks, launcher, send)
     slot_store = slots.SlotStore(reactor, send, lambda path: driver_thread(lambda: _remove(path)))
     output = OutputCounter()

@@ -21,11 +21,18 @@ from llamaswap.demo import demo_config
 from llamaswap.events import EventBus
 from llamaswap.proxy.connector import IReactorForConnections
 from llamaswap.proxy.listen import ListenAddress
+from llamaswap.servers.server_request import IReactorForRequests
 from llamaswap.upgrade.program import AdoptingReactor, InheritedState
 
 
 class IServiceReactor(
-    IReactorForConnections, IReactorCore, IReactorFromThreads, IReactorProcess, IReactorSocket, IReactorUNIX
+    IReactorForConnections,
+    IReactorForRequests,
+    IReactorCore,
+    IReactorFromThreads,
+    IReactorProcess,
+    IReactorSocket,
+    IReactorUNIX,
 ):
     """The interfaces that the service needs of its reactor."""
 

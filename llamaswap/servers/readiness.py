@@ -102,8 +102,8 @@ class Readiness:
         Output is progress, except for lines about the check itself: many servers log each request.
         """
         now = self.clock.seconds()
-        own = self.path.encode() if self.path else None
-        if any(line.strip() and (own is None or own not in line) for line in output.splitlines()):
+        own = b"GET" if self.path in ("", "/") else (self.path or "\n").encode()
+        if any(line.strip() and own not in line for line in output.splitlines()):
             self._progress_at = self._elapsed + min(now - self._step_at, LONGEST_STEP)
         interval = HINT_INTERVAL if now - self._began < 2.0 else LATER_HINT_INTERVAL
         if ANNOUNCEMENT.search(output[-ANNOUNCEMENT_BYTES:]) and now - self._announced_at >= interval:

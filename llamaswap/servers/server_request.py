@@ -6,7 +6,6 @@ gets a request every 10 ms, and one through treq takes four times the CPU time o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, cast
 
 from attrs import frozen
@@ -34,7 +33,6 @@ CONNECTED = 0  # the "status" of a request that only asked for a connection
 READ_REST = 0.25  # seconds for the rest of a response: an abort at once would look like an error to the server
 
 GET = StepRequest("GET", "/")
-Connector = Callable[[Endpoint, float], list[IStreamClientEndpoint]]
 
 
 class ServerRequest(Protocol):
@@ -46,22 +44,25 @@ class ServerRequest(Protocol):
     def __call__(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest = GET) -> Deferred[int]: ...
 
 
+class IReactorForRequests(IReactorTCP, IReactorTime):
+    """A reactor that connects and has a clock."""
+
+
 @frozen
 class SocketRequest:
     """A ServerRequest over a new connection."""
 
-    clock: IReactorTime
-    connector: Connector
+    reactor: IReactorForRequests
 
     def __call__(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest = GET) -> Deferred[int]:
         request = Deferred.fromCoroutine(self._request(endpoint, path, limit, how))
-        return request.addTimeout(limit, self.clock, onTimeoutCancel=_too_slow)
+        return request.addTimeout(limit, self.reactor, onTimeoutCancel=_too_slow)
 
     async def _request(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest) -> int:
         message = b"" if path is None else _message(endpoint, path, how)
-        ways = self.connector(endpoint, limit)
+        ways = self._ways(endpoint, limit)
         for number, way in enumerate(ways, 1):
-            response = _ResponseStatus(self.clock, message)
+            response = _ResponseStatus(self.reactor, message)
             try:
                 await way.connect(_SingleUse(response))
             except ConnectError:
@@ -71,29 +72,24 @@ class SocketRequest:
                 break
         return await response.status
 
-
-def connector(reactor: IReactorTCP) -> Connector:
-    """Makes the ways to reach an endpoint, the likeliest first. `localhost` is both families: servers bind either."""
-
-    def ways(endpoint: Endpoint, limit: float) -> list[IStreamClientEndpoint]:
+    def _ways(self, endpoint: Endpoint, limit: float) -> list[IStreamClientEndpoint]:
+        """The ways to reach an endpoint, the likeliest first. `localhost` is both families: servers bind either."""
         four = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(endpoint.host, endpoint.host)
         found: list[IStreamClientEndpoint] = []
         if endpoint.host in ("::", "::1"):
-            found.append(TCP6ClientEndpoint(reactor, "::1", endpoint.port, timeout=limit))
+            found.append(TCP6ClientEndpoint(self.reactor, "::1", endpoint.port, timeout=limit))
         elif four.replace(".", "").isdigit():
-            found.append(TCP4ClientEndpoint(reactor, four, endpoint.port, timeout=limit))
+            found.append(TCP4ClientEndpoint(self.reactor, four, endpoint.port, timeout=limit))
             if endpoint.host == "localhost":
-                found.append(TCP6ClientEndpoint(reactor, "::1", endpoint.port, timeout=limit))
+                found.append(TCP6ClientEndpoint(self.reactor, "::1", endpoint.port, timeout=limit))
         else:
-            found.append(HostnameEndpoint(reactor, endpoint.host.encode(), endpoint.port, timeout=limit))
+            found.append(HostnameEndpoint(self.reactor, endpoint.host.encode(), endpoint.port, timeout=limit))
         if endpoint.scheme == "https":
             from twisted.internet.ssl import optionsForClientTLS  # an optional package: only https needs it
 
             options = optionsForClientTLS(endpoint.host)
             found = [wrapClientTLS(options, way) for way in found]
         return found
-
-    return ways
 
 
 def _message(endpoint: Endpoint, path: str, how: StepRequest) -> bytes:

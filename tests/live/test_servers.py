@@ -22,7 +22,7 @@ from llamaswap.errors import StartFailed
 from llamaswap.servers import procfs
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.orphans import sweep
-from llamaswap.servers.server_request import SocketRequest, connector
+from llamaswap.servers.server_request import SocketRequest
 from llamaswap.servers.supervisor import Supervisor
 from tests.live.product import within
 
@@ -119,7 +119,7 @@ class LiveCase(TestCase):
             evolve(model, health_check_timeout=fields.get("health_check_timeout", 15.0)),
             clock=reactor,
             launcher=self.launcher,
-            ask=SocketRequest(reactor, connector(reactor)),
+            ask=SocketRequest(reactor),
             log=self.output.append,
             listener=self.heard,
         )

@@ -15,7 +15,7 @@ from llamaswap.servers.readiness import (
     Readiness,
     pause_after,
 )
-from llamaswap.servers.server_request import SocketRequest, connector
+from llamaswap.servers.server_request import SocketRequest
 from tests.servers.doubles import REFUSED, Asked
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
@@ -216,7 +216,7 @@ class BelieveTests(SynchronousTestCase):
 class WireTests(SynchronousTestCase):
     def ask(self, endpoint=HERE, path="/health", limit=1.0):
         reactor = MemoryReactorClock()
-        asked = SocketRequest(reactor, connector(reactor))(endpoint, path, limit)
+        asked = SocketRequest(reactor)(endpoint, path, limit)
         return reactor, asked
 
     def connect(self, reactor, number=-1):
@@ -242,11 +242,11 @@ class WireTests(SynchronousTestCase):
 
     def test_step_request_has_its_method_and_body(self):
         reactor = MemoryReactorClock()
-        SocketRequest(reactor, connector(reactor))(HERE, "/sleep?level=1", 1.0, StepRequest("POST", "/sleep?level=1"))
+        SocketRequest(reactor)(HERE, "/sleep?level=1", 1.0, StepRequest("POST", "/sleep?level=1"))
         head = self.connect(reactor)[1].value().decode()
         self.assertTrue(head.startswith("POST /sleep?level=1 HTTP/1.1\r\n"))
         self.assertIn("\r\nContent-Length: 0\r\n", head)
-        SocketRequest(reactor, connector(reactor))(HERE, "/rpc", 1.0, StepRequest("POST", "/rpc", '{"m": "é"}'))
+        SocketRequest(reactor)(HERE, "/rpc", 1.0, StepRequest("POST", "/rpc", '{"m": "é"}'))
         head = self.connect(reactor)[1].value().decode()
         self.assertIn("\r\nContent-Type: application/json\r\nContent-Length: 11\r\n", head)
         self.assertTrue(head.endswith('\r\n\r\n{"m": "é"}'))

@@ -96,12 +96,21 @@ class StartTests(SynchronousTestCase):
             self.successResultOf(ready)
 
     def test_log_lines_about_the_health_check_are_not_progress(self):
-        made = scene(answer=503)
+        for path, line in (("/health", b'127.0.0.1:%d - "GET /health HTTP/1.1" 503\n'), ("/", b'%d GET "/" 503\n')):
+            made = scene(answer=503, check_endpoint=path)
+            ready = made.supervisor.ensure_ready()
+            for port in range(16):
+                made.wait(1.0)
+                made.servers()[0].say(line % (50000 + port))
+            self.failureResultOf(ready, StartFailed)
+
+    def test_paths_in_the_output_are_progress_if_the_health_check_is_the_root_page(self):
+        made = scene(answer=503, check_endpoint="/")
         ready = made.supervisor.ensure_ready()
-        for port in range(16):
+        for _ in range(16):
             made.wait(1.0)
-            made.servers()[0].say(b'INFO: 127.0.0.1:%d - "GET /health HTTP/1.1" 503\n' % (50000 + port))
-        self.failureResultOf(ready, StartFailed)
+            made.servers()[0].say(b"reading /models/weights.gguf\n")
+        self.assertNoResult(ready)
 
     def test_start_without_progress_fails_the_timeout_after_the_last_progress(self):
         made = scene(answer=503)
