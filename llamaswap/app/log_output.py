@@ -83,11 +83,11 @@ def build_logging(reactor: IServiceReactor, config: Config) -> LogParts:
     registry = LogRegistry(to_stdout=config.log_to_stdout, stdout=stdout, to_file=files.write)
     formatter = LogFormatter(
         registry.proxy.write,
+        reactor,
+        reactor,
         level=config.log_level,
         time_format=config.log_time_format,
         wall=time.time,
-        from_thread=lambda write, data: reactor.callFromThread(write, data),
-        later=reactor.callLater,
     )
     return LogParts(stdout, files, registry, formatter, LibraryErrors(formatter))
 

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from zope.interface import implementer
 
+NAMESPACE = "llamaswap"
 WRITE_DELAY = 0.02  # seconds between a gathered line and its write
 MAX_GATHERED = 64  # lines that are written without that delay
 
@@ -83,31 +85,28 @@ def local_time(seconds: float) -> datetime:
 class LogFormatter:
     """Writes the events of namespace `llamaswap` as lines; drops events below the level.
 
-    `write` takes bytes (the proxy monitor's). `from_thread(write, data)` passes a line of another thread to the
-    reactor's thread (its callFromThread). `wall` gives the time of lines that have none. With `later` (the reactor's
-    callLater) the lines of `line` are written several at once.
+    `write` takes bytes (the proxy monitor's); it is always called on the reactor's thread. `wall` gives the time of
+    lines that have none.
     """
 
     def __init__(
         self,
         write: Callable[[bytes], None],
+        clock: IReactorTime,
+        threads: IReactorFromThreads,
         *,
         level: str = "info",
         time_format: str = "",
         wall: Callable[[], float],
         local: Callable[[float], datetime] = local_time,
-        from_thread: Callable[[Callable[[bytes], None], bytes], None] | None = None,
-        later: Callable[[float, Callable[[], None]], object] | None = None,
-        namespace: str = "llamaswap",
     ) -> None:
         self._write = write
-        self._later = later
+        self._clock = clock
+        self._threads = threads
         self._gathered: list[bytes] = []
         self._wall = wall
         self._local = local
-        self._from_thread = from_thread
         self._reactor_thread = threading.get_ident()
-        self._namespaces = (namespace, namespace + ".")
         self.retune(level, time_format)
 
     def retune(self, level: str, time_format: str) -> None:
@@ -122,21 +121,22 @@ class LogFormatter:
         """Whether a line of this level would be written: ask before formatting an expensive one."""
         return LEVELS[level] >= self._rank
 
-    def line(self, level: str, message: str, at: float | None = None) -> None:
-        """Write one line without an event: the access log's, which every request pays for.
+    def line(self, level: str, message: str) -> None:
+        """Write one line without an event, together with those of the next `WRITE_DELAY` seconds.
 
-        With a `later` it is written together with those of the next `WRITE_DELAY` seconds.
+        For the access log, which every request pays for.
         """
         rank = LEVELS[level]
         if rank < self._rank:
             return
-        if self._later is None or threading.get_ident() != self._reactor_thread:
-            self._emit(rank, message, self._wall() if at is None else at)
+        data = self._line(rank, message, self._wall())
+        if threading.get_ident() != self._reactor_thread:
+            self._emit(data)
             return
         gathered = self._gathered
         if not gathered:
-            self._later(WRITE_DELAY, self.flush)
-        gathered.append(self._line(rank, message, self._wall() if at is None else at))
+            self._clock.callLater(WRITE_DELAY, self.flush)
+        gathered.append(data)
         if len(gathered) >= MAX_GATHERED:
             self._write(b"".join(gathered))
             gathered[:] = [b""]  # not empty: the delayed call is still due
@@ -149,9 +149,8 @@ class LogFormatter:
             self._write(data)
 
     def __call__(self, event: LogEvent) -> None:
-        name, prefix = self._namespaces
         namespace = event.get("log_namespace") or ""
-        if namespace != name and not namespace.startswith(prefix):
+        if namespace != NAMESPACE and not namespace.startswith(f"{NAMESPACE}."):
             return
         rank = _RANK.get(event.get("log_level", LogLevel.info), 20)
         if rank < self._rank:
@@ -160,14 +159,13 @@ class LogFormatter:
         failure = event.get("log_failure")
         if failure is not None:
             message = f"{message}\n{failure.getTraceback()}" if message else failure.getTraceback()
-        self._emit(rank, message.rstrip("\n"), event.get("log_time") or self._wall())
+        self._emit(self._line(rank, message.rstrip("\n"), event.get("log_time") or self._wall()))
 
-    def _emit(self, rank: int, message: str, at: float) -> None:
-        data = self._line(rank, message, at)
-        if self._from_thread is not None and threading.get_ident() != self._reactor_thread:
-            self._from_thread(self._write if self._later is None else self._write_after_gathered, data)
-        else:
+    def _emit(self, data: bytes) -> None:
+        if threading.get_ident() == self._reactor_thread:
             self._write_after_gathered(data)
+        else:
+            self._threads.callFromThread(self._write_after_gathered, data)
 
     def _write_after_gathered(self, data: bytes) -> None:
         gathered = self._gathered

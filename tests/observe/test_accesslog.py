@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.accesslog import AccessLog, AccessRecord
@@ -11,13 +12,14 @@ from llamaswap.observe.log_format import LogFormatter
 class AccessLogTests(SynchronousTestCase):
     def line(self, path=b"/v1/models", agent=b"curl/8", level="info"):
         out = []
-        access = AccessLog(LogFormatter(out.append, wall=lambda: 0.0, level=level))
+        access = AccessLog(LogFormatter(out.append, clock := Clock(), clock, wall=lambda: 0.0, level=level))
         access.served(AccessRecord("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
+        clock.advance(1.0)
         return b"".join(out).decode()
 
     def test_long_paths_agents_and_addresses_are_not_cached(self):
         """They may be as long as a head, and each another."""
-        access = AccessLog(LogFormatter(lambda data: None, wall=lambda: 0.0))
+        access = AccessLog(LogFormatter(lambda data: None, clock := Clock(), clock, wall=lambda: 0.0))
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         for number in range(200):

@@ -50,15 +50,31 @@ class TimeFormatsTests(SynchronousTestCase):
         self.assertEqual(TIME_FORMATS["rfc3339"](nameless), "2026-02-03T04:05:06-03:30")
 
 
+class CollectingThreads:
+    """Collects the calls of other threads until `call`."""
+
+    def __init__(self):
+        self.calls = []
+
+    def callFromThread(self, function, *args):
+        self.calls.append((function, args))
+
+    def call(self):
+        for function, args in self.calls:
+            function(*args)
+
+
 class LogLinesTests(SynchronousTestCase):
     def make(self, **options):
         self.out = []
-        lines = LogFormatter(self.out.append, wall=lambda: 0.0, local=lambda seconds: MOMENT, **options)
+        self.clock, self.threads = Clock(), CollectingThreads()
+        moment = lambda seconds: MOMENT
+        lines = LogFormatter(self.out.append, self.clock, self.threads, wall=lambda: 0.0, local=moment, **options)
         return lines, Logger(namespace="llamaswap.routing.router", observer=LogPublisher(lines))
 
     def test_gathered_lines_are_written_together_and_in_order(self):
-        clock = Clock()
-        lines, _ = self.make(later=clock.callLater)
+        lines, _ = self.make()
+        clock = self.clock
         lines.line("info", "one")
         lines.line("debug", "never")
         lines.line("info", "two")
@@ -121,11 +137,11 @@ class LogLinesTests(SynchronousTestCase):
         self.assertIn(b"ValueError: why", self.out[0])
 
     def test_line_of_another_thread_is_passed_to_the_reactors(self):
-        carried = []
-        lines, _ = self.make(from_thread=lambda write, data: carried.append((write, data)))
-        lines.line("info", "here")
+        lines, _ = self.make()
         thread = threading.Thread(target=lines.line, args=("info", "there"))
         thread.start()
         thread.join()
-        self.assertEqual(self.out, [b"[INFO] here\n"])
-        self.assertEqual(carried, [(self.out.append, b"[INFO] there\n")])
+        lines.line("info", "here")
+        self.assertEqual(self.out, [])
+        self.threads.call()
+        self.assertEqual(self.out, [b"[INFO] here\n[INFO] there\n"])
