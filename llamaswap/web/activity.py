@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
@@ -32,7 +32,8 @@ Result = TypeVar("Result")
 log = Logger()
 
 
-class TokenCounts(TypedDict):
+@frozen
+class TokenCounts:
     """The usage of a request; -1 means unknown."""
 
     cache_tokens: int
@@ -44,19 +45,8 @@ class TokenCounts(TypedDict):
     tokens_per_second: float
 
 
-class ActivityOptions(TypedDict, total=False):
-    """The optional part of `Activity`."""
-
-    req_path: str
-    resp_content_type: str
-    resp_status_code: int
-    error_msg: str
-    metadata: JsonObject
-    session: str
-    client: str
-
-
-class Activity(ActivityOptions):
+@frozen
+class Activity:
     """A served request."""
 
     id: int
@@ -65,15 +55,17 @@ class Activity(ActivityOptions):
     tokens: TokenCounts
     duration_ms: int
     has_capture: bool
+    req_path: str = ""
+    resp_content_type: str = ""
+    resp_status_code: int | None = None
+    error_msg: str = ""
+    metadata: JsonObject = field(factory=dict)
+    session: str = ""
+    client: str = ""
 
 
-class ActivityPageOptions(TypedDict, total=False):
-    """The optional part of `ActivityPageDocument`."""
-
-    store_error: str
-
-
-class ActivityPageDocument(ActivityPageOptions):
+@frozen
+class ActivityPageDocument:
     """One page of served requests."""
 
     data: list[Activity]
@@ -81,9 +73,11 @@ class ActivityPageDocument(ActivityPageOptions):
     limit: int
     total: int
     total_pages: int
+    store_error: str = ""
 
 
-class ActivityStats(TypedDict):
+@frozen
+class ActivityStats:
     """Totals and histograms."""
 
     total_requests: int
@@ -94,7 +88,8 @@ class ActivityStats(TypedDict):
     gen_histogram: JsonObject | None
 
 
-class FlatActivity(TypedDict):
+@frozen
+class FlatActivity:
     """A served request, as older dashboards know it."""
 
     id: int
@@ -104,7 +99,8 @@ class FlatActivity(TypedDict):
     output_tokens: int
 
 
-class CaptureDocument(TypedDict):
+@frozen
+class CaptureDocument:
     """One stored request with its answer."""
 
     id: int
@@ -209,7 +205,7 @@ class ActivityEndpoints:
         """Cancel a running request; answers before it has ended."""
         if not self.inflight.cancel(call.variables["number"]):
             raise HttpError(404, "inflight request not found")
-        return json_answer({"msg": "ok"})
+        return json_answer(Message("ok"))
 
 
 async def _stored(result: Deferred[Result], message: str) -> Result:

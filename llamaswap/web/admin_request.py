@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from urllib.parse import parse_qs, unquote
 
-from attrs import define, field, frozen
+from attrs import AttrsInstance, define, field, fields, frozen
 from twisted.web.http import Request
 
 from llamaswap.errors import BodyTooLarge
@@ -46,8 +46,20 @@ class Response:
 
 
 def json_bytes(value: object) -> bytes:
-    """Compact JSON in UTF-8, without a line end."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    """Compact JSON in UTF-8, without a line end. A record becomes an object without the members that have their default
+    value."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_members)
+    return text.encode("utf-8", "replace")
+
+
+def _members(record: AttrsInstance) -> JsonObject:
+    members: JsonObject = {}
+    for member in fields(type(record)):
+        value = getattr(record, member.name)
+        factory = getattr(member.default, "factory", None)
+        if value != (member.default if factory is None else factory()):
+            members[member.name] = value
+    return members
 
 
 def json_answer(value: object, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:

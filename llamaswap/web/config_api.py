@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
-from typing import TypedDict
 
-from attrs import define
+from attrs import define, frozen
 
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError, Problem
@@ -25,7 +24,8 @@ MAX_CONFIG_BYTES = 1024 * 1024  # over HTTP, because checking it takes seconds; 
 YAML = "application/yaml"
 
 
-class ProblemDocument(TypedDict):
+@frozen
+class ProblemDocument:
     """A mistake in a configuration."""
 
     message: str
@@ -36,7 +36,8 @@ class ProblemDocument(TypedDict):
     hint: str
 
 
-class ImpactModels(TypedDict):
+@frozen
+class ImpactModels:
     """The models that a text would change."""
 
     restart: list[str]
@@ -44,28 +45,26 @@ class ImpactModels(TypedDict):
     remove: list[str]
 
 
-class Impact(TypedDict):
+@frozen
+class Impact:
     """The effect of a text that can be used."""
 
     warnings: list[ProblemDocument]
     impact: ImpactModels
 
 
-class ValidationOptions(TypedDict, total=False):
-    """The optional part of `Validation`."""
-
-    errors: list[ProblemDocument]
-    warnings: list[ProblemDocument]
-    impact: ImpactModels
-
-
-class Validation(ValidationOptions):
+@frozen
+class Validation:
     """Whether a text can be used."""
 
     valid: bool
+    errors: list[ProblemDocument] | None = None
+    warnings: list[ProblemDocument] | None = None
+    impact: ImpactModels | None = None
 
 
-class ReloadOutcome(TypedDict):
+@frozen
+class ReloadOutcome:
     """How the last reload ended."""
 
     editable: bool
@@ -75,7 +74,8 @@ class ReloadOutcome(TypedDict):
     touched: dict[str, list[str]]
 
 
-class VersionEntry(TypedDict):
+@frozen
+class VersionEntry:
     """One text that was in the file."""
 
     id: str
@@ -88,7 +88,8 @@ class VersionEntry(TypedDict):
     in_force: bool
 
 
-class VersionList(TypedDict):
+@frozen
+class VersionList:
     """The texts that were in the file, newest first."""
 
     versions: list[VersionEntry]
@@ -144,9 +145,10 @@ class ConfigEndpoints:
         current = self._text()
         text = unmasked(_given(call), current, self._secrets(current))
         try:
-            return json_answer({"valid": True, **_impact(self.file.check(text))})
+            found = _impact(self.file.check(text))
         except ConfigError as error:
-            return json_answer({"valid": False, "errors": list(map(_problem, error.problems))})
+            return _refused(error, 200)
+        return json_answer(Validation(valid=True, warnings=found.warnings, impact=found.impact))
 
     @route("GET", "/api/config/schema", answer=dict[str, object])
     def schema(self, call: AdminRequest) -> Response:
@@ -169,7 +171,7 @@ class ConfigEndpoints:
             found = self.file.versions()
         except OSError as error:
             raise HttpError(500, f"earlier configurations could not be read: {error.strerror or error}")
-        return json_answer({"versions": list(map(_version, found))})
+        return json_answer(VersionList(list(map(_version, found))))
 
     @route("GET", "/api/config/history/<string:version>", content=YAML)
     @_on_worker
@@ -210,7 +212,7 @@ class ConfigEndpoints:
         try:
             checked = self.file.check(text)
         except ConfigError as error:
-            return _refused(error)
+            return _refused(error, 422)
         author = VersionAuthor(call.client, (call.first(b"user-agent") or b"").decode("latin-1"))
         try:
             self.file.write(text, author, restored)
@@ -293,39 +295,26 @@ def unmasked(text: str, current: str, secrets: Sequence[str]) -> str:
 
 
 def _problem(problem: Problem) -> ProblemDocument:
-    return {
-        "message": problem.message,
-        "path": problem.path,
-        "file": problem.file,
-        "line": problem.line,
-        "col": None,
-        "hint": problem.hint,
-    }
+    return ProblemDocument(problem.message, problem.path, problem.file, problem.line, None, problem.hint)
 
 
 def _impact(checked: CheckedConfig) -> Impact:
-    return {
-        "warnings": list(map(_problem, checked.warnings)),
-        "impact": {
-            "restart": list(checked.restarted),
-            "add": list(checked.added),
-            "remove": list(checked.removed),
-        },
-    }
+    models = ImpactModels(list(checked.restarted), list(checked.added), list(checked.removed))
+    return Impact(list(map(_problem, checked.warnings)), models)
 
 
 def _version(version: ConfigVersion) -> VersionEntry:
-    return {
-        "id": version.id,
-        "time": rfc3339(local_time(version.at)),
-        "size": version.size,
-        "why": version.why,
-        "address": version.author.address,
-        "agent": version.author.agent,
-        "restored_from": version.of or None,
-        "in_force": version.in_force,
-    }
+    return VersionEntry(
+        version.id,
+        rfc3339(local_time(version.at)),
+        version.size,
+        version.why,
+        version.author.address,
+        version.author.agent,
+        version.of or None,
+        version.in_force,
+    )
 
 
-def _refused(error: ConfigError) -> Response:
-    return json_answer({"valid": False, "errors": list(map(_problem, error.problems))}, 422)
+def _refused(error: ConfigError, status: int) -> Response:
+    return json_answer(Validation(valid=False, errors=list(map(_problem, error.problems))), status)

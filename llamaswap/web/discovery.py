@@ -7,9 +7,9 @@ contains paths and programs, so it is served only if the operator allows edits o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -43,7 +43,8 @@ T = TypeVar("T")
 log = Logger()
 
 
-class DiscoveredModel(TypedDict):
+@frozen
+class DiscoveredModel:
     """A model on a disk of this machine."""
 
     name: str
@@ -56,7 +57,8 @@ class DiscoveredModel(TypedDict):
     yaml: str
 
 
-class DiscoveredEngine(TypedDict):
+@frozen
+class DiscoveredEngine:
     """A program that can serve models."""
 
     name: str
@@ -64,7 +66,8 @@ class DiscoveredEngine(TypedDict):
     yaml: str
 
 
-class DiscoveredServer(TypedDict):
+@frozen
+class DiscoveredServer:
     """A running server that could be a peer."""
 
     name: str
@@ -75,7 +78,8 @@ class DiscoveredServer(TypedDict):
     yaml: str
 
 
-class Discovered(TypedDict):
+@frozen
+class Discovered:
     """The result of a search; `complete` is false if it ended early or its list is cut."""
 
     models: list[DiscoveredModel]
@@ -109,14 +113,12 @@ class DiscoveryEndpoints:
             )
         found = await self._search()
         config = self.config()
-        document: Discovered = {
-            "models": list(_models(found.models[:MAX_MODELS], config)),
-            "engines": [
-                {"name": name, "path": path, "yaml": engine_entry(name, path)} for name, path in found.engines.items()
-            ],
-            "servers": list(_servers(found.servers, config)),
-            "complete": found.complete and len(found.models) <= MAX_MODELS,
-        }
+        document = Discovered(
+            models=list(_models(found.models[:MAX_MODELS], config)),
+            engines=[DiscoveredEngine(name, path, engine_entry(name, path)) for name, path in found.engines.items()],
+            servers=list(_servers(found.servers, config)),
+            complete=found.complete and len(found.models) <= MAX_MODELS,
+        )
         return json_answer(document)
 
     def _search(self) -> Deferred[ScanResult]:
@@ -166,16 +168,17 @@ def _cancel_timer(result: T, overdue: IDelayedCall) -> T:
 def _models(found: Iterable[FoundModel], config: Config) -> Iterator[DiscoveredModel]:
     used = {word: model.id for model in config.models.values() for word in _words(model.cmd) if "/" in word}
     for name, model in unique(found, _names(config)):
-        yield {
-            "name": name,
-            "note": model.note,
-            "command": list(model.words),
-            "bytes": model.bytes,
-            "usable": model.active,
-            "configured_as": next((used[word] for word in model.words[1:] if word in used), None),
-            "section": "models",
-            "yaml": model_entry(name, model),
-        }
+        configured = next((used[word] for word in model.words[1:] if word in used), None)
+        yield DiscoveredModel(
+            name=name,
+            note=model.note,
+            command=list(model.words),
+            bytes=model.bytes,
+            usable=model.active,
+            configured_as=configured,
+            section="models",
+            yaml=model_entry(name, model),
+        )
 
 
 def _servers(found: Iterable[FoundServer], config: Config) -> Iterator[DiscoveredServer]:
@@ -184,14 +187,8 @@ def _servers(found: Iterable[FoundServer], config: Config) -> Iterator[Discovere
     for server in found:
         name = next(iter(unique([FoundModel(server.name, ())], taken)))[0]
         taken.add(name)
-        yield {
-            "name": name,
-            "url": server.url,
-            "models": list(server.models),
-            "configured_as": used.get(_address(server.url)),
-            "section": "peers",
-            "yaml": server_entry(name, server),
-        }
+        configured = used.get(_address(server.url))
+        yield DiscoveredServer(name, server.url, list(server.models), configured, "peers", server_entry(name, server))
 
 
 def _names(config: Config) -> set[str]:

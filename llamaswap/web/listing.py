@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypedDict
 
-from attrs import define
+from attrs import define, field, frozen
 
-from llamaswap.config import Config, Model
+from llamaswap.config import Capabilities, Config, Model
 from llamaswap.proxy.peers import UNKNOWN, PeerDirectory
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
@@ -15,33 +14,21 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.route import RouteTable
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
+NO_CAPABILITIES = Capabilities()
+CAPABILITY_MEMBERS = ("architecture", "capabilities", "supported_parameters", "context_length")
 
 
-class Architecture(TypedDict, total=False):
+@frozen
+class Architecture:
     """What a model reads and writes."""
 
-    input_modalities: list[str]
-    output_modalities: list[str]
-    modality: str
+    input_modalities: list[str] = field(factory=list)
+    output_modalities: list[str] = field(factory=list)
+    modality: str = ""
 
 
-class CapabilityMembers(TypedDict, total=False):
-    """The members of a record that a model's capabilities block speaks for."""
-
-    architecture: Architecture
-    capabilities: dict[str, bool]
-    supported_parameters: list[str]
-    context_length: int
-
-
-class ModelDescription(TypedDict, total=False):
-    """The members of a record that the configuration may leave empty."""
-
-    name: str
-    description: str
-
-
-class ModelRecord(ModelDescription, CapabilityMembers):
+@frozen
+class ModelRecord:
     """One name of the listing."""
 
     id: str
@@ -50,9 +37,16 @@ class ModelRecord(ModelDescription, CapabilityMembers):
     owned_by: str
     meta: JsonObject
     status: dict[str, str]
+    name: str = ""
+    description: str = ""
+    architecture: Architecture = Architecture()
+    capabilities: dict[str, bool] = field(factory=dict)
+    supported_parameters: list[str] = field(factory=list)
+    context_length: int = 0
 
 
-class ModelList(TypedDict):
+@frozen
+class ModelList:
     """The listing."""
 
     object: str
@@ -74,8 +68,8 @@ class ListingEndpoints:
     @route("GET", "/v1/models", cross_origin=True, answer=ModelList)
     def models(self, call: AdminRequest) -> Response:
         """Every name that a request may use now, in ascending order."""
-        records = sorted(self._records(int(self.now())), key=lambda record: record["id"].encode())
-        return json_answer({"object": "list", "data": records}, headers=_echoed_origin(call))
+        records = sorted(self._records(int(self.now())), key=lambda record: record.id.encode())
+        return json_answer(ModelList("list", records), headers=_echoed_origin(call))
 
     @route("GET", "/v1/models/<rest:model>", cross_origin=True, answer=ModelRecord)
     def model(self, call: AdminRequest) -> Response:
@@ -84,7 +78,7 @@ class ListingEndpoints:
         if not name:
             return self.models(call)
         for found in self._records(int(self.now()), unlisted=True):
-            if found["id"] == name:
+            if found.id == name:
                 return json_answer(found, headers=_echoed_origin(call))
         raise HttpError(404, f"model {name!r} not found", "model_not_found")
 
@@ -116,9 +110,9 @@ class ListingEndpoints:
 
     def _local(self, model: Model, created: int, failures: int, *, with_aliases: bool) -> Iterator[ModelRecord]:
         loaded = self.router.state(model.id) in LOADED_STATES
-        block = capability_members(model)
-        # The block speaks for these members, so metadata of the same name could contradict it.
-        hidden = CapabilityMembers.__annotations__ if block else ()
+        block = model.capabilities
+        # The capabilities speak for these members, so metadata of the same name could contradict them.
+        hidden = () if block == NO_CAPABILITIES else CAPABILITY_MEMBERS
         shared = {key: value for key, value in model.metadata.items() if key not in hidden}
         aliases = every_alias(model)
         meta = {**shared, "type": "model"}
@@ -126,12 +120,20 @@ class ListingEndpoints:
             meta["aliases"] = aliases
         if failures:
             meta["failures"] = failures
-        yield record(model.id, created, model.name, model.description, meta, loaded=loaded, members=block)
+        yield record(model.id, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
         if with_aliases:
             for alias in aliases:
                 if alias.strip():
                     meta = {**shared, "type": "alias", "modelID": model.id}
-                    yield record(alias, created, model.name, model.description, meta, loaded=loaded, members=block)
+                    yield record(
+                        alias,
+                        created,
+                        model.name,
+                        model.description,
+                        meta,
+                        loaded=loaded,
+                        capabilities=block,
+                    )
 
     def _selector_loaded(self, config: Config, strategy: str, targets: Iterable[str]) -> bool:
         considered = list(targets)[:1] if strategy == "pin" else targets
@@ -161,26 +163,26 @@ def record(
     meta: Mapping[str, object],
     *,
     loaded: bool,
-    members: CapabilityMembers | None = None,
+    capabilities: Capabilities = NO_CAPABILITIES,
 ) -> ModelRecord:
-    """One record of the listing, without its empty members."""
-    members = {} if members is None else members
-    described: ModelDescription = {}
-    if title and title.strip():
-        described["name"] = title.strip()
-    if description and description.strip():
-        described["description"] = description.strip()
-    context = {"n_ctx": members["context_length"]} if "context_length" in members else {}
-    return {
-        "id": name,
-        "object": "model",
-        "created": created,
-        "owned_by": "llama-swap",
-        **described,
-        **members,
-        "meta": {"llamaswap": dict(meta), **context},
-        "status": {"value": "loaded" if loaded else "unloaded"},
-    }
+    """One record of the listing."""
+    takes, gives = list(capabilities.inputs), list(capabilities.outputs)
+    both = "+".join(takes) + "->" + "+".join(gives) if takes and gives else ""
+    context = {"n_ctx": capabilities.context} if capabilities.context else {}
+    return ModelRecord(
+        id=name,
+        object="model",
+        created=created,
+        owned_by="llama-swap",
+        meta={"llamaswap": dict(meta), **context},
+        status={"value": "loaded" if loaded else "unloaded"},
+        name=(title or "").strip(),
+        description=(description or "").strip(),
+        architecture=Architecture(takes, gives, both),
+        capabilities=capability_flags(capabilities),
+        supported_parameters=["tools", "tool_choice"] if capabilities.tools else [],
+        context_length=capabilities.context,
+    )
 
 
 def every_alias(model: Model) -> list[str]:
@@ -190,9 +192,8 @@ def every_alias(model: Model) -> list[str]:
     return list(names)
 
 
-def capability_flags(model: Model) -> dict[str, bool]:
+def capability_flags(block: Capabilities) -> dict[str, bool]:
     """The true ones among the flags that clients look for."""
-    block = model.capabilities
     takes, gives = set(block.inputs), set(block.outputs)
     both = bool(takes and gives)
     flags = {
@@ -207,28 +208,6 @@ def capability_flags(model: Model) -> dict[str, bool]:
     return {name: True for name, value in flags.items() if value}
 
 
-def capability_members(model: Model) -> CapabilityMembers:
-    """The members of a record that a model's capabilities block speaks for; empty if the block is."""
-    block = model.capabilities
-    architecture: Architecture = {}
-    if block.inputs:
-        architecture["input_modalities"] = list(block.inputs)
-    if block.outputs:
-        architecture["output_modalities"] = list(block.outputs)
-    if block.inputs and block.outputs:
-        architecture["modality"] = "+".join(block.inputs) + "->" + "+".join(block.outputs)
-    members: CapabilityMembers = {}
-    if architecture:
-        members["architecture"] = architecture
-    if flags := capability_flags(model):
-        members["capabilities"] = flags
-    if block.tools:
-        members["supported_parameters"] = ["tools", "tool_choice"]
-    if block.context:
-        members["context_length"] = block.context
-    return members
-
-
 def status_rows(router: Router, peers: PeerDirectory) -> list[JsonObject]:
     """Every model with its state, then the models of the peers: the `modelStatus` event."""
     config = router.config
@@ -238,7 +217,7 @@ def status_rows(router: Router, peers: PeerDirectory) -> list[JsonObject]:
         state = router.state(model.id)
         optional = {
             "aliases": every_alias(model),
-            "capabilities": capability_flags(model),
+            "capabilities": capability_flags(model.capabilities),
             "context_length": model.capabilities.context,
             "asleep": model.id in suspended,
         }

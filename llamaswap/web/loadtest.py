@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -31,7 +31,8 @@ MAX_RUNS = 16  # runs that can be read
 log = Logger()
 
 
-class ShotDocument(TypedDict):
+@frozen
+class ShotDocument:
     """A request as a bar over time: milliseconds since the run began."""
 
     lane: int
@@ -41,7 +42,8 @@ class ShotDocument(TypedDict):
     status: int
 
 
-class RunDocument(TypedDict):
+@frozen
+class RunDocument:
     """The progress of a run, and the numbers of the requests that have ended."""
 
     id: str
@@ -53,33 +55,25 @@ class RunDocument(TypedDict):
     total: int
     elapsed_ms: int
     results: JsonObject
+    shots: list[ShotDocument] | None = None
 
 
-class RunDetail(RunDocument):
-    """A run with each of its last requests."""
-
-    shots: list[ShotDocument]
-
-
-class RunList(TypedDict):
+@frozen
+class RunList:
     """The runs that can be read."""
 
     runs: list[RunDocument]
 
 
-class LoadTestOptions(TypedDict, total=False):
-    """The optional part of `LoadTestBody`."""
-
-    prompt: str
-    concurrency: int
-    requests: int
-    max_tokens: int
-
-
-class LoadTestBody(LoadTestOptions):
+@frozen
+class LoadTestBody:
     """What a run does."""
 
     model: str
+    prompt: str = ""
+    concurrency: int | None = None
+    requests: int | None = None
+    max_tokens: int | None = None
 
 
 class Generator(Protocol):
@@ -129,24 +123,20 @@ class LoadTestRun:
     left: int = 0
     flights: set[Deferred[int]] = field(factory=set)
 
-    def document(self, now: float) -> RunDocument:
-        """The progress, and the numbers of the requests that have ended."""
-        order = self.order
-        return {
-            "id": self.id,
-            "state": self.state,
-            "model": order.model,
-            "concurrency": order.concurrency,
-            "max_tokens": order.max_tokens,
-            "done": len(self.shots),
-            "total": order.requests,
-            "elapsed_ms": round(((now if self.ended is None else self.ended) - self.began) * 1000),
-            "results": self._results(now),
-        }
-
-    def detail(self, now: float) -> RunDetail:
-        """The document with each of the last requests."""
-        return {**self.document(now), "shots": [_shot_document(shot) for shot in self.shots[-MAX_SHOTS_SHOWN:]]}
+    def document(self, now: float, *, with_shots: bool = False) -> RunDocument:
+        """The progress, the numbers of the requests that have ended, and the last of these."""
+        return RunDocument(
+            id=self.id,
+            state=self.state,
+            model=self.order.model,
+            concurrency=self.order.concurrency,
+            max_tokens=self.order.max_tokens,
+            done=len(self.shots),
+            total=self.order.requests,
+            elapsed_ms=round(((now if self.ended is None else self.ended) - self.began) * 1000),
+            results=self._results(now),
+            shots=[_shot_document(shot) for shot in self.shots[-MAX_SHOTS_SHOWN:]] if with_shots else None,
+        )
 
     def _results(self, now: float) -> JsonObject:
         good = [shot for shot in self.shots if shot.status == 200]
@@ -199,23 +189,23 @@ class LoadTests:
         )
         return json_answer(run.document(self.clock.seconds()), 202)
 
-    @route("GET", "/api/loadtest/<string:number>", answer=RunDetail)
+    @route("GET", "/api/loadtest/<string:number>", answer=RunDocument)
     def show(self, call: AdminRequest) -> Response:
         """A load test's progress and numbers."""
-        return json_answer(self._run(call).detail(self.clock.seconds()))
+        return json_answer(self._run(call).document(self.clock.seconds(), with_shots=True))
 
     @route("GET", "/api/loadtest", answer=RunList)
     def index(self, call: AdminRequest) -> Response:
         """The last load tests, newest first."""
         now = self.clock.seconds()
-        return json_answer({"runs": [run.document(now) for run in reversed(self.runs.values())]})
+        return json_answer(RunList([run.document(now) for run in reversed(self.runs.values())]))
 
-    @route("DELETE", "/api/loadtest/<string:number>", answer=RunDetail)
+    @route("DELETE", "/api/loadtest/<string:number>", answer=RunDocument)
     def cancel(self, call: AdminRequest) -> Response:
         """Cancel a load test with its running requests."""
         run = self._run(call)
         self._stop(run)
-        return json_answer(run.detail(self.clock.seconds()))
+        return json_answer(run.document(self.clock.seconds(), with_shots=True))
 
     def close(self) -> None:
         """Cancel every run, because the service stops."""
@@ -314,13 +304,8 @@ def _bounded(asked: JsonObject, name: str, default: int, most: int) -> int:
 
 
 def _shot_document(shot: LoadTestShot) -> ShotDocument:
-    return {
-        "lane": shot.lane,
-        "began_ms": round(shot.began * 1000),
-        "ttft_ms": None if shot.first is None else round(shot.first * 1000),
-        "duration_ms": round(shot.total * 1000),
-        "status": shot.status,
-    }
+    first = None if shot.first is None else round(shot.first * 1000)
+    return ShotDocument(shot.lane, round(shot.began * 1000), first, round(shot.total * 1000), shot.status)
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float] | None:

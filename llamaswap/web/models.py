@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import TypedDict
 
-from attrs import define
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -23,7 +22,7 @@ from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import every_alias
-from llamaswap.web.processes import ModelNameBody, named_models
+from llamaswap.web.processes import ModelNameBody, Success, named_models
 from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
 from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
 from llamaswap.web.shield import shielded
@@ -33,13 +32,8 @@ TAIL_LINES = 20
 log = Logger()
 
 
-class ModelDetailOptions(TypedDict, total=False):
-    """The optional part of `ModelDetail`."""
-
-    log_tail: list[str]
-
-
-class ModelDetail(ModelDetailOptions):
+@frozen
+class ModelDetail:
     """Everything known about one model."""
 
     id: str
@@ -69,9 +63,11 @@ class ModelDetail(ModelDetailOptions):
     slot_cache: JsonObject
     wake_ms: list[int]
     stall: JsonObject
+    log_tail: list[str] = field(factory=list)
 
 
-class Accepted(TypedDict):
+@frozen
+class Accepted:
     """The model that a command is for, and its state at the command's end."""
 
     model: str
@@ -79,20 +75,16 @@ class Accepted(TypedDict):
     pinned: bool
 
 
-class Success(TypedDict):
-    """The acknowledgement of llama.cpp's router."""
-
-    success: bool
-
-
-class PlannedEviction(TypedDict):
+@frozen
+class PlannedEviction:
     """A model that would be stopped, with the number of its running requests."""
 
     model: str
     active: int
 
 
-class Plan(TypedDict):
+@frozen
+class Plan:
     """What a request for a model would do now."""
 
     model: str
@@ -105,7 +97,8 @@ class Plan(TypedDict):
     eta_ms: int | None
 
 
-class QueueEntry(TypedDict):
+@frozen
+class QueueEntry:
     """A request in the queue."""
 
     number: int
@@ -115,20 +108,15 @@ class QueueEntry(TypedDict):
     priority: int
 
 
-class QueueDocument(TypedDict):
+@frozen
+class QueueDocument:
     """The queue."""
 
     queue: list[QueueEntry]
 
 
-class ResidencyOptions(TypedDict, total=False):
-    """What is also known about a state that has not ended."""
-
-    busy: int
-    vram_mb: int | None
-
-
-class Residency(ResidencyOptions):
+@frozen
+class Residency:
     """A state of a model from `t0` to `t1`; None: it has not ended."""
 
     model: str
@@ -137,9 +125,12 @@ class Residency(ResidencyOptions):
     t1: Timestamp | None
     reason: str
     swap_id: int | None
+    busy: int | None = None
+    vram_mb: int | None = None
 
 
-class SwapPhase(TypedDict):
+@frozen
+class SwapPhase:
     """A part of a swap."""
 
     name: str
@@ -148,19 +139,16 @@ class SwapPhase(TypedDict):
     seconds: float
 
 
-class SwapOriginOptions(TypedDict, total=False):
-    """The optional part of `SwapOrigin`."""
-
-    id: str
-
-
-class SwapOrigin(SwapOriginOptions):
+@frozen
+class SwapOrigin:
     """What a swap was done for."""
 
     kind: str
+    id: str = ""
 
 
-class SwapDocument(TypedDict):
+@frozen
+class SwapDocument:
     """One swap."""
 
     id: int
@@ -178,6 +166,7 @@ class SwapDocument(TypedDict):
     phases: list[SwapPhase]
 
 
+@frozen
 class SwapDetail(SwapDocument):
     """One swap with the end of its model's log, if it failed."""
 
@@ -213,38 +202,38 @@ class ModelEndpoints:
         model = self._model(call.variables["model"])
         config, status = self.router.config, self.router.status(model.id)
         secrets = known_secrets(config)
-        detail: ModelDetail = {
-            "id": model.id,
-            "name": model.name,
-            "description": model.description,
-            "state": status.state,
-            "aliases": every_alias(model),
-            "unlisted": model.unlisted,
-            "cmd": masked_command(status.cmd or _words(model.cmd), secrets),
-            "proxy": masked_text(model.proxy, secrets),
-            "pid": status.pid,
-            "port": status.port,
-            "uptime_s": self._since(status.ready_at),
-            "ttl_s": model.ttl,
-            "ttl_left_s": self.router.seconds_until_idle(model.id),
-            "pinned": model.id in self.router.pinned,
-            "slots": model.concurrency_limit or None,
-            "active": self.inflight.by_model().get(model.id, 0),
-            "waiting": sum(1 for waiting in self.router.queue() if waiting.model == model.id),
-            "groups": _groups(config, model.id),
-            "context_length": model.capabilities.context or None,
-            "last_error": masked_text(status.last_error, secrets) if status.last_error else None,
-            "vram_mb": self.vram(model.id),
-            "load_ms": [round(seconds * 1000) for seconds in status.load_seconds],
-            "asleep": status.asleep_since is not None,
-            "asleep_s": self._since(status.asleep_since),
-            "slot_cache": self.slot_cache(model.id),
-            "wake_ms": [round(seconds * 1000) for seconds in status.wake_seconds],
-            "stall": self.stall(model.id),
-        }
+        detail = ModelDetail(
+            id=model.id,
+            name=model.name,
+            description=model.description,
+            state=status.state,
+            aliases=every_alias(model),
+            unlisted=model.unlisted,
+            cmd=masked_command(status.cmd or _words(model.cmd), secrets),
+            proxy=masked_text(model.proxy, secrets),
+            pid=status.pid,
+            port=status.port,
+            uptime_s=self._since(status.ready_at),
+            ttl_s=model.ttl,
+            ttl_left_s=self.router.seconds_until_idle(model.id),
+            pinned=model.id in self.router.pinned,
+            slots=model.concurrency_limit or None,
+            active=self.inflight.by_model().get(model.id, 0),
+            waiting=sum(1 for waiting in self.router.queue() if waiting.model == model.id),
+            groups=_groups(config, model.id),
+            context_length=model.capabilities.context or None,
+            last_error=masked_text(status.last_error, secrets) if status.last_error else None,
+            vram_mb=self.vram(model.id),
+            load_ms=[round(seconds * 1000) for seconds in status.load_seconds],
+            asleep=status.asleep_since is not None,
+            asleep_s=self._since(status.asleep_since),
+            slot_cache=self.slot_cache(model.id),
+            wake_ms=[round(seconds * 1000) for seconds in status.wake_seconds],
+            stall=self.stall(model.id),
+        )
         if status.last_error:
             lines = self.logs.model(model.id).history().decode("utf-8", "replace").splitlines()
-            detail["log_tail"] = [masked_text(line, secrets) for line in lines[-TAIL_LINES:]]
+            detail = evolve(detail, log_tail=[masked_text(line, secrets) for line in lines[-TAIL_LINES:]])
         return json_answer(detail)
 
     def _since(self, began: float | None) -> float | None:
@@ -264,7 +253,7 @@ class ModelEndpoints:
         if len(names) != 1:
             raise HttpError(400, "'model' must be the name of one model, nothing is loaded")
         await self._load(self._model(names[0]), wait=False)
-        return json_answer({"success": True})
+        return json_answer(Success(success=True))
 
     async def _load(self, model: Model, *, wait: bool) -> None:
         """Begin to load; raises the error of a load that fails at once, or also later if the client waits."""
@@ -297,8 +286,8 @@ class ModelEndpoints:
         return self._accepted(model, 200)
 
     def _accepted(self, model: Model, status: int = 202) -> Response:
-        pinned = model.id in self.router.pinned
-        return json_answer({"model": model.id, "state": self.router.state(model.id), "pinned": pinned}, status)
+        accepted = Accepted(model.id, self.router.state(model.id), model.id in self.router.pinned)
+        return json_answer(accepted, status)
 
     def _model(self, name: str) -> Model:
         config = self.router.config
@@ -319,32 +308,26 @@ class ModelEndpoints:
         asleep = status.asleep_since is not None
         durations = status.wake_seconds if asleep else status.load_seconds
         serves = forecast.action == "serve"
-        document: Plan = {
-            "model": model.id,
-            "action": forecast.action,
-            "running": self.router.state(model.id) == "ready",
-            "asleep": asleep,
-            "evicts": [{"model": name, "active": active.get(name, 0)} for name in forecast.evicts],
-            "waits_for": list(forecast.waits_for),
-            "reason": forecast.reason,
-            "eta_ms": 0 if serves else round(median(durations) * 1000) if durations else None,
-        }
-        return json_answer(document)
+        plan = Plan(
+            model=model.id,
+            action=forecast.action,
+            running=self.router.state(model.id) == "ready",
+            asleep=asleep,
+            evicts=[PlannedEviction(name, active.get(name, 0)) for name in forecast.evicts],
+            waits_for=list(forecast.waits_for),
+            reason=forecast.reason,
+            eta_ms=0 if serves else round(median(durations) * 1000) if durations else None,
+        )
+        return json_answer(plan)
 
     @route("GET", "/api/queue", answer=QueueDocument)
     def queue(self, call: AdminRequest) -> Response:
         """The requests in the queue."""
-        rows: list[QueueEntry] = [
-            {
-                "number": waiting.number,
-                "model": waiting.model,
-                "position": waiting.position,
-                "wait_ms": round(waiting.age * 1000),
-                "priority": waiting.priority,
-            }
-            for waiting in self.router.queue()
+        rows = [
+            QueueEntry(each.number, each.model, each.position, round(each.age * 1000), each.priority)
+            for each in self.router.queue()
         ]
-        return json_answer({"queue": rows})
+        return json_answer(QueueDocument(rows))
 
     @route("GET", "/api/residency", answer=list[Residency])
     def residency(self, call: AdminRequest) -> Response:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
-from attrs import define, field
+from attrs import NOTHING, AttrsInstance, define, field, fields, frozen, has
 
 from llamaswap.version import Build
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
@@ -26,7 +26,8 @@ PRIMITIVES: Mapping[object, str] = {
 STRING: JsonObject = {"type": "string"}
 
 
-class ErrorDetail(TypedDict):
+@frozen
+class ErrorDetail:
     """The inner part of `Error`."""
 
     message: str
@@ -35,7 +36,8 @@ class ErrorDetail(TypedDict):
     code: str
 
 
-class Error(TypedDict):
+@frozen
+class Error:
     """The document of every failure."""
 
     src: str
@@ -44,7 +46,7 @@ class Error(TypedDict):
 
 @define(eq=False)
 class Schemas:
-    """Makes JSON schemas of Python types. A TypedDict becomes a component with its name, used by reference, and an
+    """Makes JSON schemas of Python types. A record becomes a component with its name, used by reference, and an
     Annotated type adds its (keyword, value) pairs."""
 
     components: JsonObject = field(factory=dict)
@@ -52,7 +54,7 @@ class Schemas:
     def schema(self, kind: object) -> JsonObject:
         """The schema of a type; of an unknown one, the schema that admits everything."""
         origin, arguments = get_origin(kind), get_args(kind)
-        if isinstance(kind, type) and is_typeddict(kind):
+        if isinstance(kind, type) and has(kind):
             return self._reference(kind)
         if origin is Annotated:
             inner, *keywords = arguments
@@ -67,11 +69,11 @@ class Schemas:
             return {"type": "object", "additionalProperties": self.schema(arguments[1])}
         return {"type": PRIMITIVES[kind]} if kind in PRIMITIVES else {}
 
-    def _reference(self, kind: type) -> JsonObject:
+    def _reference(self, kind: type[AttrsInstance]) -> JsonObject:
         name = kind.__name__
         if name not in self.components:
             properties: JsonObject = {}
-            required = sorted(getattr(kind, "__required_keys__", ()))
+            required = [member.name for member in fields(kind) if member.default is NOTHING]
             self.components[name] = {"type": "object", "properties": properties, "required": required}
             for key, value in get_type_hints(kind, include_extras=True).items():
                 properties[key] = self.schema(value)

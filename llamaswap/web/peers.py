@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypedDict
+from functools import partial
 
-from attrs import define
+from attrs import define, frozen
 
 from llamaswap.config import Config
 from llamaswap.observe.log_format import local_time, rfc3339
@@ -15,7 +15,8 @@ from llamaswap.web.route import RouteTable, Timestamp
 from llamaswap.web.secret_masking import known_secrets, masked_text
 
 
-class PeerDocument(TypedDict):
+@frozen
+class PeerDocument:
     """A peer. `since` is when its state last changed, `checked` when the peer was last heard from."""
 
     id: str
@@ -28,7 +29,8 @@ class PeerDocument(TypedDict):
     error: str | None
 
 
-class PeerList(TypedDict):
+@frozen
+class PeerList:
     """All peers."""
 
     peers: list[PeerDocument]
@@ -48,23 +50,16 @@ class PeerEndpoints:
     def index(self, call: AdminRequest) -> Response:
         """All peers by id, with their health."""
         config = self.config()
-        secrets = known_secrets(config)
-        rows: list[PeerDocument] = []
+        hide = partial(masked_text, known=known_secrets(config))
+        rows = []
         for peer in sorted(config.peers.values(), key=lambda peer: peer.id):
             health = self.directory.health(peer.id)
+            times = _time(health.since), _time(health.checked)
+            error = None if health.error is None else hide(health.error)
             rows.append(
-                {
-                    "id": peer.id,
-                    "proxy": masked_text(peer.proxy, secrets),
-                    "auto": peer.auto,
-                    "models": list(peer.models),
-                    "state": health.state,
-                    "since": _time(health.since),
-                    "checked": _time(health.checked),
-                    "error": None if health.error is None else masked_text(health.error, secrets),
-                }
+                PeerDocument(peer.id, hide(peer.proxy), peer.auto, list(peer.models), health.state, *times, error)
             )
-        return json_answer({"peers": rows})
+        return json_answer(PeerList(rows))
 
 
 def _time(seconds: float | None) -> str | None:

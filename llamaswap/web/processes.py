@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from functools import partial
 
-from attrs import define
+from attrs import define, field, frozen
 
+from llamaswap.config import Model
 from llamaswap.config.diagnostics import nearest
 from llamaswap.routing.interfaces import HealthSnapshot
 from llamaswap.routing.router import Router
@@ -20,7 +21,8 @@ from llamaswap.web.shield import shielded
 FORGOTTEN_AFTER = 15.0
 
 
-class RunningModel(TypedDict):
+@frozen
+class RunningModel:
     """A server that is not stopped."""
 
     model: str
@@ -32,14 +34,16 @@ class RunningModel(TypedDict):
     description: str
 
 
-class SleepingModel(TypedDict):
+@frozen
+class SleepingModel:
     """A suspended server."""
 
     model: str
     pid: int | None
 
 
-class FailingModel(TypedDict):
+@frozen
+class FailingModel:
     """A model whose server failed, and when a request may start it again."""
 
     model: str
@@ -49,20 +53,17 @@ class FailingModel(TypedDict):
     log_tail: list[str]
 
 
-class RunningOptions(TypedDict, total=False):
-    """The lists of `Running` that are left out if they are empty."""
-
-    sleeping: list[SleepingModel]
-    failing: list[FailingModel]
-
-
-class Running(RunningOptions):
+@frozen
+class Running:
     """The servers by state."""
 
     running: list[RunningModel]
+    sleeping: list[SleepingModel] = field(factory=list)
+    failing: list[FailingModel] = field(factory=list)
 
 
-class ReadinessReport(TypedDict):
+@frozen
+class ReadinessReport:
     """Whether requests move, and from what that was concluded."""
 
     ready: bool
@@ -74,13 +75,22 @@ class ReadinessReport(TypedDict):
     loading: int
 
 
-class Message(TypedDict):
+@frozen
+class Message:
     """The acknowledgement of a command."""
 
     msg: str
 
 
-class ModelNameBody(TypedDict):
+@frozen
+class Success:
+    """The acknowledgement of llama.cpp's router."""
+
+    success: bool
+
+
+@frozen
+class ModelNameBody:
     """A body that names a model."""
 
     model: str
@@ -107,40 +117,33 @@ class ProcessEndpoints:
     def running(self, call: AdminRequest) -> Response:
         """The servers that are not stopped, by model id; beside them the suspended and the failing ones, if any."""
         config = self.router.config
-        secrets = known_secrets(config)
-        rows: list[RunningModel] = []
+        hide = partial(masked_text, known=known_secrets(config))
+        rows = []
         for status in sorted(self.router.running(), key=lambda status: status.model):
-            model = config.models.get(status.model)
+            model = config.models.get(status.model, Model(status.model))
             rows.append(
-                {
-                    "model": status.model,
-                    "state": status.state,
-                    "cmd": masked_text(model.cmd, secrets) if model else "",
-                    "proxy": masked_text(model.proxy, secrets) if model else "",
-                    "ttl": model.ttl if model else 0,
-                    "name": (model.name if model else "") or "",
-                    "description": (model.description if model else "") or "",
-                }
+                RunningModel(
+                    model=status.model,
+                    state=status.state,
+                    cmd=hide(model.cmd),
+                    proxy=hide(model.proxy),
+                    ttl=model.ttl,
+                    name=model.name or "",
+                    description=model.description or "",
+                )
             )
-        document: Running = {"running": rows}
-        sleeping: list[SleepingModel] = [
-            {"model": status.model, "pid": status.pid} for status in self.router.suspended()
-        ]
-        if sleeping:
-            document["sleeping"] = sleeping
-        failing: list[FailingModel] = [
-            {
-                "model": failure.model,
-                "failures": failure.count,
-                "retry_in_s": round(retry_in, 3),
-                "error": masked_text(failure.cause, secrets),
-                "log_tail": [masked_text(line, secrets) for line in failure.tail.splitlines()],
-            }
+        sleeping = [SleepingModel(status.model, status.pid) for status in self.router.suspended()]
+        failing = [
+            FailingModel(
+                failure.model,
+                failure.count,
+                round(retry_in, 3),
+                hide(failure.cause),
+                list(map(hide, failure.tail.splitlines())),
+            )
             for failure, retry_in in self.router.failing()
         ]
-        if failing:
-            document["failing"] = failing
-        return json_answer(document)
+        return json_answer(Running(rows, sleeping, failing))
 
     @route("GET", "/unload", changes_state=True, content=_PLAIN, query=_NAMED)
     @route("GET", "/models/unload", changes_state=True, content=_PLAIN, query=_NAMED, summary="The same as /unload")
@@ -153,13 +156,13 @@ class ProcessEndpoints:
     async def unload_named(self, call: AdminRequest) -> Response:
         """Stop the named models' servers, or every server; answers a JSON body like llama.cpp's router."""
         await self._unload(call)
-        return json_answer({"success": True}) if call.body.strip() else text_answer("OK")
+        return json_answer(Success(success=True)) if call.body.strip() else text_answer("OK")
 
     @route("POST", "/api/models/unload", answer=Message, query=_NAMED, body=ModelNameBody)
     async def unload_all_json(self, call: AdminRequest) -> Response:
         """Stop the named models' servers, or every server; answers in JSON."""
         await self._unload(call)
-        return json_answer({"msg": "ok"})
+        return json_answer(Message("ok"))
 
     async def _unload(self, call: AdminRequest) -> None:
         names = named_models(call)
@@ -196,16 +199,16 @@ class ProcessEndpoints:
     def ready(self, call: AdminRequest) -> Response:
         """Whether requests move: 503 if requests are queued but nothing is in progress."""
         health = self.router.health()
-        report: ReadinessReport = {
-            "ready": not stalled(health),
-            "oldest_waiter_seconds": health.oldest_waiter,
-            "last_decision_seconds": health.last_decision,
-            "running": len(self.router.running()),
-            "waiting": health.waiting,
-            "serving": health.serving,
-            "loading": health.loading,
-        }
-        return json_answer(report, 200 if report["ready"] else 503)
+        report = ReadinessReport(
+            ready=not stalled(health),
+            oldest_waiter_seconds=health.oldest_waiter,
+            last_decision_seconds=health.last_decision,
+            running=len(self.router.running()),
+            waiting=health.waiting,
+            serving=health.serving,
+            loading=health.loading,
+        )
+        return json_answer(report, 200 if report.ready else 503)
 
 
 def named_models(call: AdminRequest) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
-from attrs import define
+from attrs import define, frozen
 
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer
@@ -12,7 +10,8 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.route import RouteTable
 
 
-class ProfileDocument(TypedDict):
+@frozen
+class ProfileDocument:
     """A profile with the names it pins; an empty target disables a name."""
 
     id: str
@@ -20,19 +19,23 @@ class ProfileDocument(TypedDict):
     pins: dict[str, str]
 
 
-class ActiveProfile(TypedDict):
+@frozen
+class ActiveProfile:
     """The active profile's id."""
 
     active: str | None
 
 
-class Profiles(ActiveProfile):
+@frozen
+class Profiles:
     """All profiles."""
 
+    active: str | None
     profiles: list[ProfileDocument]
 
 
-class ProfileChoice(TypedDict):
+@frozen
+class ProfileChoice:
     """The profile to activate; none if it is null or empty."""
 
     name: str | None
@@ -50,11 +53,11 @@ class ProfileEndpoints:
     @route("GET", "/api/profiles", answer=Profiles)
     def index(self, call: AdminRequest) -> Response:
         """All profiles by id, with the names they pin."""
-        profiles: list[ProfileDocument] = [
-            {"id": name, "description": profile.description or "", "pins": dict(sorted(profile.pins.items()))}
+        profiles = [
+            ProfileDocument(name, profile.description or "", dict(sorted(profile.pins.items())))
             for name, profile in sorted(self.router.config.profiles.items())
         ]
-        return json_answer({"active": self.router.profile, "profiles": profiles})
+        return json_answer(Profiles(self.router.profile, profiles))
 
     @route("PUT", "/api/profiles/active", answer=ActiveProfile, body=ProfileChoice)
     def select(self, call: AdminRequest) -> Response:
@@ -73,4 +76,4 @@ class ProfileEndpoints:
         if name and name not in self.router.config.profiles:
             raise HttpError(404, f'profile "{name}" not found')
         self.router.select_profile(name or None)
-        return json_answer({"active": self.router.profile})
+        return json_answer(ActiveProfile(self.router.profile))

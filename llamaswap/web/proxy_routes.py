@@ -5,9 +5,9 @@ They are in the Klein map so that a wrong method gets its 405 and the OpenAPI do
 
 from __future__ import annotations
 
-from typing import Annotated, TypedDict
+from typing import Annotated
 
-from attrs import define
+from attrs import define, frozen
 from twisted.web.resource import IResource
 
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
@@ -15,28 +15,20 @@ from llamaswap.web.route import QueryParameter, RouteTable
 from llamaswap.wire.model_routes import MODEL_ROUTES, ModelRoute
 
 
-class InferenceOptions(TypedDict, total=False):
-    """The optional part of `InferenceBody`."""
-
-    stream: bool
-
-
-class InferenceBody(InferenceOptions):
+@frozen
+class InferenceBody:
     """The body of an inference request, as far as this server reads it."""
 
     model: str
+    stream: bool | None = None
 
 
-class InferenceFormOptions(TypedDict, total=False):
-    """The optional part of `InferenceForm`."""
-
-    file: Annotated[str, ("contentMediaType", "application/octet-stream")]
-
-
-class InferenceForm(InferenceFormOptions):
+@frozen
+class InferenceForm:
     """The form of an inference request, as far as this server reads it."""
 
     model: str
+    file: Annotated[str, ("contentMediaType", "application/octet-stream")] | None = None
 
 
 route = RouteTable("inference")

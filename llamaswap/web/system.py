@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypedDict
 
-from attrs import define
+from attrs import define, field, frozen
 
 from llamaswap.observe.machine import MachineMonitor
 from llamaswap.version import Build
@@ -16,7 +15,8 @@ from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
 
 
-class VersionDocument(TypedDict):
+@frozen
+class VersionDocument:
     """The build."""
 
     version: str
@@ -24,20 +24,17 @@ class VersionDocument(TypedDict):
     build_date: str
 
 
-class PerformanceSamples(TypedDict, total=False):
-    """The optional part of `Performance`."""
-
-    sys_stats: list[JsonObject] | None
-    gpu_stats: list[JsonObject] | None
-
-
-class Performance(PerformanceSamples):
+@frozen
+class Performance:
     """The machine's samples."""
 
     enabled: bool
+    sys_stats: list[JsonObject] | None = field(factory=list)
+    gpu_stats: list[JsonObject] | None = field(factory=list)
 
 
-class HardwareDocument(TypedDict):
+@frozen
+class HardwareDocument:
     """The machine's parts."""
 
     schema_version: int
@@ -45,7 +42,8 @@ class HardwareDocument(TypedDict):
     accelerators: list[JsonObject]
 
 
-class UpgradeStatus(TypedDict):
+@frozen
+class UpgradeStatus:
     """The process, and its last upgrade in place."""
 
     pid: int
@@ -77,7 +75,7 @@ class SystemEndpoints:
     def version(self, call: AdminRequest) -> Response:
         """The build of this server."""
         build = self.build
-        return json_answer({"version": build.version, "commit": build.commit, "build_date": build.build_date})
+        return json_answer(VersionDocument(build.version, build.commit, build.build_date))
 
     @route(
         "GET",
@@ -91,7 +89,7 @@ class SystemEndpoints:
     def performance(self, call: AdminRequest) -> Response:
         """The machine's samples of the last hour."""
         if not self.machine.enabled:
-            return json_answer({"enabled": False}, 503)
+            return json_answer(Performance(enabled=False), 503)
         after = call.time("after")
         points = call.text("max_points")
         if points and not (points.isascii() and points.isdigit() and 0 < int(points) < 1_000_000):
