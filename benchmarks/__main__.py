@@ -2,6 +2,8 @@
 
     python -m benchmarks                         everything; writes docs/performance.rst and its plots
     python -m benchmarks --only swap,small       some measures, printed only
+    python -m benchmarks --only small --without direct_write
+                                                 the same, and the product without a fast path (see benchmarks.without)
     python -m benchmarks --against 'other --config {config} --listen 127.0.0.1:{port}'
 
 Rounds are interleaved and the median is quoted; what counts are the ratios within one run, never one absolute
@@ -97,12 +99,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", action="append", default=[], help="another proxy's command line")
     parser.add_argument("--reactor", action="append", default=[], help="the product on another reactor too")
+    parser.add_argument("--without", action="append", default=[], help="the product without these fast paths too")
     options = parser.parse_args()
     names = options.only.split(",") if options.only else ["swap", *MEASURES]
     unknown = [name for name in names if name != "swap" and name not in MEASURES]
     if unknown:
         parser.error(f"no such measure: {', '.join(unknown)}")
     subjects = [Product(), *(Product(name) for name in options.reactor)]
+    subjects += [Product(without=names) for names in options.without]
     subjects += [Command(command, f"peer{number}") for number, command in enumerate(options.against, 1)]
     if Nginx.path():
         subjects.append(Nginx())

@@ -139,14 +139,16 @@ def configuration():
 
 
 class Product(Subject):
-    """This checkout, everything on: recording, access log, front door."""
+    """This checkout with everything on; perhaps on another `reactor`, or `without` some fast paths."""
 
     name = "llamaswap"
 
-    def __init__(self, reactor=None):
-        self.reactor = reactor
+    def __init__(self, reactor=None, without=None):
+        self.reactor, self.without = reactor, without
         if reactor:
             self.name = f"llamaswap, {reactor}"
+        elif without:
+            self.name = f"without {without}"
 
     def start(self, upstream):
         compileall.compile_dir(ROOT / "llamaswap", quiet=1)  # as an installation has it
@@ -154,7 +156,7 @@ class Product(Subject):
         self.port = free_port()
         config = Path(self.folder.name) / "config.yaml"
         config.write_text(configuration())
-        words = [sys.executable, "-m", "twisted"]
+        words = [sys.executable, "-m", *(["benchmarks.without", self.without] if self.without else ["twisted"])]
         words += ["--reactor", self.reactor] if self.reactor else []
         words += ["llamaswap", "--config", config, "--listen", f"127.0.0.1:{self.port}"]
         self.launch(words, {"PYTHONPATH": str(ROOT)})

@@ -7,6 +7,9 @@ clients come at once, the running streams would wait behind all of them in every
 
 This uses private state of `twisted.internet.epollreactor.EPollReactor`. tests/proxy/test_epoll.py fails if it moves;
 any other reactor is not changed.
+
+`python -m benchmarks --only small --without epoll`: a request takes 253 us of CPU without it, 230 with it; the p99 of a
+chunk of 500 streams is 15.6 ms without it, 9.0 ms with it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Twisted's reactor imports OpenSSL if it is installed, but also works without it. So while the reactor's modules are
 imported OpenSSL seems not to be installed; when a configuration names an encrypted server, they are reloaded.
+
+`python -m benchmarks --only small --without lazy_tls`: the idle process takes 74.5 MB without it, 61.8 MB with it.
 """
 
 from __future__ import annotations

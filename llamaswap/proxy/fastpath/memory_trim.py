@@ -2,6 +2,8 @@
 
 The C library keeps what was freed in the middle of its heap, so the memory of a thousand streams would stay with the
 process until the next thousand come. Returning it takes less than a millisecond.
+
+`python -m benchmarks --only streams500 --without memory_trim`: 6 MB more stay with the process after 500 streams.
 """
 
 from __future__ import annotations

@@ -1,0 +1,35 @@
+"""The service without some of its fast paths: `python -m benchmarks.without epoll,direct_write llamaswap --config FILE`.
+
+The rest of the command line is that of `twist`. `python -m benchmarks --without NAME` measures the service with and
+without a fast path in the same run, which shows what it gains.
+"""
+
+import sys
+from importlib import import_module
+
+from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
+
+# module in llamaswap.proxy.fastpath: its function, and what takes its place
+FAST_PATHS = {
+    "direct_write": ("write_through", lambda transport: transport.write),
+    "epoll": ("use_plain_poll", lambda reactor: False),
+    "lazy_tls": ("import_reactor_without_tls", lambda: False),
+    "memory_trim": ("trimmer", lambda library=None: lambda: None),
+}
+
+
+def main():
+    names, arguments = sys.argv[1].split(","), sys.argv[2:]
+    if "lazy_tls" not in names:
+        import_reactor_without_tls()  # before anything imports the reactor
+    for name in names:
+        function, replacement = FAST_PATHS[name]
+        setattr(import_module(f"llamaswap.proxy.fastpath.{name}"), function, replacement)
+
+    from twisted.application.twist._twist import Twist  # later than the replacements
+
+    Twist.main(["twist", *arguments])
+
+
+if __name__ == "__main__":
+    main()
