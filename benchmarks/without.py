@@ -1,4 +1,4 @@
-"""The service without some of its fast paths: `python -m benchmarks.without epoll,direct_write llamaswap --config FILE`.
+"""The service without some fast paths: `python -m benchmarks.without epoll,direct_write llamaswap --config FILE`.
 
 The rest of the command line is that of `twist`. `python -m benchmarks --without NAME` measures the service with and
 without a fast path in the same run, which shows what it gains.
