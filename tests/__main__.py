@@ -143,7 +143,8 @@ def packaging(tally):
 
         names = zipfile.ZipFile(wheels[0]).namelist()
         tally.check("the wheel owns no twisted/__init__.py", "twisted/__init__.py" not in names)
-        for wanted in ("twisted/plugins/llamaswap_plugin.py", "llamaswap/py.typed", "llamaswap/demo/demo.yaml"):
+        data = ("py.typed", "demo/demo.yaml", "cli/units/system.service")
+        for wanted in ("twisted/plugins/llamaswap_plugin.py", *(f"llamaswap/{name}" for name in data)):
             tally.check(f"the wheel holds {wanted}", wanted in names)
         for wanted in ("example.yaml", "schema.json", "llamaswap.service"):
             held = any(name.endswith(f"/share/llamaswap/{wanted}") for name in names)
