@@ -1,4 +1,4 @@
-"""The commands against a running product, and `pull` against a pretended model hub."""
+"""The commands with a running product, and `pull` with a fake model hub."""
 
 import hashlib
 import importlib.util
@@ -18,7 +18,7 @@ from tests.live.test_service import config
 
 
 def command(*words, url="", stdin=None, timeout=60, **env):
-    """Run a subcommand; (exit status, standard output, standard error)."""
+    """Run a subcommand; returns (exit status, standard output, standard error)."""
     done = subprocess.run(
         [sys.executable, "-m", "llamaswap", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), **({"LLAMASWAP_URL": url} if url else {}), **env},
@@ -33,7 +33,7 @@ def command(*words, url="", stdin=None, timeout=60, **env):
 class RemoteTests(SynchronousTestCase):
     timeout = 120
 
-    def test_a_session_of_an_operator(self):
+    def test_commands_of_an_operator_session(self):
         with Product(config(one="--say WRITTEN", two="", bad={"cmd": "/no/such/program --port ${PORT}"})) as product:
 
             def ask(*words, code=0, **more):
@@ -55,13 +55,13 @@ class RemoteTests(SynchronousTestCase):
             ask("unload", "two")
             self.assertIn("nothing is loaded", ask("ps"))
 
-    def test_a_key_is_needed_where_the_server_wants_one(self):
+    def test_key_is_needed_if_the_server_requires_one(self):
         text = json.loads(config(one="")) | {"apiKeys": ["open sesame".replace(" ", "-")]}
         with Product(json.dumps(text)) as product:
             self.assertEqual(command("ps", url=product.url)[0], 1)
             self.assertEqual(command("ps", "--key", "open-sesame", url=product.url)[0], 0)
 
-    def test_following_a_log_sees_what_is_written_later(self):
+    def test_followed_log_shows_later_lines(self):
         with Product(config(one="--say WRITTEN")) as product:
             follower = subprocess.Popen(
                 [sys.executable, "-m", "llamaswap", "logs", "-f", "one", "--url", product.url],
@@ -84,7 +84,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the model hub's interface as a download needs. `cut`: the first answer ends half-way; `hold`: it stops
+    """As much of the model hub's interface as a download needs. `cut`: the first response ends early; `hold`: it stops
     there, and the connection stays open."""
 
     protocol_version = "HTTP/1.1"
@@ -164,21 +164,21 @@ class PullTests(SynchronousTestCase):
     def pull(self, *words):
         return command("pull", *words, **self.hub())
 
-    def test_the_quant_asked_for_comes_into_the_cache(self):
+    def test_named_quant_is_downloaded_into_the_cache(self):
         status, out, err = self.pull("org/Tiny-GGUF:Q8_0", "--json")
         self.assertEqual(status, 0, out + err)
         (path,) = json.loads(out)["files"]
         self.assertTrue(path.endswith("Tiny-Q8_0.gguf") and path.startswith(str(self.home)))
         self.assertEqual(Path(path).read_bytes(), CONTENT)
 
-    def test_a_download_whose_connection_breaks_is_taken_up_where_it_broke(self):
+    def test_broken_download_is_resumed(self):
         Hub.cut = True
         status, out, err = self.pull("org/Tiny-GGUF")
         self.assertEqual(status, 0, out + err)
         self.assertEqual(Path(out.splitlines()[0]).read_bytes(), CONTENT)
         self.assertTrue(any(int(asked[6:].partition("-")[0]) for asked in Hub.ranges), Hub.ranges)
 
-    def test_a_download_that_was_killed_is_taken_up_by_the_next_one(self):
+    def test_killed_download_is_resumed_by_the_next_process(self):
         held = Hub.hold = threading.Event()
         self.addCleanup(held.set)
         killed = subprocess.Popen(
@@ -203,22 +203,22 @@ class PullTests(SynchronousTestCase):
         """Bytes of unfinished files."""
         return sum(path.stat().st_size for path in self.home.rglob("*.incomplete"))
 
-    def test_a_file_that_is_there_is_not_fetched_again(self):
+    def test_complete_file_is_not_downloaded_again(self):
         self.assertEqual(self.pull("org/Tiny-GGUF")[0], 0)
         Hub.cut = True  # it would be seen
         self.assertEqual(self.pull("org/Tiny-GGUF")[0], 0)
         self.assertTrue(Hub.cut)
 
-    def test_an_unknown_quant_names_those_there_are(self):
+    def test_unknown_quant_lists_the_available_ones(self):
         status, _, err = self.pull("org/Tiny-GGUF:Q2_K")
         self.assertEqual((status, "Q4_K_M" in err), (1, True))
 
-    def test_a_hub_that_cannot_be_reached_exits_1_in_words(self):
+    def test_unreachable_hub_exits_1_with_a_message(self):
         nobody = {**self.hub(), "HF_ENDPOINT": "http://127.0.0.1:9"}
         status, _, err = command("pull", "org/Tiny-GGUF", **nobody)
         self.assertEqual((status, "Traceback" in err), (1, False), err)
         self.assertIn("org/Tiny-GGUF", err)
 
-    def test_an_unknown_repository_exits_1_in_words(self):
+    def test_unknown_repository_exits_1_with_a_message(self):
         status, _, err = self.pull("org/Nothing")
         self.assertEqual((status, "Traceback" in err), (1, False), err)

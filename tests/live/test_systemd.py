@@ -1,4 +1,4 @@
-"""A service manager's view: readiness, reload and end are told, the watchdog is fed, a handed-over socket is used."""
+"""The service under a service manager: notifications, the watchdog keep-alive, and a socket of the manager."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ class NotifyTests(SynchronousTestCase):
     def heard_with(self, word):
         return [one for one in self.heard if word in one]
 
-    def test_the_whole_life_is_told(self):
+    def test_start_reload_and_end_are_notified(self):
         env = {"NOTIFY_SOCKET": self.path, "WATCHDOG_USEC": "400000"}
         with Product(config(one=""), env=env) as product:
             wait_for(lambda: self.heard_with("READY=1"), 10, "READY")
@@ -56,7 +56,7 @@ class NotifyTests(SynchronousTestCase):
             product.process.send_signal(signal.SIGTERM)
             wait_for(lambda: self.heard_with("STOPPING=1"), 10, "STOPPING")
 
-    def test_model_servers_do_not_inherit_the_line(self):
+    def test_model_servers_do_not_inherit_the_notify_socket(self):
         with Product(config(one=""), env={"NOTIFY_SOCKET": self.path}) as product:
             product.json("/v1/chat/completions", {"model": "one", "messages": []})
             pid = product.json("/upstream/one/pid")["pid"]
@@ -66,7 +66,7 @@ class NotifyTests(SynchronousTestCase):
 class ActivationTests(SynchronousTestCase):
     timeout = 60
 
-    def test_a_socket_of_the_manager_is_served(self):
+    def test_socket_of_the_manager_is_served(self):
         tool = shutil.which("systemd-socket-activate")
         if tool is None:
             raise SkipTest("systemd-socket-activate is not on this machine")

@@ -1,4 +1,4 @@
-"""The front for a sleeping machine, with a real machine's part played by a product that is started late."""
+"""The proxy in front of a sleeping machine; the machine is a product that is started late."""
 
 import json
 import os
@@ -72,7 +72,7 @@ class WolTests(SynchronousTestCase):
                 return f"http://127.0.0.1:{found[1]}"
         raise AssertionError("it never listened")
 
-    def test_a_request_wakes_the_machine_and_is_carried_when_it_is_up(self):
+    def test_request_wakes_the_machine_and_is_forwarded_when_it_is_up(self):
         front = self.front(60)
         results = []
         asking = threading.Thread(target=lambda: results.append(ask(front + "/v1/chat/completions", chat("one"), 60)))
@@ -85,11 +85,11 @@ class WolTests(SynchronousTestCase):
             self.assertEqual(product.running(), {"one": "ready"})
             self.assertIn(b"ready", ask(front + "/status")[1])
             self.assertEqual(ask(front + "/ui/")[0], 200)
-        # It sleeps again: what was heard is not believed for long, and monitors do not wake it.
+        # It sleeps again: an answer counts for a short time, and monitors do not wake it.
         self.packets.settimeout(1)
         self.assertEqual(ask(front + "/api/events")[0] in (204, 502), True)
 
-    def test_what_only_watches_does_not_wake_it_and_a_page_does(self):
+    def test_monitors_do_not_wake_the_machine_and_a_page_does(self):
         """core V116"""
         front = self.front(1)
         self.assertEqual(ask(front + "/api/events")[0], 204)
