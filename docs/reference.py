@@ -1,4 +1,4 @@
-"""Reference pages that cannot lie: made from the records, the route table and the commands when the site is built.
+"""Reference pages, generated from the records, the route table and the commands when the site is built.
 
 Three directives, each without arguments: `config-keys`, `endpoints`, `command-line`.
 """
@@ -110,13 +110,14 @@ def _escaped(text: str) -> str:
 # -- endpoints ---------------------------------------------------------------------------------------------
 
 TAGS = {
-    "doors": "Inference",
+    "inference": "Inference",
     "models": "Models",
     "processes": "Servers",
     "events": "Events",
     "activity": "Activity",
     "logs": "Logs",
     "profiles": "Profiles",
+    "peers": "Peers",
     "config": "Configuration",
     "system": "System",
     "loadtest": "Load tests",
