@@ -1,13 +1,12 @@
-"""The access log of the front door: one line for each exchange that is over.
+"""The access log of the proxy: one line for each exchange that has ended.
 
-The Klein door writes its lines from the site (`app.AdminSite`); both write the same record. Must not know models.
+The admin site writes its lines itself (`app.AdminSite`), as the same record. This module must not know models.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from attrs import define
+from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
 from llamaswap.observe.accesslog import AccessLog, AccessRecord
@@ -17,14 +16,14 @@ from llamaswap.wire.headers import client_address
 
 @define(eq=False)
 class AccessLogger:
-    """Has a line written for each exchange it is told of. `clock` provides IReactorTime."""
+    """Writes a line for each exchange that it is called with."""
 
     access: AccessLog
-    clock: Any
+    clock: IReactorTime
 
     def __call__(self, exchange: Exchange, status: int, sent: int) -> None:
-        """An exchange is over. `status` 0: nothing went out; `sent`: body bytes, with their framing where it is raw,
-        without those that the exchange counted itself."""
+        """Log an exchange at its end. `status` 0: no head was sent. `sent`: the body's bytes, with the framing of a raw
+        body, without those that the exchange counted itself."""
         head = exchange.head
         self.access.served(
             AccessRecord(

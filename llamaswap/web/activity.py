@@ -22,7 +22,7 @@ from llamaswap.observe.query import ActivityFilter, parse_filter, parse_query
 from llamaswap.web.admin_request import JSON, AdminRequest, JsonObject, Response, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
 from llamaswap.web.processes import Message
-from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
+from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
 from llamaswap.web.streaming_response import StreamingResponses
 
 EXPORT_ROWS = 100  # rows an export reads, renders in one turn of the reactor, and writes
@@ -111,7 +111,7 @@ class CaptureDocument:
     resp_body: str | None
 
 
-route = RouteTable("activity")
+route = RouteTable("activity", Route)
 _FILTER = (
     QueryParameter("model", "Only these models.", repeatable=True),
     QueryParameter("start", "RFC 3339, inclusive."),

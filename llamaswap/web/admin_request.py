@@ -1,6 +1,6 @@
-"""A request and its answer as handlers see them: values in, a value out.
+"""A request and its response as handlers see them.
 
-Handlers of plain endpoints never touch twisted.web; only the streaming ones reach for `AdminRequest.request`.
+Only the handlers of streams use twisted.web, by `AdminRequest.request`; the others return a value.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from llamaswap.wire.headers import PROXY_HEADERS, client_address, from_this_mach
 JsonObject = dict[str, object]
 
 JSON = b"application/json"
-JSON_BOUND = 1 << 20  # bytes of an admin request's JSON body; the largest holds a load test's prompt
+MAX_JSON_BYTES = 1 << 20  # of an admin request's body; the largest bodies contain the prompt of a load test
 TEXT = b"text/plain; charset=utf-8"
 
 
 def client_of(request: Request) -> str:
-    """The client's address, as the access log tells it."""
+    """The client's address, as in the access log."""
     raw = request.requestHeaders.getRawHeaders
     return client_address(lambda name: raw(name, (None,))[0], peer_host(request.getClientAddress()))
 
@@ -37,7 +37,7 @@ def _forwarding(request: Request) -> list[tuple[bytes, bytes]]:
 
 @frozen
 class Response:
-    """A whole answer. `content_type` None leaves the header out."""
+    """A whole response. `content_type` None leaves the header out."""
 
     status: int = 200
     body: bytes = field(default=b"", repr=False)
@@ -63,17 +63,17 @@ def _members(record: AttrsInstance) -> JsonObject:
 
 
 def json_answer(value: object, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
-    """A JSON document, ended by one line feed."""
+    """A response with a JSON document, ended by one line feed."""
     return Response(status, json_bytes(value) + b"\n", JSON, headers)
 
 
 def text_answer(text: str, status: int = 200) -> Response:
-    """A plain text."""
+    """A response with a plain text."""
     return Response(status, text.encode())
 
 
 def redirect(location: str, status: int, method: bytes) -> Response:
-    """Go elsewhere. Only a GET shows a page, so only it gets one."""
+    """A redirection. Only a GET shows a page, so only it gets one."""
     headers = ((b"Location", location.encode("utf-8")),)
     if method not in (b"GET", b"HEAD"):
         return Response(status, b"", None, headers)
@@ -135,12 +135,12 @@ class AdminRequest:
 
     @property
     def client(self) -> str:
-        """The client's address, as the access log tells it."""
+        """The client's address, as in the access log."""
         return client_of(self.request)
 
     @property
     def from_this_machine(self) -> bool:
-        """Whether the client is on this machine, as far as its socket and the proxies in front of us tell."""
+        """Whether the client is on this machine, by its socket and the headers of reverse proxies."""
         return from_this_machine(_forwarding(self.request), peer_host(self.request.getClientAddress()))
 
     @property
@@ -176,12 +176,13 @@ class AdminRequest:
 
 
 def first_json(text: bytes) -> object:
-    """The first JSON value of a body; what follows it is not looked at.
+    """The first JSON value of a body; the rest is ignored.
 
-    ValueError if there is none, BodyTooLarge beyond `JSON_BOUND` bytes, because it is parsed on the reactor.
+    ValueError if the body does not begin with one, BodyTooLarge beyond `MAX_JSON_BYTES`,
+    because it is parsed on the reactor.
     """
-    if len(text) > JSON_BOUND:
-        raise BodyTooLarge(JSON_BOUND)
+    if len(text) > MAX_JSON_BYTES:
+        raise BodyTooLarge(MAX_JSON_BYTES)
     decoded = text.decode("utf-8", "replace").lstrip(" \t\r\n")
     try:
         value: object = json.JSONDecoder().raw_decode(decoded)[0]

@@ -1,7 +1,7 @@
-"""Who may come in: API keys, the CORS preflight, and the refusal of other sites' pages.
+"""Authentication by API keys, the CORS preflight, and the refusal of requests from other sites' pages.
 
-Works on a header reader (`first(lower_case_name) -> value or None`), so that both doors share it. It must not know
-twisted.web or a request's body.
+It works on a header reader (`first(lower_case_name) -> value or None`), which the proxy and the admin site have. This
+module must not know twisted.web or a request's body.
 """
 
 from __future__ import annotations
@@ -10,42 +10,35 @@ import hmac
 import re
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
-from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from llamaswap.config import Secret
+from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import Headers, HttpError, unauthorized
 from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, credential
 
 First = Callable[[bytes], "bytes | None"]
 
 
-class AuthorizableHead(Protocol):
-    """A request's headers, in order and as they came."""
-
-    @property
-    def headers(self) -> Sequence[tuple[bytes, bytes]]: ...
-
-    def first(self, name: bytes, /) -> bytes | None: ...
-
-
 @frozen
 class Authenticator:
-    """Compare a request's key with the configured ones. `keys` is asked per request: a reload may change them."""
+    """Compares a request's key with the configured ones. `keys` gives them per request, because a reload may change
+    them."""
 
     keys: Callable[[], Iterable[bytes]]
 
     def admit(self, first: First) -> None:
-        """Return where the request may come in, else raise HttpError(401)."""
+        """Return if the request has a key or needs none, else raise HttpError(401)."""
         self._admit(first)
 
     @property
     def required(self) -> bool:
-        """Whether a key is asked for at all."""
+        """Whether requests need a key."""
         return any(True for _ in self.keys())
 
-    def __call__(self, head: AuthorizableHead) -> frozenset[bytes]:
+    def __call__(self, head: RequestHead) -> frozenset[bytes]:
         """Admit a request to the model routes, or raise HttpError(401).
 
         Returns the names (lower case) of all headers that carry one of our keys: none of them may reach a server.
@@ -53,7 +46,7 @@ class Authenticator:
         keys = self._admit(head.first)
         if not keys:
             return NO_HEADERS
-        # The request knows a key by now, so the time that these comparisons take tells it nothing.
+        # The client knows a key already, so the time that these comparisons take reveals nothing.
         found = {name.lower() for name, value in head.headers if value in keys or credential(value) in keys}
         return frozenset(found - ESSENTIAL)
 
@@ -62,22 +55,22 @@ class Authenticator:
         keys = tuple(self.keys())
         if keys:
             candidate = presented(first)
-            # Every key is compared, whatever the earlier ones said: the time taken tells nothing about which matched.
+            # Every key is compared, so that the time taken does not reveal which one matched.
             if not (sum([hmac.compare_digest(candidate, key) for key in keys]) and candidate):
                 raise unauthorized()
         return keys
 
 
 class KeyRing:
-    """The configured keys as bytes, made anew only when `configured` gives another sequence of them."""
+    """The configured keys as bytes, converted again only if `configured` gives another sequence of them."""
 
-    def __init__(self, configured: Callable[[], Sequence[Any]]) -> None:
+    def __init__(self, configured: Callable[[], Sequence[Secret]]) -> None:
         self._configured = configured
-        self._of: Sequence[Any] = ()
+        self._of: Sequence[Secret] = ()
         self._keys: tuple[bytes, ...] = ()
 
     def __call__(self) -> tuple[bytes, ...]:
-        """The keys of this moment."""
+        """The keys in force."""
         configured = self._configured()
         if configured is not self._of:
             self._of, self._keys = configured, tuple(key.value.encode() for key in configured)
@@ -85,9 +78,9 @@ class KeyRing:
 
 
 def presented(first: First) -> bytes:
-    """The request's one key candidate, empty where it has none.
+    """The key that a request presents, empty if none.
 
-    Basic's password, else Bearer's token, else x-api-key; the first that is not empty counts, right or wrong.
+    Basic's password, else Bearer's token, else x-api-key; the first that is not empty counts, valid or not.
     """
     return credential(first(b"authorization") or b"") or first(b"x-api-key") or b""
 
@@ -99,7 +92,7 @@ TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]+\Z")
 
 
 def preflight(first: First) -> Headers:
-    """The headers of the 204 that every OPTIONS gets, without a key and without touching a model."""
+    """The headers of the 204 that answers every OPTIONS, without a key and without loading a model."""
     asked = first(b"access-control-request-headers")
     return [
         ALLOW_ANY_ORIGIN,
@@ -110,7 +103,7 @@ def preflight(first: First) -> Headers:
 
 
 def sanitised(asked: bytes) -> bytes:
-    """A list of header names with everything that is not a token left out; order and case stay."""
+    """A list of header names without the items that are not tokens; order and case stay."""
     items = (item.strip(b" \t\r\n") for item in asked.split(b","))
     return b", ".join(item for item in items if TOKEN.match(item))
 
@@ -121,13 +114,13 @@ def sanitised(asked: bytes) -> bytes:
 def refuse_cross_site(first: First) -> None:
     """Raise HttpError(403) for a request that a browser sends for another site's page.
 
-    Browsers that remember Basic credentials would add them to such a request. Tools send no such header and pass.
-    `Sec-Fetch-Site: same-origin` cannot be forged by a page, so it is believed where a reverse proxy rewrote Host.
+    Browsers that remember Basic credentials would add them to such a request. Tools do not send these headers and pass.
+    A page cannot forge `Sec-Fetch-Site: same-origin`, so it counts even if a reverse proxy rewrote Host.
     """
     site = (first(b"sec-fetch-site") or b"").lower()
     if site == b"same-origin":
         return
-    # A browser that sends no Sec-Fetch-Site asks for an image tag's picture without an Origin.
+    # A browser without Sec-Fetch-Site requests the picture of an image tag without an Origin.
     image = not site and (first(b"accept") or b"").lower().startswith(b"image/")
     if image or site not in (b"", b"none"):
         raise HttpError(403, "cross-site request refused: the page that sent it is not served by llamaswap")
@@ -136,10 +129,10 @@ def refuse_cross_site(first: First) -> None:
         return
     host = (first(b"host") or b"").lower()
     if _authority(origin) != host:
-        told = origin.decode("latin-1")
+        sender = origin.decode("latin-1")
         raise HttpError(
             403,
-            f"cross-site request refused: the page's origin {told} is not this server's {host.decode('latin-1')}; "
+            f"cross-site request refused: the page's origin {sender} is not this server's {host.decode('latin-1')}; "
             "a reverse proxy must pass the Host header on",
         )
 
@@ -156,10 +149,10 @@ def _authority(origin: bytes) -> bytes:
 
 @frozen
 class HostCheck:
-    """Compare a request's Host with this server's names, because a page may give its own name our address and would
-    then have our origin. An address or localhost cannot be such a name.
+    """Compares a request's Host with this server's names: a site can resolve its name to this server's address (DNS
+    rebinding), and its pages would then be of the same origin. An address or localhost cannot be such a name.
 
-    `own` are the machine's names in lower case; `allowed` gives `allowedHosts`, per request because a reload may change
+    `own` are the machine's names in lower case; `allowed` gives `allowedHosts` per request, because a reload may change
     it.
     """
 
@@ -167,7 +160,7 @@ class HostCheck:
     allowed: Callable[[], Iterable[str]] = tuple
 
     def __call__(self, first: First) -> None:
-        """Raise HttpError(403) if Host is another server's name. Only tools send none at all."""
+        """Raise HttpError(403) if Host is another server's name. Only tools send an empty one."""
         given = (first(b"host") or b"").decode("latin-1")
         name = host_name(given)
         if not given or _is_address(name) or name == "localhost" or name.endswith(".localhost") or name in self.own:
@@ -181,7 +174,7 @@ class HostCheck:
             )
 
 
-_LITERAL = re.compile(r"\[([^\[\]]+)\](?::[0-9]*)?\Z")  # an IPv6 address, perhaps with a port
+_LITERAL = re.compile(r"\[([^\[\]]+)\](?::[0-9]*)?\Z")  # an IPv6 address with or without a port
 
 
 def machine_names(hostname: str) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Compressing whole answers: JSON above a kilobyte for clients that take gzip."""
+"""Compression of whole responses: JSON above a kilobyte, for clients that accept gzip."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from attrs import evolve
 
 from llamaswap.web.admin_request import JSON, Response
 
-SMALLEST = 1024  # below, the header costs more than it saves
-# Level 1 packs about 100 MB/s: this much holds up the reactor for some 20 ms, more is sent as it is.
-LARGEST = 2 * 1024 * 1024
+MIN_SIZE = 1024  # bytes; below, the header costs more than compression saves
+# Level 1 compresses about 100 MB/s: this size blocks the reactor for some 20 ms, a larger body is sent as it is.
+MAX_SIZE = 2 * 1024 * 1024
 
 
 def accepts(accept_encoding: bytes | None, coding: str) -> bool:
-    """Whether the header lists `coding` as an item of its own, and not with q=0."""
+    """Whether the header lists `coding` as one item, without q=0."""
     for item in (accept_encoding or b"").decode("latin-1").lower().split(","):
         name, _, weight = item.partition(";")
         if name.strip() == coding:
@@ -24,8 +24,8 @@ def accepts(accept_encoding: bytes | None, coding: str) -> bool:
 
 
 def compressed(answer: Response, accept_encoding: bytes | None) -> Response:
-    """The answer, packed if that pays."""
-    if answer.content_type != JSON or not SMALLEST < len(answer.body) <= LARGEST:
+    """The response, compressed if that saves bytes."""
+    if answer.content_type != JSON or not MIN_SIZE < len(answer.body) <= MAX_SIZE:
         return answer
     headers = (*answer.headers, (b"Vary", b"Accept-Encoding"))
     if not accepts(accept_encoding, "gzip"):

@@ -17,7 +17,7 @@ from llamaswap.web.config_history import ConfigVersion, VersionAuthor, VersionRe
 from llamaswap.web.configfile import CheckedConfig, ConfigFile
 from llamaswap.web.errors import HttpError
 from llamaswap.web.reload_status import ReloadEvents
-from llamaswap.web.route import RouteTable, Timestamp
+from llamaswap.web.route import Route, RouteTable, Timestamp
 from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 
 MAX_CONFIG_BYTES = 1024 * 1024  # over HTTP, because checking it takes seconds; the longest known have 100 KB
@@ -107,7 +107,7 @@ def _on_worker(
     return handle
 
 
-route = RouteTable("config")
+route = RouteTable("config", Route)
 
 
 @define(eq=False)

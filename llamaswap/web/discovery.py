@@ -7,11 +7,11 @@ contains paths and programs, so it is served only if the operator allows edits o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import NoReturn
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -30,7 +30,7 @@ from llamaswap.discover.disk import ShouldStop
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import RouteTable
+from llamaswap.web.route import Route, RouteTable
 
 SEARCH_TIME = 5.0  # seconds of a search; a page waits this long
 DISK_TIMEOUT = 10.0  # seconds until a client gets an error: the search notices its end only between two files
@@ -39,7 +39,6 @@ RESULT_LIFETIME = 5.0  # seconds during which a page that is loaded again gets t
 
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
-T = TypeVar("T")
 log = Logger()
 
 
@@ -88,7 +87,7 @@ class Discovered:
     complete: bool
 
 
-route = RouteTable("config")
+route = RouteTable("config", Route)
 
 
 @define(eq=False)
@@ -123,13 +122,11 @@ class DiscoveryEndpoints:
 
     def _search(self) -> Deferred[ScanResult]:
         """The last result if it is recent, else that of the running search, or of a search that begins now."""
-        waiter: Deferred[ScanResult] = Deferred(self._left)
         now = self.clock.seconds()
         if self._found is not None and now - self._found[0] < RESULT_LIFETIME:
-            waiter.callback(self._found[1])
-            return waiter
-        overdue = self.clock.callLater(DISK_TIMEOUT, self._overdue, waiter)
-        waiter.addBoth(_cancel_timer, overdue)
+            return succeed(self._found[1])
+        waiter: Deferred[ScanResult] = Deferred(self._left)
+        waiter.addTimeout(DISK_TIMEOUT, self.clock, onTimeoutCancel=_disk_hangs)
         if self._waiting is not None:
             self._waiting.append(waiter)
             return waiter
@@ -150,19 +147,13 @@ class DiscoveryEndpoints:
         for waiter in waiting:
             waiter.callback(found)
 
-    def _overdue(self, waiter: Deferred[ScanResult]) -> None:
-        self._left(waiter)
-        waiter.errback(HttpError(503, "discovery takes too long: a disk or a network folder does not answer"))
-
     def _left(self, waiter: Deferred[ScanResult]) -> None:
         if self._waiting is not None and waiter in self._waiting:
             self._waiting.remove(waiter)
 
 
-def _cancel_timer(result: T, overdue: IDelayedCall) -> T:
-    if overdue.active():
-        overdue.cancel()
-    return result
+def _disk_hangs(result: object, timeout: float) -> NoReturn:
+    raise HttpError(503, "discovery takes too long: a disk or a network folder does not answer")
 
 
 def _models(found: Iterable[FoundModel], config: Config) -> Iterator[DiscoveredModel]:

@@ -1,6 +1,6 @@
-"""Which status and which body each failure becomes: the one table, for both doors.
+"""The status, code and headers of each error: one table for the proxy and the admin site.
 
-The bodies themselves are made by `wire/openai.py`; this room only chooses status, code and extra headers.
+`wire/openai.py` makes the bodies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 
 @frozen
 class HttpError(errors.LlamaswapError):
-    """An answer of the admin surface that is not a success. `message` tells the client what to change."""
+    """An error response of the admin site. `message` tells the client what to change."""
 
     status: int
     message: str
@@ -29,18 +29,19 @@ class HttpError(errors.LlamaswapError):
         return self.message
 
 
-WORDS_LINES = 10  # of a failed server's log in an error's message
-WORDS_CHARACTERS = 1500
+LOG_TAIL_LINES = 10  # of a failed server's log in an error's message
+LOG_TAIL_LENGTH = 1500  # characters
 
 CHALLENGE = (b"WWW-Authenticate", b'Basic realm="llama-swap"')
 
 
 def unauthorized() -> HttpError:
-    """No key, or a wrong one. The challenge makes a browser ask for it (any user name, the key as password)."""
+    """The error for a missing or wrong key. Its challenge makes a browser ask for the key (any user name, the key as
+    password)."""
     return HttpError(401, "unauthorized: invalid or missing API key", headers=(CHALLENGE,))
 
 
-# The most derived class wins; what is in nobody's line is our own fault: 500.
+# The most derived class counts. An error that is not in this table is a fault of this server: 500.
 STATUSES: Mapping[type[BaseException], int] = {
     errors.NoModelNamed: 404,
     errors.UnknownModel: 404,
@@ -94,7 +95,7 @@ CODES: Mapping[type[BaseException], str] = {
 
 
 def status_of(error: BaseException) -> int:
-    """The status an error is answered (or, for a client that left, logged) with."""
+    """The status of an error's response; the access log has it also if the client has left."""
     if isinstance(error, HttpError):
         return error.status
     for kind in type(error).__mro__:
@@ -104,12 +105,12 @@ def status_of(error: BaseException) -> int:
 
 
 def message_of(error: BaseException) -> str:
-    """What the client is told. A fault of our own is not described to strangers: its traceback is in the log.
+    """The message for the client. A fault of this server is not described to it: the traceback is in the log.
 
-    A server that would not run said why in its last lines; they follow, as many as a reader takes in.
+    If a model's server failed, the last lines of its log follow, because they usually give the reason.
     """
     if isinstance(error, (errors.StartFailed, errors.KeepsFailing)):
-        lines = "\n".join(error.log_tail.splitlines()[-WORDS_LINES:])[-WORDS_CHARACTERS:]
+        lines = "\n".join(error.log_tail.splitlines()[-LOG_TAIL_LINES:])[-LOG_TAIL_LENGTH:]
         return f"{error}\n{lines}" if lines else str(error)
     if isinstance(error, errors.LlamaswapError):
         return str(error)
@@ -123,8 +124,8 @@ def render(
 ) -> tuple[int, Headers, bytes]:
     """An error as (status, headers, body), negotiated by the `Accept` value, in the dialect of `path`.
 
-    A concurrency refusal is JSON whatever the client accepts: load balancers and SDKs read its code. `hide` takes
-    secrets out of the message, which may hold a server's last lines.
+    A refusal by a concurrency limit is JSON whatever the client accepts, because load balancers and SDKs read its code.
+    `hide` masks secrets in the message, which may contain lines of a server's log.
     """
     status = status_of(error)
     code = error.code if isinstance(error, HttpError) else CODES.get(type(error))
@@ -134,7 +135,7 @@ def render(
     if isinstance(error, RETRY_LATER):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
     if isinstance(error, errors.Superseded):
-        headers.append((b"X-Should-Retry", b"false"))  # read by the usual SDKs: a second try would supersede in turn
+        headers.append((b"X-Should-Retry", b"false"))  # for SDKs: a second try would supersede the first
     if isinstance(error, (errors.TooManyRequests, errors.QueueFull)):
         accept = "application/json"
     content_type, body = openai.envelope(status, hide(message_of(error)), accept, code=code, path=path)

@@ -34,7 +34,7 @@ from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.listing import status_rows
 from llamaswap.web.log_topics import PREFIX, LogTopics
 from llamaswap.web.reload_status import touched_models
-from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.sse_feed import Feed, FeedMessage, message
 from llamaswap.web.streaming_response import StreamingResponses
 
@@ -99,7 +99,7 @@ class LegacyRows:
         self._waiting.clear()
 
 
-route = RouteTable("events")
+route = RouteTable("events", Route)
 _TOPICS = (QueryParameter("topics", "Comma-separated: models, inflight, activity, swaps, performance, logs:NAME."),)
 
 

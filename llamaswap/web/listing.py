@@ -11,7 +11,7 @@ from llamaswap.proxy.peers import UNKNOWN, PeerDirectory
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import RouteTable
+from llamaswap.web.route import Route, RouteTable
 
 LOADED_STATES = frozenset(("starting", "ready", "stopping"))
 NO_CAPABILITIES = Capabilities()
@@ -53,7 +53,7 @@ class ModelList:
     data: list[ModelRecord]
 
 
-route = RouteTable("models")
+route = RouteTable("models", Route)
 
 
 @define(eq=False)

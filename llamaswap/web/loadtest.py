@@ -20,7 +20,7 @@ from llamaswap.config import Config
 from llamaswap.observe.stats import percentile
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, first_json, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import RouteTable
+from llamaswap.web.route import Route, RouteTable
 
 MAX_CONCURRENCY = 256
 MAX_REQUESTS = 10_000
@@ -157,7 +157,7 @@ class LoadTestRun:
         }
 
 
-route = RouteTable("loadtest")
+route = RouteTable("loadtest", Route)
 
 
 @define(eq=False)

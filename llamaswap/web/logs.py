@@ -10,12 +10,12 @@ from llamaswap.config import Config
 from llamaswap.observe.logs import LogMonitor, LogRegistry
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.streaming_response import StreamingResponses
 
 PLAIN = "text/plain"
 
-route = RouteTable("logs")
+route = RouteTable("logs", Route)
 _NO_HISTORY = (QueryParameter("no-history", "Leave out what was written before (any value)."),)
 
 

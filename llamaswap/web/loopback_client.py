@@ -1,4 +1,4 @@
-"""Requests to our own front door, for load tests."""
+"""Requests of load tests to this server itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from twisted.web.iweb import IAgent, IResponse
 
 @define(eq=False)
 class LoopbackClient:
-    """A loadtest.Generator. `agent` must reach us; `base` is our address (http://127.0.0.1:8080), `key` a valid key.
+    """A loadtest.Generator. `agent` connects to this server, `base` gives its address (http://127.0.0.1:8080), and
+    `key` a valid key.
 
-    Both are asked per request: the port may be any, and a reload may change the keys.
+    Both are called per request, because the port may be any and a reload may change the keys.
     """
 
     agent: IAgent
@@ -45,7 +46,7 @@ class LoopbackClient:
 
 
 class _Receiver(Protocol):
-    """Passes a body on. Cancelling `done` closes the connection: that is how the server learns that we left."""
+    """Passes a body's pieces to `chunk`. Cancelling `done` closes the connection, which cancels the request."""
 
     def __init__(self, chunk: Callable[[bytes], None]) -> None:
         self._chunk = chunk

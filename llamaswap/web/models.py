@@ -23,7 +23,7 @@ from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import every_alias
 from llamaswap.web.processes import ModelNameBody, Success, named_models
-from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
+from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
 from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
 from llamaswap.web.shield import shielded
 
@@ -173,7 +173,7 @@ class SwapDetail(SwapDocument):
     log_tail: str
 
 
-route = RouteTable("models")
+route = RouteTable("models", Route)
 _WAIT = (QueryParameter("wait", "Answer when the model is loaded, or with the error of the load.", "boolean"),)
 
 

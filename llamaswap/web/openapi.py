@@ -162,7 +162,7 @@ def _identity(method: str, rule: str) -> str:
     return f"{method.lower()}_{words or 'root'}{tail}"
 
 
-route = RouteTable("system")
+route = RouteTable("system", Route)
 
 
 @define(eq=False)

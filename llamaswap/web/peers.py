@@ -11,7 +11,7 @@ from llamaswap.config import Config
 from llamaswap.observe.log_format import local_time, rfc3339
 from llamaswap.proxy.peers import PeerDirectory
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
-from llamaswap.web.route import RouteTable, Timestamp
+from llamaswap.web.route import Route, RouteTable, Timestamp
 from llamaswap.web.secret_masking import known_secrets, masked_text
 
 
@@ -36,7 +36,7 @@ class PeerList:
     peers: list[PeerDocument]
 
 
-route = RouteTable("peers")
+route = RouteTable("peers", Route)
 
 
 @define(eq=False)

@@ -12,7 +12,7 @@ from llamaswap.routing.interfaces import HealthSnapshot
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer, text_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.shield import shielded
 
@@ -102,7 +102,7 @@ def stalled(health: HealthSnapshot) -> bool:
     return health.oldest_waiter is not None and health.oldest_waiter > FORGOTTEN_AFTER and idle
 
 
-route = RouteTable("processes")
+route = RouteTable("processes", Route)
 _PLAIN = "text/plain"
 _NAMED = (QueryParameter("model", "Stop only this model's server (id or alias).", repeatable=True),)
 

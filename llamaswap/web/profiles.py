@@ -7,7 +7,7 @@ from attrs import define, frozen
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import RouteTable
+from llamaswap.web.route import Route, RouteTable
 
 
 @frozen
@@ -41,7 +41,7 @@ class ProfileChoice:
     name: str | None
 
 
-route = RouteTable("profiles")
+route = RouteTable("profiles", Route)
 
 
 @define(eq=False)

@@ -11,7 +11,7 @@ from attrs import define, frozen
 from twisted.web.resource import IResource
 
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
-from llamaswap.web.route import QueryParameter, RouteTable
+from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.wire.model_routes import MODEL_ROUTES, ModelRoute
 
 
@@ -31,7 +31,7 @@ class InferenceForm:
     file: Annotated[str, ("contentMediaType", "application/octet-stream")] | None = None
 
 
-route = RouteTable("inference")
+route = RouteTable("inference", Route)
 
 
 @define(eq=False)

@@ -7,7 +7,7 @@ of them and `openapi.py` one document, so that every route is in both.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Generic, Literal, ParamSpec, TypeVar
 
 from attrs import define, field, frozen
 from twisted.web.resource import IResource
@@ -18,6 +18,7 @@ from llamaswap.web.admin_request import Response
 Reply = Response | IResource | None
 Handler = Callable[..., "Reply | Awaitable[Reply]"]
 H = TypeVar("H", bound=Handler)
+P = ParamSpec("P")
 
 Timestamp = Annotated[str, ("format", "date-time")]  # RFC 3339 in a document
 
@@ -32,35 +33,47 @@ class QueryParameter:
     repeatable: bool = False
 
 
-@frozen
+def _method_names(text: str) -> tuple[str, ...]:
+    return () if text == "ANY" else tuple(text.split())
+
+
+@define(eq=False)
 class Route:
     """A path, its methods, and the function of an endpoint class that handles it.
 
-    `rule` is a Klein rule; `<rest:name>` matches any text, slashes and the empty text included. Without `methods` the
-    route serves every method. `changes_state`: a page of another site must not send this request, so it is refused if
-    such a page sent it, and if its `Host` could belong to one. `runs_commands`: the request can make the server run a
-    command that the client chose, so a client of another machine needs a key. `key` says who checks the API key: the
-    admin site, the handler itself, or neither. `cross_origin`: any page may read the response, even without a key.
+    `methods` are separated by spaces, and "ANY" stands for all; a GET route answers HEAD too. `rule` is a Klein rule;
+    `<rest:name>` matches any text, slashes and the empty text included. The default `summary` is the first sentence of
+    the handler's docstring.
+
+    `changes_state`: a page of another site must not send this request, so it is refused if such a page sent it, and if
+    its `Host` could belong to one. By default a route counts as such unless it serves GET alone: a forgotten argument
+    must not leave a route unguarded. `runs_commands`: the request can make the server run a command that the client
+    chose, so a client of another machine needs a key. `key` says who checks the API key: the admin site, the handler
+    itself, or neither. `cross_origin`: any page may read the response, even without a key.
 
     `content` is the media type of the response, and `answer` the type of its document; `body_type` and `body` say the
     same of the request's body.
     """
 
+    methods: tuple[str, ...] = field(converter=_method_names)
     rule: str
-    methods: tuple[str, ...]
-    handler: Handler
-    summary: str
-    tag: str
-    changes_state: bool
-    runs_commands: bool
-    cross_origin: bool
-    key: Literal["checked", "by handler", "not needed"]
-    query: tuple[QueryParameter, ...]
-    content: str
-    answer: object
-    body: object
-    body_type: str
-    status: int
+    summary: str = ""
+    changes_state: bool | None = None
+    runs_commands: bool = False
+    cross_origin: bool = False
+    key: Literal["checked", "by handler", "not needed"] = "checked"
+    query: tuple[QueryParameter, ...] = ()
+    content: str = "application/json"
+    answer: object = None
+    body: object = None
+    body_type: str = "application/json"
+    status: int = 200
+    tag: str = field(init=False)
+    handler: Handler = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.changes_state is None:
+            self.changes_state = self.methods != ("GET",)
 
     @property
     def name(self) -> str:
@@ -69,55 +82,24 @@ class Route:
 
 
 @define(eq=False)
-class RouteTable:
-    """Collects the routes of one group of endpoints, which the document shows under `tag`."""
+class RouteTable(Generic[P]):
+    """Collects the routes of one group of endpoints, which the document shows under `tag`. `make` is `Route`; it is a
+    parameter so that the type checker knows the arguments of the decorator."""
 
     tag: str
+    make: Callable[P, Route]
     _routes: list[Route] = field(factory=list, init=False)
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes)
 
-    def __call__(
-        self,
-        methods: str,
-        rule: str,
-        *,
-        summary: str = "",
-        changes_state: bool | None = None,
-        runs_commands: bool = False,
-        cross_origin: bool = False,
-        key: Literal["checked", "by handler", "not needed"] = "checked",
-        query: tuple[QueryParameter, ...] = (),
-        content: str = "application/json",
-        answer: object = None,
-        body: object = None,
-        body_type: str = "application/json",
-        status: int = 200,
-    ) -> Callable[[H], H]:
-        """Declare a route of the decorated handler. `methods` are separated by spaces, "ANY" stands for all; a GET
-        route answers HEAD too. The default summary is the first sentence of the handler's docstring, and a route counts
-        as changing state unless it serves GET alone: a forgotten argument must not leave a route unguarded.
-        """
+    def __call__(self, *arguments: P.args, **options: P.kwargs) -> Callable[[H], H]:
+        """Declare a route of the decorated handler."""
+        route = self.make(*arguments, **options)
 
         def declare(handler: H) -> H:
-            route = Route(
-                rule,
-                () if methods == "ANY" else tuple(methods.split()),
-                handler,
-                summary or (handler.__doc__ or "").partition(".")[0].partition(";")[0],
-                self.tag,
-                methods != "GET" if changes_state is None else changes_state,
-                runs_commands,
-                cross_origin,
-                key,
-                query,
-                content,
-                answer,
-                body,
-                body_type,
-                status,
-            )
+            route.tag, route.handler = self.tag, handler
+            route.summary = route.summary or (handler.__doc__ or "").partition(".")[0].partition(";")[0]
             self._routes.append(route)
             return handler
 

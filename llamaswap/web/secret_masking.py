@@ -1,4 +1,4 @@
-"""Commands and texts as they may be shown: what looks like a secret, or is one of ours, becomes three stars."""
+"""Masks secrets in commands and texts: what looks like a secret, or is a configured one, becomes three stars."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from llamaswap.config.yaml_tree import parse
 from llamaswap.errors import ConfigError
 
 MASK = "***"
-MOST_IN_A_LINE = 20  # masks of a line that are told apart when it was edited
-SHORTEST_SECRET = 4  # characters of a known secret that is hidden wherever it stands
-SHORTEST_NUMBER = 6  # digits; shorter ones under such a name are counts, and hiding them would hide every port
+MAX_MASKS_IN_LINE = 20  # in a line with more, an edit cannot keep the secrets
+SHORTEST_SECRET = 4  # characters; a shorter known secret is not masked in texts
+SHORTEST_NUMBER = 6  # digits; a shorter number under such a name is a count, and masking it would mask every port
 _WORD = r"(?:api[-_]?key|token|secret|passw(?:or)?d|credential|authorization|auth[-_]?key)"
 # --max-tokens and --tokenizer carry no secrets, however their names sound.
 _FLAG = re.compile(rf"--?(?:[\w-]*[-_])?{_WORD}s?(?![\w])", re.IGNORECASE)
@@ -23,7 +23,7 @@ _HARMLESS = re.compile(r"(?:max|num|n|min|batch|special|stop|eos|bos|pad)[-_]?(?
 _YAML = re.compile(
     rf"(?im)^(?P<lead>[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}[\"']?[ \t]*:[ \t]*)(?P<value>[^\s#\[{{|>&*][^\n#]*)"
 )
-# A flag and the word behind it, perhaps on the next line, or an assignment, wherever they stand in a text.
+# A flag and the word behind it, which may be on the next line, or an assignment, anywhere in a text.
 _IN_COMMAND = re.compile(
     rf"""(?P<lead>(?<![\w-])(?P<flag>--?(?:[\w-]*[-_])?{_WORD}s?)(?:=|[ \t]*\\?\n[ \t]*|[ \t]+)
     |(?<![\w.-])(?P<name>[\w.-]*{_WORD}s?)=)(?P<value>"[^"\n]*"|'[^'\n]*'|[^\s"',\]}}]+)""",
@@ -33,7 +33,7 @@ _KEY = re.compile(rf"[\w.-]*{_WORD}s?", re.IGNORECASE)
 _KEY_LINE = re.compile(rf"[ \t]*(?:-[ \t]+)?[\"']?[\w.-]*{_WORD}s?[\"']?[ \t]*:(?P<rest>.*)", re.IGNORECASE)
 _WORDS = re.compile(r"[^\s,\[\]{}\"'#|>]+")
 _REFERENCE = re.compile(r"\$\{env\.[^}]*\}")
-_REFERRED = "environment-reference"  # stands for one while a text is looked through
+_REFERRED = "environment-reference"  # replaces one while a text is searched
 
 
 def _secretive(flag: str) -> bool:
@@ -66,7 +66,7 @@ def masked_command(argv: Sequence[str], known: Iterable[str] = ()) -> list[str]:
 def masked_text(text: str, known: Iterable[str]) -> str:
     """A text without the known secrets, and without the values of flags and assignments that name a secret.
 
-    Known secrets of less than four characters are left: they would hide half of everything else.
+    Known secrets of less than four characters stay: masking them would mask half of the text.
     """
     text = _IN_COMMAND.sub(_in_command, text)
     for secret in sorted(known, key=len, reverse=True):
@@ -83,9 +83,9 @@ def _in_command(match: re.Match[str]) -> str:
 
 
 def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
-    """A configuration file's text without known secrets and without what its keys, flags and assignments name as one.
+    """A configuration's text without known secrets and without the values of keys, flags and assignments that name one.
 
-    References to the environment and to macros stay: they tell nothing, and show where the secret comes from.
+    References to the environment and to macros stay: they reveal nothing, and show where the secret comes from.
     """
 
     def of_key(match: re.Match[str]) -> str:
@@ -95,20 +95,20 @@ def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
 
 
 def hidden_in(shown: str, real: str) -> list[tuple[str, str]]:
-    """(what stands before it, the secret) of each mask in a shown line whose real one is known."""
+    """(the word before it, the secret) of each mask in a shown line whose real text is known."""
     parts = shown.split(MASK)
-    found = re.fullmatch("(.*?)".join(map(re.escape, parts)), real) if len(parts) <= MOST_IN_A_LINE else None
+    found = re.fullmatch("(.*?)".join(map(re.escape, parts)), real) if len(parts) <= MAX_MASKS_IN_LINE else None
     return [] if found is None else list(zip(map(_lead, parts), found.groups(), strict=False))
 
 
 def _lead(text: str) -> str:
-    """The last word of what stands before a mask."""
+    """The last word before a mask."""
     words = text.split()
     return words[-1] if words else ""
 
 
 def revealed(line: str, secrets: Mapping[str, Collection[str]]) -> str | None:
-    """An edited line with its secrets back, each known by the word before it; None where one is not, or several are."""
+    """An edited line with its secrets, each found by the word before it; None if a word has no secret or several."""
     parts = line.split(MASK)
     whole = parts[0]
     for before, after in pairwise(parts):
@@ -120,9 +120,9 @@ def revealed(line: str, secrets: Mapping[str, Collection[str]]) -> str | None:
 
 
 def named_secrets(text: str) -> list[str]:
-    """The secrets that a configuration's text holds by the names of its keys, also in lists, in force or not.
+    """The values in a configuration's text whose keys name a secret, also in lists, in force or not.
 
-    Of a text that is no YAML every word below such a key: better too many.
+    In a text that is not YAML, every word below such a key counts as a secret.
     """
     plain_text = _REFERENCE.sub(_REFERRED, text)
     try:
@@ -140,7 +140,7 @@ def _values_below(node: Node, *, secret: bool) -> Iterator[str]:
         for child in node.items:
             yield from _values_below(child, secret=secret)
     elif secret and (node.kind == "str" or (node.kind == "int" and len(node.text) >= SHORTEST_NUMBER)):
-        # A secret of several lines stands line by line in the text.
+        # The text has a secret of several lines line by line.
         yield from (line.strip() for line in node.text.splitlines())
 
 
@@ -158,6 +158,6 @@ def _words_below(text: str) -> Iterator[str]:
 
 
 def known_secrets(config: Config) -> list[str]:
-    """The secrets the configuration names."""
+    """The configured secrets: API keys, and the keys of peers."""
     keys = [key.value for key in config.api_keys]
     return keys + [peer.api_key.value for peer in config.peers.values() if peer.api_key is not None]

@@ -1,4 +1,4 @@
-"""Waiting for something that goes on when the waiting client leaves."""
+"""Waits for work that goes on if the waiting client leaves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 def shielded(work: Deferred[T], what: str) -> Deferred[T]:
     """A Deferred that fires as `work` does, but whose cancellation leaves `work` alone.
 
-    Klein cancels a handler when its client leaves; a model that is being stopped must still be stopped. If
-    nobody waits any more, a failure is logged as `what`'s.
+    Klein cancels a handler when its client leaves, but a model that is being stopped must still be stopped. After a
+    cancellation, a failure is logged as that of `what`.
     """
     waiting: Deferred[T] = Deferred()
 

@@ -1,7 +1,7 @@
-"""Answers without an end: heads that go out at once, and one place that can end all of them.
+"""Responses without a known end: their heads are sent at once, and one object can end all of them.
 
-A stream ends when its client leaves, when the service stops, or when a reload ends it; whoever waits in
-`until_end` then returns and gives back what it borrowed.
+A stream ends when its client leaves, when the service stops, or when a reload ends it. A handler that waits in
+`until_end` then returns and releases what it holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llamaswap.web.admin_request import AdminRequest
 
 @define(eq=False)
 class StreamingResponse:
-    """One client's open answer."""
+    """One client's open response."""
 
     request: Request
     _done: Deferred[None] | None = None
@@ -31,7 +31,7 @@ class StreamingResponse:
             self.request.write(data)
 
     async def until_end(self, producer: IPushProducer) -> None:
-        """Let the client's socket pause and resume `producer`, and wait; at the end it is told to stop."""
+        """Wait for the end. Until then the client's socket pauses and resumes `producer`, which is stopped then."""
         if self.ended:
             producer.stopProducing()
             return
@@ -46,7 +46,7 @@ class StreamingResponse:
                 self.request.unregisterProducer()
 
     def end(self) -> None:
-        """Finish the answer in good order. Idempotent."""
+        """Complete the response. Idempotent."""
         self.ended = True
         done, self._done = self._done, None
         if done is not None:
@@ -63,7 +63,7 @@ class StreamingResponses:
     def open(
         self, call: AdminRequest, content_type: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
     ) -> StreamingResponse:
-        """Send the head now, whatever is written later and whenever. To a HEAD that is all; the stream has ended."""
+        """Send the head now, before any body bytes. The stream of a HEAD request ends with it."""
         request = call.request
         request.setResponseCode(200)
         for name, value in (
@@ -79,7 +79,7 @@ class StreamingResponses:
             stream.ended = True
             return stream
         self._open.add(stream)
-        # Asked for before the first wait, so that it is told before the waiting handler is cancelled.
+        # Registered before the first wait, so that it is called before Klein cancels the waiting handler.
         request.notifyFinish().addCallbacks(lambda _: self._open.discard(stream), lambda _: self._left(stream))
         return stream
 
@@ -91,11 +91,11 @@ class StreamingResponses:
         return len(self._open)
 
     def resume(self) -> None:
-        """The service goes on after all: streams may be opened again."""
+        """Open streams again, because the service goes on after all."""
         self._closed = False
 
     def end_all(self) -> None:
-        """The service stops: end every stream, and those that are still to come at once."""
+        """End every stream, and later ones at once, because the service stops."""
         self._closed = True
         for stream in tuple(self._open):
             stream.end()

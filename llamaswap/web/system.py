@@ -10,7 +10,7 @@ from llamaswap.observe.machine import MachineMonitor
 from llamaswap.version import Build
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import QueryParameter, RouteTable, Timestamp
+from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
 
@@ -53,7 +53,7 @@ class UpgradeStatus:
     error: str
 
 
-route = RouteTable("system")
+route = RouteTable("system", Route)
 
 
 @define(eq=False)

@@ -18,7 +18,7 @@ from attrs import define, evolve
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, Response, redirect
 from llamaswap.web.compress import accepts
-from llamaswap.web.route import RouteTable
+from llamaswap.web.route import Route, RouteTable
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self' 'unsafe-inline'; "
@@ -49,7 +49,7 @@ RANGE = re.compile(rb"bytes=(\d*)-(\d*)\Z")
 
 HTML = "text/html"
 
-route = RouteTable("ui")
+route = RouteTable("ui", Route)
 
 
 @define(eq=False)

@@ -1,7 +1,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import BodyTooLarge
-from llamaswap.web.admin_request import JSON_BOUND, first_json
+from llamaswap.web.admin_request import MAX_JSON_BYTES, first_json
 
 
 class FirstJsonTests(SynchronousTestCase):
@@ -13,4 +13,4 @@ class FirstJsonTests(SynchronousTestCase):
             self.assertRaises(ValueError, first_json, text)
 
     def test_large_body_is_refused_with_its_limit(self):
-        self.assertRaises(BodyTooLarge, first_json, b"1" * (JSON_BOUND + 1))
+        self.assertRaises(BodyTooLarge, first_json, b"1" * (MAX_JSON_BYTES + 1))
