@@ -184,24 +184,27 @@ class Upgrade:
         """Return with requests held back and the service at rest."""
         host = self.host
         while True:
-            last = self._forced or self.clock.seconds() >= deadline
+            forced = self._forced
+            last = forced or self.clock.seconds() >= deadline
             self.phase = "draining"
             host.hold()
+            limit = HOLD_TIME
             if last:
-                limit = host.drain_timeout if self._forced else min(host.drain_timeout, LAST_HOLD_TIME)
-                idle = await self._until(host.idle, limit)
-            else:
-                idle = await self._until(lambda: host.idle() or self._forced, HOLD_TIME) and host.idle()
+                limit = host.drain_timeout if forced else min(host.drain_timeout, LAST_HOLD_TIME)
+            end = self.clock.seconds() + limit
+            idle = await self._until_idle(limit)
             if idle:
                 host.end_feeds()
-                if await self._until(host.responses_sent, HOLD_TIME):
+                if await self._until(host.responses_sent, max(HOLD_TIME, end - self.clock.seconds())):
                     return
+            if forced != self._forced:
+                continue  # it was forced just now: the requests get their time from now on
             if last:
                 await self._close_rest(idle)
                 return
             self.phase = "waiting"
             host.release()
-            await self._until(lambda: host.idle() or self._forced, RETRY_INTERVAL)
+            await self._until_idle(RETRY_INTERVAL)
 
     async def _close_rest(self, idle: bool) -> None:
         """Close what outlasted the bound: requests if the upgrade was requested again, and always the connections of
@@ -239,6 +242,12 @@ class Upgrade:
 
     async def _flush(self) -> None:
         await self.host.flush()
+
+    async def _until_idle(self, seconds: float) -> bool:
+        """Whether the service becomes idle in time, and before the upgrade is forced."""
+        forced = self._forced
+        await self._until(lambda: self.host.idle() or self._forced != forced, seconds)
+        return self.host.idle()
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Whether the condition becomes true in time."""

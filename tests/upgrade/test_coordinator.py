@@ -195,6 +195,16 @@ class BoundTests(UpgradeCase):
         self.assertEqual(self.host.calls[-5:], ["close", "end feeds", "flush", "exec", "release"])
         self.assertEqual(self.upgrade.attempts, 1)
 
+    def test_upgrade_requested_again_during_its_last_hold_still_waits_for_the_drain_timeout(self):
+        self.begin(idle_at=1e9, drain_timeout=100.0)
+        self.wait(WAIT_TIMEOUT + RETRY_INTERVAL + HOLD_TIME + 15.0)
+        self.upgrade.request()
+        self.wait(100.0)
+        self.assertNotIn("close", self.host.calls)
+        self.wait(LAST_HOLD_TIME)
+        self.assertIn("close", self.host.calls)
+        self.assertEqual(len(self.replaced), 1)
+
     def test_upgrade_requested_again_goes_on_as_soon_as_the_requests_end(self):
         self.begin(idle_at=20.0)
         self.wait(2.0)
@@ -224,9 +234,18 @@ class BoundTests(UpgradeCase):
         self.begin(sent_at=1e9)
         self.wait(WAIT_TIMEOUT)
         self.assertNotIn("close", self.host.calls)
-        self.wait(RETRY_INTERVAL + 3 * HOLD_TIME)
+        self.wait(RETRY_INTERVAL + 3 * HOLD_TIME + LAST_HOLD_TIME)
         self.assertIn("close", self.host.calls)
         self.assertEqual(len(self.replaced), 1)
+
+    def test_client_that_reads_a_complete_response_slowly_gets_the_drain_timeout(self):
+        self.begin(sent_at=1e9)
+        self.wait(2.0)
+        self.upgrade.request()
+        self.wait(DRAIN - 1.0)
+        self.assertNotIn("close", self.host.calls)
+        self.wait(3 * HOLD_TIME)
+        self.assertIn("close", self.host.calls)
 
     def test_servers_that_do_not_come_to_rest_leave_the_service_running(self):
         self.begin(idle_at=1e9, closing_helps=False)
