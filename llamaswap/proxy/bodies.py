@@ -125,6 +125,7 @@ class FileBody:
     _reserve: Callable[[int], None] | None = None
     replayable: bool = True
     _feed: FileFeed | None = None
+    _reserved: int = 0  # bytes for copies that are made elsewhere
 
     @property
     def length(self) -> int | None:
@@ -145,8 +146,9 @@ class FileBody:
 
     def reserve(self, count: int) -> None:
         """Take memory for copies of the body that are made elsewhere; raises NoRoom."""
+        self._reserved += count
         if self._reserve is not None:
-            self._reserve(self._size * HELD_COPIES + count)
+            self._reserve(self._size * HELD_COPIES + self._reserved)
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed it piece by piece, as the consumer's back-pressure allows."""

@@ -194,8 +194,9 @@ class ClientConnection(Protocol):
             self._begin_site(with_target(raw, head.target), framing, self.owner.body_limit(head))
             return rest
         length = framing.length
-        if length is not None and length <= len(rest):
-            # Most bodies come with their head: they are then complete before anything else happens.
+        if length is not None and length <= len(rest) and head.first(b"content-encoding") is None:
+            # Most bodies come with their head: they are then complete before anything else happens. An encoded one may
+            # become large, so it is one that takes its memory from the budget.
             whole = rest if length == len(rest) else rest[:length]
             transaction = self._transaction = ProxyTransaction(self, head, framing, whole)
             rest = rest[length:] if length < len(rest) else b""

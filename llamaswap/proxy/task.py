@@ -115,3 +115,16 @@ class Task:
         self._over = True
         self._listener(self._result)
         self._listener = _no_listener
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of the frames in the tracebacks of a handled error and of its causes.
+
+    Twisted ties an awaited Deferred's error and its Failure to each other, and a frame may have its own error in a
+    variable. The frames, and the bodies of the request in them, would stay in memory until a full garbage collection.
+    """
+    next_error: BaseException | None = error
+    while next_error is not None:
+        next_error.__traceback__ = None
+        vars(next_error).pop("__failure__", None)
+        next_error = next_error.__cause__ or next_error.__context__

@@ -36,7 +36,7 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.loading import LoadingStream
-from llamaswap.proxy.task import Task
+from llamaswap.proxy.task import Task, forget_frames
 from llamaswap.proxy.upstream import UpstreamTarget
 from llamaswap.routing.interfaces import Admission
 from llamaswap.routing.leases import Lease
@@ -113,14 +113,16 @@ class ProxyHandler:
     async def _serve(self, exchange: Exchange, prepare: Prepare) -> None:
         try:
             request = await prepare(exchange)
-        except (ClientGone, CancelledError):
+        except (ClientGone, CancelledError) as error:
             if not exchange.gone:
                 exchange.sink.abort()
+            forget_frames(error)
             return
         except Exception as error:
             if not isinstance(error, LlamaswapError):
                 log.failure("request failed: {target}", target=exchange.head.target)
             self.errors.send(exchange, error, exchange.head.path.decode("latin-1"))
+            forget_frames(error)
             return
         if request is None:
             return
@@ -134,6 +136,7 @@ class ProxyHandler:
             await self._forward(request)
         except Exception as error:
             outcome, failure = self._failed(request, error)
+            forget_frames(error)
         finally:
             self.active -= 1
             request.close(outcome, failure)

@@ -17,7 +17,7 @@ from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.uploads import SplicedBody, read
 from llamaswap.wire import filters
-from llamaswap.wire.content_coding import CODINGS, Undecodable, decode
+from llamaswap.wire.content_coding import CODINGS, Decoding, Undecodable
 from llamaswap.wire.form import MultipartScan, form_value, with_form_value
 from llamaswap.wire.json_body import JsonBody
 from llamaswap.wire.json_members import LARGE
@@ -116,16 +116,25 @@ async def read_content(
 
 
 async def _decoded(text: bytes, coding: str, body: BodySource, run: RunBlocking) -> bytes:
-    """The body without its content coding; raises BadRequest if that is broken or the body is far too large."""
+    """The body without its content coding; raises BadRequest if that is broken or the body is far too large.
+
+    The memory for each part is taken when it is known, so that small bodies cannot grow beyond what there is.
+    """
     limit = min(JSON_LIMIT, max(DECODED_MINIMUM, DECODED_RATIO * len(text)))
-    work = partial(decode, text, coding, limit)
+    decoding = Decoding(text, coding, limit)
+    reserved = 0
     try:
-        decoded = await run(work) if len(text) > LARGE // 8 else work()
+        while not decoding.done:
+            if limit > DECODED_MINIMUM:
+                await run(decoding.advance)
+            else:
+                decoding.advance()
+            if isinstance(body, (FileBody, SpooledBody)):
+                body.reserve((decoding.size - reserved) * HELD_COPIES)
+            reserved = decoding.size
     except Undecodable as error:
         raise BadRequest(f"the request's body cannot be decoded as {coding}: {error}") from error
-    if isinstance(body, (FileBody, SpooledBody)):
-        body.reserve(len(decoded) * HELD_COPIES)
-    return decoded
+    return decoding.result
 
 
 async def _read_text(text: bytes, query: bytes, kind: bytes, wants_json: bool, run: RunBlocking) -> RequestContent:

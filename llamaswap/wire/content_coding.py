@@ -1,17 +1,86 @@
-"""Undoes content codings: gzip, deflate and zstd, with a limit on the size of the result."""
+"""Undoes content codings: gzip, deflate and zstd, in bounded steps and with a limit on the size of the result."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from typing import Protocol
 
 import zstandard
 
-_ZSTD_STEP = 512  # bytes; a block of four bytes may decode to 128 KiB, so this bounds one step to 16 MiB
 CODINGS = frozenset(("gzip", "x-gzip", "deflate", "zstd"))
+MEMBERS = 10_000  # gzip members or zstd frames of one body: each costs time, however little it holds
+PART = 4 * 1024 * 1024  # bytes of the result, or of the body, that one call of `advance` goes beyond at most once
+_PIECE = 512  # bytes; a zstd block of four bytes may decode to 128 KiB, so this bounds one piece to 16 MiB
 
 
 class Undecodable(Exception):
     """The body does not fit its Content-Encoding; `str()` is the cause."""
+
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+class Decoding:
+    """The decoding of one body, part by part, so that its caller can do other things and count bytes between the parts.
+
+    `coding` is one of CODINGS. `size` is how many bytes there are so far.
+    """
+
+    def __init__(self, body: bytes, coding: str, limit: int) -> None:
+        self.done = not body
+        self.size = 0
+        self._body = body
+        self._at = 0
+        self._limit = limit
+        self._members = 1
+        self._content = BytesIO()  # it gives its content without a copy
+        self._single = coding == "deflate"
+        self._new: Callable[[], _Decompressor]
+        if coding == "zstd":
+            self._new = _zstd
+        else:
+            self._new = partial(zlib.decompressobj, _deflate_window(body) if self._single else 16 + zlib.MAX_WBITS)
+        self._decompressor = self._new()
+
+    def advance(self) -> None:
+        """Decode the next part. Raises Undecodable if the body is malformed, incomplete, or too large when decoded."""
+        size, at = self.size + PART, self._at + PART
+        try:
+            while not self.done and self.size < size and self._at < at:
+                self._decode_piece()
+        except (zlib.error, zstandard.ZstdError, Undecodable) as error:
+            self._body, self._content = b"", BytesIO()  # the traceback keeps this object for a while
+            raise Undecodable(str(error)) from error
+
+    def _decode_piece(self) -> None:
+        if self._decompressor.eof:  # a gzip file has one or more members, and so has a zstd file
+            self._members += 1
+            if self._members > MEMBERS:
+                raise Undecodable(f"more than {MEMBERS} members")
+            self._decompressor = self._new()
+        decompressor = self._decompressor
+        piece = self._body[self._at : self._at + _PIECE]
+        self.size += self._content.write(decompressor.decompress(piece))
+        if self.size > self._limit:
+            raise Undecodable(f"larger than {self._limit} bytes")
+        self._at += len(piece) - len(decompressor.unused_data)
+        ended = self._at >= len(self._body)
+        if ended and not decompressor.eof:
+            raise Undecodable("unexpected end of data")
+        self.done = ended or (self._single and decompressor.eof)
+
+    @property
+    def result(self) -> bytes:
+        """The body without its coding, after `done`."""
+        return self._content.getvalue()
 
 
 def decode(body: bytes, coding: str, limit: int) -> bytes:
@@ -20,58 +89,19 @@ def decode(body: bytes, coding: str, limit: int) -> bytes:
     Raises Undecodable if the body is malformed, incomplete, or has more than `limit` bytes when decoded.
     """
     coding = coding.strip().lower()
-    if coding not in CODINGS or not body:
+    if coding not in CODINGS:
         return body
-    if coding == "zstd":
-        return _zstd(body, limit)
-    if coding == "deflate":
-        return _deflate(body, limit)
-    content = bytearray()
-    while body:  # a gzip file has one or more members
-        part, body = _inflate(body, 16 + zlib.MAX_WBITS, limit - len(content), limit)
-        content += part
-    return bytes(content)
+    decoding = Decoding(body, coding, limit)
+    while not decoding.done:
+        decoding.advance()
+    return decoding.result
 
 
-def _deflate(body: bytes, limit: int) -> bytes:
-    # "deflate" is zlib-wrapped by the standard, but often sent raw. The wrapper is recognised by its checksum; a raw
-    # stream that looks like a wrapped one is decoded as raw after that fails.
+def _zstd() -> _Decompressor:
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
+def _deflate_window(body: bytes) -> int:
+    """The window of a "deflate" body: zlib-wrapped by the standard, but often sent raw."""
     wrapped = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-    if wrapped:
-        try:
-            return _inflate(body, zlib.MAX_WBITS, limit, limit)[0]
-        except Undecodable:
-            pass
-    return _inflate(body, -zlib.MAX_WBITS, limit, limit)[0]
-
-
-def _inflate(body: bytes, window: int, left: int, limit: int) -> tuple[bytes, bytes]:
-    decoder = zlib.decompressobj(window)
-    try:
-        result = decoder.decompress(body, max(left, 1))  # 0 would mean no limit
-    except zlib.error as error:
-        raise Undecodable(str(error)) from error
-    if decoder.unconsumed_tail and not decoder.eof:
-        raise Undecodable(f"larger than {limit} bytes")
-    if not decoder.eof:
-        raise Undecodable("unexpected end of data")
-    return result, decoder.unused_data
-
-
-def _zstd(body: bytes, limit: int) -> bytes:
-    content, at = bytearray(), 0
-    decoder = zstandard.ZstdDecompressor().decompressobj()
-    try:
-        while at < len(body):
-            if decoder.eof:  # several frames may follow each other
-                decoder = zstandard.ZstdDecompressor().decompressobj()
-            piece = body[at : at + _ZSTD_STEP]
-            content += decoder.decompress(piece)
-            at += len(piece) - len(decoder.unused_data)
-            if len(content) > limit:
-                raise Undecodable(f"larger than {limit} bytes")
-    except zstandard.ZstdError as error:
-        raise Undecodable(str(error)) from error
-    if not decoder.eof:
-        raise Undecodable("unexpected end of data")
-    return bytes(content)
+    return zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS

@@ -6,7 +6,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.errors import ClientGone
+from llamaswap.errors import ClientGone, NoRoom
 from llamaswap.proxy import client_connection
 from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.headers import ResponseHeaders
@@ -312,6 +312,16 @@ class Repeating(SynchronousTestCase):
         client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\nabc")
         self.assertEqual(world.dials, 2)
         self.assertEqual(world.pool.idle, 1)
+
+    def test_an_encoded_body_that_came_with_its_head_takes_memory_from_the_budget(self):
+        memory = ByteBudget("memory", lambda used: 1000)
+        world = World(memory=memory)
+        client = world.client()
+        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc")
+        self.assertRaises(NoRoom, world.exchanges[0].body.reserve, 1001)
+        world.server().give(KEPT)
+        self.assertTrue(client.took().startswith(b"HTTP/1.1 200"))
+        self.assertEqual(memory.used, 0)
 
     def test_a_served_request_leaves_nothing_to_the_garbage_collector(self):
         import gc

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from base64 import b64encode
 
 import zstandard
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Endpoint, Peer
@@ -19,10 +20,12 @@ from llamaswap.errors import (
     NoTarget,
 )
 from llamaswap.proxy.exchange import RequestHead
+from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.auth import Authenticator
 from llamaswap.web.inference import is_model_path
 from llamaswap.web.request_content import FORM_LIMIT
 from llamaswap.web.upstream_request import UpstreamRequests
+from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.json_members import LARGE
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
@@ -483,3 +486,26 @@ class EncodedBodies(SynchronousTestCase):
     def test_an_unknown_coding_is_left_to_the_server(self):
         stage, _ = self.ask(b'{"model":"alpha"}', b"identity")
         self.assertEqual(stage.forwarding.header(b"content-encoding"), b"identity")
+
+    def test_a_body_that_may_become_large_is_decoded_beside_the_reactor(self):
+        work, stage = [], Stage()
+
+        def run(part):
+            work.append(part)
+            return maybeDeferred(part)
+
+        stage.inference.run = run
+        text = json.dumps({"model": "alpha", "x": os.urandom(20_000).hex()}).encode()
+        stage.ask(b"POST", b"/v1/chat/completions", gzip.compress(text), JSON, (b"Content-Encoding", b"gzip"))
+        self.assertEqual((len(work), stage.forwarding.sent), (1, text))
+
+    def test_a_decoded_body_takes_its_memory_from_the_budget(self):
+        stage, memory = Stage(), ByteBudget("memory", lambda used: 4 << 20)
+        sent = gzip.compress(b'{"model":"alpha","x":"' + b"a" * (2 << 20) + os.urandom(20_000).hex().encode() + b'"}')
+        body = SpooledBody(stage.clock, len(sent), changed=lambda: None, continue_=lambda: None, memory=memory)
+        body.arrived(sent)
+        body.finished()
+        asked = stage.ask(b"POST", b"/v1/chat/completions", body, JSON, (b"Content-Encoding", b"gzip"))
+        self.assertEqual((asked.sink.status, stage.forwarder.forwarded), (507, []))
+        body.close()
+        self.assertEqual(memory.used, 0)

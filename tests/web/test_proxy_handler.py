@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -181,6 +183,19 @@ class Serving(SynchronousTestCase):
             self.stage.forwarder.forwarded[turn].result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 2))
         self.assertEqual([acquisition.lease.released for acquisition in self.stage.router.asked], [1, 1])
+
+    def test_the_body_of_a_client_that_left_its_place_in_the_queue_is_freed_at_once(self):
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        stage = Stage(auto=False)
+        asked = stage.post({"model": "alpha"})
+        alive = weakref.ref(asked.exchange.body)
+        asked.leave()
+        del asked
+        stage.router.asked.clear()
+        stage.witnesses.seen.clear()
+        self.assertIsNone(alive())
 
     def test_a_body_that_is_gone_is_not_sent_again(self):
         body = ArrivingBody(replayable=False)

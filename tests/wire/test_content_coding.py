@@ -1,12 +1,13 @@
 """Content codings of requests and responses."""
 
 import gzip
+import os
 import zlib
 
 import zstandard
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.wire.content_coding import Undecodable, decode
+from llamaswap.wire.content_coding import MEMBERS, PART, Decoding, Undecodable, decode
 
 LIMIT = 1 << 20
 
@@ -40,3 +41,18 @@ class DecodeTests(SynchronousTestCase):
             ("zstd", zstandard.ZstdCompressor().compress(bomb)),
         ):
             self.assertRaises(Undecodable, decode, body, coding, LIMIT)
+
+    def test_a_body_of_countless_empty_members_is_refused(self):
+        for coding, member in (("gzip", gzip.compress(b"")), ("zstd", zstandard.ZstdCompressor().compress(b""))):
+            self.assertEqual(decode(member * MEMBERS, coding, LIMIT), b"")
+            self.assertRaises(Undecodable, decode, member * (MEMBERS + 1), coding, LIMIT)
+
+    def test_a_large_body_is_decoded_in_parts(self):
+        text = os.urandom(2 * PART)
+        for coding, body in (("gzip", gzip.compress(text, 1)), ("zstd", zstandard.ZstdCompressor().compress(text))):
+            decoding, sizes = Decoding(body, coding, len(text)), []
+            while not decoding.done:
+                decoding.advance()
+                sizes.append(decoding.size)
+            self.assertGreater(len(sizes), 1, coding)
+            self.assertEqual(decoding.result, text)
