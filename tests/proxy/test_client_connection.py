@@ -317,7 +317,7 @@ class Repeating(SynchronousTestCase):
         memory = ByteBudget("memory", lambda used: 1000)
         world = World(memory=memory)
         client = world.client()
-        client.give(b"POST /v1/x HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc")
+        client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc")
         self.assertRaises(NoRoom, world.exchanges[0].body.reserve, 1001)
         world.server().give(KEPT)
         self.assertTrue(client.took().startswith(b"HTTP/1.1 200"))
