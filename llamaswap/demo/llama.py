@@ -1,6 +1,6 @@
 """llama.cpp's HTTP server, from the package `xllamacpp`, with a model that is generated on first use.
 
-The model gives one reply to every prompt. Each token of the reply has an axis of its own in the embedding, and the
+The model gives one reply to every prompt. Each token of the reply has one axis of the embedding, and the
 output row of the token that follows points along this axis. Channel 0 is the same in all rows, so it makes the first
 token of the reply the successor of every other token. The one layer contributes nothing.
 """

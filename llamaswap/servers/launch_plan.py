@@ -74,7 +74,7 @@ def check_launch(model: Model, launcher: Launcher, ours: Collection[int]) -> Non
 
 
 def _require_free_port(plan: LaunchPlan, kernel: Kernel) -> None:
-    """A port that is taken is no hindrance if `proxy` names a server that llamaswap did not start."""
+    """A taken port does not prevent a start if `proxy` names a server that llamaswap did not start."""
     port = plan.endpoint.port
     if not kernel.taken(bind_address(plan.endpoint.host), port):
         return

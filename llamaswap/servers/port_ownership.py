@@ -92,7 +92,7 @@ class PortOwnership:
             )
 
     def explain_wrong_port(self, child: Child, endpoint: Endpoint) -> str:
-        """On which port a server listens that runs but never answered at `endpoint`; empty if there is no such port."""
+        """On which port a server listens that runs but never answered at `endpoint`; empty if it does not."""
         if not is_local(endpoint.host) or not child.start:
             return ""
         ports = self.kernel.ports_of({one.pid for one in child.remaining()})

@@ -51,7 +51,7 @@ def _read(path: str) -> bytes:
 
 
 def stat(pid: int) -> Stat | None:
-    """The process, or None if it does not exist or there is no /proc."""
+    """The process, or None if it does not exist or /proc is missing."""
     try:
         text = _read(f"/proc/{pid}/stat").decode("ascii", "replace")
     except OSError:

@@ -25,7 +25,7 @@ from llamaswap.servers.spawn import Child, ChildRecord, say_status
 LEFTOVERS_GRACE = 0.25  # seconds for other processes of the child that got its SIGTERM: they often free memory
 LOST_AFTER = 5.0  # seconds after SIGKILL; a process that lives then is stuck in the kernel
 OUTPUT_PERIOD = 0.1  # seconds an exit waits for the rest of the output, which often contains the reason
-UNWANTED_GRACE = 5.0  # seconds for a server that is no longer configured
+UNWANTED_GRACE = 5.0  # seconds for a server that the configuration does not contain any more
 STOP_AGAIN = 5.0  # seconds a stop command has at least when the child has ended: its container may live on
 CHECK_PAUSES = (0.002, 0.005, 0.01, 0.02)  # between checks of what is left; the last one is repeated
 
@@ -35,7 +35,7 @@ _log = Logger()
 def end_unwanted(
     served: ServerSnapshot, clock: IReactorTime, launcher: Launcher, log: Callable[[bytes], None]
 ) -> Deferred[None]:
-    """Stop a server of the previous program that is no longer configured. Fires when it is gone or given up."""
+    """Stop a server of the previous program that the configuration no longer has. Fires when it has ended or is lost."""
     done: Deferred[None] = Deferred()
     record = ChildRecord(served.pid, served.start, served.mark, served.model, served.endpoint.port)
     try:
