@@ -35,7 +35,7 @@ _log = Logger()
 def end_unwanted(
     served: ServerSnapshot, clock: IReactorTime, launcher: Launcher, log: Callable[[bytes], None]
 ) -> Deferred[None]:
-    """Stop a server of the previous program that the configuration no longer has. Fires when it has ended or is lost."""
+    """Stop a server of the previous program that the configuration no longer has. Fires when it has ended."""
     done: Deferred[None] = Deferred()
     record = ChildRecord(served.pid, served.start, served.mark, served.model, served.endpoint.port)
     try:
