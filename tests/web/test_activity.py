@@ -51,7 +51,7 @@ class PageTests(TestCase):
         self.assertEqual(ids("model=m1&min_id=2"), [3])
         self.assertEqual(ids("model=%20"), [4, 3, 2, 1])
 
-    def test_what_is_wrong_with_a_question_is_said(self):
+    def test_invalid_query_is_refused_with_its_mistake(self):
         """http T143, http T144"""
         limit = "limit must be between 1 and 999"
         cases = {
@@ -95,7 +95,7 @@ class StatsTests(TestCase):
         self.assertIn("series", world.ask("/api/metrics/stats?bucket=60").json)
         self.assertEqual(world.ask("/api/metrics/stats?bucket=x").status, 400)
 
-    def test_older_dashboards_get_a_flat_array(self):
+    def test_dashboards_of_older_versions_get_a_flat_array(self):
         """http T152"""
         world = World()
         self.assertEqual(world.ask("/api/metrics").body, b"[]\n")
@@ -115,7 +115,7 @@ class ExportTests(TestCase):
         found = dict(zip(head, cells, strict=True))
         self.assertEqual((found["model"], found["cache_tokens"], found["input_tokens"]), ("'=cmd()", "", "3"))
 
-    def test_each_row_is_a_line_of_json_or_of_a_table(self):
+    def test_export_writes_each_row_as_a_line_of_json_or_of_a_table(self):
         world = world_of("a", "b|c")
         lines = world.ask("/api/metrics/export?format=jsonl").text.splitlines()
         self.assertEqual([json.loads(line)["model"] for line in lines], ["a", "b|c"])
@@ -133,7 +133,7 @@ class ExportTests(TestCase):
 
 
 class CaptureTests(TestCase):
-    def test_a_capture_is_told_with_its_bodies_in_base64(self):
+    def test_capture_contains_its_bodies_in_base64(self):
         """http T148"""
         world = World()
         capture = Capture("/v1/x", {"A": "b"}, b"ask", {"C": "d"}, None)
@@ -143,13 +143,13 @@ class CaptureTests(TestCase):
         self.assertIsNone(answer.json["resp_body"])
         self.assertFalse(answer.body.endswith(b"\n"))
 
-    def test_what_is_no_capture_is_said(self):
+    def test_unknown_or_invalid_capture_number_is_refused(self):
         for name, status in (("x", 400), ("", 400), ("1_0", 400), ("9", 404), ("-1", 404)):
             self.assertEqual(World().ask(f"/api/captures/{name}").status, status, name)
 
 
 class CancelTests(TestCase):
-    def test_a_request_under_way_is_cancelled_by_its_id(self):
+    def test_running_request_is_cancelled_by_its_id(self):
         """http T156"""
         world = World()
         self.assertEqual(world.ask("/api/inflight/7/cancel", "POST").body, b'{"msg":"ok"}\n')

@@ -7,6 +7,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
 from llamaswap.web.auth import Authenticator, HostCheck
+from llamaswap.web.openapi import ALL_METHODS, PATH_VARIABLE
 from llamaswap.wire.model_routes import MODEL_ROUTES
 from tests.web.doubles import LOOPBACK, Client, FakeFiles, FakeModelRouter, World, envelope, example_config, with_keys
 
@@ -35,6 +36,18 @@ class RoutingTests(TestCase):
         self.assertEqual((answer.status, answer.headers["allow"]), (405, "GET, HEAD, POST"))
         self.assertEqual(world.ask("/v1/chat/completions").headers["allow"], "POST")
 
+    def test_allow_names_exactly_the_methods_that_a_path_serves(self):
+        world = World()
+        for path in sorted({PATH_VARIABLE.sub("x", route.rule) for route in app.routes()}):
+            answers = {}
+            for method in (*ALL_METHODS, "HEAD"):
+                client = world.open(path, method)
+                answers[method] = client.answer()
+                client.leave()
+            refused = {method for method, answer in answers.items() if answer.status == 405}
+            for method in refused:
+                self.assertEqual(set(answers[method].headers["allow"].split(", ")), set(answers) - refused, path)
+
     def test_an_unknown_path_is_a_plain_404_whatever_the_client_accepts(self):
         """http T004, http T033"""
         world = World(FakeModelRouter(with_keys("k")))
@@ -60,7 +73,7 @@ class RoutingTests(TestCase):
         self.assertEqual(World().ask("/upstream").headers["location"], "/ui/models")
         self.assertEqual(World().ask("/ui?x=1").headers["location"], "/ui/?x=1")
 
-    def test_other_methods_on_a_bare_upstream_go_to_the_passthrough(self):
+    def test_request_to_upstream_without_a_model_is_redirected_to_the_passthrough(self):
         """http T008"""
         answer = World().ask("/upstream", "POST")
         self.assertEqual((answer.status, answer.headers["location"], answer.body), (307, "/upstream/", b""))
@@ -72,7 +85,7 @@ class RoutingTests(TestCase):
         self.assertEqual(world.ask("/upstream/a%2Fb//x?q=%2F").body, b"upstream GET /upstream/a%2Fb//x?q=%2F")
         self.assertEqual(world.ask("/comfyui/a%2Fb", "PUT").body, b"comfyui PUT /comfyui/a%2Fb")
 
-    def test_comfyui_is_led_to_its_folder(self):
+    def test_comfyui_is_redirected_to_its_folder(self):
         """http T120"""
         answer = World().ask("/comfyui?t=1")
         self.assertEqual((answer.status, answer.headers["location"]), (301, "/comfyui/?t=1"))
@@ -191,7 +204,7 @@ class SpellingTests(TestCase):
         answer = world.ask(path, method, sent, body, host=host)
         return answer.status, repr((world.router, world.files)) != before, answer.body
 
-    def test_every_route_that_is_not_a_get_says_what_it_changes(self):
+    def test_route_that_is_not_a_get_counts_as_changing_state_unless_it_says_otherwise(self):
         harmless = {route.rule for route in app.routes() if not route.changes_state and route.methods != ("GET",)}
         models = {route.path for route in MODEL_ROUTES}
         self.assertEqual(harmless - models, {"/upstream", "/upstream/<rest:path>", "/comfyui", "/comfyui/<rest:path>"})
@@ -255,7 +268,7 @@ class SpellingTests(TestCase):
 
 
 class DnsRebindingTests(TestCase):
-    def test_a_page_that_gave_its_own_name_our_address_changes_nothing(self):
+    def test_page_whose_name_resolves_to_this_server_changes_nothing(self):
         files = FakeFiles("models: {}\n", editable=True)
         world = World(files=files)
         own = [("Origin", "http://evil.example:8080"), ("Sec-Fetch-Site", "same-origin"), ("If-Match", "*")]
@@ -267,7 +280,7 @@ class DnsRebindingTests(TestCase):
         self.assertEqual((files.written, world.router.unloaded), ([], []))
         self.assertEqual(world.ask("/running", host="evil.example").status, 200)
 
-    def test_a_listed_name_may_change_things(self):
+    def test_host_listed_in_allowed_hosts_may_change_state(self):
         world = World(FakeModelRouter(example_config(allowed_hosts=("models.example.net",))))
         self.assertEqual(world.ask("/unload", host="models.example.net").status, 200)
 
@@ -331,7 +344,7 @@ class EditingFromElsewhereTests(TestCase):
 
 
 class FailureTests(TestCase):
-    def test_a_fault_of_our_own_is_logged_and_not_described_to_the_client(self):
+    def test_internal_error_is_logged_and_not_described_to_the_client(self):
         world = World()
         world.router.told = None
         answer = world.ask("/readyz")
@@ -374,6 +387,6 @@ class AccessLogTests(TestCase):
 
 
 class AbsentGroupTests(TestCase):
-    def test_the_routes_of_a_group_that_is_not_there_are_not_found(self):
+    def test_routes_of_endpoints_without_an_object_are_not_found(self):
         site = app.make_site(app.Admin([], Authenticator(tuple), HostCheck()), clock=World().clock)
         self.assertEqual(Client(site, "/api/loadtest").answer().status, 404)

@@ -42,7 +42,7 @@ class KeyTests(SynchronousTestCase):
         error = self.assertRaises(HttpError, GATE.admit, reader(**headers))
         self.assertEqual(error.status, 401)
 
-    def test_without_configured_keys_everyone_comes_in_and_no_header_is_ours(self):
+    def test_request_without_configured_keys_is_admitted_with_all_its_headers(self):
         self.assertEqual(carriers(Authenticator(tuple), authorization="Bearer theirs"), frozenset())
 
     def test_each_way_to_present_a_key_is_known_and_reported(self):
@@ -66,7 +66,7 @@ class KeyTests(SynchronousTestCase):
     def test_key_that_equals_the_host_does_not_remove_the_host(self):
         self.assertEqual(carriers(Authenticator(lambda: [b"box"]), host="box", x_api_key="box"), X_API_KEY)
 
-    def test_the_keys_in_force_are_read_anew_when_they_change(self):
+    def test_configured_keys_are_read_again_when_they_change(self):
         keys = [(Secret("k-1"),)]
         gate = Authenticator(KeyRing(lambda: keys[0]))
         self.assertEqual(carriers(gate, x_api_key="k-1"), X_API_KEY)
@@ -81,7 +81,7 @@ class KeyTests(SynchronousTestCase):
         self.refused(authorization="Bearer wrong", x_api_key="k-1")
         self.refused(authorization=basic("u:wrong"), x_api_key="k-1")
 
-    def test_a_basic_header_without_a_password_is_no_key(self):
+    def test_basic_header_without_a_password_presents_no_key(self):
         """http T024, http T025"""
         for value in ("Basic %%%", basic("user:"), basic("nocolon"), "Bearer", "Digest x"):
             self.assertEqual(carriers(GATE, authorization=value, x_api_key="k-1"), X_API_KEY, value)
@@ -90,12 +90,12 @@ class KeyTests(SynchronousTestCase):
         """http T027"""
         self.refused(authorization="Bearer  k-1")
 
-    def test_nothing_and_almost_right_are_refused(self):
+    def test_missing_or_nearly_right_key_is_refused(self):
         self.refused()
         self.refused(x_api_key="K-1")
         self.refused(x_api_key="k-1 ")
 
-    def test_an_empty_configured_key_lets_nobody_in(self):
+    def test_empty_configured_key_admits_no_request(self):
         self.assertRaises(HttpError, Authenticator(lambda: [b""]).admit, reader())
 
     def test_a_reload_changes_the_keys(self):
@@ -109,14 +109,14 @@ class PreflightTests(SynchronousTestCase):
     def allowed(self, asked):
         return dict(preflight(reader(access_control_request_headers=asked)))[b"Access-Control-Allow-Headers"]
 
-    def test_only_tokens_survive_in_their_order(self):
+    def test_preflight_keeps_the_tokens_of_the_requested_headers_in_order(self):
         """http T011, http T012"""
         self.assertEqual(self.allowed("b@d"), b"")
         self.assertEqual(self.allowed("content-type,\tauthorization,,"), b"content-type, authorization")
         self.assertEqual(self.allowed("X-A, bad header, X-B"), b"X-A, X-B")
         self.assertEqual(self.allowed("X-A\r\nEvil: 1"), b"")
 
-    def test_without_a_wish_the_usual_headers_are_allowed(self):
+    def test_preflight_without_requested_headers_allows_the_usual_ones(self):
         self.assertIn(b"Authorization", self.allowed(""))
 
 
@@ -129,14 +129,14 @@ class CrossSiteTests(SynchronousTestCase):
             return False
         return True
 
-    def test_tools_and_our_own_pages_pass(self):
+    def test_requests_of_tools_and_of_the_ui_pass(self):
         self.assertTrue(self.passes())
         self.assertTrue(self.passes(accept="*/*"))
         self.assertTrue(self.passes(origin="http://box:8080"))
         self.assertTrue(self.passes(referer="http://box:8080/ui/models"))
         self.assertTrue(self.passes(sec_fetch_site="none"))
 
-    def test_other_pages_are_refused(self):
+    def test_requests_of_other_sites_pages_are_refused(self):
         self.assertFalse(self.passes(origin="http://box:9090"))
         self.assertFalse(self.passes(origin="null"))
         self.assertFalse(self.passes(origin="http://[broken"))
@@ -145,7 +145,7 @@ class CrossSiteTests(SynchronousTestCase):
         self.assertFalse(self.passes(referer="https://evil.example/page"))
         self.assertFalse(self.passes(accept="image/avif,*/*"))
 
-    def test_a_proxy_that_rewrote_host_is_forgiven_where_the_browser_vouches(self):
+    def test_request_behind_a_proxy_that_rewrites_host_passes_if_the_browser_says_same_origin(self):
         self.assertTrue(self.passes(origin="https://llm.lan", sec_fetch_site="same-origin"))
 
 
@@ -178,10 +178,10 @@ class HostCheckTests(SynchronousTestCase):
         ):
             self.assertTrue(self.passes(host), host)
 
-    def test_tools_that_send_no_host_pass(self):
+    def test_requests_of_tools_without_a_host_pass(self):
         self.assertIsNone(self.check(reader()))
 
-    def test_names_that_only_look_like_ours_are_refused(self):
+    def test_hosts_similar_to_the_machines_name_are_refused(self):
         for host in (
             "evil.example",
             "evil.example:8080",
@@ -200,7 +200,7 @@ class HostCheckTests(SynchronousTestCase):
         ):
             self.assertFalse(self.passes(host), host)
 
-    def test_listed_names_pass_from_the_next_reload_on(self):
+    def test_hosts_in_allowed_hosts_pass_after_a_reload(self):
         self.assertFalse(self.passes("models.example.net"))
         self.allowed = ["Models.Example.net"]
         self.assertTrue(self.passes("models.example.net:443"))
@@ -208,5 +208,5 @@ class HostCheckTests(SynchronousTestCase):
         self.allowed = ["*"]
         self.assertTrue(self.passes("evil.example"))
 
-    def test_a_machine_without_a_name_lends_none(self):
+    def test_machine_without_a_name_allows_no_names(self):
         self.assertEqual(machine_names(""), frozenset())

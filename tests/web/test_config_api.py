@@ -20,7 +20,7 @@ class ShowTests(TestCase):
         again = world.ask("/api/config", headers=[*KEY, ("If-None-Match", answer.headers["etag"])])
         self.assertEqual(again.status, 304)
 
-    def test_schema_and_status_are_told(self):
+    def test_schema_and_reload_status_are_served(self):
         world = World()
         self.assertIn("properties", world.ask("/api/config/schema").json)
         self.assertEqual(world.ask("/api/config/status").json["result"], "started")
@@ -32,14 +32,14 @@ class ShowTests(TestCase):
 
 
 class CheckTests(TestCase):
-    def test_a_good_text_tells_what_it_would_touch(self):
+    def test_validation_of_a_good_text_names_the_models_it_would_change(self):
         world = World(files=FakeFiles(answer=CheckedConfig((Problem("odd"),), ("new",), ("old",), ("same",))))
         answer = world.ask("/api/config/validate", "POST", body=b"models: {}")
         self.assertTrue(answer.json["valid"])
         self.assertEqual(answer.json["impact"], {"restart": ["same"], "add": ["new"], "remove": ["old"]})
         self.assertEqual(answer.json["warnings"][0]["message"], "odd")
 
-    def test_a_bad_text_tells_where(self):
+    def test_validation_of_a_bad_text_names_the_place_of_the_mistake(self):
         error = ConfigError([Problem("no", "models.x.cmd", "f.yaml", 3)])
         world = World(files=FakeFiles(answer=error))
         [problem] = world.ask("/api/config/validate", "POST", body=b"x").json["errors"]
@@ -59,12 +59,12 @@ class ReplaceTests(TestCase):
     def put(self, world, body, tag):
         return world.ask("/api/config", "PUT", [*KEY, ("If-Match", tag)], body)
 
-    def test_it_needs_the_operators_word(self):
+    def test_edit_is_refused_unless_the_operator_allows_it(self):
         world = World()
         self.assertEqual(world.ask("/api/config", "PUT", body=b"models: {}").status, 403)
         self.assertEqual(world.files.written, [])
 
-    def test_an_edit_of_an_old_text_is_refused(self):
+    def test_edit_of_an_old_text_is_refused(self):
         world = self.world()
         self.assertEqual(world.ask("/api/config", "PUT", KEY, b"x").status, 428)
         self.assertEqual(self.put(world, b"x", '"other"').status, 412)
@@ -113,10 +113,10 @@ class ReplaceTests(TestCase):
     def test_a_secret_in_a_comment_is_not_lost(self):
         self.assertEqual(self.edited("--port 1", "--port 1"), (200, [self.COMMANDS]))
 
-    def test_which_of_two_secrets_is_meant_is_not_guessed(self):
+    def test_mask_that_could_mean_two_secrets_is_refused(self):
         self.assertEqual(self.edited("serve --hf-token ***", "run --hf-token ***"), (400, []))
 
-    def test_a_mask_that_is_not_ours_is_refused(self):
+    def test_mask_without_a_secret_behind_it_is_refused(self):
         world = self.world()
         tag = world.ask("/api/config", headers=KEY).headers["etag"]
         self.assertEqual(self.put(world, b"peers:\n  z:\n    other: ***\n", tag).status, 400)
@@ -140,21 +140,21 @@ class HistoryTests(TestCase):
     def restore(self, world, *headers, version=FIRST):
         return world.ask(f"/api/config/history/{version}/restore", "POST", [*KEY, *headers])
 
-    def test_the_versions_are_told_newest_first_and_which_is_in_force(self):
+    def test_versions_are_listed_newest_first_with_the_one_in_force(self):
         versions = self.world().ask("/api/config/history", headers=KEY).json["versions"]
         self.assertEqual([version["in_force"] for version in versions], [True, False])
         self.assertEqual(
             (versions[1]["id"], versions[1]["why"], versions[1]["size"]), (self.FIRST, "saved", len(self.OLD))
         )
 
-    def test_a_key_that_was_changed_since_is_masked_too(self):
+    def test_key_in_an_earlier_text_is_masked_too(self):
         answer = self.world().ask(f"/api/config/history/{self.FIRST}", headers=KEY)
         self.assertEqual(answer.status, 200)
         for secret in ("k-earlier", "one-1", "two-2"):
             self.assertNotIn(secret, answer.text)
         self.assertIn("proxy: w", answer.text)
 
-    def test_an_earlier_text_comes_back_whole_and_says_who_brought_it(self):
+    def test_restored_text_is_complete_and_its_version_names_the_client(self):
         world = self.world()
         tag = world.ask("/api/config", headers=KEY).headers["etag"]
         answer = self.restore(world, ("If-Match", tag), ("User-Agent", "curl/8"), ("X-Forwarded-For", "10.0.0.7"))
@@ -163,7 +163,7 @@ class HistoryTests(TestCase):
         self.assertEqual(world.files.written, [self.OLD])
         self.assertEqual(world.files.authors, [("10.0.0.7", "curl/8", self.FIRST)])
 
-    def test_restoring_has_the_rules_of_replacing(self):
+    def test_restore_follows_the_rules_of_an_edit(self):
         world = self.world()
         self.assertEqual(self.restore(world).status, 428)
         self.assertEqual(self.restore(world, ("If-Match", '"other"')).status, 412)
@@ -175,13 +175,13 @@ class HistoryTests(TestCase):
         self.assertEqual((answer.status, answer.json["errors"][0]["line"]), (422, 3))
         self.assertEqual(world.files.written + refused.files.written, [])
 
-    def test_without_the_operators_word_there_is_no_history(self):
+    def test_history_is_refused_unless_the_operator_allows_edits(self):
         world = self.world(editable=False)
         self.assertEqual(world.ask("/api/config/history", headers=KEY).status, 403)
         self.assertEqual(world.ask(f"/api/config/history/{self.FIRST}", headers=KEY).status, 403)
         self.assertEqual(self.restore(world, ("If-Match", "*")).status, 403)
 
-    def test_it_wants_a_key_like_everything_here(self):
+    def test_history_needs_a_key(self):
         self.assertEqual(self.world().ask("/api/config/history").status, 401)
 
 

@@ -28,7 +28,7 @@ class VersionsTests(SynchronousTestCase):
             self.now += 1
             versions.keep(text.encode(), self.like(mode), "saved")
 
-    def test_they_stand_newest_first_with_what_is_known_of_them(self):
+    def test_versions_stand_newest_first_with_their_facts(self):
         versions = self.versions()
         versions.keep(b"one", self.like(), "found")
         self.now += 5
@@ -51,20 +51,20 @@ class VersionsTests(SynchronousTestCase):
         self.keep(versions, "two")
         self.assertEqual(versions.read(versions.all()[0].id), b"two")
 
-    def test_the_oldest_go_beyond_a_number(self):
+    def test_oldest_versions_are_removed_beyond_the_number(self):
         versions = self.versions(max_versions=3)
         self.keep(versions, *"abcdef")
         self.assertEqual([versions.read(version.id) for version in versions.all()], [b"f", b"e", b"d"])
         self.assertEqual(len(json.loads((versions.folder / "index.json").read_text())), 3)
 
-    def test_the_oldest_go_beyond_a_size_but_never_the_last_two(self):
+    def test_oldest_versions_are_removed_beyond_the_size_but_never_the_last_two(self):
         versions = self.versions(max_bytes=10)
         self.keep(versions, "aaaa", "bbbb", "cccc")
         self.assertEqual([version.size for version in versions.all()], [4, 4])
         self.keep(versions, "d" * 50)
         self.assertEqual([version.size for version in versions.all()], [50, 4])
 
-    def test_a_version_that_a_full_disk_cut_short_is_none(self):
+    def test_version_that_a_full_disk_cut_short_is_not_listed(self):
         versions = self.versions()
         self.keep(versions, "one")
 
@@ -77,7 +77,7 @@ class VersionsTests(SynchronousTestCase):
         patched.restore()
         self.assertEqual([versions.read(version.id) for version in versions.all()], [b"one"])
 
-    def test_nobody_else_may_read_them_who_may_not_read_the_file(self):
+    def test_versions_are_readable_only_by_readers_of_the_file(self):
         versions = self.versions()
         self.keep(versions, "one", mode=0o640)
         [one] = versions.all()
@@ -85,7 +85,7 @@ class VersionsTests(SynchronousTestCase):
         for folder in (versions.folder, versions.folder.parent):
             self.assertEqual(os.stat(folder).st_mode & 0o777, 0o700)
 
-    def test_a_name_from_outside_is_no_path(self):
+    def test_version_name_from_a_request_never_becomes_a_path(self):
         versions = self.versions()
         self.keep(versions, "one")
         self.path.write_text("secret")
@@ -116,7 +116,7 @@ class VersionsTests(SynchronousTestCase):
         [one] = versions.all()
         self.assertEqual(os.stat(versions.folder / one.id).st_mode & 0o777, 0o644)
 
-    def test_what_the_index_does_not_know_is_shown_all_the_same(self):
+    def test_version_that_the_index_does_not_know_is_listed(self):
         versions = self.versions()
         self.keep(versions, "one", "two")
         newest = versions.all()[0].id
@@ -126,10 +126,10 @@ class VersionsTests(SynchronousTestCase):
         self.keep(versions, "three")
         self.assertEqual([version.why for version in versions.all()], ["saved", "unknown", "unknown"])
 
-    def test_without_a_folder_there_are_none(self):
+    def test_missing_folder_has_no_versions(self):
         self.assertEqual(self.versions().all(), [])
 
-    def test_the_newest_that_the_file_holds_is_in_force(self):
+    def test_newest_version_that_the_file_holds_is_in_force(self):
         versions = self.versions()
         self.keep(versions, "one", "two", "one")
         self.assertEqual([version.in_force for version in versions.beside(b"one")], [True, False, False])

@@ -87,7 +87,7 @@ class ConfigFileTests(TestCase):
         self.assertFalse(self.file.editable)
         self.assertEqual(self.file.read(), "# a.yaml\nx: 1\n---\n# b.yaml\ny: 2\n")
 
-    def test_what_was_in_the_file_and_what_was_saved_are_kept(self):
+    def test_old_and_new_texts_of_an_edit_are_kept(self):
         self.file.write(NEW, VersionAuthor("10.0.0.7", "a browser"))
         saved, found = self.file.versions()
         self.assertEqual((saved.why, found.why), ("saved", "found"))
@@ -107,7 +107,7 @@ class ConfigFileTests(TestCase):
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
         self.assertEqual([version.why for version in self.file.versions()], ["found"])
 
-    def test_what_is_restored_says_where_it_comes_from(self):
+    def test_restored_version_names_its_origin(self):
         self.file.write(NEW, UNKNOWN_AUTHOR)
         found = self.file.versions()[-1]
         self.file.write(OLD, UNKNOWN_AUTHOR, found.id)

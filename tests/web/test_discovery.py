@@ -31,7 +31,7 @@ class DiscoveryTests(TestCase):
         files = FakeFiles(editable=editable)
         return World(router or FakeModelRouter(), files=files, survey=survey, surveyor=run)
 
-    def test_each_thing_has_a_text_that_loads(self):
+    def test_every_discovered_item_has_yaml_that_loads(self):
         told = self.world().ask("/api/discover").json
         text = "models:\n" + "".join(one["yaml"] for one in told["models"] + told["engines"])
         text += "peers:\n" + "".join(one["yaml"] for one in told["servers"])
@@ -41,12 +41,12 @@ class DiscoveryTests(TestCase):
         self.assertTrue(told["complete"])
         self.assertEqual((told["models"][0]["bytes"], told["models"][0]["section"]), (7, "models"))
 
-    def test_a_name_that_is_taken_is_not_offered(self):
+    def test_configured_name_is_not_offered_again(self):
         told = self.world().ask("/api/discover").json
         self.assertEqual([one["name"] for one in told["models"]], ["new", "al-2"])
         self.assertEqual([one["name"] for one in told["servers"]], ["vllm", "lab-2"])
 
-    def test_what_is_configured_already_says_as_what(self):
+    def test_configured_item_names_its_configuration(self):
         models = {"mine": Model("mine", cmd="serve -m '/m/used.gguf'")}
         peers = {"far": Peer("far", proxy="http://localhost:8000/")}
         world = self.world(router=FakeModelRouter(example_config(models=models, peers=peers)))
@@ -54,23 +54,23 @@ class DiscoveryTests(TestCase):
         self.assertEqual([one["configured_as"] for one in told["models"]], [None, "mine"])
         self.assertEqual([one["configured_as"] for one in told["servers"]], ["far", None])
 
-    def test_our_own_ports_are_not_asked(self):
+    def test_ports_of_this_server_are_not_searched(self):
         models = {"mine": Model("mine", endpoint=Endpoint("http", "localhost", 8001))}
         self.world(router=FakeModelRouter(example_config(models=models))).ask("/api/discover")
         self.assertEqual(self.asked[0][0], {8080, 8001})
 
-    def test_without_the_operators_word_nobody_looks(self):
+    def test_discovery_is_refused_unless_the_operator_allows_edits(self):
         world = self.world(editable=False)
         self.assertEqual(world.ask("/api/discover").status, 403)
         world = self.world(router=FakeModelRouter(with_keys("k")))
         self.assertEqual(world.ask("/api/discover").status, 401)
         self.assertEqual(self.asked, [])
 
-    def test_many_models_are_cut_and_that_is_told(self):
+    def test_long_list_of_models_is_cut_and_marked_incomplete(self):
         told = self.world(ScanResult(tuple(model(f"m{n}") for n in range(MAX_MODELS + 9)))).ask("/api/discover").json
         self.assertEqual((len(told["models"]), told["complete"]), (MAX_MODELS, False))
 
-    def test_an_answer_of_a_moment_ago_serves_again(self):
+    def test_recent_result_serves_the_next_request(self):
         world = self.world()
         for _ in range(3):
             world.ask("/api/discover")
@@ -87,7 +87,7 @@ class DiscoveryTests(TestCase):
         world.clock.advance(SEARCH_TIME + 0.1)
         self.assertTrue(enough())
 
-    def test_who_comes_during_a_search_shares_it_and_who_leaves_does_not_end_it(self):
+    def test_clients_during_a_search_share_it_and_a_leaving_one_does_not_end_it(self):
         works = []
 
         def slowly(work):
@@ -101,7 +101,7 @@ class DiscoveryTests(TestCase):
         works[0][1].callback(FOUND)
         self.assertEqual(two.answer().status, 200)
 
-    def test_a_disk_that_hangs_is_told_and_searched_once(self):
+    def test_disk_that_hangs_is_an_error_and_is_searched_once(self):
         begun = []
 
         def never(work):
@@ -116,7 +116,7 @@ class DiscoveryTests(TestCase):
         world.clock.advance(DISK_TIMEOUT)
         self.assertEqual((again.answer().status, len(begun)), (503, 1))
 
-    def test_a_search_that_fails_says_so(self):
+    def test_failed_search_is_an_error(self):
         def broken(work):
             return at_once(lambda: 1 / 0)
 

@@ -46,7 +46,7 @@ class RenderTests(SynchronousTestCase):
         self.assertLess(len(body), 2000)
         self.assertIn(b"line 49", body)
 
-    def test_a_model_that_keeps_failing_is_unavailable_for_so_long(self):
+    def test_failing_model_is_unavailable_with_a_retry_after(self):
         error = errors.KeepsFailing(
             errors.FailureRecord("m", "", 3, 1e9, "upstream command exited prematurely", "boom"), 2
         )
@@ -56,24 +56,24 @@ class RenderTests(SynchronousTestCase):
         self.assertIn("failed 3 times in a row", json.loads(body)["error"]["message"])
         self.assertIn("boom", json.loads(body)["error"]["message"])
 
-    def test_the_concurrency_refusal_is_json_for_everyone_and_says_when_to_retry(self):
+    def test_concurrency_refusal_is_json_for_every_client_with_a_retry_after(self):
         """http T100"""
         status, headers, body = render(errors.TooManyRequests("m", 1), "text/plain")
         self.assertEqual((status, json.loads(body)["error"]["code"]), (429, "concurrency_limit"))
         self.assertIn((b"Retry-After", b"1"), headers)
         self.assertIn((b"Content-Type", b"application/json"), headers)
 
-    def test_the_client_chooses_the_form(self):
+    def test_accept_header_chooses_the_form_of_an_error(self):
         """http T039"""
         _, headers, body = render(errors.UnknownModel("<x>"), "text/html,*/*")
         self.assertEqual(body, b"<html><body><h1>llama-swap</h1><p>no router for requested model</p></body></html>")
         self.assertIn((b"Content-Type", b"text/html"), headers)
 
-    def test_our_own_faults_keep_their_secrets(self):
+    def test_internal_errors_are_not_described(self):
         status, _, body = render(KeyError("sesame"), "")
         self.assertEqual(status, 500)
         self.assertNotIn(b"sesame", body)
 
-    def test_extra_headers_and_codes_travel_along(self):
+    def test_headers_and_code_of_an_error_are_sent(self):
         self.assertIn((b"WWW-Authenticate", b'Basic realm="llama-swap"'), render(unauthorized(), "")[1])
         self.assertEqual(json.loads(render(HttpError(412, "m", "stale"), "")[2])["error"]["code"], "stale")

@@ -72,7 +72,7 @@ class ConnectTests(TestCase):
         )
         client.leave()
 
-    def test_every_local_model_and_every_peers_model_is_told(self):
+    def test_status_event_has_every_local_and_every_peers_model(self):
         """http T157"""
         world = World(FakeModelRouter(states={"alpha": "ready", "beta": "shutdown"}))
         client = world.open("/api/events")
@@ -119,17 +119,17 @@ class LiveTests(TestCase):
         self.seen += len(body)
         return body
 
-    def test_state_and_profile_changes_are_told(self):
+    def test_changes_of_state_and_profile_are_events(self):
         self.world.router.states["alpha"] = "starting"
         self.world.bus.publish(StateChanged("alpha", "stopped", "starting"))
         self.world.bus.publish(ProfileChanged("work"))
         self.assertEqual(kinds(self.fresh()), ["modelStatus", "profileChanged", "modelStatus"])
 
-    def test_requests_in_flight_are_told_as_they_change(self):
+    def test_changes_of_running_requests_are_events(self):
         self.world.inflight.tell({"operation": "remove", "id": "7"})
         self.assertEqual(events(self.fresh()), [("inflight", {"operation": "remove", "id": "7"}, None)])
 
-    def test_a_stored_row_is_told_in_both_vocabularies(self):
+    def test_stored_row_is_an_event_in_both_vocabularies(self):
         rows = self.world.events.legacy_rows.activity = Rows()
         rows.recent = lambda number: row(id=number)
         rows.flat = self.world.activity.flat
@@ -145,7 +145,7 @@ class LiveTests(TestCase):
         self.world.clock.advance(0.05)
         self.assertEqual(events(self.fresh()), [("logData", {"source": "proxy", "data": "a\u20ac"}, None)])
 
-    def test_a_flood_of_log_bytes_is_bounded_and_said(self):
+    def test_flood_of_log_bytes_is_cut_with_a_marker(self):
         for _ in range(40):
             self.world.book.proxy.write(b"x" * 10_000)
         self.world.clock.advance(0.05)
@@ -159,18 +159,18 @@ class LiveTests(TestCase):
         self.world.clock.advance(15)
         self.assertEqual(self.fresh(), b": ping\n\n")
 
-    def test_swaps_are_not_told_to_clients_of_the_old_vocabulary(self):
+    def test_clients_of_the_old_vocabulary_get_no_swaps(self):
         self.world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
         self.assertEqual(self.fresh(), b"")
 
-    def test_a_reload_ends_it_so_that_the_client_begins_anew(self):
+    def test_reload_ends_a_legacy_stream_so_that_the_client_connects_again(self):
         """http T168"""
         self.world.bus.publish(ConfigReloaded(added=("x",)))
         self.assertTrue(self.client.answer().ended)
 
 
 class BackPressureTests(TestCase):
-    def test_a_client_that_falls_behind_gets_a_fresh_picture_instead_of_its_queue(self):
+    def test_client_that_falls_behind_gets_the_current_state_instead_of_its_queue(self):
         world = World()
         slow, quick = world.open("/api/events"), world.open("/api/events")
         seen = len(slow.answer().body)
@@ -217,7 +217,7 @@ class CrowdTests(TestCase):
         self.world = World()
         self.rows = self.world.events.legacy_rows.activity = Rows()
 
-    def test_clients_that_come_together_share_one_reading_of_the_finished_requests(self):
+    def test_clients_that_connect_together_share_one_read_of_the_finished_requests(self):
         clients = [self.world.open("/api/events") for _ in range(5)]
         self.assertEqual(len(self.rows.asked), 1)
         self.rows.asked[0].callback([{"id": 1}])
@@ -227,7 +227,7 @@ class CrowdTests(TestCase):
             self.assertEqual(told(client)["metrics"], [{"id": 1}])
             client.leave()
 
-    def test_finished_requests_are_read_again_after_a_moment_or_a_further_one(self):
+    def test_finished_requests_are_read_again_after_a_moment_or_another_request(self):
         first = self.world.open("/api/events")
         self.rows.asked[0].callback([])
         self.world.clock.advance(RENDERING_LIFETIME)
@@ -269,7 +269,7 @@ class CrowdTests(TestCase):
         second.leave()
         self.assertEqual(self.world.book.proxy.readers, 0)
 
-    def test_work_for_a_client_ends_with_the_client(self):
+    def test_client_that_left_causes_no_further_reads(self):
         for _ in range(50):
             self.world.open("/api/events").leave()
         self.assertEqual(len(self.rows.asked), 1)
@@ -279,7 +279,7 @@ class CrowdTests(TestCase):
         self.assertEqual(told(stays)["metrics"], rows)
         stays.leave()
 
-    def test_a_reading_that_fails_leaves_the_next_client_its_rows(self):
+    def test_failed_read_does_not_affect_the_next_client(self):
         first = self.world.open("/api/events")
         self.rows.asked[0].errback(OSError("disk"))
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
@@ -289,7 +289,7 @@ class CrowdTests(TestCase):
         first.leave()
         second.leave()
 
-    def test_state_is_rendered_once_for_clients_that_come_together(self):
+    def test_state_is_rendered_once_for_clients_that_connect_together(self):
         clients = [self.world.open("/api/events?topics=inflight") for _ in range(5)]
         self.assertEqual(self.world.inflight.snapshots, 1)
         self.world.inflight.requests.append({"id": "9"})
@@ -349,7 +349,7 @@ class TopicTests(TestCase):
     def open(self, world, topics, **headers):
         return world.open(f"/api/events?topics={topics}", headers=list(headers.items()))
 
-    def test_only_what_was_asked_for_is_told_and_each_event_has_an_id(self):
+    def test_client_gets_the_topics_it_asked_for_and_each_event_has_an_id(self):
         world = World()
         client = self.open(world, "swaps,activity")
         self.assertEqual(kinds(client.answer().body), ["uiConfig", "profileChanged"])
@@ -362,7 +362,7 @@ class TopicTests(TestCase):
         self.assertLess(told[0][2], told[1][2])
         client.leave()
 
-    def test_samples_are_told_only_to_who_asked_and_nobody_watches_for_others(self):
+    def test_machine_is_sampled_only_for_clients_that_asked_for_it(self):
         world = World()
         plain, other = self.open(world, "models"), world.open("/api/events")
         self.assertEqual(world.machine.listeners, [])
@@ -380,7 +380,7 @@ class TopicTests(TestCase):
         plain.leave()
         other.leave()
 
-    def test_one_models_log_can_be_watched_and_no_client_invents_logs(self):
+    def test_log_of_a_model_can_be_followed_and_an_unknown_name_creates_none(self):
         world = World()
         world.book.model("alpha").write(b"old\n")
         client = self.open(world, "logs:alpha,logs:ghost")
@@ -394,7 +394,7 @@ class TopicTests(TestCase):
         client.leave()
         self.assertEqual(world.book.model("alpha").readers, 0)
 
-    def test_a_client_that_was_away_for_a_moment_hears_what_it_missed(self):
+    def test_returning_client_gets_the_events_it_missed(self):
         world = World()
         stays, leaves = self.open(world, "swaps"), self.open(world, "swaps")
         world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
@@ -407,7 +407,7 @@ class TopicTests(TestCase):
         stays.leave()
         back.leave()
 
-    def test_lines_written_while_nobody_watched_a_log_are_not_missing_for_who_returns(self):
+    def test_lines_of_a_log_that_was_not_followed_reach_a_returning_client(self):
         world = World()
         stays, leaves = self.open(world, "swaps"), self.open(world, "logs:alpha,swaps")
         world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
@@ -424,7 +424,7 @@ class TopicTests(TestCase):
         for client in (stays, other, back):
             client.leave()
 
-    def test_a_log_that_was_watched_all_the_time_is_not_sent_anew(self):
+    def test_log_that_was_followed_all_the_time_is_not_sent_again(self):
         world = World()
         stays, leaves = self.open(world, "logs:alpha"), self.open(world, "logs:alpha")
         world.book.model("alpha").write(b"one\n")
@@ -440,7 +440,7 @@ class TopicTests(TestCase):
         stays.leave()
         back.leave()
 
-    def test_a_last_event_of_nonsense_gets_the_whole_log(self):
+    def test_invalid_last_event_id_gets_the_whole_log(self):
         world = World()
         stays = self.open(world, "swaps")
         world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
@@ -449,7 +449,7 @@ class TopicTests(TestCase):
         stays.leave()
         client.leave()
 
-    def test_a_reload_is_told_and_followed_by_a_fresh_picture(self):
+    def test_reload_is_an_event_followed_by_the_current_state(self):
         world = World()
         client = self.open(world, "models")
         seen = len(client.answer().body)

@@ -20,7 +20,7 @@ class ListingTests(TestCase):
         self.assertEqual(answer.headers["content-type"], "application/json")
         self.assertTrue(answer.body.endswith(b"\n"))
 
-    def test_a_record_tells_its_capabilities_and_hides_contradicting_metadata(self):
+    def test_record_has_its_capabilities_and_hides_contradicting_metadata(self):
         """http T078"""
         record = listed(World())["alpha"]
         self.assertEqual(
@@ -45,7 +45,7 @@ class ListingTests(TestCase):
             },
         )
 
-    def test_a_model_that_is_down_because_it_fails_says_how_often_it_did(self):
+    def test_record_of_a_failing_model_has_its_number_of_failures(self):
         listed = (
             World(FakeModelRouter(broken=[(FailureRecord("alpha", "", 3, 1e9, "exited"), 1.75)]))
             .ask("/v1/models")
@@ -68,7 +68,7 @@ class ListingTests(TestCase):
         self.assertEqual(record["meta"], {"llamaswap": {"type": "peer", "peerID": "lab"}})
         self.assertEqual(record["status"], {"value": "unloaded"})
 
-    def test_a_selector_tells_strategy_and_targets(self):
+    def test_record_of_a_selector_has_its_strategy_and_targets(self):
         """http T081"""
         record = listed(World())["pick"]
         self.assertEqual(
@@ -89,7 +89,7 @@ class ListingTests(TestCase):
         self.assertEqual(states, {"pin": "unloaded", "warm": "loaded", "spill": "unloaded"})
         self.assertEqual(records["spill"]["meta"]["llamaswap"]["spillover"], 1)
 
-    def test_aliases_are_records_of_their_own_when_wanted(self):
+    def test_aliases_have_records_if_configured(self):
         """http T082, http T083"""
         world = World(FakeModelRouter(example_config(include_aliases_in_list=True), {"alpha": "starting"}))
         records = listed(world)
@@ -98,7 +98,7 @@ class ListingTests(TestCase):
         self.assertEqual(records["alpha"]["status"], {"value": "loaded"})
         self.assertEqual(listed(world, "/models"), records)
 
-    def test_each_name_has_a_record_of_its_own_listed_or_not(self):
+    def test_record_of_each_name_is_served_listed_or_not(self):
         world = World()
         for name in ("alpha", "al", "org/gamma", "org%2Fgamma", "lab/org2/eps", "pick", "beta:hot"):
             answer = world.ask(f"/v1/models/{name}", headers=[("Origin", "http://ui.local")])
@@ -114,13 +114,13 @@ class ListingTests(TestCase):
         self.assertEqual((answer.status, answer.json["error"]["code"]), (404, "model_not_found"))
         self.assertIn("'ghost'", answer.json["error"]["message"])
 
-    def test_only_an_origin_is_echoed(self):
+    def test_origin_of_a_listing_request_is_echoed(self):
         """http T084"""
         answer = World().ask("/v1/models", headers=[("Origin", "http://ui.local")])
         self.assertEqual(answer.headers["access-control-allow-origin"], "http://ui.local")
         self.assertNotIn("access-control-allow-origin", World().ask("/v1/models").headers)
 
-    def test_the_active_profile_adds_the_names_it_invents(self):
+    def test_active_profile_adds_its_own_names(self):
         """http T085"""
         records = listed(World(FakeModelRouter(profile="work")))
         self.assertEqual(records["chat"]["meta"], {"llamaswap": {"type": "profile"}})

@@ -49,7 +49,7 @@ class LoadTestTests(TestCase):
         self.assertIn(str(1 << 20), answer.text)
         self.assertEqual(self.generator.sent, [])
 
-    def test_so_many_requests_run_at_once_and_the_next_begins_when_one_ends(self):
+    def test_run_keeps_its_concurrency_until_its_last_request(self):
         answer = self.begin(concurrency=2, requests=3, max_tokens=9, prompt="p")
         self.assertEqual((answer.status, answer.json["id"]), (202, "1"))
         self.assertEqual(len(self.generator.sent), 2)
@@ -83,7 +83,7 @@ class LoadTestTests(TestCase):
         self.assertEqual((len(self.generator.sent), self.numbers()["done"]), (2, 0))
         self.assertTrue(all(done.called for _, _, _, done in self.generator.sent))
 
-    def test_only_one_runs_at_a_time(self):
+    def test_second_run_at_a_time_is_refused(self):
         self.begin(requests=1)
         self.assertEqual(self.begin(requests=1).status, 409)
         self.generator.sent[0][3].callback(200)
@@ -91,7 +91,7 @@ class LoadTestTests(TestCase):
         self.assertEqual([run["id"] for run in self.world.ask("/api/loadtest").json["runs"]], ["2", "1"])
         self.world.loadtests.close()
 
-    def test_bounds_and_names_are_checked(self):
+    def test_numbers_and_model_of_a_run_are_checked(self):
         self.assertEqual(self.begin(concurrency=257).json, envelope(400, "concurrency must be between 1 and 256"))
         self.assertEqual(self.begin(requests=True).status, 400)
         self.assertEqual(self.begin(model="ghost").status, 404)

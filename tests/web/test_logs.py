@@ -14,7 +14,7 @@ class HistoryTests(TestCase):
             self.assertEqual((answer.status, answer.body), (200, b"[INFO] one\n"))
             self.assertEqual(answer.headers["content-type"], "text/plain")
 
-    def test_a_browser_is_sent_to_the_page(self):
+    def test_browser_that_asks_for_logs_is_redirected_to_the_ui(self):
         answer = World().ask("/logs", headers=[("Accept", "text/html,*/*")])
         self.assertEqual((answer.status, answer.headers["location"]), (302, "/ui/"))
 
@@ -28,7 +28,7 @@ class HistoryTests(TestCase):
 
 
 class StreamTests(TestCase):
-    def test_the_head_goes_out_before_the_first_byte(self):
+    def test_head_of_a_log_stream_is_sent_before_the_first_byte(self):
         client = World().open("/logs/stream")
         answer = client.answer()
         self.assertEqual(answer.status, 200)
@@ -69,7 +69,7 @@ class StreamTests(TestCase):
         ):
             self.assertEqual(world.ask(f"/logs/stream/{path}").body, found, path)
 
-    def test_what_has_no_log_is_refused(self):
+    def test_log_of_an_unknown_name_is_refused(self):
         """http T159"""
         for name in ("zeta", "ghost", "pick"):
             answer = World().ask(f"/logs/stream/{name}")
@@ -83,7 +83,7 @@ class StreamTests(TestCase):
         self.assertEqual(client.answer().status, 200)
         self.assertEqual((len(world.streams), world.book.combined.readers), (0, 0))
 
-    def test_a_paused_reader_loses_bytes_and_is_told(self):
+    def test_paused_reader_loses_bytes_and_finds_a_marker(self):
         world = World()
         client = world.open("/logs/stream")
         client.transport.producer.pauseProducing()
@@ -96,7 +96,7 @@ class StreamTests(TestCase):
         self.assertIn("— 300000 bytes dropped —".encode(), body)
         client.leave()
 
-    def test_streams_end_in_good_order_when_the_service_stops(self):
+    def test_streams_are_completed_when_the_service_stops(self):
         world = World()
         client = world.open("/logs/stream")
         world.streams.end_all()
@@ -104,5 +104,5 @@ class StreamTests(TestCase):
         self.assertTrue(world.open("/logs/stream").answer().ended)
         self.assertEqual(world.book.combined.readers, 0)
 
-    def test_a_key_is_asked_for(self):
+    def test_log_requests_need_a_key(self):
         self.assertEqual(World(FakeModelRouter(with_keys("k"))).ask("/logs/stream").status, 401)

@@ -8,7 +8,7 @@ from tests.web.doubles import FakeModelRouter, Status, World, envelope, with_key
 
 
 class DetailTests(TestCase):
-    def test_a_models_facts_are_told_without_secrets(self):
+    def test_detail_of_a_model_hides_secrets(self):
         world = World(FakeModelRouter(with_keys("sesame-key"), {"alpha": "ready"}))
         command = ("serve", "--api-key", "x", "--label", "sesame-key")
         world.router.statuses["alpha"] = Status("alpha", cmd=command, last_error="bad sesame-key")
@@ -24,7 +24,7 @@ class DetailTests(TestCase):
         self.assertEqual(detail["groups"], ["(default)"])
         self.assertEqual(detail["ttl_left_s"], 42.5)
 
-    def test_a_sleeping_model_says_so_and_how_long_it_takes_to_wake(self):
+    def test_detail_of_a_suspended_model_has_its_resume_times(self):
         world = World()
         status = Status("alpha", "stopped", ready_at=None, asleep_since=4.0, wake_seconds=(0.25,))
         world.router.statuses["alpha"] = status
@@ -40,14 +40,14 @@ class DetailTests(TestCase):
         world.router.statuses["alpha"] = Status("alpha", "stopped", None, None, None, None, cmd=())
         self.assertEqual(world.ask("/api/models/alpha").json["cmd"], ["serve", "--port", "5800"])
 
-    def test_a_model_with_slashes_is_found_and_a_stranger_is_not(self):
+    def test_model_with_slashes_is_found_and_an_unknown_one_is_not(self):
         self.assertEqual(World().ask("/api/models/org/gamma").json["id"], "org/gamma")
         answer = World().ask("/api/models/ghost")
         self.assertEqual((answer.status, answer.json), (404, envelope(404, "model not found")))
 
 
 class VerbTests(TestCase):
-    def test_loading_begins_and_is_not_waited_for(self):
+    def test_load_is_acknowledged_before_its_end(self):
         world = World()
         world.router.work = Deferred()
         answer = world.ask("/api/models/load/al", "POST")
@@ -89,12 +89,12 @@ class VerbTests(TestCase):
         foreign = world.ask("/models/load", "POST", [("Origin", "http://evil.example")], b'{"model": "al"}')
         self.assertEqual((foreign.status, world.router.loaded), (403, ["alpha"]))
 
-    def test_a_restart_stops_first(self):
+    def test_restart_stops_the_server_first(self):
         world = World()
         self.assertEqual(world.ask("/api/models/restart/org/gamma", "POST").status, 202)
         self.assertEqual((world.router.unloaded, world.router.loaded), ([["org/gamma"]], ["org/gamma"]))
 
-    def test_a_pin_is_set_and_taken_back(self):
+    def test_pin_is_set_and_removed(self):
         world = World()
         self.assertTrue(world.ask("/api/models/pin/al", "POST").json["pinned"])
         self.assertFalse(world.ask("/api/models/pin/alpha", "DELETE").json["pinned"])
@@ -102,7 +102,7 @@ class VerbTests(TestCase):
 
 
 class ForecastTests(TestCase):
-    def test_a_plan_tells_who_would_go_and_how_long_it_took_before(self):
+    def test_plan_names_the_evicted_models_and_the_expected_time(self):
         world = World()
         world.inflight.counts = {"beta": 2}
         plan = world.ask("/api/plan?model=al").json
@@ -110,7 +110,7 @@ class ForecastTests(TestCase):
         self.assertEqual((plan["waits_for"], plan["eta_ms"], plan["running"]), (["org"], 2000, False))
         self.assertEqual(world.ask("/api/plan").status, 404)
 
-    def test_swaps_and_residency_are_told(self):
+    def test_swaps_and_residency_are_served(self):
         world = World()
         for event in (
             SwapBegan(1, "alpha", ("beta",), "group", 0.0),
@@ -126,7 +126,7 @@ class ForecastTests(TestCase):
         self.assertEqual(world.ask("/api/residency").json[0]["state"], "starting")
         self.assertEqual(world.ask("/api/residency?since=x").status, 400)
 
-    def test_what_is_so_now_says_how_busy_and_how_big_it_is(self):
+    def test_current_state_of_a_model_has_its_requests_and_memory(self):
         world = World(vram={"alpha": 6000})
         world.inflight.counts = {"alpha": 2}
         world.bus.publish(StateChanged("beta", "stopped", "ready"))
@@ -139,6 +139,6 @@ class ForecastTests(TestCase):
         self.assertNotIn("busy", told["beta"])
         self.assertEqual(world.ask("/api/models/alpha").json["vram_mb"], 6000)
 
-    def test_nobody_waits_for_now(self):
+    def test_empty_queue_is_an_empty_list(self):
         world = World()
         self.assertEqual(world.ask("/api/queue").json, {"queue": []})

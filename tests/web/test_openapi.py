@@ -15,7 +15,7 @@ class DocumentTests(TestCase):
             for method in (rule.methods or set(ALL_METHODS)) - {"HEAD", "OPTIONS"}:
                 self.assertIn(method.lower(), item, rule.rule)
 
-    def test_every_reference_leads_somewhere_and_every_id_is_its_own(self):
+    def test_every_reference_has_its_schema_and_every_operation_id_is_unique(self):
         schemas = self.document["components"]["schemas"]
         identities = []
 
@@ -40,6 +40,6 @@ class DocumentTests(TestCase):
             names = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
             self.assertEqual(names, {match[2] for match in PATH_VARIABLE.finditer(route.rule)})
 
-    def test_open_routes_say_so(self):
+    def test_route_that_needs_no_key_is_documented_so(self):
         self.assertEqual(self.document["paths"]["/health"]["get"]["security"], [])
         self.assertNotIn("security", self.document["paths"]["/running"]["get"])

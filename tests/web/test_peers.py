@@ -11,7 +11,7 @@ class PeerTests(TestCase):
     def world(self, **known):
         return World(FakeModelRouter(), peers=FakePeers(known))
 
-    def test_each_peer_says_how_it_is_doing(self):
+    def test_each_peer_has_its_health(self):
         world = self.world(lab=Health("down", 1700000000.0, 1700000060.0, "refused"))
         den, lab = world.ask("/api/peers").json["peers"]
         nothing = {"state": "unknown", "since": None, "checked": None, "error": None}
@@ -25,17 +25,17 @@ class PeerTests(TestCase):
         world = World(FakeModelRouter(example_config(peers={"lab": peer})))
         self.assertNotIn(b"sesame", world.ask("/api/peers").body)
 
-    def test_a_key_is_asked_for(self):
+    def test_peer_listing_needs_a_key(self):
         world = World(FakeModelRouter(example_config(api_keys=(Secret("k-1"),))))
         self.assertEqual(world.ask("/api/peers").status, 401)
 
-    def test_the_listing_says_what_is_known_and_nothing_else(self):
+    def test_listing_has_a_peers_health_only_if_it_is_known(self):
         world = self.world(lab=Health("up", 1.0, 1.0))
         records = {record["id"]: record for record in world.ask("/v1/models").json["data"]}
         self.assertEqual(records["lab/delta"]["meta"]["llamaswap"], {"type": "peer", "peerID": "lab", "health": "up"})
         self.assertEqual(records["den/zeta"]["meta"]["llamaswap"], {"type": "peer", "peerID": "den"})
 
-    def test_pages_hear_of_a_change(self):
+    def test_change_of_a_peers_health_is_an_event(self):
         world = self.world(lab=Health("up", 1.0, 1.0))
         client = world.open("/api/events?topics=models")
         before = client.received

@@ -8,7 +8,7 @@ from tests.web.doubles import FakeModelRouter, Status, Vitals, World, envelope, 
 
 
 class RunningTests(TestCase):
-    def test_servers_that_are_not_stopped_are_told(self):
+    def test_running_lists_the_servers_that_are_not_stopped(self):
         """http T087"""
         self.assertEqual(World().ask("/running").body, b'{"running":[]}\n')
         running = World(FakeModelRouter(states={"alpha": "starting", "org": "stopped"})).ask("/running").json["running"]
@@ -36,12 +36,12 @@ class RunningTests(TestCase):
         self.assertEqual(row["cmd"], "HF_TOKEN=*** serve --api-key *** --hf-token=*** --label *** --max-tokens 7")
         self.assertEqual(row["proxy"], "http://h:1/?token=***")
 
-    def test_those_that_sleep_are_told_beside_and_not_as_running(self):
+    def test_suspended_servers_are_listed_apart_from_the_running_ones(self):
         router = FakeModelRouter(statuses={"alpha": Status("alpha", "stopped", asleep_since=5.0)})
         told = World(router).ask("/running").json
         self.assertEqual(told, {"running": [], "sleeping": [{"model": "alpha", "pid": 4711}]})
 
-    def test_models_that_are_down_because_they_fail_are_told_with_their_last_words(self):
+    def test_failing_models_are_listed_with_the_end_of_their_logs(self):
         broken = FailureRecord("alpha", "", 3, 1e9, "exited prematurely", "loading\nout of memory"), 1.75
         told = World(FakeModelRouter(broken=[broken])).ask("/running").json
         words = ["loading", "out of memory"]
@@ -50,7 +50,7 @@ class RunningTests(TestCase):
 
 
 class UnloadTests(TestCase):
-    def test_all_are_stopped_by_each_spelling(self):
+    def test_each_spelling_of_unload_stops_every_server(self):
         """http T016, http T088, http T169"""
         world = World()
         self.assertEqual(world.ask("/unload").body, b"OK")
@@ -93,7 +93,7 @@ class UnloadTests(TestCase):
         self.assertEqual(world.ask("/unload?model=").status, 400)
         self.assertEqual(world.router.unloaded, [])
 
-    def test_one_is_stopped_by_id_or_alias_raw_or_encoded(self):
+    def test_unload_stops_one_server_by_id_or_alias_raw_or_encoded(self):
         """http T088"""
         world = World()
         for name in ("al", "org/gamma", "org%2Fgamma"):
@@ -101,14 +101,14 @@ class UnloadTests(TestCase):
             self.assertEqual((answer.status, answer.body), (200, b"OK"))
         self.assertEqual(world.router.unloaded, [["alpha"], ["org/gamma"], ["org/gamma"]])
 
-    def test_peers_selectors_and_strangers_cannot_be_unloaded(self):
+    def test_unload_of_a_peer_a_selector_or_an_unknown_name_is_refused(self):
         """http T089"""
         world = World(FakeModelRouter(profile="work"))
         for name in ("ghost", "zeta", "pick", "chat", ""):
             answer = world.ask(f"/api/models/unload/{name}", "POST")
             self.assertEqual((answer.status, answer.json), (404, envelope(404, "model not found")), name)
 
-    def test_the_answer_waits_for_the_servers_to_be_gone(self):
+    def test_unload_is_answered_when_the_servers_have_stopped(self):
         world = World()
         world.router.work = Deferred()
         client = world.open("/unload")
@@ -118,7 +118,7 @@ class UnloadTests(TestCase):
 
 
 class ReadinessTests(TestCase):
-    def test_a_scheduler_that_stands_still_while_somebody_waits_is_not_ready(self):
+    def test_scheduler_without_progress_while_requests_wait_is_not_ready(self):
         """llama-swap issue 946: health said OK while requests hung for ever."""
         world = World()
         self.assertEqual(world.ask("/readyz").status, 200)

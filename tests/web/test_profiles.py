@@ -7,7 +7,7 @@ class ProfileTests(TestCase):
     def choose(self, body, world=None):
         return (world or World()).ask("/api/profiles/active", "PUT", body=body)
 
-    def test_profiles_are_told_with_their_pins(self):
+    def test_profiles_are_listed_with_their_pins(self):
         expected = {
             "active": None,
             "profiles": [
@@ -18,7 +18,7 @@ class ProfileTests(TestCase):
         nothing = World(FakeModelRouter(example_config(profiles={})))
         self.assertEqual(nothing.ask("/api/profiles").body, b'{"active":null,"profiles":[]}\n')
 
-    def test_one_is_chosen_and_left(self):
+    def test_profile_is_chosen_and_left(self):
         """http T066, http T073, http T067"""
         world = World()
         self.assertEqual(self.choose(b'{"name":"work","x":1} trailing', world).body, b'{"active":"work"}\n')
@@ -29,7 +29,7 @@ class ProfileTests(TestCase):
             self.assertEqual(self.choose(body, world).json, {"active": None})
         self.assertIsNone(world.router.profile)
 
-    def test_what_is_wrong_is_said(self):
+    def test_invalid_choice_of_a_profile_is_refused(self):
         """http T072"""
         world = World(FakeModelRouter(profile="work"))
         cases = [

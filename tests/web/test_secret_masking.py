@@ -12,7 +12,7 @@ class CommandTests(SynchronousTestCase):
             ["serve", "--api-key", "***", "--hf-token=***", "-m", "x.gguf", "HF_TOKEN=***", "--password", "***"],
         )
 
-    def test_flags_that_only_sound_like_it_are_left(self):
+    def test_flags_that_only_sound_secret_are_left(self):
         words = ["--max-tokens", "5", "--tokenizer", "x", "--max-num-batched-tokens=8", "--monkey", "z"]
         self.assertEqual(masked_command(words), words)
 
@@ -60,7 +60,7 @@ class NamedTests(SynchronousTestCase):
         found = named_secrets(text)
         self.assertEqual(set(found), {"one-1", "12345678", "two-2"})
 
-    def test_what_is_no_yaml_hides_more_rather_than_less(self):
+    def test_invalid_yaml_hides_more_rather_than_less(self):
         text = "apiKeys:\n  - one-1\n  # was two-2\n- 'three-3'\nmodels:\n  a: [\n    cmd: serve\n"
         found = named_secrets(text)
         self.assertLessEqual({"one-1", "two-2", "three-3"}, set(found))

@@ -4,11 +4,11 @@ from tests.web.doubles import FakeMachine, World, envelope
 
 
 class SystemTests(TestCase):
-    def test_the_build_is_told(self):
+    def test_build_is_served(self):
         expected = {"version": "9", "commit": "abcd1234", "build_date": "unknown"}
         self.assertEqual(World().ask("/api/version").json, expected)
 
-    def test_a_machine_that_is_not_watched_has_nothing_to_tell(self):
+    def test_machine_without_sampling_has_no_samples(self):
         """http T163, core V112"""
         world = World(machine=FakeMachine(enabled=False))
         answer = world.ask("/api/performance")
@@ -16,11 +16,11 @@ class SystemTests(TestCase):
         answer = world.ask("/metrics")
         self.assertEqual((answer.status, answer.body), (503, b"# performance monitor not available\n"))
 
-    def test_requests_are_still_measured_when_the_machine_is_not_watched(self):
+    def test_request_metrics_are_served_without_sampling_of_the_machine(self):
         world = World(machine=FakeMachine(enabled=False), page=b"llamaswap_requests_total 1\n")
         self.assertEqual(world.ask("/metrics").status, 200)
 
-    def test_samples_are_asked_for_from_a_moment_on(self):
+    def test_samples_are_served_from_a_given_time(self):
         """http T164"""
         world = World()
         nothing = {"enabled": True, "sys_stats": None, "gpu_stats": None}
@@ -32,7 +32,7 @@ class SystemTests(TestCase):
         self.assertEqual((answer.status, answer.json), (400, envelope(400, message)))
         self.assertEqual(world.ask("/api/performance?max_points=0").status, 400)
 
-    def test_meters_are_a_page_for_prometheus(self):
+    def test_metrics_are_a_page_for_prometheus(self):
         answer = World().ask("/metrics")
         self.assertEqual((answer.status, answer.body), (200, b""))
         self.assertEqual(answer.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8")

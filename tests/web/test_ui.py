@@ -53,7 +53,7 @@ class FileTests(TestCase):
         self.write("index.html", b'<script src="./app.js">')
         self.assertEqual(self.get("/ui/models/org%2Fmodel").body, b'<script src="../app.js">')
 
-    def test_an_address_too_long_for_a_file_is_no_error_of_ours(self):
+    def test_address_too_long_for_a_file_is_not_an_internal_error(self):
         self.assertEqual(self.get("/ui/" + "a" * 300).status, 200)
         self.assertEqual(self.get("/ui/" + "a/" * 3000 + "x.js").status, 404)
 
@@ -64,13 +64,13 @@ class FileTests(TestCase):
         self.assertEqual(headers["x-content-type-options"], "nosniff")
         self.assertEqual(headers["referrer-policy"], "no-referrer")
 
-    def test_hashed_names_are_kept_for_ever_and_others_asked_for_again(self):
+    def test_hashed_files_are_cached_for_ever_and_others_are_revalidated(self):
         self.assertIn("immutable", self.get("/ui/assets/page-5XJ2QK7A.js").headers["cache-control"])
         tag = self.get("/ui/app.js").headers["etag"]
         again = self.get("/ui/app.js", If_None_Match=tag)
         self.assertEqual((again.status, again.body), (304, b""))
 
-    def test_a_range_is_a_part(self):
+    def test_range_request_gets_a_part_of_a_file(self):
         part = self.get("/ui/app.js", Range="bytes=1-2")
         self.assertEqual((part.status, part.body, part.headers["content-range"]), (206, b"la", "bytes 1-2/5"))
         self.assertEqual(self.get("/ui/app.js", Range="bytes=-2").body, b"in")
@@ -82,7 +82,7 @@ class FileTests(TestCase):
         for path in ("/ui/../secret.txt", "/ui/%2e%2e/secret.txt", "/ui/..%2Fsecret.txt", "/ui/a%00.js", "/ui/.x.js"):
             self.assertEqual(self.get(path).status, 404, path)
 
-    def test_the_icon_is_open_and_may_be_missing(self):
+    def test_icon_needs_no_key_and_may_be_missing(self):
         self.assertEqual(self.get("/favicon.ico").body, b"icon")
         self.assertEqual(World().ask("/favicon.ico").status, 404)
 
