@@ -1,4 +1,4 @@
-"""What the documentation says is true: its configurations load, its dashboard asks for meters that exist."""
+"""The documentation is true: its configurations load, and the metrics, commands, files and tests it names exist."""
 
 import json
 import re
@@ -62,3 +62,23 @@ class PageTests(SynchronousTestCase):
         for page in pages:
             for name in re.findall(r"``llamaswap ([a-z]+)", page.read_text(encoding="utf-8")):
                 self.assertIn(name, COMMANDS, page.name)
+
+    def test_the_index_lists_each_page_once(self):
+        index = (DOCS / "index.rst").read_text(encoding="utf-8")
+        listed = [line.strip() for line in index.split("\n") if re.match(r"^   [a-z/-]+$", line)]
+        pages = {page.stem for page in DOCS.glob("*.rst")} - {"index"}
+        self.assertEqual(sorted(listed), sorted(pages | {"recipes/index"}))
+
+    def test_files_and_test_modules_that_a_page_names_exist(self):
+        named = 0
+        for page in [ROOT / "README.md", *DOCS.rglob("*.rst")]:
+            text = page.read_text(encoding="utf-8")
+            paths = re.findall(r"``((?:llamaswap|tests|docs|config|containers|ui)/[\w/.-]+\.\w+)``", text)
+            modules = re.findall(r"twisted\.trial\s+(tests[.\w]*\w)", text)
+            links = re.findall(r"\]\(([\w/.-]+)\)", text) if page.suffix == ".md" else []
+            for name in (*paths, *links, *(module.replace(".", "/") for module in modules)):
+                found = (ROOT / name).exists() or (ROOT / f"{name}.py").exists()
+                placeholder = re.search(r"NAME|MODULE", name)
+                self.assertTrue(found or placeholder, f"{page.name} names {name}")
+                named += 1
+        self.assertGreater(named, 40)
