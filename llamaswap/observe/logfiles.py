@@ -2,7 +2,7 @@
 
 A thread writes, so that logging never waits for a disk. Bytes that a full or broken disk does not take are dropped and
 counted; the file says so when it can be written again. A file is opened for each write, so that it may be moved or
-deleted at any time. twisted.python.logfile was tried: it keeps the file open, follows a symbolic link in its place,
+deleted at any time. twisted.python.logfile does not fit: it keeps the file open, follows a symbolic link in its place,
 exceeds the size by a whole write and cannot keep 0 old files.
 """
 

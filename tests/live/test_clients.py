@@ -128,15 +128,16 @@ class Promtool(SynchronousTestCase):
 
 
 def snippet():
-    """The location block that the README recommends."""
-    found = re.search(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    """The location block that the page about reverse proxies recommends."""
+    page = (ROOT / "docs/recipes/proxies.rst").read_text(encoding="utf-8")
+    found = re.search(r"^ +location / \{\n.*?^ +\}\n", page, re.S | re.M)
     if found is None:
-        raise AssertionError("the README has no nginx block")
-    return found[1]
+        raise AssertionError("docs/recipes/proxies.rst has no nginx location")
+    return found[0]
 
 
 class Nginx:
-    """nginx in front of a product, configured as the README says; `url` is where it listens."""
+    """nginx in front of a product, configured as the documentation says; `url` is where it listens."""
 
     def __init__(self, product):
         (self.program,) = needs("nginx")
