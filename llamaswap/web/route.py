@@ -6,6 +6,7 @@ of them and `openapi.py` one document, so that every route is in both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Generic, Literal, ParamSpec, TypeVar
 
@@ -17,6 +18,7 @@ from llamaswap.web.admin_request import Response
 # None: the handler has written the response itself, as a stream. A resource takes over the request.
 Reply = Response | IResource | None
 Handler = Callable[..., "Reply | Awaitable[Reply]"]
+SENTENCE_END = re.compile(r"[.;](?=\s|$)")
 H = TypeVar("H", bound=Handler)
 P = ParamSpec("P")
 
@@ -99,7 +101,7 @@ class RouteTable(Generic[P]):
 
         def declare(handler: H) -> H:
             route.tag, route.handler = self.tag, handler
-            route.summary = route.summary or (handler.__doc__ or "").partition(".")[0].partition(";")[0]
+            route.summary = route.summary or SENTENCE_END.split(handler.__doc__ or "", maxsplit=1)[0]
             self._routes.append(route)
             return handler
 

@@ -40,6 +40,10 @@ class DocumentTests(TestCase):
             names = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
             self.assertEqual(names, {match[2] for match in PATH_VARIABLE.finditer(route.rule)})
 
+    def test_summary_is_the_first_sentence_of_the_handlers_docstring(self):
+        operation = self.document["paths"]["/models/load"]["post"]
+        self.assertEqual(operation["summary"], "Begin to load the model that the body names, like llama.cpp's router")
+
     def test_route_that_needs_no_key_is_documented_so(self):
         self.assertEqual(self.document["paths"]["/health"]["get"]["security"], [])
         self.assertNotIn("security", self.document["paths"]["/running"]["get"])
