@@ -63,9 +63,12 @@ class Future(Generic[T]):
     def __await__(self) -> Generator[Future[T], None, T]:
         while not self._settled:
             yield self
-        error, self._error = self._error, None  # its traceback refers to frames that would stay alive
+        error, self._error = self._error, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame, and so to the caller's: they would stay alive
         return self._outcome  # type: ignore[return-value] # settled
 
     def _notify(self) -> None:

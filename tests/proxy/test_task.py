@@ -1,5 +1,8 @@
 """A coroutine run without Deferreds of its own."""
 
+import gc
+import weakref
+
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -104,3 +107,23 @@ class TestResult(SynchronousTestCase):
         result.fail(ValueError("cancelled"))
         result.cancel()
         self.assertEqual((len(self.cancelled), len(self.got)), (1, 1))
+
+    def test_a_handled_failure_leaves_nothing_to_the_garbage_collector(self):
+        class Body:
+            """Something large that a coroutine has in a variable."""
+
+        async def serve(future, body):
+            try:
+                await future
+            except ValueError:
+                pass
+
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        future, body = Future(lambda error: None), Body()
+        alive = weakref.ref(body)
+        Task(serve(future, body))
+        del body
+        future.fail(ValueError())
+        self.assertIsNone(alive())
