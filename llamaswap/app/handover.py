@@ -92,7 +92,7 @@ class ServiceHandover:
         self.parts.web.proxy.close(BeingUpgraded())
         self.parts.observability.inflight.cancel_all()
         await deferLater(self.parts.context.reactor, RESPONSE_TIME)
-        self.parts.web.factory.cut_busy()
+        self.parts.web.factory.abort_busy()
 
     async def flush(self) -> None:
         """Write the store and the logs, and leave no child: the new program would not reap it, and a hook would lose

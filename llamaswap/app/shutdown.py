@@ -110,7 +110,7 @@ class Shutdown:
         web.proxy.close()
         await models.router.shutdown(seconds)
         self.parts.observability.inflight.cancel_all()  # requests to peers
-        web.factory.cut()
+        web.factory.abort()
         models.pool.close()
         models.launcher.close()
         models.guardian.close()

@@ -19,7 +19,7 @@ from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.proxy.bodies import SiteContent
-from llamaswap.proxy.byte_budget import disk_room, memory_room
+from llamaswap.proxy.byte_budget import disk_budget, memory_budget
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.loading import REMARKS, LoadingStream
@@ -82,7 +82,7 @@ def build_web(
         discovery_thread=WorkerThread("surveyor", reactor),
     )
     load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
-    access, memory, disk = AccessLog(logs.formatter), memory_room(), disk_room()
+    access, memory, disk = AccessLog(logs.formatter), memory_budget(), disk_budget()
     site = make_site(
         wiring.admin(keys, load_tests),
         clock=reactor,

@@ -132,7 +132,7 @@ class FileBody:
         """Its size in bytes."""
         return self._size
 
-    def hold(self, limit: int) -> Deferred[bytes]:
+    def read_all(self, limit: int) -> Deferred[bytes]:
         """The whole body in memory."""
         if self._size > limit:
             return fail(BodyTooLarge(limit))
@@ -265,7 +265,7 @@ class BytesBody:
         """Its size in bytes."""
         return len(self.data)
 
-    def hold(self, limit: int) -> Deferred[bytes]:
+    def read_all(self, limit: int) -> Deferred[bytes]:
         """The body itself."""
         if len(self.data) > limit:
             return fail(BodyTooLarge(limit))

@@ -125,13 +125,13 @@ class _MemoryBound:
         return self.tightest
 
 
-def memory_room(limits: list[MemoryLimit] | None = None, seconds: Callable[[], float] = time.monotonic) -> ByteBudget:
+def memory_budget(limits: list[MemoryLimit] | None = None, seconds: Callable[[], float] = time.monotonic) -> ByteBudget:
     """The budget of bodies in memory: a share of what this process may use."""
     bound = _MemoryBound(list(memory_limits()) if limits is None else limits, seconds)
     return ByteBudget("memory", bound, bound.words)
 
 
-def disk_room(folder: str | None = None, free: Callable[[str], int] | None = None) -> ByteBudget:
+def disk_budget(folder: str | None = None, free: Callable[[str], int] | None = None) -> ByteBudget:
     """The budget of bodies on disk: a share of what is free in the folder of temporary files."""
     where = folder or _temporary_folder()
     ask = free or _free

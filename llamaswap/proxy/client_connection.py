@@ -31,13 +31,13 @@ from llamaswap.proxy.framing import (
 from llamaswap.proxy.response_framer import refusal
 from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
 from llamaswap.proxy.transaction import ConnectionOwner, HttpTransaction, ProxyTransaction
-from llamaswap.proxy.transport import TcpTransport, has_departed
+from llamaswap.proxy.transport import TcpTransport, client_has_closed
 from llamaswap.proxy.tunnel import ClientPipe
-from llamaswap.wire.headers import peer_host
+from llamaswap.wire.headers import address_host
 
 HANDSHAKE_SECONDS = 1.0  # in which a new secure connection usually brings its first request
 PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind the present one
-DEPARTURE_INTERVAL = 0.1  # seconds between two checks for a client that leaves while nothing is read from it
+CLOSE_CHECK_INTERVAL = 0.1  # seconds between two checks for a client that leaves while nothing is read from it
 LINGER_SECONDS = 2.0  # for the client to read our response before its unread upload resets the connection
 LOG_NAME = "client"
 
@@ -66,7 +66,7 @@ class ClientConnection(Protocol):
 
     def __init__(self, owner: ConnectionOwner) -> None:
         self.owner = owner
-        self.peer = ""
+        self.client_address = ""
         self.secure = False
         self.since = 0.0  # of the present wait for a head, or for more of a body
         self.wire: TcpTransport
@@ -80,7 +80,7 @@ class ClientConnection(Protocol):
         self._channel: SiteChannel | None = None
         self._site_transport: SiteTransport | None = None
         self._pipe: ClientPipe | None = None
-        self._departure_check: IDelayedCall | None = None
+        self._close_check: IDelayedCall | None = None
         self._linger: IDelayedCall | None = None
 
     # -- what Twisted calls
@@ -89,7 +89,7 @@ class ClientConnection(Protocol):
         self.wire = cast(TcpTransport, self.transport)
         self.send = write_through(self.wire)
         self.wire.logstr = LOG_NAME  # Twisted makes a text for each
-        self.peer = sys.intern(peer_host(self.wire.getPeer()))
+        self.client_address = sys.intern(address_host(self.wire.getPeer()))
         self.secure = bool(ISSLTransport.providedBy(self.wire))
         if hasattr(self.wire, "setTcpNoDelay"):
             self.wire.setTcpNoDelay(True)
@@ -107,7 +107,7 @@ class ClientConnection(Protocol):
             return
         # A client that closes its side before the response counts as gone, as with every common server.
         self._leave(connectionDone)
-        self.lose()
+        self.close()
 
     def writeConnectionLost(self) -> None:
         """Our own half-close went out."""
@@ -117,10 +117,10 @@ class ClientConnection(Protocol):
         self._state = ConnectionState.CLOSED
         self.send = _discard
         forget_unsent(self.wire)
-        for call in (self._departure_check, self._linger):
+        for call in (self._close_check, self._linger):
             if call is not None and call.active():
                 call.cancel()
-        self._departure_check = self._linger = None
+        self._close_check = self._linger = None
         self._leave(reason)
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
@@ -162,7 +162,7 @@ class ClientConnection(Protocol):
                     self._transaction = None
                     self._state = ConnectionState.IDLE
                     if not transaction.keep_alive or self.closing:
-                        self.lose()
+                        self.close()
                         return
                 else:
                     break  # a later request of the client waits for the present one
@@ -230,7 +230,7 @@ class ClientConnection(Protocol):
             transaction.spooled_body.close()
             left = transaction.body_left
             if not transaction.body_done and (transaction.waits_for_continue or left is None or left > PIPELINE_LIMIT):
-                self.hang_up()
+                self.close_lingering()
                 return
         if not self._reading:
             self._read(self._buffer)
@@ -267,7 +267,7 @@ class ClientConnection(Protocol):
         if transaction is None:
             wanted = not self.owner.holding or self.expected
         elif not transaction.body_done:
-            wanted = transaction.wants
+            wanted = transaction.wants_body
         else:
             wanted = len(self._buffer) < PIPELINE_LIMIT
         if wanted and self._paused:
@@ -277,23 +277,23 @@ class ClientConnection(Protocol):
         elif not wanted and not self._paused:
             self._paused = True
             self.wire.pauseProducing()
-            if self._departure_check is None:
-                self._departure_check = self.owner.clock.callLater(DEPARTURE_INTERVAL, self._check_departure)
+            if self._close_check is None:
+                self._close_check = self.owner.clock.callLater(CLOSE_CHECK_INTERVAL, self._check_client_closed)
 
-    def _check_departure(self) -> None:
+    def _check_client_closed(self) -> None:
         """While nothing is read the reactor does not notice a client that leaves: ask the kernel."""
-        self._departure_check = None
+        self._close_check = None
         if not self._paused or self._state is ConnectionState.CLOSED:
             return
-        if has_departed(self.wire):
+        if client_has_closed(self.wire):
             self._leave(connectionDone)
-            self.cut()
+            self.abort()
         else:
-            self._departure_check = self.owner.clock.callLater(DEPARTURE_INTERVAL, self._check_departure)
+            self._close_check = self.owner.clock.callLater(CLOSE_CHECK_INTERVAL, self._check_client_closed)
 
     # -- ends
 
-    def lend(self, pipe: ClientPipe) -> None:
+    def start_tunnel(self, pipe: ClientPipe) -> None:
         """Pass the client's bytes on to a tunnel from now on."""
         self._pipe = pipe
         self._state = ConnectionState.TUNNELLING
@@ -342,7 +342,7 @@ class ClientConnection(Protocol):
         return self._state in _WAITING and not unsent(self.wire) and not self.expected
 
     @property
-    def delivering(self) -> bool:
+    def lingering(self) -> bool:
         """Whether its last response is complete and on its way out; that takes a bounded time."""
         return self._linger is not None
 
@@ -350,19 +350,19 @@ class ClientConnection(Protocol):
         """Its socket, and what was read of the next request."""
         return cast(socket.socket, self.wire.getHandle()), self._buffer
 
-    def lose(self) -> None:
+    def close(self) -> None:
         """Close, after what was written has gone out."""
         self._state = ConnectionState.CLOSED
         self._buffer = b""
         self.wire.loseConnection()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close at once."""
         self._state = ConnectionState.CLOSED
         self._buffer = b""
         self.wire.abortConnection()
 
-    def hang_up(self) -> None:
+    def close_lingering(self) -> None:
         """Close while the client may still be sending: a reset because of unread bytes would discard the response."""
         self._state = ConnectionState.CLOSED
         self._buffer = b""
@@ -373,17 +373,17 @@ class ClientConnection(Protocol):
             self.wire.loseConnection()
         else:
             self.wire.loseWriteConnection()
-        self._linger = self.owner.clock.callLater(LINGER_SECONDS, self.cut)
+        self._linger = self.owner.clock.callLater(LINGER_SECONDS, self.abort)
 
     def _refuse(self, error: MalformedMessage | BodyTooLarge | NoRoom) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None and not transaction.body_failed():
-            self.cut()
+            self.abort()
             return
         if isinstance(error, NoRoom):
             log.warn("a request is refused with status 507: {error}", error=error)
         self.send(refusal(error))
-        self.hang_up()
+        self.close_lingering()
 
     def _leave(self, reason: Failure) -> None:
         transaction, self._transaction = self._transaction, None

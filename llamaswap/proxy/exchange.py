@@ -79,7 +79,7 @@ class BodySource(Protocol):
     def replayable(self) -> bool:
         """Whether `start` may be called once more from the first byte."""
 
-    def hold(self, limit: int) -> Deferred[bytes]:
+    def read_all(self, limit: int) -> Deferred[bytes]:
         """The whole body in memory. BodyTooLarge beyond `limit` bytes, ClientGone if it stays incomplete."""
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
@@ -147,7 +147,7 @@ class ResponseSink(Protocol):
 
 @define(eq=False)
 class Exchange:
-    """A request in progress. `peer` is the address of the client's socket, `arrived` the clock's seconds at its head.
+    """A request in progress. `client_address` is its socket's, `arrived` the clock's seconds at its head.
 
     `passed` counts the raw body bytes that went out by the sink's `writer`. `last` stands for the last bytes of a
     response that broke off: a line end if they completed a chunk. Both are final when the forwarding has ended.
@@ -156,7 +156,7 @@ class Exchange:
     head: RequestHead
     body: BodySource
     sink: ResponseSink
-    peer: str
+    client_address: str
     arrived: float
     secure: bool = False
     passed: int = field(default=0, init=False)

@@ -248,7 +248,7 @@ class _RequestSender:
         self._timeout = None
         self.fail(UpstreamUnreachable(self._upstream.where, f"no answer within {limit:g} s"))
 
-    def head_came(self) -> None:
+    def head_received(self) -> None:
         """The response has begun."""
         timeout, self._timeout = self._timeout, None
         if timeout is not None:
@@ -262,7 +262,7 @@ class _RequestSender:
         return producer
 
     @property
-    def asked_upgrade(self) -> bytes:
+    def requested_upgrade(self) -> bytes:
         """The protocols that the client offered to switch to."""
         return b",".join(value for name, value in self._head.headers if name.lower() == b"upgrade")
 
@@ -278,7 +278,7 @@ class _RequestSender:
 
     # -- ends ----------------------------------------------------------------------------------------------
 
-    def give_connection(self) -> UpstreamConnection:
+    def detach_connection(self) -> UpstreamConnection:
         """The connection becomes a tunnel; it is not ours from now on."""
         connection, self._connection = self._connection, None
         assert connection is not None  # a response has come over it
@@ -317,7 +317,7 @@ class _RequestSender:
             return False
         self._state = SendState.ENDED
         self._exchange.forget(self._client_gone)
-        self.head_came()
+        self.head_received()
         response, self._response = self._response, None  # they know each other: untied, they need no garbage collector
         if response is not None:
             response.stop()
@@ -327,7 +327,7 @@ class _RequestSender:
         self.fail(ClientGone())
 
     def _drop_connection(self) -> None:
-        self.head_came()
+        self.head_received()
         producer = self.stop_body()
         connection, self._connection = self._connection, None
         if connection is not None:

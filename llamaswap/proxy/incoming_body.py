@@ -27,7 +27,7 @@ DISK_STEP = 4 * 1024 * 1024  # bytes of the disk's budget that are taken at once
 
 
 class SpooledBody:
-    """A connection feeds it by `arrived`, `finished` and `lost`; it calls `changed` when `wants` may differ.
+    """A connection feeds it by `arrived`, `finished` and `lost`; it calls `changed` when `wants_body` may differ.
 
     `length` is None for a chunked body, until its end. `continue_` is called when the first byte is asked for. `memory`
     and `disk` are the budgets that all bodies share; readers fail with NoRoom when they are used up.
@@ -109,7 +109,7 @@ class SpooledBody:
         """Whether it can be read from its first byte."""
         return not self._forgetting and not self._closed
 
-    def hold(self, limit: int) -> Deferred[bytes]:
+    def read_all(self, limit: int) -> Deferred[bytes]:
         """The whole body in memory."""
         if self._refusal is not None:
             return fail(self._refusal)
@@ -176,7 +176,7 @@ class SpooledBody:
     # -- what the door calls
 
     @property
-    def wants(self) -> bool:
+    def wants_body(self) -> bool:
         """Whether the connection should go on reading."""
         if self._closed:
             return self._discarded < DISCARD_LIMIT
@@ -393,7 +393,7 @@ class SpooledBody:
             self._changed()
 
     def feed_paused(self) -> None:
-        """`wants` may differ, because the consumer paused or resumed the feed."""
+        """`wants_body` may differ, because the consumer paused or resumed the feed."""
         self._changed()
 
 

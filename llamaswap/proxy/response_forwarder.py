@@ -45,13 +45,13 @@ class SendingRequest(Protocol):
     """The request that this response belongs to; it owns the server's connection."""
 
     @property
-    def asked_upgrade(self) -> bytes: ...
-    def head_came(self) -> None: ...
+    def requested_upgrade(self) -> bytes: ...
+    def head_received(self) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def retry(self, silent: bool) -> bool: ...
     def stop_body(self) -> IPushProducer | None: ...
-    def give_connection(self) -> UpstreamConnection: ...
+    def detach_connection(self) -> UpstreamConnection: ...
     def release_connection(self, head: ResponseHead) -> int: ...
     def succeed(self, outcome: ForwardOutcome) -> None: ...
     def fail(self, error: BaseException) -> None: ...
@@ -145,7 +145,7 @@ class ResponseForwarder:
             return
         self._state = ReceiveState.STREAMING
         self._head = head
-        self.sending.head_came()
+        self.sending.head_received()
         request = self._exchange.head
         chunks = head.chunked and request.version >= (1, 1)
         headers = to_client(head.headers, chunked=chunks)
@@ -180,18 +180,18 @@ class ResponseForwarder:
 
     def response_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
         offered = b",".join(value for name, value in head.headers if name.lower() == b"upgrade")
-        asked = comma_items(self.sending.asked_upgrade)
+        asked = comma_items(self.sending.requested_upgrade)
         agreed = offered and all(item and item in asked for item in comma_items(offered))
         if not agreed or self.appended:
             self.sending.fail(BadUpstream(self._where, "switched to a protocol that the client did not ask for"))
             return
         self._state = ReceiveState.TUNNELLING
         self._head = head
-        self.sending.head_came()
+        self.sending.head_received()
         if self._observer is not None:
             self._observer.response_head(101, ResponseHeaders.of(head.headers))
         self.sending.stop_body()
-        connection = self.sending.give_connection()
+        connection = self.sending.detach_connection()
         client = self._sink.upgrade(raw_head)
         self._tunnel = Tunnel(
             client, connection.wire, closed=self._tunnel_closed, early_server=rest, reader=self._watch_reader()

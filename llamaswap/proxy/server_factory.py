@@ -98,7 +98,7 @@ class ProxyServerFactory(Factory):
         self.draining = True
         for connection in list(self._connections):
             if connection.idle_since() is not None:
-                connection.lose()
+                connection.close()
 
     def hold(self) -> None:
         """Begin no request that has not come yet: what clients send meanwhile stays unread. Secure connections are
@@ -106,7 +106,7 @@ class ProxyServerFactory(Factory):
         self.holding = True
         for connection in list(self._connections):
             if connection.secure and not connection.expected and connection.idle_since() is not None:
-                connection.lose()
+                connection.close()
             else:
                 connection.reading_changed()
 
@@ -121,11 +121,11 @@ class ProxyServerFactory(Factory):
         """Connections with a request under way, or with the rest of a response to send."""
         return sum(not connection.idle for connection in self._connections)
 
-    def cut_busy(self) -> None:
+    def abort_busy(self) -> None:
         """Close all busy connections at once."""
         for connection in list(self._connections):
             if not connection.idle:
-                connection.cut()
+                connection.abort()
 
     def handover(self) -> list[tuple[socket.socket, bytes]]:
         """The socket of each idle connection, and what was read of its next request, for the next program."""
@@ -142,12 +142,12 @@ class ProxyServerFactory(Factory):
         if early:
             wire.protocol.dataReceived(early)
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close every connection at once, except those that still deliver the end of a response."""
         self.draining = True
         for connection in list(self._connections):
-            if not connection.delivering:
-                connection.cut()
+            if not connection.lingering:
+                connection.abort()
 
     def joined(self, connection: ClientConnection) -> None:
         """A client connected."""
@@ -173,6 +173,6 @@ class ProxyServerFactory(Factory):
             if waiting is not None:
                 since, begun = waiting
                 if now - since >= (self.head_timeout if begun else self.idle_timeout):
-                    connection.lose()
+                    connection.close()
             elif connection.stalls(now):
                 connection.refuse_stalled()

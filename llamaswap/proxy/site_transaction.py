@@ -56,10 +56,10 @@ class SiteTransport:
         self._connection.send(b"".join(data))
 
     def loseConnection(self) -> None:
-        self._connection.lose()
+        self._connection.close()
 
     def abortConnection(self) -> None:
-        self._connection.cut()
+        self._connection.abort()
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """The channel registers itself for good, the connection only while it handles a request for the site."""
@@ -78,15 +78,15 @@ class SiteTransport:
         self._connection.reading_changed()
 
     def stopProducing(self) -> None:
-        self._connection.lose()
+        self._connection.close()
 
-    def lend(self, early: bytes, head: bytes) -> ClientPipe:
+    def start_tunnel(self, early: bytes, head: bytes) -> ClientPipe:
         """Turn the channel's request into a tunnel, which gets the connection after `head` was sent."""
         wire = self._connection.wire
         wire.unregisterProducer()
         pipe = ClientPipe(wire, early)
         pipe.write(head)
-        self._connection.lend(pipe)
+        self._connection.start_tunnel(pipe)
         return pipe
 
     def __getattr__(self, name: str) -> object:
@@ -114,10 +114,10 @@ class SiteTransaction(HttpTransaction):
         self._transport = transport
 
     @property
-    def wants(self) -> bool:
+    def wants_body(self) -> bool:
         return not self._transport.paused
 
-    def came(self, raw: bytes, pieces: list[bytes]) -> None:
+    def body_received(self, raw: bytes, pieces: list[bytes]) -> None:
         self._received += len(raw)
         if self._received > self._body_limit:  # the site holds the whole body before it handles the request
             raise BodyTooLarge(self._body_limit)

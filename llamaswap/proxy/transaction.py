@@ -58,7 +58,7 @@ class ConnectionOwner(Protocol):
 class ClientTransport(Protocol):
     """A client's connection, as its transactions see it. `wire` is its transport, `send` writes to it."""
 
-    peer: str
+    client_address: str
     secure: bool
     wire: TcpTransport
     send: Callable[[bytes], None]
@@ -75,16 +75,16 @@ class ClientTransport(Protocol):
     def completed(self, transaction: HttpTransaction) -> None:
         """A transaction's response is complete, and its handler has ended."""
 
-    def lend(self, pipe: ClientPipe) -> None:
+    def start_tunnel(self, pipe: ClientPipe) -> None:
         """Pass the client's bytes on to a tunnel from now on."""
 
-    def lose(self) -> None:
+    def close(self) -> None:
         """Close, after what was written has gone out."""
 
-    def hang_up(self) -> None:
+    def close_lingering(self) -> None:
         """Close after what was written has gone out, whatever the client still sends; within a bounded time."""
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Close at once."""
 
 
@@ -110,12 +110,12 @@ class HttpTransaction(ABC):
             used = len(data)
             self._left -= used
             self.body_done = not self._left
-            self.came(data, [data])
+            self.body_received(data, [data])
             return used
         pieces: list[bytes] = []
         used = walker.feed(data, pieces)
         self.body_done = walker.done
-        self.came(data if used == len(data) else data[:used], pieces)
+        self.body_received(data if used == len(data) else data[:used], pieces)
         return used
 
     @property
@@ -125,11 +125,11 @@ class HttpTransaction(ABC):
 
     @property
     @abstractmethod
-    def wants(self) -> bool:
+    def wants_body(self) -> bool:
         """Whether to go on reading the body."""
 
     @abstractmethod
-    def came(self, raw: bytes, pieces: list[bytes]) -> None:
+    def body_received(self, raw: bytes, pieces: list[bytes]) -> None:
         """Some bytes of the body, with their framing and as pieces without it."""
 
     @abstractmethod
@@ -146,7 +146,7 @@ class ProxyTransaction(HttpTransaction):
     completely."""
 
     __slots__ = (
-        "_explained",
+        "_final_data_sent",
         "_framer",
         "_producing",
         "_request",
@@ -164,7 +164,7 @@ class ProxyTransaction(HttpTransaction):
         self._framer: ResponseFramer | None = None
         self._request = head
         self._producing = False
-        self._explained = False  # a last word says why the response is incomplete
+        self._final_data_sent = False  # a last word says why the response is incomplete
         self._response_sent = False
         self._sent = 0
         self.response_closed = False  # nothing more is written: the response is complete, or will never be
@@ -188,16 +188,16 @@ class ProxyTransaction(HttpTransaction):
                 disk=factory.disk,
             )
         self.exchange: Exchange | None = Exchange(
-            head, body, self, connection.peer, factory.clock.seconds(), connection.secure
+            head, body, self, connection.client_address, factory.clock.seconds(), connection.secure
         )
 
     # -- the request's way in
 
     @property
-    def wants(self) -> bool:
-        return self.spooled_body is None or self.spooled_body.wants
+    def wants_body(self) -> bool:
+        return self.spooled_body is None or self.spooled_body.wants_body
 
-    def came(self, raw: bytes, pieces: list[bytes]) -> None:
+    def body_received(self, raw: bytes, pieces: list[bytes]) -> None:
         self.waits_for_continue = False
         body = self.spooled_body
         if body is None:
@@ -288,7 +288,7 @@ class ProxyTransaction(HttpTransaction):
         framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and not self.response_closed:
             self._sent += len(words)
-            self._explained = True
+            self._final_data_sent = True
             self.connection.send(framed)
 
     def finish(self) -> None:
@@ -309,10 +309,10 @@ class ProxyTransaction(HttpTransaction):
         if not self.response_closed:
             self.response_closed = True
             self.unregister_producer()
-            if self._explained:
-                self.connection.hang_up()
+            if self._final_data_sent:
+                self.connection.close_lingering()
             else:
-                self.connection.cut()
+                self.connection.abort()
 
     def unsent(self) -> int:
         """Bytes that the kernel has not taken yet."""
@@ -337,7 +337,7 @@ class ProxyTransaction(HttpTransaction):
         self.unregister_producer()
         pipe = ClientPipe(self.connection.wire)
         self.connection.send(status_line_and_head)
-        self.connection.lend(pipe)
+        self.connection.start_tunnel(pipe)
         return pipe
 
 

@@ -38,7 +38,7 @@ class TcpTransport(Transport, Protocol):
     def getHandle(self) -> object: ...
 
 
-def has_departed(transport: TcpTransport) -> bool:
+def client_has_closed(transport: TcpTransport) -> bool:
     """Whether the kernel knows that the client has closed its side of the connection or is gone."""
     tcp = getattr(transport, "transport", transport)  # below TLS
     handle = tcp.getHandle() if hasattr(tcp, "getHandle") else None

@@ -20,7 +20,7 @@ from llamaswap.proxy.framing import LAST_CHUNK, as_chunk
 from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.proxy.transport import Transport
 from llamaswap.proxy.tunnel import ClientPipe
-from llamaswap.wire.headers import ResponseHeaders, peer_host
+from llamaswap.wire.headers import ResponseHeaders, address_host
 
 
 def exchange_from_request(request: Request, clock: IReactorTime) -> Exchange:
@@ -34,7 +34,7 @@ def exchange_from_request(request: Request, clock: IReactorTime) -> Exchange:
     content.seek(0)
     body = FileBody(clock, content, size, getattr(content, "reserve", None))
     sink = RequestSink(request, head)
-    peer = peer_host(request.getClientAddress())
+    peer = address_host(request.getClientAddress())
     exchange = Exchange(head, body, sink, peer, clock.seconds(), request.isSecure())
 
     def left(_: Failure) -> None:
@@ -54,7 +54,7 @@ class RequestSink:
         self._framer: ResponseFramer | None = None
         self._write: Any = None
         self._producing = False
-        self._explained = False  # a last word says why the response is incomplete
+        self._final_data_sent = False  # a last word says why the response is incomplete
         self.on_lost: Any = None
 
     @property
@@ -108,7 +108,7 @@ class RequestSink:
         framed = self._framer.last_word(words, last) if self._framer is not None else None
         if framed and self._wire() is not None:
             self._request.sentLength += len(words)
-            self._explained = True
+            self._final_data_sent = True
             self._write(framed)
 
     def finish(self) -> None:
@@ -126,7 +126,7 @@ class RequestSink:
         wire = self._wire()
         if wire is not None:
             self.unregister_producer()
-            if self._explained:
+            if self._final_data_sent:
                 wire.loseConnection()
             else:
                 wire.abortConnection()
@@ -160,11 +160,11 @@ class RequestSink:
         channel.persistent = 0
         channel.setTimeout(None)
         kept, channel._dataBuffer = b"".join(channel._dataBuffer), []
-        lend = getattr(wire, "lend", None)
-        if lend is not None:
+        start_tunnel = getattr(wire, "start_tunnel", None)
+        if start_tunnel is not None:
             # Here the channel does not own the connection: a ClientConnection passes its bytes on.
-            lent: Transport = lend(kept, status_line_and_head)
-            return lent
+            client: Transport = start_tunnel(kept, status_line_and_head)
+            return client
         wire.unregisterProducer()
         pipe = ClientPipe(wire, kept)
         forget = channel.connectionLost

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
 from llamaswap.observe.accesslog import AccessLog, AccessRecord
 from llamaswap.proxy.exchange import Exchange
-from llamaswap.wire.headers import client_address
+from llamaswap.wire.headers import real_client_address
 
 
 @define(eq=False)
@@ -27,7 +27,7 @@ class AccessLogger:
         head = exchange.head
         self.access.served(
             AccessRecord(
-                client_address(head.first, exchange.peer),
+                real_client_address(head.first, exchange.client_address),
                 head.method,
                 head.path,
                 "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0",

@@ -15,7 +15,7 @@ from twisted.web.http import Request
 from llamaswap.errors import BodyTooLarge
 from llamaswap.observe.query import timestamp
 from llamaswap.web.errors import HttpError
-from llamaswap.wire.headers import PROXY_HEADERS, client_address, from_this_machine, peer_host
+from llamaswap.wire.headers import PROXY_HEADERS, address_host, from_this_machine, real_client_address
 
 JsonObject = dict[str, object]
 
@@ -27,7 +27,7 @@ TEXT = b"text/plain; charset=utf-8"
 def client_of(request: Request) -> str:
     """The client's address, as in the access log."""
     raw = request.requestHeaders.getRawHeaders
-    return client_address(lambda name: raw(name, (None,))[0], peer_host(request.getClientAddress()))
+    return real_client_address(lambda name: raw(name, (None,))[0], address_host(request.getClientAddress()))
 
 
 def _forwarding(request: Request) -> list[tuple[bytes, bytes]]:
@@ -141,7 +141,7 @@ class AdminRequest:
     @property
     def from_this_machine(self) -> bool:
         """Whether the client is on this machine, by its socket and the headers of reverse proxies."""
-        return from_this_machine(_forwarding(self.request), peer_host(self.request.getClientAddress()))
+        return from_this_machine(_forwarding(self.request), address_host(self.request.getClientAddress()))
 
     @property
     def accept(self) -> str:

@@ -61,8 +61,8 @@ def load_refusal(head: RequestHead, model: str) -> str | None:
     """Why a request on a model route does not load its model; None: it does."""
     path = head.path
     if head.method == b"HEAD" or (head.method == b"GET" and path in READ_PATHS):
-        told = f"{head.method.decode()} {path.decode('latin-1')}"
-        return f"model {model} is not loaded, and {told} does not load it; a POST to a model route does"
+        request_line = f"{head.method.decode()} {path.decode('latin-1')}"
+        return f"model {model} is not loaded, and {request_line} does not load it; a POST to a model route does"
     if form_value(head.query, "autoload").lower() == "false":
         return f"model {model} is not loaded, and the request has autoload=false"
     return None

@@ -193,7 +193,7 @@ class Passthrough:
         kind = (head.first(b"content-type") or b"").lower()
         if b"multipart/form-data" in kind or body.length is None or not 0 < body.length <= CAPTURE_LIMIT:
             return
-        text = await body.hold(CAPTURE_LIMIT)
+        text = await body.read_all(CAPTURE_LIMIT)
         request.source = BytesBody(text)
         request.captured_body = text
         if b"application/json" in kind:
@@ -245,7 +245,7 @@ def resource(serve: Callable[[Exchange], object], clock: IReactorTime) -> IResou
 
     from llamaswap.proxy.twisted_web_adapter import exchange_from_request
 
-    class Seam(ReverseProxyResource):
+    class ExchangeResource(ReverseProxyResource):
         """Turns a request of the Klein app into an exchange; the lease knows the host and port."""
 
         isLeaf = True
@@ -262,4 +262,4 @@ def resource(serve: Callable[[Exchange], object], clock: IReactorTime) -> IResou
             serve(exchange_from_request(request, clock))
             return NOT_DONE_YET
 
-    return Seam()
+    return ExchangeResource()

@@ -197,7 +197,7 @@ class ProxyHandler:
         """Wait for the model's server; ClientGone or Cancelled as soon as the client or an operator ends the wait."""
         exchange = request.exchange
         sessions = request.config.ui.activity.session_id
-        key = supersede_key(model, exchange.head, exchange.peer, sessions)
+        key = supersede_key(model, exchange.head, exchange.client_address, sessions)
         listed = request.tracked or request.metered
         acquisition = self._superseded.request(
             self.router,

@@ -116,7 +116,7 @@ class ProxyRequest(RequestInfo):
             target.model.id if target.model is not None else target.name,
             target.name,
             header_rules.without_keys(head.headers, key_headers),
-            header_rules.client_address(head.first, exchange.peer),
+            header_rules.real_client_address(head.first, exchange.client_address),
             exchange.arrived,
             0.0,
             streaming,

@@ -164,7 +164,7 @@ async def parse_json(text: bytes, run: RunBlocking) -> JsonBody | None:
 async def _held(body: BodySource) -> bytes:
     if isinstance(body, BytesBody):
         return body.data
-    return b"" if body.length == 0 else await body.hold(JSON_LIMIT)
+    return b"" if body.length == 0 else await body.read_all(JSON_LIMIT)
 
 
 async def _read_multipart(query: bytes, content_type: bytes, body: BodySource) -> RequestContent:

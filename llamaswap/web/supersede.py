@@ -16,7 +16,7 @@ from llamaswap.routing.leases import PendingLease
 from llamaswap.wire import headers as header_rules
 
 
-def supersede_key(model: Model, head: RequestHead, peer: str, sessions: Sequence[str]) -> Hashable | None:
+def supersede_key(model: Model, head: RequestHead, client_address: str, sessions: Sequence[str]) -> Hashable | None:
     """Equal for requests that may take each other's place: those of one session (or client), path and model.
 
     None if the request takes no other's place.
@@ -30,7 +30,13 @@ def supersede_key(model: Model, head: RequestHead, peer: str, sessions: Sequence
         return model.id, head.path, keys, "session", known
     if model.supersede != "client":
         return None
-    return model.id, head.path, keys, header_rules.client_address(head.first, peer), head.first(b"user-agent")
+    return (
+        model.id,
+        head.path,
+        keys,
+        header_rules.real_client_address(head.first, client_address),
+        head.first(b"user-agent"),
+    )
 
 
 @define(eq=False)

@@ -100,9 +100,9 @@ class SplicedBody:
         """Like the original body."""
         return self.source.replayable
 
-    def hold(self, limit: int) -> Deferred[bytes]:
+    def read_all(self, limit: int) -> Deferred[bytes]:
         """The whole body after the replacement."""
-        held: Deferred[bytes] = self.source.hold(limit)
+        held: Deferred[bytes] = self.source.read_all(limit)
         return held.addCallback(lambda data: self._spliced(data))
 
     def _spliced(self, data: bytes) -> bytes:
@@ -133,9 +133,9 @@ class KeptBody:
         """Like the original body."""
         return self.source.replayable
 
-    def hold(self, limit: int) -> Deferred[bytes]:
+    def read_all(self, limit: int) -> Deferred[bytes]:
         """Like the original body."""
-        return self.source.hold(limit)
+        return self.source.read_all(limit)
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed the consumer; every byte is kept."""

@@ -39,7 +39,7 @@ class UpstreamRequests:
             withheld = withheld | _CODING
         headers = header_rules.to_local(
             exchange.head.headers,
-            peer=exchange.peer,
+            socket_address=exchange.client_address,
             key_headers=withheld,
             metered=request.metered,
             plain=exchange.sink.started,  # the head that the client has names no content coding

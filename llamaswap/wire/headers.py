@@ -97,7 +97,7 @@ def is_websocket(headers: Iterable[Header]) -> bool:
     return b"upgrade" in tokens(pairs, b"connection") and b"websocket" in tokens(pairs, b"upgrade")
 
 
-def peer_host(address: object) -> str:
+def address_host(address: object) -> str:
     """The host of a socket's address, "" if it has none (a UNIX socket).
 
     A socket for both families reports IPv4 clients as ::ffff:1.2.3.4; servers, logs and lists use 1.2.3.4.
@@ -106,13 +106,13 @@ def peer_host(address: object) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
-def client_address(first: Callable[[bytes], bytes | None], peer: str) -> str:
+def real_client_address(first: Callable[[bytes], bytes | None], socket_address: str) -> str:
     """The client that logs and lists name: the first X-Forwarded-For item, else X-Real-IP, else the socket's address.
 
     `first(name)` gives a header's first value, None if it is absent.
     """
     forwarded = (first(b"x-forwarded-for") or b"").partition(b",")[0].strip() or (first(b"x-real-ip") or b"").strip()
-    return forwarded.decode("latin-1") if forwarded else peer
+    return forwarded.decode("latin-1") if forwarded else socket_address
 
 
 def hops(headers: Iterable[Header]) -> int:
@@ -123,10 +123,10 @@ def hops(headers: Iterable[Header]) -> int:
     return int(value) if value.isdigit() and len(value) < 4 else HOP_LIMIT
 
 
-def from_this_machine(headers: Iterable[Header], peer: str) -> bool:
-    """Whether a request comes from this machine: over a UNIX socket (`peer` "") or loopback, and not through a reverse
-    proxy that names a client elsewhere or none."""
-    addresses = [peer] if peer else []
+def from_this_machine(headers: Iterable[Header], socket_address: str) -> bool:
+    """Whether a request comes from this machine: over a UNIX socket (`socket_address` "") or loopback, and not
+    through a reverse proxy that names a client elsewhere or none."""
+    addresses = [socket_address] if socket_address else []
     proxied = named = False
     for name, value in headers:
         lower = name.lower()
@@ -195,22 +195,22 @@ def withheld(
 def to_local(
     headers: Sequence[Header],
     *,
-    peer: str,
+    socket_address: str,
     key_headers: frozenset[bytes] = NO_HEADERS,
     metered: bool = False,
     plain: bool = False,
 ) -> Headers:
     """A client's headers as a local server receives them.
 
-    `peer` is the client's socket address, appended to X-Forwarded-For. `key_headers` (lower case) carry our own API
+    `socket_address` is the client's, appended to X-Forwarded-For. `key_headers` (lower case) carry our own API
     keys and are removed (see `withheld`). `metered`: ask only for codings that the usage parser can read; `plain`: ask
     for none. The body's framing is not among them: the forwarder adds it.
     """
     if plain:
         headers = [item for item in headers if item[0].lower() != b"accept-encoding"]
     kept, hop = _crossing(headers, key_headers=key_headers, metered=metered)
-    if peer:
-        mine = peer.encode("latin-1", "replace")
+    if socket_address:
+        mine = socket_address.encode("latin-1", "replace")
         for name, _ in kept:
             if name.lower() == b"x-forwarded-for":
                 seen = [value for name, value in kept if name.lower() == b"x-forwarded-for" and value]

@@ -67,7 +67,7 @@ class ShutdownTests(SynchronousTestCase):
         self.begin()
         self.successResultOf(self.done)
         names = [name for name, *_ in self.calls]
-        order = [names.index(name) for name in ("drain", "stopListening", "end_all", "shutdown", "cut")]
+        order = [names.index(name) for name in ("drain", "stopListening", "end_all", "shutdown", "abort")]
         self.assertEqual(order, sorted(order))
         self.assertEqual(self.stop_time, 30.0 + SERVERS_TIMEOUT)
         self.assertIs(self.shutdown.phase, ShutdownPhase.DONE)

@@ -135,7 +135,7 @@ def headers(data: bytes) -> None:
     except MalformedMessage:
         return
     local = header_rules.to_local(
-        head.headers, peer="10.0.0.1", key_headers=frozenset([b"authorization"]), metered=True
+        head.headers, socket_address="10.0.0.1", key_headers=frozenset([b"authorization"]), metered=True
     )
     peer = header_rules.to_peer(head.headers, authority=b"peer", api_key=b"k", key_headers=frozenset())
     for crossed in (local, peer):
@@ -147,7 +147,7 @@ def headers(data: bytes) -> None:
     assert b"authorization" not in [name.lower() for name, _ in local], "our key crossed"
     back = [name.lower() for name, _ in header_rules.to_client(head.headers).items]
     assert b"transfer-encoding" not in back
-    header_rules.client_address(head.first, "10.0.0.1")
+    header_rules.real_client_address(head.first, "10.0.0.1")
 
 
 class _Faults:

@@ -109,7 +109,9 @@ class _World:
 
     def handle(self, exchange):
         received = exchange.head
-        head = RequestHead(received.method, received.target, to_local(received.headers, peer=""), received.version)
+        head = RequestHead(
+            received.method, received.target, to_local(received.headers, socket_address=""), received.version
+        )
         carried = self.forwarder.forward(exchange, self.target, head=head, body=exchange.body)
 
         async def through():

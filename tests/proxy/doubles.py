@@ -175,7 +175,7 @@ class World:
         result = self.forwarder.forward(
             exchange,
             self.upstream,
-            head=RequestHead(head.method, head.target, to_local(head.headers, peer=""), head.version),
+            head=RequestHead(head.method, head.target, to_local(head.headers, socket_address=""), head.version),
             body=exchange.body,
             observer=self.notes,
             decline=self.decline,

@@ -23,9 +23,9 @@ class Bodies(SynchronousTestCase):
                 consumer = Consumer()
                 body.start(consumer)
                 self.assertEqual((consumer.data, consumer.ended), (b"abc", 1))
-            self.assertEqual(self.successResultOf(body.hold(3)), b"abc")
+            self.assertEqual(self.successResultOf(body.read_all(3)), b"abc")
             self.assertEqual((body.length, body.replayable), (3, True))
-            self.failureResultOf(body.hold(2), BodyTooLarge)
+            self.failureResultOf(body.read_all(2), BodyTooLarge)
 
     def test_empty_ones_end_at_once(self):
         for body in self.both(b""):
@@ -107,11 +107,11 @@ class SiteContentTests(SynchronousTestCase):
         content = self.content(250_000, 10**6)
         content.write(b"x" * 80_000)
         body = FileBody(Clock(), content, 80_000, content.reserve)
-        self.assertEqual(len(self.successResultOf(body.hold(10**6))), 80_000)
+        self.assertEqual(len(self.successResultOf(body.read_all(10**6))), 80_000)
         self.assertEqual(self.memory.used, 240_000)
         other = SiteContent(None, self.memory, self.disk)
         other.write(b"x" * 80_000)
-        self.failureResultOf(FileBody(Clock(), other, 80_000, other.reserve).hold(10**6), NoRoom)
+        self.failureResultOf(FileBody(Clock(), other, 80_000, other.reserve).read_all(10**6), NoRoom)
         content.close()
         self.assertEqual(self.memory.used, 0)
 

@@ -207,7 +207,7 @@ class Expecting(SynchronousTestCase):
         client = world.client()
         client.give(self.ASK)
         self.assertEqual(client.took(), b"")
-        held = world.exchanges[0].body.hold(10)
+        held = world.exchanges[0].body.read_all(10)
         self.assertEqual(client.took(), b"HTTP/1.1 100 Continue\r\n\r\n")
         client.give(b"ab")
         self.assertEqual(self.successResultOf(held), b"ab")
@@ -288,8 +288,8 @@ class Reading(SynchronousTestCase):
         client.give(POST)
         server = world.server()
         client.give(b"x" * client_connection.PIPELINE_LIMIT)
-        self.patch(client_connection, "has_departed", lambda wire: True)
-        world.clock.advance(client_connection.DEPARTURE_INTERVAL)
+        self.patch(client_connection, "client_has_closed", lambda wire: True)
+        world.clock.advance(client_connection.CLOSE_CHECK_INTERVAL)
         self.assertTrue(server.aborted)
         self.assertEqual(world.told(), [repr(ClientGone())])
 
@@ -465,7 +465,7 @@ class Handling(SynchronousTestCase):
         world.handler = lambda exchange: Deferred()
         world.clock.advance(7)
         world.client().give(POST)
-        self.assertEqual((world.exchanges[0].peer, world.exchanges[0].arrived), ("192.168.1.1", 7))
+        self.assertEqual((world.exchanges[0].client_address, world.exchanges[0].arrived), ("192.168.1.1", 7))
 
     def test_http_1_0_connection_is_kept_when_asked(self):
         world = World()
@@ -526,7 +526,7 @@ class Holding(SynchronousTestCase):
         idle, busy = world.client(), world.client()
         busy.give(GET)
         world.factory.hold()
-        world.factory.cut_busy()
+        world.factory.abort_busy()
         self.assertEqual((idle.aborted, busy.aborted), (False, True))
 
     def test_the_end_of_a_broken_answer_is_not_cut_with_everything_else(self):
@@ -538,7 +538,7 @@ class Holding(SynchronousTestCase):
         server.give(STREAM)
         busy.give(POST)
         server.lose()
-        world.factory.cut()
+        world.factory.abort()
         self.assertEqual((broken.aborted, busy.aborted), (False, True))
         world.clock.advance(client_connection.LINGER_SECONDS)
         self.assertTrue(broken.aborted)

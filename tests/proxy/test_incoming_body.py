@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import BodyTooLarge, ClientGone, NoRoom
 from llamaswap.proxy import incoming_body
-from llamaswap.proxy.byte_budget import LEAST_MEMORY, MemoryLimit, disk_room, memory_limits, memory_room
+from llamaswap.proxy.byte_budget import LEAST_MEMORY, MemoryLimit, disk_budget, memory_budget, memory_limits
 from llamaswap.proxy.incoming_body import DISCARD_LIMIT, READ_AHEAD, SpooledBody
 from llamaswap.wire.byte_budget import ByteBudget
 
@@ -43,21 +43,21 @@ class Arriving(SynchronousTestCase):
 
     def test_held_body_comes_whole(self):
         body = self.body()
-        held = body.hold(10)
+        held = body.read_all(10)
         body.arrived(b"01234")
         self.assertNoResult(held)
         body.arrived(b"56789")
         body.finished()
         self.assertEqual(self.successResultOf(held), b"0123456789")
-        self.assertEqual(self.successResultOf(body.hold(10)), b"0123456789")
+        self.assertEqual(self.successResultOf(body.read_all(10)), b"0123456789")
         self.assertEqual((body.length, body.replayable), (10, True))
 
     def test_announced_length_beyond_the_limit_fails_at_once(self):
-        self.failureResultOf(self.body(11).hold(10), BodyTooLarge)
+        self.failureResultOf(self.body(11).read_all(10), BodyTooLarge)
 
     def test_chunked_body_beyond_the_limit_fails_and_can_still_be_streamed(self):
         body = self.body(None)
-        held = body.hold(4)
+        held = body.read_all(4)
         body.arrived(b"01234")
         self.failureResultOf(held, BodyTooLarge)
         consumer = Consumer()
@@ -68,17 +68,17 @@ class Arriving(SynchronousTestCase):
 
     def test_client_leaving_fails_a_hold(self):
         body = self.body()
-        held = body.hold(10)
+        held = body.read_all(10)
         body.lost()
         self.failureResultOf(held, ClientGone)
-        self.failureResultOf(body.hold(10), ClientGone)
+        self.failureResultOf(body.read_all(10), ClientGone)
 
     def test_complete_body_survives_its_client(self):
         body = self.body(2)
         body.arrived(b"ab")
         body.finished()
         body.lost()
-        self.assertEqual(self.successResultOf(body.hold(10)), b"ab")
+        self.assertEqual(self.successResultOf(body.read_all(10)), b"ab")
 
     def test_body_can_be_read_again(self):
         body = self.body()
@@ -97,11 +97,11 @@ class Arriving(SynchronousTestCase):
         consumer = Consumer()
         producer = body.start(consumer, keep=False)
         producer.pauseProducing()
-        self.assertFalse(body.wants)
+        self.assertFalse(body.wants_body)
         body.arrived(b"a")
         self.assertEqual(consumer.data, b"")
         producer.resumeProducing()
-        self.assertTrue(body.wants)
+        self.assertTrue(body.wants_body)
         self.clock.advance(0)
         body.arrived(b"b")
         self.assertEqual(consumer.data, b"ab")
@@ -132,7 +132,7 @@ class Arriving(SynchronousTestCase):
         again = Consumer()
         body.start(again)
         self.assertEqual((first.data, again.data), (data, data))
-        self.assertEqual(self.successResultOf(body.hold(500)), data)
+        self.assertEqual(self.successResultOf(body.read_all(500)), data)
         body.close()
 
     def test_spooled_reader_that_pauses_misses_nothing(self):
@@ -166,17 +166,17 @@ class Arriving(SynchronousTestCase):
     def test_nobody_reading_bounds_what_is_read_ahead(self):
         body = self.body(None)
         body.arrived(b"x" * READ_AHEAD)
-        self.assertFalse(body.wants)
+        self.assertFalse(body.wants_body)
         body.start(Consumer())
-        self.assertTrue(body.wants)
+        self.assertTrue(body.wants_body)
 
     def test_closed_body_discards_within_a_bound(self):
         body = self.body(None)
         body.arrived(b"x")
         body.close()
-        self.assertTrue(body.wants)
+        self.assertTrue(body.wants_body)
         body.arrived(b"x" * DISCARD_LIMIT)
-        self.assertFalse(body.wants)
+        self.assertFalse(body.wants_body)
         self.assertFalse(body.replayable)
 
     def test_continue_is_asked_for_once_and_only_before_the_first_byte(self):
@@ -224,28 +224,28 @@ class Rooms(SynchronousTestCase):
     def test_bodies_that_are_held_share_the_memory(self):
         memory = room(150)
         one, two = self.body(30, memory=memory), self.body(30, memory=memory)
-        held = one.hold(1000)
-        error = self.failureResultOf(two.hold(1000), NoRoom)
+        held = one.read_all(1000)
+        error = self.failureResultOf(two.read_all(1000), NoRoom)
         self.assertIn("share of the memory", error.getErrorMessage())
         one.arrived(b"x" * 30)
         one.finished()
         self.assertEqual(len(self.successResultOf(held)), 30)
         one.close()
         self.assertEqual(memory.used, 0)
-        self.assertNoResult(two.hold(1000))
+        self.assertNoResult(two.read_all(1000))
 
     def test_one_of_unknown_length_is_refused_when_there_is_no_more(self):
         memory = room(150)
         body = self.body(None, memory=memory)
-        held = body.hold(1000)
+        held = body.read_all(1000)
         body.arrived(b"x" * 40)
         self.assertNoResult(held)
         body.arrived(b"x" * 40)
         self.failureResultOf(held, NoRoom)
-        self.assertEqual((memory.used, body.wants), (0, True))
+        self.assertEqual((memory.used, body.wants_body), (0, True))
         body.arrived(bytes(DISCARD_LIMIT))
-        self.assertFalse(body.wants)
-        self.failureResultOf(body.hold(1000), NoRoom)
+        self.assertFalse(body.wants_body)
+        self.failureResultOf(body.read_all(1000), NoRoom)
 
     def test_where_memory_is_short_bodies_go_to_disk(self):
         memory = room(100)
@@ -337,18 +337,18 @@ class Rooms(SynchronousTestCase):
             MemoryLimit("the machine's memory", 1 << 40, lambda: 0),
             MemoryLimit("control group /a", 1 << 30, lambda: used[0]),
         ]
-        memory = memory_room(limits, lambda: now[0])
+        memory = memory_budget(limits, lambda: now[0])
         self.assertEqual(memory.left, 1 << 28)
         self.assertIn("limited to 1024 MiB by control group /a", str(memory.full()))
         used[0], now[0] = 700 << 20, 1.0
         self.assertEqual(memory.left, (324 << 20) // 3)
         used[0], now[0] = 1 << 30, 2.0
         self.assertEqual(memory.left, LEAST_MEMORY)
-        self.assertGreater(memory_room().left, 0)
-        disk = disk_room("/somewhere", lambda folder: 1000 - disk.used)
+        self.assertGreater(memory_budget().left, 0)
+        disk = disk_budget("/somewhere", lambda folder: 1000 - disk.used)
         self.assertTrue(disk.take(400))
         self.assertEqual((disk.left, disk.take(101), disk.take(100)), (100, False, True))
-        self.assertGreater(disk_room().left, 0)
+        self.assertGreater(disk_budget().left, 0)
 
     def test_limits_of_the_control_group_and_its_parents_count(self):
         root = Path(self.mktemp())
@@ -372,7 +372,7 @@ class Rooms(SynchronousTestCase):
     def test_what_lives_on_elsewhere_is_kept_once(self):
         memory = room(100)
         body = self.body(20, memory=memory)
-        held = body.hold(100)
+        held = body.read_all(100)
         body.arrived(b"x" * 20)
         body.finished()
         self.assertEqual((len(self.successResultOf(held)), memory.used), (20, 60))

@@ -195,7 +195,7 @@ class Forwarding:
     def sent(self) -> bytes:
         """The request body as the server gets it."""
         found = []
-        self.body.hold(1 << 30).addCallback(found.append)
+        self.body.read_all(1 << 30).addCallback(found.append)
         return found[0]
 
     def header(self, name: bytes):
@@ -320,7 +320,7 @@ class ArrivingBody:
     consumer: object = None
     stops: int = 0
 
-    def hold(self, limit):
+    def read_all(self, limit):
         if len(self.arrived) > limit:
             return fail(BodyTooLarge(limit))
         return succeed(self.arrived) if self.ended else Deferred()

@@ -208,7 +208,7 @@ class NamingTheModel(SynchronousTestCase):
 
     def test_a_body_that_never_comes_ends_quietly(self):
         class Lost(ArrivingBody):
-            def hold(self, limit):
+            def read_all(self, limit):
                 from twisted.internet.defer import fail
 
                 return fail(ClientGone())

@@ -257,7 +257,7 @@ class ThroughTheMap(SynchronousTestCase):
         served = []
 
         def serve(exchange):
-            served.append((exchange.head, self.successResultOf(exchange.body.hold(10))))
+            served.append((exchange.head, self.successResultOf(exchange.body.read_all(10))))
             exchange.sink.head(200, b"OK", ResponseHeaders.of([(b"Content-Length", b"2")]), raw=True, data=b"hi")
             exchange.sink.finish()
             return succeed(None)

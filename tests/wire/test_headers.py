@@ -29,40 +29,44 @@ def values(headers, name: bytes) -> list[bytes]:
 
 def client(headers, peer):
     """The client's address according to these headers."""
-    return header_rules.client_address(partial(header_rules.first, headers), peer)
+    return header_rules.real_client_address(partial(header_rules.first, headers), peer)
 
 
 class TowardsALocalServer(SynchronousTestCase):
     def test_what_belongs_to_the_hop_stays_here_and_the_rest_keeps_order_and_case(self):
         """http T092"""
-        crossed = header_rules.to_local(NOISY, peer="")
+        crossed = header_rules.to_local(NOISY, socket_address="")
         self.assertEqual(crossed, [(b"Host", b"me:8080"), (b"X-Other", b"a"), (b"x-other", b"b")])
 
     def test_connection_cannot_take_the_host_away(self):
-        crossed = header_rules.to_local([(b"Host", b"h"), (b"Connection", b"host")], peer="")
+        crossed = header_rules.to_local([(b"Host", b"h"), (b"Connection", b"host")], socket_address="")
         self.assertEqual(crossed, [(b"Host", b"h")])
 
     def test_the_clients_address_is_appended(self):
         """http T093"""
-        crossed = header_rules.to_local([(b"X-Forwarded-For", b"9.9.9.9")], peer="1.2.3.4")
+        crossed = header_rules.to_local([(b"X-Forwarded-For", b"9.9.9.9")], socket_address="1.2.3.4")
         self.assertEqual(values(crossed, b"x-forwarded-for"), [b"9.9.9.9, 1.2.3.4"])
-        self.assertEqual(header_rules.to_local([], peer="::1"), [(b"X-Forwarded-For", b"::1")])
+        self.assertEqual(header_rules.to_local([], socket_address="::1"), [(b"X-Forwarded-For", b"::1")])
 
     def test_metered_requests_ask_for_codings_we_can_read(self):
         """http T095"""
         asked = [(b"Accept-Encoding", b"gzip;q=1.0, br, Deflate")]
         self.assertEqual(
-            header_rules.to_local(asked, peer="", metered=True), [(b"Accept-Encoding", b"gzip;q=1.0, Deflate")]
+            header_rules.to_local(asked, socket_address="", metered=True),
+            [(b"Accept-Encoding", b"gzip;q=1.0, Deflate")],
         )
-        self.assertEqual(header_rules.to_local(asked, peer=""), asked)
-        self.assertEqual(header_rules.to_local([(b"Accept-Encoding", b"br, zstd")], peer="", metered=True), [])
+        self.assertEqual(header_rules.to_local(asked, socket_address=""), asked)
+        self.assertEqual(
+            header_rules.to_local([(b"Accept-Encoding", b"br, zstd")], socket_address="", metered=True), []
+        )
 
     def test_the_header_with_our_key_stays_here_and_other_credentials_cross(self):
         both = [(b"Authorization", b"Bearer k-1"), (b"X-API-Key", b"theirs")]
         self.assertEqual(
-            header_rules.to_local(both, peer="", key_headers=frozenset([b"authorization"])), [(b"X-API-Key", b"theirs")]
+            header_rules.to_local(both, socket_address="", key_headers=frozenset([b"authorization"])),
+            [(b"X-API-Key", b"theirs")],
         )
-        self.assertEqual(header_rules.to_local(both, peer=""), both)
+        self.assertEqual(header_rules.to_local(both, socket_address=""), both)
 
     def test_our_key_passes_where_it_is_known(self):
         basic = b"Basic " + b64encode(b"any:k-1")
@@ -82,12 +86,12 @@ class TowardsALocalServer(SynchronousTestCase):
 
     def test_the_clients_framing_and_expect_stay_here(self):
         said = [(b"Content-Length", b"7"), (b"Transfer-Encoding", b"chunked"), (b"Expect", b"100-continue")]
-        self.assertEqual(header_rules.to_local(said, peer=""), [])
+        self.assertEqual(header_rules.to_local(said, socket_address=""), [])
 
     def test_an_upgrade_and_trailers_are_asked_for_anew(self):
         asked = [(b"Connection", b"keep-alive, Upgrade"), (b"Upgrade", b"websocket"), (b"TE", b"trailers, gzip")]
         self.assertEqual(
-            header_rules.to_local(asked, peer=""),
+            header_rules.to_local(asked, socket_address=""),
             [(b"Upgrade", b"websocket"), (b"Te", b"trailers"), (b"Connection", b"Upgrade")],
         )
 
@@ -120,7 +124,7 @@ class TowardsAPeer(SynchronousTestCase):
             self.assertEqual(header_rules.hops(headers), hops)
             passed = header_rules.to_peer(headers, authority=b"p")
             self.assertEqual(passed, [(b"Host", b"p"), (b"X-Llamaswap-Hops", next_hop)])
-            self.assertEqual(header_rules.to_local(headers, peer=""), [])
+            self.assertEqual(header_rules.to_local(headers, socket_address=""), [])
 
     def test_without_a_key_of_its_own_the_clients_credentials_reach_it(self):
         """http T063"""
@@ -156,8 +160,8 @@ class Reading(SynchronousTestCase):
             ("::1", "::1"),
             ("::ffff:a01:203", "::ffff:a01:203"),
         ):
-            self.assertEqual(header_rules.peer_host(IPv6Address("TCP", host, 1)), expected)
-        self.assertEqual(header_rules.peer_host(UNIXAddress(None)), "")
+            self.assertEqual(header_rules.address_host(IPv6Address("TCP", host, 1)), expected)
+        self.assertEqual(header_rules.address_host(UNIXAddress(None)), "")
 
     def test_a_websocket_says_so_in_both_headers(self):
         """http T105"""

@@ -138,7 +138,7 @@ class HeaderTests(SynchronousTestCase):
     @given(lists, st.booleans())
     def test_towards_a_server(self, headers, metered):
         options = {"metered": metered, "key_headers": frozenset([b"x-api-key"])}
-        crossed = header_rules.to_local(headers, peer="10.0.0.1", **options)
+        crossed = header_rules.to_local(headers, socket_address="10.0.0.1", **options)
         self.check(headers, crossed)
         self.assertNotIn(b"x-api-key", [name.lower() for name, _ in crossed])
         crossed = header_rules.to_peer(headers, authority=b"peer", api_key=b"mine", **options)
