@@ -67,6 +67,7 @@ class Client(threading.Thread):
             self.big,
             self.listing,
             self.leaving,
+            self.events,
         ]
         while not self.over.is_set():
             if self.resting.is_set():
@@ -161,6 +162,19 @@ class Client(threading.Thread):
                 return "cut"
         finally:
             connection.close()
+        return "left"
+
+    def events(self):
+        """An event client: some read what comes, some read nothing, all leave after a moment."""
+        with socket.socket() as wire:
+            wire.settimeout(PATIENCE)
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            wire.connect(("127.0.0.1", self.port))
+            wire.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            if self.chance.random() < 0.5:
+                begin = wire.recv(4096)
+                expect(begin.startswith(b"HTTP/1.1 200 "), f"the event stream began with {begin[:60]!r}")
+            time.sleep(self.chance.random() * 0.5)
         return "left"
 
     # -- sending and receiving -----------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def configuration(start_port, odd=False):
             "captureBuffer": 1,
             "models": models,
             "groups": groups,
+            "profiles": {"work": {"pins": {"pinned": "swift"}}},
             "routing": {"scheduler": {"settings": {"fifo": {"patience": "1s", "backoffMax": "2s"}}}},
         }
     )
@@ -74,17 +75,19 @@ def configuration(start_port, odd=False):
 class Fate(threading.Thread):
     """Kills servers, reloads, unloads; `deeds` counts what it did."""
 
-    def __init__(self, product, chance, start_port, pause):
+    def __init__(self, product, chance, start_port, pause, upgrades=False):
         super().__init__(daemon=True, name="fate")
         self.product, self.chance, self.start_port, self.pause = product, chance, start_port, pause
         self.over = threading.Event()
-        self.deeds = {"kill": 0, "reload": 0, "unload": 0, "load": 0}
+        self.deeds = {"kill": 0, "reload": 0, "unload": 0, "load": 0, "profile": 0, "upgrade": 0}
+        self.upgrades = upgrades
         self.odd = False
         self.trouble = []
 
     def run(self):
         while not self.over.wait(self.pause * (0.5 + self.chance.random())):
-            deed = self.chance.choice((self.kill, self.kill, self.kill, self.reload, self.unload, self.load))
+            deeds = [self.kill, self.kill, self.kill, self.reload, self.unload, self.load, self.profile]
+            deed = self.chance.choice([*deeds, self.upgrade] if self.upgrades else deeds)
             try:
                 deed()
             except Exception as error:
@@ -119,6 +122,19 @@ class Fate(threading.Thread):
         if status not in (202, 404):
             raise AssertionError(f"{status} {body!r}")
         self.deeds["load"] += 1
+
+    def profile(self):
+        """Another profile becomes active, or none."""
+        name = self.chance.choice(("work", ""))
+        status, _, body = self.product.ask("/api/profiles/active", {"name": name}, method="PUT")
+        if status != 200:
+            raise AssertionError(f"{status} {body!r}")
+        self.deeds["profile"] += 1
+
+    def upgrade(self):
+        """The program replaces itself; the requests in progress go on or are waited for."""
+        self.product.process.send_signal(signal.SIGUSR2)
+        self.deeds["upgrade"] += 1
 
     def end(self):
         self.over.set()
