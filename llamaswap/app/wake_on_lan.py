@@ -220,7 +220,7 @@ class WakingProxy:
     async def _forward(self, exchange: Exchange) -> None:
         head = exchange.head
         headers = header_rules.to_local(head.headers, socket_address=exchange.client_address)
-        upstream = UpstreamTarget(self.endpoint, tls=self.endpoint.scheme == "https", name="the machine")
+        upstream = UpstreamTarget(self.endpoint, name="the machine")
         rewritten = RequestHead(head.method, joined(self.endpoint, head.target), headers, head.version)
         await self.forwarder.forward(exchange, upstream, head=rewritten, body=exchange.body)
         self.host.answered()

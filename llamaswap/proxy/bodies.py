@@ -35,31 +35,20 @@ FED = _Done()
 
 
 PIECE_SIZE = 64 * 1024
-HELD_COPIES = 3  # copies of a held body: as it came, as it was edited, and in the connection's buffer
+BODY_COPIES = 3  # copies of a body that was read whole: as received, as edited, and in the connection's buffer
 SITE_MEMORY = 100_000  # bytes of a body for the site that are kept in memory, as twisted.web does
 FEED_LIMIT = 1024 * 1024  # bytes fed at once; then other connections are served
 
 
 @implementer(IPushProducer)
 class FileFeed:
-    """Feeds a consumer from a file of known size, a piece at a time, until it is paused, stopped or at the end.
+    """Feeds a consumer from a file of known size, a piece at a time, until it is paused, stopped or at the end."""
 
-    `at_end` is called instead of `body_ended`, if it is given, because more may follow from elsewhere.
-    """
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        file: IO[bytes],
-        size: int,
-        consumer: BodyConsumer,
-        at_end: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, clock: IReactorTime, file: IO[bytes], size: int, consumer: BodyConsumer) -> None:
         self._clock = clock
         self._file = file
         self._size = size
         self._consumer = consumer
-        self._at_end = at_end or consumer.body_ended
         self._at = 0
         self._paused = False
         self._stopped = False
@@ -88,7 +77,7 @@ class FileFeed:
             return
         if self._at >= self._size:
             self._stopped = True
-            self._at_end()
+            self._consumer.body_ended()
         elif self._later is None:
             self._later = self._clock.callLater(0, self._next_turn)
 
@@ -116,7 +105,7 @@ class FileFeed:
 class FileBody:
     """A body in a file that its owner has filled and will close.
 
-    `reserve` takes memory for a body that is held, until the file is closed; it raises NoRoom.
+    `reserve` takes memory for copies of the body, until the file is closed; it raises NoRoom.
     """
 
     _clock: IReactorTime
@@ -138,7 +127,7 @@ class FileBody:
             return fail(BodyTooLarge(limit))
         if self._reserve is not None:
             try:
-                self._reserve(self._size * HELD_COPIES)
+                self._reserve(self._size * BODY_COPIES)
             except NoRoom as error:
                 return fail(error)
         self._file.seek(0)
@@ -148,7 +137,7 @@ class FileBody:
         """Take memory for copies of the body that are made elsewhere; raises NoRoom."""
         self._reserved += count
         if self._reserve is not None:
-            self._reserve(self._size * HELD_COPIES + self._reserved)
+            self._reserve(self._size * BODY_COPIES + self._reserved)
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed it piece by piece, as the consumer's back-pressure allows."""
@@ -255,7 +244,7 @@ class SiteContent:
 
 @define(eq=False)
 class BytesBody:
-    """A body held in memory, as it came or after an edit. Whoever made it has bounded it."""
+    """A body in memory, as received or edited. Its size was checked before."""
 
     data: bytes
     replayable: bool = True

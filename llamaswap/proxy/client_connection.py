@@ -105,7 +105,7 @@ class ClientConnection(Protocol):
         if self._pipe is not None:
             self._pipe.half_lost()
             return
-        # A client that closes its side before the response counts as gone, as with every common server.
+        # A client that closes its side before the response counts as disconnected, as with every common server.
         self._leave(connectionDone)
         self.close()
 
@@ -338,7 +338,7 @@ class ClientConnection(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for a request, and everything before that has gone out."""
+        """Whether it waits for a request, and everything before was sent."""
         return self._state in _WAITING and not unsent(self.wire) and not self.expected
 
     @property
@@ -351,7 +351,7 @@ class ClientConnection(Protocol):
         return cast(socket.socket, self.wire.getHandle()), self._buffer
 
     def close(self) -> None:
-        """Close, after what was written has gone out."""
+        """Close, after everything written was sent."""
         self._state = ConnectionState.CLOSED
         self._buffer = b""
         self.wire.loseConnection()

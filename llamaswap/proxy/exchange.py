@@ -69,7 +69,7 @@ class BodyConsumer(Protocol):
 
 
 class BodySource(Protocol):
-    """A request body: still arriving, held in memory or spooled; readable again while `replayable`."""
+    """A request body: still arriving, in memory or spooled; readable again while `replayable`."""
 
     @property
     def length(self) -> int | None:
@@ -91,7 +91,7 @@ class BodySource(Protocol):
         """
 
     def close(self) -> None:
-        """Discard everything held or spooled, and stop a running `start`. Idempotent."""
+        """Discard everything kept or spooled, and stop a running `start`. Idempotent."""
 
 
 class ResponseSink(Protocol):
@@ -99,7 +99,7 @@ class ResponseSink(Protocol):
 
     @property
     def started(self) -> bool:
-        """Whether a head has gone out: from then on errors can only abort."""
+        """Whether a head was sent: from then on errors can only abort."""
 
     def interim(self, status: int, reason: bytes, headers: Headers) -> None:
         """Send a 1xx head (never 100 or 101) before the real one."""
@@ -118,15 +118,14 @@ class ResponseSink(Protocol):
         """After `head`: the fastest function that does what `write` does. The caller adds the bytes of a `raw` body
         that it writes with it to the exchange's `passed`, because the sink does not count them."""
 
-    def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes before an `abort`, if the framing allows any at this point; `last` is the exchange's
-        own."""
+    def write_final(self, words: bytes, last: bytes) -> None:
+        """The last body bytes before an `abort`, if the framing allows any at this point; `last` is the exchange's."""
 
     def finish(self) -> None:
         """The response is complete."""
 
     def abort(self) -> None:
-        """Cut the connection, so that the client sees the truncation, after a `last_word` has gone out. Idempotent."""
+        """Abort the connection, so that the client sees the truncation, after a `write_final` was sent. Idempotent."""
 
     def unsent(self) -> int:
         """Bytes written that the kernel has not taken yet; they become fewer while the client reads."""

@@ -17,7 +17,7 @@ from llamaswap.errors import ClientGone, UpstreamUnreachable
 from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.framing import LAST_CHUNK, ResponseHead, as_chunk, write_head
 from llamaswap.proxy.pool import Pool
-from llamaswap.proxy.reader import Report
+from llamaswap.proxy.reader import ReportStall
 from llamaswap.proxy.response_forwarder import ForwardOutcome, ResponseForwarder, ResponseObserver
 from llamaswap.proxy.task import Future
 from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
@@ -46,18 +46,18 @@ class RequestForwarder:
         body: BodySource,
         observer: ResponseObserver | None = None,
         decline: Container[int] = (),
-        reader: Report | None = None,
+        reader: ReportStall | None = None,
     ) -> Future[ForwardOutcome]:
         """Forward one request, already rewritten for the server, and its response.
 
-        `head` has no fields about the body's framing: those are added here. If a head has gone to the client before
-        (a loading stream), the response's body follows it, a JSON document as an event. A response whose status is in
-        `decline` is not passed on. `reader` hears since when the client has taken nothing of its response, and None
-        when it reads again.
+        `head` has no fields about the body's framing: those are added here. If the client has received a head
+        before (a loading stream), the response's body follows it, a JSON document as an event. A response whose status
+        is in `decline` is not passed on. `reader` receives the time since which the client has read nothing of its
+        response, and None when it reads again.
 
         The result is awaited in a Task. It fails with UpstreamUnreachable (no byte of a response came), BadUpstream (no
-        head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head: the client was told nothing)
-        or ClientGone. Cancelling it closes the server's connection at once.
+        head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head; the client's response is not
+        ended) or ClientGone. Cancelling it closes the server's connection at once.
         """
         response = ResponseForwarder(self._clock, exchange, upstream.where, observer, decline, reader)
         response.sending = sending = _RequestSender(self._clock, self._pool, exchange, upstream, head, body, response)
@@ -75,7 +75,7 @@ class SendState(Enum):
 
 
 class _RequestSender:
-    """One request on its way up: the consumer of its body and the owner of the server's connection."""
+    """One request being sent: the consumer of its body and the owner of the server's connection."""
 
     __slots__ = (
         "_body",

@@ -1,7 +1,7 @@
 """Where an HTTP/1 message's head and body end, to the byte. Pure: bytes in, positions and records out.
 
-httptools (llhttp) judges every head, with its strictness. It reports what it met but not where, and the proxy passes
-bodies on as they came; so chunk framing is walked here: sizes are read, payload is only located.
+httptools (llhttp) checks every head strictly. It reports what it found but not where, and the proxy passes bodies on
+unchanged; so chunk framing is parsed here: sizes are read, payload is only located.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class MalformedMessage(Exception):
-    """The bytes are not HTTP as it is accepted here; the text says what was met."""
+    """The bytes are not HTTP as it is accepted here; the text says what is wrong."""
 
 
 class HeadTooSlow(MalformedMessage):
@@ -114,7 +114,7 @@ def find_head_end(data: bytes, limit: int = HEAD_LIMIT) -> int:
     return -1
 
 
-def _judge(parser: _Parser, collector: _Collector, head: bytes) -> None:
+def _parse(parser: _Parser, collector: _Collector, head: bytes) -> None:
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
@@ -142,7 +142,7 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
     """Read a request's head, complete with its blank line."""
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
-    _judge(parser, collector, head if head.isascii() else _escaped(head))
+    _parse(parser, collector, head if head.isascii() else _escaped(head))
     version = _version(parser)
     keep_alive = version == (1, 1)
     length: int | None = 0
@@ -207,7 +207,7 @@ def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
     parser = httptools.HttpResponseParser(collector)
     # Some servers send a length in addition to chunks; the chunks count (RFC 9112, 6.3).
     parser.set_dangerous_leniencies(lenient_chunked_length=True)
-    _judge(parser, collector, head)
+    _parse(parser, collector, head)
     version = _version(parser)
     status = parser.get_status_code()
     if status < 100:  # llhttp accepts 099, but clients do not

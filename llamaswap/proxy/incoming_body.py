@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 
 from llamaswap.errors import BodyTooLarge, ClientGone
-from llamaswap.proxy.bodies import FED, HELD_COPIES, PIECE_SIZE
+from llamaswap.proxy.bodies import BODY_COPIES, FED, PIECE_SIZE
 from llamaswap.proxy.body_feed import BodyFeed
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
@@ -41,14 +41,12 @@ class SpooledBody:
         "_closed",
         "_continue",
         "_discarded",
+        "_discarding",
         "_disk",
         "_disk_taken",
         "_feed",
         "_file",
         "_folder",
-        "_forgetting",
-        "_hold_limit",
-        "_holder",
         "_length",
         "_lost",
         "_memory",
@@ -56,6 +54,8 @@ class SpooledBody:
         "_refusal",
         "_spooled",
         "_threshold",
+        "_whole_body",
+        "_whole_body_limit",
         "asked",
         "complete",
     )
@@ -85,11 +85,11 @@ class SpooledBody:
         self._file: IO[bytes] | None = None
         self._lost = False
         self._closed = False
-        self._forgetting = False
+        self._discarding = False
         self._discarded = 0
         self._feed: BodyFeed | None = None
-        self._holder: Deferred[bytes] | None = None
-        self._hold_limit = 0
+        self._whole_body: Deferred[bytes] | None = None
+        self._whole_body_limit = 0
         self._memory = memory
         self._memory_taken = 0
         self._disk = disk
@@ -107,7 +107,7 @@ class SpooledBody:
     @property
     def replayable(self) -> bool:
         """Whether it can be read from its first byte."""
-        return not self._forgetting and not self._closed
+        return not self._discarding and not self._closed
 
     def read_all(self, limit: int) -> Deferred[bytes]:
         """The whole body in memory."""
@@ -118,18 +118,18 @@ class SpooledBody:
         size = max(self._length or 0, self._arrived)
         if size > limit:
             return fail(BodyTooLarge(limit))
-        if not self._take_memory(size * HELD_COPIES - self._memory_taken):
+        if not self._take_memory(size * BODY_COPIES - self._memory_taken):
             return fail(self._memory.full())
         if self.complete:
             return self._joined()
         if self._lost:
             return fail(ClientGone())
-        if self._holder is not None:
+        if self._whole_body is not None:
             raise RuntimeError("the body is already being read whole")
-        self._hold_limit = limit
-        holder = self._holder = Deferred(self._unhold)
-        self._ask()
-        return holder
+        self._whole_body_limit = limit
+        whole_body = self._whole_body = Deferred(self._reading_cancelled)
+        self._request_bytes()
+        return whole_body
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed a consumer from the first byte; see BodySource."""
@@ -141,9 +141,9 @@ class SpooledBody:
         if self._feed is not None:
             self._feed.stopProducing()
         # A complete body costs nothing to keep, and a small one is worth a second attempt.
-        self._forgetting = not (keep or self.complete or (self._length is not None and self._length <= SMALL_BODY))
+        self._discarding = not (keep or self.complete or (self._length is not None and self._length <= SMALL_BODY))
         feed = self._feed = BodyFeed(self._clock, self, consumer)
-        self._ask()
+        self._request_bytes()
         feed.pump()
         return feed
 
@@ -153,12 +153,12 @@ class SpooledBody:
             raise self._memory.full()
 
     def release(self) -> None:
-        """Drop the bytes of a body that was held: an edited copy and the one being sent live as long as the request, so
-        their memory stays taken."""
+        """Drop the bytes of a body that was read whole: an edited copy and the one being sent live as long as the
+        request, so their memory stays taken."""
         if self.complete and self._file is None:
             self._chunks = []
-            self._forgetting = True
-            self._give_memory_back(self._memory_taken // HELD_COPIES)
+            self._discarding = True
+            self._give_memory_back(self._memory_taken // BODY_COPIES)
 
     def close(self) -> None:
         """Discard everything, also what still arrives."""
@@ -173,14 +173,14 @@ class SpooledBody:
         self._changed()
         self._changed = self._continue = lambda: None  # or the connection and the body would form a reference cycle
 
-    # -- what the door calls
+    # -- what the connection calls
 
     @property
     def wants_body(self) -> bool:
         """Whether the connection should go on reading."""
         if self._closed:
             return self._discarded < DISCARD_LIMIT
-        if self._holder is not None:
+        if self._whole_body is not None:
             return True
         if self._feed is not None:
             return not self._feed.paused
@@ -193,23 +193,23 @@ class SpooledBody:
             self._discarded += len(data)
             return
         feed = self._feed
-        if self._forgetting and feed is not None and feed.direct:
+        if self._discarding and feed is not None and feed.direct:
             feed.consumer.body_data(data)
             return
         if not self._keep(data):
             self._refuse()
-        elif self._holder is not None and self._arrived > self._hold_limit:
-            holder, self._holder = self._holder, None
-            holder.errback(BodyTooLarge(self._hold_limit))
+        elif self._whole_body is not None and self._arrived > self._whole_body_limit:
+            whole_body, self._whole_body = self._whole_body, None
+            whole_body.errback(BodyTooLarge(self._whole_body_limit))
         elif feed is not None:
             feed.pump()
 
     def finished(self) -> None:
         """The body is complete."""
         self.complete = True
-        holder, self._holder = self._holder, None
-        if holder is not None:
-            self._joined().chainDeferred(holder)
+        whole_body, self._whole_body = self._whole_body, None
+        if whole_body is not None:
+            self._joined().chainDeferred(whole_body)
         elif self._feed is not None:
             self._feed.pump()
 
@@ -218,15 +218,15 @@ class SpooledBody:
         self._lost = True
         if self.complete:
             return
-        holder, self._holder = self._holder, None
+        whole_body, self._whole_body = self._whole_body, None
         feed, self._feed = self._feed, None
-        if holder is not None:
-            holder.errback(ClientGone())
+        if whole_body is not None:
+            whole_body.errback(ClientGone())
         if feed is not None:
             feed.stopped = True
             feed.consumer.body_lost()
 
-    # -- inside
+    # -- private
 
     def _joined(self) -> Deferred[bytes]:
         try:
@@ -234,31 +234,31 @@ class SpooledBody:
         except MemoryError:  # the limits were measured, but another part of the process took the rest
             return fail(self._memory.full())
 
-    def _ask(self) -> None:
+    def _request_bytes(self) -> None:
         if not self.asked:
             self.asked = True
             if not self._arrived and not self.complete:
                 self._continue()
         self._changed()
 
-    def _unhold(self, _: object) -> None:
-        self._holder = None
+    def _reading_cancelled(self, _: object) -> None:
+        self._whole_body = None
         self._changed()
 
     def _keep(self, data: bytes) -> bool:
         """Keep some more bytes; False if neither budget has room for them."""
         if self._file is None:
             size = len(data)
-            if self._holder is not None:
+            if self._whole_body is not None:
                 # If the length was announced, all of its memory is taken already.
-                if self._memory_taken < self._arrived * HELD_COPIES and not self._take_memory(size * HELD_COPIES):
+                if self._memory_taken < self._arrived * BODY_COPIES and not self._take_memory(size * BODY_COPIES):
                     return False
                 self._chunks.append(data)
                 return True
-            if (self._arrived <= self._threshold or self._forgetting) and self._take_memory(size):
+            if (self._arrived <= self._threshold or self._discarding) and self._take_memory(size):
                 self._chunks.append(data)
                 return True
-            if self._forgetting:
+            if self._discarding:
                 return False
             if self._spool(data):
                 return True
@@ -340,12 +340,12 @@ class SpooledBody:
 
     def _refuse(self) -> None:
         """There is no room for the bytes that came: fail the reader and discard the rest."""
-        in_memory = self._file is None and (self._holder is not None or self._forgetting)
+        in_memory = self._file is None and (self._whole_body is not None or self._discarding)
         error = self._refusal = (self._memory if in_memory else self._disk).full()
-        holder, self._holder = self._holder, None
+        whole_body, self._whole_body = self._whole_body, None
         feed, self._feed = self._feed, None
-        if holder is not None:
-            holder.errback(error)
+        if whole_body is not None:
+            whole_body.errback(error)
         if feed is not None:
             feed.stopped = True
             feed.consumer.body_refused(error)
@@ -368,13 +368,13 @@ class SpooledBody:
             return data
         while feed.at < len(self._chunks):
             data = self._chunks[feed.at]
-            if self._forgetting:
+            if self._discarding:
                 self._chunks[feed.at] = b""
                 self._give_memory_back(len(data))
             feed.at += 1
             if data:
                 return data
-        if self._forgetting:
+        if self._discarding:
             self._chunks.clear()
             feed.at = 0
         return b""
@@ -387,7 +387,7 @@ class SpooledBody:
     def feed_stopped(self, feed: BodyFeed) -> None:
         """The consumer wants no more."""
         self.feed_ended(feed)
-        if self._forgetting:
+        if self._discarding:
             self.close()  # the bytes that passed are discarded, so the rest is useless
         else:
             self._changed()

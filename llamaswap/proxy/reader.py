@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 CHECK_INTERVAL = 5.0  # seconds between two checks of a paused response
 
-Report = Callable[["float | None"], None]
+ReportStall = Callable[["float | None"], None]
 
 
 class ReaderWatch:
@@ -20,7 +20,7 @@ class ReaderWatch:
 
     __slots__ = ("_call", "_clock", "_last", "_paused", "_report", "_reported", "_since", "_unsent")
 
-    def __init__(self, clock: IReactorTime, unsent: Callable[[], int], report: Report) -> None:
+    def __init__(self, clock: IReactorTime, unsent: Callable[[], int], report: ReportStall) -> None:
         self._clock = clock
         self._unsent = unsent
         self._report = report

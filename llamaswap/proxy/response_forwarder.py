@@ -13,7 +13,7 @@ from zope.interface import implementer
 from llamaswap.errors import BadUpstream, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.proxy.framing import ResponseHead
-from llamaswap.proxy.reader import ReaderWatch, Report
+from llamaswap.proxy.reader import ReaderWatch, ReportStall
 from llamaswap.proxy.tunnel import Tunnel
 from llamaswap.proxy.upstream import UpstreamConnection
 from llamaswap.wire.headers import ResponseHeaders, comma_items, to_client
@@ -101,7 +101,7 @@ class ResponseForwarder:
         where: str,
         observer: ResponseObserver | None,
         decline: Container[int],
-        reader: Report | None,
+        reader: ReportStall | None,
     ) -> None:
         sink = exchange.sink
         self._clock = clock
@@ -248,7 +248,7 @@ class ResponseForwarder:
         """The request is over, for whatever reason."""
         state, self._state = self._state, ReceiveState.ENDED
         if state is ReceiveState.TUNNELLING and self._tunnel is not None:
-            self._tunnel.cut()
+            self._tunnel.abort()
         self._tunnel = None
         if state is ReceiveState.STREAMING and self._producing:
             self._sink.unregister_producer()
@@ -270,7 +270,7 @@ class ResponseForwarder:
             self._reader_watch.resumed()
 
     def stopProducing(self) -> None:
-        # A lost transport calls this before its protocol hears of the loss; the handler must see the right cause.
+        # A lost transport calls this before its protocol is notified of the loss; the handler needs the right cause.
         self._exchange.client_left()
 
     def _watch_reader(self) -> ReaderWatch | None:

@@ -75,7 +75,7 @@ class ResponseFramer:
             return head
         return head + (as_chunk(data) if self.chunking else data)
 
-    def last_word(self, words: bytes, last: bytes) -> bytes | None:
+    def write_final(self, words: bytes, last: bytes) -> bytes | None:
         """More body bytes behind `last` with their framing; None if the framing allows none there."""
         if not self.open or not self.body:
             return None

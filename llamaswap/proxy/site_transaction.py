@@ -124,7 +124,7 @@ class SiteTransaction(HttpTransaction):
         self._channel.dataReceived(raw)
 
     def lost(self, reason: Failure) -> None:
-        """The connection tells the channel itself."""
+        """The connection notifies the channel itself."""
 
     def body_failed(self) -> bool:
         return True

@@ -121,7 +121,7 @@ class Task:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of the frames in the tracebacks of a handled error and of its causes.
+    """Release the frames in the tracebacks of a handled error and of its causes.
 
     Twisted ties an awaited Deferred's error and its Failure to each other, and a frame may have its own error in a
     variable. The frames, and the bodies of the request in them, would stay in memory until a full garbage collection.

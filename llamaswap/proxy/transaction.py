@@ -79,10 +79,10 @@ class ClientTransport(Protocol):
         """Pass the client's bytes on to a tunnel from now on."""
 
     def close(self) -> None:
-        """Close, after what was written has gone out."""
+        """Close, after everything written was sent."""
 
     def close_lingering(self) -> None:
-        """Close after what was written has gone out, whatever the client still sends; within a bounded time."""
+        """Close after everything written was sent, whatever the client still sends; within a bounded time."""
 
     def abort(self) -> None:
         """Close at once."""
@@ -164,7 +164,7 @@ class ProxyTransaction(HttpTransaction):
         self._framer: ResponseFramer | None = None
         self._request = head
         self._producing = False
-        self._final_data_sent = False  # a last word says why the response is incomplete
+        self._final_data_sent = False  # the final bytes say why the response is incomplete
         self._response_sent = False
         self._sent = 0
         self.response_closed = False  # nothing more is written: the response is complete, or will never be
@@ -238,7 +238,7 @@ class ProxyTransaction(HttpTransaction):
                 log.failure("handling {target} failed", result, target=exchange.head.target)
             self.abort()
         elif not self.response_closed and not exchange.gone:
-            # The exchange hears of a client that left before its connection does.
+            # The exchange is notified of a client that left before its connection is.
             log.error(
                 "handler for {target} returned before the response was complete; the connection is closed",
                 target=exchange.head.target,
@@ -251,7 +251,7 @@ class ProxyTransaction(HttpTransaction):
 
     @property
     def started(self) -> bool:
-        """Whether a head has gone out."""
+        """Whether a head was sent."""
         return self._framer is not None
 
     def interim(self, status: int, reason: bytes, headers: Headers) -> None:
@@ -263,7 +263,7 @@ class ProxyTransaction(HttpTransaction):
         """The head, with the first body bytes in the same write."""
         framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw)
         self._sent += len(data)
-        # A client told to wait with its body may never send it: where the next request begins is then unknown.
+        # A client that waits for 100 Continue may never send its body: where the next request begins is then unknown.
         if self.waits_for_continue or not framer.delimited or self.connection.closing:
             self.keep_alive = False
         if not self.response_closed:
@@ -283,9 +283,9 @@ class ProxyTransaction(HttpTransaction):
         assert framer is not None  # the head comes first
         return self.connection.send if framer.body and not framer.chunking and not self.response_closed else self.write
 
-    def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes, if the framing allows them."""
-        framed = self._framer.last_word(words, last) if self._framer is not None else None
+    def write_final(self, words: bytes, last: bytes) -> None:
+        """The last body bytes before an abort, if the framing allows them."""
+        framed = self._framer.write_final(words, last) if self._framer is not None else None
         if framed and not self.response_closed:
             self._sent += len(words)
             self._final_data_sent = True
@@ -305,7 +305,7 @@ class ProxyTransaction(HttpTransaction):
             self.connection.completed(self)
 
     def abort(self) -> None:
-        """Cut the connection; a last word is delivered first, because a reset would discard it."""
+        """Abort the connection; final bytes are delivered first, because a reset would discard them."""
         if not self.response_closed:
             self.response_closed = True
             self.unregister_producer()

@@ -50,7 +50,7 @@ class _End(Protocol):
         # Half-closed: pass it on if the other transport can do that, otherwise end the tunnel.
         self.ended = True
         if self.other.ended or not self.other.half_close():
-            self._tunnel.over()
+            self._tunnel.end()
 
     def half_close(self) -> bool:
         """Close this side for writing; False if its transport cannot do that."""
@@ -66,11 +66,11 @@ class _End(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.lost = True
-        self._tunnel.over()
+        self._tunnel.end()
 
 
 @implementer(IPushProducer)
-class _Pace:
+class _BackPressure:
     """Pauses the sending side while the receiving side is full; `reader` watches the receiving one."""
 
     def __init__(self, source: Transport, reader: ReaderWatch | None) -> None:
@@ -113,8 +113,8 @@ class Tunnel:
         for end, wire, other in ((self._client, client, self._server), (self._server, server, self._client)):
             end.attach(wire)
             end.other = other
-        client.registerProducer(_Pace(server, reader), True)
-        server.registerProducer(_Pace(client, None), True)
+        client.registerProducer(_BackPressure(server, reader), True)
+        server.registerProducer(_BackPressure(client, None), True)
         client.protocol = self._client
         server.protocol = self._server
         if early_server:
@@ -125,7 +125,7 @@ class Tunnel:
         if end is self._server:
             self.sent += size
 
-    def over(self) -> None:
+    def end(self) -> None:
         """Either side has ended: flush and close the rest."""
         closed, self._closed = self._closed, None
         if closed is None:
@@ -136,8 +136,8 @@ class Tunnel:
                 end.wire.loseConnection()
         closed()
 
-    def cut(self) -> None:
-        """End it now."""
+    def abort(self) -> None:
+        """End it at once, without flushing."""
         closed, self._closed = self._closed, None
         if closed is None:
             return

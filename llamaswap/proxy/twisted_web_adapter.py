@@ -54,12 +54,12 @@ class RequestSink:
         self._framer: ResponseFramer | None = None
         self._write: Any = None
         self._producing = False
-        self._final_data_sent = False  # a last word says why the response is incomplete
+        self._final_data_sent = False  # the final bytes say why the response is incomplete
         self.on_lost: Any = None
 
     @property
     def started(self) -> bool:
-        """Whether a head has gone out."""
+        """Whether a head was sent."""
         return self._framer is not None
 
     def _wire(self) -> Any:
@@ -103,9 +103,9 @@ class RequestSink:
         """`write` itself, because it counts the bytes."""
         return self.write
 
-    def last_word(self, words: bytes, last: bytes) -> None:
-        """Some more body bytes, if the framing allows them."""
-        framed = self._framer.last_word(words, last) if self._framer is not None else None
+    def write_final(self, words: bytes, last: bytes) -> None:
+        """The last body bytes before an abort, if the framing allows them."""
+        framed = self._framer.write_final(words, last) if self._framer is not None else None
         if framed and self._wire() is not None:
             self._request.sentLength += len(words)
             self._final_data_sent = True
@@ -122,7 +122,7 @@ class RequestSink:
         self._request.finish()
 
     def abort(self) -> None:
-        """Cut the connection; a last word is delivered first, because a reset would discard it."""
+        """Abort the connection; final bytes are delivered first, because a reset would discard them."""
         wire = self._wire()
         if wire is not None:
             self.unregister_producer()

@@ -1,6 +1,6 @@
 """One connection to a server: a small HTTP/1.1 client protocol.
 
-It serves one request at a time, passes bodies on as they came and reports exactly where they end. It knows nothing of
+It serves one request at a time, passes bodies on unchanged and reports exactly where they end. It knows nothing of
 clients, models or pools.
 """
 
@@ -55,11 +55,10 @@ class NoLimits:
 
 @define  # made for every request: freezing doubles what that costs
 class UpstreamTarget:
-    """A server to forward a request to. `name` is for messages; `peer`: another proxy, not a server of ours."""
+    """A server to forward a request to. `name` is for messages; `peer`: another proxy, not a model's server."""
 
     endpoint: Endpoint
     timeouts: TimeLimits = NoLimits()
-    tls: bool = False
     name: str = ""
     peer: bool = False
 
@@ -71,11 +70,11 @@ class UpstreamTarget:
     @property
     def encrypted(self) -> bool:
         """Whether the connection is TLS."""
-        return self.tls or self.endpoint.scheme == "https"
+        return self.endpoint.scheme == "https"
 
 
 class ResponseReceiver(Protocol):
-    """Takes one response. `raw` is the body as it came, with its framing; `pieces` its payload, if that is wanted."""
+    """Takes one response. `raw` is the body as received, with its framing; `pieces` its payload, if that is wanted."""
 
     def response_interim(self, head: ResponseHead) -> None:
         """A 1xx head other than 100 and 101."""
@@ -152,7 +151,7 @@ class UpstreamConnection(ConnectionProtocol):
             self._wire.abortConnection()
 
     def close(self) -> None:
-        """Close after what was written has gone out, without calling the receiver."""
+        """Close after everything written was sent, without calling the receiver."""
         self._receiver = None
         self.on_idle_loss = None
         if not self.closed:
@@ -243,7 +242,7 @@ class UpstreamConnection(ConnectionProtocol):
     def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         while True:
             if not b"HTTP/1.".startswith(data[:7]):
-                raise MalformedMessage("answer is not HTTP/1")
+                raise MalformedMessage("the response is not HTTP/1")
             end = find_head_end(data)
             if end < 0:
                 self._buffer = data
@@ -260,7 +259,7 @@ class UpstreamConnection(ConnectionProtocol):
                 break
             self._interims += 1
             if self._interims > INTERIM_LIMIT:
-                raise MalformedMessage("too many interim answers")
+                raise MalformedMessage("too many interim responses")
             if head.status != 100:  # an Expect was answered before the request was sent
                 receiver.response_interim(head)
                 if self._receiver is None:

@@ -1,4 +1,4 @@
-"""The part of the router that performs effects: one outbox, and what becomes of leases.
+"""The part of the router that performs effects: one outbox, and the leases.
 
 A call that adds to the outbox while its effects are being performed returns at once: a client that is called back in
 the middle of a decision can so request another model without meeting half-changed state.
@@ -68,7 +68,7 @@ class EffectPerformer(ModelQueries):
             case Grant():
                 self._grant(effect.ticket)
             case Admit():
-                pass  # `request` has told its caller
+                pass  # `request` returns this to its caller
             case Refuse(ticket, error):
                 if ticket.number in self._pending:
                     self._pending.pop(ticket.number).settle(self._refusal(error))

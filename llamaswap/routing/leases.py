@@ -25,7 +25,7 @@ class ProcessInstance:
 
 
 class LeaseOwner(Protocol):
-    """Receives what happens to a lease."""
+    """Receives the events of a lease."""
 
     def lease_released(self, lease: Lease) -> None: ...
 

@@ -157,7 +157,7 @@ class Swaps:
         return self._watch(managed, "suspending", maybeDeferred(managed.supervisor.suspend, self._grace(managed)))
 
     def _watch(self, managed: ManagedModel, action: str, ending: Deferred[T]) -> Deferred[None]:
-        """Tell the scheduler when `ending` fires: with True the server is suspended, with anything else stopped.
+        """Report to the scheduler when `ending` fires: with True the server is suspended, with anything else stopped.
 
         If the server is asked to stop again meanwhile, only the last stop to end counts: the first one may have ended
         for an earlier process.

@@ -14,7 +14,7 @@ from llamaswap.scheduling.scheduler import Scheduler
 
 @define(eq=False)
 class Timers:
-    """Tells the scheduler when a time is over, and hands its decisions to `perform`."""
+    """Reports to the scheduler that a time is over, and passes its effects to `perform`."""
 
     _models: Mapping[str, ManagedModel]
     _clock: IReactorTime
@@ -48,7 +48,7 @@ class Timers:
             self._perform(self._scheduler.idle_expired(managed.config.id, now))
 
     def set_queue(self, seconds: float | None) -> None:
-        """Tell the scheduler after `seconds` that a deadline in the queue is over; None: do not."""
+        """Report to the scheduler after `seconds` that a deadline in the queue has passed; None: do not."""
         if self._queue_timer is not None:
             self._queue_timer.cancel()
         self._queue_timer = None if seconds is None else self._clock.callLater(seconds, self._queue_due)

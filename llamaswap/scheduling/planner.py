@@ -37,7 +37,7 @@ class StartNow:
 @frozen
 class WaitFor:
     """Wait. `evict` would have to leave, `behind` are the models in the way, `until` is when to decide again if
-    nothing happens before (0.0: an event will follow)."""
+    no event comes before (0.0: one will)."""
 
     evict: tuple[str, ...]
     behind: tuple[str, ...]

@@ -87,7 +87,7 @@ class QueueDecisions(Transitions):
         return deadlines
 
     def _deadlines(self, entry: QueuedRequest, verdict: WaitFor) -> list[float]:
-        """When a queued request has to be decided about again, if nothing happens before."""
+        """When a queued request has to be decided about again, if no event comes before."""
         found = [] if entry.starved else [entry.deadline]
         if verdict.until:
             found.append(verdict.until)

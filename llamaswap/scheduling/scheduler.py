@@ -224,7 +224,7 @@ class Scheduler(QueueDecisions):
         """A model that was to be suspended is suspended."""
         server = self.models.get(model)
         if server is None or not server.suspending:
-            return []  # it was told to stop meanwhile, and `stopped` will follow
+            return []  # its stop was requested meanwhile, and `stopped` will follow
         server.phase = Phase.SUSPENDED
         server.suspending = False
         self._mark_idle(server, now)
@@ -368,7 +368,7 @@ class Scheduler(QueueDecisions):
             return self.shutdown_error
         if rules is None:
             return UnknownModel(model)
-        if server is not None and rules.limit and server.held >= rules.limit:
+        if server is not None and rules.limit and server.unfinished >= rules.limit:
             return TooManyRequests(model, rules.limit)
         if self.phase(model) in (Phase.STOPPED, Phase.STOPPING) and self.in_backoff(model, now):
             return self._backoff_error(model, now)

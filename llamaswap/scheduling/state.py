@@ -90,7 +90,7 @@ class Phase(Enum):
 class ModelState:
     """One model. `serving` are the tickets in flight on its present process, `idle_since` is set while it has none.
 
-    `held` counts its requests that wait, are in flight or have just lost their server, `waiting` those that wait.
+    `unfinished` counts its requests that wait, are in flight or have just lost their server, `waiting` those that wait.
     `stale`: the process runs an outdated definition; it finishes its requests and is then stopped. `worked_at` is when
     the present process first finished a request, `load_seconds` how long its load took. A stopping model with
     `suspending` set is about to be suspended; one with `freed_memory` set was suspended before and occupies no memory.
@@ -101,7 +101,7 @@ class ModelState:
     phase: Phase = Phase.STOPPED
     generation: int = 0
     serving: set[int] = Factory(set)
-    held: int = 0
+    unfinished: int = 0
     waiting: int = 0
     idle_since: float | None = None
     idle_armed: bool = False
@@ -213,7 +213,7 @@ class SchedulerState:
         rules = self.rules.models.get(model)
         if rules is None or self.shutdown_error is not None:
             return False
-        return not rules.limit or server.held < rules.limit
+        return not rules.limit or server.unfinished < rules.limit
 
     def in_backoff(self, model: str, now: float) -> bool:
         """Whether no request may start this model yet, because it failed repeatedly."""

@@ -39,7 +39,7 @@ class Transitions(SchedulerState):
 
     def _accept(self, ticket: Ticket, stage: RequestStage, server: ModelState) -> QueuedRequest:
         entry = self.requests[ticket.number] = QueuedRequest(ticket, stage)
-        server.held += 1
+        server.unfinished += 1
         if stage is RequestStage.QUEUED:
             server.waiting += 1
         return entry
@@ -58,14 +58,14 @@ class Transitions(SchedulerState):
         server = self.models[entry.ticket.model]
         self.stalled_readers.pop(entry.ticket.number, None)
         del self.requests[entry.ticket.number]
-        server.held -= 1
+        server.unfinished -= 1
         if entry.stage is not RequestStage.SERVING:
             server.waiting -= 1
         self._discard_unused(server)
 
     def _discard_unused(self, server: ModelState) -> None:
         """Drop the state of a model that is not configured, once it has no process and no request."""
-        if not server.held and server.phase is Phase.STOPPED and server.model not in self.rules.models:
+        if not server.unfinished and server.phase is Phase.STOPPED and server.model not in self.rules.models:
             self.models.pop(server.model, None)
 
     def _refuse(self, entry: QueuedRequest, error: LlamaswapError) -> None:

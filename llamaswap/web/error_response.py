@@ -57,7 +57,7 @@ class ErrorSender:
             return
         if response.event_stream:
             last = error_event(path, 502, message, clean=response.between_events)
-            exchange.sink.last_word(last, exchange.last)
+            exchange.sink.write_final(last, exchange.last)
         exchange.sink.abort()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import define
 
-from llamaswap.config import Config
+from llamaswap.config import Config, Model
 from llamaswap.errors import BadRequest, NoModelNamed
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -66,6 +66,11 @@ def load_refusal(head: RequestHead, model: str) -> str | None:
     if form_value(head.query, "autoload").lower() == "false":
         return f"model {model} is not loaded, and the request has autoload=false"
     return None
+
+
+def bypasses_scheduler(model: Model, head: RequestHead) -> bool:
+    """Whether a request is a websocket that its model's configuration does not count."""
+    return model.compat.ignore_websockets and headers.is_websocket(head.headers)
 
 
 def ignored_websocket(model: str) -> str:
@@ -193,7 +198,7 @@ class Inference:
         target = Target.named(config, content.model)
         model = target.model
         raw_target = forwarded_target(head.target)
-        bypass = model is not None and model.compat.ignore_websockets and headers.is_websocket(head.headers)
+        bypass = model is not None and bypasses_scheduler(model, head)
         refusal = None
         if model is not None:
             refusal = ignored_websocket(model.id) if bypass else load_refusal(head, model.id)

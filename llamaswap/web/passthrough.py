@@ -23,11 +23,10 @@ from llamaswap.proxy.task import Task
 from llamaswap.routing.interfaces import Admission
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
-from llamaswap.web.inference import ALL_ROUTES, Authenticate, ignored_websocket, is_model_path
+from llamaswap.web.inference import ALL_ROUTES, Authenticate, bypasses_scheduler, ignored_websocket, is_model_path
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest, Target
 from llamaswap.web.request_content import parse_json, read_content
-from llamaswap.wire import headers as header_rules
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -37,7 +36,7 @@ PREFIX = b"/upstream/"
 COMFYUI_PREFIX = b"/comfyui"
 CAPTURE_LIMIT = 16 << 20  # bytes of a metered body kept for its capture; a larger one is streamed
 
-# Monitors ask for these again and again: that must not load a model (goniz/llama-swap issue 14).
+# Monitors request these repeatedly: that must not load a model (goniz/llama-swap issue 14).
 PROBES = frozenset((b"/health", b"/metrics", b"/models", b"/props", b"/slots"))
 
 _SEPARATOR = re.compile(rb"/|%2[fF]")
@@ -45,14 +44,14 @@ _SEPARATOR = re.compile(rb"/|%2[fF]")
 
 @frozen
 class Destination:
-    """A model as the path names it, and what is left of the raw path ("" where not even a slash is)."""
+    """A model as the path names it, and the rest of the raw path (empty if the path ends with the name)."""
 
     name: str
     rest: bytes
 
 
 def destination(path: bytes, config: Config, profile: str | None) -> Destination | None:
-    """Where a raw path behind /upstream/ leads; None where no model is named. The longest name wins."""
+    """What a raw path behind /upstream/ names, and the rest; None if no model. The longest name wins."""
     parts: list[str] = []
     ends: list[int] = []
     start = 0
@@ -94,7 +93,7 @@ def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str,
 
 @define(eq=False)
 class Passthrough:
-    """Serves both prefixes."""
+    """Serves the paths under /upstream/ and /comfyui, without reading a model's name from the body."""
 
     router: Admission
     handler: ProxyHandler
@@ -123,7 +122,7 @@ class Passthrough:
             return None
         target = Target.named(config, found.name)
         model = target.model
-        bypass = model is not None and _bypasses(model, head)
+        bypass = model is not None and bypasses_scheduler(model, head)
         request = ProxyRequest.of(
             exchange,
             config,
@@ -155,7 +154,7 @@ class Passthrough:
         model = config.models.get(COMFYUI_MODEL)
         if model is None:
             raise HttpError(404, f"local model {COMFYUI_MODEL} not found")
-        bypass = _bypasses(model, head)
+        bypass = bypasses_scheduler(model, head)
         load_refusal = None
         if rest != b"/":
             load_refusal = f"model {COMFYUI_MODEL} is not loaded; only /comfyui/ can start it"
@@ -188,7 +187,7 @@ class Passthrough:
             request.captured_body = request.source.data
 
     async def _capture(self, request: ProxyRequest) -> None:
-        """Hold a body of moderate size for its capture; other bodies are streamed."""
+        """Read a body of moderate size whole, for its capture; other bodies are streamed."""
         head, body = request.exchange.head, request.exchange.body
         kind = (head.first(b"content-type") or b"").lower()
         if b"multipart/form-data" in kind or body.length is None or not 0 < body.length <= CAPTURE_LIMIT:
@@ -199,10 +198,6 @@ class Passthrough:
         if b"application/json" in kind:
             json = await parse_json(text, self.run)
             request.streaming = json is not None and json.streaming
-
-
-def _bypasses(model: Model, head: RequestHead) -> bool:
-    return model.compat.ignore_websockets and header_rules.is_websocket(head.headers)
 
 
 def _load_refusal(config: Config, model: Model, head: RequestHead, rest: bytes, bypass: bool) -> str | None:
@@ -246,7 +241,7 @@ def resource(serve: Callable[[Exchange], object], clock: IReactorTime) -> IResou
     from llamaswap.proxy.twisted_web_adapter import exchange_from_request
 
     class ExchangeResource(ReverseProxyResource):
-        """Turns a request of the Klein app into an exchange; the lease knows the host and port."""
+        """Turns a request of the Klein app into an exchange; the lease has the host and port."""
 
         isLeaf = True
 

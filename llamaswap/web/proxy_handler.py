@@ -52,7 +52,7 @@ log = Logger()
 EXIT_NOTICE_DELAY = 0.1  # seconds: a server's closed socket is noticed before its exit
 
 # A target with one of these statuses or failures is too busy or absent: the next target of the selector may serve.
-# UnknownModel is among them because a peer that does not answer has not told us its models yet.
+# UnknownModel is among them because a peer that does not answer has not listed its models yet.
 DECLINED_STATUSES = frozenset((429, 502, 503))
 DECLINED_FAILURES = (StartFailed, UnknownModel)
 # An operator asked for these: to go on to the next target could load another model at once.
@@ -67,8 +67,9 @@ class ProxyHandler:
     """Serves requests for models.
 
     `wall` gives seconds since the epoch, `loading_stream` the text that a model's clients see while it loads.
-    `position_changed(request id, position)` hears of positions in the queue, `peer_answered(peer id, error)` of every
-    request to a peer (None: it answered). `run` edits large bodies in a thread. `debugging()`: each request is logged.
+    `position_changed(request id, position)` is called for each position in the queue, `peer_answered(peer id, error)`
+    after each request to a peer (None: it answered). `run` edits large bodies in a thread. `debugging()`: each request
+    is logged.
     """
 
     router: Admission
@@ -331,7 +332,7 @@ class ProxyHandler:
     # -- failures ------------------------------------------------------------------------------------------
 
     def _failed(self, request: ProxyRequest, error: Exception) -> tuple[RequestOutcome, Exception]:
-        """Tell the client, if it is there, that its request failed; returns what is recorded."""
+        """Send the error to the client, if it is connected; returns what is recorded."""
         exchange, path = request.exchange, request.path
         if isinstance(error, CancelledError):
             error = Cancelled() if request.cancelled else ClientGone()

@@ -191,14 +191,14 @@ class ProxyRequest(RequestInfo):
     # -- its observers -------------------------------------------------------------------------------------
 
     def open(self, number: int, timestamp: float, factories: Iterable[RequestObserverFactory]) -> None:
-        """Let the observers begin; `timestamp` is its arrival in seconds since the epoch."""
+        """Open the observers; `timestamp` is its arrival in seconds since the epoch."""
         self.id = str(number)
         self.timestamp = timestamp
         if self.tracked or self.metered:
             self._observers = [observer for factory in factories if (observer := factory.open(self)) is not None]
 
     def close(self, outcome: RequestOutcome, error: Exception | None) -> None:
-        """Tell the observers of the end, and let go of everything that only the serving needed."""
+        """Notify the observers of the end, and release everything that only the serving needed."""
         self.flush()
         observers, self._observers = self._observers, []
         for observer in observers:
@@ -224,7 +224,7 @@ class ProxyRequest(RequestInfo):
             observer.head(status, headers)
 
     def response_data(self, data: bytes) -> None:
-        """Some bytes of the body. To observe each small piece would be most of what relaying a stream costs."""
+        """Some bytes of the body. Observing each small piece would be most of the cost of a stream."""
         if self._pieces_limit == 1 and not self.event_stream:
             # A document, most often complete in its first piece.
             self._pieces_limit = 1 if self.loading else PIECES_JOINED
@@ -237,7 +237,7 @@ class ProxyRequest(RequestInfo):
             self.flush()
 
     def flush(self) -> None:
-        """Pass on to the observers what is held back."""
+        """Pass buffered pieces on to the observers."""
         pieces = self._pieces
         if not pieces:
             return
@@ -259,7 +259,7 @@ class ProxyRequest(RequestInfo):
     # -- while its model loads -----------------------------------------------------------------------------
 
     def show_loading(self, stream: LoadingStream) -> None:
-        """Begin the response with a stream that tells of the load."""
+        """Begin the response with a stream that reports the load."""
         sink = self.exchange.sink
         headers = ResponseHeaders.of(list(header_rules.EVENT_STREAM))
         self.loading = True

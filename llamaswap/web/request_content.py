@@ -1,6 +1,6 @@
 """What a request says in its query and body: the model it names, and how to make it name another.
 
-A JSON or form body is held in memory; a multipart body stays where it is and is read only as far as necessary.
+A JSON or form body is kept in memory; a multipart body stays where it is and is read only as far as necessary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from attrs import define, evolve
 
 from llamaswap.errors import BadRequest, BodyTooLarge
 from llamaswap.observe.worker import RunBlocking, at_once
-from llamaswap.proxy.bodies import HELD_COPIES, BytesBody, FileBody
+from llamaswap.proxy.bodies import BODY_COPIES, BytesBody, FileBody
 from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.uploads import SplicedBody, read
@@ -22,10 +22,10 @@ from llamaswap.wire.form import MultipartScan, form_value, with_form_value
 from llamaswap.wire.json_body import JsonBody
 from llamaswap.wire.json_members import LARGE
 
-JSON_LIMIT = 256 << 20  # bytes of a JSON body held in memory; images in base64 are large, this is beyond them
+JSON_LIMIT = 256 << 20  # bytes of a JSON body kept in memory; images in base64 are large, this is beyond them
 DECODED_RATIO = 100  # a body may have so many times its encoded size; only a decompression bomb has more
 DECODED_MINIMUM = 1 << 20  # bytes that any encoded body may have when decoded
-FORM_LIMIT = 1 << 20  # bytes of an urlencoded body: it is searched without giving other requests a turn
+FORM_LIMIT = 1 << 20  # bytes of an urlencoded body: it is searched in the reactor thread, at once
 
 _OPENS_OBJECT = re.compile(rb"[ \t\r\n]{0,10000}\{")
 
@@ -106,7 +106,7 @@ async def read_content(
     kind = content_type.lower()
     if b"multipart/form-data" in kind:
         return await _read_multipart(query, content_type, body)
-    text = await _held(body)
+    text = await _whole_body(body)
     coding = (head.first(b"content-encoding") or b"").decode("latin-1").strip().lower()
     if coding not in CODINGS:
         return await _read_text(text, query, kind, wants_json, run)
@@ -130,7 +130,7 @@ async def _decoded(text: bytes, coding: str, body: BodySource, run: RunBlocking)
             else:
                 decoding.advance()
             if isinstance(body, (FileBody, SpooledBody)):
-                body.reserve((decoding.size - reserved) * HELD_COPIES)
+                body.reserve((decoding.size - reserved) * BODY_COPIES)
             reserved = decoding.size
     except Undecodable as error:
         raise BadRequest(f"the request's body cannot be decoded as {coding}: {error}") from error
@@ -161,7 +161,7 @@ async def parse_json(text: bytes, run: RunBlocking) -> JsonBody | None:
     return JsonBody.parse(text) if len(text) <= LARGE else await run(partial(JsonBody.parse, text))
 
 
-async def _held(body: BodySource) -> bytes:
+async def _whole_body(body: BodySource) -> bytes:
     if isinstance(body, BytesBody):
         return body.data
     return b"" if body.length == 0 else await body.read_all(JSON_LIMIT)

@@ -46,7 +46,7 @@ class UpstreamRequests:
         )
         upstream = self._upstreams.get(model.id)
         if upstream is None or upstream.endpoint is not endpoint or upstream.timeouts is not model.timeouts:
-            upstream = UpstreamTarget(endpoint, model.timeouts, tls=endpoint.scheme == "https", name=model.id)
+            upstream = UpstreamTarget(endpoint, model.timeouts, model.id)
             self._upstreams[model.id] = upstream
         return upstream, _head(request, endpoint, headers)
 
@@ -72,9 +72,7 @@ class UpstreamRequests:
             key_headers=withheld,
             metered=request.metered,
         )
-        upstream = UpstreamTarget(
-            endpoint, peer.timeouts, tls=endpoint.scheme == "https", name="peer proxy error", peer=True
-        )
+        upstream = UpstreamTarget(endpoint, peer.timeouts, "peer proxy error", peer=True)
         return upstream, _head(request, endpoint, headers)
 
     def _words_of(self, model: Model) -> frozenset[bytes]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from html import escape
 
-SOURCE = "llama-swap"  # clients tell the proxy's errors from a server's by this member
+SOURCE = "llama-swap"  # clients distinguish the proxy's errors from a server's by this member
 
 KINDS: Mapping[int, tuple[str, str]] = {
     400: ("invalid_request_error", "bad_request"),
@@ -41,8 +41,8 @@ def speaks_anthropic(path: str) -> bool:
 
 def document(status: int, message: str, *, code: str | None = None, path: str = "") -> dict[str, object]:
     """The envelope as a value. Callers of the messages API also get the top-level `type` that their SDK reads."""
-    told, default = kind(status)
-    error = {"message": message, "type": told, "param": None, "code": code or default}
+    error_type, default = kind(status)
+    error = {"message": message, "type": error_type, "param": None, "code": code or default}
     if speaks_anthropic(path):
         return {"type": "error", "src": SOURCE, "error": error}
     return {"src": SOURCE, "error": error}

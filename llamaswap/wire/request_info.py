@@ -30,10 +30,10 @@ class RequestInfo:
 
     While `loading` the response data is our own text about the load, not the server's.
 
-    Small pieces of the response reach the observers a few at a time; `flush` passes on what is held back, so call it
-    before reporting progress. With `followed` nothing is held back, because an event client watches all the time.
+    Small pieces of the response reach the observers a few at a time; `flush` passes on what is buffered, so call it
+    before reporting progress. With `followed` nothing is buffered, because an event client watches all the time.
 
-    `captured_body` (the request's body after the filters, None if it was not held in memory) and `metadata` change
+    `captured_body` (the request's body after the filters, None if it was not kept in memory) and `metadata` change
     while the request moves on: read them when it has ended.
     """
 
@@ -59,7 +59,7 @@ class RequestInfo:
         """End the request. Idempotent."""
 
     def flush(self) -> None:
-        """Pass on to the observers what is held back."""
+        """Pass buffered pieces on to the observers."""
 
 
 class RequestObserver(Protocol):

@@ -1,8 +1,8 @@
 """What a server reports about its tokens: read from a document, or from a stream while it passes.
 
-A stream is never held: of each chunk only the lines that can contain numbers are kept, and of those only the first and
-the last few. The parsing functions may take milliseconds, so they belong on a worker thread; `StreamScanner.feed` takes
-about a microsecond per chunk.
+A stream is never buffered: of each chunk only the lines that can contain numbers are kept, and of those only the first
+and the last few. The parsing functions may take milliseconds, so they belong on a worker thread; `StreamScanner.feed`
+takes about a microsecond per chunk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from attrs import define, field
 
-LINE_BOUND = 256 * 1024  # bytes of an event that is held as a whole: a Responses API summary repeats the whole response
+LINE_BOUND = 256 * 1024  # bytes of an event that is kept whole: a Responses API summary repeats the whole response
 LINE_TAIL = 64 * 1024  # bytes kept of a longer one: usage is at its end
 FIRST_LINES = 16  # Anthropic reports the input in the first event ...
 MOST = 1e15  # the largest number; a larger one is not a measurement and would not fit a table's column

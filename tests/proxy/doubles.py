@@ -132,7 +132,7 @@ class World:
         self.notes = Notes()
         self.decline = decline
         self.reader = reader
-        self.last_word = b""
+        self.write_final = b""
         self.handler = self.forward
         self.site_calls = []
         self.factory = None
@@ -189,8 +189,8 @@ class World:
             except Exception as error:
                 self.errors.append(error)
                 if not exchange.gone:
-                    if self.last_word:
-                        exchange.sink.last_word(self.last_word, exchange.last)
+                    if self.write_final:
+                        exchange.sink.write_final(self.write_final, exchange.last)
                     exchange.sink.abort()
 
         return Task(through())

@@ -248,14 +248,14 @@ class _Behaviour:
     def test_a_stream_that_breaks_before_its_first_chunk_has_room_for_a_last_word_too(self):
         world, client, server = self.talk()
         client.took()
-        world.last_word = b"sorry"
+        world.write_final = b"sorry"
         server.give(STREAM)
         server.lose()
         self.assertTrue(client.took().endswith(b"\r\n\r\n5\r\nsorry\r\n"))
 
     def test_a_last_word_is_not_reset_away(self):
         world, client, server = self.talk()
-        world.last_word = b"sorry"
+        world.write_final = b"sorry"
         server.give(STREAM)
         server.lose()
         self.assertFalse(client.aborted)
@@ -265,7 +265,7 @@ class _Behaviour:
     def test_no_last_word_is_put_into_a_chunk_that_broke_behind_a_line_of_its_own(self):
         for rest in (b"", b"20\r\nagain\r\n"):
             world, client, server = self.talk()
-            world.last_word = b"sorry"
+            world.write_final = b"sorry"
             server.give(STREAM + (b"5\r\nwhole\r\n" if rest else b"20\r\ndata: x\r\n"))
             if rest:
                 server.give(rest)

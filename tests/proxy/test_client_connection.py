@@ -531,7 +531,7 @@ class Holding(SynchronousTestCase):
 
     def test_the_end_of_a_broken_answer_is_not_cut_with_everything_else(self):
         world = World()
-        world.last_word = b"sorry"
+        world.write_final = b"sorry"
         broken, busy = world.client(), world.client()
         broken.give(POST)
         server = world.server()

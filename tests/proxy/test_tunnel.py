@@ -55,7 +55,7 @@ class Tunnels(SynchronousTestCase):
 
     def test_cut_tunnel_is_cut_both_ways(self):
         tunnel = self.join()
-        tunnel.cut()
+        tunnel.abort()
         self.assertTrue(self.client.aborted and self.server.aborted)
         self.assertEqual(self.closed, [1])
 

@@ -895,9 +895,9 @@ class UnloadTests(SynchronousTestCase):
         here.unload("a")
         self.assertEqual(here.stopping, {"a"})
         here.stopped("a")
-        self.assertEqual(here.scheduler.models["a"].held, 1)
+        self.assertEqual(here.scheduler.models["a"].unfinished, 1)
         here.end(ticket)
-        self.assertEqual(here.scheduler.models["a"].held, 0)
+        self.assertEqual(here.scheduler.models["a"].unfinished, 0)
 
     def test_unload_of_a_stopping_model_stops_it_again(self) -> None:
         here = loaded(swapping(), "a")

@@ -142,7 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stale, removed = data.draw(st.sets(models, max_size=2)), data.draw(st.sets(models, max_size=1))
         world = self.world
         known = data.draw(model_rules)
-        if any(known.limit and state.held > known.limit for state in world.scheduler.models.values()):
+        if any(known.limit and state.unfinished > known.limit for state in world.scheduler.models.values()):
             known = evolve(known, limit=0)
         rules = {model: known for model in MODELS if model not in removed}
         world.retune(evolve(world.rules, models=rules, pinned=world.rules.pinned - removed), *sorted(stale - removed))

@@ -457,7 +457,7 @@ class World:
             books = [*self.waiting.values(), *self.granted.values(), *self.cut.values()]
             held = sum(ticket.model == model for ticket in books)
             state = self.scheduler.models.get(model, ModelState(model))
-            assert state.held == held, f"{model}: {state.held} held, not {held}"
+            assert state.unfinished == held, f"{model}: {state.held} held, not {held}"
             assert state.waiting == sum(ticket.model == model for ticket in self.waiting.values())
             assert len(state.serving) in (0, len(self.serving(model)))
             limit = self.rules.models[model].limit if model in self.rules.models else 0

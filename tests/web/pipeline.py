@@ -271,8 +271,8 @@ class FakeSink:
     def writer(self):
         return self.write
 
-    def last_word(self, words, last):
-        framed = self.framer.last_word(words, last or self.last)
+    def write_final(self, words, last):
+        framed = self.framer.write_final(words, last or self.last)
         if framed:
             self.body += framed if self.raw else words
 
