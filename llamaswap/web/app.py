@@ -236,7 +236,8 @@ class AdminSite(Site):
 
 
 def has_route(path: bytes) -> bool:
-    """Whether a route has this raw path, for whatever method."""
+    """Whether a route has this raw path, in whatever spelling and for whatever method."""
+    path = normalised_target(path)
     try:
         Admin.app.url_map.bind("").match(unquote(path.decode("latin-1")), method="POST")
     except NotFound:

@@ -60,6 +60,12 @@ class RoutingTests(TestCase):
         for path in ("/api/models", "/v1", "/api"):
             self.assertEqual(World().ask(path).status, 404, path)
 
+    def test_a_path_of_a_route_is_known_in_every_spelling(self):
+        for path in (b"/api/models/unload", b"//api/models/unload", b"/%61pi/./models/unload/", b"/x/../api/config"):
+            self.assertTrue(app.has_route(path), path)
+        for path in (b"/v9/invented", b"//v9/invented", b"/apis"):
+            self.assertFalse(app.has_route(path), path)
+
     def test_a_slash_at_the_end_of_a_path_changes_nothing(self):
         for path in ("/health", "/running", "/v1/models", "/api/version"):
             self.assertEqual(World().ask(path + "/").body, World().ask(path).body, path)
