@@ -266,7 +266,7 @@ class ServerVanished(RequestError):
 
 @frozen
 class UpstreamUnreachable(RequestError):
-    """There was no connection, or it broke before the first byte of a response. `sent` False: nothing was sent."""
+    """Connecting failed, or the connection broke before a byte of the response. `sent` False: nothing was sent."""
 
     where: str
     cause: str

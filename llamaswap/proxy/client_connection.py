@@ -96,7 +96,7 @@ class ClientConnection(Protocol):
         if hasattr(self.wire, "setTcpKeepAlive"):
             self.wire.setTcpKeepAlive(True)  # a long response may be silent; a vanished host must be noticed
         self.since = self.owner.clock.seconds()
-        self.owner.joined(self)
+        self.owner.client_connected(self)
 
     def dataReceived(self, data: bytes) -> None:
         self._read(self._buffer + data if self._buffer else data)
@@ -106,14 +106,14 @@ class ClientConnection(Protocol):
             self._pipe.half_lost()
             return
         # A client that closes its side before the response counts as disconnected, as with every common server.
-        self._leave(connectionDone)
+        self._end_transaction(connectionDone)
         self.close()
 
     def writeConnectionLost(self) -> None:
         """Our own half-close went out."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.owner.left(self)
+        self.owner.client_disconnected(self)
         self._state = ConnectionState.CLOSED
         self.send = _discard
         forget_unsent(self.wire)
@@ -121,7 +121,7 @@ class ClientConnection(Protocol):
             if call is not None and call.active():
                 call.cancel()
         self._close_check = self._linger = None
-        self._leave(reason)
+        self._end_transaction(reason)
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.lost(reason)
@@ -265,7 +265,7 @@ class ClientConnection(Protocol):
             return
         transaction = self._transaction
         if transaction is None:
-            wanted = not self.owner.holding or self.expected
+            wanted = not self.owner.holding or self.expects_first_request
         elif not transaction.body_done:
             wanted = transaction.wants_body
         else:
@@ -286,7 +286,7 @@ class ClientConnection(Protocol):
         if not self._paused or self._state is ConnectionState.CLOSED:
             return
         if client_has_closed(self.wire):
-            self._leave(connectionDone)
+            self._end_transaction(connectionDone)
             self.abort()
         else:
             self._close_check = self.owner.clock.callLater(CLOSE_CHECK_INTERVAL, self._check_client_closed)
@@ -304,7 +304,7 @@ class ClientConnection(Protocol):
         if early:
             pipe.received(early)
 
-    def idle_since(self) -> tuple[float, bool] | None:
+    def waiting_since(self) -> tuple[float, bool] | None:
         """Since when it waits for the client, and whether for the rest of a request; None if a request is handled."""
         if self._state is ConnectionState.IDLE:
             return self.since, False
@@ -312,7 +312,7 @@ class ClientConnection(Protocol):
             return self.since, True
         return None
 
-    def stalls(self, now: float) -> bool:
+    def body_overdue(self, now: float) -> bool:
         """Whether the next piece of a body is overdue. A client that waits for 100 Continue is not late."""
         transaction = self._transaction
         if self._state is not ConnectionState.HANDLING or self._paused or transaction is None or transaction.body_done:
@@ -321,9 +321,12 @@ class ClientConnection(Protocol):
             return False
         return now - self.since >= self.owner.body_timeout
 
-    def refuse_stalled(self) -> None:
+    def refuse_overdue_body(self) -> None:
         """Refuse the request whose body does not come."""
-        log.info("a client did not send the rest of its request within {limit:g}s", limit=self.owner.body_timeout)
+        log.info(
+            "client did not send the rest of its request within {limit:g} s; closing its connection",
+            limit=self.owner.body_timeout,
+        )
         self._refuse(HeadTooSlow("the rest of the request's body did not come in time"))
 
     @property
@@ -332,14 +335,14 @@ class ClientConnection(Protocol):
         return self.owner.draining or (self.secure and self.owner.holding)
 
     @property
-    def expected(self) -> bool:
+    def expects_first_request(self) -> bool:
         """Whether a secure connection is so new that its first request is probably on its way."""
         return self.secure and self._first_request and self.owner.clock.seconds() - self.since < HANDSHAKE_SECONDS
 
     @property
     def idle(self) -> bool:
         """Whether it waits for a request, and everything before was sent."""
-        return self._state in _WAITING and not unsent(self.wire) and not self.expected
+        return self._state in _WAITING and not unsent(self.wire) and not self.expects_first_request
 
     @property
     def lingering(self) -> bool:
@@ -381,11 +384,11 @@ class ClientConnection(Protocol):
             self.abort()
             return
         if isinstance(error, NoRoom):
-            log.warn("a request is refused with status 507: {error}", error=error)
+            log.warn("request refused with status 507: {error}", error=error)
         self.send(refusal(error))
         self.close_lingering()
 
-    def _leave(self, reason: Failure) -> None:
+    def _end_transaction(self, reason: Failure) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             transaction.lost(reason)

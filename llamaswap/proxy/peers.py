@@ -181,7 +181,7 @@ class PeerDirectory:
             if self._asking.get(peer.id) is asking:
                 del self._asking[peer.id]
             if isinstance(result, Failure) and not result.check(CancelledError):
-                self._log.failure("asking peer {peer}", result, peer=peer.id)
+                self._log.failure("request to peer {peer} for its models failed", result, peer=peer.id)
 
         asking.addBoth(over)
 

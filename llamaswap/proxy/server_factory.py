@@ -97,7 +97,7 @@ class ProxyServerFactory(Factory):
         """Close what is idle now, and every other connection after its present response."""
         self.draining = True
         for connection in list(self._connections):
-            if connection.idle_since() is not None:
+            if connection.waiting_since() is not None:
                 connection.close()
 
     def hold(self) -> None:
@@ -105,7 +105,7 @@ class ProxyServerFactory(Factory):
         closed as soon as they are idle, because their state cannot be handed over."""
         self.holding = True
         for connection in list(self._connections):
-            if connection.secure and not connection.expected and connection.idle_since() is not None:
+            if connection.secure and not connection.expects_first_request and connection.waiting_since() is not None:
                 connection.close()
             else:
                 connection.reading_changed()
@@ -149,14 +149,14 @@ class ProxyServerFactory(Factory):
             if not connection.lingering:
                 connection.abort()
 
-    def joined(self, connection: ClientConnection) -> None:
+    def client_connected(self, connection: ClientConnection) -> None:
         """A client connected."""
         self._connections.add(connection)
         self._memory_trimmer.count(len(self._connections))
         if self._sweep is None:
             self._sweep = self.clock.callLater(SWEEP_INTERVAL, self._sweep_connections)
 
-    def left(self, connection: ClientConnection) -> None:
+    def client_disconnected(self, connection: ClientConnection) -> None:
         """A client has disconnected."""
         self._connections.discard(connection)
         self._memory_trimmer.count(len(self._connections))
@@ -169,10 +169,10 @@ class ProxyServerFactory(Factory):
         now = self.clock.seconds()
         self._sweep = self.clock.callLater(SWEEP_INTERVAL, self._sweep_connections)
         for connection in list(self._connections):
-            waiting = connection.idle_since()
+            waiting = connection.waiting_since()
             if waiting is not None:
                 since, begun = waiting
                 if now - since >= (self.head_timeout if begun else self.idle_timeout):
                     connection.close()
-            elif connection.stalls(now):
-                connection.refuse_stalled()
+            elif connection.body_overdue(now):
+                connection.refuse_overdue_body()

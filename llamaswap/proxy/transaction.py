@@ -48,10 +48,10 @@ class ConnectionOwner(Protocol):
     draining: bool
     holding: bool
 
-    def joined(self, connection: Any, /) -> None:
+    def client_connected(self, connection: Any, /) -> None:
         """A client has connected."""
 
-    def left(self, connection: Any, /) -> None:
+    def client_disconnected(self, connection: Any, /) -> None:
         """A client has disconnected."""
 
 

@@ -57,7 +57,7 @@ class EffectPerformer(ModelQueries):
                 try:
                     self._perform_one(effect)
                 except Exception:  # the fault of one waiting request must not cost the others their answers
-                    self._log.failure("while performing {effect}", effect=effect)
+                    self._log.failure("performing {effect} failed", effect=effect)
         finally:
             self._performing = False
 

@@ -66,7 +66,7 @@ class Handover:
                 if not managed.supervisor.adopt(snapshot):
                     outdated.append(model)
             except Exception as error:  # the fault of one server must not cost the others
-                log.failure("{model} is not taken over", model=model)
+                log.failure("taking over the server of {model} failed", model=model)
                 left.append(snapshot)
                 effects += self._scheduler.exited(model, now, str(error))
             self._perform(effects)

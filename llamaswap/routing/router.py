@@ -268,7 +268,9 @@ class Router(EffectPerformer):
         names = [config.real(name) for name in config.hooks.on_startup.preload]
         wanted = [name for name in names if name is not None and (name in changed or name not in before)]
         if wanted:
-            self.preload(wanted).addErrback(lambda failure: self._log.failure("preload", failure))
+            self.preload(wanted).addErrback(
+                lambda failure: self._log.failure("preload after the reload failed", failure)
+            )
 
     def update_peers(self, peers: Mapping[str, Peer]) -> None:
         """The peers offer other models; local models are not touched."""

@@ -70,7 +70,7 @@ class Swaps:
     def begin(self, effect: StartSwap) -> None:
         """Begin a swap; its result goes to the scheduler."""
         swap = self.in_progress[effect.generation] = SwapInProgress(effect)
-        Deferred.fromCoroutine(self._run(swap)).addErrback(lambda failure: self._log.failure("swap", failure))
+        Deferred.fromCoroutine(self._run(swap)).addErrback(lambda failure: self._log.failure("swap failed", failure))
 
     def abandon(self, generation: int) -> None:
         """Do not start the swap's model, if it has not been started yet."""
@@ -165,7 +165,9 @@ class Swaps:
         model = managed.config.id
         process = managed.process
         managed.pending_stops += 1
-        ending.addErrback(lambda failure: self._log.failure("{action} {model}", failure, action=action, model=model))
+        ending.addErrback(
+            lambda failure: self._log.failure("{action} {model} failed", failure, action=action, model=model)
+        )
 
         def ended(result: T | None) -> None:
             managed.pending_stops -= 1
@@ -189,7 +191,7 @@ class Swaps:
         try:
             self._memory.stopped(model)
         except Exception:  # a fault in the observation of memory must not keep the model from being stopped
-            self._log.failure("recording that {model} has stopped", model=model)
+            self._log.failure("recording that {model} has stopped failed", model=model)
         managed.stop_reason = ""
 
     def _suspended(self, managed: ManagedModel) -> None:

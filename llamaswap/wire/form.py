@@ -175,7 +175,7 @@ class MultipartScan:
 
 
 def with_places(data: bytes, places: Sequence[ValueSpan], name: str, value: str) -> bytes:
-    """The body with another value for every found field of that name; boundary, headers and files are unchanged."""
+    """The body with another value for every field found with that name; boundary, headers and files are unchanged."""
     encoded = value.encode("utf-8", "replace")
     for place in reversed([place for place in places if place.name == name]):
         data = data[: place.start] + encoded + data[place.end :]
