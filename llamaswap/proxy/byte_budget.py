@@ -97,7 +97,10 @@ def _text(path: Path) -> str:
 
 @define(eq=False)
 class _MemoryBound:
-    """The bytes that bodies may take of the tightest limit; measured again when it may have changed."""
+    """The bytes that bodies may take of the tightest limit; measured again when it may have changed.
+
+    `tightest` names that limit, by the last measurement.
+    """
 
     limits: list[MemoryLimit]
     seconds: Callable[[], float]
@@ -120,15 +123,11 @@ class _MemoryBound:
     def _share(limit: MemoryLimit, used: int) -> int:
         return min(limit.size // MEMORY_SHARE, (limit.size - limit.in_use() + used) // FREE_SHARE)
 
-    def words(self) -> str:
-        """The tightest limit, by the last measurement."""
-        return self.tightest
-
 
 def memory_budget(limits: list[MemoryLimit] | None = None, seconds: Callable[[], float] = time.monotonic) -> ByteBudget:
     """The budget of bodies in memory: a share of what this process may use."""
     bound = _MemoryBound(list(memory_limits()) if limits is None else limits, seconds)
-    return ByteBudget("memory", bound, bound.words)
+    return ByteBudget("memory", bound, lambda: bound.tightest)
 
 
 def disk_budget(folder: str | None = None, free: Callable[[str], int] | None = None) -> ByteBudget:

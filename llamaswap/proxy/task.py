@@ -22,8 +22,8 @@ class Awaitable(Protocol):
 T = TypeVar("T")
 
 
-def _no_listener(result: object) -> None:
-    """There is no listener yet."""
+def _ignore(result: object) -> None:
+    """There is no listener yet, or nothing left to cancel."""
 
 
 class Future(Generic[T]):
@@ -33,7 +33,7 @@ class Future(Generic[T]):
 
     def __init__(self, cancel: Callable[[BaseException | None], None]) -> None:
         self._cancel = cancel
-        self._listener: Callable[[None], object] = _no_listener
+        self._listener: Callable[[None], object] = _ignore
         self._settled = False
         self._outcome: T | None = None
         self._error: BaseException | None = None
@@ -73,13 +73,9 @@ class Future(Generic[T]):
 
     def _notify(self) -> None:
         self._settled = True
-        self._cancel = _nothing
-        listener, self._listener = self._listener, _no_listener
+        self._cancel = _ignore
+        listener, self._listener = self._listener, _ignore
         listener(None)
-
-
-def _nothing(error: BaseException | None) -> None:
-    """The future is settled."""
 
 
 class Task:
@@ -89,7 +85,7 @@ class Task:
 
     def __init__(self, coroutine: Coroutine[Awaitable, None, None]) -> None:
         self._coroutine = coroutine
-        self._listener: Callable[[Failure | None], object] = _no_listener
+        self._listener: Callable[[Failure | None], object] = _ignore
         self._over = False
         self._result: Failure | None = None
         self._go(None)
@@ -117,7 +113,7 @@ class Task:
             return
         self._over = True
         self._listener(self._result)
-        self._listener = _no_listener
+        self._listener = _ignore
 
 
 def forget_frames(error: BaseException) -> None:

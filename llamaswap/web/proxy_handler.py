@@ -200,32 +200,32 @@ class ProxyHandler:
         sessions = request.config.ui.activity.session_id
         key = supersede_key(model, exchange.head, exchange.client_address, sessions)
         listed = request.tracked or request.metered
-        acquisition = self._superseded.request(
+        pending = self._superseded.request(
             self.router,
             model.id,
             key,
             on_position=partial(self._moved_in_queue, request),
             origin=f"request:{request.id}" if listed else "",
         )
-        if acquisition.refusal is not None:
-            raise acquisition.refusal
-        request.stop = lambda _: acquisition.cancel()
-        exchange.on_gone(acquisition.cancel)
+        if pending.refusal is not None:
+            raise pending.refusal
+        request.stop = lambda _: pending.cancel()
+        exchange.on_gone(pending.cancel)
         try:
             # Without other targets only: behind a loading stream none of them could be tried.
             shows = request.shows_loading and not request.other_targets and not exchange.sink.started
-            if shows and not acquisition.ready:
+            if shows and not pending.ready:
                 request.show_loading(self.loading_stream(model.id, request.write_loading))
-            return await acquisition.granted
+            return await pending.granted
         except BaseException as error:
-            acquisition.cancel()  # otherwise a lease could be granted later that is never released
+            pending.cancel()  # otherwise a lease could be granted later that is never released
             if isinstance(error, CancelledError):
                 raise ClientGone() if exchange.gone else Cancelled() from None
             raise
         finally:
             request.stop = None
-            exchange.forget(acquisition.cancel)
-            self._superseded.ended(key, acquisition)
+            exchange.forget(pending.cancel)
+            self._superseded.ended(key, pending)
             request.end_loading()
 
     def _moved_in_queue(self, request: ProxyRequest, position: int) -> None:

@@ -58,14 +58,14 @@ class SupersedeRegistry:
         if key is None:
             return router.request(model, on_position=on_position, origin=origin)
         older = self._waiting.pop(key, None)
-        acquisition = router.supersede(older, on_position=on_position) if older is not None else None
-        if acquisition is None:
-            acquisition = router.request(model, on_position=on_position, origin=origin)
-        if acquisition.refusal is None and not acquisition.ready:
-            self._waiting[key] = acquisition
-        return acquisition
+        pending = router.supersede(older, on_position=on_position) if older is not None else None
+        if pending is None:
+            pending = router.request(model, on_position=on_position, origin=origin)
+        if pending.refusal is None and not pending.ready:
+            self._waiting[key] = pending
+        return pending
 
-    def ended(self, key: Hashable | None, acquisition: PendingLease) -> None:
+    def ended(self, key: Hashable | None, pending: PendingLease) -> None:
         """The request waits no longer."""
-        if key is not None and self._waiting.get(key) is acquisition:
+        if key is not None and self._waiting.get(key) is pending:
             del self._waiting[key]
