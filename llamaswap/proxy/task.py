@@ -123,7 +123,9 @@ def forget_frames(error: BaseException) -> None:
     variable. The frames, and the bodies of the request in them, would stay in memory until a full garbage collection.
     """
     next_error: BaseException | None = error
-    while next_error is not None:
+    seen: set[int] = set()
+    while next_error is not None and id(next_error) not in seen:
+        seen.add(id(next_error))
         next_error.__traceback__ = None
         vars(next_error).pop("__failure__", None)
         next_error = next_error.__cause__ or next_error.__context__

@@ -77,6 +77,8 @@ class LegacyRows:
     def stored(self, number: int) -> None:
         """A request was stored: clients of the old vocabulary get its row if it succeeded."""
         self.outdate()
+        if not self.fanout.connected:
+            return
         row = self.activity.recent(number)
         if row is not None and row.resp_status_code == 200:
             self.fanout.publish("legacy", "metrics", [self.activity.flat(row)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import define
+from attrs import define, evolve
 
 from llamaswap.config import Config, Model
 from llamaswap.errors import BadRequest, NoModelNamed
@@ -179,7 +179,7 @@ class Inference:
         content.rename(first)
         request = self._request(exchange, config, content, key_headers)
         request.choice, request.content = choice, as_received
-        request.other_targets = [Target.named(config, name) for name in others]
+        request.other_targets = [self._target(config, name, exchange.head, content.streaming) for name in others]
         request.metadata["selector"] = selector
         return await self._filtered(request, content)
 
@@ -195,27 +195,28 @@ class Inference:
         self, exchange: Exchange, config: Config, content: RequestContent, key_headers: frozenset[bytes]
     ) -> ProxyRequest:
         head = exchange.head
-        target = Target.named(config, content.model)
-        model = target.model
         raw_target = forwarded_target(head.target)
-        bypass = model is not None and bypasses_scheduler(model, head)
-        refusal = None
-        if model is not None:
-            refusal = ignored_websocket(model.id) if bypass else load_refusal(head, model.id)
-        request = ProxyRequest.of(
+        return ProxyRequest.of(
             exchange,
             config,
-            target,
+            self._target(config, content.model, head, content.streaming),
             path=head.path.decode("latin-1"),
             raw_target=raw_target,
             key_headers=key_headers,
             stored_path=raw_target.partition(b"?")[0].decode("latin-1"),
             streaming=content.streaming,
             metered=head.method == b"POST",
-            load_refusal=refusal,
-            bypass=bypass,
         )
-        request.shows_loading = (
-            model is not None and model.send_loading_state and content.streaming and head.path == LOADING_PATH
-        )
-        return request
+
+    def _target(self, config: Config, name: str, head: RequestHead, streaming: bool) -> Target:
+        target = Target.named(config, name)
+        model = target.model
+        if model is None:
+            return target
+        if bypasses_scheduler(model, head):
+            return evolve(target, load_refusal=ignored_websocket(model.id), bypass=True)
+        refusal = load_refusal(head, model.id)
+        shows_loading = model.send_loading_state and streaming and head.path == LOADING_PATH
+        if refusal is None and not shows_loading:
+            return target
+        return evolve(target, load_refusal=refusal, shows_loading=shows_loading)

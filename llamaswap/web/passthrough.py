@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Config, Model
@@ -121,8 +121,10 @@ class Passthrough:
             _redirect(exchange, PREFIX + quote(found.name).encode() + b"/")
             return None
         target = Target.named(config, found.name)
-        model = target.model
-        bypass = model is not None and bypasses_scheduler(model, head)
+        if target.model is not None:
+            bypass = bypasses_scheduler(target.model, head)
+            refusal = _load_refusal(config, target.model, head, found.rest, bypass)
+            target = evolve(target, load_refusal=refusal, bypass=bypass)
         request = ProxyRequest.of(
             exchange,
             config,
@@ -132,8 +134,6 @@ class Passthrough:
             key_headers=key_headers,
             tracked=is_model_path(head.method, found.rest),
             metered=head.method == b"POST" and found.rest in ALL_ROUTES,
-            load_refusal=_load_refusal(config, model, head, found.rest, bypass) if model is not None else None,
-            bypass=bypass,
         )
         if target.peer is not None and target.peer_model != found.name and _is_readable(head):
             await self._rename(request)
@@ -163,14 +163,12 @@ class Passthrough:
         return ProxyRequest.of(
             exchange,
             config,
-            Target(COMFYUI_MODEL, model),
+            Target(COMFYUI_MODEL, model, load_refusal=load_refusal, bypass=bypass),
             path=rest.decode("latin-1"),
             raw_target=rest + mark + query,
             key_headers=key_headers,
             tracked=False,
             metered=False,
-            load_refusal=load_refusal,
-            bypass=bypass,
         )
 
     async def _rename(self, request: ProxyRequest) -> None:
@@ -180,7 +178,7 @@ class Passthrough:
         if content.model == request.requested:
             content.rename(request.target.peer_model)
         request.streaming, request.decoded = content.streaming, content.decoded
-        request.source = await content.body(exchange.body)
+        request.source = await content.body(exchange.body, self.run)
         path = request.raw_target.partition(b"?")[0]
         request.raw_target = path + (b"?" + content.query if content.query else b"")
         if isinstance(request.source, BytesBody):

@@ -171,9 +171,10 @@ class ProxyHandler:
     # -- a local model -------------------------------------------------------------------------------------
 
     async def _to_model(self, request: ProxyRequest, model: Model) -> None:
-        if request.load_refusal is not None and self.router.state(model.id) != "ready":
-            raise NotReady(model.id, request.load_refusal)
-        if request.bypass:
+        refusal = request.target.load_refusal
+        if refusal is not None and self.router.state(model.id) != "ready":
+            raise NotReady(model.id, refusal)
+        if request.target.bypass:
             # It is not counted and makes no other request wait: it ends when the model is stopped.
             endpoint = self.router.status(model.id).endpoint
             if endpoint is None:
@@ -213,7 +214,7 @@ class ProxyHandler:
         exchange.on_gone(pending.cancel)
         try:
             # Without other targets only: behind a loading stream none of them could be tried.
-            shows = request.shows_loading and not request.other_targets and not exchange.sink.started
+            shows = request.target.shows_loading and not request.other_targets and not exchange.sink.started
             if shows and not pending.ready:
                 request.show_loading(self.loading_stream(model.id, request.write_loading))
             return await pending.granted
@@ -315,7 +316,7 @@ class ProxyHandler:
             upstream,
             head=head,
             body=request.source,
-            observer=None if request.bypass else request,
+            observer=None if request.target.bypass else request,
             decline=DECLINED_STATUSES if request.other_targets else (),
             reader=lease.reader_stalled if lease is not None else None,
         )

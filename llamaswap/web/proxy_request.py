@@ -29,13 +29,17 @@ SMALL_PIECE = 2048  # bytes; a larger piece reaches them at once
 class Target:
     """A model that may serve a request: a local `model`, or a `peer`'s that is called `peer_model` there.
 
-    Both are None if nothing has this name.
+    Both are None if nothing has this name. `load_refusal` says why the request must not load the model (None: it may),
+    `bypass` that it is served beside the scheduler; `shows_loading` allows the loading stream.
     """
 
     name: str
     model: Model | None = None
     peer: Peer | None = None
     peer_model: str = ""
+    load_refusal: str | None = None
+    bypass: bool = False
+    shows_loading: bool = False
 
     @property
     def unknown(self) -> bool:
@@ -56,11 +60,10 @@ class Target:
 class ProxyRequest(RequestInfo):
     """A request from the moment its model is known to the end of its response; the forwarder's observer.
 
-    `raw_target` (path and query) and `source` (the body) are what will be sent. `load_refusal` says why the request
-    must not load its model (None: it may), `bypass` that it is served beside the scheduler. `shows_loading` allows the
-    loading stream. `other_targets` follow, in order, if this one fails before a byte of its response went out;
-    `content` is the request as it came, to be edited for them. `choice` is the selector's, if one was asked.
-    `failure` is why its content cannot be sent, `decoded` says that it is sent without the client's content coding.
+    `raw_target` (path and query) and `source` (the body) are what will be sent. `other_targets` follow, in order, if
+    `target` fails before a byte of its response went out; `content` is the request as it came, to be edited for them.
+    `choice` is the selector's, if one was asked. `failure` is why its content cannot be sent, `decoded` says that it is
+    sent without the client's content coding.
     """
 
     exchange: Exchange
@@ -69,9 +72,6 @@ class ProxyRequest(RequestInfo):
     raw_target: bytes
     source: BodySource
     key_headers: frozenset[bytes] = header_rules.NO_HEADERS
-    load_refusal: str | None = None
-    bypass: bool = False
-    shows_loading: bool = False
     content: RequestContent | None = None
     other_targets: list[Target] = field(factory=list)
     choice: TargetChoice | None = None
@@ -103,8 +103,6 @@ class ProxyRequest(RequestInfo):
         streaming: bool = False,
         tracked: bool = True,
         metered: bool = True,
-        load_refusal: str | None = None,
-        bypass: bool = False,
     ) -> ProxyRequest:
         """The request of an exchange; its number and its time are set when it is opened."""
         head = exchange.head
@@ -120,16 +118,14 @@ class ProxyRequest(RequestInfo):
             exchange.arrived,
             0.0,
             streaming,
-            tracked and not bypass,
-            metered and not bypass,
+            tracked and not target.bypass,
+            metered and not target.bypass,
             exchange=exchange,
             config=config,
             target=target,
             raw_target=raw_target,
             source=exchange.body,
             key_headers=key_headers,
-            load_refusal=load_refusal,
-            bypass=bypass,
         )
 
     # -- what is sent --------------------------------------------------------------------------------------
@@ -147,7 +143,7 @@ class ProxyRequest(RequestInfo):
                 content.rename(self.target.peer_model)
         exchange = self.exchange
         self.decoded = content.decoded
-        self.source = await content.body(exchange.body)
+        self.source = await content.body(exchange.body, run)
         if isinstance(self.source, BytesBody):
             if content.scan is None:
                 self.captured_body = self.source.data

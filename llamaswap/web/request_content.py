@@ -72,10 +72,10 @@ class RequestContent:
         else:
             work()
 
-    async def body(self, source: BodySource) -> BodySource:
-        """The body to send. One that was not edited is sent from `source`, where it already lies."""
+    async def body(self, source: BodySource, run: RunBlocking) -> BodySource:
+        """The body to send; a large one is put together by `run`. Without an edit it is `source`, as it is."""
         if self.json is not None:
-            return BytesBody(self.json.render())
+            return BytesBody(await run(self.json.render) if self.json.large else self.json.render())
         if self.form is not None:
             return BytesBody(self.form)
         if self.scan is None or self.new_name is None:

@@ -159,6 +159,20 @@ class FailoverTests(SynchronousTestCase):
         self.finish()
         self.assertEqual((asked.sink.status, asked.sink.body), (200, b"2\r\n{}\r\n"))
 
+    def test_a_local_target_is_not_loaded_after_a_peer_if_the_request_forbids_loading(self):
+        self.select("lab/delta", "alpha")
+        self.stage.post({"model": "safe"}, b"/v1/chat/completions?autoload=false")
+        self.last.result.errback(REFUSED)
+        self.assertEqual((self.stage.router.asked, len(self.hosts)), ([], 1))
+
+    def test_the_loading_text_is_shown_if_the_last_target_has_it(self):
+        self.select("lab/delta", "alpha")
+        self.stage.router.auto = self.stage.router.ready = False
+        asked = self.ask(stream=True)
+        self.last.result.errback(REFUSED)
+        self.assertIn(b"llama", asked.sink.body)
+        asked.leave()
+
     def test_the_record_names_the_target_that_answered(self):
         self.ask()
         self.assertEqual(self.stage.witness.facts.model, "lab/delta")

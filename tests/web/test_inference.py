@@ -336,7 +336,7 @@ class Rewriting(SynchronousTestCase):
         self.assertEqual(stage.router.asked, [])
         waiting.callback(works[0]())
         self.assertEqual(stage.forwarding.upstream.name, "beta")
-        self.assertEqual(len(works), 2)  # one to cut it, one to apply the filters
+        self.assertEqual(len(works), 3)  # one to cut it, one to apply the filters, one to render the result
 
     def test_a_filter_that_cannot_apply_is_recorded_as_500(self):
         from llamaswap.config import Filters
