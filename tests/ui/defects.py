@@ -598,6 +598,19 @@ class RealDefects(harness.RealCase):
         page.locator(".gantt").get_by_role("button", name="Table").click()
         harness.until(lambda: page.locator(".gantt tbody tr").count() == 36)
 
+    def test_the_line_with_the_cursor_is_readable_in_the_editor(self) -> None:
+        if not harness.AXE.exists():
+            self.skipTest("axe is not installed (npm ci in ui)")
+        for theme in ("light", "dark"):
+            page = self.page("config", theme=theme, bypass_csp=True)
+            self.settled(page)
+            for text in ("-I -S", "healthCheckTimeout: 15", "aliases:"):
+                line = page.locator(".cm-line", has_text=text).first
+                line.click(position={"x": 20, "y": 8})
+                page.locator(".cm-activeLine", has_text=text).wait_for()
+                with self.subTest(theme=theme, line=text):
+                    self.assertEqual(self.axe(page), [])
+
     def test_a_bare_upstream_address_shows_the_models(self) -> None:
         page = self.page()
         page.goto(f"{self.url}/upstream")

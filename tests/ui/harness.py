@@ -267,12 +267,13 @@ class BrowserCase(unittest.TestCase):
         until(lambda: locator.count() == 0)
 
     def axe(self, page: Any) -> list[str]:
-        """What axe finds of serious or critical impact."""
+        """What axe finds of serious or critical impact, and why."""
         page.evaluate(AXE.read_text(encoding="utf-8"))
         found = page.evaluate(
             "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations"
             ".filter(v => ['serious', 'critical'].includes(v.impact))"
-            ".map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')))"
+            ".map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)"
+            " + ' ' + n.any.map(why => why.message).join(' ')).join(' | ')))"
         )
         return list(found)
 
