@@ -49,7 +49,7 @@ def changes(old: Config, new: Config) -> dict[str, list[str]]:
 def missing(config: Config) -> dict[str, list[str]]:
     """The programs that are not installed here, each with the models that need it."""
     found: dict[str, list[str]] = {}
-    for name, model in config.models.items():
+    for name, model in sorted(config.models.items()):
         try:
             program = command_line.split(model.cmd)[0]
         except command_line.EmptyCommand:

@@ -201,27 +201,30 @@ def _config(
     peers = references.peers(root.get("peers"), report)
     _resolve(values, report, store_problem)
     inherited = Config(**{name: values[name] for name in model_sections.INHERITED if name in values})
-    models = {
-        name: model_sections.model(drafted, placed[name], ports[name], inherited, report)
-        for name, drafted in drafts.items()
+    written = root.get("models")
+    models = {  # in the order of the file, because the first model with a tag is the one that is loaded for it
+        name: model_sections.model(drafts[name], placed[name], ports[name], inherited, report)
+        for name in (written.entries if isinstance(written, MappingNode) else ())
+        if name in drafts
     }
     report.raise_if_errors()
     models = references.with_aliases(models, report)
     _warn_of_shared_ports(models, report)
     routing = values.get("routing", Routing())
     selectors, profiles = values.get("selectors", {}), values.get("profiles", {})
-    index = NameIndex.of(models, peers, tuple(selectors))
     router = routing_sections.normalise(root, routing, values.get("groups"), values.get("matrix"), models, report)
+    groups = router.settings.groups or {}
+    index = NameIndex.of(models, peers, tuple(selectors), groups)
     scheduler = routing_sections.scheduler(routing.scheduler, index, report)
     report.raise_if_errors()
     references.check_peer_names(peers, index, profiles, report)
     references.check_selectors(selectors, router, index, peers, report)
     references.check_profiles(profiles, selectors, index, peers, report)
-    groups = router.settings.groups or {}
-    references.check_default_model(routing.default_model, selectors, index, peers, groups, report)
+    references.check_default_model(routing.default_model, index, peers, report)
+    references.check_tags(models, index, groups, profiles, report)
     hooks: HookSettings = values.get("hooks", HookSettings())
     check_commands(models.values(), hooks, report)
-    preload = references.preloaded(hooks.on_startup.preload, index, groups, report)
+    preload = references.preloaded(hooks.on_startup.preload, index, report)
     values.update(
         models=models,
         peers=peers,

@@ -8,25 +8,38 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from llamaswap.config.schema import Model, Peer
+    from llamaswap.config.schema import Group, Model, Peer
 
 
 @frozen
 class NameIndex:
-    """The tables for the lookups of Config. A bare name that several peers offer is None."""
+    """The tables for the lookups of Config. A bare name that several peers offer is None; `sets` are the members of the
+    groups and tags."""
 
     models: frozenset[str]
     aliases: Mapping[str, str]
     qualified: Mapping[str, tuple[str, str]]
     bare: Mapping[str, tuple[str, str] | None]
     selectors: frozenset[str]
+    sets: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, models: Mapping[str, Model], peers: Mapping[str, Peer], selectors: Sequence[str]) -> NameIndex:
+    def of(
+        cls,
+        models: Mapping[str, Model],
+        peers: Mapping[str, Peer],
+        selectors: Sequence[str],
+        groups: Mapping[str, Group],
+    ) -> NameIndex:
         aliases: dict[str, str] = {}
+        tagged: dict[str, dict[str, None]] = {}
         for model in models.values():
             for alias in model.aliases:
                 aliases.setdefault(alias, model.id)
+            for tag in model.tags:
+                tagged.setdefault(tag, {})[model.id] = None
+        sets = {tag: tuple(members) for tag, members in tagged.items()}
+        sets |= {name: group.members for name, group in groups.items()}
         qualified: dict[str, tuple[str, str]] = {}
         bare: dict[str, tuple[str, str] | None] = {}
         written = {name for peer in peers.values() if not peer.auto for name in peer.models}
@@ -36,7 +49,7 @@ class NameIndex:
                 if peers[peer_id].auto and name in written:
                     continue  # names in the configuration come before those that a peer lists
                 bare[name] = None if name in bare else (peer_id, name)
-        return cls(frozenset(models), aliases, qualified, bare, frozenset(selectors))
+        return cls(frozenset(models), aliases, qualified, bare, frozenset(selectors), sets)
 
     def real(self, name: str) -> str | None:
         return name if name in self.models else self.aliases.get(name)

@@ -56,22 +56,50 @@ def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, 
     return found
 
 
-def preloaded(
-    given: Sequence[str], names: NameIndex, groups: Mapping[str, Group], report: Diagnostics
-) -> tuple[str, ...]:
-    """The IDs of the models to preload: each name is that of a model, or of a group for all its members."""
+def check_tags(
+    models: Mapping[str, Model],
+    names: NameIndex,
+    groups: Mapping[str, Group],
+    profiles: Mapping[str, Profile],
+    report: Diagnostics,
+) -> None:
+    """Warn of each tag that is also another name, and say where a request for it goes."""
+    pins = {pin for profile in profiles.values() for pin in profile.pins}
+    seen: set[str] = set()
+    for model in models.values():
+        for index, tag in enumerate(model.tags):
+            path = f"models.{model.id}.tags[{index}]"
+            if not tag.strip():
+                report.error(f"model {model.id}: a tag must not be blank", path)
+            winners = (
+                ("a pin of a profile", tag in pins, "the pin's target while the profile is active"),
+                ("a selector", tag in names.selectors, "the selector"),
+                ("a model ID", tag in names.models, "that model"),
+                ("an alias", tag in names.aliases, f"model {names.aliases.get(tag)}"),
+                ("a model of a peer", names.peer(tag) is not None, "the peer"),
+                ("a group", tag in groups, "a member of the group"),
+            )
+            for kind, taken, winner in winners:
+                if taken and tag not in seen:
+                    report.warn(f"tag {tag!r} is also {kind}: a request for {tag!r} goes to {winner}", path)
+                    break
+            seen.add(tag)
+
+
+def preloaded(given: Sequence[str], names: NameIndex, report: Diagnostics) -> tuple[str, ...]:
+    """The IDs of the models to preload: each name is that of a model, or of a group or tag for all its members."""
     found: list[str] = []
     for index, name in enumerate(entry.strip() for entry in given):
         real = names.real(name)
         if real is not None:
             found.append(real)
-        elif name in groups:
-            found += groups[name].members
+        elif name in names.sets:
+            found += names.sets[name]
         elif name:
             report.warn(
-                f"{name!r} is neither a model nor a group, ignored",
+                f"{name!r} is neither a model nor a group nor a tag, ignored",
                 f"hooks.on_startup.preload[{index}]",
-                hint=did_you_mean(name, [*names.models, *names.aliases, *groups]),
+                hint=did_you_mean(name, [*names.models, *names.aliases, *names.sets]),
             )
     return tuple(found)
 
@@ -154,19 +182,12 @@ def check_peer_names(
                     report.error(f"{name!r} is {kind}, but the name is reserved for model {model!r} of a peer", path)
 
 
-def check_default_model(
-    name: str,
-    selectors: Mapping[str, Selector],
-    names: NameIndex,
-    found: Mapping[str, Peer],
-    groups: Mapping[str, Group],
-    report: Diagnostics,
-) -> None:
+def check_default_model(name: str, names: NameIndex, found: Mapping[str, Peer], report: Diagnostics) -> None:
     """`routing.defaultModel` must be the name of something that serves requests."""
-    if not name or name in selectors or name in groups:
+    if not name or name in names.selectors or name in names.sets:
         return
     if names.base(name) is None and not _may_be_discovered(name, found):
-        near = did_you_mean(name, [*names.models, *names.aliases, *names.qualified, *selectors, *groups])
+        near = did_you_mean(name, [*names.models, *names.aliases, *names.qualified, *names.selectors, *names.sets])
         report.error(f"defaultModel: unknown model {name!r}", "routing.defaultModel", hint=near)
 
 

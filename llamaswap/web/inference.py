@@ -140,13 +140,14 @@ class Inference:
         name = content.model
         profile = config.profiles.get(self.router.profile or "")
         pinned = profile is not None and name in profile.pins
-        return pinned or name in (config.routing.router.settings.groups or {}) or not self._is_unknown(name, config)
+        return pinned or bool(config.members(name)) or not self._is_unknown(name, config)
 
     def _is_unknown(self, name: str, config: Config) -> bool:
         return name not in config.selectors and Target.named(config, name).unknown
 
     def _resolve(self, content: RequestContent, config: Config) -> None:
-        """Replace the name by the default model's if it is missing, by its pin, or by that of a group's member."""
+        """Replace the name by the default model's if it is missing, by its pin, or by that of a member of the group or
+        tag."""
         if not content.model and config.routing.default_model:
             content.rename(config.routing.default_model)
         profile = config.profiles.get(self.router.profile or "")
@@ -155,10 +156,10 @@ class Inference:
             content.rename(pin)
         if not content.model:
             raise NoModelNamed()
-        group = (config.routing.router.settings.groups or {}).get(content.model)
-        if group is not None and group.members and self._is_unknown(content.model, config):
-            ready = (member for member in group.members if self.router.state(member) == "ready")
-            content.rename(next(ready, group.members[0]))
+        members = config.members(content.model)
+        if members and self._is_unknown(content.model, config):
+            ready = (member for member in members if self.router.state(member) == "ready")
+            content.rename(next(ready, members[0]))
 
     def _is_avoided(self, config: Config, name: str) -> bool:
         peer = config.peer(name) if config.real(name) is None else None

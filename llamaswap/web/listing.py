@@ -118,6 +118,8 @@ class ListingEndpoints:
         meta = {**shared, "type": "model"}
         if aliases:
             meta["aliases"] = aliases
+        if model.tags:
+            meta["tags"] = list(model.tags)
         if failures:
             meta["failures"] = failures
         yield record(model.id, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
@@ -217,6 +219,7 @@ def status_rows(router: Router, peers: PeerDirectory) -> list[JsonObject]:
         state = router.state(model.id)
         optional = {
             "aliases": every_alias(model),
+            "tags": list(model.tags),
             "capabilities": capability_flags(model.capabilities),
             "context_length": model.capabilities.context,
             "asleep": model.id in suspended,

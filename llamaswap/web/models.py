@@ -41,6 +41,7 @@ class ModelDetail:
     description: str | None
     state: str
     aliases: list[str]
+    tags: list[str]
     unlisted: bool
     cmd: list[str]
     proxy: str
@@ -208,6 +209,7 @@ class ModelEndpoints:
             description=model.description,
             state=status.state,
             aliases=every_alias(model),
+            tags=list(model.tags),
             unlisted=model.unlisted,
             cmd=masked_command(status.cmd or _words(model.cmd), secrets),
             proxy=masked_text(model.proxy, secrets),

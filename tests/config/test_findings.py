@@ -81,6 +81,37 @@ class NameTests(FindingCase):
         self.assertEqual(self.ok(TWO + "routing: {defaultModel: owl}").routing.default_model, "owl")
         self.only(TWO + "routing:\n  defaultModel: ovl\n", "f0.yaml:8", "'ovl'", "`owl`")
 
+    def test_tag_that_is_another_name_too_is_reported_with_its_line_and_what_wins(self):
+        text = TWO + "    aliases: [biddy]\n    tags:\n      - free\n      - %s\n"
+        more = (
+            "selectors: {s: {strategy: pin, targets: [owl]}}\npeers: {p: {proxy: 'http://h:1', models: [far]}}\n"
+            "groups: {g: {members: [owl]}}\nprofiles: {day: {pins: {best: owl}}}\n"
+        )
+        for tag, kind, winner in (
+            ("owl", "a model ID", "that model"),
+            ("biddy", "an alias", "model hen"),
+            ("s", "a selector", "the selector"),
+            ("far", "a model of a peer", "the peer"),
+            ("p/far", "a model of a peer", "the peer"),
+            ("g", "a group", "a member of the group"),
+            ("best", "a pin of a profile", "while the profile is active"),
+        ):
+            self.only(text % tag + more, "f0.yaml:10", f"tag {tag!r} is also {kind}", winner)
+        self.only(text % "''", "f0.yaml:10", "a tag must not be blank")
+
+    def test_tag_of_several_models_is_reported_once_and_a_free_one_not_at_all(self):
+        text = "models:\n  a: {cmd: 's ${PORT}', tags: [x, b]}\n  b: {cmd: 's ${PORT}', tags: [x, b, x]}\n"
+        self.only(text, "f0.yaml:2", "tag 'b' is also a model ID")
+
+    def test_tag_prefers_the_first_model_of_the_file(self):
+        text = "models:\n  z: {cmd: 's ${PORT}', tags: [x]}\n  a: {cmd: 's ${PORT}', tags: [x]}\n"
+        config = self.ok(text + "hooks: {on_startup: {preload: [x]}}\nrouting: {defaultModel: x}\n")
+        self.assertEqual(self.loaded.warnings, ())
+        self.assertEqual(config.members("x"), ("z", "a"))
+        self.assertEqual(config.hooks.on_startup.preload, ("z", "a"))
+        self.assertEqual((config.models["a"].port, config.models["z"].port), (5800, 5801))
+        self.assertEqual(config.members("y"), ())
+
     def test_unknown_model_in_the_priorities_is_reported_with_its_line(self):
         text = TWO + "routing:\n  scheduler:\n    settings:\n      fifo:\n        priority:\n          hne: 5\n"
         self.only(text, "f0.yaml:12", "'hne'")

@@ -424,6 +424,49 @@ class DefaultsAndGroups(SynchronousTestCase):
             stage.post({"model": "chat"})
             self.assertEqual(stage.forwarding.upstream.name, expected)
 
+    def tagged(self, states=()):
+        """Two models share the tag small; the first of them is not the first by name."""
+        models = [model("zed", tags=("coding", "small")), model("mid", tags=("small",))]
+        return Stage(config=config(models=models), states=dict(states))
+
+    def test_a_tag_means_a_loaded_model_with_it_or_else_the_first_in_the_configuration(self):
+        for states, expected in ((), "zed"), ([("mid", "ready")], "mid"), ([("mid", "starting")], "zed"):
+            stage = self.tagged(states)
+            stage.post({"model": "small"})
+            self.assertEqual(stage.forwarding.upstream.name, expected)
+
+    def test_a_tag_is_a_name_also_on_a_path_that_no_route_has(self):
+        stage = self.tagged()
+        stage.inference.other_route = lambda path: False
+        stage.post({"model": "coding"}, b"/v9/invented")
+        self.assertEqual(stage.forwarding.upstream.name, "zed")
+
+    def test_every_other_name_wins_over_a_tag(self):
+        groups = EvictionSettings(settings=RouterSettings(groups={"g": Group(members=("org",))}))
+        for name, expected in (
+            ("whisper", "whisper"),
+            ("al", "alpha"),
+            ("pick", "beta"),
+            ("delta", "peer proxy error"),
+            ("g", "org"),
+        ):
+            stage = Stage(
+                config=config(
+                    models=[model("zed", tags=(name,))],
+                    peers={"lab": Peer("lab")},
+                    routing=Routing(router=groups),
+                )
+            )
+            stage.post({"model": name})
+            self.assertEqual(stage.forwarding.upstream.name, expected, name)
+
+    def test_a_pin_wins_over_a_tag_while_its_profile_is_active(self):
+        for profile, expected in (None, "zed"), ("work", "alpha"):
+            stage = Stage(config=config(models=[model("zed", tags=("chat",))]))
+            stage.router.profile = profile
+            stage.post({"model": "chat"})
+            self.assertEqual(stage.forwarding.upstream.name, expected)
+
 
 class OtherPaths(SynchronousTestCase):
     """A POST that names a model reaches it, also on a path that no release of ours knows."""

@@ -1,8 +1,9 @@
 from attrs import evolve
 from twisted.trial.unittest import TestCase
 
-from llamaswap.config import Selector
+from llamaswap.config import Config, Model, Selector
 from llamaswap.errors import FailureRecord
+from llamaswap.web.listing import status_rows
 from tests.web.doubles import FakeModelRouter, World, example_config
 
 
@@ -53,6 +54,17 @@ class ListingTests(TestCase):
         )
         told = {one["id"]: one["meta"]["llamaswap"].get("failures") for one in listed}
         self.assertEqual((told["alpha"], told["beta"]), (3, None))
+
+    def test_tags_of_a_model_are_in_its_metadata_and_in_the_status_of_models(self):
+        tagged = Model("m", tags=("coding", "small"), metadata={"tags": "mine"})
+        plain = Model("n", metadata={"tags": "mine"})
+        world = World(FakeModelRouter(Config(models={"m": tagged, "n": plain})))
+        self.assertEqual(listed(world)["m"]["meta"]["llamaswap"], {"type": "model", "tags": ["coding", "small"]})
+        self.assertEqual(listed(world)["n"]["meta"]["llamaswap"], {"type": "model", "tags": "mine"})
+        self.assertEqual(
+            [row.get("tags") for row in status_rows(world.router, world.peers)], [["coding", "small"], None]
+        )
+        self.assertEqual(world.ask("/api/models/m").json["tags"], ["coding", "small"])
 
     def test_names_made_by_filters_count_as_aliases(self):
         """http T079"""

@@ -187,7 +187,8 @@ class OnStartup:
     """What happens after the start of the service."""
 
     preload: tuple[str, ...] = field(
-        default=(), metadata=key("preload", TextListType(), "Models to load, in this order; a group loads its members.")
+        default=(),
+        metadata=key("preload", TextListType(), "Models to load, in this order; a group or a tag loads its members."),
     )
 
 
@@ -401,7 +402,8 @@ class Config:
     def _index_names(self) -> NameIndex:
         from llamaswap.config.lookup import NameIndex
 
-        return NameIndex.of(self.models, self.peers, tuple(self.selectors))
+        groups = self.routing.router.settings.groups or {}
+        return NameIndex.of(self.models, self.peers, tuple(self.selectors), groups)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -419,6 +421,10 @@ class Config:
     def base(self, name: str) -> str | None:
         """The local model's ID, or `name` if a peer offers it."""
         return self._names.base(name)
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The models that a group, or else a tag, of this name stands for; empty if there is neither."""
+        return self._names.sets.get(name, ())
 
     def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
         """(name, segments used) of the longest leading run that names a model; empty segments are skipped."""

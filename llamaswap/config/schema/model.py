@@ -241,6 +241,14 @@ class Model:
     aliases: tuple[str, ...] = field(
         default=(), metadata=key("aliases", TextListType(), "Other names that requests may use for this model.")
     )
+    tags: tuple[str, ...] = field(
+        default=(),
+        metadata=key(
+            "tags",
+            TextListType(),
+            "Names that models share: a request for one goes to a loaded model with it, else to the first in the file.",
+        ),
+    )
     env: tuple[str, ...] = field(
         default=(),
         repr=False,

@@ -155,7 +155,7 @@ class Routing:
         metadata=key(
             "defaultModel",
             TextType(),
-            "The model, selector, group or peer's model for requests that name none; empty: they get 404.",
+            "The model, selector, group, tag or peer's model for requests that name none; empty: they get 404.",
         ),
     )
 

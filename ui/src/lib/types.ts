@@ -10,6 +10,7 @@ export interface ModelStatus {
   unlisted: boolean;
   peerID: string;
   aliases?: string[];
+  tags?: string[];
   capabilities?: Record<string, boolean>;
   context_length?: number;
   /** Stopped, but its server sleeps and is woken faster than one is started. */

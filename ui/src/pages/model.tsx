@@ -91,6 +91,7 @@ export function ModelPage() {
             {model.name && model.name !== model.id && <span>{model.name}</span>}
             {model.description && <span class="muted">{model.description}</span>}
             {model.aliases?.length ? <span class="muted">also {model.aliases.join(", ")}</span> : null}
+            {model.tags?.map((tag) => <span key={tag} class="tag">{tag}</span>)}
             <Capabilities model={model} />
           </div>
         </div>

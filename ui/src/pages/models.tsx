@@ -160,6 +160,7 @@ const Row = memo(function Row(props: {
           <div class="model-sub">
             {model.description && <span class="muted">{model.description}</span>}
             {model.aliases?.length ? <span class="muted">also {model.aliases.join(", ")}</span> : null}
+            {model.tags?.map((tag) => <span key={tag} class="tag">{tag}</span>)}
             <Capabilities model={model} />
           </div>
         )}
@@ -198,7 +199,7 @@ export function Models() {
 
   const hidden = localModels.value.filter((model) => model.unlisted).length;
   const match = (model: ModelStatus) =>
-    !text || [model.id, model.name, model.description, ...(model.aliases ?? []), ...Object.keys(model.capabilities ?? {})].join(" ").toLowerCase().includes(text);
+    !text || [model.id, model.name, model.description, ...(model.aliases ?? []), ...(model.tags ?? []), ...Object.keys(model.capabilities ?? {})].join(" ").toLowerCase().includes(text);
   const stateRank = (model: ModelStatus) => ["ready", "starting", "stopping"].indexOf(model.state) + 1 || 9;
   const shown = localModels.value
     .filter((model) => (unlisted.value || !model.unlisted || model.state !== "stopped") && match(model))
@@ -242,7 +243,7 @@ export function Models() {
           class="input grow"
           type="search"
           data-filter
-          placeholder="Filter by name, alias, capability…"
+          placeholder="Filter by name, alias, tag, capability…"
           aria-label="Filter models"
           value={query.get("q") ?? ""}
           onInput={(event) => setQuery({ q: event.currentTarget.value })}
