@@ -47,7 +47,7 @@ from llamaswap.web.processes import stalled
 log = Logger("llamaswap.app.service")
 
 # A request leaves no reference cycles, so collecting as often as by default is a tenth of the work for nothing.
-GC_THRESHOLD = (10_000, 20, 50)
+GC_THRESHOLD = (10_000, 20, 10)
 
 
 class LlamaSwap(MultiService):

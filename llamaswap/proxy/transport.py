@@ -38,11 +38,17 @@ class TcpTransport(Transport, Protocol):
     def getHandle(self) -> object: ...
 
 
-def client_has_closed(transport: TcpTransport) -> bool:
-    """Whether the kernel knows that the client has closed its side of the connection or is gone."""
+def kernel_socket(transport: object) -> socket.socket | None:
+    """The socket of a connection, perhaps with TLS on it; None for a transport without one."""
     tcp = getattr(transport, "transport", transport)  # below TLS
     handle = tcp.getHandle() if hasattr(tcp, "getHandle") else None
-    if not isinstance(handle, socket.socket) or not hasattr(socket, "TCP_INFO"):
+    return handle if isinstance(handle, socket.socket) else None
+
+
+def client_has_closed(transport: TcpTransport) -> bool:
+    """Whether the kernel knows that the client has closed its side of the connection or is gone."""
+    handle = kernel_socket(transport)
+    if handle is None or not hasattr(socket, "TCP_INFO"):
         return False
     try:
         return handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED

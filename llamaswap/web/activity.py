@@ -183,7 +183,8 @@ class ActivityEndpoints:
             return
         export = _Export(self.activity, wanted, export_format, stream.write, stream.end)
         export.begin()
-        await stream.until_end(export)
+        stream.register(export)
+        await stream.until_end()
 
     @route("GET", "/api/captures/<rest:number>", answer=CaptureDocument)
     def capture(self, call: AdminRequest) -> Response:

@@ -7,6 +7,7 @@ reactor is not busy with their sockets alone. This module must not know what eve
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from attrs import Factory, define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -33,6 +34,8 @@ class EventFanout:
     """The clients, and the events on their way to them. `number` is that of the last event."""
 
     clock: IReactorTime
+    unread: Callable[[], None] = field(default=lambda: None, init=False)
+    """Called when no client reads any more."""
     number: int = field(default=0, init=False)
     _feeds: dict[Feed, None] = field(factory=dict, init=False)
     _current: dict[Feed, None] = field(factory=dict, init=False)
@@ -45,9 +48,9 @@ class EventFanout:
     _heartbeat: LoopingCall = field(default=Factory(_heartbeat_loop, takes_self=True), init=False)
 
     @property
-    def connected(self) -> bool:
-        """Whether there are clients."""
-        return bool(self._feeds)
+    def reading(self) -> bool:
+        """Whether there is a client that gets events. For clients that have fallen behind, none are made."""
+        return bool(self._current)
 
     @property
     def feeds(self) -> tuple[Feed, ...]:
@@ -62,17 +65,22 @@ class EventFanout:
             self._heartbeat.start(HEARTBEAT_INTERVAL, now=False)
 
     def leave(self, feed: Feed) -> None:
-        """Send no more events to this client. After the last one, nothing is kept for a replay: later events, which are
-        not seen, would be missing."""
+        """Send no more events to this client."""
         self._feeds.pop(feed, None)
+        self._fell_behind(feed)
+        if not self._feeds and self._heartbeat.running:
+            self._heartbeat.stop()
+
+    def _fell_behind(self, feed: Feed) -> None:
+        """After the last client that reads, nothing is kept for a replay: later events, which are not made, would be
+        missing in it."""
         self._current.pop(feed, None)
-        if not self._feeds:
-            if self._heartbeat.running:
-                self._heartbeat.stop()
+        if not self._current:
             self._recent.clear()
             self._gathered.clear()
             self._recent_bytes = 0
             self.flush()
+            self.unread()
 
     def caught_up(self, feed: Feed) -> None:
         """Send events again to a client that had fallen behind and now has the current state."""
@@ -86,10 +94,10 @@ class EventFanout:
             feed.beat()
 
     def publish(self, topic: str, kind: str, data: object) -> None:
-        """Send an event to every client that wants its topic; without clients it is not even encoded."""
-        if not self._feeds:
-            return
+        """Send an event to every client that wants its topic; unless a client reads, it is not even encoded."""
         self.number += 1
+        if not self._current:
+            return
         event = message(topic, kind, data, self.number)
         self._recent.append(event)
         self._recent_bytes += len(event.wire)
@@ -121,7 +129,7 @@ class EventFanout:
             if events.wire:
                 feed.send(events)
                 if feed.stale:
-                    del self._current[feed]
+                    self._fell_behind(feed)
 
     def events_since(self, number: int) -> list[FeedMessage] | None:
         """The events after this number; None if some of them are not kept any more."""

@@ -77,7 +77,7 @@ class LegacyRows:
     def stored(self, number: int) -> None:
         """A request was stored: clients of the old vocabulary get its row if it succeeded."""
         self.outdate()
-        if not self.fanout.connected:
+        if not self.fanout.reading:
             return
         row = self.activity.recent(number)
         if row is not None and row.resp_status_code == 200:
@@ -133,6 +133,7 @@ class EventEndpoints:
     def __attrs_post_init__(self) -> None:
         self.legacy_rows = LegacyRows(self.activity, self.fanout)
         self._logs = LogTopics(self.registry, lambda: self.router.config, self.fanout)
+        self.fanout.unread = self._subscribe
         for event in (StateChanged, SleepEnded, PeersChanged):
             self.bus.subscribe(event, lambda _: self._models_changed())
         self.bus.subscribe(ProfileChanged, self._profile_changed)
@@ -152,7 +153,8 @@ class EventEndpoints:
         stream = self.streams.open(call, b"text/event-stream", headers)
         if stream.ended:
             return
-        feed = Feed(stream, topics, self._state_for)
+        feed = Feed(self.fanout.clock, stream, topics, self._state_for)
+        stream.register(feed)
         # Written text that is not an event yet is part of the history below; it must not come twice.
         self._logs.flush()
         _send(feed, self._missed(call, feed))
@@ -161,7 +163,7 @@ class EventEndpoints:
         if topics is None:
             self.legacy_rows.send(feed)
         try:
-            await stream.until_end(feed)
+            await stream.until_end()
         finally:
             self._leave(feed)
 
@@ -181,12 +183,13 @@ class EventEndpoints:
     def _state_for(self, feed: Feed) -> list[FeedMessage]:
         """The state for a client that had fallen behind and reads again."""
         self.fanout.caught_up(feed)
+        self._subscribe()
         return self._current_state(feed)
 
     def _current_state(self, feed: Feed) -> list[FeedMessage]:
         """The whole state, as far as the client asked for it."""
         number, now = self.fanout.number, self.fanout.clock.seconds()
-        if not self.fanout.connected or self._state_number != number or now >= self._state_until:
+        if not self.fanout.reading or self._state_number != number or now >= self._state_until:
             ui = {"activity": {"session_id": list(self.router.config.ui.activity.session_id)}}
             self._state = [
                 message("models", "modelStatus", status_rows(self.router, self.peers), number),
@@ -211,14 +214,14 @@ class EventEndpoints:
         self._subscribe()
 
     def _subscribe(self) -> None:
-        """Watch the requests while a client is connected, and the machine, whose GPUs may sleep otherwise, while a
+        """Watch the requests while a client reads, and the machine, whose GPUs may sleep otherwise, while a
         client asked for its samples."""
-        connected = self.fanout.connected
-        if connected and self._leave_inflight is None:
+        reading = self.fanout.reading
+        if reading and self._leave_inflight is None:
             self._leave_inflight = self.inflight.subscribe(
                 lambda event: self.fanout.publish("inflight", "inflight", event)
             )
-        elif not connected and self._leave_inflight is not None:
+        elif not reading and self._leave_inflight is not None:
             self._leave_inflight()
             self._leave_inflight = None
             self._state = []
@@ -234,7 +237,7 @@ class EventEndpoints:
     # -- events --------------------------------------------------------------------------------------------
 
     def _models_changed(self) -> None:
-        if self.fanout.connected:
+        if self.fanout.reading:
             self.fanout.publish("models", "modelStatus", status_rows(self.router, self.peers))
 
     def _profile_changed(self, event: ProfileChanged) -> None:

@@ -46,8 +46,8 @@ class LogEndpoints:
         if "no-history" not in call.query:
             stream.write(monitor.history())
         # The subscription is the producer: a paused reader keeps a bounded backlog and finds a marker for the rest.
-        subscription = monitor.subscribe(stream.write)
-        await stream.until_end(subscription)
+        stream.register(monitor.subscribe(stream.write))
+        await stream.until_end()
 
     def _monitor(self, call: AdminRequest) -> LogMonitor:
         segments = [part for part in call.raw_rest("/logs/stream")[1:] if part]

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 
 from attrs import define, field, frozen
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from llamaswap.web.admin_request import json_bytes
@@ -18,6 +18,8 @@ from llamaswap.web.streaming_response import StreamingResponse
 
 MAX_QUEUED_MESSAGES = 1024  # for one paused client
 MAX_QUEUED_BYTES = 1024 * 1024  # of them, because log messages can be large
+PIECE = 16 * 1024  # bytes of a message that are written at once
+LONGEST_PAUSE = 2.0  # seconds; a client that reads nothing for longer gets the current state when it reads again
 
 
 @frozen
@@ -48,12 +50,15 @@ class Feed:
     shared messages, so a thousand clients that read nothing hold each message once.
     """
 
+    clock: IReactorTime
     stream: StreamingResponse
     topics: frozenset[str] | None
     _current_state: Callable[[Feed], Collection[FeedMessage]]
     _queue: deque[FeedMessage] = field(factory=deque, init=False)
     _queued: int = field(default=0, init=False)
-    _paused: bool = field(default=False, init=False)
+    _rest: memoryview = field(default=memoryview(b""), init=False)
+    """What the socket has not taken of the message before those in the queue."""
+    _paused_at: float | None = field(default=None, init=False)
     _stopped: bool = field(default=False, init=False)
     since: int = field(default=0, init=False)
     """The number of the last event before the state that the client got."""
@@ -70,14 +75,28 @@ class Feed:
         """Send now, queue while the socket is full, or fall behind. Does nothing after the client has left."""
         if self.stale or self._stopped:
             return
-        if not self._paused:
-            self.stream.write(event.form(self.topics is not None))
-        elif len(self._queue) >= MAX_QUEUED_MESSAGES or self._queued + len(event.wire) > MAX_QUEUED_BYTES:
+        if self._paused_at is None:
+            self._write(event)
+        elif (
+            len(self._queue) >= MAX_QUEUED_MESSAGES
+            or self._queued + len(event.wire) > MAX_QUEUED_BYTES
+            or self.clock.seconds() - self._paused_at > LONGEST_PAUSE
+        ):
             self._drop()
             self.stale = True
         else:
             self._queue.append(event)
             self._queued += len(event.wire)
+
+    def _write(self, event: FeedMessage) -> None:
+        """Write a message in pieces, so that a socket that is full holds back the rest of a large one."""
+        self._rest = memoryview(event.form(self.topics is not None))
+        self._write_rest()
+
+    def _write_rest(self) -> None:
+        while self._rest and self._paused_at is None:
+            piece, self._rest = self._rest[:PIECE], self._rest[PIECE:]
+            self.stream.write(bytes(piece))
 
     def _drop(self) -> None:
         self._queue.clear()
@@ -85,25 +104,28 @@ class Feed:
 
     def beat(self) -> None:
         """Send a sign of life; a full socket needs none."""
-        if not self._paused:
+        if self._paused_at is None:
             self.stream.write(b": ping\n\n")
 
     def pauseProducing(self) -> None:
-        self._paused = True
+        if self._paused_at is None:
+            self._paused_at = self.clock.seconds()
 
     def resumeProducing(self) -> None:
-        self._paused = False
-        if self.stale:
+        self._paused_at = None
+        self._write_rest()
+        while self._queue and self._paused_at is None:
+            event = self._queue.popleft()
+            self._queued -= len(event.wire)
+            self._write(event)
+        if self.stale and self._paused_at is None:
             self.stale = False
             for event in self._current_state(self):
                 self.send(event)
-            return
-        held = b"".join([event.form(self.topics is not None) for event in self._queue])
-        self._drop()
-        self.stream.write(held)
 
     def stopProducing(self) -> None:
         self._stopped = True
+        self._rest = memoryview(b"")
         self._drop()
 
 

@@ -6,6 +6,7 @@ A stream ends when its client leaves, when the service stops, or when a reload e
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 
 from attrs import define, field
@@ -13,7 +14,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.web.http import Request
 
+from llamaswap.proxy.transport import kernel_socket
 from llamaswap.web.admin_request import AdminRequest
+
+SEND_BUFFER = 64 * 1024  # bytes in the kernel for one client that does not read; it would take megabytes
 
 
 @define(eq=False)
@@ -21,6 +25,7 @@ class StreamingResponse:
     """One client's open response."""
 
     request: Request
+    _producer: IPushProducer | None = None
     _done: Deferred[None] | None = None
     ended: bool = False
     gone: bool = False
@@ -30,15 +35,20 @@ class StreamingResponse:
         if data and not self.ended:
             self.request.write(data)
 
-    async def until_end(self, producer: IPushProducer) -> None:
-        """Wait for the end. Until then the client's socket pauses and resumes `producer`, which is stopped then."""
-        if self.ended:
-            producer.stopProducing()
-            return
-        self.request.registerProducer(producer, True)
-        self._done = Deferred()
+    def register(self, producer: IPushProducer) -> None:
+        """Let the client's socket pause and resume `producer`, which is stopped at the end."""
+        self._producer = producer
+        if not self.ended:
+            self.request.registerProducer(producer, True)
+
+    async def until_end(self) -> None:
+        """Wait for the end, then stop the producer."""
+        producer, self._producer = self._producer, None
+        assert producer is not None, "a stream has a producer before its end is waited for"
         try:
-            await self._done
+            if not self.ended:
+                self._done = Deferred()
+                await self._done
         finally:
             self.ended = True
             producer.stopProducing()
@@ -79,6 +89,9 @@ class StreamingResponses:
             stream.ended = True
             return stream
         self._open.add(stream)
+        handle = kernel_socket(getattr(request.channel, "transport", None))
+        if handle is not None:
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         # Registered before the first wait, so that it is called before Klein cancels the waiting handler.
         request.notifyFinish().addCallbacks(lambda _: self._open.discard(stream), lambda _: self._left(stream))
         return stream

@@ -66,6 +66,22 @@ def resident(pid):
     return int(re.search(r"RssAnon:\s+(\d+)", text)[1]) * 1024
 
 
+def busy(pid):
+    """The seconds of processor time the process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def event_client(product):
+    """A client of the event stream that reads nothing, and has little room for what comes."""
+    line = socket.socket()
+    line.settimeout(30)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.connect(("127.0.0.1", urlsplit(product.url).port))
+    line.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return line
+
+
 def connect(product):
     where = urlsplit(product.url)
     return socket.create_connection((where.hostname, where.port), timeout=30)
@@ -353,6 +369,52 @@ class LoadTests(HostileCase):
             for held_up in within(0.25, tries=3):
                 held_up(self.drop_two_hundred(product, head + body))
             self.assertEqual(product.json("/v1/chat/completions", chat("other"))["model"], "other")
+
+    def test_a_thousand_event_clients_that_never_read_cost_requests_little(self):
+        """At most 20 % of the processor time of a request, and the same memory in every round."""
+        with Product(config(one="")) as product:
+            for _ in range(300):  # caches and the ring of activity are filled first
+                product.ask("/v1/chat/completions", chat("one"))
+            for more_than_allowed in within(0.2, tries=3):
+                alone = self.processor_time(product)
+                clients = [event_client(product) for _ in range(1000)]
+                try:
+                    self.processor_time(product)  # fills the clients' buffers
+                    beside = self.processor_time(product)
+                finally:
+                    for client in clients:
+                        client.close()
+                wait_for(lambda: len(os.listdir(f"/proc/{product.process.pid}/fd")) < 100, 30, "the clients' end")
+                print(f"{alone * 1e6:.0f} us a request alone, {beside * 1e6:.0f} us beside 1,000 event clients")
+                more_than_allowed(beside / alone - 1)
+            memory = []
+            for _ in range(5):
+                clients = [event_client(product) for _ in range(1000)]
+                self.processor_time(product, 200)
+                memory.append(resident(product.process.pid) / MEGA)
+                for client in clients:
+                    client.close()
+                wait_for(lambda: len(os.listdir(f"/proc/{product.process.pid}/fd")) < 100, 30, "the clients' end")
+            print("MiB in each round:", *(f"{one:.0f}" for one in memory))
+            self.assertLess(memory[-1] - memory[0], 8)
+
+    def processor_time(self, product, count=1500):
+        """The seconds of processor time that the product takes for a request, over so many on one connection."""
+        began = busy(product.process.pid)
+        with connect(product) as line, line.makefile("rb") as answers:
+            body = json.dumps(chat("one")).encode()
+            request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            request += b"Content-Length: %d\r\n\r\n" % len(body) + body
+            for _ in range(count):
+                line.sendall(request)
+                self.assertIn(b"200", answers.readline())
+                length = 0
+                while (header := answers.readline()) not in (b"\r\n", b""):
+                    name, _, value = header.partition(b":")
+                    length = int(value) if name.lower() == b"content-length" else length
+                self.assertGreater(length, 0)
+                answers.read(length)
+        return (busy(product.process.pid) - began) / count
 
     def drop_two_hundred(self, product, request):
         """The seconds the slowest request of somebody else took while 200 streams were dropped, each after 5 MB."""

@@ -1,6 +1,7 @@
 import json
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from llamaswap.events import (
@@ -15,7 +16,7 @@ from llamaswap.events import (
 from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.web.event_fanout import GATHER_TIME_PER_CLIENT, MAX_GATHERED_BYTES, MAX_IMMEDIATE_CLIENTS
 from llamaswap.web.event_stream import RENDERING_LIFETIME
-from llamaswap.web.sse_feed import MAX_QUEUED_MESSAGES, Feed, message
+from llamaswap.web.sse_feed import LONGEST_PAUSE, MAX_QUEUED_MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
 from tests.web.doubles import FakeModelRouter, World
 
@@ -198,6 +199,42 @@ class BackPressureTests(TestCase):
         self.assertEqual([data["id"] for _, data, _ in events(client.answer().body[seen:])], ["0", "1", "2"])
         client.leave()
 
+    def test_for_clients_that_do_not_read_no_events_are_made(self):
+        world = World()
+        client = world.open("/api/events?topics=inflight,models,swaps")
+        seen = len(client.answer().body)
+        client.transport.producer.pauseProducing()
+        world.clock.advance(LONGEST_PAUSE + 0.1)
+        world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        self.assertEqual(world.inflight.listeners, [])
+        world.bus.publish(SwapBegan(2, "alpha", (), "", 0.0))
+        client.transport.producer.resumeProducing()
+        world.bus.publish(SwapBegan(3, "alpha", (), "", 0.0))
+        world.inflight.tell({"operation": "remove", "id": "x"})
+        told = events(client.answer().body[seen:])
+        self.assertEqual(
+            [kind for kind, _, _ in told], ["modelStatus", "uiConfig", "profileChanged", "inflight", "swap", "inflight"]
+        )
+        self.assertEqual(told[4][1]["id"], 3)
+        client.leave()
+
+    def test_a_returning_client_gets_no_gap_after_events_that_were_not_made(self):
+        world = World()
+        client = world.open("/api/events?topics=swaps,logs:alpha")
+        world.bus.publish(SwapBegan(1, "alpha", (), "", 0.0))
+        last = events(client.answer().body)[-1][2]
+        client.transport.producer.pauseProducing()
+        world.clock.advance(LONGEST_PAUSE + 0.1)
+        for number in (2, 3):
+            world.bus.publish(SwapBegan(number, "alpha", (), "", 0.0))
+        client.transport.producer.resumeProducing()
+        world.bus.publish(SwapBegan(4, "alpha", (), "", 0.0))
+        back = world.open("/api/events?topics=swaps,logs:alpha", headers=[("Last-Event-ID", str(last))])
+        told = [(kind, data) for kind, data, _ in events(back.answer().body) if kind in ("logData", "swap")]
+        self.assertEqual(told, [("logData", {"source": "alpha", "data": "", "reset": True, "times": []})])
+        client.leave()
+        back.leave()
+
 
 class Rows:
     """An activity book whose rows come when the test says so."""
@@ -336,7 +373,7 @@ class CrowdTests(TestCase):
             def write(self, data):
                 written.append(data)
 
-        feed = Feed(Stream(), frozenset(("a",)), lambda feed: [])
+        feed = Feed(Clock(), Stream(), frozenset(("a",)), lambda feed: [])
         feed.pauseProducing()
         feed.send(message("a", "x", 1, 1))
         feed.stopProducing()
