@@ -15,9 +15,10 @@ import signal
 import sys
 import time
 
+from tests.live.podman import Podman
 from tests.live.product import Product, alive, free_range
 from tests.soak.clients import PATIENCE, Client, Tally
-from tests.soak.world import TEMPERS, Fate, children, configuration, holdings
+from tests.soak.world import MODELS, Disturber, children, configuration, holdings
 
 RSS_SLACK = 24  # MiB: what a heap keeps of its busiest moment
 SETTLE = 20.0  # seconds in which all must come to rest once nobody asks for anything
@@ -56,7 +57,7 @@ def metered(product, name):
     return int(sum(map(float, found)))
 
 
-def soak(options):
+def soak(options, podman=None):
     chance = random.Random(options.seed)
     start_port = free_range()
     verdicts = []
@@ -66,16 +67,20 @@ def soak(options):
         verdicts.append(good)
         print(f"{'ok  ' if good else 'FAIL'} {name}{': ' + str(detail) if detail != '' else ''}", flush=True)
 
-    with Product(configuration(start_port)) as product:
+    models = [*MODELS, *(["boxed"] if podman else [])]
+    env = podman.env if podman else None
+    with Product(configuration(start_port, podman=podman), env=env) as product:
         port = int(product.url.rpartition(":")[2])
         clients = [
-            Client(number, port, random.Random(chance.random()), tally, [*TEMPERS]) for number in range(options.clients)
+            Client(number, port, random.Random(chance.random()), tally, models) for number in range(options.clients)
         ]
-        fate = Fate(product, random.Random(chance.random()), start_port, options.pause, options.upgrades)
+        disturber = Disturber(
+            product, random.Random(chance.random()), start_port, options.pause, options.upgrades, podman
+        )
         began = time.monotonic()
         for client in clients:
             client.start()
-        fate.start()
+        disturber.start()
         time.sleep(min(30.0, options.seconds / 4))  # caches, rings and the heap are filled first
         before, _ = quiet(product, clients)
         print(f"after {time.monotonic() - began:.0f} s: {before}, {swaps(product)} swaps", flush=True)
@@ -94,7 +99,7 @@ def soak(options):
                 )
         check("the service is alive", product.process.poll() is None)
         if product.process.poll() is None:
-            fate.end()
+            disturber.end()
             after, books = quiet(product, clients)
             count = swaps(product)
             for client in clients:
@@ -103,7 +108,7 @@ def soak(options):
                 client.join(PATIENCE)
             for (kind, end), number in sorted(tally.ends.items()):
                 print(f"     {kind:10} {end:14} {number}")
-            print(f"     {fate.deeds}, {count} swaps, {tally.total()} requests, slowest {tally.slowest:.1f} s")
+            print(f"     {disturber.done}, {count} swaps, {tally.total()} requests, slowest {tally.slowest:.1f} s")
             check("each request had one proper end", not tally.faults, "\n       ".join(tally.faults[:20]))
             # What names its model in its body is metered; the product must have counted each of them once.
             asked = sum(count for (kind, _), count in tally.ends.items() if kind in ("plain", "streamed", "leaving"))
@@ -111,7 +116,7 @@ def soak(options):
             if not options.upgrades:  # a new program counts from zero
                 check("the product saw each of them end once", ended == asked, f"{asked} asked, {ended} ended")
             check("nearly all that could be whole was", tally.total("whole") > 0.3 * tally.total())
-            check("nothing befell those who brought it about", not fate.trouble, "; ".join(fate.trouble[:5]))
+            check("each disturbance was answered", not disturber.failures, "; ".join(disturber.failures[:5]))
             check("no ticket, no lease, no load is left", not any(books.values()), books)
             # The spare process may be there or not, with its three pipes.
             for name in ("descriptors", "threads", "children"):
@@ -119,6 +124,8 @@ def soak(options):
             grown = after["rss"] - before["rss"]
             check("memory is what it was", grown <= RSS_SLACK, f"{before['rss']} -> {after['rss']} MiB")
             check("the service ends in order", ends(product))
+            if podman:
+                check("no container is left", not podman.names(), podman.names())
         odd = [line for line in product.lines if "Traceback" in line or "Unhandled" in line]
         check("no traceback in the log", not odd, "".join(product.lines[-60:]) if odd else "")
     print(f"{sum(verdicts)} passed, {len(verdicts) - sum(verdicts)} failed")
@@ -141,12 +148,19 @@ def main(words):
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--swaps", type=int, default=0, help="end after so many, if that comes first")
     parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two blows of fate")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two disturbances")
     parser.add_argument("--upgrades", action="store_true", help="the program also replaces itself again and again")
+    parser.add_argument("--containers", action="store_true", help="one model runs in a container, by podman")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args(words)
     print(f"seed {options.seed}", flush=True)
-    return soak(options)
+    if not options.containers:
+        return soak(options)
+    podman = Podman()
+    try:
+        return soak(options, podman)
+    finally:
+        podman.clean()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The world of the soak: a configuration of stand-in engines of every temper, and what befalls them."""
+"""The configuration of the soak, with a stand-in engine for each kind of behaviour, and what disturbs its servers."""
 
 import json
 import os
@@ -8,12 +8,13 @@ import threading
 import time
 from pathlib import Path
 
+from tests.live.podman import IMAGE
 from tests.soak.clients import TOKENS
 
 ENGINE = Path(__file__).parent.parent / "live" / "engine.py"
 
 # name: (flags, keys). Two groups: the first swaps, the second keeps its members together beside it.
-TEMPERS = {
+MODELS = {
     "swift": ("", {}),
     "slow-start": ("--ready-after 0.4", {}),
     "slow-stop": ("--term-after 0.2", {}),
@@ -32,10 +33,22 @@ TEMPERS = {
 TOGETHER = ("left", "right")
 
 
-def configuration(start_port, odd=False):
-    """The text of the configuration; `odd` ones differ in what reloads may change."""
+def boxed(podman):
+    """A model whose engine runs in a container, with the machine's own Python."""
+    python = os.path.realpath(sys.executable)
+    folders = {"/usr", "/lib", "/lib64", sys.base_prefix, str(ENGINE.parent)}
+    volumes = [f"-v {folder}:{folder}:ro" for folder in sorted(folders) if Path(folder).exists()]
+    command = [*podman.command, "run --rm --replace --network=host --name boxed", *volumes, IMAGE]
+    engine = [python, "-I", "-S", str(ENGINE), "--port ${PORT} --name boxed", f"--tokens {TOKENS}"]
+    stop = " ".join([*podman.command, "stop -t 2 boxed"])
+    return {"cmd": " ".join([*command, *engine]), "cmdStop": stop, "unloadTimeout": 20}
+
+
+def configuration(start_port, changed=False, podman=None):
+    """The text of the configuration; a `changed` one differs in what reloads may change. With a podman, one model
+    runs in a container."""
     models = {}
-    for name, (flags, keys) in TEMPERS.items():
+    for name, (flags, keys) in MODELS.items():
         words = [
             sys.executable,
             "-I",
@@ -47,8 +60,10 @@ def configuration(start_port, odd=False):
             flags,
         ]
         models[name] = {"cmd": " ".join(words), **keys}
-    if odd:
-        models["swift"]["env"] = ["ODD=1"]
+    if podman is not None:
+        models["boxed"] = boxed(podman)
+    if changed:
+        models["swift"]["env"] = ["CHANGED=1"]
         models["slow-start"]["description"] = "only a word changed"
         del models["tired"]
     members = [name for name in models if name not in TOGETHER]
@@ -72,29 +87,29 @@ def configuration(start_port, odd=False):
     )
 
 
-class Fate(threading.Thread):
-    """Kills servers, reloads, unloads; `deeds` counts what it did."""
+class Disturber(threading.Thread):
+    """Kills servers, reloads, unloads and more, at random; `done` counts each."""
 
-    def __init__(self, product, chance, start_port, pause, upgrades=False):
-        super().__init__(daemon=True, name="fate")
+    def __init__(self, product, chance, start_port, pause, upgrades=False, podman=None):
+        super().__init__(daemon=True, name="disturber")
         self.product, self.chance, self.start_port, self.pause = product, chance, start_port, pause
         self.over = threading.Event()
-        self.deeds = {"kill": 0, "reload": 0, "unload": 0, "load": 0, "profile": 0, "upgrade": 0}
-        self.upgrades = upgrades
-        self.odd = False
-        self.trouble = []
+        self.done = {"kill": 0, "reload": 0, "unload": 0, "load": 0, "profile": 0, "upgrade": 0}
+        self.upgrades, self.podman = upgrades, podman
+        self.changed = False
+        self.failures = []
 
     def run(self):
         while not self.over.wait(self.pause * (0.5 + self.chance.random())):
-            deeds = [self.kill, self.kill, self.kill, self.reload, self.unload, self.load, self.profile]
-            deed = self.chance.choice([*deeds, self.upgrade] if self.upgrades else deeds)
+            actions = [self.kill, self.kill, self.kill, self.reload, self.unload, self.load, self.profile]
+            action = self.chance.choice([*actions, self.upgrade] if self.upgrades else actions)
             try:
-                deed()
+                action()
             except Exception as error:
-                self.trouble.append(f"{deed.__name__}: {type(error).__name__}: {error}")
+                self.failures.append(f"{action.__name__}: {type(error).__name__}: {error}")
 
     def kill(self):
-        """One server dies of a signal nobody sent politely."""
+        """One server is ended by a signal."""
         victims = servers(self.product.process.pid)
         if victims:
             number = self.chance.choice((signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM))
@@ -102,26 +117,26 @@ class Fate(threading.Thread):
                 os.kill(self.chance.choice(victims), number)
             except ProcessLookupError:
                 return
-            self.deeds["kill"] += 1
+            self.done["kill"] += 1
 
     def reload(self):
-        self.odd = not self.odd
-        self.product.config.write_text(configuration(self.start_port, self.odd), encoding="utf-8")
+        self.changed = not self.changed
+        self.product.config.write_text(configuration(self.start_port, self.changed, self.podman), encoding="utf-8")
         self.product.process.send_signal(signal.SIGHUP)
-        self.deeds["reload"] += 1
+        self.done["reload"] += 1
 
     def unload(self):
-        name = self.chance.choice([None, *TEMPERS])
+        name = self.chance.choice([None, *MODELS])
         status, _, body = self.product.ask("/api/models/unload" + (f"/{name}" if name else ""), b"", method="POST")
         if status not in (200, 404):
             raise AssertionError(f"{status} {body!r}")
-        self.deeds["unload"] += 1
+        self.done["unload"] += 1
 
     def load(self):
-        status, _, body = self.product.ask(f"/api/models/load/{self.chance.choice([*TEMPERS])}", b"", method="POST")
+        status, _, body = self.product.ask(f"/api/models/load/{self.chance.choice([*MODELS])}", b"", method="POST")
         if status not in (202, 404):
             raise AssertionError(f"{status} {body!r}")
-        self.deeds["load"] += 1
+        self.done["load"] += 1
 
     def profile(self):
         """Another profile becomes active, or none."""
@@ -129,17 +144,17 @@ class Fate(threading.Thread):
         status, _, body = self.product.ask("/api/profiles/active", {"name": name}, method="PUT")
         if status != 200:
             raise AssertionError(f"{status} {body!r}")
-        self.deeds["profile"] += 1
+        self.done["profile"] += 1
 
     def upgrade(self):
         """The program replaces itself; the requests in progress go on or are waited for."""
         self.product.process.send_signal(signal.SIGUSR2)
-        self.deeds["upgrade"] += 1
+        self.done["upgrade"] += 1
 
     def end(self):
         self.over.set()
         self.join(30)
-        if self.odd:
+        if self.changed:
             self.reload()
             time.sleep(0.5)
 
