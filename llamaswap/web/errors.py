@@ -41,67 +41,50 @@ def unauthorized() -> HttpError:
     return HttpError(401, "unauthorized: invalid or missing API key", headers=(CHALLENGE,))
 
 
-# The most derived class counts. An error that is not in this table is a fault of this server: 500.
-STATUSES: Mapping[type[BaseException], int] = {
-    errors.NoModelNamed: 404,
-    errors.UnknownModel: 404,
-    errors.PeerLoop: 508,
-    errors.TooManyRequests: 429,
-    errors.QueueFull: 429,
-    errors.WaitedTooLong: 503,
-    errors.Superseded: 410,
-    errors.NoTarget: 503,
-    errors.ModelUnloaded: 503,
-    errors.ShuttingDown: 503,
-    errors.BeingUpgraded: 503,
-    errors.StartFailed: 500,
-    errors.KeepsFailing: 503,
-    errors.NotReady: 409,
-    errors.ServerVanished: 503,
-    errors.UpstreamUnreachable: 502,
-    errors.UpstreamTruncated: 502,
-    errors.UpstreamDeclined: 502,
-    errors.BadUpstream: 502,
-    errors.Cancelled: 502,
-    errors.ClientGone: errors.CLIENT_CLOSED_REQUEST,
-    errors.ReaderStalled: 408,
-    errors.BadRequest: 400,
-    errors.BodyTooLarge: 413,
-    errors.NoRoom: 507,
-    MemoryError: 507,
-    errors.ConfigError: 400,
-    BadQuery: 400,
+# The status of each error, and its code if programs tell it apart. The most derived class counts. An error that is not
+# in this table is a fault of this server: 500.
+KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
+    errors.NoModelNamed: (404, None),
+    errors.UnknownModel: (404, None),
+    errors.PeerLoop: (508, "peer_loop"),
+    errors.TooManyRequests: (429, "concurrency_limit"),
+    errors.QueueFull: (429, "queue_full"),
+    errors.WaitedTooLong: (503, "queue_timeout"),
+    errors.Superseded: (410, "superseded"),
+    errors.NoTarget: (503, None),
+    errors.ModelUnloaded: (503, None),
+    errors.ShuttingDown: (503, None),
+    errors.BeingUpgraded: (503, "upgrading"),
+    errors.StartFailed: (500, None),
+    errors.KeepsFailing: (503, "model_keeps_failing"),
+    errors.NotReady: (409, None),
+    errors.ServerVanished: (503, None),
+    errors.UpstreamUnreachable: (502, None),
+    errors.UpstreamTruncated: (502, None),
+    errors.UpstreamDeclined: (502, None),
+    errors.BadUpstream: (502, None),
+    errors.Cancelled: (502, None),
+    errors.ClientGone: (errors.CLIENT_CLOSED_REQUEST, None),
+    errors.ReaderStalled: (408, None),
+    errors.BadRequest: (400, None),
+    errors.BodyTooLarge: (413, None),
+    errors.NoRoom: (507, "no_room"),
+    MemoryError: (507, "no_room"),
+    errors.ConfigError: (400, None),
+    BadQuery: (400, None),
 }
+RETRY_LATER = (errors.TooManyRequests, errors.QueueFull, errors.KeepsFailing, errors.WaitedTooLong, errors.BeingUpgraded)
 
-RETRY_LATER = (
-    errors.TooManyRequests,
-    errors.QueueFull,
-    errors.KeepsFailing,
-    errors.WaitedTooLong,
-    errors.BeingUpgraded,
-)
 
-CODES: Mapping[type[BaseException], str] = {
-    errors.NoRoom: "no_room",
-    MemoryError: "no_room",
-    errors.BeingUpgraded: "upgrading",
-    errors.KeepsFailing: "model_keeps_failing",
-    errors.PeerLoop: "peer_loop",
-    errors.TooManyRequests: "concurrency_limit",
-    errors.QueueFull: "queue_full",
-    errors.WaitedTooLong: "queue_timeout",
-    errors.Superseded: "superseded",
-}
+def _kind_of(error: BaseException) -> tuple[int, str | None]:
+    if isinstance(error, HttpError):
+        return error.status, error.code
+    return next((KINDS[kind] for kind in type(error).__mro__ if kind in KINDS), (500, None))
 
 
 def status_of(error: BaseException) -> int:
     """The status of an error's response; the access log has it also if the client has left."""
-    if isinstance(error, HttpError):
-        return error.status
-    for kind in type(error).__mro__:
-        if kind in STATUSES:
-            return STATUSES[kind]
-    return 500
+    return _kind_of(error)[0]
 
 
 def message_of(error: BaseException) -> str:
@@ -127,11 +110,8 @@ def render(
     A refusal by a concurrency limit is JSON whatever the client accepts, because load balancers and SDKs read its code.
     `hide` masks secrets in the message, which may contain lines of a server's log.
     """
-    status = status_of(error)
-    code = error.code if isinstance(error, HttpError) else CODES.get(type(error))
-    headers: Headers = []
-    if isinstance(error, HttpError):
-        headers.extend(error.headers)
+    status, code = _kind_of(error)
+    headers: Headers = list(error.headers) if isinstance(error, HttpError) else []
     if isinstance(error, RETRY_LATER):
         headers.append((b"Retry-After", b"%d" % error.retry_after))
     if isinstance(error, errors.Superseded):
