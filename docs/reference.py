@@ -130,10 +130,10 @@ class Endpoints(Generated):
 
     def lines(self) -> Iterator[str]:
         from llamaswap.version import build
-        from llamaswap.web.app import routes
         from llamaswap.web.openapi import document
+        from llamaswap.web.route_table import ROUTES
 
-        made = document(routes(), build().version)
+        made = document(ROUTES, build().version)
         by_tag: dict[str, list[tuple[str, dict[str, list[str]], Mapping[str, Any]]]] = {}
         for path, operations in made["paths"].items():
             same: dict[str, tuple[list[str], Mapping[str, Any]]] = {}

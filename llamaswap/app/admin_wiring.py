@@ -25,7 +25,7 @@ from llamaswap.observe.worker import WorkerThread
 from llamaswap.version import build as build_info
 from llamaswap.web import activity as activity_routes
 from llamaswap.web import peers as peers_routes
-from llamaswap.web.app import Admin, routes
+from llamaswap.web.app import Admin
 from llamaswap.web.auth import Authenticator, HostCheck, machine_names
 from llamaswap.web.config_api import ConfigEndpoints
 from llamaswap.web.configfile import ConfigFile
@@ -43,6 +43,7 @@ from llamaswap.web.processes import ProcessEndpoints
 from llamaswap.web.profiles import ProfileEndpoints
 from llamaswap.web.proxy_routes import ProxyRoutes
 from llamaswap.web.reload_status import ReloadEvents
+from llamaswap.web.route_table import ROUTES
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
@@ -93,7 +94,7 @@ class AdminWiring:
                 lambda: config_file.editable, config, self._scan, self.discovery_thread, reactor, self._own_ports
             ),
             load_tests,
-            OpenApi(routes, build_info()),
+            OpenApi(ROUTES, build_info()),
         ]
         return Admin(groups, keys, HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts))
 

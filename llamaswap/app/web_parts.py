@@ -26,7 +26,7 @@ from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.web import errors
 from llamaswap.web.access_log import AccessLogger
-from llamaswap.web.app import has_route, make_site
+from llamaswap.web.app import AdminSite, has_route
 from llamaswap.web.auth import Authenticator, KeyRing
 from llamaswap.web.error_response import ErrorSender
 from llamaswap.web.errors import HttpError
@@ -83,12 +83,7 @@ def build_web(
     )
     load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
     access, memory, disk = AccessLog(logs.formatter), memory_budget(), disk_budget()
-    site = make_site(
-        wiring.admin(keys, load_tests),
-        clock=reactor,
-        access=access,
-        content=lambda length: SiteContent(length, memory, disk),
-    )
+    site = AdminSite(wiring.admin(keys, load_tests), reactor, access, lambda length: SiteContent(length, memory, disk))
     factory = ProxyServerFactory(
         inference.is_model_route,
         inference.serve,

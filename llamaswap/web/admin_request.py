@@ -157,6 +157,16 @@ class AdminRequest:
         content.seek(0)
         return bytes(content.read())
 
+    def json_object(self, refusal: str) -> JsonObject:
+        """The JSON object in the body; HttpError(400) with the message `refusal` if it is anything else."""
+        try:
+            value = first_json(self.body)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise HttpError(400, refusal)
+        return value
+
     def raw_rest(self, prefix: str) -> list[str]:
         """The path's segments after `prefix`, split before decoding: an encoded slash stays inside its segment."""
         return [unquote(segment) for segment in self.path[len(prefix) :].split("/")]

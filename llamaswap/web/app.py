@@ -6,7 +6,7 @@ passthrough are resources that check the API key themselves.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
 from types import FunctionType
 from urllib.parse import unquote
@@ -85,10 +85,6 @@ class Admin:
         self._keys = keys
         self._hosts = hosts
 
-    def resource(self) -> IResource:
-        """The root resource: it answers preflights and passes other requests to Klein."""
-        return AdminRoot(self.app.resource())
-
     @app.handle_errors(MethodNotAllowed)
     def wrong_method(self, request: IRequest, failure: Failure) -> bytes:
         """Answer a method that no route of the path serves."""
@@ -165,14 +161,9 @@ class AdminRoot(Resource):
         request.defaultContentType = None
         if request.requestHeaders.hasHeader(b"origin"):
             request.setHeader(*ALLOW_ANY_ORIGIN)
-
-        def first(name: bytes) -> bytes | None:
-            values = request.requestHeaders.getRawHeaders(name)
-            return values[0] if values else None
-
         if request.method == b"OPTIONS":
             request.setResponseCode(204)
-            for name, value in auth.preflight(first):
+            for name, value in auth.preflight(AdminRequest(request).first):
                 request.setHeader(name, value)
             request.finish()  # Twisted would add a Content-Length to a returned body, and a 204 has none
             return NOT_DONE_YET
@@ -184,19 +175,22 @@ class AdminRoot(Resource):
 
 
 class AdminSite(Site):
-    """A Site that writes the access log, also for clients that left before the end of their response."""
+    """A Site that writes the access log, also for clients that left before the end of their response.
+
+    `content(length)` makes the file-like object that keeps a request's body; None: twisted.web's own.
+    """
 
     noisy = False
 
     def __init__(
         self,
-        resource: IResource,
-        access: AccessLog | None,
+        admin: Admin,
         clock: IReactorTime,
+        access: AccessLog | None = None,
         content: Callable[[int | None], object] | None = None,
     ) -> None:
         # The proxy reads forms itself; parsing them here would hold large uploads in memory a second time.
-        super().__init__(resource, parsePOSTFormSubmission=False, reactor=clock)
+        super().__init__(AdminRoot(admin.app.resource()), parsePOSTFormSubmission=False, reactor=clock)
         self._access = access
         self._clock = clock
         if content is not None:
@@ -209,18 +203,14 @@ class AdminSite(Site):
         # Still encoded: Klein separates at real slashes only, and the variables are decoded afterwards.
         request.postpath = request.path[1:].split(b"/")
         if self._access is not None:
-            began = self._clock.seconds()
-            request.notifyFinish().addBoth(lambda _: self._served(request, self._clock.seconds() - began))
+            request.notifyFinish().addBoth(self._served, request, self._access, self._clock.seconds())
         resource: IResource = super().getResourceFor(request)
         return resource
 
     def log(self, request: http.Request) -> None:
         """Write nothing, because twisted.web's line would be a second one."""
 
-    def _served(self, request: Request, seconds: float) -> None:
-        access = self._access
-        if access is None:
-            return
+    def _served(self, _: object, request: Request, access: AccessLog, began: float) -> None:
         access.served(
             AccessRecord(
                 ip=client_of(request),
@@ -230,7 +220,7 @@ class AdminSite(Site):
                 status=request.code,
                 sent=request.sentLength,
                 user_agent=(request.requestHeaders.getRawHeaders(b"user-agent") or [b""])[0],
-                seconds=seconds,
+                seconds=self._clock.seconds() - began,
             )
         )
 
@@ -245,20 +235,3 @@ def has_route(path: bytes) -> bool:
     except HTTPException:
         return True
     return True
-
-
-def make_site(
-    admin: Admin,
-    *,
-    clock: IReactorTime,
-    access: AccessLog | None = None,
-    content: Callable[[int | None], object] | None = None,
-) -> Site:
-    """The HTTP factory of the admin site. `content(length)` makes the file-like object that keeps a request's body;
-    None: twisted.web's own."""
-    return AdminSite(admin.resource(), access, clock, content)
-
-
-def routes() -> Sequence[Route]:
-    """Every route of the admin site, as declared."""
-    return route_table.ROUTES

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http.client import responses
-from typing import Protocol
 
 from attrs import frozen
 
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.web.errors import Headers
+from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.sse import DONE, error_event, event
 
 # error, Accept, path -> status, headers, body
 Render = Callable[[BaseException, str, str], "tuple[int, Headers, bytes]"]
-
-
-class SentResponse(Protocol):
-    """What is known of a response, and who observes it."""
-
-    @property
-    def event_stream(self) -> bool: ...
-    @property
-    def between_events(self) -> bool: ...
-    def response_head(self, status: int, headers: ResponseHeaders) -> None: ...
-    def response_data(self, data: bytes) -> None: ...
 
 
 @frozen(eq=False)
@@ -34,7 +23,7 @@ class ErrorSender:
 
     render: Render
 
-    def send(self, exchange: Exchange, error: BaseException, path: str, response: SentResponse | None = None) -> None:
+    def send(self, exchange: Exchange, error: BaseException, path: str, response: ProxyRequest | None = None) -> None:
         """Respond with an error. Behind our own loading stream it becomes the stream's last event."""
         if exchange.gone:
             return
@@ -51,7 +40,7 @@ class ErrorSender:
         else:
             sink.abort()
 
-    def cut(self, exchange: Exchange, message: str, path: str, response: SentResponse) -> None:
+    def cut(self, exchange: Exchange, message: str, path: str, response: ProxyRequest) -> None:
         """Cut a response that is incomplete; an event stream says why first, if its framing allows one more event."""
         if exchange.gone:
             return
@@ -62,7 +51,7 @@ class ErrorSender:
 
 
 def send_response(
-    exchange: Exchange, status: int, headers: Headers, body: bytes, response: SentResponse | None = None
+    exchange: Exchange, status: int, headers: Headers, body: bytes, response: ProxyRequest | None = None
 ) -> None:
     """Send a complete response of our own, if the client is there. With status 204 it has no Content-Length."""
     if exchange.gone:

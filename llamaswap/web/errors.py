@@ -73,7 +73,13 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
     errors.ConfigError: (400, None),
     BadQuery: (400, None),
 }
-RETRY_LATER = (errors.TooManyRequests, errors.QueueFull, errors.KeepsFailing, errors.WaitedTooLong, errors.BeingUpgraded)
+RETRY_LATER = (
+    errors.TooManyRequests,
+    errors.QueueFull,
+    errors.KeepsFailing,
+    errors.WaitedTooLong,
+    errors.BeingUpgraded,
+)
 
 
 def _kind_of(error: BaseException) -> tuple[int, str | None]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import TypeAlias
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from llamaswap.config import Config
 from llamaswap.observe.stats import percentile
-from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, first_json, json_answer, json_bytes
+from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer, json_bytes
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route, RouteTable
 
@@ -76,22 +76,9 @@ class LoadTestBody:
     max_tokens: int | None = None
 
 
-class Generator(Protocol):
-    """Sends one streaming request to this server itself."""
-
-    def __call__(self, path: str, body: bytes, chunk: Callable[[bytes], None], /) -> Deferred[int]:
-        """Calls `chunk` with each piece of the response's body; fires with the status at its end. Cancelling the
-        Deferred cancels the request."""
-
-
-@frozen
-class LoadTestOrder:
-    """What a run does; the prompt is in the run's body."""
-
-    model: str
-    concurrency: int
-    requests: int
-    max_tokens: int
+# Sends one streaming request to this server itself: `(path, body, chunk)`. It calls `chunk` with each piece of the
+# response's body, and fires with the status at its end. Cancelling the Deferred cancels the request.
+Generator: TypeAlias = Callable[[str, bytes, Callable[[bytes], None]], Deferred[int]]
 
 
 @frozen
@@ -105,42 +92,51 @@ class LoadTestShot:
     total: float
     pieces: int
     status: int
-    began: float = 0.0
-    lane: int = 0
+    began: float
+    lane: int
+
+    def document(self) -> ShotDocument:
+        """The request in milliseconds."""
+        first = None if self.first is None else round(self.first * 1000)
+        return ShotDocument(self.lane, round(self.began * 1000), first, round(self.total * 1000), self.status)
 
 
 @define(eq=False)
 class LoadTestRun:
-    """One load test. `body` is that of each of its requests, empty once it has ended: a prompt may be large."""
+    """One load test of `total` requests, of which `left` have not begun. `body` is that of each of its requests, empty
+    once it has ended: a prompt may be large."""
 
     id: str
-    order: LoadTestOrder
+    model: str
+    concurrency: int
+    total: int
+    max_tokens: int
     body: bytes = field(repr=False)
     began: float
     state: str = "running"
     ended: float | None = None
     shots: list[LoadTestShot] = field(factory=list)
-    left: int = 0
+    left: int = field(default=Factory(lambda self: self.total, takes_self=True))
     flights: set[Deferred[int]] = field(factory=set)
 
     def document(self, now: float, *, with_shots: bool = False) -> RunDocument:
         """The progress, the numbers of the requests that have ended, and the last of these."""
+        span = (now if self.ended is None else self.ended) - self.began
         return RunDocument(
             id=self.id,
             state=self.state,
-            model=self.order.model,
-            concurrency=self.order.concurrency,
-            max_tokens=self.order.max_tokens,
+            model=self.model,
+            concurrency=self.concurrency,
+            max_tokens=self.max_tokens,
             done=len(self.shots),
-            total=self.order.requests,
-            elapsed_ms=round(((now if self.ended is None else self.ended) - self.began) * 1000),
-            results=self._results(now),
-            shots=[_shot_document(shot) for shot in self.shots[-MAX_SHOTS_SHOWN:]] if with_shots else None,
+            total=self.total,
+            elapsed_ms=round(span * 1000),
+            results=self._results(span),
+            shots=[shot.document() for shot in self.shots[-MAX_SHOTS_SHOWN:]] if with_shots else None,
         )
 
-    def _results(self, now: float) -> JsonObject:
+    def _results(self, span: float) -> JsonObject:
         good = [shot for shot in self.shots if shot.status == 200]
-        span = (now if self.ended is None else self.ended) - self.began
         pieces = sum(shot.pieces for shot in good)
         gaps = [
             (shot.total - shot.first) / (shot.pieces - 1) for shot in good if shot.first is not None and shot.pieces > 1
@@ -173,17 +169,16 @@ class LoadTests:
     @route("POST", "/api/loadtest", body=LoadTestBody, status=202, answer=RunDocument)
     def begin(self, call: AdminRequest) -> Response:
         """Begin a load test; its id leads to its progress."""
-        if self.send is None:
+        send = self.send
+        if send is None:
             raise HttpError(404, "load tests are not available on this server")
         if any(run.state == "running" for run in self.runs.values()):
             raise HttpError(409, "another load test is running; wait for its end or cancel it")
-        order, body = self._order(call)
-        self._last += 1
-        run = LoadTestRun(str(self._last), order, body, self.clock.seconds(), left=order.requests)
+        run = self._ordered(call)
         self.runs[run.id] = run
         while len(self.runs) > MAX_RUNS:
             self.runs.popitem(last=False)
-        lanes = [Deferred.fromCoroutine(self._lane(run, lane)) for lane in range(order.concurrency)]
+        lanes = [Deferred.fromCoroutine(self._lane(run, lane, send)) for lane in range(run.concurrency)]
         gatherResults(lanes, consumeErrors=True).addCallbacks(
             lambda _: self._over(run, "done"), lambda failure: self._failed(run, failure)
         )
@@ -226,13 +221,8 @@ class LoadTests:
             raise HttpError(404, "load test not found")
         return run
 
-    def _order(self, call: AdminRequest) -> tuple[LoadTestOrder, bytes]:
-        try:
-            asked = first_json(call.body)
-        except ValueError:
-            raise HttpError(400, "invalid load test request")
-        if not isinstance(asked, dict):
-            raise HttpError(400, "invalid load test request")
+    def _ordered(self, call: AdminRequest) -> LoadTestRun:
+        asked = call.json_object("invalid load test request")
         config = self.config()
         model = asked.get("model")
         if not isinstance(model, str) or (config.base(model) is None and model not in config.selectors):
@@ -243,25 +233,18 @@ class LoadTests:
         concurrency = _bounded(asked, "concurrency", 4, MAX_CONCURRENCY)
         requests = _bounded(asked, "requests", concurrency, MAX_REQUESTS)
         tokens = _bounded(asked, "max_tokens", 128, MAX_TOKENS)
-        body = {
-            "model": model,
-            "stream": True,
-            "max_tokens": tokens,
-            "messages": [{"role": "user", "content": prompt}],
-        }
-        return LoadTestOrder(model, min(concurrency, requests), requests, tokens), json_bytes(body)
+        messages = [{"role": "user", "content": prompt}]
+        body = json_bytes({"model": model, "stream": True, "max_tokens": tokens, "messages": messages})
+        self._last += 1
+        lanes = min(concurrency, requests)
+        return LoadTestRun(str(self._last), model, lanes, requests, tokens, body, self.clock.seconds())
 
-    async def _lane(self, run: LoadTestRun, lane: int) -> None:
+    async def _lane(self, run: LoadTestRun, lane: int, send: Generator) -> None:
         while run.left > 0:
             run.left -= 1
-            shot = await self._shot(run, lane)
-            if shot is not None:
-                run.shots.append(shot)
+            await self._shot(run, lane, send)
 
-    async def _shot(self, run: LoadTestRun, lane: int) -> LoadTestShot | None:
-        send = self.send
-        if send is None:
-            return None
+    async def _shot(self, run: LoadTestRun, lane: int, send: Generator) -> None:
         began, pieces = self.clock.seconds(), 0
         first: float | None = None
 
@@ -277,13 +260,14 @@ class LoadTests:
         try:
             status = await flight
         except CancelledError:
-            return None
+            return
         except Exception as error:  # a broken connection is a result of the test
             log.debug("a request of a load test failed and counts as an error: {error}", error=error)
             status = 0
         finally:
             run.flights.discard(flight)
-        return LoadTestShot(first, self.clock.seconds() - began, pieces, status, began - run.began, lane)
+        total = self.clock.seconds() - began
+        run.shots.append(LoadTestShot(first, total, pieces, status, began - run.began, lane))
 
     def _over(self, run: LoadTestRun, state: str) -> None:
         if run.state == "running":
@@ -301,11 +285,6 @@ def _bounded(asked: JsonObject, name: str, default: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise HttpError(400, f"{name} must be between 1 and {most}")
     return value
-
-
-def _shot_document(shot: LoadTestShot) -> ShotDocument:
-    first = None if shot.first is None else round(shot.first * 1000)
-    return ShotDocument(shot.lane, round(shot.began * 1000), first, round(shot.total * 1000), shot.status)
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float] | None:

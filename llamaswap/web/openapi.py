@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -167,9 +167,9 @@ route = RouteTable("system", Route)
 
 @define(eq=False)
 class OpenApi:
-    """Serves the document, made at the first request. `routes` is a function, because this route is among them."""
+    """Serves the document of all `routes`, made at the first request."""
 
-    routes: Callable[[], Iterable[Route]]
+    routes: Iterable[Route]
     build: Build
     _document: JsonObject | None = None
 
@@ -177,5 +177,5 @@ class OpenApi:
     def show(self, call: AdminRequest) -> Response:
         """This document."""
         if self._document is None:
-            self._document = document(self.routes(), self.build.version)
+            self._document = document(self.routes, self.build.version)
         return json_answer(self._document)

@@ -10,7 +10,7 @@ from llamaswap.config import Model
 from llamaswap.config.diagnostics import nearest
 from llamaswap.routing.interfaces import HealthSnapshot
 from llamaswap.routing.router import Router
-from llamaswap.web.admin_request import AdminRequest, Response, first_json, json_answer, text_answer
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer, text_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
@@ -214,13 +214,8 @@ class ProcessEndpoints:
 def named_models(call: AdminRequest) -> list[str]:
     """The models that the query or the JSON body names; 400 for a body or a name that cannot be understood."""
     names: list[object] = list(call.query.get("model", []))
-    if body := call.body.strip():
-        try:
-            document = first_json(body)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise HttpError(400, 'the body is not a JSON object such as {"model": "name"}; nothing was done')
+    if call.body.strip():
+        document = call.json_object('the body is not a JSON object such as {"model": "name"}; nothing was done')
         if "model" in document:
             names.append(document["model"])
     texts = [name for name in names if isinstance(name, str) and name]

@@ -77,47 +77,6 @@ def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[
 
 
 @define(eq=False)
-class SplicedBody:
-    """A body with some field values replaced while it is sent; its other bytes stay where they are.
-
-    `places` are in ascending order.
-    """
-
-    source: BodySource
-    places: Sequence[ValueSpan]
-    value: bytes
-
-    @property
-    def length(self) -> int | None:
-        """The exact length after the replacement."""
-        length = self.source.length
-        if length is None:
-            return None
-        return length + sum(len(self.value) - (place.end - place.start) for place in self.places)
-
-    @property
-    def replayable(self) -> bool:
-        """Like the original body."""
-        return self.source.replayable
-
-    def read_all(self, limit: int) -> Deferred[bytes]:
-        """The whole body after the replacement."""
-        held: Deferred[bytes] = self.source.read_all(limit)
-        return held.addCallback(lambda data: self._spliced(data))
-
-    def _spliced(self, data: bytes) -> bytes:
-        return with_places(data, self.places, "model", self.value.decode("utf-8", "replace"))
-
-    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
-        """Feed the consumer the edited body."""
-        return self.source.start(_Splicer(consumer, list(self.places), self.value), keep=keep)
-
-    def close(self) -> None:
-        """Close the original body."""
-        self.source.close()
-
-
-@define(eq=False)
 class KeptBody:
     """A body that can be read again after each reader, because it may have to be sent to another server."""
 
@@ -144,6 +103,34 @@ class KeptBody:
     def close(self) -> None:
         """Close the original body."""
         self.source.close()
+
+
+@define(eq=False)
+class SplicedBody(KeptBody):
+    """A body with some field values replaced while it is sent; its other bytes stay where they are.
+
+    `places` are in ascending order.
+    """
+
+    places: Sequence[ValueSpan]
+    value: bytes
+
+    @property
+    def length(self) -> int | None:
+        """The exact length after the replacement."""
+        length = self.source.length
+        if length is None:
+            return None
+        return length + sum(len(self.value) - (place.end - place.start) for place in self.places)
+
+    def read_all(self, limit: int) -> Deferred[bytes]:
+        """The whole body after the replacement."""
+        replaced = self.value.decode("utf-8", "replace")
+        return self.source.read_all(limit).addCallback(lambda data: with_places(data, self.places, "model", replaced))
+
+    def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
+        """Feed the consumer the edited body."""
+        return self.source.start(_Splicer(consumer, list(self.places), self.value), keep=keep)
 
 
 _check: tuple[type[BodySource], type[BodySource]] = (SplicedBody, KeptBody)

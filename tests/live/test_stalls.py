@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.web.app import routes
+from llamaswap.web.route_table import ROUTES
 from tests.live.product import Product, wait_for
 from tests.live.test_service import config
 
@@ -130,7 +130,7 @@ class StallTests(SynchronousTestCase):
 
     def admin_routes(self, ticker, status):
         body = filled(b'{"name":', b"1", b"}", 15 * MIB)
-        for route in routes():
+        for route in ROUTES:
             methods = {"POST", "PUT"} & set(route.methods)
             if not methods or "<" in route.rule or "config" in route.rule:
                 continue

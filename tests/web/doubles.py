@@ -372,13 +372,13 @@ class World:
             ConfigEndpoints(self.files, config, self.reloads),
             self.discovery,
             self.loadtests,
-            OpenApi(lambda: route_table.ROUTES, Build("9")),
+            OpenApi(route_table.ROUTES, Build("9")),
         ]
 
     def site(self):
         keys = Authenticator(lambda: [key.value.encode() for key in self.router.config.api_keys])
         admin = app.Admin(self.groups(), keys, HostCheck(frozenset({"here"}), lambda: self.router.config.allowed_hosts))
-        site = app.make_site(admin, clock=self.clock, access=self.access)
+        site = app.AdminSite(admin, self.clock, self.access)
         site.startFactory = site.stopFactory = lambda: None
         return site
 

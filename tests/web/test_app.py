@@ -8,6 +8,7 @@ from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
 from llamaswap.web.auth import Authenticator, HostCheck
 from llamaswap.web.openapi import ALL_METHODS, PATH_VARIABLE
+from llamaswap.web.route_table import ROUTES
 from llamaswap.wire.model_routes import MODEL_ROUTES
 from tests.web.doubles import LOOPBACK, Client, FakeFiles, FakeModelRouter, World, envelope, example_config, with_keys
 
@@ -38,7 +39,7 @@ class RoutingTests(TestCase):
 
     def test_allow_names_exactly_the_methods_that_a_path_serves(self):
         world = World()
-        for path in sorted({PATH_VARIABLE.sub("x", route.rule) for route in app.routes()}):
+        for path in sorted({PATH_VARIABLE.sub("x", route.rule) for route in ROUTES}):
             answers = {}
             for method in (*ALL_METHODS, "HEAD"):
                 client = world.open(path, method)
@@ -193,7 +194,7 @@ def spellings(path):
 
 CHANGING = [
     (method, re.sub("<[^>]+>", "alpha", route.rule))
-    for route in app.routes()
+    for route in ROUTES
     if route.changes_state
     for method in {*route.methods, *(("HEAD",) if "GET" in route.methods else ())}
 ]
@@ -211,14 +212,14 @@ class SpellingTests(TestCase):
         return answer.status, repr((world.router, world.files)) != before, answer.body
 
     def test_route_that_is_not_a_get_counts_as_changing_state_unless_it_says_otherwise(self):
-        harmless = {route.rule for route in app.routes() if not route.changes_state and route.methods != ("GET",)}
+        harmless = {route.rule for route in ROUTES if not route.changes_state and route.methods != ("GET",)}
         models = {route.path for route in MODEL_ROUTES}
         self.assertEqual(harmless - models, {"/upstream", "/upstream/<rest:path>", "/comfyui", "/comfyui/<rest:path>"})
         self.assertTrue({("GET", "/unload"), ("HEAD", "/unload"), ("GET", "/models/unload")} <= set(CHANGING))
 
     def test_a_get_that_does_what_a_changing_route_does_is_guarded_like_it(self):
-        changing = {route.handler for route in app.routes() if route.changes_state}
-        unguarded = [route.name for route in app.routes() if route.handler in changing and not route.changes_state]
+        changing = {route.handler for route in ROUTES if route.changes_state}
+        unguarded = [route.name for route in ROUTES if route.handler in changing and not route.changes_state]
         self.assertEqual(unguarded, [])
 
     def test_no_spelling_of_a_changing_path_passes_for_another_sites_page(self):
@@ -394,5 +395,5 @@ class AccessLogTests(TestCase):
 
 class AbsentGroupTests(TestCase):
     def test_routes_of_endpoints_without_an_object_are_not_found(self):
-        site = app.make_site(app.Admin([], Authenticator(tuple), HostCheck()), clock=World().clock)
+        site = app.AdminSite(app.Admin([], Authenticator(tuple), HostCheck()), World().clock)
         self.assertEqual(Client(site, "/api/loadtest").answer().status, 404)
