@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.captures import mask_for
-from llamaswap.web.app import routes
 from llamaswap.web.inference import JSON_ROUTES, is_model_path
+from llamaswap.web.route_table import ROUTES
 from llamaswap.wire.model_routes import MODEL_ROUTES
 
 
@@ -26,7 +26,7 @@ class ModelRoutes(SynchronousTestCase):
             self.assertEqual((mask.request, mask.response), (route.keep_request, route.keep_response), route.path)
 
     def test_every_route_is_served_documented_and_gated_by_the_pipeline(self):
-        documented = {(method, route.rule): route for route in routes() for method in route.methods}
+        documented = {(method, route.rule): route for route in ROUTES for method in route.methods}
         for route in MODEL_ROUTES:
             self.assertTrue(is_model_path(route.method.encode(), route.path.encode()), route.path)
             self.assertEqual(documented[route.method, route.path].summary, route.summary)
