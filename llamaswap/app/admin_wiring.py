@@ -162,7 +162,7 @@ class AdminWiring:
         def features() -> dict[str, bool]:
             return {
                 "performance": seen.machine.enabled,
-                "hardware": seen.hardware.snapshot() is not None,
+                "hardware": seen.hardware.snapshot is not None,
                 "config_edit": settings.allow_config_edit and bool(settings.config),
                 "captures": seen.captures.enabled,
                 "store": self.models.router.config.store is not None,
@@ -172,7 +172,7 @@ class AdminWiring:
         return SystemEndpoints(
             build_info(),
             seen.machine,
-            seen.hardware.snapshot,
+            lambda: seen.hardware.snapshot,
             seen.metrics.render,
             features,
             self.control.upgrade_status,

@@ -12,13 +12,26 @@ from types import ModuleType
 
 from attrs import asdict, evolve, frozen
 
-from llamaswap.observe.amd import file_number, file_text, rocm_rows
+from llamaswap.observe.amd import drm_cards, file_number, file_text, rocm_cards
 from llamaswap.observe.command_output import NotInstalled, Programs
-from llamaswap.observe.nvidia import supported, text
+from llamaswap.observe.nvidia import number, nvidia_smi_rows, supported, text
 from llamaswap.wire.byte_budget import MIB
 
 _NVIDIA_FIELDS = "index,name,pci.bus_id,memory.total,driver_version,power.limit,compute_cap"
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+# Compute capabilities, by name of the generation: whole ones, or those of one part of it.
+_ARCHITECTURES = {
+    "Fermi": ("2",),
+    "Kepler": ("3",),
+    "Maxwell": ("5",),
+    "Pascal": ("6",),
+    "Volta": ("7.0", "7.2"),
+    "Turing": ("7.5",),
+    "Ampere": ("8.0", "8.6", "8.7"),
+    "Ada Lovelace": ("8.9",),
+    "Hopper": ("9",),
+    "Blackwell": ("10", "11", "12"),
+}
 
 
 @frozen
@@ -57,15 +70,8 @@ def pci_address(raw: str) -> str:
 
 def nvidia_architecture(capability: str) -> str | None:
     """The name of the generation with this compute capability, None if it is not known here."""
-    match = re.fullmatch(r"(\d+)\.(\d+)", capability.strip())
-    if match is None:
-        return None
-    major, minor = int(match[1]), int(match[2])
-    exact = {(7, 0): "Volta", (7, 2): "Volta", (7, 5): "Turing", (8, 9): "Ada Lovelace"}
-    exact.update({(8, lesser): "Ampere" for lesser in (0, 6, 7)})
-    whole = {2: "Fermi", 3: "Kepler", 5: "Maxwell", 6: "Pascal", 9: "Hopper", 10: "Blackwell"}
-    whole.update({11: "Blackwell", 12: "Blackwell"})
-    return exact.get((major, minor)) or whole.get(major)
+    wanted = {capability, capability.partition(".")[0]}
+    return next((name for name, known in _ARCHITECTURES.items() if wanted.intersection(known)), None)
 
 
 def by_nvml(nvml: ModuleType) -> list[Accelerator]:
@@ -82,42 +88,36 @@ def _nvml_device(nvml: ModuleType, index: int, driver: str) -> Accelerator:
     device = nvml.nvmlDeviceGetHandleByIndex(index)
     capability = supported(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(device))
     limit = supported(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(device))
-    return Accelerator(
-        pci=pci_address(text(nvml.nvmlDeviceGetPciInfo(device).busId)),
-        vendor="NVIDIA",
+    return _nvidia(
+        pci=text(nvml.nvmlDeviceGetPciInfo(device).busId),
         model=text(nvml.nvmlDeviceGetName(device)),
-        architecture=None if capability is None else nvidia_architecture("{}.{}".format(*capability)),
-        memory_kind="dedicated",
-        capacity_bytes=int(nvml.nvmlDeviceGetMemoryInfo(device).total),
-        driver="nvidia",
+        capability="" if capability is None else "{}.{}".format(*capability),
+        memory=int(nvml.nvmlDeviceGetMemoryInfo(device).total),
         driver_version=driver,
-        power_limit_watts=None if limit is None else limit / 1000,
+        watts=(limit or 0) / 1000,
+    )
+
+
+def _nvidia(pci: str, model: str, capability: str, memory: int, driver_version: str, watts: float) -> Accelerator:
+    return Accelerator(
+        pci=pci_address(pci),
+        vendor="NVIDIA",
+        model=model,
+        architecture=nvidia_architecture(capability),
+        memory_kind="dedicated",
+        capacity_bytes=memory or None,
+        driver="nvidia",
+        driver_version=driver_version or None,
+        power_limit_watts=watts or None,
     )
 
 
 def by_nvidia_smi(programs: Programs) -> list[Accelerator]:
     """Found through nvidia-smi."""
-    found = []
-    listed = programs.output("nvidia-smi", f"--query-gpu={_NVIDIA_FIELDS}", "--format=csv,noheader,nounits")
-    for line in listed.splitlines():
-        columns = [column.strip() for column in line.split(",")]
-        if len(columns) != 7:
-            continue
-        _, name, pci, memory, version, limit, capability = columns
-        found.append(
-            Accelerator(
-                pci=pci_address(pci),
-                vendor="NVIDIA",
-                model=name,
-                architecture=nvidia_architecture(capability),
-                memory_kind="dedicated",
-                capacity_bytes=_scaled(memory, MIB),
-                driver="nvidia",
-                driver_version=version or None,
-                power_limit_watts=_decimal(limit),
-            )
-        )
-    return found
+    return [
+        _nvidia(pci, name, capability, int(number(memory)) * MIB, version, number(limit))
+        for _, name, pci, memory, version, limit, capability in nvidia_smi_rows(programs, _NVIDIA_FIELDS)
+    ]
 
 
 def by_rocm_smi(programs: Programs) -> list[Accelerator]:
@@ -135,22 +135,20 @@ def by_rocm_smi(programs: Programs) -> list[Accelerator]:
             model=row.get("Card Series") or row.get("Device Name") or None,
             architecture=row.get("GFX Version") or None,
             memory_kind="dedicated",
-            capacity_bytes=_scaled(row.get("VRAM Total Memory (B)", ""), 1),
+            capacity_bytes=int(number(row.get("VRAM Total Memory (B)", ""))) or None,
             driver="amdgpu",
             driver_version=version[1].strip() if version else None,
-            power_limit_watts=_decimal(row.get("Max Graphics Package Power (W)", "")),
+            power_limit_watts=number(row.get("Max Graphics Package Power (W)", "")) or None,
         )
-        for row in rocm_rows(answer)
-        if re.fullmatch(r"card\d+", row["device"])
+        for row in rocm_cards(answer)
     ]
 
 
 def by_drm(root: Path) -> list[Accelerator]:
     """Found in the kernel's files, which know less and need no program. Only cards with a render node count."""
     found = []
-    for card in sorted(root.glob("card[0-9]*")):
-        device = card / "device"
-        if not re.fullmatch(r"card\d+", card.name) or not any(device.glob("drm/renderD*")):
+    for _, device in drm_cards(root):
+        if not any(device.glob("drm/renderD*")):
             continue
         vram = int(file_number(device / "mem_info_vram_total"))
         driver = device / "driver"
@@ -173,7 +171,7 @@ def by_kfd(root: Path) -> list[Accelerator]:
     """The architectures of AMD devices, from the topology of the compute driver."""
     found = []
     for node in sorted(root.glob("*/properties")):
-        values = dict(line.split(None, 1) for line in file_text(node).splitlines() if len(line.split()) == 2)
+        values = dict(re.findall(r"^(\w+) +(\d+)$", file_text(node), re.MULTILINE))
         target, place = int(values.get("gfx_target_version", "0")), int(values.get("location_id", "0"))
         if not target:
             continue
@@ -193,13 +191,10 @@ def merged(found: Iterable[Accelerator]) -> list[Accelerator]:
     """One device per address, sorted by it: a later one fills in what an earlier one does not know."""
     known: dict[str, Accelerator] = {}
     for device in found:
-        before = known.get(device.pci)
-        if before is None:
-            known[device.pci] = device
-            continue
-        later = asdict(device)
-        unknown = [name for name, value in asdict(before).items() if value in (None, "unknown")]
-        known[device.pci] = evolve(before, **{name: later[name] for name in unknown})
+        before = known.setdefault(device.pci, device)
+        unknown = {name for name, value in asdict(before).items() if value in (None, "unknown")}
+        more = {name: value for name, value in asdict(device).items() if name in unknown}
+        known[device.pci] = evolve(before, **more)
     return [known[pci] for pci in sorted(known)]
 
 
@@ -225,15 +220,3 @@ def find_all(
     cards = {device.pci for device in found}
     found += [device for device in attempt(lambda: by_kfd(sys / "class/kfd/kfd/topology/nodes")) if device.pci in cards]
     return merged(found), errors
-
-
-def _decimal(value: str) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
-def _scaled(value: str, unit: int) -> int | None:
-    number = _decimal(value)
-    return None if number is None else int(number) * unit

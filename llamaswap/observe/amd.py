@@ -4,108 +4,88 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llamaswap.observe.command_output import Programs
-from llamaswap.observe.gpus import GpuReading, GpuSource
+from llamaswap.observe.gpus import GpuReading
 from llamaswap.observe.nvidia import number
 from llamaswap.wire.byte_budget import MIB
 
-
-class RocmSmi(GpuSource):
-    """Runs rocm-smi for each reading."""
-
-    name = "rocm-smi"
-
-    def __init__(self, programs: Programs | None = None) -> None:
-        self._programs = programs or Programs()
-
-    def read(self) -> Sequence[GpuReading]:
-        options = ("-i", "-P", "-t", "-f", "-u", "--showmemuse", "--showmeminfo", "vram", "--showproductname", "--csv")
-        return parse_rocm(self._programs.output("rocm-smi", *options))
+_ROCM_OPTIONS = ("-i", "-P", "-t", "-f", "-u", "--showmemuse", "--showmeminfo", "vram", "--showproductname", "--csv")
 
 
-def rocm_rows(text: str) -> Iterable[dict[str, str]]:
-    """The rows of a csv by column name, without rows that have more or fewer columns than the header."""
+def rocm_cards(text: str) -> Iterator[dict[str, str]]:
+    """The cards of a rocm-smi csv, by column name; without rows that have more or fewer columns than the header."""
     rows = [row for row in csv.reader(text.splitlines()) if row]
-    header = next((row for row in rows if row[0].strip().lower() == "device"), None)
-    if header is None:
-        return
-    names = [name.strip() for name in header]
-    for row in rows[rows.index(header) + 1 :]:
-        if len(row) == len(names):
-            yield dict(zip(names, (value.strip() for value in row), strict=True))
+    names: list[str] = []
+    for row in rows:
+        columns = [value.strip() for value in row]
+        if not names and columns[0].lower() == "device":
+            names = ["device", *columns[1:]]
+        elif len(columns) == len(names) and re.fullmatch(r"card\d+", columns[0]):
+            yield dict(zip(names, columns, strict=True))
 
 
-def parse_rocm(text: str) -> list[GpuReading]:
-    """The readings of a rocm-smi csv, by its columns' names, in whatever order they come."""
+def read_rocm_smi(programs: Programs) -> list[GpuReading]:
+    """The readings by rocm-smi, by its columns' names, in whatever order they come."""
+    return [_rocm_reading(row) for row in rocm_cards(programs.output("rocm-smi", *_ROCM_OPTIONS))]
+
+
+def _rocm_reading(row: Mapping[str, str]) -> GpuReading:
+    def value(*names: str) -> float:
+        return number(next((row[name] for name in names if row.get(name)), ""))
+
+    name = row.get("Card Series") or row.get("Device Name") or "AMD GPU"
+    version = row.get("GFX Version")
+    return GpuReading(
+        id=int(row["device"].removeprefix("card")),
+        name=f"{name} {row['device']}" + (f" ({version})" if version else ""),
+        uuid=row.get("GUID", ""),
+        temp_c=value("Temperature (Sensor edge) (C)"),
+        vram_temp_c=value("Temperature (Sensor memory) (C)"),
+        gpu_util_pct=value("GPU use (%)"),
+        mem_used_mb=int(value("VRAM Total Used Memory (B)")) // MIB,
+        mem_total_mb=int(value("VRAM Total Memory (B)")) // MIB,
+        fan_speed_pct=value("Fan speed (%)"),
+        power_draw_w=value("Current Socket Graphics Package Power (W)", "Average Graphics Package Power (W)"),
+    )
+
+
+def drm_cards(root: Path) -> Iterator[tuple[int, Path]]:
+    """The number and the device's folder of each card that the kernel lists in `root`, without its connectors."""
+    for card in sorted(root.glob("card[0-9]*")):
+        if re.fullmatch(r"card\d+", card.name):
+            yield int(card.name.removeprefix("card")), card / "device"
+
+
+def read_amdgpu(root: Path = Path("/sys/class/drm")) -> list[GpuReading]:
+    """The readings in the amdgpu driver's files; needs no program and wakes no GPU."""
     readings = []
-    for row in rocm_rows(text):
-        card = re.fullmatch(r"card(\d+)", row["device"])
-        if card is None:
+    for card, device in drm_cards(root):
+        total = file_number(device / "mem_info_vram_total")
+        if not total:
             continue
+        sensors = _sensors(device)
         readings.append(
             GpuReading(
-                id=int(card[1]),
-                name=_rocm_name(row),
-                uuid=row.get("GUID", ""),
-                temp_c=number(row.get("Temperature (Sensor edge) (C)", "")),
-                vram_temp_c=number(row.get("Temperature (Sensor memory) (C)", "")),
-                gpu_util_pct=number(row.get("GPU use (%)", "")),
-                mem_used_mb=int(number(row.get("VRAM Total Used Memory (B)", ""))) // MIB,
-                mem_total_mb=int(number(row.get("VRAM Total Memory (B)", ""))) // MIB,
-                fan_speed_pct=number(row.get("Fan speed (%)", "")),
-                power_draw_w=number(
-                    row.get("Current Socket Graphics Package Power (W)")
-                    or row.get("Average Graphics Package Power (W)")
-                    or ""
-                ),
+                id=card,
+                name=file_text(device / "product_name") or f"AMD GPU card{card}",
+                uuid=file_text(device / "unique_id"),
+                temp_c=sensors.get("edge", 0.0),
+                vram_temp_c=sensors.get("mem", 0.0),
+                gpu_util_pct=file_number(device / "gpu_busy_percent"),
+                mem_used_mb=int(file_number(device / "mem_info_vram_used")) // MIB,
+                mem_total_mb=int(total) // MIB,
+                fan_speed_pct=round(sensors.get("fan", 0.0), 1),
+                power_draw_w=sensors.get("power", 0.0),
             )
         )
     return readings
 
 
-def _rocm_name(row: Mapping[str, str]) -> str:
-    name = row.get("Card Series") or row.get("Device Name") or "AMD GPU"
-    version = row.get("GFX Version")
-    return f"{name} {row['device']}" + (f" ({version})" if version else "")
-
-
-class Amdgpu(GpuSource):
-    """Reads the amdgpu driver's files; needs no program and wakes no GPU."""
-
-    name = "amdgpu"
-
-    def __init__(self, root: Path = Path("/sys/class/drm")) -> None:
-        self._root = root
-
-    def read(self) -> Sequence[GpuReading]:
-        readings = []
-        for card in sorted(self._root.glob("card[0-9]*")):
-            device = card / "device"
-            total = file_number(device / "mem_info_vram_total")
-            if not re.fullmatch(r"card\d+", card.name) or not total:
-                continue
-            sensors = _sensors(device)
-            readings.append(
-                GpuReading(
-                    id=int(card.name[4:]),
-                    name=file_text(device / "product_name") or f"AMD GPU {card.name}",
-                    uuid=file_text(device / "unique_id"),
-                    temp_c=sensors.get("edge", 0.0),
-                    vram_temp_c=sensors.get("mem", 0.0),
-                    gpu_util_pct=file_number(device / "gpu_busy_percent"),
-                    mem_used_mb=int(file_number(device / "mem_info_vram_used")) // MIB,
-                    mem_total_mb=int(total) // MIB,
-                    fan_speed_pct=round(sensors.get("fan", 0.0), 1),
-                    power_draw_w=sensors.get("power", 0.0),
-                )
-            )
-        return readings
-
-
 def file_text(path: Path) -> str:
+    """The text of a file, without white space at its ends; "" if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -113,6 +93,7 @@ def file_text(path: Path) -> str:
 
 
 def file_number(path: Path) -> float:
+    """The number in a file, 0 without one."""
     return number(file_text(path))
 
 

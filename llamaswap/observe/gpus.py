@@ -6,9 +6,8 @@ A source is read on a worker's thread and may block. This module must not know w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from attrs import frozen
+from attrs import define, field, frozen
 from twisted.logger import Logger
 
 RETRY_DELAY = 60.0  # seconds between searches for a source that works: most machines have no GPU
@@ -37,45 +36,42 @@ class GpuReading:
         return self.mem_used_mb / self.mem_total_mb * 100 if self.mem_total_mb else 0.0
 
 
-class GpuSource(Protocol):
-    """One way to read GPUs."""
+@frozen
+class GpuSource:
+    """One way to read GPUs. `read` may block; it raises an exception if the source does not work here, or stopped
+    working. `close` closes what is open, and `read` may open it again."""
 
     name: str
-
-    def read(self) -> Sequence[GpuReading]:
-        """All GPUs now. Raises if this source does not work here, or stopped working. May block."""
-
-    def close(self) -> None:
-        """Close what is open. Idempotent; `read` may open it again."""
-        return
+    read: Callable[[], Sequence[GpuReading]]
+    close: Callable[[], None] = lambda: None
 
 
+@define(eq=False)
 class GpuReader:
-    """Reads the first source that works, and searches for another when that one stops working."""
+    """Reads the first of `sources` that works, and searches for another when that one stops working."""
 
-    def __init__(self, sources: Sequence[GpuSource], seconds: Callable[[], float]) -> None:
-        self._sources = tuple(sources)
-        self._seconds = seconds
-        self._chosen: GpuSource | None = None
-        self._search_at = float("-inf")
+    sources: Sequence[GpuSource]
+    seconds: Callable[[], float]
+    _chosen: GpuSource | None = field(default=None, init=False)
+    _search_at: float = field(default=float("-inf"), init=False)
 
     def read(self) -> Sequence[GpuReading]:
         """The readings; none if no source works. Blocks; never raises."""
         if self._chosen is not None:
-            found = self._try(self._chosen)
+            found = _try(self._chosen)
             if found is not None:
                 return found
             log.warn("GPU source {name} stopped; trying another", name=self._chosen.name)
             self._chosen = None
-        elif self._seconds() < self._search_at:
+        elif self.seconds() < self._search_at:
             return ()
-        for source in self._sources:
-            found = self._try(source)
+        for source in self.sources:
+            found = _try(source)
             if found:
                 self._chosen = source
                 log.info("reading GPUs through {name}", name=source.name)
                 return found
-        self._search_at = self._seconds() + RETRY_DELAY
+        self._search_at = self.seconds() + RETRY_DELAY
         return ()
 
     def close(self) -> None:
@@ -83,11 +79,11 @@ class GpuReader:
         if self._chosen is not None:
             self._chosen.close()
 
-    @staticmethod
-    def _try(source: GpuSource) -> Sequence[GpuReading] | None:
-        try:
-            return source.read()
-        except Exception as error:  # drivers fail in many ways; the next source may work
-            log.debug("GPU source {name}: {error}", name=source.name, error=error)
-            source.close()
-            return None
+
+def _try(source: GpuSource) -> Sequence[GpuReading] | None:
+    try:
+        return source.read()
+    except Exception as error:  # drivers fail in many ways; the next source may work
+        log.debug("GPU source {name}: {error}", name=source.name, error=error)
+        source.close()
+        return None

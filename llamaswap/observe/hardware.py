@@ -13,12 +13,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
-from attrs import Factory, frozen
+from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from llamaswap.observe.accelerators import Accelerator, find_all
+from llamaswap.observe.amd import file_text
 from llamaswap.observe.command_output import NotInstalled, Programs
+from llamaswap.observe.gpu_sources import memory_size
 from llamaswap.observe.log_format import rfc3339nano
 from llamaswap.observe.nvidia import binding
 from llamaswap.observe.worker import RunBlocking
@@ -48,9 +50,7 @@ class HardwareProbe:
 
     def memory(self) -> int:
         """Bytes of memory that the kernel manages."""
-        import psutil  # on the worker's thread, because the import takes longer than opening the port may
-
-        return int(psutil.virtual_memory().total)
+        return memory_size()
 
     def counts(self) -> tuple[int | None, int | None]:
         """Cores and threads."""
@@ -68,18 +68,11 @@ class HardwareProbe:
             return ""
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def operating_system(probe: HardwareProbe) -> Document:
     """Family, distribution, version and kernel."""
     system, _, release = probe.uname()
     family = _FAMILIES.get(system, "other")
-    release_file = dict(re.findall(r'^([A-Z_]+)="?(.*?)"?$', _read(probe.root / "etc/os-release"), re.MULTILINE))
+    release_file = dict(re.findall(r'^([A-Z_]+)="?(.*?)"?$', file_text(probe.root / "etc/os-release"), re.MULTILINE))
     raw = {"raw_family": system} if family == "other" and system else {}
     return {
         "family": family,
@@ -112,7 +105,7 @@ def environment(probe: HardwareProbe) -> Document:
 
 def cpu(probe: HardwareProbe) -> Document:
     """Vendor, model and counts."""
-    text = _read(probe.root / "proc/cpuinfo")
+    text = file_text(probe.root / "proc/cpuinfo")
 
     def field(*names: str) -> str | None:
         for name in names:
@@ -140,7 +133,7 @@ def cpu(probe: HardwareProbe) -> Document:
 def memory_capacity(probe: HardwareProbe) -> int | None:
     """Bytes of installed memory as far as the kernel knows, at most those that our control group may use."""
     # MemTotal lacks the memory that the kernel took at boot; the present pages of the zones contain it.
-    zones = re.split(r"^Node", _read(probe.root / "proc/zoneinfo"), flags=re.MULTILINE)
+    zones = re.split(r"^Node", file_text(probe.root / "proc/zoneinfo"), flags=re.MULTILINE)
     present = sum(
         int(match[1])
         for zone in zones
@@ -148,7 +141,7 @@ def memory_capacity(probe: HardwareProbe) -> int | None:
         and (match := re.search(r"^\s+present\s+(\d+)", zone, re.MULTILINE))
     )
     capacity = max(probe.memory(), present * 4096 if _pages_are_4k(probe) else 0)
-    limits = [_read(probe.root / path).strip() for path in _CGROUP_LIMITS]
+    limits = [file_text(probe.root / path) for path in _CGROUP_LIMITS]
     limit = next((int(text) for text in limits if text.isdigit()), capacity)
     return min(capacity or limit, limit) or None
 
@@ -191,26 +184,20 @@ def describe(probe: HardwareProbe, *, version: str, at: float) -> Document:
     }
 
 
+@define(eq=False)
 class Hardware:
-    """Makes the description once, in the background. `snapshot()` is None before that, and if it failed."""
+    """Makes the description once, in the background. `snapshot` is None before that, and if it failed."""
 
-    def __init__(
-        self, *, run: RunBlocking, wall: Callable[[], float], version: str, probe: HardwareProbe | None = None
-    ) -> None:
-        self._run = run
-        self._wall = wall
-        self._version = version
-        self._probe = probe or HardwareProbe()
-        self._taken: Document | None = None
+    run: RunBlocking
+    wall: Callable[[], float]
+    version: str
+    probe: HardwareProbe = field(factory=HardwareProbe)
+    snapshot: Document | None = field(default=None, init=False)
 
     def take(self) -> Deferred[None]:
         """Describe the machine; to be called after the port is open. The Deferred never fails."""
-        taken = self._run(lambda: describe(self._probe, version=self._version, at=self._wall()))
+        taken = self.run(lambda: describe(self.probe, version=self.version, at=self.wall()))
         return taken.addCallbacks(self._keep, lambda failure: log.failure("hardware detection failed", failure=failure))
 
     def _keep(self, snapshot: Document) -> None:
-        self._taken = snapshot
-
-    def snapshot(self) -> Document | None:
-        """The document of GET /api/hardware."""
-        return self._taken
+        self.snapshot = snapshot

@@ -5,12 +5,14 @@ Both block: for a worker's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TypeVar
 
+from attrs import define, field
+
 from llamaswap.observe.command_output import Programs
-from llamaswap.observe.gpus import GpuReading, GpuSource
+from llamaswap.observe.gpus import GpuReading
 from llamaswap.wire.byte_budget import MIB
 
 _FIELDS = "index,name,uuid,temperature.gpu,utilization.gpu,memory.used,memory.total,fan.speed,power.draw"
@@ -23,54 +25,59 @@ def text(value: bytes | str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-class Nvml(GpuSource):
+def binding() -> ModuleType:
+    """NVML's Python binding, which is optional: most machines have no NVIDIA GPU."""
+    import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]  # it ships no types
+
+    return pynvml  # type: ignore[no-any-return,unused-ignore]
+
+
+@define(eq=False)
+class Nvml:
     """Reads through the driver's library: a millisecond per GPU, without a process."""
 
-    name = "NVML"
+    load: Callable[[], ModuleType] = binding
+    _nvml: ModuleType | None = field(default=None, init=False)
 
-    def __init__(self, load: Callable[[], ModuleType] | None = None) -> None:
-        self._load = load or binding
-        self._nvml: ModuleType | None = None
-
-    def _open(self) -> ModuleType:
+    def read(self) -> list[GpuReading]:
+        """All GPUs; the first reading opens the library."""
         if self._nvml is None:
-            nvml = self._load()
+            nvml = self.load()
             nvml.nvmlInit()
             self._nvml = nvml
-        return self._nvml
-
-    def read(self) -> Sequence[GpuReading]:
-        nvml = self._open()
-        return [self._reading(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
-
-    def _reading(self, nvml: ModuleType, index: int) -> GpuReading:
-        device = nvml.nvmlDeviceGetHandleByIndex(index)
-
-        def value(ask: Callable[[], T]) -> T | None:
-            return supported(nvml, ask)
-
-        memory = nvml.nvmlDeviceGetMemoryInfo(device)
-        rates = value(lambda: nvml.nvmlDeviceGetUtilizationRates(device))
-        return GpuReading(
-            id=index,
-            name=text(nvml.nvmlDeviceGetName(device)),
-            uuid=text(value(lambda: nvml.nvmlDeviceGetUUID(device)) or ""),
-            temp_c=value(lambda: nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU)) or 0,
-            vram_temp_c=value(lambda: _memory_temperature(nvml, device)) or 0,
-            gpu_util_pct=rates.gpu if rates is not None else 0,
-            mem_used_mb=int(memory.used) // MIB,
-            mem_total_mb=int(memory.total) // MIB,
-            fan_speed_pct=value(lambda: nvml.nvmlDeviceGetFanSpeed(device)) or 0,
-            power_draw_w=(value(lambda: nvml.nvmlDeviceGetPowerUsage(device)) or 0) / 1000,
-        )
+        nvml = self._nvml
+        return [_nvml_reading(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
 
     def close(self) -> None:
+        """Close the library. Idempotent."""
         if self._nvml is not None:
             nvml, self._nvml = self._nvml, None
             try:
                 nvml.nvmlShutdown()
             except nvml.NVMLError:
                 pass  # an unloaded driver has nothing to shut down
+
+
+def _nvml_reading(nvml: ModuleType, index: int) -> GpuReading:
+    device = nvml.nvmlDeviceGetHandleByIndex(index)
+
+    def value(ask: Callable[[], T]) -> T | None:
+        return supported(nvml, ask)
+
+    memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    rates = value(lambda: nvml.nvmlDeviceGetUtilizationRates(device))
+    return GpuReading(
+        id=index,
+        name=text(nvml.nvmlDeviceGetName(device)),
+        uuid=text(value(lambda: nvml.nvmlDeviceGetUUID(device)) or ""),
+        temp_c=value(lambda: nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU)) or 0,
+        vram_temp_c=value(lambda: _memory_temperature(nvml, device)) or 0,
+        gpu_util_pct=rates.gpu if rates is not None else 0,
+        mem_used_mb=int(memory.used) // MIB,
+        mem_total_mb=int(memory.total) // MIB,
+        fan_speed_pct=value(lambda: nvml.nvmlDeviceGetFanSpeed(device)) or 0,
+        power_draw_w=(value(lambda: nvml.nvmlDeviceGetPowerUsage(device)) or 0) / 1000,
+    )
 
 
 def _memory_temperature(nvml: ModuleType, device: object) -> int:
@@ -86,13 +93,6 @@ def supported(nvml: ModuleType, ask: Callable[[], T]) -> T | None:
         return None
 
 
-def binding() -> ModuleType:
-    """NVML's Python binding, which is optional: most machines have no NVIDIA GPU."""
-    import pynvml  # type: ignore[import-untyped,import-not-found,unused-ignore]  # it ships no types
-
-    return pynvml  # type: ignore[no-any-return,unused-ignore]
-
-
 def number(value: str) -> float:
     """A column's number; `[N/A]` and other words are 0."""
     try:
@@ -101,33 +101,19 @@ def number(value: str) -> float:
         return 0.0
 
 
-def parse_line(line: str) -> GpuReading | None:
-    """The reading in a line of nvidia-smi's csv, None if it has none."""
-    columns = [column.strip() for column in line.split(",")]
-    if len(columns) < 9 or not columns[0].isdigit():
-        return None
-    temperature, busy, used, total, fan, power = (number(column) for column in columns[3:9])
-    return GpuReading(
-        id=int(columns[0]),
-        name=columns[1],
-        uuid=columns[2],
-        temp_c=temperature,
-        gpu_util_pct=busy,
-        mem_used_mb=int(used),
-        mem_total_mb=int(total),
-        fan_speed_pct=fan,
-        power_draw_w=power,
-    )
+def nvidia_smi_rows(programs: Programs, fields: str) -> Iterator[list[str]]:
+    """Runs nvidia-smi, and gives the values of these fields for each GPU. The first field is its index."""
+    listed = programs.output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    for line in listed.splitlines():
+        columns = [column.strip() for column in line.split(",")]
+        if len(columns) == fields.count(",") + 1 and columns[0].isdigit():
+            yield columns
 
 
-class NvidiaSmi(GpuSource):
-    """Runs nvidia-smi for each reading, which takes longer than NVML: the driver may have to wake up."""
-
-    name = "nvidia-smi"
-
-    def __init__(self, programs: Programs | None = None) -> None:
-        self._programs = programs or Programs()
-
-    def read(self) -> Sequence[GpuReading]:
-        listed = self._programs.output("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits")
-        return [reading for line in listed.splitlines() if (reading := parse_line(line)) is not None]
+def read_nvidia_smi(programs: Programs) -> list[GpuReading]:
+    """The readings by nvidia-smi, which takes longer than NVML: the driver may have to wake up."""
+    readings = []
+    for index, name, uuid, *columns in nvidia_smi_rows(programs, _FIELDS):
+        temperature, busy, used, total, fan, power = map(number, columns)
+        readings.append(GpuReading(int(index), name, uuid, temperature, 0, busy, int(used), int(total), fan, power))
+    return readings

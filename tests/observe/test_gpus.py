@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.amd import Amdgpu, RocmSmi, parse_rocm
-from llamaswap.observe.apple import AppleGpu
+from llamaswap.observe.amd import read_amdgpu, read_rocm_smi
 from llamaswap.observe.command_output import Programs
+from llamaswap.observe.gpu_sources import read_ioreg
 from llamaswap.observe.gpus import RETRY_DELAY, GpuReader, GpuReading
-from llamaswap.observe.nvidia import NvidiaSmi, Nvml, parse_line
+from llamaswap.observe.nvidia import Nvml, read_nvidia_smi
 
 MIB = 1024 * 1024
 
@@ -159,10 +159,13 @@ class NvidiaTests(SynchronousTestCase):
         self.assertRaises(ImportError, Nvml(missing).read)
 
     def test_lines_of_nvidia_smi_are_parsed(self):
+        def read(line):
+            return read_nvidia_smi(Programs(lambda name: name, lambda argv, seconds: line))
+
         line = "0, NVIDIA H200, GPU-a, 34, 7, 512, 143771, [N/A], 76.5"
-        self.assertEqual(parse_line(line), GpuReading(0, "NVIDIA H200", "GPU-a", 34, 0, 7, 512, 143771, 0, 76.5))
+        self.assertEqual(read(line), [GpuReading(0, "NVIDIA H200", "GPU-a", 34, 0, 7, 512, 143771, 0, 76.5)])
         for line in ("", "0, too, few", "x, a, b, 1, 2, 3, 4, 5, 6"):
-            self.assertIsNone(parse_line(line))
+            self.assertEqual(read(line), [])
 
     def test_nvidia_smi_is_run_for_each_reading(self):
         ran = []
@@ -171,14 +174,13 @@ class NvidiaTests(SynchronousTestCase):
             ran.append(argv)
             return "1, b, u1, 1, 2, 3, 4, 5, 6\nnot a reading\n0, a, u0, 1, 2, 3, 4, 5, 6\n"
 
-        source = NvidiaSmi(Programs(lambda name: "/bin/" + name, command))
-        self.assertEqual([reading.name for reading in source.read()], ["b", "a"])
-        source.read()
+        programs = Programs(lambda name: "/bin/" + name, command)
+        self.assertEqual([reading.name for reading in read_nvidia_smi(programs)], ["b", "a"])
+        read_nvidia_smi(programs)
         self.assertEqual([argv[0] for argv in ran], ["/bin/nvidia-smi"] * 2)
-        source.close()
 
     def test_missing_nvidia_smi_is_an_error(self):
-        self.assertRaises(OSError, NvidiaSmi(Programs(lambda name: None)).read)
+        self.assertRaises(OSError, read_nvidia_smi, Programs(lambda name: None))
 
 
 ROCM = """WARNING: AMD GPU device(s) is/are in a low-power state
@@ -194,11 +196,11 @@ system,1,2,3,4,5,6,7,8,9,10,11
 class AmdTests(SynchronousTestCase):
     def test_rocm_columns_are_found_by_name(self):
         """core V111"""
-        (reading,) = parse_rocm(ROCM)
+        (reading,) = read_rocm_smi(Programs(lambda name: name, lambda argv, seconds: ROCM))
         self.assertEqual(
             reading, GpuReading(1, "Radeon RX 7900 card1 (gfx1100)", "31", 41, 50, 12, 1000, 24560, 15.5, 33)
         )
-        self.assertEqual(parse_rocm("no table"), [])
+        self.assertEqual(read_rocm_smi(Programs(lambda name: name, lambda argv, seconds: "no table")), [])
 
     def test_rocm_smi_is_run_if_installed(self):
         ran = []
@@ -207,9 +209,9 @@ class AmdTests(SynchronousTestCase):
             ran.append(argv)
             return ROCM
 
-        self.assertEqual(len(RocmSmi(Programs(lambda name: "/opt/" + name, command)).read()), 1)
+        self.assertEqual(len(read_rocm_smi(Programs(lambda name: "/opt/" + name, command))), 1)
         self.assertEqual(ran[0][0], "/opt/rocm-smi")
-        self.assertRaises(OSError, RocmSmi(Programs(lambda name: None, command)).read)
+        self.assertRaises(OSError, read_rocm_smi, Programs(lambda name: None, command))
 
     def test_amdgpu_files_are_read(self):
         root = FilePath(self.mktemp())
@@ -230,7 +232,7 @@ class AmdTests(SynchronousTestCase):
             (monitor, "pwm1", "51"),
         ):
             where.child(name).setContent(text.encode())
-        (reading,) = Amdgpu(Path(root.path)).read()
+        (reading,) = read_amdgpu(Path(root.path))
         self.assertEqual(reading, GpuReading(1, "AMD GPU card1", "", 45, 60, 33, 100, 1000, 20.0, 25))
 
 
@@ -243,7 +245,8 @@ class AppleTests(SynchronousTestCase):
             }
         ]
         found = plistlib.dumps(devices).decode()
-        source = AppleGpu(Programs(lambda name: "/usr/sbin/" + name, lambda argv, seconds: found), lambda: 100 * MIB)
-        self.assertEqual(source.read(), [GpuReading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)])
-        self.assertEqual(AppleGpu(Programs(lambda name: "x", lambda argv, seconds: "")).read(), [])
-        self.assertRaises(OSError, AppleGpu(Programs(lambda name: None)).read)
+        programs = Programs(lambda name: "/usr/sbin/" + name, lambda argv, seconds: found)
+        expected = [GpuReading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)]
+        self.assertEqual(read_ioreg(programs, lambda: 100 * MIB), expected)
+        self.assertEqual(read_ioreg(Programs(lambda name: "x", lambda argv, seconds: "")), [])
+        self.assertRaises(OSError, read_ioreg, Programs(lambda name: None))

@@ -122,16 +122,16 @@ class TestHost(Folder):
 
     def test_failed_detection_leaves_no_snapshot(self):
         hardware = Hardware(run=at_once, wall=lambda: 0.0, version="1", probe=self.probe())
-        self.assertIsNone(hardware.snapshot())
+        self.assertIsNone(hardware.snapshot)
         self.successResultOf(hardware.take())
-        self.assertEqual(hardware.snapshot()["schema_version"], 1)
+        self.assertEqual(hardware.snapshot["schema_version"], 1)
 
         def broken():
             raise OSError("broken")
 
         failing = Hardware(run=at_once, wall=broken, version="1", probe=self.probe())
         self.successResultOf(failing.take())
-        self.assertEqual((failing.snapshot(), len(self.flushLoggedErrors(OSError))), (None, 1))
+        self.assertEqual((failing.snapshot, len(self.flushLoggedErrors(OSError))), (None, 1))
 
 
 class TestAccelerators(Folder):
