@@ -1,6 +1,10 @@
 """The tests. What Hypothesis thinks of is the same each time; with SEARCH set in the environment, other things."""
 
 import os
+import time
+
+os.environ["TZ"] = "UTC"  # the zone of the times that documents show
+time.tzset()
 
 try:
     from hypothesis import HealthCheck, settings

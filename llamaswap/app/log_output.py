@@ -81,14 +81,8 @@ def build_logging(reactor: IServiceReactor, config: Config) -> LogParts:
         log_file_limits(config), lambda problem: reactor.callFromThread(log.error, "{problem}", problem=problem)
     )
     registry = LogRegistry(to_stdout=config.log_to_stdout, stdout=stdout, to_file=files.write)
-    formatter = LogFormatter(
-        registry.proxy.write,
-        reactor,
-        reactor,
-        level=config.log_level,
-        time_format=config.log_time_format,
-        wall=time.time,
-    )
+    formatter = LogFormatter(registry.proxy.write, reactor, reactor, time.time)
+    formatter.retune(config.log_level, config.log_time_format)
     return LogParts(stdout, files, registry, formatter, LibraryErrors(formatter))
 
 

@@ -65,9 +65,8 @@ def build_observability(
     reactor, router, driver_thread = context.reactor, models.router, models.driver_thread
     recorder, captures = WorkerThread("recorder", reactor), Captures(config.capture_buffer)
     metrics = Metrics(in_flight=lambda: inflight.by_model(), machine=lambda: machine.families())
-    inflight = InflightRequests(
-        clock=reactor, sessions=config.ui.activity.session_id, finished=metrics.finished, why=router.wait_reason
-    )
+    inflight = InflightRequests(reactor, metrics.finished, router.wait_reason)
+    inflight.retune(config.ui.activity.session_id)
     machine = MachineMonitor(
         run=driver_thread,
         clock=reactor,
@@ -111,8 +110,8 @@ def build_activity(
         clock=context.reactor,
         wall=time.time,
         stored=stored,
-        sessions=config.ui.activity.session_id,
     )
+    activity.retune(config.ui.activity.session_id)
     return activity
 
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import TypeVar
 
 import zstandard
+from attrs import define, field
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from llamaswap.observe.activity_recorder import ActivityRecorder
+from llamaswap.observe.activity_recorder import ActivityRecorder, session_headers
 from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
 from llamaswap.observe.captures import LEVEL, Blob, Captures, bundles, pack
 from llamaswap.observe.file_store import FileStore
-from llamaswap.observe.log_format import local_time, rfc3339
+from llamaswap.observe.log_format import timestamp
 from llamaswap.observe.query import ActivityFilter, ActivityQuery
 from llamaswap.observe.store import ActivityPage, ActivityStore
 from llamaswap.observe.worker import RunBlocking
@@ -47,58 +47,51 @@ Result = TypeVar("Result")
 Document = dict[str, object]
 
 
+@define(eq=False)
 class ActivityLog:
     """Observes requests, stores their rows, and reads the table.
 
     `run` does blocking work in order on one thread; `clock` is monotonic, `wall` gives unix seconds; `stored(row)` is
-    called for each stored row. `sessions` are the configured session headers.
+    called for each stored row.
     """
 
-    def __init__(
-        self,
-        *,
-        store: ActivityStore | FileStore,
-        captures: Captures,
-        run: RunBlocking,
-        clock: IReactorTime,
-        wall: Callable[[], float],
-        stored: Callable[[ActivityRow], None] = lambda row: None,
-        sessions: Sequence[str] = (),
-        local: Callable[[float], datetime] = local_time,
-    ) -> None:
-        self._store = store
-        self._captures = captures
-        self._run = run
-        self._clock = clock
-        self._wall = wall
-        self._stored = stored
-        self._local = local
-        self.uncompressed = ByteBudget("captures", lambda used: captures.budget * UNCOMPRESSED_BUDGETS)
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL)
-        self._backlog: list[ActivityRecorder] = []
-        self._seen = 0  # of the backlog: these are digested, or too large for the reactor's thread
-        self._backlog_bytes = 0
-        self._writing = False
-        self._closed = False
-        self._timer: IDelayedCall | None = None
-        self._flushed: list[Deferred[None]] = []
-        self._recent: OrderedDict[int, ActivityRow] = OrderedDict()
-        self.dropped = 0
-        self.retune(sessions)
+    store: ActivityStore | FileStore
+    captures: Captures
+    run: RunBlocking
+    clock: IReactorTime
+    wall: Callable[[], float]
+    stored: Callable[[ActivityRow], None] = lambda row: None
+    uncompressed: ByteBudget = field(init=False)
+    dropped: int = field(default=0, init=False)
+    _sessions: tuple[bytes, ...] = field(default=(), init=False)
+    _compressor: zstandard.ZstdCompressor = field(factory=lambda: zstandard.ZstdCompressor(level=LEVEL), init=False)
+    _backlog: list[ActivityRecorder] = field(factory=list, init=False)
+    _seen: int = field(
+        default=0, init=False
+    )  # of the backlog: these are digested, or too large for the reactor's thread
+    _backlog_bytes: int = field(default=0, init=False)
+    _writing: bool = field(default=False, init=False)
+    _closed: bool = field(default=False, init=False)
+    _timer: IDelayedCall | None = field(default=None, init=False)
+    _flushed: list[Deferred[None]] = field(factory=list, init=False)
+    _recent: OrderedDict[int, ActivityRow] = field(factory=OrderedDict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.uncompressed = ByteBudget("captures", lambda used: self.captures.budget * UNCOMPRESSED_BUDGETS)
 
     def retune(self, sessions: Sequence[str]) -> None:
-        """A reload changed the session headers."""
-        self._sessions = tuple(name.lower().encode("latin-1", "replace") for name in sessions)
+        """Take the session from these headers, in order of preference."""
+        self._sessions = session_headers(sessions)
 
     def use(self, store: ActivityStore | FileStore) -> None:
         """A reload changed the store: later rows go to `store`; the old one is closed after its last row."""
-        old, self._store = self._store, store
+        old, self.store = self.store, store
         self.renumbered()
-        self._run(old.close).addErrback(lambda failure: log.failure("closing the old store failed", failure=failure))
+        self.run(old.close).addErrback(lambda failure: log.failure("closing the old store failed", failure=failure))
 
     def renumbered(self) -> None:
         """Forget everything known by a row's id, because rows have other ids now."""
-        self._captures.clear()
+        self.captures.clear()
         self._recent.clear()
 
     # -- recording -----------------------------------------------------------------------------------------
@@ -112,8 +105,8 @@ class ActivityLog:
         """The observer of this request, None if it leaves no row."""
         if not request.metered:
             return None
-        budget = self.uncompressed if self._captures.enabled else None
-        return ActivityRecorder(request, self._clock.seconds, self._wall, self._sessions, budget, self._finished)
+        budget = self.uncompressed if self.captures.enabled else None
+        return ActivityRecorder(request, self.clock.seconds, self.wall, self._sessions, budget, self._finished)
 
     def _finished(self, recorder: ActivityRecorder) -> None:
         backlog = self._backlog
@@ -140,7 +133,7 @@ class ActivityLog:
         if len(backlog) >= BATCH_ROWS or self._backlog_bytes >= BATCH_BYTES:
             self._write()
         elif self._timer is None:
-            self._timer = self._clock.callLater(BATCH_DELAY, self._write)
+            self._timer = self.clock.callLater(BATCH_DELAY, self._write)
 
     def _digest_small(self) -> None:
         for recorder in self._backlog[self._seen :]:
@@ -157,10 +150,10 @@ class ActivityLog:
         self._seen = len(self._backlog)
         bytes_before, self._backlog_bytes = self._backlog_bytes, sum(recorder.size for recorder in self._backlog)
         self._writing = True
-        store = self._store
+        store = self.store
         large = bytes_before - self._backlog_bytes > LARGE_BATCH or any(recorder.row is None for recorder in batch)
         if store.durable or large:
-            written = self._run(lambda: self._store_batch(batch, store))
+            written = self.run(lambda: self._store_batch(batch, store))
         else:
             written = maybeDeferred(self._store_batch, batch, store)
         written.addCallbacks(
@@ -186,16 +179,16 @@ class ActivityLog:
         return rows, [pack(some, self._compressor) for some in bundles(captures)]
 
     def _announce(self, rows: Sequence[ActivityRow], blobs: Sequence[Blob], store: ActivityStore | FileStore) -> None:
-        if store is self._store:
+        if store is self.store:
             for blob in blobs:
-                self._captures.put(blob)
+                self.captures.put(blob)
             for row in rows[-RECENT_ROWS:]:
                 self._recent[row.id] = row
         while len(self._recent) > RECENT_ROWS:
             self._recent.popitem(last=False)
         # Last, because a listener may ask for the row that it is called with.
         for row in rows:
-            self._stored(row)
+            self.stored(row)
 
     def _written(self, batch: Sequence[ActivityRecorder]) -> None:
         for recorder in batch:
@@ -222,7 +215,7 @@ class ActivityLog:
         """Store the backlog and close the store; requests that end later leave no row."""
         self._closed = True
         await self.flush()
-        await self._run(self._store.close)
+        await self.run(self.store.close)
 
     # -- questions -----------------------------------------------------------------------------------------
 
@@ -230,23 +223,23 @@ class ActivityLog:
         """Write the backlog first, so that the client of a request that just ended finds its row."""
         if self._timer is not None:
             self._write()
-        return self._run(question)
+        return self.run(question)
 
     def page(self, query: ActivityQuery) -> Deferred[ActivityPage]:
         """One page of the table."""
-        return self._ask(lambda: self._store.page(query))
+        return self._ask(lambda: self.store.page(query))
 
     def stats(self, wanted: ActivityFilter | None = None, bucket: int = 0) -> Deferred[Document]:
         """Totals and histograms; with `bucket` seconds also sums over time."""
-        return self._ask(lambda: self._store.stats(wanted or ActivityFilter(), bucket))
+        return self._ask(lambda: self.store.stats(wanted or ActivityFilter(), bucket))
 
     def after(self, wanted: ActivityFilter, number: int, count: int) -> Deferred[list[ActivityRow]]:
         """The next rows above an id, ascending: the steps of an export."""
-        return self._ask(lambda: self._store.after(wanted, number, count))
+        return self._ask(lambda: self.store.after(wanted, number, count))
 
     def legacy(self) -> Deferred[list[Document]]:
         """The flat objects of GET /api/metrics, oldest first."""
-        rows = self._ask(self._store.newest_good)
+        rows = self._ask(self.store.newest_good)
         return rows.addCallback(lambda found: [self.flat(row) for row in found])
 
     def recent(self, number: int) -> ActivityRow | None:
@@ -263,20 +256,20 @@ class ActivityLog:
         }
         return {
             "id": row.id,
-            "timestamp": rfc3339(self._local(row.created)),
+            "timestamp": timestamp(row.created),
             "model": row.model,
             "req_path": row.req_path,
             "resp_content_type": row.resp_content_type,
             "resp_status_code": row.resp_status_code,
             "tokens": {name: getattr(row.usage, name) for name in USAGE_COLUMNS},
             "duration_ms": row.duration_ms,
-            "has_capture": self._captures.has(row.id),
+            "has_capture": self.captures.has(row.id),
             **{name: value for name, value in optional.items() if value},
         }
 
     def page_document(self, page: ActivityPage) -> Document:
         """A page as the activity API shows it; `store_error` says why it is from memory alone."""
-        problem = self._store.problem
+        problem = self.store.problem
         return {
             **({"store_error": problem} if problem else {}),
             "data": [self.document(row) for row in page.rows],
@@ -291,7 +284,7 @@ class ActivityLog:
         drafts = ("draft_tokens", "draft_acc_tokens")
         return {
             "id": row.id,
-            "timestamp": rfc3339(self._local(row.created)),
+            "timestamp": timestamp(row.created),
             "model": row.model,
             **{name: getattr(row.usage, name) for name in USAGE_COLUMNS if name not in drafts},
             "duration_ms": row.duration_ms,

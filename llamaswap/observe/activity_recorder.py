@@ -219,6 +219,11 @@ class ActivityRecorder:
         )
 
 
+def session_headers(names: Sequence[str]) -> tuple[bytes, ...]:
+    """The configured session headers as `session` takes them."""
+    return tuple(name.lower().encode("latin-1", "replace") for name in names)
+
+
 def session(headers: Sequence[tuple[bytes, bytes]], names: Sequence[bytes]) -> str:
     """The first non-empty value among the session headers `names` (lower case, in order of preference)."""
     for name in names:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal
 
 from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from llamaswap.observe.activity_recorder import session
-from llamaswap.observe.log_format import local_time, rfc3339nano
+from llamaswap.observe.activity_recorder import session, session_headers
+from llamaswap.observe.log_format import timestamp
 from llamaswap.observe.redact import shown
+from llamaswap.scheduling.state import WaitReason
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 
@@ -29,45 +29,19 @@ UPDATE_DELAY = 0.25  # seconds; updates of a byte count are sent at most this of
 Phase = Literal["queued", "loading", "prefill", "streaming"]
 Document = dict[str, object]
 Listener = Callable[[Document], None]
+Why = Callable[[str], WaitReason | None]
 
 _HOST = frozenset({b"host"})
 log = Logger()
 
 
-class WaitReasonLike(Protocol):
-    """Why requests for a model wait, and for which `models`; with `loading` their model is being loaded."""
-
-    @property
-    def reason(self) -> str: ...
-    @property
-    def models(self) -> Sequence[str]: ...
-    @property
-    def loading(self) -> bool: ...
-
-
-Why = Callable[[str], "WaitReasonLike | None"]
-
-
-@define  # made for every request: freezing doubles what that costs
-class FinishedRequest:
-    """A request that ended; times are in seconds since its arrival.
-
-    `first_byte` is None if no byte was sent, `waited` (for its model) if the request was never granted.
-    """
-
-    request: RequestInfo
-    ending: RequestOutcome
-    error: Exception | None
-    status: int
-    sent: int
-    duration: float
-    first_byte: float | None
-    waited: float | None
-
-
 @define(eq=False)
 class InflightRequest:
-    """An entry, and the `RequestObserver` of its request."""
+    """An entry, and the `RequestObserver` of its request. Times are in the clock's seconds.
+
+    `first_byte` is None until a byte was sent, `granted_at` until the request has its model. After the end `outcome`,
+    `error` and `duration` are set.
+    """
 
     request: RequestInfo
     _registry: InflightRequests
@@ -79,8 +53,10 @@ class InflightRequest:
     first_byte: float | None = field(default=None, init=False)
     granted_at: float | None = field(default=None, init=False)
     streams: bool = field(default=False, init=False)  # whether the response is an event stream
+    outcome: RequestOutcome | None = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
+    duration: float = field(default=0.0, init=False)
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
-    _open: bool = field(default=True, init=False)
 
     @property
     def waits(self) -> bool:
@@ -89,7 +65,7 @@ class InflightRequest:
 
     def granted(self) -> None:
         """A server is reserved for the request: it waits no longer."""
-        if not self._open:
+        if self.outcome is not None:
             return
         if self.granted_at is None:
             self.granted_at = self._registry.now()
@@ -99,14 +75,14 @@ class InflightRequest:
 
     def retargeted(self) -> None:
         """The request waits again, for another model."""
-        if self._open:
+        if self.outcome is None:
             self.granted_at = None
             self.phase, self.queue_position = "queued", 0
             self._registry.changed(self)
 
     def head(self, status: int, headers: ResponseHeaders) -> None:
         """The response's head was sent."""
-        if not self._open:
+        if self.outcome is not None:
             return
         self.status = status
         self._headers = headers.items
@@ -115,7 +91,7 @@ class InflightRequest:
 
     def data(self, data: bytes) -> None:
         """Count bytes and tokens; listeners get the counts with the next delayed update."""
-        if not self._open:
+        if self.outcome is not None:
             return
         self.sent += len(data)
         if self.request.loading:
@@ -131,25 +107,26 @@ class InflightRequest:
 
     def ended(self, outcome: RequestOutcome, error: Exception | None) -> None:
         """The request is over; only the first call counts."""
-        if self._open:
-            self._open = False
-            self._registry.ended(self, outcome, error)
+        if self.outcome is None:
+            self.outcome, self.error = outcome, error
+            self.duration = max(0.0, self._registry.now() - self.request.started)
+            self._registry.ended(self)
 
     def moved(self, phase: Phase, queue_position: int) -> None:
         """The request has another phase, or another position in the queue."""
-        if self._open and (phase, queue_position) != (self.phase, self.queue_position):
+        if self.outcome is None and (phase, queue_position) != (self.phase, self.queue_position):
             self.phase = phase
             self.queue_position = queue_position
             if phase == "prefill" and self.granted_at is None:
                 self.granted_at = self._registry.now()
             self._registry.changed(self)
 
-    def document(self, now: float, sessions: Sequence[bytes], local: Callable[[float], datetime], why: Why) -> Document:
+    def document(self, now: float, sessions: Sequence[bytes], why: Why) -> Document:
         """The entry as listeners see it; only made if there are listeners."""
         request = self.request
         document: Document = {
             "id": request.id,
-            "timestamp": rfc3339nano(local(request.timestamp)),
+            "timestamp": timestamp(request.timestamp),
             "model": request.model,
             "req_path": request.path,
             "method": request.method,
@@ -184,34 +161,25 @@ class InflightRequest:
         return document
 
 
+@define(eq=False)
 class InflightRequests:
     """The entries of all requests, and their `RequestObserverFactory`.
 
     `finished` is called at each request's end (by it the metrics count); `why` says what requests for a model wait for.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: IReactorTime,
-        sessions: Sequence[str] = (),
-        finished: Callable[[FinishedRequest], None] = lambda finished: None,
-        local: Callable[[float], datetime] = local_time,
-        why: Why = lambda model: None,
-    ) -> None:
-        self._clock = clock
-        self._why = why
-        self._finished = finished
-        self._local = local
-        self._entries: dict[str, InflightRequest] = {}
-        self._listeners: tuple[Listener, ...] = ()
-        self._progressed: dict[str, InflightRequest] = {}
-        self._timer: IDelayedCall | None = None
-        self.retune(sessions)
+    clock: IReactorTime
+    finished: Callable[[InflightRequest], None] = lambda entry: None
+    why: Why = lambda model: None
+    _sessions: tuple[bytes, ...] = field(default=(), init=False)
+    _entries: dict[str, InflightRequest] = field(factory=dict, init=False)
+    _listeners: tuple[Listener, ...] = field(default=(), init=False)
+    _progressed: dict[str, InflightRequest] = field(factory=dict, init=False)
+    _timer: IDelayedCall | None = field(default=None, init=False)
 
     def retune(self, sessions: Sequence[str]) -> None:
-        """A reload changed the session headers."""
-        self._sessions = tuple(name.lower().encode("latin-1", "replace") for name in sessions)
+        """Take the session from these headers, in order of preference."""
+        self._sessions = session_headers(sessions)
 
     # -- called for requests -------------------------------------------------------------------------------
 
@@ -246,13 +214,13 @@ class InflightRequests:
 
     def now(self) -> float:
         """The clock's seconds."""
-        return self._clock.seconds()
+        return self.clock.seconds()
 
     def changed(self, entry: InflightRequest) -> None:
         """Send this entry to the listeners at once."""
         if self._listeners:
             self._progressed.pop(entry.request.id, None)
-            self._send({"operation": "upsert", "request": self._document(entry, self._why)})
+            self._send({"operation": "upsert", "request": self._document(entry, self.why)})
 
     def progressed(self, entry: InflightRequest) -> None:
         """Send this entry with the next delayed update; costs nothing without listeners."""
@@ -260,22 +228,17 @@ class InflightRequests:
             return
         self._progressed[entry.request.id] = entry
         if self._timer is None:
-            self._timer = self._clock.callLater(UPDATE_DELAY, self._send_progress)
+            self._timer = self.clock.callLater(UPDATE_DELAY, self._send_progress)
 
-    def ended(self, entry: InflightRequest, ending: RequestOutcome, error: Exception | None) -> None:
+    def ended(self, entry: InflightRequest) -> None:
         """Remove the entry."""
         request = entry.request
         # Ids are unique; if a fault repeats one, the other request's entry stays.
         if self._entries.get(request.id) is entry:
             del self._entries[request.id]
         self._progressed.pop(request.id, None)
-        first_byte = None if entry.first_byte is None else entry.first_byte - request.started
-        waited = None if entry.granted_at is None else max(0.0, entry.granted_at - request.started)
-        duration = max(0.0, self._clock.seconds() - request.started)
         try:
-            self._finished(
-                FinishedRequest(request, ending, error, entry.status, entry.sent, duration, first_byte, waited)
-            )
+            self.finished(entry)
         except Exception:  # a fault in the metrics must not keep a request from ending
             log.failure("a finished request could not be counted in the metrics")
         if self._listeners:
@@ -348,11 +311,11 @@ class InflightRequests:
 
     def _document(self, entry: InflightRequest, why: Why) -> Document:
         entry.request.flush()
-        return entry.document(self._clock.seconds(), self._sessions, self._local, why)
+        return entry.document(self.clock.seconds(), self._sessions, why)
 
     def _cached_why(self) -> Why:
         """Asks once for all requests of a model, because a queue may be long."""
-        return lru_cache(maxsize=None)(self._why)
+        return lru_cache(maxsize=None)(self.why)
 
     def _send_progress(self) -> None:
         self._timer = None

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 
+from attrs import define, field
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from zope.interface import implementer
@@ -18,8 +19,6 @@ WRITE_DELAY = 0.02  # seconds between a gathered line and its write
 MAX_GATHERED = 64  # lines that are written without that delay
 
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
-_RANK = {LogLevel.debug: 10, LogLevel.info: 20, LogLevel.warn: 30, LogLevel.error: 40, LogLevel.critical: 40}
-_WORD = {10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR"}
 
 # Names of days and months are English: Python keeps the C locale for times unless a program sets another one.
 _DATE, _CLOCK = "%a, %d %b %Y", "%H:%M:%S"
@@ -81,7 +80,13 @@ def local_time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds).astimezone()
 
 
+def timestamp(seconds: float) -> str:
+    """Unix seconds in the server's zone, as documents show them."""
+    return rfc3339nano(local_time(seconds))
+
+
 @implementer(ILogObserver)
+@define(eq=False)
 class LogFormatter:
     """Writes the events of namespace `llamaswap` as lines; drops events below the level.
 
@@ -89,33 +94,24 @@ class LogFormatter:
     lines that have none.
     """
 
-    def __init__(
-        self,
-        write: Callable[[bytes], None],
-        clock: IReactorTime,
-        threads: IReactorFromThreads,
-        *,
-        level: str = "info",
-        time_format: str = "",
-        wall: Callable[[], float],
-        local: Callable[[float], datetime] = local_time,
-    ) -> None:
-        self._write = write
-        self._clock = clock
-        self._threads = threads
-        self._gathered: list[bytes] = []
-        self._wall = wall
-        self._local = local
-        self._reactor_thread = threading.get_ident()
-        self.retune(level, time_format)
+    write: Callable[[bytes], None]
+    clock: IReactorTime
+    threads: IReactorFromThreads
+    wall: Callable[[], float]
+    _rank: int = field(default=LEVELS["info"], init=False)
+    _format: Callable[[datetime], str] | None = field(default=None, init=False)
+    _fraction: bool = field(default=False, init=False)
+    _last_stamp: tuple[int, str] | None = field(default=None, init=False)
+    _gathered: list[bytes] = field(factory=list, init=False)
+    _reactor_thread: int = field(factory=threading.get_ident, init=False)
 
     def retune(self, level: str, time_format: str) -> None:
-        """A reload changed logLevel or logTimeFormat; unknown names mean info and no time."""
-        self._rank = LEVELS.get(level.strip().lower(), 20)
+        """Use these settings (logLevel and logTimeFormat); unknown names mean info and no time."""
+        self._rank = LEVELS.get(level.strip().lower(), LEVELS["info"])
         name = time_format.strip().lower()
         self._format = TIME_FORMATS.get(name)
         self._fraction = name in _FRACTIONS
-        self._last_stamp: tuple[int, str] | None = None
+        self._last_stamp = None
 
     def wants(self, level: str) -> bool:
         """Whether a line of this level would be written: ask before formatting an expensive one."""
@@ -126,19 +122,18 @@ class LogFormatter:
 
         For the access log, which every request pays for.
         """
-        rank = LEVELS[level]
-        if rank < self._rank:
+        if LEVELS[level] < self._rank:
             return
-        data = self._line(rank, message, self._wall())
+        data = self._line(level, message, self.wall())
         if threading.get_ident() != self._reactor_thread:
             self._emit(data)
             return
         gathered = self._gathered
         if not gathered:
-            self._clock.callLater(WRITE_DELAY, self.flush)
+            self.clock.callLater(WRITE_DELAY, self.flush)
         gathered.append(data)
         if len(gathered) >= MAX_GATHERED:
-            self._write(b"".join(gathered))
+            self.write(b"".join(gathered))
             gathered[:] = [b""]  # not empty: the delayed call is still due
 
     def flush(self) -> None:
@@ -146,45 +141,46 @@ class LogFormatter:
         gathered, self._gathered = self._gathered, []
         data = b"".join(gathered)
         if data:
-            self._write(data)
+            self.write(data)
 
     def __call__(self, event: LogEvent) -> None:
         namespace = event.get("log_namespace") or ""
         if namespace != NAMESPACE and not namespace.startswith(f"{NAMESPACE}."):
             return
-        rank = _RANK.get(event.get("log_level", LogLevel.info), 20)
-        if rank < self._rank:
+        level: str = event.get("log_level", LogLevel.info).name
+        level = level if level in LEVELS else "error"  # such as "critical"
+        if LEVELS[level] < self._rank:
             return
         message = formatEvent(event)
         failure = event.get("log_failure")
         if failure is not None:
             message = f"{message}\n{failure.getTraceback()}" if message else failure.getTraceback()
-        self._emit(self._line(rank, message.rstrip("\n"), event.get("log_time") or self._wall()))
+        self._emit(self._line(level, message.rstrip("\n"), event.get("log_time") or self.wall()))
 
     def _emit(self, data: bytes) -> None:
         if threading.get_ident() == self._reactor_thread:
             self._write_after_gathered(data)
         else:
-            self._threads.callFromThread(self._write_after_gathered, data)
+            self.threads.callFromThread(self._write_after_gathered, data)
 
     def _write_after_gathered(self, data: bytes) -> None:
         gathered = self._gathered
         if gathered:
             data = b"".join((*gathered, data))
             gathered[:] = [b""]
-        self._write(data)
+        self.write(data)
 
-    def _line(self, rank: int, message: str, at: float) -> bytes:
+    def _line(self, level: str, message: str, at: float) -> bytes:
         stamp = "" if self._format is None else self._stamp(self._format, at)
-        return f"{stamp}[{_WORD[rank]}] {message}\n".encode("utf-8", "replace")
+        return f"{stamp}[{level.upper()}] {message}\n".encode("utf-8", "replace")
 
     def _stamp(self, time_format: Callable[[datetime], str], at: float) -> str:
         """The time before a line; lines of one second share it, unless its fraction shows."""
         if self._fraction:
-            return f"{time_format(self._local(at))} "
+            return f"{time_format(local_time(at))} "
         second = int(at)
         # The tuple is replaced as a whole because lines may come from other threads.
         last = self._last_stamp
         if last is None or last[0] != second:
-            last = self._last_stamp = (second, f"{time_format(self._local(at))} ")
+            last = self._last_stamp = (second, f"{time_format(local_time(at))} ")
         return last[1]

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from attrs import asdict, frozen
+from attrs import asdict, define, field, frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -20,8 +19,7 @@ from twisted.logger import Logger
 
 from llamaswap.observe.exposition import MetricFamily
 from llamaswap.observe.gpus import GpuReader, GpuReading
-from llamaswap.observe.log_format import local_time, rfc3339nano
-from llamaswap.observe.machine_metrics import machine_families
+from llamaswap.observe.log_format import timestamp
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.wire.byte_budget import MIB
 
@@ -34,8 +32,17 @@ Document = dict[str, object]
 
 
 @frozen
+class NetworkCounts:
+    """The bytes that passed a network interface."""
+
+    name: str
+    bytes_recv: int
+    bytes_sent: int
+
+
+@frozen
 class SystemReading:
-    """The machine at one moment; sizes in MB (2**20 bytes), `net_io` as (name, received, sent) in bytes."""
+    """The machine at one moment; sizes in MB (2**20 bytes)."""
 
     cpu_util_per_core: tuple[float, ...] = ()
     mem_total_mb: int = 0
@@ -43,8 +50,10 @@ class SystemReading:
     mem_free_mb: int = 0
     swap_total_mb: int = 0
     swap_used_mb: int = 0
-    load_avg: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    net_io: tuple[tuple[str, int, int], ...] = ()
+    load_avg_1: float = 0.0
+    load_avg_5: float = 0.0
+    load_avg_15: float = 0.0
+    net_io: tuple[NetworkCounts, ...] = ()
 
 
 def read_system() -> SystemReading:
@@ -52,6 +61,7 @@ def read_system() -> SystemReading:
     import psutil  # on the worker's thread, because the import takes longer than opening the port may
 
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    one, five, fifteen = os.getloadavg()
     return SystemReading(
         cpu_util_per_core=tuple(psutil.cpu_percent(percpu=True)),
         mem_total_mb=memory.total // MIB,
@@ -59,9 +69,11 @@ def read_system() -> SystemReading:
         mem_free_mb=memory.free // MIB,
         swap_total_mb=swap.total // MIB,
         swap_used_mb=swap.used // MIB,
-        load_avg=os.getloadavg(),
+        load_avg_1=one,
+        load_avg_5=five,
+        load_avg_15=fifteen,
         net_io=tuple(
-            (name, count.bytes_recv, count.bytes_sent)
+            NetworkCounts(name, count.bytes_recv, count.bytes_sent)
             for name, count in sorted(psutil.net_io_counters(pernic=True).items())
             if name not in ("lo", "lo0")
         ),
@@ -77,36 +89,24 @@ class MachineSample:
     gpus: tuple[GpuReading, ...] = ()
 
 
+@define(eq=False, kw_only=True)
 class MachineMonitor:
     """Samples every `every` seconds between `start` and `stop`; keeps an hour.
 
     `wanted` says whether a model's server runs. If not, the GPUs are only read in the minute after a question.
     """
 
-    def __init__(
-        self,
-        *,
-        run: RunBlocking,
-        clock: IReactorTime,
-        wall: Callable[[], float],
-        every: float,
-        gpus: GpuReader,
-        wanted: Callable[[], bool] = lambda: True,
-        read: Callable[[], SystemReading] = read_system,
-        local: Callable[[float], datetime] = local_time,
-    ) -> None:
-        self._run = run
-        self._clock = clock
-        self._wall = wall
-        self._gpus = gpus
-        self._wanted = wanted
-        self._read = read
-        self._local = local
-        self._every = every
-        self._samples: deque[MachineSample] = deque(maxlen=max(1, int(KEPT_SECONDS / every)))
-        self._loop: LoopingCall | None = None
-        self._asked = float("-inf")
-        self._listeners: tuple[Callable[[Document], None], ...] = ()
+    run: RunBlocking
+    clock: IReactorTime
+    wall: Callable[[], float]
+    every: float
+    gpus: GpuReader
+    wanted: Callable[[], bool] = lambda: True
+    read: Callable[[], SystemReading] = read_system
+    _samples: deque[MachineSample] = field(factory=deque, init=False)
+    _loop: LoopingCall | None = field(default=None, init=False)
+    _asked: float = field(default=float("-inf"), init=False)
+    _listeners: tuple[Callable[[Document], None], ...] = field(default=(), init=False)
 
     @property
     def enabled(self) -> bool:
@@ -118,10 +118,8 @@ class MachineMonitor:
         if self._loop is not None:
             return
         self._loop = loop = LoopingCall(self._sample)
-        loop.clock = self._clock
-        loop.start(self._every).addErrback(
-            lambda failure: log.failure("sampling stopped unexpectedly", failure=failure)
-        )
+        loop.clock = self.clock
+        loop.start(self.every).addErrback(lambda failure: log.failure("sampling stopped unexpectedly", failure=failure))
 
     def stop(self) -> Deferred[None]:
         """Stop sampling and close the GPU source."""
@@ -129,14 +127,13 @@ class MachineMonitor:
             return succeed(None)
         loop, self._loop = self._loop, None
         loop.stop()
-        return self._run(self._gpus.close)
+        return self.run(self.gpus.close)
 
     def retune(self, every: float) -> None:
         """A reload changed `performance.every`."""
-        if every == self._every:
+        if every == self.every:
             return
-        self._every = every
-        self._samples = deque(self._samples, maxlen=max(1, int(KEPT_SECONDS / every)))
+        self.every = every
         if self._loop is not None:
             self._loop.stop()
             self._loop = None
@@ -144,20 +141,22 @@ class MachineMonitor:
 
     def _sample(self) -> Deferred[None]:
         # The loop waits for this Deferred, so with a slow driver samples become rarer instead of piling up.
-        with_gpus = self._wanted() or bool(self._listeners) or self._clock.seconds() - self._asked < ASKED_SECONDS
-        taken = self._run(lambda: self._take(with_gpus))
+        with_gpus = self.wanted() or bool(self._listeners) or self.clock.seconds() - self._asked < ASKED_SECONDS
+        taken = self.run(lambda: self._take(with_gpus))
         return taken.addCallbacks(self._keep, lambda failure: log.failure("a sample failed", failure=failure))
 
     def _take(self, with_gpus: bool) -> MachineSample:
         if not with_gpus:
-            self._gpus.close()
-        gpus = tuple(self._gpus.read()) if with_gpus else ()
-        return MachineSample(self._wall(), self._read(), gpus)
+            self.gpus.close()
+        gpus = tuple(self.gpus.read()) if with_gpus else ()
+        return MachineSample(self.wall(), self.read(), gpus)
 
     def _keep(self, sample: MachineSample) -> None:
         self._samples.append(sample)
+        while len(self._samples) > max(1, int(KEPT_SECONDS / self.every)):
+            self._samples.popleft()
         if self._listeners:
-            document = self._document([sample])
+            document = _document([sample])
             for listener in self._listeners:
                 try:
                     listener(document)
@@ -177,58 +176,34 @@ class MachineMonitor:
 
     def samples(self, after: float | None = None, max_points: int | None = None) -> Document:
         """The document of GET /api/performance: samples later than `after`, at most `max_points` of each thing."""
-        self._asked = self._clock.seconds()
+        self._asked = self.clock.seconds()
         if not self._samples:
             # Without any sample the lists are null, without a later one they are empty.
             nothing: list[Document] | None = None if after is None else []
             return {"enabled": True, "sys_stats": nothing, "gpu_stats": nothing}
         chosen = thinned([sample for sample in self._samples if after is None or sample.at > after], max_points)
-        document = self._document(chosen)
+        document = _document(chosen)
         if after is None and not any(sample.gpus for sample in self._samples):
             document["gpu_stats"] = None
         return document
 
-    def _document(self, samples: Sequence[MachineSample]) -> Document:
-        return {
-            "enabled": True,
-            "sys_stats": [self._system(sample) for sample in samples],
-            "gpu_stats": [self._gpu(sample, reading) for sample in samples for reading in sample.gpus],
-        }
+    def families(self) -> Iterator[MetricFamily]:
+        """The newest readings, for /metrics. A scrape does not count as a question: it would keep GPUs awake for
+        ever."""
+        if self._samples:
+            newest = next((sample.gpus for sample in reversed(self._samples) if sample.gpus), ())
+            yield from _system_families(self._samples[-1].system)
+            yield from _gpu_families(sorted(newest, key=lambda reading: reading.id))
 
-    def latest(self) -> tuple[SystemReading | None, list[GpuReading]]:
-        """The newest system reading, and the newest reading of each GPU by id."""
-        newest: dict[int, GpuReading] = {}
-        for sample in reversed(self._samples):
-            if sample.gpus:
-                newest = {reading.id: reading for reading in sample.gpus}
-                break
-        system = self._samples[-1].system if self._samples else None
-        return system, [newest[number] for number in sorted(newest)]
 
-    def families(self) -> Iterable[MetricFamily]:
-        """For /metrics. A scrape does not count as a question: it would keep GPUs awake for ever."""
-        system, gpus = self.latest()
-        return () if system is None else machine_families(system, gpus)
-
-    def _system(self, sample: MachineSample) -> Document:
-        document = asdict(sample.system)
-        one, five, fifteen = document.pop("load_avg")
-        return {
-            "timestamp": rfc3339nano(self._local(sample.at)),
-            **document,
-            "cpu_util_per_core": list(sample.system.cpu_util_per_core),
-            "load_avg_1": one,
-            "load_avg_5": five,
-            "load_avg_15": fifteen,
-            "net_io": [
-                {"name": name, "bytes_recv": received, "bytes_sent": sent}
-                for name, received, sent in sample.system.net_io
-            ],
-        }
-
-    def _gpu(self, sample: MachineSample, reading: GpuReading) -> Document:
-        timestamp = rfc3339nano(self._local(sample.at))
-        return {"timestamp": timestamp, **asdict(reading), "mem_util_pct": round(reading.mem_util_pct, 2)}
+def _document(samples: Sequence[MachineSample]) -> Document:
+    system: list[Document] = []
+    gpus: list[Document] = []
+    for sample in samples:
+        at: Document = {"timestamp": timestamp(sample.at)}
+        system.append(at | asdict(sample.system))
+        gpus += [at | asdict(gpu) | {"mem_util_pct": round(gpu.mem_util_pct, 2)} for gpu in sample.gpus]
+    return {"enabled": True, "sys_stats": system, "gpu_stats": gpus}
 
 
 def thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:
@@ -236,3 +211,48 @@ def thinned(items: Sequence[T], limit: int | None) -> Sequence[T]:
     if limit is None or limit <= 0 or len(items) <= limit:
         return items
     return [items[-1 - (step * len(items)) // limit] for step in range(limit)][::-1]
+
+
+# Existing dashboards rely on the names of the metrics.
+_GPU: Sequence[tuple[str, str, Callable[[GpuReading], float]]] = (
+    ("temperature_celsius", "Temperature of the GPU.", lambda gpu: gpu.temp_c),
+    ("vram_temperature_celsius", "Temperature of the GPU's memory.", lambda gpu: gpu.vram_temp_c),
+    ("util_percent", "How busy the GPU is.", lambda gpu: gpu.gpu_util_pct),
+    ("memory_util_percent", "How full the GPU's memory is.", lambda gpu: gpu.mem_util_pct),
+    ("memory_used_bytes", "GPU memory in use.", lambda gpu: gpu.mem_used_mb * MIB),
+    ("memory_total_bytes", "GPU memory there is.", lambda gpu: gpu.mem_total_mb * MIB),
+    ("fan_speed_percent", "Speed of the GPU's fan.", lambda gpu: gpu.fan_speed_pct),
+    ("power_draw_watts", "Power the GPU draws.", lambda gpu: gpu.power_draw_w),
+)
+
+
+def _system_families(system: SystemReading) -> Iterator[MetricFamily]:
+    cpu = MetricFamily("gauge", "cpu_util_percent", "How busy each core is.", "core")
+    cpu.values = {(str(core),): share for core, share in enumerate(system.cpu_util_per_core)}
+    yield cpu
+    for name, help_text, megabytes in (
+        ("memory_total", "Memory there is.", system.mem_total_mb),
+        ("memory_used", "Memory in use.", system.mem_used_mb),
+        ("memory_free", "Memory that is not in use.", system.mem_free_mb),
+        ("swap_total", "Swap space there is.", system.swap_total_mb),
+        ("swap_used", "Swap space in use.", system.swap_used_mb),
+    ):
+        size = MetricFamily("gauge", f"{name}_bytes", help_text)
+        size.values[()] = megabytes * MIB
+        yield size
+    load = MetricFamily("gauge", "load_average", "Processes that want to run.", "interval")
+    load.values = {("1m",): system.load_avg_1, ("5m",): system.load_avg_5, ("15m",): system.load_avg_15}
+    yield load
+    network = MetricFamily("counter", "network_bytes", "Bytes that passed an interface.", "interface", "direction")
+    for interface in system.net_io:
+        network.values[interface.name, "recv"] = interface.bytes_recv
+        network.values[interface.name, "sent"] = interface.bytes_sent
+    yield network
+
+
+def _gpu_families(gpus: Sequence[GpuReading]) -> Iterator[MetricFamily]:
+    for name, help_text, value_of in _GPU:
+        family = MetricFamily("gauge", f"gpu_{name}", help_text, "id", "name", "uuid")
+        for gpu in gpus:
+            family.values[(str(gpu.id), gpu.name, gpu.uuid) if gpu.uuid else (str(gpu.id), gpu.name)] = value_of(gpu)
+        yield family

@@ -13,7 +13,7 @@ from llamaswap.errors import UnknownModel
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.exposition import HistogramFamily, MetricFamily, render
-from llamaswap.observe.inflight import FinishedRequest
+from llamaswap.observe.inflight import InflightRequest
 
 # Inference takes longer than a web page: a first token may take minutes, a whole response ten.
 REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -22,15 +22,15 @@ STATES = ("stopped", "starting", "ready", "stopping", "shutdown")
 MAX_REASONS = 24  # distinct swap reasons; a fault that writes ids into them must not flood a database
 
 
-def error_kind(finished: FinishedRequest) -> str | None:
+def error_kind(finished: InflightRequest) -> str | None:
     """A short name for the error that ended a request, None if it succeeded."""
-    if finished.ending == "gone":
+    if finished.outcome == "gone":
         return "client_gone"
-    if finished.ending in ("cancelled", "truncated"):
-        return finished.ending
+    if finished.outcome in ("cancelled", "truncated"):
+        return finished.outcome
     if finished.error is not None:
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(finished.error).__name__).lower()
-    if finished.ending == "refused":
+    if finished.outcome == "refused":
         return "refused"
     if finished.status >= 500:
         return "upstream_5xx"
@@ -87,7 +87,7 @@ class Metrics:
         bus.subscribe(SwapBegan, self.swap_began)
         bus.subscribe(SwapEnded, self.swap_ended)
 
-    def finished(self, request: FinishedRequest) -> None:
+    def finished(self, request: InflightRequest) -> None:
         """Count a request that ended."""
         # An unknown model's name comes from a client: it must not become a time series.
         model = "" if isinstance(request.error, UnknownModel) else request.request.model
@@ -98,10 +98,9 @@ class Metrics:
         if request.sent:
             self._bytes.add(request.sent, model)
         self._duration.observe(model, request.duration)
-        if request.first_byte is not None:
-            self._first.observe(model, max(0.0, request.first_byte))
-        if request.waited is not None:
-            self._waited.observe(model, request.waited)
+        for family, at in ((self._first, request.first_byte), (self._waited, request.granted_at)):
+            if at is not None:
+                family.observe(model, max(0.0, at - request.request.started))
 
     def stored(self, row: ActivityRow) -> None:
         """Count the tokens of an activity row; unknown counts add nothing."""

@@ -62,15 +62,6 @@ class WaitingRequest:
 
 
 @frozen
-class WaitReason:
-    """What the requests for a model wait for, in words. `models` are in the way; `loading`: the model is loading."""
-
-    reason: str
-    models: tuple[str, ...] = ()
-    loading: bool = False
-
-
-@frozen
 class HealthSnapshot:
     """The ages of the oldest waiting request (None if none waits) and of the last decision, in seconds, and counts."""
 

@@ -7,12 +7,12 @@ from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Config
 from llamaswap.errors import FailureRecord, UnknownModel
-from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest, WaitReason
+from llamaswap.routing.interfaces import HealthSnapshot, WaitingRequest
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.state import Forecast
+from llamaswap.scheduling.state import Forecast, WaitReason
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
 

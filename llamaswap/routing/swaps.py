@@ -17,12 +17,12 @@ from twisted.python.failure import Failure
 
 from llamaswap.errors import LlamaswapError, ServerVanished, StartFailed
 from llamaswap.events import EventBus, SleepEnded, SwapBegan, SwapEnded
-from llamaswap.routing.interfaces import MemoryReclaim, WaitReason
+from llamaswap.routing.interfaces import MemoryReclaim
 from llamaswap.routing.leases import ProcessInstance
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.scheduling.effects import CLEAN_UP, Effect, StartSwap
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.state import Phase
+from llamaswap.scheduling.state import Phase, WaitReason
 
 T = TypeVar("T")
 

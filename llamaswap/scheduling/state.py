@@ -174,6 +174,15 @@ class Reservation:
 
 
 @frozen
+class WaitReason:
+    """What the requests for a model wait for, in words. `models` are in the way; `loading`: the model is loading."""
+
+    reason: str
+    models: tuple[str, ...] = ()
+    loading: bool = False
+
+
+@frozen
 class Forecast:
     """What a request for a model would meet now: `action` is serve, join, load, queue or refuse.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from attrs import define, field
 
 from llamaswap.config import Model
-from llamaswap.observe.activity_recorder import session
+from llamaswap.observe.activity_recorder import session, session_headers
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.routing.interfaces import Admission
 from llamaswap.routing.leases import PendingLease
@@ -23,7 +23,7 @@ def supersede_key(model: Model, head: RequestHead, client_address: str, sessions
     """
     if not model.supersede:
         return None
-    known = session(head.headers, [name.lower().encode("latin-1", "replace") for name in sessions])
+    known = session(head.headers, session_headers(sessions))
     # Another key means another user, whatever else is the same.
     keys = tuple(head.first(name) for name in sorted(header_rules.CREDENTIALS))
     if known:

@@ -12,7 +12,8 @@ from llamaswap.observe.log_format import LogFormatter
 class AccessLogTests(SynchronousTestCase):
     def line(self, path=b"/v1/models", agent=b"curl/8", level="info"):
         out = []
-        access = AccessLog(LogFormatter(out.append, clock := Clock(), clock, wall=lambda: 0.0, level=level))
+        access = AccessLog(lines := LogFormatter(out.append, clock := Clock(), clock, wall=lambda: 0.0))
+        lines.retune(level, "")
         access.served(AccessRecord("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
         clock.advance(1.0)
         return b"".join(out).decode()

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import zlib
-from datetime import datetime, timezone
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -37,9 +36,8 @@ class Bench:
             clock=self.clock,
             wall=lambda: 1_770_000_100.75,
             stored=self.rows.append,
-            sessions=sessions,
-            local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
         )
+        self.activity.retune(sessions)
 
     def serve(self, body=b"{}", status=200, headers=JSON, ending="complete", error=None, seconds=0.05, **known):
         request = request_info(**known)

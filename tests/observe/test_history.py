@@ -1,10 +1,9 @@
 """Residency and swaps."""
 
-from datetime import datetime, timezone
-
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
+from llamaswap.observe import history as module
 from llamaswap.observe.history import SwapHistory
 
 
@@ -14,13 +13,8 @@ class HistoryTests(SynchronousTestCase):
         self.bus = EventBus(on_error=self.fail)
         self.make()
 
-    def make(self, **options):
-        self.history = SwapHistory(
-            wall=lambda: self.now,
-            log_tail=lambda model: b"x" * 9000 + b"last line",
-            local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
-            **options,
-        )
+    def make(self):
+        self.history = SwapHistory(wall=lambda: self.now, log_tail=lambda model: b"x" * 9000 + b"last line")
         self.history.listen(self.bus)
 
     def tell(self, at, event):
@@ -104,7 +98,9 @@ class HistoryTests(SynchronousTestCase):
         self.assertEqual(self.told()[0][2:4], ("10Z", "10Z"))
 
     def test_intervals_and_swaps_are_bounded(self):
-        self.make(intervals=3, swaps=2)
+        self.patch(module, "MAX_INTERVALS", 3)
+        self.patch(module, "MAX_SWAPS", 2)
+        self.make()
         for number in range(10):
             self.tell(number, SwapBegan(number, "owl", (), "r", 0.0))
             self.tell(number, StateChanged("owl", "stopped", "ready"))

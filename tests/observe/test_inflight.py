@@ -1,8 +1,5 @@
 """The list of requests in flight."""
 
-from datetime import datetime, timezone
-
-from attrs import frozen
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -17,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.inflight import UPDATE_DELAY, InflightRequests
+from llamaswap.scheduling.state import WaitReason
 from llamaswap.wire.headers import ResponseHeaders
 from tests.observe.doubles import request_info
 
@@ -27,12 +25,8 @@ class InflightTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.finished = []
-        self.inflight = InflightRequests(
-            clock=self.clock,
-            sessions=("X-Session-ID",),
-            finished=self.finished.append,
-            local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
-        )
+        self.inflight = InflightRequests(self.clock, self.finished.append)
+        self.inflight.retune(["X-Session-ID"])
         self.heard = []
 
     def listen(self):
@@ -54,14 +48,8 @@ class InflightTests(SynchronousTestCase):
         self.assertEqual(counted["resp_bytes"], 9)
 
     def test_waiting_request_is_shown_with_the_reason_until_it_is_served(self):
-        @frozen
-        class Held:
-            reason: str
-            models: tuple = ()
-            loading: bool = False
-
         asked = []
-        held = [Held("waiting for owl to finish", ("owl",))]
+        held = [WaitReason("waiting for owl to finish", ("owl",))]
         self.inflight = InflightRequests(clock=self.clock, why=lambda model: asked.append(model) or held[0])
         self.listen()
         scope = self.inflight.open(request_info(7))
@@ -69,7 +57,7 @@ class InflightTests(SynchronousTestCase):
         told = self.heard[-1]["request"]
         told = [told[key] for key in ("phase", "reason", "waits_for", "queue_pos")]
         self.assertEqual(told, ["queued", held[0].reason, ["owl"], 2])
-        held[0] = Held("the model is being loaded", loading=True)
+        held[0] = WaitReason("the model is being loaded", loading=True)
         self.inflight.wait_reasons_changed()
         self.clock.advance(UPDATE_DELAY)
         told = self.heard[-1]["request"]
@@ -226,7 +214,7 @@ class InflightTests(SynchronousTestCase):
         self.clock.advance(1)
         scope.ended("complete", None)
         scope.granted()
-        self.assertEqual((self.finished[0].waited, self.inflight.count), (3.0, 0))
+        self.assertEqual((self.finished[0].granted_at, self.inflight.count), (3.0, 0))
 
     def test_a_request_that_goes_on_to_another_model_waits_again(self):
         request = request_info()

@@ -7,6 +7,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, LogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.observe import log_format
 from llamaswap.observe.log_format import MAX_GATHERED, TIME_FORMATS, WRITE_DELAY, LogFormatter
 
 CET = timezone(timedelta(hours=1), "CET")
@@ -65,11 +66,12 @@ class CollectingThreads:
 
 
 class LogLinesTests(SynchronousTestCase):
-    def make(self, **options):
+    def make(self, level="info", time_format=""):
         self.out = []
         self.clock, self.threads = Clock(), CollectingThreads()
-        moment = lambda seconds: MOMENT
-        lines = LogFormatter(self.out.append, self.clock, self.threads, wall=lambda: 0.0, local=moment, **options)
+        self.patch(log_format, "local_time", lambda seconds: MOMENT)
+        lines = LogFormatter(self.out.append, self.clock, self.threads, wall=lambda: 0.0)
+        lines.retune(level, time_format)
         return lines, Logger(namespace="llamaswap.routing.router", observer=LogPublisher(lines))
 
     def test_gathered_lines_are_written_together_and_in_order(self):

@@ -1,16 +1,16 @@
 """The machine's samples."""
 
-from datetime import datetime, timezone
+import json
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.observe.exposition import render
 from llamaswap.observe.gpus import GpuReader, GpuReading
-from llamaswap.observe.machine import ASKED_SECONDS, MachineMonitor, SystemReading, read_system, thinned
+from llamaswap.observe.machine import ASKED_SECONDS, MachineMonitor, NetworkCounts, SystemReading, read_system, thinned
 from tests.observe.doubles import Later, at_once
 
-SYSTEM = SystemReading((10.5, 20.0), 8192, 4096, 1024, 0, 0, (0.5, 0.25, 0.125), (("eth0", 7, 8),))
+SYSTEM = SystemReading((10.5, 20.0), 8192, 4096, 1024, 0, 0, 0.5, 0.25, 0.125, (NetworkCounts("eth0", 7, 8),))
 
 
 class Source:
@@ -39,7 +39,6 @@ class MachineTests(SynchronousTestCase):
             every=5.0,
             gpus=GpuReader([self.source], self.clock.seconds),
             wanted=lambda: self.wanted,
-            local=lambda seconds: datetime.fromtimestamp(seconds, timezone.utc),
             **{"read": lambda: SYSTEM, **options},
         )
 
@@ -61,7 +60,7 @@ class MachineTests(SynchronousTestCase):
         self.assertEqual(len(told["gpu_stats"]), 3)
         self.assertEqual(len(machine.samples(after=5.0)["sys_stats"]), 1)
         self.assertEqual(
-            told["sys_stats"][0],
+            json.loads(json.dumps(told["sys_stats"][0])),
             {
                 "timestamp": "1970-01-01T00:00:00Z",
                 "cpu_util_per_core": [10.5, 20.0],

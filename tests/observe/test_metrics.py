@@ -1,20 +1,33 @@
 """What Prometheus reads."""
 
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import TooManyRequests, UnknownModel
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.exposition import MetricFamily, render
-from llamaswap.observe.inflight import FinishedRequest
+from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.metrics import MAX_REASONS, Metrics, error_kind
+from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.usage import Usage
 from tests.observe.doubles import request_info
 
 
 def finished(ending="complete", error=None, status=200, model="owl"):
-    return FinishedRequest(request_info(model=model), ending, error, status, 10, 2.0, 0.5, 0.25)
+    """A request that was granted its model after 0.25 s, began to be answered after 0.5 s, and ended after 2 s."""
+    clock, entries = Clock(), []
+    entry = InflightRequests(clock, entries.append).open(request_info(model=model))
+    clock.advance(0.25)
+    entry.granted()
+    clock.advance(0.25)
+    if status:
+        entry.head(status, ResponseHeaders.of([]))
+    entry.data(bytes(10))
+    clock.advance(1.5)
+    entry.ended(ending, error)
+    return entries[0]
 
 
 def row(usage):

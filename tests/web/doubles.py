@@ -1,7 +1,6 @@
 """A router without servers, an admin surface around it, and a client that speaks to it over memory."""
 
 import json
-from datetime import datetime, timezone
 from pathlib import Path
 
 from attrs import define, field
@@ -294,10 +293,6 @@ def _raise(error):
     raise error
 
 
-def utc(seconds):
-    return datetime.fromtimestamp(seconds, timezone.utc)
-
-
 @define(eq=False, slots=False)
 class World:
     """Everything the surface is built from, and the surface."""
@@ -329,9 +324,8 @@ class World:
             run=at_once,
             clock=self.clock,
             wall=lambda: 1700000000.0,
-            local=utc,
         )
-        self.history = SwapHistory(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n", local=utc)
+        self.history = SwapHistory(wall=self.clock.seconds, log_tail=lambda name: b"it broke\n")
         self.history.listen(self.bus)
         self.events = EventEndpoints(
             self.router,
