@@ -8,8 +8,7 @@ import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import ConfigText, load
-from llamaswap.observe.machine import SystemReading
-from llamaswap.observe.machine_metrics import machine_families
+from llamaswap.observe.machine import SystemReading, machine_families
 from llamaswap.observe.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +41,7 @@ class ConfigurationTests(SynchronousTestCase):
 class DashboardTests(SynchronousTestCase):
     def meters(self):
         """The names of all families, those of histograms as their buckets are called."""
-        machine = machine_families(SystemReading((1.0,), 1, 1, 1, 1, 1, (0.0, 0.0, 0.0), ()), ())
+        machine = machine_families(SystemReading((1.0,)), ())
         for family in (*Metrics().families, *machine):
             yield f"{family.name}_bucket" if family.kind == "histogram" else family.name
 

@@ -192,8 +192,7 @@ class MachineMonitor:
         ever."""
         if self._samples:
             newest = next((sample.gpus for sample in reversed(self._samples) if sample.gpus), ())
-            yield from _system_families(self._samples[-1].system)
-            yield from _gpu_families(sorted(newest, key=lambda reading: reading.id))
+            yield from machine_families(self._samples[-1].system, sorted(newest, key=lambda reading: reading.id))
 
 
 def _document(samples: Sequence[MachineSample]) -> Document:
@@ -226,7 +225,8 @@ _GPU: Sequence[tuple[str, str, Callable[[GpuReading], float]]] = (
 )
 
 
-def _system_families(system: SystemReading) -> Iterator[MetricFamily]:
+def machine_families(system: SystemReading, gpus: Sequence[GpuReading]) -> Iterator[MetricFamily]:
+    """The families of the system, then those of the GPUs."""
     cpu = MetricFamily("gauge", "cpu_util_percent", "How busy each core is.", "core")
     cpu.values = {(str(core),): share for core, share in enumerate(system.cpu_util_per_core)}
     yield cpu
@@ -248,9 +248,6 @@ def _system_families(system: SystemReading) -> Iterator[MetricFamily]:
         network.values[interface.name, "recv"] = interface.bytes_recv
         network.values[interface.name, "sent"] = interface.bytes_sent
     yield network
-
-
-def _gpu_families(gpus: Sequence[GpuReading]) -> Iterator[MetricFamily]:
     for name, help_text, value_of in _GPU:
         family = MetricFamily("gauge", f"gpu_{name}", help_text, "id", "name", "uuid")
         for gpu in gpus:
