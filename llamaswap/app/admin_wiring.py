@@ -42,7 +42,6 @@ from llamaswap.web.passthrough import Passthrough, resource
 from llamaswap.web.processes import ProcessEndpoints
 from llamaswap.web.profiles import ProfileEndpoints
 from llamaswap.web.proxy_routes import ProxyRoutes
-from llamaswap.web.reload_status import ReloadEvents
 from llamaswap.web.route_table import ROUTES
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
@@ -89,7 +88,7 @@ class AdminWiring:
             activity_routes.ActivityEndpoints(seen.activity, seen.captures, seen.inflight, self.streams),
             self._models(),
             self._system(load_tests),
-            ConfigEndpoints(config_file, config, ReloadEvents(self.context.bus, time.time), self.config_thread),
+            ConfigEndpoints(config_file, config, self.context.bus, self.config_thread),
             DiscoveryEndpoints(
                 lambda: config_file.editable, config, self._scan, self.discovery_thread, reactor, self._own_ports
             ),

@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial, wraps
 
-from attrs import define, frozen
+from attrs import asdict, define, field, frozen
 
 from llamaswap.config import Config, json_schema
-from llamaswap.errors import ConfigError, Problem
+from llamaswap.errors import ConfigError
+from llamaswap.events import ConfigRejected, ConfigReloaded, EventBus
 from llamaswap.observe.log_format import local_time, rfc3339
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
-from llamaswap.web.config_history import ConfigVersion, VersionAuthor, VersionReason
-from llamaswap.web.configfile import CheckedConfig, ConfigFile
+from llamaswap.web.config_history import VersionEntry, VersionSource
+from llamaswap.web.configfile import ConfigFile, Impact, ImpactModels, ProblemDocument
 from llamaswap.web.errors import HttpError
-from llamaswap.web.reload_status import ReloadEvents
 from llamaswap.web.route import Route, RouteTable, Timestamp
 from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 
 MAX_CONFIG_BYTES = 1024 * 1024  # over HTTP, because checking it takes seconds; the longest known have 100 KB
 YAML = "application/yaml"
-
-
-@frozen
-class ProblemDocument:
-    """A mistake in a configuration."""
-
-    message: str
-    path: str
-    file: str | None
-    line: int | None
-    col: int | None
-    hint: str
-
-
-@frozen
-class ImpactModels:
-    """The models that a text would change."""
-
-    restart: list[str]
-    add: list[str]
-    remove: list[str]
-
-
-@frozen
-class Impact:
-    """The effect of a text that can be used."""
-
-    warnings: list[ProblemDocument]
-    impact: ImpactModels
 
 
 @frozen
@@ -65,27 +37,14 @@ class Validation:
 
 @frozen
 class ReloadOutcome:
-    """How the last reload ended."""
+    """How the last reload ended: started (there was none), reloaded, or rejected (the configuration before is in
+    force)."""
 
     editable: bool
     result: str
     at: Timestamp
     message: str
     touched: dict[str, list[str]]
-
-
-@frozen
-class VersionEntry:
-    """One text that was in the file."""
-
-    id: str
-    time: Timestamp
-    size: int
-    why: VersionReason
-    address: str
-    agent: str
-    restored_from: str | None
-    in_force: bool
 
 
 @frozen
@@ -112,23 +71,32 @@ route = RouteTable("config", Route)
 
 @define(eq=False)
 class ConfigEndpoints:
-    """/api/config and the paths below it. `run` calls what would delay the reactor."""
+    """/api/config and the paths below it. `run` calls what would delay the reactor, `wall` gives unix seconds.
+
+    It subscribes to the bus when it is made, and keeps the outcome of the last reload.
+    """
 
     file: ConfigFile
     config: Callable[[], Config]
-    reloads: ReloadEvents
+    bus: EventBus
     run: RunBlocking = at_once
+    wall: Callable[[], float] = time.time
+    _last_reload: ReloadOutcome = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._reload_ended("started")
+        self.bus.subscribe(ConfigReloaded, lambda event: self._reload_ended("reloaded", touched=asdict(event)))
+        self.bus.subscribe(ConfigRejected, lambda event: self._reload_ended("rejected", event.message))
+
+    def _reload_ended(self, result: str, message: str = "", touched: dict[str, list[str]] | None = None) -> None:
+        at = rfc3339(local_time(self.wall()))
+        self._last_reload = ReloadOutcome(self.file.editable, result, at, message, touched or {})
 
     @route("GET", "/api/config", content=YAML)
     @_on_worker
     def show(self, call: AdminRequest) -> Response:
         """The configuration file, secrets masked; the ETag is that of the unmasked text."""
-        text = self._text()
-        shown = masked_yaml(text, self._secrets(text))
-        headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
-        if _tag(text) in _tags(call.first(b"if-none-match")):
-            return Response(304, b"", None, headers)
-        return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
+        return self._shown(call, self._text())
 
     @route("PUT", "/api/config", runs_commands=True, body=str, body_type=YAML, answer=Impact)
     @_on_worker
@@ -145,7 +113,7 @@ class ConfigEndpoints:
         current = self._text()
         text = unmasked(_given(call), current, self._secrets(current))
         try:
-            found = _impact(self.file.check(text))
+            found = self.file.check(text)
         except ConfigError as error:
             return _refused(error, 200)
         return json_answer(Validation(valid=True, warnings=found.warnings, impact=found.impact))
@@ -158,7 +126,7 @@ class ConfigEndpoints:
     @route("GET", "/api/config/status", answer=ReloadOutcome)
     def status(self, call: AdminRequest) -> Response:
         """How the last reload ended."""
-        return json_answer({"editable": self.file.editable, **self.reloads.status()})
+        return json_answer(self._last_reload)
 
     # -- earlier texts ------------------------------------------------------------------------------------
 
@@ -171,18 +139,14 @@ class ConfigEndpoints:
             found = self.file.versions()
         except OSError as error:
             raise HttpError(500, f"earlier configurations could not be read: {error.strerror or error}")
-        return json_answer(VersionList(list(map(_version, found))))
+        return json_answer(VersionList(list(found)))
 
     @route("GET", "/api/config/history/<string:version>", content=YAML)
     @_on_worker
     def earlier(self, call: AdminRequest) -> Response:
         """An earlier text, secrets masked."""
         self._allowed()
-        text = self._earlier(call)
-        # The text's own secrets are masked too: a key that was replaced since may still be valid elsewhere.
-        shown = masked_yaml(text, self._secrets(text))
-        headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
-        return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
+        return self._shown(call, self._earlier(call))
 
     @route("POST", "/api/config/history/<string:version>/restore", runs_commands=True, answer=Impact)
     @_on_worker
@@ -196,6 +160,13 @@ class ConfigEndpoints:
     def _allowed(self) -> None:
         if not self.file.editable:
             raise HttpError(403, "configuration editing is not enabled on this server")
+
+    def _shown(self, call: AdminRequest, text: str) -> Response:
+        headers = ((b"ETag", _tag(text)), (b"Cache-Control", b"no-cache"))
+        if _tag(text) in _tags(call.first(b"if-none-match")):
+            return Response(304, b"", None, headers)
+        shown = masked_yaml(text, self._secrets(text))
+        return Response(200, shown.encode(), b"application/yaml; charset=utf-8", headers)
 
     def _current(self, call: AdminRequest) -> str:
         """The text to be replaced, if edits are allowed and the client has seen this text."""
@@ -213,15 +184,16 @@ class ConfigEndpoints:
             checked = self.file.check(text)
         except ConfigError as error:
             return _refused(error, 422)
-        author = VersionAuthor(call.client, (call.first(b"user-agent") or b"").decode("latin-1"))
+        agent = (call.first(b"user-agent") or b"").decode("latin-1")
         try:
-            self.file.write(text, author, restored)
+            self.file.write(text, VersionSource("restored" if restored else "saved", call.client, agent, restored))
         except OSError as error:
             raise HttpError(500, f"the configuration could not be written: {error.strerror or error}")
-        return json_answer(_impact(checked), headers=((b"ETag", _tag(text)),))
+        return json_answer(checked, headers=((b"ETag", _tag(text)),))
 
     def _secrets(self, text: str) -> list[str]:
-        """The secrets that must be masked in a text: those in force, and those that it names itself."""
+        """The secrets that must be masked in a text: those in force, and those that it names itself, because a key that
+        was replaced since may still be valid elsewhere."""
         return [*known_secrets(self.config()), *named_secrets(text)]
 
     def _earlier(self, call: AdminRequest) -> str:
@@ -294,27 +266,5 @@ def unmasked(text: str, current: str, secrets: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _problem(problem: Problem) -> ProblemDocument:
-    return ProblemDocument(problem.message, problem.path, problem.file, problem.line, None, problem.hint)
-
-
-def _impact(checked: CheckedConfig) -> Impact:
-    models = ImpactModels(list(checked.restarted), list(checked.added), list(checked.removed))
-    return Impact(list(map(_problem, checked.warnings)), models)
-
-
-def _version(version: ConfigVersion) -> VersionEntry:
-    return VersionEntry(
-        version.id,
-        rfc3339(local_time(version.at)),
-        version.size,
-        version.why,
-        version.author.address,
-        version.author.agent,
-        version.of or None,
-        version.in_force,
-    )
-
-
 def _refused(error: ConfigError, status: int) -> Response:
-    return json_answer(Validation(valid=False, errors=list(map(_problem, error.problems))), status)
+    return json_answer(Validation(valid=False, errors=list(map(ProblemDocument.of, error.problems))), status)

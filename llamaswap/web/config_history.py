@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-from attrs import define, evolve, field, frozen
+from attrs import asdict, define, evolve, frozen
 
 from llamaswap.config.private_files import PrivateFolder, private_folder
+from llamaswap.observe.log_format import local_time, rfc3339
+from llamaswap.web.route import Timestamp
 
 FOLDER = ".llamaswap"
 INDEX = "index.json"
 MAX_VERSIONS = 20  # weeks of edits, and a list that a person can look through
 MAX_BYTES = 8 * 1024 * 1024  # of all versions: eight of the largest that may be saved, a thousand of the usual
-IDENTITY = re.compile(r"(?P<milliseconds>[0-9]{13})-(?P<digest>[0-9a-f]{8})")
+IDENTITY = re.compile("[0-9]{13}-[0-9a-f]{8}")  # milliseconds since the epoch, and a digest of the text
 MAX_AUTHOR_LENGTH = 200  # characters of an address and of a User-Agent
 
 VersionReason = Literal["found", "saved", "restored", "unknown"]
@@ -32,30 +34,30 @@ REASONS: tuple[VersionReason, ...] = get_args(VersionReason)
 
 
 @frozen
-class VersionAuthor:
-    """The client that saved a version: its address and its User-Agent, empty if unknown."""
-
-    address: str = ""
-    agent: str = ""
-
-
-UNKNOWN_AUTHOR = VersionAuthor()
-
-
-@frozen
-class ConfigVersion:
-    """One text that was in the file. `at` in unix seconds; `in_force` if the file holds it now.
+class VersionSource:
+    """Where a text comes from, and the address and User-Agent of the client that saved it (empty if unknown).
 
     `why` is found (the file held it when an edit replaced it), saved, restored (`of` names the version), or unknown.
     """
 
-    id: str
-    at: float
-    size: int
     why: VersionReason = "unknown"
-    author: VersionAuthor = UNKNOWN_AUTHOR
+    address: str = ""
+    agent: str = ""
     of: str = ""
-    in_force: bool = False
+
+
+@frozen
+class VersionEntry:
+    """One text that was in the file. `in_force`: the file holds it now."""
+
+    id: str
+    time: Timestamp
+    size: int
+    why: VersionReason
+    address: str
+    agent: str
+    restored_from: str | None
+    in_force: bool
 
 
 @define(eq=False)
@@ -66,33 +68,27 @@ class ConfigHistory:
     wall: Callable[[], float]
     max_versions: int = MAX_VERSIONS
     max_bytes: int = MAX_BYTES
-    _folder: Path = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._folder = self.path.parent / FOLDER / self.path.name
 
     @property
     def folder(self) -> Path:
         """The folder of the versions."""
-        return self._folder
+        return self.path.parent / FOLDER / self.path.name
 
-    def all(self) -> list[ConfigVersion]:
+    def all(self) -> list[VersionEntry]:
         """Every version, newest first. Raises OSError if another user could have written them."""
         with self._opened() as folder:
             return [] if folder is None else self._all(folder)
 
-    def _all(self, folder: PrivateFolder) -> list[ConfigVersion]:
+    def _all(self, folder: PrivateFolder) -> list[VersionEntry]:
         known = self._known(folder)
         found = []
         for name in folder.names():
-            match = IDENTITY.fullmatch(name)
-            if match is None:
-                continue
-            with contextlib.suppress(OSError):  # deleted meanwhile
-                found.append(_version(name, int(match["milliseconds"]) / 1000, folder.size(name), known.get(name)))
+            if IDENTITY.fullmatch(name):
+                with contextlib.suppress(OSError):  # deleted meanwhile
+                    found.append(_version(name, folder.size(name), known.get(name)))
         return sorted(found, key=lambda version: version.id, reverse=True)
 
-    def beside(self, content: bytes) -> list[ConfigVersion]:
+    def beside(self, content: bytes) -> list[VersionEntry]:
         """Every version, newest first; the newest of those that equal `content` is in force."""
         versions = self.all()
         for place, version in enumerate(versions):
@@ -108,14 +104,7 @@ class ConfigHistory:
         with self._opened() as folder:
             return None if folder is None else _content(folder, identity)
 
-    def keep(
-        self,
-        content: bytes,
-        like: os.stat_result,
-        why: VersionReason,
-        author: VersionAuthor = UNKNOWN_AUTHOR,
-        of: str = "",
-    ) -> None:
+    def keep(self, content: bytes, like: os.stat_result, source: VersionSource) -> None:
         """Keep this text, unless the newest version is the same; drop the oldest beyond the limits. Raises OSError.
 
         `like` is the status of the configuration file: no more users may read a version than may read the file.
@@ -131,15 +120,15 @@ class ConfigHistory:
                 milliseconds = max(milliseconds, int(versions[0].id.partition("-")[0]) + 1)
             identity = f"{milliseconds:013d}-{digest(content)}"
             folder.write(identity, content, like, sync=True)
-            kept = self._bounded(folder, [_version(identity, milliseconds / 1000, len(content), None), *versions])
+            kept = self._bounded(folder, [_version(identity, len(content), None), *versions])
             known = self._known(folder)
-            known[identity] = {"why": why, "address": author.address, "agent": author.agent, "of": of}
+            known[identity] = asdict(source)
             index = {version.id: known[version.id] for version in kept if version.id in known}
             folder.write(INDEX, json.dumps(index, indent=1).encode(), like, sync=True)
 
-    def _bounded(self, folder: PrivateFolder, versions: list[ConfigVersion]) -> list[ConfigVersion]:
+    def _bounded(self, folder: PrivateFolder, versions: list[VersionEntry]) -> list[VersionEntry]:
         """The newest that fit, and always the newest two: the text in force and the one before. Removes the others."""
-        kept: list[ConfigVersion] = []
+        kept: list[VersionEntry] = []
         total = 0
         for version in versions:
             total += version.size
@@ -155,8 +144,8 @@ class ConfigHistory:
         """The folder of the versions; None if it is missing and `make` is false."""
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(private_folder(self._folder.parent, make=make))
-                folder = stack.enter_context(private_folder(self._folder, make=make))
+                stack.enter_context(private_folder(self.folder.parent, make=make))
+                folder = stack.enter_context(private_folder(self.folder, make=make))
             except FileNotFoundError:
                 if make:
                     raise
@@ -184,7 +173,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-def _version(identity: str, at: float, size: int, known: object) -> ConfigVersion:
+def _version(identity: str, size: int, known: object) -> VersionEntry:
     facts: Mapping[str, object] = known if isinstance(known, dict) else {}
 
     def text(name: str) -> str:
@@ -192,4 +181,5 @@ def _version(identity: str, at: float, size: int, known: object) -> ConfigVersio
         return value[:MAX_AUTHOR_LENGTH] if isinstance(value, str) else ""
 
     why: VersionReason = next((reason for reason in REASONS if reason == text("why")), "unknown")
-    return ConfigVersion(identity, at, size, why, VersionAuthor(text("address"), text("agent")), text("of"))
+    time = rfc3339(local_time(int(identity.partition("-")[0]) / 1000))
+    return VersionEntry(identity, time, size, why, text("address"), text("agent"), text("of") or None, in_force=False)

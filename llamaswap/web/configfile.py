@@ -16,7 +16,7 @@ from llamaswap.config.environment import Unexpanded, names_in
 from llamaswap.config.ports import keep
 from llamaswap.config.private_files import create
 from llamaswap.errors import ConfigError, Problem
-from llamaswap.web.config_history import ConfigHistory, ConfigVersion, VersionAuthor
+from llamaswap.web.config_history import ConfigHistory, VersionEntry, VersionSource
 from llamaswap.web.secret_masking import MASK, SHORTEST_SECRET
 
 log = Logger()
@@ -28,13 +28,37 @@ UNEXPANDED = Problem(
 
 
 @frozen
-class CheckedConfig:
-    """The effect of a text: its warnings, and the models that it would add, remove and restart."""
+class ProblemDocument:
+    """A mistake in a configuration."""
 
-    warnings: Sequence[Problem] = ()
-    added: Sequence[str] = ()
-    removed: Sequence[str] = ()
-    restarted: Sequence[str] = ()
+    message: str
+    path: str
+    file: str | None
+    line: int | None
+    col: int | None
+    hint: str
+
+    @classmethod
+    def of(cls, problem: Problem) -> ProblemDocument:
+        """The problem as a document."""
+        return cls(problem.message, problem.path, problem.file, problem.line, None, problem.hint)
+
+
+@frozen
+class ImpactModels:
+    """The models that a text would change."""
+
+    restart: list[str]
+    add: list[str]
+    remove: list[str]
+
+
+@frozen
+class Impact:
+    """The effect of a text that can be used."""
+
+    warnings: list[ProblemDocument]
+    impact: ImpactModels
 
 
 def _hiding(values: Sequence[str]) -> Callable[[str], str]:
@@ -77,55 +101,54 @@ class ConfigFile:
             return self.path.read_text(encoding="utf-8")
         return "---\n".join(f"# {source.path}\n{source.text.rstrip()}\n" for source in self.sources())
 
-    def check(self, text: str) -> CheckedConfig:
+    def check(self, text: str) -> Impact:
         """The effect of the text; ConfigError if the loader refuses it.
 
         The text may name any variable of the environment. If edits are not allowed, no variable is expanded; otherwise
         the variables' values are masked in the messages, because every client with a key can read these.
         """
+        variables = names_in(text)
         if not self.editable:
-            return self._checked(text, Unexpanded(), (UNEXPANDED,) if names_in(text) else ())
-        hide = _hiding([self.environ.get(name, "") for name in names_in(text)])
+            return self._impact(text, Unexpanded(), str, (UNEXPANDED,) if variables else ())
+        hide = _hiding([self.environ.get(name, "") for name in variables])
         try:
-            checked = self._checked(text, self.environ)
+            return self._impact(text, self.environ, hide)
         except ConfigError as error:
             raise ConfigError([_without(hide, problem) for problem in error.problems]) from None
-        return CheckedConfig(
-            [_without(hide, problem) for problem in checked.warnings],
-            *(tuple(map(hide, names)) for names in (checked.added, checked.removed, checked.restarted)),
-        )
 
-    def _checked(self, text: str, environ: Mapping[str, str], notes: Sequence[Problem] = ()) -> CheckedConfig:
+    def _impact(
+        self, text: str, environ: Mapping[str, str], hide: Callable[[str], str], notes: Sequence[Problem] = ()
+    ) -> Impact:
         name = "config" if self.path is None else str(self.path)
         # The other files of the configuration are loaded together with the edited one.
         others = [source for source in self.sources() if source.path != name] if self.path is not None else []
         loaded = load([ConfigText(name, text), *others], environ)
         old = self.config()
         plan = diff(old, keep(old, loaded.config))
-        return CheckedConfig([*notes, *loaded.warnings], plan.added, plan.removed, plan.restarted)
+        warnings = [ProblemDocument.of(_without(hide, problem)) for problem in (*notes, *loaded.warnings)]
+        models = ImpactModels(*(list(map(hide, names)) for names in (plan.restarted, plan.added, plan.removed)))
+        return Impact(warnings, models)
 
-    def write(self, text: str, author: VersionAuthor, restored: str = "") -> None:
+    def write(self, text: str, source: VersionSource) -> None:
         """Replace the file in one step and load it; its old text is kept in the history and as the `.bak` beside it."""
-        path = self.path
-        if path is None:
-            raise FileNotFoundError("there is no single configuration file")
+        assert self.path is not None
         # Through a symlink the file it points to is replaced, not the link.
-        target = path.resolve()
+        target = self.path.resolve()
         like = target.stat()
         backup, fresh = (target.with_name(target.name + suffix) for suffix in (".bak", ".new"))
         earlier, old, new = ConfigHistory(target, self.wall), target.read_bytes(), text.encode()
         # The operator may have written this text by hand, so an edit over HTTP must not lose it.
-        earlier.keep(old, like, "found")
+        earlier.keep(old, like, VersionSource("found"))
         for place, content in ((backup, old), (fresh, new)):
             create(place, content, like, sync=True)
         os.replace(fresh, target)
         try:
-            earlier.keep(new, like, "restored" if restored else "saved", author, restored)
+            earlier.keep(new, like, source)
         except OSError as error:  # the file is written, and its old text is kept
             log.error("the new configuration is in force, but not in the history: {error}", error=error)
         self.reload()
 
-    def versions(self) -> Sequence[ConfigVersion]:
+    def versions(self) -> Sequence[VersionEntry]:
         """The texts that were in the file, newest first."""
         return self._versions().beside(self.path.read_bytes()) if self.path is not None else ()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from attrs import define, field
+from attrs import asdict, define, field
 from twisted.logger import Logger
 
 from llamaswap.events import (
@@ -33,7 +33,6 @@ from llamaswap.web.admin_request import AdminRequest, JsonObject
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.listing import status_rows
 from llamaswap.web.log_topics import PREFIX, LogTopics
-from llamaswap.web.reload_status import touched_models
 from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.sse_feed import Feed, FeedMessage, message
 from llamaswap.web.streaming_response import StreamingResponses
@@ -262,7 +261,7 @@ class EventEndpoints:
         for feed in self.fanout.feeds:
             if feed.topics is None:
                 feed.stream.end()
-        self.fanout.publish("always", "configReloaded", touched_models(event))
+        self.fanout.publish("always", "configReloaded", asdict(event))
         self.fanout.flush()
         self._logs.models_changed()
         for feed in self.fanout.feeds:

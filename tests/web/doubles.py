@@ -27,8 +27,8 @@ from llamaswap.web import app, route_table
 from llamaswap.web.activity import ActivityEndpoints
 from llamaswap.web.auth import Authenticator, HostCheck
 from llamaswap.web.config_api import ConfigEndpoints
-from llamaswap.web.config_history import ConfigVersion
-from llamaswap.web.configfile import CheckedConfig
+from llamaswap.web.config_history import VersionEntry
+from llamaswap.web.configfile import Impact, ImpactModels
 from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
@@ -41,7 +41,6 @@ from llamaswap.web.peers import PeerEndpoints
 from llamaswap.web.processes import ProcessEndpoints
 from llamaswap.web.profiles import ProfileEndpoints
 from llamaswap.web.proxy_routes import ProxyRoutes
-from llamaswap.web.reload_status import ReloadEvents
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
@@ -244,7 +243,7 @@ class FakeFiles:
     text: str = "models: {}\n"
     editable: bool = False
     written: list = field(factory=list)
-    answer: object = field(factory=CheckedConfig)
+    answer: object = Impact([], ImpactModels([], [], []))
     kept: dict = field(factory=dict)
     authors: list = field(factory=list)
 
@@ -256,15 +255,15 @@ class FakeFiles:
             raise self.answer
         return self.answer
 
-    def write(self, text, author, restored=""):
+    def write(self, text, source):
         self.written.append(text)
-        self.authors.append((author.address, author.agent, restored))
+        self.authors.append((source.address, source.agent, source.of))
         self.text = text
 
     def versions(self):
         return [
-            ConfigVersion(name, 1700000000.0 + at, len(text), "saved", in_force=text == self.text)
-            for at, (name, text) in reversed(list(enumerate(self.kept.items())))
+            VersionEntry(name, "2023-11-14T22:13:20Z", len(text), "saved", "", "", None, in_force=text == self.text)
+            for name, text in reversed(self.kept.items())
         ]
 
     def version(self, identity):
@@ -338,8 +337,8 @@ class World:
             self.machine,
             EventFanout(self.clock),
         )
+        self.config_endpoints = ConfigEndpoints(self.files, self.config, self.bus)
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
-        self.reloads = ReloadEvents(self.bus, lambda: 1700000000.0)
         self.discovery = DiscoveryEndpoints(
             lambda: self.files.editable, self.config, self.survey, self.surveyor, self.clock, lambda: (8080,)
         )
@@ -363,7 +362,7 @@ class World:
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
             ModelEndpoints(router, self.inflight, self.history, self.book, self.clock, vram=self.vram.get),
-            ConfigEndpoints(self.files, config, self.reloads),
+            self.config_endpoints,
             self.discovery,
             self.loadtests,
             OpenApi(route_table.ROUTES, Build("9")),

@@ -3,7 +3,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.errors import ConfigError, Problem
 from llamaswap.events import ConfigRejected, ConfigReloaded
 from llamaswap.web.config_api import MAX_CONFIG_BYTES
-from llamaswap.web.configfile import CheckedConfig
+from llamaswap.web.configfile import Impact, ImpactModels, ProblemDocument
 from tests.web.doubles import FakeFiles, FakeModelRouter, World, with_keys
 
 TEXT = "apiKeys: [k-secret]\npeers:\n  a: {proxy: x}\n  b:\n    apiKey: one-1\n  c:\n    apiKey: two-2\n"
@@ -33,7 +33,8 @@ class ShowTests(TestCase):
 
 class CheckTests(TestCase):
     def test_validation_of_a_good_text_names_the_models_it_would_change(self):
-        world = World(files=FakeFiles(answer=CheckedConfig((Problem("odd"),), ("new",), ("old",), ("same",))))
+        odd = ProblemDocument.of(Problem("odd"))
+        world = World(files=FakeFiles(answer=Impact([odd], ImpactModels(["same"], ["new"], ["old"]))))
         answer = world.ask("/api/config/validate", "POST", body=b"models: {}")
         self.assertTrue(answer.json["valid"])
         self.assertEqual(answer.json["impact"], {"restart": ["same"], "add": ["new"], "remove": ["old"]})

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.web.config_history import ConfigHistory, VersionAuthor
+from llamaswap.observe.log_format import local_time, rfc3339
+from llamaswap.web.config_history import ConfigHistory, VersionSource
 
 
 class VersionsTests(SynchronousTestCase):
@@ -26,17 +27,17 @@ class VersionsTests(SynchronousTestCase):
     def keep(self, versions, *texts, mode=0o600):
         for text in texts:
             self.now += 1
-            versions.keep(text.encode(), self.like(mode), "saved")
+            versions.keep(text.encode(), self.like(mode), VersionSource("saved"))
 
     def test_versions_stand_newest_first_with_their_facts(self):
         versions = self.versions()
-        versions.keep(b"one", self.like(), "found")
+        versions.keep(b"one", self.like(), VersionSource("found"))
         self.now += 5
-        versions.keep(b"two", self.like(), "restored", VersionAuthor("10.0.0.7", "x" * 999), "earlier")
+        versions.keep(b"two", self.like(), VersionSource("restored", "10.0.0.7", "x" * 999, "earlier"))
         two, one = versions.all()
-        self.assertEqual((one.at, one.size, one.why), (1000.0, 3, "found"))
-        self.assertEqual((two.at, two.why, two.of, two.author.address), (1005.0, "restored", "earlier", "10.0.0.7"))
-        self.assertEqual(len(two.author.agent), 200)
+        self.assertEqual((one.time, one.size, one.why), (rfc3339(local_time(1000.0)), 3, "found"))
+        self.assertEqual((two.why, two.restored_from, two.address), ("restored", "earlier", "10.0.0.7"))
+        self.assertEqual((two.time, len(two.agent)), (rfc3339(local_time(1005.0)), 200))
         self.assertEqual(versions.read(two.id), b"two")
 
     def test_the_same_text_again_is_one_version_and_a_text_that_returned_is_another(self):

@@ -5,7 +5,7 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.config import ConfigText, load
 from llamaswap.errors import ConfigError
-from llamaswap.web.config_history import UNKNOWN_AUTHOR, ConfigHistory, VersionAuthor
+from llamaswap.web.config_history import ConfigHistory, VersionSource
 from llamaswap.web.configfile import ConfigFile
 
 OLD = "models:\n  a:\n    cmd: serve --port ${PORT}\n"
@@ -29,8 +29,8 @@ class ConfigFileTests(TestCase):
         )
 
     def test_a_text_is_checked_as_the_loader_would(self):
-        self.assertEqual(self.file.check(NEW).added, ("b",))
-        self.assertEqual(self.file.check(OLD).restarted, ())
+        self.assertEqual(self.file.check(NEW).impact.add, ["b"])
+        self.assertEqual(self.file.check(OLD).impact.restart, [])
         self.assertRaises(ConfigError, self.file.check, "models: [")
 
     def told(self, text):
@@ -66,7 +66,7 @@ class ConfigFileTests(TestCase):
         self.assertEqual(self.file.check(OLD).warnings, [])
 
     def test_the_file_is_replaced_in_one_step_with_its_mode_and_a_backup(self):
-        self.file.write(NEW, UNKNOWN_AUTHOR)
+        self.file.write(NEW, VersionSource("saved"))
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
         backup = self.path.with_name(self.path.name + ".bak")
         self.assertEqual(backup.read_text(), OLD)
@@ -77,7 +77,7 @@ class ConfigFileTests(TestCase):
         link = Path(self.mktemp())
         link.symlink_to(self.path.resolve())
         self.file.path = link
-        self.file.write(NEW, UNKNOWN_AUTHOR)
+        self.file.write(NEW, VersionSource("saved"))
         self.assertTrue(link.is_symlink())
         self.assertEqual(self.path.read_text(), NEW)
 
@@ -88,10 +88,10 @@ class ConfigFileTests(TestCase):
         self.assertEqual(self.file.read(), "# a.yaml\nx: 1\n---\n# b.yaml\ny: 2\n")
 
     def test_old_and_new_texts_of_an_edit_are_kept(self):
-        self.file.write(NEW, VersionAuthor("10.0.0.7", "a browser"))
+        self.file.write(NEW, VersionSource("saved", "10.0.0.7", "a browser"))
         saved, found = self.file.versions()
         self.assertEqual((saved.why, found.why), ("saved", "found"))
-        self.assertEqual((saved.author.address, found.author.address), ("10.0.0.7", ""))
+        self.assertEqual((saved.address, found.address), ("10.0.0.7", ""))
         self.assertEqual((self.file.version(saved.id), self.file.version(found.id)), (NEW, OLD))
 
     def test_a_text_that_is_written_is_loaded_also_where_no_version_of_it_can_be_kept(self):
@@ -103,16 +103,16 @@ class ConfigFileTests(TestCase):
             usual(versions, content, *more)
 
         self.patch(ConfigHistory, "keep", full)
-        self.file.write(NEW, UNKNOWN_AUTHOR)
+        self.file.write(NEW, VersionSource("saved"))
         self.assertEqual((self.file.read(), self.reloads), (NEW, [1]))
         self.assertEqual([version.why for version in self.file.versions()], ["found"])
 
     def test_restored_version_names_its_origin(self):
-        self.file.write(NEW, UNKNOWN_AUTHOR)
+        self.file.write(NEW, VersionSource("saved"))
         found = self.file.versions()[-1]
-        self.file.write(OLD, UNKNOWN_AUTHOR, found.id)
+        self.file.write(OLD, VersionSource("restored", of=found.id))
         newest = self.file.versions()[0]
-        self.assertEqual((newest.why, newest.of, len(self.file.versions())), ("restored", found.id, 3))
+        self.assertEqual((newest.why, newest.restored_from, len(self.file.versions())), ("restored", found.id, 3))
 
     def test_a_folder_has_no_versions(self):
         self.file.path = None
