@@ -5,6 +5,8 @@
     python -m benchmarks --only small --without direct_write
                                                  the same, and the product without a fast path (see benchmarks.without)
     python -m benchmarks --against 'other --config {config} --listen 127.0.0.1:{port}'
+    python -m benchmarks --only gateway1,gateway16,gateway64 --against litellm --csv gateway.csv
+                                                 the latency that each adds, as gateways publish it
 
 Rounds are interleaved and the median is quoted; what counts are the ratios within one run, never one absolute
 figure. Nothing has to be built; `nginx` is used where it is on the path.
@@ -18,12 +20,15 @@ import sys
 import time
 
 from benchmarks import report, swap
-from benchmarks.subjects import OTHER_CORE, ROOT, Command, Direct, Nginx, Product, free_port, server
+from benchmarks.subjects import OTHER_CORE, ROOT, Command, Direct, LiteLLM, Nginx, Product, free_port, server
 
 # measure: (words for benchmarks.load, what one unit of work is)
 MEASURES = {
     "small": (["requests", "--connections", 16, "--seconds", 3, "--size", 1024], "requests"),
     "single": (["requests", "--connections", 1, "--seconds", 3, "--size", 1024], "requests"),
+    "gateway1": (["requests", "--connections", 1, "--seconds", 5, "--size", 1024], "requests"),
+    "gateway16": (["requests", "--connections", 16, "--seconds", 5, "--size", 1024], "requests"),
+    "gateway64": (["requests", "--connections", 64, "--seconds", 5, "--size", 1024], "requests"),
     "many": (["requests", "--connections", 128, "--seconds", 3, "--size", 1024], "requests"),
     "medium": (["requests", "--connections", 16, "--seconds", 3, "--size", 102400], "requests"),
     "streams1": (["streams", "--connections", 1, "--count", 150, "--pause", 0.02, "--size", 128], "chunks"),
@@ -100,14 +105,19 @@ def main():
     parser.add_argument("--against", action="append", default=[], help="another proxy's command line")
     parser.add_argument("--reactor", action="append", default=[], help="the product on another reactor too")
     parser.add_argument("--without", action="append", default=[], help="the product without these fast paths too")
+    parser.add_argument("--csv", metavar="FILE", help="write the added latency of the gateway measures to this file")
     options = parser.parse_args()
     names = options.only.split(",") if options.only else ["swap", *MEASURES]
+    if "litellm" in options.against and not LiteLLM.path():
+        parser.error("litellm is not on the path: pip install 'litellm[proxy]', perhaps in a virtualenv of its own")
     unknown = [name for name in names if name != "swap" and name not in MEASURES]
     if unknown:
         parser.error(f"no such measure: {', '.join(unknown)}")
     subjects = [Product(), *(Product(name) for name in options.reactor)]
     subjects += [Product(without=names) for names in options.without]
-    subjects += [Command(command, f"peer{number}") for number, command in enumerate(options.against, 1)]
+    peers = [command for command in options.against if command != "litellm"]
+    subjects += [Command(command, f"peer{number}") for number, command in enumerate(peers, 1)]
+    subjects += [LiteLLM()] if "litellm" in options.against else []
     if Nginx.path():
         subjects.append(Nginx())
     else:
@@ -115,12 +125,14 @@ def main():
     subjects.append(Direct())
     swaps = []
     if "swap" in names:
-        for who, command in [("llamaswap", swap.PRODUCT), *((f"peer{n}", c) for n, c in enumerate(options.against, 1))]:
+        for who, command in [("llamaswap", swap.PRODUCT), *((f"peer{n}", c) for n, c in enumerate(peers, 1))]:
             for ready_after in (0.0, 0.2, 1.0):
                 swaps.append({"subject": who, **swap.measure(command, ready_after, 15 if ready_after < 1 else 7)})
                 print("swap", json.dumps(swaps[-1]), flush=True)
     wanted = [name for name in names if name != "swap"]
     results, about = run(subjects, wanted, options.rounds) if wanted else ({}, {})
+    if options.csv:
+        report.write_gateways(options.csv, results)
     if options.only:
         print(report.table(results, about, swaps))
     else:

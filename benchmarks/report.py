@@ -1,5 +1,6 @@
 """Figures to a page: tables of ratios, the bars they are held against, and plain SVG plots."""
 
+import csv
 import os
 import platform
 import sys
@@ -75,6 +76,9 @@ def table(results, about, swaps):
         keys = list(dict.fromkeys(key for row in figures.values() for key in row if key not in ("failed", "complete")))
         rows = [(who, *(f"{row[key]:.4g}" if key in row else "" for key in keys)) for who, row in figures.items()]
         parts.append(f"{name}\n\n" + grid(("subject", *keys), rows))
+    added = list(gateway_rows(results))
+    if added:
+        parts.append("latency added by each gateway\n\n" + grid(GATEWAY_COLUMNS, added))
     if swaps:
         keys = [key for key in swaps[0] if key != "subject"]
         rows = [(row["subject"], *(f"{row[key]:.1f}" for key in keys)) for row in swaps]
@@ -83,6 +87,39 @@ def table(results, about, swaps):
         rows = [(who, *(f"{value:.4g}" for value in row.values())) for who, row in about.items()]
         parts.append("start and memory\n\n" + grid(("subject", *next(iter(about.values()))), rows))
     return "\n\n".join(parts)
+
+
+GATEWAY_COLUMNS = (
+    "gateway",
+    "connections",
+    "requests_per_second",
+    "failed",
+    "p50_ms",
+    "p99_ms",
+    "added_p50_ms",
+    "added_p99_ms",
+)
+
+
+def gateway_rows(results):
+    """A row for each gateway and number of connections; what it adds is its latency less that of the server alone."""
+    for measure, figures in results.items():
+        if not measure.startswith("gateway"):
+            continue
+        direct = figures["direct"]
+        for who, row in figures.items():
+            added = [row[name] - direct[name] for name in ("p50_ms", "p99_ms")]
+            exact = [row["p50_ms"], row["p99_ms"], *added]
+            connections = measure.removeprefix("gateway")
+            yield [who, connections, f"{row['per_second']:.0f}", f"{row['failed']:.0f}", *(f"{x:.3f}" for x in exact)]
+
+
+def write_gateways(path, results):
+    """The rows as a CSV file."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(GATEWAY_COLUMNS)
+        writer.writerows(gateway_rows(results))
 
 
 def plot(title, unit, bars):

@@ -30,7 +30,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for_port(port, seconds=30.0):
+def wait_for_port(port, seconds=90.0):
     """Wait until something accepts on the port; returns how long that took."""
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -175,6 +175,33 @@ class Command(Subject):
         config.write_text(configuration())
         words = self.command.format(config=config, port=self.port, upstream=upstream).split()
         self.launch(words)
+
+
+LITELLM = """
+model_list:
+  - model_name: bench
+    litellm_params: {{model: openai/bench, api_base: "http://127.0.0.1:{upstream}/v1", api_key: none}}
+general_settings: {{master_key: {key}}}
+"""
+
+
+class LiteLLM(Subject):
+    """The Python proxy of LiteLLM (`pip install 'litellm[proxy]'`), with one worker and a key."""
+
+    name = "litellm"
+
+    @staticmethod
+    def path():
+        """The program; None where it is not installed."""
+        return shutil.which("litellm")
+
+    def start(self, upstream):
+        self.folder = tempfile.TemporaryDirectory()
+        self.port = free_port()
+        config = Path(self.folder.name) / "config.yaml"
+        config.write_text(LITELLM.format(upstream=upstream, key=KEY))
+        words = [self.path(), "--config", config, "--host", "127.0.0.1", "--port", self.port, "--num_workers", 1]
+        self.launch(words, {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"})
 
 
 NGINX = """
