@@ -158,7 +158,7 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
     for server in router.handover.adopt(state.servers):
         log.warn("stopping {model}: it is no longer configured", model=server.model)
         router.swaps.delay_starts_until(
-            end_unwanted(server, parts.context.reactor, models.launcher, parts.logs.registry.writer(server.model))
+            end_unwanted(server, parts.context.reactor, models.launcher, parts.logs.registry.model(server.model).write)
         )
     for one in state.connections:
         try:

@@ -20,7 +20,6 @@ from llamaswap.config import Config, Model, Peer
 from llamaswap.config.command_line import split
 from llamaswap.events import EventBus, PeersChanged, StateChanged, SwapBegan
 from llamaswap.http_client import HttpClient
-from llamaswap.liveness.watchdog import OutputCounter
 from llamaswap.observe.gpu_sources import usual as gpu_sources
 from llamaswap.observe.gpus import GpuReader, GpuReading
 from llamaswap.observe.logs import LogRegistry
@@ -50,8 +49,8 @@ WARM_DELAY = 0.02  # seconds from a server's readiness, when waiting requests ar
 class ModelParts:
     """The parts that run models.
 
-    `child_record` is the file that names our servers for the next start; `ask` sends the servers small requests, and
-    `output` counts what they print. `driver_thread` is for calls into drivers, `disk_thread` for reading files ahead.
+    `child_record` is the file that names our servers for the next start; `ask` sends the servers small requests.
+    `driver_thread` is for calls into drivers, `disk_thread` for reading files ahead.
     """
 
     bus: EventBus
@@ -64,7 +63,6 @@ class ModelParts:
     pool: Pool
     hooks: hooks.HookRunner
     slots: slots.SlotStore
-    output: OutputCounter
     gpus: GpuReader
     memory: VramReclaim
     router: Router
@@ -125,10 +123,9 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
     ask, send = SocketRequest(reactor), HttpClient(reactor)
     hook_runner = hooks.HookRunner(reactor, lambda: current().hooks, launcher, send)
     slot_store = slots.SlotStore(reactor, send, lambda path: driver_thread(lambda: _remove(path)))
-    output = OutputCounter()
 
     def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:
-        writer = output.writer(model.id, registry.writer(model.id))
+        writer = registry.model(model.id).write
         supervisor = Supervisor(model, clock=reactor, launcher=launcher, ask=ask, log=writer, listener=listener)
         preparations = (hooks.HookPreparation(model.id, hook_runner), slots.SlotPreparation(model, slot_store))
         return PreparedSupervisor(supervisor, preparations)
@@ -153,7 +150,6 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
         pool=Pool(reactor),
         hooks=hook_runner,
         slots=slot_store,
-        output=output,
         gpus=gpus,
         memory=memory,
         router=router,

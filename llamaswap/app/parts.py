@@ -6,7 +6,6 @@ import os
 
 from attrs import evolve, frozen
 
-from llamaswap.app.hang_detection import LiveModels
 from llamaswap.app.log_output import LogParts, build_logging
 from llamaswap.app.model_parts import ModelParts, build_models, enable_tls_if_needed
 from llamaswap.app.observability import ObservabilityParts, build_observability
@@ -17,6 +16,7 @@ from llamaswap.config import files as config_files
 from llamaswap.config.ports import keep
 from llamaswap.config.reload import Reloader
 from llamaswap.liveness.watchdog import Watchdog
+from llamaswap.liveness.watched_models import WatchedModels
 from llamaswap.observe.worker import WorkerThread
 
 
@@ -62,7 +62,9 @@ def build_parts(context: ServiceContext, control: ServiceControl, config: Config
     logs = build_logging(reactor, config)
     models = build_models(context, config, logs.registry)
     observability = build_observability(context, config, models, logs.registry)
-    watchdog = Watchdog(reactor, LiveModels(reactor, models, observability.inflight))
+    printed = lambda model: logs.registry.model(model).written
+    watched = WatchedModels(reactor, models.router, observability.inflight, models.ask, models.read_gpus, printed)
+    watchdog = Watchdog(reactor, watched)
     # A configuration is written in one step, so this thread may be left in the middle of its work at the end.
     config_thread = WorkerThread("configuration", reactor, collect=False)
     web = build_web(context, control, logs, models, observability, watchdog, config_thread)

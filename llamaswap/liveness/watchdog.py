@@ -8,57 +8,22 @@ last and never alone. What follows for a hung server is decided by the router.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
+from collections.abc import Iterable
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
-from llamaswap.config.schema import HangDetection, Model
+from llamaswap.config.schema import HangDetection
 from llamaswap.liveness.sample import LivenessSample
+from llamaswap.liveness.watched_models import WatchedModels
 
 CHECK_INTERVAL = 2.0  # seconds between two looks at the streams; pauses of minutes need no finer measure
 ABANDONED_SILENCE = 3 * CHECK_INTERVAL  # seconds of silence after which a client that leaves does not end the silence
 
 log = Logger()
-
-
-@frozen
-class OpenStream:
-    """One stream: `sent` bytes went to its client; `granted` says that the model's server has the request."""
-
-    request: str
-    model: str
-    sent: int
-    granted: bool
-
-
-class WatchedModels(Protocol):
-    """What the watchdog needs of the models. An answer must come within `limit` seconds; any answer counts."""
-
-    def streams(self) -> Iterable[OpenStream]:
-        """The open streams of all models."""
-
-    def has_requests(self, model: str) -> bool:
-        """Whether requests of a model are in flight."""
-
-    def settings(self, model: str) -> HangDetection | None:
-        """The thresholds for a model; None if it is not watched."""
-
-    def sample(self, model: str) -> Awaitable[LivenessSample | None]:
-        """A sample of a model's server; None if it has none."""
-
-    def answers_health_check(self, model: str, limit: float) -> Awaitable[bool]:
-        """Whether a model's server answers its health check."""
-
-    def answers_request(self, model: str, limit: float) -> Awaitable[bool]:
-        """Whether a model's server answers a request for one token."""
-
-    def mark_hung(self, model: str, why: str) -> None:
-        """A model's server hangs."""
 
 
 @define
@@ -70,14 +35,6 @@ class _StreamProgress:
     at: float
     granted: bool
     flowing: bool = False
-
-
-def settings_of(model: Model) -> HangDetection | None:
-    """The thresholds of a model; None if it is not watched, which is the default if websockets are ignored."""
-    stall = model.stall
-    if stall.after <= 0 or (model.compat.ignore_websockets and stall == HangDetection()):
-        return None
-    return stall
 
 
 def sign_of_life(
@@ -261,19 +218,3 @@ class Watchdog:
         if await models.answers_request(model, settings.canary):
             return "it answers a request"
         return sign_of_life(first, await models.sample(model), self.clock.seconds() - began, settings)
-
-
-@define(eq=False)
-class OutputCounter:
-    """Counts the bytes that servers print, by model."""
-
-    counts: dict[str, int] = field(factory=dict)
-
-    def writer(self, model: str, write: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """`write`, and count what passes."""
-
-        def counted(data: bytes) -> None:
-            self.counts[model] = self.counts.get(model, 0) + len(data)
-            write(data)
-
-        return counted

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -33,6 +33,16 @@ Why = Callable[[str], WaitReason | None]
 
 _HOST = frozenset({b"host"})
 log = Logger()
+
+
+@frozen
+class OpenStream:
+    """One stream: `sent` bytes went to its client; `granted` says that the model's server has the request."""
+
+    request: str
+    model: str
+    sent: int
+    granted: bool
 
 
 @define(eq=False)
@@ -259,12 +269,12 @@ class InflightRequests:
         """The number of requests being served, of each model that serves any."""
         return Counter(entry.request.model for entry in self._entries.values() if not entry.waits)
 
-    def streams(self) -> Iterator[tuple[str, str, int, bool]]:
-        """The event streams in flight: (request, model, bytes sent, whether it was granted its model's server)."""
+    def streams(self) -> Iterator[OpenStream]:
+        """The event streams in flight."""
         for entry in self._entries.values():
             if entry.streams:
                 entry.request.flush()
-                yield entry.request.id, entry.request.model, entry.sent, entry.granted_at is not None
+                yield OpenStream(entry.request.id, entry.request.model, entry.sent, entry.granted_at is not None)
 
     def snapshot(self) -> Document:
         """All entries as one event, oldest first; without `requests` if there are none."""

@@ -120,7 +120,8 @@ class LogMonitor:
     _readers: tuple[Subscription, ...] = ()
     _feeds: tuple[Callable[[bytes], None], ...] = ()
     _wall: Callable[[], float] = time.time
-    _written: int = field(default=0, init=False)
+    written: int = field(default=0, init=False)
+    """The number of bytes written since the program began, with the remembered ones."""
     _marked: float = field(default=0.0, init=False)
     _marks: deque[tuple[int, float]] = field(factory=deque, init=False)
 
@@ -131,7 +132,7 @@ class LogMonitor:
         now = self._wall()
         if not 0 <= now - self._marked < MARK_INTERVAL:
             self._mark(now)
-        self._written += len(data)
+        self.written += len(data)
         self._ring.add(data)
         for feed in self._feeds:
             feed(data)
@@ -144,14 +145,14 @@ class LogMonitor:
 
     def remember(self, data: bytes) -> None:
         """Add earlier output to the history, without passing it to readers."""
-        self._written += len(data)
+        self.written += len(data)
         self._ring.add(data)
 
     def _mark(self, now: float) -> None:
         # Later bytes were written at `now`. Of the marks before the history only the last is needed, for its beginning.
         self._marked = now
-        self._marks.append((self._written, now))
-        start = self._written - HISTORY_SIZE
+        self._marks.append((self.written, now))
+        start = self.written - HISTORY_SIZE
         while len(self._marks) > 1 and self._marks[1][0] <= start:
             self._marks.popleft()
 
@@ -161,7 +162,7 @@ class LogMonitor:
         The lines up to the next one have the same time; the time of lines before the first one is unknown.
         """
         history = self.history()
-        start = self._written - len(history)
+        start = self.written - len(history)
         found: dict[int, float] = {}
         lines, at = 0, 0
         for written, when in self._marks:
@@ -232,10 +233,6 @@ class LogRegistry:
             monitor.feed(self.upstream.write)
             monitor.feed(lambda data: self._to_file(f"model-{name}", data))
         return monitor
-
-    def writer(self, name: str) -> Callable[[bytes], None]:
-        """The function that takes the output of a model's server."""
-        return self.model(name).write
 
     def histories(self) -> dict[str, bytes]:
         """The history of each log; a model's is under "model:" and its name."""

@@ -8,18 +8,14 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Compat, Model
 from llamaswap.config.schema import HangDetection
 from llamaswap.liveness.sample import LivenessSample, take_sample
 from llamaswap.liveness.watchdog import (
     CHECK_INTERVAL,
-    OpenStream,
-    OutputCounter,
     Watchdog,
-    WatchedModels,
-    settings_of,
     sign_of_life,
 )
+from llamaswap.observe.inflight import OpenStream
 
 DEAD = LivenessSample({1: (5.0, 10)}, printed=100)  # two such samples: nothing happened
 
@@ -67,9 +63,6 @@ class FakeModels:
 
     def mark_hung(self, model, why):
         self.hung.append((model, why))
-
-
-_check: type[WatchedModels] = FakeModels
 
 
 class Scene:
@@ -291,15 +284,6 @@ class SilenceTests(SynchronousTestCase):
         here.wait(3600)
         self.assertEqual(here.models.looks, 0)
 
-    def test_websocket_server_is_watched_only_if_configured(self):
-        sockets = Compat(ignore_websockets=True)
-        self.assertEqual(settings_of(Model("a")), HangDetection())
-        self.assertIsNone(settings_of(Model("a", compat=sockets)))
-        self.assertEqual(
-            settings_of(Model("a", compat=sockets, stall=HangDetection(after=60.0))), HangDetection(after=60.0)
-        )
-        self.assertIsNone(settings_of(Model("a", stall=HangDetection(after=0.0))))
-
 
 class DocumentTests(SynchronousTestCase):
     def test_document_shows_thresholds_and_silence(self):
@@ -341,10 +325,3 @@ class SignsTests(SynchronousTestCase):
         self.assertFalse(take_sample(os.getpid(), self.port).unread, "the server has not read its request")
         server.sendall(b"an answer")
         self.assertTrue(take_sample(os.getpid(), self.port).unread)
-
-    def test_output_counter_counts_and_passes_on(self):
-        passed, heard = [], OutputCounter()
-        write = heard.writer("a", passed.append)
-        write(b"12")
-        write(b"345")
-        self.assertEqual((passed, heard.counts), ([b"12", b"345"], {"a": 5}))

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.inflight import UPDATE_DELAY, InflightRequests
+from llamaswap.observe.inflight import UPDATE_DELAY, InflightRequests, OpenStream
 from llamaswap.scheduling.state import WaitReason
 from llamaswap.wire.headers import ResponseHeaders
 from tests.observe.doubles import request_info
@@ -86,11 +86,9 @@ class InflightTests(SynchronousTestCase):
         plain.head(200, ResponseHeaders.of([(b"content-type", b"application/json")]))
         stream.head(200, ResponseHeaders.of(SSE))
         stream.data(b"data: x\n\n")
-        [(request, _, sent, granted)] = self.inflight.streams()
-        self.assertEqual((request, sent, granted), ("1", 9, False))
+        self.assertEqual(list(self.inflight.streams()), [OpenStream("1", "owl", 9, False)])
         stream.granted()
-        [(_, _, _, granted)] = self.inflight.streams()
-        self.assertTrue(granted)
+        self.assertEqual(list(self.inflight.streams()), [OpenStream("1", "owl", 9, True)])
 
     def test_bytes_held_back_are_counted_before_an_entry_is_shown(self):
         request = request_info(1)
@@ -98,7 +96,7 @@ class InflightTests(SynchronousTestCase):
         scope.head(200, ResponseHeaders.of(SSE))
         request.flush = lambda: scope.data(b"held")
         self.assertEqual(self.inflight.snapshot()["requests"][0]["resp_bytes"], 4)
-        self.assertEqual([sent for _, _, sent, _ in self.inflight.streams()], [8])
+        self.assertEqual([stream.sent for stream in self.inflight.streams()], [8])
 
     def test_request_is_followed_while_there_are_listeners(self):
         early, fetched = request_info(1), []

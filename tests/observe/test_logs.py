@@ -44,6 +44,12 @@ class MonitorTests(SynchronousTestCase):
         self.assertEqual((got, monitor.readers), ([b"one"], 0))
         self.assertEqual(monitor.history(), b"beforeonetwo")
 
+    def test_monitor_counts_the_bytes_beyond_its_history(self):
+        monitor = LogMonitor("a")
+        monitor.write(b"12")
+        monitor.write(bytes(200_000))
+        self.assertEqual(monitor.written, 200_002)
+
     def test_history_has_the_times_of_its_lines(self):
         now = [100.0]
         monitor = LogMonitor("m", wall=lambda: now[0])
@@ -147,7 +153,7 @@ class LogBookTests(SynchronousTestCase):
 
     def test_model_logs_are_made_on_demand_and_stay(self):
         book = LogRegistry()
-        book.writer("a/b")(b"x")
+        book.model("a/b").write(b"x")
         self.assertEqual(book.model("a/b").history(), b"x")
 
     def test_reload_drops_logs_of_removed_models_without_readers(self):
@@ -160,7 +166,7 @@ class LogBookTests(SynchronousTestCase):
 
     def test_registry_begins_with_the_histories_of_another_and_tells_no_reader(self):
         book, _ = self.book("both")
-        book.writer("a/b")(b"x")
+        book.model("a/b").write(b"x")
         known = book.histories()
         told = []
         later = LogRegistry(stdout=told.append)
