@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import define, evolve
+from attrs import define
 
-from llamaswap.config import Config, Model
+from llamaswap.config import Config
 from llamaswap.errors import BadRequest, NoModelNamed
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
@@ -21,7 +21,6 @@ from llamaswap.web.errors import HttpError
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest, Target
 from llamaswap.web.request_content import RequestContent, read_content
-from llamaswap.wire import headers
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
@@ -66,16 +65,6 @@ def load_refusal(head: RequestHead, model: str) -> str | None:
     if form_value(head.query, "autoload").lower() == "false":
         return f"model {model} is not loaded, and the request has autoload=false"
     return None
-
-
-def bypasses_scheduler(model: Model, head: RequestHead) -> bool:
-    """Whether a request is a websocket that its model's configuration does not count."""
-    return model.compat.ignore_websockets and headers.is_websocket(head.headers)
-
-
-def ignored_websocket(model: str) -> str:
-    """Why a websocket request that is not counted does not load its model."""
-    return f"model {model} is not loaded; ignored websocket requests cannot start it"
 
 
 @define(eq=False)
@@ -123,15 +112,15 @@ class Inference:
                 send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
                 return None
         self._resolve(content, config)
-        if content.model not in config.selectors:
-            return await self._filtered(self._request(exchange, config, content, key_headers), content)
-        selector = config.selectors[content.model]
+        selector = config.selectors.get(content.model)
+        if selector is None:
+            return await self._request(exchange, config, content, key_headers, (content.model,))
         choice = self.router.choose(selector.id)
         try:
             names: Sequence[str] = (choice.target,)
             if selector.strategy == "failover":
                 names = sorted((choice.target, *choice.others), key=lambda name: self._is_avoided(config, name))
-            return await self._selected(exchange, config, content, key_headers, choice, names)
+            return await self._request(exchange, config, content, key_headers, names, choice)
         except BaseException:
             choice.release()
             raise
@@ -165,42 +154,26 @@ class Inference:
         peer = config.peer(name) if config.real(name) is None else None
         return peer is not None and self.avoided(peer[0])
 
-    async def _selected(
+    async def _request(
         self,
         exchange: Exchange,
         config: Config,
         content: RequestContent,
         key_headers: frozenset[bytes],
-        choice: TargetChoice,
         names: Sequence[str],
+        choice: TargetChoice | None = None,
     ) -> ProxyRequest:
-        """The request for the first of `names`, with the others to fall back on."""
-        selector, first, others = content.model, names[0], names[1:]
-        as_received = content.copy() if others else None
-        content.rename(first)
-        request = self._request(exchange, config, content, key_headers)
-        request.choice, request.content = choice, as_received
-        request.other_targets = [self._target(config, name, exchange.head, content.streaming) for name in others]
-        request.metadata["selector"] = selector
-        return await self._filtered(request, content)
+        """The request for the first of `names`, with the others to fall back on, and its body as the target gets it.
 
-    async def _filtered(self, request: ProxyRequest, content: RequestContent) -> ProxyRequest:
-        """The request with its body as the target gets it. A failure is recorded like those that come later."""
-        try:
-            await request.send_content(content, self.run)
-        except (BadRequest, FilterError) as error:
-            request.failure = error
-        return request
-
-    def _request(
-        self, exchange: Exchange, config: Config, content: RequestContent, key_headers: frozenset[bytes]
-    ) -> ProxyRequest:
+        A content that cannot be sent is recorded like the failures that come later.
+        """
         head = exchange.head
         raw_target = forwarded_target(head.target)
-        return ProxyRequest.of(
+        target, *others = [self._target(config, name, head, content.streaming) for name in names]
+        request = ProxyRequest.of(
             exchange,
             config,
-            self._target(config, content.model, head, content.streaming),
+            target,
             path=head.path.decode("latin-1"),
             raw_target=raw_target,
             key_headers=key_headers,
@@ -208,16 +181,21 @@ class Inference:
             streaming=content.streaming,
             metered=head.method == b"POST",
         )
+        if choice is not None:
+            request.choice, request.other_targets = choice, others
+            request.content = content.copy() if others else None
+            request.metadata["selector"] = content.model
+            content.rename(target.name)
+        try:
+            await request.send_content(content, self.run)
+        except (BadRequest, FilterError) as error:
+            request.failure = error
+        return request
 
     def _target(self, config: Config, name: str, head: RequestHead, streaming: bool) -> Target:
         target = Target.named(config, name)
         model = target.model
         if model is None:
             return target
-        if bypasses_scheduler(model, head):
-            return evolve(target, load_refusal=ignored_websocket(model.id), bypass=True)
-        refusal = load_refusal(head, model.id)
         shows_loading = model.send_loading_state and streaming and head.path == LOADING_PATH
-        if refusal is None and not shows_loading:
-            return target
-        return evolve(target, load_refusal=refusal, shows_loading=shows_loading)
+        return target.of_request(head, load_refusal(head, model.id), shows_loading=shows_loading)

@@ -23,7 +23,7 @@ from llamaswap.proxy.task import Task
 from llamaswap.routing.interfaces import Admission
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
-from llamaswap.web.inference import ALL_ROUTES, Authenticate, bypasses_scheduler, ignored_websocket, is_model_path
+from llamaswap.web.inference import ALL_ROUTES, Authenticate, is_model_path
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest, Target
 from llamaswap.web.request_content import parse_json, read_content
@@ -122,9 +122,7 @@ class Passthrough:
             return None
         target = Target.named(config, found.name)
         if target.model is not None:
-            bypass = bypasses_scheduler(target.model, head)
-            refusal = _load_refusal(config, target.model, head, found.rest, bypass)
-            target = evolve(target, load_refusal=refusal, bypass=bypass)
+            target = target.of_request(head, _load_refusal(config, target.model, head, found.rest))
         request = ProxyRequest.of(
             exchange,
             config,
@@ -154,16 +152,13 @@ class Passthrough:
         model = config.models.get(COMFYUI_MODEL)
         if model is None:
             raise HttpError(404, f"local model {COMFYUI_MODEL} not found")
-        bypass = bypasses_scheduler(model, head)
-        load_refusal = None
+        target = Target(COMFYUI_MODEL, model).of_request(head, None)
         if rest != b"/":
-            load_refusal = f"model {COMFYUI_MODEL} is not loaded; only /comfyui/ can start it"
-        elif bypass:
-            load_refusal = ignored_websocket(COMFYUI_MODEL)
+            target = evolve(target, load_refusal=f"model {COMFYUI_MODEL} is not loaded; only /comfyui/ can start it")
         return ProxyRequest.of(
             exchange,
             config,
-            Target(COMFYUI_MODEL, model, load_refusal=load_refusal, bypass=bypass),
+            target,
             path=rest.decode("latin-1"),
             raw_target=rest + mark + query,
             key_headers=key_headers,
@@ -198,10 +193,8 @@ class Passthrough:
             request.streaming = json is not None and json.streaming
 
 
-def _load_refusal(config: Config, model: Model, head: RequestHead, rest: bytes, bypass: bool) -> str | None:
+def _load_refusal(config: Config, model: Model, head: RequestHead, rest: bytes) -> str | None:
     """Why a request for this path of a model's server does not load the model; None: it does."""
-    if bypass:
-        return ignored_websocket(model.id)
     decoded = unquote(rest.decode("latin-1"), errors="replace")
     if any(pattern.search(decoded) for pattern in config.upstream.ignore_paths):
         return f"model {model.id} is not loaded; path matches upstream.ignorePaths"

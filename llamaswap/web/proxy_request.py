@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from llamaswap.config import Config, Model, Peer
 from llamaswap.errors import Cancelled
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.proxy.bodies import BytesBody
-from llamaswap.proxy.exchange import BodySource, Exchange
+from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.loading import LoadingStream
 from llamaswap.routing.interfaces import TargetChoice
@@ -54,6 +54,16 @@ class Target:
             return cls(name, config.models[real])
         found = config.peer(name)
         return cls(name) if found is None else cls(name, None, config.peers[found[0]], found[1])
+
+    def of_request(self, head: RequestHead, load_refusal: str | None, *, shows_loading: bool = False) -> Target:
+        """The target as it serves one request. A websocket that the model's configuration does not count bypasses the
+        scheduler, and does not load the model."""
+        if self.model is not None and self.model.compat.ignore_websockets and header_rules.is_websocket(head.headers):
+            ignored = f"model {self.model.id} is not loaded; ignored websocket requests cannot start it"
+            return evolve(self, load_refusal=ignored, bypass=True)
+        if load_refusal is None and not shows_loading:
+            return self
+        return evolve(self, load_refusal=load_refusal, shows_loading=shows_loading)
 
 
 @define(eq=False, kw_only=True)
