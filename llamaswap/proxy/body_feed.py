@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
+from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from llamaswap.proxy.bodies import FEED_LIMIT
 from llamaswap.proxy.exchange import BodyConsumer
 
-
-class FedBody(Protocol):
-    """The body that a feed reads."""
-
-    @property
-    def complete(self) -> bool: ...
-    def next_piece(self, feed: BodyFeed, /) -> bytes: ...
-    def feed_ended(self, feed: BodyFeed, /) -> None: ...
-    def feed_stopped(self, feed: BodyFeed, /) -> None: ...
-    def feed_paused(self) -> None: ...
+if TYPE_CHECKING:
+    from llamaswap.proxy.incoming_body import SpooledBody
 
 
 @implementer(IPushProducer)
+@define(eq=False)
 class BodyFeed:
-    """One reading of the body. `at` counts chunks in memory, or bytes once there is a file."""
+    """One reading of the body. `at` counts chunks in memory, or bytes once there is a file.
 
-    __slots__ = (
-        "_body",
-        "_clock",
-        "_later",
-        "_pumping",
-        "at",
-        "consumer",
-        "direct",
-        "paused",
-        "stopped",
-    )
+    `direct`: it has had everything so far, so arriving bytes can be passed on without being kept.
+    """
 
-    def __init__(self, clock: IReactorTime, body: FedBody, consumer: BodyConsumer) -> None:
-        self.consumer = consumer
-        self.at = 0
-        self.paused = False
-        self.stopped = False
-        self.direct = False  # it has had everything so far, so arriving bytes can be passed on without being kept
-        self._clock = clock
-        self._body = body
-        self._pumping = False
-        self._later: IDelayedCall | None = None
+    _clock: IReactorTime
+    _body: SpooledBody
+    consumer: BodyConsumer
+    at: int = 0
+    paused: bool = False
+    stopped: bool = False
+    direct: bool = False
+    _pumping: bool = False
+    _later: IDelayedCall | None = None
 
     def pump(self) -> None:
         """Feed what is here as far as the consumer takes it, up to FEED_LIMIT bytes at once."""

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -30,10 +30,13 @@ from llamaswap.proxy.framing import (
 )
 from llamaswap.proxy.response_framer import refusal
 from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
-from llamaswap.proxy.transaction import ConnectionOwner, HttpTransaction, ProxyTransaction
+from llamaswap.proxy.transaction import HttpTransaction, ProxyTransaction
 from llamaswap.proxy.transport import TcpTransport, client_has_closed
 from llamaswap.proxy.tunnel import ClientPipe
 from llamaswap.wire.headers import address_host
+
+if TYPE_CHECKING:
+    from llamaswap.proxy.server_factory import ProxyServerFactory
 
 HANDSHAKE_SECONDS = 1.0  # in which a new secure connection usually brings its first request
 PIPELINE_LIMIT = 64 * 1024  # bytes of later requests read behind the present one
@@ -62,9 +65,9 @@ _WAITING = (ConnectionState.IDLE, ConnectionState.READING_HEAD)
 class ClientConnection(Protocol):
     """One client connection."""
 
-    owner: ConnectionOwner
+    owner: ProxyServerFactory
 
-    def __init__(self, owner: ConnectionOwner) -> None:
+    def __init__(self, owner: ProxyServerFactory) -> None:
         self.owner = owner
         self.client_address = ""
         self.secure = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container
 from enum import Enum, auto
 
+from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.python.failure import Failure
@@ -30,12 +31,12 @@ REUSE_LIMIT = 1024 * 1024
 BODY_METHODS = (b"POST", b"PUT", b"PATCH")
 
 
+@define(eq=False)
 class RequestForwarder:
     """Forwards requests over the pool's connections."""
 
-    def __init__(self, clock: IReactorTime, pool: Pool) -> None:
-        self._clock = clock
-        self._pool = pool
+    _clock: IReactorTime
+    _pool: Pool
 
     def forward(
         self,
@@ -59,8 +60,11 @@ class RequestForwarder:
         head that could be passed on), UpstreamDeclined, UpstreamTruncated (after the head; the client's response is not
         ended) or ClientGone. Cancelling it closes the server's connection at once.
         """
-        response = ResponseForwarder(self._clock, exchange, upstream.where, observer, decline, reader)
-        response.sending = sending = _RequestSender(self._clock, self._pool, exchange, upstream, head, body, response)
+        sink = exchange.sink
+        response = ResponseForwarder(
+            self._clock, exchange, sink, upstream.where, observer, decline, reader, sink.started
+        )
+        response.sending = sending = RequestSender(self._clock, self._pool, exchange, upstream, head, body, response)
         sending.start()
         return sending.outcome
 
@@ -74,60 +78,33 @@ class SendState(Enum):
     ENDED = auto()
 
 
-class _RequestSender:
+@define(eq=False)
+class RequestSender:
     """One request being sent: the consumer of its body and the owner of the server's connection."""
 
-    __slots__ = (
-        "_body",
-        "_chunked",
-        "_clock",
-        "_connecting",
-        "_connection",
-        "_exchange",
-        "_head",
-        "_pool",
-        "_producer",
-        "_response",
-        "_retried",
-        "_reused",
-        "_state",
-        "_timeout",
-        "_unsent_head",
-        "_upstream",
-        "outcome",
-    )
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        pool: Pool,
-        exchange: Exchange,
-        upstream: UpstreamTarget,
-        head: RequestHead,
-        body: BodySource,
-        response: ResponseForwarder,
-    ) -> None:
-        self._clock = clock
-        self._pool = pool
-        self._exchange = exchange
-        self._upstream = upstream
-        self._head = head
-        self._body = body
-        self._response: ResponseForwarder | None = response
-        self.outcome: Future[ForwardOutcome] = Future(self.fail)
-        self._state = SendState.CONNECTING
-        self._connecting: Deferred[UpstreamConnection] | None = None
-        self._connection: UpstreamConnection | None = None
-        self._reused = self._retried = False
-        self._unsent_head: bytes | None = None  # until it goes out with the first bytes of the body
-        self._chunked = False
-        self._producer: IPushProducer | None = None  # of the body, while it is registered with the connection
-        self._timeout: IDelayedCall | None = None
+    _clock: IReactorTime
+    _pool: Pool
+    _exchange: Exchange
+    _upstream: UpstreamTarget
+    _head: RequestHead
+    _body: BodySource
+    _response: ResponseForwarder | None
+    outcome: Future[ForwardOutcome] = field(init=False)
+    _state: SendState = field(default=SendState.CONNECTING, init=False)
+    _connecting: Deferred[UpstreamConnection] | None = field(default=None, init=False)
+    _connection: UpstreamConnection | None = field(default=None, init=False)
+    _reused: bool = field(default=False, init=False)
+    _retried: bool = field(default=False, init=False)
+    _unsent_head: bytes | None = field(default=None, init=False)  # until it goes out with the body's first bytes
+    _chunked: bool = field(default=False, init=False)
+    _producer: IPushProducer | None = field(default=None, init=False)  # of the body, while the connection has it
+    _timeout: IDelayedCall | None = field(default=None, init=False)
 
     # -- a connection --------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Send the request on an idle connection, or connect."""
+        self.outcome = Future(self.fail)
         if self._exchange.gone:
             self.fail(ClientGone())
             return

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO
 
+from attrs import define, field
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 
@@ -26,6 +27,7 @@ DISCARD_LIMIT = 1024 * 1024  # bytes of an unwanted body that are read; beyond i
 DISK_STEP = 4 * 1024 * 1024  # bytes of the disk's budget that are taken at once
 
 
+@define(eq=False)
 class SpooledBody:
     """A connection feeds it by `arrived`, `finished` and `lost`; it calls `changed` when `wants_body` may differ.
 
@@ -33,69 +35,33 @@ class SpooledBody:
     and `disk` are the budgets that all bodies share; readers fail with NoRoom when they are used up.
     """
 
-    __slots__ = (
-        "_arrived",
-        "_changed",
-        "_chunks",
-        "_clock",
-        "_closed",
-        "_continue",
-        "_discarded",
-        "_discarding",
-        "_disk",
-        "_disk_taken",
-        "_feed",
-        "_file",
-        "_folder",
-        "_length",
-        "_lost",
-        "_memory",
-        "_memory_taken",
-        "_refusal",
-        "_spooled",
-        "_threshold",
-        "_whole_body",
-        "_whole_body_limit",
-        "asked",
-        "complete",
-    )
+    _clock: IReactorTime
+    _length: int | None
+    _changed: Callable[[], None]
+    _continue: Callable[[], None] = field(alias="continue_")
+    _threshold: int = SPOOL_THRESHOLD
+    _folder: str | None = None
+    _memory: ByteBudget = UNBOUNDED
+    _disk: ByteBudget = UNBOUNDED
+    complete: bool = field(init=False)
+    asked: bool = field(default=False, init=False)
+    _arrived: int = field(default=0, init=False)
+    _chunks: list[bytes] = field(factory=list, init=False)
+    _file: IO[bytes] | None = field(default=None, init=False)
+    _lost: bool = field(default=False, init=False)
+    _closed: bool = field(default=False, init=False)
+    _discarding: bool = field(default=False, init=False)
+    _discarded: int = field(default=0, init=False)
+    _feed: BodyFeed | None = field(default=None, init=False)
+    _whole_body: Deferred[bytes] | None = field(default=None, init=False)
+    _whole_body_limit: int = field(default=0, init=False)
+    _memory_taken: int = field(default=0, init=False)
+    _disk_taken: int = field(default=0, init=False)
+    _spooled: int = field(default=0, init=False)  # bytes in the file
+    _refusal: Exception | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        length: int | None,
-        *,
-        changed: Callable[[], None],
-        continue_: Callable[[], None],
-        threshold: int = SPOOL_THRESHOLD,
-        folder: str | None = None,
-        memory: ByteBudget = UNBOUNDED,
-        disk: ByteBudget = UNBOUNDED,
-    ) -> None:
-        self.complete = length == 0
-        self.asked = False
-        self._clock = clock
-        self._length = length
-        self._changed = changed
-        self._continue = continue_
-        self._threshold = threshold
-        self._folder = folder
-        self._arrived = 0
-        self._chunks: list[bytes] = []
-        self._file: IO[bytes] | None = None
-        self._lost = False
-        self._closed = False
-        self._discarding = False
-        self._discarded = 0
-        self._feed: BodyFeed | None = None
-        self._whole_body: Deferred[bytes] | None = None
-        self._whole_body_limit = 0
-        self._memory = memory
-        self._memory_taken = 0
-        self._disk = disk
-        self._disk_taken = 0
-        self._spooled = 0  # bytes in the file
-        self._refusal: Exception | None = None
+    def __attrs_post_init__(self) -> None:
+        self.complete = self._length == 0
 
     # -- what readers call
 

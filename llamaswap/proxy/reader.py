@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 CHECK_INTERVAL = 5.0  # seconds between two checks of a paused response
@@ -11,6 +12,7 @@ CHECK_INTERVAL = 5.0  # seconds between two checks of a paused response
 ReportStall = Callable[["float | None"], None]
 
 
+@define(eq=False)
 class ReaderWatch:
     """Watches one response while back-pressure pauses it.
 
@@ -18,17 +20,14 @@ class ReaderWatch:
     slowly. `report` gets the clock's seconds since which it has read nothing, then None when it reads again.
     """
 
-    __slots__ = ("_call", "_clock", "_last", "_paused", "_report", "_reported", "_since", "_unsent")
-
-    def __init__(self, clock: IReactorTime, unsent: Callable[[], int], report: ReportStall) -> None:
-        self._clock = clock
-        self._unsent = unsent
-        self._report = report
-        self._paused = False
-        self._reported = False
-        self._since = 0.0
-        self._last = 0
-        self._call: IDelayedCall | None = None
+    _clock: IReactorTime
+    _unsent: Callable[[], int]
+    _report: ReportStall
+    _paused: bool = False
+    _reported: bool = False
+    _since: float = 0.0
+    _last: int = 0
+    _call: IDelayedCall | None = None
 
     def paused(self) -> None:
         """The client's socket is full."""

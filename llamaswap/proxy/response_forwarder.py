@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from enum import Enum, auto
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from attrs import define
+from attrs import define, field
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from llamaswap.errors import BadUpstream, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
-from llamaswap.proxy.exchange import Exchange
+from llamaswap.proxy.exchange import Exchange, ResponseSink
 from llamaswap.proxy.framing import ResponseHead
 from llamaswap.proxy.reader import ReaderWatch, ReportStall
 from llamaswap.proxy.tunnel import Tunnel
-from llamaswap.proxy.upstream import UpstreamConnection
 from llamaswap.wire.headers import ResponseHeaders, comma_items, to_client
 from llamaswap.wire.sse import DONE
+
+if TYPE_CHECKING:
+    from llamaswap.proxy.forward import RequestSender
 
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # white space in JSON, but the end of a field in a stream of events
 
@@ -41,22 +43,6 @@ class ForwardOutcome:
     reason: str = "complete"
 
 
-class SendingRequest(Protocol):
-    """The request that this response belongs to; it owns the server's connection."""
-
-    @property
-    def requested_upgrade(self) -> bytes: ...
-    def head_received(self) -> None: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def retry(self, silent: bool) -> bool: ...
-    def stop_body(self) -> IPushProducer | None: ...
-    def detach_connection(self) -> UpstreamConnection: ...
-    def release_connection(self, head: ResponseHead) -> int: ...
-    def succeed(self, outcome: ForwardOutcome) -> None: ...
-    def fail(self, error: BaseException) -> None: ...
-
-
 class ReceiveState(Enum):
     """How far a response has got on its way to the client."""
 
@@ -67,61 +53,32 @@ class ReceiveState(Enum):
 
 
 @implementer(IPushProducer)
+@define(eq=False)
 class ResponseForwarder:
-    """Receives one response and passes it on; the producer of what the client reads."""
+    """Receives one response and passes it on; the producer of what the client reads.
 
-    __slots__ = (
-        "_clock",
-        "_decline",
-        "_event_start",
-        "_exchange",
-        "_head",
-        "_observe",
-        "_observer",
-        "_passed",
-        "_producing",
-        "_raw",
-        "_reader",
-        "_reader_watch",
-        "_sink",
-        "_state",
-        "_tunnel",
-        "_where",
-        "_write",
-        "appended",
-        "sending",
-    )
+    `sending` is the request that the response belongs to; it owns the server's connection.
+    """
 
-    sending: SendingRequest
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        exchange: Exchange,
-        where: str,
-        observer: ResponseObserver | None,
-        decline: Container[int],
-        reader: ReportStall | None,
-    ) -> None:
-        sink = exchange.sink
-        self._clock = clock
-        self._exchange = exchange
-        self._sink = sink
-        self._where = where
-        self._observer = observer
-        self._observe = observer.response_data if observer is not None else None
-        self._decline = decline
-        self._reader = reader
-        self._reader_watch: ReaderWatch | None = None  # from the first time that the client's socket is full
-        self.appended = sink.started  # whether the body follows a head that went out before
-        self._state = ReceiveState.WAITING
-        self._head: ResponseHead | None = None
-        self._raw = True  # whether the body's framing is passed on as it came
-        self._event_start: bytes | None = None  # of the event that a document becomes; empty after it went out
-        self._write: Callable[[bytes], None] = sink.write
-        self._passed = 0  # bytes, with framing, that went out by the sink's `writer`
-        self._producing = False
-        self._tunnel: Tunnel | None = None
+    _clock: IReactorTime
+    _exchange: Exchange
+    _sink: ResponseSink
+    _where: str
+    _observer: ResponseObserver | None
+    _decline: Container[int]
+    _reader: ReportStall | None
+    appended: bool  # whether the body follows a head that went out before
+    sending: RequestSender = field(init=False)
+    _observe: Callable[[bytes], None] | None = field(default=None, init=False)
+    _write: Callable[[bytes], None] = field(init=False)
+    _reader_watch: ReaderWatch | None = field(default=None, init=False)  # from the first time that the client is slow
+    _state: ReceiveState = field(default=ReceiveState.WAITING, init=False)
+    _head: ResponseHead | None = field(default=None, init=False)
+    _raw: bool = field(default=True, init=False)  # whether the body's framing is passed on as it came
+    _event_start: bytes | None = field(default=None, init=False)  # of the event that a document becomes; then empty
+    _passed: int = field(default=0, init=False)  # bytes, with framing, that went out by the sink's `writer`
+    _producing: bool = field(default=False, init=False)
+    _tunnel: Tunnel | None = field(default=None, init=False)
 
     @property
     def begun(self) -> bool:
@@ -153,6 +110,7 @@ class ResponseForwarder:
             headers.items += [item for item in head.headers if item[0].lower() == b"transfer-encoding"]
         if self._observer is not None:
             self._observer.response_head(head.status, headers)
+            self._observe = self._observer.response_data
         if self.appended:
             self._raw = False
             self._event_start = b"data: " if headers.plain_json else None

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.web.server import Site
@@ -28,6 +29,7 @@ TRIM_DELAY = 0.02  # seconds in which clients that leave together have left
 trim = trimmer()
 
 
+@define(eq=False, slots=False)
 class ProxyServerFactory(Factory):
     """Makes a ClientConnection for each client.
 
@@ -39,45 +41,28 @@ class ProxyServerFactory(Factory):
     """
 
     noisy = False
+    routes: Callable[[RequestHead], bool]
+    handler: Callable[[Exchange], Awaitable]
+    site: Site
+    clock: IReactorTime
+    head_timeout: float = HEAD_TIMEOUT
+    idle_timeout: float = IDLE_TIMEOUT
+    body_timeout: float = BODY_TIMEOUT
+    spool_threshold: int = SPOOL_THRESHOLD
+    spool_folder: str | None = None
+    memory: ByteBudget = UNBOUNDED
+    disk: ByteBudget = UNBOUNDED
+    body_limit: Callable[[RequestHead], int] = lambda head: sys.maxsize
+    served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None
+    draining: bool = field(default=False, init=False)
+    holding: bool = field(default=False, init=False)
+    _connections: set[ClientConnection] = field(factory=set, init=False)
+    _memory_trimmer: LowWaterTrimmer = field(init=False)
+    _sweep: IDelayedCall | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        routes: Callable[[RequestHead], bool],
-        handler: Callable[[Exchange], Awaitable],
-        site: Site,
-        clock: IReactorTime,
-        *,
-        head_timeout: float = HEAD_TIMEOUT,
-        idle_timeout: float = IDLE_TIMEOUT,
-        body_timeout: float = BODY_TIMEOUT,
-        spool_threshold: int = SPOOL_THRESHOLD,
-        spool_folder: str | None = None,
-        memory: ByteBudget = UNBOUNDED,
-        disk: ByteBudget = UNBOUNDED,
-        body_limit: Callable[[RequestHead], int] = lambda head: sys.maxsize,
-        served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None,
-    ) -> None:
-        self.routes = routes
-        self.served = served
-        self.handler = handler
-        self.site = site
-        self.clock = clock
-        self.head_timeout = head_timeout
-        self.idle_timeout = idle_timeout
-        self.body_timeout = body_timeout
-        self.spool_threshold = spool_threshold
-        self.spool_folder = spool_folder
-        self.memory = memory
-        self.disk = disk
-        self.body_limit = body_limit
-        self.draining = False
-        self.holding = False
-        self._connections: set[ClientConnection] = set()
-        self._memory_trimmer = LowWaterTrimmer(self._trim_soon)
-        self._sweep: IDelayedCall | None = None
-
-    def _trim_soon(self) -> None:
-        self.clock.callLater(TRIM_DELAY, trim)
+    @_memory_trimmer.default
+    def _trims_soon(self) -> LowWaterTrimmer:
+        return LowWaterTrimmer(lambda: self.clock.callLater(TRIM_DELAY, trim))
 
     def buildProtocol(self, addr: object) -> ClientConnection:
         return ClientConnection(self)

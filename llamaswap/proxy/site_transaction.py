@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITransport
 from twisted.python.failure import Failure
@@ -12,8 +13,11 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 from llamaswap.errors import BodyTooLarge
 from llamaswap.proxy.framing import HEAD_LIMIT, HEADER_COUNT, Framing
-from llamaswap.proxy.transaction import ClientTransport, HttpTransaction
+from llamaswap.proxy.transaction import HttpTransaction
 from llamaswap.proxy.tunnel import ClientPipe
+
+if TYPE_CHECKING:
+    from llamaswap.proxy.client_connection import ClientConnection
 
 
 class SiteChannel(HTTPChannel):
@@ -42,7 +46,7 @@ class SiteChannel(HTTPChannel):
 class SiteTransport:
     """The connection as the site's channel sees it: as if it were the channel's alone."""
 
-    def __init__(self, connection: ClientTransport) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self.paused = False
         self.producer: IPushProducer | None = None
@@ -101,7 +105,7 @@ class SiteTransaction(HttpTransaction):
 
     def __init__(
         self,
-        connection: ClientTransport,
+        connection: ClientConnection,
         framing: Framing,
         channel: SiteChannel,
         transport: SiteTransport,

@@ -1,20 +1,18 @@
 """One request of a client's connection: from its head to the end of its body, its response and its handling.
 
-`ClientTransport` is what the connection does for its transactions. Here are those of requests for the proxy;
-`site_transaction` has those for the twisted.web site.
+Here are those of requests for the proxy; `site_transaction` has those for the twisted.web site.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.server import Site
 
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
@@ -22,70 +20,14 @@ from llamaswap.proxy.fastpath.direct_write import unsent_bytes
 from llamaswap.proxy.framing import LAST_CHUNK, ChunkWalker, Framing, as_chunk
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.response_framer import ResponseFramer
-from llamaswap.proxy.task import Awaitable
-from llamaswap.proxy.transport import TcpTransport, Transport
+from llamaswap.proxy.transport import Transport
 from llamaswap.proxy.tunnel import ClientPipe
-from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.headers import ResponseHeaders
 
+if TYPE_CHECKING:
+    from llamaswap.proxy.client_connection import ClientConnection
+
 log = Logger()
-
-
-class ConnectionOwner(Protocol):
-    """What all connections have in common; see `ProxyServerFactory`."""
-
-    clock: IReactorTime
-    routes: Callable[[RequestHead], bool]
-    handler: Callable[[Exchange], Awaitable]
-    site: Site
-    body_limit: Callable[[RequestHead], int]
-    body_timeout: float
-    spool_threshold: int
-    spool_folder: str | None
-    memory: ByteBudget
-    disk: ByteBudget
-    served: Callable[[Exchange, int, int], None]
-    draining: bool
-    holding: bool
-
-    def client_connected(self, connection: Any, /) -> None:
-        """A client has connected."""
-
-    def client_disconnected(self, connection: Any, /) -> None:
-        """A client has disconnected."""
-
-
-class ClientTransport(Protocol):
-    """A client's connection, as its transactions see it. `wire` is its transport, `send` writes to it."""
-
-    client_address: str
-    secure: bool
-    wire: TcpTransport
-    send: Callable[[bytes], None]
-
-    @property
-    def owner(self) -> ConnectionOwner: ...
-    @property
-    def closing(self) -> bool:
-        """Whether the present response must be the connection's last."""
-
-    def reading_changed(self) -> None:
-        """The present transaction can take more of its body, or no more."""
-
-    def completed(self, transaction: HttpTransaction) -> None:
-        """A transaction's response is complete, and its handler has ended."""
-
-    def start_tunnel(self, pipe: ClientPipe) -> None:
-        """Pass the client's bytes on to a tunnel from now on."""
-
-    def close(self) -> None:
-        """Close, after everything written was sent."""
-
-    def close_lingering(self) -> None:
-        """Close after everything written was sent, whatever the client still sends; within a bounded time."""
-
-    def abort(self) -> None:
-        """Close at once."""
 
 
 class HttpTransaction(ABC):
@@ -93,7 +35,7 @@ class HttpTransaction(ABC):
 
     __slots__ = ("_left", "_walker", "body_done", "connection", "keep_alive")
 
-    def __init__(self, connection: ClientTransport, framing: Framing) -> None:
+    def __init__(self, connection: ClientConnection, framing: Framing) -> None:
         length = framing.length
         self.connection = connection
         self.keep_alive = framing.keep_alive
@@ -158,7 +100,7 @@ class ProxyTransaction(HttpTransaction):
         "waits_for_continue",
     )
 
-    def __init__(self, connection: ClientTransport, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
+    def __init__(self, connection: ClientConnection, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
         super().__init__(connection, framing)
         factory = connection.owner
         self._framer: ResponseFramer | None = None

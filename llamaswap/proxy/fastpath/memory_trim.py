@@ -32,7 +32,7 @@ class LowWaterTrimmer:
 
     __slots__ = ("_low", "_most")
 
-    def __init__(self, low: Callable[[], None]) -> None:
+    def __init__(self, low: Callable[[], object]) -> None:
         self._low = low
         self._most = 0
 
