@@ -15,22 +15,6 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-TYPES = {
-    "BooleanType": "true or false",
-    "DurationType": "duration such as 1m30s",
-    "FreeType": "mapping to anything",
-    "FreeMapsType": "mapping of names to mappings",
-    "IntegerType": "whole number",
-    "IntegerMapType": "mapping of names to whole numbers",
-    "MacrosType": "mapping of names to scalars, in order",
-    "PatternsType": "list of RE2 expressions",
-    "SecondsType": "whole seconds",
-    "TextType": "text",
-    "TextMapType": "mapping of names to texts",
-    "TextPairsType": "mapping of names to texts, in order",
-    "TextListType": "list of texts",
-}
-
 
 class Generated(SphinxDirective):
     """Parses lines of reStructuredText in place of itself."""
@@ -70,8 +54,9 @@ def _keys(
         told = described["properties"][name]
         nested = key.kind if isinstance(key.kind, kinds.SectionType | kinds.SectionMapType) else None
         yield from ("", f".. confval:: {path}")
-        one = f"mapping of {nested.one} to the keys below" if isinstance(nested, kinds.SectionMapType) else "mapping"
-        yield f"   :type: {one if nested else TYPES[type(key.kind).__name__]}"
+        one = nested.record.__name__.upper() if isinstance(nested, kinds.SectionMapType) else ""
+        shape = f"mapping of {one} to the keys below" if one else "mapping"
+        yield f"   :type: {shape if nested else key.kind.name}"
         if "default" in told and not nested:
             yield f"   :default: ``{json.dumps(told['default'], ensure_ascii=False)}``"
         yield from ("", f"   {_escaped(key.doc)}")
@@ -80,7 +65,7 @@ def _keys(
             yield f"   Also written {', '.join(f'``{word}``' for word in key.synonyms)}."
         if nested and not (top and name in ("groups", "matrix")):
             inner = schema["definitions"][nested.record.__name__]
-            step = f"{path}.{nested.one}." if isinstance(nested, kinds.SectionMapType) else f"{path}."
+            step = f"{path}.{one}." if one else f"{path}."
             yield from _keys(nested.record, inner, schema, step)
 
 

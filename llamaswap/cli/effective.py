@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from attrs import AttrsInstance, fields
 
 from llamaswap.config import Config, Secret
 from llamaswap.config import command_line as command_text
-from llamaswap.config import field_types as kinds
-from llamaswap.config.field_types import keys_of
-from llamaswap.config.patterns import PathPattern
+from llamaswap.config.field_types import (
+    DURATION,
+    SECONDS,
+    TEXT_PAIRS,
+    SectionMapType,
+    SectionType,
+    ValueType,
+    keys_of,
+)
 from llamaswap.config.schema import DEFAULT_GROUP
 from llamaswap.web.secret_masking import MASK, masked_command, masked_text
 
@@ -47,20 +53,17 @@ def _record(record: AttrsInstance, known: list[str]) -> dict[str, object]:
     return document
 
 
-def _value(value: object, kind: kinds.FieldType, name: str, known: list[str]) -> object:
+def _value(value: object, kind: ValueType[Any] | SectionType | SectionMapType, name: str, known: list[str]) -> object:
     if value is None:
         return None
-    if isinstance(kind, kinds.SectionType):
+    if isinstance(kind, SectionType):
         return _record(cast(AttrsInstance, value), known)
-    if isinstance(kind, kinds.SectionMapType):
+    if isinstance(kind, SectionMapType):
         records = cast(Mapping[str, AttrsInstance], value)
         return {key: _record(record, known) for key, record in records.items() if key != DEFAULT_GROUP}
-    if isinstance(kind, kinds.DurationType):
-        return f"{value:g}s"
-    if isinstance(kind, kinds.SecondsType):
-        return int(cast(float, value))
-    if isinstance(kind, kinds.TextPairsType):
-        return dict(cast(Mapping[str, str], value))
+    value = kind.write(value)
+    if kind in (DURATION, SECONDS, TEXT_PAIRS):
+        return value
     if name in ("cmd", "cmdStop"):
         return _command(cast(str, value), known)
     if name == "env":
@@ -92,8 +95,6 @@ def _masked(value: object, known: list[str], name: str = "") -> object:
     """Plain data without secrets, free-form values included."""
     if isinstance(value, Secret):
         return MASK
-    if isinstance(value, PathPattern):
-        return value.text
     if isinstance(value, Mapping):
         return {key: _masked(inner, known, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):

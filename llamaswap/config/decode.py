@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from attrs import NOTHING, Attribute, define, evolve, fields
+from attrs import NOTHING, Attribute, define, evolve
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
 from llamaswap.config.field_types import (
+    DURATION,
     UNSET,
-    DurationType,
     Key,
     Record,
     SectionMapType,
     SectionType,
     TypeMismatch,
+    ValueType,
     keys_of,
     shown,
 )
@@ -61,16 +62,17 @@ class Decoder:
     def value(self, attribute: Attribute[Any], key: Key, node: Node, path: str) -> object:
         """The value at a key; UNSET if null keeps the default, or the value does not fit."""
         kind = key.kind
-        if is_null(node):
-            return kind.null
         try:
             if isinstance(kind, SectionType):
-                return self._section(attribute, kind, node, path)
+                return UNSET if is_null(node) else self._section(attribute, kind, node, path)
             if isinstance(kind, SectionMapType):
-                return self._sections(kind, node, path)
+                return {} if is_null(node) else self._sections(kind, node, path)
+            if is_null(node):
+                return kind.null
             value = kind.read(node, path, self.report)
         except TypeMismatch as mismatch:
-            message = f"{path}: {shown(node, kind.secret)} cannot be used, wanted {mismatch.wanted}"
+            secret = isinstance(kind, ValueType) and kind.secret
+            message = f"{path}: {shown(node, secret)} cannot be used, wanted {mismatch.wanted}"
             self.report.error(message, path, node, mismatch.hint)
             return UNSET
         for where, message in () if key.lenient else _beyond_bounds(key, value, path):
@@ -107,7 +109,7 @@ class Decoder:
 
 def _beyond_bounds(key: Key, value: object, path: str) -> Iterator[tuple[str, str]]:
     """The errors of a value that its key's bounds exclude: (path, message)."""
-    minimum = key.bounds.get("minimum", 0 if isinstance(key.kind, DurationType) else None)
+    minimum = key.bounds.get("minimum", 0 if key.kind is DURATION else None)
     if minimum is not None and isinstance(value, int | float) and value < minimum:
         yield path, f"{path} must be at least {minimum}, not {value:g}"
     if "enum" in key.bounds and value not in key.bounds["enum"]:
@@ -134,11 +136,12 @@ def _hint(name: str, child: Node, known: Collection[str], path: str) -> str:
 def zeros(record: Record) -> Values:
     """Every attribute that has a YAML key at its zero: what a null entry of a mapping of records means."""
     values: Values = {}
-    for attribute in fields(record):
-        key = attribute.metadata.get("key")
-        if key is not None:
-            section = isinstance(key.kind, SectionType)
-            value = key.kind.record(**zeros(key.kind.record)) if section else key.kind.zero()
-            if value is not UNSET:
-                values[attribute.name] = value
+    for attribute, key in keys_of(record).values():
+        kind = key.kind
+        if isinstance(kind, SectionType):
+            values[attribute.name] = kind.record(**zeros(kind.record))
+        elif isinstance(kind, SectionMapType):
+            values[attribute.name] = {}
+        elif kind.zero is not UNSET:
+            values[attribute.name] = kind.zero
     return values

@@ -1,16 +1,17 @@
 """What a key of the configuration may hold: how its YAML is read, and how it is described to editors.
 
-The records in `schema` have one `Key` per YAML key. `decode` reads documents by them and `jsonschema` describes them,
-so that neither can differ from the records.
+The fields of the records in `schema` are made by `ValueType.key`, `section` and `sections`. `decode` reads documents by
+them and `jsonschema` describes them, so that neither can differ from the records.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, Generic, TypeVar
 
-from attrs import Attribute, Factory, fields, frozen
+from attrs import Attribute, AttrsInstance, Factory, field, fields, frozen
 
 from llamaswap.config import durations
 from llamaswap.config.diagnostics import Diagnostics
@@ -20,15 +21,17 @@ from llamaswap.config.secret import Secret
 
 TRUE_WORDS = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"})
 FALSE_WORDS = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF"})
-UNSET = object()  # the field keeps its default
+UNSET: Any = object()  # the field keeps its default
 
 # A value that is not text may be written as one macro that has a value of its type.
 ONE_MACRO = {"type": "string", "pattern": r"^\$\{(env\.)?[A-Za-z0-9_-]+\}$"}
 MACRO_NAME = "^[A-Za-z0-9_-]{1,63}$"
-DURATION = r"^([+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+|0)$"
+DURATION_PATTERN = r"^([+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+|0)$"
 
 Document = dict[str, Any]
-Record = type[Any]  # a class made by attrs
+Record = type[AttrsInstance]
+R = TypeVar("R", bound=AttrsInstance)
+V = TypeVar("V")
 
 
 class TypeMismatch(Exception):
@@ -40,26 +43,37 @@ class TypeMismatch(Exception):
         self.hint = hint
 
 
-@frozen
-class FieldType:
-    """A kind of value. `null` is what null means, `empty` what a null entry of a mapping of records has here."""
+@frozen(eq=False)
+class ValueType(Generic[V]):
+    """A kind of value that is not a record; `name` is its name in the documentation.
 
-    null: ClassVar[object] = UNSET
-    empty: ClassVar[object] = None
-    secret: ClassVar[bool] = False
-    described: ClassVar[Document] = {}
+    `read` returns the value of a node that is not null, raises TypeMismatch for another kind, and reports what is wrong
+    inside. `schema` returns the JSON schema, and takes the bounds that it uses out of its argument. `write` is the
+    inverse of `read`. `zero` is the value in a null entry of a mapping of records, `null` what null means; both may be
+    UNSET. A `secret` value never appears in a message.
+    """
 
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        """The value of a node that is not null. Raises TypeMismatch; reports what is wrong inside it."""
-        raise NotImplementedError
+    name: str
+    read: Callable[[Node, str, Diagnostics], V]
+    schema: Callable[[Document], Document]
+    zero: V
+    null: Any = UNSET
+    write: Callable[[V], object] = lambda value: value
+    secret: bool = False
 
-    def schema(self, bounds: Document) -> Document:
-        """The JSON schema; takes the bounds that it uses out of `bounds`."""
-        return dict(self.described)
-
-    def zero(self) -> object:
-        """The value in a null entry of a mapping of records; UNSET for the field's default."""
-        return self.empty if self.null is UNSET else self.null
+    def key(
+        self,
+        doc: str,
+        default: V = UNSET,
+        *,
+        name: str = "",
+        synonyms: tuple[str, ...] = (),
+        lenient: bool = False,
+        repr: bool = True,
+        **bounds: object,
+    ) -> V:
+        """An attrs field that is read from a YAML key: `name`, or the field's name in camel case. See `Key`."""
+        return _field(Key(self, doc, name, synonyms, lenient, bounds), self.zero if default is UNSET else default, repr)
 
 
 def shown(node: Node, secret: bool = False) -> str:
@@ -69,101 +83,18 @@ def shown(node: Node, secret: bool = False) -> str:
     return kind_of(node)
 
 
-def _number(bounds: Document) -> Document:
-    limits = {name: bounds.pop(name) for name in ("minimum", "maximum") if name in bounds}
-    return {"anyOf": [{"type": "integer", **limits}, ONE_MACRO]}
-
-
 # -- single values -----------------------------------------------------------------------------------------
 
 
-@frozen
-class TextType(FieldType):
-    """A string; any scalar is taken as it is written. `secret`: its value never appears in a message."""
-
-    empty = ""
-    secret: bool = False  # type: ignore[misc]
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return Secret(text(node)) if self.secret else text(node)
-
-    def schema(self, bounds: Document) -> Document:
-        words = bounds.pop("enum", None)
-        return {"type": ["string", "number"]} if words is None else {"type": "string", "enum": list(words)}
-
-    def zero(self) -> object:
-        return None if self.secret else ""
-
-
-@frozen
-class IntegerType(FieldType):
-    """A whole number; a float is cut towards zero."""
-
-    empty: ClassVar[object] = 0
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return integer(node)
-
-    def schema(self, bounds: Document) -> Document:
-        return _number(bounds)
-
-
-@frozen
-class SecondsType(IntegerType):
-    """A whole number of seconds, kept as float."""
-
-    empty = 0.0
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return float(integer(node))
-
-
-@frozen
-class BooleanType(FieldType):
-    """true/false, or one of the old words yes/no/on/off/y/n. `optional`: null means None."""
-
-    empty = False
-    optional: bool = False
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        value = node.value if isinstance(node, ScalarNode) else None
-        if isinstance(value, bool):
-            return value
-        if value in TRUE_WORDS or value in FALSE_WORDS:
-            return value in TRUE_WORDS
-        raise TypeMismatch("true or false", "write it without quotes" if value in ("true", "false") else "")
-
-    def schema(self, bounds: Document) -> Document:
-        return {"anyOf": [{"type": "boolean"}, ONE_MACRO, *([{"type": "null"}] if self.optional else [])]}
-
-    def zero(self) -> object:
-        return UNSET if self.optional else False
-
-
-@frozen
-class DurationType(FieldType):
-    """Text such as 1m30s; kept as float seconds."""
-
-    described = {"anyOf": [{"type": "string", "pattern": DURATION}, ONE_MACRO]}
-    empty = 0.0
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        value = node.value if isinstance(node, ScalarNode) else None
-        seconds = durations.parse(value) if isinstance(value, str) else None
-        if seconds is None:
-            raise TypeMismatch("a duration with units, such as 10s or 1m30s")
-        return seconds
-
-
-def text(node: Node) -> str:
-    """The text of a scalar."""
+def text(node: Node, path: str = "", report: Diagnostics | None = None) -> str:
+    """The text of a scalar, as it is written."""
     if not isinstance(node, ScalarNode):
         raise TypeMismatch("text")
     return node.text
 
 
-def integer(node: Node) -> int:
-    """The whole number of a scalar."""
+def integer(node: Node, path: str = "", report: Diagnostics | None = None) -> int:
+    """The whole number of a scalar; a float is cut towards zero."""
     value = node.value if isinstance(node, ScalarNode) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeMismatch("a whole number", "write it without quotes" if isinstance(value, str) else "")
@@ -175,134 +106,127 @@ def integer(node: Node) -> int:
     return number
 
 
+def _boolean(node: Node, path: str, report: Diagnostics) -> bool:
+    """true/false, or one of the old words yes/no/on/off/y/n."""
+    value = node.value if isinstance(node, ScalarNode) else None
+    if isinstance(value, bool):
+        return value
+    if value in TRUE_WORDS or value in FALSE_WORDS:
+        return value in TRUE_WORDS
+    raise TypeMismatch("true or false", "write it without quotes" if value in ("true", "false") else "")
+
+
+def _duration(node: Node, path: str, report: Diagnostics) -> float:
+    value = node.value if isinstance(node, ScalarNode) else None
+    seconds = durations.parse(value) if isinstance(value, str) else None
+    if seconds is None:
+        raise TypeMismatch("a duration with units, such as 10s or 1m30s")
+    return seconds
+
+
+def _described(**schema: object) -> Callable[[Document], Document]:
+    """The schema of a kind that has no bounds."""
+    return lambda bounds: dict(schema)
+
+
+def _text_schema(bounds: Document) -> Document:
+    words = bounds.pop("enum", None)
+    return {"type": ["string", "number"]} if words is None else {"type": "string", "enum": list(words)}
+
+
+def _number_schema(bounds: Document) -> Document:
+    limits = {name: bounds.pop(name) for name in ("minimum", "maximum") if name in bounds}
+    return {"anyOf": [{"type": "integer", **limits}, ONE_MACRO]}
+
+
+TEXT = ValueType("text", text, _text_schema, "")
+SECRET: ValueType[Secret | None] = ValueType(
+    "text", lambda node, *_: Secret(text(node)), _text_schema, None, secret=True
+)
+INTEGER = ValueType("whole number", integer, _number_schema, 0)
+SECONDS = ValueType("whole seconds", lambda node, *_: float(integer(node)), _number_schema, 0.0, write=int)
+BOOLEAN = ValueType("true or false", _boolean, _described(anyOf=[{"type": "boolean"}, ONE_MACRO]), False)
+INHERITED_BOOLEAN: ValueType[bool] = ValueType(
+    "true or false", _boolean, _described(anyOf=[{"type": "boolean"}, ONE_MACRO, {"type": "null"}]), UNSET
+)
+DURATION = ValueType(
+    "duration such as 1m30s",
+    _duration,
+    _described(anyOf=[{"type": "string", "pattern": DURATION_PATTERN}, ONE_MACRO]),
+    0.0,
+    write=lambda seconds: f"{seconds:g}s",
+)
+
+
 # -- lists and mappings ------------------------------------------------------------------------------------
 
 
-@frozen
-class TextListType(FieldType):
-    """A list of strings; null entries are left out.
-
-    `strict`: a null entry is an error, because leaving it out would do harm. `auto`: the word auto is accepted too,
-    and read as None. `single`: a text is accepted as a list of one.
-    """
-
-    null = ()
-    secret: bool = False  # type: ignore[misc]
-    strict: bool = False
-    auto: bool = False
-    single: bool = False
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        if self.auto and isinstance(node, ScalarNode) and node.value == "auto":
-            return None
-        if self.single and isinstance(node, ScalarNode):
-            return (text(node),)
-        if not isinstance(node, SequenceNode):
-            raise TypeMismatch("a list of texts", "write it as [one, two]")
-        found: list[object] = []
-        for index, item in enumerate(node.items):
-            where = f"{path}[{index}]"
-            if isinstance(item, ScalarNode) and not is_null(item):
-                found.append(Secret(item.text) if self.secret else item.text)
-            elif not is_null(item):
-                report.error(f"{where}: {kind_of(item)} cannot be used, wanted text", where, item)
-            elif self.strict:
-                report.error(f"{where} is null", where, item, "remove the entry, or quote it")
-        return tuple(found)
-
-    def schema(self, bounds: Document) -> Document:
-        words = bounds.pop("items_enum", None)
-        item = {"type": ["string", "number"]} if words is None else {"anyOf": [{"enum": list(words)}, ONE_MACRO]}
-        listed = {"type": ["array", "null"], "items": item}
-        if self.single:
-            return {"anyOf": [listed, item]}
-        return {"anyOf": [listed, {"const": "auto"}]} if self.auto else listed
+def texts(node: Node, path: str, report: Diagnostics, *, strict: bool = False) -> tuple[str, ...]:
+    """A list of strings; null entries are left out, or are errors with `strict`."""
+    if not isinstance(node, SequenceNode):
+        raise TypeMismatch("a list of texts", "write it as [one, two]")
+    found: list[str] = []
+    for index, item in enumerate(node.items):
+        where = f"{path}[{index}]"
+        if isinstance(item, ScalarNode) and not is_null(item):
+            found.append(item.text)
+        elif not is_null(item):
+            report.error(f"{where}: {kind_of(item)} cannot be used, wanted text", where, item)
+        elif strict:
+            report.error(f"{where} is null", where, item, "remove the entry, or quote it")
+    return tuple(found)
 
 
-@frozen
-class PatternsType(FieldType):
-    """A list of RE2 expressions; an empty one keeps the field's default."""
-
-    described = {"type": ["array", "null"], "items": {"type": "string"}}
-    empty = ()
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        found: list[PathPattern] = []
-        expressions = TextListType().read(node, path, report)
-        assert isinstance(expressions, tuple)
-        for expression in expressions:
-            try:
-                found.append(PathPattern.compile(expression))
-            except PatternError as error:
-                report.error(f"{path}: {expression!r} is not a regular expression (RE2): {error}", path, node)
-        return tuple(found) if found else UNSET
+def _secrets(node: Node, path: str, report: Diagnostics) -> tuple[Secret, ...]:
+    """Secret texts. A null entry is an error, because leaving it out could admit clients without a key."""
+    return tuple(Secret(entry) for entry in texts(node, path, report, strict=True))
 
 
-def _each(
-    node: Node, path: str, report: Diagnostics, null: object, read: Callable[[Node, str], object]
-) -> dict[str, object]:
-    """The entries of a mapping by `read`; `null` for those that are null. An entry that does not fit is reported."""
-    if not isinstance(node, MappingNode):
-        raise TypeMismatch("a mapping")
-    found: dict[str, object] = {}
-    for name, child in node.entries.items():
-        where = f"{path}.{name}"
+def _texts_or_auto(node: Node, path: str, report: Diagnostics) -> tuple[str, ...] | None:
+    """The word auto is None."""
+    return None if isinstance(node, ScalarNode) and node.value == "auto" else texts(node, path, report)
+
+
+def _text_or_texts(node: Node, path: str, report: Diagnostics) -> tuple[str, ...]:
+    """A text is a list of one."""
+    return (node.text,) if isinstance(node, ScalarNode) else texts(node, path, report)
+
+
+def _patterns(node: Node, path: str, report: Diagnostics) -> tuple[PathPattern, ...]:
+    """RE2 expressions; an empty list keeps the field's default."""
+    found: list[PathPattern] = []
+    for expression in texts(node, path, report):
         try:
-            found[name] = null if is_null(child) else read(child, where)
-        except TypeMismatch as mismatch:
-            message = f"{where}: {shown(child)} cannot be used, wanted {mismatch.wanted}"
-            report.error(message, where, child, mismatch.hint)
-    return found
+            found.append(PathPattern.compile(expression))
+        except PatternError as error:
+            report.error(f"{path}: {expression!r} is not a regular expression (RE2): {error}", path, node)
+    return tuple(found) if found else UNSET
 
 
-@frozen
-class TextMapType(FieldType):
-    """A mapping to strings; null is the empty string."""
+def _mapping_of(read: Callable[[Node, str, Diagnostics], V], null: V) -> Callable[..., dict[str, V]]:
+    """Reads the entries of a mapping by `read`; null ones are `null`. An entry that does not fit is reported."""
 
-    described = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "null"]}}
-    null: ClassVar[object] = {}
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return _each(node, path, report, "", lambda child, _: text(child))
-
-
-@frozen
-class TextPairsType(TextMapType):
-    """A mapping to strings whose order counts: a tuple of pairs."""
-
-    null = ()
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return tuple(_each(node, path, report, "", lambda child, _: text(child)).items())
-
-
-@frozen
-class IntegerMapType(FieldType):
-    """A mapping to whole numbers; null is 0."""
-
-    null: ClassVar[object] = {}
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return _each(node, path, report, 0, lambda child, _: integer(child))
-
-    def schema(self, bounds: Document) -> Document:
-        minimum = bounds.pop("values_minimum", None)
-        value = _number({} if minimum is None else {"minimum": minimum})
-        return {"type": ["object", "null"], "additionalProperties": value}
-
-
-@frozen
-class FreeType(FieldType):
-    """A mapping to any JSON values."""
-
-    described = {"type": ["object", "null"]}
-    null: ClassVar[object] = {}
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
+    def entries(node: Node, path: str, report: Diagnostics) -> dict[str, V]:
         if not isinstance(node, MappingNode):
             raise TypeMismatch("a mapping")
-        _check_finite(node, path, report)
-        return plain(node)
+        found: dict[str, V] = {}
+        for name, child in node.entries.items():
+            where = f"{path}.{name}"
+            try:
+                found[name] = null if is_null(child) else read(child, where, report)
+            except TypeMismatch as mismatch:
+                message = f"{where}: {shown(child)} cannot be used, wanted {mismatch.wanted}"
+                report.error(message, where, child, mismatch.hint)
+        return found
+
+    return entries
+
+
+def _free(node: Node, path: str, report: Diagnostics) -> Mapping[str, Any]:
+    if not isinstance(node, MappingNode):
+        raise TypeMismatch("a mapping")
+    _check_finite(node, path, report)
+    return {name: plain(child) for name, child in node.entries.items()}
 
 
 def _check_finite(node: Node, path: str, report: Diagnostics) -> None:
@@ -316,36 +240,74 @@ def _check_finite(node: Node, path: str, report: Diagnostics) -> None:
         report.error(f"{path}: {node.text} cannot be represented in JSON", path, node, "quote it to mean text")
 
 
-@frozen
-class FreeMapsType(FieldType):
-    """A mapping to mappings to any JSON values."""
-
-    described = {"type": ["object", "null"], "additionalProperties": {"type": ["object", "null"]}}
-    null: ClassVar[object] = {}
-
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return _each(node, path, report, {}, lambda child, where: FreeType().read(child, where, report))
+def _list_schema(bounds: Document) -> Document:
+    words = bounds.pop("items_enum", None)
+    item = {"type": ["string", "number"]} if words is None else {"anyOf": [{"enum": list(words)}, ONE_MACRO]}
+    return {"type": ["array", "null"], "items": item}
 
 
-@frozen
-class MacrosType(FieldType):
-    """A mapping of macro names to scalars whose order counts. It is read before anything is expanded, not by `read`."""
+def _integer_map_schema(bounds: Document) -> Document:
+    value = _number_schema({"minimum": bounds.pop("values_minimum")} if "values_minimum" in bounds else {})
+    return {"type": ["object", "null"], "additionalProperties": value}
 
-    empty: ClassVar[object] = {}
 
-    def read(self, node: Node, path: str, report: Diagnostics) -> object:
-        return UNSET
-
-    def schema(self, bounds: Document) -> Document:
-        scalar = {"type": ["string", "number", "boolean"]}
-        return {"type": ["object", "null"], "additionalProperties": scalar, "propertyNames": {"pattern": MACRO_NAME}}
+_text_map = _mapping_of(text, "")
+_text_map_schema = _described(type=["object", "null"], additionalProperties={"type": ["string", "number", "null"]})
+TEXT_LIST: ValueType[tuple[str, ...]] = ValueType("list of texts", texts, _list_schema, (), ())
+SECRET_LIST: ValueType[tuple[Secret, ...]] = ValueType("list of texts", _secrets, _list_schema, (), (), secret=True)
+TEXT_LIST_OR_AUTO: ValueType[Any] = ValueType(
+    "list of texts", _texts_or_auto, lambda bounds: {"anyOf": [_list_schema(bounds), {"const": "auto"}]}, (), ()
+)
+TEXT_OR_LIST: ValueType[tuple[str, ...]] = ValueType(
+    "list of texts", _text_or_texts, lambda bounds: {"anyOf": [_list_schema(bounds), _text_schema(bounds)]}, (), ()
+)
+PATTERNS: ValueType[tuple[PathPattern, ...]] = ValueType(
+    "list of RE2 expressions",
+    _patterns,
+    _described(type=["array", "null"], items={"type": "string"}),
+    (),
+    write=lambda patterns: [pattern.text for pattern in patterns],
+)
+TEXT_MAP: ValueType[Mapping[str, str]] = ValueType("mapping of names to texts", _text_map, _text_map_schema, {}, {})
+TEXT_PAIRS: ValueType[tuple[tuple[str, str], ...]] = ValueType(
+    "mapping of names to texts, in order",
+    lambda node, path, report: tuple(_text_map(node, path, report).items()),
+    _text_map_schema,
+    (),
+    (),
+    write=dict,
+)
+INTEGER_MAP: ValueType[Mapping[str, int]] = ValueType(
+    "mapping of names to whole numbers", _mapping_of(integer, 0), _integer_map_schema, {}, {}
+)
+FREE_MAP: ValueType[Mapping[str, Any]] = ValueType(
+    "mapping to anything", _free, _described(type=["object", "null"]), {}, {}
+)
+FREE_MAPS: ValueType[Mapping[str, Mapping[str, Any]]] = ValueType(
+    "mapping of names to mappings",
+    _mapping_of(_free, {}),
+    _described(type=["object", "null"], additionalProperties={"type": ["object", "null"]}),
+    {},
+    {},
+)
+# Macros are read before anything is expanded, by `macros.declared`.
+MACROS: ValueType[Mapping[str, str | int | float | bool]] = ValueType(
+    "mapping of names to scalars, in order",
+    lambda *_: UNSET,
+    _described(
+        type=["object", "null"],
+        additionalProperties={"type": ["string", "number", "boolean"]},
+        propertyNames={"pattern": MACRO_NAME},
+    ),
+    {},
+)
 
 
 # -- records, which `decode` reads and `jsonschema` describes ------------------------------------------------
 
 
 @frozen
-class SectionType(FieldType):
+class SectionType:
     """A nested record; null (and absence) keep the field's default. `synonyms`: whether old key names count here."""
 
     record: Record
@@ -353,48 +315,60 @@ class SectionType(FieldType):
 
 
 @frozen
-class SectionMapType(FieldType):
+class SectionMapType:
     """A mapping of free names to records; `named` puts the name into the record's field `id`."""
 
     record: Record
     named: bool = False
-    one: str = "NAME"
     hint: str = ""
-    null: ClassVar[object] = {}
 
 
 @frozen
 class Key:
-    """One YAML key: its name, what it holds, one sentence for the operator, and bounds as in a JSON schema.
+    """One YAML key: what it holds, one sentence for the operator, and bounds as in a JSON schema.
 
-    A value beyond the bounds is an error, unless they are `lenient`: then it is checked elsewhere, or accepted.
+    A value beyond the bounds is an error, unless they are `lenient`: then it is checked elsewhere, or accepted. The
+    bound `shown_default` replaces the record's default in the schema.
     """
 
-    name: str
-    kind: FieldType
+    kind: ValueType[Any] | SectionType | SectionMapType
     doc: str
+    name: str = ""
     synonyms: tuple[str, ...] = ()
     lenient: bool = False
     bounds: Mapping[str, Any] = Factory(dict)
 
 
-def key(
-    name: str,
-    kind: FieldType,
-    doc: str,
-    *,
-    synonyms: tuple[str, ...] = (),
-    lenient: bool = False,
-    **bounds: object,
-) -> dict[str, Key]:
-    """The `metadata=` of an attrs field that is read from the YAML key `name`; `bounds` go into the JSON schema."""
-    return {"key": Key(name, kind, doc, synonyms, lenient, bounds)}
+def _field(key: Key, default: V, repr: bool = True) -> V:
+    metadata = {"key": key}
+    if isinstance(default, dict):
+        return field(factory=default.copy, repr=repr, metadata=metadata)  # type: ignore[return-value]
+    return field(default=default, repr=repr, metadata=metadata)
 
 
-def keys_of(record: Record) -> dict[str, tuple[Attribute[Any], Key]]:
+def section(record: type[R], doc: str, default: R | None = UNSET, *, name: str = "", synonyms: bool = True) -> R:
+    """An attrs field of a nested record, by default `record()`. See `Key` and `SectionType`."""
+    value: Any = record() if default is UNSET else default
+    made: R = _field(Key(SectionType(record, synonyms), doc, name), value)
+    return made
+
+
+def sections(
+    record: type[R], doc: str, default: Mapping[str, R] | None = UNSET, *, named: bool = False, hint: str = ""
+) -> Mapping[str, R]:
+    """An attrs field of a mapping to records, by default empty. See `Key` and `SectionMapType`."""
+    value: Any = {} if default is UNSET else default
+    made: Mapping[str, R] = _field(Key(SectionMapType(record, named, hint), doc), value)
+    return made
+
+
+@cache
+def keys_of(record: Record) -> Mapping[str, tuple[Attribute[Any], Key]]:
     """The YAML keys of a record in the order of its fields, each with its attribute."""
-    return {
-        attribute.metadata["key"].name: (attribute, attribute.metadata["key"])
-        for attribute in fields(record)
-        if "key" in attribute.metadata
-    }
+    found: dict[str, tuple[Attribute[Any], Key]] = {}
+    for attribute in fields(record):
+        key = attribute.metadata.get("key")
+        if key is not None:
+            first, *others = attribute.name.split("_")
+            found[key.name or first + "".join(map(str.capitalize, others))] = attribute, key
+    return found

@@ -6,12 +6,11 @@ unknown keys only at the top, as a place for YAML anchors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from attrs import NOTHING, Attribute, Factory
 
-from llamaswap.config.field_types import Document, DurationType, Key, Record, SectionMapType, SectionType, keys_of
+from llamaswap.config.field_types import Document, Key, Record, SectionMapType, SectionType, ValueType, keys_of
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 
@@ -40,31 +39,25 @@ def _property(attribute: Attribute[Any], key: Key, definitions: Document) -> Doc
     known = bounds.pop("known", None)
     example = bounds.pop("example", None)
     kind = key.kind
-    sections = (SectionType, SectionMapType)
-    value = _nested(kind, definitions) if isinstance(kind, sections) else kind.schema(bounds)
+    value = kind.schema(bounds) if isinstance(kind, ValueType) else _nested(kind, definitions)
     described = {"description": key.doc, **value}
     if known or example:
         described["examples"] = [example] if example else list(known)
-    default = bounds.pop("default", NOTHING)
+    default = bounds.pop("shown_default", NOTHING)
     if default is NOTHING:
-        default = _default(attribute)
-    if default is not NOTHING:
-        described["default"] = list(default) if isinstance(default, tuple) else default
-    return described
+        default = _default(attribute, kind)
+    return described if default is NOTHING else {**described, "default": default}
 
 
-def _default(attribute: Attribute[Any]) -> object:
+def _default(attribute: Attribute[Any], kind: ValueType[Any] | SectionType | SectionMapType) -> object:
     """The record's default as YAML, NOTHING if the schema should not show it."""
     value: Any = attribute.default
     if isinstance(value, Factory):  # type: ignore[arg-type]  # attrs types Factory as a function
-        value = value.factory()
-    if isinstance(value, bool | str | int):
-        return value
-    if isinstance(value, float):
-        return f"{value:g}s" if isinstance(attribute.metadata["key"].kind, DurationType) else int(value)
-    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
-        return list(value)
-    return {} if isinstance(value, Mapping) and not value else NOTHING
+        return {}
+    if value is None or not isinstance(kind, ValueType):
+        return NOTHING
+    written = kind.write(value)
+    return list(written) if isinstance(written, tuple) else written
 
 
 def _nested(kind: SectionType | SectionMapType, definitions: Document) -> Document:

@@ -18,6 +18,13 @@ class Shipped(LoadCase):
     def test_schema_file_equals_the_records(self):
         self.assertEqual(json.loads((SHIPPED / "schema.json").read_text()), json_schema())
 
+    def test_every_default_fits_its_own_schema(self):
+        described = json_schema()
+        for record in (described, *described["definitions"].values()):
+            for name, key in record["properties"].items():
+                if "default" in key and name != "strategy":  # a strategy must be given, its default is none of them
+                    jsonschema.validate(key["default"], {**key, "definitions": described["definitions"]})
+
     def test_shipped_files_load_without_environment_and_fit_the_schema(self):
         for name in ("example.yaml", "minimal.yaml"):
             text = (SHIPPED / name).read_text()

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
-from llamaswap.config.field_types import SectionMapType, SectionType, key
+from llamaswap.config.field_types import (
+    section,
+    sections,
+)
 from llamaswap.config.policies.eviction import EvictionPolicy
 from llamaswap.config.policies.groups import GROUP_POLICY, Group
 from llamaswap.config.policies.matrix import MATRIX_POLICY, Matrix
@@ -24,9 +27,5 @@ DEFAULT_POLICY = "group"
 class RouterSettings:
     """The settings of the policy in use; those of the others are None."""
 
-    groups: Mapping[str, Group] | None = field(
-        default=None, metadata=key("groups", SectionMapType(Group, one="GROUP"), "Groups for `use: group`.")
-    )
-    matrix: Matrix | None = field(
-        default=None, metadata=key("matrix", SectionType(Matrix), "The matrix for `use: matrix`.")
-    )
+    groups: Mapping[str, Group] | None = sections(Group, "Groups for `use: group`.", default=None)
+    matrix: Matrix | None = section(Matrix, "The matrix for `use: matrix`.", default=None)

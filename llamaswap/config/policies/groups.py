@@ -7,7 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from attrs import evolve, field, frozen
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
-from llamaswap.config.field_types import BooleanType, TextListType, key
+from llamaswap.config.field_types import (
+    BOOLEAN,
+    TEXT_LIST,
+)
 from llamaswap.config.policies.eviction import EvictionPolicy
 
 DEFAULT_GROUP = "(default)"
@@ -17,14 +20,10 @@ DEFAULT_GROUP = "(default)"
 class Group:
     """Models that share a rule about which models may run beside them."""
 
-    swap: bool = field(default=True, metadata=key("swap", BooleanType(), "Only one member runs at a time."))
-    exclusive: bool = field(
-        default=True, metadata=key("exclusive", BooleanType(), "Loading a member unloads models of other groups.")
-    )
-    persistent: bool = field(
-        default=False, metadata=key("persistent", BooleanType(), "Other groups cannot unload this group's members.")
-    )
-    members: tuple[str, ...] = field(default=(), metadata=key("members", TextListType(), "Model IDs in the group."))
+    swap: bool = BOOLEAN.key("Only one member runs at a time.", default=True)
+    exclusive: bool = BOOLEAN.key("Loading a member unloads models of other groups.", default=True)
+    persistent: bool = BOOLEAN.key("Other groups cannot unload this group's members.")
+    members: tuple[str, ...] = TEXT_LIST.key("Model IDs in the group.")
 
 
 def _check(

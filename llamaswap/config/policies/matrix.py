@@ -7,7 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from attrs import Factory, evolve, field, frozen
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
-from llamaswap.config.field_types import IntegerMapType, TextMapType, TextPairsType, key
+from llamaswap.config.field_types import (
+    INTEGER_MAP,
+    TEXT_MAP,
+    TEXT_PAIRS,
+)
 from llamaswap.config.matrix import MatrixError, Program, compile_sets
 from llamaswap.config.policies.eviction import EvictionPolicy
 
@@ -20,16 +24,11 @@ LONGEST_VAR = 32
 class Matrix:
     """Sets of models that may run together. `program` is the compiled `sets`, `costs` has variables resolved."""
 
-    vars: Mapping[str, str] = field(factory=dict, metadata=key("vars", TextMapType(), "Short names for model IDs."))
-    evict_costs: Mapping[str, int] = field(
-        factory=dict,
-        metadata=key(
-            "evict_costs", IntegerMapType(), "What unloading a model costs; unlisted models cost 1.", values_minimum=1
-        ),
+    vars: Mapping[str, str] = TEXT_MAP.key("Short names for model IDs.")
+    evict_costs: Mapping[str, int] = INTEGER_MAP.key(
+        "What unloading a model costs; unlisted models cost 1.", name="evict_costs", values_minimum=1
     )
-    sets: tuple[tuple[str, str], ...] = field(
-        default=(), metadata=key("sets", TextPairsType(), "Named expressions of models that may run together.")
-    )
+    sets: tuple[tuple[str, str], ...] = TEXT_PAIRS.key("Named expressions of models that may run together.")
     costs: Mapping[str, int] = Factory(dict)
     program: Program | None = field(default=None, eq=False, repr=False)
 

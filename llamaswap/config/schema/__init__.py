@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from llamaswap.config.field_types import (
-    BooleanType,
-    DurationType,
-    IntegerType,
-    MacrosType,
-    PatternsType,
-    SecondsType,
-    SectionMapType,
-    SectionType,
-    TextListType,
-    TextType,
-    key,
+    BOOLEAN,
+    DURATION,
+    INTEGER,
+    MACROS,
+    PATTERNS,
+    SECONDS,
+    SECRET_LIST,
+    TEXT,
+    TEXT_LIST,
+    section,
+    sections,
 )
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.policies import RouterSettings
@@ -134,31 +134,26 @@ LOG_TIME_FORMATS = (
 class StoreSettings:
     """The file that keeps activity over restarts."""
 
-    path: str = field(default="", metadata=key("path", TextType(), "File of the activity store."))
+    path: str = TEXT.key("File of the activity store.")
 
 
 @frozen
 class LogFileSettings:
     """Logs in files: llamaswap.log and model-ID.log, rotated by size."""
 
-    folder: str = field(
-        default="", metadata=key("folder", TextType(), "Folder of the files, created if missing; empty for no files.")
-    )
-    size: int = field(
-        default=10, metadata=key("size", IntegerType(), "MiB after which a file is rotated to NAME.1.", minimum=1)
-    )
-    keep: int = field(default=5, metadata=key("keep", IntegerType(), "Rotated files kept of each log.", minimum=0))
+    folder: str = TEXT.key("Folder of the files, created if missing; empty for no files.")
+    size: int = INTEGER.key("MiB after which a file is rotated to NAME.1.", default=10, minimum=1)
+    keep: int = INTEGER.key("Rotated files kept of each log.", default=5, minimum=0)
 
 
 @frozen
 class ActivitySettings:
     """What the activity list shows."""
 
-    session_id: tuple[str, ...] = field(
+    session_id: tuple[str, ...] = TEXT_LIST.key(
+        "Request headers that name a session; the first one present is used.",
         default=("X-Session-ID", "X-Litellm-Session-Id"),
-        metadata=key(
-            "session_id", TextListType(), "Request headers that name a session; the first one present is used."
-        ),
+        name="session_id",
     )
 
 
@@ -166,73 +161,44 @@ class ActivitySettings:
 class UiSettings:
     """Settings of the web UI."""
 
-    activity: ActivitySettings = field(
-        default=ActivitySettings(),
-        metadata=key("activity", SectionType(ActivitySettings), "What the activity list shows."),
-    )
+    activity: ActivitySettings = section(ActivitySettings, "What the activity list shows.")
 
 
 @frozen
 class PerformanceSettings:
     """Monitoring of the machine."""
 
-    disabled: bool = field(default=False, metadata=key("disabled", BooleanType(), "Do not monitor the machine."))
-    every: float = field(
-        default=5.0, metadata=key("every", DurationType(), "Time between two readings, at least 5s.", example="15s")
-    )
+    disabled: bool = BOOLEAN.key("Do not monitor the machine.")
+    every: float = DURATION.key("Time between two readings, at least 5s.", default=5.0, example="15s")
 
 
 @frozen
 class OnStartup:
     """What happens after the start of the service."""
 
-    preload: tuple[str, ...] = field(
-        default=(),
-        metadata=key("preload", TextListType(), "Models to load, in this order; a group or a tag loads its members."),
-    )
+    preload: tuple[str, ...] = TEXT_LIST.key("Models to load, in this order; a group or a tag loads its members.")
 
 
 @frozen
 class HookSettings:
     """Commands and URLs that are run at certain events."""
 
-    on_startup: OnStartup = field(
-        default=OnStartup(), metadata=key("on_startup", SectionType(OnStartup), "After the start of the service.")
-    )
-    before_load: tuple[str, ...] = field(
-        default=(),
-        metadata=key("before_load", TextListType(), "Commands or URLs before a model is started."),
-    )
-    after_ready: tuple[str, ...] = field(
-        default=(), metadata=key("after_ready", TextListType(), "Commands or URLs after a model became ready.")
-    )
-    before_unload: tuple[str, ...] = field(
-        default=(),
-        metadata=key("before_unload", TextListType(), "Commands or URLs before a model is stopped."),
-    )
-    after_unload: tuple[str, ...] = field(
-        default=(), metadata=key("after_unload", TextListType(), "Commands or URLs after a model's server ended.")
-    )
-    on_failure: tuple[str, ...] = field(
-        default=(), metadata=key("on_failure", TextListType(), "Commands or URLs after a load failed.")
-    )
-    timeout: float = field(
-        default=10.0, metadata=key("timeout", DurationType(), "Maximum time of each command or URL.")
-    )
+    on_startup: OnStartup = section(OnStartup, "After the start of the service.", name="on_startup")
+    before_load: tuple[str, ...] = TEXT_LIST.key("Commands or URLs before a model is started.", name="before_load")
+    after_ready: tuple[str, ...] = TEXT_LIST.key("Commands or URLs after a model became ready.", name="after_ready")
+    before_unload: tuple[str, ...] = TEXT_LIST.key("Commands or URLs before a model is stopped.", name="before_unload")
+    after_unload: tuple[str, ...] = TEXT_LIST.key("Commands or URLs after a model's server ended.", name="after_unload")
+    on_failure: tuple[str, ...] = TEXT_LIST.key("Commands or URLs after a load failed.", name="on_failure")
+    timeout: float = DURATION.key("Maximum time of each command or URL.", default=10.0)
 
 
 @frozen
 class UpstreamSettings:
     """Rules for /upstream/MODEL/... requests."""
 
-    ignore_paths: tuple[PathPattern, ...] = field(
+    ignore_paths: tuple[PathPattern, ...] = PATTERNS.key(
+        "Regular expressions (RE2) of paths that never load a model; requests for them get 409 instead.",
         default=tuple(PathPattern(text) for text in DEFAULT_IGNORE_PATHS),
-        metadata=key(
-            "ignorePaths",
-            PatternsType(),
-            "Regular expressions (RE2) of paths that never load a model; requests for them get 409 instead.",
-            default=DEFAULT_IGNORE_PATHS,
-        ),
     )
 
 
@@ -240,162 +206,63 @@ class UpstreamSettings:
 class Config:
     """A whole configuration, resolved and checked. Lookups by name are methods."""
 
-    health_check_timeout: float = field(
-        default=120.0,
-        metadata=key(
-            "healthCheckTimeout",
-            SecondsType(),
-            "Seconds a starting server may go without progress before it fails; raised to 15 if less.",
-        ),
+    health_check_timeout: float = SECONDS.key(
+        "Seconds a starting server may go without progress before it fails; raised to 15 if less.", default=120.0
     )
-    log_requests: bool = field(
-        default=False, metadata=key("logRequests", BooleanType(), "Accepted for compatibility, without effect.")
+    log_requests: bool = BOOLEAN.key("Accepted for compatibility, without effect.")
+    log_level: str = TEXT.key("Lowest level that is logged.", default="info", known=LOG_LEVELS)
+    log_time_format: str = TEXT.key("Time before each log line; empty for none.", known=LOG_TIME_FORMATS)
+    log_to_stdout: str = TEXT.key("Which logs go to standard output.", default="proxy", enum=LOG_TARGETS)
+    log_files: LogFileSettings = section(LogFileSettings, "Write logs to files as well, one per model.")
+    metrics_max_in_memory: int = INTEGER.key("Requests kept in memory without a store.", default=1000)
+    capture_buffer: int = INTEGER.key("MiB of request captures kept in memory; 0 for none.", default=5)
+    store: StoreSettings | None = section(
+        StoreSettings, "Keep activity over restarts; if unset it is kept in memory.", default=None
     )
-    log_level: str = field(
-        default="info", metadata=key("logLevel", TextType(), "Lowest level that is logged.", known=LOG_LEVELS)
+    ui: UiSettings = section(UiSettings, "Settings of the web UI.")
+    performance: PerformanceSettings = section(PerformanceSettings, "Monitoring of the machine.")
+    global_ttl: int = INTEGER.key("Idle seconds before any model is unloaded; 0 never.", name="globalTTL", minimum=0)
+    unload_timeout: float = SECONDS.key(
+        "Seconds a server may take to stop before it is killed.", default=10.0, minimum=0
     )
-    log_time_format: str = field(
-        default="",
-        metadata=key("logTimeFormat", TextType(), "Time before each log line; empty for none.", known=LOG_TIME_FORMATS),
+    drain_timeout: float = SECONDS.key(
+        "Seconds that running requests may take when the service stops; 0 ends them at once.", default=30.0, minimum=0
     )
-    log_to_stdout: str = field(
-        default="proxy", metadata=key("logToStdout", TextType(), "Which logs go to standard output.", enum=LOG_TARGETS)
+    start_port: int = INTEGER.key("First port for ${PORT}.", default=5800, minimum=1)
+    send_loading_state: bool = BOOLEAN.key("Stream progress as reasoning text while a model loads.")
+    include_aliases_in_list: bool = BOOLEAN.key("List aliases as separate models.")
+    api_keys: tuple[Secret, ...] = SECRET_LIST.key(
+        "Keys of which clients must present one; empty for no authentication."
     )
-    log_files: LogFileSettings = field(
-        default=LogFileSettings(),
-        metadata=key("logFiles", SectionType(LogFileSettings), "Write logs to files as well, one per model."),
+    allowed_hosts: tuple[str, ...] = TEXT_LIST.key(
+        "Host names under which browsers may change settings and models, besides IP addresses, localhost and the "
+        "machine's name; `*` for any name."
     )
-    metrics_max_in_memory: int = field(
-        default=1000, metadata=key("metricsMaxInMemory", IntegerType(), "Requests kept in memory without a store.")
-    )
-    capture_buffer: int = field(
-        default=5, metadata=key("captureBuffer", IntegerType(), "MiB of request captures kept in memory; 0 for none.")
-    )
-    store: StoreSettings | None = field(
-        default=None,
-        metadata=key(
-            "store", SectionType(StoreSettings), "Keep activity over restarts; if unset it is kept in memory."
-        ),
-    )
-    ui: UiSettings = field(default=UiSettings(), metadata=key("ui", SectionType(UiSettings), "Settings of the web UI."))
-    performance: PerformanceSettings = field(
-        default=PerformanceSettings(),
-        metadata=key("performance", SectionType(PerformanceSettings), "Monitoring of the machine."),
-    )
-    global_ttl: int = field(
-        default=0,
-        metadata=key("globalTTL", IntegerType(), "Idle seconds before any model is unloaded; 0 never.", minimum=0),
-    )
-    unload_timeout: float = field(
-        default=10.0,
-        metadata=key(
-            "unloadTimeout", SecondsType(), "Seconds a server may take to stop before it is killed.", minimum=0
-        ),
-    )
-    drain_timeout: float = field(
-        default=30.0,
-        metadata=key(
-            "drainTimeout",
-            SecondsType(),
-            "Seconds that running requests may take when the service stops; 0 ends them at once.",
-            minimum=0,
-        ),
-    )
-    start_port: int = field(
-        default=5800, metadata=key("startPort", IntegerType(), "First port for ${PORT}.", minimum=1)
-    )
-    send_loading_state: bool = field(
-        default=False,
-        metadata=key("sendLoadingState", BooleanType(), "Stream progress as reasoning text while a model loads."),
-    )
-    include_aliases_in_list: bool = field(
-        default=False, metadata=key("includeAliasesInList", BooleanType(), "List aliases as separate models.")
-    )
-    api_keys: tuple[Secret, ...] = field(
-        default=(),
-        metadata=key(
-            "apiKeys",
-            TextListType(secret=True, strict=True),
-            "Keys of which clients must present one; empty for no authentication.",
-        ),
-    )
-    allowed_hosts: tuple[str, ...] = field(
-        default=(),
-        metadata=key(
-            "allowedHosts",
-            TextListType(),
-            "Host names under which browsers may change settings and models, besides IP addresses, localhost and the "
-            "machine's name; `*` for any name.",
-        ),
-    )
-    forward_key: str = field(
+    forward_key: str = TEXT.key(
+        "Whether the API key of an accepted client is passed on: `auto` to servers whose command or environment "
+        "contains it and to peers without apiKey, `always`, or `never`.",
         default="auto",
-        metadata=key(
-            "forwardKey",
-            TextType(),
-            "Whether the API key of an accepted client is passed on: `auto` to servers whose command or environment "
-            "contains it and to peers without apiKey, `always`, or `never`.",
-            enum=FORWARD_KEY,
-        ),
+        enum=FORWARD_KEY,
     )
-    env_policy: str = field(
+    env_policy: str = TEXT.key(
+        "Environment variables of llamaswap that servers get: `inherit` all, `clean` those of a fixed list.",
         default="inherit",
-        metadata=key(
-            "envPolicy",
-            TextType(),
-            "Environment variables of llamaswap that servers get: `inherit` all, `clean` those of a fixed list.",
-            enum=("", *ENV_POLICIES),
-        ),
+        enum=("", *ENV_POLICIES),
     )
-    macros: Mapping[str, Scalar] = field(
-        factory=dict, repr=False, metadata=key("macros", MacrosType(), "Names for repeated text, used as ${NAME}.")
+    macros: Mapping[str, Scalar] = MACROS.key("Names for repeated text, used as ${NAME}.", repr=False)
+    models: Mapping[str, Model] = sections(Model, "The local models.", named=True)
+    groups: Mapping[str, Group] | None = sections(Group, "Older place of routing.router.settings.groups.", default=None)
+    matrix: Matrix | None = section(Matrix, "Older place of routing.router.settings.matrix.", default=None)
+    routing: Routing = section(Routing, "Which models are unloaded, and which requests are served first.")
+    profiles: Mapping[str, Profile] = sections(
+        Profile,
+        "Switchable sets of names for models.",
+        hint="write `NAME: {description: ..., pins: {requested-name: model}}`",
     )
-    models: Mapping[str, Model] = field(
-        factory=dict, metadata=key("models", SectionMapType(Model, named=True, one="MODEL"), "The local models.")
-    )
-    groups: Mapping[str, Group] | None = field(
-        default=None,
-        metadata=key("groups", SectionMapType(Group, one="GROUP"), "Older place of routing.router.settings.groups."),
-    )
-    matrix: Matrix | None = field(
-        default=None, metadata=key("matrix", SectionType(Matrix), "Older place of routing.router.settings.matrix.")
-    )
-    routing: Routing = field(
-        default=Routing(),
-        metadata=key(
-            "routing", SectionType(Routing), "Which models are unloaded, and which requests are served first."
-        ),
-    )
-    profiles: Mapping[str, Profile] = field(
-        factory=dict,
-        metadata=key(
-            "profiles",
-            SectionMapType(
-                Profile,
-                one="PROFILE",
-                hint="write `NAME: {description: ..., pins: {requested-name: model}}`",
-            ),
-            "Switchable sets of names for models.",
-        ),
-    )
-    selectors: Mapping[str, Selector] = field(
-        factory=dict,
-        metadata=key(
-            "selectors", SectionMapType(Selector, named=True, one="SELECTOR"), "Names that choose among several models."
-        ),
-    )
-    hooks: HookSettings = field(
-        default=HookSettings(),
-        metadata=key("hooks", SectionType(HookSettings), "Commands and URLs that are run at certain events."),
-    )
-    peers: Mapping[str, Peer] = field(
-        factory=dict,
-        metadata=key("peers", SectionMapType(Peer, named=True, one="PEER"), "Other servers and the models they offer."),
-    )
-    upstream: UpstreamSettings = field(
-        default=UpstreamSettings(),
-        metadata=key("upstream", SectionType(UpstreamSettings), "Rules for /upstream/MODEL/... requests."),
-    )
+    selectors: Mapping[str, Selector] = sections(Selector, "Names that choose among several models.", named=True)
+    hooks: HookSettings = section(HookSettings, "Commands and URLs that are run at certain events.")
+    peers: Mapping[str, Peer] = sections(Peer, "Other servers and the models they offer.", named=True)
+    upstream: UpstreamSettings = section(UpstreamSettings, "Rules for /upstream/MODEL/... requests.")
     _names: NameIndex = field(init=False, eq=False, repr=False)
 
     @_names.default

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.field_types import (
-    BooleanType,
-    DurationType,
-    FreeType,
-    IntegerMapType,
-    IntegerType,
-    SectionType,
-    TextListType,
-    TextMapType,
-    TextType,
-    key,
+    BOOLEAN,
+    DURATION,
+    FREE_MAP,
+    INTEGER,
+    INTEGER_MAP,
+    SECRET,
+    TEXT,
+    TEXT_LIST,
+    TEXT_LIST_OR_AUTO,
+    TEXT_MAP,
+    section,
 )
 from llamaswap.config.policies import DEFAULT_POLICY, POLICIES, RouterSettings
 from llamaswap.config.schema.model import FORWARD_KEY, Filters, Timeouts
@@ -32,87 +33,48 @@ SCHEDULERS = ("fifo",)
 class EvictionSettings:
     """The eviction policy and its settings."""
 
-    use: str = field(
+    use: str = TEXT.key(
+        "The policy that decides which models are unloaded for another.",
         default=DEFAULT_POLICY,
-        metadata=key(
-            "use",
-            TextType(),
-            "The policy that decides which models are unloaded for another.",
-            enum=("", *POLICIES),
-            lenient=True,
-        ),
+        enum=("", *POLICIES),
+        lenient=True,
     )
-    settings: RouterSettings = field(
-        default=RouterSettings(), metadata=key("settings", SectionType(RouterSettings), "Settings of the policies.")
-    )
+    settings: RouterSettings = section(RouterSettings, "Settings of the policies.")
 
 
 @frozen
 class FifoSettings:
     """First come, first served within a priority."""
 
-    priority: Mapping[str, int] = field(
-        factory=dict,
-        metadata=key(
-            "priority", IntegerMapType(), "Priorities of models: higher ones are served first, unlisted models have 0."
-        ),
+    priority: Mapping[str, int] = INTEGER_MAP.key(
+        "Priorities of models: higher ones are served first, unlisted models have 0."
     )
-    patience: float = field(
-        default=10.0,
-        metadata=key(
-            "patience", DurationType(), "How long requests for a loaded model may overtake waiting requests for others."
-        ),
+    patience: float = DURATION.key(
+        "How long requests for a loaded model may overtake waiting requests for others.", default=10.0
     )
-    max_queue: int = field(
-        default=1000,
-        metadata=key(
-            "maxQueue", IntegerType(), "Maximum number of requests that wait for one model; more get 429.", minimum=1
-        ),
+    max_queue: int = INTEGER.key(
+        "Maximum number of requests that wait for one model; more get 429.", default=1000, minimum=1
     )
-    max_wait: float = field(
-        default=3600.0,
-        metadata=key(
-            "maxWait",
-            DurationType(),
-            "Maximum time that a request waits behind other models; then it gets 503. 0s: no limit.",
-        ),
+    max_wait: float = DURATION.key(
+        "Maximum time that a request waits behind other models; then it gets 503. 0s: no limit.", default=3600.0
     )
-    stalled_reader: float = field(
+    stalled_reader: float = DURATION.key(
+        "Maximum time that a client reads nothing of its response while a request waits for the eviction of the "
+        "model; then the response is cut. 0s: no limit.",
         default=60.0,
-        metadata=key(
-            "stalledReader",
-            DurationType(),
-            "Maximum time that a client reads nothing of its response while a request waits for the eviction of the "
-            "model; then the response is cut. 0s: no limit.",
-        ),
     )
-    backoff: float = field(
+    backoff: float = DURATION.key(
+        "First pause for a model that failed twice in a row; it doubles with each failure. 0s for no pauses.",
         default=1.0,
-        metadata=key(
-            "backoff",
-            DurationType(),
-            "First pause for a model that failed twice in a row; it doubles with each failure. 0s for no pauses.",
-        ),
     )
-    backoff_max: float = field(
-        default=60.0, metadata=key("backoffMax", DurationType(), "Maximum pause for a model that keeps failing.")
+    backoff_max: float = DURATION.key("Maximum pause for a model that keeps failing.", default=60.0)
+    max_asleep: int = INTEGER.key(
+        "Maximum number of models asleep, which use memory; the one asleep for longest is stopped. 0: no limit.",
+        minimum=0,
     )
-    max_asleep: int = field(
-        default=0,
-        metadata=key(
-            "maxAsleep",
-            IntegerType(),
-            "Maximum number of models asleep, which use memory; the one asleep for longest is stopped. 0: no limit.",
-            minimum=0,
-        ),
-    )
-    reclaim: float = field(
+    reclaim: float = DURATION.key(
+        "Maximum time that a start waits for the GPU memory of an unloaded model to be free. 0s not to wait.",
         default=10.0,
-        metadata=key(
-            "reclaim",
-            DurationType(),
-            "Maximum time that a start waits for the GPU memory of an unloaded model to be free. 0s not to wait.",
-        ),
     )
 
 
@@ -120,43 +82,25 @@ class FifoSettings:
 class SchedulerSettings:
     """Settings of the schedulers."""
 
-    fifo: FifoSettings = field(
-        default=FifoSettings(), metadata=key("fifo", SectionType(FifoSettings), "Settings for `use: fifo`.")
-    )
+    fifo: FifoSettings = section(FifoSettings, "Settings for `use: fifo`.")
 
 
 @frozen
 class QueueSettings:
     """The queue discipline and its settings."""
 
-    use: str = field(
-        default="fifo", metadata=key("use", TextType(), "The queue discipline.", enum=("", *SCHEDULERS), lenient=True)
-    )
-    settings: SchedulerSettings = field(
-        default=SchedulerSettings(),
-        metadata=key("settings", SectionType(SchedulerSettings), "Settings of the queue discipline."),
-    )
+    use: str = TEXT.key("The queue discipline.", default="fifo", enum=("", *SCHEDULERS), lenient=True)
+    settings: SchedulerSettings = section(SchedulerSettings, "Settings of the queue discipline.")
 
 
 @frozen
 class Routing:
     """The rules of eviction and of the queue."""
 
-    router: EvictionSettings = field(
-        default=EvictionSettings(),
-        metadata=key("router", SectionType(EvictionSettings), "Which models are unloaded for another."),
-    )
-    scheduler: QueueSettings = field(
-        default=QueueSettings(),
-        metadata=key("scheduler", SectionType(QueueSettings), "Which requests are served first."),
-    )
-    default_model: str = field(
-        default="",
-        metadata=key(
-            "defaultModel",
-            TextType(),
-            "The model, selector, group, tag or peer's model for requests that name none; empty: they get 404.",
-        ),
+    router: EvictionSettings = section(EvictionSettings, "Which models are unloaded for another.")
+    scheduler: QueueSettings = section(QueueSettings, "Which requests are served first.")
+    default_model: str = TEXT.key(
+        "The model, selector, group, tag or peer's model for requests that name none; empty: they get 404."
     )
 
 
@@ -167,25 +111,16 @@ class Routing:
 class Profile:
     """A switchable set of names; requests for a name pinned to "" get 404."""
 
-    description: str = field(default="", metadata=key("description", TextType(), "Shown in listings."))
-    pins: Mapping[str, str] = field(
-        factory=dict, metadata=key("pins", TextMapType(), "Requested name to model; empty or null disables a name.")
-    )
+    description: str = TEXT.key("Shown in listings.")
+    pins: Mapping[str, str] = TEXT_MAP.key("Requested name to model; empty or null disables a name.")
 
 
 @frozen
 class SelectorSettings:
     """Settings of a selector's strategy."""
 
-    spillover: int = field(
-        default=1,
-        metadata=key(
-            "spillover",
-            IntegerType(),
-            "Requests a loaded target takes before the next one is loaded.",
-            minimum=1,
-            lenient=True,
-        ),
+    spillover: int = INTEGER.key(
+        "Requests a loaded target takes before the next one is loaded.", default=1, minimum=1, lenient=True
     )
 
 
@@ -194,23 +129,13 @@ class Selector:
     """A name whose requests go to one of several targets."""
 
     id: str
-    strategy: str = field(
-        default="", metadata=key("strategy", TextType(), "How a target is chosen.", enum=STRATEGIES, lenient=True)
-    )
-    targets: tuple[str, ...] = field(
-        default=(), metadata=key("targets", TextListType(), "Models or peers' models, in order.")
-    )
-    settings: SelectorSettings = field(
-        default=SelectorSettings(), metadata=key("settings", SectionType(SelectorSettings), "Settings of the strategy.")
-    )
-    name: str = field(default="", metadata=key("name", TextType(), "Name shown in listings."))
-    description: str = field(default="", metadata=key("description", TextType(), "Description shown in listings."))
-    unlisted: bool = field(
-        default=False, metadata=key("unlisted", BooleanType(), "Leave the selector out of listings.")
-    )
-    metadata: Mapping[str, Any] = field(
-        factory=dict, metadata=key("metadata", FreeType(), "Anything; shown in listings.")
-    )
+    strategy: str = TEXT.key("How a target is chosen.", enum=STRATEGIES, lenient=True)
+    targets: tuple[str, ...] = TEXT_LIST.key("Models or peers' models, in order.")
+    settings: SelectorSettings = section(SelectorSettings, "Settings of the strategy.")
+    name: str = TEXT.key("Name shown in listings.")
+    description: str = TEXT.key("Description shown in listings.")
+    unlisted: bool = BOOLEAN.key("Leave the selector out of listings.")
+    metadata: Mapping[str, Any] = FREE_MAP.key("Anything; shown in listings.")
 
     @property
     def spillover(self) -> int:
@@ -222,31 +147,14 @@ class Peer:
     """Another server with models. With `auto` it is asked for them, and `models` is empty."""
 
     id: str
-    proxy: str = field(default="", metadata=key("proxy", TextType(), "Base URL of the peer."))
-    api_key: Secret | None = field(
-        default=None,
-        metadata=key("apiKey", TextType(secret=True), "Key sent to the peer as Bearer token and x-api-key."),
+    proxy: str = TEXT.key("Base URL of the peer.")
+    api_key: Secret | None = SECRET.key("Key sent to the peer as Bearer token and x-api-key.")
+    forward_key: str = TEXT.key(
+        "Whether the accepted API key is passed to the peer; if empty as the global forwardKey says.",
+        enum=("", *FORWARD_KEY),
     )
-    forward_key: str = field(
-        default="",
-        metadata=key(
-            "forwardKey",
-            TextType(),
-            "Whether the accepted API key is passed to the peer; if empty as the global forwardKey says.",
-            enum=("", *FORWARD_KEY),
-        ),
-    )
-    models: tuple[str, ...] = field(
-        default=(), metadata=key("models", TextListType(auto=True), "Models of the peer, or auto to ask it for them.")
-    )
-    filters: Filters = field(
-        default=Filters(),
-        metadata=key("filters", SectionType(Filters, synonyms=False), "Changes made to the request before forwarding."),
-    )
-    timeouts: Timeouts = field(
-        # A peer may have to load the model first, but a dead one must be noticed.
-        default=Timeouts(response_header=60.0),
-        metadata=key("timeouts", SectionType(Timeouts), "Limits on connections to the peer."),
-    )
+    models: tuple[str, ...] = TEXT_LIST_OR_AUTO.key("Models of the peer, or auto to ask it for them.")
+    filters: Filters = section(Filters, "Changes made to the request before forwarding.", synonyms=False)
+    timeouts: Timeouts = section(Timeouts, "Limits on connections to the peer.", default=Timeouts(response_header=60.0))
     endpoint: Endpoint | None = None
     auto: bool = False
