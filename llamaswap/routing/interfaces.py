@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from llamaswap.config import Config
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.scheduling.selectors import TargetChoice as TargetChoice  # web/ takes these two from here
-from llamaswap.scheduling.state import Forecast as Forecast
+from llamaswap.scheduling.state import Verdict as Verdict
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
 

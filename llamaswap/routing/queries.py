@@ -12,7 +12,7 @@ from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.state import Forecast, WaitReason
+from llamaswap.scheduling.state import Verdict, WaitReason
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
 
@@ -49,7 +49,7 @@ class ModelQueries:
             raise UnknownModel(model)
         return managed.supervisor.status()
 
-    def forecast(self, model: str) -> Forecast:
+    def forecast(self, model: str) -> Verdict:
         """What a request for this model (id or alias) would cause now."""
         return forecast(self._scheduler, self.config.real(model) or model, self._clock.seconds())
 

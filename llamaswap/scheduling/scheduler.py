@@ -50,16 +50,16 @@ from llamaswap.errors import (
 )
 from llamaswap.scheduling.backoff import has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
-from llamaswap.scheduling.planner import JoinSwap, RefuseForever, StartNow, WaitFor, verdict_for
-from llamaswap.scheduling.queue_decisions import QueueDecisions
+from llamaswap.scheduling.planner import verdict_for
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
+from llamaswap.scheduling.transitions import Transitions
 
 LONG_QUEUE = 32  # requests; when one leaves a longer queue, the queue is reconsidered a little later, once for many
 RECONSIDER_DELAY = 0.02  # seconds
 
 
 @define(eq=False)
-class Scheduler(QueueDecisions):
+class Scheduler(Transitions):
     """Inputs are named after what has happened or is wanted; each returns the effects to perform."""
 
     _drain_error: LlamaswapError | None = field(default=None, init=False)
@@ -81,16 +81,16 @@ class Scheduler(QueueDecisions):
         if (error := self._refusal(ticket, now)) is not None:
             return [Refuse(ticket, error)]
         verdict = verdict_for(self, model, self.reservations, now)
-        if isinstance(verdict, RefuseForever):
+        if verdict.error is not None:
             return [Refuse(ticket, verdict.error)]
         entry = self._accept(ticket, RequestStage.QUEUED, self.state_of(model))
         entry.deadline = ticket.since + self.rules.fairness_window_of(ticket)
         self._effects.append(Admit(ticket))
-        if isinstance(verdict, JoinSwap):
-            self._join(entry, self.loads[verdict.generation])
-        elif isinstance(verdict, StartNow):
-            self._start(model, verdict, entry, now)
-        elif isinstance(verdict, WaitFor):
+        if verdict.action == "join":
+            self._join(entry)
+        elif verdict.action == "load":
+            self._start(verdict, entry, now)
+        else:
             self.queue.add(entry)
             if entry.deadline <= now or self.stalled_readers:
                 self._reschedule(now)
@@ -116,7 +116,7 @@ class Scheduler(QueueDecisions):
             else:
                 self._effects += self.queue.renumber()
         else:
-            swap = self.loads[entry.swap]
+            swap = self._load_of(ticket.model)
             del swap.waiters[ticket.number]
             if not swap.waiters and self.queue:
                 self._reschedule(now)
@@ -280,7 +280,7 @@ class Scheduler(QueueDecisions):
                     cleaning.append(self.state_of(model))
                 continue
             if server.phase is Phase.LOADING:
-                for entry in self._abandon(self.loads[server.generation]):
+                for entry in self._abandon(self._load_of(server.model)):
                     self._refuse(entry, ModelUnloaded(model))
             stopping.append(server)
         self._stop(stopping, "unload")
@@ -323,7 +323,7 @@ class Scheduler(QueueDecisions):
     def _replace_process(self, server: ModelState) -> None:
         """The present process of a model runs an outdated definition."""
         if server.phase is Phase.LOADING:
-            for entry in self._abandon(self.loads[server.generation]):
+            for entry in self._abandon(self._load_of(server.model)):
                 if server.model in self.rules.models:
                     entry.stage = RequestStage.QUEUED
                     self.queue.add(entry)

@@ -143,13 +143,12 @@ class RequestStage(Enum):
 
 @define(eq=False)
 class QueuedRequest:
-    """A ticket and its stage. `swap` is the generation it joined, `deadline` the end of its fairness window."""
+    """A ticket and its stage. `deadline` is the end of its fairness window."""
 
     ticket: Ticket
     stage: RequestStage
     deadline: float = 0.0
     position: int = 0
-    swap: int = 0
     starved: bool = False
 
 
@@ -183,10 +182,12 @@ class WaitReason:
 
 
 @frozen
-class Forecast:
-    """What a request for a model would meet now: `action` is serve, join, load, queue or refuse.
+class Verdict:
+    """What a request for `model` meets: `action` is serve, join (a load), load, queue or refuse.
 
-    `evicts` would be evicted, `waits_for` is in the way, `reason` names the rule in words.
+    `evicts` would be evicted, `waits_for` is in the way, `reason` names the rule in words. A queued request is to be
+    decided about again at `until`, if no event comes before (0.0: one will). `abandon` are the loads that no request
+    waits for and that are in the way. `error` is that of a refusal by a rule of the queue.
     """
 
     model: str
@@ -194,6 +195,9 @@ class Forecast:
     evicts: tuple[str, ...] = ()
     waits_for: tuple[str, ...] = ()
     reason: str = ""
+    until: float = 0.0
+    abandon: tuple[int, ...] = ()
+    error: LlamaswapError | None = None
 
 
 # -- the whole ---------------------------------------------------------------------------------------------

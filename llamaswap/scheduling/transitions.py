@@ -1,25 +1,39 @@
-"""Transitions: the changes of one model's or one request's state, each with its effects. They decide nothing."""
+"""Transitions: the changes of models and requests, each with its effects, and the pass that decides about the queue.
+
+The rules of the decisions are described in `scheduler`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil, inf
 
 from attrs import define, field
 
-from llamaswap.errors import LlamaswapError
+from llamaswap.errors import KeepsFailing, LlamaswapError, WaitedTooLong
 from llamaswap.scheduling.effects import (
     AbandonSwap,
     Effect,
     Grant,
+    Interrupt,
     Refuse,
     SetIdleTimer,
+    SetQueueTimer,
     StartSwap,
     Stop,
     Suspend,
     Ticket,
 )
-from llamaswap.scheduling.planner import StartNow
-from llamaswap.scheduling.state import ActiveSwap, ModelState, Phase, QueuedRequest, RequestStage, SchedulerState
+from llamaswap.scheduling.planner import reservation_for, stalled_deadlines, verdict_for
+from llamaswap.scheduling.state import (
+    ActiveSwap,
+    ModelState,
+    Phase,
+    QueuedRequest,
+    RequestStage,
+    SchedulerState,
+    Verdict,
+)
 from llamaswap.scheduling.wait_queue import WaitQueue
 
 
@@ -30,6 +44,7 @@ class Transitions(SchedulerState):
     queue: WaitQueue = field(factory=WaitQueue, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
     _generation: int = field(default=0, init=False)
+    _timer_at: float | None = field(default=None, init=False)
 
     def _take_effects(self) -> list[Effect]:
         effects, self._effects = self._effects, []
@@ -79,19 +94,23 @@ class Transitions(SchedulerState):
                 self.queue.remove(entry)
                 self._refuse(entry, error)
 
-    def _join(self, entry: QueuedRequest, swap: ActiveSwap) -> None:
+    def _join(self, entry: QueuedRequest) -> None:
+        """The request waits for the load of its model."""
         entry.stage = RequestStage.JOINED
-        entry.swap = swap.generation
         entry.starved = False
-        swap.waiters[entry.ticket.number] = entry
+        self._load_of(entry.ticket.model).waiters[entry.ticket.number] = entry
 
     # -- loads ---------------------------------------------------------------------------------------------
 
-    def _start(self, model: str, verdict: StartNow, entry: QueuedRequest | None, now: float) -> None:
+    def _load_of(self, model: str) -> ActiveSwap:
+        return self.loads[self.models[model].generation]
+
+    def _start(self, verdict: Verdict, entry: QueuedRequest | None, now: float) -> None:
         """Load a model for a request; without one it returns to where it was before a failed swap."""
+        model = verdict.model
         for generation in verdict.abandon:
             self._abandon(self.loads[generation], may_suspend=True)
-        victims = [self.models[victim] for victim in verdict.evict]
+        victims = [self.models[victim] for victim in verdict.evicts]
         restore = tuple(victim.model for victim in victims if victim.phase is Phase.READY)
         suspend = frozenset(victim.model for victim in victims if self._may_suspend(victim))
         reason = self.rules.evict.explain(model, self.running(model)) if entry else "back after a failed start"
@@ -107,12 +126,12 @@ class Transitions(SchedulerState):
         server.idle_since = None
         server.stale = server.suspending = server.freed_memory = False
         self._restore.pop(model, None)
-        swap = ActiveSwap(self._generation, model, frozenset(verdict.evict), {}, restore)
+        swap = ActiveSwap(self._generation, model, frozenset(verdict.evicts), {}, restore)
         self.loads[swap.generation] = swap
         waited, origin = (now - entry.ticket.since, entry.ticket.origin) if entry else (0.0, "restored")
-        self._effects.append(StartSwap(swap.generation, model, verdict.evict, reason, waited, suspend, origin))
+        self._effects.append(StartSwap(swap.generation, model, verdict.evicts, reason, waited, suspend, origin))
         if entry:
-            self._join(entry, swap)
+            self._join(entry)
 
     def _abandon(self, swap: ActiveSwap, may_suspend: bool = False) -> list[QueuedRequest]:
         """Give up a load; returns its requests. Models that leave for it go on leaving."""
@@ -187,3 +206,108 @@ class Transitions(SchedulerState):
         if server.idle_armed:
             server.idle_armed = False
             self._effects.append(SetIdleTimer(server.model, None))
+
+    # -- the queue -------------------------------------------------------------------------------------------
+
+    def _reschedule(self, now: float) -> None:
+        """Decide once for each queued request in order; starved requests that still wait make reservations."""
+        deadlines: list[float] = []
+        self.reservations = []
+        if self.queue:
+            self.queue.promote_starved(now)
+            deadlines = self._run_queue(now)
+            self._effects += self.queue.renumber()
+            if self.stalled_readers and self.rules.stalled_reader:
+                deadlines += self._interrupt_stalled(now)
+        self.closed_models = frozenset().union(*(reservation.closed for reservation in self.reservations))
+        if deadlines:
+            self._arm_timer(min(deadlines), now)
+        elif self._timer_at is not None:
+            self._timer_at = None
+            self._effects.append(SetQueueTimer(None))
+        if self._restore and not self.queue and not self.loads:
+            self._restore_evicted(now)
+
+    def _run_queue(self, now: float) -> list[float]:
+        """One pass through the queue; returns the deadlines of the requests that still wait."""
+        deadlines: list[float] = []
+        verdicts: dict[str, Verdict] = {}
+        for entry in [*self.queue]:
+            if entry.stage is not RequestStage.QUEUED or entry.ticket.number not in self.requests:
+                continue
+            model = entry.ticket.model
+            verdict = verdicts.get(model)
+            if verdict is None:
+                verdict = verdicts[model] = verdict_for(self, model, self.reservations, now)
+            if verdict.action == "queue":
+                if (overdue := self._overdue(entry, verdict, now)) is not None:
+                    self.queue.remove(entry)
+                    self._refuse(entry, overdue)
+                    continue
+                deadlines += self._deadlines(entry, verdict)
+                if entry.starved and all(reservation.model != model for reservation in self.reservations):
+                    reservation = reservation_for(self, verdict, now)
+                    self.reservations.append(reservation)
+                    ends = [self.models[victim].stay_end for victim in reservation.evict - reservation.closed]
+                    deadlines += [end for end in ends if end < inf]
+                    verdicts.clear()
+                continue
+            self.queue.remove(entry)
+            if verdict.action == "serve":
+                self._grant(entry, self.models[model])
+            elif verdict.action == "join":
+                self._join(entry)
+            elif verdict.error is not None:
+                self._refuse(entry, verdict.error)
+            elif self.in_backoff(model, now):
+                self._refuse(entry, self._backoff_error(model, now))
+            else:
+                self._start(verdict, entry, now)
+                verdicts.clear()
+        return deadlines
+
+    def _deadlines(self, entry: QueuedRequest, verdict: Verdict) -> list[float]:
+        """When a queued request has to be decided about again, if no event comes before."""
+        found = [] if entry.starved else [entry.deadline]
+        if verdict.until:
+            found.append(verdict.until)
+        elif self.rules.max_wait:
+            found.append(entry.ticket.since + self.rules.max_wait)
+        return found
+
+    def _overdue(self, entry: QueuedRequest, verdict: Verdict, now: float) -> WaitedTooLong | None:
+        """The error of a request that has waited for `max_wait` and would have to wait on, with what is in its way."""
+        model, longest = entry.ticket.model, self.rules.max_wait
+        if not longest or verdict.until or now < entry.ticket.since + longest:
+            return None
+        in_the_way = verdict_for(self, model, (), now).waits_for or verdict.waits_for
+        return WaitedTooLong(model, longest, in_the_way)
+
+    def _interrupt_stalled(self, now: float) -> list[float]:
+        """Interrupt the stalled responses that are due; returns the deadlines of the others."""
+        deadlines = stalled_deadlines(self, [entry.ticket for entry in self.queue], now)
+        for number, (due, waiting) in deadlines.items():
+            if due <= now:
+                stalled_for = now - self.stalled_readers.pop(number)
+                self._effects.append(Interrupt(self.requests[number].ticket, stalled_for, waiting))
+        return [due for due, _ in deadlines.values() if due > now]
+
+    def _restore_evicted(self, now: float) -> None:
+        """Load again what was evicted for a model that then failed to start; every request has precedence."""
+        for model in list(self._restore):
+            verdict = verdict_for(self, model, (), now)
+            loads = verdict.action == "load"
+            if loads and verdict.evicts and all(self.phase(name) is Phase.STOPPING for name in verdict.evicts):
+                continue
+            del self._restore[model]
+            if loads and not verdict.evicts:
+                self._start(verdict, None, now)
+
+    def _arm_timer(self, deadline: float, now: float) -> None:
+        if self._timer_at is None or deadline < self._timer_at:
+            self._timer_at = deadline
+            self._effects.append(SetQueueTimer(max(0.0, deadline - now)))
+
+    def _backoff_error(self, model: str, now: float) -> KeepsFailing:
+        failure = self.failures[model]
+        return KeepsFailing(failure, max(1, ceil(failure.until - now)))
