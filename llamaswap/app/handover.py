@@ -119,7 +119,7 @@ class ServiceHandover:
         models, handover = self.parts.models, self.parts.web.factory.handover()
         connections = [IdleConnection(one.fileno(), int(one.family), early) for one, early in handover]
         return self._listening_port.fileno(), UpgradeState(
-            servers=tuple(models.router.handover.snapshots()),
+            servers=tuple(models.router.snapshots()),
             connections=tuple(connections),
             keeper=models.guardian.handover(),
             profile=models.router.profile,
@@ -154,8 +154,8 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
     for model in state.pinned:
         if model in router.config.models:
             router.pin(model)
-    router.handover.restore_failures(state.ailing)
-    for server in router.handover.adopt(state.servers):
+    router.swaps.restore_failures(state.ailing)
+    for server in router.swaps.adopt(state.servers):
         log.warn("stopping {model}: it is no longer configured", model=server.model)
         router.swaps.delay_starts_until(
             end_unwanted(server, parts.context.reactor, models.launcher, parts.logs.registry.model(server.model).write)

@@ -1,4 +1,4 @@
-"""The part of the router that performs effects: one outbox, and the leases.
+"""The part of the router that performs effects: one outbox, the leases, and the timers that the scheduler asks for.
 
 A call that adds to the outbox while its effects are being performed returns at once: a client that is called back in
 the middle of a decision can so request another model without meeting half-changed state.
@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Iterable
 
 from attrs import define, evolve, field
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from llamaswap.errors import KeepsFailing, LlamaswapError, ReaderStalled, RequestError, StartFailed
 from llamaswap.routing.leases import Lease, PendingLease
+from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.queries import ModelQueries
-from llamaswap.routing.timers import Timers
 from llamaswap.scheduling.effects import (
     AbandonSwap,
     Admit,
@@ -37,11 +38,11 @@ from llamaswap.scheduling.effects import (
 class EffectPerformer(ModelQueries):
     """Performs the scheduler's effects in their order. `_pending` and `_stalled` are keyed by the ticket's number."""
 
-    _timers: Timers = field(init=False)
     _pending: dict[int, PendingLease] = field(factory=dict, init=False)
     _stalled: dict[int, Lease] = field(factory=dict, init=False)
     _outbox: deque[Effect] = field(factory=deque, init=False)
     _performing: bool = field(default=False, init=False)
+    _queue_timer: IDelayedCall | None = field(default=None, init=False)
     _log: Logger = field(factory=lambda: Logger("llamaswap.routing.router"), init=False, repr=False)
 
     def _perform(self, effects: Iterable[Effect], now: float | None = None) -> None:
@@ -64,7 +65,7 @@ class EffectPerformer(ModelQueries):
     def _perform_one(self, effect: Effect) -> None:
         match effect:  # first, and without unpacking, what a request for a ready model causes
             case SetIdleTimer():
-                self._timers.set_idle(effect.model, effect.seconds)
+                self._set_idle_timer(effect.model, effect.seconds)
             case Grant():
                 self._grant(effect.ticket)
             case Admit():
@@ -77,7 +78,7 @@ class EffectPerformer(ModelQueries):
                 if pending is not None and pending.on_position is not None:
                     pending.on_position(position)
             case SetQueueTimer(seconds):
-                self._timers.set_queue(seconds)
+                self._set_queue_timer(seconds)
             case StartSwap():
                 self.swaps.begin(effect)
             case AbandonSwap(generation):
@@ -129,3 +130,40 @@ class EffectPerformer(ModelQueries):
         else:
             self._stalled[lease.ticket.number] = lease
             self._perform(self._scheduler.reader_stalled(lease.ticket, since, self._clock.seconds()))
+
+    # -- timers --------------------------------------------------------------------------------------------
+
+    def _set_idle_timer(self, model: str, seconds: float | None) -> None:
+        """Report the model as idle after `seconds`; None: do not.
+
+        A pending call is kept if the new deadline is later: it compares the time when it runs. A model with many short
+        requests so needs no new call for each of them.
+        """
+        managed = self._models[model]
+        if seconds is None:
+            managed.idle_deadline = None
+            return
+        deadline = managed.idle_deadline = self._clock.seconds() + seconds
+        if managed.idle_timer is not None and managed.idle_timer.getTime() > deadline:
+            managed.cancel_idle_timer()
+        if managed.idle_timer is None:
+            managed.idle_timer = self._clock.callLater(seconds, self._idle_due, managed)
+
+    def _idle_due(self, managed: ManagedModel) -> None:
+        managed.idle_timer = None
+        deadline, now = managed.idle_deadline, self._clock.seconds()
+        if deadline is not None and deadline > now:
+            managed.idle_timer = self._clock.callLater(deadline - now, self._idle_due, managed)
+        elif deadline is not None:
+            managed.idle_deadline = None
+            self._perform(self._scheduler.idle_expired(managed.config.id, now))
+
+    def _set_queue_timer(self, seconds: float | None) -> None:
+        """Report to the scheduler after `seconds` that a deadline in the queue has passed; None: do not."""
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+        self._queue_timer = None if seconds is None else self._clock.callLater(seconds, self._queue_due)
+
+    def _queue_due(self) -> None:
+        self._queue_timer = None
+        self._perform(self._scheduler.queue_timer_expired(self._clock.seconds()))

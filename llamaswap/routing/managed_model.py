@@ -58,12 +58,6 @@ class ManagedModel:
         if self.process is not None:
             self.process.lost = True
 
-    def until_stopped(self) -> Deferred[None]:
-        """Fires when the model has no process left."""
-        waiter: Deferred[None] = Deferred()
-        self.stop_waiters.append(waiter)
-        return waiter
-
     def cancel_idle_timer(self) -> None:
         """Cancel the pending call that would report the model as idle."""
         if self.idle_timer is not None:

@@ -12,7 +12,8 @@ from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.state import Verdict, WaitReason
+from llamaswap.scheduling.state import Decision, WaitReason
+from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
 
@@ -49,7 +50,7 @@ class ModelQueries:
             raise UnknownModel(model)
         return managed.supervisor.status()
 
-    def forecast(self, model: str) -> Verdict:
+    def forecast(self, model: str) -> Decision:
         """What a request for this model (id or alias) would cause now."""
         return forecast(self._scheduler, self.config.real(model) or model, self._clock.seconds())
 
@@ -79,6 +80,15 @@ class ModelQueries:
             for model, failure in sorted(self._scheduler.failures.items())
             if model in self._models
         ]
+
+    def snapshots(self) -> list[ServerSnapshot]:
+        """The servers that are ready and unused, or suspended, for the next program of an upgrade in place."""
+        found = []
+        for model, managed in sorted(self._models.items()):
+            snapshot, since = managed.supervisor.snapshot(), self._scheduler.idle_since(model)
+            if snapshot is not None and since is not None:
+                found.append(evolve(snapshot, idle_since=since))
+        return found
 
     def queue(self) -> list[WaitingRequest]:
         """The waiting requests: first those whose model is being loaded, then the queue in its order."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from attrs import define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config import Config
@@ -26,49 +25,39 @@ from llamaswap.errors import (
     UnknownModel,
 )
 from llamaswap.events import EventBus, Preloaded, ProfileChanged, StateChanged
+from llamaswap.observe.vram_reclaim import VramReclaim
 from llamaswap.routing.effect_performer import EffectPerformer
-from llamaswap.routing.handover import Handover
-from llamaswap.routing.interfaces import Admission, MemoryReclaim
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
-from llamaswap.routing.timers import Timers
 from llamaswap.scheduling.effects import Admit, Refuse, Ticket
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.selectors import Chooser, TargetChoice
+from llamaswap.scheduling.selectors import STOPPING_STATES, Chooser, TargetChoice
 from llamaswap.scheduling.state import Phase
 from llamaswap.servers.supervisor_protocol import SupervisorFactory
 
-STOPPING_STATES = ("stopping", "shutdown")
 KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill and the reaping after the grace
 
 
 @define(eq=False)
 class Router(EffectPerformer):
-    """Leases, loads and unloads models. `profile` is the active profile, `pinned` the ids of pinned models.
-
-    `handover` is for an upgrade in place.
-    """
+    """Leases, loads and unloads models. `profile` is the active profile, `pinned` the ids of pinned models."""
 
     config: Config
     _make_supervisor: SupervisorFactory
     _clock: IReactorTime
     _bus: EventBus
-    _memory: MemoryReclaim
+    _memory: VramReclaim
     profile: str | None = field(default=None, init=False)
     pinned: frozenset[str] = field(default=frozenset(), init=False)
-    handover: Handover = field(init=False)
     _chooser: Chooser = field(factory=Chooser, init=False)
     _last_number: int = field(default=0, init=False)
-    _log: Logger = field(factory=lambda: Logger("llamaswap.routing.router"), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._scheduler = Scheduler(rules_of(self.config))
         self._last_decision = self._clock.seconds()
-        self._timers = Timers(self._models, self._clock, self._scheduler, self._perform)
         self.swaps = Swaps(self._models, self._clock, self._bus, self._memory, self._scheduler, self._perform)
-        self.handover = Handover(self._models, self._scheduler, self._perform, self._clock.seconds)
         for model in self.config.models.values():
             self._manage(model)
 
@@ -297,8 +286,9 @@ class Router(EffectPerformer):
             self._log.error("still running after {deadline} s: {left}", deadline=seconds, left=", ".join(left))
 
         def close(_: None) -> None:
-            self._timers.cancel_all()
+            self._set_queue_timer(None)
             for managed in self._models.values():
+                managed.cancel_idle_timer()
                 managed.supervisor.close()
 
         stopped = self.swaps.until_stopped(self._models).addTimeout(deadline, self._clock, too_late)
@@ -345,6 +335,3 @@ class Router(EffectPerformer):
         if effects:
             self._log.warn("stopping {model}: {why}", model=model, why=why)
             self._perform(effects)
-
-
-_check: type[Admission] = Router

@@ -15,14 +15,15 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.errors import LlamaswapError, ServerVanished, StartFailed
+from llamaswap.errors import FailureRecord, LlamaswapError, ServerVanished, StartFailed
 from llamaswap.events import EventBus, SleepEnded, SwapBegan, SwapEnded
-from llamaswap.routing.interfaces import MemoryReclaim
+from llamaswap.observe.vram_reclaim import VramReclaim
 from llamaswap.routing.leases import ProcessInstance
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.scheduling.effects import CLEAN_UP, Effect, StartSwap
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import Phase, WaitReason
+from llamaswap.servers.server_snapshot import ServerSnapshot
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class Swaps:
     _models: dict[str, ManagedModel]
     _clock: IReactorTime
     _bus: EventBus
-    _memory: MemoryReclaim
+    _memory: VramReclaim
     _scheduler: Scheduler
     _perform: Callable[[Iterable[Effect]], None]
     maximum_grace: float | None = field(default=None, init=False)
@@ -228,12 +229,53 @@ class Swaps:
 
     def until_stopped(self, models: Iterable[str]) -> Deferred[None]:
         """Fires when none of these has a process."""
-        up = [model for model in dict.fromkeys(models) if self._scheduler.phase(model) is not Phase.STOPPED]
-        return gatherResults([self._models[model].until_stopped() for model in up], consumeErrors=True).addCallback(
-            lambda _: None
-        )
+        waiters: list[Deferred[None]] = []
+        for model in dict.fromkeys(models):
+            if self._scheduler.phase(model) is not Phase.STOPPED:
+                waiters.append(Deferred())
+                self._models[model].stop_waiters.append(waiters[-1])
+        return gatherResults(waiters, consumeErrors=True).addCallback(lambda _: None)
 
-    # -- other servers -------------------------------------------------------------------------------------
+    # -- servers of an earlier program ---------------------------------------------------------------------
+
+    def restore_failures(self, failures: Iterable[FailureRecord]) -> None:
+        """Continue the backoff of models that failed under the earlier program; a changed definition ends it."""
+        for failure in failures:
+            managed = self._models.get(failure.model)
+            if managed is not None and managed.definition == failure.definition:
+                self._scheduler.restore_failure(failure)
+                managed.earlier_log_tail = failure.tail
+
+    def adopt(self, snapshots: Iterable[ServerSnapshot]) -> list[ServerSnapshot]:
+        """Begin with servers that are ready or suspended already; returns those that could not be taken over.
+
+        A server whose definition has changed meanwhile is stopped, as after a reload.
+        """
+        now, left, outdated = self._clock.seconds(), [], []
+        for snapshot in snapshots:
+            model, managed = snapshot.model, self._models.get(snapshot.model)
+            if managed is None:
+                left.append(snapshot)
+                continue
+            # The scheduler first: the supervisor may report during the adoption that the server has exited.
+            effects = self._scheduler.adopted(
+                model, snapshot.ready_at, snapshot.idle_since, now, suspended=snapshot.asleep
+            )
+            if snapshot.asleep:
+                managed.suspended = True
+            else:
+                managed.process = ProcessInstance(snapshot.endpoint, self._scheduler.state_of(model).generation)
+            try:
+                if not managed.supervisor.adopt(snapshot):
+                    outdated.append(model)
+            except Exception as error:  # the fault of one server must not cost the others
+                self._log.failure("taking over the server of {model} failed", model=model)
+                left.append(snapshot)
+                effects += self._scheduler.exited(model, now, str(error))
+            self._perform(effects)
+        if outdated:
+            self._perform(self._scheduler.rules_changed(self._scheduler.rules, outdated, now))
+        return left
 
     def delay_starts_until(self, ended: Deferred[T]) -> None:
         """Start no server before `ended` has fired, whose result is kept.

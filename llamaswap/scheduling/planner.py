@@ -11,27 +11,27 @@ from attrs import evolve
 
 from llamaswap.errors import NotReady, UnknownModel
 from llamaswap.scheduling.effects import Ticket
-from llamaswap.scheduling.state import Phase, Reservation, SchedulerState, Verdict
+from llamaswap.scheduling.state import Decision, Phase, Reservation, SchedulerState
 
 
-def verdict_for(state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float) -> Verdict:
+def decision_for(state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float) -> Decision:
     """Rules 5 to 10: what to do for a request for `model` that has to respect `reservations`."""
     phase = state.phase(model)
     others = [reservation for reservation in reservations if reservation.model != model]
     holders = tuple(reservation.model for reservation in others if model in reservation.closed)
     if phase is Phase.READY and state.models[model].stale:
-        return Verdict(model, "queue", waits_for=(model,))
+        return Decision(model, "queue", waits_for=(model,))
     if phase in (Phase.READY, Phase.LOADING):
         if holders:
-            return Verdict(model, "queue", waits_for=holders)
+            return Decision(model, "queue", waits_for=holders)
         action, reason = ("serve", "ready") if phase is Phase.READY else ("join", "already being loaded")
-        return Verdict(model, action, reason=reason)
+        return Decision(model, action, reason=reason)
     running = state.running(model)
     evicts = state.rules.evict(model, running)
     pinned = [name for name in evicts if name in state.rules.pinned and state.phase(name) is not Phase.STOPPING]
     if pinned:
         error = NotReady(model, f"cannot load {model}: {', '.join(pinned)} is pinned")
-        return Verdict(model, "refuse", reason=str(error), error=error)
+        return Decision(model, "refuse", reason=str(error), error=error)
     victims = frozenset(evicts)
     in_the_way = [*holders]
     in_the_way += [other.model for other in others if _violates_reservation(state, model, victims, running, other)]
@@ -44,11 +44,11 @@ def verdict_for(state: SchedulerState, model: str, reservations: Iterable[Reserv
             else:
                 abandon.append(swap.generation)
     if in_the_way:
-        return Verdict(model, "queue", evicts, tuple(dict.fromkeys(in_the_way)))
+        return Decision(model, "queue", evicts, tuple(dict.fromkeys(in_the_way)))
     lingering = {victim: end for victim in evicts if (end := state.models[victim].linger_end) > now}
     if lingering:
-        return Verdict(model, "queue", evicts, tuple(lingering), until=max(lingering.values()))
-    return Verdict(model, "load", evicts, abandon=tuple(abandon))
+        return Decision(model, "queue", evicts, tuple(lingering), until=max(lingering.values()))
+    return Decision(model, "load", evicts, abandon=tuple(abandon))
 
 
 def _violates_reservation(
@@ -61,21 +61,21 @@ def _violates_reservation(
     return model in state.rules.evict(reservation.model, present)
 
 
-def reservation_for(state: SchedulerState, verdict: Verdict, now: float) -> Reservation:
+def reservation_for(state: SchedulerState, decision: Decision, now: float) -> Reservation:
     """The reservation of a starved request that has to wait.
 
     It closes the models in the way to new requests, except those that are being loaded or are in their minimum stay.
     """
-    evicts = frozenset(verdict.evicts)
-    return Reservation(verdict.model, evicts, frozenset(name for name in evicts if state.models[name].stay_end <= now))
+    evicts = frozenset(decision.evicts)
+    return Reservation(decision.model, evicts, frozenset(name for name in evicts if state.models[name].stay_end <= now))
 
 
-def forecast(state: SchedulerState, model: str, now: float) -> Verdict:
+def forecast(state: SchedulerState, model: str, now: float) -> Decision:
     """What a request for `model` would meet now."""
     if model not in state.rules.models:
-        return Verdict(model, "refuse", reason=str(UnknownModel(model)))
-    verdict = verdict_for(state, model, state.reservations, now)
-    return evolve(verdict, reason=verdict.reason or state.rules.evict.explain(model, state.running(model)))
+        return Decision(model, "refuse", reason=str(UnknownModel(model)))
+    decision = decision_for(state, model, state.reservations, now)
+    return evolve(decision, reason=decision.reason or state.rules.evict.explain(model, state.running(model)))
 
 
 def stalled_deadlines(state: SchedulerState, queue: Iterable[Ticket], now: float) -> dict[int, tuple[float, str]]:
@@ -88,8 +88,8 @@ def stalled_deadlines(state: SchedulerState, queue: Iterable[Ticket], now: float
         oldest[ticket.model] = min(oldest.get(ticket.model, ticket.since), ticket.since)
     deadlines: dict[int, tuple[float, str]] = {}
     for waiting, since in oldest.items():
-        verdict = verdict_for(state, waiting, (), now)
-        for model in verdict.waits_for:
+        decision = decision_for(state, waiting, (), now)
+        for model in decision.waits_for:
             for number in state.models[model].serving & state.stalled_readers.keys():
                 due = max(state.stalled_readers[number], since) + state.rules.stalled_reader
                 deadlines[number] = min(deadlines.get(number, (due, waiting)), (due, waiting))

@@ -50,7 +50,7 @@ from llamaswap.errors import (
 )
 from llamaswap.scheduling.backoff import has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
-from llamaswap.scheduling.planner import verdict_for
+from llamaswap.scheduling.planner import decision_for
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
 from llamaswap.scheduling.transitions import Transitions
 
@@ -80,23 +80,23 @@ class Scheduler(Transitions):
             return []
         if (error := self._refusal(ticket, now)) is not None:
             return [Refuse(ticket, error)]
-        verdict = verdict_for(self, model, self.reservations, now)
-        if verdict.error is not None:
-            return [Refuse(ticket, verdict.error)]
+        decision = decision_for(self, model, self.reservations, now)
+        if decision.error is not None:
+            return [Refuse(ticket, decision.error)]
         entry = self._accept(ticket, RequestStage.QUEUED, self.state_of(model))
         entry.deadline = ticket.since + self.rules.fairness_window_of(ticket)
         self._effects.append(Admit(ticket))
-        if verdict.action == "join":
+        if decision.action == "join":
             self._join(entry)
-        elif verdict.action == "load":
-            self._start(verdict, entry, now)
+        elif decision.action == "load":
+            self._start(decision, entry, now)
         else:
             self.queue.add(entry)
             if entry.deadline <= now or self.stalled_readers:
                 self._reschedule(now)
             else:
                 self._effects += self.queue.renumber()
-                self._arm_timer(min(self._deadlines(entry, verdict)), now)
+                self._arm_timer(min(self._deadlines(entry, decision)), now)
         return self._take_effects()
 
     def cancelled(self, ticket: Ticket, now: float) -> list[Effect]:

@@ -182,7 +182,7 @@ class WaitReason:
 
 
 @frozen
-class Verdict:
+class Decision:
     """What a request for `model` meets: `action` is serve, join (a load), load, queue or refuse.
 
     `evicts` would be evicted, `waits_for` is in the way, `reason` names the rule in words. A queued request is to be

@@ -24,15 +24,15 @@ from llamaswap.scheduling.effects import (
     Suspend,
     Ticket,
 )
-from llamaswap.scheduling.planner import reservation_for, stalled_deadlines, verdict_for
+from llamaswap.scheduling.planner import decision_for, reservation_for, stalled_deadlines
 from llamaswap.scheduling.state import (
     ActiveSwap,
+    Decision,
     ModelState,
     Phase,
     QueuedRequest,
     RequestStage,
     SchedulerState,
-    Verdict,
 )
 from llamaswap.scheduling.wait_queue import WaitQueue
 
@@ -105,12 +105,12 @@ class Transitions(SchedulerState):
     def _load_of(self, model: str) -> ActiveSwap:
         return self.loads[self.models[model].generation]
 
-    def _start(self, verdict: Verdict, entry: QueuedRequest | None, now: float) -> None:
+    def _start(self, decision: Decision, entry: QueuedRequest | None, now: float) -> None:
         """Load a model for a request; without one it returns to where it was before a failed swap."""
-        model = verdict.model
-        for generation in verdict.abandon:
+        model = decision.model
+        for generation in decision.abandon:
             self._abandon(self.loads[generation], may_suspend=True)
-        victims = [self.models[victim] for victim in verdict.evicts]
+        victims = [self.models[victim] for victim in decision.evicts]
         restore = tuple(victim.model for victim in victims if victim.phase is Phase.READY)
         suspend = frozenset(victim.model for victim in victims if self._may_suspend(victim))
         reason = self.rules.evict.explain(model, self.running(model)) if entry else "back after a failed start"
@@ -126,10 +126,10 @@ class Transitions(SchedulerState):
         server.idle_since = None
         server.stale = server.suspending = server.freed_memory = False
         self._restore.pop(model, None)
-        swap = ActiveSwap(self._generation, model, frozenset(verdict.evicts), {}, restore)
+        swap = ActiveSwap(self._generation, model, frozenset(decision.evicts), {}, restore)
         self.loads[swap.generation] = swap
         waited, origin = (now - entry.ticket.since, entry.ticket.origin) if entry else (0.0, "restored")
-        self._effects.append(StartSwap(swap.generation, model, verdict.evicts, reason, waited, suspend, origin))
+        self._effects.append(StartSwap(swap.generation, model, decision.evicts, reason, waited, suspend, origin))
         if entry:
             self._join(entry)
 
@@ -231,56 +231,56 @@ class Transitions(SchedulerState):
     def _run_queue(self, now: float) -> list[float]:
         """One pass through the queue; returns the deadlines of the requests that still wait."""
         deadlines: list[float] = []
-        verdicts: dict[str, Verdict] = {}
+        decisions: dict[str, Decision] = {}
         for entry in [*self.queue]:
             if entry.stage is not RequestStage.QUEUED or entry.ticket.number not in self.requests:
                 continue
             model = entry.ticket.model
-            verdict = verdicts.get(model)
-            if verdict is None:
-                verdict = verdicts[model] = verdict_for(self, model, self.reservations, now)
-            if verdict.action == "queue":
-                if (overdue := self._overdue(entry, verdict, now)) is not None:
+            decision = decisions.get(model)
+            if decision is None:
+                decision = decisions[model] = decision_for(self, model, self.reservations, now)
+            if decision.action == "queue":
+                if (overdue := self._overdue(entry, decision, now)) is not None:
                     self.queue.remove(entry)
                     self._refuse(entry, overdue)
                     continue
-                deadlines += self._deadlines(entry, verdict)
+                deadlines += self._deadlines(entry, decision)
                 if entry.starved and all(reservation.model != model for reservation in self.reservations):
-                    reservation = reservation_for(self, verdict, now)
+                    reservation = reservation_for(self, decision, now)
                     self.reservations.append(reservation)
                     ends = [self.models[victim].stay_end for victim in reservation.evict - reservation.closed]
                     deadlines += [end for end in ends if end < inf]
-                    verdicts.clear()
+                    decisions.clear()
                 continue
             self.queue.remove(entry)
-            if verdict.action == "serve":
+            if decision.action == "serve":
                 self._grant(entry, self.models[model])
-            elif verdict.action == "join":
+            elif decision.action == "join":
                 self._join(entry)
-            elif verdict.error is not None:
-                self._refuse(entry, verdict.error)
+            elif decision.error is not None:
+                self._refuse(entry, decision.error)
             elif self.in_backoff(model, now):
                 self._refuse(entry, self._backoff_error(model, now))
             else:
-                self._start(verdict, entry, now)
-                verdicts.clear()
+                self._start(decision, entry, now)
+                decisions.clear()
         return deadlines
 
-    def _deadlines(self, entry: QueuedRequest, verdict: Verdict) -> list[float]:
+    def _deadlines(self, entry: QueuedRequest, decision: Decision) -> list[float]:
         """When a queued request has to be decided about again, if no event comes before."""
         found = [] if entry.starved else [entry.deadline]
-        if verdict.until:
-            found.append(verdict.until)
+        if decision.until:
+            found.append(decision.until)
         elif self.rules.max_wait:
             found.append(entry.ticket.since + self.rules.max_wait)
         return found
 
-    def _overdue(self, entry: QueuedRequest, verdict: Verdict, now: float) -> WaitedTooLong | None:
+    def _overdue(self, entry: QueuedRequest, decision: Decision, now: float) -> WaitedTooLong | None:
         """The error of a request that has waited for `max_wait` and would have to wait on, with what is in its way."""
         model, longest = entry.ticket.model, self.rules.max_wait
-        if not longest or verdict.until or now < entry.ticket.since + longest:
+        if not longest or decision.until or now < entry.ticket.since + longest:
             return None
-        in_the_way = verdict_for(self, model, (), now).waits_for or verdict.waits_for
+        in_the_way = decision_for(self, model, (), now).waits_for or decision.waits_for
         return WaitedTooLong(model, longest, in_the_way)
 
     def _interrupt_stalled(self, now: float) -> list[float]:
@@ -295,13 +295,13 @@ class Transitions(SchedulerState):
     def _restore_evicted(self, now: float) -> None:
         """Load again what was evicted for a model that then failed to start; every request has precedence."""
         for model in list(self._restore):
-            verdict = verdict_for(self, model, (), now)
-            loads = verdict.action == "load"
-            if loads and verdict.evicts and all(self.phase(name) is Phase.STOPPING for name in verdict.evicts):
+            decision = decision_for(self, model, (), now)
+            loads = decision.action == "load"
+            if loads and decision.evicts and all(self.phase(name) is Phase.STOPPING for name in decision.evicts):
                 continue
             del self._restore[model]
-            if loads and not verdict.evicts:
-                self._start(verdict, None, now)
+            if loads and not decision.evicts:
+                self._start(decision, None, now)
 
     def _arm_timer(self, deadline: float, now: float) -> None:
         if self._timer_at is None or deadline < self._timer_at:

@@ -15,7 +15,8 @@ from llamaswap.errors import BadRequest, NoModelNamed
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.task import Task
-from llamaswap.routing.interfaces import Admission, TargetChoice
+from llamaswap.routing.interfaces import TargetChoice
+from llamaswap.routing.router import Router
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.proxy_handler import ProxyHandler
@@ -75,7 +76,7 @@ class Inference:
     to another route.
     """
 
-    router: Admission
+    router: Router
     handler: ProxyHandler
     authenticate: Authenticate
     avoided: Callable[[str], bool] = lambda peer: False

@@ -20,7 +20,7 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.task import Task
-from llamaswap.routing.interfaces import Admission
+from llamaswap.routing.router import Router
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.inference import ALL_ROUTES, Authenticate, is_model_path
@@ -95,7 +95,7 @@ def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str,
 class Passthrough:
     """Serves the paths under /upstream/ and /comfyui, without reading a model's name from the body."""
 
-    router: Admission
+    router: Router
     handler: ProxyHandler
     authenticate: Authenticate
     run: RunBlocking = at_once

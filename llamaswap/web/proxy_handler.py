@@ -38,8 +38,8 @@ from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.loading import LoadingStream
 from llamaswap.proxy.task import Task, forget_frames
 from llamaswap.proxy.upstream import UpstreamTarget
-from llamaswap.routing.interfaces import Admission
 from llamaswap.routing.leases import Lease
+from llamaswap.routing.router import Router
 from llamaswap.web.error_response import ErrorSender, send_response
 from llamaswap.web.errors import status_of
 from llamaswap.web.proxy_request import ProxyRequest
@@ -72,7 +72,7 @@ class ProxyHandler:
     is logged.
     """
 
-    router: Admission
+    router: Router
     forwarder: RequestForwarder
     errors: ErrorSender
     observers: Sequence[RequestObserverFactory]

@@ -11,8 +11,8 @@ from attrs import define, field
 from llamaswap.config import Model
 from llamaswap.observe.activity_recorder import session, session_headers
 from llamaswap.proxy.exchange import RequestHead
-from llamaswap.routing.interfaces import Admission
 from llamaswap.routing.leases import PendingLease
+from llamaswap.routing.router import Router
 from llamaswap.wire import headers as header_rules
 
 
@@ -47,7 +47,7 @@ class SupersedeRegistry:
 
     def request(
         self,
-        router: Admission,
+        router: Router,
         model: str,
         key: Hashable | None,
         *,

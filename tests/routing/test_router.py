@@ -35,7 +35,6 @@ from llamaswap.errors import (
     UnknownModel,
 )
 from llamaswap.events import EventBus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
-from llamaswap.routing.interfaces import MemoryReclaim
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.router import Router
 from llamaswap.servers.server_snapshot import ServerSnapshot
@@ -63,7 +62,7 @@ class Scene:
     published: list[object] = Factory(list)
     faults: list[Exception] = Factory(list)
     bus: EventBus = Factory(lambda self: EventBus(self.faults.append), takes_self=True)
-    memory: MemoryReclaim = Factory(NoMemoryReclaim)
+    memory: object = Factory(NoMemoryReclaim)
     router: Router = Factory(lambda self: self.build(), takes_self=True)
 
     def build(self) -> Router:
@@ -95,7 +94,7 @@ def scene(
     *names: str,
     routing: Routing | None = None,
     servers: dict | None = None,
-    memory: MemoryReclaim | None = None,
+    memory: object = None,
     **changes: object,
 ) -> Scene:
     clock = Clock()
@@ -634,10 +633,10 @@ class SuspendTests(SynchronousTestCase):
     def test_suspended_model_is_handed_over_suspended(self) -> None:
         here = scene(sleep=SLEEP).loaded("a", "b")
         self.assertTrue(here.router.settled)
-        servers = here.router.handover.snapshots()
+        servers = here.router.snapshots()
         self.assertEqual([(one.model, one.asleep) for one in servers], [("a", True), ("b", False)])
         after = scene(sleep=SLEEP)
-        self.assertEqual(after.router.handover.adopt(servers), [])
+        self.assertEqual(after.router.swaps.adopt(servers), [])
         after.settle()
         after.loaded("a")
         self.assertEqual((after.fleet.spawned(), after.fleet["a"].wakes), ({}, 1))
@@ -795,7 +794,7 @@ class CrashTests(SynchronousTestCase):
         ailing = here.router.failures()
         later = scene(**changes)
         later.clock.advance(here.clock.seconds())
-        later.router.handover.restore_failures(ailing)
+        later.router.swaps.restore_failures(ailing)
         return later
 
     def test_backoff_continues_in_the_next_program(self) -> None:
@@ -827,7 +826,7 @@ class CrashTests(SynchronousTestCase):
         here = self.failed_and_replaced(env=("A=1",))
         self.assertIsNone(here.router.request("b").refusal)
         here = self.failed_and_replaced()
-        here.router.handover.restore_failures([FailureRecord("stranger", "", 3, 1e9, "it ended")])
+        here.router.swaps.restore_failures([FailureRecord("stranger", "", 3, 1e9, "it ended")])
         self.assertEqual([failure.model for failure, _ in here.router.failing()], ["b"])
 
     def test_ports_of_other_servers_are_no_obstacle_before_an_eviction(self) -> None:
@@ -1339,18 +1338,18 @@ class HandoverTests(SynchronousTestCase):
     def handed(self, **fields: object) -> list[ServerSnapshot]:
         here = scene(routing=TOGETHER, **fields).loaded("a", "b")
         here.clock.advance(3.0)
-        return here.router.handover.snapshots()
+        return here.router.snapshots()
 
     def test_ready_and_unused_servers_are_handed_over_with_their_idle_clock(self) -> None:
         here = scene(routing=TOGETHER).loaded("a", "b", "c")
         lease = here.lease("b")
         here.clock.advance(2.0)
         self.assertFalse(here.router.settled)
-        self.assertEqual([one.model for one in here.router.handover.snapshots()], ["a", "c"])
+        self.assertEqual([one.model for one in here.router.snapshots()], ["a", "c"])
         lease.release()
         self.assertTrue(here.router.settled)
         self.assertEqual(
-            [one.idle_since for one in here.router.handover.snapshots()],
+            [one.idle_since for one in here.router.snapshots()],
             [here.clock.seconds() - 2.0, here.clock.seconds(), here.clock.seconds() - 2.0],
         )
 
@@ -1370,7 +1369,7 @@ class HandoverTests(SynchronousTestCase):
     def test_adopted_servers_serve_at_once_without_a_start(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
-        self.assertEqual(here.router.handover.adopt(there), [])
+        self.assertEqual(here.router.swaps.adopt(there), [])
         self.assertEqual([status.model for status in here.router.running()], ["a", "b"])
         acquisition = here.router.request("a")
         self.assertTrue(acquisition.ready)
@@ -1380,7 +1379,7 @@ class HandoverTests(SynchronousTestCase):
     def test_idle_time_of_an_adopted_server_continues(self) -> None:
         there = [evolve(one, idle_since=-7.0) for one in self.handed()]
         here = scene(routing=TOGETHER, ttl=10)
-        here.router.handover.adopt(there)
+        here.router.swaps.adopt(there)
         here.clock.advance(2.9)
         self.assertEqual(len(here.router.running()), 2)
         here.clock.advance(0.2)
@@ -1390,7 +1389,7 @@ class HandoverTests(SynchronousTestCase):
     def test_adopted_server_with_a_changed_definition_is_stopped(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
-        here.router.handover.adopt([evolve(there[0], argv=("another",)), there[1]])
+        here.router.swaps.adopt([evolve(there[0], argv=("another",)), there[1]])
         here.settle()
         self.assertEqual([status.model for status in here.router.running()], ["b"])
 
@@ -1399,7 +1398,7 @@ class HandoverTests(SynchronousTestCase):
         here = scene(routing=TOGETHER)
         lost = evolve(there[0], pid=-1)
         stranger = evolve(there[0], model="zebra")
-        self.assertEqual(here.router.handover.adopt([lost, stranger, there[1]]), [lost, stranger])
+        self.assertEqual(here.router.swaps.adopt([lost, stranger, there[1]]), [lost, stranger])
         self.assertEqual(len(self.flushLoggedErrors(ChildProcessError)), 1)
         here.settle()
         self.assertEqual([status.model for status in here.router.running()], ["b"])
@@ -1409,7 +1408,7 @@ class HandoverTests(SynchronousTestCase):
     def test_server_that_exited_during_the_upgrade_counts_as_crashed(self) -> None:
         there = self.handed()
         here = scene(routing=TOGETHER)
-        self.assertEqual(here.router.handover.adopt([evolve(there[0], pid=1)]), [])
+        self.assertEqual(here.router.swaps.adopt([evolve(there[0], pid=1)]), [])
         here.settle()
         self.assertEqual(here.router.running(), [])
         self.assertEqual(here.lease("a").ticket.model, "a")

@@ -21,7 +21,7 @@ from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.store import ActivityStore
 from llamaswap.proxy.peers import Health
-from llamaswap.scheduling.state import Verdict
+from llamaswap.scheduling.state import Decision
 from llamaswap.version import Build
 from llamaswap.web import app, route_table
 from llamaswap.web.activity import ActivityEndpoints
@@ -160,7 +160,7 @@ class FakeModelRouter:
         self.pinned -= {model}
 
     def forecast(self, model):
-        return self.expected or Verdict(model, "load", ("beta",), ("org",), "group")
+        return self.expected or Decision(model, "load", ("beta",), ("org",), "group")
 
     def health(self):
         return self.told
