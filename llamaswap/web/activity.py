@@ -15,15 +15,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.observe.activity import ActivityLog
-from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.query import ActivityFilter, parse_filter, parse_query
-from llamaswap.web.admin_request import JSON, AdminRequest, JsonObject, Response, json_answer, json_bytes
+from llamaswap.web.admin_request import JSON, AdminRequest, JsonObject, Response, json_answer, json_bytes, positive
 from llamaswap.web.errors import HttpError
 from llamaswap.web.processes import Message
 from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
-from llamaswap.web.streaming_response import StreamingResponses
+from llamaswap.web.streaming_response import StreamingResponse, StreamingResponses
 
 EXPORT_ROWS = 100  # rows an export reads, renders in one turn of the reactor, and writes
 LARGEST_BUCKET = 366 * 24 * 3600
@@ -158,9 +157,10 @@ class ActivityEndpoints:
         """Totals and speed histograms; with `bucket` also sums over time."""
         wanted = parse_filter(call.query)
         text = call.text("bucket")
-        if text and not (text.isascii() and text.isdigit() and 0 < int(text) <= LARGEST_BUCKET):
+        bucket = positive(text, LARGEST_BUCKET) if text else 0
+        if bucket is None:
             raise HttpError(400, "bucket must be a number of seconds >= 1")
-        stats = await _stored(self.activity.stats(wanted, int(text or 0)), "failed to get activity stats")
+        stats = await _stored(self.activity.stats(wanted, bucket), "failed to get activity stats")
         return json_answer(stats)
 
     @route("GET", "/api/metrics", answer=list[FlatActivity])
@@ -181,9 +181,9 @@ class ActivityEndpoints:
         stream = self.streams.open(call, export_format.content_type, ((b"Content-Disposition", disposition),))
         if stream.ended:
             return
-        export = _Export(self.activity, wanted, export_format, stream.write, stream.end)
-        export.begin()
+        export = _Export(self.activity, wanted, export_format, stream)
         stream.register(export)
+        Deferred.fromCoroutine(export.run()).addErrback(export.failed)
         await stream.until_end()
 
     @route("GET", "/api/captures/<rest:number>", answer=CaptureDocument)
@@ -280,45 +280,35 @@ class _Export:
     activity: ActivityLog
     wanted: ActivityFilter
     export_format: ExportFormat
-    write: Callable[[bytes], None]
-    end: Callable[[], None]
-    _last: int = field(default=0, init=False)
-    _reading: bool = field(default=False, init=False)
-    _paused: bool = field(default=False, init=False)
-    _stopped: bool = field(default=False, init=False)
+    stream: StreamingResponse
+    _resumed: Deferred[None] | None = field(default=None, init=False)
+    """Fires when the client reads again; None while it reads."""
 
-    def begin(self) -> None:
-        self.write(self.export_format.head)
-        self._next()
+    async def run(self) -> None:
+        """Write the file."""
+        self.stream.write(self.export_format.head)
+        last, count = 0, EXPORT_ROWS
+        while count == EXPORT_ROWS:
+            if self._resumed is not None:
+                await self._resumed
+            if self.stream.ended:
+                return
+            rows = await self.activity.after(self.wanted, last, EXPORT_ROWS)
+            self.stream.write(self.export_format.lines([self.activity.document(row) for row in rows]))
+            last, count = rows[-1].id if rows else last, len(rows)
+        self.stream.end()
 
-    def _next(self) -> None:
-        if self._reading or self._paused or self._stopped:
-            return
-        self._reading = True
-        self.activity.after(self.wanted, self._last, EXPORT_ROWS).addCallbacks(self._read, self._failed)
-
-    def _read(self, rows: list[ActivityRow]) -> None:
-        self._reading = False
-        if self._stopped:
-            return
-        if rows:
-            self._last = rows[-1].id
-            self.write(self.export_format.lines([self.activity.document(row) for row in rows]))
-        if len(rows) < EXPORT_ROWS:
-            self.end()
-        else:
-            self._next()
-
-    def _failed(self, failure: Failure) -> None:
+    def failed(self, failure: Failure) -> None:
+        """End the file after a failure."""
         log.failure("reading the activity for an export failed; the file is incomplete", failure=failure)
-        self.end()
+        self.stream.end()
 
     def pauseProducing(self) -> None:
-        self._paused = True
+        self._resumed = self._resumed or Deferred()
 
     def resumeProducing(self) -> None:
-        self._paused = False
-        self._next()
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.callback(None)
 
-    def stopProducing(self) -> None:
-        self._stopped = True
+    stopProducing = resumeProducing

@@ -24,17 +24,6 @@ MAX_JSON_BYTES = 1 << 20  # of an admin request's body; the largest bodies conta
 TEXT = b"text/plain; charset=utf-8"
 
 
-def client_of(request: Request) -> str:
-    """The client's address, as in the access log."""
-    raw = request.requestHeaders.getRawHeaders
-    return real_client_address(lambda name: raw(name, (None,))[0], address_host(request.getClientAddress()))
-
-
-def _forwarding(request: Request) -> list[tuple[bytes, bytes]]:
-    raw = request.requestHeaders.getRawHeaders
-    return [(name, value) for name in PROXY_HEADERS for value in raw(name, ())]
-
-
 @frozen
 class Response:
     """A whole response. `content_type` None leaves the header out."""
@@ -136,12 +125,14 @@ class AdminRequest:
     @property
     def client(self) -> str:
         """The client's address, as in the access log."""
-        return client_of(self.request)
+        return real_client_address(self.first, address_host(self.request.getClientAddress()))
 
     @property
     def from_this_machine(self) -> bool:
         """Whether the client is on this machine, by its socket and the headers of reverse proxies."""
-        return from_this_machine(_forwarding(self.request), address_host(self.request.getClientAddress()))
+        raw = self.request.requestHeaders.getRawHeaders
+        forwarding = [(name, value) for name in PROXY_HEADERS for value in raw(name, ())]
+        return from_this_machine(forwarding, address_host(self.request.getClientAddress()))
 
     @property
     def accept(self) -> str:
@@ -183,6 +174,13 @@ class AdminRequest:
         if answer.status not in (204, 304):
             headers.setRawHeaders(b"Content-Length", [b"%d" % len(answer.body)])
         return answer.body
+
+
+def positive(text: str, most: int) -> int | None:
+    """The number from 1 to `most` that a text writes in digits; None if it is anything else."""
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(most)):
+        return None
+    return number if 1 <= (number := int(text)) <= most else None
 
 
 def first_json(text: bytes) -> object:

@@ -26,7 +26,7 @@ from werkzeug.routing import BaseConverter, RequestRedirect
 from llamaswap.errors import StartFailed
 from llamaswap.observe.accesslog import AccessLog, AccessRecord
 from llamaswap.web import auth, errors, route_table
-from llamaswap.web.admin_request import TEXT, AdminRequest, client_of
+from llamaswap.web.admin_request import TEXT, AdminRequest
 from llamaswap.web.compress import compressed
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route
@@ -211,15 +211,16 @@ class AdminSite(Site):
         """Write nothing, because twisted.web's line would be a second one."""
 
     def _served(self, _: object, request: Request, access: AccessLog, began: float) -> None:
+        call = AdminRequest(request)
         access.served(
             AccessRecord(
-                ip=client_of(request),
+                ip=call.client,
                 method=request.method,
                 path=request.uri.partition(b"?")[0],
                 protocol=request.clientproto.decode("latin-1"),
                 status=request.code,
                 sent=request.sentLength,
-                user_agent=(request.requestHeaders.getRawHeaders(b"user-agent") or [b""])[0],
+                user_agent=call.first(b"user-agent") or b"",
                 seconds=self._clock.seconds() - began,
             )
         )

@@ -7,6 +7,7 @@ watched while a client is connected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from attrs import asdict, define, field
 from twisted.logger import Logger
@@ -40,6 +41,8 @@ from llamaswap.web.streaming_response import StreamingResponses
 RENDERING_LIFETIME = 0.25  # seconds: clients that connect within them share a rendering, unless an event comes between
 MAX_EVENT_ID_LENGTH = 18  # digits; a longer number is not one of this server
 log = Logger()
+
+Publish = Callable[[JsonObject], None]
 
 
 @define(eq=False)
@@ -123,9 +126,8 @@ class EventEndpoints:
     """The state as rendered last, after the event `_state_number`."""
     _state_number: int = field(default=-1, init=False)
     _state_until: float = field(default=0.0, init=False)
-    _leave_inflight: Callable[[], None] | None = field(default=None, init=False)
-    _leave_machine: Callable[[], None] | None = field(default=None, init=False)
-
+    _watched: dict[str, Callable[[], None]] = field(factory=dict, init=False)
+    """The topics whose sources are subscribed to, with their unsubscribers."""
     _sampled: int = field(default=0, init=False)
     """The number of clients that asked for the machine's samples."""
 
@@ -215,23 +217,17 @@ class EventEndpoints:
     def _subscribe(self) -> None:
         """Watch the requests while a client reads, and the machine, whose GPUs may sleep otherwise, while a
         client asked for its samples."""
-        reading = self.fanout.reading
-        if reading and self._leave_inflight is None:
-            self._leave_inflight = self.inflight.subscribe(
-                lambda event: self.fanout.publish("inflight", "inflight", event)
-            )
-        elif not reading and self._leave_inflight is not None:
-            self._leave_inflight()
-            self._leave_inflight = None
+        self._watch("inflight", self.inflight.subscribe, wanted=self.fanout.reading)
+        self._watch("performance", self.machine.subscribe, wanted=self._sampled > 0)
+        if not self.fanout.reading:
             self._state = []
             self.legacy_rows.outdate()
-        if self._sampled and self._leave_machine is None:
-            self._leave_machine = self.machine.subscribe(
-                lambda sample: self.fanout.publish("performance", "performance", sample)
-            )
-        elif not self._sampled and self._leave_machine is not None:
-            self._leave_machine()
-            self._leave_machine = None
+
+    def _watch(self, topic: str, subscribe: Callable[[Publish], Callable[[], None]], *, wanted: bool) -> None:
+        if wanted and topic not in self._watched:
+            self._watched[topic] = subscribe(partial(self.fanout.publish, topic, topic))
+        elif not wanted and topic in self._watched:
+            self._watched.pop(topic)()
 
     # -- events --------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from attrs import define, field
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from llamaswap.config import Config
 from llamaswap.observe.logs import LogMonitor, LogRegistry, Subscription
@@ -28,8 +28,8 @@ class LogTail:
     """Publishes what is written to one log, decoded and gathered. `since` is the number of the last event before it."""
 
     source: str
+    monitor: LogMonitor
     fanout: EventFanout
-    clock: IReactorTime
     since: int
     _decoder: codecs.IncrementalDecoder = field(
         factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"), init=False
@@ -38,11 +38,10 @@ class LogTail:
     _size: int = field(default=0, init=False)
     _dropped: int = field(default=0, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
-    _subscription: Subscription | None = field(default=None, init=False)
+    _subscription: Subscription = field(init=False)
 
-    def follow(self, monitor: LogMonitor) -> None:
-        """Begin."""
-        self._subscription = monitor.subscribe(self._write)
+    def __attrs_post_init__(self) -> None:
+        self._subscription = self.monitor.subscribe(self._write)
 
     def _write(self, data: bytes) -> None:
         # The decoder joins a character that the writer cut in two.
@@ -53,7 +52,7 @@ class LogTail:
             self._gathered.append(text)
             self._size += len(text)
         if self._timer is None:
-            self._timer = self.clock.callLater(GATHER_TIME, self.flush)
+            self._timer = self.fanout.clock.callLater(GATHER_TIME, self.flush)
 
     def flush(self) -> None:
         """Publish what was gathered."""
@@ -69,8 +68,7 @@ class LogTail:
     def close(self) -> None:
         """End, because no client follows the log any more."""
         self._cancel_timer()
-        if self._subscription is not None:
-            self._subscription.close()
+        self._subscription.close()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None and self._timer.active():
@@ -149,9 +147,7 @@ class LogTopics:
     def _open(self, topic: str) -> None:
         monitor = None if topic in self._tails else self._monitor(topic)
         if monitor is not None:
-            tail = LogTail(topic.removeprefix(PREFIX), self.fanout, self.fanout.clock, self.fanout.number)
-            self._tails[topic] = tail
-            tail.follow(monitor)
+            self._tails[topic] = LogTail(topic.removeprefix(PREFIX), monitor, self.fanout, self.fanout.number)
 
     def _monitor(self, topic: str) -> LogMonitor | None:
         """The log of a topic; None if its name is neither built in nor that of a configured model."""

@@ -7,29 +7,23 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from attrs import define, evolve, field, frozen
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from llamaswap.config import Config, Model
 from llamaswap.config.schema import DEFAULT_GROUP
-from llamaswap.errors import LlamaswapError
 from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.routing.router import Router
-from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
+from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer, positive
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import every_alias
 from llamaswap.web.processes import ModelNameBody, Success, named_models
 from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
 from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
-from llamaswap.web.shield import shielded
+from llamaswap.web.shield import log_failure, shielded
 
 TAIL_LINES = 20
-
-log = Logger()
 
 
 @frozen
@@ -263,14 +257,14 @@ class ModelEndpoints:
         if wait or loading.called:
             await shielded(loading, f"loading {model.id}")
         else:
-            _log_failure(loading, f"loading {model.id}")
+            loading.addErrback(log_failure, f"loading {model.id}")
 
     @route("POST", "/api/models/restart/<rest:model>", status=202, answer=Accepted)
     async def restart(self, call: AdminRequest) -> Response:
         """Restart a model's server; answers when it has stopped and the load has begun."""
         model = self._model(call.variables["model"])
         await shielded(self.router.unload([model.id]), f"restarting {model.id}")
-        _log_failure(self.router.load(model.id), f"loading {model.id}")
+        self.router.load(model.id).addErrback(log_failure, f"loading {model.id}")
         return self._accepted(model)
 
     @route("POST", "/api/models/pin/<rest:model>", answer=Accepted)
@@ -350,8 +344,8 @@ class ModelEndpoints:
     @route("GET", "/api/swaps/<string:number>", answer=SwapDetail)
     def swap(self, call: AdminRequest) -> Response:
         """One swap with its phases and, if it failed, the end of the model's log."""
-        text = call.variables["number"]
-        found = self.history.swap(int(text)) if text.isascii() and text.isdigit() and len(text) < 19 else None
+        number = positive(call.variables["number"], 10**18)
+        found = self.history.swap(number) if number is not None else None
         if found is None:
             raise HttpError(404, "swap not found")
         secrets = known_secrets(self.router.config)
@@ -379,15 +373,3 @@ def _groups(config: Config, model: str) -> list[str]:
         return [name for name, text in settings.matrix.sets if model in text or any(word in text for word in short)]
     groups = settings.groups or {}
     return [name for name, group in groups.items() if model in group.members] or [DEFAULT_GROUP]
-
-
-def _log_failure(work: Deferred[None], what: str) -> None:
-    """Log the failure of `work`, which goes on after its request; the event stream shows it to clients."""
-
-    def failed(failure: Failure) -> None:
-        if failure.check(LlamaswapError):
-            log.warn("{what} failed: {reason}", what=what, reason=failure.getErrorMessage())
-        else:
-            log.failure("{what} failed", failure=failure, what=what)
-
-    work.addErrback(failed)

@@ -8,6 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llamaswap.errors import LlamaswapError
+
 log = Logger()
 T = TypeVar("T")
 
@@ -26,9 +28,17 @@ def shielded(work: Deferred[T], what: str) -> Deferred[T]:
 
     def failed(failure: Failure) -> None:
         if waiting.called:
-            log.failure("{what} failed after its client left", failure=failure, what=what)
+            log_failure(failure, what)
         else:
             waiting.errback(failure)
 
     work.addCallbacks(succeeded, failed)
     return waiting
+
+
+def log_failure(failure: Failure, what: str) -> None:
+    """Log the failure of work for which no client waits; the event stream shows it to all."""
+    if failure.check(LlamaswapError):
+        log.warn("{what} failed: {reason}", what=what, reason=failure.getErrorMessage())
+    else:
+        log.failure("{what} failed", failure=failure, what=what)

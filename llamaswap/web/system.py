@@ -8,10 +8,11 @@ from attrs import define, field, frozen
 
 from llamaswap.observe.machine import MachineMonitor
 from llamaswap.version import Build
-from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
+from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer, positive
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
 
+MAX_POINTS = 1_000_000  # samples
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
 
 
@@ -92,9 +93,10 @@ class SystemEndpoints:
             return json_answer(Performance(enabled=False), 503)
         after = call.time("after")
         points = call.text("max_points")
-        if points and not (points.isascii() and points.isdigit() and 0 < int(points) < 1_000_000):
+        most = positive(points, MAX_POINTS) if points else None
+        if points and most is None:
             raise HttpError(400, "max_points must be >= 1")
-        return json_answer(self.machine.samples(after, int(points) if points else None))
+        return json_answer(self.machine.samples(after, most))
 
     @route("GET", "/api/hardware", answer=HardwareDocument)
     def snapshot(self, call: AdminRequest) -> Response:

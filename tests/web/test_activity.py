@@ -5,6 +5,7 @@ from base64 import b64encode
 
 import zstandard
 from attrs import evolve
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from llamaswap.observe.activity_row import ActivityRow
@@ -130,6 +131,50 @@ class ExportTests(TestCase):
         whole = client.answer()
         self.assertTrue(whole.ended)
         self.assertEqual(whole.text.count("\n"), 1000)
+
+    def test_export_reads_no_further_while_its_client_does_not_read(self):
+        world = world_of(*["m"] * 250)
+        table = world.activity = SlowTable(world.activity)
+        client = world.open("/api/metrics/export?format=jsonl")
+        client.transport.producer.pauseProducing()
+        table.answer()
+        self.assertEqual(table.asked, [0])
+        self.assertEqual(client.answer().text.count("\n"), 100)
+        client.transport.producer.resumeProducing()
+        self.assertEqual(table.asked, [0, 100])
+        client.transport.producer.pauseProducing()
+        table.answer()
+        client.leave()
+        self.assertEqual(table.asked, [0, 100])
+
+    def test_export_that_cannot_read_the_table_ends_and_is_logged(self):
+        world = world_of("m")
+        table = world.activity = SlowTable(world.activity)
+        client = world.open("/api/metrics/export?format=jsonl")
+        table.waiting.pop()[0].errback(OSError("disk"))
+        self.assertTrue(client.answer().ended)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+
+class SlowTable:
+    """An activity table whose reads end when the test says so."""
+
+    def __init__(self, table):
+        self.table = table
+        self.asked = []
+        self.waiting = []
+
+    def __getattr__(self, name):
+        return getattr(self.table, name)
+
+    def after(self, wanted, number, count):
+        self.asked.append(number)
+        self.waiting.append((Deferred(), lambda: self.table.after(wanted, number, count)))
+        return self.waiting[-1][0]
+
+    def answer(self):
+        answered, read = self.waiting.pop()
+        read().chainDeferred(answered)
 
 
 class CaptureTests(TestCase):
