@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from io import BytesIO
+from itertools import accumulate
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -40,11 +42,35 @@ SITE_MEMORY = 100_000  # bytes of a body for the site that are kept in memory, a
 FEED_LIMIT = 1024 * 1024  # bytes fed at once; then other connections are served
 
 
+class PiecesFile:
+    """Reads pieces of bytes one after another, like a file of `size` bytes."""
+
+    def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
+        self._pieces = [memoryview(piece) for piece in pieces if piece]
+        self._starts = list(accumulate((len(piece) for piece in self._pieces), initial=0))
+        self.size = self._starts.pop()
+        self._at = 0
+
+    def seek(self, at: int) -> None:
+        """The next read begins at this byte."""
+        self._at = at
+
+    def read(self, most: int) -> bytes:
+        """Up to so many bytes, of one piece; empty at the end."""
+        if self._at >= self.size:
+            return b""
+        number = bisect_right(self._starts, self._at) - 1
+        begin = self._at - self._starts[number]
+        data = bytes(self._pieces[number][begin : begin + most])
+        self._at += len(data)
+        return data
+
+
 @implementer(IPushProducer)
 class FileFeed:
     """Feeds a consumer from a file of known size, a piece at a time, until it is paused, stopped or at the end."""
 
-    def __init__(self, clock: IReactorTime, file: IO[bytes], size: int, consumer: BodyConsumer) -> None:
+    def __init__(self, clock: IReactorTime, file: IO[bytes] | PiecesFile, size: int, consumer: BodyConsumer) -> None:
         self._clock = clock
         self._file = file
         self._size = size
@@ -109,7 +135,7 @@ class FileBody:
     """
 
     _clock: IReactorTime
-    _file: IO[bytes]
+    _file: IO[bytes] | PiecesFile
     _size: int
     _reserve: Callable[[int], None] | None = None
     replayable: bool = True
@@ -131,7 +157,15 @@ class FileBody:
             except NoRoom as error:
                 return fail(error)
         self._file.seek(0)
-        return succeed(self._file.read(self._size))
+        pieces = []
+        while data := self._file.read(self._size):
+            pieces.append(data)
+        return succeed(b"".join(pieces))
+
+    def edited(self, pieces: Sequence[bytes | memoryview]) -> FileBody:
+        """A body of these pieces, which is fed like this one."""
+        file = PiecesFile(pieces)
+        return FileBody(self._clock, file, file.size)
 
     def reserve(self, count: int) -> None:
         """Take memory for copies of the body that are made elsewhere; raises NoRoom."""

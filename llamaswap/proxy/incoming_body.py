@@ -7,7 +7,8 @@ While it has no reader, the client is made to wait, so memory does not fill.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import IO
 
 from attrs import define, field
@@ -15,7 +16,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 
 from llamaswap.errors import BodyTooLarge, ClientGone
-from llamaswap.proxy.bodies import BODY_COPIES, FED, PIECE_SIZE
+from llamaswap.proxy.bodies import BODY_COPIES, FED, PIECE_SIZE, FileBody, PiecesFile
 from llamaswap.proxy.body_feed import BodyFeed
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
@@ -47,6 +48,8 @@ class SpooledBody:
     asked: bool = field(default=False, init=False)
     _arrived: int = field(default=0, init=False)
     _chunks: list[bytes] = field(factory=list, init=False)
+    _content: BytesIO | None = field(default=None, init=False)
+    """Of a body that is read whole; it grows, and is read, without a copy."""
     _file: IO[bytes] | None = field(default=None, init=False)
     _lost: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)
@@ -94,6 +97,10 @@ class SpooledBody:
             raise RuntimeError("the body is already being read whole")
         self._whole_body_limit = limit
         whole_body = self._whole_body = Deferred(self._reading_cancelled)
+        if self._file is None:
+            self._content = BytesIO()
+            self._content.writelines(self._chunks)
+            self._chunks = []
         self._request_bytes()
         return whole_body
 
@@ -112,6 +119,11 @@ class SpooledBody:
         self._request_bytes()
         feed.pump()
         return feed
+
+    def edited(self, pieces: Sequence[bytes | memoryview]) -> FileBody:
+        """A body of these pieces, which is fed as a connection takes it."""
+        file = PiecesFile(pieces)
+        return FileBody(self._clock, file, file.size)
 
     def reserve(self, count: int) -> None:
         """Take memory for copies of the body that are made elsewhere, until it is closed; raises NoRoom."""
@@ -134,6 +146,7 @@ class SpooledBody:
         if self._feed is not None:
             self._feed.stopProducing()
         self._chunks = []
+        self._content = None
         self._close_file()
         self._give_memory_back(self._memory_taken)
         self._changed()
@@ -166,6 +179,7 @@ class SpooledBody:
             self._refuse()
         elif self._whole_body is not None and self._arrived > self._whole_body_limit:
             whole_body, self._whole_body = self._whole_body, None
+            self._end_content()
             whole_body.errback(BodyTooLarge(self._whole_body_limit))
         elif feed is not None:
             feed.pump()
@@ -174,6 +188,7 @@ class SpooledBody:
         """The body is complete."""
         self.complete = True
         whole_body, self._whole_body = self._whole_body, None
+        self._end_content()
         if whole_body is not None:
             self._joined().chainDeferred(whole_body)
         elif self._feed is not None:
@@ -194,6 +209,12 @@ class SpooledBody:
 
     # -- private
 
+    def _end_content(self) -> None:
+        """The body is not read whole any more: what came is one chunk."""
+        content, self._content = self._content, None
+        if content is not None:
+            self._chunks = [content.getvalue()]
+
     def _joined(self) -> Deferred[bytes]:
         try:
             return succeed(self._whole())
@@ -209,17 +230,18 @@ class SpooledBody:
 
     def _reading_cancelled(self, _: object) -> None:
         self._whole_body = None
+        self._end_content()
         self._changed()
 
     def _keep(self, data: bytes) -> bool:
         """Keep some more bytes; False if neither budget has room for them."""
         if self._file is None:
             size = len(data)
-            if self._whole_body is not None:
+            if self._content is not None:
                 # If the length was announced, all of its memory is taken already.
                 if self._memory_taken < self._arrived * BODY_COPIES and not self._take_memory(size * BODY_COPIES):
                     return False
-                self._chunks.append(data)
+                self._content.write(data)
                 return True
             if (self._arrived <= self._threshold or self._discarding) and self._take_memory(size):
                 self._chunks.append(data)

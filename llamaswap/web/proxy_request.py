@@ -9,7 +9,7 @@ from attrs import define, evolve, field, frozen
 from llamaswap.config import Config, Model, Peer
 from llamaswap.errors import Cancelled
 from llamaswap.observe.worker import RunBlocking
-from llamaswap.proxy.bodies import BytesBody
+from llamaswap.proxy.bodies import BytesBody, FileBody
 from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.loading import LoadingStream
@@ -154,9 +154,9 @@ class ProxyRequest(RequestInfo):
         exchange = self.exchange
         self.decoded = content.decoded
         self.source = await content.body(exchange.body, run)
-        if isinstance(self.source, BytesBody):
-            if content.scan is None:
-                self.captured_body = self.source.data
+        if isinstance(self.source, BytesBody) and content.scan is None:
+            self.captured_body = self.source.data
+        if isinstance(self.source, (BytesBody, FileBody)):
             if self.source is not exchange.body:
                 # The body as it came is not read again, and a long response would keep it in memory.
                 if isinstance(exchange.body, SpooledBody):

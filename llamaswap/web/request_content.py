@@ -25,6 +25,7 @@ from llamaswap.wire.json_members import LARGE
 JSON_LIMIT = 256 << 20  # bytes of a JSON body kept in memory; images in base64 are large, this is beyond them
 DECODED_RATIO = 100  # a body may have so many times its encoded size; only a decompression bomb has more
 DECODED_MINIMUM = 1 << 20  # bytes that any encoded body may have when decoded
+JOINED_LIMIT = 8 << 20  # bytes; a larger body is sent in pieces, because joining it would hold up other requests
 FORM_LIMIT = 1 << 20  # bytes of an urlencoded body: it is searched in the reactor thread, at once
 
 _OPENS_OBJECT = re.compile(rb"[ \t\r\n]{0,10000}\{")
@@ -75,6 +76,8 @@ class RequestContent:
     async def body(self, source: BodySource, run: RunBlocking) -> BodySource:
         """The body to send; a large one is put together by `run`. Without an edit it is `source`, as it is."""
         if self.json is not None:
+            if self.json.size > JOINED_LIMIT and isinstance(source, (FileBody, SpooledBody)):
+                return source.edited(self.json.pieces())
             return BytesBody(await run(self.json.render) if self.json.large else self.json.render())
         if self.form is not None:
             return BytesBody(self.form)

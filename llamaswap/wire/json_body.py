@@ -59,17 +59,22 @@ class JsonBody:
         """Whether an edit may take too long for the reactor's thread."""
         return len(self._source) > LARGE
 
-    def raw(self, key: str) -> bytes | None:
-        """The text of a top-level member's value; the first of several counts."""
+    @property
+    def size(self) -> int:
+        """The bytes of the body as it was received."""
+        return len(self._source)
+
+    def _short(self, key: str) -> bytes | None:
+        """The text of a top-level member's value, which is empty if it is too long; the first of several counts."""
         for member in self._top.members:
             if member.key == key:
-                return self._top.value(member)
+                return self._top.value(member) if member.stop - member.start <= LONGEST_NAME else b""
         return None
 
     def scalar(self, key: str) -> str:
         """A top-level member as text: numbers and booleans as written; absent, null, objects and arrays are empty."""
-        raw = self.raw(key)
-        if raw is None or raw == b"null" or raw[:1] in (b"{", b"[") or len(raw) > LONGEST_NAME:
+        raw = self._short(key)
+        if raw is None or raw == b"null" or raw[:1] in (b"{", b"["):
             return ""
         if raw[:1] == b'"':
             return json_text(raw) or ""
@@ -77,7 +82,7 @@ class JsonBody:
 
     def flag(self, key: str) -> bool:
         """A top-level member as a boolean: true, a number other than zero, or the string "true"."""
-        raw = self.raw(key)
+        raw = self._short(key)
         if raw is None or raw == b"false":
             return False
         text = self.scalar(key)
@@ -122,6 +127,10 @@ class JsonBody:
         if self._changed:
             self._source, self._changed = self._top.render(), False
         return self._source
+
+    def pieces(self) -> Sequence[bytes | memoryview]:
+        """The body's bytes in parts, without a copy of the unchanged ones."""
+        return self._top.pieces() if self._changed else (self._source,)
 
 
 # -- paths -------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ _STRUCTURE = re.compile(
 _ESCAPED_QUOTES = 4  # pieces skipped with find(), which runs at memory speed (images); then the regex, for text
 
 
+SEARCH_WINDOW = 1 << 22  # bytes searched by one find(), a millisecond's work: other threads wait for it as well
 _ENDS = b",}]"  # what usually follows a value
 
 LARGE = 1024 * 1024  # bytes of a document whose parts are not copied, and that a worker thread parses
@@ -45,11 +46,20 @@ MEMBERS = 10_000  # members of a request's top level, where a dozen are usual: e
 BRACKETS = 1_000_000  # runs of brackets in one value; a chat of a hundred thousand messages has a third of that
 
 
+def _next_quote(data: bytes, start: int) -> int:
+    """The index of the next quotation mark, or -1."""
+    for begin in range(start, len(data), SEARCH_WINDOW):
+        found = data.find(b'"', begin, begin + SEARCH_WINDOW)
+        if found >= 0:
+            return found
+    return -1
+
+
 def _string_end(data: bytes, start: int) -> int:
     """The index after the string that opens at `start`, or -1 if it does not end."""
     position = start
     for _ in range(_ESCAPED_QUOTES):
-        position = data.find(b'"', position + 1)
+        position = _next_quote(data, position + 1)
         if position < 0:
             return -1
         before = data[max(start + 1, position - 64) : position]
@@ -152,9 +162,13 @@ class JsonContainer:
 
     def render(self) -> bytes:
         """The text again: unchanged parts have their old bytes."""
+        return b"".join(self.pieces())
+
+    def pieces(self) -> list[bytes | memoryview]:
+        """The parts of the text, in order."""
         # Views of a large source need no memory for its parts. For a small one, copies are faster.
         source: bytes | memoryview = self.source if len(self.source) < LARGE else memoryview(self.source)
-        pieces = [source[: self.opened]]
+        pieces: list[bytes | memoryview] = [source[: self.opened]]
         for number, member in enumerate(self.members):
             if number:
                 pieces.append(b",")
@@ -167,7 +181,7 @@ class JsonContainer:
         if self.dangling and self.members:
             pieces.append(b",")
         pieces.append(source[self.rest :])
-        return b"".join(pieces)
+        return pieces
 
 
 def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:

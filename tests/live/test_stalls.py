@@ -96,8 +96,10 @@ class StallTests(SynchronousTestCase):
     def test_no_request_stops_another_clients_stream(self):
         self.slow = []
         given = json.loads(config(one="", two={"filters": {"setParams": {"a.b": 1}}}))
+        given["groups"] = {"all": {"swap": False, "members": ["one", "two"]}}
         with Product(json.dumps(given), "--allow-config-edit") as product:
             product.json(CHAT, {"model": "one", "messages": []})
+            product.json(CHAT, {"model": "two", "messages": []})
             ticker = Ticker(product)
 
             def status(path, body, kind=JSON, method="POST", **more):
@@ -122,6 +124,10 @@ class StallTests(SynchronousTestCase):
             ("keys", filled(b"{", b'"k":1,', b'"x":1' + whole, 8 * MIB)),
         ):
             self.assertEqual(self.beside(ticker, f"JSON of {name}", lambda body=body: status(CHAT, body)), 404)
+        for name, expected in (("nobody", 404), ("two", 200)):  # two: its filters edit the body
+            body = filled(b'{"x":"', b"x", b'","model":"%s"}' % name.encode(), 192 * MIB)
+            told = self.beside(ticker, f"192 MiB for {name}", lambda body=body: status(CHAT, body))
+            self.assertEqual(told, expected)
         for name, piece in (("ampersands", b"&"), ("fields", b"a=%41&"), ("models", b"model=nobody&")):
             body = filled(b"", piece, b"", MIB)
             self.assertEqual(self.beside(ticker, f"form of {name}", lambda body=body: status(CHAT, body, FORM)), 404)

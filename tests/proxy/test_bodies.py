@@ -27,6 +27,22 @@ class Bodies(SynchronousTestCase):
             self.assertEqual((body.length, body.replayable), (3, True))
             self.failureResultOf(body.read_all(2), BodyTooLarge)
 
+    def test_pieces_are_fed_in_order_and_in_small_parts(self):
+        self.clock = Clock()
+        texts = [b"a" * (PIECE_SIZE + 1), b"", memoryview(b"xbcx")[1:3], b"d" * PIECE_SIZE]
+        body = FileBody(self.clock, BytesIO(b""), 0).edited(texts)
+        whole = b"".join(texts)
+        consumer = Consumer()
+        sizes = []
+        consumer.body_data = lambda data: (sizes.append(len(data)), setattr(consumer, "data", consumer.data + data))
+        for _ in range(2):
+            consumer.data = b""
+            body.start(consumer)
+            self.assertEqual(consumer.data, whole)
+        self.assertLessEqual(max(sizes), PIECE_SIZE)
+        self.assertEqual(self.successResultOf(body.read_all(len(whole))), whole)
+        self.assertEqual(body.length, len(whole))
+
     def test_empty_ones_end_at_once(self):
         for body in self.both(b""):
             consumer = Consumer()

@@ -66,6 +66,15 @@ class Arriving(SynchronousTestCase):
         body.finished()
         self.assertEqual((consumer.data, consumer.ended, body.length), (b"012345", 1, 6))
 
+    def test_what_came_before_it_is_read_whole_is_part_of_it(self):
+        body = self.body(None)
+        body.arrived(b"01")
+        body.arrived(b"23")
+        held = body.read_all(10)
+        body.arrived(b"45")
+        body.finished()
+        self.assertEqual(self.successResultOf(held), b"012345")
+
     def test_client_leaving_fails_a_hold(self):
         body = self.body()
         held = body.read_all(10)

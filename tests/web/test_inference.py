@@ -9,6 +9,7 @@ from base64 import b64encode
 
 import zstandard
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Endpoint, Peer
@@ -19,11 +20,13 @@ from llamaswap.errors import (
     ClientGone,
     NoTarget,
 )
+from llamaswap.observe.worker import at_once
+from llamaswap.proxy.bodies import FileBody
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.auth import Authenticator
 from llamaswap.web.inference import is_model_path
-from llamaswap.web.request_content import FORM_LIMIT
+from llamaswap.web.request_content import FORM_LIMIT, JOINED_LIMIT, read_content
 from llamaswap.web.upstream_request import UpstreamRequests
 from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.json_members import LARGE
@@ -337,6 +340,20 @@ class Rewriting(SynchronousTestCase):
         waiting.callback(works[0]())
         self.assertEqual(stage.forwarding.upstream.name, "beta")
         self.assertEqual(len(works), 3)  # one to cut it, one to apply the filters, one to render the result
+
+    def test_very_large_json_body_is_edited_without_being_joined(self):
+        """Joining 190 MB stopped every stream for 0.3 s."""
+        text = b'{"model":"beta","x":"' + b"x" * JOINED_LIMIT + b'"}'
+        body = SpooledBody(Clock(), len(text), changed=lambda: None, continue_=lambda: None)
+        head = RequestHead(b"POST", CHAT, [JSON], (1, 1))
+        reading = Deferred.fromCoroutine(read_content(head, body, wants_json=True))
+        body.arrived(text)
+        body.finished()
+        content = self.successResultOf(reading)
+        content.rename("owl")
+        source = self.successResultOf(Deferred.fromCoroutine(content.body(body, at_once)))
+        self.assertIsInstance(source, FileBody)
+        self.assertEqual(self.successResultOf(source.read_all(len(text))), text.replace(b"beta", b"owl"))
 
     def test_a_filter_that_cannot_apply_is_recorded_as_500(self):
         from llamaswap.config import Filters

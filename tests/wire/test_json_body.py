@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.wire.json_body import EditError, JsonBody, parse_path
-from llamaswap.wire.json_members import LARGE
+from llamaswap.wire.json_members import LARGE, SEARCH_WINDOW
 
 
 def model_of(text: bytes) -> str:
@@ -143,7 +143,17 @@ class EditingJson(SynchronousTestCase):
         body.set_model("lark")
         body.set("c", 3)
         self.assertEqual(body.render(), text.replace(b'"owl"', b'"lark"')[:-1] + b',"c":3}')
+        self.assertEqual(b"".join(body.pieces()), body.render())
         self.assertIs(type(body.render()), bytes)
+
+    def test_a_string_longer_than_one_search_is_found_whole(self):
+        for size in (SEARCH_WINDOW - 1, SEARCH_WINDOW, SEARCH_WINDOW + 1, 2 * SEARCH_WINDOW + 3):
+            body = JsonBody.parse(b'{"x":"' + b"x" * size + b'","model":"owl"}')
+            self.assertEqual(body.model, "owl")
+
+    def test_a_name_of_absurd_length_is_no_name(self):
+        body = JsonBody.parse(b'{"model":"' + b"x" * 100_000 + b'","stream":"' + b"1" * 100_000 + b'"}')
+        self.assertEqual((body.model, body.streaming), ("", False))
 
     def test_stripped_members_take_their_comma_with_them(self):
         text = b'{"model":"m", "temperature":0.1, "x":"1", "stream":true}'
