@@ -36,7 +36,7 @@ class ConfigKeys(Generated):
     """Every key of the configuration file."""
 
     def lines(self) -> Iterator[str]:
-        from llamaswap.config.schema import Config, json_schema
+        from llamaswap.config import Config, json_schema
 
         schema = json_schema()
         yield from _keys(Config, schema, schema, "", top=True)

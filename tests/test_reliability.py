@@ -40,7 +40,9 @@ class TableTests(SynchronousTestCase):
                 self.assertIn(cell.split(":")[0], {"Cannot happen", "Not ours to decide"}, number)
 
     def test_the_limits_are_what_the_code_has(self):
-        from llamaswap.config.schema import Config, FifoSettings, HangDetection
+        from llamaswap.config.schema import Config
+        from llamaswap.config.schema.model import HangDetection
+        from llamaswap.config.schema.routing import FifoSettings
         from llamaswap.proxy import server_factory
         from llamaswap.scheduling.state import MINIMUM_STAY_LOADS
         from llamaswap.servers import readiness, termination

@@ -20,7 +20,7 @@ from llamaswap.config.field_types import (
     ValueType,
     keys_of,
 )
-from llamaswap.config.schema import DEFAULT_GROUP
+from llamaswap.config.policies.groups import DEFAULT_GROUP
 from llamaswap.web.secret_masking import MASK, masked_command, masked_text
 
 LEGACY_KEYS = {"groups", "matrix"}  # `routing` has the same settings

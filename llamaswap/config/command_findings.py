@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from llamaswap.config.command_line import Word, words
 from llamaswap.config.diagnostics import Diagnostics
-from llamaswap.config.schema import HookSettings, Model
+from llamaswap.config.schema import HookSettings
+from llamaswap.config.schema.model import Model
 
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "ash", "fish"})
 _WRAPPERS = frozenset({"sudo", "doas", "env", "nice", "ionice", "exec", "nohup", "setsid", "stdbuf", "time"})

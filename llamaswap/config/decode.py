@@ -24,7 +24,8 @@ from llamaswap.config.field_types import (
     shown,
 )
 from llamaswap.config.nodes import MappingNode, Node, is_null
-from llamaswap.config.schema import Config, Model
+from llamaswap.config.schema import Config
+from llamaswap.config.schema.model import Model
 
 Values = dict[str, Any]
 

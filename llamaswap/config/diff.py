@@ -5,7 +5,8 @@ from __future__ import annotations
 from attrs import fields, frozen
 
 from llamaswap.config import command_line
-from llamaswap.config.schema import Config, Model
+from llamaswap.config.schema import Config
+from llamaswap.config.schema.model import Model
 
 NOT_SETTINGS = frozenset({"models", "macros", "groups", "matrix", "_names"})
 """Fields of Config that are not compared: models are compared one by one, the others are copies."""

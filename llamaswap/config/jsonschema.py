@@ -11,14 +11,15 @@ from typing import Any
 from attrs import NOTHING, Attribute, Factory
 
 from llamaswap.config.field_types import Document, Key, Record, SectionMapType, SectionType, ValueType, keys_of
+from llamaswap.config.schema import Config
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 
 
-def describe(record: Record) -> Document:
-    """The schema of a document whose root is `record`."""
+def json_schema() -> Document:
+    """The JSON schema of a configuration file."""
     definitions: Document = {}
-    root = _record(record, definitions)
+    root = _record(Config, definitions)
     root["additionalProperties"] = True  # e.g. a place for anchors
     return {
         "$schema": DIALECT,

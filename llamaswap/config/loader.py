@@ -27,14 +27,14 @@ from llamaswap.config.schema import (
     Config,
     HookSettings,
     LogFileSettings,
-    Model,
     OnStartup,
     PerformanceSettings,
-    Routing,
-    Secret,
     StoreSettings,
     UiSettings,
 )
+from llamaswap.config.schema.model import Model
+from llamaswap.config.schema.routing import Routing
+from llamaswap.config.secret import Secret
 from llamaswap.config.yaml_tree import ConfigText, parse
 from llamaswap.errors import ConfigError, Problem
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from llamaswap.config.schema import Group, Model, Peer
+    from llamaswap.config.policies.groups import Group
+    from llamaswap.config.schema.model import Model
+    from llamaswap.config.schema.routing import Peer
 
 
 @frozen

@@ -17,13 +17,12 @@ from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null, kind_of
-from llamaswap.config.schema import (
+from llamaswap.config.schema import MINIMUM_HEALTH_CHECK_TIMEOUT, Config
+from llamaswap.config.schema.model import (
     COMFYUI_MODEL,
     DEFAULT_PROXY,
-    MINIMUM_HEALTH_CHECK_TIMEOUT,
     USE_GLOBAL_TTL,
     Compat,
-    Config,
     Filters,
     Model,
     SlotSettings,

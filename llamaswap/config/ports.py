@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from llamaswap.config.schema import Config, Model
+from llamaswap.config.schema import Config
+from llamaswap.config.schema.model import Model
 from llamaswap.errors import ConfigError
 
 

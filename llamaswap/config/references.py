@@ -14,17 +14,11 @@ from llamaswap.config.field_types import SectionMapType
 from llamaswap.config.lookup import NameIndex
 from llamaswap.config.models import ready
 from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
+from llamaswap.config.policies.groups import Group
 from llamaswap.config.routing import eviction_of
-from llamaswap.config.schema import (
-    STRATEGIES,
-    EvictionSettings,
-    Group,
-    Model,
-    Peer,
-    Profile,
-    Secret,
-    Selector,
-)
+from llamaswap.config.schema.model import Model
+from llamaswap.config.schema.routing import STRATEGIES, EvictionSettings, Peer, Profile, Selector
+from llamaswap.config.secret import Secret
 
 
 def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, Model]:

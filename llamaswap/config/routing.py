@@ -11,15 +11,10 @@ from llamaswap.config.lookup import NameIndex
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null
 from llamaswap.config.policies import DEFAULT_POLICY, POLICIES, RouterSettings
 from llamaswap.config.policies.eviction import Eviction
-from llamaswap.config.schema import (
-    SCHEDULERS,
-    EvictionSettings,
-    Group,
-    Matrix,
-    Model,
-    QueueSettings,
-    Routing,
-)
+from llamaswap.config.policies.groups import Group
+from llamaswap.config.policies.matrix import Matrix
+from llamaswap.config.schema.model import Model
+from llamaswap.config.schema.routing import SCHEDULERS, EvictionSettings, QueueSettings, Routing
 
 
 def normalise(

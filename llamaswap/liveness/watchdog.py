@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
-from llamaswap.config.schema import HangDetection
+from llamaswap.config.schema.model import HangDetection
 from llamaswap.liveness.sample import LivenessSample
 from llamaswap.liveness.watched_models import WatchedModels
 

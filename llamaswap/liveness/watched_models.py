@@ -14,7 +14,7 @@ from twisted.internet.error import ConnectError, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Model
-from llamaswap.config.schema import HangDetection
+from llamaswap.config.schema.model import HangDetection
 from llamaswap.config.steps import StepRequest
 from llamaswap.liveness.sample import LivenessSample, take_sample
 from llamaswap.observe.gpus import GpuReading

@@ -8,7 +8,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.routing.leases import ProcessInstance
 from llamaswap.servers.supervisor_protocol import Supervised
 

@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 
 from llamaswap.config import Config
 from llamaswap.config.diff import ConfigDiff
-from llamaswap.config.schema import Model, Peer
+from llamaswap.config.schema.model import Model
+from llamaswap.config.schema.routing import Peer
 from llamaswap.errors import (
     LlamaswapError,
     NoTarget,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from attrs import define, field, frozen
 
-from llamaswap.config.schema import Selector
+from llamaswap.config.schema.routing import Selector
 from llamaswap.errors import NoTarget
 
 READY, STARTING = "ready", "starting"

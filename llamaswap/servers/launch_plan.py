@@ -8,7 +8,7 @@ from attrs import frozen
 
 from llamaswap.config.command_line import EmptyCommand, split
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.port_ownership import bind_address, is_local, may_be_external
 from llamaswap.servers.spawn import Kernel

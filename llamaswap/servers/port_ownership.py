@@ -9,7 +9,7 @@ from attrs import define, frozen
 from twisted.logger import Logger
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.servers.spawn import Child, Kernel
 
 _log = Logger()

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.errors import ModelUnloaded, StartFailed
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.supervisor_protocol import ServerStatus, Supervised

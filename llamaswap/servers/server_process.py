@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, evolve
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.errors import ConfigError, StartFailed
 from llamaswap.servers.command import stop_words
 from llamaswap.servers.launch_plan import CannotStart, LaunchPlan, make_plan

@@ -9,7 +9,7 @@ from attrs import frozen
 from twisted.internet.defer import Deferred
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.errors import StartFailed
 from llamaswap.servers.server_snapshot import ServerSnapshot
 

@@ -10,7 +10,7 @@ from attrs import define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Config, Model
-from llamaswap.config.schema import DEFAULT_GROUP
+from llamaswap.config.policies.groups import DEFAULT_GROUP
 from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.logs import LogRegistry

@@ -15,7 +15,7 @@ from attrs import define, evolve, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Config, Model
-from llamaswap.config.schema import COMFYUI_MODEL
+from llamaswap.config.schema.model import COMFYUI_MODEL
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import Exchange, RequestHead

@@ -2,7 +2,7 @@
 
 import json
 
-from llamaswap.config.schema import Capabilities
+from llamaswap.config.schema.model import Capabilities
 from tests.config.loading import ABC, PE, PX, LoadCase, W, owl
 
 
@@ -226,7 +226,7 @@ class ModelValues(LoadCase):
     def test_set_params_by_id_make_aliases(self):
         """config T085"""
         config = self.ok(owl('cmd: x, px, filters: {setParamsByID: {"${MODEL_ID}": {e: 1}, "${MODEL_ID}:hi": {e: 2}}}'))
-        self.assertEqual(dict(config.aliases), {"owl:hi": "owl"})
+        self.assertEqual((config.real("owl:hi"), config.models["owl"].aliases), ("owl", ("owl:hi",)))
         self.assertEqual(config.models["owl"].filters.set_params_by_id["owl:hi"], {"e": 2})
         self.assertNotIn("other", config.models["owl"].filters.set_params_by_id)
 

@@ -2,7 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config.schema import SuspendSettings
+from llamaswap.config.schema.model import SuspendSettings
 from llamaswap.config.steps import StepRequest, problem_of, request_of
 from tests.config.loading import LoadCase
 

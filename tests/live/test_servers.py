@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.errors import StartFailed
 from llamaswap.servers import procfs
 from llamaswap.servers.launcher import Launcher

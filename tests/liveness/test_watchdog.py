@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config.schema import HangDetection
+from llamaswap.config.schema.model import HangDetection
 from llamaswap.liveness.sample import LivenessSample, take_sample
 from llamaswap.liveness.watchdog import (
     CHECK_INTERVAL,

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Compat, Model
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import HangDetection
+from llamaswap.config.schema.model import HangDetection
 from llamaswap.config.steps import StepRequest
 from llamaswap.liveness.watched_models import GPU_TIMEOUT, WatchedModels, settings_of
 from llamaswap.observe.gpus import GpuReading

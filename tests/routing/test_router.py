@@ -10,15 +10,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config import Config, FifoSettings, Group, Matrix, Model, Profile, Routing, Selector
 from llamaswap.config.diff import diff
 from llamaswap.config.matrix import compile_sets
-from llamaswap.config.schema import EvictionSettings as RouterConfig
-from llamaswap.config.schema import (
-    HookSettings,
-    OnStartup,
-    QueueSettings,
-    RouterSettings,
-    SchedulerSettings,
-    SuspendSettings,
-)
+from llamaswap.config.policies import RouterSettings
+from llamaswap.config.schema import HookSettings, OnStartup
+from llamaswap.config.schema.model import SuspendSettings
+from llamaswap.config.schema.routing import EvictionSettings as RouterConfig
+from llamaswap.config.schema.routing import QueueSettings, SchedulerSettings
 from llamaswap.errors import (
     BeingUpgraded,
     FailureRecord,

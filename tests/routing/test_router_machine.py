@@ -19,7 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Config, FifoSettings, Model, Routing
 from llamaswap.config.diff import diff
-from llamaswap.config.schema import HookSettings, OnStartup, QueueSettings, SchedulerSettings, SuspendSettings
+from llamaswap.config.schema import HookSettings, OnStartup
+from llamaswap.config.schema.model import SuspendSettings
+from llamaswap.config.schema.routing import QueueSettings, SchedulerSettings
 from llamaswap.errors import RequestError, ShuttingDown, StartFailed, UnknownModel
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.routing.leases import Lease, PendingLease

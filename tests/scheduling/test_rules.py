@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Config, Model
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import SuspendSettings
+from llamaswap.config.schema.model import SuspendSettings
 from llamaswap.scheduling.rules import rules_of
 
 SUSPEND = SuspendSettings(sleep=("POST /sleep",), wake=("POST /wake_up",))

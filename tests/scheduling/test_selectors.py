@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Selector
-from llamaswap.config.schema import SelectorSettings
+from llamaswap.config.schema.routing import SelectorSettings
 from llamaswap.errors import NoTarget
 from llamaswap.scheduling.selectors import Chooser
 

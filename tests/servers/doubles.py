@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import Model
+from llamaswap.config.schema.model import Model
 from llamaswap.servers import sessionleader
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.procfs import MARK, Stat

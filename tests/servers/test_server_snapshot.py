@@ -12,7 +12,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.schema import SuspendSettings
+from llamaswap.config.schema.model import SuspendSettings
 from llamaswap.servers.server_snapshot import Adopted, descriptors
 from llamaswap.servers.spawn import exit_status
 from tests.servers.doubles import TERM, scene

@@ -3,7 +3,7 @@
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config.schema import SuspendSettings
+from llamaswap.config.schema.model import SuspendSettings
 from llamaswap.errors import ModelUnloaded, ShuttingDown
 from tests.servers.doubles import KILL, REFUSED, TERM, scene
 

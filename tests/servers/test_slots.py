@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Model
-from llamaswap.config.schema import SlotSettings as Wanted
+from llamaswap.config.schema.model import SlotSettings as Wanted
 from llamaswap.errors import ModelUnloaded
 from llamaswap.http_client import HttpResponse
 from llamaswap.servers.prepared_supervisor import PreparedSupervisor

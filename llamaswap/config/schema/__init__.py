@@ -2,14 +2,12 @@
 
 Durations are float seconds, sizes say their unit. Values are resolved: a model's `ttl` has the global one
 folded in, `routing` is filled whichever spelling the file used. Knows nothing of YAML, files or time. Those of
-a model and of routing are in other files, and are imported from here. The file is long because it is the table of all
-keys.
+a model are in `schema.model`, those of routing in `schema.routing`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
@@ -26,98 +24,13 @@ from llamaswap.config.field_types import (
     section,
     sections,
 )
+from llamaswap.config.lookup import NameIndex
 from llamaswap.config.patterns import PathPattern
-from llamaswap.config.policies import RouterSettings
-from llamaswap.config.policies.groups import DEFAULT_GROUP, Group
+from llamaswap.config.policies.groups import Group
 from llamaswap.config.policies.matrix import Matrix
-from llamaswap.config.schema.model import (
-    COMFYUI_MODEL,
-    DEFAULT_PROXY,
-    ENV_POLICIES,
-    FORWARD_KEY,
-    MODALITIES,
-    SIGNS,
-    SUPERSEDE,
-    USE_GLOBAL_TTL,
-    Capabilities,
-    Compat,
-    Filters,
-    HangDetection,
-    Model,
-    Scalar,
-    SlotSettings,
-    SuspendSettings,
-    Timeouts,
-)
-from llamaswap.config.schema.routing import (
-    SCHEDULERS,
-    STRATEGIES,
-    EvictionSettings,
-    FifoSettings,
-    Peer,
-    Profile,
-    QueueSettings,
-    Routing,
-    SchedulerSettings,
-    Selector,
-    SelectorSettings,
-)
-
-if TYPE_CHECKING:
-    from llamaswap.config.lookup import NameIndex
+from llamaswap.config.schema.model import ENV_POLICIES, FORWARD_KEY, Model, Scalar
+from llamaswap.config.schema.routing import Peer, Profile, Routing, Selector
 from llamaswap.config.secret import Secret
-
-__all__ = [
-    "COMFYUI_MODEL",
-    "DEFAULT_GROUP",
-    "DEFAULT_IGNORE_PATHS",
-    "DEFAULT_PROXY",
-    "ENV_POLICIES",
-    "FORWARD_KEY",
-    "LOG_LEVELS",
-    "LOG_TARGETS",
-    "LOG_TIME_FORMATS",
-    "MINIMUM_HEALTH_CHECK_TIMEOUT",
-    "MINIMUM_PERFORMANCE_EVERY",
-    "MODALITIES",
-    "SCHEDULERS",
-    "SIGNS",
-    "STRATEGIES",
-    "SUPERSEDE",
-    "USE_GLOBAL_TTL",
-    "ActivitySettings",
-    "Capabilities",
-    "Compat",
-    "Config",
-    "EvictionSettings",
-    "FifoSettings",
-    "Filters",
-    "Group",
-    "HangDetection",
-    "HookSettings",
-    "LogFileSettings",
-    "Matrix",
-    "Model",
-    "OnStartup",
-    "Peer",
-    "PerformanceSettings",
-    "Profile",
-    "QueueSettings",
-    "RouterSettings",
-    "Routing",
-    "Scalar",
-    "SchedulerSettings",
-    "Secret",
-    "Selector",
-    "SelectorSettings",
-    "SlotSettings",
-    "StoreSettings",
-    "SuspendSettings",
-    "Timeouts",
-    "UiSettings",
-    "UpstreamSettings",
-    "json_schema",
-]
 
 MINIMUM_HEALTH_CHECK_TIMEOUT = 15.0
 MINIMUM_PERFORMANCE_EVERY = 5.0
@@ -267,15 +180,8 @@ class Config:
 
     @_names.default
     def _index_names(self) -> NameIndex:
-        from llamaswap.config.lookup import NameIndex
-
         groups = self.routing.router.settings.groups or {}
         return NameIndex.of(self.models, self.peers, tuple(self.selectors), groups)
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """Alias to model ID, explicit ones and those that setParamsByID made."""
-        return self._names.aliases
 
     def real(self, name: str) -> str | None:
         """The local model of this ID or alias; an ID wins over an equal alias."""
@@ -296,10 +202,3 @@ class Config:
     def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
         """(name, segments used) of the longest leading run that names a model; empty segments are skipped."""
         return self._names.split_path(segments)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of a configuration file, for editors; made from the records above."""
-    from llamaswap.config.jsonschema import describe
-
-    return describe(Config)
