@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 @frozen
 class NameIndex:
-    """The tables for the lookups of Config. A bare name that several peers offer is None; `sets` are the members of the
-    groups and tags."""
+    """The tables for the lookups of Config.
+
+    `bare` has the models of peers by their names, None if several peers offer one, and the aliases of peers. `sets` are
+    the members of the groups and tags.
+    """
 
     models: frozenset[str]
     aliases: Mapping[str, str]
@@ -51,6 +54,7 @@ class NameIndex:
                 if peers[peer_id].auto and name in written:
                     continue  # names in the configuration come before those that a peer lists
                 bare[name] = None if name in bare else (peer_id, name)
+        bare |= {alias: (peer.id, name) for peer in peers.values() for alias, name in peer.aliases.items()}
         return cls(frozenset(models), aliases, qualified, bare, frozenset(selectors), sets)
 
     def real(self, name: str) -> str | None:

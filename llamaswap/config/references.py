@@ -151,7 +151,7 @@ def peers_that_lead_back(found: Mapping[str, Peer], port: int) -> list[str]:
 def check_peer_names(
     found: Mapping[str, Peer], names: NameIndex, profiles: Mapping[str, Profile], report: Diagnostics
 ) -> None:
-    """Report a PEER/MODEL that is ambiguous."""
+    """Report a PEER/MODEL that is ambiguous, and aliases of peers that are or that lead nowhere."""
     seen: dict[str, tuple[str, str]] = {}
     pins = {pin for profile in profiles.values() for pin in profile.pins}
     for peer_id in sorted(found):
@@ -165,15 +165,39 @@ def check_peer_names(
                 )
                 continue
             seen[name] = (peer_id, model)
-            clashes = (
-                ("a model ID", name in names.models),
-                ("an alias", name in names.aliases),
-                ("a selector ID", name in names.selectors),
-                ("a profile's pin name", name in pins),
-            )
-            for kind, clash in clashes:
-                if clash:
-                    report.error(f"{name!r} is {kind}, but the name is reserved for model {model!r} of a peer", path)
+            for kind in (*_kinds_of(name, names), *(["a profile's pin name"] if name in pins else [])):
+                report.error(f"{name!r} is {kind}, but the name is reserved for model {model!r} of a peer", path)
+    owner: dict[str, str] = {}
+    for peer in found.values():
+        for alias, model in peer.aliases.items():
+            path = f"peers.{peer.id}.aliases.{alias}"
+            if not alias.strip():
+                report.error(f"peers.{peer.id}.aliases: a name must not be blank", f"peers.{peer.id}.aliases")
+            if alias in owner:
+                report.error(
+                    f"duplicate alias {alias!r} of peer {peer.id}, already an alias of peer {owner[alias]}", path
+                )
+            owner.setdefault(alias, peer.id)
+            for kind in _kinds_of(alias, names):
+                report.error(f"alias {alias!r} of peer {peer.id} is already {kind}", path)
+            others = [other.id for other in found.values() if alias in other.models]
+            if alias in names.qualified:
+                report.error(f"alias {alias!r} of peer {peer.id} is already a model of a peer", path)
+            elif others:
+                report.warn(
+                    f"alias {alias!r} of peer {peer.id} is also a model of peer {others[0]}: a request for {alias!r} "
+                    f"goes to {peer.id}",
+                    path,
+                )
+            if not (peer.auto or model in peer.models):
+                near = did_you_mean(model, peer.models)
+                report.error(f"alias {alias!r} of peer {peer.id}: unknown model {model!r}", path, hint=near)
+
+
+def _kinds_of(name: str, names: NameIndex) -> list[str]:
+    """What a name means on this server, in words."""
+    kinds = {"a model ID": names.models, "an alias": names.aliases, "a selector ID": names.selectors}
+    return [kind for kind, known in kinds.items() if name in known]
 
 
 def check_default_model(name: str, names: NameIndex, found: Mapping[str, Peer], report: Diagnostics) -> None:

@@ -94,6 +94,9 @@ class ListingEndpoints:
             facts = {"type": "peer", "peerID": peer.id, **({} if health == UNKNOWN else {"health": health})}
             for name in peer.models:
                 yield record(f"{peer.id}/{name}", created, f"{peer.id}: {name}", "", facts, loaded=False)
+            for alias, name in peer.aliases.items():
+                origin = {**facts, "modelID": f"{peer.id}/{name}"}
+                yield record(alias, created, f"{peer.id}: {name}", "", origin, loaded=False)
         for selector in config.selectors.values():
             if unlisted or not selector.unlisted:
                 meta = {
@@ -238,5 +241,8 @@ def status_rows(router: Router, peers: PeerDirectory) -> list[JsonObject]:
     for peer in config.peers.values():
         health = peers.health(peer.id).state
         shared = {"name": "", "description": "", "state": "", "unlisted": False, "peerID": peer.id}
-        rows.extend({"id": f"{peer.id}/{name}", **shared, "peerHealth": health} for name in peer.models)
+        for name in peer.models:
+            aliases = [alias for alias, model in peer.aliases.items() if model == name]
+            optional = {"aliases": aliases} if aliases else {}
+            rows.append({"id": f"{peer.id}/{name}", **shared, **optional, "peerHealth": health})
     return rows

@@ -23,6 +23,7 @@ class PeerDocument:
     proxy: str
     auto: bool
     models: list[str]
+    aliases: dict[str, str]
     state: str
     since: Timestamp | None
     checked: Timestamp | None
@@ -56,9 +57,8 @@ class PeerEndpoints:
             health = self.directory.health(peer.id)
             times = _time(health.since), _time(health.checked)
             error = None if health.error is None else hide(health.error)
-            rows.append(
-                PeerDocument(peer.id, hide(peer.proxy), peer.auto, list(peer.models), health.state, *times, error)
-            )
+            names = list(peer.models), dict(peer.aliases)
+            rows.append(PeerDocument(peer.id, hide(peer.proxy), peer.auto, *names, health.state, *times, error))
         return json_answer(PeerList(rows))
 
 

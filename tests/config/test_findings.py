@@ -112,6 +112,32 @@ class NameTests(FindingCase):
         self.assertEqual((config.models["a"].port, config.models["z"].port), (5800, 5801))
         self.assertEqual(config.members("y"), ())
 
+    def peers(self, alias, model="far", more=""):
+        peer = "  {0}:\n    proxy: http://h:1\n    models: [far, {0}-own]\n    aliases:\n      {1}: {2}\n"
+        return TWO + "peers:\n" + peer.format("p", alias, model) + more
+
+    def test_alias_of_a_peer_is_a_name_of_its_model(self):
+        config = self.ok(self.peers("near"))
+        self.assertEqual(self.loaded.warnings, ())
+        self.assertEqual((config.peer("near"), config.base("near")), (("p", "far"), "near"))
+        self.ok(self.peers("near", more="routing: {defaultModel: near}\n"))
+        auto = TWO + "peers: {p: {proxy: 'http://h:1', models: auto, aliases: {near: x}}}\n"
+        self.assertEqual(self.ok(auto).peer("near"), ("p", "x"))
+
+    def test_alias_of_a_peer_for_an_unknown_model_is_reported_with_its_line(self):
+        self.only(self.peers("near", "fra"), "f0.yaml:12", "alias 'near' of peer p: unknown model 'fra'", "`far`")
+        self.only(self.peers("''"), "f0.yaml:11", "must not be blank")
+
+    def test_alias_of_a_peer_that_is_another_name_too_is_reported_with_its_line(self):
+        self.only(self.peers("owl"), "f0.yaml:12", "alias 'owl' of peer p is already a model ID")
+        selector = "selectors: {s: {strategy: pin, targets: [owl]}}\n"
+        self.only(self.peers("s", more=selector), "f0.yaml:12", "already a selector ID")
+        self.only(self.peers("p/far"), "f0.yaml:12", "already a model of a peer")
+        other = "  q:\n    proxy: http://h:2\n    models: [big]\n    aliases:\n      near: big\n"
+        self.only(self.peers("near", more=other), "f0.yaml:17", "duplicate alias 'near' of peer q", "of peer p")
+        self.only(self.peers("big", more=other), "f0.yaml:12", "is also a model of peer q", "goes to p")
+        self.assertEqual(self.loaded.config.peer("big"), ("p", "far"))
+
     def test_unknown_model_in_the_priorities_is_reported_with_its_line(self):
         text = TWO + "routing:\n  scheduler:\n    settings:\n      fifo:\n        priority:\n          hne: 5\n"
         self.only(text, "f0.yaml:12", "'hne'")

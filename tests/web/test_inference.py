@@ -8,11 +8,12 @@ import os
 from base64 import b64encode
 
 import zstandard
+from attrs import evolve
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Endpoint, Peer
+from llamaswap.config import Endpoint, Peer, Selector
 from llamaswap.config.policies import RouterSettings
 from llamaswap.config.policies.groups import Group
 from llamaswap.config.schema.routing import EvictionSettings, Routing
@@ -440,6 +441,16 @@ class DefaultsAndGroups(SynchronousTestCase):
             stage = self.stage(states, router=EvictionSettings(settings=settings))
             stage.post({"model": "chat"})
             self.assertEqual(stage.forwarding.upstream.name, expected)
+
+    def test_an_alias_of_a_peer_goes_there_under_the_peers_name_for_it(self):
+        lab = Peer("lab", models=("delta",), aliases={"quick": "delta"}, endpoint=Endpoint("http", "10.0.0.5", 7000))
+        for name in ("quick", "hop"):
+            selectors = {"hop": Selector("hop", strategy="pin", targets=("quick",))}
+            stage = Stage(config=evolve(config(peers={"lab": lab}), selectors=selectors))
+            stage.post({"model": name, "n": 1})
+            self.assertEqual(stage.forwarding.upstream.endpoint.host, "10.0.0.5")
+            self.assertEqual(json.loads(stage.forwarding.sent), {"model": "delta", "n": 1})
+            self.assertEqual(stage.witness.facts.model, "quick")
 
     def tagged(self, states=()):
         """Two models share the tag small; the first of them is not the first by name."""

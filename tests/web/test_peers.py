@@ -4,6 +4,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import Peer, Secret
 from llamaswap.events import PeersChanged
 from llamaswap.proxy.peers import Health
+from llamaswap.web.listing import status_rows
 from tests.web.doubles import FakeModelRouter, FakePeers, World, example_config
 
 
@@ -15,6 +16,7 @@ class PeerTests(TestCase):
         world = self.world(lab=Health("down", 1700000000.0, 1700000060.0, "refused"))
         den, lab = world.ask("/api/peers").json["peers"]
         nothing = {"state": "unknown", "since": None, "checked": None, "error": None}
+        nothing["aliases"] = {}
         expected = {"id": "den", "proxy": "http://10.0.0.6:7000", "auto": False, "models": ["delta", "zeta"], **nothing}
         self.assertEqual(den, expected)
         self.assertEqual((lab["id"], lab["state"], lab["error"]), ("lab", "down", "refused"))
@@ -34,6 +36,18 @@ class PeerTests(TestCase):
         records = {record["id"]: record for record in world.ask("/v1/models").json["data"]}
         self.assertEqual(records["lab/delta"]["meta"]["llamaswap"], {"type": "peer", "peerID": "lab", "health": "up"})
         self.assertEqual(records["den/zeta"]["meta"]["llamaswap"], {"type": "peer", "peerID": "den"})
+
+    def test_aliases_of_a_peer_are_listed_and_shown_with_its_models(self):
+        peer = Peer("lab", proxy="http://10.0.0.5", models=("delta", "eta"), aliases={"quick": "delta"})
+        world = World(FakeModelRouter(example_config(peers={"lab": peer})))
+        record = world.ask("/v1/models/quick").json
+        self.assertEqual(record["name"], "lab: delta")
+        expected = {"type": "peer", "peerID": "lab", "modelID": "lab/delta"}
+        self.assertEqual(record["meta"]["llamaswap"], expected)
+        self.assertIn("quick", [each["id"] for each in world.ask("/v1/models").json["data"]])
+        self.assertEqual(world.ask("/api/peers").json["peers"][0]["aliases"], {"quick": "delta"})
+        rows = {row["id"]: row.get("aliases") for row in status_rows(world.router, world.peers)}
+        self.assertEqual((rows["lab/delta"], rows["lab/eta"]), (["quick"], None))
 
     def test_change_of_a_peers_health_is_an_event(self):
         world = self.world(lab=Health("up", 1.0, 1.0))

@@ -188,7 +188,7 @@ class Config:
         return self._names.real(name)
 
     def peer(self, name: str) -> tuple[str, str] | None:
-        """(peer ID, its model) for PEER/MODEL, or for a bare model name that exactly one peer offers."""
+        """(peer ID, its model) for PEER/MODEL, a peer's alias, or a bare model name that exactly one peer offers."""
         return self._names.peer(name)
 
     def base(self, name: str) -> str | None:

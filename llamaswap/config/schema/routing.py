@@ -154,6 +154,9 @@ class Peer:
         enum=("", *FORWARD_KEY),
     )
     models: tuple[str, ...] = TEXT_LIST_OR_AUTO.key("Models of the peer, or auto to ask it for them.")
+    aliases: Mapping[str, str] = TEXT_MAP.key(
+        "Other names for models of the peer: the name, and the peer's name for it."
+    )
     filters: Filters = section(Filters, "Changes made to the request before forwarding.", synonyms=False)
     timeouts: Timeouts = section(Timeouts, "Limits on connections to the peer.", default=Timeouts(response_header=60.0))
     endpoint: Endpoint | None = None
