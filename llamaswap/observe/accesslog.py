@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from attrs import define, frozen
+from attrs import frozen
 
 from llamaswap.config import durations
 from llamaswap.observe.log_format import LogFormatter
@@ -34,36 +34,22 @@ _cached_escaped = lru_cache(maxsize=1024)(_escaped)
 _cached_beginning = lru_cache(maxsize=1024)(_beginning)
 
 
-@define  # made for every request: freezing doubles what that costs
-class AccessRecord:
-    """The parts of a line. `path` is as received, without the query; `sent` are the body's bytes."""
-
-    ip: str
-    method: bytes
-    path: bytes
-    protocol: str
-    status: int
-    sent: int
-    user_agent: bytes
-    seconds: float
-
-
 @frozen
 class AccessLog:
-    """Writes each `AccessRecord` as an info line, unless its path is one of `UNLOGGED_PATHS`."""
+    """Writes the access log as info lines of `lines`."""
 
     lines: LogFormatter
 
-    def served(self, request: AccessRecord) -> None:
-        """The response to this request ended."""
-        path, agent = request.path, request.user_agent
-        short = len(path) + len(request.ip) <= MAX_CACHED
-        make = _cached_beginning if short else _beginning
-        beginning = make(request.ip, request.method, path, request.protocol)
+    def served(
+        self, ip: str, method: bytes, path: bytes, protocol: str, status: int, sent: int, agent: bytes, seconds: float
+    ) -> None:
+        """Write the line of a request, after its response ended, unless its path is one of `UNLOGGED_PATHS`.
+
+        `path` is as received, without the query; `sent` are the body's bytes; `agent` is the User-Agent.
+        """
+        make = _cached_beginning if len(path) + len(ip) <= MAX_CACHED else _beginning
+        beginning = make(ip, method, path, protocol)
         if beginning is None or not self.lines.wants("info"):
             return
         shown = _cached_escaped(agent) if len(agent) <= MAX_CACHED else _escaped(agent)
-        self.lines.line(
-            "info",
-            f'{beginning} {request.status} {request.sent} "{shown}" {durations.render(request.seconds)}',
-        )
+        self.lines.line("info", f'{beginning} {status} {sent} "{shown}" {durations.render(seconds)}')

@@ -10,49 +10,44 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from attrs import define, field
+
 from llamaswap.observe.logs import dropped_marker
 
 Piece = tuple[str, bytes]  # a log's name, and bytes for it
 Start = Callable[[Callable[[], None]], None]
 
 
+@define(eq=False, kw_only=True)
 class BatchWriter:
     """`write` is called in the thread `thread_name` with the pieces of `delay` seconds. Call all else from the reactor.
 
     `bound` is in bytes; `start` runs a function in a thread.
     """
 
-    def __init__(
-        self,
-        write: Callable[[Sequence[Piece]], object],
-        thread_name: str,
-        *,
-        bound: int,
-        delay: float,
-        start: Start | None = None,
-    ) -> None:
-        self._write = write
-        self._thread_name = thread_name
-        self._start: Start | None = start or self._start_daemon
-        self._bound = bound
-        self._delay = delay
-        self._pieces: deque[Piece] = deque()
-        self._missing: dict[str, int] = {}
-        self.dropped = 0
-        self._filled = threading.Event()
-        self._closing = threading.Event()
-        self._ended = threading.Event()
-        # Each counter is written by one thread, so their difference needs no lock.
-        self._put = 0
-        self._done = 0
+    _write: Callable[[Sequence[Piece]], object]
+    _thread_name: str
+    _bound: int
+    _delay: float
+    _start: Start | None = None
+    dropped: int = field(default=0, init=False)
+    _pieces: deque[Piece] = field(factory=deque, init=False)
+    _missing: dict[str, int] = field(factory=dict, init=False)
+    _started: bool = field(default=False, init=False)
+    _filled: threading.Event = field(factory=threading.Event, init=False)
+    _closing: threading.Event = field(factory=threading.Event, init=False)
+    _ended: threading.Event = field(factory=threading.Event, init=False)
+    # Each counter is written by one thread, so their difference needs no lock.
+    _put: int = field(default=0, init=False)
+    _done: int = field(default=0, init=False)
 
     def put(self, log: str, data: bytes) -> None:
         """Have `data` written, or count it as dropped. Never waits; the first call starts the thread."""
         if self._closing.is_set():
             return
-        if self._start is not None:
-            start, self._start = self._start, None
-            start(self._loop)
+        if not self._started:
+            self._started = True
+            (self._start or self._start_daemon)(self._loop)
         if self._put - self._done + len(data) > self._bound:
             self._missing[log] = self._missing.get(log, 0) + len(data)
             self.dropped += len(data)
@@ -77,7 +72,7 @@ class BatchWriter:
         """
         self._closing.set()
         self._filled.set()
-        if wait and self._start is None:
+        if wait and self._started:
             self._ended.wait(wait)
 
     def flush(self) -> None:

@@ -54,7 +54,7 @@ class LogFiles(BatchWriter):
         clock: Callable[[], float] = time.monotonic,
         bound: int = BOUND,
     ) -> None:
-        super().__init__(self._write_files, "logfiles", bound=bound, delay=WRITE_DELAY, start=start)
+        super().__init__(write=self._write_files, thread_name="logfiles", bound=bound, delay=WRITE_DELAY, start=start)
         self._settings = settings
         self._report = report
         self._clock = clock

@@ -217,6 +217,7 @@ class LogRegistry:
         self.proxy = LogMonitor("proxy")
         self.upstream = LogMonitor("upstream")
         self.combined = LogMonitor("combined")
+        self.built_in = {monitor.name: monitor for monitor in (self.proxy, self.upstream, self.combined)}
         self._models: dict[str, LogMonitor] = {}
         if to_stdout in ("proxy", "both"):
             self.proxy.feed(self.combined.write)
@@ -234,19 +235,22 @@ class LogRegistry:
             monitor.feed(lambda data: self._to_file(f"model-{name}", data))
         return monitor
 
+    def _all(self) -> dict[str, LogMonitor]:
+        """Each log by its name; a model's is under "model:" and its name."""
+        return self.built_in | {f"model:{name}": monitor for name, monitor in self._models.items()}
+
     def histories(self) -> dict[str, bytes]:
-        """The history of each log; a model's is under "model:" and its name."""
-        ours = {monitor.name: monitor.history() for monitor in (self.proxy, self.upstream, self.combined)}
-        return ours | {f"model:{name}": monitor.history() for name, monitor in self._models.items()}
+        """The history of each log."""
+        return {name: monitor.history() for name, monitor in self._all().items()}
 
     def remember(self, histories: Mapping[str, bytes]) -> None:
         """Begin with the `histories` of another registry."""
-        ours = {monitor.name: monitor for monitor in (self.proxy, self.upstream, self.combined)}
-        for name, content in histories.items():
-            model = name.removeprefix("model:")
-            monitor = self.model(model) if model != name else ours.get(name)
-            if monitor is not None:
-                monitor.remember(content)
+        for name in histories:
+            if name.startswith("model:"):
+                self.model(name.removeprefix("model:"))
+        monitors = self._all()
+        for name in histories.keys() & monitors.keys():
+            monitors[name].remember(histories[name])
 
     def retain(self, models: Iterable[str]) -> None:
         """After a reload: drop the logs of models that are not configured any more and have no reader."""

@@ -21,7 +21,7 @@ class StdoutWriter(BatchWriter):
             with suppress(OSError, ValueError):  # stdout is closed; the logs are still in memory
                 write_bytes(b"".join(data for _, data in pieces))
 
-        super().__init__(write, "stdout", bound=bound, delay=WRITE_DELAY, start=start)
+        super().__init__(write=write, thread_name="stdout", bound=bound, delay=WRITE_DELAY, start=start)
 
     def __call__(self, data: bytes) -> None:
         """Have `data` written, or count it as dropped. Never waits."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
+from attrs import Factory, define, field
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
@@ -30,12 +31,7 @@ def at_once(work: Callable[[], T], /) -> Deferred[T]:
     return maybeDeferred(work)
 
 
-class _DaemonThread(threading.Thread):
-    def start(self) -> None:
-        self.daemon = True
-        super().start()
-
-
+@define(eq=False)
 class WorkerThread:
     """A `RunBlocking` with one thread, which the first work starts.
 
@@ -44,26 +40,23 @@ class WorkerThread:
     being built stops all threads for more than 100 ms.
     """
 
-    def __init__(
-        self, name: str, reactor: IReactorFromThreads, pool: ThreadPool | None = None, *, collect: bool = True
-    ) -> None:
-        self._name = name
-        self._reactor = reactor
-        if pool is None:
-            pool = ThreadPool(0, 1, name)
-            pool.threadFactory = _DaemonThread
-        self._pool = pool
-        self._collect = collect
-        self._started = False
-        self._closed = False
+    name: str
+    reactor: IReactorFromThreads
+    _pool: ThreadPool = field(default=Factory(lambda self: ThreadPool(0, 1, self.name), takes_self=True))
+    _collect: bool = field(default=True, kw_only=True)
+    _started: bool = field(default=False, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._pool.threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]
 
     def __call__(self, work: Callable[[], T], /) -> Deferred[T]:
         if self._closed:
-            raise RuntimeError(f"the {self._name} worker is closed")
+            raise RuntimeError(f"the {self.name} worker is closed")
         if not self._started:
             self._started = True
             self._pool.start()
-        return deferToThreadPool(self._reactor, self._pool, work if self._collect else partial(_uncollected, work))
+        return deferToThreadPool(self.reactor, self._pool, work if self._collect else partial(_uncollected, work))
 
     def close(self) -> Deferred[None]:
         """Fires after all queued work is done; later work is refused. Idempotent."""

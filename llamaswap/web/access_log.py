@@ -1,6 +1,6 @@
 """The access log of the proxy: one line for each exchange that has ended.
 
-The admin site writes its lines itself (`app.AdminSite`), as the same record. This module must not know models.
+The admin site writes its lines itself (`app.AdminSite`). This module must not know models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from attrs import define
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
-from llamaswap.observe.accesslog import AccessLog, AccessRecord
+from llamaswap.observe.accesslog import AccessLog
 from llamaswap.proxy.exchange import Exchange
 from llamaswap.wire.headers import real_client_address
 
@@ -26,14 +26,12 @@ class AccessLogger:
         body, without those that the exchange counted itself."""
         head = exchange.head
         self.access.served(
-            AccessRecord(
-                real_client_address(head.first, exchange.client_address),
-                head.method,
-                head.path,
-                "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0",
-                status or CLIENT_CLOSED_REQUEST,
-                sent + exchange.passed,
-                head.first(b"user-agent") or b"",
-                self.clock.seconds() - exchange.arrived,
-            )
+            real_client_address(head.first, exchange.client_address),
+            head.method,
+            head.path,
+            "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0",
+            status or CLIENT_CLOSED_REQUEST,
+            sent + exchange.passed,
+            head.first(b"user-agent") or b"",
+            self.clock.seconds() - exchange.arrived,
         )

@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, RequestRedirect
 
 from llamaswap.errors import StartFailed
-from llamaswap.observe.accesslog import AccessLog, AccessRecord
+from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import auth, errors, route_table
 from llamaswap.web.admin_request import TEXT, AdminRequest
 from llamaswap.web.compress import compressed
@@ -213,16 +213,14 @@ class AdminSite(Site):
     def _served(self, _: object, request: Request, access: AccessLog, began: float) -> None:
         call = AdminRequest(request)
         access.served(
-            AccessRecord(
-                ip=call.client,
-                method=request.method,
-                path=request.uri.partition(b"?")[0],
-                protocol=request.clientproto.decode("latin-1"),
-                status=request.code,
-                sent=request.sentLength,
-                user_agent=call.first(b"user-agent") or b"",
-                seconds=self._clock.seconds() - began,
-            )
+            ip=call.client,
+            method=request.method,
+            path=request.uri.partition(b"?")[0],
+            protocol=request.clientproto.decode("latin-1"),
+            status=request.code,
+            sent=request.sentLength,
+            agent=call.first(b"user-agent") or b"",
+            seconds=self._clock.seconds() - began,
         )
 
 

@@ -153,9 +153,8 @@ class LogTopics:
         """The log of a topic; None if its name is neither built in nor that of a configured model."""
         if not topic.startswith(PREFIX):
             return None
-        name, registry = topic.removeprefix(PREFIX), self.registry
-        builtin = {"proxy": registry.proxy, "upstream": registry.upstream, "combined": registry.combined}
-        if name in builtin:
-            return builtin[name]
+        name = topic.removeprefix(PREFIX)
+        if name in self.registry.built_in:
+            return self.registry.built_in[name]
         model = self.config().real(name)
-        return None if model is None else registry.model(model)
+        return None if model is None else self.registry.model(model)

@@ -5,7 +5,7 @@ import tracemalloc
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.accesslog import AccessLog, AccessRecord
+from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.log_format import LogFormatter
 
 
@@ -14,7 +14,7 @@ class AccessLogTests(SynchronousTestCase):
         out = []
         access = AccessLog(lines := LogFormatter(out.append, clock := Clock(), clock, wall=lambda: 0.0))
         lines.retune(level, "")
-        access.served(AccessRecord("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123))
+        access.served("10.0.0.1", b"GET", path, "HTTP/1.1", 200, 12, agent, 0.00123)
         clock.advance(1.0)
         return b"".join(out).decode()
 
@@ -25,8 +25,8 @@ class AccessLogTests(SynchronousTestCase):
         self.addCleanup(tracemalloc.stop)
         for number in range(200):
             long = b"/%d" % number + b"x" * 10_000
-            access.served(AccessRecord("10.0.0.1", b"GET", long, "HTTP/1.1", 200, 12, long, 0.1))
-            access.served(AccessRecord(long.decode(), b"GET", b"/", "HTTP/1.1", 200, 12, b"curl", 0.1))
+            access.served("10.0.0.1", b"GET", long, "HTTP/1.1", 200, 12, long, 0.1)
+            access.served(long.decode(), b"GET", b"/", "HTTP/1.1", 200, 12, b"curl", 0.1)
         self.assertLess(tracemalloc.get_traced_memory()[0], 500_000)
 
     def test_line_has_address_request_status_size_agent_and_time(self):

@@ -8,7 +8,9 @@ from llamaswap.observe.batch_writer import BatchWriter
 class BatchWriterTests(SynchronousTestCase):
     def make(self, write=None):
         self.out, self.threads = [], []
-        return BatchWriter(write or self.out.append, "test", bound=10, delay=3600.0, start=self.threads.append)
+        return BatchWriter(
+            write=write or self.out.append, thread_name="test", bound=10, delay=3600.0, start=self.threads.append
+        )
 
     def test_thread_starts_once_with_the_first_piece(self):
         writer = self.make()
@@ -60,7 +62,7 @@ class BatchWriterTests(SynchronousTestCase):
 
     def test_waiting_close_returns_after_the_last_piece_is_written(self):
         out = []
-        writer = BatchWriter(out.append, "test", bound=10, delay=3600.0)
+        writer = BatchWriter(write=out.append, thread_name="test", bound=10, delay=3600.0)
         writer.put("log", b"last words")
         writer.close(10.0)
         self.assertEqual(out, [[("log", b"last words")]])
