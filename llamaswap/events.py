@@ -105,13 +105,6 @@ class ConfigRejected:
     message: str
 
 
-@frozen
-class ActivityStored:
-    """A request's row was stored under `row` (the store's id)."""
-
-    row: int
-
-
 # -- the bus -----------------------------------------------------------------------------------------------
 
 

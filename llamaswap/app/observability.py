@@ -11,9 +11,9 @@ from twisted.logger import Logger
 from llamaswap.app.model_parts import ModelParts
 from llamaswap.app.settings import ServiceContext
 from llamaswap.config import Config
-from llamaswap.events import ActivityStored, StateChanged, SwapBegan, SwapEnded
+from llamaswap.events import StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.activity import ActivityLog
-from llamaswap.observe.activity_row import ActivityRow
+from llamaswap.observe.activity_row import ActivityRow, ActivityStored
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.hardware import Hardware
@@ -101,7 +101,7 @@ def build_activity(
             usage = row.usage
             models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
         metrics.stored(row)
-        context.bus.publish(ActivityStored(row.id))
+        context.bus.publish(ActivityStored(row))
 
     activity = ActivityLog(
         store=open_store(context, config, lambda: activity.renumbered()),

@@ -8,7 +8,6 @@ knows the JSON shape of a row, and nothing else of HTTP.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -39,7 +38,6 @@ BACKLOG_ROWS = 10_000  # finished requests that may wait for a slow disk; later 
 BACKLOG_CAPTURES = 8 * 1024 * 1024  # bytes of bodies those may hold; later requests are not captured
 BACKLOG_BODIES = 64 * 1024 * 1024  # bytes of responses those may hold; later rows lack their tokens
 UNCOMPRESSED_BUDGETS = 4  # captures are compressed at the end; before, all together may hold this many times the budget
-RECENT_ROWS = 64  # rows kept for the events that announce them
 
 log = Logger()
 
@@ -74,7 +72,6 @@ class ActivityLog:
     _closed: bool = field(default=False, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
     _flushed: list[Deferred[None]] = field(factory=list, init=False)
-    _recent: OrderedDict[int, ActivityRow] = field(factory=OrderedDict, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.uncompressed = ByteBudget("captures", lambda used: self.captures.budget * UNCOMPRESSED_BUDGETS)
@@ -92,7 +89,6 @@ class ActivityLog:
     def renumbered(self) -> None:
         """Forget everything known by a row's id, because rows have other ids now."""
         self.captures.clear()
-        self._recent.clear()
 
     # -- recording -----------------------------------------------------------------------------------------
 
@@ -182,10 +178,6 @@ class ActivityLog:
         if store is self.store:
             for blob in blobs:
                 self.captures.put(blob)
-            for row in rows[-RECENT_ROWS:]:
-                self._recent[row.id] = row
-        while len(self._recent) > RECENT_ROWS:
-            self._recent.popitem(last=False)
         # Last, because a listener may ask for the row that it is called with.
         for row in rows:
             self.stored(row)
@@ -241,10 +233,6 @@ class ActivityLog:
         """The flat objects of GET /api/metrics, oldest first."""
         rows = self._ask(self.store.newest_good)
         return rows.addCallback(lambda found: [self.flat(row) for row in found])
-
-    def recent(self, number: int) -> ActivityRow | None:
-        """The row with this id if it is among those just stored."""
-        return self._recent.get(number)
 
     def document(self, row: ActivityRow) -> Document:
         """A row as the activity API shows it."""

@@ -42,6 +42,13 @@ class ActivityRow:
     id: int = 0
 
 
+@define
+class ActivityStored:
+    """The event that a request's row was stored."""
+
+    row: ActivityRow
+
+
 def error_message(body: bytes) -> str:
     """The message in an error response, cut to `MAX_MESSAGE` bytes; "" if it has none."""
     try:

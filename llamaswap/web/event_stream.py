@@ -13,7 +13,6 @@ from attrs import asdict, define, field
 from twisted.logger import Logger
 
 from llamaswap.events import (
-    ActivityStored,
     ConfigRejected,
     ConfigReloaded,
     EventBus,
@@ -25,6 +24,7 @@ from llamaswap.events import (
     SwapEnded,
 )
 from llamaswap.observe.activity import ActivityLog
+from llamaswap.observe.activity_row import ActivityRow, ActivityStored
 from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.machine import MachineMonitor
@@ -76,13 +76,10 @@ class LegacyRows:
         """A client left."""
         self._waiting.pop(feed, None)
 
-    def stored(self, number: int) -> None:
+    def stored(self, row: ActivityRow) -> None:
         """A request was stored: clients of the old vocabulary get its row if it succeeded."""
         self.outdate()
-        if not self.fanout.reading:
-            return
-        row = self.activity.recent(number)
-        if row is not None and row.resp_status_code == 200:
+        if self.fanout.reading and row.resp_status_code == 200:
             self.fanout.publish("legacy", "metrics", [self.activity.flat(row)])
 
     def outdate(self) -> None:
@@ -240,7 +237,7 @@ class EventEndpoints:
         self._models_changed()
 
     def _activity_stored(self, event: ActivityStored) -> None:
-        self.fanout.publish("activity", "activity", {"id": event.row})
+        self.fanout.publish("activity", "activity", {"id": event.row.id})
         self.legacy_rows.stored(event.row)
 
     def _swap_began(self, event: SwapBegan) -> None:

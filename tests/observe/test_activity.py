@@ -347,8 +347,6 @@ class CapturingTests(SynchronousTestCase):
         bench.clock.advance(BATCH_DELAY)
         self.assertEqual(bench.rows[-1].id, 1)
         self.assertEqual([bench.captures.has(number) for number in (1, 2, 3)], [False] * 3)
-        self.assertIs(bench.activity.recent(1), bench.rows[-1])
-        self.assertIsNone(bench.activity.recent(3))
 
     def test_uncompressed_captures_share_a_budget(self):
         bench = Bench(buffer=1)
@@ -440,12 +438,6 @@ class AskingTests(SynchronousTestCase):
         run.step()
         shown = bench.activity.page_document(result(asked))["data"]
         self.assertEqual([(row["id"], row["has_capture"]) for row in shown], [(1, True)])
-
-    def test_row_just_stored_is_kept_for_its_event(self):
-        bench = Bench()
-        bench.row(USAGE)
-        self.assertEqual(bench.activity.recent(1), bench.rows[0])
-        self.assertIsNone(bench.activity.recent(2))
 
     def test_stats_and_export_walk_the_same_table(self):
         bench = Bench()

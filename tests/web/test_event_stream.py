@@ -5,7 +5,6 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from llamaswap.events import (
-    ActivityStored,
     ConfigRejected,
     ConfigReloaded,
     ProfileChanged,
@@ -13,7 +12,7 @@ from llamaswap.events import (
     SwapBegan,
     SwapEnded,
 )
-from llamaswap.observe.activity_row import ActivityRow
+from llamaswap.observe.activity_row import ActivityRow, ActivityStored
 from llamaswap.web.event_fanout import GATHER_TIME_PER_CLIENT, MAX_GATHERED_BYTES, MAX_IMMEDIATE_CLIENTS
 from llamaswap.web.event_stream import RENDERING_LIFETIME
 from llamaswap.web.sse_feed import LONGEST_PAUSE, MAX_QUEUED_MESSAGES, Feed, message
@@ -43,8 +42,8 @@ def told(client):
     return {kind: data for kind, data, _ in events(client.answer().body)}
 
 
-def row(**more):
-    return ActivityRow(1700000000, "alpha", "/v1/x", "application/json", 200, Usage(3, 4), 12, **more)
+def row(status=200, **more):
+    return ActivityRow(1700000000, "alpha", "/v1/x", "application/json", status, Usage(3, 4), 12, **more)
 
 
 class ConnectTests(TestCase):
@@ -132,9 +131,8 @@ class LiveTests(TestCase):
 
     def test_stored_row_is_an_event_in_both_vocabularies(self):
         rows = self.world.events.legacy_rows.activity = Rows()
-        rows.recent = lambda number: row(id=number)
         rows.flat = self.world.activity.flat
-        self.world.bus.publish(ActivityStored(1))
+        self.world.bus.publish(ActivityStored(row(id=1)))
         told = events(self.fresh())
         self.assertEqual(told[0][:2], ("activity", {"id": 1}))
         self.assertEqual((told[1][0], told[1][1][0]["input_tokens"]), ("metrics", 3))
@@ -276,8 +274,7 @@ class CrowdTests(TestCase):
 
     def test_a_request_stored_while_the_rows_are_read_is_not_hidden_by_the_shared_rows(self):
         first = self.world.open("/api/events")
-        self.rows.recent = lambda number: None
-        self.world.bus.publish(ActivityStored(2))
+        self.world.bus.publish(ActivityStored(row(404, id=2)))
         self.rows.asked[0].callback([{"id": 1}])
         second = self.world.open("/api/events")
         self.rows.asked[1].callback([{"id": 1}, {"id": 2}])
