@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from attrs import evolve
 
 from llamaswap.cli.context import CliContext, local
 from llamaswap.cli.hf_download import fetch
-from llamaswap.discover.config_writer import command, gguf_models, is_projector, model_name
+from llamaswap.discover.config_writer import gguf_models, is_projector, model_entry, model_name
 
 DEFAULT_QUANTS = ("Q4_K_M", "Q4_0", "Q8_0")  # the first one that the repository has, if none is named
 QUANT = re.compile(r"(?:^|[-._/])(?P<quant>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*))(?=[-./]|$)", re.IGNORECASE)
@@ -115,9 +116,8 @@ def _report(context: CliContext, repository: str, paths: Sequence[Path]) -> None
     for path in paths:
         click.echo(str(path))
     for model in models:
-        context.note(f"\nFor the configuration:\n\n  {model.name}:\n    cmd: |")
-        context.note(command((*model.words[:1], "--port ${PORT}"), "      ").replace('"', ""))
-        context.note("\n".join(command(model.words, "      ").split("\n")[1:]))
+        entry = model_entry(model.name, evolve(model, note=""))
+        context.note(f"\nFor the configuration:\n\n{entry}".rstrip("\n"))
     if not models:
         context.note(f"\nFor the configuration:\n\n  {model_name(repository.rpartition('/')[2])}:")
         context.note(f"    cmd: vllm serve {repository} --port ${{PORT}}")

@@ -137,79 +137,79 @@ def _word(word: str) -> str:
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def command(words: Sequence[str], indent: str) -> str:
-    """The lines of a `cmd:`: the program, then one flag per line."""
+_HEAD = """\
+# Written by `llamaswap init`. Every key: config/example.yaml and the documentation.
+
+# Seconds a server may take to become ready. Big models on slow disks need more.
+healthCheckTimeout: 300
+
+# Seconds without a request after which a model is unloaded; 0 never. `ttl` overrides it for one model.
+globalTTL: 0
+
+# Keys that clients must present. Without any, everyone who can reach the port may use it.
+# apiKeys:
+#   - "${env.LLAMASWAP_API_KEY}"
+
+"""
+
+
+def configuration(found: ScanResult) -> str:
+    """A configuration file with comments, which loads unchanged."""
+    return (_HEAD + _engines(found) + _models(found) + _servers(found)).rstrip("\n") + "\n"
+
+
+def _engines(found: ScanResult) -> str:
+    if not found.engines:
+        return "# No engine was found on PATH. llama.cpp's llama-server is what most of the commands below need.\n\n"
+    lines = (f"#   {name}: {path}\n" for name, path in found.engines.items())
+    return "# Engines found on this machine:\n" + "".join(lines) + "\n"
+
+
+def _models(found: ScanResult) -> str:
+    named = unique(found.models)
+    active = "".join(model_entry(name, model) for name, model in named if model.active)
+    text = "# ${PORT} is a free port that llamaswap chooses; `proxy` follows it by itself.\n"
+    text += f"models:\n{active}" if active else "models: {}\n"
+    inactive = "".join(model_entry(name, model) for name, model in named if not model.active)
+    if inactive:
+        text += "\n# Found too, but the engine they need was not:\n" + re.sub(
+            "^", "#", inactive.rstrip("\n"), flags=re.M
+        )
+    return text.rstrip("\n") + "\n\n"
+
+
+def _servers(found: ScanResult) -> str:
+    if not found.servers:
+        return ""
+    comment = "# Servers that run already; their models are asked for as NAME/MODEL, or by their bare name.\n"
+    return comment + "peers:\n" + "".join(server_entry(server.name, server) for server in found.servers)
+
+
+def model_entry(name: str, model: FoundModel, port: str = "--port") -> str:
+    """The entry of a model below `models:`; `port` is the flag of its engine."""
+    # The port comes before the other flags: `vllm serve NAME` must not be split.
+    flags = next((index for index, word in enumerate(model.words) if word.startswith("-")), len(model.words))
+    words = (*model.words[:flags], port, "${PORT}", *model.words[flags:])
+    note = f"  # {model.note}\n" if model.note else ""
+    check = f"    checkEndpoint: {model.check_endpoint}\n" if model.check_endpoint else ""
+    return f"{note}  {_text(name)}:\n    cmd: |\n{_command(words)}{check}"
+
+
+def _command(words: Sequence[str]) -> str:
+    """The lines below `cmd:`: the program, then one flag per line."""
     lines = [_word(words[0])]
     for word in words[1:]:
         if word.startswith("-") or len(lines) == 1:
             lines.append(_word(word))
         else:
             lines[-1] += f" {_word(word)}"
-    return "\n".join(f"{indent}{line}" for line in lines)
-
-
-def configuration(found: ScanResult) -> str:
-    """A configuration file with comments, which loads unchanged."""
-    lines = [
-        "# Written by `llamaswap init`. Every key: config/example.yaml and the documentation.",
-        "",
-        "# Seconds a server may take to become ready. Big models on slow disks need more.",
-        "healthCheckTimeout: 300",
-        "",
-        "# Seconds without a request after which a model is unloaded; 0 never. `ttl` overrides it for one model.",
-        "globalTTL: 0",
-        "",
-        "# Keys that clients must present. Without any, everyone who can reach the port may use it.",
-        "# apiKeys:",
-        '#   - "${env.LLAMASWAP_API_KEY}"',
-        "",
-    ]
-    lines += _engines(found)
-    lines += _models(found)
-    lines += _servers(found)
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _engines(found: ScanResult) -> list[str]:
-    if not found.engines:
-        return ["# No engine was found on PATH. llama.cpp's llama-server is what most of the commands below need.", ""]
-    return ["# Engines found on this machine:", *(f"#   {name}: {path}" for name, path in found.engines.items()), ""]
-
-
-def _models(found: ScanResult) -> list[str]:
-    named = unique(found.models)
-    lines = ["# ${PORT} is a free port that llamaswap hands out; `proxy` follows it by itself."]
-    lines.append("models:" if any(model.active for _, model in named) else "models: {}")
-    for name, model in named:
-        if model.active:
-            lines += _model(name, model, "  ")
-    inactive = [(name, model) for name, model in named if not model.active]
-    if inactive:
-        lines += ["", "# Found too, but the engine they need was not:"]
-    for name, model in inactive:
-        lines += [f"#{line}" for line in "\n".join(_model(name, model, "  ")).split("\n")]
-    return [*lines, ""]
-
-
-def _model(name: str, model: FoundModel, indent: str, port: str = "--port") -> list[str]:
-    lines = [f"{indent}# {model.note}"] if model.note else []
-    # The port comes before the other flags: `vllm serve NAME` must not be split.
-    flags = next((index for index, word in enumerate(model.words) if word.startswith("-")), len(model.words))
-    words = (*model.words[:flags], port, "${PORT}", *model.words[flags:])
-    lines += [f"{indent}{_text(name)}:", f"{indent}  cmd: |", command(words, indent + "    ")]
-    if model.check_endpoint:
-        lines.append(f"{indent}  checkEndpoint: {model.check_endpoint}")
-    return lines
-
-
-def model_entry(name: str, model: FoundModel) -> str:
-    """The entry of a model below `models:`."""
-    return "\n".join(_model(name, model, "  ")) + "\n"
+    return "".join(f"      {line}\n" for line in lines)
 
 
 def server_entry(name: str, server: FoundServer) -> str:
     """The entry of a server below `peers:`."""
-    return "\n".join(_server(name, server)) + "\n"
+    models = "\n" + "".join(f"      - {_text(model)}\n" for model in server.models) if server.models else " auto\n"
+    return f"  {_text(name)}:\n    proxy: {server.url}\n    models:{models}"
 
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -233,16 +233,4 @@ def engine_entry(name: str, program: str) -> str:
         return ""
     check = {"whisper-server": "/", "sd-server": "/", "mlx_lm.server": "/v1/models"}.get(name, "")
     model = FoundModel(f"my-{model_name(name)}", (program, *words), "put the model's path or name here", check)
-    return "\n".join(_model(model.name, model, "  ", PORT_FLAGS.get(name, "--port"))) + "\n"
-
-
-def _servers(found: ScanResult) -> list[str]:
-    if not found.servers:
-        return []
-    comment = "# Servers that run already; their models are asked for as NAME/MODEL, or by their bare name."
-    return [comment, "peers:", *(line for server in found.servers for line in _server(server.name, server)), ""]
-
-
-def _server(name: str, server: FoundServer) -> list[str]:
-    models = ["    models:", *(f"      - {_text(model)}" for model in server.models)]
-    return [f"  {_text(name)}:", f"    proxy: {server.url}", *(models if server.models else ["    models: auto"])]
+    return model_entry(model.name, model, PORT_FLAGS.get(name, "--port"))

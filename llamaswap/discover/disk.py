@@ -43,9 +43,7 @@ def model_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:
     return [*map(Path, named), *(home / folder for folder in folders)]
 
 
-def files(
-    folder: Path, suffix: str, should_stop: ShouldStop = never_stop, max_depth: int = MAX_DEPTH
-) -> Iterator[Path]:
+def files(folder: Path, suffix: str, should_stop: ShouldStop = never_stop) -> Iterator[Path]:
     """Files of a folder and the folders in it, without those that cannot be read and without links to folders."""
     waiting, seen = [(folder, 0)], 0
     while waiting:

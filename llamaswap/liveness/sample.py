@@ -49,6 +49,20 @@ def take_sample(pid: int, port: int | None) -> LivenessSample:
     return LivenessSample(processes, any(_runnable(one.pid) for one in found), _unread(port or 0))
 
 
+def _lines(path: str) -> list[str]:
+    """The lines of a file of /proc; none if it cannot be read, for example because the process has ended."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+def _stat(process: str) -> list[str]:
+    """The fields of a process or thread after its name, which may contain brackets and blanks; none if it ended."""
+    return " ".join(_lines(f"/proc/{process}/stat")).rpartition(")")[2].split()
+
+
 def _runnable(pid: int) -> bool:
     """Whether a thread of the process runs, could run, or waits for a disk: on an overloaded machine it gets no CPU
     time."""
@@ -56,39 +70,24 @@ def _runnable(pid: int) -> bool:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return False
-    for thread in threads:
-        try:
-            with open(f"/proc/{pid}/task/{thread}/stat", encoding="ascii", errors="replace") as file:
-                if file.read().rpartition(")")[2].split()[0] in "RD":
-                    return True
-        except (OSError, IndexError):
-            continue
-    return False
+    return any(_stat(f"{pid}/task/{thread}")[:1] in (["R"], ["D"]) for thread in threads)
 
 
 def _spent(pid: int) -> tuple[float, int] | None:
     """(CPU seconds, pages read) of a process and of the children it has reaped."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / _TICKS, int(fields[9]) + int(fields[10])
-    except (OSError, ValueError, IndexError):
+    fields = _stat(str(pid))
+    if len(fields) < 15:
         return None
+    return sum(map(int, fields[11:15])) / _TICKS, int(fields[9]) + int(fields[10])
 
 
 def _unread(port: int) -> bool:
     """Whether a connection to the port has unread or unsent bytes: then its reader is slow, and the server may rightly
     do nothing but wait."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table, encoding="ascii", errors="replace") as file:
-                lines = file.read().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            near, far = (int(fields[place].rpartition(":")[2], 16) for place in (1, 2))
-            sending, received = (int(count, 16) for count in fields[4].split(":"))
-            if fields[3] in _ESTABLISHED and ((far == port and received) or (near == port and sending)):
-                return True
+    for line in _lines("/proc/net/tcp")[1:] + _lines("/proc/net/tcp6")[1:]:
+        fields = line.split()
+        near, far = (int(fields[place].rpartition(":")[2], 16) for place in (1, 2))
+        sending, received = (int(count, 16) for count in fields[4].split(":"))
+        if fields[3] in _ESTABLISHED and ((far == port and received) or (near == port and sending)):
+            return True
     return False
