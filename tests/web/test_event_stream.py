@@ -282,17 +282,17 @@ class CrowdTests(TestCase):
         first.leave()
         second.leave()
 
-    def test_stored_request_is_looked_up_only_while_a_client_reads(self):
-        looked_up = []
-        self.rows.recent = looked_up.append
-        self.world.bus.publish(ActivityStored(1))
-        self.assertEqual(looked_up, [])
+    def test_stored_request_is_rendered_only_while_a_client_reads(self):
+        rendered = []
+        self.rows.flat = lambda stored: rendered.append(stored.id) or {}
+        self.world.bus.publish(ActivityStored(row(id=1)))
+        self.assertEqual(rendered, [])
         client = self.world.open("/api/events")
-        self.world.bus.publish(ActivityStored(2))
-        self.assertEqual(looked_up, [2])
+        self.world.bus.publish(ActivityStored(row(id=2)))
+        self.assertEqual(rendered, [2])
         client.leave()
-        self.world.bus.publish(ActivityStored(3))
-        self.assertEqual(looked_up, [2])
+        self.world.bus.publish(ActivityStored(row(id=3)))
+        self.assertEqual(rendered, [2])
 
     def test_gathered_events_are_sent_when_they_are_many_bytes(self):
         clients = [self.world.open("/api/events?topics=inflight") for _ in range(MAX_IMMEDIATE_CLIENTS + 1)]
