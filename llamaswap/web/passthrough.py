@@ -44,10 +44,12 @@ _SEPARATOR = re.compile(rb"/|%2[fF]")
 
 @frozen
 class Destination:
-    """A model as the path names it, and the rest of the raw path (empty if the path ends with the name)."""
+    """A model, and the rest of the raw path (empty if the path ends with the name). `requested` is the model's name in
+    the path, which a pin may have replaced by `name`."""
 
     name: str
     rest: bytes
+    requested: str
 
 
 def destination(path: bytes, config: Config, profile: str | None) -> Destination | None:
@@ -60,6 +62,7 @@ def destination(path: bytes, config: Config, profile: str | None) -> Destination
         parts.append(unquote(path[start:stop].decode("latin-1"), errors="replace"))
         ends.append(stop)
         start = separator.end() if separator is not None else stop
+    given = parts
     pinned = _pinned(parts, config, profile)
     shift = 0
     if pinned is not None:
@@ -73,10 +76,11 @@ def destination(path: bytes, config: Config, profile: str | None) -> Destination
     if found is None:
         return None
     name, used = found
-    if used - shift < 1 or (pinned is not None and used < shift + pinned[1]):
+    if used <= shift or (pinned is not None and used < shift + pinned[1]):
         return None  # a part of the pin's target is no path of the client's
-    rest = path[ends[used - shift - 1] :]
-    return Destination(name, _SEPARATOR.sub(b"/", rest, count=1))
+    end = used - shift
+    requested = "/".join(part for part in given[:end] if part)
+    return Destination(name, _SEPARATOR.sub(b"/", path[ends[end - 1] :], count=1), requested)
 
 
 def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str, int] | None:
@@ -86,7 +90,7 @@ def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str,
     pins = config.profiles[profile].pins
     for used in range(len(parts), 0, -1):
         name = "/".join(part for part in parts[:used] if part)
-        if name in pins:
+        if name in pins and parts[used - 1]:  # a slash behind the name belongs to the rest
             return pins[name], used
     return None
 
@@ -118,7 +122,7 @@ class Passthrough:
         if found is None:
             raise HttpError(404, "model not found")
         if not found.rest:
-            _redirect(exchange, PREFIX + quote(found.name).encode() + b"/")
+            _redirect(exchange, PREFIX + quote(found.requested).encode() + b"/")
             return None
         target = Target.named(config, found.name)
         if target.model is not None:

@@ -289,7 +289,7 @@ class PassthroughTests(SurfaceTestCase):
             self.assertEqual(json.loads(self.echoed("/v1/rerank", {"model": "chat"})["body"]), {"model": "alpha"})
             self.refused(self.post("/v1/rerank", {"model": "org"}), 404, UNNAMED)
             self.refused(self.ask("GET", "/upstream/org/x"), 404, "model not found")
-            self.assertEqual(self.ask("GET", "/upstream/chat?q=1")[1]["location"], "/upstream/alpha/?q=1")
+            self.assertEqual(self.ask("GET", "/upstream/chat?q=1")[1]["location"], "/upstream/chat/?q=1")
             listed = [record["id"] for record in self.product.json("/v1/models")["data"]]
             self.assertIn("pool/x", listed)
             self.refused(choose(b'{"name":"nope"}'), 404, 'profile "nope" not found')

@@ -68,6 +68,8 @@ class FindingTheWay(SynchronousTestCase):
         self.assertEqual(self.where(b"chat", "work"), ("alpha", b""))
         self.assertEqual(self.where(b"chat/a%2Fb", "work"), ("alpha", b"/a%2Fb"))
         self.assertEqual(self.where(b"pool/x/y", "work"), ("org/gamma", b"/y"))
+        self.assertEqual(self.where(b"chat/", "work"), ("alpha", b"/"))
+        self.assertEqual(self.where(b"chat//", "work"), ("alpha", b"//"))
         self.assertIsNone(self.where(b"org/x", "work"))
         self.assertIsNone(self.where(b"chat", None))
         self.assertEqual(self.where(b"chatty/x", "work"), None)
@@ -76,7 +78,7 @@ class FindingTheWay(SynchronousTestCase):
         self.assertEqual(self.where(b"pool/z/v1/y", "two", profiles=both), ("alpha", b"/z/v1/y"))
 
     def test_a_destination_is_a_value(self):
-        self.assertEqual(Destination("a", b"/"), Destination("a", b"/"))
+        self.assertEqual(Destination("a", b"/", "b"), Destination("a", b"/", "b"))
 
 
 class PassingThrough(SynchronousTestCase):
@@ -84,7 +86,7 @@ class PassingThrough(SynchronousTestCase):
         self.stage = Stage()
 
     def test_a_bare_model_is_sent_to_its_folder(self):
-        """http T112, T071"""
+        """http T112"""
         for method, target, status, location in (
             (b"GET", b"/upstream/alpha", 301, b"/upstream/alpha/"),
             (b"POST", b"/upstream/al?x=1", 308, b"/upstream/al/?x=1"),
@@ -92,9 +94,26 @@ class PassingThrough(SynchronousTestCase):
         ):
             sink = self.stage.upstream(method, target).sink
             self.assertEqual((sink.status, sink.header(b"location")), (status, location))
+
+    def test_pinned_name_is_served_by_the_pinned_model_and_stays_in_the_address(self):
+        """http T071, where the redirect names the pinned model: a browser keeps it after the profile has changed"""
         self.stage.router.profile = "work"
         sink = self.stage.upstream(b"GET", b"/upstream/chat?q=1").sink
-        self.assertEqual(sink.header(b"location"), b"/upstream/alpha/?q=1")
+        self.assertEqual(sink.header(b"location"), b"/upstream/chat/?q=1")
+        self.assertEqual(
+            self.stage.upstream(b"GET", b"/upstream/pool%2Fx").sink.header(b"location"), b"/upstream/pool/x/"
+        )
+        self.stage.upstream(b"POST", b"/upstream/chat/v1/chat/completions", b'{"model":"chat"}', JSON)
+        forwarding = self.stage.forwarding
+        self.assertEqual((self.stage.router.asked[0].model, forwarding.head.target), ("alpha", b"/v1/chat/completions"))
+        self.assertEqual(forwarding.sent, b'{"model":"chat"}')
+
+    def test_redirect_of_a_pinned_name_leads_to_its_model_if_two_models_replace_each_other(self):
+        swapped = config(profiles={"swap": Profile(pins={"alpha": "whisper", "whisper": "alpha"})})
+        self.stage.router.config, self.stage.router.profile = swapped, "swap"
+        location = self.stage.upstream(b"GET", b"/upstream/alpha").sink.header(b"location")
+        self.stage.upstream(b"GET", location)
+        self.assertEqual(self.stage.router.asked[0].model, "whisper")
 
     def test_an_unknown_model_is_not_found_and_not_recorded(self):
         """http T008, T065"""
