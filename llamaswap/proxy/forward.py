@@ -22,7 +22,7 @@ from llamaswap.proxy.reader import ReportStall
 from llamaswap.proxy.response_forwarder import ForwardOutcome, ResponseForwarder, ResponseObserver
 from llamaswap.proxy.task import Future
 from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
-from llamaswap.wire.headers import CHUNKED
+from llamaswap.wire.headers import CHUNKED, first
 
 JOINED_WRITE_LIMIT = 64 * 1024  # bytes: up to here one copy is cheaper than a second system call
 # A larger body, or one of unknown size, may be impossible to send twice. It gets a new connection, because the server
@@ -160,17 +160,19 @@ class RequestSender:
         connection.begin(response, bodyless=head.method == b"HEAD", payload=response.needs_payload)
         length = self._body.length
         headers = head.headers
+        if head.version < (1, 1) and first(headers, b"host") is None:  # only HTTP/1.0 allows that, but 1.1 is sent
+            headers = [(b"Host", self._upstream.endpoint.authority.encode("latin-1")), *headers]
         self._chunked = length is None
         if length is None:
             headers = [*headers, CHUNKED]
         elif length or head.method in BODY_METHODS:
             headers = [*headers, (b"Content-Length", b"%d" % length)]
-        first = write_head(b"%b %b HTTP/1.1" % (head.method, head.target), headers)
+        raw_head = write_head(b"%b %b HTTP/1.1" % (head.method, head.target), headers)
         if length == 0:
-            connection.send(first)
+            connection.send(raw_head)
             self._sent()
             return
-        self._unsent_head = first
+        self._unsent_head = raw_head
         producer = self._body.start(self, keep=False)
         if self._connection is not connection:  # it ended or was replaced meanwhile
             producer.stopProducing()
@@ -178,7 +180,7 @@ class RequestSender:
         if self._unsent_head is not None:
             # The head need not wait for a body that is still arriving.
             self._unsent_head = None
-            connection.send(first)
+            connection.send(raw_head)
         if self._state is SendState.SENDING:
             self._producer = producer
             connection.wire.registerProducer(producer, True)

@@ -60,6 +60,8 @@ class ResponseFramer:
         """The head's bytes, followed by the first body bytes with their framing."""
         response = self._headers
         headers = readable_by_pages(response.items) if self._origin else list(response.items)
+        if self.status == 204 and response.sized:  # not allowed there (RFC 9110, 8.6)
+            headers = [item for item in headers if item[0].lower() != b"content-length"]
         if self.chunking:
             headers.append(CHUNKED)
         if not response.dated:

@@ -53,11 +53,10 @@ class ErrorSender:
 def send_response(
     exchange: Exchange, status: int, headers: Headers, body: bytes, response: ProxyRequest | None = None
 ) -> None:
-    """Send a complete response of our own, if the client is there. With status 204 it has no Content-Length."""
+    """Send a complete response of our own, if the client is there."""
     if exchange.gone:
         return
-    length = [] if status == 204 else [(b"Content-Length", b"%d" % len(body))]
-    sent = ResponseHeaders.of([*headers, *length])
+    sent = ResponseHeaders.of([*headers, (b"Content-Length", b"%d" % len(body))])
     if response is not None:
         response.response_head(status, sent)
         if body:

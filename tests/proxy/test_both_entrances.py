@@ -135,6 +135,14 @@ class _Behaviour:
         self.assertTrue(client.closing)
         self.assertEqual(world.outcomes, [ForwardOutcome(200, 3)])
 
+    def test_server_receives_its_own_host_if_an_http_1_0_client_sent_none(self):
+        server = self.talk(b"POST /v1/x HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi")[2]
+        request = server.took()
+        self.assertTrue(request.startswith(b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:9000\r\n"), request)
+        self.assertEqual(request.lower().count(b"host:"), 1)
+        server = self.talk(b"GET /v1/x HTTP/1.0\r\nHost: x\r\n\r\n")[2]
+        self.assertIn(b"\r\nHost: x\r\n", server.took())
+
     def test_head_answer_has_a_length_and_no_body(self):
         world, client, server = self.talk(b"HEAD /v1/x HTTP/1.1\r\nHost: x\r\n\r\n")
         server.give(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")

@@ -20,6 +20,14 @@ class ConnectionHeaders(SynchronousTestCase):
         self.assertEqual(self.said((1, 1), False), [b"Connection: close"])
         self.assertEqual(self.said((1, 0), False), [b"Connection: close"])
 
+    def test_response_without_content_has_no_content_length(self):
+        for version in ((1, 1), (1, 0)):
+            for status, said in ((204, 0), (304, 1), (200, 1)):
+                headers = ResponseHeaders.of([(b"content-length", b"0"), (b"A", b"b")])
+                framer = ResponseFramer(RequestHead(b"GET", b"/", [], version), status, headers, raw=True)
+                head = framer.head(b"", keep_alive=True).lower()
+                self.assertEqual((head.count(b"content-length"), head.count(b"a: b")), (said, 1))
+
 
 class CrossOriginHeaders(SynchronousTestCase):
     def allowed(self, *sent, request=((b"Origin", b"http://a.b"),)):
