@@ -20,10 +20,11 @@ from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.proxy.bodies import SiteContent
 from llamaswap.proxy.byte_budget import disk_budget, memory_budget
-from llamaswap.proxy.exchange import RequestHead
+from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.server_factory import ProxyServerFactory
+from llamaswap.proxy.task import Task
 from llamaswap.web import errors
 from llamaswap.web.access_log import AccessLogger
 from llamaswap.web.app import AdminSite, has_route
@@ -37,6 +38,7 @@ from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.secret_masking import known_secrets, masked_text
 from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.upstream_request import UpstreamRequests
+from llamaswap.wire.paths import FOREIGN
 
 ADMIN_BODY_LIMIT = 16 * 1024 * 1024  # bytes; many times the largest configuration
 UNAUTHENTICATED_BODY_LIMIT = 64 * 1024  # bytes of a body whose response is 401
@@ -67,6 +69,7 @@ def build_web(
     parser = WorkerThread("parser", reactor)
     proxy = build_proxy(context, logs, models, observability, parser)
     inference = Inference(router, proxy, keys, models.peers.avoided, parser, has_route)
+    passthrough = Passthrough(router, proxy, keys, parser)
     streams = StreamingResponses()
     wiring = AdminWiring(
         context=context,
@@ -77,16 +80,21 @@ def build_web(
         watchdog=watchdog,
         streams=streams,
         inference=inference,
-        passthrough=Passthrough(router, proxy, keys, parser),
+        passthrough=passthrough,
         config_thread=config_thread,
         discovery_thread=WorkerThread("surveyor", reactor),
     )
     load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
     access, memory, disk = AccessLog(logs.formatter), memory_budget(), disk_budget()
     site = AdminSite(wiring.admin(keys, load_tests), reactor, access, lambda length: SiteContent(length, memory, disk))
+
+    def serve(exchange: Exchange) -> Task:
+        served = passthrough if exchange.head.target.startswith(FOREIGN) else inference
+        return served.serve(exchange)
+
     factory = ProxyServerFactory(
-        inference.is_model_route,
-        inference.serve,
+        lambda head: inference.is_model_route(head) or passthrough.is_expecting(head),
+        serve,
         site,
         reactor,
         memory=memory,
@@ -139,7 +147,7 @@ def body_limit(keys: Authenticator, head: RequestHead) -> int:
     The site reads a body before it checks the key, so a request without a valid key may only send a short one. The
     servers' own pages have no limit.
     """
-    if not head.path.startswith((b"/upstream/", b"/comfyui/")):
+    if not head.path.startswith(FOREIGN):
         return ADMIN_BODY_LIMIT
     try:
         keys.admit(head.first)

@@ -27,6 +27,7 @@ from llamaswap.web.inference import ALL_ROUTES, Authenticate, is_model_path
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest, Target
 from llamaswap.web.request_content import parse_json, read_content
+from llamaswap.wire.paths import FOREIGN
 
 if TYPE_CHECKING:
     from twisted.web.http import Request
@@ -103,6 +104,18 @@ class Passthrough:
     handler: ProxyHandler
     authenticate: Authenticate
     run: RunBlocking = at_once
+
+    def is_expecting(self, head: RequestHead) -> bool:
+        """Whether `serve` should respond to this request: its client waits for 100 Continue, and the Klein app would
+        read the whole body before the request could be refused."""
+        if not head.target.startswith(FOREIGN) or head.method == b"OPTIONS":
+            return False
+        return (head.first(b"expect") or b"").lower() == b"100-continue"
+
+    def serve(self, exchange: Exchange) -> Task:
+        """Respond to a request that has not come through the Klein app; see `ProxyHandler.serve`."""
+        upstream = exchange.head.target.startswith(PREFIX)
+        return self.serve_upstream(exchange) if upstream else self.serve_comfyui(exchange)
 
     def serve_upstream(self, exchange: Exchange) -> Task:
         """Respond to a request under /upstream/; see `ProxyHandler.serve`."""

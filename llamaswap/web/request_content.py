@@ -109,6 +109,8 @@ async def read_content(
     kind = content_type.lower()
     if b"multipart/form-data" in kind:
         return await _read_multipart(query, content_type, body)
+    if not wants_json and b"x-www-form-urlencoded" in kind and (body.length or 0) > FORM_LIMIT:
+        raise BodyTooLarge(FORM_LIMIT)  # before the client sends it
     text = await _whole_body(body)
     coding = (head.first(b"content-encoding") or b"").decode("latin-1").strip().lower()
     if coding not in CODINGS:

@@ -412,6 +412,41 @@ class GateTests(SurfaceTestCase):
             self.assertIn(b"200 OK", sock.recv(65536))
 
 
+class ExpectationTests(SurfaceTestCase):
+    more = {"apiKeys": ["k"]}
+
+    def first_line(self, target, *fields):
+        """The first line that a client receives that has sent a head with an expectation, but no body."""
+        parts = urlsplit(self.product.url)
+        with socket.create_connection((parts.hostname, parts.port), 10) as sock:
+            head = [f"POST {target} HTTP/1.1", "Host: x", "Expect: 100-continue", *fields, "", ""]
+            sock.sendall("\r\n".join(head).encode())
+            return sock.makefile("rb").readline().split(b" ", 2)[1]
+
+    def test_request_that_will_be_refused_is_refused_before_its_body(self):
+        json, key, length = "Content-Type: application/json", "X-Api-Key: k", "Content-Length: 9"
+        form = "Content-Type: multipart/form-data; boundary=x"
+        for expected, target, *fields in (
+            (b"100", "/v1/chat/completions", json, key, length),
+            (b"100", "/v9/invented", json, key, length),
+            (b"401", "/v1/chat/completions", json, length),
+            (b"413", "/v1/chat/completions", json, key, "Content-Length: 999999999"),
+            (
+                b"413",
+                "/v1/audio/transcriptions",
+                "Content-Type: application/x-www-form-urlencoded",
+                key,
+                "Content-Length: 9999999",
+            ),
+            (b"404", "/v1/audio/transcriptions?model=ghost", form, key, length),
+            (b"100", "/upstream/alpha/x", key, length),
+            (b"404", "/upstream/ghost/x", key, length),
+            (b"401", "/upstream/alpha/x", length),
+            (b"404", "/comfyui/x", key, length),
+        ):
+            self.assertEqual(self.first_line(target, *fields), expected, (target, fields))
+
+
 class LimitTests(SurfaceTestCase):
     """Models that load slowly, hold websockets for nothing, or belong to ComfyUI."""
 

@@ -327,6 +327,10 @@ class Rewriting(SynchronousTestCase):
         self.assertEqual(asked.sink.status, 413)
         self.assertIn(str(FORM_LIMIT).encode(), asked.sink.body)
 
+    def test_announced_form_that_is_too_large_is_refused_before_it_arrives(self):
+        asked = Stage().ask(b"POST", b"/v1/audio/transcriptions", ArrivingBody(FORM_LIMIT + 1), FORM)
+        self.assertEqual(asked.sink.status, 413)
+
     def test_large_json_body_is_cut_by_the_worker(self):
         stage, works = Stage(), []
         waiting = Deferred()

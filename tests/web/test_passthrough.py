@@ -17,9 +17,10 @@ from twisted.web.server import Site
 from llamaswap.config import Compat, Profile
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.schema import UpstreamSettings
+from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.passthrough import Destination, destination, resource
 from llamaswap.wire.headers import ResponseHeaders
-from tests.web.pipeline import JSON, Stage, config, model
+from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
 
 UPGRADE = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 
@@ -84,6 +85,21 @@ class FindingTheWay(SynchronousTestCase):
 class PassingThrough(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
+
+    def test_client_that_waits_for_100_continue_is_answered_before_its_body_is_read(self):
+        expecting = (b"Expect", b"100-Continue")
+        passthrough = self.stage.passthrough
+        for method, target, headers, answer in (
+            (b"POST", b"/upstream/alpha/x", [expecting], True),
+            (b"PUT", b"/comfyui/x", [expecting], True),
+            (b"POST", b"/upstream/alpha/x", [], False),
+            (b"OPTIONS", b"/upstream/alpha/x", [expecting], False),
+            (b"POST", b"/api/x", [expecting], False),
+        ):
+            self.assertEqual(passthrough.is_expecting(RequestHead(method, target, headers)), answer, target)
+        for target, status in ((b"/upstream/ghost/x", 404), (b"/comfyui/x", 404)):
+            asked = self.stage.ask(b"POST", target, ArrivingBody(9), expecting, serve=passthrough.serve)
+            self.assertEqual(asked.sink.status, status)
 
     def test_a_bare_model_is_sent_to_its_folder(self):
         """http T112"""
