@@ -115,8 +115,8 @@ class ListingEndpoints:
         aliases = every_alias(model)
         optional = {"aliases": aliases, "tags": list(model.tags), "failures": failures}
         names: dict[str, JsonObject] = {model.id: {"type": "model", **{key: v for key, v in optional.items() if v}}}
-        if with_aliases:
-            names |= {alias: {"type": "alias", "modelID": model.id} for alias in aliases if alias.strip()}
+        for alias in filter(str.strip, aliases if with_aliases else ()):
+            names.setdefault(alias, {"type": "alias", "modelID": model.id})
         for name, facts in names.items():
             meta = {**shared, **facts}
             yield record(name, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
