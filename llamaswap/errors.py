@@ -7,12 +7,18 @@ into lines. Nothing here knows HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from attrs import field, frozen
 
 
 class LlamaswapError(Exception):
-    """Base of all errors below; `str()` is a sentence that an operator can act on."""
+    """Base of all errors below; `str()` is a sentence that an operator can act on: `text` with the fields of `self`."""
+
+    text: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        return self.text.format(self=self) if self.text else super().__str__()
 
 
 # -- configuration -----------------------------------------------------------------------------------------
@@ -63,8 +69,7 @@ class RequestError(LlamaswapError):
 class NoModelNamed(RequestError):
     """The request names no model. Put `model` into its body, form or query, or set `routing.defaultModel`."""
 
-    def __str__(self) -> str:
-        return "no model id could be identified"
+    text = "no model id could be identified"
 
 
 @frozen
@@ -72,9 +77,7 @@ class UnknownModel(RequestError):
     """No local model, alias or peer has this name. /v1/models lists those that exist."""
 
     model: str
-
-    def __str__(self) -> str:
-        return "no router for requested model"
+    text = "no router for requested model"
 
 
 @frozen
@@ -83,12 +86,10 @@ class PeerLoop(RequestError):
 
     peer: str
     hops: int
-
-    def __str__(self) -> str:
-        return (
-            f"loop detected: {self.hops} servers have passed this request on already, so it is not sent to peer"
-            f" {self.peer}; remove the peer that leads back to an earlier one"
-        )
+    text = (
+        "loop detected: {self.hops} servers have passed this request on already, so it is not sent to peer"
+        " {self.peer}; remove the peer that leads back to an earlier one"
+    )
 
 
 @frozen
@@ -98,9 +99,7 @@ class TooManyRequests(RequestError):
     model: str
     limit: int
     retry_after: int = 1
-
-    def __str__(self) -> str:
-        return "Too many requests"
+    text = "Too many requests"
 
 
 @frozen
@@ -110,9 +109,7 @@ class QueueFull(RequestError):
     model: str
     bound: int
     retry_after: int = 1
-
-    def __str__(self) -> str:
-        return f"Too many requests: {self.bound} already wait for {self.model}"
+    text = "Too many requests: {self.bound} already wait for {self.model}"
 
 
 @frozen
@@ -120,9 +117,7 @@ class Superseded(RequestError):
     """A newer request of the same session (or client) took this one's place in the queue; see `supersede`."""
 
     model: str
-
-    def __str__(self) -> str:
-        return f"superseded: a newer request for {self.model} took this one's place"
+    text = "superseded: a newer request for {self.model} took this one's place"
 
 
 @frozen
@@ -148,9 +143,7 @@ class NoTarget(RequestError):
 
     selector: str
     reason: str
-
-    def __str__(self) -> str:
-        return self.reason
+    text = "{self.reason}"
 
 
 @frozen
@@ -158,9 +151,7 @@ class ModelUnloaded(RequestError):
     """The model was unloaded while the request waited for it. Ask again to load it."""
 
     model: str
-
-    def __str__(self) -> str:
-        return "unspecific error: model unloaded"
+    text = "unspecific error: model unloaded"
 
 
 @frozen
@@ -168,9 +159,7 @@ class ShuttingDown(RequestError):
     """The service is shutting down and starts nothing new."""
 
     what: str = "llamaswap"
-
-    def __str__(self) -> str:
-        return f"unspecific error: {self.what} is shutting down"
+    text = "unspecific error: {self.what} is shutting down"
 
 
 @frozen
@@ -178,9 +167,7 @@ class BeingUpgraded(RequestError):
     """The request waited when an upgrade in place closed requests. Send it again after `retry_after` seconds."""
 
     retry_after: int = 5
-
-    def __str__(self) -> str:
-        return f"llamaswap is being upgraded; send the request again in {self.retry_after}s"
+    text = "llamaswap is being upgraded; send the request again in {self.retry_after}s"
 
 
 @frozen
@@ -195,9 +182,7 @@ class StartFailed(RequestError):
     cause: str
     exit_status: int | None = None
     log_tail: str = field(default="", repr=False)
-
-    def __str__(self) -> str:
-        return f"unspecific error: {self.cause}"
+    text = "unspecific error: {self.cause}"
 
 
 @frozen
@@ -233,11 +218,10 @@ class KeepsFailing(RequestError):
         """The last lines of the server's output."""
         return self.failure.tail
 
-    def __str__(self) -> str:
-        return (
-            f"unspecific error: {self.failure.cause}; {self.failure.model} failed {self.failure.count} times in a row "
-            f"and is tried again in {self.retry_after}s at the earliest"
-        )
+    text = (
+        "unspecific error: {self.failure.cause}; {self.failure.model} failed {self.failure.count} times in a row "
+        "and is tried again in {self.retry_after}s at the earliest"
+    )
 
 
 @frozen
@@ -246,9 +230,7 @@ class NotReady(RequestError):
 
     model: str
     reason: str
-
-    def __str__(self) -> str:
-        return self.reason
+    text = "{self.reason}"
 
 
 @frozen
@@ -256,9 +238,7 @@ class ServerVanished(RequestError):
     """The model's server exited between the grant and the first byte."""
 
     model: str
-
-    def __str__(self) -> str:
-        return f"[{self.model}] process is not ready"
+    text = "[{self.model}] process is not ready"
 
 
 # -- talking to a server -----------------------------------------------------------------------------------
@@ -271,9 +251,7 @@ class UpstreamUnreachable(RequestError):
     where: str
     cause: str
     sent: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.cause}"
+    text = "{self.where}: {self.cause}"
 
 
 @frozen
@@ -282,9 +260,7 @@ class UpstreamTruncated(LlamaswapError):
 
     where: str
     cause: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: answer cut short: {self.cause}"
+    text = "{self.where}: answer cut short: {self.cause}"
 
 
 @frozen
@@ -293,9 +269,7 @@ class UpstreamDeclined(RequestError):
 
     where: str
     status: int
-
-    def __str__(self) -> str:
-        return f"{self.where}: answered with status {self.status}"
+    text = "{self.where}: answered with status {self.status}"
 
 
 @frozen
@@ -304,9 +278,7 @@ class BadUpstream(RequestError):
 
     where: str
     cause: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.cause}"
+    text = "{self.where}: {self.cause}"
 
 
 # -- talking to a client -----------------------------------------------------------------------------------
@@ -319,8 +291,7 @@ CLIENT_CLOSED_REQUEST = 499  # reported for a request whose client left before a
 class ClientGone(LlamaswapError):
     """The client has left."""
 
-    def __str__(self) -> str:
-        return "client disconnected"
+    text = "client disconnected"
 
 
 @frozen
@@ -332,17 +303,14 @@ class ReaderStalled(LlamaswapError):
 
     seconds: float
     waiting: str
-
-    def __str__(self) -> str:
-        return f"the client has read nothing for {self.seconds:.0f} s while a request for {self.waiting} waits"
+    text = "the client has read nothing for {self.seconds:.0f} s while a request for {self.waiting} waits"
 
 
 @frozen
 class Cancelled(LlamaswapError):
     """An operator cancelled the request through the API; its client is still there."""
 
-    def __str__(self) -> str:
-        return "request cancelled"
+    text = "request cancelled"
 
 
 @frozen
@@ -350,9 +318,7 @@ class BadRequest(RequestError):
     """The request cannot be understood or rewritten. `message` says what is wrong and where."""
 
     message: str
-
-    def __str__(self) -> str:
-        return self.message
+    text = "{self.message}"
 
 
 @frozen
@@ -364,9 +330,7 @@ class NoRoom(RequestError):
     """
 
     what: str
-
-    def __str__(self) -> str:
-        return f"request body rejected: buffered bodies have used up their share of the {self.what}"
+    text = "request body rejected: buffered bodies have used up their share of the {self.what}"
 
 
 @frozen
@@ -374,6 +338,4 @@ class BodyTooLarge(RequestError):
     """The body is larger than the limit for its kind of request. `bound` is in bytes."""
 
     bound: int
-
-    def __str__(self) -> str:
-        return f"request body is larger than {self.bound} bytes"
+    text = "request body is larger than {self.bound} bytes"

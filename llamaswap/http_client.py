@@ -6,17 +6,17 @@ redirect. treq and the web client are imported with the first request, because t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from io import BytesIO
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import define, field, frozen
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IConsumer, IReactorTime
+from attrs import define, frozen
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol as BodyProtocol
 from twisted.internet.protocol import connectionDone
+from twisted.internet.task import Cooperator
 from twisted.python.failure import Failure
-from twisted.web.iweb import IBodyProducer
-from zope.interface import implementer
 
 if TYPE_CHECKING:
     from twisted.web.iweb import IAgent
@@ -63,39 +63,20 @@ class HttpClient:
 
     async def _exchange(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> HttpResponse:
         from treq.client import HTTPClient
-        from twisted.web.client import Agent, HTTPConnectionPool
+        from twisted.web.client import Agent, FileBodyProducer, HTTPConnectionPool
         from twisted.web.http_headers import Headers
 
         if self._agent is None:
             pool = HTTPConnectionPool(self._reactor, persistent=False)
             self._agent = Agent(self._reactor, connectTimeout=CONNECT_TIMEOUT, pool=pool)
-        client = HTTPClient(self._agent, data_to_body_producer=_BytesProducer)  # a new one keeps no cookies
+        client = HTTPClient(self._agent)  # a new one keeps no cookies
         fields = Headers({name: [value] for name, value in headers.items()})
-        response = await client.request(method, url, data=body, headers=fields, allow_redirects=False, unbuffered=True)
+        cooperator = Cooperator(scheduler=lambda work: self._reactor.callLater(0, work))
+        data = None if body is None else FileBodyProducer(BytesIO(body), cooperator)
+        response = await client.request(method, url, data=data, headers=fields, allow_redirects=False, unbuffered=True)
         receiver = _BodyReceiver()
         response.deliverBody(receiver)
         return HttpResponse(response.code, await receiver.whole)
-
-
-@implementer(IBodyProducer)
-@define(eq=False)
-class _BytesProducer:
-    """Writes a small body at once."""
-
-    _body: bytes
-    length: int = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.length = len(self._body)
-
-    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        consumer.write(self._body)
-        return succeed(None)
-
-    def stopProducing(self) -> None:
-        """The body was written."""
-
-    pauseProducing = resumeProducing = stopProducing
 
 
 class _BodyReceiver(BodyProtocol):
@@ -144,8 +125,7 @@ def _explain(failure: Failure) -> HttpResponse:
 
 def reason_of(error: BaseException | None) -> str:
     """A network failure as one line; Twisted wraps some in lists of reasons."""
-    reasons: Iterable[object] = getattr(error, "reasons", None) or ()
-    for reason in reasons:
+    for reason in getattr(error, "reasons", None) or ():
         if isinstance(reason, Failure):
             return reason_of(reason.value)
     return str(error).strip().rstrip(".") or type(error).__name__

@@ -45,6 +45,8 @@ class HttpClientTests(SynchronousTestCase):
     def send(self, path, method="GET", **more):
         response = self.client(method, f"http://server.test{path}", timeout=10.0, **more)
         self.agent.flush()
+        self.clock.advance(0)  # a body is sent on the reactor's next turn
+        self.agent.flush()
         return response
 
     def test_response_has_status_and_body(self):
