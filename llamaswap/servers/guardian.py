@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from llamaswap.servers import procfs
@@ -21,7 +22,7 @@ from llamaswap.servers import procfs
 if TYPE_CHECKING:
     from subprocess import Popen
 
-GRACE = 2.0  # seconds between SIGTERM and SIGKILL: no request waits for these servers
+GRACE = 2.0  # seconds between SIGTERM and SIGKILL: no request uses these servers
 LOST_AFTER = 10.0  # seconds after the grace; a process that lives then is stuck in the kernel
 STOP_LIMIT = 10.0  # seconds for the stop commands
 CHECK_PAUSE = 0.02  # seconds between two checks of what is left
@@ -53,22 +54,41 @@ class ChildTable:
                 self.children.pop(int(words[1]), None)
 
 
-def remaining(children: dict[int, tuple[int, str, str]]) -> list[procfs.Stat]:
-    """Every living process that belongs to one of the children."""
-    found = {}
-    for pid, (start, mark, _) in children.items():
-        for one in procfs.members(pid, start, mark):
-            found[one.pid] = one
-    return list(found.values())
+def termination_steps(
+    find: Callable[[], list[int]], send: Callable[[int, int], object], seconds: Callable[[], float], lost_after: float
+) -> Iterator[None]:
+    """SIGTERM to all that `find` finds; SIGKILL after the grace, as long as it finds any, for `lost_after` seconds.
+
+    The caller waits for `CHECK_PAUSE` whenever this yields. `send` signals what was found, `seconds` is a clock.
+    """
+    for target in find():
+        send(target, _TERM)
+    kill_at = seconds() + GRACE
+    while left := find():
+        now = seconds()
+        if now >= kill_at + lost_after:
+            return
+        if now >= kill_at:
+            for target in left:
+                send(target, _KILL)
+        yield
 
 
-def end(children: dict[int, tuple[int, str, str]], grace: float = GRACE) -> None:
+def end(children: dict[int, tuple[int, str, str]]) -> None:
     """Stop all processes of the children: stop commands and SIGTERM, the grace, SIGKILL until they are gone."""
     commands = [start_command(stop) for _, _, stop in children.values() if stop != "-"]
-    if procfs.available():
-        _end_processes(children, grace)
-    else:
-        _end_groups(children, grace)
+
+    def processes() -> list[int]:
+        family = [procfs.members(pid, start, mark) for pid, (start, mark, _) in children.items()]
+        return [one.pid for members in family for one in members]
+
+    def groups() -> list[int]:
+        """Without /proc a group's number is all that is known; the group existed when the proxy last wrote."""
+        return [group for group in children if procfs.signal_group(group, 0)]
+
+    find, send = (processes, procfs.signal_one) if procfs.available() else (groups, procfs.signal_group)
+    for _ in termination_steps(find, send, time.monotonic, LOST_AFTER):
+        time.sleep(CHECK_PAUSE)
     deadline = time.monotonic() + STOP_LIMIT
     for command in commands:
         while command is not None and command.poll() is None and time.monotonic() < deadline:
@@ -96,31 +116,6 @@ def start_command(stop: str) -> Popen[bytes] | None:
         )
     except (OSError, ValueError):
         return None
-
-
-def _end_processes(children: dict[int, tuple[int, str, str]], grace: float) -> None:
-    for one in remaining(children):
-        procfs.signal_one(one.pid, _TERM)
-    deadline = time.monotonic() + grace
-    while left := remaining(children):
-        now = time.monotonic()
-        if now >= deadline + LOST_AFTER:
-            return
-        if now >= deadline:
-            for one in left:
-                procfs.signal_one(one.pid, _KILL)
-        time.sleep(CHECK_PAUSE)
-
-
-def _end_groups(children: dict[int, tuple[int, str, str]], grace: float) -> None:
-    """Without /proc a group's number is all that is known; the group existed when the proxy last wrote."""
-    for group in children:
-        procfs.signal_group(group, _TERM)
-    deadline = time.monotonic() + grace
-    while time.monotonic() < deadline and any(procfs.signal_group(group, 0) for group in children):
-        time.sleep(CHECK_PAUSE)
-    for group in children:
-        procfs.signal_group(group, _KILL)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,9 +22,7 @@ from llamaswap.config.private_files import private_folder
 from llamaswap.servers import guardian, procfs
 from llamaswap.servers.spawn import ChildRecord, Kernel
 
-SWEEP_GRACE = 2.0  # seconds between SIGTERM and SIGKILL: no request waits for an orphan
 LOST_AFTER = 5.0  # seconds after SIGKILL
-CHECK_PAUSE = 0.02  # seconds between two checks
 # Seconds for the guardian of the killed proxy, whose stop commands could stop what is started now.
 GUARDIAN_LIMIT = guardian.GRACE + guardian.LOST_AFTER + guardian.STOP_LIMIT + 1.0
 
@@ -154,23 +151,11 @@ async def _sweep(run: EarlierRun, clock: IReactorTime, kernel: Kernel) -> list[S
     found = [record for record in run.children if record.start and processes_of(record, kernel)]
     until = clock.seconds() + GUARDIAN_LIMIT
     while _lives(*run.guardian, kernel) and clock.seconds() < until:
-        await deferLater(clock, CHECK_PAUSE)
-    began = clock.seconds()
-    _signal(found, signal.SIGTERM, kernel)
-    while any(processes_of(record, kernel) for record in found):
-        waited = clock.seconds() - began
-        if waited >= SWEEP_GRACE + LOST_AFTER:
-            break
-        if waited >= SWEEP_GRACE:
-            _signal(found, signal.SIGKILL, kernel)
-        await deferLater(clock, CHECK_PAUSE)
+        await deferLater(clock, guardian.CHECK_PAUSE)
+    find = lambda: [one.pid for record in found for one in processes_of(record, kernel)]
+    for _ in guardian.termination_steps(find, kernel.signal_one, clock.seconds, LOST_AFTER):
+        await deferLater(clock, guardian.CHECK_PAUSE)
     return [SweptOrphan(record, not processes_of(record, kernel)) for record in found]
-
-
-def _signal(records: list[ChildRecord], number: int, kernel: Kernel) -> None:
-    for record in records:
-        for one in processes_of(record, kernel):
-            kernel.signal_one(one.pid, number)
 
 
 def _start_of(pid: int, kernel: Kernel) -> int:

@@ -10,27 +10,24 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 MARK = "LLAMASWAP_CHILD"  # the environment variable by which a descendant is known even after it left its session
 
-_LISTENING = "0A"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Stat:
+class Stat(NamedTuple):
     """One process as /proc/<pid>/stat has it; `start` is in clock ticks since boot."""
 
-    __slots__ = ("group", "name", "parent", "pid", "session", "start", "state")
-
-    def __init__(self, pid: int, name: str, state: str, parent: int, group: int, session: int, start: int) -> None:
-        self.pid = pid
-        self.name = name
-        self.state = state
-        self.parent = parent
-        self.group = group
-        self.session = session
-        self.start = start
+    pid: int
+    name: str
+    state: str
+    parent: int
+    group: int
+    session: int
+    start: int
 
     @property
     def dead(self) -> bool:
@@ -222,7 +219,7 @@ def listeners_in_proc() -> list[tuple[int, int]]:
             continue
         for line in lines:
             fields = line.split()
-            if fields[3] == _LISTENING:
+            if fields[3] == "0A":  # LISTEN
                 found.append((int(fields[1].rpartition(":")[2], 16), int(fields[9])))
     return found
 
@@ -314,21 +311,19 @@ def free_port(host: str) -> int:
 
 def signal_group(group: int, number: int) -> bool:
     """Signal a process group; False if it is empty. A member that may not be signalled counts."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return _signal(os.killpg, group, number)
 
 
 def signal_one(pid: int, number: int) -> bool:
     """Signal one process; False if it does not exist."""
+    return _signal(os.kill, pid, number)
+
+
+def _signal(send: Callable[[int, int], None], target: int, number: int) -> bool:
     try:
-        os.kill(pid, number)
+        send(target, number)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
