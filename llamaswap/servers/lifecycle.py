@@ -8,7 +8,7 @@ docs/lifecycle.rst contains the drawing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Concatenate, TypeVar
+from typing import Any, Concatenate, TypeVar
 
 from automat import TypeMachineBuilder
 from twisted.internet.defer import Deferred
@@ -40,8 +40,7 @@ _termination = _data(lambda actions: actions.terminate())
 _idle = _data(lambda actions: StateTask())
 
 Stopped = builder.state("Stopped")
-Starting = builder.state("Starting", _data(lambda actions: actions.begin_start(False)))
-StartingElsewhere = builder.state("StartingElsewhere", _data(lambda actions: actions.begin_start(True)))
+Starting = builder.state("Starting", _data(lambda actions: actions.begin_start()))
 Ready = builder.state("Ready", _idle)
 Suspending = builder.state("Suspending", _suspend)
 SuspendingThenResume = builder.state("SuspendingThenResume", _suspend)
@@ -49,7 +48,6 @@ Suspended = builder.state("Suspended", _idle)
 Resuming = builder.state("Resuming", _data(lambda actions: actions.begin_resume()))
 Stopping = builder.state("Stopping", _termination)
 Restarting = builder.state("Restarting", _termination)
-Relocating = builder.state("Relocating", _termination)
 Closing = builder.state("Closing", _termination)
 Closed = builder.state("Closed")
 
@@ -107,13 +105,11 @@ def _refuse(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> Non
 
 
 @Starting.upon(Inputs.want_ready, nodata=True).loop()
-@StartingElsewhere.upon(Inputs.want_ready, nodata=True).loop()
 @Resuming.upon(Inputs.want_ready, nodata=True).loop()
 @Suspending.upon(Inputs.want_ready, nodata=True).to(SuspendingThenResume)
 @SuspendingThenResume.upon(Inputs.want_ready, nodata=True).loop()
 @Stopping.upon(Inputs.want_ready, nodata=True).to(Restarting)
 @Restarting.upon(Inputs.want_ready, nodata=True).loop()
-@Relocating.upon(Inputs.want_ready, nodata=True).loop()
 def _wait_for_it(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
     actions.waiters.add_ready(waiter)
 
@@ -131,7 +127,6 @@ def _resume(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> Non
 
 
 @Starting.upon(Inputs.probe_passed).to(Ready)
-@StartingElsewhere.upon(Inputs.probe_passed).to(Ready)
 @Resuming.upon(Inputs.probe_passed).to(Ready)
 def _became_ready(inputs: Inputs, actions: Actions, task: StateTask) -> None:
     task.abandon()
@@ -140,7 +135,6 @@ def _became_ready(inputs: Inputs, actions: Actions, task: StateTask) -> None:
 
 
 @Starting.upon(Inputs.start_failed).to(Stopping)
-@StartingElsewhere.upon(Inputs.start_failed).to(Stopping)
 def _give_up(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[[], LlamaswapError]) -> None:
     task.abandon()
     actions.waiters.fail_when_stopped(error)
@@ -148,8 +142,6 @@ def _give_up(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[
 
 
 @Starting.upon(Inputs.exited).to(Stopping)
-@StartingElsewhere.upon(Inputs.exited).to(Stopping)
-@StartingElsewhere.upon(Inputs.port_lost).to(Stopping)
 def _exited_early(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[[], LlamaswapError]) -> None:
     task.abandon()
     actions.waiters.fail_when_stopped(error)
@@ -165,7 +157,7 @@ def _crashed(inputs: Inputs, actions: Actions, error: Callable[[], LlamaswapErro
     actions.terminate().begin(CRASH_GRACE)
 
 
-@Starting.upon(Inputs.port_lost).to(Relocating)
+@Starting.upon(Inputs.port_lost).to(Restarting)
 @Resuming.upon(Inputs.exited).to(Restarting)
 @Suspending.upon(Inputs.exited).to(Stopping)
 @SuspendingThenResume.upon(Inputs.exited).to(Restarting)
@@ -227,8 +219,6 @@ def _stop(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float
 
 @Starting.upon(Inputs.want_stopped).to(Stopping)
 @Starting.upon(Inputs.want_suspended).to(Stopping)
-@StartingElsewhere.upon(Inputs.want_stopped).to(Stopping)
-@StartingElsewhere.upon(Inputs.want_suspended).to(Stopping)
 @Resuming.upon(Inputs.want_stopped).to(Stopping)
 @Suspending.upon(Inputs.want_stopped).to(Stopping)
 @SuspendingThenResume.upon(Inputs.want_stopped).to(Stopping)
@@ -241,7 +231,6 @@ def _abort(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[N
 
 
 @Starting.upon(Inputs.closing).to(Closing)
-@StartingElsewhere.upon(Inputs.closing).to(Closing)
 @Ready.upon(Inputs.closing).to(Closing)
 @Suspending.upon(Inputs.closing).to(Closing)
 @SuspendingThenResume.upon(Inputs.closing).to(Closing)
@@ -259,8 +248,6 @@ def _close(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[N
 @Stopping.upon(Inputs.want_suspended).loop()
 @Restarting.upon(Inputs.want_stopped).to(Stopping)
 @Restarting.upon(Inputs.want_suspended).to(Stopping)
-@Relocating.upon(Inputs.want_stopped).to(Stopping)
-@Relocating.upon(Inputs.want_suspended).to(Stopping)
 @Closing.upon(Inputs.want_stopped).loop()
 @Closing.upon(Inputs.want_suspended).loop()
 @Closing.upon(Inputs.closing).loop()
@@ -274,7 +261,6 @@ def _stop_without_restart(
 
 @Stopping.upon(Inputs.closing).to(Closing)
 @Restarting.upon(Inputs.closing).to(Closing)
-@Relocating.upon(Inputs.closing).to(Closing)
 def _close_after_stop(
     inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
 ) -> None:
@@ -286,7 +272,6 @@ def _close_after_stop(
 
 @Stopping.upon(Inputs.exited).loop()
 @Restarting.upon(Inputs.exited).loop()
-@Relocating.upon(Inputs.exited).loop()
 @Closing.upon(Inputs.exited).loop()
 def _leader_exited(inputs: Inputs, actions: Actions, stop: StopInProgress, error: Callable[[], LlamaswapError]) -> None:
     stop.leader_exited()
@@ -299,7 +284,6 @@ def _stopped(inputs: Inputs, actions: Actions, stop: StopInProgress) -> None:
 
 
 @Restarting.upon(Inputs.drained, nodata=True).to(Starting)
-@Relocating.upon(Inputs.drained, nodata=True).to(StartingElsewhere)
 def _start_again(inputs: Inputs, actions: Actions) -> None:
     actions.show(STOPPED)
     actions.show(STARTING)
@@ -313,38 +297,29 @@ def _closed(inputs: Inputs, actions: Actions, stop: StopInProgress) -> None:
 
 # Every other event comes too late: its sender could not know that the state has changed.
 
-_UP = (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.resume_failed)
 _EVENTS: tuple[Callable[..., None], ...] = (
-    *_UP,
-    Inputs.suspended,
-    Inputs.suspend_failed,
-    Inputs.exited,
-    Inputs.drained,
+    *(Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.resume_failed, Inputs.suspended),
+    *(Inputs.suspend_failed, Inputs.exited, Inputs.drained),
+    *(Inputs.adopted, Inputs.adopted_suspended, Inputs.want_cleaned),
 )
-_ADOPTIONS: tuple[Callable[..., None], ...] = (Inputs.adopted, Inputs.adopted_suspended, Inputs.want_cleaned)
-_STARTUP = (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.exited)
 _SUSPENSION = (Inputs.suspended, Inputs.suspend_failed, Inputs.exited)
-_HANDLED = {
-    Starting: _STARTUP,
-    StartingElsewhere: _STARTUP,
+_STOP = (Inputs.exited, Inputs.drained)
+_HANDLED: dict[Any, tuple[Callable[..., None], ...]] = {
+    Stopped: (Inputs.adopted, Inputs.adopted_suspended, Inputs.want_cleaned),
+    Starting: (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.exited),
     Ready: (Inputs.exited,),
     Suspending: _SUSPENSION,
     SuspendingThenResume: _SUSPENSION,
     Suspended: (Inputs.exited,),
     Resuming: (Inputs.probe_passed, Inputs.resume_failed, Inputs.exited),
+    Stopping: _STOP,
+    Restarting: _STOP,
+    Closing: _STOP,
+    Closed: (),
 }
-_HANDLED_STOP = (Inputs.exited, Inputs.drained)
-for _input in _EVENTS:
-    Stopped.upon(_input).loop().returns(None)
-    Closed.upon(_input).loop().returns(None)
-for _input in (*_EVENTS, *_ADOPTIONS):
-    for _running, _handled in _HANDLED.items():
-        if _input not in _handled:
-            _running.upon(_input, nodata=True).loop().returns(None)
-    for _stopping in (Stopping, Restarting, Relocating, Closing):
-        if _input not in _HANDLED_STOP:
-            _stopping.upon(_input, nodata=True).loop().returns(None)
-for _input in _ADOPTIONS:
-    Closed.upon(_input).loop().returns(None)
+for _state, _handled in _HANDLED.items():
+    for _event in _EVENTS:
+        if _event not in _handled:
+            _state.upon(_event).loop().returns(None)
 
 machine = builder.build()

@@ -97,8 +97,8 @@ class Actions(Protocol):
     @property
     def waiters(self) -> LifecycleWaiters: ...
 
-    def begin_start(self, other_port: bool) -> StateTask:
-        """Start the process and its readiness checks; with `other_port` on a port that is free now."""
+    def begin_start(self) -> StateTask:
+        """Start the process and its readiness checks; on another port if the last process lost its port."""
 
     def endpoint(self) -> Endpoint:
         """Where the running server listens."""

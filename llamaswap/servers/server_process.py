@@ -25,7 +25,8 @@ class ServerProcess:
     """A process that was started by the definition `model`.
 
     Times are on the clock's scale, None for what has not happened. `resume_steps` are those that were configured when
-    it was suspended. `over` is set when no process is left, or those left were given up.
+    it was suspended. `over` is set when no process is left, or those left were given up; `port_lost` if another process
+    took its port, and `relocated` if it was started because of that: it is not started on a third port.
     """
 
     model: Model
@@ -39,6 +40,8 @@ class ServerProcess:
     resume_steps: tuple[str, ...] = ()
     tail: bytes = b""
     over: bool = False
+    port_lost: bool = False
+    relocated: bool = False
 
     @classmethod
     def launch(cls, plan: LaunchPlan, launcher: Launcher, now: float) -> ServerProcess:
@@ -127,6 +130,8 @@ class ServerProcess:
     def lost_port(self, launcher: Launcher, now: float) -> bool:
         """Whether it exited because another process took its port between the check and its bind."""
         endpoint = self.endpoint
-        if self.model.port != endpoint.port or not is_local(endpoint.host) or now - self.started_at > PORT_LOSS_PERIOD:
+        if self.relocated or now - self.started_at > PORT_LOSS_PERIOD:
+            return False
+        if self.model.port != endpoint.port or not is_local(endpoint.host):
             return False
         return launcher.kernel.taken(bind_address(endpoint.host), endpoint.port)

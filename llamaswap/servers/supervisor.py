@@ -196,12 +196,14 @@ class Supervisor:
 
     # -- the machine's actions: start ----------------------------------------------------------------------
 
-    def begin_start(self, other_port: bool) -> StateTask:
+    def begin_start(self) -> StateTask:
         """Start a process and its readiness checks. A start that is impossible is reported on the next turn."""
+        other_port = self._process is not None and self._process.port_lost
         self._process = self._readiness = self._termination = self._suspending = None
         try:
             plan = plan_launch(self.model, self.launcher, other_port)
             process = ServerProcess.launch(plan, self.launcher, self.clock.seconds())
+            process.relocated = other_port
         except CannotStart as reason:
             error = StartFailed(self.model.id, str(reason))
             self._last_error = error.cause
@@ -385,6 +387,7 @@ class Supervisor:
             how = "prematurely" if starting else "unexpectedly"
             self._last_error = f"upstream command exited {how} ({say_status(status)})"
         if starting and status != 0 and process.lost_port(self.launcher, self.clock.seconds()):
+            process.port_lost = True
             self._machine.port_lost(lambda: self._exit_error(process, status))
         else:
             self._machine.exited(lambda: self._exit_error(process, status))

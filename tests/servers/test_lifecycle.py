@@ -13,8 +13,8 @@ from llamaswap.servers.lifecycle_interfaces import Actions, StateTask
 from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
-STATES = ("Stopped", "Starting", "StartingElsewhere", "Ready", "Suspending", "SuspendingThenResume", "Suspended",
-          "Resuming", "Stopping", "Restarting", "Relocating", "Closing", "Closed")  # fmt: skip
+STATES = ("Stopped", "Starting", "Ready", "Suspending", "SuspendingThenResume", "Suspended",
+          "Resuming", "Stopping", "Restarting", "Closing", "Closed")  # fmt: skip
 INPUTS = ("want_ready", "want_stopped", "want_suspended", "suspended", "suspend_failed", "resume_failed",
           "probe_passed", "start_failed", "port_lost", "exited", "drained", "closing", "adopted",
           "adopted_suspended")  # fmt: skip
@@ -33,17 +33,9 @@ TABLE = {
     ("Starting", "want_stopped"): ("Stopping", "abandon stop:5.0"),
     ("Starting", "probe_passed"): ("Ready", "abandon show:ready"),
     ("Starting", "start_failed"): ("Stopping", "abandon stop:5.0"),
-    ("Starting", "port_lost"): ("Relocating", "abandon stop:0.0"),
+    ("Starting", "port_lost"): ("Restarting", "abandon stop:0.0"),
     ("Starting", "exited"): ("Stopping", "abandon stop:0.0"),
     ("Starting", "closing"): ("Closing", "abandon show:shutdown stop:5.0"),
-    ("StartingElsewhere", "want_suspended"): ("Stopping", "abandon stop:5.0"),
-    ("StartingElsewhere", "want_ready"): ("StartingElsewhere", ""),
-    ("StartingElsewhere", "want_stopped"): ("Stopping", "abandon stop:5.0"),
-    ("StartingElsewhere", "probe_passed"): ("Ready", "abandon show:ready"),
-    ("StartingElsewhere", "start_failed"): ("Stopping", "abandon stop:5.0"),
-    ("StartingElsewhere", "port_lost"): ("Stopping", "abandon stop:0.0"),
-    ("StartingElsewhere", "exited"): ("Stopping", "abandon stop:0.0"),
-    ("StartingElsewhere", "closing"): ("Closing", "abandon show:shutdown stop:5.0"),
     ("Ready", "want_ready"): ("Ready", f"told:{HERE}"),
     ("Ready", "want_stopped"): ("Stopping", "show:stopping stop:7.0"),
     ("Ready", "exited"): ("Stopping", "show:stopping stop:0.0"),
@@ -89,12 +81,6 @@ TABLE = {
     ("Restarting", "exited"): ("Restarting", "leader_exited"),
     ("Restarting", "drained"): ("Starting", "start show:stopped show:starting"),
     ("Restarting", "closing"): ("Closing", "show:shutdown shorten:7.0"),
-    ("Relocating", "want_ready"): ("Relocating", ""),
-    ("Relocating", "want_stopped"): ("Stopping", "shorten:7.0"),
-    ("Relocating", "want_suspended"): ("Stopping", "shorten:7.0"),
-    ("Relocating", "exited"): ("Relocating", "leader_exited"),
-    ("Relocating", "drained"): ("StartingElsewhere", "start_elsewhere show:stopped show:starting"),
-    ("Relocating", "closing"): ("Closing", "show:shutdown shorten:7.0"),
     ("Closing", "want_ready"): ("Closing", "told:ShuttingDown"),
     ("Closing", "want_stopped"): ("Closing", "shorten:7.0"),
     ("Closing", "exited"): ("Closing", "leader_exited"),
@@ -108,8 +94,6 @@ TABLE = {
 ROADS = {
     "Stopped": (),
     "Starting": ("want_ready",),
-    "StartingElsewhere": ("want_ready", "port_lost", "drained"),
-    "Relocating": ("want_ready", "port_lost"),
     "Ready": ("want_ready", "probe_passed"),
     "Suspending": ("want_ready", "probe_passed", "want_suspended"),
     "SuspendingThenResume": ("want_ready", "probe_passed", "want_suspended", "want_ready"),
@@ -147,8 +131,8 @@ class RecordingActions:
         self.done = []
         self.termination = self.suspending = None
 
-    def begin_start(self, other_port):
-        self.done.append("start_elsewhere" if other_port else "start")
+    def begin_start(self):
+        self.done.append("start")
         self.termination = None
         return StateTask(lambda: self.done.append("abandon"), 5.0)
 
