@@ -18,7 +18,6 @@ from llamaswap.app.settings import ServiceContext, ServiceControl
 from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.worker import WorkerThread
-from llamaswap.proxy.bodies import SiteContent
 from llamaswap.proxy.byte_budget import disk_budget, memory_budget
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.forward import RequestForwarder
@@ -86,7 +85,7 @@ def build_web(
     )
     load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
     access, memory, disk = AccessLog(logs.formatter), memory_budget(), disk_budget()
-    site = AdminSite(wiring.admin(keys, load_tests), reactor, access, lambda length: SiteContent(length, memory, disk))
+    site = AdminSite(wiring.admin(keys, load_tests), reactor, access, memory, disk)
 
     def serve(exchange: Exchange) -> Task:
         served = passthrough if exchange.head.target.startswith(FOREIGN) else inference

@@ -16,8 +16,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 
 from llamaswap.errors import BodyTooLarge, ClientGone
-from llamaswap.proxy.bodies import BODY_COPIES, FED, PIECE_SIZE, FileBody, PiecesFile
-from llamaswap.proxy.body_feed import BodyFeed
+from llamaswap.proxy.bodies import BODY_COPIES, FED, PIECE_SIZE, BodyFeed, PiecesBody
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
 
@@ -46,6 +45,7 @@ class SpooledBody:
     _disk: ByteBudget = UNBOUNDED
     complete: bool = field(init=False)
     asked: bool = field(default=False, init=False)
+    refusal: Exception | None = field(default=None, init=False)  # why it could not be kept
     _arrived: int = field(default=0, init=False)
     _chunks: list[bytes] = field(factory=list, init=False)
     _content: BytesIO | None = field(default=None, init=False)
@@ -61,7 +61,6 @@ class SpooledBody:
     _memory_taken: int = field(default=0, init=False)
     _disk_taken: int = field(default=0, init=False)
     _spooled: int = field(default=0, init=False)  # bytes in the file
-    _refusal: Exception | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.complete = self._length == 0
@@ -80,8 +79,8 @@ class SpooledBody:
 
     def read_all(self, limit: int) -> Deferred[bytes]:
         """The whole body in memory."""
-        if self._refusal is not None:
-            return fail(self._refusal)
+        if self.refusal is not None:
+            return fail(self.refusal)
         if not self.replayable:
             raise RuntimeError("the body was released")
         size = max(self._length or 0, self._arrived)
@@ -104,10 +103,19 @@ class SpooledBody:
         self._request_bytes()
         return whole_body
 
+    def content(self) -> bytes:
+        """Every byte so far."""
+        if self._file is not None:
+            self._file.seek(0)
+            return self._file.read()
+        if len(self._chunks) != 1:
+            self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0]
+
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed a consumer from the first byte; see BodySource."""
-        if self._refusal is not None:
-            consumer.body_refused(self._refusal)
+        if self.refusal is not None:
+            consumer.body_refused(self.refusal)
             return FED
         if not self.replayable:
             raise RuntimeError("the body was released")
@@ -120,10 +128,9 @@ class SpooledBody:
         feed.pump()
         return feed
 
-    def edited(self, pieces: Sequence[bytes | memoryview]) -> FileBody:
+    def edited(self, pieces: Sequence[bytes | memoryview]) -> PiecesBody:
         """A body of these pieces, which is fed as a connection takes it."""
-        file = PiecesFile(pieces)
-        return FileBody(self._clock, file, file.size)
+        return PiecesBody(self._clock, pieces)
 
     def reserve(self, count: int) -> None:
         """Take memory for copies of the body that are made elsewhere, until it is closed; raises NoRoom."""
@@ -217,7 +224,7 @@ class SpooledBody:
 
     def _joined(self) -> Deferred[bytes]:
         try:
-            return succeed(self._whole())
+            return succeed(self.content())
         except MemoryError:  # the limits were measured, but another part of the process took the rest
             return fail(self._memory.full())
 
@@ -329,7 +336,7 @@ class SpooledBody:
     def _refuse(self) -> None:
         """There is no room for the bytes that came: fail the reader and discard the rest."""
         in_memory = self._file is None and (self._whole_body is not None or self._discarding)
-        error = self._refusal = (self._memory if in_memory else self._disk).full()
+        error = self.refusal = (self._memory if in_memory else self._disk).full()
         whole_body, self._whole_body = self._whole_body, None
         feed, self._feed = self._feed, None
         if whole_body is not None:
@@ -338,14 +345,6 @@ class SpooledBody:
             feed.stopped = True
             feed.consumer.body_refused(error)
         self.close()
-
-    def _whole(self) -> bytes:
-        if self._file is not None:
-            self._file.seek(0)
-            return self._file.read()
-        if len(self._chunks) != 1:
-            self._chunks = [b"".join(self._chunks)]
-        return self._chunks[0]
 
     def next_piece(self, feed: BodyFeed) -> bytes:
         """The feed's next piece; empty if it has had everything that is here."""

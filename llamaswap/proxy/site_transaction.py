@@ -14,7 +14,6 @@ from zope.interface import directlyProvides, implementer, providedBy
 from llamaswap.errors import BodyTooLarge
 from llamaswap.proxy.framing import HEAD_LIMIT, HEADER_COUNT, Framing
 from llamaswap.proxy.transaction import HttpTransaction
-from llamaswap.proxy.tunnel import ClientPipe
 
 if TYPE_CHECKING:
     from llamaswap.proxy.client_connection import ClientConnection
@@ -47,23 +46,23 @@ class SiteTransport:
     """The connection as the site's channel sees it: as if it were the channel's alone."""
 
     def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
+        self.connection = connection
         self.paused = False
         self.producer: IPushProducer | None = None
         if connection.secure:
             directlyProvides(self, providedBy(self), ISSLTransport)
 
     def write(self, data: bytes) -> None:
-        self._connection.send(data)
+        self.connection.send(data)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        self._connection.send(b"".join(data))
+        self.connection.send(b"".join(data))
 
     def loseConnection(self) -> None:
-        self._connection.close()
+        self.connection.close()
 
     def abortConnection(self) -> None:
-        self._connection.abort()
+        self.connection.abort()
 
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
         """The channel registers itself for good, the connection only while it handles a request for the site."""
@@ -71,31 +70,22 @@ class SiteTransport:
 
     def unregisterProducer(self) -> None:
         self.producer = None
-        self._connection.wire.unregisterProducer()
+        self.connection.wire.unregisterProducer()
 
     def pauseProducing(self) -> None:
         self.paused = True
-        self._connection.reading_changed()
+        self.connection.reading_changed()
 
     def resumeProducing(self) -> None:
         self.paused = False
-        self._connection.reading_changed()
+        self.connection.reading_changed()
 
     def stopProducing(self) -> None:
-        self._connection.close()
-
-    def start_tunnel(self, early: bytes, head: bytes) -> ClientPipe:
-        """Turn the channel's request into a tunnel, which gets the connection after `head` was sent."""
-        wire = self._connection.wire
-        wire.unregisterProducer()
-        pipe = ClientPipe(wire, early)
-        pipe.write(head)
-        self._connection.start_tunnel(pipe)
-        return pipe
+        self.connection.close()
 
     def __getattr__(self, name: str) -> object:
         # getPeer, getHost, disconnecting, getPeerCertificate ...
-        return getattr(self._connection.wire, name)
+        return getattr(self.connection.wire, name)
 
 
 class SiteTransaction(HttpTransaction):

@@ -6,23 +6,17 @@ Here are those of requests for the proxy; `site_transaction` has those for the t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from llamaswap.proxy.bodies import BytesBody
-from llamaswap.proxy.exchange import BodySource, Exchange, Headers, RequestHead, ResponseSink
-from llamaswap.proxy.fastpath.direct_write import unsent_bytes
-from llamaswap.proxy.framing import LAST_CHUNK, ChunkWalker, Framing, as_chunk
+from llamaswap.proxy.connection_sink import ConnectionSink
+from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead, ResponseSink
+from llamaswap.proxy.framing import ChunkWalker, Framing
 from llamaswap.proxy.incoming_body import SpooledBody
-from llamaswap.proxy.response_framer import ResponseFramer
-from llamaswap.proxy.transport import Transport
-from llamaswap.proxy.tunnel import ClientPipe
-from llamaswap.wire.headers import ResponseHeaders
 
 if TYPE_CHECKING:
     from llamaswap.proxy.client_connection import ClientConnection
@@ -83,7 +77,7 @@ class HttpTransaction(ABC):
         """The rest of the body cannot be taken; returns whether a response may still be given."""
 
 
-class ProxyTransaction(HttpTransaction):
+class ProxyTransaction(HttpTransaction, ConnectionSink):
     """A request that became an exchange, and the sink of its response. `whole` is its body, if that came with the head
     completely."""
 
@@ -103,7 +97,7 @@ class ProxyTransaction(HttpTransaction):
     def __init__(self, connection: ClientConnection, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
         super().__init__(connection, framing)
         factory = connection.owner
-        self._framer: ResponseFramer | None = None
+        self._framer = None
         self._request = head
         self._producing = False
         self._final_data_sent = False  # the final bytes say why the response is incomplete
@@ -189,98 +183,16 @@ class ProxyTransaction(HttpTransaction):
         if self._response_sent:
             connection.completed(self)
 
-    # -- the response's way out
-
-    @property
-    def started(self) -> bool:
-        """Whether a head was sent."""
-        return self._framer is not None
-
-    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
-        """A 1xx head."""
-        if not self.response_closed and self._framer is None:
-            self.connection.send(ResponseFramer.interim(status, reason, headers))
-
-    def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:
-        """The head, with the first body bytes in the same write."""
-        framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw)
-        self._sent += len(data)
-        # A client that waits for 100 Continue may never send its body: where the next request begins is then unknown.
-        if self.waits_for_continue or not framer.delimited or self.connection.closing:
-            self.keep_alive = False
-        if not self.response_closed:
-            self.connection.send(framer.head(reason, keep_alive=self.keep_alive, data=data))
-
-    def write(self, data: bytes) -> None:
-        """Some body bytes."""
-        framer = self._framer
-        assert framer is not None  # the head comes first
-        self._sent += len(data)
-        if framer.body and not self.response_closed:
-            self.connection.send(as_chunk(data) if framer.chunking else data)
-
-    def writer(self) -> Callable[[bytes], None]:
-        """Straight to the connection, if nothing has to be framed."""
-        framer = self._framer
-        assert framer is not None  # the head comes first
-        return self.connection.send if framer.body and not framer.chunking and not self.response_closed else self.write
-
-    def write_final(self, words: bytes, last: bytes) -> None:
-        """The last body bytes before an abort, if the framing allows them."""
-        framed = self._framer.write_final(words, last) if self._framer is not None else None
-        if framed and not self.response_closed:
-            self._sent += len(words)
-            self._final_data_sent = True
-            self.connection.send(framed)
+    # -- the response
 
     def finish(self) -> None:
         """The response is complete."""
         if self.response_closed:
             return
         self.response_closed = self._response_sent = True
-        framer = self._framer
-        if framer is not None and framer.chunking:
-            self.connection.send(LAST_CHUNK)
-        if self._producing:
-            self.unregister_producer()
+        self.end_body()
         if self.exchange is None:
             self.connection.completed(self)
-
-    def abort(self) -> None:
-        """Abort the connection; final bytes are delivered first, because a reset would discard them."""
-        if not self.response_closed:
-            self.response_closed = True
-            self.unregister_producer()
-            if self._final_data_sent:
-                self.connection.close_lingering()
-            else:
-                self.connection.abort()
-
-    def unsent(self) -> int:
-        """Bytes that the kernel has not taken yet."""
-        return unsent_bytes(self.connection.wire)
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """Back-pressure for the response."""
-        if not self._producing and not self.response_closed:
-            self._producing = True
-            self.connection.wire.registerProducer(producer, True)
-
-    def unregister_producer(self) -> None:
-        """The producer is done."""
-        if self._producing:
-            self._producing = False
-            self.connection.wire.unregisterProducer()
-
-    def upgrade(self, status_line_and_head: bytes) -> Transport:
-        """Hand the connection over for a tunnel."""
-        self._framer = ResponseFramer(self._request, 101, ResponseHeaders([]), raw=True)
-        self.response_closed = True
-        self.unregister_producer()
-        pipe = ClientPipe(self.connection.wire)
-        self.connection.send(status_line_and_head)
-        self.connection.start_tunnel(pipe)
-        return pipe
 
 
 _check: type[ResponseSink] = ProxyTransaction

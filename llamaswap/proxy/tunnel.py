@@ -154,9 +154,9 @@ class ClientPipe:
     The connection's owner keeps receiving its bytes and passes them on by `received` and `lost`.
     """
 
-    def __init__(self, wire: Transport, early: bytes = b"") -> None:
+    def __init__(self, wire: Transport) -> None:
         self._wire = wire
-        self._early = early
+        self._early = b""
         self._protocol: IProtocol | None = None
         self._lost: Failure | None = None
         self.write = write_through(wire)

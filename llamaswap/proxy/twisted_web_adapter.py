@@ -7,177 +7,158 @@ reach the client unchanged here too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 
-from llamaswap.proxy.bodies import FileBody
+from llamaswap.proxy.connection_sink import ConnectionSink
 from llamaswap.proxy.exchange import Exchange, Headers, RequestHead, ResponseSink
-from llamaswap.proxy.fastpath.direct_write import unsent_bytes, write_through
-from llamaswap.proxy.framing import LAST_CHUNK, as_chunk
-from llamaswap.proxy.response_framer import ResponseFramer
+from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.transport import Transport
-from llamaswap.proxy.tunnel import ClientPipe
-from llamaswap.wire.headers import ResponseHeaders, address_host
+from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
+from llamaswap.wire.headers import ResponseHeaders
+
+SITE_MEMORY = 100_000  # bytes of a body for the site that take nothing from the budgets, as in twisted.web
+
+
+class SiteContent:
+    """The body of a twisted.web request, file-like: in memory while it is small, then a SpooledBody.
+
+    If both budgets are used up, NoRoom is raised. `length` is the announced size, None if it is unknown.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, length: int | None, memory: ByteBudget = UNBOUNDED, disk: ByteBudget = UNBOUNDED
+    ) -> None:
+        if length is not None and length > SITE_MEMORY and max(disk.left, memory.left) < length:
+            raise disk.full()
+        ignore = lambda: None
+        self._body = SpooledBody(clock, None, ignore, ignore, SITE_MEMORY, memory=memory, disk=disk)
+        self._small: BytesIO | None = BytesIO()
+
+    def write(self, data: bytes) -> None:
+        """Append some bytes."""
+        if self._small is not None:
+            if self._small.tell() + len(data) <= SITE_MEMORY:
+                self._small.write(data)
+                return
+            self._leave_memory()
+        self._body.arrived(data)
+        if self._body.refusal is not None:
+            raise self._body.refusal
+
+    def body(self) -> SpooledBody:
+        """The same bytes for the proxy, after the last `write`."""
+        if self._small is not None:
+            self._leave_memory()
+        self._body.finished()
+        return self._body
+
+    def _leave_memory(self) -> None:
+        small, self._small = self._small, None
+        if small is not None and small.tell():
+            self._body.arrived(small.getvalue())
+
+    # -- what twisted.web and the pages call
+
+    def read(self) -> bytes:
+        """All of it."""
+        return self._body.content() if self._small is None else self._small.getvalue()
+
+    def seek(self, offset: int, whence: int = 0) -> None:
+        """It is read as a whole only."""
+
+    def tell(self) -> int:
+        """Where a form parser would find its end; forms are not parsed here."""
+        return 0
+
+    def close(self) -> None:
+        """Discard it. Idempotent."""
+        self._body.close()
 
 
 def exchange_from_request(request: Request, clock: IReactorTime) -> Exchange:
-    """The exchange of a request; it becomes `gone` when the request's connection is lost."""
+    """The exchange of a request that came over a ClientConnection; it becomes `gone` when that is lost."""
     version = (1, 1) if request.clientproto == b"HTTP/1.1" else (1, 0)
     headers: Headers = [(name, value) for name, values in request.requestHeaders.getAllRawHeaders() for value in values]
     head = RequestHead(request.method, request.uri, headers, version)
-    content: Any = request.content
-    content.seek(0, 2)
-    size = content.tell()
-    content.seek(0)
-    body = FileBody(clock, content, size, getattr(content, "reserve", None))
     sink = RequestSink(request, head)
-    peer = address_host(request.getClientAddress())
-    exchange = Exchange(head, body, sink, peer, clock.seconds(), request.isSecure())
+    connection = sink.connection
+    body = cast(SiteContent, request.content).body()
+    exchange = Exchange(head, body, sink, connection.client_address, clock.seconds(), connection.secure)
 
     def left(_: Failure) -> None:
+        sink.lost()
         exchange.client_left()
 
     request.notifyFinish().addErrback(left)
-    sink.on_lost = exchange.client_left
     return exchange
 
 
-class RequestSink:
-    """Writes a response to a twisted.web request's channel."""
+class RequestSink(ConnectionSink):
+    """Writes the response of a twisted.web request to its connection."""
+
+    waits_for_continue = False  # twisted.web has answered that
 
     def __init__(self, request: Any, head: RequestHead) -> None:
-        self._request = request
-        self._head = head
-        self._framer: ResponseFramer | None = None
-        self._write: Any = None
+        self.connection = request.channel.transport.connection
+        self._site_request = request
+        self.keep_alive = bool(request.channel.persistent) and head.version >= (1, 1)
+        self.response_closed = False
+        self._request = head
+        self._framer = None
         self._producing = False
-        self._final_data_sent = False  # the final bytes say why the response is incomplete
-        self.on_lost: Any = None
+        self._final_data_sent = False
 
     @property
-    def started(self) -> bool:
-        """Whether a head was sent."""
-        return self._framer is not None
+    def consumer(self) -> Any:
+        """The request, because the channel stays the producer of its connection."""
+        return self._site_request
 
-    def _wire(self) -> Any:
-        """The channel's transport; None if the client has left or the response is complete."""
-        channel = getattr(self._request, "channel", None)
-        return None if channel is None else channel.transport
+    @property
+    def _sent(self) -> int:
+        return int(self._site_request.sentLength)
 
-    def interim(self, status: int, reason: bytes, headers: Headers) -> None:
-        """A 1xx head."""
-        wire = self._wire()
-        if wire is not None and self._framer is None:
-            wire.write(ResponseFramer.interim(status, reason, headers))
+    @_sent.setter
+    def _sent(self, count: int) -> None:
+        self._site_request.sentLength = count
+
+    def lost(self) -> None:
+        """The client has left."""
+        self.response_closed = True
+        self._producing = False
 
     def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:
         """The head, with the first body bytes."""
-        wire = self._wire()
-        request = self._request
-        framer = self._framer = ResponseFramer(self._head, status, headers, raw=raw)
-        request.code = status
-        request.startedWriting = 1  # or twisted.web would write its own headers
-        if wire is None:
-            return
-        keep_alive = bool(request.channel.persistent) and self._head.version >= (1, 1)
-        if not framer.delimited or not keep_alive:
-            request.channel.persistent = 0
-            keep_alive = False
-        self._write = write_through(wire)
-        self._write(framer.head(reason, keep_alive=keep_alive, data=data))
-        request.sentLength += len(data)
+        super().head(status, reason, headers, raw=raw, data=data)
+        self._response_began(status)
 
-    def write(self, data: bytes) -> None:
-        """Some body bytes."""
-        framer = self._framer
-        assert framer is not None  # the head comes first
-        if self._wire() is None or not framer.body:
-            return
-        self._request.sentLength += len(data)
-        self._write(as_chunk(data) if framer.chunking else data)
+    def _response_began(self, status: int) -> None:
+        self._site_request.code = status
+        self._site_request.startedWriting = 1  # or twisted.web would write its own headers
+        if not self.keep_alive and not self.response_closed:
+            self._site_request.channel.persistent = 0
 
     def writer(self) -> Callable[[bytes], None]:
         """`write` itself, because it counts the bytes."""
         return self.write
 
-    def write_final(self, words: bytes, last: bytes) -> None:
-        """The last body bytes before an abort, if the framing allows them."""
-        framed = self._framer.write_final(words, last) if self._framer is not None else None
-        if framed and self._wire() is not None:
-            self._request.sentLength += len(words)
-            self._final_data_sent = True
-            self._write(framed)
-
     def finish(self) -> None:
         """The response is complete."""
-        framer = self._framer
-        if self._wire() is None or self._request.finished:
-            return
-        if framer is not None and framer.chunking:
-            self._write(LAST_CHUNK)
-        self.unregister_producer()
-        self._request.finish()
-
-    def abort(self) -> None:
-        """Abort the connection; final bytes are delivered first, because a reset would discard them."""
-        wire = self._wire()
-        if wire is not None:
-            self.unregister_producer()
-            if self._final_data_sent:
-                wire.loseConnection()
-            else:
-                wire.abortConnection()
-
-    def unsent(self) -> int:
-        """Bytes that the kernel has not taken yet."""
-        wire = self._wire()
-        return 0 if wire is None else unsent_bytes(wire)
-
-    def register_producer(self, producer: IPushProducer) -> None:
-        """Back-pressure for the response."""
-        if self._wire() is not None and not self._producing:
-            self._producing = True
-            self._request.registerProducer(producer, True)
-
-    def unregister_producer(self) -> None:
-        """The producer is done."""
-        if self._producing:
-            self._producing = False
-            if self._wire() is not None:
-                self._request.unregisterProducer()
+        if not self.response_closed:
+            self.response_closed = True
+            self.end_body()
+            self._site_request.finish()
 
     def upgrade(self, status_line_and_head: bytes) -> Transport:
         """Take the connection away from the channel."""
-        request = self._request
-        channel = request.channel
-        wire = channel.transport
-        request.code = 101
-        request.startedWriting = 1
-        self._framer = ResponseFramer(self._head, 101, ResponseHeaders([]), raw=True)
-        channel.persistent = 0
-        channel.setTimeout(None)
-        kept, channel._dataBuffer = b"".join(channel._dataBuffer), []
-        start_tunnel = getattr(wire, "start_tunnel", None)
-        if start_tunnel is not None:
-            # Here the channel does not own the connection: a ClientConnection passes its bytes on.
-            client: Transport = start_tunnel(kept, status_line_and_head)
-            return client
-        wire.unregisterProducer()
-        pipe = ClientPipe(wire, kept)
-        forget = channel.connectionLost
-
-        def lost(reason: Failure) -> None:
-            pipe.lost(reason)
-            forget(reason)
-
-        channel.dataReceived = pipe.received
-        channel.connectionLost = lost
-        wire.resumeProducing()
-        pipe.write(status_line_and_head)
-        return pipe
+        self.keep_alive = False
+        self._response_began(101)
+        self.connection.wire.unregisterProducer()  # the channel
+        return super().upgrade(status_line_and_head)
 
 
 _check: type[ResponseSink] = RequestSink

@@ -25,11 +25,13 @@ from werkzeug.routing import BaseConverter, RequestRedirect
 
 from llamaswap.errors import StartFailed
 from llamaswap.observe.accesslog import AccessLog
+from llamaswap.proxy.twisted_web_adapter import SiteContent
 from llamaswap.web import auth, errors, route_table
 from llamaswap.web.admin_request import TEXT, AdminRequest
 from llamaswap.web.compress import compressed
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route
+from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
 from llamaswap.wire.headers import ALLOW_ANY_ORIGIN
 from llamaswap.wire.paths import normalised_target
 
@@ -177,7 +179,7 @@ class AdminRoot(Resource):
 class AdminSite(Site):
     """A Site that writes the access log, also for clients that left before the end of their response.
 
-    `content(length)` makes the file-like object that keeps a request's body; None: twisted.web's own.
+    `memory` and `disk` bound the bodies of all requests.
     """
 
     noisy = False
@@ -187,14 +189,14 @@ class AdminSite(Site):
         admin: Admin,
         clock: IReactorTime,
         access: AccessLog | None = None,
-        content: Callable[[int | None], object] | None = None,
+        memory: ByteBudget = UNBOUNDED,
+        disk: ByteBudget = UNBOUNDED,
     ) -> None:
         # The proxy reads forms itself; parsing them here would hold large uploads in memory a second time.
         super().__init__(AdminRoot(admin.app.resource()), parsePOSTFormSubmission=False, reactor=clock)
         self._access = access
         self._clock = clock
-        if content is not None:
-            self.getContentFile = content
+        self.getContentFile = lambda length: SiteContent(clock, length, memory, disk)
 
     def getResourceFor(self, request: Request) -> IResource:
         """Normalise the path, and write the request's line to the access log at its end."""

@@ -9,7 +9,7 @@ from attrs import define, evolve, field, frozen
 from llamaswap.config import Config, Model, Peer
 from llamaswap.errors import Cancelled
 from llamaswap.observe.worker import RunBlocking
-from llamaswap.proxy.bodies import BytesBody, FileBody
+from llamaswap.proxy.bodies import BytesBody, PiecesBody
 from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.loading import LoadingStream
@@ -156,7 +156,7 @@ class ProxyRequest(RequestInfo):
         self.source = await content.body(exchange.body, run)
         if isinstance(self.source, BytesBody) and content.scan is None:
             self.captured_body = self.source.data
-        if isinstance(self.source, (BytesBody, FileBody)):
+        if isinstance(self.source, (BytesBody, PiecesBody)):
             if self.source is not exchange.body:
                 # The body as it came is not read again, and a long response would keep it in memory.
                 if isinstance(exchange.body, SpooledBody):

@@ -12,7 +12,7 @@ from attrs import define, evolve
 
 from llamaswap.errors import BadRequest, BodyTooLarge
 from llamaswap.observe.worker import RunBlocking, at_once
-from llamaswap.proxy.bodies import BODY_COPIES, BytesBody, FileBody
+from llamaswap.proxy.bodies import BODY_COPIES, BytesBody
 from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.uploads import SplicedBody, read
@@ -76,7 +76,7 @@ class RequestContent:
     async def body(self, source: BodySource, run: RunBlocking) -> BodySource:
         """The body to send; a large one is put together by `run`. Without an edit it is `source`, as it is."""
         if self.json is not None:
-            if self.json.size > JOINED_LIMIT and isinstance(source, (FileBody, SpooledBody)):
+            if self.json.size > JOINED_LIMIT and isinstance(source, SpooledBody):
                 return source.edited(self.json.pieces())
             return BytesBody(await run(self.json.render) if self.json.large else self.json.render())
         if self.form is not None:
@@ -134,7 +134,7 @@ async def _decoded(text: bytes, coding: str, body: BodySource, run: RunBlocking)
                 await run(decoding.advance)
             else:
                 decoding.advance()
-            if isinstance(body, (FileBody, SpooledBody)):
+            if isinstance(body, SpooledBody):
                 body.reserve((decoding.size - reserved) * BODY_COPIES)
             reserved = decoding.size
     except Undecodable as error:

@@ -20,7 +20,7 @@ from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.pool import Pool
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
-from llamaswap.proxy.twisted_web_adapter import exchange_from_request
+from llamaswap.proxy.twisted_web_adapter import SiteContent, exchange_from_request
 from llamaswap.proxy.upstream import NoLimits, UpstreamTarget
 from llamaswap.wire.headers import to_local
 from tests.live.product import within
@@ -271,19 +271,17 @@ class _Page(Resource):
         return NOT_DONE_YET
 
 
-class KleinDoorLive(_World, TestCase):
-    """Through a twisted.web request."""
-
-    def door(self):
-        return Site(_Page(self.handle), reactor=reactor, parsePOSTFormSubmission=False)
+def _site(handle):
+    site = Site(_Page(handle), reactor=reactor, parsePOSTFormSubmission=False)
+    site.getContentFile = lambda length: SiteContent(reactor, length)
+    return site
 
 
 class KleinBehindFrontLive(_World, TestCase):
     """Through a twisted.web request that came in at the front door."""
 
     def door(self):
-        site = Site(_Page(self.handle), reactor=reactor, parsePOSTFormSubmission=False)
-        return ProxyServerFactory(lambda head: False, self.handle, site, reactor)
+        return ProxyServerFactory(lambda head: False, self.handle, _site(self.handle), reactor)
 
 
 class EncryptedFrontDoorLive(_World, TestCase):
@@ -293,7 +291,7 @@ class EncryptedFrontDoorLive(_World, TestCase):
         return ProxyServerFactory(
             lambda head: head.path.startswith(b"/v1/"),
             self.handle,
-            Site(_Page(self.handle), reactor=reactor, parsePOSTFormSubmission=False),
+            _site(self.handle),
             reactor,
         )
 

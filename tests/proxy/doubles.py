@@ -14,7 +14,7 @@ from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.pool import Pool
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
-from llamaswap.proxy.twisted_web_adapter import exchange_from_request
+from llamaswap.proxy.twisted_web_adapter import SiteContent, exchange_from_request
 from llamaswap.proxy.upstream import NoLimits, UpstreamTarget
 from llamaswap.wire.headers import to_local
 
@@ -142,8 +142,9 @@ class World:
             )
             self._build = self.factory.buildProtocol
         else:
-            site = Site(_Page(self._handle, self.clock), reactor=self.clock, parsePOSTFormSubmission=False)
-            self._build = site.buildProtocol
+            page = _Page(self._handle, self.clock)
+            factory = ProxyServerFactory(lambda head: False, self._handle, self.site_of(page), self.clock)
+            self._build = factory.buildProtocol
 
     def site(self):
         world = self
@@ -164,7 +165,12 @@ class World:
 
             render_GET = render_POST = render
 
-        return Site(Plain(), reactor=self.clock, parsePOSTFormSubmission=False)
+        return self.site_of(Plain())
+
+    def site_of(self, page):
+        site = Site(page, reactor=self.clock, parsePOSTFormSubmission=False)
+        site.getContentFile = lambda length: SiteContent(self.clock, length)
+        return site
 
     def _handle(self, exchange):
         self.exchanges.append(exchange)

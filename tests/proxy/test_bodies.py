@@ -1,13 +1,14 @@
 """Bodies that are already here."""
 
 import tempfile
-from io import BytesIO
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import BodyTooLarge, NoRoom
-from llamaswap.proxy.bodies import FEED_LIMIT, PIECE_SIZE, BytesBody, FileBody, SiteContent
+from llamaswap.proxy.bodies import FEED_LIMIT, PIECE_SIZE, BytesBody, PiecesBody
+from llamaswap.proxy.incoming_body import DISK_STEP
+from llamaswap.proxy.twisted_web_adapter import SiteContent
 from llamaswap.wire.byte_budget import ByteBudget
 from tests.proxy.test_incoming_body import Consumer
 
@@ -15,7 +16,10 @@ from tests.proxy.test_incoming_body import Consumer
 class Bodies(SynchronousTestCase):
     def both(self, data):
         self.clock = Clock()
-        return BytesBody(data), FileBody(self.clock, BytesIO(data), len(data))
+        content = SiteContent(self.clock, len(data))
+        for at in range(0, len(data), PIECE_SIZE):
+            content.write(data[at : at + PIECE_SIZE])
+        return BytesBody(data), content.body()
 
     def test_they_are_read_any_number_of_times(self):
         for body in self.both(b"abc"):
@@ -30,7 +34,7 @@ class Bodies(SynchronousTestCase):
     def test_pieces_are_fed_in_order_and_in_small_parts(self):
         self.clock = Clock()
         texts = [b"a" * (PIECE_SIZE + 1), b"", memoryview(b"xbcx")[1:3], b"d" * PIECE_SIZE]
-        body = FileBody(self.clock, BytesIO(b""), 0).edited(texts)
+        body = PiecesBody(self.clock, texts)
         whole = b"".join(texts)
         consumer = Consumer()
         sizes = []
@@ -49,7 +53,7 @@ class Bodies(SynchronousTestCase):
             body.start(consumer, keep=False)
             self.assertEqual((consumer.data, consumer.ended, body.length), (b"", 1, 0))
 
-    def test_file_is_fed_in_turns_and_pauses(self):
+    def test_a_site_s_body_is_fed_in_turns_and_pauses(self):
         data = b"x" * (2 * FEED_LIMIT + 5)
         _, body = self.both(data)
         consumer = Consumer()
@@ -71,11 +75,6 @@ class Bodies(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertEqual(consumer.ended, 0)
 
-    def test_file_shorter_than_announced_is_a_loss(self):
-        consumer = Consumer()
-        FileBody(Clock(), BytesIO(b"abc"), 5).start(consumer)
-        self.assertEqual((consumer.ended, consumer.lost), (0, 1))
-
 
 def room(bound, name):
     return ByteBudget(name, lambda used: bound)
@@ -86,7 +85,7 @@ class SiteContentTests(SynchronousTestCase):
 
     def content(self, memory, disk, length=None):
         self.memory, self.disk = room(memory, "memory"), room(disk, "disk")
-        return SiteContent(length, self.memory, self.disk)
+        return SiteContent(Clock(), length, self.memory, self.disk)
 
     def filled(self, content, pieces):
         for _ in range(pieces):
@@ -95,9 +94,9 @@ class SiteContentTests(SynchronousTestCase):
         return len(content.read())
 
     def test_a_large_body_is_in_a_file(self):
-        content = self.content(0, 10**6)
+        content = self.content(0, DISK_STEP)
         self.assertEqual(self.filled(content, 4), 200_000)
-        self.assertEqual((self.memory.used, self.disk.used), (0, 200_000))
+        self.assertEqual((self.memory.used, self.disk.used), (0, DISK_STEP))
         content.close()
         content.close()
         self.assertEqual(self.disk.used, 0)
@@ -110,24 +109,23 @@ class SiteContentTests(SynchronousTestCase):
         self.assertEqual(self.memory.used, 0)
 
     def test_a_disk_that_fills_up_moves_it_to_memory(self):
-        content = self.content(10**6, 170_000)
-        self.assertEqual(self.filled(content, 5), 250_000)
-        self.assertEqual((self.memory.used, self.disk.used), (250_000, 0))
+        content = self.content(10**7, DISK_STEP)
+        self.assertEqual(self.filled(content, 100), 5_000_000)
+        self.assertEqual((self.memory.used, self.disk.used), (5_000_000, 0))
 
     def test_a_folder_that_cannot_be_written_to_is_like_a_full_disk(self):
         self.patch(tempfile, "tempdir", "/nonexistent")
-        self.assertEqual(self.filled(self.content(10**6, 10**6), 4), 200_000)
+        self.assertEqual(self.filled(self.content(10**6, DISK_STEP), 4), 200_000)
         self.assertEqual(self.memory.used, 200_000)
 
     def test_copies_of_a_body_that_is_held_whole_take_memory_until_it_is_closed(self):
         content = self.content(250_000, 10**6)
         content.write(b"x" * 80_000)
-        body = FileBody(Clock(), content, 80_000, content.reserve)
-        self.assertEqual(len(self.successResultOf(body.read_all(10**6))), 80_000)
+        self.assertEqual(len(self.successResultOf(content.body().read_all(10**6))), 80_000)
         self.assertEqual(self.memory.used, 240_000)
-        other = SiteContent(None, self.memory, self.disk)
+        other = SiteContent(Clock(), None, self.memory, self.disk)
         other.write(b"x" * 80_000)
-        self.failureResultOf(FileBody(Clock(), other, 80_000, other.reserve).read_all(10**6), NoRoom)
+        self.failureResultOf(other.body().read_all(10**6), NoRoom)
         content.close()
         self.assertEqual(self.memory.used, 0)
 

@@ -62,7 +62,8 @@ class Tunnels(SynchronousTestCase):
 
 class Pipes(SynchronousTestCase):
     def test_bytes_before_the_tunnel_stands_are_kept(self):
-        pipe = ClientPipe(Wire(), b"a")
+        pipe = ClientPipe(Wire())
+        pipe.received(b"a")
         pipe.received(b"b")
         server = Wire()
         Tunnel(pipe, server, closed=lambda: None)

@@ -22,7 +22,7 @@ from llamaswap.errors import (
     NoTarget,
 )
 from llamaswap.observe.worker import at_once
-from llamaswap.proxy.bodies import FileBody
+from llamaswap.proxy.bodies import PiecesBody
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.web.auth import Authenticator
@@ -357,7 +357,7 @@ class Rewriting(SynchronousTestCase):
         content = self.successResultOf(reading)
         content.rename("owl")
         source = self.successResultOf(Deferred.fromCoroutine(content.body(body, at_once)))
-        self.assertIsInstance(source, FileBody)
+        self.assertIsInstance(source, PiecesBody)
         self.assertEqual(self.successResultOf(source.read_all(len(text))), text.replace(b"beta", b"owl"))
 
     def test_a_filter_that_cannot_apply_is_recorded_as_500(self):

@@ -18,6 +18,8 @@ from llamaswap.config import Compat, Profile
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.schema import UpstreamSettings
 from llamaswap.proxy.exchange import RequestHead
+from llamaswap.proxy.server_factory import ProxyServerFactory
+from llamaswap.proxy.twisted_web_adapter import SiteContent
 from llamaswap.web.passthrough import Destination, destination, resource
 from llamaswap.wire.headers import ResponseHeaders
 from tests.web.pipeline import JSON, ArrivingBody, Stage, config, model
@@ -299,7 +301,10 @@ class ThroughTheMap(SynchronousTestCase):
 
         root = Resource()
         root.putChild(b"upstream", resource(serve, Clock()))
-        channel = Site(root).buildProtocol(IPv4Address("TCP", "1.2.3.4", 5))
+        site = Site(root)
+        site.getContentFile = lambda length: SiteContent(Clock(), length)
+        factory = ProxyServerFactory(lambda head: False, serve, site, Clock())
+        channel = factory.buildProtocol(IPv4Address("TCP", "1.2.3.4", 5))
         wire = StringTransport()
         channel.makeConnection(wire)
         channel.dataReceived(b"POST /upstream/a%2Fb/c?d HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
