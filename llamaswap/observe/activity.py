@@ -22,7 +22,6 @@ from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
 from llamaswap.observe.captures import LEVEL, Blob, Captures, bundles, pack
 from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.log_format import timestamp
-from llamaswap.observe.query import ActivityFilter, ActivityQuery
 from llamaswap.observe.store import ActivityPage, ActivityStore
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.wire.byte_budget import ByteBudget
@@ -211,27 +210,16 @@ class ActivityLog:
 
     # -- questions -----------------------------------------------------------------------------------------
 
-    def _ask(self, question: Callable[[], Result]) -> Deferred[Result]:
-        """Write the backlog first, so that the client of a request that just ended finds its row."""
+    def ask(self, question: Callable[[ActivityStore], Result]) -> Deferred[Result]:
+        """The result of a question to the table, which blocks. The client of a request that just ended finds its row,
+        because the backlog is written first."""
         if self._timer is not None:
             self._write()
-        return self.run(question)
-
-    def page(self, query: ActivityQuery) -> Deferred[ActivityPage]:
-        """One page of the table."""
-        return self._ask(lambda: self.store.page(query))
-
-    def stats(self, wanted: ActivityFilter | None = None, bucket: int = 0) -> Deferred[Document]:
-        """Totals and histograms; with `bucket` seconds also sums over time."""
-        return self._ask(lambda: self.store.stats(wanted or ActivityFilter(), bucket))
-
-    def after(self, wanted: ActivityFilter, number: int, count: int) -> Deferred[list[ActivityRow]]:
-        """The next rows above an id, ascending: the steps of an export."""
-        return self._ask(lambda: self.store.after(wanted, number, count))
+        return self.run(lambda: self.store.ask(question))
 
     def legacy(self) -> Deferred[list[Document]]:
         """The flat objects of GET /api/metrics, oldest first."""
-        rows = self._ask(self.store.newest_good)
+        rows = self.ask(lambda table: table.newest_good())
         return rows.addCallback(lambda found: [self.flat(row) for row in found])
 
     def document(self, row: ActivityRow) -> Document:

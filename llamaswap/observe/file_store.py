@@ -11,11 +11,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar
+from typing import ClassVar, TypeVar
+
+from attrs import define, field
 
 from llamaswap.observe.activity_row import ActivityRow
-from llamaswap.observe.query import ActivityFilter, ActivityQuery
-from llamaswap.observe.store import DEFAULT_ROWS, ActivityPage, ActivityStore, Document
+from llamaswap.observe.query import ActivityFilter
+from llamaswap.observe.store import DEFAULT_ROWS, ActivityStore
 
 RETRY_DELAY = 5.0  # seconds between two tries of a file that cannot be used
 
@@ -34,6 +36,7 @@ def _is_unusable(error: Exception) -> bool:
     return isinstance(error, OSError) or any(words in str(error).lower() for words in _UNUSABLE)
 
 
+@define(eq=False)
 class FileStore:
     """An `ActivityStore` in a file that continues in memory. `problem` says why; it is empty while the file is in use.
 
@@ -41,29 +44,23 @@ class FileStore:
     are called on the worker thread. `seconds` is a monotonic clock, `stamp` the time as a part of a file's name.
     """
 
-    durable = True
+    durable: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        path: str,
-        keep: int = DEFAULT_ROWS,
-        *,
-        say: Callable[[str], None],
-        renumbered: Callable[[], None],
-        seconds: Callable[[], float],
-        stamp: Callable[[], str] = lambda: time.strftime("%Y%m%d-%H%M%S"),
-    ) -> None:
-        self._path = path
-        self._keep = keep
-        self._say = say
-        self._renumbered = renumbered
-        self._seconds = seconds
-        self._stamp = stamp
-        self._file = ActivityStore(path, keep)
-        self._newest = ActivityStore(None, keep)
-        self._pending: list[ActivityRow] = []  # not in the file yet
-        self._retry_at = 0.0
-        self.problem = ""
+    _path: str
+    _keep: int = DEFAULT_ROWS
+    say: Callable[[str], None] = field(kw_only=True)
+    renumbered: Callable[[], None] = field(kw_only=True)
+    seconds: Callable[[], float] = field(kw_only=True)
+    stamp: Callable[[], str] = lambda: time.strftime("%Y%m%d-%H%M%S")
+    problem: str = field(default="", init=False)
+    _file: ActivityStore = field(init=False)
+    _newest: ActivityStore = field(init=False)
+    _pending: list[ActivityRow] = field(factory=list, init=False)  # not in the file yet
+    _retry_at: float = field(default=0.0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._file = ActivityStore(self._path, self._keep)
+        self._newest = ActivityStore(None, self._keep)
 
     def insert(self, rows: Iterable[ActivityRow]) -> list[ActivityRow]:
         """Store rows and set their ids; only in memory while the file cannot be used."""
@@ -75,21 +72,10 @@ class FileStore:
         self._pending = (self._pending + stored)[-self._newest.keep :]
         return stored
 
-    def page(self, query: ActivityQuery) -> ActivityPage:
-        """One page of rows."""
-        return self._ask(lambda store: store.page(query))
-
-    def after(self, wanted: ActivityFilter, number: int, count: int) -> list[ActivityRow]:
-        """The next `count` rows with a higher id."""
-        return self._ask(lambda store: store.after(wanted, number, count))
-
-    def newest_good(self, count: int | None = None) -> list[ActivityRow]:
-        """The newest rows with status 200, oldest first."""
-        return self._ask(lambda store: store.newest_good(count))
-
-    def stats(self, wanted: ActivityFilter, bucket: int = 0) -> Document:
-        """Totals and speed histograms of the rows."""
-        return self._ask(lambda store: store.stats(wanted, bucket))
+    def ask(self, question: Callable[[ActivityStore], Result]) -> Result:
+        """The result of a question to the table in the file, or to the newest rows if the file cannot be used."""
+        result = self._in_file(question)
+        return question(self._newest) if result is None else result
 
     def close(self) -> None:
         """Write the pending rows, if the file can be used, and close it. Idempotent."""
@@ -97,18 +83,14 @@ class FileStore:
             self._retry_at = 0.0
             self._in_file(lambda file: True)
         if self._pending:
-            self._say(f"{len(self._pending)} rows of activity are lost, because {self.problem}")
+            self.say(f"{len(self._pending)} rows of activity are lost, because {self.problem}")
             self._pending = []
         self._file.close()
         self._newest.close()
 
-    def _ask(self, question: Callable[[ActivityStore], Result]) -> Result:
-        result = self._in_file(question)
-        return question(self._newest) if result is None else result
-
     def _in_file(self, work: Callable[[ActivityStore], Result]) -> Result | None:
         """The result of work on the file; None if the file cannot be used now. Errors of the work itself are raised."""
-        if self.problem and self._seconds() < self._retry_at:
+        if self.problem and self.seconds() < self._retry_at:
             return None
         for _ in range(2):  # the second time with the file that replaces a corrupt one
             try:
@@ -123,7 +105,7 @@ class FileStore:
                 return None
             if self.problem:
                 self.problem = ""
-                self._say(f"the activity store {self._path} is in use again")
+                self.say(f"the activity store {self._path} is in use again")
             return result
         self._failed("it is corrupt again")
         return None
@@ -137,14 +119,14 @@ class FileStore:
         if before != [row.id for row in rows]:
             self._newest = ActivityStore(None, self._keep)
             self._newest.remember(rows)
-            self._renumbered()
+            self.renumbered()
 
     def _failed(self, cause: str) -> None:
         with suppress(sqlite3.Error):
             self._file.close()
-        self._retry_at = self._seconds() + RETRY_DELAY
+        self._retry_at = self.seconds() + RETRY_DELAY
         if not self.problem:
-            self._say(
+            self.say(
                 f"the activity store {self._path} cannot be used: {cause}; the newest {self._newest.keep} rows are "
                 f"kept in memory, and the file is tried again every {RETRY_DELAY:g} s"
             )
@@ -154,7 +136,7 @@ class FileStore:
         """Rename a corrupt file and begin another with the rows in memory; False if it cannot be renamed."""
         with suppress(sqlite3.Error):
             self._file.close()
-        aside = f"{self._path}.corrupt-{self._stamp()}"
+        aside = f"{self._path}.corrupt-{self.stamp()}"
         try:
             os.rename(self._path, aside)
             for suffix in ("-wal", "-shm"):
@@ -162,7 +144,7 @@ class FileStore:
                     os.rename(self._path + suffix, aside + suffix)
         except OSError:
             return False
-        self._say(f"the activity store {self._path} is corrupt ({error}): it is kept as {aside}, and a new one begins")
+        self.say(f"the activity store {self._path} is corrupt ({error}): it is kept as {aside}, and a new one begins")
         self._file = ActivityStore(self._path, self._keep)
         try:
             self._file.restore(self._newest.after(ActivityFilter(), 0, self._newest.keep))

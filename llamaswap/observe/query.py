@@ -1,6 +1,6 @@
 """Questions about the activity table: a query string of the API as a checked value.
 
-This module knows the parameters, the order of their checks and the messages; it must not know SQL (store.py does).
+This module knows the parameters, the order of their checks, the messages, and the columns that are compared.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SORT_COLUMNS: Mapping[str, str] = {
     "gen_speed": "tokens_per_second",
     "duration": "duration_ms",
 }
+_TEXT_COLUMNS = ("model_id", "req_path", "error_msg", "metadata_json")  # in which `q` is searched
 MAX_ROWS = 999
 MAX_VALUES = 100  # of one parameter: each becomes a condition of the SQL statement
 _MAX_ID = 2**63 - 1  # the largest value of an id column
@@ -48,25 +49,18 @@ class BadQuery(LlamaswapError):
 
 @frozen
 class ActivityFilter:
-    """Which rows. All given conditions must hold; of several `models`, `statuses` or `paths` one must.
+    """Which rows: those for which all `conditions` hold. Each is an SQL term with the values of its placeholders."""
 
-    `statuses` are codes ("404") or classes ("5xx"); `text` is searched in model, path, error and metadata.
-    `start` and `end` are whole unix seconds, inclusive.
-    """
+    conditions: tuple[tuple[str, tuple[object, ...]], ...] = ()
 
-    models: tuple[str, ...] = ()
-    start: int | None = None
-    end: int | None = None
-    min_id: int | None = None
-    max_id: int | None = None
-    after_id: int | None = None
-    statuses: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
-    session: str = ""
-    client: str = ""
-    text: str = ""
-    has_error: bool | None = None
-    min_ms: int | None = None
+    def where(self) -> tuple[str, list[object]]:
+        """The WHERE clause ("" if all rows are wanted), and its values."""
+        terms = " AND ".join(f"({term})" for term, _ in self.conditions)
+        return terms and f" WHERE {terms}", [value for _, values in self.conditions for value in values]
+
+    def after(self, number: int) -> ActivityFilter:
+        """This filter, and only rows with a higher id."""
+        return ActivityFilter((*self.conditions, ("id > ?", (number,))))
 
 
 @frozen
@@ -146,6 +140,12 @@ def _statuses(args: Arguments) -> tuple[str, ...]:
     return statuses
 
 
+def _like(text: str) -> str:
+    """A pattern that finds `text` anywhere, with its wildcards taken literally."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
 def parse_filter(args: Arguments) -> ActivityFilter:
     """The filter in a query string's values; raises BadQuery for the first parameter that cannot be used."""
     start, end = _time(args, "start"), _time(args, "end")
@@ -154,21 +154,31 @@ def parse_filter(args: Arguments) -> ActivityFilter:
     min_id, max_id = _at_least(args, "min_id", 1), _at_least(args, "max_id", 1)
     if min_id is not None and max_id is not None and min_id > max_id:
         raise BadQuery("min_id must be <= max_id")
-    return ActivityFilter(
-        models=_values(args, "model"),
-        start=start,
-        end=end,
-        min_id=min_id,
-        max_id=max_id,
-        after_id=_at_least(args, "after_id", 0),
-        statuses=_statuses(args),
-        paths=_values(args, "path"),
-        session=_value(args, "session"),
-        client=_value(args, "client"),
-        text=_value(args, "q"),
-        has_error=_flag(args, "has_error"),
-        min_ms=_at_least(args, "min_ms", 0),
-    )
+    conditions: list[tuple[str, tuple[object, ...]]] = []
+
+    def add(term: str, *values: object) -> None:
+        """The term has to hold for one of the values that were given."""
+        given = tuple(value for value in values if value is not None and value != "")
+        if given:
+            conditions.append((" OR ".join([term] * len(given)), given))
+
+    add("ts_created >= ?", start)
+    add("ts_created <= ?", end)
+    add("id >= ?", min_id)
+    add("id <= ?", max_id)
+    add("model_id = ?", *_values(args, "model"))
+    add("id > ?", _at_least(args, "after_id", 0))
+    add("CAST(resp_status_code AS TEXT) LIKE ?", *(status.replace("xx", "__") for status in _statuses(args)))
+    add("req_path LIKE ? ESCAPE '\\'", *map(_like, _values(args, "path")))
+    add("session = ?", _value(args, "session"))
+    add("client = ?", _value(args, "client"))
+    add("(error_msg <> '') = ?", _flag(args, "has_error"))
+    add("duration_ms >= ?", _at_least(args, "min_ms", 0))
+    text = _value(args, "q")
+    if text:
+        term = " OR ".join(f"{column} LIKE ? ESCAPE '\\'" for column in _TEXT_COLUMNS)
+        conditions.append((term, (_like(text),) * len(_TEXT_COLUMNS)))
+    return ActivityFilter(tuple(conditions))
 
 
 def parse_query(args: Arguments) -> ActivityQuery:

@@ -11,13 +11,14 @@ import json
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
+from typing import TypeVar
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
 from llamaswap.observe.query import ActivityFilter, ActivityQuery
@@ -27,6 +28,7 @@ from llamaswap.wire.usage import Usage
 DEFAULT_ROWS = 1000  # rows that a table in memory keeps unless metricsMaxInMemory is set
 LOCK_TIMEOUT = 1.0  # seconds to wait for another program's lock on the file
 
+Result = TypeVar("Result")
 Document = dict[str, object]
 Values = tuple[object, ...]
 
@@ -38,7 +40,7 @@ _COLUMNS = ", ".join(
     )
 )
 _SOURCE = "FROM activity LEFT JOIN request_origin ON activity_id = id"
-_SELECT = f"SELECT id, {_COLUMNS}, COALESCE(session, ''), COALESCE(client, '') {_SOURCE}"
+_SELECT = f"SELECT {_COLUMNS}, COALESCE(session, ''), COALESCE(client, ''), id {_SOURCE}"
 
 # Names, types and versions are those of the Go program's files. `request_origin` is ours: other programs ignore it, and
 # their rows have none.
@@ -97,7 +99,7 @@ class ActivityPage:
         return -(-self.total // self.limit)
 
 
-@lru_cache(maxsize=len(_ROWS_PER_STATEMENT) * 3)
+@lru_cache(maxsize=3 * len(_ROWS_PER_STATEMENT))
 def _insertion(into: str, columns: int, rows: int) -> str:
     row = f"({', '.join('?' * columns)})"
     return f"INSERT OR REPLACE INTO {into} VALUES {', '.join([row] * rows)}"
@@ -152,21 +154,11 @@ def _values(row: ActivityRow) -> Values:
 
 
 def _row(record: sqlite3.Row) -> ActivityRow:
-    number, created, model, path, content_type, status, *usage = record[:13]
-    duration, error, metadata, session, client = record[13:]
+    created, model, path, content_type, status, *counts, duration, error, metadata, session, client, number = record
+    usage = Usage(**dict(zip(USAGE_COLUMNS, counts, strict=True)))
+    known = _metadata(metadata)
     return ActivityRow(
-        created=created,
-        model=model,
-        req_path=path,
-        resp_content_type=content_type,
-        resp_status_code=status,
-        usage=Usage(**dict(zip(USAGE_COLUMNS, usage, strict=True))),
-        duration_ms=duration,
-        error_msg=error,
-        metadata=_metadata(metadata),
-        session=session,
-        client=client,
-        id=number,
+        created, model, path, content_type, status, usage, duration, error, known, session, client, number
     )
 
 
@@ -176,46 +168,6 @@ def _metadata(text: str) -> dict[str, str]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _like(text: str) -> str:
-    """A pattern that finds `text` anywhere, with its wildcards taken literally."""
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"
-
-
-def _where(wanted: ActivityFilter) -> tuple[str, list[object]]:
-    """The WHERE clause of a filter ("" if it takes all rows), and its values."""
-    terms: list[str] = []
-    values: list[object] = []
-
-    def any_of(term: str, some: Sequence[object]) -> None:
-        if some:
-            terms.append(f"({' OR '.join([term] * len(some))})")
-            values.extend(some)
-
-    for term, value in (
-        ("ts_created >= ?", wanted.start),
-        ("ts_created <= ?", wanted.end),
-        ("id >= ?", wanted.min_id),
-        ("id <= ?", wanted.max_id),
-        ("id > ?", wanted.after_id),
-        ("duration_ms >= ?", wanted.min_ms),
-        ("session = ?", wanted.session or None),
-        ("client = ?", wanted.client or None),
-    ):
-        any_of(term, () if value is None else (value,))
-    any_of("model_id = ?", wanted.models)
-    any_of("CAST(resp_status_code AS TEXT) LIKE ?", [status.replace("xx", "__") for status in wanted.statuses])
-    any_of("req_path LIKE ? ESCAPE '\\'", [_like(path) for path in wanted.paths])
-    if wanted.has_error is not None:
-        terms.append("error_msg <> ''" if wanted.has_error else "error_msg = ''")
-    if wanted.text:
-        columns = ("model_id", "req_path", "error_msg", "metadata_json")
-        matches = [f"{column} LIKE ? ESCAPE '\\'" for column in columns]
-        terms.append(f"({' OR '.join(matches)})")
-        values.extend([_like(wanted.text)] * len(columns))
-    return (f" WHERE {' AND '.join(terms)}" if terms else ""), values
 
 
 class ActivityStore:
@@ -262,6 +214,10 @@ class ActivityStore:
             self._connection = connection
         return self._connection
 
+    def ask(self, question: Callable[[ActivityStore], Result]) -> Result:
+        """The result of a question to the table."""
+        return question(self)
+
     def insert(self, rows: Iterable[ActivityRow]) -> list[ActivityRow]:
         """Store rows in one transaction and set their ids; returns them in the same order. Blocks only for a file."""
         stored = list(rows)
@@ -307,7 +263,7 @@ class ActivityStore:
     def page(self, query: ActivityQuery) -> ActivityPage:
         """One page of rows."""
         connection = self._with_queued()
-        clause, values = _where(query.filter)
+        clause, values = query.filter.where()
         (total,) = connection.execute(f"SELECT COUNT(*) {_SOURCE}{clause}", values).fetchone()
         direction = "DESC" if query.descending else "ASC"
         order = f"{query.column} {direction}" + ("" if query.column == "id" else f", id {direction}")
@@ -320,21 +276,21 @@ class ActivityStore:
 
     def after(self, wanted: ActivityFilter, number: int, count: int) -> list[ActivityRow]:
         """The next `count` rows with a higher id, ascending: the steps of an export."""
-        clause, values = _where(evolve(wanted, after_id=max(number, wanted.after_id or 0)))
+        clause, values = wanted.after(number).where()
         found = self._with_queued().execute(f"{_SELECT}{clause} ORDER BY id ASC LIMIT ?", (*values, count))
         return list(map(_row, found))
 
-    def newest_good(self, count: int | None = None) -> list[ActivityRow]:
+    def newest_good(self) -> list[ActivityRow]:
         """The newest rows with status 200, oldest first (as many as a table in memory keeps)."""
         found = self._with_queued().execute(
-            f"{_SELECT} WHERE resp_status_code = 200 ORDER BY id DESC LIMIT ?", (count or self.keep,)
+            f"{_SELECT} WHERE resp_status_code = 200 ORDER BY id DESC LIMIT ?", (self.keep,)
         )
         return list(map(_row, found))[::-1]
 
     def stats(self, wanted: ActivityFilter, bucket: int = 0) -> Document:
         """Totals and speed histograms of the rows; with `bucket` seconds also a `series` of sums over time."""
         connection = self._with_queued()
-        clause, values = _where(wanted)
+        clause, values = wanted.where()
         requests, read, written, cached = connection.execute(
             "SELECT COUNT(*), COALESCE(SUM(input_tokens), 0), COALESCE(SUM(output_tokens), 0), "
             f"COALESCE(SUM(MAX(cache_tokens, 0)), 0) {_SOURCE}{clause}",

@@ -149,7 +149,8 @@ class ActivityEndpoints:
     @route("GET", "/api/metrics/activity", query=_PAGE, answer=ActivityPageDocument)
     async def page(self, call: AdminRequest) -> Response:
         """One page of the served requests."""
-        page = await _stored(self.activity.page(parse_query(call.query)), "failed to get activity")
+        query = parse_query(call.query)
+        page = await _stored(self.activity.ask(lambda table: table.page(query)), "failed to get activity")
         return json_answer(self.activity.page_document(page))
 
     @route("GET", "/api/metrics/stats", query=_STATS, answer=ActivityStats)
@@ -160,7 +161,8 @@ class ActivityEndpoints:
         bucket = positive(text, LARGEST_BUCKET) if text else 0
         if bucket is None:
             raise HttpError(400, "bucket must be a number of seconds >= 1")
-        stats = await _stored(self.activity.stats(wanted, bucket), "failed to get activity stats")
+        asked = self.activity.ask(lambda table: table.stats(wanted, bucket))
+        stats = await _stored(asked, "failed to get activity stats")
         return json_answer(stats)
 
     @route("GET", "/api/metrics", answer=list[FlatActivity])
@@ -288,12 +290,13 @@ class _Export:
         """Write the file."""
         self.stream.write(self.export_format.head)
         last, count = 0, EXPORT_ROWS
+        next_rows = lambda table: table.after(self.wanted, last, EXPORT_ROWS)
         while count == EXPORT_ROWS:
             if self._resumed is not None:
                 await self._resumed
             if self.stream.ended:
                 return
-            rows = await self.activity.after(self.wanted, last, EXPORT_ROWS)
+            rows = await self.activity.ask(next_rows)
             self.stream.write(self.export_format.lines([self.activity.document(row) for row in rows]))
             last, count = rows[-1].id if rows else last, len(rows)
         self.stream.end()

@@ -107,7 +107,9 @@ class RecordingTests(SynchronousTestCase):
             bench.row(USAGE)
             row = bench.row(b'{"error": {"message": "broken \\ud83d emoji"}}', status=500)
             self.assertEqual(row.error_msg, "broken ? emoji")
-            self.assertEqual([kept.id for kept in result(bench.activity.page(parse_query({}))).rows], [2, 1])
+            self.assertEqual(
+                [kept.id for kept in result(bench.activity.ask(lambda table: table.page(parse_query({})))).rows], [2, 1]
+            )
 
     def test_encoded_response_is_decoded(self):
         """http T133"""
@@ -327,7 +329,7 @@ class CapturingTests(SynchronousTestCase):
         bench = Bench(buffer=1)
         for _ in range(3):
             bench.row(os.urandom(400 * 1024), headers=[(b"content-type", b"text/plain")])
-        page = bench.activity.page_document(result(bench.activity.page(parse_query({}))))
+        page = bench.activity.page_document(result(bench.activity.ask(lambda table: table.page(parse_query({})))))
         self.assertEqual([(row["id"], row["has_capture"]) for row in page["data"]], [(3, True), (2, True), (1, False)])
 
     def test_change_of_store_gives_no_row_the_capture_of_another(self):
@@ -421,9 +423,11 @@ class AskingTests(SynchronousTestCase):
         bench = Bench()
         bench.serve(USAGE, 404)
         bench.serve(USAGE)
-        self.assertEqual([row.id for row in result(bench.activity.page(ActivityQuery())).rows], [2, 1])
+        self.assertEqual(
+            [row.id for row in result(bench.activity.ask(lambda table: table.page(ActivityQuery()))).rows], [2, 1]
+        )
         bench.serve(USAGE)
-        self.assertEqual(result(bench.activity.stats())["total_requests"], 3)
+        self.assertEqual(result(bench.activity.ask(lambda table: table.stats(ActivityFilter())))["total_requests"], 3)
         bench.serve(USAGE)
         self.assertEqual([item["id"] for item in result(bench.activity.legacy())], [2, 3, 4])
         self.assertTrue(bench.activity.document(bench.rows[-1])["has_capture"])
@@ -433,7 +437,7 @@ class AskingTests(SynchronousTestCase):
         run = Later()
         bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         bench.serve(USAGE)
-        asked = bench.activity.page(ActivityQuery())
+        asked = bench.activity.ask(lambda table: table.page(ActivityQuery()))
         run.step()
         run.step()
         shown = bench.activity.page_document(result(asked))["data"]
@@ -443,5 +447,9 @@ class AskingTests(SynchronousTestCase):
         bench = Bench()
         for _ in range(3):
             bench.row(USAGE)
-        self.assertEqual(result(bench.activity.stats())["total_input_tokens"], 9)
-        self.assertEqual([row.id for row in result(bench.activity.after(ActivityFilter(), 1, 10))], [2, 3])
+        self.assertEqual(
+            result(bench.activity.ask(lambda table: table.stats(ActivityFilter())))["total_input_tokens"], 9
+        )
+        self.assertEqual(
+            [row.id for row in result(bench.activity.ask(lambda table: table.after(ActivityFilter(), 1, 10)))], [2, 3]
+        )
