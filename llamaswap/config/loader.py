@@ -15,7 +15,6 @@ from llamaswap.config.command_findings import check_commands
 from llamaswap.config.decode import Decoder
 from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.field_types import keys_of
-from llamaswap.config.lookup import NameIndex
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.models import ModelDraft
 from llamaswap.config.nodes import MappingNode, is_null, kind_of
@@ -25,7 +24,6 @@ from llamaswap.config.schema import (
     MINIMUM_HEALTH_CHECK_TIMEOUT,
     MINIMUM_PERFORMANCE_EVERY,
     Config,
-    HookSettings,
     LogFileSettings,
     OnStartup,
     PerformanceSettings,
@@ -33,7 +31,6 @@ from llamaswap.config.schema import (
     UiSettings,
 )
 from llamaswap.config.schema.model import Model
-from llamaswap.config.schema.routing import Routing
 from llamaswap.config.secret import Secret
 from llamaswap.config.yaml_tree import ConfigText, parse
 from llamaswap.errors import ConfigError, Problem
@@ -195,45 +192,38 @@ def _config(
     report: Diagnostics,
     store_problem: StoreProblem | None,
 ) -> Config:
-    apart = ("models", "peers")
-    plain_root = evolve(root, entries={name: child for name, child in root.entries.items() if name not in apart})
-    values = Decoder(report).given(Config, plain_root, "")
-    peers = references.peers(root.get("peers"), report)
+    models_node = root.get("models")
+    others = evolve(root, entries={name: child for name, child in root.entries.items() if name != "models"})
+    values = Decoder(report).given(Config, others, "")
     _resolve(values, report, store_problem)
-    inherited = Config(**{name: values[name] for name in model_sections.INHERITED if name in values})
-    written = root.get("models")
+    config = Config(**values)
+    peers = references.peers(config.peers, root.get("peers"), report)
     models = {  # in the order of the file, because the first model with a tag is the one that is loaded for it
-        name: model_sections.model(drafts[name], placed[name], ports[name], inherited, report)
-        for name in (written.entries if isinstance(written, MappingNode) else ())
+        name: model_sections.model(drafts[name], placed[name], ports[name], config, report)
+        for name in (models_node.entries if isinstance(models_node, MappingNode) else ())
         if name in drafts
     }
     report.raise_if_errors()
     models = references.with_aliases(models, report)
     _warn_of_shared_ports(models, report)
-    routing = values.get("routing", Routing())
-    selectors, profiles = values.get("selectors", {}), values.get("profiles", {})
-    router = routing_sections.normalise(root, routing, values.get("groups"), values.get("matrix"), models, report)
-    groups = router.settings.groups or {}
-    index = NameIndex.of(models, peers, tuple(selectors), groups)
-    scheduler = routing_sections.scheduler(routing.scheduler, index, report)
-    report.raise_if_errors()
-    references.check_peer_names(peers, index, profiles, report)
-    references.check_selectors(selectors, router, index, peers, report)
-    references.check_profiles(profiles, selectors, index, peers, report)
-    references.check_default_model(routing.default_model, index, peers, report)
-    references.check_tags(models, index, groups, profiles, report)
-    hooks: HookSettings = values.get("hooks", HookSettings())
-    check_commands(models.values(), hooks, report)
-    preload = references.preloaded(hooks.on_startup.preload, index, report)
-    values.update(
-        models=models,
+    config = evolve(config, models=models)
+    router = routing_sections.normalise(config, root, report)
+    config = evolve(
+        config,
         peers=peers,
-        routing=evolve(routing, router=router, scheduler=scheduler),
+        routing=evolve(config.routing, router=router),
         groups=router.settings.groups,
         matrix=router.settings.matrix,
-        hooks=evolve(hooks, on_startup=OnStartup(preload)),
     )
-    return Config(**values)
+    scheduler = routing_sections.scheduler(config, report)
+    report.raise_if_errors()
+    references.check(config, report)
+    check_commands(models.values(), config.hooks, report)
+    return evolve(
+        config,
+        routing=evolve(config.routing, scheduler=scheduler),
+        hooks=evolve(config.hooks, on_startup=OnStartup(references.preloaded(config, report))),
+    )
 
 
 def _resolve(values: dict[str, Any], report: Diagnostics, store_problem: StoreProblem | None) -> None:

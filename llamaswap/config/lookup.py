@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 class NameIndex:
     """The tables for the lookups of Config.
 
-    `bare` has the models of peers by their names, None if several peers offer one, and the aliases of peers. `sets` are
-    the members of the groups and tags.
+    `qualified` are the models of peers by PEER/MODEL, `bare` by their own name (None if several peers offer it) and by
+    the aliases of peers. `sets` are the members of groups and tags.
     """
 
-    models: frozenset[str]
     aliases: Mapping[str, str]
     qualified: Mapping[str, tuple[str, str]]
     bare: Mapping[str, tuple[str, str] | None]
-    selectors: frozenset[str]
     sets: Mapping[str, tuple[str, ...]]
 
     @classmethod
@@ -33,7 +31,6 @@ class NameIndex:
         cls,
         models: Mapping[str, Model],
         peers: Mapping[str, Peer],
-        selectors: Sequence[str],
         groups: Mapping[str, Group],
     ) -> NameIndex:
         aliases: dict[str, str] = {}
@@ -55,25 +52,4 @@ class NameIndex:
                     continue  # names in the configuration come before those that a peer lists
                 bare[name] = None if name in bare else (peer_id, name)
         bare |= {alias: (peer.id, name) for peer in peers.values() for alias, name in peer.aliases.items()}
-        return cls(frozenset(models), aliases, qualified, bare, frozenset(selectors), sets)
-
-    def real(self, name: str) -> str | None:
-        return name if name in self.models else self.aliases.get(name)
-
-    def peer(self, name: str) -> tuple[str, str] | None:
-        return self.qualified.get(name) or self.bare.get(name)
-
-    def base(self, name: str) -> str | None:
-        return self.real(name) or (name if self.peer(name) else None)
-
-    def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
-        found: tuple[str, int] | None = None
-        kept: list[str] = []
-        for used, segment in enumerate(segments, start=1):
-            if not segment:
-                continue
-            kept.append(segment)
-            name = "/".join(kept)
-            if self.base(name) is not None:
-                found = (name, used)
-        return found
+        return cls(aliases, qualified, bare, sets)

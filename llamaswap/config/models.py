@@ -32,10 +32,6 @@ from llamaswap.config.schema.model import (
 COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
 
 
-# The global values that models inherit.
-INHERITED = ("global_ttl", "unload_timeout", "send_loading_state", "health_check_timeout", "env_policy")
-
-
 @frozen
 class ModelDraft:
     """A model with its macros inserted, but not ${PORT}. `tree` is None for a null entry."""

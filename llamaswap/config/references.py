@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from attrs import evolve
 
 from llamaswap.config import urls
-from llamaswap.config.decode import Decoder, zeros
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
-from llamaswap.config.field_types import SectionMapType
-from llamaswap.config.lookup import NameIndex
 from llamaswap.config.models import ready
-from llamaswap.config.nodes import MappingNode, Node, is_null, kind_of
-from llamaswap.config.policies.groups import Group
+from llamaswap.config.nodes import MappingNode, Node, is_null
 from llamaswap.config.routing import eviction_of
+from llamaswap.config.schema import Config
 from llamaswap.config.schema.model import Model
-from llamaswap.config.schema.routing import STRATEGIES, EvictionSettings, Peer, Profile, Selector
+from llamaswap.config.schema.routing import STRATEGIES, Peer, Profile, Selector
 from llamaswap.config.secret import Secret
 
 
@@ -50,27 +46,51 @@ def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, 
     return found
 
 
-def check_tags(
-    models: Mapping[str, Model],
-    names: NameIndex,
-    groups: Mapping[str, Group],
-    profiles: Mapping[str, Profile],
-    report: Diagnostics,
-) -> None:
+def check(config: Config, report: Diagnostics) -> None:
+    """Check the names by which peers, selectors, profiles, tags and `defaultModel` refer to models."""
+    _check_peer_names(config, report)
+    _check_peer_aliases(config, report)
+    for selector in config.selectors.values():
+        _check_selector(selector, config, report)
+    for profile_id, profile in config.profiles.items():
+        _check_profile(profile_id, profile, config, report)
+    name, served = config.routing.default_model, (*config.selectors, *config.names.sets)
+    if name and name not in served and not _is_served(name, config):
+        near = did_you_mean(name, [*_served(config), *served])
+        report.error(f"defaultModel: unknown model {name!r}", "routing.defaultModel", hint=near)
+    _check_tags(config, report)
+
+
+def _is_served(name: str, config: Config) -> bool:
+    """Whether a model has this name, or a peer that is asked for its models may offer it."""
+    discovered = (peer_id for peer_id, peer in config.peers.items() if peer.auto)
+    return config.base(name) is not None or any(name.startswith(f"{peer_id}/") for peer_id in discovered)
+
+
+def _served(config: Config) -> list[str]:
+    """The names of models, for hints."""
+    return [*config.models, *config.names.aliases, *config.names.qualified]
+
+
+def _pins(config: Config) -> set[str]:
+    return {pin for profile in config.profiles.values() for pin in profile.pins}
+
+
+def _check_tags(config: Config, report: Diagnostics) -> None:
     """Warn of each tag that is also another name, and say where a request for it goes."""
-    pins = {pin for profile in profiles.values() for pin in profile.pins}
+    pins, groups, aliases = _pins(config), config.routing.router.settings.groups or {}, config.names.aliases
     seen: set[str] = set()
-    for model in models.values():
+    for model in config.models.values():
         for index, tag in enumerate(model.tags):
             path = f"models.{model.id}.tags[{index}]"
             if not tag.strip():
                 report.error(f"model {model.id}: a tag must not be blank", path)
             winners = (
                 ("a pin of a profile", tag in pins, "the pin's target while the profile is active"),
-                ("a selector", tag in names.selectors, "the selector"),
-                ("a model ID", tag in names.models, "that model"),
-                ("an alias", tag in names.aliases, f"model {names.aliases.get(tag)}"),
-                ("a model of a peer", names.peer(tag) is not None, "the peer"),
+                ("a selector", tag in config.selectors, "the selector"),
+                ("a model ID", tag in config.models, "that model"),
+                ("an alias", tag in aliases, f"model {aliases.get(tag)}"),
+                ("a model of a peer", config.peer(tag) is not None, "the peer"),
                 ("a group", tag in groups, "a member of the group"),
             )
             for kind, taken, winner in winners:
@@ -80,63 +100,48 @@ def check_tags(
             seen.add(tag)
 
 
-def preloaded(given: Sequence[str], names: NameIndex, report: Diagnostics) -> tuple[str, ...]:
+def preloaded(config: Config, report: Diagnostics) -> tuple[str, ...]:
     """The IDs of the models to preload: each name is that of a model, or of a group or tag for all its members."""
     found: list[str] = []
-    for index, name in enumerate(entry.strip() for entry in given):
-        real = names.real(name)
+    for index, name in enumerate(entry.strip() for entry in config.hooks.on_startup.preload):
+        real = config.real(name)
         if real is not None:
             found.append(real)
-        elif name in names.sets:
-            found += names.sets[name]
+        elif name in config.names.sets:
+            found += config.members(name)
         elif name:
             report.warn(
                 f"{name!r} is neither a model nor a group nor a tag, ignored",
                 f"hooks.on_startup.preload[{index}]",
-                hint=did_you_mean(name, [*names.models, *names.aliases, *names.sets]),
+                hint=did_you_mean(name, [*config.models, *config.names.aliases, *config.names.sets]),
             )
     return tuple(found)
 
 
-def peers(node: Node | None, report: Diagnostics) -> dict[str, Peer]:
-    """Read and check the `peers` section."""
-    if node is None or is_null(node):
-        return {}
-    if not isinstance(node, MappingNode):
-        report.error(f"peers must be a mapping of names to peers, not {kind_of(node)}", "peers")
-        return {}
-    decoder = Decoder(report)
-    found: dict[str, Peer] = {}
-    for peer_id, child in node.entries.items():
-        path = f"peers.{peer_id}"
-        if is_null(child):
-            found[peer_id] = Peer(peer_id, **zeros(Peer))
-            continue
-        values = decoder.entry(SectionMapType(Peer), child, path)
-        if values is not None:
-            found[peer_id] = _peer(peer_id, values, path, report)
-    return found
+def peers(given: Mapping[str, Peer], node: Node | None, report: Diagnostics) -> dict[str, Peer]:
+    """Check the peers and resolve their values, except those whose entry in the document is null."""
+    null = [name for name, child in node.entries.items() if is_null(child)] if isinstance(node, MappingNode) else []
+    return {name: peer if name in null else _peer(peer, report) for name, peer in given.items()}
 
 
-def _peer(peer_id: str, values: dict[str, Any], path: str, report: Diagnostics) -> Peer:
-    if not values.get("proxy"):
+def _peer(peer: Peer, report: Diagnostics) -> Peer:
+    path = f"peers.{peer.id}"
+    endpoint = None
+    if not peer.proxy:
         report.error(f"{path}: proxy is required", path, hint="give the peer's base URL")
     else:
         try:
-            values["endpoint"] = urls.parse(values["proxy"])
-            if values["endpoint"] is None:
-                report.warn(f"{path}.proxy: {values['proxy']!r} is not an http:// or https:// address", f"{path}.proxy")
+            endpoint = urls.parse(peer.proxy)
+            if endpoint is None:
+                report.warn(f"{path}.proxy: {peer.proxy!r} is not an http:// or https:// address", f"{path}.proxy")
         except urls.UrlError as error:
-            report.error(f"{path}: proxy URL {values['proxy']!r} is invalid: {error}", f"{path}.proxy")
-    listed = values.get("models", ())
-    values["auto"] = listed is None
-    values["models"] = tuple(dict.fromkeys(listed or ()))
-    if not (values["models"] or values["auto"]):
+            report.error(f"{path}: proxy URL {peer.proxy!r} is invalid: {error}", f"{path}.proxy")
+    listed: tuple[str, ...] | None = peer.models  # None for auto
+    auto, models = listed is None, tuple(dict.fromkeys(listed or ()))
+    if not (models or auto):
         report.error(f"{path}: models must not be empty", path, hint="list what the peer offers, or write auto")
-    if values.get("api_key") == Secret(""):
-        values["api_key"] = None
-    peer = Peer(peer_id, **values)
-    return evolve(peer, filters=ready(peer.filters))
+    key = None if peer.api_key == Secret("") else peer.api_key
+    return evolve(peer, endpoint=endpoint, auto=auto, models=models, api_key=key, filters=ready(peer.filters))
 
 
 def peers_that_lead_back(found: Mapping[str, Peer], port: int) -> list[str]:
@@ -148,14 +153,12 @@ def peers_that_lead_back(found: Mapping[str, Peer], port: int) -> list[str]:
     ]
 
 
-def check_peer_names(
-    found: Mapping[str, Peer], names: NameIndex, profiles: Mapping[str, Profile], report: Diagnostics
-) -> None:
-    """Report a PEER/MODEL that is ambiguous, and aliases of peers that are or that lead nowhere."""
+def _check_peer_names(config: Config, report: Diagnostics) -> None:
+    """Report a PEER/MODEL that is ambiguous."""
     seen: dict[str, tuple[str, str]] = {}
-    pins = {pin for profile in profiles.values() for pin in profile.pins}
-    for peer_id in sorted(found):
-        for model in found[peer_id].models:
+    pins = _pins(config)
+    for peer_id in sorted(config.peers):
+        for model in config.peers[peer_id].models:
             name = f"{peer_id}/{model}"
             path = f"peers.{peer_id}.models"
             if name in seen:
@@ -165,10 +168,14 @@ def check_peer_names(
                 )
                 continue
             seen[name] = (peer_id, model)
-            for kind in (*_kinds_of(name, names), *(["a profile's pin name"] if name in pins else [])):
+            for kind in (*_kinds_of(name, config), *(["a profile's pin name"] if name in pins else [])):
                 report.error(f"{name!r} is {kind}, but the name is reserved for model {model!r} of a peer", path)
+
+
+def _check_peer_aliases(config: Config, report: Diagnostics) -> None:
+    """Report aliases of peers that are other names too or that lead nowhere."""
     owner: dict[str, str] = {}
-    for peer in found.values():
+    for peer in config.peers.values():
         for alias, model in peer.aliases.items():
             path = f"peers.{peer.id}.aliases.{alias}"
             if not alias.strip():
@@ -178,10 +185,10 @@ def check_peer_names(
                     f"duplicate alias {alias!r} of peer {peer.id}, already an alias of peer {owner[alias]}", path
                 )
             owner.setdefault(alias, peer.id)
-            for kind in _kinds_of(alias, names):
+            for kind in _kinds_of(alias, config):
                 report.error(f"alias {alias!r} of peer {peer.id} is already {kind}", path)
-            others = [other.id for other in found.values() if alias in other.models]
-            if alias in names.qualified:
+            others = [other.id for other in config.peers.values() if alias in other.models]
+            if alias in config.names.qualified:
                 report.error(f"alias {alias!r} of peer {peer.id} is already a model of a peer", path)
             elif others:
                 report.warn(
@@ -194,51 +201,34 @@ def check_peer_names(
                 report.error(f"alias {alias!r} of peer {peer.id}: unknown model {model!r}", path, hint=near)
 
 
-def _kinds_of(name: str, names: NameIndex) -> list[str]:
+def _kinds_of(name: str, config: Config) -> list[str]:
     """What a name means on this server, in words."""
-    kinds = {"a model ID": names.models, "an alias": names.aliases, "a selector ID": names.selectors}
+    kinds = {"a model ID": config.models, "an alias": config.names.aliases, "a selector ID": config.selectors}
     return [kind for kind, known in kinds.items() if name in known]
 
 
-def check_default_model(name: str, names: NameIndex, found: Mapping[str, Peer], report: Diagnostics) -> None:
-    """`routing.defaultModel` must be the name of something that serves requests."""
-    if not name or name in names.selectors or name in names.sets:
-        return
-    if names.base(name) is None and not _may_be_discovered(name, found):
-        near = did_you_mean(name, [*names.models, *names.aliases, *names.qualified, *names.selectors, *names.sets])
-        report.error(f"defaultModel: unknown model {name!r}", "routing.defaultModel", hint=near)
-
-
-def check_selectors(
-    selectors: Mapping[str, Selector],
-    router: EvictionSettings,
-    names: NameIndex,
-    found: Mapping[str, Peer],
-    report: Diagnostics,
-) -> None:
-    """Report the first error of each selector."""
-    for selector in selectors.values():
-        path = f"selectors.{selector.id}"
-        fault = _selector_fault(selector, names)
-        if not fault:
-            targets = enumerate(selector.targets)
-            faults = ((index, _target_fault(selector, target, selectors, names, found)) for index, target in targets)
-            index, fault = next(((index, fault) for index, fault in faults if fault), (0, ""))
-            if fault:
-                path, fault = f"{path}.targets[{index}]", f"targets[{index}] {fault}"
-        if not fault and selector.strategy == "spillover":
-            fault = _spillover_fault(selector, router, names)
+def _check_selector(selector: Selector, config: Config, report: Diagnostics) -> None:
+    """Report the first error of a selector."""
+    path = f"selectors.{selector.id}"
+    fault = _selector_fault(selector, config)
+    if not fault:
+        faults = enumerate(_target_fault(selector, target, config) for target in selector.targets)
+        index, fault = next(((index, fault) for index, fault in faults if fault), (0, ""))
         if fault:
-            report.error(f"selector {selector.id!r}: {fault}", path)
+            path, fault = f"{path}.targets[{index}]", f"targets[{index}] {fault}"
+    if not fault and selector.strategy == "spillover":
+        fault = _spillover_fault(selector, config)
+    if fault:
+        report.error(f"selector {selector.id!r}: {fault}", path)
 
 
-def _selector_fault(selector: Selector, names: NameIndex) -> str:
+def _selector_fault(selector: Selector, config: Config) -> str:
     if not selector.id.strip():
         return "the ID is empty"
-    if selector.id in names.models:
+    if selector.id in config.models:
         return f"{selector.id} is already a model ID"
-    if selector.id in names.aliases:
-        return f"{selector.id} is already an alias of model {names.aliases[selector.id]}"
+    if selector.id in config.names.aliases:
+        return f"{selector.id} is already an alias of model {config.names.aliases[selector.id]}"
     if not selector.strategy:
         return f"strategy is required, one of {', '.join(STRATEGIES)}"
     if selector.strategy not in STRATEGIES:
@@ -246,60 +236,40 @@ def _selector_fault(selector: Selector, names: NameIndex) -> str:
     return "" if selector.targets else "targets needs at least one entry"
 
 
-def _target_fault(
-    selector: Selector, target: str, selectors: Mapping[str, Selector], names: NameIndex, found: Mapping[str, Peer]
-) -> str:
-    if target in selectors:
+def _target_fault(selector: Selector, target: str, config: Config) -> str:
+    if target in config.selectors:
         return f"{target!r} is a selector, and chaining selectors is unsupported"
-    if names.base(target) is None and not _may_be_discovered(target, found):
-        near = did_you_mean(target, [*names.models, *names.aliases, *names.qualified])
+    if not _is_served(target, config):
+        near = did_you_mean(target, _served(config))
         return f"{target!r} is an unknown model" + (f" ({near})" if near else "")
-    if selector.strategy == "warm" and names.real(target) is None:
+    if selector.strategy == "warm" and config.real(target) is None:
         return f"{target!r} must be a local model, strategy warm knows only those"
     return ""
 
 
-def _may_be_discovered(target: str, found: Mapping[str, Peer]) -> bool:
-    """Whether a peer that is asked for its models may offer this one."""
-    return any(peer.auto and target.startswith(f"{peer_id}/") for peer_id, peer in found.items())
-
-
-def _spillover_fault(selector: Selector, router: EvictionSettings, names: NameIndex) -> str:
+def _spillover_fault(selector: Selector, config: Config) -> str:
     if selector.spillover < 1:
         return "settings.spillover must be >= 1"
     resolved: list[str] = []
-    local: list[str] = []
     for target in selector.targets:
-        real = names.real(target)
-        peer = None if real is not None else names.peer(target)
-        name = real if real is not None else "/".join(peer) if peer else target
+        name = config.real(target) or "/".join(config.peer(target) or (target,))
         if name in resolved:
             return f"targets has a duplicate: {name}"
         resolved.append(name)
-        if real is not None:
-            local.append(real)
-    return eviction_of(router).conflict(local) if len(local) >= 2 else ""
+    local = [name for name in resolved if name in config.models]
+    return eviction_of(config.routing.router).conflict(local) if len(local) >= 2 else ""
 
 
-def check_profiles(
-    profiles: Mapping[str, Profile],
-    selectors: Mapping[str, Selector],
-    names: NameIndex,
-    found: Mapping[str, Peer],
-    report: Diagnostics,
-) -> None:
-    for profile_id, profile in profiles.items():
-        path = f"profiles.{profile_id}"
-        if not profile_id.strip():
-            report.error("a profile's name must not be blank", "profiles")
-        if not profile.pins:
-            report.error(f"profile {profile_id!r}: pins needs at least one entry", path)
-        for pin, target in profile.pins.items():
-            if not pin.strip():
-                report.error(f"profile {profile_id!r}: a pin's name must not be blank", f"{path}.pins")
-            known = target in selectors or names.base(target) is not None or _may_be_discovered(target, found)
-            if target and not known:
-                near = did_you_mean(target, [*names.models, *names.aliases, *names.qualified, *selectors])
-                report.error(
-                    f"profile {profile_id!r}: pin {pin!r}: unknown model {target!r}", f"{path}.pins.{pin}", hint=near
-                )
+def _check_profile(profile_id: str, profile: Profile, config: Config, report: Diagnostics) -> None:
+    path = f"profiles.{profile_id}"
+    if not profile_id.strip():
+        report.error("a profile's name must not be blank", "profiles")
+    if not profile.pins:
+        report.error(f"profile {profile_id!r}: pins needs at least one entry", path)
+    for pin, target in profile.pins.items():
+        if not pin.strip():
+            report.error(f"profile {profile_id!r}: a pin's name must not be blank", f"{path}.pins")
+        if target and target not in config.selectors and not _is_served(target, config):
+            near = did_you_mean(target, [*_served(config), *config.selectors])
+            message = f"profile {profile_id!r}: pin {pin!r}: unknown model {target!r}"
+            report.error(message, f"{path}.pins.{pin}", hint=near)

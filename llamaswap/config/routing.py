@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from attrs import evolve
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
-from llamaswap.config.lookup import NameIndex
-from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null
+from llamaswap.config.nodes import MappingNode
 from llamaswap.config.policies import DEFAULT_POLICY, POLICIES, RouterSettings
 from llamaswap.config.policies.eviction import Eviction
-from llamaswap.config.policies.groups import Group
-from llamaswap.config.policies.matrix import Matrix
-from llamaswap.config.schema.model import Model
-from llamaswap.config.schema.routing import SCHEDULERS, EvictionSettings, QueueSettings, Routing
+from llamaswap.config.schema import Config
+from llamaswap.config.schema.routing import SCHEDULERS, EvictionSettings, QueueSettings, SchedulerSettings
 
 
-def normalise(
-    root: MappingNode,
-    routing: Routing,
-    groups: Mapping[str, Group] | None,
-    matrix: Matrix | None,
-    models: Mapping[str, Model],
-    report: Diagnostics,
-) -> EvictionSettings:
+def normalise(config: Config, root: MappingNode, report: Diagnostics) -> EvictionSettings:
     """The eviction policy in use with its settings checked and complete; those of the others are None."""
-    settings = routing.router.settings
-    use = _router_in_use(root)
+    groups, matrix, settings = config.groups, config.matrix, config.routing.router.settings
+    use = config.routing.router.use
     legacy = matrix is not None or bool(groups)
     current = bool(use) or settings.matrix is not None or bool(settings.groups)
     if legacy and current:
@@ -49,16 +37,14 @@ def normalise(
         )
         return EvictionSettings()
     if legacy:
-        use, settings = (
-            ("group", RouterSettings(groups)) if matrix is None else ("matrix", RouterSettings(None, matrix))
-        )
+        use, settings = "group" if matrix is None else "matrix", RouterSettings(groups, matrix)
     policy = POLICIES[use or DEFAULT_POLICY]
     given = getattr(settings, policy.section)
     path = policy.section if legacy else f"routing.router.settings.{policy.section}"
     if given is None and policy.required:
         report.error(f"routing.router.use is {use}, but {path} is not set", path)
         return EvictionSettings()
-    checked = policy.check(given, models, path, report)
+    checked = policy.check(given, config.models, path, report)
     return EvictionSettings(use or DEFAULT_POLICY, evolve(RouterSettings(), **{policy.section: checked}))
 
 
@@ -68,30 +54,19 @@ def eviction_of(router: EvictionSettings, pinned: frozenset[str] = frozenset()) 
     return policy.build(getattr(router.settings, policy.section), pinned)
 
 
-def _router_in_use(root: MappingNode) -> str:
-    """routing.router.use as it is written: the record cannot tell its default from an explicit one."""
-    node: Node | None = root
-    for name in ("routing", "router", "use"):
-        node = node.get(name) if isinstance(node, MappingNode) else None
-    return node.text if isinstance(node, ScalarNode) and not is_null(node) else ""
-
-
-def scheduler(given: QueueSettings, names: NameIndex, report: Diagnostics) -> QueueSettings:
+def scheduler(config: Config, report: Diagnostics) -> QueueSettings:
     """The scheduler's settings with priorities by model ID."""
     path = "routing.scheduler"
+    given = config.routing.scheduler
     if given.use not in ("", *SCHEDULERS):
         report.error(f"{path}.use: unknown scheduler {given.use!r}, use {', '.join(SCHEDULERS)}", f"{path}.use")
-    fifo = given.settings.fifo
     priority: dict[str, int] = {}
-    for name, rank in fifo.priority.items():
-        real = names.real(name)
+    for name, rank in given.settings.fifo.priority.items():
+        real = config.real(name)
         if real is None:
-            near = did_you_mean(name, [*names.models, *names.aliases])
-            report.error(
-                f"{path}.settings.fifo.priority: unknown model {name!r}",
-                f"{path}.settings.fifo.priority.{name}",
-                hint=near,
-            )
+            near = did_you_mean(name, [*config.models, *config.names.aliases])
+            where = f"{path}.settings.fifo.priority"
+            report.error(f"{where}: unknown model {name!r}", f"{where}.{name}", hint=near)
         else:
             priority[real] = rank
-    return QueueSettings("fifo", evolve(given.settings, fifo=evolve(fifo, priority=priority)))
+    return QueueSettings("fifo", SchedulerSettings(evolve(given.settings.fifo, priority=priority)))

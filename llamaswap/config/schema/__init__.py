@@ -8,8 +8,9 @@ a model are in `schema.model`, those of routing in `schema.routing`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
-from attrs import field, frozen
+from attrs import frozen
 
 from llamaswap.config.field_types import (
     BOOLEAN,
@@ -176,29 +177,35 @@ class Config:
     hooks: HookSettings = section(HookSettings, "Commands and URLs that are run at certain events.")
     peers: Mapping[str, Peer] = sections(Peer, "Other servers and the models they offer.", named=True)
     upstream: UpstreamSettings = section(UpstreamSettings, "Rules for /upstream/MODEL/... requests.")
-    _names: NameIndex = field(init=False, eq=False, repr=False)
 
-    @_names.default
-    def _index_names(self) -> NameIndex:
-        groups = self.routing.router.settings.groups or {}
-        return NameIndex.of(self.models, self.peers, tuple(self.selectors), groups)
+    @cached_property
+    def names(self) -> NameIndex:
+        """The lookup tables."""
+        return NameIndex.of(self.models, self.peers, self.routing.router.settings.groups or {})
 
     def real(self, name: str) -> str | None:
         """The local model of this ID or alias; an ID wins over an equal alias."""
-        return self._names.real(name)
+        return name if name in self.models else self.names.aliases.get(name)
 
     def peer(self, name: str) -> tuple[str, str] | None:
         """(peer ID, its model) for PEER/MODEL, a peer's alias, or a bare model name that exactly one peer offers."""
-        return self._names.peer(name)
+        return self.names.qualified.get(name) or self.names.bare.get(name)
 
     def base(self, name: str) -> str | None:
         """The local model's ID, or `name` if a peer offers it."""
-        return self._names.base(name)
+        return self.real(name) or (name if self.peer(name) else None)
 
     def members(self, name: str) -> tuple[str, ...]:
         """The models that a group, or else a tag, of this name stands for; empty if there is neither."""
-        return self._names.sets.get(name, ())
+        return self.names.sets.get(name, ())
 
     def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
         """(name, segments used) of the longest leading run that names a model; empty segments are skipped."""
-        return self._names.split_path(segments)
+        found: tuple[str, int] | None = None
+        name = ""
+        for used, segment in enumerate(segments, start=1):
+            if segment:
+                name = f"{name}/{segment}" if name else segment
+                if self.base(name) is not None:
+                    found = (name, used)
+        return found

@@ -35,7 +35,7 @@ class EvictionSettings:
 
     use: str = TEXT.key(
         "The policy that decides which models are unloaded for another.",
-        default=DEFAULT_POLICY,
+        shown_default=DEFAULT_POLICY,
         enum=("", *POLICIES),
         lenient=True,
     )
