@@ -6,6 +6,7 @@ shown or sent.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -22,6 +23,7 @@ from llamaswap.scheduling.state import WaitReason
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 
+BURST = 16  # changes in UPDATE_DELAY that are sent at once; of more than that, only the latest of each request is sent
 UPDATE_DELAY = 0.25  # seconds; updates of a byte count are sent at most this often
 
 # queued: waits for its model · loading: its model is being loaded · prefill: sent, without a response yet · streaming:
@@ -66,6 +68,7 @@ class InflightRequest:
     outcome: RequestOutcome | None = field(default=None, init=False)
     error: Exception | None = field(default=None, init=False)
     duration: float = field(default=0.0, init=False)
+    shown: bool = field(default=False, init=False)  # to a listener
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
 
     @property
@@ -186,6 +189,8 @@ class InflightRequests:
     _listeners: tuple[Listener, ...] = field(default=(), init=False)
     _progressed: dict[str, InflightRequest] = field(factory=dict, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
+    _burst_end: float = field(default=-math.inf, init=False)
+    _burst_left: int = field(default=0, init=False)
 
     def retune(self, sessions: Sequence[str]) -> None:
         """Take the session from these headers, in order of preference."""
@@ -227,10 +232,18 @@ class InflightRequests:
         return self.clock.seconds()
 
     def changed(self, entry: InflightRequest) -> None:
-        """Send this entry to the listeners at once."""
-        if self._listeners:
-            self._progressed.pop(entry.request.id, None)
-            self._send({"operation": "upsert", "request": self._document(entry, self.why)})
+        """Send this entry to the listeners, at once unless there are many changes."""
+        if not self._listeners:
+            return
+        now = self.clock.seconds()
+        if now >= self._burst_end:
+            self._burst_end, self._burst_left = now + UPDATE_DELAY, BURST
+        if not self._burst_left:
+            self.progressed(entry)
+            return
+        self._burst_left -= 1
+        self._progressed.pop(entry.request.id, None)
+        self._send_entry(entry, self.why)
 
     def progressed(self, entry: InflightRequest) -> None:
         """Send this entry with the next delayed update; costs nothing without listeners."""
@@ -251,7 +264,7 @@ class InflightRequests:
             self.finished(entry)
         except Exception:  # a fault in the metrics must not keep a request from ending
             log.failure("a finished request could not be counted in the metrics")
-        if self._listeners:
+        if self._listeners and entry.shown:
             self._send({"operation": "remove", "id": request.id})
 
     # -- called by those that show the list ----------------------------------------------------------------
@@ -283,6 +296,8 @@ class InflightRequests:
         if ordered:
             why = self._cached_why()
             event["requests"] = [self._document(entry, why) for entry in ordered]
+            for entry in ordered:
+                entry.shown = True
         return event
 
     def cancel(self, request_id: str) -> bool:
@@ -333,7 +348,11 @@ class InflightRequests:
         why = self._cached_why()
         for entry in progressed.values():
             if self._entries.get(entry.request.id) is entry:
-                self._send({"operation": "upsert", "request": self._document(entry, why)})
+                self._send_entry(entry, why)
+
+    def _send_entry(self, entry: InflightRequest, why: Why) -> None:
+        entry.shown = True
+        self._send({"operation": "upsert", "request": self._document(entry, why)})
 
     def _send(self, event: Document) -> None:
         for listener in self._listeners:
