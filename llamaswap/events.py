@@ -81,6 +81,13 @@ class PeersChanged:
 
 
 @frozen
+class CapabilitiesFound:
+    """A model's server reported capabilities that were not known."""
+
+    model: str
+
+
+@frozen
 class Preloaded:
     """A model named in hooks.on_startup.preload was loaded, or failed to."""
 

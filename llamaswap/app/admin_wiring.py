@@ -78,7 +78,7 @@ class AdminWiring:
                 resource(self.passthrough.serve_upstream, reactor),
                 resource(self.passthrough.serve_comfyui, reactor),
             ),
-            ListingEndpoints(router, time.time, self.models.peers),
+            ListingEndpoints(router, time.time, self.models.peers, self.models.capabilities.of),
             ProcessEndpoints(router),
             LogEndpoints(self.logs.registry, config, self.streams),
             ProfileEndpoints(router),
@@ -140,6 +140,7 @@ class AdminWiring:
             self.models.peers,
             seen.machine,
             EventFanout(self.context.reactor),
+            self.models.capabilities.of,
         )
 
     def _models(self) -> ModelEndpoints:
@@ -153,6 +154,7 @@ class AdminWiring:
             stall=self.watchdog.document,
             vram=self.models.memory.share,
             slot_cache=self.models.slot_cache,
+            capabilities=self.models.capabilities.of,
         )
 
     def _system(self, load_tests: LoadTests) -> SystemEndpoints:

@@ -160,6 +160,8 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
         router.swaps.delay_starts_until(
             end_unwanted(server, parts.context.reactor, models.launcher, parts.logs.registry.model(server.model).write)
         )
+    for status in router.running():
+        models.capabilities.ask_soon(status.model)
     for one in state.connections:
         try:
             parts.web.factory.adopt(parts.context.reactor, one.descriptor, one.family, one.early)

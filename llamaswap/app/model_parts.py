@@ -30,6 +30,7 @@ from llamaswap.proxy.peers import PeerDirectory
 from llamaswap.proxy.pool import Pool
 from llamaswap.routing.router import Router
 from llamaswap.servers import hooks, slots
+from llamaswap.servers.capabilities import CapabilityDirectory
 from llamaswap.servers.guardian_client import GuardianClient
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.orphans import ChildRecordFile
@@ -63,6 +64,7 @@ class ModelParts:
     pool: Pool
     hooks: hooks.HookRunner
     slots: slots.SlotStore
+    capabilities: CapabilityDirectory
     gpus: GpuReader
     memory: VramReclaim
     router: Router
@@ -150,6 +152,9 @@ def build_models(context: ServiceContext, config: Config, registry: LogRegistry)
         pool=Pool(reactor),
         hooks=hook_runner,
         slots=slot_store,
+        capabilities=CapabilityDirectory(
+            reactor, send, bus, lambda model: current().models.get(model), lambda model: router.status(model)
+        ),
         gpus=gpus,
         memory=memory,
         router=router,

@@ -8,9 +8,8 @@ is left out.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from statistics import median
 
 from attrs import Factory, define, field, frozen
@@ -20,6 +19,7 @@ from twisted.logger import Logger
 from llamaswap.config import Model
 from llamaswap.config.filenames import filename_for
 from llamaswap.http_client import SendRequest
+from llamaswap.servers.engine_request import EngineRequest, flag_of, number
 from llamaswap.servers.prepared_supervisor import Preparation
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
@@ -53,16 +53,6 @@ class SlotTable:
     speeds: list[float] = Factory(list)
     save_seconds: float = 0.0  # of the last save
     trial: tuple[int, float] | None = None  # tokens restored, and the seconds this took; until a request has ended
-
-
-def flags_of(cmd: Sequence[str]) -> tuple[str, str]:
-    """The folder of the files and the first API key in a server's command; empty if it has none."""
-    found = {"--slot-save-path": "", "--api-key": ""}
-    for at, word in enumerate(cmd):
-        name, sign, value = word.partition("=")
-        if name in found:
-            found[name] = value if sign else "".join(cmd[at + 1 : at + 2])
-    return found["--slot-save-path"], found["--api-key"].split(",")[0]
 
 
 @define(eq=False)
@@ -126,22 +116,22 @@ class SlotStore:
         await self._limited(model, status, "saved", lambda ask: self._save(model, status, table, ask))
         table.save_seconds = self.clock.seconds() - began
 
-    async def _save(self, model: Model, status: ServerStatus, table: SlotTable, ask: SlotRequest) -> None:
+    async def _save(self, model: Model, status: ServerStatus, table: SlotTable, ask: EngineRequest) -> None:
         code, answer = await ask("GET", "/slots")
         listed = answer[:MAX_SLOTS] if code == 200 and isinstance(answer, list) else [{"id": 0}]
-        for slot in (_number(one, "id") for one in listed):
+        for slot in (number(one, "id") for one in listed):
             filename, path = f"llamaswap-{filename_for(model.id)}-{slot}.bin", f"/slots/{slot}?action=save"
             code, answer = await ask("POST", path, {"filename": filename})
             if code != 200:
                 self._give_up(model.id, f"POST {path} was answered {code}")
                 return
-            folder, _ = flags_of(status.cmd)
-            if _number(answer, "n_written") > model.slots.max_size * 1024 * 1024:
+            folder = flag_of(status.cmd, "--slot-save-path")
+            if number(answer, "n_written") > model.slots.max_size * 1024 * 1024:
                 if folder:
                     self.remove(os.path.join(folder, filename))
                 log.info("{model}: slot {slot} exceeds the size limit, not saved", model=model.id, slot=slot)
-            elif _number(answer, "n_saved") > 0:
-                table.saved.append(SavedSlot(slot, filename, _number(answer, "n_saved")))
+            elif number(answer, "n_saved") > 0:
+                table.saved.append(SavedSlot(slot, filename, number(answer, "n_saved")))
 
     async def restore(self, model: Model, status: ServerStatus) -> None:
         """Have a new server read what the last one wrote, within the time limit of the model. Never fails."""
@@ -151,7 +141,7 @@ class SlotStore:
         if table.saved_by != _command_of(status):
             return  # a server of another definition may accept the files and answer nonsense
 
-        async def restore_all(ask: SlotRequest) -> None:
+        async def restore_all(ask: EngineRequest) -> None:
             for one in saved:
                 code, _ = await ask("POST", f"/slots/{one.slot}?action=restore", {"filename": one.filename})
                 if code == 200:
@@ -165,12 +155,12 @@ class SlotStore:
         model: Model,
         status: ServerStatus,
         what: str,
-        work: Callable[[SlotRequest], Coroutine[object, object, None]],
+        work: Callable[[EngineRequest], Coroutine[object, object, None]],
     ) -> None:
         """Do `work` with requests that end when the time limit of the model does."""
         until = self.clock.seconds() + model.slots.timeout
         try:
-            await work(SlotRequest(self.send, status, lambda: until - self.clock.seconds()))
+            await work(EngineRequest(self.send, status, lambda: until - self.clock.seconds()))
         except Exception as error:  # whatever it is, the model is stopped or started all the same
             if self.clock.seconds() >= until:
                 self._give_up(model.id, f"its slots could not be {what} within {model.slots.timeout:g}s")
@@ -178,36 +168,10 @@ class SlotStore:
                 log.warn("{model}: slots were not {what}: {error}", model=model.id, what=what, error=error)
 
 
-@frozen
-class SlotRequest:
-    """Sends requests about slots to one server. `left` gives the seconds that are left for them."""
-
-    send: SendRequest
-    status: ServerStatus
-    left: Callable[[], float]
-
-    async def __call__(self, method: str, path: str, document: Mapping[str, str] | None = None) -> tuple[int, object]:
-        """The status and the JSON of the response, {} if it is not JSON."""
-        _, key = flags_of(self.status.cmd)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        body = None if document is None else json.dumps(document).encode()
-        url = f"{str(self.status.endpoint).rstrip('/')}{path}"
-        response = await self.send(method, url, timeout=max(0.0, self.left()), body=body, headers=headers)
-        try:
-            return response.status, json.loads(response.body)
-        except ValueError:
-            return response.status, {}
-
-
 def _command_of(status: ServerStatus) -> tuple[str, ...]:
     """A server's command without its port, which may be another each time."""
     port = str(status.endpoint.port) if status.endpoint is not None else ""
     return tuple(word.replace(port, "PORT") if port else word for word in status.cmd)
-
-
-def _number(answer: object, name: str) -> int:
-    value = answer.get(name) if isinstance(answer, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
 @define(eq=False)

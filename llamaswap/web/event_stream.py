@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 
 from attrs import asdict, define, field
 from twisted.logger import Logger
 
+from llamaswap.config import Capabilities, Model
 from llamaswap.events import (
+    CapabilitiesFound,
     ConfigRejected,
     ConfigReloaded,
     EventBus,
@@ -106,7 +109,7 @@ _TOPICS = (QueryParameter("topics", "Comma-separated: models, inflight, activity
 
 @define(eq=False)
 class EventEndpoints:
-    """/api/events. It subscribes to the bus when it is made."""
+    """/api/events. It subscribes to the bus when it is made. `capabilities` are those of a model that are known."""
 
     router: Router
     bus: EventBus
@@ -117,6 +120,7 @@ class EventEndpoints:
     peers: PeerDirectory
     machine: MachineMonitor
     fanout: EventFanout
+    capabilities: Callable[[Model], Capabilities] = attrgetter("capabilities")
     legacy_rows: LegacyRows = field(init=False)
     _logs: LogTopics = field(init=False)
     _state: list[FeedMessage] = field(factory=list, init=False)
@@ -132,7 +136,7 @@ class EventEndpoints:
         self.legacy_rows = LegacyRows(self.activity, self.fanout)
         self._logs = LogTopics(self.registry, lambda: self.router.config, self.fanout)
         self.fanout.unread = self._subscribe
-        for event in (StateChanged, SleepEnded, PeersChanged):
+        for event in (StateChanged, SleepEnded, PeersChanged, CapabilitiesFound):
             self.bus.subscribe(event, lambda _: self._models_changed())
         self.bus.subscribe(ProfileChanged, self._profile_changed)
         self.bus.subscribe(ActivityStored, self._activity_stored)
@@ -190,7 +194,7 @@ class EventEndpoints:
         if not self.fanout.reading or self._state_number != number or now >= self._state_until:
             ui = {"activity": {"session_id": list(self.router.config.ui.activity.session_id)}}
             self._state = [
-                message("models", "modelStatus", status_rows(self.router, self.peers), number),
+                message("models", "modelStatus", status_rows(self.router, self.peers, self.capabilities), number),
                 message("always", "uiConfig", ui, number),
                 message("always", "profileChanged", {"active": self.router.profile}, number),
                 message("inflight", "inflight", self.inflight.snapshot(), number),
@@ -230,7 +234,7 @@ class EventEndpoints:
 
     def _models_changed(self) -> None:
         if self.fanout.reading:
-            self.fanout.publish("models", "modelStatus", status_rows(self.router, self.peers))
+            self.fanout.publish("models", "modelStatus", status_rows(self.router, self.peers, self.capabilities))
 
     def _profile_changed(self, event: ProfileChanged) -> None:
         self.fanout.publish("always", "profileChanged", {"active": event.active})

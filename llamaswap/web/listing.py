@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 
 from attrs import define, field, frozen
 
@@ -58,11 +59,12 @@ route = RouteTable("models", Route)
 
 @define(eq=False)
 class ListingEndpoints:
-    """The model listing. `now` gives unix seconds."""
+    """The model listing. `now` gives unix seconds, `capabilities` those of a model that are configured or known."""
 
     router: Router
     now: Callable[[], float]
     peers: PeerDirectory
+    capabilities: Callable[[Model], Capabilities] = attrgetter("capabilities")
 
     @route("GET", "/models", cross_origin=True, answer=ModelList, summary="The same as /v1/models")
     @route("GET", "/v1/models", cross_origin=True, answer=ModelList)
@@ -99,27 +101,46 @@ class ListingEndpoints:
                 yield record(alias, created, f"{peer.id}: {name}", "", origin, loaded=False)
         for selector in config.selectors.values():
             if unlisted or not selector.unlisted:
-                choice = {"type": "selector", "strategy": selector.strategy, "targets": list(selector.targets)}
-                spillover = {"spillover": selector.spillover} if selector.strategy == "spillover" else {}
-                meta = {**selector.metadata, **choice, **spillover}
+                meta = {
+                    **selector.metadata,
+                    "type": "selector",
+                    "strategy": selector.strategy,
+                    "targets": list(selector.targets),
+                }
+                if selector.strategy == "spillover":
+                    meta["spillover"] = selector.spillover
                 loaded = self._selector_loaded(config, selector.strategy, selector.targets)
                 yield record(selector.id, created, selector.name, selector.description, meta, loaded=loaded)
         yield from self._pins(config, created)
 
     def _local(self, model: Model, created: int, failures: int, *, with_aliases: bool) -> Iterator[ModelRecord]:
         loaded = self.router.state(model.id) in LOADED_STATES
-        block = model.capabilities
-        # The capabilities speak for these members, so metadata of the same name could contradict them.
-        hidden = () if block == NO_CAPABILITIES else CAPABILITY_MEMBERS
+        block = self.capabilities(model)
+        # Configured capabilities speak for these members, so metadata of the same name could contradict them.
+        hidden = () if model.capabilities == NO_CAPABILITIES else CAPABILITY_MEMBERS
         shared = {key: value for key, value in model.metadata.items() if key not in hidden}
         aliases = every_alias(model)
-        optional = {"aliases": aliases, "tags": list(model.tags), "failures": failures}
-        names: dict[str, JsonObject] = {model.id: {"type": "model", **{key: v for key, v in optional.items() if v}}}
-        for alias in filter(str.strip, aliases if with_aliases else ()):
-            names.setdefault(alias, {"type": "alias", "modelID": model.id})
-        for name, facts in names.items():
-            meta = {**shared, **facts}
-            yield record(name, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
+        meta = {**shared, "type": "model"}
+        if aliases:
+            meta["aliases"] = aliases
+        if model.tags:
+            meta["tags"] = list(model.tags)
+        if failures:
+            meta["failures"] = failures
+        yield record(model.id, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
+        if with_aliases:
+            for alias in aliases:
+                if alias.strip():
+                    meta = {**shared, "type": "alias", "modelID": model.id}
+                    yield record(
+                        alias,
+                        created,
+                        model.name,
+                        model.description,
+                        meta,
+                        loaded=loaded,
+                        capabilities=block,
+                    )
 
     def _selector_loaded(self, config: Config, strategy: str, targets: Iterable[str]) -> bool:
         considered = list(targets)[:1] if strategy == "pin" else targets
@@ -194,18 +215,20 @@ def capability_flags(block: Capabilities) -> dict[str, bool]:
     return {name: True for name, value in flags.items() if value}
 
 
-def status_rows(router: Router, peers: PeerDirectory) -> list[JsonObject]:
+def status_rows(
+    router: Router, peers: PeerDirectory, capabilities: Callable[[Model], Capabilities] = attrgetter("capabilities")
+) -> list[JsonObject]:
     """Every model with its state, then the models of the peers: the `modelStatus` event."""
     config = router.config
     suspended = {status.model for status in router.suspended()}
     rows: list[JsonObject] = []
     for model in sorted(config.models.values(), key=lambda model: model.id):
-        state = router.state(model.id)
+        state, block = router.state(model.id), capabilities(model)
         optional = {
             "aliases": every_alias(model),
             "tags": list(model.tags),
-            "capabilities": capability_flags(model.capabilities),
-            "context_length": model.capabilities.context,
+            "capabilities": capability_flags(block),
+            "context_length": block.context,
             "asleep": model.id in suspended,
         }
         rows.append(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from statistics import median
 
 from attrs import define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
-from llamaswap.config import Config, Model
+from llamaswap.config import Capabilities, Config, Model
 from llamaswap.config.policies.groups import DEFAULT_GROUP
 from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.inflight import InflightRequests
@@ -177,7 +178,8 @@ class ModelEndpoints:
     """/api/models/<id> and its verbs, /api/plan, /api/residency, /api/swaps.
 
     `clock` is the scale of the statuses' times. For a model, `stall` describes its hang detection, `vram` gives the MiB
-    of GPU memory it took when it was loaded last (None: unknown), and `slot_cache` the state of its saved slots.
+    of GPU memory it took when it was loaded last (None: unknown), `slot_cache` the state of its saved slots, and
+    `capabilities` those that are configured or known.
     """
 
     router: Router
@@ -188,6 +190,7 @@ class ModelEndpoints:
     stall: Callable[[str], JsonObject] = lambda model: {"watched": False}
     vram: Callable[[str], int | None] = lambda model: None
     slot_cache: Callable[[str], JsonObject] = lambda model: {"state": "off"}
+    capabilities: Callable[[Model], Capabilities] = attrgetter("capabilities")
 
     # -- one model -----------------------------------------------------------------------------------------
 
@@ -217,7 +220,7 @@ class ModelEndpoints:
             active=self.inflight.by_model().get(model.id, 0),
             waiting=sum(1 for waiting in self.router.queue() if waiting.model == model.id),
             groups=_groups(config, model.id),
-            context_length=model.capabilities.context or None,
+            context_length=self.capabilities(model).context or None,
             last_error=masked_text(status.last_error, secrets) if status.last_error else None,
             vram_mb=self.vram(model.id),
             load_ms=[round(seconds * 1000) for seconds in status.load_seconds],

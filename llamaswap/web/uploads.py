@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import Factory, define, field
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
@@ -19,11 +19,11 @@ from llamaswap.wire.form import MultipartScan, ValueSpan, with_places
 
 @define(eq=False)
 class _Reader:
-    """Feeds a scan until it has found a value of the field `wanted` (None: until the end of the body)."""
+    """Feeds a scan until it has found enough."""
 
     scan: MultipartScan
-    wanted: str | None
-    done: Deferred[None] = field(default=Factory(lambda self: Deferred(lambda _: self.stop()), takes_self=True))
+    wanted: str | None  # the field at whose first value it stops; None: read to the end
+    done: Deferred[None]
     producer: IPushProducer | None = None
     over: bool = False
 
@@ -33,25 +33,27 @@ class _Reader:
         self.scan.feed(data)
         found = self.wanted is not None and self.scan.value(self.wanted) is not None
         if found or self.scan.broken:
-            self.body_ended()
+            self.settle(None)
 
     def body_ended(self) -> None:
-        if self.stop():
-            self.done.callback(None)
+        self.settle(None)
 
     def body_lost(self) -> None:
-        self.body_refused(ClientGone())
+        self.settle(ClientGone())
 
     def body_refused(self, error: Exception) -> None:
-        if self.stop():
-            self.done.errback(error)
+        self.settle(error)
 
-    def stop(self) -> bool:
-        """Read no further; returns whether that is new."""
-        new, self.over = not self.over, True
-        if new and self.producer is not None:
+    def settle(self, error: Exception | None) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self.producer is not None:
             self.producer.stopProducing()
-        return new
+        if error is None:
+            self.done.callback(None)
+        else:
+            self.done.errback(error)
 
 
 def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[None]:
@@ -59,10 +61,18 @@ def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[
 
     The body can be read again from its start. Fails with ClientGone if the client leaves before.
     """
-    reader = _Reader(scan, wanted)
-    reader.producer = body.start(reader, keep=True)
+
+    def give_up(_: Deferred[None]) -> None:
+        reader.over = True
+        if reader.producer is not None:
+            reader.producer.stopProducing()
+
+    reader = _Reader(scan, wanted, Deferred(give_up))
+    producer = body.start(reader, keep=True)
     if reader.over:
-        reader.producer.stopProducing()
+        producer.stopProducing()
+    else:
+        reader.producer = producer
     return reader.done
 
 

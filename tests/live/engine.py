@@ -52,6 +52,7 @@ How it answers
   --slow-read RATE      read request bodies at RATE bytes per second
   --no-keepalive        close after every answer
   --server TEXT         the Server header (engine)
+  --context N           the context length in /v1/models
 
 Paths: /health; /v1/models; /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/messages (SSE where the
 body says "stream": true); /drip?n=5&interval=0.1 for server-sent events; /big?bytes=N for a big body, &chunked=1;
@@ -75,7 +76,7 @@ FLAGS = {
     "grandchild": False, "grandchild-ignores": False, "leave": False, "double-fork": False,
     "double-fork-leave": False, "say": [], "flood": -1, "pieces": False, "env": [], "tokens": 5, "interval": 0.0,
     "sleep-takes": 0.0, "wake-takes": 0.0, "sleepless": False,
-    "reply": "", "reply-bytes": 0, "slow-read": 0, "no-keepalive": False, "server": "engine",
+    "reply": "", "reply-bytes": 0, "slow-read": 0, "no-keepalive": False, "server": "engine", "context": 0,
 }  # fmt: skip
 
 STARTED = time.monotonic()
@@ -234,7 +235,8 @@ def respond(request, answer, options):
         extra = ("Location: /elsewhere",) if status == 302 else ()
         answer.whole(status, b'{"status":"ok"}' if status != 204 else b"", "application/json", *extra)
     elif path == "/v1/models":
-        answer.json(200, {"object": "list", "data": [{"id": options["name"], "object": "model"}]})
+        context = {"max_model_len": options["context"]} if options["context"] else {}
+        answer.json(200, {"object": "list", "data": [{"id": options["name"], "object": "model", **context}]})
     elif path in ("/sleep", "/wake_up", "/is_sleeping"):
         nap(path, request, answer, options)
     elif path in CHAT:

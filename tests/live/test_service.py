@@ -114,6 +114,24 @@ class SwapTests(SynchronousTestCase):
             self.assertEqual(product.json("/v1/chat/completions", chat("good"))["model"], "good")
 
 
+class CapabilityTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_context_length_that_a_server_reports_is_listed_also_after_its_unload(self):
+        models = {"one": "--context 4096", "two": {"flags": "--context 8192", "capabilities": {"context": 512}}}
+        with Product(config(**models)) as product:
+
+            def lengths():
+                return {one["id"]: one.get("context_length") for one in product.json("/v1/models")["data"]}
+
+            self.assertEqual(lengths(), {"one": None, "two": 512})
+            product.json("/v1/chat/completions", chat("one"))
+            wait_for(lambda: lengths()["one"] == 4096, 10, "the context length")
+            product.json("/v1/chat/completions", chat("two"))
+            time.sleep(1.5)
+            self.assertEqual(lengths(), {"one": 4096, "two": 512})
+
+
 class LogTests(SynchronousTestCase):
     timeout = 60
 

@@ -13,8 +13,9 @@ from llamaswap.config import Model
 from llamaswap.config.schema.model import SlotSettings as Wanted
 from llamaswap.errors import ModelUnloaded
 from llamaswap.http_client import HttpResponse
+from llamaswap.servers.engine_request import flag_of
 from llamaswap.servers.prepared_supervisor import PreparedSupervisor
-from llamaswap.servers.slots import SlotPreparation, SlotStore, flags_of
+from llamaswap.servers.slots import SlotPreparation, SlotStore
 from tests.doubles import FakeStatus, FakeSupervisor
 
 CMD = ("llama-server", "--port", "5801", "--slot-save-path", "/cache", "--api-key", "sesame,other")
@@ -238,5 +239,6 @@ class SlotTests(SynchronousTestCase):
             self.assertEqual((made.inner.state, made.inner.spawned), ("stopped", 1))
 
     def test_command_flags_are_read_in_both_forms(self):
-        self.assertEqual(flags_of(("s", "--slot-save-path=/x", "--api-key", "k")), ("/x", "k"))
-        self.assertEqual(flags_of(("s", "--slot-save-path")), ("", ""))
+        self.assertEqual(flag_of(("s", "--slot-save-path=/x", "--api-key", "k"), "--slot-save-path"), "/x")
+        self.assertEqual(flag_of(("s", "--slot-save-path=/x", "--api-key", "k"), "--api-key"), "k")
+        self.assertEqual(flag_of(("s", "--slot-save-path"), "--slot-save-path"), "")

@@ -1,6 +1,7 @@
 """A router without servers, an admin surface around it, and a client that speaks to it over memory."""
 
 import json
+from operator import attrgetter
 from pathlib import Path
 
 from attrs import define, field
@@ -315,6 +316,7 @@ class World:
     vram: dict = field(factory=dict)
     survey: object = lambda ports, enough: ScanResult()
     surveyor: object = at_once
+    capabilities: object = attrgetter("capabilities")
 
     def __attrs_post_init__(self):
         self.activity = observed.ActivityLog(
@@ -336,6 +338,7 @@ class World:
             self.peers,
             self.machine,
             EventFanout(self.clock),
+            self.capabilities,
         )
         self.config_endpoints = ConfigEndpoints(self.files, self.config, self.bus)
         self.loadtests = LoadTests(self.config, self.clock, self.generator)
@@ -350,7 +353,7 @@ class World:
         config, router = self.config, self.router
         return [
             ProxyRoutes(Echo(b"model"), Echo(b"upstream"), Echo(b"comfyui")),
-            ListingEndpoints(router, lambda: 1700000000.5, self.peers),
+            ListingEndpoints(router, lambda: 1700000000.5, self.peers, self.capabilities),
             ProcessEndpoints(router),
             ProfileEndpoints(router),
             PeerEndpoints(config, self.peers),
@@ -361,7 +364,15 @@ class World:
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
-            ModelEndpoints(router, self.inflight, self.history, self.book, self.clock, vram=self.vram.get),
+            ModelEndpoints(
+                router,
+                self.inflight,
+                self.history,
+                self.book,
+                self.clock,
+                vram=self.vram.get,
+                capabilities=self.capabilities,
+            ),
             self.config_endpoints,
             self.discovery,
             self.loadtests,

@@ -4,7 +4,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
+from llamaswap.config import Capabilities
 from llamaswap.events import (
+    CapabilitiesFound,
     ConfigRejected,
     ConfigReloaded,
     ProfileChanged,
@@ -124,6 +126,13 @@ class LiveTests(TestCase):
         self.world.bus.publish(StateChanged("alpha", "stopped", "starting"))
         self.world.bus.publish(ProfileChanged("work"))
         self.assertEqual(kinds(self.fresh()), ["modelStatus", "profileChanged", "modelStatus"])
+
+    def test_capabilities_that_a_server_reported_are_an_event(self):
+        self.world.events.capabilities = lambda model: Capabilities(context=4096)
+        self.world.bus.publish(CapabilitiesFound("beta"))
+        (kind, rows, _), *others = events(self.fresh())
+        self.assertEqual((kind, {row["id"]: row for row in rows}["beta"]["context_length"]), ("modelStatus", 4096))
+        self.assertEqual(others, [])
 
     def test_changes_of_running_requests_are_events(self):
         self.world.inflight.tell({"operation": "remove", "id": "7"})

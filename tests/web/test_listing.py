@@ -1,7 +1,7 @@
 from attrs import evolve
 from twisted.trial.unittest import TestCase
 
-from llamaswap.config import Config, Model, Selector
+from llamaswap.config import Capabilities, Config, Model, Selector
 from llamaswap.errors import FailureRecord
 from llamaswap.web.listing import status_rows
 from tests.web.doubles import FakeModelRouter, World, example_config
@@ -55,11 +55,18 @@ class ListingTests(TestCase):
         told = {one["id"]: one["meta"]["llamaswap"].get("failures") for one in listed}
         self.assertEqual((told["alpha"], told["beta"]), (3, None))
 
-    def test_model_that_is_an_alias_of_itself_is_listed_once(self):
-        config = example_config(models={"m": Model("m", aliases=("m", "n"))}, include_aliases_in_list=True)
-        records = World(FakeModelRouter(config)).ask("/v1/models").json["data"]
-        kinds = [(one["id"], one["meta"]["llamaswap"]["type"]) for one in records if one["id"] in "mn"]
-        self.assertEqual(kinds, [("m", "model"), ("n", "alias")])
+    def test_capabilities_that_a_server_reported_are_shown_where_the_model_is(self):
+        found = Capabilities(inputs=("text", "image"), context=4096)
+        plain = Model("m", aliases=("n",), metadata={"context_length": "mine"})
+        world = World(
+            FakeModelRouter(Config(models={"m": plain}, include_aliases_in_list=True)), capabilities=lambda model: found
+        )
+        for record in listed(world).values():
+            self.assertEqual((record["context_length"], record["meta"]["n_ctx"]), (4096, 4096))
+            self.assertEqual(record["architecture"], {"input_modalities": ["text", "image"]})
+            self.assertEqual(record["capabilities"], {"vision": True})
+            self.assertEqual(record["meta"]["llamaswap"]["context_length"], "mine")
+        self.assertEqual(world.ask("/api/models/m").json["context_length"], 4096)
 
     def test_tags_of_a_model_are_in_its_metadata_and_in_the_status_of_models(self):
         tagged = Model("m", tags=("coding", "small"), metadata={"tags": "mine"})

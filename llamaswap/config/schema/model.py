@@ -202,7 +202,9 @@ class Model:
     slots: SlotSettings = section(
         SlotSettings, "Keep the prompt cache of a llama.cpp server over swaps, if that is quicker."
     )
-    capabilities: Capabilities = section(Capabilities, "Capabilities of the model, for listings.")
+    capabilities: Capabilities = section(
+        Capabilities, "Capabilities of the model, for listings. Its server is asked for an absent context and in."
+    )
     health_check_timeout: float = SECONDS.key(
         "Seconds the server may take to become ready, as the global key; 0s: the global value.", default=120.0
     )
