@@ -12,8 +12,7 @@ from attrs import define, field
 
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
 from llamaswap.observe.activity_row import ActivityRow, error_message, status_text
-from llamaswap.observe.captures import Capture, mask_for
-from llamaswap.observe.head_tail_buffer import DOCUMENT_BOUND, HeadTailBuffer
+from llamaswap.observe.captures import WITHOUT_REQUEST_BODY, WITHOUT_RESPONSE_BODY, Capture
 from llamaswap.observe.redact import shown
 from llamaswap.wire.byte_budget import ByteBudget
 from llamaswap.wire.content_coding import Undecodable, decode
@@ -21,6 +20,7 @@ from llamaswap.wire.headers import ResponseHeaders, first
 from llamaswap.wire.request_info import RequestInfo, RequestOutcome
 from llamaswap.wire.usage import NOTHING, StreamScanner, Usage, from_document, from_fragment, from_lines
 
+DOCUMENT_BOUND = 256 * 1024  # bytes; a chat response is far smaller, and of embeddings the ends contain the usage
 MAX_ERROR = 16 * 1024  # bytes kept of an error response: its message is in the first few hundred
 MAX_DECODED = 64 * 1024 * 1024  # bytes of a decoded response: only a decompression bomb is larger
 MAX_ENCODED = 4 * 1024 * 1024  # of a compressed response; its end cannot be read without its beginning
@@ -35,6 +35,47 @@ _OUTCOME_MESSAGES = {
     "cancelled": "request cancelled",
     "truncated": "answer cut short",
 }
+
+
+@define(eq=False)
+class HeadTailBuffer:
+    """What is kept of a response's body while it passes: all bytes up to `bound`; of more bytes only the first and the
+    last half of the bound."""
+
+    bound: int = DOCUMENT_BOUND
+    _head: bytearray = field(factory=bytearray, init=False)
+    _tail: bytearray = field(factory=bytearray, init=False)
+
+    def add(self, data: bytes) -> None:
+        """Append bytes."""
+        if not self._tail:
+            self._head += data
+            if len(self._head) > self.bound:
+                self._split()
+            return
+        self._tail += data
+        if len(self._tail) > self.bound:
+            del self._tail[: -self.bound // 2]
+
+    def take_over(self, data: bytearray) -> None:
+        """Begin with `data`, which belongs to this buffer from now on: it is not copied as a whole."""
+        self._head = data
+        if len(data) > self.bound:
+            self._split()
+
+    def _split(self) -> None:
+        half = self.bound // 2
+        self._tail = self._head[-half:]
+        del self._head[half:]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes were kept."""
+        return not self._tail
+
+    def content(self) -> bytes:
+        """The kept bytes: the whole body, or its two ends side by side."""
+        return bytes(self._head) + bytes(self._tail)
 
 
 @define(eq=False)
@@ -94,7 +135,7 @@ class ActivityRecorder:
             self._scanner = StreamScanner()
         elif not self._content_type.startswith(_MEDIA):
             self._ends = HeadTailBuffer(MAX_ENCODED if encoded else DOCUMENT_BOUND)
-        if self._budget is not None and mask_for(self.request.path).response:
+        if self._budget is not None and self.request.path not in WITHOUT_RESPONSE_BODY:
             self._capture_body = bytearray()
 
     def data(self, data: bytes) -> None:
@@ -205,17 +246,17 @@ class ActivityRecorder:
         )
 
     def _make_capture(self, body: bytes) -> None:
-        """The capture within its path's mask, with this decoded body (an error response's body is left out)."""
+        """The capture with this decoded body (an error response's body is left out)."""
         # A request far larger than all captures may take is not even compressed.
         if not self._captured or self._budget is None or self.size > self._budget.bound(0):
             return
-        request, mask = self.request, mask_for(self.request.path)
+        request = self.request
         self.capture = Capture(
             request.stored_path,
             shown(request.headers),
-            request.captured_body if mask.request else None,
+            None if request.path in WITHOUT_REQUEST_BODY else request.captured_body,
             shown(self._headers, without=_ENCODING),
-            body if mask.response and self._status == 200 else None,
+            body if self._status == 200 and request.path not in WITHOUT_RESPONSE_BODY else None,
         )
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 import zstandard
-from attrs import define, field, frozen
+from attrs import define, field
 
 from llamaswap.wire.byte_budget import MIB
 from llamaswap.wire.model_routes import MODEL_ROUTES
@@ -24,21 +24,9 @@ BLOB_BYTES = 128 * 1024  # of their bodies; a larger capture is a blob alone
 ENTRY_BYTES = 128  # memory for a capture's place in the table, beside its own bytes
 
 
-@frozen
-class Mask:
-    """Which bodies are kept; the headers always are."""
-
-    request: bool = True
-    response: bool = True
-
-
-_ALL = Mask()
-_MASKS = {route.path: Mask(route.keep_request, route.keep_response) for route in MODEL_ROUTES}
-
-
-def mask_for(path: str) -> Mask:
-    """The mask of a path as the client sent it."""
-    return _MASKS.get(path, _ALL)
+# The paths whose captures lack a body; the headers are always kept.
+WITHOUT_REQUEST_BODY = frozenset(route.path for route in MODEL_ROUTES if not route.keep_request)
+WITHOUT_RESPONSE_BODY = frozenset(route.path for route in MODEL_ROUTES if not route.keep_response)
 
 
 @define  # not frozen: each request makes one, and freezing doubles what that costs

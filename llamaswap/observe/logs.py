@@ -68,8 +68,7 @@ class Subscription:
     _missing: int = field(default=0, init=False)
     _paused: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)
-    _waiting: deque[bytes] = field(factory=deque, init=False)
-    _waiting_bytes: int = field(default=0, init=False)
+    _held: bytearray = field(factory=bytearray, init=False)
 
     def offer(self, data: bytes) -> None:
         """Deliver new bytes of the monitor, keep them, or count them as dropped."""
@@ -77,22 +76,19 @@ class Subscription:
             return
         if not self._paused:
             self._deliver(data)
-        elif self._missing or self._waiting_bytes + len(data) > self._bound:
+        elif self._missing or len(self._held) + len(data) > self._bound:
             # After the first dropped bytes all are dropped until the reader resumes, so that there is one gap.
             self._missing += len(data)
             self.dropped += len(data)
         else:
-            self._waiting.append(data)
-            self._waiting_bytes += len(data)
+            self._held += data
 
     def pauseProducing(self) -> None:
         self._paused = True
 
     def resumeProducing(self) -> None:
         self._paused = False
-        held = b"".join(self._waiting)
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        held, self._held = bytes(self._held), bytearray()
         if self._missing:
             held += dropped_marker(self._missing)
             self._missing = 0
@@ -107,7 +103,7 @@ class Subscription:
         if self._closed:
             return
         self._closed = True
-        self._waiting.clear()
+        self._held.clear()
         self._leave(self)
 
 

@@ -52,31 +52,23 @@ class VramReclaim:
     def loading(self, model: str) -> None:
         """A server of this model starts."""
         self._generation += 1
-        alone = not self._loading
         self._loading[model] = None
-        if not alone:
+        if len(self._loading) > 1:
             self._loading = dict.fromkeys(self._loading)  # readings cannot tell the models apart
-            return
-
-        def keep(usage: Usage) -> None:
-            self._loading[model] = usage
-
-        self._read_then(keep)
+        else:
+            self._read_then(lambda usage: self._loading.update({model: usage}))
 
     def loaded(self, model: str) -> None:
         """The model's server is ready."""
         before = self._loading.pop(model, None)
         self._generation += 1
-        if before is None:
-            return
-        earlier = before
+        if before is not None:
+            self._read_then(lambda usage: self._keep_share(model, before, usage))
 
-        def keep(usage: Usage) -> None:
-            share = {gpu: used - earlier.get(gpu, 0) for gpu, used in usage.items()}
-            self._shares[model] = {gpu: size for gpu, size in share.items() if size >= MIN_SHARE}
-            self._used = usage
-
-        self._read_then(keep)
+    def _keep_share(self, model: str, before: Usage, usage: Usage) -> None:
+        share = {gpu: used - before.get(gpu, 0) for gpu, used in usage.items()}
+        self._shares[model] = {gpu: size for gpu, size in share.items() if size >= MIN_SHARE}
+        self._used = usage
 
     def stopped(self, model: str) -> None:
         """The model's server ended, or never became ready."""
