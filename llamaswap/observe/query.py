@@ -6,8 +6,9 @@ This module knows the parameters, the order of their checks, the messages, and t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from attrs import frozen
 
@@ -34,6 +35,7 @@ MAX_VALUES = 100  # of one parameter: each becomes a condition of the SQL statem
 _MAX_ID = 2**63 - 1  # the largest value of an id column
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:\d\d)")
 
+T = TypeVar("T")
 Arguments = Mapping[str, Sequence[str]]
 
 
@@ -100,14 +102,24 @@ def _value(args: Arguments, name: str) -> str:
     return given[0].strip() if given else ""
 
 
-def _time(args: Arguments, name: str) -> int | None:
+def _parsed(args: Arguments, name: str, parse: Callable[[str], T | None], message: str) -> T | None:
+    """The first value as `parse` reads it, None if it is absent; BadQuery if `parse` returns None or raises."""
     text = _value(args, name)
     if not text:
         return None
     try:
-        return int(timestamp(text) // 1)
+        parsed = parse(text)
     except (ValueError, OverflowError):
-        raise BadQuery(f"invalid '{name}' timestamp, use RFC3339 format") from None
+        parsed = None
+    if parsed is None:
+        raise BadQuery(message)
+    return parsed
+
+
+def _time(args: Arguments, name: str) -> int | None:
+    return _parsed(
+        args, name, lambda text: int(timestamp(text) // 1), f"invalid '{name}' timestamp, use RFC3339 format"
+    )
 
 
 def _integer(text: str) -> int | None:
@@ -115,22 +127,16 @@ def _integer(text: str) -> int | None:
 
 
 def _at_least(args: Arguments, name: str, minimum: int) -> int | None:
-    text = _value(args, name)
-    if not text:
-        return None
-    number = _integer(text)
-    if number is None or not minimum <= number <= _MAX_ID:
-        raise BadQuery(f"{name} must be >= {minimum}")
-    return number
+    def parse(text: str) -> int | None:
+        number = _integer(text)
+        return None if number is None or not minimum <= number <= _MAX_ID else number
+
+    return _parsed(args, name, parse, f"{name} must be >= {minimum}")
 
 
 def _flag(args: Arguments, name: str) -> bool | None:
-    text = _value(args, name).lower()
-    if not text:
-        return None
-    if text not in ("true", "false", "1", "0"):
-        raise BadQuery(f"{name} must be true or false")
-    return text in ("true", "1")
+    known = {"true": True, "1": True, "false": False, "0": False}
+    return _parsed(args, name, lambda text: known.get(text.lower()), f"{name} must be true or false")
 
 
 def _statuses(args: Arguments) -> tuple[str, ...]:
@@ -184,19 +190,11 @@ def parse_filter(args: Arguments) -> ActivityFilter:
 def parse_query(args: Arguments) -> ActivityQuery:
     """The page in a query string's values; raises BadQuery for the first parameter that cannot be used."""
     wanted = parse_filter(args)
-    limit, text = 25, _value(args, "limit")
-    if text:
-        number = _integer(text)
-        if number is None:
-            raise BadQuery("invalid limit")
-        if not 1 <= number <= MAX_ROWS:
-            raise BadQuery(f"limit must be between 1 and {MAX_ROWS}")
-        limit = number
+    limit = _parsed(args, "limit", _integer, "invalid limit")
+    if limit is not None and not 1 <= limit <= MAX_ROWS:
+        raise BadQuery(f"limit must be between 1 and {MAX_ROWS}")
     page = _at_least(args, "page", 1) or 1
-    column = SORT_COLUMNS.get(_value(args, "sort") or "id")
-    if column is None:
-        raise BadQuery("invalid sort column")
-    order = _value(args, "order").lower() or "desc"
-    if order not in ("asc", "desc"):
-        raise BadQuery("order must be asc or desc")
-    return ActivityQuery(wanted, page, limit, column, order == "desc")
+    column = _parsed(args, "sort", SORT_COLUMNS.get, "invalid sort column") or "id"
+    ascending = {"asc": True, "desc": False}
+    order = _parsed(args, "order", lambda text: ascending.get(text.lower()), "order must be asc or desc")
+    return ActivityQuery(wanted, page, limit or 25, column, not order)

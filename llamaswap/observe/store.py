@@ -11,8 +11,8 @@ import json
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -127,18 +127,6 @@ def _insert_with_ids(connection: sqlite3.Connection, rows: Sequence[ActivityRow]
     _insert_origins(connection, rows)
 
 
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with suppress(sqlite3.Error):  # a full disk or a broken file has rolled it back already
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
 def _values(row: ActivityRow) -> Values:
     return (
         row.created,
@@ -227,7 +215,8 @@ class ActivityStore:
             self.remember(stored)
             return stored
         connection = self._open()
-        with _transaction(connection):
+        with connection:  # commits, or rolls back after an exception
+            connection.execute("BEGIN IMMEDIATE")
             last = _insert(connection, f"activity ({_COLUMNS})", [_values(row) for row in stored])
             # No other program writes during the transaction, so the ids are consecutive.
             for number, row in enumerate(stored, last - len(stored) + 1):
@@ -244,7 +233,8 @@ class ActivityStore:
     def restore(self, rows: Sequence[ActivityRow]) -> None:
         """Store rows under the ids that they have. For a file."""
         connection = self._open()
-        with _transaction(connection):
+        with connection:  # commits, or rolls back after an exception
+            connection.execute("BEGIN IMMEDIATE")
             _insert_with_ids(connection, rows)
 
     def _with_queued(self) -> sqlite3.Connection:
