@@ -6,9 +6,7 @@ import os
 import sys
 import time
 
-from attrs import define, frozen
-from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent
-from zope.interface import implementer
+from twisted.logger import LogEvent, Logger, formatEvent
 
 from llamaswap.app.settings import IServiceReactor
 from llamaswap.config import Config
@@ -22,15 +20,22 @@ FLUSH_TIMEOUT = 1.0  # seconds that the last lines may take at the end of the pr
 log = Logger("llamaswap.app.service")
 
 
-@implementer(ILogObserver)
-@define
-class LibraryErrors:
-    """Writes errors of the libraries below us (an unhandled failure, printed text) as lines of our log."""
+class LogParts:
+    """The parts that write logs."""
 
-    formatter: LogFormatter
+    def __init__(self, reactor: IServiceReactor, config: Config) -> None:
+        self.stdout = write_stdout()
+        self.files = LogFiles(
+            log_file_limits(config), lambda problem: reactor.callFromThread(log.error, "{problem}", problem=problem)
+        )
+        self.registry = LogRegistry(to_stdout=config.log_to_stdout, stdout=self.stdout, to_file=self.files.write)
+        self.formatter = LogFormatter(self.registry.proxy.write, reactor, reactor, time.time)
+        self.formatter.retune(config.log_level, config.log_time_format)
 
-    def __call__(self, event: LogEvent) -> None:
-        """Write one event, unless it is ours: `LogFormatter` writes those."""
+    def observe(self, event: LogEvent) -> None:
+        """Write one event of the process as lines of the proxy log: ours, and the errors of the libraries below us (an
+        unhandled failure, printed text)."""
+        self.formatter(event)
         namespace = event.get("log_namespace") or ""
         level = event.get("log_level")
         if namespace.startswith("llamaswap") or level is None or level.name not in ("error", "critical"):
@@ -40,22 +45,6 @@ class LibraryErrors:
         if failure is not None:
             text = f"{text}\n{failure.getTraceback()}".strip()
         self.formatter.line("error", f"{namespace}: {text}")
-
-
-@frozen
-class LogParts:
-    """The parts that write logs."""
-
-    stdout: StdoutWriter
-    files: LogFiles
-    registry: LogRegistry
-    formatter: LogFormatter
-    library_errors: LibraryErrors
-
-    def observe(self, event: LogEvent) -> None:
-        """Write one event of the process: ours become lines of the proxy log, and so do errors of libraries."""
-        self.formatter(event)
-        self.library_errors(event)
 
     def apply(self, config: Config) -> None:
         """Use the log settings of a new configuration."""
@@ -72,18 +61,6 @@ class LogParts:
         """Write the last lines."""
         self.files.close(FLUSH_TIMEOUT)
         self.stdout.close(FLUSH_TIMEOUT)
-
-
-def build_logging(reactor: IServiceReactor, config: Config) -> LogParts:
-    """The log parts for a configuration."""
-    stdout = write_stdout()
-    files = LogFiles(
-        log_file_limits(config), lambda problem: reactor.callFromThread(log.error, "{problem}", problem=problem)
-    )
-    registry = LogRegistry(to_stdout=config.log_to_stdout, stdout=stdout, to_file=files.write)
-    formatter = LogFormatter(registry.proxy.write, reactor, reactor, time.time)
-    formatter.retune(config.log_level, config.log_time_format)
-    return LogParts(stdout, files, registry, formatter, LibraryErrors(formatter))
 
 
 def write_stdout() -> StdoutWriter:

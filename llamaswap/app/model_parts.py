@@ -7,18 +7,16 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
-from attrs import frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from llamaswap.app.settings import ServiceContext, record_path
 from llamaswap.config import Config, Model, Peer
 from llamaswap.config.command_line import split
-from llamaswap.events import EventBus, PeersChanged, StateChanged, SwapBegan
+from llamaswap.events import PeersChanged, StateChanged, SwapBegan
 from llamaswap.http_client import HttpClient
 from llamaswap.observe.gpu_sources import usual as gpu_sources
 from llamaswap.observe.gpus import GpuReader, GpuReading
@@ -46,36 +44,60 @@ log = Logger()
 WARM_DELAY = 0.02  # seconds from a server's readiness, when waiting requests are served, to the next spare process
 
 
-@frozen(eq=False)
 class ModelParts:
-    """The parts that run models.
+    """The parts that run models, for a configuration; `registry` has the log of each model.
 
     `child_record` is the file that names our servers for the next start; `ask` sends the servers small requests.
     `driver_thread` is for calls into drivers, `disk_thread` for reading files ahead.
     """
 
-    bus: EventBus
-    driver_thread: WorkerThread
-    disk_thread: WorkerThread
-    guardian: GuardianClient
-    child_record: Path | None
-    launcher: Launcher
-    ask: SocketRequest
-    pool: Pool
-    hooks: hooks.HookRunner
-    slots: slots.SlotStore
-    capabilities: CapabilityDirectory
-    gpus: GpuReader
-    memory: VramReclaim
-    router: Router
-    read_ahead: ReadAhead
-    peers: PeerDirectory
+    router: Router  # made after the parts that read its configuration later
 
-    def subscribe(self) -> None:
-        """Follow the servers' states."""
-        self.hooks.listen(self.bus)
-        self.bus.subscribe(StateChanged, self._server_changed)
-        self.bus.subscribe(SwapBegan, self._swap_began)
+    def __init__(self, context: ServiceContext, config: Config, registry: LogRegistry) -> None:
+        reactor, bus = context.reactor, context.bus
+        current = lambda: self.router.config
+        self.driver_thread = WorkerThread("watcher", reactor)
+        self.disk_thread = WorkerThread("reader", reactor)
+        self.guardian = guardian = GuardianClient(reactor, context.child_environ)
+        self.child_record = record_path(context.settings.listen, context.environ)
+        self.launcher = Launcher(
+            reactor,
+            reactor,
+            context.child_environ,
+            uuid.uuid4().hex,
+            watchers=(guardian, ChildRecordFile(self.child_record, guardian_pid=lambda: guardian.pid)),
+            secrets=lambda: known_secrets(current()),
+        )
+        self.ask, send = SocketRequest(reactor), HttpClient(reactor)
+        self.pool = Pool(reactor)
+        self.hooks = hooks.HookRunner(reactor, lambda: current().hooks, self.launcher, send)
+        self.slots = slots.SlotStore(reactor, send, lambda path: self.driver_thread(lambda: _remove(path)))
+        self.gpus = GpuReader(gpu_sources(sys.platform), reactor.seconds)
+        self.memory = VramReclaim(self.read_gpus, reactor, lambda: current().routing.scheduler.settings.fifo.reclaim)
+
+        def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:
+            log = registry.model(model.id).write
+            supervisor = Supervisor(
+                model, clock=reactor, launcher=self.launcher, ask=self.ask, log=log, listener=listener
+            )
+            preparations = (hooks.HookPreparation(model.id, self.hooks), slots.SlotPreparation(model, self.slots))
+            return PreparedSupervisor(supervisor, preparations)
+
+        self.router = Router(config, supervise, reactor, bus, self.memory)
+        self.read_ahead = ReadAhead(self.disk_thread, lambda model: _command(current(), model), reactor.seconds)
+        changed = lambda: bus.publish(PeersChanged())
+
+        def learned(peers: Mapping[str, Peer]) -> None:
+            self.router.update_peers(peers)
+            changed()
+
+        self.peers = PeerDirectory(reactor, time.time, send, current, learned, changed)
+        self.capabilities = CapabilityDirectory(
+            reactor, send, bus, lambda model: current().models.get(model), self.router.status
+        )
+        self.hooks.listen(bus)
+        bus.subscribe(StateChanged, self._server_changed)
+        bus.subscribe(SwapBegan, self._swap_began)
 
     def read_gpus(self) -> Deferred[Sequence[GpuReading]]:
         """The present readings of the GPUs, taken on the driver thread."""
@@ -87,12 +109,6 @@ class ModelParts:
         """The state of a model's saved slots, for the API."""
         return self.slots.document(self.router.config.models[model])
 
-    def forget_connections(self, model: str) -> None:
-        """Drop the pooled connections to a model's server: another one may listen on the same port next."""
-        endpoint = self.router.status(model).endpoint
-        if endpoint is not None:
-            self.pool.forget(endpoint)
-
     def _server_changed(self, event: StateChanged) -> None:
         why = f" ({event.why})" if event.why else ""
         log.debug("{model}: {old} -> {new}{why}", model=event.model, old=event.old, new=event.new, why=why)
@@ -102,81 +118,14 @@ class ModelParts:
             log.debug("{model}: executing start command: {command}", model=event.model, command=shlex.join(command))
         if event.new == "ready":
             self.launcher.warm(WARM_DELAY)
-        if event.new == "stopped":
-            self.forget_connections(event.model)
+        if event.new == "stopped" and (endpoint := self.router.status(event.model).endpoint) is not None:
+            self.pool.forget(endpoint)  # another server may listen on the same port next
 
     def _swap_began(self, event: SwapBegan) -> None:
         """Prepare the start while the evicted models stop."""
         if event.evicted:
             self.launcher.warm()
             self.read_ahead.begin(event.model)
-
-
-def build_models(context: ServiceContext, config: Config, registry: LogRegistry) -> ModelParts:
-    """The model parts for a configuration; `registry` has the log of each model."""
-    reactor, bus = context.reactor, context.bus
-    router: Router  # below; the parts before it read its configuration later
-    current = lambda: router.config
-    driver_thread = WorkerThread("watcher", reactor)
-    disk_thread = WorkerThread("reader", reactor)
-    guardian = GuardianClient(reactor, context.child_environ)
-    child_record = record_path(context.settings.listen, context.environ)
-    launcher = build_launcher(context, guardian, child_record, lambda: known_secrets(current()))
-    ask, send = SocketRequest(reactor), HttpClient(reactor)
-    hook_runner = hooks.HookRunner(reactor, lambda: current().hooks, launcher, send)
-    slot_store = slots.SlotStore(reactor, send, lambda path: driver_thread(lambda: _remove(path)))
-
-    def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:
-        writer = registry.model(model.id).write
-        supervisor = Supervisor(model, clock=reactor, launcher=launcher, ask=ask, log=writer, listener=listener)
-        preparations = (hooks.HookPreparation(model.id, hook_runner), slots.SlotPreparation(model, slot_store))
-        return PreparedSupervisor(supervisor, preparations)
-
-    gpus = GpuReader(gpu_sources(sys.platform), reactor.seconds)
-    memory = VramReclaim(lambda: parts.read_gpus(), reactor, lambda: current().routing.scheduler.settings.fifo.reclaim)
-    router = Router(config, supervise, reactor, bus, memory)
-
-    def learned(peers: Mapping[str, Peer]) -> None:
-        router.update_peers(peers)
-        bus.publish(PeersChanged())
-
-    peers = PeerDirectory(reactor, time.time, send, current, learned, lambda: bus.publish(PeersChanged()))
-    parts = ModelParts(
-        bus=bus,
-        driver_thread=driver_thread,
-        disk_thread=disk_thread,
-        guardian=guardian,
-        child_record=child_record,
-        launcher=launcher,
-        ask=ask,
-        pool=Pool(reactor),
-        hooks=hook_runner,
-        slots=slot_store,
-        capabilities=CapabilityDirectory(
-            reactor, send, bus, lambda model: current().models.get(model), lambda model: router.status(model)
-        ),
-        gpus=gpus,
-        memory=memory,
-        router=router,
-        read_ahead=ReadAhead(disk_thread, lambda model: _command(current(), model), reactor.seconds),
-        peers=peers,
-    )
-    parts.subscribe()
-    return parts
-
-
-def build_launcher(
-    context: ServiceContext, guardian: GuardianClient, child_record: Path | None, secrets: Callable[[], Collection[str]]
-) -> Launcher:
-    """The launcher of model servers; values among `secrets` are not passed to them."""
-    return Launcher(
-        context.reactor,
-        context.reactor,
-        context.child_environ,
-        uuid.uuid4().hex,
-        watchers=(guardian, ChildRecordFile(child_record, guardian_pid=lambda: guardian.pid)),
-        secrets=secrets,
-    )
 
 
 def enable_tls_if_needed(config: Config) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from attrs import frozen
 from twisted.logger import Logger
 
 from llamaswap.app.model_parts import ModelParts
@@ -29,25 +28,52 @@ from llamaswap.version import build as build_info
 log = Logger("llamaswap.app.service")
 
 
-@frozen(eq=False)
 class ObservabilityParts:
     """The parts that record what happens. `recorder` is the thread that writes the activity store."""
 
-    context: ServiceContext
-    recorder: WorkerThread
-    captures: Captures
-    metrics: Metrics
-    inflight: InflightRequests
-    activity: ActivityLog
-    history: SwapHistory
-    machine: MachineMonitor
-    hardware: Hardware
+    def __init__(self, context: ServiceContext, config: Config, models: ModelParts, registry: LogRegistry) -> None:
+        reactor, router, driver_thread = context.reactor, models.router, models.driver_thread
+        self.context = context
+        self.recorder = WorkerThread("recorder", reactor)
+        self.captures = Captures(config.capture_buffer)
+        self.metrics = Metrics(in_flight=lambda: self.inflight.by_model(), machine=lambda: self.machine.families())
+        self.inflight = InflightRequests(reactor, self.metrics.finished, router.wait_reason)
+        self.machine = MachineMonitor(
+            run=driver_thread,
+            clock=reactor,
+            wall=time.time,
+            every=config.performance.every,
+            gpus=models.gpus,
+            wanted=lambda: bool(router.running()),
+        )
+        self.history = SwapHistory(wall=time.time, log_tail=lambda model: registry.model(model).history())
+        self.hardware = Hardware(run=driver_thread, wall=time.time, version=build_info().version)
+
+        def stored(row: ActivityRow) -> None:
+            """Each stored row also counts for the saved slots and the metrics."""
+            model = router.config.real(row.model)
+            if model is not None:
+                usage = row.usage
+                models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
+            self.metrics.stored(row)
+            context.bus.publish(ActivityStored(row))
+
+        store = open_store(context, config, lambda: self.activity.renumbered())
+        self.activity = ActivityLog(store, self.captures, self.recorder, reactor, time.time, stored)
+        self._retune(config)
+        self.metrics.listen(context.bus)
+        self.history.listen(context.bus)
+        for event in (StateChanged, SwapBegan, SwapEnded):
+            context.bus.subscribe(event, lambda _: self.inflight.wait_reasons_changed())
+
+    def _retune(self, config: Config) -> None:
+        self.inflight.retune(config.ui.activity.session_id)
+        self.activity.retune(config.ui.activity.session_id)
 
     def apply(self, config: Config, old: Config) -> None:
         """Use the settings of a new configuration."""
-        self.inflight.retune(config.ui.activity.session_id)
+        self._retune(config)
         self.captures.resize(config.capture_buffer)
-        self.activity.retune(config.ui.activity.session_id)
         if config.store != old.store:
             self.activity.use(open_store(self.context, config, self.activity.renumbered))
 
@@ -56,63 +82,6 @@ class ObservabilityParts:
         await self.activity.close()
         await self.recorder.close()
         await self.machine.stop()
-
-
-def build_observability(
-    context: ServiceContext, config: Config, models: ModelParts, registry: LogRegistry
-) -> ObservabilityParts:
-    """The observability parts for a configuration."""
-    reactor, router, driver_thread = context.reactor, models.router, models.driver_thread
-    recorder, captures = WorkerThread("recorder", reactor), Captures(config.capture_buffer)
-    metrics = Metrics(in_flight=lambda: inflight.by_model(), machine=lambda: machine.families())
-    inflight = InflightRequests(reactor, metrics.finished, router.wait_reason)
-    inflight.retune(config.ui.activity.session_id)
-    machine = MachineMonitor(
-        run=driver_thread,
-        clock=reactor,
-        wall=time.time,
-        every=config.performance.every,
-        gpus=models.gpus,
-        wanted=lambda: bool(router.running()),
-    )
-    history = SwapHistory(wall=time.time, log_tail=lambda model: registry.model(model).history())
-    hardware = Hardware(run=driver_thread, wall=time.time, version=build_info().version)
-    activity = build_activity(context, config, models, metrics, captures, recorder)
-    metrics.listen(context.bus)
-    history.listen(context.bus)
-    for event in (StateChanged, SwapBegan, SwapEnded):
-        context.bus.subscribe(event, lambda _: inflight.wait_reasons_changed())
-    return ObservabilityParts(context, recorder, captures, metrics, inflight, activity, history, machine, hardware)
-
-
-def build_activity(
-    context: ServiceContext,
-    config: Config,
-    models: ModelParts,
-    metrics: Metrics,
-    captures: Captures,
-    recorder: WorkerThread,
-) -> ActivityLog:
-    """The log of requests; each stored row also counts for the saved slots and the metrics."""
-
-    def stored(row: ActivityRow) -> None:
-        model = models.router.config.real(row.model)
-        if model is not None:
-            usage = row.usage
-            models.slots.read(model, usage.input_tokens, usage.cache_tokens, usage.prompt_per_second)
-        metrics.stored(row)
-        context.bus.publish(ActivityStored(row))
-
-    activity = ActivityLog(
-        store=open_store(context, config, lambda: activity.renumbered()),
-        captures=captures,
-        run=recorder,
-        clock=context.reactor,
-        wall=time.time,
-        stored=stored,
-    )
-    activity.retune(config.ui.activity.session_id)
-    return activity
 
 
 def open_store(context: ServiceContext, config: Config, renumbered: Callable[[], None]) -> ActivityStore | FileStore:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from attrs import evolve, frozen
+from attrs import evolve
 
-from llamaswap.app.log_output import LogParts, build_logging
-from llamaswap.app.model_parts import ModelParts, build_models, enable_tls_if_needed
-from llamaswap.app.observability import ObservabilityParts, build_observability
-from llamaswap.app.settings import ServiceContext, ServiceControl, sources_of
-from llamaswap.app.web_parts import WebParts, build_web
+from llamaswap.app.log_output import LogParts
+from llamaswap.app.model_parts import ModelParts, enable_tls_if_needed
+from llamaswap.app.observability import ObservabilityParts
+from llamaswap.app.settings import ServiceContext, sources_of
+from llamaswap.app.web_parts import WebParts
 from llamaswap.config import Config, ConfigDiff, LoadedConfig, load
 from llamaswap.config import files as config_files
 from llamaswap.config.ports import keep
@@ -20,19 +20,42 @@ from llamaswap.liveness.watched_models import WatchedModels
 from llamaswap.observe.worker import WorkerThread
 
 
-@frozen(eq=False)
 class ServiceParts:
-    """The parts of one service. `monitored` says that the machine is monitored from the start; a monitor that is off
-    then stays off."""
+    """The parts of one service for a configuration; none of them runs yet.
 
-    context: ServiceContext
-    logs: LogParts
-    models: ModelParts
-    observability: ObservabilityParts
-    watchdog: Watchdog
-    reloader: Reloader
-    web: WebParts
-    monitored: bool
+    `monitored` says that the machine is monitored from the start; a monitor that is off then stays off.
+    """
+
+    def __init__(self, context: ServiceContext, config: Config) -> None:
+        self.context = context
+        reactor, settings = context.reactor, context.settings
+        self.logs = LogParts(reactor, config)
+        registry = self.logs.registry
+        self.models = models = ModelParts(context, config, registry)
+        self.observability = ObservabilityParts(context, config, models, registry)
+        printed = lambda model: registry.model(model).written
+        watched = WatchedModels(
+            reactor, models.router, self.observability.inflight, models.ask, models.read_gpus, printed
+        )
+        self.watchdog = Watchdog(reactor, watched)
+        # A configuration is written in one step, so this thread may be left in the middle of its work at the end.
+        self.config_thread = WorkerThread("configuration", reactor, collect=False)
+        self.web = WebParts(self)
+        self.reloader = Reloader(
+            clock=reactor,
+            bus=context.bus,
+            current=lambda: models.router.config,
+            load=lambda: self.config_thread(self._load_from_disk),
+            keep=lambda old, new: models.peers.filled(new),
+            apply=self.apply,
+            changed=config_files.FileWatch(settings.config, settings.config_dir).changed,
+        )
+        self.monitored = not config.performance.disabled
+
+    def _load_from_disk(self) -> LoadedConfig:
+        """The configuration on disk, with the ports that the present one uses."""
+        loaded = load(sources_of(self.context.settings), {**os.environ}, store_problem=config_files.store_problem)
+        return evolve(loaded, config=keep(self.models.router.config, loaded.config))
 
     def apply(self, config: Config, changes: ConfigDiff) -> None:
         """Use a new configuration. The router comes first; the other parts read the configuration from it."""
@@ -54,35 +77,3 @@ class ServiceParts:
         elif self.monitored:
             machine.retune(config.performance.every)
             machine.start()
-
-
-def build_parts(context: ServiceContext, control: ServiceControl, config: Config) -> ServiceParts:
-    """The parts for a configuration; none of them runs yet."""
-    reactor, settings = context.reactor, context.settings
-    logs = build_logging(reactor, config)
-    models = build_models(context, config, logs.registry)
-    observability = build_observability(context, config, models, logs.registry)
-    printed = lambda model: logs.registry.model(model).written
-    watched = WatchedModels(reactor, models.router, observability.inflight, models.ask, models.read_gpus, printed)
-    watchdog = Watchdog(reactor, watched)
-    # A configuration is written in one step, so this thread may be left in the middle of its work at the end.
-    config_thread = WorkerThread("configuration", reactor, collect=False)
-    web = build_web(context, control, logs, models, observability, watchdog, config_thread)
-
-    def load_from_disk() -> LoadedConfig:
-        """The configuration on disk, with the ports that the present one uses."""
-        loaded = load(sources_of(settings), {**os.environ}, store_problem=config_files.store_problem)
-        return evolve(loaded, config=keep(models.router.config, loaded.config))
-
-    reloader = Reloader(
-        clock=reactor,
-        bus=context.bus,
-        current=lambda: models.router.config,
-        load=lambda: config_thread(load_from_disk),
-        keep=lambda old, new: models.peers.filled(new),
-        apply=lambda config, changes: parts.apply(config, changes),
-        changed=config_files.FileWatch(settings.config, settings.config_dir).changed,
-    )
-    monitored = not config.performance.disabled
-    parts = ServiceParts(context, logs, models, observability, watchdog, reloader, web, monitored)
-    return parts

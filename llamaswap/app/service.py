@@ -22,11 +22,10 @@ from twisted.python.failure import Failure
 from llamaswap import early_signals
 from llamaswap.app.handover import ServiceHandover, take_over
 from llamaswap.app.model_parts import enable_tls_if_needed
-from llamaswap.app.parts import ServiceParts, build_parts
+from llamaswap.app.parts import ServiceParts
 from llamaswap.app.settings import (
     IServiceReactor,
     ServiceContext,
-    ServiceControl,
     ServiceSettings,
     listening_endpoint,
     sources_of,
@@ -75,13 +74,17 @@ class LlamaSwap(MultiService):
         enable_tls_if_needed(loaded.config)
         bus = EventBus(lambda error: log.failure("an event listener failed", Failure(error)))
         self.notifier = SystemdNotifier.of(environ, reactor)
-        context = ServiceContext(reactor, settings, environ, child_environment(environ), bus)
-        control = ServiceControl(
+        context = ServiceContext(
+            reactor,
+            settings,
+            environ,
+            child_environment(environ),
+            bus,
             reload=self.reload,
             bound_address=self.bound_address,
             upgrade_status=lambda: self.upgrade.document(),
         )
-        self.parts = parts = build_parts(context, control, loaded.config)
+        self.parts = parts = ServiceParts(context, loaded.config)
         self.upgrade = self._build_upgrade(parts)
         self.shutdown = Shutdown(parts, lambda: self.port)
 

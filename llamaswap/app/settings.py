@@ -51,23 +51,18 @@ class ServiceSettings:
 
 @frozen
 class ServiceContext:
-    """`environ` is the environment of this process, `child_environ` the one that other processes get."""
+    """What every part is built with. `environ` is the environment of this process, `child_environ` the one that other
+    processes get.
+
+    The last three ask the service as a whole: `bound_address` returns the address of the listening socket, of whatever
+    kind its endpoint is, and `upgrade_status` the document of `GET /api/upgrade`.
+    """
 
     reactor: IServiceReactor
     settings: ServiceSettings
     environ: Mapping[str, str]
     child_environ: Mapping[str, str]
     bus: EventBus
-
-
-@frozen
-class ServiceControl:
-    """What the admin API reads from and asks of the service as a whole.
-
-    `bound_address` returns the address of the listening socket, of whatever kind its endpoint is; `upgrade_status` the
-    document of `GET /api/upgrade`.
-    """
-
     reload: Callable[[], None]
     bound_address: Callable[[], object]
     upgrade_status: Callable[[], dict[str, object]]

@@ -7,15 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-
-from attrs import frozen
+from typing import TYPE_CHECKING
 
 from llamaswap.app.admin_wiring import AdminWiring
-from llamaswap.app.log_output import LogParts
-from llamaswap.app.model_parts import ModelParts
-from llamaswap.app.observability import ObservabilityParts
-from llamaswap.app.settings import ServiceContext, ServiceControl
-from llamaswap.liveness.watchdog import Watchdog
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.proxy.byte_budget import disk_budget, memory_budget
@@ -39,79 +33,50 @@ from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.upstream_request import UpstreamRequests
 from llamaswap.wire.paths import FOREIGN
 
+if TYPE_CHECKING:
+    from llamaswap.app.parts import ServiceParts
+
 ADMIN_BODY_LIMIT = 16 * 1024 * 1024  # bytes; many times the largest configuration
 UNAUTHENTICATED_BODY_LIMIT = 64 * 1024  # bytes of a body whose response is 401
 
 
-@frozen(eq=False)
 class WebParts:
-    """The parts that serve requests. `factory` makes the client connections, `streams` are the open feeds."""
+    """The parts that serve requests, around the others of `parts`. `factory` makes the client connections, `streams`
+    are the open feeds."""
 
-    streams: StreamingResponses
-    proxy: ProxyHandler
-    load_tests: LoadTests
-    factory: ProxyServerFactory
+    def __init__(self, parts: ServiceParts) -> None:
+        reactor, models = parts.context.reactor, parts.models
+        router = models.router
+        keys = Authenticator(KeyRing(lambda: router.config.api_keys))
+        parser = WorkerThread("parser", reactor)
+        self.proxy = build_proxy(parts, parser)
+        inference = Inference(router, self.proxy, keys, models.peers.avoided, parser, has_route)
+        passthrough = Passthrough(router, self.proxy, keys, parser)
+        self.streams = StreamingResponses()
+        wiring = AdminWiring(parts, self.streams)
+        self.load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
+        access, memory, disk = AccessLog(parts.logs.formatter), memory_budget(), disk_budget()
+        admin = wiring.admin(keys, inference, passthrough, self.load_tests)
 
+        def serve(exchange: Exchange) -> Task:
+            served = passthrough if exchange.head.target.startswith(FOREIGN) else inference
+            return served.serve(exchange)
 
-def build_web(
-    context: ServiceContext,
-    control: ServiceControl,
-    logs: LogParts,
-    models: ModelParts,
-    observability: ObservabilityParts,
-    watchdog: Watchdog,
-    config_thread: WorkerThread,
-) -> WebParts:
-    """The web parts around the others."""
-    reactor, router = context.reactor, models.router
-    keys = Authenticator(KeyRing(lambda: router.config.api_keys))
-    parser = WorkerThread("parser", reactor)
-    proxy = build_proxy(context, logs, models, observability, parser)
-    inference = Inference(router, proxy, keys, models.peers.avoided, parser, has_route)
-    passthrough = Passthrough(router, proxy, keys, parser)
-    streams = StreamingResponses()
-    wiring = AdminWiring(
-        context=context,
-        control=control,
-        logs=logs,
-        models=models,
-        observability=observability,
-        watchdog=watchdog,
-        streams=streams,
-        inference=inference,
-        passthrough=passthrough,
-        config_thread=config_thread,
-        discovery_thread=WorkerThread("surveyor", reactor),
-    )
-    load_tests = LoadTests(lambda: router.config, reactor, wiring.loopback_sender())
-    access, memory, disk = AccessLog(logs.formatter), memory_budget(), disk_budget()
-    site = AdminSite(wiring.admin(keys, load_tests), reactor, access, memory, disk)
-
-    def serve(exchange: Exchange) -> Task:
-        served = passthrough if exchange.head.target.startswith(FOREIGN) else inference
-        return served.serve(exchange)
-
-    factory = ProxyServerFactory(
-        lambda head: inference.is_model_route(head) or passthrough.is_expecting(head),
-        serve,
-        site,
-        reactor,
-        memory=memory,
-        disk=disk,
-        body_limit=lambda head: body_limit(keys, head),
-        served=AccessLogger(access, reactor),
-    )
-    return WebParts(streams, proxy, load_tests, factory)
+        self.factory = ProxyServerFactory(
+            lambda head: inference.is_model_route(head) or passthrough.is_expecting(head),
+            serve,
+            AdminSite(admin, reactor, access, memory, disk),
+            reactor,
+            memory=memory,
+            disk=disk,
+            body_limit=lambda head: body_limit(keys, head),
+            served=AccessLogger(access, reactor),
+        )
 
 
-def build_proxy(
-    context: ServiceContext,
-    logs: LogParts,
-    models: ModelParts,
-    observability: ObservabilityParts,
-    parser: WorkerThread,
-) -> ProxyHandler:
+def build_proxy(parts: ServiceParts, parser: WorkerThread) -> ProxyHandler:
     """The handler of requests to models and peers."""
+    context, models, observability = parts.context, parts.models, parts.observability
     reactor, router, inflight = context.reactor, models.router, observability.inflight
 
     def loading_stream(model: str, write: Callable[[bytes], None]) -> LoadingStream:
@@ -136,7 +101,7 @@ def build_proxy(
         position_changed=queued,
         peer_answered=models.peers.heard,
         run=parser,
-        debugging=lambda: logs.formatter.wants("debug"),
+        debugging=lambda: parts.logs.formatter.wants("debug"),
     )
 
 
