@@ -15,6 +15,7 @@ from attrs import Factory, define, field, frozen
 
 from llamaswap.errors import LlamaswapError
 
+MAX_DEPTH = 100  # of expressions, over the references to other sets
 MAX_CACHED_ANSWERS = 512  # of a program: each decision asks a question for every waiting request
 
 
@@ -31,56 +32,35 @@ class MatrixError(LlamaswapError):
 
 
 @frozen(eq=False)
-class _Leaf:
-    model: str
+class _Expression:
+    """A leaf, with one model, or `parts` joined by an operator. `models` are those of all its leaves.
+
+    `|` is one of the parts, the left ones preferred; `&` is all of them at once. `depth` bounds the recursion over it.
+    """
+
     models: frozenset[str]
-
-
-@frozen(eq=False)
-class _Either:
-    """`|`: one of the parts, the left ones preferred."""
-
-    parts: tuple[_Node, ...]
-    models: frozenset[str]
-
-
-@frozen(eq=False)
-class _Both:
-    """`&`: all parts at once."""
-
-    parts: tuple[_Node, ...]
-    models: frozenset[str]
-
-
-_Node = _Leaf | _Either | _Both
-
-
-_SYMBOL, _NAME, _REFERENCE = "symbol", "name", "reference"
-
-
-@frozen
-class _Token:
-    """A symbol, the name of a model or a variable, or a reference to a set."""
-
-    kind: str
-    text: str
+    operator: str = ""
+    parts: tuple[_Expression, ...] = ()
+    depth: int = 1
 
 
 # Letters and digits of any script, but no other numbers such as a superscript.
 _TOKEN = re.compile(r"\s+|(?P<symbol>[|&()])|(?P<plus>\+?)(?P<name>[\w.-]+)")
 
 
-def _tokens(text: str, set_name: str) -> Iterator[_Token]:
+def _is_name_character(char: str) -> bool:
+    return char in "_-." or char.isalpha() or char.isdecimal()
+
+
+def _tokens(text: str, set_name: str) -> Iterator[re.Match[str]]:
+    """The symbols and names of an expression, as matches of `_TOKEN`."""
     at = 0
     while at < len(text):
         found = _TOKEN.match(text, at)
-        name = found["name"] if found else None
-        if found is None or (name and not all(char in "_-." or char.isalpha() or char.isdecimal() for char in name)):
+        if found is None or not all(map(_is_name_character, found["name"] or "")):
             raise _unexpected(text, at, set_name)
-        if found["symbol"]:
-            yield _Token(_SYMBOL, found["symbol"])
-        elif name:
-            yield _Token(_REFERENCE if found["plus"] else _NAME, name)
+        if not found[0].isspace():
+            yield found
         at = found.end()
 
 
@@ -88,70 +68,9 @@ def _unexpected(text: str, at: int, set_name: str) -> MatrixError:
     """The error for the first character from `at` on that begins no token."""
     if text[at] == "+":
         return MatrixError(f"+ must be followed immediately by the name of a set (position {at + 1})", set_name)
-    while text[at] in "_-." or text[at].isalpha() or text[at].isdecimal():
+    while _is_name_character(text[at]):
         at += 1
     return MatrixError(f"unexpected character {text[at]!r} at position {at + 1}", set_name)
-
-
-_Tree = _Token | tuple[str, tuple["_Tree", ...]]
-
-
-@define
-class _Level:
-    """The part between one pair of parentheses that is parsed already: terms of factors."""
-
-    terms: list[list[_Tree]] = Factory(lambda: [[]])
-
-    def closed(self) -> _Tree:
-        return _joined("|", [_joined("&", factors) for factors in self.terms])
-
-
-def _joined(operator: str, parts: Sequence[_Tree]) -> _Tree:
-    return parts[0] if len(parts) == 1 else (operator, tuple(parts))
-
-
-def _parse(text: str, set_name: str) -> _Tree:
-    """Parse one expression, with an explicit stack, so that any depth can be parsed."""
-    stack = [_Level()]
-    operand_wanted = True
-    token: _Token | None = None
-    for token in _tokens(text, set_name):
-        level = stack[-1]
-        if token.kind == _SYMBOL:
-            if token.text == "(" and operand_wanted:
-                stack.append(_Level())
-            elif token.text == ")" and not operand_wanted and len(stack) > 1:
-                stack.pop()
-                stack[-1].terms[-1].append(level.closed())
-            elif token.text == "&" and not operand_wanted:
-                operand_wanted = True
-            elif token.text == "|" and not operand_wanted:
-                level.terms.append([])
-                operand_wanted = True
-            else:
-                raise MatrixError(f"unexpected token {token.text!r}", set_name)
-        elif operand_wanted:
-            level.terms[-1].append(token)
-            operand_wanted = False
-        else:
-            raise MatrixError(f"unexpected token {token.text!r}", set_name)
-    if token is None:
-        raise MatrixError("the expression is empty", set_name)
-    if operand_wanted:
-        raise MatrixError("unexpected token: the expression ends where a name or ( is expected", set_name)
-    if len(stack) > 1:
-        raise MatrixError("missing closing parenthesis", set_name)
-    return stack[0].closed()
-
-
-def _leaves(tree: _Tree) -> Iterator[_Token]:
-    pending: list[_Tree] = [tree]
-    while pending:
-        at = pending.pop()
-        if isinstance(at, tuple):
-            pending.extend(reversed(at[1]))
-        else:
-            yield at
 
 
 # -- compiling ---------------------------------------------------------------------------------------------
@@ -159,16 +78,11 @@ def _leaves(tree: _Tree) -> Iterator[_Token]:
 
 @frozen
 class CompiledSet:
-    """One set: its name, its expression and its models."""
+    """One set: its name, its text and its expression."""
 
     name: str
-    expression: str
-    _node: _Node = field(repr=False)
-
-    @property
-    def models(self) -> frozenset[str]:
-        """Every model named in the set or in one it refers to."""
-        return self._node.models
+    text: str
+    expression: _Expression = field(repr=False)
 
 
 def compile_sets(
@@ -181,57 +95,89 @@ def compile_sets(
     """
     if not sets:
         raise MatrixError("at least one set is needed", "")
-    known = frozenset(models)
-    trees: dict[str, _Tree] = {}
-    names = {name for name, _ in sets}
-    for set_name, text in sets:
-        tree = _parse(text or "", set_name)
-        for leaf in _leaves(tree):
-            if leaf.kind == _REFERENCE:
-                if leaf.text not in names:
-                    raise MatrixError(f"undefined set {leaf.text!r} (in +{leaf.text})", set_name)
-            elif leaf.text not in vars and leaf.text not in known:
-                raise MatrixError(f"unknown var or model {leaf.text!r}", set_name)
-        trees[set_name] = tree
-    texts = dict(sets)
-    nodes: dict[str, _Node] = {}
-    for set_name in _referenced_first(trees):
-        nodes[set_name] = _node(trees[set_name], vars, nodes)
-    ordered = tuple(CompiledSet(name, texts[name], node) for name, node in nodes.items())
-    return Program(ordered, {model: cost for model, cost in costs.items() if cost != 1})
+    compiler = _Compiler(dict(sets), {**dict.fromkeys(models), **vars})
+    for set_name, _ in sets:
+        compiler.compile(set_name)
+    return Program(tuple(compiler.done.values()), {model: cost for model, cost in costs.items() if cost != 1})
 
 
-def _referenced_first(trees: Mapping[str, _Tree]) -> list[str]:
-    """The sets in the order of definition, but a referenced set comes directly before the first one that needs it."""
-    done: dict[str, None] = {}
-    for first in trees:
-        path: dict[str, Iterator[_Token]] = {}
-        if first not in done:
-            path[first] = _leaves(trees[first])
-        while path:
-            at, leaves = next(reversed(path.items()))
-            for leaf in leaves:
-                if leaf.kind == _REFERENCE and leaf.text not in done:
-                    if leaf.text in path:
-                        raise MatrixError(f"circular reference: +{leaf.text} leads back to itself", at)
-                    path[leaf.text] = _leaves(trees[leaf.text])
-                    break
+@define
+class _Compiler:
+    """Compiles sets, each after those that it refers to. `meanings` are the models of variables; a model has None."""
+
+    texts: Mapping[str, str]
+    meanings: Mapping[str, str | None]
+    done: dict[str, CompiledSet] = Factory(dict)
+    _path: list[str] = Factory(list)
+
+    def compile(self, set_name: str) -> _Expression:
+        """The expression of a set."""
+        if set_name not in self.done:
+            if len(self._path) >= MAX_DEPTH:
+                raise MatrixError(f"references are nested more than {MAX_DEPTH} deep", set_name)
+            self._path.append(set_name)
+            text = self.texts[set_name] or ""
+            self.done[set_name] = CompiledSet(set_name, text, self._parse(text, set_name))
+            self._path.pop()
+        return self.done[set_name].expression
+
+    def _parse(self, text: str, set_name: str) -> _Expression:
+        """Parse one expression, with an explicit stack, so that any number of parentheses can be parsed.
+
+        The stack has the open parentheses, each with its terms so far; a term is a list of factors.
+        """
+        stack: list[list[list[_Expression]]] = [[[]]]
+        operand_wanted = True
+        tokens = list(_tokens(text, set_name))  # all of them, because characters are checked before names
+        for token in tokens:
+            symbol = token["symbol"]
+            if symbol == "(" and operand_wanted:
+                stack.append([[]])
+            elif symbol == ")" and not operand_wanted and len(stack) > 1:
+                terms = stack.pop()
+                stack[-1][-1].append(_alternatives(terms, set_name))
+            elif symbol in ("&", "|") and not operand_wanted:
+                if symbol == "|":
+                    stack[-1].append([])
+                operand_wanted = True
+            elif not symbol and operand_wanted:
+                stack[-1][-1].append(self._operand(token, set_name))
+                operand_wanted = False
             else:
-                del path[at]
-                done[at] = None
-    return list(done)
+                raise MatrixError(f"unexpected token {token[0]!r}", set_name)
+        if not tokens:
+            raise MatrixError("the expression is empty", set_name)
+        if operand_wanted:
+            raise MatrixError("unexpected token: the expression ends where a name or ( is expected", set_name)
+        if len(stack) > 1:
+            raise MatrixError("missing closing parenthesis", set_name)
+        return _alternatives(stack[0], set_name)
+
+    def _operand(self, token: re.Match[str], set_name: str) -> _Expression:
+        """What a name stands for: a model, or with + the expression of another set."""
+        name = token["name"]
+        if token["plus"]:
+            if name not in self.texts:
+                raise MatrixError(f"undefined set {name!r} (in +{name})", set_name)
+            if name in self._path:
+                raise MatrixError(f"circular reference: +{name} leads back to itself", set_name)
+            return self.compile(name)
+        if name not in self.meanings:
+            raise MatrixError(f"unknown var or model {name!r}", set_name)
+        return _Expression(frozenset((self.meanings[name] or name,)))
 
 
-def _node(tree: _Tree, vars: Mapping[str, str], nodes: Mapping[str, _Node]) -> _Node:
-    if isinstance(tree, _Token):
-        if tree.kind == _REFERENCE:
-            return nodes[tree.text]
-        model = vars.get(tree.text, tree.text)
-        return _Leaf(model, frozenset((model,)))
-    operator, subtrees = tree
-    parts = tuple(_node(subtree, vars, nodes) for subtree in subtrees)
-    models = frozenset[str]().union(*(part.models for part in parts))
-    return _Either(parts, models) if operator == "|" else _Both(parts, models)
+def _alternatives(terms: Sequence[Sequence[_Expression]], set_name: str) -> _Expression:
+    return _joined("|", [_joined("&", factors, set_name) for factors in terms], set_name)
+
+
+def _joined(operator: str, parts: Sequence[_Expression], set_name: str) -> _Expression:
+    if len(parts) == 1:
+        return parts[0]
+    depth = 1 + max(part.depth for part in parts)
+    if depth > MAX_DEPTH:
+        raise MatrixError(f"expressions are nested more than {MAX_DEPTH} deep", set_name)
+    return _Expression(frozenset().union(*(part.models for part in parts)), operator, tuple(parts), depth)
 
 
 # -- questions ---------------------------------------------------------------------------------------------
@@ -275,16 +221,16 @@ class Program:
     def _holder(self, models: frozenset[str]) -> CompiledSet | None:
         """The first set with a combination that contains all of `models`."""
         for compiled in self.sets:
-            if models <= compiled.models:
+            if models <= compiled.expression.models:
                 question = _MatrixQuestion.about(models, dict.fromkeys(models, 1))
-                if question.best(compiled._node).bit_count() == len(models):
+                if question.best(compiled.expression).bit_count() == len(models):
                     return compiled
         return None
 
     def _solve(self, target: str, running: tuple[str, ...]) -> Solution:
         if target in running:
             holder = self._holder(frozenset(running))
-            name, text = (holder.name, holder.expression) if holder else (None, "")
+            name, text = (holder.name, holder.text) if holder else (None, "")
             return Solution((), name, text, tuple(sorted(set(running))), 0)
         costs = {model: self.costs.get(model, 1) for model in running}
         # More than all others together, so that a combination without the target is never the best one.
@@ -292,13 +238,13 @@ class Program:
         question = _MatrixQuestion.about(costs, costs)
         best: Solution | None = None
         for compiled in self.sets:
-            if target not in compiled.models:
+            if target not in compiled.expression.models:
                 continue
-            members = question.named(question.best(compiled._node))
+            members = question.named(question.best(compiled.expression))
             evict = tuple(model for model in running if model not in members)
             cost = sum(costs[model] for model in evict)
             if best is None or cost < best.cost:
-                best = Solution(evict, compiled.name, compiled.expression, tuple(sorted(members)), cost)
+                best = Solution(evict, compiled.name, compiled.text, tuple(sorted(members)), cost)
         return best or Solution(running, None, "", (target,), 0)
 
 
@@ -322,7 +268,7 @@ class _MatrixQuestion:
     def named(self, combination: int) -> frozenset[str]:
         return frozenset(model for model, bit in self.bits.items() if bit & combination)
 
-    def best(self, node: _Node) -> int:
+    def best(self, node: _Expression) -> int:
         """The first of the heaviest combinations."""
         return self._family(node, 0)[0]
 
@@ -334,7 +280,7 @@ class _MatrixQuestion:
             combination ^= lowest
         return total
 
-    def _support(self, node: _Node) -> int:
+    def _support(self, node: _Expression) -> int:
         found = self._supports.get(id(node))
         if found is None:
             found = 0
@@ -344,7 +290,7 @@ class _MatrixQuestion:
             self._supports[id(node)] = found
         return found
 
-    def _family(self, node: _Node, shared: int) -> list[int]:
+    def _family(self, node: _Expression, shared: int) -> list[int]:
         """The combinations of `node` that may matter if only the bits in `shared` occur elsewhere too."""
         shared &= self._support(node)
         key = id(node), shared
@@ -352,10 +298,10 @@ class _MatrixQuestion:
             family = self._families[key] = self._reduced(self._combinations(node, shared), shared)
         return family
 
-    def _combinations(self, node: _Node, shared: int) -> list[int]:
-        if isinstance(node, _Leaf):
-            return [self.bits.get(node.model, 0)]
-        if isinstance(node, _Either):
+    def _combinations(self, node: _Expression, shared: int) -> list[int]:
+        if not node.operator:
+            return [self._support(node)]
+        if node.operator == "|":
             return [combination for part in node.parts for combination in self._family(part, shared)]
         supports = [self._support(part) for part in node.parts]
         later = [0] * (len(supports) + 1)

@@ -104,6 +104,21 @@ class ReadingTests(SynchronousTestCase):
         deep = "(" * 20_000 + "ant" + ")" * 20_000
         self.assertTrue(matrix({"s": f"{deep} & bee"}).can_coexist(["ant", "bee"]))
 
+    def test_expressions_that_are_nested_without_end_are_refused(self) -> None:
+        """They raised RecursionError: over `(`, and over references to sets that refer to others."""
+        deep = "ant"
+        for _ in range(1_000):
+            deep = f"bee | ({deep} & cat)"
+        self.assertIn("more than 100 deep", self.refused(deep))
+        forwards = {f"s{number}": f"+s{number + 1}" for number in range(2_000)} | {"s2000": "ant"}
+        backwards = {"s0": "ant"} | {f"s{number}": f"bee | +s{number - 1} & cat" for number in range(1, 2_000)}
+        for chain in (forwards, backwards):
+            with self.assertRaises(MatrixError) as caught:
+                matrix(chain).solve("ant", ())
+            self.assertIn("more than 100 deep", str(caught.exception))
+        fifty = {f"s{number}": f"bee | (+s{number + 1})" for number in range(50)} | {"s50": "ant & dog"}
+        self.assertTrue(matrix(fifty).can_coexist(["ant", "dog"]))
+
 
 class MeaningTests(SynchronousTestCase):
     def test_and_binds_tighter_than_or(self) -> None:
