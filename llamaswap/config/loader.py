@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from attrs import evolve, frozen
@@ -17,7 +18,7 @@ from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.field_types import keys_of
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.models import ModelDraft
-from llamaswap.config.nodes import MappingNode, is_null, kind_of
+from llamaswap.config.nodes import MappingNode, Node
 from llamaswap.config.schema import (
     LOG_LEVELS,
     LOG_TIME_FORMATS,
@@ -59,13 +60,13 @@ def load(
     With `thorough` later stages are run after errors as well, so that ConfigError has the problems of all of them.
     `store_problem` checks the file of the activity store.
     """
-    if not thorough:
-        return _load(sources, environ, Diagnostics(), store_problem)
-    _parse_all(sources, environ)
-    report = Diagnostics(collect_all=True)
+    report = Diagnostics(collect_all=thorough)
+    tables = _parsed(sources, environ, thorough)
     try:
-        done = _load(sources, environ, report, store_problem)
+        done = _load(tables, report, store_problem)
     except ConfigError as error:  # no later stage can run
+        if not thorough:
+            raise
         report.errors += error.problems
         report.warnings += error.warnings
     except Exception:
@@ -76,44 +77,49 @@ def load(
     return done
 
 
-def _parse_all(sources: Sequence[ConfigText], environ: Mapping[str, str]) -> None:
-    """Raise ConfigError with the syntax errors of all files: later stages need the whole document."""
+def _parsed(sources: Sequence[ConfigText], environ: Mapping[str, str], thorough: bool) -> list[MappingNode]:
+    """The documents that are not empty. Raises ConfigError, if `thorough` with the syntax errors of all files."""
+    tables: list[MappingNode] = []
     found: list[Problem] = []
     for source in sources:
         try:
-            parse(source, environ)
+            table = parse(source, environ)
         except ConfigError as error:
+            if not thorough:
+                raise
             found += error.problems
+        else:
+            tables += [] if table is None else [table]
     if found:
         raise ConfigError(found)
+    return tables
 
 
-def _load(
-    sources: Sequence[ConfigText], environ: Mapping[str, str], report: Diagnostics, store_problem: StoreProblem | None
-) -> LoadedConfig:
-    tables = [table for table in (parse(source, environ) for source in sources) if table is not None]
+def _load(tables: Sequence[MappingNode], report: Diagnostics, store_problem: StoreProblem | None) -> LoadedConfig:
     root = report.root = merge.merge(tables)
     budget = ExpansionBudget()
-    global_macros, own_macros = _declared_macros(root, report)
+    global_macros = macros.declared(root.get("macros"), "macros", "", report)
+    drafts = model_sections.drafts(root.get("models"), report)
     report.raise_if_errors()
     expander = Expander(global_macros, budget)
-    root = evolve(
-        root,
-        entries={
-            name: child if name == "models" else expander.node(child)
-            for name, child in root.entries.items()
-            if name != "macros"
-        },
-    )
-    start_port = _start_port(root, report)
-    drafts = _drafts(root, global_macros, own_macros, budget, report)
+    others = {name: expander.node(child) for name, child in root.entries.items() if name not in ("macros", "models")}
+    start_port = _start_port(others.get("startPort"), report)
+    drafts = {name: draft.expanded(global_macros, budget, report) for name, draft in drafts.items()}
     report.raise_if_errors()
-    ports = _ports(drafts, start_port)
-    placed = {name: drafted.placed(ports[name], budget, report) for name, drafted in drafts.items()}
+    ports = count(start_port)
+    for name, draft in drafts.items():  # ascending in the order of the model IDs
+        drafts[name] = draft.placed(next(ports), budget, report) if draft.wants_port else draft
     report.raise_if_errors()
-    _check_leftovers(root, placed, global_macros, report)
+    for name, child in others.items():
+        if name in keys_of(Config):
+            macros.check_leftovers(child, name, report, global_macros)
+    for draft in drafts.values():
+        draft.check_leftovers(report)
     report.raise_if_errors()
-    config = _config(root, drafts, placed, ports, report, store_problem)
+    # In the order of the file, because the first model with a tag is the one that is loaded for it.
+    written = root.get("models")
+    drafts = {name: drafts[name] for name in (written.entries if isinstance(written, MappingNode) else ())}
+    config = _config(evolve(root, entries=others), drafts, report, store_problem)
     report.raise_if_errors()
     return LoadedConfig(
         evolve(config, macros={name: macros.value_of(macro) for name, macro in global_macros.items()}),
@@ -121,88 +127,21 @@ def _load(
     )
 
 
-def _declared_macros(root: MappingNode, report: Diagnostics) -> tuple[macros.Macros, dict[str, macros.Macros]]:
-    found = macros.declared(root.get("macros"), "macros", "", report)
-    own: dict[str, macros.Macros] = {}
-    models = root.get("models")
-    if isinstance(models, MappingNode):
-        for name in sorted(models.entries):
-            model = models.entries[name]
-            block = model.get("macros") if isinstance(model, MappingNode) else None
-            own[name] = macros.declared(block, f"models.{name}.macros", f"model {name}: ", report)
-    return found, own
-
-
-def _start_port(root: MappingNode, report: Diagnostics) -> int:
-    node = root.get("startPort")
+def _start_port(node: Node | None, report: Diagnostics) -> int:
     attribute, key = keys_of(Config)["startPort"]
     value = None if node is None else Decoder(report).value(attribute, key, node, "startPort")
     return value if isinstance(value, int) else Config().start_port
 
 
-def _drafts(
-    root: MappingNode,
-    global_macros: macros.Macros,
-    own: Mapping[str, macros.Macros],
-    budget: ExpansionBudget,
-    report: Diagnostics,
-) -> dict[str, ModelDraft]:
-    models = root.get("models")
-    if models is None or is_null(models):
-        return {}
-    if not isinstance(models, MappingNode):
-        report.error(f"models must be a mapping of IDs to models, not {kind_of(models)}", "models", models)
-        return {}
-    found: dict[str, ModelDraft] = {}
-    for name in sorted(models.entries):
-        drafted = model_sections.draft(name, models.entries[name], global_macros, own.get(name, {}), budget, report)
-        if drafted is None and report.collect_all:
-            drafted = ModelDraft(name, None, own.get(name, {}), frozenset(), False)  # a reference to it is not an error
-        if drafted is not None:
-            found[name] = drafted
-    return found
-
-
-def _ports(drafts: Mapping[str, ModelDraft], first: int) -> dict[str, int | None]:
-    """The ports, ascending in the order of the model IDs, for the models that use ${PORT}."""
-    ports: dict[str, int | None] = {}
-    following = first
-    for name, drafted in drafts.items():
-        ports[name] = following if drafted.wants_port else None
-        following += drafted.wants_port
-    return ports
-
-
-def _check_leftovers(
-    root: MappingNode, placed: Mapping[str, ModelDraft], global_macros: macros.Macros, report: Diagnostics
-) -> None:
-    known = keys_of(Config)
-    for name, child in root.entries.items():
-        if name in known and name != "models":
-            macros.check_leftovers(child, name, report, global_macros)
-    for drafted in placed.values():
-        model_sections.check_leftovers(drafted, report)
-
-
 def _config(
-    root: MappingNode,
-    drafts: Mapping[str, ModelDraft],
-    placed: Mapping[str, ModelDraft],
-    ports: Mapping[str, int | None],
-    report: Diagnostics,
-    store_problem: StoreProblem | None,
+    root: MappingNode, drafts: Mapping[str, ModelDraft], report: Diagnostics, store_problem: StoreProblem | None
 ) -> Config:
-    models_node = root.get("models")
-    others = evolve(root, entries={name: child for name, child in root.entries.items() if name != "models"})
-    values = Decoder(report).given(Config, others, "")
+    """The configuration of the document without its models, which are `drafts`."""
+    values = Decoder(report).given(Config, root, "")
     _resolve(values, report, store_problem)
     config = Config(**values)
     peers = references.peers(config.peers, root.get("peers"), report)
-    models = {  # in the order of the file, because the first model with a tag is the one that is loaded for it
-        name: model_sections.model(drafts[name], placed[name], ports[name], config, report)
-        for name in (models_node.entries if isinstance(models_node, MappingNode) else ())
-        if name in drafts
-    }
+    models = {name: model_sections.model(draft, config, report) for name, draft in drafts.items()}
     report.raise_if_errors()
     models = references.with_aliases(models, report)
     _warn_of_shared_ports(models, report)

@@ -7,7 +7,7 @@ forwards or in a circle is left over and reported, and no expansion can loop.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 from attrs import Factory, define, evolve
 
@@ -132,21 +132,6 @@ class Expander:
             self.budget.spend(current.count(placeholder) * len(inserted), node)
             current = current.replace(placeholder, inserted)
         return node if current == node.value else ScalarNode("str", current, current, node.place)
-
-    def keys(self, table: MappingNode, clash: Callable[[str, str, str], None]) -> MappingNode:
-        """The mapping with its keys expanded; `clash(first, second, both)` is called for two that become equal."""
-        entries: dict[str, Node] = {}
-        places = {}
-        origin: dict[str, str] = {}
-        for name, child in table.entries.items():
-            value = self.scalar(ScalarNode("str", name, name, table.where(name))).text
-            if value in entries:
-                clash(origin[value], name, value)
-                continue
-            entries[value] = child
-            places[value] = table.where(name)
-            origin[value] = name
-        return evolve(table, entries=entries, places=places)
 
 
 def uses(node: Node | None, name: str) -> bool:

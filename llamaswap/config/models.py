@@ -15,8 +15,8 @@ from llamaswap.config import command_line, macros, steps, urls
 from llamaswap.config.decode import Decoder, zeros
 from llamaswap.config.diagnostics import Diagnostics
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.config.macros import Expander, ExpansionBudget
-from llamaswap.config.nodes import MappingNode, Node, ScalarNode, is_null, kind_of
+from llamaswap.config.macros import Expander, ExpansionBudget, Macros
+from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SourceLocation, is_null, kind_of
 from llamaswap.config.schema import MINIMUM_HEALTH_CHECK_TIMEOUT, Config
 from llamaswap.config.schema.model import (
     COMFYUI_MODEL,
@@ -25,8 +25,6 @@ from llamaswap.config.schema.model import (
     Compat,
     Filters,
     Model,
-    SlotSettings,
-    SuspendSettings,
 )
 
 COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
@@ -34,109 +32,128 @@ COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
 
 @frozen
 class ModelDraft:
-    """A model with its macros inserted, but not ${PORT}. `tree` is None for a null entry."""
+    """A model whose values are not decoded yet. `tree` is None for an entry that is null or not a mapping.
+
+    `macros` are its own, `known` the names of all that it may use. `template` is the tree before the insertion of PORT.
+    """
 
     id: str
     tree: MappingNode | None
     macros: Mapping[str, ScalarNode]
-    known: frozenset[str]
-    wants_port: bool
+    known: frozenset[str] = frozenset()
+    template: MappingNode | None = None
+    wants_port: bool = False
+    port: int | None = None
 
-    def placed(self, port: int | None, budget: ExpansionBudget, report: Diagnostics) -> ModelDraft:
-        """The model with PORT inserted."""
-        if self.tree is None or port is None:
+    def expanded(self, global_macros: Macros, budget: ExpansionBudget, report: Diagnostics) -> ModelDraft:
+        """The model with its macros inserted, but not PORT."""
+        if self.tree is None:
             return self
+        path = f"models.{self.id}"
+        entries = {name: child for name, child in self.tree.entries.items() if name != "macros"}
+        for name in ("cmd", "cmdStop"):
+            command = entries.get(name)
+            if isinstance(command, ScalarNode) and command.kind == "str":
+                stripped = command_line.strip_comments(command.text)
+                entries[name] = evolve(command, value=stripped, text=stripped)
+        if entries.get("proxy") is None or is_null(entries["proxy"]):
+            entries["proxy"] = evolve(macros.text(DEFAULT_PROXY), place=self.tree.place)
+        effective = macros.effective(self.id, global_macros, self.macros)
+        tree = self._inserted(evolve(self.tree, entries=entries), Expander(effective, budget), report)
+        in_cmd, in_proxy = macros.uses(tree.get("cmd"), "PORT"), macros.uses(tree.get("proxy"), "PORT")
+        if _is_blank(tree.get("cmd")) and in_proxy:
+            report.error(
+                f"model {self.id}: cmd is missing, and proxy uses ${{PORT}}",
+                path,
+                hint="set cmd to the command that starts its server, or proxy to the address of one that runs",
+            )
+            # so that ${PORT} is not reported again
+            tree = evolve(tree, entries={**tree.entries, "proxy": macros.text("")})
+        elif in_proxy and not in_cmd:
+            report.error(
+                f"model {self.id}: proxy uses ${{PORT}} but cmd does not",
+                f"{path}.proxy",
+                hint="put ${PORT} into cmd, or set proxy to the address the server listens on",
+            )
+        return evolve(self, tree=tree, template=tree, known=frozenset(effective), wants_port=in_cmd)
+
+    def placed(self, port: int, budget: ExpansionBudget, report: Diagnostics) -> ModelDraft:
+        """The model with PORT inserted."""
+        assert self.template is not None, "only a model that uses ${PORT} gets one"
         expander = Expander({"PORT": macros.number(port)}, budget)
-        return evolve(self, tree=_expanded(self.id, self.tree, expander, report))
+        return evolve(self, tree=self._inserted(self.template, expander, report), port=port)
+
+    def _inserted(self, tree: MappingNode, expander: Expander, report: Diagnostics) -> MappingNode:
+        """The tree with macros inserted into its values and into the keys of filters.setParamsByID."""
+        expanded = expander.node(tree)
+        assert isinstance(expanded, MappingNode)
+        filters, by_id = expanded.get("filters"), _params_by_id(expanded)
+        if not isinstance(filters, MappingNode) or by_id is None:
+            return expanded
+        places: dict[str, SourceLocation] = {}
+        entries: dict[str, Node] = {}
+        origin: dict[str, str] = {}
+        for name, child in by_id.entries.items():
+            key = expander.scalar(evolve(macros.text(name), place=by_id.where(name))).text
+            if key in entries:
+                report.error(
+                    f"model {self.id}: setParamsByID keys {origin[key]!r} and {name!r} have the same value {key!r}",
+                    f"models.{self.id}.filters.setParamsByID",
+                    by_id,
+                )
+            else:
+                entries[key], places[key], origin[key] = child, by_id.where(name), name
+        keyed = evolve(by_id, entries=entries, places=places)
+        filters = evolve(filters, entries={**filters.entries, "setParamsByID": keyed})
+        return evolve(expanded, entries={**expanded.entries, "filters": filters})
+
+    def check_leftovers(self, report: Diagnostics) -> None:
+        """Report every placeholder that is left, except ${PID} in cmdStop and in the steps of sleep."""
+        if self.tree is None:
+            return
+        path = f"models.{self.id}"
+        for name, child in self.tree.entries.items():
+            macros.check_leftovers(child, f"{path}.{name}", report, self.known, pid=name in ("cmdStop", "sleep"))
+        by_id = _params_by_id(self.tree) or MappingNode({})
+        for key in by_id.entries:
+            for name in macros.LEFTOVER.findall(key)[:1]:
+                message, where = macros.leftover(name, f"{path}.filters.setParamsByID", self.known)
+                report.error(f"{message} (in the setParamsByID key {key!r})", where, by_id.where(key))
 
 
-def draft(
-    model_id: str,
-    node: Node,
-    global_macros: macros.Macros,
-    own: macros.Macros,
-    budget: ExpansionBudget,
-    report: Diagnostics,
-) -> ModelDraft | None:
-    """The model before the insertion of PORT; None if the entry is not a mapping."""
-    path = f"models.{model_id}"
-    if is_null(node):
-        return ModelDraft(model_id, None, own, frozenset(), False)
+def drafts(node: Node | None, report: Diagnostics) -> dict[str, ModelDraft]:
+    """The entries of the models section in ascending order, with nothing inserted, and their own macros."""
+    if node is None or is_null(node):
+        return {}
     if not isinstance(node, MappingNode):
-        report.error(f"{path} must be a mapping with a `cmd`, not {kind_of(node)}", path, node)
-        return None
-    entries = {name: child for name, child in node.entries.items() if name != "macros"}
-    for name in ("cmd", "cmdStop"):
-        command = entries.get(name)
-        if isinstance(command, ScalarNode) and command.kind == "str":
-            stripped = command_line.strip_comments(command.text)
-            entries[name] = evolve(command, value=stripped, text=stripped)
-    if entries.get("proxy") is None or is_null(entries["proxy"]):
-        entries["proxy"] = evolve(macros.text(DEFAULT_PROXY), place=node.place)
-    effective = macros.effective(model_id, global_macros, own)
-    tree = _expanded(model_id, evolve(node, entries=entries), Expander(effective, budget), report)
-    in_cmd, in_proxy = macros.uses(tree.get("cmd"), "PORT"), macros.uses(tree.get("proxy"), "PORT")
-    if _is_blank(tree.get("cmd")) and in_proxy:
-        report.error(
-            f"model {model_id}: cmd is missing, and proxy uses ${{PORT}}",
-            path,
-            hint="set cmd to the command that starts its server, or proxy to the address of one that runs",
-        )
-        tree = evolve(tree, entries={**tree.entries, "proxy": macros.text("")})  # so that ${PORT} is not reported again
-    elif in_proxy and not in_cmd:
-        report.error(
-            f"model {model_id}: proxy uses ${{PORT}} but cmd does not",
-            f"{path}.proxy",
-            hint="put ${PORT} into cmd, or set proxy to the address the server listens on",
-        )
-    return ModelDraft(model_id, tree, own, frozenset(effective), in_cmd)
+        report.error(f"models must be a mapping of IDs to models, not {kind_of(node)}", "models", node)
+        return {}
+    found: dict[str, ModelDraft] = {}
+    for name in sorted(node.entries):
+        entry, path = node.entries[name], f"models.{name}"
+        tree = entry if isinstance(entry, MappingNode) else None
+        if tree is None and not is_null(entry):
+            report.error(f"{path} must be a mapping with a `cmd`, not {kind_of(entry)}", path, entry)
+        block = tree.get("macros") if tree is not None else None
+        found[name] = ModelDraft(name, tree, macros.declared(block, f"{path}.macros", f"model {name}: ", report))
+    return found
+
+
+def _params_by_id(tree: MappingNode) -> MappingNode | None:
+    """The mapping at filters.setParamsByID."""
+    filters = tree.get("filters")
+    by_id = filters.get("setParamsByID") if isinstance(filters, MappingNode) else None
+    return by_id if isinstance(by_id, MappingNode) else None
 
 
 def _is_blank(node: Node | None) -> bool:
     return node is None or is_null(node) or (isinstance(node, ScalarNode) and not node.text.strip())
 
 
-def _expanded(model_id: str, tree: MappingNode, expander: Expander, report: Diagnostics) -> MappingNode:
-    """The tree with macros inserted into its values and into the keys of filters.setParamsByID."""
-    expanded = expander.node(tree)
-    assert isinstance(expanded, MappingNode)
-    filters = expanded.get("filters")
-    by_id = filters.get("setParamsByID") if isinstance(filters, MappingNode) else None
-    if not (isinstance(filters, MappingNode) and isinstance(by_id, MappingNode)):
-        return expanded
-
-    def clash(first: str, second: str, both: str) -> None:
-        path = f"models.{model_id}.filters.setParamsByID"
-        report.error(
-            f"model {model_id}: setParamsByID keys {first!r} and {second!r} have the same value {both!r}", path, by_id
-        )
-
-    keyed = expander.keys(by_id, clash)
-    filters = evolve(filters, entries={**filters.entries, "setParamsByID": keyed})
-    return evolve(expanded, entries={**expanded.entries, "filters": filters})
-
-
-def check_leftovers(drafted: ModelDraft, report: Diagnostics) -> None:
-    """Report every placeholder that is left, except ${PID} in cmdStop and in the steps of sleep."""
-    if drafted.tree is None:
-        return
-    path = f"models.{drafted.id}"
-    for name, child in drafted.tree.entries.items():
-        macros.check_leftovers(child, f"{path}.{name}", report, drafted.known, pid=name in ("cmdStop", "sleep"))
-    filters = drafted.tree.get("filters")
-    by_id = filters.get("setParamsByID") if isinstance(filters, MappingNode) else None
-    if isinstance(by_id, MappingNode):
-        for key in by_id.entries:
-            for name in macros.LEFTOVER.findall(key)[:1]:
-                message, where = macros.leftover(name, f"{path}.filters.setParamsByID", drafted.known)
-                report.error(f"{message} (in the setParamsByID key {key!r})", where, by_id.where(key))
-
-
-def model(drafted: ModelDraft, placed: ModelDraft, port: int | None, inherited: Config, report: Diagnostics) -> Model:
-    """The record of a draft with its port; the aliases of setParamsByID are added later."""
-    path = f"models.{placed.id}"
-    tree = placed.tree
-    values: dict[str, Any] = zeros(Model) if tree is None else Decoder(report).given(Model, tree, path)
+def model(draft: ModelDraft, inherited: Config, report: Diagnostics) -> Model:
+    """The record of a draft; the aliases of setParamsByID are added later."""
+    path = f"models.{draft.id}"
+    values: dict[str, Any] = zeros(Model) if draft.tree is None else Decoder(report).given(Model, draft.tree, path)
     given_ttl = values.get("ttl", USE_GLOBAL_TTL)
     values["ttl"] = inherited.global_ttl if given_ttl == USE_GLOBAL_TTL else given_ttl
     values["unload_timeout"] = values.get("unload_timeout", 0.0) or inherited.unload_timeout
@@ -147,48 +164,48 @@ def model(drafted: ModelDraft, placed: ModelDraft, port: int | None, inherited: 
     )
     values["concurrency_limit"] = max(values.get("concurrency_limit", 0), 0)
     values["env_policy"] = values.get("env_policy", "") or inherited.env_policy
-    if placed.id == COMFYUI_MODEL:
+    if draft.id == COMFYUI_MODEL:
         values["concurrency_limit"] = max(values["concurrency_limit"], COMFYUI_CONCURRENCY)
         values["compat"] = Compat(ignore_websockets=True)
-    _check_sleep(placed.id, values.get("sleep", SuspendSettings()), report)
-    _check_slots(placed.id, values.get("slots", SlotSettings()), values.get("cmd", ""), report)
     values["filters"] = ready(values.get("filters", Filters()))
-    values["macros"] = {name: macros.value_of(macro) for name, macro in placed.macros.items()}
-    values["endpoint"] = _endpoint(placed.id, values.get("proxy", ""), report)
-    rebuild = None if port is None else partial(_rebuild, drafted, inherited)
-    return Model(id=placed.id, port=port, rebuild=rebuild, **values)
+    values["macros"] = {name: macros.value_of(macro) for name, macro in draft.macros.items()}
+    values["endpoint"] = _endpoint(draft.id, values.get("proxy", ""), report)
+    rebuild = None if draft.port is None else partial(_rebuild, draft, inherited)
+    made = Model(id=draft.id, port=draft.port, rebuild=rebuild, **values)
+    _check_sleep(made, report)
+    _check_slots(made, report)
+    return made
 
 
-def _rebuild(drafted: ModelDraft, inherited: Config, port: int) -> Model:
+def _rebuild(draft: ModelDraft, inherited: Config, port: int) -> Model:
     report = Diagnostics()
-    placed = drafted.placed(port, ExpansionBudget(), report)
-    made = model(drafted, placed, port, inherited, report)
+    made = model(draft.placed(port, ExpansionBudget(), report), inherited, report)
     report.raise_if_errors()
     others = (key for key in made.filters.set_params_by_id if key != made.id and key not in made.aliases)
     return evolve(made, aliases=(*made.aliases, *others))
 
 
-def _check_sleep(model_id: str, given: SuspendSettings, report: Diagnostics) -> None:
-    path = f"models.{model_id}.sleep"
+def _check_sleep(model: Model, report: Diagnostics) -> None:
+    path, given = f"models.{model.id}.sleep", model.sleep
     if bool(given.sleep) != bool(given.wake):
         present, missing = ("sleep", "wake") if given.sleep else ("wake", "sleep")
-        report.error(f"model {model_id}: sleep has {present} but no {missing}", path, hint="give both")
+        report.error(f"model {model.id}: sleep has {present} but no {missing}", path, hint="give both")
     for name, listed in (("sleep", given.sleep), ("wake", given.wake)):
         for step in listed:
             problem = steps.problem_of(step)
             if problem:
-                report.error(f"model {model_id}: sleep.{name} has {step!r}: {problem}", f"{path}.{name}")
+                report.error(f"model {model.id}: sleep.{name} has {step!r}: {problem}", f"{path}.{name}")
     if given.sleep and given.timeout <= 0:
-        report.error(f"model {model_id}: sleep.timeout must be more than 0s", f"{path}.timeout")
+        report.error(f"model {model.id}: sleep.timeout must be more than 0s", f"{path}.timeout")
 
 
-def _check_slots(model_id: str, given: SlotSettings, cmd: str, report: Diagnostics) -> None:
-    path = f"models.{model_id}.slots"
-    if not given.save:
+def _check_slots(model: Model, report: Diagnostics) -> None:
+    path = f"models.{model.id}.slots"
+    if not model.slots.save:
         return
-    if given.timeout <= 0:
-        report.error(f"model {model_id}: slots.timeout must be more than 0s", f"{path}.timeout")
-    if "--slot-save-path" not in cmd:
+    if model.slots.timeout <= 0:
+        report.error(f"model {model.id}: slots.timeout must be more than 0s", f"{path}.timeout")
+    if "--slot-save-path" not in model.cmd:
         report.warn(
             f"{path}: the server cannot save slots: its command has no --slot-save-path",
             path,

@@ -25,7 +25,6 @@ from llamaswap.config.field_types import (
     section,
     sections,
 )
-from llamaswap.config.lookup import NameIndex
 from llamaswap.config.patterns import PathPattern
 from llamaswap.config.policies.groups import Group
 from llamaswap.config.policies.matrix import Matrix
@@ -114,6 +113,48 @@ class UpstreamSettings:
         "Regular expressions (RE2) of paths that never load a model; requests for them get 409 instead.",
         default=tuple(PathPattern(text) for text in DEFAULT_IGNORE_PATHS),
     )
+
+
+@frozen
+class NameIndex:
+    """The tables for the lookups of Config.
+
+    `qualified` are the models of peers by PEER/MODEL, `bare` by their own name (None if several peers offer it) and by
+    the aliases of peers. `sets` are the members of groups and tags.
+    """
+
+    aliases: Mapping[str, str]
+    qualified: Mapping[str, tuple[str, str]]
+    bare: Mapping[str, tuple[str, str] | None]
+    sets: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        models: Mapping[str, Model],
+        peers: Mapping[str, Peer],
+        groups: Mapping[str, Group],
+    ) -> NameIndex:
+        aliases: dict[str, str] = {}
+        tagged: dict[str, dict[str, None]] = {}
+        for model in models.values():
+            for alias in model.aliases:
+                aliases.setdefault(alias, model.id)
+            for tag in model.tags:
+                tagged.setdefault(tag, {})[model.id] = None
+        sets = {tag: tuple(members) for tag, members in tagged.items()}
+        sets |= {name: group.members for name, group in groups.items()}
+        qualified: dict[str, tuple[str, str]] = {}
+        bare: dict[str, tuple[str, str] | None] = {}
+        written = {name for peer in peers.values() if not peer.auto for name in peer.models}
+        for peer_id in sorted(peers):
+            for name in dict.fromkeys(peers[peer_id].models):
+                qualified.setdefault(f"{peer_id}/{name}", (peer_id, name))
+                if peers[peer_id].auto and name in written:
+                    continue  # names in the configuration come before those that a peer lists
+                bare[name] = None if name in bare else (peer_id, name)
+        bare |= {alias: (peer.id, name) for peer in peers.values() for alias, name in peer.aliases.items()}
+        return cls(aliases, qualified, bare, sets)
 
 
 @frozen
