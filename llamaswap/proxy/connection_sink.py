@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.interfaces import IPushProducer
 
@@ -125,4 +125,4 @@ class ConnectionSink:
         pipe = ClientPipe(self.connection.wire)
         self.connection.send(status_line_and_head)
         self.connection.start_tunnel(pipe)
-        return pipe
+        return cast(Transport, pipe)

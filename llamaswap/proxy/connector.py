@@ -11,8 +11,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError, UserError
 from twisted.internet.error import TimeoutError as ConnectTimeout
-from twisted.internet.interfaces import IReactorPluggableNameResolver, IReactorTCP, IReactorTime
-from twisted.internet.protocol import ClientFactory, Factory
+from twisted.internet.interfaces import IReactorPluggableNameResolver, IReactorTCP, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
 from llamaswap.errors import UpstreamUnreachable
@@ -22,13 +22,13 @@ NO_TIMEOUT = 10.0**6  # seconds; Twisted's endpoints want a number
 
 
 class ConnectAttempt(ClientFactory):
-    """One attempt to connect without encryption."""
+    """One attempt to connect; `failed` is called if it ends without a connection."""
 
     noisy = False
 
-    def __init__(self, connection: UpstreamConnection, failed: Callable[[Failure], None]) -> None:
+    def __init__(self, connection: UpstreamConnection, failed: Callable[[Failure], None] | None = None) -> None:
         self._connection: UpstreamConnection | None = connection
-        self._failed: Callable[[Failure], None] | None = failed
+        self._failed = failed
 
     def buildProtocol(self, addr: object) -> UpstreamConnection | None:
         # The attempt lives as long as the connection and must not form a reference cycle with it.
@@ -42,18 +42,6 @@ class ConnectAttempt(ClientFactory):
 
     def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
         connector.transport = None  # or the two would form a reference cycle
-
-
-class _ConnectionFactory(Factory):
-    """Gives an endpoint this one connection."""
-
-    noisy = False
-
-    def __init__(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
-
-    def buildProtocol(self, addr: object) -> UpstreamConnection:
-        return self._connection
 
 
 def _is_literal(host: str) -> bool:
@@ -80,12 +68,12 @@ class Connector:
         """A new connection, after its TLS handshake if it has one. Fails with UpstreamUnreachable(sent=False)."""
         endpoint = upstream.endpoint
         if upstream.encrypted:
-            return self._encrypted(upstream)
+            return Deferred.fromCoroutine(self._resolved(upstream))
         if endpoint.host.lower() == "localhost":
             return self._localhost(upstream)
         if _is_literal(endpoint.host):
             return self._plain(upstream, endpoint.host)
-        return self._named(upstream)
+        return Deferred.fromCoroutine(self._resolved(upstream))
 
     def _plain(self, upstream: UpstreamTarget, host: str) -> Deferred[UpstreamConnection]:
         connection = UpstreamConnection()
@@ -129,55 +117,39 @@ class Connector:
         attempt.addErrback(refused)
         return attempt
 
-    def _named(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
-        from twisted.internet.endpoints import HostnameEndpoint
-
-        limit = upstream.timeouts.connect
-        endpoint = HostnameEndpoint(
-            self._reactor, upstream.endpoint.host, upstream.endpoint.port, timeout=limit or NO_TIMEOUT
-        )
-        connection = UpstreamConnection()
-
-        def made(_: object) -> UpstreamConnection:
-            self._tune(connection, upstream)
-            return connection
-
-        return endpoint.connect(_ConnectionFactory(connection)).addCallbacks(
-            made, lambda reason: _raise(_unreachable(upstream, reason, limit))
-        )
-
-    def _encrypted(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
-        # OpenSSL takes 13 MB of memory: it is imported with the first connection to an encrypted server.
+    async def _resolved(self, upstream: UpstreamTarget) -> UpstreamConnection:
+        """A connection to a server that is known by its name, or encrypted."""
         from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-        from twisted.internet.ssl import optionsForClientTLS
 
-        limit = upstream.timeouts.connect
-        host = upstream.endpoint.host
-        plain = HostnameEndpoint(self._reactor, host, upstream.endpoint.port, timeout=limit or NO_TIMEOUT)
+        limit, host = upstream.timeouts.connect, upstream.endpoint.host
         connection = UpstreamConnection()
-        handshake: Deferred[None] = Deferred(lambda _: connection.abort())
-        connection.on_handshake = lambda: handshake.callback(None) if not handshake.called else None
-        connection.on_idle_loss = lambda _: handshake.errback(ConnectionDone()) if not handshake.called else None
+        handshake: Deferred[None] | None = None
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(
+            self._reactor, host, upstream.endpoint.port, timeout=limit or NO_TIMEOUT
+        )
+        if upstream.encrypted:
+            # OpenSSL takes 13 MB of memory: it is imported with the first connection to an encrypted server.
+            from twisted.internet.ssl import optionsForClientTLS
 
-        def wait(_: object) -> Deferred[None]:
-            limit = upstream.timeouts.tls_handshake
-            if limit and not handshake.called:
-                handshake.addTimeout(limit, self._reactor)
-            return handshake
-
-        def made(_: object) -> UpstreamConnection:
-            connection.on_idle_loss = None
-            self._tune(connection, upstream)
-            return connection
-
-        def failed(reason: Failure) -> UpstreamConnection:
-            connection.abort()
-            if reason.check(DeferredTimeout):
+            endpoint = wrapClientTLS(optionsForClientTLS(host), endpoint)
+            handshake = done = Deferred[None]()
+            connection.on_handshake = lambda: done.callback(None) if not done.called else None
+            connection.on_idle_loss = lambda _: done.errback(ConnectionDone()) if not done.called else None
+        try:
+            await endpoint.connect(ConnectAttempt(connection))
+            if handshake is not None:
+                if upstream.timeouts.tls_handshake and not handshake.called:
+                    handshake.addTimeout(upstream.timeouts.tls_handshake, self._reactor)
+                await handshake
+        except Exception as error:
+            if connection.transport is not None:  # it was connected
+                connection.abort()
+            if isinstance(error, DeferredTimeout):
                 raise UpstreamUnreachable(upstream.where, "TLS handshake timed out", sent=False)
-            raise _unreachable(upstream, reason, limit)
-
-        wrapped = wrapClientTLS(optionsForClientTLS(host), plain)
-        return wrapped.connect(_ConnectionFactory(connection)).addCallback(wait).addCallbacks(made, failed)
+            raise _unreachable(upstream, Failure(), limit)
+        connection.on_idle_loss = None
+        self._tune(connection, upstream)
+        return connection
 
     def _tune(self, connection: UpstreamConnection, upstream: UpstreamTarget) -> None:
         wire = connection.wire
@@ -185,10 +157,6 @@ class Connector:
         if upstream.timeouts.keepalive:
             # A long response may be silent; a vanished host must still be noticed.
             wire.setTcpKeepAlive(True)
-
-
-def _raise(error: Exception) -> UpstreamConnection:
-    raise error
 
 
 def _unreachable(upstream: UpstreamTarget, reason: Failure, limit: float) -> Exception:

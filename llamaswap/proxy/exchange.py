@@ -61,11 +61,8 @@ class BodyConsumer(Protocol):
     def body_ended(self) -> None:
         """The body is complete."""
 
-    def body_lost(self) -> None:
-        """The client left before the end."""
-
-    def body_refused(self, error: Exception) -> None:
-        """The client is still there, but the rest of the body cannot be taken."""
+    def body_failed(self, error: Exception) -> None:
+        """There is no more: ClientGone if the client left before the end, else why the rest cannot be taken."""
 
 
 class BodySource(Protocol):
@@ -146,7 +143,9 @@ class ResponseSink(Protocol):
 
 @define(eq=False)
 class Exchange:
-    """A request in progress. `client_address` is its socket's, `arrived` the clock's seconds at its head.
+    """A request in progress; `gone` when its client has left.
+
+    `client_address` is the socket's, `arrived` the clock's seconds at the request's head.
 
     `passed` counts the raw body bytes that went out by the sink's `writer`. `last` stands for the last bytes of a
     response that broke off: a line end if they completed a chunk. Both are final when the forwarding has ended.
@@ -160,17 +159,12 @@ class Exchange:
     secure: bool = False
     passed: int = field(default=0, init=False)
     last: bytes = field(default=b"", init=False)
-    _gone: bool = field(default=False, init=False)
+    gone: bool = field(default=False, init=False)
     _watchers: tuple[Callable[[], None], ...] = field(default=(), init=False)
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client has left."""
-        return self._gone
 
     def on_gone(self, callback: Callable[[], None]) -> None:
         """Call back once when the client leaves; at once if it has."""
-        if self._gone:
+        if self.gone:
             callback()
         else:
             self._watchers = (*self._watchers, callback)
@@ -182,9 +176,9 @@ class Exchange:
 
     def client_left(self) -> None:
         """The client's connection is lost. Only the first call counts."""
-        if self._gone:
+        if self.gone:
             return
-        self._gone = True
+        self.gone = True
         watchers, self._watchers = self._watchers, ()
         for callback in watchers:
             callback()

@@ -209,10 +209,7 @@ class RequestSender:
         self.stop_body()
         self._sent()
 
-    def body_lost(self) -> None:
-        self._client_gone()
-
-    def body_refused(self, error: Exception) -> None:
+    def body_failed(self, error: Exception) -> None:
         self.fail(error)
 
     def _sent(self) -> None:

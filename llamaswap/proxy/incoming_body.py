@@ -115,7 +115,7 @@ class SpooledBody:
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed a consumer from the first byte; see BodySource."""
         if self.refusal is not None:
-            consumer.body_refused(self.refusal)
+            consumer.body_failed(self.refusal)
             return FED
         if not self.replayable:
             raise RuntimeError("the body was released")
@@ -206,15 +206,18 @@ class SpooledBody:
         self._lost = True
         if self.complete:
             return
+        self._fail_reader(ClientGone())
+
+    # -- private
+
+    def _fail_reader(self, error: Exception) -> None:
         whole_body, self._whole_body = self._whole_body, None
         feed, self._feed = self._feed, None
         if whole_body is not None:
-            whole_body.errback(ClientGone())
+            whole_body.errback(error)
         if feed is not None:
             feed.stopped = True
-            feed.consumer.body_lost()
-
-    # -- private
+            feed.consumer.body_failed(error)
 
     def _end_content(self) -> None:
         """The body is not read whole any more: what came is one chunk."""
@@ -337,13 +340,7 @@ class SpooledBody:
         """There is no room for the bytes that came: fail the reader and discard the rest."""
         in_memory = self._file is None and (self._whole_body is not None or self._discarding)
         error = self.refusal = (self._memory if in_memory else self._disk).full()
-        whole_body, self._whole_body = self._whole_body, None
-        feed, self._feed = self._feed, None
-        if whole_body is not None:
-            whole_body.errback(error)
-        if feed is not None:
-            feed.stopped = True
-            feed.consumer.body_refused(error)
+        self._fail_reader(error)
         self.close()
 
     def next_piece(self, feed: BodyFeed) -> bytes:

@@ -49,18 +49,12 @@ def _event_driven(server: bytes) -> float | None:
 
 
 @define(eq=False)
-class _Idle:
-    connection: UpstreamConnection
-    until: float
-
-
-@define(eq=False)
 class Pool:
     """Connections that wait for their next request."""
 
     _reactor: IReactorForConnections
     _connector: Connector = field()
-    _idle: dict[tuple[Endpoint, bool], deque[_Idle]] = field(factory=dict, init=False)
+    _idle: dict[tuple[Endpoint, bool], deque[UpstreamConnection]] = field(factory=dict, init=False)
     _sweep: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
@@ -75,12 +69,11 @@ class Pool:
             return None
         now = self._reactor.seconds()
         while waiting:
-            entry = waiting.pop()
-            connection = entry.connection
+            connection = waiting.pop()
             connection.on_idle_loss = None
             if connection.closed:
                 continue
-            if entry.until > now:
+            if connection.idle_until > now:
                 return connection
             connection.close()
         return None
@@ -105,10 +98,10 @@ class Pool:
         if waiting is None:
             waiting = self._idle[key] = deque()
         if len(waiting) >= bound:
-            waiting.popleft().connection.close()
+            waiting.popleft().close()
         connection.on_idle_loss = self._lost
-        until = self._reactor.seconds() + seconds
-        waiting.append(_Idle(connection, until))
+        connection.idle_until = until = self._reactor.seconds() + seconds
+        waiting.append(connection)
         if self._sweep is None:
             self._sweep = self._reactor.callLater(seconds, self._sweep_idle)
         elif self._sweep.getTime() > until:
@@ -117,8 +110,8 @@ class Pool:
     def forget(self, endpoint: Endpoint) -> None:
         """Close the idle connections to a server that has stopped."""
         for key in [key for key in self._idle if key[0] == endpoint]:
-            for entry in self._idle.pop(key):
-                entry.connection.close()
+            for connection in self._idle.pop(key):
+                connection.close()
 
     def close(self) -> None:
         """Close all idle connections, and keep none from now on."""
@@ -151,26 +144,25 @@ class Pool:
 
     def _lost(self, connection: UpstreamConnection) -> None:
         for key, waiting in self._idle.items():
-            for entry in waiting:
-                if entry.connection is connection:
-                    waiting.remove(entry)
-                    if not waiting:
-                        del self._idle[key]
-                    return
+            if connection in waiting:
+                waiting.remove(connection)
+                if not waiting:
+                    del self._idle[key]
+                return
 
     def _sweep_idle(self) -> None:
         self._sweep = None
         now = self._reactor.seconds()
         soonest: float | None = None
         for key, waiting in list(self._idle.items()):
-            for entry in [entry for entry in waiting if entry.until <= now]:
-                waiting.remove(entry)
-                entry.connection.close()
+            for connection in [connection for connection in waiting if connection.idle_until <= now]:
+                waiting.remove(connection)
+                connection.close()
             if not waiting:
                 del self._idle[key]
-            for entry in waiting:
-                if soonest is None or entry.until < soonest:
-                    soonest = entry.until
+            for connection in waiting:
+                if soonest is None or connection.idle_until < soonest:
+                    soonest = connection.idle_until
         if soonest is not None:
             # Not at once, because a busy pool would then wake for each single connection.
             self._sweep = self._reactor.callLater(max(soonest - now, 0.25), self._sweep_idle)

@@ -11,12 +11,12 @@ from llamaswap.proxy.exchange import Headers, RequestHead
 from llamaswap.proxy.framing import HeadTooLarge, HeadTooSlow, MalformedMessage, as_chunk, write_head
 from llamaswap.wire.headers import CHUNKED, ResponseHeaders, readable_by_pages
 
-REFUSAL_REASONS = {
-    400: b"Bad Request",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    431: b"Request Header Fields Too Large",
-    507: b"Insufficient Storage",
+REFUSALS: dict[type[Exception], tuple[int, bytes]] = {
+    MalformedMessage: (400, b"Bad Request"),
+    HeadTooSlow: (408, b"Request Timeout"),
+    BodyTooLarge: (413, b"Content Too Large"),
+    HeadTooLarge: (431, b"Request Header Fields Too Large"),
+    NoRoom: (507, b"Insufficient Storage"),
 }
 _date: tuple[int, bytes] = (0, b"")
 
@@ -100,16 +100,7 @@ def status_line(status: int, reason: bytes = b"") -> bytes:
 
 def refusal(error: MalformedMessage | BodyTooLarge | NoRoom) -> bytes:
     """The response to a request that cannot be read; the connection closes after it."""
-    status = 400
-    if isinstance(error, HeadTooLarge):
-        status = 431
-    elif isinstance(error, HeadTooSlow):
-        status = 408
-    elif isinstance(error, BodyTooLarge):
-        status = 413
-    elif isinstance(error, NoRoom):
-        status = 507
-    reason = REFUSAL_REASONS[status]
+    status, reason = REFUSALS[type(error)]
     body = b"%d %b: %b\n" % (status, reason, str(error).encode("ascii", "replace"))
     headers = [
         (b"Content-Type", b"text/plain; charset=utf-8"),

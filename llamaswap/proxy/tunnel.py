@@ -5,11 +5,10 @@ Back-pressure works in both directions. When one side ends, what it sent is flus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import cast
 
 from twisted.internet.interfaces import (
-    IAddress,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IProtocol,
@@ -199,32 +198,6 @@ class ClientPipe:
         else:
             self._protocol.connectionLost(reason)
 
-    def writeSequence(self, data: Iterable[bytes]) -> None:
-        self.write(b"".join(data))
-
-    def loseConnection(self) -> None:
-        self._wire.loseConnection()
-
-    def abortConnection(self) -> None:
-        self._wire.abortConnection()
-
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
-        self._wire.registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        self._wire.unregisterProducer()
-
-    def pauseProducing(self) -> None:
-        self._wire.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        self._wire.resumeProducing()
-
-    def stopProducing(self) -> None:
-        self._wire.loseConnection()
-
-    def getPeer(self) -> IAddress:
-        return self._wire.getPeer()
-
-    def getHost(self) -> IAddress:
-        return self._wire.getHost()
+    def __getattr__(self, name: str) -> object:
+        # loseConnection, registerProducer, pauseProducing ...
+        return getattr(self._wire, name)

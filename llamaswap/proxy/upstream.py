@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from attrs import define, frozen
+from attrs import define
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Protocol as ConnectionProtocol
@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.config.endpoints import Endpoint
+from llamaswap.config.schema.model import Timeouts
 from llamaswap.proxy.fastpath.direct_write import write_through
 from llamaswap.proxy.framing import ChunkWalker, MalformedMessage, ResponseHead, find_head_end, parse_response
 from llamaswap.proxy.transport import TcpTransport
@@ -27,30 +28,7 @@ INTERIM_LIMIT = 100  # 1xx heads before the final one; a server that sends more 
 _NO_PIECES: list[bytes] = []
 
 
-class TimeLimits(Protocol):
-    """Seconds, 0 = off."""
-
-    @property
-    def connect(self) -> float: ...
-    @property
-    def keepalive(self) -> float: ...
-    @property
-    def response_header(self) -> float: ...
-    @property
-    def tls_handshake(self) -> float: ...
-    @property
-    def idle_conn(self) -> float: ...
-
-
-@frozen
-class NoLimits:
-    """No time limits at all."""
-
-    connect: float = 0
-    keepalive: float = 0
-    response_header: float = 0
-    tls_handshake: float = 0
-    idle_conn: float = 0
+NO_TIMEOUTS = Timeouts(connect=0, keepalive=0, response_header=0, tls_handshake=0, idle_conn=0)
 
 
 @define  # made for every request: freezing doubles what that costs
@@ -58,7 +36,7 @@ class UpstreamTarget:
     """A server to forward a request to. `name` is for messages; `peer`: another proxy, not a model's server."""
 
     endpoint: Endpoint
-    timeouts: TimeLimits = NoLimits()
+    timeouts: Timeouts = NO_TIMEOUTS
     name: str = ""
     peer: bool = False
 
@@ -99,6 +77,7 @@ class UpstreamConnection(ConnectionProtocol):
     def __init__(self) -> None:
         self.uses = 0
         self.closed = False
+        self.idle_until = 0.0  # the time up to which the pool may use it again
         self.reusable = False  # after a complete response: whether the connection may serve another request
         self.on_idle_loss: Callable[[UpstreamConnection], None] | None = None
         self.on_made: Callable[[], None] | None = None

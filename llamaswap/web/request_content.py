@@ -10,6 +10,7 @@ from functools import partial
 
 from attrs import define, evolve
 
+from llamaswap.config.schema.model import Filters
 from llamaswap.errors import BadRequest, BodyTooLarge
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BODY_COPIES, BytesBody
@@ -63,7 +64,7 @@ class RequestContent:
         elif self.scan is not None:
             self.new_name = name
 
-    async def filter(self, rules: filters.FilterRules, use_model_name: str, run: RunBlocking) -> None:
+    async def filter(self, rules: Filters, use_model_name: str, run: RunBlocking) -> None:
         """Apply a model's or peer's filters to a JSON body; a large one in a thread by `run`."""
         if self.json is None:
             return

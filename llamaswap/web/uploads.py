@@ -12,7 +12,6 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
-from llamaswap.errors import ClientGone
 from llamaswap.proxy.exchange import BodyConsumer, BodySource
 from llamaswap.wire.form import MultipartScan, ValueSpan, with_places
 
@@ -38,10 +37,7 @@ class _Reader:
     def body_ended(self) -> None:
         self.settle(None)
 
-    def body_lost(self) -> None:
-        self.settle(ClientGone())
-
-    def body_refused(self, error: Exception) -> None:
+    def body_failed(self, error: Exception) -> None:
         self.settle(error)
 
     def settle(self, error: Exception | None) -> None:
@@ -169,8 +165,5 @@ class _Splicer:
     def body_ended(self) -> None:
         self.consumer.body_ended()
 
-    def body_lost(self) -> None:
-        self.consumer.body_lost()
-
-    def body_refused(self, error: Exception) -> None:
-        self.consumer.body_refused(error)
+    def body_failed(self, error: Exception) -> None:
+        self.consumer.body_failed(error)

@@ -6,10 +6,10 @@ They edit the bodies of `json_body` in place.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from attrs import frozen
 
+from llamaswap.config.schema.model import Filters
 from llamaswap.errors import BadRequest, LlamaswapError
 from llamaswap.wire.json_body import EditError, JsonBody, MalformedBodyError
 
@@ -26,18 +26,7 @@ class FilterError(LlamaswapError):
         return self.message
 
 
-class FilterRules(Protocol):
-    """The filters of a model or a peer, sanitised."""
-
-    @property
-    def strip_params(self) -> tuple[str, ...]: ...
-    @property
-    def set_params(self) -> Mapping[str, object]: ...
-    @property
-    def set_params_by_id(self) -> Mapping[str, Mapping[str, object]]: ...
-
-
-def apply(body: JsonBody, rules: FilterRules, *, requested: str, use_model_name: str = "") -> None:
+def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str = "") -> None:
     """Rename, strip, set, set by name, in this order.
 
     Raises FilterError if a path cannot be followed, BadRequest if the body is malformed. `requested` is the name that

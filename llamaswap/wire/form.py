@@ -84,8 +84,8 @@ class MultipartScan:
     places: list[ValueSpan] = field(factory=list)
     ended: bool = False
     broken: bool = False
-    _held: bytes = b""
-    _offset: int = 0  # of _held in the body
+    _held: bytes = b"\r\n"  # the first delimiter may be at the very start: as if a line end came before
+    _offset: int = -2  # of _held in the body
     _part: str | None = None  # the wanted field whose value is being read
     _in_part: bool = False
     _begun: bool = False
@@ -94,17 +94,11 @@ class MultipartScan:
     def of(cls, content_type: bytes, names: frozenset[str] = frozenset(("model", "stream"))) -> MultipartScan:
         """A scan of a body with this content type; it is `broken` if that names no boundary."""
         mark = boundary(content_type)
-        scan = cls(b"\r\n--" + (mark or b""), names)
-        scan.broken = mark is None
-        # The first delimiter may be at the very start, so pretend that a line end came before.
-        scan._held, scan._offset = b"\r\n", -2
-        return scan
+        return cls(b"\r\n--" + (mark or b""), names, broken=mark is None)
 
     def restarted(self) -> MultipartScan:
         """A new scan of the same body."""
-        scan = MultipartScan(self._delimiter, self._names)
-        scan._held, scan._offset = b"\r\n", -2
-        return scan
+        return MultipartScan(self._delimiter, self._names)
 
     def value(self, name: str) -> str | None:
         """The first complete value of a field, None if there is none yet."""

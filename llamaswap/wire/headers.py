@@ -211,12 +211,10 @@ def to_local(
     kept, hop = _crossing(headers, key_headers=key_headers, metered=metered)
     if socket_address:
         mine = socket_address.encode("latin-1", "replace")
-        for name, _ in kept:
-            if name.lower() == b"x-forwarded-for":
-                seen = [value for name, value in kept if name.lower() == b"x-forwarded-for" and value]
-                kept = [item for item in kept if item[0].lower() != b"x-forwarded-for"]
-                mine = b", ".join([*seen, mine])
-                break
+        seen = [item for item in kept if item[0].lower() == b"x-forwarded-for"]
+        if seen:
+            kept = [item for item in kept if item not in seen]
+            mine = b", ".join([*(value for _, value in seen if value), mine])
         kept.append((b"X-Forwarded-For", mine))
     return _with_hop_fields(kept, hop)
 

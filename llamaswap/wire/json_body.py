@@ -120,7 +120,10 @@ class JsonBody:
 
     def delete(self, path: str) -> None:
         """Remove every member at `path`; there need not be one. Raises EditError for wildcards."""
-        self._changed = _delete(self._top, _deletable(path)) or self._changed
+        steps = parse_path(path)
+        if any(step.glob is not None for step in steps):
+            raise EditError(f"wildcards cannot be deleted: {path}")
+        self._changed = _delete(self._top, steps) or self._changed
 
     def render(self) -> bytes:
         """The body's bytes: the same object as long as nothing changed."""
@@ -143,10 +146,6 @@ class PathStep:
     key: str
     index: int | None = None
     glob: re.Pattern[str] | None = field(default=None, eq=False)
-
-    def matches(self, key: str) -> bool:
-        """Whether it addresses this member of an object."""
-        return self.glob.fullmatch(key) is not None if self.glob is not None else key == self.key
 
 
 @lru_cache(maxsize=1024)  # filters use the same few paths for every request
@@ -187,21 +186,13 @@ def parse_path(path: str) -> tuple[PathStep, ...]:
     return tuple(steps)
 
 
-@lru_cache(maxsize=1024)
-def _deletable(path: str) -> tuple[PathStep, ...]:
-    steps = parse_path(path)
-    if any(step.glob is not None for step in steps):
-        raise EditError(f"wildcards cannot be deleted: {path}")
-    return steps
-
-
 def _targets(container: JsonContainer, step: PathStep) -> list[JsonMember]:
     """The members a step addresses."""
     if container.is_object:
         if step.glob is None:
             key = step.key
             return [member for member in container.members if member.key == key]
-        return [member for member in container.members if step.matches(member.key)]
+        return [member for member in container.members if step.glob.fullmatch(member.key)]
     if step.index is None or not 0 <= step.index < len(container.members):
         return []
     return [container.members[step.index]]

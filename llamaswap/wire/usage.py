@@ -101,6 +101,11 @@ class _Ledger:
         if isinstance(metrics, dict):
             self.metrics, self.found = metrics, True
 
+    def fragment(self, data: bytes) -> None:
+        """What can be found in a document or event of which only pieces were kept."""
+        self.usage(_object_named(data, b'"usage"'))
+        self.measured(_object_named(data, b'"timings"'), _object_named(data, b'"metrics"'))
+
     def result(self) -> Usage | None:
         if not self.found:
             return None
@@ -166,16 +171,9 @@ def _vllm(metrics: Mapping[str, object], read: int, cached: int) -> tuple[int, i
 def _parsed(data: bytes) -> object:
     """A JSON text's value, None if it is not JSON."""
     try:
-        return _DECODE(data.decode())
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return json.loads(data)  # other encodings, which json guesses
+        return json.loads(data)
     except (ValueError, RecursionError):
         return None
-
-
-_DECODE = json.JSONDecoder().decode
 
 
 _SHORT = 1024  # bytes of a response that is parsed as soon as its end is found
@@ -250,8 +248,7 @@ def _last_timings(elements: list[object]) -> object:
 def from_fragment(data: bytes) -> Usage | None:
     """Usage from a document or event of which only pieces were kept: the last object of each known name."""
     ledger = _Ledger()
-    ledger.usage(_object_named(data, b'"usage"'))
-    ledger.measured(_object_named(data, b'"timings"'), _object_named(data, b'"metrics"'))
+    ledger.fragment(data)
     return ledger.result()
 
 
@@ -281,13 +278,9 @@ def from_lines(lines: Iterable[bytes]) -> Usage | None:
         if not payload or payload == b"[DONE]":
             continue
         if len(payload) >= LINE_BOUND:
-            ledger.usage(_object_named(payload, b'"usage"'))
-            ledger.measured(_object_named(payload, b'"timings"'), _object_named(payload, b'"metrics"'))
-            continue
-        try:
-            ledger.event(json.loads(payload))
-        except (ValueError, RecursionError):
-            continue
+            ledger.fragment(payload)
+        else:
+            ledger.event(_parsed(payload))
     return ledger.result()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from attrs import evolve
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
@@ -21,7 +22,7 @@ from llamaswap.proxy.pool import Pool
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
 from llamaswap.proxy.twisted_web_adapter import SiteContent, exchange_from_request
-from llamaswap.proxy.upstream import NoLimits, UpstreamTarget
+from llamaswap.proxy.upstream import NO_TIMEOUTS, UpstreamTarget
 from llamaswap.wire.headers import to_local
 from tests.live.product import within
 
@@ -72,7 +73,7 @@ class _World:
         self.pool = Pool(reactor)
         self.forwarder = RequestForwarder(reactor, self.pool)
         self.target = UpstreamTarget(
-            Endpoint("http", "127.0.0.1", self.upstream_port.getHost().port), NoLimits(connect=5), name="owl"
+            Endpoint("http", "127.0.0.1", self.upstream_port.getHost().port), evolve(NO_TIMEOUTS, connect=5), name="owl"
         )
         self.port = await self.listen(self.door())
         self.clients = []
@@ -328,7 +329,9 @@ class EncryptedFrontDoorLive(_World, TestCase):
     def test_encrypted_server_that_is_not_trusted_is_unreachable(self):
         async def scenario():
             self.target = UpstreamTarget(
-                Endpoint("https", "127.0.0.1", self.port.getHost().port), NoLimits(tls_handshake=5), name="den"
+                Endpoint("https", "127.0.0.1", self.port.getHost().port),
+                evolve(NO_TIMEOUTS, tls_handshake=5),
+                name="den",
             )
             client = await self.client()
             client.transport.write(POST)

@@ -15,7 +15,7 @@ from llamaswap.proxy.pool import Pool
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
 from llamaswap.proxy.twisted_web_adapter import SiteContent, exchange_from_request
-from llamaswap.proxy.upstream import NoLimits, UpstreamTarget
+from llamaswap.proxy.upstream import NO_TIMEOUTS, UpstreamTarget
 from llamaswap.wire.headers import to_local
 
 POST = b"POST /v1/chat/completions?a=%2F HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
@@ -127,7 +127,7 @@ class World:
         self.clock = MemoryReactorClock()
         self.pool = Pool(self.clock)
         self.forwarder = RequestForwarder(self.clock, self.pool)
-        self.upstream = UpstreamTarget(Endpoint("http", host, 9000), timeouts or NoLimits(), name="owl")
+        self.upstream = UpstreamTarget(Endpoint("http", host, 9000), timeouts or NO_TIMEOUTS, name="owl")
         self.exchanges, self.outcomes, self.errors, self.results = [], [], [], []
         self.notes = Notes()
         self.decline = decline

@@ -1,11 +1,12 @@
 """What a client and a server see of the relay, whichever door the request came through."""
 
+from attrs import evolve
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import BadUpstream, ClientGone, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.proxy.forward import ForwardOutcome
-from llamaswap.proxy.upstream import NoLimits
+from llamaswap.proxy.upstream import NO_TIMEOUTS
 from llamaswap.wire.headers import ResponseHeaders
 from tests.proxy.doubles import GET, KEPT, OK, POST, STREAM, World
 
@@ -317,7 +318,7 @@ class _Behaviour:
         self.assertIsInstance(world.errors[0], BadUpstream)
 
     def test_no_answer_in_time_is_unreachable(self):
-        world, _, server = self.talk(timeouts=NoLimits(response_header=60.0))
+        world, _, server = self.talk(timeouts=evolve(NO_TIMEOUTS, response_header=60.0))
         world.clock.advance(59)
         self.assertEqual(world.errors, [])
         world.clock.advance(1)
@@ -325,7 +326,7 @@ class _Behaviour:
         self.assertTrue(server.aborted)
 
     def test_answer_in_time_stops_the_clock(self):
-        world, _, server = self.talk(timeouts=NoLimits(response_header=60.0))
+        world, _, server = self.talk(timeouts=evolve(NO_TIMEOUTS, response_header=60.0))
         server.give(STREAM)
         world.clock.advance(3600)
         self.assertEqual(world.errors, [])

@@ -2,6 +2,7 @@
 
 import gc
 
+from attrs import evolve
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
 from twisted.internet.protocol import connectionDone
@@ -12,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import UpstreamUnreachable
 from llamaswap.proxy.connector import ConnectAttempt, Connector
-from llamaswap.proxy.upstream import NoLimits, UpstreamConnection, UpstreamTarget
+from llamaswap.proxy.upstream import NO_TIMEOUTS, UpstreamConnection, UpstreamTarget
 from tests.proxy.doubles import Wire
 
 
@@ -20,7 +21,7 @@ class ConnectorTests(SynchronousTestCase):
     def connect(self, host="127.0.0.1", **limits):
         self.clock = MemoryReactorClock()
         self.connector = Connector(self.clock)
-        self.upstream = UpstreamTarget(Endpoint("http", host, 9000), NoLimits(**limits), name="owl")
+        self.upstream = UpstreamTarget(Endpoint("http", host, 9000), evolve(NO_TIMEOUTS, **limits), name="owl")
         return self.connector.connect(self.upstream)
 
     def fail(self, reason):
@@ -43,6 +44,16 @@ class ConnectorTests(SynchronousTestCase):
     def test_no_limit_is_no_limit(self):
         self.connect()
         self.assertIsNone(self.clock.tcpClients[0][3])
+
+    def test_an_encrypted_server_that_refuses_the_connection_is_unreachable(self):
+        """It was an AttributeError, and so an internal error that no failover handles."""
+        clock = MemoryReactorClock()
+        result = Connector(clock).connect(UpstreamTarget(Endpoint("https", "127.0.0.1", 9000), name="owl"))
+        clock.advance(1)
+        _, _, factory, _, _ = clock.tcpClients[-1]
+        factory.clientConnectionFailed(clock.connectors[-1], Failure(ConnectionRefusedError()))
+        error = self.failureResultOf(result, UpstreamUnreachable).value
+        self.assertEqual((error.cause, error.sent), ("connection refused", False))
 
     def test_failures_are_unreachable_and_nothing_was_sent(self):
         for reason, words in (

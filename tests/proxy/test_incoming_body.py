@@ -23,11 +23,11 @@ class Consumer:
     def body_ended(self):
         self.ended += 1
 
-    def body_lost(self):
-        self.lost += 1
-
-    def body_refused(self, error):
-        self.refused.append(str(error))
+    def body_failed(self, error):
+        if isinstance(error, ClientGone):
+            self.lost += 1
+        else:
+            self.refused.append(str(error))
 
 
 class Arriving(SynchronousTestCase):

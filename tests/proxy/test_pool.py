@@ -1,9 +1,10 @@
 """Which idle connections are kept, for how long, and which is handed out."""
 
+from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.proxy import pool
-from llamaswap.proxy.upstream import NoLimits, UpstreamTarget
+from llamaswap.proxy.upstream import NO_TIMEOUTS, UpstreamTarget
 from tests.proxy.doubles import GET, World
 
 
@@ -91,7 +92,7 @@ class Keeping(SynchronousTestCase):
         self.assertTrue(server.closing)
 
     def test_configured_idle_limit_holds(self):
-        world = World(timeouts=NoLimits(idle_conn=1.0))
+        world = World(timeouts=evolve(NO_TIMEOUTS, idle_conn=1.0))
         self.burst(world, 1, EVENTFUL)
         world.clock.advance(1.1)
         self.assertIsNone(world.pool.acquire(world.upstream))

@@ -6,7 +6,7 @@ import weakref
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.proxy.task import Future, Task
+from llamaswap.proxy.task import Future, Task, forget_frames
 
 
 class TestFlow(SynchronousTestCase):
@@ -64,6 +64,27 @@ class TestFlow(SynchronousTestCase):
         at_once = []
         Task(serve()).addBoth(at_once.append)
         self.assertEqual(at_once, [None])  # the failure was taken by who awaited it first
+
+
+class ForgettingFrames(SynchronousTestCase):
+    def raised(self, error, cause=None):
+        try:
+            raise error from cause
+        except ValueError as caught:
+            return caught
+
+    def test_frames_of_an_error_and_of_its_causes_are_released(self):
+        cause = self.raised(ValueError("cause"))
+        cause.__failure__ = object()
+        error = self.raised(ValueError("effect"), cause)
+        forget_frames(error)
+        self.assertEqual((error.__traceback__, cause.__traceback__, vars(cause)), (None, None, {}))
+
+    def test_errors_that_are_each_others_context_are_each_released_once(self):
+        first, second = self.raised(ValueError("first")), self.raised(ValueError("second"))
+        first.__context__, second.__context__ = second, first
+        forget_frames(first)
+        self.assertEqual((first.__traceback__, second.__traceback__), (None, None))
 
 
 class TestResult(SynchronousTestCase):

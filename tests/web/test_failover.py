@@ -246,10 +246,7 @@ class Sink:
     def body_ended(self):
         pass
 
-    def body_lost(self):
-        pass
-
-    def body_refused(self, error):
+    def body_failed(self, error):
         pass
 
 

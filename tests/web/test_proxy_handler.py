@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import (
     BadUpstream,
+    ClientGone,
     ModelUnloaded,
     ReaderStalled,
     ServerVanished,
@@ -361,7 +362,7 @@ class Leaving(SynchronousTestCase):
         body = ArrivingBody()
         asked = stage.ask(b"POST", b"/v1/audio/transcriptions", body, MULTIPART)
         asked.leave()
-        body.consumer.body_lost()
+        body.consumer.body_failed(ClientGone())
         self.assertEqual(asked.done, [None])
 
     def test_a_fault_of_ours_before_the_wait_leaves_no_place_in_the_queue(self):

@@ -46,7 +46,7 @@ class Uploads(SynchronousTestCase):
             stage = Stage()
             body = ArrivingBody()
             asked = stage.ask(b"POST", path, body, MULTIPART)
-            body.consumer.body_refused(NoRoom("disk"))
+            body.consumer.body_failed(NoRoom("disk"))
             self.assertEqual((asked.sink.status, asked.sink.json.get("type")), (507, kind))
             self.assertIn("share of the disk", message(asked.sink))
 
