@@ -91,11 +91,6 @@ class ActivityLog:
 
     # -- recording -----------------------------------------------------------------------------------------
 
-    @property
-    def waiting(self) -> int:
-        """How many finished requests are not being stored yet."""
-        return len(self._backlog)
-
     def open(self, request: RequestInfo) -> ActivityRecorder | None:
         """The observer of this request, None if it leaves no row."""
         if not request.metered:

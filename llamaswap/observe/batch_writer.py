@@ -30,7 +30,6 @@ class BatchWriter:
     _bound: int
     _delay: float
     _start: Start | None = None
-    dropped: int = field(default=0, init=False)
     _pieces: deque[Piece] = field(factory=deque, init=False)
     _missing: dict[str, int] = field(factory=dict, init=False)
     _started: bool = field(default=False, init=False)
@@ -50,7 +49,6 @@ class BatchWriter:
             (self._start or self._start_daemon)(self._loop)
         if self._put - self._done + len(data) > self._bound:
             self._missing[log] = self._missing.get(log, 0) + len(data)
-            self.dropped += len(data)
             return
         if log in self._missing:
             data = dropped_marker(self._missing.pop(log)) + data

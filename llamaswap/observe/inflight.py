@@ -81,7 +81,7 @@ class InflightRequest:
         if self.outcome is not None:
             return
         if self.granted_at is None:
-            self.granted_at = self._registry.now()
+            self.granted_at = self._registry.clock.seconds()
             if self.phase != "streaming":
                 self.phase, self.queue_position = "prefill", 0
         self._registry.changed(self)
@@ -114,7 +114,7 @@ class InflightRequest:
             # Servers send an event per token: an estimate until the row has the server's number.
             self.tokens += data.count(b"data:")
         if self.first_byte is None:
-            self.first_byte = self._registry.now()
+            self.first_byte = self._registry.clock.seconds()
             self.phase = "streaming"
         self._registry.progressed(self)
 
@@ -122,7 +122,7 @@ class InflightRequest:
         """The request is over; only the first call counts."""
         if self.outcome is None:
             self.outcome, self.error = outcome, error
-            self.duration = max(0.0, self._registry.now() - self.request.started)
+            self.duration = max(0.0, self._registry.clock.seconds() - self.request.started)
             self._registry.ended(self)
 
     def moved(self, phase: Phase, queue_position: int) -> None:
@@ -131,7 +131,7 @@ class InflightRequest:
             self.phase = phase
             self.queue_position = queue_position
             if phase == "prefill" and self.granted_at is None:
-                self.granted_at = self._registry.now()
+                self.granted_at = self._registry.clock.seconds()
             self._registry.changed(self)
 
     def document(self, now: float, sessions: Sequence[bytes], why: Why) -> Document:
@@ -227,10 +227,6 @@ class InflightRequests:
                 if entry.waits:
                     self.progressed(entry)
 
-    def now(self) -> float:
-        """The clock's seconds."""
-        return self.clock.seconds()
-
     def changed(self, entry: InflightRequest) -> None:
         """Send this entry to the listeners, at once unless there are many changes."""
         if not self._listeners:
@@ -268,11 +264,6 @@ class InflightRequests:
             self._send({"operation": "remove", "id": request.id})
 
     # -- called by those that show the list ----------------------------------------------------------------
-
-    @property
-    def count(self) -> int:
-        """The number of requests in flight."""
-        return len(self._entries)
 
     def by_model(self) -> dict[str, int]:
         """The number of requests in flight of each model."""

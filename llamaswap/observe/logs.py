@@ -64,7 +64,6 @@ class Subscription:
     _deliver: Callable[[bytes], None]
     _leave: Callable[[Subscription], None]
     _bound: int = READER_BOUND
-    dropped: int = field(default=0, init=False)
     _missing: int = field(default=0, init=False)
     _paused: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)
@@ -79,7 +78,6 @@ class Subscription:
         elif self._missing or len(self._held) + len(data) > self._bound:
             # After the first dropped bytes all are dropped until the reader resumes, so that there is one gap.
             self._missing += len(data)
-            self.dropped += len(data)
         else:
             self._held += data
 

@@ -35,7 +35,6 @@ class BatchWriterTests(SynchronousTestCase):
         writer.put("two", b"other")
         writer.put("one", b"back")
         writer.flush()
-        self.assertEqual(writer.dropped, 4)
         marked = "\n\u2014 4 bytes dropped \u2014\nback".encode()
         self.assertEqual(self.out[1:], [[("two", b"other"), ("one", marked)]])
 
@@ -43,13 +42,16 @@ class BatchWriterTests(SynchronousTestCase):
         seen = []
 
         def write(pieces):
-            seen.append(writer.idle)
+            seen.append((writer.idle, pieces))
             writer.put("log", b"123")
 
         writer = self.make(write)
         writer.put("log", b"12345678")
         writer.flush()
-        self.assertEqual((seen, writer.dropped, writer.idle), ([False], 3, True))
+        self.assertEqual((seen, writer.idle), ([(False, [("log", b"12345678")])], True))
+        writer.put("log", b"4")
+        writer.flush()
+        self.assertIn(b"3 bytes dropped", seen[1][1][0][1])
 
     def test_closed_writer_writes_the_last_piece_without_delay_and_takes_no_more(self):
         writer = self.make()
