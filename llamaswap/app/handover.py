@@ -122,7 +122,7 @@ class ServiceHandover:
             servers=tuple(models.router.snapshots()),
             connections=tuple(connections),
             keeper=models.guardian.handover(),
-            profile=models.router.profile,
+            profile=models.router.chosen_profile,
             pinned=tuple(sorted(models.router.pinned)),
             logs=self.parts.logs.registry.histories(),
             count=self.count,
@@ -149,7 +149,7 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
             models.guardian.adopt(*state.keeper)
     except Exception:  # its pipe is closed with us, and another one is started with the next child
         log.failure("the process guardian could not be taken over")
-    if state.profile in router.config.profiles:
+    if state.profile is not None and (not state.profile or state.profile in router.config.profiles):
         router.select_profile(state.profile)
     for model in state.pinned:
         if model in router.config.models:

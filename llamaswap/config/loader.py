@@ -26,7 +26,6 @@ from llamaswap.config.schema import (
     MINIMUM_PERFORMANCE_EVERY,
     Config,
     LogFileSettings,
-    OnStartup,
     PerformanceSettings,
     StoreSettings,
     UiSettings,
@@ -157,11 +156,12 @@ def _config(
     scheduler = routing_sections.scheduler(config, report)
     report.raise_if_errors()
     references.check(config, report)
+    on_startup = config.hooks.on_startup
     check_commands(models.values(), config.hooks, report)
     return evolve(
         config,
         routing=evolve(config.routing, scheduler=scheduler),
-        hooks=evolve(config.hooks, on_startup=OnStartup(references.preloaded(config, report))),
+        hooks=evolve(config.hooks, on_startup=evolve(on_startup, preload=references.preloaded(config, report))),
     )
 
 

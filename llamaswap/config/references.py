@@ -47,7 +47,8 @@ def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, 
 
 
 def check(config: Config, report: Diagnostics) -> None:
-    """Check the names by which peers, selectors, profiles, tags and `defaultModel` refer to models."""
+    """Check the names by which peers, selectors, profiles, tags and `defaultModel` refer to models, and the name of the
+    profile of the start."""
     _check_peer_names(config, report)
     _check_peer_aliases(config, report)
     for selector in config.selectors.values():
@@ -59,6 +60,10 @@ def check(config: Config, report: Diagnostics) -> None:
         near = did_you_mean(name, [*_served(config), *served])
         report.error(f"defaultModel: unknown model {name!r}", "routing.defaultModel", hint=near)
     _check_tags(config, report)
+    at_start = config.hooks.on_startup.profile
+    if at_start and at_start not in config.profiles:
+        path = "hooks.on_startup.profile"
+        report.error(f"{path}: unknown profile {at_start!r}", path, hint=did_you_mean(at_start, config.profiles))
 
 
 def _is_served(name: str, config: Config) -> bool:

@@ -43,7 +43,10 @@ KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill 
 
 @define(eq=False)
 class Router(EffectPerformer):
-    """Leases, loads and unloads models. `profile` is the active profile, `pinned` the ids of pinned models."""
+    """Leases, loads and unloads models. `profile` is the active profile, `pinned` the ids of pinned models.
+
+    `chosen_profile` is the profile that an operator has chosen ("": none), None as long as that of the start is active.
+    """
 
     config: Config
     _make_supervisor: SupervisorFactory
@@ -51,6 +54,7 @@ class Router(EffectPerformer):
     _bus: EventBus
     _memory: VramReclaim
     profile: str | None = field(default=None, init=False)
+    chosen_profile: str | None = field(default=None, init=False)
     pinned: frozenset[str] = field(default=frozenset(), init=False)
     _chooser: Chooser = field(factory=Chooser, init=False)
     _last_number: int = field(default=0, init=False)
@@ -61,6 +65,7 @@ class Router(EffectPerformer):
         self.swaps = Swaps(self._models, self._clock, self._bus, self._memory, self._scheduler, self._perform)
         for model in self.config.models.values():
             self._manage(model)
+        self._activate_profile()
 
     def _manage(self, model: Model) -> None:
         self._models[model.id] = ManagedModel(model, self._make_supervisor(model, self))
@@ -186,9 +191,17 @@ class Router(EffectPerformer):
 
     def select_profile(self, name: str | None) -> None:
         """Make a profile the active one (None or "": none); raises KeyError if there is none of that name."""
-        wanted = name or None
-        if wanted is not None and wanted not in self.config.profiles:
-            raise KeyError(wanted)
+        if name and name not in self.config.profiles:
+            raise KeyError(name)
+        self.chosen_profile = name or ""
+        self._activate_profile()
+
+    def _activate_profile(self) -> None:
+        """Use the chosen profile, or else the one of the start; a choice ends when the profile is removed."""
+        if self.chosen_profile and self.chosen_profile not in self.config.profiles:
+            self.chosen_profile = None
+        at_start = self.config.hooks.on_startup.profile
+        wanted = (at_start if self.chosen_profile is None else self.chosen_profile) or None
         if wanted != self.profile:
             self.profile = wanted
             self._log.info("profile {profile} is active", profile=wanted or "(none)")
@@ -252,7 +265,7 @@ class Router(EffectPerformer):
         self._change_rules(self.pinned & config.models.keys(), sorted(stale))
         for managed in list(self._models.values()):
             self.swaps.forget_removed(managed)
-        self.select_profile(None)
+        self._activate_profile()
         before = {old.real(name) for name in old.hooks.on_startup.preload}
         changed = {*changes.added, *changes.restarted}
         names = [config.real(name) for name in config.hooks.on_startup.preload]

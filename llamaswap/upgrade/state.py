@@ -33,8 +33,9 @@ class IdleConnection:
 class UpgradeState:
     """What the next program must know.
 
-    `keeper` is the guardian's (pid, descriptor of the pipe to it), under the name that earlier programs give it; `logs`
-    is the end of each log; `ailing` are the models that fail.
+    `keeper` is the guardian's (pid, descriptor of the pipe to it), under the name that earlier programs give it.
+    `profile` is the one that an operator has chosen ("": none; None: no choice), `logs` the end of each log; `ailing`
+    are the models that fail.
     """
 
     servers: tuple[ServerSnapshot, ...] = ()

@@ -124,6 +124,12 @@ class TakeOverTests(SynchronousTestCase):
         take_over(parts_of(router), UpgradeState(servers=(SERVED,)))
         self.assertEqual(router.waited, [ended])
 
+    def test_profile_stays_as_it_was_chosen(self):
+        for chosen, active in ("quiet", "quiet"), ("", ""), (None, "of the start"):
+            router = FakeRouter(FakeConfig({"quiet": 1}, {}), active="of the start")
+            take_over(parts_of(router), UpgradeState(profile=chosen))
+            self.assertEqual(router.active, active)
+
     def test_removed_profile_is_not_selected(self):
         router = FakeRouter(FakeConfig({}, {}))
         take_over(parts_of(router), UpgradeState(profile="quiet"))

@@ -81,6 +81,11 @@ class NameTests(FindingCase):
         self.assertEqual(self.ok(TWO + "routing: {defaultModel: owl}").routing.default_model, "owl")
         self.only(TWO + "routing:\n  defaultModel: ovl\n", "f0.yaml:8", "'ovl'", "`owl`")
 
+    def test_unknown_profile_of_the_start_is_reported_with_its_line(self):
+        text = TWO + "profiles: {day: {pins: {best: owl}}}\nhooks:\n  on_startup:\n    profile: dya\n"
+        self.only(text, "f0.yaml:10", "hooks.on_startup.profile: unknown profile 'dya'", "`day`")
+        self.assertEqual(self.ok(text.replace("dya", "day")).hooks.on_startup.profile, "day")
+
     def test_tag_that_is_another_name_too_is_reported_with_its_line_and_what_wins(self):
         text = TWO + "    aliases: [biddy]\n    tags:\n      - free\n      - %s\n"
         more = (

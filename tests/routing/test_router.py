@@ -1234,13 +1234,43 @@ class ApplyTests(SynchronousTestCase):
         here.settle()
         self.assertEqual((here.fleet.up, here.fleet.spawned()), ([], {"a": 1}))
 
-    def test_reload_deactivates_the_profile(self) -> None:
+    def profiles(self, here: Scene, at_start: str = "", names: tuple[str, ...] = ("work", "play")) -> None:
+        """Reload with these profiles."""
+        config = evolve(
+            here.router.config,
+            profiles={name: Profile(pins={"gpt": "a"}) for name in names},
+            hooks=HookSettings(OnStartup(profile=at_start)),
+        )
+        here.router.apply(config, diff(here.router.config, config))
+
+    def test_reload_keeps_the_profile_that_was_chosen(self) -> None:
         """core V87"""
         here = scene()
-        config = evolve(here.config, profiles={"work": Profile(pins={"gpt": "a"})})
-        here.router.apply(config, diff(here.config, config))
+        self.profiles(here)
         here.router.select_profile("work")
-        self.change(here, d=Model("d", cmd="serve d"))
+        self.profiles(here, at_start="play")
+        self.assertEqual(here.router.profile, "work")
+        here.router.select_profile(None)
+        self.profiles(here, at_start="play")
+        self.assertIsNone(here.router.profile)
+
+    def test_profile_of_the_start_is_active_until_another_one_is_chosen(self) -> None:
+        here = scene()
+        self.profiles(here, at_start="play")
+        self.assertEqual((here.router.profile, here.router.chosen_profile), ("play", None))
+        self.profiles(here, at_start="work")
+        self.assertEqual(here.router.profile, "work")
+        self.profiles(here)
+        self.assertIsNone(here.router.profile)
+        self.assertEqual(here.events(ProfileChanged), [ProfileChanged(name) for name in ("play", "work", None)])
+
+    def test_chosen_profile_that_left_the_configuration_gives_way_to_the_one_of_the_start(self) -> None:
+        here = scene()
+        self.profiles(here)
+        here.router.select_profile("work")
+        self.profiles(here, at_start="play", names=("play",))
+        self.assertEqual(here.router.profile, "play")
+        self.profiles(here)
         self.assertIsNone(here.router.profile)
 
     def test_reload_preloads_only_new_models(self) -> None:

@@ -90,6 +90,7 @@ class OnStartup:
     """What happens after the start of the service."""
 
     preload: tuple[str, ...] = TEXT_LIST.key("Models to load, in this order; a group or a tag loads its members.")
+    profile: str = TEXT.key("The profile that is active until another one is chosen; empty for none.")
 
 
 @frozen
