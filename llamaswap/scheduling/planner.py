@@ -15,7 +15,17 @@ from llamaswap.scheduling.state import Decision, Phase, Reservation, SchedulerSt
 
 
 def decision_for(state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float) -> Decision:
-    """Rules 5 to 10: what to do for a request for `model` that has to respect `reservations`."""
+    """Rules 5 to 10 for a request: what to do for one for `model` that has to respect `reservations`."""
+    decision = placement_for(state, model, reservations, now)
+    if decision.action in ("serve", "join", "load") and state.is_full:
+        models = state.models.values()
+        busy = (one.model for one in models if one.unfinished > one.waiting or one.phase is Phase.LOADING)
+        return Decision(model, "queue", decision.evicts, tuple(sorted(busy)))
+    return decision
+
+
+def placement_for(state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float) -> Decision:
+    """What to do for `model` whatever the number of requests that are served."""
     phase = state.phase(model)
     others = [reservation for reservation in reservations if reservation.model != model]
     holders = tuple(reservation.model for reservation in others if model in reservation.closed)

@@ -37,6 +37,7 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
         eviction_of(config.routing.router, pinned),
         fairness_window=fifo.patience,
         max_queue=fifo.max_queue,
+        max_concurrent=fifo.max_concurrent,
         pinned=pinned,
         backoff=Backoff(fifo.backoff, fifo.backoff_max),
         max_wait=fifo.max_wait,

@@ -5,7 +5,8 @@ is seconds on any monotonic scale), and only inputs change its state.
 
 The decision tree for a request, in order; the first rule that applies decides:
 
-1. The model is ready, below its limit and not closed by a reservation: grant at once. (`can_grant`)
+1. The model is ready, below its limit and not closed by a reservation, and fewer requests than `max_concurrent` are
+   served or have a load running for them: grant at once. (`can_grant`)
 2. The service is shut down, the model is unknown, or its explicit limit is reached: refuse. (`_refusal`)
 3. The model is down and in backoff after repeated failures: refuse and say when the next attempt is allowed.
 4. The service is draining, or too many requests wait for the model already: refuse.
@@ -13,9 +14,9 @@ The decision tree for a request, in order; the first rule that applies decides:
 6. A starved request has closed this model to new requests: wait for that request.
 7. The model is being loaded: join that load. One model never has two processes.
 8. Loading the model would evict a pinned model: refuse.
-9. The load conflicts with a reservation, an eviction candidate still serves requests or has only just become unused, or
-   a running load that other requests wait for touches the same models: wait in the queue. Requests behind this one are
-   not blocked by it.
+9. As many requests as `max_concurrent` allows are served or have a load running for them, the load conflicts with a
+   reservation, an eviction candidate still serves requests or has only just become unused, or a running load that other
+   requests wait for touches the same models: wait in the queue. Requests behind this one are not blocked by it.
 10. Otherwise start the load. Evicted models that can suspend are suspended, the others are stopped; loads that no
     request waits for are abandoned if they are in the way.
 
@@ -118,7 +119,7 @@ class Scheduler(Transitions):
         else:
             swap = self._load_of(ticket.model)
             del swap.waiters[ticket.number]
-            if not swap.waiters and self.queue:
+            if self.queue and (self.rules.max_concurrent or not swap.waiters):
                 self._reschedule(now)
         return self._take_effects()
 
@@ -129,17 +130,17 @@ class Scheduler(Transitions):
             return []
         server = self.models[ticket.model]
         self._forget(entry)
+        unused = server.serving == {ticket.number}
         if ticket.number in server.serving:
             server.serving.remove(ticket.number)
             if server.worked_at is None:
                 server.worked_at = now
-            if not server.serving:
-                if server.stale:
-                    self._stop([server], "reload")
-                else:
-                    self._mark_idle(server, now)
-                if self.queue:
-                    self._reschedule(now)
+            if unused and server.stale:
+                self._stop([server], "reload")
+            elif unused:
+                self._mark_idle(server, now)
+        if self.queue and (unused or self.rules.max_concurrent):
+            self._reschedule(now)
         return self._take_effects()
 
     def reader_stalled(self, ticket: Ticket, since: float, now: float) -> list[Effect]:

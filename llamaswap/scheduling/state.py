@@ -55,7 +55,8 @@ class Rules:
     requests may wait for one model without an explicit limit. `pinned`: models that only an operator unloads.
     `backoff`: the pauses between attempts to load a failing model. `max_wait`: seconds a request may be queued (0: no
     bound). `max_suspended`: how many models may be suspended (0: no bound). `stalled_reader`: seconds a client may read
-    nothing while another request waits for its model to finish (0: no bound).
+    nothing while another request waits for its model to finish (0: no bound). `max_concurrent`: how many requests all
+    models together may serve or be loaded for (0: no bound).
     """
 
     models: Mapping[str, ModelRules]
@@ -67,6 +68,7 @@ class Rules:
     max_wait: float = 0.0
     max_suspended: int = 0
     stalled_reader: float = 0.0
+    max_concurrent: int = 0
 
     def fairness_window_of(self, ticket: Ticket) -> float:
         """The fairness window of a request, which its priority shortens."""
@@ -224,9 +226,17 @@ class SchedulerState:
         if server is None or server.phase is not Phase.READY or server.stale or model in self.closed_models:
             return False
         rules = self.rules.models.get(model)
-        if rules is None or self.shutdown_error is not None:
+        if rules is None or self.shutdown_error is not None or self.is_full:
             return False
         return not rules.limit or server.unfinished < rules.limit
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests are served, or wait for a load that runs, as may be at a time."""
+        if not self.rules.max_concurrent:
+            return False
+        served = sum(server.unfinished - server.waiting for server in self.models.values())
+        return served + sum(len(swap.waiters) for swap in self.loads.values()) >= self.rules.max_concurrent
 
     def in_backoff(self, model: str, now: float) -> bool:
         """Whether no request may start this model yet, because it failed repeatedly."""

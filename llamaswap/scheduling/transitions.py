@@ -24,7 +24,7 @@ from llamaswap.scheduling.effects import (
     Suspend,
     Ticket,
 )
-from llamaswap.scheduling.planner import decision_for, reservation_for, stalled_deadlines
+from llamaswap.scheduling.planner import decision_for, placement_for, reservation_for, stalled_deadlines
 from llamaswap.scheduling.state import (
     ActiveSwap,
     Decision,
@@ -263,6 +263,7 @@ class Transitions(SchedulerState):
                 self._refuse(entry, self._backoff_error(model, now))
             else:
                 self._start(decision, entry, now)
+            if decision.action == "load" or self.is_full:
                 decisions.clear()
         return deadlines
 
@@ -295,7 +296,7 @@ class Transitions(SchedulerState):
     def _restore_evicted(self, now: float) -> None:
         """Load again what was evicted for a model that then failed to start; every request has precedence."""
         for model in list(self._restore):
-            decision = decision_for(self, model, (), now)
+            decision = placement_for(self, model, (), now)
             loads = decision.action == "load"
             if loads and decision.evicts and all(self.phase(name) is Phase.STOPPING for name in decision.evicts):
                 continue

@@ -1,5 +1,7 @@
 """Routing, groups, matrix, peers, selectors, profiles."""
 
+from llamaswap.config.schema import Config
+from llamaswap.scheduling.rules import rules_of
 from tests.config.loading import ABC, PE, LoadCase
 
 SETS = 'sets: {pair: "ant & bee", solo: cat}'
@@ -41,6 +43,9 @@ class Groups(LoadCase):
         fifo = self.ok(text % "priority: {a1: -3, bee: 2}").routing.scheduler.settings.fifo
         self.assertEqual(fifo.priority, {"ant": -3, "bee": 2})
         self.assertEqual((fifo.patience, fifo.max_queue), (10, 1000))
+        self.assertEqual(rules_of(Config()).max_concurrent, 0)
+        self.assertEqual(rules_of(self.ok(text % "maxConcurrent: 3")).max_concurrent, 3)
+        self.err(text % "maxConcurrent: -1", "maxConcurrent")
         fifo = self.ok(text % "patience: 1m, maxQueue: 5").routing.scheduler.settings.fifo
         self.assertEqual((fifo.patience, fifo.max_queue), (60, 5))
         self.err(text % "maxQueue: 0", "maxQueue")

@@ -41,17 +41,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         fairness_window=st.sampled_from((0.0, 2.0, 2.0, 10.0)),
         max_queue=st.sampled_from((2, 1000)),
         max_wait=st.sampled_from((0.0, 0.0, 8.0)),
+        max_concurrent=st.sampled_from((0, 0, 1, 2)),
         max_asleep=st.sampled_from((0, 1, 2)),
         there=st.lists(models, max_size=2),
         asleep=st.lists(models, max_size=2),
     )
-    def begin(self, conflicts, known, fairness_window, max_queue, max_wait, max_asleep, there, asleep):
+    def begin(self, conflicts, known, fairness_window, max_queue, max_wait, max_concurrent, max_asleep, there, asleep):
         relation = Conflicts(frozenset(conflicts))
         rules = Rules(
             *(known, relation, fairness_window, max_queue),
             max_wait=max_wait,
             max_suspended=max_asleep,
             stalled_reader=5.0,
+            max_concurrent=max_concurrent,
         )
         self.world = World(rules, relation)
         for model in there:

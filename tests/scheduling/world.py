@@ -371,8 +371,14 @@ class World:
         assert ticket.model in self.ready and self.up(ticket.model), f"granted {ticket.model}, which is not ready"
         assert ticket.model not in self.outdated, "granted on an outdated process"
         assert ticket.model not in self.idle, "granted with the idle timer running"
+        most = self.rules.max_concurrent
+        assert not most or len(self.granted) + len(self.cut) < most, f"{ticket} is one too many"
         for other in self.waiting.values():
             impatient = other.since + self.rules.fairness_window_of(other)
+            needs_a_place_only = most and other.model in self.ready - self.outdated - self.scheduler.closed_models
+            assert not (needs_a_place_only and self.up(other.model) and impatient < ticket.since), (
+                f"{ticket} takes the place of {other}, which has waited long enough"
+            )
             rivals = frozenset((other.model, ticket.model)) in self.conflicts.pairs
             stays = self.now <= self.stay_end.get(ticket.model, 0.0)
             assert stays or not (rivals and impatient < ticket.since), (
@@ -451,7 +457,10 @@ class World:
             kept = len(settled & self.rules.pinned)
             assert len(settled) <= max(self.rules.max_suspended, kept), f"{sorted(settled)} are suspended"
         if self.waiting:
-            moving = self.stopping or self.granted or self.loads or self.late or self.lingering()
+            assert not [one for one in self.waiting.values() if self.scheduler.can_grant(one.model)], (
+                "waits for nothing"
+            )
+            moving = self.stopping or self.granted or self.cut or self.loads or self.late or self.lingering()
             assert moving, f"{sorted(self.waiting)} wait and nothing moves"
         for model in set("abcde"):
             books = [*self.waiting.values(), *self.granted.values(), *self.cut.values()]

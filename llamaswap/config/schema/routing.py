@@ -55,6 +55,10 @@ class FifoSettings:
     max_queue: int = INTEGER.key(
         "Maximum number of requests that wait for one model; more get 429.", default=1000, minimum=1
     )
+    max_concurrent: int = INTEGER.key(
+        "Maximum number of requests that all local models together serve or are loaded for; more wait. 0: no limit.",
+        minimum=0,
+    )
     max_wait: float = DURATION.key(
         "Maximum time that a request waits behind other models; then it gets 503. 0s: no limit.", default=3600.0
     )
