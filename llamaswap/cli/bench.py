@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import click
-from attrs import frozen
 from rich.markup import escape
 
 from llamaswap.cli.client import ApiClient, ClientError, JsonObject
@@ -15,25 +14,18 @@ from llamaswap.cli.context import CliContext, about, model_names, remote, table
 from llamaswap.cli.streaming import StreamStats, collect
 from llamaswap.observe.stats import percentile
 
-PERCENTILES = (50, 90, 99)
-
-
-@frozen
-class BenchResult:
-    """One request: its measurements, or its error."""
-
-    stats: StreamStats | None
-    error: str = ""
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+COLUMNS = ("mean", "min", *PERCENTILES, "max")
 
 
 def summary(values: Sequence[float], digits: int = 4) -> dict[str, float | None]:
     """Mean, extremes and percentiles of the values; None for each if there are no values."""
     if not values:
-        return dict.fromkeys(("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max"))
+        return dict.fromkeys(COLUMNS)
     ordered = sorted(values)
-    ranked = {f"p{percent}": percentile(ordered, percent / 100) for percent in PERCENTILES}
-    found = {"mean": sum(values) / len(values), "min": ordered[0], **ranked, "max": ordered[-1]}
-    return {name: round(value, digits) for name, value in found.items()}
+    ranked = [percentile(ordered, share) for share in PERCENTILES.values()]
+    found = (sum(values) / len(values), ordered[0], *ranked, ordered[-1])
+    return {name: round(value, digits) for name, value in zip(COLUMNS, found, strict=True)}
 
 
 def measure(
@@ -41,30 +33,31 @@ def measure(
     body: JsonObject,
     requests: int,
     concurrency: int,
-    done: Callable[[BenchResult], None] = lambda result: None,
-    now: Callable[[], float] = time.perf_counter,
-) -> tuple[list[BenchResult], float]:
-    """Make all requests, `concurrency` at a time; returns (results, seconds for all)."""
+    done: Callable[[], None],
+) -> tuple[list[StreamStats | ClientError], float]:
+    """Make all requests, `concurrency` at a time; returns (measurements or errors, seconds for all)."""
 
-    def one(_: int) -> BenchResult:
+    def one(_: int) -> StreamStats | ClientError:
         try:
-            result = BenchResult(collect(client, body, now=now))
+            return collect(client, body)
         except ClientError as error:
-            result = BenchResult(None, str(error))
-        done(result)
-        return result
+            return error
+        finally:
+            done()
 
-    began = now()
+    began = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as pool:
         results = list(pool.map(one, range(requests)))
-    return results, now() - began
+    return results, time.perf_counter() - began
 
 
-def report(model: str, results: Sequence[BenchResult], elapsed: float, warm_s: float | None) -> JsonObject:
+def report(
+    model: str, results: Sequence[StreamStats | ClientError], elapsed: float, warm_s: float | None
+) -> JsonObject:
     """The result of a benchmark, for --json."""
-    good = [result.stats for result in results if result.stats is not None]
+    good = [result for result in results if isinstance(result, StreamStats)]
     tokens = sum(stats.tokens for stats in good)
-    errors = [result.error for result in results if result.stats is None]
+    errors = [str(result) for result in results if isinstance(result, ClientError)]
     return {
         "model": model,
         "requests": len(results),
@@ -100,7 +93,7 @@ def bench(
 
     with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), console=context.err, transient=True) as bar:
         task = bar.add_task("requests", total=requests)
-        results, elapsed = measure(context.client, body, requests, concurrency, lambda result: bar.advance(task))
+        results, elapsed = measure(context.client, body, requests, concurrency, lambda: bar.advance(task))
     found = report(model, results, elapsed, warm_s)
     if context.as_json:
         context.document(found)
@@ -111,15 +104,14 @@ def bench(
 
 
 def _show(context: CliContext, found: JsonObject) -> None:
-    columns = ("mean", "min", *(f"p{percent}" for percent in PERCENTILES), "max")
     titles = {
         "ttft_s": "time to first token (s)",
         "total_s": "whole response (s)",
         "tokens_per_second": "tokens/s of one response",
     }
     number = lambda value: "" if value is None else f"{value:.3f}"
-    rows = [[title, *(number(found[key][name]) for name in columns)] for key, title in titles.items()]
-    context.show(table((escape(found["model"]), *columns), rows, right=columns))
+    rows = [[title, *(number(found[key][name]) for name in COLUMNS)] for key, title in titles.items()]
+    context.show(table((escape(found["model"]), *COLUMNS), rows, right=COLUMNS))
     context.say(
         f"{found['requests']} requests in {found['elapsed_s']:.2f}s, {found['failed']} failed; "
         f"{found['tokens']} tokens, {found['tokens_per_second_overall'] or 0:.1f} tokens/s over all"

@@ -34,13 +34,13 @@ class Conversation:
         self.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
+@define
 class Printer:
     """Writes pieces as they come; reasoning is dim on a terminal, and left out of a pipe."""
 
-    def __init__(self, terminal: bool) -> None:
-        self._terminal = terminal
-        self._thinking = False
-        self._written = False
+    _terminal: bool
+    _thinking: bool = field(default=False, init=False)
+    _written: bool = field(default=False, init=False)
 
     def show(self, piece: StreamPiece) -> None:
         """Print one piece."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from attrs import define, field
+from attrs import asdict, define, field
+from rich.markup import escape
 
 from llamaswap.cli import effective
 from llamaswap.cli.context import CliContext, counted, local
@@ -27,36 +27,6 @@ def loaded(path: Path) -> LoadedConfig:
     """The configuration in a file, or in the files of a folder. Raises ConfigError with all problems."""
     file, folder = (None, str(path)) if path.is_dir() else (str(path), None)
     return load(files.read_sources(file, folder), dict(os.environ), store_problem=files.store_problem, thorough=True)
-
-
-def problem(found: Problem) -> dict[str, object]:
-    """A problem as JSON."""
-    return {name: getattr(found, name) for name in ("message", "path", "file", "line", "hint")}
-
-
-def changes(old: Config, new: Config) -> dict[str, list[str]]:
-    """What a reload from `old` to `new` does, with the ports that the running models keep."""
-    plan = diff(old, keep(old, new))
-    return {
-        "restart": list(plan.restarted),
-        "retune": list(plan.retuned),
-        "add": list(plan.added),
-        "remove": list(plan.removed),
-        "settings": sorted(KEYS.get(name, name) for name in plan.settings),
-    }
-
-
-def missing(config: Config) -> dict[str, list[str]]:
-    """The programs that are not installed here, each with the models that need it."""
-    found: dict[str, list[str]] = {}
-    for name, model in sorted(config.models.items()):
-        try:
-            program = command_line.split(model.cmd)[0]
-        except command_line.EmptyCommand:
-            continue
-        if shutil.which(program) is None:
-            found.setdefault(program, []).append(name)
-    return found
 
 
 def loops(config: Config, listen: str) -> list[Problem]:
@@ -108,19 +78,37 @@ class CheckResult:
     @property
     def missing_programs(self) -> dict[str, list[str]]:
         """The programs that are not installed here, each with the models that need it."""
-        return missing(self.usable) if self.usable else {}
+        found: dict[str, list[str]] = {}
+        for name, model in sorted(self.usable.models.items()) if self.usable else ():
+            try:
+                program = command_line.split(model.cmd)[0]
+            except command_line.EmptyCommand:
+                continue
+            if shutil.which(program) is None:
+                found.setdefault(program, []).append(name)
+        return found
 
     @property
     def changes(self) -> dict[str, list[str]] | None:
-        """What a reload from the first to the second configuration does; None if only one was loaded."""
-        return changes(*self.configs) if len(self.configs) == 2 else None
+        """What a reload from the first to the second configuration does, with the ports that the running models keep;
+        None if only one was loaded."""
+        if len(self.configs) != 2:
+            return None
+        plan = diff(self.configs[0], keep(*self.configs))
+        return {
+            "restart": list(plan.restarted),
+            "retune": list(plan.retuned),
+            "add": list(plan.added),
+            "remove": list(plan.removed),
+            "settings": sorted(KEYS.get(name, name) for name in plan.settings),
+        }
 
     def document(self, effectively: bool) -> dict[str, object]:
         """The result as JSON."""
         document: dict[str, object] = {
             "valid": self.valid,
-            "errors": [problem(one) for one in self.errors],
-            "warnings": [problem(one) for one in self.warnings],
+            "errors": [asdict(one) for one in self.errors],
+            "warnings": [asdict(one) for one in self.warnings],
             "missing_programs": self.missing_programs,
         }
         if effectively and self.usable:
@@ -155,7 +143,10 @@ def check(context: CliContext, config: Path, strict: bool, effectively: bool, ot
 
 
 def _print(context: CliContext, config: Path, result: CheckResult, effectively: bool) -> None:
-    _print_problems(context, result.errors, result.warnings, result.strict)
+    for one in result.errors:
+        context.err.print(f"[red]error[/]    {escape(str(one))}")
+    for one in result.warnings:
+        context.err.print(f"[{'red' if result.strict else 'yellow'}]warning[/]  {escape(str(one))}")
     for program, names in result.missing_programs.items():
         needed = f"(needed by {', '.join(names)})"
         context.note(f"note     {program} is not on this machine, or not in PATH {needed}", "")
@@ -170,19 +161,6 @@ def _print(context: CliContext, config: Path, result: CheckResult, effectively: 
         else:
             state = "it loads" if result.missing_programs else "nothing wrong"
             context.say(f"{config}: {count}, {state}", "green")
-
-
-def _print_problems(context: CliContext, errors: Sequence[Problem], warnings: Sequence[Problem], strict: bool) -> None:
-    for one in errors:
-        context.err.print(f"[red]error[/]    {_escaped(one)}")
-    for one in warnings:
-        context.err.print(f"[{'red' if strict else 'yellow'}]warning[/]  {_escaped(one)}")
-
-
-def _escaped(one: Problem) -> str:
-    from rich.markup import escape
-
-    return escape(str(one))
 
 
 def _print_changes(context: CliContext, plan: dict[str, list[str]]) -> None:

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from attrs import frozen
@@ -32,17 +32,7 @@ class ClientError(Exception):
         self.status = status
 
 
-class ClientResponse(Protocol):
-    """What is used of `http.client.HTTPResponse`."""
-
-    @property
-    def status(self) -> int: ...
-    def read(self) -> bytes: ...
-    def readline(self) -> bytes: ...
-    def close(self) -> None: ...
-
-
-Send = Callable[[str, str, bytes | None, Mapping[str, str], float], ClientResponse]
+Send = Callable[[str, str, bytes | None, Mapping[str, str], float], http.client.HTTPResponse]
 """(method, path, body, headers, seconds between two bytes) -> response; raises OSError or HTTPException."""
 
 
@@ -61,35 +51,36 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def sender(url: str) -> Send:
     """Sends to `url`: http://host:port/prefix, https://..., host:port, :port or unix:/path. Raises ClientError."""
-    if url.startswith("unix:"):
-        path = url.removeprefix("unix:")
-        return _sender(lambda timeout: _UnixConnection(path, timeout), "")
-    if url.startswith(":"):
-        url = f"localhost{url}"  # as -listen takes it
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ClientError(f"{url}: {error}") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise ClientError(f"{url}: expected http://HOST:PORT, https://HOST or unix:/PATH")
-    connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return _sender(lambda timeout: connection(host, port, timeout=timeout), PAGES.sub("", parts.path))
+    connect, prefix = _connector(url)
 
-
-def _sender(connect: Callable[[float], http.client.HTTPConnection], prefix: str) -> Send:
-    base = prefix.rstrip("/")
-
-    def send(method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout: float) -> ClientResponse:
+    def send(
+        method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+    ) -> http.client.HTTPResponse:
         connection = connect(timeout)
         try:
-            connection.request(method, base + path, body, dict(headers))
+            connection.request(method, prefix + path, body, dict(headers))
             return connection.getresponse()
         except BaseException:
             connection.close()
             raise
 
     return send
+
+
+def _connector(url: str) -> tuple[Callable[[float], http.client.HTTPConnection], str]:
+    """(makes a connection with a timeout, what all paths begin with)."""
+    if url.startswith("unix:"):
+        return lambda timeout: _UnixConnection(url.removeprefix("unix:"), timeout), ""
+    address = f"localhost{url}" if url.startswith(":") else url  # as -listen takes it
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ClientError(f"{url}: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ClientError(f"{url}: expected http://HOST:PORT, https://HOST or unix:/PATH")
+    connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return lambda timeout: connection(host, port, timeout=timeout), PAGES.sub("", parts.path).rstrip("/")
 
 
 @frozen
@@ -149,10 +140,16 @@ class ApiClient:
         if data:
             yield name, "\n".join(data)
 
+    def news(self, topic: str) -> Generator[tuple[str, Any], None, None]:
+        """(type, data) of each message of a topic of /api/events."""
+        for _, data in self.events(f"/api/events?topics={topic}", timeout=RESPONSE_TIMEOUT):
+            message = json.loads(data)
+            yield message.get("type"), json.loads(message["data"])
+
     @contextmanager
     def _open(
         self, path: str, body: object, method: str | None, timeout: float
-    ) -> Generator[ClientResponse, None, None]:
+    ) -> Generator[http.client.HTTPResponse, None, None]:
         headers = {"Accept": "application/json, text/event-stream, text/plain", "User-Agent": "llamaswap"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"

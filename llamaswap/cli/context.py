@@ -81,24 +81,21 @@ class CliContext:
         click.echo(json.dumps(value, ensure_ascii=False))
 
 
-def local(command: F) -> F:
-    """Decorates a command on this machine: adds `--json`, and the context as first argument."""
-    return _with_context(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command), command)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+KEY = click.option("--key", envvar="LLAMASWAP_API_KEY", default="", help="API key ($LLAMASWAP_API_KEY).")
+URL = click.option(
+    "--url", envvar="LLAMASWAP_URL", default=DEFAULT_URL, help=f"The server ($LLAMASWAP_URL; {DEFAULT_URL})."
+)
 
 
 def remote(command: F) -> F:
     """Decorates a command on a running server: adds `--url`, `--key`, `--json`, and the context as first argument."""
-    wrapped = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-    wrapped = click.option("--key", envvar="LLAMASWAP_API_KEY", default="", help="API key ($LLAMASWAP_API_KEY).")(
-        wrapped
-    )
-    wrapped = click.option(
-        "--url", envvar="LLAMASWAP_URL", default=DEFAULT_URL, help=f"The server ($LLAMASWAP_URL; {DEFAULT_URL})."
-    )(wrapped)
-    return _with_context(wrapped, command)
+    return local(URL(KEY(command)))
 
 
-def _with_context(decorated: Callable[..., object], command: F) -> F:
+def local(command: F) -> F:
+    """Decorates a command on this machine: adds `--json`, and the context as first argument."""
+
     def run(*args: object, **options: object) -> object:
         found = click.get_current_context().find_object(CliContext)
         context = CliContext() if found is None else found
@@ -106,7 +103,7 @@ def _with_context(decorated: Callable[..., object], command: F) -> F:
         context.url = str(options.pop("url", context.url))
         context.key = str(options.pop("key", context.key))
         try:
-            return decorated(context, *args, **options)
+            return command(context, *args, **options)
         except ClientError as error:
             raise click.ClickException(str(error)) from None
         except BrokenPipeError:
@@ -117,9 +114,8 @@ def _with_context(decorated: Callable[..., object], command: F) -> F:
         except KeyboardInterrupt:
             raise SystemExit(130) from None
 
-    update_wrapper(run, command)
-    run.__click_params__ = decorated.__click_params__  # type: ignore[attr-defined]  # where click keeps options
-    return run  # type: ignore[return-value]  # click calls it by option names
+    update_wrapper(run, command)  # with the options that click has kept there
+    return AS_JSON(run)  # type: ignore[return-value]  # click calls it by option names
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import closing
 
 import click
 
@@ -14,16 +14,12 @@ def history(client: ApiClient, name: str) -> str:
     """The history of one log, or of the combined log if `name` is empty."""
     if not name:
         return client.text("/logs")
-    stream = client.events(f"/api/events?topics=logs:{quoted(name)}", timeout=10.0)
-    try:
-        for _, data in stream:
-            event = json.loads(data)
-            if event.get("type") == "logData":
-                return str(json.loads(event["data"])["data"])
-            if event.get("type") == "uiConfig":  # it follows the history, so there is none
+    with closing(client.news(f"logs:{quoted(name)}")) as news:
+        for kind, message in news:
+            if kind == "logData":
+                return str(message["data"])
+            if kind == "uiConfig":  # it follows the history, so there is none
                 break
-    finally:
-        stream.close()
     raise ClientError(f"no log is named {name}", 404)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import click
 from rich.markup import escape
@@ -30,22 +31,18 @@ def gather(client: ApiClient, everything: bool = False) -> JsonObject:
 
 def local(client: ApiClient) -> list[str]:
     """The local models, in the order of the model list."""
-    return [row["id"] for row in client.json("/v1/models")["data"] if _kind(row) in ("", "model")]
-
-
-def _kind(row: JsonObject) -> str:
-    meta = (row.get("meta") or {}).get("llamaswap") or {}
-    return str(meta.get("type", ""))
+    listed = client.json("/v1/models")["data"]
+    ours = {row["id"]: (row.get("meta") or {}).get("llamaswap") or {} for row in listed}
+    return [name for name, meta in ours.items() if meta.get("type", "model") == "model"]
 
 
 def _detail(client: ApiClient, name: str) -> JsonObject | None:
     try:
-        detail: JsonObject = client.json(f"/api/models/{quoted(name)}")
+        return cast(JsonObject, client.json(f"/api/models/{quoted(name)}"))
     except ClientError as error:
         if error.status == 404:  # removed by a reload meanwhile
             return None
         raise
-    return detail
 
 
 def model_table(models: Sequence[JsonObject]) -> Table:
@@ -88,7 +85,7 @@ def load(context: CliContext, models: Sequence[str], wait: bool) -> None:
     loaded = []
     for name in models:
         began = time.monotonic()
-        before = _newest_swap(context.client, name)
+        before = max((int(swap["id"]) for swap in context.client.json("/api/swaps")), default=-1)
         with about(context.client, name):
             accepted = context.client.json(f"/api/models/load/{quoted(name)}", method="POST")
         state = accepted["state"]
@@ -101,11 +98,6 @@ def load(context: CliContext, models: Sequence[str], wait: bool) -> None:
             context.say(f"{accepted['model']}: {state}" + (f" after {took:.1f}s" if wait else ""))
     if context.as_json:
         context.document(loaded)
-
-
-def _newest_swap(client: ApiClient, model: str) -> int:
-    """The number of the newest swap of all models; later swaps have higher numbers."""
-    return max((int(swap["id"]) for swap in client.json("/api/swaps")), default=-1)
 
 
 def wait_for_load(

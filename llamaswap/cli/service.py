@@ -45,9 +45,8 @@ def plan(
         logs = home / "Library/Logs" if user else Path("/Library/Logs")
         file = folder / f"{service_files.LABEL}.plist"
         text = service_files.launchd(command, config, listen, str(logs), environ.get("PATH", os.defpath))
-        return InstallPlan(
-            {file: text}, (("launchctl", "load", "-w", str(file)),), (("launchctl", "unload", "-w", str(file)),)
-        )
+        on, off = (("launchctl", verb, "-w", str(file)) for verb in ("load", "unload"))
+        return InstallPlan({file: text}, (on,), (off,))
     systemctl = ("systemctl", "--user") if user else ("systemctl",)
     base = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "systemd/user" if user else SYSTEM_UNITS
     names = (f"{service_files.NAME}.socket", f"{service_files.NAME}.service")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from contextlib import closing
 
 import click
 from rich.console import Group, RenderableType
@@ -21,15 +21,8 @@ REQUEST_ROWS = 20  # of the table; a screen is not longer
 
 def inflight(client: ApiClient) -> list[JsonObject]:
     """The requests in flight: the first snapshot of the event stream."""
-    events = client.events("/api/events?topics=inflight", timeout=10.0)
-    try:
-        for _, data in events:
-            event = json.loads(data)
-            if event.get("type") == "inflight":
-                return list(json.loads(event["data"]).get("requests") or [])
-    finally:
-        events.close()
-    return []
+    with closing(client.news("inflight")) as news:
+        return next((list(message.get("requests") or []) for kind, message in news if kind == "inflight"), [])
 
 
 def gather(client: ApiClient, thorough: bool = False) -> JsonObject:
@@ -121,13 +114,15 @@ def top(context: CliContext, every: float, once: bool) -> None:
             if once:
                 return
             time.sleep(every)
-    if once:
-        context.show(view(gather(context.client)))
+    first = view(gather(context.client))
+    if once or not context.out.is_terminal:  # to a pipe or a file one view after the other
+        context.show(first)
+        while not once:
+            time.sleep(every)
+            context.out.print()
+            context.show(_view_or_error(context.client))
         return
-    if not context.out.is_terminal:  # a pipe or a file: one view after the other
-        _repeat(context, every)
-        return
-    with Live(view(gather(context.client)), console=context.out, screen=True, auto_refresh=False) as live:
+    with Live(first, console=context.out, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every)
             live.update(_view_or_error(context.client), refresh=True)
@@ -139,11 +134,3 @@ def _view_or_error(client: ApiClient) -> Group | Text:
         return view(gather(client))
     except ClientError as error:
         return Text(str(error), style="red")
-
-
-def _repeat(context: CliContext, every: float) -> None:
-    context.show(view(gather(context.client)))
-    while True:
-        time.sleep(every)
-        context.out.print()
-        context.show(_view_or_error(context.client))
