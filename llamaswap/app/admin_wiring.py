@@ -112,7 +112,7 @@ class AdminWiring:
                 EventFanout(context.reactor),
                 capabilities,
             ),
-            activity_routes.ActivityEndpoints(seen.activity, seen.captures, seen.inflight, self.streams),
+            activity_routes.ActivityEndpoints(seen.activity, seen.inflight, self.streams),
             ModelEndpoints(
                 router,
                 seen.inflight,

@@ -13,6 +13,7 @@ from llamaswap.config import Config
 from llamaswap.events import StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.activity import ActivityLog
 from llamaswap.observe.activity_row import ActivityRow, ActivityStored
+from llamaswap.observe.capture_files import CaptureFiles
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.hardware import Hardware
@@ -24,6 +25,7 @@ from llamaswap.observe.metrics import Metrics
 from llamaswap.observe.store import ActivityStore
 from llamaswap.observe.worker import WorkerThread
 from llamaswap.version import build as build_info
+from llamaswap.wire.byte_budget import MIB
 
 log = Logger("llamaswap.app.service")
 
@@ -60,6 +62,7 @@ class ObservabilityParts:
 
         store = open_store(context, config, lambda: self.activity.renumbered())
         self.activity = ActivityLog(store, self.captures, self.recorder, reactor, time.time, stored)
+        self.activity.keep_files(capture_files(context, config, early=True))
         self._retune(config)
         self.metrics.listen(context.bus)
         self.history.listen(context.bus)
@@ -76,12 +79,27 @@ class ObservabilityParts:
         self.captures.resize(config.capture_buffer)
         if config.store != old.store:
             self.activity.use(open_store(self.context, config, self.activity.renumbered))
+        if (config.store, config.captures) != (old.store, old.captures):
+            self.activity.keep_files(capture_files(self.context, config, early=False))
 
     async def close(self) -> None:
         """Write what is left, and end the threads that do it."""
         await self.activity.close()
         await self.recorder.close()
         await self.machine.stop()
+
+
+def capture_files(context: ServiceContext, config: Config, *, early: bool) -> CaptureFiles | None:
+    """The files of captures that a configuration wants; `early`: no row has been numbered yet."""
+    settings = config.captures
+    if not settings.path:
+        return None
+
+    def report(text: str) -> None:
+        context.reactor.callFromThread(log.warn, "{text}", text=text)
+
+    store = config.store.path if config.store is not None else ""
+    return CaptureFiles(settings.path, settings.max_size * MIB, store, report, context.reactor.seconds, early)
 
 
 def open_store(context: ServiceContext, config: Config, renumbered: Callable[[], None]) -> ActivityStore | FileStore:

@@ -24,6 +24,7 @@ from llamaswap.config.schema import (
     LOG_TIME_FORMATS,
     MINIMUM_HEALTH_CHECK_TIMEOUT,
     MINIMUM_PERFORMANCE_EVERY,
+    CaptureSettings,
     Config,
     LogFileSettings,
     PerformanceSettings,
@@ -216,6 +217,8 @@ def _resolve_logs(values: dict[str, Any], report: Diagnostics) -> None:
         values[attribute] = word if word in known else fallback
     files: LogFileSettings = values.get("log_files", LogFileSettings())
     values["log_files"] = evolve(files, folder=files.folder.strip())
+    captures: CaptureSettings = values.get("captures", CaptureSettings())
+    values["captures"] = evolve(captures, path=captures.path.strip())
 
 
 def _check_keys(given: Sequence[Secret], report: Diagnostics) -> None:

@@ -73,8 +73,8 @@ class PrivateFolder:
         disk.
         """
         fresh = f"{name}.{os.getpid()}.new"
-        create(fresh, content, like, sync=sync, folder=self.descriptor)
         try:
+            create(fresh, content, like, sync=sync, folder=self.descriptor)
             os.replace(fresh, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
         except OSError:
             self.remove(fresh)

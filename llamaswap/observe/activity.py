@@ -19,7 +19,8 @@ from twisted.logger import Logger
 
 from llamaswap.observe.activity_recorder import ActivityRecorder, session_headers
 from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
-from llamaswap.observe.captures import LEVEL, Blob, Captures, bundles, pack
+from llamaswap.observe.capture_files import CaptureFiles
+from llamaswap.observe.captures import LEVEL, Blob, Capture, Captures, bundles, pack
 from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.log_format import timestamp
 from llamaswap.observe.store import ActivityPage, ActivityStore
@@ -58,6 +59,7 @@ class ActivityLog:
     clock: IReactorTime
     wall: Callable[[], float]
     stored: Callable[[ActivityRow], None] = lambda row: None
+    files: CaptureFiles | None = field(default=None, init=False)
     uncompressed: ByteBudget = field(init=False)
     dropped: int = field(default=0, init=False)
     _sessions: tuple[bytes, ...] = field(default=(), init=False)
@@ -78,6 +80,12 @@ class ActivityLog:
     def retune(self, sessions: Sequence[str]) -> None:
         """Take the session from these headers, in order of preference."""
         self._sessions = session_headers(sessions)
+
+    def keep_files(self, files: CaptureFiles | None) -> None:
+        """Keep later captures in these files too; None: only in memory."""
+        self.files = files
+        if files is not None:
+            self.run(files.open).addErrback(lambda failure: log.failure("opening the captures failed", failure=failure))
 
     def use(self, store: ActivityStore | FileStore) -> None:
         """A reload changed the store: later rows go to `store`; the old one is closed after its last row."""
@@ -140,12 +148,12 @@ class ActivityLog:
         self._seen = len(self._backlog)
         bytes_before, self._backlog_bytes = self._backlog_bytes, sum(recorder.size for recorder in self._backlog)
         self._writing = True
-        store = self.store
+        store, files = self.store, self.files
         large = bytes_before - self._backlog_bytes > LARGE_BATCH or any(recorder.row is None for recorder in batch)
-        if store.durable or large:
-            written = self.run(lambda: self._store_batch(batch, store))
+        if store.durable or large or files is not None:
+            written = self.run(lambda: self._store_batch(batch, store, files))
         else:
-            written = maybeDeferred(self._store_batch, batch, store)
+            written = maybeDeferred(self._store_batch, batch, store, files)
         written.addCallbacks(
             lambda stored: self._announce(stored[0], stored[1], store),
             lambda failure: log.failure("storing activity rows failed; they are lost", failure=failure),
@@ -154,19 +162,24 @@ class ActivityLog:
         written.addBoth(lambda _: self._written(batch))
 
     def _store_batch(
-        self, batch: Sequence[ActivityRecorder], store: ActivityStore | FileStore
+        self, batch: Sequence[ActivityRecorder], store: ActivityStore | FileStore, files: CaptureFiles | None
     ) -> tuple[list[ActivityRow], list[Blob]]:
         """Parse the large responses, store the rows, compress the captures. On the worker if that takes long."""
         for recorder in batch:
             if recorder.row is None:
                 recorder.digest()
+        if files is not None:
+            store.number_from(files.open())
         rows = store.insert(recorder.row for recorder in batch if recorder.row is not None)
         captures = [
             (recorder.row.id, recorder.capture)
             for recorder in batch
             if recorder.row is not None and recorder.capture is not None
         ]
-        return rows, [pack(some, self._compressor) for some in bundles(captures)]
+        blobs = [pack(some, self._compressor) for some in bundles(captures)]
+        if files is not None and blobs and not store.problem:  # otherwise the rows may get other numbers
+            files.write(blobs)
+        return rows, blobs
 
     def _announce(self, rows: Sequence[ActivityRow], blobs: Sequence[Blob], store: ActivityStore | FileStore) -> None:
         if store is self.store:
@@ -212,6 +225,13 @@ class ActivityLog:
             self._write()
         return self.run(lambda: self.store.ask(question))
 
+    def capture(self, number: int) -> Deferred[Capture | None]:
+        """The capture of a row from memory, or else from its file."""
+        found, files = self.captures.get(number), self.files
+        if found is not None or files is None:
+            return succeed(found)
+        return self.run(lambda: files.read(number))
+
     def legacy(self) -> Deferred[list[Document]]:
         """The flat objects of GET /api/metrics, oldest first."""
         rows = self.ask(lambda table: table.newest_good())
@@ -234,7 +254,7 @@ class ActivityLog:
             "resp_status_code": row.resp_status_code,
             "tokens": {name: getattr(row.usage, name) for name in USAGE_COLUMNS},
             "duration_ms": row.duration_ms,
-            "has_capture": self.captures.has(row.id),
+            "has_capture": self.captures.has(row.id) or (self.files is not None and self.files.has(row.id)),
             **{name: value for name, value in optional.items() if value},
         }
 

@@ -57,10 +57,17 @@ class FileStore:
     _newest: ActivityStore = field(init=False)
     _pending: list[ActivityRow] = field(factory=list, init=False)  # not in the file yet
     _retry_at: float = field(default=0.0, init=False)
+    _first_number: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._file = ActivityStore(self._path, self._keep)
         self._newest = ActivityStore(None, self._keep)
+
+    def number_from(self, number: int) -> None:
+        """Give later rows higher ids than `number`."""
+        self._first_number = number
+        self._file.number_from(number)
+        self._newest.number_from(number)
 
     def insert(self, rows: Iterable[ActivityRow]) -> list[ActivityRow]:
         """Store rows and set their ids; only in memory while the file cannot be used."""
@@ -146,6 +153,7 @@ class FileStore:
             return False
         self.say(f"the activity store {self._path} is corrupt ({error}): it is kept as {aside}, and a new one begins")
         self._file = ActivityStore(self._path, self._keep)
+        self._file.number_from(self._first_number)
         try:
             self._file.restore(self._newest.after(ActivityFilter(), 0, self._newest.keep))
             self._pending = []

@@ -127,6 +127,16 @@ def _insert_with_ids(connection: sqlite3.Connection, rows: Sequence[ActivityRow]
     _insert_origins(connection, rows)
 
 
+def _number_from(connection: sqlite3.Connection, number: int) -> None:
+    """Let ids begin after `number`, unless they are beyond it."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        (last,) = connection.execute("SELECT MAX(seq) FROM sqlite_sequence WHERE name = 'activity'").fetchone()
+        if number > (last or 0):
+            connection.execute("DELETE FROM sqlite_sequence WHERE name = 'activity'")
+            connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('activity', ?)", (number,))
+
+
 def _values(row: ActivityRow) -> Values:
     return (
         row.created,
@@ -196,6 +206,8 @@ class ActivityStore:
                     connection.executemany(
                         "INSERT INTO goose_db_version (version_id, is_applied) VALUES (?, 1)", [(0,), (1,)]
                     )
+                if self._path is not None and self._last:
+                    _number_from(connection, self._last)
             except BaseException:
                 connection.close()
                 raise
@@ -205,6 +217,13 @@ class ActivityStore:
     def ask(self, question: Callable[[ActivityStore], Result]) -> Result:
         """The result of a question to the table."""
         return question(self)
+
+    def number_from(self, number: int) -> None:
+        """Give later rows higher ids than `number`."""
+        if number > self._last:
+            self._last = number
+            if self._path is not None:
+                self.close()  # it is done when the file is opened
 
     def insert(self, rows: Iterable[ActivityRow]) -> list[ActivityRow]:
         """Store rows in one transaction and set their ids; returns them in the same order. Blocks only for a file."""

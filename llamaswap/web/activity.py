@@ -15,7 +15,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from llamaswap.observe.activity import ActivityLog
-from llamaswap.observe.captures import Captures
 from llamaswap.observe.inflight import InflightRequests
 from llamaswap.observe.query import ActivityFilter, parse_filter, parse_query
 from llamaswap.web.admin_request import JSON, AdminRequest, JsonObject, Response, json_answer, json_bytes, positive
@@ -142,7 +141,6 @@ class ActivityEndpoints:
     """The activity table, captures and in-flight requests."""
 
     activity: ActivityLog
-    captures: Captures
     inflight: InflightRequests
     streams: StreamingResponses
 
@@ -189,7 +187,7 @@ class ActivityEndpoints:
         await stream.until_end()
 
     @route("GET", "/api/captures/<rest:number>", answer=CaptureDocument)
-    def capture(self, call: AdminRequest) -> Response:
+    async def capture(self, call: AdminRequest) -> Response:
         """One stored request with its answer."""
         text = call.variables["number"]
         try:
@@ -198,7 +196,7 @@ class ActivityEndpoints:
             number = None
         if number is None:
             raise HttpError(400, "invalid capture ID")
-        found = self.captures.get(number)
+        found = await self.activity.capture(number)
         if found is None:
             raise HttpError(404, "capture not found")
         return Response(200, json_bytes(found.document(number)), JSON)

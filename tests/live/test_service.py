@@ -1,5 +1,6 @@
 """The service as an operator meets it: started, signalled, killed, misconfigured. Real processes throughout."""
 
+import base64
 import datetime
 import json
 import os
@@ -130,6 +131,35 @@ class CapabilityTests(SynchronousTestCase):
             product.json("/v1/chat/completions", chat("two"))
             time.sleep(1.5)
             self.assertEqual(lengths(), {"one": 4096, "two": 512})
+
+
+class CaptureTests(SynchronousTestCase):
+    timeout = 60
+
+    def test_captures_in_files_are_found_after_a_restart(self):
+        with tempfile.TemporaryDirectory(prefix="llamaswap-captures-") as home:
+            folder = Path(home, "captures")
+            text = json.loads(config(one="")) | {"captures": {"path": str(folder)}, "apiKeys": ["k-secret"]}
+            key = {"X-Api-Key": "k-secret"}
+            with Product(json.dumps(text)) as product:
+                product.json("/v1/chat/completions", chat("one"), headers=key)
+                wait_for(lambda: list(folder.iterdir()), 10, "the file")
+            with Product(json.dumps(text)) as product:
+                product.json("/v1/chat/completions", chat("one", user="second"), headers=key)
+                (row,) = product.json("/api/metrics/activity", headers=key)["data"]
+                found = [product.json(f"/api/captures/{number}", headers=key) for number in (1, 2)]
+            self.assertEqual((row["id"], row["has_capture"]), (2, True))
+            self.assertEqual(["second" in str(base64.b64decode(one["req_body"])) for one in found], [False, True])
+            self.assertNotIn("k-secret", json.dumps(found))
+
+    def test_folder_that_cannot_be_used_is_reported_and_requests_are_served(self):
+        text = json.loads(config(one="")) | {"captures": {"path": "/proc/captures"}}
+        with Product(json.dumps(text)) as product:
+            product.json("/v1/chat/completions", chat("one"))
+            product.json("/v1/chat/completions", chat("one"))
+            wait_for(lambda: product.json("/api/metrics/activity")["total"] == 2, 10, "the rows")
+            self.assertIn("req_body", product.json("/api/captures/1"))
+            self.assertEqual(product.output.count("captures cannot be written to /proc/captures"), 1)
 
 
 class LogTests(SynchronousTestCase):

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.errors import TooManyRequests
 from llamaswap.observe import activity as module
 from llamaswap.observe.activity import BATCH_DELAY, ActivityLog
+from llamaswap.observe.capture_files import CaptureFiles
 from llamaswap.observe.captures import Captures
 from llamaswap.observe.query import ActivityFilter, ActivityQuery, parse_query
 from llamaswap.observe.store import ActivityStore
@@ -453,3 +454,66 @@ class AskingTests(SynchronousTestCase):
         self.assertEqual(
             [row.id for row in result(bench.activity.ask(lambda table: table.after(ActivityFilter(), 1, 10)))], [2, 3]
         )
+
+
+class CaptureFileTests(SynchronousTestCase):
+    def bench(self, path="", run=at_once):
+        bench = Bench(run=run, store=ActivityStore(path or None))
+        bench.activity.keep_files(CaptureFiles(self.folder, 1 << 20, path, bench.rows.append, bench.clock.seconds))
+        return bench
+
+    def setUp(self):
+        self.folder = self.mktemp()
+
+    def test_captures_are_read_from_files_after_a_restart_and_rows_are_numbered_behind_them(self):
+        first = self.bench()
+        first.row(USAGE, headers=JSON)
+        again = self.bench()
+        self.assertEqual(result(again.activity.capture(1)).resp_body, USAGE)
+        self.assertEqual(again.row(USAGE).id, 2)
+        self.assertEqual([again.activity.files.has(number) for number in (1, 2, 3)], [True, True, False])
+        self.assertIsNone(result(again.activity.capture(3)))
+
+    def test_captures_that_memory_dropped_are_still_shown_with_their_rows(self):
+        bench = self.bench()
+        row = bench.row(USAGE)
+        bench.captures.clear()
+        self.assertTrue(bench.activity.document(row)["has_capture"])
+        self.assertEqual(result(bench.activity.capture(row.id)).resp_body, USAGE)
+
+    def test_secrets_are_replaced_in_files_too(self):
+        bench = self.bench()
+        bench.row(USAGE)
+        bench.captures.clear()
+        headers = result(bench.activity.capture(1)).req_headers
+        self.assertEqual(headers["Authorization"], "[REDACTED]")
+
+    def test_files_are_written_by_the_worker(self):
+        later = Later()
+        bench = self.bench(run=later)
+        bench.serve(USAGE)
+        bench.clock.advance(BATCH_DELAY)
+        self.assertEqual((bench.rows, os.path.exists(self.folder)), ([], False))
+        later.step()
+        later.step()
+        self.assertEqual((len(bench.rows), len(os.listdir(self.folder))), (1, 1))
+
+    def test_rows_of_a_file_are_numbered_behind_the_captures_of_a_lost_file(self):
+        path = self.mktemp()
+        first = self.bench(path)
+        first.row(USAGE)
+        first.activity.store.close()
+        for name in (path, f"{path}-wal", f"{path}-shm"):
+            if os.path.exists(name):
+                os.unlink(name)
+        again = self.bench(path)
+        self.assertEqual(again.row(USAGE).id, 2)
+        again.activity.store.close()
+
+    def test_captures_of_rows_that_may_be_renumbered_are_not_written(self):
+        store = ActivityStore()
+        store.problem = "the file is locked"
+        bench = self.bench()
+        bench.activity.store = store
+        bench.row(USAGE)
+        self.assertEqual(os.listdir(self.folder), [])

@@ -360,7 +360,7 @@ class World:
             LogEndpoints(self.book, config, self.streams),
             UiFiles(self.ui, router),
             self.events,
-            ActivityEndpoints(self.activity, self.captures, self.inflight, self.streams),
+            ActivityEndpoints(self.activity, self.inflight, self.streams),
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),

@@ -51,6 +51,14 @@ class StoreSettings:
 
 
 @frozen
+class CaptureSettings:
+    """Captures in files, which outlast a restart."""
+
+    path: str = TEXT.key("Folder of the files, created if missing, for this llamaswap alone; empty for memory only.")
+    max_size: int = INTEGER.key("MiB of the files together; the oldest are deleted.", default=1024, minimum=1)
+
+
+@frozen
 class LogFileSettings:
     """Logs in files: llamaswap.log and model-ID.log, rotated by size."""
 
@@ -172,6 +180,7 @@ class Config:
     log_files: LogFileSettings = section(LogFileSettings, "Write logs to files as well, one per model.")
     metrics_max_in_memory: int = INTEGER.key("Requests kept in memory without a store.", default=1000)
     capture_buffer: int = INTEGER.key("MiB of request captures kept in memory; 0 for none.", default=5)
+    captures: CaptureSettings = section(CaptureSettings, "Keep captures in files as well, unless captureBuffer is 0.")
     store: StoreSettings | None = section(
         StoreSettings, "Keep activity over restarts; if unset it is kept in memory.", default=None
     )
