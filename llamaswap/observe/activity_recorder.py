@@ -24,6 +24,8 @@ DOCUMENT_BOUND = 256 * 1024  # bytes; a chat response is far smaller, and of emb
 MAX_ERROR = 16 * 1024  # bytes kept of an error response: its message is in the first few hundred
 MAX_DECODED = 64 * 1024 * 1024  # bytes of a decoded response: only a decompression bomb is larger
 MAX_ENCODED = 4 * 1024 * 1024  # of a compressed response; its end cannot be read without its beginning
+ESTIMATE_TOKENS = 16  # fewer tokens, or
+ESTIMATE_SECONDS = 0.05  # a shorter time, say little about a speed
 _MEDIA = ("audio/", "image/", "video/")
 _ENCODING = frozenset({b"content-encoding"})
 
@@ -99,8 +101,10 @@ class ActivityRecorder:
     _captured: bool = field(default=False, init=False)
     _complete: bool = field(default=False, init=False)
     _outcome_message: str = field(default="", init=False)
+    _granted_at: float | None = field(default=None, init=False)
+    _first_data_at: float | None = field(default=None, init=False)
+    _ended_at: float = field(default=0.0, init=False)
     _ended: float = field(default=0.0, init=False)
-    _milliseconds: int = field(default=0, init=False)
     _status: int = field(default=0, init=False)
     _headers: Sequence[tuple[bytes, bytes]] = field(default=(), init=False)
     _content_type: str = field(default="", init=False)
@@ -114,7 +118,8 @@ class ActivityRecorder:
     # -- while the response passes -------------------------------------------------------------------------
 
     def granted(self) -> None:
-        """The priority is in the metadata, which is read when the request is over."""
+        """The server's time begins. The priority is in the metadata, which is read when the request is over."""
+        self._granted_at = self._seconds()
 
     def retargeted(self) -> None:
         """The model is read when the request is over."""
@@ -141,6 +146,8 @@ class ActivityRecorder:
     def data(self, data: bytes) -> None:
         """Count the bytes, and keep those that the row or the capture needs."""
         self._sent += len(data)
+        if self._first_data_at is None and not self.request.loading:
+            self._first_data_at = self._seconds()
         if self._scanner is not None:
             self._scanner.feed(data)
         if self._capture_body is not None:
@@ -161,8 +168,7 @@ class ActivityRecorder:
             self._status = _STATUS_WITHOUT_HEAD.get(ending, 500)
         if ending != "complete":
             self._outcome_message = str(error or "") or _OUTCOME_MESSAGES.get(ending, "")
-        self._ended = self._wall()
-        self._milliseconds = max(0, int((self._seconds() - self.request.started) * 1000))
+        self._ended, self._ended_at = self._wall(), self._seconds()
         self._done(self)
 
     def _keep_for_capture(self, data: bytes) -> None:
@@ -228,8 +234,22 @@ class ActivityRecorder:
             return from_document(body, self.request.path)
         return from_fragment(body) if "json" in self._content_type else None
 
+    def _estimate_speeds(self, usage: Usage) -> bool:
+        """Set the speeds that the server did not report, from the tokens that it reported and the times observed;
+        returns whether there were any. A response that is not a stream does not show when its first token was made, so
+        its speed includes the processing of the prompt."""
+        begin = self.request.started if self._granted_at is None else self._granted_at
+        first = self._first_data_at if "text/event-stream" in self._content_type else None
+        prompt, generated = usage.prompt_per_second, usage.tokens_per_second
+        if first is not None and prompt < 0:
+            usage.prompt_per_second = _rate(usage.input_tokens - max(0, usage.cache_tokens), first - begin)
+        if generated < 0:
+            usage.tokens_per_second = _rate(usage.output_tokens, self._ended_at - (begin if first is None else first))
+        return (prompt, generated) != (usage.prompt_per_second, usage.tokens_per_second)
+
     def _make_row(self, usage: Usage, error: str) -> None:
         request = self.request
+        estimated = self._estimate_speeds(usage)
         self.row = ActivityRow(
             int(self._ended),
             request.model,
@@ -238,9 +258,9 @@ class ActivityRecorder:
             self._status,
             usage,
             # The server's times may exceed ours by rounding; a row never shows less than the work in it.
-            max(self._milliseconds, usage.server_ms),
+            max(int((self._ended_at - request.started) * 1000), usage.server_ms),
             error,
-            request.metadata,
+            {**request.metadata, "speed": "estimated"} if estimated else request.metadata,
             session(request.headers, self._sessions) if self._sessions else "",
             request.remote_ip,
         )
@@ -258,6 +278,11 @@ class ActivityRecorder:
             shown(self._headers, without=_ENCODING),
             body if self._status == 200 and request.path not in WITHOUT_RESPONSE_BODY else None,
         )
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    """Tokens a second; -1 (unknown) if there are too few of them, or too little time."""
+    return round(tokens / seconds, 2) if tokens >= ESTIMATE_TOKENS and seconds >= ESTIMATE_SECONDS else -1.0
 
 
 def session_headers(names: Sequence[str]) -> tuple[bytes, ...]:

@@ -456,6 +456,61 @@ class AskingTests(SynchronousTestCase):
         )
 
 
+class EstimatedSpeedTests(SynchronousTestCase):
+    def stream(self, usage=None, timings=None, loading=False, granted=True):
+        """A row: 1 s in the queue, 2 s until the first token, then 4 s of tokens."""
+        bench = Bench()
+        scope = bench.activity.open(request_info(started=bench.clock.seconds(), metadata={"fifo_priority": "0"}))
+        bench.clock.advance(1)
+        if granted:
+            scope.granted()
+        scope.head(200, ResponseHeaders.of(SSE))
+        if loading:
+            scope.request.loading = True
+            scope.data(b"data: {}\n\n")
+            scope.request.loading = False
+        bench.clock.advance(2)
+        scope.data(b"data: {}\n\n")
+        bench.clock.advance(4)
+        scope.data(b"data: " + json.dumps({"usage": usage, "timings": timings}).encode() + b"\n\n")
+        scope.ended("complete", None)
+        bench.clock.advance(BATCH_DELAY)
+        return bench.rows[-1]
+
+    def speeds(self, row):
+        return row.usage.prompt_per_second, row.usage.tokens_per_second, row.metadata.get("speed")
+
+    COUNTS = {"prompt_tokens": 500, "completion_tokens": 200, "prompt_tokens_details": {"cached_tokens": 100}}
+
+    def test_speeds_of_a_stream_that_reports_usage_only_are_estimated_and_marked(self):
+        row = self.stream(self.COUNTS)
+        self.assertEqual(self.speeds(row), (200.0, 50.0, "estimated"))
+        self.assertEqual(row.metadata["fifo_priority"], "0")
+
+    def test_text_about_a_load_is_not_the_first_token(self):
+        self.assertEqual(self.speeds(self.stream(self.COUNTS, loading=True)), (200.0, 50.0, "estimated"))
+
+    def test_request_to_a_peer_is_measured_from_its_arrival(self):
+        self.assertEqual(self.speeds(self.stream(self.COUNTS, granted=False)), (133.33, 50.0, "estimated"))
+
+    def test_speeds_of_the_server_are_kept(self):
+        timings = {"prompt_n": 500, "predicted_n": 200, "prompt_per_second": 7.5, "predicted_per_second": 8.5}
+        self.assertEqual(self.speeds(self.stream(self.COUNTS, timings)), (7.5, 8.5, None))
+
+    def test_few_tokens_and_short_times_are_no_speed(self):
+        few = {"prompt_tokens": 15, "completion_tokens": 15}
+        self.assertEqual(self.speeds(self.stream(few)), (-1.0, -1.0, None))
+        quick = Bench().row(json.dumps({"usage": {"completion_tokens": 100}}).encode(), seconds=0.01)
+        self.assertEqual(self.speeds(quick), (-1.0, -1.0, None))
+
+    def test_speed_of_a_document_includes_its_prompt(self):
+        body = json.dumps({"usage": self.COUNTS}).encode()
+        self.assertEqual(self.speeds(Bench().row(body, seconds=4)), (-1.0, 50.0, "estimated"))
+
+    def test_request_without_usage_has_no_speed(self):
+        self.assertEqual(self.speeds(Bench().row(b"{}", seconds=4)), (0.0, 0.0, None))
+
+
 class CaptureFileTests(SynchronousTestCase):
     def bench(self, path="", run=at_once):
         bench = Bench(run=run, store=ActivityStore(path or None))
