@@ -16,7 +16,6 @@ from llamaswap.app.parts import ServiceParts
 from llamaswap.config.files import fingerprint
 from llamaswap.errors import BeingUpgraded
 from llamaswap.servers.termination import end_unwanted
-from llamaswap.upgrade.coordinator import UpgradeHost
 from llamaswap.upgrade.program import code_fingerprint
 from llamaswap.upgrade.state import IdleConnection, UpgradeState
 
@@ -134,9 +133,6 @@ class ServiceHandover:
         port = self.port()
         assert isinstance(port, FileDescriptor)  # as all of Twisted's ports; an upgrade begins after `startService`
         return port
-
-
-_check: type[UpgradeHost] = ServiceHandover
 
 
 def take_over(parts: ServiceParts, state: UpgradeState) -> None:

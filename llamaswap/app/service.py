@@ -33,13 +33,13 @@ from llamaswap.app.settings import (
 from llamaswap.app.shutdown import Shutdown
 from llamaswap.app.startup_log import announce, give_up
 from llamaswap.app.systemd import SystemdNotifier, child_environment
+from llamaswap.app.upgrade_coordinator import Upgrade
 from llamaswap.config import LoadedConfig, load
 from llamaswap.config import files as config_files
 from llamaswap.events import EventBus
 from llamaswap.proxy.listen import refusal
 from llamaswap.servers.orphans import sweep
 from llamaswap.upgrade import program
-from llamaswap.upgrade.coordinator import Upgrade
 from llamaswap.upgrade.program import InheritedState
 from llamaswap.web.processes import stalled
 

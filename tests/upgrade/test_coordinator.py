@@ -5,7 +5,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.upgrade.coordinator import (
+from llamaswap.app.upgrade_coordinator import (
     CLOSE_TIMEOUT,
     FLUSH_TIMEOUT,
     HOLD_TIME,
@@ -13,7 +13,6 @@ from llamaswap.upgrade.coordinator import (
     RETRY_INTERVAL,
     WAIT_TIMEOUT,
     Upgrade,
-    UpgradeHost,
 )
 from llamaswap.upgrade.state import UpgradeState
 
@@ -73,9 +72,6 @@ class FakeHost:
 
     def collect(self):
         return 5, UpgradeState()
-
-
-_check: type[UpgradeHost] = FakeHost
 
 
 class UpgradeCase(SynchronousTestCase):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Protocol
 
 from attrs import define
 from twisted.internet.defer import CancelledError, Deferred
@@ -26,6 +25,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llamaswap.app.handover import ServiceHandover
 from llamaswap.upgrade.state import UpgradeState
 
 WAIT_TIMEOUT = 120.0  # seconds in which requests are served while a moment without one is waited for
@@ -37,44 +37,6 @@ CLOSE_TIMEOUT = 10.0  # seconds for closed requests to end; a server that is bei
 POLL_INTERVAL = 0.01  # seconds between two looks whether the service is at rest
 
 log = Logger("llamaswap.upgrade.coordinator")
-
-
-class UpgradeHost(Protocol):
-    """What an upgrade needs of the service."""
-
-    @property
-    def drain_timeout(self) -> float:
-        """Seconds that running requests get before they may be closed."""
-
-    def idle(self) -> bool:
-        """Whether no request is in progress, and each server is ready or down."""
-
-    def responses_sent(self) -> bool:
-        """Whether, in addition, no connection has anything left to send."""
-
-    def busy_with(self) -> str:
-        """What keeps the service from being idle, in words."""
-
-    def hold(self) -> None:
-        """Begin no further request: connections wait to be accepted, and accepted ones to be read."""
-
-    def release(self) -> None:
-        """Go on serving. Does nothing if requests are not held."""
-
-    def end_feeds(self) -> None:
-        """End the streams that would never end by themselves."""
-
-    def close_requests(self) -> Awaitable[None]:
-        """Refuse waiting requests, close running ones, and give up loads."""
-
-    def flush(self) -> Awaitable[None]:
-        """Finish all pending writes."""
-
-    def fingerprint(self) -> Hashable:
-        """A value that differs if a new program would start with other code or other configuration files."""
-
-    def collect(self) -> tuple[int, UpgradeState]:
-        """(descriptor of the listening socket, the rest of the state)."""
 
 
 class _UpgradeFailed(Exception):
@@ -95,7 +57,7 @@ class Upgrade:
     """
 
     clock: IReactorTime
-    host: UpgradeHost
+    host: ServiceHandover
     check: Callable[[], Awaitable[str]]
     exec_new: Callable[[int, UpgradeState], None]
     count: int = 0
@@ -229,19 +191,15 @@ class Upgrade:
         """Flush until the service is idle after it: a server's idle time may end meanwhile. A disk or driver that
         hangs would hang the new program as well."""
         while True:
-            flushing = Deferred.fromCoroutine(self._flush())
-            flushing.addTimeout(FLUSH_TIMEOUT, self.clock)
+            flushing = Deferred.fromCoroutine(self.host.flush())
             try:
-                await flushing
+                await flushing.addTimeout(FLUSH_TIMEOUT, self.clock)
             except TimeIsUp:
                 raise _UpgradeFailed(f"a disk or a driver did not finish within {FLUSH_TIMEOUT:.0f}s") from None
             if self.host.idle():
                 return
             if not await self._until(self.host.idle, CLOSE_TIMEOUT):
                 raise _UpgradeFailed(f"the servers do not come to rest: {self.host.busy_with()}")
-
-    async def _flush(self) -> None:
-        await self.host.flush()
 
     async def _until_idle(self, seconds: float) -> bool:
         """Whether the service becomes idle in time, and before the upgrade is forced."""
