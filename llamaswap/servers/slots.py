@@ -62,19 +62,12 @@ class SlotStore:
     clock: IReactorTime
     send: SendRequest
     remove: Callable[[str], object]
-    _tables: dict[str, SlotTable] = field(factory=dict, init=False)
+    models: dict[str, SlotPreparation] = field(factory=dict, init=False)
     closing: bool = field(default=False, init=False)
-
-    def table(self, model: str) -> SlotTable:
-        return self._tables.setdefault(model, SlotTable())
-
-    def forget(self, model: str) -> None:
-        """The definition of the model has changed, so what was measured does not count."""
-        self._tables.pop(model, None)
 
     def document(self, model: Model) -> dict[str, object]:
         """The state for the API."""
-        table = self.table(model.id)
+        table = self.models[model.id].table
         return {
             "state": "off" if not model.slots.save else "given up" if table.given_up else "on",
             "why": table.given_up,
@@ -86,9 +79,33 @@ class SlotStore:
 
     def read(self, model: str, tokens: int, cached: int, speed: float) -> None:
         """A request has ended: it processed `tokens` of the prompt at `speed` a second, and found `cached` tokens."""
-        table = self._tables.get(model)
-        if table is None:
-            return
+        if model in self.models:
+            self.models[model].measure(tokens, cached, speed)
+
+
+@define(eq=False)
+class SlotPreparation(Preparation):
+    """Saves the slots of a model before its stops and restores them after its starts, if its definition wants that."""
+
+    _model: Model
+    _store: SlotStore
+    table: SlotTable = field(factory=SlotTable, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._store.models[self._model.id] = self
+
+    @property
+    def _wanted(self) -> bool:
+        return self._model.slots.save and not self._store.closing and not self.table.given_up
+
+    def set_definition(self, model: Model) -> None:
+        if (model.cmd, model.slots) != (self._model.cmd, self._model.slots):
+            self.table = SlotTable()  # what was measured does not count
+        self._model = model
+
+    def measure(self, tokens: int, cached: int, speed: float) -> None:
+        """A request has ended; see `SlotStore.read`."""
+        table = self.table
         if tokens >= FAIR_TOKENS and speed > 0:
             table.speeds = [*table.speeds, speed][-SPEEDS_KEPT:]
         if table.trial is None or not table.speeds:
@@ -98,102 +115,73 @@ class SlotStore:
         table.cost += cost
         table.gain += min(max(0, cached), restored) / median(table.speeds)
         if table.trials >= TRIALS and table.gain < table.cost:
-            self._give_up(
-                model, f"{table.trials} times it took {table.cost:.2f}s and saved {table.gain:.2f}s of reading"
-            )
+            self._give_up(f"{table.trials} times it took {table.cost:.2f}s and saved {table.gain:.2f}s of reading")
 
-    def _give_up(self, model: str, reason: str) -> None:
-        table = self.table(model)
-        table.given_up, table.saved = reason, []
-        log.info("slot saving disabled for {model}: {reason}", model=model, reason=reason)
+    def _give_up(self, reason: str) -> None:
+        self.table.given_up, self.table.saved = reason, []
+        log.info("slot saving disabled for {model}: {reason}", model=self._model.id, reason=reason)
 
-    # -- saving and restoring ------------------------------------------------------------------------------
-
-    async def save(self, model: Model, status: ServerStatus) -> None:
+    async def before_stop(self, status: ServerStatus, grace: float | None) -> None:
         """Have the server write its slots, within the time limit of the model. Never fails."""
-        table, began = self.table(model.id), self.clock.seconds()
+        if not self._wanted or grace == 0.0:
+            return
+        table, began = self.table, self._store.clock.seconds()
         table.saved, table.saved_by = [], _command_of(status)
-        await self._limited(model, status, "saved", lambda ask: self._save(model, status, table, ask))
-        table.save_seconds = self.clock.seconds() - began
+        await self._limited(status, "saved", self._save)
+        table.save_seconds = self._store.clock.seconds() - began
 
-    async def _save(self, model: Model, status: ServerStatus, table: SlotTable, ask: EngineRequest) -> None:
+    async def _save(self, ask: EngineRequest) -> None:
+        model, folder = self._model, flag_of(ask.status.cmd, "--slot-save-path")
         code, answer = await ask("GET", "/slots")
         listed = answer[:MAX_SLOTS] if code == 200 and isinstance(answer, list) else [{"id": 0}]
         for slot in (number(one, "id") for one in listed):
             filename, path = f"llamaswap-{filename_for(model.id)}-{slot}.bin", f"/slots/{slot}?action=save"
             code, answer = await ask("POST", path, {"filename": filename})
             if code != 200:
-                self._give_up(model.id, f"POST {path} was answered {code}")
+                self._give_up(f"POST {path} was answered {code}")
                 return
-            folder = flag_of(status.cmd, "--slot-save-path")
             if number(answer, "n_written") > model.slots.max_size * 1024 * 1024:
                 if folder:
-                    self.remove(os.path.join(folder, filename))
+                    self._store.remove(os.path.join(folder, filename))
                 log.info("{model}: slot {slot} exceeds the size limit, not saved", model=model.id, slot=slot)
             elif number(answer, "n_saved") > 0:
-                table.saved.append(SavedSlot(slot, filename, number(answer, "n_saved")))
+                self.table.saved.append(SavedSlot(slot, filename, number(answer, "n_saved")))
 
-    async def restore(self, model: Model, status: ServerStatus) -> None:
+    async def after_load(self, status: ServerStatus) -> None:
         """Have a new server read what the last one wrote, within the time limit of the model. Never fails."""
-        table, began = self.table(model.id), self.clock.seconds()
+        table, began = self.table, self._store.clock.seconds()
+        if not self._wanted or not table.saved:
+            return
         saved, table.saved = table.saved, []
         restored: list[int] = []
         if table.saved_by != _command_of(status):
             return  # a server of another definition may accept the files and answer nonsense
 
-        async def restore_all(ask: EngineRequest) -> None:
+        async def restore(ask: EngineRequest) -> None:
             for one in saved:
                 code, _ = await ask("POST", f"/slots/{one.slot}?action=restore", {"filename": one.filename})
                 if code == 200:
                     restored.append(one.tokens)
 
-        await self._limited(model, status, "restored", restore_all)
-        table.trial = (sum(restored), table.save_seconds + self.clock.seconds() - began)
+        await self._limited(status, "restored", restore)
+        table.trial = (sum(restored), table.save_seconds + self._store.clock.seconds() - began)
 
     async def _limited(
-        self,
-        model: Model,
-        status: ServerStatus,
-        what: str,
-        work: Callable[[EngineRequest], Coroutine[object, object, None]],
+        self, status: ServerStatus, what: str, work: Callable[[EngineRequest], Coroutine[object, object, None]]
     ) -> None:
         """Do `work` with requests that end when the time limit of the model does."""
-        until = self.clock.seconds() + model.slots.timeout
+        seconds, limit, name = self._store.clock.seconds, self._model.slots.timeout, self._model.id
+        until = seconds() + limit
         try:
-            await work(EngineRequest(self.send, status, lambda: until - self.clock.seconds()))
+            await work(EngineRequest(self._store.send, status, lambda: until - seconds()))
         except Exception as error:  # whatever it is, the model is stopped or started all the same
-            if self.clock.seconds() >= until:
-                self._give_up(model.id, f"its slots could not be {what} within {model.slots.timeout:g}s")
+            if seconds() >= until:
+                self._give_up(f"its slots could not be {what} within {limit:g}s")
             else:
-                log.warn("{model}: slots were not {what}: {error}", model=model.id, what=what, error=error)
+                log.warn("{model}: slots were not {what}: {error}", model=name, what=what, error=error)
 
 
 def _command_of(status: ServerStatus) -> tuple[str, ...]:
     """A server's command without its port, which may be another each time."""
     port = str(status.endpoint.port) if status.endpoint is not None else ""
     return tuple(word.replace(port, "PORT") if port else word for word in status.cmd)
-
-
-@define(eq=False)
-class SlotPreparation(Preparation):
-    """Saves the slots of a model before its stops and restores them after its starts, if its definition wants that."""
-
-    _model: Model
-    _slots: SlotStore
-
-    @property
-    def _wanted(self) -> bool:
-        return self._model.slots.save and not self._slots.closing and not self._slots.table(self._model.id).given_up
-
-    async def after_load(self, status: ServerStatus) -> None:
-        if self._wanted and self._slots.table(self._model.id).saved:
-            await self._slots.restore(self._model, status)
-
-    async def before_stop(self, status: ServerStatus, grace: float | None) -> None:
-        if self._wanted and grace != 0.0:
-            await self._slots.save(self._model, status)
-
-    def set_definition(self, model: Model) -> None:
-        if (model.cmd, model.slots) != (self._model.cmd, self._model.slots):
-            self._slots.forget(model.id)
-        self._model = model
