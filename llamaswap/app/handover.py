@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from llamaswap.app.parts import ServiceParts
 from llamaswap.config.files import fingerprint
 from llamaswap.errors import BeingUpgraded
-from llamaswap.servers.termination import end_unwanted
+from llamaswap.servers.supervisor import end_unwanted
 from llamaswap.upgrade.program import code_fingerprint
 from llamaswap.upgrade.state import IdleConnection, UpgradeState
 
@@ -153,9 +153,8 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
     router.swaps.restore_failures(state.ailing)
     for server in router.swaps.adopt(state.servers):
         log.warn("stopping {model}: it is no longer configured", model=server.model)
-        router.swaps.delay_starts_until(
-            end_unwanted(server, parts.context.reactor, models.launcher, parts.logs.registry.model(server.model).write)
-        )
+        output = parts.logs.registry.model(server.model).write
+        router.swaps.delay_starts_until(end_unwanted(server, models.launcher, models.ask, output))
     for status in router.running():
         models.capabilities.ask_soon(status.model)
     for one in state.connections:

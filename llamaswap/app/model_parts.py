@@ -77,9 +77,7 @@ class ModelParts:
 
         def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:
             log = registry.model(model.id).write
-            supervisor = Supervisor(
-                model, clock=reactor, launcher=self.launcher, ask=self.ask, log=log, listener=listener
-            )
+            supervisor = Supervisor(model, launcher=self.launcher, ask=self.ask, log=log, listener=listener)
             preparations = (hooks.HookPreparation(model.id, self.hooks), slots.SlotPreparation(model, self.slots))
             return PreparedSupervisor(supervisor, preparations)
 

@@ -274,7 +274,7 @@ def _close_after_stop(
 @Restarting.upon(Inputs.exited).loop()
 @Closing.upon(Inputs.exited).loop()
 def _leader_exited(inputs: Inputs, actions: Actions, stop: StopInProgress, error: Callable[[], LlamaswapError]) -> None:
-    stop.leader_exited()
+    stop.proceed()
 
 
 @Stopping.upon(Inputs.drained).to(Stopped)

@@ -88,7 +88,8 @@ class StopInProgress(Protocol):
     def shorten_grace(self, grace: float) -> None:
         """A caller wants the process to be gone within `grace` seconds."""
 
-    def leader_exited(self) -> None: ...
+    def proceed(self) -> None:
+        """The process has exited."""
 
 
 class Actions(Protocol):

@@ -10,8 +10,7 @@ import signal
 from collections.abc import Callable, Collection, Sequence
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,11 +30,12 @@ from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.spawn import say_status
 from llamaswap.servers.supervisor_protocol import ServerStatus, SupervisorListener
-from llamaswap.servers.suspend import StepRunner
+from llamaswap.servers.suspend import run_steps
 from llamaswap.servers.termination import STOP_AGAIN, TerminationSequence
 
 LONGEST_START = 10  # times healthCheckTimeout, for a server that makes progress
 TIMES_KEPT = 20  # load and resume times remembered per model
+UNWANTED_GRACE = 5.0  # seconds for a server that the configuration does not contain any more
 CLOSE_GRACE = 1.0  # seconds for a server whose supervisor is closed without an orderly stop before
 
 _log = Logger()
@@ -43,14 +43,13 @@ _log = Logger()
 
 @define(eq=False)
 class Supervisor:
-    """Supervises the server of `model`.
+    """Supervises the server of `model`; the contract of its public methods is `Supervised`.
 
     `ask` makes readiness requests and those of suspend steps. `log` takes the server's output and must not block.
     `listener` is called at state changes and exits.
     """
 
     model: Model
-    clock: IReactorTime = field(kw_only=True)
     launcher: Launcher = field(kw_only=True)
     ask: ServerRequest = field(kw_only=True)
     log: Callable[[bytes], None] = field(kw_only=True)
@@ -58,7 +57,7 @@ class Supervisor:
     waiters: LifecycleWaiters = field(init=False)
     _machine: Inputs = field(init=False)
     _ownership: PortOwnership = field(init=False)
-    _state: str = lifecycle.STOPPED
+    state: str = field(default=lifecycle.STOPPED, init=False)
     _process: ServerProcess | None = None  # of the last start, also when it is over
     _readiness: Readiness | None = None
     _termination: TerminationSequence | None = None
@@ -68,40 +67,23 @@ class Supervisor:
     _last_error: str = ""
 
     def __attrs_post_init__(self) -> None:
-        self.waiters = LifecycleWaiters(self.clock, self.model.id)
+        self.waiters = LifecycleWaiters(self.launcher.clock, self.model.id)
         self._machine = lifecycle.machine(self)
         self._ownership = PortOwnership(self.launcher.kernel)
 
     # -- the router's calls --------------------------------------------------------------------------------
 
-    @property
-    def state(self) -> str:
-        """The state as others see it; good for showing, not for deciding."""
-        return self._state
-
     def ensure_ready(self) -> Deferred[Endpoint]:
-        """The endpoint, once the server is ready; it is started if necessary. Cancelling ends the wait, not the start.
-
-        Fails with StartFailed, ModelUnloaded (stopped meanwhile) or ShuttingDown, and then the process is gone.
-        """
         waiter: Deferred[Endpoint] = Deferred()
         self._machine.want_ready(waiter)
         return waiter
 
     def stop(self, grace: float | None = None) -> Deferred[None]:
-        """Fires when no process of the server is left, or those left were given up; never fails.
-
-        `grace` in seconds between SIGTERM and SIGKILL; the model's `unload_timeout` by default.
-        """
         waiter: Deferred[None] = Deferred()
         self._machine.want_stopped(waiter, self.model.unload_timeout if grace is None else grace)
         return waiter
 
     def suspend(self, grace: float | None = None) -> Deferred[bool]:
-        """Release the server's memory: suspend it, or stop it if it cannot be suspended. Fires with which it was.
-
-        A server that starts is stopped; only a ready one can be suspended.
-        """
         if not self.model.sleep.sleep:
             return self.stop(grace).addCallback(lambda _: False)
         waiter: Deferred[None] = Deferred()
@@ -109,12 +91,8 @@ class Supervisor:
         return waiter.addCallback(lambda _: self._is_suspended)
 
     def clean_up(self) -> Deferred[None]:
-        """Run the stop command of a stopped server, for a container that may be left of it; never fails.
-
-        A command with ${PID} in it needs a process, and does not run.
-        """
         waiter: Deferred[None] = Deferred()
-        stopped = self._state == lifecycle.STOPPED and not self._is_suspended and self._termination is None
+        stopped = self.state == lifecycle.STOPPED and not self._is_suspended and self._termination is None
         if stopped and stop_words(self.model.cmd_stop, None):
             self._machine.want_cleaned(waiter)
         else:
@@ -122,20 +100,14 @@ class Supervisor:
         return waiter
 
     def close(self, grace: float = CLOSE_GRACE) -> Deferred[None]:
-        """Stop the server and never start it again."""
         waiter: Deferred[None] = Deferred()
         self._machine.closing(waiter, grace)
         return waiter
 
     def set_definition(self, model: Model) -> None:
-        """The next start uses this definition; a running server stays as it is."""
         self.model = model
 
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
-        """Why a start would fail at once; the router asks before it stops other models for it.
-
-        A port that llamaswap cannot exchange must be free, or be one of `ours`: those of other models' servers.
-        """
         try:
             check_launch(self.model, self.launcher, ours)
         except CannotStart as reason:
@@ -144,7 +116,6 @@ class Supervisor:
         return None
 
     def log_tail(self) -> str:
-        """The last lines of output since the last start."""
         return self._process.log_tail() if self._process is not None else ""
 
     def status(self) -> ServerStatus:
@@ -152,7 +123,7 @@ class Supervisor:
         endpoint = running.endpoint if running is not None else self.model.endpoint
         return ServerStatus(
             model=self.model.id,
-            state=self._state,
+            state=self.state,
             pid=running.child.pid if running is not None and running.child.status is None else None,
             port=endpoint.port if endpoint is not None else None,
             started_at=running.started_at if running is not None else None,
@@ -166,18 +137,13 @@ class Supervisor:
         )
 
     def snapshot(self) -> ServerSnapshot | None:
-        """What a new program in this process needs to keep the server; None if it is neither ready nor suspended."""
         process = self._running
-        at_rest = self._state == lifecycle.READY or (self._is_suspended and self._termination is None)
+        at_rest = self.state == lifecycle.READY or (self._is_suspended and self._termination is None)
         if process is None or not at_rest or process.child.status is not None:
             return None
         return process.snapshot(self._loads, self._resumes)
 
     def adopt(self, served: ServerSnapshot) -> bool:
-        """Continue with a server that runs already. Returns whether the present definition would start the same.
-
-        Raises OSError if it is not a child of this process.
-        """
         process, current = ServerProcess.adopt(served, self.model, self.launcher)
         self._loads, self._resumes = served.load_seconds, served.wake_seconds
         self._attend(process)
@@ -202,12 +168,12 @@ class Supervisor:
         self._process = self._readiness = self._termination = self._suspending = None
         try:
             plan = plan_launch(self.model, self.launcher, other_port)
-            process = ServerProcess.launch(plan, self.launcher, self.clock.seconds())
+            process = ServerProcess.launch(plan, self.launcher, self.launcher.clock.seconds())
             process.relocated = other_port
         except CannotStart as reason:
             error = StartFailed(self.model.id, str(reason))
             self._last_error = error.cause
-            call = self.clock.callLater(0, self._machine.start_failed, lambda: error)
+            call = self.launcher.clock.callLater(0, self._machine.start_failed, lambda: error)
             return StateTask(lambda: call.cancel() if call.active() else None, lifecycle.ABORT_GRACE)
         self._attend(process)
         timeout = plan.model.health_check_timeout
@@ -235,10 +201,10 @@ class Supervisor:
         if path == "none":
             path = None
             if not is_local(endpoint.host):
-                self.clock.callLater(0, self._passed, process)
+                self.launcher.clock.callLater(0, self._passed, process)
                 return
         self._readiness = Readiness(
-            clock=self.clock,
+            clock=self.launcher.clock,
             send=self.ask,
             endpoint=endpoint,
             path=path,
@@ -281,7 +247,7 @@ class Supervisor:
         """Run the steps that were configured when it was suspended: the definition may have changed since."""
         process = self._running
         assert process is not None
-        process.resumed_at = self.clock.seconds()
+        process.resumed_at = self.launcher.clock.seconds()
         self._suspending = None
         limit = self.model.sleep.timeout
         steps = self._run_steps(process, process.resume_steps)
@@ -298,10 +264,8 @@ class Supervisor:
         return StateTask(abandon, lifecycle.ABORT_GRACE, lifecycle.ABORT_GRACE)
 
     def _run_steps(self, process: ServerProcess, steps: Sequence[str]) -> Deferred[None]:
-        runner = StepRunner(
-            self.clock, self.launcher, self.ask, process.endpoint, process.child.pid, process.model.env, self.log
-        )
-        return runner.run(steps, self.model.sleep.timeout)
+        limit = self.model.sleep.timeout
+        return Deferred.fromCoroutine(run_steps(process, steps, limit, self.launcher, self.ask, self.log))
 
     def _suspend_failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -321,9 +285,8 @@ class Supervisor:
             process = self._running
             model = process.model if process is not None else self.model
             # Without a process the stop command runs only to clean up, not after a start that was not tried.
-            runs = process is not None or self._state != lifecycle.STARTING
+            runs = process is not None or self.state != lifecycle.STARTING
             self._termination = TerminationSequence(
-                clock=self.clock,
                 launcher=self.launcher,
                 child=process.child if process is not None else None,
                 stop_words=stop_words(model.cmd_stop, process.child.pid if process is not None else None)
@@ -348,15 +311,15 @@ class Supervisor:
     def show(self, state: str) -> None:
         """Report a change, not a repetition. A suspended server is shown as stopped."""
         suspended = state == lifecycle.SUSPENDED
-        old, self._state = self._state, lifecycle.STOPPED if suspended else state
+        old, self.state = self.state, lifecycle.STOPPED if suspended else state
         if self._running is not None:
             self._note_time(self._running, state)
-        if old != self._state:
-            self.listener.state_changed(self.model.id, old, self._state)
+        if old != self.state:
+            self.listener.state_changed(self.model.id, old, self.state)
 
     def _note_time(self, process: ServerProcess, state: str) -> None:
         """A load ends with readiness, and so does a resume. The times of an adopted process are known already."""
-        now = self.clock.seconds()
+        now = self.launcher.clock.seconds()
         if state != lifecycle.SUSPENDED:
             process.suspended_at = None
         elif process.suspended_at is None:
@@ -382,11 +345,11 @@ class Supervisor:
         if process is not self._running:
             return
         expected = self._termination is not None
-        starting = not expected and self._state == lifecycle.STARTING and process.resumed_at is None
+        starting = not expected and self.state == lifecycle.STARTING and process.resumed_at is None
         if not expected:
             how = "prematurely" if starting else "unexpectedly"
             self._last_error = f"upstream command exited {how} ({say_status(status)})"
-        if starting and status != 0 and process.lost_port(self.launcher, self.clock.seconds()):
+        if starting and status != 0 and process.lost_port(self.launcher, self.launcher.clock.seconds()):
             process.port_lost = True
             self._machine.port_lost(lambda: self._exit_error(process, status))
         else:
@@ -400,4 +363,24 @@ class Supervisor:
 
     def _output_ended(self, process: ServerProcess) -> None:
         if process is self._running and self._termination is not None:
-            self._termination.output_ended()
+            self._termination.proceed()
+
+
+class _Unheard:
+    """The listener of a server that is only stopped."""
+
+    def state_changed(self, model: str, old: str, new: str) -> None: ...
+
+    def exited(self, model: str, exit_status: int | None, expected: bool) -> None: ...
+
+
+def end_unwanted(
+    served: ServerSnapshot, launcher: Launcher, ask: ServerRequest, log: Callable[[bytes], None]
+) -> Deferred[None]:
+    """Stop a server of the previous program that the configuration no longer has. Fires when it has ended."""
+    supervisor = Supervisor(Model(served.model), launcher=launcher, ask=ask, log=log, listener=_Unheard())
+    try:
+        supervisor.adopt(served)
+    except OSError:
+        return succeed(None)
+    return supervisor.stop(UNWANTED_GRACE)

@@ -43,31 +43,50 @@ class Supervised(Protocol):
     def state(self) -> str: ...
 
     def ensure_ready(self) -> Deferred[Endpoint]:
-        """Fires when the server is ready; fails with a RequestError. Waits for the end of a stop first."""
+        """Fires when the server is ready; it is started if necessary, after the end of a stop.
+
+        Fails with StartFailed, ModelUnloaded (stopped meanwhile) or ShuttingDown, and then the process is gone.
+        Cancelling ends the wait, not the start.
+        """
 
     def stop(self, grace: float | None = None) -> Deferred[None]:
-        """Fires when no process is left, or those left were given up; never fails."""
+        """Fires when no process of the server is left, or those left were given up; never fails.
+
+        `grace` in seconds between SIGTERM and SIGKILL; the model's `unload_timeout` by default.
+        """
 
     def clean_up(self) -> Deferred[None]:
-        """Run the stop command of a stopped server, for a container that may be left of it; never fails."""
+        """Run the stop command of a stopped server, for a container that may be left of it; never fails.
+
+        A command with ${PID} in it needs a process, and does not run.
+        """
 
     def suspend(self, grace: float | None = None) -> Deferred[bool]:
-        """Release the memory. Fires with whether the server is suspended, otherwise it is stopped; never fails."""
+        """Release the memory. Fires with whether the server is suspended, otherwise it is stopped; never fails.
+
+        A server that starts is stopped; only a ready one can be suspended.
+        """
 
     def preflight(self, ours: Collection[int] = ()) -> StartFailed | None:
-        """Why a start would fail at once; asked before other models are stopped for it. `ours` are their ports."""
+        """Why a start would fail at once; the router asks before it stops other models for it.
+
+        A port that llamaswap cannot exchange must be free, or be one of `ours`: those of other models' servers.
+        """
 
     def log_tail(self) -> str:
         """The last lines of output since the last start."""
 
     def set_definition(self, model: Model) -> None:
-        """The next start uses this definition."""
+        """The next start uses this definition; a running server stays as it is."""
 
     def snapshot(self) -> ServerSnapshot | None:
         """What a new program in this process needs to keep the server; None if it is neither ready nor suspended."""
 
     def adopt(self, served: ServerSnapshot) -> bool:
-        """Continue with a server that runs already; returns whether the definition would start the same. OSError."""
+        """Continue with a server that runs already. Returns whether the present definition would start the same.
+
+        Raises OSError if it is not a child of this process.
+        """
 
     def status(self) -> ServerStatus: ...
 

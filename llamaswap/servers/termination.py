@@ -12,50 +12,21 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from attrs import define
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.servers.command import CommandFailed, start_command, stop_words
+from llamaswap.servers.command import CommandFailed, start_command
 from llamaswap.servers.launcher import Launcher
-from llamaswap.servers.server_snapshot import ServerSnapshot
-from llamaswap.servers.spawn import Child, ChildRecord, say_status
+from llamaswap.servers.spawn import Child, say_status
 
 LEFTOVERS_GRACE = 0.25  # seconds for other processes of the child that got its SIGTERM: they often free memory
 LOST_AFTER = 5.0  # seconds after SIGKILL; a process that lives then is stuck in the kernel
 OUTPUT_PERIOD = 0.1  # seconds an exit waits for the rest of the output, which often contains the reason
-UNWANTED_GRACE = 5.0  # seconds for a server that the configuration does not contain any more
 STOP_AGAIN = 5.0  # seconds a stop command has at least when the child has ended: its container may live on
 CHECK_PAUSES = (0.002, 0.005, 0.01, 0.02)  # between checks of what is left; the last one is repeated
 
 _log = Logger()
-
-
-def end_unwanted(
-    served: ServerSnapshot, clock: IReactorTime, launcher: Launcher, log: Callable[[bytes], None]
-) -> Deferred[None]:
-    """Stop a server of the previous program that the configuration no longer has. Fires when it has ended."""
-    done: Deferred[None] = Deferred()
-    record = ChildRecord(served.pid, served.start, served.mark, served.model, served.endpoint.port)
-    try:
-        child = launcher.adopt(record, served.output)
-    except OSError:
-        return succeed(None)
-    sequence = TerminationSequence(
-        clock=clock,
-        launcher=launcher,
-        child=child,
-        stop_words=stop_words(served.cmd_stop, served.pid),
-        env=served.env,
-        log=log,
-        done=lambda lost: done.callback(None),
-        name=served.model,
-    )
-    child.attend(log, lambda status: sequence.leader_exited(), sequence.output_ended)
-    child.watch()
-    sequence.begin(UNWANTED_GRACE)
-    return done
 
 
 @define(eq=False)
@@ -66,15 +37,14 @@ class TerminationSequence:
     `stop_limit` is how many seconds it may take for a child that ended by itself.
     """
 
-    clock: IReactorTime
     launcher: Launcher
     child: Child | None
     stop_words: Sequence[str]
     env: Sequence[str]
     log: Callable[[bytes], None]
     done: Callable[[bool], None]
-    name: str = ""
-    stop_limit: float = STOP_AGAIN
+    name: str
+    stop_limit: float
     _kill_at: float = 0.0
     _repeat_at: float | None = None  # when SIGTERM is sent again
     _command: Child | None = None
@@ -93,17 +63,15 @@ class TerminationSequence:
     def shorten_grace(self, grace: float) -> None:
         """Another caller wants the child to end within `grace` seconds."""
         running = self.child is not None and self.child.status is None
-        if running and not self._killed and self.clock.seconds() + grace < self._kill_at:
+        if running and not self._killed and self.launcher.clock.seconds() + grace < self._kill_at:
             self._set_grace(grace)
-            self._continue()
+            self.proceed()
 
-    def leader_exited(self) -> None:
-        """The child's own process has exited."""
-        self._continue()
-
-    def output_ended(self) -> None:
-        """The child's pipes are closed."""
-        self._continue()
+    def proceed(self) -> None:
+        """Something has changed: the child's own process has exited, or its pipes are closed."""
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake.callback(None)
 
     # -- the sequence --------------------------------------------------------------------------------------
 
@@ -115,14 +83,14 @@ class TerminationSequence:
             left = [one.pid for one in child.remaining()]
             _log.error("{model}: processes {left} survived SIGKILL; giving up on them", model=self.name, left=left)
         elif self.stop_words:
-            left_of_grace = self._kill_at - self.clock.seconds()
+            left_of_grace = self._kill_at - self.launcher.clock.seconds()
             await self._finish_stop_command(self.stop_words, left_of_grace if asked else self.stop_limit)
         elif child is None:
             await self._pause(0.0)
         if child is not None and not lost:
-            until = self.clock.seconds() + OUTPUT_PERIOD
-            while not child.closed and self.clock.seconds() < until:
-                await self._pause(until - self.clock.seconds())
+            until = self.launcher.clock.seconds() + OUTPUT_PERIOD
+            while not child.closed and self.launcher.clock.seconds() < until:
+                await self._pause(until - self.launcher.clock.seconds())
         return lost
 
     async def _stop_child(self, child: Child) -> bool:
@@ -130,7 +98,7 @@ class TerminationSequence:
         if child.status is None and not (self.stop_words and self._start_stop_command(self.stop_words)):
             self._terminate(child)
         while child.status is None:
-            now = self.clock.seconds()
+            now = self.launcher.clock.seconds()
             if now >= self._kill_at:
                 if self._killed:
                     return False
@@ -154,10 +122,10 @@ class TerminationSequence:
         """
         if child.emptied():
             return True
-        now = self.clock.seconds()
+        now = self.launcher.clock.seconds()
         kill_at, killed = now + LEFTOVERS_GRACE if self._terminated and not self._killed else now, False
         for check in count():
-            now = self.clock.seconds()
+            now = self.launcher.clock.seconds()
             if now >= kill_at + LOST_AFTER:
                 return False
             if now >= kill_at and (not killed or check % 5 == 0):  # some may fork meanwhile
@@ -173,9 +141,9 @@ class TerminationSequence:
         done = self._command_status is not None and not self._killed
         if self._command_status == 0 or done or not (self._command or self._start_stop_command(words)):
             return
-        until = self.clock.seconds() + max(STOP_AGAIN, limit)
-        while self._command is not None and self.clock.seconds() < until:
-            await self._pause(until - self.clock.seconds())
+        until = self.launcher.clock.seconds() + max(STOP_AGAIN, limit)
+        while self._command is not None and self.launcher.clock.seconds() < until:
+            await self._pause(until - self.launcher.clock.seconds())
         if self._command is not None:
             _log.error(
                 "{model}: the stop command did not end in time and is killed; what it was to stop may use memory still",
@@ -202,7 +170,7 @@ class TerminationSequence:
     # -- its steps -----------------------------------------------------------------------------------------
 
     def _set_grace(self, grace: float) -> None:
-        now = self.clock.seconds()
+        now = self.launcher.clock.seconds()
         self._kill_at, self._repeat_at = now + grace, now + grace / 2
 
     def _terminate(self, child: Child) -> None:
@@ -227,17 +195,12 @@ class TerminationSequence:
         self._command, self._command_status = None, status
         if status != 0:
             _log.warn("{model}: stop command ended with {how}", model=self.name, how=say_status(status))
-        self._continue()
+        self.proceed()
 
     async def _pause(self, seconds: float) -> None:
         """Wait for the next event, or for `seconds` at most."""
         self._wake = Deferred()
-        call = self.clock.callLater(max(0.0, seconds), self._continue)
+        call = self.launcher.clock.callLater(max(0.0, seconds), self.proceed)
         await self._wake
         if call.active():
             call.cancel()
-
-    def _continue(self) -> None:
-        wake, self._wake = self._wake, None
-        if wake is not None:
-            wake.callback(None)

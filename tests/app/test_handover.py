@@ -64,7 +64,7 @@ def parts_of(router):
     return SimpleNamespace(
         context=SimpleNamespace(reactor=None),
         logs=SimpleNamespace(registry=LogRegistry()),
-        models=SimpleNamespace(router=router, guardian=Refuses(), launcher=None),
+        models=SimpleNamespace(router=router, guardian=Refuses(), launcher=None, ask=None),
         web=SimpleNamespace(factory=Refuses()),
     )
 

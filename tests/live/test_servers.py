@@ -117,7 +117,6 @@ class LiveCase(TestCase):
         model = Model(id="kiwi", cmd=cmd, proxy=str(endpoint), endpoint=endpoint, **fields)
         made = Supervisor(
             evolve(model, health_check_timeout=fields.get("health_check_timeout", 15.0)),
-            clock=reactor,
             launcher=self.launcher,
             ask=SocketRequest(reactor),
             log=self.output.append,

@@ -307,9 +307,7 @@ def scene(answer=200, watchers=(), on_become=None, **fields):
         world, world.clock, {"PATH": "/bin", "MODE": "0"}, "run", kernel=world, watchers=watchers, which=which
     )
     asked, heard, said = Asked(answer), Heard(), []
-    supervisor = Supervisor(
-        model(**fields), clock=world.clock, launcher=launcher, ask=asked, log=said.append, listener=heard
-    )
+    supervisor = Supervisor(model(**fields), launcher=launcher, ask=asked, log=said.append, listener=heard)
     return Scene(world, asked, heard, said, supervisor)
 
 

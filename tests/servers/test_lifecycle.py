@@ -73,17 +73,17 @@ TABLE = {
     ("Closing", "want_suspended"): ("Closing", "shorten:7.0"),
     ("Closed", "want_suspended"): ("Closed", "told:None"),
     ("Stopping", "want_stopped"): ("Stopping", "shorten:7.0"),
-    ("Stopping", "exited"): ("Stopping", "leader_exited"),
+    ("Stopping", "exited"): ("Stopping", "proceed"),
     ("Stopping", "drained"): ("Stopped", "show:stopped"),
     ("Stopping", "closing"): ("Closing", "show:shutdown shorten:7.0"),
     ("Restarting", "want_ready"): ("Restarting", ""),
     ("Restarting", "want_stopped"): ("Stopping", "shorten:7.0"),
-    ("Restarting", "exited"): ("Restarting", "leader_exited"),
+    ("Restarting", "exited"): ("Restarting", "proceed"),
     ("Restarting", "drained"): ("Starting", "start show:stopped show:starting"),
     ("Restarting", "closing"): ("Closing", "show:shutdown shorten:7.0"),
     ("Closing", "want_ready"): ("Closing", "told:ShuttingDown"),
     ("Closing", "want_stopped"): ("Closing", "shorten:7.0"),
-    ("Closing", "exited"): ("Closing", "leader_exited"),
+    ("Closing", "exited"): ("Closing", "proceed"),
     ("Closing", "drained"): ("Closed", ""),
     ("Closing", "closing"): ("Closing", "shorten:7.0"),
     ("Closed", "want_ready"): ("Closed", "told:ShuttingDown"),
@@ -118,8 +118,8 @@ class RecordingStop:
     def shorten_grace(self, grace):
         self.done.append(f"shorten:{grace}")
 
-    def leader_exited(self):
-        self.done.append("leader_exited")
+    def proceed(self):
+        self.done.append("proceed")
 
 
 class RecordingActions:

@@ -15,6 +15,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import SuspendSettings
 from llamaswap.servers.server_snapshot import Adopted, descriptors
 from llamaswap.servers.spawn import exit_status
+from llamaswap.servers.supervisor import end_unwanted
 from tests.servers.doubles import TERM, scene
 
 
@@ -106,6 +107,27 @@ class Handover:
 class SupervisorTests(SynchronousTestCase):
     def make(self, **fields):
         return Handover(**fields)
+
+    def test_server_that_is_no_longer_configured_is_stopped_by_its_stop_command(self):
+        made = self.make(cmd_stop="halt ${PID}")
+        after = made.after.supervisor
+        ended = end_unwanted(made.served, after.launcher, after.ask, made.after.said.append)
+        made.after.wait(0.01)
+        self.assertEqual([one.argv for one in made.world.commands()][1:], [("halt", str(made.server.pid))])
+        self.assertNoResult(ended)
+        made.server.die(0)
+        made.after.wait(6.0)
+        self.successResultOf(ended)
+
+    def test_lost_server_that_is_no_longer_configured_has_ended(self):
+        made = self.make()
+        after = made.after.supervisor
+
+        def no_child(*args, **pipes):
+            raise ChildProcessError(10, "No child processes")
+
+        after.launcher.adoption = no_child
+        self.successResultOf(end_unwanted(made.served, after.launcher, after.ask, made.after.said.append))
 
     def test_server_that_is_not_ready_has_no_snapshot(self):
         self.assertIsNone(scene().supervisor.snapshot())
