@@ -43,13 +43,9 @@ Stopped = builder.state("Stopped")
 Starting = builder.state("Starting", _data(lambda actions: actions.begin_start()))
 Ready = builder.state("Ready", _idle)
 Suspending = builder.state("Suspending", _suspend)
-SuspendingThenResume = builder.state("SuspendingThenResume", _suspend)
 Suspended = builder.state("Suspended", _idle)
 Resuming = builder.state("Resuming", _data(lambda actions: actions.begin_resume()))
 Stopping = builder.state("Stopping", _termination)
-Restarting = builder.state("Restarting", _termination)
-Closing = builder.state("Closing", _termination)
-Closed = builder.state("Closed")
 
 
 # Down.
@@ -64,9 +60,6 @@ def _start(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None
 @Stopped.upon(Inputs.want_stopped).loop()
 @Stopped.upon(Inputs.want_suspended).loop()
 @Suspended.upon(Inputs.want_suspended, nodata=True).loop()
-@Closed.upon(Inputs.want_stopped).loop()
-@Closed.upon(Inputs.want_suspended).loop()
-@Closed.upon(Inputs.closing).loop()
 def _already_down(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float) -> None:
     actions.waiters.add_stop(waiter)
     actions.waiters.stopped()
@@ -88,28 +81,13 @@ def _adopt_suspended(inputs: Inputs, actions: Actions) -> None:
     actions.show(SUSPENDED)
 
 
-@Stopped.upon(Inputs.closing).to(Closed)
-def _close_at_once(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float) -> None:
-    actions.show(SHUTDOWN)
-    actions.waiters.add_stop(waiter)
-    actions.waiters.stopped()
-
-
-@Closing.upon(Inputs.want_ready, nodata=True).loop()
-@Closed.upon(Inputs.want_ready).loop()
-def _refuse(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
-    actions.waiters.refuse(waiter)
-
-
 # Up.
 
 
 @Starting.upon(Inputs.want_ready, nodata=True).loop()
 @Resuming.upon(Inputs.want_ready, nodata=True).loop()
-@Suspending.upon(Inputs.want_ready, nodata=True).to(SuspendingThenResume)
-@SuspendingThenResume.upon(Inputs.want_ready, nodata=True).loop()
-@Stopping.upon(Inputs.want_ready, nodata=True).to(Restarting)
-@Restarting.upon(Inputs.want_ready, nodata=True).loop()
+@Suspending.upon(Inputs.want_ready, nodata=True).loop()
+@Stopping.upon(Inputs.want_ready, nodata=True).loop()
 def _wait_for_it(inputs: Inputs, actions: Actions, waiter: Deferred[Endpoint]) -> None:
     actions.waiters.add_ready(waiter)
 
@@ -157,19 +135,17 @@ def _crashed(inputs: Inputs, actions: Actions, error: Callable[[], LlamaswapErro
     actions.terminate().begin(CRASH_GRACE)
 
 
-@Starting.upon(Inputs.port_lost).to(Restarting)
-@Resuming.upon(Inputs.exited).to(Restarting)
+@Starting.upon(Inputs.port_lost).to(Stopping)
+@Resuming.upon(Inputs.exited).to(Stopping)
 @Suspending.upon(Inputs.exited).to(Stopping)
-@SuspendingThenResume.upon(Inputs.exited).to(Restarting)
 @Suspended.upon(Inputs.exited).to(Stopping)
 def _exited(inputs: Inputs, actions: Actions, task: StateTask, error: Callable[[], LlamaswapError]) -> None:
     task.abandon()
     actions.terminate().begin(CRASH_GRACE)
 
 
-@Resuming.upon(Inputs.resume_failed).to(Restarting)
+@Resuming.upon(Inputs.resume_failed).to(Stopping)
 @Suspending.upon(Inputs.suspend_failed).to(Stopping)
-@SuspendingThenResume.upon(Inputs.suspend_failed).to(Restarting)
 def _stop_instead(inputs: Inputs, actions: Actions, task: StateTask) -> None:
     task.abandon()
     actions.terminate().begin(task.failure_grace)
@@ -188,7 +164,6 @@ def _begin_suspending(inputs: Inputs, actions: Actions, task: StateTask, waiter:
 
 
 @Suspending.upon(Inputs.want_suspended, nodata=True).loop()
-@SuspendingThenResume.upon(Inputs.want_suspended, nodata=True).to(Suspending)
 def _suspend_without_resume(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float) -> None:
     actions.waiters.abort()
     actions.waiters.add_stop(waiter)
@@ -200,7 +175,7 @@ def _is_suspended(inputs: Inputs, actions: Actions) -> None:
     actions.waiters.stopped()
 
 
-@SuspendingThenResume.upon(Inputs.suspended, nodata=True).to(Resuming)
+@Suspending.upon(Inputs.suspended_and_wanted, nodata=True).to(Resuming)
 def _resume_at_once(inputs: Inputs, actions: Actions) -> None:
     actions.show(SUSPENDED)
     actions.show(STARTING)
@@ -221,7 +196,6 @@ def _stop(inputs: Inputs, actions: Actions, waiter: Deferred[None], grace: float
 @Starting.upon(Inputs.want_suspended).to(Stopping)
 @Resuming.upon(Inputs.want_stopped).to(Stopping)
 @Suspending.upon(Inputs.want_stopped).to(Stopping)
-@SuspendingThenResume.upon(Inputs.want_stopped).to(Stopping)
 @Suspended.upon(Inputs.want_stopped).to(Stopping)
 def _abort(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[None], grace: float) -> None:
     task.abandon()
@@ -230,27 +204,8 @@ def _abort(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[N
     actions.terminate().begin(min(grace, task.max_grace))
 
 
-@Starting.upon(Inputs.closing).to(Closing)
-@Ready.upon(Inputs.closing).to(Closing)
-@Suspending.upon(Inputs.closing).to(Closing)
-@SuspendingThenResume.upon(Inputs.closing).to(Closing)
-@Suspended.upon(Inputs.closing).to(Closing)
-@Resuming.upon(Inputs.closing).to(Closing)
-def _close(inputs: Inputs, actions: Actions, task: StateTask, waiter: Deferred[None], grace: float) -> None:
-    task.abandon()
-    actions.show(SHUTDOWN)
-    actions.waiters.shut_down()
-    actions.waiters.add_stop(waiter)
-    actions.terminate().begin(min(grace, task.max_grace))
-
-
 @Stopping.upon(Inputs.want_stopped).loop()
 @Stopping.upon(Inputs.want_suspended).loop()
-@Restarting.upon(Inputs.want_stopped).to(Stopping)
-@Restarting.upon(Inputs.want_suspended).to(Stopping)
-@Closing.upon(Inputs.want_stopped).loop()
-@Closing.upon(Inputs.want_suspended).loop()
-@Closing.upon(Inputs.closing).loop()
 def _stop_without_restart(
     inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
 ) -> None:
@@ -259,20 +214,7 @@ def _stop_without_restart(
     stop.shorten_grace(grace)
 
 
-@Stopping.upon(Inputs.closing).to(Closing)
-@Restarting.upon(Inputs.closing).to(Closing)
-def _close_after_stop(
-    inputs: Inputs, actions: Actions, stop: StopInProgress, waiter: Deferred[None], grace: float
-) -> None:
-    actions.show(SHUTDOWN)
-    actions.waiters.shut_down()
-    actions.waiters.add_stop(waiter)
-    stop.shorten_grace(grace)
-
-
 @Stopping.upon(Inputs.exited).loop()
-@Restarting.upon(Inputs.exited).loop()
-@Closing.upon(Inputs.exited).loop()
 def _leader_exited(inputs: Inputs, actions: Actions, stop: StopInProgress, error: Callable[[], LlamaswapError]) -> None:
     stop.proceed()
 
@@ -283,15 +225,10 @@ def _stopped(inputs: Inputs, actions: Actions, stop: StopInProgress) -> None:
     actions.waiters.stopped()
 
 
-@Restarting.upon(Inputs.drained, nodata=True).to(Starting)
+@Stopping.upon(Inputs.drained_and_wanted, nodata=True).to(Starting)
 def _start_again(inputs: Inputs, actions: Actions) -> None:
     actions.show(STOPPED)
     actions.show(STARTING)
-    actions.waiters.stopped()
-
-
-@Closing.upon(Inputs.drained).to(Closed)
-def _closed(inputs: Inputs, actions: Actions, stop: StopInProgress) -> None:
     actions.waiters.stopped()
 
 
@@ -299,23 +236,17 @@ def _closed(inputs: Inputs, actions: Actions, stop: StopInProgress) -> None:
 
 _EVENTS: tuple[Callable[..., None], ...] = (
     *(Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.resume_failed, Inputs.suspended),
-    *(Inputs.suspend_failed, Inputs.exited, Inputs.drained),
+    *(Inputs.suspended_and_wanted, Inputs.suspend_failed, Inputs.exited, Inputs.drained, Inputs.drained_and_wanted),
     *(Inputs.adopted, Inputs.adopted_suspended, Inputs.want_cleaned),
 )
-_SUSPENSION = (Inputs.suspended, Inputs.suspend_failed, Inputs.exited)
-_STOP = (Inputs.exited, Inputs.drained)
 _HANDLED: dict[Any, tuple[Callable[..., None], ...]] = {
     Stopped: (Inputs.adopted, Inputs.adopted_suspended, Inputs.want_cleaned),
     Starting: (Inputs.probe_passed, Inputs.start_failed, Inputs.port_lost, Inputs.exited),
     Ready: (Inputs.exited,),
-    Suspending: _SUSPENSION,
-    SuspendingThenResume: _SUSPENSION,
+    Suspending: (Inputs.suspended, Inputs.suspended_and_wanted, Inputs.suspend_failed, Inputs.exited),
     Suspended: (Inputs.exited,),
     Resuming: (Inputs.probe_passed, Inputs.resume_failed, Inputs.exited),
-    Stopping: _STOP,
-    Restarting: _STOP,
-    Closing: _STOP,
-    Closed: (),
+    Stopping: (Inputs.exited, Inputs.drained, Inputs.drained_and_wanted),
 }
 for _state, _handled in _HANDLED.items():
     for _event in _EVENTS:

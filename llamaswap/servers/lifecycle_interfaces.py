@@ -32,6 +32,9 @@ class Inputs(Protocol):
     def suspended(self) -> None:
         """The server has released its memory."""
 
+    def suspended_and_wanted(self) -> None:
+        """The same, and a caller waits for the server to be ready: it is resumed."""
+
     def suspend_failed(self) -> None:
         """The steps that suspend the server failed or took too long."""
 
@@ -53,8 +56,8 @@ class Inputs(Protocol):
     def drained(self) -> None:
         """No process of the server is left, or those left were given up."""
 
-    def closing(self, waiter: Deferred[None], grace: float) -> None:
-        """Stop the server and never start it again."""
+    def drained_and_wanted(self) -> None:
+        """The same, and a caller waits for the server to be ready: it starts again."""
 
     def adopted(self) -> None:
         """The server is ready: the previous program of this process started it."""
@@ -105,7 +108,7 @@ class Actions(Protocol):
         """Where the running server listens."""
 
     def begin_suspend(self, grace: float) -> StateTask:
-        """Continue the suspending that runs, or else begin it."""
+        """Suspend the server, or stop it within `grace` if that fails."""
 
     def begin_resume(self) -> StateTask:
         """Resume a suspended server and check its readiness."""

@@ -19,13 +19,22 @@ from llamaswap.errors import LlamaswapError, ModelUnloaded, ShuttingDown
 
 @define(eq=False)
 class LifecycleWaiters:
-    """The waiting Deferreds of `model`. A Deferred that its owner has cancelled is left out."""
+    """The waiting Deferreds of `model`. A Deferred that its owner has cancelled is left out.
+
+    `closed` is set when the server is stopped for good.
+    """
 
     clock: IReactorTime
     model: str
+    closed: bool = False
     _for_ready: list[Deferred[Endpoint]] = Factory(list)
     _for_stop: list[Deferred[None]] = Factory(list)
     _failed: list[tuple[Deferred[Endpoint], Callable[[], LlamaswapError]]] = Factory(list)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a caller waits for the server to be ready."""
+        return bool(self._for_ready)
 
     def add_ready(self, waiter: Deferred[Endpoint]) -> None:
         self._for_ready.append(waiter)
@@ -45,12 +54,9 @@ class LifecycleWaiters:
         self._for_ready = []
 
     def abort(self) -> None:
-        """Those that wait for readiness now will learn that the model was unloaded."""
-        self.fail_when_stopped(lambda: ModelUnloaded(self.model))
-
-    def shut_down(self) -> None:
-        """Those that wait for readiness now will learn that nothing is started any more."""
-        self.fail_when_stopped(lambda: ShuttingDown(self.model))
+        """Those that wait for readiness now will learn why the model was stopped."""
+        error = ShuttingDown(self.model) if self.closed else ModelUnloaded(self.model)
+        self.fail_when_stopped(lambda: error)
 
     def stopped(self) -> None:
         """The server is down: answer those that wanted this, and those whose start failed."""
@@ -62,7 +68,7 @@ class LifecycleWaiters:
             self._later(done, partial(done.callback, None))
 
     def refuse(self, waiter: Deferred[Endpoint]) -> None:
-        """Nothing is started any more."""
+        """The server is not started any more."""
         self._fail(waiter, ShuttingDown(self.model))
 
     def _fail(self, waiter: Deferred[Endpoint], error: LlamaswapError) -> None:

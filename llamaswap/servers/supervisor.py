@@ -61,7 +61,6 @@ class Supervisor:
     _process: ServerProcess | None = None  # of the last start, also when it is over
     _readiness: Readiness | None = None
     _termination: TerminationSequence | None = None
-    _suspending: StateTask | None = None
     _loads: tuple[float, ...] = ()
     _resumes: tuple[float, ...] = ()
     _last_error: str = ""
@@ -75,7 +74,7 @@ class Supervisor:
 
     def ensure_ready(self) -> Deferred[Endpoint]:
         waiter: Deferred[Endpoint] = Deferred()
-        self._machine.want_ready(waiter)
+        (self.waiters.refuse if self.waiters.closed else self._machine.want_ready)(waiter)
         return waiter
 
     def stop(self, grace: float | None = None) -> Deferred[None]:
@@ -100,9 +99,10 @@ class Supervisor:
         return waiter
 
     def close(self, grace: float = CLOSE_GRACE) -> Deferred[None]:
-        waiter: Deferred[None] = Deferred()
-        self._machine.closing(waiter, grace)
-        return waiter
+        self.waiters.closed = True
+        stopped = self.stop(grace)
+        self.show(lifecycle.STOPPED)
+        return stopped
 
     def set_definition(self, model: Model) -> None:
         self.model = model
@@ -165,7 +165,7 @@ class Supervisor:
     def begin_start(self) -> StateTask:
         """Start a process and its readiness checks. A start that is impossible is reported on the next turn."""
         other_port = self._process is not None and self._process.port_lost
-        self._process = self._readiness = self._termination = self._suspending = None
+        self._process = self._readiness = self._termination = None
         try:
             plan = plan_launch(self.model, self.launcher, other_port)
             process = ServerProcess.launch(plan, self.launcher, self.launcher.clock.seconds())
@@ -235,20 +235,17 @@ class Supervisor:
     # -- the machine's actions: suspend and resume ---------------------------------------------------------
 
     def begin_suspend(self, grace: float) -> StateTask:
-        if self._suspending is None:
-            assert self._running is not None
-            self._running.resume_steps = self.model.sleep.wake
-            steps = self._run_steps(self._running, self.model.sleep.sleep)
-            steps.addCallbacks(lambda _: self._machine.suspended(), self._suspend_failed)
-            self._suspending = StateTask(steps.cancel, failure_grace=grace)
-        return self._suspending
+        assert self._running is not None
+        self._running.resume_steps = self.model.sleep.wake
+        steps = self._run_steps(self._running, self.model.sleep.sleep)
+        steps.addCallbacks(self._suspended, self._suspend_failed)
+        return StateTask(steps.cancel, failure_grace=grace)
 
     def begin_resume(self) -> StateTask:
         """Run the steps that were configured when it was suspended: the definition may have changed since."""
         process = self._running
         assert process is not None
         process.resumed_at = self.launcher.clock.seconds()
-        self._suspending = None
         limit = self.model.sleep.timeout
         steps = self._run_steps(process, process.resume_steps)
 
@@ -266,6 +263,9 @@ class Supervisor:
     def _run_steps(self, process: ServerProcess, steps: Sequence[str]) -> Deferred[None]:
         limit = self.model.sleep.timeout
         return Deferred.fromCoroutine(run_steps(process, steps, limit, self.launcher, self.ask, self.log))
+
+    def _suspended(self, _: None) -> None:
+        (self._machine.suspended_and_wanted if self.waiters.wanted else self._machine.suspended)()
 
     def _suspend_failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
@@ -306,12 +306,12 @@ class Supervisor:
         if lost and process is not None:
             self._last_error = f"pid {process.child.pid} lives on after {signal.SIGKILL.name} and was given up as lost"
         self._termination = None
-        self._machine.drained()
+        (self._machine.drained_and_wanted if self.waiters.wanted else self._machine.drained)()
 
     def show(self, state: str) -> None:
-        """Report a change, not a repetition. A suspended server is shown as stopped."""
-        suspended = state == lifecycle.SUSPENDED
-        old, self.state = self.state, lifecycle.STOPPED if suspended else state
+        """Report a change, not a repetition. A suspended server is shown as stopped, a closed one as shut down."""
+        shown = lifecycle.STOPPED if state == lifecycle.SUSPENDED else state
+        old, self.state = self.state, lifecycle.SHUTDOWN if self.waiters.closed else shown
         if self._running is not None:
             self._note_time(self._running, state)
         if old != self.state:

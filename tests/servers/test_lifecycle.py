@@ -7,24 +7,22 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
+from llamaswap.errors import ModelUnloaded, StartFailed
 from llamaswap.servers import lifecycle
 from llamaswap.servers.lifecycle_interfaces import Actions, StateTask
 from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
-STATES = ("Stopped", "Starting", "Ready", "Suspending", "SuspendingThenResume", "Suspended",
-          "Resuming", "Stopping", "Restarting", "Closing", "Closed")  # fmt: skip
+STATES = ("Stopped", "Starting", "Ready", "Suspending", "Suspended", "Resuming", "Stopping")
 INPUTS = ("want_ready", "want_stopped", "want_suspended", "suspended", "suspend_failed", "resume_failed",
-          "probe_passed", "start_failed", "port_lost", "exited", "drained", "closing", "adopted",
-          "adopted_suspended")  # fmt: skip
+          "probe_passed", "start_failed", "port_lost", "exited", "drained", "adopted", "adopted_suspended",
+          "suspended_and_wanted", "drained_and_wanted")  # fmt: skip
 
 # (state, input) -> (next state, what was done). "" in the second place: nothing at all.
 TABLE = {
     ("Stopped", "want_ready"): ("Starting", "start show:starting"),
     ("Stopped", "want_stopped"): ("Stopped", "told:None"),
     ("Stopped", "want_cleaned"): ("Stopping", "stop:0.0"),
-    ("Stopped", "closing"): ("Closed", "show:shutdown told:None"),
     ("Stopped", "adopted"): ("Ready", "show:ready"),
     ("Stopped", "want_suspended"): ("Stopped", "told:None"),
     ("Stopped", "adopted_suspended"): ("Suspended", "show:asleep"),
@@ -33,62 +31,35 @@ TABLE = {
     ("Starting", "want_stopped"): ("Stopping", "abandon stop:5.0"),
     ("Starting", "probe_passed"): ("Ready", "abandon show:ready"),
     ("Starting", "start_failed"): ("Stopping", "abandon stop:5.0"),
-    ("Starting", "port_lost"): ("Restarting", "abandon stop:0.0"),
+    ("Starting", "port_lost"): ("Stopping", "abandon stop:0.0"),
     ("Starting", "exited"): ("Stopping", "abandon stop:0.0"),
-    ("Starting", "closing"): ("Closing", "abandon show:shutdown stop:5.0"),
     ("Ready", "want_ready"): ("Ready", f"told:{HERE}"),
     ("Ready", "want_stopped"): ("Stopping", "show:stopping stop:7.0"),
     ("Ready", "exited"): ("Stopping", "show:stopping stop:0.0"),
-    ("Ready", "closing"): ("Closing", "show:shutdown stop:7.0"),
     ("Ready", "want_suspended"): ("Suspending", "suspend:7.0 show:stopping"),
-    ("Suspending", "want_ready"): ("SuspendingThenResume", ""),
+    ("Suspending", "want_ready"): ("Suspending", ""),
     ("Suspending", "want_suspended"): ("Suspending", ""),
     ("Suspending", "want_stopped"): ("Stopping", "leave stop:7.0"),
     ("Suspending", "suspended"): ("Suspended", "show:asleep"),
+    ("Suspending", "suspended_and_wanted"): ("Resuming", "resume show:asleep show:starting"),
     ("Suspending", "suspend_failed"): ("Stopping", "leave stop:7.0"),
     ("Suspending", "exited"): ("Stopping", "leave stop:0.0"),
-    ("Suspending", "closing"): ("Closing", "leave show:shutdown stop:7.0"),
-    ("SuspendingThenResume", "want_ready"): ("SuspendingThenResume", ""),
-    ("SuspendingThenResume", "want_suspended"): ("Suspending", ""),
-    ("SuspendingThenResume", "want_stopped"): ("Stopping", "leave stop:7.0"),
-    ("SuspendingThenResume", "suspended"): ("Resuming", "resume show:asleep show:starting"),
-    ("SuspendingThenResume", "suspend_failed"): ("Restarting", "leave stop:7.0"),
-    ("SuspendingThenResume", "exited"): ("Restarting", "leave stop:0.0"),
-    ("SuspendingThenResume", "closing"): ("Closing", "leave show:shutdown stop:7.0"),
     ("Suspended", "want_ready"): ("Resuming", "resume show:starting"),
     ("Suspended", "want_suspended"): ("Suspended", "told:None"),
     ("Suspended", "want_stopped"): ("Stopping", "stop:7.0"),
     ("Suspended", "exited"): ("Stopping", "stop:0.0"),
-    ("Suspended", "closing"): ("Closing", "show:shutdown stop:7.0"),
     ("Resuming", "want_ready"): ("Resuming", ""),
     ("Resuming", "want_suspended"): ("Suspending", "suspend:7.0 abandon show:stopping"),
     ("Resuming", "want_stopped"): ("Stopping", "abandon stop:5.0"),
-    ("Resuming", "resume_failed"): ("Restarting", "abandon stop:5.0"),
+    ("Resuming", "resume_failed"): ("Stopping", "abandon stop:5.0"),
     ("Resuming", "probe_passed"): ("Ready", "abandon show:ready"),
-    ("Resuming", "exited"): ("Restarting", "abandon stop:0.0"),
-    ("Resuming", "closing"): ("Closing", "abandon show:shutdown stop:5.0"),
-    ("Stopping", "want_ready"): ("Restarting", ""),
+    ("Resuming", "exited"): ("Stopping", "abandon stop:0.0"),
+    ("Stopping", "want_ready"): ("Stopping", ""),
     ("Stopping", "want_suspended"): ("Stopping", "shorten:7.0"),
-    ("Restarting", "want_suspended"): ("Stopping", "shorten:7.0"),
-    ("Closing", "want_suspended"): ("Closing", "shorten:7.0"),
-    ("Closed", "want_suspended"): ("Closed", "told:None"),
     ("Stopping", "want_stopped"): ("Stopping", "shorten:7.0"),
     ("Stopping", "exited"): ("Stopping", "proceed"),
     ("Stopping", "drained"): ("Stopped", "show:stopped"),
-    ("Stopping", "closing"): ("Closing", "show:shutdown shorten:7.0"),
-    ("Restarting", "want_ready"): ("Restarting", ""),
-    ("Restarting", "want_stopped"): ("Stopping", "shorten:7.0"),
-    ("Restarting", "exited"): ("Restarting", "proceed"),
-    ("Restarting", "drained"): ("Starting", "start show:stopped show:starting"),
-    ("Restarting", "closing"): ("Closing", "show:shutdown shorten:7.0"),
-    ("Closing", "want_ready"): ("Closing", "told:ShuttingDown"),
-    ("Closing", "want_stopped"): ("Closing", "shorten:7.0"),
-    ("Closing", "exited"): ("Closing", "proceed"),
-    ("Closing", "drained"): ("Closed", ""),
-    ("Closing", "closing"): ("Closing", "shorten:7.0"),
-    ("Closed", "want_ready"): ("Closed", "told:ShuttingDown"),
-    ("Closed", "want_stopped"): ("Closed", "told:None"),
-    ("Closed", "closing"): ("Closed", "told:None"),
+    ("Stopping", "drained_and_wanted"): ("Starting", "start show:stopped show:starting"),
 }
 
 ROADS = {
@@ -96,13 +67,9 @@ ROADS = {
     "Starting": ("want_ready",),
     "Ready": ("want_ready", "probe_passed"),
     "Suspending": ("want_ready", "probe_passed", "want_suspended"),
-    "SuspendingThenResume": ("want_ready", "probe_passed", "want_suspended", "want_ready"),
     "Suspended": ("want_ready", "probe_passed", "want_suspended", "suspended"),
     "Resuming": ("want_ready", "probe_passed", "want_suspended", "suspended", "want_ready"),
     "Stopping": ("want_ready", "probe_passed", "want_stopped"),
-    "Restarting": ("want_ready", "probe_passed", "want_stopped", "want_ready"),
-    "Closing": ("want_ready", "probe_passed", "closing"),
-    "Closed": ("closing",),
 }
 
 
@@ -129,7 +96,7 @@ class RecordingActions:
         self.clock = Clock()
         self.waiters = LifecycleWaiters(self.clock, "kiwi")
         self.done = []
-        self.termination = self.suspending = None
+        self.termination = None
 
     def begin_start(self):
         self.done.append("start")
@@ -140,14 +107,11 @@ class RecordingActions:
         return HERE
 
     def begin_suspend(self, grace):
-        if self.suspending is None:
-            self.done.append(f"suspend:{grace}")
-            self.suspending = StateTask(lambda: self.done.append("leave"), failure_grace=grace)
-        return self.suspending
+        self.done.append(f"suspend:{grace}")
+        return StateTask(lambda: self.done.append("leave"), failure_grace=grace)
 
     def begin_resume(self):
         self.done.append("resume")
-        self.suspending = None
         return StateTask(lambda: self.done.append("abandon"), 5.0, 5.0)
 
     def terminate(self):
@@ -203,11 +167,12 @@ class Drive:
             "want_stopped": (waiter, 7.0),
             "want_suspended": (waiter, 7.0),
             "want_cleaned": (waiter,),
-            "closing": (waiter, 7.0),
             "start_failed": (lambda: StartFailed("kiwi", "too slow"),),
             "exited": (lambda: StartFailed("kiwi", "it went"),),
             "port_lost": (lambda: StartFailed("kiwi", "it went"),),
         }.get(name, ())
+        if name == "drained" and self.actions.waiters.wanted:
+            name = "drained_and_wanted"
         getattr(self.machine, name)(*arguments)
         waiter.addErrback(lambda failure: failure.value)
         return waiter
@@ -279,22 +244,6 @@ class WaiterTests(SynchronousTestCase):
         drive.tell()
         self.assertIsInstance(first.result, StartFailed)
         self.assertEqual(second.result, HERE)
-
-    def test_closing_answers_each_waiter(self):
-        for state in STATES:
-            drive = Drive(*ROADS[state])
-            waiters = [drive.put("want_ready"), drive.put("want_stopped"), drive.put("closing")]
-            drive.put("drained")
-            drive.tell()
-            self.assertEqual(drive.state, "Closed", state)
-            self.assertTrue(all(waiter.called for waiter in waiters), state)
-            self.assertIsInstance(drive.put("want_ready") and waiters[0].result, Exception | Endpoint)
-
-    def test_closed_server_is_never_started_again(self):
-        drive = Drive("closing")
-        waiter = drive.put("want_ready")
-        drive.tell()
-        self.assertEqual(repr(waiter.result), repr(ShuttingDown("kiwi")))
 
     def test_cancelled_waiter_is_not_called(self):
         drive = Drive()

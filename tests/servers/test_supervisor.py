@@ -536,6 +536,34 @@ class StopTests(SynchronousTestCase):
         self.successResultOf(closed)
         self.assertEqual(made.heard.states[-1], ("ready", "shutdown"))
 
+    def test_close_answers_all_that_wait_and_nothing_starts_afterwards(self):
+        for phase, starts in (("stopped", 0), ("starting", 1), ("stopping", 1)):
+            made = scene(answer=REFUSED)
+            waiting = [made.supervisor.ensure_ready()] if starts else []
+            made.wait(0.05)
+            if phase == "stopping":
+                made.servers()[0].term_after = 1.0
+                waiting += [made.supervisor.stop(5.0), made.supervisor.ensure_ready()]
+            closed = made.supervisor.close()
+            self.assertEqual(made.supervisor.state, "shutdown", phase)
+            waiting += [made.supervisor.stop(), made.supervisor.suspend(), made.supervisor.ensure_ready()]
+            made.wait(2.0)
+            self.successResultOf(closed)
+            self.assertTrue(all(one.called for one in waiting), phase)
+            self.failureResultOf(waiting[-1], ShuttingDown)
+            for one in waiting[:-1]:
+                one.addErrback(lambda failure: failure.trap(ShuttingDown, ModelUnloaded))
+            self.assertEqual((len(made.servers()), made.supervisor.state), (starts, "shutdown"), phase)
+
+    def test_close_after_a_start_that_was_not_tried_runs_no_stop_command(self):
+        made = scene(cmd="missing", cmd_stop="halt")
+        starting = made.supervisor.ensure_ready()
+        closed = made.supervisor.close()
+        made.wait(1.0)
+        self.successResultOf(closed)
+        self.failureResultOf(starting, ShuttingDown)
+        self.assertEqual(made.world.commands(), [])
+
 
 class StopCommandTests(SynchronousTestCase):
     def test_stop_command_gets_the_pid_and_replaces_sigterm(self):
