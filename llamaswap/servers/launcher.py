@@ -31,10 +31,6 @@ class ChildWatcher(Protocol):
     def ended(self, record: ChildRecord) -> None: ...
 
 
-def _which(name: str, path: str) -> str | None:
-    return shutil.which(name, path=path)
-
-
 @define(eq=False)
 class Launcher:
     """Launches children. `environ` is the proxy's own environment; a server does not get the values in `secrets`.
@@ -48,7 +44,7 @@ class Launcher:
     token: str
     kernel: Kernel = field(default=procfs)
     watchers: Sequence[ChildWatcher] = ()
-    which: Callable[[str, str], str | None] = _which
+    which: Callable[[str, str], str | None] = lambda name, path: shutil.which(name, path=path)
     adoption: Callable[..., Adopted] = Adopted
     secrets: Callable[[], Collection[str]] = tuple
     _spare: Child | None = None

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from attrs import define, evolve
+from collections.abc import Callable, Sequence
 
+from attrs import define, evolve
+from twisted.internet.defer import TimeoutError as StepTimeout
+from twisted.internet.error import TimeoutError
+from twisted.internet.task import deferLater
+
+from llamaswap.config import durations
+from llamaswap.config.command_line import render_stop
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import Model
+from llamaswap.config.steps import request_of
 from llamaswap.errors import ConfigError, StartFailed
-from llamaswap.servers.command import stop_words
+from llamaswap.servers.command import start_command, stop_words
 from llamaswap.servers.launch_plan import CannotStart, LaunchPlan, make_plan
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.port_ownership import bind_address, is_local
+from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.sessionleader import CANNOT_RUN
 from llamaswap.servers.spawn import Child, ChildRecord, say_status
@@ -18,6 +27,10 @@ from llamaswap.servers.spawn import Child, ChildRecord, say_status
 TAIL_LINES = 20  # of output that accompany an error: the end of a traceback and what led to it
 TAIL_BYTES = 8192
 PORT_LOSS_PERIOD = 10.0  # seconds after a start in which an exit may be due to a port that another process took
+
+
+class StepFailed(Exception):
+    """`str()` says which step failed and why."""
 
 
 @define(eq=False)
@@ -135,3 +148,40 @@ class ServerProcess:
         if self.model.port != endpoint.port or not is_local(endpoint.host):
             return False
         return launcher.kernel.taken(bind_address(endpoint.host), endpoint.port)
+
+    async def run_steps(
+        self,
+        steps: Sequence[str],
+        limit: float,
+        launcher: Launcher,
+        send: ServerRequest,
+        log: Callable[[bytes], None],
+    ) -> None:
+        """Run the steps that suspend or resume it, within `limit` seconds. Raises StepFailed.
+
+        `log` gets the output of commands. It returns or raises on a later turn of the reactor. Cancelling ends the
+        request or the command.
+        """
+        clock = launcher.clock
+        until = clock.seconds() + limit
+        for step in steps:
+            await deferLater(clock, 0)
+            request, left = request_of(step), max(0.0, until - clock.seconds())
+            try:
+                if request is not None:
+                    status = await send(self.endpoint, request.path, left, request).addTimeout(left, clock)
+                    problem = "" if 200 <= status < 300 else f"was answered {status}"
+                else:
+                    words = render_stop(step, self.child.pid)
+                    status = await start_command(launcher, words, self.model.env, log)[1].addTimeout(left, clock)
+                    problem = f"ended with {say_status(status)}" if status else ""
+            except (TimeoutError, StepTimeout):
+                what = "did not end" if request is None else "got no answer"
+                problem = f"{what} within {durations.render(limit)}"
+            except ValueError as error:
+                problem = f"cannot be split: {error}"
+            except Exception as error:  # whatever the network does: the server is stopped or restarted
+                problem = str(error)
+            if problem:
+                raise StepFailed(f"{step!r} {problem}")
+        await deferLater(clock, 0)

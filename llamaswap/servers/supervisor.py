@@ -21,8 +21,7 @@ from llamaswap.servers import lifecycle
 from llamaswap.servers.command import stop_words
 from llamaswap.servers.launch_plan import CannotStart, check_launch, plan_launch
 from llamaswap.servers.launcher import Launcher
-from llamaswap.servers.lifecycle_interfaces import Inputs, StateTask
-from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
+from llamaswap.servers.lifecycle_interfaces import Inputs, LifecycleWaiters, StateTask
 from llamaswap.servers.port_ownership import PortOwnership, is_local
 from llamaswap.servers.readiness import Readiness
 from llamaswap.servers.server_process import ServerProcess
@@ -30,7 +29,6 @@ from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.spawn import say_status
 from llamaswap.servers.supervisor_protocol import ServerStatus, SupervisorListener
-from llamaswap.servers.suspend import run_steps
 from llamaswap.servers.termination import STOP_AGAIN, TerminationSequence
 
 LONGEST_START = 10  # times healthCheckTimeout, for a server that makes progress
@@ -262,7 +260,7 @@ class Supervisor:
 
     def _run_steps(self, process: ServerProcess, steps: Sequence[str]) -> Deferred[None]:
         limit = self.model.sleep.timeout
-        return Deferred.fromCoroutine(run_steps(process, steps, limit, self.launcher, self.ask, self.log))
+        return Deferred.fromCoroutine(process.run_steps(steps, limit, self.launcher, self.ask, self.log))
 
     def _suspended(self, _: None) -> None:
         (self._machine.suspended_and_wanted if self.waiters.wanted else self._machine.suspended)()

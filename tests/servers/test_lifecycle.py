@@ -9,8 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ModelUnloaded, StartFailed
 from llamaswap.servers import lifecycle
-from llamaswap.servers.lifecycle_interfaces import Actions, StateTask
-from llamaswap.servers.lifecycle_waiters import LifecycleWaiters
+from llamaswap.servers.lifecycle_interfaces import Actions, LifecycleWaiters, StateTask
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
 STATES = ("Stopped", "Starting", "Ready", "Suspending", "Suspended", "Resuming", "Stopping")
