@@ -38,21 +38,18 @@ class HookRunner:
     _hooks: Callable[[], HookSettings]
     _launcher: Launcher
     _send: SendRequest
-    _running: int = field(default=0, init=False)
-    _until_idle: list[Deferred[None]] = field(factory=list, init=False)
+    _running: set[Deferred[None]] = field(factory=set, init=False)
 
     @property
     def busy(self) -> bool:
         """Whether a hook is running."""
-        return self._running > 0
+        return bool(self._running)
 
     def when_idle(self) -> Deferred[None]:
         """Fires when no hook is running."""
         if not self.busy:
             return succeed(None)
-        done: Deferred[None] = Deferred()
-        self._until_idle.append(done)
-        return done
+        return DeferredList(self._running).addCallback(lambda _: self.when_idle())
 
     def run(self, event: str, model: str, error: str = "") -> Deferred[None]:
         """Run all entries of an event at once. Fires when each has ended or used up its time; never fails."""
@@ -60,11 +57,13 @@ class HookRunner:
         entries: Sequence[str] = getattr(hooks, event)
         facts = {"event": event, "model": model, "error": error}
         running = [Deferred.fromCoroutine(self._run(entry, facts, hooks.timeout)) for entry in entries]
+        for one in running:
+            self._running.add(one)
+            one.addCallback(lambda _, ended: self._running.discard(ended), one)
         return DeferredList(running).addCallback(lambda _: None)
 
     async def _run(self, entry: str, facts: Mapping[str, str], timeout: float) -> None:
         log.debug("hook {event} for {model}: {entry}", event=facts["event"], model=facts["model"], entry=entry)
-        self._running += 1
         try:
             if entry.startswith(("http://", "https://")):
                 await self._post(entry, facts, timeout)
@@ -74,11 +73,6 @@ class HookRunner:
             log.error(
                 "hook {event} for {model} failed: {error}", event=facts["event"], model=facts["model"], error=error
             )
-        self._running -= 1
-        if not self._running:
-            waiting, self._until_idle = self._until_idle, []
-            for done in waiting:
-                done.callback(None)
 
     async def _post(self, url: str, facts: Mapping[str, str], timeout: float) -> None:
         response = await self._send("POST", url, timeout=timeout, body=json.dumps(facts).encode())

@@ -29,6 +29,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import ProcessProtocol, ServerFactory
 from twisted.python.failure import Failure
 
+from llamaswap import early_signals
 from llamaswap.proxy.listen import ListenAddress
 from llamaswap.upgrade.state import FORMAT, INHERIT, UpgradeState, pack, unpack, write_memfd
 
@@ -38,7 +39,7 @@ CHECK_TIMEOUT = 60.0  # seconds for the new code to start once; reading a large 
 CHECK_OUTPUT_LIMIT = 8192  # bytes of the child's output that are kept
 
 # Their handlers end with the old program. They are blocked until the new one has its own: see `early_signals`.
-KEPT_SIGNALS = (signal.SIGHUP, signal.SIGUSR2)
+KEPT_SIGNALS = early_signals.SIGNALS
 # These end the process until then: our handlers would forget them with the old program.
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
