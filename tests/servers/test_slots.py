@@ -107,6 +107,15 @@ class SlotTests(SynchronousTestCase):
         self.assertEqual(made.asked, [("POST /slots/0?action=restore", {"filename": "llamaswap-a%2Fb-0.bin"})])
         self.assertEqual(made.keys, {"Bearer sesame"})
 
+    def test_model_that_was_removed_and_added_again_has_no_saved_slots(self):
+        made = Scene()
+        made.up()
+        made.down()
+        self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
+        added = evolve(made.model, cmd="llama-server --other")
+        PreparedSupervisor(Server(added, Heard(), made.clock), [SlotPreparation(added, made.slots)])
+        self.assertEqual(made.slots.document(added)["saved_tokens"], 0)
+
     def test_slot_saving_that_costs_more_than_it_gains_is_given_up(self):
         made = Scene()
         for _ in range(3):
