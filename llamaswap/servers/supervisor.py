@@ -29,7 +29,7 @@ from llamaswap.servers.server_request import ServerRequest
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.spawn import say_status
 from llamaswap.servers.supervisor_protocol import ServerStatus, SupervisorListener
-from llamaswap.servers.termination import STOP_AGAIN, TerminationSequence
+from llamaswap.servers.termination import TerminationSequence
 
 LONGEST_START = 10  # times healthCheckTimeout, for a server that makes progress
 TIMES_KEPT = 20  # load and resume times remembered per model
@@ -281,20 +281,12 @@ class Supervisor:
     def terminate(self) -> TerminationSequence:
         if self._termination is None:
             process = self._running
-            model = process.model if process is not None else self.model
+            model, child = (process.model, process.child) if process is not None else (self.model, None)
             # Without a process the stop command runs only to clean up, not after a start that was not tried.
             runs = process is not None or self.state != lifecycle.STARTING
+            words = stop_words(model.cmd_stop, child.pid if child is not None else None) if runs else ()
             self._termination = TerminationSequence(
-                launcher=self.launcher,
-                child=process.child if process is not None else None,
-                stop_words=stop_words(model.cmd_stop, process.child.pid if process is not None else None)
-                if runs
-                else (),
-                env=model.env,
-                log=self.log,
-                done=lambda lost: self._terminated(process, lost),
-                name=self.model.id,
-                stop_limit=model.unload_timeout + STOP_AGAIN,
+                self.launcher, model, child, words, self.log, lambda lost: self._terminated(process, lost)
             )
         return self._termination
 

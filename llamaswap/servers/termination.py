@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from llamaswap.config.schema.model import Model
 from llamaswap.servers.command import CommandFailed, start_command
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.spawn import Child, say_status
@@ -31,20 +32,17 @@ _log = Logger()
 
 @define(eq=False)
 class TerminationSequence:
-    """Stops `child` by `stop_words`, the stop command, or by signals; calls `done(lost)` once.
+    """Stops `child`, a server of `model`, by `stop_words`, the stop command, or by signals; calls `done(lost)` once.
 
-    `child` None: only the stop command has to run. `log` gets its output, `env` are its environment entries, and
-    `stop_limit` is how many seconds it may take for a child that ended by itself.
+    `child` None: only the stop command has to run. `log` gets its output.
     """
 
     launcher: Launcher
+    model: Model
     child: Child | None
     stop_words: Sequence[str]
-    env: Sequence[str]
     log: Callable[[bytes], None]
     done: Callable[[bool], None]
-    name: str
-    stop_limit: float
     _kill_at: float = 0.0
     _repeat_at: float | None = None  # when SIGTERM is sent again
     _command: Child | None = None
@@ -81,10 +79,10 @@ class TerminationSequence:
         lost = child is not None and not (await self._stop_child(child) and await self._clear(child))
         if lost and child is not None:
             left = [one.pid for one in child.remaining()]
-            _log.error("{model}: processes {left} survived SIGKILL; giving up on them", model=self.name, left=left)
+            _log.error("{model}: processes {left} survived SIGKILL; giving up on them", model=self.model.id, left=left)
         elif self.stop_words:
-            left_of_grace = self._kill_at - self.launcher.clock.seconds()
-            await self._finish_stop_command(self.stop_words, left_of_grace if asked else self.stop_limit)
+            limit = self._kill_at - self.launcher.clock.seconds() if asked else self.model.unload_timeout + STOP_AGAIN
+            await self._finish_stop_command(self.stop_words, limit)
         elif child is None:
             await self._pause(0.0)
         if child is not None and not lost:
@@ -102,7 +100,7 @@ class TerminationSequence:
             if now >= self._kill_at:
                 if self._killed:
                     return False
-                _log.warn("{model} did not stop in time; killing it", model=self.name)
+                _log.warn("{model} did not stop in time; killing it", model=self.model.id)
                 self._killed = True
                 self._kill_at, self._repeat_at = now + LOST_AFTER, None
                 child.signal(signal.SIGKILL)
@@ -147,7 +145,7 @@ class TerminationSequence:
         if self._command is not None:
             _log.error(
                 "{model}: the stop command did not end in time and is killed; what it was to stop may use memory still",
-                model=self.name,
+                model=self.model.id,
             )
 
     def _end(self, lost: bool) -> None:
@@ -164,7 +162,7 @@ class TerminationSequence:
 
     def _broke(self, failure: Failure) -> bool:
         """An error of this program must not leave the model stopping without end."""
-        _log.failure("the stop of {model} failed", failure, model=self.name)
+        _log.failure("the stop of {model} failed", failure, model=self.model.id)
         return True
 
     # -- its steps -----------------------------------------------------------------------------------------
@@ -181,9 +179,9 @@ class TerminationSequence:
         """Start it; False if that is impossible."""
         self._command_status = None
         try:
-            self._command, ended = start_command(self.launcher, words, self.env, self.log)
+            self._command, ended = start_command(self.launcher, words, self.model.env, self.log)
         except CommandFailed as error:
-            _log.warn("{model}: stop command: {error}; sending SIGTERM instead", model=self.name, error=error)
+            _log.warn("{model}: stop command: {error}; sending SIGTERM instead", model=self.model.id, error=error)
             self._command_status = 1
             return False
         ended.addCallback(self._command_ended)
@@ -194,7 +192,7 @@ class TerminationSequence:
             return  # it was killed at the end
         self._command, self._command_status = None, status
         if status != 0:
-            _log.warn("{model}: stop command ended with {how}", model=self.name, how=say_status(status))
+            _log.warn("{model}: stop command ended with {how}", model=self.model.id, how=say_status(status))
         self.proceed()
 
     async def _pause(self, seconds: float) -> None:
