@@ -108,6 +108,7 @@ class Admin:
                 self._hosts(call.first)
             if route.key == "checked" and not route.cross_origin and not self._keys.required:
                 # Without a key, any site's page could read the prompts and logs of its visitors.
+                self._hosts.for_reading(call.first)
                 call.request.responseHeaders.removeHeader(ALLOW_ANY_ORIGIN[0])
             if route.key == "checked":
                 self._keys.admit(call.first)

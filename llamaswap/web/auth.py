@@ -120,11 +120,14 @@ def refuse_cross_site(first: First) -> None:
     site = (first(b"sec-fetch-site") or b"").lower()
     if site == b"same-origin":
         return
-    # A browser without Sec-Fetch-Site requests the picture of an image tag without an Origin.
-    image = not site and (first(b"accept") or b"").lower().startswith(b"image/")
-    if image or site not in (b"", b"none"):
-        raise HttpError(403, "cross-site request refused: the page that sent it is not served by llamaswap")
     origin = first(b"origin") or first(b"referer")
+    # On plain HTTP a browser sends no Sec-Fetch-Site, and no Origin for what a page embeds; the page can suppress the
+    # Referer too. What is embedded is then known by its Accept: only a page itself is requested as text/html.
+    accept = (first(b"accept") or b"").lower()
+    browser = (first(b"user-agent") or b"").lower().startswith(b"mozilla/")
+    embedded = accept.startswith(b"image/") or (browser and origin is None and b"text/html" not in accept)
+    if (embedded and not site) or site not in (b"", b"none"):
+        raise HttpError(403, "cross-site request refused: the page that sent it is not served by llamaswap")
     if origin is None:
         return
     host = (first(b"host") or b"").lower()
@@ -158,6 +161,11 @@ class HostCheck:
 
     own: frozenset[str] = frozenset()
     allowed: Callable[[], Iterable[str]] = tuple
+
+    def for_reading(self, first: First) -> None:
+        """The same for a request that only reads, if `allowedHosts` is set: without it, tools may use any name."""
+        if any(True for _ in self.allowed()):
+            self(first)
 
     def __call__(self, first: First) -> None:
         """Raise HttpError(403) if Host is another server's name. Only tools send an empty one."""

@@ -4,6 +4,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from llamaswap.config.secret import Secret
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
 from llamaswap.web.auth import Authenticator, HostCheck
@@ -286,6 +287,21 @@ class DnsRebindingTests(TestCase):
         self.assertEqual(world.ask("/api/models/unload", "POST", host="evil.example").status, 403)
         self.assertEqual((files.written, world.router.unloaded), ([], []))
         self.assertEqual(world.ask("/running", host="evil.example").status, 200)
+
+    def test_management_api_is_read_under_allowed_hosts_only_if_they_are_set_and_no_key_is(self):
+        reads = ("/api/models/alpha", "/logs", "/running", "/api/peers")
+        foreign = "evil.example:8080"
+        for path in reads:
+            self.assertEqual(World().ask(path, host=foreign).status, 200, path)
+            world = World(FakeModelRouter(example_config(allowed_hosts=("models.example.net",))))
+            self.assertEqual(world.ask(path, host=foreign).status, 403, path)
+            for host in ("models.example.net", "here:8080", "127.0.0.1:8080"):
+                self.assertEqual(world.ask(path, host=host).status, 200, path)
+        self.assertEqual(world.ask("/v1/models", host=foreign).status, 200)
+        self.assertEqual(world.ask("/health", host=foreign).status, 200)
+        keyed = example_config(allowed_hosts=("models.example.net",), api_keys=(Secret("k"),))
+        answer = World(FakeModelRouter(keyed)).ask("/running", headers=[("X-Api-Key", "k")], host=foreign)
+        self.assertEqual(answer.status, 200)
 
     def test_host_listed_in_allowed_hosts_may_change_state(self):
         world = World(FakeModelRouter(example_config(allowed_hosts=("models.example.net",))))

@@ -145,6 +145,16 @@ class CrossSiteTests(SynchronousTestCase):
         self.assertFalse(self.passes(referer="https://evil.example/page"))
         self.assertFalse(self.passes(accept="image/avif,*/*"))
 
+    def test_script_or_style_of_a_page_that_hides_its_address_is_refused_and_curl_passes(self):
+        browser = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+        for accept in ("*/*", "text/css,*/*;q=0.1", "audio/webm,audio/ogg,*/*;q=0.5", ""):
+            self.assertFalse(self.passes(accept=accept, user_agent=browser), accept)
+        page = "text/html,application/xhtml+xml,*/*;q=0.8"
+        self.assertTrue(self.passes(accept=page, user_agent=browser))  # an address that was typed
+        self.assertFalse(self.passes(accept=page, user_agent=browser, referer="http://evil.example/"))
+        self.assertTrue(self.passes(accept="*/*", user_agent=browser, origin="http://box:8080"))
+        self.assertTrue(self.passes(accept="*/*", user_agent="curl/8.5.0"))
+
     def test_request_behind_a_proxy_that_rewrites_host_passes_if_the_browser_says_same_origin(self):
         self.assertTrue(self.passes(origin="https://llm.lan", sec_fetch_site="same-origin"))
 

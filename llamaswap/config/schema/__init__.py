@@ -200,8 +200,8 @@ class Config:
         "Keys of which clients must present one; empty for no authentication."
     )
     allowed_hosts: tuple[str, ...] = TEXT_LIST.key(
-        "Host names under which browsers may change settings and models, besides IP addresses, localhost and the "
-        "machine's name; `*` for any name."
+        "Host names under which settings and models may be changed, besides IP addresses, localhost and the machine's "
+        "name; `*` for any name. If it is set and apiKeys is not, the management API is read under these names only."
     )
     forward_key: str = TEXT.key(
         "Whether the API key of an accepted client is passed on: `auto` to servers whose command or environment "
