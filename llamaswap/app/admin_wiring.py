@@ -86,7 +86,8 @@ class AdminWiring:
             load_tests,
             OpenApi(ROUTES, build_info()),
         ]
-        return Admin(groups, keys, HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts))
+        hosts = HostCheck(machine_names(gethostname()), lambda: config().allowed_hosts)
+        return Admin(groups, keys, hosts, lambda: config().security.cors)
 
     def _model_groups(self) -> list[object]:
         """What shows the models, their requests and their logs."""

@@ -71,6 +71,7 @@ class WebParts:
             disk=disk,
             body_limit=lambda head: body_limit(keys, head),
             served=AccessLogger(access, reactor),
+            origins=lambda: router.config.security.cors.allow_origins,
         )
 
 

@@ -28,6 +28,7 @@ from llamaswap.config.schema import (
     Config,
     LogFileSettings,
     PerformanceSettings,
+    SecuritySettings,
     StoreSettings,
     UiSettings,
 )
@@ -185,6 +186,7 @@ def _resolve(values: dict[str, Any], report: Diagnostics, store_problem: StorePr
     _resolve_logs(values, report)
     _check_keys(values.get("api_keys", ()), report)
     _check_hosts(values.get("allowed_hosts", ()), report)
+    _check_origins(values.get("security", defaults.security), report)
 
 
 def _headers(given: Sequence[str]) -> tuple[str, ...]:
@@ -238,6 +240,17 @@ def _check_hosts(given: Sequence[str], report: Diagnostics) -> None:
         if name != "*" and not _HOST_NAME.match(name):
             path = f"allowedHosts[{index}]"
             report.error(f"{path}: {name!r} is not a host name", path, hint="write it without scheme, port and path")
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+\Z")
+
+
+def _check_origins(security: SecuritySettings, report: Diagnostics) -> None:
+    for index, origin in enumerate(security.cors.allow_origins):
+        if origin != "*" and not _ORIGIN.match(origin):
+            path = f"security.cors.allowOrigins[{index}]"
+            hint = "write it as https://name or https://name:port, in lower case and without a path"
+            report.error(f"{path}: {origin!r} is not an origin", path, hint=hint)
 
 
 def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> None:

@@ -54,7 +54,8 @@ class ConnectionSink:
 
     def head(self, status: int, reason: bytes, headers: ResponseHeaders, *, raw: bool, data: bytes = b"") -> None:
         """The head, with the first body bytes in the same write."""
-        framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw)
+        origins = self.connection.owner.origins()
+        framer = self._framer = ResponseFramer(self._request, status, headers, raw=raw, origins=origins)
         self._sent += len(data)
         if self.waits_for_continue or not framer.delimited or self.connection.closing:
             self.keep_alive = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from email.utils import formatdate
 from http.client import responses
 
@@ -35,15 +36,35 @@ class ResponseFramer:
 
     `body`: whether body bytes may follow the head; `chunking`: whether what is written must be framed here;
     `delimited`: whether the client can tell the end without the connection's close; `open`: whether more body bytes may
-    be put between those of the server, `chunked` as chunks only.
+    be put between those of the server, `chunked` as chunks only. Pages of `origins` may read the response.
     """
 
-    __slots__ = ("_headers", "_origin", "_version", "body", "chunked", "chunking", "delimited", "open", "status")
+    __slots__ = (
+        "_headers",
+        "_origin",
+        "_origins",
+        "_version",
+        "body",
+        "chunked",
+        "chunking",
+        "delimited",
+        "open",
+        "status",
+    )
 
-    def __init__(self, request: RequestHead, status: int, headers: ResponseHeaders, *, raw: bool) -> None:
+    def __init__(
+        self,
+        request: RequestHead,
+        status: int,
+        headers: ResponseHeaders,
+        *,
+        raw: bool,
+        origins: Collection[str] = ("*",),
+    ) -> None:
         self._headers = headers
         self._version = request.version
-        self._origin = request.first(b"origin") is not None
+        self._origin = request.first(b"origin")
+        self._origins = origins
         self.status = status
         self.chunked = headers.chunked and raw
         self.open = headers.chunked or not raw
@@ -59,7 +80,7 @@ class ResponseFramer:
     def head(self, reason: bytes, *, keep_alive: bool, data: bytes = b"") -> bytes:
         """The head's bytes, followed by the first body bytes with their framing."""
         response = self._headers
-        headers = readable_by_pages(response.items) if self._origin else list(response.items)
+        headers = readable_by_pages(response.items, self._origin, self._origins)
         if self.status == 204 and response.sized:  # not allowed there (RFC 9110, 8.6)
             headers = [item for item in headers if item[0].lower() != b"content-length"]
         if self.chunking:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from attrs import define, field
@@ -37,7 +37,7 @@ class ProxyServerFactory(Factory):
     the handler returns ends when the response is complete or will never be; then `served(exchange, status, bytes)` is
     called with what went out (status 0: nothing). Times are in seconds, `spool_threshold` in bytes; `spool_folder` None
     is the system's folder for temporary files. `body_limit(head)` is how many bytes the body of a request for the site
-    may have; `memory` and `disk` bound all other bodies.
+    may have; `memory` and `disk` bound all other bodies. Pages of `origins()` may read responses of models.
     """
 
     noisy = False
@@ -54,6 +54,7 @@ class ProxyServerFactory(Factory):
     disk: ByteBudget = UNBOUNDED
     body_limit: Callable[[RequestHead], int] = lambda head: sys.maxsize
     served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None
+    origins: Callable[[], Collection[str]] = lambda: ("*",)
     draining: bool = field(default=False, init=False)
     holding: bool = field(default=False, init=False)
     _connections: set[ClientConnection] = field(factory=set, init=False)

@@ -6,7 +6,7 @@ passthrough are resources that check the API key themselves.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from inspect import isawaitable
 from types import FunctionType
 from urllib.parse import unquote
@@ -23,6 +23,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, RequestRedirect
 
+from llamaswap.config.schema import CorsSettings
 from llamaswap.errors import StartFailed
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.proxy.twisted_web_adapter import SiteContent
@@ -32,12 +33,13 @@ from llamaswap.web.compress import compressed
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
-from llamaswap.wire.headers import ALLOW_ANY_ORIGIN
+from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, allowed_origin
 from llamaswap.wire.paths import normalised_target
 
 log = Logger()
 
 Rendered = bytes | IResource | None  # None: the response was sent
+Cors = Callable[[], CorsSettings]  # the settings in force
 
 
 class RestOfPathConverter(BaseConverter):
@@ -64,6 +66,15 @@ def _plain(request: IRequest | http.Request, status: int, body: bytes) -> bytes:
     return body
 
 
+def _allow_origin(request: http.Request, origins: Collection[str]) -> None:
+    """Let pages of `origins` read the response, and no others."""
+    headers = request.responseHeaders
+    headers.removeHeader(ALLOW_ANY_ORIGIN[0])
+    for name, value in allowed_origin(request.getHeader(b"origin"), origins):
+        if value not in (headers.getRawHeaders(name) or ()):
+            headers.addRawHeader(name, value)
+
+
 class Admin:
     """The admin site. `endpoints` are the objects whose classes declare the routes, one of each class; the routes of a
     class without an object are not found.
@@ -77,7 +88,9 @@ class Admin:
         app.route(_route.rule, methods=list(_route.methods) or None, endpoint=_route.name)(_entry(_route))
     del _route
 
-    def __init__(self, endpoints: Iterable[object], keys: auth.Authenticator, hosts: auth.HostCheck) -> None:
+    def __init__(
+        self, endpoints: Iterable[object], keys: auth.Authenticator, hosts: auth.HostCheck, cors: Cors = CorsSettings
+    ) -> None:
         self._owners: dict[object, object] = {
             function: owner
             for owner in endpoints
@@ -86,6 +99,7 @@ class Admin:
         }
         self._keys = keys
         self._hosts = hosts
+        self.cors = cors
 
     @app.handle_errors(MethodNotAllowed)
     def wrong_method(self, request: IRequest, failure: Failure) -> bytes:
@@ -102,13 +116,22 @@ class Admin:
 
     async def serve(self, route: Route, call: AdminRequest) -> Rendered:
         """Check that the request is allowed, call the route's handler, and send what it returns or raises."""
+        rendered = await self._serve(route, call)
+        origins = self.cors().allow_origins
+        if "*" not in origins and not call.request.startedWriting:
+            _allow_origin(call.request, origins)  # in place of what the handler has set
+        return rendered
+
+    async def _serve(self, route: Route, call: AdminRequest) -> Rendered:
         try:
             if route.changes_state:
                 auth.refuse_cross_site(call.first)
                 self._hosts(call.first)
-            if route.key == "checked" and not route.cross_origin and not self._keys.required:
-                # Without a key, any site's page could read the prompts and logs of its visitors.
+            listed = "*" not in self.cors().allow_origins
+            if route.key == "checked" and not self._keys.required and (listed or not route.cross_origin):
                 self._hosts.for_reading(call.first)
+            if route.key == "checked" and not route.cross_origin and not self._keys.required and not listed:
+                # Without a key, any site's page could read the prompts and logs of its visitors.
                 call.request.responseHeaders.removeHeader(ALLOW_ANY_ORIGIN[0])
             if route.key == "checked":
                 self._keys.admit(call.first)
@@ -154,19 +177,24 @@ class AdminRoot(Resource):
 
     isLeaf = True
 
-    def __init__(self, inner: Resource) -> None:
+    def __init__(self, inner: Resource, cors: Cors) -> None:
         super().__init__()
         self._inner = inner
+        self._cors = cors
 
     def render(self, request: Request) -> bytes | int:
         """Answer a preflight; pass every other request to Klein."""
         request.responseHeaders.removeHeader(b"Server")
         request.defaultContentType = None
-        if request.requestHeaders.hasHeader(b"origin"):
-            request.setHeader(*ALLOW_ANY_ORIGIN)
+        settings = self._cors()
+        _allow_origin(request, settings.allow_origins)
         if request.method == b"OPTIONS":
+            try:
+                allowed = auth.preflight(AdminRequest(request).first, settings)
+            except HttpError as error:
+                return _plain(request, error.status, error.message.encode())
             request.setResponseCode(204)
-            for name, value in auth.preflight(AdminRequest(request).first):
+            for name, value in allowed:
                 request.setHeader(name, value)
             request.finish()  # Twisted would add a Content-Length to a returned body, and a 204 has none
             return NOT_DONE_YET
@@ -194,7 +222,7 @@ class AdminSite(Site):
         disk: ByteBudget = UNBOUNDED,
     ) -> None:
         # The proxy reads forms itself; parsing them here would hold large uploads in memory a second time.
-        super().__init__(AdminRoot(admin.app.resource()), parsePOSTFormSubmission=False, reactor=clock)
+        super().__init__(AdminRoot(admin.app.resource(), admin.cors), parsePOSTFormSubmission=False, reactor=clock)
         self._access = access
         self._clock = clock
         self.getContentFile = lambda length: SiteContent(clock, length, memory, disk)

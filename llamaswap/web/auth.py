@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from llamaswap.config import Secret
+from llamaswap.config.schema import CorsSettings
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import Headers, HttpError, unauthorized
-from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, credential
+from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, allowed_origin, credential
 
 First = Callable[[bytes], "bytes | None"]
 
@@ -91,14 +92,21 @@ DEFAULT_REQUEST_HEADERS = b"Content-Type, Authorization, Accept, X-Requested-Wit
 TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]+\Z")
 
 
-def preflight(first: First) -> Headers:
-    """The headers of the 204 that answers every OPTIONS, without a key and without loading a model."""
-    asked = first(b"access-control-request-headers")
+def preflight(first: First, settings: CorsSettings) -> Headers:
+    """The headers of the 204 that answers every OPTIONS, without a key and without loading a model.
+
+    Raises HttpError(403) if pages of the request's origin may not read answers.
+    """
+    origin, asked = first(b"origin"), first(b"access-control-request-headers")
+    allowing = [ALLOW_ANY_ORIGIN] if "*" in settings.allow_origins else allowed_origin(origin, settings.allow_origins)
+    if origin is not None and ALLOW_ANY_ORIGIN[0] not in dict(allowing):
+        raise HttpError(403, f"{origin.decode('latin-1')} is not among security.cors.allowOrigins in the configuration")
+    listed = ", ".join(settings.allow_headers).encode()
     return [
-        ALLOW_ANY_ORIGIN,
+        *allowing,
         (b"Access-Control-Allow-Methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
-        (b"Access-Control-Allow-Headers", sanitised(asked) if asked else DEFAULT_REQUEST_HEADERS),
-        (b"Access-Control-Max-Age", b"86400"),
+        (b"Access-Control-Allow-Headers", listed or (sanitised(asked) if asked else DEFAULT_REQUEST_HEADERS)),
+        (b"Access-Control-Max-Age", b"%d" % settings.max_age),
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from ipaddress import ip_address
 
 from attrs import define
@@ -325,9 +325,24 @@ class ResponseHeaders:
         return b"json" in self.content_type.lower() and not self.content_encoding
 
 
-def readable_by_pages(headers: Headers) -> Headers:
-    """A response's headers for a request with an Origin, so that pages of other sites may read it (CORS). If the server
-    has allowed an origin itself, its first header of this kind stays alone."""
+def allowed_origin(origin: bytes | None, origins: Collection[str]) -> Headers:
+    """The headers by which a page of `origin` may read a response, if it is one of `origins` (`*`: any)."""
+    if "*" in origins:
+        return [] if origin is None else [ALLOW_ANY_ORIGIN]
+    vary = (b"Vary", b"Origin")  # also without an Origin: a cache must not give this response to a page
+    if origin is None or origin.decode("latin-1") not in origins:
+        return [vary]
+    return [(ALLOW_ANY_ORIGIN[0], origin), vary]
+
+
+def readable_by_pages(headers: Headers, origin: bytes | None, origins: Collection[str]) -> Headers:
+    """A response's headers, so that pages of `origins` may read it (CORS). If these are all, and the server has allowed
+    an origin itself, its first header of this kind stays alone."""
+    if "*" not in origins:
+        kept = [item for item in headers if item[0].lower() != b"access-control-allow-origin"]
+        return kept + allowed_origin(origin, origins)
+    if origin is None:
+        return list(headers)
     allowing = [item for item in headers if item[0].lower() == b"access-control-allow-origin"]
     if not allowing:
         return [*headers, ALLOW_ANY_ORIGIN]

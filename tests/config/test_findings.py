@@ -86,6 +86,14 @@ class NameTests(FindingCase):
         self.only(text, "f0.yaml:10", "hooks.on_startup.profile: unknown profile 'dya'", "`day`")
         self.assertEqual(self.ok(text.replace("dya", "day")).hooks.on_startup.profile, "day")
 
+    def test_origin_that_no_browser_sends_is_reported_with_its_line(self):
+        text = TWO + "security:\n  cors:\n    allowOrigins:\n      - https://chat.example\n      - %s\n"
+        for origin in ("chat.example", "https://chat.example/", "https://Chat.example", "https://*.example"):
+            self.only(text % origin, "f0.yaml:11", f"{origin!r} is not an origin")
+        origins = self.ok(text % "http://[::1]:8000").security.cors.allow_origins
+        self.assertEqual(origins, ("https://chat.example", "http://[::1]:8000"))
+        self.assertEqual(self.ok(TWO).security.cors.allow_origins, ("*",))
+
     def test_tag_that_is_another_name_too_is_reported_with_its_line_and_what_wins(self):
         text = TWO + "    aliases: [biddy]\n    tags:\n      - free\n      - %s\n"
         more = (

@@ -101,6 +101,19 @@ class SurfaceTestCase(SynchronousTestCase):
         self.assertEqual(json.loads(answer[2])["error"]["message"], message)
 
 
+class AllowedOriginsTests(SurfaceTestCase):
+    more = {"security": {"cors": {"allowOrigins": ["https://chat.example"]}}}
+
+    def test_only_a_page_of_a_listed_origin_reads_answers_and_errors_of_models(self):
+        for model, status in (("alpha", 200), ("lab/delta", 200), ("ghost", 404)):
+            for origin, allowed in (("https://chat.example", "https://chat.example"), ("https://evil.example", None)):
+                got, headers, _ = self.post("/v1/rerank", {"model": model}, Origin=origin)
+                self.assertEqual((got, headers.get("access-control-allow-origin")), (status, allowed), model)
+                self.assertIn("Origin", headers["vary"])
+        preflight = lambda origin: self.ask("OPTIONS", "/v1/rerank", headers={"Origin": origin})[0]
+        self.assertEqual((preflight("https://chat.example"), preflight("https://evil.example")), (204, 403))
+
+
 class RoutingTests(SurfaceTestCase):
     def test_fixed_answers(self):
         """http T001, T003, T004, T005, T007, T015, T016"""

@@ -30,10 +30,11 @@ class ConnectionHeaders(SynchronousTestCase):
 
 
 class CrossOriginHeaders(SynchronousTestCase):
-    def allowed(self, *sent, request=((b"Origin", b"http://a.b"),)):
+    def allowed(self, *sent, request=((b"Origin", b"http://a.b"),), origins=("*",)):
         """The origins that a response allows, whose server sent these."""
         headers = ResponseHeaders.of([(b"Access-Control-Allow-Origin", origin) for origin in sent])
-        framer = ResponseFramer(RequestHead(b"POST", b"/", [*request]), 200, headers, raw=True)
+        head = RequestHead(b"POST", b"/", [*request])
+        framer = ResponseFramer(head, 200, headers, raw=True, origins=origins)
         lines = framer.head(b"OK", keep_alive=True).split(b"\r\n")
         return [line.partition(b": ")[2] for line in lines if line.startswith(b"Access-Control-Allow-Origin")]
 
@@ -41,6 +42,13 @@ class CrossOriginHeaders(SynchronousTestCase):
         self.assertEqual(self.allowed(), [b"*"])
         self.assertEqual(self.allowed(b"http://a.b"), [b"http://a.b"])
         self.assertEqual(self.allowed(b"http://a.b", b"*"), [b"http://a.b"])
+
+    def test_only_a_page_of_a_listed_origin_may_read_a_response_if_origins_are_listed(self):
+        self.assertEqual(self.allowed(origins=("http://a.b",)), [b"http://a.b"])
+        self.assertEqual(self.allowed(b"*", b"http://x", origins=("http://a.b",)), [b"http://a.b"])
+        self.assertEqual(self.allowed(b"*", origins=("http://c.d",)), [])
+        self.assertEqual(self.allowed(origins=()), [])
+        self.assertEqual(self.allowed(b"*", request=(), origins=("http://a.b",)), [])
 
     def test_a_response_to_a_request_without_an_origin_stays_as_the_server_sent_it(self):
         self.assertEqual(self.allowed(request=()), [])

@@ -381,7 +381,8 @@ class World:
 
     def site(self):
         keys = Authenticator(lambda: [key.value.encode() for key in self.router.config.api_keys])
-        admin = app.Admin(self.groups(), keys, HostCheck(frozenset({"here"}), lambda: self.router.config.allowed_hosts))
+        hosts = HostCheck(frozenset({"here"}), lambda: self.router.config.allowed_hosts)
+        admin = app.Admin(self.groups(), keys, hosts, lambda: self.router.config.security.cors)
         site = app.AdminSite(admin, self.clock, self.access)
         site.startFactory = site.stopFactory = lambda: None
         return site

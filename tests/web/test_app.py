@@ -4,6 +4,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from llamaswap.config.schema import CorsSettings, SecuritySettings
 from llamaswap.config.secret import Secret
 from llamaswap.observe.accesslog import AccessLog
 from llamaswap.web import app
@@ -130,6 +131,56 @@ class CorsTests(TestCase):
             answer = world.ask("/running", headers=[("Origin", "http://a.b"), *more])
             self.assertEqual((answer.status, answer.headers["access-control-allow-origin"]), (status, "*"))
         self.assertNotIn("access-control-allow-origin", world.ask("/running").headers)
+
+
+class AllowedOriginsTests(TestCase):
+    """`security.cors.allowOrigins` names the origins."""
+
+    chat, other = "https://chat.example", "https://evil.example"
+
+    def world(self, *origins, **more):
+        cors = CorsSettings(tuple(origins or (self.chat,)), **more)
+        return World(FakeModelRouter(example_config(security=SecuritySettings(cors))))
+
+    def test_listed_origin_reads_every_answer_and_another_one_none(self):
+        world = self.world()
+        for path in ("/v1/models", "/v1/models/ghost", "/nope", "/running", "/health", "/logs", "/api/captures/1"):
+            for origin, allowed in ((self.chat, self.chat), (self.other, None), ("null", None)):
+                client = world.open(path, headers=[("Origin", origin), ("Accept-Encoding", "gzip")])
+                head = client.received.partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
+                client.leave()
+                allowing = [line for line in head if line.startswith("access-control-allow-origin")]
+                expected = [] if allowed is None else [f"access-control-allow-origin: {allowed}"]
+                self.assertEqual(allowing, expected, path)
+                self.assertEqual(head.count("vary: origin"), 1, path)
+
+    def test_answer_without_an_origin_says_that_it_varies_with_it(self):
+        answer = self.world().ask("/health")
+        self.assertEqual(answer.headers.get("vary"), "Origin")
+        self.assertNotIn("access-control-allow-origin", answer.headers)
+
+    def test_preflight_of_an_origin_that_is_not_listed_is_refused(self):
+        world = self.world(allow_headers=("X-Mine", "Authorization"), max_age=60.0)
+        asked = ("Access-Control-Request-Headers", "X-Other")
+        answer = world.ask("/v1/chat/completions", "OPTIONS", [("Origin", self.chat), asked])
+        self.assertEqual(answer.status, 204)
+        self.assertEqual(answer.headers["access-control-allow-origin"], self.chat)
+        self.assertEqual(answer.headers["access-control-allow-headers"], "X-Mine, Authorization")
+        self.assertEqual((answer.headers["access-control-max-age"], answer.headers["vary"]), ("60", "Origin"))
+        answer = world.ask("/v1/chat/completions", "OPTIONS", [("Origin", self.other), asked])
+        self.assertEqual(answer.status, 403)
+        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+
+    def test_listed_origin_may_not_change_anything(self):
+        world = self.world()
+        self.assertEqual(world.ask("/api/models/unload", "POST", [("Origin", self.chat)]).status, 403)
+        self.assertEqual(world.router.unloaded, [])
+
+    def test_listing_obeys_allowed_hosts_if_origins_are_listed(self):
+        security = SecuritySettings(CorsSettings((self.chat,)))
+        world = World(FakeModelRouter(example_config(security=security, allowed_hosts=("models.example.net",))))
+        self.assertEqual(world.ask("/v1/models", host="evil.example").status, 403)
+        self.assertEqual(world.ask("/v1/models", host="models.example.net").status, 200)
 
 
 class GateTests(TestCase):

@@ -3,6 +3,7 @@ from base64 import b64encode
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Secret
+from llamaswap.config.schema import CorsSettings
 from llamaswap.web.auth import Authenticator, HostCheck, KeyRing, machine_names, preflight, refuse_cross_site
 from llamaswap.web.errors import HttpError
 
@@ -107,7 +108,9 @@ class KeyTests(SynchronousTestCase):
 
 class PreflightTests(SynchronousTestCase):
     def allowed(self, asked):
-        return dict(preflight(reader(access_control_request_headers=asked)))[b"Access-Control-Allow-Headers"]
+        return dict(preflight(reader(access_control_request_headers=asked), CorsSettings()))[
+            b"Access-Control-Allow-Headers"
+        ]
 
     def test_preflight_keeps_the_tokens_of_the_requested_headers_in_order(self):
         """http T011, http T012"""

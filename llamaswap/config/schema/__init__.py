@@ -115,6 +115,28 @@ class HookSettings:
 
 
 @frozen
+class CorsSettings:
+    """Which pages of other sites may read answers."""
+
+    allow_origins: tuple[str, ...] = TEXT_LIST.key(
+        "Origins whose pages may read answers, such as https://chat.example; `*` for every origin, which may read the "
+        "management API only if apiKeys is set.",
+        default=("*",),
+    )
+    allow_headers: tuple[str, ...] = TEXT_LIST.key(
+        "Request headers that these pages may send; empty for those that the browser asks for."
+    )
+    max_age: float = SECONDS.key("Seconds for which browsers remember that they may.", default=86400.0, minimum=0)
+
+
+@frozen
+class SecuritySettings:
+    """What browsers may do."""
+
+    cors: CorsSettings = section(CorsSettings, "Which pages of other sites may read answers.")
+
+
+@frozen
 class UpstreamSettings:
     """Rules for /upstream/MODEL/... requests."""
 
@@ -203,6 +225,7 @@ class Config:
         "Host names under which settings and models may be changed, besides IP addresses, localhost and the machine's "
         "name; `*` for any name. If it is set and apiKeys is not, the management API is read under these names only."
     )
+    security: SecuritySettings = section(SecuritySettings, "What browsers may do.")
     forward_key: str = TEXT.key(
         "Whether the API key of an accepted client is passed on: `auto` to servers whose command or environment "
         "contains it and to peers without apiKey, `always`, or `never`.",
