@@ -138,6 +138,12 @@ def _version(parser: _Parser) -> tuple[int, int]:
     raise MalformedMessage(f"HTTP/{text} is not spoken here")
 
 
+def _keeps_alive(connection: bytes, otherwise: bool) -> bool:
+    """Whether a Connection header keeps the connection open."""
+    asked = comma_items(connection)
+    return b"close" not in asked and (otherwise or b"keep-alive" in asked)
+
+
 def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
     """Read a request's head, complete with its blank line."""
     collector = _Collector()
@@ -161,11 +167,7 @@ def parse_request(head: bytes) -> tuple[RequestHead, Framing]:
                 raise MalformedMessage("HTTP/1.0 knows no transfer coding")
             length = None
         elif lower == b"connection":
-            asked = comma_items(value)
-            if b"close" in asked:
-                keep_alive = False
-            elif b"keep-alive" in asked:
-                keep_alive = True
+            keep_alive = _keeps_alive(value, keep_alive)
         elif lower == b"expect":
             expects = value.lower() == b"100-continue" and version == (1, 1)
         elif lower == b"host":
@@ -226,11 +228,7 @@ def parse_response(head: bytes, *, bodyless: bool) -> ResponseHead:
             coded = True
             chunked = comma_items(value)[-1] == b"chunked"
         elif lower == b"connection":
-            asked = comma_items(value)
-            if b"close" in asked:
-                keep_alive = False
-            elif b"keep-alive" in asked:
-                keep_alive = True
+            keep_alive = _keeps_alive(value, keep_alive)
         elif lower == b"keep-alive":
             hint = value
         elif lower == b"server":

@@ -240,6 +240,3 @@ def _passed_on(record: Mapping[str, object]) -> bool:
     meta = record.get("meta")
     own = meta.get("llamaswap") if isinstance(meta, dict) else None
     return isinstance(own, dict) and bool(own.get("peerID"))
-
-
-__all__ = ["Health", "PeerDirectory", "offered"]

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from functools import lru_cache
 
-from attrs import define, field
+from attrs import Factory, define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
@@ -53,14 +53,10 @@ class Pool:
     """Connections that wait for their next request."""
 
     _reactor: IReactorForConnections
-    _connector: Connector = field()
+    _connector: Connector = field(default=Factory(lambda self: Connector(self._reactor), takes_self=True))
     _idle: dict[tuple[Endpoint, bool], deque[UpstreamConnection]] = field(factory=dict, init=False)
     _sweep: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
-
-    @_connector.default
-    def _own_connector(self) -> Connector:
-        return Connector(self._reactor)
 
     def acquire(self, upstream: UpstreamTarget) -> UpstreamConnection | None:
         """The idle connection used last, if there is one that the server does not close by now."""

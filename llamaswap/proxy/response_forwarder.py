@@ -91,12 +91,15 @@ class ResponseForwarder:
         return self._observer is not None or self.appended or self._exchange.head.version < (1, 1)
 
     # -- what the connection calls -------------------------------------------------------------------------
+    # `raw` is the body as received, with its framing; `pieces` its payload, if that is needed.
 
     def response_interim(self, head: ResponseHead) -> None:
+        """A 1xx head other than 100 and 101."""
         if not self.appended and self._exchange.head.version >= (1, 1):
             self._sink.interim(head.status, head.reason, head.headers)
 
     def response_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
+        """The head, the part of the body that came in the same read, and whether that was all."""
         if head.status in self._decline:
             self.sending.fail(UpstreamDeclined(self._where, head.status))
             return
@@ -124,7 +127,7 @@ class ResponseForwarder:
         self._observe_and_go_on(pieces, ended)
 
     def response_more(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
-        # Each chunk of a stream comes this way, hence the few steps.
+        """More of the body. Each chunk of a stream comes this way, hence the few steps."""
         if self._raw:
             if raw:
                 self._passed += len(raw)
@@ -137,6 +140,7 @@ class ResponseForwarder:
         self._observe_and_go_on(pieces, ended)
 
     def response_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
+        """A 101: the transport belongs to this object from now on; `rest` was read already."""
         offered = b",".join(value for name, value in head.headers if name.lower() == b"upgrade")
         asked = comma_items(self.sending.requested_upgrade)
         agreed = offered and all(item and item in asked for item in comma_items(offered))
@@ -156,6 +160,7 @@ class ResponseForwarder:
         )
 
     def response_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
+        """The response ends too early. `silent`: not a byte of it came."""
         if self._state is ReceiveState.STREAMING:
             self.sending.fail(UpstreamTruncated(self._where, cause))
         elif malformed:

@@ -81,19 +81,6 @@ class ProxyTransaction(HttpTransaction, ConnectionSink):
     """A request that became an exchange, and the sink of its response. `whole` is its body, if that came with the head
     completely."""
 
-    __slots__ = (
-        "_final_data_sent",
-        "_framer",
-        "_producing",
-        "_request",
-        "_response_sent",
-        "_sent",
-        "exchange",
-        "response_closed",
-        "spooled_body",
-        "waits_for_continue",
-    )
-
     def __init__(self, connection: ClientConnection, head: RequestHead, framing: Framing, whole: bytes | None) -> None:
         super().__init__(connection, framing)
         factory = connection.owner

@@ -7,7 +7,7 @@ clients, models or pools.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from attrs import define
 from twisted.internet.error import ConnectionDone
@@ -22,6 +22,9 @@ from llamaswap.config.schema.model import Timeouts
 from llamaswap.proxy.fastpath.direct_write import write_through
 from llamaswap.proxy.framing import ChunkWalker, MalformedMessage, ResponseHead, find_head_end, parse_response
 from llamaswap.proxy.transport import TcpTransport
+
+if TYPE_CHECKING:
+    from llamaswap.proxy.response_forwarder import ResponseForwarder
 
 LOG_NAME = "server"
 INTERIM_LIMIT = 100  # 1xx heads before the final one; a server that sends more is broken
@@ -51,25 +54,6 @@ class UpstreamTarget:
         return self.endpoint.scheme == "https"
 
 
-class ResponseReceiver(Protocol):
-    """Takes one response. `raw` is the body as received, with its framing; `pieces` its payload, if that is wanted."""
-
-    def response_interim(self, head: ResponseHead) -> None:
-        """A 1xx head other than 100 and 101."""
-
-    def response_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
-        """The head, the part of the body that came in the same read, and whether that was all."""
-
-    def response_more(self, raw: bytes, pieces: list[bytes], ended: bool) -> None:
-        """More of the body."""
-
-    def response_upgraded(self, head: ResponseHead, raw_head: bytes, rest: bytes) -> None:
-        """A 101: the transport belongs to the receiver from now on; `rest` was read already."""
-
-    def response_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
-        """The response ends too early. `silent`: not a byte of it came."""
-
-
 @implementer(IHandshakeListener)
 class UpstreamConnection(ConnectionProtocol):
     """A connection to a server: idle, or serving one request for one receiver."""
@@ -84,7 +68,7 @@ class UpstreamConnection(ConnectionProtocol):
         self.on_handshake: Callable[[], None] | None = None
         self.paused = False
         self.send: Callable[[bytes], None] = _send_nowhere
-        self._receiver: ResponseReceiver | None = None
+        self._receiver: ResponseForwarder | None = None
         self._buffer = b""
         self._in_head = False
         self._bodyless = False
@@ -97,7 +81,7 @@ class UpstreamConnection(ConnectionProtocol):
 
     # -- what its user calls
 
-    def begin(self, receiver: ResponseReceiver, *, bodyless: bool, payload: bool) -> None:
+    def begin(self, receiver: ResponseForwarder, *, bodyless: bool, payload: bool) -> None:
         """Expect one response. `bodyless`: to a HEAD; `payload`: whether a chunked body is wanted as pieces too."""
         self._receiver = receiver
         self._in_head = True
@@ -218,7 +202,7 @@ class UpstreamConnection(ConnectionProtocol):
 
     # -- reading a response
 
-    def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
+    def _read_head(self, receiver: ResponseForwarder, data: bytes) -> None:
         while True:
             if not b"HTTP/1.".startswith(data[:7]):
                 raise MalformedMessage("the response is not HTTP/1")

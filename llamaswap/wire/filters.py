@@ -5,7 +5,7 @@ They edit the bodies of `json_body` in place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attrs import frozen
 
@@ -33,17 +33,10 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
     the request asked for, after profile and selector. `model` is only changed by `use_model_name`.
     """
     if use_model_name:
-        try:
-            body.set_model(use_model_name)
-        except EditError as error:
-            raise _failure(f"error rewriting model name in JSON: {error}", error)
+        _edit("rewriting model name in JSON", body.set_model, use_model_name)
     for parameter in rules.strip_params:
-        if parameter == "model":
-            continue
-        try:
-            body.delete(parameter)
-        except EditError as error:
-            raise _failure(f"error stripping parameter {parameter} from request: {error}", error)
+        if parameter != "model":
+            _edit(f"stripping parameter {parameter} from request", body.delete, parameter)
     if rules.set_params:
         _set_all(body, rules.set_params)
     if rules.set_params_by_id:
@@ -53,18 +46,18 @@ def apply(body: JsonBody, rules: Filters, *, requested: str, use_model_name: str
 def _set_all(body: JsonBody, parameters: Mapping[str, object]) -> None:
     for parameter in sorted(parameters):
         path = parameter.removesuffix(IF_ABSENT)
-        if path == "model":
-            continue
-        try:
-            if path == parameter or not body.has(path):
-                body.set(path, _plain(parameters[parameter]))
-        except EditError as error:
-            raise _failure(f"error setting parameter {parameter} in request: {error}", error)
+        if path != "model":
+            value = _plain(parameters[parameter])
+            _edit(f"setting parameter {parameter} in request", body.set, path, value, path != parameter)
 
 
-def _failure(message: str, error: EditError) -> LlamaswapError:
-    """The client's fault (400) if its body is malformed, else the configuration's."""
-    return BadRequest(message) if isinstance(error, MalformedBodyError) else FilterError(message)
+def _edit(doing: str, edit: Callable[..., None], *arguments: object) -> None:
+    """Edit the body. That it fails is the client's fault (400) if its body is malformed, else the configuration's."""
+    try:
+        edit(*arguments)
+    except EditError as error:
+        failure = BadRequest if isinstance(error, MalformedBodyError) else FilterError
+        raise failure(f"error {doing}: {error}")
 
 
 def _plain(value: object) -> object:

@@ -105,14 +105,12 @@ class JsonBody:
         """Whether it asks for a stream."""
         return self.flag("stream")
 
-    def set(self, path: str, value: object) -> None:
-        """Set the member at `path`. A value on the way that is not a container is replaced by one. Raises EditError."""
-        top = _set(self._top, parse_path(path), encode(value))
-        self._changed = self._changed or top
-
-    def has(self, path: str) -> bool:
-        """Whether there is a member at `path`."""
-        return _has(self._top, parse_path(path))
+    def set(self, path: str, value: object, if_absent: bool = False) -> None:
+        """Set the member at `path`, with `if_absent` only if there is none. A value on the way that is not a container
+        is replaced by one. Raises EditError."""
+        steps = parse_path(path)
+        if not (if_absent and _has(self._top, steps)):
+            self._changed = _set(self._top, steps, encode(value)) or self._changed
 
     def set_model(self, name: str) -> None:
         """Name another model, in every `model` member, because a server may read the last of them."""
