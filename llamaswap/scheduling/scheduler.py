@@ -92,11 +92,11 @@ class Scheduler(Transitions):
         elif decision.action == "load":
             self._start(decision, entry, now)
         else:
-            self.queue.add(entry)
+            self._enqueue(entry)
             if entry.deadline <= now or self.stalled_readers:
                 self._reschedule(now)
             else:
-                self._effects += self.queue.renumber()
+                self._renumber()
                 self._arm_timer(min(self._deadlines(entry, decision)), now)
         return self._take_effects()
 
@@ -115,7 +115,7 @@ class Scheduler(Transitions):
             elif entry.starved:
                 self._reschedule(now)
             else:
-                self._effects += self.queue.renumber()
+                self._renumber()
         else:
             swap = self._load_of(ticket.model)
             del swap.waiters[ticket.number]
@@ -177,7 +177,8 @@ class Scheduler(Transitions):
         else:
             if isinstance(error, (StartFailed, ServerVanished)):
                 cause = error.cause if isinstance(error, StartFailed) else str(error)
-                self._record_failure(swap.model, self.failures.get(swap.model), cause, now)
+                earlier = self.failures.get(swap.model)
+                self.failures[swap.model] = self.rules.backoff.failed_again(swap.model, earlier, cause, now)
             for entry in entries:
                 self._refuse(entry, error)
             self._stop([server], "failed")
@@ -193,16 +194,13 @@ class Scheduler(Transitions):
         if server.phase is Phase.READY:
             earlier = None if has_worked(server.ready_at, server.worked_at, now) else self.failures.get(model)
             self._stop([server], "crash")
-            self._record_failure(model, earlier, cause, now)
+            self.failures[model] = self.rules.backoff.failed_again(model, earlier, cause, now)
         elif server.phase is Phase.SUSPENDED or server.suspending:
             self._stop([server], "crash")
         else:
             return []
         self._reschedule(now)
         return self._take_effects()
-
-    def _record_failure(self, model: str, earlier: FailureRecord | None, cause: str, now: float) -> None:
-        self.failures[model] = self.rules.backoff.failed_again(model, earlier, cause, now)
 
     def adopted(
         self, model: str, ready_at: float, idle_since: float, now: float, suspended: bool = False
@@ -327,7 +325,7 @@ class Scheduler(Transitions):
             for entry in self._abandon(self._load_of(server.model)):
                 if server.model in self.rules.models:
                     entry.stage = RequestStage.QUEUED
-                    self.queue.add(entry)
+                    self._enqueue(entry)
                 else:
                     self._refuse(entry, UnknownModel(server.model))
         elif server.phase is Phase.READY and server.serving:

@@ -154,6 +154,13 @@ class QueuedRequest:
     starved: bool = False
 
 
+def queue_order(entry: QueuedRequest) -> tuple[bool, float, int]:
+    """The key by which the queue is sorted: starved requests first, in the order in which their fairness windows ended;
+    the others by priority, then by arrival."""
+    ticket = entry.ticket
+    return not entry.starved, entry.deadline if entry.starved else -ticket.priority, ticket.number
+
+
 @define(eq=False)
 class ActiveSwap:
     """A load that runs: `evict` leave for it, `waiters` are its requests by number, `restore` return if it fails."""

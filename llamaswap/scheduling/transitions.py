@@ -5,6 +5,7 @@ The rules of the decisions are described in `scheduler`.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from math import ceil, inf
 
@@ -16,6 +17,7 @@ from llamaswap.scheduling.effects import (
     Effect,
     Grant,
     Interrupt,
+    QueuePosition,
     Refuse,
     SetIdleTimer,
     SetQueueTimer,
@@ -33,15 +35,15 @@ from llamaswap.scheduling.state import (
     QueuedRequest,
     RequestStage,
     SchedulerState,
+    queue_order,
 )
-from llamaswap.scheduling.wait_queue import WaitQueue
 
 
 @define(eq=False)
 class Transitions(SchedulerState):
     """The scheduler's state with what changes it. Effects are collected until an input returns them."""
 
-    queue: WaitQueue = field(factory=WaitQueue, init=False)
+    queue: list[QueuedRequest] = field(factory=list, init=False)
     _restore: dict[str, None] = field(factory=dict, init=False)
     _generation: int = field(default=0, init=False)
     _timer_at: float | None = field(default=None, init=False)
@@ -214,9 +216,9 @@ class Transitions(SchedulerState):
         deadlines: list[float] = []
         self.reservations = []
         if self.queue:
-            self.queue.promote_starved(now)
+            self._promote_starved(now)
             deadlines = self._run_queue(now)
-            self._effects += self.queue.renumber()
+            self._renumber()
             if self.stalled_readers and self.rules.stalled_reader:
                 deadlines += self._interrupt_stalled(now)
         self.closed_models = frozenset().union(*(reservation.closed for reservation in self.reservations))
@@ -227,6 +229,26 @@ class Transitions(SchedulerState):
             self._effects.append(SetQueueTimer(None))
         if self._restore and not self.queue and not self.loads:
             self._restore_evicted(now)
+
+    def _enqueue(self, entry: QueuedRequest) -> None:
+        """Queue a request that is not starved."""
+        entry.position = 0
+        insort(self.queue, entry, key=queue_order)
+
+    def _promote_starved(self, now: float) -> None:
+        """Move the requests whose fairness window has ended before all others."""
+        starved = [entry for entry in self.queue if entry.deadline <= now and not entry.starved]
+        if starved:
+            for entry in starved:
+                entry.starved = True
+            self.queue.sort(key=queue_order)
+
+    def _renumber(self) -> None:
+        """Update the 1-based positions, with an effect for each one that changed."""
+        for position, entry in enumerate(self.queue, 1):
+            if entry.position != position:
+                entry.position = position
+                self._effects.append(QueuePosition(entry.ticket, position))
 
     def _run_queue(self, now: float) -> list[float]:
         """One pass through the queue; returns the deadlines of the requests that still wait."""
