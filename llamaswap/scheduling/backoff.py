@@ -7,8 +7,7 @@ server that has worked, or an operator, ends the series. Pure; times are argumen
 
 from __future__ import annotations
 
-from attrs import frozen
-
+from llamaswap.config.schema.routing import FifoSettings
 from llamaswap.errors import FailureRecord
 
 STABLE_SECONDS = 60.0  # ready for so long, a server that crashes begins a new series of failures
@@ -16,23 +15,19 @@ WORKED_SECONDS = 1.0  # that a server has to live after a response: the response
 PAUSE_FACTOR = 2.0  # by which a pause grows with each failure in a row
 
 
-@frozen
-class Backoff:
-    """The pauses: `first` seconds after the second failure in a row (0: no pauses), doubling up to `longest`."""
+def pause(fifo: FifoSettings, count: int) -> float:
+    """How long a model is not started after its `count`-th failure in a row."""
+    if count < 2:
+        return 0.0
+    return min(fifo.backoff_max, fifo.backoff * PAUSE_FACTOR ** min(count - 2, 60))
 
-    first: float = 1.0
-    longest: float = 60.0
 
-    def pause(self, count: int) -> float:
-        """How long a model is not started after its `count`-th failure in a row."""
-        if count < 2:
-            return 0.0
-        return min(self.longest, self.first * PAUSE_FACTOR ** min(count - 2, 60))
-
-    def failed_again(self, model: str, earlier: FailureRecord | None, cause: str, now: float) -> FailureRecord:
-        """The record of one more failure after `earlier`."""
-        count = 1 if earlier is None else earlier.count + 1
-        return FailureRecord(model, "", count, now + self.pause(count), cause)
+def failed_again(
+    fifo: FifoSettings, model: str, earlier: FailureRecord | None, cause: str, now: float
+) -> FailureRecord:
+    """The record of one more failure after `earlier`."""
+    count = 1 if earlier is None else earlier.count + 1
+    return FailureRecord(model, "", count, now + pause(fifo, count), cause)
 
 
 def has_worked(ready_at: float, worked_at: float | None, now: float) -> bool:

@@ -101,6 +101,6 @@ def stalled_deadlines(state: SchedulerState, queue: Iterable[Ticket], now: float
         decision = decision_for(state, waiting, (), now)
         for model in decision.waits_for:
             for number in state.models[model].serving & state.stalled_readers.keys():
-                due = max(state.stalled_readers[number], since) + state.rules.stalled_reader
+                due = max(state.stalled_readers[number], since) + state.rules.fifo.stalled_reader
                 deadlines[number] = min(deadlines.get(number, (due, waiting)), (due, waiting))
     return deadlines

@@ -6,7 +6,6 @@ from collections import Counter
 
 from llamaswap.config import Config, Model
 from llamaswap.config.routing import eviction_of
-from llamaswap.scheduling.backoff import Backoff
 from llamaswap.scheduling.state import ModelRules, Rules
 
 
@@ -19,7 +18,6 @@ def _local_port(model: Model) -> int | None:
 def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
     """Everything in `config` that decisions depend on; `pinned` are the models that an operator has pinned."""
     pinned &= config.models.keys()
-    fifo = config.routing.scheduler.settings.fifo
     users = Counter(map(_local_port, config.models.values()))
     models = {}
     for name, model in config.models.items():
@@ -32,15 +30,5 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
             suspended_ttl=model.sleep.ttl,
             has_stop_command=bool(model.cmd_stop.strip()),
         )
-    return Rules(
-        models,
-        eviction_of(config.routing.router, pinned),
-        fairness_window=fifo.patience,
-        max_queue=fifo.max_queue,
-        max_concurrent=fifo.max_concurrent,
-        pinned=pinned,
-        backoff=Backoff(fifo.backoff, fifo.backoff_max),
-        max_wait=fifo.max_wait,
-        max_suspended=fifo.max_asleep,
-        stalled_reader=fifo.stalled_reader,
-    )
+    fifo = config.routing.scheduler.settings.fifo
+    return Rules(models, eviction_of(config.routing.router, pinned), fifo, pinned)

@@ -49,7 +49,7 @@ from llamaswap.errors import (
     TooManyRequests,
     UnknownModel,
 )
-from llamaswap.scheduling.backoff import has_worked
+from llamaswap.scheduling.backoff import failed_again, has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
 from llamaswap.scheduling.planner import decision_for
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
@@ -119,7 +119,7 @@ class Scheduler(Transitions):
         else:
             swap = self._load_of(ticket.model)
             del swap.waiters[ticket.number]
-            if self.queue and (self.rules.max_concurrent or not swap.waiters):
+            if self.queue and (self.rules.fifo.max_concurrent or not swap.waiters):
                 self._reschedule(now)
         return self._take_effects()
 
@@ -139,7 +139,7 @@ class Scheduler(Transitions):
                 self._stop([server], "reload")
             elif unused:
                 self._mark_idle(server, now)
-        if self.queue and (unused or self.rules.max_concurrent):
+        if self.queue and (unused or self.rules.fifo.max_concurrent):
             self._reschedule(now)
         return self._take_effects()
 
@@ -178,7 +178,7 @@ class Scheduler(Transitions):
             if isinstance(error, (StartFailed, ServerVanished)):
                 cause = error.cause if isinstance(error, StartFailed) else str(error)
                 earlier = self.failures.get(swap.model)
-                self.failures[swap.model] = self.rules.backoff.failed_again(swap.model, earlier, cause, now)
+                self.failures[swap.model] = failed_again(self.rules.fifo, swap.model, earlier, cause, now)
             for entry in entries:
                 self._refuse(entry, error)
             self._stop([server], "failed")
@@ -194,7 +194,7 @@ class Scheduler(Transitions):
         if server.phase is Phase.READY:
             earlier = None if has_worked(server.ready_at, server.worked_at, now) else self.failures.get(model)
             self._stop([server], "crash")
-            self.failures[model] = self.rules.backoff.failed_again(model, earlier, cause, now)
+            self.failures[model] = failed_again(self.rules.fifo, model, earlier, cause, now)
         elif server.phase is Phase.SUSPENDED or server.suspending:
             self._stop([server], "crash")
         else:
@@ -373,6 +373,6 @@ class Scheduler(Transitions):
             return self._backoff_error(model, now)
         if self._drain_error is not None:
             return self._drain_error
-        if server is not None and not rules.limit and server.waiting >= self.rules.max_queue:
-            return QueueFull(model, self.rules.max_queue)
+        if server is not None and not rules.limit and server.waiting >= self.rules.fifo.max_queue:
+            return QueueFull(model, self.rules.fifo.max_queue)
         return None

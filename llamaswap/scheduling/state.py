@@ -9,8 +9,8 @@ from math import inf
 from attrs import Factory, define, field, frozen
 
 from llamaswap.config.policies.eviction import Eviction
+from llamaswap.config.schema.routing import FifoSettings
 from llamaswap.errors import FailureRecord, LlamaswapError
-from llamaswap.scheduling.backoff import Backoff
 from llamaswap.scheduling.effects import Effect, Ticket
 
 PRIORITY_SCALE = 10.0
@@ -49,30 +49,16 @@ class ModelRules:
 
 @frozen
 class Rules:
-    """Everything configured that a decision depends on.
-
-    `fairness_window`: seconds for which requests for a ready model may overtake a waiting one. `max_queue`: how many
-    requests may wait for one model without an explicit limit. `pinned`: models that only an operator unloads.
-    `backoff`: the pauses between attempts to load a failing model. `max_wait`: seconds a request may be queued (0: no
-    bound). `max_suspended`: how many models may be suspended (0: no bound). `stalled_reader`: seconds a client may read
-    nothing while another request waits for its model to finish (0: no bound). `max_concurrent`: how many requests all
-    models together may serve or be loaded for (0: no bound).
-    """
+    """Everything configured that a decision depends on; `pinned` are the models that only an operator unloads."""
 
     models: Mapping[str, ModelRules]
     evict: Eviction
-    fairness_window: float = 10.0
-    max_queue: int = 1000
+    fifo: FifoSettings = Factory(FifoSettings)
     pinned: frozenset[str] = frozenset()
-    backoff: Backoff = Factory(Backoff)
-    max_wait: float = 0.0
-    max_suspended: int = 0
-    stalled_reader: float = 0.0
-    max_concurrent: int = 0
 
     def fairness_window_of(self, ticket: Ticket) -> float:
         """The fairness window of a request, which its priority shortens."""
-        return self.fairness_window * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
+        return self.fifo.patience * PRIORITY_SCALE / (PRIORITY_SCALE + max(0, ticket.priority))
 
 
 # -- records -----------------------------------------------------------------------------------------------
@@ -240,10 +226,10 @@ class SchedulerState:
     @property
     def is_full(self) -> bool:
         """Whether as many requests are served, or wait for a load that runs, as may be at a time."""
-        if not self.rules.max_concurrent:
+        if not self.rules.fifo.max_concurrent:
             return False
         served = sum(server.unfinished - server.waiting for server in self.models.values())
-        return served + sum(len(swap.waiters) for swap in self.loads.values()) >= self.rules.max_concurrent
+        return served + sum(len(swap.waiters) for swap in self.loads.values()) >= self.rules.fifo.max_concurrent
 
     def in_backoff(self, model: str, now: float) -> bool:
         """Whether no request may start this model yet, because it failed repeatedly."""

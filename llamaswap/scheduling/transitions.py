@@ -164,10 +164,10 @@ class Transitions(SchedulerState):
 
     def _limit_suspended(self) -> None:
         """Stop the models that have been suspended longest, if too many are."""
-        if not self.rules.max_suspended:
+        if not self.rules.fifo.max_asleep:
             return
         suspended = [server for server in self.models.values() if server.phase is Phase.SUSPENDED]
-        surplus = len(suspended) - self.rules.max_suspended
+        surplus = len(suspended) - self.rules.fifo.max_asleep
         if surplus > 0:
             unpinned = [server for server in suspended if server.model not in self.rules.pinned]
             unpinned.sort(key=lambda server: server.idle_since or 0.0)
@@ -219,7 +219,7 @@ class Transitions(SchedulerState):
             self._promote_starved(now)
             deadlines = self._run_queue(now)
             self._renumber()
-            if self.stalled_readers and self.rules.stalled_reader:
+            if self.stalled_readers and self.rules.fifo.stalled_reader:
                 deadlines += self._interrupt_stalled(now)
         self.closed_models = frozenset().union(*(reservation.closed for reservation in self.reservations))
         if deadlines:
@@ -294,13 +294,13 @@ class Transitions(SchedulerState):
         found = [] if entry.starved else [entry.deadline]
         if decision.until:
             found.append(decision.until)
-        elif self.rules.max_wait:
-            found.append(entry.ticket.since + self.rules.max_wait)
+        elif self.rules.fifo.max_wait:
+            found.append(entry.ticket.since + self.rules.fifo.max_wait)
         return found
 
     def _overdue(self, entry: QueuedRequest, decision: Decision, now: float) -> WaitedTooLong | None:
         """The error of a request that has waited for `max_wait` and would have to wait on, with what is in its way."""
-        model, longest = entry.ticket.model, self.rules.max_wait
+        model, longest = entry.ticket.model, self.rules.fifo.max_wait
         if not longest or decision.until or now < entry.ticket.since + longest:
             return None
         in_the_way = decision_for(self, model, (), now).waits_for or decision.waits_for

@@ -43,8 +43,8 @@ class Groups(LoadCase):
         fifo = self.ok(text % "priority: {a1: -3, bee: 2}").routing.scheduler.settings.fifo
         self.assertEqual(fifo.priority, {"ant": -3, "bee": 2})
         self.assertEqual((fifo.patience, fifo.max_queue), (10, 1000))
-        self.assertEqual(rules_of(Config()).max_concurrent, 0)
-        self.assertEqual(rules_of(self.ok(text % "maxConcurrent: 3")).max_concurrent, 3)
+        self.assertEqual(rules_of(Config()).fifo.max_concurrent, 0)
+        self.assertEqual(rules_of(self.ok(text % "maxConcurrent: 3")).fifo.max_concurrent, 3)
         self.err(text % "maxConcurrent: -1", "maxConcurrent")
         fifo = self.ok(text % "patience: 1m, maxQueue: 5").routing.scheduler.settings.fifo
         self.assertEqual((fifo.patience, fifo.max_queue), (60, 5))

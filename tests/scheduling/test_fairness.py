@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.scheduling.effects import Effect, Grant, SetQueueTimer, StartSwap, Ticket
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import MINIMUM_STAY_LOADS, ModelRules, Rules
-from tests.scheduling.world import Conflicts, pairs
+from tests.scheduling.world import Conflicts, fifo, pairs
 
 LOAD = 5.0
 STAY = MINIMUM_STAY_LOADS * LOAD
@@ -44,7 +44,9 @@ class Simulation:
 
     def __attrs_post_init__(self) -> None:
         conflicts = [one + other for one in self.models for other in self.models if one < other]
-        rules = Rules({model: ModelRules() for model in self.models}, Conflicts(pairs(*conflicts)), self.patience)
+        rules = Rules(
+            {model: ModelRules() for model in self.models}, Conflicts(pairs(*conflicts)), fifo(patience=self.patience)
+        )
         self.scheduler = Scheduler(rules)
 
     def after(self, seconds: float, event: Callable[[], list[Effect]]) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.errors import QueueFull
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.state import ModelRules, Rules
-from tests.scheduling.world import Conflicts, World, pairs
+from tests.scheduling.world import Conflicts, World, fifo, pairs, retuned
 
 
 def world(limit: int, *conflicts: str, **more: float) -> World:
     """Models a to e; a and b are ready."""
     relation = Conflicts(pairs(*conflicts))
-    made = World(Rules({name: ModelRules() for name in "abcde"}, relation, max_concurrent=limit, **more), relation)
+    rules = Rules({name: ModelRules() for name in "abcde"}, relation, fifo(max_concurrent=limit, **more))
+    made = World(rules, relation)
     made.adopt("a")
     made.adopt("b")
     return made
@@ -72,5 +72,5 @@ class MaxConcurrentTests(SynchronousTestCase):
     def test_reload_with_a_higher_limit_serves_the_waiting_requests(self) -> None:
         here = world(1)
         here.requests("a", "b", "a")
-        here.retune(evolve(here.rules, max_concurrent=0))
+        here.retune(retuned(here.rules, max_concurrent=0))
         self.assertEqual(len(here.granted), 3)

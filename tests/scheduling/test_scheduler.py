@@ -24,7 +24,7 @@ from llamaswap.scheduling.effects import Grant, SetIdleTimer, Stop, Ticket
 from llamaswap.scheduling.planner import forecast
 from llamaswap.scheduling.scheduler import LONG_QUEUE, RECONSIDER_DELAY
 from llamaswap.scheduling.state import ModelRules, Phase
-from tests.scheduling.world import World, swapping, world
+from tests.scheduling.world import World, retuned, swapping, world
 
 
 def loaded(here: World, *models: str) -> World:
@@ -538,7 +538,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_queued_request_is_refused_after_the_longest_wait(self) -> None:
         here = swapping()
-        here.retune(evolve(here.rules, max_wait=60.0))
+        here.retune(retuned(here.rules, max_wait=60.0))
         busy = here.request("a")
         here.load_all()
         early, late = here.request("b"), None
@@ -556,10 +556,10 @@ class LimitTests(SynchronousTestCase):
         here.end(busy)
         self.assertEqual(here.ready, {"a"})
 
-    def stalled(self, **more: float) -> tuple[World, Ticket]:
+    def stalled(self) -> tuple[World, Ticket]:
         """Model a serves a client that stands still."""
         here = swapping()
-        here.retune(evolve(here.rules, stalled_reader=60.0, **more))
+        here.retune(retuned(here.rules, stalled_reader=60.0))
         busy = here.request("a")
         here.load_all()
         here.reader_stalled(busy, here.now)
@@ -582,7 +582,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_reader_that_stalls_while_another_request_waits_has_the_whole_time(self) -> None:
         here = swapping()
-        here.retune(evolve(here.rules, stalled_reader=60.0))
+        here.retune(retuned(here.rules, stalled_reader=60.0))
         busy = here.request("a")
         here.load_all()
         here.request("b")
@@ -603,7 +603,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_request_that_waits_for_another_model_interrupts_no_stalled_reader(self) -> None:
         here = world("bc")
-        here.retune(evolve(here.rules, stalled_reader=60.0))
+        here.retune(retuned(here.rules, stalled_reader=60.0))
         stalled, busy = here.requests("a", "b")
         here.load_all()
         here.reader_stalled(stalled, here.now)
@@ -614,14 +614,14 @@ class LimitTests(SynchronousTestCase):
 
     def test_stalled_reader_is_never_interrupted_without_a_bound(self) -> None:
         here, _ = self.stalled()
-        here.retune(evolve(here.rules, stalled_reader=0.0))
+        here.retune(retuned(here.rules, stalled_reader=0.0))
         here.request("b")
         here.advance(1000.0)
         self.assertEqual(here.interrupted, [])
 
     def test_request_that_only_a_reservation_keeps_waiting_is_refused_after_the_longest_wait(self) -> None:
         here = world("ab", "cb", "cd", fairness_window=120.0)
-        here.rules = here.scheduler.rules = evolve(here.rules, max_wait=130.0)
+        here.rules = here.scheduler.rules = retuned(here.rules, max_wait=130.0)
         here.request("a")
         busy = here.request("d")
         here.load_all()
@@ -639,7 +639,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_time_of_the_load_does_not_count_as_wait(self) -> None:
         here = swapping()
-        here.retune(evolve(here.rules, max_wait=60.0))
+        here.retune(retuned(here.rules, max_wait=60.0))
         here.request("a")
         here.advance(3600.0)
         self.assertEqual(here.refused, {})
@@ -648,7 +648,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_bound_on_waiting_requests_counts_queued_and_joined_ones(self) -> None:
         here = swapping()
-        here.rules = evolve(here.rules, max_queue=2)
+        here.rules = retuned(here.rules, max_queue=2)
         here.retune(here.rules)
         here.request("a")
         here.load_all()
@@ -795,19 +795,19 @@ class SuspendTests(SynchronousTestCase):
 
     def test_longest_suspended_model_is_stopped_if_too_many_are_suspended(self) -> None:
         here = swapping(**dict.fromkeys("abcd", CAN_SUSPEND))
-        here.rules = here.scheduler.rules = evolve(here.rules, max_suspended=2)
+        here.rules = here.scheduler.rules = retuned(here.rules, max_asleep=2)
         for model in "abc":
             loaded(here, model)
             here.advance(1.0)
         self.assertEqual(here.asleep, {"a", "b"})
         loaded(here, "d")
         self.assertEqual(here.asleep, {"b", "c"})
-        here.retune(evolve(here.rules, max_suspended=1))
+        here.retune(retuned(here.rules, max_asleep=1))
         self.assertEqual([(stop.models, stop.why) for stop in here.stops], [(("b",), "asleep")])
 
     def test_pinned_model_is_resumed_and_never_stopped_for_being_suspended(self) -> None:
         here = swapping(**dict.fromkeys("abc", ModelRules(can_suspend=True, suspended_ttl=5.0)))
-        here.rules = here.scheduler.rules = evolve(here.rules, max_suspended=1)
+        here.rules = here.scheduler.rules = retuned(here.rules, max_asleep=1)
         loaded(here, "a", "b")
         here.pin("a")
         self.assertEqual(here.idle, {})

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.config.schema.routing import FifoSettings
 from llamaswap.errors import ShuttingDown, StartFailed
 from llamaswap.scheduling.state import ModelRules, Phase, Rules
 from tests.scheduling.world import Conflicts, World
@@ -48,13 +49,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def begin(self, conflicts, known, fairness_window, max_queue, max_wait, max_concurrent, max_asleep, there, asleep):
         relation = Conflicts(frozenset(conflicts))
-        rules = Rules(
-            *(known, relation, fairness_window, max_queue),
+        settings = FifoSettings(
+            patience=fairness_window,
+            max_queue=max_queue,
             max_wait=max_wait,
-            max_suspended=max_asleep,
-            stalled_reader=5.0,
             max_concurrent=max_concurrent,
+            max_asleep=max_asleep,
+            stalled_reader=5.0,
         )
+        rules = Rules(known, relation, settings)
         self.world = World(rules, relation)
         for model in there:
             self.world.adopt(model)

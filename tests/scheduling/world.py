@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from attrs import Factory, define, evolve
 
+from llamaswap.config.schema.routing import FifoSettings
 from llamaswap.errors import LlamaswapError, ModelUnloaded, QueueFull, StartFailed
 from llamaswap.scheduling.effects import (
     AbandonSwap,
@@ -335,7 +336,7 @@ class World:
                 if isinstance(effect.error, QueueFull):
                     rivals = [one for one in self.waiting.values() if one.model == effect.ticket.model]
                     # More than the bound may wait already: a reload can lower it, or take an explicit limit away.
-                    assert len(rivals) >= self.rules.max_queue, "the queue is not full"
+                    assert len(rivals) >= self.rules.fifo.max_queue, "the queue is not full"
             elif isinstance(effect, QueuePosition):
                 assert effect.ticket.number in self.waiting
                 self.positions[effect.ticket.number] = effect.position
@@ -354,7 +355,7 @@ class World:
                 assert effect.ticket.number in self.granted, "interrupted, but not served"
                 rivals = [one for one in self.waiting.values() if one.model == effect.waiting]
                 assert rivals, "interrupted, but no other request waits"
-                assert effect.seconds >= self.rules.stalled_reader > 0, "interrupted too early"
+                assert effect.seconds >= self.rules.fifo.stalled_reader > 0, "interrupted too early"
                 self.interrupted.append((effect.ticket.number, effect.seconds, effect.waiting))
             elif isinstance(effect, SetIdleTimer) and effect.seconds is not None:
                 assert effect.model in self.ready | self.asleep and not self.serving(effect.model)
@@ -371,7 +372,7 @@ class World:
         assert ticket.model in self.ready and self.up(ticket.model), f"granted {ticket.model}, which is not ready"
         assert ticket.model not in self.outdated, "granted on an outdated process"
         assert ticket.model not in self.idle, "granted with the idle timer running"
-        most = self.rules.max_concurrent
+        most = self.rules.fifo.max_concurrent
         assert not most or len(self.granted) + len(self.cut) < most, f"{ticket} is one too many"
         for other in self.waiting.values():
             impatient = other.since + self.rules.fairness_window_of(other)
@@ -452,10 +453,10 @@ class World:
             assert phase is (Phase.LOADING if loading else Phase.SUSPENDED), (
                 f"{model} is suspended and its phase is {phase}"
             )
-        if self.rules.max_suspended:
+        if self.rules.fifo.max_asleep:
             settled -= {load.swap.model for load in self.loads.values()}
             kept = len(settled & self.rules.pinned)
-            assert len(settled) <= max(self.rules.max_suspended, kept), f"{sorted(settled)} are suspended"
+            assert len(settled) <= max(self.rules.fifo.max_asleep, kept), f"{sorted(settled)} are suspended"
         if self.waiting:
             assert not [one for one in self.waiting.values() if self.scheduler.can_grant(one.model)], (
                 "waits for nothing"
@@ -475,11 +476,21 @@ class World:
         assert [self.positions[number] for number in queued] == list(range(1, len(queued) + 1))
 
 
+def fifo(**settings: float) -> FifoSettings:
+    """Settings without bounds on waits and on stalled readers, unless given."""
+    return FifoSettings(**{"max_wait": 0.0, "stalled_reader": 0.0, **settings})
+
+
+def retuned(rules: Rules, **settings: float) -> Rules:
+    """These rules with other settings."""
+    return evolve(rules, fifo=evolve(rules.fifo, **settings))
+
+
 def world(*conflicts: str, models: str = "abcde", fairness_window: float = 10.0, **rules: ModelRules) -> World:
     """A world of one-letter models, all quick and unlimited unless told otherwise."""
     relation = Conflicts(pairs(*conflicts))
     known = {model: rules.get(model, ModelRules()) for model in models}
-    return World(Rules(known, relation, fairness_window), relation)
+    return World(Rules(known, relation, fifo(patience=fairness_window)), relation)
 
 
 def swapping(models: str = "abcde", fairness_window: float = 10.0, **rules: ModelRules) -> World:
