@@ -53,7 +53,8 @@ class LlamaSwap(MultiService):
     """The running product.
 
     `reactor` is the real one (or a double with the same interfaces), `loaded` the first configuration, `inherited`
-    what the program before an upgrade left. `observed` says that `twist` passes log events to `observe` already.
+    what the program before an upgrade left, with its state `earlier` if that can be used. `observed` says that `twist`
+    passes log events to `observe` already.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class LlamaSwap(MultiService):
         self.settings = settings
         self.loaded = loaded
         self.inherited = inherited
+        self.earlier = inherited.state if inherited is not None else None
         self.observed = False
         self.port: IListeningPort | None = None
         enable_tls_if_needed(loaded.config)
@@ -89,8 +91,7 @@ class LlamaSwap(MultiService):
         self.shutdown = Shutdown(parts, lambda: self.port)
 
     def _build_upgrade(self, parts: ServiceParts) -> Upgrade:
-        earlier = self.inherited.state if self.inherited is not None else None
-        count = earlier.count if earlier is not None else 0
+        count = self.earlier.count if self.earlier is not None else 0
         words, where = program.command_line(), self.settings.listen.text
         return Upgrade(
             self.reactor,
@@ -115,10 +116,10 @@ class LlamaSwap(MultiService):
     def startService(self) -> None:
         """Listen, or end the program with a message; everything else follows when the reactor runs."""
         super().startService()
-        listen, inherited = self.settings.listen, self.inherited
-        if inherited is not None and inherited.state is not None:
-            self.parts.logs.registry.remember(inherited.state.logs)
-        endpoint = listening_endpoint(self.reactor, listen, inherited)
+        listen = self.settings.listen
+        if self.earlier is not None:
+            self.parts.logs.registry.remember(self.earlier.logs)
+        endpoint = listening_endpoint(self.reactor, listen, self.inherited)
         outcome: list[IListeningPort | Failure] = []
         endpoint.listen(self.parts.web.factory).addBoth(outcome.append)
         for result in outcome:
@@ -134,8 +135,8 @@ class LlamaSwap(MultiService):
         if not self.observed:
             globalLogPublisher.addObserver(self.observe)  # type: ignore[arg-type] # a method is callable
         self._handle_signals()
-        if self.inherited is not None and self.inherited.state is not None:
-            take_over(self.parts, self.inherited.state)
+        if self.earlier is not None:
+            take_over(self.parts, self.earlier)
         linecache.clearcache()  # attrs leaves the source of each class it makes there: a megabyte
         gc.collect()
         gc.freeze()  # what was made so far lives as long as the process: no need to look at it again
@@ -145,7 +146,7 @@ class LlamaSwap(MultiService):
 
     async def _start(self) -> None:
         models, observability = self.parts.models, self.parts.observability
-        lost = self.inherited is not None and self.inherited.state is None
+        lost = self.inherited is not None and self.earlier is None
         if self.inherited is not None and lost:
             log.error("upgrade: the model servers could not be taken over: {problem}", problem=self.inherited.problem)
         if models.child_record is not None:

@@ -209,7 +209,7 @@ class Transitions(SchedulerState):
             server.idle_armed = False
             self._effects.append(SetIdleTimer(server.model, None))
 
-    # -- the queue -------------------------------------------------------------------------------------------
+    # -- the queue -----------------------------------------------------------------------------------------
 
     def _reschedule(self, now: float) -> None:
         """Decide once for each queued request in order; starved requests that still wait make reservations."""
