@@ -114,8 +114,9 @@ class DemoHandler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
 
-    def send_event(self, document: object, name: str = "") -> None:
-        lead = f"event: {name}\n" if name else ""
+    def send_event(self, document: object) -> None:
+        """A text as it is, or JSON; the `type` of an object is the event's name."""
+        lead = f"event: {document['type']}\n" if isinstance(document, dict) and "type" in document else ""
         text = document if isinstance(document, str) else json.dumps(document)
         self.send_chunk(f"{lead}data: {text}\n\n".encode())
 
@@ -237,21 +238,19 @@ class DemoHandler(BaseHTTPRequestHandler):
         if not body.get("stream"):
             self.send_json({**message, "content": [{"type": "text", "text": "".join(paced)}]})
             return
-        deltas: Iterator[JsonObject] = ({"index": 0, "delta": {"type": "text_delta", "text": text}} for text in paced)
         opening = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 0}}
+        block = {"type": "text", "text": ""}
         ended = {"stop_reason": "end_turn", "stop_sequence": None}
         self.begin_stream()
-        self.send_typed("message_start", {"message": opening})
-        self.send_typed("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}})
-        for delta in deltas:
-            self.send_typed("content_block_delta", delta)
-        self.send_typed("content_block_stop", {"index": 0})
-        self.send_typed("message_delta", {"delta": ended, "usage": {"output_tokens": len(tokens)}})
-        self.send_typed("message_stop", {})
+        self.send_event({"type": "message_start", "message": opening})
+        self.send_event({"type": "content_block_start", "index": 0, "content_block": block})
+        for text in paced:
+            delta = {"type": "text_delta", "text": text}
+            self.send_event({"type": "content_block_delta", "index": 0, "delta": delta})
+        self.send_event({"type": "content_block_stop", "index": 0})
+        self.send_event({"type": "message_delta", "delta": ended, "usage": {"output_tokens": len(tokens)}})
+        self.send_event({"type": "message_stop"})
         self.send_chunk(b"")
-
-    def send_typed(self, kind: str, event: JsonObject) -> None:
-        self.send_event({"type": kind, **event}, kind)
 
 
 def main() -> None:

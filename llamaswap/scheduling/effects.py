@@ -80,7 +80,6 @@ class AbandonSwap:
     """Abort this swap: no request waits for it any more, and another load needs its memory."""
 
     generation: int
-    model: str
 
 
 @frozen

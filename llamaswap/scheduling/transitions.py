@@ -138,7 +138,7 @@ class Transitions(SchedulerState):
     def _abandon(self, swap: ActiveSwap, may_suspend: bool = False) -> list[QueuedRequest]:
         """Give up a load; returns its requests. Models that leave for it go on leaving."""
         del self.loads[swap.generation]
-        self._effects.append(AbandonSwap(swap.generation, swap.model))
+        self._effects.append(AbandonSwap(swap.generation))
         server = self.models[swap.model]
         if may_suspend:
             self._suspend_or_stop(server, "abandoned")
