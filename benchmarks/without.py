@@ -12,7 +12,7 @@ from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
 # module in llamaswap.proxy.fastpath: its function, and what takes its place
 FAST_PATHS = {
     "direct_write": ("write_through", lambda transport: transport.write),
-    "epoll": ("use_plain_poll", lambda reactor: False),
+    "epoll": ("install", lambda: None),
     "lazy_tls": ("import_reactor_without_tls", lambda: False),
     "memory_trim": ("trimmer", lambda library=None: lambda: None),
 }

@@ -62,11 +62,15 @@ class Options(UsageOptions):
         raise SystemExit(0)
 
     def postOptions(self) -> None:
-        """Called before `twist` imports the reactor, which loads OpenSSL unless it is prevented here."""
+        """Called before `twist` imports the reactor, unless --reactor names one: install ours, and load OpenSSL, which
+        comes with the reactor, only where it is needed."""
         if not self["tls-cert-file"] and "ssl:" not in (self["listen"] or ""):
             from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
 
             import_reactor_without_tls()
+        from llamaswap.proxy.fastpath.epoll import install
+
+        install()
 
 
 def chosen_sources(options: Options) -> tuple[str | None, str | None, bool]:
@@ -89,7 +93,6 @@ def makeService(options: Options) -> IService:
     from llamaswap.app.settings import IServiceReactor, ServiceSettings
     from llamaswap.app.startup_log import give_up
     from llamaswap.app.systemd import inherited_endpoint
-    from llamaswap.proxy.fastpath.epoll import use_plain_poll
     from llamaswap.proxy.listen import ListenAddress
     from llamaswap.upgrade.program import announce_ready, being_checked, inherited
 
@@ -98,7 +101,6 @@ def makeService(options: Options) -> IService:
     checked, earlier = being_checked(os.environ), inherited(os.environ)
     # Timers must not follow changes of the wall clock (suspended hosts, time servers), as Twisted's default does.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
-    use_plain_poll(reactor)
 
     config, folder, demo = chosen_sources(options)
     listen = options["listen"] or (earlier.where if earlier is not None else inherited_endpoint())

@@ -122,6 +122,12 @@ class AdminRequest:
         values = self.request.requestHeaders.getRawHeaders(name)
         return values[0] if values else None
 
+    def has_tag(self, condition: bytes, tag: bytes) -> bool:
+        """Whether a conditional header names this entity tag, or any. A proxy that compresses makes tags weak; they
+        name the same content."""
+        given = (one.strip().removeprefix(b"W/") for one in (self.first(condition) or b"").split(b","))
+        return any(one in (b"*", tag) for one in given)
+
     @property
     def client(self) -> str:
         """The client's address, as in the access log."""

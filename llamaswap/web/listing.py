@@ -101,14 +101,9 @@ class ListingEndpoints:
                 yield record(alias, created, f"{peer.id}: {name}", "", origin, loaded=False)
         for selector in config.selectors.values():
             if unlisted or not selector.unlisted:
-                meta = {
-                    **selector.metadata,
-                    "type": "selector",
-                    "strategy": selector.strategy,
-                    "targets": list(selector.targets),
-                }
-                if selector.strategy == "spillover":
-                    meta["spillover"] = selector.spillover
+                choice = {"type": "selector", "strategy": selector.strategy, "targets": list(selector.targets)}
+                spillover = {"spillover": selector.spillover} if selector.strategy == "spillover" else {}
+                meta = {**selector.metadata, **choice, **spillover}
                 loaded = self._selector_loaded(config, selector.strategy, selector.targets)
                 yield record(selector.id, created, selector.name, selector.description, meta, loaded=loaded)
         yield from self._pins(config, created)
@@ -120,27 +115,13 @@ class ListingEndpoints:
         hidden = () if model.capabilities == NO_CAPABILITIES else CAPABILITY_MEMBERS
         shared = {key: value for key, value in model.metadata.items() if key not in hidden}
         aliases = every_alias(model)
-        meta = {**shared, "type": "model"}
-        if aliases:
-            meta["aliases"] = aliases
-        if model.tags:
-            meta["tags"] = list(model.tags)
-        if failures:
-            meta["failures"] = failures
-        yield record(model.id, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
-        if with_aliases:
-            for alias in aliases:
-                if alias.strip():
-                    meta = {**shared, "type": "alias", "modelID": model.id}
-                    yield record(
-                        alias,
-                        created,
-                        model.name,
-                        model.description,
-                        meta,
-                        loaded=loaded,
-                        capabilities=block,
-                    )
+        optional = {"aliases": aliases, "tags": list(model.tags), "failures": failures}
+        names: dict[str, JsonObject] = {model.id: {"type": "model", **{key: v for key, v in optional.items() if v}}}
+        for alias in filter(str.strip, aliases if with_aliases else ()):
+            names.setdefault(alias, {"type": "alias", "modelID": model.id})
+        for name, facts in names.items():
+            meta = {**shared, **facts}
+            yield record(name, created, model.name, model.description, meta, loaded=loaded, capabilities=block)
 
     def _selector_loaded(self, config: Config, strategy: str, targets: Iterable[str]) -> bool:
         considered = list(targets)[:1] if strategy == "pin" else targets

@@ -43,6 +43,7 @@ CONTENT_TYPES = {
     ".ico": "image/x-icon",
     ".txt": "text/plain; charset=utf-8",
 }
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
 COMPRESSED_SIBLINGS = (("br", ".br"), ("gzip", ".gz"))
 RANGE = re.compile(rb"bytes=(\d*)-(\d*)\Z")
 
@@ -115,25 +116,19 @@ class UiFiles:
         path = self.root.joinpath(*parts)
         if not os.path.isfile(path):  # unlike Path.is_file it returns False for a name that is too long
             return None
-        content_type = (
-            CONTENT_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        )
-        headers: list[tuple[bytes, bytes]] = []
-        chosen, coding = path, ""
-        for offered, suffix in COMPRESSED_SIBLINGS:
-            sibling = path.with_name(path.name + suffix)
-            if sibling.is_file():
-                if not headers:
-                    headers.append((b"Vary", b"Accept-Encoding"))
-                if not coding and accepts(call.first(b"accept-encoding"), offered):
-                    chosen, coding = sibling, offered
-        if coding:
-            headers.append((b"Content-Encoding", coding.encode()))
+        content_type = CONTENT_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or DEFAULT_CONTENT_TYPE
+        siblings = {coding: path.with_name(path.name + suffix) for coding, suffix in COMPRESSED_SIBLINGS}
+        offered = [coding for coding, sibling in siblings.items() if sibling.is_file()]
+        coding = next((each for each in offered if accepts(call.first(b"accept-encoding"), each)), "")
+        chosen = siblings[coding] if coding else path
         stat = chosen.stat()
         tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}{coding}"'.encode()
-        headers.append((b"ETag", tag))
-        headers.append((b"Cache-Control", IMMUTABLE if HASHED.search(path.name) else b"no-cache"))
-        if _matches(call.first(b"if-none-match"), tag):
+        headers = [(b"ETag", tag), (b"Cache-Control", IMMUTABLE if HASHED.search(path.name) else b"no-cache")]
+        if offered:
+            headers.append((b"Vary", b"Accept-Encoding"))
+        if coding:
+            headers.append((b"Content-Encoding", coding.encode()))
+        if call.has_tag(b"if-none-match", tag):
             return Response(304, b"", None, tuple(headers))
         headers.append((b"Accept-Ranges", b"bytes"))
         whole = Response(200, chosen.read_bytes(), content_type.encode(), tuple(headers))
@@ -168,12 +163,6 @@ def _missing() -> Response:
 
 def _with_query(path: str, call: AdminRequest) -> str:
     return f"{path}?{call.query_string}" if call.query_string else path
-
-
-def _matches(asked: bytes | None, tag: bytes) -> bool:
-    if asked is None:
-        return False
-    return asked.strip() == b"*" or tag in (item.strip().removeprefix(b"W/") for item in asked.split(b","))
 
 
 def _part(whole: Response, asked: bytes | None, condition: bytes | None, tag: bytes) -> Response:

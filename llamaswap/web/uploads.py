@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import define, field
+from attrs import Factory, define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
@@ -18,11 +18,11 @@ from llamaswap.wire.form import MultipartScan, ValueSpan, with_places
 
 @define(eq=False)
 class _Reader:
-    """Feeds a scan until it has found enough."""
+    """Feeds a scan until it has found a value of the field `wanted` (None: until the end of the body)."""
 
     scan: MultipartScan
-    wanted: str | None  # the field at whose first value it stops; None: read to the end
-    done: Deferred[None]
+    wanted: str | None
+    done: Deferred[None] = field(default=Factory(lambda self: Deferred(lambda _: self.stop()), takes_self=True))
     producer: IPushProducer | None = None
     over: bool = False
 
@@ -32,24 +32,22 @@ class _Reader:
         self.scan.feed(data)
         found = self.wanted is not None and self.scan.value(self.wanted) is not None
         if found or self.scan.broken:
-            self.settle(None)
+            self.body_ended()
 
     def body_ended(self) -> None:
-        self.settle(None)
+        if self.stop():
+            self.done.callback(None)
 
     def body_failed(self, error: Exception) -> None:
-        self.settle(error)
-
-    def settle(self, error: Exception | None) -> None:
-        if self.over:
-            return
-        self.over = True
-        if self.producer is not None:
-            self.producer.stopProducing()
-        if error is None:
-            self.done.callback(None)
-        else:
+        if self.stop():
             self.done.errback(error)
+
+    def stop(self) -> bool:
+        """Read no further; returns whether that is new."""
+        new, self.over = not self.over, True
+        if new and self.producer is not None:
+            self.producer.stopProducing()
+        return new
 
 
 def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[None]:
@@ -57,18 +55,10 @@ def read(body: BodySource, scan: MultipartScan, wanted: str | None) -> Deferred[
 
     The body can be read again from its start. Fails with ClientGone if the client leaves before.
     """
-
-    def give_up(_: Deferred[None]) -> None:
-        reader.over = True
-        if reader.producer is not None:
-            reader.producer.stopProducing()
-
-    reader = _Reader(scan, wanted, Deferred(give_up))
-    producer = body.start(reader, keep=True)
+    reader = _Reader(scan, wanted)
+    reader.producer = body.start(reader, keep=True)
     if reader.over:
-        producer.stopProducing()
-    else:
-        reader.producer = producer
+        reader.producer.stopProducing()
     return reader.done
 
 

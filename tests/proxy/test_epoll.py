@@ -2,14 +2,16 @@
 
 import itertools
 import socket
+import subprocess
 import sys
+from unittest.mock import patch
 
-from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection
+from twisted.python import log
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.proxy.fastpath import epoll
-from llamaswap.proxy.fastpath.epoll import use_plain_poll
+from llamaswap.proxy.fastpath.epoll import ProxyReactor, install
 
 
 class Received:
@@ -30,11 +32,8 @@ class PlainPoll(SynchronousTestCase):
         skip = "epoll is Linux's"
 
     def setUp(self):
-        from twisted.internet.epollreactor import EPollReactor
-
-        self.reactor = EPollReactor()
+        self.reactor = ProxyReactor()
         self.addCleanup(self.reactor._poller.close)
-        self.assertTrue(use_plain_poll(self.reactor))
         near, self.far = socket.socketpair()
         self.addCleanup(self.far.close)
         self.received = Received()
@@ -64,8 +63,20 @@ class PlainPoll(SynchronousTestCase):
         self.reactor.doIteration(0)
         self.assertEqual(self.received.data, b"")
 
-    def test_other_reactors_are_left_alone(self):
-        self.assertFalse(use_plain_poll(Clock()))
+    def test_a_fault_is_logged_with_the_name_of_its_connection(self):
+        logged = []
+        log.addObserver(logged.append)
+        self.addCleanup(log.removeObserver, logged.append)
+        self.far.send(b"raise")
+        self.reactor.doIteration(0.5)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        self.assertEqual([event["system"] for event in logged if event.get("isError")], [self.wire.logPrefix()])
+
+    def test_a_reactor_that_was_installed_before_stays(self):
+        before = object()
+        with patch.dict(sys.modules, {"twisted.internet.reactor": before}):
+            install()
+            self.assertIs(sys.modules["twisted.internet.reactor"], before)
 
 
 class ServersFirst(SynchronousTestCase):
@@ -75,16 +86,14 @@ class ServersFirst(SynchronousTestCase):
         skip = "epoll is Linux's"
 
     def setUp(self):
-        from twisted.internet.epollreactor import EPollReactor
-
         class FromServer(Connection):
             """Stands for a connection that we made."""
 
         self.patch(epoll, "Client", FromServer)
         self.server_kind = FromServer
-        self.reactor = EPollReactor()
+        self.reactor = ProxyReactor()
         self.addCleanup(self.reactor._poller.close)
-        self.assertTrue(use_plain_poll(self.reactor, lambda: next(self.time)))
+        self.reactor.seconds = lambda: next(self.time)
         self.time = itertools.repeat(0.0)
         self.heard = []
 
@@ -132,3 +141,23 @@ class ServersFirst(SynchronousTestCase):
         self.reactor.doIteration(0)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
         self.assertEqual([wire for wire in self.reactor.getReaders() if isinstance(wire, Connection)], [])
+
+
+class Installed(SynchronousTestCase):
+    if not sys.platform.startswith("linux"):
+        skip = "epoll is Linux's"
+
+    def reactor_of(self, *words):
+        """The name of the reactor's class under `twist WORDS llamaswap`."""
+        code = (
+            "import sys; from twisted.application.twist._options import TwistOptions\n"
+            "options = TwistOptions(); options.parseOptions(sys.argv[1:] + ['llamaswap'])\n"
+            "print(type(options['reactor']).__name__)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout.strip()
+
+    def test_twist_runs_the_service_on_it_unless_another_is_named(self):
+        self.assertEqual(self.reactor_of(), "ProxyReactor")
+        self.assertEqual(self.reactor_of("--reactor=poll"), "PollReactor")

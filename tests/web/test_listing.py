@@ -68,6 +68,12 @@ class ListingTests(TestCase):
             self.assertEqual(record["meta"]["llamaswap"]["context_length"], "mine")
         self.assertEqual(world.ask("/api/models/m").json["context_length"], 4096)
 
+    def test_model_that_is_an_alias_of_itself_is_listed_once(self):
+        config = example_config(models={"m": Model("m", aliases=("m", "n"))}, include_aliases_in_list=True)
+        records = World(FakeModelRouter(config)).ask("/v1/models").json["data"]
+        kinds = [(one["id"], one["meta"]["llamaswap"]["type"]) for one in records if one["id"] in "mn"]
+        self.assertEqual(kinds, [("m", "model"), ("n", "alias")])
+
     def test_tags_of_a_model_are_in_its_metadata_and_in_the_status_of_models(self):
         tagged = Model("m", tags=("coding", "small"), metadata={"tags": "mine"})
         plain = Model("n", metadata={"tags": "mine"})

@@ -1,12 +1,11 @@
-"""A simpler poll loop for Twisted's epoll reactor.
+"""An epoll reactor with a simpler poll loop, which `twist llamaswap` installs on Linux unless --reactor names another.
 
-The original loop wraps every event in a log context, which nothing here uses; for small events (a chunk of a stream)
-that is a fifth of the work. This loop is the original without the wrapping, and with one preference: data from servers
-is read before data from clients. A chunk takes microseconds, a new request hundreds of them, so when thousands of
-clients come at once, the running streams would wait behind all of them in every iteration.
+Twisted's loop enters a log context for every event; for small events (a chunk of a stream) that is a fifth of the work.
+Here the context is entered only when there is something to log. And data from servers is read before data from
+clients: a chunk takes microseconds, a new request hundreds of them, so when thousands of clients come at once, the
+running streams would wait behind all of them in every iteration.
 
-This uses private state of `twisted.internet.epollreactor.EPollReactor`. tests/proxy/test_epoll.py fails if it moves;
-any other reactor is not changed.
+This uses private state of `twisted.internet.epollreactor.EPollReactor`; tests/proxy/test_epoll.py fails if it moves.
 
 `python -m benchmarks --only small --without epoll`: a request takes 253 us of CPU without it, 230 with it; the p99 of a
 chunk of 500 streams is 15.6 ms without it, 9.0 ms with it.
@@ -17,39 +16,40 @@ from __future__ import annotations
 import errno
 import select
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.tcp import Client
 from twisted.python import log
 
-_NEEDED = ("_poller", "_selectables", "_doReadOrWrite", "_disconnectSelectable", "doIteration")
+if TYPE_CHECKING or sys.platform.startswith("linux"):
+    from twisted.internet.epollreactor import EPollReactor
+else:
+    EPollReactor = object
+
 # Seconds that one iteration spends at least on everything except servers' data, before it looks for more of that; or as
 # long as the servers' data took. Descriptors that were not served are the first in the next iteration.
 TURN = 0.002
 
 
-def use_plain_poll(reactor: Any, clock: Callable[[], float] = time.monotonic) -> bool:
-    """Make this reactor use the loop, if it is the known epoll reactor; returns whether it does."""
-    if type(reactor).__name__ != "EPollReactor" or not all(hasattr(reactor, name) for name in _NEEDED):
-        return False
-    poller, selectables, do = reactor._poller, reactor._selectables, reactor._doReadOrWrite
-    disconnect, readable = reactor._disconnectSelectable, select.EPOLLIN
+class ProxyReactor(EPollReactor):
+    """Reads servers' data first, and enters a log context only when there is something to log."""
 
-    unserved: list[int] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self._unserved: list[int] = []
 
-    def poll(timeout: float | None) -> None:
-        nonlocal unserved
+    def doPoll(self, timeout: float | None) -> None:
+        """Wait up to `timeout` seconds for events (None: until there is one), and handle them."""
+        selectables = self._selectables
         try:
             # As many events as there are descriptors: each is served once before any is served twice.
-            events = poller.poll(-1 if timeout is None else timeout, len(selectables) or 1)
+            events = self._poller.poll(-1 if timeout is None else timeout, len(selectables) or 1)
         except OSError as error:
             if error.errno == errno.EINTR:
                 return
             raise
+        began, readable = self.seconds(), select.EPOLLIN
         others: dict[int, int] = {}
-        began = clock()
         for descriptor, event in events:
             # An earlier event of this round may have closed it.
             selectable = selectables.get(descriptor)
@@ -59,27 +59,57 @@ def use_plain_poll(reactor: Any, clock: Callable[[], float] = time.monotonic) ->
             try:
                 why: Any = selectable.doRead()
             except BaseException:  # a fault in a protocol closes only its own connection
-                why = sys.exc_info()[1]
-                log.err()
+                why = self._logged(selectable)
             if why:
-                disconnect(selectable, why, True)
-        if not others:
-            return
-        if unserved:
-            earlier, unserved = unserved, []
-            first = {descriptor: others.pop(descriptor) for descriptor in earlier if descriptor in others}
-            others = first | others
-        now = clock()
+                self._disconnectSelectable(selectable, why, True)
+        if others:
+            self._serve(others, began)
+
+    doIteration = doPoll
+
+    def _serve(self, events: dict[int, int], began: float) -> None:
+        """Handle these events, and leave the last ones to the next iteration if that takes long."""
+        if self._unserved:
+            earlier, self._unserved = self._unserved, []
+            events = {fd: events.pop(fd) for fd in earlier if fd in events} | events
+        now = self.seconds()
         until = now + max(TURN, now - began)
-        while others:
-            descriptor, event = next(iter(others.items()))
-            del others[descriptor]
-            selectable = selectables.get(descriptor)
+        while events:
+            descriptor, event = next(iter(events.items()))
+            del events[descriptor]
+            selectable = self._selectables.get(descriptor)
             if selectable is not None:
-                do(selectable, descriptor, event)
-                if clock() >= until:
-                    unserved = list(others)
+                self._doReadOrWrite(selectable, descriptor, event)
+                if self.seconds() >= until:
+                    self._unserved = list(events)
                     return
 
-    reactor.doIteration = reactor.doPoll = poll
-    return True
+    def _doReadOrWrite(self, selectable: Any, fd: int, event: int) -> None:
+        """Handle a descriptor's event. A fault in a protocol is logged with its connection, and closes it."""
+        reading = False
+        why: Any = None
+        if event & self._POLL_DISCONNECTED and not event & self._POLL_IN:
+            super()._doReadOrWrite(selectable, fd, event)  # calls no protocol before the connection is lost
+            return
+        try:
+            if event & self._POLL_IN:
+                why, reading = selectable.doRead(), True
+            if not why and event & self._POLL_OUT:
+                why, reading = selectable.doWrite(), False
+        except BaseException:
+            why = self._logged(selectable)
+        if why:
+            self._disconnectSelectable(selectable, why, reading)
+
+    def _logged(self, selectable: Any) -> BaseException | None:
+        """The exception that is being handled, after it was logged with the name of its connection."""
+        log.callWithLogger(selectable, log.err)
+        return sys.exc_info()[1]
+
+
+def install() -> None:
+    """Make it the process's reactor, on Linux and if there is none yet."""
+    if sys.platform.startswith("linux") and "twisted.internet.reactor" not in sys.modules:
+        from twisted.internet.main import installReactor
+
+        installReactor(ProxyReactor())
