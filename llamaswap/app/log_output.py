@@ -10,10 +10,10 @@ from twisted.logger import LogEvent, Logger, formatEvent
 
 from llamaswap.app.settings import IServiceReactor
 from llamaswap.config import Config
+from llamaswap.observe.batch_writer import StdoutWriter
 from llamaswap.observe.log_format import LogFormatter
 from llamaswap.observe.logfiles import LogFileLimits, LogFiles
 from llamaswap.observe.logs import LogRegistry
-from llamaswap.observe.stdout import StdoutWriter
 
 FLUSH_TIMEOUT = 1.0  # seconds that the last lines may take at the end of the process
 

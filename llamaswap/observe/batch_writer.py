@@ -9,27 +9,31 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import ClassVar
 
 from attrs import define, field
 
 from llamaswap.observe.logs import dropped_marker
 
+STDOUT_BOUND = 1024 * 1024  # bytes on their way: more than a terminal shows in a second
+
 Piece = tuple[str, bytes]  # a log's name, and bytes for it
 Start = Callable[[Callable[[], None]], None]
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False)
 class BatchWriter:
-    """`write` is called in the thread `thread_name` with the pieces of `delay` seconds. Call all else from the reactor.
+    """The thread calls `write_pieces`, which a subclass defines, with the pieces of `delay` seconds. Call all else from
+    the reactor.
 
     `bound` is in bytes; `start` runs a function in a thread.
     """
 
-    _write: Callable[[Sequence[Piece]], object]
-    _thread_name: str
-    _bound: int
-    _delay: float
-    _start: Start | None = None
+    thread_name: ClassVar[str]
+    delay: ClassVar[float]
+    _bound: int = field(kw_only=True)
+    _start: Start | None = field(default=None, kw_only=True)
     _pieces: deque[Piece] = field(factory=deque, init=False)
     _missing: dict[str, int] = field(factory=dict, init=False)
     _started: bool = field(default=False, init=False)
@@ -77,18 +81,40 @@ class BatchWriter:
         """Write the collected pieces: the thread's step."""
         pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
         if pieces:
-            self._write(pieces)
+            self.write_pieces(pieces)
             self._done += sum(len(data) for _, data in pieces)
 
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Write the pieces; may block."""
+        raise NotImplementedError
+
     def _start_daemon(self, target: Callable[[], None]) -> None:
-        threading.Thread(target=target, name=self._thread_name, daemon=True).start()
+        threading.Thread(target=target, name=self.thread_name, daemon=True).start()
 
     def _loop(self) -> None:
         while True:
             self._filled.wait()
-            closing = self._closing.wait(self._delay)
+            closing = self._closing.wait(self.delay)
             self._filled.clear()  # before taking the pieces: one that comes now is taken, or wakes the thread again
             self.flush()
             if closing:
                 self._ended.set()
                 return
+
+
+@define(eq=False)
+class StdoutWriter(BatchWriter):
+    """Standard output, which may be a pipe that no program reads. `write_bytes` is the blocking writer (flushing)."""
+
+    thread_name = "stdout"
+    delay = 0.02  # after a first line
+    _write_bytes: Callable[[bytes], object]
+    _bound: int = field(default=STDOUT_BOUND, kw_only=True)
+
+    def __call__(self, data: bytes) -> None:
+        """Have `data` written, or count it as dropped. Never waits."""
+        self.put("", data)
+
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
+        with suppress(OSError, ValueError):  # stdout is closed; the logs are still in memory
+            self._write_bytes(b"".join(data for _, data in pieces))

@@ -12,10 +12,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from llamaswap.config.filenames import filename_for
-from llamaswap.observe.batch_writer import BatchWriter, Piece, Start
+from llamaswap.observe.batch_writer import BatchWriter, Piece
 from llamaswap.observe.logs import dropped_marker
 
 BOUND = 4 * 1024 * 1024  # bytes on their way to the disk
@@ -42,25 +42,19 @@ def file_name(log: str) -> str:
     return filename_for(log, ":@+")[:MAX_NAME] + ".log"
 
 
+@define(eq=False)
 class LogFiles(BatchWriter):
     """Call `write` from the reactor. `report` is called in the thread, once whenever the disk begins to refuse."""
 
-    def __init__(
-        self,
-        settings: LogFileLimits | None,
-        report: Callable[[str], object],
-        *,
-        start: Start | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        bound: int = BOUND,
-    ) -> None:
-        super().__init__(write=self._write_files, thread_name="logfiles", bound=bound, delay=WRITE_DELAY, start=start)
-        self._settings = settings
-        self._report = report
-        self._clock = clock
-        self._unwritten: dict[str, int] = {}
-        self._refused = False
-        self._retry_at = 0.0
+    thread_name = "logfiles"
+    delay = WRITE_DELAY
+    _settings: LogFileLimits | None
+    _report: Callable[[str], object]
+    _clock: Callable[[], float] = field(default=time.monotonic, kw_only=True)
+    _bound: int = field(default=BOUND, kw_only=True)
+    _unwritten: dict[str, int] = field(factory=dict, init=False)
+    _refused: bool = field(default=False, init=False)
+    _retry_at: float = field(default=0.0, init=False)
 
     def retune(self, settings: LogFileLimits | None) -> None:
         """A reload changed the settings; with None nothing is written."""
@@ -73,7 +67,7 @@ class LogFiles(BatchWriter):
 
     # -- in the thread -------------------------------------------------------------------------------------
 
-    def _write_files(self, pieces: Sequence[Piece]) -> None:
+    def write_pieces(self, pieces: Sequence[Piece]) -> None:
         by_log: dict[str, list[bytes]] = {}
         for log, data in pieces:
             by_log.setdefault(log, []).append(data)

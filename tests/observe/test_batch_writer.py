@@ -5,12 +5,24 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.observe.batch_writer import BatchWriter
 
 
+class SlowWriter(BatchWriter):
+    """Has `write` called an hour after the first piece."""
+
+    thread_name = "test"
+    delay = 3600.0
+
+    def __init__(self, write, **options):
+        super().__init__(bound=10, **options)
+        self.write = write
+
+    def write_pieces(self, pieces):
+        self.write(pieces)
+
+
 class BatchWriterTests(SynchronousTestCase):
     def make(self, write=None):
         self.out, self.threads = [], []
-        return BatchWriter(
-            write=write or self.out.append, thread_name="test", bound=10, delay=3600.0, start=self.threads.append
-        )
+        return SlowWriter(write or self.out.append, start=self.threads.append)
 
     def test_thread_starts_once_with_the_first_piece(self):
         writer = self.make()
@@ -64,7 +76,7 @@ class BatchWriterTests(SynchronousTestCase):
 
     def test_waiting_close_returns_after_the_last_piece_is_written(self):
         out = []
-        writer = BatchWriter(write=out.append, thread_name="test", bound=10, delay=3600.0)
+        writer = SlowWriter(out.append)
         writer.put("log", b"last words")
         writer.close(10.0)
         self.assertEqual(out, [[("log", b"last words")]])

@@ -2,7 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.observe.stdout import StdoutWriter
+from llamaswap.observe.batch_writer import StdoutWriter
 
 
 class StdoutWriterTests(SynchronousTestCase):
