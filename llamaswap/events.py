@@ -122,19 +122,12 @@ class EventBus:
     on_error: Callable[[Exception], None]
     _subscribers: dict[type[Any], list[Callable[[Any], None]]] = Factory(dict)
 
-    def subscribe(self, kind: type[E], callback: Callable[[E], None]) -> Callable[[], None]:
-        """Call `callback` with every later event of exactly this class; returns the unsubscriber (idempotent)."""
-        listeners = self._subscribers.setdefault(kind, [])
-        listeners.append(callback)
-
-        def unsubscribe() -> None:
-            if callback in listeners:
-                listeners.remove(callback)
-
-        return unsubscribe
+    def subscribe(self, kind: type[E], callback: Callable[[E], None]) -> None:
+        """Call `callback` with every later event of exactly this class."""
+        self._subscribers.setdefault(kind, []).append(callback)
 
     def publish(self, event: object) -> None:
-        """Deliver an event. Subscribers may subscribe and unsubscribe meanwhile."""
+        """Deliver an event. Subscribers may subscribe meanwhile."""
         for callback in tuple(self._subscribers.get(type(event), ())):
             try:
                 callback(event)
