@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from attrs import NOTHING, Attribute, define, evolve
+from attrs import Attribute, define, evolve
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
 from llamaswap.config.field_types import (
@@ -49,7 +49,7 @@ class Decoder:
             if child is not None:
                 value = self.value(attribute, key, child, f"{path}.{name}" if path else name)
                 if value is not UNSET:
-                    values[attribute.name.lstrip("_")] = value
+                    values[attribute.name] = value
         accepted = set(known)
         if synonyms:
             accepted.update(word for _, key in known.values() for word in key.synonyms)
@@ -85,7 +85,7 @@ class Decoder:
             raise TypeMismatch("a mapping")
         values = self.given(kind.record, node, path, synonyms=kind.synonyms)
         default = attribute.default
-        return kind.record(**values) if default is None or default is NOTHING else evolve(default, **values)
+        return kind.record(**values) if default is None else evolve(default, **values)
 
     def _sections(self, kind: SectionMapType, node: Node, path: str) -> dict[str, object]:
         """Records by name."""
@@ -93,19 +93,16 @@ class Decoder:
             raise TypeMismatch(f"a mapping of names to {kind.record.__name__.lower()}s")
         found: dict[str, object] = {}
         for name, child in node.entries.items():
-            values = self.entry(kind, child, f"{path}.{name}")
-            if values is not None:
-                found[name] = kind.record(**({"id": name} if kind.named else {}), **values)
+            at = f"{path}.{name}"
+            if is_null(child):  # without the defaults
+                values = zeros(kind.record)
+            elif isinstance(child, MappingNode):
+                values = self.given(kind.record, child, at)
+            else:
+                self.report.error(f"{at} must be a mapping, not {shown(child)}", at, child, kind.hint)
+                continue
+            found[name] = kind.record(**({"id": name} if kind.named else {}), **values)
         return found
-
-    def entry(self, kind: SectionMapType, node: Node, path: str) -> Values | None:
-        """The attributes that one named entry sets; None if it is not a mapping. A null entry skips the defaults."""
-        if is_null(node):
-            return zeros(kind.record)
-        if not isinstance(node, MappingNode):
-            self.report.error(f"{path} must be a mapping, not {shown(node)}", path, node, kind.hint)
-            return None
-        return self.given(kind.record, node, path)
 
 
 def _beyond_bounds(key: Key, value: object, path: str) -> Iterator[tuple[str, str]]:

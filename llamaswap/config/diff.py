@@ -8,7 +8,7 @@ from llamaswap.config import command_line
 from llamaswap.config.schema import Config
 from llamaswap.config.schema.model import Model
 
-NOT_SETTINGS = frozenset({"models", "macros", "groups", "matrix"})
+NOT_SETTINGS = frozenset({"models", "macros", "groups", "matrix", "names"})
 """Fields of Config that are not compared: models are compared one by one, the others are copies."""
 
 

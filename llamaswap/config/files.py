@@ -96,9 +96,9 @@ class FileWatch:
 
     config_path: str | None
     config_dir: str | None
-    _file: Fingerprint | None = None
-    _folder: Fingerprint | None = None
-    _seen: bool = Factory(bool)
+    _file: Fingerprint = Factory(dict)
+    _folder: Fingerprint = Factory(dict)
+    _seen: bool = False
     _maybe_emptied: bool = False
 
     def changed(self) -> bool:
@@ -113,9 +113,9 @@ class FileWatch:
         return fired
 
 
-def _emptied(before: Fingerprint | None, now: Fingerprint) -> bool:
+def _emptied(before: Fingerprint, now: Fingerprint) -> bool:
     """Whether one of the files became empty."""
-    return any(size == 0 and (before or {}).get(path, (0, 0))[1] for path, (_, size) in now.items())
+    return any(size == 0 and before.get(path, (0, 0))[1] for path, (_, size) in now.items())
 
 
 def store_problem(path: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import Any
 
 from attrs import evolve, frozen
 
@@ -24,13 +23,9 @@ from llamaswap.config.schema import (
     LOG_TIME_FORMATS,
     MINIMUM_HEALTH_CHECK_TIMEOUT,
     MINIMUM_PERFORMANCE_EVERY,
-    CaptureSettings,
     Config,
-    LogFileSettings,
-    PerformanceSettings,
     SecuritySettings,
     StoreSettings,
-    UiSettings,
 )
 from llamaswap.config.schema.model import Model
 from llamaswap.config.secret import Secret
@@ -120,12 +115,12 @@ def _load(tables: Sequence[MappingNode], report: Diagnostics, store_problem: Sto
     # In the order of the file, because the first model with a tag is the one that is loaded for it.
     written = root.get("models")
     drafts = {name: drafts[name] for name in (written.entries if isinstance(written, MappingNode) else ())}
-    config = _config(evolve(root, entries=others), drafts, report, store_problem)
+    values = Decoder(report).given(Config, evolve(root, entries=others), "")
+    values["peers"] = references.peers(values.get("peers", {}), others.get("peers"), report)
+    config = Config(**values, macros={name: macros.value_of(macro) for name, macro in global_macros.items()})
+    config = _complete(_resolved(config, report, store_problem), root, drafts, report)
     report.raise_if_errors()
-    return LoadedConfig(
-        evolve(config, macros={name: macros.value_of(macro) for name, macro in global_macros.items()}),
-        report.reported_warnings(),
-    )
+    return LoadedConfig(config, report.reported_warnings())
 
 
 def _start_port(node: Node | None, report: Diagnostics) -> int:
@@ -134,14 +129,8 @@ def _start_port(node: Node | None, report: Diagnostics) -> int:
     return value if isinstance(value, int) else Config().start_port
 
 
-def _config(
-    root: MappingNode, drafts: Mapping[str, ModelDraft], report: Diagnostics, store_problem: StoreProblem | None
-) -> Config:
-    """The configuration of the document without its models, which are `drafts`."""
-    values = Decoder(report).given(Config, root, "")
-    _resolve(values, report, store_problem)
-    config = Config(**values)
-    peers = references.peers(config.peers, root.get("peers"), report)
+def _complete(config: Config, root: MappingNode, drafts: Mapping[str, ModelDraft], report: Diagnostics) -> Config:
+    """The configuration with its models, and with everything that refers to them checked."""
     models = {name: model_sections.model(draft, config, report) for name, draft in drafts.items()}
     report.raise_if_errors()
     models = references.with_aliases(models, report)
@@ -150,7 +139,6 @@ def _config(
     router = routing_sections.normalise(config, root, report)
     config = evolve(
         config,
-        peers=peers,
         routing=evolve(config.routing, router=router),
         groups=router.settings.groups,
         matrix=router.settings.matrix,
@@ -167,26 +155,30 @@ def _config(
     )
 
 
-def _resolve(values: dict[str, Any], report: Diagnostics, store_problem: StoreProblem | None) -> None:
+def _resolved(config: Config, report: Diagnostics, store_problem: StoreProblem | None) -> Config:
     """Check the global values, and correct those that are read leniently."""
     defaults = Config()
-    timeout = values.get("health_check_timeout", defaults.health_check_timeout)
-    values["health_check_timeout"] = max(timeout, MINIMUM_HEALTH_CHECK_TIMEOUT)
-    performance: PerformanceSettings = values.get("performance", defaults.performance)
-    if performance.every == 0:
-        values["performance"] = evolve(performance, every=MINIMUM_PERFORMANCE_EVERY)
-    elif performance.every < MINIMUM_PERFORMANCE_EVERY:
+    every = config.performance.every or MINIMUM_PERFORMANCE_EVERY
+    if every < MINIMUM_PERFORMANCE_EVERY:
         report.error("performance.every must be at least 5s", "performance.every")
-    values["unload_timeout"] = values.get("unload_timeout", 0.0) or defaults.unload_timeout
-    if values.get("metrics_max_in_memory", 1) <= 0:
-        values["metrics_max_in_memory"] = defaults.metrics_max_in_memory
-    ui: UiSettings = values.get("ui", defaults.ui)
-    values["ui"] = evolve(ui, activity=evolve(ui.activity, session_id=_headers(ui.activity.session_id)))
-    _check_store(values, report, store_problem)
-    _resolve_logs(values, report)
-    _check_keys(values.get("api_keys", ()), report)
-    _check_hosts(values.get("allowed_hosts", ()), report)
-    _check_origins(values.get("security", defaults.security), report)
+    _check_keys(config.api_keys, report)
+    _check_hosts(config.allowed_hosts, report)
+    _check_origins(config.security, report)
+    activity = config.ui.activity
+    in_memory = config.metrics_max_in_memory
+    return evolve(
+        config,
+        health_check_timeout=max(config.health_check_timeout, MINIMUM_HEALTH_CHECK_TIMEOUT),
+        performance=evolve(config.performance, every=every),
+        unload_timeout=config.unload_timeout or defaults.unload_timeout,
+        metrics_max_in_memory=in_memory if in_memory > 0 else defaults.metrics_max_in_memory,
+        ui=evolve(config.ui, activity=evolve(activity, session_id=_headers(activity.session_id))),
+        store=_store(config.store, report, store_problem),
+        log_level=_known_word(config.log_level, "logLevel", LOG_LEVELS, "info", report),
+        log_time_format=_known_word(config.log_time_format, "logTimeFormat", LOG_TIME_FORMATS, "", report),
+        log_files=evolve(config.log_files, folder=config.log_files.folder.strip()),
+        captures=evolve(config.captures, path=config.captures.path.strip()),
+    )
 
 
 def _headers(given: Sequence[str]) -> tuple[str, ...]:
@@ -197,30 +189,23 @@ def _headers(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept.values())
 
 
-def _check_store(values: dict[str, Any], report: Diagnostics, store_problem: StoreProblem | None) -> None:
-    store: StoreSettings | None = values.get("store")
+def _store(
+    store: StoreSettings | None, report: Diagnostics, store_problem: StoreProblem | None
+) -> StoreSettings | None:
     if store is None:
-        return
+        return None
     path = store.path.strip()
-    values["store"] = StoreSettings(path)
     problem = "must not be empty" if not path else store_problem(path) if store_problem else None
     if problem:
         report.error(f"store.path: {path + ': ' if path else ''}{problem}", "store.path")
+    return StoreSettings(path)
 
 
-def _resolve_logs(values: dict[str, Any], report: Diagnostics) -> None:
-    for attribute, name, known, fallback in (
-        ("log_level", "logLevel", LOG_LEVELS, "info"),
-        ("log_time_format", "logTimeFormat", LOG_TIME_FORMATS, ""),
-    ):
-        word = values.get(attribute, fallback).strip().lower()
-        if word and word not in known:
-            report.warn(f"{name}: {word!r} is none of {', '.join(known)}; {fallback or 'none'} is used", name)
-        values[attribute] = word if word in known else fallback
-    files: LogFileSettings = values.get("log_files", LogFileSettings())
-    values["log_files"] = evolve(files, folder=files.folder.strip())
-    captures: CaptureSettings = values.get("captures", CaptureSettings())
-    values["captures"] = evolve(captures, path=captures.path.strip())
+def _known_word(given: str, name: str, known: Sequence[str], fallback: str, report: Diagnostics) -> str:
+    word = given.strip().lower()
+    if word and word not in known:
+        report.warn(f"{name}: {word!r} is none of {', '.join(known)}; {fallback or 'none'} is used", name)
+    return word if word in known else fallback
 
 
 def _check_keys(given: Sequence[Secret], report: Diagnostics) -> None:

@@ -93,10 +93,7 @@ class Expander:
 
     macros: Macros
     budget: ExpansionBudget = Factory(ExpansionBudget)
-    _rank: dict[str, int] = Factory(dict)
-
-    def __attrs_post_init__(self) -> None:
-        self._rank = {name: rank for rank, name in enumerate(self.macros)}
+    _rank: dict[str, int] = Factory(lambda self: {name: rank for rank, name in enumerate(self.macros)}, takes_self=True)
 
     def node(self, node: Node) -> Node:
         """The tree with every string expanded, but not keys. Unchanged parts are shared."""
@@ -153,21 +150,21 @@ def check_leftovers(node: Node, path: str, report: Diagnostics, known: Collectio
     elif isinstance(node.value, str) and "${" in node.value:
         for name in LEFTOVER.findall(node.value):
             if not (pid and name == "PID"):
-                report.error(*leftover(name, path, known), at=node)
+                report.error(leftover(name, path, known), path, node)
                 break
 
 
-def leftover(name: str, path: str, known: Collection[str]) -> tuple[str, str]:
-    """(message, path) for a placeholder that nothing filled."""
+def leftover(name: str, path: str, known: Collection[str]) -> str:
+    """The message for a placeholder that nothing filled."""
     if name.startswith("env."):
-        return f"{path}: environment placeholder ${{{name}}} is left over, values may hold others only once", path
+        return f"{path}: environment placeholder ${{{name}}} is left over, values may hold others only once"
     if name == "PORT":
-        return f"{path}: ${{PORT}} should have been substituted, but only a model whose cmd uses it has a port", path
+        return f"{path}: ${{PORT}} should have been substituted, but only a model whose cmd uses it has a port"
     if name == "MODEL_ID":
-        return f"{path}: ${{MODEL_ID}} should have been substituted, but it is known only inside a model", path
+        return f"{path}: ${{MODEL_ID}} should have been substituted, but it is known only inside a model"
     if name == "PID":
-        return f"{path}: unknown macro ${{PID}}, it is known only in cmdStop", path
+        return f"{path}: unknown macro ${{PID}}, it is known only in cmdStop"
     if name in known:
-        return f"{path}: unknown macro ${{{name}}} here, a macro can use only those declared before it", path
+        return f"{path}: unknown macro ${{{name}}} here, a macro can use only those declared before it"
     near = nearest(name, known)
-    return f"{path}: unknown macro ${{{name}}}" + (f", did you mean ${{{near}}}?" if near else ""), path
+    return f"{path}: unknown macro ${{{name}}}" + (f", did you mean ${{{near}}}?" if near else "")

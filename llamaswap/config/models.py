@@ -114,11 +114,11 @@ class ModelDraft:
         path = f"models.{self.id}"
         for name, child in self.tree.entries.items():
             macros.check_leftovers(child, f"{path}.{name}", report, self.known, pid=name in ("cmdStop", "sleep"))
-        by_id = _params_by_id(self.tree) or MappingNode({})
+        by_id, path = _params_by_id(self.tree) or MappingNode({}), f"{path}.filters.setParamsByID"
         for key in by_id.entries:
             for name in macros.LEFTOVER.findall(key)[:1]:
-                message, where = macros.leftover(name, f"{path}.filters.setParamsByID", self.known)
-                report.error(f"{message} (in the setParamsByID key {key!r})", where, by_id.where(key))
+                message = f"{macros.leftover(name, path, self.known)} (in the setParamsByID key {key!r})"
+                report.error(message, path, by_id.where(key))
 
 
 def drafts(node: Node | None, report: Diagnostics) -> dict[str, ModelDraft]:

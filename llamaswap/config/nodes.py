@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 
 @frozen
@@ -38,16 +38,8 @@ class SequenceNode:
 
     items: tuple[Node, ...]
     place: SourceLocation = NOWHERE
-    size: int = field()
-    anchored: bool = field()
-
-    @size.default
-    def _count(self) -> int:
-        return 1 + sum(item.size for item in self.items)
-
-    @anchored.default
-    def _contains_anchor(self) -> bool:
-        return any(item.anchored for item in self.items)
+    size: int = Factory(lambda self: 1 + sum(item.size for item in self.items), takes_self=True)
+    anchored: bool = Factory(lambda self: any(item.anchored for item in self.items), takes_self=True)
 
 
 @frozen(eq=False)
@@ -57,16 +49,8 @@ class MappingNode:
     entries: Mapping[str, Node]
     places: Mapping[str, SourceLocation] = field(factory=dict)
     place: SourceLocation = NOWHERE
-    size: int = field()
-    anchored: bool = field()
-
-    @size.default
-    def _count(self) -> int:
-        return 1 + sum(1 + child.size for child in self.entries.values())
-
-    @anchored.default
-    def _contains_anchor(self) -> bool:
-        return any(child.anchored for child in self.entries.values())
+    size: int = Factory(lambda self: 1 + sum(1 + child.size for child in self.entries.values()), takes_self=True)
+    anchored: bool = Factory(lambda self: any(child.anchored for child in self.entries.values()), takes_self=True)
 
     def get(self, name: str) -> Node | None:
         return self.entries.get(name)

@@ -125,7 +125,8 @@ def preloaded(config: Config, report: Diagnostics) -> tuple[str, ...]:
 
 def peers(given: Mapping[str, Peer], node: Node | None, report: Diagnostics) -> dict[str, Peer]:
     """Check the peers and resolve their values, except those whose entry in the document is null."""
-    null = [name for name, child in node.entries.items() if is_null(child)] if isinstance(node, MappingNode) else []
+    entries = node.entries if isinstance(node, MappingNode) else {}
+    null = {name for name, child in entries.items() if is_null(child)}
     return {name: peer if name in null else _peer(peer, report) for name, peer in given.items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -19,7 +20,9 @@ SPECIAL_FLOATS = {
 }  # fmt: skip
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1
 
-_INTEGER = re.compile(r"([-+]?)(?:(0[xX])([0-9a-fA-F]+)|(0[bB])([01]+)|(0[oO]?)([0-7]+)|(0|[1-9][0-9]*))")
+BASES = {"": 10, "0x": 16, "0b": 2, "0o": 8, "0": 8}
+
+_INTEGER = re.compile(r"([-+]?)(0[xX]|0[bB](?=[01]+\Z)|0[oO]?)?([0-9a-fA-F]+)")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _DATE = re.compile(
     r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})"
@@ -49,18 +52,11 @@ def _number(text: str) -> tuple[str, Value] | None:
     match = _INTEGER.fullmatch(text)
     # Python refuses to parse thousands of digits; such a number is out of range anyway.
     if match is not None and len(text) < 100:
-        sign, _, hexadecimal, _, binary, _, octal, decimal = match.groups()
-        if hexadecimal:
-            value = int(hexadecimal, 16)
-        elif binary:
-            value = int(binary, 2)
-        elif octal:
-            value = int(octal, 8)
-        else:
-            value = int(decimal)
-        value = -value if sign == "-" else value
-        if MIN_INT <= value <= MAX_INT:
-            return "int", value
+        sign, prefix, digits = match.groups("")
+        with suppress(ValueError):  # digits of a larger base
+            value = int(sign + digits, BASES[prefix.lower()])
+            if MIN_INT <= value <= MAX_INT:
+                return "int", value
     if _FLOAT.fullmatch(text):
         number = float(text)
         if math.isfinite(number):

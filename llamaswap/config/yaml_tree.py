@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import yaml
@@ -52,8 +51,11 @@ def parse(source: ConfigText, environ: Mapping[str, str]) -> MappingNode | None:
 
     Raises ConfigError.
     """
-    required = partial(_names_outside_comments, file=source.path)
-    text = environment.substitute(source.text, source.path, environ, required)
+    text = source.text
+    for _ in range(2):  # because a value may contain a placeholder
+        if "${env." in text:
+            names = _names_outside_comments(text, source.path)
+            text = environment.substitute(text, source.path, environ, names)
     root = _compose(text, source.path)
     if isinstance(root, SequenceNode) and root.items:
         raise fail(
@@ -82,7 +84,7 @@ def _first_document(text: str, file: str) -> Iterator[Event]:
         if isinstance(event, MappingStartEvent | SequenceStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise fail(TOO_DEEP, at=SourceLocation(file, _line(event)))
+                raise fail(TOO_DEEP, at=_place(event, file))
         elif isinstance(event, MappingEndEvent | SequenceEndEvent):
             depth -= 1
         yield event
@@ -90,8 +92,8 @@ def _first_document(text: str, file: str) -> Iterator[Event]:
             return
 
 
-def _line(event: Event) -> int:
-    return event.start_mark.line + 1 if event.start_mark is not None else 1
+def _place(event: Event, file: str) -> SourceLocation:
+    return SourceLocation(file, event.start_mark.line + 1 if event.start_mark is not None else 1)
 
 
 def _flow_depth(text: str) -> int:
@@ -165,7 +167,7 @@ class _Composer:
 
     def scalar(self, event: ScalarEvent) -> ScalarNode:
         text: str = event.value
-        place = SourceLocation(self.file, _line(event))
+        place = _place(event, self.file)
         tag = event.tag or ""
         if event.style in ("", None) and not tag:
             kind, value = resolve(text)
@@ -186,7 +188,7 @@ class _Composer:
             if isinstance(child, SequenceEndEvent):
                 break
             children.append(self.node(child, (*path, "[]")))
-        return SequenceNode(tuple(children), SourceLocation(self.file, _line(event)))
+        return SequenceNode(tuple(children), _place(event, self.file))
 
     def table(self, event: MappingStartEvent, path: tuple[str, ...]) -> MappingNode:
         entries: dict[str, Node] = {}
@@ -214,10 +216,10 @@ class _Composer:
                     "keep one of the two",
                 )
             entries[key.text] = value
-            places[key.text] = SourceLocation(self.file, _line(key_event))
+            places[key.text] = _place(key_event, self.file)
         for merge in merges:
             self.merge(event, merge, entries, places)
-        return MappingNode(entries, places, SourceLocation(self.file, _line(event)))
+        return MappingNode(entries, places, _place(event, self.file))
 
     def merge(self, event: NodeEvent, value: Node, entries: dict[str, Node], places: dict[str, SourceLocation]) -> None:
         """Add the entries of `<<` that the mapping does not have; of several mappings the first wins."""
@@ -233,7 +235,7 @@ class _Composer:
                     places[name] = offered.where(name)
 
     def wrong(self, event: Event, message: str, hint: str = "") -> Exception:
-        return fail(message, at=SourceLocation(self.file, _line(event)), hint=hint)
+        return fail(message, at=_place(event, self.file), hint=hint)
 
 
 def _is_merge(event: Event) -> bool:

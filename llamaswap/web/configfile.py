@@ -12,7 +12,7 @@ from attrs import define, evolve, frozen
 from twisted.logger import Logger
 
 from llamaswap.config import Config, ConfigText, diff, load
-from llamaswap.config.environment import Unexpanded, names_in
+from llamaswap.config.environment import names_in, unexpanded
 from llamaswap.config.ports import keep
 from llamaswap.config.private_files import create
 from llamaswap.errors import ConfigError, Problem
@@ -109,7 +109,7 @@ class ConfigFile:
         """
         variables = names_in(text)
         if not self.editable:
-            return self._impact(text, Unexpanded(), str, (UNEXPANDED,) if variables else ())
+            return self._impact(text, unexpanded(), str, (UNEXPANDED,) if variables else ())
         hide = _hiding([self.environ.get(name, "") for name in variables])
         try:
             return self._impact(text, self.environ, hide)

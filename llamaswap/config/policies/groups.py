@@ -100,9 +100,5 @@ class GroupEviction:
         return f"group {name} of the local targets must have swap: false" if group.swap else ""
 
 
-def _build(groups: Mapping[str, Group] | None, pinned: frozenset[str]) -> GroupEviction:
-    """The policy for these groups. They express no preference, so `pinned` changes nothing."""
-    return GroupEviction(groups or {})
-
-
-GROUP_POLICY = EvictionPolicy("groups", _check, _build, required=False)
+# Groups express no preference, so the pinned models change nothing.
+GROUP_POLICY = EvictionPolicy("groups", _check, lambda groups, pinned: GroupEviction(groups or {}), required=False)

@@ -8,9 +8,8 @@ a model are in `schema.model`, those of routing in `schema.routing`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
-from attrs import frozen
+from attrs import field, frozen
 
 from llamaswap.config.field_types import (
     BOOLEAN,
@@ -251,10 +250,11 @@ class Config:
     hooks: HookSettings = section(HookSettings, "Commands and URLs that are run at certain events.")
     peers: Mapping[str, Peer] = sections(Peer, "Other servers and the models they offer.", named=True)
     upstream: UpstreamSettings = section(UpstreamSettings, "Rules for /upstream/MODEL/... requests.")
+    # Not a cached property: attrs then defines __getattr__, which makes every attribute slower to read.
+    names: NameIndex = field(init=False, eq=False, repr=False)
 
-    @cached_property
-    def names(self) -> NameIndex:
-        """The lookup tables."""
+    @names.default
+    def _index_names(self) -> NameIndex:
         return NameIndex.of(self.models, self.peers, self.routing.router.settings.groups or {})
 
     def real(self, name: str) -> str | None:
