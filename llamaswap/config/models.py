@@ -18,14 +18,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.macros import Expander, ExpansionBudget, Macros
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SourceLocation, is_null, kind_of
 from llamaswap.config.schema import MINIMUM_HEALTH_CHECK_TIMEOUT, Config
-from llamaswap.config.schema.model import (
-    COMFYUI_MODEL,
-    DEFAULT_PROXY,
-    USE_GLOBAL_TTL,
-    Compat,
-    Filters,
-    Model,
-)
+from llamaswap.config.schema.model import COMFYUI_MODEL, DEFAULT_PROXY, USE_GLOBAL_TTL, Compat, Filters, Model
 
 COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
 

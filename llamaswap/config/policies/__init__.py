@@ -11,10 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from llamaswap.config.field_types import (
-    section,
-    sections,
-)
+from llamaswap.config.field_types import section, sections
 from llamaswap.config.policies.eviction import EvictionPolicy
 from llamaswap.config.policies.groups import GROUP_POLICY, Group
 from llamaswap.config.policies.matrix import MATRIX_POLICY, Matrix

@@ -7,10 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from attrs import evolve, field, frozen
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
-from llamaswap.config.field_types import (
-    BOOLEAN,
-    TEXT_LIST,
-)
+from llamaswap.config.field_types import BOOLEAN, TEXT_LIST
 from llamaswap.config.policies.eviction import EvictionPolicy
 
 DEFAULT_GROUP = "(default)"

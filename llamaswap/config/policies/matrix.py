@@ -7,11 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from attrs import Factory, evolve, field, frozen
 
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
-from llamaswap.config.field_types import (
-    INTEGER_MAP,
-    TEXT_MAP,
-    TEXT_PAIRS,
-)
+from llamaswap.config.field_types import INTEGER_MAP, TEXT_MAP, TEXT_PAIRS
 from llamaswap.config.matrix import MatrixError, Program, compile_sets
 from llamaswap.config.policies.eviction import EvictionPolicy
 
