@@ -69,8 +69,7 @@ class AdminWiring:
         groups = [
             ProxyRoutes(
                 resource(inference.serve, reactor),
-                resource(passthrough.serve_upstream, reactor),
-                resource(passthrough.serve_comfyui, reactor),
+                resource(passthrough.serve, reactor),
             ),
             *self._model_groups(),
             SystemEndpoints(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from twisted.web.resource import IResource
 
 PREFIX = b"/upstream/"
-COMFYUI_PREFIX = b"/comfyui"
+COMFYUI_PREFIX = b"/comfyui/"
 CAPTURE_LIMIT = 16 << 20  # bytes of a metered body kept for its capture; a larger one is streamed
 
 # Monitors request these repeatedly: that must not load a model (goniz/llama-swap issue 14).
@@ -98,7 +98,7 @@ def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str,
 
 @define(eq=False)
 class Passthrough:
-    """Serves the paths under /upstream/ and /comfyui, without reading a model's name from the body."""
+    """Serves the paths under /upstream/ and /comfyui/, without reading a model's name from the body."""
 
     router: Router
     handler: ProxyHandler
@@ -113,75 +113,47 @@ class Passthrough:
         return (head.first(b"expect") or b"").lower() == b"100-continue"
 
     def serve(self, exchange: Exchange) -> Task:
-        """Respond to a request that has not come through the Klein app; see `ProxyHandler.serve`."""
-        upstream = exchange.head.target.startswith(PREFIX)
-        return self.serve_upstream(exchange) if upstream else self.serve_comfyui(exchange)
+        """Respond to one request; see `ProxyHandler.serve`."""
+        return self.handler.serve(exchange, self.prepare)
 
-    def serve_upstream(self, exchange: Exchange) -> Task:
-        """Respond to a request under /upstream/; see `ProxyHandler.serve`."""
-        return self.handler.serve(exchange, self.prepare_upstream)
-
-    def serve_comfyui(self, exchange: Exchange) -> Task:
-        """Respond to a request under /comfyui; see `ProxyHandler.serve`."""
-        return self.handler.serve(exchange, self.prepare_comfyui)
-
-    async def prepare_upstream(self, exchange: Exchange) -> ProxyRequest | None:
-        """The request under /upstream/MODEL/; None after a redirect to that."""
+    async def prepare(self, exchange: Exchange) -> ProxyRequest | None:
+        """The request to one model's own server; None after a redirect from /upstream/MODEL to the folder."""
         head = exchange.head
         key_headers = self.authenticate(head)
         config = self.router.config
         path, mark, query = head.target.partition(b"?")
-        found = destination(path[len(PREFIX) :], config, self.router.profile) if path.startswith(PREFIX) else None
-        if found is None:
-            raise HttpError(404, "model not found")
-        if not found.rest:
-            _redirect(exchange, PREFIX + quote(found.requested).encode() + b"/")
-            return None
-        target = Target.named(config, found.name)
-        if target.model is not None:
-            target = target.of_request(head, _load_refusal(config, target.model, head, found.rest))
+        if path.startswith(COMFYUI_PREFIX):
+            rest = path[len(COMFYUI_PREFIX) - 1 :]
+            target = _comfyui(config, head, rest)
+            tracked = metered = False
+        else:
+            found = destination(path[len(PREFIX) :], config, self.router.profile) if path.startswith(PREFIX) else None
+            if found is None:
+                raise HttpError(404, "model not found")
+            rest = found.rest
+            if not rest:
+                _redirect(exchange, PREFIX + quote(found.requested).encode() + b"/")
+                return None
+            target = Target.named(config, found.name)
+            if target.model is not None:
+                target = target.of_request(head, _load_refusal(config, target.model, head, rest))
+            tracked = is_model_path(head.method, rest)
+            metered = head.method == b"POST" and rest in ALL_ROUTES
         request = ProxyRequest.of(
-            exchange,
-            config,
-            target,
-            path=found.rest.decode("latin-1"),
-            raw_target=found.rest + mark + query,
-            key_headers=key_headers,
-            tracked=is_model_path(head.method, found.rest),
-            metered=head.method == b"POST" and found.rest in ALL_ROUTES,
-        )
-        if target.peer is not None and target.peer_model != found.name and _is_readable(head):
-            await self._rename(request)
-        elif request.metered:
-            await self._capture(request)
-        return request
-
-    async def prepare_comfyui(self, exchange: Exchange) -> ProxyRequest | None:
-        """The request under /comfyui/; None after a redirect to that."""
-        head = exchange.head
-        key_headers = self.authenticate(head)
-        config = self.router.config
-        path, mark, query = head.target.partition(b"?")
-        rest = path[len(COMFYUI_PREFIX) :]
-        if not rest:
-            _redirect(exchange, COMFYUI_PREFIX + b"/")
-            return None
-        model = config.models.get(COMFYUI_MODEL)
-        if model is None:
-            raise HttpError(404, f"local model {COMFYUI_MODEL} not found")
-        target = Target(COMFYUI_MODEL, model).of_request(head, None)
-        if rest != b"/":
-            target = evolve(target, load_refusal=f"model {COMFYUI_MODEL} is not loaded; only /comfyui/ can start it")
-        return ProxyRequest.of(
             exchange,
             config,
             target,
             path=rest.decode("latin-1"),
             raw_target=rest + mark + query,
             key_headers=key_headers,
-            tracked=False,
-            metered=False,
+            tracked=tracked,
+            metered=metered,
         )
+        if target.peer is not None and target.peer_model != target.name and _is_readable(head):
+            await self._rename(request)
+        elif request.metered:
+            await self._capture(request)
+        return request
 
     async def _rename(self, request: ProxyRequest) -> None:
         """Name a peer's model as the peer does, if the body names it as we do."""
@@ -189,12 +161,8 @@ class Passthrough:
         content = await read_content(exchange.head, exchange.body, wants_json=False, run=self.run)
         if content.model == request.requested:
             content.rename(request.target.peer_model)
-        request.streaming, request.decoded = content.streaming, content.decoded
-        request.source = await content.body(exchange.body, self.run)
-        path = request.raw_target.partition(b"?")[0]
-        request.raw_target = path + (b"?" + content.query if content.query else b"")
-        if isinstance(request.source, BytesBody):
-            request.captured_body = request.source.data
+        request.streaming = content.streaming
+        await request.send_as_is(content, self.run)
 
     async def _capture(self, request: ProxyRequest) -> None:
         """Read a body of moderate size whole, for its capture; other bodies are streamed."""
@@ -208,6 +176,16 @@ class Passthrough:
         if b"application/json" in kind:
             json = await parse_json(text, self.run)
             request.streaming = json is not None and json.streaming
+
+
+def _comfyui(config: Config, head: RequestHead, rest: bytes) -> Target:
+    model = config.models.get(COMFYUI_MODEL)
+    if model is None:
+        raise HttpError(404, f"local model {COMFYUI_MODEL} not found")
+    target = Target(COMFYUI_MODEL, model).of_request(head, None)
+    if rest == b"/":
+        return target
+    return evolve(target, load_refusal=f"model {COMFYUI_MODEL} is not loaded; only /comfyui/ can start it")
 
 
 def _load_refusal(config: Config, model: Model, head: RequestHead, rest: bytes) -> str | None:
@@ -255,10 +233,6 @@ def resource(serve: Callable[[Exchange], object], clock: IReactorTime) -> IResou
 
         def __init__(self) -> None:
             super().__init__("", 0, b"", reactor=clock)
-
-        def getChild(self, path: bytes, request: Request) -> IResource:
-            """This resource serves all paths below it, because it reads the raw target itself."""
-            return self
 
         def render(self, request: Request) -> int:
             """Serve the request; the forwarder writes the response."""

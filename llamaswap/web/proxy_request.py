@@ -151,6 +151,10 @@ class ProxyRequest(RequestInfo):
             await content.filter(peer.filters, "", run)
             if self.target.peer_model != content.model:
                 content.rename(self.target.peer_model)
+        await self.send_as_is(content, run)
+
+    async def send_as_is(self, content: RequestContent, run: RunBlocking) -> None:
+        """Send this content, with the edits that were made to it."""
         exchange = self.exchange
         self.decoded = content.decoded
         self.source = await content.body(exchange.body, run)

@@ -32,29 +32,25 @@ class InferenceForm:
 
 
 route = RouteTable("inference", Route)
+COMFYUI = "A request to the ComfyUI model"
 
 
 @define(eq=False)
 class ProxyRoutes:
-    """Hands requests over. All three resources are leaves: they read the raw target themselves."""
+    """Hands requests over. Both resources are leaves: they read the raw target themselves."""
 
     model_routes: IResource
     passthrough: IResource
-    comfyui: IResource
 
     def model(self, call: AdminRequest) -> IResource:
         """An inference request."""
         return self.model_routes
 
+    @route("ANY", "/comfyui/<rest:path>", changes_state=False, key="by handler", content="*/*", summary=COMFYUI)
     @route("ANY", "/upstream/<rest:path>", changes_state=False, key="by handler", content="*/*")
     def upstream(self, call: AdminRequest) -> IResource:
         """A request to one model's own server."""
         return self.passthrough
-
-    @route("ANY", "/comfyui/<rest:path>", changes_state=False, key="by handler", content="*/*")
-    def comfy(self, call: AdminRequest) -> IResource:
-        """A request to the ComfyUI model."""
-        return self.comfyui
 
     @route("ANY", "/comfyui", changes_state=False, content="text/html", status=301)
     def comfy_slash(self, call: AdminRequest) -> Response:

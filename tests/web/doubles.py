@@ -352,7 +352,7 @@ class World:
     def groups(self):
         config, router = self.config, self.router
         return [
-            ProxyRoutes(Echo(b"model"), Echo(b"upstream"), Echo(b"comfyui")),
+            ProxyRoutes(Echo(b"model"), Echo(b"upstream")),
             ListingEndpoints(router, lambda: 1700000000.5, self.peers, self.capabilities),
             ProcessEndpoints(router),
             ProfileEndpoints(router),

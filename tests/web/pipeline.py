@@ -439,10 +439,10 @@ class Stage:
         return self.ask(b"POST", path, body, JSON, *headers)
 
     def upstream(self, method: bytes, target: bytes, body=b"", *headers) -> Asked:
-        return self.ask(method, target, body, *headers, serve=self.passthrough.serve_upstream)
+        return self.ask(method, target, body, *headers, serve=self.passthrough.serve)
 
     def comfyui(self, method: bytes, target: bytes, body=b"", *headers) -> Asked:
-        return self.ask(method, target, body, *headers, serve=self.passthrough.serve_comfyui)
+        return self.ask(method, target, body, *headers, serve=self.passthrough.serve)
 
     @property
     def forwarding(self) -> Forwarding:
