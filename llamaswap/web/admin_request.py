@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 from attrs import AttrsInstance, define, field, fields, frozen
 from twisted.web.http import Request
@@ -84,19 +84,18 @@ class AdminRequest:
         return bytes(self.request.method)
 
     @property
-    def target(self) -> bytes:
-        """The request target (path?query), its path in normal form."""
-        return bytes(self.request.uri)
-
-    @property
     def path(self) -> str:
         """The path in normal form, still encoded, as text."""
-        return self.target.partition(b"?")[0].decode("latin-1")
+        return bytes(self.request.path).decode("latin-1")
 
     @property
     def query_string(self) -> str:
         """The raw query, without the question mark."""
-        return self.target.partition(b"?")[2].decode("latin-1")
+        return bytes(self.request.uri).partition(b"?")[2].decode("latin-1")
+
+    def with_query(self, path: str) -> str:
+        """A path with this request's query."""
+        return f"{path}?{self.query_string}" if self.query_string else path
 
     @property
     def query(self) -> dict[str, list[str]]:
@@ -163,10 +162,6 @@ class AdminRequest:
         if not isinstance(value, dict):
             raise HttpError(400, refusal)
         return value
-
-    def raw_rest(self, prefix: str) -> list[str]:
-        """The path's segments after `prefix`, split before decoding: an encoded slash stays inside its segment."""
-        return [unquote(segment) for segment in self.path[len(prefix) :].split("/")]
 
     def answer(self, answer: Response) -> bytes:
         """Put head and status on the request; returns the body to write."""

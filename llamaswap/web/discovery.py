@@ -31,6 +31,7 @@ from llamaswap.observe.worker import RunBlocking
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import Route, RouteTable
+from llamaswap.web.shield import shielded
 
 SEARCH_TIME = 5.0  # seconds of a search; a page waits this long
 DISK_TIMEOUT = 10.0  # seconds until a client gets an error: the search notices its end only between two files
@@ -101,7 +102,7 @@ class DiscoveryEndpoints:
     clock: IReactorTime
     own_ports: Callable[[], Collection[int]] = tuple
     _found: tuple[float, ScanResult] | None = field(default=None, init=False)
-    _waiting: list[Deferred[ScanResult]] | None = field(default=None, init=False)
+    _running: Deferred[ScanResult | HttpError] | None = field(default=None, init=False)
 
     @route("GET", "/api/discover", answer=Discovered)
     async def show(self, call: AdminRequest) -> Response:
@@ -111,6 +112,8 @@ class DiscoveryEndpoints:
                 403, "discovery requires configuration editing, which is disabled; start with --allow-config-edit"
             )
         found = await self._search()
+        if isinstance(found, HttpError):
+            raise found
         config = self.config()
         document = Discovered(
             models=list(_models(found.models[:MAX_MODELS], config)),
@@ -120,36 +123,26 @@ class DiscoveryEndpoints:
         )
         return json_answer(document)
 
-    def _search(self) -> Deferred[ScanResult]:
+    def _search(self) -> Deferred[ScanResult | HttpError]:
         """The last result if it is recent, else that of the running search, or of a search that begins now."""
         now = self.clock.seconds()
         if self._found is not None and now - self._found[0] < RESULT_LIFETIME:
             return succeed(self._found[1])
-        waiter: Deferred[ScanResult] = Deferred(self._left)
-        waiter.addTimeout(DISK_TIMEOUT, self.clock, onTimeoutCancel=_disk_hangs)
-        if self._waiting is not None:
-            self._waiting.append(waiter)
-            return waiter
-        self._waiting = [waiter]
-        ports = {*self.own_ports(), *_ports(self.config())}
-        until = now + SEARCH_TIME
-        self.run(lambda: self.scan(ports, lambda: self.clock.seconds() > until)).addBoth(self._searched)
-        return waiter
+        if self._running is None or self._running.called:
+            ports = {*self.own_ports(), *_ports(self.config())}
+            until = now + SEARCH_TIME
+            search = self.run(lambda: self.scan(ports, lambda: self.clock.seconds() > until))
+            self._running = search.addCallbacks(self._searched, _failed)
+        return shielded(self._running, "discovery").addTimeout(DISK_TIMEOUT, self.clock, onTimeoutCancel=_disk_hangs)
 
-    def _searched(self, found: ScanResult | Failure) -> None:
-        waiting, self._waiting = self._waiting or [], None
-        if isinstance(found, Failure):
-            log.failure("discovery failed", found)
-            for waiter in waiting:
-                waiter.errback(HttpError(500, f"discovery failed: {found.getErrorMessage()}"))
-            return
+    def _searched(self, found: ScanResult) -> ScanResult:
         self._found = (self.clock.seconds(), found)
-        for waiter in waiting:
-            waiter.callback(found)
+        return found
 
-    def _left(self, waiter: Deferred[ScanResult]) -> None:
-        if self._waiting is not None and waiter in self._waiting:
-            self._waiting.remove(waiter)
+
+def _failed(failure: Failure) -> HttpError:
+    log.failure("discovery failed", failure)
+    return HttpError(500, f"discovery failed: {failure.getErrorMessage()}")
 
 
 def _disk_hangs(result: object, timeout: float) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import unquote
 
 from attrs import define
 
@@ -50,7 +51,8 @@ class LogEndpoints:
         await stream.until_end()
 
     def _monitor(self, call: AdminRequest) -> LogMonitor:
-        segments = [part for part in call.raw_rest("/logs/stream")[1:] if part]
+        # Split before decoding: an encoded slash stays inside its segment.
+        segments = [unquote(part) for part in call.path.removeprefix("/logs/stream").split("/") if part]
         if not segments:
             return self.registry.combined
         if segments[0] in ("proxy", "upstream"):

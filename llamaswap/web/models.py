@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from statistics import median
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Capabilities, Config, Model
@@ -200,6 +200,7 @@ class ModelEndpoints:
         model = self._model(call.variables["model"])
         config, status = self.router.config, self.router.status(model.id)
         secrets = known_secrets(config)
+        log = self.logs.model(model.id).history().decode("utf-8", "replace") if status.last_error else ""
         detail = ModelDetail(
             id=model.id,
             name=model.name,
@@ -229,10 +230,8 @@ class ModelEndpoints:
             slot_cache=self.slot_cache(model.id),
             wake_ms=[round(seconds * 1000) for seconds in status.wake_seconds],
             stall=self.stall(model.id),
+            log_tail=[masked_text(line, secrets) for line in log.splitlines()[-TAIL_LINES:]],
         )
-        if status.last_error:
-            lines = self.logs.model(model.id).history().decode("utf-8", "replace").splitlines()
-            detail = evolve(detail, log_tail=[masked_text(line, secrets) for line in lines[-TAIL_LINES:]])
         return json_answer(detail)
 
     def _since(self, began: float | None) -> float | None:

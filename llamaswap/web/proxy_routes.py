@@ -55,8 +55,7 @@ class ProxyRoutes:
     @route("ANY", "/comfyui", changes_state=False, content="text/html", status=301)
     def comfy_slash(self, call: AdminRequest) -> Response:
         """Redirect to /comfyui/, because ComfyUI's links are relative to its folder."""
-        location = f"/comfyui/?{call.query_string}" if call.query_string else "/comfyui/"
-        return redirect(location, 301 if call.method in (b"GET", b"HEAD") else 308, call.method)
+        return redirect(call.with_query("/comfyui/"), 301 if call.method in (b"GET", b"HEAD") else 308, call.method)
 
 
 def _declare(model_route: ModelRoute) -> None:

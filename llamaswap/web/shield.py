@@ -18,13 +18,14 @@ def shielded(work: Deferred[T], what: str) -> Deferred[T]:
     """A Deferred that fires as `work` does, but whose cancellation leaves `work` alone.
 
     Klein cancels a handler when its client leaves, but a model that is being stopped must still be stopped. After a
-    cancellation, a failure is logged as that of `what`.
+    cancellation, a failure is logged as that of `what`. Several clients may wait for work that does not fail.
     """
     waiting: Deferred[T] = Deferred()
 
-    def succeeded(result: T) -> None:
+    def succeeded(result: T) -> T:
         if not waiting.called:
             waiting.callback(result)
+        return result
 
     def failed(failure: Failure) -> None:
         if waiting.called:

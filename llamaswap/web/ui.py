@@ -68,7 +68,7 @@ class UiFiles:
     @route("GET", "/ui", key="not needed", content=HTML, status=307)
     def slash(self, call: AdminRequest) -> Response:
         """Redirect to the UI's folder, because its links are relative."""
-        return redirect(_with_query("/ui/", call), 307, call.method)
+        return redirect(call.with_query("/ui/"), 307, call.method)
 
     @route("GET", "/upstream", key="not needed", content=HTML, status=302)
     def models(self, call: AdminRequest) -> Response:
@@ -78,7 +78,7 @@ class UiFiles:
     @route("POST PUT PATCH DELETE", "/upstream", changes_state=False, key="not needed", content=HTML, status=307)
     def upstream(self, call: AdminRequest) -> Response:
         """Redirect to the passthrough, which answers that no model is named."""
-        return redirect(_with_query("/upstream/", call), 307, call.method)
+        return redirect(call.with_query("/upstream/"), 307, call.method)
 
     @route("GET", "/favicon.ico", key="not needed", content="image/x-icon")
     def icon(self, call: AdminRequest) -> Response:
@@ -159,10 +159,6 @@ class UiFiles:
 
 def _missing() -> Response:
     return Response(404, b"404 page not found\n", headers=((b"X-Content-Type-Options", b"nosniff"),))
-
-
-def _with_query(path: str, call: AdminRequest) -> str:
-    return f"{path}?{call.query_string}" if call.query_string else path
 
 
 def _part(whole: Response, asked: bytes | None, condition: bytes | None, tag: bytes) -> Response:
