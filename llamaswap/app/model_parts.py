@@ -91,7 +91,7 @@ class ModelParts:
 
         self.peers = PeerDirectory(reactor, time.time, send, current, learned, changed)
         self.capabilities = CapabilityDirectory(
-            reactor, send, bus, lambda model: current().models.get(model), self.router.status
+            reactor, self.ask.get, bus, lambda model: current().models.get(model), self.router.status
         )
         self.hooks.listen(bus)
         bus.subscribe(StateChanged, self._server_changed)

@@ -15,8 +15,8 @@ from twisted.logger import Logger
 
 from llamaswap.config import Capabilities, Model
 from llamaswap.events import CapabilitiesFound, EventBus, StateChanged
-from llamaswap.http_client import SendRequest
-from llamaswap.servers.engine_request import EngineRequest, member, number
+from llamaswap.servers.engine_request import flag_of, json_of, member, number
+from llamaswap.servers.server_request import GetWhole
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
 log = Logger()
@@ -35,7 +35,7 @@ class CapabilityDirectory:
     """
 
     clock: IReactorTime
-    send: SendRequest
+    get: GetWhole
     bus: EventBus
     model: Callable[[str], Model | None]
     status: Callable[[str], ServerStatus]
@@ -68,17 +68,24 @@ class CapabilityDirectory:
 
     async def _learn(self, model: Model, status: ServerStatus) -> None:
         until = self.clock.seconds() + ASK_TIMEOUT
-        ask = EngineRequest(self.send, status, lambda: until - self.clock.seconds())
         try:
-            found = from_props(*await ask("GET", "/props"))
+            found = from_props(*await self._get(status, "/props", until))
             if not found.context:
-                found = evolve(found, context=from_model_list(*await ask("GET", "/v1/models")))
+                found = evolve(found, context=from_model_list(*await self._get(status, "/v1/models", until)))
         except Exception as error:  # whatever it is, only the listing lacks something
             log.debug("{model}: its server did not report its capabilities: {error}", model=model.id, error=error)
             return
         if found != Capabilities() and self._found.get(model.id) != (model.cmd, found):
             self._found[model.id] = model.cmd, found
             self.bus.publish(CapabilitiesFound(model.id))
+
+    async def _get(self, status: ServerStatus, path: str, until: float) -> tuple[int, object]:
+        """The status and the JSON of a response, {} if it is not JSON."""
+        assert status.endpoint is not None  # its server is ready
+        key = flag_of(status.cmd, "--api-key").split(",")[0]
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        response = await self.get(status.endpoint, path, max(0.0, until - self.clock.seconds()), headers)
+        return response.status, json_of(response)
 
 
 def from_props(status: int, answer: object) -> Capabilities:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
 
-from llamaswap.http_client import SendRequest
+from llamaswap.http_client import HttpResponse, SendRequest
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
 
@@ -26,10 +26,15 @@ class EngineRequest:
         body = None if document is None else json.dumps(document).encode()
         url = f"{str(self.status.endpoint).rstrip('/')}{path}"
         response = await self.send(method, url, timeout=max(0.0, self.left()), body=body, headers=headers)
-        try:
-            return response.status, json.loads(response.body)
-        except (ValueError, RecursionError):
-            return response.status, {}
+        return response.status, json_of(response)
+
+
+def json_of(response: HttpResponse) -> object:
+    """The JSON of a response, {} if it is not JSON."""
+    try:
+        return json.loads(response.body)
+    except (ValueError, RecursionError):
+        return {}
 
 
 def flag_of(cmd: Sequence[str], flag: str) -> str:

@@ -1,18 +1,20 @@
-"""Requests to a model's own server beside the data path: readiness checks, suspend steps, liveness probes.
+"""Requests to a model's own server beside the data path: readiness checks, suspend steps, probes, its capabilities.
 
-Only the status counts, and a connection without a response counts too. So this is not `http_client`: a model that loads
-gets a request every 10 ms, and one through treq takes four times the CPU time of these.
+For most of them only the status counts, and a connection without a response counts too. So this is not `http_client`: a
+model that loads gets a request every 10 ms, and one through treq takes four times the CPU time of these. Every process
+with a model makes such requests, and treq would take 12 MB of its memory.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar, cast
 
 from attrs import frozen
 from httptools import HttpParserError, HttpResponseParser
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, TimeoutError
+from twisted.internet.error import ConnectError, ConnectionDone, TimeoutError
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -28,11 +30,17 @@ from twisted.python.failure import Failure
 from llamaswap.config import durations
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import StepRequest
+from llamaswap.http_client import BODY_LIMIT, HttpResponse
 
 CONNECTED = 0  # the "status" of a request that only asked for a connection
 READ_REST = 0.25  # seconds for the rest of a response: an abort at once would look like an error to the server
 
 GET = StepRequest("GET", "/")
+
+P = TypeVar("P", bound=StreamProtocol)
+T = TypeVar("T")
+
+GetWhole = Callable[[Endpoint, str, float, Mapping[str, str]], Deferred[HttpResponse]]
 
 
 class ServerRequest(Protocol):
@@ -58,19 +66,34 @@ class SocketRequest:
         request = Deferred.fromCoroutine(self._request(endpoint, path, limit, how))
         return request.addTimeout(limit, self.reactor, onTimeoutCancel=_too_slow)
 
+    def get(self, endpoint: Endpoint, path: str, limit: float, headers: Mapping[str, str]) -> Deferred[HttpResponse]:
+        """A whole response of at most BODY_LIMIT bytes; a longer or an incomplete one is a ConnectError."""
+        message = _message(endpoint, path, GET, headers)
+        request = Deferred.fromCoroutine(self._whole(endpoint, message, limit))
+        return request.addTimeout(limit, self.reactor, onTimeoutCancel=_too_slow)
+
+    async def _whole(self, endpoint: Endpoint, message: bytes, limit: float) -> HttpResponse:
+        response = await self._connected(endpoint, limit, lambda: _WholeResponse(self.reactor, message))
+        return await response.whole
+
     async def _request(self, endpoint: Endpoint, path: str | None, limit: float, how: StepRequest) -> int:
         message = b"" if path is None else _message(endpoint, path, how)
-        ways = self._ways(endpoint, limit)
-        for number, way in enumerate(ways, 1):
-            response = _ResponseStatus(self.reactor, message)
-            try:
-                await way.connect(_SingleUse(response))
-            except ConnectError:
-                if number == len(ways):
-                    raise
-            else:
-                break
+        response = await self._connected(endpoint, limit, lambda: _ResponseStatus(self.reactor, message))
         return await response.status
+
+    async def _connected(self, endpoint: Endpoint, limit: float, make: Callable[[], P]) -> P:
+        """A new protocol of this kind, with a connection to the endpoint."""
+        ways = self._ways(endpoint, limit)
+        for way in ways[:-1]:
+            protocol = make()
+            try:
+                await way.connect(_SingleUse(protocol))
+            except ConnectError:
+                continue
+            return protocol
+        protocol = make()
+        await ways[-1].connect(_SingleUse(protocol))
+        return protocol
 
     def _ways(self, endpoint: Endpoint, limit: float) -> list[IStreamClientEndpoint]:
         """The ways to reach an endpoint, the likeliest first. `localhost` is both families: servers bind either."""
@@ -92,7 +115,7 @@ class SocketRequest:
         return found
 
 
-def _message(endpoint: Endpoint, path: str, how: StepRequest) -> bytes:
+def _message(endpoint: Endpoint, path: str, how: StepRequest, headers: Mapping[str, str] = {}) -> bytes:
     target = f"{endpoint.path}/{path.lstrip('/')}"
     if endpoint.query:
         target += ("&" if "?" in target else "?") + endpoint.query
@@ -104,6 +127,7 @@ def _message(endpoint: Endpoint, path: str, how: StepRequest) -> bytes:
         "Accept: */*",
         "Connection: close",  # several servers have few threads, and a kept connection occupies one
     ]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     if body:
         lines.append("Content-Type: application/json")
     if how.method != "GET":
@@ -171,7 +195,48 @@ class _ResponseStatus(StreamProtocol):
         cast(ITCPTransport, self.transport).abortConnection()
 
 
-def _too_slow(result: int | Failure, limit: float) -> int | Failure:
+class _WholeResponse(_ResponseStatus):
+    """Reads the whole response to `message`."""
+
+    def __init__(self, clock: IReactorTime, message: bytes) -> None:
+        super().__init__(clock, message)
+        self.whole: Deferred[HttpResponse] = Deferred(lambda _: self._abort())
+        self._body = bytearray()
+        self._status = 0
+        self._sized = False  # whether the response says where it ends
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self._sized = self._sized or name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser, also for interim responses."""
+        self._status = self._parser.get_status_code()
+
+    def on_body(self, data: bytes) -> None:
+        """Called by the parser."""
+        self._body += data
+        if len(self._body) > BODY_LIMIT and not self.whole.called:
+            self._fail(f"the response is longer than {BODY_LIMIT} bytes")
+            self._abort()
+
+    def on_message_complete(self) -> None:
+        """Called by the parser, also for interim responses."""
+        if self._status >= 200 and not self.whole.called:
+            self.whole.callback(HttpResponse(self._status, bytes(self._body)))
+            self._abort()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._status >= 200 and not self._sized and reason.check(ConnectionDone):
+            self.on_message_complete()
+        self._fail("the connection closed without a complete answer")
+
+    def _fail(self, reason: str) -> None:
+        if not self.whole.called:
+            self.whole.errback(ConnectError(string=reason))
+
+
+def _too_slow(result: T | Failure, limit: float) -> T | Failure:
     """The time limit of a request looks like any other timeout."""
     if isinstance(result, Failure) and result.check(CancelledError):
         raise TimeoutError(string=f"no answer within {durations.render(limit)}")

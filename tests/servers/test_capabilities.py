@@ -31,15 +31,14 @@ class Scene:
         self.model = Model("m", cmd="serve --api-key k1,k2")
         self.state = "ready"
         self.bus.subscribe(CapabilitiesFound, self.found.append)
-        self.directory = CapabilityDirectory(self.clock, self.send, self.bus, {"m": self.model}.get, self.status)
+        self.directory = CapabilityDirectory(self.clock, self.get, self.bus, {"m": self.model}.get, self.status)
 
     def status(self, name):
         endpoint = Endpoint("http", "127.0.0.1", 9000)
         return FakeStatus(name, self.state, cmd=tuple(self.model.cmd.split()), endpoint=endpoint)
 
-    def send(self, method, url, *, timeout, body=None, headers):
-        path = url.removeprefix("http://127.0.0.1:9000")
-        self.asked.append((f"{method} {path}", timeout, headers))
+    def get(self, endpoint, path, limit, headers):
+        self.asked.append((f"GET {path}", limit, headers))
         answer = self.answers.get(path.rpartition("/")[2], 404)
         if isinstance(answer, Deferred):
             return answer

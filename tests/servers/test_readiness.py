@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.steps import StepRequest
+from llamaswap.http_client import BODY_LIMIT, HttpResponse
 from llamaswap.servers.port_ownership import PortOwner, Verdict, is_local
 from llamaswap.servers.readiness import (
     Readiness,
@@ -250,6 +251,39 @@ class WireTests(SynchronousTestCase):
         head = self.connect(reactor)[1].value().decode()
         self.assertIn("\r\nContent-Type: application/json\r\nContent-Length: 11\r\n", head)
         self.assertTrue(head.endswith('\r\n\r\n{"m": "é"}'))
+
+    def get(self, *pieces):
+        """The request's head, and the result once these pieces came and the connection was closed."""
+        reactor = MemoryReactorClock()
+        asked = SocketRequest(reactor).get(HERE, "/props", 1.0, {"Authorization": "Bearer k"})
+        protocol, transport = self.connect(reactor)
+        transport.abortConnection = transport.loseConnection
+        for piece in pieces:
+            protocol.dataReceived(piece)
+        protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(reactor.getDelayedCalls(), [])
+        return transport.value().decode(), asked
+
+    def test_whole_response_is_read_however_it_is_framed(self):
+        for pieces in (
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe", b"llo"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n", b"0\r\n\r\n"),
+            (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\n\r\nhel", b"lo"),
+        ):
+            head, asked = self.get(*pieces)
+            self.assertEqual(self.successResultOf(asked), HttpResponse(200, b"hello"))
+            self.assertTrue(head.startswith("GET /props HTTP/1.1\r\n"))
+            self.assertIn("\r\nAuthorization: Bearer k\r\n", head)
+
+    def test_response_that_is_incomplete_or_too_long_is_an_error(self):
+        for pieces in (
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe",),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n",),
+            (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * (BODY_LIMIT + 1)),
+            (b"HTTP/1.1 banana\r\n",),
+            (),
+        ):
+            self.failureResultOf(self.get(*pieces)[1], ConnectError)
 
     def test_interim_responses_are_skipped(self):
         reactor, asked = self.ask()
