@@ -89,6 +89,19 @@ class CheckResult:
         return found
 
     @property
+    def unusable_folders(self) -> dict[str, str]:
+        """Why the folders for files cannot be used here, by their keys."""
+        config = self.usable
+        if config is None:
+            return {}
+        given = {
+            "logFiles.folder": (config.log_files.folder, False),
+            "captures.path": (config.captures.path, True),
+        }
+        found = {key: path and files.folder_problem(path, private=private) for key, (path, private) in given.items()}
+        return {key: problem for key, problem in found.items() if problem}
+
+    @property
     def changes(self) -> dict[str, list[str]] | None:
         """What a reload from the first to the second configuration does, with the ports that the running models keep;
         None if only one was loaded."""
@@ -110,6 +123,7 @@ class CheckResult:
             "errors": [asdict(one) for one in self.errors],
             "warnings": [asdict(one) for one in self.warnings],
             "missing_programs": self.missing_programs,
+            "unusable_folders": self.unusable_folders,
         }
         if effectively and self.usable:
             document["effective"] = effective.plain(self.usable)
@@ -129,7 +143,7 @@ def check(context: CliContext, config: Path, strict: bool, effectively: bool, ot
     """Check a configuration file or folder (config.yaml).
 
     The exit status is 0 if it is valid, and 1 if it is not, or if there are warnings with --strict. A program that is
-    not installed is only noted: the file may be meant for another machine.
+    not installed and a folder that cannot be written are only noted: the file may be meant for another machine.
     """
     result = CheckResult(strict)
     for path in (config, other) if other else (config,):
@@ -150,6 +164,8 @@ def _print(context: CliContext, config: Path, result: CheckResult, effectively: 
     for program, names in result.missing_programs.items():
         needed = f"(needed by {', '.join(names)})"
         context.note(f"note     {program} is not on this machine, or not in PATH {needed}", "")
+    for key, problem in result.unusable_folders.items():
+        context.note(f"note     {key}: {problem}", "")
     if effectively and result.usable:
         click.echo(effective.text(result.usable), nl=False)
     if result.changes is not None:
@@ -159,7 +175,7 @@ def _print(context: CliContext, config: Path, result: CheckResult, effectively: 
         if result.warnings:
             context.say(f"{config}: {count}, {counted(len(result.warnings), 'warning')}; it loads", "yellow")
         else:
-            state = "it loads" if result.missing_programs else "nothing wrong"
+            state = "it loads" if result.missing_programs or result.unusable_folders else "nothing wrong"
             context.say(f"{config}: {count}, {state}", "green")
 
 

@@ -6,6 +6,7 @@ A value that does not fit is left out; the caller checks the report before it us
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from functools import cache
 from typing import Any
 
 from attrs import Attribute, define, evolve
@@ -13,6 +14,7 @@ from attrs import Attribute, define, evolve
 from llamaswap.config.diagnostics import Diagnostics, did_you_mean
 from llamaswap.config.field_types import (
     DURATION,
+    MAPPING_HINT,
     UNSET,
     Key,
     Record,
@@ -82,7 +84,7 @@ class Decoder:
 
     def _section(self, attribute: Attribute[Any], kind: SectionType, node: Node, path: str) -> object:
         if not isinstance(node, MappingNode):
-            raise TypeMismatch("a mapping")
+            raise TypeMismatch("a mapping", MAPPING_HINT)
         values = self.given(kind.record, node, path, synonyms=kind.synonyms)
         default = attribute.default
         return kind.record(**values) if default is None else evolve(default, **values)
@@ -120,15 +122,33 @@ def _beyond_bounds(key: Key, value: object, path: str) -> Iterator[tuple[str, st
 
 
 def _hint(name: str, child: Node, known: Collection[str], path: str) -> str:
-    """What to do about an unknown key, "" if no key is near."""
+    """What to do about an unknown key, "" if it is no other place's key and no key is near."""
     if path.startswith("models.") and name in keys_of(Config):
         return f"`{name}` is a top-level key: move it out of the model"
     if not path and isinstance(child, MappingNode) and child.get("cmd") is not None:
         return "a model: move it below `models:`"
+    places = _places().get(name, ())
+    if len(places) == 1:
+        [place] = places
+        return f"`{name}` is a key of `{place}`" if place else f"`{name}` is a top-level key: move it out of `{path}`"
     near = did_you_mean(name, known)
     if not path and not near and name in keys_of(Model):
         return f"`{name}` belongs inside a model"
     return near
+
+
+@cache
+def _places() -> dict[str, list[str]]:
+    """The sections that have a key of each name: their paths, "" for the top level. Models themselves are left out."""
+    found: dict[str, list[str]] = {}
+    sections: list[tuple[str, Record]] = [("", Config), ("models.MODEL", Model)]
+    for path, record in sections:
+        for name, (_, key) in keys_of(record).items():
+            if record is not Model:
+                found.setdefault(name, []).append(path)
+            if isinstance(key.kind, SectionType):
+                sections.append((f"{path}.{name}" if path else name, key.kind.record))
+    return found
 
 
 def zeros(record: Record) -> Values:

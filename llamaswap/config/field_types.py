@@ -21,6 +21,7 @@ from llamaswap.config.secret import Secret
 
 TRUE_WORDS = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON"})
 FALSE_WORDS = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF"})
+MAPPING_HINT = "write it as {name: value}"
 UNSET: Any = object()  # the field keeps its default
 
 # A value that is not text may be written as one macro that has a value of its type.
@@ -208,7 +209,7 @@ def _mapping_of(read: Callable[[Node, str, Diagnostics], V], null: V) -> Callabl
 
     def entries(node: Node, path: str, report: Diagnostics) -> dict[str, V]:
         if not isinstance(node, MappingNode):
-            raise TypeMismatch("a mapping")
+            raise TypeMismatch("a mapping", MAPPING_HINT)
         found: dict[str, V] = {}
         for name, child in node.entries.items():
             where = f"{path}.{name}"
@@ -224,7 +225,7 @@ def _mapping_of(read: Callable[[Node, str, Diagnostics], V], null: V) -> Callabl
 
 def _free(node: Node, path: str, report: Diagnostics) -> Mapping[str, Any]:
     if not isinstance(node, MappingNode):
-        raise TypeMismatch("a mapping")
+        raise TypeMismatch("a mapping", MAPPING_HINT)
     _check_finite(node, path, report)
     return {name: plain(child) for name, child in node.entries.items()}
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from pathlib import Path
 
 from attrs import Factory, define
 
+from llamaswap.config.private_files import private_folder
 from llamaswap.config.yaml_tree import ConfigText
 from llamaswap.errors import ConfigError, Problem
 
@@ -116,6 +118,26 @@ class FileWatch:
 def _emptied(before: Fingerprint, now: Fingerprint) -> bool:
     """Whether one of the files became empty."""
     return any(size == 0 and before.get(path, (0, 0))[1] for path, (_, size) in now.items())
+
+
+def folder_problem(path: str, *, private: bool = False) -> str | None:
+    """Why files cannot be made in the folder `path`, None if they can; it may be created first.
+
+    With `private` it must belong to our user, and others must not write to it.
+    """
+    place = Path(path).absolute()
+    try:
+        if private and place.is_dir():
+            with private_folder(place):
+                pass
+        while not place.exists():
+            place = place.parent
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return reason if str(place) in reason else f"{place}: {reason}"
+    if not place.is_dir():
+        return f"{place} is not a directory"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} is not writable"
 
 
 def store_problem(path: str) -> str | None:

@@ -164,6 +164,8 @@ def _resolved(config: Config, report: Diagnostics, store_problem: StoreProblem |
     _check_keys(config.api_keys, report)
     _check_hosts(config.allowed_hosts, report)
     _check_origins(config.security, report)
+    if config.captures.path.strip() and config.capture_buffer == 0:
+        report.warn("captures.path has no effect because captureBuffer is 0", "captures.path")
     activity = config.ui.activity
     in_memory = config.metrics_max_in_memory
     return evolve(

@@ -16,6 +16,8 @@ from llamaswap.config.schema.model import Model
 from llamaswap.config.schema.routing import STRATEGIES, Peer, Profile, Selector
 from llamaswap.config.secret import Secret
 
+_SET = "a tag or a group, which cannot be a target; name a model"
+
 
 def with_aliases(models: Mapping[str, Model], report: Diagnostics) -> dict[str, Model]:
     """Check the explicit aliases of all models, then add those of setParamsByID."""
@@ -209,7 +211,8 @@ def _check_peer_aliases(config: Config, report: Diagnostics) -> None:
 
 def _kinds_of(name: str, config: Config) -> list[str]:
     """What a name means on this server, in words."""
-    kinds = {"a model ID": config.models, "an alias": config.names.aliases, "a selector ID": config.selectors}
+    alias = f"an alias of model {config.names.aliases.get(name)}"
+    kinds = {"a model ID": config.models, alias: config.names.aliases, "a selector ID": config.selectors}
     return [kind for kind, known in kinds.items() if name in known]
 
 
@@ -246,6 +249,8 @@ def _target_fault(selector: Selector, target: str, config: Config) -> str:
     if target in config.selectors:
         return f"{target!r} is a selector, and chaining selectors is unsupported"
     if not _is_served(target, config):
+        if config.members(target):
+            return f"{target!r} is {_SET}"
         near = did_you_mean(target, _served(config))
         return f"{target!r} is an unknown model" + (f" ({near})" if near else "")
     if selector.strategy == "warm" and config.real(target) is None:
@@ -278,4 +283,6 @@ def _check_profile(profile_id: str, profile: Profile, config: Config, report: Di
         if target and target not in config.selectors and not _is_served(target, config):
             near = did_you_mean(target, [*_served(config), *config.selectors])
             message = f"profile {profile_id!r}: pin {pin!r}: unknown model {target!r}"
+            if config.members(target):
+                near, message = "", f"profile {profile_id!r}: pin {pin!r}: {target!r} is {_SET}"
             report.error(message, f"{path}.pins.{pin}", hint=near)

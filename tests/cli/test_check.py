@@ -131,6 +131,26 @@ class CheckTests(SynchronousTestCase):
         found = json.loads(invoke(["check", "--json", path], env={"PATH": "/usr/bin:/bin"}).stdout)
         self.assertEqual((found["valid"], found["missing_programs"]), (True, {"serve": ["cat", "owl"]}))
 
+    def test_folder_that_cannot_be_used_is_noted_and_not_an_error(self):
+        file, shared = Path(self.mktemp()), Path(self.mktemp())
+        file.write_text("")
+        shared.mkdir()
+        shared.chmod(0o777)
+        keys = f"logFiles: {{folder: {file}/logs}}\ncaptures: {{path: {shared}}}\n"
+        done = invoke(["check", "--strict", self.file(GOOD + keys)])
+        self.assertEqual(done.exit_code, 0, done.output)
+        self.assertIn(f"note     logFiles.folder: {file.absolute()} is not a directory", done.stderr)
+        self.assertIn(f"note     captures.path: {shared.absolute()} can be written by other users", done.stderr)
+        self.assertNotIn("nothing wrong", done.stdout)
+        found = json.loads(invoke(["check", "--json", self.file(GOOD + keys)]).stdout)
+        self.assertEqual(sorted(found["unusable_folders"]), ["captures.path", "logFiles.folder"])
+
+    def test_missing_folder_that_can_be_created_is_not_noted(self):
+        new = Path(self.mktemp()) / "a" / "b"
+        done = invoke(["check", self.file(GOOD + f"logFiles: {{folder: {new}}}\ncaptures: {{path: {new}}}\n")])
+        self.assertNotIn("folder", done.stderr)
+        self.assertFalse(new.exists())
+
     def test_diff_without_changes_is_reported(self):
         self.assertIn("change nothing", invoke(["check", self.file(GOOD), "--diff", self.file(GOOD)]).stdout)
 

@@ -41,6 +41,18 @@ class NameTests(FindingCase):
         self.only(text, "f0.yaml:11", "'typo-model'", "neither a model nor a group")
         self.assertEqual(self.loaded.config.hooks.on_startup.preload, ("owl",))
 
+    def test_tag_or_group_as_a_target_is_called_that(self):
+        tagged = TWO + "    tags: [small]\ngroups: {g: {members: [owl]}}\n"
+        self.only(
+            tagged + "selectors: {s: {strategy: pin, targets: [small]}}\n",
+            "'small' is a tag or a group",
+            "name a model",
+        )
+        self.only(tagged + "profiles: {day: {pins: {best: g}}}\n", "'g' is a tag or a group", "name a model")
+
+    def test_captures_in_files_without_captures_are_reported(self):
+        self.only(TWO + "captureBuffer: 0\ncaptures: {path: /x}\n", "f0.yaml:8", "captures.path", "captureBuffer is 0")
+
     def test_preload_of_a_group_loads_its_members(self):
         text = TWO + "groups: {g: {swap: false, members: [owl, hen]}}\nhooks: {on_startup: {preload: [g]}}\n"
         self.assertEqual(self.ok(text).hooks.on_startup.preload, ("owl", "hen"))
@@ -143,6 +155,10 @@ class NameTests(FindingCase):
 
     def test_alias_of_a_peer_that_is_another_name_too_is_reported_with_its_line(self):
         self.only(self.peers("owl"), "f0.yaml:12", "alias 'owl' of peer p is already a model ID")
+        taken = "models:\n  owl: {cmd: 's ${PORT}', aliases: [near]}\n"
+        self.only(
+            taken + self.peers("near").removeprefix(TWO), "alias 'near' of peer p is already an alias of model owl"
+        )
         selector = "selectors: {s: {strategy: pin, targets: [owl]}}\n"
         self.only(self.peers("s", more=selector), "f0.yaml:12", "already a selector ID")
         self.only(self.peers("p/far"), "f0.yaml:12", "already a model of a peer")
@@ -179,6 +195,28 @@ class KeyTests(FindingCase):
 
     def test_model_beside_the_models_is_called_that(self):
         self.only(TWO + "hawk:\n  cmd: serve --port ${PORT}\n", "f0.yaml:7", "move it below `models:`")
+
+    def test_key_of_a_section_at_another_place_is_called_that(self):
+        self.only(TWO + "cors: {}\n", "f0.yaml:7", "`cors` is a key of `security`")
+        self.only(TWO + "maxConcurrent: 3\n", "`maxConcurrent` is a key of `routing.scheduler.settings.fifo`")
+        self.only(TWO + "routing: {scheduler: {patience: 3s}}\n", "is a key of `routing.scheduler.settings.fifo`")
+        self.only(TWO + "    canary: 3s\n", "`canary` is a key of `models.MODEL.stall`")
+
+    def test_top_level_key_inside_a_section_is_called_that(self):
+        self.only(
+            TWO + "security: {allowedHosts: [x]}\n", "`allowedHosts` is a top-level key: move it out of `security`"
+        )
+
+    def test_key_of_two_sections_is_not_guessed(self):
+        [found] = self.found(TWO + "timeout: 3s\n")
+        self.assertNotIn("is a key of", found)
+
+    def test_list_for_a_mapping_is_reported_with_the_form_of_a_mapping(self):
+        for text in (
+            "security: [cors]\n",
+            "peers: {p: {proxy: 'http://h:1', models: [m], aliases: [x]}}\n",
+        ):
+            self.only(TWO + text, "a list cannot be used, wanted a mapping", "write it as {name: value}")
 
 
 class CommandTests(FindingCase):

@@ -125,7 +125,9 @@ class CorsSettings:
     allow_headers: tuple[str, ...] = TEXT_LIST.key(
         "Request headers that these pages may send; empty for those that the browser asks for."
     )
-    max_age: float = SECONDS.key("Seconds for which browsers remember that they may.", default=86400.0, minimum=0)
+    max_age: float = SECONDS.key(
+        "Seconds for which browsers remember the answer to a preflight.", default=86400.0, minimum=0
+    )
 
 
 @frozen
