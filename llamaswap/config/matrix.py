@@ -291,7 +291,10 @@ class _MatrixQuestion:
         return found
 
     def _family(self, node: _Expression, shared: int) -> list[int]:
-        """The combinations of `node` that may matter if only the bits in `shared` occur elsewhere too."""
+        """The combinations of `node`, without those that no question can need.
+
+        `shared` has the bits of the models that also occur outside of `node`.
+        """
         shared &= self._support(node)
         key = id(node), shared
         if (family := self._families.get(key)) is None:

@@ -115,7 +115,7 @@ class DemoHandler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_event(self, document: object) -> None:
-        """A text as it is, or JSON; the `type` of an object is the event's name."""
+        """Send a text as it is, or an object as JSON; its `type` is the event's name."""
         lead = f"event: {document['type']}\n" if isinstance(document, dict) and "type" in document else ""
         text = document if isinstance(document, str) else json.dumps(document)
         self.send_chunk(f"{lead}data: {text}\n\n".encode())

@@ -28,7 +28,7 @@ def rocm_cards(text: str) -> Iterator[dict[str, str]]:
 
 
 def read_rocm_smi(programs: Programs) -> list[GpuReading]:
-    """The readings by rocm-smi, by its columns' names, in whatever order they come."""
+    """The readings of rocm-smi. Columns are found by their names, because their order differs between versions."""
     return [_rocm_reading(row) for row in rocm_cards(programs.output("rocm-smi", *_ROCM_OPTIONS))]
 
 

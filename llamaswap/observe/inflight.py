@@ -178,7 +178,7 @@ class InflightRequest:
 class InflightRequests:
     """The entries of all requests, and their `RequestObserverFactory`.
 
-    `finished` is called at each request's end (by it the metrics count); `why` says what requests for a model wait for.
+    `finished` is called at each request's end (the metrics count then); `why` says what requests for a model wait for.
     """
 
     clock: IReactorTime

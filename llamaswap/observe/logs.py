@@ -2,7 +2,7 @@
 
 A monitor takes raw bytes (a model's output is not parsed, split or decoded here), keeps the last 100 KiB and passes
 them to its readers. Writing never waits: a slow reader loses bytes, and gets their number. This module must not know
-HTTP, files or the reactor. It is for the reactor's thread.
+HTTP, files or the reactor. Use it only in the reactor's thread.
 """
 
 from __future__ import annotations

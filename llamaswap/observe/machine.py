@@ -175,7 +175,7 @@ class MachineMonitor:
     # -- questions -----------------------------------------------------------------------------------------
 
     def samples(self, after: float | None = None, max_points: int | None = None) -> Document:
-        """The document of GET /api/performance: samples later than `after`, at most `max_points` of each thing."""
+        """The document of GET /api/performance: samples later than `after`, at most `max_points` of each kind."""
         self._asked = self.clock.seconds()
         if not self._samples:
             # Without any sample the lists are null, without a later one they are empty.

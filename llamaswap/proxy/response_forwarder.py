@@ -87,7 +87,7 @@ class ResponseForwarder:
 
     @property
     def needs_payload(self) -> bool:
-        """Whether the body is wanted without its framing too."""
+        """Whether the body without its framing is needed too: by an observer, for an addition, or for HTTP/1.0."""
         return self._observer is not None or self.appended or self._exchange.head.version < (1, 1)
 
     # -- what the connection calls -------------------------------------------------------------------------

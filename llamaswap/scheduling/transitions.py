@@ -316,7 +316,7 @@ class Transitions(SchedulerState):
         return [due for due, _ in deadlines.values() if due > now]
 
     def _restore_evicted(self, now: float) -> None:
-        """Load again what was evicted for a model that then failed to start; every request has precedence."""
+        """Load again what was evicted for a model that then failed to start; requests have precedence over it."""
         for model in list(self._restore):
             decision = placement_for(self, model, (), now)
             loads = decision.action == "load"

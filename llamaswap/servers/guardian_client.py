@@ -1,4 +1,4 @@
-"""The proxy's side of the guardian process: its start, its replacement, and the lines that tell it of children."""
+"""The proxy's side of the guardian process: its start, its replacement, and the lines that report children to it."""
 
 from __future__ import annotations
 

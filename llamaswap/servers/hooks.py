@@ -1,7 +1,7 @@
 """Hooks: commands and URLs of the configuration that run when models are loaded and unloaded.
 
-Loads wait for `before_load` and stops for `before_unload`, each entry at most `hooks.timeout`; the others run beside. A
-hook that fails is a line in the log and changes nothing else, because a client waits for the model.
+Loads wait for `before_load` and stops for `before_unload`, each entry at most `hooks.timeout`; the others run in the
+background. A hook that fails is logged and changes nothing else, because a client waits for the model.
 """
 
 from __future__ import annotations

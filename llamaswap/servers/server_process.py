@@ -131,7 +131,7 @@ class ServerProcess:
         return "\n".join(lines[-TAIL_LINES:])
 
     def exit_error(self, status: int) -> StartFailed:
-        """The error for an exit before readiness; all of the output has to be here."""
+        """The error for an exit before readiness; all of its output must have been read."""
         tail = self.log_tail()
         last = tail.rpartition("\n")[2]
         if status == 127 and last.startswith(CANNOT_RUN):

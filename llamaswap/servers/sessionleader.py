@@ -74,7 +74,7 @@ def _read_instruction() -> bytes:
 
 
 def _restore_signals() -> None:
-    """The interpreter ignores SIGPIPE and SIGXFSZ; the command must not inherit that.
+    """Restore SIGPIPE and SIGXFSZ, which the interpreter ignores: the command must not inherit that.
 
     `_signal` is the C half of `signal`; the Python half takes 5 ms to import for its enums.
     """

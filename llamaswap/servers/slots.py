@@ -169,7 +169,7 @@ class SlotPreparation(Preparation):
     async def _limited(
         self, status: ServerStatus, what: str, work: Callable[[EngineRequest], Coroutine[object, object, None]]
     ) -> None:
-        """Do `work` with requests that end when the time limit of the model does."""
+        """Do `work`, whose requests fail once the time limit of the model is over."""
         seconds, limit, name = self._store.clock.seconds, self._model.slots.timeout, self._model.id
         until = seconds() + limit
         try:

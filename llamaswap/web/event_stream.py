@@ -86,7 +86,7 @@ class LegacyRows:
             self.fanout.publish("legacy", "metrics", [self.activity.flat(row)])
 
     def outdate(self) -> None:
-        """Read the rows again for the next client."""
+        """Forget the list of rows, so that it is read again for the next client."""
         self._rendered, self._outdated = None, True
 
     def _read(self, rows: list[JsonObject]) -> None:

@@ -172,7 +172,7 @@ class ProxyRequest(RequestInfo):
         self.raw_target = path + b"?" + content.query if query_mark else path
 
     async def retarget(self, run: RunBlocking) -> None:
-        """Go on to the next of `other_targets`."""
+        """Continue with the next of `other_targets`."""
         assert self.content is not None  # kept for the other targets
         failed = self.requested
         self.target = target = self.other_targets.pop(0)

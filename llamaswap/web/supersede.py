@@ -1,5 +1,5 @@
-"""Newer requests that take the place of older ones: an editor asks for a completion at every stroke, and wants only the
-last. If a model is configured so (`supersede`), a new request takes the place of the session's waiting one.
+"""Newer requests that take the place of older ones: an editor asks for a completion at every keystroke, and
+needs only the last. If a model has `supersede`, a new request takes the place of the session's waiting one.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class ByteBudget:
         return max(0, self.bound(self.used) - self.used)
 
     def take(self, count: int) -> bool:
-        """Take `count` bytes if they fit; whether they did."""
+        """Take `count` bytes if they fit, and return whether they did."""
         if self.used + count > self.bound(self.used):
             return False
         self.used += count

@@ -227,7 +227,7 @@ def to_peer(
     key_headers: frozenset[bytes] = NO_HEADERS,
     metered: bool = False,
 ) -> Headers:
-    """A client's headers as a peer receives them: its own Host, its own key, nothing about the client's way to us."""
+    """A client's headers as a peer receives them: the peer's Host, the peer's key, no forwarding headers."""
     kept: Headers = [(b"Host", authority)]
     crossing, hop = _crossing(headers, key_headers=key_headers, metered=metered)
     for name, value in crossing:

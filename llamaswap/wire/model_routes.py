@@ -1,6 +1,6 @@
-"""The model routes, in one table: what a request names its model in, how it is documented, what a capture keeps of it.
+"""The model routes, in one table: where a request names its model, how it is documented, what a capture leaves out.
 
-The pipeline's sets, the rows of the API document and the masks of the captures are made from this table.
+The routes, their rows in the API document, and what captures leave out are made from this table.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def quiet(product, clients):
 
 
 def swaps(product):
-    """How many loads there were, by the product's own meter."""
-    return metered(product, "swaps")
+    """How many loads there were, by the product's log; its counter begins at zero again after an upgrade."""
+    return sum("] loading " in line for line in list(product.lines))
 
 
 def metered(product, name):
@@ -145,13 +145,13 @@ def ends(product):
 
 def main(words):
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=3600.0)
-    parser.add_argument("--swaps", type=int, default=0, help="end after so many, if that comes first")
-    parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two disturbances")
-    parser.add_argument("--upgrades", action="store_true", help="the program also replaces itself again and again")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="length of the run (3600)")
+    parser.add_argument("--swaps", type=int, default=0, help="end after so many loads, if that comes first")
+    parser.add_argument("--clients", type=int, default=12, help="clients that send requests at the same time (12)")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two disturbances (0.5)")
+    parser.add_argument("--upgrades", action="store_true", help="upgrade the program in place now and then, too")
     parser.add_argument("--containers", action="store_true", help="one model runs in a container, by podman")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats the choices of a run")
     options = parser.parse_args(words)
     print(f"seed {options.seed}", flush=True)
     if not options.containers:
