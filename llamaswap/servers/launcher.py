@@ -53,7 +53,7 @@ class Launcher:
     _closed: bool = False
 
     def find(self, name: str) -> str | None:
-        """The file that a command's first word names, looked up in the PATH of llamaswap, not in that of the model's `env`."""
+        """The file that a command's first word names, looked up in llamaswap's PATH, not in that of the model's env."""
         return self.which(name, self.environ.get("PATH", os.defpath))
 
     def launch(
