@@ -118,7 +118,7 @@ def soak(options, podman=None):
             check("nearly all that could be whole was", tally.total("whole") > 0.3 * tally.total())
             check("each disturbance was answered", not disturber.failures, "; ".join(disturber.failures[:5]))
             check("no ticket, no lease, no load is left", not any(books.values()), books)
-            # The spare process may be there or not, with its three pipes. A program that was upgraded a moment before the
+            # The spare process may be there or not, with its three pipes. A program that was upgraded just before the
             # first count has no worker threads yet either; their wake-up descriptors come with the first request.
             slack = 8 if options.upgrades else 4
             for name in ("descriptors", "threads", "children"):
