@@ -23,9 +23,14 @@ PATH = click.Path(path_type=Path)
 KEYS = {attribute.name: name for name, (attribute, _) in keys_of(Config).items()}
 
 
-def loaded(path: Path) -> LoadedConfig:
-    """The configuration in a file, or in the files of a folder. Raises ConfigError with all problems."""
+def loaded(path: Path, more: Path | None = None) -> LoadedConfig:
+    """The configuration in a file, or in the files of a folder, merged with that of the folder `more`.
+
+    Raises ConfigError with all problems.
+    """
     file, folder = (None, str(path)) if path.is_dir() else (str(path), None)
+    if more is not None:
+        folder = str(more)
     return load(files.read_sources(file, folder), dict(os.environ), store_problem=files.store_problem, thorough=True)
 
 
@@ -53,10 +58,10 @@ class CheckResult:
     warnings: list[Problem] = field(factory=list)
     configs: list[Config] = field(factory=list)
 
-    def add(self, path: Path, listen: str) -> None:
-        """Check the configuration at `path`."""
+    def add(self, path: Path, listen: str, more: Path | None = None) -> None:
+        """Check the configuration at `path`, with the files of the folder `more`."""
         try:
-            found = loaded(path)
+            found = loaded(path, more)
         except ConfigError as error:
             self.errors += error.problems
             self.warnings += error.warnings
@@ -137,17 +142,27 @@ class CheckResult:
 @click.option("--strict", is_flag=True, help="A warning is an error.")
 @click.option("--effective", "effectively", is_flag=True, help="Print it expanded, with masked secrets.")
 @click.option("--diff", "other", type=PATH, metavar="OTHER", help="Show what a reload from CONFIG to OTHER would do.")
+@click.option("--config-dir", "more", type=PATH, help="A folder whose files are merged with CONFIG.")
 @click.option("--listen", default=":8080", show_default=True, help="The server's address; no peer may have it.")
 @local
-def check(context: CliContext, config: Path, strict: bool, effectively: bool, other: Path | None, listen: str) -> None:
+def check(
+    context: CliContext,
+    config: Path,
+    strict: bool,
+    effectively: bool,
+    other: Path | None,
+    more: Path | None,
+    listen: str,
+) -> None:
     """Check a configuration file or folder (config.yaml).
 
     The exit status is 0 if it is valid, and 1 if it is not, or if there are warnings with --strict. A program that is
     not installed and a folder that cannot be written are only noted: the file may be meant for another machine.
     """
     result = CheckResult(strict)
-    for path in (config, other) if other else (config,):
-        result.add(path, listen)
+    result.add(config, listen, more)
+    if other is not None:
+        result.add(other, listen)
     if context.as_json:
         context.document(result.document(effectively))
     else:

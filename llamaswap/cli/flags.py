@@ -24,6 +24,7 @@ VALUE_FLAGS = {
 }
 SWITCHES = {
     "watch-config": "reload when a configuration source changes",
+    "validate": "check the configuration, print what is wrong, and exit (0: it is valid)",
     "version": "print the version and exit",
 }
 DEFAULT_CONFIG = "config.yaml"  # in the current folder, if no configuration is named
@@ -86,6 +87,15 @@ def usage() -> str:
     return "\n".join(lines)
 
 
+def check_words(flags: ServerFlags) -> list[str]:
+    """The command that checks the configuration of these flags."""
+    file, folder = flags.values.get("config"), flags.values.get("config-dir")
+    words = ["check", *(["--listen", flags.values["listen"]] if "listen" in flags.values else [])]
+    if file and folder:
+        words += ["--config-dir", folder]
+    return [*words, "--", file or folder or DEFAULT_CONFIG]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `llamaswap` console script."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -118,6 +128,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             raise SystemExit(1)
         flags.values["config"] = DEFAULT_CONFIG
+    if flags.switches.get("validate"):
+        from llamaswap.cli.command_group import main as run_command
+
+        run_command(check_words(flags))
+        return
     from twisted.application.twist._twist import Twist  # what the `twist` script itself runs
 
     twist = ["twist", "llamaswap"]

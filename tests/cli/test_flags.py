@@ -3,6 +3,7 @@
 import io
 import os
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -77,6 +78,24 @@ class ExitTests(SynchronousTestCase):
         self.assertEqual(code, 1)
         for part in ("-config", "-config-dir", "llamaswap init"):
             self.assertIn(part, err)
+
+    def test_validate_checks_the_configuration_and_starts_nothing(self):
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        good, bad, more = folder / "good.yaml", folder / "bad.yaml", folder / "more"
+        more.mkdir()
+        good.write_text("models: {a: {cmd: 'true --port ${PORT}'}}\n")
+        bad.write_text("models:\n  a:\n    cmd: true ${nope}\n")
+        (more / "b.yaml").write_text("models: {b: {cmd: 'true ${other}'}}\n")
+        self.assertEqual(self.run_main("-config", str(good), "-validate")[0], 0)
+        code, _, err = self.run_main("-validate", "-config", str(bad))
+        self.assertEqual(code, 1)
+        self.assertIn("nope", err)
+        self.assertIn("bad.yaml:3: ", err)
+        for words in (("-config-dir", str(more)), ("-config", str(good), "-config-dir", str(more))):
+            code, _, err = self.run_main("-validate", *words)
+            self.assertEqual(code, 1)
+            self.assertIn("other", err)
 
     def test_first_word_that_is_not_a_flag_is_a_command(self):
         code, out, _ = self.run_main("help", "ps")
