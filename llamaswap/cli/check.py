@@ -14,6 +14,7 @@ from llamaswap.cli import effective
 from llamaswap.cli.context import CliContext, counted, local
 from llamaswap.cli.flags import DEFAULT_CONFIG
 from llamaswap.config import Config, LoadedConfig, command_line, diff, files, load
+from llamaswap.config.diagnostics import located
 from llamaswap.config.field_types import keys_of
 from llamaswap.config.ports import keep
 from llamaswap.config.references import peers_that_lead_back
@@ -34,19 +35,31 @@ def loaded(path: Path, more: Path | None = None) -> LoadedConfig:
     return load(files.read_sources(file, folder), dict(os.environ), store_problem=files.store_problem, thorough=True)
 
 
-def loops(config: Config, listen: str) -> list[Problem]:
+def loops(found: LoadedConfig, listen: str) -> list[Problem]:
     """An error for each peer whose address is the server's own; `listen` is host:port or :port."""
     port = listen.rpartition(":")[2]
     if not port.isdigit():  # an endpoint without a port, such as a unix socket
         return []
-    return [
+    problems = [
         Problem(
             f"peer {name} is this server itself: its proxy leads to port {port} of this machine",
             f"peers.{name}.proxy",
             hint="remove it, or name the server's own address with --listen if that is another one",
         )
-        for name in peers_that_lead_back(config.peers, int(port))
+        for name in peers_that_lead_back(found.config.peers, int(port))
     ]
+    return [located(problem, found.root) for problem in problems]
+
+
+def unusable_folders(found: LoadedConfig) -> list[Problem]:
+    """What keeps this machine from using the folders for files: the service runs without these files."""
+    config = found.config
+    folders = (
+        ("logFiles.folder", config.log_files.folder, False, "logs would not be written to files"),
+        ("captures.path", config.captures.path, True, "captures would be in memory only"),
+    )
+    given = ((key, files.folder_problem(path, private=private), then) for key, path, private, then in folders if path)
+    return [located(Problem(f"{then}: {problem}", key), found.root) for key, problem, then in given if problem]
 
 
 @define
@@ -57,6 +70,7 @@ class CheckResult:
     errors: list[Problem] = field(factory=list)
     warnings: list[Problem] = field(factory=list)
     configs: list[Config] = field(factory=list)
+    unusable_folders: list[Problem] = field(factory=list)
 
     def add(self, path: Path, listen: str, more: Path | None = None) -> None:
         """Check the configuration at `path`, with the files of the folder `more`."""
@@ -68,7 +82,8 @@ class CheckResult:
         else:
             self.configs.append(found.config)
             self.warnings += found.warnings
-            self.errors += loops(found.config, listen)
+            self.errors += loops(found, listen)
+            self.unusable_folders = unusable_folders(found)
 
     @property
     def valid(self) -> bool:
@@ -94,19 +109,6 @@ class CheckResult:
         return found
 
     @property
-    def unusable_folders(self) -> dict[str, str]:
-        """Why the folders for files cannot be used here, by their keys."""
-        config = self.usable
-        if config is None:
-            return {}
-        given = {
-            "logFiles.folder": (config.log_files.folder, False),
-            "captures.path": (config.captures.path, True),
-        }
-        found = {key: path and files.folder_problem(path, private=private) for key, (path, private) in given.items()}
-        return {key: problem for key, problem in found.items() if problem}
-
-    @property
     def changes(self) -> dict[str, list[str]] | None:
         """What a reload from the first to the second configuration does, with the ports that the running models keep;
         None if only one was loaded."""
@@ -128,7 +130,7 @@ class CheckResult:
             "errors": [asdict(one) for one in self.errors],
             "warnings": [asdict(one) for one in self.warnings],
             "missing_programs": self.missing_programs,
-            "unusable_folders": self.unusable_folders,
+            "unusable_folders": [asdict(one) for one in self.unusable_folders],
         }
         if effectively and self.usable:
             document["effective"] = effective.plain(self.usable)
@@ -179,8 +181,8 @@ def _print(context: CliContext, config: Path, result: CheckResult, effectively: 
     for program, names in result.missing_programs.items():
         needed = f"(needed by {', '.join(names)})"
         context.note(f"note     {program} is not on this machine, or not in PATH {needed}", "")
-    for key, problem in result.unusable_folders.items():
-        context.note(f"note     {key}: {problem}", "")
+    for problem in result.unusable_folders:
+        context.note(f"note     {problem}", "")
     if effectively and result.usable:
         click.echo(effective.text(result.usable), nl=False)
     if result.changes is not None:

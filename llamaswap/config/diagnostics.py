@@ -49,16 +49,18 @@ class Diagnostics:
         return tuple(self._reported(self.warnings, "warnings"))
 
     def _reported(self, problems: Sequence[Problem], noun: str) -> list[Problem]:
-        reported = [self._located(problem) for problem in problems[:MAX_REPORTED]]
+        reported = [located(problem, self.root) for problem in problems[:MAX_REPORTED]]
         if len(problems) > MAX_REPORTED:
             reported.append(Problem(f"and {len(problems) - MAX_REPORTED} more {noun}"))
         return reported
 
-    def _located(self, problem: Problem) -> Problem:
-        if self.root is None or not problem.path or problem.file is not None:
-            return problem
-        location = locate(self.root, problem.path)
-        return evolve(problem, file=location.file, line=location.line)
+
+def located(problem: Problem, root: MappingNode | None) -> Problem:
+    """The problem with the location of its path in the document `root`, if it has none."""
+    if root is None or not problem.path or problem.file is not None:
+        return problem
+    location = locate(root, problem.path)
+    return evolve(problem, file=location.file, line=location.line)
 
 
 def _problem(message: str, path: str, at: Node | SourceLocation | None, hint: str) -> Problem:

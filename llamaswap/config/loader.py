@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from llamaswap.config import macros, merge, references
 from llamaswap.config import models as model_sections
@@ -38,10 +38,11 @@ StoreProblem = Callable[[str], str | None]
 
 @frozen
 class LoadedConfig:
-    """A valid configuration and its warnings."""
+    """A valid configuration, its warnings, and the document, which tells where each key is written."""
 
     config: Config
     warnings: tuple[Problem, ...] = ()
+    root: MappingNode | None = field(default=None, eq=False, repr=False)
 
 
 def load(
@@ -120,7 +121,7 @@ def _load(tables: Sequence[MappingNode], report: Diagnostics, store_problem: Sto
     config = Config(**values, macros={name: macros.value_of(macro) for name, macro in global_macros.items()})
     config = _complete(_resolved(config, report, store_problem), root, drafts, report)
     report.raise_if_errors()
-    return LoadedConfig(config, report.reported_warnings())
+    return LoadedConfig(config, report.reported_warnings(), root)
 
 
 def _start_port(node: Node | None, report: Diagnostics) -> int:

@@ -28,7 +28,7 @@ class CheckTests(SynchronousTestCase):
             path = self.file(f'peers:\n  me: {{proxy: "http://{host}:{port}", models: [loop]}}\n')
             done = invoke(["check", path, "--listen", f":{port}"])
             self.assertEqual(done.exit_code, 1)
-            self.assertIn("peer me is this server itself", done.stderr)
+            self.assertIn(f"{path}:2: peers.me.proxy: peer me is this server itself", done.stderr)
             self.assertEqual(invoke(["check", path, "--listen", "127.0.0.1:1"]).exit_code, 0)
 
     def test_check_without_a_name_checks_the_default_file(self):
@@ -137,13 +137,17 @@ class CheckTests(SynchronousTestCase):
         shared.mkdir()
         shared.chmod(0o777)
         keys = f"logFiles: {{folder: {file}/logs}}\ncaptures: {{path: {shared}}}\n"
-        done = invoke(["check", "--strict", self.file(GOOD + keys)])
+        path = self.file(GOOD + keys)
+        done = invoke(["check", "--strict", path])
         self.assertEqual(done.exit_code, 0, done.output)
-        self.assertIn(f"note     logFiles.folder: {file.absolute()} is not a directory", done.stderr)
-        self.assertIn(f"note     captures.path: {shared.absolute()} can be written by other users", done.stderr)
+        logs, captures = done.stderr.splitlines()[-2:]
+        self.assertTrue(logs.startswith(f"note     {path}:4: logFiles.folder: "), logs)
+        self.assertIn(f"{file.absolute()} is not a directory", logs)
+        self.assertTrue(captures.startswith(f"note     {path}:5: captures.path: "), captures)
+        self.assertIn(f"{shared.absolute()} can be written by other users", captures)
         self.assertNotIn("nothing wrong", done.stdout)
         found = json.loads(invoke(["check", "--json", self.file(GOOD + keys)]).stdout)
-        self.assertEqual(sorted(found["unusable_folders"]), ["captures.path", "logFiles.folder"])
+        self.assertEqual([one["line"] for one in found["unusable_folders"]], [4, 5])
 
     def test_missing_folder_that_can_be_created_is_not_noted(self):
         new = Path(self.mktemp()) / "a" / "b"
