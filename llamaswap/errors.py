@@ -134,7 +134,7 @@ class WaitedTooLong(RequestError):
 
     def __str__(self) -> str:
         names = f" for {', '.join(self.behind)}" if self.behind else ""
-        return f"{self.model} could not be loaded within {self.waited:g}s: other requests{names} are still being served"
+        return f"{self.model} could not be served within {self.waited:g}s: other requests{names} are still being served"
 
 
 @frozen

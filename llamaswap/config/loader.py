@@ -239,6 +239,18 @@ def _check_origins(security: SecuritySettings, report: Diagnostics) -> None:
             path = f"security.cors.allowOrigins[{index}]"
             hint = "write it as https://name or https://name:port, in lower case and without a path"
             report.error(f"{path}: {origin!r} is not an origin", path, hint=hint)
+    listed = {name.lower() for name in security.cors.allow_headers}
+    missing = [
+        name
+        for name in ("Content-Type", "Authorization")
+        if name.lower() not in listed and not (name == "Content-Type" and "*" in listed)
+    ]
+    if listed and missing:
+        report.warn(
+            f"security.cors.allowHeaders does not list {' and '.join(missing)}",
+            "security.cors.allowHeaders",
+            hint="JSON requests need Content-Type, requests with an API key Authorization",
+        )
 
 
 def _warn_of_shared_ports(models: Mapping[str, Model], report: Diagnostics) -> None:

@@ -205,7 +205,7 @@ def _check_peer_aliases(config: Config, report: Diagnostics) -> None:
                     path,
                 )
             if not (peer.auto or model in peer.models):
-                near = did_you_mean(model, peer.models) or f"add it to peers.{peer.id}.models"
+                near = did_you_mean(model, peer.models) or (model and f"add it to peers.{peer.id}.models")
                 report.error(f"alias {alias!r} of peer {peer.id}: unknown model {model!r}", path, hint=near)
 
 

@@ -1,6 +1,6 @@
 """Reload: load the configuration when its files change, and apply what differs.
 
-After any failure the old configuration stays in force. Reading files and applying a configuration are parameters.
+After any failure the old configuration stays in use. Reading files and applying a configuration are parameters.
 """
 
 from __future__ import annotations

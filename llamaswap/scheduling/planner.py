@@ -20,7 +20,8 @@ def decision_for(state: SchedulerState, model: str, reservations: Iterable[Reser
     if decision.action in ("serve", "join", "load") and state.is_full:
         models = state.models.values()
         busy = (one.model for one in models if one.unfinished > one.waiting or one.phase is Phase.LOADING)
-        return Decision(model, "queue", decision.evicts, tuple(sorted(busy)))
+        reason = f"maxConcurrent ({state.rules.fifo.max_concurrent}) is reached"
+        return Decision(model, "queue", decision.evicts, tuple(sorted(busy)), reason=reason)
     return decision
 
 

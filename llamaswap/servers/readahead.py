@@ -110,7 +110,7 @@ class ReadAhead:
             self._model = None
 
     def _read(self, model: str, words: Sequence[str]) -> None:
-        """On the thread."""
+        """Read the files. Runs on the thread."""
         files = weights(words)
         room = self._available() - KEPT_FREE
         if files and room > 0:

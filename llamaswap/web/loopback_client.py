@@ -20,7 +20,7 @@ class LoopbackClient:
     """A loadtest.Generator. `agent` connects to this server, `base` gives its address (http://127.0.0.1:8080), and
     `key` a valid key.
 
-    Both are called per request, because the port may be any and a reload may change the keys.
+    `base` and `key` are called for each request, because the port is known late and a reload may change the keys.
     """
 
     agent: IAgent

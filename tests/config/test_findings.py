@@ -50,6 +50,13 @@ class NameTests(FindingCase):
         )
         self.only(tagged + "profiles: {day: {pins: {best: g}}}\n", "'g' is a tag or a group", "name a model")
 
+    def test_request_headers_without_content_type_are_reported(self):
+        cors = TWO + "security: {cors: {allowHeaders: %s}}\n"
+        self.only(cors % "[X-Mine]", "f0.yaml:7", "Content-Type", "Authorization")
+        for names in ("[content-type, authorization]", "[]", "['*', Authorization]"):
+            self.ok(cors % names)
+            self.assertEqual(self.loaded.warnings, ())
+
     def test_captures_in_files_without_captures_are_reported(self):
         self.only(TWO + "captureBuffer: 0\ncaptures: {path: /x}\n", "f0.yaml:8", "captures.path", "captureBuffer is 0")
 

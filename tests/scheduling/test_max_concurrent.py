@@ -51,6 +51,12 @@ class MaxConcurrentTests(SynchronousTestCase):
         here.load_all()
         self.assertEqual(list(here.granted), [second.number])
 
+    def test_forecast_names_the_limit_that_a_request_waits_for(self) -> None:
+        here = world(1)
+        here.requests("a")
+        for name in "abc":
+            self.assertEqual(forecast(here.scheduler, name, here.now).reason, "maxConcurrent (1) is reached")
+
     def test_client_that_leaves_during_a_load_makes_room_for_another(self) -> None:
         here = world(1)
         loading, waiting = here.requests("c", "a")

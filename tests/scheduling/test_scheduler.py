@@ -549,7 +549,7 @@ class LimitTests(SynchronousTestCase):
         here.advance(0.1)
         error = here.refused[early.number]
         assert isinstance(error, WaitedTooLong)
-        self.assertEqual(str(error), "b could not be loaded within 60s: other requests for a are still being served")
+        self.assertEqual(str(error), "b could not be served within 60s: other requests for a are still being served")
         self.assertIn(late.number, here.waiting)
         here.advance(30.0)
         self.assertIn(late.number, here.refused)

@@ -123,7 +123,8 @@ class CorsSettings:
         default=("*",),
     )
     allow_headers: tuple[str, ...] = TEXT_LIST.key(
-        "Request headers that these pages may send; empty for those that the browser asks for."
+        "Request headers that these pages may send, such as Content-Type and Authorization; empty for those that the "
+        "browser asks for."
     )
     max_age: float = SECONDS.key(
         "Seconds for which browsers remember the answer to a preflight.", default=86400.0, minimum=0
