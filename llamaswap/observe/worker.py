@@ -9,6 +9,7 @@ import gc
 import threading
 from collections.abc import Callable
 from functools import partial
+from traceback import clear_frames
 from typing import Protocol, TypeVar
 
 from attrs import Factory, define, field
@@ -56,7 +57,8 @@ class WorkerThread:
         if not self._started:
             self._started = True
             self._pool.start()
-        return deferToThreadPool(self.reactor, self._pool, work if self._collect else partial(_uncollected, work))
+        only = [work if self._collect else partial(_uncollected, work)]
+        return deferToThreadPool(self.reactor, self._pool, _take_and_do, only)
 
     def close(self) -> Deferred[None]:
         """Fires after all queued work is done; later work is refused. Idempotent."""
@@ -66,6 +68,22 @@ class WorkerThread:
         last = self(lambda: None)
         self._closed = True
         return last.addCallback(lambda _: self._pool.stop())
+
+
+def _take_and_do(only: list[Callable[[], T]]) -> T:
+    """Do the work that the list contains, and take it out.
+
+    The thread pool keeps a Failure in a frame to which the error's traceback leads. What else the frames of this cycle
+    refer to, a request's body for example, would stay in memory until a full garbage collection.
+    """
+    try:
+        return only.pop()()
+    except BaseException as error:
+        chain: list[BaseException | None] = [error]
+        while chain[-1] is not None and chain[-1] not in chain[:-1]:
+            clear_frames(chain[-1].__traceback__)
+            chain.append(chain[-1].__context__)
+        raise
 
 
 def _uncollected(work: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 from collections import deque
 
 from twisted.internet.defer import CancelledError
@@ -30,11 +31,10 @@ class QueuePool:
         while self.queue:
             on_result, work, args = self.queue.popleft()
             try:
-                result = work(*args)
+                outcome = True, work(*args)
             except BaseException:
-                on_result(False, Failure())
-            else:
-                on_result(True, result)
+                outcome = False, Failure()  # in a variable of a frame of the traceback, as in Twisted's pool
+            on_result(*outcome)
 
 
 class DirectReactor:
@@ -68,6 +68,22 @@ class WorkerTests(SynchronousTestCase):
         self.failureResultOf(failed, ZeroDivisionError)
         self.assertEqual(self.successResultOf(fine), "fine")
         self.successResultOf(closed)
+
+    def test_what_failed_work_used_is_released_without_a_garbage_collection(self):
+        class Body:
+            def edit(self):
+                raise ValueError("malformed")
+
+        body = Body()
+        released = weakref.ref(body)
+        for options in ({"collect": True}, {"collect": False}):
+            failed = self.make(**options)(body.edit)
+            gc.disable()
+            self.addCleanup(gc.enable)
+            self.pool.run()
+            self.failureResultOf(failed, ValueError)
+        del body, failed
+        self.assertIsNone(released())
 
     def test_garbage_collection_is_paused_during_the_work_on_request(self):
         self.assertTrue(gc.isenabled())
