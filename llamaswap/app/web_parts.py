@@ -18,6 +18,7 @@ from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.server_factory import ProxyServerFactory
 from llamaswap.proxy.task import Task
+from llamaswap.servers.environment import for_servers
 from llamaswap.web import errors
 from llamaswap.web.access_log import AccessLogger
 from llamaswap.web.app import AdminSite, has_route
@@ -98,7 +99,7 @@ def build_proxy(parts: ServiceParts, parser: WorkerThread) -> ProxyHandler:
         clock=reactor,
         wall=time.time,
         loading_stream=loading_stream,
-        upstream_requests=UpstreamRequests(context.child_environ.values()),
+        upstream_requests=UpstreamRequests(partial(for_servers, context.child_environ)),
         position_changed=queued,
         peer_answered=models.peers.heard,
         run=parser,

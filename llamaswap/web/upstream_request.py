@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from attrs import define, field
 
-from llamaswap.config import Model, Peer
+from llamaswap.config import Config, Model, Peer
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import PeerLoop
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.upstream import UpstreamTarget
 from llamaswap.web.proxy_request import ProxyRequest
+from llamaswap.web.secret_masking import known_secrets
 from llamaswap.wire import headers as header_rules
 
 _CODING = frozenset((b"content-encoding",))
@@ -21,12 +22,12 @@ _WORD_ENDS = re.compile(r"[\s=,\"']+")  # what may stand around a key in a comma
 
 @define(eq=False)
 class UpstreamRequests:
-    """Makes the heads of requests to servers and peers. `environment` are the values of the variables that servers
-    inherit: a key among them is known to every server."""
+    """Makes the heads of requests to servers and peers. `inherited(policy, secrets)` gives the variables that a
+    server inherits: it knows a key in them."""
 
-    environment: Collection[str] = ()
+    inherited: Callable[[str, Collection[str]], Mapping[str, str]] = lambda policy, secrets: {}
     _upstreams: dict[str, UpstreamTarget] = field(factory=dict, init=False)
-    _words: dict[str, tuple[Model, frozenset[bytes]]] = field(factory=dict, init=False)
+    _words: dict[str, tuple[Model, Config, frozenset[bytes]]] = field(factory=dict, init=False)
 
     def to_model(self, request: ProxyRequest, model: Model, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
         """A request to a model's own server."""
@@ -34,7 +35,9 @@ class UpstreamRequests:
         withheld = request.key_headers
         if withheld:
             forward = model.forward_key or request.config.forward_key
-            withheld = header_rules.withheld(exchange.head.headers, withheld, forward, self._words_of(model))
+            withheld = header_rules.withheld(
+                exchange.head.headers, withheld, forward, self._words_of(model, request.config)
+            )
         if request.decoded:
             withheld = withheld | _CODING
         headers = header_rules.to_local(
@@ -75,14 +78,15 @@ class UpstreamRequests:
         upstream = UpstreamTarget(endpoint, peer.timeouts, "peer proxy error", peer=True)
         return upstream, _head(request, endpoint, headers)
 
-    def _words_of(self, model: Model) -> frozenset[bytes]:
+    def _words_of(self, model: Model, config: Config) -> frozenset[bytes]:
         """The words of a model's command and environment: its server knows a key that is among them."""
         known = self._words.get(model.id)
-        if known is None or known[0] is not model:
-            texts = (model.cmd, *model.env, *self.environment)
+        if known is None or known[0] is not model or known[1] is not config:
+            inherited = self.inherited(model.env_policy, known_secrets(config))
+            texts = (model.cmd, *model.env, *inherited.values())
             words = {word.encode() for text in texts for word in _WORD_ENDS.split(text) if word}
-            known = self._words[model.id] = model, frozenset(words)
-        return known[1]
+            known = self._words[model.id] = model, config, frozenset(words)
+        return known[2]
 
 
 def _head(request: ProxyRequest, endpoint: Endpoint, headers: header_rules.Headers) -> RequestHead:

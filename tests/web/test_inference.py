@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from base64 import b64encode
+from functools import partial
 
 import zstandard
 from attrs import evolve
@@ -13,7 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Endpoint, Peer, Selector
+from llamaswap.config import Endpoint, Peer, Secret, Selector
 from llamaswap.config.policies import RouterSettings
 from llamaswap.config.policies.groups import Group
 from llamaswap.config.schema.routing import EvictionSettings, Routing
@@ -25,6 +26,7 @@ from llamaswap.observe.worker import at_once
 from llamaswap.proxy.bodies import PiecesBody
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
+from llamaswap.servers.environment import for_servers
 from llamaswap.web.auth import Authenticator
 from llamaswap.web.inference import is_model_path
 from llamaswap.web.request_content import FORM_LIMIT, JOINED_LIMIT, read_content
@@ -183,11 +185,26 @@ class NamingTheModel(SynchronousTestCase):
             passed = None if each.id in ("never", "longer") else b"Bearer k-1"
             self.assertEqual(self.stage.forwarder.forwarded[-1].head.first(b"authorization"), passed, each.id)
 
-    def test_a_key_of_the_environment_that_servers_inherit_reaches_them(self):
-        self.stage.handler.upstream_requests = UpstreamRequests(("/usr/bin", "k-1"))
+    def test_a_key_in_the_environment_that_a_server_gets_reaches_it(self):
+        environ = {"PATH": "/usr/bin", "VLLM_ARGS": "--api-key k-1", "SERVER_ARGS": "--api-key k-2"}
+        self.stage.handler.upstream_requests = UpstreamRequests(partial(for_servers, environ))
+        self.stage.inference.authenticate = Authenticator(lambda: [b"k-1", b"k-2"])
+        self.stage.router.config = config(models=[model("inherits"), model("clean", env_policy="clean")])
+        for name, key, sent in (
+            ("inherits", b"k-1", b"k-1"),
+            ("inherits", b"k-2", b"k-2"),
+            ("clean", b"k-1", b"k-1"),
+            ("clean", b"k-2", None),
+        ):
+            self.stage.post({"model": name}, CHAT, (b"x-api-key", key))
+            self.assertEqual(self.stage.forwarder.forwarded[-1].head.first(b"x-api-key"), sent, (name, key))
+
+    def test_a_key_that_was_taken_out_of_the_servers_environment_does_not_reach_them(self):
+        self.stage.handler.upstream_requests = UpstreamRequests(partial(for_servers, {"LLAMASWAP_KEY": "k-1"}))
         self.stage.inference.authenticate = Authenticator(lambda: [b"k-1"])
-        self.stage.post({"model": "alpha"}, CHAT, (b"x-api-key", b"k-1"))
-        self.assertEqual(self.stage.forwarding.header(b"x-api-key"), b"k-1")
+        self.stage.router.config = config(models=[model("alpha")], api_keys=(Secret("k-1"),))
+        self.stage.post({"model": "alpha"}, CHAT, (b"Authorization", b"Bearer k-1"))
+        self.assertIsNone(self.stage.forwarding.header(b"authorization"))
 
     def test_a_key_reaches_a_peer_without_a_key_of_its_own(self):
         closed = Peer("closed", models=("m",), endpoint=Endpoint("http", "10.0.0.7", 7000), forward_key="never")
