@@ -167,6 +167,9 @@ def _resolved(config: Config, report: Diagnostics, store_problem: StoreProblem |
     _check_origins(config.security, report)
     if config.captures.path.strip() and config.capture_buffer == 0:
         report.warn("captures.path has no effect because captureBuffer is 0", "captures.path")
+    for name, path in (("captures.path", config.captures.path), ("logFiles.folder", config.log_files.folder)):
+        if "\0" in path:
+            report.error(f"{name}: a path cannot contain a NUL character", name)
     activity = config.ui.activity
     in_memory = config.metrics_max_in_memory
     return evolve(
@@ -230,14 +233,24 @@ def _check_hosts(given: Sequence[str], report: Diagnostics) -> None:
             report.error(f"{path}: {name!r} is not a host name", path, hint="write it without scheme, port and path")
 
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+\Z")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?\Z")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser may send this as an Origin; it never sends the default port of the scheme."""
+    parts = _ORIGIN.match(text)
+    if parts is None:
+        return False
+    scheme, port = parts.groups()
+    return port is None or (port != _DEFAULT_PORTS.get(scheme) and int(port) < 1 << 16)
 
 
 def _check_origins(security: SecuritySettings, report: Diagnostics) -> None:
     for index, origin in enumerate(security.cors.allow_origins):
-        if origin != "*" and not _ORIGIN.match(origin):
+        if origin != "*" and not _is_origin(origin):
             path = f"security.cors.allowOrigins[{index}]"
-            hint = "write it as https://name or https://name:port, in lower case and without a path"
+            hint = "write it as https://name or https://name:port, in lower case, without a path and a default port"
             report.error(f"{path}: {origin!r} is not an origin", path, hint=hint)
     listed = {name.lower() for name in security.cors.allow_headers}
     missing = [

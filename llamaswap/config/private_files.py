@@ -16,6 +16,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 FOLDER_MODE = 0o700
+PARENT_MODE = 0o755  # of the folders above it that are missing
 FILE_MODE = 0o600
 MAX_BYTES = 16 * 1024 * 1024  # of a file that is read; the program's files have a few kilobytes
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -97,7 +98,9 @@ def private_folder(
     """
     uid = os.geteuid() if uid is None else uid
     if make:
-        path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):
+            if not folder.exists():  # not `parents=True`: with a umask of 0 it makes folders that all users may change
+                folder.mkdir(mode=FOLDER_MODE if folder == path else PARENT_MODE, exist_ok=True)
     found = os.lstat(path)
     linked = stat.S_ISLNK(found.st_mode)
     if linked and not (links and found.st_uid in (0, uid)):

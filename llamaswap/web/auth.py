@@ -185,12 +185,12 @@ class HostCheck:
         if name not in allowed and "*" not in allowed:
             raise HttpError(
                 403,
-                f"request refused: {name} is not known as a name of this server; add it to allowedHosts in the "
-                "configuration, or use the server's IP address",
+                f"request refused: {name or given} is not known as a name of this server; add it to allowedHosts in "
+                "the configuration, or use the server's IP address",
             )
 
 
-_LITERAL = re.compile(r"\[([^\[\]]+)\](?::[0-9]*)?\Z")  # an IPv6 address with or without a port
+_AUTHORITY = re.compile(r"(?:\[([^\[\]%]+)\]|([^:\[\]]+))(?::[0-9]*)?\Z")  # an IPv6 address or a name; a port
 
 
 def machine_names(hostname: str) -> frozenset[str]:
@@ -201,9 +201,12 @@ def machine_names(hostname: str) -> frozenset[str]:
 
 
 def host_name(authority: str) -> str:
-    """The host of `host:port` in lower case, without brackets and without the dot that ends a full name."""
-    literal = _LITERAL.match(authority)
-    return literal[1] if literal else authority.partition(":")[0].lower().removesuffix(".")
+    """The host of `host:port` in lower case, without brackets and without the dot that ends a full name.
+
+    Empty if it is malformed: no part of it counts as a name that is trusted.
+    """
+    parts = _AUTHORITY.match(authority)
+    return (parts[1] or parts[2]).lower().removesuffix(".") if parts else ""
 
 
 def _is_address(host: str) -> bool:

@@ -107,11 +107,24 @@ class NameTests(FindingCase):
 
     def test_origin_that_no_browser_sends_is_reported_with_its_line(self):
         text = TWO + "security:\n  cors:\n    allowOrigins:\n      - https://chat.example\n      - %s\n"
-        for origin in ("chat.example", "https://chat.example/", "https://Chat.example", "https://*.example"):
+        wrong = ("chat.example", "https://chat.example/", "https://Chat.example", "https://*.example", "https://[::1")
+        ports = (
+            "https://chat.example:443",
+            "http://chat.example:80",
+            "https://chat.example:99999",
+            "https://ch\u0131t.example",
+        )
+        for origin in wrong + ports:
             self.only(text % origin, "f0.yaml:11", f"{origin!r} is not an origin")
         origins = self.ok(text % "http://[::1]:8000").security.cors.allow_origins
         self.assertEqual(origins, ("https://chat.example", "http://[::1]:8000"))
         self.assertEqual(self.ok(TWO).security.cors.allow_origins, ("*",))
+
+    def test_path_with_a_nul_character_is_reported_with_its_line(self):
+        self.only(
+            TWO + 'captures:\n  path: "a\\0b"\n', "f0.yaml:8", "captures.path: a path cannot contain a NUL character"
+        )
+        self.only(TWO + 'logFiles:\n  folder: "a\\0b"\n', "f0.yaml:8", "logFiles.folder: a path cannot")
 
     def test_tag_that_is_another_name_too_is_reported_with_its_line_and_what_wins(self):
         text = TWO + "    aliases: [biddy]\n    tags:\n      - free\n      - %s\n"

@@ -18,6 +18,13 @@ class PrivateFolderTests(SynchronousTestCase):
         self.assertEqual(self.opened(make=True), [])
         self.assertEqual(self.path.stat().st_mode & 0o777, 0o700)
 
+    def test_folders_above_a_made_one_cannot_be_changed_by_other_users_without_a_umask(self):
+        self.addCleanup(os.umask, os.umask(0))
+        self.path = self.path / "state" / "llamaswap"
+        self.opened(make=True)
+        above = [folder.stat().st_mode & 0o777 for folder in (self.path, self.path.parent, self.path.parent.parent)]
+        self.assertEqual(above, [0o700, 0o755, 0o755])
+
     def test_folder_of_another_user_is_refused_with_what_is_wrong_and_what_to_do(self):
         self.opened(make=True)
         other = os.geteuid() + 1

@@ -210,6 +210,10 @@ class HostCheckTests(SynchronousTestCase):
             "127.0.0.1@evil.example",
             "*",
             ":8080",
+            "127.0.0.1:evil",
+            "localhost:80:evil.example",
+            "[::1%25evil.example]",
+            "[::1].evil",
         ):
             self.assertFalse(self.passes(host), host)
 
