@@ -164,7 +164,7 @@ def _resolved(config: Config, report: Diagnostics, store_problem: StoreProblem |
         report.error("performance.every must be at least 5s", "performance.every")
     _check_keys(config.api_keys, report)
     _check_hosts(config.allowed_hosts, report)
-    _check_origins(config.security, report)
+    _check_cors(config.security, report)
     if config.captures.path.strip() and config.capture_buffer == 0:
         report.warn("captures.path has no effect because captureBuffer is 0", "captures.path")
     for name, path in (("captures.path", config.captures.path), ("logFiles.folder", config.log_files.folder)):
@@ -246,7 +246,7 @@ def _is_origin(text: str) -> bool:
     return port is None or (port != _DEFAULT_PORTS.get(scheme) and int(port) < 1 << 16)
 
 
-def _check_origins(security: SecuritySettings, report: Diagnostics) -> None:
+def _check_cors(security: SecuritySettings, report: Diagnostics) -> None:
     for index, origin in enumerate(security.cors.allow_origins):
         if origin != "*" and not _is_origin(origin):
             path = f"security.cors.allowOrigins[{index}]"
