@@ -100,7 +100,7 @@ class ServiceHandover:
         if parts.observability.machine.enabled:
             self._monitored = True
             await parts.observability.machine.stop()
-        spare = parts.models.launcher.rest()
+        spare = parts.models.launcher.stop_spare()
         await parts.observability.activity.flush()
         deadline = parts.context.reactor.seconds() + FLUSH_TIMEOUT
         while (spare is not None and spare.status is None) or parts.models.hooks.busy or not parts.logs.idle:

@@ -121,7 +121,7 @@ def by_nvidia_smi(programs: Programs) -> list[Accelerator]:
 
 
 def by_rocm_smi(programs: Programs) -> list[Accelerator]:
-    """Found through rocm-smi. If it fails it is asked for less, because older ones do not know all options."""
+    """Found through rocm-smi. If it fails it is run with fewer options, because older versions lack some."""
     options = ("-i", "--showmeminfo", "vram", "--showproductname", "--showbus", "--csv")
     try:
         answer = programs.output("rocm-smi", *options, "--showdriverversion", "--showmaxpower")

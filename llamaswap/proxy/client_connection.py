@@ -135,7 +135,7 @@ class ClientConnection(Protocol):
     # -- reading requests
 
     def _read(self, data: bytes) -> None:
-        """Go through `data` as far as it may be interpreted now; the rest is kept."""
+        """Handle as much of `data` as the state of the connection allows; keep the rest."""
         self._buffer = b""
         self._reading = True
         try:

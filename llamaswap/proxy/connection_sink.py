@@ -85,7 +85,7 @@ class ConnectionSink:
             self.connection.send(framed)
 
     def end_body(self) -> None:
-        """Nothing more is written of the response's body."""
+        """End the response's body; nothing more of it is written."""
         framer = self._framer
         if framer is not None and framer.chunking:
             self.connection.send(LAST_CHUNK)

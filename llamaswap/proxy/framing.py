@@ -272,7 +272,7 @@ class ChunkWalker:
 
     @property
     def between(self) -> bool:
-        """Whether the bytes walked end with a complete chunk."""
+        """Whether the bytes read so far end with a complete chunk."""
         return not self._state and not self._held
 
     def feed(self, data: bytes, pieces: list[bytes] | None) -> int:

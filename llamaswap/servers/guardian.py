@@ -83,7 +83,7 @@ def end(children: dict[int, tuple[int, str, str]]) -> None:
         return [one.pid for members in family for one in members]
 
     def groups() -> list[int]:
-        """Without /proc a group's number is all that is known; the group existed when the proxy last wrote."""
+        """The process groups that still exist. Without /proc nothing more is known about a child."""
         return [group for group in children if procfs.signal_group(group, 0)]
 
     find, send = (processes, procfs.signal_one) if procfs.available() else (groups, procfs.signal_group)

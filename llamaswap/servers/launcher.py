@@ -132,8 +132,8 @@ class Launcher:
         elif self._warming.getTime() > self.clock.seconds() + delay:
             self._warming.reset(delay)
 
-    def rest(self) -> Child | None:
-        """End the spare until the next `warm`. Returns it, because it takes a moment to exit."""
+    def stop_spare(self) -> Child | None:
+        """Stop the spare process until the next `warm`. Returns it, because it takes a moment to exit."""
         spare = self._spare
         self.close()
         self._closed = False

@@ -77,7 +77,7 @@ class Quiet:
     enabled: bool = False
     busy: bool = False
 
-    def rest(self):
+    def stop_spare(self):
         return None
 
     def flush(self):
