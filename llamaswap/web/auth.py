@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from llamaswap.config import Secret
 from llamaswap.config.schema import CorsSettings
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import Headers, HttpError, unauthorized
-from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, allowed_origin, credential
+from llamaswap.wire.headers import ALLOW_ANY_ORIGIN, ESSENTIAL, NO_HEADERS, allowed_origin, credential, is_websocket
 
 First = Callable[[bytes], "bytes | None"]
 
@@ -146,6 +146,19 @@ def refuse_cross_site(first: First) -> None:
             f"cross-site request refused: the page's origin {sender} is not this server's {host.decode('latin-1')}; "
             "a reverse proxy must pass the Host header on",
         )
+
+
+def refuse_foreign_websocket(head: RequestHead, origins: Collection[str]) -> None:
+    """Raise HttpError(403) for a websocket that a page opens whose origin is neither this server's nor in `origins`.
+
+    Browsers do not apply CORS to websockets: the page of any site could read it.
+    """
+    origin = head.first(b"origin")
+    if origin is None or "*" in origins or not is_websocket(head.headers) or origin.decode("latin-1") in origins:
+        return
+    same = (head.first(b"sec-fetch-site") or b"").lower() == b"same-origin"
+    if not same and _authority(origin) != (head.first(b"host") or b"").lower():
+        raise HttpError(403, f"{origin.decode('latin-1')} is not among security.cors.allowOrigins in the configuration")
 
 
 def _authority(origin: bytes) -> bytes:

@@ -40,6 +40,7 @@ from llamaswap.proxy.task import Task, forget_frames
 from llamaswap.proxy.upstream import UpstreamTarget
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
+from llamaswap.web.auth import refuse_foreign_websocket
 from llamaswap.web.error_response import ErrorSender, send_response
 from llamaswap.web.errors import status_of
 from llamaswap.web.proxy_request import ProxyRequest
@@ -113,6 +114,7 @@ class ProxyHandler:
 
     async def _serve(self, exchange: Exchange, prepare: Prepare) -> None:
         try:
+            refuse_foreign_websocket(exchange.head, self.router.config.security.cors.allow_origins)
             request = await prepare(exchange)
         except (ClientGone, CancelledError) as error:
             if not exchange.gone:

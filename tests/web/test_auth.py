@@ -4,7 +4,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Secret
 from llamaswap.config.schema import CorsSettings
-from llamaswap.web.auth import Authenticator, HostCheck, KeyRing, machine_names, preflight, refuse_cross_site
+from llamaswap.proxy.exchange import RequestHead
+from llamaswap.web.auth import (
+    Authenticator,
+    HostCheck,
+    KeyRing,
+    machine_names,
+    preflight,
+    refuse_cross_site,
+    refuse_foreign_websocket,
+)
 from llamaswap.web.errors import HttpError
 
 
@@ -160,6 +169,32 @@ class CrossSiteTests(SynchronousTestCase):
 
     def test_request_behind_a_proxy_that_rewrites_host_passes_if_the_browser_says_same_origin(self):
         self.assertTrue(self.passes(origin="https://llm.lan", sec_fetch_site="same-origin"))
+
+
+class ForeignWebsocketTests(SynchronousTestCase):
+    UPGRADE = ((b"Host", b"box:8080"), (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
+
+    def passes(self, *headers, origins=("https://chat.example",), upgrade=UPGRADE):
+        try:
+            refuse_foreign_websocket(RequestHead(b"GET", b"/upstream/m/ws", [*upgrade, *headers]), origins)
+        except HttpError as error:
+            self.assertEqual(error.status, 403)
+            return False
+        return True
+
+    def test_websocket_of_a_page_that_is_not_listed_is_refused(self):
+        for origin in (b"https://evil.example", b"null", b"http://box:9090", b"https://chat.example:8443", b""):
+            self.assertFalse(self.passes((b"Origin", origin)), origin)
+            self.assertFalse(self.passes((b"Origin", origin), (b"Sec-Fetch-Site", b"cross-site")), origin)
+        self.assertFalse(self.passes((b"Origin", b"https://chat.example"), origins=()))
+
+    def test_websockets_of_tools_own_pages_and_listed_origins_pass(self):
+        self.assertTrue(self.passes())
+        self.assertTrue(self.passes((b"Origin", b"https://chat.example")))
+        self.assertTrue(self.passes((b"Origin", b"http://box:8080")))
+        self.assertTrue(self.passes((b"Origin", b"https://llm.lan"), (b"Sec-Fetch-Site", b"same-origin")))
+        self.assertTrue(self.passes((b"Origin", b"https://evil.example"), origins=("*",)))
+        self.assertTrue(self.passes((b"Origin", b"https://evil.example"), upgrade=self.UPGRADE[:1]))
 
 
 class HostCheckTests(SynchronousTestCase):
