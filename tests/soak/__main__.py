@@ -4,7 +4,7 @@
     python -m tests.soak --seconds 120    the short version
     python -m tests.soak --swaps 10000    until so many servers were started
 
-Afterwards every request has had exactly one end, and descriptors, threads, memory, children, tickets and leases are
+Afterwards every request has had exactly one end, and descriptors, threads, memory, children, waiting and running requests are
 what they were after the first moments. The last line reads `N passed, N failed`; --seed repeats a run's choices.
 """
 
@@ -117,7 +117,7 @@ def soak(options, podman=None):
                 check("the product saw each of them end once", ended == asked, f"{asked} asked, {ended} ended")
             check("nearly all that could be whole was", tally.total("whole") > 0.3 * tally.total())
             check("each disturbance was answered", not disturber.failures, "; ".join(disturber.failures[:5]))
-            check("no ticket, no lease, no load is left", not any(books.values()), books)
+            check("no request waits or is served, and no model loads", not any(books.values()), books)
             # The spare process may be there or not, with its three pipes. A program that was upgraded just before the
             # first count has no worker threads yet either; their wake-up descriptors come with the first request.
             slack = 8 if options.upgrades else 4

@@ -47,7 +47,7 @@ class Tally:
 
 
 class Client(threading.Thread):
-    """One client: asks, judges, asks again, until told to stop."""
+    """One client: asks, judges, and asks again, until `over` is set."""
 
     def __init__(self, number, port, chance, tally, models):
         super().__init__(daemon=True, name=f"client-{number}")
@@ -260,14 +260,14 @@ def judge_stream(model, body, whole):
     """A stream is whole with every token in order and its [DONE], or it was cut, or it ends in an error event."""
     events = [line[6:] for line in body.split(b"\n") if line.startswith(b"data: ")]
     done = events[-1:] == [b"[DONE]"]
-    told = any(b'"error"' in event for event in events)
+    failed = any(b'"error"' in event for event in events)
     numbers = [event for event in events if b'"tok' in event]
     for number, event in enumerate(numbers):
         expect(b'"tok%d ' % number in event, f"token {number} is {event[:100]!r}")
         expect(json.dumps(model).encode() in event, f"{model} was asked, another answered: {event[:100]!r}")
-    if told:
+    if failed:
         expect(not whole or done, "an error event, and then an end that looks whole")
-        return "told" if whole else "told and cut"
+        return "error event" if whole else "error event, cut"
     if not whole:
         return "cut"
     expect(done and len(numbers) == TOKENS, f"an end that looks whole after {len(numbers)} tokens: {body[-200:]!r}")
