@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -9,6 +10,11 @@ from llamaswap.wire import headers as header_rules
 from llamaswap.wire.headers import SECRETS
 
 REDACTED = header_rules.REDACTED.decode()
+# Headers of which a part is a secret: a browser's key for a websocket, and a key in the address of a page.
+_SECRET_PARTS = {
+    b"sec-websocket-protocol": re.compile(r"(?<=api-key\.)[^,\s]+"),
+    b"referer": re.compile(r"(?<=\?).+", re.DOTALL),
+}
 MAX_CACHED_NAME = 64  # bytes; a client may send longer names, which must not fill the cache
 
 
@@ -32,5 +38,7 @@ def shown(headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[bytes] =
     for raw, value in headers:
         lower, name, secret = _cached_name(raw) if len(raw) <= MAX_CACHED_NAME else _name(raw)
         if name not in result and lower not in without:
-            result[name] = REDACTED if secret else value.decode("utf-8", "replace")
+            text = REDACTED if secret else value.decode("utf-8", "replace")
+            part = _SECRET_PARTS.get(lower)
+            result[name] = text if part is None else part.sub(REDACTED, text)
     return result

@@ -115,6 +115,17 @@ class RedactionTests(SynchronousTestCase):
     def test_secrets_in_any_case_are_replaced_and_first_values_win(self):
         names = (b"AUTHORIZATION", b"Proxy-authorization", b"cookie", b"Set-Cookie", b"x-API-key")
         self.assertEqual(set(shown((name, b"secret") for name in names).values()), {"[REDACTED]"})
+
+    def test_key_inside_a_header_is_redacted(self):
+        headers = [
+            (b"Sec-WebSocket-Protocol", b"realtime, openai-insecure-api-key.sk-1, openai-beta.realtime-v1"),
+            (b"Referer", b"https://chat.example/page?key=sk-1&x=2"),
+        ]
+        expected = {
+            "Sec-Websocket-Protocol": "realtime, openai-insecure-api-key.[REDACTED], openai-beta.realtime-v1",
+            "Referer": "https://chat.example/page?[REDACTED]",
+        }
+        self.assertEqual(shown(headers), expected)
         self.assertEqual(shown([(b"a-b", b"1"), (b"A-B", b"2")]), {"A-B": "1"})
 
     def test_header_names_are_canonical(self):

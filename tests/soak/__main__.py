@@ -4,8 +4,9 @@
     python -m tests.soak --seconds 120    the short version
     python -m tests.soak --swaps 10000    until so many servers were started
 
-Afterwards every request has had exactly one end, and descriptors, threads, memory, children, waiting and running requests are
-what they were after the first moments. The last line reads `N passed, N failed`; --seed repeats a run's choices.
+Afterwards every request has had exactly one end, no request waits or is served, and descriptors, threads, memory and
+children are what they were after the first moments. The last line reads `N passed, N failed`; --seed repeats a run's
+choices.
 """
 
 import argparse
