@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -63,6 +64,13 @@ class Podman:
         return self.run("ps", "--format", "{{.Names}}").stdout.split()
 
     def clean(self):
-        """Remove the containers and the storage."""
+        """Remove the containers and the storage, and end what supervises a container whose client was killed early."""
         self.run("rm", "-f", "-t", "0", "-a")
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                if words and words[0].endswith(b"conmon") and any(bytes(self.folder) in word for word in words):
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                continue  # it has ended
         shutil.rmtree(self.folder, ignore_errors=True)
