@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import uuid
 
 from twisted.internet import reactor
 from twisted.internet.process import ProcessReader
@@ -59,7 +60,7 @@ class CommandTests(TestCase):
     timeout = 30
 
     def run_hook(self, command, timeout=10.0):
-        launcher = Launcher(reactor, reactor, {"PATH": "/usr/bin:/bin"}, "test")
+        launcher = Launcher(reactor, reactor, {"PATH": "/usr/bin:/bin"}, uuid.uuid4().hex)
         self.addCleanup(launcher.close)
         hooks = HookSettings(before_load=(command,), timeout=timeout)
         return HookRunner(reactor, lambda: hooks, launcher, None).run("before_load", "owl")
