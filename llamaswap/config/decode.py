@@ -122,7 +122,7 @@ def _beyond_bounds(key: Key, value: object, path: str) -> Iterator[tuple[str, st
 
 
 def _hint(name: str, child: Node, known: Collection[str], path: str) -> str:
-    """What to do about an unknown key, "" if it is no other place's key and no key is near."""
+    """What to do about an unknown key; "" if it exists nowhere else and no known key is similar."""
     if path.startswith("models.") and name in keys_of(Config):
         return f"`{name}` is a top-level key: move it out of the model"
     if not path and isinstance(child, MappingNode) and child.get("cmd") is not None:

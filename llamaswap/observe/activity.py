@@ -65,9 +65,8 @@ class ActivityLog:
     _sessions: tuple[bytes, ...] = field(default=(), init=False)
     _compressor: zstandard.ZstdCompressor = field(factory=lambda: zstandard.ZstdCompressor(level=LEVEL), init=False)
     _backlog: list[ActivityRecorder] = field(factory=list, init=False)
-    _seen: int = field(
-        default=0, init=False
-    )  # of the backlog: these are digested, or too large for the reactor's thread
+    _seen: int = field(default=0, init=False)
+    """How many of the backlog are digested, or too large for the reactor's thread."""
     _backlog_bytes: int = field(default=0, init=False)
     _writing: bool = field(default=False, init=False)
     _closed: bool = field(default=False, init=False)

@@ -7,6 +7,7 @@ bound: what does not fit is dropped and counted, and the next bytes of that log 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ Start = Callable[[Callable[[], None]], None]
 
 
 @define(eq=False)
-class BatchWriter:
+class BatchWriter(ABC):
     """The thread calls `write_pieces`, which a subclass defines, with the pieces of `delay` seconds. Call all else from
     the reactor.
 
@@ -84,9 +85,9 @@ class BatchWriter:
             self.write_pieces(pieces)
             self._done += sum(len(data) for _, data in pieces)
 
+    @abstractmethod
     def write_pieces(self, pieces: Sequence[Piece]) -> None:
         """Write the pieces; may block."""
-        raise NotImplementedError
 
     def _start_daemon(self, target: Callable[[], None]) -> None:
         threading.Thread(target=target, name=self.thread_name, daemon=True).start()

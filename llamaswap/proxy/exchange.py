@@ -62,7 +62,7 @@ class BodyConsumer(Protocol):
         """The body is complete."""
 
     def body_failed(self, error: Exception) -> None:
-        """There is no more: ClientGone if the client left before the end, else why the rest cannot be taken."""
+        """The rest of the body will not come: ClientGone if the client left before its end, else why it was refused."""
 
 
 class BodySource(Protocol):

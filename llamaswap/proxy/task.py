@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def _ignore(result: object) -> None:
-    """There is no listener yet, or nothing left to cancel."""
+    """Stands for a listener that was not set yet, and for a canceller that has no effect any more."""
 
 
 class Future(Generic[T]):

@@ -120,19 +120,22 @@ class CapabilityTests(SynchronousTestCase):
 
     def test_context_length_that_a_server_reports_is_listed_also_after_its_unload(self):
         models = {"one": "--context 4096", "two": {"flags": "--context 8192", "capabilities": {"context": 512}}}
-        with Product(config(**models)) as product:
+        together = {"groups": {"all": {"swap": False, "members": ["one", "two"]}}}
+        with Product(json.dumps(json.loads(config(**models)) | together)) as product:
 
             def lengths():
                 return {one["id"]: one.get("context_length") for one in product.json("/v1/models")["data"]}
 
             self.assertEqual(lengths(), {"one": None, "two": 512})
-            product.json("/v1/chat/completions", chat("one"))
+            for model in ("two", "one"):  # in this order their servers are asked
+                product.json("/v1/chat/completions", chat(model))
             wait_for(lambda: lengths()["one"] == 4096, 10, "the context length")
             maps = Path(f"/proc/{product.process.pid}/maps")
             if maps.exists():  # OpenSSL and the web client would take 12 MB
                 self.assertNotIn("cryptography", maps.read_text())
-            product.json("/v1/chat/completions", chat("two"))
-            time.sleep(1.5)
+            self.assertEqual(lengths(), {"one": 4096, "two": 512})
+            product.json("/api/models/unload", {})
+            wait_for(lambda: not product.running(), 10, "the unload")
             self.assertEqual(lengths(), {"one": 4096, "two": 512})
 
 

@@ -112,7 +112,7 @@ class StallTests(SynchronousTestCase):
         self.assertEqual(self.slow, [])
 
     def model_routes(self, ticker, status):
-        whole = b',"model":"nobody"}'
+        whole = b',"model":"unknown"}'
         for name, body in (
             ("digits", filled(b'{"x":', b"1", whole, 32 * MIB)),
             ("white space", filled(b'{"x":', b" ", b"1" + whole, 32 * MIB)),
@@ -124,11 +124,11 @@ class StallTests(SynchronousTestCase):
             ("keys", filled(b"{", b'"k":1,', b'"x":1' + whole, 8 * MIB)),
         ):
             self.assertEqual(self.beside(ticker, f"JSON of {name}", lambda body=body: status(CHAT, body)), 404)
-        for name, expected in (("nobody", 404), ("two", 200)):  # two: its filters edit the body
+        for name, expected in (("unknown", 404), ("two", 200)):  # two: its filters edit the body
             body = filled(b'{"x":"', b"x", b'","model":"%s"}' % name.encode(), 192 * MIB)
             told = self.beside(ticker, f"192 MiB for {name}", lambda body=body: status(CHAT, body))
             self.assertEqual(told, expected)
-        for name, piece in (("ampersands", b"&"), ("fields", b"a=%41&"), ("models", b"model=nobody&")):
+        for name, piece in (("ampersands", b"&"), ("fields", b"a=%41&"), ("models", b"model=unknown&")):
             body = filled(b"", piece, b"", MIB)
             self.assertEqual(self.beside(ticker, f"form of {name}", lambda body=body: status(CHAT, body, FORM)), 404)
         large = filled(b"", b"a=b&", b"", 10 * MIB)
