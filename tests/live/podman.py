@@ -65,7 +65,13 @@ class Podman:
 
     def clean(self):
         """Remove the containers and the storage, and end what supervises a container whose client was killed early."""
-        self.run("rm", "-f", "-t", "0", "-a")
+        try:
+            self.run("rm", "-f", "-t", "0", "-a")
+        finally:
+            self._end_supervisors()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end_supervisors(self):
         for entry in Path("/proc").iterdir():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
@@ -73,4 +79,3 @@ class Podman:
                     os.kill(int(entry.name), signal.SIGKILL)
             except OSError:
                 continue  # it has ended
-        shutil.rmtree(self.folder, ignore_errors=True)

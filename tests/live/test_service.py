@@ -149,7 +149,7 @@ class CaptureTests(SynchronousTestCase):
             key = {"X-Api-Key": "k-secret"}
             with Product(json.dumps(text)) as product:
                 product.json("/v1/chat/completions", chat("one"), headers=key)
-                wait_for(lambda: list(folder.iterdir()), 10, "the file")
+                wait_for(lambda: list(Path(home).rglob("*.capture")), 10, "the file")
             with Product(json.dumps(text)) as product:
                 product.json("/v1/chat/completions", chat("one", user="second"), headers=key)
                 (row,) = product.json("/api/metrics/activity", headers=key)["data"]

@@ -126,8 +126,8 @@ class StallTests(SynchronousTestCase):
             self.assertEqual(self.beside(ticker, f"JSON of {name}", lambda body=body: status(CHAT, body)), 404)
         for name, expected in (("unknown", 404), ("two", 200)):  # two: its filters edit the body
             body = filled(b'{"x":"', b"x", b'","model":"%s"}' % name.encode(), 192 * MIB)
-            told = self.beside(ticker, f"192 MiB for {name}", lambda body=body: status(CHAT, body))
-            self.assertEqual(told, expected)
+            answered = self.beside(ticker, f"192 MiB for {name}", lambda body=body: status(CHAT, body))
+            self.assertEqual(answered, expected)
         for name, piece in (("ampersands", b"&"), ("fields", b"a=%41&"), ("models", b"model=unknown&")):
             body = filled(b"", piece, b"", MIB)
             self.assertEqual(self.beside(ticker, f"form of {name}", lambda body=body: status(CHAT, body, FORM)), 404)

@@ -497,7 +497,7 @@ class EstimatedSpeedTests(SynchronousTestCase):
         timings = {"prompt_n": 500, "predicted_n": 200, "prompt_per_second": 7.5, "predicted_per_second": 8.5}
         self.assertEqual(self.speeds(self.stream(self.COUNTS, timings)), (7.5, 8.5, None))
 
-    def test_few_tokens_and_short_times_are_no_speed(self):
+    def test_speed_is_not_estimated_from_few_tokens_or_short_times(self):
         few = {"prompt_tokens": 15, "completion_tokens": 15}
         self.assertEqual(self.speeds(self.stream(few)), (-1.0, -1.0, None))
         quick = Bench().row(json.dumps({"usage": {"completion_tokens": 100}}).encode(), seconds=0.01)

@@ -56,6 +56,7 @@ class InflightTests(SynchronousTestCase):
             scope.ended("complete", None)
         staying = self.inflight.open(request_info(1000))
         self.assertLessEqual(len(self.heard), 2 * BURST)
+        self.assertGreater(len(self.heard), BURST)
         upserts = {event["request"]["id"] for event in self.heard if event["operation"] == "upsert"}
         self.assertEqual({event["id"] for event in self.heard if event["operation"] == "remove"}, upserts)
         self.heard.clear()

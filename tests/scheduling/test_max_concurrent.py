@@ -31,7 +31,7 @@ class MaxConcurrentTests(SynchronousTestCase):
         here.cancel(one)
         self.assertEqual(sorted(here.granted), [third.number, fourth.number])
 
-    def test_priority_decides_who_is_next(self) -> None:
+    def test_request_with_the_highest_priority_is_served_next(self) -> None:
         here = world(1)
         first, _ = here.requests("a", "a")
         urgent = here.request("b", priority=5)
@@ -78,5 +78,5 @@ class MaxConcurrentTests(SynchronousTestCase):
     def test_reload_with_a_higher_limit_serves_the_waiting_requests(self) -> None:
         here = world(1)
         here.requests("a", "b", "a")
-        here.retune(retuned(here.rules, max_concurrent=0))
+        here.retune(retuned(here.rules, max_concurrent=3))
         self.assertEqual(len(here.granted), 3)

@@ -3,13 +3,16 @@
 import random
 
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.schema.model import SuspendSettings
+from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
 from tests.servers.doubles import REFUSED, scene
 
 WALKS = 200
 STEPS = 40
+REFUSALS = (ModelUnloaded, ShuttingDown, StartFailed)
 ENTER, WAKE = "POST /sleep", "POST /wake"
 
 
@@ -79,6 +82,8 @@ class WalkTests(SynchronousTestCase):
             walk.callers += [made.supervisor.close(), made.supervisor.ensure_ready()]
             made.wait(5.0)
             self.assertEqual([one for one in walk.callers if not one.called], [], seed)
+            failures = [one.result for one in walk.callers if isinstance(one.result, Failure)]
+            self.assertEqual([failure for failure in failures if not failure.check(*REFUSALS)], [], seed)
             for one in walk.callers:
                 one.addErrback(lambda failure: None)
             self.assertEqual((walk.living, made.supervisor.state), ([], "shutdown"), seed)

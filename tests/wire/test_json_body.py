@@ -151,7 +151,7 @@ class EditingJson(SynchronousTestCase):
             body = JsonBody.parse(b'{"x":"' + b"x" * size + b'","model":"owl"}')
             self.assertEqual(body.model, "owl")
 
-    def test_a_name_of_absurd_length_is_no_name(self):
+    def test_model_name_of_absurd_length_is_ignored(self):
         body = JsonBody.parse(b'{"model":"' + b"x" * 100_000 + b'","stream":"' + b"1" * 100_000 + b'"}')
         self.assertEqual((body.model, body.streaming), ("", False))
 
