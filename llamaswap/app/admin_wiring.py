@@ -65,7 +65,8 @@ class AdminWiring:
         context, router, seen = self.parts.context, self.parts.models.router, self.parts.observability
         reactor, config_file = context.reactor, self._config_file()
         config = lambda: router.config
-        surveyor = WorkerThread("surveyor", reactor)  # a network folder that hangs keeps no other work waiting
+        # Its own thread: a network folder that hangs must not delay other work.
+        discovery_thread = WorkerThread("discovery", reactor)
         groups = [
             ProxyRoutes(
                 resource(inference.serve, reactor),
@@ -81,7 +82,9 @@ class AdminWiring:
                 context.upgrade_status,
             ),
             ConfigEndpoints(config_file, config, context.bus, self.parts.config_thread),
-            DiscoveryEndpoints(lambda: config_file.editable, config, self._scan, surveyor, reactor, self._own_ports),
+            DiscoveryEndpoints(
+                lambda: config_file.editable, config, self._scan, discovery_thread, reactor, self._own_ports
+            ),
             load_tests,
             OpenApi(ROUTES, build_info()),
         ]

@@ -23,7 +23,7 @@ FLUSH_TIMEOUT = 2.0  # seconds that the last children and the last log lines are
 RESPONSE_TIME = 0.2  # seconds for the responses of refused requests to go out before connections are closed
 FLUSH_POLL = 0.005  # seconds between two looks whether they are done
 
-log = Logger("llamaswap.upgrade.coordinator")
+log = Logger("llamaswap.app.upgrade_coordinator")
 
 
 @define(eq=False)

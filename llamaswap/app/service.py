@@ -45,7 +45,8 @@ from llamaswap.web.processes import stalled
 
 log = Logger("llamaswap.app.service")
 
-# A request leaves no reference cycles, so collecting as often as by default is a tenth of the work for nothing.
+# A request leaves no reference cycles, so collecting young objects as often as by default is a tenth of the work for
+# nothing. The oldest ones are looked at as often as by default: connections to the site do leave cycles.
 GC_THRESHOLD = (10_000, 20, 10)
 
 

@@ -36,7 +36,7 @@ FLUSH_TIMEOUT = 5.0  # seconds for disks and drivers to finish, while requests a
 CLOSE_TIMEOUT = 10.0  # seconds for closed requests to end; a server that is being loaded takes five
 POLL_INTERVAL = 0.01  # seconds between two looks whether the service is at rest
 
-log = Logger("llamaswap.upgrade.coordinator")
+log = Logger()
 
 
 class _UpgradeFailed(Exception):
@@ -104,7 +104,7 @@ class Upgrade:
             return
         self.error = failure.getErrorMessage()
         if not failure.check(_UpgradeFailed):
-            log.failure("upgrade", failure)
+            log.failure("the upgrade failed", failure)
 
     async def _run(self) -> None:
         """Returns only if the upgrade failed without an exception, as when the service is ending."""

@@ -14,6 +14,7 @@ from twisted.internet.error import ConnectError, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Model
+from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import HangDetection
 from llamaswap.config.steps import StepRequest
 from llamaswap.liveness.sample import LivenessSample, take_sample
@@ -75,7 +76,9 @@ class WatchedModels:
         """Whether a model's server answers its health check within `limit` seconds; True if it has no server."""
         definition = self.router.config.models.get(model)
         path = definition.check_endpoint.strip() if definition else ""
-        return path != "none" and await self._answers(model, StepRequest("GET", path), limit)
+        if path == "none" and self._endpoint(model) is not None:
+            return False
+        return await self._answers(model, StepRequest("GET", path), limit)
 
     async def answers_request(self, model: str, limit: float) -> bool:
         """Whether a model's server answers a request for one token within `limit` seconds; True if it has no server.
@@ -91,9 +94,11 @@ class WatchedModels:
         """Have the model's server restarted."""
         self.router.mark_hung(model, why)
 
+    def _endpoint(self, model: str) -> Endpoint | None:
+        return self.router.status(model).endpoint if model in self.router.config.models else None
+
     async def _answers(self, model: str, request: StepRequest, limit: float) -> bool:
-        known = model in self.router.config.models
-        endpoint = self.router.status(model).endpoint if known else None
+        endpoint = self._endpoint(model)
         if endpoint is None:
             return True
         try:

@@ -15,8 +15,8 @@ from twisted.logger import Logger
 
 from llamaswap.config import Capabilities, Model
 from llamaswap.events import CapabilitiesFound, EventBus, StateChanged
-from llamaswap.servers.engine_request import flag_of, json_of, member, number
-from llamaswap.servers.server_request import GetWhole
+from llamaswap.servers.engine_request import authorization, json_of, member, number
+from llamaswap.servers.server_request import GetResponse
 from llamaswap.servers.supervisor_protocol import ServerStatus
 
 log = Logger()
@@ -35,7 +35,7 @@ class CapabilityDirectory:
     """
 
     clock: IReactorTime
-    get: GetWhole
+    get: GetResponse
     bus: EventBus
     model: Callable[[str], Model | None]
     status: Callable[[str], ServerStatus]
@@ -58,12 +58,14 @@ class CapabilityDirectory:
             self.ask_soon(event.model)
 
     def ask_soon(self, model: str) -> None:
-        """Ask a model's server in a moment, if it is ready then."""
-        self.clock.callLater(ASK_DELAY, self._ask, model)
+        """Ask a model's server in a moment, if it is ready then and the command has not changed."""
+        definition = self.model(model)
+        if definition is not None:
+            self.clock.callLater(ASK_DELAY, self._ask, definition)
 
-    def _ask(self, name: str) -> None:
-        model = self.model(name)
-        if model is not None and (status := self.status(name)).state == "ready":
+    def _ask(self, asked: Model) -> None:
+        model = self.model(asked.id)
+        if model is not None and model.cmd == asked.cmd and (status := self.status(model.id)).state == "ready":
             Deferred.fromCoroutine(self._learn(model, status))
 
     async def _learn(self, model: Model, status: ServerStatus) -> None:
@@ -82,9 +84,8 @@ class CapabilityDirectory:
     async def _get(self, status: ServerStatus, path: str, until: float) -> tuple[int, object]:
         """The status and the JSON of a response, {} if it is not JSON."""
         assert status.endpoint is not None  # its server is ready
-        key = flag_of(status.cmd, "--api-key").split(",")[0]
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        response = await self.get(status.endpoint, path, max(0.0, until - self.clock.seconds()), headers)
+        limit = max(0.0, until - self.clock.seconds())
+        response = await self.get(status.endpoint, path, limit, authorization(status.cmd))
         return response.status, json_of(response)
 
 

@@ -21,12 +21,17 @@ class EngineRequest:
 
     async def __call__(self, method: str, path: str, document: Mapping[str, str] | None = None) -> tuple[int, object]:
         """The status and the JSON of the response, {} if it is not JSON."""
-        key = flag_of(self.status.cmd, "--api-key").split(",")[0]
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = authorization(self.status.cmd)
         body = None if document is None else json.dumps(document).encode()
         url = f"{str(self.status.endpoint).rstrip('/')}{path}"
         response = await self.send(method, url, timeout=max(0.0, self.left()), body=body, headers=headers)
         return response.status, json_of(response)
+
+
+def authorization(cmd: Sequence[str]) -> dict[str, str]:
+    """The header with the first key in a server's command; empty if it has none."""
+    key = flag_of(cmd, "--api-key").split(",")[0]
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def json_of(response: HttpResponse) -> object:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.defer import TimeoutError as HookTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -46,10 +46,16 @@ class HookRunner:
         return bool(self._running)
 
     def when_idle(self) -> Deferred[None]:
-        """Fires when no hook is running."""
-        if not self.busy:
-            return succeed(None)
-        return DeferredList(self._running).addCallback(lambda _: self.when_idle())
+        """Fires when no hook is running. Cancelling it ends the wait, not the hooks."""
+        idle: Deferred[None] = Deferred()
+        self._fire_when_idle(idle)
+        return idle
+
+    def _fire_when_idle(self, idle: Deferred[None]) -> None:
+        if self.busy:
+            DeferredList(self._running).addCallback(lambda _: self._fire_when_idle(idle))
+        elif not idle.called:
+            idle.callback(None)
 
     def run(self, event: str, model: str, error: str = "") -> Deferred[None]:
         """Run all entries of an event at once. Fires when each has ended or used up its time; never fails."""

@@ -138,8 +138,8 @@ class LifecycleWaiters:
 
     def abort(self) -> None:
         """Those that wait for readiness now will learn why the model was stopped."""
-        error = ShuttingDown(self.model) if self.closed else ModelUnloaded(self.model)
-        self.fail_when_stopped(lambda: error)
+        kind = ShuttingDown if self.closed else ModelUnloaded
+        self.fail_when_stopped(lambda: kind(self.model))
 
     def stopped(self) -> None:
         """The server is down: answer those that wanted this, and those whose start failed."""

@@ -92,7 +92,8 @@ class PortOwnership:
             )
 
     def explain_wrong_port(self, child: Child, endpoint: Endpoint) -> str:
-        """On which port a server listens that runs but never answered at `endpoint`; empty if it does not."""
+        """Says that a server which never answered at `endpoint` listens on other ports; empty if it listens on none, or
+        on that one."""
         if not is_local(endpoint.host) or not child.start:
             return ""
         ports = self.kernel.ports_of({one.pid for one in child.remaining()})

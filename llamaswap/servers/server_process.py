@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attrs import define, evolve
+from twisted.internet.defer import CancelledError
 from twisted.internet.defer import TimeoutError as StepTimeout
 from twisted.internet.error import TimeoutError
 from twisted.internet.task import deferLater
@@ -168,18 +169,21 @@ class ServerProcess:
             await deferLater(clock, 0)
             request, left = request_of(step), max(0.0, until - clock.seconds())
             try:
+                words = () if request is not None else render_stop(step, self.child.pid)
+            except ValueError as error:
+                raise StepFailed(f"{step!r} cannot be split: {error}")
+            try:
                 if request is not None:
                     status = await send(self.endpoint, request.path, left, request).addTimeout(left, clock)
                     problem = "" if 200 <= status < 300 else f"was answered {status}"
                 else:
-                    words = render_stop(step, self.child.pid)
                     status = await start_command(launcher, words, self.model.env, log)[1].addTimeout(left, clock)
                     problem = f"ended with {say_status(status)}" if status else ""
             except (TimeoutError, StepTimeout):
                 what = "did not end" if request is None else "got no answer"
                 problem = f"{what} within {durations.render(limit)}"
-            except ValueError as error:
-                problem = f"cannot be split: {error}"
+            except CancelledError:  # the state was left: no further step
+                raise
             except Exception as error:  # whatever the network does: the server is stopped or restarted
                 problem = str(error)
             if problem:

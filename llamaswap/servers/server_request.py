@@ -40,7 +40,7 @@ GET = StepRequest("GET", "/")
 P = TypeVar("P", bound=StreamProtocol)
 T = TypeVar("T")
 
-GetWhole = Callable[[Endpoint, str, float, Mapping[str, str]], Deferred[HttpResponse]]
+GetResponse = Callable[[Endpoint, str, float, Mapping[str, str]], Deferred[HttpResponse]]
 
 
 class ServerRequest(Protocol):

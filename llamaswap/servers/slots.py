@@ -115,10 +115,12 @@ class SlotPreparation(Preparation):
         table.cost += cost
         table.gain += min(max(0, cached), restored) / median(table.speeds)
         if table.trials >= TRIALS and table.gain < table.cost:
-            self._give_up(f"{table.trials} times it took {table.cost:.2f}s and saved {table.gain:.2f}s of reading")
+            self._give_up(
+                table, f"{table.trials} times it took {table.cost:.2f}s and saved {table.gain:.2f}s of reading"
+            )
 
-    def _give_up(self, reason: str) -> None:
-        self.table.given_up, self.table.saved = reason, []
+    def _give_up(self, table: SlotTable, reason: str) -> None:
+        table.given_up, table.saved = reason, []
         log.info("slot saving disabled for {model}: {reason}", model=self._model.id, reason=reason)
 
     async def before_stop(self, status: ServerStatus, grace: float | None) -> None:
@@ -127,10 +129,10 @@ class SlotPreparation(Preparation):
             return
         table, began = self.table, self._store.clock.seconds()
         table.saved, table.saved_by = [], _command_of(status)
-        await self._limited(status, "saved", self._save)
+        await self._limited(status, table, "saved", lambda ask: self._save(ask, table))
         table.save_seconds = self._store.clock.seconds() - began
 
-    async def _save(self, ask: EngineRequest) -> None:
+    async def _save(self, ask: EngineRequest, table: SlotTable) -> None:
         model, folder = self._model, flag_of(ask.status.cmd, "--slot-save-path")
         code, answer = await ask("GET", "/slots")
         listed = answer[:MAX_SLOTS] if code == 200 and isinstance(answer, list) else [{"id": 0}]
@@ -138,14 +140,14 @@ class SlotPreparation(Preparation):
             filename, path = f"llamaswap-{filename_for(model.id)}-{slot}.bin", f"/slots/{slot}?action=save"
             code, answer = await ask("POST", path, {"filename": filename})
             if code != 200:
-                self._give_up(f"POST {path} was answered {code}")
+                self._give_up(table, f"POST {path} was answered {code}")
                 return
             if number(answer, "n_written") > model.slots.max_size * 1024 * 1024:
                 if folder:
                     self._store.remove(os.path.join(folder, filename))
                 log.info("{model}: slot {slot} exceeds the size limit, not saved", model=model.id, slot=slot)
             elif number(answer, "n_saved") > 0:
-                self.table.saved.append(SavedSlot(slot, filename, number(answer, "n_saved")))
+                table.saved.append(SavedSlot(slot, filename, number(answer, "n_saved")))
 
     async def after_load(self, status: ServerStatus) -> None:
         """Have a new server read what the last one wrote, within the time limit of the model. Never fails."""
@@ -163,20 +165,25 @@ class SlotPreparation(Preparation):
                 if code == 200:
                     restored.append(one.tokens)
 
-        await self._limited(status, "restored", restore)
+        await self._limited(status, table, "restored", restore)
         table.trial = (sum(restored), table.save_seconds + self._store.clock.seconds() - began)
 
     async def _limited(
-        self, status: ServerStatus, what: str, work: Callable[[EngineRequest], Coroutine[object, object, None]]
+        self,
+        status: ServerStatus,
+        table: SlotTable,
+        what: str,
+        work: Callable[[EngineRequest], Coroutine[object, object, None]],
     ) -> None:
-        """Do `work`, whose requests fail once the time limit of the model is over."""
+        """Do `work`, whose requests fail once the time limit of the model is over. `table` is that of the server: the
+        definition may change meanwhile."""
         seconds, limit, name = self._store.clock.seconds, self._model.slots.timeout, self._model.id
         until = seconds() + limit
         try:
             await work(EngineRequest(self._store.send, status, lambda: until - seconds()))
         except Exception as error:  # whatever it is, the model is stopped or started all the same
             if seconds() >= until:
-                self._give_up(f"its slots could not be {what} within {limit:g}s")
+                self._give_up(table, f"its slots could not be {what} within {limit:g}s")
             else:
                 log.warn("{model}: slots were not {what}: {error}", model=name, what=what, error=error)
 

@@ -293,6 +293,7 @@ class Supervisor:
     def _terminated(self, process: ServerProcess | None, lost: bool) -> None:
         if process is not None:
             process.over = True
+            process.port_lost = process.port_lost and self.waiters.wanted  # a later start tries its own port again
         if lost and process is not None:
             self._last_error = f"pid {process.child.pid} lives on after {signal.SIGKILL.name} and was given up as lost"
         self._termination = None
@@ -356,7 +357,7 @@ class Supervisor:
             self._termination.proceed()
 
 
-class _Unheard:
+class _NullListener:
     """The listener of a server that is only stopped."""
 
     def state_changed(self, model: str, old: str, new: str) -> None: ...
@@ -368,7 +369,7 @@ def end_unwanted(
     served: ServerSnapshot, launcher: Launcher, ask: ServerRequest, log: Callable[[bytes], None]
 ) -> Deferred[None]:
     """Stop a server of the previous program that the configuration no longer has. Fires when it has ended."""
-    supervisor = Supervisor(Model(served.model), launcher=launcher, ask=ask, log=log, listener=_Unheard())
+    supervisor = Supervisor(Model(served.model), launcher=launcher, ask=ask, log=log, listener=_NullListener())
     try:
         supervisor.adopt(served)
     except OSError:

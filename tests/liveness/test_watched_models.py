@@ -67,6 +67,7 @@ class WatchedModelsTests(SynchronousTestCase):
     def test_model_without_a_server_or_a_definition_is_not_asked(self):
         self.assertTrue(self.successResultOf(self.asks_token(None, endpoint=None)))
         self.assertTrue(self.successResultOf(self.asks_page(None, model="gone")))
+        self.assertTrue(self.successResultOf(self.asks_page(None, endpoint=None, check_endpoint="none")))
         self.assertEqual(self.sent, [])
 
     def test_sample_has_the_printed_bytes_and_the_busiest_gpu(self):

@@ -31,7 +31,8 @@ class Scene:
         self.model = Model("m", cmd="serve --api-key k1,k2")
         self.state = "ready"
         self.bus.subscribe(CapabilitiesFound, self.found.append)
-        self.directory = CapabilityDirectory(self.clock, self.get, self.bus, {"m": self.model}.get, self.status)
+        self.models = {"m": self.model}
+        self.directory = CapabilityDirectory(self.clock, self.get, self.bus, self.models.get, self.status)
 
     def status(self, name):
         endpoint = Endpoint("http", "127.0.0.1", 9000)
@@ -125,6 +126,13 @@ class DiscoveredCapabilities(SynchronousTestCase):
         made.bus.publish(StateChanged("m", "stopping", "stopped"))
         self.assertEqual(made.known().context, 4096)
         self.assertEqual(made.known(cmd="serve --other"), Capabilities())
+
+    def test_server_of_an_earlier_command_is_not_asked(self):
+        made = Scene(props=LLAMA)
+        made.bus.publish(StateChanged("m", "starting", "ready"))
+        made.models["m"] = evolve(made.model, cmd="serve --other")
+        made.clock.advance(ASK_DELAY)
+        self.assertEqual(made.asked, [])
 
     def test_change_is_announced_once(self):
         made = Scene(props=LLAMA)

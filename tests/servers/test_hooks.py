@@ -1,6 +1,6 @@
 """What is done when models come and go: commands and URLs, waited for or not, and never in the way."""
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -83,6 +83,18 @@ class HookedTests(SynchronousTestCase):
         self.assertFalse(runner.busy)
         self.successResultOf(idle)
         self.successResultOf(runner.when_idle())
+
+    def test_hooks_run_on_if_the_wait_for_their_end_is_cancelled(self):
+        """At the end of the time for a shutdown, or at a second signal, a hook was killed."""
+        runner = self.runner(after_unload=("http://x/a",))
+        runner.run("after_unload", "owl")
+        idle = runner.when_idle()
+        idle.cancel()
+        self.assertFalse(self.answers[0].called)
+        self.assertTrue(runner.busy)
+        self.failureResultOf(idle, CancelledError)
+        self.answers[0].callback(HttpResponse(200, b""))
+        self.assertFalse(runner.busy)
 
     def test_start_waits_for_a_hook_request_no_longer_than_its_timeout(self):
         inner = Inner()

@@ -147,6 +147,14 @@ class FallingAsleepTests(SynchronousTestCase):
         self.assertEqual(command.argv, ("nap", str(made.servers()[0].pid)))
         self.assertEqual(made.asked.requests, [ENTER])
 
+    def test_stop_during_a_suspend_command_runs_no_further_step(self):
+        made = up(sleep=SuspendSettings(("nap 1", "nap 2"), (WAKE,), timeout=4.0))
+        made.supervisor.suspend()
+        made.wait(0.01)
+        made.supervisor.stop()
+        made.wait(1.0)
+        self.assertEqual([one.argv for one in made.world.commands() if one.argv[0] == "nap"], [("nap", "1")])
+
     def test_suspend_command_that_fails_is_missing_or_hangs_stops_the_server(self):
         for step, ending in (("nap", 1), ("missing", None), ("nap", None), ('nap "', None)):
             made = up(sleep=SuspendSettings((step,), (WAKE,), timeout=1.0))

@@ -188,6 +188,18 @@ class SlotTests(SynchronousTestCase):
         made.up()
         self.assertEqual(made.asked, [])
 
+    def test_definition_that_changes_during_the_save_keeps_nothing_of_it(self):
+        """What the old server saved, or refused, counted for the new command."""
+        for answer in ({"n_saved": 900, "n_written": 1000}, 501):
+            made = Scene()
+            made.up()
+            made.answers["POST /slots/0?action=save"] = answer
+            made.server.stop(10.0)
+            made.server.set_definition(evolve(made.model, cmd="llama-server --model other"))
+            made.clock.pump([0.1] * 20)
+            document = made.slots.document(made.model)
+            self.assertEqual((document["state"], document["saved_tokens"]), ("on", 0))
+
     def test_unload_during_the_restore_fails_the_start(self):
         made = Scene()
         made.up()

@@ -338,6 +338,20 @@ class PortTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(ready).port, 40001)
         self.assertEqual([server.argv[2] for server in made.servers()], ["5800", "40001"])
 
+    def test_start_after_a_stop_tries_the_lost_port_again(self):
+        made = scene(answer=REFUSED, port=5800)
+        made.supervisor.ensure_ready().addErrback(lambda failure: None)
+        made.wait(0.05)
+        made.world.foreign.add(5800)
+        made.servers()[0].die(1)
+        made.supervisor.stop()
+        made.wait(0.3)
+        made.world.foreign.clear()
+        made.asked.answer = 200
+        ready = made.supervisor.ensure_ready()
+        made.wait(0.05)
+        self.assertEqual(self.successResultOf(ready).port, 5800)
+
     def test_second_lost_port_is_an_error(self):
         made = scene(answer=REFUSED, port=5800)
         ready = made.supervisor.ensure_ready()
