@@ -162,13 +162,17 @@ class PiecesBody:
 
     def start(self, consumer: BodyConsumer, *, keep: bool = True) -> IPushProducer:
         """Feed it part by part, as the consumer's back-pressure allows."""
-        self.close()
+        self._stop_feed()
         feed = self._feed = BodyFeed(self._clock, self, consumer)
         feed.pump()
         return feed
 
     def close(self) -> None:
-        """Stop feeding."""
+        """Stop feeding, and discard the pieces."""
+        self._stop_feed()
+        self._pieces, self._starts, self._size = [], [], 0
+
+    def _stop_feed(self) -> None:
         if self._feed is not None:
             self._feed.stopProducing()
 

@@ -1,4 +1,4 @@
-"""The response on a client's connection, whichever way its request came: framed, with back-pressure, or a tunnel."""
+"""The response on a client's connection, for requests of both kinds: framed, with back-pressure, or a tunnel."""
 
 from __future__ import annotations
 

@@ -94,12 +94,13 @@ class SpooledBody:
             return fail(ClientGone())
         if self._whole_body is not None:
             raise RuntimeError("the body is already being read whole")
+        if self._file is None:
+            try:
+                self._begin_content()
+            except MemoryError:
+                return fail(self._memory.full())
         self._whole_body_limit = limit
         whole_body = self._whole_body = Deferred(self._reading_cancelled)
-        if self._file is None:
-            self._content = BytesIO()
-            self._content.writelines(self._chunks)
-            self._chunks = []
         self._request_bytes()
         return whole_body
 
@@ -195,7 +196,6 @@ class SpooledBody:
         """The body is complete."""
         self.complete = True
         whole_body, self._whole_body = self._whole_body, None
-        self._end_content()
         if whole_body is not None:
             self._joined().chainDeferred(whole_body)
         elif self._feed is not None:
@@ -219,6 +219,12 @@ class SpooledBody:
             feed.stopped = True
             feed.consumer.body_failed(error)
 
+    def _begin_content(self) -> None:
+        """What came, and what comes, is one growing text."""
+        content = BytesIO()
+        content.writelines(self._chunks)
+        self._content, self._chunks = content, []
+
     def _end_content(self) -> None:
         """The body is not read whole any more: what came is one chunk."""
         content, self._content = self._content, None
@@ -227,6 +233,7 @@ class SpooledBody:
 
     def _joined(self) -> Deferred[bytes]:
         try:
+            self._end_content()
             return succeed(self.content())
         except MemoryError:  # the limits were measured, but another part of the process took the rest
             return fail(self._memory.full())
@@ -297,6 +304,8 @@ class SpooledBody:
                 self._feed.at = 1 if at else 0
             self._close_file()
         self._chunks.append(data)
+        if self._whole_body is not None:
+            self._begin_content()
         return True
 
     def _close_file(self) -> None:

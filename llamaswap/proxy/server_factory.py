@@ -62,7 +62,7 @@ class ProxyServerFactory(Factory):
     _sweep: IDelayedCall | None = field(default=None, init=False)
 
     @_memory_trimmer.default
-    def _trims_soon(self) -> LowWaterTrimmer:
+    def _default_memory_trimmer(self) -> LowWaterTrimmer:
         return LowWaterTrimmer(lambda: self.clock.callLater(TRIM_DELAY, trim))
 
     def buildProtocol(self, addr: object) -> ClientConnection:

@@ -51,13 +51,13 @@ def _set_all(body: JsonBody, parameters: Mapping[str, object]) -> None:
             _edit(f"setting parameter {parameter} in request", body.set, path, value, path != parameter)
 
 
-def _edit(doing: str, edit: Callable[..., None], *arguments: object) -> None:
+def _edit(action: str, edit: Callable[..., None], *arguments: object) -> None:
     """Edit the body. That it fails is the client's fault (400) if its body is malformed, else the configuration's."""
     try:
         edit(*arguments)
     except EditError as error:
         failure = BadRequest if isinstance(error, MalformedBodyError) else FilterError
-        raise failure(f"error {doing}: {error}")
+        raise failure(f"error {action}: {error}")
 
 
 def _plain(value: object) -> object:

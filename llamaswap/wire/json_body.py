@@ -68,7 +68,8 @@ class JsonBody:
         """The text of a top-level member's value, which is empty if it is too long; the first of several counts."""
         for member in self._top.members:
             if member.key == key:
-                return self._top.value(member) if member.stop - member.start <= LONGEST_NAME else b""
+                size = member.stop - member.start if member.new is None else len(member.new)
+                return self._top.value(member) if size <= LONGEST_NAME else b""
         return None
 
     def scalar(self, key: str) -> str:

@@ -329,6 +329,26 @@ class Rooms(SynchronousTestCase):
         body.start(again)
         self.assertEqual((reader.data, again.data), (b"a" * 50 + b"b" * 50,) * 2)
 
+    def test_disk_that_fills_up_under_a_body_that_is_read_whole_makes_no_second_file(self):
+        self.patch(incoming_body, "DISK_STEP", 10)
+        made, make = [], incoming_body.tempfile.TemporaryFile
+        self.patch(incoming_body.tempfile, "TemporaryFile", lambda **how: made.append(1) or make(**how))
+        memory, disk = room(2000), room(60, "disk")
+        body = self.body(None, threshold=10, memory=memory, disk=disk)
+        body.start(Consumer()).stopProducing()
+        body.arrived(b"a" * 50)
+        self.assertEqual(disk.used, 50)
+        whole = body.read_all(1000)
+        for byte in (b"b", b"c", b"d"):
+            body.arrived(byte * 50)
+            self.assertEqual(disk.used, 0)
+            self.assertGreaterEqual(memory.used, 50)
+        body.finished()
+        self.assertEqual(len(made), 1)
+        self.assertEqual(self.successResultOf(whole), b"a" * 50 + b"b" * 50 + b"c" * 50 + b"d" * 50)
+        body.close()
+        self.assertEqual(memory.used, 0)
+
     def test_what_streams_through_is_given_back_as_it_goes(self):
         memory = room(2000)
         body, consumer = self.body(5_000_000, memory=memory), Consumer()

@@ -151,6 +151,11 @@ class EditingJson(SynchronousTestCase):
             body = JsonBody.parse(b'{"x":"' + b"x" * size + b'","model":"owl"}')
             self.assertEqual(body.model, "owl")
 
+    def test_an_edited_name_is_read_by_its_own_length(self):
+        body = JsonBody.parse(b'{"model":"' + b"x" * 100_000 + b'"}')
+        body.set_model("owl")
+        self.assertEqual(body.model, "owl")
+
     def test_model_name_of_absurd_length_is_ignored(self):
         body = JsonBody.parse(b'{"model":"' + b"x" * 100_000 + b'","stream":"' + b"1" * 100_000 + b'"}')
         self.assertEqual((body.model, body.streaming), ("", False))
