@@ -158,7 +158,7 @@ class ActivityEndpoints:
         text = call.text("bucket")
         bucket = positive(text, LARGEST_BUCKET) if text else 0
         if bucket is None:
-            raise HttpError(400, "bucket must be a number of seconds >= 1")
+            raise HttpError(400, f"bucket must be a number of seconds from 1 to {LARGEST_BUCKET}")
         asked = self.activity.ask(lambda table: table.stats(wanted, bucket))
         stats = await _stored(asked, "failed to get activity stats")
         return json_answer(stats)
@@ -178,7 +178,9 @@ class ActivityEndpoints:
             raise HttpError(400, f"format must be one of {', '.join(EXPORT_FORMATS)}")
         wanted = parse_filter(call.query)
         disposition = f'attachment; filename="activity.{name}"'.encode()
-        stream = self.streams.open(call, export_format.content_type, ((b"Content-Disposition", disposition),))
+        stream = self.streams.open(
+            call, export_format.content_type, ((b"Content-Disposition", disposition),), feed=False
+        )
         if stream.ended:
             return
         export = _Export(self.activity, wanted, export_format, stream)

@@ -130,7 +130,8 @@ def refuse_cross_site(first: First) -> None:
         return
     origin = first(b"origin") or first(b"referer")
     # On plain HTTP a browser sends no Sec-Fetch-Site, and no Origin for what a page embeds; the page can suppress the
-    # Referer too. What is embedded is then known by its Accept: only a page itself is requested as text/html.
+    # Referer too. What is embedded is then known by its Accept. A frame or a link that hides its page is not: it is
+    # requested as text/html, like an address that the user typed.
     accept = (first(b"accept") or b"").lower()
     browser = (first(b"user-agent") or b"").lower().startswith(b"mozilla/")
     embedded = accept.startswith(b"image/") or (browser and origin is None and b"text/html" not in accept)

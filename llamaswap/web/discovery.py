@@ -103,6 +103,7 @@ class DiscoveryEndpoints:
     own_ports: Callable[[], Collection[int]] = tuple
     _found: tuple[float, ScanResult] | None = field(default=None, init=False)
     _running: Deferred[ScanResult | HttpError] | None = field(default=None, init=False)
+    _began: float = field(default=0.0, init=False)
 
     @route("GET", "/api/discover", answer=Discovered)
     async def show(self, call: AdminRequest) -> Response:
@@ -132,7 +133,9 @@ class DiscoveryEndpoints:
             ports = {*self.own_ports(), *_ports(self.config())}
             until = now + SEARCH_TIME
             search = self.run(lambda: self.scan(ports, lambda: self.clock.seconds() > until))
-            self._running = search.addCallbacks(self._searched, _failed)
+            self._running, self._began = search.addCallbacks(self._searched, _failed), now
+        elif now - self._began >= DISK_TIMEOUT:  # later clients would only be added to those that wait for nothing
+            return succeed(_too_long())
         return shielded(self._running, "discovery").addTimeout(DISK_TIMEOUT, self.clock, onTimeoutCancel=_disk_hangs)
 
     def _searched(self, found: ScanResult) -> ScanResult:
@@ -146,7 +149,11 @@ def _failed(failure: Failure) -> HttpError:
 
 
 def _disk_hangs(result: object, timeout: float) -> NoReturn:
-    raise HttpError(503, "discovery takes too long: a disk or a network folder does not answer")
+    raise _too_long()
+
+
+def _too_long() -> HttpError:
+    return HttpError(503, "discovery takes too long: a disk or a network folder does not answer")
 
 
 def _models(found: Iterable[FoundModel], config: Config) -> Iterator[DiscoveredModel]:

@@ -262,7 +262,8 @@ class EventEndpoints:
         self.fanout.flush()
         self._logs.models_changed()
         for feed in self.fanout.feeds:
-            _send(feed, self._current_state(feed))
+            if not feed.stale:
+                _send(feed, self._current_state(feed))
 
     def _rejected(self, event: ConfigRejected) -> None:
         self.fanout.publish("always", "configRejected", {"message": event.message})

@@ -226,8 +226,10 @@ def status_rows(
     for peer in config.peers.values():
         health = peers.health(peer.id).state
         shared = {"name": "", "description": "", "state": "", "unlisted": False, "peerID": peer.id}
+        aliases: dict[str, list[str]] = {}
+        for alias, name in peer.aliases.items():
+            aliases.setdefault(name, []).append(alias)
         for name in peer.models:
-            aliases = [alias for alias, model in peer.aliases.items() if model == name]
-            optional = {"aliases": aliases} if aliases else {}
+            optional = {"aliases": aliases[name]} if name in aliases else {}
             rows.append({"id": f"{peer.id}/{name}", **shared, **optional, "peerHealth": health})
     return rows

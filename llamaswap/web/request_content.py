@@ -75,7 +75,8 @@ class RequestContent:
             work()
 
     async def body(self, source: BodySource, run: RunBlocking) -> BodySource:
-        """The body to send; a large one is put together by `run`. Without an edit it is `source`, as it is."""
+        """The body to send. One of JSON or a form is new, and a large one of JSON is put together by `run` or sent in
+        pieces; another is `source`, unless its model was renamed."""
         if self.json is not None:
             if self.json.size > JOINED_LIMIT and isinstance(source, SpooledBody):
                 return source.edited(self.json.pieces())

@@ -17,7 +17,7 @@ from twisted.web.http import Request
 from llamaswap.proxy.transport import kernel_socket
 from llamaswap.web.admin_request import AdminRequest
 
-SEND_BUFFER = 64 * 1024  # bytes in the kernel for one client that does not read; it would take megabytes
+SEND_BUFFER = 64 * 1024  # bytes in the kernel for a client of a feed that does not read; the default is megabytes
 
 
 @define(eq=False)
@@ -71,9 +71,10 @@ class StreamingResponses:
     _closed: bool = field(default=False, init=False)
 
     def open(
-        self, call: AdminRequest, content_type: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
+        self, call: AdminRequest, content_type: bytes, headers: Iterable[tuple[bytes, bytes]] = (), *, feed: bool = True
     ) -> StreamingResponse:
-        """Send the head now, before any body bytes. The stream of a HEAD request ends with it."""
+        """Send the head now, before any body bytes. The stream of a HEAD request ends with it. `feed` is False for a
+        download: it needs the kernel's buffer to be fast, and its reader takes all."""
         request = call.request
         request.setResponseCode(200)
         for name, value in (
@@ -90,7 +91,7 @@ class StreamingResponses:
             return stream
         self._open.add(stream)
         handle = kernel_socket(getattr(request.channel, "transport", None))
-        if handle is not None:
+        if feed and handle is not None:
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         # Registered before the first wait, so that it is called before Klein cancels the waiting handler.
         request.notifyFinish().addCallbacks(lambda _: self._open.discard(stream), lambda _: self._left(stream))

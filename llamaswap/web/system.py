@@ -95,7 +95,7 @@ class SystemEndpoints:
         points = call.text("max_points")
         most = positive(points, MAX_POINTS) if points else None
         if points and most is None:
-            raise HttpError(400, "max_points must be >= 1")
+            raise HttpError(400, f"max_points must be from 1 to {MAX_POINTS}")
         return json_answer(self.machine.samples(after, most))
 
     @route("GET", "/api/hardware", answer=HardwareDocument)

@@ -27,7 +27,8 @@ class UpstreamRequests:
 
     inherited: Callable[[str, Collection[str]], Mapping[str, str]] = lambda policy, secrets: {}
     _upstreams: dict[str, UpstreamTarget] = field(factory=dict, init=False)
-    _words: dict[str, tuple[Model, Config, frozenset[bytes]]] = field(factory=dict, init=False)
+    _words: dict[str, frozenset[bytes]] = field(factory=dict, init=False)
+    _words_of_config: Config | None = field(default=None, init=False)
 
     def to_model(self, request: ProxyRequest, model: Model, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
         """A request to a model's own server."""
@@ -80,13 +81,15 @@ class UpstreamRequests:
 
     def _words_of(self, model: Model, config: Config) -> frozenset[bytes]:
         """The words of a model's command and environment: its server knows a key that is among them."""
+        if config is not self._words_of_config:
+            self._words_of_config, self._words = config, {}
         known = self._words.get(model.id)
-        if known is None or known[0] is not model or known[1] is not config:
+        if known is None:
             inherited = self.inherited(model.env_policy, known_secrets(config))
             texts = (model.cmd, *model.env, *inherited.values())
             words = {word.encode() for text in texts for word in _WORD_ENDS.split(text) if word}
-            known = self._words[model.id] = model, config, frozenset(words)
-        return known[2]
+            known = self._words[model.id] = frozenset(words)
+        return known
 
 
 def _head(request: ProxyRequest, endpoint: Endpoint, headers: header_rules.Headers) -> RequestHead:
