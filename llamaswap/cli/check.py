@@ -31,7 +31,7 @@ def loaded(path: Path, more: Path | None = None) -> LoadedConfig:
     """
     file, folder = (None, str(path)) if path.is_dir() else (str(path), None)
     if more is not None:
-        folder = str(more)
+        file, folder = str(path), str(more)  # as the server reads them: CONFIG must be a file then
     return load(files.read_sources(file, folder), dict(os.environ), store_problem=files.store_problem, thorough=True)
 
 
@@ -144,7 +144,7 @@ class CheckResult:
 @click.option("--strict", is_flag=True, help="A warning is an error.")
 @click.option("--effective", "effectively", is_flag=True, help="Print it expanded, with masked secrets.")
 @click.option("--diff", "other", type=PATH, metavar="OTHER", help="Show what a reload from CONFIG to OTHER would do.")
-@click.option("--config-dir", "more", type=PATH, help="A folder whose files are merged with CONFIG.")
+@click.option("--config-dir", "more", type=PATH, help="A folder whose files are merged with CONFIG and OTHER.")
 @click.option("--listen", default=":8080", show_default=True, help="The server's address; no peer may have it.")
 @local
 def check(
@@ -164,7 +164,7 @@ def check(
     result = CheckResult(strict)
     result.add(config, listen, more)
     if other is not None:
-        result.add(other, listen)
+        result.add(other, listen, None if other.is_dir() else more)
     if context.as_json:
         context.document(result.document(effectively))
     else:

@@ -131,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.switches.get("validate"):
         from llamaswap.cli.command_group import main as run_command
 
+        if os.path.isdir(flags.values.get("config", "")):
+            print(f"-config {flags.values['config']} is a folder; use -config-dir", file=sys.stderr)
+            raise SystemExit(1)
         run_command(check_words(flags))
         return
     from twisted.application.twist._twist import Twist  # what the `twist` script itself runs

@@ -127,7 +127,11 @@ def _hint(name: str, child: Node, known: Collection[str], path: str) -> str:
         return f"`{name}` is a top-level key: move it out of the model"
     if not path and isinstance(child, MappingNode) and child.get("cmd") is not None:
         return "a model: move it below `models:`"
-    places = _places().get(name, ())
+    section = path.partition(".")[0]
+    places = _places().get(name, [])
+    if section:
+        inside = [place for place in places if place.startswith(f"{section}.")]
+        places = inside or ([] if name in keys_of(Model) else places)
     if len(places) == 1:
         [place] = places
         return f"`{name}` is a key of `{place}`" if place else f"`{name}` is a top-level key: move it out of `{path}`"
@@ -146,8 +150,11 @@ def _places() -> dict[str, list[str]]:
         for name, (_, key) in keys_of(record).items():
             if record is not Model:
                 found.setdefault(name, []).append(path)
+            place = f"{path}.{name}" if path else name
             if isinstance(key.kind, SectionType):
-                sections.append((f"{path}.{name}" if path else name, key.kind.record))
+                sections.append((place, key.kind.record))
+            elif isinstance(key.kind, SectionMapType) and key.kind.record is not Model:
+                sections.append((f"{place}.NAME", key.kind.record))
     return found
 
 

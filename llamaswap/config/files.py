@@ -130,7 +130,7 @@ def folder_problem(path: str, *, private: bool = False) -> str | None:
         if private and place.is_dir():
             with private_folder(place):
                 pass
-        while not place.exists():
+        while not os.path.lexists(place):
             place = place.parent
     except OSError as error:
         reason = error.strerror or str(error)

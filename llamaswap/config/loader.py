@@ -38,7 +38,7 @@ StoreProblem = Callable[[str], str | None]
 
 @frozen
 class LoadedConfig:
-    """A valid configuration, its warnings, and the document, which tells where each key is written."""
+    """A valid configuration, its warnings, and the document `root`, which has the location of each key."""
 
     config: Config
     warnings: tuple[Problem, ...] = ()
@@ -250,7 +250,7 @@ def _check_cors(security: SecuritySettings, report: Diagnostics) -> None:
     for index, origin in enumerate(security.cors.allow_origins):
         if origin != "*" and not _is_origin(origin):
             path = f"security.cors.allowOrigins[{index}]"
-            hint = "write it as https://name or https://name:port, in lower case, without a path and a default port"
+            hint = "write it as https://name or https://name:port, in lower case, without a path or a default port"
             report.error(f"{path}: {origin!r} is not an origin", path, hint=hint)
     listed = {name.lower() for name in security.cors.allow_headers}
     missing = [

@@ -195,6 +195,10 @@ def _check_peer_aliases(config: Config, report: Diagnostics) -> None:
             owner.setdefault(alias, peer.id)
             for kind in _kinds_of(alias, config):
                 report.error(f"alias {alias!r} of peer {peer.id} is already {kind}", path)
+            if alias in (config.routing.router.settings.groups or {}):
+                report.warn(
+                    f"alias {alias!r} of peer {peer.id} is also a group: a request for {alias!r} goes to the peer", path
+                )
             others = [other.id for other in config.peers.values() if alias in other.models]
             if alias in config.names.qualified:
                 report.error(f"alias {alias!r} of peer {peer.id} is already a model of a peer", path)

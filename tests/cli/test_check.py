@@ -6,7 +6,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.cli.effective import plain, text
-from llamaswap.config import ConfigText, diff, load
+from llamaswap.config import ConfigText, diff, files, load
 from tests.cli.doubles import invoke
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config" / "example.yaml"
@@ -133,6 +133,9 @@ class CheckTests(SynchronousTestCase):
 
     def test_folder_that_cannot_be_used_is_noted_and_not_an_error(self):
         file, shared = Path(self.mktemp()), Path(self.mktemp())
+        dangling = Path(self.mktemp())
+        dangling.symlink_to("missing")
+        self.assertIn("is not a directory", files.folder_problem(str(dangling / "logs")))
         file.write_text("")
         shared.mkdir()
         shared.chmod(0o777)

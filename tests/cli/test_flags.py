@@ -92,6 +92,11 @@ class ExitTests(SynchronousTestCase):
         self.assertEqual(code, 1)
         self.assertIn("nope", err)
         self.assertIn("bad.yaml:3: ", err)
+        code, _, err = self.run_main("-config", str(more), "-validate")
+        self.assertEqual(code, 1)
+        self.assertIn("use -config-dir", err)
+        code, _, err = self.run_main("-config-dir", str(more), "-config", str(more), "-validate")
+        self.assertEqual(code, 1)
         for words in (("-config-dir", str(more)), ("-config", str(good), "-config-dir", str(more))):
             code, _, err = self.run_main("-validate", *words)
             self.assertEqual(code, 1)

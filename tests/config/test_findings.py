@@ -186,6 +186,8 @@ class NameTests(FindingCase):
         self.only(self.peers("near", more=other), "f0.yaml:17", "duplicate alias 'near' of peer q", "of peer p")
         self.only(self.peers("big", more=other), "f0.yaml:12", "is also a model of peer q", "goes to p")
         self.assertEqual(self.loaded.config.peer("big"), ("p", "far"))
+        group = "groups: {g: {members: [owl]}}\n"
+        self.only(self.peers("g", more=group), "f0.yaml:12", "is also a group", "goes to the peer")
 
     def test_unknown_model_in_the_priorities_is_reported_with_its_line(self):
         text = TWO + "routing:\n  scheduler:\n    settings:\n      fifo:\n        priority:\n          hne: 5\n"
@@ -221,6 +223,8 @@ class KeyTests(FindingCase):
         self.only(TWO + "maxConcurrent: 3\n", "`maxConcurrent` is a key of `routing.scheduler.settings.fifo`")
         self.only(TWO + "routing: {scheduler: {patience: 3s}}\n", "is a key of `routing.scheduler.settings.fifo`")
         self.only(TWO + "    canary: 3s\n", "`canary` is a key of `models.MODEL.stall`")
+        peer = "peers: {p: {proxy: 'http://h:1', models: [m], connect: 3}}\n"
+        self.only(TWO + peer, "`connect` is a key of `peers.NAME.timeouts`")
 
     def test_top_level_key_inside_a_section_is_called_that(self):
         self.only(
@@ -228,6 +232,8 @@ class KeyTests(FindingCase):
         )
 
     def test_key_of_two_sections_is_not_guessed(self):
+        selector = "selectors: {s: {strategy: pin, targets: [owl], ttl: 3}}\n"
+        self.assertNotIn("is a key of", self.found(TWO + selector)[0])
         [found] = self.found(TWO + "timeout: 3s\n")
         self.assertNotIn("is a key of", found)
 
