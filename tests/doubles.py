@@ -1,41 +1,246 @@
-"""Doubles for the rooms below the router: servers that start and stop when a test says so, or after so many seconds.
-
-A stand-in supervisor keeps to what a real one promises: waiters are told on a later turn, a start waits for a stop
-that is under way, a stop ends a start.
+"""The doubles that tests of several packages share: a router, its leases, supervisors, the status of a server, and the
+client of outgoing requests. `tests/test_doubles.py` compares their methods with those of the real classes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from attrs import Factory, define, field, frozen
-from twisted.internet.defer import Deferred
+from attrs import Factory, define, field
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 
-from llamaswap.config import Model
+from llamaswap.config import Config, Model
 from llamaswap.config.endpoints import Endpoint
-from llamaswap.errors import ModelUnloaded, ShuttingDown, StartFailed
-from llamaswap.http_client import HttpResponse, RequestFailed, SendRequest
+from llamaswap.errors import (
+    FailureRecord,
+    LlamaswapError,
+    ModelUnloaded,
+    NoTarget,
+    RequestError,
+    ShuttingDown,
+    StartFailed,
+    Superseded,
+    UnknownModel,
+)
+from llamaswap.http_client import HttpResponse, RequestFailed
+from llamaswap.routing.interfaces import HealthSnapshot, TargetChoice, WaitingRequest
+from llamaswap.routing.leases import Lease, PendingLease, ProcessInstance
+from llamaswap.scheduling.effects import Ticket
+from llamaswap.scheduling.state import Decision
 from llamaswap.servers.server_snapshot import ServerSnapshot
-from llamaswap.servers.supervisor_protocol import Supervised, SupervisorListener
+from llamaswap.servers.supervisor_protocol import ServerStatus, SupervisorListener
 
 
-@frozen
-class FakeStatus:
-    model: str
-    state: str
-    pid: int | None = None
-    port: int | None = None
-    started_at: float | None = None
-    ready_at: float | None = None
-    last_error: str | None = None
-    load_seconds: tuple[float, ...] = ()
-    cmd: tuple[str, ...] = ()
-    endpoint: Endpoint | None = None
-    asleep_since: float | None = None
-    wake_seconds: tuple[float, ...] = ()
+def server_status(model: str, state: str = "ready", **changes: object) -> ServerStatus:
+    """The status of a server that became ready at 3.0, after 2.0 seconds."""
+    facts = {
+        "pid": 4711,
+        "port": 5800,
+        "started_at": 1.0,
+        "ready_at": 3.0,
+        "last_error": None,
+        "load_seconds": (2.0,),
+        "cmd": ("serve", "--api-key", "sesame"),
+        "endpoint": Endpoint("http", "127.0.0.1", 5800),
+    }
+    return ServerStatus(model, state, **{**facts, **changes})
+
+
+@define(eq=False)
+class FakeLease(Lease):
+    """A lease of a server that the test plays."""
+
+    releases: int = field(default=0, init=False)
+    stalled_since: list[float | None] = field(factory=list, init=False)
+
+    @property
+    def process(self) -> ProcessInstance:
+        """The server's process: a test sets its `lost` and `unloaded`."""
+        return self._process
+
+    def release(self) -> None:
+        self.releases += 1
+        super().release()
+
+    def reader_stalled(self, since: float | None) -> None:
+        self.stalled_since.append(since)
+
+
+@define(eq=False)
+class FakePendingLease(PendingLease):
+    """A request that a test grants with `grant` or refuses with `settle`."""
+
+    cancelled: bool = field(default=False, init=False)
+    settled: bool = field(default=False, init=False)
+    lease: FakeLease | None = field(default=None, init=False)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        super().cancel()
+
+    def settle(self, outcome: Lease | RequestError) -> None:
+        self.settled = True
+        super().settle(outcome)
+
+    def grant(self, *, lost: bool = False) -> FakeLease:
+        process = ProcessInstance(Endpoint("http", "127.0.0.1", 9001), 1, lost)
+        self.lease = FakeLease(Ticket(self.number, self.model, 0.0), process, None)
+        self.settle(self.lease)
+        return self.lease
+
+
+@define(eq=False)
+class FakeRouter:
+    """A router without servers. `states` and `statuses` are what it reports of them.
+
+    Requests are granted at once while `auto` is set; `refusal` refuses them; without `ready` they wait first. `loads`
+    and `unloads` return `work`. `calls` has the operator's calls in their order.
+    """
+
+    config: Config = Factory(Config)
+    states: dict[str, str] = Factory(dict)
+    statuses: dict[str, ServerStatus] = Factory(dict)
+    profile: str | None = None
+    chosen_profile: str | None = None
+    pinned: frozenset[str] = frozenset()
+    auto: bool = True
+    ready: bool = True
+    refusal: RequestError | None = None
+    no_target: NoTarget | None = None
+    asked: list[FakePendingLease] = Factory(list)
+    choices: list[TargetChoice] = Factory(list)
+    released: list[str] = Factory(list)
+    loaded: list[str] = Factory(list)
+    unloaded: list[object] = Factory(list)
+    hung: list[tuple[str, str]] = Factory(list)
+    calls: list[tuple[object, ...]] = Factory(list)
+    work: Deferred[None] | None = None
+    vitals: HealthSnapshot = Factory(lambda: HealthSnapshot(None, 0.0, 0, 0, 0))
+    waiting: list[WaitingRequest] = Factory(list)
+    broken: list[tuple[FailureRecord, float]] = Factory(list)
+    left: dict[str, float] = Factory(dict)
+    expected: Decision | None = None
+    swaps: FakeSwaps = Factory(lambda: FakeSwaps())
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def lease(self, model: str) -> Lease | None:
+        if not (self.auto and self.ready and self.refusal is None):
+            return None
+        return self._pending(model, None).grant()
+
+    def request(
+        self, model: str, *, on_position: Callable[[int], None] | None = None, origin: str = ""
+    ) -> PendingLease:
+        pending = self._pending(model, on_position)
+        pending.refusal, pending.ready = self.refusal, self.ready
+        if self.refusal is not None:
+            pending.settle(self.refusal)
+        elif self.auto:
+            pending.grant()
+        return pending
+
+    def _pending(self, model: str, on_position: Callable[[int], None] | None) -> FakePendingLease:
+        self.asked.append(FakePendingLease(model, lambda: None, on_position, len(self.asked) + 1))
+        return self.asked[-1]
+
+    def supersede(
+        self, waiting: PendingLease, *, on_position: Callable[[int], None] | None = None
+    ) -> PendingLease | None:
+        if not isinstance(waiting, FakePendingLease) or waiting.settled:
+            return None
+        waiting.settle(Superseded(waiting.model))
+        return self._pending(waiting.model, on_position)
+
+    def choose(self, selector_id: str) -> TargetChoice:
+        if self.no_target is not None:
+            raise self.no_target
+        first, *others = self.config.selectors[selector_id].targets
+        self.choices.append(TargetChoice(first, lambda: self.released.append(selector_id), tuple(others)))
+        return self.choices[-1]
+
+    # -- operators -----------------------------------------------------------------------------------------
+
+    def load(self, model: str, origin: str = "manual") -> Deferred[None]:
+        self.loaded.append(model)
+        return self.work or succeed(None)
+
+    def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
+        self.unloaded.append(models)
+        return self.work or succeed(None)
+
+    def select_profile(self, name: str | None) -> None:
+        self.profile = name
+
+    def pin(self, model: str) -> None:
+        self.pinned |= {model}
+
+    def unpin(self, model: str) -> None:
+        self.pinned -= {model}
+
+    def drain(self, error: LlamaswapError | None = None) -> None:
+        self.calls.append(("drain", error))
+
+    def shutdown(self, deadline: float) -> Deferred[None]:
+        self.calls.append(("shutdown", deadline))
+        return succeed(None)
+
+    def mark_hung(self, model: str, why: str) -> None:
+        self.hung.append((model, why))
+
+    # -- reports -------------------------------------------------------------------------------------------
+
+    def state(self, model: str) -> str:
+        return self.states.get(model, "stopped")
+
+    def status(self, model: str) -> ServerStatus:
+        if model not in self.config.models:
+            raise UnknownModel(model)
+        return self.statuses.get(model) or server_status(model, self.state(model))
+
+    def running(self) -> list[ServerStatus]:
+        return [server_status(name, state) for name, state in sorted(self.states.items()) if state != "stopped"]
+
+    def suspended(self) -> list[ServerStatus]:
+        return [status for _, status in sorted(self.statuses.items()) if status.asleep_since is not None]
+
+    def forecast(self, model: str) -> Decision:
+        return self.expected or Decision(model, "load", ("beta",), ("org",), "group")
+
+    def health(self) -> HealthSnapshot:
+        return self.vitals
+
+    def seconds_until_idle(self, model: str) -> float | None:
+        return self.left.get(model)
+
+    def queue(self) -> list[WaitingRequest]:
+        return self.waiting
+
+    def failing(self) -> list[tuple[FailureRecord, float]]:
+        return self.broken
+
+
+@define(eq=False)
+class FakeSwaps:
+    """The part of a router that continues with the servers of an earlier program. `removed` are not configured."""
+
+    removed: tuple[ServerSnapshot, ...] = ()
+    adopted: list[ServerSnapshot] = Factory(list)
+    failures: list[FailureRecord] = Factory(list)
+    delays: list[Deferred[None]] = Factory(list)
+
+    def adopt(self, snapshots: Iterable[ServerSnapshot]) -> list[ServerSnapshot]:
+        self.adopted += snapshots
+        return list(self.removed)
+
+    def restore_failures(self, failures: Iterable[FailureRecord]) -> None:
+        self.failures += failures
+
+    def delay_starts_until(self, ended: Deferred[None]) -> None:
+        self.delays.append(ended)
 
 
 class NoMemoryReclaim:
@@ -53,9 +258,10 @@ class NoMemoryReclaim:
 
 @define(eq=False)
 class FakeSupervisor:
-    """A server that is ready `load` seconds after its start and gone `exit` seconds after its stop.
+    """A server that is ready `load` seconds after its start, and has exited `exit` seconds after its stop.
 
-    With None it waits to be told: `become_ready`, `become_stopped`. `stubborn` ones go only when their grace is over.
+    With None a test calls `become_ready` and `become_stopped`. A `stubborn` server exits when its grace is over. As of
+    the real one, waiters are called on a later turn, a start waits for the end of a stop, and a stop ends a start.
     """
 
     model: Model
@@ -77,6 +283,7 @@ class FakeSupervisor:
     sleepless: bool = False
     asleep_since: float | None = None
     wakes: int = 0
+    cmd: tuple[str, ...] = ()
     cleanings: list[Deferred[None]] = field(factory=list, init=False)
     _dozing: bool = field(default=False, init=False)
     _for_ready: list[Deferred[Endpoint]] = field(factory=list, init=False)
@@ -187,13 +394,15 @@ class FakeSupervisor:
             self.listener.exited(self.model.id, -9, False)
         return served.argv == ("server",)
 
-    def status(self) -> FakeStatus:
+    def status(self) -> ServerStatus:
         endpoint = self.endpoint
-        return FakeStatus(
+        return ServerStatus(
             self.model.id,
             self.state,
             port=endpoint.port,
             started_at=self.started_at,
+            last_error=None,
+            cmd=tuple(word.replace("${PORT}", str(endpoint.port)) for word in self.cmd),
             endpoint=endpoint,
             asleep_since=self.asleep_since,
         )
@@ -201,7 +410,7 @@ class FakeSupervisor:
     def close(self) -> None:
         self.closed = True
 
-    # -- what a test may say -------------------------------------------------------------------------------
+    # -- for tests -----------------------------------------------------------------------------------------
 
     def become_ready(self) -> None:
         assert self.state == "starting"
@@ -246,8 +455,6 @@ class FakeSupervisor:
             self._show("stopped")
         self.listener.exited(self.model.id, status, False)
 
-    # -- its own business ----------------------------------------------------------------------------------
-
     def _start(self) -> None:
         if self.asleep_since is not None:
             self.asleep_since = None
@@ -283,6 +490,20 @@ class FakeSupervisor:
 
 
 @define(eq=False)
+class RecordingListener:
+    """A SupervisorListener that keeps its calls."""
+
+    states: list[tuple[str, str]] = Factory(list)
+    exits: list[tuple[int | None, bool]] = Factory(list)
+
+    def state_changed(self, model: str, old: str, new: str) -> None:
+        self.states.append((old, new))
+
+    def exited(self, model: str, exit_status: int | None, expected: bool) -> None:
+        self.exits.append((exit_status, expected))
+
+
+@define(eq=False)
 class FakeFleet:
     """A supervisor factory that remembers what it made. `adjust` changes a supervisor as it is made."""
 
@@ -305,9 +526,6 @@ class FakeFleet:
 
     def spawned(self) -> dict[str, int]:
         return {name: one.spawned for name, one in self.made.items() if one.spawned}
-
-
-_check: type[Supervised] = FakeSupervisor
 
 
 @define(eq=False)
@@ -347,6 +565,3 @@ class SentRequests:
     @property
     def last(self) -> SentRequest:
         return self.requests[-1]
-
-
-_sends: SendRequest = SentRequests()

@@ -2,15 +2,17 @@
 
 from types import SimpleNamespace
 
-from attrs import Factory, define, field
+from attrs import define
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.app import handover
 from llamaswap.app.handover import ServiceHandover, take_over
+from llamaswap.config import Config, Model, Profile
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.upgrade.state import IdleConnection, UpgradeState
+from tests.doubles import FakeRouter, FakeSwaps
 from tests.upgrade.test_state import SERVED
 
 
@@ -19,44 +21,6 @@ class Refuses:
 
     def adopt(self, *args):
         raise RuntimeError("out of luck")
-
-
-@define(eq=False)
-class FakeRouter:
-    config: object
-    active: object = None
-    handover: object = field(default=Factory(lambda self: self, takes_self=True))
-    swaps: object = field(default=Factory(lambda self: self, takes_self=True))
-    pinned: list = field(factory=list)
-    adopted: object = None
-    remembered: object = None
-    homeless: tuple = ()
-    waited: list = field(factory=list)
-
-    def select_profile(self, name):
-        self.active = name
-
-    def pin(self, model):
-        self.pinned.append(model)
-
-    def restore_failures(self, ailing):
-        self.remembered = ailing
-
-    def adopt(self, servers):
-        self.adopted = servers
-        return list(self.homeless)
-
-    def delay_starts_until(self, gone):
-        self.waited.append(gone)
-
-    def running(self):
-        return []
-
-
-@define
-class FakeConfig:
-    profiles: dict
-    models: dict
 
 
 def parts_of(router):
@@ -109,28 +73,28 @@ class FlushTests(SynchronousTestCase):
 
 class TakeOverTests(SynchronousTestCase):
     def test_part_that_cannot_be_taken_over_costs_nothing_else(self):
-        router = FakeRouter(FakeConfig({"quiet": 1}, {"a": 1}))
+        router = FakeRouter(Config(profiles={"quiet": Profile()}, models={"a": Model("a")}))
         take_over(
             parts_of(router),
             UpgradeState(connections=(IdleConnection(7, 2),), keeper=(9, 8), profile="quiet", pinned=("a", "gone")),
         )
-        self.assertEqual((router.active, router.pinned), ("quiet", ["a"]))
+        self.assertEqual((router.profile, router.pinned), ("quiet", {"a"}))
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
 
     def test_starts_wait_for_the_end_of_a_server_that_is_no_longer_configured(self):
         ended = Deferred()
         self.patch(handover, "end_unwanted", lambda *_: ended)
-        router = FakeRouter(FakeConfig({}, {}), homeless=(SERVED,))
+        router = FakeRouter(swaps=FakeSwaps((SERVED,)))
         take_over(parts_of(router), UpgradeState(servers=(SERVED,)))
-        self.assertEqual(router.waited, [ended])
+        self.assertEqual(router.swaps.delays, [ended])
 
     def test_profile_stays_as_it_was_chosen(self):
         for chosen, active in ("quiet", "quiet"), ("", ""), (None, "of the start"):
-            router = FakeRouter(FakeConfig({"quiet": 1}, {}), active="of the start")
+            router = FakeRouter(Config(profiles={"quiet": Profile()}), profile="of the start")
             take_over(parts_of(router), UpgradeState(profile=chosen))
-            self.assertEqual(router.active, active)
+            self.assertEqual(router.profile, active)
 
     def test_removed_profile_is_not_selected(self):
-        router = FakeRouter(FakeConfig({}, {}))
+        router = FakeRouter()
         take_over(parts_of(router), UpgradeState(profile="quiet"))
-        self.assertIsNone(router.active)
+        self.assertIsNone(router.profile)

@@ -7,6 +7,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.app.shutdown import CLOSE_TIMEOUT, SERVERS_TIMEOUT, Shutdown, ShutdownPhase
+from llamaswap.config import Config
+from tests.doubles import FakeRouter
 
 
 class Part:
@@ -26,8 +28,6 @@ class Part:
 def fake_parts(clock, calls, requests, hooks, disk):
     """A service whose requests, hooks and disk end with these Deferreds."""
     part, idle = Part(calls), succeed(None)
-    router = Part(calls, shutdown=idle)
-    router.config = SimpleNamespace(drain_timeout=30.0)
     proxy = Part(calls, when_idle=requests)
     proxy.active = 1
     thread = Part([], close=idle)
@@ -37,7 +37,7 @@ def fake_parts(clock, calls, requests, hooks, disk):
         watchdog=part,
         observability=SimpleNamespace(inflight=part, close=lambda: disk),
         models=SimpleNamespace(
-            router=router,
+            router=FakeRouter(Config(drain_timeout=30.0), calls=calls),
             slots=part,
             peers=part,
             pool=part,

@@ -1,20 +1,20 @@
 """What the watchdog sees of the models, and the small requests to a server that may hang."""
 
 import json
-from types import SimpleNamespace
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Compat, Model
+from llamaswap.config import Compat, Config, Model
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import HangDetection
 from llamaswap.config.steps import StepRequest
 from llamaswap.liveness.watched_models import GPU_TIMEOUT, WatchedModels, settings_of
 from llamaswap.observe.gpus import GpuReading
 from llamaswap.observe.inflight import InflightRequests
+from tests.doubles import FakeRouter, server_status
 
 HERE = Endpoint("http", "127.0.0.1", 5800, "/base")
 
@@ -27,10 +27,8 @@ class WatchedModelsTests(SynchronousTestCase):
             self.sent.append((endpoint, path, limit, how))
             return answer
 
-        router = SimpleNamespace(
-            config=SimpleNamespace(models={"kiwi": Model("kiwi", **settings)}),
-            status=lambda model: SimpleNamespace(endpoint=endpoint, pid=pid, port=5800),
-        )
+        status = server_status("kiwi", endpoint=endpoint, pid=pid)
+        router = FakeRouter(Config(models={"kiwi": Model("kiwi", **settings)}), statuses={"kiwi": status})
         return WatchedModels(self.clock, router, InflightRequests(self.clock), send, lambda: gpus, lambda model: 7)
 
     def asks_token(self, answer, **known):

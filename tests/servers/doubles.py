@@ -14,8 +14,8 @@ from llamaswap.servers import sessionleader
 from llamaswap.servers.launcher import Launcher
 from llamaswap.servers.procfs import MARK, Stat
 from llamaswap.servers.server_request import GET
-from llamaswap.servers.spawn import Kernel
 from llamaswap.servers.supervisor import Supervisor
+from tests.doubles import RecordingListener
 
 TERM, KILL, INT = 15, 9, 2
 
@@ -211,9 +211,6 @@ class World:
         return next((one.mark or None for one in self.processes if one.pid == pid and one.alive), None)
 
 
-_check: type[Kernel] = World
-
-
 class Asked:
     """Answers readiness questions: a status, an exception to fail with, or None to stay silent."""
 
@@ -250,20 +247,6 @@ class Asked:
 REFUSED = ConnectionRefusedError("refused")
 
 
-class Heard:
-    """A listener that records its calls."""
-
-    def __init__(self):
-        self.states = []
-        self.exits = []
-
-    def state_changed(self, model, old, new):
-        self.states.append((old, new))
-
-    def exited(self, model, exit_status, expected):
-        self.exits.append((exit_status, expected))
-
-
 def model(**fields):
     port = fields.pop("port", None)
     endpoint = Endpoint("http", "127.0.0.1", port or 5800)
@@ -281,7 +264,7 @@ class Scene:
 
     world: World
     asked: Asked
-    heard: Heard
+    heard: RecordingListener
     said: list
     supervisor: Supervisor
 
@@ -306,7 +289,7 @@ def scene(answer=200, watchers=(), on_become=None, **fields):
     launcher = Launcher(
         world, world.clock, {"PATH": "/bin", "MODE": "0"}, "run", kernel=world, watchers=watchers, which=which
     )
-    asked, heard, said = Asked(answer), Heard(), []
+    asked, heard, said = Asked(answer), RecordingListener(), []
     supervisor = Supervisor(model(**fields), launcher=launcher, ask=asked, log=said.append, listener=heard)
     return Scene(world, asked, heard, said, supervisor)
 

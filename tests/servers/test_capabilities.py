@@ -13,7 +13,7 @@ from llamaswap.config import Capabilities, Endpoint, Model
 from llamaswap.events import CapabilitiesFound, EventBus, StateChanged
 from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.servers.capabilities import ASK_DELAY, ASK_TIMEOUT, CapabilityDirectory
-from tests.doubles import FakeStatus
+from tests.doubles import server_status
 
 LLAMA = {"default_generation_settings": {"n_ctx": 4096}, "modalities": {"vision": True, "audio": False}}
 VLLM = {"data": [{"id": "m", "max_model_len": 32768}, {"id": "m-lora", "max_model_len": 32768}]}
@@ -36,7 +36,7 @@ class Scene:
 
     def status(self, name):
         endpoint = Endpoint("http", "127.0.0.1", 9000)
-        return FakeStatus(name, self.state, cmd=tuple(self.model.cmd.split()), endpoint=endpoint)
+        return server_status(name, self.state, cmd=tuple(self.model.cmd.split()), endpoint=endpoint)
 
     def get(self, endpoint, path, limit, headers):
         self.asked.append((f"GET {path}", limit, headers))

@@ -1,6 +1,6 @@
 """What is done when models come and go: commands and URLs, waited for or not, and never in the way."""
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -13,28 +13,8 @@ from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.routing.router import Router
 from llamaswap.servers.hooks import HookPreparation, HookRunner
 from llamaswap.servers.prepared_supervisor import PreparedSupervisor
-from llamaswap.servers.supervisor_protocol import ServerStatus
-from tests.doubles import FakeFleet, NoMemoryReclaim
+from tests.doubles import FakeFleet, NoMemoryReclaim, RecordingListener
 from tests.servers.doubles import scene
-
-
-class Inner:
-    """As much of a supervisor as is asked here."""
-
-    def __init__(self, state="stopped"):
-        self.state = state
-        self.calls = []
-
-    def ensure_ready(self):
-        self.calls.append("ensure_ready")
-        return succeed("endpoint")
-
-    def status(self):
-        return ServerStatus("owl", self.state)
-
-    def stop(self, grace=None):
-        self.calls.append(("stop", grace))
-        return succeed(None)
 
 
 class HookedTests(SynchronousTestCase):
@@ -53,23 +33,33 @@ class HookedTests(SynchronousTestCase):
 
         return HookRunner(self.clock, lambda: HookSettings(**hooks), self.launcher, send)
 
+    def supervisor(self, state="stopped"):
+        """The supervisor inside."""
+        made = FakeFleet(self.clock)(Model("owl"), RecordingListener())
+        made.state = state
+        return made
+
+    def result(self, deferred):
+        self.clock.pump([0.0] * 4)
+        return self.successResultOf(deferred)
+
     def hooked(self, inner, **hooks):
         return PreparedSupervisor(inner, [HookPreparation("owl", self.runner(**hooks))])
 
     def test_supervisor_without_hooks_behaves_as_the_one_inside(self):
-        inner = Inner()
+        inner = self.supervisor()
         hooked = self.hooked(inner)
-        self.assertEqual(self.successResultOf(hooked.ensure_ready()), "endpoint")
-        self.successResultOf(hooked.stop(3.0))
-        self.assertEqual(inner.calls, ["ensure_ready", ("stop", 3.0)])
+        self.assertEqual(self.result(hooked.ensure_ready()), inner.endpoint)
+        self.result(hooked.stop(3.0))
+        self.assertEqual((inner.spawned, inner.graces), (1, [3.0]))
 
     def test_start_waits_for_before_load(self):
-        inner = Inner()
+        inner = self.supervisor()
         starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
-        self.assertEqual(inner.calls, [])
+        self.assertEqual(inner.spawned, 0)
         self.assertEqual(self.posted, [("http://x/a", b'{"event": "before_load", "model": "owl", "error": ""}')])
         self.answers[0].callback(HttpResponse(200, b""))
-        self.assertEqual(self.successResultOf(starting), "endpoint")
+        self.assertEqual(self.result(starting), inner.endpoint)
 
     def test_runner_is_busy_until_the_last_hook_ends(self):
         runner = self.runner(after_ready=("http://x/a", "http://x/b", "missing-command"), timeout=5.0)
@@ -97,17 +87,17 @@ class HookedTests(SynchronousTestCase):
         self.assertFalse(runner.busy)
 
     def test_start_waits_for_a_hook_request_no_longer_than_its_timeout(self):
-        inner = Inner()
+        inner = self.supervisor()
         starting = self.hooked(inner, before_load=("http://x/a",), timeout=5.0).ensure_ready()
         self.assertEqual(self.timeouts, [5.0])
         self.answers[0].errback(RequestFailed("no response within 5 s"))
-        self.assertEqual(self.successResultOf(starting), "endpoint")
+        self.assertEqual(self.result(starting), inner.endpoint)
 
     def test_failing_hook_does_not_fail_the_start(self):
-        inner = Inner()
+        inner = self.supervisor()
         starting = self.hooked(inner, before_load=("http://x/a",)).ensure_ready()
         self.answers[0].errback(OSError("refused"))
-        self.assertEqual(self.successResultOf(starting), "endpoint")
+        self.assertEqual(self.result(starting), inner.endpoint)
 
     def test_hook_request_that_is_redirected_or_refused_counts_as_failed(self):
         lines = []
@@ -125,33 +115,33 @@ class HookedTests(SynchronousTestCase):
     def test_unreadable_hook_does_not_prevent_a_stop(self):
         """The router would take it for gone, and load the next one beside it."""
         for entry in ("missing 'unclosed", "", "missing-program \0"):
-            inner = Inner("ready")
-            self.successResultOf(self.hooked(inner, before_unload=(entry,)).stop(3.0))
-            self.assertEqual(inner.calls, [("stop", 3.0)])
+            inner = self.supervisor("ready")
+            self.result(self.hooked(inner, before_unload=(entry,)).stop(3.0))
+            self.assertEqual(inner.graces, [3.0])
 
     def test_model_unloaded_while_its_hook_runs_is_not_started(self):
-        inner = Inner()
+        inner = self.supervisor()
         hooked = self.hooked(inner, before_load=("http://x/a",))
         starting = hooked.ensure_ready()
-        self.successResultOf(hooked.stop())
+        self.result(hooked.stop())
         self.answers[0].callback(HttpResponse(200, b""))
         self.failureResultOf(starting, ModelUnloaded)
-        self.assertNotIn("ensure_ready", inner.calls)
+        self.assertEqual(inner.spawned, 0)
 
     def test_ready_server_is_given_without_a_hook(self):
-        inner = Inner("ready")
-        self.successResultOf(self.hooked(inner, before_load=("http://x/a",)).ensure_ready())
+        inner = self.supervisor("ready")
+        self.result(self.hooked(inner, before_load=("http://x/a",)).ensure_ready())
         self.assertEqual(self.posted, [])
 
     def test_stop_waits_for_before_unload_only_if_the_server_is_ready(self):
         for state, asked in (("ready", 1), ("starting", 1), ("stopped", 1)):
-            inner = Inner(state)
+            inner = self.supervisor(state)
             stopping = self.hooked(inner, before_unload=("http://x/a",)).stop(2.0)
             if state == "ready":
-                self.assertEqual(inner.calls, [])
+                self.assertEqual(inner.graces, [])
                 self.answers[0].callback(HttpResponse(200, b""))
-            self.successResultOf(stopping)
-            self.assertEqual((inner.calls, len(self.posted)), ([("stop", 2.0)], asked))
+            self.result(stopping)
+            self.assertEqual((inner.graces, len(self.posted)), ([2.0], asked))
 
     def test_other_hooks_run_at_state_changes(self):
         bus = EventBus(lambda error: None)

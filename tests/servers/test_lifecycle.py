@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ModelUnloaded, StartFailed
 from llamaswap.servers import lifecycle
-from llamaswap.servers.lifecycle_interfaces import Actions, LifecycleWaiters, StateTask
+from llamaswap.servers.lifecycle_interfaces import LifecycleWaiters, StateTask
 
 HERE = Endpoint("http", "127.0.0.1", 5800)
 STATES = ("Stopped", "Starting", "Ready", "Suspending", "Suspended", "Resuming", "Stopping")
@@ -120,9 +120,6 @@ class RecordingActions:
 
     def show(self, state):
         self.done.append(f"show:{state}")
-
-
-_check: type[Actions] = RecordingActions
 
 
 def drawing():

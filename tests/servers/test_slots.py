@@ -16,24 +16,9 @@ from llamaswap.http_client import HttpResponse
 from llamaswap.servers.engine_request import flag_of
 from llamaswap.servers.prepared_supervisor import PreparedSupervisor
 from llamaswap.servers.slots import SlotPreparation, SlotStore
-from tests.doubles import FakeStatus, FakeSupervisor
+from tests.doubles import FakeFleet, RecordingListener
 
-CMD = ("llama-server", "--port", "5801", "--slot-save-path", "/cache", "--api-key", "sesame,other")
-
-
-class Server(FakeSupervisor):
-    """Made of a command."""
-
-    def status(self) -> FakeStatus:
-        told = super().status()
-        return evolve(told, cmd=tuple(word.replace("5801", str(told.port)) for word in self.cmd))
-
-
-class Heard:
-    def state_changed(self, model, old, new):
-        """Not of interest."""
-
-    exited = state_changed
+CMD = ("llama-server", "--port", "${PORT}", "--slot-save-path", "/cache", "--api-key", "sesame,other")
 
 
 def reply(answer):
@@ -55,7 +40,7 @@ class Scene:
         self.delay = 0.5
         self.slots = SlotStore(self.clock, self.send, self.removed.append)
         self.model = Model("a/b", cmd=" ".join(CMD), slots=Wanted(**{"save": True, **wanted}))
-        self.inner = Server(self.model, Heard(), self.clock)
+        self.inner = FakeFleet(self.clock)(self.model, RecordingListener())
         self.inner.cmd = CMD
         self.server = PreparedSupervisor(self.inner, [SlotPreparation(self.model, self.slots)])
 
@@ -113,7 +98,7 @@ class SlotTests(SynchronousTestCase):
         made.down()
         self.assertEqual(made.slots.document(made.model)["saved_tokens"], 900)
         added = evolve(made.model, cmd="llama-server --other")
-        PreparedSupervisor(Server(added, Heard(), made.clock), [SlotPreparation(added, made.slots)])
+        PreparedSupervisor(FakeFleet(made.clock)(added, RecordingListener()), [SlotPreparation(added, made.slots)])
         self.assertEqual(made.slots.document(added)["saved_tokens"], 0)
 
     def test_slot_saving_that_costs_more_than_it_gains_is_given_up(self):

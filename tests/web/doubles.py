@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import define, field
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -22,7 +22,6 @@ from llamaswap.observe.history import SwapHistory
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.observe.store import ActivityStore
 from llamaswap.proxy.peers import Health
-from llamaswap.scheduling.state import Decision
 from llamaswap.version import Build
 from llamaswap.web import app, route_table
 from llamaswap.web.activity import ActivityEndpoints
@@ -46,6 +45,7 @@ from llamaswap.web.streaming_response import StreamingResponses
 from llamaswap.web.system import SystemEndpoints
 from llamaswap.web.ui import UiFiles
 from llamaswap.wire import openai
+from tests.doubles import FakeRouter
 
 LOOPBACK = IPv4Address("TCP", "127.0.0.1", 50000)
 
@@ -88,92 +88,9 @@ def with_keys(*keys):
     return example_config(api_keys=tuple(Secret(key) for key in keys))
 
 
-@define
-class Status:
-    model: str
-    state: str = "ready"
-    pid: int | None = 4711
-    port: int | None = 5800
-    started_at: float | None = 1.0
-    ready_at: float | None = 3.0
-    last_error: object = None
-    load_seconds: tuple = (2.0,)
-    cmd: tuple = ("serve", "--api-key", "sesame")
-    endpoint: object = None
-    asleep_since: float | None = None
-    wake_seconds: tuple = ()
-
-
-@define
-class Vitals:
-    oldest_waiter: float | None = None
-    last_decision: float | None = None
-    waiting: int = 0
-    serving: int = 0
-    loading: int = 0
-
-
-@define(eq=False)
-class FakeModelRouter:
-    """Answers from a dictionary of states; remembers what it was asked to do."""
-
-    config: Config = field(factory=example_config)
-    states: dict = field(factory=dict)
-    profile: str | None = None
-    unloaded: list = field(factory=list)
-    loaded: list = field(factory=list)
-    work: Deferred | None = None
-    told: Vitals = field(factory=Vitals)
-    waiting: list = field(factory=list)
-    broken: list = field(factory=list)
-    pinned: frozenset = frozenset()
-    left: dict = field(factory=dict)
-    expected: object = None
-    statuses: dict = field(factory=dict)
-
-    def state(self, model):
-        return self.states.get(model, "stopped")
-
-    def status(self, model):
-        return self.statuses.get(model) or Status(model, self.state(model))
-
-    def running(self):
-        return [Status(name, state) for name, state in sorted(self.states.items()) if state != "stopped"]
-
-    def suspended(self):
-        return [status for _, status in sorted(self.statuses.items()) if status.asleep_since is not None]
-
-    def select_profile(self, name):
-        self.profile = name
-
-    def unload(self, models=None):
-        self.unloaded.append(models)
-        return self.work or succeed(None)
-
-    def load(self, model):
-        self.loaded.append(model)
-        return self.work or succeed(None)
-
-    def pin(self, model):
-        self.pinned |= {model}
-
-    def unpin(self, model):
-        self.pinned -= {model}
-
-    def forecast(self, model):
-        return self.expected or Decision(model, "load", ("beta",), ("org",), "group")
-
-    def health(self):
-        return self.told
-
-    def seconds_until_idle(self, model):
-        return self.left.get(model)
-
-    def queue(self):
-        return self.waiting
-
-    def failing(self):
-        return self.broken
+def example_router(config=None, states=None, **more):
+    """A router with the example's configuration, if no other is given."""
+    return FakeRouter(config or example_config(), states or {}, **more)
 
 
 @define(eq=False)
@@ -198,9 +115,9 @@ class FakeInflight:
         for listener in list(self.listeners):
             listener(event)
 
-    def cancel(self, request):
-        self.cancelled.append(request)
-        return request == "7"
+    def cancel(self, request_id):
+        self.cancelled.append(request_id)
+        return request_id == "7"
 
     def by_model(self):
         return self.counts
@@ -297,7 +214,7 @@ def _raise(error):
 class World:
     """Everything the surface is built from, and the surface."""
 
-    router: FakeModelRouter = field(factory=FakeModelRouter)
+    router: FakeRouter = field(factory=example_router)
     clock: Clock = field(factory=Clock)
     book: LogRegistry = field(factory=LogRegistry)
     streams: StreamingResponses = field(factory=StreamingResponses)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from llamaswap.config import Compat, Config, Endpoint, Filters, Model, Peer, Profile, Secret, Selector
 from llamaswap.errors import BodyTooLarge, ClientGone, UpstreamDeclined
 from llamaswap.proxy.bodies import BytesBody
-from llamaswap.proxy.exchange import Exchange, RequestHead, ResponseSink
+from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.loading import REMARKS, LoadingStream
 from llamaswap.proxy.response_framer import ResponseFramer
 from llamaswap.web.error_response import ErrorSender
@@ -20,6 +20,7 @@ from llamaswap.web.inference import Inference
 from llamaswap.web.passthrough import Passthrough
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.wire.headers import ResponseHeaders, to_client
+from tests.doubles import FakeRouter
 
 JSON = (b"Content-Type", b"application/json")
 
@@ -63,104 +64,6 @@ def config(**more) -> Config:
         profiles=more.pop("profiles", {"work": Profile(pins={"chat": "alpha", "org": "", "pool/x": "org/gamma"})}),
         **more,
     )
-
-
-@define(eq=False)
-class FakeLease:
-    endpoint: Endpoint
-    priority: int = 0
-    lost: bool = False
-    unloaded: bool = False
-    released: int = 0
-    interrupt: object = None
-    reader: list = field(factory=list)
-
-    def release(self) -> None:
-        self.released += 1
-
-    def reader_stalled(self, since):
-        self.reader.append(since)
-
-
-@define(eq=False)
-class FakeAcquisition:
-    model: str
-    on_position: object
-    refusal: Exception | None = None
-    ready: bool = True
-    granted: Deferred = field(factory=Deferred)
-    cancelled: bool = False
-    lease: FakeLease | None = None
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        if not self.granted.called:
-            self.granted.errback(CancelledError())
-            self.granted.addErrback(lambda failure: None)  # perhaps nothing waits for it
-
-    def grant(self, **more) -> FakeLease:
-        self.lease = FakeLease(Endpoint("http", "127.0.0.1", 9001), **more)
-        self.granted.callback(self.lease)
-        return self.lease
-
-
-@define(eq=False)
-class FakeChoice:
-    target: str
-    others: tuple = ()
-    released: int = 0
-
-    def release(self) -> None:
-        self.released += 1
-
-
-@define(eq=False)
-class FakeStatus:
-    endpoint: Endpoint
-
-
-@define(eq=False)
-class FakeRouter:
-    """Grants at once while `auto` is set."""
-
-    config: Config = field(factory=config)
-    profile: str | None = None
-    auto: bool = True
-    ready: bool = True
-    refusal: Exception | None = None
-    no_target: Exception | None = None
-    states: dict = field(factory=dict)
-    asked: list = field(factory=list)
-    choices: list = field(factory=list)
-
-    def choose(self, selector_id):
-        if self.no_target is not None:
-            raise self.no_target
-        first, *others = self.config.selectors[selector_id].targets
-        self.choices.append(FakeChoice(first, tuple(others)))
-        return self.choices[-1]
-
-    def lease(self, model):
-        if not (self.auto and self.ready and self.refusal is None):
-            return None
-        self.asked.append(FakeAcquisition(model, None))
-        return self.asked[-1].grant()
-
-    def request(self, model, *, on_position=None, origin=""):
-        acquisition = FakeAcquisition(model, on_position, self.refusal, self.ready)
-        self.asked.append(acquisition)
-        if self.auto and self.refusal is None:
-            acquisition.grant()
-        return acquisition
-
-    def supersede(self, waiting, *, on_position=None):
-        return None
-
-    def state(self, model):
-        return self.states.get(model, "stopped")
-
-    def status(self, model):
-        return FakeStatus(Endpoint("http", "127.0.0.1", 9002))
 
 
 class Outcome(Deferred):
@@ -306,9 +209,6 @@ class FakeSink:
         return None
 
 
-_check: type[ResponseSink] = FakeSink
-
-
 @define(eq=False)
 class ArrivingBody:
     """A body that arrives by hand: `feed`, then `end`. It keeps everything."""
@@ -380,16 +280,16 @@ class Witness:
     def data(self, data):
         self.body += data
 
-    def ended(self, ending, error):
-        self.endings.append((ending, error))
+    def ended(self, outcome, error):
+        self.endings.append((outcome, error))
 
 
 @define(eq=False)
 class Witnesses:
     seen: list = field(factory=list)
 
-    def open(self, facts):
-        self.seen.append(Witness(facts))
+    def open(self, request):
+        self.seen.append(Witness(request))
         return self.seen[-1]
 
 
@@ -399,7 +299,7 @@ class Stage:
     def __init__(self, **router) -> None:
         self.clock = Clock()
         self.clock.advance(100)
-        self.router = FakeRouter(**router)
+        self.router = FakeRouter(**{"config": config(), **router})
         self.forwarder = FakeForwarder()
         self.witnesses = Witnesses()
         self.keys: dict[bytes, bytes] = {}

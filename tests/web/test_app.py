@@ -12,7 +12,7 @@ from llamaswap.web.auth import Authenticator, HostCheck
 from llamaswap.web.openapi import ALL_METHODS, PATH_VARIABLE
 from llamaswap.web.route_table import ROUTES
 from llamaswap.wire.model_routes import MODEL_ROUTES
-from tests.web.doubles import LOOPBACK, Client, FakeFiles, FakeModelRouter, World, envelope, example_config, with_keys
+from tests.web.doubles import LOOPBACK, Client, FakeFiles, World, envelope, example_config, example_router, with_keys
 
 
 class RoutingTests(TestCase):
@@ -31,7 +31,7 @@ class RoutingTests(TestCase):
 
     def test_a_wrong_method_names_the_right_ones_even_without_a_key(self):
         """http T003, http T015"""
-        world = World(FakeModelRouter(with_keys("k")))
+        world = World(example_router(with_keys("k")))
         answer = world.ask("/health", "POST")
         self.assertEqual((answer.status, answer.body), (405, b"Method Not Allowed\n"))
         self.assertEqual(answer.headers["allow"], "GET, HEAD")
@@ -53,7 +53,7 @@ class RoutingTests(TestCase):
 
     def test_an_unknown_path_is_a_plain_404_whatever_the_client_accepts(self):
         """http T004, http T033"""
-        world = World(FakeModelRouter(with_keys("k")))
+        world = World(example_router(with_keys("k")))
         for method in ("GET", "POST"):
             answer = world.ask("/nope", method, [("Accept", "application/json")])
             self.assertEqual((answer.status, answer.body), (404, b"404 page not found\n"))
@@ -107,7 +107,7 @@ class RoutingTests(TestCase):
 class CorsTests(TestCase):
     def test_a_preflight_is_answered_on_any_path_without_a_key(self):
         """http T009, http T013"""
-        world = World(FakeModelRouter(with_keys("k")))
+        world = World(example_router(with_keys("k")))
         for path in ("/does/not/exist", "/upstream/alpha/x"):
             answer = world.ask(path, "OPTIONS", [("Access-Control-Request-Headers", "X-A, bad header, X-B")])
             self.assertEqual((answer.status, answer.body), (204, b""))
@@ -126,7 +126,7 @@ class CorsTests(TestCase):
             self.assertNotIn("access-control-allow-origin", answer.headers, path)
 
     def test_a_page_of_another_site_reads_every_response_of_a_server_with_keys(self):
-        world = World(FakeModelRouter(with_keys("k")))
+        world = World(example_router(with_keys("k")))
         for more, status in (([], 401), ([("x-api-key", "k")], 200)):
             answer = world.ask("/running", headers=[("Origin", "http://a.b"), *more])
             self.assertEqual((answer.status, answer.headers["access-control-allow-origin"]), (status, "*"))
@@ -140,7 +140,7 @@ class AllowedOriginsTests(TestCase):
 
     def world(self, *origins, **more):
         cors = CorsSettings(tuple(origins or (self.chat,)), **more)
-        return World(FakeModelRouter(example_config(security=SecuritySettings(cors))))
+        return World(example_router(example_config(security=SecuritySettings(cors))))
 
     def test_listed_origin_reads_every_answer_and_another_one_none(self):
         world = self.world()
@@ -178,7 +178,7 @@ class AllowedOriginsTests(TestCase):
 
     def test_listing_obeys_allowed_hosts_if_origins_are_listed(self):
         security = SecuritySettings(CorsSettings((self.chat,)))
-        world = World(FakeModelRouter(example_config(security=security, allowed_hosts=("models.example.net",))))
+        world = World(example_router(example_config(security=security, allowed_hosts=("models.example.net",))))
         self.assertEqual(world.ask("/v1/models", host="evil.example").status, 403)
         self.assertEqual(world.ask("/v1/models", host="models.example.net").status, 200)
 
@@ -186,7 +186,7 @@ class AllowedOriginsTests(TestCase):
 class GateTests(TestCase):
     def test_open_routes_need_no_key_and_others_do(self):
         """http T028, http T029, http T032"""
-        world = World(FakeModelRouter(with_keys("k-1", "k-2")))
+        world = World(example_router(with_keys("k-1", "k-2")))
         for path in ("/health", "/wol-health", "/", "/ui", "/ui/", "/ui/models", "/upstream", "/readyz"):
             self.assertNotEqual(world.ask(path).status, 401, path)
         for path in ("/running", "/running?api_key=k-1", "/logs", "/comfyui", "/api/profiles"):
@@ -344,18 +344,18 @@ class DnsRebindingTests(TestCase):
         foreign = "evil.example:8080"
         for path in reads:
             self.assertEqual(World().ask(path, host=foreign).status, 200, path)
-            world = World(FakeModelRouter(example_config(allowed_hosts=("models.example.net",))))
+            world = World(example_router(example_config(allowed_hosts=("models.example.net",))))
             self.assertEqual(world.ask(path, host=foreign).status, 403, path)
             for host in ("models.example.net", "here:8080", "127.0.0.1:8080"):
                 self.assertEqual(world.ask(path, host=host).status, 200, path)
         self.assertEqual(world.ask("/v1/models", host=foreign).status, 200)
         self.assertEqual(world.ask("/health", host=foreign).status, 200)
         keyed = example_config(allowed_hosts=("models.example.net",), api_keys=(Secret("k"),))
-        answer = World(FakeModelRouter(keyed)).ask("/running", headers=[("X-Api-Key", "k")], host=foreign)
+        answer = World(example_router(keyed)).ask("/running", headers=[("X-Api-Key", "k")], host=foreign)
         self.assertEqual(answer.status, 200)
 
     def test_host_listed_in_allowed_hosts_may_change_state(self):
-        world = World(FakeModelRouter(example_config(allowed_hosts=("models.example.net",))))
+        world = World(example_router(example_config(allowed_hosts=("models.example.net",))))
         self.assertEqual(world.ask("/unload", host="models.example.net").status, 200)
 
 
@@ -366,7 +366,7 @@ class EditingFromElsewhereTests(TestCase):
         self.files = FakeFiles("models: {}\n", editable=True)
 
     def status(self, *forwarded, peer=LOOPBACK, router=None, more=()):
-        world = World(router or FakeModelRouter(), files=self.files)
+        world = World(router or example_router(), files=self.files)
         answer = world.ask("/api/config", "PUT", [("If-Match", "*"), *forwarded, *more], b"# new\n", peer=peer)
         if answer.status == 403:
             self.assertIn("apiKeys", answer.text)
@@ -412,7 +412,7 @@ class EditingFromElsewhereTests(TestCase):
         self.assertEqual(self.files.written, [])
 
     def test_with_keys_a_client_that_has_one_can_edit_from_anywhere(self):
-        router = FakeModelRouter(with_keys("k-1"))
+        router = example_router(with_keys("k-1"))
         self.assertEqual(self.status(peer=self.REMOTE, router=router, more=[("X-Api-Key", "k-1")]), 200)
         self.assertEqual(self.status(router=router), 401)
 
@@ -420,7 +420,7 @@ class EditingFromElsewhereTests(TestCase):
 class FailureTests(TestCase):
     def test_internal_error_is_logged_and_not_described_to_the_client(self):
         world = World()
-        world.router.told = None
+        world.router.vitals = None
         answer = world.ask("/readyz")
         self.assertEqual(answer.status, 500)
         self.assertEqual(answer.json, envelope(500, "internal error"))

@@ -4,7 +4,7 @@ from llamaswap.errors import ConfigError, Problem
 from llamaswap.events import ConfigRejected, ConfigReloaded
 from llamaswap.web.config_api import MAX_CONFIG_BYTES
 from llamaswap.web.configfile import Impact, ImpactModels, ProblemDocument
-from tests.web.doubles import FakeFiles, FakeModelRouter, World, with_keys
+from tests.web.doubles import FakeFiles, World, example_router, with_keys
 
 TEXT = "apiKeys: [k-secret]\npeers:\n  a: {proxy: x}\n  b:\n    apiKey: one-1\n  c:\n    apiKey: two-2\n"
 KEY = [("x-api-key", "k-secret")]
@@ -12,7 +12,7 @@ KEY = [("x-api-key", "k-secret")]
 
 class ShowTests(TestCase):
     def test_the_text_is_shown_with_masked_secrets_and_a_tag(self):
-        world = World(FakeModelRouter(with_keys("k-secret")), files=FakeFiles(TEXT))
+        world = World(example_router(with_keys("k-secret")), files=FakeFiles(TEXT))
         answer = world.ask("/api/config", headers=KEY)
         for secret in ("k-secret", "one-1", "two-2"):
             self.assertNotIn(secret, answer.text)
@@ -55,7 +55,7 @@ class CheckTests(TestCase):
 
 class ReplaceTests(TestCase):
     def world(self, **more):
-        return World(FakeModelRouter(with_keys("k-secret")), files=FakeFiles(TEXT, editable=True, **more))
+        return World(example_router(with_keys("k-secret")), files=FakeFiles(TEXT, editable=True, **more))
 
     def put(self, world, body, tag):
         return world.ask("/api/config", "PUT", [*KEY, ("If-Match", tag)], body)
@@ -97,7 +97,7 @@ class ReplaceTests(TestCase):
 
     def edited(self, old, new):
         """What is written, and the status, where one edits this in what was shown of commands with secrets."""
-        world = World(FakeModelRouter(with_keys("k-secret")), files=FakeFiles(self.COMMANDS, editable=True))
+        world = World(example_router(with_keys("k-secret")), files=FakeFiles(self.COMMANDS, editable=True))
         shown = world.ask("/api/config", headers=KEY)
         for secret in ("k-secret", "one-1", "two-2", "three-3"):
             self.assertNotIn(secret, shown.text)
@@ -136,7 +136,7 @@ class HistoryTests(TestCase):
     def world(self, **more):
         now = "1700000001000-11111111"
         files = FakeFiles(TEXT, **{"editable": True, **more}, kept={self.FIRST: self.OLD, now: TEXT})
-        return World(FakeModelRouter(with_keys("k-secret")), files=files)
+        return World(example_router(with_keys("k-secret")), files=files)
 
     def restore(self, world, *headers, version=FIRST):
         return world.ask(f"/api/config/history/{version}/restore", "POST", [*KEY, *headers])
@@ -188,7 +188,7 @@ class HistoryTests(TestCase):
 
 class FreshSecretTests(TestCase):
     def test_a_key_that_is_in_the_file_but_not_in_force_yet_is_masked(self):
-        world = World(FakeModelRouter(with_keys("k-secret")), files=FakeFiles("apiKeys: [k-tomorrow]\n", editable=True))
+        world = World(example_router(with_keys("k-secret")), files=FakeFiles("apiKeys: [k-tomorrow]\n", editable=True))
         shown = world.ask("/api/config", headers=KEY)
         self.assertNotIn("k-tomorrow", shown.text)
         headers = [*KEY, ("If-Match", shown.headers["etag"])]

@@ -6,7 +6,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import ConfigText, Endpoint, Model, Peer, load
 from llamaswap.discover.config_writer import FoundModel, FoundServer, ScanResult
 from llamaswap.web.discovery import DISK_TIMEOUT, MAX_MODELS, RESULT_LIFETIME, SEARCH_TIME
-from tests.web.doubles import FakeFiles, FakeModelRouter, World, at_once, example_config, with_keys
+from tests.web.doubles import FakeFiles, World, at_once, example_config, example_router, with_keys
 
 
 def model(name, path="/m/x.gguf", **more):
@@ -29,7 +29,7 @@ class DiscoveryTests(TestCase):
             return found
 
         files = FakeFiles(editable=editable)
-        return World(router or FakeModelRouter(), files=files, survey=survey, surveyor=run)
+        return World(router or example_router(), files=files, survey=survey, surveyor=run)
 
     def test_every_discovered_item_has_yaml_that_loads(self):
         told = self.world().ask("/api/discover").json
@@ -49,20 +49,20 @@ class DiscoveryTests(TestCase):
     def test_configured_item_names_its_configuration(self):
         models = {"mine": Model("mine", cmd="serve -m '/m/used.gguf'")}
         peers = {"far": Peer("far", proxy="http://localhost:8000/")}
-        world = self.world(router=FakeModelRouter(example_config(models=models, peers=peers)))
+        world = self.world(router=example_router(example_config(models=models, peers=peers)))
         told = world.ask("/api/discover").json
         self.assertEqual([one["configured_as"] for one in told["models"]], [None, "mine"])
         self.assertEqual([one["configured_as"] for one in told["servers"]], ["far", None])
 
     def test_ports_of_this_server_are_not_searched(self):
         models = {"mine": Model("mine", endpoint=Endpoint("http", "localhost", 8001))}
-        self.world(router=FakeModelRouter(example_config(models=models))).ask("/api/discover")
+        self.world(router=example_router(example_config(models=models))).ask("/api/discover")
         self.assertEqual(self.asked[0][0], {8080, 8001})
 
     def test_discovery_is_refused_unless_the_operator_allows_edits(self):
         world = self.world(editable=False)
         self.assertEqual(world.ask("/api/discover").status, 403)
-        world = self.world(router=FakeModelRouter(with_keys("k")))
+        world = self.world(router=example_router(with_keys("k")))
         self.assertEqual(world.ask("/api/discover").status, 401)
         self.assertEqual(self.asked, [])
 

@@ -19,7 +19,7 @@ from llamaswap.web.event_fanout import GATHER_TIME_PER_CLIENT, MAX_GATHERED_BYTE
 from llamaswap.web.event_stream import RENDERING_LIFETIME
 from llamaswap.web.sse_feed import LONGEST_PAUSE, MAX_QUEUED_MESSAGES, Feed, message
 from llamaswap.wire.usage import Usage
-from tests.web.doubles import FakeModelRouter, World
+from tests.web.doubles import World, example_router
 
 
 def events(body):
@@ -76,7 +76,7 @@ class ConnectTests(TestCase):
 
     def test_status_event_has_every_local_and_every_peers_model(self):
         """http T157"""
-        world = World(FakeModelRouter(states={"alpha": "ready", "beta": "shutdown"}))
+        world = World(example_router(states={"alpha": "ready", "beta": "shutdown"}))
         client = world.open("/api/events")
         models = {row["id"]: row for row in told(client)["modelStatus"]}
         self.assertEqual(

@@ -125,7 +125,7 @@ class FailoverTests(SynchronousTestCase):
         self.select("alpha", "beta")
         asked = self.ask()
         lease = self.stage.router.asked[0].lease
-        lease.unloaded = lease.lost = True
+        lease.process.unloaded = lease.process.lost = True
         self.last.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, len(self.stage.router.asked)), (503, 1))
 
@@ -155,7 +155,7 @@ class FailoverTests(SynchronousTestCase):
         self.stage.router.auto = self.stage.router.ready = False
         asked = self.ask(stream=True)
         self.assertFalse(asked.sink.started)
-        self.stage.router.asked[0].granted.errback(StartFailed("alpha", "no"))
+        self.stage.router.asked[0].settle(StartFailed("alpha", "no"))
         self.finish()
         self.assertEqual((asked.sink.status, asked.sink.body), (200, b"2\r\n{}\r\n"))
 

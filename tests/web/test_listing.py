@@ -4,7 +4,7 @@ from twisted.trial.unittest import TestCase
 from llamaswap.config import Capabilities, Config, Model, Selector
 from llamaswap.errors import FailureRecord
 from llamaswap.web.listing import status_rows
-from tests.web.doubles import FakeModelRouter, World, example_config
+from tests.web.doubles import World, example_config, example_router
 
 
 def listed(world, path="/v1/models"):
@@ -48,7 +48,7 @@ class ListingTests(TestCase):
 
     def test_record_of_a_failing_model_has_its_number_of_failures(self):
         listed = (
-            World(FakeModelRouter(broken=[(FailureRecord("alpha", "", 3, 1e9, "exited"), 1.75)]))
+            World(example_router(broken=[(FailureRecord("alpha", "", 3, 1e9, "exited"), 1.75)]))
             .ask("/v1/models")
             .json["data"]
         )
@@ -59,7 +59,7 @@ class ListingTests(TestCase):
         found = Capabilities(inputs=("text", "image"), context=4096)
         plain = Model("m", aliases=("n",), metadata={"context_length": "mine"})
         world = World(
-            FakeModelRouter(Config(models={"m": plain}, include_aliases_in_list=True)), capabilities=lambda model: found
+            example_router(Config(models={"m": plain}, include_aliases_in_list=True)), capabilities=lambda model: found
         )
         for record in listed(world).values():
             self.assertEqual((record["context_length"], record["meta"]["n_ctx"]), (4096, 4096))
@@ -70,14 +70,14 @@ class ListingTests(TestCase):
 
     def test_model_that_is_an_alias_of_itself_is_listed_once(self):
         config = example_config(models={"m": Model("m", aliases=("m", "n"))}, include_aliases_in_list=True)
-        records = World(FakeModelRouter(config)).ask("/v1/models").json["data"]
+        records = World(example_router(config)).ask("/v1/models").json["data"]
         kinds = [(one["id"], one["meta"]["llamaswap"]["type"]) for one in records if one["id"] in "mn"]
         self.assertEqual(kinds, [("m", "model"), ("n", "alias")])
 
     def test_tags_of_a_model_are_in_its_metadata_and_in_the_status_of_models(self):
         tagged = Model("m", tags=("coding", "small"), metadata={"tags": "mine"})
         plain = Model("n", metadata={"tags": "mine"})
-        world = World(FakeModelRouter(Config(models={"m": tagged, "n": plain})))
+        world = World(example_router(Config(models={"m": tagged, "n": plain})))
         self.assertEqual(listed(world)["m"]["meta"]["llamaswap"], {"type": "model", "tags": ["coding", "small"]})
         self.assertEqual(listed(world)["n"]["meta"]["llamaswap"], {"type": "model", "tags": "mine"})
         self.assertEqual(
@@ -115,14 +115,14 @@ class ListingTests(TestCase):
                 "spill": Selector("spill", strategy="spillover", targets=("alpha",)),
             }
         )
-        records = listed(World(FakeModelRouter(config, {"beta": "starting", "alpha": "stopping"})))
+        records = listed(World(example_router(config, {"beta": "starting", "alpha": "stopping"})))
         states = {name: records[name]["status"]["value"] for name in ("pin", "warm", "spill")}
         self.assertEqual(states, {"pin": "unloaded", "warm": "loaded", "spill": "unloaded"})
         self.assertEqual(records["spill"]["meta"]["llamaswap"]["spillover"], 1)
 
     def test_aliases_have_records_if_configured(self):
         """http T082, http T083"""
-        world = World(FakeModelRouter(example_config(include_aliases_in_list=True), {"alpha": "starting"}))
+        world = World(example_router(example_config(include_aliases_in_list=True), {"alpha": "starting"}))
         records = listed(world)
         self.assertEqual(records["al"]["meta"]["llamaswap"], {"tier": "gold", "type": "alias", "modelID": "alpha"})
         self.assertEqual(records["al"]["status"], {"value": "loaded"})
@@ -153,12 +153,12 @@ class ListingTests(TestCase):
 
     def test_active_profile_adds_its_own_names(self):
         """http T085"""
-        records = listed(World(FakeModelRouter(profile="work")))
+        records = listed(World(example_router(profile="work")))
         self.assertEqual(records["chat"]["meta"], {"llamaswap": {"type": "profile"}})
         self.assertIn("pool/x", records)
         self.assertEqual(records["org"]["meta"]["llamaswap"]["type"], "model")
 
     def test_metadata_of_a_model_without_capabilities_passes(self):
         plain = evolve(example_config().models["org"], metadata={"context_length": 5})
-        records = listed(World(FakeModelRouter(example_config(models={"org": plain}))))
+        records = listed(World(example_router(example_config(models={"org": plain}))))
         self.assertEqual(records["org"]["meta"]["llamaswap"], {"context_length": 5, "type": "model"})

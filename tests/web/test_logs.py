@@ -1,7 +1,7 @@
 from twisted.trial.unittest import TestCase
 
 from llamaswap.observe.logs import LogRegistry
-from tests.web.doubles import FakeModelRouter, World, with_keys
+from tests.web.doubles import World, example_router, with_keys
 
 
 class HistoryTests(TestCase):
@@ -105,4 +105,4 @@ class StreamTests(TestCase):
         self.assertEqual(world.book.combined.readers, 0)
 
     def test_log_requests_need_a_key(self):
-        self.assertEqual(World(FakeModelRouter(with_keys("k"))).ask("/logs/stream").status, 401)
+        self.assertEqual(World(example_router(with_keys("k"))).ask("/logs/stream").status, 401)

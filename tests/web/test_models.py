@@ -4,14 +4,16 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.errors import StartFailed
 from llamaswap.events import StateChanged, SwapBegan, SwapEnded
-from tests.web.doubles import FakeModelRouter, Status, World, envelope, with_keys
+from llamaswap.servers.supervisor_protocol import ServerStatus
+from tests.doubles import server_status
+from tests.web.doubles import World, envelope, example_router, with_keys
 
 
 class DetailTests(TestCase):
     def test_detail_of_a_model_hides_secrets(self):
-        world = World(FakeModelRouter(with_keys("sesame-key"), {"alpha": "ready"}))
+        world = World(example_router(with_keys("sesame-key"), {"alpha": "ready"}))
         command = ("serve", "--api-key", "x", "--label", "sesame-key")
-        world.router.statuses["alpha"] = Status("alpha", cmd=command, last_error="bad sesame-key")
+        world.router.statuses["alpha"] = server_status("alpha", cmd=command, last_error="bad sesame-key")
         world.book.model("alpha").write(b"using sesame-key\nboom\n")
         world.inflight.counts = {"alpha": 2}
         world.router.left = {"alpha": 42.5}
@@ -26,7 +28,7 @@ class DetailTests(TestCase):
 
     def test_detail_of_a_suspended_model_has_its_resume_times(self):
         world = World()
-        status = Status("alpha", "stopped", ready_at=None, asleep_since=4.0, wake_seconds=(0.25,))
+        status = server_status("alpha", "stopped", ready_at=None, asleep_since=4.0, wake_seconds=(0.25,))
         world.router.statuses["alpha"] = status
         world.clock.advance(10)
         detail = world.ask("/api/models/alpha").json
@@ -37,7 +39,7 @@ class DetailTests(TestCase):
 
     def test_a_model_that_does_not_run_shows_the_command_it_would_run(self):
         world = World()
-        world.router.statuses["alpha"] = Status("alpha", "stopped", None, None, None, None, cmd=())
+        world.router.statuses["alpha"] = ServerStatus("alpha", "stopped")
         self.assertEqual(world.ask("/api/models/alpha").json["cmd"], ["serve", "--port", "5800"])
 
     def test_model_with_slashes_is_found_and_an_unknown_one_is_not(self):

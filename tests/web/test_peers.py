@@ -5,12 +5,12 @@ from llamaswap.config import Peer, Secret
 from llamaswap.events import PeersChanged
 from llamaswap.proxy.peers import Health
 from llamaswap.web.listing import status_rows
-from tests.web.doubles import FakeModelRouter, FakePeers, World, example_config
+from tests.web.doubles import FakePeers, World, example_config, example_router
 
 
 class PeerTests(TestCase):
     def world(self, **known):
-        return World(FakeModelRouter(), peers=FakePeers(known))
+        return World(example_router(), peers=FakePeers(known))
 
     def test_each_peer_has_its_health(self):
         world = self.world(lab=Health("down", 1700000000.0, 1700000060.0, "refused"))
@@ -24,11 +24,11 @@ class PeerTests(TestCase):
 
     def test_a_key_in_an_address_is_not_shown(self):
         peer = Peer("lab", proxy="http://u:sesame@10.0.0.5", api_key=Secret("sesame"), models=("x",))
-        world = World(FakeModelRouter(example_config(peers={"lab": peer})))
+        world = World(example_router(example_config(peers={"lab": peer})))
         self.assertNotIn(b"sesame", world.ask("/api/peers").body)
 
     def test_peer_listing_needs_a_key(self):
-        world = World(FakeModelRouter(example_config(api_keys=(Secret("k-1"),))))
+        world = World(example_router(example_config(api_keys=(Secret("k-1"),))))
         self.assertEqual(world.ask("/api/peers").status, 401)
 
     def test_listing_has_a_peers_health_only_if_it_is_known(self):
@@ -39,7 +39,7 @@ class PeerTests(TestCase):
 
     def test_aliases_of_a_peer_are_listed_and_shown_with_its_models(self):
         peer = Peer("lab", proxy="http://10.0.0.5", models=("delta", "eta"), aliases={"quick": "delta"})
-        world = World(FakeModelRouter(example_config(peers={"lab": peer})))
+        world = World(example_router(example_config(peers={"lab": peer})))
         record = world.ask("/v1/models/quick").json
         self.assertEqual(record["name"], "lab: delta")
         expected = {"type": "peer", "peerID": "lab", "modelID": "lab/delta"}

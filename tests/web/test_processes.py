@@ -4,14 +4,16 @@ from twisted.trial.unittest import TestCase
 
 from llamaswap.config import Secret
 from llamaswap.errors import FailureRecord
-from tests.web.doubles import FakeModelRouter, Status, Vitals, World, envelope, example_config
+from llamaswap.routing.interfaces import HealthSnapshot
+from tests.doubles import server_status
+from tests.web.doubles import World, envelope, example_config, example_router
 
 
 class RunningTests(TestCase):
     def test_running_lists_the_servers_that_are_not_stopped(self):
         """http T087"""
         self.assertEqual(World().ask("/running").body, b'{"running":[]}\n')
-        running = World(FakeModelRouter(states={"alpha": "starting", "org": "stopped"})).ask("/running").json["running"]
+        running = World(example_router(states={"alpha": "starting", "org": "stopped"})).ask("/running").json["running"]
         self.assertEqual(
             running,
             [
@@ -31,19 +33,19 @@ class RunningTests(TestCase):
         config = example_config(api_keys=(Secret("k-secret"),))
         command = "HF_TOKEN=one-1 serve --api-key two-2 --hf-token=three-3 --label k-secret --max-tokens 7"
         alpha = evolve(config.models["alpha"], cmd=command, proxy="http://h:1/?token=four-4")
-        router = FakeModelRouter(evolve(config, models={"alpha": alpha}), states={"alpha": "ready"})
+        router = example_router(evolve(config, models={"alpha": alpha}), states={"alpha": "ready"})
         [row] = World(router).ask("/running", headers=[("x-api-key", "k-secret")]).json["running"]
         self.assertEqual(row["cmd"], "HF_TOKEN=*** serve --api-key *** --hf-token=*** --label *** --max-tokens 7")
         self.assertEqual(row["proxy"], "http://h:1/?token=***")
 
     def test_suspended_servers_are_listed_apart_from_the_running_ones(self):
-        router = FakeModelRouter(statuses={"alpha": Status("alpha", "stopped", asleep_since=5.0)})
+        router = example_router(statuses={"alpha": server_status("alpha", "stopped", asleep_since=5.0)})
         told = World(router).ask("/running").json
         self.assertEqual(told, {"running": [], "sleeping": [{"model": "alpha", "pid": 4711}]})
 
     def test_failing_models_are_listed_with_the_end_of_their_logs(self):
         broken = FailureRecord("alpha", "", 3, 1e9, "exited prematurely", "loading\nout of memory"), 1.75
-        told = World(FakeModelRouter(broken=[broken])).ask("/running").json
+        told = World(example_router(broken=[broken])).ask("/running").json
         words = ["loading", "out of memory"]
         facts = {"failures": 3, "retry_in_s": 1.75, "error": "exited prematurely", "log_tail": words}
         self.assertEqual(told, {"running": [], "failing": [{"model": "alpha", **facts}]})
@@ -103,7 +105,7 @@ class UnloadTests(TestCase):
 
     def test_unload_of_a_peer_a_selector_or_an_unknown_name_is_refused(self):
         """http T089"""
-        world = World(FakeModelRouter(profile="work"))
+        world = World(example_router(profile="work"))
         for name in ("ghost", "zeta", "pick", "chat", ""):
             answer = world.ask(f"/api/models/unload/{name}", "POST")
             self.assertEqual((answer.status, answer.json), (404, envelope(404, "model not found")), name)
@@ -123,9 +125,9 @@ class ReadinessTests(TestCase):
         world = World()
         self.assertEqual(world.ask("/readyz").status, 200)
         for moving in ({"loading": 1}, {"serving": 1}):
-            world.router.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1, **moving)
+            world.router.vitals = HealthSnapshot(601.0, 2.0, **{"waiting": 1, "serving": 0, "loading": 0, **moving})
             self.assertEqual(world.ask("/readyz").status, 200)
-        world.router.told = Vitals(oldest_waiter=601.0, last_decision=2.0, waiting=1)
+        world.router.vitals = HealthSnapshot(601.0, 2.0, 1, 0, 0)
         answer = world.ask("/readyz")
         self.assertEqual((answer.status, answer.json["ready"]), (503, False))
         self.assertEqual(world.ask("/health").status, 200)

@@ -1,6 +1,6 @@
 from twisted.trial.unittest import TestCase
 
-from tests.web.doubles import FakeModelRouter, World, envelope, example_config
+from tests.web.doubles import World, envelope, example_config, example_router
 
 
 class ProfileTests(TestCase):
@@ -15,7 +15,7 @@ class ProfileTests(TestCase):
             ],
         }
         self.assertEqual(World().ask("/api/profiles").json, expected)
-        nothing = World(FakeModelRouter(example_config(profiles={})))
+        nothing = World(example_router(example_config(profiles={})))
         self.assertEqual(nothing.ask("/api/profiles").body, b'{"active":null,"profiles":[]}\n')
 
     def test_profile_is_chosen_and_left(self):
@@ -31,7 +31,7 @@ class ProfileTests(TestCase):
 
     def test_invalid_choice_of_a_profile_is_refused(self):
         """http T072"""
-        world = World(FakeModelRouter(profile="work"))
+        world = World(example_router(profile="work"))
         cases = [
             (b'{"name":"nope"}', 404, 'profile "nope" not found'),
             (b'{"name":5}', 400, "profile name must be a string or null"),

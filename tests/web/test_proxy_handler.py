@@ -47,12 +47,12 @@ class Serving(SynchronousTestCase):
         self.assertEqual(forwarding.header(b"x-forwarded-for"), b"1.2.3.4")
         self.assertEqual(forwarding.header(b"accept-encoding"), b"gzip")
         forwarding.begin(b"{}", headers=[(b"X-Req", b"7"), (b"Keep-Alive", b"x")])
-        self.assertEqual(lease.released, 0)
+        self.assertEqual(lease.releases, 0)
         idle = self.stage.handler.when_idle()
         self.assertNoResult(idle)
         forwarding.end()
         self.successResultOf(idle)
-        self.assertEqual((lease.released, asked.done, asked.sink.ending), (1, [None], "finished"))
+        self.assertEqual((lease.releases, asked.done, asked.sink.ending), (1, [None], "finished"))
         self.assertEqual(asked.sink.header(b"x-req"), b"7")
         self.assertIsNone(asked.sink.header(b"keep-alive"))
         witness = self.stage.witness
@@ -85,28 +85,28 @@ class Serving(SynchronousTestCase):
         """http T091"""
         self.stage.router.auto = False
         asked = self.stage.post({"model": "beta"})
-        self.stage.router.asked[0].granted.errback(StartFailed("beta", "upstream command exited prematurely"))
+        self.stage.router.asked[0].settle(StartFailed("beta", "upstream command exited prematurely"))
         self.assertEqual(asked.sink.status, 500)
         self.assertEqual(message(asked.sink), "unspecific error: upstream command exited prematurely")
 
     def test_an_unload_ends_the_wait(self):
         self.stage.router.auto = False
         asked = self.stage.post({"model": "beta"})
-        self.stage.router.asked[0].granted.errback(ModelUnloaded("beta"))
+        self.stage.router.asked[0].settle(ModelUnloaded("beta"))
         self.assertEqual(asked.sink.status, 503)
 
     def test_a_request_of_an_unloaded_model_is_refused_and_does_not_load_it_again(self):
         asked = self.stage.post({"model": "alpha"})
         lease = self.stage.router.asked[0].lease
-        lease.unloaded = lease.lost = True
+        lease.process.unloaded = lease.process.lost = True
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, message(asked.sink)), (503, "unspecific error: model unloaded"))
-        self.assertEqual((len(self.stage.router.asked), lease.released), (1, 1))
+        self.assertEqual((len(self.stage.router.asked), lease.releases), (1, 1))
 
     def test_an_unload_is_told_in_the_dialect_of_the_caller(self):
         asked = self.stage.post({"model": "alpha"}, b"/v1/messages")
         lease = self.stage.router.asked[0].lease
-        lease.unloaded = lease.lost = True
+        lease.process.unloaded = lease.process.lost = True
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         told = json.loads(asked.sink.body)
         self.assertEqual((told["type"], told["error"]["message"]), ("error", "unspecific error: model unloaded"))
@@ -114,7 +114,7 @@ class Serving(SynchronousTestCase):
     def test_a_stream_that_an_unload_cut_says_so(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
         self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
-        self.stage.router.asked[0].lease.unloaded = True
+        self.stage.router.asked[0].lease.process.unloaded = True
         self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertIn(b"alpha: answer cut short: the model was unloaded", asked.sink.body)
 
@@ -124,9 +124,9 @@ class Serving(SynchronousTestCase):
         self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         self.stage.forwarding.reader(5.0)
         self.stage.forwarding.reader(None)
-        self.assertEqual(lease.reader, [5.0, None])
+        self.assertEqual(lease.stalled_since, [5.0, None])
         lease.interrupt(ReaderStalled(60.0, "beta"))
-        self.assertEqual((asked.sink.ending, lease.released, lease.interrupt), ("aborted", 1, None))
+        self.assertEqual((asked.sink.ending, lease.releases, lease.interrupt), ("aborted", 1, None))
         self.assertTrue(self.stage.forwarding.stopped)
 
     def test_a_broken_connection_to_a_living_server_is_a_502_with_a_body(self):
@@ -141,21 +141,21 @@ class Serving(SynchronousTestCase):
         """core V35"""
         asked = self.stage.post({"model": "alpha"})
         first = self.stage.router.asked[0].lease
-        first.lost = True
+        first.process.lost = True
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
-        self.assertEqual(first.released, 1)
+        self.assertEqual(first.releases, 1)
         again = self.stage.forwarder.forwarded[1]
         self.assertEqual(again.sent, b'{"model":"alpha"}')
         again.begin(b"{}")
         again.end()
         self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
-        self.assertEqual(self.stage.router.asked[1].lease.released, 1)
+        self.assertEqual(self.stage.router.asked[1].lease.releases, 1)
 
     def test_a_server_whose_exit_is_heard_of_late_is_replaced_too(self):
         self.stage.post({"model": "alpha"})
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.stage.clock.advance(0.02)
-        self.stage.router.asked[0].lease.lost = True
+        self.stage.router.asked[0].lease.process.lost = True
         self.stage.clock.advance(0.1)
         self.assertEqual(len(self.stage.forwarder.forwarded), 2)
 
@@ -163,7 +163,7 @@ class Serving(SynchronousTestCase):
         """core W15, core V57"""
         self.stage.router.auto = False
         asked = self.stage.post({"model": "alpha"})
-        self.stage.router.asked[0].granted.errback(ServerVanished("alpha"))
+        self.stage.router.asked[0].settle(ServerVanished("alpha"))
         self.stage.router.asked[1].grant()
         self.assertEqual(self.stage.forwarding.sent, b'{"model":"alpha"}')
         self.stage.forwarding.begin(b"{}")
@@ -174,16 +174,16 @@ class Serving(SynchronousTestCase):
         self.stage.router.auto = False
         asked = self.stage.post({"model": "alpha"})
         for turn in (0, 1):
-            self.stage.router.asked[turn].granted.errback(ServerVanished("alpha"))
+            self.stage.router.asked[turn].settle(ServerVanished("alpha"))
         self.assertEqual((asked.sink.status, len(self.stage.router.asked)), (503, 2))
 
     def test_a_request_that_kills_its_server_twice_gets_an_error(self):
         asked = self.stage.post({"model": "alpha"})
         for turn in (0, 1):
-            self.stage.router.asked[turn].lease.lost = True
+            self.stage.router.asked[turn].lease.process.lost = True
             self.stage.forwarder.forwarded[turn].result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 2))
-        self.assertEqual([acquisition.lease.released for acquisition in self.stage.router.asked], [1, 1])
+        self.assertEqual([acquisition.lease.releases for acquisition in self.stage.router.asked], [1, 1])
 
     def test_the_body_of_a_client_that_left_its_place_in_the_queue_is_freed_at_once(self):
         gc.collect()
@@ -202,7 +202,7 @@ class Serving(SynchronousTestCase):
         body = ArrivingBody(replayable=False)
         asked = self.stage.ask(b"POST", b"/v1/audio/transcriptions", body, MULTIPART)
         body.feed(upload())
-        self.stage.router.asked[0].lease.lost = True
+        self.stage.router.asked[0].lease.process.lost = True
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 1))
 
@@ -241,7 +241,7 @@ class Serving(SynchronousTestCase):
         self.stage.forwarder.forward = broken
         asked = self.stage.post({"model": "alpha"})
         self.assertEqual((asked.sink.status, message(asked.sink)), (500, "internal error"))
-        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
 
@@ -271,7 +271,7 @@ class BreakingOff(SynchronousTestCase):
         self.assertEqual(json.loads(last.removeprefix(b"data: "))["error"]["code"], "bad_gateway")
         self.assertEqual(asked.sink.ending, "aborted")
         self.assertEqual(self.stage.witness.endings[0][0], "truncated")
-        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
 
     def test_nothing_is_put_inside_a_broken_chunk(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
@@ -391,14 +391,14 @@ class Leaving(SynchronousTestCase):
         asked = self.stage.post({"model": "alpha"})
         asked.leave()
         self.assertTrue(self.stage.forwarding.stopped)
-        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
         self.assertEqual(self.stage.witness.endings[0][0], "gone")
 
     def test_while_the_answer_streams(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
         self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         asked.leave()
-        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
         self.assertEqual(asked.sink.ending, "")
 
     def test_while_a_dead_server_is_looked_into(self):
@@ -432,7 +432,7 @@ class Cancelling(SynchronousTestCase):
         self.cancel()
         self.assertTrue(self.stage.forwarding.stopped)
         self.assertEqual((asked.sink.status, asked.sink.ending), (502, "finished"))
-        self.assertEqual(self.stage.router.asked[0].lease.released, 1)
+        self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
 
     def test_a_stream_is_cut_and_says_why(self):
         """http T156 (the Go program ends it like a complete one)"""
@@ -499,7 +499,7 @@ class Loading(SynchronousTestCase):
     def test_a_failed_start_is_said_in_events_and_the_stream_ends(self):
         """http T109 (framed, so that clients can read it), core V41"""
         asked = self.stage.post({"model": "alpha", "stream": True}, CHAT, (b"Accept", b"text/plain"))
-        self.stage.router.asked[0].granted.errback(StartFailed("alpha", "upstream command exited prematurely"))
+        self.stage.router.asked[0].settle(StartFailed("alpha", "upstream command exited prematurely"))
         *_, said, done, empty = asked.sink.body.split(b"\n\n")
         self.assertEqual((done, empty), (b"data: [DONE]", b""))
         error = json.loads(said.removeprefix(b"data: "))["error"]

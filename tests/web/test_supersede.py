@@ -1,13 +1,16 @@
 """An editor asks at every stroke: only its last request is worth a place in the queue."""
 
+import gc
+from weakref import ref
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import Model
-from llamaswap.errors import Superseded
+from llamaswap.errors import Superseded, TooManyRequests
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.web.errors import render
 from llamaswap.web.supersede import SupersedeRegistry, supersede_key
-from tests.web.pipeline import FakeAcquisition
+from tests.doubles import FakeRouter
 
 SESSIONS = ("X-Session-ID", "X-Other")
 NAMED = [(b"X-Session-Id", b"s1")]
@@ -47,51 +50,47 @@ class HeirTests(SynchronousTestCase):
             self.assertNotEqual(heir(NAMED), other)
 
 
-class Router:
-    """Gives acquisitions; hands on those that wait."""
-
-    def __init__(self):
-        self.ready, self.refusal, self.waiting = False, None, []
-
-    def request(self, model, *, on_position=None, origin=""):
-        made = FakeAcquisition(model, on_position, self.refusal, self.ready)
-        self.waiting.append(made)
-        return made
-
-    def supersede(self, waiting, *, on_position=None):
-        if waiting not in self.waiting or waiting.granted.called:
-            return None
-        return self.request(waiting.model)
-
-
-class SuccessionTests(SynchronousTestCase):
+class SupersedeRegistryTests(SynchronousTestCase):
     def setUp(self):
-        self.router, self.here = Router(), SupersedeRegistry()
+        self.router, self.registry = FakeRouter(auto=False, ready=False), SupersedeRegistry()
 
-    def ask(self, heir="me"):
-        return self.here.request(self.router, "a", heir)
+    def ask(self, key="session"):
+        return self.registry.request(self.router, "a", key)
 
-    def test_the_last_one_of_a_session_is_kept_until_its_wait_is_over(self):
+    def test_waiting_request_is_superseded_by_the_next_of_its_session(self):
         first = self.ask()
         second = self.ask()
-        self.here.ended("me", first)
-        self.assertEqual(list(self.here._waiting.values()), [second])
-        self.here.ended("me", second)
-        self.assertEqual(self.here._waiting, {})
-
-    def test_nothing_is_kept_of_those_who_do_not_wait(self):
-        self.ask(heir=None)
-        self.router.ready = True
+        self.failureResultOf(first.granted, Superseded)
+        self.registry.ended("session", first)  # which says nothing about the second
         self.ask()
-        self.router.ready, self.router.refusal = False, ValueError()
-        self.ask()
-        self.assertEqual(self.here._waiting, {})
+        self.failureResultOf(second.granted, Superseded)
 
-    def test_one_that_is_served_meanwhile_is_joined_not_replaced(self):
+    def test_request_that_has_ended_is_not_superseded(self):
         first = self.ask()
-        first.grant()
-        second = self.ask()
-        self.assertEqual(self.router.waiting, [first, second])
+        self.registry.ended("session", first)
+        self.ask()
+        self.assertNoResult(first.granted)
+
+    def test_request_without_a_key_is_not_superseded(self):
+        first = self.ask(key=None)
+        self.ask()
+        self.ask(key=None)
+        self.assertNoResult(first.granted)
+
+    def test_request_that_does_not_wait_is_not_kept(self):
+        """Its record would stay until the next request of the session."""
+        for case in {"ready": True}, {"refusal": TooManyRequests("a", 1)}:
+            self.router = FakeRouter(**{"auto": False, "ready": False, **case})
+            kept = ref(self.ask())
+            self.router.asked.clear()
+            gc.collect()
+            self.assertIsNone(kept())
+
+    def test_request_that_has_its_lease_is_not_superseded(self):
+        first = self.ask()
+        lease = first.grant()
+        self.ask()
+        self.assertIs(self.successResultOf(first.granted), lease)
 
 
 class AnswerTests(SynchronousTestCase):

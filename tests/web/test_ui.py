@@ -2,7 +2,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from tests.web.doubles import FakeModelRouter, World
+from tests.web.doubles import World, example_router
 
 
 class FileTests(TestCase):
@@ -89,7 +89,7 @@ class FileTests(TestCase):
 
 class PlainPageTests(TestCase):
     def test_without_built_files_a_plain_page_lists_the_models(self):
-        page = World(FakeModelRouter(states={"alpha": "ready"})).ask("/ui/").text
+        page = World(example_router(states={"alpha": "ready"})).ask("/ui/").text
         self.assertIn("org/gamma", page)
         self.assertIn('action="/api/models/unload/alpha"', page)
         self.assertIn('href="/upstream/org/gamma/"', page)
