@@ -21,6 +21,7 @@ LAYER = {
     "version": 0,
     "_build": 0,
     "http_client": 0.5,
+    "kernel_files": 0.5,
     "servers": 1,
     "proxy": 1,
     "observe": 1,
@@ -53,6 +54,7 @@ LIBRARIES = {
 }
 MORE_LIBRARIES = {
     "config/yaml_tree": {"yaml"},
+    "kernel_files": {"psutil"},
     "config/patterns": {"re2"},
     "config/reload": {"twisted"},
     "proxy/listen": {"OpenSSL"},

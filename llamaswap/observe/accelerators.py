@@ -12,9 +12,10 @@ from types import ModuleType
 
 from attrs import asdict, evolve, frozen
 
-from llamaswap.observe.amd import drm_cards, file_number, file_text, rocm_cards
+from llamaswap.kernel_files import file_number, file_text, kfd_address, kfd_properties, number, pci_address
+from llamaswap.observe.amd import drm_cards, rocm_cards
 from llamaswap.observe.command_output import NotInstalled, Programs
-from llamaswap.observe.nvidia import number, nvidia_smi_rows, supported, text
+from llamaswap.observe.nvidia import nvidia_smi_rows, supported, text
 from llamaswap.wire.byte_budget import MIB
 
 _NVIDIA_FIELDS = "index,name,pci.bus_id,memory.total,driver_version,power.limit,compute_cap"
@@ -62,12 +63,6 @@ class Accelerator:
         }
 
 
-def pci_address(raw: str) -> str:
-    """`00000000:3B:00.0` and `0000:3b:00.0` are one address."""
-    match = re.fullmatch(r"0*([0-9a-f]{4}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])", raw.strip().lower())
-    return f"{match[1]}:{match[2]}" if match else raw.strip().lower()
-
-
 def nvidia_architecture(capability: str) -> str | None:
     """The name of the generation with this compute capability, None if it is not known here."""
     wanted = {capability, capability.partition(".")[0]}
@@ -88,11 +83,12 @@ def _nvml_device(nvml: ModuleType, index: int, driver: str) -> Accelerator:
     device = nvml.nvmlDeviceGetHandleByIndex(index)
     capability = supported(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(device))
     limit = supported(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(device))
+    memory = supported(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(device))
     return _nvidia(
         pci=text(nvml.nvmlDeviceGetPciInfo(device).busId),
         model=text(nvml.nvmlDeviceGetName(device)),
         capability="" if capability is None else "{}.{}".format(*capability),
-        memory=int(nvml.nvmlDeviceGetMemoryInfo(device).total),
+        memory=int(memory.total) if memory is not None else 0,
         driver_version=driver,
         watts=(limit or 0) / 1000,
     )
@@ -104,7 +100,7 @@ def _nvidia(pci: str, model: str, capability: str, memory: int, driver_version: 
         vendor="NVIDIA",
         model=model,
         architecture=nvidia_architecture(capability),
-        memory_kind="dedicated",
+        memory_kind="dedicated" if memory else "unified",
         capacity_bytes=memory or None,
         driver="nvidia",
         driver_version=driver_version or None,
@@ -170,20 +166,14 @@ def by_drm(root: Path) -> list[Accelerator]:
 def by_kfd(root: Path) -> list[Accelerator]:
     """The architectures of AMD devices, from the topology of the compute driver."""
     found = []
-    for node in sorted(root.glob("*/properties")):
-        values = dict(re.findall(r"^(\w+) +(\d+)$", file_text(node), re.MULTILINE))
-        target, place = int(values.get("gfx_target_version", "0")), int(values.get("location_id", "0"))
+    for node in sorted(root.glob("*")):
+        properties = kfd_properties(node)
+        target = properties.get("gfx_target_version", 0)
         if not target:
             continue
         major, minor, step = target // 10_000, target // 100 % 100, target % 100
-        domain = int(values.get("domain", "0"))
-        found.append(
-            Accelerator(
-                pci=f"{domain:04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}.{place & 7:x}",
-                vendor="AMD",
-                architecture=f"gfx{major}{minor:x}{step:x}",
-            )
-        )
+        architecture = f"gfx{major}{minor:x}{step:x}"
+        found.append(Accelerator(kfd_address(properties), "AMD", architecture=architecture))
     return found
 
 

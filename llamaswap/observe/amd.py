@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from llamaswap.kernel_files import file_number, file_text, number, pci_address
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import GpuReading
-from llamaswap.observe.nvidia import number
 from llamaswap.wire.byte_budget import MIB
 
-_ROCM_OPTIONS = ("-i", "-P", "-t", "-f", "-u", "--showmemuse", "--showmeminfo", "vram", "--showproductname", "--csv")
+_ROCM_OPTIONS = (
+    *("-i", "-P", "-t", "-f", "-u", "--showbus"),
+    *("--showmemuse", "--showmeminfo", "vram", "--showproductname", "--csv"),
+)
 
 
 def rocm_cards(text: str) -> Iterator[dict[str, str]]:
@@ -49,6 +52,7 @@ def _rocm_reading(row: Mapping[str, str]) -> GpuReading:
         mem_total_mb=int(value("VRAM Total Memory (B)")) // MIB,
         fan_speed_pct=value("Fan speed (%)"),
         power_draw_w=value("Current Socket Graphics Package Power (W)", "Average Graphics Package Power (W)"),
+        pci=pci_address(row.get("PCI Bus", "")),
     )
 
 
@@ -79,22 +83,10 @@ def read_amdgpu(root: Path = Path("/sys/class/drm")) -> list[GpuReading]:
                 mem_total_mb=int(total) // MIB,
                 fan_speed_pct=round(sensors.get("fan", 0.0), 1),
                 power_draw_w=sensors.get("power", 0.0),
+                pci=pci_address(device.resolve().name),
             )
         )
     return readings
-
-
-def file_text(path: Path) -> str:
-    """The text of a file, without white space at its ends; "" if it cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def file_number(path: Path) -> float:
-    """The number in a file, 0 without one."""
-    return number(file_text(path))
 
 
 def _sensors(device: Path) -> dict[str, float]:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llamaswap.kernel_files import machine_memory
 from llamaswap.observe.amd import read_amdgpu, read_rocm_smi
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import GpuReading, GpuSource
 from llamaswap.observe.nvidia import Nvml, read_nvidia_smi
 from llamaswap.wire.byte_budget import MIB
-
-
-def memory_size() -> int:
-    """Bytes of memory that the kernel manages. Slow at first: the import takes longer than opening the port may."""
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def usual(platform: str) -> list[GpuSource]:
@@ -32,7 +26,7 @@ def usual(platform: str) -> list[GpuSource]:
     ]
 
 
-def read_ioreg(programs: Programs, memory: Callable[[], int] = memory_size) -> list[GpuReading]:
+def read_ioreg(programs: Programs, memory: Callable[[], tuple[int, int]] = machine_memory) -> list[GpuReading]:
     """The GPUs in the IO registry of macOS. Their temperature and power need root there and stay 0."""
     # -a writes a property list; the plain form is for people.
     found = programs.output("ioreg", "-r", "-c", "IOAccelerator", "-d", "1", "-a")
@@ -49,7 +43,8 @@ def read_ioreg(programs: Programs, memory: Callable[[], int] = memory_size) -> l
                 gpu_util_pct=stats.get("Device Utilization %") or 0,
                 # The GPU shares the machine's memory.
                 mem_used_mb=int(stats.get("In use system memory") or 0) // MIB,
-                mem_total_mb=memory() // MIB,
+                mem_total_mb=memory()[0] // MIB,
+                unified=True,
             )
         )
     return readings

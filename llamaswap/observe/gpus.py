@@ -17,7 +17,10 @@ log = Logger()
 
 @frozen
 class GpuReading:
-    """One GPU at one moment; a value that the source does not give is 0."""
+    """One GPU at one moment; a value that the source does not give is 0.
+
+    `pci` is its address, if the source knows it. The memory of a `unified` GPU is the machine's. Neither is shown.
+    """
 
     id: int
     name: str
@@ -29,6 +32,8 @@ class GpuReading:
     mem_total_mb: int = 0
     fan_speed_pct: float = 0
     power_draw_w: float = 0
+    pci: str = field(default="", eq=False)
+    unified: bool = field(default=False, eq=False)
 
     @property
     def mem_util_pct(self) -> float:

@@ -17,10 +17,9 @@ from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from llamaswap.kernel_files import file_text, machine_memory
 from llamaswap.observe.accelerators import Accelerator, find_all
-from llamaswap.observe.amd import file_text
 from llamaswap.observe.command_output import NotInstalled, Programs
-from llamaswap.observe.gpu_sources import memory_size
 from llamaswap.observe.log_format import rfc3339nano
 from llamaswap.observe.nvidia import binding
 from llamaswap.observe.worker import RunBlocking
@@ -50,7 +49,7 @@ class HardwareProbe:
 
     def memory(self) -> int:
         """Bytes of memory that the kernel manages."""
-        return memory_size()
+        return machine_memory()[0]
 
     def counts(self) -> tuple[int | None, int | None]:
         """Cores and threads."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from attrs import asdict, define, field, frozen
+from attrs import Attribute, asdict, define, field, frozen
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -195,13 +195,17 @@ class MachineMonitor:
             yield from machine_families(self._samples[-1].system, sorted(newest, key=lambda reading: reading.id))
 
 
+def _shown(attribute: Attribute[object], _: object) -> bool:
+    return attribute.name not in ("pci", "unified")
+
+
 def _document(samples: Sequence[MachineSample]) -> Document:
     system: list[Document] = []
     gpus: list[Document] = []
     for sample in samples:
         at: Document = {"timestamp": timestamp(sample.at)}
         system.append(at | asdict(sample.system))
-        gpus += [at | asdict(gpu) | {"mem_util_pct": round(gpu.mem_util_pct, 2)} for gpu in sample.gpus]
+        gpus += [at | asdict(gpu, filter=_shown) | {"mem_util_pct": round(gpu.mem_util_pct, 2)} for gpu in sample.gpus]
     return {"enabled": True, "sys_stats": system, "gpu_stats": gpus}
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
+from llamaswap.kernel_files import machine_memory, number
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpus import GpuReading
 from llamaswap.wire.byte_budget import MIB
@@ -37,6 +38,7 @@ class Nvml:
     """Reads through the driver's library: a millisecond per GPU, without a process."""
 
     load: Callable[[], ModuleType] = binding
+    memory: Callable[[], tuple[int, int]] = machine_memory
     _nvml: ModuleType | None = field(default=None, init=False)
 
     def read(self) -> list[GpuReading]:
@@ -46,7 +48,7 @@ class Nvml:
             nvml.nvmlInit()
             self._nvml = nvml
         nvml = self._nvml
-        return [_nvml_reading(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        return [_nvml_reading(nvml, index, self.memory) for index in range(nvml.nvmlDeviceGetCount())]
 
     def close(self) -> None:
         """Close the library. Idempotent."""
@@ -58,13 +60,14 @@ class Nvml:
                 pass  # an unloaded driver has nothing to shut down
 
 
-def _nvml_reading(nvml: ModuleType, index: int) -> GpuReading:
+def _nvml_reading(nvml: ModuleType, index: int, machine: Callable[[], tuple[int, int]]) -> GpuReading:
     device = nvml.nvmlDeviceGetHandleByIndex(index)
 
     def value(ask: Callable[[], T]) -> T | None:
         return supported(nvml, ask)
 
-    memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    memory = value(lambda: nvml.nvmlDeviceGetMemoryInfo(device))
+    used, total = (int(memory.used) // MIB, int(memory.total) // MIB) if memory is not None else shared_memory(machine)
     rates = value(lambda: nvml.nvmlDeviceGetUtilizationRates(device))
     return GpuReading(
         id=index,
@@ -73,11 +76,18 @@ def _nvml_reading(nvml: ModuleType, index: int) -> GpuReading:
         temp_c=value(lambda: nvml.nvmlDeviceGetTemperature(device, nvml.NVML_TEMPERATURE_GPU)) or 0,
         vram_temp_c=value(lambda: _memory_temperature(nvml, device)) or 0,
         gpu_util_pct=rates.gpu if rates is not None else 0,
-        mem_used_mb=int(memory.used) // MIB,
-        mem_total_mb=int(memory.total) // MIB,
+        mem_used_mb=used,
+        mem_total_mb=total,
         fan_speed_pct=value(lambda: nvml.nvmlDeviceGetFanSpeed(device)) or 0,
         power_draw_w=(value(lambda: nvml.nvmlDeviceGetPowerUsage(device)) or 0) / 1000,
+        unified=memory is None,
     )
+
+
+def shared_memory(machine: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """MiB used, and in total, of a GPU without memory of its own: those of the machine."""
+    total, available = machine()
+    return (total - available) // MIB, total // MIB
 
 
 def _memory_temperature(nvml: ModuleType, device: object) -> int:
@@ -93,14 +103,6 @@ def supported(nvml: ModuleType, ask: Callable[[], T]) -> T | None:
         return None
 
 
-def number(value: str) -> float:
-    """A column's number; `[N/A]` and other words are 0."""
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0
-
-
 def nvidia_smi_rows(programs: Programs, fields: str) -> Iterator[list[str]]:
     """Runs nvidia-smi, and gives the values of these fields for each GPU. The first field is its index."""
     listed = programs.output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
@@ -110,10 +112,14 @@ def nvidia_smi_rows(programs: Programs, fields: str) -> Iterator[list[str]]:
             yield columns
 
 
-def read_nvidia_smi(programs: Programs) -> list[GpuReading]:
+def read_nvidia_smi(programs: Programs, memory: Callable[[], tuple[int, int]] = machine_memory) -> list[GpuReading]:
     """The readings by nvidia-smi, which takes longer than NVML: the driver may have to wake up."""
     readings = []
     for index, name, uuid, *columns in nvidia_smi_rows(programs, _FIELDS):
         temperature, busy, used, total, fan, power = map(number, columns)
-        readings.append(GpuReading(int(index), name, uuid, temperature, 0, busy, int(used), int(total), fan, power))
+        unified = not total  # it says [N/A]
+        if unified:
+            used, total = shared_memory(memory)
+        reading = GpuReading(int(index), name, uuid, temperature, 0, busy, int(used), int(total), fan, power)
+        readings.append(evolve(reading, unified=unified))
     return readings

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from twisted.python.filepath import FilePath
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.observe.accelerators import by_nvml
 from llamaswap.observe.amd import read_amdgpu, read_rocm_smi
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.gpu_sources import read_ioreg
@@ -152,6 +153,23 @@ class NvidiaTests(SynchronousTestCase):
         source.close()
         self.assertEqual(nvml.open, 0)
 
+    def test_board_without_memory_of_its_own_is_read_with_the_machines_memory(self):
+        nvml = FakeNvml()
+
+        def unsupported(device):
+            raise NvmlError("not supported")
+
+        nvml.nvmlDeviceGetMemoryInfo = unsupported
+        first, _ = Nvml(lambda: nvml, lambda: (1000 * MIB, 300 * MIB)).read()
+        self.assertEqual((first.mem_used_mb, first.mem_total_mb, first.unified), (700, 1000, True))
+        self.assertEqual([device.memory_kind for device in by_nvml(nvml)], ["unified", "unified"])
+
+    def test_nvidia_smi_of_a_board_without_memory_of_its_own_is_read_with_the_machines_memory(self):
+        line = "0, NVIDIA GB10, GPU-a, 34, 7, [N/A], [N/A], [N/A], 76.5"
+        programs = Programs(lambda name: name, lambda argv, seconds: line)
+        (reading,) = read_nvidia_smi(programs, lambda: (1000 * MIB, 300 * MIB))
+        self.assertEqual((reading.mem_used_mb, reading.mem_total_mb, reading.unified), (700, 1000, True))
+
     def test_missing_binding_is_an_error(self):
         def missing():
             raise ImportError("pynvml")
@@ -247,6 +265,6 @@ class AppleTests(SynchronousTestCase):
         found = plistlib.dumps(devices).decode()
         programs = Programs(lambda name: "/usr/sbin/" + name, lambda argv, seconds: found)
         expected = [GpuReading(0, "Apple M3", gpu_util_pct=12, mem_used_mb=5, mem_total_mb=100)]
-        self.assertEqual(read_ioreg(programs, lambda: 100 * MIB), expected)
+        self.assertEqual(read_ioreg(programs, lambda: (100 * MIB, 0)), expected)
         self.assertEqual(read_ioreg(Programs(lambda name: "x", lambda argv, seconds: "")), [])
         self.assertRaises(OSError, read_ioreg, Programs(lambda name: None))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from llamaswap.kernel_files import pci_address
 from llamaswap.observe.accelerators import (
     Accelerator,
     by_drm,
@@ -13,7 +14,6 @@ from llamaswap.observe.accelerators import (
     find_all,
     merged,
     nvidia_architecture,
-    pci_address,
 )
 from llamaswap.observe.command_output import Programs
 from llamaswap.observe.hardware import Hardware, HardwareProbe, describe, environment, memory_capacity
