@@ -32,11 +32,6 @@ class ConfigurationTests(SynchronousTestCase):
                     tried += 1
         self.assertGreater(tried, 5)
 
-    def test_every_other_yaml_block_is_yaml(self):
-        for page in sorted(DOCS.rglob("*.rst")):
-            for text in blocks(page.read_text(encoding="utf-8")):
-                yaml.safe_load(text)
-
 
 class DashboardTests(SynchronousTestCase):
     def meters(self):

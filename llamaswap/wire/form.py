@@ -76,7 +76,8 @@ class MultipartScan:
     """Reads a multipart body as it comes, for the values of some fields; it stores no file.
 
     Give `feed` the bytes in order. `places` grows as fields are complete. `ended`: the closing boundary was seen;
-    `broken`: this is not a multipart body. The bytes of files are only searched for the boundary.
+    `broken`: this is not a multipart body. `held` are the bytes not read yet: few, because the bytes of
+    files are only searched for the boundary.
     """
 
     _delimiter: bytes
@@ -84,8 +85,8 @@ class MultipartScan:
     places: list[ValueSpan] = field(factory=list)
     ended: bool = False
     broken: bool = False
-    _held: bytes = b"\r\n"  # the first delimiter may be at the very start: as if a line end came before
-    _offset: int = -2  # of _held in the body
+    held: bytes = b"\r\n"  # the first delimiter may be at the very start: as if a line end came before
+    _offset: int = -2  # of `held` in the body
     _part: str | None = None  # the wanted field whose value is being read
     _in_part: bool = False
     _begun: bool = False
@@ -111,28 +112,28 @@ class MultipartScan:
         """Read the next bytes."""
         if self.ended or self.broken:
             return
-        self._held += data
+        self.held += data
         while not (self.ended or self.broken) and (
             self._read_data() if self._in_part or not self._begun else self._read_head()
         ):
             pass
 
     def _drop(self, count: int) -> None:
-        self._held = self._held[count:]
+        self.held = self.held[count:]
         self._offset += count
 
     def _read_data(self) -> bool:
         """Read up to the next delimiter; False if more bytes are needed."""
-        found = self._held.find(self._delimiter)
+        found = self.held.find(self._delimiter)
         if found < 0:
             keep = len(self._delimiter) - 1
             if self._part is None:
-                self._drop(max(0, len(self._held) - keep))
-            elif len(self._held) > VALUE_LIMIT:
+                self._drop(max(0, len(self.held) - keep))
+            elif len(self.held) > VALUE_LIMIT:
                 self._part = None
             return False
         if self._part is not None:
-            raw = self._held[:found]
+            raw = self.held[:found]
             self.places.append(
                 ValueSpan(self._part, raw.decode("utf-8", "replace"), self._offset, self._offset + len(raw))
             )
@@ -142,7 +143,7 @@ class MultipartScan:
 
     def _read_head(self) -> bool:
         """Read what follows a delimiter: the end, or a part's headers; False if more bytes are needed."""
-        held = self._held
+        held = self.held
         if held.startswith(b"--"):
             self.ended = True
             return False

@@ -286,15 +286,16 @@ def from_lines(lines: Iterable[bytes]) -> Usage | None:
 
 @define(eq=False)
 class StreamScanner:
-    """Keeps the few lines of an event stream that can contain numbers; its memory is bounded."""
+    """Keeps the few lines of an event stream that can contain numbers. `carry` is an incomplete last line. Both are
+    bounded."""
 
-    _carry: bytearray = field(factory=bytearray, init=False)
+    carry: bytearray = field(factory=bytearray, init=False)
     _first: list[bytes] = field(factory=list, init=False)
     _last: deque[bytes] | None = field(default=None, init=False)  # made when it is needed: an empty one takes 600 bytes
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the stream, split anywhere."""
-        if self._carry or not data.endswith(b"\n"):
+        if self.carry or not data.endswith(b"\n"):
             data = self._joined(data)
         # The usual case, one complete event without numbers, costs three searches.
         if b'"usage"' in data or b'"timings"' in data or b'"metrics"' in data:
@@ -304,14 +305,14 @@ class StreamScanner:
 
     def lines(self) -> list[bytes]:
         """The lines kept, in their order; a last one without its line end counts too."""
-        if self._carry:
-            rest, self._carry = bytes(self._carry), bytearray()
+        if self.carry:
+            rest, self.carry = bytes(self.carry), bytearray()
             self._keep(rest)
         return [*self._first, *(self._last or ())]
 
     def _joined(self, data: bytes) -> bytes:
         """The complete lines of the bytes carried over plus `data`; the rest is carried over again."""
-        carry = self._carry
+        carry = self.carry
         end = data.rfind(b"\n") + 1
         if not end:
             carry += data
@@ -320,7 +321,7 @@ class StreamScanner:
                 del carry[5 : -LINE_BOUND - 5]
             return b""
         whole = bytes(carry) + data[:end]
-        self._carry = bytearray(data[end:])
+        self.carry = bytearray(data[end:])
         return whole
 
     def _keep(self, line: bytes) -> None:

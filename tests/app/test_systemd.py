@@ -48,6 +48,7 @@ class NotifierTests(SynchronousTestCase):
 
     def test_unreachable_manager_is_ignored(self):
         SystemdNotifier(sender("/does/not/exist")).ready("x")
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_watchdog_period_is_read_if_it_is_for_this_process(self):
         said = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "7"}

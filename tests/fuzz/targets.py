@@ -267,7 +267,7 @@ def stream(data: bytes) -> None:
     for piece in cuts:
         sliced.feed(piece)
         scans[1].feed(piece)
-        assert len(scans[1]._carry) <= LINE_BOUND + LINE_TAIL + len(piece)
+        assert len(scans[1].carry) <= LINE_BOUND + LINE_TAIL + len(piece)
     assert whole.clean is sliced.clean
     lines = scans[0].lines()
     assert lines == scans[1].lines()

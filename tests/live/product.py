@@ -83,6 +83,9 @@ class Product:
         self.process.wait(10)
         self.reader.join(5)
         self.process.stdout.close()
+        self.remove_home()
+
+    def remove_home(self):
         self._home.cleanup()
 
     @property

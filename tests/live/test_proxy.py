@@ -17,6 +17,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
 from llamaswap.proxy.exchange import RequestHead
+from llamaswap.proxy.fastpath.direct_write import unsent_bytes
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.pool import Pool
 from llamaswap.proxy.server_factory import ProxyServerFactory
@@ -177,7 +178,7 @@ class _World:
             server.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 200000000\r\n\r\n")
             sent = 0
             for _ in range(100):
-                if len(server.transport.dataBuffer) + server.transport._tempDataLen > 4_000_000:
+                if unsent_bytes(server.transport) > 4_000_000:
                     break
                 server.transport.write(b"x" * 2_000_000)
                 sent += 2_000_000
@@ -243,7 +244,7 @@ class FrontDoorLive(_World, TestCase):
             server.transport.pauseProducing()
             sent = 0
             for _ in range(100):
-                if len(client.transport.dataBuffer) + client.transport._tempDataLen > 4_000_000:
+                if unsent_bytes(client.transport) > 4_000_000:
                     break
                 client.transport.write(b"x" * 2_000_000)
                 sent += 2_000_000

@@ -292,7 +292,7 @@ reactor.run()
             text["hooks"] = {"on_startup": {"preload": ["one"]}}
             product = Product(json.dumps(text), "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
             done = subprocess.run(product.words, env=product.env, cwd=product.cwd, capture_output=True, timeout=30)
-            product._home.cleanup()
+            product.remove_home()
             self.assertEqual(done.returncode, 1)
             self.assertNotIn(b"loading", done.stdout)
 
@@ -374,7 +374,7 @@ class ListeningTests(SynchronousTestCase):
         finally:
             child.terminate()
             child.wait(20)
-            product._home.cleanup()
+            product.remove_home()
             shutil.rmtree(os.path.dirname(path))
 
 

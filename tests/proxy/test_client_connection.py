@@ -132,10 +132,9 @@ class Site(SynchronousTestCase):
         world = World()
         client = world.client()
         client.give(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
-        left = self.failureResultOf
         notice = world.waiting.notifyFinish()
         client.lose()
-        left(notice)
+        self.failureResultOf(notice)
 
     def test_page_producer_follows_the_client_during_its_turn_only(self):
         world = World()

@@ -116,13 +116,14 @@ class Arriving(SynchronousTestCase):
         self.assertEqual(consumer.data, b"ab")
 
     def test_large_stream_is_forgotten_as_it_passes(self):
-        body = self.body(5_000_000)
+        memory = room(10_000)
+        body = self.body(5_000_000, memory=memory)
         consumer = Consumer()
         body.start(consumer, keep=False)
         self.assertFalse(body.replayable)
         for _ in range(5):
             body.arrived(b"x" * 1000)
-        self.assertEqual((len(consumer.data), body._chunks), (5000, []))
+        self.assertEqual((len(consumer.data), memory.used), (5000, 0))
 
     def test_small_stream_stays_readable(self):
         body = self.body()
@@ -130,14 +131,15 @@ class Arriving(SynchronousTestCase):
         self.assertTrue(body.replayable)
 
     def test_body_beyond_the_threshold_is_spooled_and_read_back(self):
-        body = self.body(None, threshold=100)
+        memory = room(10_000)
+        body = self.body(None, threshold=100, memory=memory)
         first = Consumer()
         body.start(first)
         data = b"".join(b"%05d" % number for number in range(100))
         for at in range(0, 500, 50):
             body.arrived(data[at : at + 50])
         body.finished()
-        self.assertEqual(body._chunks, [])
+        self.assertEqual(memory.used, 0)
         again = Consumer()
         body.start(again)
         self.assertEqual((first.data, again.data), (data, data))
@@ -212,10 +214,11 @@ class Arriving(SynchronousTestCase):
         self.assertEqual((consumer.ended, body.length), (1, 0))
 
     def test_stopping_a_forgetful_reader_lets_the_rest_go(self):
-        body = self.body(5_000_000)
+        memory = room(1000)
+        body = self.body(5_000_000, memory=memory)
         body.start(Consumer(), keep=False).stopProducing()
         body.arrived(b"x")
-        self.assertEqual(body._chunks, [])
+        self.assertEqual(memory.used, 0)
         with self.assertRaises(RuntimeError):
             body.start(Consumer())
 
@@ -228,7 +231,8 @@ class Rooms(SynchronousTestCase):
     """All bodies together have their bounds."""
 
     def body(self, length, **options):
-        return SpooledBody(Clock(), length, changed=lambda: None, continue_=lambda: None, **options)
+        self.clock = Clock()
+        return SpooledBody(self.clock, length, changed=lambda: None, continue_=lambda: None, **options)
 
     def test_bodies_that_are_held_share_the_memory(self):
         memory = room(150)
@@ -266,7 +270,7 @@ class Rooms(SynchronousTestCase):
         again = Consumer()
         body.start(again)
         self.assertEqual((consumer.data, again.data), (b"a" * 60 + b"b" * 60,) * 2)
-        self.assertEqual((memory.used, body._chunks), (0, []))
+        self.assertEqual(memory.used, 0)
         body.close()
 
     def test_a_reader_is_told_when_the_disk_is_taken(self):
@@ -323,7 +327,7 @@ class Rooms(SynchronousTestCase):
         body.arrived(b"b" * 50)
         self.assertEqual((disk.used, memory.used), (0, 100))
         producer.resumeProducing()
-        body._clock.advance(0)
+        self.clock.advance(0)
         body.finished()
         again = Consumer()
         body.start(again)
@@ -357,7 +361,7 @@ class Rooms(SynchronousTestCase):
             producer.pauseProducing()
             body.arrived(b"x" * 1000)
             producer.resumeProducing()
-            body._clock.advance(0)
+            self.clock.advance(0)
         self.assertEqual((len(consumer.data), memory.used), (10_000, 0))
 
     def test_how_much_there_is(self):
@@ -406,6 +410,6 @@ class Rooms(SynchronousTestCase):
         body.finished()
         self.assertEqual((len(self.successResultOf(held)), memory.used), (20, 60))
         body.release()
-        self.assertEqual((memory.used, body._chunks, body.replayable), (40, [], False))
+        self.assertEqual((memory.used, body.replayable), (40, False))
         body.close()
         self.assertEqual(memory.used, 0)

@@ -56,7 +56,7 @@ class Multipart(SynchronousTestCase):
         scan = self.scanned(MULTIPART[: MULTIPART.index(b"audio/wav") + 13])
         for _ in range(100):
             scan.feed(b"x" * 10_000)
-        self.assertLess(len(scan._held), 200)
+        self.assertLess(len(scan.held), 200)
 
     def test_replacing_keeps_boundary_headers_and_files(self):
         scan = self.scanned(MULTIPART)
@@ -80,7 +80,7 @@ class Multipart(SynchronousTestCase):
     def test_a_value_beyond_the_bound_is_no_model(self):
         head = b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
         scan = self.scanned(head + b"m" * 300_000, 1000)
-        self.assertLess(len(scan._held), 70_000)
+        self.assertLess(len(scan.held), 70_000)
         self.assertIsNone(scan.value("model"))
 
     def test_boundaries_are_read_from_the_content_type(self):

@@ -72,7 +72,7 @@ class UsageTests(SynchronousTestCase):
         scanner = StreamScanner()
         for piece in sliced(noise, cuts):
             scanner.feed(piece)
-            self.assertLessEqual(len(scanner._carry), LINE_BOUND + LINE_TAIL + len(piece))
+            self.assertLessEqual(len(scanner.carry), LINE_BOUND + LINE_TAIL + len(piece))
         self.sane(from_lines(scanner.lines()))
 
 

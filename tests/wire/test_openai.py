@@ -52,4 +52,4 @@ class Envelopes(SynchronousTestCase):
 
     def test_a_lone_surrogate_is_survived(self):
         for accept in ("", "text/plain", "text/html"):
-            envelope(404, "\ud800", accept)[1].decode()
+            self.assertNotEqual(envelope(404, "\ud800", accept)[1].decode(), "")
