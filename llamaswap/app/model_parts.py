@@ -72,7 +72,7 @@ class ModelParts:
         self.pool = Pool(reactor)
         self.hooks = hooks.HookRunner(reactor, lambda: current().hooks, self.launcher, send)
         self.slots = slots.SlotStore(reactor, send, lambda path: self.driver_thread(lambda: _remove(path)))
-        self.gpus = GpuReader(gpu_sources(sys.platform), reactor.seconds)
+        self.gpus = GpuReader(gpu_sources(sys.platform, context.environ), reactor.seconds)
         self.memory = VramReclaim(self.read_gpus, reactor, lambda: current().routing.scheduler.settings.fifo.reclaim)
 
         def supervise(model: Model, listener: SupervisorListener) -> PreparedSupervisor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
+from llamaswap.fake_boards import FAKE_BOARDS, fake_boards
 from llamaswap.kernel_files import machine_memory
 from llamaswap.observe.amd import read_amdgpu, read_rocm_smi
 from llamaswap.observe.command_output import Programs
@@ -12,8 +14,10 @@ from llamaswap.observe.nvidia import Nvml, read_nvidia_smi
 from llamaswap.wire.byte_budget import MIB
 
 
-def usual(platform: str) -> list[GpuSource]:
-    """The sources, best first; `platform` is sys.platform."""
+def usual(platform: str, environ: Mapping[str, str] = MappingProxyType({})) -> list[GpuSource]:
+    """The sources, best first; `platform` is sys.platform. Fake boards replace all others."""
+    if FAKE_BOARDS in environ:
+        return [GpuSource("fake boards", lambda: read_fake_boards(environ[FAKE_BOARDS]))]
     programs = Programs()
     if platform == "darwin":
         return [GpuSource("ioreg", lambda: read_ioreg(programs))]
@@ -23,6 +27,14 @@ def usual(platform: str) -> list[GpuSource]:
         GpuSource("nvidia-smi", lambda: read_nvidia_smi(programs)),
         GpuSource("rocm-smi", lambda: read_rocm_smi(programs)),
         GpuSource("amdgpu", read_amdgpu),
+    ]
+
+
+def read_fake_boards(folder: str) -> list[GpuReading]:
+    """The boards of tests."""
+    return [
+        GpuReading(board.id, "fake board", mem_used_mb=sum(board.processes.values()), mem_total_mb=board.total)
+        for board in fake_boards(folder)
     ]
 
 

@@ -1,0 +1,80 @@
+"""The memory that each process uses of NVIDIA GPUs, through NVML. Blocks: for a worker's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+from attrs import define, field, frozen
+
+from llamaswap.wire.byte_budget import MIB
+
+# A process may be in several lists, with the same number. Older bindings lack the last one.
+_LISTS = (
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetGraphicsRunningProcesses",
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+)
+_UNKNOWN = 1 << 60  # bytes: a driver that does not know a size may give the largest number
+
+
+@frozen
+class ListedUse:
+    """MiB of a GPU by process. `complete`: every process that uses it was listed with its size."""
+
+    sizes: dict[int, int]
+    complete: bool = True
+
+
+@define(eq=False)
+class NvidiaUse:
+    """Asks the driver's library; `load` imports its optional binding, which may raise ImportError."""
+
+    load: Callable[[], ModuleType]
+    _nvml: ModuleType | None = field(default=None, init=False)
+    _missing: bool = field(default=False, init=False)
+
+    def read(self) -> dict[int, ListedUse]:
+        """The use of each GPU by its index; empty if NVML cannot be used. The first call opens the library."""
+        if self._missing:
+            return {}
+        try:
+            if self._nvml is None:
+                nvml = self.load()
+                nvml.nvmlInit()
+                self._nvml = nvml
+            nvml = self._nvml
+            return {index: _listed(nvml, index) for index in range(nvml.nvmlDeviceGetCount())}
+        except ImportError:
+            self._missing = True
+        except Exception:  # drivers fail in many ways; the next reading may work
+            self.close()
+        return {}
+
+    def close(self) -> None:
+        """Close the library until the next reading, so that GPUs can sleep. Idempotent."""
+        if self._nvml is not None:
+            nvml, self._nvml = self._nvml, None
+            try:
+                nvml.nvmlShutdown()
+            except nvml.NVMLError:
+                pass  # an unloaded driver has nothing to shut down
+
+
+def _listed(nvml: ModuleType, index: int) -> ListedUse:
+    device = nvml.nvmlDeviceGetHandleByIndex(index)
+    sizes: dict[int, int] = {}
+    complete = False
+    for name in _LISTS:
+        try:
+            processes = getattr(nvml, name)(device)
+        except (nvml.NVMLError, AttributeError):
+            continue
+        complete = complete or name == _LISTS[0]
+        for process in processes:
+            used = process.usedGpuMemory  # None under WSL
+            if used is None or used >= _UNKNOWN:
+                complete = False
+                break
+            sizes[process.pid] = max(sizes.get(process.pid, 0), int(used) // MIB)
+    return ListedUse(sizes, complete)
