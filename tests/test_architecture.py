@@ -1,6 +1,7 @@
 """The layers of the package, read from its sources: who may import whom, and from outside what."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +251,29 @@ class ClassNameTests(SynchronousTestCase):
                 if isinstance(node, ast.ClassDef):
                     where.setdefault(node.name, []).append(name)
         self.assertEqual({name: places for name, places in where.items() if len(places) > 1}, {})
+
+
+class SizeTests(SynchronousTestCase):
+    def test_no_file_is_over_400_lines_without_a_reason_in_its_docstring(self):
+        """The reason is a sentence of the module's docstring with the words "over 400 lines"."""
+        long = [
+            name
+            for name, tree in modules()
+            if max((node.end_lineno for node in tree.body), default=0) > 400
+            and "over 400 lines" not in (ast.get_docstring(tree) or "")
+        ]
+        self.assertEqual(long, [])
+
+    def test_no_function_is_over_50_lines(self):
+        long = [
+            f"{name} {node.name}"
+            for name, tree in modules()
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 50
+        ]
+        self.assertEqual(long, [])
+
+    def test_any_is_rare(self):
+        """Of 150 uses; `docs/contributing.rst` has the command that counts them."""
+        uses = sum(len(re.findall(r"\bAny\b", path.read_text(encoding="utf-8"))) for path in PACKAGE.rglob("*.py"))
+        self.assertLess(uses, 150)

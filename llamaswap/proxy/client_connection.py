@@ -20,14 +20,7 @@ from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, write_through
-from llamaswap.proxy.framing import (
-    Framing,
-    HeadTooSlow,
-    MalformedMessage,
-    find_head_end,
-    parse_request,
-    with_target,
-)
+from llamaswap.proxy.framing import Framing, HeadTooSlow, MalformedMessage, find_head_end, parse_request, with_target
 from llamaswap.proxy.response_framer import refusal
 from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
 from llamaswap.proxy.transaction import HttpTransaction, ProxyTransaction

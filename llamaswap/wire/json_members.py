@@ -186,24 +186,17 @@ class JsonContainer:
 
 def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
     """Split an object or array at its top level; None if `data` begins with neither, or has over `most` members."""
-    start = 0
-    if data[:1] != b"{":
-        start = _SPACE.match(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0).end()  # type: ignore[union-attr] # matches empty
-    opening = data[start : start + 1]
-    if opening not in (b"{", b"["):
+    cut = _opened(data)
+    if cut is None:
         return None
-    is_object = opening == b"{"
-    closing = 0x7D if is_object else 0x5D
-    begin, end = start + 1, len(data)
-    cut = JsonContainer(data, is_object, begin)
-    members = cut.members
+    is_object, begin, members = cut.is_object, cut.opened, cut.members
+    closing, end = 0x7D if is_object else 0x5D, len(data)
     if data[begin : begin + 1] != b'"':
-        first = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
+        first = _after_space(data, begin)
         if first < end and data[first] == closing:
             cut.rest, cut.whole = begin, True
             return cut
     while len(members) <= most:
-        key, position = "", begin
         if is_object:
             simple = _MEMBER.match(data, begin)
             if simple is not None:
@@ -212,22 +205,18 @@ def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
                 members.append(JsonMember(simple.group(1).decode("utf-8", "replace"), begin, start, stop, after - 1))
                 begin = after
                 continue
-            plain = _KEY.match(data, begin)
-            if plain is not None:
-                key, position = plain.group(1).decode("utf-8", "replace"), plain.end()
-            else:
-                escaped = _escaped_key(data, begin)
-                if escaped is None:
-                    break
-                key, position = escaped
+            named = _key(data, begin)
+            if named is None:
+                break
+            key, position = named
         else:
-            position = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
+            key, position = "", _after_space(data, begin)
         stop = _value_end(data, position)
         if stop < 0:
             break
         after = stop
         if stop < end and data[stop] not in _ENDS:
-            after = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
+            after = _after_space(data, stop)
         members.append(JsonMember(key, begin, position, stop, after))
         begin = after
         if after < end and data[after] == 0x2C:
@@ -242,16 +231,32 @@ def split(data: bytes, most: int = sys.maxsize) -> JsonContainer | None:
     return cut
 
 
-def _escaped_key(data: bytes, begin: int) -> tuple[str, int] | None:
-    """A member's key with escapes in it, and the position of its value."""
-    start = _SPACE.match(data, begin).end()  # type: ignore[union-attr] # matches empty
+def _opened(data: bytes) -> JsonContainer | None:
+    """The object or array that `data` begins with, its members not read yet; None if it begins with neither."""
+    start = 0
+    if data[:1] != b"{":
+        start = _after_space(data, 3 if data.startswith(b"\xef\xbb\xbf") else 0)
+    opening = data[start : start + 1]
+    return JsonContainer(data, opening == b"{", start + 1) if opening in (b"{", b"[") else None
+
+
+def _after_space(data: bytes, position: int) -> int:
+    """The index of the first byte from `position` on that is not white space."""
+    return _SPACE.match(data, position).end()  # type: ignore[union-attr] # matches empty
+
+
+def _key(data: bytes, begin: int) -> tuple[str, int] | None:
+    """The key of the member that begins there, and the position of its value; None if it is malformed or cut off."""
+    plain = _KEY.match(data, begin)
+    if plain is not None:
+        return plain.group(1).decode("utf-8", "replace"), plain.end()
+    start = _after_space(data, begin)
     if data[start : start + 1] != b'"':
         return None
     stop = _string_end(data, start)
     if stop < 0 or stop - start > LONGEST_NAME:
         return None
-    colon = _SPACE.match(data, stop).end()  # type: ignore[union-attr] # matches empty
+    colon = _after_space(data, stop)
     if data[colon : colon + 1] != b":":
         return None
-    value = _SPACE.match(data, colon + 1).end()  # type: ignore[union-attr] # matches empty
-    return json_text(data[start:stop]) or "", value
+    return json_text(data[start:stop]) or "", _after_space(data, colon + 1)
