@@ -89,7 +89,7 @@ class ModelParts:
             self.router.update_peers(peers)
             changed()
 
-        self.peers = PeerDirectory(reactor, time.time, send, current, learned, changed)
+        self.peers = PeerDirectory(reactor, send=send, wall=time.time, config=current, learned=learned, changed=changed)
         self.capabilities = CapabilityDirectory(
             reactor, self.ask.get, bus, lambda model: current().models.get(model), self.router.status
         )
