@@ -83,9 +83,14 @@ class Decoder:
         return value
 
     def _section(self, attribute: Attribute[Any], kind: SectionType, node: Node, path: str) -> object:
-        if not isinstance(node, MappingNode):
+        if isinstance(node, MappingNode):
+            values = self.given(kind.record, node, path, synonyms=kind.synonyms)
+        elif kind.shorthand:
+            inner, key = keys_of(kind.record)[kind.shorthand]
+            assert isinstance(key.kind, ValueType), "a shorthand is a single value"
+            values = {inner.name: key.kind.read(node, path, self.report)}
+        else:
             raise TypeMismatch("a mapping", MAPPING_HINT)
-        values = self.given(kind.record, node, path, synonyms=kind.synonyms)
         default = attribute.default
         return kind.record(**values) if default is None else evolve(default, **values)
 

@@ -46,9 +46,8 @@ def diff(old: Config, new: Config) -> ConfigDiff:
 
 def _same_process(old: Model, new: Model) -> bool:
     """Whether the process of the old model is right for the new one. The text of an equal command may differ."""
-    return (old.env, old.env_policy, old.proxy, old.port) == (new.env, new.env_policy, new.proxy, new.port) and (
-        old.cmd == new.cmd or _argv(old) == _argv(new)
-    )
+    before, after = ((each.env, each.env_policy, each.proxy, each.port, each.gpus) for each in (old, new))
+    return before == after and (old.cmd == new.cmd or _argv(old) == _argv(new))
 
 
 def _argv(model: Model) -> tuple[str, ...]:

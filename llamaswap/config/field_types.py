@@ -309,10 +309,14 @@ MACROS: ValueType[Mapping[str, str | int | float | bool]] = ValueType(
 
 @frozen
 class SectionType:
-    """A nested record; null (and absence) keep the field's default. `synonyms`: whether old key names count here."""
+    """A nested record; null (and absence) keep the field's default. `synonyms`: whether old key names count here.
+
+    A value that is not a mapping is that of the key `shorthand`, if one is named.
+    """
 
     record: Record
     synonyms: bool = True
+    shorthand: str = ""
 
 
 @frozen
@@ -347,10 +351,18 @@ def _field(key: Key, default: V, repr: bool = True) -> V:
     return field(default=default, repr=repr, metadata=metadata)
 
 
-def section(record: type[R], doc: str, default: R | None = UNSET, *, name: str = "", synonyms: bool = True) -> R:
+def section(
+    record: type[R],
+    doc: str,
+    default: R | None = UNSET,
+    *,
+    name: str = "",
+    synonyms: bool = True,
+    shorthand: str = "",
+) -> R:
     """An attrs field of a nested record, by default `record()`. See `Key` and `SectionType`."""
     value: Any = record() if default is UNSET else default
-    made: R = _field(Key(SectionType(record, synonyms), doc, name), value)
+    made: R = _field(Key(SectionType(record, synonyms, shorthand), doc, name), value)
     return made
 
 

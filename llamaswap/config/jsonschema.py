@@ -68,5 +68,7 @@ def _nested(kind: SectionType | SectionMapType, definitions: Document) -> Docume
         definitions[name] = {**_record(kind.record, definitions), "type": ["object", "null"]}
     reference = {"$ref": f"#/definitions/{name}"}
     if isinstance(kind, SectionType):
+        if kind.shorthand:
+            return {"anyOf": [reference, *definitions[name]["properties"][kind.shorthand]["anyOf"]]}
         return {"allOf": [reference]}
     return {"type": ["object", "null"], "additionalProperties": reference}

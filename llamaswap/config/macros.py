@@ -136,20 +136,20 @@ def uses(node: Node | None, name: str) -> bool:
     return isinstance(node, ScalarNode) and isinstance(node.value, str) and f"${{{name}}}" in node.value
 
 
-def check_leftovers(node: Node, path: str, report: Diagnostics, known: Collection[str], pid: bool = False) -> None:
+def check_leftovers(node: Node, path: str, report: Diagnostics, known: Collection[str], later: str = "") -> None:
     """Report every placeholder that is left in the strings of the tree.
 
-    `known` are the macros declared for the tree; with `pid` ${PID} may stay: its value is that of a server's stop.
+    `known` are the macros declared for the tree; the placeholder of the name `later` may stay.
     """
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.items):
-            check_leftovers(item, f"{path}[{index}]", report, known, pid)
+            check_leftovers(item, f"{path}[{index}]", report, known, later)
     elif isinstance(node, MappingNode):
         for name, child in node.entries.items():
-            check_leftovers(child, f"{path}.{name}" if path else name, report, known, pid)
+            check_leftovers(child, f"{path}.{name}" if path else name, report, known, later)
     elif isinstance(node.value, str) and "${" in node.value:
         for name in LEFTOVER.findall(node.value):
-            if not (pid and name == "PID"):
+            if name != later:
                 report.error(leftover(name, path, known), path, node)
                 break
 
@@ -164,6 +164,8 @@ def leftover(name: str, path: str, known: Collection[str]) -> str:
         return f"{path}: ${{MODEL_ID}} should have been substituted, but it is known only inside a model"
     if name == "PID":
         return f"{path}: unknown macro ${{PID}}, it is known only in cmdStop"
+    if name == "GPUS":
+        return f"{path}: unknown macro ${{GPUS}}, it is known only in cmd and env of a model"
     if name in known:
         return f"{path}: unknown macro ${{{name}}} here, a macro can use only those declared before it"
     near = nearest(name, known)

@@ -18,8 +18,12 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.macros import Expander, ExpansionBudget, Macros
 from llamaswap.config.nodes import MappingNode, Node, ScalarNode, SourceLocation, is_null, kind_of
 from llamaswap.config.schema import MINIMUM_HEALTH_CHECK_TIMEOUT, Config
+from llamaswap.config.schema.memory import NO_CHOICE
 from llamaswap.config.schema.model import COMFYUI_MODEL, DEFAULT_PROXY, USE_GLOBAL_TTL, Compat, Filters, Model
 
+# The placeholder that may be left in the value of a key: it is known when the server starts, or stops.
+INSERTED_LATER = {"cmdStop": "PID", "sleep": "PID", "cmd": "GPUS", "env": "GPUS"}
+GPUS_PLACEHOLDER = "${GPUS}"
 COMFYUI_CONCURRENCY = 50  # its page requests dozens of files at once
 
 
@@ -101,12 +105,12 @@ class ModelDraft:
         return evolve(expanded, entries={**expanded.entries, "filters": filters})
 
     def check_leftovers(self, report: Diagnostics) -> None:
-        """Report every placeholder that is left, except ${PID} in cmdStop and in the steps of sleep."""
+        """Report every placeholder that is left, except those of INSERTED_LATER."""
         if self.tree is None:
             return
         path = f"models.{self.id}"
         for name, child in self.tree.entries.items():
-            macros.check_leftovers(child, f"{path}.{name}", report, self.known, pid=name in ("cmdStop", "sleep"))
+            macros.check_leftovers(child, f"{path}.{name}", report, self.known, INSERTED_LATER.get(name, ""))
         by_id, path = _params_by_id(self.tree) or MappingNode({}), f"{path}.filters.setParamsByID"
         for key in by_id.entries:
             for name in macros.LEFTOVER.findall(key)[:1]:
@@ -143,8 +147,8 @@ def _is_blank(node: Node | None) -> bool:
     return node is None or is_null(node) or (isinstance(node, ScalarNode) and not node.text.strip())
 
 
-def model(draft: ModelDraft, inherited: Config, report: Diagnostics) -> Model:
-    """The record of a draft; the aliases of setParamsByID are added later."""
+def model(draft: ModelDraft, inherited: Config, report: Diagnostics, gpu_ids: tuple[int, ...] = ()) -> Model:
+    """The record of a draft on these GPUs; the aliases of setParamsByID are added later."""
     path = f"models.{draft.id}"
     values: dict[str, Any] = zeros(Model) if draft.tree is None else Decoder(report).given(Model, draft.tree, path)
     given_ttl = values.get("ttl", USE_GLOBAL_TTL)
@@ -163,19 +167,50 @@ def model(draft: ModelDraft, inherited: Config, report: Diagnostics) -> Model:
     values["filters"] = ready(values.get("filters", Filters()))
     values["macros"] = {name: macros.value_of(macro) for name, macro in draft.macros.items()}
     values["endpoint"] = _endpoint(draft.id, values.get("proxy", ""), report)
-    rebuild = None if draft.port is None else partial(_rebuild, draft, inherited)
+    _place_on_gpus(draft.id, values, gpu_ids, inherited, report)
+    rebuild = None if draft.port is None and not values.get("gpus") else partial(_rebuild, draft, inherited)
     made = Model(id=draft.id, port=draft.port, rebuild=rebuild, **values)
     _check_sleep(made, report)
     _check_slots(made, report)
     return made
 
 
-def _rebuild(draft: ModelDraft, inherited: Config, port: int) -> Model:
+def _rebuild(draft: ModelDraft, inherited: Config, port: int | None, gpu_ids: tuple[int, ...]) -> Model:
     report = Diagnostics()
-    made = model(draft.placed(port, ExpansionBudget(), report), inherited, report)
+    placed = draft if port is None else draft.placed(port, ExpansionBudget(), report)
+    made = model(placed, inherited, report, gpu_ids)
     report.raise_if_errors()
     others = (key for key in made.filters.set_params_by_id if key != made.id and key not in made.aliases)
     return evolve(made, aliases=(*made.aliases, *others))
+
+
+def _place_on_gpus(
+    model_id: str, values: dict[str, Any], ids: tuple[int, ...], inherited: Config, report: Diagnostics
+) -> None:
+    """Insert GPUS into the command and the environment, and hide all other GPUs if the model has `gpus`."""
+    gpus, cmd, env = values.get("gpus", NO_CHOICE), values.get("cmd", ""), values.get("env", ())
+    path = f"models.{model_id}"
+    uses = [name for name, value in (("cmd", cmd), ("env", "\n".join(env))) if GPUS_PLACEHOLDER in value]
+    if uses and not gpus:
+        report.warn(
+            f"{path}.{uses[0]}: ${{GPUS}} is empty, because the model has no `gpus`",
+            f"{path}.{uses[0]}",
+            hint="set gpus: auto, or a list such as [0, 1]",
+        )
+    if gpus and not gpus.ids and inherited.routing.memory.mode != "on":
+        report.warn(
+            f"{path}.gpus: no GPUs are chosen without `routing.memory: on`, so the server sees all GPUs",
+            f"{path}.gpus",
+            hint="set routing.memory: on, or list the GPUs, such as [0, 1]",
+        )
+    ids = ids or gpus.ids
+    text = ",".join(map(str, ids))
+    env = tuple(entry.replace(GPUS_PLACEHOLDER, text) for entry in env)
+    if ids:
+        named = {entry.partition("=")[0] for entry in env}
+        visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": text, "ROCR_VISIBLE_DEVICES": text}
+        env += tuple(f"{name}={value}" for name, value in visible.items() if name not in named)
+    values.update(cmd=cmd.replace(GPUS_PLACEHOLDER, text), env=env, gpu_ids=ids)
 
 
 def _check_sleep(model: Model, report: Diagnostics) -> None:

@@ -22,6 +22,7 @@ from llamaswap.config.field_types import (
     TEXT_OR_LIST,
     section,
 )
+from llamaswap.config.schema.memory import GPUS, NEED, GpuChoice
 
 Scalar = str | int | float | bool
 COMFYUI_MODEL = "comfyui_auto"  # the ID of the model at /comfyui/
@@ -208,12 +209,27 @@ class Model:
     health_check_timeout: float = SECONDS.key(
         "Seconds the server may take to become ready, as the global key; 0s: the global value.", default=120.0
     )
+    memory: Mapping[str, int] = NEED.key(
+        "Memory that the server uses, if llamaswap should not measure it: one size (of GPU memory, or of RAM on a "
+        "machine without a GPU), or sizes by device, such as {gpu: 6GiB, ram: 2GiB}."
+    )
+    gpus: GpuChoice = GPUS.key(
+        "GPUs that the server may use: `auto` for as many as it needs, a number of GPUs, or a list of their numbers. "
+        "They are ${GPUS} in cmd and env, and the server sees no others. If unset it sees all."
+    )
     endpoint: Endpoint | None = None
     port: int | None = None
-    _rebuild: Callable[[int], Model] | None = field(default=None, eq=False, repr=False)
+    gpu_ids: tuple[int, ...] = ()
+    _rebuild: Callable[[int | None, tuple[int, ...]], Model] | None = field(default=None, eq=False, repr=False)
 
     def with_port(self, port: int) -> Model:
         """This model with another port for ${PORT}; itself if it uses none."""
         if self.port is None or self.port == port or self._rebuild is None:
             return self
-        return self._rebuild(port)
+        return self._rebuild(port, self.gpu_ids)
+
+    def with_gpus(self, ids: tuple[int, ...]) -> Model:
+        """This model on the GPUs of these numbers; itself if it has no `gpus`. None: those that `gpus` lists."""
+        if not self.gpus or self.gpu_ids == (ids or self.gpus.ids) or self._rebuild is None:
+            return self
+        return self._rebuild(self.port, ids)

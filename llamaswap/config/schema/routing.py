@@ -22,6 +22,7 @@ from llamaswap.config.field_types import (
     section,
 )
 from llamaswap.config.policies import DEFAULT_POLICY, POLICIES, RouterSettings
+from llamaswap.config.schema.memory import MemorySettings
 from llamaswap.config.schema.model import FORWARD_KEY, Filters, Timeouts
 from llamaswap.config.secret import Secret
 
@@ -103,6 +104,11 @@ class Routing:
 
     router: EvictionSettings = section(EvictionSettings, "Which models are unloaded for another.")
     scheduler: QueueSettings = section(QueueSettings, "Which requests are served first.")
+    memory: MemorySettings = section(
+        MemorySettings,
+        "Which models fit into memory together, and what is unloaded for another. Also written as its mode alone.",
+        shorthand="mode",
+    )
     default_model: str = TEXT.key(
         "The model, selector, group, tag or peer's model for requests that name none; empty: they get 404."
     )
