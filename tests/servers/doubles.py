@@ -254,7 +254,7 @@ def model(**fields):
     defaults = {"id": "kiwi", "cmd": f"server --port {endpoint.port}", "proxy": str(endpoint), "endpoint": endpoint}
     made = Model(**{**defaults, "port": port, "health_check_timeout": 15.0, **fields})
     if port is not None and rebuild is None:
-        made = evolve(made, rebuild=lambda other: model(**{**fields, "port": other}))
+        made = evolve(made, rebuild=lambda other, gpu_ids: model(**{**fields, "port": other}))
     return made
 
 
