@@ -98,7 +98,7 @@ def pull(context: CliContext, name: str, revision: str | None, token: str | None
 
 
 def is_network_error(error: Exception) -> bool:
-    """Whether an error is one of the HTTP package that the hub's client uses, which differs between its versions."""
+    """Whether an error comes from the HTTP library below the hub's client; its versions use different ones."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 

@@ -23,7 +23,7 @@ IDENTITY = frozenset(
 
 
 def merge(tables: Sequence[MappingNode]) -> MappingNode:
-    """One document of several, earlier ones first. Raises ConfigError with the key and the later file."""
+    """Merge documents into one. Raises ConfigError, which names the key and the later file, if two define the same."""
     if not tables:
         return MappingNode({})
     merged = tables[0]

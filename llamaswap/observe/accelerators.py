@@ -109,7 +109,7 @@ def _nvidia(pci: str, model: str, capability: str, memory: int, driver_version: 
 
 
 def by_nvidia_smi(programs: Programs) -> list[Accelerator]:
-    """Found through nvidia-smi."""
+    """The GPUs that nvidia-smi lists."""
     return [
         _nvidia(pci, name, capability, int(number(memory)) * MIB, version, number(limit))
         for _, name, pci, memory, version, limit, capability in nvidia_smi_rows(programs, _NVIDIA_FIELDS)
@@ -117,7 +117,7 @@ def by_nvidia_smi(programs: Programs) -> list[Accelerator]:
 
 
 def by_rocm_smi(programs: Programs) -> list[Accelerator]:
-    """Found through rocm-smi. If it fails it is run with fewer options, because older versions lack some."""
+    """The GPUs that rocm-smi lists. If it fails it is run with fewer options, because older versions lack some."""
     options = ("-i", "--showmeminfo", "vram", "--showproductname", "--showbus", "--csv")
     try:
         answer = programs.output("rocm-smi", *options, "--showdriverversion", "--showmaxpower")

@@ -103,7 +103,7 @@ class SwapHistory:
         self._evicting = {model: other for model, other in self._evicting.items() if other is not swap}
 
     def residency(self, since: float | None = None, until: float | None = None) -> list[Document]:
-        """Intervals that overlap the span (unix seconds), ordered by their beginning."""
+        """When models were loaded: the intervals that overlap the span (unix seconds), ordered by their beginning."""
         found = [
             interval
             for interval in (*self._ended, *self._current.values())

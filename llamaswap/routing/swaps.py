@@ -187,7 +187,7 @@ class Swaps:
         return wanted if self.maximum_grace is None else min(wanted, self.maximum_grace)
 
     def _left(self, managed: ManagedModel) -> None:
-        """A server has no process any more, or is suspended."""
+        """Record that a server has no process any more, or is suspended."""
         model = managed.config.id
         try:
             self._memory.stopped(model)
@@ -220,7 +220,7 @@ class Swaps:
             waiter.callback(None)
 
     def forget_removed(self, managed: ManagedModel) -> None:
-        """Forget a model that is not configured any more once it has no process."""
+        """Forget a model that was removed from the configuration, as soon as it has no process."""
         model = managed.config.id
         if not managed.configured and self._scheduler.phase(model) is Phase.STOPPED:
             managed.supervisor.close()

@@ -298,7 +298,7 @@ class Scheduler(Transitions):
             self.failures.pop(model, None)
 
     def rules_changed(self, rules: Rules, stale: Collection[str], now: float) -> list[Effect]:
-        """Other rules are in force. `stale` models must be restarted; those that are not in the rules must leave.
+        """Other rules are in force. `stale` models must be restarted; those that are not in the rules must be stopped.
 
         Both finish their requests first; requests waiting for a stale model wait for its next process.
         """

@@ -119,7 +119,7 @@ def start_command(stop: str) -> Popen[bytes] | None:
 
 
 def main() -> None:
-    """Read until the proxy has ended, then end what it left."""
+    """Read records of children until the proxy has exited; then stop the children that it left."""
     import signal
 
     os.setsid()

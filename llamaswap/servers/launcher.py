@@ -124,7 +124,7 @@ class Launcher:
     # -- the spare -----------------------------------------------------------------------------------------
 
     def warm(self, delay: float = 0.0) -> None:
-        """Have a session leader waiting after `delay` seconds, or sooner."""
+        """Start a spare session leader, for the next start of a server, in `delay` seconds at the latest."""
         if self._spare is not None or self._closed:
             return
         if self._warming is None:

@@ -210,7 +210,7 @@ def _ask_diag(family: int) -> list[tuple[int, int]]:
 
 
 def listeners_in_proc() -> list[tuple[int, int]]:
-    """The same from /proc/net/tcp, for a kernel without inet_diag."""
+    """What `listeners` returns, from /proc/net/tcp: for a kernel without inet_diag."""
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:

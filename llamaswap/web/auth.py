@@ -150,7 +150,7 @@ def refuse_cross_site(first: First) -> None:
 
 
 def refuse_foreign_websocket(head: RequestHead, origins: Collection[str]) -> None:
-    """Raise HttpError(403) for a websocket that a page opens whose origin is neither this server's nor in `origins`.
+    """Raise HttpError(403) if the page of another site opens a websocket, unless its origin is in `origins`.
 
     Browsers do not apply CORS to websockets: the page of any site could read it.
     """

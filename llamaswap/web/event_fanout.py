@@ -89,7 +89,7 @@ class EventFanout:
             feed.since = self.number
 
     def beat(self) -> None:
-        """Send every client a sign of life."""
+        """Send every client a keep-alive."""
         for feed in self.feeds:
             feed.beat()
 

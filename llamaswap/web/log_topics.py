@@ -118,7 +118,7 @@ class LogTopics:
             tail.flush()
 
     def followed_since(self, number: int) -> set[str]:
-        """The topics whose writes since this event are all among the events."""
+        """The topics that were followed all the time since the event `number`: each of their writes was an event."""
         return {topic for topic, tail in self._tails.items() if tail.since <= number}
 
     def history(self, topics: Iterable[str], *, legacy: bool) -> Iterator[FeedMessage]:

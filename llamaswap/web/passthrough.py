@@ -85,7 +85,7 @@ def destination(path: bytes, config: Config, profile: str | None) -> Destination
 
 
 def _pinned(parts: list[str], config: Config, profile: str | None) -> tuple[str, int] | None:
-    """The target of the longest pin that the path begins with, and how many parts it takes the place of."""
+    """The target of the longest pinned name that the path begins with, and how many parts that name has."""
     if profile is None or profile not in config.profiles:
         return None
     pins = config.profiles[profile].pins

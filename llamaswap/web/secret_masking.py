@@ -95,7 +95,7 @@ def masked_yaml(text: str, known: Iterable[str] = ()) -> str:
 
 
 def hidden_in(shown: str, real: str) -> list[tuple[str, str]]:
-    """(the word before it, the secret) of each mask in a shown line whose real text is known."""
+    """What the masks in a shown line stand for, if `real` is that line without them: (word before the mask, secret)."""
     parts = shown.split(MASK)
     found = re.fullmatch("(.*?)".join(map(re.escape, parts)), real) if len(parts) <= MAX_MASKS_IN_LINE else None
     return [] if found is None else list(zip(map(_lead, parts), found.groups(), strict=False))
