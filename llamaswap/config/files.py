@@ -24,7 +24,7 @@ Fingerprint = Mapping[str, tuple[int, int]]
 
 
 def read_sources(config_path: str | None, config_dir: str | None) -> list[ConfigText]:
-    """The texts of the file and of the folder's files, in this order. Raises ConfigError, which names file or folder."""
+    """The texts of the file and of the folder's files, in this order. Raises ConfigError, naming the file or folder."""
     paths = [config_path] if config_path else []
     if config_dir:
         try:

@@ -103,7 +103,7 @@ class Feed:
         self._queued = 0
 
     def beat(self) -> None:
-        """Send a sign of life; a full socket needs none."""
+        """Send a keep-alive; a full socket needs none."""
         if self._paused_at is None:
             self.stream.write(b": ping\n\n")
 
