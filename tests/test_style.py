@@ -1,4 +1,4 @@
-"""The tests themselves, read from their sources: each asserts something, and uses only public names of the package."""
+"""The tests, read from their sources: each has a subject, asserts something, and uses public names only."""
 
 import ast
 from pathlib import Path
@@ -7,11 +7,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 HERE = Path(__file__).parent
 CHECKS = ("assert", "fail", "flush", "check", "expect")  # beginnings of names: trial's methods, and playwright's
+# A test's name begins with what is tested, as in "test_crashed_model_is_restarted_once".
+NO_SUBJECTS = "it one_that they those what who whoever nobody somebody there where while".split()
 
 
 def sources(folder):
-    for path in sorted(folder.rglob("*.py")):
-        yield path.relative_to(folder.parent).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+    paths = sorted(folder.rglob("*.py"))
+    return [(path.relative_to(folder.parent).as_posix(), ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
 
 
 def functions(tree):
@@ -55,12 +57,15 @@ def called(call):
     return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
-def asserts(function, helpers):
-    return any(
-        isinstance(node, ast.Assert)
-        or (isinstance(node, ast.Call) and (called(node).startswith(CHECKS) or called(node) in helpers))
-        for node in ast.walk(function)
-    )
+def names_called(function):
+    """The names of the functions that it calls; `assert` for the statement."""
+    nodes = list(ast.walk(function))
+    calls = {called(node) for node in nodes if isinstance(node, ast.Call)}
+    return calls | ({"assert"} if any(isinstance(node, ast.Assert) for node in nodes) else set())
+
+
+def asserts(calls, helpers=frozenset()):
+    return bool(calls & helpers) or any(name.startswith(CHECKS) for name in calls)
 
 
 class StyleTests(SynchronousTestCase):
@@ -71,18 +76,24 @@ class StyleTests(SynchronousTestCase):
 
     def test_each_test_asserts_something(self):
         """Directly, or by a helper that does; `successResultOf` and its like are assertions too."""
-        every = [(path, function) for path, tree in sources(HERE) for function in functions(tree)]
-        helpers = {"successResultOf", "failureResultOf", "run_state_machine_as_test"}
-        while True:
-            more = {function.name for _, function in every if asserts(function, helpers)} - helpers
-            if not more:
-                break
-            helpers |= more
-        tests = [(path, function) for path, function in every if function.name.startswith("test_")]
-        silent = [f"{path} {function.name}" for path, function in tests if not asserts(function, helpers)]
+        every = [(path, one.name, names_called(one)) for path, tree in sources(HERE) for one in functions(tree)]
+        helpers, found = set(), {"successResultOf", "failureResultOf", "run_state_machine_as_test"}
+        while found > helpers:
+            helpers = found
+            found = helpers | {name for _, name, calls in every if asserts(calls, helpers)}
+        silent = [f"{path} {name}" for path, name, _ in every if name.startswith("test_") and name not in helpers]
         self.assertEqual(silent, [])
+
+    def test_each_test_name_has_a_subject(self):
+        found = [
+            f"{path} {function.name}"
+            for path, tree in sources(HERE)
+            for function in functions(tree)
+            if function.name.startswith(tuple(f"test_{word}_" for word in NO_SUBJECTS))
+        ]
+        self.assertEqual(found, [])
 
     def test_silent_test_and_private_name_are_found(self):
         tree = ast.parse("def test_it(self):\n thing._secret = self._own\n self.patch(thing, '_secret', 1)")
-        self.assertFalse(asserts(functions(tree)[0], set()))
+        self.assertFalse(asserts(names_called(functions(tree)[0])))
         self.assertEqual([line for line, _ in uses_of({"_secret", "_own"}, tree)], [2, 3])

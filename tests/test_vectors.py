@@ -61,7 +61,7 @@ class VectorTests(SynchronousTestCase):
         missing = [reason for reason in reasons if not any(heading.startswith(reason) for heading in known)]
         self.assertEqual(sorted(missing), [])
 
-    def test_what_is_past_has_a_successor(self):
+    def test_past_vectors_have_a_successor(self):
         successors = {reason for state, reason in self.listed.values() if state == "past"}
         self.assertEqual(sorted(successors - self.named), [])
 

@@ -36,7 +36,7 @@ class VersionTests(SynchronousTestCase):
         told = self.built(COMMIT="g0123abc", DATE="2026-01-02")
         self.assertEqual(told, "version: 1.2.3 (0123abc), built at 2026-01-02")
 
-    def test_what_is_not_known_has_its_placeholder(self):
+    def test_unknown_build_facts_have_placeholders(self):
         self.assertEqual(self.built(COMMIT=None, DATE="None"), "version: 1.2.3 (abcd1234), built at unknown")
 
     def test_a_bare_checkout_is_version_0(self):

@@ -73,7 +73,7 @@ def needs(*programs):
 class OpenAiForJavaScript(SynchronousTestCase):
     timeout = 120
 
-    def test_it_works_as_with_the_original(self):
+    def test_client_works_as_with_the_original_server(self):
         node, npm = needs("node", "npm")
         folder = Path(self.mktemp())
         folder.mkdir()
@@ -253,7 +253,7 @@ class WebsocketTests(SynchronousTestCase):
             client.close(1000, "enough")
             self.assertEqual((client.close_code, product.running()), (1000, {"one": "ready"}))
 
-    def test_one_that_is_ignored_does_not_keep_its_model(self):
+    def test_ignored_websocket_does_not_keep_its_model(self):
         """core V19"""
         models = {"one": {"ttl": 2, "compat": {"ignoreWebsockets": True}}}
         with Product(config(**models)) as product:
@@ -266,7 +266,7 @@ class WebsocketTests(SynchronousTestCase):
                 self.assertLess(time.monotonic() - began, 5)
             wait_for(lambda: product.running() == {}, 5, "the end of the server")
 
-    def test_one_that_counts_keeps_its_model(self):
+    def test_counted_websocket_keeps_its_model(self):
         with Product(config(one={"ttl": 1})) as product, self.socket(product) as client:
             time.sleep(2)
             client.send("still there")

@@ -253,7 +253,7 @@ class BytesTests(HostileCase):
                         for _ in range(20_000):
                             line.sendall(chunk)
 
-    def test_who_has_no_key_gets_no_room_for_a_body(self):
+    def test_client_without_a_key_gets_no_memory_for_a_body(self):
         text = json.loads(config(one="")) | {"apiKeys": [KEY]}
         with Product(json.dumps(text)) as product, connect(product) as line:
             line.sendall(b"POST /upstream/one/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")

@@ -86,7 +86,7 @@ class PeerTests(SynchronousTestCase):
                 self.assertNotIn(b"\r\n0\r\n\r\n", data)
                 self.assertEqual(product.process.wait(20), 0)
 
-    def test_what_a_peer_offers_is_listed_and_routed_and_its_end_is_seen(self):
+    def test_models_of_a_peer_are_listed_and_routed_until_it_ends(self):
         with Engine("--name", "far") as engine, Product(self.text(engine)) as product:
             wait_for(lambda: self.peer(product)["models"] == ["far"], 10, "the peer's list")
             self.assertEqual(self.peer(product)["state"], "up")

@@ -200,7 +200,7 @@ class _World:
 
         return self.run_live(scenario)
 
-    def test_nobody_listening_is_unreachable(self):
+    def test_closed_port_is_unreachable(self):
         async def scenario():
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))

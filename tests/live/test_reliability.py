@@ -161,7 +161,7 @@ class HangTests(SynchronousTestCase):
             self.assertEqual(status, 200, body)
             self.assertNotEqual(json.loads(body)["pid"], server)
 
-    def test_one_that_deadlocks_without_a_trace_is_started_anew(self):
+    def test_deadlocked_server_is_restarted(self):
         text = self.watched(one="--one-thread --interval 0.5 --tokens 12 --pause-at 10 --pause 50")
         with Product(text) as product:
             server = pid_of(product, "one")
@@ -264,7 +264,7 @@ class LeavingTests(SynchronousTestCase):
 class BlockingTests(SynchronousTestCase):
     timeout = 60
 
-    def test_while_one_loads_and_one_stops_everything_else_answers_at_once(self):
+    def test_other_requests_are_answered_at_once_while_models_load_and_stop(self):
         """reliability R8, core W11"""
         text = json.loads(config(loading="--ready-after 5", stopping="--ignore-term", other=""))
         text["groups"] = {"all": {"swap": False, "members": ["loading", "stopping", "other"]}}

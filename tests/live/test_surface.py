@@ -164,7 +164,7 @@ class RoutingTests(SurfaceTestCase):
 
 
 class NamingTests(SurfaceTestCase):
-    def test_where_a_name_may_stand(self):
+    def test_model_name_is_found_in_body_form_and_query(self):
         """http T035, T040, T041, T043, T045, T047, T048, T052, T053, T055"""
         self.assertEqual(json.loads(self.echoed("/v1/rerank", {"model": "al"})["body"]), {"model": "al"})
         for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking", "/infill", "/v1/audio/speech"):

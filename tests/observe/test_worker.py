@@ -69,7 +69,7 @@ class WorkerTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(fine), "fine")
         self.successResultOf(closed)
 
-    def test_what_failed_work_used_is_released_without_a_garbage_collection(self):
+    def test_memory_of_failed_work_is_released_without_a_garbage_collection(self):
         class Body:
             def edit(self):
                 raise ValueError("malformed")

@@ -21,7 +21,7 @@ class Bodies(SynchronousTestCase):
             content.write(data[at : at + PIECE_SIZE])
         return BytesBody(data), content.body()
 
-    def test_they_are_read_any_number_of_times(self):
+    def test_body_in_memory_can_be_read_repeatedly(self):
         for body in self.both(b"abc"):
             for _ in range(2):
                 consumer = Consumer()
@@ -101,7 +101,7 @@ class SiteContentTests(SynchronousTestCase):
         content.close()
         self.assertEqual(self.disk.used, 0)
 
-    def test_on_a_full_disk_it_is_in_memory(self):
+    def test_content_is_in_memory_if_the_disk_is_full(self):
         content = self.content(10**6, 0)
         self.assertEqual(self.filled(content, 4), 200_000)
         self.assertEqual((self.memory.used, self.disk.used), (200_000, 0))

@@ -238,7 +238,7 @@ class _Behaviour:
         self.assertEqual(client.took(), b"")
         self.assertTrue(client.aborted)
 
-    def test_what_went_past_the_sinks_is_known_when_it_is_over(self):
+    def test_bytes_written_past_the_sinks_are_known_at_the_end(self):
         world, client, server = self.talk()
         server.give(STREAM + b"4\r\nwith\r\n")
         server.give(b"6\r\nbehind\r\n")

@@ -364,7 +364,7 @@ class Time(SynchronousTestCase):
         self.assertTrue(client.took().startswith(b"HTTP/1.1 408 Request Timeout"))
         self.assertEqual(world.told(), [repr(ClientGone())])
 
-    def test_one_that_waits_for_us_is_not(self):
+    def test_client_that_waits_for_100_continue_is_not_overdue(self):
         world = World(body_timeout=120, idle_timeout=300)
         client = world.client()
         client.give(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
@@ -478,7 +478,7 @@ class Handling(SynchronousTestCase):
 class Holding(SynchronousTestCase):
     """What is needed to hand connections to another program: no request begins, each is at rest."""
 
-    def test_what_comes_meanwhile_is_not_read_and_is_served_afterwards(self):
+    def test_request_sent_during_a_hold_is_served_afterwards(self):
         world = World()
         client = world.client()
         client.give(GET)
@@ -520,7 +520,7 @@ class Holding(SynchronousTestCase):
         world.waiting.finish()
         self.assertEqual(world.factory.busy, 0)
 
-    def test_what_does_not_rest_can_be_cut_alone(self):
+    def test_busy_connections_can_be_closed_alone(self):
         world = World()
         idle, busy = world.client(), world.client()
         busy.give(GET)
@@ -583,7 +583,7 @@ class Sizes(SynchronousTestCase):
     def test_a_body_announced_too_large_is_refused_at_once(self):
         self.refused(b"POST /api/x HTTP/1.1\r\nHost: x\r\nContent-Length: 101\r\n\r\n")
 
-    def test_one_that_becomes_too_large_is_refused_then(self):
+    def test_body_that_becomes_too_large_is_refused(self):
         head = b"POST /api/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         self.refused(head, *[b"a\r\n0123456789\r\n"] * 7)
 

@@ -37,7 +37,7 @@ class WriteThrough(SynchronousTestCase):
     def test_plain_connection_is_not_written_to_as_usual(self):
         self.assertNotEqual(self.write, self.wire.write)
 
-    def test_what_has_not_gone_out_yet_is_known(self):
+    def test_unsent_bytes_are_known(self):
         self.assertFalse(unsent(self.wire))
         self.wire.write(b"x")
         self.assertTrue(unsent(self.wire))
@@ -68,7 +68,7 @@ class WriteThrough(SynchronousTestCase):
         self.wire.doWrite()
         self.assertEqual(self.far.recv(10), b"onetwo")
 
-    def test_what_the_kernel_does_not_take_is_queued_in_order(self):
+    def test_bytes_that_the_kernel_does_not_take_are_queued_in_order(self):
         data = bytes(range(256)) * 3000
         self.write(data)
         self.write(b"end")

@@ -112,7 +112,7 @@ class ServersFirst(SynchronousTestCase):
         wire.startReading()
         return far
 
-    def test_what_servers_say_is_read_first(self):
+    def test_bytes_of_servers_are_read_first(self):
         clients = [self.connection(f"client {number}") for number in range(3)]
         server = self.connection("server", self.server_kind)
         for far in (*clients, server):

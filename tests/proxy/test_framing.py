@@ -170,7 +170,7 @@ class Walking(SynchronousTestCase):
     @given(
         st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"0", b"1", b"a", b";", b" ", b"\r\n\r\n", b"x"]), max_size=14)
     )
-    def test_what_it_takes_llhttp_takes_too(self, parts):
+    def test_accepted_chunks_are_accepted_by_llhttp_too(self, parts):
         data = b"".join(parts)
         walker = ChunkWalker()
         try:

@@ -66,7 +66,7 @@ class Arriving(SynchronousTestCase):
         body.finished()
         self.assertEqual((consumer.data, consumer.ended, body.length), (b"012345", 1, 6))
 
-    def test_what_came_before_it_is_read_whole_is_part_of_it(self):
+    def test_bytes_that_came_before_read_all_are_part_of_the_body(self):
         body = self.body(None)
         body.arrived(b"01")
         body.arrived(b"23")
@@ -174,7 +174,7 @@ class Arriving(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual((len(consumer.data), consumer.ended), (4 << 20, 1))
 
-    def test_nobody_reading_bounds_what_is_read_ahead(self):
+    def test_body_without_a_reader_is_read_ahead_to_a_bound(self):
         body = self.body(None)
         body.arrived(b"x" * READ_AHEAD)
         self.assertFalse(body.wants_body)
@@ -247,7 +247,7 @@ class Rooms(SynchronousTestCase):
         self.assertEqual(memory.used, 0)
         self.assertNoResult(two.read_all(1000))
 
-    def test_one_of_unknown_length_is_refused_when_there_is_no_more(self):
+    def test_body_of_unknown_length_is_refused_when_the_memory_is_used_up(self):
         memory = room(150)
         body = self.body(None, memory=memory)
         held = body.read_all(1000)
@@ -260,7 +260,7 @@ class Rooms(SynchronousTestCase):
         self.assertFalse(body.wants_body)
         self.failureResultOf(body.read_all(1000), NoRoom)
 
-    def test_where_memory_is_short_bodies_go_to_disk(self):
+    def test_bodies_go_to_disk_if_memory_is_short(self):
         memory = room(100)
         body, consumer = self.body(None, memory=memory), Consumer()
         body.start(consumer)
@@ -292,7 +292,7 @@ class Rooms(SynchronousTestCase):
         one.close()
         self.assertEqual(disk.used, 0)
 
-    def test_what_streams_through_and_finds_no_memory_is_told_that_it_is_the_memory(self):
+    def test_streamed_body_without_memory_fails_with_that_reason(self):
         body, reader = self.body(5_000_000, memory=room(1000)), Consumer()
         body.start(reader, keep=False).pauseProducing()
         body.arrived(b"x" * 2000)
@@ -353,7 +353,7 @@ class Rooms(SynchronousTestCase):
         body.close()
         self.assertEqual(memory.used, 0)
 
-    def test_what_streams_through_is_given_back_as_it_goes(self):
+    def test_memory_of_a_streamed_body_is_released_as_it_passes(self):
         memory = room(2000)
         body, consumer = self.body(5_000_000, memory=memory), Consumer()
         producer = body.start(consumer, keep=False)
@@ -402,7 +402,7 @@ class Rooms(SynchronousTestCase):
         found = {limit.name: (limit.size, limit.in_use()) for limit in memory_limits(root) if "group" in limit.name}
         self.assertEqual(found, {"control group /system.slice": (1000, 500), "control group /": (2000, 50)})
 
-    def test_what_lives_on_elsewhere_is_kept_once(self):
+    def test_body_that_is_kept_elsewhere_is_counted_once(self):
         memory = room(100)
         body = self.body(20, memory=memory)
         held = body.read_all(100)

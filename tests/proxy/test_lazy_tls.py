@@ -46,7 +46,7 @@ class SpareTests(SynchronousTestCase):
     def test_openssl_is_spared_until_it_is_wanted(self):
         self.assertEqual(self.run_python(LEAN), ["none", "there"])
 
-    def test_where_the_reactor_is_imported_already_nothing_changes(self):
+    def test_imported_reactor_is_left_alone(self):
         code = (
             "from twisted.internet import reactor; import sys;"
             "from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls;"

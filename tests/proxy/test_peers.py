@@ -73,7 +73,7 @@ class DiscoveryTests(PeersTestCase):
         self.peers.retune()
         self.assertEqual(self.client.last.headers, {"Accept": "application/json"})
 
-    def test_it_is_asked_again_every_minute(self):
+    def test_peer_is_asked_again_every_minute(self):
         self.peers.retune()
         self.client.models("owl")
         self.pass_time(50)
@@ -89,7 +89,7 @@ class DiscoveryTests(PeersTestCase):
         self.pass_time(10)
         self.assertEqual(len(self.client.requests), 2)
 
-    def test_there_is_no_timer_without_such_peers(self):
+    def test_peers_without_auto_models_need_no_timer(self):
         self.config = Config(peers={"den": Peer("den", models=("owl",))})
         self.peers.retune()
         self.assertEqual((self.client.requests, self.clock.getDelayedCalls()), ([], []))
@@ -214,7 +214,7 @@ class OfferedTests(SynchronousTestCase):
     def test_only_named_records_count(self):
         self.assertEqual(offered(b'{"data": [1, {}, {"id": 5}, {"id": " "}, {"id": "a"}]}'), ("a",))
 
-    def test_what_it_passes_on_from_its_own_peers_is_left_out(self):
+    def test_models_that_a_peer_gets_from_its_own_peers_are_left_out(self):
         """Two that ask each other would otherwise offer a/b/a/b/... in the end."""
         record = {"id": "us/owl", "meta": {"llamaswap": {"type": "peer", "peerID": "us"}}}
         body = json.dumps({"data": [record, {"id": "hen", "meta": {"llamaswap": {"type": "model"}}}]}).encode()

@@ -16,14 +16,14 @@ class TestFlow(SynchronousTestCase):
         flow.addBoth(self.results.append)
         return flow
 
-    def test_one_that_waits_for_nothing_is_over_at_once(self):
+    def test_task_that_waits_for_nothing_ends_at_once(self):
         async def serve():
             return None
 
         self.run_flow(serve())
         self.assertEqual(self.results, [None])
 
-    def test_it_goes_on_with_each_result_and_is_told_of_once(self):
+    def test_task_continues_with_each_result_and_reports_its_end_once(self):
         first, second, seen = Deferred(), Deferred(), []
 
         async def serve():
@@ -51,7 +51,7 @@ class TestFlow(SynchronousTestCase):
         later.errback(ValueError("v"))
         self.assertEqual((seen, self.results), ([ValueError, KeyError], [None]))
 
-    def test_what_is_not_caught_is_the_listeners(self):
+    def test_uncaught_error_of_a_task_goes_to_its_listener(self):
         waiting = Deferred()
 
         async def serve():
@@ -103,7 +103,7 @@ class TestResult(SynchronousTestCase):
     def make(self):
         return Future(lambda error: self.cancelled.append(1))
 
-    def test_it_may_be_there_before_or_after_it_is_awaited(self):
+    def test_future_may_be_settled_before_or_after_it_is_awaited(self):
         early, late = self.make(), self.make()
         early.settle(1)
         self.wait_for(early)

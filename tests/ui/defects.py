@@ -52,7 +52,7 @@ class MockDefects(harness.MockCase):
         if harness.AXE.exists():
             self.assertEqual(self.axe(page), [])
 
-    def test_what_is_not_set_is_not_sent(self) -> None:
+    def test_unset_options_are_not_sent(self) -> None:
         page = self.page("playground")
         self.live(page)
         self.chat(page)
@@ -176,7 +176,7 @@ class MockDefects(harness.MockCase):
         page.get_by_role("button", name="Stop").click()
         harness.until(lambda: page.get_by_role("button", name="Remove column 1").is_enabled())
 
-    def test_what_another_tab_chose_is_not_forgotten_by_a_choice_in_this_one(self) -> None:
+    def test_choice_in_one_tab_keeps_those_of_another(self) -> None:
         context = self.context()
         first, second = self.page("models", context), self.page("models", context)
         for page in (first, second):
@@ -306,7 +306,7 @@ class MockDefects(harness.MockCase):
         self.live(page)
         page.locator(".loaded", has_text="gpt-oss-120b").wait_for()
 
-    def test_what_the_machine_has_is_put_into_the_configuration(self) -> None:
+    def test_discovered_models_are_put_into_the_configuration(self) -> None:
         page = self.page("config?find=1")
         page.locator("dialog").get_by_role("button", name="Insert qwen3-8b").click()
         page.locator(".cm-content", has_text="qwen3-8b-Q4_K_M.gguf").wait_for()
@@ -401,7 +401,7 @@ class MockDefects(harness.MockCase):
         page = self.page("model?id=kokoro")
         page.locator(".head-actions .chip", has_text="asleep").wait_for()
 
-    def test_what_is_typed_into_the_search_of_requests_stays_and_is_searched_for(self) -> None:
+    def test_search_text_of_requests_stays_and_is_searched_for(self) -> None:
         page = self.page("requests")
         page.locator("tr[data-row]").first.wait_for()
         box = page.get_by_label("Search requests")
@@ -561,7 +561,7 @@ class MockDefects(harness.MockCase):
         page.locator("dialog pre.code").first.wait_for()
         self.assertTrue(page.evaluate("(b => b.scrollWidth <= b.clientWidth)(document.querySelector('.dialog-body'))"))
 
-    def test_it_works_behind_a_path_prefix(self) -> None:
+    def test_page_works_behind_a_path_prefix(self) -> None:
         page = self.page("../behind/a/prefix/ui/models")
         page.goto(f"{self.url}/behind/a/prefix/ui/models")
         self.live(page)

@@ -181,7 +181,7 @@ class FailoverTests(SynchronousTestCase):
         self.assertEqual((facts.model, facts.requested), ("beta", "beta:hot"))
         self.assertGreater(self.stage.witness.retargets, 0)
 
-    def test_who_leaves_between_two_targets_is_not_served_any_more(self):
+    def test_client_that_leaves_between_two_targets_is_not_served(self):
         asked = self.ask()
         asked.leave()
         self.assertEqual((self.hosts, self.stage.witness.endings[0][0]), (["10.0.0.5"], "gone"))

@@ -304,7 +304,7 @@ class ThroughTheMap(SynchronousTestCase):
         self.assertTrue(wire.value().endswith(b"\r\n\r\nhi"))
         channel.connectionLost(Failure(ConnectionDone()))
 
-    def test_it_is_the_reverse_proxys_resource(self):
+    def test_passthrough_is_a_reverse_proxy_resource(self):
         from twisted.web.proxy import ReverseProxyResource
 
         self.assertIsInstance(resource(lambda exchange: succeed(None), Clock()), ReverseProxyResource)

@@ -170,7 +170,7 @@ class Serving(SynchronousTestCase):
         self.stage.forwarding.end()
         self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
 
-    def test_one_that_does_so_twice_is_told(self):
+    def test_request_whose_server_vanishes_twice_gets_503(self):
         self.stage.router.auto = False
         asked = self.stage.post({"model": "alpha"})
         for turn in (0, 1):
@@ -206,7 +206,7 @@ class Serving(SynchronousTestCase):
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, len(self.stage.forwarder.forwarded)), (502, 1))
 
-    def test_what_is_no_http_is_a_502(self):
+    def test_malformed_response_is_a_502(self):
         asked = self.stage.post({"model": "alpha"})
         self.stage.forwarding.result.errback(BadUpstream("alpha", "garbage"))
         self.assertEqual(asked.sink.status, 502)
@@ -281,7 +281,7 @@ class BreakingOff(SynchronousTestCase):
         self.stage.forwarding.result.errback(UpstreamTruncated("alpha", "connection lost"))
         self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
 
-    def test_what_went_past_the_sinks_counts_as_the_last_bytes(self):
+    def test_bytes_written_past_the_sink_count_as_the_last_bytes(self):
         for last, room in ((b"20\r\ndata: 2", False), (b"9\r\ndata: 2\n\n\r\n", True)):
             self.setUp()
             asked = self.stage.post({"model": "alpha", "stream": True})
@@ -349,7 +349,7 @@ class Leaving(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
 
-    def test_while_it_waits(self):
+    def test_client_that_leaves_the_queue_frees_its_place(self):
         self.stage.router.auto = False
         asked = self.stage.post({"model": "beta"})
         asked.leave()
@@ -357,7 +357,7 @@ class Leaving(SynchronousTestCase):
         self.assertEqual((asked.done, asked.sink.started), ([None], False))
         self.assertEqual(self.stage.witness.endings[0][0], "gone")
 
-    def test_before_the_request_was_even_read(self):
+    def test_client_that_leaves_before_its_body_is_read_ends_the_request(self):
         stage = Stage()
         body = ArrivingBody()
         asked = stage.ask(b"POST", b"/v1/audio/transcriptions", body, MULTIPART)
@@ -377,7 +377,7 @@ class Leaving(SynchronousTestCase):
         self.assertTrue(self.stage.router.asked[0].cancelled)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
-    def test_while_the_loading_text_is_shown(self):
+    def test_client_that_leaves_during_the_loading_text_stops_it(self):
         self.stage.router.auto = self.stage.router.ready = False
         asked = self.stage.post({"model": "alpha", "stream": True})
         self.assertTrue(self.stage.witness.facts.loading)
@@ -387,21 +387,21 @@ class Leaving(SynchronousTestCase):
         self.assertNotIn(b"Done!", asked.sink.body)
         self.assertTrue(self.stage.router.asked[0].cancelled)
 
-    def test_while_the_server_works(self):
+    def test_client_that_leaves_before_the_response_stops_the_server(self):
         asked = self.stage.post({"model": "alpha"})
         asked.leave()
         self.assertTrue(self.stage.forwarding.stopped)
         self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
         self.assertEqual(self.stage.witness.endings[0][0], "gone")
 
-    def test_while_the_answer_streams(self):
+    def test_client_that_leaves_during_the_stream_releases_its_lease(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
         self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         asked.leave()
         self.assertEqual(self.stage.router.asked[0].lease.releases, 1)
         self.assertEqual(asked.sink.ending, "")
 
-    def test_while_a_dead_server_is_looked_into(self):
+    def test_client_that_leaves_while_a_dead_server_is_checked_leaves_no_timer(self):
         asked = self.stage.post({"model": "alpha"})
         self.stage.forwarding.result.errback(UpstreamUnreachable("alpha", "reset"))
         asked.leave()

@@ -94,7 +94,7 @@ class SupersedeRegistryTests(SynchronousTestCase):
 
 
 class AnswerTests(SynchronousTestCase):
-    def test_it_is_told_as_gone_and_not_to_be_tried_again(self):
+    def test_superseded_request_gets_410_and_must_not_be_repeated(self):
         """A client that tried again would take the place of its own newer request."""
         status, headers, body = render(Superseded("a"), "application/json", "/v1/completions")
         self.assertEqual(status, 410)

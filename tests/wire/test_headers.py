@@ -33,7 +33,7 @@ def client(headers, peer):
 
 
 class TowardsALocalServer(SynchronousTestCase):
-    def test_what_belongs_to_the_hop_stays_here_and_the_rest_keeps_order_and_case(self):
+    def test_hop_by_hop_headers_are_removed_and_the_rest_keeps_order_and_case(self):
         """http T092"""
         crossed = header_rules.to_local(NOISY, socket_address="")
         self.assertEqual(crossed, [(b"Host", b"me:8080"), (b"X-Other", b"a"), (b"x-other", b"b")])

@@ -45,7 +45,7 @@ class FindingTheModel(SynchronousTestCase):
         """http T048"""
         self.assertEqual(model_of(b'{"model":"alpha","model":"org"}'), "alpha")
 
-    def test_what_is_no_object_names_no_model(self):
+    def test_body_that_is_not_an_object_names_no_model(self):
         """http T037"""
         for text in (b"not-json", b'[{"model":"alpha"}]', b"", b'"model"', b'{"model"', b'{"model":', b'{"model":"alp'):
             self.assertEqual(model_of(text), "", text)

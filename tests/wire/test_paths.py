@@ -24,7 +24,7 @@ class NormalisedTargetTests(SynchronousTestCase):
         ):
             self.assertEqual(normalised_target(given), normal, given)
 
-    def test_what_has_another_meaning_stays(self):
+    def test_escapes_with_another_meaning_stay(self):
         for given, normal in (
             (b"/api%2fconfig", b"/api%2Fconfig"),
             (b"/a%252Fb", b"/a%252Fb"),

@@ -172,7 +172,7 @@ class TestStreams(SynchronousTestCase):
         self.assertIsNone(scanned(b'event: "usage"\n\ndata: {"usage" broken\n\n: "usage"\n'))
 
     @given(st.integers(1, 400))
-    def test_where_the_chunks_are_cut_does_not_matter(self, size):
+    def test_usage_does_not_depend_on_chunk_boundaries(self, size):
         stream = sse(
             {"message": {"usage": {"input_tokens": 40}}},
             *({"delta": "word"} for _ in range(20)),
@@ -216,7 +216,7 @@ class TestAnswersReadFromTheirEnd(SynchronousTestCase):
     @given(
         st.dictionaries(NAMES, TREES, max_size=5), NUMBERS | TREES, st.dictionaries(NAMES, TIMES | TREES, max_size=3)
     )
-    def test_it_is_what_reading_all_of_it_says(self, before, usage, after):
+    def test_usage_read_from_the_end_equals_that_of_the_whole_document(self, before, usage, after):
         before.pop("usage", None)
         document = {**before, "usage": usage, **{k: v for k, v in after.items() if k not in before and k != "usage"}}
         for options in ({}, {"separators": (",", ":")}, {"indent": 1}, {"ensure_ascii": False}):
@@ -235,7 +235,7 @@ class TestAnswersReadFromTheirEnd(SynchronousTestCase):
             broken = b'{"choices":[{"message":{"content":"not \\"usage\\": {' + b"x" * 1024 + b'"],'  # not JSON
             self.assertEqual(from_document(broken + end).input_tokens, tokens)
 
-    def test_what_is_inside_something_else_is_not_taken_for_the_answers(self):
+    def test_nested_usage_is_not_taken_for_the_responses(self):
         for data in (
             b'{"message":{"usage":{"prompt_tokens":3}}}',
             b'[{"usage":{"prompt_tokens":3}}]',
