@@ -162,6 +162,11 @@ class FakeRouter:
         self.choices.append(TargetChoice(first, lambda: self.released.append(selector_id), tuple(others)))
         return self.choices[-1]
 
+    def choose_replica(self, model: str, *, loaded: bool = False) -> TargetChoice:
+        found = self.config.copies(model)
+        self.choices.append(TargetChoice(found[-1], lambda: self.released.append(model), found[:-1]))
+        return self.choices[-1]
+
     # -- operators -----------------------------------------------------------------------------------------
 
     def load(self, model: str, origin: str = "manual") -> Deferred[None]:

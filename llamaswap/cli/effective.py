@@ -9,7 +9,7 @@ from typing import Any, cast
 import yaml
 from attrs import AttrsInstance, fields
 
-from llamaswap.config import Config, Secret
+from llamaswap.config import Config, Model, Secret
 from llamaswap.config import command_line as command_text
 from llamaswap.config.field_types import (
     DURATION,
@@ -53,6 +53,22 @@ def _record(record: AttrsInstance, known: list[str]) -> dict[str, object]:
     return document
 
 
+def _without_port(record: AttrsInstance, document: dict[str, object]) -> dict[str, object]:
+    """The document of a model with replicas has ${PORT} again, because each server gets another port."""
+    if not isinstance(record, Model) or record.replicas < 2:
+        return document
+    port = re.compile(rf"(?<![0-9]){record.port}(?![0-9])")
+
+    def restored(value: object) -> object:
+        if isinstance(value, str):
+            return port.sub("${PORT}", value)
+        if isinstance(value, dict):
+            return {key: restored(inner) for key, inner in value.items()}
+        return [restored(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: restored(value) for key, value in document.items()}
+
+
 def _value(value: object, kind: ValueType[Any] | SectionType | SectionMapType, name: str, known: list[str]) -> object:
     if value is None:
         return None
@@ -60,7 +76,10 @@ def _value(value: object, kind: ValueType[Any] | SectionType | SectionMapType, n
         return _record(cast(AttrsInstance, value), known)
     if isinstance(kind, SectionMapType):
         records = cast(Mapping[str, AttrsInstance], value)
-        return {key: _record(record, known) for key, record in records.items() if key != DEFAULT_GROUP}
+        shown = {key: record for key, record in records.items() if not getattr(record, "replica_of", "")}
+        return {
+            key: _without_port(record, _record(record, known)) for key, record in shown.items() if key != DEFAULT_GROUP
+        }
     value = kind.write(value)
     if kind in (DURATION, SECONDS, TEXT_PAIRS):
         return value

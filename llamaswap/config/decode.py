@@ -117,6 +117,9 @@ def _beyond_bounds(key: Key, value: object, path: str) -> Iterator[tuple[str, st
     minimum = key.bounds.get("minimum", 0 if key.kind is DURATION else None)
     if minimum is not None and isinstance(value, int | float) and value < minimum:
         yield path, f"{path} must be at least {minimum}, not {value:g}"
+    maximum = key.bounds.get("maximum")
+    if maximum is not None and isinstance(value, int | float) and value > maximum:
+        yield path, f"{path} must be at most {maximum}, not {value:g}"
     if "enum" in key.bounds and value not in key.bounds["enum"]:
         yield path, f"{path} must be one of {', '.join(filter(None, key.bounds['enum']))}, not {value!r}"
     if "items_enum" in key.bounds and isinstance(value, tuple):

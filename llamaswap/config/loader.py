@@ -18,6 +18,7 @@ from llamaswap.config.field_types import keys_of
 from llamaswap.config.macros import Expander, ExpansionBudget
 from llamaswap.config.models import ModelDraft
 from llamaswap.config.nodes import MappingNode, Node
+from llamaswap.config.replicas import with_replicas
 from llamaswap.config.schema import (
     LOG_LEVELS,
     LOG_TIME_FORMATS,
@@ -120,6 +121,8 @@ def _load(tables: Sequence[MappingNode], report: Diagnostics, store_problem: Sto
     values["peers"] = references.peers(values.get("peers", {}), others.get("peers"), report)
     config = Config(**values, macros={name: macros.value_of(macro) for name, macro in global_macros.items()})
     config = _complete(_resolved(config, report, store_problem), root, drafts, report)
+    report.raise_if_errors()
+    config = with_replicas(config, ports, report)
     report.raise_if_errors()
     return LoadedConfig(config, report.reported_warnings(), root)
 

@@ -51,7 +51,7 @@ class WatchedModels:
 
     def has_requests(self, model: str) -> bool:
         """Whether requests for a model are in flight."""
-        return model in self.inflight.by_model()
+        return model in self.inflight.by_server()
 
     def settings(self, model: str) -> HangDetection | None:
         """The thresholds for a model; None if it is not watched."""

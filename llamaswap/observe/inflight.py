@@ -153,7 +153,7 @@ class InflightRequest:
         if request.metadata:
             document["metadata"] = dict(request.metadata)
         if self.waits:
-            wait = why(request.model)
+            wait = why(request.server)
             if wait is not None:
                 document["reason"] = wait.reason
                 if wait.models:
@@ -210,9 +210,9 @@ class InflightRequests:
         return entry
 
     def model(self, request_id: str) -> str | None:
-        """The model of this request; None if it is not listed."""
+        """The model, or its replica, that serves this request; None if it is not listed."""
         entry = self._entries.get(request_id)
-        return None if entry is None else entry.request.model
+        return None if entry is None else entry.request.server
 
     def phase(self, request_id: str, phase: Phase, queue_position: int = 0) -> None:
         """The request with this id has another phase; an id that is not listed is ignored."""
@@ -269,16 +269,20 @@ class InflightRequests:
         """The number of requests in flight of each model."""
         return Counter(entry.request.model for entry in self._entries.values())
 
+    def by_server(self) -> dict[str, int]:
+        """The number of requests in flight of each model, where replicas count as models of their own."""
+        return Counter(entry.request.server for entry in self._entries.values())
+
     def busy(self) -> dict[str, int]:
-        """The number of requests being served, of each model that serves any."""
-        return Counter(entry.request.model for entry in self._entries.values() if not entry.waits)
+        """The number of requests being served, of each model or replica that serves any."""
+        return Counter(entry.request.server for entry in self._entries.values() if not entry.waits)
 
     def streams(self) -> Iterator[OpenStream]:
         """The event streams in flight."""
         for entry in self._entries.values():
             if entry.streams:
                 entry.request.flush()
-                yield OpenStream(entry.request.id, entry.request.model, entry.sent, entry.granted_at is not None)
+                yield OpenStream(entry.request.id, entry.request.server, entry.sent, entry.granted_at is not None)
 
     def snapshot(self) -> Document:
         """All entries as one event, oldest first; without `requests` if there are none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from attrs import define, evolve, field
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -34,7 +34,7 @@ from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.effects import Admit, Refuse, Ticket
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.selectors import STOPPING_STATES, Chooser, TargetChoice
+from llamaswap.scheduling.selectors import READY, STOPPING_STATES, Chooser, TargetChoice
 from llamaswap.scheduling.state import Phase
 from llamaswap.servers.supervisor_protocol import SupervisorFactory
 
@@ -111,7 +111,9 @@ class Router(EffectPerformer):
     def _ticket(self, model: str, origin: str = "") -> Ticket:
         now = self._last_decision = self._clock.seconds()
         self._last_number += 1
-        priority = self.config.routing.scheduler.settings.fifo.priority.get(model, 0)
+        definition = self.config.models.get(model)
+        name = (definition and definition.replica_of) or model
+        priority = self.config.routing.scheduler.settings.fifo.priority.get(name, 0)
         return Ticket(self._last_number, model, now, priority, origin)
 
     def _start_obstacle(self, model: str, now: float) -> StartFailed | None:
@@ -159,6 +161,17 @@ class Router(EffectPerformer):
             raise NoTarget(selector_id, f"no selector {selector_id}")
         return self._chooser.choose(selector, self._target_state)
 
+    def choose_replica(self, model: str, *, loaded: bool = False) -> TargetChoice:
+        """Choose the server of a model with replicas for one request; with `loaded` a ready one, if there is any."""
+        selector = self.config.names.replicas[model]
+        ready = tuple(name for name in selector.targets if loaded and self.state(name) == READY)
+        # A server that is being stopped can be loaded afterwards, so it counts as stopped.
+        return self._chooser.choose(evolve(selector, targets=ready) if ready else selector, self._replica_state)
+
+    def _replica_state(self, name: str) -> str:
+        state = self.state(name)
+        return "stopped" if state in STOPPING_STATES else state
+
     def _target_state(self, target: str) -> str | None:
         model = self.config.real(target)
         return None if model is None else self.state(model)
@@ -166,20 +179,25 @@ class Router(EffectPerformer):
     # -- operators -----------------------------------------------------------------------------------------
 
     def load(self, model: str, origin: str = "manual") -> Deferred[None]:
-        """Load a model (id or alias); fires when it is ready, fails with a RequestError.
+        """Load a model (id or alias) with its replicas; fires when all are ready, fails with a RequestError.
 
         Unlike a request it ends the model's backoff after earlier failures.
         """
-        name = self.config.real(model) or model
-        self._scheduler.clear_backoff([name])
-        return self.request(name, origin=origin).granted.addCallback(lambda lease: lease.release())
+        names = self.config.copies(self.config.real(model) or model)
+        self._scheduler.clear_backoff(names)
+        loads = [self.request(name, origin=origin).granted.addCallback(lambda lease: lease.release()) for name in names]
+        if len(loads) == 1:
+            return loads[0]
+        return gatherResults(loads, consumeErrors=True).addCallbacks(lambda _: None, _first_failure)
 
     def unload(self, models: Iterable[str] | None = None) -> Deferred[None]:
-        """Stop these models (ids or aliases; None: all) also if they serve; fires when none of them has a process.
+        """Stop these models (ids or aliases; None: all) and their replicas, also if they serve; fires when none of them
+        has a process.
 
         The stop command of a named model is run even if it is not up: its container may run without its client.
         """
-        names = list(self._models) if models is None else [self.config.real(name) or name for name in models]
+        named = [self.config.real(name) or name for name in models or ()]
+        names = list(self._models) if models is None else [copy for name in named for copy in self.config.copies(name)]
         effects = self._scheduler.unload_requested(names, self._clock.seconds(), clean=models is not None)
         for name in names:
             managed = self._models.get(name)
@@ -208,15 +226,15 @@ class Router(EffectPerformer):
             self._bus.publish(ProfileChanged(wanted))
 
     def pin(self, model: str) -> None:
-        """Pin a model: once it is loaded, only `unload` stops it. Raises UnknownModel."""
+        """Pin a model and its replicas: once loaded, only `unload` stops them. Raises UnknownModel."""
         name = self.config.real(model)
         if name is None:
             raise UnknownModel(model)
-        self._change_rules(self.pinned | {name})
+        self._change_rules(self.pinned.union(self.config.copies(name)))
 
     def unpin(self, model: str) -> None:
         """Remove a pin."""
-        self._change_rules(self.pinned - {self.config.real(model) or model})
+        self._change_rules(self.pinned.difference(self.config.copies(self.config.real(model) or model)))
 
     def _change_rules(self, pinned: frozenset[str], stale: Collection[str] = ()) -> None:
         self.pinned = pinned
@@ -349,3 +367,9 @@ class Router(EffectPerformer):
         if effects:
             self._log.warn("stopping {model}: {why}", model=model, why=why)
             self._perform(effects)
+
+
+def _first_failure(failure: Failure) -> Failure:
+    """The failure of the load that failed first."""
+    assert isinstance(failure.value, FirstError), "gatherResults fails with nothing else"
+    return failure.value.subFailure

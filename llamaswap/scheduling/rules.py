@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from llamaswap.config import Config, Model
+from llamaswap.config.policies.replicas import ReplicaEviction
 from llamaswap.config.routing import eviction_of
 from llamaswap.scheduling.state import ModelRules, Rules
 
@@ -31,4 +32,6 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
             has_stop_command=bool(model.cmd_stop.strip()),
         )
     fifo = config.routing.scheduler.settings.fifo
-    return Rules(models, eviction_of(config.routing.router, pinned), fifo, pinned)
+    model_of = {name: model.replica_of for name, model in config.models.items() if model.replica_of}
+    eviction = eviction_of(config.routing.router, frozenset(model_of.get(name, name) for name in pinned))
+    return Rules(models, ReplicaEviction(eviction, model_of) if model_of else eviction, fifo, pinned)

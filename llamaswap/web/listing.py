@@ -109,7 +109,7 @@ class ListingEndpoints:
         yield from self._pins(config, created)
 
     def _local(self, model: Model, created: int, failures: int, *, with_aliases: bool) -> Iterator[ModelRecord]:
-        loaded = self.router.state(model.id) in LOADED_STATES
+        loaded = any(self.router.state(name) in LOADED_STATES for name in self.router.config.copies(model.id))
         block = self.capabilities(model)
         # Configured capabilities speak for these members, so metadata of the same name could contradict them.
         hidden = () if model.capabilities == NO_CAPABILITIES else CAPABILITY_MEMBERS
@@ -176,7 +176,8 @@ def record(
 def every_alias(model: Model) -> list[str]:
     """The other names of a model: its aliases and the keys of setParamsByID, each once, in order."""
     names = dict.fromkeys(model.aliases)
-    names.update(dict.fromkeys(key for key in model.filters.set_params_by_id if key != model.id))
+    if not model.replica_of:
+        names.update(dict.fromkeys(key for key in model.filters.set_params_by_id if key != model.id))
     return list(names)
 
 
@@ -211,6 +212,7 @@ def status_rows(
             "capabilities": capability_flags(block),
             "context_length": block.context,
             "asleep": model.id in suspended,
+            "replica_of": model.replica_of,
         }
         rows.append(
             {

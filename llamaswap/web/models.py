@@ -218,9 +218,9 @@ class ModelEndpoints:
             ttl_left_s=self.router.seconds_until_idle(model.id),
             pinned=model.id in self.router.pinned,
             slots=model.concurrency_limit or None,
-            active=self.inflight.by_model().get(model.id, 0),
-            waiting=sum(1 for waiting in self.router.queue() if waiting.model == model.id),
-            groups=_groups(config, model.id),
+            active=(self.inflight.by_server() if model.replica_of else self.inflight.by_model()).get(model.id, 0),
+            waiting=sum(1 for waiting in self.router.queue() if waiting.model in config.copies(model.id)),
+            groups=_groups(config, model.replica_of or model.id),
             context_length=self.capabilities(model).context or None,
             last_error=masked_text(status.last_error, secrets) if status.last_error else None,
             vram_mb=self.vram(model.id),
@@ -300,16 +300,18 @@ class ModelEndpoints:
     def plan(self, call: AdminRequest) -> Response:
         """What a request for a model would do now, without doing it."""
         model = self._model(call.text("model"))
-        forecast = self.router.forecast(model.id)
-        active = self.inflight.by_model()
-        status = self.router.status(model.id)
+        copies = self.router.config.copies(model.id)
+        name = next((copy for copy in copies if self.router.state(copy) == "ready"), model.id)
+        forecast = self.router.forecast(name)
+        active = self.inflight.by_server()
+        status = self.router.status(name)
         asleep = status.asleep_since is not None
         durations = status.wake_seconds if asleep else status.load_seconds
         serves = forecast.action == "serve"
         plan = Plan(
             model=model.id,
             action=forecast.action,
-            running=self.router.state(model.id) == "ready",
+            running=self.router.state(name) == "ready",
             asleep=asleep,
             evicts=[PlannedEviction(name, active.get(name, 0)) for name in forecast.evicts],
             waits_for=list(forecast.waits_for),

@@ -173,6 +173,17 @@ class ProxyHandler:
     # -- a local model -------------------------------------------------------------------------------------
 
     async def _to_model(self, request: ProxyRequest, model: Model) -> None:
+        config = self.router.config
+        if model.id not in config.names.replicas:
+            return await self._to_server(request, model)
+        choice = self.router.choose_replica(model.id, loaded=request.target.load_refusal is not None)
+        try:
+            await self._to_server(request, config.models[choice.target])
+        finally:
+            choice.release()
+
+    async def _to_server(self, request: ProxyRequest, model: Model) -> None:
+        request.server = model.id
         refusal = request.target.load_refusal
         if refusal is not None and self.router.state(model.id) != "ready":
             raise NotReady(model.id, refusal)

@@ -177,7 +177,7 @@ class ProxyRequest(RequestInfo):
         failed = self.requested
         self.target = target = self.other_targets.pop(0)
         self.requested = target.name
-        self.model = target.model.id if target.model is not None else target.name
+        self.model = self.server = target.model.id if target.model is not None else target.name
         content = self.content.copy()
         content.rename(target.name)
         await self.send_content(content, run)

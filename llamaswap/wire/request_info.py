@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from llamaswap.wire.headers import Header, ResponseHeaders
 
@@ -24,9 +24,10 @@ class RequestInfo:
 
     `id` is a decimal that rises with every request. `path` is the path as received (the remainder for /upstream),
     `stored_path` the one without a leading /v or /audioapi. `model` is the resolved id, `requested` the name asked for
-    after profile and selector. `headers` are the client's, with our API keys replaced. `started` is in the clock's
-    seconds, `timestamp` in seconds since the epoch. `tracked` says whether the request belongs in the in-flight list,
-    `metered` whether it belongs in activity and captures.
+    after profile and selector. `server` is the model itself or its replica that serves the request. `headers` are the
+    client's, with our API keys replaced. `started` is in the clock's seconds, `timestamp` in seconds since the epoch.
+    `tracked` says whether the request belongs in the in-flight list, `metered` whether it belongs in activity and
+    captures.
 
     While `loading` the response data is our own text about the load, not the server's.
 
@@ -54,6 +55,7 @@ class RequestInfo:
     captured_body: bytes | None = field(default=None, repr=False)
     loading: bool = False
     followed: bool = False
+    server: str = field(default=Factory(lambda self: self.model, takes_self=True))
 
     def cancel(self) -> None:
         """End the request. Idempotent."""

@@ -122,6 +122,9 @@ class FakeInflight:
     def by_model(self):
         return self.counts
 
+    def by_server(self):
+        return self.counts
+
     def busy(self):
         return self.counts
 

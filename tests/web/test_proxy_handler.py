@@ -20,7 +20,7 @@ from llamaswap.errors import (
     UpstreamUnreachable,
 )
 from llamaswap.web.proxy_request import PIECES_JOINED, SMALL_PIECE
-from tests.web.pipeline import ArrivingBody, Stage
+from tests.web.pipeline import ArrivingBody, Stage, config, model
 
 CHAT = b"/v1/chat/completions"
 MULTIPART = (b"Content-Type", b"multipart/form-data; boundary=XX")
@@ -539,3 +539,23 @@ class Loading(SynchronousTestCase):
         forwarding.begin(b"data: real\n\n", kind=b"text/event-stream")
         forwarding.end()
         self.assertEqual(asked.sink.ending, "finished")
+
+
+class ReplicaTests(SynchronousTestCase):
+    def test_server_of_a_model_is_chosen_and_the_request_counts_for_the_model(self):
+        copy = model("alpha.r2", replica_of="alpha", unlisted=True)
+        stage = Stage(config=config(models=[copy]))
+        asked = stage.post({"model": "al"})
+        facts = stage.witness.facts
+        self.assertEqual((facts.model, facts.requested, facts.server), ("alpha", "al", "alpha.r2"))
+        self.assertEqual([lease.model for lease in stage.router.asked], ["alpha.r2"])
+        self.assertEqual(json.loads(stage.forwarding.sent)["model"], "al")
+        self.assertEqual(stage.router.released, [])
+        stage.forwarding.begin(b"{}")
+        stage.forwarding.end()
+        self.assertEqual((asked.sink.status, stage.router.released), (200, ["alpha"]))
+
+    def test_model_without_replicas_is_served_by_itself(self):
+        stage = Stage()
+        stage.post({"model": "alpha"})
+        self.assertEqual((stage.router.choices, stage.witness.facts.server), ([], "alpha"))

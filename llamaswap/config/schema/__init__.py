@@ -153,13 +153,14 @@ class NameIndex:
     """The tables for the lookups of Config.
 
     `qualified` are the models of peers by PEER/MODEL, `bare` by their own name (None if several peers offer it) and by
-    the aliases of peers. `sets` are the members of groups and tags.
+    the aliases of peers. `sets` are the members of groups and tags. `replicas` choose among the servers of a model.
     """
 
     aliases: Mapping[str, str]
     qualified: Mapping[str, tuple[str, str]]
     bare: Mapping[str, tuple[str, str] | None]
     sets: Mapping[str, tuple[str, ...]]
+    replicas: Mapping[str, Selector]
 
     @classmethod
     def of(
@@ -187,7 +188,12 @@ class NameIndex:
                     continue  # names in the configuration come before those that a peer lists
                 bare[name] = None if name in bare else (peer_id, name)
         bare |= {alias: (peer.id, name) for peer in peers.values() for alias, name in peer.aliases.items()}
-        return cls(aliases, qualified, bare, sets)
+        copies: dict[str, list[str]] = {}
+        for model in models.values():
+            if model.replica_of:
+                copies.setdefault(model.replica_of, [model.replica_of]).append(model.id)
+        replicas = {name: Selector(name, "spillover", tuple(ids)) for name, ids in copies.items()}
+        return cls(aliases, qualified, bare, sets, replicas)
 
 
 @frozen
@@ -275,6 +281,11 @@ class Config:
     def members(self, name: str) -> tuple[str, ...]:
         """The models that a group, or else a tag, of this name stands for; empty if there is neither."""
         return self.names.sets.get(name, ())
+
+    def copies(self, name: str) -> tuple[str, ...]:
+        """The servers of the model with this ID: its own and its replicas."""
+        found = self.names.replicas.get(name)
+        return (name,) if found is None else found.targets
 
     def split_path(self, segments: Sequence[str]) -> tuple[str, int] | None:
         """(name, segments used) of the longest leading run that names a model; empty segments are skipped."""

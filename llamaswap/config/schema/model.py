@@ -32,6 +32,7 @@ MODALITIES = ("text", "audio", "image")
 SIGNS = ("cpu", "gpu", "log", "health")
 ENV_POLICIES = ("inherit", "clean")
 SUPERSEDE = ("", "session", "client")
+MAX_REPLICAS = 64
 FORWARD_KEY = ("auto", "always", "never")
 
 
@@ -139,7 +140,10 @@ class Capabilities:
 
 @frozen
 class Model:
-    """One local model. `endpoint` is None if `proxy` is not an http(s) URL: such a model cannot start."""
+    """One local model. `endpoint` is None if `proxy` is not an http(s) URL: such a model cannot start.
+
+    `replica_of` is the model of which this is a replica, `gpu_ids` are the GPUs on which llamaswap starts it.
+    """
 
     id: str
     cmd: str = TEXT.key("The command that starts the server; # lines are comments.", repr=False)
@@ -217,6 +221,14 @@ class Model:
         "GPUs that the server may use: `auto` for as many as it needs, a number of GPUs, or a list of their numbers. "
         "They are ${GPUS} in cmd and env, and the server sees no others. If unset it sees all."
     )
+    replicas: int = INTEGER.key(
+        "How many servers of the model may run, each on its own port. A request goes to the one with the fewest; the "
+        "next one is loaded when all loaded ones are busy.",
+        default=1,
+        minimum=1,
+        maximum=MAX_REPLICAS,
+    )
+    replica_of: str = ""
     endpoint: Endpoint | None = None
     port: int | None = None
     gpu_ids: tuple[int, ...] = ()
