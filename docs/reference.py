@@ -97,6 +97,7 @@ def _escaped(text: str) -> str:
 TAGS = {
     "inference": "Inference",
     "models": "Models",
+    "memory": "Memory",
     "processes": "Servers",
     "events": "Events",
     "activity": "Activity",

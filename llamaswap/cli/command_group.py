@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "init": ("init", "init"),
     "load": ("models", "load"),
     "logs": ("logs", "logs"),
+    "memory": ("memory", "memory"),
     "ps": ("models", "ps"),
     "pull": ("pull", "pull"),
     "run": ("chat", "run"),

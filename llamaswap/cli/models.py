@@ -10,6 +10,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from llamaswap.cli import memory
 from llamaswap.cli.client import WORK_TIMEOUT, ApiClient, ClientError, JsonObject, quoted
 from llamaswap.cli.context import CliContext, about, model_names, remote, seconds, table
 
@@ -24,9 +25,12 @@ def gather(client: ApiClient, everything: bool = False) -> JsonObject:
     rows = [row["model"] for row in client.json("/running")["running"]]
     if everything:
         rows = sorted({*rows, *local(client)})
-    models = [_detail(client, name) for name in rows]
-    queue = client.json("/api/queue")["queue"]
-    return {"models": [model for model in models if model is not None], "queue": queue}
+    models = [model for name in rows if (model := _detail(client, name)) is not None]
+    use = memory.use_by_model(memory.document(client))
+    for model in models:
+        if model["id"] in use:
+            model["memory"] = use[model["id"]]
+    return {"models": models, "queue": client.json("/api/queue")["queue"]}
 
 
 def local(client: ApiClient) -> list[str]:
@@ -46,9 +50,13 @@ def _detail(client: ApiClient, name: str) -> JsonObject | None:
 
 
 def model_table(models: Sequence[JsonObject]) -> Table:
-    """A table of models."""
-    columns = ("MODEL", "STATE", "UP", "ACTIVE", "WAITING", "TTL", "PID", "PORT")
-    return table(columns, map(_row, models), right=("ACTIVE", "WAITING", "PID", "PORT"))
+    """A table of models; with their memory if that of any is known."""
+    columns = ["MODEL", "STATE", "UP", "ACTIVE", "WAITING", "TTL", "PID", "PORT"]
+    rows = list(map(_row, models))
+    if any("memory" in model for model in models):
+        columns.append("MEMORY")
+        rows = [[*row, str(model.get("memory", ""))] for row, model in zip(rows, models, strict=True)]
+    return table(columns, rows, right=("ACTIVE", "WAITING", "PID", "PORT", "MEMORY"))
 
 
 def _row(model: JsonObject) -> list[str]:

@@ -146,6 +146,10 @@ healthCheckTimeout: 300
 # Seconds without a request after which a model is unloaded; 0 never. `ttl` overrides it for one model.
 globalTTL: 0
 
+# Models stay loaded together as far as their memory fits; `llamaswap memory` shows what they use.
+routing:
+  memory: on
+
 # Keys that clients must present. Without any, everyone who can reach the port may use it.
 # apiKeys:
 #   - "${env.LLAMASWAP_API_KEY}"

@@ -35,6 +35,7 @@ from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import LogEndpoints
+from llamaswap.web.memory_api import MemoryEndpoints, NoMemory
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.peers import PeerEndpoints
@@ -237,6 +238,7 @@ class World:
     survey: object = lambda ports, enough: ScanResult()
     surveyor: object = at_once
     capabilities: object = attrgetter("capabilities")
+    memory: object = None
 
     def __attrs_post_init__(self):
         self.activity = observed.ActivityLog(
@@ -284,6 +286,7 @@ class World:
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
+            MemoryEndpoints(self.memory or NoMemory(config)),
             ModelEndpoints(
                 router,
                 self.inflight,
