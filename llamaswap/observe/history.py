@@ -11,7 +11,7 @@ from collections.abc import Callable
 from attrs import define, evolve, field, frozen
 
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
-from llamaswap.observe.log_format import timestamp
+from llamaswap.observe.log_format import Timestamp, timestamp
 
 MAX_INTERVALS = 4096  # ended intervals kept: those of a thousand swaps
 MAX_SWAPS = 512  # swaps kept, with their log tails
@@ -41,6 +41,47 @@ class SwapRecord:
     end: SwapEnded | None = None
     ended: float | None = None
     log_tail: str = ""
+
+
+@frozen
+class SwapPhase:
+    """A part of a swap."""
+
+    name: str
+    start: Timestamp
+    end: Timestamp
+    seconds: float
+
+
+@frozen
+class SwapOrigin:
+    """What a swap was done for."""
+
+    kind: str
+    id: str = ""
+
+
+@frozen
+class SwapDocument:
+    """One swap. `start` and `end` are `began` and `ended` with the names that the phases use.
+
+    `log_tail` is the end of the model's log, if the swap failed; None in a list of swaps.
+    """
+
+    id: int
+    model: str
+    evicted: list[str]
+    reason: str
+    trigger: SwapOrigin
+    exit_code: int | None
+    began: Timestamp
+    ended: Timestamp | None
+    error: str | None
+    phases: list[SwapPhase]
+    outcome: str
+    start: Timestamp
+    end: Timestamp | None
+    log_tail: str | None = None
 
 
 @define(eq=False)
@@ -123,35 +164,41 @@ class SwapHistory:
             for interval in found
         ]
 
-    def swaps(self, limit: int = MAX_SWAPS) -> list[Document]:
+    def swaps(self, limit: int = MAX_SWAPS) -> list[SwapDocument]:
         """The swaps, newest first, without their log tails."""
-        return [_summary(swap) for swap in list(reversed(self._swaps.values()))[: max(0, limit)]]
+        return [_document(swap) for swap in list(reversed(self._swaps.values()))[: max(0, limit)]]
 
-    def swap(self, number: int) -> Document | None:
+    def swap(self, number: int) -> SwapDocument | None:
         """One swap with its log tail."""
         swap = self._swaps.get(number)
-        return None if swap is None else {**_summary(swap), "log_tail": swap.log_tail}
+        return None if swap is None else _document(swap, swap.log_tail)
 
 
-def _summary(swap: SwapRecord) -> Document:
+def _document(swap: SwapRecord, log_tail: str | None = None) -> SwapDocument:
     start, end = swap.start, swap.end
-    durations = end.phases if end else {}
-    phases: list[Document] = []
+    phases: list[SwapPhase] = []
     # The first phase, the wait in the queue, was before the swap began.
+    durations = end.phases if end else {}
     at = swap.began - durations.get("queued", 0.0)
     for name, seconds in durations.items():
-        phases.append({"name": name, "start": timestamp(at), "end": timestamp(at + seconds), "seconds": seconds})
+        phases.append(SwapPhase(name, timestamp(at), timestamp(at + seconds), seconds))
         at += seconds
+    began, ended = timestamp(swap.began), None if swap.ended is None else timestamp(swap.ended)
+    outcome = "loading" if end is None else "ready" if end.error is None else "failed"
     kind, _, request = start.origin.partition(":")
-    return {
-        "id": start.swap,
-        "model": start.model,
-        "evicted": list(start.evicted),
-        "reason": start.reason,
-        "trigger": {"kind": kind or "unknown", **({"id": request} if request else {})},
-        "exit_code": end.exit_status if end else None,
-        "began": timestamp(swap.began),
-        "ended": None if swap.ended is None else timestamp(swap.ended),
-        "error": end.error if end else None,
-        "phases": phases,
-    }
+    return SwapDocument(
+        id=start.swap,
+        model=start.model,
+        evicted=list(start.evicted),
+        reason=start.reason,
+        trigger=SwapOrigin(kind or "unknown", request),
+        exit_code=end.exit_status if end else None,
+        began=began,
+        ended=ended,
+        error=end.error if end else None,
+        phases=phases,
+        outcome=outcome,
+        start=began,
+        end=ended,
+        log_tail=log_tail,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from typing import Annotated
 
 from attrs import define, field
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
@@ -73,6 +74,8 @@ TIME_FORMATS: dict[str, Callable[[datetime], str]] = {
 }
 # Formats that show a fraction of the second.
 _FRACTIONS = frozenset({"rfc3339nano", "stampmilli", "stampmicro", "stampnano"})
+
+Timestamp = Annotated[str, ("format", "date-time")]  # RFC 3339 in a document
 
 
 def local_time(seconds: float) -> datetime:

@@ -16,11 +16,12 @@ from zope.interface import implementer
 
 from llamaswap.observe.activity import ActivityLog
 from llamaswap.observe.inflight import InflightRequests
+from llamaswap.observe.log_format import Timestamp
 from llamaswap.observe.query import ActivityFilter, parse_filter, parse_query
 from llamaswap.web.admin_request import JSON, AdminRequest, JsonObject, Response, json_answer, json_bytes, positive
 from llamaswap.web.errors import HttpError
 from llamaswap.web.processes import Message
-from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
+from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.streaming_response import StreamingResponse, StreamingResponses
 
 EXPORT_ROWS = 100  # rows an export reads, renders in one turn of the reactor, and writes

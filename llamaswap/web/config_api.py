@@ -12,13 +12,13 @@ from attrs import asdict, define, field, frozen
 from llamaswap.config import Config, json_schema
 from llamaswap.errors import ConfigError
 from llamaswap.events import ConfigRejected, ConfigReloaded, EventBus
-from llamaswap.observe.log_format import local_time, rfc3339
+from llamaswap.observe.log_format import Timestamp, local_time, rfc3339
 from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.config_history import VersionEntry, VersionSource
 from llamaswap.web.configfile import ConfigFile, Impact, ImpactModels, ProblemDocument
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import Route, RouteTable, Timestamp
+from llamaswap.web.route import Route, RouteTable
 from llamaswap.web.secret_masking import MASK, hidden_in, known_secrets, masked_yaml, named_secrets, revealed
 
 MAX_CONFIG_BYTES = 1024 * 1024  # over HTTP, because checking it takes seconds; the longest known have 100 KB

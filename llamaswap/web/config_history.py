@@ -19,8 +19,7 @@ from typing import Literal, get_args
 from attrs import asdict, define, evolve, frozen
 
 from llamaswap.config.private_files import PrivateFolder, private_folder
-from llamaswap.observe.log_format import local_time, rfc3339
-from llamaswap.web.route import Timestamp
+from llamaswap.observe.log_format import Timestamp, local_time, rfc3339
 
 FOLDER = ".llamaswap"
 INDEX = "index.json"

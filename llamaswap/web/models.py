@@ -7,20 +7,21 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from statistics import median
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from llamaswap.config import Capabilities, Config, Model
 from llamaswap.config.policies.groups import DEFAULT_GROUP
-from llamaswap.observe.history import SwapHistory
+from llamaswap.observe.history import SwapDocument, SwapHistory
 from llamaswap.observe.inflight import InflightRequests
+from llamaswap.observe.log_format import Timestamp
 from llamaswap.observe.logs import LogRegistry
 from llamaswap.routing.router import Router
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer, positive
 from llamaswap.web.errors import HttpError
 from llamaswap.web.listing import every_alias
 from llamaswap.web.processes import ModelNameBody, Success, named_models
-from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
+from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_command, masked_text
 from llamaswap.web.shield import log_failure, shielded
 
@@ -123,50 +124,6 @@ class Residency:
     swap_id: int | None
     busy: int | None = None
     vram_mb: int | None = None
-
-
-@frozen
-class SwapPhase:
-    """A part of a swap."""
-
-    name: str
-    start: Timestamp
-    end: Timestamp
-    seconds: float
-
-
-@frozen
-class SwapOrigin:
-    """What a swap was done for."""
-
-    kind: str
-    id: str = ""
-
-
-@frozen
-class SwapDocument:
-    """One swap."""
-
-    id: int
-    model: str
-    evicted: list[str]
-    reason: str
-    trigger: SwapOrigin
-    exit_code: int | None
-    began: Timestamp
-    ended: Timestamp | None
-    error: str | None
-    outcome: str
-    start: Timestamp
-    end: Timestamp | None
-    phases: list[SwapPhase]
-
-
-@frozen
-class SwapDetail(SwapDocument):
-    """One swap with the end of its model's log, if it failed."""
-
-    log_tail: str
 
 
 route = RouteTable("models", Route)
@@ -343,9 +300,9 @@ class ModelEndpoints:
     @route("GET", "/api/swaps", answer=list[SwapDocument])
     def swaps(self, call: AdminRequest) -> Response:
         """The last swaps, newest first."""
-        return json_answer([_with_outcome(swap) for swap in self.history.swaps()])
+        return json_answer(self.history.swaps())
 
-    @route("GET", "/api/swaps/<string:number>", answer=SwapDetail)
+    @route("GET", "/api/swaps/<string:number>", answer=SwapDocument)
     def swap(self, call: AdminRequest) -> Response:
         """One swap with its phases and, if it failed, the end of the model's log."""
         number = positive(call.variables["number"], 10**18)
@@ -353,7 +310,7 @@ class ModelEndpoints:
         if found is None:
             raise HttpError(404, "swap not found")
         secrets = known_secrets(self.router.config)
-        return json_answer({**_with_outcome(found), "log_tail": masked_text(str(found["log_tail"]), secrets)})
+        return json_answer(evolve(found, log_tail=masked_text(found.log_tail or "", secrets)))
 
 
 def _words(command: str) -> Sequence[str]:
@@ -361,13 +318,6 @@ def _words(command: str) -> Sequence[str]:
         return shlex.split(command, comments=True)
     except ValueError:  # an unclosed quote: the command cannot start, but it can be shown
         return command.split()
-
-
-def _with_outcome(swap: JsonObject) -> JsonObject:
-    """A swap with its outcome as a word, and with its times named like those of its phases."""
-    ended = swap["ended"] is not None
-    outcome = "loading" if not ended else "ready" if swap["error"] is None else "failed"
-    return {**swap, "outcome": outcome, "start": swap["began"], "end": swap["ended"]}
 
 
 def _groups(config: Config, model: str) -> list[str]:

@@ -8,10 +8,10 @@ from functools import partial
 from attrs import define, frozen
 
 from llamaswap.config import Config
-from llamaswap.observe.log_format import local_time, rfc3339
+from llamaswap.observe.log_format import Timestamp, local_time, rfc3339
 from llamaswap.proxy.peers import PeerDirectory
 from llamaswap.web.admin_request import AdminRequest, Response, json_answer
-from llamaswap.web.route import Route, RouteTable, Timestamp
+from llamaswap.web.route import Route, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Generic, Literal, ParamSpec, TypeVar
+from typing import Generic, Literal, ParamSpec, TypeVar
 
 from attrs import define, field, frozen
 from twisted.web.resource import IResource
@@ -21,8 +21,6 @@ Handler = Callable[..., "Reply | Awaitable[Reply]"]
 SENTENCE_END = re.compile(r"[.;](?=\s|$)")
 H = TypeVar("H", bound=Handler)
 P = ParamSpec("P")
-
-Timestamp = Annotated[str, ("format", "date-time")]  # RFC 3339 in a document
 
 
 @frozen

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from attrs import define, field, frozen
 
+from llamaswap.observe.log_format import Timestamp
 from llamaswap.observe.machine import MachineMonitor
 from llamaswap.version import Build
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer, positive
 from llamaswap.web.errors import HttpError
-from llamaswap.web.route import QueryParameter, Route, RouteTable, Timestamp
+from llamaswap.web.route import QueryParameter, Route, RouteTable
 
 MAX_POINTS = 1_000_000  # samples
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format

@@ -1,10 +1,11 @@
 """Residency and swaps."""
 
+from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe import history as module
-from llamaswap.observe.history import SwapHistory
+from llamaswap.observe.history import SwapHistory, SwapOrigin
 
 
 class HistoryTests(SynchronousTestCase):
@@ -53,9 +54,9 @@ class HistoryTests(SynchronousTestCase):
         self.tell(3, SwapBegan(3, "jay", (), "", 0.0))
         self.tell(4, SwapEnded(2, "hen", "no", 0.0, {}, -9))
         jay, hen, owl = self.history.swaps()
-        self.assertEqual(owl["trigger"], {"kind": "request", "id": "17"})
-        self.assertEqual((hen["trigger"], jay["trigger"]), ({"kind": "preload"}, {"kind": "unknown"}))
-        self.assertEqual((hen["exit_code"], owl["exit_code"]), (-9, None))
+        self.assertEqual(owl.trigger, SwapOrigin("request", "17"))
+        self.assertEqual((hen.trigger, jay.trigger), (SwapOrigin("preload"), SwapOrigin("unknown")))
+        self.assertEqual((hen.exit_code, owl.exit_code), (-9, None))
 
     def test_interval_of_a_stopping_server_has_the_reason(self):
         self.tell(1, StateChanged("hen", "stopped", "ready"))
@@ -71,20 +72,20 @@ class HistoryTests(SynchronousTestCase):
         self.swap()
         self.tell(13, SwapEnded(7, "owl", None, 0.0, {"queued": 2.0, "stop": 1.0, "start": 2.0}))
         (swap,) = self.history.swaps()
-        self.assertEqual((swap["id"], swap["model"], swap["evicted"], swap["error"]), (7, "owl", ["hen"], None))
+        self.assertEqual((swap.id, swap.model, swap.evicted, swap.error), (7, "owl", ["hen"], None))
         self.assertEqual(
-            [(phase["name"], phase["start"][17:], phase["end"][17:]) for phase in swap["phases"]],
+            [(phase.name, phase.start[17:], phase.end[17:]) for phase in swap.phases],
             [("queued", "08Z", "10Z"), ("stop", "10Z", "11Z"), ("start", "11Z", "13Z")],
         )
-        self.assertEqual(self.history.swap(7), {**swap, "log_tail": ""})
+        self.assertEqual(self.history.swap(7), evolve(swap, log_tail=""))
         self.assertIsNone(self.history.swap(8))
 
     def test_failed_swap_keeps_the_end_of_the_log(self):
         self.swap()
         self.tell(13, SwapEnded(7, "owl", "exited", 0.0, {}))
         swap = self.history.swap(7)
-        self.assertEqual((swap["error"], len(swap["log_tail"])), ("exited", 4096))
-        self.assertTrue(swap["log_tail"].endswith("last line"))
+        self.assertEqual((swap.error, len(swap.log_tail)), ("exited", 4096))
+        self.assertTrue(swap.log_tail.endswith("last line"))
 
     def test_states_after_a_swap_are_not_attributed_to_it(self):
         self.swap()
@@ -106,4 +107,4 @@ class HistoryTests(SynchronousTestCase):
             self.tell(number, StateChanged("owl", "stopped", "ready"))
             self.tell(number, StateChanged("owl", "ready", "stopped"))
         self.assertEqual((len(self.history.residency()), len(self.history.swaps())), (3, 2))
-        self.assertEqual([swap["id"] for swap in self.history.swaps(1)], [9])
+        self.assertEqual([swap.id for swap in self.history.swaps(1)], [9])
