@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.config import ConfigText, load
 from llamaswap.observe.machine import SystemReading, machine_families
 from llamaswap.observe.metrics import Metrics
+from tests.test_architecture import LAYER
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -76,3 +77,12 @@ class PageTests(SynchronousTestCase):
                 self.assertTrue(found or placeholder, f"{page.name} names {name}")
                 named += 1
         self.assertGreater(named, 40)
+
+    def test_contributing_lists_each_package_with_its_layer(self):
+        rows = re.findall(
+            r"^([\d.]+) +``(\w+)``", (DOCS / "contributing.rst").read_text(encoding="utf-8"), re.MULTILINE
+        )
+        listed = {name: float(layer) for layer, name in rows}
+        paths = (ROOT / "llamaswap").glob("[a-z]*")
+        names = {path.stem for path in paths if path.suffix == ".py" or (path / "__init__.py").exists()}
+        self.assertEqual(listed, {name: LAYER[name] for name in names})

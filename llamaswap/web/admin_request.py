@@ -56,11 +56,6 @@ def json_answer(value: object, status: int = 200, headers: tuple[tuple[bytes, by
     return Response(status, json_bytes(value) + b"\n", JSON, headers)
 
 
-def text_answer(text: str, status: int = 200) -> Response:
-    """A response with a plain text."""
-    return Response(status, text.encode())
-
-
 def redirect(location: str, status: int, method: bytes) -> Response:
     """A redirection. Only a GET shows a page, so only it gets one."""
     headers = ((b"Location", location.encode("utf-8")),)

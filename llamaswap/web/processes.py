@@ -10,7 +10,7 @@ from llamaswap.config import Model
 from llamaswap.config.diagnostics import nearest
 from llamaswap.routing.interfaces import HealthSnapshot
 from llamaswap.routing.router import Router
-from llamaswap.web.admin_request import AdminRequest, Response, json_answer, text_answer
+from llamaswap.web.admin_request import AdminRequest, Response, json_answer
 from llamaswap.web.errors import HttpError
 from llamaswap.web.route import QueryParameter, Route, RouteTable
 from llamaswap.web.secret_masking import known_secrets, masked_text
@@ -19,6 +19,7 @@ from llamaswap.web.shield import shielded
 # A queued request waits for a load or for another request to end. If neither is in progress, it was forgotten; a stop
 # or another effect may take this long to be performed.
 FORGOTTEN_AFTER = 15.0
+OK = Response(200, b"OK")
 
 
 @frozen
@@ -150,13 +151,13 @@ class ProcessEndpoints:
     async def unload_all(self, call: AdminRequest) -> Response:
         """Stop the named models' servers, or every server; answers when they have stopped."""
         await self._unload(call)
-        return text_answer("OK")
+        return OK
 
     @route("POST", "/models/unload", content="*/*", query=_NAMED, body=ModelNameBody)
     async def unload_named(self, call: AdminRequest) -> Response:
         """Stop the named models' servers, or every server; answers a JSON body like llama.cpp's router."""
         await self._unload(call)
-        return json_answer(Success(success=True)) if call.body.strip() else text_answer("OK")
+        return json_answer(Success(success=True)) if call.body.strip() else OK
 
     @route("POST", "/api/models/unload", answer=Message, query=_NAMED, body=ModelNameBody)
     async def unload_all_json(self, call: AdminRequest) -> Response:
@@ -187,13 +188,13 @@ class ProcessEndpoints:
         if model is None:
             raise HttpError(404, "model not found")
         await shielded(self.router.unload([model]), f"unloading {model}")
-        return text_answer("OK")
+        return OK
 
     @route("GET", "/wol-health", key="not needed", content=_PLAIN, summary="The same, never in the access log")
     @route("GET", "/health", key="not needed", content=_PLAIN)
     def health(self, call: AdminRequest) -> Response:
         """Whether this process serves; says nothing about models and never loads one."""
-        return text_answer("OK")
+        return OK
 
     @route("GET", "/readyz", key="not needed", answer=ReadinessReport)
     def ready(self, call: AdminRequest) -> Response:
