@@ -118,7 +118,7 @@ def live(tally):
 
 
 def docs(tally):
-    """The site is built, and a warning is an error: a page nobody reaches, a reference to nothing."""
+    """The site is built, and a warning is an error: a page without a link to it, a reference without a target."""
     if not module_present("sphinx"):
         tally.skip("docs", "sphinx is not installed (extra: dev)")
         return

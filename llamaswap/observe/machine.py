@@ -223,7 +223,7 @@ _GPU: Sequence[tuple[str, str, Callable[[GpuReading], float]]] = (
     ("util_percent", "How busy the GPU is.", lambda gpu: gpu.gpu_util_pct),
     ("memory_util_percent", "How full the GPU's memory is.", lambda gpu: gpu.mem_util_pct),
     ("memory_used_bytes", "GPU memory in use.", lambda gpu: gpu.mem_used_mb * MIB),
-    ("memory_total_bytes", "GPU memory there is.", lambda gpu: gpu.mem_total_mb * MIB),
+    ("memory_total_bytes", "Total GPU memory.", lambda gpu: gpu.mem_total_mb * MIB),
     ("fan_speed_percent", "Speed of the GPU's fan.", lambda gpu: gpu.fan_speed_pct),
     ("power_draw_watts", "Power the GPU draws.", lambda gpu: gpu.power_draw_w),
 )
@@ -235,10 +235,10 @@ def machine_families(system: SystemReading, gpus: Sequence[GpuReading]) -> Itera
     cpu.values = {(str(core),): share for core, share in enumerate(system.cpu_util_per_core)}
     yield cpu
     for name, help_text, megabytes in (
-        ("memory_total", "Memory there is.", system.mem_total_mb),
+        ("memory_total", "Total memory.", system.mem_total_mb),
         ("memory_used", "Memory in use.", system.mem_used_mb),
         ("memory_free", "Memory that is not in use.", system.mem_free_mb),
-        ("swap_total", "Swap space there is.", system.swap_total_mb),
+        ("swap_total", "Total swap space.", system.swap_total_mb),
         ("swap_used", "Swap space in use.", system.swap_used_mb),
     ):
         size = MetricFamily("gauge", f"{name}_bytes", help_text)

@@ -64,9 +64,7 @@ class Metrics:
         self._requests = family(
             "counter", "requests", "Requests that ended, by the status sent to the client.", "model", "code"
         )
-        self._errors = family(
-            "counter", "request_errors", "Requests that went wrong, by what went wrong.", "model", "kind"
-        )
+        self._errors = family("counter", "request_errors", "Requests that failed, by kind of failure.", "model", "kind")
         self._input = family("counter", "input_tokens", "Prompt tokens the servers reported.", "model")
         self._output = family("counter", "output_tokens", "Generated tokens the servers reported.", "model")
         self._cached = family("counter", "cached_tokens", "Prompt tokens served from a server's cache.", "model")
@@ -75,11 +73,13 @@ class Metrics:
         self._duration = durations("request_duration", "From a request's arrival to the end of its answer.")
         self._waited = durations("queue_wait", "From a request's arrival to its grant, model load included.")
         self._load = durations("model_load", "From the start of a model's server to its readiness.", LOAD_BOUNDS)
-        self._swaps = family("counter", "swaps", "Loads the router began, by what made it.", "reason")
+        self._swaps = family("counter", "swaps", "Loads that were begun, by reason.", "reason")
         self._swap_errors = family("counter", "swap_errors", "Loads that ended without a ready model.", "model")
-        self._evictions = family("counter", "evictions", "Models stopped to make room for another.", "model")
+        self._evictions = family(
+            "counter", "evictions", "Models that were stopped so that another could be loaded.", "model"
+        )
         self._state = family("gauge", "model_state", "1 for the state a model's server is in.", "model", "state")
-        self._running = family("gauge", "requests_in_flight", "Requests under way now.", "model")
+        self._running = family("gauge", "requests_in_flight", "Requests in progress.", "model")
 
     def listen(self, bus: EventBus) -> None:
         """Subscribe to changes of state and to swaps."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial, wraps
 
 from attrs import asdict, define, field, frozen
@@ -135,11 +136,8 @@ class ConfigEndpoints:
     def history(self, call: AdminRequest) -> Response:
         """The texts that were in the file, newest first."""
         self._allowed()
-        try:
-            found = self.file.versions()
-        except OSError as error:
-            raise HttpError(500, f"earlier configurations could not be read: {error.strerror or error}")
-        return json_answer(VersionList(list(found)))
+        with _disk_error("earlier configurations could not be read"):
+            return json_answer(VersionList(list(self.file.versions())))
 
     @route("GET", "/api/config/history/<string:version>", content=YAML)
     @_on_worker
@@ -184,10 +182,8 @@ class ConfigEndpoints:
         except ConfigError as error:
             return _refused(error, 422)
         agent = (call.first(b"user-agent") or b"").decode("latin-1")
-        try:
+        with _disk_error("the configuration could not be written"):
             self.file.write(text, VersionSource("restored" if restored else "saved", call.client, agent, restored))
-        except OSError as error:
-            raise HttpError(500, f"the configuration could not be written: {error.strerror or error}")
         return json_answer(checked, headers=((b"ETag", _tag(text)),))
 
     def _secrets(self, text: str) -> list[str]:
@@ -196,19 +192,24 @@ class ConfigEndpoints:
         return [*known_secrets(self.config()), *named_secrets(text)]
 
     def _earlier(self, call: AdminRequest) -> str:
-        try:
+        with _disk_error("the version could not be read"):
             text = self.file.version(call.variables["version"])
-        except OSError as error:
-            raise HttpError(500, f"the version could not be read: {error.strerror or error}")
         if text is None:
             raise HttpError(404, "version not found")
         return text
 
     def _text(self) -> str:
-        try:
+        with _disk_error("the configuration could not be read"):
             return self.file.read()
-        except OSError as error:
-            raise HttpError(500, f"the configuration could not be read: {error.strerror or error}")
+
+
+@contextmanager
+def _disk_error(problem: str) -> Iterator[None]:
+    """Raise an OSError from within as the error response that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise HttpError(500, f"{problem}: {error.strerror or error}")
 
 
 def _tag(text: str) -> bytes:

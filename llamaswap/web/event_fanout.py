@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from attrs import Factory, define, field
+from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 
@@ -21,12 +21,6 @@ REPLAY_BYTES = 1024 * 1024
 MAX_GATHERED_BYTES = 256 * 1024  # gathered events of this size are sent at once
 MAX_IMMEDIATE_CLIENTS = 16  # up to this number, each event is sent when it happens
 GATHER_TIME_PER_CLIENT = 0.0005  # seconds of gathering for each client: writing to all takes a twentieth of that time
-
-
-def _heartbeat_loop(fanout: EventFanout) -> LoopingCall:
-    loop = LoopingCall(fanout.beat)
-    loop.clock = fanout.clock
-    return loop
 
 
 @define(eq=False)
@@ -45,7 +39,11 @@ class EventFanout:
     _timer: IDelayedCall | None = field(default=None, init=False)
     _recent: deque[FeedMessage] = field(factory=deque, init=False)
     _recent_bytes: int = field(default=0, init=False)
-    _heartbeat: LoopingCall = field(default=Factory(_heartbeat_loop, takes_self=True), init=False)
+    _heartbeat: LoopingCall = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._heartbeat = LoopingCall(self.beat)
+        self._heartbeat.clock = self.clock
 
     @property
     def reading(self) -> bool:

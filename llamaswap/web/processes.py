@@ -120,7 +120,7 @@ class ProcessEndpoints:
         config = self.router.config
         hide = partial(masked_text, known=known_secrets(config))
         rows = []
-        for status in sorted(self.router.running(), key=lambda status: status.model):
+        for status in self.router.running():
             model = config.models.get(status.model, Model(status.model))
             rows.append(
                 RunningModel(
@@ -135,14 +135,8 @@ class ProcessEndpoints:
             )
         sleeping = [SleepingModel(status.model, status.pid) for status in self.router.suspended()]
         failing = [
-            FailingModel(
-                failure.model,
-                failure.count,
-                round(retry_in, 3),
-                hide(failure.cause),
-                list(map(hide, failure.tail.splitlines())),
-            )
-            for failure, retry_in in self.router.failing()
+            FailingModel(one.model, one.count, round(wait, 3), hide(one.cause), list(map(hide, one.tail.splitlines())))
+            for one, wait in self.router.failing()
         ]
         return json_answer(Running(rows, sleeping, failing))
 

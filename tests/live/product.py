@@ -123,7 +123,7 @@ _turn = itertools.count()
 
 
 def free_range():
-    """The first of 20 ports that nobody listens on; test processes side by side are given different ones."""
+    """The first of 20 free ports; parallel test processes get different ones."""
     spans = len(PORTS) // SPAN
     for _ in range(spans):
         start = PORTS[(os.getpid() % 50 + 50 * next(_turn)) % spans * SPAN]
@@ -178,7 +178,7 @@ def alive(pid):
 
 
 def group_members(group):
-    """The pids of the living processes of a process group; a zombie that nobody reaps does not live."""
+    """The pids of the living processes of a process group; a zombie does not count."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

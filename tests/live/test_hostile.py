@@ -1,4 +1,4 @@
-"""Clients that mean harm, or are broken enough to do it: they get their answer, and nobody else notices."""
+"""Hostile or broken clients: each gets its response, and other clients notice nothing."""
 
 import base64
 import json
@@ -417,7 +417,7 @@ class LoadTests(HostileCase):
         return (busy(product.process.pid) - began) / count
 
     def drop_two_hundred(self, product, request):
-        """The seconds the slowest request of somebody else took while 200 streams were dropped, each after 5 MB."""
+        """The seconds of the slowest request of another client while 200 streams were dropped, each after 5 MB."""
         lines, taken = [connect(product) for _ in range(200)], 0
         with selectors.DefaultSelector() as waiting:
             for line in lines:

@@ -61,7 +61,7 @@ class Side(Protocol):
         return result
 
     def connectionLost(self, reason):
-        self.lost.callback(reason.type)  # the class: a Failure would fail whoever waits
+        self.lost.callback(reason.type)  # the class: a Failure would fail the waiter
 
 
 class _World:

@@ -334,7 +334,7 @@ class CapturingTests(SynchronousTestCase):
         self.assertEqual([(row["id"], row["has_capture"]) for row in page["data"]], [(3, True), (2, True), (1, False)])
 
     def test_change_of_store_gives_no_row_the_capture_of_another(self):
-        """Ids begin anew there; one batch is on its way to the old store meanwhile."""
+        """Ids start from 1 there, while one batch is still on its way to the old store."""
         run = Later()
         bench = Bench(run=run, store=ActivityStore(self.mktemp()))
         for _ in range(2):

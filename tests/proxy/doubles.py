@@ -42,7 +42,7 @@ class Wire(StringTransport):
         self.half_closed = True
 
     def unregisterProducer(self):
-        self.producer = None  # as real transports do, whoever asks
+        self.producer = None  # as real transports do, for every caller
 
     def setTcpNoDelay(self, enabled):
         self.no_delay = enabled

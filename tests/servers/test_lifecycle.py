@@ -185,7 +185,7 @@ class PairTests(SynchronousTestCase):
                 self.assertEqual(drive.state, state)
                 waiter = drive.put(name)
                 expected, deeds = TABLE.get((state, name), (state, ""))
-                self.assertFalse(waiter.called, "waiters are told on a later turn")
+                self.assertFalse(waiter.called, "waiters are called on a later turn")
                 drive.tell()
                 told = []
                 if waiter.called and "told" in deeds:

@@ -22,7 +22,7 @@ from tests.soak.clients import PATIENCE, Client, Tally
 from tests.soak.world import MODELS, Disturber, children, configuration, holdings
 
 RSS_SLACK = 24  # MiB: what a heap keeps of its busiest moment
-SETTLE = 20.0  # seconds in which all must come to rest once nobody asks for anything
+SETTLE = 20.0  # seconds after the last request within which everything must be idle
 
 
 def quiet(product, clients):

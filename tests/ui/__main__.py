@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.ui import defects, harness, looks, works
 
-SLOWEST = 8  # checks whose time is told
+SLOWEST = 8  # checks whose time is printed
 
 
 def each(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:

@@ -307,7 +307,7 @@ class MockCase(BrowserCase):
     def busy(self, page: Any, seconds: float) -> float:
         """The share of a core that the page's main thread used for so long."""
         session = page.context.new_cdp_session(page)
-        # The time it ran, not the time it waited for a core that somebody else had.
+        # The time it ran, not the time it waited for a core that another process used.
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
 
         def spent() -> float:

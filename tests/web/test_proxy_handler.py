@@ -246,7 +246,7 @@ class Serving(SynchronousTestCase):
 
 
 class BreakingOff(SynchronousTestCase):
-    """After the head: nobody may take what came for the whole."""
+    """After the head: no client may take a cut response for a complete one."""
 
     def setUp(self):
         self.stage = Stage()
@@ -366,7 +366,7 @@ class Leaving(SynchronousTestCase):
         self.assertEqual(asked.done, [None])
 
     def test_a_fault_of_ours_before_the_wait_leaves_no_place_in_the_queue(self):
-        """Granted one day to nobody, it would keep its model loaded for ever."""
+        """A lease granted later would have no owner and keep its model loaded for ever."""
 
         def broken(model, write):
             raise ZeroDivisionError

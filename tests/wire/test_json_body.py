@@ -265,7 +265,7 @@ class BoundTests(SynchronousTestCase):
 
 
 class AbsurdTests(SynchronousTestCase):
-    """What nobody would write costs little time and memory: it is no body."""
+    """A document that no client would write costs little time and memory, and is not accepted as a body."""
 
     def test_members_without_number(self):
         many = b'{"model": "a", ' + b'"k": 1, ' * 2_000_000 + b'"z": 1}'

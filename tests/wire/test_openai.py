@@ -1,4 +1,4 @@
-"""Errors are told in the form that the client accepts."""
+"""Errors have the form that the client accepts."""
 
 from __future__ import annotations
 
