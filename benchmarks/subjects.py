@@ -150,13 +150,17 @@ class Product(Subject):
         elif without:
             self.name = f"without {without}"
 
+    def program(self):
+        """The module that runs the service, and its own arguments."""
+        return ["benchmarks.without", self.without] if self.without else ["twisted"]
+
     def start(self, upstream):
         compileall.compile_dir(ROOT / "llamaswap", quiet=1)  # as an installation has it
         self.folder = tempfile.TemporaryDirectory()
         self.port = free_port()
         config = Path(self.folder.name) / "config.yaml"
         config.write_text(configuration())
-        words = [sys.executable, "-m", *(["benchmarks.without", self.without] if self.without else ["twisted"])]
+        words = [sys.executable, "-m", *self.program()]
         words += ["--reactor", self.reactor] if self.reactor else []
         words += ["llamaswap", "--config", config, "--listen", f"127.0.0.1:{self.port}"]
         self.launch(words, {"PYTHONPATH": str(ROOT)})
