@@ -8,11 +8,13 @@ import sys
 from importlib import import_module
 
 from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
+from llamaswap.proxy.framing import parse_request
 
 # module in llamaswap.proxy.fastpath: its function, and what takes its place
 FAST_PATHS = {
     "direct_write": ("write_through", lambda transport: transport.write),
     "epoll": ("install", lambda: None),
+    "known_heads": ("request_parser", lambda: parse_request),
     "lazy_tls": ("import_reactor_without_tls", lambda: False),
     "memory_trim": ("trimmer", lambda library=None: lambda: None),
 }

@@ -20,7 +20,7 @@ from zope.interface import implementer
 
 from llamaswap.errors import BodyTooLarge, NoRoom
 from llamaswap.proxy.fastpath.direct_write import forget_unsent, unsent, write_through
-from llamaswap.proxy.framing import Framing, HeadTooSlow, MalformedMessage, find_head_end, parse_request, with_target
+from llamaswap.proxy.framing import Framing, HeadTooSlow, MalformedMessage, find_head_end, with_target
 from llamaswap.proxy.response_framer import refusal
 from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
 from llamaswap.proxy.transaction import HttpTransaction, ProxyTransaction
@@ -183,10 +183,13 @@ class ClientConnection(Protocol):
             return None
         raw = data[:end]
         self._first_request = False
-        head, framing = parse_request(raw)
+        head, framing = self.owner.parse_request(raw)
         rest = data[end:]
         self._state = ConnectionState.HANDLING
-        if not self.owner.routes(head):
+        known = head.known
+        if known.routed is None:
+            known.routed = self.owner.routes(head)
+        if not known.routed:
             self._begin_site(with_target(raw, head.target), framing, self.owner.body_limit(head))
             return rest
         length = framing.length

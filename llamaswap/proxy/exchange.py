@@ -19,28 +19,52 @@ from llamaswap.wire.headers import ResponseHeaders
 Headers = list[tuple[bytes, bytes]]
 
 
-@define  # made for every request; to freeze it would double its cost
-class RequestHead:
-    """A request's first lines. `target` is the raw request target (path?query), never decoded.
+class KnownHead:
+    """What was found out about a head, for later requests whose heads differ in nothing but their Content-Length.
 
-    `headers` keep order, case and repetition as received.
+    Each attribute belongs to the module that sets it, and depends on the head alone or says what else it depends on.
+    """
+
+    __slots__ = ("facts", "logged", "routed")
+
+    def __init__(self) -> None:
+        self.routed: bool | None = None  # whether the request goes to the proxy's handler
+        self.facts: object = None  # of the model routes
+        self.logged: object = None  # of the access log
+
+
+@define(init=False)  # an own __init__ costs half of what attrs' and a hook behind it do
+class RequestHead:
+    """A request's first lines. `target` is the raw request target (path?query), never decoded; `path` and `query` are
+    its parts.
+
+    `headers` keep order, case and repetition as received. `written` are the lines as bytes, without the fields about
+    the body's framing and the blank line, once it was sent.
     """
 
     method: bytes
     target: bytes
     headers: Headers
-    version: tuple[int, int] = (1, 1)
-    _index: dict[bytes, bytes] | None = field(default=None, init=False, eq=False, repr=False)
+    version: tuple[int, int]
+    path: bytes = field(eq=False, repr=False)
+    query: bytes = field(eq=False, repr=False)
+    known: KnownHead = field(eq=False, repr=False)
+    written: bytes = field(eq=False, repr=False)
+    _index: dict[bytes, bytes] | None = field(eq=False, repr=False)
 
-    @property
-    def path(self) -> bytes:
-        """The raw path, without the query."""
-        return self.target.partition(b"?")[0]
-
-    @property
-    def query(self) -> bytes:
-        """The raw query, without the question mark; empty when absent."""
-        return self.target.partition(b"?")[2]
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        version: tuple[int, int] = (1, 1),
+        known: KnownHead | None = None,
+    ) -> None:
+        self.method, self.target, self.headers, self.version = method, target, headers, version
+        self.path, _, self.query = target.partition(b"?")
+        self.known = known or KnownHead()
+        self.written = b""
+        self._index = None
 
     def first(self, name: bytes) -> bytes | None:
         """The first value of a header (`name` in lower case), or None."""

@@ -22,7 +22,7 @@ from llamaswap.proxy.reader import ReportStall
 from llamaswap.proxy.response_forwarder import ForwardOutcome, ResponseForwarder, ResponseObserver
 from llamaswap.proxy.task import Future
 from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
-from llamaswap.wire.headers import CHUNKED, first
+from llamaswap.wire.headers import first
 
 JOINED_WRITE_LIMIT = 64 * 1024  # bytes: up to here one copy is cheaper than a second system call
 # A larger body, or one of unknown size, may be impossible to send twice. It gets a new connection, because the server
@@ -159,15 +159,19 @@ class RequestSender:
         self._state = SendState.SENDING
         connection.begin(response, bodyless=head.method == b"HEAD", payload=response.needs_payload)
         length = self._body.length
-        headers = head.headers
-        if head.version < (1, 1) and first(headers, b"host") is None:  # only HTTP/1.0 allows that, but 1.1 is sent
-            headers = [(b"Host", self._upstream.endpoint.authority.encode("latin-1")), *headers]
+        lines = head.written
+        if not lines:
+            headers = head.headers
+            if head.version < (1, 1) and first(headers, b"host") is None:  # only HTTP/1.0 allows that, but 1.1 is sent
+                headers = [(b"Host", self._upstream.endpoint.authority.encode("latin-1")), *headers]
+            lines = head.written = write_head(b"%b %b HTTP/1.1" % (head.method, head.target), headers)[:-2]
         self._chunked = length is None
         if length is None:
-            headers = [*headers, CHUNKED]
+            raw_head = lines + b"Transfer-Encoding: chunked\r\n\r\n"
         elif length or head.method in BODY_METHODS:
-            headers = [*headers, (b"Content-Length", b"%d" % length)]
-        raw_head = write_head(b"%b %b HTTP/1.1" % (head.method, head.target), headers)
+            raw_head = b"%bContent-Length: %d\r\n\r\n" % (lines, length)
+        else:
+            raw_head = lines + b"\r\n"
         if length == 0:
             connection.send(raw_head)
             self._sent()

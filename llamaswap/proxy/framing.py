@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 
 import httptools
-from attrs import define
+from attrs import define, field
 
 from llamaswap.proxy.exchange import Headers, RequestHead
-from llamaswap.wire.headers import comma_items
+from llamaswap.wire.headers import KnownResponse, comma_items
 
 HEAD_LIMIT = 64 * 1024  # bytes; enough for long cookies and traces
 HEADER_COUNT = 500
@@ -56,6 +56,7 @@ class ResponseHead:
     keep_alive: bool
     server: bytes = b""
     keep_alive_hint: bytes = b""
+    known: KnownResponse | None = field(default=None, eq=False, repr=False)
 
     @property
     def until_close(self) -> bool:

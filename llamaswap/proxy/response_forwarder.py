@@ -12,10 +12,11 @@ from zope.interface import implementer
 
 from llamaswap.errors import BadUpstream, UpstreamDeclined, UpstreamTruncated, UpstreamUnreachable
 from llamaswap.proxy.exchange import Exchange, ResponseSink
+from llamaswap.proxy.fastpath.known_heads import to_client
 from llamaswap.proxy.framing import ResponseHead
 from llamaswap.proxy.reader import ReaderWatch, ReportStall
 from llamaswap.proxy.tunnel import Tunnel
-from llamaswap.wire.headers import ResponseHeaders, comma_items, to_client
+from llamaswap.wire.headers import ResponseHeaders, comma_items
 from llamaswap.wire.sse import DONE
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class ResponseForwarder:
         self.sending.head_received()
         request = self._exchange.head
         chunks = head.chunked and request.version >= (1, 1)
-        headers = to_client(head.headers, chunked=chunks)
+        headers = to_client(head, chunked=chunks)
         if not head.chunked and request.method == b"HEAD":
             headers.items += [item for item in head.headers if item[0].lower() == b"transfer-encoding"]
         if self._observer is not None:

@@ -80,23 +80,41 @@ class ResponseFramer:
     def head(self, reason: bytes, *, keep_alive: bool, data: bytes = b"") -> bytes:
         """The head's bytes, followed by the first body bytes with their framing."""
         response = self._headers
+        known = response.known
+        date = b"" if response.dated else date_line()
+        if known is None or self.status == 204:
+            head = self._written(reason, date, keep_alive)
+        else:
+            name, length = response.items[known.place] if known.place >= 0 else (b"", b"")
+            key = (self.chunking, keep_alive, date, self._version, self._origin, self._origins)
+            if key == known.key:
+                head = b"%b%b%b" % (known.before, length, known.after)
+            else:
+                head = self._written(reason, date, keep_alive)
+                line = b"\r\n%b: " % name
+                before, found, after = head.partition(line + length + b"\r\n")
+                known.key = key
+                known.before, known.after = (before + line, b"\r\n" + after) if found else (head, b"")
+        if not data or not self.body:
+            return head
+        return head + (as_chunk(data) if self.chunking else data)
+
+    def _written(self, reason: bytes, date: bytes, keep_alive: bool) -> bytes:
+        response = self._headers
         headers = readable_by_pages(response.items, self._origin, self._origins)
         if self.status == 204 and response.sized:  # not allowed there (RFC 9110, 8.6)
             headers = [item for item in headers if item[0].lower() != b"content-length"]
         if self.chunking:
             headers.append(CHUNKED)
-        if not response.dated:
-            headers.append((b"Date", date_line()))
+        if date:
+            headers.append((b"Date", date))
         if not keep_alive:
             if response.connection:
                 headers = [item for item in headers if item[0].lower() != b"connection"]
             headers.append((b"Connection", b"close"))
         elif self._version < (1, 1):
             headers.append((b"Connection", b"keep-alive"))
-        head = write_head(status_line(self.status, reason), headers)
-        if not data or not self.body:
-            return head
-        return head + (as_chunk(data) if self.chunking else data)
+        return write_head(status_line(self.status, reason), headers)
 
     def write_final(self, words: bytes, last: bytes) -> bytes | None:
         """More body bytes behind `last` with their framing; None if the framing allows none there."""

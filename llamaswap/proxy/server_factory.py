@@ -15,7 +15,9 @@ from twisted.web.server import Site
 
 from llamaswap.proxy.client_connection import ClientConnection
 from llamaswap.proxy.exchange import Exchange, RequestHead
+from llamaswap.proxy.fastpath.known_heads import request_parser
 from llamaswap.proxy.fastpath.memory_trim import LowWaterTrimmer, trimmer
+from llamaswap.proxy.framing import Framing
 from llamaswap.proxy.incoming_body import SPOOL_THRESHOLD
 from llamaswap.proxy.task import Awaitable
 from llamaswap.wire.byte_budget import UNBOUNDED, ByteBudget
@@ -33,11 +35,12 @@ trim = trimmer()
 class ProxyServerFactory(Factory):
     """Makes a ClientConnection for each client.
 
-    `routes(head)` says whether a request goes to `handler(exchange)`; every other goes to the twisted.web `site`. What
-    the handler returns ends when the response is complete or will never be; then `served(exchange, status, bytes)` is
-    called with what went out (status 0: nothing). Times are in seconds, `spool_threshold` in bytes; `spool_folder` None
-    is the system's folder for temporary files. `body_limit(head)` is how many bytes the body of a request for the site
-    may have; `memory` and `disk` bound all other bodies. Pages of `origins()` may read responses of models.
+    `routes(head)` says, of the head alone, whether a request goes to `handler(exchange)`; every other goes to the
+    twisted.web `site`. What the handler returns ends when the response is complete or will never be; then
+    `served(exchange, status, bytes)` is called with what went out (status 0: nothing). Times are in seconds,
+    `spool_threshold` in bytes; `spool_folder` None is the system's folder for temporary files. `body_limit(head)` is
+    how many bytes the body of a request for the site may have; `memory` and `disk` bound all other bodies. Pages of
+    `origins()` may read responses of models.
     """
 
     noisy = False
@@ -55,6 +58,7 @@ class ProxyServerFactory(Factory):
     body_limit: Callable[[RequestHead], int] = lambda head: sys.maxsize
     served: Callable[[Exchange, int, int], None] = lambda exchange, status, sent: None
     origins: Callable[[], Collection[str]] = lambda: ("*",)
+    parse_request: Callable[[bytes], tuple[RequestHead, Framing]] = field(factory=request_parser, init=False)
     draining: bool = field(default=False, init=False)
     holding: bool = field(default=False, init=False)
     _connections: set[ClientConnection] = field(factory=set, init=False)

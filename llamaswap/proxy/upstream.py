@@ -20,7 +20,8 @@ from zope.interface import implementer
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.config.schema.model import Timeouts
 from llamaswap.proxy.fastpath.direct_write import write_through
-from llamaswap.proxy.framing import ChunkWalker, MalformedMessage, ResponseHead, find_head_end, parse_response
+from llamaswap.proxy.fastpath.known_heads import parse_response
+from llamaswap.proxy.framing import ChunkWalker, MalformedMessage, ResponseHead, find_head_end
 from llamaswap.proxy.transport import TcpTransport
 
 if TYPE_CHECKING:

@@ -19,9 +19,11 @@ from llamaswap.routing.interfaces import TargetChoice
 from llamaswap.routing.router import Router
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
+from llamaswap.web.head_facts import Authenticate, HeadFacts, facts_of
 from llamaswap.web.proxy_handler import ProxyHandler
-from llamaswap.web.proxy_request import ProxyRequest, Target
-from llamaswap.web.request_content import RequestContent, read_content
+from llamaswap.web.proxy_request import ProxyRequest
+from llamaswap.web.request_content import RequestContent, read_content, short_json
+from llamaswap.web.target import Target
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
@@ -34,23 +36,12 @@ ALL_ROUTES = POST_ROUTES | QUERY_ROUTES
 PAGE_NOT_FOUND = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"X-Content-Type-Options", b"nosniff")]
 LOADING_PATH = b"/v1/chat/completions"
 
-# The lower-case names of the headers that carry one of our API keys; raises HttpError(401).
-Authenticate = Callable[[RequestHead], "frozenset[bytes]"]
-
 
 def is_model_path(method: bytes, path: bytes) -> bool:
     """Whether a model serves this method on this raw path."""
     if method == b"POST":
         return path in POST_ROUTES
     return method in (b"GET", b"HEAD") and path in QUERY_ROUTES
-
-
-def forwarded_target(target: bytes) -> bytes:
-    """The raw request target as it is forwarded: without a leading /v or /audioapi."""
-    for prefix in (b"/v/", b"/audioapi/"):
-        if target.startswith(prefix):
-            return target[len(prefix) - 1 :]
-    return target
 
 
 # A client reads these again and again, so a GET or HEAD of them does not load a model.
@@ -100,11 +91,14 @@ class Inference:
         head = exchange.head
         config = self.router.config
         if is_model_path(head.method, head.path):
-            key_headers = self.authenticate(head)
-            content = await read_content(head, exchange.body, wants_json=head.path in JSON_ROUTES, run=self.run)
+            facts = facts_of(exchange, config, self.authenticate)
+            short = short_json(exchange.body, head.query) if facts.json else None
+            content = short or await read_content(
+                head, exchange.body, wants_json=head.path in JSON_ROUTES, run=self.run
+            )
         else:
             try:
-                key_headers = self.authenticate(head)
+                facts = facts_of(exchange, config, self.authenticate)
                 content = await read_content(head, exchange.body, wants_json=True, run=self.run)
                 found = self._names_model(content, config)
             except HttpError:
@@ -112,16 +106,24 @@ class Inference:
             if not found:
                 send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
                 return None
+        plain = self.router.profile is None
+        target = facts.targets.get(content.model) if plain else None
+        if target is not None:
+            return await self._request(exchange, facts, content, target)
         self._resolve(content, config)
         selector = config.selectors.get(content.model)
         if selector is None:
-            return await self._request(exchange, config, content, key_headers, (content.model,))
+            target = self._target(config, content.model, head, content.streaming)
+            if plain and target.model is not None and not target.model.send_loading_state:
+                facts.targets[content.model] = target
+            return await self._request(exchange, facts, content, target)
         choice = self.router.choose(selector.id)
         try:
             names: Sequence[str] = (choice.target,)
             if selector.strategy == "failover":
                 names = sorted((choice.target, *choice.others), key=lambda name: self._is_avoided(config, name))
-            return await self._request(exchange, config, content, key_headers, names, choice)
+            target, *others = [self._target(config, name, head, content.streaming) for name in names]
+            return await self._request(exchange, facts, content, target, choice, others)
         except BaseException:
             choice.release()
             raise
@@ -158,37 +160,36 @@ class Inference:
     async def _request(
         self,
         exchange: Exchange,
-        config: Config,
+        facts: HeadFacts,
         content: RequestContent,
-        key_headers: frozenset[bytes],
-        names: Sequence[str],
+        target: Target,
         choice: TargetChoice | None = None,
+        others: Sequence[Target] = (),
     ) -> ProxyRequest:
-        """The request for the first of `names`, with the others to fall back on, and its body as the target gets it.
+        """The request for `target`, with the others to fall back on, and its body as the target gets it.
 
         A content that cannot be sent is recorded like the failures that come later.
         """
-        head = exchange.head
-        raw_target = forwarded_target(head.target)
-        target, *others = [self._target(config, name, head, content.streaming) for name in names]
         request = ProxyRequest.of(
             exchange,
-            config,
+            facts,
             target,
-            path=head.path.decode("latin-1"),
-            raw_target=raw_target,
-            key_headers=key_headers,
-            stored_path=raw_target.partition(b"?")[0].decode("latin-1"),
+            path=facts.path,
+            raw_target=facts.target,
+            stored_path=facts.stored_path,
             streaming=content.streaming,
-            metered=head.method == b"POST",
+            metered=exchange.head.method == b"POST",
         )
         if choice is not None:
-            request.choice, request.other_targets = choice, others
+            request.choice, request.other_targets = choice, [*others]
             request.content = content.copy() if others else None
             request.metadata["selector"] = content.model
             content.rename(target.name)
         try:
-            await request.send_content(content, self.run)
+            if content.short:
+                request.send_short(content)
+            else:
+                await request.send_content(content, self.run)
         except (BadRequest, FilterError) as error:
             request.failure = error
         return request

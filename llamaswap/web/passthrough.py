@@ -23,10 +23,12 @@ from llamaswap.proxy.task import Task
 from llamaswap.routing.router import Router
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
-from llamaswap.web.inference import ALL_ROUTES, Authenticate, is_model_path
+from llamaswap.web.head_facts import Authenticate, facts_of
+from llamaswap.web.inference import ALL_ROUTES, is_model_path
 from llamaswap.web.proxy_handler import ProxyHandler
-from llamaswap.web.proxy_request import ProxyRequest, Target
+from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.request_content import parse_json, read_content
+from llamaswap.web.target import Target
 from llamaswap.wire.paths import FOREIGN
 
 if TYPE_CHECKING:
@@ -119,8 +121,8 @@ class Passthrough:
     async def prepare(self, exchange: Exchange) -> ProxyRequest | None:
         """The request to one model's own server; None after a redirect from /upstream/MODEL to the folder."""
         head = exchange.head
-        key_headers = self.authenticate(head)
         config = self.router.config
+        facts = facts_of(exchange, config, self.authenticate)
         path, mark, query = head.target.partition(b"?")
         if path.startswith(COMFYUI_PREFIX):
             rest = path[len(COMFYUI_PREFIX) - 1 :]
@@ -141,11 +143,10 @@ class Passthrough:
             metered = head.method == b"POST" and rest in ALL_ROUTES
         request = ProxyRequest.of(
             exchange,
-            config,
+            facts,
             target,
             path=rest.decode("latin-1"),
             raw_target=rest + mark + query,
-            key_headers=key_headers,
             tracked=tracked,
             metered=metered,
         )

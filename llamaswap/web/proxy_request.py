@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field
 
-from llamaswap.config import Config, Model, Peer
+from llamaswap.config import Config
 from llamaswap.errors import Cancelled
 from llamaswap.observe.worker import RunBlocking
 from llamaswap.proxy.bodies import BytesBody, PiecesBody
-from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
+from llamaswap.proxy.exchange import BodySource, Exchange
 from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.loading import LoadingStream
 from llamaswap.routing.interfaces import TargetChoice
+from llamaswap.web.head_facts import HeadFacts
 from llamaswap.web.request_content import RequestContent
+from llamaswap.web.target import Target
 from llamaswap.web.uploads import KeptBody
+from llamaswap.wire import filters
 from llamaswap.wire import headers as header_rules
 from llamaswap.wire.headers import ResponseHeaders
 from llamaswap.wire.request_info import RequestInfo, RequestObserver, RequestObserverFactory, RequestOutcome
@@ -23,47 +26,6 @@ from llamaswap.wire.sse import Tail
 
 PIECES_JOINED = 8  # small pieces of an event stream that reach the observers in one call
 SMALL_PIECE = 2048  # bytes; a larger piece reaches them at once
-
-
-@frozen
-class Target:
-    """A model that may serve a request: a local `model`, or a `peer`'s that is called `peer_model` there.
-
-    Both are None if nothing has this name. `load_refusal` says why the request must not load the model (None: it may),
-    `bypass` that it is served beside the scheduler; `shows_loading` allows the loading stream.
-    """
-
-    name: str
-    model: Model | None = None
-    peer: Peer | None = None
-    peer_model: str = ""
-    load_refusal: str | None = None
-    bypass: bool = False
-    shows_loading: bool = False
-
-    @property
-    def unknown(self) -> bool:
-        """Whether nothing has this name."""
-        return self.model is None and self.peer is None
-
-    @classmethod
-    def named(cls, config: Config, name: str) -> Target:
-        """What a model's id, alias or peer name leads to."""
-        real = config.real(name)
-        if real is not None:
-            return cls(name, config.models[real])
-        found = config.peer(name)
-        return cls(name) if found is None else cls(name, None, config.peers[found[0]], found[1])
-
-    def of_request(self, head: RequestHead, load_refusal: str | None, *, shows_loading: bool = False) -> Target:
-        """The target as it serves one request. A websocket that the model's configuration does not count bypasses the
-        scheduler, and does not load the model."""
-        if self.model is not None and self.model.compat.ignore_websockets and header_rules.is_websocket(head.headers):
-            ignored = f"model {self.model.id} is not loaded; ignored websocket requests cannot start it"
-            return evolve(self, load_refusal=ignored, bypass=True)
-        if load_refusal is None and not shows_loading:
-            return self
-        return evolve(self, load_refusal=load_refusal, shows_loading=shows_loading)
 
 
 @define(eq=False, kw_only=True)
@@ -77,11 +39,10 @@ class ProxyRequest(RequestInfo):
     """
 
     exchange: Exchange
-    config: Config
+    facts: HeadFacts
     target: Target
     raw_target: bytes
     source: BodySource
-    key_headers: frozenset[bytes] = header_rules.NO_HEADERS
     content: RequestContent | None = None
     other_targets: list[Target] = field(factory=list)
     choice: TargetChoice | None = None
@@ -103,40 +64,42 @@ class ProxyRequest(RequestInfo):
     def of(
         cls,
         exchange: Exchange,
-        config: Config,
+        facts: HeadFacts,
         target: Target,
         *,
         path: str,
         raw_target: bytes,
-        key_headers: frozenset[bytes],
         stored_path: str = "",
         streaming: bool = False,
         tracked: bool = True,
         metered: bool = True,
     ) -> ProxyRequest:
         """The request of an exchange; its number and its time are set when it is opened."""
-        head = exchange.head
         return cls(
             "",
-            head.method.decode("latin-1"),
+            facts.method,
             path,
             stored_path or path,
-            target.model.id if target.model is not None else target.name,
+            target.name if target.model is None else target.model.id,
             target.name,
-            header_rules.without_keys(head.headers, key_headers),
-            header_rules.real_client_address(head.first, exchange.client_address),
+            facts.headers(exchange.head),
+            facts.remote_ip,
             exchange.arrived,
             0.0,
             streaming,
             tracked and not target.bypass,
             metered and not target.bypass,
             exchange=exchange,
-            config=config,
+            facts=facts,
             target=target,
             raw_target=raw_target,
             source=exchange.body,
-            key_headers=key_headers,
         )
+
+    @property
+    def config(self) -> Config:
+        """The configuration under which the request began."""
+        return self.facts.config
 
     # -- what is sent --------------------------------------------------------------------------------------
 
@@ -152,6 +115,21 @@ class ProxyRequest(RequestInfo):
             if self.target.peer_model != content.model:
                 content.rename(self.target.peer_model)
         await self.send_as_is(content, run)
+
+    def send_short(self, content: RequestContent) -> None:
+        """The same for a short JSON body, which needs no waiting."""
+        json, model, peer = content.json, self.target.model, self.target.peer
+        assert json is not None  # a short content has one
+        if model is not None:
+            filters.apply(json, model.filters, requested=content.model, use_model_name=model.use_model_name)
+        elif peer is not None:
+            filters.apply(json, peer.filters, requested=content.model)
+            if self.target.peer_model != content.model:
+                content.rename(self.target.peer_model)
+        self.captured_body = data = json.render()
+        self.source = self.exchange.body = BytesBody(data)
+        if content.query != self.exchange.head.query:
+            self.raw_target = self.raw_target.partition(b"?")[0] + b"?" + content.query
 
     async def send_as_is(self, content: RequestContent, run: RunBlocking) -> None:
         """Send this content, with the edits that were made to it."""

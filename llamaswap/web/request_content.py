@@ -48,6 +48,7 @@ class RequestContent:
     scan: MultipartScan | None = None
     new_name: str | None = None
     decoded: bool = False
+    short: bool = False  # a JSON body that can be edited at once
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""
@@ -94,6 +95,16 @@ class RequestContent:
             raise BadRequest("could not parse multipart form")
         places = [place for place in scan.places if place.name == "model"]
         return SplicedBody(source, places, self.new_name.encode("utf-8", "replace"))
+
+
+def short_json(body: BodySource, query: bytes) -> RequestContent | None:
+    """The content of a body of JSON that is in memory and so short that no thread is needed; None of another."""
+    if not isinstance(body, BytesBody) or len(body.data) > LARGE:
+        return None
+    json = JsonBody.parse(body.data)
+    if json is None:
+        return RequestContent("", False, query)
+    return RequestContent(json.model, json.streaming, query, json, short=True)
 
 
 async def read_content(

@@ -12,6 +12,7 @@ from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import PeerLoop
 from llamaswap.proxy.exchange import RequestHead
 from llamaswap.proxy.upstream import UpstreamTarget
+from llamaswap.web.head_facts import SentHead
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.secret_masking import known_secrets
 from llamaswap.wire import headers as header_rules
@@ -32,8 +33,16 @@ class UpstreamRequests:
 
     def to_model(self, request: ProxyRequest, model: Model, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
         """A request to a model's own server."""
-        exchange = request.exchange
-        withheld = request.key_headers
+        upstream = self._upstreams.get(model.id)
+        if upstream is None or upstream.endpoint is not endpoint or upstream.timeouts is not model.timeouts:
+            upstream = self._upstreams[model.id] = UpstreamTarget(endpoint, model.timeouts, model.id)
+        exchange, facts = request.exchange, request.facts
+        plain = exchange.sink.started  # the head that the client has names no content coding
+        key = (model.id, request.raw_target, request.metered, request.decoded, plain)
+        sent = facts.sent
+        if sent is not None and sent.endpoint is endpoint and sent.key == key:
+            return upstream, sent.head
+        withheld = facts.key_headers
         if withheld:
             forward = model.forward_key or request.config.forward_key
             withheld = header_rules.withheld(
@@ -46,13 +55,11 @@ class UpstreamRequests:
             socket_address=exchange.client_address,
             key_headers=withheld,
             metered=request.metered,
-            plain=exchange.sink.started,  # the head that the client has names no content coding
+            plain=plain,
         )
-        upstream = self._upstreams.get(model.id)
-        if upstream is None or upstream.endpoint is not endpoint or upstream.timeouts is not model.timeouts:
-            upstream = UpstreamTarget(endpoint, model.timeouts, model.id)
-            self._upstreams[model.id] = upstream
-        return upstream, _head(request, endpoint, headers)
+        head = _head(request, endpoint, headers)
+        facts.sent = SentHead(endpoint, key, head)
+        return upstream, head
 
     def to_peer(self, request: ProxyRequest, peer: Peer, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
         """A request to a peer; raises PeerLoop if it came by too many of them."""
@@ -63,7 +70,7 @@ class UpstreamRequests:
         own_key = peer.api_key.value.encode() if peer.api_key is not None else b""
         withheld = header_rules.withheld(
             received,
-            request.key_headers,
+            request.facts.key_headers,
             peer.forward_key or request.config.forward_key,
             frozenset((own_key,)) if own_key else None,
         )

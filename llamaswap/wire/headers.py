@@ -11,7 +11,7 @@ import binascii
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from ipaddress import ip_address
 
-from attrs import define
+from attrs import define, field
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
@@ -286,6 +286,20 @@ def _with_hop_fields(kept: Headers, hop: Headers) -> Headers:
 # -- towards a client --------------------------------------------------------------------------------------
 
 
+class KnownResponse:
+    """What was made of a server's response head, for later responses whose heads differ in nothing but their
+    Content-Length: the client's headers, with the `place` of that field in them (-1: none), and the bytes around its
+    value, which depend on what is in `key`."""
+
+    __slots__ = ("after", "before", "headers", "key", "place")
+
+    def __init__(self) -> None:
+        self.headers: ResponseHeaders | None = None
+        self.place = -1
+        self.key: tuple[object, ...] = ()
+        self.before = self.after = b""
+
+
 @define
 class ResponseHeaders:
     """A response's headers as the client receives them, and what one walk over them has shown.
@@ -302,6 +316,7 @@ class ResponseHeaders:
     dated: bool = False
     connection: bool = False
     chunked: bool = False
+    known: KnownResponse | None = field(default=None, eq=False, repr=False)
 
     @classmethod
     def of(cls, items: Headers) -> ResponseHeaders:
