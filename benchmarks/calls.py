@@ -1,7 +1,7 @@
 """Counts the calls of Python functions that a request, a stream and a chunk cost.
 
     python -m benchmarks.calls                   the three counts
-    python -m benchmarks.calls --functions 40    and the functions that are called most often, for a request
+    python -m benchmarks.calls --functions 40    and the functions that are called most often
 
 The service runs as for the other benchmarks, with cProfile on while the load runs over one connection at a time. The
 counts hardly vary, so they show a change that the noise of a busy machine would hide. C functions are not counted: most
@@ -20,8 +20,8 @@ from benchmarks.__main__ import load
 from benchmarks.subjects import Product
 from llamaswap.proxy.fastpath.lazy_tls import import_reactor_without_tls
 
-SHORT, LONG = 20, 120  # chunks of a stream
-STREAMS = 10
+SHORT, LONG = 10, 510  # chunks of a stream
+STREAMS = 20
 SETTLE = 0.5  # seconds in which the last requests are recorded
 
 
@@ -79,10 +79,9 @@ def serve(output, arguments):
     Twist.main(["twist", *arguments])
 
 
-def streams(count):
+def streams(connections, count):
     """The words for a load of streams with so many chunks."""
-    words = ["streams", "--connections", STREAMS, "--count", count, "--pause", 0.01, "--size", 128]
-    return words
+    return ["streams", "--connections", connections, "--count", count, "--pause", 0.005, "--size", 128]
 
 
 def main():
@@ -98,16 +97,19 @@ def main():
         warm = ["requests", "--connections", 1, "--seconds", 1, "--size", 1024]
         load(warm, product.port)
         request = product.count(["requests", "--connections", 1, "--seconds", 3, "--size", 1024], "requests")
-        load(streams(SHORT), product.port)
-        short, long = (sum(product.count(streams(count), "complete").values()) for count in (SHORT, LONG))
+        load(streams(1, SHORT), product.port)
+        short, long = (product.count(streams(1, count), "complete") for count in (SHORT, LONG))
+        chunk = {name: (count - short.get(name, 0)) / (LONG - SHORT) for name, count in long.items()}
+        stream = product.count(streams(STREAMS, 1), "complete")
     finally:
         product.stop()
-    chunk = (long - short) / (LONG - SHORT)
     print(f"request {sum(request.values()):.0f}")
-    print(f"stream  {short - SHORT * chunk:.0f} for its beginning and its end")
-    print(f"chunk   {chunk:.1f}")
-    for name, count in sorted(request.items(), key=lambda item: -item[1])[: options.functions]:
-        print(f"{count:7.2f} {name}")
+    print(f"stream  {sum(stream.values()):.0f} with one chunk")
+    print(f"chunk   {sum(chunk.values()):.1f}")
+    for kind, counts in (("request", request), ("stream", stream), ("chunk", chunk)):
+        for name, count in sorted(counts.items(), key=lambda item: -item[1])[: options.functions]:
+            if count > 0.05:
+                print(f"{count:7.2f} {kind} {name}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 
-@frozen(cache_hash=True)
+@frozen
 class Endpoint:
     """The parts of a base URL.
 
@@ -23,6 +23,11 @@ class Endpoint:
     def on_this_machine(self) -> bool:
         """Whether the host is a name or an address of the loopback interface."""
         return self.host.lower() in ("localhost", "::1", "0.0.0.0", "::") or self.host.startswith("127.")
+
+    @property
+    def address(self) -> tuple[str, str, int]:
+        """What a connection to the server depends on."""
+        return self.scheme, self.host, self.port
 
     @property
     def authority(self) -> str:

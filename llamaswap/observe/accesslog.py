@@ -35,6 +35,22 @@ _cached_beginning = lru_cache(maxsize=1024)(_beginning)
 
 
 @frozen
+class LogText:
+    """What a request's head contributes to its line: `beginning` is the line up to the status, None if the path is not
+    logged."""
+
+    beginning: str | None
+    agent: str
+
+    @classmethod
+    def of(cls, ip: str, method: bytes, path: bytes, protocol: str, agent: bytes) -> LogText:
+        """The texts of a head."""
+        make = _cached_beginning if len(path) + len(ip) <= MAX_CACHED else _beginning
+        shown = _cached_escaped(agent) if len(agent) <= MAX_CACHED else _escaped(agent)
+        return cls(make(ip, method, path, protocol), shown)
+
+
+@frozen
 class AccessLog:
     """Writes the access log as info lines of `lines`."""
 
@@ -47,9 +63,10 @@ class AccessLog:
 
         `path` is as received, without the query; `sent` are the body's bytes; `agent` is the User-Agent.
         """
-        make = _cached_beginning if len(path) + len(ip) <= MAX_CACHED else _beginning
-        beginning = make(ip, method, path, protocol)
-        if beginning is None or not self.lines.wants("info"):
-            return
-        shown = _cached_escaped(agent) if len(agent) <= MAX_CACHED else _escaped(agent)
-        self.lines.line("info", f'{beginning} {status} {sent} "{shown}" {durations.render(seconds)}')
+        self.write(LogText.of(ip, method, path, protocol, agent), status, sent, seconds)
+
+    def write(self, text: LogText, status: int, sent: int, seconds: float) -> None:
+        """The same with the texts of a request's head."""
+        if text.beginning is not None:
+            line = f'{text.beginning} {status} {sent} "{text.agent}" {durations.render(seconds)}'
+            self.lines.line("info", line)

@@ -84,7 +84,8 @@ class InflightRequest:
             self.granted_at = self._registry.clock.seconds()
             if self.phase != "streaming":
                 self.phase, self.queue_position = "prefill", 0
-        self._registry.changed(self)
+        if self._registry.listeners:
+            self._registry.changed(self)
 
     def retargeted(self) -> None:
         """The request waits again, for another model."""
@@ -100,7 +101,8 @@ class InflightRequest:
         self.status = status
         self._headers = headers.items
         self.streams = headers.event_stream
-        self._registry.changed(self)
+        if self._registry.listeners:
+            self._registry.changed(self)
 
     def data(self, data: bytes) -> None:
         """Count bytes and tokens; listeners get the counts with the next delayed update."""
@@ -116,7 +118,8 @@ class InflightRequest:
         if self.first_byte is None:
             self.first_byte = self._registry.clock.seconds()
             self.phase = "streaming"
-        self._registry.progressed(self)
+        if self._registry.listeners:
+            self._registry.progressed(self)
 
     def ended(self, outcome: RequestOutcome, error: Exception | None) -> None:
         """The request is over; only the first call counts."""
@@ -186,7 +189,7 @@ class InflightRequests:
     why: Why = lambda model: None
     _sessions: tuple[bytes, ...] = field(default=(), init=False)
     _entries: dict[str, InflightRequest] = field(factory=dict, init=False)
-    _listeners: tuple[Listener, ...] = field(default=(), init=False)
+    listeners: tuple[Listener, ...] = field(default=(), init=False)
     _progressed: dict[str, InflightRequest] = field(factory=dict, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
     _burst_end: float = field(default=-math.inf, init=False)
@@ -202,11 +205,11 @@ class InflightRequests:
         """A new entry; None for a request that is not listed."""
         if not request.tracked:
             return None
-        request.followed = bool(self._listeners)
-        entry = InflightRequest(request, self)
-        self._entries[request.id] = entry
-        self.changed(entry)
-        self.progressed(entry)  # a moment later it is known whether it waits, and for what
+        entry = self._entries[request.id] = InflightRequest(request, self)
+        if self.listeners:
+            request.followed = True
+            self.changed(entry)
+            self.progressed(entry)  # a moment later it is known whether it waits, and for what
         return entry
 
     def model(self, request_id: str) -> str | None:
@@ -222,14 +225,14 @@ class InflightRequests:
 
     def wait_reasons_changed(self) -> None:
         """Send listeners the waiting requests again, with the next delayed update."""
-        if self._listeners:
+        if self.listeners:
             for entry in self._entries.values():
                 if entry.waits:
                     self.progressed(entry)
 
     def changed(self, entry: InflightRequest) -> None:
         """Send this entry to the listeners, at once unless there are many changes."""
-        if not self._listeners:
+        if not self.listeners:
             return
         now = self.clock.seconds()
         if now >= self._burst_end:
@@ -243,7 +246,7 @@ class InflightRequests:
 
     def progressed(self, entry: InflightRequest) -> None:
         """Send this entry with the next delayed update; costs nothing without listeners."""
-        if not self._listeners:
+        if not self.listeners:
             return
         self._progressed[entry.request.id] = entry
         if self._timer is None:
@@ -260,7 +263,7 @@ class InflightRequests:
             self.finished(entry)
         except Exception:  # a fault in the metrics must not keep a request from ending
             log.failure("a finished request could not be counted in the metrics")
-        if self._listeners and entry.shown:
+        if self.listeners and entry.shown:
             self._send({"operation": "remove", "id": request.id})
 
     # -- called by those that show the list ----------------------------------------------------------------
@@ -310,12 +313,12 @@ class InflightRequests:
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with every later change; returns the unsubscriber (idempotent)."""
-        self._listeners = (*self._listeners, listener)
+        self.listeners = (*self.listeners, listener)
         self._follow(True)
 
         def leave() -> None:
-            self._listeners = tuple(other for other in self._listeners if other is not listener)
-            if not self._listeners:
+            self.listeners = tuple(other for other in self.listeners if other is not listener)
+            if not self.listeners:
                 self._follow(False)
                 self._progressed.clear()
                 if self._timer is not None:
@@ -350,7 +353,7 @@ class InflightRequests:
         self._send({"operation": "upsert", "request": self._document(entry, why)})
 
     def _send(self, event: Document) -> None:
-        for listener in self._listeners:
+        for listener in self.listeners:
             try:
                 listener(event)
             except Exception:  # a fault in a listener must not reach the request

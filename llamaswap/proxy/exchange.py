@@ -25,9 +25,10 @@ class KnownHead:
     Each attribute belongs to the module that sets it, and depends on the head alone or says what else it depends on.
     """
 
-    __slots__ = ("facts", "logged", "routed")
+    __slots__ = ("facts", "index", "logged", "routed")
 
     def __init__(self) -> None:
+        self.index: dict[bytes, bytes] | None = None  # the first value of each header
         self.routed: bool | None = None  # whether the request goes to the proxy's handler
         self.facts: object = None  # of the model routes
         self.logged: object = None  # of the access log
@@ -50,7 +51,6 @@ class RequestHead:
     query: bytes = field(eq=False, repr=False)
     known: KnownHead = field(eq=False, repr=False)
     written: bytes = field(eq=False, repr=False)
-    _index: dict[bytes, bytes] | None = field(eq=False, repr=False)
 
     def __init__(
         self,
@@ -64,13 +64,12 @@ class RequestHead:
         self.path, _, self.query = target.partition(b"?")
         self.known = known or KnownHead()
         self.written = b""
-        self._index = None
 
     def first(self, name: bytes) -> bytes | None:
-        """The first value of a header (`name` in lower case), or None."""
-        index = self._index
+        """The first value of a header (`name` in lower case, not Content-Length), or None."""
+        index = self.known.index
         if index is None:
-            index = self._index = {}
+            index = self.known.index = {}
             for key, value in self.headers:
                 index.setdefault(key.lower(), value)
         return index.get(name)
@@ -195,7 +194,9 @@ class Exchange:
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Do not call this callback. Idempotent."""
-        if self._watchers:
+        if self._watchers == (callback,):
+            self._watchers = ()
+        elif self._watchers:
             self._watchers = tuple(other for other in self._watchers if other != callback)
 
     def client_left(self) -> None:

@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.python.failure import Failure
 
 from llamaswap.errors import ClientGone, UpstreamUnreachable
+from llamaswap.proxy.bodies import BytesBody
 from llamaswap.proxy.exchange import BodySource, Exchange, RequestHead
 from llamaswap.proxy.framing import LAST_CHUNK, ResponseHead, as_chunk, write_head
 from llamaswap.proxy.pool import Pool
@@ -61,9 +62,7 @@ class RequestForwarder:
         ended) or ClientGone. Cancelling it closes the server's connection at once.
         """
         sink = exchange.sink
-        response = ResponseForwarder(
-            self._clock, exchange, sink, upstream.where, observer, decline, reader, sink.started
-        )
+        response = ResponseForwarder(self._clock, exchange, sink, upstream, observer, decline, reader, sink.started)
         response.sending = sending = RequestSender(self._clock, self._pool, exchange, upstream, head, body, response)
         sending.start()
         return sending.outcome
@@ -172,8 +171,13 @@ class RequestSender:
             raw_head = b"%bContent-Length: %d\r\n\r\n" % (lines, length)
         else:
             raw_head = lines + b"\r\n"
-        if length == 0:
+        body = self._body
+        if not length and length is not None:
             connection.send(raw_head)
+            self._sent()
+            return
+        if isinstance(body, BytesBody) and len(body.data) <= JOINED_WRITE_LIMIT:
+            connection.send(raw_head + body.data)
             self._sent()
             return
         self._unsent_head = raw_head
@@ -297,7 +301,8 @@ class RequestSender:
             return False
         self._state = SendState.ENDED
         self._exchange.forget(self._client_gone)
-        self.head_received()
+        if self._timeout is not None:
+            self.head_received()
         response, self._response = self._response, None  # they know each other: untied, they need no garbage collector
         if response is not None:
             response.stop()

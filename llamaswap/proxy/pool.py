@@ -54,13 +54,13 @@ class Pool:
 
     _reactor: IReactorForConnections
     _connector: Connector = field(default=Factory(lambda self: Connector(self._reactor), takes_self=True))
-    _idle: dict[tuple[Endpoint, bool], deque[UpstreamConnection]] = field(factory=dict, init=False)
+    _idle: dict[tuple[str, str, int], deque[UpstreamConnection]] = field(factory=dict, init=False)
     _sweep: IDelayedCall | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
 
     def acquire(self, upstream: UpstreamTarget) -> UpstreamConnection | None:
         """The idle connection used last, if there is one that the server does not close by now."""
-        waiting = self._idle.get((upstream.endpoint, upstream.encrypted))
+        waiting = self._idle.get(upstream.pool_key)
         if not waiting:
             return None
         now = self._reactor.seconds()
@@ -89,7 +89,7 @@ class Pool:
             return
         # A connection that stayed paused would not receive its next response.
         connection.resume()
-        key = (upstream.endpoint, upstream.encrypted)
+        key = upstream.pool_key
         waiting = self._idle.get(key)
         if waiting is None:
             waiting = self._idle[key] = deque()
@@ -105,15 +105,16 @@ class Pool:
 
     def forget(self, endpoint: Endpoint) -> None:
         """Close the idle connections to a server that has stopped."""
-        for key in [key for key in self._idle if key[0] == endpoint]:
-            for connection in self._idle.pop(key):
-                connection.close()
+        for connection in self._idle.pop(endpoint.address, ()):
+            connection.close()
 
     def close(self) -> None:
         """Close all idle connections, and keep none from now on."""
         self._closed = True
-        for endpoint, _ in list(self._idle):
-            self.forget(endpoint)
+        while self._idle:
+            _, waiting = self._idle.popitem()
+            for connection in waiting:
+                connection.close()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None

@@ -21,6 +21,7 @@ from llamaswap.wire.sse import DONE
 
 if TYPE_CHECKING:
     from llamaswap.proxy.forward import RequestSender
+    from llamaswap.proxy.upstream import UpstreamTarget
 
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # white space in JSON, but the end of a field in a stream of events
 
@@ -64,7 +65,7 @@ class ResponseForwarder:
     _clock: IReactorTime
     _exchange: Exchange
     _sink: ResponseSink
-    _where: str
+    _upstream: UpstreamTarget
     _observer: ResponseObserver | None
     _decline: Container[int]
     _reader: ReportStall | None
@@ -102,7 +103,7 @@ class ResponseForwarder:
     def response_began(self, head: ResponseHead, raw: bytes, pieces: list[bytes], ended: bool) -> None:
         """The head, the part of the body that came in the same read, and whether that was all."""
         if head.status in self._decline:
-            self.sending.fail(UpstreamDeclined(self._where, head.status))
+            self.sending.fail(UpstreamDeclined(self._upstream.where, head.status))
             return
         self._state = ReceiveState.STREAMING
         self._head = head
@@ -146,7 +147,9 @@ class ResponseForwarder:
         asked = comma_items(self.sending.requested_upgrade)
         agreed = offered and all(item and item in asked for item in comma_items(offered))
         if not agreed or self.appended:
-            self.sending.fail(BadUpstream(self._where, "switched to a protocol that the client did not ask for"))
+            self.sending.fail(
+                BadUpstream(self._upstream.where, "switched to a protocol that the client did not ask for")
+            )
             return
         self._state = ReceiveState.TUNNELLING
         self._head = head
@@ -163,11 +166,11 @@ class ResponseForwarder:
     def response_broken(self, cause: str, *, silent: bool, malformed: bool) -> None:
         """The response ends too early. `silent`: not a byte of it came."""
         if self._state is ReceiveState.STREAMING:
-            self.sending.fail(UpstreamTruncated(self._where, cause))
+            self.sending.fail(UpstreamTruncated(self._upstream.where, cause))
         elif malformed:
-            self.sending.fail(BadUpstream(self._where, cause))
+            self.sending.fail(BadUpstream(self._upstream.where, cause))
         elif not self.sending.retry(silent):
-            self.sending.fail(UpstreamUnreachable(self._where, cause))
+            self.sending.fail(UpstreamUnreachable(self._upstream.where, cause))
 
     # -- the body ------------------------------------------------------------------------------------------
 

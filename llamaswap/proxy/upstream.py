@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from attrs import define
+from attrs import define, field
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Protocol as ConnectionProtocol
@@ -35,14 +35,22 @@ _NO_PIECES: list[bytes] = []
 NO_TIMEOUTS = Timeouts(connect=0, keepalive=0, response_header=0, tls_handshake=0, idle_conn=0)
 
 
-@define  # made for every request: freezing doubles what that costs
+@define
 class UpstreamTarget:
-    """A server to forward a request to. `name` is for messages; `peer`: another proxy, not a model's server."""
+    """A server to forward a request to. `name` is for messages; `peer`: another proxy, not a model's server.
+
+    `pool_key` is equal for those whose connections may be exchanged.
+    """
 
     endpoint: Endpoint
     timeouts: Timeouts = NO_TIMEOUTS
     name: str = ""
     peer: bool = False
+    pool_key: tuple[str, str, int] = field(init=False, eq=False, repr=False)
+
+    @pool_key.default
+    def _default_pool_key(self) -> tuple[str, str, int]:
+        return self.endpoint.address
 
     @property
     def where(self) -> str:

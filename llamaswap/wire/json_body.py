@@ -99,12 +99,22 @@ class JsonBody:
     @property
     def model(self) -> str:
         """The model it names; empty if it names none."""
-        return self.scalar("model")
+        for member in self._top.members:
+            if member.key == "model":
+                if member.new is None and member.stop - member.start <= LONGEST_NAME:
+                    raw = self._source[member.start : member.stop]
+                    if raw[:1] == b'"' and b"\\" not in raw:
+                        return raw[1:-1].decode("utf-8", "replace")
+                return self.scalar("model")
+        return ""
 
     @property
     def streaming(self) -> bool:
         """Whether it asks for a stream."""
-        return self.flag("stream")
+        for member in self._top.members:
+            if member.key == "stream":
+                return self.flag("stream")
+        return False
 
     def set(self, path: str, value: object, if_absent: bool = False) -> None:
         """Set the member at `path`, with `if_absent` only if there is none. A value on the way that is not a container
@@ -120,8 +130,9 @@ class JsonBody:
     def delete(self, path: str) -> None:
         """Remove every member at `path`; there need not be one. Raises EditError for wildcards."""
         steps = parse_path(path)
-        if any(step.glob is not None for step in steps):
-            raise EditError(f"wildcards cannot be deleted: {path}")
+        for step in steps:
+            if step.glob is not None:
+                raise EditError(f"wildcards cannot be deleted: {path}")
         self._changed = _delete(self._top, steps) or self._changed
 
     def render(self) -> bytes:

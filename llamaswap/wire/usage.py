@@ -74,9 +74,14 @@ class _Ledger:
         if not isinstance(value, dict):
             return
         self.found = True
-        self.input = _later(self.input, _first_whole(value, "prompt_tokens", "input_tokens"))
-        self.output = _later(self.output, _first_whole(value, "completion_tokens", "output_tokens"))
-        cached = _whole(value.get("cache_read_input_tokens"))
+        read, written = value.get("prompt_tokens"), value.get("completion_tokens")
+        if type(read) is int and type(written) is int and 0 < read < MOST and 0 < written < MOST:
+            self.input, self.output = read, written  # nearly always
+        else:
+            self.input = _later(self.input, _first_whole(value, "prompt_tokens", "input_tokens"))
+            self.output = _later(self.output, _first_whole(value, "completion_tokens", "output_tokens"))
+        cached = value.get("cache_read_input_tokens")
+        cached = None if cached is None else _whole(cached)
         for details in ("input_tokens_details", "prompt_tokens_details"):
             inner = value.get(details)
             if cached is None and isinstance(inner, dict):
@@ -113,6 +118,8 @@ class _Ledger:
         prompt_speed = speed = -1.0
         server_ms = 0
         read, written, cached = self.input, self.output, self.cached
+        if self.metrics is None and self.timings is None:
+            return Usage(max(0, read), max(0, written), max(-1, cached), -1, -1, -1.0, -1.0)
         if self.metrics is not None:
             draft, accepted, prompt_speed, speed = _vllm(self.metrics, read, cached)
         if self.timings is not None:
@@ -171,7 +178,11 @@ def _vllm(metrics: Mapping[str, object], read: int, cached: int) -> tuple[int, i
 def _parsed(data: bytes) -> object:
     """A JSON text's value, None if it is not JSON."""
     try:
-        return json.loads(data)
+        if data[:1] != b"{":  # perhaps in another encoding
+            return json.loads(data)
+        text = data.decode()
+        value, end = _RAW_DECODE(text)
+        return value if end == len(text) or not text[end:].strip(" \t\r\n") else None
     except (ValueError, RecursionError):
         return None
 
@@ -236,7 +247,8 @@ def from_document(data: bytes, path: str = "") -> Usage | None:
     ledger = _Ledger()
     # Only the top level counts here: `message` and `response` are wrappers of streams.
     ledger.usage(document.get("usage"))
-    ledger.measured(document.get("timings"), document.get("metrics"))
+    if "timings" in document or "metrics" in document:
+        ledger.measured(document.get("timings"), document.get("metrics"))
     return ledger.result()
 
 
