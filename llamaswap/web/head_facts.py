@@ -28,7 +28,7 @@ def forwarded_target(target: bytes) -> bytes:
 
 @define
 class SentHead:
-    """The head that was sent to a model's server, and what it depends on beside the client's head."""
+    """A head that was sent to a server, and what it depends on beside the client's head."""
 
     endpoint: Endpoint
     key: tuple[object, ...]
@@ -42,7 +42,7 @@ class HeadFacts:
     `key_headers` are the names of the headers with keys of ours, `redacted` all headers without these keys, `remote_ip`
     the client that lists name. `target` is the raw request target as it is forwarded. `json`: the body is of JSON,
     without a content coding. `targets` are models by the names that requests with this head ask for, as long as no
-    profile is active.
+    profile is active; `sent` are the heads as models' servers got them, by the model's ID.
     """
 
     config: Config
@@ -57,7 +57,7 @@ class HeadFacts:
     stored_path: str
     json: bool
     targets: dict[str, Target] = field(factory=dict)
-    sent: SentHead | None = None
+    sent: dict[str, SentHead] = field(factory=dict)
 
     def headers(self, head: RequestHead) -> Sequence[Header]:
         """The client's headers for lists and captures."""

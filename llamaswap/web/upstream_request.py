@@ -38,8 +38,8 @@ class UpstreamRequests:
             upstream = self._upstreams[model.id] = UpstreamTarget(endpoint, model.timeouts, model.id)
         exchange, facts = request.exchange, request.facts
         plain = exchange.sink.started  # the head that the client has names no content coding
-        key = (model.id, request.raw_target, request.metered, request.decoded, plain)
-        sent = facts.sent
+        key = (request.raw_target, request.metered, request.decoded, plain)
+        sent = facts.sent.get(model.id)
         if sent is not None and sent.endpoint is endpoint and sent.key == key:
             return upstream, sent.head
         withheld = facts.key_headers
@@ -58,7 +58,7 @@ class UpstreamRequests:
             plain=plain,
         )
         head = _head(request, endpoint, headers)
-        facts.sent = SentHead(endpoint, key, head)
+        facts.sent[model.id] = SentHead(endpoint, key, head)
         return upstream, head
 
     def to_peer(self, request: ProxyRequest, peer: Peer, endpoint: Endpoint) -> tuple[UpstreamTarget, RequestHead]:
