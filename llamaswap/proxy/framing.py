@@ -12,7 +12,8 @@ import httptools
 from attrs import define, field
 
 from llamaswap.proxy.exchange import Headers, RequestHead
-from llamaswap.wire.headers import KnownResponse, comma_items
+from llamaswap.wire.headers import comma_items
+from llamaswap.wire.known_response import KnownResponse
 
 HEAD_LIMIT = 64 * 1024  # bytes; enough for long cookies and traces
 HEADER_COUNT = 500

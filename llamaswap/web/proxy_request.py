@@ -89,6 +89,7 @@ class ProxyRequest(RequestInfo):
             streaming,
             tracked and not target.bypass,
             metered and not target.bypass,
+            server=target.name if target.model is None else target.model.id,
             exchange=exchange,
             facts=facts,
             target=target,

@@ -13,6 +13,8 @@ from ipaddress import ip_address
 
 from attrs import define, field
 
+from llamaswap.wire.known_response import KnownResponse
+
 Header = tuple[bytes, bytes]
 Headers = list[Header]
 
@@ -284,20 +286,6 @@ def _with_hop_fields(kept: Headers, hop: Headers) -> Headers:
 
 
 # -- towards a client --------------------------------------------------------------------------------------
-
-
-class KnownResponse:
-    """What was made of a server's response head, for later responses whose heads differ in nothing but their
-    Content-Length: the client's headers, with the `place` of that field in them (-1: none), and the bytes around its
-    value, which depend on what is in `key`."""
-
-    __slots__ = ("after", "before", "headers", "key", "place")
-
-    def __init__(self) -> None:
-        self.headers: ResponseHeaders | None = None
-        self.place = -1
-        self.key: tuple[object, ...] = ()
-        self.before = self.after = b""
 
 
 @define

@@ -17,7 +17,8 @@ from llamaswap.proxy import framing
 from llamaswap.proxy.exchange import Headers, RequestHead
 from llamaswap.proxy.framing import Framing, ResponseHead
 from llamaswap.wire import headers as header_rules
-from llamaswap.wire.headers import KnownResponse, ResponseHeaders
+from llamaswap.wire.headers import ResponseHeaders
+from llamaswap.wire.known_response import KnownResponse
 
 HEADS_KEPT = 256  # of requests, and as many of responses; then all are forgotten
 HEAD_LIMIT = 4096  # bytes of a head that is kept
