@@ -87,16 +87,14 @@ def tokens(headers: Iterable[Header], name: bytes) -> list[bytes]:
     return [item for item in found if item]
 
 
-def wants_upgrade(headers: Iterable[Header]) -> bool:
+def wants_upgrade(headers: Sequence[Header]) -> bool:
     """Whether the request asks to change the protocol of its connection."""
-    pairs = list(headers)
-    return b"upgrade" in tokens(pairs, b"connection") and first(pairs, b"upgrade") is not None
+    return b"upgrade" in tokens(headers, b"connection") and first(headers, b"upgrade") is not None
 
 
-def is_websocket(headers: Iterable[Header]) -> bool:
+def is_websocket(headers: Sequence[Header]) -> bool:
     """Whether the request asks for a websocket: both header lists must say so."""
-    pairs = list(headers)
-    return b"upgrade" in tokens(pairs, b"connection") and b"websocket" in tokens(pairs, b"upgrade")
+    return b"upgrade" in tokens(headers, b"connection") and b"websocket" in tokens(headers, b"upgrade")
 
 
 def address_host(address: object) -> str:
