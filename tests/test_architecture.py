@@ -22,6 +22,7 @@ LAYER = {
     "version": 0,
     "_build": 0,
     "http_client": 0.5,
+    "hub_cache": 0.5,
     "kernel_files": 0.5,
     "fake_boards": 0.5,
     "servers": 1,

@@ -10,12 +10,12 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from attrs import evolve
 
 from llamaswap.discover.config_writer import FoundModel, gguf_models, model_name
+from llamaswap.hub_cache import newest_snapshot
 
 MAX_DEPTH = 6  # levels of folders below a model folder; the usual layout is PUBLISHER/MODEL/FILE
 MAX_FILES = 5000  # entries read of one folder and those in it
@@ -67,14 +67,6 @@ def files(folder: Path, suffix: str, should_stop: ShouldStop = never_stop) -> It
                 yield entry
 
 
-def hub_folder(home: Path, environ: Mapping[str, str]) -> Path:
-    """The Hugging Face cache."""
-    if environ.get("HF_HUB_CACHE"):
-        return Path(environ["HF_HUB_CACHE"])
-    root = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
-    return Path(root) / "hub"
-
-
 def hub_models(hub: Path, engines: Mapping[str, str], should_stop: ShouldStop = never_stop) -> list[FoundModel]:
     """Models of the Hugging Face cache: GGUF for llama-server, safetensors for vLLM."""
     found: list[FoundModel] = []
@@ -85,7 +77,7 @@ def hub_models(hub: Path, engines: Mapping[str, str], should_stop: ShouldStop = 
     for repository in repositories:
         name = repository.name.removeprefix("models--").replace("--", "/")
         note = f"Hugging Face cache: {name}"
-        snapshot = _newest_snapshot(repository)
+        snapshot = newest_snapshot(repository)
         if should_stop():
             break
         if snapshot is None:
@@ -100,18 +92,6 @@ def hub_models(hub: Path, engines: Mapping[str, str], should_stop: ShouldStop = 
             active = "vllm" in engines
             found.append(FoundModel(model_name(name.rpartition("/")[2]), words, note, active=active, files=tensors))
     return found
-
-
-def _newest_snapshot(repository: Path) -> Path | None:
-    """The snapshot of the branch main, else the newest one."""
-    snapshots = repository / "snapshots"
-    with suppress(OSError):
-        revision = (repository / "refs/main").read_text(encoding="utf-8").strip()
-        if revision and (snapshots / revision).is_dir():
-            return snapshots / revision
-    with suppress(OSError):
-        return max(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, default=None)
-    return None
 
 
 def ollama_folders(home: Path, environ: Mapping[str, str]) -> list[Path]:

@@ -15,7 +15,6 @@ from llamaswap.discover.disk import (
     ShouldStop,
     engines,
     files,
-    hub_folder,
     hub_models,
     model_folders,
     never_stop,
@@ -23,6 +22,7 @@ from llamaswap.discover.disk import (
     ollama_models,
 )
 from llamaswap.discover.servers import Ask, ask, servers
+from llamaswap.hub_cache import hub_folder
 
 
 def scan(

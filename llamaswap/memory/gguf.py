@@ -117,11 +117,11 @@ def read(path: Path) -> Gguf:
 def _read_file(path: Path) -> Gguf:
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        return _Reader(file).header(size)
+        return _HeaderReader(file).header(size)
 
 
 @define(eq=False)
-class _Reader:
+class _HeaderReader:
     """Reads a header in pieces; no more than one piece and one text are in memory."""
 
     _file: FileIO

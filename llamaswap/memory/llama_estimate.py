@@ -151,7 +151,7 @@ class Layout:
     def _overrides(self) -> list[tuple[re.Pattern[str], int]]:
         """Tensors that the command puts elsewhere, and their place."""
         found = []
-        for entry in self.settings.text("override").split(","):
+        for entry in filter(None, self.settings.text("override").split(",")):
             pattern, _, place = entry.rpartition("=")
             number = re.search(r"\d+$", place)
             gpu = min(int(number[0]), len(self.gpus) - 1) if number else CPU
@@ -170,6 +170,10 @@ class Layout:
         """Whether weights outside GPUs are file cache: mapped, and not locked."""
         mode = self.settings.text("load_mode")
         return mode in ("", "auto", "mmap") and self.settings.on("mmap", True) and not self.settings.on("mlock", False)
+
+    def fits_itself(self) -> bool:
+        """Whether the engine may change the command's layers and context so that they fit on the GPUs."""
+        return self.settings.on("fit", True) and self.settings.number("gpu_layers", -1) < 0
 
     def _is_repacked(self, name: str, kind: int, shape: tuple[int, ...]) -> bool:
         if self.gpus or not self.settings.on("repack", True) or len(shape) < 2 or shape[1] % 8 or "_embd" in name:
@@ -192,43 +196,45 @@ class Layout:
         self.ram.compute += ubatch * (4 * width + 16 * hidden) + mask + scores + 4 * vocabulary * cache.sequences
 
 
-def estimate_llama(
-    files: LlamaModel,
-    settings: Settings,
-    devices: Mapping[str, Device],
-    environment: Mapping[str, str],
-    choice: GpuChoice,
-) -> Estimate:
+def gpu_ways(
+    settings: Settings, devices: Mapping[str, Device], environment: Mapping[str, str], choice: GpuChoice
+) -> list[Spread]:
+    """The ways in which a command may use the GPUs."""
+    return spreads(choice, _used_gpus(settings, visible(devices, environment)))
+
+
+def estimate_llama(files: LlamaModel, settings: Settings, ways: Sequence[Spread]) -> Estimate:
     """What a command needs, for each way to use the GPUs."""
-    ways = spreads(choice, _used_gpus(settings, visible(devices, environment)))
-    layouts = [_layout(files, settings, way) for way in ways]
-    fits_itself = settings.on("fit", True) and settings.number("gpu_layers", -1) < 0
-    options, spilled = [], 0
-    for way, layout in zip(ways, layouts, strict=True):
-        sizes = [mib(use.total) for use in layout.gpus]
-        if fits_itself and way is ways[-1]:
-            limits = [max(1, total - FIT_MARGIN) for total in way.totals]
-            spilled = sum(max(0, size - limit) for size, limit in zip(sizes, limits, strict=True))
-            sizes = [min(size, limit) for size, limit in zip(sizes, limits, strict=True)]
-        options.append(shares(way, sizes))
-    layouts = layouts or [_layout(files, settings, None)]
-    ram = max(mib(layout.ram.total) for layout in layouts) + (0 if layouts[0].is_mapped() else spilled)
-    need = MemoryNeed(ram, tuple(options) or ((),), "gguf", firm=False)
-    return _explained(need, layouts[0], ways[0] if ways else None, files, spilled)
+    layouts = [_layout(files, settings, way) for way in ways] or [_layout(files, settings, None)]
+    need, note = fitted_need(ways, [[mib(use.total) for use in layout.gpus] for layout in layouts], layouts[0], "gguf")
+    parts = [part for index, use in enumerate(layouts[0].gpus) for part in use.parts(_shown(ways[0], index))]
+    context = layouts[0].cache_settings(files.model).context
+    why = f"the header of the {files.model.architecture} model, with a context of {context} tokens{note}"
+    return Estimate(need, why, (*parts, *layouts[0].ram.parts(RAM)))
 
 
-def _explained(need: MemoryNeed, layout: Layout, way: Spread | None, files: LlamaModel, spilled: int) -> Estimate:
-    parts = [part for index, use in enumerate(layout.gpus) for part in use.parts(_shown(way, index))]
-    cache = layout.cache_settings(files.model)
-    why = f"the header of the {files.model.architecture} model, with a context of {cache.context} tokens"
-    if spilled:
-        why += f"; {spilled} MiB do not fit on the GPUs, and the engine fits itself to them"
-    return Estimate(need, why, (*parts, *layout.ram.parts(RAM)))
+def fitted_need(
+    ways: Sequence[Spread], sizes: Sequence[Sequence[int]], layout: Layout, source: str
+) -> tuple[MemoryNeed, str]:
+    """The need whose ways take `sizes` of MiB, and a note if the engine will fit itself to the GPUs.
+
+    If the command does not number the layers on GPUs, the engine puts on them what fits, so it never needs more.
+    """
+    spilled = 0
+    options = []
+    for way, wanted in zip(ways, sizes, strict=False):
+        given = list(wanted)
+        if layout.fits_itself() and way is ways[-1]:
+            given = [min(size, max(1, total - FIT_MARGIN)) for size, total in zip(wanted, way.totals, strict=True)]
+            spilled = sum(wanted) - sum(given)
+        options.append(shares(way, given))
+    ram = mib(layout.ram.total) + (0 if layout.is_mapped() else spilled)
+    note = f"; {spilled} MiB do not fit on the GPUs, and the engine fits itself to them" if spilled else ""
+    return MemoryNeed(ram, tuple(options) or ((),), source, firm=False), note
 
 
-def _shown(way: Spread | None, index: int) -> str:
-    name = way.names[index] if way else ""
-    return name or f"GPU {index + 1} of {len(way.names) if way else 1}"
+def _shown(way: Spread, index: int) -> str:
+    return way.names[index] or f"GPU {index + 1} of {len(way.names)}"
 
 
 def _layout(files: LlamaModel, settings: Settings, way: Spread | None) -> Layout:
