@@ -138,6 +138,31 @@ class WaitedTooLong(RequestError):
 
 
 @frozen
+class DoesNotFit(RequestError):
+    """The model needs more memory than the machine has. Correct its `memory`, or `routing.memory` budget or reserve."""
+
+    model: str
+    need: str
+    room: str
+    text = "{self.model} needs {self.need} and does not fit this machine: {self.room}"
+
+
+@frozen
+class MemoryInUse(RequestError):
+    """Other programs used the memory that the model needs for as long as the request waited. End them, or retry."""
+
+    model: str
+    need: str
+    used: str
+    programs: tuple[str, ...] = ()
+    retry_after: int = 5
+
+    def __str__(self) -> str:
+        names = f" ({', '.join(self.programs)})" if self.programs else ""
+        return f"{self.model} needs {self.need}, but other programs{names} use {self.used}"
+
+
+@frozen
 class NoTarget(RequestError):
     """A selector has no target that it could choose now."""
 

@@ -48,10 +48,13 @@ def normalise(config: Config, root: MappingNode, report: Diagnostics) -> Evictio
     return EvictionSettings(use or DEFAULT_POLICY, evolve(RouterSettings(), **{policy.section: checked}))
 
 
-def eviction_of(router: EvictionSettings, pinned: frozenset[str] = frozenset()) -> Eviction:
-    """The eviction policy that a checked configuration selects; `pinned` are the models that an operator keeps."""
+def eviction_of(router: EvictionSettings, pinned: frozenset[str] = frozenset(), by_memory: bool = False) -> Eviction:
+    """The eviction policy that a checked configuration selects; `pinned` are the models that an operator keeps.
+
+    `by_memory`: memory decides besides it, so it allows together what the settings do not keep apart.
+    """
     policy = POLICIES[router.use or DEFAULT_POLICY]
-    return policy.build(getattr(router.settings, policy.section), pinned)
+    return policy.build(getattr(router.settings, policy.section), pinned, by_memory)
 
 
 def scheduler(config: Config, report: Diagnostics) -> QueueSettings:

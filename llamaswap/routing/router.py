@@ -32,6 +32,7 @@ from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.effects import Admit, Refuse, Ticket
+from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.selectors import READY, STOPPING_STATES, Chooser, TargetChoice
@@ -296,6 +297,10 @@ class Router(EffectPerformer):
     def update_peers(self, peers: Mapping[str, Peer]) -> None:
         """The peers offer other models; local models are not touched."""
         self.config = evolve(self.config, peers=peers)
+
+    def memory_changed(self, ledger: Ledger) -> None:
+        """Memory is used or needed in another way. It decides only with `routing.memory: on`."""
+        self._perform(self._scheduler.memory_changed(ledger, self._clock.seconds()))
 
     def drain(self, error: LlamaswapError | None = None) -> None:
         """Refuse waiting requests, with `error` if it is given, and load nothing until `resume`; ready models serve."""

@@ -21,6 +21,7 @@ from llamaswap.observe.vram_reclaim import VramReclaim
 from llamaswap.routing.leases import ProcessInstance
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.scheduling.effects import CLEAN_UP, Effect, StartSwap
+from llamaswap.scheduling.memory import gpu_numbers
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import Phase, WaitReason
 from llamaswap.servers.server_snapshot import ServerSnapshot
@@ -117,9 +118,12 @@ class Swaps:
         if swap.abandoned:
             return None
         swap.starting = True
+        managed = self._models[model]
+        if managed.config.gpus:
+            managed.supervisor.set_definition(managed.config.with_gpus(gpu_numbers(effect.gpus)))
         try:
             self._memory.loading(model)
-            endpoint = await self._models[model].supervisor.ensure_ready()
+            endpoint = await managed.supervisor.ensure_ready()
             self._memory.loaded(model)
         except LlamaswapError as error:
             return error

@@ -63,7 +63,8 @@ class StartSwap:
     """Stop `evict` (all in parallel), then make `model` ready, then call `swap_finished(generation, error)`.
 
     The models of `evict` that are in `suspend` are suspended, as in `Suspend`. `waited` is how long the oldest request
-    for the model has been queued, in seconds; `origin` is that of its ticket.
+    for the model has been queued, in seconds; `origin` is that of its ticket. `gpus` are the devices whose memory the
+    model was given; () if they were not decided about.
     """
 
     generation: int
@@ -73,6 +74,7 @@ class StartSwap:
     waited: float = 0.0
     suspend: frozenset[str] = frozenset()
     origin: str = ""
+    gpus: tuple[str, ...] = ()
 
 
 @frozen
@@ -87,7 +89,7 @@ class Stop:
     """Stop these models (all in parallel); `stopped` is called for each one once it has no process left.
 
     `why` is unload, idle, failed (a start), abandoned (one), crash (clean up after it), reload, asleep (too
-    many are suspended), shutdown or `CLEAN_UP`.
+    many are suspended), memory (other programs need it), shutdown or `CLEAN_UP`.
     """
 
     models: tuple[str, ...]
@@ -99,7 +101,7 @@ class Suspend:
     """Suspend these models (all in parallel).
 
     `suspended` is called for each one that is suspended, `stopped` for each one that had to be stopped instead. `why`
-    is idle or abandoned.
+    is idle, abandoned or memory.
     """
 
     models: tuple[str, ...]

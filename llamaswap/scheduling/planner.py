@@ -11,12 +11,22 @@ from attrs import evolve
 
 from llamaswap.errors import NotReady, UnknownModel
 from llamaswap.scheduling.effects import Ticket
-from llamaswap.scheduling.state import Decision, Phase, Reservation, SchedulerState
+from llamaswap.scheduling.memory import Placement
+from llamaswap.scheduling.memory_planner import (
+    hold_end,
+    leaves_no_room,
+    memory_reason,
+    placement_by_memory,
+    without_room,
+)
+from llamaswap.scheduling.state import ActiveSwap, Decision, Phase, Reservation, SchedulerState
 
 
-def decision_for(state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float) -> Decision:
+def decision_for(
+    state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float, starved: bool = False
+) -> Decision:
     """Rules 5 to 10 for a request: what to do for one for `model` that has to respect `reservations`."""
-    decision = placement_for(state, model, reservations, now)
+    decision = placement_for(state, model, reservations, now, starved)
     if decision.action in ("serve", "join", "load") and state.is_full:
         models = state.models.values()
         busy = (one.model for one in models if one.unfinished > one.waiting or one.phase is Phase.LOADING)
@@ -25,7 +35,9 @@ def decision_for(state: SchedulerState, model: str, reservations: Iterable[Reser
     return decision
 
 
-def placement_for(state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float) -> Decision:
+def placement_for(
+    state: SchedulerState, model: str, reservations: Iterable[Reservation], now: float, starved: bool = False
+) -> Decision:
     """What to do for `model` whatever the number of requests that are served."""
     phase = state.phase(model)
     others = [reservation for reservation in reservations if reservation.model != model]
@@ -43,23 +55,57 @@ def placement_for(state: SchedulerState, model: str, reservations: Iterable[Rese
     if pinned:
         error = NotReady(model, f"cannot load {model}: {', '.join(pinned)} is pinned")
         return Decision(model, "refuse", reason=str(error), error=error)
+    placement = Placement()
+    if state.rules.by_memory:
+        placement = placement_by_memory(state, model, evicts, now)
+        if placement.obstacle:
+            return without_room(state, model, placement)
+        evicts = tuple(sorted({*evicts, *placement.evicts}))
     victims = frozenset(evicts)
     in_the_way = [*holders]
-    in_the_way += [other.model for other in others if _violates_reservation(state, model, victims, running, other)]
+    in_the_way += [
+        other.model
+        for other in others
+        if _violates_reservation(state, model, victims, running, other)
+        or (state.rules.by_memory and leaves_no_room(state, other, model, placement))
+    ]
     in_the_way += [victim for victim in evicts if state.models[victim].serving]
-    abandon = []
-    for swap in state.loads.values():
-        if swap.model in victims or model in swap.evict or not victims.isdisjoint(swap.evict):
-            if swap.waiters or swap.model in state.rules.pinned:
-                in_the_way.append(swap.model)
-            else:
-                abandon.append(swap.generation)
+    loads = _loads_in_the_way(state, model, victims)
+    in_the_way += [swap.model for swap in loads if _is_wanted(state, swap)]
     if in_the_way:
         return Decision(model, "queue", evicts, tuple(dict.fromkeys(in_the_way)))
-    lingering = {victim: end for victim in evicts if (end := state.models[victim].linger_end) > now}
+    stays = {victim: state.models[victim].linger_end for victim in evicts}
+    if not starved:
+        stays |= {victim: max(stays[victim], hold_end(state, victim)) for victim in placement.evicts}
+    lingering = {victim: end for victim, end in stays.items() if end > now}
     if lingering:
         return Decision(model, "queue", evicts, tuple(lingering), until=max(lingering.values()))
-    return Decision(model, "load", evicts, abandon=tuple(abandon))
+    abandon = tuple(swap.generation for swap in loads)
+    return Decision(model, "load", evicts, abandon=abandon, memory=placement.sizes, gpus=placement.gpus)
+
+
+def _loads_in_the_way(state: SchedulerState, model: str, victims: frozenset[str]) -> list[ActiveSwap]:
+    """The running loads that touch the same models as a load of `model` that evicts `victims`."""
+    return [
+        swap
+        for swap in state.loads.values()
+        if swap.model in victims or model in swap.evict or not victims.isdisjoint(swap.evict)
+    ]
+
+
+def _is_wanted(state: SchedulerState, swap: ActiveSwap) -> bool:
+    """Whether a load goes on although it is in the way of another."""
+    return bool(swap.waiters) or swap.model in state.rules.pinned
+
+
+def reason_for(state: SchedulerState, model: str, now: float) -> str:
+    """Why the load of `model` evicts what it evicts, in words for the log."""
+    running = state.running(model)
+    reason = state.rules.evict.explain(model, running)
+    if not state.rules.by_memory:
+        return reason
+    placement = placement_by_memory(state, model, state.rules.evict(model, running), now)
+    return f"{reason}; {memory_reason(state, model, placement, now)}"
 
 
 def _violates_reservation(
@@ -86,7 +132,7 @@ def forecast(state: SchedulerState, model: str, now: float) -> Decision:
     if model not in state.rules.models:
         return Decision(model, "refuse", reason=str(UnknownModel(model)))
     decision = decision_for(state, model, state.reservations, now)
-    return evolve(decision, reason=decision.reason or state.rules.evict.explain(model, state.running(model)))
+    return evolve(decision, reason=decision.reason or reason_for(state, model, now))
 
 
 def stalled_deadlines(state: SchedulerState, queue: Iterable[Ticket], now: float) -> dict[int, tuple[float, str]]:

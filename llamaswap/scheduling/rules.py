@@ -33,5 +33,8 @@ def rules_of(config: Config, pinned: frozenset[str] = frozenset()) -> Rules:
         )
     fifo = config.routing.scheduler.settings.fifo
     model_of = {name: model.replica_of for name, model in config.models.items() if model.replica_of}
-    eviction = eviction_of(config.routing.router, frozenset(model_of.get(name, name) for name in pinned))
-    return Rules(models, ReplicaEviction(eviction, model_of) if model_of else eviction, fifo, pinned)
+    by_memory = config.routing.memory.mode == "on"
+    eviction = eviction_of(config.routing.router, frozenset(model_of.get(name, name) for name in pinned), by_memory)
+    if model_of:
+        eviction = ReplicaEviction(eviction, model_of)
+    return Rules(models, eviction, fifo, pinned, by_memory)

@@ -13,12 +13,15 @@ The decision tree for a request, in order; the first rule that applies decides:
 5. The model is ready but outdated: wait until its present process has finished its requests.
 6. A starved request has closed this model to new requests: wait for that request.
 7. The model is being loaded: join that load. One model never has two processes.
-8. Loading the model would evict a pinned model: refuse.
+8. Loading the model would evict a pinned model, or needs more memory than the machine has: refuse. If other programs
+   use the memory, wait in the queue.
 9. As many requests as `max_concurrent` allows are served or have a load running for them, the load conflicts with a
    reservation, an eviction candidate still serves requests or has only just become unused, or a running load that other
    requests wait for touches the same models: wait in the queue. Requests behind this one are not blocked by it.
 10. Otherwise start the load. Evicted models that can suspend are suspended, the others are stopped; loads that no
     request waits for are abandoned if they are in the way.
+
+What a load evicts says the eviction policy, and after it, if memory decides, `memory.place`.
 
 Each event that may free a model runs the queue through rules 5 to 10 again (`_reschedule`), with four additions:
 
@@ -51,6 +54,7 @@ from llamaswap.errors import (
 )
 from llamaswap.scheduling.backoff import failed_again, has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
+from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.planner import decision_for
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
 from llamaswap.scheduling.transitions import Transitions
@@ -82,7 +86,7 @@ class Scheduler(Transitions):
         if (error := self._refusal(ticket, now)) is not None:
             return [Refuse(ticket, error)]
         decision = decision_for(self, model, self.reservations, now)
-        if decision.error is not None:
+        if decision.action == "refuse" and decision.error is not None:
             return [Refuse(ticket, decision.error)]
         entry = self._accept(ticket, RequestStage.QUEUED, self.state_of(model))
         entry.deadline = ticket.since + self.rules.fairness_window_of(ticket)
@@ -258,6 +262,15 @@ class Scheduler(Transitions):
         """A deadline in the queue has passed."""
         self._timer_at = None
         self._reschedule(now)
+        return self._take_effects()
+
+    def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
+        """Memory is used or needed in another way."""
+        self.ledger = ledger
+        if self.rules.by_memory:
+            for device in ledger.pressed:
+                self._relieve(device, now)
+            self._reschedule(now)
         return self._take_effects()
 
     # -- inputs: operators ---------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from llamaswap.config.policies.eviction import Eviction
 from llamaswap.config.schema.routing import FifoSettings
 from llamaswap.errors import FailureRecord, LlamaswapError
 from llamaswap.scheduling.effects import Effect, Ticket
+from llamaswap.scheduling.memory import Ledger, Sizes
 
 PRIORITY_SCALE = 10.0
 """A priority of this much halves the fairness window: 10 s become 5 at 10, 1.7 at 50, 0.9 at 100."""
@@ -28,6 +29,9 @@ IDLE_LINGER_LOADS = 0.05
 Clients that send their next request after each response find the model so, for a twentieth of what a load costs.
 """
 
+
+FOREIGN_MEMORY_WAIT = 60.0
+"""How many seconds a request waits for memory that other programs use."""
 
 # -- rules -------------------------------------------------------------------------------------------------
 
@@ -49,12 +53,16 @@ class ModelRules:
 
 @frozen
 class Rules:
-    """Everything configured that a decision depends on; `pinned` are the models that only an operator unloads."""
+    """Everything configured that a decision depends on; `pinned` are the models that only an operator unloads.
+
+    `by_memory`: besides what `evict` says, models are evicted if the memory is too small for them and the target.
+    """
 
     models: Mapping[str, ModelRules]
     evict: Eviction
     fifo: FifoSettings = Factory(FifoSettings)
     pinned: frozenset[str] = frozenset()
+    by_memory: bool = False
 
     def fairness_window_of(self, ticket: Ticket) -> float:
         """The fairness window of a request, which its priority shortens."""
@@ -82,7 +90,8 @@ class ModelState:
     `stale`: the process runs an outdated definition; it finishes its requests and is then stopped. `worked_at` is when
     the present process first finished a request, `load_seconds` how long its load took. A stopping model with
     `suspending` set is about to be suspended; one with `freed_memory` set was suspended before and occupies no memory.
-    A suspended model's `idle_since` is when it was suspended. `idle_armed`: its idle timer runs.
+    A suspended model's `idle_since` is when it was suspended. `idle_armed`: its idle timer runs. `memory` is the
+    memory that its load was decided with, None if that was unknown.
     """
 
     model: str
@@ -100,6 +109,7 @@ class ModelState:
     worked_at: float | None = None
     suspending: bool = False
     freed_memory: bool = False
+    memory: Sizes | None = None
 
     @property
     def uses_memory(self) -> bool:
@@ -182,7 +192,9 @@ class Decision:
 
     `evicts` would be evicted, `waits_for` is in the way, `reason` names the rule in words. A queued request is to be
     decided about again at `until`, if no event comes before (0.0: one will). `abandon` are the loads that no request
-    waits for and that are in the way. `error` is that of a refusal by a rule of the queue.
+    waits for and that are in the way. `error` is that of a refusal by a rule of the queue. A queued request with an
+    `error` waits for memory that other programs use, and gets it after `FOREIGN_MEMORY_WAIT` seconds. A load uses the
+    `memory`, None if that is unknown, on these `gpus`.
     """
 
     model: str
@@ -193,6 +205,8 @@ class Decision:
     until: float = 0.0
     abandon: tuple[int, ...] = ()
     error: LlamaswapError | None = None
+    memory: Sizes | None = None
+    gpus: tuple[str, ...] = ()
 
 
 # -- the whole ---------------------------------------------------------------------------------------------
@@ -211,6 +225,7 @@ class SchedulerState:
     failures: dict[str, FailureRecord] = field(factory=dict, init=False)
     stalled_readers: dict[int, float] = field(factory=dict, init=False)
     shutdown_error: LlamaswapError | None = field(default=None, init=False)
+    ledger: Ledger = field(factory=lambda: Ledger({}), init=False)
     _effects: list[Effect] = field(factory=list, init=False)
 
     def can_grant(self, model: str) -> bool:

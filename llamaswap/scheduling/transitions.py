@@ -26,8 +26,10 @@ from llamaswap.scheduling.effects import (
     Suspend,
     Ticket,
 )
-from llamaswap.scheduling.planner import decision_for, placement_for, reservation_for, stalled_deadlines
+from llamaswap.scheduling.memory_planner import HELD, occupants
+from llamaswap.scheduling.planner import decision_for, placement_for, reason_for, reservation_for, stalled_deadlines
 from llamaswap.scheduling.state import (
+    FOREIGN_MEMORY_WAIT,
     ActiveSwap,
     Decision,
     ModelState,
@@ -115,7 +117,7 @@ class Transitions(SchedulerState):
         victims = [self.models[victim] for victim in decision.evicts]
         restore = tuple(victim.model for victim in victims if victim.phase is Phase.READY)
         suspend = frozenset(victim.model for victim in victims if self._may_suspend(victim))
-        reason = self.rules.evict.explain(model, self.running(model)) if entry else "back after a failed start"
+        reason = reason_for(self, model, now) if entry else "back after a failed start"
         for victim in victims:
             self._leave(victim)
             victim.suspending = victim.model in suspend
@@ -127,11 +129,14 @@ class Transitions(SchedulerState):
         server.load_began = now
         server.idle_since = None
         server.stale = server.suspending = server.freed_memory = False
+        server.memory = decision.memory
         self._restore.pop(model, None)
         swap = ActiveSwap(self._generation, model, frozenset(decision.evicts), {}, restore)
         self.loads[swap.generation] = swap
         waited, origin = (now - entry.ticket.since, entry.ticket.origin) if entry else (0.0, "restored")
-        self._effects.append(StartSwap(swap.generation, model, decision.evicts, reason, waited, suspend, origin))
+        self._effects.append(
+            StartSwap(swap.generation, model, decision.evicts, reason, waited, suspend, origin, decision.gpus)
+        )
         if entry:
             self._join(entry)
 
@@ -161,6 +166,16 @@ class Transitions(SchedulerState):
         self._leave(server)
         server.suspending = True
         self._effects.append(Suspend((server.model,), why))
+
+    def _relieve(self, device: str, now: float) -> None:
+        """Evict the cheapest unused model that uses this device, because other programs need its memory."""
+        idle = [
+            (one.cost, one.model)
+            for one in occupants(self, "", (), now)
+            if one.sizes is not None and one.sizes.get(device) and 0.0 < one.cost < HELD
+        ]
+        if idle and not any(server.phase is Phase.STOPPING for server in self.models.values()):
+            self._suspend_or_stop(self.models[min(idle)[1]], "memory")
 
     def _limit_suspended(self) -> None:
         """Stop the models that have been suspended longest, if too many are."""
@@ -260,14 +275,15 @@ class Transitions(SchedulerState):
             model = entry.ticket.model
             decision = decisions.get(model)
             if decision is None:
-                decision = decisions[model] = decision_for(self, model, self.reservations, now)
+                decision = decisions[model] = decision_for(self, model, self.reservations, now, entry.starved)
             if decision.action == "queue":
                 if (overdue := self._overdue(entry, decision, now)) is not None:
                     self.queue.remove(entry)
                     self._refuse(entry, overdue)
                     continue
                 deadlines += self._deadlines(entry, decision)
-                if entry.starved and all(reservation.model != model for reservation in self.reservations):
+                reserves = entry.starved and decision.error is None
+                if reserves and all(reservation.model != model for reservation in self.reservations):
                     reservation = reservation_for(self, decision, now)
                     self.reservations.append(reservation)
                     ends = [self.models[victim].stay_end for victim in reservation.evict - reservation.closed]
@@ -294,15 +310,22 @@ class Transitions(SchedulerState):
         found = [] if entry.starved else [entry.deadline]
         if decision.until:
             found.append(decision.until)
-        elif self.rules.fifo.max_wait:
-            found.append(entry.ticket.since + self.rules.fifo.max_wait)
+        elif longest := self._longest_wait(decision):
+            found.append(entry.ticket.since + longest)
         return found
 
-    def _overdue(self, entry: QueuedRequest, decision: Decision, now: float) -> WaitedTooLong | None:
-        """The error of a request that has waited for `max_wait` and would have to wait on, with what is in its way."""
-        model, longest = entry.ticket.model, self.rules.fifo.max_wait
+    def _longest_wait(self, decision: Decision) -> float:
+        """How many seconds a request that meets this decision may wait; 0: no limit."""
+        bounds = [self.rules.fifo.max_wait, FOREIGN_MEMORY_WAIT if decision.error else 0.0]
+        return min((bound for bound in bounds if bound), default=0.0)
+
+    def _overdue(self, entry: QueuedRequest, decision: Decision, now: float) -> LlamaswapError | None:
+        """The error of a request that has waited for too long and would have to wait on, with what is in its way."""
+        model, longest = entry.ticket.model, self._longest_wait(decision)
         if not longest or decision.until or now < entry.ticket.since + longest:
             return None
+        if decision.error is not None:
+            return decision.error
         in_the_way = decision_for(self, model, (), now).waits_for or decision.waits_for
         return WaitedTooLong(model, longest, in_the_way)
 

@@ -50,6 +50,8 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
     errors.TooManyRequests: (429, "concurrency_limit"),
     errors.QueueFull: (429, "queue_full"),
     errors.WaitedTooLong: (503, "queue_timeout"),
+    errors.DoesNotFit: (507, "does_not_fit"),
+    errors.MemoryInUse: (503, "memory_in_use"),
     errors.Superseded: (410, "superseded"),
     errors.NoTarget: (503, None),
     errors.ModelUnloaded: (503, None),
@@ -78,6 +80,7 @@ RETRY_LATER = (
     errors.QueueFull,
     errors.KeepsFailing,
     errors.WaitedTooLong,
+    errors.MemoryInUse,
     errors.BeingUpgraded,
 )
 

@@ -27,7 +27,8 @@ class ReplicaTests(LoadCase):
         return self.ok(PAIR % (count, rest))
 
     def evict(self, target, *running, rest=""):
-        return rules_of(self.pair(2, rest)).evict(target, running)
+        config = self.ok((PAIR % (2, rest)).replace("memory: on", "memory: off"))
+        return rules_of(config).evict(target, running)
 
     def test_replicas_have_own_names_and_ports_and_the_same_command(self):
         config = self.pair()

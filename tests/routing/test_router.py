@@ -7,11 +7,23 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config import Config, FifoSettings, Group, Matrix, Model, Profile, Routing, Selector
+from llamaswap.config import (
+    Config,
+    ConfigText,
+    FifoSettings,
+    Group,
+    Matrix,
+    Model,
+    Profile,
+    Routing,
+    Selector,
+    load,
+)
 from llamaswap.config.diff import diff
 from llamaswap.config.matrix import compile_sets
 from llamaswap.config.policies import RouterSettings
 from llamaswap.config.schema import HookSettings, OnStartup
+from llamaswap.config.schema.memory import MemorySettings
 from llamaswap.config.schema.model import SuspendSettings
 from llamaswap.config.schema.routing import EvictionSettings as RouterConfig
 from llamaswap.config.schema.routing import QueueSettings, SchedulerSettings
@@ -33,6 +45,7 @@ from llamaswap.errors import (
 from llamaswap.events import EventBus, Preloaded, ProfileChanged, SleepEnded, StateChanged, SwapBegan, SwapEnded
 from llamaswap.routing.leases import Lease, PendingLease
 from llamaswap.routing.router import Router
+from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from tests.doubles import FakeFleet, NoMemoryReclaim
 
@@ -637,6 +650,56 @@ class SuspendTests(SynchronousTestCase):
         after.loaded("a")
         self.assertEqual((after.fleet.spawned(), after.fleet["a"].wakes), ({}, 1))
         self.assertEqual([status.model for status in after.router.suspended()], ["b"])
+
+
+class EvictionByMemoryTests(SynchronousTestCase):
+    """`routing.memory: on`"""
+
+    def scene(self, *names: str, **changes: object) -> Scene:
+        """A machine with two GPUs of 24 GiB; models need 16 GiB of one."""
+        here = scene(*names, routing=Routing(memory=MemorySettings("on")), **changes)
+        gpus = {f"gpu{number}": Device(24 * 1024) for number in range(2)}
+        need = MemoryNeed(0, ((GpuShare(16 * 1024),),), "learned")
+        here.router.memory_changed(Ledger({"ram": Device(64 * 1024), **gpus}, dict.fromkeys(names, need), hold=0.0))
+        return here
+
+    def test_models_that_fit_stay_and_the_cheapest_leaves_for_one_that_does_not(self) -> None:
+        here = self.scene(*"abc").loaded("a", "b")
+        here.clock.advance(5.0)
+        here.loaded("a", "c")
+        self.assertEqual(
+            [(event.model, event.evicted) for event in here.events(SwapBegan)], [("a", ()), ("b", ()), ("c", ("b",))]
+        )
+        self.assertIn("it needs 16.0 GiB of gpu1 (learned); it replaces b (16.0 GiB", here.events(SwapBegan)[-1].reason)
+
+    def test_default_group_swaps_while_memory_does_not_decide(self) -> None:
+        here = scene(*"ab")
+        here.router.memory_changed(Ledger({"ram": Device(100)}, dict.fromkeys("ab", MemoryNeed(10))))
+        here.loaded("a", "b")
+        self.assertEqual([event.evicted for event in here.events(SwapBegan)], [(), ("a",)])
+
+    def test_server_starts_with_the_gpus_that_were_chosen_for_it(self) -> None:
+        text = """
+routing: {memory: {mode: on, hold: 0s}}
+models:
+  a: {cmd: "serve --port ${PORT} --gpus ${GPUS}", gpus: auto}
+  b: {cmd: "serve --port ${PORT}", gpus: 2}
+  c: {cmd: "serve --port ${PORT}", gpus: [1]}
+"""
+        config = load([ConfigText("config.yaml", text)], {}).config
+        clock = Clock()
+        here = Scene(config, clock, FakeFleet(clock))
+        devices = {"ram": Device(1000), "gpu0": Device(100), "gpu1": Device(200)}
+        needs = {
+            "a": MemoryNeed(0, ((GpuShare(150),), (GpuShare(75), GpuShare(75)))),
+            "b": MemoryNeed(0, ((GpuShare(20), GpuShare(20)),)),
+            "c": MemoryNeed(0, ((GpuShare(20, "gpu1"),),)),
+        }
+        here.router.memory_changed(Ledger(devices, needs))
+        here.loaded("a", "b", "c")
+        started = {name: here.fleet[name].model for name in "abc"}
+        self.assertIn("--gpus 1", started["a"].cmd)
+        self.assertEqual([started[name].gpu_ids for name in "abc"], [(1,), (0, 1), (1,)])
 
 
 class MemoryTests(SynchronousTestCase):

@@ -46,6 +46,9 @@ class Conflicts:
         assert target not in running and list(running) == sorted(running)
         return tuple(model for model in running if frozenset((target, model)) in self.pairs)
 
+    def protects(self, model: str, target: str, /) -> bool:
+        return False
+
     def explain(self, target: str, running: Sequence[str], /) -> str:
         return "relation"
 

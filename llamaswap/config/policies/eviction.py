@@ -21,6 +21,9 @@ class Eviction(Protocol):
 
     def __call__(self, target: str, running: Sequence[str], /) -> tuple[str, ...]: ...
 
+    def protects(self, model: str, target: str, /) -> bool:
+        """Whether a load of `target` may not evict `model`, whatever memory is missing."""
+
     def explain(self, target: str, running: Sequence[str], /) -> str:
         """The rule behind the answer, in words for the log."""
 
@@ -34,10 +37,10 @@ class EvictionPolicy(Generic[S]):
 
     `section` is the name of its settings there, `required` whether they must be given. `check` gets them with the ids
     of all models and their path for messages, reports their faults, and returns them complete. `build` makes the policy
-    for checked settings and pinned models.
+    for checked settings and pinned models; with its third argument, memory decides wherever the settings say nothing.
     """
 
     section: str
     check: Callable[[S, Collection[str], str, Diagnostics], S]
-    build: Callable[[S, frozenset[str]], Eviction]
+    build: Callable[[S, frozenset[str], bool], Eviction]
     required: bool = True

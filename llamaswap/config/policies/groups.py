@@ -71,7 +71,7 @@ class GroupEviction:
         return {member: (name, group) for name, group in self.groups.items() for member in group.members}
 
     def _find(self, model: str) -> tuple[str, Group]:
-        return self._group_of.get(model, (DEFAULT_GROUP, Group()))
+        return self._group_of.get(model) or (DEFAULT_GROUP, self.groups.get(DEFAULT_GROUP, Group()))
 
     def __call__(self, target: str, running: Sequence[str], /) -> tuple[str, ...]:
         name, group = self._find(target)
@@ -81,6 +81,10 @@ class GroupEviction:
             if group.swap if other_name == name else (group.exclusive and not other.persistent):
                 evict.append(model)
         return tuple(evict)
+
+    def protects(self, model: str, target: str, /) -> bool:
+        name, group = self._find(model)
+        return group.persistent and name != self._find(target)[0]
 
     def explain(self, target: str, running: Sequence[str], /) -> str:
         name, group = self._find(target)
@@ -97,5 +101,15 @@ class GroupEviction:
         return f"group {name} of the local targets must have swap: false" if group.swap else ""
 
 
-# Groups express no preference, so the pinned models change nothing.
-GROUP_POLICY = EvictionPolicy("groups", _check, lambda groups, pinned: GroupEviction(groups or {}), required=False)
+def _build(groups: Mapping[str, Group] | None, pinned: frozenset[str], by_memory: bool) -> GroupEviction:
+    """The policy. Groups express no preference, so the pinned models change nothing.
+
+    If memory decides, models of the default group may run together: the configuration does not forbid it.
+    """
+    known = dict(groups or {})
+    if by_memory:
+        known[DEFAULT_GROUP] = evolve(known.get(DEFAULT_GROUP, Group()), swap=False, exclusive=False)
+    return GroupEviction(known)
+
+
+GROUP_POLICY = EvictionPolicy("groups", _check, _build, required=False)

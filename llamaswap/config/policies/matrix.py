@@ -72,6 +72,9 @@ class MatrixEviction:
     def __call__(self, target: str, running: Sequence[str], /) -> tuple[str, ...]:
         return self.program.solve(target, running).evict
 
+    def protects(self, model: str, target: str, /) -> bool:
+        return False
+
     def explain(self, target: str, running: Sequence[str], /) -> str:
         solution = self.program.solve(target, running)
         if solution.set_name is None:
@@ -85,8 +88,8 @@ class MatrixEviction:
         return f"the local targets {', '.join(models)} are not in one expanded matrix set, so they cannot run together"
 
 
-def _build(matrix: Matrix, pinned: frozenset[str]) -> MatrixEviction:
-    """The policy that prefers combinations with the pinned models."""
+def _build(matrix: Matrix, pinned: frozenset[str], by_memory: bool) -> MatrixEviction:
+    """The policy that prefers combinations with the pinned models. Its sets count whether memory decides or not."""
     assert matrix.program is not None, "a matrix is checked, and so compiled, before its policy is built"
     costs = {**matrix.program.costs, **dict.fromkeys(pinned, PINNED_COST)}
     return MatrixEviction(evolve(matrix.program, costs=costs))

@@ -1,0 +1,138 @@
+"""Eviction by memory, decided from the scheduler's state: what leaves so that a model fits. Nothing here changes
+anything."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import inf
+
+from attrs import evolve
+
+from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady
+from llamaswap.scheduling.memory import (
+    RAM,
+    GpuShare,
+    Ledger,
+    Occupant,
+    Placement,
+    expected_use,
+    in_words,
+    need_in_words,
+    place,
+    room_in_words,
+    sizes_in_words,
+)
+from llamaswap.scheduling.state import Decision, ModelState, Phase, Reservation, SchedulerState
+
+HELD = 1e4  # the cost of a model within `hold` of its last response: dearer than any that is idle for longer
+BUSY = 1e7  # the cost of a model that serves requests, or is loaded for some: the target waits for it
+IDLE_OFFSET = 5.0  # seconds added to a model's idle time, so that the cost of one that just became idle is finite
+
+
+def placement_by_memory(state: SchedulerState, model: str, evicted: Collection[str], now: float) -> Placement:
+    """Where `model` fits, and what has to leave for it besides the models that are `evicted` anyway."""
+    return place(_ledger_for(state, model), model, occupants(state, model, evicted, now))
+
+
+def _ledger_for(state: SchedulerState, model: str) -> Ledger:
+    """The ledger, in which a suspended model needs the GPUs on which its process already is."""
+    need, server = state.ledger.needs.get(model), state.models.get(model)
+    suspended = server is not None and (server.phase is Phase.SUSPENDED or server.suspending)
+    if need is None or server is None or not suspended or not server.memory:
+        return state.ledger
+    gpus = [device for device in server.memory if device != RAM]
+    options = tuple(
+        tuple(GpuShare(share.size, gpu) for share, gpu in zip(option, gpus, strict=True))
+        for option in need.options
+        if len(option) == len(gpus)
+    )
+    needs = {**state.ledger.needs, model: evolve(need, options=options or need.options)}
+    return evolve(state.ledger, needs=needs)
+
+
+def occupants(state: SchedulerState, model: str, evicted: Collection[str], now: float) -> list[Occupant]:
+    """The models beside `model` that use memory, without those that are `evicted` anyway."""
+    found = []
+    for name, server in state.models.items():
+        if name == model or name in evicted:
+            continue
+        if server.uses_memory:
+            sizes = expected_use(state.ledger, name, server.memory)
+            found.append(Occupant(name, sizes, _cost(state, server, model, now)))
+        elif server.phase is Phase.SUSPENDED and (used := state.ledger.used.get(name)):
+            found.append(Occupant(name, used, _cost(state, server, model, now)))
+    return found
+
+
+def _cost(state: SchedulerState, server: ModelState, target: str, now: float) -> float:
+    """What the eviction of a model costs: seconds to load it again, less the longer it has been unused. A model that
+    leaves anyway, or is loaded for no request, costs nothing."""
+    name = server.model
+    if server.phase is Phase.STOPPING:
+        return 0.0
+    if name in state.rules.pinned or state.rules.evict.protects(name, target):
+        return inf
+    if server.phase is Phase.LOADING:
+        return BUSY if state.loads[server.generation].waiters else 0.0
+    if server.idle_since is None:
+        return BUSY
+    cost = load_seconds(state, server) / (max(0.0, now - server.idle_since) + IDLE_OFFSET)
+    return cost + HELD if hold_end(state, name) > now else cost
+
+
+def load_seconds(state: SchedulerState, server: ModelState) -> float:
+    """How long a load of the model takes: usually, else at its last load; a second if it is unknown."""
+    return state.ledger.load_seconds.get(server.model) or server.load_seconds or 1.0
+
+
+def hold_end(state: SchedulerState, model: str) -> float:
+    """Until when a ready model that is unused is kept, because an agent's next request may follow its last one."""
+    server = state.models[model]
+    if server.phase is not Phase.READY or server.idle_since is None:
+        return 0.0
+    return server.idle_since + state.ledger.hold
+
+
+def leaves_no_room(state: SchedulerState, reservation: Reservation, model: str, placement: Placement) -> bool:
+    """Whether a model that is placed so would take the memory that a reservation waits for."""
+    if placement.sizes is None or reservation.model not in state.ledger.needs:
+        return True
+    others = occupants(state, reservation.model, {*reservation.evict, *placement.evicts, model}, 0.0)
+    staying = [Occupant(one.model, one.sizes, inf) for one in others]
+    return bool(place(state.ledger, reservation.model, [*staying, Occupant(model, placement.sizes, inf)]).obstacle)
+
+
+def without_room(state: SchedulerState, model: str, placement: Placement) -> Decision:
+    """What a request meets for which there is no room, whatever is evicted."""
+    need = need_in_words(state.ledger.needs[model])
+    if placement.obstacle == "never":
+        too_large = DoesNotFit(model, need, room_in_words(state.ledger))
+        return Decision(model, "refuse", reason=str(too_large), error=too_large)
+    if placement.obstacle == "kept":
+        kept = [one.model for one in occupants(state, model, (), 0.0) if one.cost == inf]
+        error = NotReady(model, f"cannot load {model}, which needs {need}: {', '.join(kept)} cannot be evicted")
+        return Decision(model, "refuse", reason=str(error), error=error)
+    foreign = {name: device.foreign for name, device in state.ledger.devices.items() if device.foreign}
+    programs = [device.foreign_by for device in state.ledger.devices.values() if device.foreign_by]
+    in_use = MemoryInUse(model, need, sizes_in_words(foreign), tuple(dict.fromkeys(programs)))
+    return Decision(model, "queue", reason=str(in_use), error=in_use)
+
+
+def memory_reason(state: SchedulerState, model: str, placement: Placement, now: float) -> str:
+    """A placement in words for the log: what the model needs, and what each evicted model costs."""
+    need = state.ledger.needs.get(model)
+    if need is None:
+        return "memory: its need is unknown, so it is loaded alone"
+    if placement.sizes is None:
+        return f"memory: it needs {need_in_words(need)}, more than there is, so it is loaded alone"
+    reason = f"memory: it needs {sizes_in_words(placement.sizes)} ({need.source})"
+    costs = []
+    for name in placement.evicts:
+        server = state.models[name]
+        if server.phase is Phase.STOPPING:
+            continue
+        sizes = expected_use(state.ledger, name, server.memory)
+        size = "unknown use" if sizes is None else in_words(sum(sizes.values()))
+        idle = "" if server.idle_since is None else f", idle for {max(0.0, now - server.idle_since):.0f} s"
+        costs.append(f"{name} ({size}{idle}, loads in {load_seconds(state, server):.1f} s)")
+    return f"{reason}; it replaces {', '.join(costs)}" if costs else reason
