@@ -21,7 +21,7 @@ from llamaswap.config.field_types import (
     keys_of,
 )
 from llamaswap.config.policies.groups import DEFAULT_GROUP
-from llamaswap.web.secret_masking import MASK, masked_command, masked_text
+from llamaswap.web.secret_masking import MASK, known_secrets, masked_command, masked_text
 
 LEGACY_KEYS = {"groups", "matrix"}  # `routing` has the same settings
 SECRET_NAME = re.compile(r"(api[-_]?key|token|secret|passw(or)?d|credential|authorization|auth[-_]?key)", re.IGNORECASE)
@@ -29,9 +29,7 @@ SECRET_NAME = re.compile(r"(api[-_]?key|token|secret|passw(or)?d|credential|auth
 
 def plain(config: Config) -> dict[str, object]:
     """The configuration as a document of the file format, without empty and unset values."""
-    known = [key.value for key in config.api_keys]
-    known += [peer.api_key.value for peer in config.peers.values() if peer.api_key is not None]
-    document = _record(config, known)
+    document = _record(config, known_secrets(config))
     return {name: value for name, value in document.items() if name not in LEGACY_KEYS}
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from attrs import define, field
 
+from llamaswap.kernel_files import machine_memory
+
 LARGE_FILE = 64 * 1024 * 1024  # bytes; smaller files are read in a moment
 PIECE = 1024 * 1024  # bytes per hint: the kernel takes about this much
 KEPT_FREE = 2 * 1024 * 1024 * 1024  # bytes of memory left for the server itself
@@ -50,15 +52,6 @@ def _parts(path: Path) -> list[Path]:
     return [path.with_name(f"{start}-{number:05d}-of-{count:05d}{end}") for number in range(1, count + 1)]
 
 
-def available_memory() -> int:
-    """Bytes of memory that the kernel could give without writing anything out; 0 if it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return 0
-
-
 def advise(files: Sequence[Path], room: int, wanted: Callable[[], bool]) -> int:
     """Hint at the files, up to `room` bytes of them, while `wanted`; returns how many bytes were hinted at."""
     hinted = 0
@@ -89,7 +82,7 @@ class ReadAhead:
     _run: Callable[[Callable[[], object]], object]
     _words: Callable[[str], Sequence[str]]
     _seconds: Callable[[], float]
-    _available: Callable[[], int] = available_memory
+    _memory: Callable[[], tuple[int, int]] = machine_memory
     _advise: Callable[[Sequence[Path], int, Callable[[], bool]], int] = advise
     _model: str | None = field(default=None, init=False)
     _read_at: dict[str, float] = field(factory=dict, init=False)
@@ -112,6 +105,6 @@ class ReadAhead:
     def _read(self, model: str, words: Sequence[str]) -> None:
         """Read the files. Runs on the thread."""
         files = weights(words)
-        room = self._available() - KEPT_FREE
+        room = self._memory()[1] - KEPT_FREE
         if files and room > 0:
             self._advise(files, room, lambda: self._model == model)
