@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "check": ("check", "check"),
     "completion": ("command_group", "completion"),
     "demo": ("command_group", "demo"),
+    "estimate": ("estimate", "estimate"),
     "help": ("command_group", "help_"),
     "import": ("init", "take_over"),
     "init": ("init", "init"),
