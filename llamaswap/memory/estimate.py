@@ -14,6 +14,7 @@ from attrs import define, field
 
 from llamaswap.config.schema.memory import ANY_DEVICE, GPU, GpuChoice
 from llamaswap.memory import gguf
+from llamaswap.memory.container_command import on_host
 from llamaswap.memory.engine_estimate import ask_engine, estimate_from_rows, fit_program
 from llamaswap.memory.llama_estimate import estimate_llama, gpu_ways
 from llamaswap.memory.llama_files import all_files, model_file, read_files
@@ -56,6 +57,7 @@ class Estimator:
 
         `environment` is the server's, `devices` is the memory of the machine, `choice` the GPUs that the model may use.
         """
+        argv, environment = on_host(argv, environment)
         settings = settings_of(argv, environment)
         path = model_file(settings, environment)
         totals = tuple((name, devices[name].total) for name in sorted(devices))
@@ -114,7 +116,7 @@ def _estimate(
     path: Path | None,
 ) -> Estimate | None:
     """The first rung of the ladder that answers."""
-    if any(PurePath(word).name.startswith(FILE_ENGINES) for word in argv[:1]):
+    if any(PurePath(word).name.startswith(FILE_ENGINES) for word in argv[:2]):
         size = sum(_size(file) for file in _named_files(argv))
         return estimate_weights(size, devices, environment, choice, FILE_MARGIN, "gguf") if size else None
     engine = share_engine(argv)

@@ -33,7 +33,7 @@ class ShareEngine:
 
 
 VLLM = ShareEngine(
-    words=("vllm", "vllm.entrypoints.openai.api_server"),
+    words=("vllm", "vllm.entrypoints.openai.api_server", "vllm-openai"),
     share="--gpu-memory-utilization",
     default=0.9,
     counts=(
@@ -53,7 +53,7 @@ MODEL_FLAGS = ("--model", "--model-path", "--model-id", "--model_id", "-m")
 
 def share_engine(argv: Sequence[str]) -> ShareEngine | None:
     """The engine of a command if it is one of those that take a share."""
-    names = {PurePath(word).name for word in argv}
+    names = {PurePath(word).name.partition(":")[0] for word in argv}
     return next((engine for engine in (VLLM, SGLANG) if names.intersection(engine.words)), None)
 
 
