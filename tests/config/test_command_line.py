@@ -6,7 +6,7 @@ from llamaswap.config.command_line import EmptyCommand, render_stop, split, stri
 from tests.config.loading import LoadCase
 
 
-class Splitting(SynchronousTestCase):
+class SplitTests(SynchronousTestCase):
     def test_block_with_comments_quotes_and_continued_lines(self):
         """config T071"""
         text = 'srv --a "x y" \\\n# note \'quote\n  --b \'p q\'\n--c=\\$HOME --d "\\$HOME" \'#x\' # tail\n\n--e ""\n'

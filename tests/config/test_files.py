@@ -9,7 +9,7 @@ from llamaswap.config.files import FileWatch, read_sources, store_problem
 from llamaswap.errors import ConfigError
 
 
-class Sources(SynchronousTestCase):
+class SourceTests(SynchronousTestCase):
     def setUp(self):
         self.folder = Path(self.mktemp())
         self.folder.mkdir()

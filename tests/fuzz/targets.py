@@ -172,7 +172,7 @@ class _Faults:
 _CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 
 
-def front_door(data: bytes) -> None:
+def client_connection(data: bytes) -> None:
     """Whatever a client sends, it gets HTTP or nothing, and is not kept when it stops."""
     _, cuts = pieces(data)
     with _Faults():
@@ -341,7 +341,7 @@ TARGETS = {
         ),
         Target(
             "front",
-            front_door,
+            client_connection,
             (
                 b"\x00" + _HEAD + b"Content-Length: 3\r\n\r\nabcGET /health HTTP/1.1\r\nHost: x\r\n\r\n",
                 b"\x01" + _HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",

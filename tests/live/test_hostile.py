@@ -73,7 +73,7 @@ def busy(pid):
 
 
 def event_client(product):
-    """A client of the event stream that reads nothing, and has little room for what comes."""
+    """A client of the event stream that reads nothing, and has a small receive buffer."""
     line = socket.socket()
     line.settimeout(30)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

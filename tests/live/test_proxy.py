@@ -76,7 +76,7 @@ class _World:
         self.target = UpstreamTarget(
             Endpoint("http", "127.0.0.1", self.upstream_port.getHost().port), evolve(NO_TIMEOUTS, connect=5), name="owl"
         )
-        self.port = await self.listen(self.door())
+        self.port = await self.listen(self.entrance())
         self.clients = []
 
     def new_side(self):
@@ -144,7 +144,7 @@ class _World:
         await server.until(until)
         return client, server
 
-    # -- behaviour of both doors
+    # -- behaviour of both entrances
 
     def test_client_leaving_before_the_answer_closes_the_server_promptly(self):
         async def scenario():
@@ -231,10 +231,10 @@ class _World:
         return self.run_live(scenario)
 
 
-class FrontDoorLive(_World, TestCase):
+class DirectEntranceTests(_World, TestCase):
     """Through the listening protocol."""
 
-    def door(self):
+    def entrance(self):
         return ProxyServerFactory(lambda head: True, self.handle, Site(Resource(), reactor=reactor), reactor)
 
     def test_slow_server_slows_the_upload_and_leaving_is_noticed_all_the_same(self):
@@ -280,16 +280,16 @@ def _site(handle):
 
 
 class KleinBehindFrontLive(_World, TestCase):
-    """Through a twisted.web request that came in at the front door."""
+    """Through a request of twisted.web."""
 
-    def door(self):
+    def entrance(self):
         return ProxyServerFactory(lambda head: False, self.handle, _site(self.handle), reactor)
 
 
-class EncryptedFrontDoorLive(_World, TestCase):
+class EncryptedEntranceTests(_World, TestCase):
     """Through the listening protocol, over TLS."""
 
-    def door(self):
+    def entrance(self):
         return ProxyServerFactory(
             lambda head: head.path.startswith(b"/v1/"),
             self.handle,

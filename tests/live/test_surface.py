@@ -1,4 +1,4 @@
-"""The surface as clients meet it, over the wire: both doors, real servers, the configuration the vectors speak of."""
+"""The HTTP API as clients use it: both entrances, real servers, and the configuration of the test vectors."""
 
 import base64
 import gzip

@@ -1,4 +1,4 @@
-"""Wires in memory: a client's, a server's, and a world with both and the relay in between."""
+"""Wires in memory: a client's, a server's, and a world with both and the proxy between them."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ class Notes:
 
 
 class World:
-    """A client, a door, the relay and servers. `door` is "front" or "klein"."""
+    """A client, an entrance, the proxy and servers. `entrance` is "direct" or "klein"."""
 
     def __init__(
         self,
-        door="front",
+        entrance="direct",
         timeouts=None,
         host="127.0.0.1",
         decline=(),
@@ -136,7 +136,7 @@ class World:
         self.handler = self.forward
         self.site_calls = []
         self.factory = None
-        if door == "front":
+        if entrance == "direct":
             self.factory = ProxyServerFactory(
                 lambda head: head.path.startswith(b"/v1/"), self._handle, self.site(), self.clock, **options
             )

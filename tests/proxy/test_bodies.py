@@ -13,7 +13,7 @@ from llamaswap.wire.byte_budget import ByteBudget
 from tests.proxy.test_incoming_body import Consumer
 
 
-class Bodies(SynchronousTestCase):
+class BytesBodyTests(SynchronousTestCase):
     def both(self, data):
         self.clock = Clock()
         content = SiteContent(self.clock, len(data))
@@ -76,7 +76,7 @@ class Bodies(SynchronousTestCase):
         self.assertEqual(consumer.ended, 0)
 
 
-def room(bound, name):
+def budget(bound, name):
     return ByteBudget(name, lambda used: bound)
 
 
@@ -84,7 +84,7 @@ class SiteContentTests(SynchronousTestCase):
     """What a request's body for the twisted.web site is kept in."""
 
     def content(self, memory, disk, length=None):
-        self.memory, self.disk = room(memory, "memory"), room(disk, "disk")
+        self.memory, self.disk = budget(memory, "memory"), budget(disk, "disk")
         return SiteContent(Clock(), length, self.memory, self.disk)
 
     def filled(self, content, pieces):

@@ -1,4 +1,4 @@
-"""What a client and a server see of the relay, whichever door the request came through."""
+"""What a client and a server see of the proxy, by either entrance."""
 
 from attrs import evolve
 from twisted.internet.defer import CancelledError
@@ -12,10 +12,10 @@ from tests.proxy.doubles import GET, KEPT, OK, POST, STREAM, World
 
 
 class _Behaviour:
-    door = ""
+    entrance = ""
 
     def world(self, **options):
-        return World(self.door, **options)
+        return World(self.entrance, **options)
 
     def talk(self, request=POST, **options):
         world = self.world(**options)
@@ -491,13 +491,13 @@ class _Behaviour:
             self.assertEqual((b"".join(chunks[1:-3:2]), world.notes.body), (events, events))
 
 
-class FrontDoorBehaviour(_Behaviour, SynchronousTestCase):
+class DirectEntranceTests(_Behaviour, SynchronousTestCase):
     """Through the listening protocol."""
 
-    door = "front"
+    entrance = "direct"
 
 
-class KleinDoorBehaviour(_Behaviour, SynchronousTestCase):
+class KleinEntranceTests(_Behaviour, SynchronousTestCase):
     """Through a twisted.web request."""
 
-    door = "klein"
+    entrance = "klein"

@@ -15,7 +15,7 @@ from tests.proxy.doubles import GET, KEPT, OK, POST, STREAM, World
 SITE = b"GET /health?x=%2F HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Refusals(SynchronousTestCase):
+class RefusalTests(SynchronousTestCase):
     def refused(self, data, status):
         world = World()
         client = world.client()
@@ -75,7 +75,7 @@ class Refusals(SynchronousTestCase):
         self.assertEqual(world.clock.getDelayedCalls(), [])
 
 
-class Site(SynchronousTestCase):
+class SiteTests(SynchronousTestCase):
     def test_other_paths_go_to_the_site_raw(self):
         world = World()
         client = world.client()
@@ -197,7 +197,7 @@ class Site(SynchronousTestCase):
         self.assertEqual(world.outcomes[0].reason, "tunnel")
 
 
-class Expecting(SynchronousTestCase):
+class ExpectContinueTests(SynchronousTestCase):
     ASK = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
 
     def test_continue_is_sent_when_the_body_is_first_read(self):
@@ -235,7 +235,7 @@ class Expecting(SynchronousTestCase):
         self.assertTrue(client.half_closed)
 
 
-class Reading(SynchronousTestCase):
+class ReadTests(SynchronousTestCase):
     def test_full_server_pauses_the_client(self):
         world = World()
         client = world.client()
@@ -302,7 +302,7 @@ class Reading(SynchronousTestCase):
         self.assertTrue(client.closing)
 
 
-class Repeating(SynchronousTestCase):
+class UpstreamReuseTests(SynchronousTestCase):
     def test_large_upload_gets_a_fresh_connection(self):
         world = World()
         client = world.client()
@@ -341,7 +341,7 @@ class Repeating(SynchronousTestCase):
         self.assertLess(gc.collect(), 10)
 
 
-class Time(SynchronousTestCase):
+class TimeoutTests(SynchronousTestCase):
     def test_slow_head_is_closed(self):
         world = World(head_timeout=60, idle_timeout=300)
         client = world.client()
@@ -406,7 +406,7 @@ class Time(SynchronousTestCase):
         self.assertTrue(busy.closing)
 
 
-class Handling(SynchronousTestCase):
+class HandlerTests(SynchronousTestCase):
     def test_failing_handler_cuts_its_own_connection_only(self):
         world = World()
 
@@ -475,8 +475,8 @@ class Handling(SynchronousTestCase):
         self.assertFalse(client.closing)
 
 
-class Holding(SynchronousTestCase):
-    """What is needed to hand connections to another program: no request begins, each is at rest."""
+class HoldTests(SynchronousTestCase):
+    """Connections that are handed to another program: no request begins, and each is idle."""
 
     def test_request_sent_during_a_hold_is_served_afterwards(self):
         world = World()
@@ -568,7 +568,7 @@ class Holding(SynchronousTestCase):
         self.assertTrue(silent.side.idle)
 
 
-class Sizes(SynchronousTestCase):
+class SizeLimitTests(SynchronousTestCase):
     """A page's body is kept whole before anybody looks at the request, so it has a bound."""
 
     def refused(self, *pieces):

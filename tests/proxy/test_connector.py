@@ -96,7 +96,7 @@ class ConnectorTests(SynchronousTestCase):
         self.assertIn("refused", self.failureResultOf(result, UpstreamUnreachable).value.cause)
 
 
-class Ending(SynchronousTestCase):
+class ConnectionEndTests(SynchronousTestCase):
     def test_connections_that_end_leave_nothing_to_the_garbage_collector(self):
         gc.collect()
         gc.disable()

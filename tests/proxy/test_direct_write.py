@@ -24,7 +24,7 @@ class Turns:
     addReader = removeReader = lambda self, reader: None
 
 
-class WriteThrough(SynchronousTestCase):
+class WriteThroughTests(SynchronousTestCase):
     def setUp(self):
         near, self.far = socket.socketpair()
         self.addCleanup(near.close)

@@ -28,7 +28,7 @@ class Received:
         self.reasons.append(reason.type.__name__)
 
 
-class PlainPoll(SynchronousTestCase):
+class PollTests(SynchronousTestCase):
     if not sys.platform.startswith("linux"):
         skip = "epoll is Linux's"
 
@@ -101,7 +101,7 @@ class PlainPoll(SynchronousTestCase):
             self.assertIs(sys.modules["twisted.internet.reactor"], before)
 
 
-class ServersFirst(SynchronousTestCase):
+class PollOrderTests(SynchronousTestCase):
     """Streams under way do not wait behind a crowd of clients."""
 
     if not sys.platform.startswith("linux"):
@@ -165,7 +165,7 @@ class ServersFirst(SynchronousTestCase):
         self.assertEqual([wire for wire in self.reactor.getReaders() if isinstance(wire, Connection)], [])
 
 
-class Installed(SynchronousTestCase):
+class InstallTests(SynchronousTestCase):
     if not sys.platform.startswith("linux"):
         skip = "epoll is Linux's"
 

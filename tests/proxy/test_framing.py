@@ -27,7 +27,7 @@ def response(*lines, bodyless=False):
     return parse_response(b"\r\n".join(lines) + b"\r\n\r\n", bodyless=bodyless)
 
 
-class RequestHeads(SynchronousTestCase):
+class RequestHeadTests(SynchronousTestCase):
     def test_headers_keep_order_case_and_repetition(self):
         head, framing = request(
             b"POST /a%2Fb?c=d HTTP/1.1", b"hOst: x", b"A: 1 \t", b"a: 2", b"Content-Length: 7", host=()
@@ -112,7 +112,7 @@ class RequestHeads(SynchronousTestCase):
             find_head_end(b"GET / HTTP/1.1\r\nA: " + b"b" * 65536)
 
 
-class ResponseHeads(SynchronousTestCase):
+class ResponseHeadTests(SynchronousTestCase):
     def test_chunks_count_more_than_a_length_beside_them(self):
         head = response(b"HTTP/1.1 200 OK", b"Content-Length: 3", b"Transfer-Encoding: chunked")
         self.assertEqual((head.length, head.chunked), (None, True))
@@ -149,7 +149,7 @@ def slices(data, cuts):
     return [data[a:b] for a, b in pairwise(points)]
 
 
-class Walking(SynchronousTestCase):
+class ChunkWalkerTests(SynchronousTestCase):
     @settings(max_examples=150, deadline=None)
     @given(chunks, st.lists(st.integers(0, 500), max_size=8), st.binary(max_size=20), st.booleans())
     def test_end_is_exact_for_any_slicing(self, bodies, cuts, behind, trailer):

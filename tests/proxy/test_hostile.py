@@ -1,4 +1,4 @@
-"""Bytes of every kind at the front door: each connection is answered or closed, and no other one feels it."""
+"""Bytes of every kind from clients: each connection gets a response or is closed, and no other one is affected."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Bodies still arriving: held, streamed, spooled, read again, let go."""
+"""Bodies that still arrive: held, streamed, spooled, read again, released."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class Consumer:
             self.refused.append(str(error))
 
 
-class Arriving(SynchronousTestCase):
+class SpooledBodyTests(SynchronousTestCase):
     def body(self, length=10, **options):
         self.clock, self.changes, self.continues = Clock(), [], []
         return SpooledBody(
@@ -116,7 +116,7 @@ class Arriving(SynchronousTestCase):
         self.assertEqual(consumer.data, b"ab")
 
     def test_large_stream_is_forgotten_as_it_passes(self):
-        memory = room(10_000)
+        memory = budget(10_000)
         body = self.body(5_000_000, memory=memory)
         consumer = Consumer()
         body.start(consumer, keep=False)
@@ -131,7 +131,7 @@ class Arriving(SynchronousTestCase):
         self.assertTrue(body.replayable)
 
     def test_body_beyond_the_threshold_is_spooled_and_read_back(self):
-        memory = room(10_000)
+        memory = budget(10_000)
         body = self.body(None, threshold=100, memory=memory)
         first = Consumer()
         body.start(first)
@@ -214,7 +214,7 @@ class Arriving(SynchronousTestCase):
         self.assertEqual((consumer.ended, body.length), (1, 0))
 
     def test_stopping_a_forgetful_reader_lets_the_rest_go(self):
-        memory = room(1000)
+        memory = budget(1000)
         body = self.body(5_000_000, memory=memory)
         body.start(Consumer(), keep=False).stopProducing()
         body.arrived(b"x")
@@ -223,11 +223,11 @@ class Arriving(SynchronousTestCase):
             body.start(Consumer())
 
 
-def room(bound, name="memory"):
+def budget(bound, name="memory"):
     return ByteBudget(name, lambda used: bound)
 
 
-class Rooms(SynchronousTestCase):
+class BudgetTests(SynchronousTestCase):
     """All bodies together have their bounds."""
 
     def body(self, length, **options):
@@ -235,7 +235,7 @@ class Rooms(SynchronousTestCase):
         return SpooledBody(self.clock, length, changed=lambda: None, continue_=lambda: None, **options)
 
     def test_bodies_that_are_held_share_the_memory(self):
-        memory = room(150)
+        memory = budget(150)
         one, two = self.body(30, memory=memory), self.body(30, memory=memory)
         held = one.read_all(1000)
         error = self.failureResultOf(two.read_all(1000), NoRoom)
@@ -248,7 +248,7 @@ class Rooms(SynchronousTestCase):
         self.assertNoResult(two.read_all(1000))
 
     def test_body_of_unknown_length_is_refused_when_the_memory_is_used_up(self):
-        memory = room(150)
+        memory = budget(150)
         body = self.body(None, memory=memory)
         held = body.read_all(1000)
         body.arrived(b"x" * 40)
@@ -261,7 +261,7 @@ class Rooms(SynchronousTestCase):
         self.failureResultOf(body.read_all(1000), NoRoom)
 
     def test_bodies_go_to_disk_if_memory_is_short(self):
-        memory = room(100)
+        memory = budget(100)
         body, consumer = self.body(None, memory=memory), Consumer()
         body.start(consumer)
         body.arrived(b"a" * 60)
@@ -275,8 +275,8 @@ class Rooms(SynchronousTestCase):
 
     def test_a_reader_is_told_when_the_disk_is_taken(self):
         self.patch(incoming_body, "DISK_STEP", 10)
-        disk = room(150, "disk")
-        one, two = (self.body(None, threshold=10, disk=disk, memory=room(50)) for _ in range(2))
+        disk = budget(150, "disk")
+        one, two = (self.body(None, threshold=10, disk=disk, memory=budget(50)) for _ in range(2))
         readers = [Consumer(), Consumer()]
         one.start(readers[0])
         two.start(readers[1])
@@ -293,20 +293,20 @@ class Rooms(SynchronousTestCase):
         self.assertEqual(disk.used, 0)
 
     def test_streamed_body_without_memory_fails_with_that_reason(self):
-        body, reader = self.body(5_000_000, memory=room(1000)), Consumer()
+        body, reader = self.body(5_000_000, memory=budget(1000)), Consumer()
         body.start(reader, keep=False).pauseProducing()
         body.arrived(b"x" * 2000)
         self.assertIn("share of the memory", reader.refused[0])
 
     def test_an_announced_length_that_the_disk_cannot_take_is_refused_at_once(self):
-        body, reader = self.body(1000, threshold=10, disk=room(500, "disk"), memory=room(900)), Consumer()
+        body, reader = self.body(1000, threshold=10, disk=budget(500, "disk"), memory=budget(900)), Consumer()
         body.start(reader)
         body.arrived(b"x" * 20)
         self.assertEqual(len(reader.refused), 1)
 
     def test_a_full_disk_leaves_what_fits_in_memory(self):
-        memory = room(100)
-        options = {"threshold": 10, "folder": "/nonexistent/folder", "memory": memory, "disk": room(1000, "disk")}
+        memory = budget(100)
+        options = {"threshold": 10, "folder": "/nonexistent/folder", "memory": memory, "disk": budget(1000, "disk")}
         body, reader = self.body(None, **options), Consumer()
         body.start(reader)
         body.arrived(b"x" * 20)
@@ -318,7 +318,7 @@ class Rooms(SynchronousTestCase):
 
     def test_a_disk_that_fills_up_under_a_body_leaves_it_in_memory(self):
         self.patch(incoming_body, "DISK_STEP", 10)
-        memory, disk = room(200), room(60, "disk")
+        memory, disk = budget(200), budget(60, "disk")
         body, reader = self.body(None, threshold=10, memory=memory, disk=disk), Consumer()
         producer = body.start(reader)
         body.arrived(b"a" * 50)
@@ -337,7 +337,7 @@ class Rooms(SynchronousTestCase):
         self.patch(incoming_body, "DISK_STEP", 10)
         made, make = [], incoming_body.tempfile.TemporaryFile
         self.patch(incoming_body.tempfile, "TemporaryFile", lambda **how: made.append(1) or make(**how))
-        memory, disk = room(2000), room(60, "disk")
+        memory, disk = budget(2000), budget(60, "disk")
         body = self.body(None, threshold=10, memory=memory, disk=disk)
         body.start(Consumer()).stopProducing()
         body.arrived(b"a" * 50)
@@ -354,7 +354,7 @@ class Rooms(SynchronousTestCase):
         self.assertEqual(memory.used, 0)
 
     def test_memory_of_a_streamed_body_is_released_as_it_passes(self):
-        memory = room(2000)
+        memory = budget(2000)
         body, consumer = self.body(5_000_000, memory=memory), Consumer()
         producer = body.start(consumer, keep=False)
         for _ in range(10):
@@ -403,7 +403,7 @@ class Rooms(SynchronousTestCase):
         self.assertEqual(found, {"control group /system.slice": (1000, 500), "control group /": (2000, 50)})
 
     def test_body_that_is_kept_elsewhere_is_counted_once(self):
-        memory = room(100)
+        memory = budget(100)
         body = self.body(20, memory=memory)
         held = body.read_all(100)
         body.arrived(b"x" * 20)

@@ -50,7 +50,7 @@ def outcome(parse, raw):
         return type(error), str(error)
 
 
-class RequestHeads(SynchronousTestCase):
+class KnownRequestHeadTests(SynchronousTestCase):
     @given(st.lists(st.tuples(st.sampled_from([b"1.0", b"1.1"]), some_lines), max_size=12))
     def test_heads_are_read_as_the_parser_reads_them_in_any_order(self, heads):
         parse = request_parser()
@@ -85,7 +85,7 @@ class RequestHeads(SynchronousTestCase):
         self.assertIsNot(parse(raw[0])[0].known, first)
 
 
-class ResponseHeads(SynchronousTestCase):
+class KnownResponseHeadTests(SynchronousTestCase):
     def setUp(self):
         self.patch(response_framer, "date_line", lambda: b"Sat, 28 Nov 2026 20:00:00 GMT")
 

@@ -40,7 +40,7 @@ class Reader:
         self.clock.pump([0.01] * round(seconds / 0.01))
 
 
-class LoadingStreams(SynchronousTestCase):
+class LoadingStreamTests(SynchronousTestCase):
     def test_an_event_has_exactly_the_form_that_clients_parse(self):
         self.assertEqual(reasoning("a\n"), b'data: {"choices":[{"delta":{"reasoning_content":"a\\n"}}]}\n\n')
 

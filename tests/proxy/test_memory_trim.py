@@ -5,7 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.proxy.fastpath.memory_trim import CROWD, LowWaterTrimmer, trimmer
 
 
-class Ebbing(SynchronousTestCase):
+class MemoryTrimTests(SynchronousTestCase):
     def setUp(self):
         self.lows = []
         self.now = 0

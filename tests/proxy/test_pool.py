@@ -16,7 +16,7 @@ PLAIN = answer()
 EVENTFUL = answer(b"Server: uvicorn")
 
 
-class Keeping(SynchronousTestCase):
+class PoolTests(SynchronousTestCase):
     def burst(self, world, count, reply):
         """`count` requests at once, then all their answers."""
         clients = [world.client() for _ in range(count)]

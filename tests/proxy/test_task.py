@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.proxy.task import Future, Task, forget_frames
 
 
-class TestFlow(SynchronousTestCase):
-    def run_flow(self, coroutine):
+class TaskTests(SynchronousTestCase):
+    def run_task(self, coroutine):
         self.results = []
         flow = Task(coroutine)
         flow.addBoth(self.results.append)
@@ -20,7 +20,7 @@ class TestFlow(SynchronousTestCase):
         async def serve():
             return None
 
-        self.run_flow(serve())
+        self.run_task(serve())
         self.assertEqual(self.results, [None])
 
     def test_task_continues_with_each_result_and_reports_its_end_once(self):
@@ -31,7 +31,7 @@ class TestFlow(SynchronousTestCase):
             seen.append(await succeed(2))
             seen.append(await second)
 
-        self.run_flow(serve())
+        self.run_task(serve())
         first.callback(1)
         self.assertEqual((seen, self.results), ([1, 2], []))
         second.callback(3)
@@ -47,7 +47,7 @@ class TestFlow(SynchronousTestCase):
                 except (ValueError, KeyError) as error:
                     seen.append(type(error))
 
-        self.run_flow(serve())
+        self.run_task(serve())
         later.errback(ValueError("v"))
         self.assertEqual((seen, self.results), ([ValueError, KeyError], [None]))
 
@@ -57,7 +57,7 @@ class TestFlow(SynchronousTestCase):
         async def serve():
             await waiting
 
-        self.run_flow(serve())
+        self.run_task(serve())
         waiting.cancel()
         (failure,) = self.results
         self.assertIs(failure.type, CancelledError)
@@ -66,7 +66,7 @@ class TestFlow(SynchronousTestCase):
         self.assertEqual(at_once, [None])  # the failure was taken by who awaited it first
 
 
-class ForgettingFrames(SynchronousTestCase):
+class ForgetFramesTests(SynchronousTestCase):
     def raised(self, error, cause=None):
         try:
             raise error from cause
@@ -87,7 +87,7 @@ class ForgettingFrames(SynchronousTestCase):
         self.assertEqual((first.__traceback__, second.__traceback__), (None, None))
 
 
-class TestResult(SynchronousTestCase):
+class FutureTests(SynchronousTestCase):
     def setUp(self):
         self.cancelled, self.got = [], []
 

@@ -9,7 +9,7 @@ from llamaswap.proxy.tunnel import ClientPipe, Tunnel
 from tests.proxy.doubles import Wire
 
 
-class Tunnels(SynchronousTestCase):
+class TunnelTests(SynchronousTestCase):
     def join(self, half=False, **early):
         self.client, self.server, self.closed = Wire(), Wire(), []
         if half:
@@ -60,7 +60,7 @@ class Tunnels(SynchronousTestCase):
         self.assertEqual(self.closed, [1])
 
 
-class Pipes(SynchronousTestCase):
+class PipeTests(SynchronousTestCase):
     def test_bytes_before_the_tunnel_stands_are_kept(self):
         pipe = ClientPipe(Wire())
         pipe.received(b"a")

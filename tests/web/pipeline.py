@@ -1,4 +1,4 @@
-"""Doubles for the pipeline's tests: a router, a relay and a client that are played by hand."""
+"""Doubles for the pipeline's tests: a forwarder, a client and observers, which the test plays."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def message(sink) -> str:
     return sink.json["error"]["message"]
 
 
-class Routes(SynchronousTestCase):
+class RouteTests(SynchronousTestCase):
     def test_the_pipeline_serves_its_own_methods_and_paths_only(self):
         for method, path in (
             (b"POST", CHAT),
@@ -60,7 +60,7 @@ class Routes(SynchronousTestCase):
             self.assertFalse(is_model_path(method, path), path)
 
 
-class NamingTheModel(SynchronousTestCase):
+class ModelNameTests(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
 
@@ -240,7 +240,7 @@ class NamingTheModel(SynchronousTestCase):
         self.assertFalse(asked.sink.started)
 
 
-class Rewriting(SynchronousTestCase):
+class RewriteTests(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
 
@@ -387,7 +387,7 @@ class Rewriting(SynchronousTestCase):
         self.assertEqual(stage.witness.heads[0][0], 500)
 
 
-class Websockets(SynchronousTestCase):
+class WebsocketTests(SynchronousTestCase):
     UPGRADE = ((b"Connection", b"keep-alive, UpGrAdE"), (b"Upgrade", b"WebSocket"))
 
     def setUp(self):
@@ -413,7 +413,7 @@ class Websockets(SynchronousTestCase):
         self.assertEqual(self.stage.forwarding.header(b"connection"), b"Upgrade")
 
 
-class ReadsWithoutSideEffects(SynchronousTestCase):
+class ReadOnlyRequestTests(SynchronousTestCase):
     """Monitors and pages read properties all the time; that must not load or evict a model."""
 
     def refused(self, method, target, body=b"", *headers):
@@ -442,7 +442,7 @@ class ReadsWithoutSideEffects(SynchronousTestCase):
         self.assertEqual(stage.forwarding.head.target, b"/slots?model=al")
 
 
-class DefaultsAndGroups(SynchronousTestCase):
+class DefaultModelTests(SynchronousTestCase):
     def stage(self, states=(), **routing):
         return Stage(config=config(routing=Routing(**routing)), states=dict(states))
 
@@ -516,7 +516,7 @@ class DefaultsAndGroups(SynchronousTestCase):
             self.assertEqual(stage.forwarding.upstream.name, expected)
 
 
-class OtherPaths(SynchronousTestCase):
+class OtherPathTests(SynchronousTestCase):
     """A POST that names a model reaches it, also on a path that no release of ours knows."""
 
     def setUp(self):
@@ -552,7 +552,7 @@ class OtherPaths(SynchronousTestCase):
         self.assertEqual(asked.sink.status, 404)
 
 
-class EncodedBodies(SynchronousTestCase):
+class EncodedBodyTests(SynchronousTestCase):
     """Clients may compress their requests: the model is found all the same, and the server gets plain JSON."""
 
     def ask(self, body, coding):

@@ -29,7 +29,7 @@ def message(asked) -> str:
     return asked.sink.json["error"]["message"]
 
 
-class FindingTheWay(SynchronousTestCase):
+class PathTests(SynchronousTestCase):
     def where(self, path: bytes, profile: str | None = None, **more):
         found = destination(path, config(**more), profile)
         return (found.name, found.rest) if found is not None else None
@@ -82,7 +82,7 @@ class FindingTheWay(SynchronousTestCase):
         self.assertEqual(Destination("a", b"/", "b"), Destination("a", b"/", "b"))
 
 
-class PassingThrough(SynchronousTestCase):
+class ForwardTests(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
 
@@ -239,7 +239,7 @@ class PassingThrough(SynchronousTestCase):
         self.assertEqual(self.stage.router.asked, [])
 
 
-class ComfyUi(SynchronousTestCase):
+class ComfyUiTests(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage(config=config(models=[model("comfyui_auto", compat=Compat(ignore_websockets=True))]))
 
@@ -278,7 +278,7 @@ class ComfyUi(SynchronousTestCase):
         self.assertEqual(self.stage.comfyui(b"GET", b"/comfyui/").sink.status, 401)
 
 
-class ThroughTheMap(SynchronousTestCase):
+class RouteMapTests(SynchronousTestCase):
     """The seam by which a request of the Klein map becomes an exchange."""
 
     def test_a_request_below_the_resource_is_served_as_an_exchange(self):

@@ -1,4 +1,4 @@
-"""From a known model to the end of the answer, however it comes."""
+"""Requests from a known model to the end of the response, whatever ends it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def message(sink) -> str:
     return sink.json["error"]["message"]
 
 
-class Serving(SynchronousTestCase):
+class ServeTests(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage()
 
@@ -245,7 +245,7 @@ class Serving(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
 
-class BreakingOff(SynchronousTestCase):
+class CutResponseTests(SynchronousTestCase):
     """After the head: no client may take a cut response for a complete one."""
 
     def setUp(self):
@@ -306,8 +306,8 @@ class BreakingOff(SynchronousTestCase):
         self.assertEqual((asked.sink.body, asked.sink.ending), (before, "aborted"))
 
 
-class Telling(SynchronousTestCase):
-    """Watchers hear of small pieces some at a time."""
+class BufferedObserverTests(SynchronousTestCase):
+    """Observers get small pieces of a response a few at a time."""
 
     def setUp(self):
         self.stage = Stage()
@@ -343,8 +343,8 @@ class Telling(SynchronousTestCase):
         self.assertTrue(self.stage.witness.body.endswith(b"12"))
 
 
-class Leaving(SynchronousTestCase):
-    """The client goes: the slot is free and the server's connection closed at once."""
+class ClientGoneTests(SynchronousTestCase):
+    """The client disconnects: the lease is released and the connection to the server closed at once."""
 
     def setUp(self):
         self.stage = Stage()
@@ -409,7 +409,7 @@ class Leaving(SynchronousTestCase):
         self.assertEqual((asked.done, self.stage.witness.endings[0][0]), ([None], "gone"))
 
 
-class Cancelling(SynchronousTestCase):
+class CancelTests(SynchronousTestCase):
     """An operator ends a request whose client is still there."""
 
     def setUp(self):
@@ -450,7 +450,7 @@ class Cancelling(SynchronousTestCase):
         self.assertEqual(len(self.stage.witness.endings), 1)
 
 
-class Loading(SynchronousTestCase):
+class LoadingTextTests(SynchronousTestCase):
     def setUp(self):
         self.stage = Stage(auto=False, ready=False)
 

@@ -1,4 +1,4 @@
-"""An editor asks at every stroke: only its last request is worth a place in the queue."""
+"""An editor sends a request at every keystroke: only the last of them keeps a place in the queue."""
 
 import gc
 from weakref import ref
@@ -16,38 +16,38 @@ SESSIONS = ("X-Session-ID", "X-Other")
 NAMED = [(b"X-Session-Id", b"s1")]
 
 
-def heir(headers, supersede="session", path=b"/infill", peer="10.0.0.1", model="a"):
+def key_of(headers, supersede="session", path=b"/infill", peer="10.0.0.1", model="a"):
     return supersede_key(Model(model, supersede=supersede), RequestHead(b"POST", path, list(headers)), peer, SESSIONS)
 
 
-class HeirTests(SynchronousTestCase):
-    def test_by_default_nobody_takes_anybodys_place(self):
-        self.assertIsNone(heir(NAMED, supersede=""))
+class SupersedeKeyTests(SynchronousTestCase):
+    def test_requests_of_a_model_without_supersede_have_no_key(self):
+        self.assertIsNone(key_of(NAMED, supersede=""))
 
-    def test_a_session_is_known_by_its_header_and_without_one_left_alone(self):
-        self.assertEqual(heir(NAMED), heir([(b"x-other", b"s1")]))
-        self.assertEqual(heir(NAMED), heir(NAMED, peer="10.9.9.9"))
-        self.assertNotEqual(heir(NAMED), heir([(b"X-Session-Id", b"s2")]))
-        self.assertIsNone(heir([]))
+    def test_session_key_comes_from_its_header_and_is_none_without_it(self):
+        self.assertEqual(key_of(NAMED), key_of([(b"x-other", b"s1")]))
+        self.assertEqual(key_of(NAMED), key_of(NAMED, peer="10.9.9.9"))
+        self.assertNotEqual(key_of(NAMED), key_of([(b"X-Session-Id", b"s2")]))
+        self.assertIsNone(key_of([]))
 
-    def test_a_client_is_known_by_address_key_and_program(self):
+    def test_client_key_has_address_api_key_and_program(self):
         agent = [(b"User-Agent", b"vim")]
-        self.assertEqual(heir(agent, "client"), heir(agent, "client"))
+        self.assertEqual(key_of(agent, "client"), key_of(agent, "client"))
         for other in (
-            heir(agent, "client", peer="10.0.0.2"),
-            heir([(b"User-Agent", b"emacs")], "client"),
-            heir([*agent, (b"Authorization", b"Bearer k")], "client"),
-            heir([*agent, *NAMED], "client"),
+            key_of(agent, "client", peer="10.0.0.2"),
+            key_of([(b"User-Agent", b"emacs")], "client"),
+            key_of([*agent, (b"Authorization", b"Bearer k")], "client"),
+            key_of([*agent, *NAMED], "client"),
         ):
-            self.assertNotEqual(heir(agent, "client"), other)
+            self.assertNotEqual(key_of(agent, "client"), other)
 
-    def test_other_paths_models_and_keys_are_other_questions(self):
+    def test_other_paths_models_and_api_keys_have_other_keys(self):
         for other in (
-            heir(NAMED, path=b"/v1/chat/completions"),
-            heir(NAMED, model="b"),
-            heir([*NAMED, (b"X-Api-Key", b"k")]),
+            key_of(NAMED, path=b"/v1/chat/completions"),
+            key_of(NAMED, model="b"),
+            key_of([*NAMED, (b"X-Api-Key", b"k")]),
         ):
-            self.assertNotEqual(heir(NAMED), other)
+            self.assertNotEqual(key_of(NAMED), other)
 
 
 class SupersedeRegistryTests(SynchronousTestCase):

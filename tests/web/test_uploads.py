@@ -20,7 +20,7 @@ def message(sink) -> str:
     return sink.json["error"]["message"]
 
 
-class Uploads(SynchronousTestCase):
+class UploadTests(SynchronousTestCase):
     TRANSCRIBE = b"/v1/audio/transcriptions"
 
     def setUp(self):

@@ -21,7 +21,7 @@ def filtered(text: bytes, rules: Filters, requested: str = "m", use_model_name: 
     return body.render()
 
 
-class ApplyingFilters(SynchronousTestCase):
+class FilterTests(SynchronousTestCase):
     def test_rename_strip_and_set(self):
         """http T056"""
         self.assertEqual(

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.wire.form import MultipartScan, boundary, form_value, with_form_value, with_places
 
 
-class Forms(SynchronousTestCase):
+class FormTests(SynchronousTestCase):
     def test_fields_are_decoded(self):
         self.assertEqual(form_value(b"a=1&model=org%2Fa+b&model=c", "model"), "org/a b")
         self.assertEqual(form_value(b"", "model"), "")
@@ -32,7 +32,7 @@ MULTIPART = (
 )
 
 
-class Multipart(SynchronousTestCase):
+class MultipartScanTests(SynchronousTestCase):
     def scanned(self, data: bytes, size: int = 0, kind: bytes = b"multipart/form-data; boundary=XX") -> MultipartScan:
         scan = MultipartScan.of(kind)
         for start in range(0, len(data), size or len(data) or 1):

@@ -32,7 +32,7 @@ def client(headers, peer):
     return header_rules.real_client_address(partial(header_rules.first, headers), peer)
 
 
-class TowardsALocalServer(SynchronousTestCase):
+class ToLocalServerTests(SynchronousTestCase):
     def test_hop_by_hop_headers_are_removed_and_the_rest_keeps_order_and_case(self):
         """http T092"""
         crossed = header_rules.to_local(NOISY, socket_address="")
@@ -96,7 +96,7 @@ class TowardsALocalServer(SynchronousTestCase):
         )
 
 
-class TowardsAPeer(SynchronousTestCase):
+class ToPeerTests(SynchronousTestCase):
     def test_a_peer_gets_its_own_host_and_key_and_nothing_of_the_way_to_us(self):
         """http T061, T093"""
         sent = [
@@ -132,7 +132,7 @@ class TowardsAPeer(SynchronousTestCase):
         self.assertEqual(header_rules.to_peer(sent, authority=b"p")[:-1], [(b"Host", b"p"), *sent])
 
 
-class TowardsTheClient(SynchronousTestCase):
+class ToClientTests(SynchronousTestCase):
     def test_an_answers_headers_cross_but_for_the_hops_own(self):
         """http T097"""
         answer = [
@@ -152,7 +152,7 @@ class TowardsTheClient(SynchronousTestCase):
         self.assertEqual(header_rules.to_client(answer).items, [answer[0], (b"X-Accel-Buffering", b"no")])
 
 
-class Reading(SynchronousTestCase):
+class ReadingTests(SynchronousTestCase):
     def test_an_ipv4_client_of_a_socket_for_both_families_keeps_its_name(self):
         for host, expected in (
             ("::ffff:10.1.2.3", "10.1.2.3"),

@@ -28,7 +28,7 @@ def edited(text: bytes, *edits) -> bytes:
     return body.render()
 
 
-class FindingTheModel(SynchronousTestCase):
+class ModelNameTests(SynchronousTestCase):
     def test_a_string_names_the_model(self):
         self.assertEqual(model_of(b' {"x": [1, {"model": "no"}], "model" : "alpha"}'), "alpha")
 
@@ -136,7 +136,7 @@ class FindingTheModel(SynchronousTestCase):
             self.assertEqual(split(text, MEMBERS).render(), text)
 
 
-class EditingJson(SynchronousTestCase):
+class EditTests(SynchronousTestCase):
     def test_a_large_document_keeps_every_byte_that_was_not_edited(self):
         text = b'{"a": "' + b"x" * LARGE + b'" , "model":"owl", "b": [1, 2]}'
         body = JsonBody.parse(text)

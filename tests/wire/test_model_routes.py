@@ -10,7 +10,7 @@ from llamaswap.web.route_table import ROUTES
 from llamaswap.wire.model_routes import MODEL_ROUTES
 
 
-class ModelRoutes(SynchronousTestCase):
+class ModelRouteTests(SynchronousTestCase):
     def test_no_route_is_listed_twice(self):
         named = [(route.method, route.path) for route in MODEL_ROUTES]
         self.assertEqual(len(named), len(set(named)))

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.wire.openai import envelope, kind
 
 
-class Envelopes(SynchronousTestCase):
+class EnvelopeTests(SynchronousTestCase):
     def test_json_is_the_default_form(self):
         """http T036"""
         content_type, body = envelope(404, "no model id could be identified")

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from llamaswap.wire.sse import Tail, error_event
 
 
-class EndOfStream(SynchronousTestCase):
+class EndOfStreamTests(SynchronousTestCase):
     def test_a_tail_knows_whether_an_event_is_open(self):
         tail = Tail()
         self.assertTrue(tail.clean)
@@ -18,7 +18,7 @@ class EndOfStream(SynchronousTestCase):
             self.assertIs(tail.clean, clean, piece)
 
 
-class SayingThatItBroke(SynchronousTestCase):
+class ErrorEventTests(SynchronousTestCase):
     def data(self, event: bytes):
         (line,) = [line for line in event.splitlines() if line.startswith(b"data: ")]
         return json.loads(line[6:])

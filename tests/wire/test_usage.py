@@ -47,7 +47,7 @@ def seven(usage):
     )
 
 
-class TestDocuments(SynchronousTestCase):
+class DocumentTests(SynchronousTestCase):
     def test_llama_cpp_timings(self):
         """http T123"""
         usage = document(
@@ -140,7 +140,7 @@ class TestDocuments(SynchronousTestCase):
         self.assertIsNone(from_fragment(b'..."usage": nothing'))
 
 
-class TestStreams(SynchronousTestCase):
+class StreamTests(SynchronousTestCase):
     def test_anthropic_spreads_it_over_two_events(self):
         """http T125"""
         stream = (
@@ -212,7 +212,7 @@ TREES = st.recursive(
 )
 
 
-class TestAnswersReadFromTheirEnd(SynchronousTestCase):
+class ClosingTests(SynchronousTestCase):
     @given(
         st.dictionaries(NAMES, TREES, max_size=5), NUMBERS | TREES, st.dictionaries(NAMES, TIMES | TREES, max_size=3)
     )
