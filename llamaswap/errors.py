@@ -211,6 +211,17 @@ class StartFailed(RequestError):
 
 
 @frozen
+class OutOfMemory(StartFailed):
+    """The server did not become ready because memory ran out. `given` is the memory that was free for it, in words."""
+
+    given: str = ""
+
+    def __str__(self) -> str:
+        given = self.given or "all that could be made free"
+        return f"unspecific error: {self.cause}: {self.model} ran out of memory; it had {given}"
+
+
+@frozen
 class FailureRecord:
     """A model failed `count` times in a row, the last time for `cause`; no request starts it before `until`.
 

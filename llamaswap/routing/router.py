@@ -33,6 +33,7 @@ from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.effects import Admit, Refuse, Ticket
 from llamaswap.scheduling.memory import Ledger
+from llamaswap.scheduling.out_of_memory import ran_out_of_memory
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.selectors import READY, STOPPING_STATES, Chooser, TargetChoice
@@ -357,7 +358,8 @@ class Router(EffectPerformer):
         managed.mark_lost()
         if not expected:
             cause = managed.supervisor.status().last_error or f"the server ended (status {exit_status})"
-            effects = self._scheduler.exited(model, self._clock.seconds(), cause)
+            out_of_memory = ran_out_of_memory(managed.log_tail, exit_status)
+            effects = self._scheduler.exited(model, self._clock.seconds(), cause, out_of_memory)
             if effects:
                 self._log.warn("{model} exited unexpectedly: {cause}", model=model, cause=cause)
                 self._outbox.extend(effects)

@@ -15,13 +15,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from llamaswap.errors import FailureRecord, LlamaswapError, ServerVanished, StartFailed
+from llamaswap.errors import FailureRecord, LlamaswapError, OutOfMemory, ServerVanished, StartFailed
 from llamaswap.events import EventBus, SleepEnded, SwapBegan, SwapEnded
 from llamaswap.observe.vram_reclaim import VramReclaim
 from llamaswap.routing.leases import ProcessInstance
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.scheduling.effects import CLEAN_UP, Effect, StartSwap
 from llamaswap.scheduling.memory import gpu_numbers
+from llamaswap.scheduling.out_of_memory import ran_out_of_memory
 from llamaswap.scheduling.scheduler import Scheduler
 from llamaswap.scheduling.state import Phase, WaitReason
 from llamaswap.servers.server_snapshot import ServerSnapshot
@@ -125,6 +126,8 @@ class Swaps:
             self._memory.loading(model)
             endpoint = await managed.supervisor.ensure_ready()
             self._memory.loaded(model)
+        except StartFailed as error:
+            return self._explained(error)
         except LlamaswapError as error:
             return error
         if swap.vanished:
@@ -132,6 +135,12 @@ class Swaps:
         if not swap.abandoned:
             self._models[model].process = ProcessInstance(endpoint, effect.generation)
         return None
+
+    def _explained(self, error: StartFailed) -> StartFailed:
+        """The error of a start, as OutOfMemory if memory decides and the server's output or exit says so."""
+        if not self._scheduler.rules.by_memory or not ran_out_of_memory(error.log_tail, error.exit_status):
+            return error
+        return OutOfMemory(error.model, error.cause, error.exit_status, error.log_tail)
 
     # -- stops ---------------------------------------------------------------------------------------------
 

@@ -35,19 +35,32 @@ def placement_by_memory(state: SchedulerState, model: str, evicted: Collection[s
 
 
 def _ledger_for(state: SchedulerState, model: str) -> Ledger:
-    """The ledger, in which a suspended model needs the GPUs on which its process already is."""
+    """The ledger with what a load of `model` needs now.
+
+    After a load that ran out of memory it is loaded alone, so its need counts as unknown. If it ran out of memory later
+    it needs more than was learned. A suspended model needs the GPUs on which its process already is.
+    """
     need, server = state.ledger.needs.get(model), state.models.get(model)
-    suspended = server is not None and (server.phase is Phase.SUSPENDED or server.suspending)
-    if need is None or server is None or not suspended or not server.memory:
+    if need is None:
         return state.ledger
-    gpus = [device for device in server.memory if device != RAM]
-    options = tuple(
-        tuple(GpuShare(share.size, gpu) for share, gpu in zip(option, gpus, strict=True))
-        for option in need.options
-        if len(option) == len(gpus)
-    )
-    needs = {**state.ledger.needs, model: evolve(need, options=options or need.options)}
-    return evolve(state.ledger, needs=needs)
+    if model in state.alone:
+        return evolve(state.ledger, needs={name: one for name, one in state.ledger.needs.items() if name != model})
+    if (factor := state.enlarged.get(model)) is not None:
+        options = tuple(
+            tuple(evolve(share, size=int(share.size * factor)) for share in option) for option in need.options
+        )
+        need = evolve(need, ram=int(need.ram * factor), options=options, firm=False)
+    if server is not None and server.memory and (server.phase is Phase.SUSPENDED or server.suspending):
+        gpus = [device for device in server.memory if device != RAM]
+        options = tuple(
+            tuple(GpuShare(share.size, gpu) for share, gpu in zip(option, gpus, strict=True))
+            for option in need.options
+            if len(option) == len(gpus)
+        )
+        need = evolve(need, options=options or need.options)
+    if need is state.ledger.needs[model]:
+        return state.ledger
+    return evolve(state.ledger, needs={**state.ledger.needs, model: need})
 
 
 def occupants(state: SchedulerState, model: str, evicted: Collection[str], now: float) -> list[Occupant]:
@@ -121,6 +134,8 @@ def without_room(state: SchedulerState, model: str, placement: Placement) -> Dec
 def memory_reason(state: SchedulerState, model: str, placement: Placement, now: float) -> str:
     """A placement in words for the log: what the model needs, and what each evicted model costs."""
     need = state.ledger.needs.get(model)
+    if model in state.alone:
+        return "memory: it ran out of memory, so it is loaded alone"
     if need is None:
         return "memory: its need is unknown, so it is loaded alone"
     if placement.sizes is None:

@@ -40,12 +40,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from llamaswap.errors import (
     FailureRecord,
     LlamaswapError,
     ModelUnloaded,
+    OutOfMemory,
     QueueFull,
     ServerVanished,
     StartFailed,
@@ -54,17 +55,17 @@ from llamaswap.errors import (
 )
 from llamaswap.scheduling.backoff import failed_again, has_worked
 from llamaswap.scheduling.effects import CLEAN_UP, Admit, Effect, Refuse, Ticket
-from llamaswap.scheduling.memory import Ledger
+from llamaswap.scheduling.memory import sizes_in_words
+from llamaswap.scheduling.memory_transitions import MemoryTransitions
 from llamaswap.scheduling.planner import decision_for
 from llamaswap.scheduling.state import ModelState, Phase, RequestStage, Rules
-from llamaswap.scheduling.transitions import Transitions
 
 LONG_QUEUE = 32  # requests; when one leaves a longer queue, the queue is reconsidered a little later, once for many
 RECONSIDER_DELAY = 0.02  # seconds
 
 
 @define(eq=False)
-class Scheduler(Transitions):
+class Scheduler(MemoryTransitions):
     """Inputs are named after what has happened or is wanted; each returns the effects to perform."""
 
     _drain_error: LlamaswapError | None = field(default=None, init=False)
@@ -169,6 +170,11 @@ class Scheduler(Transitions):
             return []
         server = self.models[swap.model]
         entries = list(swap.waiters.values())
+        if isinstance(error, OutOfMemory):
+            if self._load_alone_next(swap, now):
+                return self._take_effects()
+            error = evolve(error, given=sizes_in_words(server.memory) if server.memory else "")
+        self.alone.discard(swap.model)
         if error is None:
             server.phase = Phase.READY
             server.ready_at = now
@@ -190,11 +196,15 @@ class Scheduler(Transitions):
         self._reschedule(now)
         return self._take_effects()
 
-    def exited(self, model: str, now: float, cause: str = "the server ended") -> list[Effect]:
+    def exited(
+        self, model: str, now: float, cause: str = "the server ended", out_of_memory: bool = False
+    ) -> list[Effect]:
         """A server that was ready or suspended ended unexpectedly: its requests are lost, leftovers are stopped."""
         server = self.models.get(model)
         if server is None:
             return []
+        if out_of_memory and server.phase is Phase.READY:
+            self._enlarge(model)
         if server.phase is Phase.READY:
             earlier = None if has_worked(server.ready_at, server.worked_at, now) else self.failures.get(model)
             self._stop([server], "crash")
@@ -262,15 +272,6 @@ class Scheduler(Transitions):
         """A deadline in the queue has passed."""
         self._timer_at = None
         self._reschedule(now)
-        return self._take_effects()
-
-    def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
-        """Memory is used or needed in another way."""
-        self.ledger = ledger
-        if self.rules.by_memory:
-            for device in ledger.pressed:
-                self._relieve(device, now)
-            self._reschedule(now)
         return self._take_effects()
 
     # -- inputs: operators ---------------------------------------------------------------------------------

@@ -214,7 +214,10 @@ class Decision:
 
 @define(eq=False)
 class SchedulerState:
-    """Everything the scheduler has learned, and the questions about it. Only `Scheduler` changes it."""
+    """Everything the scheduler has learned, and the questions about it. Only `Scheduler` changes it.
+
+    `enlarged` has factors for the needs of models that ran out of memory; models in `alone` did so at their last load.
+    """
 
     rules: Rules
     models: dict[str, ModelState] = field(factory=dict, init=False)
@@ -226,6 +229,10 @@ class SchedulerState:
     stalled_readers: dict[int, float] = field(factory=dict, init=False)
     shutdown_error: LlamaswapError | None = field(default=None, init=False)
     ledger: Ledger = field(factory=lambda: Ledger({}), init=False)
+    enlarged: dict[str, float] = field(
+        factory=dict, init=False
+    )  # factor of the need, for models that ran out of memory
+    alone: set[str] = field(factory=set, init=False)  # models that ran out of memory at their last load
     _effects: list[Effect] = field(factory=list, init=False)
 
     def can_grant(self, model: str) -> bool:

@@ -26,7 +26,6 @@ from llamaswap.scheduling.effects import (
     Suspend,
     Ticket,
 )
-from llamaswap.scheduling.memory_planner import HELD, occupants
 from llamaswap.scheduling.planner import decision_for, placement_for, reason_for, reservation_for, stalled_deadlines
 from llamaswap.scheduling.state import (
     FOREIGN_MEMORY_WAIT,
@@ -166,16 +165,6 @@ class Transitions(SchedulerState):
         self._leave(server)
         server.suspending = True
         self._effects.append(Suspend((server.model,), why))
-
-    def _relieve(self, device: str, now: float) -> None:
-        """Evict the cheapest unused model that uses this device, because other programs need its memory."""
-        idle = [
-            (one.cost, one.model)
-            for one in occupants(self, "", (), now)
-            if one.sizes is not None and one.sizes.get(device) and 0.0 < one.cost < HELD
-        ]
-        if idle and not any(server.phase is Phase.STOPPING for server in self.models.values()):
-            self._suspend_or_stop(self.models[min(idle)[1]], "memory")
 
     def _limit_suspended(self) -> None:
         """Stop the models that have been suspended longest, if too many are."""

@@ -678,6 +678,18 @@ class EvictionByMemoryTests(SynchronousTestCase):
         here.loaded("a", "b")
         self.assertEqual([event.evicted for event in here.events(SwapBegan)], [(), ("a",)])
 
+    def test_load_that_runs_out_of_memory_is_repeated_alone_for_the_same_request(self) -> None:
+        here = self.scene(*"ab").loaded("a")
+        last_words = "load_model: CUDA out of memory"
+        here.fleet["b"].failure = StartFailed("b", "upstream command exited prematurely", 1, last_words)
+        here.bus.subscribe(SwapEnded, lambda _: setattr(here.fleet["b"], "failure", None))
+        waiting = here.router.request("b")
+        here.settle()
+        [error] = [event.error for event in here.events(SwapEnded) if event.error]
+        self.assertIn("b ran out of memory; it had all that could be made free", error)
+        self.assertIsInstance(results(waiting)[0], Lease)
+        self.assertEqual(here.fleet.up, ["b"])
+
     def test_server_starts_with_the_gpus_that_were_chosen_for_it(self) -> None:
         text = """
 routing: {memory: {mode: on, hold: 0s}}

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady, StartFailed
+from llamaswap.errors import DoesNotFit, MemoryInUse, NotReady, OutOfMemory, StartFailed
 from llamaswap.scheduling.effects import StartSwap
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.scheduling.planner import forecast
@@ -29,14 +29,20 @@ MODELS = "abcde"
 
 @define(eq=False)
 class MemoryWorld(World):
-    """A world whose models use memory. `needs` are the sizes per GPU of each model and its RAM, `unknown` the models
-    whose need nothing but a run can tell. `total` is what each device has, `foreign` what other programs use of it."""
+    """A world whose models use memory.
+
+    `needs` are the sizes per GPU of each model and its RAM, `unknown` the models whose need nothing but a run can tell,
+    `ran_out` those that need more than their need said. `total` is what each device has, `foreign` what other programs
+    use of it, `planned` and `taken` what loads were given and what models that are up use.
+    """
 
     needs: dict[str, tuple[tuple[int, ...], int]] = Factory(dict)
     total: dict[str, int] = Factory(dict)
     unknown: set[str] = Factory(set)
     foreign: dict[str, int] = Factory(dict)
+    ran_out: set[str] = Factory(set)
     hold: float = 0.0
+    planned: dict[str, dict[str, int]] = Factory(dict)
     taken: dict[str, dict[str, int]] = Factory(dict)
 
     def send_ledger(self) -> None:
@@ -58,13 +64,12 @@ class MemoryWorld(World):
         self.unknown.discard(model)
         self.send_ledger()
 
-    def room(self, without: set[str]) -> dict[str, int]:
-        """What is left of each device beside all models that are up, but those."""
+    def room(self) -> dict[str, int]:
+        """What is left of each device beside all models that are up."""
         left = dict(self.total)
-        for model, sizes in self.taken.items():
-            if model not in without:
-                for device, size in sizes.items():
-                    left[device] -= size
+        for sizes in self.taken.values():
+            for device, size in sizes.items():
+                left[device] -= size
         return left
 
     def fits(self, model: str, room: dict[str, int]) -> bool:
@@ -76,36 +81,32 @@ class MemoryWorld(World):
         )
 
     def check_swap(self, swap: StartSwap) -> None:
-        running = {model for model in self.alive if self.up(model)}
         starting = {load.swap.model for load in self.loads.values() if not load.abandoned and not load.started}
-        if swap.model not in self.unknown:
-            usable = {name: size - self.foreign.get(name, 0) for name, size in self.total.items()}
-            planned = {name: self.planned[name] for name in starting if name in self.planned}
-            for victim in swap.evict:
-                conflicts = frozenset((victim, swap.model)) in self.conflicts.pairs
-                if victim in self.ready and self.up(victim) and victim not in self.unknown and not conflicts:
-                    others = [
-                        sizes
-                        for name, sizes in {**self.taken, **planned}.items()
-                        if name != swap.model and (name not in swap.evict or name == victim)
-                    ]
-                    left = dict(usable)
-                    for sizes in others:
-                        for device, size in sizes.items():
-                            left[device] -= size
-                    unknown_beside = (running | starting) & self.unknown - set(swap.evict)
-                    assert unknown_beside or not self.fits(swap.model, left), f"{victim} is evicted for nothing"
+        guessed = self.unknown | self.ran_out
         for victim in swap.evict:
-            conflicts = frozenset((victim, swap.model)) in self.conflicts.pairs
-            idle = victim in self.ready and self.up(victim) and not conflicts
-            if idle and self.now < self.unused_since[victim] + self.hold:
-                window = self.rules.fifo.patience
-                assert swap.waited >= window, f"{victim} is evicted, but was used just now"
-        sizes = dict(zip(swap.gpus, sorted(self.needs[swap.model][0], reverse=True), strict=False))
+            in_conflict = frozenset((victim, swap.model)) in self.conflicts.pairs
+            if victim not in self.ready or not self.up(victim) or in_conflict:
+                continue
+            held = self.now < self.unused_since[victim] + self.hold
+            assert not held or swap.waited >= self.rules.fifo.patience, f"{victim} is evicted, but was used just now"
+            beside = {name for name in self.alive if self.up(name)} | starting
+            if guessed.isdisjoint({swap.model, victim, *(beside - set(swap.evict))}):
+                room = self.room_beside(swap, {victim}, starting)
+                assert not self.fits(swap.model, room), f"{victim} is evicted for nothing"
+        sizes = dict(zip(swap.gpus, self.needs[swap.model][0], strict=False))
         self.planned[swap.model] = {**sizes, "ram": self.needs[swap.model][1]}
         super().check_swap(swap)
 
-    planned: dict[str, dict[str, int]] = Factory(dict)
+    def room_beside(self, swap: StartSwap, kept: set[str], starting: set[str]) -> dict[str, int]:
+        """What a swap would have if the models in `kept` were not evicted for it."""
+        leaving = set(swap.evict) - kept
+        planned = {name: self.planned[name] for name in starting}
+        left = {name: size - self.foreign.get(name, 0) for name, size in self.total.items()}
+        for model, sizes in {**self.taken, **planned}.items():
+            if model != swap.model and model not in leaving:
+                for device, size in sizes.items():
+                    left[device] -= size
+        return left
 
     def begin_starts(self) -> None:
         before = set(self.alive)
@@ -118,7 +119,7 @@ class MemoryWorld(World):
                 others = before - self.rules.pinned
                 assert not others, f"{model}, whose need is unknown, starts beside {sorted(others)}"
                 self.taken[model] = {}
-                room = self.room(set())
+                room = self.room()
                 chosen = next(
                     (
                         order
@@ -133,7 +134,7 @@ class MemoryWorld(World):
                 beside = before & self.unknown - self.rules.pinned
                 assert not beside, f"{model} starts beside {beside}, whose use is unknown"
         if not self.alive & self.unknown:
-            over = {device: left for device, left in self.room(set()).items() if left < 0}
+            over = {device: left for device, left in self.room().items() if left < 0}
             assert not over, f"{sorted(self.alive)} use more than there is: {over}"
 
     def lose(self, model: str) -> None:
@@ -318,6 +319,50 @@ class MemoryDecisionTests(SynchronousTestCase):
         self.assertEqual(here.swaps[0].evict, ("a",))
 
 
+class OutOfMemoryTests(SynchronousTestCase):
+    def out_of_memory(self, here: MemoryWorld, model: str) -> None:
+        here.load_until_starting(model)
+        [generation] = [each for each in here.startable() if here.loads[each].swap.model == model]
+        here.ran_out.add(model)
+        here.started(generation, OutOfMemory(model, "upstream command exited prematurely", 1))
+
+    def test_load_that_runs_out_of_memory_is_repeated_once_without_other_models(self) -> None:
+        here = used_once(memory_world(needs={"a": ram(40), "b": ram(40)}), "a")
+        ticket = here.request("b")
+        self.out_of_memory(here, "b")
+        self.assertEqual(here.refused, {})
+        here.load_all()
+        self.assertEqual([(swap.model, swap.evict) for swap in here.swaps], [("b", ()), ("b", ("a",))])
+        self.assertIn("it ran out of memory, so it is loaded alone", here.swaps[-1].reason)
+        self.assertIn(ticket.number, here.granted)
+
+    def test_second_failure_is_an_error_with_the_numbers(self) -> None:
+        here = used_once(memory_world(needs={"a": ram(40), "b": ram(40)}), "a")
+        ticket = here.request("b")
+        self.out_of_memory(here, "b")
+        here.stopped("b")
+        self.out_of_memory(here, "b")
+        self.assertIn("b ran out of memory; it had all that could be made free", str(here.refused[ticket.number]))
+
+    def test_model_that_was_alone_is_not_loaded_twice(self) -> None:
+        here = memory_world(needs={"b": ram(40)})
+        ticket = here.request("b")
+        self.out_of_memory(here, "b")
+        self.assertIn("b ran out of memory; it had 40 MiB of RAM", str(here.refused[ticket.number]))
+        self.assertEqual(len(here.swaps), 1)
+
+    def test_model_that_ran_out_of_memory_in_service_gets_more_at_its_next_load(self) -> None:
+        here = used_once(memory_world(needs={"a": ram(58), "b": ram(40)}), "b")
+        here.lose("b")
+        here.alive.add("b")
+        here.perform(here.scheduler.exited("b", here.now, "exited", True))
+        here.load_all()
+        here.request("a")
+        here.load_all()
+        here.request("b")
+        self.assertEqual(forecast(here.scheduler, "b", here.now).waits_for, ("a",))
+
+
 models = st.sampled_from(MODELS)
 picks = st.integers(0, 10_000)
 shares = st.tuples(st.integers(1, 24), st.integers(0, 2)).map(
@@ -382,11 +427,13 @@ class MemoryMachine(RuleBasedStateMachine):
         self.world.stopped(stopping[pick % len(stopping)])
 
     @precondition(lambda self: self.world.startable())
-    @rule(pick=picks, fails=st.sampled_from((False, False, False, True)))
-    def a_start_ends(self, pick, fails):
+    @rule(pick=picks, fault=st.sampled_from((None, None, None, StartFailed, OutOfMemory)))
+    def a_start_ends(self, pick, fault):
         generation = self.world.startable()[pick % len(self.world.startable())]
-        error = StartFailed(self.world.loads[generation].swap.model, "exited", 1) if fails else None
-        self.world.started(generation, error)
+        model = self.world.loads[generation].swap.model
+        if fault is OutOfMemory:
+            self.world.ran_out.add(model)
+        self.world.started(generation, fault(model, "exited", 1) if fault else None)
 
     @precondition(lambda self: self.world.ready & self.world.unknown)
     @rule()

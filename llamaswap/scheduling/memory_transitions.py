@@ -1,0 +1,60 @@
+"""Transitions of eviction by memory: other readings, memory that other programs need, and models that ran out of it."""
+
+from __future__ import annotations
+
+from math import inf
+
+from attrs import define
+
+from llamaswap.scheduling.effects import Effect
+from llamaswap.scheduling.memory import Ledger
+from llamaswap.scheduling.memory_planner import HELD, occupants
+from llamaswap.scheduling.state import ActiveSwap, Phase, RequestStage
+from llamaswap.scheduling.transitions import Transitions
+
+ENLARGEMENT = 1.15  # how much more a model is given after it ran out of memory
+
+
+@define(eq=False)
+class MemoryTransitions(Transitions):
+    """The part of the scheduler that reacts to the memory. It acts only if memory decides."""
+
+    def memory_changed(self, ledger: Ledger, now: float) -> list[Effect]:
+        """Memory is used or needed in another way."""
+        self.ledger = ledger
+        if self.rules.by_memory:
+            for device in ledger.pressed:
+                self._relieve(device, now)
+            self._reschedule(now)
+        return self._take_effects()
+
+    def _enlarge(self, model: str) -> None:
+        """The model ran out of memory: it needs more than was thought, until the program ends."""
+        self.enlarged[model] = self.enlarged.get(model, 1.0) * ENLARGEMENT
+
+    def _load_alone_next(self, swap: ActiveSwap, now: float) -> bool:
+        """After a load that ran out of memory, load the model for the same requests once more, without other models.
+
+        False if it had been alone, or nothing can be evicted: then its requests are refused.
+        """
+        self._enlarge(swap.model)
+        others = [one for one in occupants(self, swap.model, (), now) if one.cost < inf]
+        if swap.model in self.alone or not others or not self.rules.by_memory:
+            return False
+        self.alone.add(swap.model)
+        self._stop([self.models[swap.model]], "failed")
+        for entry in swap.waiters.values():
+            entry.stage = RequestStage.QUEUED
+            self._enqueue(entry)
+        self._reschedule(now)
+        return True
+
+    def _relieve(self, device: str, now: float) -> None:
+        """Evict the cheapest unused model that uses this device, because other programs need its memory."""
+        idle = [
+            (one.cost, one.model)
+            for one in occupants(self, "", (), now)
+            if one.sizes is not None and one.sizes.get(device) and 0.0 < one.cost < HELD
+        ]
+        if idle and not any(server.phase is Phase.STOPPING for server in self.models.values()):
+            self._suspend_or_stop(self.models[min(idle)[1]], "memory")
