@@ -153,6 +153,8 @@ class InflightRequest:
             "elapsed_ms": max(0, int((now - request.started) * 1000)),
             "phase": self.phase,
         }
+        if request.server != request.model:
+            document["server"] = request.server
         if request.metadata:
             document["metadata"] = dict(request.metadata)
         if self.waits:

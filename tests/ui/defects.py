@@ -10,7 +10,7 @@ import time
 import urllib.request
 from datetime import datetime
 
-from tests.ui import harness
+from tests.ui import harness, mock
 
 
 class MockDefects(harness.MockCase):
@@ -334,9 +334,10 @@ class MockDefects(harness.MockCase):
         page.locator(".queue", has_text="does not fit beside what is loaded (gpt-oss-120b)").wait_for()
 
     def test_models_are_sorted_by_size_and_peers_say_whether_they_can_be_reached(self) -> None:
+        self.world.memory = mock.MEMORY
         page = self.page("models")
         page.get_by_label("Sort by").select_option("size")
-        page.locator("tr[data-model=gpt-oss-120b]", has_text="20.8 GiB").wait_for()
+        page.locator("tr[data-model=gpt-oss-120b]", has_text="49.8 GiB").wait_for()
         rows = page.locator("tr[data-model]")
         harness.until(lambda: rows.nth(3).get_attribute("data-model") == "org/mistral-small-24b")
         page.locator("li", has_text="lab/llama-405b").locator(".chip", has_text="not reachable").wait_for(

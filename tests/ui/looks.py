@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unittest
+from typing import Any, ClassVar
 
-from tests.ui import harness
+from tests.ui import harness, mock
 
 PAGES = {
     "overview": "",
@@ -106,6 +107,48 @@ class CrowdedLooks(Looks, harness.MockCase):
 
     def test_narrow_and_dark(self) -> None:
         self.matrix(390, "dark")
+
+
+class MemoryLooks(Looks, harness.MockCase):
+    """The mock with the memory of its devices and models."""
+
+    __test__ = True
+    pages: ClassVar[dict[str, str]] = {"overview": "", "models": "models"}
+    name = "memory"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.world.memory = mock.MEMORY
+
+    def settled(self, page: Any) -> None:
+        super().settled(page)
+        shown = page.locator(".device-facts, th:has-text('Memory')").first
+        shown.wait_for(state="attached")
+        shown.evaluate("element => element.scrollIntoView({block: 'center'})")
+
+    def test_bars_of_memory_in_three_widths_and_both_themes(self) -> None:
+        for width in (390, 1280, 1440):
+            for theme in ("light", "dark"):
+                self.matrix(width, theme)
+
+    def test_bars_name_models_other_programs_and_what_is_free(self) -> None:
+        page = self.page()
+        bar = page.get_by_role("img", name="GPU1 memory: ")
+        bar.wait_for()
+        self.assertEqual(
+            bar.get_attribute("aria-label"),
+            "GPU1 memory: qwen3-coder-30b 19.2 GiB, other programs (Xorg) 900 MiB, free 2.9 GiB, reserve 1.0 GiB",
+        )
+        page.locator(".device-facts", has_text="gemma-3-27b (estimated: gguf, squeezed to fit) ~2.0 GiB").wait_for()
+        page.locator(".advice", has_text="llamaswap memory enable").wait_for()
+        page.locator(".loaded", has_text="49.8 GiB").wait_for()
+
+    def test_models_show_what_they_use_or_need(self) -> None:
+        page = self.page("models")
+        page.locator("tr[data-model=gpt-oss-120b]", has_text="49.8 GiB").wait_for()
+        page.locator("tr[data-model=bge-m3]", has_text="~1.2 GiB").wait_for()
+        page.locator("tr[data-model=whisper-large-v3]", has_text="–").wait_for()
+        page.get_by_role("columnheader", name="Memory").wait_for()
 
 
 if __name__ == "__main__":

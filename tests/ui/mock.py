@@ -56,6 +56,32 @@ models:
 """
 
 
+def device(name: str, total: int, free: int, foreign: int, by: str, *models: tuple[str, int, str]) -> dict[str, object]:
+    """A device of /api/memory."""
+    rows = [{"model": m, "mib": mib, "source": source, "squeezed": source == "gguf"} for m, mib, source in models]
+    return {
+        "device": name, "name": "NVIDIA GeForce RTX 3090", "total_mib": total, "free_mib": free, "reserve_mib": 1024,
+        "foreign_mib": foreign, "foreign_by": by, "models": rows,
+    }  # fmt: skip
+
+
+MEMORY = {
+    "mode": "advise",
+    "devices": [
+        device("ram", 131072, 60000, 40000, "firefox", ("gpt-oss-120b", 30000, "measured"), ("gemma-3-27b", 48, "gguf")),
+        device("gpu0", 24576, 1500, 0, "", ("gpt-oss-120b", 21000, "measured"), ("gemma-3-27b", 2076, "gguf")),
+        device("gpu1", 24576, 4000, 900, "Xorg", ("qwen3-coder-30b", 19676, "measured")),
+    ],
+    "needs": {
+        "bge-m3": {"ram_mib": 200, "gpus": [[1024]], "source": "learned", "samples": 40, "p95_mib": 1210,
+                   "load_seconds": 2.5},
+        "glm-4.5-air": {"ram_mib": 50000, "gpus": [[20000, 20000]], "source": "gguf", "samples": 0, "p95_mib": None,
+                        "load_seconds": None},
+    },
+    "advice": ["bge-m3 would fit beside qwen3-coder-30b: llamaswap memory enable lets them stay loaded together"],
+}  # fmt: skip
+
+
 def stamp(seconds: float) -> str:
     """RFC 3339 with a fraction."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
@@ -76,6 +102,7 @@ class World:
         self.down = False
         self.empty = False
         self.config = CONFIG
+        self.memory: dict[str, object] | None = None
         self.streams = 0
         self.busy = 0
         self.most = 0
@@ -449,6 +476,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         elif path == "/api/performance":
             self.json(world.performance(first("after")))
+        elif path == "/api/memory":
+            self.json(world.memory) if world.memory else self.missing()
         elif path == "/api/hardware":
             gpu = {"index": 0, "kind": "gpu", "vendor": "NVIDIA", "model": "GeForce RTX 3090", "architecture": "Ampere",
                    "memory": {"kind": "dedicated", "capacity_bytes": 25769803776},

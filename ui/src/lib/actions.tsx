@@ -16,7 +16,7 @@ function mark(model: string, on: boolean): void {
   asked.value = next;
 }
 
-export const activeOn = (model: string): number => inflight.peek().filter((entry) => entry.model === model).length;
+export const activeOn = (model: string): number => inflight.peek().filter((entry) => (entry.server ?? entry.model) === model).length;
 
 export function planText(preview: PlanPreview): string {
   const parts: string[] = [];

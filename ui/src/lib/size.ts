@@ -1,4 +1,4 @@
-// How big a model is: the memory it was seen to take, else the number of parameters that its name tells.
+// How big a model is: the number of parameters that its name tells.
 
 /** Billions of parameters by a name such as qwen3-30b-a3b, mixtral-8x7b or smollm-135m; 0 where it tells none. */
 export function parameters(...names: (string | undefined)[]): number {
@@ -14,5 +14,5 @@ export function parameters(...names: (string | undefined)[]): number {
 /** For sorting only: four bits and a bit more for each parameter come near to what a model takes. */
 export const weight = (mb: number, billions: number): number => mb || billions * 600;
 
-export const sizeText = (mb: number, billions: number): string =>
-  mb ? `${(mb / 1024).toFixed(1)} GiB` : billions ? (billions >= 1 ? `${+billions.toFixed(1)}B` : `${Math.round(billions * 1000)}M`) : "–";
+export const sizeText = (billions: number): string =>
+  billions ? (billions >= 1 ? `${+billions.toFixed(1)}B` : `${Math.round(billions * 1000)}M`) : "–";

@@ -21,7 +21,9 @@ export const lastActivity = signal(0);
 export const swapRevision = signal(0);
 export const listed = signal<ListedModel[]>([]);
 
-export const localModels = computed(() => models.value.filter((model) => !model.peerID));
+export const localModels = computed(() => models.value.filter((model) => !model.peerID && !(model.replica_of && model.state === "stopped")));
+/** The requests that a model's own server or a replica of it serves. */
+export const servedBy = (id: string): Inflight[] => inflight.value.filter((entry) => (entry.server ?? entry.model) === id);
 export const peerModels = computed(() => models.value.filter((model) => model.peerID));
 export const loadedModels = computed(() =>
   localModels.value.filter((model) => ["ready", "starting", "stopping"].includes(model.state)),

@@ -15,12 +15,16 @@ export interface ModelStatus {
   context_length?: number;
   /** Stopped, but its server sleeps and is woken faster than one is started. */
   asleep?: boolean;
+  /** The model of which this is a further server. */
+  replica_of?: string;
 }
 
 export interface Inflight {
   id: string;
   timestamp: string;
   model: string;
+  /** The replica that serves it, if that is not the model itself. */
+  server?: string;
   req_path: string;
   method: string;
   req_headers: Record<string, string>;
@@ -146,14 +150,30 @@ export interface GpuSample {
   mem_total_mb: number;
   fan_speed_pct: number;
   power_draw_w: number;
-  /** VRAM by process, where the driver tells: model id (or null) and MB. */
-  processes?: { pid: number; model?: string | null; mem_used_mb: number }[];
 }
 
 export interface Performance {
   enabled: boolean;
   sys_stats: SysSample[] | null;
   gpu_stats: GpuSample[] | null;
+}
+
+export interface MemoryDevice {
+  device: string;
+  name: string;
+  total_mib: number;
+  free_mib: number;
+  reserve_mib: number;
+  foreign_mib: number;
+  foreign_by: string;
+  models: { model: string; mib: number; source: string; squeezed: boolean }[];
+}
+
+export interface Memory {
+  mode: string;
+  devices: MemoryDevice[];
+  needs: Record<string, { ram_mib: number; gpus: number[][]; source: string; samples: number; p95_mib: number | null; load_seconds: number | null }>;
+  advice: string[];
 }
 
 export interface Features {

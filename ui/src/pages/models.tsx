@@ -3,15 +3,16 @@ import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { asked, load, planText, unload, unloadMany } from "../lib/actions";
 import { maybe, pathId, url } from "../lib/api";
-import { ago, clockTime, count, known, plural, rate, time } from "../lib/format";
+import { DASH, ago, clockTime, count, known, plural, rate, time } from "../lib/format";
 import { FirstSteps } from "../lib/first";
 import { Icon } from "../lib/icons";
 import { now, reopened } from "../lib/link";
 import { memo } from "../lib/memo";
+import { memoryOf, memoryText, useMemory } from "../lib/memory";
 import { pref } from "../lib/prefs";
 import { parameters, sizeText, weight } from "../lib/size";
 import { href, route, setQuery } from "../lib/router";
-import { activitySettled, byName, inflight, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, residency, stateShown, swapRevision } from "../lib/state";
+import { activitySettled, byName, listed, loadedModels, localModels, models, modelsKnown, peerModels, plan, profiles, refreshListed, servedBy, stateShown } from "../lib/state";
 import { Btn, Empty, IconButton, Panel, Segmented, Spinner, StateChip, useLoad } from "../lib/widgets";
 import type { ActivityPage, ModelStatus, Peer } from "../lib/types";
 
@@ -77,22 +78,7 @@ export function LoadButton({ model, small = true }: { model: ModelStatus; small?
   );
 }
 
-/** MiB of video memory of each model when it was last seen loaded. */
-const seen = pref<Record<string, number>>("models.vram", {});
-
-function useSizes(): void {
-  useEffect(() => {
-    residency(Date.now() - 1000).then(
-      (list) => {
-        const fresh = (list ?? []).filter((item) => item.vram_mb && item.t1 === null).map((item) => [item.model, item.vram_mb as number] as const);
-        if (fresh.some(([id, mb]) => seen.peek()[id] !== mb)) seen.value = { ...seen.peek(), ...Object.fromEntries(fresh) };
-      },
-      () => undefined,
-    );
-  }, [swapRevision.value]);
-}
-
-const weightOf = (model: ModelStatus): number => weight(seen.value[model.id] ?? 0, parameters(model.id, model.name));
+const weightOf = (model: ModelStatus): number => weight(memoryOf(model.id)?.mib ?? 0, parameters(model.id, model.name));
 
 function usePeers(wanted: boolean): Map<string, Peer> {
   const { data, reload } = useLoad(() => (wanted ? maybe<{ peers: Peer[] }>("/api/peers") : Promise.resolve(null)), [wanted]);
@@ -141,10 +127,10 @@ const Row = memo(function Row(props: {
   active: number;
   picked: boolean;
   pinned: boolean;
+  size: string;
   pick: (id: string) => void;
 }) {
   const { model, use } = props;
-  const mb = seen.value[model.id] ?? 0;
   return (
     <tr role="row" data-row data-model={model.id}>
       <td role="cell" class="tight">
@@ -154,7 +140,7 @@ const Row = memo(function Row(props: {
         <div class="row">
           <a class="strong" data-open href={href("model", { id: model.id })}>{model.id}</a>
           {model.name && model.name !== model.id && <span class="muted clip">{model.name}</span>}
-          {model.unlisted && <span class="tag">unlisted</span>}
+          {model.replica_of ? <span class="tag">replica of {model.replica_of}</span> : model.unlisted && <span class="tag">unlisted</span>}
         </div>
         {!dense.value && (
           <div class="model-sub">
@@ -168,7 +154,7 @@ const Row = memo(function Row(props: {
       <td role="cell"><StateChip state={stateShown(model, props.active)} extra={props.active ? `(${props.active})` : ""} /></td>
       <td role="cell" class="num wide-only" data-label="Last used">{use ? ago(use.at, now.value) : "–"}</td>
       <td role="cell" class="num wide-only" data-label="t/s">{rate(use?.tps)}</td>
-      <td role="cell" class="num roomy" data-label="Size" title={mb ? "Video memory, as last seen" : "Parameters, by its name"}>{sizeText(mb, parameters(model.id, model.name))}</td>
+      <td role="cell" class="num roomy" data-label="Size">{props.size}</td>
       <td role="cell" class="act">
         <IconButton
           icon="pin"
@@ -191,7 +177,7 @@ const family = (id: string): string => (/^(?:.*\/)?([a-zA-Z]+)/.exec(id)?.[1] ??
 export function Models() {
   const picked = useSignal<ReadonlySet<string>>(new Set());
   const uses = useUses();
-  useSizes();
+  useMemory();
   const { query } = route.value;
   const text = (query.get("q") ?? "").toLowerCase();
   const state = query.get("state") ?? "";
@@ -218,6 +204,7 @@ export function Models() {
     const key = grouping.value === "state" ? (model.state === "stopped" ? "Not loaded" : "Loaded") : grouping.value === "family" ? family(model.id) : "";
     groups.set(key, [...(groups.get(key) ?? []), model]);
   }
+  const measured = shown.some((model) => memoryOf(model.id));
   const peers = peerModels.value.filter(match);
   const peerStates = usePeers(peerModels.value.length > 0);
   const selectors = listed.value.filter((model) => model.meta?.llamaswap?.type === "selector");
@@ -286,7 +273,7 @@ export function Models() {
                   <th role="columnheader">State</th>
                   <th role="columnheader" class="num wide-only">Last used</th>
                   <th role="columnheader" class="num wide-only">t/s</th>
-                  <th role="columnheader" class="num roomy">Size</th>
+                  <th role="columnheader" class="num roomy">{measured ? "Memory" : "Size"}</th>
                   <th role="columnheader"><span class="sr">Actions</span></th>
                 </tr>
               </thead>
@@ -296,7 +283,8 @@ export function Models() {
                     key={model.id}
                     model={model}
                     use={uses.get(model.id)}
-                    active={inflight.value.filter((entry) => entry.model === model.id).length}
+                    active={servedBy(model.id).length}
+                    size={measured ? memoryText(model.id) || DASH : sizeText(parameters(model.id, model.name))}
                     picked={picked.value.has(model.id)}
                     pinned={pinned.value.includes(model.id)}
                     pick={pick}

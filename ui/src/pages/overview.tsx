@@ -4,18 +4,19 @@ import type { ComponentType } from "preact";
 import { useEffect } from "preact/hooks";
 import { asked, cancelRequest, load, pin, restart, unload, unloadAll } from "../lib/actions";
 import { maybe } from "../lib/api";
-import { ago, bytes, clock, gib, known, median, percent, plural, rate, seconds, time } from "../lib/format";
+import { ago, clock, gib, known, median, percent, plural, rate, seconds, time } from "../lib/format";
 import { Icon } from "../lib/icons";
 import { now, stale, status } from "../lib/link";
 import { gpuLabel, gpus, sys, usePerformance, watched } from "../lib/perf";
+import { DeviceBar, deviceLabel, memory, memoryText, useMemory } from "../lib/memory";
 import { pref } from "../lib/prefs";
 import { href } from "../lib/router";
 import { elapsed, Queue, RunningTable, speed } from "../lib/running";
-import { activityRevision, inflight, loadedModels, localModels, modelDetail, models, modelsKnown, phaseOf, residency, stateShown, swapFailed, swapRevision, swaps, waiting } from "../lib/state";
+import { activityRevision, inflight, loadedModels, localModels, modelDetail, models, modelsKnown, phaseOf, residency, servedBy, stateShown, swapFailed, swapRevision, swaps, waiting } from "../lib/state";
 import { Sparkline } from "../lib/chart";
 import { Bar, Btn, Empty, IconButton, Panel, StateChip } from "../lib/widgets";
 import { Timeline } from "../lib/timeline";
-import type { ActivityPage, GpuSample, ModelDetail, ModelStatus, Swap } from "../lib/types";
+import type { ActivityPage, GpuSample, MemoryDevice, ModelDetail, ModelStatus, Swap } from "../lib/types";
 
 const details = new Map<string, { at: number; detail: ModelDetail }>();
 
@@ -28,7 +29,7 @@ async function lastUse(id: string): Promise<number | undefined> {
 /** A model's details, refetched when its state changes and every half minute. */
 export function useDetail(id: string, state: string): { at: number; detail: ModelDetail } | undefined {
   const latest = useSignal(details.get(id));
-  const requests = inflight.value.filter((entry) => entry.model === id).length;
+  const requests = servedBy(id).length;
   useEffect(() => {
     let alive = true;
     const fetchIt = () =>
@@ -98,17 +99,18 @@ function Loading({ model, detail }: { model: ModelStatus; detail: ModelDetail | 
 function LoadedRow({ model }: { model: ModelStatus }) {
   const record = useDetail(model.id, model.state);
   const detail = record?.detail;
-  const mine = inflight.value.filter((entry) => entry.model === model.id);
+  const mine = servedBy(model.id);
   const active = mine.filter((entry) => phaseOf(entry) !== "queued").length;
   const waits = mine.length - active;
   const tps = mine.reduce((sum, entry) => sum + (known(entry.tps) ? entry.tps : 0), 0);
-  const vram = vramOf(model.id);
+  const use = memoryText(model.id);
   const history = speed.value.get(model.id);
   return (
     <li class="loaded" data-row data-model={model.id}>
       <div class="loaded-main">
         <a class="loaded-name" href={href("model", { id: model.id })} data-open title={model.name || model.id}>{model.id}</a>
         <StateChip state={stateShown(model, active)} />
+        {model.replica_of && <span class="tag">replica</span>}
       </div>
       <div class="loaded-facts">
         {model.state === "starting" && <Loading model={model} detail={detail} />}
@@ -117,7 +119,7 @@ function LoadedRow({ model }: { model: ModelStatus }) {
         {tps > 0 && <span class="num"><b>{rate(tps)}</b> t/s</span>}
         {history && <Sparkline values={history} label={`Speed of ${model.id} over the last minute`} />}
         {model.state === "ready" && record && <Ttl record={record} busy={active > 0} />}
-        {vram > 0 && <span>{bytes(vram * 1048576)}</span>}
+        {use && <span>{use}</span>}
         {known(detail?.port) && <span class="muted wide-only">port {detail?.port}</span>}
       </div>
       <div class="actions">
@@ -135,14 +137,6 @@ function LoadedRow({ model }: { model: ModelStatus }) {
       </div>
     </li>
   );
-}
-
-function vramOf(model: string): number {
-  let sum = 0;
-  for (const list of gpus.value.values()) {
-    for (const process of list.at(-1)?.s.processes ?? []) if (process.model === model) sum += process.mem_used_mb;
-  }
-  return sum;
 }
 
 function LoadedNow() {
@@ -181,38 +175,14 @@ function LoadedNow() {
   );
 }
 
-function GpuRow({ s }: { s: GpuSample }) {
-  const full = s.mem_total_mb > 0 ? s.mem_used_mb / s.mem_total_mb : 0;
-  const known_ = s.processes?.filter((item) => item.mem_used_mb > 0) ?? [];
-  const attributed = known_.reduce((sum, item) => sum + item.mem_used_mb, 0);
-  const rest = Math.max(0, s.mem_used_mb - attributed);
-  const part = (mb: number) => `${(mb / Math.max(1, s.mem_total_mb)) * 100}%`;
+function GpuRow({ s, device }: { s: GpuSample; device: MemoryDevice | undefined }) {
   return (
     <div class="gpu">
       <div class="gpu-head">
         <b>{gpuLabel(s)}</b> <span class="muted clip">{s.name}</span>
         <span class="num right">{gib(s.mem_used_mb)} / {gib(s.mem_total_mb)} GiB</span>
       </div>
-      <div
-        class={`stack-bar ${full > 0.97 ? "hot" : ""}`}
-        role="meter"
-        aria-label={`${gpuLabel(s)} memory`}
-        aria-valuenow={Math.round(full * 100)}
-        aria-valuemin={0}
-        aria-valuemax={100}
-      >
-        {known_.map((item, index) => (
-          <div
-            key={item.pid}
-            class={`fill f${(index % 6) + 1}`}
-            style={{ width: part(item.mem_used_mb) }}
-            title={`${item.model ?? `process ${item.pid}`}: ${gib(item.mem_used_mb)} GiB`}
-          >
-            <span>{item.model ?? ""}</span>
-          </div>
-        ))}
-        {rest > 0 && <div class="fill rest" style={{ width: part(rest) }} title={`${known_.length ? "not attributed" : "in use"}: ${gib(rest)} GiB`} />}
-      </div>
+      {device ? <DeviceBar device={device} /> : <Bar value={s.mem_used_mb} max={s.mem_total_mb} label={`${gpuLabel(s)} memory`} kind="neutral" />}
       <div class="gpu-facts num">
         <span>{percent(s.gpu_util_pct)} busy</span>
         {s.temp_c > 0 && <span class={s.temp_c >= 87 ? "bad" : ""}>{Math.round(s.temp_c)} °C</span>}
@@ -227,7 +197,9 @@ function GpuRow({ s }: { s: GpuSample }) {
 function Machine() {
   const list = [...gpus.value.values()].map((samples) => samples.at(-1)?.s).filter((s): s is GpuSample => !!s);
   const host = sys.value.at(-1)?.s;
-  if (watched.value === false || (!list.length && !host)) return null;
+  const devices = new Map((memory.value?.devices ?? []).map((device) => [device.device, device]));
+  const alone = [...devices.values()].filter((device) => !list.some((s) => device.device === `gpu${s.id}`));
+  if (!devices.size && (watched.value === false || (!list.length && !host))) return null;
   const cpu = host?.cpu_util_per_core?.length
     ? host.cpu_util_per_core.reduce((a, b) => a + b, 0) / host.cpu_util_per_core.length
     : null;
@@ -235,15 +207,26 @@ function Machine() {
     <Panel title="Machine" aside={<a href={href("system")}>System</a>}>
       <div class="machine">
         {list.map((s) => (
-          <GpuRow key={s.id} s={s} />
+          <GpuRow key={s.id} s={s} device={devices.get(`gpu${s.id}`)} />
+        ))}
+        {alone.map((device) => (
+          <div class="gpu" key={device.device}>
+            <div class="gpu-head">
+              <b>{deviceLabel(device)}</b> <span class="muted clip">{device.device === "ram" ? "" : device.name}</span>
+              <span class="num right">{gib(device.total_mib - device.free_mib)} / {gib(device.total_mib)} GiB</span>
+            </div>
+            <DeviceBar device={device} />
+          </div>
         ))}
         {host && (
           <>
-            <div class="meter-line">
-              <span>Memory</span>
-              <Bar value={host.mem_used_mb} max={host.mem_total_mb} label="Memory" kind="neutral" />
-              <span class="num">{gib(host.mem_used_mb)} / {gib(host.mem_total_mb)} GiB</span>
-            </div>
+            {!devices.has("ram") && (
+              <div class="meter-line">
+                <span>Memory</span>
+                <Bar value={host.mem_used_mb} max={host.mem_total_mb} label="Memory" kind="neutral" />
+                <span class="num">{gib(host.mem_used_mb)} / {gib(host.mem_total_mb)} GiB</span>
+              </div>
+            )}
             <div class="meter-line">
               <span>CPU</span>
               <Bar value={cpu ?? 0} max={100} label="CPU" kind="neutral" />
@@ -251,6 +234,7 @@ function Machine() {
             </div>
           </>
         )}
+        {(memory.value?.advice ?? []).map((sentence) => <p key={sentence} class="muted advice"><Icon name="info" size={13} /> {sentence}</p>)}
       </div>
     </Panel>
   );
@@ -394,6 +378,7 @@ function First() {
 
 export function Overview() {
   usePerformance();
+  useMemory();
   const notices = useNotices();
   const running = inflight.value.length - waiting.value.length;
   return (

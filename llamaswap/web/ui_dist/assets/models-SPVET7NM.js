@@ -1,1 +1,0 @@
-import{a,b,c,d}from"./chunk-JH3VNJZ3.js";import"./chunk-77XET3ZC.js";import"./chunk-KMCVR2KA.js";import"./chunk-3G3KZNRO.js";import"./chunk-U4RKKHIB.js";import"./chunk-T36IMNQM.js";import"./chunk-XZV6WKUS.js";import"./chunk-2VBIRC7Y.js";import"./chunk-HONXV5ZE.js";import"./chunk-SQE76S5B.js";export{a as Capabilities,c as LoadButton,d as Models,b as ownPage};

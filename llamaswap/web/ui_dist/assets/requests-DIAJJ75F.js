@@ -1,1 +1,0 @@
-import{a,b,c,d,e}from"./chunk-AHQJLJG6.js";import"./chunk-VUXCLNE4.js";import"./chunk-NSGJLSTK.js";import"./chunk-U4RKKHIB.js";import"./chunk-T36IMNQM.js";import"./chunk-XZV6WKUS.js";import"./chunk-2VBIRC7Y.js";import"./chunk-HONXV5ZE.js";import"./chunk-SQE76S5B.js";export{a as COLUMNS,d as Requests,e as RequestsView,c as StatsStrip,b as apiQuery};
