@@ -32,7 +32,7 @@ class VersionTests(SynchronousTestCase):
         )
         return version.describe()
 
-    def test_version_commit_and_date_are_told_as_the_go_program_tells_them(self):
+    def test_version_commit_and_date_have_the_form_of_the_go_program(self):
         told = self.built(COMMIT="g0123abc", DATE="2026-01-02")
         self.assertEqual(told, "version: 1.2.3 (0123abc), built at 2026-01-02")
 

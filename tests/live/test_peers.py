@@ -107,7 +107,7 @@ class PeerTests(SynchronousTestCase):
         rows = product.json("/api/metrics/activity")["data"]
         return [row["metadata"]["failover"] for row in rows if "failover" in row.get("metadata", {})]
 
-    def test_a_peer_that_is_not_there_yet_keeps_nobody_waiting(self):
+    def test_absent_peer_delays_no_request(self):
         with Engine() as engine:
             text = self.text(engine)
         with Product(text) as product:

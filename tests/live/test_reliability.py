@@ -89,7 +89,7 @@ class CrashTests(SynchronousTestCase):
                 self.assertEqual(product.running(), {})
                 self.assertEqual([swap["model"] for swap in product.json("/api/swaps")], ["one"], "loaded once")
 
-    def test_a_stream_that_broke_says_so_in_its_callers_dialect_and_stays_incomplete(self):
+    def test_broken_stream_ends_with_an_error_in_the_clients_api_and_stays_incomplete(self):
         """core W2, reliability R35"""
         with Product(config(one="--crash-at 2")) as product:
             data, cut = until_end(stream(product, "/v1/chat/completions", chat("one", stream=True)))
@@ -129,7 +129,7 @@ class CrashTests(SynchronousTestCase):
             self.assertEqual(failing["model"], "one")
             self.assertIn("SIGKILL", failing["error"])
 
-    def test_an_old_flag_is_told_with_the_servers_own_words(self):
+    def test_error_of_an_old_flag_contains_the_servers_output(self):
         """reliability R46, R9"""
         with Product(config(one="--exit-at-once")) as product:
             status, _, body = product.ask("/v1/chat/completions", chat("one"))
@@ -141,7 +141,7 @@ class CrashTests(SynchronousTestCase):
 class HangTests(SynchronousTestCase):
     timeout = 60
 
-    def test_a_server_that_hangs_in_the_middle_of_a_stream_is_started_anew(self):
+    def test_server_that_hangs_in_the_middle_of_a_stream_is_restarted(self):
         with Product(self.watched(one="--freeze-at 10 --interval 0.5 --tokens 12")) as product:
             server = pid_of(product, "one")
             broken = stream(product, "/v1/chat/completions", chat("one", stream=True))
@@ -243,7 +243,7 @@ class SupersedeTests(SynchronousTestCase):
 class LeavingTests(SynchronousTestCase):
     timeout = 60
 
-    def test_two_hundred_clients_that_drop_their_streams_leave_nothing_and_hold_nobody_up(self):
+    def test_two_hundred_dropped_streams_leave_nothing_and_delay_no_request(self):
         """reliability R23, R24, R25"""
         with Product(config(one="--tokens 2000 --interval 0.01")) as product:
             product.json("/upstream/one/pid")
@@ -303,7 +303,7 @@ class BlockingTests(SynchronousTestCase):
         with Product(config(one=""), env=nowhere) as product:
             self.assertEqual(product.json("/v1/chat/completions", chat("one"))["model"], "one")
 
-    def test_a_body_nobody_finishes_holds_no_model(self):
+    def test_unfinished_body_holds_no_model(self):
         with Product(config(one="")) as product:
             wires = [stream(product, "/v1/chat/completions", chat("one"), announce=100) for _ in range(3)]
             self.assertEqual(product.json("/readyz")["serving"], 0)

@@ -106,7 +106,7 @@ class SwapTests(SynchronousTestCase):
             self.assertEqual(product.json("/upstream/ext/pid")["pid"], outside.pid)
             self.assertEqual(product.output.count("which cmd did not start"), 1)
 
-    def test_a_bad_command_is_answered_at_once_and_harms_nobody(self):
+    def test_bad_command_is_refused_at_once_and_affects_no_other_request(self):
         with Product(config(good="", bad={"cmd": "/no/such/program --port ${PORT}"})) as product:
             product.json("/v1/chat/completions", chat("good"))
             status, _, data = product.ask("/v1/chat/completions", chat("bad"))

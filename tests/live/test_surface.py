@@ -157,7 +157,7 @@ class RoutingTests(SurfaceTestCase):
             _, headers, _ = self.post("/v1/rerank", {"model": model}, Origin="http://a.b")
             self.assertEqual(headers["access-control-allow-origin"], "*")
 
-    def test_upstream_without_a_model_is_said(self):
+    def test_upstream_path_without_a_model_gets_404(self):
         """http T008, T065"""
         for path in ("/upstream/", "/upstream/pick/v1/chat/completions", "/upstream/delta/x"):
             self.refused(self.post(path, {}), 404, "model not found")
@@ -182,7 +182,7 @@ class NamingTests(SurfaceTestCase):
         charset = {"Content-Type": "application/json; charset=utf-8"}
         self.assertEqual(self.post("/v1/rerank", {"model": "alpha"}, **charset)[0], 200)
 
-    def test_a_request_without_a_name_or_with_an_unknown_one_is_told(self):
+    def test_request_without_a_name_or_with_an_unknown_one_gets_404(self):
         """http T036, T037, T039, T044, T051"""
         for body in (b"{}", b'{"model":""}', b"not-json", b'[{"model":"alpha"}]'):
             answer = self.post("/v1/chat/completions", body)
@@ -583,7 +583,7 @@ class EventTests(SurfaceTestCase):
     def of(self, kind):
         return [data for told, data in list(self.told) if told == kind]
 
-    def test_a_request_is_told_from_its_begin_to_its_row(self):
+    def test_events_follow_a_request_from_its_begin_to_its_row(self):
         """http T153, T155, T156"""
         wait_for(lambda: len(self.told) >= 6, 10, "the first messages")
         kinds = [kind for kind, _ in self.told[:6]]

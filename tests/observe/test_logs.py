@@ -163,7 +163,7 @@ class LogBookTests(SynchronousTestCase):
         book.retain(["kept"])
         self.assertEqual({"model:kept", "model:read"}, {name for name in book.histories() if ":" in name})
 
-    def test_registry_begins_with_the_histories_of_another_and_tells_no_reader(self):
+    def test_registry_begins_with_the_histories_of_another_without_sending_them_to_readers(self):
         book, _ = self.book("both")
         book.model("a/b").write(b"x")
         known = book.histories()

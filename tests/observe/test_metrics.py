@@ -81,7 +81,7 @@ class MetersTests(SynchronousTestCase):
         running.clear()
         self.assertNotIn(b"in_flight{", meters.render())
 
-    def test_names_nobody_configured_are_no_series(self):
+    def test_names_that_are_not_configured_make_no_series(self):
         meters = Metrics()
         meters.finished(finished("refused", UnknownModel("x" * 99), 404, model="x" * 99))
         self.assertIn(b'llamaswap_request_errors_total{model="",kind="unknown_model"} 1', meters.render())

@@ -69,7 +69,7 @@ class _Behaviour:
         self.assertEqual(world.outcomes, [ForwardOutcome(200, 6)])
         self.assertEqual((world.notes.body, len(world.outcomes)), (b"data: ", 1))
 
-    def test_bytes_behind_the_end_of_an_answer_reach_nobody(self):
+    def test_bytes_behind_the_end_of_a_response_are_discarded(self):
         world, client, server = self.talk()
         server.give(STREAM + b"2\r\nhi\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")
         self.assertTrue(client.took().endswith(b"2\r\nhi\r\n0\r\n\r\n"))
@@ -102,7 +102,7 @@ class _Behaviour:
         world.clock.pump([1.0] * 10)
         self.assertEqual(len(heard), 4)
 
-    def test_a_declined_answer_is_for_nobodys_eyes(self):
+    def test_declined_response_is_not_sent(self):
         world, client, server = self.talk(decline=(503,))
         server.give(b"HTTP/1.1 503 Busy\r\nContent-Length: 3\r\n\r\nno!")
         self.assertEqual((client.took(), world.notes.body, world.outcomes), (b"", b"", []))

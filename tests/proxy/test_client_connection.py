@@ -106,7 +106,7 @@ class SiteTests(SynchronousTestCase):
                 client.give(bytes([byte]))
             self.assertEqual(world.site_calls, [(b"/api", b"a\r\nb"), (b"/health?x=%2F", b"")])
 
-    def test_each_request_of_a_connection_is_looked_at_anew(self):
+    def test_each_request_of_a_connection_is_routed_by_itself(self):
         world = World()
         client = world.client()
         client.give(SITE + POST)
@@ -128,7 +128,7 @@ class SiteTests(SynchronousTestCase):
         world.waiting.finish()
         self.assertEqual(len(world.exchanges), 1)
 
-    def test_client_leaving_is_told_to_a_slow_page(self):
+    def test_slow_page_is_notified_of_a_client_that_leaves(self):
         world = World()
         client = world.client()
         client.give(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -70,7 +70,7 @@ class PollTests(SynchronousTestCase):
         self.reactor.run(installSignalHandlers=False)
         self.assertEqual(made, [b"hello", b"timed", b"from a thread"])
 
-    def test_end_of_a_connection_is_told(self):
+    def test_end_of_a_connection_is_reported(self):
         self.far.close()
         self.reactor.doIteration(0.5)
         self.assertEqual(len(self.received.reasons), 1)
@@ -142,7 +142,7 @@ class PollOrderTests(SynchronousTestCase):
         self.reactor.doIteration(0.5)
         self.assertEqual(self.heard, ["server", "client 0", "client 1", "client 2"])
 
-    def test_a_long_round_is_broken_off_and_nobody_is_served_twice_before_all_were_once(self):
+    def test_long_round_is_cut_and_each_connection_is_served_before_one_is_served_twice(self):
         self.time = itertools.count()
         clients = [self.connection(str(number)) for number in range(4)]
         server = self.connection("server", self.server_kind)
@@ -155,7 +155,7 @@ class PollOrderTests(SynchronousTestCase):
         self.assertEqual([name for name in self.heard if name == "server"], ["server"] * 4)
         self.assertEqual([name for name in self.heard if name != "server"], ["0", "1", "2", "3"])
 
-    def test_a_servers_end_and_a_protocols_fault_are_told(self):
+    def test_end_of_a_server_and_fault_of_a_protocol_are_reported(self):
         fault, end = self.connection("fault", self.server_kind), self.connection("end", self.server_kind)
         fault.send(b"raise")
         end.close()

@@ -200,7 +200,7 @@ class SpooledBodyTests(SynchronousTestCase):
         body.start(Consumer())
         self.assertEqual(self.continues, [])
 
-    def test_client_leaving_is_told_to_the_reader(self):
+    def test_reader_is_notified_of_a_client_that_leaves(self):
         body = self.body()
         consumer = Consumer()
         body.start(consumer)
@@ -273,7 +273,7 @@ class BudgetTests(SynchronousTestCase):
         self.assertEqual(memory.used, 0)
         body.close()
 
-    def test_a_reader_is_told_when_the_disk_is_taken(self):
+    def test_reader_fails_if_the_disk_budget_is_used_up(self):
         self.patch(incoming_body, "DISK_STEP", 10)
         disk = budget(150, "disk")
         one, two = (self.body(None, threshold=10, disk=disk, memory=budget(50)) for _ in range(2))

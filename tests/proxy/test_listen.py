@@ -37,7 +37,7 @@ class ListenTests(SynchronousTestCase):
             error = self.assertRaises(ValueError, ListenAddress(text).endpoint, MemoryReactor())
             self.assertIn(text, str(error))
 
-    def test_a_port_alone_is_told_its_spelling(self):
+    def test_error_of_a_bare_port_shows_its_spelling(self):
         error = self.assertRaises(ValueError, ListenAddress("8080").endpoint, MemoryReactor())
         self.assertEqual(str(error), "--listen 8080: a port alone is written :8080")
 

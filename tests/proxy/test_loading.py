@@ -82,7 +82,7 @@ class LoadingStreamTests(SynchronousTestCase):
         self.assertIn("Remark. " + "." * 6 + "\nRemar", reader.text)
         reader.loading.stop()
 
-    def test_the_newest_queue_position_is_told_at_the_next_tick(self):
+    def test_newest_queue_position_is_shown_at_the_next_tick(self):
         """core V97, http T111"""
         reader = Reader()
         reader.loading.start()

@@ -167,7 +167,7 @@ class HealthTests(PeersTestCase):
         self.assertEqual(self.peers.health("lab"), Health("up", 1010.0, 1010.0, None))
         self.assertEqual(self.changes, 2)
 
-    def test_requests_tell_of_a_peers_health_too(self):
+    def test_requests_change_a_peers_health(self):
         self.peers.heard("lab", "connection refused")
         self.clock.advance(5)
         self.peers.heard("lab", "connection refused")
@@ -186,7 +186,7 @@ class HealthTests(PeersTestCase):
         self.peers.heard("lab", None)
         self.assertFalse(self.peers.avoided("lab"))
 
-    def test_a_peer_that_nobody_knows_is_not_remembered(self):
+    def test_unknown_peer_is_not_remembered(self):
         self.peers.heard("ghost", "x")
         self.assertEqual(self.peers.health("ghost"), Health())
 

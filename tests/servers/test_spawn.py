@@ -168,7 +168,7 @@ class ChildTests(SynchronousTestCase):
             stray.die()
         self.assertTrue(child.emptied())
 
-    def test_stop_finds_marked_processes_if_the_kernel_tells_no_children(self):
+    def test_stop_finds_marked_processes_if_the_kernel_lists_no_children(self):
         world, launcher = make()
         child = launcher.launch("/bin/a", ["a"], [])
         daemon = world.new(mark=child.mark)

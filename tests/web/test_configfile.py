@@ -40,7 +40,7 @@ class ConfigFileTests(TestCase):
         except ConfigError as error:
             return f"{error} {error.problems}"
 
-    def test_check_without_edit_rights_never_tells_a_value_of_the_environment(self):
+    def test_check_without_edit_rights_shows_no_value_of_the_environment(self):
         self.file.environ = {"SECRET": "Sesame-Open"}
         owl = "models:\n  owl:\n    cmd: serve --port ${PORT}\n"
         texts = (
@@ -59,7 +59,7 @@ class ConfigFileTests(TestCase):
             for text in texts:
                 self.assertNotIn("sesame", self.told(text).lower(), text)
 
-    def test_check_without_edit_rights_reads_variables_as_numbers_and_says_so(self):
+    def test_check_without_edit_rights_reads_variables_as_numbers_with_a_warning(self):
         self.file.allowed = False
         checked = self.file.check(OLD + "    ttl: ${env.NOT_SET}\n    aliases: ['${env.A}', '${env.B}']\n")
         self.assertIn("environment variables are not expanded without --allow-config-edit", str(checked.warnings[0]))

@@ -90,7 +90,7 @@ class FailoverTests(SynchronousTestCase):
         self.last.end()
         self.assertEqual((asked.sink.status, asked.sink.ending, len(self.hosts)), (503, "finished", 3))
 
-    def test_the_failure_of_the_last_target_is_told(self):
+    def test_failure_of_the_last_target_is_the_response(self):
         asked = self.ask()
         for _ in range(3):
             self.last.result.errback(UpstreamUnreachable("peer proxy error", "connection refused", sent=False))
@@ -129,7 +129,7 @@ class FailoverTests(SynchronousTestCase):
         self.last.result.errback(UpstreamUnreachable("alpha", "connection reset"))
         self.assertEqual((asked.sink.status, len(self.stage.router.asked)), (503, 1))
 
-    def test_a_name_that_no_peer_has_told_yet_is_followed_by_the_next(self):
+    def test_target_that_no_peer_has_listed_yet_is_skipped(self):
         self.select("lab/later", "alpha")
         asked = self.ask()
         self.finish()
@@ -259,15 +259,15 @@ class PeerNewsTests(SynchronousTestCase):
         self.stage.handler.peer_answered = lambda peer, error: self.heard.append((peer, error))
         self.stage.post({"model": "zeta"})
 
-    def test_an_answer_is_good_news(self):
+    def test_response_marks_a_peer_as_up(self):
         self.stage.forwarding.begin(b"{}", status=500)
         self.stage.forwarding.end()
         self.assertEqual(self.heard, [("den", None)])
 
-    def test_a_connection_that_fails_is_bad_news(self):
+    def test_failed_connection_marks_a_peer_as_down(self):
         self.stage.forwarding.result.errback(REFUSED)
         self.assertEqual(self.heard, [("den", "connection refused")])
 
-    def test_slowness_is_no_news(self):
+    def test_slow_peer_stays_as_it_is(self):
         self.stage.forwarding.result.errback(UpstreamUnreachable("there", "no answer within 60 s", sent=True))
         self.assertEqual(self.heard, [])

@@ -288,7 +288,7 @@ class RewriteTests(SynchronousTestCase):
         self.assertEqual(self.stage.forwarding.header(b"authorization"), b"Bearer mine")
         self.assertEqual(self.stage.forwarding.upstream.endpoint.host, "10.0.0.6")
 
-    def test_a_bare_name_of_two_peers_is_nobodys(self):
+    def test_name_that_two_peers_offer_is_unknown_without_a_peer(self):
         asked = self.stage.post({"model": "delta"})
         self.assertEqual(asked.sink.status, 404)
 
@@ -304,7 +304,7 @@ class RewriteTests(SynchronousTestCase):
         self.stage.forwarding.end()
         self.assertEqual((self.stage.router.released, asked.done), (["pick"], [None]))
 
-    def test_a_selector_without_a_target_is_said(self):
+    def test_selector_without_a_target_gets_503(self):
         """http T075"""
         self.stage.router.no_target = NoTarget("S", 'selector "S" has no available spillover targets')
         asked = self.stage.post({"model": "pick"})

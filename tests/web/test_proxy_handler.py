@@ -74,14 +74,14 @@ class ServeTests(SynchronousTestCase):
         self.assertEqual((facts.tracked, facts.metered), (True, False))
         self.assertEqual(self.stage.forwarding.header(b"accept-encoding"), b"br")
 
-    def test_a_refusal_is_told_at_once_in_json(self):
+    def test_refusal_is_sent_at_once_as_json(self):
         """http T100"""
         self.stage.router.refusal = TooManyRequests("alpha", 1)
         asked = self.stage.post({"model": "alpha", "stream": True}, CHAT, (b"Accept", b"text/plain"))
         self.assertEqual((asked.sink.status, asked.sink.header(b"retry-after")), (429, b"1"))
         self.assertEqual(asked.sink.json["error"]["code"], "concurrency_limit")
 
-    def test_a_failed_start_is_told_with_its_cause(self):
+    def test_response_to_a_failed_start_has_its_cause(self):
         """http T091"""
         self.stage.router.auto = False
         asked = self.stage.post({"model": "beta"})
@@ -103,7 +103,7 @@ class ServeTests(SynchronousTestCase):
         self.assertEqual((asked.sink.status, message(asked.sink)), (503, "unspecific error: model unloaded"))
         self.assertEqual((len(self.stage.router.asked), lease.releases), (1, 1))
 
-    def test_an_unload_is_told_in_the_dialect_of_the_caller(self):
+    def test_response_to_an_unload_has_the_form_of_the_clients_api(self):
         asked = self.stage.post({"model": "alpha"}, b"/v1/messages")
         lease = self.stage.router.asked[0].lease
         lease.process.unloaded = lease.process.lost = True
@@ -111,7 +111,7 @@ class ServeTests(SynchronousTestCase):
         told = json.loads(asked.sink.body)
         self.assertEqual((told["type"], told["error"]["message"]), ("error", "unspecific error: model unloaded"))
 
-    def test_a_stream_that_an_unload_cut_says_so(self):
+    def test_stream_cut_by_an_unload_ends_with_that_reason(self):
         asked = self.stage.post({"model": "alpha", "stream": True})
         self.stage.forwarding.begin(b"data: 1\n\n", kind=b"text/event-stream")
         self.stage.router.asked[0].lease.process.unloaded = True
@@ -211,7 +211,7 @@ class ServeTests(SynchronousTestCase):
         self.stage.forwarding.result.errback(BadUpstream("alpha", "garbage"))
         self.assertEqual(asked.sink.status, 502)
 
-    def test_a_peer_that_is_down_says_so_in_the_clients_form(self):
+    def test_error_of_a_peer_that_is_down_has_the_form_of_the_clients_api(self):
         """http T099, core V92"""
         asked = self.stage.post({"model": "zeta"}, CHAT, (b"Accept", b"text/plain"))
         upstream = self.stage.forwarding.upstream
@@ -316,7 +316,7 @@ class BufferedObserverTests(SynchronousTestCase):
         self.forwarding.begin(b"data: 0\n\n", kind=b"text/event-stream")
         self.facts = self.forwarding.observer
 
-    def test_the_first_is_told_at_once_and_later_ones_together_in_order(self):
+    def test_first_piece_is_observed_at_once_and_later_ones_together_in_order(self):
         self.assertEqual(self.stage.witness.body, b"data: 0\n\n")
         for number in range(1, PIECES_JOINED):
             self.forwarding.more(b"data: %d\n\n" % number)
@@ -442,7 +442,7 @@ class CancelTests(SynchronousTestCase):
         self.assertIn(b"request cancelled", asked.sink.body)
         self.assertEqual(asked.sink.ending, "aborted")
 
-    def test_a_finished_request_does_not_mind(self):
+    def test_finished_request_cannot_be_cancelled(self):
         self.stage.post({"model": "alpha"})
         self.stage.forwarding.begin(b"{}")
         self.stage.forwarding.end()
@@ -506,7 +506,7 @@ class LoadingTextTests(SynchronousTestCase):
         self.assertEqual(error["message"], "unspecific error: upstream command exited prematurely")
         self.assertEqual((asked.sink.status, asked.sink.ending), (200, "finished"))
 
-    def test_a_place_in_the_queue_is_told(self):
+    def test_loading_text_shows_the_queue_position(self):
         """http T111"""
         asked = self.stage.post({"model": "alpha", "stream": True})
         self.stage.router.asked[0].on_position(1)
@@ -515,7 +515,7 @@ class LoadingTextTests(SynchronousTestCase):
         self.assertIn(b"Queue position: #1", text)
         asked.leave()
 
-    def test_a_place_in_the_queue_is_told_to_the_list_of_requests_too(self):
+    def test_queue_position_reaches_the_list_of_requests(self):
         told = []
         self.stage.handler.position_changed = lambda request, position: told.append((request, position))
         asked = self.stage.post({"model": "org"})

@@ -88,7 +88,7 @@ class ToLocalServerTests(SynchronousTestCase):
         said = [(b"Content-Length", b"7"), (b"Transfer-Encoding", b"chunked"), (b"Expect", b"100-continue")]
         self.assertEqual(header_rules.to_local(said, socket_address=""), [])
 
-    def test_an_upgrade_and_trailers_are_asked_for_anew(self):
+    def test_requests_for_an_upgrade_and_for_trailers_are_made_again(self):
         asked = [(b"Connection", b"keep-alive, Upgrade"), (b"Upgrade", b"websocket"), (b"TE", b"trailers, gzip")]
         self.assertEqual(
             header_rules.to_local(asked, socket_address=""),
@@ -163,7 +163,7 @@ class ReadingTests(SynchronousTestCase):
             self.assertEqual(header_rules.address_host(IPv6Address("TCP", host, 1)), expected)
         self.assertEqual(header_rules.address_host(UNIXAddress(None)), "")
 
-    def test_a_websocket_says_so_in_both_headers(self):
+    def test_websocket_is_recognised_by_both_headers(self):
         """http T105"""
         self.assertTrue(
             header_rules.is_websocket([(b"Connection", b"keep-alive, UpGrAdE"), (b"Upgrade", b"WebSocket")])

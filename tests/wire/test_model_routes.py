@@ -32,7 +32,7 @@ class ModelRouteTests(SynchronousTestCase):
             self.assertEqual(documented[route.method, route.path].summary, route.summary)
             self.assertEqual(documented[route.method, route.path].key, "by handler")
 
-    def test_get_and_post_of_a_path_are_told_apart(self):
+    def test_get_and_post_of_a_path_are_distinguished(self):
         self.assertTrue(is_model_path(b"HEAD", b"/props"))
         self.assertFalse(is_model_path(b"POST", b"/props"))
         self.assertFalse(is_model_path(b"GET", b"/v1/embeddings"))
