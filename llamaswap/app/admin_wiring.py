@@ -33,7 +33,7 @@ from llamaswap.web.inference import Inference
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import LogEndpoints
-from llamaswap.web.memory_api import MemoryEndpoints, NoMemory
+from llamaswap.web.memory_api import MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.passthrough import Passthrough, resource
@@ -82,7 +82,7 @@ class AdminWiring:
                 features=lambda: self._features(load_tests),
                 upgrade=context.upgrade_status,
             ),
-            MemoryEndpoints(NoMemory(config)),
+            MemoryEndpoints(self.parts.memory.report),
             ConfigEndpoints(config_file, config, context.bus, self.parts.config_thread),
             DiscoveryEndpoints(
                 allowed=lambda: config_file.editable,

@@ -102,6 +102,7 @@ class ServiceHandover:
             await parts.observability.machine.stop()
         spare = parts.models.launcher.stop_spare()
         await parts.observability.activity.flush()
+        await parts.memory.flush()
         deadline = parts.context.reactor.seconds() + FLUSH_TIMEOUT
         while (spare is not None and spare.status is None) or parts.models.hooks.busy or not parts.logs.idle:
             if parts.context.reactor.seconds() >= deadline:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from twisted.logger import Logger
 
@@ -15,6 +15,7 @@ from llamaswap.observe.activity import ActivityLog
 from llamaswap.observe.activity_row import ActivityRow, ActivityStored
 from llamaswap.observe.capture_files import CaptureFiles
 from llamaswap.observe.captures import Captures
+from llamaswap.observe.exposition import MetricFamily
 from llamaswap.observe.file_store import FileStore
 from llamaswap.observe.hardware import Hardware
 from llamaswap.observe.history import SwapHistory
@@ -31,14 +32,24 @@ log = Logger("llamaswap.app.service")
 
 
 class ObservabilityParts:
-    """The parts that record what happens. `recorder` is the thread that writes the activity store."""
+    """The parts that record what happens. `recorder` is the thread that writes the activity store, `memory` gives the
+    families of the models' memory."""
 
-    def __init__(self, context: ServiceContext, config: Config, models: ModelParts, registry: LogRegistry) -> None:
+    def __init__(
+        self,
+        context: ServiceContext,
+        config: Config,
+        models: ModelParts,
+        registry: LogRegistry,
+        memory: Callable[[], Iterable[MetricFamily]] = tuple,
+    ) -> None:
         reactor, router, driver_thread = context.reactor, models.router, models.driver_thread
         self.context = context
         self.recorder = WorkerThread("recorder", reactor)
         self.captures = Captures(config.capture_buffer)
-        self.metrics = Metrics(in_flight=lambda: self.inflight.by_model(), machine=lambda: self.machine.families())
+        self.metrics = Metrics(
+            in_flight=lambda: self.inflight.by_model(), machine=lambda: [*self.machine.families(), *memory()]
+        )
         self.inflight = InflightRequests(reactor, self.metrics.finished, router.wait_reason)
         self.machine = MachineMonitor(
             run=driver_thread,

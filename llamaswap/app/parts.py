@@ -7,6 +7,7 @@ import os
 from attrs import evolve
 
 from llamaswap.app.log_output import LogParts
+from llamaswap.app.memory_wiring import MemoryParts
 from llamaswap.app.model_parts import ModelParts, enable_tls_if_needed
 from llamaswap.app.observability import ObservabilityParts
 from llamaswap.app.settings import ServiceContext, sources_of
@@ -32,7 +33,8 @@ class ServiceParts:
         self.logs = LogParts(reactor, config)
         registry = self.logs.registry
         self.models = models = ModelParts(context, config, registry)
-        self.observability = ObservabilityParts(context, config, models, registry)
+        self.memory = MemoryParts(context, config, models, registry)
+        self.observability = ObservabilityParts(context, config, models, registry, self.memory.families)
         printed = lambda model: registry.model(model).written
         watched = WatchedModels(
             reactor, models.router, self.observability.inflight, models.ask, models.read_gpus, printed
@@ -69,6 +71,7 @@ class ServiceParts:
         router.apply(config, changes)
         self.logs.apply(config)
         self.observability.apply(config, old)
+        self.memory.apply(config, old)
         self.watchdog.retain(config.models)
         self.models.peers.retune()
         machine = self.observability.machine

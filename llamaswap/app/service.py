@@ -161,6 +161,7 @@ class LlamaSwap(MultiService):
         models.launcher.warm()
         if not self.loaded.config.performance.disabled:
             observability.machine.start()
+        self.parts.memory.start()
         hardware = observability.hardware.take()
         self.parts.watchdog.start()
         if self.settings.watch:

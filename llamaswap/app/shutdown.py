@@ -118,5 +118,6 @@ class Shutdown:
     async def _close(self) -> None:
         """Close the store and end the threads."""
         await self.parts.observability.close()
+        await self.parts.memory.close()
         await self.parts.models.driver_thread.close()
         await self.parts.models.disk_thread.close()

@@ -120,12 +120,11 @@ class _Board:
 class Measurer:
     """Takes measurements.
 
-    `boards` reads the GPUs, `listed` lists the processes of those that a library knows, by the number of the GPU.
+    `listed` lists the processes of GPUs that a library or a file knows, by the number of the GPU.
     `family` gives the processes of a server by the pid of its first one, `outside` a process that serves its port and
     is not one of these. `difference` gives what the load of a model added to each GPU, None if that is unknown.
     """
 
-    boards: Callable[[], Sequence[BoardReading]]
     listed: Callable[[], Mapping[int, ListedUse]]
     family: Callable[[int], Collection[int]]
     outside: Callable[[MeasuredServer, Collection[int]], int | None] = lambda server, family: None
@@ -139,9 +138,9 @@ class Measurer:
     program: Callable[[int], str] = program_of
     _outside: dict[int, int | None] = field(factory=dict, init=False)
 
-    def measure(self, servers: Sequence[MeasuredServer]) -> MachineUse:
-        """What these servers use now, and the devices."""
-        boards = self._boards()
+    def measure(self, servers: Sequence[MeasuredServer], readings: Sequence[BoardReading]) -> MachineUse:
+        """What these servers use now, and the devices, of which the GPUs were read just before."""
+        boards = self._boards(readings)
         self._outside = {one.pid: self._outside[one.pid] for one in servers if one.pid in self._outside}
         models: dict[str, ModelUse] = {}
         ours: set[int] = {os.getpid()}
@@ -158,8 +157,7 @@ class Measurer:
                 devices[board.device] = self._board_device(board, models, ours)
         return MachineUse(devices, models)
 
-    def _boards(self) -> list[_Board]:
-        readings = self.boards()
+    def _boards(self, readings: Sequence[BoardReading]) -> list[_Board]:
         listed = self.listed() if readings else {}
         kfd = self.kfd() if any(reading.pci for reading in readings) else {}
         return [_Board(reading, self._checked(reading, listed, kfd)) for reading in readings]
@@ -167,12 +165,11 @@ class Measurer:
     def _checked(
         self, reading: BoardReading, listed: Mapping[int, ListedUse], kfd: Mapping[str, Mapping[int, int]]
     ) -> ListedUse:
-        """Who uses a board. A list is not complete if its processes are not visible here, as in a container."""
+        """Who uses a board. A list is not complete if it is empty while much of the memory is in use."""
         if reading.id in listed:
             known = listed[reading.id]
             hidden = not known.sizes and reading.mem_used_mb > SILENT_LIST
-            sizes = {pid: size for pid, size in known.sizes.items() if self.program(pid)}
-            return ListedUse(sizes, known.complete and len(sizes) == len(known.sizes) and not hidden)
+            return ListedUse(known.sizes, known.complete and not hidden)
         sizes = {pid: min(size // MIB, reading.mem_total_mb) for pid, size in kfd.get(reading.pci, {}).items()}
         return ListedUse(sizes, complete=bool(reading.pci))
 

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from attrs import define, field, frozen
 
+from llamaswap.memory.process_memory import program_of
 from llamaswap.wire.byte_budget import MIB
 
 # A process may be in several lists, with the same number. Older bindings lack the last one.
@@ -20,7 +21,7 @@ _UNKNOWN = 1 << 60  # bytes: a driver that does not know a size may give the lar
 
 @frozen
 class ListedUse:
-    """MiB of a GPU by process. `complete`: every process that uses it was listed with its size."""
+    """MiB of a GPU by process. `complete`: every process that uses it is visible here, and was listed with its size."""
 
     sizes: dict[int, int]
     complete: bool = True
@@ -28,9 +29,14 @@ class ListedUse:
 
 @define(eq=False)
 class NvidiaUse:
-    """Asks the driver's library; `load` imports its optional binding, which may raise ImportError."""
+    """Asks the driver's library; `load` imports its optional binding, which may raise ImportError.
+
+    In a container the library may list the numbers that processes have outside: those that are not `visible` are left
+    out.
+    """
 
     load: Callable[[], ModuleType]
+    visible: Callable[[int], bool] = lambda pid: bool(program_of(pid))
     _nvml: ModuleType | None = field(default=None, init=False)
     _missing: bool = field(default=False, init=False)
 
@@ -44,12 +50,16 @@ class NvidiaUse:
                 nvml.nvmlInit()
                 self._nvml = nvml
             nvml = self._nvml
-            return {index: _listed(nvml, index) for index in range(nvml.nvmlDeviceGetCount())}
+            return {index: self._seen(_listed(nvml, index)) for index in range(nvml.nvmlDeviceGetCount())}
         except ImportError:
             self._missing = True
         except Exception:  # drivers fail in many ways; the next reading may work
             self.close()
         return {}
+
+    def _seen(self, listed: ListedUse) -> ListedUse:
+        sizes = {pid: size for pid, size in listed.sizes.items() if self.visible(pid)}
+        return ListedUse(sizes, listed.complete and len(sizes) == len(listed.sizes))
 
     def close(self) -> None:
         """Close the library until the next reading, so that GPUs can sleep. Idempotent."""

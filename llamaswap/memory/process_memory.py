@@ -71,6 +71,16 @@ def _asked_of_psutil(pids: Iterable[int]) -> RamUse:
     return RamUse(total)
 
 
+def children_of(pid: int) -> list[int]:
+    """The descendants of a process on a system without /proc."""
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
 def ram_available(proc: Path = PROC) -> tuple[int, int]:
     """Bytes of memory of the machine, and those that programs could still get."""
     known = fields(file_text(proc / "meminfo"), ("MemTotal", "MemAvailable"))

@@ -6,7 +6,6 @@ questions answered from memory; the file is tried again every few seconds. Runs 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
@@ -18,22 +17,9 @@ from attrs import define, field
 from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.query import ActivityFilter
 from llamaswap.observe.store import DEFAULT_ROWS, ActivityStore
-
-RETRY_DELAY = 5.0  # seconds between two tries of a file that cannot be used
-
-_CORRUPT = ("malformed", "not a database")
-_UNUSABLE = ("locked", "busy", "unable to open", "readonly", "disk i/o error", "is full", "no such table")
+from llamaswap.sqlite_file import RETRY_DELAY, is_corrupt, is_unusable, set_aside
 
 Result = TypeVar("Result")
-
-
-def _is_corrupt(error: Exception) -> bool:
-    return isinstance(error, sqlite3.DatabaseError) and any(words in str(error).lower() for words in _CORRUPT)
-
-
-def _is_unusable(error: Exception) -> bool:
-    """Whether the file caused the error, not the question or the row."""
-    return isinstance(error, OSError) or any(words in str(error).lower() for words in _UNUSABLE)
 
 
 @define(eq=False)
@@ -104,9 +90,9 @@ class FileStore:
                 self._write_pending()
                 result = work(self._file)
             except (sqlite3.Error, OSError) as error:
-                if _is_corrupt(error) and self._replace_corrupt(error):
+                if is_corrupt(error) and self._replace_corrupt(error):
                     continue
-                if not _is_unusable(error) and not _is_corrupt(error):
+                if not is_unusable(error) and not is_corrupt(error):
                     raise
                 self._failed(str(error))
                 return None
@@ -143,12 +129,8 @@ class FileStore:
         """Rename a corrupt file and begin another with the rows in memory; False if it cannot be renamed."""
         with suppress(sqlite3.Error):
             self._file.close()
-        aside = f"{self._path}.corrupt-{self.stamp()}"
         try:
-            os.rename(self._path, aside)
-            for suffix in ("-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    os.rename(self._path + suffix, aside + suffix)
+            aside = set_aside(self._path, self.stamp())
         except OSError:
             return False
         self.say(f"the activity store {self._path} is corrupt ({error}): it is kept as {aside}, and a new one begins")

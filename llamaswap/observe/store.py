@@ -8,11 +8,9 @@ the clock.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
@@ -23,6 +21,7 @@ from attrs import frozen
 from llamaswap.observe.activity_row import USAGE_COLUMNS, ActivityRow
 from llamaswap.observe.query import ActivityFilter, ActivityQuery
 from llamaswap.observe.stats import histogram
+from llamaswap.sqlite_file import connect
 from llamaswap.wire.usage import Usage
 
 DEFAULT_ROWS = 1000  # rows that a table in memory keeps unless metricsMaxInMemory is set
@@ -188,19 +187,8 @@ class ActivityStore:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            if self._path is not None:
-                # SQLite would make it readable for all users; the files that it makes beside it get the same mode.
-                with suppress(OSError):  # the file exists, or SQLite says why it cannot be made
-                    os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            # One thread uses it at a time, but not always the same one.
-            connection = sqlite3.connect(
-                self._path or ":memory:", timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
-            )
+            connection = connect(self._path, LOCK_TIMEOUT)
             try:
-                if self._path is not None:
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    # With a write-ahead log a power failure loses at most the last rows, never the file.
-                    connection.execute("PRAGMA synchronous = NORMAL")
                 connection.executescript(_SCHEMA)
                 if not connection.execute("SELECT 1 FROM goose_db_version LIMIT 1").fetchone():
                     connection.executemany(

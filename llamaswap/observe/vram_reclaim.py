@@ -94,6 +94,10 @@ class VramReclaim:
         waiting.addTimeout(left + READ_GRACE, self.clock)
         return waiting.addErrback(lambda failure: _log_failed_reading(failure, model))
 
+    def shares(self, model: str) -> Usage | None:
+        """MiB of a loaded model by GPU; None if unknown."""
+        return self._shares.get(model)
+
     def share(self, model: str) -> int | None:
         """MiB of a loaded model on all GPUs; None if unknown."""
         share = self._shares.get(model)

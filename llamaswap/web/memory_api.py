@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from attrs import asdict, define, field, frozen
+from attrs import define, field, frozen
 
-from llamaswap.config import Config
 from llamaswap.web.admin_request import AdminRequest, JsonObject, Response, json_answer
 from llamaswap.web.route import Route, RouteTable
 
@@ -66,17 +64,6 @@ class MemorySource(Protocol):
 
     def document(self) -> JsonObject:
         """A `MemoryDocument`; it is asked on the reactor's thread and must not block."""
-
-
-@frozen
-class NoMemory:
-    """A source that knows no device and no model."""
-
-    config: Callable[[], Config]
-
-    def document(self) -> JsonObject:
-        """The mode, and nothing else."""
-        return asdict(MemoryDocument(self.config().routing.memory.mode))
 
 
 route = RouteTable("memory", Route)

@@ -42,7 +42,6 @@ class Machine(SynchronousTestCase):
             return max(set(PROGRAMS) - set(ours), default=None)
 
         return Measurer(
-            boards=lambda: self.readings,
             listed=lambda: self.listed,
             family=lambda pid: self.children.get(pid, ()),
             outside=lambda server, family: self.outside,
@@ -59,7 +58,7 @@ class Machine(SynchronousTestCase):
         )
 
     def measure(self, *servers):
-        return self.measurer().measure(servers or [OWL])
+        return self.measurer().measure(servers or [OWL], self.readings)
 
 
 class RamTests(Machine):
@@ -95,7 +94,7 @@ class RamTests(Machine):
         measurer = self.measurer()
         for seconds in (0, 2, 2, 6):
             self.clock.advance(seconds)
-            measurer.measure([OWL])
+            measurer.measure([OWL], ())
         self.assertEqual(len(self.searches), 2)
         self.assertTrue({7, 8} <= self.searches[0])
 
@@ -135,12 +134,12 @@ class ContainerTests(Machine):
         asked = []
         measurer = self.measurer()
         measurer.outside = lambda server, family: asked.append(server.pid)
-        measurer.measure([OWL])
+        measurer.measure([OWL], ())
         self.assertEqual(asked, [])
-        measurer.measure([self.server])
-        measurer.measure([self.server])
+        measurer.measure([self.server], ())
+        measurer.measure([self.server], ())
         self.assertEqual(asked, [7])
-        measurer.measure([evolve(self.server, pid=8)])
+        measurer.measure([evolve(self.server, pid=8)], ())
         self.assertEqual(asked, [7, 8])
 
 
@@ -200,9 +199,9 @@ class BoardTests(Machine):
         self.assertEqual((found.devices["gpu1"].foreign, found.devices["gpu1"].foreign_by), (10, ""))
 
     def test_load_that_nothing_else_explains_is_measured_by_the_board(self):
-        """In a container the list has the host's numbers of processes, or no sizes, or nothing."""
+        """In a container the list has only processes that are not visible, or no sizes, or nothing."""
         self.added = {"owl": {0: 600, 1: 5}}
-        for listed in ({0: ListedUse({4000: 600})}, {0: ListedUse({}, complete=False)}, {0: ListedUse({})}, {}):
+        for listed in ({0: ListedUse({}, complete=False)}, {0: ListedUse({})}, {}):
             self.listed = listed
             found = self.measure()
             self.assertEqual((found.models["owl"].sizes["gpu0"], found.models["owl"].source), (600, "board"))
@@ -218,7 +217,7 @@ class BoardTests(Machine):
 
     def test_foreign_use_is_unknown_if_neither_list_nor_difference_is_there(self):
         self.assertIsNone(self.measure().devices["gpu0"].foreign)
-        self.assertEqual(self.measurer().measure([]).devices["gpu0"].foreign, 800)
+        self.assertEqual(self.measurer().measure([], self.readings).devices["gpu0"].foreign, 800)
 
     def test_larger_number_of_the_two_amd_drivers_counts(self):
         self.readings = [GpuReading(1, "Radeon", mem_used_mb=800, mem_total_mb=1000, pci="0000:03:00.0")]

@@ -4,7 +4,7 @@ import json
 from operator import attrgetter
 from pathlib import Path
 
-from attrs import define, field
+from attrs import asdict, define, field
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionLost
@@ -35,7 +35,7 @@ from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.loadtest import LoadTests
 from llamaswap.web.logs import LogEndpoints
-from llamaswap.web.memory_api import MemoryEndpoints, NoMemory
+from llamaswap.web.memory_api import MemoryDocument, MemoryEndpoints
 from llamaswap.web.models import ModelEndpoints
 from llamaswap.web.openapi import OpenApi
 from llamaswap.web.peers import PeerEndpoints
@@ -214,6 +214,13 @@ def _raise(error):
     raise error
 
 
+class UnmeasuredMemory:
+    """A memory source that knows nothing yet."""
+
+    def document(self):
+        return asdict(MemoryDocument("advise"))
+
+
 @define(eq=False, slots=False)
 class World:
     """Everything the surface is built from, and the surface."""
@@ -286,7 +293,7 @@ class World:
             SystemEndpoints(
                 Build("9"), self.machine, lambda: self.hardware, lambda: self.page, lambda: {"captures": True}
             ),
-            MemoryEndpoints(self.memory or NoMemory(config)),
+            MemoryEndpoints(self.memory or UnmeasuredMemory()),
             ModelEndpoints(
                 router,
                 self.inflight,

@@ -1,8 +1,6 @@
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.config.schema.memory import MemorySettings
-from llamaswap.config.schema.routing import Routing
-from tests.web.doubles import World, example_config, example_router
+from tests.web.doubles import World
 
 
 class MemoryTests(SynchronousTestCase):
@@ -12,8 +10,3 @@ class MemoryTests(SynchronousTestCase):
                 return {"mode": "on", "devices": [], "needs": {"owl": {"ram_mib": 5}}, "advice": ["a"]}
 
         self.assertEqual(World(memory=Source()).ask("/api/memory").json, Source().document())
-
-    def test_without_a_source_only_the_mode_is_known(self):
-        config = example_config(routing=Routing(memory=MemorySettings(mode="off")))
-        answer = World(router=example_router(config)).ask("/api/memory")
-        self.assertEqual(answer.json, {"mode": "off", "devices": [], "needs": {}, "advice": []})

@@ -1,0 +1,78 @@
+"""The document of /api/memory, from what the monitor and the learner know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import asdict, define
+
+from llamaswap.memory.monitor import MemoryMonitor
+from llamaswap.scheduling.memory import RAM, Device, MemoryNeed
+from llamaswap.web.memory_api import DeviceMemory, MemoryDocument, ModelMemory, NeedDocument
+
+MEASURED = "measured"
+
+
+@define(eq=False)
+class MemoryReport:
+    """Makes the document; `device_name` names a device, `mode` is the mode of `routing.memory`."""
+
+    monitor: MemoryMonitor
+    device_name: Callable[[str], str]
+    mode: Callable[[], str]
+
+    def document(self) -> dict[str, object]:
+        """A `MemoryDocument`."""
+        needs = {model: self.monitor.known_need(model) for model in sorted(self.monitor.models())}
+        return asdict(
+            MemoryDocument(
+                self.mode(),
+                [self._device(name, device, needs) for name, device in self.monitor.devices().items()],
+                {model: self._need(model, need) for model, need in needs.items() if need is not None},
+            )
+        )
+
+    def _device(self, name: str, device: Device, needs: dict[str, MemoryNeed | None]) -> DeviceMemory:
+        found = self.monitor.use.devices[name]
+        models = []
+        for view in self.monitor.servers():
+            use = self.monitor.use.models.get(view.model)
+            settled = use is not None and (view.is_ready or view.suspended)
+            size, source = (use.sizes.get(name, 0), MEASURED) if use is not None else (0, MEASURED)
+            need = needs.get(view.model)
+            if not settled and need is not None:
+                size, source = _share(need, name), need.source
+            if size:
+                models.append(ModelMemory(view.model, size, source, self._squeezed(view.model)))
+        return DeviceMemory(
+            device=name,
+            name=self.device_name(name),
+            total_mib=device.total,
+            free_mib=max(0, found.total - found.used),
+            reserve_mib=device.reserve,
+            foreign_mib=device.foreign,
+            foreign_by=device.foreign_by,
+            models=models,
+        )
+
+    def _squeezed(self, model: str) -> bool:
+        known = self.monitor.learner.footprints.get(model)
+        return known is not None and known.squeezed
+
+    def _need(self, model: str, need: MemoryNeed) -> NeedDocument:
+        known = self.monitor.learner.footprints.get(model)
+        return NeedDocument(
+            ram_mib=need.ram,
+            gpus=[[share.size for share in option] for option in need.options],
+            source=need.source,
+            samples=known.n if known is not None else 0,
+            p95_mib=sum(known.p95.values()) if known is not None and known.p95 else None,
+            load_seconds=known.load_seconds if known is not None else None,
+        )
+
+
+def _share(need: MemoryNeed, device: str) -> int:
+    """MiB that a model is expected to use of a device, as far as it is known which one it uses."""
+    if device == RAM:
+        return need.ram
+    return sum(share.size for share in need.options[0] if share.device == device)
