@@ -29,6 +29,7 @@ from llamaswap.http_client import HttpResponse, RequestFailed
 from llamaswap.routing.interfaces import HealthSnapshot, TargetChoice, WaitingRequest
 from llamaswap.routing.leases import Lease, PendingLease, ProcessInstance
 from llamaswap.scheduling.effects import Ticket
+from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.state import Decision
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.servers.supervisor_protocol import ServerStatus, SupervisorListener
@@ -124,6 +125,7 @@ class FakeRouter:
     left: dict[str, float] = Factory(dict)
     expected: Decision | None = None
     swaps: FakeSwaps = Factory(lambda: FakeSwaps())
+    ledger: Ledger | None = None
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -192,6 +194,9 @@ class FakeRouter:
     def shutdown(self, deadline: float) -> Deferred[None]:
         self.calls.append(("shutdown", deadline))
         return succeed(None)
+
+    def memory_changed(self, ledger: Ledger) -> None:
+        self.ledger = ledger
 
     def mark_hung(self, model: str, why: str) -> None:
         self.hung.append((model, why))

@@ -127,6 +127,7 @@ class ServiceHandover:
             logs=self.parts.logs.registry.histories(),
             count=self.count,
             ailing=tuple(models.router.failures()),
+            memory=self.parts.memory.monitor.ledger,
         )
 
     @property
@@ -152,6 +153,8 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
         if model in router.config.models:
             router.pin(model)
     router.swaps.restore_failures(state.ailing)
+    if state.memory is not None:
+        router.memory_changed(state.memory)
     for server in router.swaps.adopt(state.servers):
         log.warn("stopping {model}: it is no longer configured", model=server.model)
         output = parts.logs.registry.model(server.model).write

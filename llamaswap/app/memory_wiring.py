@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from llamaswap.app.memory_document import MemoryReport
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from llamaswap.memory.estimate import Estimator
     from llamaswap.observe.logs import LogRegistry
 
+FLUSH_TIMEOUT = 2.0
+KNOWN_TIMEOUT = 5.0  # seconds that a preload waits for the first measurement
 STORE_NAME = "footprints.db"  # beside the activity store
 
 log = Logger("llamaswap.app.service")
@@ -103,6 +105,14 @@ class MemoryParts:
         if self.models.router.config.routing.memory.mode != "off":
             self.monitor.start()
 
+    def when_known(self) -> Deferred[None]:
+        """Fires when sizes are known, so that a preload does not evict what fits beside it, or after a while without an
+        answer of the drivers; at once unless memory decides."""
+        if self.models.router.config.routing.memory.mode != "on":
+            return succeed(None)
+        known = self.monitor.when_known().addTimeout(KNOWN_TIMEOUT, self.context.reactor)
+        return known.addErrback(lambda failure: log.warn("preloading although the memory is not known yet"))
+
     def apply(self, config: Config, old: Config) -> None:
         """Use the settings of a new configuration."""
         if config.store != old.store:
@@ -115,8 +125,9 @@ class MemoryParts:
             self.monitor.start()
 
     def flush(self) -> Deferred[None]:
-        """Write what was learned."""
-        return self.store_thread(self.learner.store.close)
+        """Write what was learned; a disk that does not answer is not waited for."""
+        done = self.store_thread(self.learner.store.close).addTimeout(FLUSH_TIMEOUT, self.context.reactor)
+        return done.addErrback(lambda failure: log.warn("what was learned of the memory is not written completely"))
 
     async def close(self) -> None:
         """Write what was learned, and end the threads."""

@@ -168,6 +168,7 @@ class LlamaSwap(MultiService):
             self.parts.reloader.watch()
         models.peers.retune()
         if self.inherited is None:
+            await self.parts.memory.when_known()
             await models.router.preload()
         await hardware
 

@@ -84,6 +84,8 @@ class MemoryMonitor:
     _again: bool = field(default=False, init=False)
     _estimating: bool = field(default=False, init=False)
     _run: int = field(default=0, init=False)  # counts starts and stops: what an earlier run began is dropped
+    _looked_up_once: bool = field(default=False, init=False)
+    _known_waiters: list[Deferred[None]] = field(factory=list, init=False)
     running: bool = field(default=False, init=False)
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -139,7 +141,22 @@ class MemoryMonitor:
 
     def refresh(self) -> None:
         """Look up what is known of all models, whose commands or files may have changed."""
-        self.learner.look_up(sorted(self.models())).addCallback(lambda _: self._estimate_next())
+        self.learner.look_up(sorted(self.models())).addCallback(lambda _: self._looked_up())
+
+    def when_known(self) -> Deferred[None]:
+        """Fires when the devices are measured, and what is known of all models was looked up."""
+        known: Deferred[None] = Deferred()
+        self._known_waiters.append(known)
+        if self._looked_up_once:
+            self._looked_up()
+        return known
+
+    def _looked_up(self) -> None:
+        self._looked_up_once = True
+        waiters, self._known_waiters = self._known_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
+        self._estimate_next()
 
     def known_need(self, model: str) -> MemoryNeed | None:
         """What the model is expected to use, by the best source there is; None if it is unknown."""

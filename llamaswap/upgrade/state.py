@@ -14,6 +14,7 @@ import attrs
 from attrs import asdict, field, frozen
 
 from llamaswap.errors import FailureRecord
+from llamaswap.scheduling.memory import Ledger
 from llamaswap.servers.server_snapshot import ServerSnapshot
 
 FORMAT = 1  # of the state; what one program writes, the next must read
@@ -35,7 +36,7 @@ class UpgradeState:
 
     `keeper` is the guardian's (pid, descriptor of the pipe to it), under the name that earlier programs give it.
     `profile` is the one that an operator has chosen ("": none; None: no choice), `logs` the end of each log; `ailing`
-    are the models that fail.
+    are the models that fail. `memory` is the last ledger: a request must not evict servers whose sizes are known.
     """
 
     servers: tuple[ServerSnapshot, ...] = ()
@@ -46,6 +47,7 @@ class UpgradeState:
     logs: Mapping[str, bytes] = field(factory=dict, repr=False)
     count: int = 0
     ailing: tuple[FailureRecord, ...] = ()
+    memory: Ledger | None = None
 
     @property
     def descriptors(self) -> list[int]:
@@ -57,11 +59,14 @@ class UpgradeState:
 
 def pack(state: UpgradeState) -> bytes:
     """The state as JSON for the next program."""
-    document = asdict(state, value_serializer=lambda _, __, value: _text(value))
+    document = asdict(state, value_serializer=lambda _, __, value: _plain(value))
     return json.dumps({"format": FORMAT, **document}).encode()
 
 
-def _text(value: object) -> object:
+def _plain(value: object) -> object:
+    """The value as JSON can have it."""
+    if isinstance(value, frozenset):
+        return sorted(value)
     return b64encode(value).decode() if isinstance(value, bytes) else value
 
 
@@ -84,9 +89,11 @@ def _structured(kind: object, value: object) -> object:
         return None if value is None else _structured(next(one for one in parameters if one is not NoneType), value)
     if kind is bytes:
         return b64decode(cast(str, value))
-    if origin is tuple and isinstance(value, list):
-        kinds = parameters[:1] * len(value) if parameters[-1] is ... else parameters
-        return tuple(_structured(one, item) for one, item in zip(kinds, value, strict=True))
+    if origin in (tuple, frozenset) and isinstance(value, list):
+        alike = origin is frozenset or parameters[-1] is ...
+        kinds = parameters[:1] * len(value) if alike else parameters
+        items = (_structured(one, item) for one, item in zip(kinds, value, strict=True))
+        return frozenset(items) if origin is frozenset else tuple(items)
     if origin is not None and isinstance(value, dict):
         return {name: _structured(parameters[1], item) for name, item in value.items()}
     if isinstance(kind, type) and attrs.has(kind) and isinstance(value, dict):

@@ -11,6 +11,7 @@ from llamaswap.app import handover
 from llamaswap.app.handover import ServiceHandover, take_over
 from llamaswap.config import Config, Model, Profile
 from llamaswap.observe.logs import LogRegistry
+from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
 from llamaswap.upgrade.state import IdleConnection, UpgradeState
 from tests.doubles import FakeRouter, FakeSwaps
 from tests.upgrade.test_state import SERVED
@@ -56,6 +57,7 @@ class FlushTests(SynchronousTestCase):
             logs=Quiet(),
             models=SimpleNamespace(launcher=Quiet(), hooks=self.hooks),
             observability=SimpleNamespace(machine=Quiet(), activity=Quiet()),
+            memory=Quiet(),
         )
         self.flushed = Deferred.fromCoroutine(ServiceHandover(parts, lambda: None, 1).flush())
 
@@ -98,3 +100,10 @@ class TakeOverTests(SynchronousTestCase):
         router = FakeRouter()
         take_over(parts_of(router), UpgradeState(profile="quiet"))
         self.assertIsNone(router.profile)
+
+    def test_memory_is_known_before_the_first_request(self):
+        """Otherwise the first model to load would be loaded alone, and all servers that were taken over evicted."""
+        ledger = Ledger({"ram": Device(100)}, {"a": MemoryNeed(10)})
+        router = FakeRouter()
+        take_over(parts_of(router), UpgradeState(memory=ledger))
+        self.assertEqual(router.ledger, ledger)

@@ -47,6 +47,11 @@ class TestMeasuring(SynchronousTestCase):
             f"models:\n  owl:\n    cmd: {command}\n"
         )
 
+    def three(self, memory):
+        """A configuration with three models."""
+        lines = self.config(memory=memory).splitlines()
+        return "\n".join([*lines[:-2], *(f"  {name}:\n{lines[-1]}" for name in ("owl", "crow", "wren"))])
+
     def document(self, product):
         return product.json("/api/memory")
 
@@ -108,3 +113,21 @@ class TestMeasuring(SynchronousTestCase):
             self.assertEqual((board["total_mib"], board["foreign_mib"], board["free_mib"]), (8000, 500, 4500))
             self.assertIn("(pid 1)", board["foreign_by"])
             self.assertEqual(self.need(product)["gpus"], [[3060]])
+
+    def test_learned_models_stay_loaded_together_as_far_as_they_fit(self):
+        """Two of three servers fit into the budget; each is loaded alone until its size is known."""
+        with Product(self.three("{mode: 'on', budget: {ram: 400MiB}, hold: 0s}")) as product:
+
+            def load(name):
+                status, _, data = product.ask(f"/upstream/{name}/x")
+                self.assertEqual(status, 200, data)
+                needs = lambda: self.document(product)["needs"].get(name, {"samples": 0})
+                wait_for(lambda: needs()["samples"] >= 1, 15, f"the size of {name}")
+
+            for name in ("owl", "crow", "wren"):
+                load(name)
+            load("owl")
+            load("crow")
+            self.assertEqual(sorted(product.running()), ["crow", "owl"])
+            load("wren")
+            self.assertEqual(sorted(product.running()), ["crow", "wren"])

@@ -285,6 +285,15 @@ class LedgerTests(Scene):
         self.assertEqual(self.ledger.needs["owl"].source, "learned")
         self.assertEqual(len(self.estimates), 2)
 
+    def test_sizes_are_known_when_they_were_looked_up(self):
+        self.held = True
+        known = self.monitor.when_known()
+        self.monitor.start()
+        self.assertNoResult(known)
+        self.answer()
+        self.successResultOf(known)
+        self.successResultOf(self.monitor.when_known())
+
     def test_removed_model_leaves_the_ledger(self):
         self.monitor.start()
         self.load(ram=100)

@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import FailureRecord
+from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.upgrade.state import IdleConnection, UpgradeState, pack, unpack
 
@@ -37,6 +38,14 @@ STATE = UpgradeState(
     logs={"proxy": b"one\n", "model:b": b"\xe2\x82"},
     count=3,
     ailing=(FailureRecord("c", "digest", 4, 1234.5, "it ended", "last words\n"),),
+    memory=Ledger(
+        {"ram": Device(100, 1, 2, "firefox (pid 9)"), "gpu0": Device(50)},
+        {"b": MemoryNeed(5, ((GpuShare(3), GpuShare(4, "gpu0")), ()), "carried", False)},
+        {"b": {"ram": 5}},
+        {"b": 2.5},
+        hold=3.0,
+        pressed=frozenset({"ram"}),
+    ),
 )
 
 
@@ -52,7 +61,7 @@ class StateTests(SynchronousTestCase):
 
     def test_missing_fields_of_an_earlier_program_have_their_defaults(self):
         document = json.loads(pack(STATE))
-        for name in ("profile", "pinned", "logs", "count", "keeper", "ailing"):
+        for name in ("profile", "pinned", "logs", "count", "keeper", "ailing", "memory"):
             del document[name]
         self.assertEqual(unpack(json.dumps(document).encode()).count, 0)
 
