@@ -15,6 +15,7 @@ from llamaswap.cli.client import WORK_TIMEOUT, ApiClient, ClientError, JsonObjec
 from llamaswap.cli.context import CliContext, about, model_names, remote, seconds, table
 
 POLL_INTERVAL = 0.2  # seconds between two requests for the state of a load
+EXPLAINED_WAITS = 5  # models that requests wait for, each asked about with a request
 UNSEEN_TIMEOUT = 5.0  # seconds after which a load that the server does not report has failed
 
 STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "shutdown": "red"}
@@ -73,6 +74,7 @@ def _row(model: JsonObject) -> list[str]:
 def ps(context: CliContext, everything: bool) -> None:
     """Show the running models."""
     data = gather(context.client, everything)
+    _explain(context.client, data["queue"])
     if context.as_json:
         context.document(data)
         return
@@ -81,7 +83,31 @@ def ps(context: CliContext, everything: bool) -> None:
     else:
         context.say("nothing is loaded")
     for waiting in data["queue"]:
-        context.say(f"waiting {waiting['wait_ms'] / 1000:.1f}s for {waiting['model']} (place {waiting['position']})")
+        context.say(f"{wait_text(waiting)} (place {waiting['position']}){_because(waiting)}")
+
+
+def wait_text(waiting: JsonObject) -> str:
+    """How long a queued request has waited, and for what model."""
+    return f"waiting {waiting['wait_ms'] / 1000:.1f}s for {waiting['model']}"
+
+
+def _because(waiting: JsonObject) -> str:
+    return f": {waiting['reason']}" if waiting.get("reason") else ""
+
+
+def _explain(client: ApiClient, queue: Sequence[JsonObject]) -> None:
+    """Add the reason to the requests for the first few models that are waited for."""
+    reasons: dict[str, str] = {}
+    for name in list(dict.fromkeys(row["model"] for row in queue))[:EXPLAINED_WAITS]:
+        try:
+            plan = client.json(f"/api/plan?model={quoted(name)}")
+        except ClientError:
+            continue  # removed by a reload meanwhile
+        busy = f"waiting for {', '.join(plan['waits_for'])} to finish" if plan["waits_for"] else ""
+        reasons[name] = "; ".join(filter(None, (busy, plan["reason"])))
+    for row in queue:
+        if reasons.get(row["model"]):
+            row["reason"] = reasons[row["model"]]
 
 
 @click.command()

@@ -71,8 +71,9 @@ def view(data: JsonObject) -> Group:
     parts.append(Text(f"not loaded: {', '.join(stopped) or 'none'}", style="dim", overflow="ellipsis", no_wrap=True))
     if data["requests"]:
         parts.append(_requests(data["requests"]))
+    reasons = {row["model"]: f": {row['reason']}" for row in data["requests"] if row.get("reason")}
     for waiting in data["queue"][:REQUEST_ROWS]:
-        parts.append(Text(f"waiting {waiting['wait_ms'] / 1000:.1f}s for {waiting['model']}", style="yellow"))
+        parts.append(Text(models.wait_text(waiting) + reasons.get(waiting["model"], ""), style="yellow"))
     return Group(*parts)
 
 

@@ -62,6 +62,8 @@ class ModelQueries:
         expected = forecast(self._scheduler, model, self._clock.seconds())
         if expected.action != "queue":
             return None
+        if not expected.waits_for:  # memory that other programs use
+            return WaitReason(expected.reason)
         return WaitReason(f"waiting for {', '.join(expected.waits_for)} to finish", expected.waits_for)
 
     def failing(self) -> list[tuple[FailureRecord, float]]:

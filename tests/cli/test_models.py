@@ -28,6 +28,12 @@ class PsTests(SynchronousTestCase):
         for part in ("owl", "ready", "1m 5s", "waiting 1.5s for late"):
             self.assertIn(part, done.stdout)
 
+    def test_reason_of_a_wait_is_that_of_the_plan(self):
+        plan = {"reason": "late needs 9.0 GiB, but other programs (firefox) use 20.0 GiB", "waits_for": []}
+        server = server_with(detail("owl")).on("GET /api/plan?model=late", plan)
+        self.assertIn("waiting 1.5s for late (place 1): late needs 9.0 GiB, but", invoke(["ps"], server).stdout)
+        self.assertEqual(json.loads(invoke(["ps", "--json"], server).stdout)["queue"][0]["reason"], plan["reason"])
+
     def test_long_name_is_shown_in_full_on_a_narrow_terminal(self):
         name = "qwen3-coder-30b-a3b-instruct-2507-q4_k_m"
         done = invoke(["ps"], server_with(detail(name)), env={"COLUMNS": "30"})

@@ -27,6 +27,17 @@ class TopTests(SynchronousTestCase):
         for part in ("owl", "H1", "99 W", "streaming", "41.5", "cpu 20% of 2"):
             self.assertIn(part, done.stdout)
 
+    def test_waiting_request_has_its_reason(self):
+        late = {
+            "id": "10",
+            "model": "late",
+            "phase": "queued",
+            "elapsed_ms": 1500,
+            "reason": "waiting for owl to finish",
+        }
+        server = picture().on("GET /api/events?topics=inflight", sse(news("inflight", {"requests": [REQUEST, late]})))
+        self.assertIn("waiting 1.5s for late: waiting for owl to finish", invoke(["top", "--once"], server).stdout)
+
     def test_top_without_a_terminal_prints_view_after_view(self):
         server = picture()
         looks = []

@@ -690,6 +690,17 @@ class EvictionByMemoryTests(SynchronousTestCase):
         self.assertIsInstance(results(waiting)[0], Lease)
         self.assertEqual(here.fleet.up, ["b"])
 
+    def test_wait_for_memory_of_other_programs_is_explained(self) -> None:
+        here = self.scene("a")
+        gpu = Device(24 * 1024, foreign=20 * 1024, foreign_by="firefox")
+        need = MemoryNeed(0, ((GpuShare(16 * 1024),),), "learned")
+        here.router.memory_changed(Ledger({"ram": Device(64 * 1024), "gpu0": gpu}, {"a": need}))
+        here.router.request("a")
+        here.settle()
+        reason = here.router.wait_reason("a")
+        self.assertIn("a needs 16.0 GiB", reason.reason)
+        self.assertIn("firefox", reason.reason)
+
     def test_server_starts_with_the_gpus_that_were_chosen_for_it(self) -> None:
         text = """
 routing: {memory: {mode: on, hold: 0s}}
