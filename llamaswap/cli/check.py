@@ -188,7 +188,7 @@ def _print(context: CliContext, config: Path, result: CheckResult, effectively: 
     if result.changes is not None:
         _print_changes(context, result.changes)
     if result.usable and not effectively and result.changes is None and result.valid:
-        count = counted(len(result.usable.models), "model")
+        count = counted(sum(not model.replica_of for model in result.usable.models.values()), "model")
         if result.warnings:
             context.say(f"{config}: {count}, {counted(len(result.warnings), 'warning')}; it loads", "yellow")
         else:

@@ -225,6 +225,7 @@ class ProxyHandler:
             raise pending.refusal
         request.stop = lambda _: pending.cancel()
         exchange.on_gone(pending.cancel)
+        request.server = pending.model  # that of the superseded request, if there is one
         try:
             # Without other targets only: behind a loading stream none of them could be tried.
             shows = request.target.shows_loading and not request.other_targets and not exchange.sink.started

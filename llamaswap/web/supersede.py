@@ -23,15 +23,16 @@ def supersede_key(model: Model, head: RequestHead, client_address: str, sessions
     """
     if not model.supersede:
         return None
+    name = model.replica_of or model.id
     known = session(head.headers, session_headers(sessions))
     # Another key means another user, whatever else is the same.
     keys = tuple(head.first(name) for name in sorted(header_rules.CREDENTIALS))
     if known:
-        return model.id, head.path, keys, "session", known
+        return name, head.path, keys, "session", known
     if model.supersede != "client":
         return None
     return (
-        model.id,
+        name,
         head.path,
         keys,
         header_rules.real_client_address(head.first, client_address),

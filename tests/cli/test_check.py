@@ -158,6 +158,10 @@ class CheckTests(SynchronousTestCase):
         self.assertNotIn("folder", done.stderr)
         self.assertFalse(new.exists())
 
+    def test_replicas_are_one_model(self):
+        content = "models: {owl: {cmd: 'x ${PORT}', replicas: 3}}\n"
+        self.assertIn(": 1 model,", invoke(["check", self.file(content)]).stdout)
+
     def test_diff_without_changes_is_reported(self):
         self.assertIn("change nothing", invoke(["check", self.file(GOOD), "--diff", self.file(GOOD)]).stdout)
 

@@ -30,6 +30,11 @@ class SupersedeKeyTests(SynchronousTestCase):
         self.assertNotEqual(key_of(NAMED), key_of([(b"X-Session-Id", b"s2")]))
         self.assertIsNone(key_of([]))
 
+    def test_replica_shares_the_key_of_its_model(self):
+        head = RequestHead(b"POST", b"/infill", list(NAMED))
+        copy = Model("a.r2", replica_of="a", supersede="session")
+        self.assertEqual(supersede_key(copy, head, "10.0.0.1", SESSIONS), key_of(NAMED))
+
     def test_client_key_has_address_api_key_and_program(self):
         agent = [(b"User-Agent", b"vim")]
         self.assertEqual(key_of(agent, "client"), key_of(agent, "client"))
