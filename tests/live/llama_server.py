@@ -41,6 +41,7 @@ def main() -> None:
     p.add_argument("-t", "--threads", type=int, default=1)
     p.add_argument("-np", "--parallel", type=int, default=1)
     p.add_argument("--threads-http", type=int, default=-1, help="-1: as many as llama.cpp thinks fit")
+    p.add_argument("--no-mmap", action="store_true")
     p.add_argument("--embedding", "--embeddings", action="store_true")
     p.add_argument("--rerank", "--reranking", action="store_true")
     p.add_argument("--metrics", action="store_true")
@@ -69,6 +70,8 @@ def main() -> None:
     q.n_parallel = a.parallel
     q.cpuparams.n_threads = q.cpuparams_batch.n_threads = a.threads
     q.n_threads_http = a.threads_http
+    if a.no_mmap:
+        q.load_mode = x.llama_load_mode.LLAMA_LOAD_MODE_NONE
     q.endpoint_slots = True
     q.endpoint_metrics = a.metrics
     q.ui = False
