@@ -24,6 +24,7 @@ from llamaswap.observe.gpu_sources import usual
 from llamaswap.observe.gpus import GpuReader
 from llamaswap.scheduling.memory import RAM, Device, MemoryNeed
 from llamaswap.servers.environment import for_servers
+from llamaswap.web.secret_masking import known_secrets
 
 LEARNED = ("learned", "carried")
 UNKNOWN = (
@@ -41,9 +42,8 @@ def machine(environ: Mapping[str, str]) -> dict[str, Device]:
 
 def environment_of(model: Model, config: Config, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment that the model's server gets."""
-    secrets = {key.value for key in config.api_keys}
-    pairs = (entry.partition("=") for entry in model.env if "=" in entry)
-    return {**for_servers(environ, model.env_policy, secrets), **{name: value for name, _, value in pairs}}
+    passed = for_servers(environ, model.env_policy, known_secrets(config))
+    return passed | dict(entry.split("=", 1) for entry in model.env if "=" in entry)
 
 
 def find_model(config: Config, name: str) -> Model:

@@ -142,8 +142,8 @@ def _estimate_gguf(
     """What the engine says, else what the header of the file says."""
     try:
         files = read_files(path, settings, environment)
-    except (gguf.GgufError, OSError):
-        return None
+    except (OSError, ValueError):
+        return None  # also GgufError
     if not files.model.layers:
         return None  # another kind of model, such as one for images
     ways = gpu_ways(settings, devices, environment, choice)
@@ -152,7 +152,7 @@ def _estimate_gguf(
         try:
             rows = ask_engine(program, path, settings, environment)
             return estimate_from_rows(rows, files, settings, ways)
-        except OSError:
+        except (OSError, ValueError):
             pass  # an older program, or a driver that does not answer: the header says about the same
     return estimate_llama(files, settings, ways)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import Factory, define, field, frozen
 
-HEADER_LIMIT = 64 * 1024 * 1024  # bytes; the largest vocabularies take about 15 MiB
+HEADER_LIMIT = 32 * 1024 * 1024  # bytes; the largest vocabularies take about 15 MiB
 ENTRY_LIMIT = 20_000  # entries of the metadata
 TENSOR_LIMIT = 200_000
 SHARD_LIMIT = 1_000
@@ -60,11 +60,8 @@ class Gguf:
 
     @property
     def layers(self) -> int:
-        """The number of layers. Raises GgufError if no model has so many."""
-        layers = self.number("block_count")
-        if layers > LAYER_LIMIT:
-            raise GgufError(f"the header says that the model has {layers} layers")
-        return layers
+        """The number of layers."""
+        return self.number("block_count")
 
     def number(self, key: str, default: int = 0) -> int:
         """A number of the architecture, not negative; the largest one if each layer has its own."""
@@ -106,6 +103,8 @@ def shards(path: Path) -> list[Path]:
 def read(path: Path) -> Gguf:
     """The header of a model. Blocks. Raises GgufError or OSError, which is also what a missing shard raises."""
     first, *more = (_read_file(shard) for shard in shards(path))
+    if first.layers > LAYER_LIMIT:
+        raise GgufError(f"the header says that the model has {first.layers} layers")
     if not more:
         return first
     tensors = dict(first.tensors)

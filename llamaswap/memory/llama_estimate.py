@@ -153,7 +153,7 @@ class Layout:
         found = []
         for entry in filter(None, self.settings.text("override").split(",")):
             pattern, _, place = entry.rpartition("=")
-            number = re.search(r"\d+$", place)
+            number = re.search(r"\d{1,3}$", place)
             gpu = min(int(number[0]), len(self.gpus) - 1) if number else CPU
             try:
                 found.append((re.compile(pattern), CPU if place.upper().startswith("CPU") else gpu))
@@ -258,7 +258,7 @@ def _used_gpus(settings: Settings, gpus: dict[str, Device]) -> dict[str, Device]
     names = list(gpus)
     device = settings.text("device")
     if device:
-        numbers = [re.search(r"\d+$", word) for word in device.split(",")]
+        numbers = [re.search(r"\d{1,3}$", word) for word in device.split(",")]
         names = [names[int(number[0])] for number in numbers if number and int(number[0]) < len(names)]
     if settings.text("split_mode") == "none" and names:
         names = [names[max(0, min(settings.number("main_gpu", 0), len(names) - 1))]]

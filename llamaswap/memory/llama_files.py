@@ -17,7 +17,7 @@ FILE_LIMIT = 2000  # names of a folder that are read
 def model_file(settings: Settings, environment: Mapping[str, str]) -> Path | None:
     """The model's first file, None if the command names none, or one that has yet to be downloaded."""
     if settings.text("model"):
-        return Path(settings.text("model")).expanduser()
+        return Path(settings.text("model"))
     name, _, quant = settings.text("hf_repo").partition(":")
     return downloaded(name, settings.text("hf_file") or quant, environment) if name else None
 
@@ -37,14 +37,14 @@ def read_files(path: Path, settings: Settings, environment: Mapping[str, str]) -
     draft = settings.text("draft")
     return LlamaModel(
         gguf.read(path),
-        gguf.read(Path(draft).expanduser()) if draft else None,
+        gguf.read(Path(draft)) if draft else None,
         _projector_size(settings, environment),
     )
 
 
 def all_files(path: Path, settings: Settings) -> list[Path]:
     """The files whose change changes the estimate."""
-    named = [Path(settings.text(name)).expanduser() for name in ("draft", "mmproj") if settings.text(name)]
+    named = [Path(settings.text(name)) for name in ("draft", "mmproj") if settings.text(name)]
     return [*gguf.shards(path), *named]
 
 
@@ -52,7 +52,7 @@ def _projector_size(settings: Settings, environment: Mapping[str, str]) -> int:
     if not settings.on("use_mmproj", True):
         return 0
     if settings.text("mmproj"):
-        return Path(settings.text("mmproj")).expanduser().stat().st_size
+        return Path(settings.text("mmproj")).stat().st_size
     name = settings.text("hf_repo").partition(":")[0]
     path = downloaded(name, "", environment, projector=True) if name and not settings.text("model") else None
     return path.stat().st_size if path else 0

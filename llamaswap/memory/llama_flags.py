@@ -205,10 +205,16 @@ class Settings:
             return []
 
 
+def program_names(argv: Sequence[str]) -> list[str]:
+    """The names of what a command may run: its words without flags and their values, but with python's modules."""
+    pairs = zip(("", *argv), argv, strict=False)
+    words = (word for before, word in pairs if not before.startswith("-") or before == "-m")
+    return [PurePath(word).name for word in words if not word.startswith("-")]
+
+
 def engine_of(argv: Sequence[str]) -> Engine:
     """The program of a command, llama-server if it is unknown."""
-    for word in argv:
-        name = PurePath(word).name.lower()
+    for name in program_names(argv):
         if name.startswith("koboldcpp"):
             return KOBOLDCPP
         if name == "llama_cpp.server":

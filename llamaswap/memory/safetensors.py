@@ -5,14 +5,17 @@ Only files of this machine are read. vLLM and SGLang take a share of the memory 
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations, islice, pairwise
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from attrs import frozen
 
 from llamaswap.config.schema.memory import GpuChoice
 from llamaswap.hub_cache import hub_folder, newest_snapshot, repository
+from llamaswap.memory.llama_flags import program_names
 from llamaswap.memory.spread import Estimate, Part, mib, shares, spreads, visible
 from llamaswap.scheduling.memory import RAM, Device, GpuShare, MemoryNeed
 
@@ -53,7 +56,7 @@ MODEL_FLAGS = ("--model", "--model-path", "--model-id", "--model_id", "-m")
 
 def share_engine(argv: Sequence[str]) -> ShareEngine | None:
     """The engine of a command if it is one of those that take a share."""
-    names = {PurePath(word).name.partition(":")[0] for word in argv}
+    names = {name.partition(":")[0] for name in program_names(argv)}
     return next((engine for engine in (VLLM, SGLANG) if names.intersection(engine.words)), None)
 
 
@@ -118,17 +121,13 @@ def estimate_weights(
 
 def cpu_cache(environment: Mapping[str, str]) -> int:
     """MiB that vLLM keeps for its cache on a machine without GPUs."""
-    try:
-        return int(float(environment.get("VLLM_CPU_KVCACHE_SPACE") or CPU_CACHE) * 1024)
-    except ValueError:
-        return int(CPU_CACHE * 1024)
+    return int(_finite(environment.get("VLLM_CPU_KVCACHE_SPACE", ""), CPU_CACHE) * 1024)
 
 
 def _folder(name: str, environment: Mapping[str, str]) -> Path | None:
     """The folder with the files of a model: the one that is named, or the newest download of the repository."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    if os.path.isdir(name):
+        return Path(name)
     if name.count("/") != 1 or ".." in name:
         return None
     home = Path(environment.get("HOME") or "/")
@@ -155,8 +154,13 @@ def _number(argv: Sequence[str], flags: Sequence[str], default: float) -> float:
     for at, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name in flags:
-            try:
-                return float(value if equals else argv[at + 1])
-            except (ValueError, IndexError):
-                return default
+            return _finite(value if equals else "".join(argv[at + 1 : at + 2]), default)
     return default
+
+
+def _finite(text: str, default: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return default
+    return number if math.isfinite(number) else default

@@ -41,8 +41,9 @@ class Spread:
 
 
 def gpu_names(devices: Mapping[str, Device]) -> list[str]:
-    """The GPUs of a machine, by number."""
-    return sorted((name for name in devices if name != RAM), key=lambda name: (len(name), name))
+    """The GPUs of a machine whose size is known, by number."""
+    known = (name for name, device in devices.items() if name != RAM and device.total > 0)
+    return sorted(known, key=lambda name: (len(name), name))
 
 
 def visible(devices: Mapping[str, Device], environment: Mapping[str, str]) -> dict[str, Device]:

@@ -68,8 +68,22 @@ class LadderTests(SynchronousTestCase):
         for name in (path, self.folder / "missing.gguf", self.folder):
             self.assertIsNone(self.source(f"llama-server -m {name}"))
         self.assertIsNone(self.source(f"llama-server -m {self.gguf()} -md missing.gguf"))
+        metadata, tensors = gguf_files.llama()
+        gguf_files.write(path, {**metadata, "llama.block_count": 4_000_000_000}, tensors)
+        self.assertIsNone(self.source(f"llama-server -m {path}"))
         self.assertIsNone(self.source("some-server --port 9"))
         self.assertIsNone(self.source(f"llama-server -m {self.gguf('a-00001-of-99999.gguf')}"))
+
+    def test_damaged_header_gives_an_estimate_or_none(self):
+        metadata, tensors = gguf_files.llama(1, 32, 64, 32, heads=2, kv_heads=1, attention__sliding_window=128)
+        path = self.folder / "m.gguf"
+        gguf_files.write(path, metadata, tensors)
+        whole = path.read_bytes()
+        answers = set()
+        for at in range(gguf_files.header_size(metadata, tensors)):
+            path.write_bytes(whole[:at] + b"\xff" * 4 + whole[at + 4 :])
+            answers.add(self.source(f"llama-server -m {path}", GPUS))
+        self.assertEqual(answers, {"gguf", None})
 
     def test_share_engine_is_estimated_by_its_share_and_by_weights_without_a_gpu(self):
         self.sized("model.safetensors", 1 << 20)

@@ -58,6 +58,9 @@ class OtherEngineTests(SynchronousTestCase):
         self.assertEqual((found.text("key_type"), found.ratios()), ("q8_0", [7.0, 3.0]))
         self.assertFalse(found.on("mmap", True))
 
+    def test_model_that_is_called_like_an_engine_does_not_change_it(self):
+        self.assertEqual(settings("llama-server -m m.gguf -a koboldcpp").number("context", 0), 0)
+
     def test_llama_cpp_python_loads_no_layer_on_a_gpu_by_default(self):
         found = settings("python3 -m llama_cpp.server --model m.gguf --type_k 8 --use_mmap false")
         self.assertEqual((found.number("gpu_layers", -1), found.text("key_type")), (0, "q8_0"))

@@ -25,7 +25,9 @@ class ShareTests(SynchronousTestCase):
             ("/venv/bin/vllm serve x", VLLM),
             ("python3 -m vllm.entrypoints.openai.api_server --model x", VLLM),
             ("python3 -m sglang.launch_server --model-path x", SGLANG),
+            ("docker.io/vllm/vllm-openai:v0.9 --model x", VLLM),
             ("llama-server -m x.gguf", None),
+            ("llama-server -m x.gguf --alias vllm", None),
         ):
             self.assertIs(share_engine(command.split()), engine, command)
 
@@ -33,7 +35,9 @@ class ShareTests(SynchronousTestCase):
         self.assertEqual(self.options("vllm serve x"), ((GpuShare(21600, "gpu0"),),))
         self.assertEqual(self.options("vllm serve x --gpu-memory-utilization 0.5"), ((GpuShare(12000, "gpu0"),),))
         self.assertEqual(self.options("vllm serve x --gpu-memory-utilization=0.25"), ((GpuShare(6000, "gpu0"),),))
-        self.assertEqual(self.options("vllm serve x --gpu-memory-utilization much"), ((GpuShare(21600, "gpu0"),),))
+        for word in ("much", "nan", "inf", ""):
+            found = self.options(f"vllm serve x -tp {word} --gpu-memory-utilization {word}")
+            self.assertEqual(found, ((GpuShare(21600, "gpu0"),),))
         self.assertEqual(self.options("s --mem-fraction-static 0.5", engine=SGLANG), ((GpuShare(12000, "gpu0"),),))
 
     def test_parallel_engine_takes_it_of_several_gpus(self):
