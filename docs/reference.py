@@ -56,6 +56,9 @@ def _keys(
         yield from ("", f".. confval:: {path}")
         one = nested.record.__name__.upper() if isinstance(nested, kinds.SectionMapType) else ""
         shape = f"mapping of {one} to the keys below" if one else "mapping"
+        short = nested.shorthand if isinstance(nested, kinds.SectionType) else ""
+        if short:
+            shape = f"{kinds.keys_of(nested.record)[short][1].kind.name}, or mapping"
         yield f"   :type: {shape if nested else key.kind.name}"
         if "default" in told and not nested:
             yield f"   :default: ``{json.dumps(told['default'], ensure_ascii=False)}``"

@@ -1,0 +1,30 @@
+"""What `routing.memory: on` would make possible, in words for an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+from llamaswap.scheduling.memory import Ledger, Occupant, place
+
+MOST_NAMED = 6  # models in a sentence
+
+
+def fitting_together(ledger: Ledger) -> tuple[str, ...]:
+    """Models with known needs that fit into memory at the same time; those that load longest are tried first."""
+    found: list[Occupant] = []
+    for name in sorted(ledger.needs, key=lambda name: (-ledger.load_seconds.get(name, 0.0), name)):
+        placement = place(ledger, name, found)
+        if placement.sizes is not None and not placement.obstacle:
+            found.append(Occupant(name, placement.sizes, inf))
+    return tuple(sorted(one.model for one in found))
+
+
+def advice(ledger: Ledger, evict: Callable[[str, Sequence[str]], Sequence[str]]) -> list[str]:
+    """Sentences about models that fit into memory together, but replace one another by `evict`, the present rules."""
+    together = fitting_together(ledger)
+    parted = [name for name in together if evict(name, [other for other in together if other != name])]
+    if not parted:
+        return []
+    names = ", ".join(together[:MOST_NAMED]) + (" and more" if len(together) > MOST_NAMED else "")
+    return [f"These models fit into memory together: {names}. `llamaswap memory enable` lets them stay loaded."]
