@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from attrs import asdict, define
 
+from llamaswap.config.routing import eviction_of
+from llamaswap.config.schema.routing import Routing
 from llamaswap.memory.monitor import MemoryMonitor
-from llamaswap.scheduling.memory import RAM, Device, MemoryNeed
+from llamaswap.scheduling.memory import RAM, Device, Ledger, MemoryNeed
+from llamaswap.scheduling.memory_advice import advice
 from llamaswap.web.memory_api import DeviceMemory, MemoryDocument, ModelMemory, NeedDocument
 
 MEASURED = "measured"
@@ -15,22 +18,29 @@ MEASURED = "measured"
 
 @define(eq=False)
 class MemoryReport:
-    """Makes the document; `device_name` names a device, `mode` is the mode of `routing.memory`."""
+    """Makes the document; `device_name` names a device, `routing` are the rules in force."""
 
     monitor: MemoryMonitor
     device_name: Callable[[str], str]
-    mode: Callable[[], str]
+    routing: Callable[[], Routing]
 
     def document(self) -> dict[str, object]:
         """A `MemoryDocument`."""
         needs = {model: self.monitor.known_need(model) for model in sorted(self.monitor.models())}
         return asdict(
             MemoryDocument(
-                self.mode(),
+                self.routing().memory.mode,
                 [self._device(name, device, needs) for name, device in self.monitor.devices().items()],
                 {model: self._need(model, need) for model, need in needs.items() if need is not None},
+                self._advice({model: need for model, need in needs.items() if need is not None}),
             )
         )
+
+    def _advice(self, needs: Mapping[str, MemoryNeed]) -> list[str]:
+        routing = self.routing()
+        if routing.memory.mode != "advise":
+            return []
+        return advice(Ledger(self.monitor.devices(), needs), eviction_of(routing.router))
 
     def _device(self, name: str, device: Device, needs: dict[str, MemoryNeed | None]) -> DeviceMemory:
         found = self.monitor.use.devices[name]
@@ -44,11 +54,12 @@ class MemoryReport:
                 size, source = _share(need, name), need.source
             if size:
                 models.append(ModelMemory(view.model, size, source, self._squeezed(view.model)))
+        free = min(found.total - found.used, device.total - device.foreign - sum(row.mib for row in models))
         return DeviceMemory(
             device=name,
             name=self.device_name(name),
             total_mib=device.total,
-            free_mib=max(0, found.total - found.used),
+            free_mib=max(0, free),  # of the budget, if there is one
             reserve_mib=device.reserve,
             foreign_mib=device.foreign,
             foreign_by=device.foreign_by,

@@ -94,7 +94,7 @@ class MemoryParts:
             rest=lambda: self.thread(self.nvidia.close),
         )
         self.report = MemoryReport(
-            self.monitor, lambda device: self._names.get(device, ""), lambda: router.config.routing.memory.mode
+            self.monitor, lambda device: self._names.get(device, ""), lambda: router.config.routing
         )
         context.bus.subscribe(StateChanged, self._state_changed)
         context.bus.subscribe(SleepEnded, lambda event: self.monitor.state_changed(event.model, "stopped"))
@@ -246,9 +246,10 @@ class MemoryParts:
         self.monitor.state_changed(event.model, event.new)
 
     def _request_ended(self, event: ActivityStored) -> None:
-        model = self.models.router.config.real(event.row.model)
-        if model is not None:
-            self.monitor.request_ended(model)
+        config = self.models.router.config
+        model = config.real(event.row.model)
+        for name in config.copies(model) if model is not None else ():
+            self.monitor.request_ended(name)
 
 
 def _words(command: str) -> list[str]:

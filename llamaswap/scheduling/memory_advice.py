@@ -23,8 +23,7 @@ def fitting_together(ledger: Ledger) -> tuple[str, ...]:
 def advice(ledger: Ledger, evict: Callable[[str, Sequence[str]], Sequence[str]]) -> list[str]:
     """Sentences about models that fit into memory together, but replace one another by `evict`, the present rules."""
     together = fitting_together(ledger)
-    parted = [name for name in together if evict(name, [other for other in together if other != name])]
-    if not parted:
+    if not any(evict(name, [other for other in together if other != name]) for name in together):
         return []
     names = ", ".join(together[:MOST_NAMED]) + (" and more" if len(together) > MOST_NAMED else "")
     return [f"These models fit into memory together: {names}. `llamaswap memory enable` lets them stay loaded."]

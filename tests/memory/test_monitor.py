@@ -6,7 +6,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.app.memory_document import MemoryReport
+from llamaswap.config.diagnostics import Diagnostics
+from llamaswap.config.policies import RouterSettings
+from llamaswap.config.policies.groups import GROUP_POLICY
 from llamaswap.config.schema.memory import MemorySettings
+from llamaswap.config.schema.routing import EvictionSettings, Routing
 from llamaswap.memory.footprints import FootprintStore
 from llamaswap.memory.learner import Learner
 from llamaswap.memory.measure import DeviceUse, MachineUse, ModelUse
@@ -366,8 +370,13 @@ class PressureTests(Scene):
 
 class DocumentTests(Scene):
     def document(self):
-        report = MemoryReport(self.monitor, {"ram": "", "gpu0": "RTX"}.get, lambda: self.settings.mode)
+        report = MemoryReport(self.monitor, {"ram": "", "gpu0": "RTX"}.get, lambda: self.routing)
         return report.document()
+
+    @property
+    def routing(self):
+        default = GROUP_POLICY.check({}, {"owl", "crow"}, "", Diagnostics())
+        return Routing(EvictionSettings("group", RouterSettings(groups=default)), memory=self.settings)
 
     def test_document_is_empty_before_the_first_measurement(self):
         self.assertEqual(self.document(), {"mode": "advise", "devices": [], "needs": {}, "advice": []})
@@ -384,7 +393,7 @@ class DocumentTests(Scene):
         rows = [{"model": "owl", "mib": 4000, "source": "measured", "squeezed": False}]
         rows.append({"model": "crow", "mib": 700, "source": "declared", "squeezed": False})
         self.assertEqual(gpu.pop("models"), rows)
-        expected = {"device": "gpu0", "name": "RTX", "total_mib": 8000, "free_mib": 3500, "reserve_mib": 100}
+        expected = {"device": "gpu0", "name": "RTX", "total_mib": 8000, "free_mib": 2800, "reserve_mib": 100}
         self.assertEqual(gpu, {**expected, "foreign_mib": 500, "foreign_by": "blender (pid 4)"})
         self.assertEqual([row["mib"] for row in found["devices"][0]["models"]], [100, 30])
         need = {
@@ -397,3 +406,21 @@ class DocumentTests(Scene):
         }
         self.assertEqual(found["needs"]["owl"], need)
         self.assertEqual(found["needs"]["crow"]["source"], "declared")
+
+    def test_free_memory_is_that_of_the_budget(self):
+        self.devices["gpu0"] = DeviceUse(8000, 4000, 0)
+        self.settings = MemorySettings(budget={"gpu0": 5000})
+        self.monitor.start()
+        self.load(ram=100, gpu0=4000)
+        gpu = self.document()["devices"][1]
+        self.assertEqual((gpu["total_mib"], gpu["free_mib"]), (5000, 1000))
+
+    def test_models_that_fit_together_but_replace_one_another_are_advised_about(self):
+        self.devices["gpu0"] = DeviceUse(8000, 700, 0)
+        self.needs |= {name: MemoryNeed(100, ((GpuShare(700),),)) for name in ("owl", "crow")}
+        self.monitor.start()
+        self.load(ram=100, gpu0=700)
+        [sentence] = self.document()["advice"]
+        self.assertIn("crow, owl", sentence)
+        self.settings = MemorySettings("on")
+        self.assertEqual(self.document()["advice"], [])
