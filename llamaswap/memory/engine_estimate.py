@@ -63,6 +63,7 @@ def ask_engine(program: str, model: Path, settings: Settings, environment: Mappi
             words += [LLAMA_SERVER.values[name].split()[0], _flag_value(name, settings.text(name))]
     variables = {name: value for name, value in environment.items() if not name.startswith("LLAMA_ARG_")}
     variables["LLAMA_ARG_OFFLINE"] = "1"
+    variables.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of our names
     for name in _AS_ENVIRONMENT:
         if settings.text(name):
             variables[LLAMA_SERVER.environment[name][0]] = settings.text(name)

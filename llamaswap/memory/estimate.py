@@ -66,7 +66,7 @@ class Estimator:
             for name in sorted(environment)
             if name in _VARIABLES or name.startswith(_PREFIXES)
         )
-        key: Key = (tuple(argv), variables, totals, choice, _states(argv, path, settings))
+        key: Key = (tuple(argv), variables, totals, choice, _states(argv, path, settings, environment))
         if key not in self._kept:
             while len(self._kept) >= CACHE_LIMIT:
                 self._kept.pop(next(iter(self._kept)), None)
@@ -157,10 +157,12 @@ def _estimate_gguf(
     return estimate_llama(files, settings, ways)
 
 
-def _states(argv: Sequence[str], path: Path | None, settings: Settings) -> tuple[object, ...]:
+def _states(
+    argv: Sequence[str], path: Path | None, settings: Settings, environment: Mapping[str, str]
+) -> tuple[object, ...]:
     """The sizes and times of the files that an estimate depends on."""
     try:
-        files = all_files(path, settings) if path is not None else []
+        files = all_files(path, settings, environment) if path is not None else []
     except gguf.GgufError:
         files = []
     return tuple(_state(file) for file in (*files, *(Path(word) for word in argv[:64] if os.sep in word)))

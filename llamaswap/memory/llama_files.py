@@ -18,8 +18,13 @@ def model_file(settings: Settings, environment: Mapping[str, str]) -> Path | Non
     """The model's first file, None if the command names none, or one that has yet to be downloaded."""
     if settings.text("model"):
         return Path(settings.text("model"))
-    name, _, quant = settings.text("hf_repo").partition(":")
-    return downloaded(name, settings.text("hf_file") or quant, environment) if name else None
+    return _of_repository(settings.text("hf_repo"), settings.text("hf_file"), environment)
+
+
+def _of_repository(given: str, file: str, environment: Mapping[str, str]) -> Path | None:
+    """The file of a repository, given as NAME or NAME:QUANT."""
+    name, _, quant = given.partition(":")
+    return downloaded(name, file or quant, environment) if name else None
 
 
 def downloaded(name: str, wanted: str, environment: Mapping[str, str], *, projector: bool = False) -> Path | None:
@@ -34,18 +39,22 @@ def downloaded(name: str, wanted: str, environment: Mapping[str, str], *, projec
 
 def read_files(path: Path, settings: Settings, environment: Mapping[str, str]) -> LlamaModel:
     """What the estimate needs of all files of a command. Raises GgufError or OSError."""
-    draft = settings.text("draft")
+    draft = _draft_file(settings, environment)
     return LlamaModel(
-        gguf.read(path),
-        gguf.read(Path(draft)) if draft else None,
-        _projector_size(settings, environment),
+        gguf.read(path), None if draft is None else gguf.read(draft), _projector_size(settings, environment)
     )
 
 
-def all_files(path: Path, settings: Settings) -> list[Path]:
-    """The files whose change changes the estimate."""
-    named = [Path(settings.text(name)) for name in ("draft", "mmproj") if settings.text(name)]
-    return [*gguf.shards(path), *named]
+def _draft_file(settings: Settings, environment: Mapping[str, str]) -> Path | None:
+    if settings.text("draft"):
+        return Path(settings.text("draft"))
+    return _of_repository(settings.text("draft_repo"), "", environment)
+
+
+def all_files(path: Path, settings: Settings, environment: Mapping[str, str]) -> list[Path]:
+    """The files whose change changes the estimate. Raises GgufError."""
+    draft, projector = _draft_file(settings, environment), settings.text("mmproj")
+    return [*gguf.shards(path), *([draft] if draft else []), *([Path(projector)] if projector else [])]
 
 
 def _projector_size(settings: Settings, environment: Mapping[str, str]) -> int:
