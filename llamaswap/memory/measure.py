@@ -13,10 +13,11 @@ from typing import Protocol
 
 from attrs import Factory, define, field, frozen
 
+from llamaswap.kernel_files import machine_memory
 from llamaswap.memory.cgroup import ControlGroups
 from llamaswap.memory.drm_use import DrmUse, fdinfo_use, kfd_use
 from llamaswap.memory.nvidia_use import ListedUse
-from llamaswap.memory.process_memory import RamUse, program_of, ram_available, ram_of
+from llamaswap.memory.process_memory import RamUse, program_of, ram_of
 from llamaswap.scheduling.memory import RAM, Sizes
 from llamaswap.wire.byte_budget import MIB
 
@@ -134,7 +135,7 @@ class Measurer:
     kfd: Callable[[], Mapping[str, Mapping[int, int]]] = kfd_use
     fdinfo: Callable[[Iterable[int]], DrmUse] = fdinfo_use
     ram: Callable[[Iterable[int]], RamUse] = ram_of
-    available: Callable[[], tuple[int, int]] = ram_available
+    available: Callable[[], tuple[int, int]] = machine_memory
     program: Callable[[int], str] = program_of
     _outside: dict[int, int | None] = field(factory=dict, init=False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from llamaswap.kernel_files import file_text, machine_memory, number
+from llamaswap.kernel_files import file_text, number
 
 KIB = 1024
 PROC = Path("/proc")
@@ -79,14 +79,6 @@ def children_of(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
         return []
-
-
-def ram_available(proc: Path = PROC) -> tuple[int, int]:
-    """Bytes of memory of the machine, and those that programs could still get."""
-    known = fields(file_text(proc / "meminfo"), ("MemTotal", "MemAvailable"))
-    if len(known) < 2:
-        return machine_memory()
-    return known["MemTotal"] * KIB, known["MemAvailable"] * KIB
 
 
 def largest_process(but: Collection[int], proc: Path = PROC) -> int | None:

@@ -18,10 +18,10 @@ class ContainerTests(SynchronousTestCase):
         self.podman = Podman()
         self.addCleanup(self.podman.clean)
 
-    def boxed(self):
-        """A configuration with a model in a container."""
+    def boxed(self, before=""):
+        """A configuration with a model in a container, which runs the command `before` first."""
         podman = " ".join(self.podman.command)
-        serve = "echo ready > /www/health && exec /bin/busybox httpd -f -p 127.0.0.1:${PORT} -h /www"
+        serve = f"{before}echo ready > /www/health && exec /bin/busybox httpd -f -p 127.0.0.1:${{PORT}} -h /www"
         model = {
             "cmd": f"{podman} run --rm --network=host --name boxed {IMAGE} /bin/busybox sh -c "
             f"'export PATH=/bin; {serve}'",
@@ -50,3 +50,16 @@ class ContainerTests(SynchronousTestCase):
             product.json("/v1/chat/completions", {"model": "other", "messages": []}, timeout=90)
             self.assertEqual(product.running(), {"other": "ready"})
             wait_for(lambda: not self.podman.names(), 10, "the container's end")
+
+    def test_memory_of_a_container_is_that_of_its_control_group(self):
+        """Its processes are not descendants of the command. 40 MiB are in a file system in memory."""
+        fill = "/bin/busybox dd if=/dev/zero of=/dev/shm/x bs=1048576 count=40 && "
+        with Product(self.boxed(fill), env=self.podman.env) as product:
+            self.assertEqual(product.ask("/upstream/boxed/nothing", timeout=90)[0], 404, product.output)
+
+            def shown():
+                lines = product.ask("/metrics")[2].decode().splitlines()
+                return [line for line in lines if line.startswith("llamaswap_model_memory_bytes") and "cgroup" in line]
+
+            wait_for(shown, 15, "the measurement")
+            self.assertGreater(int(shown()[0].rpartition(" ")[2]), 40 * 1024 * 1024)

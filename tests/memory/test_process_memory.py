@@ -5,7 +5,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.memory.cgroup import ControlGroups
-from llamaswap.memory.process_memory import RamUse, largest_process, program_of, ram_available, ram_of
+from llamaswap.memory.process_memory import RamUse, largest_process, program_of, ram_of
 from tests.memory.doubles import MIB, write_tree
 
 STATUS = "Name:\towl\nVmRSS:\t  409600 kB\nRssAnon:\t{} kB\nRssFile:\t  307200 kB\nRssShmem:\t{} kB\nVmSwap:\t{} kB\n"
@@ -42,12 +42,6 @@ class ProcessTests(KernelFiles):
 
         used = ram_of([os.getpid(), 2**30], self.root / "missing")
         self.assertGreater(used.resident, 5 * MIB)
-
-    def test_available_memory_is_read(self):
-        write_tree(self.root, {"meminfo": "MemTotal:  2048 kB\nMemFree:  10 kB\nMemAvailable:  1024 kB\n"})
-        self.assertEqual(ram_available(self.root), (2 * MIB, MIB))
-        total, available = ram_available(self.root / "missing")
-        self.assertGreater(total, available)
 
     def test_largest_process_is_found_by_its_own_memory(self):
         pages = {"3/statm": "900 900 800", "4/statm": "500 500 100", "5/statm": "800 800 0", "6/statm": ""}
