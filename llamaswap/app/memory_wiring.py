@@ -91,7 +91,7 @@ class MemoryParts:
             changed=router.memory_changed,
             estimate=self._estimate,
             estimating=lambda: router.config.routing.memory.mode == "on",
-            rest=lambda: self.thread(self.nvidia.close),
+            rest=self._rest,
         )
         self.report = MemoryReport(
             self.monitor, lambda device: self._names.get(device, ""), lambda: router.config.routing
@@ -170,7 +170,18 @@ class MemoryParts:
             self._names = {f"gpu{reading.id}": reading.name for reading in readings}
             return self.thread(lambda: self.measurer.measure(servers, readings))
 
-        return self.models.read_gpus().addCallback(with_boards)
+        return self._read_gpus().addCallback(with_boards)
+
+    def _read_gpus(self) -> Deferred[Sequence[GpuReading]]:
+        """The readings of the GPUs. If memory decides, they are needed also where the machine is not monitored."""
+        if self.models.router.config.routing.memory.mode == "on":
+            return self.models.driver_thread(self.models.gpus.read)
+        return self.models.read_gpus()
+
+    def _rest(self) -> None:
+        """Let the GPUs sleep."""
+        self.thread(self.nvidia.close)
+        self.models.driver_thread(self.models.gpus.close)
 
     def _listed_use(self) -> Mapping[int, ListedUse]:
         folder = self.context.environ.get(FAKE_BOARDS)

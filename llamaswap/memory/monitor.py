@@ -213,20 +213,13 @@ class MemoryMonitor:
         self._cancel()
         self._busy, run = True, self._run
         views = self.servers()
-
-        def done(result: MachineUse | Failure) -> None:
-            if run != self._run:
-                return
-            self._busy = False
-            if isinstance(result, Failure):
-                log.failure("the memory could not be measured", result)
-            else:
-                self._measured(result, views)
-            self._continue()
-
-        self.measure([view.measured() for view in views]).addBoth(done)
+        done = self.measure([view.measured() for view in views])
+        done.addCallback(lambda use: self._measured(use, views) if run == self._run else None)
+        done.addErrback(lambda failure: log.failure("the memory could not be measured", failure))
+        done.addCallback(lambda _: self._continue() if run == self._run else None)
 
     def _continue(self) -> None:
+        self._busy = False
         again, self._again = self._again, False
         if again:
             self._sample()

@@ -99,13 +99,17 @@ class TestMeasuring(SynchronousTestCase):
             self.assertEqual(self.document(product), {"mode": "off", "devices": [], "needs": {}, "advice": []})
         self.assertFalse((self.folder / "footprints.db").exists())
 
-    def test_fake_board_is_a_gpu(self):
+    def boards(self):
+        """The environment of a machine with a GPU, of which another program uses 500 MiB and owl will use 3000."""
         boards = self.folder / "boards"
         (boards / "0").mkdir(parents=True)
         (boards / "0" / "total").write_text("8000")
         (boards / "0" / "1").write_text("500")
         self.program.write_text(f"import os\nopen('{boards}/0/%d' % os.getpid(), 'w').write('3000')\n" + SERVER)
-        with Product(self.config(), env={"LLAMASWAP_FAKE_BOARDS": str(boards)}) as product:
+        return {"LLAMASWAP_FAKE_BOARDS": str(boards)}
+
+    def test_fake_board_is_a_gpu(self):
+        with Product(self.config(), env=self.boards()) as product:
             self.run_owl(product)
             found = self.document(product)
             board = next(device for device in found["devices"] if device["device"] == "gpu0")
@@ -113,6 +117,14 @@ class TestMeasuring(SynchronousTestCase):
             self.assertEqual((board["total_mib"], board["foreign_mib"], board["free_mib"]), (8000, 500, 4500))
             self.assertIn("(pid 1)", board["foreign_by"])
             self.assertEqual(self.need(product)["gpus"], [[3060]])
+
+    def test_gpus_are_read_where_memory_decides_and_nothing_is_monitored(self):
+        environment = self.boards()
+        for mode, devices in (("on", ["ram", "gpu0"]), ("advise", ["ram"])):
+            config = self.config(memory=f"'{mode}'") + "performance: {disabled: true}\n"
+            with Product(config, env=environment) as product:
+                wait_for(lambda product=product: self.document(product)["devices"], 10, "the devices")
+                self.assertEqual([device["device"] for device in self.document(product)["devices"]], devices)
 
     def test_learned_models_stay_loaded_together_as_far_as_they_fit(self):
         """Two of three servers fit into the budget; each is loaded alone until its size is known."""
