@@ -143,3 +143,11 @@ class TestMeasuring(SynchronousTestCase):
             self.assertEqual(sorted(product.running()), ["crow", "owl"])
             load("wren")
             self.assertEqual(sorted(product.running()), ["crow", "wren"])
+
+    def test_preloaded_models_that_fit_stay_loaded_together(self):
+        preload = "hooks: {on_startup: {preload: [owl, crow]}}\n"
+        sized = "    memory: {ram: 160}\n    cmd:"
+        config = self.three("{mode: 'on', budget: {ram: 400MiB}}").replace("    cmd:", sized)
+        with Product(preload + config) as product:
+            wait_for(lambda: product.running().get("crow") == "ready", 20, "the preload")
+            self.assertEqual(product.running(), {"owl": "ready", "crow": "ready"})
