@@ -1,7 +1,7 @@
 """The RAM of processes as /proc has it, and without /proc as psutil does.
 
-Pages of files that are mapped, such as a model's weights, do not count: the kernel takes them back when others need
-memory. smaps would tell more, and takes a hundred times as long. Blocks: for a worker's thread.
+Pages of files that are mapped, such as a model's weights, do not count unless they are locked: the kernel takes them
+back when others need memory. smaps would tell more, and takes a hundred times as long. Blocks: for a worker's thread.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def ram_of(pids: Iterable[int], proc: Path = PROC) -> RamUse:
         return _asked_of_psutil(pids)
     private = shared = swapped = 0
     for pid in pids:
-        status = fields(file_text(proc / str(pid) / "status"), ("RssAnon", "RssShmem", "VmSwap"))
-        private += status.get("RssAnon", 0)
+        names = ("RssAnon", "RssFile", "RssShmem", "VmSwap", "VmLck")
+        status = fields(file_text(proc / str(pid) / "status"), names)
+        private += status.get("RssAnon", 0) + min(status.get("VmLck", 0), status.get("RssFile", 0))
         shared = max(shared, status.get("RssShmem", 0))
         swapped += status.get("VmSwap", 0)
     return RamUse((private + shared) * KIB, swapped * KIB)

@@ -24,6 +24,11 @@ class ProcessTests(KernelFiles):
         write_tree(self.root, {"self/comm": "x", "7/status": STATUS.format(102400, 0, 10)})
         self.assertEqual(ram_of([7, 8], self.root), RamUse(100 * MIB, 10 * 1024))
 
+    def test_weights_that_are_locked_in_memory_count(self):
+        locked = "VmLck:\t  204800 kB\n"
+        write_tree(self.root, {"self/comm": "x", "7/status": locked + STATUS.format(102400, 0, 0)})
+        self.assertEqual(ram_of([7], self.root), RamUse(300 * MIB, 0))
+
     def test_shared_memory_of_several_processes_counts_once(self):
         write_tree(
             self.root,
