@@ -20,7 +20,7 @@ from llamaswap.events import SleepEnded, StateChanged
 from llamaswap.fake_boards import FAKE_BOARDS, fake_boards
 from llamaswap.memory.containers import serving_process
 from llamaswap.memory.footprint_key import footprint_key
-from llamaswap.memory.footprints import FootprintStore
+from llamaswap.memory.footprints import STORE_NAME, FootprintStore
 from llamaswap.memory.learner import Learner
 from llamaswap.memory.measure import LargestForeign, MachineUse, MeasuredServer, Measurer
 from llamaswap.memory.monitor import MemoryMonitor, ServerView
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 FLUSH_TIMEOUT = 2.0
 KNOWN_TIMEOUT = 5.0  # seconds that a preload waits for the first measurement
-STORE_NAME = "footprints.db"  # beside the activity store
-
 log = Logger("llamaswap.app.service")
 
 

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "pull": ("pull", "pull"),
     "run": ("chat", "run"),
     "service": ("service", "service"),
+    "simulate": ("simulate", "simulate"),
     "top": ("top", "top"),
     "unload": ("models", "unload"),
     "wol": ("wol", "wol"),

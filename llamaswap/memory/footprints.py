@@ -18,6 +18,7 @@ from attrs import Factory, define, evolve, field, frozen
 from llamaswap.scheduling.memory import Sizes
 from llamaswap.sqlite_file import RETRY_DELAY, connect, is_corrupt, is_unusable, set_aside
 
+STORE_NAME = "footprints.db"  # beside the activity store
 MAX_SAMPLES = 200  # of each device and key
 MAX_LOADS = 20  # load times of each key
 MAX_KEYS = 8  # of one model; the oldest are dropped

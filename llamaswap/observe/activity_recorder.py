@@ -6,12 +6,12 @@ that takes long, on a worker's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, field
 
 from llamaswap.errors import CLIENT_CLOSED_REQUEST
-from llamaswap.observe.activity_row import ActivityRow, error_message, status_text
+from llamaswap.observe.activity_row import WAITED, ActivityRow, error_message, status_text
 from llamaswap.observe.captures import WITHOUT_REQUEST_BODY, WITHOUT_RESPONSE_BODY, Capture
 from llamaswap.observe.redact import shown
 from llamaswap.wire.byte_budget import ByteBudget
@@ -26,6 +26,7 @@ MAX_DECODED = 64 * 1024 * 1024  # bytes of a decoded response: only a decompress
 MAX_ENCODED = 4 * 1024 * 1024  # of a compressed response; its end cannot be read without its beginning
 ESTIMATE_TOKENS = 16  # fewer tokens, or
 ESTIMATE_SECONDS = 0.05  # a shorter time, say little about a speed
+SHORTEST_WAIT = 0.1  # seconds; a row does not mention a shorter wait for its model
 _MEDIA = ("audio/", "image/", "video/")
 _ENCODING = frozenset({b"content-encoding"})
 
@@ -260,10 +261,22 @@ class ActivityRecorder:
             # The server's times may exceed ours by rounding; a row never shows less than the work in it.
             max(int((self._ended_at - request.started) * 1000), usage.server_ms),
             error,
-            {**request.metadata, "speed": "estimated"} if estimated else request.metadata,
+            self._metadata(estimated),
             session(request.headers, self._sessions) if self._sessions else "",
             request.remote_ip,
         )
+
+    def _metadata(self, estimated: bool) -> Mapping[str, str]:
+        """The request's metadata, and what is special about its row."""
+        waited = 0.0 if self._granted_at is None else self._granted_at - self.request.started
+        if waited < SHORTEST_WAIT and not estimated:
+            return self.request.metadata
+        found = dict(self.request.metadata)
+        if estimated:
+            found["speed"] = "estimated"
+        if waited >= SHORTEST_WAIT:
+            found[WAITED] = str(round(waited * 1000))
+        return found
 
     def _make_capture(self, body: bytes) -> None:
         """The capture with this decoded body (an error response's body is left out)."""

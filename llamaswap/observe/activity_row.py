@@ -10,6 +10,7 @@ from attrs import define, field
 
 from llamaswap.wire.usage import Usage
 
+WAITED = "waited_ms"  # the key of a row's metadata with the milliseconds until the model was ready and free
 MAX_MESSAGE = 500  # bytes of an error message in a row
 
 # The fields of `Usage` that a row has, in the order of the table's columns.

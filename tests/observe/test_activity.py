@@ -487,6 +487,10 @@ class EstimatedSpeedTests(SynchronousTestCase):
         self.assertEqual(self.speeds(row), (200.0, 50.0, "estimated"))
         self.assertEqual(row.metadata["fifo_priority"], "0")
 
+    def test_row_says_how_long_its_request_waited_for_the_model(self):
+        self.assertEqual(self.stream(self.COUNTS).metadata["waited_ms"], "1000")
+        self.assertNotIn("waited_ms", self.stream(self.COUNTS, granted=False).metadata)
+
     def test_text_about_a_load_is_not_the_first_token(self):
         self.assertEqual(self.speeds(self.stream(self.COUNTS, loading=True)), (200.0, 50.0, "estimated"))
 
