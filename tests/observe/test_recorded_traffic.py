@@ -74,7 +74,13 @@ class TextTests(SynchronousTestCase):
         self.assertEqual(len(self.read(b"time,model,duration\n0,a,1\n90,a,1\n100,a,1\n", last=20.0)), 2)
 
     def test_unusable_request_is_named_by_its_number(self):
-        for text in (b"time,model\n1,a\n", b"time,model,duration\nsoon,a,1\n", b'{"time": 1}\n', b"{nonsense\n", CSV + b"0,a,nan\n"):
+        for text in (
+            b"time,model\n1,a\n",
+            b"time,model,duration\nsoon,a,1\n",
+            b'{"time": 1}\n',
+            b"{nonsense\n",
+            CSV + b"0,a,nan\n",
+        ):
             with self.assertRaisesRegex(UnusableTraffic, "request 1 needs time"):
                 self.read(text)
 
