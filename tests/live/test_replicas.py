@@ -59,3 +59,20 @@ class ReplicaTests(SynchronousTestCase):
             self.assertEqual([each["model"] for each in plan["evicts"]], ["owl", "owl.r2"])
             product.json("/api/models/load/hen?wait=1", b"", method="POST")
             self.assertEqual(product.running(), {"hen": "ready"})
+
+    def test_servers_of_one_model_are_placed_on_gpus_of_their_own(self):
+        boards = Path(self.mktemp()).absolute()
+        for board in range(2):
+            (boards / str(board)).mkdir(parents=True)
+            (boards / str(board) / "total").write_text("24576")
+        model = "memory: {gpu: 16GiB}, gpus: 1, replicas: 2"
+        command = f"{ENGINE} --port ${{PORT}} --env CUDA_VISIBLE_DEVICES --say gpus=${{GPUS}}"
+        text = f"startPort: {free_range()}\nrouting: {{memory: on}}\nlogToStdout: both\nmodels:\n"
+        text += f'  owl: {{cmd: "{command}", {model}}}\n'
+        with Product(text, env={"LLAMASWAP_FAKE_BOARDS": str(boards)}) as product:
+            wait_for(lambda: len(product.json("/api/memory")["devices"]) == 3, 10, "the devices")
+            product.json("/api/models/load/owl?wait=1", b"", method="POST")
+            self.assertEqual(product.running(), {"owl": "ready", "owl.r2": "ready"})
+            for words in ("CUDA_VISIBLE_DEVICES=%d\n", "gpus=%d\n"):
+                for number in range(2):
+                    wait_for(lambda line=words % number: line in product.output, 5, words % number)
