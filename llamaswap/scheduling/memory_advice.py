@@ -26,4 +26,4 @@ def advice(ledger: Ledger, evict: Callable[[str, Sequence[str]], Sequence[str]])
     if not any(evict(name, [other for other in together if other != name]) for name in together):
         return []
     names = ", ".join(together[:MOST_NAMED]) + (" and more" if len(together) > MOST_NAMED else "")
-    return [f"These models fit into memory together: {names}. `llamaswap memory enable` lets them stay loaded."]
+    return [f"These models fit into memory together: {names}. To let them stay loaded, run: llamaswap memory enable"]

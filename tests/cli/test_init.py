@@ -51,7 +51,9 @@ class InitTests(SynchronousTestCase):
         folder = Path(self.mktemp())
         touch(folder, "m.gguf")
         done = invoke(["init", "--no-servers", "--models", str(folder), "-o", "-"])
-        self.assertIn("m", load([ConfigText("x", done.stdout)], {}).config.models)
+        config = load([ConfigText("x", done.stdout)], {}).config
+        self.assertIn("m", config.models)
+        self.assertEqual(config.routing.memory.mode, "on")
 
 
 class OllamaTests(SynchronousTestCase):
