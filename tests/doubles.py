@@ -166,6 +166,8 @@ class FakeRouter:
 
     def choose_replica(self, model: str, *, loaded: bool = False) -> TargetChoice:
         found = self.config.copies(model)
+        ready = tuple(name for name in found if loaded and self.state(name) == "ready")
+        found = ready or found
         self.choices.append(TargetChoice(found[-1], lambda: self.released.append(model), found[:-1]))
         return self.choices[-1]
 

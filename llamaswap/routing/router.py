@@ -36,7 +36,7 @@ from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.out_of_memory import ran_out_of_memory
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
-from llamaswap.scheduling.selectors import READY, STOPPING_STATES, Chooser, TargetChoice
+from llamaswap.scheduling.selectors import READY, STARTING, STOPPING_STATES, Chooser, TargetChoice
 from llamaswap.scheduling.state import Phase
 from llamaswap.servers.supervisor_protocol import SupervisorFactory
 
@@ -164,15 +164,27 @@ class Router(EffectPerformer):
         return self._chooser.choose(selector, self._target_state)
 
     def choose_replica(self, model: str, *, loaded: bool = False) -> TargetChoice:
-        """Choose the server of a model with replicas for one request; with `loaded` a ready one, if there is any."""
+        """Choose the server of a model with replicas for one request; with `loaded` a ready one, if there is any.
+
+        A server is not chosen if it could not be loaded now and another one is up.
+        """
         selector = self.config.names.replicas[model]
-        ready = tuple(name for name in selector.targets if loaded and self.state(name) == READY)
-        # A server that is being stopped can be loaded afterwards, so it counts as stopped.
-        return self._chooser.choose(evolve(selector, targets=ready) if ready else selector, self._replica_state)
+        states = (READY,) if loaded else (READY, STARTING)
+        up = evolve(selector, targets=tuple(name for name in selector.targets if self.state(name) in states))
+        choice = self._chooser.choose(up if loaded and up.targets else selector, self._replica_state)
+        if not up.targets or choice.target in up.targets or self._can_load(choice.target):
+            return choice
+        choice.release()
+        return self._chooser.choose(up, self._replica_state)
 
     def _replica_state(self, name: str) -> str:
+        """A server that is being stopped counts as stopped, because it can be loaded afterwards."""
         state = self.state(name)
         return "stopped" if state in STOPPING_STATES else state
+
+    def _can_load(self, name: str) -> bool:
+        failing = self._scheduler.in_backoff(name, self._clock.seconds())
+        return not failing and self.forecast(name).action not in ("queue", "refuse")
 
     def _target_state(self, target: str) -> str | None:
         model = self.config.real(target)

@@ -176,11 +176,18 @@ class ProxyHandler:
         config = self.router.config
         if model.id not in config.names.replicas:
             return await self._to_server(request, model)
-        choice = self.router.choose_replica(model.id, loaded=request.target.load_refusal is not None)
-        try:
-            await self._to_server(request, config.models[choice.target])
-        finally:
-            choice.release()
+        loaded = request.target.load_refusal is not None
+        while True:
+            choice = self.router.choose_replica(model.id, loaded=loaded)
+            try:
+                return await self._to_server(request, config.models[choice.target])
+            except StartFailed:
+                ready = any(self.router.state(name) == "ready" for name in config.copies(model.id))
+                if loaded or not ready or request.exchange.sink.started or request.exchange.gone or request.cancelled:
+                    raise
+                loaded = True
+            finally:
+                choice.release()
 
     async def _to_server(self, request: ProxyRequest, model: Model) -> None:
         request.server = model.id

@@ -77,6 +77,9 @@ class ReplicaTests(LoadCase):
         self.assertEqual(self.evict("owl.r2", "owl"), ())
         self.assertEqual(self.evict("owl", "hen", "owl.r2"), ("hen",))
         self.assertEqual(self.evict("hen", "owl", "owl.r2"), ("owl", "owl.r2"))
+        policy = rules_of(self.pair(2)).evict
+        self.assertTrue(policy.protects("owl", "owl.r2"), "also if memory is missing")
+        self.assertFalse(policy.protects("hen", "owl.r2"))
 
     def test_groups_and_the_matrix_name_the_model_for_all_its_servers(self):
         group = ", router: {use: group, settings: {groups: {g: {swap: false, members: [owl, hen]}}}}"

@@ -7,8 +7,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config import FifoSettings, Model, Routing
 from llamaswap.config.diff import diff
+from llamaswap.config.schema.memory import MemorySettings
 from llamaswap.config.schema.routing import QueueSettings, SchedulerSettings
-from llamaswap.errors import StartFailed
+from llamaswap.errors import RequestError, StartFailed
+from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from tests.routing.test_router import Scene, scene
 
 
@@ -54,6 +56,26 @@ class ReplicaTests(SynchronousTestCase):
         here = pair().loaded("a")
         here.router.choose_replica("a")
         self.assertEqual(here.router.choose_replica("a", loaded=True).target, "a")
+
+    def test_server_for_which_there_is_no_room_is_not_chosen_while_another_is_loaded(self) -> None:
+        here = pair(routing=Routing(memory=MemorySettings("on")))
+        need = MemoryNeed(0, ((GpuShare(16),),), "learned")
+        devices = {"ram": Device(64), "gpu0": Device(24)}
+        here.router.memory_changed(Ledger(devices, dict.fromkeys(("a", "a.r2", "b"), need), hold=0.0))
+        lease = here.lease("a")
+        first = here.router.choose_replica("a")
+        self.assertEqual([first.target, here.router.choose_replica("a").target], ["a", "a"])
+        self.assertEqual(here.router.forecast("a.r2").evicts, ())
+        lease.release()
+
+    def test_server_that_keeps_failing_is_not_chosen_while_another_is_loaded(self) -> None:
+        here = pair(servers={"a.r2": {"failure": StartFailed("a.r2", "no memory")}}).loaded("a")
+        here.router.choose_replica("a")
+        for _ in range(3):
+            waiting = here.router.request("a.r2")
+            here.settle()
+            self.failureResultOf(waiting.granted, RequestError)
+        self.assertEqual(here.router.choose_replica("a").target, "a")
 
     def test_load_pin_and_unload_act_on_all_servers(self) -> None:
         here = pair()

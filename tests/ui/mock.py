@@ -102,7 +102,7 @@ class World:
         self.down = False
         self.empty = False
         self.config = CONFIG
-        self.memory: dict[str, object] | None = None
+        self.memory: dict[str, object] = {"mode": "off", "devices": [], "needs": {}, "advice": []}
         self.streams = 0
         self.busy = 0
         self.most = 0
@@ -477,7 +477,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/performance":
             self.json(world.performance(first("after")))
         elif path == "/api/memory":
-            self.json(world.memory) if world.memory else self.missing()
+            self.json(world.memory)
         elif path == "/api/hardware":
             gpu = {"index": 0, "kind": "gpu", "vendor": "NVIDIA", "model": "GeForce RTX 3090", "architecture": "Ampere",
                    "memory": {"kind": "dedicated", "capacity_bytes": 25769803776},

@@ -555,6 +555,24 @@ class ReplicaTests(SynchronousTestCase):
         stage.forwarding.end()
         self.assertEqual((asked.sink.status, stage.router.released), (200, ["alpha"]))
 
+    def test_server_that_cannot_be_started_is_replaced_by_a_ready_one(self):
+        stage = Stage(config=config(models=[model("alpha.r2", replica_of="alpha")]), states={"alpha": "ready"})
+        stage.router.ready = stage.router.auto = False
+        asked = stage.post({"model": "alpha"})
+        stage.router.ready = stage.router.auto = True
+        stage.router.asked[0].settle(StartFailed("alpha.r2", "no memory"))
+        self.assertEqual(stage.witness.facts.server, "alpha")
+        stage.forwarding.begin(b"{}")
+        stage.forwarding.end()
+        self.assertEqual((asked.sink.status, stage.router.released), (200, ["alpha", "alpha"]))
+
+    def test_server_that_cannot_be_started_is_an_error_if_no_other_is_ready(self):
+        stage = Stage(config=config(models=[model("alpha.r2", replica_of="alpha")]))
+        stage.router.ready = stage.router.auto = False
+        asked = stage.post({"model": "alpha"})
+        stage.router.asked[0].settle(StartFailed("alpha.r2", "no memory"))
+        self.assertEqual((asked.sink.status, len(stage.router.asked)), (500, 1))
+
     def test_model_without_replicas_is_served_by_itself(self):
         stage = Stage()
         stage.post({"model": "alpha"})

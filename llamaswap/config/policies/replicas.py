@@ -25,7 +25,8 @@ class ReplicaEviction:
         return tuple(name for name in running if self.model_of.get(name, name) in evicted)
 
     def protects(self, model: str, target: str, /) -> bool:
-        return self.policy.protects(self.model_of.get(model, model), self.model_of.get(target, target))
+        model, target = self.model_of.get(model, model), self.model_of.get(target, target)
+        return model == target or self.policy.protects(model, target)
 
     def explain(self, target: str, running: Sequence[str], /) -> str:
         return self.policy.explain(*self._models(target, running))
