@@ -12,6 +12,7 @@ from llamaswap.proxy.framing import parse_request
 
 # module in llamaswap.proxy.fastpath: its function, and what takes its place
 FAST_PATHS = {
+    "direct_connect": ("connect_now", lambda *arguments: False),
     "direct_write": ("write_through", lambda transport: transport.write),
     "epoll": ("install", lambda: None),
     "known_heads": ("request_parser", lambda: parse_request),

@@ -24,9 +24,8 @@ from llamaswap.proxy.framing import Framing, HeadTooSlow, MalformedMessage, find
 from llamaswap.proxy.response_framer import refusal
 from llamaswap.proxy.site_transaction import SiteChannel, SiteTransaction, SiteTransport
 from llamaswap.proxy.transaction import HttpTransaction, ProxyTransaction
-from llamaswap.proxy.transport import TcpTransport, client_has_closed
+from llamaswap.proxy.transport import TcpTransport, client_has_closed, peer_host
 from llamaswap.proxy.tunnel import ClientPipe
-from llamaswap.wire.headers import address_host
 
 if TYPE_CHECKING:
     from llamaswap.proxy.server_factory import ProxyServerFactory
@@ -82,10 +81,10 @@ class ClientConnection(Protocol):
     # -- what Twisted calls
 
     def connectionMade(self) -> None:
-        self.wire = cast(TcpTransport, self.transport)
+        self.wire = self.transport  # type: ignore[assignment] # of a TCP connection
         self.send = write_through(self.wire)
         self.wire.logstr = LOG_NAME  # Twisted makes a text for each
-        self.client_address = sys.intern(address_host(self.wire.getPeer()))
+        self.client_address = sys.intern(peer_host(self.wire))
         self.secure = bool(ISSLTransport.providedBy(self.wire))
         if hasattr(self.wire, "setTcpNoDelay"):
             self.wire.setTcpNoDelay(True)

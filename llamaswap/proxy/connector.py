@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,10 @@ from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
 from llamaswap.errors import UpstreamUnreachable
+from llamaswap.proxy.fastpath.direct_connect import connect_now
 from llamaswap.proxy.upstream import UpstreamConnection, UpstreamTarget
 
+_LOOPBACK = re.compile(r"127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 NO_TIMEOUT = 10.0**6  # seconds; Twisted's endpoints want a number
 
 
@@ -74,6 +77,19 @@ class Connector:
         if _is_literal(endpoint.host):
             return self._plain(upstream, endpoint.host)
         return Deferred.fromCoroutine(self._resolved(upstream))
+
+    def connect_now(self, upstream: UpstreamTarget) -> UpstreamConnection | None:
+        """A new connection to a server of this machine, if there is one at once; else it takes `connect`."""
+        host, port = upstream.endpoint.host, upstream.endpoint.port
+        if host == "localhost":
+            host = self._loopback.get(port, "127.0.0.1")
+        if upstream.encrypted or not _LOOPBACK.fullmatch(host):
+            return None
+        connection = UpstreamConnection()
+        if not connect_now(self._reactor, host, port, connection):
+            return None
+        self._tune(connection, upstream)
+        return connection
 
     def _plain(self, upstream: UpstreamTarget, host: str) -> Deferred[UpstreamConnection]:
         connection = UpstreamConnection()

@@ -118,6 +118,10 @@ class RequestSender:
 
     def _connect(self) -> None:
         self._reused = False
+        connection = self._pool.connect_now(self._upstream)
+        if connection is not None:
+            self._send(connection)
+            return
         self._connecting = connecting = self._pool.connect(self._upstream)
         connecting.addCallbacks(self._connected, self._not_connected)
 

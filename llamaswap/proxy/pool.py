@@ -74,6 +74,10 @@ class Pool:
             connection.close()
         return None
 
+    def connect_now(self, upstream: UpstreamTarget) -> UpstreamConnection | None:
+        """A new connection, if it can be had at once; see `Connector.connect_now`."""
+        return self._connector.connect_now(upstream)
+
     def connect(self, upstream: UpstreamTarget) -> Deferred[UpstreamConnection]:
         """A new connection; see `Connector.connect`."""
         return self._connector.connect(upstream)

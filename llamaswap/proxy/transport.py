@@ -7,6 +7,8 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IAddress, IProtocol, IPushProducer
 
+from llamaswap.wire.headers import address_host
+
 TCP_ESTABLISHED = 1  # in the kernel's TCP_INFO
 
 
@@ -43,6 +45,14 @@ def kernel_socket(transport: object) -> socket.socket | None:
     tcp = getattr(transport, "transport", transport)  # below TLS
     handle = tcp.getHandle() if hasattr(tcp, "getHandle") else None
     return handle if isinstance(handle, socket.socket) else None
+
+
+def peer_host(transport: TcpTransport) -> str:
+    """The host of the other side, "" if it has none (a UNIX socket)."""
+    client = getattr(transport, "client", None)  # what accept() gave: it saves making an address object
+    if isinstance(client, tuple) and not client[0].startswith("::ffff:"):
+        return str(client[0])
+    return address_host(transport.getPeer())
 
 
 def client_has_closed(transport: TcpTransport) -> bool:

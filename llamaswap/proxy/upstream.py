@@ -7,7 +7,7 @@ clients, models or pools.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 from twisted.internet.error import ConnectionDone
@@ -152,7 +152,7 @@ class UpstreamConnection(ConnectionProtocol):
     # -- what Twisted calls
 
     def connectionMade(self) -> None:
-        wire = cast(TcpTransport, self.transport)
+        wire: TcpTransport = self.transport  # type: ignore[assignment] # of a TCP connection
         wire.logstr = LOG_NAME  # Twisted makes a text for each
         self._wire = wire
         self.send = write_through(self._wire)

@@ -17,6 +17,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import ClientGone, UpstreamUnreachable
 from llamaswap.proxy.exchange import RequestHead
+from llamaswap.proxy.fastpath.direct_connect import LoopbackConnection
 from llamaswap.proxy.fastpath.direct_write import unsent_bytes
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.pool import Pool
@@ -155,6 +156,39 @@ class _World:
                 await server.lost
                 closed(reactor.seconds() - left)
                 self.assertIsInstance(self.errors.pop(), ClientGone)
+
+        return self.run_live(scenario)
+
+    def test_server_of_this_machine_is_connected_to_at_once(self):
+        async def scenario():
+            arriving = self.server()
+            connection = self.pool.connect_now(self.target)
+            self.assertIsInstance(connection.wire, LoopbackConnection)
+            server = await arriving
+            await server.made
+            self.assertEqual(connection.wire.getPeer().port, self.target.endpoint.port)
+            self.assertEqual(connection.wire.getHost().port, server.transport.getPeer().port)
+            connection.abort()
+            await server.lost
+            self.assertTrue(connection.closed)
+
+        return self.run_live(scenario)
+
+    def test_connection_that_is_not_there_at_once_takes_the_usual_way(self):
+        async def scenario():
+            with socket.socket() as bound:  # not listening
+                bound.bind(("127.0.0.1", 0))
+                for host in ("127.0.0.1", "localhost"):
+                    target = evolve(self.target, endpoint=Endpoint("http", host, bound.getsockname()[1]))
+                    self.assertIsNone(self.pool.connect_now(target))
+                    try:
+                        await self.pool.connect(target)
+                    except UpstreamUnreachable as error:
+                        self.assertEqual(error.cause, "connection refused")
+                    else:
+                        self.fail("connected to a port that does not listen")
+            self.assertIsNone(self.pool.connect_now(evolve(self.target, endpoint=Endpoint("http", "::1", 9))))
+            self.assertIsNone(self.pool.connect_now(evolve(self.target, endpoint=Endpoint("https", "127.0.0.1", 9))))
 
         return self.run_live(scenario)
 

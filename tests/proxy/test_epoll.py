@@ -111,7 +111,7 @@ class PollOrderTests(SynchronousTestCase):
         class FromServer(Connection):
             """Stands for a connection that we made."""
 
-        self.patch(epoll, "Client", FromServer)
+        self.patch(epoll, "SERVERS", (FromServer,))
         self.server_kind = FromServer
         self.reactor = ProxyReactor()
         self.addCleanup(self.reactor._poller.close)

@@ -22,6 +22,8 @@ from twisted.internet.tcp import Client
 from twisted.logger import Logger
 from twisted.python import log
 
+from llamaswap.proxy.fastpath.direct_connect import LoopbackConnection
+
 if TYPE_CHECKING or sys.platform.startswith("linux"):
     from twisted.internet.epollreactor import EPollReactor
 else:
@@ -32,6 +34,7 @@ else:
 TURN = 0.002
 LONGEST_WAIT = 3600.0  # seconds; epoll takes no timeout that is much longer
 
+SERVERS = (Client, LoopbackConnection)
 _FAULTS = Logger().failureHandler("Unexpected error in main loop")
 
 
@@ -72,7 +75,7 @@ class ProxyReactor(EPollReactor):
         for descriptor, event in events:
             # An earlier event of this round may have closed it.
             selectable = selectables.get(descriptor)
-            if event != readable or type(selectable) is not Client:
+            if event != readable or selectable is None or type(selectable) not in SERVERS:
                 others[descriptor] = event
                 continue
             try:
