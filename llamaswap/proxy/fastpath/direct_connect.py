@@ -4,8 +4,8 @@ On the loopback interface a connection is established when the second `connect` 
 between, with a timer, a connector and eight changes of the poll set; a server that keeps no connections (llama.cpp's)
 needs a new one for nearly every request. Where the connection is not there at once, the caller connects as usual.
 
-`python -m benchmarks --only streams500 --without direct_connect`: a chunk of a stream of 60 takes NN us of CPU without
-it, NN with it.
+`python -m benchmarks --only streams500 --without direct_connect`: the first chunks of 500 streams that begin together
+come after 182 ms without it, 102 with it; the p99 of all chunks is 20 ms without it, 13 ms with it.
 """
 
 from __future__ import annotations
