@@ -75,7 +75,7 @@ def placement_for(
     if in_the_way:
         return Decision(model, "queue", evicts, tuple(dict.fromkeys(in_the_way)))
     stays = {victim: state.models[victim].linger_end for victim in evicts}
-    if not starved:
+    if placement.sizes is not None and not starved:
         stays |= {victim: max(stays[victim], hold_end(state, victim)) for victim in placement.evicts}
     lingering = {victim: end for victim, end in stays.items() if end > now}
     if lingering:

@@ -88,7 +88,9 @@ class MemoryWorld(World):
             if victim not in self.ready or not self.up(victim) or in_conflict:
                 continue
             held = self.now < self.unused_since[victim] + self.hold
-            assert not held or swap.waited >= self.rules.fifo.patience, f"{victim} is evicted, but was used just now"
+            assert not held or swap.model in guessed or swap.waited >= self.rules.fifo.patience, (
+                f"{victim} is evicted, but was used just now"
+            )
             beside = {name for name in self.alive if self.up(name)} | starting
             if guessed.isdisjoint({swap.model, victim, *(beside - set(swap.evict))}):
                 room = self.room_beside(swap, {victim}, starting)
@@ -269,6 +271,16 @@ class MemoryDecisionTests(SynchronousTestCase):
         self.assertEqual(here.ready, {"a", "b"})
         self.assertIn(ticket.number, here.granted)
 
+    def test_model_of_unknown_need_does_not_wait_for_a_hold(self) -> None:
+        """It is loaded alone, so waiting would only make its first load slower than a swap without memory is."""
+        here = memory_world(needs={"a": ram(10), "b": ram(10)})
+        here.hold, here.unknown = 10.0, {"b"}
+        here.send_ledger()
+        used_once(here, "a")
+        here.advance(0.1)
+        here.request("b")
+        self.assertEqual(here.swaps[0].evict, ("a",))
+
     def test_model_is_held_for_a_moment_after_its_last_response(self) -> None:
         """An agent calls a tool between two requests; another model's request waits for so long, but not for ever."""
         here = memory_world(needs={"a": ram(60), "b": ram(60)})
@@ -314,7 +326,7 @@ class MemoryDecisionTests(SynchronousTestCase):
         here.unknown = {"a", "b"}
         here.perform(here.scheduler.memory_changed(Ledger({}), here.now))
         used_once(here, "a")
-        here.advance(11.0)
+        here.advance(1.0)
         here.request("b")
         self.assertEqual(here.swaps[0].evict, ("a",))
 
