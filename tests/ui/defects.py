@@ -346,6 +346,14 @@ class MockDefects(harness.MockCase):
         page.locator("li", has_text="lab/llama-405b").locator(".chip", has_text="reachable").wait_for()
         page.locator("li", has_text="attic/tiny").locator(".chip", has_text="not reachable").wait_for()
 
+    def test_replica_is_shown_with_its_model_while_it_is_loaded(self) -> None:
+        self.world.replicas = {"qwen3-coder-30b": "gpt-oss-120b", "whisper-large-v3": "gpt-oss-120b"}
+        page = self.page("models")
+        page.locator("tr[data-model=qwen3-coder-30b]", has_text="replica of gpt-oss-120b").wait_for()
+        self.assertEqual(page.locator("tr[data-model=whisper-large-v3]").count(), 0)
+        page.goto(f"{self.url}/ui/model?id=gpt-oss-120b")
+        page.locator(".facts", has_text="qwen3-coder-30b (ready), whisper-large-v3 (stopped)").wait_for()
+
     def test_a_gap_in_a_text_is_filled(self) -> None:
         page = self.page("playground?tab=complete")
         self.live(page)

@@ -103,6 +103,7 @@ class World:
         self.empty = False
         self.config = CONFIG
         self.memory: dict[str, object] = {"mode": "off", "devices": [], "needs": {}, "advice": []}
+        self.replicas: dict[str, str] = {}
         self.streams = 0
         self.busy = 0
         self.most = 0
@@ -198,6 +199,7 @@ class World:
                 "context_length": context,
                 "aliases": ["big", "gpt"] if i == "gpt-oss-120b" else [],
                 "asleep": i == "kokoro" and self.states[i] == "stopped",
+                **({"replica_of": self.replicas[i]} if i in self.replicas else {}),
             }
             for i, name, about, _, caps, context in self.models
         ]

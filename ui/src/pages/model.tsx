@@ -7,6 +7,7 @@ import { clock, clockTime, duration, known, median, plural, rate, seconds } from
 import { Icon } from "../lib/icons";
 import { LogView } from "../lib/logview";
 import { now } from "../lib/link";
+import { memory, memoryText, useMemory } from "../lib/memory";
 import { href, prefix, route } from "../lib/router";
 import { Queue, RunningTable, speed } from "../lib/running";
 import { inflight, models, modelsKnown, phaseOf, stateShown, swapFailed, swapRevision, swaps } from "../lib/state";
@@ -140,6 +141,8 @@ function Body({ id, tab }: { id: string; tab: string }) {
   const mine = (history.data ?? []).filter((item) => item.model === id || item.evicted.includes(id)).slice(0, 8);
   const since = record ? Math.max(0, now.value - record.at) / 1000 : 0;
   const running = inflight.value.filter((entry) => entry.model === id);
+  useMemory();
+  const need = memory.value?.needs[id];
   const line = speed.value.get(id);
   const up = model?.state === "ready" || model?.state === "starting";
   return (
@@ -170,6 +173,9 @@ function Body({ id, tab }: { id: string; tab: string }) {
                           ? `${clock(detail.ttl_s)} once idle`
                           : clock(ttlLeft(detail, record?.at ?? now.value, now.value)),
                 ],
+                ["Memory", [memoryText(id), need && `known by: ${need.source}${need.samples ? `, ${plural(need.samples, "sample")}` : ""}`].filter(Boolean).join("; ")],
+                ["Replicas", models.value.filter((item) => item.replica_of === id).map((item) => `${item.id} (${item.state})`).join(", ")],
+                ["Replica of", model?.replica_of ? <a href={href("model", { id: model.replica_of })}>{model.replica_of}</a> : ""],
                 ["Slots", known(detail?.slots) && detail?.slots ? String(detail.slots) : ""],
                 ["Groups", detail?.groups?.join(", ")],
                 ["Reached at", detail?.proxy],
