@@ -118,6 +118,21 @@ class InflightTests(SynchronousTestCase):
         stream.granted()
         self.assertEqual(list(self.inflight.streams()), [OpenStream("1", "owl", 9, True)])
 
+    def test_request_of_a_replica_counts_for_its_model_and_for_its_server(self):
+        reasons = {"owl.r2": WaitReason("loading", loading=True)}
+        self.inflight.why = reasons.get
+        request = request_info(1)
+        scope = self.inflight.open(request)
+        self.assertNotIn("server", self.inflight.snapshot()["requests"][0])
+        request.server = "owl.r2"
+        [shown] = self.inflight.snapshot()["requests"]
+        self.assertEqual((shown["model"], shown["server"], shown["reason"]), ("owl", "owl.r2", "loading"))
+        scope.granted()
+        scope.head(200, ResponseHeaders.of(SSE))
+        self.assertEqual((self.inflight.by_model(), self.inflight.by_server()), ({"owl": 1}, {"owl.r2": 1}))
+        self.assertEqual(self.inflight.busy(), {"owl.r2": 1})
+        self.assertEqual([stream.model for stream in self.inflight.streams()], ["owl.r2"])
+
     def test_bytes_held_back_are_counted_before_an_entry_is_shown(self):
         request = request_info(1)
         scope = self.inflight.open(request)

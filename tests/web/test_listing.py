@@ -85,6 +85,19 @@ class ListingTests(TestCase):
         )
         self.assertEqual(world.ask("/api/models/m").json["tags"], ["coding", "small"])
 
+    def test_replica_is_in_the_status_of_models_and_not_listed(self):
+        filters = example_config().models["beta"].filters
+        models = {
+            "beta": Model("beta", filters=filters, replicas=2),
+            "beta.r2": Model("beta.r2", filters=filters, replica_of="beta", unlisted=True),
+        }
+        world = World(router=example_router(Config(models=models), {"beta.r2": "ready"}))
+        found = listed(world)
+        self.assertEqual([(name, found[name]["status"]["value"]) for name in found], [("beta", "loaded")])
+        rows = status_rows(world.router, world.peers)
+        self.assertEqual([row.get("replica_of") for row in rows], [None, "beta"])
+        self.assertEqual([row.get("aliases") for row in rows], [["beta:hot"], None])
+
     def test_names_made_by_filters_count_as_aliases(self):
         """http T079"""
         record = listed(World())["beta"]
