@@ -163,6 +163,16 @@ class MemoryInUse(RequestError):
 
 
 @frozen
+class LeaseRefused(RequestError):
+    """A program gets no memory now, because of `reason`. Try again later, or wait longer."""
+
+    lease: str
+    reason: str
+    retry_after: int = 5
+    text = "there is no room for {self.lease}: {self.reason}"
+
+
+@frozen
 class NoTarget(RequestError):
     """A selector has no target that it could choose now."""
 

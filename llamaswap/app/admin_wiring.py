@@ -30,6 +30,7 @@ from llamaswap.web.discovery import DiscoveryEndpoints
 from llamaswap.web.event_fanout import EventFanout
 from llamaswap.web.event_stream import EventEndpoints
 from llamaswap.web.inference import Inference
+from llamaswap.web.lease_api import LeaseEndpoints
 from llamaswap.web.listing import ListingEndpoints
 from llamaswap.web.loadtest import Generator, LoadTests
 from llamaswap.web.logs import LogEndpoints
@@ -83,6 +84,7 @@ class AdminWiring:
                 upgrade=context.upgrade_status,
             ),
             MemoryEndpoints(self.parts.memory.report),
+            LeaseEndpoints(self.parts.models.leases, router, reactor),
             ConfigEndpoints(config_file, config, context.bus, self.parts.config_thread),
             DiscoveryEndpoints(
                 allowed=lambda: config_file.editable,

@@ -128,6 +128,7 @@ class ServiceHandover:
             count=self.count,
             ailing=tuple(models.router.failures()),
             memory=self.parts.memory.monitor.ledger,
+            leases=models.leases.hand_over(),
         )
 
     @property
@@ -155,6 +156,11 @@ def take_over(parts: ServiceParts, state: UpgradeState) -> None:
     router.swaps.restore_failures(state.ailing)
     if state.memory is not None:
         router.memory_changed(state.memory)
+    for lease in state.leases:
+        try:
+            models.leases.adopt(lease)
+        except Exception:  # its program runs on, but other models may be loaded beside it
+            log.failure("the lease {lease} could not be taken over", lease=lease.id)
     for server in router.swaps.adopt(state.servers):
         log.warn("stopping {model}: it is no longer configured", model=server.model)
         output = parts.logs.registry.model(server.model).write

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import asdict, define
 
 from llamaswap.config.routing import eviction_of
 from llamaswap.config.schema.routing import Routing
 from llamaswap.memory.monitor import MemoryMonitor
+from llamaswap.routing.memory_leases import MemoryLease
 from llamaswap.scheduling.memory import RAM, Device, Ledger, MemoryNeed
 from llamaswap.scheduling.memory_advice import advice
 from llamaswap.web.memory_api import DeviceMemory, MemoryDocument, ModelMemory, NeedDocument
@@ -18,19 +19,23 @@ MEASURED = "measured"
 
 @define(eq=False)
 class MemoryReport:
-    """Makes the document; `device_name` names a device, `routing` are the rules in force."""
+    """Makes the document; `device_name` names a device, `routing` are the rules in force. `leases` hold memory for
+    other programs, `with_leases` takes what they use from the use of other programs."""
 
     monitor: MemoryMonitor
     device_name: Callable[[str], str]
     routing: Callable[[], Routing]
+    leases: Callable[[], Sequence[MemoryLease]]
+    with_leases: Callable[[Ledger], Ledger]
 
     def document(self) -> dict[str, object]:
         """A `MemoryDocument`."""
         needs = {model: self.monitor.known_need(model) for model in sorted(self.monitor.models())}
+        devices = self.with_leases(Ledger(self.monitor.devices())).devices
         return asdict(
             MemoryDocument(
                 self.routing().memory.mode,
-                [self._device(name, device, needs) for name, device in self.monitor.devices().items()],
+                [self._device(name, device, needs) for name, device in devices.items()],
                 {model: self._need(model, need) for model, need in needs.items() if need is not None},
                 self._advice({model: need for model, need in needs.items() if need is not None}),
             )
@@ -46,6 +51,8 @@ class MemoryReport:
         found = self.monitor.use.devices[name]
         models = []
         for view in self.monitor.servers():
+            if view.is_lease:
+                continue
             use = self.monitor.use.models.get(view.model)
             settled = use is not None and (view.is_ready or view.suspended)
             size, source = (use.sizes.get(name, 0), MEASURED) if use is not None else (0, MEASURED)
@@ -54,6 +61,8 @@ class MemoryReport:
                 size, source = _share(need, name), need.source
             if size:
                 models.append(ModelMemory(view.model, size, source, self._squeezed(view.model)))
+        held = ((lease.model, lease.sizes.get(name, 0)) for lease in self.leases())
+        models += [ModelMemory(model, size, "lease") for model, size in held if size]
         free = min(found.total - found.used, device.total - device.foreign - sum(row.mib for row in models))
         return DeviceMemory(
             device=name,

@@ -92,7 +92,11 @@ class MemoryParts:
             rest=self._rest,
         )
         self.report = MemoryReport(
-            self.monitor, lambda device: self._names.get(device, ""), lambda: router.config.routing
+            self.monitor,
+            lambda device: self._names.get(device, ""),
+            lambda: router.config.routing,
+            models.leases.all,
+            router.with_leases,
         )
         context.bus.subscribe(StateChanged, self._state_changed)
         context.bus.subscribe(SleepEnded, lambda event: self.monitor.state_changed(event.model, "stopped"))
@@ -160,6 +164,10 @@ class MemoryParts:
             )
             for status in (*router.running(), *router.suspended())
             if status.pid is not None
+        ] + [
+            ServerView(lease.model, lease.pid, "lease")
+            for lease in self.models.leases.all()
+            if lease.pid and lease.held is not None
         ]
 
     def _measure(self, servers: Sequence[MeasuredServer]) -> Deferred[MachineUse]:

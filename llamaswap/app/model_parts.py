@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import sys
 import time
@@ -26,6 +27,7 @@ from llamaswap.observe.worker import WorkerThread
 from llamaswap.proxy.fastpath.lazy_tls import enable_tls
 from llamaswap.proxy.peers import PeerDirectory
 from llamaswap.proxy.pool import Pool
+from llamaswap.routing.memory_leases import MemoryLeases
 from llamaswap.routing.router import Router
 from llamaswap.servers import hooks, slots
 from llamaswap.servers.capabilities import CapabilityDirectory
@@ -82,6 +84,7 @@ class ModelParts:
             return PreparedSupervisor(supervisor, preparations)
 
         self.router = Router(config, supervise, reactor, bus, self.memory)
+        self.leases = MemoryLeases(self.router, reactor, lambda: secrets.token_hex(4))
         self.read_ahead = ReadAhead(self.disk_thread, lambda model: _command(current(), model), reactor.seconds)
         changed = lambda: bus.publish(PeersChanged())
 

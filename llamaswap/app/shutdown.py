@@ -108,6 +108,7 @@ class Shutdown:
         """Stop all servers within `seconds`, and then close what is still connected."""
         models, web = self.parts.models, self.parts.web
         web.proxy.close()
+        models.leases.close()
         await models.router.shutdown(seconds)
         self.parts.observability.inflight.cancel_all()  # requests to peers
         web.factory.abort()

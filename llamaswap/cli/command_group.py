@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "help": ("command_group", "help_"),
     "import": ("init", "take_over"),
     "init": ("init", "init"),
+    "lease": ("lease", "lease"),
     "load": ("models", "load"),
     "logs": ("logs", "logs"),
     "memory": ("memory", "memory"),

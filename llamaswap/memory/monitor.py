@@ -45,6 +45,11 @@ class ServerView:
     def is_ready(self) -> bool:
         return self.state == "ready"
 
+    @property
+    def is_lease(self) -> bool:
+        """Whether it is a program that was given memory; it is measured, and nothing is learned of it."""
+        return self.state == "lease"
+
     def measured(self) -> MeasuredServer:
         return MeasuredServer(self.model, self.pid, self.argv, self.port if self.is_ready else None)
 
@@ -248,7 +253,7 @@ class MemoryMonitor:
             final = view.model in self._stopping
             if (view.is_ready and self.learner.due(view.model)) or final:
                 self.learner.measured(view.model, model_use, self._room(view.model), final=final)
-            if view.is_ready or view.suspended:
+            if view.is_ready or view.suspended or view.is_lease:
                 self._settled.add(view.model)
         self._stopping -= {view.model for view in views}
         self.publish()

@@ -14,6 +14,7 @@ from llamaswap.events import EventBus, StateChanged, SwapBegan, SwapEnded
 from llamaswap.observe.activity_row import ActivityRow
 from llamaswap.observe.exposition import HistogramFamily, MetricFamily, render
 from llamaswap.observe.inflight import InflightRequest
+from llamaswap.scheduling.memory_leases import LEASE
 
 # Inference takes longer than a web page: a first token may take minutes, a whole response ten.
 REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -131,12 +132,13 @@ class Metrics:
 
     def swap_ended(self, event: SwapEnded) -> None:
         """Count a failed load, or the duration of a successful one."""
+        model = "lease" if event.model.startswith(LEASE) else event.model  # each lease has a name of its own
         if event.error is not None:
-            self._swap_errors.add(1, event.model)
+            self._swap_errors.add(1, model)
             return
         load = event.phases.get("start")
         if load is not None:
-            self._load.observe(event.model, load)
+            self._load.observe(model, load)
 
     def render(self) -> bytes:
         """The page for GET /metrics."""

@@ -27,12 +27,11 @@ from llamaswap.errors import (
 )
 from llamaswap.events import EventBus, Preloaded, ProfileChanged, StateChanged
 from llamaswap.observe.vram_reclaim import VramReclaim
-from llamaswap.routing.effect_performer import EffectPerformer
 from llamaswap.routing.leases import Lease, PendingLease
+from llamaswap.routing.leasing_router import LeasingRouter
 from llamaswap.routing.managed_model import ManagedModel
 from llamaswap.routing.swaps import Swaps
 from llamaswap.scheduling.effects import Admit, Refuse, Ticket
-from llamaswap.scheduling.memory import Ledger
 from llamaswap.scheduling.out_of_memory import ran_out_of_memory
 from llamaswap.scheduling.rules import rules_of
 from llamaswap.scheduling.scheduler import Scheduler
@@ -44,8 +43,8 @@ KILL_MARGIN = 1.0  # seconds kept back from a shutdown's deadline, for the kill 
 
 
 @define(eq=False)
-class Router(EffectPerformer):
-    """Leases, loads and unloads models. `profile` is the active profile, `pinned` the ids of pinned models.
+class Router(LeasingRouter):
+    """Leases, loads and unloads models. `profile` is the active profile.
 
     `chosen_profile` is the profile that an operator has chosen ("": none), None as long as that of the start is active.
     """
@@ -57,7 +56,6 @@ class Router(EffectPerformer):
     _memory: VramReclaim
     profile: str | None = field(default=None, init=False)
     chosen_profile: str | None = field(default=None, init=False)
-    pinned: frozenset[str] = field(default=frozenset(), init=False)
     _chooser: Chooser = field(factory=Chooser, init=False)
     _last_number: int = field(default=0, init=False)
 
@@ -211,7 +209,7 @@ class Router(EffectPerformer):
         The stop command of a named model is run even if it is not up: its container may run without its client.
         """
         named = [self.config.real(name) or name for name in models or ()]
-        names = list(self._models) if models is None else [copy for name in named for copy in self.config.copies(name)]
+        names = self._servers() if models is None else [copy for name in named for copy in self.config.copies(name)]
         effects = self._scheduler.unload_requested(names, self._clock.seconds(), clean=models is not None)
         for name in names:
             managed = self._models.get(name)
@@ -249,11 +247,6 @@ class Router(EffectPerformer):
     def unpin(self, model: str) -> None:
         """Remove a pin."""
         self._change_rules(self.pinned.difference(self.config.copies(self.config.real(model) or model)))
-
-    def _change_rules(self, pinned: frozenset[str], stale: Collection[str] = ()) -> None:
-        self.pinned = pinned
-        rules = rules_of(self.config, pinned)
-        self._perform(self._scheduler.rules_changed(rules, stale, self._clock.seconds()))
 
     def preload(self, models: Iterable[str] | None = None) -> Deferred[None]:
         """Load `models` (None: those that the configuration preloads).
@@ -293,7 +286,7 @@ class Router(EffectPerformer):
                 managed.config = model
                 managed.supervisor.set_definition(model)
         for name, managed in self._models.items():
-            managed.configured = name in config.models
+            managed.configured = name in config.models or name in self._lease_needs
         self._change_rules(self.pinned & config.models.keys(), sorted(stale))
         for managed in list(self._models.values()):
             self.swaps.forget_removed(managed)
@@ -310,10 +303,6 @@ class Router(EffectPerformer):
     def update_peers(self, peers: Mapping[str, Peer]) -> None:
         """The peers offer other models; local models are not touched."""
         self.config = evolve(self.config, peers=peers)
-
-    def memory_changed(self, ledger: Ledger) -> None:
-        """Memory is used or needed in another way. It decides only with `routing.memory: on`."""
-        self._perform(self._scheduler.memory_changed(ledger, self._clock.seconds()))
 
     def drain(self, error: LlamaswapError | None = None) -> None:
         """Refuse waiting requests, with `error` if it is given, and load nothing until `resume`; ready models serve."""

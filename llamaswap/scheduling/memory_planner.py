@@ -26,6 +26,7 @@ from llamaswap.scheduling.state import Decision, ModelState, Phase, Reservation,
 
 HELD = 1e4  # the cost of a model within `hold` of its last response: dearer than any that is idle for longer
 BUSY = 1e7  # the cost of a model that serves requests, or is loaded for some: the target waits for it
+LEASED = 1e9  # the cost of a program that was given memory, which may run for hours: any other model leaves first
 IDLE_OFFSET = 5.0  # seconds added to a model's idle time, so that the cost of one that just became idle is finite
 
 
@@ -88,7 +89,7 @@ def _cost(state: SchedulerState, server: ModelState, target: str, now: float) ->
     if server.phase is Phase.LOADING:
         return BUSY if state.loads[server.generation].waiters else 0.0
     if server.idle_since is None:
-        return BUSY
+        return LEASED if state.is_lease(name) else BUSY
     cost = load_seconds(state, server) / (max(0.0, now - server.idle_since) + IDLE_OFFSET)
     return cost + HELD if hold_end(state, name) > now else cost
 

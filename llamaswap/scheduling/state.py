@@ -41,7 +41,8 @@ class ModelRules:
     """One model: `limit` is the explicit bound on its requests (0: none), `ttl` its idle seconds (0: unlimited).
 
     `can_suspend`: it is suspended instead of being stopped, and stopped after `suspended_ttl` seconds (0: never).
-    `has_stop_command`: a command may stop what is left of it when it is not up.
+    `has_stop_command`: a command may stop what is left of it when it is not up. `is_lease`: it stands for a program
+    that was given memory; while it is served, that program runs.
     """
 
     limit: int = 0
@@ -49,6 +50,7 @@ class ModelRules:
     can_suspend: bool = False
     suspended_ttl: float = 0.0
     has_stop_command: bool = False
+    is_lease: bool = False
 
 
 @frozen
@@ -250,8 +252,14 @@ class SchedulerState:
         """Whether as many requests are served, or wait for a load that runs, as may be at a time."""
         if not self.rules.fifo.max_concurrent:
             return False
-        served = sum(server.unfinished - server.waiting for server in self.models.values())
+        servers = (server for server in self.models.values() if not self.is_lease(server.model))
+        served = sum(server.unfinished - server.waiting for server in servers)
         return served + sum(len(swap.waiters) for swap in self.loads.values()) >= self.rules.fifo.max_concurrent
+
+    def is_lease(self, model: str) -> bool:
+        """Whether this stands for a program that was given memory."""
+        rules = self.rules.models.get(model)
+        return rules is not None and rules.is_lease
 
     def in_backoff(self, model: str, now: float) -> bool:
         """Whether no request may start this model yet, because it failed repeatedly."""
@@ -284,4 +292,7 @@ class SchedulerState:
     def settled(self) -> bool:
         """Whether no request is served or waits, and every server is ready, suspended or stopped."""
         quiet = (Phase.STOPPED, Phase.READY, Phase.SUSPENDED)
-        return not self.requests and all(server.phase in quiet for server in self.models.values())
+        for entry in self.requests.values():
+            if entry.stage is not RequestStage.SERVING or not self.is_lease(entry.ticket.model):
+                return False
+        return all(server.phase in quiet for server in self.models.values())

@@ -14,6 +14,7 @@ import attrs
 from attrs import asdict, field, frozen
 
 from llamaswap.errors import FailureRecord
+from llamaswap.routing.memory_leases import HandedLease
 from llamaswap.scheduling.memory import Ledger
 from llamaswap.servers.server_snapshot import ServerSnapshot
 
@@ -37,6 +38,7 @@ class UpgradeState:
     `keeper` is the guardian's (pid, descriptor of the pipe to it), under the name that earlier programs give it.
     `profile` is the one that an operator has chosen ("": none; None: no choice), `logs` the end of each log; `ailing`
     are the models that fail. `memory` is the last ledger: a request must not evict servers whose sizes are known.
+    `leases` are those of memory that other programs hold.
     """
 
     servers: tuple[ServerSnapshot, ...] = ()
@@ -48,6 +50,7 @@ class UpgradeState:
     count: int = 0
     ailing: tuple[FailureRecord, ...] = ()
     memory: Ledger | None = None
+    leases: tuple[HandedLease, ...] = ()
 
     @property
     def descriptors(self) -> list[int]:

@@ -52,6 +52,7 @@ KINDS: Mapping[type[BaseException], tuple[int, str | None]] = {
     errors.WaitedTooLong: (503, "queue_timeout"),
     errors.DoesNotFit: (507, "does_not_fit"),
     errors.MemoryInUse: (503, "memory_in_use"),
+    errors.LeaseRefused: (503, "lease_refused"),
     errors.Superseded: (410, "superseded"),
     errors.NoTarget: (503, None),
     errors.ModelUnloaded: (503, None),
@@ -81,6 +82,7 @@ RETRY_LATER = (
     errors.KeepsFailing,
     errors.WaitedTooLong,
     errors.MemoryInUse,
+    errors.LeaseRefused,
     errors.BeingUpgraded,
 )
 

@@ -12,7 +12,7 @@ from llamaswap.web.route import Route, RouteTable
 
 @frozen
 class ModelMemory:
-    """What one model uses of a device. `source` is `measured`, or how the need of a loading model is known; a
+    """What one model uses of a device. `source` is `measured`, how the need of a loading model is known, or `lease`; a
     `squeezed` server made itself smaller to fit."""
 
     model: str

@@ -11,6 +11,7 @@ from llamaswap.app import handover
 from llamaswap.app.handover import ServiceHandover, take_over
 from llamaswap.config import Config, Model, Profile
 from llamaswap.observe.logs import LogRegistry
+from llamaswap.routing.memory_leases import HandedLease, LeaseRequest
 from llamaswap.scheduling.memory import Device, Ledger, MemoryNeed
 from llamaswap.upgrade.state import IdleConnection, UpgradeState
 from tests.doubles import FakeRouter, FakeSwaps
@@ -29,7 +30,7 @@ def parts_of(router):
     return SimpleNamespace(
         context=SimpleNamespace(reactor=None),
         logs=SimpleNamespace(registry=LogRegistry()),
-        models=SimpleNamespace(router=router, guardian=Refuses(), launcher=None, ask=None),
+        models=SimpleNamespace(router=router, leases=Refuses(), guardian=Refuses(), launcher=None, ask=None),
         web=SimpleNamespace(factory=Refuses()),
     )
 
@@ -76,12 +77,13 @@ class FlushTests(SynchronousTestCase):
 class TakeOverTests(SynchronousTestCase):
     def test_part_that_cannot_be_taken_over_costs_nothing_else(self):
         router = FakeRouter(Config(profiles={"quiet": Profile()}, models={"a": Model("a")}))
+        connections, leases = (IdleConnection(7, 2),), (HandedLease("x", LeaseRequest("x", 1, 0, 0, 60.0), {}, 5.0),)
         take_over(
             parts_of(router),
-            UpgradeState(connections=(IdleConnection(7, 2),), keeper=(9, 8), profile="quiet", pinned=("a", "gone")),
+            UpgradeState(connections=connections, leases=leases, keeper=(9, 8), profile="quiet", pinned=("a", "gone")),
         )
         self.assertEqual((router.profile, router.pinned), ("quiet", {"a"}))
-        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 3)
 
     def test_starts_wait_for_the_end_of_a_server_that_is_no_longer_configured(self):
         ended = Deferred()

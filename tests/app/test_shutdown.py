@@ -39,6 +39,7 @@ def fake_parts(clock, calls, requests, hooks, disk):
         models=SimpleNamespace(
             router=FakeRouter(Config(drain_timeout=30.0), calls=calls),
             slots=part,
+            leases=part,
             peers=part,
             pool=part,
             launcher=part,

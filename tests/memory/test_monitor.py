@@ -15,6 +15,7 @@ from llamaswap.memory.footprints import FootprintStore
 from llamaswap.memory.learner import Learner
 from llamaswap.memory.measure import DeviceUse, MachineUse, ModelUse
 from llamaswap.memory.monitor import INTERVAL, RECLAIM_TIME, MemoryMonitor, ServerView
+from llamaswap.routing.memory_leases import LeaseRequest, MemoryLease
 from llamaswap.scheduling.memory import Device, GpuShare, MemoryNeed
 
 
@@ -369,8 +370,11 @@ class PressureTests(Scene):
 
 
 class DocumentTests(Scene):
+    leases = ()
+
     def document(self):
-        report = MemoryReport(self.monitor, {"ram": "", "gpu0": "RTX"}.get, lambda: self.routing)
+        names = {"ram": "", "gpu0": "RTX"}.get
+        report = MemoryReport(self.monitor, names, lambda: self.routing, lambda: self.leases, lambda ledger: ledger)
         return report.document()
 
     @property
@@ -380,6 +384,17 @@ class DocumentTests(Scene):
 
     def test_document_is_empty_before_the_first_measurement(self):
         self.assertEqual(self.document(), {"mode": "advise", "devices": [], "needs": {}, "advice": []})
+
+    def test_lease_is_shown_with_the_memory_that_it_holds(self):
+        self.leases = [MemoryLease("train-1", LeaseRequest("train", 2000, 0, 0, 60.0), 7, {"ram": 2000})]
+        self.monitor.start()
+        self.views["lease:train-1"] = ServerView("lease:train-1", 7, "lease")
+        self.use("lease:train-1", ram=500)
+        self.load(ram=100)
+        rows = self.document()["devices"][0]["models"]
+        self.assertEqual([(row["model"], row["mib"]) for row in rows], [("owl", 100), ("lease:train-1", 2000)])
+        self.assertEqual(self.ledger.used["lease:train-1"], {"ram": 500})
+        self.assertNotIn("lease:train-1", {**self.ledger.needs, **self.learner.footprints})
 
     def test_devices_show_who_uses_them(self):
         self.devices["gpu0"] = DeviceUse(8000, 4500, 500, "blender (pid 4)")

@@ -7,6 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.endpoints import Endpoint
 from llamaswap.errors import FailureRecord
+from llamaswap.routing.memory_leases import HandedLease, LeaseRequest
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 from llamaswap.servers.server_snapshot import ServerSnapshot
 from llamaswap.upgrade.state import IdleConnection, UpgradeState, pack, unpack
@@ -46,6 +47,7 @@ STATE = UpgradeState(
         hold=3.0,
         pressed=frozenset({"ram"}),
     ),
+    leases=(HandedLease("train-1", LeaseRequest("train", 5, 6, 2, 60.0, 77), {"gpu0": 3, "gpu1": 3, "ram": 5}, 12.5),),
 )
 
 
