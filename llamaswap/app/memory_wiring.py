@@ -24,6 +24,7 @@ from llamaswap.memory.footprints import STORE_NAME, FootprintStore
 from llamaswap.memory.learner import Learner
 from llamaswap.memory.measure import LargestForeign, MachineUse, MeasuredServer, Measurer
 from llamaswap.memory.monitor import MemoryMonitor, ServerView
+from llamaswap.memory.needs import need_elsewhere
 from llamaswap.memory.nvidia_use import ListedUse, NvidiaUse
 from llamaswap.memory.process_memory import children_of, largest_process
 from llamaswap.observe.activity_row import ActivityStored
@@ -198,7 +199,7 @@ class MemoryParts:
     def _declared(self, model: str, devices: Mapping[str, Device]) -> MemoryNeed | None:
         definition = self.models.router.config.models[model]
         if not definition.memory:
-            return None
+            return need_elsewhere(definition)
         from llamaswap.memory.estimate import declared_need  # here, because most configurations do not need it
 
         return declared_need(definition.memory, definition.gpus, devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamaswap.config.schema.model import Model
 from llamaswap.memory.footprints import Footprint
 from llamaswap.scheduling.memory import RAM, GpuShare, MemoryNeed, Sizes
 
@@ -19,6 +20,12 @@ def learned_need(known: Footprint) -> MemoryNeed | None:
     )
     source = "carried" if known.carried else "learned"
     return MemoryNeed(known.sizes.get(RAM, 0), (shares,), source, firm=not known.carried)
+
+
+def need_elsewhere(definition: Model) -> MemoryNeed | None:
+    """That of a model whose server is on another machine: nothing here, however much its command starts there."""
+    endpoint = definition.endpoint
+    return MemoryNeed() if endpoint is not None and not endpoint.on_this_machine else None
 
 
 def anonymous(sizes: Sizes) -> dict[str, int]:

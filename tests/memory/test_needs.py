@@ -3,10 +3,12 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from llamaswap.config.schema.memory import MemorySettings
+from llamaswap.config.schema.model import Model
+from llamaswap.config.urls import parse
 from llamaswap.memory.footprints import Footprint
 from llamaswap.memory.ledger import differs, limited
 from llamaswap.memory.measure import DeviceUse
-from llamaswap.memory.needs import anonymous, learned_need
+from llamaswap.memory.needs import anonymous, learned_need, need_elsewhere
 from llamaswap.scheduling.memory import Device, GpuShare, Ledger, MemoryNeed
 
 
@@ -22,6 +24,14 @@ class LearnedTests(SynchronousTestCase):
         sizes = anonymous({"gpu7": 3, "gpu1": 9, "ram": 5})
         self.assertEqual(sizes, {"ram": 5, "any0": 9, "any1": 3})
         self.assertEqual(learned_need(Footprint("k", "owl", sizes)).options, ((GpuShare(9), GpuShare(3)),))
+
+
+class ElsewhereTests(SynchronousTestCase):
+    def test_server_on_another_machine_uses_nothing_here(self):
+        there = Model("owl", cmd="ssh nas serve", endpoint=parse("http://nas:8000"))
+        here = Model("owl", cmd="serve", endpoint=parse("http://127.0.0.1:8000"))
+        self.assertEqual(need_elsewhere(there), MemoryNeed())
+        self.assertIsNone(need_elsewhere(here))
 
 
 class DeviceTests(SynchronousTestCase):
