@@ -36,7 +36,8 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.exchange import Exchange, RequestHead
 from llamaswap.proxy.forward import RequestForwarder
 from llamaswap.proxy.loading import LoadingStream
-from llamaswap.proxy.task import Task, forget_frames
+from llamaswap.proxy.response_forwarder import ForwardOutcome
+from llamaswap.proxy.task import Future, Task, forget_frames
 from llamaswap.proxy.upstream import UpstreamTarget
 from llamaswap.routing.leases import Lease
 from llamaswap.routing.router import Router
@@ -158,8 +159,11 @@ class ProxyHandler:
                 target = request.target
                 if request.cancelled:
                     raise Cancelled()
-                if target.model is not None:
-                    return await self._to_model(request, target.model)
+                model = target.model
+                if model is not None and model.id in self.router.config.names.replicas:
+                    return await self._to_replica(request, model)
+                if model is not None:
+                    return await self._to_server(request, model)
                 if target.peer is not None:
                     return await self._to_peer(request, target.peer)
                 raise UnknownModel(request.requested)
@@ -172,10 +176,8 @@ class ProxyHandler:
 
     # -- a local model -------------------------------------------------------------------------------------
 
-    async def _to_model(self, request: ProxyRequest, model: Model) -> None:
+    async def _to_replica(self, request: ProxyRequest, model: Model) -> None:
         config = self.router.config
-        if model.id not in config.names.replicas:
-            return await self._to_server(request, model)
         loaded = request.target.load_refusal is not None
         while True:
             choice = self.router.choose_replica(model.id, loaded=loaded)
@@ -199,7 +201,8 @@ class ProxyHandler:
             endpoint = self.router.status(model.id).endpoint
             if endpoint is None:
                 raise ServerVanished(model.id)
-            return await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
+            await self._send(request, *self.upstream_requests.to_model(request, model, endpoint))
+            return
         may_retry = True
         lease: Lease | None = self.router.lease(model.id)
         while True:
@@ -319,9 +322,9 @@ class ProxyHandler:
 
     # -- both ----------------------------------------------------------------------------------------------
 
-    async def _send(
+    def _send(
         self, request: ProxyRequest, upstream: UpstreamTarget, head: RequestHead, lease: Lease | None = None
-    ) -> None:
+    ) -> Future[ForwardOutcome]:
         request.forwarding = True
         if self.debugging():
             log.debug(
@@ -341,15 +344,10 @@ class ProxyHandler:
             decline=DECLINED_STATUSES if request.other_targets else (),
             reader=lease.reader_stalled if lease is not None else None,
         )
-        request.stop = forwarding.cancel
+        request.stop = forwarding.cancel  # it has no effect once the forwarding has ended
         if lease is not None:
             lease.interrupt = forwarding.cancel
-        try:
-            await forwarding
-        finally:
-            request.stop = None
-            if lease is not None:
-                lease.interrupt = None
+        return forwarding
 
     # -- failures ------------------------------------------------------------------------------------------
 

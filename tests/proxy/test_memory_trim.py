@@ -2,7 +2,14 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from llamaswap.proxy.fastpath.memory_trim import CROWD, LowWaterTrimmer, trimmer
+from llamaswap.proxy.fastpath.memory_trim import (
+    CROWD,
+    LARGE_BLOCK,
+    MMAP_THRESHOLD,
+    LowWaterTrimmer,
+    keep_large_blocks_apart,
+    trimmer,
+)
 
 
 class MemoryTrimTests(SynchronousTestCase):
@@ -28,3 +35,14 @@ class MemoryTrimTests(SynchronousTestCase):
     def test_giving_back_is_harmless_with_any_library(self):
         self.assertIsNone(trimmer()())
         self.assertIsNone(trimmer(object())())
+
+    def test_large_blocks_are_kept_apart_if_the_library_can(self):
+        class Library:
+            options = []
+
+            def mallopt(self, option, value):
+                self.options.append((option, value))
+
+        keep_large_blocks_apart(Library())
+        keep_large_blocks_apart(object())
+        self.assertEqual(Library.options, [(MMAP_THRESHOLD, LARGE_BLOCK)])

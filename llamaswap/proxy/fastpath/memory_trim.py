@@ -4,7 +4,8 @@ A connection to the twisted.web site leaves reference cycles, and the collector 
 C library keeps what was freed in the middle of its heap. So the memory of a thousand connections would stay with the
 process until the next thousand come. Returning it takes a few milliseconds.
 
-`python -m benchmarks --only streams500 --without memory_trim`: 6 MB more stay with the process after 500 streams.
+`python -m benchmarks --only streams500 --without memory_trim`: 6 MB more stay with the process after 500 streams. After
+requests of 100 KB it has 68 MB with large blocks apart, 74 MB without.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import ctypes
 import gc
 from collections.abc import Callable
 
+MMAP_THRESHOLD = -3  # of glibc's mallopt
+LARGE_BLOCK = 256 * 1024  # bytes
 CROWD = 16  # connections; fewer leave nothing worth returning
+
+
+def keep_large_blocks_apart(library: ctypes.CDLL | None = None) -> None:
+    """Let large bodies and buffers have memory of their own, which goes back to the system when they are freed. glibc
+    puts more and more of them among the small objects otherwise, where they leave gaps."""
+    set_option = getattr(library or ctypes.CDLL(None), "mallopt", lambda option, value: None)
+    set_option(MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def trimmer(library: ctypes.CDLL | None = None) -> Callable[[], None]:
