@@ -20,7 +20,7 @@ from llamaswap.errors import ConfigError
 from llamaswap.web.config_history import VersionSource
 from llamaswap.web.configfile import ConfigFile
 
-MEASURED = "measured"
+CERTAIN = ("measured", "lease")  # sources of sizes that are no estimates
 DEVICE_COLUMNS = ("DEVICE", "NAME", "TOTAL", "FREE", "RESERVE", "OTHER PROGRAMS", "MODELS")
 NEED_COLUMNS = ("MODEL", "NEEDS", "GPUS", "RAM", "KNOWN BY", "SAMPLES", "P95", "LOAD")
 
@@ -43,7 +43,7 @@ def use_by_model(found: JsonObject) -> dict[str, str]:
     for device in found.get("devices") or []:
         for row in device["models"]:
             use[row["model"]] = use.get(row["model"], 0) + row["mib"]
-            if row["source"] != MEASURED:
+            if row["source"] not in CERTAIN:
                 estimated.add(row["model"])
     for model, need in (found.get("needs") or {}).items():
         if model not in use:
@@ -94,7 +94,7 @@ def memory(click_context: click.Context, context: CliContext) -> None:
 
 def _device(device: JsonObject) -> list[str]:
     models = ", ".join(
-        f"{row['model']} {'' if row['source'] == MEASURED else '~'}{size(row['mib'])}"
+        f"{row['model']} {'' if row['source'] in CERTAIN else '~'}{size(row['mib'])}"
         + (" (squeezed)" if row["squeezed"] else "")
         for row in device["models"]
     )

@@ -25,7 +25,7 @@ MEMORY = {
     "devices": [
         {
             "device": "ram", "name": "RAM", "total_mib": 65536, "free_mib": 32768, "reserve_mib": 2048,
-            "foreign_mib": 8192, "foreign_by": "firefox", "models": [share("owl", 500)],
+            "foreign_mib": 8192, "foreign_by": "firefox", "models": [share("owl", 500), share("lease:x", 5, "lease")],
         },
         {
             "device": "gpu0", "name": "Test [GPU]", "total_mib": 24576, "free_mib": 1000, "reserve_mib": 512,
@@ -48,6 +48,7 @@ class ShowTests(SynchronousTestCase):
             "routing.memory: advise",
             "8.0 GiB (firefox)",
             "Test [GPU]",
+            "owl 500 MiB, lease:x 5 MiB",
             "owl 9.0 GiB, hen ~3.9 GiB (squeezed)",
             "1.0 GiB + 2.0 GiB",
             "learned",
@@ -66,7 +67,8 @@ class ShowTests(SynchronousTestCase):
         self.assertIn("no device is measured", invoke(["memory"], Server().on("GET /api/memory", nothing)).stdout)
 
     def test_use_is_the_sum_of_the_devices_and_an_estimate_begins_with_a_tilde(self):
-        self.assertEqual(use_by_model(MEMORY), {"owl": "9.5 GiB", "hen": "~3.9 GiB", "cat": "~3.5 GiB"})
+        found = {"owl": "9.5 GiB", "lease:x": "5 MiB", "hen": "~3.9 GiB", "cat": "~3.5 GiB"}
+        self.assertEqual(use_by_model(MEMORY), found)
         self.assertEqual(use_by_model({}), {})
 
 

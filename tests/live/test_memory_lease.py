@@ -12,10 +12,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.live.product import ROOT, Product, wait_for
+from tests.live.product import ROOT, Product, free_range, wait_for
 from tests.live.test_memory_measure import SERVER, SIZE
 
 CONFIG = """
+startPort: {port}
 routing: {{memory: {{mode: {mode}, budget: {{ram: 400MiB}}, hold: 0s}}}}
 models:
   owl:
@@ -43,7 +44,7 @@ class TestLease(SynchronousTestCase):
 
     def product(self, mode="'on'"):
         program = self.folder / "server.py"
-        return Product(CONFIG.format(mode=mode, python=sys.executable, program=program))
+        return Product(CONFIG.format(mode=mode, port=free_range(), python=sys.executable, program=program))
 
     def lease(self, product, *words):
         """The command line with a program that runs until its input is closed."""

@@ -33,10 +33,13 @@ export function useMemory(): void {
   }, []);
 }
 
+/** Whether a size is only expected: a lease holds what it says. */
+const isEstimate = (source: string): boolean => source !== "measured" && source !== "lease";
+
 /** MiB that a model uses on all devices together, or is expected to need. */
 export function memoryOf(model: string): { mib: number; estimated: boolean } | null {
   const rows = (memory.value?.devices ?? []).flatMap((device) => device.models.filter((row) => row.model === model));
-  if (rows.length) return { mib: rows.reduce((sum, row) => sum + row.mib, 0), estimated: rows.some((row) => row.source !== "measured") };
+  if (rows.length) return { mib: rows.reduce((sum, row) => sum + row.mib, 0), estimated: rows.some((row) => isEstimate(row.source)) };
   const need = memory.value?.needs[model];
   return need ? { mib: need.ram_mib + (need.gpus[0] ?? []).reduce((a, b) => a + b, 0), estimated: true } : null;
 }
@@ -58,8 +61,8 @@ export function DeviceBar({ device }: { device: MemoryDevice }) {
       kind: `f${(names.indexOf(row.model) % 6) + 1}`,
       mib: row.mib,
       name: row.model,
-      note: [row.source === "measured" ? "" : `estimated: ${row.source}`, row.squeezed ? "squeezed to fit" : ""].filter(Boolean).join(", "),
-      about: row.source !== "measured",
+      note: [isEstimate(row.source) ? `estimated: ${row.source}` : "", row.squeezed ? "squeezed to fit" : ""].filter(Boolean).join(", "),
+      about: isEstimate(row.source),
     })),
     { kind: "rest", mib: device.foreign_mib, name: "other programs", note: device.foreign_by, about: false },
     { kind: "free", mib: device.free_mib - reserve, name: "free", note: "", about: false },
