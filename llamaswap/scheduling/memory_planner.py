@@ -31,8 +31,14 @@ IDLE_OFFSET = 5.0  # seconds added to a model's idle time, so that the cost of o
 
 
 def placement_by_memory(state: SchedulerState, model: str, evicted: Collection[str], now: float) -> Placement:
-    """Where `model` fits, and what has to leave for it besides the models that are `evicted` anyway."""
-    return place(_ledger_for(state, model), model, occupants(state, model, evicted, now))
+    """Where `model` fits, and what has to leave for it besides the models that are `evicted` anyway.
+
+    A model that is loaded alone does not wait for the end of programs that were given memory: what they use is known.
+    """
+    found = place(_ledger_for(state, model), model, occupants(state, model, evicted, now))
+    if found.sizes is None and not found.obstacle:
+        return evolve(found, evicts=tuple(name for name in found.evicts if not state.is_lease(name)))
+    return found
 
 
 def _ledger_for(state: SchedulerState, model: str) -> Ledger:

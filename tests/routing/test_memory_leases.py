@@ -31,10 +31,10 @@ class Desk:
         self.gpus = gpus
         self.measured()
 
-    def measured(self, used=None, hold=0.0, **foreign):
+    def measured(self, used=None, hold=0.0, known="abc", **foreign):
         devices = {"ram": Device(64 * GIB, 0, foreign.get("ram", 0))}
         devices |= {f"gpu{n}": Device(24 * GIB, 0, foreign.get(f"gpu{n}", 0)) for n in range(self.gpus)}
-        needs = {model: MemoryNeed(0, ((GpuShare(10 * GIB),),)) for model in "abc"}
+        needs = {model: MemoryNeed(0, ((GpuShare(10 * GIB),),)) for model in known}
         self.router.memory_changed(Ledger(devices, needs, used or {}, {}, hold))
         self.here.settle()
 
@@ -100,6 +100,14 @@ class GrantTests(SynchronousTestCase):
         desk.held(vram=12)
         desk.here.loaded("a")
         self.assertEqual((desk.here.fleet.up, len(desk.leases.all())), (["a"], 1))
+
+    def test_model_of_unknown_need_is_loaded_beside_a_lease_and_evicts_all_models(self):
+        """A program may run for hours, and what it uses is known."""
+        desk = Desk(gpus=1)
+        desk.measured(known="ab")
+        lease = desk.held(vram=4)
+        desk.here.loaded("a", "c")
+        self.assertEqual((desk.here.fleet.up, desk.leases.find(lease.id)), (["c"], lease))
 
     def test_model_waits_for_a_busy_model_rather_than_for_a_lease(self):
         desk = Desk(gpus=1)
