@@ -233,12 +233,12 @@ class MemoryParts:
         definition = self.models.router.config.models[model]
         # The number of chosen GPUs counts, not which ones they are, nor the port.
         count = (0 if definition.gpus.auto else definition.gpus.count) if self._llamaswap_chooses(model) else None
-        definition = definition.with_gpus(tuple(range(count or 1))).with_port(1)
-        environ = self._environment(definition)
 
         def make() -> str:
-            argv = _words(definition.cmd)
-            return footprint_key(argv, environ, find(argv[0]) if argv else None, boards, count)
+            # Here, on the thread, because the definitions of thousands of models take half a second.
+            placed = definition.with_gpus(tuple(range(count or 1))).with_port(1)
+            argv = _words(placed.cmd)
+            return footprint_key(argv, self._environment(placed), find(argv[0]) if argv else None, boards, count)
 
         return make
 
