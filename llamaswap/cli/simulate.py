@@ -17,7 +17,7 @@ from llamaswap.config import Config, command_line, durations, sizes
 from llamaswap.config.schema.memory import ANY_DEVICE
 from llamaswap.errors import ConfigError
 from llamaswap.memory.estimate import declared_need
-from llamaswap.memory.footprints import STORE_NAME, FootprintStore
+from llamaswap.memory.footprints import STORE_NAME, Footprint, FootprintStore
 from llamaswap.memory.ledger import limited
 from llamaswap.memory.measure import DeviceUse
 from llamaswap.memory.needs import learned_need
@@ -124,7 +124,7 @@ def learn(known: Knowledge, memory: Mapping[str, float], loads: Mapping[str, flo
     store = FootprintStore(str(footprints), known.problems.append, lambda: 0.0) if footprints.exists() else None
     for model in known.config.models.values():
         name = model.replica_of or model.id
-        learned = (store.find(model.id, "") or store.find(name, "")) if store is not None else None
+        learned = _footprint(store, known.config.copies(name)) if store is not None else None
         need = None if learned is None or model.memory else learned_need(learned)
         if name in memory:
             need = declared_need({ANY_DEVICE: int(memory[name])}, model.gpus, known.devices)
@@ -140,6 +140,12 @@ def learn(known: Knowledge, memory: Mapping[str, float], loads: Mapping[str, flo
             known.loads[model.id] = seconds
     if store is not None:
         store.close()
+
+
+def _footprint(store: FootprintStore, copies: Iterable[str]) -> Footprint | None:
+    """What was learned of a model. Replicas have one footprint, by the name of the one that was measured last."""
+    found = (store.find(copy, "") for copy in copies)
+    return next((one for one in found if one is not None), None)
 
 
 @click.command()

@@ -82,6 +82,17 @@ class SimulateTests(SynchronousTestCase):
         found = self.document("--budget", "gpu0=24GiB")
         self.assertEqual((found["policies"]["memory"]["load_seconds"], found["notes"]), (14.0, []))
 
+    def test_footprint_of_a_replica_counts_for_all_of_them(self):
+        store = FootprintStore(str(self.folder / STORE_NAME), self.fail, lambda: 0.0)
+        store.add("a.r2", "key", Measurement({"any0": 9000}, "process", first=True, load_seconds=7.0))
+        store.close()
+        replicas = "models: {a: {cmd: 'engine --port ${PORT}', replicas: 2, gpus: 1}}"
+        self.record([(0, "a", 50), (0, "a", 50)])
+        found = self.document("--budget", "gpu0=24GiB", config=replicas)
+        memory = found["policies"]["memory"]
+        self.assertEqual((memory["loads_by_model"], memory["load_seconds"]), ({"a": 1, "a.r2": 1}, 14.0))
+        self.assertEqual(found["notes"], [])
+
     def test_requests_for_other_models_are_left_out(self):
         self.record([*TURNS, (2000, "gone", 1)])
         found = self.document(*SIZES)

@@ -42,13 +42,13 @@ class TestLease(SynchronousTestCase):
         self.folder = Path(folder.name)
         (self.folder / "server.py").write_text(SERVER)
 
-    def product(self, mode="'on'"):
+    def product(self, mode="'on'", env=None):
         program = self.folder / "server.py"
-        return Product(CONFIG.format(mode=mode, port=free_range(), python=sys.executable, program=program))
+        return Product(CONFIG.format(mode=mode, port=free_range(), python=sys.executable, program=program), env=env)
 
-    def lease(self, product, *words):
+    def lease(self, product, *words, code=COMMAND):
         """The command line with a program that runs until its input is closed."""
-        command = ("--", sys.executable, "-c", COMMAND)
+        command = ("--", sys.executable, "-c", code)
         process = subprocess.Popen(
             [sys.executable, "-m", "llamaswap", "lease", "--url", product.url, *words, *command],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -116,7 +116,7 @@ class TestLease(SynchronousTestCase):
             self.assertEqual(process.stdout.readline(), "runs\n")
             time.sleep(4)
             self.assertEqual(len(product.json("/api/leases")["leases"]), 1, "it is renewed")
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             answered = self.ask_owl(product)
             began = time.monotonic()
             wait_for(lambda: answered, 10, "the answer of owl")
@@ -132,6 +132,24 @@ class TestLease(SynchronousTestCase):
             process.send_signal(signal.SIGTERM)
             self.assertEqual(process.wait(15), 23)
             self.assertEqual(product.json("/api/leases"), {"leases": []})
+
+    def test_program_runs_on_the_gpu_that_it_was_given_and_its_use_is_not_counted_twice(self):
+        boards = self.folder / "boards"
+        for gpu, others in ((0, 3000), (1, 500)):
+            (boards / str(gpu)).mkdir(parents=True)
+            (boards / str(gpu) / "total").write_text("8000")
+            (boards / str(gpu) / "1").write_text(str(others))
+        file = f"{boards}/' + os.environ['CUDA_VISIBLE_DEVICES'] + '/' + str(os.getpid())"
+        uses = f"import os; open('{file}, 'w').write('5000')"
+        with self.product(env={"LLAMASWAP_FAKE_BOARDS": str(boards)}) as product:
+            self.ready(product)
+            process = self.lease(product, "--vram", "6000MiB", code=f"{uses}\n{COMMAND}")
+            self.assertEqual(process.stdout.readline(), "runs\n")
+            gpu = lambda: product.json("/api/memory")["devices"][2]
+            wait_for(lambda: gpu()["free_mib"] < 3000, 10, "a measurement")
+            self.assertEqual((gpu()["device"], gpu()["foreign_mib"]), ("gpu1", 500))
+            self.assertEqual([(row["mib"], row["source"]) for row in gpu()["models"]], [(6000, "lease")])
+            self.assertEqual(product.running(), {"owl": "ready"})
 
     def test_refusal_names_its_reason(self):
         with self.product() as product:
