@@ -149,6 +149,9 @@ class FakeRouter:
         self.asked.append(FakePendingLease(model, lambda: None, on_position, len(self.asked) + 1))
         return self.asked[-1]
 
+    def keep_for(self, model: str, seconds: float) -> None:
+        self.calls.append(("keep_for", model, seconds))
+
     def supersede(
         self, waiting: PendingLease, *, on_position: Callable[[int], None] | None = None
     ) -> PendingLease | None:

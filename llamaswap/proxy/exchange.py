@@ -172,6 +172,7 @@ class Exchange:
 
     `passed` counts the raw body bytes that went out by the sink's `writer`. `last` stands for the last bytes of a
     response that broke off: a line end if they completed a chunk. Both are final when the forwarding has ended.
+    `translated`: the sink takes the server's body without its framing, because it sends another one.
     """
 
     head: RequestHead
@@ -183,6 +184,7 @@ class Exchange:
     passed: int = field(default=0, init=False)
     last: bytes = field(default=b"", init=False)
     gone: bool = field(default=False, init=False)
+    translated: bool = field(default=False, init=False)
     _watchers: tuple[Callable[[], None], ...] = field(default=(), init=False)
 
     def on_gone(self, callback: Callable[[], None]) -> None:

@@ -90,7 +90,8 @@ class ResponseForwarder:
     @property
     def needs_payload(self) -> bool:
         """Whether the body without its framing is needed too: by an observer, for an addition, or for HTTP/1.0."""
-        return self._observer is not None or self.appended or self._exchange.head.version < (1, 1)
+        exchange = self._exchange
+        return self._observer is not None or self.appended or exchange.translated or exchange.head.version < (1, 1)
 
     # -- what the connection calls -------------------------------------------------------------------------
     # `raw` is the body as received, with its framing; `pieces` its payload, if that is needed.
@@ -121,7 +122,7 @@ class ResponseForwarder:
             self._event_start = b"data: " if headers.plain_json else None
             self.response_more(raw, pieces, ended)
             return
-        self._raw = chunks or head.length is not None
+        self._raw = (chunks or head.length is not None) and not self._exchange.translated
         data = raw if self._raw else b"".join(pieces)
         self._sink.head(head.status, head.reason, headers, raw=self._raw, data=data)
         if self._raw and not ended:

@@ -133,6 +133,11 @@ class EffectPerformer(ModelQueries):
 
     # -- timers --------------------------------------------------------------------------------------------
 
+    def keep_for(self, model: str, seconds: float) -> None:
+        """Unload a model (its real id) after so many idle seconds (infinity: never); `Transitions.ttl_changed`."""
+        now = self._clock.seconds()
+        self._perform(self._scheduler.ttl_changed(model, seconds, now), now)
+
     def _set_idle_timer(self, model: str, seconds: float | None) -> None:
         """Report the model as idle after `seconds`; None: do not.
 

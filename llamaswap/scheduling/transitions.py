@@ -195,18 +195,38 @@ class Transitions(SchedulerState):
         server.phase = Phase.STOPPING
         server.idle_since = None
         server.stale = False
+        server.ttl = None
         server.serving.clear()
 
     def _mark_idle(self, server: ModelState, now: float, since: float | None = None) -> None:
         """A server is ready and unused, or suspended: its idle time begins, or began at `since`."""
         server.idle_since = now if since is None else since
-        rules = self.rules.models.get(server.model)
-        ttl = 0.0 if rules is None else rules.suspended_ttl if server.phase is Phase.SUSPENDED else rules.ttl
-        if ttl > 0 and server.model not in self.rules.pinned:
+        ttl = self._ttl_of(server)
+        if ttl < inf and server.model not in self.rules.pinned:
             server.idle_armed = True
             self._effects.append(SetIdleTimer(server.model, max(0.0, server.idle_since + ttl - now)))
         else:
             self._disarm_idle(server)
+
+    def _ttl_of(self, server: ModelState) -> float:
+        """The seconds that a ready or suspended server may be idle; infinity: for ever."""
+        if server.ttl is not None and server.phase is Phase.READY:
+            return server.ttl
+        rules = self.rules.models.get(server.model)
+        ttl = 0.0 if rules is None else rules.suspended_ttl if server.phase is Phase.SUSPENDED else rules.ttl
+        return ttl or inf
+
+    def ttl_changed(self, model: str, ttl: float, now: float) -> list[Effect]:
+        """A client asks that a model be kept for `ttl` idle seconds from now or from the end of its requests on.
+
+        It holds for the server that is up or loading, until the next such call.
+        """
+        server = self.models.get(model)
+        if server is not None and server.phase in (Phase.LOADING, Phase.READY):
+            server.ttl = ttl
+            if server.phase is Phase.READY and server.idle_since is not None:
+                self._mark_idle(server, now)
+        return self._take_effects()
 
     def _disarm_idle(self, server: ModelState) -> None:
         if server.idle_armed:

@@ -40,12 +40,18 @@ class ErrorSender:
         else:
             sink.abort()
 
-    def cut(self, exchange: Exchange, message: str, path: str, response: ProxyRequest) -> None:
-        """Cut a response that is incomplete; an event stream says why first, if its framing allows one more event."""
+    def cut(self, exchange: Exchange, error: Exception, path: str, response: ProxyRequest) -> None:
+        """Cut a response that is incomplete; an event stream says why first, if its framing allows one more event.
+
+        If the client has got nothing of it, because it was to be translated as a whole, the error is the response.
+        """
         if exchange.gone:
             return
+        if not exchange.sink.started:
+            self.send(exchange, error, path, response)
+            return
         if response.event_stream:
-            last = error_event(path, 502, message, clean=response.between_events)
+            last = error_event(path, 502, str(error), clean=response.between_events)
             exchange.sink.write_final(last, exchange.last)
         exchange.sink.abort()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import define
+from attrs import define, field
 
 from llamaswap.config import Config
 from llamaswap.errors import BadRequest, NoModelNamed
@@ -20,6 +20,8 @@ from llamaswap.routing.router import Router
 from llamaswap.web.error_response import send_response
 from llamaswap.web.errors import HttpError
 from llamaswap.web.head_facts import Authenticate, HeadFacts, facts_of
+from llamaswap.web.ollama_requests import OLLAMA_ROUTES, OllamaRequests
+from llamaswap.web.ollama_sink import plain_head
 from llamaswap.web.proxy_handler import ProxyHandler
 from llamaswap.web.proxy_request import ProxyRequest
 from llamaswap.web.request_content import RequestContent, read_content, short_json
@@ -27,6 +29,7 @@ from llamaswap.web.target import Target
 from llamaswap.wire.filters import FilterError
 from llamaswap.wire.form import form_value
 from llamaswap.wire.model_routes import MODEL_ROUTES
+from llamaswap.wire.ollama import DEFAULT_TAG
 
 JSON_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.body == "json")
 POST_ROUTES = frozenset(route.path.encode() for route in MODEL_ROUTES if route.method == "POST")
@@ -73,10 +76,14 @@ class Inference:
     avoided: Callable[[str], bool] = lambda peer: False
     run: RunBlocking = at_once
     other_route: Callable[[bytes], bool] = lambda path: True
+    _ollama: OllamaRequests = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._ollama = OllamaRequests(self.router, self.handler, self.run)
 
     def is_model_route(self, head: RequestHead) -> bool:
         """Whether `serve` responds to this request."""
-        path = head.path
+        path = head.path  # the routes of the Ollama API are among them, enabled or not
         return is_model_path(head.method, path) or (head.method == b"POST" and not self.other_route(path))
 
     def serve(self, exchange: Exchange) -> Task:
@@ -86,31 +93,35 @@ class Inference:
     async def prepare(self, exchange: Exchange) -> ProxyRequest | None:
         """Find out which model the request asks for and what it will send. Raises what becomes an error response.
 
-        None if an unknown path names no known model: it got the response of a page that does not exist.
+        None if an unknown path names no known model, and if the request only unloads one: it got its response.
         """
-        head = exchange.head
         config = self.router.config
-        if is_model_path(head.method, head.path):
-            facts = facts_of(exchange, config, self.authenticate)
-            short = short_json(exchange.body, head.query) if facts.json else None
-            content = short or await read_content(
-                head, exchange.body, wants_json=head.path in JSON_ROUTES, run=self.run
-            )
+        if exchange.head.path in OLLAMA_ROUTES and config.ollama.enabled:
+            exchange.head = plain_head(exchange.head)
+            facts, content = await self._read(exchange, config)
+            content = await self._ollama.translated(exchange, content)
+            if content.model.endswith(DEFAULT_TAG) and not self._names_model(content, config):
+                content.rename(content.model.removesuffix(DEFAULT_TAG))
+        elif is_model_path(exchange.head.method, exchange.head.path) and exchange.head.path not in OLLAMA_ROUTES:
+            facts, content = await self._read(exchange, config)
         else:
             try:
-                facts = facts_of(exchange, config, self.authenticate)
-                content = await read_content(head, exchange.body, wants_json=True, run=self.run)
+                facts, content = await self._read(exchange, config, wants_json=True)
                 found = self._names_model(content, config)
             except HttpError:
                 found = False  # without a key it does not matter whether the body names a model
             if not found:
                 send_response(exchange, 404, PAGE_NOT_FOUND, b"404 page not found\n")
                 return None
+        head = exchange.head
         plain = self.router.profile is None
         target = facts.targets.get(content.model) if plain else None
         if target is not None:
             return await self._request(exchange, facts, content, target)
         self._resolve(content, config)
+        if content.ollama is not None and content.ollama.request.unloads:
+            self._ollama.unload(content.model, content.ollama, config)
+            return None
         selector = config.selectors.get(content.model)
         if selector is None:
             target = self._target(config, content.model, head, content.streaming)
@@ -127,6 +138,15 @@ class Inference:
         except BaseException:
             choice.release()
             raise
+
+    async def _read(
+        self, exchange: Exchange, config: Config, *, wants_json: bool = False
+    ) -> tuple[HeadFacts, RequestContent]:
+        """The facts about the request's head, and its content."""
+        head, facts = exchange.head, facts_of(exchange, config, self.authenticate)
+        short = short_json(exchange.body, head.query) if facts.json and not wants_json else None
+        wants_json = wants_json or head.path in JSON_ROUTES
+        return facts, short or await read_content(head, exchange.body, wants_json=wants_json, run=self.run)
 
     def _names_model(self, content: RequestContent, config: Config) -> bool:
         name = content.model
@@ -175,11 +195,12 @@ class Inference:
             facts,
             target,
             path=facts.path,
-            raw_target=facts.target,
+            raw_target=facts.target if content.ollama is None else content.ollama.request.target.encode(),
             stored_path=facts.stored_path,
             streaming=content.streaming,
             metered=exchange.head.method == b"POST",
         )
+        request.ollama = content.ollama
         if choice is not None:
             request.choice, request.other_targets = choice, [*others]
             request.content = content.copy() if others else None

@@ -138,6 +138,8 @@ class ProxyHandler:
         failure: Exception | None = None
         try:
             await self._forward(request)
+            if request.ollama is not None:
+                await request.ollama.complete(self.run)
         except Exception as error:
             outcome, failure = self._failed(request, error)
             forget_frames(error)
@@ -325,6 +327,8 @@ class ProxyHandler:
     def _send(
         self, request: ProxyRequest, upstream: UpstreamTarget, head: RequestHead, lease: Lease | None = None
     ) -> Future[ForwardOutcome]:
+        if request.ollama is not None and request.ollama.request.empty:
+            return request.ollama.responded(request)
         request.forwarding = True
         if self.debugging():
             log.debug(
@@ -363,7 +367,7 @@ class ProxyHandler:
         if isinstance(error, Cancelled):
             reason = self._closing or error
             if exchange.sink.started:
-                self.errors.cut(exchange, str(reason), path, request)
+                self.errors.cut(exchange, reason, path, request)
             elif request.forwarding:
                 self.errors.send(exchange, reason, path, request)
             else:
@@ -371,7 +375,7 @@ class ProxyHandler:
             return "cancelled", error
         if isinstance(error, UpstreamTruncated):
             log.info("{model}: {reason}", model=request.model, reason=error)
-            self.errors.cut(exchange, str(error), path, request)
+            self.errors.cut(exchange, error, path, request)
             return "truncated", error
         if isinstance(error, ReaderStalled):
             log.warn("{model}: the response is cut, because {reason}", model=request.model, reason=error)

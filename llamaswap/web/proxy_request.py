@@ -15,6 +15,7 @@ from llamaswap.proxy.incoming_body import SpooledBody
 from llamaswap.proxy.loading import LoadingStream
 from llamaswap.routing.interfaces import TargetChoice
 from llamaswap.web.head_facts import HeadFacts
+from llamaswap.web.ollama_sink import OllamaSink
 from llamaswap.web.request_content import RequestContent
 from llamaswap.web.target import Target
 from llamaswap.web.uploads import KeptBody
@@ -35,7 +36,7 @@ class ProxyRequest(RequestInfo):
     `raw_target` (path and query) and `source` (the body) are what will be sent. `other_targets` follow, in order, if
     `target` fails before a byte of its response went out; `content` is the request as it came, to be edited for them.
     `choice` is the selector's, if one was asked. `failure` is why its content cannot be sent, `decoded` says that it is
-    sent without the client's content coding.
+    sent without the client's content coding. `ollama` translates the response.
     """
 
     exchange: Exchange
@@ -48,6 +49,7 @@ class ProxyRequest(RequestInfo):
     choice: TargetChoice | None = None
     failure: Exception | None = None
     decoded: bool = False
+    ollama: OllamaSink | None = None
     cancelled: bool = False
     forwarding: bool = False  # whether a server or peer has been asked
     stop: Callable[[Exception], None] | None = None  # ends the present wait
@@ -194,11 +196,13 @@ class ProxyRequest(RequestInfo):
             observer.ended(outcome, error)
         if self.choice is not None:
             self.choice.release()
-        self.content = self.choice = self.stop = self._loading_stream = None
+        self.content = self.choice = self.stop = self.ollama = self._loading_stream = None
         del self.exchange, self.source  # an observer may keep the record of the request for a while
 
     def granted(self, priority: int) -> None:
         """A server is reserved for the request."""
+        if self.ollama is not None:
+            self.ollama.granted(self.server)
         self.metadata["fifo_priority"] = str(priority)
         for observer in self._observers:
             observer.granted()

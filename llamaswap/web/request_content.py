@@ -16,6 +16,7 @@ from llamaswap.observe.worker import RunBlocking, at_once
 from llamaswap.proxy.bodies import BODY_COPIES, BytesBody
 from llamaswap.proxy.exchange import BodySource, RequestHead
 from llamaswap.proxy.incoming_body import SpooledBody
+from llamaswap.web.ollama_sink import OllamaSink
 from llamaswap.web.uploads import SplicedBody, read
 from llamaswap.wire import filters
 from llamaswap.wire.content_coding import CODINGS, Decoding, Undecodable
@@ -37,7 +38,8 @@ class RequestContent:
     """A request's query and parsed body.
 
     `model` is the name it asks for. After `rename` the edits are in `json`, `query` or `form`; a multipart body is
-    edited while it is sent. `decoded`: the body had a content coding, and is sent without it.
+    edited while it is sent. `decoded`: the body had a content coding, and is sent without it. `ollama` translates the
+    response to a request of the Ollama API.
     """
 
     model: str
@@ -49,6 +51,7 @@ class RequestContent:
     new_name: str | None = None
     decoded: bool = False
     short: bool = False  # a JSON body that can be edited at once
+    ollama: OllamaSink | None = None
 
     def copy(self) -> RequestContent:
         """The same content, to be edited apart from this one."""

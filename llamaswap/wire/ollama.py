@@ -111,13 +111,13 @@ def _seconds(text: str) -> float | None:
     return -total if found[1] == "-" else total
 
 
-def _common(path: str, asked: Mapping[str, object], target: str, **more: object) -> TranslatedRequest:
+def _common(path: str, asked: Mapping[str, object], target: str, body: JsonObject, **more: object) -> TranslatedRequest:
     """The request with what all inference requests have in common; `more` are fields of `TranslatedRequest`."""
     options = asked.get("options")
     context = _whole(options.get("num_ctx")) if isinstance(options, dict) else None
-    model = asked.get("model")
+    model = body["model"] = asked.get("model") or asked.get("name")
     fields = {"streaming": False, "keep_alive": keep_alive_of(asked.get("keep_alive")), "context": context, **more}
-    return TranslatedRequest(path, target, model=model if isinstance(model, str) else "", **fields)  # type: ignore[arg-type] # from this module
+    return TranslatedRequest(path, target, body, model if isinstance(model, str) else "", **fields)  # type: ignore[arg-type] # from this module
 
 
 # -- chat and generate -------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def _chat(path: str, asked: JsonObject) -> TranslatedRequest:
     body["messages"] = list(_messages(messages or ()))
     if isinstance(asked.get("tools"), list) and asked["tools"]:
         body["tools"] = asked["tools"]
-    return _common(path, asked, "/v1/chat/completions", body=body, empty=not messages, **_how(asked))
+    return _common(path, asked, "/v1/chat/completions", body, empty=not messages, **_how(asked))
 
 
 def _generate(path: str, asked: JsonObject) -> TranslatedRequest:
@@ -153,7 +153,7 @@ def _generate(path: str, asked: JsonObject) -> TranslatedRequest:
         first = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
         body["messages"] = [*first, *_messages([{"role": "user", "content": prompt, "images": images}])]
     empty = not prompt and not suffix and not images
-    return _common(path, asked, target, body=body, empty=empty, **_how(asked))
+    return _common(path, asked, target, body, empty=empty, **_how(asked))
 
 
 def _how(asked: JsonObject) -> JsonObject:
@@ -162,7 +162,7 @@ def _how(asked: JsonObject) -> JsonObject:
 
 def _generation(asked: JsonObject) -> JsonObject:
     """The members of a generation's body that say how to generate."""
-    body: JsonObject = {"model": asked.get("model")}
+    body: JsonObject = {"model": ""}
     if asked.get("stream") is not False:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     options = asked.get("options")
@@ -298,7 +298,7 @@ def _embed(path: str, asked: JsonObject) -> TranslatedRequest:
     texts = given if isinstance(given, list) else [given]
     if any(not isinstance(text, str) for text in texts if text is not None):
         raise BadRequest("the texts to embed must be a text or a list of texts")
-    body: JsonObject = {"model": asked.get("model"), "input": given, "encoding_format": "float"}
+    body: JsonObject = {"model": "", "input": given, "encoding_format": "float"}
     if (dimensions := _whole(asked.get("dimensions"))) is not None:
         body["dimensions"] = dimensions
-    return _common(path, asked, "/v1/embeddings", body=body, empty=not given)
+    return _common(path, asked, "/v1/embeddings", body, empty=not given)

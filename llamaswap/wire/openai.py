@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from html import escape
 
+from llamaswap.wire.ollama import ADMIN_PATHS, INFERENCE_PATHS
+
 SOURCE = "llama-swap"  # clients distinguish the proxy's errors from a server's by this member
 
 KINDS: Mapping[int, tuple[str, str]] = {
@@ -39,6 +41,11 @@ def speaks_anthropic(path: str) -> bool:
     return path.startswith(("/v1/messages", "/v/messages", "/messages"))
 
 
+def speaks_ollama(path: str) -> bool:
+    """Whether callers of this path parse Ollama's documents."""
+    return path in INFERENCE_PATHS or path in ADMIN_PATHS
+
+
 def document(status: int, message: str, *, code: str | None = None, path: str = "") -> dict[str, object]:
     """The envelope as a value. Callers of the messages API also get the top-level `type` that their SDK reads."""
     error_type, default = kind(status)
@@ -57,6 +64,8 @@ def envelope(
     status: int, message: str, accept: str = "", *, code: str | None = None, path: str = ""
 ) -> tuple[bytes, bytes]:
     """An error as (content type, body) in the form that the `Accept` text asks for, by default JSON."""
+    if speaks_ollama(path):
+        return b"application/json", encode({"error": message})
     wanted = accept.lower()
     if "text/plain" in wanted:
         return b"text/plain", f"{SOURCE}: {message}".encode("utf-8", "replace")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define
 
-from llamaswap.wire.openai import SOURCE, document, encode, kind, speaks_anthropic
+from llamaswap.wire.openai import SOURCE, document, encode, kind, speaks_anthropic, speaks_ollama
 
 DONE = b"data: [DONE]\n\n"
 _LONGEST_END = 4
@@ -37,6 +37,8 @@ def error_event(path: str, status: int, message: str, *, clean: bool = True) -> 
 
     With `clean` False the stream broke inside an event, which a blank line ends first.
     """
+    if speaks_ollama(path):
+        return encode({"error": message}) + b"\n"
     lead = b"" if clean else b"\n\n"
     if speaks_anthropic(path):
         failure = {"type": "api_error", "message": message}

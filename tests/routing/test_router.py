@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from attrs import Factory, define, evolve
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -1580,3 +1582,61 @@ class OriginTests(SynchronousTestCase):
         here.fleet["a"].crash(3)
         here.settle()
         self.assertEqual([event.exit_status for event in here.events(SwapEnded)], [3])
+
+
+class KeepAliveTests(SynchronousTestCase):
+    """A client says how long its model is kept."""
+
+    def test_an_idle_model_is_unloaded_after_the_time_that_a_client_asks_for(self) -> None:
+        here = scene().loaded("a")
+        here.router.keep_for("a", 30.0)
+        self.assertEqual(here.router.seconds_until_idle("a"), 30.0)
+        here.clock.advance(29.0)
+        here.settle()
+        self.assertEqual(here.router.state("a"), "ready")
+        here.clock.advance(2.0)
+        here.settle()
+        self.assertEqual(here.router.state("a"), "stopped")
+
+    def test_the_time_begins_again_after_each_request(self) -> None:
+        here = scene().loaded("a")
+        here.router.keep_for("a", 30.0)
+        here.clock.advance(29.0)
+        here.loaded("a")
+        self.assertEqual(here.router.seconds_until_idle("a"), 30.0)
+
+    def test_for_ever_is_longer_than_the_configured_time(self) -> None:
+        here = scene(ttl=5).loaded("a")
+        here.router.keep_for("a", inf)
+        here.clock.advance(1000.0)
+        here.settle()
+        self.assertEqual(here.router.state("a"), "ready")
+        self.assertIsNone(here.router.seconds_until_idle("a"))
+
+    def test_no_time_unloads_at_the_end_of_the_requests(self) -> None:
+        here = scene()
+        lease = here.lease("a")
+        here.router.keep_for("a", 0.0)
+        here.clock.advance(10.0)
+        here.settle()
+        self.assertEqual(here.router.state("a"), "ready")
+        lease.release()
+        here.settle()
+        self.assertEqual(here.router.state("a"), "stopped")
+
+    def test_the_next_server_is_kept_as_configured(self) -> None:
+        here = scene(ttl=5).loaded("a")
+        here.router.keep_for("a", inf)
+        here.router.unload(["a"])
+        here.settle()
+        here.loaded("a")
+        self.assertEqual(here.router.seconds_until_idle("a"), 5.0)
+
+    def test_a_pinned_model_and_an_unknown_one_stay_as_they_are(self) -> None:
+        here = scene().loaded("a")
+        here.router.pin("a")
+        for name in ("a", "b", "ghost"):
+            here.router.keep_for(name, 0.0)
+        here.clock.advance(10.0)
+        here.settle()
+        self.assertEqual([here.router.state(name) for name in "ab"], ["ready", "stopped"])

@@ -85,6 +85,18 @@ class UiSettings:
 
 
 @frozen
+class OllamaSettings:
+    """The Ollama API, for clients that know no other."""
+
+    enabled: bool = BOOLEAN.key("Serve the Ollama API beside the others.", default=True)
+    listen: str = TEXT.key(
+        "A second address, host:port, for clients that know only Ollama's own, 127.0.0.1:11434; empty for none. It "
+        "takes effect at the next start."
+    )
+    version: str = TEXT.key("The version that the second address reports; some clients check it.", default="0.12.0")
+
+
+@frozen
 class PerformanceSettings:
     """Monitoring of the machine."""
 
@@ -216,6 +228,7 @@ class Config:
     )
     ui: UiSettings = section(UiSettings, "Settings of the web UI.")
     performance: PerformanceSettings = section(PerformanceSettings, "Monitoring of the machine.")
+    ollama: OllamaSettings = section(OllamaSettings, "The Ollama API.")
     global_ttl: int = INTEGER.key("Idle seconds before any model is unloaded; 0 never.", name="globalTTL", minimum=0)
     unload_timeout: float = SECONDS.key(
         "Seconds a server may take to stop before it is killed.", default=10.0, minimum=0
